@@ -1,0 +1,72 @@
+# Progress of slow steps, on stderr. Sourced, never run.
+#
+# Owns: how a step announces itself, its log file, and the death of its process
+# when the script is interrupted. Knows nothing of what the steps do.
+#
+# On a terminal a step is one live line, `\r`-updated every second; elsewhere it
+# is one plain line at its start and one at its end, so CI logs stay readable.
+# Set PROGRESS_NAME before sourcing to name the script in messages.
+# shellcheck shell=bash
+
+: "${PROGRESS_NAME:=${0##*/}}"
+_step_pid=''
+
+# say MESSAGE...: one line to stderr.
+say() { printf '%s: %s\n' "$PROGRESS_NAME" "$*" >&2; }
+
+# refuse MESSAGE...: says what to do and exits 125, the code for "our failure".
+refuse() {
+    say "$*"
+    exit 125
+}
+
+# stop_step: ends the running step with everything it started. Call it from the
+# script's EXIT trap: a step has a session of its own, so Ctrl-C does not reach it.
+stop_step() {
+    [[ -n $_step_pid ]] || return 0
+    kill -TERM -- "-$_step_pid" 2>/dev/null || true
+    local i
+    for ((i = 0; i < 50; i++)); do
+        kill -0 -- "-$_step_pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill -KILL -- "-$_step_pid" 2>/dev/null || true
+    wait "$_step_pid" 2>/dev/null || true
+    _step_pid=''
+}
+
+# _elapsed SECONDS: 7s, 1m07s.
+_elapsed() {
+    if (($1 < 60)); then printf '%ds' "$1"; else printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); fi
+}
+
+# step NAME LOG COMMAND...: runs COMMAND with its stderr (and its stdout, unless
+# the caller redirected it with STEP_STDOUT=FILE) in LOG. A failure shows the
+# log's end and its name, and returns the command's code.
+step() {
+    local name=$1 log=$2 begin=$SECONDS code=0
+    shift 2
+    mkdir -p "$(dirname "$log")"
+    : >"$log"
+    setsid -- "$@" </dev/null >>"${STEP_STDOUT:-$log}" 2>>"$log" &
+    _step_pid=$!
+    if [[ -t 2 ]]; then
+        while kill -0 "$_step_pid" 2>/dev/null; do
+            printf '\r\033[K%s: %s ... %s' "$PROGRESS_NAME" "$name" "$(_elapsed $((SECONDS - begin)))" >&2
+            sleep 0.2
+        done
+        printf '\r\033[K' >&2
+    else
+        say "$name ..."
+    fi
+    wait "$_step_pid" || code=$?
+    _step_pid=''
+    if ((code == 0)); then
+        say "$name: done in $(_elapsed $((SECONDS - begin)))"
+    else
+        say "$name: FAILED with code $code after $(_elapsed $((SECONDS - begin))); last lines of $log:"
+        tail -n 20 "$log" | sed 's/^/    /' >&2
+        say "full log: $log"
+    fi
+    return "$code"
+}
