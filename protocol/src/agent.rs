@@ -1,0 +1,295 @@
+//! Host <-> guest agent: one vsock connection per request, host speaks first.
+//!
+//! ```text
+//! host                                   agent
+//! Hello{oldest,newest} + request   ->                      (pipelined: one write, one packet)
+//!                                  <-    Hello{version} + Started{pid} | Failed
+//! Stdin frames, within credit      ->
+//!                                  <-    Stdout / Stderr frames, StdinCredit
+//! Signal, Resize, StdinEof         ->
+//!                                  <-    Exited             (last message; then the agent closes)
+//! ```
+//! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
+//! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
+//! most [`STDIN_WINDOW`] bytes sent and not yet credited.
+//!
+//! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
+//! tests pins the bytes.
+
+use crate::frame::Wire;
+use serde::{Deserialize, Serialize};
+
+/// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 1, oldest: 1 };
+
+/// vsock port the agent listens on.
+pub const PORT: u32 = 1024;
+
+/// Largest message from the host in bytes: room for a full argv and environment.
+pub const MAX_HOST_MESSAGE: usize = 2 << 20;
+
+/// Largest message from the agent in bytes. The guest is hostile: small.
+pub const MAX_AGENT_MESSAGE: usize = 64 * 1024;
+
+/// Bytes of stdin that may be under way without credit.
+pub const STDIN_WINDOW: u32 = 256 * 1024;
+
+/// Longest single argument or environment string, in bytes without its NUL (Linux `MAX_ARG_STRLEN` less one).
+pub const MAX_ARGUMENT: usize = 128 * 1024 - 1;
+
+/// Most bytes of argv and environment together.
+pub const MAX_ARGUMENTS_TOTAL: usize = 1 << 20;
+
+/// Why a byte string cannot be handed to a C interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CTextError {
+    /// Contains a NUL byte.
+    #[error("contains a NUL byte at offset {0}; remove it")]
+    Nul(usize),
+    /// Too long for one exec argument.
+    #[error("{0} bytes is longer than the {MAX_ARGUMENT} that Linux takes in one argument; pass it by stdin or a file")]
+    TooLong(usize),
+}
+
+/// Bytes without NUL, at most [`MAX_ARGUMENT`] long: an argument, `KEY=VALUE`, path or user name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
+pub struct CText(Vec<u8>);
+
+impl CText {
+    /// The bytes, without a terminating NUL.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl TryFrom<Vec<u8>> for CText {
+    type Error = CTextError;
+
+    fn try_from(bytes: Vec<u8>) -> Result<Self, CTextError> {
+        if bytes.len() > MAX_ARGUMENT {
+            return Err(CTextError::TooLong(bytes.len()));
+        }
+        match bytes.iter().position(|b| *b == 0) {
+            Some(at) => Err(CTextError::Nul(at)),
+            None => Ok(Self(bytes)),
+        }
+    }
+}
+
+impl TryFrom<&str> for CText {
+    type Error = CTextError;
+
+    fn try_from(text: &str) -> Result<Self, CTextError> {
+        Self::try_from(text.as_bytes().to_vec())
+    }
+}
+
+impl From<CText> for Vec<u8> {
+    fn from(text: CText) -> Self {
+        text.0
+    }
+}
+
+/// What the host sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostMessage {
+    /// First on every connection.
+    Hello {
+        /// Oldest wire version the host can go on with.
+        oldest: u8,
+        /// Newest.
+        newest: u8,
+    },
+    /// Answered by [`AgentMessage::Pong`].
+    Ping,
+    /// Run a process on this connection.
+    Exec(ExecRequest),
+    /// No more stdin follows.
+    StdinEof,
+    /// Send a signal to the process group of this connection's process.
+    Signal(SignalNumber),
+    /// The host's terminal changed size.
+    Resize(TerminalSize),
+    /// First after every restore or fork, before anything else is let through.
+    SetIdentity(GuestIdentity),
+    /// End the machine in order: processes get SIGTERM, filesystems are synced, the machine resets.
+    Shutdown {
+        /// How long processes have between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u32,
+    },
+}
+
+/// What the agent sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// Answer to [`HostMessage::Hello`]: the version spoken from here on.
+    Hello {
+        /// Agreed wire version.
+        version: u8,
+    },
+    /// Answer to [`HostMessage::Ping`].
+    Pong,
+    /// The process exists.
+    Started {
+        /// Its PID in the guest.
+        pid: u32,
+    },
+    /// The process took this many bytes of stdin: as many more may be sent.
+    StdinCredit {
+        /// Bytes.
+        bytes: u32,
+    },
+    /// The process is gone and all its output was sent.
+    Exited(ExitStatus),
+    /// [`HostMessage::SetIdentity`] is in force.
+    IdentitySet,
+    /// [`HostMessage::Shutdown`] has begun.
+    ShuttingDown,
+    /// The request failed; the connection closes.
+    Failed(Failure),
+}
+
+/// How a process is to be run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments; at least one. A program without '/' is looked up in PATH.
+    pub argv: Vec<CText>,
+    /// `KEY=VALUE`, over the agent's defaults (PATH, HOME, USER, LOGNAME, SHELL, LANG).
+    pub env: Vec<CText>,
+    /// Working directory; the user's home when absent.
+    pub cwd: Option<CText>,
+    /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest; root when absent.
+    pub user: Option<CText>,
+    /// Where stdin comes from.
+    pub stdin: StdinSource,
+    /// Give the process a terminal of this size; stderr then arrives as stdout.
+    pub terminal: Option<TerminalSize>,
+    /// Kill the process group after this many milliseconds and report [`ExitStatus::TimedOut`].
+    pub timeout_ms: Option<u64>,
+    /// What the host's vanishing means for the process.
+    pub on_disconnect: OnDisconnect,
+}
+
+/// Where a process reads its stdin from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StdinSource {
+    /// `/dev/null`.
+    Null,
+    /// Stdin frames of this connection.
+    Connection,
+}
+
+/// What happens to a process whose connection ends before it does. A transport reset (restore, fork) is not an end:
+/// the process then always runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnDisconnect {
+    /// SIGKILL to its process group.
+    Kill,
+    /// It runs on; further output is dropped.
+    RunOn,
+}
+
+/// A terminal's size in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// A Linux signal number, 1 to 64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct SignalNumber(u8);
+
+impl SignalNumber {
+    /// SIGKILL.
+    pub const KILL: Self = Self(9);
+    /// SIGTERM.
+    pub const TERM: Self = Self(15);
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// Not a signal number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not a signal number: 1 to 64 are")]
+pub struct SignalError(u8);
+
+impl TryFrom<u8> for SignalNumber {
+    type Error = SignalError;
+
+    fn try_from(number: u8) -> Result<Self, SignalError> {
+        if (1..=64).contains(&number) { Ok(Self(number)) } else { Err(SignalError(number)) }
+    }
+}
+
+impl From<SignalNumber> for u8 {
+    fn from(signal: SignalNumber) -> Self {
+        signal.0
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It called exit with this code.
+    Code(u8),
+    /// It was killed by this signal.
+    Signal(SignalNumber),
+    /// It ran out of its time and was killed.
+    TimedOut,
+}
+
+/// What makes one restored machine differ from the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestIdentity {
+    /// Wall clock, nanoseconds since the Unix epoch, read as late as possible.
+    pub wall_clock_ns: u64,
+    /// Fresh host entropy for the guest kernel's RNG.
+    pub entropy: [u8; 32],
+    /// Hostname, and machine-id derived from the same sandbox ID.
+    pub hostname: crate::identity::SandboxName,
+    /// `/etc/machine-id` (machine-id(5)).
+    pub machine_id: [u8; 16],
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For programs.
+    pub kind: FailureKind,
+    /// For people; at most [`MAX_FAILURE_TEXT`] bytes.
+    pub message: String,
+}
+
+/// Cap on [`Failure::message`], in bytes.
+pub const MAX_FAILURE_TEXT: usize = 4096;
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// Program not found: exit code 127.
+    NotFound,
+    /// Program found but not executable: exit code 126.
+    NotExecutable,
+    /// Working directory missing or not a directory.
+    BadWorkingDirectory,
+    /// No such user or group in the guest.
+    NoSuchUser,
+    /// Argument list too long, too many processes or no memory in the guest.
+    Resources,
+    /// The message makes no sense here.
+    BadRequest,
+    /// No wire version in common.
+    UnsupportedVersion,
+    /// Anything else; the message says what.
+    Internal,
+}

@@ -1,0 +1,240 @@
+//! Framing shared by both wires: an eight-byte header, then a body whose length the header states.
+//!
+//! ```text
+//! offset  size  field
+//! 0       2     magic: b"SA" host <-> agent, b"SC" manager <-> VMM
+//! 2       1     wire version the sender speaks
+//! 3       1     kind (see `FrameKind`)
+//! 4       4     body length in bytes, little endian, at most the receiver's cap for that kind
+//! ```
+//! The transports (vsock, Unix streams) are reliable and stay within one machine, so there is no checksum here; files
+//! that outlive a process carry one. A receiver never buffers more than one body of the cap it was built with.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Bytes in a frame header.
+pub const HEADER_LEN: usize = 8;
+
+/// Largest body of a stream (stdin, stdout, stderr) frame, in bytes.
+pub const MAX_STREAM_BODY: usize = 64 * 1024;
+
+/// Which of the two wires a frame belongs to, and the version spoken on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wire {
+    /// First two bytes of every frame.
+    pub magic: [u8; 2],
+    /// Version written into every frame we send.
+    pub version: u8,
+    /// Oldest version still understood.
+    pub oldest: u8,
+}
+
+/// What the body of a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// A postcard-encoded message of the wire's enum.
+    Message = 0x01,
+    /// Raw bytes for the standard input of the process on this connection.
+    Stdin = 0x10,
+    /// Raw bytes from its standard output (or from its terminal).
+    Stdout = 0x11,
+    /// Raw bytes from its standard error.
+    Stderr = 0x12,
+}
+
+impl FrameKind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0x01 => Some(Self::Message),
+            0x10 => Some(Self::Stdin),
+            0x11 => Some(Self::Stdout),
+            0x12 => Some(Self::Stderr),
+            _ => None,
+        }
+    }
+}
+
+/// Why bytes could not be read as a frame or a value could not be written as one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The peer is not speaking this wire at all.
+    #[error("frame starts with {found:02x?} where {expected:02x?} was expected; the peer speaks another protocol")]
+    Magic {
+        /// Bytes found.
+        found: [u8; 2],
+        /// Bytes of this wire.
+        expected: [u8; 2],
+    },
+    /// The peer's version lies outside what this build reads.
+    #[error("peer speaks wire version {found}, this build reads {oldest} to {newest}; use matching builds")]
+    Version {
+        /// Version in the frame.
+        found: u8,
+        /// Oldest version read here.
+        oldest: u8,
+        /// Newest version read here.
+        newest: u8,
+    },
+    /// Unknown frame kind.
+    #[error("unknown frame kind {0:#04x}")]
+    Kind(u8),
+    /// The stated length passes the cap; nothing was buffered.
+    #[error("{kind:?} frame of {len} bytes is over the cap of {cap}")]
+    TooLong {
+        /// Kind of the frame.
+        kind: FrameKind,
+        /// Stated length in bytes.
+        len: usize,
+        /// Cap in bytes.
+        cap: usize,
+    },
+    /// The body is not a valid message of this wire.
+    #[error("message body does not decode: {0}")]
+    Body(postcard::Error),
+    /// Bytes follow the message inside its body.
+    #[error("{0} stray bytes after the message in its frame")]
+    Trailing(usize),
+    /// The value does not encode (never for the types of this crate below their caps).
+    #[error("message does not encode: {0}")]
+    Encode(postcard::Error),
+}
+
+/// A decoded header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Version the sender wrote.
+    pub version: u8,
+    /// What the body is.
+    pub kind: FrameKind,
+    /// Body length in bytes.
+    pub len: usize,
+}
+
+impl Wire {
+    /// Reads a header, refusing lengths above `message_cap` (messages) or [`MAX_STREAM_BODY`] (streams).
+    ///
+    /// # Errors
+    /// Every [`FrameError`] a header can show; the connection cannot be resynchronised after one.
+    pub fn parse_header(&self, bytes: &[u8; HEADER_LEN], message_cap: usize) -> Result<FrameHeader, FrameError> {
+        let [m0, m1, version, kind, l0, l1, l2, l3] = *bytes;
+        if [m0, m1] != self.magic {
+            return Err(FrameError::Magic { found: [m0, m1], expected: self.magic });
+        }
+        if version < self.oldest || version > self.version {
+            return Err(FrameError::Version { found: version, oldest: self.oldest, newest: self.version });
+        }
+        let kind = FrameKind::from_byte(kind).ok_or(FrameError::Kind(kind))?;
+        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let cap = if kind == FrameKind::Message { message_cap } else { MAX_STREAM_BODY };
+        if len > cap {
+            return Err(FrameError::TooLong { kind, len, cap });
+        }
+        Ok(FrameHeader { version, kind, len })
+    }
+
+    /// The header for a body of `len` bytes.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] when `len` does not fit the length field.
+    pub fn header(&self, kind: FrameKind, len: usize) -> Result<[u8; HEADER_LEN], FrameError> {
+        let n = u32::try_from(len).map_err(|_| FrameError::TooLong { kind, len, cap: u32::MAX as usize })?;
+        let [l0, l1, l2, l3] = n.to_le_bytes();
+        Ok([self.magic[0], self.magic[1], self.version, kind as u8, l0, l1, l2, l3])
+    }
+
+    /// Appends `message` to `out` as one frame. On error `out` is as it was.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] above `cap`, [`FrameError::Encode`] when serde refuses the value.
+    pub fn append_message<T: Serialize>(&self, out: &mut Vec<u8>, message: &T, cap: usize) -> Result<(), FrameError> {
+        let body = postcard::to_stdvec(message).map_err(FrameError::Encode)?;
+        if body.len() > cap {
+            return Err(FrameError::TooLong { kind: FrameKind::Message, len: body.len(), cap });
+        }
+        out.extend_from_slice(&self.header(FrameKind::Message, body.len())?);
+        out.extend_from_slice(&body);
+        Ok(())
+    }
+
+    /// Decodes the whole of `body` as one message.
+    ///
+    /// # Errors
+    /// [`FrameError::Body`] or [`FrameError::Trailing`].
+    pub fn decode_message<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, FrameError> {
+        let (value, rest) = postcard::take_from_bytes(body).map_err(FrameError::Body)?;
+        if rest.is_empty() { Ok(value) } else { Err(FrameError::Trailing(rest.len())) }
+    }
+}
+
+/// Cuts a byte stream into frames without I/O: push what arrived, take frames until `None`.
+///
+/// After an error the stream has no known boundary any more: every later call repeats the error.
+#[derive(Debug)]
+pub struct FrameDecoder {
+    wire: Wire,
+    message_cap: usize,
+    buffer: Vec<u8>,
+    consumed: usize,
+    failed: Option<FrameError>,
+}
+
+/// One frame, borrowing its body from the decoder.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What the body is.
+    pub kind: FrameKind,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl FrameDecoder {
+    /// A decoder for `wire` that refuses messages above `message_cap` bytes.
+    #[must_use]
+    pub fn new(wire: Wire, message_cap: usize) -> Self {
+        Self { wire, message_cap, buffer: Vec::new(), consumed: 0, failed: None }
+    }
+
+    /// Adds bytes as they came from the transport. Callers push at most one read buffer between drains, which keeps
+    /// the buffer within one frame and one read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.consumed > 0 {
+            self.buffer.drain(..self.consumed);
+            self.consumed = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// True when no partial frame is held: the only place where an end of stream is not a truncation.
+    #[must_use]
+    pub fn is_at_boundary(&self) -> bool {
+        self.consumed == self.buffer.len()
+    }
+
+    /// The next whole frame, or `None` until more bytes are pushed.
+    ///
+    /// # Errors
+    /// The first [`FrameError`] of the stream, again and again.
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let Some(header) = self.buffer[self.consumed..].first_chunk::<HEADER_LEN>() else {
+            return Ok(None);
+        };
+        let header = match self.wire.parse_header(header, self.message_cap) {
+            Ok(header) => header,
+            Err(error) => {
+                self.failed = Some(error.clone());
+                return Err(error);
+            }
+        };
+        let start = self.consumed + HEADER_LEN;
+        let end = start + header.len;
+        if self.buffer.len() < end {
+            return Ok(None);
+        }
+        self.consumed = end;
+        Ok(Some(Frame { kind: header.kind, body: &self.buffer[start..end] }))
+    }
+}

@@ -1,0 +1,11 @@
+//! Both wires of sandboxvm, as data: host <-> guest agent ([`agent`]) and manager <-> VMM ([`vmm`]).
+//!
+//! This crate owns the message types, the framing ([`frame`]), the size limits and the version handshake. It never
+//! performs I/O and never allocates more than the cap its caller states, so the same code serves the VMM, the manager
+//! and PID 1 of the guest. Called by every other crate; depends on none of them.
+
+pub mod agent;
+pub mod frame;
+pub mod identity;
+pub mod machine;
+pub mod vmm;

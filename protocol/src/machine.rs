@@ -1,0 +1,123 @@
+//! The shape of a virtual machine as both sides of the control wire state it: vCPU count, memory size, host mode.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One mebibyte in bytes.
+pub const MIB: u64 = 1 << 20;
+
+/// Why a number is not a machine dimension.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MachineError {
+    /// vCPU count out of range.
+    #[error("{0} vCPUs: a sandbox has 1 to {max}", max = VcpuCount::MAX)]
+    Vcpus(u32),
+    /// Memory size out of range.
+    #[error("{0} bytes of memory: a sandbox has whole MiB, from 64 MiB to 64 GiB")]
+    Memory(u64),
+}
+
+/// Number of vCPUs, 1 to 8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct VcpuCount(u8);
+
+impl VcpuCount {
+    /// Most vCPUs of one sandbox; the guest kernel's NR_CPUS.
+    pub const MAX: u8 = 8;
+    /// One vCPU.
+    pub const ONE: Self = Self(1);
+
+    /// The count.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for VcpuCount {
+    type Error = MachineError;
+
+    fn try_from(count: u32) -> Result<Self, MachineError> {
+        match u8::try_from(count) {
+            Ok(n) if (1..=Self::MAX).contains(&n) => Ok(Self(n)),
+            _ => Err(MachineError::Vcpus(count)),
+        }
+    }
+}
+
+impl From<VcpuCount> for u32 {
+    fn from(count: VcpuCount) -> Self {
+        u32::from(count.0)
+    }
+}
+
+impl fmt::Display for VcpuCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Guest memory in bytes: whole MiB, 64 MiB to 64 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// Smallest guest, in bytes.
+    pub const MIN: u64 = 64 * MIB;
+    /// Largest guest, in bytes.
+    pub const MAX: u64 = 64 * 1024 * MIB;
+
+    /// The size in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// The size in MiB.
+    #[must_use]
+    pub fn mib(self) -> u64 {
+        self.0 / MIB
+    }
+}
+
+impl TryFrom<u64> for MemorySize {
+    type Error = MachineError;
+
+    fn try_from(bytes: u64) -> Result<Self, MachineError> {
+        if (Self::MIN..=Self::MAX).contains(&bytes) && bytes.is_multiple_of(MIB) {
+            Ok(Self(bytes))
+        } else {
+            Err(MachineError::Memory(bytes))
+        }
+    }
+}
+
+impl From<MemorySize> for u64 {
+    fn from(size: MemorySize) -> Self {
+        size.0
+    }
+}
+
+/// What executes guest ring 0 on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostMode {
+    /// Intel VMX: all guest code runs natively.
+    Vmx,
+    /// AMD SVM: all guest code runs natively.
+    Svm,
+    /// `kvm_pvm` without its paravirtual ABI: guest ring 3 native, ring 0 interpreted.
+    Pvm,
+}
+
+impl fmt::Display for HostMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vmx => "vmx",
+            Self::Svm => "svm",
+            Self::Pvm => "pvm",
+        })
+    }
+}

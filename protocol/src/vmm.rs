@@ -1,0 +1,303 @@
+//! Manager <-> VMM: a Unix stream. The launch channel (the VMM's stdin) starts with [`LaunchConfig`] and every open
+//! file it names; later the same messages flow on it as on the control socket.
+//!
+//! Requests are answered in order, one [`VmmMessage::Reply`] each. A connection that asked to [`ControlRequest::Watch`]
+//! (the launch channel always does) also gets [`VmmMessage::Event`]s between replies.
+//!
+//! Append enum variants, never reorder them: postcard numbers by position. A VMM and its manager may be of different
+//! builds (a running sandbox outlives an upgrade).
+
+use crate::{
+    frame::Wire,
+    identity::{GuestCid, SandboxId},
+    machine::{HostMode, MemorySize, VcpuCount},
+};
+use serde::{Deserialize, Serialize};
+
+/// The manager <-> VMM wire.
+pub const WIRE: Wire = Wire { magic: *b"SC", version: 1, oldest: 1 };
+
+/// Largest message in either direction, in bytes.
+pub const MAX_MESSAGE: usize = 256 * 1024;
+
+/// Most file descriptors with one message; the kernel's own limit is 253 (unix(7), SCM_MAX_FD).
+pub const MAX_FDS: usize = 253;
+
+/// Position of a file descriptor among those that came with the message (SCM_RIGHTS). Each is taken exactly once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FdIndex(pub u8);
+
+/// Everything a VMM needs to know about its machine. All files are open already; the VMM opens none but `/dev/kvm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchConfig {
+    /// For logs and the process title.
+    pub sandbox: SandboxId,
+    /// vCPUs.
+    pub vcpus: VcpuCount,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// An ELF vmlinux.
+    pub kernel: FdIndex,
+    /// Added to the command line the VMM builds; printable ASCII.
+    pub cmdline_extra: String,
+    /// vda, vdb, ... in this order.
+    pub disks: Vec<DiskConfig>,
+    /// vsock device.
+    pub vsock: VsockConfig,
+    /// Where the serial console goes.
+    pub console: ConsoleConfig,
+    /// Listening Unix socket for [`ControlRequest`]s.
+    pub control: FdIndex,
+    /// Status file; the VMM replaces its content with a JSON [`VmStatus`].
+    pub status: FdIndex,
+    /// Open file description that holds the sandbox's flock; kept open for the VMM's life.
+    pub lock: FdIndex,
+    /// Run at once, or wait for [`ControlRequest::Start`].
+    pub start: bool,
+    /// End the machine when the launch channel closes.
+    pub tie_to_launcher: bool,
+}
+
+/// One virtio-blk disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskConfig {
+    /// A raw image that is never written.
+    ReadOnly {
+        /// The image.
+        image: FdIndex,
+    },
+    /// A raw template under copy-on-write layers.
+    Writable {
+        /// Raw image at the bottom; never written.
+        template: FdIndex,
+        /// Oldest first; the last is written, the others are frozen. An empty last file becomes a new layer.
+        layers: Vec<FdIndex>,
+    },
+}
+
+/// The vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// Listening Unix socket; clients write `CONNECT <port>\n`.
+    pub listener: FdIndex,
+    /// The guest's CID.
+    pub cid: GuestCid,
+}
+
+/// The serial console's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleConfig {
+    /// Log file.
+    pub log: FdIndex,
+    /// Bytes kept: the file never grows beyond this; the oldest half is dropped when it would.
+    pub limit: u64,
+}
+
+/// Asked of a VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// Let the vCPUs run for the first time.
+    Start,
+    /// Stop all vCPUs between two instructions.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// End the machine now (the manager asks the agent first when it wants an orderly end).
+    Stop,
+    /// Counters.
+    Stats,
+    /// Send events on this connection from now on; the current phase comes at once as one.
+    Watch,
+}
+
+/// Sent by a VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmMessage {
+    /// Answer to the oldest unanswered request.
+    Reply(ControlReply),
+    /// To watchers.
+    Event(VmmEvent),
+}
+
+/// Answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlReply {
+    /// Done.
+    Done,
+    /// Counters.
+    Stats(Box<VmStats>),
+    /// Not done; the machine is as it was.
+    Failed {
+        /// What was tried and why it failed.
+        message: String,
+    },
+}
+
+/// Things that happen to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmEvent {
+    /// The phase changed.
+    Phase(Phase),
+    /// The machine ended, or never began; the VMM process exits after this.
+    Ended(ExitReason),
+}
+
+/// Where a machine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Set up; no guest instruction was executed yet.
+    Created,
+    /// vCPUs run, the agent does not answer yet.
+    Booting,
+    /// The agent listens.
+    Ready,
+    /// All vCPUs stand still.
+    Paused,
+    /// Over.
+    Ended,
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The agent shut the guest down in order.
+    #[error("the guest shut down")]
+    GuestShutdown,
+    /// Stopped through the control socket.
+    #[error("stopped on request")]
+    Stopped,
+    /// The process that launched the VMM is gone and the machine was tied to it.
+    #[error("the launching process ended")]
+    LauncherGone,
+    /// The guest kernel panicked.
+    #[error("the guest kernel panicked")]
+    GuestPanic,
+    /// The guest reset itself without announcing a shutdown.
+    #[error("the guest reset itself without shutting down")]
+    GuestReset,
+    /// Triple fault (KVM_EXIT_SHUTDOWN).
+    #[error("triple fault in the guest")]
+    TripleFault,
+    /// KVM could not go on executing the guest (KVM_EXIT_INTERNAL_ERROR).
+    #[error("KVM could not execute a guest instruction (suberror {suberror}, rip {rip:#x}, bytes {bytes})")]
+    InternalError {
+        /// KVM's suberror; 1 is an emulation failure.
+        suberror: u32,
+        /// Guest RIP.
+        rip: u64,
+        /// Instruction bytes in hex, where KVM gave them.
+        bytes: String,
+    },
+    /// KVM_EXIT_FAIL_ENTRY.
+    #[error("the processor refused to enter the guest (reason {reason:#x})")]
+    EntryFailure {
+        /// Hardware reason.
+        reason: u64,
+    },
+    /// Access to an I/O port that no device owns.
+    #[error("guest {} unknown I/O port {port:#x} ({size} bytes)", if *write { "wrote to" } else { "read" })]
+    UnknownPort {
+        /// Port.
+        port: u16,
+        /// Direction.
+        write: bool,
+        /// Access size in bytes.
+        size: u8,
+    },
+    /// Access to an address where neither memory nor a device is.
+    #[error("guest {} unmapped address {address:#x} ({size} bytes)", if *write { "wrote to" } else { "read" })]
+    UnknownMmio {
+        /// Guest-physical address.
+        address: u64,
+        /// Direction.
+        write: bool,
+        /// Access size in bytes.
+        size: u8,
+    },
+    /// An exit this VMM has no use for.
+    #[error("unexpected KVM exit: {name}")]
+    UnexpectedExit {
+        /// Name of the exit.
+        name: String,
+    },
+    /// The host failed the VMM: a KVM call, memory, a file.
+    #[error("host failure: {message}")]
+    HostFailure {
+        /// What was tried and why it failed.
+        message: String,
+    },
+    /// The configuration cannot make a machine.
+    #[error("cannot start: {message}")]
+    BadConfig {
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl ExitReason {
+    /// True when nothing went wrong.
+    #[must_use]
+    pub fn is_orderly(&self) -> bool {
+        matches!(self, Self::GuestShutdown | Self::Stopped | Self::LauncherGone)
+    }
+}
+
+/// Content of the status file, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// PID of the VMM as it sees itself.
+    pub pid: u32,
+    /// Where the machine is.
+    pub phase: Phase,
+    /// What executes guest ring 0.
+    pub host_mode: HostMode,
+    /// Why it ended, once it did.
+    pub reason: Option<ExitReason>,
+}
+
+/// Counters of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// Where the machine is.
+    pub phase: Phase,
+    /// What executes guest ring 0.
+    pub host_mode: HostMode,
+    /// One per vCPU.
+    pub vcpus: Vec<VcpuStats>,
+    /// Nanoseconds from VMM process start to the first KVM_RUN, once there.
+    pub first_run_ns: Option<u64>,
+    /// From VMM process start to the agent's listening, once there.
+    pub boot: Option<BootMark>,
+    /// INT3 instructions emulated by the VMM because KVM could not.
+    pub int3_emulated: u64,
+    /// FWAIT instructions skipped because KVM could not execute them.
+    pub fwait_skipped: u64,
+}
+
+/// Counters of one vCPU, from KVM's own statistics (KVM_GET_STATS_FD) where this host keeps them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStats {
+    /// Exits, all kinds.
+    pub exits: u64,
+    /// Instructions that KVM emulated; with [`HostMode::Pvm`] this is the guest-kernel instructions executed.
+    pub insn_emulation: u64,
+    /// Interrupts injected.
+    pub irq_injections: u64,
+    /// Exits to this VMM's port handlers.
+    pub port_exits: u64,
+    /// Exits to this VMM's MMIO handlers.
+    pub mmio_exits: u64,
+}
+
+/// What had been spent when the agent first listened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootMark {
+    /// Nanoseconds since the VMM process started.
+    pub elapsed_ns: u64,
+    /// Sum over vCPUs of emulated instructions.
+    pub insn_emulation: u64,
+    /// Sum over vCPUs of exits.
+    pub exits: u64,
+}
