@@ -5,7 +5,7 @@
 #
 # On a terminal a step is one live line, `\r`-updated every second; elsewhere it
 # is one plain line at its start and one at its end, so CI logs stay readable.
-# Set PROGRESS_NAME before sourcing to name the script in messages.
+# Messages begin with the script's name; set PROGRESS_NAME before sourcing for another.
 # shellcheck shell=bash
 
 : "${PROGRESS_NAME:=${0##*/}}"
@@ -40,24 +40,30 @@ _elapsed() {
     if (($1 < 60)); then printf '%ds' "$1"; else printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); fi
 }
 
-# step NAME LOG COMMAND...: runs COMMAND with its stderr (and its stdout, unless
-# the caller redirected it with STEP_STDOUT=FILE) in LOG. A failure shows the
-# log's end and its name, and returns the command's code.
+# _draw NAME BEGIN LOG: the live line, cut to the terminal's width.
+_draw() {
+    local line width last=''
+    width=$(tput cols 2>/dev/null) || width=80
+    last=$(tail -c 400 "$3" 2>/dev/null | tr '\r' '\n' | tr -cd '[:print:]\n' | grep -v '^ *$' | tail -n 1) || true
+    line="$PROGRESS_NAME: $1 ... $(_elapsed $((SECONDS - $2)))  $last"
+    printf '\r\033[K%s' "${line:0:width-1}" >&2
+}
+
+# step NAME LOG COMMAND...: runs COMMAND with stdout and stderr in LOG and no stdin.
+# A failure shows the log's end and its name, and returns the command's code.
 step() {
     local name=$1 log=$2 begin=$SECONDS code=0
     shift 2
-    mkdir -p "$(dirname "$log")"
-    : >"$log"
-    setsid -- "$@" </dev/null >>"${STEP_STDOUT:-$log}" 2>>"$log" &
+    { mkdir -p "$(dirname "$log")" && : >"$log"; } || refuse "cannot write the log $log"
+    if [[ ! -t 2 ]]; then say "$name ..."; fi
+    setsid -- "$@" </dev/null >>"$log" 2>&1 &
     _step_pid=$!
     if [[ -t 2 ]]; then
         while kill -0 "$_step_pid" 2>/dev/null; do
-            printf '\r\033[K%s: %s ... %s' "$PROGRESS_NAME" "$name" "$(_elapsed $((SECONDS - begin)))" >&2
+            _draw "$name" "$begin" "$log"
             sleep 0.2
         done
         printf '\r\033[K' >&2
-    else
-        say "$name ..."
     fi
     wait "$_step_pid" || code=$?
     _step_pid=''

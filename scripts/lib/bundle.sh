@@ -1,0 +1,96 @@
+# The bundle: the directory of what `sandboxvm` needs beside itself, and how it is
+# built. Sourced, never run.
+#
+# Owns: which artefacts there are, the commands that build them, and putting them in
+# place. The CLI looks for a bundle in $SANDBOXVM_BUNDLE, else `../lib/sandboxvm`,
+# else `bundle`, both relative to its own executable. A bundle holds
+#     sandboxvm-vmm  vmlinux  base.erofs  agent.erofs
+# shellcheck shell=bash
+
+# shellcheck source=prerequisites.sh
+source "$(dirname "${BASH_SOURCE[0]}")/prerequisites.sh"
+
+target_dir=${CARGO_TARGET_DIR:-$repository/target}
+# shellcheck disable=SC2034 # for the scripts that source this
+release_dir=$target_dir/release
+musl_dir=$target_dir/$MUSL_TARGET/release
+cache_dir=${SANDBOXVM_CACHE:-/var/cache/sandboxvm}
+log_dir=$cache_dir/logs
+
+# build_artifacts: builds what is out of date, and sets vmm, kernel, image and agent
+# to the paths of the results.
+build_artifacts() {
+    kernel=$("$repository/images/kernel/build") || exit
+    image=$("$repository/images/base/build") || exit
+    step "building the command line tool" "$log_dir/cargo-host.log" \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli || exit 125
+    step "building the monitor and the guest agent" "$log_dir/cargo-musl.log" \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --release --target "$MUSL_TARGET" \
+        -p sandboxvm-vmm -p sandboxvm-guest-agent || exit 125
+    vmm=$musl_dir/sandboxvm-vmm
+    agent=$musl_dir/agent.erofs
+    "$repository/images/base/agent-disk" "$musl_dir/sandboxvm-agent" "$agent" || exit
+}
+
+# place copy|share|link SOURCE DESTINATION: replaces DESTINATION in one step, since a
+# running sandbox may have the old one open. `share` may be a hard link: for files
+# that nobody ever writes to again.
+place() {
+    local how=$1 source=$2 destination=$3 new
+    [[ -e $source ]] || refuse "$source was not built: this is a bug in $PROGRESS_NAME"
+    if [[ $how != link && -f $destination && ! -L $destination ]]; then
+        if [[ $source -ef $destination ]] || cmp -s "$source" "$destination"; then return 0; fi
+    fi
+    new=$(dirname "$destination")/.$(basename "$destination").new
+    rm -f "$new"
+    case $how in
+        link) ln -s "$source" "$new" ;;
+        share) ln "$source" "$new" 2>/dev/null || cp --reflink=auto "$source" "$new" ;;
+        copy) cp --reflink=auto "$source" "$new" ;;
+    esac
+    mv -fT "$new" "$destination"
+}
+
+# install_bundle DIR: a bundle that outlives checkout and cache.
+install_bundle() {
+    mkdir -p "$1"
+    place share "$kernel" "$1/vmlinux"
+    place share "$image" "$1/base.erofs"
+    place copy "$agent" "$1/agent.erofs"
+    place copy "$vmm" "$1/sandboxvm-vmm"
+}
+
+# link_bundle DIR: a bundle of the build's own results, for tests and benchmarks.
+link_bundle() {
+    mkdir -p "$1"
+    place link "$kernel" "$1/vmlinux"
+    place link "$image" "$1/base.erofs"
+    place link "$agent" "$1/agent.erofs"
+    place link "$vmm" "$1/sandboxvm-vmm"
+}
+
+# prepare_guest: everything a real guest needs, built and in SANDBOXVM_BUNDLE.
+prepare_guest() {
+    require_x86_64
+    require_packages "$log_dir" "${build_packages[@]}"
+    require_rust "$log_dir"
+    build_artifacts
+    # One bundle for both profiles: a debug build of the CLI drives the same guest.
+    link_bundle "$release_dir/bundle"
+    mkdir -p "$target_dir/debug"
+    ln -sfnT ../release/bundle "$target_dir/debug/bundle"
+    export SANDBOXVM_BUNDLE=$release_dir/bundle SANDBOXVM_BIN=$release_dir/sandboxvm
+}
+
+# prepare_tests: what a test run needs before nextest starts.
+prepare_tests() {
+    if [[ ${SANDBOXVM_NO_KVM-} == 1 ]]; then
+        say "SANDBOXVM_NO_KVM=1: end-to-end tests are off"
+        require_x86_64
+        require_packages "$log_dir" gcc libc6-dev
+        require_rust "$log_dir"
+    else
+        prepare_guest
+    fi
+    require_nextest "$log_dir"
+}
