@@ -14,7 +14,11 @@ target_dir=${CARGO_TARGET_DIR:-$repository/target}
 # shellcheck disable=SC2034 # for the scripts that source this
 release_dir=$target_dir/release
 musl_dir=$target_dir/$MUSL_TARGET/release
-cache_dir=${SANDBOXVM_CACHE:-/var/cache/sandboxvm}
+if ((EUID == 0)); then
+    cache_dir=${SANDBOXVM_CACHE:-/var/cache/sandboxvm}
+else
+    cache_dir=${SANDBOXVM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sandboxvm}
+fi
 log_dir=$cache_dir/logs
 
 # build_artifacts: builds what is out of date, and sets vmm, kernel, image and agent

@@ -24,6 +24,7 @@ refuse() {
 # script's EXIT trap: a step has a session of its own, so Ctrl-C does not reach it.
 stop_step() {
     [[ -n $_step_pid ]] || return 0
+    if [[ -t 2 ]]; then echo >&2; fi
     kill -TERM -- "-$_step_pid" 2>/dev/null || true
     local i
     for ((i = 0; i < 50; i++)); do
