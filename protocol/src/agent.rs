@@ -16,7 +16,7 @@
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
 
-use crate::frame::Wire;
+use crate::{capped, frame::Wire};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
@@ -39,6 +39,9 @@ pub const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 
 /// Most bytes of argv and environment together.
 pub const MAX_ARGUMENTS_TOTAL: usize = 1 << 20;
+
+/// Most elements of argv, and of the environment.
+pub const MAX_ARGUMENT_COUNT: usize = 64 * 1024;
 
 /// Why a byte string cannot be handed to a C interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -154,9 +157,11 @@ pub enum AgentMessage {
 /// How a process is to be run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// Program and arguments; at least one. A program without '/' is looked up in PATH.
+    /// Program and arguments; 1 to [`MAX_ARGUMENT_COUNT`]. A program without '/' is looked up in PATH.
+    #[serde(with = "capped::List::<MAX_ARGUMENT_COUNT>")]
     pub argv: Vec<CText>,
     /// `KEY=VALUE`, over the agent's defaults (PATH, HOME, USER, LOGNAME, SHELL, LANG).
+    #[serde(with = "capped::List::<MAX_ARGUMENT_COUNT>")]
     pub env: Vec<CText>,
     /// Working directory; the user's home when absent.
     pub cwd: Option<CText>,
@@ -266,7 +271,8 @@ pub struct GuestIdentity {
 pub struct Failure {
     /// For programs.
     pub kind: FailureKind,
-    /// For people; at most [`MAX_FAILURE_TEXT`] bytes.
+    /// For people; cut to [`MAX_FAILURE_TEXT`] bytes when it is sent.
+    #[serde(with = "capped::Text::<MAX_FAILURE_TEXT>")]
     pub message: String,
 }
 

@@ -5,6 +5,7 @@
 //! and PID 1 of the guest. Called by every other crate; depends on none of them.
 
 pub mod agent;
+mod capped;
 pub mod frame;
 pub mod identity;
 pub mod machine;

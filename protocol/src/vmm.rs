@@ -8,6 +8,7 @@
 //! builds (a running sandbox outlives an upgrade).
 
 use crate::{
+    capped,
     frame::Wire,
     identity::{GuestCid, SandboxId},
     machine::{HostMode, MemorySize, VcpuCount},
@@ -22,6 +23,15 @@ pub const MAX_MESSAGE: usize = 256 * 1024;
 
 /// Most file descriptors with one message; the kernel's own limit is 253 (unix(7), SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
+
+/// Most disks of one machine.
+pub const MAX_DISKS: usize = 16;
+
+/// Longest [`LaunchConfig::cmdline_extra`] in bytes; x86 Linux takes 2047 in all (COMMAND_LINE_SIZE).
+pub const MAX_CMDLINE_EXTRA: usize = 1024;
+
+/// Longest message for people in a reply, an event or the status file, in bytes; longer ones are cut when sent.
+pub const MAX_TEXT: usize = 4096;
 
 /// Position of a file descriptor among those that came with the message (SCM_RIGHTS). Each is taken exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,9 +48,11 @@ pub struct LaunchConfig {
     pub memory: MemorySize,
     /// An ELF vmlinux.
     pub kernel: FdIndex,
-    /// Added to the command line the VMM builds; printable ASCII.
+    /// Added to the command line the VMM builds; printable ASCII, at most [`MAX_CMDLINE_EXTRA`] bytes.
+    #[serde(with = "capped::Line::<MAX_CMDLINE_EXTRA>")]
     pub cmdline_extra: String,
-    /// vda, vdb, ... in this order.
+    /// vda, vdb, ... in this order; at most [`MAX_DISKS`].
+    #[serde(with = "capped::List::<MAX_DISKS>")]
     pub disks: Vec<DiskConfig>,
     /// vsock device.
     pub vsock: VsockConfig,
@@ -71,6 +83,7 @@ pub enum DiskConfig {
         /// Raw image at the bottom; never written.
         template: FdIndex,
         /// Oldest first; the last is written, the others are frozen. An empty last file becomes a new layer.
+        #[serde(with = "capped::List::<MAX_FDS>")]
         layers: Vec<FdIndex>,
     },
 }
@@ -129,6 +142,7 @@ pub enum ControlReply {
     /// Not done; the machine is as it was.
     Failed {
         /// What was tried and why it failed.
+        #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
 }
@@ -188,6 +202,7 @@ pub enum ExitReason {
         /// Guest RIP.
         rip: u64,
         /// Instruction bytes in hex, where KVM gave them.
+        #[serde(with = "capped::Text::<MAX_TEXT>")]
         bytes: String,
     },
     /// KVM_EXIT_FAIL_ENTRY.
@@ -220,18 +235,21 @@ pub enum ExitReason {
     #[error("unexpected KVM exit: {name}")]
     UnexpectedExit {
         /// Name of the exit.
+        #[serde(with = "capped::Text::<MAX_TEXT>")]
         name: String,
     },
     /// The host failed the VMM: a KVM call, memory, a file.
     #[error("host failure: {message}")]
     HostFailure {
         /// What was tried and why it failed.
+        #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
     /// The configuration cannot make a machine.
     #[error("cannot start: {message}")]
     BadConfig {
         /// What is wrong with it.
+        #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
 }
@@ -265,6 +283,7 @@ pub struct VmStats {
     /// What executes guest ring 0.
     pub host_mode: HostMode,
     /// One per vCPU.
+    #[serde(with = "capped::List::<{ VcpuCount::MAX as usize }>")]
     pub vcpus: Vec<VcpuStats>,
     /// Nanoseconds from VMM process start to the first KVM_RUN, once there.
     pub first_run_ns: Option<u64>,

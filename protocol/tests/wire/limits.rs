@@ -1,0 +1,261 @@
+//! Every length cap, at the cap and one beyond it.
+
+use crate::samples::text;
+use sandboxvm_protocol::{
+    agent::{self, *},
+    frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
+    identity::*,
+    machine::*,
+    vmm::{self, *},
+};
+
+const STREAMS: [FrameKind; 3] = [FrameKind::Stdin, FrameKind::Stdout, FrameKind::Stderr];
+
+/// A header as a peer without our caps would write it.
+fn header(wire: Wire, kind: u8, len: u32) -> [u8; HEADER_LEN] {
+    let [a, b, c, d] = len.to_le_bytes();
+    [wire.magic[0], wire.magic[1], wire.version, kind, a, b, c, d]
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("test lengths fit")
+}
+
+#[test]
+fn a_stream_frame_may_be_as_long_as_its_cap_and_no_longer() {
+    for wire in [agent::WIRE, vmm::WIRE] {
+        for kind in STREAMS {
+            let at_cap = header(wire, kind as u8, length(MAX_STREAM_BODY));
+            // The message cap is no concern of a stream frame.
+            assert_eq!(wire.parse_header(&at_cap, 0).expect("at the cap").len, MAX_STREAM_BODY);
+            let over = header(wire, kind as u8, length(MAX_STREAM_BODY + 1));
+            let refused = FrameError::TooLong { kind, len: MAX_STREAM_BODY + 1, cap: MAX_STREAM_BODY };
+            assert_eq!(wire.parse_header(&over, usize::MAX), Err(refused));
+        }
+    }
+}
+
+#[test]
+fn a_message_frame_may_be_as_long_as_its_cap_and_no_longer() {
+    for (wire, cap) in [
+        (agent::WIRE, MAX_HOST_MESSAGE),
+        (agent::WIRE, MAX_AGENT_MESSAGE),
+        (vmm::WIRE, MAX_MESSAGE),
+        (vmm::WIRE, 0),
+        (agent::WIRE, 1),
+    ] {
+        let kind = FrameKind::Message;
+        assert_eq!(wire.parse_header(&header(wire, kind as u8, length(cap)), cap).expect("at the cap").len, cap);
+        for len in [cap + 1, u32::MAX as usize] {
+            let refused = FrameError::TooLong { kind, len, cap };
+            assert_eq!(wire.parse_header(&header(wire, kind as u8, length(len)), cap), Err(refused.clone()));
+            // The decoder refuses on the header alone, before a byte of the body came.
+            let mut decoder = FrameDecoder::new(wire, cap);
+            decoder.push(&header(wire, kind as u8, length(len)));
+            assert_eq!(decoder.next_frame(), Err(refused));
+        }
+    }
+}
+
+#[test]
+fn the_sender_refuses_a_message_over_the_cap_and_writes_nothing() {
+    let message = HostMessage::Signal(SignalNumber::TERM);
+    let mut frame = Vec::new();
+    agent::WIRE.append_message(&mut frame, &message, usize::MAX).expect("no cap");
+    let body = frame.len() - HEADER_LEN;
+    let mut out = b"before".to_vec();
+    let refused = FrameError::TooLong { kind: FrameKind::Message, len: body, cap: body - 1 };
+    assert_eq!(agent::WIRE.append_message(&mut out, &message, body - 1), Err(refused));
+    assert_eq!(out, b"before");
+    agent::WIRE.append_message(&mut out, &message, body).expect("at the cap");
+    assert_eq!(out[b"before".len()..], frame);
+}
+
+#[test]
+fn the_length_field_holds_32_bits() {
+    assert!(agent::WIRE.header(FrameKind::Stdin, u32::MAX as usize).is_ok());
+    assert!(matches!(
+        agent::WIRE.header(FrameKind::Stdin, u32::MAX as usize + 1),
+        Err(FrameError::TooLong { len, .. }) if len == 1 << 32
+    ));
+}
+
+#[test]
+fn versions_outside_the_range_are_refused() {
+    let wire = Wire { magic: *b"SA", version: 5, oldest: 3 };
+    for (version, accepted) in [(0, false), (2, false), (3, true), (4, true), (5, true), (6, false), (255, false)] {
+        let mut bytes = header(wire, FrameKind::Message as u8, 0);
+        bytes[2] = version;
+        match wire.parse_header(&bytes, 0) {
+            Ok(header) => assert!(accepted && header.version == version),
+            Err(error) => {
+                assert!(!accepted);
+                assert_eq!(error, FrameError::Version { found: version, oldest: 3, newest: 5 });
+            }
+        }
+    }
+}
+
+fn exec(argv: Vec<CText>, env: Vec<CText>) -> ExecRequest {
+    ExecRequest {
+        argv,
+        env,
+        cwd: None,
+        user: None,
+        stdin: StdinSource::Null,
+        terminal: None,
+        timeout_ms: None,
+        on_disconnect: OnDisconnect::Kill,
+    }
+}
+
+/// Encodes `at_cap` and expects it back; then asserts that `over` does not encode, and that a peer that encodes it
+/// all the same (`forged`) is not read.
+fn capped<T>(at_cap: &T, over: &T, forged: &[u8])
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq,
+{
+    let bytes = postcard::to_stdvec(at_cap).expect("at the cap");
+    assert!(postcard::from_bytes::<T>(&bytes).expect("at the cap") == *at_cap);
+    assert!(postcard::to_stdvec(over).is_err(), "one over the cap was encoded");
+    assert!(postcard::from_bytes::<T>(forged).is_err(), "one over the cap was decoded");
+}
+
+/// postcard's form of a list of `count` equal elements.
+fn forged_list(count: usize, element: &[u8]) -> Vec<u8> {
+    let mut bytes = postcard::to_stdvec(&count).expect("encodes");
+    bytes.extend(element.repeat(count));
+    bytes
+}
+
+#[test]
+fn argv_and_environment_are_capped_in_number() {
+    let list = |count: usize| vec![text(""); count];
+    let forged = |argv: usize, env: usize| {
+        let mut bytes = forged_list(argv, &[0]);
+        bytes.extend(forged_list(env, &[0]));
+        bytes.extend([0, 0, 0, 0, 0, 0]);
+        bytes
+    };
+    let cap = MAX_ARGUMENT_COUNT;
+    assert_eq!(postcard::from_bytes::<ExecRequest>(&forged(1, 2)).expect("well forged"), exec(list(1), list(2)));
+    capped(&exec(list(cap), list(0)), &exec(list(cap + 1), list(0)), &forged(cap + 1, 0));
+    capped(&exec(list(0), list(cap)), &exec(list(0), list(cap + 1)), &forged(0, cap + 1));
+}
+
+#[test]
+fn the_largest_request_fits_the_host_message_cap() {
+    // MAX_ARGUMENTS_TOTAL bytes in as many elements as there may be: the worst case for framing overhead.
+    let each = MAX_ARGUMENTS_TOTAL / (2 * MAX_ARGUMENT_COUNT);
+    let list = vec![text(&"x".repeat(each)); MAX_ARGUMENT_COUNT];
+    let message = HostMessage::Exec(ExecRequest {
+        cwd: Some(text(&"/".repeat(MAX_ARGUMENT))),
+        user: Some(text(&"u".repeat(MAX_ARGUMENT))),
+        ..exec(list.clone(), list)
+    });
+    agent::WIRE.append_message(&mut Vec::new(), &message, MAX_HOST_MESSAGE).expect("fits");
+}
+
+fn launch(disks: Vec<DiskConfig>, cmdline_extra: String) -> LaunchConfig {
+    LaunchConfig {
+        sandbox: SandboxId::from_entropy([7; 10]),
+        vcpus: VcpuCount::ONE,
+        memory: MemorySize::try_from(64 * MIB).expect("the smallest"),
+        kernel: FdIndex(0),
+        cmdline_extra,
+        disks,
+        vsock: VsockConfig { listener: FdIndex(1), cid: GuestCid::DEFAULT },
+        console: ConsoleConfig { log: FdIndex(2), limit: 0 },
+        control: FdIndex(3),
+        status: FdIndex(4),
+        lock: FdIndex(5),
+        start: true,
+        tie_to_launcher: true,
+    }
+}
+
+#[test]
+fn a_launch_config_is_capped() {
+    let disks = |count: usize| launch(vec![DiskConfig::ReadOnly { image: FdIndex(9) }; count], String::new());
+    let line = |len: usize| launch(vec![], "c".repeat(len));
+    // Replaces the empty command line and the empty disk list of a valid encoding.
+    let forge = |line: &[u8], disks: &[u8]| {
+        let head = postcard::to_stdvec(&(SandboxId::from_entropy([7; 10]), 1u32, 64 * MIB, 0u8)).expect("encodes");
+        let valid = postcard::to_stdvec(&launch(vec![], String::new())).expect("encodes");
+        assert_eq!(valid[..head.len()], head);
+        [&head, line, disks, &valid[head.len() + 2..]].concat()
+    };
+    assert_eq!(
+        postcard::from_bytes::<LaunchConfig>(&forge(&[0], &forged_list(2, &[0, 9]))).expect("well forged"),
+        disks(2)
+    );
+    capped(&disks(MAX_DISKS), &disks(MAX_DISKS + 1), &forge(&[0], &forged_list(MAX_DISKS + 1, &[0, 9])));
+    let long = forged_list(MAX_CMDLINE_EXTRA + 1, b"c");
+    capped(&line(MAX_CMDLINE_EXTRA), &line(MAX_CMDLINE_EXTRA + 1), &forge(&long, &[0]));
+}
+
+#[test]
+fn the_largest_launch_config_fits_the_message_cap() {
+    let disk = DiskConfig::Writable { template: FdIndex(255), layers: vec![FdIndex(255); MAX_FDS] };
+    let config = launch(vec![disk; MAX_DISKS], "c".repeat(MAX_CMDLINE_EXTRA));
+    vmm::WIRE.append_message(&mut Vec::new(), &config, MAX_MESSAGE).expect("fits");
+}
+
+#[test]
+fn disk_layers_are_capped() {
+    let disk = |count: usize| DiskConfig::Writable { template: FdIndex(1), layers: vec![FdIndex(2); count] };
+    let forged = [&[1, 1][..], &forged_list(MAX_FDS + 1, &[2])].concat();
+    capped(&disk(MAX_FDS), &disk(MAX_FDS + 1), &forged);
+}
+
+#[test]
+fn vcpu_counters_are_capped() {
+    let stats = |count: usize| VmStats {
+        phase: Phase::Ready,
+        host_mode: HostMode::Pvm,
+        vcpus: vec![VcpuStats::default(); count],
+        first_run_ns: None,
+        boot: None,
+        int3_emulated: 0,
+        fwait_skipped: 0,
+    };
+    let cap = usize::from(VcpuCount::MAX);
+    let forged = [&[2, 2][..], &forged_list(cap + 1, &[0; 5]), &[0, 0, 0, 0]].concat();
+    capped(&stats(cap), &stats(cap + 1), &forged);
+}
+
+/// Texts for people are cut by the sender, at a character boundary, so that no failure is too long to be told; a
+/// receiver still refuses what is over the cap.
+#[test]
+fn texts_for_people_are_cut_when_sent_and_refused_when_longer() {
+    let failure = |message: String| Failure { kind: FailureKind::Internal, message };
+    let trip = |message: String| -> Failure {
+        postcard::from_bytes(&postcard::to_stdvec(&failure(message)).expect("encodes")).expect("decodes")
+    };
+    assert_eq!(trip("x".repeat(MAX_FAILURE_TEXT)).message, "x".repeat(MAX_FAILURE_TEXT));
+    assert_eq!(trip("x".repeat(MAX_FAILURE_TEXT + 1)).message, "x".repeat(MAX_FAILURE_TEXT));
+    // Two bytes each, and the cap falls between the two bytes of the last.
+    assert_eq!(trip(format!("x{}", "\u{fc}".repeat(MAX_FAILURE_TEXT))).message.len(), MAX_FAILURE_TEXT - 1);
+    let forged = [&[7][..], &forged_list(MAX_FAILURE_TEXT + 1, b"x")].concat();
+    assert!(postcard::from_bytes::<Failure>(&forged).is_err());
+
+    let long = "x".repeat(MAX_TEXT + 1);
+    for message in [
+        VmmMessage::Reply(ControlReply::Failed { message: long.clone() }),
+        VmmMessage::Event(VmmEvent::Ended(ExitReason::HostFailure { message: long.clone() })),
+        VmmMessage::Event(VmmEvent::Ended(ExitReason::BadConfig { message: long.clone() })),
+        VmmMessage::Event(VmmEvent::Ended(ExitReason::UnexpectedExit { name: long.clone() })),
+        VmmMessage::Event(VmmEvent::Ended(ExitReason::InternalError { suberror: 1, rip: 2, bytes: long.clone() })),
+    ] {
+        let bytes = postcard::to_stdvec(&message).expect("encodes");
+        assert!(bytes.len() < MAX_TEXT + 32, "{} bytes", bytes.len());
+        let shown = format!("{:?}", postcard::from_bytes::<VmmMessage>(&bytes).expect("decodes"));
+        assert!(shown.contains(&"x".repeat(MAX_TEXT)) && !shown.contains(&long));
+    }
+}
+
+#[test]
+fn the_longest_failure_fits_the_agent_message_cap() {
+    let failure = Failure { kind: FailureKind::Internal, message: "x".repeat(MAX_FAILURE_TEXT) };
+    agent::WIRE.append_message(&mut Vec::new(), &AgentMessage::Failed(failure), MAX_AGENT_MESSAGE).expect("fits");
+}

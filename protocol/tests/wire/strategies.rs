@@ -1,0 +1,236 @@
+//! proptest strategies for every message of both wires.
+
+use proptest::{collection::vec, option, prelude::*};
+use sandboxvm_protocol::{agent::*, identity::*, machine::*, vmm::*};
+
+pub fn ctext() -> impl Strategy<Value = CText> {
+    vec(1..=u8::MAX, 0..64).prop_map(|bytes| CText::try_from(bytes).expect("no NUL, short"))
+}
+
+pub fn sandbox_id() -> impl Strategy<Value = SandboxId> {
+    "[a-z0-9]{8,32}".prop_map(|text| SandboxId::try_from(text).expect("matches the grammar"))
+}
+
+pub fn sandbox_name() -> impl Strategy<Value = SandboxName> {
+    "[a-z0-9][a-z0-9-]{0,62}".prop_map(|text| SandboxName::try_from(text).expect("matches the grammar"))
+}
+
+fn signal() -> impl Strategy<Value = SignalNumber> {
+    (1u8..=64).prop_map(|number| SignalNumber::try_from(number).expect("in range"))
+}
+
+fn terminal() -> impl Strategy<Value = TerminalSize> {
+    any::<(u16, u16)>().prop_map(|(rows, columns)| TerminalSize { rows, columns })
+}
+
+fn exec() -> impl Strategy<Value = ExecRequest> {
+    (
+        vec(ctext(), 0..20),
+        vec(ctext(), 0..20),
+        option::of(ctext()),
+        option::of(ctext()),
+        prop_oneof![Just(StdinSource::Null), Just(StdinSource::Connection)],
+        option::of(terminal()),
+        any::<Option<u64>>(),
+        prop_oneof![Just(OnDisconnect::Kill), Just(OnDisconnect::RunOn)],
+    )
+        .prop_map(|(argv, env, cwd, user, stdin, terminal, timeout_ms, on_disconnect)| ExecRequest {
+            argv,
+            env,
+            cwd,
+            user,
+            stdin,
+            terminal,
+            timeout_ms,
+            on_disconnect,
+        })
+}
+
+fn identity() -> impl Strategy<Value = GuestIdentity> {
+    (any::<u64>(), any::<[u8; 32]>(), sandbox_name(), any::<[u8; 16]>()).prop_map(
+        |(wall_clock_ns, entropy, hostname, machine_id)| GuestIdentity { wall_clock_ns, entropy, hostname, machine_id },
+    )
+}
+
+pub fn host_message() -> impl Strategy<Value = HostMessage> {
+    prop_oneof![
+        any::<(u8, u8)>().prop_map(|(oldest, newest)| HostMessage::Hello { oldest, newest }),
+        Just(HostMessage::Ping),
+        exec().prop_map(HostMessage::Exec),
+        Just(HostMessage::StdinEof),
+        signal().prop_map(HostMessage::Signal),
+        terminal().prop_map(HostMessage::Resize),
+        identity().prop_map(HostMessage::SetIdentity),
+        any::<u32>().prop_map(|grace_ms| HostMessage::Shutdown { grace_ms }),
+    ]
+}
+
+fn exit_status() -> impl Strategy<Value = ExitStatus> {
+    prop_oneof![
+        any::<u8>().prop_map(ExitStatus::Code),
+        signal().prop_map(ExitStatus::Signal),
+        Just(ExitStatus::TimedOut)
+    ]
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    let kind = prop_oneof![
+        Just(FailureKind::NotFound),
+        Just(FailureKind::NotExecutable),
+        Just(FailureKind::BadWorkingDirectory),
+        Just(FailureKind::NoSuchUser),
+        Just(FailureKind::Resources),
+        Just(FailureKind::BadRequest),
+        Just(FailureKind::UnsupportedVersion),
+        Just(FailureKind::Internal),
+    ];
+    (kind, ".{0,200}").prop_map(|(kind, message)| Failure { kind, message })
+}
+
+pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
+    prop_oneof![
+        any::<u8>().prop_map(|version| AgentMessage::Hello { version }),
+        Just(AgentMessage::Pong),
+        any::<u32>().prop_map(|pid| AgentMessage::Started { pid }),
+        any::<u32>().prop_map(|bytes| AgentMessage::StdinCredit { bytes }),
+        exit_status().prop_map(AgentMessage::Exited),
+        Just(AgentMessage::IdentitySet),
+        Just(AgentMessage::ShuttingDown),
+        failure().prop_map(AgentMessage::Failed),
+    ]
+}
+
+fn fd() -> impl Strategy<Value = FdIndex> {
+    any::<u8>().prop_map(FdIndex)
+}
+
+fn disk() -> impl Strategy<Value = DiskConfig> {
+    prop_oneof![
+        fd().prop_map(|image| DiskConfig::ReadOnly { image }),
+        (fd(), vec(fd(), 0..10)).prop_map(|(template, layers)| DiskConfig::Writable { template, layers }),
+    ]
+}
+
+pub fn vcpu_count() -> impl Strategy<Value = VcpuCount> {
+    (1u32..=8).prop_map(|count| VcpuCount::try_from(count).expect("in range"))
+}
+
+pub fn memory_size() -> impl Strategy<Value = MemorySize> {
+    (64u64..=64 * 1024).prop_map(|mib| MemorySize::try_from(mib * MIB).expect("in range"))
+}
+
+pub fn guest_cid() -> impl Strategy<Value = GuestCid> {
+    (3..u32::MAX).prop_map(|cid| GuestCid::try_from(cid).expect("in range"))
+}
+
+pub fn launch_config() -> impl Strategy<Value = LaunchConfig> {
+    let machine = (sandbox_id(), vcpu_count(), memory_size(), fd(), "[ -~]{0,100}", vec(disk(), 0..=MAX_DISKS));
+    let channels = (fd(), guest_cid(), fd(), any::<u64>(), fd(), fd(), fd());
+    (machine, channels, any::<bool>(), any::<bool>()).prop_map(
+        |(
+            (sandbox, vcpus, memory, kernel, cmdline_extra, disks),
+            (listener, cid, log, limit, control, status, lock),
+            start,
+            tie_to_launcher,
+        )| LaunchConfig {
+            sandbox,
+            vcpus,
+            memory,
+            kernel,
+            cmdline_extra,
+            disks,
+            vsock: VsockConfig { listener, cid },
+            console: ConsoleConfig { log, limit },
+            control,
+            status,
+            lock,
+            start,
+            tie_to_launcher,
+        },
+    )
+}
+
+pub fn control_request() -> impl Strategy<Value = ControlRequest> {
+    prop_oneof![
+        Just(ControlRequest::Start),
+        Just(ControlRequest::Pause),
+        Just(ControlRequest::Resume),
+        Just(ControlRequest::Stop),
+        Just(ControlRequest::Stats),
+        Just(ControlRequest::Watch),
+    ]
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![Just(Phase::Created), Just(Phase::Booting), Just(Phase::Ready), Just(Phase::Paused), Just(Phase::Ended)]
+}
+
+fn host_mode() -> impl Strategy<Value = HostMode> {
+    prop_oneof![Just(HostMode::Vmx), Just(HostMode::Svm), Just(HostMode::Pvm)]
+}
+
+fn exit_reason() -> impl Strategy<Value = ExitReason> {
+    let text = || ".{0,100}";
+    prop_oneof![
+        Just(ExitReason::GuestShutdown),
+        Just(ExitReason::Stopped),
+        Just(ExitReason::LauncherGone),
+        Just(ExitReason::GuestPanic),
+        Just(ExitReason::GuestReset),
+        Just(ExitReason::TripleFault),
+        (any::<(u32, u64)>(), text()).prop_map(|((suberror, rip), bytes)| ExitReason::InternalError {
+            suberror,
+            rip,
+            bytes
+        }),
+        any::<u64>().prop_map(|reason| ExitReason::EntryFailure { reason }),
+        any::<(u16, bool, u8)>().prop_map(|(port, write, size)| ExitReason::UnknownPort { port, write, size }),
+        any::<(u64, bool, u8)>().prop_map(|(address, write, size)| ExitReason::UnknownMmio { address, write, size }),
+        text().prop_map(|name| ExitReason::UnexpectedExit { name }),
+        text().prop_map(|message| ExitReason::HostFailure { message }),
+        text().prop_map(|message| ExitReason::BadConfig { message }),
+    ]
+}
+
+fn vcpu_stats() -> impl Strategy<Value = VcpuStats> {
+    any::<[u64; 5]>().prop_map(|[exits, insn_emulation, irq_injections, port_exits, mmio_exits]| VcpuStats {
+        exits,
+        insn_emulation,
+        irq_injections,
+        port_exits,
+        mmio_exits,
+    })
+}
+
+fn vm_stats() -> impl Strategy<Value = VmStats> {
+    let boot = any::<(u64, u64, u64)>().prop_map(|(elapsed_ns, insn_emulation, exits)| BootMark {
+        elapsed_ns,
+        insn_emulation,
+        exits,
+    });
+    (phase(), host_mode(), vec(vcpu_stats(), 0..=8), any::<Option<u64>>(), option::of(boot), any::<(u64, u64)>())
+        .prop_map(|(phase, host_mode, vcpus, first_run_ns, boot, (int3_emulated, fwait_skipped))| VmStats {
+            phase,
+            host_mode,
+            vcpus,
+            first_run_ns,
+            boot,
+            int3_emulated,
+            fwait_skipped,
+        })
+}
+
+pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
+    prop_oneof![
+        Just(VmmMessage::Reply(ControlReply::Done)),
+        vm_stats().prop_map(|stats| VmmMessage::Reply(ControlReply::Stats(Box::new(stats)))),
+        ".{0,200}".prop_map(|message| VmmMessage::Reply(ControlReply::Failed { message })),
+        phase().prop_map(|phase| VmmMessage::Event(VmmEvent::Phase(phase))),
+        exit_reason().prop_map(|reason| VmmMessage::Event(VmmEvent::Ended(reason))),
+    ]
+}
+
+pub fn vm_status() -> impl Strategy<Value = VmStatus> {
+    (any::<u32>(), phase(), host_mode(), option::of(exit_reason()))
+        .prop_map(|(pid, phase, host_mode, reason)| VmStatus { pid, phase, host_mode, reason })
+}
