@@ -1,0 +1,288 @@
+//! The bundle: the four files every sandbox is made of, where they are looked for, and the check of each before use.
+//! Files are checked through the descriptor that is handed on, so what was checked is what boots.
+
+use crate::{
+    erofs::{self, ErofsError},
+    identity::FileIdentity,
+    kernel::{self, KernelError},
+};
+use rustix::fs::{Access, access};
+use std::{
+    fmt,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Where to look. Every field may be absent; `cli` fills them from its environment and flags.
+#[derive(Debug, Clone, Default)]
+pub struct BundleSources {
+    /// The bundle directory, when stated.
+    pub directory: Option<PathBuf>,
+    /// Directory of the running program: the bundle is then in `../lib/sandboxvm` or `bundle`.
+    pub program_directory: Option<PathBuf>,
+    /// The VMM, whatever the directory holds.
+    pub vmm: Option<PathBuf>,
+    /// The guest kernel, likewise.
+    pub kernel: Option<PathBuf>,
+    /// The base image, likewise.
+    pub image: Option<PathBuf>,
+    /// The agent disk, likewise.
+    pub agent: Option<PathBuf>,
+}
+
+/// The paths of a bundle's files, not yet looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// `sandboxvm-vmm`, the program.
+    pub vmm: PathBuf,
+    /// `vmlinux`, the guest kernel.
+    pub kernel: PathBuf,
+    /// `base.erofs`, the image the guest's processes see.
+    pub image: PathBuf,
+    /// `agent.erofs`, the disk with the guest agent.
+    pub agent: PathBuf,
+}
+
+/// A part of the bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The program that runs a VM.
+    Vmm,
+    /// The guest kernel.
+    Kernel,
+    /// The base image.
+    Image,
+    /// The agent disk.
+    Agent,
+}
+
+impl Part {
+    /// All parts.
+    pub const ALL: [Self; 4] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent];
+
+    /// Its file's name in a bundle directory.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Vmm => "sandboxvm-vmm",
+            Self::Kernel => "vmlinux",
+            Self::Image => "base.erofs",
+            Self::Agent => "agent.erofs",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vmm => "VMM",
+            Self::Kernel => "guest kernel",
+            Self::Image => "base image",
+            Self::Agent => "agent disk",
+        })
+    }
+}
+
+/// Why a bundle cannot be used. Every variant names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// Not there.
+    #[error("{part} {}: not found; scripts/quickstart builds it, or point SANDBOXVM_BUNDLE at the directory that has {}", .path.display(), .part.file_name())]
+    Missing {
+        /// Which part.
+        part: Part,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A directory, device or the like.
+    #[error("{part} {}: is not a regular file", .path.display())]
+    NotAFile {
+        /// Which part.
+        part: Part,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// No execute permission.
+    #[error("{part} {}: is not executable; chmod +x it", .path.display())]
+    NotExecutable {
+        /// Which part.
+        part: Part,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Not a bootable kernel.
+    #[error("{} {}: {source}", Part::Kernel, .path.display())]
+    Kernel {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        source: KernelError,
+    },
+    /// Not a whole EROFS image.
+    #[error("{part} {}: {source}", .path.display())]
+    Erofs {
+        /// Which part.
+        part: Part,
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        source: ErofsError,
+    },
+    /// Opening failed for another reason.
+    #[error("{part} {}: cannot be opened: {source}", .path.display())]
+    Io {
+        /// Which part.
+        part: Part,
+        /// Its path.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// A bundle's files, open and checked.
+#[derive(Debug)]
+pub struct OpenBundle {
+    /// Path of the VMM program.
+    pub vmm: PathBuf,
+    /// The guest kernel.
+    pub kernel: File,
+    /// The base image.
+    pub image: File,
+    /// The agent disk.
+    pub agent: File,
+    /// Which kernel this is.
+    pub kernel_identity: FileIdentity,
+    /// Which base image this is.
+    pub image_identity: FileIdentity,
+    /// Which agent disk this is.
+    pub agent_identity: FileIdentity,
+}
+
+impl Bundle {
+    /// The files of the stated directory, else of the first of the usual ones that exists, each replaced by the file
+    /// stated for it. What does not exist is found out when the bundle is opened.
+    #[must_use]
+    pub fn find(sources: &BundleSources) -> Self {
+        let usual = || {
+            let beside = sources.program_directory.as_deref().unwrap_or(Path::new("/usr/bin"));
+            let candidates = [beside.join("../lib/sandboxvm"), beside.join("bundle")];
+            candidates.iter().find(|path| path.is_dir()).unwrap_or(&candidates[0]).clone()
+        };
+        let directory = sources.directory.clone().unwrap_or_else(usual);
+        let part = |stated: &Option<PathBuf>, part: Part| {
+            stated.clone().unwrap_or_else(|| directory.join(part.file_name()))
+        };
+        Self {
+            vmm: part(&sources.vmm, Part::Vmm),
+            kernel: part(&sources.kernel, Part::Kernel),
+            image: part(&sources.image, Part::Image),
+            agent: part(&sources.agent, Part::Agent),
+        }
+    }
+
+    /// Path of one part.
+    #[must_use]
+    pub fn path(&self, part: Part) -> &Path {
+        match part {
+            Part::Vmm => &self.vmm,
+            Part::Kernel => &self.kernel,
+            Part::Image => &self.image,
+            Part::Agent => &self.agent,
+        }
+    }
+
+    /// Opens and checks one part.
+    ///
+    /// # Errors
+    /// Every [`BundleError`].
+    pub fn open_part(&self, part: Part) -> Result<File, BundleError> {
+        let path = self.path(part).to_owned();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::Missing { part, path }),
+            Err(source) => return Err(BundleError::Io { part, path, source }),
+        };
+        match file.metadata() {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => return Err(BundleError::NotAFile { part, path }),
+            Err(source) => return Err(BundleError::Io { part, path, source }),
+        }
+        match part {
+            Part::Vmm => {
+                if access(&path, Access::EXEC_OK).is_err() {
+                    return Err(BundleError::NotExecutable { part, path });
+                }
+            }
+            Part::Kernel => kernel::check(&file).map_err(|source| BundleError::Kernel { path, source })?,
+            Part::Image | Part::Agent => {
+                erofs::check(&file).map_err(|source| BundleError::Erofs { part, path, source })?;
+            }
+        }
+        Ok(file)
+    }
+
+    /// Opens and checks everything.
+    ///
+    /// # Errors
+    /// Every [`BundleError`], for the first part that has one.
+    pub fn open(&self) -> Result<OpenBundle, BundleError> {
+        self.open_part(Part::Vmm)?;
+        let kernel = self.open_part(Part::Kernel)?;
+        let image = self.open_part(Part::Image)?;
+        let agent = self.open_part(Part::Agent)?;
+        let identity = |file: &File, part: Part| match file.metadata() {
+            Ok(metadata) => Ok(FileIdentity::from(&metadata)),
+            Err(source) => Err(BundleError::Io { part, path: self.path(part).to_owned(), source }),
+        };
+        Ok(OpenBundle {
+            kernel_identity: identity(&kernel, Part::Kernel)?,
+            image_identity: identity(&image, Part::Image)?,
+            agent_identity: identity(&agent, Part::Agent)?,
+            vmm: self.vmm.clone(),
+            kernel,
+            image,
+            agent,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn stated_files_win_over_the_stated_directory_and_that_over_the_usual_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("bin");
+        fs::create_dir_all(bin.join("bundle")).unwrap();
+        let mut sources = BundleSources { program_directory: Some(bin.clone()), ..BundleSources::default() };
+        assert_eq!(Bundle::find(&sources).kernel, bin.join("bundle/vmlinux"));
+        fs::create_dir_all(dir.path().join("lib/sandboxvm")).unwrap();
+        assert_eq!(Bundle::find(&sources).kernel, bin.join("../lib/sandboxvm/vmlinux"));
+        sources.directory = Some("/b".into());
+        sources.image = Some("/i".into());
+        let bundle = Bundle::find(&sources);
+        assert_eq!(bundle.agent, Path::new("/b/agent.erofs"));
+        assert_eq!(bundle.image, Path::new("/i"));
+    }
+
+    #[test]
+    fn each_bad_part_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = BundleSources { directory: Some(dir.path().to_owned()), ..BundleSources::default() };
+        let bundle = Bundle::find(&sources);
+        let message = bundle.open().unwrap_err().to_string();
+        assert!(message.contains("VMM") && message.contains("quickstart"), "{message}");
+        fs::write(&bundle.vmm, "").unwrap();
+        assert!(matches!(bundle.open_part(Part::Vmm), Err(BundleError::NotExecutable { .. })));
+        fs::write(&bundle.kernel, "not a kernel").unwrap();
+        assert!(bundle.open_part(Part::Kernel).unwrap_err().to_string().contains("not an ELF"));
+        fs::write(&bundle.image, "").unwrap();
+        assert!(bundle.open_part(Part::Image).unwrap_err().to_string().contains("is empty"));
+        fs::create_dir(&bundle.agent).unwrap();
+        assert!(matches!(bundle.open_part(Part::Agent), Err(BundleError::NotAFile { .. })));
+    }
+}
