@@ -3,5 +3,21 @@
 //! This crate owns everything between KVM's ioctls and the guest: boot, vCPU threads, devices, the control socket. It
 //! has no async runtime, HTTP, image or path policy: it opens `/dev/kvm` and nothing else, and is handed every other
 //! file and socket as an open descriptor by the manager.
+//!
+//! ```text
+//! main -> launch (fd 0) -> machine { memory, arch, vcpu threads -> devices::board } -> event_loop { control, devices }
+//! ```
 
+pub mod arch;
+pub mod control;
 pub mod devices;
+pub mod event_loop;
+pub mod gate;
+pub mod launch;
+pub mod machine;
+pub mod memory;
+pub mod probe;
+pub mod shared;
+pub mod stats;
+pub mod status;
+pub mod vcpu;

@@ -1,0 +1,11 @@
+//! x86-64: where things lie in guest memory, how a vCPU is set up before its first instruction, and what this host's
+//! KVM can execute. Called by [`crate::machine`]; knows nothing of devices beyond their addresses.
+
+pub mod boot;
+pub mod cmdline;
+pub mod cpuid;
+pub mod emulation;
+pub mod host_mode;
+pub mod layout;
+pub mod mptable;
+pub mod registers;

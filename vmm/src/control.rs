@@ -1,0 +1,134 @@
+//! One control connection: frames in, frames out, never blocking. Owned by [`crate::event_loop`], which carries the
+//! requests out; a peer that sends nonsense or does not read loses its connection and nothing else happens.
+
+use sandboxvm_protocol::{
+    frame::{FrameDecoder, FrameError, FrameKind},
+    vmm::{ControlReply, ControlRequest, MAX_MESSAGE, VmmEvent, VmmMessage, WIRE},
+};
+use std::{
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+};
+
+/// Bytes of answers a peer may leave unread.
+const MAX_UNREAD: usize = 2 * MAX_MESSAGE;
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The peer closed it.
+    #[error("peer closed the control connection")]
+    Closed,
+    /// The socket failed.
+    #[error("control connection: {0}")]
+    Io(#[from] io::Error),
+    /// Not our wire.
+    #[error("control connection: {0}")]
+    Frame(#[from] FrameError),
+    /// A frame that is no message.
+    #[error("control connection: unexpected {0:?} frame")]
+    Kind(FrameKind),
+    /// The peer does not read.
+    #[error("control connection: the peer leaves more than {MAX_UNREAD} bytes unread")]
+    Unread,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ControlConnection {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+    unsent: Vec<u8>,
+    watches: bool,
+}
+
+impl ControlConnection {
+    /// Serves `stream`; a watching connection gets events.
+    ///
+    /// # Errors
+    /// When the socket cannot be made non-blocking.
+    pub fn new(stream: UnixStream, watches: bool) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, decoder: FrameDecoder::new(WIRE, MAX_MESSAGE), unsent: Vec::new(), watches })
+    }
+
+    /// The socket, to wait on.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// From now on events are sent.
+    pub fn watch(&mut self) {
+        self.watches = true;
+    }
+
+    /// True when bytes wait for the socket to become writable.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Reads what is there and returns the requests in it.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub fn receive(&mut self) -> Result<Vec<ControlRequest>, ControlError> {
+        let mut bytes = [0; 4096];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => return Err(ControlError::Closed),
+            Ok(n) => self.decoder.push(&bytes[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut requests = Vec::new();
+        while let Some(frame) = self.decoder.next_frame()? {
+            if frame.kind != FrameKind::Message {
+                return Err(ControlError::Kind(frame.kind));
+            }
+            requests.push(WIRE.decode_message(frame.body)?);
+        }
+        Ok(requests)
+    }
+
+    /// Answers the oldest request.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub fn reply(&mut self, reply: ControlReply) -> Result<(), ControlError> {
+        self.send(&VmmMessage::Reply(reply))
+    }
+
+    /// Tells a watcher; nothing for others.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub fn event(&mut self, event: &VmmEvent) -> Result<(), ControlError> {
+        if self.watches { self.send(&VmmMessage::Event(event.clone())) } else { Ok(()) }
+    }
+
+    fn send(&mut self, message: &VmmMessage) -> Result<(), ControlError> {
+        WIRE.append_message(&mut self.unsent, message, MAX_MESSAGE)?;
+        self.flush()?;
+        if self.unsent.len() > MAX_UNREAD { Err(ControlError::Unread) } else { Ok(()) }
+    }
+
+    /// Writes what the socket takes.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub fn flush(&mut self) -> Result<(), ControlError> {
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(0) => return Err(ControlError::Closed),
+                Ok(n) => drop(self.unsent.drain(..n)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! KVM's own counters of a vCPU, through its binary statistics file (Documentation/virt/kvm/api.rst, 4.133). Only
+//! reading; called by [`crate::shared`].
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::FileExt,
+    },
+};
+use vmm_sys_util::{ioctl::ioctl, ioctl_io_nr};
+
+ioctl_io_nr!(KVM_GET_STATS_FD, 0xae, 0xce);
+
+/// Descriptors beyond this are not read: KVM has fewer than a hundred.
+const MAX_DESCRIPTORS: u32 = 512;
+/// Names beyond this many bytes are not read; KVM_STATS_NAME_SIZE is 48.
+const MAX_NAME: u32 = 256;
+
+/// The statistics file of one vCPU, with the place of each counter we read.
+#[derive(Debug)]
+pub struct VcpuCounters {
+    file: File,
+    exits: Option<u64>,
+    insn_emulation: Option<u64>,
+    irq_injections: Option<u64>,
+}
+
+/// One reading.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    /// Exits of all kinds.
+    pub exits: u64,
+    /// Instructions KVM emulated.
+    pub insn_emulation: u64,
+    /// Interrupts injected.
+    pub irq_injections: u64,
+}
+
+impl VcpuCounters {
+    /// Opens the statistics of `vcpu` and finds the counters. One that this host does not keep reads as zero.
+    ///
+    /// # Errors
+    /// When KVM has no statistics or their header makes no sense.
+    pub fn open(vcpu: &impl AsRawFd) -> io::Result<Self> {
+        // SAFETY: KVM_GET_STATS_FD takes no argument and returns a new descriptor or -1.
+        let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave us this descriptor and nothing else knows it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        let header = Header::read(&file)?;
+        let mut counters = Self { file, exits: None, insn_emulation: None, irq_injections: None };
+        for index in 0..header.count {
+            let (name, offset) = header.descriptor(&counters.file, index)?;
+            let place = Some(u64::from(header.data) + u64::from(offset));
+            match name.as_slice() {
+                b"exits" => counters.exits = place,
+                b"insn_emulation" => counters.insn_emulation = place,
+                b"irq_injections" => counters.irq_injections = place,
+                _ => {}
+            }
+        }
+        Ok(counters)
+    }
+
+    /// The counters as they stand; possible while the vCPU runs.
+    #[must_use]
+    pub fn read(&self) -> Counters {
+        Counters {
+            exits: self.at(self.exits),
+            insn_emulation: self.at(self.insn_emulation),
+            irq_injections: self.at(self.irq_injections),
+        }
+    }
+
+    fn at(&self, place: Option<u64>) -> u64 {
+        let mut bytes = [0; 8];
+        match place.map(|offset| self.file.read_exact_at(&mut bytes, offset)) {
+            Some(Ok(())) => u64::from_le_bytes(bytes),
+            _ => 0,
+        }
+    }
+}
+
+/// `struct kvm_stats_header`.
+struct Header {
+    name_size: u32,
+    count: u32,
+    descriptors: u32,
+    data: u32,
+}
+
+impl Header {
+    fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = [0; 24];
+        file.read_exact_at(&mut bytes, 0)?;
+        let word = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+        let header = Self { name_size: word(4), count: word(8), descriptors: word(16), data: word(20) };
+        if header.count > MAX_DESCRIPTORS || header.name_size > MAX_NAME {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "KVM statistics header is out of range"));
+        }
+        Ok(header)
+    }
+
+    /// Name and data offset of descriptor `index` (`struct kvm_stats_desc`: 16 bytes, then the name).
+    fn descriptor(&self, file: &File, index: u32) -> io::Result<(Vec<u8>, u32)> {
+        let size = 16 + self.name_size as usize;
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, u64::from(self.descriptors) + u64::from(index) * size as u64)?;
+        let offset = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        let name = bytes[16..].split(|b| *b == 0).next().unwrap_or_default().to_vec();
+        Ok((name, offset))
+    }
+}

@@ -1,0 +1,35 @@
+//! The status file: one JSON object that says where the machine is, and in the end why it ended. The file is handed in
+//! open; the VMM never knows its name.
+
+use sandboxvm_protocol::vmm::VmStatus;
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+/// Longest status text in bytes; the file always has this length, padded with spaces, so that one write replaces the
+/// whole and a reader never sees a mixture of two.
+const LEN: usize = 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct StatusFile(File);
+
+impl StatusFile {
+    /// Writes to `file` from now on.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self(file)
+    }
+
+    /// Replaces the file's content.
+    ///
+    /// # Errors
+    /// When the write fails, as on a full disk.
+    pub fn write(&self, status: &VmStatus) -> io::Result<()> {
+        let mut text = serde_json::to_vec(status)?;
+        if text.len() >= LEN {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "status text is too long"));
+        }
+        text.resize(LEN - 1, b' ');
+        text.push(b'\n');
+        self.0.write_all_at(&text, 0)
+    }
+}

@@ -1,0 +1,167 @@
+//! A vCPU and the thread that runs it: enter the guest, serve its exit, again. Owns the vCPU's file; started by
+//! [`crate::machine`]. Never blocks on anything but KVM_RUN, the run gate and a device's lock.
+
+use crate::{
+    arch::x86_64::emulation::{self, Emulated},
+    devices::{GuestAccess, virtio::device::GuestMemory},
+    shared::Shared,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use sandboxvm_protocol::vmm::ExitReason;
+use std::{
+    io,
+    os::unix::thread::JoinHandleExt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+/// Makes a vCPU thread leave KVM_RUN, or not enter it.
+///
+/// `immediate_exit` is set before the signal is sent: a thread inside KVM_RUN is interrupted by the signal, a thread on
+/// its way in finds the flag. The thread clears the flag before it looks at the gate, so no kick is lost.
+#[derive(Debug)]
+struct Kick {
+    immediate_exit: *const AtomicU8,
+}
+
+// SAFETY: the pointer leads into the kvm_run mapping, which lives as long as the VcpuFd beside it in `Vcpu` (kept by
+// `VcpuThread` through an Arc); the field is only accessed atomically by us, and KVM reads it as shared memory.
+unsafe impl Send for Kick {}
+// SAFETY: as above.
+unsafe impl Sync for Kick {}
+
+impl Kick {
+    fn new(fd: &mut VcpuFd) -> Self {
+        Self { immediate_exit: (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>() }
+    }
+
+    fn set(&self, value: u8) {
+        // SAFETY: see `Send`; AtomicU8 has the size and alignment of the u8 it points to.
+        unsafe { &*self.immediate_exit }.store(value, Ordering::SeqCst);
+    }
+}
+
+/// A vCPU thread, and the vCPU for whoever closed the gate.
+#[derive(Debug)]
+pub struct VcpuThread {
+    vcpu: Arc<Mutex<VcpuFd>>,
+    kick: Arc<Kick>,
+    thread: JoinHandle<()>,
+}
+
+/// Everything a vCPU thread works with.
+#[derive(Debug)]
+pub struct VcpuContext {
+    /// Position among the machine's vCPUs.
+    pub index: usize,
+    /// State shared with the event loop.
+    pub shared: Arc<Shared>,
+    /// What the guest reaches by port and MMIO.
+    pub devices: Arc<dyn GuestAccess>,
+    /// Guest memory, to look at instructions KVM could not execute.
+    pub memory: Arc<GuestMemory>,
+}
+
+/// The signal that interrupts KVM_RUN.
+fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+/// Installs the do-nothing handler without which the kick would end the process. To be called once, before the first
+/// [`VcpuThread::start`].
+///
+/// # Errors
+/// When sigaction(2) refuses.
+pub fn install_kick_handler() -> io::Result<()> {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(kick_signal(), nothing).map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+impl VcpuThread {
+    /// Starts the thread; it waits at the gate.
+    ///
+    /// # Errors
+    /// When the host refuses another thread.
+    pub fn start(mut fd: VcpuFd, context: VcpuContext) -> io::Result<Self> {
+        let kick = Arc::new(Kick::new(&mut fd));
+        let vcpu = Arc::new(Mutex::new(fd));
+        let thread = thread::Builder::new().name(format!("vcpu{}", context.index)).spawn({
+            let (vcpu, kick) = (Arc::clone(&vcpu), Arc::clone(&kick));
+            move || run(&vcpu, &kick, &context)
+        })?;
+        Ok(Self { vcpu, kick, thread })
+    }
+
+    /// Makes the thread come to the gate.
+    pub fn kick(&self) {
+        self.kick.set(1);
+        // SAFETY: the thread is not joined before `self` is dropped, so its pthread_t is valid; the handler is
+        // installed and does nothing.
+        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+    }
+
+    /// The vCPU itself. The thread holds it while the gate is open: call only between close and open of the gate.
+    #[must_use]
+    pub fn vcpu(&self) -> &Mutex<VcpuFd> {
+        &self.vcpu
+    }
+}
+
+fn run(vcpu: &Mutex<VcpuFd>, kick: &Kick, context: &VcpuContext) {
+    while context.shared.gate.pass() {
+        // A poisoned lock means that a thread holding this vCPU panicked; the vCPU's state is KVM's and still whole.
+        let mut fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        context.shared.mark_first_run();
+        let ended = run_until_kicked(&mut fd, kick, context);
+        drop(fd);
+        if let Err(reason) = ended {
+            context.shared.gate.leave();
+            context.shared.end(reason);
+            return;
+        }
+    }
+}
+
+/// Runs the guest until a kick. `Err` when this vCPU can never run again.
+fn run_until_kicked(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) -> Result<(), ExitReason> {
+    let counters = context.shared.exit_counters(context.index);
+    loop {
+        match fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                counters.ports.fetch_add(1, Ordering::Relaxed);
+                context.devices.port_write(port, data)?;
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                counters.ports.fetch_add(1, Ordering::Relaxed);
+                context.devices.port_read(port, data)?;
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                context.devices.mmio_write(address, data)?;
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                context.devices.mmio_read(address, data)?;
+            }
+            Ok(VcpuExit::InternalError) => {
+                match emulation::handle_internal_error(fd, &context.memory)? {
+                    Emulated::Int3 => context.shared.int3.fetch_add(1, Ordering::Relaxed),
+                    Emulated::Fwait => context.shared.fwait.fetch_add(1, Ordering::Relaxed),
+                };
+            }
+            Ok(VcpuExit::Shutdown) => return Err(ExitReason::TripleFault),
+            Ok(VcpuExit::FailEntry(reason, _cpu)) => return Err(ExitReason::EntryFailure { reason }),
+            Ok(VcpuExit::Intr) => {}
+            Ok(other) => return Err(ExitReason::UnexpectedExit { name: format!("{other:?}") }),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                kick.set(0);
+                return Ok(());
+            }
+            Err(error) => return Err(ExitReason::HostFailure { message: format!("KVM_RUN failed: {error}") }),
+        }
+    }
+}
