@@ -40,6 +40,9 @@ pub enum DeviceError {
         /// What is wrong with it.
         what: String,
     },
+    /// A saved state of the device cannot be taken over.
+    #[error("saved device state is not usable: {0}")]
+    SavedState(String),
     /// The host side of the device failed.
     #[error("{what}: {source}")]
     Host {
@@ -71,7 +74,10 @@ pub trait VirtioDevice: fmt::Debug + Send {
     /// Largest size of each queue; the length is the number of queues.
     fn queue_limits(&self) -> &'static [u16];
 
-    /// Features it offers. VIRTIO_F_VERSION_1 is added by the transport.
+    /// Features it offers. VIRTIO_F_VERSION_1 is added by the transport; VIRTIO_RING_F_EVENT_IDX is not, because it
+    /// obliges the device to call `Queue::enable_notification` and `Queue::needs_notification` at the right places.
+    /// The transport switches it on in the queues when it was offered and accepted. VIRTIO_RING_F_INDIRECT_DESC must
+    /// not be offered: the descriptor chain layer refuses indirect tables.
     fn offered_features(&self) -> u64;
 
     /// Copies the configuration space from `offset` into `into`; bytes beyond the space read as zero.
@@ -106,12 +112,44 @@ pub trait VirtioDevice: fmt::Debug + Send {
 
     /// The driver reset the device: forget everything about the queues.
     fn reset(&mut self);
+
+    /// What [`VirtioDevice::restore_state`] needs beside the transport's own state (features, queues). Empty for a
+    /// device that keeps nothing between two calls.
+    fn save_state(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes over a state from [`VirtioDevice::save_state`], which may come from a damaged or forged file. Called on a
+    /// fresh device instead of [`VirtioDevice::activate`]: when the driver had set DRIVER_OK, the next call may already
+    /// be [`VirtioDevice::queue_notified`] or [`VirtioDevice::host_ready`] with a context.
+    ///
+    /// # Errors
+    /// When `state` is not a state of this device.
+    fn restore_state(&mut self, state: &[u8]) -> Result<(), DeviceError> {
+        if state.is_empty() {
+            return Ok(());
+        }
+        Err(DeviceError::SavedState(format!(
+            "{} bytes for a {:?} device, which keeps no state of its own",
+            state.len(),
+            self.device_type()
+        )))
+    }
+}
+
+/// Serves a read of `space`, a device's whole configuration space: bytes beyond it read as zero.
+pub fn read_config_space(space: &[u8], offset: u64, into: &mut [u8]) {
+    into.fill(0);
+    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)) else { return };
+    let length = rest.len().min(into.len());
+    into[..length].copy_from_slice(&rest[..length]);
 }
 
 /// The interrupt of one virtio-mmio device: InterruptStatus (virtio 1.2, 4.2.2) and the irqfd behind it.
 #[derive(Debug)]
 pub struct Interrupt {
     status: AtomicU32,
+    config_generation: AtomicU32,
     line: EventFd,
 }
 
@@ -124,7 +162,7 @@ impl Interrupt {
     /// An interrupt that raises `line`, an eventfd registered with KVM as irqfd of the device's GSI.
     #[must_use]
     pub fn new(line: EventFd) -> Self {
-        Self { status: AtomicU32::new(0), line }
+        Self { status: AtomicU32::new(0), config_generation: AtomicU32::new(0), line }
     }
 
     /// Tells the driver that buffers were used.
@@ -134,6 +172,7 @@ impl Interrupt {
 
     /// Tells the driver that the configuration or the device status changed.
     pub fn signal_config(&self) {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
         self.signal(CONFIG_CHANGE);
     }
 
@@ -158,6 +197,22 @@ impl Interrupt {
     /// Sets InterruptStatus, for a reset (0) or a restore.
     pub fn set_status(&self, status: u32) {
         self.status.store(status, Ordering::SeqCst);
+    }
+
+    /// ConfigGeneration (virtio 1.2, 4.2.2): changes with every [`Interrupt::signal_config`].
+    #[must_use]
+    pub fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::SeqCst)
+    }
+
+    /// Takes over a saved state, and raises the line once more when the driver had not acknowledged it: the edge may
+    /// have been lost with the machine it was meant for.
+    pub fn restore(&self, status: u32, config_generation: u32) {
+        self.config_generation.store(config_generation, Ordering::SeqCst);
+        self.set_status(0);
+        if status != 0 {
+            self.signal(status);
+        }
     }
 
     /// The irqfd.

@@ -1,6 +1,7 @@
 //! virtio 1.2 over MMIO: the transport, and the devices behind it.
 
 pub mod block;
+pub mod chain;
 pub mod device;
 pub mod rng;
 pub mod transport;

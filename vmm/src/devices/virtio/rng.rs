@@ -1,1 +1,183 @@
-//! Being written.
+//! virtio-rng (virtio 1.2, 5.4): the host's getrandom(2) in the guest's buffers.
+//!
+//! A machine restored or forked from a snapshot gets fresh bytes from here like any other: the device keeps no pool.
+//! Entropy costs the host CPU time, so a guest gets [`BYTES_PER_PERIOD`] in each [`PERIOD`] (1.3 MB/s); requests beyond
+//! that stay in the queue until a timer takes them up again.
+
+use super::{
+    chain::Chain,
+    device::{DeviceContext, DeviceError, DeviceType, VirtioDevice},
+};
+use rustix::{
+    event::Timespec,
+    io::Errno,
+    rand::{GetRandomFlags, getrandom},
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
+};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
+
+/// Descriptors in the queue; Linux keeps one request in flight.
+const QUEUE_SIZE: u16 = 8;
+
+/// Bytes given to one request, however large its buffers are.
+const BYTES_PER_REQUEST: usize = 4096;
+
+/// Bytes given away in one [`PERIOD`].
+const BYTES_PER_PERIOD: usize = 64 * 1024;
+
+/// What a request is charged at least, so that small ones use a period up as well: at most 256 in each.
+const REQUEST_COST_MIN: usize = BYTES_PER_PERIOD / 256;
+
+/// Time after which the guest may have as many bytes again.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// A virtio-rng device.
+#[derive(Debug)]
+pub struct RngDevice {
+    /// Expires when requests left in the queue may be served.
+    timer: OwnedFd,
+    period_start: Instant,
+    bytes_left: usize,
+}
+
+impl RngDevice {
+    /// An entropy device.
+    ///
+    /// # Errors
+    /// When the host gives no timerfd.
+    pub fn new() -> std::io::Result<Self> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        Ok(Self { timer, period_start: Instant::now(), bytes_left: BYTES_PER_PERIOD })
+    }
+
+    fn serve(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
+        let broken = |error: virtio_queue::Error| DeviceError::Queue { queue: 0, what: error.to_string() };
+        let memory = context.memory;
+        let queue = &mut context.queues[0];
+        let mut served = false;
+        loop {
+            if !self.may_serve()? {
+                break;
+            }
+            let Some(chain) = Chain::pop(queue, memory).map_err(|error| error.on(0))? else {
+                if queue.enable_notification(memory).map_err(broken)? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head;
+            let given = give(chain)?;
+            self.bytes_left = self.bytes_left.saturating_sub(given.max(REQUEST_COST_MIN));
+            // At most BYTES_PER_REQUEST.
+            queue.add_used(memory, head, u32::try_from(given).unwrap_or(0)).map_err(broken)?;
+            served = true;
+        }
+        if served && queue.needs_notification(memory).map_err(broken)? {
+            context.interrupt.signal_used();
+        }
+        Ok(())
+    }
+
+    /// Whether a request may be served now; if not, the timer is set for when it may.
+    fn may_serve(&mut self) -> Result<bool, DeviceError> {
+        let elapsed = self.period_start.elapsed();
+        if elapsed >= PERIOD {
+            self.period_start = Instant::now();
+            self.bytes_left = BYTES_PER_PERIOD;
+        }
+        if self.bytes_left > 0 {
+            return Ok(true);
+        }
+        self.set_timer(PERIOD - elapsed)?;
+        Ok(false)
+    }
+
+    fn set_timer(&self, after: Duration) -> Result<(), DeviceError> {
+        // A zero time would switch the timer off.
+        let nanoseconds = after.as_nanos().clamp(1, PERIOD.as_nanos());
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = Timespec { tv_sec: 0, tv_nsec: nanoseconds.try_into().unwrap_or(1) };
+        let time = Itimerspec { it_interval: zero, it_value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)
+            .map(|_| ())
+            .map_err(|error| DeviceError::Host { what: "setting the entropy timer", source: error.into() })
+    }
+
+    fn drain_timer(&self) {
+        // Not expired (any more) is fine.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+    }
+}
+
+/// Fills up to [`BYTES_PER_REQUEST`] bytes of one request; returns how many.
+fn give(mut chain: Chain<'_>) -> Result<usize, DeviceError> {
+    let broken = |what: &str| DeviceError::Queue { queue: 0, what: what.to_owned() };
+    if !chain.readable.is_empty() {
+        return Err(broken("an entropy request has a device-readable buffer"));
+    }
+    let mut bytes = [0; BYTES_PER_REQUEST];
+    let room = usize::try_from(chain.writable.len()).unwrap_or(usize::MAX);
+    let bytes = &mut bytes[..room.min(BYTES_PER_REQUEST)];
+    fill(bytes).map_err(|error| DeviceError::Host { what: "getrandom", source: error.into() })?;
+    Ok(chain.writable.write(bytes))
+}
+
+fn fill(bytes: &mut [u8]) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match getrandom(&mut bytes[done..], GetRandomFlags::empty()) {
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+impl VirtioDevice for RngDevice {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Rng
+    }
+
+    fn queue_limits(&self) -> &'static [u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn offered_features(&self) -> u64 {
+        1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    fn read_config(&self, _offset: u64, into: &mut [u8]) {
+        into.fill(0);
+    }
+
+    fn activate(&mut self, _context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn queue_notified(&mut self, _queue: usize, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
+        self.serve(context)
+    }
+
+    fn host_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.timer.as_fd())
+    }
+
+    fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
+        self.drain_timer();
+        match context {
+            Some(context) if context.queues[0].ready() => self.serve(context),
+            _ => Ok(()),
+        }
+    }
+
+    fn reset(&mut self) {
+        // The period goes on: a reset must not buy entropy.
+        self.drain_timer();
+    }
+}

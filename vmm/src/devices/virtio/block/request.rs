@@ -1,0 +1,165 @@
+//! One virtio-blk request (virtio 1.2, 5.2.6): from a descriptor chain to a status byte.
+//!
+//! Layout in the chain: a 16-byte header the device reads, data in one direction or the other, one status byte the
+//! device writes, last. Anything that leaves no place for a status is a broken queue; everything else is answered with
+//! one.
+
+use super::{
+    Disk, DiskId, REQUEST_BYTES_MAX, SECTOR, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
+    disk::{BLOCK_SECTORS, RequestError},
+};
+use crate::devices::virtio::{
+    chain::{Buffers, Chain},
+    device::DeviceError,
+};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use vm_memory::VolatileSlice;
+
+/// Ranges in one DISCARD or WRITE_ZEROES request.
+const RANGES_MAX: u32 = 16;
+
+/// Sectors in one such range: 256 MiB, so that a request stays a matter of milliseconds.
+const RANGE_SECTORS_MAX: u32 = 512 * 1024;
+
+/// `struct virtio_blk_config` (5.2.4), up to what the negotiated features can make a driver read.
+pub(super) fn config_space(sectors: u64, read_only: bool) -> Vec<u8> {
+    let mut config = Vec::with_capacity(60);
+    config.extend(sectors.to_le_bytes());
+    config.extend(SEGMENT_BYTES_MAX.to_le_bytes());
+    config.extend(SEGMENTS_MAX.to_le_bytes());
+    if !read_only {
+        // geometry, blk_size, topology, writeback, num_queues: features not offered.
+        config.resize(36, 0);
+        config.extend(RANGE_SECTORS_MAX.to_le_bytes()); // max_discard_sectors
+        config.extend(RANGES_MAX.to_le_bytes()); // max_discard_seg
+        config.extend(BLOCK_SECTORS.to_le_bytes()); // discard_sector_alignment
+        config.extend(RANGE_SECTORS_MAX.to_le_bytes()); // max_write_zeroes_sectors
+        config.extend(RANGES_MAX.to_le_bytes()); // max_write_zeroes_seg
+        config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
+    }
+    config
+}
+
+/// A request that can be answered.
+#[derive(Debug)]
+pub(super) struct Request<'m> {
+    kind: u32,
+    sector: u64,
+    from_driver: Buffers<'m>,
+    to_driver: Buffers<'m>,
+    status: VolatileSlice<'m>,
+}
+
+impl<'m> Request<'m> {
+    pub(super) fn parse(mut chain: Chain<'m>) -> Result<Self, DeviceError> {
+        let broken = |what: &str| DeviceError::Queue { queue: 0, what: what.to_owned() };
+        let mut header = [0; 16];
+        if chain.readable.read(&mut header) < header.len() {
+            return Err(broken("a block request has no room for its header"));
+        }
+        let status = chain.writable.split_last().ok_or_else(|| broken("a block request has no status byte"))?;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+        Ok(Self {
+            kind: u32::from_le_bytes([a, b, c, d]),
+            sector: u64::from_le_bytes(sector),
+            from_driver: chain.readable,
+            to_driver: chain.writable,
+            status,
+        })
+    }
+
+    /// Carries the request out and answers it. Returns how many bytes of the chain the device may have written.
+    pub(super) fn execute(mut self, disk: &mut Disk, id: &DiskId) -> u32 {
+        let room = self.to_driver.len();
+        let status = match self.carry_out(disk, id) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(RequestError::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+            Err(RequestError::Range | RequestError::ReadOnly | RequestError::Io(_)) => VIRTIO_BLK_S_IOERR,
+        };
+        // The three values are 0, 1 and 2.
+        self.status.copy_from(&[u8::try_from(status).unwrap_or(u8::MAX)]);
+        // A chain holds less than 4 GiB, the status included.
+        u32::try_from(room + 1).unwrap_or(u32::MAX)
+    }
+
+    fn carry_out(&mut self, disk: &mut Disk, id: &DiskId) -> Result<(), RequestError> {
+        match self.kind {
+            VIRTIO_BLK_T_IN => {
+                let offset = checked_range(disk, self.sector, self.to_driver.len())?;
+                disk.read(offset, &mut self.to_driver)
+            }
+            VIRTIO_BLK_T_OUT => {
+                let offset = checked_range(disk, self.sector, self.from_driver.len())?;
+                disk.write(offset, &mut self.from_driver)
+            }
+            VIRTIO_BLK_T_FLUSH => disk.flush(),
+            VIRTIO_BLK_T_GET_ID => {
+                self.to_driver.write(id);
+                Ok(())
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.clear_ranges(disk),
+            _ => Err(RequestError::Unsupported),
+        }
+    }
+
+    fn clear_ranges(&mut self, disk: &mut Disk) -> Result<(), RequestError> {
+        const RANGE: usize = 16;
+        if disk.is_read_only() {
+            return Err(RequestError::Unsupported);
+        }
+        let mut bytes = [0; RANGES_MAX as usize * RANGE];
+        let length = self.from_driver.read(&mut bytes);
+        let ranges = &bytes[..length];
+        if ranges.is_empty() || length % RANGE != 0 || !self.from_driver.is_empty() {
+            return Err(RequestError::Range);
+        }
+        // All are checked before the first is touched.
+        let discard = self.kind == VIRTIO_BLK_T_DISCARD;
+        let ranges = ranges.chunks_exact(RANGE).map(|range| clear_range(disk, range, discard));
+        for (offset, length) in ranges.collect::<Result<Vec<_>, _>>()? {
+            if discard {
+                disk.discard(offset, length)?;
+            } else {
+                disk.write_zeroes(offset, length)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The byte range that one `struct virtio_blk_discard_write_zeroes` names.
+fn clear_range(disk: &Disk, range: &[u8], discard: bool) -> Result<(u64, u64), RequestError> {
+    let (sector, rest) = range.split_first_chunk().ok_or(RequestError::Range)?;
+    let (count, rest) = rest.split_first_chunk().ok_or(RequestError::Range)?;
+    let (flags, _) = rest.split_first_chunk().ok_or(RequestError::Range)?;
+    let (count, flags) = (u32::from_le_bytes(*count), u32::from_le_bytes(*flags));
+    let known = if discard { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
+    if flags & !known != 0 {
+        return Err(RequestError::Unsupported);
+    }
+    if count > RANGE_SECTORS_MAX {
+        return Err(RequestError::Range);
+    }
+    let length = u64::from(count) * SECTOR;
+    Ok((byte_range(disk, u64::from_le_bytes(*sector), length)?, length))
+}
+
+/// Checks a read or write of `length` bytes at `sector`; returns its byte offset.
+fn checked_range(disk: &Disk, sector: u64, length: u64) -> Result<u64, RequestError> {
+    if length % SECTOR != 0 || length > REQUEST_BYTES_MAX {
+        return Err(RequestError::Range);
+    }
+    byte_range(disk, sector, length)
+}
+
+fn byte_range(disk: &Disk, sector: u64, length: u64) -> Result<u64, RequestError> {
+    let end = sector.checked_add(length / SECTOR).ok_or(RequestError::Range)?;
+    if end > disk.sectors() {
+        return Err(RequestError::Range);
+    }
+    Ok(sector * SECTOR)
+}
