@@ -143,7 +143,8 @@ fn build(
     for disk in &config.disks {
         devices.push(Box::new(open_disk(disk, &mut fds)?));
     }
-    devices.push(Box::new(RngDevice::new()));
+    let rng = RngDevice::new().map_err(|source| StartError::Io { what: "the entropy device", source })?;
+    devices.push(Box::new(rng));
     let vsock_listener = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
     let vsock = VsockDevice::new(config.vsock.cid, vsock_listener)
         .map_err(|source| StartError::Io { what: "the vsock device", source })?;

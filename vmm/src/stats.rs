@@ -9,9 +9,14 @@ use std::{
         unix::fs::FileExt,
     },
 };
-use vmm_sys_util::{ioctl::ioctl, ioctl_io_nr};
+use vmm_sys_util::ioctl::ioctl;
 
-ioctl_io_nr!(KVM_GET_STATS_FD, 0xae, 0xce);
+/// The ioctl, in a module of its own since the macro makes it public and undocumented.
+mod request {
+    #![allow(missing_docs)]
+    vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, 0xae, 0xce);
+}
+use request::KVM_GET_STATS_FD;
 
 /// Descriptors beyond this are not read: KVM has fewer than a hundred.
 const MAX_DESCRIPTORS: u32 = 512;

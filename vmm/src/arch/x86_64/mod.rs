@@ -9,3 +9,4 @@ pub mod host_mode;
 pub mod layout;
 pub mod mptable;
 pub mod registers;
+pub mod state;
