@@ -149,7 +149,13 @@ pub struct Buffers<'m> {
 }
 
 impl<'m> Buffers<'m> {
-    fn push(&mut self, memory: &'m GuestMemory, address: GuestAddress, length: u32) -> Result<(), ChainError> {
+    /// Adds `length` bytes of guest memory at `address`.
+    pub(super) fn push(
+        &mut self,
+        memory: &'m GuestMemory,
+        address: GuestAddress,
+        length: u32,
+    ) -> Result<(), ChainError> {
         let refused = |_| ChainError::Address { address: address.0, length };
         // A buffer may cross from one memory region into the next; it may not leave memory.
         for slice in memory.get_slices(address, length as usize) {
@@ -230,5 +236,15 @@ impl<'m> Buffers<'m> {
         }
         self.advance(done as u64);
         done
+    }
+
+    /// Fills `count` bytes at the front, or all when there are fewer, with zeros, and uses them up.
+    pub fn write_zeros(&mut self, count: u64) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let mut left = count;
+        while left > 0 && !self.is_empty() {
+            let piece = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            left -= self.write(&ZEROS[..piece]) as u64;
+        }
     }
 }

@@ -2,29 +2,19 @@
 //!
 //! Offsets and lengths given to a disk are whole sectors inside it: the request parser checked them.
 
-use super::scatter;
+use super::{BlockError, layered::LayeredDisk, scatter};
 use crate::devices::virtio::chain::Buffers;
-use std::{fs::File, io};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// Bytes in a sector, the unit of virtio-blk addresses whatever the block size (virtio 1.2, 5.2.4).
-pub const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// Sectors in a block of a writable disk's layers (4 KiB).
 pub(super) const BLOCK_SECTORS: u32 = 8;
-
-/// Why a disk cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The image's size cannot be found out.
-    #[error("cannot find out the disk image's size: {0}")]
-    Size(io::Error),
-    /// An image of zero bytes.
-    #[error("the disk image is empty: was its making interrupted?")]
-    Empty,
-    /// Not a whole number of sectors.
-    #[error("the disk image has {0} bytes, which is not a multiple of 512: is it truncated?")]
-    Truncated(u64),
-}
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -43,83 +33,89 @@ pub(super) enum RequestError {
     Io(#[from] io::Error),
 }
 
+/// A layered disk that the VM's control plane reaches too, to freeze and push layers while no request is running.
+pub type SharedLayeredDisk = Arc<Mutex<LayeredDisk>>;
+
 /// A disk.
 #[derive(Debug)]
-pub enum Disk {
+pub(super) enum Disk {
     /// A raw image that is never written.
     ReadOnly(RawImage),
+    /// Copy-on-write layers; also the size in bytes, which never changes.
+    Layered(SharedLayeredDisk, u64),
 }
 
 impl Disk {
-    /// Its size.
-    #[must_use]
-    pub fn sectors(&self) -> u64 {
+    pub(super) fn sectors(&self) -> u64 {
         match self {
             Self::ReadOnly(image) => image.size / SECTOR,
+            Self::Layered(_, size) => size / SECTOR,
         }
     }
 
-    /// Whether all writes fail.
-    #[must_use]
-    pub fn is_read_only(&self) -> bool {
-        match self {
-            Self::ReadOnly(_) => true,
-        }
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self, Self::ReadOnly(_))
     }
 
     pub(super) fn read(&self, offset: u64, into: &mut Buffers<'_>) -> Result<(), RequestError> {
         match self {
-            Self::ReadOnly(image) => Ok(scatter::read_exact_at(&image.file, offset, into, into.len())?),
+            Self::ReadOnly(image) => scatter::read_exact_at(&image.file, offset, into, into.len())?,
+            Self::Layered(disk, _) => lock(disk).read(offset, into)?,
+        }
+        Ok(())
+    }
+
+    /// The layers to write to; a driver was told of a read-only disk not to ask.
+    fn writable(&self, otherwise: RequestError) -> Result<MutexGuard<'_, LayeredDisk>, RequestError> {
+        match self {
+            Self::ReadOnly(_) => Err(otherwise),
+            Self::Layered(disk, _) => Ok(lock(disk)),
         }
     }
 
-    pub(super) fn write(&mut self, _offset: u64, _from: &mut Buffers<'_>) -> Result<(), RequestError> {
-        match self {
-            Self::ReadOnly(_) => Err(RequestError::ReadOnly),
-        }
+    pub(super) fn write(&self, offset: u64, from: &mut Buffers<'_>) -> Result<(), RequestError> {
+        Ok(self.writable(RequestError::ReadOnly)?.write(offset, from)?)
     }
 
     /// Makes everything written so far durable.
-    pub(super) fn flush(&mut self) -> Result<(), RequestError> {
-        match self {
-            Self::ReadOnly(_) => Err(RequestError::Unsupported),
-        }
+    pub(super) fn flush(&self) -> Result<(), RequestError> {
+        Ok(self.writable(RequestError::Unsupported)?.flush()?)
     }
 
-    pub(super) fn discard(&mut self, _offset: u64, _length: u64) -> Result<(), RequestError> {
-        match self {
-            Self::ReadOnly(_) => Err(RequestError::Unsupported),
-        }
+    /// Lets the whole blocks in a range read as zeros, and returns their space to the host.
+    pub(super) fn discard(&self, offset: u64, length: u64) -> Result<(), RequestError> {
+        Ok(self.writable(RequestError::Unsupported)?.discard(offset, length)?)
     }
 
-    pub(super) fn write_zeroes(&mut self, _offset: u64, _length: u64) -> Result<(), RequestError> {
-        match self {
-            Self::ReadOnly(_) => Err(RequestError::Unsupported),
-        }
+    /// Lets a range read as zeros.
+    pub(super) fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), RequestError> {
+        Ok(self.writable(RequestError::Unsupported)?.write_zeroes(offset, length)?)
     }
+}
+
+fn lock(disk: &Mutex<LayeredDisk>) -> MutexGuard<'_, LayeredDisk> {
+    // The table is changed after the file, in one step: a panic elsewhere leaves a whole disk.
+    disk.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A raw image: sector n is at byte 512 * n of a file.
 #[derive(Debug)]
-pub struct RawImage {
+pub(super) struct RawImage {
     file: File,
     size: u64,
 }
 
 impl RawImage {
     /// Takes an open file, or block device, as a disk.
-    ///
-    /// # Errors
-    /// When it is empty or not a whole number of sectors.
-    pub fn new(file: File) -> Result<Self, DiskError> {
+    pub(super) fn new(file: File) -> Result<Self, BlockError> {
         // Seeking finds the size of a block device too.
         let size =
-            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| DiskError::Size(error.into()))?;
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| BlockError::Size(error.into()))?;
         if size == 0 {
-            return Err(DiskError::Empty);
+            return Err(BlockError::Empty);
         }
         if size % SECTOR != 0 {
-            return Err(DiskError::Truncated(size));
+            return Err(BlockError::Truncated(size));
         }
         Ok(Self { file, size })
     }

@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2, 5.2): one queue of requests over a [`Disk`].
+//! virtio-blk (virtio 1.2, 5.2): one queue of requests over a read-only image or a [`LayeredDisk`].
 //!
 //! Requests are served synchronously on the calling thread, straight between the host file and guest memory, with no
 //! bounce buffer. A VM is one event loop: no thread or ring per disk to pay for in an idle clone, and between two calls
@@ -7,18 +7,28 @@
 //! [`REQUESTS_PER_WAKE`] requests or [`BYTES_PER_WAKE`] bytes and then hands the event loop back.
 
 mod disk;
+mod layer;
+mod layered;
 mod request;
 mod scatter;
 
-pub use disk::{Disk, DiskError, RawImage, SECTOR};
+pub use disk::SharedLayeredDisk;
+pub use layer::{BLOCK_SIZE, DISK_SIZE_MAX, LayerError};
+pub use layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError};
 
 use super::{
     chain::Chain,
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space},
 };
+use disk::{Disk, RawImage};
 use request::Request;
 use rustix::event::{EventfdFlags, eventfd};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex},
+};
 use virtio_bindings::{
     virtio_blk::{
         VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
@@ -47,6 +57,26 @@ const REQUESTS_PER_WAKE: u32 = 32;
 /// Bytes of data served before the event loop gets its turn; one request may go over it.
 const BYTES_PER_WAKE: u64 = 4 * 1024 * 1024;
 
+/// Why there is no such disk.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The image's size cannot be found out.
+    #[error("cannot find out the disk image's size: {0}")]
+    Size(io::Error),
+    /// An image of zero bytes.
+    #[error("the disk image is empty: was its making interrupted?")]
+    Empty,
+    /// Not a whole number of sectors.
+    #[error("the disk image has {0} bytes, which is not a multiple of 512: is it truncated?")]
+    Truncated(u64),
+    /// The layers do not make a disk.
+    #[error(transparent)]
+    Layers(#[from] LayeredDiskError),
+    /// The host gives no eventfd.
+    #[error("cannot make an eventfd for a disk: {0}")]
+    Eventfd(io::Error),
+}
+
 /// A disk's identifier as GET_ID returns it, zero-padded.
 type DiskId = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
@@ -61,18 +91,42 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// A device over `disk`, named `id` (its first 20 bytes) in the guest's `/sys/block/vd?/serial`.
+    /// A disk of which the guest can only read: `image`, sector n at byte 512 * n.
     ///
     /// # Errors
-    /// When the host gives no eventfd.
-    pub fn new(disk: Disk, id: &str) -> std::io::Result<Self> {
+    /// When the image is empty or not a whole number of sectors.
+    pub fn read_only(image: File) -> Result<Self, BlockError> {
+        Self::new(Disk::ReadOnly(RawImage::new(image)?), "sandboxvm-image")
+    }
+
+    /// A disk of copy-on-write `layers`, oldest first, over a raw `template`; see [`LayeredDisk::open`].
+    ///
+    /// # Errors
+    /// As [`LayeredDisk::open`].
+    pub fn writable(template: File, layers: Vec<File>) -> Result<Self, BlockError> {
+        let disk = LayeredDisk::open(template, layers)?;
+        let size = disk.size();
+        Self::new(Disk::Layered(Arc::new(Mutex::new(disk)), size), "sandboxvm-disk")
+    }
+
+    fn new(disk: Disk, id: &str) -> Result<Self, BlockError> {
         let mut padded = DiskId::default();
         for (to, from) in padded.iter_mut().zip(id.bytes()) {
             *to = from;
         }
         let config = request::config_space(disk.sectors(), disk.is_read_only());
-        let resume = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let resume = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|error| BlockError::Eventfd(error.into()))?;
         Ok(Self { disk, id: padded, config, resume })
+    }
+
+    /// The layers of a writable disk, to freeze or switch them while the machine is paused.
+    #[must_use]
+    pub fn layered_disk(&self) -> Option<SharedLayeredDisk> {
+        match &self.disk {
+            Disk::ReadOnly(_) => None,
+            Disk::Layered(disk, _) => Some(Arc::clone(disk)),
+        }
     }
 
     /// Asks the event loop to come back.
@@ -98,7 +152,7 @@ impl BlockDevice {
                 let head = chain.head;
                 bytes += chain.readable.len() + chain.writable.len();
                 requests += 1;
-                let used = Request::parse(chain)?.execute(&mut self.disk, &self.id);
+                let used = Request::parse(chain)?.execute(&self.disk, &self.id);
                 queue.add_used(memory, head, used).map_err(broken)?;
                 if requests >= REQUESTS_PER_WAKE || bytes >= BYTES_PER_WAKE {
                     // Notifications stay off: the event loop comes back by itself.

@@ -5,8 +5,8 @@
 //! one.
 
 use super::{
-    Disk, DiskId, REQUEST_BYTES_MAX, SECTOR, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
-    disk::{BLOCK_SECTORS, RequestError},
+    DiskId, REQUEST_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
+    disk::{BLOCK_SECTORS, Disk, RequestError, SECTOR},
 };
 use crate::devices::virtio::{
     chain::{Buffers, Chain},
@@ -73,7 +73,7 @@ impl<'m> Request<'m> {
     }
 
     /// Carries the request out and answers it. Returns how many bytes of the chain the device may have written.
-    pub(super) fn execute(mut self, disk: &mut Disk, id: &DiskId) -> u32 {
+    pub(super) fn execute(mut self, disk: &Disk, id: &DiskId) -> u32 {
         let room = self.to_driver.len();
         let status = match self.carry_out(disk, id) {
             Ok(()) => VIRTIO_BLK_S_OK,
@@ -86,7 +86,7 @@ impl<'m> Request<'m> {
         u32::try_from(room + 1).unwrap_or(u32::MAX)
     }
 
-    fn carry_out(&mut self, disk: &mut Disk, id: &DiskId) -> Result<(), RequestError> {
+    fn carry_out(&mut self, disk: &Disk, id: &DiskId) -> Result<(), RequestError> {
         match self.kind {
             VIRTIO_BLK_T_IN => {
                 let offset = checked_range(disk, self.sector, self.to_driver.len())?;
@@ -106,7 +106,7 @@ impl<'m> Request<'m> {
         }
     }
 
-    fn clear_ranges(&mut self, disk: &mut Disk) -> Result<(), RequestError> {
+    fn clear_ranges(&mut self, disk: &Disk) -> Result<(), RequestError> {
         const RANGE: usize = 16;
         if disk.is_read_only() {
             return Err(RequestError::Unsupported);
@@ -114,7 +114,7 @@ impl<'m> Request<'m> {
         let mut bytes = [0; RANGES_MAX as usize * RANGE];
         let length = self.from_driver.read(&mut bytes);
         let ranges = &bytes[..length];
-        if ranges.is_empty() || length % RANGE != 0 || !self.from_driver.is_empty() {
+        if ranges.is_empty() || !length.is_multiple_of(RANGE) || !self.from_driver.is_empty() {
             return Err(RequestError::Range);
         }
         // All are checked before the first is touched.
@@ -150,7 +150,7 @@ fn clear_range(disk: &Disk, range: &[u8], discard: bool) -> Result<(u64, u64), R
 
 /// Checks a read or write of `length` bytes at `sector`; returns its byte offset.
 fn checked_range(disk: &Disk, sector: u64, length: u64) -> Result<u64, RequestError> {
-    if length % SECTOR != 0 || length > REQUEST_BYTES_MAX {
+    if !length.is_multiple_of(SECTOR) || length > REQUEST_BYTES_MAX {
         return Err(RequestError::Range);
     }
     byte_range(disk, sector, length)
