@@ -1,1 +1,21 @@
-//! placeholder
+//! Harness of the end-to-end tests and benchmarks: drives the real `sandboxvm` on real guests, in a home of its own
+//! per test, and looks at the host from outside for what it left.
+//!
+//! - [`home`]: a fresh `SANDBOXVM_HOME`, the sandboxes made in it, and taking all of it away again.
+//! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
+//! - [`processes`]: the processes of the host that have to do with a home.
+//! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
+//! - [`memory`]: what a VMM and a CLI keep resident, guest memory apart.
+//! - [`artefacts`]: where the binaries and guest images under test are.
+//!
+//! Everything here panics when it cannot do its work: its callers are tests. It never touches a process or a file that
+//! does not belong to the home it was asked about.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+pub mod artefacts;
+pub mod cli;
+pub mod home;
+pub mod leaks;
+pub mod memory;
+pub mod processes;

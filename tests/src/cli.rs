@@ -1,0 +1,416 @@
+//! One invocation of `sandboxvm`: its arguments, what goes in, what came out, and a deadline after which it is killed
+//! and the test fails with everything it said.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    ffi::OsStr,
+    fmt,
+    io::{self, Read, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Longest that any invocation may take unless a test says otherwise: a boot and an exec several times over, while
+/// another guest competes for the processor.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// An invocation to be.
+#[derive(Debug)]
+pub struct Invocation {
+    command: Command,
+    input: Input,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+enum Input {
+    Null,
+    Bytes(Vec<u8>),
+    Open,
+}
+
+impl Invocation {
+    pub(crate) fn new(command: Command) -> Self {
+        Self { command, input: Input::Null, deadline: DEADLINE }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    /// Sets a variable of the CLI's own environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// What it reads from stdin, then end of file. Without this stdin is `/dev/null`.
+    #[must_use]
+    pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// stdin is a pipe that stays open: for [`Running::write`] and [`Running::close_stdin`].
+    #[must_use]
+    pub fn open_stdin(mut self) -> Self {
+        self.input = Input::Open;
+        self
+    }
+
+    /// Another deadline than [`DEADLINE`].
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Runs it to its end.
+    #[must_use]
+    pub fn run(self) -> Finished {
+        self.spawn().finish()
+    }
+
+    /// Starts it; its output is collected as it comes.
+    #[must_use]
+    pub fn spawn(self) -> Running {
+        let mut running = self.spawn_unread();
+        running.read_output();
+        running
+    }
+
+    /// Starts it and reads nothing of its output until [`Running::read_output`].
+    #[must_use]
+    pub fn spawn_unread(mut self) -> Running {
+        let shown = shown(&self.command);
+        let stdin = if matches!(self.input, Input::Null) { Stdio::null() } else { Stdio::piped() };
+        self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
+        let mut stdin = child.stdin.take();
+        let mut writer = None;
+        if let Input::Bytes(bytes) = self.input {
+            let mut pipe = stdin.take().expect("stdin is piped");
+            writer = Some(std::thread::spawn(move || {
+                // A command need not read all of its input.
+                if let Err(error) = pipe.write_all(&bytes)
+                    && error.kind() != io::ErrorKind::BrokenPipe
+                {
+                    panic!("writing to stdin: {error}");
+                }
+            }));
+        }
+        let deadline = started + self.deadline;
+        Running { child, shown, started, deadline, stdin, writer, stdout: None, stderr: None, reaped: false }
+    }
+}
+
+fn shown(command: &Command) -> String {
+    let words = command.get_args().map(|argument| {
+        let text = argument.to_string_lossy();
+        let cut = text.char_indices().nth(200).map_or(text.len(), |(at, _)| at);
+        if cut < text.len() { format!("{:?}...", &text[..cut]) } else { format!("{text:?}") }
+    });
+    format!("sandboxvm {}", words.collect::<Vec<_>>().join(" "))
+}
+
+/// Collects one output stream on a thread.
+struct Collector {
+    shared: Arc<(Mutex<Collected>, Condvar)>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Collected {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Collector {
+    fn start(mut stream: impl Read + Send + 'static) -> Self {
+        let shared = Arc::new((Mutex::new(Collected::default()), Condvar::new()));
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
+            loop {
+                let read = stream.read(&mut buffer).expect("a pipe is readable");
+                let mut collected = theirs.0.lock().unwrap();
+                collected.bytes.extend_from_slice(&buffer[..read]);
+                collected.ended = read == 0;
+                theirs.1.notify_all();
+                if read == 0 {
+                    return;
+                }
+            }
+        });
+        Self { shared, thread }
+    }
+
+    fn so_far(&self) -> Vec<u8> {
+        self.shared.0.lock().unwrap().bytes.clone()
+    }
+
+    /// Waits until `done` says so of what was read and whether it ended; false at the deadline.
+    fn wait(&self, deadline: Instant, done: impl Fn(&[u8], bool) -> bool) -> bool {
+        let mut collected = self.shared.0.lock().unwrap();
+        while !done(&collected.bytes, collected.ended) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            collected = self.shared.1.wait_timeout(collected, left).unwrap().0;
+        }
+        true
+    }
+
+    fn finish(self) -> Vec<u8> {
+        self.thread.join().expect("the collector does not panic");
+        std::mem::take(&mut self.shared.0.lock().unwrap().bytes)
+    }
+}
+
+/// An invocation under way.
+pub struct Running {
+    child: Child,
+    shown: String,
+    started: Instant,
+    deadline: Instant,
+    stdin: Option<ChildStdin>,
+    writer: Option<JoinHandle<()>>,
+    stdout: Option<Collector>,
+    stderr: Option<Collector>,
+    reaped: bool,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("command", &self.shown).field("pid", &self.child.id()).finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Its process ID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Starts collecting its output.
+    pub fn read_output(&mut self) {
+        self.stdout = self.child.stdout.take().map(Collector::start);
+        self.stderr = self.child.stderr.take().map(Collector::start);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("a child that was not waited for exists");
+    }
+
+    /// Writes to its stdin.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("stdin was left open");
+        stdin.write_all(bytes).and_then(|()| stdin.flush()).expect("the CLI reads its stdin");
+    }
+
+    /// Ends its stdin.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Waits until its stdout holds `text`.
+    ///
+    /// # Panics
+    /// At the deadline, or when it ends without having printed that.
+    pub fn wait_for_stdout(&mut self, text: &str) {
+        let stdout = self.stdout.as_ref().expect("the output is read");
+        let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        stdout.wait(self.deadline, |bytes, ended| holds(bytes) || ended);
+        if !holds(&stdout.so_far()) {
+            panic!("{} never printed {text:?}: {}", self.shown, self.transcript());
+        }
+    }
+
+    /// What it wrote to stdout so far.
+    #[must_use]
+    pub fn stdout_so_far(&self) -> Vec<u8> {
+        self.stdout.as_ref().map(Collector::so_far).unwrap_or_default()
+    }
+
+    /// True once it has ended.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// At the deadline, after killing it.
+    #[must_use]
+    pub fn finish(mut self) -> Finished {
+        if self.stdout.is_none() {
+            self.read_output();
+        }
+        self.stdin = None;
+        let status = self.wait();
+        let elapsed = self.started.elapsed();
+        if let Some(writer) = self.writer.take() {
+            writer.join().expect("stdin could be written");
+        }
+        // Whoever inherited its stdout would keep these open: that is a leak too, and the deadline finds it.
+        for stream in [&self.stdout, &self.stderr].into_iter().flatten() {
+            let ended = stream.wait(self.deadline.max(Instant::now() + Duration::from_secs(5)), |_, ended| ended);
+            assert!(ended, "{} ended, but something keeps its output open: {}", self.shown, self.transcript());
+        }
+        let take = |stream: Option<Collector>| stream.map(Collector::finish).unwrap_or_default();
+        let (stdout, stderr) = (take(self.stdout.take()), take(self.stderr.take()));
+        Finished { shown: std::mem::take(&mut self.shown), status, stdout, stderr, elapsed }
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                self.reaped = true;
+                return status;
+            }
+            if Instant::now() > self.deadline {
+                let transcript = self.transcript();
+                panic!("{} did not end within {:?}: {transcript}", self.shown, self.started.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn transcript(&self) -> String {
+        let text = |stream: &Option<Collector>| match stream {
+            Some(stream) => tail(&stream.so_far()),
+            None => "(not read)".to_owned(),
+        };
+        format!("stdout: {}\nstderr: {}", text(&self.stdout), text(&self.stderr))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.reaped {
+            // Failing here changes nothing: the test has failed already, or the process has ended by itself.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The last of an output, readable.
+fn tail(bytes: &[u8]) -> String {
+    let shown = &bytes[bytes.len().saturating_sub(4000)..];
+    let cut = if shown.len() < bytes.len() {
+        format!("({} bytes before) ", bytes.len() - shown.len())
+    } else {
+        String::new()
+    };
+    format!("{cut}{:?}", String::from_utf8_lossy(shown))
+}
+
+/// An invocation that ended.
+#[derive(Debug)]
+pub struct Finished {
+    shown: String,
+    status: ExitStatus,
+    /// All of stdout.
+    pub stdout: Vec<u8>,
+    /// All of stderr.
+    pub stderr: Vec<u8>,
+    /// From start to end.
+    pub elapsed: Duration,
+}
+
+impl Finished {
+    /// Its exit code; `None` when a signal killed the CLI itself.
+    #[must_use]
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// Signal that killed the CLI itself.
+    #[must_use]
+    pub fn signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+
+    /// stdout as text.
+    #[must_use]
+    pub fn out(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap_or_else(|_| panic!("stdout is not UTF-8: {}", self.transcript()))
+    }
+
+    /// stderr as text.
+    #[must_use]
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// stdout as JSON.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|e| panic!("stdout is not JSON ({e}): {}", self.transcript()))
+    }
+
+    /// Asserts the exit code.
+    #[track_caller]
+    #[must_use]
+    pub fn exits(self, code: i32) -> Self {
+        assert!(self.code() == Some(code), "expected exit code {code}: {}", self.transcript());
+        self
+    }
+
+    /// Asserts success.
+    #[track_caller]
+    pub fn succeeds(self) -> Self {
+        self.exits(0)
+    }
+
+    /// Asserts a failure of ours: exit code 125, nothing on stdout, and on stderr at least one line, every one of
+    /// which is ours, and which together hold every one of `hints` (case does not matter).
+    #[track_caller]
+    pub fn fails_with(self, hints: &[&str]) -> Self {
+        let finished = self.exits(125);
+        let transcript = finished.transcript();
+        assert!(finished.stdout.is_empty(), "something was on stdout: {transcript}");
+        let stderr = finished.err();
+        assert!(stderr.starts_with("sandboxvm: "), "stderr does not start with `sandboxvm: `: {transcript}");
+        for hint in hints {
+            assert!(stderr.to_lowercase().contains(&hint.to_lowercase()), "stderr does not say {hint:?}: {transcript}");
+        }
+        assert!(!stderr.contains("panicked at"), "the CLI panicked: {transcript}");
+        finished
+    }
+
+    /// Command, code, time and the ends of both streams, for messages.
+    #[must_use]
+    pub fn transcript(&self) -> String {
+        format!(
+            "{} ended with {} after {:?}\nstdout: {}\nstderr: {}",
+            self.shown,
+            self.status,
+            self.elapsed,
+            tail(&self.stdout),
+            tail(&self.stderr)
+        )
+    }
+}

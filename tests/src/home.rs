@@ -1,0 +1,219 @@
+//! A fresh `SANDBOXVM_HOME` per test, the sandboxes made in it, and taking all of it away, also after a failure.
+
+use crate::{
+    artefacts::{Artefacts, kvm_is_wanted},
+    cli::{Finished, Invocation, Running},
+    leaks, processes,
+};
+use sandboxvm_protocol::vmm::VmStatus;
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// Memory of the guests of most tests, in MiB: enough for Python, and less for a guest kernel to set up.
+pub const SMALL: &str = "128M";
+
+/// A home directory that is this test's alone.
+#[derive(Debug)]
+pub struct Home {
+    directory: TempDir,
+    artefacts: Artefacts,
+}
+
+impl Home {
+    /// A new, empty home; `None` with `SANDBOXVM_NO_KVM=1`, where the test is to return at once.
+    ///
+    /// # Panics
+    /// When KVM or something to test is missing.
+    #[must_use]
+    pub fn with_kvm() -> Option<Self> {
+        if !kvm_is_wanted() {
+            eprintln!("left out: SANDBOXVM_NO_KVM=1");
+            return None;
+        }
+        let directory = tempfile::Builder::new().prefix("sandboxvm-test-").tempdir().expect("a temporary directory");
+        Some(Self { directory, artefacts: Artefacts::find() })
+    }
+
+    /// A path of the test's own, beside the home proper, that goes away with it.
+    #[must_use]
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The value of `SANDBOXVM_HOME`.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("home")
+    }
+
+    /// What is being tested.
+    #[must_use]
+    pub fn artefacts(&self) -> &Artefacts {
+        &self.artefacts
+    }
+
+    /// `sandboxvm` with these arguments, in this home and an environment that holds little else.
+    #[must_use]
+    pub fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
+        let mut command = Command::new(&self.artefacts.program);
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("SANDBOXVM_HOME", self.path())
+            .env("SANDBOXVM_BUNDLE", &self.artefacts.bundle)
+            .current_dir("/")
+            .args(arguments);
+        Invocation::new(command)
+    }
+
+    /// Makes a sandbox and expects that to work.
+    #[track_caller]
+    #[must_use]
+    pub fn create(&self, flags: &[&str]) -> Sandbox<'_> {
+        let made = self.cli(["create"]).args(flags).run().succeeds();
+        Sandbox::printed(self, &made)
+    }
+
+    /// IDs of the sandboxes that `ls` shows.
+    #[track_caller]
+    #[must_use]
+    pub fn listed(&self) -> Vec<String> {
+        let rows = self.cli(["ls", "--json"]).run().succeeds().json();
+        let rows = rows.as_array().expect("ls --json is an array");
+        rows.iter().map(|row| row["id"].as_str().expect("a row has an id").to_owned()).collect()
+    }
+
+    /// The row of `ls --json` for this sandbox.
+    #[track_caller]
+    #[must_use]
+    pub fn row(&self, id: &str) -> serde_json::Value {
+        let rows = self.cli(["ls", "--json"]).run().succeeds().json();
+        let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["id"] == id)).cloned();
+        row.unwrap_or_else(|| panic!("ls does not show {id}: {rows}"))
+    }
+
+    /// Fails unless every trace of every sandbox is gone within `patience`.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        leaks::assert_nothing_left(&self.path());
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
+        // By descriptor and only what holds this very home: a sandbox may have outlived its test's failure.
+        processes::kill_all_of(&self.path());
+    }
+}
+
+impl Home {
+    /// Shows what the VMMs said, for the report of a failure.
+    fn show_logs(&self) {
+        let Ok(sandboxes) = fs::read_dir(self.path().join("sandboxes")) else { return };
+        for directory in sandboxes.flatten().map(|entry| entry.path()) {
+            for name in ["status.json", "vmm.log", "console.log"] {
+                let Ok(content) = fs::read(directory.join(name)) else { continue };
+                let end = &content[content.len().saturating_sub(3000)..];
+                eprintln!("--- {} ---\n{}", directory.join(name).display(), String::from_utf8_lossy(end));
+            }
+        }
+    }
+}
+
+/// A sandbox that `create` or `run -d` made.
+#[derive(Debug, Clone)]
+pub struct Sandbox<'h> {
+    home: &'h Home,
+    /// Its ID.
+    pub id: String,
+}
+
+impl<'h> Sandbox<'h> {
+    /// The sandbox whose ID `made` printed, alone on its line.
+    #[track_caller]
+    #[must_use]
+    pub fn printed(home: &'h Home, made: &Finished) -> Self {
+        let out = made.out();
+        let id = out.strip_suffix('\n').unwrap_or(&out).to_owned();
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        assert!(id.len() >= 8 && id.bytes().all(plain), "expected an ID alone on stdout: {}", made.transcript());
+        Self { home, id }
+    }
+
+    /// `sandboxvm exec ID ...`.
+    #[must_use]
+    pub fn exec<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
+        self.home.cli(["exec", &self.id]).args(arguments)
+    }
+
+    /// Runs a shell script in it.
+    #[must_use]
+    pub fn sh(&self, script: &str) -> Finished {
+        self.exec(["--", "sh", "-c", script]).run()
+    }
+
+    /// Starts a shell script in it.
+    #[must_use]
+    pub fn spawn_sh(&self, script: &str) -> Running {
+        self.exec(["--", "sh", "-c", script]).spawn()
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.home.path().join("sandboxes").join(&self.id)
+    }
+
+    /// What its VMM last wrote of itself.
+    #[must_use]
+    pub fn status(&self) -> VmStatus {
+        read_status(&self.directory())
+    }
+
+    /// PID of its VMM.
+    #[must_use]
+    pub fn vmm_pid(&self) -> u32 {
+        let pid = self.status().pid;
+        let holders = processes::that_hold(&self.directory());
+        assert!(
+            holders.iter().any(|process| process.pid == pid),
+            "process {pid} holds nothing of {}: {holders:?}",
+            self.id
+        );
+        pid
+    }
+
+    /// Removes it, running or not, and expects that to work.
+    #[track_caller]
+    pub fn remove(&self) {
+        let _ = self.home.cli(["rm", "-f", &self.id]).run().succeeds();
+    }
+}
+
+/// The status file, which its VMM rewrites in place: read again when it is caught half written.
+fn read_status(directory: &Path) -> VmStatus {
+    let path = directory.join("status.json");
+    eventually(Duration::from_secs(1), || serde_json::from_slice(&fs::read(&path).ok()?).ok())
+        .unwrap_or_else(|| panic!("{} holds no status", path.display()))
+}
+
+/// Asks again and again until there is an answer, for at most `patience`.
+pub fn eventually<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let answer = ask();
+        if answer.is_some() || Instant::now() >= deadline {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

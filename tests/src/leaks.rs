@@ -1,0 +1,55 @@
+//! What a home's sandboxes left behind: processes, files, mounts, sockets.
+
+use crate::{
+    home::eventually,
+    processes::{self},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How long a VMM that was told to end may take to be gone: tearing KVM down takes some 15 ms.
+const TEARDOWN: Duration = Duration::from_secs(2);
+
+/// Fails unless every trace of every sandbox of `home` is gone, at once or soon.
+#[track_caller]
+pub fn assert_nothing_left(home: &Path) {
+    let clean = eventually(TEARDOWN, || what_is_left(home).is_empty().then_some(()));
+    if clean.is_none() {
+        panic!("left behind:\n  {}", what_is_left(home).join("\n  "));
+    }
+}
+
+/// Everything that is left, one line each. Disk templates are no trace of a sandbox: all share them.
+#[must_use]
+pub fn what_is_left(home: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for process in processes::that_hold(home) {
+        left.push(format!("process {} ({}): {}", process.pid, process.command, process.evidence));
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(home).into_iter().flatten().flatten() {
+        if entry.file_name() == "templates" {
+            continue;
+        }
+        files_below(&entry.path(), &mut files);
+    }
+    left.extend(files.iter().map(|path| format!("file {}", path.display())));
+    for (what, table) in [("mount", "/proc/self/mountinfo"), ("socket", "/proc/net/unix")] {
+        let table = fs::read_to_string(table).expect("/proc is mounted");
+        let needle = home.to_string_lossy().into_owned();
+        left.extend(table.lines().filter(|line| line.contains(&needle)).map(|line| format!("{what} {line}")));
+    }
+    left
+}
+
+/// Whatever is not a directory, and every directory that is two levels deep or more (a sandbox's own).
+fn files_below(top: &Path, into: &mut Vec<PathBuf>) {
+    if !top.is_dir() || top.is_symlink() {
+        into.push(top.to_owned());
+        return;
+    }
+    into.extend(fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path()));
+}

@@ -1,0 +1,113 @@
+//! The processes of this host that have to do with a path: by what they hold open, what they run, and what they were
+//! started with.
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::{
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// A process that has to do with a path, and how that shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelatedProcess {
+    /// Its process ID.
+    pub pid: u32,
+    /// Its command line, for people.
+    pub command: String,
+    /// What of it names the path.
+    pub evidence: String,
+}
+
+/// Processes other than this one with an open file, mapping, working directory, executable or argument below `path`.
+#[must_use]
+pub fn that_hold(path: &Path) -> Vec<RelatedProcess> {
+    let own = std::process::id();
+    let everybody = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    everybody
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != own)
+        .filter_map(|pid| relation(pid, path))
+        .collect()
+}
+
+fn relation(pid: u32, path: &Path) -> Option<RelatedProcess> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let arguments = fs::read(proc.join("cmdline")).ok()?;
+    let found = |evidence: String| {
+        let command = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        Some(RelatedProcess { pid, command, evidence })
+    };
+    let needle = path.as_os_str().as_bytes();
+    let names_it = |text: &[u8]| text.windows(needle.len()).any(|window| window == needle);
+    for link in ["exe", "cwd", "root"] {
+        if let Ok(target) = fs::read_link(proc.join(link))
+            && names_it(target.as_os_str().as_bytes())
+        {
+            return found(format!("{link} is {}", target.display()));
+        }
+    }
+    // A descriptor may close between listing and reading: that process let go of it.
+    for entry in fs::read_dir(proc.join("fd")).into_iter().flatten().flatten() {
+        if let Ok(target) = fs::read_link(entry.path())
+            && names_it(target.as_os_str().as_bytes())
+        {
+            return found(format!("fd {} is {}", entry.file_name().display(), target.display()));
+        }
+    }
+    if names_it(&fs::read(proc.join("maps")).unwrap_or_default()) {
+        return found("it maps a file there".to_owned());
+    }
+    if names_it(&arguments) {
+        return found("its command line names it".to_owned());
+    }
+    // A VMM whose files were all handed over could still be told by the environment it inherited.
+    if names_it(&fs::read(proc.join("environ")).unwrap_or_default()) {
+        return found("its environment names it".to_owned());
+    }
+    None
+}
+
+/// True while the process exists and is not a zombie.
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+}
+
+/// Open descriptors of a process.
+#[must_use]
+pub fn descriptors(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process exists").flatten();
+    let mut targets: Vec<String> =
+        entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect();
+    targets.sort();
+    targets
+}
+
+/// Threads of a process.
+#[must_use]
+pub fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).expect("the process exists").count()
+}
+
+/// SIGKILL to one process that the test knows to be its own.
+pub fn kill(pid: u32) {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a PID");
+    let descriptor = pidfd_open(raw, PidfdFlags::empty()).expect("the process exists");
+    pidfd_send_signal(&descriptor, Signal::KILL).expect("the process can be killed");
+}
+
+/// SIGKILL to everything that holds something below `path`. For cleaning up after a failed test: `path` is the test's
+/// own temporary directory, so nothing else has business there.
+pub fn kill_all_of(path: &Path) {
+    for process in that_hold(path) {
+        let Some(raw) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { continue };
+        // The descriptor first, then the look: what is killed is what was looked at.
+        let Ok(descriptor) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
+        if relation(process.pid, path).is_some() {
+            // It may have ended by itself, which is just as well.
+            let _ = pidfd_send_signal(&descriptor, Signal::KILL);
+        }
+    }
+}
