@@ -1,1 +1,40 @@
-//! Being written.
+//! virtio-vsock (virtio 1.2, 5.10) over a Unix socket: how the host talks to the agent in the guest.
+//!
+//! ```text
+//!  client --Unix socket--> handshake --port--> connection --packets--> mux --buffers--> device --queues--> guest
+//!          one epoll set (poller), one timer (deadlines)
+//! ```
+//!
+//! Owns the listening socket's clients from accept to close. Never resolves a path, starts a thread, blocks, or keeps
+//! bytes that the receive window did not promise: a client is read straight into the guest's buffers, and only when
+//! there is one and the guest has room; what a slow client does not take at once waits in a bounded backlog, and the
+//! guest hears of new room only after it was taken. Each call does a bounded amount of work and leaves the rest to the
+//! next. Everything in a packet or a ring is taken for hostile: a wrong packet costs the guest that connection, a wrong
+//! ring the device.
+//!
+//! Called by the transport ([`super::device::VirtioDevice`]), and by snapshot, restore and fork through
+//! [`VsockDevice::save`], [`VsockDevice::restore`], [`VsockDevice::detach_after_fork`] and
+//! [`VsockDevice::reset_transport`].
+
+mod backlog;
+mod buffers;
+mod completions;
+mod connection;
+mod credit;
+mod deadlines;
+mod device;
+mod handshake;
+mod limits;
+mod mux;
+mod packet;
+mod poller;
+mod ports;
+mod ring;
+mod state;
+mod transport_reset;
+
+#[cfg(test)]
+mod tests;
+
+pub use device::VsockDevice;
+pub use state::VsockState;

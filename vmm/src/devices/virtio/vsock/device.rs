@@ -1,0 +1,506 @@
+//! The device the transport sees: moves packets between its queues and [`super::mux`], and serves the epoll set.
+
+use super::{
+    buffers::{Direction, GuestBuffers},
+    completions::Completions,
+    deadlines::{Deadlines, Expiry},
+    handshake::{Answer, Handshakes},
+    limits::{ACCEPTS_PER_WAKE, EVENTS_PER_WAKE, Limits, PACKETS_PER_WAKE},
+    mux::{Mux, Watch},
+    packet::HEADER_SIZE,
+    poller::{HandshakeId, Poller, Token},
+    ports::HostPorts,
+    ring::Ring,
+    state::VsockState,
+    transport_reset::TransportReset,
+};
+use crate::devices::virtio::device::{DeviceContext, DeviceError, DeviceType, VirtioDevice};
+use rustix::{event::epoll, io::Errno, net::SocketFlags};
+use sandboxvm_protocol::identity::GuestCid;
+use std::{
+    io, mem,
+    os::{fd::BorrowedFd, unix::net::UnixListener},
+    time::Instant,
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT as _;
+
+/// The queues, in the order of virtio 1.2, 5.10.2.
+pub(super) const RECEIVE: usize = 0;
+pub(super) const TRANSMIT: usize = 1;
+pub(super) const EVENT: usize = 2;
+
+/// A Linux driver fills the receive queue with 4 KiB buffers when it starts, which takes thousands of instructions each;
+/// 64 of them hold a whole default socket buffer.
+const QUEUE_SIZES: [u16; 3] = [64, 64, 4];
+
+/// Whether clients are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listening {
+    /// No: there is no driver to connect them to. They wait in the listener's backlog.
+    Off,
+    On,
+    /// Not before one of the half-done handshakes is through.
+    Full,
+    /// Not before [`Expiry::Accept`]: the process is out of descriptors.
+    Paused,
+}
+
+/// The virtio socket device with a Unix socket in the host's place: a client connects, writes `CONNECT <port>\n`, reads
+/// `OK <host port>\n` once the guest has accepted, and then has a stream to that port of the guest. A connection that the
+/// guest refuses, or leaves unanswered, is closed. Clients that come before the driver is there wait. The guest cannot
+/// dial: its requests are answered with RST.
+#[derive(Debug)]
+pub struct VsockDevice {
+    cid: GuestCid,
+    limits: Limits,
+    listener: UnixListener,
+    listening: Listening,
+    active: bool,
+    poller: Poller,
+    deadlines: Deadlines,
+    handshakes: Handshakes,
+    mux: Mux,
+    completions: Completions,
+    completions_overdue: bool,
+    /// The transmit queue was not emptied in the last turn.
+    transmit_left: bool,
+    reset: TransportReset,
+}
+
+impl VsockDevice {
+    /// A device for a machine that boots, with `listener` for its clients.
+    ///
+    /// # Errors
+    /// When an epoll set, eventfd or timerfd cannot be made.
+    pub fn new(cid: GuestCid, listener: UnixListener) -> io::Result<Self> {
+        Self::with_limits(cid, listener, Limits::DEFAULT)
+    }
+
+    /// A device for a machine that goes on from a snapshot. Its driver is to be told with
+    /// [`VsockDevice::reset_transport`] once its queues are restored.
+    ///
+    /// # Errors
+    /// As for [`VsockDevice::new`].
+    pub fn restore(state: &VsockState, listener: UnixListener) -> io::Result<Self> {
+        let mut device = Self::new(state.guest_cid, listener)?;
+        device.take_over(state);
+        Ok(device)
+    }
+
+    pub(super) fn with_limits(cid: GuestCid, listener: UnixListener, limits: Limits) -> io::Result<Self> {
+        make_nonblocking(&listener)?;
+        Ok(Self {
+            cid,
+            limits,
+            listener,
+            listening: Listening::Off,
+            active: false,
+            poller: Poller::new()?,
+            deadlines: Deadlines::default(),
+            handshakes: Handshakes::default(),
+            mux: Mux::new(cid, limits, HostPorts::new()),
+            completions: Completions::default(),
+            completions_overdue: false,
+            transmit_left: false,
+            reset: TransportReset::Idle,
+        })
+    }
+
+    fn take_over(&mut self, state: &VsockState) {
+        self.mux = Mux::new(self.cid, self.limits, HostPorts::starting_at(state.next_host_port));
+        self.completions = Completions::holding(state.held_transmit_heads.clone());
+        self.reset = TransportReset::restored(state.reset_noted_at);
+    }
+
+    /// What a snapshot keeps of the device. Its connections go on undisturbed.
+    #[must_use]
+    pub fn save(&self) -> VsockState {
+        VsockState {
+            guest_cid: self.cid,
+            next_host_port: self.mux.next_port(),
+            held_transmit_heads: self.completions.heads().to_vec(),
+            reset_noted_at: self.reset.noted_at(),
+        }
+    }
+
+    /// In a child made by fork(2): replaces every descriptor shared with the parent, and drops the connections without
+    /// the parent or its clients noticing. To be followed by [`VsockDevice::reset_transport`].
+    ///
+    /// [`VirtioDevice::host_fd`] is another descriptor afterwards.
+    ///
+    /// # Errors
+    /// As for [`VsockDevice::new`]; the device is then unchanged.
+    pub fn detach_after_fork(&mut self, listener: UnixListener) -> io::Result<()> {
+        let state = self.save();
+        make_nonblocking(&listener)?;
+        // From here on nothing may touch the shared epoll set or sockets but to close our copies.
+        self.poller = Poller::new()?;
+        self.listener = listener;
+        self.listening = Listening::Off;
+        self.deadlines = Deadlines::default();
+        self.handshakes.abandon_all();
+        self.mux.abandon_all();
+        self.take_over(&state);
+        Ok(())
+    }
+
+    /// Closes all clients and tells the guest that all its connections were reset (virtio 1.2, 5.10.6.7), as it must be
+    /// told after a restore or fork, before it runs. Clients may connect at once; their connections are opened as soon
+    /// as the guest has taken note. Without a `context`, that is with no driver, there is nobody to tell.
+    ///
+    /// # Errors
+    /// When a queue cannot be followed.
+    pub fn reset_transport(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
+        self.hang_up();
+        let Some(context) = context else {
+            self.active = false;
+            self.reset = TransportReset::Idle;
+            return Ok(());
+        };
+        self.active = true;
+        self.reset.begin();
+        // What the guest sent before the snapshot is for connections that are gone; notifications of it are lost as well.
+        self.transmit_left = true;
+        self.completions_overdue = true;
+        self.turn(context)
+    }
+
+    /// How many connections there are, half-open and closing ones included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.mux.len()
+    }
+
+    /// Ends all connections and handshakes.
+    fn hang_up(&mut self) {
+        let (mux, handshakes, mut watch) = self.parts();
+        mux.disconnect_all(&mut watch);
+        handshakes.close_all(&mut watch);
+    }
+
+    fn parts(&mut self) -> (&mut Mux, &mut Handshakes, Watch<'_>) {
+        (&mut self.mux, &mut self.handshakes, Watch { poller: &self.poller, deadlines: &mut self.deadlines })
+    }
+
+    /// Stops for good, until the driver resets the device.
+    fn stop(&mut self) {
+        self.hang_up();
+        self.stop_listening();
+        if let Some((at, expiry)) = self.completions.take_deadline() {
+            self.deadlines.clear(at, expiry);
+        }
+        self.completions = Completions::default();
+        self.completions_overdue = false;
+        self.transmit_left = false;
+        self.reset = TransportReset::Idle;
+        self.mux.swallow_unknown = false;
+        self.active = false;
+    }
+
+    /// One turn of the device: all queues as far as its budget goes, and one interrupt at most.
+    fn turn(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
+        let result = self.listen().and_then(|()| {
+            let mut interrupt = self.announce_reset(context)?;
+            interrupt |= self.transmit(context)?;
+            interrupt |= self.receive(context)?;
+            Ok(interrupt)
+        });
+        match result {
+            Ok(true) => context.interrupt.signal_used(),
+            Ok(false) => {}
+            Err(error) => {
+                self.stop();
+                return Err(error);
+            }
+        }
+        if self.transmit_left {
+            self.poller.wake();
+        }
+        Ok(())
+    }
+
+    fn announce_reset(&mut self, context: &mut DeviceContext<'_>) -> Result<bool, DeviceError> {
+        let mut ring = Ring::new(context.queues, context.memory, EVENT);
+        let used = self.reset.advance(&mut ring, context.memory)?;
+        self.mux.swallow_unknown = self.reset.under_way();
+        Ok(used && ring.interrupt_due()?)
+    }
+
+    /// Takes packets from the guest; true when the driver wants an interrupt for the buffers it got back.
+    fn transmit(&mut self, context: &mut DeviceContext<'_>) -> Result<bool, DeviceError> {
+        let mut ring = Ring::new(context.queues, context.memory, TRANSMIT);
+        let mut returned = false;
+        if mem::take(&mut self.transmit_left) && ring.ready() {
+            let mut budget = PACKETS_PER_WAKE;
+            ring.suppress_notifications()?;
+            loop {
+                if budget == 0 {
+                    self.transmit_left = true;
+                    break;
+                }
+                budget -= 1;
+                let Some(chain) = ring.pop()? else {
+                    if ring.enable_notifications()? {
+                        ring.suppress_notifications()?;
+                        continue;
+                    }
+                    break;
+                };
+                let head = chain.head_index();
+                let packet = GuestBuffers::of_chain(context.memory, chain, Direction::FromGuest)
+                    .map_err(|error| ring.bad_chain(&error))?;
+                let mut watch = Watch { poller: &self.poller, deadlines: &mut self.deadlines };
+                self.mux.guest_packet(&packet, &mut watch);
+                self.completions.hold(head, packet.descriptors(), packet.len());
+                if self.completions.due(&ring) {
+                    returned |= self.completions.release(&mut ring)?;
+                }
+            }
+        }
+        if mem::take(&mut self.completions_overdue) {
+            returned |= self.completions.release(&mut ring)?;
+        }
+        self.time_completions()?;
+        Ok(returned && ring.interrupt_due()?)
+    }
+
+    /// Keeps the deadline of held completions in line with whether there are any.
+    fn time_completions(&mut self) -> Result<(), DeviceError> {
+        if self.completions.heads().is_empty() {
+            if let Some((at, expiry)) = self.completions.take_deadline() {
+                self.deadlines.clear(at, expiry);
+            }
+        } else if self.completions.deadline.is_none() {
+            let delay = self.limits.completion_delay;
+            let deadline = self.deadlines.set(&self.poller, delay, Expiry::Completions).map_err(timer_failed)?;
+            self.completions.deadline = Some(deadline);
+        }
+        Ok(())
+    }
+
+    /// Fills receive buffers; true when the driver wants an interrupt for them.
+    fn receive(&mut self, context: &mut DeviceContext<'_>) -> Result<bool, DeviceError> {
+        if self.reset.under_way() || !self.mux.has_packet() {
+            return Ok(false);
+        }
+        let mut ring = Ring::new(context.queues, context.memory, RECEIVE);
+        if !ring.ready() {
+            return Ok(false);
+        }
+        let mut filled = false;
+        let mut budget = PACKETS_PER_WAKE;
+        // Notifications of new buffers matter only while some are missing.
+        ring.suppress_notifications()?;
+        while self.mux.has_packet() {
+            if budget == 0 {
+                self.poller.wake();
+                break;
+            }
+            budget -= 1;
+            let Some(chain) = ring.pop()? else {
+                if ring.enable_notifications()? {
+                    ring.suppress_notifications()?;
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head_index();
+            let buffer = GuestBuffers::of_chain(context.memory, chain, Direction::ToGuest)
+                .map_err(|error| ring.bad_chain(&error))?;
+            if buffer.len() <= HEADER_SIZE {
+                return Err(ring.bad_buffer("a receive buffer cannot hold a packet header and a byte"));
+            }
+            let payload = buffer.range(HEADER_SIZE, usize::MAX);
+            let mut watch = Watch { poller: &self.poller, deadlines: &mut self.deadlines };
+            let Some(header) = self.mux.next_packet(&payload, &mut watch) else {
+                ring.undo_pop();
+                break;
+            };
+            buffer.write(&header.encode());
+            // A header is 44 bytes.
+            ring.push_used(head, header.length + 44)?;
+            filled = true;
+        }
+        Ok(filled && ring.interrupt_due()?)
+    }
+
+    fn listen(&mut self) -> Result<(), DeviceError> {
+        let room = self.handshakes.len() < self.limits.handshakes;
+        if self.active && (self.listening == Listening::Off || (self.listening == Listening::Full && room)) {
+            self.poller.watch_level(&self.listener, Token::Listener).map_err(listen_failed)?;
+            self.listening = Listening::On;
+        }
+        Ok(())
+    }
+
+    fn stop_listening(&mut self) {
+        if self.listening == Listening::On {
+            self.poller.forget(&self.listener);
+        }
+        self.listening = Listening::Off;
+    }
+
+    fn accept(&mut self) -> Result<(), DeviceError> {
+        for _ in 0..ACCEPTS_PER_WAKE {
+            if self.handshakes.len() >= self.limits.handshakes {
+                self.stop_listening();
+                self.listening = Listening::Full;
+                return Ok(());
+            }
+            match rustix::net::accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                // Closed at once: the client reads an end of file in place of an OK.
+                Ok(_) if self.mux.len() + self.handshakes.len() >= self.limits.connections => {}
+                Ok(client) => {
+                    let limits = self.limits;
+                    let (_, handshakes, mut watch) = self.parts();
+                    // Failing for one client, which was closed by it, it may work for the next.
+                    if let Ok(id) = handshakes.begin(client, &limits, &mut watch) {
+                        // Most clients have written their line by now.
+                        self.handshake(id);
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                // The client stays in the backlog and the listener readable, so asking on would spin.
+                Err(_) => {
+                    self.stop_listening();
+                    self.listening = Listening::Paused;
+                    self.deadlines.set(&self.poller, self.limits.accept_pause, Expiry::Accept).map_err(timer_failed)?;
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn handshake(&mut self, id: HandshakeId) {
+        let (mux, handshakes, mut watch) = self.parts();
+        if let Answer::Dial(client, port) = handshakes.progress(id, &mut watch) {
+            // The client was closed if this failed, which is all there is to tell it.
+            let _ = mux.dial(client, port, &mut watch);
+        }
+    }
+
+    fn timer_fired(&mut self) -> Result<(), DeviceError> {
+        self.poller.timer_fired();
+        let now = Instant::now();
+        while let Some(expiry) = self.deadlines.next_expired(now) {
+            match expiry {
+                Expiry::Handshake(id) => {
+                    let (_, handshakes, mut watch) = self.parts();
+                    handshakes.close(id, &mut watch);
+                }
+                Expiry::Connection(port) => {
+                    let (mux, _, mut watch) = self.parts();
+                    mux.expired(port, &mut watch);
+                }
+                Expiry::Completions => {
+                    self.completions.deadline = None;
+                    self.completions_overdue = true;
+                }
+                Expiry::Accept if self.listening == Listening::Paused => self.listening = Listening::Off,
+                Expiry::Accept => {}
+            }
+        }
+        self.deadlines.rearm(&self.poller).map_err(timer_failed)
+    }
+
+    fn serve_clients(&mut self) -> Result<(), DeviceError> {
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; EVENTS_PER_WAKE];
+        let ready = self
+            .poller
+            .ready(&mut events)
+            .map_err(|source| DeviceError::Host { what: "asking the vsock's epoll set what is ready", source })?;
+        for (token, readiness) in ready {
+            match token {
+                Token::Listener if self.active => self.accept()?,
+                Token::Listener => self.stop_listening(),
+                Token::Wake => self.poller.slept(),
+                Token::Timer => self.timer_fired()?,
+                Token::Handshake(id) => self.handshake(id),
+                Token::Connection(port) => {
+                    let (mux, _, mut watch) = self.parts();
+                    mux.client_ready(port, readiness, &mut watch);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for VsockDevice {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Vsock
+    }
+
+    fn queue_limits(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn offered_features(&self) -> u64 {
+        1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    /// struct virtio_vsock_config: the guest's CID (virtio 1.2, 5.10.4).
+    fn read_config(&self, offset: u64, into: &mut [u8]) {
+        let config = u64::from(self.cid.get()).to_le_bytes();
+        into.fill(0);
+        if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) {
+            let count = rest.len().min(into.len());
+            into[..count].copy_from_slice(&rest[..count]);
+        }
+    }
+
+    fn activate(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
+        let event_idx = context.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        for queue in context.queues.iter_mut() {
+            queue.set_event_idx(event_idx);
+        }
+        self.active = true;
+        self.transmit_left = true;
+        self.turn(context)
+    }
+
+    fn queue_notified(&mut self, queue: usize, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
+        self.transmit_left |= queue == TRANSMIT;
+        self.turn(context)
+    }
+
+    fn host_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.poller.as_fd())
+    }
+
+    fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
+        // Without a driver nobody can be connected, and a listener left readable would call us for ever.
+        if context.is_none() && self.active {
+            self.stop_listening();
+        }
+        if let Err(error) = self.serve_clients() {
+            self.stop();
+            return Err(error);
+        }
+        match context {
+            Some(context) => self.turn(context),
+            None => Ok(()),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.stop();
+    }
+}
+
+fn make_nonblocking(listener: &UnixListener) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(listener)?;
+    Ok(rustix::fs::fcntl_setfl(listener, flags | rustix::fs::OFlags::NONBLOCK)?)
+}
+
+fn timer_failed(source: io::Error) -> DeviceError {
+    DeviceError::Host { what: "setting the vsock's timer", source }
+}
+
+fn listen_failed(source: io::Error) -> DeviceError {
+    DeviceError::Host { what: "watching the vsock's listening socket", source }
+}
