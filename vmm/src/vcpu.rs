@@ -10,14 +10,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use sandboxvm_protocol::vmm::ExitReason;
 use std::{
     io,
-    os::unix::thread::JoinHandleExt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     thread::{self, JoinHandle},
 };
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// Makes a vCPU thread leave KVM_RUN, or not enter it.
 ///
@@ -99,9 +98,8 @@ impl VcpuThread {
     /// Makes the thread come to the gate.
     pub fn kick(&self) {
         self.kick.set(1);
-        // SAFETY: the thread is not joined before `self` is dropped, so its pthread_t is valid; the handler is
-        // installed and does nothing.
-        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), kick_signal()) };
+        // Fails only for a thread that is gone, which then needs no kick.
+        let _ = self.thread.kill(kick_signal());
     }
 
     /// The vCPU itself. The thread holds it while the gate is open: call only between close and open of the gate.
