@@ -171,9 +171,8 @@ impl Bundle {
             candidates.iter().find(|path| path.is_dir()).unwrap_or(&candidates[0]).clone()
         };
         let directory = sources.directory.clone().unwrap_or_else(usual);
-        let part = |stated: &Option<PathBuf>, part: Part| {
-            stated.clone().unwrap_or_else(|| directory.join(part.file_name()))
-        };
+        let part =
+            |stated: &Option<PathBuf>, part: Part| stated.clone().unwrap_or_else(|| directory.join(part.file_name()));
         Self {
             vmm: part(&sources.vmm, Part::Vmm),
             kernel: part(&sources.kernel, Part::Kernel),

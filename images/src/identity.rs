@@ -14,7 +14,7 @@ pub struct FileIdentity {
     /// Size in bytes.
     pub size: u64,
     /// Modification time, nanoseconds since the Unix epoch.
-    pub modified_ns: i128,
+    pub modified_ns: i64,
 }
 
 impl From<&Metadata> for FileIdentity {
@@ -23,7 +23,7 @@ impl From<&Metadata> for FileIdentity {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
-            modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+            modified_ns: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
         }
     }
 }

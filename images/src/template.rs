@@ -98,18 +98,33 @@ pub enum TemplateError {
     },
 }
 
+fn path_of(directory: &Path, size: DiskSize) -> PathBuf {
+    directory.join(format!("ext4-v{FORMAT}-{}", size.0))
+}
+
+/// Opens the template for disks of `size` in `directory`, if it was made before.
+///
+/// # Errors
+/// [`TemplateError::Io`].
+pub fn existing(directory: &Path, size: DiskSize) -> Result<Option<File>, TemplateError> {
+    let path = path_of(directory, size);
+    match File::open(&path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TemplateError::Io { what: "open", path, source }),
+    }
+}
+
 /// Opens the template for disks of `size` in `directory` (which exists), making it first where it is missing. Blocks
 /// while another process makes one; takes some 20 ms the first time.
 ///
 /// # Errors
 /// Every [`TemplateError`].
 pub fn open(directory: &Path, size: DiskSize) -> Result<File, TemplateError> {
-    let path = directory.join(format!("ext4-v{FORMAT}-{}", size.0));
-    match File::open(&path) {
-        Ok(file) => return Ok(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(TemplateError::Io { what: "open", path, source }),
+    if let Some(file) = existing(directory, size)? {
+        return Ok(file);
     }
+    let path = path_of(directory, size);
     let lock_path = directory.join("lock");
     let io_error = |what, path: &Path| {
         let path = path.to_owned();
@@ -123,7 +138,7 @@ pub fn open(directory: &Path, size: DiskSize) -> Result<File, TemplateError> {
         .open(&lock_path)
         .map_err(io_error("open", &lock_path))?;
     flock(&lock, FlockOperation::LockExclusive).map_err(|e| io_error("lock", &lock_path)(e.into()))?;
-    if let Ok(file) = File::open(&path) {
+    if let Some(file) = existing(directory, size)? {
         return Ok(file);
     }
     // Only the lock's holder uses this name; what lies here is of a process that was killed.

@@ -1,1 +1,52 @@
-//! placeholder
+//! The life of a sandbox: create, run, exec, stop, remove.
+//!
+//! One sandbox is one directory and one VMM process. The files are the truth: state is what is on disk and who holds the
+//! lock ([`state`]), so every [`Manager`] sees the same, needs no daemon, and survives a kill -9 of anything.
+//!
+//! ```text
+//! Manager ── create ──> staging/<id> ──rename──> sandboxes/<id> ── launch ──> sandboxvm-vmm (holds `lock`)
+//!    │                                                 │                        ▲ control.sock   ▲ vsock.sock
+//!    └─ find, list ──> Sandbox ── exec, stop, pause, stats, remove ─────────────┴────────────────┘
+//!                         └─ remove ──rename──> trash/<id> ──> gone
+//! ```
+//! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent` and
+//! `exec` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
+//! `server`, within a tokio runtime.
+
+mod admission;
+mod agent;
+mod control;
+mod create;
+mod directory;
+mod end;
+mod exec;
+mod home;
+mod hostile_text;
+mod launch;
+mod lock;
+mod names;
+mod pidfd;
+mod record;
+mod remove;
+mod sandbox;
+mod state;
+mod sweep;
+mod wire;
+
+pub use admission::{AdmissionError, HostMemory, host_memory};
+pub use agent::{AgentError, exit_code};
+pub use control::ControlError;
+pub use create::{CreateError, LastWords, SandboxSpec, StartError, StartedSandbox};
+pub use directory::DirectoryError;
+pub use end::EndError;
+pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
+pub use home::{Home, HomeError};
+pub use hostile_text::printable;
+pub use launch::LaunchError;
+pub use names::NameError;
+pub use record::{FileRecord, RecordError, SandboxRecord};
+pub use remove::RemoveError;
+pub use sandbox::{ExecError, FindError, Log, Manager, Sandbox, SandboxSummary, StopError};
+pub use state::State;
+pub use sweep::Swept;
+pub use wire::WireError;

@@ -1,0 +1,130 @@
+//! Connections to a sandbox's guest agent: through the VM's vsock socket, one per request, versions agreed on each.
+//! Everything that comes from the guest is hostile: it is capped by the wire, and its text is for people only.
+
+use crate::{
+    directory::{DirectoryError, SandboxDirectory, VSOCK_SOCKET},
+    hostile_text::printable,
+    wire::{self, FrameReader, WireError},
+};
+use sandboxvm_protocol::agent::{
+    AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE,
+};
+use std::io;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+/// `OK 4294967295\n`.
+const MAX_CONNECT_ANSWER: usize = 14;
+
+/// Why the agent did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The VM's vsock socket does not answer.
+    #[error(transparent)]
+    Connect(#[from] DirectoryError),
+    /// The conversation failed.
+    #[error("the guest agent: {0}")]
+    Wire(#[from] WireError),
+    /// The agent answered that it cannot.
+    #[error("{message}")]
+    Refused {
+        /// For programs.
+        kind: FailureKind,
+        /// For people, from the guest, escaped.
+        message: String,
+    },
+}
+
+impl AgentError {
+    /// True when the other side went away, as against refused or misbehaved.
+    #[must_use]
+    pub fn is_disconnect(&self) -> bool {
+        match self {
+            Self::Connect(_) => true,
+            Self::Wire(error) => error.is_disconnect(),
+            Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// A connection on which the version is agreed.
+#[derive(Debug)]
+pub(crate) struct AgentConnection {
+    pub(crate) reader: FrameReader<OwnedReadHalf>,
+    pub(crate) writer: OwnedWriteHalf,
+}
+
+impl AgentConnection {
+    /// Connects and makes a request; returns with the agent's first answer to it.
+    pub(crate) async fn request(
+        directory: &SandboxDirectory,
+        request: &HostMessage,
+    ) -> Result<(Self, AgentMessage), AgentError> {
+        let (reader, mut writer) = connect(directory).await?.into_split();
+        let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
+        // Both in one packet: the agent wakes once.
+        let mut bytes = Vec::new();
+        let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
+        for message in [&hello, request] {
+            WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
+        }
+        writer.write_all(&bytes).await.map_err(WireError::from)?;
+        match answer(&mut reader).await? {
+            AgentMessage::Hello { version } if (WIRE.oldest..=WIRE.version).contains(&version) => {}
+            AgentMessage::Hello { .. } => return Err(WireError::Unexpected("wire version").into()),
+            _ => return Err(WireError::Unexpected("message before Hello").into()),
+        }
+        let first = answer(&mut reader).await?;
+        Ok((Self { reader, writer }, first))
+    }
+
+    pub(crate) async fn send(writer: &mut OwnedWriteHalf, message: &HostMessage) -> Result<(), WireError> {
+        wire::send(writer, WIRE, message, MAX_HOST_MESSAGE).await
+    }
+}
+
+/// The next message, with a refusal turned into an error.
+async fn answer(reader: &mut FrameReader<OwnedReadHalf>) -> Result<AgentMessage, AgentError> {
+    match reader.next_message().await? {
+        AgentMessage::Failed(failure) => Err(refused(failure.kind, &failure.message)),
+        message => Ok(message),
+    }
+}
+
+pub(crate) fn refused(kind: FailureKind, message: &str) -> AgentError {
+    AgentError::Refused { kind, message: printable(message) }
+}
+
+/// The shell's exit code for `status`: its own, 128 + signal, 124.
+#[must_use]
+pub fn exit_code(status: ExitStatus) -> u8 {
+    match status {
+        ExitStatus::Code(code) => code,
+        ExitStatus::Signal(signal) => 128 + signal.get(),
+        ExitStatus::TimedOut => 124,
+    }
+}
+
+/// `CONNECT <port>\n`, answered by `OK <host port>\n`; without an answer nobody listens.
+async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError> {
+    let mut stream = directory.connect(VSOCK_SOCKET).await?;
+    stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).await.map_err(WireError::from)?;
+    let mut line = Vec::with_capacity(MAX_CONNECT_ANSWER);
+    while line.last() != Some(&b'\n') {
+        if line.len() == MAX_CONNECT_ANSWER {
+            return Err(WireError::Unexpected("answer to CONNECT").into());
+        }
+        // Byte by byte: what follows the line belongs to the agent.
+        let byte = stream.read_u8().await.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => WireError::Closed,
+            _ => WireError::Io(error),
+        })?;
+        line.push(byte);
+    }
+    if line.starts_with(b"OK ") { Ok(stream) } else { Err(WireError::Unexpected("answer to CONNECT").into()) }
+}

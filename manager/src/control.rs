@@ -1,0 +1,156 @@
+//! Talking to a VMM over its control socket: one request, one reply, events in between when asked for. A VMM that does
+//! not answer in time counts as one that cannot: no caller waits for ever.
+
+use crate::{
+    directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
+    wire::{self, FrameReader, WireError},
+};
+use sandboxvm_protocol::vmm::{
+    ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, VmStats, VmmEvent, VmmMessage, WIRE,
+};
+use std::time::Duration;
+use tokio::{
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
+
+/// A VMM answers from its event loop in well under a millisecond; this is for a host that swaps.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a VMM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Its socket does not answer: it is gone, or was never there.
+    #[error(transparent)]
+    Connect(#[from] DirectoryError),
+    /// The conversation failed.
+    #[error("the VMM's control socket: {0}")]
+    Wire(#[from] WireError),
+    /// No answer in time.
+    #[error("the VMM did not answer within {} s; `sandboxvm rm -f` ends it", ANSWER_WITHIN.as_secs())]
+    Silent,
+    /// It refused.
+    #[error("{0}")]
+    Refused(String),
+    /// The machine ended instead.
+    #[error("{0}")]
+    Ended(ExitReason),
+}
+
+/// A connection to a VMM's control socket.
+#[derive(Debug)]
+pub(crate) struct ControlClient {
+    reader: FrameReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+impl ControlClient {
+    pub(crate) async fn connect(directory: &SandboxDirectory) -> Result<Self, ControlError> {
+        Ok(Self::over(directory.connect(CONTROL_SOCKET).await?))
+    }
+
+    /// Speaks over a stream that is connected already: the launch channel.
+    pub(crate) fn over(stream: UnixStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer }
+    }
+
+    /// Asks for something that is answered with Done.
+    pub(crate) async fn ask(&mut self, request: ControlRequest) -> Result<(), ControlError> {
+        match self.request(&request).await? {
+            ControlReply::Done => Ok(()),
+            ControlReply::Failed { message } => Err(ControlError::Refused(message)),
+            ControlReply::Stats(_) => Err(WireError::Unexpected("statistics").into()),
+        }
+    }
+
+    pub(crate) async fn stats(&mut self) -> Result<VmStats, ControlError> {
+        match self.request(&ControlRequest::Stats).await? {
+            ControlReply::Stats(stats) => Ok(*stats),
+            ControlReply::Failed { message } => Err(ControlError::Refused(message)),
+            ControlReply::Done => Err(WireError::Unexpected("reply without statistics").into()),
+        }
+    }
+
+    async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, ControlError> {
+        let answer = async {
+            wire::send(&mut self.writer, WIRE, request, MAX_MESSAGE).await?;
+            loop {
+                if let VmmMessage::Reply(reply) = self.reader.next_message().await? {
+                    return Ok(reply);
+                }
+            }
+        };
+        timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent)?
+    }
+
+    /// The next event; for connections that watch. Cancel safe.
+    pub(crate) async fn next_event(&mut self) -> Result<VmmEvent, WireError> {
+        loop {
+            if let VmmMessage::Event(event) = self.reader.next_message().await? {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Waits for the agent to listen; for connections that watch. Cancel safe.
+    pub(crate) async fn ready(&mut self) -> Result<(), ControlError> {
+        loop {
+            match self.next_event().await? {
+                VmmEvent::Phase(Phase::Ready) => return Ok(()),
+                VmmEvent::Phase(_) => {}
+                VmmEvent::Ended(reason) => return Err(ControlError::Ended(reason)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn vmm_that_says(messages: Vec<VmmMessage>) -> ControlClient {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        for message in messages {
+            wire::send(&mut theirs, WIRE, &message, MAX_MESSAGE).await.unwrap();
+        }
+        tokio::spawn(async move {
+            let mut reader = FrameReader::new(theirs, WIRE, MAX_MESSAGE);
+            while reader.next_message::<ControlRequest>().await.is_ok() {}
+        });
+        ControlClient::over(ours)
+    }
+
+    #[tokio::test]
+    async fn events_between_replies_are_passed_over() {
+        let mut client = vmm_that_says(vec![
+            VmmMessage::Event(VmmEvent::Phase(Phase::Paused)),
+            VmmMessage::Reply(ControlReply::Done),
+            VmmMessage::Reply(ControlReply::Failed { message: "no".into() }),
+        ])
+        .await;
+        client.ask(ControlRequest::Pause).await.unwrap();
+        assert_eq!(client.ask(ControlRequest::Pause).await.unwrap_err().to_string(), "no");
+    }
+
+    #[tokio::test]
+    async fn readiness_is_awaited_and_an_end_is_not_mistaken_for_it() {
+        let mut client = vmm_that_says(vec![
+            VmmMessage::Event(VmmEvent::Phase(Phase::Booting)),
+            VmmMessage::Event(VmmEvent::Phase(Phase::Ready)),
+            VmmMessage::Event(VmmEvent::Ended(ExitReason::GuestPanic)),
+        ])
+        .await;
+        client.ready().await.unwrap();
+        assert!(matches!(client.ready().await, Err(ControlError::Ended(ExitReason::GuestPanic))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vmm_that_says_nothing_is_given_up() {
+        let mut client = vmm_that_says(vec![]).await;
+        assert!(matches!(client.ask(ControlRequest::Stop).await, Err(ControlError::Silent)));
+    }
+}

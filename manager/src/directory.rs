@@ -1,0 +1,242 @@
+//! One sandbox's directory: its files by name, reached through a descriptor, so that renaming the directory (staging to
+//! sandboxes, sandboxes to trash) never pulls it from under its user.
+//!
+//! ```text
+//! config.json   `record`, written once
+//! status.json   `VmStatus`, written by the VMM
+//! lock          flock held by the VMM for its life
+//! control.sock  VMM's control socket          vsock.sock  guest's vsock ports
+//! console.log   serial console, bounded       vmm.log     VMM's own messages
+//! disk.layer    what the guest wrote to its disk
+//! ```
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+};
+use tokio::net::UnixStream;
+
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const STATUS: &str = "status.json";
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const CONTROL_SOCKET: &str = "control.sock";
+pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
+pub(crate) const CONSOLE_LOG: &str = "console.log";
+pub(crate) const VMM_LOG: &str = "vmm.log";
+pub(crate) const DISK_LAYER: &str = "disk.layer";
+
+/// `sun_path` has 108 bytes with its NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// A file operation in a sandbox's directory failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {}: {source}", .path.display())]
+pub struct DirectoryError {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl DirectoryError {
+    /// True when the directory or file does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    pub(crate) fn new(what: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        Self { what, path: path.into(), source: source.into() }
+    }
+}
+
+type Result<T> = std::result::Result<T, DirectoryError>;
+
+/// An open sandbox directory. The path is where it was when opened, for messages.
+#[derive(Debug)]
+pub(crate) struct SandboxDirectory {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl SandboxDirectory {
+    pub(crate) fn open(path: PathBuf) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { path, fd }),
+            Err(error) => Err(DirectoryError::new("open", path, error)),
+        }
+    }
+
+    /// Makes the directory; it must not exist.
+    pub(crate) fn create(path: PathBuf) -> Result<Self> {
+        rustix::fs::mkdir(&path, Mode::RWXU).map_err(|e| DirectoryError::new("create", &path, e))?;
+        Self::open(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves the directory to `path`, where nothing may be yet.
+    pub(crate) fn rename_to(&mut self, path: PathBuf) -> Result<()> {
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(CWD, &self.path, CWD, &path, flags)
+            .map_err(|e| DirectoryError::new("move into place", &path, e))?;
+        self.path = path;
+        Ok(())
+    }
+
+    /// Claims the directory for whoever makes or owns the sandbox, as long as this value lives. Sweepers leave claimed
+    /// directories alone. False when somebody else has it.
+    pub(crate) fn try_claim(&self) -> Result<bool> {
+        match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(self.error("claim", "", error)),
+        }
+    }
+
+    pub(crate) fn error(&self, what: &'static str, name: &str, source: impl Into<io::Error>) -> DirectoryError {
+        DirectoryError::new(what, self.path.join(name), source)
+    }
+
+    /// Opens a file that exists.
+    pub(crate) fn open_file(&self, name: &str, flags: OFlags) -> Result<File> {
+        rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .map(File::from)
+            .map_err(|e| self.error("open", name, e))
+    }
+
+    /// Makes a file that does not exist yet, 0600, open for reading and writing.
+    pub(crate) fn create_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
+            .map_err(|e| self.error("create", name, e))
+    }
+
+    /// Makes a file with `content`. For a directory nobody else sees yet: elsewhere a reader could meet half of it.
+    pub(crate) fn write_new(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.create_file(name)?.write_all(content).map_err(|e| self.error("write", name, e))
+    }
+
+    /// The whole of a small file.
+    pub(crate) fn read(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        let read = self.open_file(name, OFlags::RDONLY)?.take(cap + 1).read_to_end(&mut content);
+        match read {
+            Ok(n) if n as u64 <= cap => Ok(content),
+            Ok(_) => Err(self.error("read", name, io::Error::other(format!("it is longer than {cap} bytes")))),
+            Err(error) => Err(self.error("read", name, error)),
+        }
+    }
+
+    /// At most the last `cap` bytes of a file; empty when it does not exist.
+    pub(crate) fn read_tail(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
+        let mut file = match self.open_file(name, OFlags::RDONLY) {
+            Ok(file) => file,
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut content = Vec::new();
+        file.metadata()
+            .and_then(|metadata| file.seek(SeekFrom::Start(metadata.len().saturating_sub(cap))))
+            .and_then(|_| (&mut file).take(cap).read_to_end(&mut content))
+            .map_err(|e| self.error("read", name, e))?;
+        Ok(content)
+    }
+
+    /// A listening Unix socket, 0600.
+    pub(crate) fn listen(&self, name: &str) -> Result<UnixListener> {
+        let path = self.socket_path(name);
+        let listener = UnixListener::bind(&path).map_err(|e| self.error("listen on", name, e))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+            .map_err(|e| self.error("protect", name, e))?;
+        Ok(listener)
+    }
+
+    /// Connects to a Unix socket.
+    pub(crate) async fn connect(&self, name: &str) -> Result<UnixStream> {
+        UnixStream::connect(self.socket_path(name)).await.map_err(|e| self.error("connect to", name, e))
+    }
+
+    /// A path of a socket that fits `sun_path` however deep the home is.
+    fn socket_path(&self, name: &str) -> PathBuf {
+        let path = self.path.join(name);
+        if path.as_os_str().as_bytes().len() <= MAX_SOCKET_PATH {
+            path
+        } else {
+            PathBuf::from(format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd()))
+        }
+    }
+
+    /// True while the path still leads to this very directory.
+    pub(crate) fn exists(&self) -> bool {
+        let same = || {
+            let here = rustix::fs::fstat(&self.fd)?;
+            let there = rustix::fs::statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::io::Result::Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
+        };
+        same().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tails_and_caps() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = SandboxDirectory::create(home.path().join("x")).unwrap();
+        dir.write_new("file", b"0123456789").unwrap();
+        assert_eq!(dir.read_tail("file", 4).unwrap(), b"6789");
+        assert_eq!(dir.read_tail("file", 40).unwrap(), b"0123456789");
+        assert_eq!(dir.read_tail("missing", 4).unwrap(), b"");
+        assert_eq!(dir.read("file", 10).unwrap(), b"0123456789");
+        assert!(dir.read("file", 9).unwrap_err().to_string().contains("longer than 9"));
+        assert!(dir.write_new("file", b"").is_err());
+    }
+
+    #[tokio::test]
+    async fn sockets_work_below_paths_longer_than_sun_path() {
+        let home = tempfile::tempdir().unwrap();
+        let deep = home.path().join("d".repeat(120));
+        let dir = SandboxDirectory::create(deep).unwrap();
+        let listener = dir.listen("s.sock").unwrap();
+        let mode = dir.path().join("s.sock").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        dir.connect("s.sock").await.unwrap();
+        listener.accept().unwrap();
+    }
+
+    #[test]
+    fn a_moved_directory_is_still_usable() {
+        let home = tempfile::tempdir().unwrap();
+        let mut dir = SandboxDirectory::create(home.path().join("a")).unwrap();
+        let other = SandboxDirectory::open(home.path().join("a")).unwrap();
+        dir.rename_to(home.path().join("b")).unwrap();
+        assert!(dir.exists() && !other.exists());
+        other.write_new("file", b"x").unwrap();
+        assert_eq!(dir.read("file", 1).unwrap(), b"x");
+        std::fs::create_dir(home.path().join("c")).unwrap();
+        assert!(dir.rename_to(home.path().join("c")).is_err(), "must not replace");
+    }
+
+    #[test]
+    fn a_claim_lasts_as_long_as_its_holder() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = SandboxDirectory::create(home.path().join("a")).unwrap();
+        assert!(dir.try_claim().unwrap());
+        let other = SandboxDirectory::open(home.path().join("a")).unwrap();
+        assert!(!other.try_claim().unwrap());
+        drop(dir);
+        assert!(other.try_claim().unwrap());
+    }
+}

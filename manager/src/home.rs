@@ -1,0 +1,134 @@
+//! The home directory's layout: which path means what, and nothing of what is in the files.
+//!
+//! ```text
+//! sandboxes/<id>/   one per sandbox (see `directory`)
+//! names/<name>      symbolic link to ../sandboxes/<id>
+//! ephemeral/<id>    empty file: the sandbox belongs to a `run` and goes with it
+//! staging/<id>/     a sandbox being made; renamed into sandboxes/ when whole
+//! trash/<id>/       a sandbox being deleted; renamed out of sandboxes/ first
+//! templates/        writable-disk templates (see `sandboxvm_images::template`)
+//! ```
+//! All directories are 0700: whoever may enter the home owns every guest in it.
+
+use sandboxvm_protocol::identity::SandboxId;
+use std::{
+    fs::DirBuilder,
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+/// Why a home cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// Creating a directory failed.
+    #[error("cannot create {}: {source}; set SANDBOXVM_HOME to a directory you may write to", .path.display())]
+    Create {
+        /// Which directory.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// A home directory that exists with all its parts.
+#[derive(Debug, Clone)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// Makes what is missing under `root`.
+    ///
+    /// # Errors
+    /// [`HomeError::Create`].
+    pub fn open(root: &Path) -> Result<Self, HomeError> {
+        let create = |path: &Path, parents: bool| {
+            let made = DirBuilder::new().mode(0o700).recursive(parents).create(path);
+            match made {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    Err(HomeError::Create { path: path.to_owned(), source })
+                }
+                _ => Ok(()),
+            }
+        };
+        // Absolute, because a long-running process may change its directory.
+        let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
+        create(&root, true)?;
+        let home = Self { root };
+        for path in
+            [home.sandboxes(), home.names(), home.ephemeral_marks(), home.staging(), home.trash(), home.templates()]
+        {
+            create(&path, false)?;
+        }
+        Ok(home)
+    }
+
+    /// The home itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn sandboxes(&self) -> PathBuf {
+        self.root.join("sandboxes")
+    }
+
+    pub(crate) fn sandbox(&self, id: &SandboxId) -> PathBuf {
+        self.sandboxes().join(id.as_str())
+    }
+
+    pub(crate) fn names(&self) -> PathBuf {
+        self.root.join("names")
+    }
+
+    pub(crate) fn ephemeral_marks(&self) -> PathBuf {
+        self.root.join("ephemeral")
+    }
+
+    pub(crate) fn ephemeral_mark(&self, id: &SandboxId) -> PathBuf {
+        self.ephemeral_marks().join(id.as_str())
+    }
+
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    pub(crate) fn staged(&self, id: &SandboxId) -> PathBuf {
+        self.staging().join(id.as_str())
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.root.join("templates")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn everything_is_private_and_opening_twice_is_fine() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/b");
+        let home = Home::open(&root).unwrap();
+        Home::open(&root).unwrap();
+        for path in [home.root(), &home.sandboxes(), &home.names(), &home.trash()] {
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("file/home");
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let message = Home::open(&root).unwrap_err().to_string();
+        assert!(message.contains("file/home"), "{message}");
+    }
+}

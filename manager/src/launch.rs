@@ -1,0 +1,287 @@
+//! Starting a VMM process and handing it its machine: one frame with every open file, over a socket that is the VMM's
+//! standard input and stays open as its launch channel.
+//!
+//! The VMM gets no argument, no environment, a session of its own (a terminal's Ctrl-C is not for it) and no path: it
+//! opens nothing but /dev/kvm itself.
+
+use crate::{control::ControlClient, pidfd::Pidfd};
+use rustix::{
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::Pid,
+};
+use sandboxvm_protocol::{
+    frame::FrameError,
+    vmm::{FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, WIRE},
+};
+use std::{
+    fs::File,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{net::UnixStream as StdUnixStream, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+};
+use tokio::{net::UnixStream, sync::watch};
+
+/// Why no VMM was started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The process did not start.
+    #[error("cannot run the VMM {}: {source}", .path.display())]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Setting up or using the launch channel failed.
+    #[error("cannot hand the VMM its machine: {0}")]
+    Channel(#[from] io::Error),
+    /// The configuration does not fit a frame.
+    #[error("cannot hand the VMM its machine: {0}")]
+    Frame(#[from] FrameError),
+}
+
+/// Collects the descriptors that a [`LaunchConfig`] names by index.
+#[derive(Debug, Default)]
+pub(crate) struct LaunchFiles<'a>(Vec<BorrowedFd<'a>>);
+
+impl<'a> LaunchFiles<'a> {
+    /// Adds a file and says what to call it. A launch has some dozen; the protocol's cap is checked on sending.
+    pub(crate) fn add(&mut self, file: &'a impl AsFd) -> FdIndex {
+        let index = FdIndex(u8::try_from(self.0.len()).unwrap_or(u8::MAX));
+        self.0.push(file.as_fd());
+        index
+    }
+}
+
+/// A VMM process that this process started. Dropping it kills the VMM unless it was let go.
+#[derive(Debug)]
+pub(crate) struct VmmProcess {
+    /// The launch channel.
+    pub(crate) channel: ControlClient,
+    pidfd: Pidfd,
+    exited: watch::Receiver<Option<ExitStatus>>,
+    kill_on_drop: bool,
+}
+
+impl VmmProcess {
+    /// Starts `program` with `log` as its stderr, hands it `config` with `files`, and returns at once: what becomes of
+    /// the machine comes as events on the channel.
+    pub(crate) fn launch(
+        program: &Path,
+        log: File,
+        config: &LaunchConfig,
+        files: &LaunchFiles<'_>,
+    ) -> Result<Self, LaunchError> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        // Before the VMM starts: frame and descriptors wait in the socket, and it finds all of them at once.
+        send(&ours, config, files)?;
+        let child = spawn(program, theirs.into(), log)?;
+        ours.set_nonblocking(true)?;
+        let channel = ControlClient::over(UnixStream::from_std(ours)?);
+        let pidfd = Pidfd::open(Pid::from_child(&child))?;
+        let exited = reap(child, pidfd.try_clone()?);
+        Ok(Self { channel, pidfd, exited, kill_on_drop: true })
+    }
+
+    /// Lets the VMM live on after this value, and after this process.
+    pub(crate) fn let_go(mut self) {
+        self.kill_on_drop = false;
+    }
+
+    /// Sends SIGKILL; nothing happens when it is gone already.
+    pub(crate) fn kill(&self) {
+        // ESRCH is the only failure that can be: the pidfd is of our own child.
+        let _ = self.pidfd.kill();
+    }
+
+    /// Waits until the process is gone and its files and locks with it. Cancel safe.
+    pub(crate) async fn wait(&mut self) -> Option<ExitStatus> {
+        self.exited.wait_for(Option::is_some).await.ok().and_then(|status| *status)
+    }
+}
+
+impl Drop for VmmProcess {
+    fn drop(&mut self) {
+        if self.kill_on_drop {
+            self.kill();
+        }
+    }
+}
+
+/// A task of its own waits for the child, so that no zombie stays whatever becomes of the [`VmmProcess`].
+fn reap(mut child: Child, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
+    let (told, exited) = watch::channel(None);
+    tokio::spawn(async move {
+        // The wait after it does not block.
+        if pidfd.ended().await.is_ok() {
+            told.send_replace(child.wait().ok());
+        }
+    });
+    exited
+}
+
+fn spawn(program: &Path, channel: OwnedFd, log: File) -> Result<Child, LaunchError> {
+    let mut command = Command::new(program);
+    command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
+    // SAFETY: between fork and exec only async-signal-safe functions may be called; setsid is one (signal-safety(7)),
+    // and rustix makes the system call directly, without allocating or locking.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?));
+    }
+    command.spawn().map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })
+}
+
+/// One sendmsg with frame and descriptors: a stream delivers descriptors with the first byte they were sent with.
+fn send(channel: &StdUnixStream, config: &LaunchConfig, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+    let mut frame = Vec::new();
+    WIRE.append_message(&mut frame, config, MAX_MESSAGE)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&files.0)) {
+        return Err(io::Error::other(format!("{} files are more than one message takes", files.0.len())).into());
+    }
+    // The socket's buffer is empty and larger than any launch frame, so a short write cannot be.
+    let sent = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        .map_err(io::Error::from)?;
+    if sent == frame.len() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("only {sent} of {} bytes were taken", frame.len())).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use sandboxvm_protocol::{
+        frame::FrameDecoder,
+        identity::{GuestCid, SandboxId},
+        machine::{MemorySize, VcpuCount},
+        vmm::{ConsoleConfig, DiskConfig, VsockConfig},
+    };
+    use std::{
+        fs::{self, Permissions},
+        io::{IoSliceMut, Read, Write},
+        os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+        time::Duration,
+    };
+
+    fn config() -> LaunchConfig {
+        LaunchConfig {
+            sandbox: SandboxId::try_from("abcdefgh".to_owned()).unwrap(),
+            vcpus: VcpuCount::ONE,
+            memory: MemorySize::try_from(256 << 20).unwrap(),
+            kernel: FdIndex(0),
+            cmdline_extra: String::new(),
+            disks: vec![DiskConfig::ReadOnly { image: FdIndex(1) }],
+            vsock: VsockConfig { listener: FdIndex(0), cid: GuestCid::DEFAULT },
+            console: ConsoleConfig { log: FdIndex(0), limit: 1 << 20 },
+            control: FdIndex(0),
+            status: FdIndex(0),
+            lock: FdIndex(0),
+            start: true,
+            tie_to_launcher: false,
+        }
+    }
+
+    #[test]
+    fn the_peer_reads_the_configuration_and_the_very_files_in_one_message() {
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        let mut first = tempfile::tempfile().unwrap();
+        first.write_all(b"first").unwrap();
+        let mut second = tempfile::tempfile().unwrap();
+        second.write_all(b"second").unwrap();
+        let mut files = LaunchFiles::default();
+        assert_eq!((files.add(&first), files.add(&second)), (FdIndex(0), FdIndex(1)));
+        send(&ours, &config(), &files).unwrap();
+
+        let mut bytes = vec![0; MAX_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let read =
+            recvmsg(&theirs, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
+        let received: Vec<OwnedFd> = ancillary
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let mut decoder = FrameDecoder::new(WIRE, MAX_MESSAGE);
+        decoder.push(&bytes[..read.bytes]);
+        let frame = decoder.next_frame().unwrap().unwrap();
+        assert_eq!(WIRE.decode_message::<LaunchConfig>(frame.body).unwrap(), config());
+        let contents: Vec<String> = received
+            .into_iter()
+            .map(|fd| {
+                let mut text = String::new();
+                let mut file = File::from(fd);
+                std::io::Seek::rewind(&mut file).unwrap();
+                file.read_to_string(&mut text).unwrap();
+                text
+            })
+            .collect();
+        assert_eq!(contents, ["first", "second"]);
+    }
+
+    fn program(dir: &Path, script: &str) -> PathBuf {
+        let path = dir.join("vmm");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn the_process_has_a_session_of_its_own_no_environment_and_its_words_in_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = program(
+            dir.path(),
+            "cut -d' ' -f6 /proc/$$/stat >&2; echo $$ >&2; tr '\\0' '\\n' </proc/$$/environ >&2; exit 3",
+        );
+        let log = File::create(dir.path().join("log")).unwrap();
+        let mut vmm = VmmProcess::launch(&path, log, &config(), &LaunchFiles::default()).unwrap();
+        assert_eq!(vmm.wait().await.unwrap().code(), Some(3));
+        assert!(vmm.channel.ready().await.is_err());
+        let words = fs::read_to_string(dir.path().join("log")).unwrap();
+        let lines: Vec<&str> = words.lines().collect();
+        assert_eq!(lines.len(), 2, "session, PID and no environment: {words}");
+        assert_eq!(lines[0], lines[1], "leads its session");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_vmm_is_killed_and_reaped_and_one_let_go_lives_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = program(dir.path(), "exec sleep 60");
+        let launch = || {
+            let log = File::create(dir.path().join("log")).unwrap();
+            VmmProcess::launch(&path, log, &config(), &LaunchFiles::default()).unwrap()
+        };
+        let vmm = launch();
+        let mut exited = vmm.exited.clone();
+        drop(vmm);
+        let status = exited.wait_for(Option::is_some).await.unwrap().unwrap();
+        assert_eq!(status.signal(), Some(9));
+
+        let vmm = launch();
+        let (pidfd, mut exited) = (vmm.pidfd.try_clone().unwrap(), vmm.exited.clone());
+        vmm.let_go();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(exited.borrow().is_none());
+        pidfd.kill().unwrap();
+        exited.wait_for(Option::is_some).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let log = tempfile::tempfile().unwrap();
+        let error = VmmProcess::launch(Path::new("/no/vmm"), log, &config(), &LaunchFiles::default()).unwrap_err();
+        assert!(error.to_string().contains("/no/vmm"), "{error}");
+    }
+}
