@@ -24,8 +24,8 @@ log_dir=$cache_dir/logs
 # build_artifacts: builds what is out of date, and sets vmm, kernel, image and agent
 # to the paths of the results.
 build_artifacts() {
-    kernel=$("$repository/images/kernel/build") || exit
-    image=$("$repository/images/base/build") || exit
+    kernel=$("$repository/images/kernel/build") || exit 125
+    image=$("$repository/images/base/build") || exit 125
     step "building the command line tool" "$log_dir/cargo-host.log" \
         cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli || exit 125
     step "building the monitor and the guest agent" "$log_dir/cargo-musl.log" \
@@ -33,7 +33,7 @@ build_artifacts() {
         -p sandboxvm-vmm -p sandboxvm-guest-agent || exit 125
     vmm=$musl_dir/sandboxvm-vmm
     agent=$musl_dir/agent.erofs
-    "$repository/images/base/agent-disk" "$musl_dir/sandboxvm-agent" "$agent" || exit
+    "$repository/images/base/agent-disk" "$musl_dir/sandboxvm-agent" "$agent" || exit 125
 }
 
 # place copy|share|link SOURCE DESTINATION: replaces DESTINATION in one step, since a
