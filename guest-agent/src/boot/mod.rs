@@ -1,0 +1,74 @@
+//! From the kernel's hand-over to a machine that can run processes.
+//!
+//! Order matters and is all here: notify port (so that the VMM hears of the start), file systems, then what needs them.
+//! Every step that fails ends the boot with a message naming it; nothing is retried and nothing waits.
+//!
+//! The agent needs no `oom_score_adj`: the OOM killer never takes PID 1 of the initial namespace (mm/oom_kill.c,
+//! `oom_unkillable_task`), and children therefore start with the 0 they should have, at no cost.
+
+mod command_line;
+mod loopback;
+pub(crate) mod mounts;
+
+use crate::notify::NotifyPort;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+/// Why the machine could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    /// A file system.
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
+    /// Kernel command line.
+    #[error("boot: cannot read /proc/cmdline: {0}")]
+    CommandLine(Errno),
+    /// Hostname.
+    #[error("boot: cannot set the hostname {name:?}: {errno}")]
+    Hostname {
+        /// The name refused.
+        name: String,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Loopback.
+    #[error("boot: cannot bring up the loopback interface: {0}")]
+    Loopback(Errno),
+    /// Limits.
+    #[error("boot: cannot set the limit of open files: {0}")]
+    Limits(Errno),
+}
+
+/// A machine that is set up.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// The VMM's notify port.
+    pub(crate) notify: NotifyPort,
+}
+
+/// Hostname of a sandbox whose VMM names none.
+const DEFAULT_HOSTNAME: &str = "sandbox";
+
+/// Soft limit of open files, inherited by every process: above what the server's own caps can use (a connection and
+/// three pipes each), low enough for programs that loop over it.
+const OPEN_FILES: u64 = 8192;
+
+/// Hard limit of open files: a process may raise its own.
+const OPEN_FILES_HARD: u64 = 1 << 20;
+
+/// Sets the machine up.
+pub(crate) fn run() -> Result<Machine, BootError> {
+    mounts::ensure_dev()?;
+    let mut notify = NotifyPort::open();
+    notify.started();
+    mounts::enter_root()?;
+    mounts::mount_kernel_filesystems()?;
+    let command_line = command_line::CommandLine::read().map_err(BootError::CommandLine)?;
+    let name = command_line.hostname().unwrap_or(DEFAULT_HOSTNAME);
+    rustix::system::sethostname(name.as_bytes())
+        .map_err(|errno| BootError::Hostname { name: name.to_owned(), errno })?;
+    loopback::up().map_err(BootError::Loopback)?;
+    let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
+    setrlimit(Resource::Nofile, limit).map_err(BootError::Limits)?;
+    Ok(Machine { notify })
+}

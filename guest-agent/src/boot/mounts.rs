@@ -1,0 +1,237 @@
+//! The sandbox's file systems, from three disks to the root that processes see.
+//!
+//! ```text
+//! vda  EROFS  the agent's own disk: /sbin/init and empty mount points; left behind, detached
+//! vdb  EROFS  the image                      -> /lower   \
+//! vdc  ext4   this sandbox's changes         -> /rw       > overlay -> /newroot -> /
+//! ```
+//! After [`enter_root`] the agent's disk and the overlay's layers are in no mount tree any more: processes cannot name
+//! them. (Guest root can mount the disks again by their device; the agent's is read-only at the VMM.)
+//! Called by boot, and once more by shutdown.
+
+use rustix::fs::{Access, Mode, access, mkdir, symlink};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, mount_remount, unmount};
+use rustix::process::{chdir, pivot_root};
+use std::ffi::CStr;
+
+/// A file system that could not be put in its place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// mount(2).
+    #[error("boot: cannot mount {what} on {target}: {errno}; {hint}")]
+    Mount {
+        /// Source or file system type.
+        what: &'static str,
+        /// Where.
+        target: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+        /// What to look at.
+        hint: &'static str,
+    },
+    /// A directory that a mount needs.
+    #[error("boot: cannot make {path}: {errno}; the writable disk may be full or read-only")]
+    Directory {
+        /// The directory.
+        path: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Changing into the new root.
+    #[error("boot: cannot make the overlay the root ({step}): {errno}")]
+    Pivot {
+        /// Which call.
+        step: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+/// One mount(2) call.
+struct Mount {
+    source: &'static str,
+    target: &'static str,
+    kind: &'static str,
+    flags: MountFlags,
+    data: Option<&'static CStr>,
+    hint: &'static str,
+}
+
+const NOTHING: MountFlags = MountFlags::empty();
+const NO_SUID_DEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const NO_SUID_DEV_EXEC: MountFlags = NO_SUID_DEV.union(MountFlags::NOEXEC);
+const KERNEL_HINT: &str = "is it in the guest kernel's configuration?";
+
+const DEV: Mount =
+    Mount { source: "dev", target: "/dev", kind: "devtmpfs", flags: NOTHING, data: None, hint: KERNEL_HINT };
+
+const LAYERS: [Mount; 2] = [
+    Mount {
+        source: "/dev/vdb",
+        target: "/lower",
+        kind: "erofs",
+        flags: MountFlags::RDONLY,
+        data: None,
+        hint: "the second disk must be an EROFS image",
+    },
+    Mount {
+        source: "/dev/vdc",
+        target: "/rw",
+        kind: "ext4",
+        flags: MountFlags::NOATIME,
+        data: None,
+        hint: "the third disk must be a writable ext4 file system",
+    },
+];
+
+const OVERLAY: Mount = Mount {
+    source: "sandbox",
+    target: "/newroot",
+    kind: "overlay",
+    flags: MountFlags::NOATIME,
+    data: Some(c"lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work"),
+    hint: "upper and work directory must be on one writable file system",
+};
+
+/// Mounted inside the new root, in this order. `/tmp` is deliberately absent: it stays on the sandbox's disk, where
+/// there is room, rather than in guest memory.
+const KERNEL_FILESYSTEMS: [Mount; 6] = [
+    Mount { source: "proc", target: "/proc", kind: "proc", flags: NO_SUID_DEV_EXEC, data: None, hint: KERNEL_HINT },
+    Mount { source: "sysfs", target: "/sys", kind: "sysfs", flags: NO_SUID_DEV_EXEC, data: None, hint: KERNEL_HINT },
+    Mount {
+        source: "cgroup2",
+        target: "/sys/fs/cgroup",
+        kind: "cgroup2",
+        flags: NO_SUID_DEV_EXEC,
+        data: None,
+        hint: KERNEL_HINT,
+    },
+    Mount {
+        source: "devpts",
+        target: "/dev/pts",
+        kind: "devpts",
+        flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        data: Some(c"newinstance,gid=5,mode=620,ptmxmode=666"),
+        hint: KERNEL_HINT,
+    },
+    Mount {
+        source: "shm",
+        target: "/dev/shm",
+        kind: "tmpfs",
+        flags: NO_SUID_DEV,
+        data: Some(c"mode=1777"),
+        hint: KERNEL_HINT,
+    },
+    Mount {
+        source: "run",
+        target: "/run",
+        kind: "tmpfs",
+        flags: NO_SUID_DEV,
+        data: Some(c"mode=755"),
+        hint: KERNEL_HINT,
+    },
+];
+
+/// Names in `/dev` that programs expect and devtmpfs does not make.
+const DEV_LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// Makes sure that `/dev` is populated; the kernel has done it when it has DEVTMPFS_MOUNT.
+pub(super) fn ensure_dev() -> Result<(), MountError> {
+    if access("/dev/null", Access::EXISTS).is_ok() { Ok(()) } else { do_mount(&DEV) }
+}
+
+/// Builds the sandbox's root from the disks, moves `/dev` into it and makes it the root.
+pub(super) fn enter_root() -> Result<(), MountError> {
+    for layer in &LAYERS {
+        do_mount(layer)?;
+    }
+    make_directory("/rw/upper", 0o755)?;
+    make_directory("/rw/work", 0o700)?;
+    do_mount(&OVERLAY)?;
+    move_dev()?;
+    let pivot = |step| move |errno| MountError::Pivot { step, errno };
+    chdir("/newroot").map_err(pivot("chdir to it"))?;
+    // Both "." : the old root lands on top of the new one and is detached at once, so no directory has to hold it
+    // (pivot_root(2), NOTES).
+    pivot_root(".", ".").map_err(pivot("pivot_root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(pivot("detach the old root"))?;
+    chdir("/").map_err(pivot("chdir to /"))
+}
+
+/// Mounts what the kernel provides inside the sandbox's root.
+pub(super) fn mount_kernel_filesystems() -> Result<(), MountError> {
+    for filesystem in &KERNEL_FILESYSTEMS {
+        mount_making_target(filesystem)?;
+    }
+    for (content, link) in DEV_LINKS {
+        match symlink(content, link) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(MountError::Directory { path: link, errno }),
+        }
+    }
+    make_directory("/run/lock", 0o755)
+}
+
+/// Leaves the writable disk as after an unmount. Its mount is in no tree any more, so it is mounted once again, which
+/// gives the same file system, and made read-only; processes must be gone by then.
+pub(crate) fn seal_writable_disk() {
+    const TARGET: &str = "/run";
+    rustix::fs::sync();
+    let sealed = mount("/dev/vdc", TARGET, "ext4", MountFlags::NOATIME, None)
+        .and_then(|()| mount_remount(TARGET, MountFlags::RDONLY, c""));
+    if let Err(errno) = sealed {
+        eprintln!("sandboxvm-agent: shutdown: the writable disk is synced but stays marked as in use: {errno}");
+    }
+}
+
+fn move_dev() -> Result<(), MountError> {
+    let moved = match mount_move("/dev", "/newroot/dev") {
+        Err(Errno::NOENT) => {
+            make_directory("/newroot/dev", 0o755)?;
+            mount_move("/dev", "/newroot/dev")
+        }
+        moved => moved,
+    };
+    moved.map_err(|errno| MountError::Mount {
+        what: "/dev",
+        target: "/newroot/dev",
+        errno,
+        hint: "the image's /dev must be a directory",
+    })
+}
+
+/// devtmpfs comes without the directories of two mounts; an image may lack any other, but most have them.
+fn mount_making_target(filesystem: &Mount) -> Result<(), MountError> {
+    if filesystem.target.starts_with("/dev/") {
+        make_directory(filesystem.target, 0o755)?;
+    }
+    match do_mount(filesystem) {
+        Err(MountError::Mount { errno: Errno::NOENT, .. }) => {
+            make_directory(filesystem.target, 0o755)?;
+            do_mount(filesystem)
+        }
+        mounted => mounted,
+    }
+}
+
+fn do_mount(Mount { source, target, kind, flags, data, hint }: &Mount) -> Result<(), MountError> {
+    mount(*source, *target, *kind, *flags, *data).map_err(|errno| MountError::Mount {
+        what: source,
+        target,
+        errno,
+        hint,
+    })
+}
+
+fn make_directory(path: &'static str, mode: u32) -> Result<(), MountError> {
+    match mkdir(path, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(MountError::Directory { path, errno }),
+    }
+}

@@ -1,0 +1,86 @@
+//! What makes a restored machine unlike the machine it is a copy of: wall clock, randomness, names.
+//!
+//! Applied on the host's word, before anything else that came with it. Clock, random numbers and hostname must succeed.
+//! The files may not: a guest may have removed its own `/etc`, and must still be usable after a fork.
+
+use rustix::fs::{Mode, OFlags, open, rename, unlink};
+use rustix::io::{Errno, write};
+use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
+use rustix::time::{ClockId, Timespec, clock_settime};
+use sandboxvm_protocol::agent::GuestIdentity;
+use std::fmt::Write;
+
+/// A part of the identity that could not be set.
+#[derive(Debug, thiserror::Error)]
+#[error("identity: cannot set the {part}: {errno}")]
+pub(crate) struct IdentityError {
+    part: &'static str,
+    errno: Errno,
+}
+
+/// `struct rand_pool_info` with 32 bytes in it (random(4)).
+#[repr(C)]
+struct Entropy {
+    bits: i32,
+    size: i32,
+    bytes: [u8; 32],
+}
+
+/// The opcode is made from the type the header names, not from the larger struct that is passed.
+const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
+
+/// Puts `identity` in force.
+pub(crate) fn apply(identity: &GuestIdentity) -> Result<(), IdentityError> {
+    let fail = |part| move |errno| IdentityError { part, errno };
+    set_clock(identity.wall_clock_ns).map_err(fail("wall clock"))?;
+    reseed(identity.entropy).map_err(fail("random number generator"))?;
+    let name = identity.hostname.as_str();
+    rustix::system::sethostname(name.as_bytes()).map_err(fail("hostname"))?;
+
+    let mut machine_id = String::with_capacity(33);
+    for byte in identity.machine_id {
+        // Writing to a String does not fail.
+        let _ = write!(machine_id, "{byte:02x}");
+    }
+    machine_id.push('\n');
+    replace("/etc/machine-id", "/etc/.machine-id.sandboxvm", machine_id.as_bytes());
+    replace("/etc/hostname", "/etc/.hostname.sandboxvm", format!("{name}\n").as_bytes());
+    Ok(())
+}
+
+fn set_clock(nanoseconds: u64) -> Result<(), Errno> {
+    const SECOND: u64 = 1_000_000_000;
+    let tv_sec = i64::try_from(nanoseconds / SECOND).map_err(|_| Errno::INVAL)?;
+    let tv_nsec = i64::try_from(nanoseconds % SECOND).map_err(|_| Errno::INVAL)?;
+    clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec })
+}
+
+fn reseed(bytes: [u8; 32]) -> Result<(), Errno> {
+    let random = open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let entropy = Entropy { bits: 256, size: 32, bytes };
+    // SAFETY: RNDADDENTROPY reads a `rand_pool_info`: two integers and as many bytes as the second says, here 32.
+    let add = unsafe { Setter::<RNDADDENTROPY, Entropy>::new(entropy) };
+    // SAFETY: of any other file than the random device, this opcode is refused with ENOTTY.
+    unsafe { ioctl(&random, add) }?;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    let reseed = unsafe { NoArg::<RNDRESEEDCRNG>::new() };
+    // SAFETY: as above.
+    unsafe { ioctl(&random, reseed) }
+}
+
+/// Writes a file beside its place and renames it there, so that no reader sees half of it and no symbolic link is
+/// followed. What fails is said on the console.
+fn replace(path: &str, beside: &str, content: &[u8]) {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let replaced = match open(beside, flags, mode) {
+        Err(Errno::EXIST) => unlink(beside).and_then(|()| open(beside, flags, mode)),
+        opened => opened,
+    }
+    .and_then(|file| write(&file, content))
+    .and_then(|_| rename(beside, path));
+    if let Err(errno) = replaced {
+        eprintln!("sandboxvm-agent: identity: {path} stays as it is: {errno}");
+    }
+}

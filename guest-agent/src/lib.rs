@@ -1,0 +1,69 @@
+//! The guest agent of sandboxvm: PID 1 of every sandbox.
+//!
+//! ```text
+//! boot     mounts, loopback, hostname; any failure stops the machine          boot::run
+//! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
+//! process  finds, starts and describes the processes run for the host         process::*
+//! identity what makes a restored machine unlike its siblings                  identity::apply
+//! shutdown sync, read-only remount, reset                                     shutdown::*
+//! notify   one-byte progress reports to the VMM                               notify::NotifyPort
+//! ```
+//! Two rules shape all of it. Guest-kernel instructions are the budget: one thread, few system calls, a vfork-like
+//! clone, nothing looked up that can be known. And everything is bounded: no host or guest input makes the agent
+//! allocate, spin, block or panic without limit.
+//!
+//! Besides PID 1 there is one other way to run: `sandboxvm-agent serve SOCKET` answers the same protocol on a Unix
+//! socket as an ordinary process. It touches nothing but the processes it is asked to start; the tests use it.
+
+mod boot;
+mod identity;
+mod notify;
+mod process;
+mod server;
+mod shutdown;
+
+use server::{Role, Server, listener::Listener};
+use std::ffi::CStr;
+
+/// Runs the agent with the arguments after the program's name; the value is the exit code, where one is possible.
+#[must_use]
+pub fn run(arguments: &[&CStr]) -> i32 {
+    match arguments {
+        [command, socket] if command.to_bytes() == b"serve" => serve(socket),
+        _ if rustix::process::getpid().is_init() => run_as_init(),
+        _ => {
+            eprintln!("sandboxvm-agent: runs as PID 1 of a sandbox, or as: sandboxvm-agent serve SOCKET");
+            125
+        }
+    }
+}
+
+/// Boots the machine and serves the host until told to shut down. Never returns: PID 1 must not.
+fn run_as_init() -> ! {
+    let mut machine = match boot::run() {
+        Ok(machine) => machine,
+        Err(error) => shutdown::stop_after(&error),
+    };
+    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener)).and_then(|mut server| {
+        machine.notify.ready();
+        server.run()
+    });
+    match served {
+        Ok(()) => shutdown::in_order(&mut machine.notify),
+        Err(error) => shutdown::stop_after(&error),
+    }
+}
+
+/// Serves on a Unix socket as an ordinary process, until told to shut down.
+fn serve(socket: &CStr) -> i32 {
+    let served = Listener::unix(socket)
+        .and_then(|listener| Server::new(Role::Service, listener))
+        .and_then(|mut server| server.run());
+    match served {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("sandboxvm-agent: {error}");
+            125
+        }
+    }
+}

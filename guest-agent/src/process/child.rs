@@ -1,0 +1,158 @@
+//! What a new process does between clone and exec.
+//!
+//! It runs on a stack of its own in the agent's memory, while the agent is suspended (vfork(2)): so it only makes system
+//! calls, allocates nothing, panics nowhere, and leaves its report in the plan, where the agent reads it.
+
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_void};
+use std::os::fd::RawFd;
+use std::ptr;
+
+/// What failed in a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// New session, or the terminal as its own.
+    Session,
+    /// Standard streams.
+    Streams,
+    /// User and groups.
+    User,
+    /// Working directory.
+    WorkingDirectory,
+    /// execve itself.
+    Exec,
+}
+
+impl Step {
+    /// For messages.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Session => "open a session",
+            Self::Streams => "set up its standard streams",
+            Self::User => "change to the user",
+            Self::WorkingDirectory => "enter the working directory",
+            Self::Exec => "execute",
+        }
+    }
+}
+
+/// User and groups to change to.
+#[derive(Debug)]
+pub(super) struct Credentials<'a> {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: &'a [u32],
+}
+
+/// Everything the child needs. All pointers are to NUL-terminated strings, and arrays of them end with null.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    /// Files to try in order.
+    pub(super) programs: &'a [*const c_char],
+    pub(super) argv: &'a [*const c_char],
+    pub(super) envp: &'a [*const c_char],
+    /// Become stdin, stdout and stderr. Each is above 2.
+    pub(super) streams: [RawFd; 3],
+    /// Stdin is a terminal, to become the session's.
+    pub(super) terminal: bool,
+    pub(super) credentials: Option<Credentials<'a>>,
+    /// Null: stay where the agent is, at the root.
+    pub(super) directory: *const c_char,
+    /// Take the root instead of a working directory that cannot be entered.
+    pub(super) directory_is_optional: bool,
+    /// Left by a child that failed.
+    pub(super) failure: Cell<Option<(Step, c_int)>>,
+}
+
+/// Entry for clone(2). Returns, with an exit code, only when it failed.
+///
+/// Must be called with a pointer to a [`Plan`], in a process that shares memory with an agent that is suspended.
+pub(super) extern "C" fn run(plan: *mut c_void) -> c_int {
+    // SAFETY: spawn passes a pointer to a `Plan` that lives on the suspended agent's stack.
+    let plan = unsafe { &*plan.cast::<Plan<'_>>() };
+    let step = attempt(plan);
+    // SAFETY: errno is a thread-local that always exists; the call that failed in `attempt` has just set it.
+    let errno = unsafe { *libc::__errno_location() };
+    plan.failure.set(Some((step, errno)));
+    127
+}
+
+/// Makes the calls in order; the value is the step that failed, its errno not yet overwritten.
+fn attempt(plan: &Plan<'_>) -> Step {
+    // SAFETY: no memory involved.
+    if unsafe { libc::setsid() } < 0 {
+        return Step::Session;
+    }
+    // SAFETY: TIOCSCTTY takes an integer.
+    if plan.terminal && unsafe { libc::ioctl(plan.streams[0], libc::TIOCSCTTY, 0) } < 0 {
+        return Step::Session;
+    }
+    for (target, source) in (0..).zip(plan.streams) {
+        // SAFETY: descriptors are the process's own since the clone; the agent's table is another.
+        if unsafe { libc::dup2(source, target) } < 0 {
+            return Step::Streams;
+        }
+    }
+    if let Some(credentials) = &plan.credentials
+        && !change_user(credentials)
+    {
+        return Step::User;
+    }
+    if !enter_directory(plan) {
+        return Step::WorkingDirectory;
+    }
+    unblock_signals();
+    exec(plan);
+    Step::Exec
+}
+
+/// By raw system calls: libc's wrappers would try to change all threads of what it takes for its own process.
+fn change_user(credentials: &Credentials<'_>) -> bool {
+    let Credentials { uid, gid, groups } = credentials;
+    // SAFETY: length and pointer are of one slice of 32-bit IDs, which the call only reads.
+    (unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }) == 0
+        // SAFETY: no memory involved.
+        && (unsafe { libc::syscall(libc::SYS_setgid, *gid) }) == 0
+        // SAFETY: no memory involved.
+        && (unsafe { libc::syscall(libc::SYS_setuid, *uid) }) == 0
+}
+
+fn enter_directory(plan: &Plan<'_>) -> bool {
+    // SAFETY: not null, so a NUL-terminated string, see `Plan`.
+    if plan.directory.is_null() || unsafe { libc::chdir(plan.directory) } == 0 {
+        return true;
+    }
+    // SAFETY: a NUL-terminated literal.
+    plan.directory_is_optional && unsafe { libc::chdir(c"/".as_ptr()) } == 0
+}
+
+/// The agent blocks SIGCHLD and SIGPIPE; its dispositions are all default, so nothing else needs a reset.
+fn unblock_signals() {
+    // The kernel's own signal set: 64 bits.
+    let none: u64 = 0;
+    let size = size_of::<u64>();
+    // SAFETY: the pointer is to a signal set of the size given, which the call only reads.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null_mut::<u64>(), size)
+    };
+}
+
+/// Tries the programs in order; goes on where execvp(3) does. A refusal outlives later misses, so that what was found
+/// but may not be run is not reported as missing.
+fn exec(plan: &Plan<'_>) {
+    let mut refusal = None;
+    for program in plan.programs.iter().take_while(|program| !program.is_null()) {
+        // SAFETY: strings and null-terminated arrays as `Plan` says; they outlive the call.
+        unsafe { libc::execve(*program, plan.argv.as_ptr(), plan.envp.as_ptr()) };
+        // SAFETY: errno is a thread-local that always exists.
+        match unsafe { *libc::__errno_location() } {
+            libc::EACCES => refusal = Some(libc::EACCES),
+            libc::ENOENT | libc::ENOTDIR => {}
+            _ => return,
+        }
+    }
+    if let Some(errno) = refusal {
+        // SAFETY: as above.
+        unsafe { *libc::__errno_location() = errno };
+    }
+}

@@ -1,0 +1,266 @@
+//! From a request to a running process.
+//!
+//! What an exec costs in system calls, for a program found in the fourth directory of PATH, run as root with its
+//! stdin from /dev/null, that writes one line and ends (from accept to close, both sides counted):
+//!
+//! ```text
+//! agent   epoll_wait  accept4  recvfrom                                       server
+//!         access x4  pipe2 x2  fcntl x2  clone  close x2                      here
+//!         epoll_ctl x3  sendto (Hello and Started in one packet)              server
+//!         epoll_wait  read (signalfd)  wait4 x2  read  sendto  close x3       server
+//! child   setsid  dup2 x3  chdir  rt_sigprocmask  execve                      child
+//! ```
+//! Stdin from the connection adds pipe2, fcntl and two closes; another user than root adds the reading of two files
+//! and three calls in the child.
+
+use super::Process;
+use super::child::{self, Credentials, Plan, Step};
+use super::environment::{Environment, EnvironmentError};
+use super::output::Output;
+use super::program::{Candidates, ProgramError};
+use super::stdin::Stdin;
+use super::strings::CStrings;
+use super::terminal::open_terminal;
+use super::user::{User, UserError};
+use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use sandboxvm_protocol::agent::{CText, ExecRequest, Failure, FailureKind, MAX_ARGUMENTS_TOTAL, StdinSource};
+use sandboxvm_protocol::frame::FrameKind;
+use std::cell::Cell;
+use std::ffi::c_char;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// Stack of a child until its exec. It calls little and deeply nothing; only the pages used are ever there.
+const CHILD_STACK: usize = 64 * 1024;
+
+/// Why no process came of a request.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    /// No program named.
+    #[error("exec: argv is empty; name a program")]
+    EmptyArgv,
+    /// More than the wire's rules allow.
+    #[error("exec: argv and environment take {0} bytes together, at most {MAX_ARGUMENTS_TOTAL} are possible")]
+    TooLong(usize),
+    /// Environment.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// User.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// Program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Working directory.
+    #[error("exec: cannot enter the working directory {path:?}: {errno}")]
+    WorkingDirectory {
+        /// As requested.
+        path: String,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Something the sandbox has run out of.
+    #[error("exec: cannot {step}: {errno}; the sandbox is out of processes, files or memory")]
+    Resources {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Anything else.
+    #[error("exec: the new process cannot {step}: {errno}")]
+    Child {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+impl From<SpawnError> for Failure {
+    fn from(error: SpawnError) -> Self {
+        let kind = match &error {
+            SpawnError::EmptyArgv | SpawnError::Environment(_) => FailureKind::BadRequest,
+            SpawnError::TooLong(_) | SpawnError::Resources { .. } => FailureKind::Resources,
+            SpawnError::User(UserError::File { .. }) | SpawnError::Child { .. } => FailureKind::Internal,
+            SpawnError::User(_) => FailureKind::NoSuchUser,
+            SpawnError::Program(error) if error.is_not_found() => FailureKind::NotFound,
+            SpawnError::Program(_) => FailureKind::NotExecutable,
+            SpawnError::WorkingDirectory { .. } => FailureKind::BadWorkingDirectory,
+        };
+        Self { kind, message: error.to_string() }
+    }
+}
+
+/// Starts processes.
+#[derive(Debug)]
+pub(crate) struct Spawner {
+    stack: Vec<u128>,
+    null: OwnedFd,
+}
+
+impl Spawner {
+    /// Opens `/dev/null` and makes sure that the standard streams are taken, so that no other file gets their numbers.
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let open_null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let mut null = open_null()?;
+        while null.as_raw_fd() <= 2 {
+            // Stays open for good: it stands in for a standard stream the kernel gave us none for.
+            std::mem::forget(null);
+            null = open_null()?;
+        }
+        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null })
+    }
+
+    /// Starts the process that `request` describes.
+    pub(crate) fn spawn(&mut self, request: &ExecRequest) -> Result<Process, SpawnError> {
+        let name = request.argv.first().ok_or(SpawnError::EmptyArgv)?.as_bytes();
+        let bytes = |texts: &[CText]| texts.iter().map(|text| text.as_bytes().len() + 1).sum::<usize>();
+        let total = bytes(&request.argv) + bytes(&request.env);
+        if total > MAX_ARGUMENTS_TOTAL {
+            return Err(SpawnError::TooLong(total));
+        }
+        let user = match &request.user {
+            None => User::root(),
+            Some(wanted) => User::find(wanted.as_bytes())?,
+        };
+        let environment = Environment::new(&request.env, &user, request.terminal.is_some())?;
+        let programs = Candidates::find(name, environment.get(b"PATH").unwrap_or_default())?;
+        let directory = request.cwd.as_ref().map_or(&user.home[..], CText::as_bytes);
+
+        let mut argv = CStrings::with_capacity(request.argv.len(), total);
+        for argument in &request.argv {
+            argv.push(&[argument.as_bytes()]);
+        }
+        let mut directory_string = CStrings::default();
+        directory_string.push(&[directory]);
+        let ends = Ends::open(request, &user)?;
+        let envp = environment.to_strings();
+        let plan = Plan {
+            programs: &programs.strings().pointers(),
+            argv: &argv.pointers(),
+            envp: &envp.pointers(),
+            streams: ends.child_streams(&self.null),
+            terminal: request.terminal.is_some(),
+            credentials: user.ids.as_ref().map(|ids| Credentials { uid: ids.uid, gid: ids.gid, groups: &ids.groups }),
+            directory: directory_pointer(directory, &directory_string),
+            directory_is_optional: request.cwd.is_none(),
+            failure: Cell::new(None),
+        };
+        let pid = self.clone_child(&plan)?;
+        let failure = plan.failure.take();
+        if let Some((step, errno)) = failure {
+            // It ends right after its report; waited for here, so that it is never taken for a process of the table.
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+            let errno = Errno::from_raw_os_error(errno);
+            return Err(match (step, errno) {
+                (_, Errno::NOMEM | Errno::AGAIN) => SpawnError::Resources { step: step.name(), errno },
+                (Step::Exec, Errno::TOOBIG) => SpawnError::Resources { step: "pass on its arguments", errno },
+                (Step::Exec, _) => programs.explain(name, directory, errno).into(),
+                (Step::WorkingDirectory, _) => SpawnError::WorkingDirectory {
+                    path: String::from_utf8_lossy(directory).chars().take(256).collect(),
+                    errno,
+                },
+                _ => SpawnError::Child { step: step.name(), errno },
+            });
+        }
+        Ok(ends.into_process(pid, request))
+    }
+
+    /// clone(2) as vfork(2) does it: no copy of the agent's address space is made, and the agent runs on once the
+    /// child has executed its program or failed, so that `plan` may lie on the stack here.
+    fn clone_child(&mut self, plan: &Plan<'_>) -> Result<Pid, SpawnError> {
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let top = self.stack.as_mut_ptr_range().end;
+        let argument = (&raw const *plan).cast_mut().cast();
+        // SAFETY: the stack is the child's alone, 16-byte aligned at its top, and outlives the child's use of it, which
+        // ends with exec or exit before clone returns here. `child::run` only makes system calls and writes to
+        // `plan.failure`, a Cell, while this thread, the only one, is suspended.
+        let pid = unsafe { libc::clone(child::run, top.cast(), flags, argument) };
+        match Pid::from_raw(pid) {
+            Some(pid) if pid.as_raw_pid() > 0 => Ok(pid),
+            _ => {
+                let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
+                Err(SpawnError::Resources { step: "start a process", errno })
+            }
+        }
+    }
+}
+
+/// Null when it is where the agent is.
+fn directory_pointer(directory: &[u8], string: &CStrings) -> *const c_char {
+    let path = string.get(0).filter(|_| directory != b"/");
+    path.map_or(std::ptr::null(), |path| path.as_ptr())
+}
+
+/// Both ends of what connects a process to the agent.
+#[derive(Debug)]
+struct Ends {
+    /// Its stdin, stdout and stderr; a missing stdin is `/dev/null`. A terminal is all three.
+    child: [Option<OwnedFd>; 3],
+    stdin: Option<Stdin>,
+    outputs: [Option<Output>; 2],
+}
+
+impl Ends {
+    fn open(request: &ExecRequest, user: &User) -> Result<Self, SpawnError> {
+        let feeds = request.stdin == StdinSource::Connection;
+        if let Some(size) = request.terminal {
+            let owner = user.ids.as_ref().map(|ids| ids.uid);
+            let terminal =
+                open_terminal(size, owner).map_err(|errno| SpawnError::Resources { step: "open a terminal", errno })?;
+            return Ok(Self {
+                child: [Some(terminal.slave), None, None],
+                stdin: feeds.then(|| Stdin::terminal(terminal.input)),
+                outputs: [Some(Output::terminal(terminal.master)), None],
+            });
+        }
+        let pipe = || pipe_with(PipeFlags::CLOEXEC);
+        let nonblocking = |end: &OwnedFd| fcntl_setfl(end, OFlags::NONBLOCK);
+        let open = || {
+            let (stdin, child_stdin) = if feeds {
+                let (child, agent) = pipe()?;
+                nonblocking(&agent)?;
+                (Some(Stdin::pipe(agent)), Some(child))
+            } else {
+                (None, None)
+            };
+            let (stdout, child_stdout) = pipe()?;
+            nonblocking(&stdout)?;
+            let (stderr, child_stderr) = pipe()?;
+            nonblocking(&stderr)?;
+            let outputs = [(stdout, FrameKind::Stdout), (stderr, FrameKind::Stderr)];
+            Ok(Self {
+                child: [child_stdin, Some(child_stdout), Some(child_stderr)],
+                stdin,
+                outputs: outputs.map(|(end, kind)| Some(Output::pipe(end, kind))),
+            })
+        };
+        open().map_err(|errno| SpawnError::Resources { step: "make its pipes", errno })
+    }
+
+    fn child_streams(&self, null: &OwnedFd) -> [RawFd; 3] {
+        let [stdin, stdout, stderr] = &self.child;
+        let stdin = stdin.as_ref().unwrap_or(null);
+        // Only a terminal has no stdout and stderr of its own.
+        [stdin, stdout.as_ref().unwrap_or(stdin), stderr.as_ref().unwrap_or(stdin)].map(AsRawFd::as_raw_fd)
+    }
+
+    /// Closes the child's ends.
+    fn into_process(self, pid: Pid, request: &ExecRequest) -> Process {
+        Process {
+            pid,
+            connection: None,
+            stdin: self.stdin,
+            outputs: self.outputs,
+            first_output: 0,
+            deadline: None,
+            timed_out: false,
+            on_disconnect: request.on_disconnect,
+            ended: None,
+            is_due: false,
+        }
+    }
+}

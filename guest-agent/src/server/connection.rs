@@ -1,0 +1,153 @@
+//! One host connection: bytes in, frames out, and what its end means.
+//!
+//! Owns the socket, the partial frame received and the bytes the socket would not take. The latter are at most what
+//! one pass of the server produced, because a pass only reads from a process while nothing is left from the last one.
+//! Called by the server; knows nothing of processes but the key of its own.
+
+use super::listener::Transport;
+use super::slab::Key;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use sandboxvm_protocol::agent::{AgentMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, WIRE};
+use sandboxvm_protocol::frame::FrameDecoder;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Replies that may wait for a host that sends requests and reads nothing, in bytes; such a host is hung up on.
+const MAX_UNSENT: usize = 256 * 1024;
+
+/// How a connection came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The host closed it, or died.
+    HostGone,
+    /// The transport was reset: this is a restored or forked machine, and the host of this stream is elsewhere.
+    TransportReset,
+}
+
+/// What one receive brought.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// This many bytes.
+    Bytes(usize),
+    /// Nothing for now.
+    Nothing,
+    /// Nothing ever again.
+    End(End),
+}
+
+/// A host connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
+    transport: Transport,
+    unsent: Vec<u8>,
+    sent: usize,
+    /// Cuts what arrives into frames.
+    pub(super) decoder: FrameDecoder,
+    /// Hello was exchanged.
+    pub(super) greeted: bool,
+    /// Nothing more is taken from the host; ends when all is sent.
+    pub(super) closing: bool,
+    /// The host's end of the stream was seen: read until it says how it ended.
+    pub(super) hung_up: bool,
+    /// Epoll also tells when the socket takes bytes again.
+    pub(super) watches_room: bool,
+    /// The process run for this connection.
+    pub(super) process: Option<Key>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd, transport: Transport) -> Self {
+        Self {
+            socket,
+            transport,
+            unsent: Vec::new(),
+            sent: 0,
+            decoder: Self::fresh_decoder(),
+            greeted: false,
+            closing: false,
+            hung_up: false,
+            watches_room: false,
+            process: None,
+        }
+    }
+
+    /// A decoder at a frame boundary, holding no memory.
+    pub(super) fn fresh_decoder() -> FrameDecoder {
+        FrameDecoder::new(WIRE, MAX_HOST_MESSAGE)
+    }
+
+    /// Takes what has arrived, up to the size of `buffer`.
+    pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
+        loop {
+            match recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Received::End(End::HostGone),
+                Ok((count, _)) => return Received::Bytes(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Received::Nothing,
+                Err(errno) => return Received::End(self.meaning(errno)),
+            }
+        }
+    }
+
+    /// A vsock stream whose host went away ends with a plain 0 or EPIPE, whether by SHUTDOWN or RST; any other error
+    /// (ECONNRESET, then ENOTCONN) comes from a transport reset. A Unix socket has no such thing.
+    fn meaning(&self, errno: Errno) -> End {
+        match self.transport {
+            Transport::Vsock if errno != Errno::PIPE => End::TransportReset,
+            _ => End::HostGone,
+        }
+    }
+
+    /// Appends `message` to what is to be sent. A reply that would pass the cap marks the connection as closing.
+    pub(super) fn queue(&mut self, message: &AgentMessage) {
+        let over = self.unsent.len() > MAX_UNSENT;
+        if over || WIRE.append_message(&mut self.unsent, message, MAX_AGENT_MESSAGE).is_err() {
+            self.closing = true;
+        }
+    }
+
+    /// True while bytes wait that the socket would not take: nothing more is to be produced for it.
+    pub(super) fn is_stalled(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Sends `bytes`; what the socket does not take now is kept. Only for a connection that is not stalled.
+    pub(super) fn transmit(&mut self, bytes: &[u8]) -> Result<(), End> {
+        let sent = self.send(bytes)?;
+        self.unsent.extend_from_slice(&bytes[sent..]);
+        Ok(())
+    }
+
+    /// Sends what waits, as far as the socket takes it.
+    pub(super) fn flush(&mut self) -> Result<(), End> {
+        let waiting = self.unsent.get(self.sent..).unwrap_or_default();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        self.sent += self.send(waiting)?;
+        if self.sent == self.unsent.len() {
+            self.sent = 0;
+            // The memory is kept: a host that is slow once is slow again, and fresh pages cost more than anything here.
+            self.unsent.clear();
+        }
+        Ok(())
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<usize, End> {
+        loop {
+            match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => return Ok(count.min(bytes.len())),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(errno) => return Err(self.meaning(errno)),
+            }
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

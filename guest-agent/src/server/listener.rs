@@ -1,0 +1,142 @@
+//! The socket hosts connect to: vsock in a sandbox, a Unix socket when the agent runs as an ordinary process.
+//!
+//! A listening vsock socket survives a transport reset (only connected ones are reset, net/vmw_vsock/virtio_transport.c),
+//! so a restored machine is reachable at once.
+
+use super::ServerError;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with,
+};
+use sandboxvm_protocol::agent::PORT;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Connections the kernel may hold for us.
+const BACKLOG: i32 = 128;
+
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// What carries the connections; decides what their errors mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// Virtio vsock.
+    Vsock,
+    /// A Unix stream socket.
+    Unix,
+}
+
+/// What came of one accept.
+#[derive(Debug)]
+pub(super) enum Accepted {
+    /// A host.
+    Host(OwnedFd),
+    /// Nobody after all, or somebody who may not talk to us.
+    Nobody,
+    /// No file descriptor or memory for it now.
+    Exhausted,
+    /// The listening socket itself is of no use any more.
+    Broken,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    transport: Transport,
+}
+
+impl Listener {
+    /// Listens for the host on the agent's vsock port.
+    pub(crate) fn vsock() -> Result<Self, ServerError> {
+        let socket = bind_vsock().map_err(ServerError::Listen)?;
+        Ok(Self { socket, transport: Transport::Vsock })
+    }
+
+    /// Listens on a Unix socket at `path`, which must not exist.
+    pub(crate) fn unix(path: &CStr) -> Result<Self, ServerError> {
+        let socket = bind_unix(path).map_err(ServerError::Listen)?;
+        Ok(Self { socket, transport: Transport::Unix })
+    }
+
+    /// What carries the connections.
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Accepts one connection, without waiting. Only the host may connect: with vsock loopback any process of the
+    /// guest could, and would run commands as root.
+    pub(super) fn accept(&self) -> Accepted {
+        match acceptfrom_with(&self.socket, FLAGS) {
+            Ok((socket, address)) => {
+                if self.transport == Transport::Unix
+                    || address.as_ref().and_then(peer_cid) == Some(libc::VMADDR_CID_HOST)
+                {
+                    Accepted::Host(socket)
+                } else {
+                    Accepted::Nobody
+                }
+            }
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => Accepted::Exhausted,
+            Err(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Accepted::Broken,
+            Err(_) => Accepted::Nobody,
+        }
+    }
+
+    /// Replaces a socket that stopped listening. A Unix socket cannot be had back: its path is taken.
+    pub(super) fn renew(&mut self) -> Result<(), ServerError> {
+        if self.transport == Transport::Vsock {
+            // The port is only free once the old socket is gone: put a socket that is bound to nothing in its place.
+            self.socket = vsock_socket().map_err(ServerError::Listen)?;
+            self.socket = bind_vsock().map_err(ServerError::Listen)?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn vsock_socket() -> Result<OwnedFd, Errno> {
+    let family = AddressFamily::from_raw(libc::AF_VSOCK as u16);
+    socket_with(family, SocketType::STREAM, FLAGS, None)
+}
+
+/// A listening vsock socket on any CID: a clone may get another one.
+fn bind_vsock() -> Result<OwnedFd, Errno> {
+    let socket = vsock_socket()?;
+    let address = libc::sockaddr_vm {
+        svm_family: libc::AF_VSOCK as u16,
+        svm_reserved1: 0,
+        svm_port: PORT,
+        svm_cid: libc::VMADDR_CID_ANY,
+        svm_zero: [0; 4],
+    };
+    // SAFETY: the pointer and the length are those of one initialised `sockaddr_vm`, which bind(2) only reads.
+    let bound =
+        unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as u32) };
+    if bound != 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL));
+    }
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &CStr) -> Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// The CID a vsock connection comes from.
+fn peer_cid(address: &SocketAddrAny) -> Option<u32> {
+    let is_vsock = address.address_family().as_raw() == libc::AF_VSOCK as u16
+        && address.addr_len() as usize >= size_of::<libc::sockaddr_vm>();
+    // SAFETY: of a vsock address, at least `sockaddr_vm` is there and initialised, see above; read unaligned because
+    // rustix states no alignment.
+    is_vsock.then(|| unsafe { address.as_ptr().cast::<libc::sockaddr_vm>().read_unaligned() }.svm_cid)
+}

@@ -1,0 +1,433 @@
+//! The event loop: one thread, one epoll, every wait of the agent.
+//!
+//! ```text
+//! listener --accept--> Connection --requests--> Process --streams--> Connection
+//!                                     SIGCHLD --reap--^
+//! ```
+//! A turn takes a batch of events and only notes what they say; then it reaps, so that a process's last output and its
+//! exit status leave in one packet; then it lets each process that has something to do read, send and be fed once.
+//! Connections and pipes are edge-triggered and added once: no call is spent on changing what epoll watches while a
+//! slow host stalls a process. What has more to give than one turn takes is kept for the next one, with no waiting.
+//!
+//! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], one frame and one read buffer for each connection, one stdin window
+//! for each process.
+
+mod connection;
+pub(crate) mod listener;
+mod requests;
+pub(crate) mod slab;
+mod streams;
+mod token;
+
+use crate::process::Process;
+use crate::process::spawn::Spawner;
+use connection::{Connection, End};
+use listener::{Accepted, Listener};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::time::{ClockId, clock_gettime};
+use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, Failure, FailureKind, OnDisconnect, SignalNumber};
+use slab::{Key, Slab};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+use token::{Pipe, Token};
+
+/// Most connections at a time; one more is told so and closed.
+const MAX_CONNECTIONS: u32 = 1024;
+
+/// Most processes at a time that a host has started and that have not ended.
+const MAX_PROCESSES: u32 = 1024;
+
+/// How long accepting pauses when there is no file or memory for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between SIGKILL to everything and giving up on what did not die of it.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// Events taken in one turn.
+const BATCH: usize = 64;
+
+/// The server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    /// No listening socket.
+    #[error("server: cannot listen: {0}; is vsock in the kernel's configuration, and the socket's path free?")]
+    Listen(Errno),
+    /// Something every turn needs.
+    #[error("server: cannot {step}: {errno}")]
+    Setup {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+/// What the agent is to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// PID 1: owns every process there is.
+    Init,
+    /// An ordinary process: owns those it started.
+    Service,
+}
+
+/// How far a shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// None was asked for.
+    No,
+    /// SIGTERM was sent; SIGKILL follows at this time.
+    Terminating(u64),
+    /// SIGKILL was sent; given up at this time.
+    Killing(u64),
+}
+
+/// The agent's server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    role: Role,
+    epoll: OwnedFd,
+    signals: OwnedFd,
+    listener: Listener,
+    /// When accepting goes on after a pause.
+    accept_again: Option<u64>,
+    connections: Slab<Connection>,
+    processes: Slab<Process>,
+    spawner: Spawner,
+    /// One read from a socket, or all frames of one turn of a process.
+    scratch: Box<[u8]>,
+    /// Connections to receive from in this turn.
+    receiving: Vec<Key>,
+    /// Processes to look at in this turn.
+    due: Vec<Key>,
+    /// A child has ended.
+    reap_due: bool,
+    /// At the last reaping no child was left at all.
+    is_childless: bool,
+    ending: Ending,
+}
+
+impl Server {
+    /// Takes over signals and starts to listen. Only for a process with a single thread.
+    pub(crate) fn new(role: Role, listener: Listener) -> Result<Self, ServerError> {
+        let setup = |step| move |errno| ServerError::Setup { step, errno };
+        let spawner = Spawner::new().map_err(setup("open /dev/null"))?;
+        let signals = child_signals().map_err(setup("take over signals"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup("create an epoll"))?;
+        let server = Self {
+            role,
+            epoll,
+            signals,
+            listener,
+            accept_again: None,
+            connections: Slab::new(MAX_CONNECTIONS),
+            processes: Slab::new(MAX_PROCESSES),
+            spawner,
+            scratch: vec![0; streams::SCRATCH].into_boxed_slice(),
+            receiving: Vec::new(),
+            due: Vec::new(),
+            reap_due: false,
+            is_childless: true,
+            ending: Ending::No,
+        };
+        server.watch(&server.listener, Token::Listener, epoll::EventFlags::IN).map_err(setup("watch the listener"))?;
+        server.watch(&server.signals, Token::Signals, epoll::EventFlags::IN).map_err(setup("watch for children"))?;
+        Ok(server)
+    }
+
+    /// Serves until a shutdown was asked for and all processes are gone.
+    pub(crate) fn run(&mut self) -> Result<(), ServerError> {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; BATCH];
+        loop {
+            let timeout = self.timeout();
+            match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+                Ok((events, _)) => {
+                    for event in events {
+                        if let Some(token) = Token::unpack(event.data.u64()) {
+                            self.note(token, event.flags)?;
+                        }
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(ServerError::Setup { step: "wait for events", errno }),
+            }
+            if self.turn() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Does what is due; true when the agent is to end.
+    fn turn(&mut self) -> bool {
+        for key in std::mem::take(&mut self.receiving) {
+            self.receive(key);
+        }
+        if self.reap_due {
+            self.reap();
+        }
+        self.act_on_deadlines();
+        for key in std::mem::take(&mut self.due) {
+            self.serve_process(key);
+        }
+        self.ending != Ending::No && self.is_childless
+    }
+
+    /// Remembers what an event says.
+    fn note(&mut self, token: Token, flags: epoll::EventFlags) -> Result<(), ServerError> {
+        let has = |flag| flags.intersects(flag);
+        let error = epoll::EventFlags::ERR;
+        let hung_up = epoll::EventFlags::HUP | error;
+        match token {
+            Token::Listener => return self.accept(has(hung_up)),
+            Token::Signals => self.reap_due = true,
+            Token::Connection(key) => {
+                let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+                connection.hung_up |= has(hung_up | epoll::EventFlags::RDHUP);
+                if has(epoll::EventFlags::IN) || connection.hung_up {
+                    self.receiving.push(key);
+                }
+                if has(epoll::EventFlags::OUT) {
+                    self.resume(key);
+                }
+            }
+            Token::Pipe(pipe, key) => {
+                let Some(process) = self.processes.get_mut(key) else { return Ok(()) };
+                match pipe {
+                    Pipe::Stdin => {
+                        if let Some(stdin) = &mut process.stdin {
+                            stdin.drain();
+                        }
+                    }
+                    Pipe::Stdout | Pipe::Stderr => {
+                        if let Some(output) = &mut process.outputs[usize::from(pipe == Pipe::Stderr)] {
+                            output.note(has(epoll::EventFlags::IN), has(hung_up));
+                        }
+                    }
+                }
+                self.make_due(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one connection and, since the host speaks first and in one packet, what it has said already.
+    fn accept(&mut self, listener_failed: bool) -> Result<(), ServerError> {
+        match if listener_failed { Accepted::Broken } else { self.listener.accept() } {
+            Accepted::Host(socket) => {
+                let connection = Connection::new(socket, self.listener.transport());
+                match self.connections.insert(connection) {
+                    Ok(key) => {
+                        self.receive(key);
+                        self.watch_connection(key);
+                    }
+                    Err(mut connection) => {
+                        let message = format!("too many connections: the agent serves {MAX_CONNECTIONS} at a time");
+                        connection.queue(&AgentMessage::Failed(Failure { kind: FailureKind::Resources, message }));
+                        // It is closed at once, whether or not this got through.
+                        let _ = connection.flush();
+                    }
+                }
+            }
+            Accepted::Nobody => {}
+            Accepted::Exhausted => {
+                // Level-triggered, the listener would wake us for ever.
+                let _ = epoll::delete(&self.epoll, &self.listener);
+                self.accept_again = Some(later(ACCEPT_PAUSE));
+            }
+            Accepted::Broken => {
+                self.listener.renew()?;
+                self.watch(&self.listener, Token::Listener, epoll::EventFlags::IN)
+                    .map_err(|errno| ServerError::Setup { step: "watch the listener again", errno })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn watch(&self, file: impl AsFd, token: Token, flags: epoll::EventFlags) -> Result<(), Errno> {
+        epoll::add(&self.epoll, file, epoll::EventData::new_u64(token.pack()), flags)
+    }
+
+    /// Watches a connection that outlived its first turn.
+    fn watch_connection(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        if connection.is_stalled() {
+            connection.watches_room = true;
+            flags |= epoll::EventFlags::OUT;
+        }
+        let data = epoll::EventData::new_u64(Token::Connection(key).pack());
+        if epoll::add(&self.epoll, &*connection, data, flags).is_err() {
+            self.disconnect(key, End::HostGone);
+        }
+    }
+
+    /// Collects every child that has ended, the process table's and orphans alike.
+    fn reap(&mut self) {
+        self.reap_due = false;
+        let mut information = [0; size_of::<libc::signalfd_siginfo>()];
+        // Only re-arms the descriptor: one SIGCHLD may stand for many children, so they are asked for below.
+        let _ = rustix::io::read(&self.signals, &mut information);
+        self.is_childless = loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let found = self.processes.iter_mut().find(|(_, process)| process.pid == pid);
+                    if let Some((key, process)) = found
+                        && let Some(status) = exit_status(status)
+                    {
+                        process.end(status);
+                        self.make_due(key);
+                    }
+                }
+                Ok(None) => break false,
+                Err(Errno::INTR) => {}
+                Err(_) => break true,
+            }
+        };
+    }
+
+    /// Has a process looked at in this turn, or the next.
+    fn make_due(&mut self, key: Key) {
+        if let Some(process) = self.processes.get_mut(key)
+            && !process.is_due
+        {
+            process.is_due = true;
+            self.due.push(key);
+        }
+    }
+
+    /// How long the next wait may last.
+    fn timeout(&mut self) -> Option<Timespec> {
+        if !self.due.is_empty() || !self.receiving.is_empty() {
+            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        }
+        let next = self.deadlines().min()?;
+        let left = Duration::from_nanos(next.saturating_sub(now()));
+        // Rounded up to milliseconds, for the call with the plainest timeout.
+        let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
+        let longest = Duration::from_secs(3600);
+        Timespec::try_from(left.min(longest)).ok()
+    }
+
+    fn deadlines(&mut self) -> impl Iterator<Item = u64> {
+        let ending = match self.ending {
+            Ending::No => None,
+            Ending::Terminating(at) | Ending::Killing(at) => Some(at),
+        };
+        let processes = self.processes.iter_mut().filter_map(|(_, process)| process.deadline);
+        processes.chain(self.accept_again).chain(ending)
+    }
+
+    fn act_on_deadlines(&mut self) {
+        if self.deadlines().next().is_none() {
+            return;
+        }
+        let now = now();
+        for (_, process) in self.processes.iter_mut() {
+            if process.deadline.is_some_and(|deadline| deadline <= now) {
+                process.deadline = None;
+                process.timed_out = true;
+                process.signal(SignalNumber::KILL);
+            }
+        }
+        if self.accept_again.is_some_and(|at| at <= now) {
+            let watched = self.watch(&self.listener, Token::Listener, epoll::EventFlags::IN);
+            self.accept_again = watched.is_err().then(|| later(ACCEPT_PAUSE));
+        }
+        match self.ending {
+            Ending::Terminating(at) if at <= now => {
+                self.signal_everything(SignalNumber::KILL);
+                self.ending = Ending::Killing(later(KILL_GRACE));
+            }
+            Ending::Killing(at) if at <= now => self.is_childless = true,
+            _ => {}
+        }
+    }
+
+    /// Starts the end of the machine: everything gets SIGTERM now, and SIGKILL after `grace`.
+    fn begin_ending(&mut self, grace: Duration) {
+        if self.ending == Ending::No {
+            self.signal_everything(SignalNumber::TERM);
+            self.ending = Ending::Terminating(later(grace));
+            self.reap();
+        }
+    }
+
+    fn signal_everything(&mut self, signal: SignalNumber) {
+        match self.role {
+            // SAFETY: kill(2) touches no memory. Of PID 1, -1 means every process but itself.
+            Role::Init => drop(unsafe { libc::kill(-1, i32::from(signal.get())) }),
+            Role::Service => self.processes.iter_mut().for_each(|(_, process)| process.signal(signal)),
+        }
+    }
+
+    /// Forgets a connection and lets its process know.
+    fn disconnect(&mut self, key: Key, end: End) {
+        let Some(connection) = self.connections.remove(key) else { return };
+        let Some(process_key) = connection.process else { return };
+        let Some(process) = self.processes.get_mut(process_key) else { return };
+        process.connection = None;
+        match (end, process.on_disconnect) {
+            (End::HostGone, OnDisconnect::Kill) => {
+                process.signal(SignalNumber::KILL);
+                process.stdin = None;
+                process.outputs = [None, None];
+            }
+            (End::HostGone, OnDisconnect::RunOn) => {
+                if let Some(stdin) = &mut process.stdin {
+                    stdin.end();
+                }
+            }
+            // The process of a restored machine is as it was, its input just quiet.
+            (End::TransportReset, _) => {}
+        }
+        self.make_due(process_key);
+    }
+}
+
+/// Blocks the signals the agent handles or must not die of, and makes a descriptor that tells of ended children.
+/// SIGPIPE is blocked rather than ignored: a process would inherit the latter.
+fn child_signals() -> Result<OwnedFd, Errno> {
+    let last = || Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initialises the set it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialised above.
+    let mut set = unsafe { set.assume_init() };
+    // SAFETY: a valid set and signal.
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGCHLD) };
+    let children = set;
+    // SAFETY: a valid set and signal.
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGPIPE) };
+    // SAFETY: reads one valid set, writes nowhere.
+    if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } != 0 {
+        return Err(last());
+    }
+    // SAFETY: reads one valid set; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &raw const children, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    // SAFETY: not negative, so a descriptor just made for us.
+    if fd < 0 { Err(last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
+}
+
+/// The wire's form of a wait status; `None` for a process that has not ended.
+fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
+    if let Some(code) = status.exit_status() {
+        return u8::try_from(code).ok().map(ExitStatus::Code);
+    }
+    let signal = u8::try_from(status.terminating_signal()?).ok()?;
+    SignalNumber::try_from(signal).ok().map(ExitStatus::Signal)
+}
+
+/// Monotonic time in nanoseconds; in a guest, no system call.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// The time `wait` from now.
+fn later(wait: Duration) -> u64 {
+    now().saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
+}

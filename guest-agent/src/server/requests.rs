@@ -1,0 +1,238 @@
+//! What hosts ask for: from received bytes to an answer or a process.
+
+use super::connection::{Connection, End, Received};
+use super::slab::Key;
+use super::token::{Pipe, Token};
+use super::{Ending, Server, later};
+use crate::identity;
+use rustix::event::epoll;
+use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, WIRE};
+use sandboxvm_protocol::frame::{Frame, FrameError, FrameKind};
+use std::time::Duration;
+
+/// Whether a connection goes on after a frame.
+type Outcome = Result<(), Failure>;
+
+impl Server {
+    /// Takes what a connection has, once, and answers all of it in one send.
+    pub(super) fn receive(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        match connection.receive(&mut self.scratch) {
+            Received::Nothing => {}
+            Received::End(end) => self.disconnect(key, end),
+            Received::Bytes(count) => {
+                let more = count == self.scratch.len() || connection.hung_up;
+                if !connection.closing {
+                    self.take_frames(key, count);
+                }
+                self.flush(key);
+                if more && self.connections.get_mut(key).is_some() {
+                    self.receiving.push(key);
+                }
+            }
+        }
+    }
+
+    /// Handles the frames that end in the first `count` bytes of the scratch buffer.
+    fn take_frames(&mut self, key: Key, count: usize) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        // Out of the connection for the while, since a frame borrows it and its handling needs everything else.
+        let mut decoder = std::mem::replace(&mut connection.decoder, Connection::fresh_decoder());
+        decoder.push(&self.scratch[..count]);
+        let mut started = false;
+        loop {
+            let outcome = match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    let had_process = self.process_of(key).is_some();
+                    let outcome = self.handle(key, &frame);
+                    started |= !had_process && self.process_of(key).is_some();
+                    outcome
+                }
+                Ok(None) => break,
+                Err(error) => Err(frame_failure(&error)),
+            };
+            if let Err(failure) = outcome {
+                self.fail(key, failure);
+                return;
+            }
+        }
+        // A request may have been large; what follows it is not, so its memory is not kept.
+        if !(started && decoder.is_at_boundary())
+            && let Some(connection) = self.connections.get_mut(key)
+        {
+            connection.decoder = decoder;
+        }
+    }
+
+    fn process_of(&mut self, key: Key) -> Option<Key> {
+        self.connections.get_mut(key)?.process
+    }
+
+    fn handle(&mut self, key: Key, frame: &Frame<'_>) -> Outcome {
+        match frame.kind {
+            FrameKind::Message => {
+                let message = WIRE.decode_message(frame.body).map_err(|error| frame_failure(&error))?;
+                self.handle_message(key, message)
+            }
+            FrameKind::Stdin => self.take_stdin(key, frame.body),
+            FrameKind::Stdout | FrameKind::Stderr => Err(bad_request("only the agent sends stdout and stderr")),
+        }
+    }
+
+    fn handle_message(&mut self, key: Key, message: HostMessage) -> Outcome {
+        let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+        if connection.greeted == matches!(message, HostMessage::Hello { .. }) {
+            return Err(bad_request("Hello comes first on a connection, and once"));
+        }
+        match message {
+            HostMessage::Hello { oldest, newest } => {
+                let version = newest.min(WIRE.version);
+                if version < oldest.max(WIRE.oldest) {
+                    let (our_oldest, ours) = (WIRE.oldest, WIRE.version);
+                    return Err(Failure {
+                        kind: FailureKind::UnsupportedVersion,
+                        message: format!(
+                            "host speaks wire versions {oldest} to {newest}, this agent {our_oldest} to {ours}; \
+                             use a host that still speaks the agent's"
+                        ),
+                    });
+                }
+                connection.greeted = true;
+                connection.queue(&AgentMessage::Hello { version });
+            }
+            HostMessage::Ping => connection.queue(&AgentMessage::Pong),
+            HostMessage::Exec(request) => return self.exec(key, &request),
+            HostMessage::StdinEof => {
+                if let Some(process) = connection.process.and_then(|process| self.processes.get_mut(process))
+                    && let Some(stdin) = &mut process.stdin
+                {
+                    stdin.end();
+                }
+            }
+            HostMessage::Signal(signal) => match connection.process {
+                None => return Err(bad_request("no process runs on this connection to be signalled")),
+                Some(process) => {
+                    if let Some(process) = self.processes.get_mut(process) {
+                        process.signal(signal);
+                    }
+                }
+            },
+            HostMessage::Resize(size) => {
+                if let Some(process) = connection.process.and_then(|process| self.processes.get_mut(process)) {
+                    process.resize(size);
+                }
+            }
+            HostMessage::SetIdentity(identity) => {
+                identity::apply(&identity).map_err(|error| internal(error.to_string()))?;
+                connection.queue(&AgentMessage::IdentitySet);
+            }
+            HostMessage::Shutdown { grace_ms } => {
+                connection.queue(&AgentMessage::ShuttingDown);
+                // Before anything ends: the answer must not wait for the processes.
+                self.flush(key);
+                self.begin_ending(Duration::from_millis(u64::from(grace_ms)));
+            }
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, key: Key, request: &ExecRequest) -> Outcome {
+        let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+        if connection.process.is_some() {
+            return Err(bad_request("a process was started on this connection already; open another"));
+        }
+        if self.ending != Ending::No {
+            return Err(internal("the sandbox is shutting down".to_owned()));
+        }
+        if self.processes.is_full() {
+            let message = "the agent runs as many processes as it can; end some first".to_owned();
+            return Err(Failure { kind: FailureKind::Resources, message });
+        }
+        let mut process = self.spawner.spawn(request)?;
+        process.connection = Some(key);
+        process.deadline = request.timeout_ms.map(|timeout| later(Duration::from_millis(timeout)));
+        let pid = process.pid.as_raw_pid().unsigned_abs();
+        let inserted = self.processes.insert(process);
+        let Ok(process_key) = inserted else {
+            // Never: there was room above, and nothing ran since.
+            return Err(internal("the process table is full".to_owned()));
+        };
+        self.is_childless = false;
+        connection.process = Some(process_key);
+        connection.queue(&AgentMessage::Started { pid });
+        self.watch_outputs(process_key).map_err(|errno| internal(format!("cannot watch the process's output: {errno}")))
+    }
+
+    fn watch_outputs(&mut self, key: Key) -> Result<(), rustix::io::Errno> {
+        let Some(process) = self.processes.get_mut(key) else { return Ok(()) };
+        for (output, pipe) in process.outputs.iter().zip([Pipe::Stdout, Pipe::Stderr]) {
+            if let Some(output) = output {
+                let data = epoll::EventData::new_u64(Token::Pipe(pipe, key).pack());
+                epoll::add(&self.epoll, output, data, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_stdin(&mut self, key: Key, bytes: &[u8]) -> Outcome {
+        let process_key = self.process_of(key).ok_or_else(|| bad_request("stdin came before a process was started"))?;
+        if let Some(process) = self.processes.get_mut(process_key)
+            && let Some(stdin) = &mut process.stdin
+        {
+            stdin.offer(bytes).map_err(|error| bad_request(&error.to_string()))?;
+            // For the credit, and for watching the pipe when it is full.
+            self.make_due(process_key);
+        }
+        Ok(())
+    }
+
+    /// Tells the host what is wrong and ends the connection; for its process, the host is gone.
+    fn fail(&mut self, key: Key, failure: Failure) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.queue(&AgentMessage::Failed(failure));
+            connection.closing = true;
+        }
+    }
+
+    /// Sends what waits on a connection, and closes one that has nothing else to do.
+    pub(super) fn flush(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        match connection.flush() {
+            Err(end) => self.disconnect(key, end),
+            Ok(()) => self.settle(key),
+        }
+    }
+
+    /// After a send: closes a connection that was waiting for just that, or has epoll tell when there is room again.
+    pub(super) fn settle(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !connection.is_stalled() {
+            if connection.closing {
+                self.disconnect(key, End::HostGone);
+            }
+        } else if !connection.watches_room {
+            connection.watches_room = true;
+            let flags =
+                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+            let data = epoll::EventData::new_u64(Token::Connection(key).pack());
+            // Not watched yet at all in its first turn; watching then begins with this flag.
+            let _ = epoll::modify(&self.epoll, &*connection, data, flags);
+        }
+    }
+}
+
+fn bad_request(message: &str) -> Failure {
+    Failure { kind: FailureKind::BadRequest, message: message.to_owned() }
+}
+
+fn internal(message: String) -> Failure {
+    Failure { kind: FailureKind::Internal, message }
+}
+
+fn frame_failure(error: &FrameError) -> Failure {
+    let kind = match error {
+        FrameError::Version { .. } => FailureKind::UnsupportedVersion,
+        _ => FailureKind::BadRequest,
+    };
+    Failure { kind, message: error.to_string() }
+}
