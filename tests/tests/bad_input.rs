@@ -1,0 +1,247 @@
+//! Bad input, one test each: exit code 125, a message that names what is wrong, nothing on stdout, and nothing made.
+
+use sandboxvm_tests::home::{Home, SMALL};
+use std::{fs, path::Path};
+
+/// `create` with these flags is refused, saying `hints`, and nothing of it is left.
+#[track_caller]
+fn refused(flags: &[&str], hints: &[&str]) {
+    let Some(home) = Home::with_kvm() else { return };
+    for command in ["create", "run"] {
+        let mut arguments = vec![command];
+        arguments.extend(flags);
+        arguments.extend(if command == "run" { &["--", "true"][..] } else { &[] });
+        let _ = home.cli(arguments).run().fails_with(hints);
+    }
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
+
+#[test]
+fn memory_of_zero() {
+    refused(&["-m", "0"], &["memory", "64 MiB"]);
+}
+
+#[test]
+fn memory_below_the_least() {
+    refused(&["-m", "63M"], &["memory", "64 MiB"]);
+}
+
+#[test]
+fn memory_beyond_the_host() {
+    refused(&["-m", "60G"], &["memory", "host"]);
+}
+
+#[test]
+fn memory_beyond_all_limits() {
+    refused(&["-m", "65G"], &["memory", "64 GiB"]);
+    refused(&["-m", "99999999999999999999G"], &["memory"]);
+}
+
+#[test]
+fn memory_that_is_no_number() {
+    refused(&["-m", "lots"], &["memory", "lots"]);
+    refused(&["-m", "-5M"], &["memory"]);
+}
+
+#[test]
+fn no_vcpu() {
+    refused(&["-c", "0"], &["1 to 8"]);
+}
+
+#[test]
+fn nine_vcpus() {
+    refused(&["-c", "9"], &["1 to 8"]);
+}
+
+#[test]
+fn vcpus_beyond_any_type() {
+    refused(&["-c", "264"], &["264"]);
+    refused(&["-c", "18446744073709551617"], &["18446744073709551617"]);
+}
+
+/// A bundle in which `name` is `content` instead.
+#[track_caller]
+fn refused_bundle(name: &str, content: &[u8], hints: &[&str]) {
+    let Some(home) = Home::with_kvm() else { return };
+    let replacement = home.scratch("replacement");
+    fs::write(&replacement, content).expect("a new file");
+    let bundle = home.artefacts().bundle_with(&home.scratch("bundle"), name, &replacement);
+    for arguments in [&["create"][..], &["run", "--", "true"]] {
+        let _ = home.cli(arguments).env("SANDBOXVM_BUNDLE", &bundle).run().fails_with(hints);
+    }
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
+
+/// The first `len` bytes of a file of the bundle under test.
+fn beginning_of(name: &str, len: fn(u64) -> u64) -> Vec<u8> {
+    let Some(home) = Home::with_kvm() else { return vec![] };
+    let path = home.artefacts().part(name);
+    let size = fs::metadata(&path).expect("the bundle is readable").len();
+    read_up_to(&path, len(size))
+}
+
+fn read_up_to(path: &Path, len: u64) -> Vec<u8> {
+    use std::io::Read;
+    let mut content = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(len).read_to_end(&mut content)).expect("the bundle is readable");
+    content
+}
+
+#[test]
+fn a_kernel_that_is_no_elf() {
+    refused_bundle("vmlinux", b"#!/bin/sh\necho I am a script\n", &["kernel", "ELF"]);
+}
+
+#[test]
+fn a_kernel_of_zero_bytes() {
+    refused_bundle("vmlinux", b"", &["kernel", "empty"]);
+}
+
+#[test]
+fn a_truncated_kernel() {
+    refused_bundle("vmlinux", &beginning_of("vmlinux", |size| size / 2), &["kernel", "truncated"]);
+}
+
+/// Whole by its headers, but nothing in it is code: whatever happens, it is told, and in time.
+#[test]
+fn a_kernel_of_garbage() {
+    let Some(home) = Home::with_kvm() else { return };
+    let mut kernel = fs::read(home.artefacts().part("vmlinux")).expect("the bundle is readable");
+    // Headers stay; the rest becomes bytes that are no instruction anywhere.
+    kernel[4096..].fill(0xff);
+    let replacement = home.scratch("garbage");
+    fs::write(&replacement, kernel).expect("a new file");
+    let bundle = home.artefacts().bundle_with(&home.scratch("bundle"), "vmlinux", &replacement);
+    let run = home.cli(["run", "-m", SMALL, "--", "true"]).env("SANDBOXVM_BUNDLE", &bundle).run();
+    let run = run.fails_with(&[]);
+    assert!(run.err().contains("fault") || run.err().contains("instruction"), "{}", run.transcript());
+    home.assert_nothing_left();
+}
+
+#[test]
+fn an_image_of_zero_bytes() {
+    refused_bundle("base.erofs", b"", &["image", "empty"]);
+}
+
+#[test]
+fn a_truncated_image() {
+    refused_bundle("base.erofs", &beginning_of("base.erofs", |size| size - 4096), &["image", "truncated"]);
+    refused_bundle("base.erofs", &beginning_of("base.erofs", |_| 1000), &["image", "truncated"]);
+}
+
+#[test]
+fn an_image_that_is_something_else() {
+    refused_bundle("base.erofs", &[0x5a; 8192], &["image", "EROFS"]);
+}
+
+#[test]
+fn an_empty_command() {
+    let Some(home) = Home::with_kvm() else { return };
+    for arguments in
+        [&["run", "--"][..], &["run"], &["run", "--", ""], &["exec", "whatever", "--"], &["exec", "whatever"]]
+    {
+        let _ = home.cli(arguments).run().fails_with(&[]);
+    }
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
+
+#[test]
+fn names_that_are_none() {
+    let long = "n".repeat(64);
+    for name in ["two\nlines", "-x", "Upper", "dot.dot", "..", "a/b", "", "sp ace", "\u{fc}", long.as_str()] {
+        refused(&[&format!("--name={name}")], &["name"]);
+    }
+}
+
+/// A NUL cannot be passed as an argument on any Unix: the system call refuses it before the CLI is there. It can be
+/// passed where names are read, so a name never reaches the file system unchecked: see the protocol's newtype tests.
+#[test]
+fn a_nul_in_a_name_does_not_even_start() {
+    let Some(home) = Home::with_kvm() else { return };
+    let mut command = std::process::Command::new(&home.artefacts().program);
+    let error = command.args(["create", "--name", "a\0b"]).spawn().expect_err("no such argument");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn an_unknown_sandbox() {
+    let Some(home) = Home::with_kvm() else { return };
+    for id in ["zzzzzzzzzzzzzzzz", "no-such-name", "../../etc", "", "two\nlines", "-"] {
+        for command in [
+            &["exec", "--", id, "true"][..],
+            &["logs", "--", id],
+            &["inspect", "--", id],
+            &["rm", "-f", "--", id],
+            &["stats", "--", id],
+        ] {
+            // `exec ID -- COMMAND` and `exec -- ID COMMAND` are one to the parser.
+            let _ = home.cli(command).run().fails_with(&[]);
+        }
+    }
+    home.assert_nothing_left();
+}
+
+#[test]
+fn an_unknown_flag_and_an_unknown_command() {
+    let Some(home) = Home::with_kvm() else { return };
+    for arguments in [&["run", "--no-such-flag", "--", "true"][..], &["no-such-command"], &["ls", "surplus"], &[]] {
+        let run = home.cli(arguments).run().exits(125);
+        assert!(run.stdout.is_empty() && !run.stderr.is_empty(), "{}", run.transcript());
+    }
+}
+
+#[test]
+fn a_timeout_that_is_none() {
+    let Some(home) = Home::with_kvm() else { return };
+    for timeout in ["0", "never", "-1s", ""] {
+        let _ = home.cli(["run", &format!("--timeout={timeout}"), "--", "true"]).run().fails_with(&["timeout"]);
+    }
+    home.assert_nothing_left();
+}
+
+/// Linux itself takes no argument of more than 128 KiB, so a megabyte comes as several; each way ends in a clear
+/// message, and the sandbox is none the worse.
+#[test]
+fn arguments_of_a_megabyte() {
+    let Some(home) = Home::with_kvm() else { return };
+    let mebibyte = "x".repeat(1 << 20);
+    let mut command = std::process::Command::new(&home.artefacts().program);
+    assert!(command.args(["run", "--", "echo", &mebibyte]).spawn().is_err(), "the host's own kernel refuses it");
+
+    let sandbox = home.create(&["-m", SMALL]);
+    let part = "y".repeat(127 * 1024);
+    // What fits arrives whole.
+    let run = sandbox.exec(["--", "echo", &part]).run().succeeds();
+    assert!(run.stdout.len() == part.len() + 1 && run.out().trim_end() == part, "{}", run.transcript());
+    // Over the protocol's megabyte in all.
+    let many = vec![part.as_str(); 9];
+    let run = sandbox.exec(["--", "echo"]).args(&many).run().fails_with(&["argument"]);
+    assert!(run.err().contains("stdin") || run.err().contains("file"), "no way out is told: {}", run.transcript());
+    // As a variable of the environment likewise.
+    let flags = many.iter().enumerate().map(|(n, part)| format!("-eV{n}={part}"));
+    let _ = sandbox.exec(flags).args(["--", "true"]).run().fails_with(&["environment"]);
+    assert_eq!(sandbox.sh("echo fine").succeeds().out(), "fine\n");
+}
+
+#[test]
+fn a_home_that_is_a_file() {
+    let Some(home) = Home::with_kvm() else { return };
+    let file = home.scratch("file");
+    fs::write(&file, "").expect("a new file");
+    for arguments in [&["ls"][..], &["create"], &["run", "--", "true"]] {
+        let run = home.cli(arguments).env("SANDBOXVM_HOME", &file).run().fails_with(&[]);
+        assert!(run.err().contains(&file.display().to_string()), "{}", run.transcript());
+    }
+}
+
+#[test]
+fn a_bundle_that_is_not_there() {
+    let Some(home) = Home::with_kvm() else { return };
+    let nowhere = home.scratch("nowhere");
+    let run = home.cli(["run", "--", "true"]).env("SANDBOXVM_BUNDLE", &nowhere).run().fails_with(&["quickstart"]);
+    assert!(run.err().contains(&nowhere.display().to_string()), "{}", run.transcript());
+    home.assert_nothing_left();
+}

@@ -1,0 +1,185 @@
+//! kill -9 of anything, and guests that break themselves: noticed within a second, told truly, and cleaned up.
+
+use sandboxvm_protocol::vmm::{ExitReason, Phase};
+use sandboxvm_tests::{
+    home::{Home, SMALL, Sandbox, eventually},
+    processes,
+};
+use std::time::{Duration, Instant};
+
+/// "The others notice within a second."
+const NOTICE: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_killed_vmm_is_noticed_by_everyone() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--name", "victim"]);
+    let vmm = sandbox.vmm_pid();
+    let mut busy = sandbox.spawn_sh("echo up; sleep 600");
+    let mut waiting = sandbox.exec(["-i", "--", "cat"]).open_stdin().spawn();
+    busy.wait_for_stdout("up\n");
+    waiting.write(b"here\n");
+    waiting.wait_for_stdout("here\n");
+
+    let killed = Instant::now();
+    processes::kill(vmm);
+    for (run, what) in [(busy, "exec"), (waiting, "exec -i")] {
+        let mut run = run;
+        let ended = eventually(NOTICE + Duration::from_millis(500), || run.has_ended().then(|| killed.elapsed()));
+        let after = ended.unwrap_or_else(|| panic!("{what} did not notice that its VMM was killed"));
+        assert!(after <= NOTICE, "{what} took {after:?} to notice");
+        let run = run.finish().exits(125);
+        assert!(run.err().starts_with("sandboxvm: "), "{}", run.transcript());
+        assert!(run.err().contains("VMM") || run.err().contains("ended"), "{}", run.transcript());
+    }
+    let row = home.row(&sandbox.id);
+    assert_eq!(row["state"], "dead", "{row}");
+    let _ = sandbox.sh("true").fails_with(&["not running", "victim"]);
+    // What it said is still there to read, and it goes without force: nothing runs.
+    let _ = home.cli(["logs", "victim"]).run().succeeds();
+    let _ = home.cli(["rm", "victim"]).run().succeeds();
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_killed_exec_takes_its_process_along_and_nothing_else() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let other = sandbox.spawn_sh("sleep 10; echo unharmed");
+    let mut run = sandbox.spawn_sh("echo up; sleep 611 & sleep 612");
+    run.wait_for_stdout("up\n");
+    run.signal(rustix::process::Signal::KILL);
+    let run = run.finish();
+    assert_eq!(run.signal(), Some(9));
+    // One look takes an exec, which takes a good part of a second where the guest's kernel is interpreted.
+    let gone =
+        eventually(Duration::from_secs(5), || (sandbox.sh("pgrep -f 'sleep 61[12]'").code() == Some(1)).then_some(()));
+    assert!(gone.is_some(), "the process of a killed exec runs on");
+    assert_eq!(home.row(&sandbox.id)["state"], "running");
+    assert_eq!(other.finish().succeeds().out(), "unharmed\n");
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_killed_child_of_the_agent_is_told_as_what_it_is() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let mut run = sandbox.spawn_sh("echo $$; exec sleep 613");
+    run.wait_for_stdout("\n");
+    let pid = String::from_utf8(run.stdout_so_far()).expect("a PID");
+    let killed = Instant::now();
+    let _ = sandbox.sh(&format!("kill -9 {}", pid.trim())).succeeds();
+    let ended = eventually(Duration::from_secs(5), || run.has_ended().then(|| killed.elapsed()));
+    assert!(ended.is_some(), "exec does not notice that its process was killed");
+    let _ = run.finish().exits(128 + 9);
+    // PID 1 is not to be killed from inside.
+    let _ = sandbox.sh("kill -9 1; kill -TERM 1; kill -SEGV 1");
+    let _ = sandbox.sh("true").succeeds();
+}
+
+#[test]
+fn a_killed_run_takes_its_machine_along() {
+    let Some(home) = Home::with_kvm() else { return };
+    let mut run = home.cli(["run", "-m", SMALL, "--name", "short", "--", "sh", "-c", "echo up; sleep 600"]).spawn();
+    run.wait_for_stdout("up\n");
+    let vmms = || processes::that_hold(&home.path()).into_iter().filter(|p| p.pid != 0).collect::<Vec<_>>();
+    assert!(vmms().len() >= 2, "a CLI and a VMM run: {:?}", vmms());
+    run.signal(rustix::process::Signal::KILL);
+    assert_eq!(run.finish().signal(), Some(9));
+    let gone = eventually(NOTICE, || vmms().is_empty().then_some(()));
+    assert!(gone.is_some(), "its VMM runs on: {:?}", vmms());
+    // Whatever it could not clean up is nobody's any more, and its name is free.
+    let _ = home.cli(["ls"]).run().succeeds();
+    let again = home.create(&["-m", SMALL, "--name", "short"]);
+    again.remove();
+    let _ = home.cli(["prune"]).run().succeeds();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_killed_create_leaves_nothing_that_prune_cannot_take_away() {
+    let Some(home) = Home::with_kvm() else { return };
+    for pause in [1, 5, 20, 100, 500, 1500] {
+        let run = home.cli(["create", "-m", SMALL, "--name", "half"]).spawn();
+        std::thread::sleep(Duration::from_millis(pause));
+        run.signal(rustix::process::Signal::KILL);
+        let _ = run.finish();
+        let listed = home.listed();
+        assert!(listed.len() <= 1, "{listed:?}");
+        let _ = home.cli(["rm", "-f", "half"]).run();
+    }
+    let _ = home.cli(["prune"]).run().succeeds();
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
+
+/// Lets a guest break itself and returns what the waiting exec said.
+fn broken(sandbox: &Sandbox<'_>, script: &str) -> sandboxvm_tests::cli::Finished {
+    let run = sandbox.exec(["--", "python3", "-c", script]).run().exits(125);
+    assert!(run.err().starts_with("sandboxvm: "), "{}", run.transcript());
+    run
+}
+
+/// One byte (or more) to an I/O port, from the guest's root.
+fn port_write(port: u16, bytes: &str) -> String {
+    format!(
+        "import os; f = os.open('/dev/port', os.O_RDWR); os.pwrite(f, {bytes}, {port:#x}); import time; time.sleep(60)"
+    )
+}
+
+#[test]
+fn an_access_to_an_unknown_port_ends_the_machine_with_that_reason() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--name", "prober"]);
+    let run = broken(&sandbox, &port_write(0x1234, "b'x'"));
+    assert!(run.err().contains("0x1234") && run.err().contains("port"), "{}", run.transcript());
+    let status = sandbox.status();
+    assert_eq!(status.phase, Phase::Ended);
+    assert_eq!(status.reason, Some(ExitReason::UnknownPort { port: 0x1234, write: true, size: 1 }));
+    let row = home.row(&sandbox.id);
+    assert_eq!(row["state"], "exited", "{row}");
+    let _ = sandbox.sh("true").fails_with(&["0x1234"]);
+    let _ = home.cli(["rm", "prober"]).run().succeeds();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_guest_that_says_it_panicked_is_told_as_that() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let run = broken(&sandbox, &port_write(0x510, "b'\\xee'"));
+    assert!(run.err().contains("panicked"), "{}", run.transcript());
+    assert_eq!(sandbox.status().reason, Some(ExitReason::GuestPanic));
+    let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
+    home.assert_nothing_left();
+}
+
+/// A panic that the guest's kernel really has: out of memory, told to panic of it.
+#[test]
+fn a_real_kernel_panic_is_told_with_the_last_console_lines() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", "64M"]);
+    let script = "echo 2 > /proc/sys/vm/panic_on_oom; exec tail /dev/zero";
+    let run = sandbox.sh(script).exits(125);
+    assert!(run.err().contains("panicked"), "{}", run.transcript());
+    assert_eq!(sandbox.status().reason, Some(ExitReason::GuestPanic));
+    assert!(run.err().contains("Kernel panic - not syncing"), "no console lines: {}", run.transcript());
+    let logs = home.cli(["logs", &sandbox.id]).run().succeeds().out();
+    assert!(logs.contains("Kernel panic - not syncing"), "{logs}");
+    let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
+    home.assert_nothing_left();
+}
+
+/// The guest asks the machine to reset, behind its agent's back.
+#[test]
+fn a_reset_without_shutdown_is_told_as_that() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let run = broken(&sandbox, &port_write(0x64, "b'\\xfe'"));
+    assert!(run.err().contains("reset"), "{}", run.transcript());
+    assert_eq!(sandbox.status().reason, Some(ExitReason::GuestReset));
+    let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
+    home.assert_nothing_left();
+}

@@ -1,0 +1,197 @@
+//! `sandboxvm exec`: what a command is given and what comes back of it. Each story shares one machine.
+
+use sandboxvm_tests::{
+    cli::Finished,
+    home::{Home, SMALL, Sandbox, eventually},
+};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+#[test]
+fn exit_codes() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+
+    for code in [0, 1, 7, 124, 125, 126, 127, 128, 255] {
+        let run = sandbox.sh(&format!("exit {code}")).exits(code);
+        assert!(run.stderr.is_empty(), "the code was the command's own: {}", run.transcript());
+    }
+    for (name, number) in [("HUP", 1), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15), ("USR1", 10)] {
+        let _ = sandbox.sh(&format!("kill -{name} $$")).exits(128 + number);
+    }
+
+    let ours = |run: Finished, code: i32, hint: &str| {
+        let run = run.exits(code);
+        assert!(run.stdout.is_empty(), "{}", run.transcript());
+        assert!(run.err().starts_with("sandboxvm: ") && run.err().contains(hint), "{}", run.transcript());
+    };
+    let exec = |program: &str| sandbox.exec(["--", program]).run();
+    ours(exec("no-such-program"), 127, "no-such-program");
+    ours(exec("/no/such/program"), 127, "/no/such/program");
+    ours(exec("/etc/passwd"), 126, "/etc/passwd");
+    ours(exec("/tmp"), 126, "/tmp");
+    // Executable by its mode, but no program.
+    let _ = sandbox.sh("printf 'no program' > /tmp/odd; chmod +x /tmp/odd").succeeds();
+    ours(exec("/tmp/odd"), 126, "/tmp/odd");
+
+    let before = Instant::now();
+    ours(sandbox.exec(["--timeout", "1s", "--", "sleep", "600"]).run(), 124, "1s");
+    assert!(before.elapsed() < Duration::from_secs(20), "a timeout of 1 s took {:?}", before.elapsed());
+    // A command that ignores SIGTERM runs out of its time all the same, and its children with it.
+    let stubborn = "trap '' TERM; sleep 601 & sleep 602";
+    ours(sandbox.exec(["--timeout", "1s", "--", "sh", "-c", stubborn]).run(), 124, "1s");
+    let _ = sandbox.sh("! pgrep -f 'sleep 60[012]'").succeeds();
+    let _ = sandbox.exec(["--timeout", "1m", "--", "sh", "-c", "exit 3"]).run().exits(3);
+
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+fn environment(run: &Finished) -> BTreeMap<String, String> {
+    let out = run.out();
+    let entries = out.split_terminator('\0').map(|entry| entry.split_once('=').expect("KEY=VALUE"));
+    entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+#[test]
+fn environment_directory_and_user() {
+    let Some(home) = Home::with_kvm() else { return };
+    let created = home.cli(["create", "-m", SMALL, "-e", "FROM_CREATE=1", "-e", "BOTH=create"]);
+    // What the CLI itself has must not get in.
+    let made = created.env("HOST_SECRET", "hunter2").env("LANG", "xx_XX").run().succeeds();
+    let sandbox = Sandbox::printed(&home, &made);
+
+    let odd = "a b\"c'd\\e\nf=g\u{fc}";
+    let run = sandbox.exec(["-e", "BOTH=exec", "-e", &format!("ODD={odd}"), "-e", "EMPTY=", "--", "env", "-0"]);
+    let seen = environment(&run.env("HOST_SECRET", "hunter2").run().succeeds());
+    let expected = [
+        ("BOTH", "exec"),
+        ("EMPTY", ""),
+        ("FROM_CREATE", "1"),
+        ("HOME", "/root"),
+        ("LANG", "C.UTF-8"),
+        ("LOGNAME", "root"),
+        ("ODD", odd),
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("SHELL", "/bin/bash"),
+        ("USER", "root"),
+    ];
+    let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    assert_eq!(seen, expected);
+
+    let run = sandbox.exec(["-e", "A=1", "-w", "/tmp", "--", "sh", "-c", "echo $A; pwd"]).run().succeeds();
+    assert_eq!(run.out(), "1\n/tmp\n");
+    assert_eq!(sandbox.sh("pwd; id -u; id -g").succeeds().out(), "/root\n0\n0\n");
+
+    let who = "id -u; id -g; id -un; pwd; echo $HOME $USER; touch ~/mine; touch /etc/theirs 2>&1";
+    let run = sandbox.exec(["-u", "user", "--", "sh", "-c", who]).run().exits(1);
+    let out = run.out();
+    assert!(out.starts_with("1000\n1000\nuser\n/home/user\n/home/user user\n"), "{}", run.transcript());
+    assert!(out.contains("Permission denied"), "{}", run.transcript());
+    for user in ["1000", "1000:1000", "user:user"] {
+        let run = sandbox.exec(["-u", user, "--", "sh", "-c", "id -u; id -g"]).run().succeeds();
+        assert_eq!(run.out(), "1000\n1000\n", "-u {user}");
+    }
+    let run = sandbox.exec(["-u", "4321:1234", "--", "sh", "-c", "id -u; id -g"]).run().succeeds();
+    assert_eq!(run.out(), "4321\n1234\n", "IDs need no entry in /etc/passwd");
+
+    // The user's shell script is found by PATH, from the request's environment.
+    let _ = sandbox
+        .sh("mkdir /opt/bin; printf '#!/bin/sh\\necho tool $1' > /opt/bin/tool; chmod +x /opt/bin/tool")
+        .succeeds();
+    let run = sandbox.exec(["-e", "PATH=/opt/bin:/usr/bin:/bin", "--", "tool", "5"]).run().succeeds();
+    assert_eq!(run.out(), "tool 5\n");
+
+    // By its name a sandbox is reached as by its ID.
+    let failed = |arguments: &[&str], hint: &str| {
+        let _ = sandbox.exec(arguments).run().fails_with(&[hint]);
+    };
+    failed(&["-w", "/no/where", "--", "true"], "/no/where");
+    failed(&["-w", "/etc/passwd", "--", "true"], "/etc/passwd");
+    failed(&["-u", "nobody-here", "--", "true"], "nobody-here");
+    failed(&["-e", "=x", "--", "true"], "=x");
+}
+
+#[test]
+fn streams() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+
+    let run = sandbox.sh("echo one; echo two >&2; echo three; echo four >&2").succeeds();
+    assert_eq!((run.out().as_str(), run.err().as_str()), ("one\nthree\n", "two\nfour\n"));
+
+    // Nothing is taken for text on the way, in either direction.
+    let every_byte: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
+    let run = sandbox.exec(["-i", "--", "sh", "-c", "tee /dev/stderr"]).input(every_byte.clone()).run().succeeds();
+    assert!(run.stdout == every_byte && run.stderr == every_byte, "{}", run.transcript());
+
+    // Without -i there is no input, whatever the caller has there.
+    let run = sandbox.exec(["--", "cat"]).input("not for you").run().succeeds();
+    assert_eq!(run.out(), "");
+    let run = sandbox.exec(["--", "readlink", "/proc/self/fd/0"]).run().succeeds();
+    assert_eq!(run.out(), "/dev/null\n");
+
+    // End of input is passed on while the output goes on: half-close.
+    let mut run =
+        sandbox.exec(["-i", "--", "sh", "-c", "cat; echo end of input; sleep 1; echo still here"]).open_stdin().spawn();
+    run.write(b"first\n");
+    run.wait_for_stdout("first\n");
+    run.write(b"second\n");
+    run.wait_for_stdout("second\n");
+    assert!(!run.has_ended());
+    run.close_stdin();
+    let run = run.finish().succeeds();
+    assert_eq!(run.out(), "first\nsecond\nend of input\nstill here\n");
+
+    // A command that does not want its input does not keep anybody waiting.
+    let run = sandbox.exec(["-i", "--", "true"]).input(vec![b'x'; 4 << 20]).run().succeeds();
+    assert!(run.stdout.is_empty());
+    let run = sandbox.exec(["-i", "--", "head", "-c", "10"]).input(vec![b'x'; 4 << 20]).run().succeeds();
+    assert_eq!(run.out(), "xxxxxxxxxx");
+    // Nor does one that ends while the caller's input stays open.
+    let mut run = sandbox.exec(["-i", "--", "sh", "-c", "echo done"]).open_stdin().spawn();
+    run.wait_for_stdout("done\n");
+    let ended = eventually(Duration::from_secs(5), || run.has_ended().then_some(()));
+    assert!(ended.is_some(), "exec waits for input that nobody reads");
+    let _ = run.finish().succeeds();
+
+    // A process left in the background does not hold the caller, and what was written before the end arrives.
+    let run = sandbox.sh("sleep 600 & echo started").succeeds();
+    assert_eq!(run.out(), "started\n");
+    assert!(run.elapsed < Duration::from_secs(20), "{}", run.transcript());
+    // PID 1 reaps what nobody waits for.
+    let _ = sandbox.sh("(sleep 0.1 &) ; (sh -c 'kill -9 $$' &) ; sleep 0.5").succeeds();
+    let run = sandbox.sh("ps -eo stat,comm | grep ^Z").exits(1);
+    assert_eq!(run.out(), "", "zombies");
+}
+
+#[test]
+fn from_several_shells_at_once() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "-c", "2", "--name", "shared"]);
+
+    let running: Vec<_> = (0..6u8)
+        .map(|shell| {
+            let script = "read mark; i=0; while [ $i -lt 40 ]; do echo $mark $i; echo $mark $i >&2; i=$((i+1)); done; exit $mark";
+            let input = format!("{shell}\n");
+            home.cli(["exec", "shared", "-i", "--", "sh", "-c", script]).input(input).spawn()
+        })
+        .collect();
+    for (shell, run) in running.into_iter().enumerate() {
+        let run = run.finish().exits(i32::try_from(shell).expect("few"));
+        let expected: String = (0..40).map(|line| format!("{shell} {line}\n")).collect();
+        assert!(run.out() == expected && run.err() == expected, "{}", run.transcript());
+    }
+
+    // One that stalls does not stall another.
+    let stalled = sandbox.exec(["--", "cat", "/dev/zero"]).spawn_unread();
+    let run = sandbox.sh("echo through").succeeds();
+    assert_eq!(run.out(), "through\n");
+    drop(stalled);
+    let gone = eventually(Duration::from_secs(10), || (sandbox.sh("pgrep -x cat").code() == Some(1)).then_some(()));
+    assert!(gone.is_some(), "the command of a CLI that was killed runs on");
+    sandbox.remove();
+    home.assert_nothing_left();
+}

@@ -1,0 +1,93 @@
+//! Many sandboxes made, used and removed, several at a time: nothing of them is left, and a long-lived one does not
+//! grow.
+
+use sandboxvm_tests::{
+    home::{Home, SMALL, Sandbox},
+    leaks, processes,
+};
+
+const AT_A_TIME: usize = 5;
+
+/// The host's mounts and the names in its temporary directories, to see what changes.
+fn surroundings() -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+    let mut seen: Vec<String> = mounts.lines().map(str::to_owned).collect();
+    for directory in ["/tmp", "/run", "/dev/shm", "/var/tmp"] {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        // Tests beside this one have their own.
+        let names = entries.map(|entry| entry.path().display().to_string());
+        seen.extend(names.filter(|name| name.contains("sandboxvm") && !name.contains("sandboxvm-test-")));
+    }
+    seen.sort();
+    seen
+}
+
+#[test]
+fn twenty_sandboxes_five_at_a_time_leave_nothing() {
+    let Some(home) = Home::with_kvm() else { return };
+    let before = surroundings();
+    std::thread::scope(|scope| {
+        for lane in 0..AT_A_TIME {
+            let home = &home;
+            scope.spawn(move || {
+                for round in 0..20 / AT_A_TIME {
+                    let name = format!("lane-{lane}");
+                    let sandbox = home.create(&["-m", "64M", "--name", &name]);
+                    let run = sandbox.sh(&format!("echo {lane} {round} | tee /root/f; sleep 100 & exit 0")).succeeds();
+                    assert_eq!(run.out(), format!("{lane} {round}\n"));
+                    assert!(home.listed().contains(&sandbox.id));
+                    let _ = home.cli(["rm", "-f", &name]).run().succeeds();
+                }
+            });
+        }
+    });
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+    assert_eq!(surroundings(), before);
+}
+
+/// The check must be able to find what it looks for.
+#[test]
+fn the_leak_check_sees_a_sandbox_that_is_there() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", "64M"]);
+    let left = leaks::what_is_left(&home.path());
+    for kind in ["process ", "file ", "socket "] {
+        assert!(left.iter().any(|line| line.starts_with(kind)), "no {kind}in {left:#?}");
+    }
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_long_lived_sandbox_does_not_grow() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let vmm = sandbox.vmm_pid();
+    let guest = |sandbox: &Sandbox<'_>| {
+        let script = "ls /proc/1/fd | wc -l; ls /proc/1/task | wc -l; ps -e --no-headers | grep -vc kworker";
+        sandbox.sh(script).succeeds().out()
+    };
+    let _ = guest(&sandbox);
+    let before = (processes::descriptors(vmm), processes::threads(vmm), guest(&sandbox));
+    for round in 0..12 {
+        match round % 4 {
+            0 => drop(sandbox.sh("exit 3")),
+            1 => drop(sandbox.exec(["-i", "--", "cat"]).input("some input").run().succeeds()),
+            2 => drop(sandbox.exec(["--", "no-such-program"]).run().exits(127)),
+            _ => {
+                let mut run = sandbox.spawn_sh("echo up; sleep 600");
+                run.wait_for_stdout("up\n");
+                run.signal(rustix::process::Signal::KILL);
+                drop(run.finish());
+            }
+        }
+    }
+    let after = sandboxvm_tests::home::eventually(std::time::Duration::from_secs(10), || {
+        let now = (processes::descriptors(vmm), processes::threads(vmm), guest(&sandbox));
+        (now == before).then_some(())
+    });
+    if after.is_none() {
+        assert_eq!((processes::descriptors(vmm), processes::threads(vmm), guest(&sandbox)), before);
+    }
+}

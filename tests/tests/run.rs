@@ -1,0 +1,92 @@
+//! `sandboxvm run`: one command in a machine of its own, which is gone when the command is.
+
+use sandboxvm_tests::home::{Home, SMALL, Sandbox, eventually};
+use std::time::Duration;
+
+#[test]
+fn a_program_runs_on_a_kernel_of_its_own() {
+    let Some(home) = Home::with_kvm() else { return };
+    let script = "import platform; print(platform.release())";
+    let run = home.cli(["run", "--", "python3", "-c", script]).run().succeeds();
+    assert_eq!(run.out(), format!("{}\n", home.artefacts().kernel_release()));
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    assert_ne!(run.out().trim(), host.trim(), "that is the host's kernel");
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
+
+#[test]
+fn code_and_both_streams_come_back_and_the_machine_is_gone() {
+    let Some(home) = Home::with_kvm() else { return };
+    let script = "printf out; printf err >&2; exit 7";
+    let run = home.cli(["run", "-m", SMALL, "--", "sh", "-c", script]).run().exits(7);
+    assert_eq!((run.out().as_str(), run.err().as_str()), ("out", "err"));
+    home.assert_nothing_left();
+}
+
+#[test]
+fn stdin_reaches_the_program_whole() {
+    let Some(home) = Home::with_kvm() else { return };
+    let input: Vec<u8> = (0u32..300_000).flat_map(u32::to_le_bytes).collect();
+    let run = home.cli(["run", "-i", "-m", SMALL, "--", "sha256sum"]).input(input.clone()).run().succeeds();
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(&input);
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(run.out(), format!("{digest}  -\n"));
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_signal_is_128_and_its_number() {
+    let Some(home) = Home::with_kvm() else { return };
+    let run = home.cli(["run", "-m", SMALL, "--", "sh", "-c", "kill -9 $$"]).run();
+    let _ = run.exits(128 + 9);
+    home.assert_nothing_left();
+}
+
+#[test]
+fn running_out_of_time_is_124() {
+    let Some(home) = Home::with_kvm() else { return };
+    let run = home.cli(["run", "-m", SMALL, "--timeout", "1s", "--", "sleep", "600"]).run().exits(124);
+    assert!(run.elapsed < Duration::from_secs(60), "{}", run.transcript());
+    assert!(run.stdout.is_empty(), "{}", run.transcript());
+    assert!(run.err().contains("sandboxvm: "), "{}", run.transcript());
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_missing_program_is_127_and_leaves_nothing() {
+    let Some(home) = Home::with_kvm() else { return };
+    let run = home.cli(["run", "-m", SMALL, "--", "no-such-program"]).run().exits(127);
+    assert!(run.err().starts_with("sandboxvm: ") && run.err().contains("no-such-program"), "{}", run.transcript());
+    assert!(run.stdout.is_empty(), "{}", run.transcript());
+    home.assert_nothing_left();
+}
+
+/// As an agent platform uses it: start in the background, look, use, remove.
+#[test]
+fn detached_it_prints_the_id_alone_and_goes_on() {
+    let Some(home) = Home::with_kvm() else { return };
+    let script = "echo working > /tmp/state; sleep 600";
+    let run = home.cli(["run", "-d", "-m", SMALL, "--name", "bg", "--", "sh", "-c", script]).run().succeeds();
+    let sandbox = Sandbox::printed(&home, &run);
+    assert_eq!(home.listed(), [sandbox.id.as_str()]);
+    let state = eventually(Duration::from_secs(20), || {
+        let seen = sandbox.sh("cat /tmp/state").out();
+        (seen == "working\n").then_some(seen)
+    });
+    assert!(state.is_some(), "the detached command did not run");
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn ended_by_a_signal_it_takes_its_machine_along() {
+    let Some(home) = Home::with_kvm() else { return };
+    let mut run = home.cli(["run", "-m", SMALL, "--", "sh", "-c", "echo up; sleep 600"]).spawn();
+    run.wait_for_stdout("up\n");
+    run.signal(rustix::process::Signal::TERM);
+    let run = run.finish();
+    assert_eq!(run.code(), Some(128 + 15), "{}", run.transcript());
+    assert!(home.listed().is_empty());
+    home.assert_nothing_left();
+}
