@@ -3,6 +3,8 @@
 pub mod block;
 pub mod chain;
 pub mod device;
+#[cfg(test)]
+mod mock_driver;
 pub mod rng;
 pub mod transport;
 pub mod vsock;

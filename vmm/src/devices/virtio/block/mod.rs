@@ -11,6 +11,8 @@ mod layer;
 mod layered;
 mod request;
 mod scatter;
+#[cfg(test)]
+mod tests;
 
 pub use disk::SharedLayeredDisk;
 pub use layer::{BLOCK_SIZE, DISK_SIZE_MAX, LayerError};
