@@ -4,6 +4,7 @@ use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
     cli::{Finished, Invocation, Running},
     leaks, processes,
+    terminal::TerminalSession,
 };
 use sandboxvm_protocol::vmm::VmStatus;
 use std::{
@@ -61,15 +62,27 @@ impl Home {
     /// `sandboxvm` with these arguments, in this home and an environment that holds little else.
     #[must_use]
     pub fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
-        let mut command = Command::new(&self.artefacts.program);
+        let mut command = self.prepared(Command::new(&self.artefacts.program));
+        command.args(arguments);
+        Invocation::new(command)
+    }
+
+    /// The same on a terminal of its own.
+    #[must_use]
+    pub fn cli_on_terminal(&self, arguments: &[&str], rows: u16, columns: u16) -> TerminalSession {
+        let mut command = self.prepared(Command::new("setsid"));
+        command.arg("--ctty").arg(&self.artefacts.program).args(arguments).env("TERM", "vt100");
+        TerminalSession::start(command, rows, columns)
+    }
+
+    fn prepared(&self, mut command: Command) -> Command {
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("SANDBOXVM_HOME", self.path())
             .env("SANDBOXVM_BUNDLE", &self.artefacts.bundle)
-            .current_dir("/")
-            .args(arguments);
-        Invocation::new(command)
+            .current_dir("/");
+        command
     }
 
     /// Makes a sandbox and expects that to work.
@@ -98,7 +111,7 @@ impl Home {
         row.unwrap_or_else(|| panic!("ls does not show {id}: {rows}"))
     }
 
-    /// Fails unless every trace of every sandbox is gone within `patience`.
+    /// Fails unless every trace of every sandbox is gone, now or within a moment.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         leaks::assert_nothing_left(&self.path());

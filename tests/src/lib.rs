@@ -3,6 +3,7 @@
 //!
 //! - [`home`]: a fresh `SANDBOXVM_HOME`, the sandboxes made in it, and taking all of it away again.
 //! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
+//! - [`terminal`]: an invocation on a pseudo-terminal.
 //! - [`processes`]: the processes of the host that have to do with a home.
 //! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
 //! - [`memory`]: what a VMM and a CLI keep resident, guest memory apart.
@@ -19,3 +20,4 @@ pub mod home;
 pub mod leaks;
 pub mod memory;
 pub mod processes;
+pub mod terminal;

@@ -1,0 +1,157 @@
+//! A pseudo-terminal with the CLI on it, as a person would sit before: what is typed, what is shown, and its size.
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
+};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Longest wait for anything on the screen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A command on a terminal of its own.
+#[derive(Debug)]
+pub struct TerminalSession {
+    leader: Option<Arc<File>>,
+    /// Kept open, so that the terminal and its modes outlive the command.
+    follower: Option<File>,
+    child: Child,
+    stop: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
+    bytes: Receiver<Vec<u8>>,
+    screen: Vec<u8>,
+    /// Up to here the screen was matched already.
+    seen: usize,
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// Passes on what is shown. Looks up now and then, so that its copy of the leader can be closed.
+fn read_until_stopped(mut leader: &File, stop: &AtomicBool, tell: &Sender<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    while !stop.load(Ordering::Relaxed) {
+        let ready = poll(&mut [PollFd::new(leader, PollFlags::IN)], Some(&moment)).unwrap_or(0);
+        if ready == 0 {
+            continue;
+        }
+        // EIO once nothing has the other end open any more.
+        match leader.read(&mut buffer) {
+            Ok(read @ 1..) if tell.send(buffer[..read].to_vec()).is_ok() => {}
+            _ => return,
+        }
+    }
+}
+
+impl TerminalSession {
+    /// Runs `command`, which is to make the terminal on its stdin its controlling one (`setsid --ctty`).
+    pub(crate) fn start(mut command: Command, rows: u16, columns: u16) -> Self {
+        let leader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a pseudo-terminal");
+        grantpt(&leader).and_then(|()| unlockpt(&leader)).expect("a pseudo-terminal is ours");
+        let name = ptsname(&leader, Vec::new()).expect("a pseudo-terminal has a name");
+        let path = name.to_str().expect("its name is ASCII");
+        let noctty = i32::try_from(rustix::fs::OFlags::NOCTTY.bits()).expect("a flag of open(2)");
+        let follower =
+            OpenOptions::new().read(true).write(true).custom_flags(noctty).open(path).expect("its other end");
+        tcsetwinsize(&leader, size(rows, columns)).expect("a terminal has a size");
+        let stream = || Stdio::from(follower.try_clone().expect("a descriptor"));
+        let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().expect("setsid is installed");
+        let leader = Arc::new(File::from(leader));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tell, bytes) = mpsc::channel();
+        let (theirs, theirs_to_stop) = (Arc::clone(&leader), Arc::clone(&stop));
+        let reader = Some(std::thread::spawn(move || read_until_stopped(&theirs, &theirs_to_stop, &tell)));
+        Self { leader: Some(leader), follower: Some(follower), child, stop, reader, bytes, screen: Vec::new(), seen: 0 }
+    }
+
+    /// Takes the terminal away from its command, as a closed window or a lost connection does.
+    pub fn hang_up(mut self) {
+        self.follower = None;
+        self.stop_reading();
+        // Its last descriptor closed, the leader is gone: that hangs up.
+        self.leader = None;
+        let _ = self.wait();
+    }
+
+    fn stop_reading(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader does not panic");
+        }
+    }
+
+    fn leader(&self) -> &File {
+        self.leader.as_deref().expect("not hung up")
+    }
+
+    /// Types.
+    pub fn keys(&mut self, keys: &str) {
+        self.leader().write_all(keys.as_bytes()).expect("the terminal takes keys");
+    }
+
+    /// Changes the terminal's size; the kernel tells the foreground process.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        tcsetwinsize(self.leader(), size(rows, columns)).expect("a terminal has a size");
+    }
+
+    /// Waits until `text` is shown, after whatever was waited for before.
+    pub fn expect(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rest = &self.screen[self.seen..];
+            if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes()) {
+                self.seen += at + text.len();
+                return;
+            }
+            match self.bytes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.screen.extend(bytes),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("{text:?} is not shown: {:?}", String::from_utf8_lossy(&self.screen));
+                }
+            }
+        }
+    }
+
+    /// True while keys are echoed and taken line by line: not in raw mode.
+    #[must_use]
+    pub fn is_cooked(&self) -> bool {
+        let modes = tcgetattr(self.follower.as_ref().expect("not hung up")).expect("a terminal has modes").local_modes;
+        modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
+    }
+
+    /// Waits for the command's end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "does not end: {:?}", String::from_utf8_lossy(&self.screen));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for TerminalSession {
+    fn drop(&mut self) {
+        self.stop_reading();
+        // It may have ended long ago.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
