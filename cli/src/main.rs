@@ -1,1 +1,51 @@
-fn main() {}
+//! `sandboxvm`: what people type.
+//!
+//! ```text
+//! main ── parses ──> commands/<one per subcommand> ──> manager (library)
+//!                        │ run, exec: process_io, terminal, signals, stdio
+//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several)
+//! ```
+//! Only a guest's output, or what a command is asked to print, goes to stdout. Everything of ours goes to stderr and
+//! starts with `sandboxvm:`. Exit codes: the command's own; 128 + N when signal N killed it; 124 when its time ran out;
+//! 125 when we failed; 126 and 127 when it was not executable or not found.
+
+mod commands;
+mod environment;
+mod failure;
+mod options;
+mod process_io;
+mod progress;
+mod runtime;
+mod signals;
+mod stdio;
+mod table;
+mod terminal;
+
+use clap::{Parser, error::ErrorKind};
+use failure::Failure;
+use std::process::ExitCode;
+
+/// Runs commands in microVMs of their own: hardware-virtualised Linux machines at container speed.
+#[derive(Debug, Parser)]
+#[command(name = "sandboxvm", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => cli.command.run(),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => stdio::print(&error.render().to_string()).map(|()| 0),
+            _ => Err(Failure::usage(&error)),
+        },
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.report();
+            ExitCode::from(failure.code())
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! `exec`: a command in a sandbox that runs.
+
+use crate::{environment, failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals};
+use clap::Args;
+use sandboxvm_protocol::agent::OnDisconnect;
+use std::ffi::OsString;
+
+/// Run a command in a running sandbox
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
+                        126 not executable; 127 not found.")]
+pub(crate) struct Exec {
+    /// Name or ID of the sandbox
+    sandbox: String,
+    #[command(flatten)]
+    process: ProcessOptions,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Exec {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let attendance = self.process.attendance()?;
+        let request = self.process.request(&self.command, OnDisconnect::Kill)?;
+        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        runtime::block_on(async {
+            let mut signals = Signals::catch()?;
+            process_io::run(&sandbox, request, &attendance, &mut signals, || ()).await
+        })
+    }
+}

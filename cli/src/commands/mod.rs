@@ -1,0 +1,79 @@
+//! The subcommands, one file each. A command owns its flags and what it prints; everything it does is the manager's.
+
+mod cli_reference;
+mod completion;
+mod create;
+mod doctor;
+mod exec;
+mod inspect;
+mod logs;
+mod ls;
+mod pause;
+mod prune;
+mod resume;
+mod rm;
+mod run;
+mod stats;
+mod stop;
+
+use crate::failure::Failure;
+use clap::Subcommand;
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(run::Run),
+    Create(create::Create),
+    Exec(exec::Exec),
+    Ls(ls::Ls),
+    Logs(logs::Logs),
+    Inspect(inspect::Inspect),
+    Stats(stats::Stats),
+    Stop(stop::Stop),
+    Pause(pause::Pause),
+    Resume(resume::Resume),
+    Rm(rm::Rm),
+    Prune(prune::Prune),
+    Doctor(doctor::Doctor),
+    Completion(completion::Completion),
+    #[command(hide = true)]
+    CliReference(cli_reference::CliReference),
+}
+
+impl Command {
+    /// Runs it and returns its exit code.
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        match self {
+            Self::Run(command) => command.run(),
+            Self::Create(command) => command.run(),
+            Self::Exec(command) => command.run(),
+            Self::Ls(command) => command.run(),
+            Self::Logs(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Stats(command) => command.run(),
+            Self::Stop(command) => command.run(),
+            Self::Pause(command) => command.run(),
+            Self::Resume(command) => command.run(),
+            Self::Rm(command) => command.run(),
+            Self::Prune(command) => command.run(),
+            Self::Doctor(command) => command.run(),
+            Self::Completion(command) => command.run(),
+            Self::CliReference(command) => command.run(),
+        }
+    }
+}
+
+/// Does `action` for each of `sandboxes`, goes on after a failure, and fails if any did.
+async fn for_each(
+    sandboxes: &[String],
+    action: impl AsyncFn(&str) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    let mut outcome = Ok(0);
+    for sandbox in sandboxes {
+        if let Err(failure) = action(sandbox).await {
+            failure.report();
+            outcome = Err(Failure::silent(failure.code()));
+        }
+    }
+    outcome
+}

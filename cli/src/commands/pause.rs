@@ -1,0 +1,22 @@
+//! `pause`: no instruction of the guest is executed.
+
+use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
+use clap::Args;
+
+/// Stop all vCPUs of sandboxes until they are resumed
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// Names or IDs of sandboxes
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+}
+
+impl Pause {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let manager = environment::manager()?;
+        runtime::block_on(for_each(&self.sandboxes, async |reference| {
+            manager.find(reference)?.pause().await?;
+            stdio::print(&format!("{reference}\n"))
+        }))
+    }
+}

@@ -1,0 +1,22 @@
+//! `resume`: the vCPUs of a paused sandbox go on.
+
+use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
+use clap::Args;
+
+/// Let paused sandboxes go on
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// Names or IDs of sandboxes
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+}
+
+impl Resume {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let manager = environment::manager()?;
+        runtime::block_on(for_each(&self.sandboxes, async |reference| {
+            manager.find(reference)?.resume().await?;
+            stdio::print(&format!("{reference}\n"))
+        }))
+    }
+}

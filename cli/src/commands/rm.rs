@@ -1,0 +1,25 @@
+//! `rm`: takes sandboxes away with all their files.
+
+use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
+use clap::Args;
+
+/// Remove sandboxes with all their files
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// Names or IDs of sandboxes
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    /// End those that run first, at once
+    #[arg(short, long)]
+    force: bool,
+}
+
+impl Rm {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let manager = environment::manager()?;
+        runtime::block_on(for_each(&self.sandboxes, async |reference| {
+            manager.remove(reference, self.force).await?;
+            stdio::print(&format!("{reference}\n"))
+        }))
+    }
+}

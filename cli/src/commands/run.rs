@@ -1,0 +1,83 @@
+//! `run`: a command in a sandbox of its own, gone when the command ends.
+
+use crate::{
+    environment,
+    failure::Failure,
+    options::{MachineOptions, ProcessOptions},
+    process_io, progress, runtime,
+    signals::Signals,
+    stdio,
+};
+use clap::Args;
+use sandboxvm_manager::StartedSandbox;
+use sandboxvm_protocol::agent::OnDisconnect;
+use std::ffi::OsString;
+
+/// Run a command in a new sandbox and remove the sandbox when it ends
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
+                        126 not executable; 127 not found.")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    machine: MachineOptions,
+    #[command(flatten)]
+    process: ProcessOptions,
+    /// Print the sandbox's ID and leave it running, also when the command ends; the command's output is not kept
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
+    /// Remove the sandbox when the command ends; always so without --detach
+    #[arg(long, conflicts_with = "detach")]
+    rm: bool,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required_unless_present = "detach", value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        if self.detach { runtime::block_on(self.detached()) } else { runtime::block_on(self.attended()) }
+    }
+
+    async fn attended(self) -> Result<u8, Failure> {
+        let attendance = self.process.attendance()?;
+        let request = self.process.request(&self.command, OnDisconnect::Kill)?;
+        let mut signals = Signals::catch()?;
+        let Some(started) = self.start(true, &mut signals).await? else { return Ok(signals.exit_code()) };
+        let ended = || started.begin_end();
+        let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
+        let removed = started.finish().await;
+        let code = outcome?;
+        removed?;
+        Ok(code)
+    }
+
+    async fn detached(self) -> Result<u8, Failure> {
+        let request = match self.command.as_slice() {
+            [] => None,
+            command => Some(self.process.request(command, OnDisconnect::RunOn)?),
+        };
+        let mut signals = Signals::catch()?;
+        let Some(started) = self.start(false, &mut signals).await? else { return Ok(signals.exit_code()) };
+        if let Some(request) = request
+            && let Err(error) = started.sandbox().exec(request).await
+        {
+            let failure = Failure::of_exec(&error);
+            started.finish().await?;
+            return Err(failure);
+        }
+        let sandbox = started.detach();
+        stdio::print(&format!("{}\n", sandbox.id()))?;
+        Ok(0)
+    }
+
+    /// `None` when a signal came first.
+    async fn start(&self, ephemeral: bool, signals: &mut Signals) -> Result<Option<StartedSandbox>, Failure> {
+        let manager = environment::manager()?;
+        let bundle = environment::bundle(self.machine.kernel.clone(), self.machine.image.clone());
+        let spec = self.machine.spec(Vec::new(), ephemeral);
+        tokio::select! {
+            started = progress::during("booting", manager.create(&bundle, &spec)) => Ok(Some(started?)),
+            _ = signals.next() => Ok(None),
+        }
+    }
+}

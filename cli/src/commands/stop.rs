@@ -1,0 +1,27 @@
+//! `stop`: ends sandboxes in order and keeps their files.
+
+use crate::{commands::for_each, environment, failure::Failure, options::duration, progress, runtime, stdio};
+use clap::Args;
+use std::time::Duration;
+
+/// End sandboxes in order: processes get SIGTERM, then SIGKILL; logs and files stay until `rm`
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// Names or IDs of sandboxes
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+    /// How long processes have between SIGTERM and SIGKILL
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    time: Duration,
+}
+
+impl Stop {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let manager = environment::manager()?;
+        runtime::block_on(for_each(&self.sandboxes, async |reference| {
+            let sandbox = manager.find(reference)?;
+            progress::during("stopping", sandbox.stop(self.time)).await?;
+            stdio::print(&format!("{reference}\n"))
+        }))
+    }
+}

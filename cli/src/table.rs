@@ -1,0 +1,27 @@
+//! Tables as the field prints them: no frames, a heading line, columns two spaces apart.
+
+use comfy_table::{Table, presets};
+
+/// Renders `rows` under `heading`, each line ending without spaces.
+pub(crate) fn render<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(heading).add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let mut text = String::new();
+    for line in table.to_string().lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_line_up() {
+        let text = super::render(["ID", "STATE"], [["abcdefgh".into(), "running".into()]]);
+        assert_eq!(text, "ID        STATE\nabcdefgh  running\n");
+    }
+}

@@ -1,0 +1,40 @@
+//! The caller's terminal: its size, and raw mode that is undone on every way out but SIGKILL.
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use sandboxvm_protocol::agent::TerminalSize;
+use std::io;
+
+/// Size when none of our streams is a terminal.
+const USUAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
+
+/// Size of the terminal we run on.
+pub(crate) fn size() -> TerminalSize {
+    [rustix::stdio::stdout(), rustix::stdio::stdin(), rustix::stdio::stderr()]
+        .into_iter()
+        .filter_map(|fd| tcgetwinsize(fd).ok())
+        .find(|size| size.ws_row > 0 && size.ws_col > 0)
+        .map_or(USUAL, |size| TerminalSize { rows: size.ws_row, columns: size.ws_col })
+}
+
+/// Raw mode of stdin while this value lives: every key goes to the guest, Ctrl-C too.
+#[derive(Debug)]
+pub(crate) struct RawMode {
+    before: Termios,
+}
+
+impl RawMode {
+    pub(crate) fn enter() -> io::Result<Self> {
+        let before = tcgetattr(rustix::stdio::stdin())?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        // Drain first, so that the last output is still shown as it was meant. A terminal that hung up needs nothing.
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.before);
+    }
+}
