@@ -1,6 +1,6 @@
 //! Bytes of the guest that a slow client has not taken yet.
 
-use super::buffers::GuestBuffers;
+use super::transfer::Part;
 
 /// A queue of bytes that owns memory only while it holds any. What waits is bounded by the connection's
 /// [`super::credit::ReceiveWindow`], which refuses what would not fit before it gets here; memory by a small multiple.
@@ -21,15 +21,15 @@ impl Backlog {
         &self.bytes[self.taken..]
     }
 
-    /// Appends the bytes of `buffers` from `skip` on.
-    pub(super) fn append(&mut self, buffers: &GuestBuffers<'_>, skip: usize) {
+    /// Appends a copy of `part`.
+    pub(super) fn append(&mut self, part: Part<'_, '_>) {
         // Without this a client that always leaves a little would let the gone bytes pile up; done at the half, so that
         // moving bytes costs no more than receiving them did.
         if self.taken > self.bytes.len() / 2 {
             self.bytes.drain(..self.taken);
             self.taken = 0;
         }
-        buffers.append_to(skip, &mut self.bytes);
+        part.append_to(&mut self.bytes);
     }
 
     /// Drops `count` bytes, at most as many as wait, from the front.

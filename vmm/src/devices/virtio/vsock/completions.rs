@@ -58,6 +58,12 @@ impl Completions {
         Ok(any)
     }
 
+    /// Gives them up: the driver took the whole queue back.
+    pub(super) fn drop_all(&mut self) {
+        self.heads.clear();
+        (self.descriptors, self.bytes) = (0, 0);
+    }
+
     /// The deadline to clear, and the name it was set under.
     pub(super) fn take_deadline(&mut self) -> Option<(Instant, Expiry)> {
         self.deadline.take().map(|at| (at, Expiry::Completions))

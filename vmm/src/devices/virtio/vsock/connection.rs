@@ -14,10 +14,10 @@
 
 use super::{
     backlog::Backlog,
-    buffers::GuestBuffers,
     credit::{ReceiveWindow, SendCredit},
     packet::{Address, GuestPort, HOST_CID, Header, HostPort, MAX_PAYLOAD, Operation, Shutdown},
     poller::Readiness,
+    transfer::Part,
 };
 use rustix::net::{SendFlags, Shutdown as HowShut};
 use sandboxvm_protocol::identity::GuestCid;
@@ -143,7 +143,7 @@ impl Connection {
     }
 
     /// A packet that belongs to this connection by its addresses and type.
-    pub(super) fn packet(&mut self, header: &Header, operation: Operation, payload: &GuestBuffers<'_>) -> Outcome {
+    pub(super) fn packet(&mut self, header: &Header, operation: Operation, payload: Part<'_, '_>) -> Outcome {
         if self.credit.update(header.credit).is_err() {
             return Outcome::Reset;
         }
@@ -183,12 +183,12 @@ impl Connection {
         Outcome::Continue
     }
 
-    fn receive(&mut self, length: u32, payload: &GuestBuffers<'_>) -> Outcome {
+    fn receive(&mut self, length: u32, payload: Part<'_, '_>) -> Outcome {
         let truthful = length <= MAX_PAYLOAD && length as usize <= payload.len();
         if !truthful || !self.guest_sends || self.window.receive(length).is_err() {
             return Outcome::Reset;
         }
-        let payload = payload.range(0, length as usize);
+        let payload = payload.first(length as usize);
         let mut passed = 0;
         if self.client_receives
             && self.backlog.is_empty()
@@ -206,7 +206,7 @@ impl Connection {
         if self.client_receives {
             self.window.forward(truncate(passed));
             if passed < payload.len() {
-                self.backlog.append(&payload, passed);
+                self.backlog.append(payload.after(passed));
             }
         } else {
             // Nobody takes it; the SHUTDOWN that says so is under way.
@@ -325,7 +325,7 @@ impl Connection {
     }
 
     /// The next packet for the guest, if there is one; data is read straight into `payload`, which is not empty.
-    pub(super) fn next_packet(&mut self, payload: &GuestBuffers<'_>) -> Option<Header> {
+    pub(super) fn next_packet(&mut self, payload: Part<'_, '_>) -> Option<Header> {
         if self.phase == Phase::Requesting {
             self.phase = Phase::Requested;
             return Some(self.header(Operation::Request));
@@ -351,9 +351,9 @@ impl Connection {
     }
 
     /// Reads from the client as much as the guest takes; `None` when nothing came.
-    fn read_client(&mut self, payload: &GuestBuffers<'_>) -> Option<u32> {
+    fn read_client(&mut self, payload: Part<'_, '_>) -> Option<u32> {
         let client = self.client.as_ref()?;
-        let room = payload.range(0, self.credit.available().min(MAX_PAYLOAD) as usize);
+        let room = payload.first(self.credit.available().min(MAX_PAYLOAD) as usize);
         match retry(|| room.receive_from(client.as_fd())) {
             Ok(0) => self.client_sends = false,
             Ok(received) => return Some(truncate(received)),
@@ -397,12 +397,6 @@ impl Connection {
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, usize) {
         (self.backlog.pending().len(), self.backlog.allocated())
-    }
-
-    /// The receive window's size.
-    #[cfg(test)]
-    pub(super) fn window_size(&self) -> u32 {
-        self.window.size()
     }
 }
 

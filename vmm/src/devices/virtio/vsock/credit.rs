@@ -75,11 +75,6 @@ impl ReceiveWindow {
         Self { size, received: 0, forwarded: 0, announced: 0 }
     }
 
-    /// The size the guest was told.
-    pub(super) fn size(&self) -> u32 {
-        self.size
-    }
-
     /// Accounts for `bytes` that came from the guest.
     pub(super) fn receive(&mut self, bytes: u32) -> Result<(), CreditError> {
         let held = self.received.wrapping_sub(self.forwarded);

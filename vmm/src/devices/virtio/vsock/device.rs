@@ -1,7 +1,6 @@
 //! The device the transport sees: moves packets between its queues and [`super::mux`], and serves the epoll set.
 
 use super::{
-    buffers::{Direction, GuestBuffers},
     completions::Completions,
     deadlines::{Deadlines, Expiry},
     handshake::{Answer, Handshakes},
@@ -10,11 +9,12 @@ use super::{
     packet::HEADER_SIZE,
     poller::{HandshakeId, Poller, Token},
     ports::HostPorts,
-    ring::Ring,
+    ring::{Direction, Ring},
     state::VsockState,
+    transfer::Part,
     transport_reset::TransportReset,
 };
-use crate::devices::virtio::device::{DeviceContext, DeviceError, DeviceType, VirtioDevice};
+use crate::devices::virtio::device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space};
 use rustix::{event::epoll, io::Errno, net::SocketFlags};
 use sandboxvm_protocol::identity::GuestCid;
 use std::{
@@ -23,7 +23,6 @@ use std::{
     time::Instant,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::QueueT as _;
 
 /// The queues, in the order of virtio 1.2, 5.10.2.
 pub(super) const RECEIVE: usize = 0;
@@ -34,10 +33,19 @@ pub(super) const EVENT: usize = 2;
 /// 64 of them hold a whole default socket buffer.
 const QUEUE_SIZES: [u16; 3] = [64, 64, 4];
 
+/// The guest's driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Driver {
+    /// Not there, or not yet: clients wait in the listener's backlog.
+    Absent,
+    Live,
+    /// It broke its queues: clients are closed at once.
+    Failed,
+}
+
 /// Whether clients are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listening {
-    /// No: there is no driver to connect them to. They wait in the listener's backlog.
     Off,
     On,
     /// Not before one of the half-done handshakes is through.
@@ -56,7 +64,7 @@ pub struct VsockDevice {
     limits: Limits,
     listener: UnixListener,
     listening: Listening,
-    active: bool,
+    driver: Driver,
     poller: Poller,
     deadlines: Deadlines,
     handshakes: Handshakes,
@@ -69,7 +77,11 @@ pub struct VsockDevice {
 }
 
 impl VsockDevice {
-    /// A device for a machine that boots, with `listener` for its clients.
+    /// A device with `listener` for its clients.
+    ///
+    /// A machine restored from a snapshot, or forked from a running one, gets a new device that takes over the state of
+    /// the old one. In a child of fork(2) the old one is dropped: that closes the child's copies of its descriptors and
+    /// leaves the parent's connections alone.
     ///
     /// # Errors
     /// When an epoll set, eventfd or timerfd cannot be made.
@@ -77,17 +89,7 @@ impl VsockDevice {
         Self::with_limits(cid, listener, Limits::DEFAULT)
     }
 
-    /// A device for a machine that goes on from a snapshot. Its driver is to be told with
-    /// [`VsockDevice::reset_transport`] once its queues are restored.
-    ///
-    /// # Errors
-    /// As for [`VsockDevice::new`].
-    pub fn restore(state: &VsockState, listener: UnixListener) -> io::Result<Self> {
-        let mut device = Self::new(state.guest_cid, listener)?;
-        device.take_over(state);
-        Ok(device)
-    }
-
+    /// As [`VsockDevice::new`], with other bounds.
     pub(super) fn with_limits(cid: GuestCid, listener: UnixListener, limits: Limits) -> io::Result<Self> {
         make_nonblocking(&listener)?;
         Ok(Self {
@@ -95,7 +97,7 @@ impl VsockDevice {
             limits,
             listener,
             listening: Listening::Off,
-            active: false,
+            driver: Driver::Absent,
             poller: Poller::new()?,
             deadlines: Deadlines::default(),
             handshakes: Handshakes::default(),
@@ -107,69 +109,19 @@ impl VsockDevice {
         })
     }
 
-    fn take_over(&mut self, state: &VsockState) {
-        self.mux = Mux::new(self.cid, self.limits, HostPorts::starting_at(state.next_host_port));
-        self.completions = Completions::holding(state.held_transmit_heads.clone());
-        self.reset = TransportReset::restored(state.reset_noted_at);
-    }
-
-    /// What a snapshot keeps of the device. Its connections go on undisturbed.
-    #[must_use]
-    pub fn save(&self) -> VsockState {
-        VsockState {
-            guest_cid: self.cid,
-            next_host_port: self.mux.next_port(),
-            held_transmit_heads: self.completions.heads().to_vec(),
-            reset_noted_at: self.reset.noted_at(),
+    /// What the device holds.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> super::tests::Footprint {
+        let ((waiting, allocated), (replies, runnable)) = (self.mux.held(), self.mux.queued());
+        super::tests::Footprint {
+            connections: self.mux.len(),
+            handshakes: self.handshakes.len(),
+            deadlines: self.deadlines.len(),
+            waiting,
+            allocated,
+            replies,
+            runnable,
         }
-    }
-
-    /// In a child made by fork(2): replaces every descriptor shared with the parent, and drops the connections without
-    /// the parent or its clients noticing. To be followed by [`VsockDevice::reset_transport`].
-    ///
-    /// [`VirtioDevice::host_fd`] is another descriptor afterwards.
-    ///
-    /// # Errors
-    /// As for [`VsockDevice::new`]; the device is then unchanged.
-    pub fn detach_after_fork(&mut self, listener: UnixListener) -> io::Result<()> {
-        let state = self.save();
-        make_nonblocking(&listener)?;
-        // From here on nothing may touch the shared epoll set or sockets but to close our copies.
-        self.poller = Poller::new()?;
-        self.listener = listener;
-        self.listening = Listening::Off;
-        self.deadlines = Deadlines::default();
-        self.handshakes.abandon_all();
-        self.mux.abandon_all();
-        self.take_over(&state);
-        Ok(())
-    }
-
-    /// Closes all clients and tells the guest that all its connections were reset (virtio 1.2, 5.10.6.7), as it must be
-    /// told after a restore or fork, before it runs. Clients may connect at once; their connections are opened as soon
-    /// as the guest has taken note. Without a `context`, that is with no driver, there is nobody to tell.
-    ///
-    /// # Errors
-    /// When a queue cannot be followed.
-    pub fn reset_transport(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        self.hang_up();
-        let Some(context) = context else {
-            self.active = false;
-            self.reset = TransportReset::Idle;
-            return Ok(());
-        };
-        self.active = true;
-        self.reset.begin();
-        // What the guest sent before the snapshot is for connections that are gone; notifications of it are lost as well.
-        self.transmit_left = true;
-        self.completions_overdue = true;
-        self.turn(context)
-    }
-
-    /// How many connections there are, half-open and closing ones included.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.mux.len()
     }
 
     /// Ends all connections and handshakes.
@@ -183,10 +135,11 @@ impl VsockDevice {
         (&mut self.mux, &mut self.handshakes, Watch { poller: &self.poller, deadlines: &mut self.deadlines })
     }
 
-    /// Stops for good, until the driver resets the device.
-    fn stop(&mut self) {
+    /// Forgets everything about the queues, and closes all clients.
+    fn stop(&mut self, driver: Driver) {
         self.hang_up();
         self.stop_listening();
+        self.driver = driver;
         if let Some((at, expiry)) = self.completions.take_deadline() {
             self.deadlines.clear(at, expiry);
         }
@@ -195,24 +148,27 @@ impl VsockDevice {
         self.transmit_left = false;
         self.reset = TransportReset::Idle;
         self.mux.swallow_unknown = false;
-        self.active = false;
+    }
+
+    /// Passes on the error that ends the device.
+    fn or_fail<T>(&mut self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
+        if result.is_err() {
+            self.stop(Driver::Failed);
+            // So that clients do not wait for what does not come; if it cannot be, they have to.
+            let _ = self.listen();
+        }
+        result
     }
 
     /// One turn of the device: all queues as far as its budget goes, and one interrupt at most.
     fn turn(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
-        let result = self.listen().and_then(|()| {
-            let mut interrupt = self.announce_reset(context)?;
-            interrupt |= self.transmit(context)?;
-            interrupt |= self.receive(context)?;
-            Ok(interrupt)
-        });
-        match result {
-            Ok(true) => context.interrupt.signal_used(),
-            Ok(false) => {}
-            Err(error) => {
-                self.stop();
-                return Err(error);
-            }
+        self.driver = Driver::Live;
+        self.listen()?;
+        let mut interrupt = self.announce_reset(context)?;
+        interrupt |= self.transmit(context)?;
+        interrupt |= self.receive(context)?;
+        if interrupt {
+            context.interrupt.signal_used();
         }
         if self.transmit_left {
             self.poller.wake();
@@ -222,7 +178,7 @@ impl VsockDevice {
 
     fn announce_reset(&mut self, context: &mut DeviceContext<'_>) -> Result<bool, DeviceError> {
         let mut ring = Ring::new(context.queues, context.memory, EVENT);
-        let used = self.reset.advance(&mut ring, context.memory)?;
+        let used = self.reset.advance(&mut ring)?;
         self.mux.swallow_unknown = self.reset.under_way();
         Ok(used && ring.interrupt_due()?)
     }
@@ -240,23 +196,26 @@ impl VsockDevice {
                     break;
                 }
                 budget -= 1;
-                let Some(chain) = ring.pop()? else {
+                let Some(mut chain) = ring.pop(Direction::FromGuest)? else {
                     if ring.enable_notifications()? {
                         ring.suppress_notifications()?;
                         continue;
                     }
                     break;
                 };
-                let head = chain.head_index();
-                let packet = GuestBuffers::of_chain(context.memory, chain, Direction::FromGuest)
-                    .map_err(|error| ring.bad_chain(&error))?;
+                let descriptors = chain.readable.slices().count();
+                let bytes = Part::from(&chain.readable, 0).len();
                 let mut watch = Watch { poller: &self.poller, deadlines: &mut self.deadlines };
-                self.mux.guest_packet(&packet, &mut watch);
-                self.completions.hold(head, packet.descriptors(), packet.len());
+                self.mux.guest_packet(&mut chain.readable, &mut watch);
+                self.completions.hold(chain.head, descriptors, bytes);
                 if self.completions.due(&ring) {
                     returned |= self.completions.release(&mut ring)?;
                 }
             }
+        }
+        if !ring.ready() {
+            // The driver took the queue away from us, buffers and all.
+            self.completions.drop_all();
         }
         if mem::take(&mut self.completions_overdue) {
             returned |= self.completions.release(&mut ring)?;
@@ -298,28 +257,25 @@ impl VsockDevice {
                 break;
             }
             budget -= 1;
-            let Some(chain) = ring.pop()? else {
+            let Some(mut chain) = ring.pop(Direction::ToGuest)? else {
                 if ring.enable_notifications()? {
                     ring.suppress_notifications()?;
                     continue;
                 }
                 break;
             };
-            let head = chain.head_index();
-            let buffer = GuestBuffers::of_chain(context.memory, chain, Direction::ToGuest)
-                .map_err(|error| ring.bad_chain(&error))?;
-            if buffer.len() <= HEADER_SIZE {
+            let payload = Part::from(&chain.writable, HEADER_SIZE);
+            if payload.len() == 0 {
                 return Err(ring.bad_buffer("a receive buffer cannot hold a packet header and a byte"));
             }
-            let payload = buffer.range(HEADER_SIZE, usize::MAX);
             let mut watch = Watch { poller: &self.poller, deadlines: &mut self.deadlines };
-            let Some(header) = self.mux.next_packet(&payload, &mut watch) else {
+            let Some(header) = self.mux.next_packet(payload, &mut watch) else {
                 ring.undo_pop();
                 break;
             };
-            buffer.write(&header.encode());
+            chain.writable.write(&header.encode());
             // A header is 44 bytes.
-            ring.push_used(head, header.length + 44)?;
+            ring.push_used(chain.head, header.length + 44)?;
             filled = true;
         }
         Ok(filled && ring.interrupt_due()?)
@@ -327,7 +283,8 @@ impl VsockDevice {
 
     fn listen(&mut self) -> Result<(), DeviceError> {
         let room = self.handshakes.len() < self.limits.handshakes;
-        if self.active && (self.listening == Listening::Off || (self.listening == Listening::Full && room)) {
+        let wanted = self.listening == Listening::Off || self.listening == Listening::Full && room;
+        if self.driver != Driver::Absent && wanted {
             self.poller.watch_level(&self.listener, Token::Listener).map_err(listen_failed)?;
             self.listening = Listening::On;
         }
@@ -350,6 +307,7 @@ impl VsockDevice {
             }
             match rustix::net::accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 // Closed at once: the client reads an end of file in place of an OK.
+                Ok(_) if self.driver != Driver::Live => {}
                 Ok(_) if self.mux.len() + self.handshakes.len() >= self.limits.connections => {}
                 Ok(client) => {
                     let limits = self.limits;
@@ -357,7 +315,7 @@ impl VsockDevice {
                     // Failing for one client, which was closed by it, it may work for the next.
                     if let Ok(id) = handshakes.begin(client, &limits, &mut watch) {
                         // Most clients have written their line by now.
-                        self.handshake(id);
+                        self.handshake(id, false);
                     }
                 }
                 Err(Errno::AGAIN) => return Ok(()),
@@ -374,9 +332,9 @@ impl VsockDevice {
         Ok(())
     }
 
-    fn handshake(&mut self, id: HandshakeId) {
+    fn handshake(&mut self, id: HandshakeId, ended: bool) {
         let (mux, handshakes, mut watch) = self.parts();
-        if let Answer::Dial(client, port) = handshakes.progress(id, &mut watch) {
+        if let Answer::Dial(client, port) = handshakes.progress(id, ended, &mut watch) {
             // The client was closed if this failed, which is all there is to tell it.
             let _ = mux.dial(client, port, &mut watch);
         }
@@ -415,11 +373,10 @@ impl VsockDevice {
             .map_err(|source| DeviceError::Host { what: "asking the vsock's epoll set what is ready", source })?;
         for (token, readiness) in ready {
             match token {
-                Token::Listener if self.active => self.accept()?,
-                Token::Listener => self.stop_listening(),
+                Token::Listener => self.accept()?,
                 Token::Wake => self.poller.slept(),
                 Token::Timer => self.timer_fired()?,
-                Token::Handshake(id) => self.handshake(id),
+                Token::Handshake(id) => self.handshake(id, readiness.ended),
                 Token::Connection(port) => {
                     let (mux, _, mut watch) = self.parts();
                     mux.client_ready(port, readiness, &mut watch);
@@ -445,27 +402,22 @@ impl VirtioDevice for VsockDevice {
 
     /// struct virtio_vsock_config: the guest's CID (virtio 1.2, 5.10.4).
     fn read_config(&self, offset: u64, into: &mut [u8]) {
-        let config = u64::from(self.cid.get()).to_le_bytes();
-        into.fill(0);
-        if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) {
-            let count = rest.len().min(into.len());
-            into[..count].copy_from_slice(&rest[..count]);
-        }
+        read_config_space(&u64::from(self.cid.get()).to_le_bytes(), offset, into);
     }
 
     fn activate(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
-        let event_idx = context.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        for queue in context.queues.iter_mut() {
-            queue.set_event_idx(event_idx);
-        }
-        self.active = true;
+        // A driver that begins has no connections to reset, also where a snapshot was taken before it began.
+        self.reset = TransportReset::Idle;
+        self.completions = Completions::default();
         self.transmit_left = true;
-        self.turn(context)
+        let result = self.turn(context);
+        self.or_fail(result)
     }
 
     fn queue_notified(&mut self, queue: usize, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
         self.transmit_left |= queue == TRANSMIT;
-        self.turn(context)
+        let result = self.turn(context);
+        self.or_fail(result)
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -473,22 +425,43 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        // Without a driver nobody can be connected, and a listener left readable would call us for ever.
-        if context.is_none() && self.active {
-            self.stop_listening();
+        if context.is_none() && self.driver == Driver::Live {
+            // It gave up without a reset.
+            self.stop(Driver::Absent);
         }
-        if let Err(error) = self.serve_clients() {
-            self.stop();
-            return Err(error);
-        }
-        match context {
+        let served = self.serve_clients();
+        let result = served.and_then(|()| match context {
             Some(context) => self.turn(context),
-            None => Ok(()),
-        }
+            None => self.listen(),
+        });
+        self.or_fail(result)
     }
 
     fn reset(&mut self) {
-        self.stop();
+        self.stop(Driver::Absent);
+    }
+
+    fn save_state(&self) -> Vec<u8> {
+        let state = VsockState {
+            next_host_port: self.mux.next_port(),
+            reset_noted_at: self.reset.noted_at(),
+            held_transmit_heads: self.completions.heads().to_vec(),
+        };
+        state.encode()
+    }
+
+    /// Begins with a transport reset (virtio 1.2, 5.10.6.7): the guest is told that all its connections are gone, what it
+    /// had sent for them is thrown away, and clients, who may come at once, are connected as soon as it has taken note.
+    fn restore_state(&mut self, state: &[u8]) -> Result<(), DeviceError> {
+        let state = VsockState::decode(state).map_err(|error| DeviceError::SavedState(error.to_string()))?;
+        self.stop(Driver::Absent);
+        self.mux = Mux::new(self.cid, self.limits, HostPorts::starting_at(state.next_host_port));
+        self.completions = Completions::holding(state.held_transmit_heads);
+        self.reset = TransportReset::restored(state.reset_noted_at);
+        self.reset.begin();
+        self.transmit_left = true;
+        self.completions_overdue = true;
+        Ok(())
     }
 }
 

@@ -51,13 +51,13 @@ impl Handshakes {
         Ok(id)
     }
 
-    /// A client wrote or left.
-    pub(super) fn progress(&mut self, id: HandshakeId, watch: &mut Watch<'_>) -> Answer {
+    /// A client wrote, or `ended` its stream.
+    pub(super) fn progress(&mut self, id: HandshakeId, ended: bool, watch: &mut Watch<'_>) -> Answer {
         let Some((client, _)) = self.clients.get(&id) else { return Answer::Wait };
         let line = match read_line(client) {
             Ok(Some(line)) => line,
-            Ok(None) => return Answer::Wait,
-            Err(_) => {
+            Ok(None) if !ended => return Answer::Wait,
+            Ok(None) | Err(_) => {
                 self.close(id, watch);
                 return Answer::Closed;
             }
@@ -86,11 +86,6 @@ impl Handshakes {
         while let Some((&id, _)) = self.clients.first_key_value() {
             self.close(id, watch);
         }
-    }
-
-    /// As [`super::mux::Mux::abandon_all`].
-    pub(super) fn abandon_all(&mut self) {
-        self.clients.clear();
     }
 }
 

@@ -12,12 +12,10 @@
 //! next. Everything in a packet or a ring is taken for hostile: a wrong packet costs the guest that connection, a wrong
 //! ring the device.
 //!
-//! Called by the transport ([`super::device::VirtioDevice`]), and by snapshot, restore and fork through
-//! [`VsockDevice::save`], [`VsockDevice::restore`], [`VsockDevice::detach_after_fork`] and
-//! [`VsockDevice::reset_transport`].
+//! Called by the transport alone ([`super::device::VirtioDevice`]). A restored or forked machine gets a new device with
+//! a listener of its own, which takes over the saved state and begins with a transport reset.
 
 mod backlog;
-mod buffers;
 mod completions;
 mod connection;
 mod credit;
@@ -31,10 +29,10 @@ mod poller;
 mod ports;
 mod ring;
 mod state;
+mod transfer;
 mod transport_reset;
 
 #[cfg(test)]
 mod tests;
 
 pub use device::VsockDevice;
-pub use state::VsockState;

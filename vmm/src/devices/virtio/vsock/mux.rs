@@ -4,14 +4,15 @@
 //! receive buffers with what [`Mux::next_packet`] gives.
 
 use super::{
-    buffers::GuestBuffers,
     connection::{Connection, Outcome, Phase},
     deadlines::{Deadlines, Expiry},
     limits::Limits,
     packet::{GuestPort, HEADER_SIZE, HOST_CID, Header, HostPort, Operation, TYPE_STREAM},
     poller::{Poller, Readiness, Token},
     ports::HostPorts,
+    transfer::Part,
 };
+use crate::devices::virtio::chain::Buffers;
 use sandboxvm_protocol::identity::GuestCid;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -78,9 +79,14 @@ impl Mux {
     }
 
     /// A packet from the guest.
-    pub(super) fn guest_packet(&mut self, packet: &GuestBuffers<'_>, watch: &mut Watch<'_>) {
-        // Too short to be answered, or from an address that is not this guest's and that an answer would not reach.
-        let Some(header) = packet.read_header().map(|bytes| Header::decode(&bytes)) else { return };
+    pub(super) fn guest_packet(&mut self, packet: &mut Buffers<'_>, watch: &mut Watch<'_>) {
+        let mut header = [0; HEADER_SIZE];
+        // Read once: what the guest changes in it later is not seen. Too short, it cannot be answered.
+        if packet.read(&mut header) < HEADER_SIZE {
+            return;
+        }
+        let header = Header::decode(&header);
+        // Not this guest's address; an answer would not reach it.
         if header.source.cid != u64::from(self.cid.get()) {
             return;
         }
@@ -92,7 +98,7 @@ impl Mux {
             return self.refuse(&header);
         };
         let outcome = match Operation::from_wire(header.operation) {
-            Some(operation) => connection.packet(&header, operation, &packet.range(HEADER_SIZE, usize::MAX)),
+            Some(operation) => connection.packet(&header, operation, Part::from(packet, 0)),
             None => Outcome::Reset,
         };
         self.settle(host_port, outcome, watch);
@@ -125,7 +131,7 @@ impl Mux {
     }
 
     /// The next packet for the guest, in turn over all connections; its payload is put into `payload`, which is not empty.
-    pub(super) fn next_packet(&mut self, payload: &GuestBuffers<'_>, watch: &mut Watch<'_>) -> Option<Header> {
+    pub(super) fn next_packet(&mut self, payload: Part<'_, '_>, watch: &mut Watch<'_>) -> Option<Header> {
         if let Some(reply) = self.replies.pop_front() {
             return Some(reply);
         }
@@ -146,14 +152,6 @@ impl Mux {
         for (port, connection) in std::mem::take(&mut self.connections) {
             discard(port, connection, watch);
         }
-        self.replies.clear();
-        self.runnable.clear();
-    }
-
-    /// Lets go of all connections in a process that only has copies of their sockets: the original's clients must not
-    /// notice, so nothing is shut down or taken out of the epoll set, which is shared as well.
-    pub(super) fn abandon_all(&mut self) {
-        self.connections.clear();
         self.replies.clear();
         self.runnable.clear();
     }

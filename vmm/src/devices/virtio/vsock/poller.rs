@@ -57,6 +57,8 @@ impl Token {
 pub(super) struct Readiness {
     /// A read gives bytes, the end of the stream or an error.
     pub(super) readable: bool,
+    /// The client sends nothing beyond what it has sent.
+    pub(super) ended: bool,
     /// There is room again.
     pub(super) writable: bool,
     /// Both directions are shut: nothing more can be sent to the client, and nothing beyond what it left will come.
@@ -122,8 +124,10 @@ impl Poller {
         let named = events.iter().take(count).filter_map(|event| {
             let flags = event.flags;
             let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
-            let readable = hung_up || flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP);
-            let readiness = Readiness { readable, writable: flags.contains(epoll::EventFlags::OUT), hung_up };
+            let ended = hung_up || flags.contains(epoll::EventFlags::RDHUP);
+            let readable = ended || flags.contains(epoll::EventFlags::IN);
+            let writable = flags.contains(epoll::EventFlags::OUT);
+            let readiness = Readiness { readable, ended, writable, hung_up };
             Some((Token::decode(event.data)?, readiness))
         });
         Ok(named.collect())

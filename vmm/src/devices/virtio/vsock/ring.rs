@@ -1,12 +1,14 @@
 //! One virtqueue during one call: takes chains, returns them, and keeps notifications in both directions few.
 
-use super::buffers::ChainError;
-use crate::devices::virtio::device::{DeviceError, GuestMemory};
+use crate::devices::virtio::{
+    chain::Chain,
+    device::{DeviceError, GuestMemory},
+};
 use std::{
     num::Wrapping,
     sync::atomic::{Ordering, fence},
 };
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes};
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.2, 2.7.6).
@@ -14,6 +16,15 @@ const NO_INTERRUPT: u16 = 1;
 /// Size of the used ring's `flags` and `idx`, and of one of its elements, in bytes (virtio 1.2, 2.7.8).
 const USED_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
+
+/// Which way all buffers of a chain must point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// Device-readable.
+    FromGuest,
+    /// Device-writable.
+    ToGuest,
+}
 
 /// A queue and the memory it lives in.
 #[derive(Debug)]
@@ -31,11 +42,6 @@ impl<'a> Ring<'a> {
 
     fn malformed(&self, what: impl ToString) -> DeviceError {
         DeviceError::Queue { queue: self.index, what: what.to_string() }
-    }
-
-    /// A chain of this queue is malformed.
-    pub(super) fn bad_chain(&self, error: &ChainError) -> DeviceError {
-        self.malformed(error)
     }
 
     /// A chain of this queue is of no use.
@@ -56,17 +62,19 @@ impl<'a> Ring<'a> {
         self.queue.avail_idx(self.memory, Ordering::Acquire).map_err(|error| self.malformed(error))
     }
 
-    /// Takes the next available chain.
-    pub(super) fn pop(&mut self) -> Result<Option<DescriptorChain<&'a GuestMemory>>, DeviceError> {
+    /// Takes the next available chain, all of which must point in `direction`.
+    pub(super) fn pop(&mut self, direction: Direction) -> Result<Option<Chain<'a>>, DeviceError> {
         if !self.queue.ready() || self.available_index()?.0 == self.queue.next_avail() {
             return Ok(None);
         }
-        let chain = match self.queue.iter(self.memory) {
-            Ok(mut available) => available.next(),
-            Err(error) => return Err(self.malformed(error)),
-        };
+        let chain = Chain::pop(self.queue, self.memory).map_err(|error| error.on(self.index))?;
         // Without this a ring that says it has a chain but cannot be read would be asked again and again.
-        chain.map(Some).ok_or_else(|| self.malformed("the available ring cannot be read"))
+        let chain = chain.ok_or_else(|| self.malformed("the available ring cannot be read"))?;
+        let wrong = match direction {
+            Direction::FromGuest => &chain.writable,
+            Direction::ToGuest => &chain.readable,
+        };
+        if wrong.is_empty() { Ok(Some(chain)) } else { Err(self.malformed("a buffer points the wrong way")) }
     }
 
     /// Puts the chain just taken back.

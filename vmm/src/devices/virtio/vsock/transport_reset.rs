@@ -5,11 +5,8 @@
 //! could be taken for an old one and reset. That the guest has taken note shows in the available ring: its driver gives
 //! an event buffer back only after it has handled the event.
 
-use super::{
-    buffers::{Direction, GuestBuffers},
-    ring::Ring,
-};
-use crate::devices::virtio::device::{DeviceError, GuestMemory};
+use super::ring::{Direction, Ring};
+use crate::devices::virtio::device::DeviceError;
 use std::num::Wrapping;
 
 /// struct virtio_vsock_event with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, whose value is 0.
@@ -51,7 +48,7 @@ impl TransportReset {
     }
 
     /// Goes as far as the event queue allows; true when a buffer was used.
-    pub(super) fn advance(&mut self, ring: &mut Ring<'_>, memory: &GuestMemory) -> Result<bool, DeviceError> {
+    pub(super) fn advance(&mut self, ring: &mut Ring<'_>) -> Result<bool, DeviceError> {
         if !self.under_way() {
             return Ok(false);
         }
@@ -62,7 +59,7 @@ impl TransportReset {
         }
         let mut used = false;
         if let Self::Owed { earlier } = *self {
-            let Some(available) = send_event(ring, memory)? else {
+            let Some(available) = send_event(ring)? else {
                 ring.enable_notifications()?;
                 return Ok(false);
             };
@@ -83,16 +80,13 @@ impl TransportReset {
 }
 
 /// Puts the event into the next buffer; returns `avail.idx` as it was before the guest could see the event.
-fn send_event(ring: &mut Ring<'_>, memory: &GuestMemory) -> Result<Option<Wrapping<u16>>, DeviceError> {
-    let Some(chain) = ring.pop()? else { return Ok(None) };
+fn send_event(ring: &mut Ring<'_>) -> Result<Option<Wrapping<u16>>, DeviceError> {
+    let Some(mut chain) = ring.pop(Direction::ToGuest)? else { return Ok(None) };
     let available = ring.available_index()?;
-    let head = chain.head_index();
-    let buffer = GuestBuffers::of_chain(memory, chain, Direction::ToGuest).map_err(|error| ring.bad_chain(&error))?;
-    if buffer.len() < TRANSPORT_RESET.len() {
+    if chain.writable.write(&TRANSPORT_RESET) < TRANSPORT_RESET.len() {
         return Err(ring.bad_buffer("an event buffer cannot hold an event"));
     }
-    buffer.write(&TRANSPORT_RESET);
-    ring.push_used(head, 4)?;
+    ring.push_used(chain.head, 4)?;
     Ok(Some(available))
 }
 
