@@ -105,6 +105,11 @@ impl MockDriver {
         Self::live_without(device, 0)
     }
 
+    /// Where `queue`'s rings were last said to be.
+    pub fn rings(&self, queue: usize) -> Rings {
+        self.rings[queue]
+    }
+
     pub fn read(&self, register: u32) -> u32 {
         read(&self.transport, register)
     }
@@ -153,6 +158,10 @@ impl MockDriver {
         ] {
             self.write(low, address as u32);
             self.write(high, (address >> 32) as u32);
+        }
+        // A driver starts with cleared indices; a hostile one may name rings that are not in memory.
+        for ring in [rings.available, rings.used] {
+            let _ = self.memory.write_obj(0_u16, GuestAddress(ring.wrapping_add(2)));
         }
         self.write(VIRTIO_MMIO_QUEUE_READY, 1);
         self.rings[queue as usize] = rings;

@@ -4,6 +4,8 @@ pub mod block;
 pub mod chain;
 pub mod device;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod mock_driver;
 pub mod rng;
 pub mod transport;

@@ -181,3 +181,93 @@ impl VirtioDevice for RngDevice {
         self.drain_timer();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::mock_driver::{BUFFERS, HIGH_START, MockDriver, Part};
+
+    fn driver() -> MockDriver {
+        MockDriver::live(Box::new(RngDevice::new().unwrap()))
+    }
+
+    /// Asks for `length` bytes in one chain; does not wait.
+    fn ask(driver: &mut MockDriver, address: u64, length: u32) {
+        driver.set_chain(0, 0, &[Part::Writable(address, length)]);
+        driver.publish(0, 0);
+        driver.kick_for(0, 0);
+    }
+
+    #[test]
+    fn every_request_gets_bytes_of_its_own() {
+        let mut driver = driver();
+        let mut seen = Vec::new();
+        for _ in 0..20 {
+            ask(&mut driver, BUFFERS, 64);
+            assert_eq!(driver.last_used(0), (0, 64));
+            seen.push(driver.bytes(BUFFERS, 64));
+        }
+        assert_eq!(driver.bytes(BUFFERS + 64, 64), [0; 64]);
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 20);
+        // A byte is zero one time in 256: 1280 of them are not all alike.
+        assert!(seen.iter().flatten().filter(|&&byte| byte == 0).count() < 64);
+    }
+
+    #[test]
+    fn a_large_request_is_answered_in_part() {
+        let mut driver = driver();
+        ask(&mut driver, HIGH_START, 100_000);
+        assert_eq!(driver.last_used(0), (0, 4096));
+        assert_ne!(driver.bytes(HIGH_START + 4096 - 64, 64), [0; 64]);
+        assert_eq!(driver.bytes(HIGH_START + 4096, 64), [0; 64]);
+    }
+
+    #[test]
+    fn beyond_its_rate_a_guest_waits() {
+        let mut driver = driver();
+        let start = Instant::now();
+        let mut asked: u16 = 0;
+        while driver.used_index(0) == asked {
+            ask(&mut driver, HIGH_START, 4096);
+            asked += 1;
+            assert!(asked < 1000, "64 KiB in 50 ms, and no end after {} ms", start.elapsed().as_millis());
+        }
+        assert!(asked > 16);
+        // A reset brings nothing forward, and the timer does in time.
+        assert_eq!(driver.used_index(0), asked - 1);
+        while !driver.host_fd_is_readable() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        driver.transport.host_ready();
+        assert_eq!(driver.used_index(0), asked);
+    }
+
+    #[test]
+    fn many_small_requests_are_bounded_too() {
+        let mut driver = driver();
+        let mut answered = 0;
+        let start = Instant::now();
+        for _ in 0..2000 {
+            let used = driver.used_index(0);
+            ask(&mut driver, BUFFERS, 1);
+            if driver.used_index(0) == used {
+                break;
+            }
+            answered += 1;
+        }
+        let periods = 1 + start.elapsed().as_millis() / PERIOD.as_millis();
+        assert!(answered <= 256 * periods, "{answered} in {periods} periods");
+    }
+
+    #[test]
+    fn a_buffer_to_read_from_is_a_broken_queue() {
+        let mut driver = driver();
+        driver.set_chain(0, 0, &[Part::Readable(BUFFERS, 8), Part::Writable(BUFFERS, 8)]);
+        driver.publish(0, 0);
+        driver.kick(0);
+        assert!(driver.needs_reset());
+    }
+}

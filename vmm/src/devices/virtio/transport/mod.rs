@@ -21,8 +21,10 @@
 //! ignored, and such a read gives zero: the guest can hurt its own device only.
 
 mod state;
+#[cfg(test)]
+mod tests;
 
-pub use state::{QueueRegisters, RestoreError, TransportState};
+pub use state::{QueueRegisters, QueueState, RestoreError, TransportState};
 
 use super::device::{DeviceContext, DeviceError, DeviceType, GuestMemory, Interrupt, VirtioDevice};
 use std::{os::fd::BorrowedFd, sync::Arc};
