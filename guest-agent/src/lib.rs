@@ -22,7 +22,7 @@ mod process;
 mod server;
 mod shutdown;
 
-use server::{Role, Server, listener::Listener};
+use server::{Role, Server, ServerError, listener::Listener};
 use std::ffi::CStr;
 
 /// Runs the agent with the arguments after the program's name; the value is the exit code, where one is possible.
@@ -56,9 +56,11 @@ fn run_as_init() -> ! {
 
 /// Serves on a Unix socket as an ordinary process, until told to shut down.
 fn serve(socket: &CStr) -> i32 {
-    let served = Listener::unix(socket)
-        .and_then(|listener| Server::new(Role::Service, listener))
-        .and_then(|mut server| server.run());
+    let served = Listener::unix(socket).and_then(|listener| {
+        // As PID 1 the agent is at the root, and the spawning of processes counts on it.
+        rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
+        Server::new(Role::Service, listener)?.run()
+    });
     match served {
         Ok(()) => 0,
         Err(error) => {

@@ -70,40 +70,46 @@ pub(super) struct Plan<'a> {
 pub(super) extern "C" fn run(plan: *mut c_void) -> c_int {
     // SAFETY: spawn passes a pointer to a `Plan` that lives on the suspended agent's stack.
     let plan = unsafe { &*plan.cast::<Plan<'_>>() };
-    let step = attempt(plan);
-    // SAFETY: errno is a thread-local that always exists; the call that failed in `attempt` has just set it.
-    let errno = unsafe { *libc::__errno_location() };
-    plan.failure.set(Some((step, errno)));
+    let step = prepare(plan);
+    let failure = match step {
+        Ok(()) => (Step::Exec, exec(plan)),
+        Err(step) => (step, errno()),
+    };
+    plan.failure.set(Some(failure));
     127
 }
 
-/// Makes the calls in order; the value is the step that failed, its errno not yet overwritten.
-fn attempt(plan: &Plan<'_>) -> Step {
+/// Of the call that has just failed.
+fn errno() -> c_int {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// Makes the calls before exec, in order; an error names the step whose errno is not yet overwritten.
+fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
     // SAFETY: no memory involved.
     if unsafe { libc::setsid() } < 0 {
-        return Step::Session;
+        return Err(Step::Session);
     }
     // SAFETY: TIOCSCTTY takes an integer.
     if plan.terminal && unsafe { libc::ioctl(plan.streams[0], libc::TIOCSCTTY, 0) } < 0 {
-        return Step::Session;
+        return Err(Step::Session);
     }
     for (target, source) in (0..).zip(plan.streams) {
         // SAFETY: descriptors are the process's own since the clone; the agent's table is another.
         if unsafe { libc::dup2(source, target) } < 0 {
-            return Step::Streams;
+            return Err(Step::Streams);
         }
     }
     if let Some(credentials) = &plan.credentials
         && !change_user(credentials)
     {
-        return Step::User;
+        return Err(Step::User);
     }
     if !enter_directory(plan) {
-        return Step::WorkingDirectory;
+        return Err(Step::WorkingDirectory);
     }
     unblock_signals();
-    exec(plan);
-    Step::Exec
+    Ok(())
 }
 
 /// By raw system calls: libc's wrappers would try to change all threads of what it takes for its own process.
@@ -137,22 +143,18 @@ fn unblock_signals() {
     };
 }
 
-/// Tries the programs in order; goes on where execvp(3) does. A refusal outlives later misses, so that what was found
-/// but may not be run is not reported as missing.
-fn exec(plan: &Plan<'_>) {
-    let mut refusal = None;
+/// Tries the programs in order and goes on where execvp(3) does; returns only the errno of its failure. A refusal
+/// outlives later misses, so that what was found but may not be run is not reported as missing.
+fn exec(plan: &Plan<'_>) -> c_int {
+    let mut failure = libc::ENOENT;
     for program in plan.programs.iter().take_while(|program| !program.is_null()) {
         // SAFETY: strings and null-terminated arrays as `Plan` says; they outlive the call.
         unsafe { libc::execve(*program, plan.argv.as_ptr(), plan.envp.as_ptr()) };
-        // SAFETY: errno is a thread-local that always exists.
-        match unsafe { *libc::__errno_location() } {
-            libc::EACCES => refusal = Some(libc::EACCES),
+        match errno() {
+            libc::EACCES => failure = libc::EACCES,
             libc::ENOENT | libc::ENOTDIR => {}
-            _ => return,
+            errno => return errno,
         }
     }
-    if let Some(errno) = refusal {
-        // SAFETY: as above.
-        unsafe { *libc::__errno_location() = errno };
-    }
+    failure
 }

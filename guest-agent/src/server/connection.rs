@@ -42,6 +42,7 @@ pub(super) struct Connection {
     transport: Transport,
     unsent: Vec<u8>,
     sent: usize,
+    overflowed: bool,
     /// Cuts what arrives into frames.
     pub(super) decoder: FrameDecoder,
     /// Hello was exchanged.
@@ -63,6 +64,7 @@ impl Connection {
             transport,
             unsent: Vec::new(),
             sent: 0,
+            overflowed: false,
             decoder: Self::fresh_decoder(),
             greeted: false,
             closing: false,
@@ -99,11 +101,11 @@ impl Connection {
         }
     }
 
-    /// Appends `message` to what is to be sent. A reply that would pass the cap marks the connection as closing.
+    /// Appends `message` to what is to be sent. One that would pass the cap is dropped, and the next flush hangs up.
     pub(super) fn queue(&mut self, message: &AgentMessage) {
-        let over = self.unsent.len() > MAX_UNSENT;
-        if over || WIRE.append_message(&mut self.unsent, message, MAX_AGENT_MESSAGE).is_err() {
-            self.closing = true;
+        if self.unsent.len() > MAX_UNSENT || WIRE.append_message(&mut self.unsent, message, MAX_AGENT_MESSAGE).is_err()
+        {
+            self.overflowed = true;
         }
     }
 
@@ -121,6 +123,9 @@ impl Connection {
 
     /// Sends what waits, as far as the socket takes it.
     pub(super) fn flush(&mut self) -> Result<(), End> {
+        if self.overflowed {
+            return Err(End::HostGone);
+        }
         let waiting = self.unsent.get(self.sent..).unwrap_or_default();
         if waiting.is_empty() {
             return Ok(());

@@ -115,6 +115,9 @@ impl Server {
     pub(crate) fn new(role: Role, listener: Listener) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
         let spawner = Spawner::new().map_err(setup("open /dev/null"))?;
+        if role == Role::Service {
+            default_dispositions();
+        }
         let signals = child_signals().map_err(setup("take over signals"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup("create an epoll"))?;
         let server = Self {
@@ -409,6 +412,15 @@ fn child_signals() -> Result<OwnedFd, Errno> {
     let fd = unsafe { libc::signalfd(-1, &raw const children, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     // SAFETY: not negative, so a descriptor just made for us.
     if fd < 0 { Err(last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
+}
+
+/// Undoes what the agent's own parent may have had ignored, since processes would inherit it. Init starts with nothing
+/// ignored.
+fn default_dispositions() {
+    for signal in 1..=64 {
+        // SAFETY: no handler is involved. Refused for the two signals that cannot be changed and those libc reserves.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// The wire's form of a wait status; `None` for a process that has not ended.

@@ -3,7 +3,7 @@
 use super::connection::{Connection, End, Received};
 use super::slab::Key;
 use super::token::{Pipe, Token};
-use super::{Ending, Server, later};
+use super::{Ending, Role, Server, later};
 use crate::identity;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, WIRE};
@@ -121,6 +121,9 @@ impl Server {
                 if let Some(process) = connection.process.and_then(|process| self.processes.get_mut(process)) {
                     process.resize(size);
                 }
+            }
+            HostMessage::SetIdentity(_) if self.role == Role::Service => {
+                return Err(bad_request("this agent is not PID 1 of a sandbox: the machine's identity is not its own"));
             }
             HostMessage::SetIdentity(identity) => {
                 identity::apply(&identity).map_err(|error| internal(error.to_string()))?;

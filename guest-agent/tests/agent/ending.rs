@@ -1,0 +1,48 @@
+//! The end of the machine, as far as an ordinary process can show it.
+
+use crate::host::{Agent, Event, command, script};
+use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, SignalNumber};
+use std::time::{Duration, Instant};
+
+fn shut_down(agent: &Agent, grace_ms: u32) {
+    let mut host = agent.greet();
+    host.send(&[HostMessage::Shutdown { grace_ms }]);
+    assert_eq!(host.next(), Event::Message(AgentMessage::ShuttingDown));
+}
+
+#[test]
+fn processes_are_asked_to_end_and_their_last_words_are_passed_on() {
+    let mut agent = Agent::start();
+    let (mut host, _) =
+        agent.start_process(script("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done"));
+    host.read_until("up");
+    shut_down(&agent, 10_000);
+    let finished = host.finish();
+    assert_eq!((finished.text(), finished.status), ("bye\n", ExitStatus::Code(7)));
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn a_process_that_does_not_want_to_end_is_killed_after_the_grace() {
+    let mut agent = Agent::start();
+    let (mut host, _) = agent.start_process(script("trap '' TERM; echo up; while :; do sleep 0.05; done"));
+    host.read_until("up");
+    let began = Instant::now();
+    shut_down(&agent, 400);
+    let mut other = agent.greet();
+    other.send(&[HostMessage::Exec(command(&["true"]))]);
+    assert_eq!(other.expect_failure().kind, FailureKind::Internal, "nothing new is started");
+    assert_eq!(host.finish().status, ExitStatus::Signal(SignalNumber::KILL));
+    assert!(agent.wait().success());
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn with_nothing_running_the_end_is_immediate() {
+    let mut agent = Agent::start();
+    let began = Instant::now();
+    shut_down(&agent, 60_000);
+    assert!(agent.wait().success());
+    assert!(began.elapsed() < Duration::from_secs(5));
+}

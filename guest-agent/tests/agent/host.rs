@@ -1,0 +1,356 @@
+//! The host's side of the wire, and the agent as a child process.
+
+use sandboxvm_protocol::agent::{
+    AgentMessage, CText, ExecRequest, ExitStatus, Failure, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE,
+    OnDisconnect, STDIN_WINDOW, StdinSource, WIRE,
+};
+use sandboxvm_protocol::frame::{FrameDecoder, FrameKind, MAX_STREAM_BODY};
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus as ProcessStatus};
+use std::time::{Duration, Instant};
+
+/// Longest any single wait of a test may take before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running agent and a directory of its own.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Agent {
+    pub fn start() -> Self {
+        Self::start_by(Command::new(Self::binary()))
+    }
+
+    /// With `ulimit -n`.
+    pub fn start_with_open_files(limit: u32) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), Self::binary()]);
+        Self::start_by(command)
+    }
+
+    fn binary() -> &'static str {
+        env!("CARGO_BIN_EXE_sandboxvm-agent")
+    }
+
+    fn start_by(mut command: Command) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let child = command.arg("serve").arg(directory.path().join("agent.sock")).spawn().unwrap();
+        let agent = Self { child, directory };
+        wait_until("the agent listens", || UnixStream::connect(agent.socket()).is_ok());
+        agent
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("agent.sock")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A connection on which nothing was said yet.
+    pub fn connect(&self) -> Host {
+        Host::new(UnixStream::connect(self.socket()).unwrap())
+    }
+
+    /// A connection after its Hello.
+    pub fn greet(&self) -> Host {
+        let mut host = self.connect();
+        host.send(&[hello()]);
+        assert_eq!(host.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
+        host
+    }
+
+    /// Starts a process; the value is its connection and PID.
+    pub fn start_process(&self, request: ExecRequest) -> (Host, u32) {
+        let mut host = self.connect();
+        host.send(&[hello(), HostMessage::Exec(request)]);
+        assert_eq!(host.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
+        match host.next() {
+            Event::Message(AgentMessage::Started { pid }) => (host, pid),
+            other => panic!("expected Started, got {other:?}"),
+        }
+    }
+
+    /// Runs a process to its end.
+    pub fn run(&self, request: ExecRequest) -> Finished {
+        self.start_process(request).0.finish()
+    }
+
+    /// Asks for a process that must not come to be.
+    pub fn refusal(&self, request: ExecRequest) -> Failure {
+        let mut host = self.greet();
+        host.send(&[HostMessage::Exec(request)]);
+        host.expect_failure()
+    }
+
+    pub fn answers_ping(&self) -> bool {
+        let mut host = self.greet();
+        host.send(&[HostMessage::Ping]);
+        host.next() == Event::Message(AgentMessage::Pong)
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Waits for the agent to end by itself.
+    pub fn wait(&mut self) -> ProcessStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the agent did not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the agent sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    Message(AgentMessage),
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    Closed,
+}
+
+/// How a process went.
+#[derive(Debug)]
+pub struct Finished {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub status: ExitStatus,
+}
+
+impl Finished {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+/// One connection, seen from the host.
+#[derive(Debug)]
+pub struct Host {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+    /// Bytes of stdin that may be sent now.
+    pub credit: usize,
+}
+
+impl Host {
+    fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, decoder: FrameDecoder::new(WIRE, MAX_AGENT_MESSAGE), credit: STDIN_WINDOW as usize }
+    }
+
+    /// Sends messages in one write.
+    pub fn send(&mut self, messages: &[HostMessage]) {
+        self.send_raw(&encode(messages));
+    }
+
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends all of `bytes` as stdin, whatever the credit.
+    pub fn send_stdin(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(MAX_STREAM_BODY) {
+            let header = WIRE.header(FrameKind::Stdin, chunk.len()).unwrap();
+            self.send_raw(&header);
+            self.send_raw(chunk);
+        }
+    }
+
+    /// As [`Host::send_raw`], but false when the agent has hung up or takes no more for a second.
+    pub fn try_send_raw(&mut self, bytes: &[u8]) -> bool {
+        self.stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// True when a whole frame was received together with the last one.
+    pub fn holds_a_frame(&mut self) -> bool {
+        !self.decoder.is_at_boundary()
+    }
+
+    /// Has [`Host::try_next`] give up after `wait`.
+    pub fn stop_waiting_after(&mut self, wait: Duration) {
+        self.stream.set_read_timeout(Some(wait)).unwrap();
+    }
+
+    /// The next thing the agent says. Credit is taken note of, and passed on.
+    pub fn next(&mut self) -> Event {
+        self.try_next().expect("the agent says something in time")
+    }
+
+    /// The next thing the agent says, or `None` when that takes too long.
+    pub fn try_next(&mut self) -> Option<Event> {
+        loop {
+            let frame = self.decoder.next_frame().unwrap().map(|frame| (frame.kind, frame.body.to_vec()));
+            if let Some((kind, body)) = frame {
+                return Some(match kind {
+                    FrameKind::Message => {
+                        let message = WIRE.decode_message(&body).unwrap();
+                        if let AgentMessage::StdinCredit { bytes } = message {
+                            self.credit += bytes as usize;
+                        }
+                        Event::Message(message)
+                    }
+                    FrameKind::Stdout => Event::Stdout(body),
+                    FrameKind::Stderr => Event::Stderr(body),
+                    FrameKind::Stdin => panic!("the agent sent stdin"),
+                });
+            }
+            let mut buffer = vec![0; 64 * 1024];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    assert!(self.decoder.is_at_boundary(), "the stream ends within a frame");
+                    return Some(Event::Closed);
+                }
+                // A Unix socket tells so when the agent closed it with something of ours unread.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Some(Event::Closed),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                Ok(count) => self.decoder.push(&buffer[..count]),
+                Err(error) => panic!("reading from the agent: {error}"),
+            }
+        }
+    }
+
+    /// Reads until the process has ended and the connection with it.
+    pub fn finish(mut self) -> Finished {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            match self.next() {
+                Event::Stdout(bytes) => stdout.extend(bytes),
+                Event::Stderr(bytes) => stderr.extend(bytes),
+                Event::Message(AgentMessage::StdinCredit { .. }) => {}
+                Event::Message(AgentMessage::Exited(status)) => {
+                    assert_eq!(self.next(), Event::Closed, "Exited is the last message");
+                    return Finished { stdout, stderr, status };
+                }
+                other => panic!("expected output or Exited, got {other:?}"),
+            }
+        }
+    }
+
+    /// Reads stdout until it contains `text`; the value is all of it.
+    pub fn read_until(&mut self, text: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            match self.next() {
+                Event::Stdout(bytes) => seen.extend(bytes),
+                other => {
+                    panic!("expected {text:?} on stdout, got {other:?} after {:?}", String::from_utf8_lossy(&seen))
+                }
+            }
+            let so_far = String::from_utf8_lossy(&seen);
+            if so_far.contains(text) {
+                return so_far.into_owned();
+            }
+        }
+    }
+
+    /// Reads over everything else up to a failure and the end of the connection.
+    pub fn expect_failure(mut self) -> Failure {
+        loop {
+            match self.next() {
+                Event::Message(AgentMessage::Failed(failure)) => {
+                    assert_eq!(self.next(), Event::Closed, "a failure ends the connection");
+                    return failure;
+                }
+                Event::Message(AgentMessage::Hello { .. } | AgentMessage::Started { .. } | AgentMessage::Pong)
+                | Event::Stdout(_) => {}
+                other => panic!("expected Failed, got {other:?}"),
+            }
+        }
+    }
+}
+
+pub fn hello() -> HostMessage {
+    HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version }
+}
+
+pub fn encode(messages: &[HostMessage]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for message in messages {
+        WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).unwrap();
+    }
+    bytes
+}
+
+pub fn text(text: &str) -> CText {
+    CText::try_from(text).unwrap()
+}
+
+/// A request with nothing but a program and its arguments.
+pub fn command(argv: &[&str]) -> ExecRequest {
+    ExecRequest {
+        argv: argv.iter().map(|argument| text(argument)).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: StdinSource::Null,
+        terminal: None,
+        timeout_ms: None,
+        on_disconnect: OnDisconnect::Kill,
+    }
+}
+
+/// A request to run a shell script.
+pub fn script(script: &str) -> ExecRequest {
+    command(&["sh", "-c", script])
+}
+
+/// True while there is a process `pid`, were it a zombie.
+pub fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Waits for something to become true.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Bytes without pattern, the same for the same seed (xorshift64).
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
