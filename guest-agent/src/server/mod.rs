@@ -116,7 +116,7 @@ impl Server {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
         let spawner = Spawner::new().map_err(setup("open /dev/null"))?;
         if role == Role::Service {
-            default_dispositions();
+            disinherit();
         }
         let signals = child_signals().map_err(setup("take over signals"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup("create an epoll"))?;
@@ -414,13 +414,15 @@ fn child_signals() -> Result<OwnedFd, Errno> {
     if fd < 0 { Err(last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
 }
 
-/// Undoes what the agent's own parent may have had ignored, since processes would inherit it. Init starts with nothing
-/// ignored.
-fn default_dispositions() {
+/// Undoes what the agent's own parent may have left it with, since processes would inherit it: ignored signals and open
+/// files. Init starts with neither.
+fn disinherit() {
     for signal in 1..=64 {
         // SAFETY: no handler is involved. Refused for the two signals that cannot be changed and those libc reserves.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    // SAFETY: only marks descriptors to be closed on exec.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 /// The wire's form of a wait status; `None` for a process that has not ended.
