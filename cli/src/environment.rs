@@ -53,7 +53,7 @@ mod tests {
             move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };
         let own = with(&[("SANDBOXVM_HOME", "/h"), ("HOME", "/u")]);
-        assert_eq!(home_from(true, &own).as_deref(), Some(Path::new("/h")));
+        assert_eq!(home_from(true, own).as_deref(), Some(Path::new("/h")));
         assert_eq!(home_from(true, with(&[])).as_deref(), Some(Path::new("/var/lib/sandboxvm")));
         let xdg = with(&[("XDG_DATA_HOME", "/x"), ("HOME", "/u")]);
         assert_eq!(home_from(false, xdg).as_deref(), Some(Path::new("/x/sandboxvm")));

@@ -1,10 +1,10 @@
 //! Flags that several commands share, and what their values mean.
 
-use crate::{failure::Failure, process_io::Attendance, terminal};
+use crate::{environment, failure::Failure, process_io::Attendance, progress, signals::Signals, terminal};
 use clap::Args;
 use parse_size::Config;
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::SandboxSpec;
+use sandboxvm_manager::{SandboxSpec, StartedSandbox};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, OnDisconnect, StdinSource},
     identity::SandboxName,
@@ -19,7 +19,6 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
-
 
 /// What machine a new sandbox is.
 #[derive(Debug, Args)]
@@ -38,15 +37,23 @@ pub(crate) struct MachineOptions {
     disk: DiskSize,
     /// Guest kernel to boot instead of the bundle's (an x86-64 vmlinux)
     #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: Option<PathBuf>,
+    kernel: Option<PathBuf>,
     /// Base image to boot instead of the bundle's (EROFS)
     #[arg(long, value_name = "FILE")]
-    pub(crate) image: Option<PathBuf>,
+    image: Option<PathBuf>,
 }
 
 impl MachineOptions {
-    pub(crate) fn spec(&self, env: Vec<String>, ephemeral: bool) -> SandboxSpec {
-        SandboxSpec {
+    /// Starts such a sandbox and waits until it has booted; `None` when a signal came first, and nothing is left.
+    pub(crate) async fn start(
+        &self,
+        env: Vec<String>,
+        ephemeral: bool,
+        signals: &mut Signals,
+    ) -> Result<Option<StartedSandbox>, Failure> {
+        let manager = environment::manager()?;
+        let bundle = environment::bundle(self.kernel.clone(), self.image.clone());
+        let spec = SandboxSpec {
             name: self.name.clone(),
             vcpus: self.cpus,
             memory: self.memory,
@@ -54,6 +61,22 @@ impl MachineOptions {
             env,
             ephemeral,
             ..SandboxSpec::default()
+        };
+        let mut started = manager.start(&bundle, &spec).await?;
+        let ready = tokio::select! {
+            ready = progress::during("booting", started.ready()) => Some(ready),
+            _ = signals.next() => None,
+        };
+        match ready {
+            Some(Ok(())) => Ok(Some(started)),
+            Some(Err(error)) => {
+                started.finish().await?;
+                Err(error.into())
+            }
+            None => {
+                started.finish().await?;
+                Ok(None)
+            }
         }
     }
 }
@@ -163,11 +186,7 @@ impl ProcessOptions {
         Ok(Attendance { interactive: self.interactive, raw, tty: self.tty, timeout: self.timeout })
     }
 
-    pub(crate) fn request(
-        &self,
-        command: &[OsString],
-        on_disconnect: OnDisconnect,
-    ) -> Result<ExecRequest, Failure> {
+    pub(crate) fn request(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ExecRequest, Failure> {
         let text = |what: &str, value: &OsString| {
             let text = CText::try_from(value.as_bytes().to_vec());
             text.map_err(|error| Failure::new(format_args!("{what} {}: {error}", shortened(value))))

@@ -169,12 +169,13 @@ impl fmt::Display for LastWords {
     }
 }
 
-/// A sandbox whose agent listens, and the VMM this process started for it. Dropping it ends the machine and removes
+/// A sandbox and the VMM this process started for it. Dropping it ends the machine and removes
 /// the sandbox, unless [`Self::detach`] or [`Self::finish`] was called.
 #[derive(Debug)]
 pub struct StartedSandbox {
     sandbox: Option<Sandbox>,
     vmm: Option<VmmProcess>,
+    boot_timeout: Duration,
 }
 
 impl StartedSandbox {
@@ -185,6 +186,38 @@ impl StartedSandbox {
     #[must_use]
     pub fn sandbox(&self) -> &Sandbox {
         self.sandbox.as_ref().expect("taken only by methods that consume self")
+    }
+
+    /// Waits until the agent listens. Cancel safe.
+    ///
+    /// # Errors
+    /// [`CreateError::Start`]; the machine is gone then, the sandbox still to be finished.
+    pub async fn ready(&mut self) -> Result<(), CreateError> {
+        let result = self.boot().await;
+        result.map_err(|cause| CreateError::Start { cause, last_words: LastWords::read(&self.sandbox().directory) })
+    }
+
+    async fn boot(&mut self) -> Result<(), StartError> {
+        let within = self.boot_timeout;
+        let vmm = self.vmm.as_mut().expect("set by start, taken only by methods that consume self");
+        let failure = match timeout(within, vmm.channel.ready()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                vmm.kill();
+                vmm.wait().await;
+                return Err(StartError::TimedOut(within));
+            }
+        };
+        // Its last words are in the logs and the status file once it is gone.
+        let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
+        if let ControlError::Ended(reason) = failure {
+            return Err(StartError::Ended(reason));
+        }
+        match state::read(&self.sandbox().directory) {
+            Ok(State::Exited { reason }) => Err(StartError::Ended(reason)),
+            _ => Err(StartError::Vanished(exit.map_or_else(|| failure.to_string(), |status| status.to_string()))),
+        }
     }
 
     /// Lets the machine go on without this process.
@@ -240,6 +273,23 @@ impl Manager {
     /// # Errors
     /// Every [`CreateError`].
     pub async fn create(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
+        let mut started = self.start(bundle, spec).await?;
+        match started.ready().await {
+            Ok(()) => Ok(started),
+            Err(error) => {
+                // The cause is what the caller needs; what cannot be removed a sweep will name.
+                let _ = started.finish().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Self::create`], but returns while the machine boots: [`StartedSandbox::ready`] waits for it. For callers
+    /// who may change their mind meanwhile and want to see the end of it.
+    ///
+    /// # Errors
+    /// Every [`CreateError`] but [`CreateError::Start`].
+    pub async fn start(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
         admission::check_memory(spec.memory)?;
         check_env(&spec.env)?;
         let open = bundle.open()?;
@@ -251,21 +301,13 @@ impl Manager {
         let staged = Staged::begin(&self.home, record)?;
         let parts = staged.build()?;
         // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
-        let mut started = staged.publish()?;
+        let mut started = staged.publish(spec.boot_timeout)?;
         started.vmm = Some(parts.launch(&started.sandbox().record, &open, &template)?);
         drop((open, template));
         // The VM boots: what is left of others can be taken away meanwhile.
         let home = self.home.clone();
         tokio::task::spawn_blocking(move || sweep::abandoned(&home));
-        match started.boot(spec.boot_timeout).await {
-            Ok(()) => Ok(started),
-            Err(cause) => {
-                let last_words = LastWords::read(&started.sandbox().directory);
-                // The cause is what the caller needs; what cannot be removed a sweep will name.
-                let _ = started.finish().await;
-                Err(CreateError::Start { cause, last_words })
-            }
-        }
+        Ok(started)
     }
 
     async fn template(&self, size: DiskSize) -> Result<File, CreateError> {
@@ -275,30 +317,6 @@ impl Manager {
         }
         let made = tokio::task::spawn_blocking(move || template::open(&directory, size)).await;
         Ok(made.map_err(|e| DirectoryError::new("make a template in", self.home.templates(), io::Error::other(e)))??)
-    }
-}
-
-impl StartedSandbox {
-    async fn boot(&mut self, within: Duration) -> Result<(), StartError> {
-        let vmm = self.vmm.as_mut().expect("set by create, taken only by methods that consume self");
-        let failure = match timeout(within, vmm.channel.ready()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(failure)) => failure,
-            Err(_) => {
-                vmm.kill();
-                vmm.wait().await;
-                return Err(StartError::TimedOut(within));
-            }
-        };
-        // Its last words are in the logs and the status file once it is gone.
-        let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
-        if let ControlError::Ended(reason) = failure {
-            return Err(StartError::Ended(reason));
-        }
-        match state::read(&self.sandbox().directory) {
-            Ok(State::Exited { reason }) => Err(StartError::Ended(reason)),
-            _ => Err(StartError::Vanished(exit.map_or_else(|| failure.to_string(), |status| status.to_string()))),
-        }
     }
 }
 
@@ -380,7 +398,7 @@ impl<'a> Staged<'a> {
     }
 
     /// Makes it visible.
-    fn publish(mut self) -> Result<StartedSandbox, CreateError> {
+    fn publish(mut self, boot_timeout: Duration) -> Result<StartedSandbox, CreateError> {
         if self.record.ephemeral {
             let mark = self.home.ephemeral_mark(&self.record.id);
             File::create(&mark).map_err(|e| DirectoryError::new("create", mark, e))?;
@@ -389,7 +407,7 @@ impl<'a> Staged<'a> {
         directory.rename_to(self.home.sandbox(&self.record.id))?;
         let directory = self.directory.take().expect("was there a line ago");
         let sandbox = Sandbox { home: self.home.clone(), directory, record: self.record.clone() };
-        Ok(StartedSandbox { sandbox: Some(sandbox), vmm: None })
+        Ok(StartedSandbox { sandbox: Some(sandbox), vmm: None, boot_timeout })
     }
 }
 

@@ -29,7 +29,7 @@ fn reference() -> String {
          `SANDBOXVM_VMM`, `SANDBOXVM_KERNEL`, `SANDBOXVM_IMAGE` and `SANDBOXVM_AGENT` replace.\n",
     );
     let mut section = |command: &mut clap::Command| {
-        let name = command.get_bin_name().unwrap_or_default().to_owned();
+        let name = command.get_bin_name().unwrap_or("sandboxvm").to_owned();
         let help = command.render_long_help().to_string();
         let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
         // Writing to a String does not fail.

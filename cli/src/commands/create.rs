@@ -1,10 +1,9 @@
 //! `create`: a sandbox that stays until it is removed.
 
 use crate::{
-    environment,
     failure::Failure,
     options::{EnvOptions, MachineOptions},
-    progress, runtime,
+    runtime,
     signals::Signals,
     stdio,
 };
@@ -23,13 +22,11 @@ impl Create {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
-            let manager = environment::manager()?;
-            let bundle = environment::bundle(self.machine.kernel.clone(), self.machine.image.clone());
-            let spec = self.machine.spec(self.env.texts()?, false);
-            let sandbox = tokio::select! {
-                started = progress::during("booting", manager.create(&bundle, &spec)) => started?.detach(),
-                _ = signals.next() => return Ok(signals.exit_code()),
+            let env = self.env.texts()?;
+            let Some(started) = self.machine.start(env, false, &mut signals).await? else {
+                return Ok(signals.exit_code());
             };
+            let sandbox = started.detach();
             stdio::print(&format!("{}\n", sandbox.id()))?;
             Ok(0)
         })

@@ -1,7 +1,27 @@
 //! `doctor`: whether sandboxes can run on this machine, and what to do when not.
 
-use crate::failure::Failure;
+use crate::{environment, failure::Failure, stdio};
 use clap::Args;
+use sandboxvm_images::{
+    bundle::{Bundle, Part},
+    template,
+};
+use sandboxvm_manager::{Home, host_memory};
+use sandboxvm_protocol::machine::MIB;
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    fmt::Write,
+    fs::OpenOptions,
+    io::ErrorKind,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Below this a default sandbox may fail or push others out.
+const ENOUGH_MEMORY: u64 = 512 * MIB;
+/// A few sandboxes that write some.
+const ENOUGH_DISK: u64 = 1024 * MIB;
 
 /// Check whether this machine can run sandboxes, and say what to fix
 #[derive(Debug, Args)]
@@ -11,8 +31,245 @@ pub(crate) struct Doctor {
     json: bool,
 }
 
+/// What is found; `usable` alone decides the exit code.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// No check failed.
+    usable: bool,
+    /// What executes guest ring 0: vmx, svm or pvm.
+    host_mode: Option<String>,
+    checks: Vec<Check>,
+    /// What the VMM says of KVM.
+    probe: Option<Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    verdict: Verdict,
+    detail: String,
+    /// What to do, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, detail: detail.into(), fix: None }
+    }
+
+    fn warning(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Warning, detail: detail.into(), fix: Some(fix.into()) }
+    }
+
+    fn failed(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Failed, detail: detail.into(), fix: Some(fix.into()) }
+    }
+}
+
 impl Doctor {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        Err(Failure::new("not built yet"))
+        let report = examine();
+        let text = if self.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { shown(&report) };
+        stdio::print(&text)?;
+        if report.usable { Ok(0) } else { Err(Failure::silent(125)) }
+    }
+}
+
+fn examine() -> Report {
+    let bundle = environment::bundle(None, None);
+    let mut checks = vec![kvm(Path::new("/dev/kvm"))];
+    let probe = probe(&bundle);
+    let mut host_mode = None;
+    match &probe {
+        Ok(value) => {
+            host_mode = value["host_mode"].as_str().map(str::to_owned);
+            checks.extend(judge_probe(value));
+        }
+        Err(problem) => {
+            checks.push(Check::failed("host mode", problem.clone(), "see the checks of /dev/kvm and the VMM"))
+        }
+    }
+    checks.extend(Part::ALL.map(|part| self::part(&bundle, part)));
+    checks.push(mke2fs());
+    checks.push(memory());
+    checks.push(disk());
+    let usable = checks.iter().all(|check| check.verdict != Verdict::Failed);
+    Report { usable, host_mode, checks, probe: probe.ok() }
+}
+
+fn kvm(path: &Path) -> Check {
+    const NAME: &str = "/dev/kvm";
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Check::ok(NAME, "can be opened"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Check::failed(
+            NAME,
+            "does not exist",
+            "enable virtualisation in the firmware, or nested virtualisation for this machine, then modprobe \
+             kvm_intel or kvm_amd",
+        ),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Check::failed(
+            NAME,
+            "may not be opened",
+            "run as root, or join its group (usermod -aG kvm USER) and log in again",
+        ),
+        Err(error) => Check::failed(NAME, format!("cannot be opened: {error}"), "see dmesg for what KVM says"),
+    }
+}
+
+/// `sandboxvm-vmm --probe` prints what KVM offers, as JSON.
+fn probe(bundle: &Bundle) -> Result<Value, String> {
+    let output = Command::new(&bundle.vmm)
+        .arg("--probe")
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("not known: {} --probe does not run: {error}", bundle.vmm.display()))?;
+    serde_json::from_slice(&output.stdout).map_err(|_| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("not known: {} --probe failed ({}): {}", bundle.vmm.display(), output.status, said.trim())
+    })
+}
+
+fn judge_probe(probe: &Value) -> Vec<Check> {
+    let mut checks = Vec::new();
+    match probe["host_mode"].as_str() {
+        Some(mode @ ("vmx" | "svm")) => {
+            checks.push(Check::ok("host mode", format!("{mode}: all guest code runs natively")))
+        }
+        Some("pvm") => checks.push(Check::warning(
+            "host mode",
+            "pvm: guest programs run natively, the guest's kernel is interpreted, so system calls are slow",
+            "use a host with VMX or SVM where speed counts",
+        )),
+        Some(other) => checks.push(Check::ok("host mode", other)),
+        None => checks.push(Check::failed("host mode", "not known", "see the check of /dev/kvm")),
+    }
+    for problem in probe["problems"].as_array().into_iter().flatten() {
+        let text = problem.as_str().map_or_else(|| problem.to_string(), str::to_owned);
+        checks.push(Check::failed("KVM", text, "use a newer host kernel, or another host"));
+    }
+    checks
+}
+
+fn part(bundle: &Bundle, part: Part) -> Check {
+    let name = match part {
+        Part::Vmm => "VMM",
+        Part::Kernel => "guest kernel",
+        Part::Image => "base image",
+        Part::Agent => "agent disk",
+    };
+    match bundle.open_part(part) {
+        Ok(file) => {
+            let mib = file.metadata().map_or(0.0, |metadata| metadata.len() as f64 / MIB as f64);
+            Check::ok(name, format!("{} ({mib:.1} MiB)", bundle.path(part).display()))
+        }
+        // The error says what to do as well.
+        Err(error) => Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: None },
+    }
+}
+
+fn mke2fs() -> Check {
+    match template::installed_mke2fs() {
+        Some(path) => Check::ok("mke2fs", path.display().to_string()),
+        None => Check::failed("mke2fs", "not found; it makes the writable disk", "apt-get install e2fsprogs"),
+    }
+}
+
+fn memory() -> Check {
+    match host_memory() {
+        Ok(memory) => {
+            let detail = format!("{} MiB of {} MiB available", memory.available / MIB, memory.total / MIB);
+            if memory.available >= ENOUGH_MEMORY {
+                Check::ok("memory", detail)
+            } else {
+                Check::warning("memory", detail, "end something, or give sandboxes less with -m")
+            }
+        }
+        Err(error) => Check::warning("memory", format!("/proc/meminfo: {error}"), "mount /proc"),
+    }
+}
+
+fn disk() -> Check {
+    const NAME: &str = "home";
+    let opened = environment::home().map_err(|_| "its place is not known".to_owned());
+    let opened = opened.and_then(|path| Home::open(&path).map_err(|error| error.to_string()));
+    let home = match opened {
+        Ok(home) => home,
+        Err(problem) => return Check::failed(NAME, problem, "set SANDBOXVM_HOME to a directory you may write to"),
+    };
+    match rustix::fs::statvfs(home.root()) {
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            let detail = format!("{}, {} MiB free", home.root().display(), free / MIB);
+            if free >= ENOUGH_DISK {
+                Check::ok(NAME, detail)
+            } else {
+                Check::warning(NAME, detail, "free some space, or set SANDBOXVM_HOME to a roomier file system")
+            }
+        }
+        Err(error) => Check::warning(NAME, format!("{}: {error}", home.root().display()), "check the file system"),
+    }
+}
+
+fn shown(report: &Report) -> String {
+    let mut text = String::new();
+    for Check { name, verdict, detail, fix } in &report.checks {
+        let mark = match verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Failed => "FAILED",
+        };
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{mark:<8} {name:<13} {detail}");
+        if let Some(fix) = fix {
+            let _ = writeln!(text, "{:<22} -> {fix}", "");
+        }
+    }
+    text.push_str(if report.usable { "sandboxes can run here\n" } else { "sandboxes cannot run here yet\n" });
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_device_says_what_to_enable() {
+        let check = kvm(Path::new("/no/kvm"));
+        assert_eq!(check.verdict, Verdict::Failed);
+        assert!(check.fix.unwrap().contains("firmware"));
+    }
+
+    #[test]
+    fn the_probe_is_judged() {
+        let verdicts = |json: &str| -> Vec<Verdict> {
+            judge_probe(&serde_json::from_str(json).unwrap()).iter().map(|check| check.verdict).collect()
+        };
+        assert_eq!(verdicts(r#"{"host_mode":"vmx","problems":[]}"#), [Verdict::Ok]);
+        assert_eq!(verdicts(r#"{"host_mode":"pvm"}"#), [Verdict::Warning]);
+        assert_eq!(verdicts(r#"{"host_mode":"vmx","problems":["no irqfd"]}"#), [Verdict::Ok, Verdict::Failed]);
+        assert_eq!(verdicts("{}"), [Verdict::Failed]);
+    }
+
+    #[test]
+    fn each_line_of_the_report_has_its_fix_below() {
+        let report = Report {
+            usable: false,
+            host_mode: None,
+            checks: vec![Check::ok("a", "fine"), Check::failed("b", "broken", "mend it")],
+            probe: None,
+        };
+        let text = shown(&report);
+        assert!(text.contains("ok       a             fine\nFAILED   b             broken\n"), "{text}");
+        assert!(text.contains("-> mend it\n") && text.ends_with("cannot run here yet\n"), "{text}");
     }
 }

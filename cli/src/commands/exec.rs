@@ -7,8 +7,10 @@ use std::ffi::OsString;
 
 /// Run a command in a running sandbox
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
-                        126 not executable; 127 not found.")]
+#[command(
+    after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
+                        126 not executable; 127 not found."
+)]
 pub(crate) struct Exec {
     /// Name or ID of the sandbox
     sandbox: String,

@@ -28,7 +28,11 @@ impl Logs {
         let log = String::from_utf8_lossy(&log).replace("\r\n", "\n");
         let text = last_lines(&log, self.tail);
         // A file or a pipe gets the bytes; a terminal must not be driven by a guest.
-        if std::io::stdout().is_terminal() { stdio::print(&printable(text))? } else { stdio::print(text)? }
+        if std::io::stdout().is_terminal() {
+            stdio::print(&printable(text))?
+        } else {
+            stdio::print(text)?
+        }
         Ok(0)
     }
 }

@@ -64,10 +64,7 @@ impl Command {
 }
 
 /// Does `action` for each of `sandboxes`, goes on after a failure, and fails if any did.
-async fn for_each(
-    sandboxes: &[String],
-    action: impl AsyncFn(&str) -> Result<(), Failure>,
-) -> Result<u8, Failure> {
+async fn for_each(sandboxes: &[String], action: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
     let mut outcome = Ok(0);
     for sandbox in sandboxes {
         if let Err(failure) = action(sandbox).await {

@@ -1,22 +1,22 @@
 //! `run`: a command in a sandbox of its own, gone when the command ends.
 
 use crate::{
-    environment,
     failure::Failure,
     options::{MachineOptions, ProcessOptions},
-    process_io, progress, runtime,
+    process_io, runtime,
     signals::Signals,
     stdio,
 };
 use clap::Args;
-use sandboxvm_manager::StartedSandbox;
 use sandboxvm_protocol::agent::OnDisconnect;
 use std::ffi::OsString;
 
 /// Run a command in a new sandbox and remove the sandbox when it ends
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
-                        126 not executable; 127 not found.")]
+#[command(
+    after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
+                        126 not executable; 127 not found."
+)]
 pub(crate) struct Run {
     #[command(flatten)]
     machine: MachineOptions,
@@ -42,7 +42,9 @@ impl Run {
         let attendance = self.process.attendance()?;
         let request = self.process.request(&self.command, OnDisconnect::Kill)?;
         let mut signals = Signals::catch()?;
-        let Some(started) = self.start(true, &mut signals).await? else { return Ok(signals.exit_code()) };
+        let Some(started) = self.machine.start(Vec::new(), true, &mut signals).await? else {
+            return Ok(signals.exit_code());
+        };
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
         let removed = started.finish().await;
@@ -57,7 +59,9 @@ impl Run {
             command => Some(self.process.request(command, OnDisconnect::RunOn)?),
         };
         let mut signals = Signals::catch()?;
-        let Some(started) = self.start(false, &mut signals).await? else { return Ok(signals.exit_code()) };
+        let Some(started) = self.machine.start(Vec::new(), false, &mut signals).await? else {
+            return Ok(signals.exit_code());
+        };
         if let Some(request) = request
             && let Err(error) = started.sandbox().exec(request).await
         {
@@ -68,16 +72,5 @@ impl Run {
         let sandbox = started.detach();
         stdio::print(&format!("{}\n", sandbox.id()))?;
         Ok(0)
-    }
-
-    /// `None` when a signal came first.
-    async fn start(&self, ephemeral: bool, signals: &mut Signals) -> Result<Option<StartedSandbox>, Failure> {
-        let manager = environment::manager()?;
-        let bundle = environment::bundle(self.machine.kernel.clone(), self.machine.image.clone());
-        let spec = self.machine.spec(Vec::new(), ephemeral);
-        tokio::select! {
-            started = progress::during("booting", manager.create(&bundle, &spec)) => Ok(Some(started?)),
-            _ = signals.next() => Ok(None),
-        }
     }
 }

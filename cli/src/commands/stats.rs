@@ -18,8 +18,7 @@ impl Stats {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let sandbox = environment::manager()?.find(&self.sandbox)?;
         let stats = runtime::block_on(async { Ok(sandbox.stats().await?) })?;
-        let text =
-            if self.json { format!("{}\n", serde_json::to_string_pretty(&stats)?) } else { tables(&stats) };
+        let text = if self.json { format!("{}\n", serde_json::to_string_pretty(&stats)?) } else { tables(&stats) };
         stdio::print(&text)?;
         Ok(0)
     }
