@@ -275,10 +275,15 @@ impl Guest {
     /// Posts as many receive and event buffers as the queues take.
     pub(super) fn fill(&mut self) {
         while self.post_rx(self.rx_size) {}
-        for slot in 0..u64::from(self.rings[EVENT].size) {
-            let piece = Piece { address: 0x8_0000 + slot * 16, length: 4, writable: true };
-            self.rings[EVENT].add(&self.memory, &[piece]);
-        }
+        while self.post_event() {}
+    }
+
+    /// Posts one event buffer.
+    pub(super) fn post_event(&mut self) -> bool {
+        let ring = &mut self.rings[EVENT];
+        let Some(slot) = ring.free.last().copied() else { return false };
+        let address = 0x8_0000 + u64::from(slot) * 16;
+        ring.add(&self.memory, &[Piece { address, length: 4, writable: true }])
     }
 
     /// Posts one receive buffer of `length` bytes.

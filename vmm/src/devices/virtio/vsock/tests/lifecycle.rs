@@ -8,6 +8,7 @@ use super::super::{
 use super::{
     Footprint,
     guest::{Guest, Setup},
+    in_child,
     peer::{CID, PORT, Peer, pattern, read_line, read_now, write_now},
 };
 use crate::devices::virtio::device::VirtioDevice;
@@ -195,6 +196,31 @@ fn too_many_connections_are_closed_at_once() {
     assert!(clients.iter_mut().all(|(client, _)| !is_closed(client)));
 }
 
+/// A client that cannot be accepted for want of descriptors keeps the listener readable; the device pauses.
+#[test]
+fn a_process_out_of_descriptors_does_not_spin() {
+    let mut peer = Peer::new(Setup {
+        limits: Limits { accept_pause: Duration::from_millis(30), ..Limits::DEFAULT },
+        ..Setup::default()
+    });
+    let mut client = peer.guest.client();
+    client.write_all(format!("CONNECT {PORT}\n").as_bytes()).unwrap();
+    // In a child, because the limit is the whole process's.
+    in_child(move || {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        // All of the first three are open, and poll(2) needs a limit of at least 1.
+        let none = rustix::process::Rlimit { current: Some(3), ..limit };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, none).unwrap();
+        peer.guest.call(|device, context| device.host_ready(Some(context))).unwrap();
+        assert!(!peer.guest.host_wants(Duration::ZERO), "paused");
+        assert_eq!(peer.guest.footprint().handshakes + peer.guest.footprint().connections, 0);
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+        assert!(peer.guest.host_wants(Duration::from_secs(5)), "resumed");
+        peer.run();
+        assert_eq!(peer.sockets.len(), 1);
+    });
+}
+
 #[test]
 fn two_hundred_connections_at_once() {
     let mut peer = peer();
@@ -304,6 +330,7 @@ fn the_guest_ends_its_stream_and_still_reads() {
     client.shutdown(Half::Write).unwrap();
     peer.run();
     assert_eq!(peer.socket(port).shut, Shutdown::BOTH, "both streams have ended, so the connection has");
+    assert_eq!(peer.count(Operation::Shutdown), 1);
     assert_eq!(peer.guest.footprint().connections, 0);
 }
 

@@ -22,3 +22,26 @@ pub(super) struct Footprint {
     pub(super) replies: usize,
     pub(super) runnable: usize,
 }
+
+/// Runs `work` in a child made by fork(2), to which it must not matter that the other threads are gone: it uses memory,
+/// descriptors and system calls, and the C library keeps its allocator usable over a fork.
+fn in_child(work: impl FnOnce()) {
+    in_child_and_here((), |()| work());
+}
+
+/// Runs `work` on the child's copy of `value` and gives back the parent's.
+fn in_child_and_here<T>(value: T, work: impl FnOnce(T)) -> T {
+    // SAFETY: the child does what is said above and leaves with `_exit` whether or not it panics.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(value)));
+        // SAFETY: ends the child at once, with nothing of this process run twice.
+        unsafe { libc::_exit(i32::from(result.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above, and writes only to `status`.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child failed");
+    value
+}

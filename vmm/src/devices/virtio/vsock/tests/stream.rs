@@ -281,6 +281,30 @@ fn a_guest_out_of_credit_goes_on_when_the_client_reads() {
     assert!(read == bytes);
 }
 
+/// The client makes room, and before the event loop comes round to what waits for it, the guest sends more.
+#[test]
+fn what_waits_goes_before_what_comes() {
+    let mut peer = Peer::new(Setup::default());
+    let (mut client, port) = peer.connect();
+    let bytes = pattern(MIB);
+    let mut written = 0;
+    while peer.guest.footprint().waiting == 0 {
+        written += peer.write(port, &bytes[written..written + 10_000]);
+    }
+    let mut read = Vec::new();
+    for _ in 0..5 {
+        while let Some(now) = read_now(&mut client, MIB).filter(|now| !now.is_empty()) {
+            read.extend(now);
+        }
+        written += peer.write(port, &bytes[written..written + 10_000]);
+    }
+    while read.len() < written {
+        peer.run();
+        read.extend(read_now(&mut client, MIB).unwrap());
+    }
+    assert!(read == bytes[..written]);
+}
+
 #[test]
 fn a_credit_request_is_answered() {
     let mut peer = Peer::new(Setup::default());
