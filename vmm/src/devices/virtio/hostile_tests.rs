@@ -3,6 +3,8 @@
 //! What must come of it: an answered request or a stopped device, in bounded time, and a device that works again after
 //! a reset. Never a panic, a spin or an access outside guest memory.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are this test's own, and small")]
+
 use super::{
     block::BlockDevice,
     chain::{Chain, ChainError},
@@ -399,7 +401,8 @@ fn attack() -> impl Strategy<Value = Attack> {
         6 => Just(Attack::Kick),
         2 => Just(Attack::HostReady),
         1 => prop::sample::select(vec![0_u32, 1, 3, 11, 15, 128]).prop_map(Attack::Status),
-        1 => rings().prop_map(Attack::SetUp),
+        1 => prop_oneof![2 => prop::sample::select(vec![Rings::of(0, 8), Rings::of(0, 64)]), 1 => rings()]
+            .prop_map(Attack::SetUp),
     ]
 }
 

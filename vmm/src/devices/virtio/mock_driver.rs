@@ -1,5 +1,7 @@
 //! A guest's side of a virtio-mmio device, for tests: it can follow the rules, and break each of them.
 
+#![allow(clippy::cast_possible_truncation, reason = "the numbers are this test's own, and small")]
+
 use super::{
     device::{GuestMemory, Interrupt, VirtioDevice},
     transport::MmioTransport,

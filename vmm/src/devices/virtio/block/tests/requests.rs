@@ -228,6 +228,8 @@ fn the_driver_is_interrupted_no_more_often_than_it_asked() {
         assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &[Part::Writable(DATA, 512)]), OK);
         assert_eq!(driver.take_interrupts(), 1);
     }
+    driver.kick(0);
+    assert_eq!(driver.take_interrupts(), 0, "for nothing");
 }
 
 #[test]
