@@ -250,7 +250,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM or it does not answer.
     pub async fn stats(&self) -> Result<VmStats, ControlError> {
-        ControlClient::connect(&self.directory).await?.stats().await
+        self.control().await?.stats().await
     }
 
     /// Stops all vCPUs between two instructions.
@@ -258,7 +258,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn pause(&self) -> Result<(), ControlError> {
-        ControlClient::connect(&self.directory).await?.ask(ControlRequest::Pause).await
+        self.control().await?.ask(ControlRequest::Pause).await
     }
 
     /// Lets the vCPUs go on.
@@ -266,7 +266,15 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn resume(&self) -> Result<(), ControlError> {
-        ControlClient::connect(&self.directory).await?.ask(ControlRequest::Resume).await
+        self.control().await?.ask(ControlRequest::Resume).await
+    }
+
+    async fn control(&self) -> Result<ControlClient, ControlError> {
+        match (ControlClient::connect(&self.directory).await, self.state()) {
+            // Nobody listens where nothing runs.
+            (Err(_), Ok(state)) if !state.is_live() => Err(ControlError::NotRunning { sandbox: self.label(), state }),
+            (connected, _) => connected,
+        }
     }
 
     /// Ends it in order: processes get SIGTERM and `grace` to end, file systems are synced. What does not end by then is
