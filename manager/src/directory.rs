@@ -50,6 +50,10 @@ impl DirectoryError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    pub(crate) fn is_would_block(&self) -> bool {
+        self.source.kind() == io::ErrorKind::WouldBlock
+    }
+
     pub(crate) fn new(what: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         Self { what, path: path.into(), source: source.into() }
     }

@@ -64,8 +64,15 @@ impl StartedSandbox {
     /// # Errors
     /// [`CreateError::Start`]; the machine is gone then, the sandbox still to be finished.
     pub async fn ready(&mut self) -> Result<(), CreateError> {
-        let result = self.boot().await;
-        result.map_err(|cause| CreateError::Start { cause, last_words: LastWords::read(&self.sandbox().directory) })
+        let Err(cause) = self.boot().await else { return Ok(()) };
+        let mut last_words = LastWords::read(&self.sandbox().directory);
+        if let StartError::Ended(ExitReason::BadConfig { message } | ExitReason::HostFailure { message }) = &cause
+            && last_words.vmm.ends_with(message)
+        {
+            // The cause says it already.
+            last_words.vmm.clear();
+        }
+        Err(CreateError::Start { cause, last_words })
     }
 
     async fn boot(&mut self) -> Result<(), StartError> {

@@ -41,9 +41,11 @@ pub(crate) fn new_staged(home: &Home, id: &SandboxId) -> Result<SandboxDirectory
 /// Takes away what nobody owns any more.
 pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
     let mut swept = Swept::default();
-    let staged = {
-        let _lock = lock_directory(&home.staging(), FlockOperation::LockExclusive)?;
-        entries(&home.staging())?
+    let staged = match lock_directory(&home.staging(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(_lock) => entries(&home.staging())?,
+        // Somebody is about to claim one; whatever is left there can wait for the next sweep.
+        Err(error) if error.is_would_block() => Vec::new(),
+        Err(error) => return Err(error),
     };
     for (id, path) in staged {
         if let Some(directory) = open(path)?
