@@ -37,6 +37,9 @@ pub(crate) enum BootError {
     /// Limits.
     #[error("boot: cannot set the limit of open files: {0}")]
     Limits(Errno),
+    /// Scheduling.
+    #[error("boot: cannot make the agent a batch task: {0}")]
+    Scheduling(Errno),
 }
 
 /// A machine that is set up.
@@ -70,5 +73,16 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     loopback::up().map_err(BootError::Loopback)?;
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
     setrlimit(Resource::Nofile, limit).map_err(BootError::Limits)?;
+    become_batch_task().map_err(BootError::Scheduling)?;
     Ok(Machine { notify })
+}
+
+/// A batch task never preempts the task that wakes it (sched(7)). So a process that writes goes on writing until it
+/// waits, ends or has used up its time slice, and the agent then takes in one turn what it would have been woken for
+/// line by line. Processes are given the normal policy back before they execute their program.
+fn become_batch_task() -> Result<(), Errno> {
+    let priority: libc::c_int = 0;
+    // SAFETY: reads one `struct sched_param`, which is one integer. By number, as musl offers no such function.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const priority) };
+    if set == 0 { Ok(()) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)) }
 }

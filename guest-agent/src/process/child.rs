@@ -56,6 +56,8 @@ pub(super) struct Plan<'a> {
     /// Stdin is a terminal, to become the session's.
     pub(super) terminal: bool,
     pub(super) credentials: Option<Credentials<'a>>,
+    /// The agent is a batch task; its processes are not.
+    pub(super) is_batch: bool,
     /// Null: stay where the agent is, at the root.
     pub(super) directory: *const c_char,
     /// Take the root instead of a working directory that cannot be entered.
@@ -109,6 +111,9 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
         return Err(Step::WorkingDirectory);
     }
     unblock_signals();
+    if plan.is_batch {
+        become_normal_task();
+    }
     Ok(())
 }
 
@@ -141,6 +146,13 @@ fn unblock_signals() {
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null_mut::<u64>(), size)
     };
+}
+
+/// Cannot fail for a task that may be a batch task.
+fn become_normal_task() {
+    let priority: c_int = 0;
+    // SAFETY: reads one `struct sched_param`, which is one integer.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority) };
 }
 
 /// Tries the programs in order and goes on where execvp(3) does; returns only the errno of its failure. A refusal

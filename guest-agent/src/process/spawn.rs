@@ -8,7 +8,7 @@
 //!         access x4  pipe2 x2  fcntl x2  clone  close x2                      here
 //!         epoll_ctl x3  sendto (Hello and Started in one packet)              server
 //!         epoll_wait  read (signalfd)  wait4 x2  read  sendto  close x3       server
-//! child   setsid  dup2 x3  chdir  rt_sigprocmask  execve                      child
+//! child   setsid  dup2 x3  chdir  rt_sigprocmask  sched_setscheduler  execve  child
 //! ```
 //! Stdin from the connection adds pipe2, fcntl and two closes; another user than root adds the reading of two files
 //! and three calls in the child.
@@ -99,11 +99,14 @@ impl From<SpawnError> for Failure {
 pub(crate) struct Spawner {
     stack: Vec<u128>,
     null: OwnedFd,
+    is_batch: bool,
 }
 
 impl Spawner {
     /// Opens `/dev/null` and makes sure that the standard streams are taken, so that no other file gets their numbers.
-    pub(crate) fn new() -> Result<Self, Errno> {
+    ///
+    /// `is_batch` says whether the agent is a batch task, which its processes are not to be.
+    pub(crate) fn new(is_batch: bool) -> Result<Self, Errno> {
         let open_null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let mut null = open_null()?;
         while null.as_raw_fd() <= 2 {
@@ -111,7 +114,7 @@ impl Spawner {
             std::mem::forget(null);
             null = open_null()?;
         }
-        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null })
+        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null, is_batch })
     }
 
     /// Starts the process that `request` describes.
@@ -144,6 +147,7 @@ impl Spawner {
             envp: &envp.pointers(),
             streams: ends.child_streams(&self.null),
             terminal: request.terminal.is_some(),
+            is_batch: self.is_batch,
             credentials: user.ids.as_ref().map(|ids| Credentials { uid: ids.uid, gid: ids.gid, groups: &ids.groups }),
             directory: directory_pointer(directory, &directory_string),
             directory_is_optional: request.cwd.is_none(),

@@ -114,7 +114,7 @@ impl Server {
     /// Takes over signals and starts to listen. Only for a process with a single thread.
     pub(crate) fn new(role: Role, listener: Listener) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
-        let spawner = Spawner::new().map_err(setup("open /dev/null"))?;
+        let spawner = Spawner::new(role == Role::Init).map_err(setup("open /dev/null"))?;
         if role == Role::Service {
             disinherit();
         }
