@@ -24,16 +24,16 @@ use std::{
 #[derive(Debug, Args)]
 pub(crate) struct MachineOptions {
     /// Name to call the sandbox by: a-z, 0-9 and '-'
-    #[arg(long, value_parser = name)]
+    #[arg(long, allow_hyphen_values = true, value_parser = name)]
     name: Option<SandboxName>,
     /// Guest memory: 64M to 64G
-    #[arg(short, long, value_name = "SIZE", default_value = "256M", value_parser = memory)]
+    #[arg(short, long, value_name = "SIZE", default_value = "256M", allow_hyphen_values = true, value_parser = memory)]
     memory: MemorySize,
     /// Number of vCPUs: 1 to 8
-    #[arg(short, long, value_name = "N", default_value = "1", value_parser = vcpus)]
+    #[arg(short, long, value_name = "N", default_value = "1", allow_hyphen_values = true, value_parser = vcpus)]
     cpus: VcpuCount,
     /// Size of the writable disk; only what is written takes room
-    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = disk)]
+    #[arg(long, value_name = "SIZE", default_value = "2G", allow_hyphen_values = true, value_parser = disk)]
     disk: DiskSize,
     /// Guest kernel to boot instead of the bundle's (an x86-64 vmlinux)
     #[arg(long, value_name = "FILE")]
@@ -166,7 +166,7 @@ pub(crate) struct ProcessOptions {
     #[arg(short, long)]
     user: Option<OsString>,
     /// Kill the command after this time (30s, 5m) and exit with 124
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     timeout: Option<Duration>,
     /// Pass standard input on to the command
     #[arg(short, long)]

@@ -17,7 +17,9 @@ use tokio::{
 };
 
 /// The agent keeps the time; this long after it we stop believing that it does.
-const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
+const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
+/// The agent's time begins when the process does; a slow guest may take this long to start it.
+const START_GRACE: Duration = Duration::from_secs(60);
 /// How long a process may go on after its output has no reader any more.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
 const SIGPIPE: u8 = 13;
@@ -46,17 +48,17 @@ pub(crate) async fn run(
     signals: &mut Signals,
     ended: impl FnOnce(),
 ) -> Result<u8, Failure> {
-    let give_up = attendance.timeout.map(|limit| Instant::now() + limit + TIMEOUT_GRACE);
+    let give_up = attendance.timeout.map(|limit| Instant::now() + limit + START_GRACE);
     let exec = tokio::select! {
         exec = sandbox.exec(request) => exec.map_err(|error| Failure::of_exec(&error))?,
         (number, _) = signals.next() => return Ok(128 + number.get()),
-        () = at(give_up) => return Ok(TIMED_OUT),
+        () = at(give_up) => return Ok(timed_out(attendance)),
     };
     let raw = if attendance.raw { Some(RawMode::enter()?) } else { None };
     let Exec { stdin, output, control, .. } = exec;
     let stdin = attendance.interactive.then(|| tokio::spawn(pass_stdin(stdin)));
     let (sink, written) = stdio::output();
-    let give_up = give_up.map(|at| (at, TIMED_OUT));
+    let give_up = attendance.timeout.map(|limit| (Instant::now() + limit + TIMEOUT_GRACE, TIMED_OUT));
     let mut attending = Attending { output, control, sink, written, writing: true, give_up };
     let end = attending.attend(attendance.tty, signals).await;
     ended();
@@ -74,17 +76,18 @@ pub(crate) async fn run(
     }
     drop(raw);
     match end {
-        End::Exited(status) => {
-            if status == ExitStatus::TimedOut {
-                let limit = humantime::format_duration(attendance.timeout.unwrap_or_default());
-                Failure::new(format_args!("the command ran out of its time, {limit}")).report();
-            }
-            Ok(exit_code(status))
-        }
+        End::Exited(ExitStatus::TimedOut) | End::GivenUp(TIMED_OUT) => Ok(timed_out(attendance)),
+        End::Exited(status) => Ok(exit_code(status)),
         End::GivenUp(code) => Ok(code),
         End::Lost(error) => Err(Failure::of_exec(&sandbox.explain(error).await)),
         End::Failed(failure) => Err(failure),
     }
+}
+
+fn timed_out(attendance: &Attendance) -> u8 {
+    let limit = humantime::format_duration(attendance.timeout.unwrap_or_default());
+    Failure::new(format_args!("the command ran out of its time, {limit}")).report();
+    TIMED_OUT
 }
 
 /// How attending ended.

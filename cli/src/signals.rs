@@ -1,10 +1,11 @@
 //! Signals that are for the command we run, not for us.
 
 use sandboxvm_protocol::agent::SignalNumber;
-use std::{future::poll_fn, io, task::Poll};
+use std::{fs, future::poll_fn, io, task::Poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT, SIGTERM, SIGHUP and SIGQUIT, from now on caught.
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT, from now on caught, but for those our caller made us ignore (nohup, a shell's
+/// background job).
 #[derive(Debug)]
 pub(crate) struct Signals {
     caught: Vec<(SignalNumber, Signal)>,
@@ -13,13 +14,18 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn catch() -> io::Result<Self> {
+        let ignored = ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default());
         let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
-        let caught = kinds.into_iter().map(|kind| {
-            let number = u8::try_from(kind.as_raw_value()).ok().and_then(|n| SignalNumber::try_from(n).ok());
-            // These four are 1, 2, 3 and 15 (signal(7)).
-            Ok((number.ok_or(io::ErrorKind::InvalidInput)?, signal(kind)?))
-        });
-        Ok(Self { caught: caught.collect::<io::Result<_>>()?, seen: Vec::new() })
+        let mut caught = Vec::new();
+        for kind in kinds {
+            let number = kind.as_raw_value();
+            if ignored & 1 << (number - 1) == 0 {
+                let number = u8::try_from(number).ok().and_then(|number| SignalNumber::try_from(number).ok());
+                // These four are 1, 2, 3 and 15 (signal(7)).
+                caught.push((number.ok_or(io::ErrorKind::InvalidInput)?, signal(kind)?));
+            }
+        }
+        Ok(Self { caught, seen: Vec::new() })
     }
 
     /// The next signal, and how many came before it. Cancel safe.
@@ -44,5 +50,22 @@ impl Signals {
     /// The exit code of a command that the first signal ended before it began.
     pub(crate) fn exit_code(&self) -> u8 {
         128 + self.seen.first().map_or(SignalNumber::TERM, |number| *number).get()
+    }
+}
+
+/// The mask of ignored signals, signal 1 in bit 0 (proc_pid_status(5)).
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read() {
+        assert_eq!(ignored("Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001003\n"), 0x1003);
+        assert_eq!(ignored("Name:\tx\n"), 0);
     }
 }

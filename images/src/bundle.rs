@@ -171,8 +171,11 @@ impl Bundle {
             candidates.iter().find(|path| path.is_dir()).unwrap_or(&candidates[0]).clone()
         };
         let directory = sources.directory.clone().unwrap_or_else(usual);
-        let part =
-            |stated: &Option<PathBuf>, part: Part| stated.clone().unwrap_or_else(|| directory.join(part.file_name()));
+        let part = |stated: &Option<PathBuf>, part: Part| {
+            let path = stated.clone().unwrap_or_else(|| directory.join(part.file_name()));
+            // The VMM is started in another directory, and records outlive ours. Fails for an empty path alone.
+            std::path::absolute(&path).unwrap_or(path)
+        };
         Self {
             vmm: part(&sources.vmm, Part::Vmm),
             kernel: part(&sources.kernel, Part::Kernel),
@@ -266,6 +269,8 @@ mod tests {
         let bundle = Bundle::find(&sources);
         assert_eq!(bundle.agent, Path::new("/b/agent.erofs"));
         assert_eq!(bundle.image, Path::new("/i"));
+        sources.directory = Some("relative".into());
+        assert_eq!(Bundle::find(&sources).vmm, std::env::current_dir().unwrap().join("relative/sandboxvm-vmm"));
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub enum AgentError {
     /// The VM's vsock socket does not answer.
     #[error(transparent)]
     Connect(#[from] DirectoryError),
+    /// The VM has nobody to connect to.
+    #[error("the guest agent does not answer on its port; `sandboxvm logs` may say why")]
+    NotListening,
     /// The conversation failed.
     #[error("the guest agent: {0}")]
     Wire(#[from] WireError),
@@ -45,7 +48,7 @@ impl AgentError {
     #[must_use]
     pub fn is_disconnect(&self) -> bool {
         match self {
-            Self::Connect(_) => true,
+            Self::Connect(_) | Self::NotListening => true,
             Self::Wire(error) => error.is_disconnect(),
             Self::Refused { .. } => false,
         }
@@ -120,11 +123,11 @@ async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError>
             return Err(WireError::Unexpected("answer to CONNECT").into());
         }
         // Byte by byte: what follows the line belongs to the agent.
-        let byte = stream.read_u8().await.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => WireError::Closed,
-            _ => WireError::Io(error),
-        })?;
-        line.push(byte);
+        match stream.read_u8().await {
+            Ok(byte) => line.push(byte),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(AgentError::NotListening),
+            Err(error) => return Err(WireError::Io(error).into()),
+        }
     }
     if line.starts_with(b"OK ") { Ok(stream) } else { Err(WireError::Unexpected("answer to CONNECT").into()) }
 }

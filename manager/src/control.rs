@@ -3,6 +3,7 @@
 
 use crate::{
     directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
+    state::State,
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::vmm::{
@@ -23,7 +24,15 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Why a VMM did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Its socket does not answer: it is gone, or was never there.
+    /// There is no VMM.
+    #[error("sandbox {sandbox} is {state}")]
+    NotRunning {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// What it does instead.
+        state: State,
+    },
+    /// Its socket does not answer.
     #[error(transparent)]
     Connect(#[from] DirectoryError),
     /// The conversation failed.

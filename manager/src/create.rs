@@ -3,19 +3,19 @@
 
 use crate::{
     admission::{self, AdmissionError},
-    control::ControlError,
     directory::{
         CONSOLE_LOG, CONTROL_SOCKET, DISK_LAYER, DirectoryError, STATUS, SandboxDirectory, VMM_LOG, VSOCK_SOCKET,
     },
     home::Home,
-    hostile_text::printable,
+    last_words::LastWords,
     launch::{LaunchError, LaunchFiles, VmmProcess},
     lock,
+    manager::Manager,
     names::{self, NameError},
     record::{FileRecord, RecordError, SandboxRecord},
     remove,
-    sandbox::{Manager, Sandbox},
-    state::{self, State},
+    sandbox::Sandbox,
+    started::{StartError, StartedSandbox},
     sweep,
 };
 use sandboxvm_images::{
@@ -26,24 +26,17 @@ use sandboxvm_protocol::{
     agent::{CText, CTextError},
     identity::{GuestCid, SandboxId, SandboxName},
     machine::{MIB, MemorySize, VcpuCount},
-    vmm::{ConsoleConfig, DiskConfig, ExitReason, LaunchConfig, VsockConfig},
+    vmm::{ConsoleConfig, DiskConfig, LaunchConfig, VsockConfig},
 };
 use std::{
-    fmt,
     fs::File,
     io,
     os::unix::net::UnixListener,
     time::{Duration, SystemTime},
 };
-use tokio::time::timeout;
 
 /// The serial console's log: a boot says little, a panic some kilobytes.
 const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
-/// How much of each log a failure carries.
-const LAST_WORDS: u64 = 2048;
-/// How long a VMM that reported its end may take to exit before its logs are read.
-const EXIT_WITHIN: Duration = Duration::from_secs(1);
-
 /// What a sandbox is to be.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
@@ -72,7 +65,7 @@ impl Default for SandboxSpec {
             disk: DiskSize::DEFAULT,
             env: Vec::new(),
             ephemeral: false,
-            boot_timeout: Duration::from_secs(120),
+            boot_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -122,151 +115,6 @@ pub enum CreateError {
     Entropy(io::Error),
 }
 
-/// Why a machine did not come up.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// It ended, and said why.
-    #[error("the sandbox ended while it booted: {0}")]
-    Ended(ExitReason),
-    /// Its VMM ended without a word.
-    #[error("the VMM ended while the sandbox booted ({0})")]
-    Vanished(String),
-    /// It took too long.
-    #[error("the sandbox did not boot within {} s; the host may be overloaded", .0.as_secs())]
-    TimedOut(Duration),
-}
-
-/// The ends of a failed sandbox's logs. The console's is hostile text: show it escaped.
-#[derive(Debug, Clone, Default)]
-pub struct LastWords {
-    /// Of the guest's console.
-    pub console: String,
-    /// Of the VMM.
-    pub vmm: String,
-}
-
-impl LastWords {
-    fn read(directory: &SandboxDirectory) -> Self {
-        let tail = |name| {
-            let bytes = directory.read_tail(name, LAST_WORDS).unwrap_or_default();
-            String::from_utf8_lossy(&bytes).trim().to_owned()
-        };
-        Self { console: tail(CONSOLE_LOG), vmm: tail(VMM_LOG) }
-    }
-}
-
-impl fmt::Display for LastWords {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (title, text) in [("last console lines", &self.console), ("last VMM messages", &self.vmm)] {
-            if !text.is_empty() {
-                write!(f, "\n{title}:")?;
-                for line in text.lines() {
-                    write!(f, "\n  {}", printable(line.trim_end()))?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A sandbox and the VMM this process started for it. Dropping it ends the machine and removes
-/// the sandbox, unless [`Self::detach`] or [`Self::finish`] was called.
-#[derive(Debug)]
-pub struct StartedSandbox {
-    sandbox: Option<Sandbox>,
-    vmm: Option<VmmProcess>,
-    boot_timeout: Duration,
-}
-
-impl StartedSandbox {
-    /// The sandbox.
-    ///
-    /// # Panics
-    /// Never: it is there until one of the consuming methods is called.
-    #[must_use]
-    pub fn sandbox(&self) -> &Sandbox {
-        self.sandbox.as_ref().expect("taken only by methods that consume self")
-    }
-
-    /// Waits until the agent listens. Cancel safe.
-    ///
-    /// # Errors
-    /// [`CreateError::Start`]; the machine is gone then, the sandbox still to be finished.
-    pub async fn ready(&mut self) -> Result<(), CreateError> {
-        let result = self.boot().await;
-        result.map_err(|cause| CreateError::Start { cause, last_words: LastWords::read(&self.sandbox().directory) })
-    }
-
-    async fn boot(&mut self) -> Result<(), StartError> {
-        let within = self.boot_timeout;
-        let vmm = self.vmm.as_mut().expect("set by start, taken only by methods that consume self");
-        let failure = match timeout(within, vmm.channel.ready()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(failure)) => failure,
-            Err(_) => {
-                vmm.kill();
-                vmm.wait().await;
-                return Err(StartError::TimedOut(within));
-            }
-        };
-        // Its last words are in the logs and the status file once it is gone.
-        let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
-        if let ControlError::Ended(reason) = failure {
-            return Err(StartError::Ended(reason));
-        }
-        match state::read(&self.sandbox().directory) {
-            Ok(State::Exited { reason }) => Err(StartError::Ended(reason)),
-            _ => Err(StartError::Vanished(exit.map_or_else(|| failure.to_string(), |status| status.to_string()))),
-        }
-    }
-
-    /// Lets the machine go on without this process.
-    #[must_use]
-    pub fn detach(mut self) -> Sandbox {
-        if let Some(vmm) = self.vmm.take() {
-            vmm.let_go();
-        }
-        self.sandbox.take().expect("taken only by methods that consume self")
-    }
-
-    /// Begins the end, for a caller that still has output to write meanwhile: a VM's teardown takes some 15 ms.
-    pub fn begin_end(&self) {
-        if let Some(vmm) = &self.vmm {
-            vmm.kill();
-        }
-    }
-
-    /// Ends the machine, removes the sandbox, and returns when no process, file or lock of it is left.
-    ///
-    /// # Errors
-    /// When files cannot be removed.
-    pub async fn finish(mut self) -> Result<(), DirectoryError> {
-        self.begin_end();
-        let sandbox = self.sandbox.take().expect("taken only by methods that consume self");
-        // While the kernel takes the VM down; its open files do not mind.
-        let removed = discard(sandbox);
-        if let Some(mut vmm) = self.vmm.take() {
-            vmm.wait().await;
-        }
-        removed
-    }
-}
-
-impl Drop for StartedSandbox {
-    fn drop(&mut self) {
-        self.begin_end();
-        if let Some(sandbox) = self.sandbox.take() {
-            // Nobody is left to tell; a sweep takes what stays.
-            let _ = discard(sandbox);
-        }
-    }
-}
-
-fn discard(sandbox: Sandbox) -> Result<(), DirectoryError> {
-    let Sandbox { home, directory, record } = sandbox;
-    remove::discard(&home, directory, &record.id, record.name.as_ref())
-}
-
 impl Manager {
     /// Makes a sandbox and waits until its agent listens. Cancel safe: a dropped future leaves nothing.
     ///
@@ -302,7 +150,8 @@ impl Manager {
         let parts = staged.build()?;
         // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
         let mut started = staged.publish(spec.boot_timeout)?;
-        started.vmm = Some(parts.launch(&started.sandbox().record, &open, &template)?);
+        let vmm = parts.launch(&started.sandbox().record, &open, &template)?;
+        started.launched(vmm);
         drop((open, template));
         // The VM boots: what is left of others can be taken away meanwhile.
         let home = self.home.clone();
@@ -407,7 +256,7 @@ impl<'a> Staged<'a> {
         directory.rename_to(self.home.sandbox(&self.record.id))?;
         let directory = self.directory.take().expect("was there a line ago");
         let sandbox = Sandbox { home: self.home.clone(), directory, record: self.record.clone() };
-        Ok(StartedSandbox { sandbox: Some(sandbox), vmm: None, boot_timeout })
+        Ok(StartedSandbox::new(sandbox, boot_timeout))
     }
 }
 

@@ -5,8 +5,9 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
     home::Home,
-    lock, names,
-    sandbox::{FindError, Manager},
+    lock,
+    manager::{FindError, Manager},
+    names,
     state::{self, State},
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};

@@ -1,4 +1,4 @@
-//! What a caller holds: the [`Manager`] of a home, and a [`Sandbox`] found in it.
+//! One sandbox, as a caller holds it: what it was made as, what it does, and everything that can be asked of it.
 
 use crate::{
     agent::{AgentConnection, AgentError},
@@ -6,55 +6,24 @@ use crate::{
     directory::{CONSOLE_LOG, DirectoryError, SandboxDirectory, VMM_LOG},
     end::{self, EndError, NOTICE_WITHIN},
     exec::Exec,
-    home::{Home, HomeError},
-    names,
-    record::{RecordError, SandboxRecord},
+    home::Home,
+    last_words::LastWords,
+    record::SandboxRecord,
     state::{self, State},
     wire::WireError,
 };
 use sandboxvm_protocol::{
     agent::{AgentMessage, CText, CTextError, ExecRequest, HostMessage, MAX_ARGUMENTS_TOTAL},
-    identity::{SandboxId, SandboxName},
+    identity::SandboxId,
     vmm::{ControlRequest, ExitReason, VmStats, VmStatus},
 };
-use serde::Serialize;
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long an exec waits for a sandbox that another process is still booting.
-const READY_WITHIN: Duration = Duration::from_secs(120);
+const READY_WITHIN: Duration = Duration::from_secs(300);
 /// What the guest itself may take to shut down, after its processes ended.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
-/// Shortest ID prefix that is looked up.
-const MIN_PREFIX: usize = 4;
-
-/// Why a sandbox was not found.
-#[derive(Debug, thiserror::Error)]
-pub enum FindError {
-    /// None is called that.
-    #[error("no sandbox has the name or ID {0:?}; `sandboxvm ls` lists them")]
-    Unknown(String),
-    /// Several IDs begin like that.
-    #[error("{prefix:?} begins the IDs of several sandboxes, {first} and {second} among them; give more of the ID")]
-    Ambiguous {
-        /// What was asked for.
-        prefix: String,
-        /// One.
-        first: SandboxId,
-        /// Another.
-        second: SandboxId,
-    },
-    /// Its record cannot be read.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// A file operation failed.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-}
 
 /// Why a process was not run, or its end is not known.
 #[derive(Debug, thiserror::Error)]
@@ -76,24 +45,31 @@ pub enum ExecError {
     )]
     TooLong(usize),
     /// The sandbox does not run.
-    #[error("sandbox {id} is {state}{}", hint(.state, .id))]
+    #[error("sandbox {sandbox} is {state}{}", hint(.state, .sandbox))]
     NotRunning {
-        /// Which.
-        id: SandboxId,
+        /// Its name, else its ID.
+        sandbox: String,
         /// What it does instead.
         state: State,
     },
     /// The sandbox ended meanwhile.
-    #[error("sandbox {id} ended while the command ran: {reason}")]
+    #[error("sandbox {sandbox} ended while the command ran: {reason}{last_words}")]
     Ended {
-        /// Which.
-        id: SandboxId,
+        /// Its name, else its ID.
+        sandbox: String,
         /// Why.
         reason: ExitReason,
+        /// What its logs end with; nothing when nothing went wrong.
+        last_words: LastWords,
     },
     /// Its VMM vanished meanwhile.
-    #[error("sandbox {0} ended while the command ran: its VMM vanished (killed?)")]
-    Vanished(SandboxId),
+    #[error("sandbox {sandbox} ended while the command ran: its VMM vanished (killed?){last_words}")]
+    Vanished {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// What its logs end with.
+        last_words: LastWords,
+    },
     /// The agent refused or failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -102,13 +78,13 @@ pub enum ExecError {
     Control(#[from] ControlError),
     /// The sandbox did not become ready.
     #[error("sandbox {0} is still booting after {limit} s; `sandboxvm logs {0}` may say why", limit = READY_WITHIN.as_secs())]
-    NotReady(SandboxId),
+    NotReady(String),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
 }
 
-fn hint(state: &State, id: &SandboxId) -> String {
+fn hint(state: &State, id: &str) -> String {
     match state {
         State::Paused => format!("; `sandboxvm resume {id}` lets it go on"),
         State::Exited { .. } | State::Dead => {
@@ -122,10 +98,10 @@ fn hint(state: &State, id: &SandboxId) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
     /// It does not run.
-    #[error("sandbox {id} is {state}")]
+    #[error("sandbox {sandbox} is {state}")]
     NotRunning {
-        /// Which.
-        id: SandboxId,
+        /// Its name, else its ID.
+        sandbox: String,
         /// What it does instead.
         state: State,
     },
@@ -146,105 +122,6 @@ pub enum Log {
     Vmm,
 }
 
-/// One row of `ls`.
-#[derive(Debug, Clone, Serialize)]
-pub struct SandboxSummary {
-    /// What it was made as.
-    #[serde(flatten)]
-    pub record: SandboxRecord,
-    /// What it does.
-    #[serde(flatten)]
-    pub state: State,
-}
-
-/// The sandboxes of one home.
-#[derive(Debug, Clone)]
-pub struct Manager {
-    pub(crate) home: Home,
-}
-
-impl Manager {
-    /// Opens the home at `root`, making it first where it is missing.
-    ///
-    /// # Errors
-    /// [`HomeError::Create`].
-    pub fn open(root: &Path) -> Result<Self, HomeError> {
-        Ok(Self { home: Home::open(root)? })
-    }
-
-    /// Path of the home.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        self.home.root()
-    }
-
-    /// Finds a sandbox by ID, name, or the beginning of an ID (at least four characters).
-    ///
-    /// # Errors
-    /// Every [`FindError`].
-    pub fn find(&self, reference: &str) -> Result<Sandbox, FindError> {
-        let id = self.resolve(reference)?;
-        self.open_sandbox(&id)?.ok_or_else(|| FindError::Unknown(reference.to_owned()))
-    }
-
-    /// Which sandbox is meant; it may be gone by the time it is opened.
-    pub(crate) fn resolve(&self, reference: &str) -> Result<SandboxId, FindError> {
-        if let Ok(id) = SandboxId::try_from(reference.to_owned())
-            && self.home.sandbox(&id).exists()
-        {
-            return Ok(id);
-        }
-        let by_name = SandboxName::try_from(reference.to_owned()).ok();
-        if let Some(id) = by_name.and_then(|name| names::resolve(&self.home, &name)) {
-            return Ok(id);
-        }
-        let mut matching = self.ids()?.into_iter().filter(|id| id.as_str().starts_with(reference));
-        match (matching.next(), matching.next()) {
-            (Some(id), None) if reference.len() >= MIN_PREFIX => Ok(id),
-            (Some(first), Some(second)) if reference.len() >= MIN_PREFIX => {
-                Err(FindError::Ambiguous { prefix: reference.to_owned(), first, second })
-            }
-            _ => Err(FindError::Unknown(reference.to_owned())),
-        }
-    }
-
-    /// All sandboxes, oldest first, with what they do. One whose record is damaged is left out; `prune` names it.
-    ///
-    /// # Errors
-    /// When the home cannot be listed.
-    pub fn list(&self) -> Result<Vec<SandboxSummary>, DirectoryError> {
-        let mut summaries: Vec<SandboxSummary> = self
-            .ids()?
-            .iter()
-            .filter_map(|id| self.open_sandbox(id).ok().flatten())
-            .filter_map(|sandbox| Some(SandboxSummary { state: sandbox.state().ok()?, record: sandbox.record }))
-            .collect();
-        summaries.sort_by(|a, b| (a.record.created_at, &a.record.id).cmp(&(b.record.created_at, &b.record.id)));
-        Ok(summaries)
-    }
-
-    pub(crate) fn ids(&self) -> Result<Vec<SandboxId>, DirectoryError> {
-        let path = self.home.sandboxes();
-        let entries = fs::read_dir(&path).map_err(|e| DirectoryError::new("list", &path, e))?;
-        Ok(entries.flatten().filter_map(|e| SandboxId::try_from(e.file_name().into_string().ok()?).ok()).collect())
-    }
-
-    /// `None` when there is none with this ID.
-    fn open_sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, FindError> {
-        let directory = match SandboxDirectory::open(self.home.sandbox(id)) {
-            Ok(directory) => directory,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        match SandboxRecord::read(&directory) {
-            Ok(record) => Ok(Some(Sandbox { home: self.home.clone(), directory, record })),
-            // Deleted between the two steps.
-            Err(RecordError::Directory(error)) if error.is_not_found() && !directory.exists() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
 /// One sandbox.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -258,6 +135,10 @@ impl Sandbox {
     #[must_use]
     pub fn id(&self) -> &SandboxId {
         &self.record.id
+    }
+
+    fn label(&self) -> String {
+        self.record.name.as_ref().map_or_else(|| self.record.id.to_string(), ToString::to_string)
     }
 
     /// What it was made as.
@@ -306,8 +187,9 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`].
     pub async fn exec(&self, mut request: ExecRequest) -> Result<Exec, ExecError> {
-        let own = self.record.env.iter().map(|text| CText::try_from(text.as_str()));
+        let own = self.record.env.iter().filter(|text| !is_set(&request.env, text));
         let own: Vec<CText> = own
+            .map(|text| CText::try_from(text.as_str()))
             .collect::<Result<_, _>>()
             .map_err(|source| ExecError::Argument { what: "environment of the sandbox".into(), source })?;
         request.env.splice(0..0, own);
@@ -315,7 +197,7 @@ impl Sandbox {
         match self.state()? {
             State::Running => {}
             State::Creating => self.ready().await?,
-            state => return Err(ExecError::NotRunning { id: self.id().clone(), state }),
+            state => return Err(ExecError::NotRunning { sandbox: self.label(), state }),
         }
         match Exec::start(&self.directory, request).await {
             Ok(exec) => Ok(exec),
@@ -329,12 +211,18 @@ impl Sandbox {
         if !error.is_disconnect() {
             return error.into();
         }
-        match end::gone_within(&self.directory, NOTICE_WITHIN).await {
-            Ok(true) => match self.state() {
-                Ok(State::Exited { reason }) => ExecError::Ended { id: self.id().clone(), reason },
-                _ => ExecError::Vanished(self.id().clone()),
-            },
-            _ => error.into(),
+        if !matches!(end::gone_within(&self.directory, NOTICE_WITHIN).await, Ok(true)) {
+            return error.into();
+        }
+        let sandbox = self.label();
+        match self.state() {
+            Ok(State::Exited { reason }) if reason.is_orderly() => {
+                ExecError::Ended { sandbox, reason, last_words: LastWords::default() }
+            }
+            Ok(State::Exited { reason }) => {
+                ExecError::Ended { sandbox, reason, last_words: LastWords::read(&self.directory) }
+            }
+            _ => ExecError::Vanished { sandbox, last_words: LastWords::read(&self.directory) },
         }
     }
 
@@ -345,13 +233,13 @@ impl Sandbox {
             client.ready().await
         };
         match timeout(READY_WITHIN, ready).await {
-            Err(_) => Err(ExecError::NotReady(self.id().clone())),
+            Err(_) => Err(ExecError::NotReady(self.label())),
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 end::gone_within(&self.directory, NOTICE_WITHIN).await?;
                 match self.state()? {
                     state if state.is_live() => Err(error.into()),
-                    state => Err(ExecError::NotRunning { id: self.id().clone(), state }),
+                    state => Err(ExecError::NotRunning { sandbox: self.label(), state }),
                 }
             }
         }
@@ -362,7 +250,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM or it does not answer.
     pub async fn stats(&self) -> Result<VmStats, ControlError> {
-        ControlClient::connect(&self.directory).await?.stats().await
+        self.control().await?.stats().await
     }
 
     /// Stops all vCPUs between two instructions.
@@ -370,7 +258,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn pause(&self) -> Result<(), ControlError> {
-        ControlClient::connect(&self.directory).await?.ask(ControlRequest::Pause).await
+        self.control().await?.ask(ControlRequest::Pause).await
     }
 
     /// Lets the vCPUs go on.
@@ -378,7 +266,15 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn resume(&self) -> Result<(), ControlError> {
-        ControlClient::connect(&self.directory).await?.ask(ControlRequest::Resume).await
+        self.control().await?.ask(ControlRequest::Resume).await
+    }
+
+    async fn control(&self) -> Result<ControlClient, ControlError> {
+        match (ControlClient::connect(&self.directory).await, self.state()) {
+            // Nobody listens where nothing runs.
+            (Err(_), Ok(state)) if !state.is_live() => Err(ControlError::NotRunning { sandbox: self.label(), state }),
+            (connected, _) => connected,
+        }
     }
 
     /// Ends it in order: processes get SIGTERM and `grace` to end, file systems are synced. What does not end by then is
@@ -389,7 +285,7 @@ impl Sandbox {
     pub async fn stop(&self, grace: Duration) -> Result<(), StopError> {
         let state = self.state()?;
         if !state.is_live() {
-            return Err(StopError::NotRunning { id: self.id().clone(), state });
+            return Err(StopError::NotRunning { sandbox: self.label(), state });
         }
         if state == State::Running && self.shut_down(grace).await? {
             return Ok(());
@@ -422,6 +318,12 @@ impl Sandbox {
     }
 }
 
+/// True when `env` sets the variable that `entry` sets.
+fn is_set(env: &[CText], entry: &str) -> bool {
+    let key_and_equals = entry.split_inclusive('=').next().unwrap_or(entry).as_bytes();
+    env.iter().any(|other| other.as_bytes().starts_with(key_and_equals))
+}
+
 /// Refuses what the agent could not run, before anything is sent.
 pub(crate) fn check_request(request: &ExecRequest) -> Result<(), ExecError> {
     if request.argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
@@ -434,5 +336,53 @@ pub(crate) fn check_request(request: &ExecRequest) -> Result<(), ExecError> {
 impl From<WireError> for ExecError {
     fn from(error: WireError) -> Self {
         Self::Agent(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::tests::manager_with;
+    use sandboxvm_protocol::agent::{OnDisconnect, StdinSource};
+
+    fn request(argv: &[&str]) -> ExecRequest {
+        ExecRequest {
+            argv: argv.iter().map(|word| CText::try_from(*word).unwrap()).collect(),
+            env: vec![],
+            cwd: None,
+            user: None,
+            stdin: StdinSource::Null,
+            terminal: None,
+            timeout_ms: None,
+            on_disconnect: OnDisconnect::Kill,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_before_anything_is_sent() {
+        assert!(matches!(check_request(&request(&[])), Err(ExecError::NoCommand)));
+        assert!(matches!(check_request(&request(&[""])), Err(ExecError::NoCommand)));
+        check_request(&request(&["echo", ""])).unwrap();
+        let part = "x".repeat(127 * 1024);
+        let message = check_request(&request(&[part.as_str(); 9])).unwrap_err().to_string();
+        assert!(message.contains("arguments and environment take 1170441 bytes"), "{message}");
+    }
+
+    #[test]
+    fn a_variable_of_the_request_hides_the_sandboxs() {
+        let env = [CText::try_from("AB=1").unwrap()];
+        assert!(is_set(&env, "AB=2") && is_set(&env, "AB="));
+        assert!(!is_set(&env, "A=2") && !is_set(&env, "ABC=2"));
+    }
+
+    #[tokio::test]
+    async fn nothing_runs_in_a_dead_sandbox_and_it_says_so_by_name() {
+        let (_dir, manager) = manager_with(&["abcdefgh"]);
+        let sandbox = manager.find("abcdefgh").unwrap();
+        assert_eq!(sandbox.state().unwrap(), State::Dead);
+        let error = sandbox.exec(request(&["true"])).await.unwrap_err().to_string();
+        assert!(error.contains("sandbox demo is not running"), "{error}");
+        let error = sandbox.stop(Duration::ZERO).await.unwrap_err().to_string();
+        assert!(error.contains("sandbox demo is not running"), "{error}");
     }
 }

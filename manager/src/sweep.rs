@@ -7,9 +7,9 @@
 use crate::{
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
-    lock, names, remove,
-    sandbox::Manager,
-    state,
+    lock,
+    manager::Manager,
+    names, remove, state,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::identity::SandboxId;

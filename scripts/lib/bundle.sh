@@ -73,10 +73,11 @@ link_bundle() {
     place link "$vmm" "$1/sandboxvm-vmm"
 }
 
-# prepare_guest: everything a real guest needs, built and in SANDBOXVM_BUNDLE.
+# prepare_guest [PACKAGE...]: everything a real guest needs, and PACKAGEs, built and in
+# SANDBOXVM_BUNDLE.
 prepare_guest() {
     require_x86_64
-    require_packages "$log_dir" "${build_packages[@]}"
+    require_packages "$log_dir" "${build_packages[@]}" "$@"
     require_rust "$log_dir"
     build_artifacts
     # One bundle for both profiles: a debug build of the CLI drives the same guest.
@@ -91,10 +92,10 @@ prepare_tests() {
     if [[ ${SANDBOXVM_NO_KVM-} == 1 ]]; then
         say "SANDBOXVM_NO_KVM=1: end-to-end tests are off"
         require_x86_64
-        require_packages "$log_dir" gcc libc6-dev
+        require_packages "$log_dir" gcc libc6-dev "${test_packages[@]}"
         require_rust "$log_dir"
     else
-        prepare_guest
+        prepare_guest "${test_packages[@]}"
     fi
     require_nextest "$log_dir"
 }

@@ -23,6 +23,11 @@ build_packages=(
     e2fsprogs                   # mkfs.ext4: the sandbox's writable disk
     util-linux coreutils        # flock, setsid, unshare, sha256sum
 )
+# And what tests call besides.
+# shellcheck disable=SC2034
+test_packages=(
+    procps                      # ps
+)
 
 require_root() {
     [[ $EUID == 0 ]] || refuse "must run as root, to install packages and to open /dev/kvm: sudo $0"

@@ -14,8 +14,16 @@ use std::{
 };
 
 /// Longest that any invocation may take unless a test says otherwise: a boot and an exec several times over, while
-/// another guest competes for the processor.
-pub const DEADLINE: Duration = Duration::from_secs(90);
+/// other guests compete for the processor.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// `SANDBOXVM_TEST_PATIENCE`, a factor for every deadline: for a machine that is busy with other things, where a guest
+/// whose kernel is interpreted may take minutes to boot. 1 unless set.
+#[must_use]
+pub fn patience() -> u32 {
+    let stated = std::env::var("SANDBOXVM_TEST_PATIENCE").ok();
+    stated.map_or(1, |text| text.parse().expect("SANDBOXVM_TEST_PATIENCE is a whole number"))
+}
 
 /// An invocation to be.
 #[derive(Debug)]
@@ -34,7 +42,7 @@ enum Input {
 
 impl Invocation {
     pub(crate) fn new(command: Command) -> Self {
-        Self { command, input: Input::Null, deadline: DEADLINE }
+        Self { command, input: Input::Null, deadline: DEADLINE * patience() }
     }
 
     /// Adds one argument.
@@ -72,10 +80,10 @@ impl Invocation {
         self
     }
 
-    /// Another deadline than [`DEADLINE`].
+    /// Another deadline than two minutes.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = deadline * patience();
         self
     }
 

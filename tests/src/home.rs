@@ -2,7 +2,7 @@
 
 use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
-    cli::{Finished, Invocation, Running},
+    cli::{self, Finished, Invocation, Running},
     leaks, processes,
     terminal::TerminalSession,
 };
@@ -219,9 +219,9 @@ fn read_status(directory: &Path) -> VmStatus {
         .unwrap_or_else(|| panic!("{} holds no status", path.display()))
 }
 
-/// Asks again and again until there is an answer, for at most `patience`.
+/// Asks again and again until there is an answer, for at most `patience` (times [`cli::patience`]).
 pub fn eventually<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + patience * cli::patience();
     loop {
         let answer = ask();
         if answer.is_some() || Instant::now() >= deadline {

@@ -1,5 +1,6 @@
 //! A pseudo-terminal with the CLI on it, as a person would sit before: what is typed, what is shown, and its size.
 
+use crate::cli;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -111,7 +112,7 @@ impl TerminalSession {
 
     /// Waits until `text` is shown, after whatever was waited for before.
     pub fn expect(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * cli::patience();
         loop {
             let rest = &self.screen[self.seen..];
             if let Some(at) = rest.windows(text.len()).position(|window| window == text.as_bytes()) {
@@ -127,6 +128,12 @@ impl TerminalSession {
         }
     }
 
+    /// All that was shown until what was last waited for.
+    #[must_use]
+    pub fn screen(&self) -> String {
+        String::from_utf8_lossy(&self.screen).into_owned()
+    }
+
     /// True while keys are echoed and taken line by line: not in raw mode.
     #[must_use]
     pub fn is_cooked(&self) -> bool {
@@ -136,7 +143,7 @@ impl TerminalSession {
 
     /// Waits for the command's end.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * cli::patience();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 return status;

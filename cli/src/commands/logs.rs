@@ -3,7 +3,6 @@
 use crate::{environment, failure::Failure, stdio};
 use clap::Args;
 use sandboxvm_manager::{Log, printable};
-use std::io::IsTerminal;
 
 /// The console log is bounded; this is above its bound.
 const WHOLE: u64 = 16 << 20;
@@ -26,13 +25,8 @@ impl Logs {
         let sandbox = environment::manager()?.find(&self.sandbox)?;
         let log = sandbox.log(if self.vmm { Log::Vmm } else { Log::Console }, WHOLE)?;
         let log = String::from_utf8_lossy(&log).replace("\r\n", "\n");
-        let text = last_lines(&log, self.tail);
-        // A file or a pipe gets the bytes; a terminal must not be driven by a guest.
-        if std::io::stdout().is_terminal() {
-            stdio::print(&printable(text))?
-        } else {
-            stdio::print(text)?
-        }
+        // Whoever reads it must not be driven by a guest.
+        stdio::print(&printable(last_lines(&log, self.tail)))?;
         Ok(0)
     }
 }

@@ -1,7 +1,7 @@
 //! virtio-rng (virtio 1.2, 5.4): the host's getrandom(2) in the guest's buffers.
 //!
 //! A machine restored or forked from a snapshot gets fresh bytes from here like any other: the device keeps no pool.
-//! Entropy costs the host CPU time, so a guest gets [`BYTES_PER_PERIOD`] in each [`PERIOD`] (1.3 MB/s); requests beyond
+//! Entropy costs the host CPU time, so a guest gets `BYTES_PER_PERIOD` in each `PERIOD` (1.3 MB/s); requests beyond
 //! that stay in the queue until a timer takes them up again.
 
 use super::{

@@ -4,7 +4,7 @@
 //! bounce buffer. A VM is one event loop: no thread or ring per disk to pay for in an idle clone, and between two calls
 //! there is no request in flight, so a snapshot, fork or reset never has to wait for one or save one. The price is that
 //! a read the page cache does not hold delays the VM's other devices by that one read; a single wake-up serves at most
-//! [`REQUESTS_PER_WAKE`] requests or [`BYTES_PER_WAKE`] bytes and then hands the event loop back.
+//! `REQUESTS_PER_WAKE` requests or `BYTES_PER_WAKE` bytes and then hands the event loop back.
 
 mod disk;
 mod layer;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-/// A queue's registers as the driver wrote them; nothing is checked before [`QueueRegisters::apply`].
+/// A queue's registers as the driver wrote them; nothing of it is checked before DRIVER_OK.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
     /// QueueNum.

@@ -2,16 +2,20 @@
 
 use super::transfer::Part;
 
-/// A queue of bytes that owns memory only while it holds any. What waits is bounded by the connection's
-/// [`super::credit::ReceiveWindow`], which refuses what would not fit before it gets here; memory by a small multiple.
-#[derive(Debug, Default)]
+/// A queue of at most `limit` bytes, which takes no more memory than that, and none while it is empty.
+#[derive(Debug)]
 pub(super) struct Backlog {
     bytes: Vec<u8>,
     /// Bytes at the front of `bytes` that are gone.
     taken: usize,
+    limit: usize,
 }
 
 impl Backlog {
+    pub(super) fn new(limit: u32) -> Self {
+        Self { bytes: Vec::new(), taken: 0, limit: limit as usize }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -21,13 +25,17 @@ impl Backlog {
         &self.bytes[self.taken..]
     }
 
-    /// Appends a copy of `part`.
+    /// Appends a copy of `part`. That what waits stays within the limit is the caller's to see to, with
+    /// [`super::credit::ReceiveWindow`].
     pub(super) fn append(&mut self, part: Part<'_, '_>) {
-        // Without this a client that always leaves a little would let the gone bytes pile up; done at the half, so that
-        // moving bytes costs no more than receiving them did.
-        if self.taken > self.bytes.len() / 2 {
+        if self.bytes.len() + part.len() > self.limit {
             self.bytes.drain(..self.taken);
             self.taken = 0;
+        }
+        let needed = self.bytes.len() + part.len();
+        if needed > self.bytes.capacity() {
+            let capacity = needed.max(self.bytes.capacity() * 2).min(self.limit.max(needed));
+            self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         part.append_to(&mut self.bytes);
     }
@@ -43,7 +51,7 @@ impl Backlog {
     /// Drops everything and returns how much it was.
     pub(super) fn clear(&mut self) -> usize {
         let dropped = self.pending().len();
-        *self = Self::default();
+        (self.bytes, self.taken) = (Vec::new(), 0);
         dropped
     }
 

@@ -100,7 +100,7 @@ impl Connection {
             phase: Phase::Requesting,
             credit: SendCredit::default(),
             window: ReceiveWindow::new(window),
-            backlog: Backlog::default(),
+            backlog: Backlog::new(window),
             client_readable: false,
             client_sends: true,
             client_receives: true,

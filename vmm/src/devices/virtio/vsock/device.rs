@@ -460,7 +460,6 @@ impl VirtioDevice for VsockDevice {
         self.reset = TransportReset::restored(state.reset_noted_at);
         self.reset.begin();
         self.transmit_left = true;
-        self.completions_overdue = true;
         Ok(())
     }
 }

@@ -159,6 +159,7 @@ pub(super) struct Guest {
     pub(super) rings: Vec<Ring>,
     pub(super) event_idx: bool,
     pub(super) rx_size: u32,
+    pub(super) limits: Limits,
     /// Kicks the device asked for, per queue, and interrupts it sent.
     pub(super) kicks: [usize; 3],
     pub(super) interrupts: usize,
@@ -204,6 +205,7 @@ impl Guest {
             rings: Vec::new(),
             event_idx: setup.event_idx,
             rx_size: setup.rx_size,
+            limits: setup.limits,
             kicks: [0; 3],
             interrupts: 0,
             directory,

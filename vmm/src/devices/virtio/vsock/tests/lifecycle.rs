@@ -409,6 +409,21 @@ fn the_guest_may_go_on_sending_until_it_sees_that_the_client_left() {
 }
 
 #[test]
+fn both_sides_may_hang_up_at_once() {
+    let mut peer = peer();
+    let (client, port) = peer.connect();
+    drop(client);
+    // Our SHUTDOWN is on its way, and the guest sends its own before it sees it.
+    peer.guest.serve();
+    assert_eq!(peer.guest.footprint().connections, 1);
+    peer.shut(port, Shutdown::BOTH);
+    assert_eq!(peer.guest.footprint().connections, 0);
+    peer.run();
+    assert!(peer.socket(port).reset);
+    assert_eq!(peer.count(Operation::Reset), 1);
+}
+
+#[test]
 fn the_guest_closes_and_a_slow_client_still_gets_everything() {
     let mut peer = peer();
     let (mut client, port) = peer.connect();

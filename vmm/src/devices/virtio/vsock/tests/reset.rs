@@ -2,6 +2,7 @@
 
 use super::super::{
     device::{EVENT, RECEIVE, TRANSMIT, VsockDevice},
+    limits::Limits,
     packet::{Header, Operation},
 };
 use super::{
@@ -18,11 +19,14 @@ use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+const RELEASES_SOON: Limits = Limits { completion_delay: Duration::from_millis(20), ..Limits::DEFAULT };
+
 /// Puts a new device in the old one's place, as a restore does; the memory and queues go on.
 fn restore(guest: &mut Guest) {
     let state = guest.device.save_state();
     std::fs::remove_file(guest.path()).unwrap();
-    let mut device = VsockDevice::new(GuestCid::DEFAULT, listener(guest.directory(), "vsock.sock")).unwrap();
+    let listener = listener(guest.directory(), "vsock.sock");
+    let mut device = VsockDevice::with_limits(GuestCid::DEFAULT, listener, guest.limits).unwrap();
     device.restore_state(&state).unwrap();
     guest.device = device;
     notify_all(guest);
@@ -101,11 +105,15 @@ fn what_the_guest_sent_before_the_restore_is_not_answered() {
 }
 
 #[test]
-fn held_transmit_buffers_come_back_after_a_restore() {
-    let mut peer = Peer::new(Setup::default());
+fn held_transmit_buffers_come_back_some_time_after_a_restore() {
+    let mut peer = Peer::new(Setup { limits: RELEASES_SOON, ..Setup::default() });
     let (_old, _) = peer.connect();
     assert_eq!(peer.guest.rings[TRANSMIT].outstanding(), 1);
     restore(&mut peer.guest);
+    peer.guest.reclaim();
+    assert_eq!(peer.guest.rings[TRANSMIT].outstanding(), 1, "nothing that the guest has to look at before its events");
+    assert!(peer.guest.host_wants(Duration::from_secs(5)));
+    peer.guest.serve();
     peer.guest.reclaim();
     assert_eq!(peer.guest.rings[TRANSMIT].outstanding(), 0);
 }
@@ -169,14 +177,16 @@ fn a_snapshot_from_before_the_driver_needs_no_reset() {
 
 #[test]
 fn forged_states_are_refused_or_stop_the_device() {
-    let mut peer = Peer::new(Setup::default());
+    let mut peer = Peer::new(Setup { limits: RELEASES_SOON, ..Setup::default() });
     let good = peer.guest.device.save_state();
     for bad in [&good[..3], &[9, 9, 9], &[]] {
         assert!(matches!(peer.guest.device.restore_state(bad), Err(DeviceError::SavedState(_))), "{bad:?}");
     }
     // A head that is not in the queue.
     peer.guest.device.restore_state(&[good.as_slice(), &[0xff, 0xff]].concat()).unwrap();
-    let error = peer.guest.call(|device, context| device.queue_notified(TRANSMIT, context)).unwrap_err();
+    notify_all(&mut peer.guest);
+    assert!(peer.guest.host_wants(Duration::from_secs(5)));
+    let error = peer.guest.try_serve().unwrap_err();
     assert!(matches!(error, DeviceError::Queue { queue: TRANSMIT, .. }));
 }
 

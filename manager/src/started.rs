@@ -1,0 +1,139 @@
+//! A sandbox whose VMM this process started: waiting for it to boot, letting it go, or ending it with everything it has.
+
+use crate::{
+    control::ControlError,
+    create::CreateError,
+    directory::DirectoryError,
+    last_words::LastWords,
+    launch::VmmProcess,
+    remove,
+    sandbox::Sandbox,
+    state::{self, State},
+};
+use sandboxvm_protocol::vmm::ExitReason;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a VMM that reported its end may take to exit before its logs are read.
+const EXIT_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why a machine did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It ended, and said why.
+    #[error("the sandbox ended while it booted: {0}")]
+    Ended(ExitReason),
+    /// Its VMM ended without a word.
+    #[error("the VMM ended while the sandbox booted ({0})")]
+    Vanished(String),
+    /// It took too long.
+    #[error("the sandbox did not boot within {} s; the host may be overloaded", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+/// A sandbox and the VMM this process started for it. Dropping it ends the machine and removes
+/// the sandbox, unless [`Self::detach`] or [`Self::finish`] was called.
+#[derive(Debug)]
+pub struct StartedSandbox {
+    sandbox: Option<Sandbox>,
+    vmm: Option<VmmProcess>,
+    boot_timeout: Duration,
+}
+
+impl StartedSandbox {
+    /// One whose VMM is still to be launched.
+    pub(crate) fn new(sandbox: Sandbox, boot_timeout: Duration) -> Self {
+        Self { sandbox: Some(sandbox), vmm: None, boot_timeout }
+    }
+
+    pub(crate) fn launched(&mut self, vmm: VmmProcess) {
+        self.vmm = Some(vmm);
+    }
+
+    /// The sandbox.
+    ///
+    /// # Panics
+    /// Never: it is there until one of the consuming methods is called.
+    #[must_use]
+    pub fn sandbox(&self) -> &Sandbox {
+        self.sandbox.as_ref().expect("taken only by methods that consume self")
+    }
+
+    /// Waits until the agent listens. Cancel safe.
+    ///
+    /// # Errors
+    /// [`CreateError::Start`]; the machine is gone then, the sandbox still to be finished.
+    pub async fn ready(&mut self) -> Result<(), CreateError> {
+        let result = self.boot().await;
+        result.map_err(|cause| CreateError::Start { cause, last_words: LastWords::read(&self.sandbox().directory) })
+    }
+
+    async fn boot(&mut self) -> Result<(), StartError> {
+        let within = self.boot_timeout;
+        let vmm = self.vmm.as_mut().expect("set by start, taken only by methods that consume self");
+        let failure = match timeout(within, vmm.channel.ready()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                vmm.kill();
+                vmm.wait().await;
+                return Err(StartError::TimedOut(within));
+            }
+        };
+        // Its last words are in the logs and the status file once it is gone.
+        let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
+        if let ControlError::Ended(reason) = failure {
+            return Err(StartError::Ended(reason));
+        }
+        match state::read(&self.sandbox().directory) {
+            Ok(State::Exited { reason }) => Err(StartError::Ended(reason)),
+            _ => Err(StartError::Vanished(exit.map_or_else(|| failure.to_string(), |status| status.to_string()))),
+        }
+    }
+
+    /// Lets the machine go on without this process.
+    #[must_use]
+    pub fn detach(mut self) -> Sandbox {
+        if let Some(vmm) = self.vmm.take() {
+            vmm.let_go();
+        }
+        self.sandbox.take().expect("taken only by methods that consume self")
+    }
+
+    /// Begins the end, for a caller that still has output to write meanwhile: a VM's teardown takes some 15 ms.
+    pub fn begin_end(&self) {
+        if let Some(vmm) = &self.vmm {
+            vmm.kill();
+        }
+    }
+
+    /// Ends the machine, removes the sandbox, and returns when no process, file or lock of it is left.
+    ///
+    /// # Errors
+    /// When files cannot be removed.
+    pub async fn finish(mut self) -> Result<(), DirectoryError> {
+        self.begin_end();
+        let sandbox = self.sandbox.take().expect("taken only by methods that consume self");
+        // While the kernel takes the VM down; its open files do not mind.
+        let removed = discard(sandbox);
+        if let Some(mut vmm) = self.vmm.take() {
+            vmm.wait().await;
+        }
+        removed
+    }
+}
+
+impl Drop for StartedSandbox {
+    fn drop(&mut self) {
+        self.begin_end();
+        if let Some(sandbox) = self.sandbox.take() {
+            // Nobody is left to tell; a sweep takes what stays.
+            let _ = discard(sandbox);
+        }
+    }
+}
+
+fn discard(sandbox: Sandbox) -> Result<(), DirectoryError> {
+    let Sandbox { home, directory, record } = sandbox;
+    remove::discard(&home, directory, &record.id, record.name.as_ref())
+}
