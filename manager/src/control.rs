@@ -72,7 +72,7 @@ impl ControlClient {
         match self.request(&request).await? {
             ControlReply::Done => Ok(()),
             ControlReply::Failed { message } => Err(ControlError::Refused(message)),
-            ControlReply::Stats(_) => Err(WireError::Unexpected("statistics").into()),
+            _ => Err(WireError::Unexpected("another request's reply").into()),
         }
     }
 
@@ -80,7 +80,7 @@ impl ControlClient {
         match self.request(&ControlRequest::Stats).await? {
             ControlReply::Stats(stats) => Ok(*stats),
             ControlReply::Failed { message } => Err(ControlError::Refused(message)),
-            ControlReply::Done => Err(WireError::Unexpected("reply without statistics").into()),
+            _ => Err(WireError::Unexpected("reply without statistics").into()),
         }
     }
 

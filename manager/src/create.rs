@@ -26,7 +26,7 @@ use sandboxvm_protocol::{
     agent::{CText, CTextError},
     identity::{GuestCid, SandboxId, SandboxName},
     machine::{MIB, MemorySize, VcpuCount},
-    vmm::{ConsoleConfig, DiskConfig, LaunchConfig, VsockConfig},
+    vmm::{ConsoleConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
 };
 use std::{
     fs::File,
@@ -277,8 +277,7 @@ impl Parts {
             sandbox: record.id.clone(),
             vcpus: record.vcpus,
             memory: record.memory_bytes,
-            kernel: files.add(&open.kernel),
-            cmdline_extra: String::new(),
+            source: MachineSource::Boot { kernel: files.add(&open.kernel), cmdline_extra: String::new() },
             disks: vec![
                 DiskConfig::ReadOnly { image: files.add(&open.agent) },
                 DiskConfig::ReadOnly { image: files.add(&open.image) },

@@ -163,7 +163,7 @@ mod tests {
         frame::FrameDecoder,
         identity::{GuestCid, SandboxId},
         machine::{MemorySize, VcpuCount},
-        vmm::{ConsoleConfig, DiskConfig, VsockConfig},
+        vmm::{ConsoleConfig, DiskConfig, MachineSource, VsockConfig},
     };
     use std::{
         fs::{self, Permissions},
@@ -177,8 +177,7 @@ mod tests {
             sandbox: SandboxId::try_from("abcdefgh".to_owned()).unwrap(),
             vcpus: VcpuCount::ONE,
             memory: MemorySize::try_from(256 << 20).unwrap(),
-            kernel: FdIndex(0),
-            cmdline_extra: String::new(),
+            source: MachineSource::Boot { kernel: FdIndex(0), cmdline_extra: String::new() },
             disks: vec![DiskConfig::ReadOnly { image: FdIndex(1) }],
             vsock: VsockConfig { listener: FdIndex(0), cid: GuestCid::DEFAULT },
             console: ConsoleConfig { log: FdIndex(0), limit: 1 << 20 },

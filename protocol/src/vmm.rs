@@ -46,11 +46,8 @@ pub struct LaunchConfig {
     pub vcpus: VcpuCount,
     /// Guest memory.
     pub memory: MemorySize,
-    /// An ELF vmlinux.
-    pub kernel: FdIndex,
-    /// Added to the command line the VMM builds; printable ASCII, at most [`MAX_CMDLINE_EXTRA`] bytes.
-    #[serde(with = "capped::Line::<MAX_CMDLINE_EXTRA>")]
-    pub cmdline_extra: String,
+    /// How the machine comes to life.
+    pub source: MachineSource,
     /// vda, vdb, ... in this order; at most [`MAX_DISKS`].
     #[serde(with = "capped::List::<MAX_DISKS>")]
     pub disks: Vec<DiskConfig>,
@@ -69,6 +66,121 @@ pub struct LaunchConfig {
     /// End the machine when the launch channel closes.
     pub tie_to_launcher: bool,
 }
+
+/// How a machine comes to life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MachineSource {
+    /// A kernel boots.
+    Boot {
+        /// An ELF vmlinux.
+        kernel: FdIndex,
+        /// Added to the command line the VMM builds; printable ASCII, at most [`MAX_CMDLINE_EXTRA`] bytes.
+        #[serde(with = "capped::Line::<MAX_CMDLINE_EXTRA>")]
+        cmdline_extra: String,
+    },
+    /// A snapshot goes on. vCPUs, memory size and disks are those it was made with.
+    Snapshot {
+        /// Its state file.
+        state: FdIndex,
+        /// Its memory files, in the order the state file numbers them; mapped, never read at once.
+        #[serde(with = "capped::List::<MAX_MEMORY_FILES>")]
+        memory: Vec<FdIndex>,
+    },
+}
+
+/// Most memory files of one snapshot: a longer chain of differences is flattened.
+pub const MAX_MEMORY_FILES: usize = 16;
+
+/// Most children of one [`ForkRequest`]: their files must fit one message.
+pub const MAX_FORK_CHILDREN: usize = 24;
+
+/// Write a snapshot of the machine, which runs on as soon as its vCPUs' state is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRequest {
+    /// Empty file for the state.
+    pub state: FdIndex,
+    /// Empty file for the memory that is not in the files of the snapshot before.
+    pub memory: FdIndex,
+    /// `/proc/PID/pagemap` of the VMM, to find the pages the guest wrote (the VMM has no /proc of its own).
+    pub pagemap: FdIndex,
+    /// One empty file per writable disk: the new top layer. What was on top belongs to the snapshot from then on.
+    #[serde(with = "capped::List::<MAX_DISKS>")]
+    pub disk_tops: Vec<FdIndex>,
+    /// Write all memory instead of what changed since the last snapshot.
+    pub full: bool,
+}
+
+/// What a snapshot took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// How long the vCPUs stood, in nanoseconds.
+    pub pause_ns: u64,
+    /// Bytes of memory written.
+    pub memory_bytes: u64,
+    /// True when the memory file holds everything, so that no earlier one belongs to the snapshot.
+    pub self_contained: bool,
+}
+
+/// Make copies of a running machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkRequest {
+    /// One empty file per writable disk: the parent's new top layer.
+    #[serde(with = "capped::List::<MAX_DISKS>")]
+    pub disk_tops: Vec<FdIndex>,
+    /// The copies.
+    #[serde(with = "capped::List::<MAX_FORK_CHILDREN>")]
+    pub children: Vec<ForkChild>,
+}
+
+/// One copy of a running machine: a process forked off its VMM, with files of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkChild {
+    /// Its ID.
+    pub sandbox: SandboxId,
+    /// Its launch channel: it gets the same events as any VMM's.
+    pub launcher: FdIndex,
+    /// One empty file per writable disk.
+    #[serde(with = "capped::List::<MAX_DISKS>")]
+    pub disk_tops: Vec<FdIndex>,
+    /// As in [`LaunchConfig`].
+    pub vsock: FdIndex,
+    /// As in [`LaunchConfig`]; the limit is the parent's.
+    pub console: FdIndex,
+    /// What the process reports goes here: its standard error.
+    pub log: FdIndex,
+    /// As in [`LaunchConfig`].
+    pub control: FdIndex,
+    /// As in [`LaunchConfig`].
+    pub status: FdIndex,
+    /// As in [`LaunchConfig`].
+    pub lock: FdIndex,
+    /// As in [`LaunchConfig`].
+    pub tie_to_launcher: bool,
+}
+
+/// What a fork took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkReport {
+    /// How long the parent's vCPUs stood, in nanoseconds.
+    pub pause_ns: u64,
+    /// Process IDs of the children as the parent VMM sees them, in the order of the request.
+    #[serde(with = "capped::List::<MAX_FORK_CHILDREN>")]
+    pub pids: Vec<u32>,
+}
+
+/// Put the machine back, in place, to the snapshot it was started from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetRequest {
+    /// The snapshot's state file.
+    pub state: FdIndex,
+    /// Per writable disk its layers: the snapshot's, and an empty file on top.
+    #[serde(with = "capped::List::<MAX_DISKS>")]
+    pub disks: Vec<DiskLayers>,
+}
+
+/// Layers of one writable disk, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLayers(#[serde(with = "capped::List::<MAX_FDS>")] pub Vec<FdIndex>);
 
 /// One virtio-blk disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +233,12 @@ pub enum ControlRequest {
     Stats,
     /// Send events on this connection from now on; the current phase comes at once as one.
     Watch,
+    /// Answered by [`ControlReply::Snapshot`] once everything is written.
+    Snapshot(SnapshotRequest),
+    /// Answered by [`ControlReply::Fork`] once the children exist.
+    Fork(ForkRequest),
+    /// Answered by [`ControlReply::Done`]; the machine runs again.
+    Reset(ResetRequest),
 }
 
 /// Sent by a VMM.
@@ -145,6 +263,10 @@ pub enum ControlReply {
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
+    /// A snapshot is written and durable.
+    Snapshot(SnapshotReport),
+    /// The children exist.
+    Fork(ForkReport),
 }
 
 /// Things that happen to a machine.

@@ -1,12 +1,13 @@
 //! One control connection: frames in, frames out, never blocking. Owned by [`crate::event_loop`], which carries the
 //! requests out; a peer that sends nonsense or does not read loses its connection and nothing else happens.
 
+use crate::descriptors::{self, ReceivedFds};
 use sandboxvm_protocol::{
     frame::{FrameDecoder, FrameError, FrameKind},
     vmm::{ControlReply, ControlRequest, MAX_MESSAGE, VmmEvent, VmmMessage, WIRE},
 };
 use std::{
-    io::{self, Read, Write},
+    io::{self, Write},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -41,6 +42,7 @@ pub enum ControlError {
 pub struct ControlConnection {
     stream: UnixStream,
     decoder: FrameDecoder,
+    fds: ReceivedFds,
     unsent: Vec<u8>,
     watches: bool,
 }
@@ -52,7 +54,13 @@ impl ControlConnection {
     /// When the socket cannot be made non-blocking.
     pub fn new(stream: UnixStream, watches: bool) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: FrameDecoder::new(WIRE, MAX_MESSAGE), unsent: Vec::new(), watches })
+        Ok(Self {
+            stream,
+            decoder: FrameDecoder::new(WIRE, MAX_MESSAGE),
+            fds: ReceivedFds::default(),
+            unsent: Vec::new(),
+            watches,
+        })
     }
 
     /// The socket, to wait on.
@@ -72,24 +80,25 @@ impl ControlConnection {
         !self.unsent.is_empty()
     }
 
-    /// Reads what is there and returns the requests in it.
+    /// Reads what is there and returns the requests in it. Files belong to the first request whose frame is whole after
+    /// they came.
     ///
     /// # Errors
     /// When the connection is over.
-    pub fn receive(&mut self) -> Result<Vec<ControlRequest>, ControlError> {
+    pub fn receive(&mut self) -> Result<Vec<(ControlRequest, ReceivedFds)>, ControlError> {
         let mut bytes = [0; 4096];
-        match self.stream.read(&mut bytes) {
+        match descriptors::receive(&self.stream, &mut bytes, &mut self.fds) {
             Ok(0) => return Err(ControlError::Closed),
             Ok(n) => self.decoder.push(&bytes[..n]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
+            Err(rustix::io::Errno::AGAIN) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
         }
         let mut requests = Vec::new();
         while let Some(frame) = self.decoder.next_frame()? {
             if frame.kind != FrameKind::Message {
                 return Err(ControlError::Kind(frame.kind));
             }
-            requests.push(WIRE.decode_message(frame.body)?);
+            requests.push((WIRE.decode_message(frame.body)?, std::mem::take(&mut self.fds)));
         }
         Ok(requests)
     }

@@ -3,24 +3,41 @@
 //! starve another. Called by `main`, returns when the machine is over.
 
 use crate::{
-    control::{ControlConnection, ControlError},
+    control::ControlConnection,
+    descriptors::ReceivedFds,
     devices::board::lock,
+    disks::{Disks, take_files},
+    fork::{self, ChildFiles, ForkedChild, Inheritance, Side},
     machine::Machine,
+    memory,
+    snapshot::{
+        format, pagemap,
+        taking::{Taking, Writing},
+        writer::Baseline,
+    },
     status::StatusFile,
 };
 use rustix::{
     event::epoll::{self, EventData, EventFlags},
     io::Errno,
 };
-use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ExitReason, Phase, VmStatus, VmmEvent};
+use sandboxvm_protocol::{
+    identity::GuestCid,
+    vmm::{
+        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, Phase, ResetRequest, SnapshotRequest,
+        VmStatus, VmmEvent,
+    },
+};
 use std::{
     collections::HashMap,
+    fs::File,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     sync::Arc,
+    time::Instant,
 };
 
 /// Control connections beyond this are closed at once.
@@ -47,6 +64,7 @@ enum Source {
     Connection(u32),
     Queue { device: u16, queue: u16 },
     Device(u16),
+    Writer,
 }
 
 impl Source {
@@ -57,6 +75,7 @@ impl Source {
             Self::Connection(id) => 2 << 32 | u64::from(id),
             Self::Queue { device, queue } => 3 << 32 | u64::from(device) << 16 | u64::from(queue),
             Self::Device(device) => 4 << 32 | u64::from(device),
+            Self::Writer => 5 << 32,
         })
     }
 
@@ -70,6 +89,7 @@ impl Source {
             2 => Self::Connection(u32::from(high) << 16 | u32::from(low)),
             3 => Self::Queue { device: high, queue: low },
             4 => Self::Device(low),
+            5 => Self::Writer,
             _ => return None,
         })
     }
@@ -78,37 +98,71 @@ impl Source {
 /// The launch channel's place among the connections.
 const LAUNCHER: u32 = 0;
 
+/// What a loop is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The machine.
+    pub machine: Machine,
+    /// The launch channel.
+    pub launcher: ControlConnection,
+    /// Control socket.
+    pub listener: UnixListener,
+    /// Status file.
+    pub status: StatusFile,
+    /// Disks.
+    pub disks: Disks,
+    /// The snapshot the machine began from.
+    pub origin: Option<Baseline>,
+    /// The snapshot that the next one is compared with.
+    pub baseline: Baseline,
+    /// Guest's CID.
+    pub cid: GuestCid,
+    /// Bytes of console log kept.
+    pub console_limit: u64,
+    /// End with the launcher.
+    pub tie_to_launcher: bool,
+}
+
+/// How a loop ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The machine is over.
+    Ended(ExitReason),
+    /// This is a new process: a copy of the machine, still to be built.
+    Forked(Box<ForkedChild>),
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct EventLoop {
     epoll: OwnedFd,
-    machine: Machine,
-    listener: UnixListener,
+    parts: Parts,
     connections: HashMap<u32, ControlConnection>,
     next_connection: u32,
-    status: StatusFile,
     told: Option<Phase>,
-    tie_to_launcher: bool,
+    /// The snapshot being written, and the connection that asked for it.
+    taking: Option<(Taking, u32)>,
 }
 
+/// Sent to whoever asks for something that a snapshot in the making forbids.
+const BEING_WRITTEN: &str = "a snapshot of this sandbox is being written; try again when it is done";
+
 impl EventLoop {
-    /// A loop for `machine`, controlled through `launcher` and `listener`.
+    /// A loop for these parts.
     ///
     /// # Errors
     /// When the epoll set cannot be made.
-    pub fn new(
-        machine: Machine,
-        launcher: ControlConnection,
-        listener: UnixListener,
-        status: StatusFile,
-        tie_to_launcher: bool,
-    ) -> Result<Self, EventLoopError> {
-        listener.set_nonblocking(true)?;
+    pub fn new(parts: Parts) -> Result<Self, EventLoopError> {
+        parts.listener.set_nonblocking(true)?;
+        // Children (snapshot writers, forks) are reaped by the kernel.
+        // SAFETY: SIG_IGN is a valid disposition, and no code of this process waits for children.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let add = |fd: BorrowedFd<'_>, source: Source| epoll::add(&epoll, fd, source.data(), EventFlags::IN);
+        let machine = &parts.machine;
         add(machine.shared().news().as_fd_of_eventfd(), Source::News)?;
-        add(listener.as_fd(), Source::Listener)?;
-        add(launcher.fd(), Source::Connection(LAUNCHER))?;
+        add(parts.listener.as_fd(), Source::Listener)?;
+        add(parts.launcher.fd(), Source::Connection(LAUNCHER))?;
         for (device, queues) in (0u16..).zip(machine.queue_events()) {
             for (queue, event) in (0u16..).zip(queues) {
                 add(event.as_fd_of_eventfd(), Source::Queue { device, queue })?;
@@ -119,36 +173,39 @@ impl EventLoop {
                 add(fd, Source::Device(device))?;
             }
         }
-        Ok(Self {
-            epoll,
-            machine,
-            listener,
-            connections: HashMap::from([(LAUNCHER, launcher)]),
-            next_connection: LAUNCHER + 1,
-            status,
-            told: None,
-            tie_to_launcher,
-        })
+        Ok(Self { epoll, parts, connections: HashMap::new(), next_connection: LAUNCHER + 1, told: None, taking: None })
     }
 
-    /// Serves until the machine is over; returns why it ended. All vCPUs have left the guest by then.
-    pub fn run(mut self) -> ExitReason {
+    /// Lets the machine run.
+    pub fn start(&self) {
+        self.parts.machine.resume();
+    }
+
+    /// Serves until the machine is over; all vCPUs have left the guest by then. Returns early in a forked child.
+    pub fn run(mut self) -> Outcome {
         let reason = loop {
             self.tell_phase();
-            if let Some(reason) = self.machine.shared().reason() {
+            if let Some(reason) = self.parts.machine.shared().reason() {
                 break reason;
             }
-            if let Err(error) = self.turn() {
-                self.machine.shared().end(ExitReason::HostFailure { message: error.to_string() });
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(child)) => {
+                    // Nothing of the parent's may be dropped here: its descriptors are closed, its threads do not exist.
+                    std::mem::forget(self);
+                    return Outcome::Forked(child);
+                }
+                Err(error) => self.parts.machine.shared().end(ExitReason::HostFailure { message: error.to_string() }),
             }
         };
-        self.machine.end();
+        self.parts.machine.end();
         self.write_status(Phase::Ended);
         self.broadcast(&VmmEvent::Ended(reason.clone()));
-        reason
+        Outcome::Ended(reason)
     }
 
-    fn turn(&mut self) -> Result<(), EventLoopError> {
+    /// Waits for something and serves it. A child that this made is returned in the child's process.
+    fn turn(&mut self) -> Result<Option<Box<ForkedChild>>, EventLoopError> {
         let mut events = Vec::with_capacity(BATCH);
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -156,25 +213,30 @@ impl EventLoop {
         }
         for event in events {
             match Source::from_data(event.data) {
-                Some(Source::News) => self.machine.shared().drain_news(),
+                Some(Source::News) => self.parts.machine.shared().drain_news(),
                 Some(Source::Listener) => self.accept()?,
-                Some(Source::Connection(id)) => self.serve(id),
+                Some(Source::Connection(id)) => {
+                    if let Some(child) = self.serve(id) {
+                        return Ok(Some(child));
+                    }
+                }
                 Some(Source::Queue { device, queue }) => self.notify_queue(device, queue),
                 Some(Source::Device(device)) => {
-                    if let Some(transport) = self.machine.board().virtio().get(usize::from(device)) {
+                    if let Some(transport) = self.parts.machine.board().virtio().get(usize::from(device)) {
                         lock(transport).host_ready();
                     }
                 }
+                Some(Source::Writer) => self.advance_snapshot(),
                 None => {}
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn notify_queue(&self, device: u16, queue: u16) {
         let (device, queue) = (usize::from(device), usize::from(queue));
-        let event = self.machine.queue_events().get(device).and_then(|queues| queues.get(queue));
-        if let (Some(event), Some(transport)) = (event, self.machine.board().virtio().get(device)) {
+        let event = self.parts.machine.queue_events().get(device).and_then(|queues| queues.get(queue));
+        if let (Some(event), Some(transport)) = (event, self.parts.machine.board().virtio().get(device)) {
             // Nothing pending means that an earlier turn served it.
             let _ = event.read();
             lock(transport).queue_notified(queue);
@@ -182,7 +244,7 @@ impl EventLoop {
     }
 
     fn accept(&mut self) -> Result<(), EventLoopError> {
-        let stream = match self.listener.accept() {
+        let stream = match self.parts.listener.accept() {
             Ok((stream, _)) => stream,
             // The peer gave up, or we are out of descriptors for the moment: neither may end the machine.
             Err(_) => return Ok(()),
@@ -203,57 +265,252 @@ impl EventLoop {
         Ok(())
     }
 
-    fn serve(&mut self, id: u32) {
-        let Some(mut connection) = self.connections.remove(&id) else { return };
-        match self.serve_connection(&mut connection).and_then(|()| self.await_writable(id, &connection)) {
-            Ok(()) => drop(self.connections.insert(id, connection)),
-            Err(_) if id == LAUNCHER && self.tie_to_launcher => self.machine.shared().end(ExitReason::LauncherGone),
-            // Dropping the connection closes it, which takes it out of the epoll set.
-            Err(_) => {}
-        }
+    /// The connection `id`; the launch channel is one of them.
+    fn connection(&mut self, id: u32) -> Option<&mut ControlConnection> {
+        if id == LAUNCHER { Some(&mut self.parts.launcher) } else { self.connections.get_mut(&id) }
     }
 
-    fn serve_connection(&mut self, connection: &mut ControlConnection) -> Result<(), ControlError> {
-        connection.flush()?;
-        for request in connection.receive()? {
-            let reply = self.carry_out(&request);
-            connection.reply(reply)?;
-            if request == ControlRequest::Watch {
-                connection.watch();
-                connection.event(&VmmEvent::Phase(self.machine.shared().phase()))?;
+    fn serve(&mut self, id: u32) -> Option<Box<ForkedChild>> {
+        let received = match self.connection(id) {
+            Some(connection) => connection.flush().and_then(|()| connection.receive()),
+            None => return None,
+        };
+        match received {
+            Ok(requests) => {
+                for (request, fds) in requests {
+                    if let ControlRequest::Fork(request) = request {
+                        match self.fork(&request, fds) {
+                            Forked::Child(child) => return Some(child),
+                            Forked::Parent(reply) => self.reply(id, reply),
+                        }
+                    } else if let Some(reply) = self.carry_out(id, &request, fds) {
+                        self.reply(id, reply);
+                    }
+                }
+                self.await_writable(id);
             }
+            Err(_) => self.hang_up(id),
         }
-        Ok(())
+        None
     }
 
-    fn await_writable(&self, id: u32, connection: &ControlConnection) -> Result<(), ControlError> {
+    fn reply(&mut self, id: u32, reply: ControlReply) {
+        if self.connection(id).is_some_and(|connection| connection.reply(reply).is_err()) {
+            self.hang_up(id);
+        }
+    }
+
+    /// The connection is over.
+    fn hang_up(&mut self, id: u32) {
+        if id != LAUNCHER {
+            // Dropping the connection closes it, which takes it out of the epoll set.
+            self.connections.remove(&id);
+        } else if self.parts.tie_to_launcher {
+            self.parts.machine.shared().end(ExitReason::LauncherGone);
+        } else {
+            // Whatever fails here, an end of stream would be reported for ever.
+            let _ = epoll::delete(&self.epoll, self.parts.launcher.fd());
+        }
+    }
+
+    fn await_writable(&mut self, id: u32) {
+        let Some(connection) = self.connection(id) else { return };
         let mut interest = EventFlags::IN;
         if connection.has_unsent() {
             interest |= EventFlags::OUT;
         }
-        epoll::modify(&self.epoll, connection.fd(), Source::Connection(id).data(), interest)
-            .map_err(|e| ControlError::Io(e.into()))
+        let fd = connection.fd().as_raw_fd();
+        // SAFETY: the descriptor belongs to the connection, which is not dropped before this returns.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        if epoll::modify(&self.epoll, fd, Source::Connection(id).data(), interest).is_err() {
+            self.hang_up(id);
+        }
     }
 
-    fn carry_out(&mut self, request: &ControlRequest) -> ControlReply {
-        let shared = Arc::clone(self.machine.shared());
+    /// `None` when the answer comes later.
+    fn carry_out(&mut self, id: u32, request: &ControlRequest, fds: ReceivedFds) -> Option<ControlReply> {
+        let shared = Arc::clone(self.parts.machine.shared());
         match request {
-            ControlRequest::Start | ControlRequest::Resume => self.machine.resume(),
+            ControlRequest::Start | ControlRequest::Resume => self.parts.machine.resume(),
             ControlRequest::Pause if shared.phase() == Phase::Created => {
-                return ControlReply::Failed { message: "the machine was not started yet; start it first".into() };
+                return Some(failed("the machine was not started yet; start it first"));
             }
-            ControlRequest::Pause => self.machine.pause(),
+            ControlRequest::Pause => self.parts.machine.pause(),
             ControlRequest::Stop => shared.end(ExitReason::Stopped),
-            ControlRequest::Stats => return ControlReply::Stats(Box::new(shared.stats())),
-            ControlRequest::Watch => {}
+            ControlRequest::Stats => return Some(ControlReply::Stats(Box::new(shared.stats()))),
+            ControlRequest::Watch => {
+                let phase = shared.phase();
+                self.reply(id, ControlReply::Done);
+                if let Some(connection) = self.connection(id) {
+                    connection.watch();
+                    // A connection that failed is noticed at its next event.
+                    let _ = connection.event(&VmmEvent::Phase(phase));
+                }
+                return None;
+            }
+            ControlRequest::Snapshot(request) => return self.snapshot(id, request, fds).err().map(failed),
+            ControlRequest::Reset(request) => {
+                return Some(self.reset(request, fds).map_or_else(failed, |()| ControlReply::Done));
+            }
+            // Taken out by `serve`.
+            ControlRequest::Fork(_) => return None,
         }
         self.tell_phase();
-        ControlReply::Done
+        Some(ControlReply::Done)
+    }
+
+    /// Begins a snapshot; the answer is sent by [`EventLoop::advance_snapshot`].
+    fn snapshot(&mut self, id: u32, request: &SnapshotRequest, mut fds: ReceivedFds) -> Result<(), String> {
+        if self.taking.is_some() {
+            return Err(BEING_WRITTEN.into());
+        }
+        let mut take = |index, what| fds.take(index, what).map(File::from).map_err(|error| error.to_string());
+        let state_file = take(request.state, "the state file")?;
+        let memory_file = take(request.memory, "the memory file")?;
+        let pagemap = take(request.pagemap, "pagemap")?;
+        let disk_tops = take_files(&request.disk_tops, &mut fds).map_err(|error| error.to_string())?;
+
+        let parts = &self.parts;
+        let was_running = parts.machine.hold();
+        let stopped = Instant::now();
+        let taking = (|| {
+            let state = parts.machine.save().map_err(|error| error.to_string())?;
+            let candidates = pagemap::written_pages(&pagemap, parts.machine.memory())
+                .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
+            parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+            let writing = Writing {
+                memory: parts.machine.memory(),
+                memory_size: parts.machine.memory_size(),
+                candidates,
+                baseline: &parts.baseline,
+                state,
+                disks: &parts.disks,
+                state_file,
+                memory_file,
+                full: request.full,
+            };
+            writing.start(|| nanoseconds_since(stopped)).map_err(|error| error.to_string())
+        })();
+        if was_running {
+            parts.machine.resume();
+        }
+        let taking = taking?;
+        epoll::add(&self.epoll, taking.fd(), Source::Writer.data(), EventFlags::IN)
+            .map_err(|error| error.to_string())?;
+        self.taking = Some((taking, id));
+        Ok(())
+    }
+
+    fn advance_snapshot(&mut self) {
+        let Some((taking, id)) = &mut self.taking else { return };
+        let Some(result) = taking.advance(&self.parts.baseline) else { return };
+        let id = *id;
+        self.taking = None;
+        let reply = match result {
+            Ok(taken) => {
+                self.parts.baseline = taken.baseline;
+                ControlReply::Snapshot(taken.report)
+            }
+            Err(message) => failed(format!("cannot write the snapshot: {message}")),
+        };
+        self.reply(id, reply);
+    }
+
+    /// Forks the machine. In a child's process the child is returned and nothing else may be done here.
+    fn fork(&mut self, request: &ForkRequest, mut fds: ReceivedFds) -> Forked {
+        if self.taking.is_some() {
+            return Forked::Parent(failed(BEING_WRITTEN));
+        }
+        let children: Result<Vec<_>, _> =
+            request.children.iter().map(|child| ChildFiles::take(child, &mut fds)).collect();
+        let (children, disk_tops) = match (children, take_files(&request.disk_tops, &mut fds)) {
+            (Ok(children), Ok(disk_tops)) => (children, disk_tops),
+            (Err(error), _) | (_, Err(error)) => return Forked::Parent(failed(error)),
+        };
+        let was_running = self.parts.machine.hold();
+        let stopped = Instant::now();
+        let result = self.fork_standing(children, disk_tops);
+        if let Ok(Forked::Child(_)) = result {
+            return result.unwrap_or_else(|message: String| Forked::Parent(failed(message)));
+        }
+        if was_running {
+            self.parts.machine.resume();
+        }
+        match result {
+            Ok(Forked::Parent(ControlReply::Fork(report))) => {
+                Forked::Parent(ControlReply::Fork(ForkReport { pause_ns: nanoseconds_since(stopped), ..report }))
+            }
+            Ok(other) => other,
+            Err(message) => Forked::Parent(failed(message)),
+        }
+    }
+
+    fn fork_standing(&mut self, children: Vec<ChildFiles>, disk_tops: Vec<File>) -> Result<Forked, String> {
+        let parts = &self.parts;
+        parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+        let mut pids = Vec::with_capacity(children.len());
+        for files in children {
+            let state = parts.machine.save().map_err(|error| error.to_string())?;
+            match fork::split().map_err(|error| error.to_string())? {
+                Side::Parent(pid) => pids.push(pid),
+                Side::Child => {
+                    let inherited = Inheritance {
+                        kvm: Arc::clone(parts.machine.kvm()),
+                        memory: Arc::clone(parts.machine.memory()),
+                        memory_size: parts.machine.memory_size(),
+                        baseline: parts.baseline.clone(),
+                        cid: parts.cid,
+                        console_limit: parts.console_limit,
+                    };
+                    return match ForkedChild::take_over(state, files, &parts.disks, inherited) {
+                        Ok(child) => Ok(Forked::Child(Box::new(child))),
+                        Err(error) => {
+                            eprintln!("sandboxvm-vmm: a fork cannot begin: {error}");
+                            // SAFETY: ends this process at once; going on would be as the parent.
+                            unsafe { libc::_exit(1) }
+                        }
+                    };
+                }
+            }
+        }
+        Ok(Forked::Parent(ControlReply::Fork(ForkReport { pause_ns: 0, pids })))
+    }
+
+    fn reset(&mut self, request: &ResetRequest, mut fds: ReceivedFds) -> Result<(), String> {
+        if self.taking.is_some() {
+            return Err(BEING_WRITTEN.into());
+        }
+        let parts = &mut self.parts;
+        let origin = parts.origin.as_ref().ok_or("this machine did not begin from a snapshot")?;
+        let state_file = File::from(fds.take(request.state, "the state file").map_err(|error| error.to_string())?);
+        let saved = format::read(&state_file).map_err(|error| error.to_string())?;
+        if saved.memory != origin.map {
+            return Err("this is not the snapshot that the machine began from".into());
+        }
+        // It runs afterwards, whether it did before or not: a reset machine begins anew.
+        parts.machine.pause();
+        let result = (|| {
+            memory::forget_writes(parts.machine.memory()).map_err(|error| error.to_string())?;
+            parts.disks.switch(&request.disks, &mut fds).map_err(|error| error.to_string())?;
+            parts.machine.reset_to(&saved.machine).map_err(|error| error.to_string())
+        })();
+        match result {
+            Ok(()) => {
+                parts.baseline = origin.clone();
+                parts.machine.resume();
+                Ok(())
+            }
+            Err(message) => {
+                // Half of the machine is of another time than the rest.
+                parts.machine.shared().end(ExitReason::HostFailure { message: format!("reset failed: {message}") });
+                Err(message)
+            }
+        }
     }
 
     /// Writes the status file and tells watchers when the phase is a new one. The end is told by [`EventLoop::run`].
     fn tell_phase(&mut self) {
-        let phase = self.machine.shared().phase();
+        let phase = self.parts.machine.shared().phase();
         if phase == Phase::Ended || self.told == Some(phase) {
             return;
         }
@@ -263,16 +520,32 @@ impl EventLoop {
     }
 
     fn write_status(&self, phase: Phase) {
-        let shared = self.machine.shared();
+        let shared = self.parts.machine.shared();
         let status = VmStatus { pid: std::process::id(), phase, host_mode: shared.host_mode, reason: shared.reason() };
-        if let Err(error) = self.status.write(&status) {
+        if let Err(error) = self.parts.status.write(&status) {
             eprintln!("sandboxvm-vmm: cannot write the status file: {error}");
         }
     }
 
     fn broadcast(&mut self, event: &VmmEvent) {
+        // A launcher that is gone is noticed as such when its channel is served.
+        let _ = self.parts.launcher.event(event);
         self.connections.retain(|_, connection| connection.event(event).is_ok());
     }
+}
+
+/// Which process this is after a fork, and what it has to say or do.
+enum Forked {
+    Parent(ControlReply),
+    Child(Box<ForkedChild>),
+}
+
+fn failed(message: impl ToString) -> ControlReply {
+    ControlReply::Failed { message: message.to_string() }
+}
+
+fn nanoseconds_since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// vmm-sys-util's EventFd does not implement AsFd.

@@ -10,14 +10,19 @@
 
 pub mod arch;
 pub mod control;
+pub mod descriptors;
 pub mod devices;
+pub mod disks;
 pub mod event_loop;
+pub mod fork;
 pub mod gate;
 pub mod launch;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod session;
 pub mod shared;
+pub mod snapshot;
 pub mod stats;
 pub mod status;
 pub mod vcpu;

@@ -5,23 +5,32 @@
 //! `main`; knows nothing of sockets or of who launched it.
 
 use crate::{
-    arch::x86_64::{boot, cmdline, cpuid, host_mode, layout, registers},
+    arch::x86_64::{
+        boot, cmdline, cpuid, host_mode, layout, registers,
+        state::{self, ChipsetState, VcpuState},
+    },
     devices::{
         GuestAccess,
-        board::Board,
+        board::{Board, lock},
         console::{BoundedLog, SerialConsole},
         virtio::device::{GuestMemory, Interrupt, VirtioDevice},
-        virtio::transport::{MmioTransport, QueueLimitError},
+        virtio::transport::{MmioTransport, QueueLimitError, RestoreError},
     },
     memory,
     shared::Shared,
+    snapshot::MachineState,
     stats::VcpuCounters,
     vcpu::{self, VcpuContext, VcpuThread},
 };
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use sandboxvm_protocol::machine::{HostMode, MemorySize, VcpuCount};
-use std::{fs::File, io, sync::Arc, time::Instant};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Why a machine cannot be built.
@@ -67,6 +76,30 @@ pub enum MachineError {
     /// A device asks for what virtio does not have.
     #[error(transparent)]
     QueueLimit(#[from] QueueLimitError),
+    /// KVM's state.
+    #[error(transparent)]
+    State(#[from] state::StateError),
+    /// A device's state.
+    #[error("the snapshot does not fit this machine: {0}")]
+    Device(#[from] RestoreError),
+    /// Made on another kind of host.
+    #[error("the snapshot was made in host mode {saved}, this host is in mode {here}; make it again here")]
+    OtherHostMode {
+        /// Mode it was made in.
+        saved: HostMode,
+        /// Mode of this host.
+        here: HostMode,
+    },
+    /// Another shape than the snapshot's.
+    #[error("the snapshot has {saved} {what}, the machine {here}")]
+    OtherShape {
+        /// What differs.
+        what: &'static str,
+        /// In the snapshot.
+        saved: usize,
+        /// In the machine.
+        here: usize,
+    },
     /// More devices than interrupt lines.
     #[error("{0} virtio devices do not fit the {max} interrupt lines there are", max = layout::LAST_GSI - layout::VIRTIO_GSI + 1)]
     TooManyDevices(usize),
@@ -76,7 +109,17 @@ impl MachineError {
     /// True when another configuration would work on this host; false when the host is at fault.
     #[must_use]
     pub fn is_bad_config(&self) -> bool {
-        matches!(self, Self::Cmdline(_) | Self::Boot(_) | Self::TooManyDevices(_) | Self::Memory(_))
+        matches!(
+            self,
+            Self::Cmdline(_)
+                | Self::Boot(_)
+                | Self::TooManyDevices(_)
+                | Self::Memory(_)
+                | Self::State(_)
+                | Self::Device(_)
+                | Self::OtherHostMode { .. }
+                | Self::OtherShape { .. }
+        )
     }
 }
 
@@ -92,23 +135,40 @@ fn eventfd() -> Result<EventFd, MachineError> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("cannot create an eventfd"))
 }
 
-/// What a machine is built from.
+/// What every machine is built from.
 #[derive(Debug)]
 pub struct MachineParts {
     /// When the process started, for boot times.
     pub process_start: Instant,
-    /// vCPUs.
-    pub vcpus: VcpuCount,
-    /// Guest memory.
-    pub memory: MemorySize,
-    /// An ELF vmlinux.
-    pub kernel: File,
-    /// Appended to the kernel command line.
-    pub cmdline_extra: String,
+    /// /dev/kvm. Kept by the machine: a fork makes its own machine from it.
+    pub kvm: Arc<Kvm>,
+    /// Guest memory, filled or about to be.
+    pub memory: Arc<GuestMemory>,
+    /// Its size.
+    pub memory_size: MemorySize,
     /// Console log and its limit in bytes.
     pub console: (File, u64),
     /// virtio devices in window order.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+}
+
+/// What a booting machine needs beside.
+#[derive(Debug)]
+pub struct BootParts {
+    /// vCPUs.
+    pub vcpus: VcpuCount,
+    /// An ELF vmlinux.
+    pub kernel: File,
+    /// Appended to the kernel command line.
+    pub cmdline_extra: String,
+}
+
+/// Opens /dev/kvm.
+///
+/// # Errors
+/// [`MachineError::OpenKvm`].
+pub fn open_kvm() -> Result<Arc<Kvm>, MachineError> {
+    Kvm::new().map(Arc::new).map_err(MachineError::OpenKvm)
 }
 
 /// A machine whose vCPUs wait at the gate.
@@ -119,10 +179,10 @@ pub struct Machine {
     board: Arc<Board>,
     shared: Arc<Shared>,
     queue_events: Vec<Vec<EventFd>>,
-    #[expect(dead_code, reason = "keeps the VM alive for as long as its vCPUs and irqfds")]
     vm: VmFd,
-    #[expect(dead_code, reason = "backs the VM's memslots")]
     memory: Arc<GuestMemory>,
+    memory_size: MemorySize,
+    kvm: Arc<Kvm>,
 }
 
 impl Machine {
@@ -130,46 +190,72 @@ impl Machine {
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn boot(mut parts: MachineParts) -> Result<Self, MachineError> {
+    pub fn boot(parts: MachineParts, mut boot: BootParts) -> Result<Self, MachineError> {
         let mode = host_mode::detect()?;
-        let kvm_file = Kvm::new().map_err(MachineError::OpenKvm)?;
-        let vm = kvm_file.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
-        let memory = Arc::new(memory::allocate(parts.memory)?);
-        memory::register(&vm, &memory)?;
-        vm.set_tss_address(layout::KVM_TSS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
-        vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
-
-        let line = cmdline::build(mode, parts.devices.len(), &parts.cmdline_extra)?;
-        let entry = boot::load(&memory, parts.memory, parts.vcpus, &mut parts.kernel, &line)?;
-        let fds = create_vcpus(&kvm_file, &vm, parts.vcpus)?;
+        let vm = create_vm(&parts)?;
+        let line = cmdline::build(mode, parts.devices.len(), &boot.cmdline_extra)?;
+        let entry = boot::load(&parts.memory, parts.memory_size, boot.vcpus, &mut boot.kernel, &line)?;
+        let fds = create_boot_vcpus(&parts.kvm, &vm, boot.vcpus)?;
         registers::set_boot_state(&fds[0], entry)?;
+        Self::assemble(mode, vm, fds, parts, None)
+    }
 
-        Self::assemble(mode, vm, memory, fds, parts)
+    /// Builds a machine that goes on from `state`, over memory that is as it was then.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing has run then.
+    pub fn restore(parts: MachineParts, state: &MachineState) -> Result<Self, MachineError> {
+        let here = host_mode::detect()?;
+        if state.host_mode != here {
+            return Err(MachineError::OtherHostMode { saved: state.host_mode, here });
+        }
+        let max = usize::from(VcpuCount::MAX);
+        if !(1..=max).contains(&state.vcpus.len()) {
+            return Err(MachineError::OtherShape { what: "vCPUs", saved: state.vcpus.len(), here: max });
+        }
+        let vm = create_vm(&parts)?;
+        state.chipset.restore_irqchips(&vm)?;
+        let mut fds = Vec::with_capacity(state.vcpus.len());
+        for (index, vcpu) in (0u64..).zip(&state.vcpus) {
+            let fd = vm.create_vcpu(index).map_err(kvm("KVM_CREATE_VCPU"))?;
+            vcpu.restore(&fd)?;
+            fds.push(fd);
+        }
+        state.chipset.restore_clock(&vm)?;
+        let machine = Self::assemble(here, vm, fds, parts, Some(state))?;
+        machine.restore_devices(state)?;
+        Ok(machine)
     }
 
     fn assemble(
         mode: HostMode,
         vm: VmFd,
-        memory: Arc<GuestMemory>,
         fds: Vec<VcpuFd>,
         parts: MachineParts,
+        state: Option<&MachineState>,
     ) -> Result<Self, MachineError> {
         let counters = fds
             .iter()
             .map(VcpuCounters::open)
             .collect::<io::Result<_>>()
             .map_err(host("cannot open KVM statistics"))?;
-        let shared = Arc::new(Shared::new(parts.process_start, mode, counters, eventfd()?));
+        let shared = Arc::new(Shared::new(parts.process_start, mode, counters, eventfd()?, state.is_some()));
         let (log, limit) = parts.console;
         let log = BoundedLog::new(log, limit).map_err(host("cannot read the console log's size"))?;
         let serial_line = eventfd()?;
         vm.register_irqfd(&serial_line, layout::SERIAL_GSI).map_err(kvm("KVM_IRQFD"))?;
-        let serial = SerialConsole::new(serial_line, log);
+        let serial = match state {
+            Some(state) => {
+                SerialConsole::restored(serial_line, log, &state.serial).map_err(host("cannot restore the console"))?
+            }
+            None => SerialConsole::new(serial_line, log),
+        };
 
-        let (transports, queue_events) = wire_virtio(&vm, &memory, parts.devices)?;
+        let (transports, queue_events) = wire_virtio(&vm, &parts.memory, parts.devices)?;
         let board = Arc::new(Board::new(Arc::clone(&shared), serial, transports));
 
         vcpu::install_kick_handler().map_err(host("cannot install the vCPU kick handler"))?;
+        let run_size = parts.kvm.get_vcpu_mmap_size().map_err(kvm("KVM_GET_VCPU_MMAP_SIZE"))?;
         let vcpus = fds
             .into_iter()
             .enumerate()
@@ -178,13 +264,99 @@ impl Machine {
                     index,
                     shared: Arc::clone(&shared),
                     devices: Arc::clone(&board) as Arc<dyn GuestAccess>,
-                    memory: Arc::clone(&memory),
+                    memory: Arc::clone(&parts.memory),
                 };
-                VcpuThread::start(fd, context)
+                VcpuThread::start(fd, run_size, context)
             })
             .collect::<io::Result<_>>()
             .map_err(host("cannot start a vCPU thread"))?;
-        Ok(Self { vcpus, board, shared, queue_events, vm, memory })
+        Ok(Self {
+            vcpus,
+            board,
+            shared,
+            queue_events,
+            vm,
+            memory: parts.memory,
+            memory_size: parts.memory_size,
+            kvm: parts.kvm,
+        })
+    }
+
+    /// Reads the machine's state. All vCPUs must stand (see [`Machine::pause`]) and the event loop must be the caller,
+    /// so that nothing moves meanwhile.
+    ///
+    /// # Errors
+    /// When KVM does not give it.
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        let indices = state::msr_indices(&self.kvm)?;
+        let vcpus = self
+            .vcpus
+            .iter()
+            .map(|thread| {
+                let fd = thread.vcpu().lock().unwrap_or_else(PoisonError::into_inner);
+                VcpuState::save(&fd, &indices)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(MachineState {
+            host_mode: self.shared.host_mode,
+            vcpus,
+            chipset: ChipsetState::save(&self.vm)?,
+            serial: lock(self.board.serial()).save(),
+            devices: self.board.virtio().iter().map(|device| lock(device).save()).collect(),
+        })
+    }
+
+    /// Puts a standing machine back to `state`, over memory that is as it was then.
+    ///
+    /// # Errors
+    /// When KVM or a device refuses; the machine must not run any more then.
+    pub fn reset_to(&self, state: &MachineState) -> Result<(), MachineError> {
+        if state.vcpus.len() != self.vcpus.len() {
+            let (saved, here) = (state.vcpus.len(), self.vcpus.len());
+            return Err(MachineError::OtherShape { what: "vCPUs", saved, here });
+        }
+        state.chipset.restore_irqchips(&self.vm)?;
+        for (thread, vcpu) in self.vcpus.iter().zip(&state.vcpus) {
+            let fd = thread.vcpu().lock().unwrap_or_else(PoisonError::into_inner);
+            vcpu.restore_registers(&fd)?;
+        }
+        state.chipset.restore_clock(&self.vm)?;
+        self.restore_devices(state)
+    }
+
+    fn restore_devices(&self, state: &MachineState) -> Result<(), MachineError> {
+        let (saved, here) = (state.devices.len(), self.board.virtio().len());
+        if saved != here {
+            return Err(MachineError::OtherShape { what: "virtio devices", saved, here });
+        }
+        for (device, state) in self.board.virtio().iter().zip(&state.devices) {
+            let mut transport = lock(device);
+            transport.restore(state)?;
+            // A notification or an interrupt may have been on its way when the state was read: both are repeated.
+            transport.notify_all();
+            if transport.interrupt().status() != 0 {
+                transport.interrupt().line().write(1).map_err(host("cannot raise a device's interrupt"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Size of guest memory.
+    #[must_use]
+    pub fn memory_size(&self) -> MemorySize {
+        self.memory_size
+    }
+
+    /// /dev/kvm.
+    #[must_use]
+    pub fn kvm(&self) -> &Arc<Kvm> {
+        &self.kvm
     }
 
     /// State shared with the vCPU threads.
@@ -215,6 +387,14 @@ impl Machine {
         self.shared.gate.close(|| self.kick());
     }
 
+    /// Stops all vCPUs for a moment; true when they ran before and are to run again after.
+    #[must_use]
+    pub fn hold(&self) -> bool {
+        let was_running = !self.shared.gate.is_paused();
+        self.pause();
+        was_running
+    }
+
     /// Ends the vCPU threads; returns when none is in the guest.
     pub fn end(&self) {
         self.shared.gate.end(|| self.kick());
@@ -225,7 +405,15 @@ impl Machine {
     }
 }
 
-fn create_vcpus(kvm_file: &Kvm, vm: &VmFd, count: VcpuCount) -> Result<Vec<VcpuFd>, MachineError> {
+fn create_vm(parts: &MachineParts) -> Result<VmFd, MachineError> {
+    let vm = parts.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+    memory::register(&vm, &parts.memory)?;
+    vm.set_tss_address(layout::KVM_TSS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
+    Ok(vm)
+}
+
+fn create_boot_vcpus(kvm_file: &Kvm, vm: &VmFd, count: VcpuCount) -> Result<Vec<VcpuFd>, MachineError> {
     let supported = kvm_file.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
     (0..count.get())
         .map(|index| {

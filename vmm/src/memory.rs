@@ -41,6 +41,20 @@ pub fn allocate(size: MemorySize) -> Result<GuestMemory, MemoryError> {
     GuestMemory::from_ranges(&ranges).map_err(|source| MemoryError::Map { size, source })
 }
 
+/// Drops everything written since `memory` was mapped from a snapshot's files: it reads as they do again.
+///
+/// # Errors
+/// When madvise(2) refuses.
+pub fn forget_writes(memory: &GuestMemory) -> std::io::Result<()> {
+    for region in memory.iter() {
+        let len = usize::try_from(region.len()).expect("x86-64 has 64-bit usize");
+        // SAFETY: the range is a region's own mapping, private, and the vCPUs stand: dropping its written pages changes
+        // what guest memory reads as, which is what the caller wants, and no Rust reference points into it.
+        unsafe { rustix::mm::madvise(region.as_ptr().cast(), len, rustix::mm::Advice::LinuxDontNeed) }?;
+    }
+    Ok(())
+}
+
 /// Registers every region of `memory` as a memslot of `vm`, slot numbers ascending from 0. To be called before
 /// KVM_CREATE_IRQCHIP: after it each call waits for a grace period of several milliseconds.
 ///

@@ -40,6 +40,8 @@ pub struct Shared {
     pub fwait: AtomicU64,
     vcpus: Vec<(VcpuCounters, ExitCounters)>,
     first_run_ns: OnceLock<u64>,
+    /// The agent listened already when this machine began: it came out of a snapshot.
+    began_ready: bool,
     boot: OnceLock<BootMark>,
     shutdown_announced: AtomicBool,
     panicked: AtomicBool,
@@ -50,7 +52,13 @@ pub struct Shared {
 impl Shared {
     /// For a machine with one entry of `vcpus` per vCPU. `news` becomes readable when the phase changed.
     #[must_use]
-    pub fn new(process_start: Instant, host_mode: HostMode, vcpus: Vec<VcpuCounters>, news: EventFd) -> Self {
+    pub fn new(
+        process_start: Instant,
+        host_mode: HostMode,
+        vcpus: Vec<VcpuCounters>,
+        news: EventFd,
+        began_ready: bool,
+    ) -> Self {
         Self {
             process_start,
             host_mode,
@@ -59,6 +67,7 @@ impl Shared {
             fwait: AtomicU64::new(0),
             vcpus: vcpus.into_iter().map(|counters| (counters, ExitCounters::default())).collect(),
             first_run_ns: OnceLock::new(),
+            began_ready,
             boot: OnceLock::new(),
             shutdown_announced: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
@@ -96,7 +105,14 @@ impl Shared {
 
     /// A vCPU is about to execute its first guest instruction.
     pub fn mark_first_run(&self) {
-        self.first_run_ns.get_or_init(|| self.elapsed_ns());
+        let mut first = false;
+        self.first_run_ns.get_or_init(|| {
+            first = true;
+            self.elapsed_ns()
+        });
+        if first {
+            self.tell();
+        }
     }
 
     /// The agent listens. Only the first time counts.
@@ -138,7 +154,7 @@ impl Shared {
             Phase::Created
         } else if self.gate.is_paused() {
             Phase::Paused
-        } else if self.boot.get().is_some() {
+        } else if self.began_ready || self.boot.get().is_some() {
             Phase::Ready
         } else {
             Phase::Booting

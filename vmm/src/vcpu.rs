@@ -81,11 +81,12 @@ pub fn install_kick_handler() -> io::Result<()> {
 }
 
 impl VcpuThread {
-    /// Starts the thread; it waits at the gate.
+    /// Starts the thread; it waits at the gate. `run_size` is KVM_GET_VCPU_MMAP_SIZE.
     ///
     /// # Errors
     /// When the host refuses another thread.
-    pub fn start(mut fd: VcpuFd, context: VcpuContext) -> io::Result<Self> {
+    pub fn start(mut fd: VcpuFd, run_size: usize, context: VcpuContext) -> io::Result<Self> {
+        Self::keep_from_forks(&mut fd, run_size)?;
         let kick = Arc::new(Kick::new(&mut fd));
         let vcpu = Arc::new(Mutex::new(fd));
         let thread = thread::Builder::new().name(format!("vcpu{}", context.index)).spawn({
@@ -100,6 +101,15 @@ impl VcpuThread {
         self.kick.set(1);
         // Fails only for a thread that is gone, which then needs no kick.
         let _ = self.thread.kill(kick_signal());
+    }
+
+    /// Takes the kvm_run mapping out of what fork(2) copies: a child that inherited it would keep this machine alive
+    /// for as long as it lives itself.
+    fn keep_from_forks(fd: &mut VcpuFd, run_size: usize) -> io::Result<()> {
+        let run: *mut kvm_bindings::kvm_run = fd.get_kvm_run();
+        // SAFETY: the range is the kvm_run mapping that `fd` owns, of the size KVM states; the advice changes nothing
+        // for this process.
+        Ok(unsafe { rustix::mm::madvise(run.cast(), run_size, rustix::mm::Advice::LinuxDontFork) }?)
     }
 
     /// The vCPU itself. The thread holds it while the gate is open: call only between close and open of the gate.

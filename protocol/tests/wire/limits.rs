@@ -161,8 +161,7 @@ fn launch(disks: Vec<DiskConfig>, cmdline_extra: String) -> LaunchConfig {
         sandbox: SandboxId::from_entropy([7; 10]),
         vcpus: VcpuCount::ONE,
         memory: MemorySize::try_from(64 * MIB).expect("the smallest"),
-        kernel: FdIndex(0),
-        cmdline_extra,
+        source: MachineSource::Boot { kernel: FdIndex(0), cmdline_extra },
         disks,
         vsock: VsockConfig { listener: FdIndex(1), cid: GuestCid::DEFAULT },
         console: ConsoleConfig { log: FdIndex(2), limit: 0 },
@@ -180,7 +179,7 @@ fn a_launch_config_is_capped() {
     let line = |len: usize| launch(vec![], "c".repeat(len));
     // Replaces the empty command line and the empty disk list of a valid encoding.
     let forge = |line: &[u8], disks: &[u8]| {
-        let head = postcard::to_stdvec(&(SandboxId::from_entropy([7; 10]), 1u32, 64 * MIB, 0u8)).expect("encodes");
+        let head = postcard::to_stdvec(&(SandboxId::from_entropy([7; 10]), 1u32, 64 * MIB, 0u8, 0u8)).expect("encodes");
         let valid = postcard::to_stdvec(&launch(vec![], String::new())).expect("encodes");
         assert_eq!(valid[..head.len()], head);
         [&head, line, disks, &valid[head.len() + 2..]].concat()

@@ -52,9 +52,10 @@ variants! {
         UnsupportedVersion (), Internal (),
     }
     DiskConfig { ReadOnly {}, Writable {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch () }
+    MachineSource { Boot {}, Snapshot {} }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_) }
     VmmMessage { Reply (_), Event (_) }
-    ControlReply { Done (), Stats (_), Failed {} }
+    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_) }
     VmmEvent { Phase (_), Ended (_) }
     Phase { Created (), Booting (), Ready (), Paused (), Ended () }
     HostMode { Vmx (), Svm (), Pvm () }
@@ -176,8 +177,7 @@ pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
         sandbox: id(),
         vcpus: VcpuCount::try_from(2).expect("a valid sample"),
         memory: MemorySize::try_from(256 * MIB).expect("a valid sample"),
-        kernel: FdIndex(0),
-        cmdline_extra: "sandboxvm.test=1".to_owned(),
+        source: MachineSource::Boot { kernel: FdIndex(0), cmdline_extra: "sandboxvm.test=1".to_owned() },
         disks: vec![
             DiskConfig::ReadOnly { image: FdIndex(1) },
             DiskConfig::Writable { template: FdIndex(2), layers: vec![FdIndex(3), FdIndex(4)] },
@@ -190,8 +190,14 @@ pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
         start: true,
         tie_to_launcher: false,
     };
-    let covers = config.disks.iter().map(Named::variant).collect();
-    vec![sample("launch", covers, config)]
+    let restore = LaunchConfig {
+        source: MachineSource::Snapshot { state: FdIndex(0), memory: vec![FdIndex(10), FdIndex(11)] },
+        ..config.clone()
+    };
+    let covers = |config: &LaunchConfig| {
+        config.disks.iter().map(Named::variant).chain([config.source.variant()]).collect::<Vec<_>>()
+    };
+    vec![sample("launch", covers(&config), config), sample("launch-snapshot", covers(&restore), restore)]
 }
 
 pub fn control_requests() -> Vec<Sample<ControlRequest>> {
@@ -202,6 +208,41 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ("stop", ControlRequest::Stop),
         ("stats", ControlRequest::Stats),
         ("watch", ControlRequest::Watch),
+        (
+            "snapshot",
+            ControlRequest::Snapshot(SnapshotRequest {
+                state: FdIndex(0),
+                memory: FdIndex(1),
+                pagemap: FdIndex(2),
+                disk_tops: vec![FdIndex(3)],
+                full: true,
+            }),
+        ),
+        (
+            "fork",
+            ControlRequest::Fork(ForkRequest {
+                disk_tops: vec![FdIndex(0)],
+                children: vec![ForkChild {
+                    sandbox: id(),
+                    launcher: FdIndex(1),
+                    disk_tops: vec![FdIndex(2)],
+                    vsock: FdIndex(3),
+                    console: FdIndex(4),
+                    log: FdIndex(5),
+                    control: FdIndex(6),
+                    status: FdIndex(7),
+                    lock: FdIndex(8),
+                    tie_to_launcher: false,
+                }],
+            }),
+        ),
+        (
+            "reset",
+            ControlRequest::Reset(ResetRequest {
+                state: FdIndex(0),
+                disks: vec![DiskLayers(vec![FdIndex(1), FdIndex(2)])],
+            }),
+        ),
     ]
     .map(|(label, request)| sample(label, vec![request.variant()], request))
     .into()
@@ -275,6 +316,10 @@ pub fn vmm_messages() -> Vec<Sample<VmmMessage>> {
         let reply = ControlReply::Stats(Box::new(stats(mode)));
         add(&format!("reply-stats-{label}"), vec![mode.variant()], VmmMessage::Reply(reply));
     }
+    let report = SnapshotReport { pause_ns: 1_900_000, memory_bytes: 4 << 20, self_contained: false };
+    add("reply-snapshot", vec![], VmmMessage::Reply(ControlReply::Snapshot(report)));
+    let report = ForkReport { pause_ns: 1_900_000, pids: vec![4711, 4712] };
+    add("reply-fork", vec![], VmmMessage::Reply(ControlReply::Fork(report)));
     let failed = ControlReply::Failed { message: "the machine is not running".to_owned() };
     add("reply-failed", vec![], VmmMessage::Reply(failed));
     for (label, phase) in PHASES {

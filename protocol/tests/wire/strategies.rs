@@ -123,12 +123,36 @@ pub fn guest_cid() -> impl Strategy<Value = GuestCid> {
     (3..u32::MAX).prop_map(|cid| GuestCid::try_from(cid).expect("in range"))
 }
 
+fn machine_source() -> impl Strategy<Value = MachineSource> {
+    prop_oneof![
+        (fd(), "[ -~]{0,100}").prop_map(|(kernel, cmdline_extra)| MachineSource::Boot { kernel, cmdline_extra }),
+        (fd(), vec(fd(), 0..=MAX_MEMORY_FILES)).prop_map(|(state, memory)| MachineSource::Snapshot { state, memory }),
+    ]
+}
+
+fn fork_child() -> impl Strategy<Value = ForkChild> {
+    (sandbox_id(), any::<[u8; 7]>().prop_map(|fds| fds.map(FdIndex)), vec(fd(), 0..3), any::<bool>()).prop_map(
+        |(sandbox, [launcher, vsock, console, log, control, status, lock], disk_tops, tie_to_launcher)| ForkChild {
+            sandbox,
+            launcher,
+            disk_tops,
+            vsock,
+            console,
+            log,
+            control,
+            status,
+            lock,
+            tie_to_launcher,
+        },
+    )
+}
+
 pub fn launch_config() -> impl Strategy<Value = LaunchConfig> {
-    let machine = (sandbox_id(), vcpu_count(), memory_size(), fd(), "[ -~]{0,100}", vec(disk(), 0..=MAX_DISKS));
+    let machine = (sandbox_id(), vcpu_count(), memory_size(), machine_source(), vec(disk(), 0..=MAX_DISKS));
     let channels = (fd(), guest_cid(), fd(), any::<u64>(), fd(), fd(), fd());
     (machine, channels, any::<bool>(), any::<bool>()).prop_map(
         |(
-            (sandbox, vcpus, memory, kernel, cmdline_extra, disks),
+            (sandbox, vcpus, memory, source, disks),
             (listener, cid, log, limit, control, status, lock),
             start,
             tie_to_launcher,
@@ -136,8 +160,7 @@ pub fn launch_config() -> impl Strategy<Value = LaunchConfig> {
             sandbox,
             vcpus,
             memory,
-            kernel,
-            cmdline_extra,
+            source,
             disks,
             vsock: VsockConfig { listener, cid },
             console: ConsoleConfig { log, limit },
@@ -158,6 +181,15 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
         Just(ControlRequest::Stop),
         Just(ControlRequest::Stats),
         Just(ControlRequest::Watch),
+        (fd(), fd(), fd(), vec(fd(), 0..=MAX_DISKS), any::<bool>()).prop_map(
+            |(state, memory, pagemap, disk_tops, full)| {
+                ControlRequest::Snapshot(SnapshotRequest { state, memory, pagemap, disk_tops, full })
+            }
+        ),
+        (vec(fd(), 0..3), vec(fork_child(), 0..4))
+            .prop_map(|(disk_tops, children)| ControlRequest::Fork(ForkRequest { disk_tops, children })),
+        (fd(), vec(vec(fd(), 0..9).prop_map(DiskLayers), 0..3))
+            .prop_map(|(state, disks)| ControlRequest::Reset(ResetRequest { state, disks })),
     ]
 }
 
@@ -224,6 +256,11 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
     prop_oneof![
         Just(VmmMessage::Reply(ControlReply::Done)),
         vm_stats().prop_map(|stats| VmmMessage::Reply(ControlReply::Stats(Box::new(stats)))),
+        any::<(u64, u64, bool)>().prop_map(|(pause_ns, memory_bytes, self_contained)| {
+            VmmMessage::Reply(ControlReply::Snapshot(SnapshotReport { pause_ns, memory_bytes, self_contained }))
+        }),
+        (any::<u64>(), vec(any::<u32>(), 0..=MAX_FORK_CHILDREN))
+            .prop_map(|(pause_ns, pids)| VmmMessage::Reply(ControlReply::Fork(ForkReport { pause_ns, pids }))),
         ".{0,200}".prop_map(|message| VmmMessage::Reply(ControlReply::Failed { message })),
         phase().prop_map(|phase| VmmMessage::Event(VmmEvent::Phase(phase))),
         exit_reason().prop_map(|reason| VmmMessage::Event(VmmEvent::Ended(reason))),

@@ -44,6 +44,12 @@ impl Board {
         Self { shared, serial: Mutex::new(serial), virtio: virtio.into_iter().map(Mutex::new).collect() }
     }
 
+    /// The console.
+    #[must_use]
+    pub fn serial(&self) -> &Mutex<SerialConsole> {
+        &self.serial
+    }
+
     /// The virtio devices in window order.
     #[must_use]
     pub fn virtio(&self) -> &[Mutex<MmioTransport>] {

@@ -1,6 +1,7 @@
 //! The serial console: a 16550A whose output goes to a bounded log file. The guest decides what is in that file and
 //! nothing else: never its size beyond the limit, never its name.
 
+use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     io::{self, Write},
@@ -77,6 +78,15 @@ impl Trigger for SerialLine {
     }
 }
 
+/// The UART's registers, for a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    /// Divisor latch, low then high byte.
+    pub divisor: [u8; 2],
+    /// IER, IIR, LCR, LSR, MCR, MSR, SCR.
+    pub registers: [u8; 7],
+}
+
 /// The UART.
 pub struct SerialConsole {
     uart: Serial<SerialLine, NoEvents, BoundedLog>,
@@ -93,6 +103,55 @@ impl SerialConsole {
     #[must_use]
     pub fn new(line: EventFd, log: BoundedLog) -> Self {
         Self { uart: Serial::new(SerialLine(line), log) }
+    }
+
+    /// A UART with these registers.
+    ///
+    /// # Errors
+    /// When the UART cannot interrupt as its registers ask it to.
+    pub fn restored(line: EventFd, log: BoundedLog, state: &SerialState) -> io::Result<Self> {
+        let [
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = state.registers;
+        let registers = vm_superio::serial::SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: Vec::new(),
+        };
+        let uart = Serial::from_state(&registers, SerialLine(line), NoEvents, log)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{error:?}")))?;
+        Ok(Self { uart })
+    }
+
+    /// The registers as they stand. The console takes no input, so there is none to save.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        let state = self.uart.state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            registers: [
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+        }
     }
 
     /// The guest wrote register `offset` (0 to 7).

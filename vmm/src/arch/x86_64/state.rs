@@ -6,10 +6,9 @@
 //! state, events, general registers; the clock last.
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs,
-    kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
+    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -123,11 +122,8 @@ impl VcpuState {
         if count > MAX_MSRS {
             return Err(StateError::TooMany { what: "MSRs", count, max: MAX_MSRS });
         }
-        let msrs = Msrs::from_entries(&self.msrs).map_err(|_| StateError::TooMany {
-            what: "MSRs",
-            count,
-            max: MAX_MSRS,
-        })?;
+        let msrs =
+            Msrs::from_entries(&self.msrs).map_err(|_| StateError::TooMany { what: "MSRs", count, max: MAX_MSRS })?;
         let set = vcpu.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
         match self.msrs.get(set) {
             Some(refused) => Err(StateError::Msr { index: refused.index }),
@@ -162,11 +158,8 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
     while !rest.is_empty() {
         let entries: Vec<_> = rest.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
         let count = entries.len();
-        let mut msrs = Msrs::from_entries(&entries).map_err(|_| StateError::TooMany {
-            what: "MSRs",
-            count,
-            max: MAX_MSRS,
-        })?;
+        let mut msrs =
+            Msrs::from_entries(&entries).map_err(|_| StateError::TooMany { what: "MSRs", count, max: MAX_MSRS })?;
         let read = vcpu.get_msrs(&mut msrs).map_err(kvm("KVM_GET_MSRS"))?;
         saved.extend_from_slice(&msrs.as_slice()[..read]);
         rest = rest.get(read + 1..).unwrap_or_default();
@@ -195,11 +188,8 @@ impl ChipsetState {
     /// When a KVM call fails.
     pub fn save(vm: &VmFd) -> Result<Self, StateError> {
         let clock = vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
-        let mut irqchips =
-            [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].map(|chip_id| kvm_irqchip {
-                chip_id,
-                ..Default::default()
-            });
+        let mut irqchips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+            .map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
         for chip in &mut irqchips {
             vm.get_irqchip(chip).map_err(kvm("KVM_GET_IRQCHIP"))?;
         }

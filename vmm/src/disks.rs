@@ -1,0 +1,206 @@
+//! The files behind a machine's disks, and what becomes of them when it is snapshotted, forked or reset. Disk layers
+//! are frozen and stacked, never copied. Called by `main`, [`crate::event_loop`] and [`crate::fork`].
+
+use crate::{
+    descriptors::{DescriptorError, ReceivedFds},
+    devices::{
+        board::lock,
+        virtio::{
+            block::{BlockDevice, BlockError, LayeredDiskError, SharedLayeredDisk},
+            device::VirtioDevice,
+        },
+    },
+};
+use sandboxvm_protocol::vmm::{DiskConfig, DiskLayers, FdIndex};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
+
+/// Why disks cannot be had or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DisksError {
+    /// A file is missing.
+    #[error(transparent)]
+    Fd(#[from] DescriptorError),
+    /// A disk cannot be opened.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// Its layers.
+    #[error(transparent)]
+    Layers(#[from] LayeredDiskError),
+    /// Too many or too few files.
+    #[error("{given} sets of disk files were given for {disks} writable disks")]
+    Count {
+        /// How many were given.
+        given: usize,
+        /// How many there are.
+        disks: usize,
+    },
+    /// A descriptor cannot be copied, or a file not synced.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+#[derive(Debug)]
+enum Disk {
+    ReadOnly(File),
+    Writable { template: File, layers: SharedLayeredDisk },
+}
+
+/// All disks of one machine, in device order.
+#[derive(Debug)]
+pub struct Disks(Vec<Disk>);
+
+fn duplicate(file: &File) -> Result<File, DisksError> {
+    file.try_clone().map_err(|source| DisksError::Io { what: "cannot copy a disk's descriptor", source })
+}
+
+impl Disks {
+    fn writable(&self) -> impl Iterator<Item = (&File, &SharedLayeredDisk)> {
+        self.0.iter().filter_map(|disk| match disk {
+            Disk::ReadOnly(_) => None,
+            Disk::Writable { template, layers } => Some((template, layers)),
+        })
+    }
+
+    fn check_count(&self, given: usize) -> Result<(), DisksError> {
+        let disks = self.writable().count();
+        if given == disks { Ok(()) } else { Err(DisksError::Count { given, disks }) }
+    }
+
+    /// Freezes what is written of every disk and goes on in `tops`.
+    ///
+    /// # Errors
+    /// When one cannot; the ones before it have their new top already, which changes nothing that a guest sees.
+    pub fn push_tops(&self, tops: Vec<File>) -> Result<(), DisksError> {
+        self.check_count(tops.len())?;
+        for ((_, layers), top) in self.writable().zip(tops) {
+            lock(layers).freeze_and_push(top)?;
+        }
+        Ok(())
+    }
+
+    /// Makes all that is written durable, frozen layers included.
+    ///
+    /// # Errors
+    /// When the host cannot.
+    pub fn sync(&self) -> io::Result<()> {
+        self.writable().try_for_each(|(_, layers)| lock(layers).layers().try_for_each(File::sync_data))
+    }
+
+    /// Puts every disk back onto `disks`, whose last layer is empty.
+    ///
+    /// # Errors
+    /// When one cannot.
+    pub fn switch(&self, disks: &[DiskLayers], fds: &mut ReceivedFds) -> Result<(), DisksError> {
+        self.check_count(disks.len())?;
+        for ((_, layers), DiskLayers(files)) in self.writable().zip(disks) {
+            let files = take_files(files, fds)?;
+            lock(layers).switch_layers(files)?;
+        }
+        Ok(())
+    }
+
+    /// The files of a child's disks, as they are below this machine's tops (see [`Disks::push_tops`]), with `tops`
+    /// above.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be copied.
+    pub fn fork(&self, tops: Vec<File>) -> Result<Vec<DiskFiles>, DisksError> {
+        self.check_count(tops.len())?;
+        let mut tops = tops.into_iter();
+        self.0
+            .iter()
+            .map(|disk| match disk {
+                Disk::ReadOnly(image) => Ok(DiskFiles::ReadOnly(duplicate(image)?)),
+                Disk::Writable { template, layers } => {
+                    let layers = lock(layers);
+                    let frozen = layers.layers().len().saturating_sub(1);
+                    let mut files = layers.layers().take(frozen).map(duplicate).collect::<Result<Vec<_>, _>>()?;
+                    files.extend(tops.next());
+                    Ok(DiskFiles::Writable { template: duplicate(template)?, layers: files })
+                }
+            })
+            .collect()
+    }
+
+    /// Opens disks, and makes a device of each.
+    ///
+    /// # Errors
+    /// When a file is not what it should be.
+    pub fn open(files: Vec<DiskFiles>) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), DisksError> {
+        let mut disks = Vec::with_capacity(files.len());
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(files.len() + 2);
+        for disk in files {
+            match disk {
+                DiskFiles::ReadOnly(image) => {
+                    disks.push(Disk::ReadOnly(duplicate(&image)?));
+                    devices.push(Box::new(BlockDevice::read_only(image)?));
+                }
+                DiskFiles::Writable { template, layers } => {
+                    let kept = duplicate(&template)?;
+                    let device = BlockDevice::writable(template, layers)?;
+                    if let Some(layers) = device.layered_disk() {
+                        disks.push(Disk::Writable { template: kept, layers });
+                    }
+                    devices.push(Box::new(device));
+                }
+            }
+        }
+        Ok((Self(disks), devices))
+    }
+}
+
+/// The files of one disk.
+#[derive(Debug)]
+pub enum DiskFiles {
+    /// A raw image.
+    ReadOnly(File),
+    /// Layers over a template, oldest first.
+    Writable {
+        /// Raw image at the bottom.
+        template: File,
+        /// Oldest first.
+        layers: Vec<File>,
+    },
+}
+
+impl DiskFiles {
+    /// Takes the files that `config` names.
+    ///
+    /// # Errors
+    /// When one did not come with the message.
+    pub fn take(config: &DiskConfig, fds: &mut ReceivedFds) -> Result<Self, DescriptorError> {
+        Ok(match config {
+            DiskConfig::ReadOnly { image } => Self::ReadOnly(File::from(fds.take(*image, "a read-only disk")?)),
+            DiskConfig::Writable { template, layers } => Self::Writable {
+                template: File::from(fds.take(*template, "a disk template")?),
+                layers: take_files(layers, fds)?,
+            },
+        })
+    }
+
+    /// All its descriptors.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let (first, layers): (&File, &[File]) = match self {
+            Self::ReadOnly(image) => (image, &[]),
+            Self::Writable { template, layers } => (template, layers),
+        };
+        std::iter::once(first).chain(layers).map(AsRawFd::as_raw_fd)
+    }
+}
+
+/// Takes the files at `indices`.
+///
+/// # Errors
+/// When one did not come with the message.
+pub fn take_files(indices: &[FdIndex], fds: &mut ReceivedFds) -> Result<Vec<File>, DescriptorError> {
+    indices.iter().map(|index| fds.take(*index, "a disk layer").map(File::from)).collect()
+}

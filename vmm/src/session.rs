@@ -1,0 +1,303 @@
+//! From a launch frame, or from a fork, to a machine in its event loop. `main` calls [`launch`] and [`Session::run`];
+//! the order in which things are opened, confined and started is here and nowhere else.
+
+use crate::{
+    arch::x86_64::host_mode,
+    control::ControlConnection,
+    descriptors::{DescriptorError, ReceivedFds},
+    devices::virtio::{rng::RngDevice, vsock::VsockDevice},
+    disks::{DiskFiles, Disks, DisksError},
+    event_loop::{EventLoop, EventLoopError, Outcome},
+    fork::ForkedChild,
+    launch::{self, LaunchError},
+    machine::{self, BootParts, Machine, MachineError, MachineParts},
+    memory::{self, MemoryError},
+    snapshot::{
+        MachineState,
+        format::{self, FormatError},
+        memory_map::MemoryMapError,
+        writer::Baseline,
+    },
+    status::StatusFile,
+};
+use sandboxvm_protocol::{
+    identity::GuestCid,
+    vmm::{ExitReason, LaunchConfig, MachineSource, Phase, VmStatus, VmmEvent},
+};
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::Arc,
+    time::Instant,
+};
+
+/// Why a machine never began.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Launch frame.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A file is missing.
+    #[error(transparent)]
+    Fd(#[from] DescriptorError),
+    /// KVM or a device.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Disks.
+    #[error(transparent)]
+    Disks(#[from] DisksError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// State file.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Memory files.
+    #[error(transparent)]
+    Map(#[from] MemoryMapError),
+    /// Another machine than the snapshot's.
+    #[error("the snapshot is of a machine with {saved}, this one is to have {here}")]
+    OtherMachine {
+        /// Of the snapshot.
+        saved: String,
+        /// Asked for.
+        here: String,
+    },
+    /// A host resource.
+    #[error("cannot set up {what}: {source}")]
+    Io {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Event loop.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+}
+
+impl SessionError {
+    fn reason(&self) -> ExitReason {
+        let message = self.to_string();
+        match self {
+            Self::Machine(error) if !error.is_bad_config() => ExitReason::HostFailure { message },
+            Self::Io { .. } | Self::EventLoop(_) => ExitReason::HostFailure { message },
+            _ => ExitReason::BadConfig { message },
+        }
+    }
+}
+
+/// Where news of a machine goes before there is an event loop.
+#[derive(Debug)]
+struct Reports {
+    status: StatusFile,
+    launcher: ControlConnection,
+}
+
+impl Reports {
+    fn never_began(mut self, error: &SessionError) {
+        let reason = error.reason();
+        if let Ok(host_mode) = host_mode::detect() {
+            let status =
+                VmStatus { pid: std::process::id(), phase: Phase::Ended, host_mode, reason: Some(reason.clone()) };
+            if let Err(error) = self.status.write(&status) {
+                eprintln!("sandboxvm-vmm: cannot write the status file: {error}");
+            }
+        }
+        // A launcher that is gone has no use for the reason.
+        let _ = self.launcher.event(&VmmEvent::Ended(reason));
+    }
+}
+
+/// A machine about to run.
+#[derive(Debug)]
+pub struct Session {
+    event_loop: EventLoop,
+    /// Held to the end: it is the sandbox's flock.
+    lock: OwnedFd,
+}
+
+/// Takes the launch frame from `channel` and builds the machine it describes.
+///
+/// # Errors
+/// When it cannot be built; the manager was told, where that was possible.
+pub fn launch(channel: UnixStream, process_start: Instant) -> Result<Session, SessionError> {
+    let (config, mut fds) = launch::receive(&channel)?;
+    let status = StatusFile::new(File::from(fds.take(config.status, "the status file")?));
+    let lock = fds.take(config.lock, "the lock")?;
+    let launcher = connection(channel)?;
+    let reports = Reports { status, launcher };
+    match build(config, fds, process_start) {
+        Ok(built) => built.into_session(reports, lock),
+        Err(error) => {
+            reports.never_began(&error);
+            Err(error)
+        }
+    }
+}
+
+fn connection(channel: UnixStream) -> Result<ControlConnection, SessionError> {
+    ControlConnection::new(channel, true).map_err(|source| SessionError::Io { what: "the launch channel", source })
+}
+
+/// Everything but the reports.
+#[derive(Debug)]
+struct Built {
+    machine: Machine,
+    control: UnixListener,
+    disks: Disks,
+    origin: Option<Baseline>,
+    baseline: Baseline,
+    cid: GuestCid,
+    console_limit: u64,
+    start: bool,
+    tie_to_launcher: bool,
+}
+
+impl Built {
+    fn into_session(self, reports: Reports, lock: OwnedFd) -> Result<Session, SessionError> {
+        let start = self.start;
+        let event_loop = EventLoop::new(crate::event_loop::Parts {
+            machine: self.machine,
+            launcher: reports.launcher,
+            listener: self.control,
+            status: reports.status,
+            disks: self.disks,
+            origin: self.origin,
+            baseline: self.baseline,
+            cid: self.cid,
+            console_limit: self.console_limit,
+            tie_to_launcher: self.tie_to_launcher,
+        })?;
+        if start {
+            event_loop.start();
+        }
+        Ok(Session { event_loop, lock })
+    }
+}
+
+fn build(config: LaunchConfig, mut fds: ReceivedFds, process_start: Instant) -> Result<Built, SessionError> {
+    let disks = config.disks.iter().map(|disk| DiskFiles::take(disk, &mut fds)).collect::<Result<Vec<_>, _>>()?;
+    let vsock = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
+    let control = UnixListener::from(fds.take(config.control, "the control listener")?);
+    let console = (File::from(fds.take(config.console.log, "the console log")?), config.console.limit);
+    let kvm = machine::open_kvm()?;
+    let memory = Arc::new(memory::allocate(config.memory)?);
+    let (disks, mut devices) = Disks::open(disks)?;
+    add_common_devices(&mut devices, config.vsock.cid, vsock)?;
+    let parts = MachineParts { process_start, kvm, memory, memory_size: config.memory, console, devices };
+    let (machine, origin) = match config.source {
+        MachineSource::Boot { kernel, cmdline_extra } => {
+            let kernel = File::from(fds.take(kernel, "the kernel")?);
+            let boot = BootParts { vcpus: config.vcpus, kernel, cmdline_extra };
+            (Machine::boot(parts, boot)?, None)
+        }
+        MachineSource::Snapshot { state, memory } => {
+            let saved = format::read(&File::from(fds.take(state, "the snapshot's state file")?))?;
+            if saved.memory_size != config.memory || saved.vcpu_count != config.vcpus {
+                let shape = |memory: u64, vcpus| format!("{memory} MiB and {vcpus} vCPUs");
+                return Err(SessionError::OtherMachine {
+                    saved: shape(saved.memory_size.mib(), saved.vcpu_count),
+                    here: shape(config.memory.mib(), config.vcpus),
+                });
+            }
+            let files = memory
+                .iter()
+                .map(|index| Ok(Arc::new(File::from(fds.take(*index, "a memory file")?))))
+                .collect::<Result<Vec<_>, DescriptorError>>()?;
+            saved.memory.map_over(&parts.memory, &files)?;
+            (Machine::restore(parts, &saved.machine)?, Some(Baseline { map: saved.memory, files }))
+        }
+    };
+    Ok(Built {
+        machine,
+        control,
+        disks,
+        baseline: origin.clone().unwrap_or_default(),
+        origin,
+        cid: config.vsock.cid,
+        console_limit: config.console.limit,
+        start: config.start,
+        tie_to_launcher: config.tie_to_launcher,
+    })
+}
+
+fn add_common_devices(
+    devices: &mut Vec<Box<dyn crate::devices::virtio::device::VirtioDevice>>,
+    cid: GuestCid,
+    listener: UnixListener,
+) -> Result<(), SessionError> {
+    let rng = RngDevice::new().map_err(|source| SessionError::Io { what: "the entropy device", source })?;
+    devices.push(Box::new(rng));
+    let vsock =
+        VsockDevice::new(cid, listener).map_err(|source| SessionError::Io { what: "the vsock device", source })?;
+    devices.push(Box::new(vsock));
+    Ok(())
+}
+
+/// In a forked child: builds its machine.
+fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
+    let process_start = Instant::now();
+    let ForkedChild { state, files, disks, inherited } = child;
+    let reports = Reports { status: StatusFile::new(files.status), launcher: connection(files.launcher)? };
+    let (cid, console_limit) = (inherited.cid, inherited.console_limit);
+    let build = |state: &MachineState| {
+        let (disks, mut devices) = Disks::open(disks)?;
+        add_common_devices(&mut devices, cid, files.vsock)?;
+        let console = (files.console, console_limit);
+        let parts = MachineParts {
+            process_start,
+            kvm: inherited.kvm,
+            memory: inherited.memory,
+            memory_size: inherited.memory_size,
+            console,
+            devices,
+        };
+        Ok((Machine::restore(parts, state)?, disks))
+    };
+    match build(&state) {
+        Ok((machine, disks)) => Built {
+            machine,
+            control: files.control,
+            disks,
+            // A fork began in the middle of its parent's run: there is no snapshot of that to go back to.
+            origin: None,
+            baseline: inherited.baseline,
+            cid,
+            console_limit,
+            start: true,
+            tie_to_launcher: files.tie_to_launcher,
+        }
+        .into_session(reports, files.lock),
+        Err(error) => {
+            reports.never_began(&error);
+            Err(error)
+        }
+    }
+}
+
+impl Session {
+    /// Runs the machine to its end. In a forked child this goes on with the child's machine, so it may return in more
+    /// than one process.
+    ///
+    /// # Errors
+    /// When a forked child cannot be made to run.
+    pub fn run(self) -> Result<ExitReason, SessionError> {
+        let mut session = self;
+        loop {
+            match session.event_loop.run() {
+                Outcome::Ended(reason) => return Ok(reason),
+                Outcome::Forked(child) => {
+                    // The parent's lock was closed with all its descriptors; closing the number again would hit one of
+                    // ours.
+                    std::mem::forget(session.lock);
+                    session = go_on(*child)?;
+                }
+            }
+        }
+    }
+}
