@@ -9,6 +9,7 @@
 //! ```
 
 pub mod arch;
+pub mod confine;
 pub mod control;
 pub mod descriptors;
 pub mod devices;

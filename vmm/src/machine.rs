@@ -6,7 +6,7 @@
 
 use crate::{
     arch::x86_64::{
-        boot, cmdline, cpuid, host_mode, layout, registers,
+        boot, cmdline, cpuid, layout, registers,
         state::{self, ChipsetState, VcpuState},
     },
     devices::{
@@ -39,9 +39,6 @@ pub enum MachineError {
     /// /dev/kvm.
     #[error("cannot open /dev/kvm: {0}; run as root or as a member of the group that owns it")]
     OpenKvm(kvm_ioctls::Error),
-    /// No vendor module.
-    #[error(transparent)]
-    HostMode(#[from] host_mode::UnknownHostMode),
     /// A KVM call failed.
     #[error("{call} failed: {source}")]
     Kvm {
@@ -140,6 +137,8 @@ fn eventfd() -> Result<EventFd, MachineError> {
 pub struct MachineParts {
     /// When the process started, for boot times.
     pub process_start: Instant,
+    /// What executes guest ring 0.
+    pub host_mode: HostMode,
     /// /dev/kvm. Kept by the machine: a fork makes its own machine from it.
     pub kvm: Arc<Kvm>,
     /// Guest memory, filled or about to be.
@@ -191,13 +190,13 @@ impl Machine {
     /// # Errors
     /// See [`MachineError`].
     pub fn boot(parts: MachineParts, mut boot: BootParts) -> Result<Self, MachineError> {
-        let mode = host_mode::detect()?;
+        let mode = parts.host_mode;
         let vm = create_vm(&parts)?;
         let line = cmdline::build(mode, parts.devices.len(), &boot.cmdline_extra)?;
         let entry = boot::load(&parts.memory, parts.memory_size, boot.vcpus, &mut boot.kernel, &line)?;
         let fds = create_boot_vcpus(&parts.kvm, &vm, boot.vcpus)?;
         registers::set_boot_state(&fds[0], entry)?;
-        Self::assemble(mode, vm, fds, parts, None)
+        Self::assemble(vm, fds, parts, None)
     }
 
     /// Builds a machine that goes on from `state`, over memory that is as it was then.
@@ -205,7 +204,7 @@ impl Machine {
     /// # Errors
     /// See [`MachineError`]; nothing has run then.
     pub fn restore(parts: MachineParts, state: &MachineState) -> Result<Self, MachineError> {
-        let here = host_mode::detect()?;
+        let here = parts.host_mode;
         if state.host_mode != here {
             return Err(MachineError::OtherHostMode { saved: state.host_mode, here });
         }
@@ -222,13 +221,12 @@ impl Machine {
             fds.push(fd);
         }
         state.chipset.restore_clock(&vm)?;
-        let machine = Self::assemble(here, vm, fds, parts, Some(state))?;
+        let machine = Self::assemble(vm, fds, parts, Some(state))?;
         machine.restore_devices(state)?;
         Ok(machine)
     }
 
     fn assemble(
-        mode: HostMode,
         vm: VmFd,
         fds: Vec<VcpuFd>,
         parts: MachineParts,
@@ -239,7 +237,7 @@ impl Machine {
             .map(VcpuCounters::open)
             .collect::<io::Result<_>>()
             .map_err(host("cannot open KVM statistics"))?;
-        let shared = Arc::new(Shared::new(parts.process_start, mode, counters, eventfd()?, state.is_some()));
+        let shared = Arc::new(Shared::new(parts.process_start, parts.host_mode, counters, eventfd()?, state.is_some()));
         let (log, limit) = parts.console;
         let log = BoundedLog::new(log, limit).map_err(host("cannot read the console log's size"))?;
         let serial_line = eventfd()?;

@@ -2,7 +2,8 @@
 //! the order in which things are opened, confined and started is here and nowhere else.
 
 use crate::{
-    arch::x86_64::host_mode,
+    arch::x86_64::host_mode::{self, UnknownHostMode},
+    confine::{self, ConfineError},
     control::ControlConnection,
     descriptors::{DescriptorError, ReceivedFds},
     devices::virtio::{rng::RngDevice, vsock::VsockDevice},
@@ -22,6 +23,7 @@ use crate::{
 };
 use sandboxvm_protocol::{
     identity::GuestCid,
+    machine::HostMode,
     vmm::{ExitReason, LaunchConfig, MachineSource, Phase, VmStatus, VmmEvent},
 };
 use std::{
@@ -78,6 +80,12 @@ pub enum SessionError {
     /// Event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
+    /// No KVM vendor module.
+    #[error(transparent)]
+    HostMode(#[from] UnknownHostMode),
+    /// The process could not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
 }
 
 impl SessionError {
@@ -85,7 +93,9 @@ impl SessionError {
         let message = self.to_string();
         match self {
             Self::Machine(error) if !error.is_bad_config() => ExitReason::HostFailure { message },
-            Self::Io { .. } | Self::EventLoop(_) => ExitReason::HostFailure { message },
+            Self::Io { .. } | Self::EventLoop(_) | Self::HostMode(_) | Self::Confine(_) => {
+                ExitReason::HostFailure { message }
+            }
             _ => ExitReason::BadConfig { message },
         }
     }
@@ -96,12 +106,14 @@ impl SessionError {
 struct Reports {
     status: StatusFile,
     launcher: ControlConnection,
+    /// Unknown on a host without KVM, where no machine began.
+    host_mode: Option<HostMode>,
 }
 
 impl Reports {
     fn never_began(mut self, error: &SessionError) {
         let reason = error.reason();
-        if let Ok(host_mode) = host_mode::detect() {
+        if let Some(host_mode) = self.host_mode {
             let status =
                 VmStatus { pid: std::process::id(), phase: Phase::Ended, host_mode, reason: Some(reason.clone()) };
             if let Err(error) = self.status.write(&status) {
@@ -130,8 +142,10 @@ pub fn launch(channel: UnixStream, process_start: Instant) -> Result<Session, Se
     let status = StatusFile::new(File::from(fds.take(config.status, "the status file")?));
     let lock = fds.take(config.lock, "the lock")?;
     let launcher = connection(channel)?;
-    let reports = Reports { status, launcher };
-    match build(config, fds, process_start) {
+    let detected = host_mode::detect();
+    let reports = Reports { status, launcher, host_mode: detected.as_ref().ok().copied() };
+    let built = detected.map_err(SessionError::from).and_then(|mode| build(config, fds, mode, process_start));
+    match built.and_then(|built| confine::restrict_syscalls().map(|()| built).map_err(SessionError::from)) {
         Ok(built) => built.into_session(reports, lock),
         Err(error) => {
             reports.never_began(&error);
@@ -180,16 +194,22 @@ impl Built {
     }
 }
 
-fn build(config: LaunchConfig, mut fds: ReceivedFds, process_start: Instant) -> Result<Built, SessionError> {
+fn build(
+    config: LaunchConfig,
+    mut fds: ReceivedFds,
+    host_mode: HostMode,
+    process_start: Instant,
+) -> Result<Built, SessionError> {
     let disks = config.disks.iter().map(|disk| DiskFiles::take(disk, &mut fds)).collect::<Result<Vec<_>, _>>()?;
     let vsock = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
     let control = UnixListener::from(fds.take(config.control, "the control listener")?);
     let console = (File::from(fds.take(config.console.log, "the console log")?), config.console.limit);
     let kvm = machine::open_kvm()?;
+    confine::isolate()?;
     let memory = Arc::new(memory::allocate(config.memory)?);
     let (disks, mut devices) = Disks::open(disks)?;
     add_common_devices(&mut devices, config.vsock.cid, vsock)?;
-    let parts = MachineParts { process_start, kvm, memory, memory_size: config.memory, console, devices };
+    let parts = MachineParts { process_start, host_mode, kvm, memory, memory_size: config.memory, console, devices };
     let (machine, origin) = match config.source {
         MachineSource::Boot { kernel, cmdline_extra } => {
             let kernel = File::from(fds.take(kernel, "the kernel")?);
@@ -243,7 +263,11 @@ fn add_common_devices(
 fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
     let process_start = Instant::now();
     let ForkedChild { state, files, disks, inherited } = child;
-    let reports = Reports { status: StatusFile::new(files.status), launcher: connection(files.launcher)? };
+    let reports = Reports {
+        status: StatusFile::new(files.status),
+        launcher: connection(files.launcher)?,
+        host_mode: Some(state.host_mode),
+    };
     let (cid, console_limit) = (inherited.cid, inherited.console_limit);
     let build = |state: &MachineState| {
         let (disks, mut devices) = Disks::open(disks)?;
@@ -251,6 +275,7 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
         let console = (files.console, console_limit);
         let parts = MachineParts {
             process_start,
+            host_mode: state.host_mode,
             kvm: inherited.kvm,
             memory: inherited.memory,
             memory_size: inherited.memory_size,

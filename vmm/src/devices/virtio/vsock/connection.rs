@@ -318,9 +318,8 @@ impl Connection {
 
     /// The SHUTDOWN the guest should get, if it should.
     fn shutdown_due(&self) -> Option<Shutdown> {
-        // With nothing to come from either side the client has no use for its socket.
-        let through = !self.client_sends && !self.guest_sends && self.backlog.is_empty();
-        let wanted = Shutdown { sends_no_more: !self.client_sends, receives_no_more: !self.client_receives || through };
+        // When both streams have ended the client's socket reports a hang-up, so this says both then.
+        let wanted = Shutdown { sends_no_more: !self.client_sends, receives_no_more: !self.client_receives };
         (wanted != self.announced).then_some(wanted)
     }
 

@@ -335,6 +335,21 @@ fn the_guest_ends_its_stream_and_still_reads() {
 }
 
 #[test]
+fn the_client_ends_its_stream_first_and_the_guest_later() {
+    let mut peer = peer();
+    let (mut client, port) = peer.connect();
+    client.shutdown(Half::Write).unwrap();
+    peer.run();
+    peer.write(port, b"the end");
+    peer.shut(port, SENDS_NO_MORE);
+    peer.run();
+    assert_eq!(read_now(&mut client, 100).unwrap(), b"the end");
+    assert!(is_closed(&mut client));
+    assert_eq!(peer.socket(port).shut, Shutdown::BOTH);
+    assert_eq!(peer.guest.footprint().connections, 0);
+}
+
+#[test]
 fn the_guest_reads_no_more_and_still_sends() {
     let mut peer = peer();
     let (mut client, port) = peer.connect();
@@ -430,12 +445,17 @@ fn the_guest_closes_and_a_slow_client_still_gets_everything() {
     let sent = pattern(300_000);
     // More than the client's socket takes, so that some waits in the device.
     assert!(peer.write(port, &sent) > 250_000);
-    let written = 1_000_000 - peer.socket(port).credit() as usize;
     peer.shut(port, Shutdown::BOTH);
     peer.run();
-    assert!(written > 0);
     assert!(peer.socket(port).reset, "the guest is released at once");
     assert!(peer.guest.footprint().waiting > 0, "else this tests nothing");
+    // It has no connection any more, so whatever it sends now is for nobody.
+    let mut stray = peer.socket(port).packet(Operation::CreditUpdate);
+    stray.credit.forwarded = 1;
+    let before = peer.log.len();
+    peer.guest.send(&stray, &[]);
+    peer.run();
+    assert_eq!(peer.log[before..], [stray.refusal()]);
     let mut received = Vec::new();
     while let Some(bytes) = read_now(&mut client, 5000) {
         received.extend(bytes);

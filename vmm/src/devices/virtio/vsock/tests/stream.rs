@@ -11,6 +11,7 @@ use super::{
 };
 use crate::devices::virtio::device::VirtioDevice;
 use std::{io::Write, net::Shutdown as Half, os::unix::net::UnixStream, time::Duration};
+use vm_memory::{Bytes, GuestAddress};
 
 const MIB: usize = 1 << 20;
 
@@ -216,6 +217,21 @@ fn messages_to_the_guest_cost_one_interrupt_each_and_none_for_what_it_sent() {
     // 100 data packets in; 100 credit updates out, returned in batches.
     let interrupts = peer.guest.interrupts - before;
     assert!((100..=110).contains(&interrupts), "{interrupts} interrupts");
+}
+
+#[test]
+fn a_driver_that_wants_no_interrupts_gets_none() {
+    let mut peer = Peer::new(Setup { event_idx: false, ..Setup::default() });
+    let (mut client, _) = peer.connect();
+    let flags = GuestAddress(peer.guest.rings[RECEIVE].avail());
+    peer.guest.memory.write_obj(1u16, flags).unwrap();
+    client.write_all(b"quietly").unwrap();
+    peer.guest.serve();
+    assert!(peer.guest.packets().is_empty(), "no interrupt");
+    peer.guest.memory.write_obj(0u16, flags).unwrap();
+    client.write_all(b"loudly").unwrap();
+    peer.guest.serve();
+    assert_eq!(peer.guest.packets().len(), 2);
 }
 
 #[test]
