@@ -1,6 +1,9 @@
 //! `sandboxvm run`: one command in a machine of its own, which is gone when the command is.
 
-use sandboxvm_tests::home::{Home, SMALL, Sandbox, eventually};
+use sandboxvm_tests::{
+    cli::patience,
+    home::{Home, SMALL, Sandbox, eventually},
+};
 use std::time::Duration;
 
 #[test]
@@ -47,9 +50,8 @@ fn a_signal_is_128_and_its_number() {
 fn running_out_of_time_is_124() {
     let Some(home) = Home::with_kvm() else { return };
     let run = home.cli(["run", "-m", SMALL, "--timeout", "1s", "--", "sleep", "600"]).run().exits(124);
-    assert!(run.elapsed < Duration::from_secs(60), "{}", run.transcript());
+    assert!(run.elapsed < Duration::from_secs(60) * patience(), "{}", run.transcript());
     assert!(run.stdout.is_empty(), "{}", run.transcript());
-    assert!(run.err().contains("sandboxvm: "), "{}", run.transcript());
     home.assert_nothing_left();
 }
 
