@@ -212,8 +212,8 @@ fn messages_to_the_guest_cost_one_interrupt_each_and_none_for_what_it_sent() {
         client.write_all(b"message").unwrap();
         peer.run();
         peer.read(port, 100);
+        peer.run();
     }
-    peer.run();
     // 100 data packets in; 100 credit updates out, returned in batches.
     let interrupts = peer.guest.interrupts - before;
     assert!((100..=110).contains(&interrupts), "{interrupts} interrupts");
