@@ -1,7 +1,7 @@
 //! The life of a sandbox: create, run, exec, stop, remove.
 //!
 //! One sandbox is one directory and one VMM process. The files are the truth: state is what is on disk and who holds the
-//! lock ([`state`]), so every [`Manager`] sees the same, needs no daemon, and survives a kill -9 of anything.
+//! lock (`state`), so every [`Manager`] sees the same, needs no daemon, and survives a kill -9 of anything.
 //!
 //! ```text
 //! Manager ── create ──> staging/<id> ──rename──> sandboxes/<id> ── launch ──> sandboxvm-vmm (holds `lock`)
