@@ -4,7 +4,7 @@ use crate::{environment, failure::Failure, process_io::Attendance, progress, sig
 use clap::Args;
 use parse_size::Config;
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{SandboxSpec, StartedSandbox};
+use sandboxvm_manager::{SandboxSpec, StartFrom, StartedSandbox};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, OnDisconnect, StdinSource},
     identity::SandboxName,
@@ -41,14 +41,31 @@ pub(crate) struct MachineOptions {
     /// Base image to boot instead of the bundle's (EROFS)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// Boot the kernel, instead of going on from the snapshot of a machine of this kind that just booted
+    #[arg(long)]
+    cold: bool,
+    /// Go on from this snapshot; memory, vCPUs, disk and image are the snapshot's
+    #[arg(long, value_name = "SNAPSHOT", value_parser = name,
+          conflicts_with_all = ["cold", "memory", "cpus", "disk", "kernel", "image"])]
+    from: Option<SandboxName>,
 }
 
 impl MachineOptions {
-    /// Starts such a sandbox and waits until it has booted; `None` when a signal came first, and nothing is left.
+    fn start_from(&self) -> StartFrom {
+        match &self.from {
+            Some(snapshot) => StartFrom::Snapshot(snapshot.clone()),
+            None if self.cold => StartFrom::Boot,
+            None => StartFrom::Ready,
+        }
+    }
+
+    /// Starts such a sandbox and waits until it runs, and with `settled` until it knows its name and the time, which
+    /// otherwise the first exec tells it on the way. `None` when a signal came first, and nothing is left.
     pub(crate) async fn start(
         &self,
         env: Vec<String>,
         ephemeral: bool,
+        settled: bool,
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
         let manager = environment::manager()?;
@@ -58,13 +75,21 @@ impl MachineOptions {
             vcpus: self.cpus,
             memory: self.memory,
             disk: self.disk,
+            start_from: self.start_from(),
             env,
             ephemeral,
             ..SandboxSpec::default()
         };
-        let mut started = manager.start(&bundle, &spec).await?;
+        let starting = tokio::select! {
+            // The first of its kind boots in here.
+            started = progress::during("starting", manager.start(&bundle, &spec)) => started,
+            _ = signals.next() => return Ok(None),
+        };
+        let mut started = starting?;
         let ready = tokio::select! {
-            ready = progress::during("booting", started.ready()) => Some(ready),
+            ready = progress::during("booting", async {
+                if settled { started.settled().await } else { started.ready().await }
+            }) => Some(ready),
             _ = signals.next() => None,
         };
         match ready {

@@ -4,6 +4,7 @@
 use crate::{
     directory::{DirectoryError, SandboxDirectory, VSOCK_SOCKET},
     hostile_text::printable,
+    identity::{self, Identity},
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::agent::{
@@ -63,17 +64,20 @@ pub(crate) struct AgentConnection {
 }
 
 impl AgentConnection {
-    /// Connects and makes a request; returns with the agent's first answer to it.
+    /// Connects and makes a request; returns with the agent's first answer to it. With `identity` the machine is told
+    /// who it is first.
     pub(crate) async fn request(
         directory: &SandboxDirectory,
+        identity: Option<&Identity>,
         request: &HostMessage,
     ) -> Result<(Self, AgentMessage), AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
-        // Both in one packet: the agent wakes once.
+        // All in one packet: the agent wakes once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
-        for message in [&hello, request] {
+        let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
+        for message in [Some(&hello), identity.as_ref(), Some(request)].into_iter().flatten() {
             WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
         }
         writer.write_all(&bytes).await.map_err(WireError::from)?;
@@ -81,6 +85,12 @@ impl AgentConnection {
             AgentMessage::Hello { version } if (WIRE.oldest..=WIRE.version).contains(&version) => {}
             AgentMessage::Hello { .. } => return Err(WireError::Unexpected("wire version").into()),
             _ => return Err(WireError::Unexpected("message before Hello").into()),
+        }
+        if identity.is_some() {
+            match answer(&mut reader).await? {
+                AgentMessage::IdentitySet => identity::is_set(directory)?,
+                _ => return Err(WireError::Unexpected("answer to its identity").into()),
+            }
         }
         let first = answer(&mut reader).await?;
         Ok((Self { reader, writer }, first))

@@ -3,6 +3,7 @@
 
 use crate::{
     directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
+    launch::{self, LaunchError, LaunchFiles},
     state::State,
     wire::{self, FrameReader, WireError},
 };
@@ -38,6 +39,12 @@ pub enum ControlError {
     /// The conversation failed.
     #[error("the VMM's control socket: {0}")]
     Wire(#[from] WireError),
+    /// The request did not get through.
+    #[error(transparent)]
+    Send(#[from] LaunchError),
+    /// It did not do what takes longer in time.
+    #[error("the VMM did not finish within {} s; the host may be overloaded", .0.as_secs())]
+    Unfinished(Duration),
     /// No answer in time.
     #[error("the VMM did not answer within {} s; `sandboxvm rm -f` ends it", ANSWER_WITHIN.as_secs())]
     Silent,
@@ -94,6 +101,24 @@ impl ControlClient {
             }
         };
         timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent)?
+    }
+
+    /// Asks for something with files; takes `within` at most. Nothing may be under way on this connection.
+    pub(crate) async fn request_with(
+        &mut self,
+        request: &ControlRequest,
+        files: &LaunchFiles<'_>,
+        within: Duration,
+    ) -> Result<ControlReply, ControlError> {
+        launch::send(self.writer.as_ref(), request, files)?;
+        let answer = async {
+            loop {
+                if let VmmMessage::Reply(reply) = self.reader.next_message().await? {
+                    return Ok(reply);
+                }
+            }
+        };
+        timeout(within, answer).await.map_err(|_| ControlError::Unfinished(within))?
     }
 
     /// The next event; for connections that watch. Cancel safe.

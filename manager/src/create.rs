@@ -1,42 +1,64 @@
-//! Making a sandbox: everything checked first, its directory built in staging and renamed when whole, its VMM launched,
-//! its agent awaited. Whatever fails, and whoever stops waiting, leaves nothing behind.
+//! Making a sandbox: everything checked first, its directory built in staging and renamed when whole, its VMM launched
+//! with a kernel to boot or a snapshot to go on from, its agent awaited. Whatever fails, and whoever stops waiting, leaves nothing behind.
 
 use crate::{
     admission::{self, AdmissionError},
-    directory::{
-        CONSOLE_LOG, CONTROL_SOCKET, DISK_LAYER, DirectoryError, STATUS, SandboxDirectory, VMM_LOG, VSOCK_SOCKET,
-    },
-    home::Home,
+    content::{self, Content},
+    directory::DirectoryError,
+    host::{HostError, HostIdentity},
+    identity,
     last_words::LastWords,
-    launch::{LaunchError, LaunchFiles, VmmProcess},
-    lock,
+    launch::LaunchError,
+    lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name},
     manager::Manager,
-    names::{self, NameError},
+    names::NameError,
+    parts::{MachineFiles, Parts, SourceFiles},
+    ready,
     record::{FileRecord, RecordError, SandboxRecord},
-    remove,
-    sandbox::Sandbox,
+    sandbox::{ExecError, Sandbox},
+    snapshot::{error::SnapshotError, store::StoredSnapshot},
+    staged::{Staged, new_id},
     started::{StartError, StartedSandbox},
     sweep,
 };
 use sandboxvm_images::{
-    bundle::{Bundle, BundleError, OpenBundle},
+    bundle::{Bundle, BundleError, OpenBundle, Part},
+    identity::FileIdentity,
     template::{self, DiskSize, TemplateError},
 };
 use sandboxvm_protocol::{
     agent::{CText, CTextError},
-    identity::{GuestCid, SandboxId, SandboxName},
+    identity::SandboxName,
     machine::{MIB, MemorySize, VcpuCount},
-    vmm::{ConsoleConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
+    vmm::ExitReason,
 };
 use std::{
     fs::File,
     io,
-    os::unix::net::UnixListener,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
-/// The serial console's log: a boot says little, a panic some kilobytes.
-const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
+/// What a new sandbox goes on from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum StartFrom {
+    /// A snapshot of such a machine just booted, made on first use.
+    #[default]
+    Ready,
+    /// Nothing: its kernel boots.
+    Boot,
+    /// A snapshot that was made before; vCPUs, memory and disk are then those of the snapshot.
+    Snapshot(SandboxName),
+}
+
+/// Everything that a new machine is made of, open and identified.
+#[derive(Debug)]
+pub(crate) struct Basis {
+    pub(crate) open: OpenBundle,
+    pub(crate) contents: Contents,
+    pub(crate) template: File,
+}
+
 /// What a sandbox is to be.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
@@ -48,6 +70,8 @@ pub struct SandboxSpec {
     pub memory: MemorySize,
     /// Writable disk.
     pub disk: DiskSize,
+    /// What it goes on from.
+    pub start_from: StartFrom,
     /// `KEY=VALUE`, given to every process started in it.
     pub env: Vec<String>,
     /// It belongs to the caller: it ends when the caller does, and a sweep removes what is left of it.
@@ -63,6 +87,7 @@ impl Default for SandboxSpec {
             vcpus: VcpuCount::ONE,
             memory: MemorySize::try_from(256 * MIB).expect("256 MiB lies within the bounds"),
             disk: DiskSize::DEFAULT,
+            start_from: StartFrom::default(),
             env: Vec::new(),
             ephemeral: false,
             boot_timeout: Duration::from_secs(300),
@@ -99,6 +124,15 @@ pub enum CreateError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// No snapshot to start from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The record of its files cannot be written.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// The host cannot be told from others.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The VMM did not start.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -110,9 +144,19 @@ pub enum CreateError {
         /// What its logs end with.
         last_words: LastWords,
     },
+    /// The machine did not take its identity.
+    #[error("the sandbox cannot be told its identity: {0}")]
+    Identity(Box<ExecError>),
     /// The system gave no randomness for an ID.
     #[error("cannot make a sandbox ID: {0}")]
     Entropy(io::Error),
+}
+
+impl CreateError {
+    /// True when a snapshot's own files are to blame.
+    fn is_bad_snapshot(&self) -> bool {
+        matches!(self, Self::Start { cause: StartError::Ended(ExitReason::BadConfig { .. }), .. })
+    }
 }
 
 impl Manager {
@@ -122,7 +166,7 @@ impl Manager {
     /// Every [`CreateError`].
     pub async fn create(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
         let mut started = self.start(bundle, spec).await?;
-        match started.ready().await {
+        match started.settled().await {
             Ok(()) => Ok(started),
             Err(error) => {
                 // The cause is what the caller needs; what cannot be removed a sweep will name.
@@ -132,31 +176,118 @@ impl Manager {
         }
     }
 
-    /// As [`Self::create`], but returns while the machine boots: [`StartedSandbox::ready`] waits for it. For callers
-    /// who may change their mind meanwhile and want to see the end of it.
+    /// As [`Self::create`], but returns while a machine that boots does so: [`StartedSandbox::settled`] waits for it.
+    /// For callers who may change their mind meanwhile and want to see the end of it. The first machine of its kind
+    /// takes as long as a boot before this returns. Cancel safe.
     ///
     /// # Errors
-    /// Every [`CreateError`] but [`CreateError::Start`].
+    /// Every [`CreateError`].
     pub async fn start(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
-        admission::check_memory(spec.memory)?;
         check_env(&spec.env)?;
-        let open = bundle.open()?;
-        let template = self.template(spec.disk).await?;
-        let mut entropy = [0; 10];
-        getrandom(&mut entropy).map_err(CreateError::Entropy)?;
-        let record = record(SandboxId::from_entropy(entropy), spec, bundle, &open);
-
-        let staged = Staged::begin(&self.home, record)?;
-        let parts = staged.build()?;
-        // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
-        let mut started = staged.publish(spec.boot_timeout)?;
-        let vmm = parts.launch(&started.sandbox().record, &open, &template)?;
-        started.launched(vmm);
-        drop((open, template));
-        // The VM boots: what is left of others can be taken away meanwhile.
+        let started = match &spec.start_from {
+            StartFrom::Boot => self.start_booting(bundle, spec).await,
+            StartFrom::Ready => self.start_ready(bundle, spec).await,
+            StartFrom::Snapshot(name) => self.start_named(bundle, spec, name).await,
+        }?;
+        // The VM runs: what is left of others can be taken away meanwhile.
         let home = self.home.clone();
         tokio::task::spawn_blocking(move || sweep::abandoned(&home));
         Ok(started)
+    }
+
+    async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
+        admission::check_memory(spec.memory)?;
+        let basis = self.basis(bundle, spec.disk).await?;
+        let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+        boot(staged, &basis, spec.boot_timeout, Visibility::Published)
+    }
+
+    /// From the snapshot of a machine of this kind that has just booted; made now if there is none yet.
+    async fn start_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
+        admission::check_memory(spec.memory)?;
+        let basis = self.basis(bundle, spec.disk).await?;
+        let key = ready::key(&basis.contents, spec, &HostIdentity::read()?);
+        let mut rebuilt = false;
+        loop {
+            // Before anything that takes long: its name is taken from here on.
+            let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+            let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
+            let disks = Disks { agent: &basis.open.agent, image: &basis.open.image };
+            let mut started = restore(staged, &snapshot, &basis.contents, &basis.open.vmm, &disks, spec.boot_timeout)?;
+            match started.ready().await {
+                Ok(()) => return Ok(started),
+                Err(error) => {
+                    // The cause is what the caller needs; what cannot be removed a sweep will name.
+                    let _ = started.finish().await;
+                    if rebuilt || !error.is_bad_snapshot() {
+                        return Err(error);
+                    }
+                    ready::remove(&self.home, &key)?;
+                    rebuilt = true;
+                }
+            }
+        }
+    }
+
+    async fn start_named(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+        name: &SandboxName,
+    ) -> Result<StartedSandbox, CreateError> {
+        let snapshot = StoredSnapshot::named(&self.home, name)?;
+        let manifest = &snapshot.manifest;
+        admission::check_memory(manifest.memory_bytes)?;
+        let disks = snapshot.read_only_disks(&self.home, bundle)?;
+        let vmm = bundle.open_part(Part::Vmm)?;
+        let contents =
+            Contents { vmm: content::of(&self.home, &vmm, bundle.path(Part::Vmm))?, ..manifest.contents.clone() };
+        let identity = FileIdentity { device: 0, inode: 0, size: 0, modified_ns: 0 };
+        let record = SandboxRecord {
+            format: SandboxRecord::FORMAT,
+            id: new_id().map_err(CreateError::Entropy)?,
+            name: spec.name.clone(),
+            created_at: SystemTime::now(),
+            vcpus: manifest.vcpus,
+            memory_bytes: manifest.memory_bytes,
+            disk_bytes: manifest.disk_bytes,
+            // In memory already: the file need not exist any more.
+            kernel: FileRecord { path: manifest.contents.kernel.path.clone(), identity },
+            image: disks.image.1,
+            agent: disks.agent.1,
+            env: merged(&manifest.env, &spec.env),
+            ephemeral: spec.ephemeral,
+        };
+        let staged = Staged::begin(&self.home, record)?;
+        let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
+        let mut started = restore(staged, &snapshot, &contents, bundle.path(Part::Vmm), &files, spec.boot_timeout)?;
+        match started.ready().await {
+            Ok(()) => Ok(started),
+            Err(error) => {
+                let _ = started.finish().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens and identifies everything that a new machine is made of.
+    async fn basis(&self, bundle: &Bundle, disk: DiskSize) -> Result<Basis, CreateError> {
+        let open = bundle.open()?;
+        let template = self.template(disk).await?;
+        // An image of some hundred MiB is read the first time.
+        let (home, paths) = (self.home.clone(), bundle.clone());
+        let hashed = tokio::task::spawn_blocking(move || {
+            let contents = Contents {
+                vmm: content::at(&home, &paths.vmm)?,
+                kernel: content::of(&home, &open.kernel, &paths.kernel)?,
+                image: content::of(&home, &open.image, &paths.image)?,
+                agent: content::of(&home, &open.agent, &paths.agent)?,
+            };
+            Ok::<_, DirectoryError>((open, contents))
+        });
+        let (open, contents) =
+            hashed.await.map_err(|e| DirectoryError::new("read", bundle.image.clone(), io::Error::other(e)))??;
+        Ok(Basis { open, contents, template })
     }
 
     async fn template(&self, size: DiskSize) -> Result<File, CreateError> {
@@ -167,12 +298,6 @@ impl Manager {
         let made = tokio::task::spawn_blocking(move || template::open(&directory, size)).await;
         Ok(made.map_err(|e| DirectoryError::new("make a template in", self.home.templates(), io::Error::other(e)))??)
     }
-}
-
-fn getrandom(buffer: &mut [u8; 10]) -> io::Result<()> {
-    let got = rustix::rand::getrandom(&mut *buffer, rustix::rand::GetRandomFlags::empty())?;
-    // Up to 256 bytes come whole once the RNG is initialised (getrandom(2)).
-    if got == buffer.len() { Ok(()) } else { Err(io::Error::other(format!("only {got} random bytes"))) }
 }
 
 fn check_env(env: &[String]) -> Result<(), CreateError> {
@@ -187,110 +312,136 @@ fn check_env(env: &[String]) -> Result<(), CreateError> {
     Ok(())
 }
 
-fn record(id: SandboxId, spec: &SandboxSpec, bundle: &Bundle, open: &OpenBundle) -> SandboxRecord {
-    SandboxRecord {
+pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRecord, CreateError> {
+    let file = |content: &Content, identity: &FileIdentity| FileRecord {
+        path: content.path.clone(),
+        identity: identity.clone(),
+    };
+    let (open, contents) = (&basis.open, &basis.contents);
+    Ok(SandboxRecord {
         format: SandboxRecord::FORMAT,
-        id,
+        id: new_id().map_err(CreateError::Entropy)?,
         name: spec.name.clone(),
         created_at: SystemTime::now(),
         vcpus: spec.vcpus,
         memory_bytes: spec.memory,
         disk_bytes: spec.disk.bytes(),
-        kernel: FileRecord { path: bundle.kernel.clone(), identity: open.kernel_identity.clone() },
-        image: FileRecord { path: bundle.image.clone(), identity: open.image_identity.clone() },
-        agent: FileRecord { path: bundle.agent.clone(), identity: open.agent_identity.clone() },
+        kernel: file(&contents.kernel, &open.kernel_identity),
+        image: file(&contents.image, &open.image_identity),
+        agent: file(&contents.agent, &open.agent_identity),
         env: spec.env.clone(),
         ephemeral: spec.ephemeral,
-    }
+    })
 }
 
-/// A sandbox that nobody can see yet; dropping it takes everything back.
-struct Staged<'a> {
-    home: &'a Home,
-    directory: Option<SandboxDirectory>,
-    record: SandboxRecord,
+/// `over` on top of `under`: the last of each variable counts.
+fn merged(under: &[String], over: &[String]) -> Vec<String> {
+    let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let hidden: Vec<String> = over.iter().map(|entry| key(entry)).collect();
+    under.iter().filter(|entry| !hidden.contains(&key(entry))).chain(over).cloned().collect()
 }
 
-/// The files a VMM is handed, besides those that sandboxes share.
-struct Parts {
-    lock: File,
-    status: File,
-    console: File,
-    vmm_log: File,
-    layer: File,
-    control: UnixListener,
-    vsock: UnixListener,
+/// Where a booting machine's directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visibility {
+    /// Among the sandboxes.
+    Published,
+    /// In staging; its VMM ends with this process.
+    Hidden,
 }
 
-impl<'a> Staged<'a> {
-    fn begin(home: &'a Home, record: SandboxRecord) -> Result<Self, CreateError> {
-        let directory = sweep::new_staged(home, &record.id)?;
-        let staged = Self { home, directory: Some(directory), record };
-        if let Some(name) = &staged.record.name {
-            names::claim(home, name, &staged.record.id)?;
-        }
-        Ok(staged)
-    }
-
-    fn build(&self) -> Result<Parts, CreateError> {
-        let directory = self.directory.as_ref().expect("taken only by publish, which consumes self");
-        self.record.write(directory)?;
-        Ok(Parts {
-            lock: lock::create(directory)?,
-            status: directory.create_file(STATUS)?,
-            console: directory.create_file(CONSOLE_LOG)?,
-            vmm_log: directory.create_file(VMM_LOG)?,
-            layer: directory.create_file(DISK_LAYER)?,
-            control: directory.listen(CONTROL_SOCKET)?,
-            vsock: directory.listen(VSOCK_SOCKET)?,
-        })
-    }
-
-    /// Makes it visible.
-    fn publish(mut self, boot_timeout: Duration) -> Result<StartedSandbox, CreateError> {
-        if self.record.ephemeral {
-            let mark = self.home.ephemeral_mark(&self.record.id);
-            File::create(&mark).map_err(|e| DirectoryError::new("create", mark, e))?;
-        }
-        let directory = self.directory.as_mut().expect("taken only below");
-        directory.rename_to(self.home.sandbox(&self.record.id))?;
-        let directory = self.directory.take().expect("was there a line ago");
-        let sandbox = Sandbox { home: self.home.clone(), directory, record: self.record.clone() };
-        Ok(StartedSandbox::new(sandbox, boot_timeout))
-    }
+/// Boots a machine in a staged directory.
+pub(crate) fn boot(
+    staged: Staged<'_>,
+    basis: &Basis,
+    boot_timeout: Duration,
+    visibility: Visibility,
+) -> Result<StartedSandbox, CreateError> {
+    let directory = staged.directory();
+    staged.record().write(directory)?;
+    identity::make_due(directory)?;
+    directory.link(&basis.template, TEMPLATE)?;
+    let top = free_name(directory, Kind::Disk)?;
+    let layers = [directory.create_file(&top)?];
+    let files = Files { disk: vec![top], baseline: Some(Vec::new()) };
+    Lineage::new(basis.contents.clone(), Origin::Boot, None, files).write(directory)?;
+    let parts = Parts::make(directory)?;
+    let machine = MachineFiles {
+        vmm: &basis.open.vmm,
+        source: SourceFiles::Boot { kernel: &basis.open.kernel },
+        agent: &basis.open.agent,
+        image: &basis.open.image,
+        template: &basis.template,
+        layers: &layers,
+        tie_to_launcher: staged.record().ephemeral || visibility == Visibility::Hidden,
+    };
+    // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
+    let sandbox = match visibility {
+        Visibility::Published => staged.publish()?,
+        Visibility::Hidden => staged.keep_hidden(),
+    };
+    launch(sandbox, parts, &machine, boot_timeout)
 }
 
-impl Drop for Staged<'_> {
-    fn drop(&mut self) {
-        if let Some(directory) = self.directory.take() {
-            // The caller has a better error to report; a sweep takes what stays.
-            let _ = remove::discard(self.home, directory, &self.record.id, self.record.name.as_ref());
-        }
-    }
+/// The read-only disks of a machine.
+struct Disks<'a> {
+    agent: &'a File,
+    image: &'a File,
 }
 
-impl Parts {
-    /// Starts the VMM. Our copy of the lock closes when this value goes: from then on it is the VMM's alone.
-    fn launch(self, record: &SandboxRecord, open: &OpenBundle, template: &File) -> Result<VmmProcess, CreateError> {
-        let mut files = LaunchFiles::default();
-        let config = LaunchConfig {
-            sandbox: record.id.clone(),
-            vcpus: record.vcpus,
-            memory: record.memory_bytes,
-            source: MachineSource::Boot { kernel: files.add(&open.kernel), cmdline_extra: String::new() },
-            disks: vec![
-                DiskConfig::ReadOnly { image: files.add(&open.agent) },
-                DiskConfig::ReadOnly { image: files.add(&open.image) },
-                DiskConfig::Writable { template: files.add(template), layers: vec![files.add(&self.layer)] },
-            ],
-            vsock: VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT },
-            console: ConsoleConfig { log: files.add(&self.console), limit: CONSOLE_LOG_LIMIT },
-            control: files.add(&self.control),
-            status: files.add(&self.status),
-            lock: files.add(&self.lock),
-            start: true,
-            tie_to_launcher: record.ephemeral,
-        };
-        Ok(VmmProcess::launch(&open.vmm, self.vmm_log.try_clone().map_err(LaunchError::Channel)?, &config, &files)?)
+/// Lets a snapshot go on as the machine of a staged directory.
+fn restore(
+    staged: Staged<'_>,
+    snapshot: &StoredSnapshot,
+    contents: &Contents,
+    vmm: &Path,
+    disks: &Disks<'_>,
+    boot_timeout: Duration,
+) -> Result<StartedSandbox, CreateError> {
+    let snapshot_files = snapshot.files()?;
+    let directory = staged.directory();
+    staged.record().write(directory)?;
+    identity::make_due(directory)?;
+    let origin = snapshot.link_into(directory)?;
+    let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
+    let top = free_name(directory, Kind::Disk)?;
+    let mut layers = snapshot_files.disk;
+    layers.push(directory.create_file(&top)?);
+    let files = Files { disk: disk.iter().cloned().chain([top]).collect(), baseline: Some(memory.clone()) };
+    Lineage::new(contents.clone(), origin.clone(), Some(id.clone()), files).write(directory)?;
+    let parts = Parts::make(directory)?;
+    let machine = MachineFiles {
+        vmm,
+        source: SourceFiles::Snapshot { state: &snapshot_files.state, memory: &snapshot_files.memory },
+        agent: disks.agent,
+        image: disks.image,
+        template: &snapshot_files.template,
+        layers: &layers,
+        tie_to_launcher: staged.record().ephemeral,
+    };
+    launch(staged.publish()?, parts, &machine, boot_timeout)
+}
+
+fn launch(
+    sandbox: Sandbox,
+    parts: Parts,
+    machine: &MachineFiles<'_>,
+    boot_timeout: Duration,
+) -> Result<StartedSandbox, CreateError> {
+    let mut started = StartedSandbox::new(sandbox, boot_timeout);
+    let vmm = parts.launch(&started.sandbox().record, machine)?;
+    started.launched(vmm);
+    Ok(started)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_given_at_create_hide_those_of_the_snapshot() {
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let env = merged(&texts(&["A=1", "B=2"]), &texts(&["B=3", "C=4"]));
+        assert_eq!(env, ["A=1", "B=3", "C=4"]);
     }
 }

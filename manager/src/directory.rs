@@ -7,7 +7,10 @@
 //! lock          flock held by the VMM for its life
 //! control.sock  VMM's control socket          vsock.sock  guest's vsock ports
 //! console.log   serial console, bounded       vmm.log     VMM's own messages
-//! disk.layer    what the guest wrote to its disk
+//! identity.due  empty; the machine was not yet told who it is (`identity`)
+//! lineage.json  which files its disk and memory are made of (`lineage`); changed under change.lock
+//! template      raw image below the disk's layers
+//! disk.<n>      layers of its disk; memory.<n>, state.<n>: of snapshots it began from or was compared with
 //! ```
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
@@ -15,7 +18,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixListener},
     },
     path::{Path, PathBuf},
@@ -29,7 +32,6 @@ pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
 pub(crate) const CONSOLE_LOG: &str = "console.log";
 pub(crate) const VMM_LOG: &str = "vmm.log";
-pub(crate) const DISK_LAYER: &str = "disk.layer";
 
 /// `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -52,6 +54,10 @@ impl DirectoryError {
 
     pub(crate) fn is_would_block(&self) -> bool {
         self.source.kind() == io::ErrorKind::WouldBlock
+    }
+
+    pub(crate) fn is_already_there(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AlreadyExists
     }
 
     pub(crate) fn new(what: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
@@ -85,6 +91,10 @@ impl SandboxDirectory {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Moves the directory to `path`, where nothing may be yet.

@@ -6,6 +6,7 @@
 use crate::{
     agent::{AgentConnection, AgentError, refused},
     directory::SandboxDirectory,
+    identity::Identity,
     wire::{FrameReader, WireError},
 };
 use sandboxvm_protocol::{
@@ -47,8 +48,12 @@ pub enum Output {
 }
 
 impl Exec {
-    pub(crate) async fn start(directory: &SandboxDirectory, request: ExecRequest) -> Result<Self, AgentError> {
-        let (connection, first) = AgentConnection::request(directory, &HostMessage::Exec(request)).await?;
+    pub(crate) async fn start(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        request: ExecRequest,
+    ) -> Result<Self, AgentError> {
+        let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Exec(request)).await?;
         let AgentMessage::Started { pid } = first else {
             return Err(WireError::Unexpected("answer to a request to run a process").into());
         };

@@ -6,11 +6,14 @@
 //! ephemeral/<id>    empty file: the sandbox belongs to a `run` and goes with it
 //! staging/<id>/     a sandbox being made; renamed into sandboxes/ when whole
 //! trash/<id>/       a sandbox being deleted; renamed out of sandboxes/ first
+//! snapshots/<name>/ a snapshot (see `snapshot`)
+//! ready/<key>/      the snapshot that new sandboxes of one kind start from (see `ready`)
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
+//! contents/         remembered hashes of files (see `content`)
 //! ```
 //! All directories are 0700: whoever may enter the home owns every guest in it.
 
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,
     io,
@@ -56,9 +59,17 @@ impl Home {
         let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
         create(&root, true)?;
         let home = Self { root };
-        for path in
-            [home.sandboxes(), home.names(), home.ephemeral_marks(), home.staging(), home.trash(), home.templates()]
-        {
+        for path in [
+            home.sandboxes(),
+            home.names(),
+            home.ephemeral_marks(),
+            home.staging(),
+            home.trash(),
+            home.snapshots(),
+            home.ready(),
+            home.templates(),
+            home.contents(),
+        ] {
             create(&path, false)?;
         }
         Ok(home)
@@ -100,6 +111,22 @@ impl Home {
 
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("trash")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    pub(crate) fn snapshot(&self, name: &SandboxName) -> PathBuf {
+        self.snapshots().join(name.as_str())
+    }
+
+    pub(crate) fn ready(&self) -> PathBuf {
+        self.root.join("ready")
+    }
+
+    pub(crate) fn contents(&self) -> PathBuf {
+        self.root.join("contents")
     }
 
     pub(crate) fn templates(&self) -> PathBuf {

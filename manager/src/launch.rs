@@ -13,6 +13,7 @@ use sandboxvm_protocol::{
     frame::FrameError,
     vmm::{FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, WIRE},
 };
+use serde::Serialize;
 use std::{
     fs::File,
     io::{self, IoSlice},
@@ -137,9 +138,9 @@ fn spawn(program: &Path, channel: OwnedFd, log: File) -> Result<Child, LaunchErr
 }
 
 /// One sendmsg with frame and descriptors: a stream delivers descriptors with the first byte they were sent with.
-fn send(channel: &StdUnixStream, config: &LaunchConfig, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+pub(crate) fn send(channel: impl AsFd, message: &impl Serialize, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
     let mut frame = Vec::new();
-    WIRE.append_message(&mut frame, config, MAX_MESSAGE)?;
+    WIRE.append_message(&mut frame, message, MAX_MESSAGE)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&files.0)) {

@@ -15,22 +15,31 @@
 
 mod admission;
 mod agent;
+mod content;
 mod control;
 mod create;
 mod directory;
 mod end;
 mod exec;
 mod home;
+mod host;
 mod hostile_text;
+mod identity;
 mod last_words;
 mod launch;
+mod lineage;
+mod links;
 mod lock;
 mod manager;
 mod names;
+mod parts;
 mod pidfd;
+mod ready;
 mod record;
 mod remove;
 mod sandbox;
+mod snapshot;
+mod staged;
 mod started;
 mod state;
 mod sweep;
@@ -38,20 +47,28 @@ mod wire;
 
 pub use admission::{AdmissionError, HostMemory, host_memory};
 pub use agent::{AgentError, exit_code};
+pub use content::Content;
 pub use control::ControlError;
-pub use create::{CreateError, SandboxSpec};
+pub use create::{CreateError, SandboxSpec, StartFrom};
 pub use directory::DirectoryError;
 pub use end::EndError;
 pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
 pub use home::{Home, HomeError};
+pub use host::{HostError, HostIdentity};
 pub use hostile_text::printable;
 pub use last_words::LastWords;
 pub use launch::LaunchError;
+pub use lineage::{Contents, LineageError};
 pub use manager::{FindError, Manager, SandboxSummary};
 pub use names::NameError;
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
 pub use sandbox::{ExecError, Log, Sandbox, StopError};
+pub use snapshot::{
+    error::SnapshotError,
+    manifest::{ManifestError, MemoryFile, SnapshotManifest},
+    taking::SnapshotTaken,
+};
 pub use started::{StartError, StartedSandbox};
 pub use state::State;
 pub use sweep::Swept;

@@ -16,13 +16,40 @@ use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt,
     path::Path,
+    time::{Duration, Instant},
 };
+
+/// Those who hold the lock shared do so for microseconds.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Makes the lock file and locks it.
 pub(crate) fn create(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
     let file = directory.create_file(LOCK)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| directory.error("lock", LOCK, e))?;
     Ok(file)
+}
+
+/// Locks the file again, for a sandbox whose VMM ended. Somebody may hold it shared for a moment, to see that it is free.
+pub(crate) fn take_again(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
+    let file = directory.open_file(LOCK, OFlags::RDWR)?;
+    let deadline = Instant::now() + TAKEN_WITHIN;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(directory.error("lock", LOCK, error)),
+        }
+    }
+}
+
+/// True when process `pid` holds the lock: then it is the VMM.
+pub(crate) fn is_holder(directory: &SandboxDirectory, pid: u32) -> bool {
+    let inode = directory.open_file(LOCK, OFlags::RDONLY).and_then(|lock| {
+        lock.metadata().map(|metadata| metadata.ino()).map_err(|error| directory.error("examine", LOCK, error))
+    });
+    inode.is_ok_and(|inode| holds_exclusively(Path::new(&format!("/proc/{pid}/fdinfo")), inode))
 }
 
 /// Holds the lock shared while it lives: no VMM runs, and none can start.

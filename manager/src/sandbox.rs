@@ -7,6 +7,7 @@ use crate::{
     end::{self, EndError, NOTICE_WITHIN},
     exec::Exec,
     home::Home,
+    identity,
     last_words::LastWords,
     record::SandboxRecord,
     state::{self, State},
@@ -137,7 +138,7 @@ impl Sandbox {
         &self.record.id
     }
 
-    fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         self.record.name.as_ref().map_or_else(|| self.record.id.to_string(), ToString::to_string)
     }
 
@@ -199,7 +200,8 @@ impl Sandbox {
             State::Creating => self.ready().await?,
             state => return Err(ExecError::NotRunning { sandbox: self.label(), state }),
         }
-        match Exec::start(&self.directory, request).await {
+        let identity = identity::due(&self.directory, &self.record);
+        match Exec::start(&self.directory, identity.as_ref(), request).await {
             Ok(exec) => Ok(exec),
             Err(error) => Err(self.explain(error).await),
         }
@@ -245,6 +247,18 @@ impl Sandbox {
         }
     }
 
+    /// Tells the machine who it is, if it was not told since it was restored, forked or reset: clock, entropy,
+    /// hostname, machine-id. [`Self::exec`] does it by itself; this is for whoever hands the sandbox on.
+    ///
+    /// # Errors
+    /// When the agent does not answer or refuses.
+    pub async fn settle(&self) -> Result<(), ExecError> {
+        match identity::settle(&self.directory, &self.record).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
     /// Counters of its VMM.
     ///
     /// # Errors
@@ -269,7 +283,7 @@ impl Sandbox {
         self.control().await?.ask(ControlRequest::Resume).await
     }
 
-    async fn control(&self) -> Result<ControlClient, ControlError> {
+    pub(crate) async fn control(&self) -> Result<ControlClient, ControlError> {
         match (ControlClient::connect(&self.directory).await, self.state()) {
             // Nobody listens where nothing runs.
             (Err(_), Ok(state)) if !state.is_live() => Err(ControlError::NotRunning { sandbox: self.label(), state }),
@@ -298,7 +312,7 @@ impl Sandbox {
         let request = HostMessage::Shutdown { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX) };
         // After its processes the guest itself needs a moment; one that stalls gets no more than that.
         let deadline = Instant::now() + grace + SHUTDOWN_WITHIN;
-        let asked = timeout_at(deadline, AgentConnection::request(&self.directory, &request)).await;
+        let asked = timeout_at(deadline, AgentConnection::request(&self.directory, None, &request)).await;
         match asked {
             // The connection stays open until the end, so that the agent is not told the caller went away.
             Ok(Ok((_connection, AgentMessage::ShuttingDown))) => {

@@ -38,12 +38,13 @@ pub struct StartedSandbox {
     sandbox: Option<Sandbox>,
     vmm: Option<VmmProcess>,
     boot_timeout: Duration,
+    is_ready: bool,
 }
 
 impl StartedSandbox {
     /// One whose VMM is still to be launched.
     pub(crate) fn new(sandbox: Sandbox, boot_timeout: Duration) -> Self {
-        Self { sandbox: Some(sandbox), vmm: None, boot_timeout }
+        Self { sandbox: Some(sandbox), vmm: None, boot_timeout, is_ready: false }
     }
 
     pub(crate) fn launched(&mut self, vmm: VmmProcess) {
@@ -64,7 +65,13 @@ impl StartedSandbox {
     /// # Errors
     /// [`CreateError::Start`]; the machine is gone then, the sandbox still to be finished.
     pub async fn ready(&mut self) -> Result<(), CreateError> {
-        let Err(cause) = self.boot().await else { return Ok(()) };
+        if self.is_ready {
+            return Ok(());
+        }
+        let Err(cause) = self.boot().await else {
+            self.is_ready = true;
+            return Ok(());
+        };
         let mut last_words = LastWords::read(&self.sandbox().directory);
         if let StartError::Ended(ExitReason::BadConfig { message } | ExitReason::HostFailure { message }) = &cause
             && last_words.vmm.ends_with(message)
@@ -73,6 +80,21 @@ impl StartedSandbox {
             last_words.vmm.clear();
         }
         Err(CreateError::Start { cause, last_words })
+    }
+
+    /// As [`Self::ready`], and the machine knows its name, the time and randomness of its own: it can be handed on.
+    ///
+    /// # Errors
+    /// [`CreateError::Start`] and [`CreateError::Identity`]; the sandbox is still to be finished.
+    pub async fn settled(&mut self) -> Result<(), CreateError> {
+        self.ready().await?;
+        match timeout(self.boot_timeout, self.sandbox().settle()).await {
+            Ok(result) => result.map_err(|error| CreateError::Identity(Box::new(error))),
+            Err(_) => {
+                let last_words = LastWords::read(&self.sandbox().directory);
+                Err(CreateError::Start { cause: StartError::TimedOut(self.boot_timeout), last_words })
+            }
+        }
     }
 
     async fn boot(&mut self) -> Result<(), StartError> {

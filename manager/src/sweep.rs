@@ -9,7 +9,7 @@ use crate::{
     home::Home,
     lock,
     manager::Manager,
-    names, remove, state,
+    names, ready, remove, state,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::identity::SandboxId;
@@ -108,6 +108,8 @@ impl Manager {
             swept.sandboxes.push(id);
         }
         swept.remains += names::sweep(&self.home)?;
+        // Without KVM nothing can start from one, and they may be of use again.
+        swept.remains += ready::prune(&self.home, only_say).unwrap_or(0);
         Ok(swept)
     }
 }

@@ -3,7 +3,7 @@
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use sandboxvm_images::{bundle::Bundle, template::DiskSize};
-use sandboxvm_manager::{CreateError, Manager, NameError, RemoveError, SandboxSpec, StartError, State};
+use sandboxvm_manager::{CreateError, Manager, NameError, RemoveError, SandboxSpec, StartError, StartFrom, State};
 use sandboxvm_protocol::identity::SandboxName;
 use std::{
     fs::{self, Permissions},
@@ -53,7 +53,13 @@ impl Place {
     fn spec(&self) -> SandboxSpec {
         let name = SandboxName::try_from("demo".to_owned()).expect("a name");
         let disk = DiskSize::try_from(64 << 20).expect("the least");
-        SandboxSpec { name: Some(name), disk, boot_timeout: Duration::from_millis(300), ..SandboxSpec::default() }
+        SandboxSpec {
+            name: Some(name),
+            disk,
+            start_from: StartFrom::Boot,
+            boot_timeout: Duration::from_millis(300),
+            ..SandboxSpec::default()
+        }
     }
 
     /// Until the VMM has taken its files.

@@ -23,7 +23,7 @@ impl Create {
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             let env = self.env.texts()?;
-            let Some(started) = self.machine.start(env, false, &mut signals).await? else {
+            let Some(started) = self.machine.start(env, false, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };
             let sandbox = started.detach();

@@ -42,7 +42,7 @@ impl Run {
         let attendance = self.process.attendance()?;
         let request = self.process.request(&self.command, OnDisconnect::Kill)?;
         let mut signals = Signals::catch()?;
-        let Some(started) = self.machine.start(Vec::new(), true, &mut signals).await? else {
+        let Some(started) = self.machine.start(Vec::new(), true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let ended = || started.begin_end();
@@ -59,7 +59,7 @@ impl Run {
             command => Some(self.process.request(command, OnDisconnect::RunOn)?),
         };
         let mut signals = Signals::catch()?;
-        let Some(started) = self.machine.start(Vec::new(), false, &mut signals).await? else {
+        let Some(started) = self.machine.start(Vec::new(), false, request.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         if let Some(request) = request

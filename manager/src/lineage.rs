@@ -1,0 +1,365 @@
+//! `lineage.json`: what a sandbox's disk and memory are made of, file by file, and where it began. Snapshot, fork and
+//! reset change it; each does so while it holds the sandbox's change lock ([`ChangeLock`]).
+//!
+//! A change gives the VMM an empty file for the top of its disk. Nobody can write a record and make a VMM use a file in
+//! one step, so the record says beforehand what *may* come to be (`next`), and which it is can be seen at any later
+//! time: the VMM begins a layer by writing its header. Whoever is killed in between loses nothing.
+
+use crate::{
+    content::Content,
+    directory::{DirectoryError, SandboxDirectory},
+    state,
+};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
+    path::PathBuf,
+    time::Duration,
+};
+
+const LINEAGE: &str = "lineage.json";
+const CHANGE_LOCK: &str = "change.lock";
+/// The raw image below the disk's layers.
+pub(crate) const TEMPLATE: &str = "template";
+/// A record has a line per file.
+const MAX_LINEAGE: u64 = 1 << 20;
+const FORMAT: u32 = 1;
+/// First bytes of a layer that a VMM uses (docs/snapshot-format.md).
+const LAYER_MAGIC: &[u8; 8] = b"SBVMLAYR";
+const POLL: Duration = Duration::from_millis(10);
+
+/// Why a sandbox's lineage is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum LineageError {
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Made before there were snapshots.
+    #[error("this sandbox was made by an older sandboxvm, which kept no record of its disk's layers; create another")]
+    Missing,
+    /// Not readable.
+    #[error("{} is damaged: {source}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// Written by a newer sandboxvm.
+    #[error("{} has format {found}, this build reads {FORMAT}; use the sandboxvm that wrote it", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+}
+
+/// The four files of the bundle that a machine was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    /// The VMM.
+    pub vmm: Content,
+    /// The guest kernel.
+    pub kernel: Content,
+    /// The base image.
+    pub image: Content,
+    /// The agent disk.
+    pub agent: Content,
+}
+
+/// How a sandbox began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Origin {
+    /// Its kernel booted.
+    Boot,
+    /// From a snapshot, whose files are here too.
+    Snapshot {
+        id: SandboxId,
+        /// `None`: the image's ready snapshot.
+        name: Option<SandboxName>,
+        state: String,
+        memory: Vec<String>,
+        disk: Vec<String>,
+    },
+    /// As a copy of another while that one ran.
+    Fork { of: SandboxId },
+}
+
+/// Files of a disk and of the snapshot that the next one is compared with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Files {
+    /// Oldest first; the last is the one being written.
+    pub(crate) disk: Vec<String>,
+    /// The memory files of the VMM's last snapshot. `None` when a snapshot was begun and nobody saw its end: only the
+    /// VMM knows then, and the next snapshot is written whole.
+    pub(crate) baseline: Option<Vec<String>>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lineage {
+    format: u32,
+    pub(crate) contents: Contents,
+    pub(crate) origin: Origin,
+    /// The snapshot that `baseline` is of.
+    pub(crate) parent: Option<SandboxId>,
+    pub(crate) files: Files,
+    /// In force as soon as the last of its disk files is in use.
+    next: Option<Files>,
+}
+
+impl Lineage {
+    pub(crate) fn new(contents: Contents, origin: Origin, parent: Option<SandboxId>, files: Files) -> Self {
+        Self { format: FORMAT, contents, origin, parent, files, next: None }
+    }
+
+    /// Reads the record and decides what became of a change that nobody finished. Under the change lock, and after a
+    /// VMM that lives has answered something: then it has carried out all that was asked before.
+    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Self, LineageError> {
+        let path = || directory.path().join(LINEAGE);
+        let json = match directory.read(LINEAGE, MAX_LINEAGE) {
+            Ok(json) => json,
+            Err(error) if error.is_not_found() && directory.exists() => return Err(LineageError::Missing),
+            Err(error) => return Err(error.into()),
+        };
+        let mut lineage: Self =
+            serde_json::from_slice(&json).map_err(|source| LineageError::Damaged { path: path(), source })?;
+        if lineage.format != FORMAT {
+            return Err(LineageError::Format { path: path(), found: lineage.format });
+        }
+        if lineage.next.is_some() {
+            lineage.conclude(directory)?;
+        }
+        Ok(lineage)
+    }
+
+    pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|source| LineageError::Damaged { path: directory.path().join(LINEAGE), source })?;
+        Ok(directory.replace(LINEAGE, &json)?)
+    }
+
+    /// Records that `next` may come to be, before the VMM is asked for it.
+    pub(crate) fn announce(&mut self, directory: &SandboxDirectory, next: Files) -> Result<(), LineageError> {
+        self.next = Some(next);
+        self.write(directory)
+    }
+
+    /// Makes what was announced the truth if its top is in use, and forgets it otherwise.
+    pub(crate) fn conclude(&mut self, directory: &SandboxDirectory) -> Result<(), LineageError> {
+        if let Some(next) = self.next.take() {
+            let in_use = match next.disk.last() {
+                Some(top) => is_in_use(directory, top)?,
+                None => false,
+            };
+            if in_use {
+                self.files = next;
+            }
+            self.write(directory)?;
+        }
+        self.tidy(directory)
+    }
+
+    /// The change was carried out; `files` is what came of it.
+    pub(crate) fn complete(&mut self, directory: &SandboxDirectory, files: Files) -> Result<(), LineageError> {
+        self.files = files;
+        self.next = None;
+        self.write(directory)?;
+        self.tidy(directory)
+    }
+
+    /// Takes away files that no part of the record names.
+    fn tidy(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
+        let mut named: HashSet<&str> = HashSet::new();
+        if let Origin::Snapshot { state, memory, disk, .. } = &self.origin {
+            named.insert(state);
+            named.extend(memory.iter().chain(disk).map(String::as_str));
+        }
+        for files in std::iter::once(&self.files).chain(&self.next) {
+            named.extend(files.disk.iter().chain(files.baseline.iter().flatten()).map(String::as_str));
+        }
+        for name in directory.names()? {
+            if Kind::of(&name).is_some() && !named.contains(name.as_str()) {
+                directory.unlink(&name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a numbered file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    State,
+    Memory,
+    Disk,
+}
+
+impl Kind {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::State => "state.",
+            Self::Memory => "memory.",
+            Self::Disk => "disk.",
+        }
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        [Self::State, Self::Memory, Self::Disk].into_iter().find(|kind| {
+            let number = name.strip_prefix(kind.prefix());
+            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+        })
+    }
+
+    /// The file number `number` of this kind.
+    pub(crate) fn name(self, number: usize) -> String {
+        format!("{}{number}", self.prefix())
+    }
+}
+
+/// A name of this kind that no file of `directory` has. Under the change lock, or while nobody else sees it.
+pub(crate) fn free_name(directory: &SandboxDirectory, kind: Kind) -> Result<String, DirectoryError> {
+    let names = directory.names()?;
+    let numbers = names.iter().filter_map(|name| name.strip_prefix(kind.prefix())?.parse::<usize>().ok());
+    Ok(kind.name(numbers.max().map_or(0, |last| last + 1)))
+}
+
+/// Opens files that are never written again, in order.
+pub(crate) fn open_all(directory: &SandboxDirectory, names: &[String]) -> Result<Vec<File>, DirectoryError> {
+    names.iter().map(|name| directory.open_shared(name)).collect()
+}
+
+/// Whether the VMM took this file as a layer: it wrote a header, and, while it lives, has it open.
+fn is_in_use(directory: &SandboxDirectory, name: &str) -> Result<bool, DirectoryError> {
+    let file = match directory.open_shared(name) {
+        Ok(file) => file,
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut magic = [0; LAYER_MAGIC.len()];
+    if file.read_exact_at(&mut magic, 0).is_err() || &magic != LAYER_MAGIC {
+        return Ok(false);
+    }
+    match live_vmm(directory)? {
+        Some(pid) => Ok(has_open(pid, &file)),
+        None => Ok(true),
+    }
+}
+
+/// PID of the sandbox's VMM while it lives.
+pub(crate) fn live_vmm(directory: &SandboxDirectory) -> Result<Option<u32>, DirectoryError> {
+    let Some(status) = state::status(directory)? else { return Ok(None) };
+    Ok(crate::lock::is_holder(directory, status.pid).then_some(status.pid))
+}
+
+fn has_open(pid: u32, file: &File) -> bool {
+    let Ok(wanted) = file.metadata() else { return false };
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    // The link is followed: what is asked is the file behind the descriptor, whatever it is called by now.
+    descriptors
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .any(|metadata| (metadata.dev(), metadata.ino()) == (wanted.dev(), wanted.ino()))
+}
+
+/// Held by whoever changes what a sandbox is made of.
+#[derive(Debug)]
+pub(crate) struct ChangeLock(#[expect(dead_code, reason = "held for its flock")] OwnedFd);
+
+impl ChangeLock {
+    /// Waits for whoever else changes the sandbox. Cancel safe.
+    pub(crate) async fn take(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(directory.fd(), CHANGE_LOCK, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| directory.error("open", CHANGE_LOCK, error))?;
+        loop {
+            match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(fd)),
+                Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(POLL).await,
+                Err(error) => return Err(directory.error("lock", CHANGE_LOCK, error)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn contents() -> Contents {
+        let content = |path: &str| Content { path: path.into(), sha256: "0".repeat(64) };
+        Contents { vmm: content("v"), kernel: content("k"), image: content("i"), agent: content("a") }
+    }
+
+    fn files(disk: &[&str]) -> Files {
+        Files { disk: disk.iter().map(|name| (*name).to_owned()).collect(), baseline: Some(vec![]) }
+    }
+
+    fn directory() -> (tempfile::TempDir, SandboxDirectory) {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        (home, directory)
+    }
+
+    #[test]
+    fn a_change_that_nobody_finished_is_judged_by_whether_its_layer_was_begun() {
+        let (_home, directory) = directory();
+        directory.write_new("disk.0", LAYER_MAGIC).unwrap();
+        let mut lineage = Lineage::new(contents(), Origin::Boot, None, files(&["disk.0"]));
+        lineage.write(&directory).unwrap();
+        for (content, disk) in
+            [(&b""[..], &["disk.0"][..]), (&[0; 4096], &["disk.0"]), (LAYER_MAGIC, &["disk.0", "disk.1"])]
+        {
+            directory.write_new("disk.1", content).unwrap();
+            let next = Files { baseline: None, ..files(&["disk.0", "disk.1"]) };
+            lineage.announce(&directory, next).unwrap();
+            lineage = Lineage::read(&directory).unwrap();
+            assert_eq!(lineage.files.disk, disk);
+            assert_eq!(directory.has("disk.1"), disk.len() == 2, "an unused layer stays");
+            assert_eq!(Lineage::read(&directory).unwrap(), lineage);
+        }
+        assert_eq!(lineage.files.baseline, None);
+    }
+
+    #[test]
+    fn only_what_is_named_nowhere_is_taken_away() {
+        let (_home, directory) = directory();
+        for name in ["disk.0", "disk.1", "disk.x", "memory.0", "memory.1", "state.0", "state.4", "template"] {
+            directory.write_new(name, b"").unwrap();
+        }
+        let origin = Origin::Snapshot {
+            id: SandboxId::try_from("abcdefgh".to_owned()).unwrap(),
+            name: None,
+            state: "state.0".into(),
+            memory: vec!["memory.0".into()],
+            disk: vec!["disk.0".into()],
+        };
+        let mut lineage = Lineage::new(contents(), origin, None, files(&["disk.0"]));
+        lineage.complete(&directory, files(&["disk.0"])).unwrap();
+        let mut names = directory.names().unwrap();
+        names.retain(|name| !name.starts_with('.'));
+        names.sort();
+        assert_eq!(names, ["disk.0", "disk.x", "lineage.json", "memory.0", "state.0", "template"]);
+        assert_eq!(free_name(&directory, Kind::Disk).unwrap(), "disk.1");
+        assert_eq!(free_name(&directory, Kind::State).unwrap(), "state.1");
+    }
+
+    #[tokio::test]
+    async fn changes_wait_for_each_other() {
+        let (_home, directory) = directory();
+        let first = ChangeLock::take(&directory).await.unwrap();
+        let second = ChangeLock::take(&directory);
+        tokio::pin!(second);
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err());
+        drop(first);
+        second.await.unwrap();
+    }
+}

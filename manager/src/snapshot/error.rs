@@ -1,0 +1,67 @@
+//! Why there is no snapshot, or none that can be used here.
+
+use super::manifest::ManifestError;
+use crate::{control::ControlError, directory::DirectoryError, host::HostError, lineage::LineageError, state::State};
+use sandboxvm_images::bundle::Part;
+use sandboxvm_protocol::identity::SandboxName;
+use std::{io, path::PathBuf};
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// There is none of that name.
+    #[error("no snapshot has the name {0:?}; `sandboxvm snapshot ls` lists them")]
+    Unknown(String),
+    /// The name is taken.
+    #[error("there is a snapshot named \"{0}\" already; choose another name, or `sandboxvm snapshot rm {0}` first")]
+    Taken(SandboxName),
+    /// The sandbox does not run.
+    #[error("sandbox {sandbox} is {state}: only a running one can be snapshotted")]
+    NotRunning {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// What it does instead.
+        state: State,
+    },
+    /// It cannot go on on this host.
+    #[error("the snapshot cannot be used here: {0}; make it again")]
+    OtherHost(String),
+    /// The files it was made with are not there any more.
+    #[error("the snapshot needs the {part} it was made with (SHA-256 {}...), and neither {} nor the bundle has it; make it again", .sha256.get(..12).unwrap_or(.sha256), .path.display())]
+    OtherContent {
+        /// Which file.
+        part: Part,
+        /// Its hash then.
+        sha256: String,
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// A file is not as long as it was.
+    #[error("{} has {len} bytes where {expected} belong: the snapshot is truncated; make it again", .path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// What it should be.
+        expected: u64,
+    },
+    /// Its manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The sandbox's own record.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// The VMM refused or failed; the sandbox runs on unless it says otherwise.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The host cannot be told from others.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The system gave no randomness for an ID.
+    #[error("cannot make a snapshot's ID: {0}")]
+    Entropy(io::Error),
+}

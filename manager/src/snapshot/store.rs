@@ -1,0 +1,181 @@
+//! Snapshots that are there: opening, listing and removing them, and giving a sandbox their files.
+
+use super::{
+    error::SnapshotError,
+    manifest::{MANIFEST, SnapshotManifest},
+};
+use crate::{
+    content,
+    directory::{DirectoryError, SandboxDirectory},
+    home::Home,
+    host::HostIdentity,
+    lineage::{Kind, Origin, TEMPLATE, free_name, open_all},
+    manager::Manager,
+    record::FileRecord,
+    remove,
+    staged::new_id,
+};
+use sandboxvm_images::{
+    bundle::{Bundle, Part},
+    identity::FileIdentity,
+};
+use sandboxvm_protocol::identity::SandboxName;
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+};
+
+/// Name of the state file.
+pub(super) const STATE: &str = "state";
+
+/// A snapshot, by an open directory: removing it meanwhile takes its names away, not what was opened.
+#[derive(Debug)]
+pub(crate) struct StoredSnapshot {
+    directory: SandboxDirectory,
+    pub(crate) manifest: SnapshotManifest,
+}
+
+/// A snapshot's files, open for reading.
+#[derive(Debug)]
+pub(crate) struct SnapshotFiles {
+    pub(crate) state: File,
+    pub(crate) memory: Vec<File>,
+    pub(crate) disk: Vec<File>,
+    pub(crate) template: File,
+}
+
+/// The read-only disks of a machine.
+#[derive(Debug)]
+pub(crate) struct ReadOnlyDisks {
+    pub(crate) agent: (File, FileRecord),
+    pub(crate) image: (File, FileRecord),
+}
+
+impl StoredSnapshot {
+    /// `None` when there is none at `path`.
+    pub(crate) fn open(path: PathBuf) -> Result<Option<Self>, SnapshotError> {
+        let directory = match SandboxDirectory::open(path) {
+            Ok(directory) => directory,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if !directory.has(MANIFEST) && !directory.exists() {
+            // Removed between the two steps.
+            return Ok(None);
+        }
+        let manifest = SnapshotManifest::read(&directory)?;
+        Ok(Some(Self { directory, manifest }))
+    }
+
+    /// The snapshot of this name.
+    pub(crate) fn named(home: &Home, name: &SandboxName) -> Result<Self, SnapshotError> {
+        Self::open(home.snapshot(name))?.ok_or_else(|| SnapshotError::Unknown(name.to_string()))
+    }
+
+    /// Opens its files, and refuses a host that it cannot go on on.
+    pub(crate) fn files(&self) -> Result<SnapshotFiles, SnapshotError> {
+        if let Some(difference) = self.manifest.host.difference(&HostIdentity::read()?) {
+            return Err(SnapshotError::OtherHost(difference));
+        }
+        let names: Vec<String> = self.manifest.memory.iter().map(|file| file.name.clone()).collect();
+        let memory = open_all(&self.directory, &names)?;
+        for (file, recorded) in memory.iter().zip(&self.manifest.memory) {
+            let path = self.directory.path().join(&recorded.name);
+            let len = file.metadata().map_err(|error| DirectoryError::new("examine", &path, error))?.len();
+            if len != recorded.size {
+                return Err(SnapshotError::Truncated { path, len, expected: recorded.size });
+            }
+        }
+        Ok(SnapshotFiles {
+            state: self.directory.open_shared(STATE)?,
+            memory,
+            disk: open_all(&self.directory, &self.manifest.disk)?,
+            template: self.directory.open_shared(TEMPLATE)?,
+        })
+    }
+
+    /// Gives its files names in a sandbox's directory, for as long as the sandbox may need them.
+    pub(crate) fn link_into(&self, into: &SandboxDirectory) -> Result<Origin, SnapshotError> {
+        let link = |from: &str, kind| {
+            let name = free_name(into, kind)?;
+            into.link_from(&self.directory, from, &name)?;
+            Ok(name)
+        };
+        let origin = Origin::Snapshot {
+            id: self.manifest.id.clone(),
+            name: self.manifest.name.clone(),
+            state: link(STATE, Kind::State)?,
+            memory: self.manifest.memory.iter().map(|file| link(&file.name, Kind::Memory)).collect::<Result<_, _>>()?,
+            disk: self.manifest.disk.iter().map(|name| link(name, Kind::Disk)).collect::<Result<_, SnapshotError>>()?,
+        };
+        if !into.has(TEMPLATE) {
+            into.link_from(&self.directory, TEMPLATE, TEMPLATE)?;
+        }
+        Ok(origin)
+    }
+
+    /// Finds the read-only disks it was made with: where they were, else in `bundle`.
+    pub(crate) fn read_only_disks(&self, home: &Home, bundle: &Bundle) -> Result<ReadOnlyDisks, SnapshotError> {
+        let contents = &self.manifest.contents;
+        let find =
+            |part: Part, content: &content::Content| {
+                let at = |path: &PathBuf| {
+                    let mut bundle = bundle.clone();
+                    match part {
+                        Part::Agent => bundle.agent.clone_from(path),
+                        _ => bundle.image.clone_from(path),
+                    }
+                    let file = bundle.open_part(part).ok()?;
+                    let identity = FileIdentity::from(&file.metadata().ok()?);
+                    let found = content::of(home, &file, path).ok()?;
+                    (found.sha256 == content.sha256).then(|| (file, FileRecord { path: path.clone(), identity }))
+                };
+                at(&content.path).or_else(|| at(&bundle.path(part).to_owned())).ok_or_else(|| {
+                    SnapshotError::OtherContent { part, sha256: content.sha256.clone(), path: content.path.clone() }
+                })
+            };
+        Ok(ReadOnlyDisks { agent: find(Part::Agent, &contents.agent)?, image: find(Part::Image, &contents.image)? })
+    }
+}
+
+impl Manager {
+    /// All named snapshots, oldest first. One whose manifest is damaged is left out; using it says what is wrong.
+    ///
+    /// # Errors
+    /// When the home cannot be listed.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotManifest>, DirectoryError> {
+        let path = self.home.snapshots();
+        let entries = fs::read_dir(&path).map_err(|error| DirectoryError::new("list", &path, error))?;
+        let mut manifests: Vec<SnapshotManifest> =
+            entries.flatten().filter_map(|entry| Some(StoredSnapshot::open(entry.path()).ok()??.manifest)).collect();
+        manifests.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(manifests)
+    }
+
+    /// Removes a snapshot. Sandboxes and snapshots that were made from it keep what they need.
+    ///
+    /// # Errors
+    /// When there is none of that name, or its files cannot be removed.
+    pub fn remove_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+        let unknown = || SnapshotError::Unknown(name.to_owned());
+        let name = SandboxName::try_from(name.to_owned()).map_err(|_| unknown())?;
+        remove_directory(&self.home, self.home.snapshot(&name))?.then_some(()).ok_or_else(unknown)
+    }
+}
+
+/// Takes a snapshot's directory out of sight in one step, then away; false when there is none.
+pub(crate) fn remove_directory(home: &Home, path: PathBuf) -> Result<bool, SnapshotError> {
+    let mut directory = match SandboxDirectory::open(path) {
+        Ok(directory) => directory,
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let trash = home.trash().join(new_id().map_err(SnapshotError::Entropy)?.as_str());
+    match directory.rename_to(trash.clone()) {
+        Ok(()) => {}
+        Err(error) if error.is_not_found() => return Ok(false),
+        Err(error) => return Err(error.into()),
+    }
+    remove::delete(&trash)?;
+    Ok(true)
+}

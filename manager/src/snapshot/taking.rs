@@ -1,0 +1,243 @@
+//! Making a snapshot of a running sandbox. The VMM writes state and memory into files of a staged directory; the rest
+//! is links to what the sandbox has already. A kill -9 at any moment leaves a staged directory that a sweep takes away,
+//! or a whole snapshot.
+
+use super::{
+    error::SnapshotError,
+    manifest::{FORMAT, MANIFEST, MemoryFile, SnapshotManifest},
+    store::STATE,
+};
+use crate::{
+    control::ControlError,
+    directory::{DirectoryError, SandboxDirectory},
+    home::Home,
+    host::HostIdentity,
+    launch::LaunchFiles,
+    lineage::{ChangeLock, Files, Kind, Lineage, TEMPLATE, free_name, live_vmm},
+    lock,
+    manager::Manager,
+    remove,
+    sandbox::Sandbox,
+    staged::new_id,
+    sweep,
+    wire::WireError,
+};
+use rustix::fs::OFlags;
+use sandboxvm_protocol::{
+    identity::{SandboxId, SandboxName},
+    vmm::{ControlReply, ControlRequest, SnapshotReport, SnapshotRequest},
+};
+use std::{
+    fs::File,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+/// Writing memory, and syncing it, to a slow disk.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(600);
+/// The new memory file before its number is known.
+const NEW_MEMORY: &str = "memory.new";
+
+/// A snapshot that was made.
+#[derive(Debug)]
+pub struct SnapshotTaken {
+    /// What it is.
+    pub manifest: SnapshotManifest,
+    /// What it took.
+    pub report: SnapshotReport,
+}
+
+impl Sandbox {
+    /// Makes a snapshot of all of it. The sandbox stands still for some milliseconds and runs on.
+    ///
+    /// # Errors
+    /// Every [`SnapshotError`]. The sandbox runs on, and nothing of the snapshot is left.
+    pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+        let destination = self.home.snapshot(&name);
+        if destination.exists() {
+            return Err(SnapshotError::Taken(name));
+        }
+        take(self, Some(name), &destination).await
+    }
+}
+
+impl Manager {
+    /// True when a snapshot of this name is there.
+    #[must_use]
+    pub fn has_snapshot(&self, name: &SandboxName) -> bool {
+        self.home.snapshot(name).exists()
+    }
+}
+
+/// Makes a snapshot of `sandbox` at `destination`, where nothing may be yet.
+pub(crate) async fn take(
+    sandbox: &Sandbox,
+    name: Option<SandboxName>,
+    destination: &Path,
+) -> Result<SnapshotTaken, SnapshotError> {
+    let directory = &sandbox.directory;
+    let _change = ChangeLock::take(directory).await?;
+    let state = sandbox.state()?;
+    let not_running = || SnapshotError::NotRunning { sandbox: sandbox.label(), state: state.clone() };
+    if !state.is_live() {
+        return Err(not_running());
+    }
+    let mut control = sandbox.control().await?;
+    // See `Lineage::read`.
+    control.stats().await?;
+    let mut lineage = Lineage::read(directory)?;
+    let pagemap = pagemap(directory)?.ok_or_else(not_running)?;
+    let staged = StagedSnapshot::begin(&sandbox.home)?;
+    let before = lineage.files.clone();
+
+    let files = NewFiles::make(directory, &staged.directory)?;
+    let mut disk = before.disk.clone();
+    disk.push(files.top_name.clone());
+    if let Err(error) = lineage.announce(directory, Files { disk: disk.clone(), baseline: None }) {
+        // On a full disk: the VMM was not asked for anything yet.
+        directory.unlink(&files.top_name)?;
+        return Err(error.into());
+    }
+    let mut sent = LaunchFiles::default();
+    let request = ControlRequest::Snapshot(SnapshotRequest {
+        state: sent.add(&files.state),
+        memory: sent.add(&files.memory),
+        pagemap: sent.add(&pagemap),
+        disk_tops: vec![sent.add(&files.top)],
+        full: before.baseline.is_none(),
+    });
+    let report = match control.request_with(&request, &sent, WRITTEN_WITHIN).await? {
+        ControlReply::Snapshot(report) => report,
+        ControlReply::Failed { message } => {
+            // First, because it makes room on a full disk.
+            drop(staged);
+            refused(&mut lineage, directory, before.baseline);
+            return Err(ControlError::Refused(message).into());
+        }
+        _ => return Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+    };
+
+    let memory_name = free_name(directory, Kind::Memory)?;
+    directory.link_from(&staged.directory, NEW_MEMORY, &memory_name)?;
+    let parent = lineage.parent.take().filter(|_| !report.self_contained);
+    let mut baseline = before.baseline.filter(|_| !report.self_contained).unwrap_or_default();
+    baseline.push(memory_name);
+    let manifest = SnapshotManifest {
+        format: FORMAT,
+        id: staged.id.clone(),
+        name: name.clone(),
+        created_at: SystemTime::now(),
+        sandbox: sandbox.record.id.clone(),
+        parent,
+        vcpus: sandbox.record.vcpus,
+        memory_bytes: sandbox.record.memory_bytes,
+        disk_bytes: sandbox.record.disk_bytes,
+        env: sandbox.record.env.clone(),
+        host: HostIdentity::read()?,
+        contents: lineage.contents.clone(),
+        memory: (0..baseline.len())
+            .map(|n| MemoryFile { name: Kind::Memory.name(n), size: sandbox.record.memory_bytes.bytes() })
+            .collect(),
+        disk: (0..before.disk.len()).map(|n| Kind::Disk.name(n)).collect(),
+    };
+    staged.fill(directory, &baseline, &before.disk)?;
+    manifest.write(&staged.directory)?;
+    lineage.parent = Some(staged.id.clone());
+    lineage.complete(directory, Files { disk, baseline: Some(baseline) })?;
+    staged.publish(name, destination)?;
+    Ok(SnapshotTaken { manifest, report })
+}
+
+/// The snapshot failed in the VMM, which compares the next one with what it did before.
+fn refused(lineage: &mut Lineage, directory: &SandboxDirectory, baseline: Option<Vec<String>>) {
+    // Where this cannot be written down, what was announced is judged again next time.
+    if lineage.conclude(directory).is_ok() && lineage.files.baseline != baseline {
+        lineage.files.baseline = baseline;
+        let _ = lineage.write(directory);
+    }
+}
+
+/// The VMM's page map, by its PID, which is only believed of the process that holds the lock.
+fn pagemap(directory: &SandboxDirectory) -> Result<Option<File>, DirectoryError> {
+    let Some(pid) = live_vmm(directory)? else { return Ok(None) };
+    let path = format!("/proc/{pid}/pagemap");
+    let file = File::open(&path).map_err(|error| DirectoryError::new("open", &path, error))?;
+    // Still the holder, so it was when the file was opened.
+    Ok(lock::is_holder(directory, pid).then_some(file))
+}
+
+/// What the VMM writes to.
+struct NewFiles {
+    state: File,
+    memory: File,
+    top: File,
+    top_name: String,
+}
+
+impl NewFiles {
+    fn make(sandbox: &SandboxDirectory, staged: &SandboxDirectory) -> Result<Self, DirectoryError> {
+        let top_name = free_name(sandbox, Kind::Disk)?;
+        Ok(Self {
+            state: staged.create_file(STATE)?,
+            memory: staged.create_file(NEW_MEMORY)?,
+            top: sandbox.create_file(&top_name)?,
+            top_name,
+        })
+    }
+}
+
+/// A snapshot that nobody can see yet; dropping it takes everything back.
+struct StagedSnapshot<'a> {
+    home: &'a Home,
+    directory: SandboxDirectory,
+    id: SandboxId,
+    published: bool,
+}
+
+impl<'a> StagedSnapshot<'a> {
+    fn begin(home: &'a Home) -> Result<Self, SnapshotError> {
+        let id = new_id().map_err(SnapshotError::Entropy)?;
+        Ok(Self { home, directory: sweep::new_staged(home, &id)?, id, published: false })
+    }
+
+    /// Links the files that the sandbox has.
+    fn fill(&self, sandbox: &SandboxDirectory, memory: &[String], disk: &[String]) -> Result<(), DirectoryError> {
+        self.directory.unlink(NEW_MEMORY)?;
+        for (kind, names) in [(Kind::Memory, memory), (Kind::Disk, disk)] {
+            for (number, name) in names.iter().enumerate() {
+                self.directory.link_from(sandbox, name, &kind.name(number))?;
+            }
+        }
+        self.directory.link_from(sandbox, TEMPLATE, TEMPLATE)
+    }
+
+    /// Makes it durable, then visible.
+    fn publish(mut self, name: Option<SandboxName>, destination: &Path) -> Result<(), SnapshotError> {
+        let manifest = self.directory.open_file(MANIFEST, OFlags::RDONLY)?;
+        manifest.sync_all().map_err(|error| self.directory.error("sync", MANIFEST, error))?;
+        self.directory.sync()?;
+        match self.directory.rename_to(destination.to_owned()) {
+            Ok(()) => self.published = true,
+            Err(error) if error.is_already_there() && name.is_some() => {
+                return Err(SnapshotError::Taken(name.expect("checked in the pattern")));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(parent) = destination.parent() {
+            SandboxDirectory::open(parent.to_owned())?.sync()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StagedSnapshot<'_> {
+    fn drop(&mut self) {
+        if !self.published {
+            let trash = self.home.trash().join(self.id.as_str());
+            // The caller has a better error to report; a sweep takes what stays.
+            if self.directory.rename_to(trash.clone()).is_ok() {
+                let _ = remove::delete(&trash);
+            }
+        }
+    }
+}

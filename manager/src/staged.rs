@@ -1,0 +1,79 @@
+//! A sandbox being made: its directory in `staging/`, where nobody looks, until it is whole and moved into sight.
+
+use crate::{
+    directory::{DirectoryError, SandboxDirectory},
+    home::Home,
+    identity::fill_random,
+    names::{self, NameError},
+    record::SandboxRecord,
+    remove,
+    sandbox::Sandbox,
+    sweep,
+};
+use sandboxvm_protocol::identity::SandboxId;
+use std::{fs::File, io};
+
+/// An ID that nothing has.
+pub(crate) fn new_id() -> io::Result<SandboxId> {
+    let mut entropy = [0; 10];
+    fill_random(&mut entropy)?;
+    Ok(SandboxId::from_entropy(entropy))
+}
+
+/// A sandbox that nobody can see yet; dropping it takes everything back.
+#[derive(Debug)]
+pub(crate) struct Staged<'a> {
+    home: &'a Home,
+    directory: Option<SandboxDirectory>,
+    record: SandboxRecord,
+}
+
+impl<'a> Staged<'a> {
+    /// Makes the directory and takes the name.
+    pub(crate) fn begin(home: &'a Home, record: SandboxRecord) -> Result<Self, NameError> {
+        let directory = sweep::new_staged(home, &record.id)?;
+        let staged = Self { home, directory: Some(directory), record };
+        if let Some(name) = &staged.record.name {
+            names::claim(home, name, &staged.record.id)?;
+        }
+        Ok(staged)
+    }
+
+    pub(crate) fn directory(&self) -> &SandboxDirectory {
+        self.directory.as_ref().expect("taken only by methods that consume self")
+    }
+
+    pub(crate) fn record(&self) -> &SandboxRecord {
+        &self.record
+    }
+
+    /// Makes it visible.
+    pub(crate) fn publish(mut self) -> Result<Sandbox, DirectoryError> {
+        if self.record.ephemeral {
+            let mark = self.home.ephemeral_mark(&self.record.id);
+            File::create(&mark).map_err(|e| DirectoryError::new("create", mark, e))?;
+        }
+        let path = self.home.sandbox(&self.record.id);
+        self.directory.as_mut().expect("taken only by methods that consume self").rename_to(path)?;
+        Ok(self.into_sandbox())
+    }
+
+    /// Lets it run where it is, unseen. Only for a VMM that ends with this process.
+    pub(crate) fn keep_hidden(self) -> Sandbox {
+        self.into_sandbox()
+    }
+
+    fn into_sandbox(mut self) -> Sandbox {
+        let directory = self.directory.take().expect("taken only by methods that consume self");
+        Sandbox { home: self.home.clone(), directory, record: self.record.clone() }
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(directory) = self.directory.take() {
+            // The caller has a better error to report; a sweep takes what stays.
+            let _ = remove::discard(self.home, directory, &self.record.id, self.record.name.as_ref());
+        }
+    }
+}
