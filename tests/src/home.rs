@@ -3,7 +3,7 @@
 use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
     cli::{self, Finished, Invocation, Running},
-    leaks, processes,
+    leaks, processes, seed,
     terminal::TerminalSession,
 };
 use sandboxvm_protocol::vmm::VmStatus;
@@ -27,7 +27,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// A new, empty home; `None` with `SANDBOXVM_NO_KVM=1`, where the test is to return at once.
+    /// A new home without sandboxes, which need not boot (see [`seed`]); `None` with `SANDBOXVM_NO_KVM=1`, where the test is to return at once.
     ///
     /// # Panics
     /// When KVM or something to test is missing.
@@ -38,7 +38,9 @@ impl Home {
             return None;
         }
         let directory = tempfile::Builder::new().prefix("sandboxvm-test-").tempdir().expect("a temporary directory");
-        Some(Self { directory, artefacts: Artefacts::find() })
+        let home = Self { directory, artefacts: Artefacts::find() };
+        seed::plant(&home.path(), &home.artefacts);
+        Some(home)
     }
 
     /// A path of the test's own, beside the home proper, that goes away with it.

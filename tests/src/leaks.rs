@@ -3,6 +3,7 @@
 use crate::{
     home::eventually,
     processes::{self},
+    seed::SHARED,
 };
 use std::{
     fs,
@@ -22,7 +23,7 @@ pub fn assert_nothing_left(home: &Path) {
     }
 }
 
-/// Everything that is left, one line each. Disk templates are no trace of a sandbox: all share them.
+/// Everything that is left, one line each. What all sandboxes share is no trace of one.
 #[must_use]
 pub fn what_is_left(home: &Path) -> Vec<String> {
     let mut left = Vec::new();
@@ -31,7 +32,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if entry.file_name() == "templates" {
+        if SHARED.iter().any(|shared| entry.file_name() == *shared) {
             continue;
         }
         files_below(&entry.path(), &mut files);

@@ -3,6 +3,7 @@
 //!
 //! - [`home`]: a fresh `SANDBOXVM_HOME`, the sandboxes made in it, and taking all of it away again.
 //! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
+//! - [`seed`]: the booted machine that all homes share.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
 //! - [`processes`]: the processes of the host that have to do with a home.
 //! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
@@ -20,4 +21,5 @@ pub mod home;
 pub mod leaks;
 pub mod memory;
 pub mod processes;
+pub mod seed;
 pub mod terminal;
