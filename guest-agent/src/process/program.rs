@@ -9,6 +9,9 @@ use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use std::ffi::CStr;
 
+/// More of PATH is not searched: each directory is a call, and everything waits meanwhile.
+const MOST_DIRECTORIES: usize = 256;
+
 /// A program that cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
@@ -54,7 +57,7 @@ impl Candidates {
             return Ok(Self(candidates));
         }
         let mut refused = None;
-        let directories = path.split(|byte| *byte == b':').filter(|_| !name.is_empty());
+        let directories = path.split(|byte| *byte == b':').take(MOST_DIRECTORIES).filter(|_| !name.is_empty());
         for directory in directories {
             // An empty entry is the working directory (execvp(3)).
             let directory = if directory.is_empty() { b"." } else { directory };

@@ -12,25 +12,30 @@
 //! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], one frame and one read buffer for each connection, one stdin window
 //! for each process.
 
+mod clock;
 mod connection;
+mod ending;
 pub(crate) mod listener;
 mod requests;
+mod signals;
 pub(crate) mod slab;
 mod streams;
 mod token;
 
 use crate::process::Process;
 use crate::process::spawn::Spawner;
+use clock::{later, now};
 use connection::{Connection, End};
+use ending::Ending;
 use listener::{Accepted, Listener};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, WaitStatus, wait};
-use rustix::time::{ClockId, clock_gettime};
-use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, Failure, FailureKind, OnDisconnect, SignalNumber};
+use rustix::process::{WaitOptions, wait};
+use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind, OnDisconnect, SignalNumber};
+use signals::{child_signals, disinherit, exit_status};
 use slab::{Key, Slab};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use token::{Pipe, Token};
 
@@ -43,8 +48,8 @@ const MAX_PROCESSES: u32 = 1024;
 /// How long accepting pauses when there is no file or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Between SIGKILL to everything and giving up on what did not die of it.
-const KILL_GRACE: Duration = Duration::from_secs(2);
+/// Most children reaped in one turn: a guest can make orphans as fast as they are reaped.
+const REAPED: usize = 256;
 
 /// Events taken in one turn.
 const BATCH: usize = 64;
@@ -72,17 +77,6 @@ pub(crate) enum Role {
     Init,
     /// An ordinary process: owns those it started.
     Service,
-}
-
-/// How far a shutdown has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// None was asked for.
-    No,
-    /// SIGTERM was sent; SIGKILL follows at this time.
-    Terminating(u64),
-    /// SIGKILL was sent; given up at this time.
-    Killing(u64),
 }
 
 /// The agent's server.
@@ -175,7 +169,7 @@ impl Server {
         for key in std::mem::take(&mut self.due) {
             self.serve_process(key);
         }
-        self.ending != Ending::No && self.is_childless
+        self.has_ended()
     }
 
     /// Remembers what an event says.
@@ -273,7 +267,7 @@ impl Server {
         let mut information = [0; size_of::<libc::signalfd_siginfo>()];
         // Only re-arms the descriptor: one SIGCHLD may stand for many children, so they are asked for below.
         let _ = rustix::io::read(&self.signals, &mut information);
-        self.is_childless = loop {
+        for _ in 0..REAPED {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     let found = self.processes.iter_mut().find(|(_, process)| process.pid == pid);
@@ -284,11 +278,15 @@ impl Server {
                         self.make_due(key);
                     }
                 }
-                Ok(None) => break false,
                 Err(Errno::INTR) => {}
-                Err(_) => break true,
+                none => {
+                    self.is_childless = none.is_err();
+                    return;
+                }
             }
-        };
+        }
+        self.reap_due = true;
+        self.is_childless = false;
     }
 
     /// Has a process looked at in this turn, or the next.
@@ -303,7 +301,7 @@ impl Server {
 
     /// How long the next wait may last.
     fn timeout(&mut self) -> Option<Timespec> {
-        if !self.due.is_empty() || !self.receiving.is_empty() {
+        if self.reap_due || !self.due.is_empty() || !self.receiving.is_empty() {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let next = self.deadlines().min()?;
@@ -315,10 +313,7 @@ impl Server {
     }
 
     fn deadlines(&mut self) -> impl Iterator<Item = u64> {
-        let ending = match self.ending {
-            Ending::No => None,
-            Ending::Terminating(at) | Ending::Killing(at) => Some(at),
-        };
+        let ending = self.ending.deadline();
         let processes = self.processes.iter_mut().filter_map(|(_, process)| process.deadline);
         processes.chain(self.accept_again).chain(ending)
     }
@@ -339,31 +334,7 @@ impl Server {
             let watched = self.watch(&self.listener, Token::Listener, epoll::EventFlags::IN);
             self.accept_again = watched.is_err().then(|| later(ACCEPT_PAUSE));
         }
-        match self.ending {
-            Ending::Terminating(at) if at <= now => {
-                self.signal_everything(SignalNumber::KILL);
-                self.ending = Ending::Killing(later(KILL_GRACE));
-            }
-            Ending::Killing(at) if at <= now => self.is_childless = true,
-            _ => {}
-        }
-    }
-
-    /// Starts the end of the machine: everything gets SIGTERM now, and SIGKILL after `grace`.
-    fn begin_ending(&mut self, grace: Duration) {
-        if self.ending == Ending::No {
-            self.signal_everything(SignalNumber::TERM);
-            self.ending = Ending::Terminating(later(grace));
-            self.reap();
-        }
-    }
-
-    fn signal_everything(&mut self, signal: SignalNumber) {
-        match self.role {
-            // SAFETY: kill(2) touches no memory. Of PID 1, -1 means every process but itself.
-            Role::Init => drop(unsafe { libc::kill(-1, i32::from(signal.get())) }),
-            Role::Service => self.processes.iter_mut().for_each(|(_, process)| process.signal(signal)),
-        }
+        self.go_on_ending(now);
     }
 
     /// Forgets a connection and lets its process know.
@@ -388,60 +359,4 @@ impl Server {
         }
         self.make_due(process_key);
     }
-}
-
-/// Blocks the signals the agent handles or must not die of, and makes a descriptor that tells of ended children.
-/// SIGPIPE is blocked rather than ignored: a process would inherit the latter.
-fn child_signals() -> Result<OwnedFd, Errno> {
-    let last = || Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: initialises the set it is given.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: initialised above.
-    let mut set = unsafe { set.assume_init() };
-    // SAFETY: a valid set and signal.
-    unsafe { libc::sigaddset(&raw mut set, libc::SIGCHLD) };
-    let children = set;
-    // SAFETY: a valid set and signal.
-    unsafe { libc::sigaddset(&raw mut set, libc::SIGPIPE) };
-    // SAFETY: reads one valid set, writes nowhere.
-    if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } != 0 {
-        return Err(last());
-    }
-    // SAFETY: reads one valid set; -1 asks for a new descriptor.
-    let fd = unsafe { libc::signalfd(-1, &raw const children, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-    // SAFETY: not negative, so a descriptor just made for us.
-    if fd < 0 { Err(last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
-}
-
-/// Undoes what the agent's own parent may have left it with, since processes would inherit it: ignored signals and open
-/// files. Init starts with neither.
-fn disinherit() {
-    for signal in 1..=64 {
-        // SAFETY: no handler is involved. Refused for the two signals that cannot be changed and those libc reserves.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    // SAFETY: only marks descriptors to be closed on exec.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-}
-
-/// The wire's form of a wait status; `None` for a process that has not ended.
-fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
-    if let Some(code) = status.exit_status() {
-        return u8::try_from(code).ok().map(ExitStatus::Code);
-    }
-    let signal = u8::try_from(status.terminating_signal()?).ok()?;
-    SignalNumber::try_from(signal).ok().map(ExitStatus::Signal)
-}
-
-/// Monotonic time in nanoseconds; in a guest, no system call.
-fn now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
-}
-
-/// The time `wait` from now.
-fn later(wait: Duration) -> u64 {
-    now().saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }

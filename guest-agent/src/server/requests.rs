@@ -1,9 +1,11 @@
 //! What hosts ask for: from received bytes to an answer or a process.
 
+use super::clock::later;
 use super::connection::{Connection, End, Received};
+use super::ending::Ending;
 use super::slab::Key;
 use super::token::{Pipe, Token};
-use super::{Ending, Role, Server, later};
+use super::{Role, Server};
 use crate::identity;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, WIRE};

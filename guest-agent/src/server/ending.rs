@@ -1,0 +1,69 @@
+//! The end of the machine as the server sees it: every process gets the chance to end, then no choice.
+//!
+//! Serving goes on meanwhile, so that last words and exit statuses reach their hosts. What comes after the last process
+//! (disks, reset) is the caller's.
+
+use super::clock::later;
+use super::{Role, Server};
+use sandboxvm_protocol::agent::SignalNumber;
+use std::time::Duration;
+
+/// Between SIGKILL to everything and giving up on what did not die of it.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// How far a shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// None was asked for.
+    No,
+    /// SIGTERM was sent; SIGKILL follows at this time.
+    Terminating(u64),
+    /// SIGKILL was sent; given up at this time.
+    Killing(u64),
+}
+
+impl Ending {
+    /// When it next needs attention.
+    pub(super) fn deadline(self) -> Option<u64> {
+        match self {
+            Self::No => None,
+            Self::Terminating(at) | Self::Killing(at) => Some(at),
+        }
+    }
+}
+
+impl Server {
+    /// Starts the end of the machine: everything gets SIGTERM now, and SIGKILL after `grace`.
+    pub(super) fn begin_ending(&mut self, grace: Duration) {
+        if self.ending == Ending::No {
+            self.signal_everything(SignalNumber::TERM);
+            self.ending = Ending::Terminating(later(grace));
+            self.reap();
+        }
+    }
+
+    fn signal_everything(&mut self, signal: SignalNumber) {
+        match self.role {
+            // SAFETY: kill(2) touches no memory. Of PID 1, -1 means every process but itself.
+            Role::Init => drop(unsafe { libc::kill(-1, i32::from(signal.get())) }),
+            Role::Service => self.processes.iter_mut().for_each(|(_, process)| process.signal(signal)),
+        }
+    }
+
+    /// Takes the next step, if its time has come.
+    pub(super) fn go_on_ending(&mut self, now: u64) {
+        match self.ending {
+            Ending::Terminating(at) if at <= now => {
+                self.signal_everything(SignalNumber::KILL);
+                self.ending = Ending::Killing(later(KILL_GRACE));
+            }
+            Ending::Killing(at) if at <= now => self.is_childless = true,
+            _ => {}
+        }
+    }
+
+    /// True when nothing is left to wait for.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ending != Ending::No && self.is_childless
+    }
+}
