@@ -3,11 +3,28 @@
 use crate::host::{Agent, Event, command, exists, hello, script, text, wait_until};
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, OnDisconnect, SignalNumber, WIRE};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 fn signal(number: u8) -> SignalNumber {
     SignalNumber::try_from(number).unwrap()
+}
+
+/// Writes a file to be executed. Not by this process: another test's thread may be forking, and while its child holds
+/// the file open for writing nobody can execute it (ETXTBSY).
+fn write_program(agent: &Agent, path: &Path, content: &str, mode: &str) -> String {
+    let path = path.to_str().unwrap();
+    let written = agent.run(command(&[
+        "sh",
+        "-c",
+        "printf '%s\n' \"$2\" >\"$1\"; chmod \"$3\" \"$1\"",
+        "sh",
+        path,
+        content,
+        mode,
+    ]));
+    assert_eq!(written.status, ExitStatus::Code(0));
+    path.to_owned()
 }
 
 #[test]
@@ -51,16 +68,10 @@ fn a_program_that_is_not_there_is_127() {
 fn a_program_that_cannot_run_is_126() {
     let agent = Agent::start();
     let directory = agent.directory();
-    let make = |name: &str, content: &str, mode| {
-        let path = directory.join(name);
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
     let not_executable = [
-        make("data", "echo hello\n", 0o644),
-        make("no-format", "echo hello\n", 0o755),
-        make("no-interpreter", "#!/no/such/interpreter\n", 0o755),
+        write_program(&agent, &directory.join("data"), "echo hello", "644"),
+        write_program(&agent, &directory.join("no-format"), "echo hello", "755"),
+        write_program(&agent, &directory.join("no-interpreter"), "#!/no/such/interpreter", "755"),
         directory.to_str().unwrap().to_owned(),
     ];
     for path in &not_executable {
@@ -82,11 +93,9 @@ fn a_program_that_cannot_run_is_126() {
 fn path_is_searched_in_order_with_the_requests_own_path() {
     let agent = Agent::start();
     let directory = agent.directory();
-    for (name, mode) in [("first", 0o644), ("second", 0o755), ("third", 0o755)] {
+    for (name, mode) in [("first", "644"), ("second", "755"), ("third", "755")] {
         fs::create_dir(directory.join(name)).unwrap();
-        let path = directory.join(name).join("tool");
-        fs::write(&path, format!("#!/bin/sh\necho {name}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        write_program(&agent, &directory.join(name).join("tool"), &format!("#!/bin/sh\necho {name}"), mode);
     }
     let at = |name: &str| directory.join(name).display().to_string();
     let mut request = command(&["tool"]);
@@ -172,8 +181,7 @@ fn another_user_brings_its_own_ids_groups_and_home() {
 fn another_user_cannot_run_what_only_root_may() {
     let agent = Agent::start();
     let path = agent.directory().join("private");
-    fs::write(&path, "#!/bin/sh\n").unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    write_program(&agent, &path, "#!/bin/sh", "700");
     let mut request = command(&[path.to_str().unwrap()]);
     request.cwd = Some(text("/"));
     assert_eq!(agent.run(request.clone()).status, ExitStatus::Code(0));
@@ -211,6 +219,7 @@ fn a_process_starts_clean() {
 #[test]
 fn twenty_processes_at_once_do_not_mix() {
     let agent = Agent::start();
+    assert!(agent.answers_ping());
     let files = agent.open_files();
     std::thread::scope(|scope| {
         for index in 0..20 {
@@ -226,7 +235,7 @@ fn twenty_processes_at_once_do_not_mix() {
             });
         }
     });
-    wait_until("all files are closed", || agent.open_files() == files);
+    wait_until("all files are closed", || agent.open_files() <= files);
 }
 
 #[test]

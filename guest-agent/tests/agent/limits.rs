@@ -96,7 +96,7 @@ fn a_thousand_processes_leave_nothing() {
     for _ in 0..1000 {
         assert_eq!(agent.run(command(&["true"])).status, ExitStatus::Code(0));
     }
-    wait_until("all files are closed", || agent.open_files() == files);
+    wait_until("all files are closed", || agent.open_files() <= files);
     let grown = agent.resident().saturating_sub(memory);
     assert!(grown < 256, "the agent grew by {grown} KiB");
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", agent.pid())).unwrap();
