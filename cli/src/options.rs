@@ -253,7 +253,7 @@ fn shortened(value: &OsString) -> String {
     format!("{short:?}")
 }
 
-fn name(text: &str) -> Result<SandboxName, String> {
+pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
     SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 

@@ -9,7 +9,7 @@ use crate::{
     identity,
     last_words::LastWords,
     launch::LaunchError,
-    lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name},
+    lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks},
     manager::Manager,
     names::NameError,
     parts::{MachineFiles, Parts, SourceFiles},
@@ -361,6 +361,7 @@ pub(crate) fn boot(
     staged.record().write(directory)?;
     identity::make_due(directory)?;
     directory.link(&basis.template, TEMPLATE)?;
+    keep_disks(directory, &basis.open.agent, &basis.open.image)?;
     let top = free_name(directory, Kind::Disk)?;
     let layers = [directory.create_file(&top)?];
     let files = Files { disk: vec![top], baseline: Some(Vec::new()) };
@@ -403,6 +404,7 @@ fn restore(
     staged.record().write(directory)?;
     identity::make_due(directory)?;
     let origin = snapshot.link_into(directory)?;
+    keep_disks(directory, disks.agent, disks.image)?;
     let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
     let top = free_name(directory, Kind::Disk)?;
     let mut layers = snapshot_files.disk;

@@ -28,6 +28,9 @@ const LINEAGE: &str = "lineage.json";
 const CHANGE_LOCK: &str = "change.lock";
 /// The raw image below the disk's layers.
 pub(crate) const TEMPLATE: &str = "template";
+/// The base image and the agent disk, where the bundle is on the home's file system: an upgrade replaces them there.
+pub(crate) const IMAGE: &str = "image";
+pub(crate) const AGENT: &str = "agent";
 /// A record has a line per file.
 const MAX_LINEAGE: u64 = 1 << 20;
 const FORMAT: u32 = 1;
@@ -224,6 +227,24 @@ impl Kind {
     pub(crate) fn name(self, number: usize) -> String {
         format!("{}{number}", self.prefix())
     }
+}
+
+/// Keeps the read-only disks of a machine, where that can be done without copying.
+pub(crate) fn keep_disks(directory: &SandboxDirectory, agent: &File, image: &File) -> Result<(), DirectoryError> {
+    for (file, name) in [(agent, AGENT), (image, IMAGE)] {
+        directory.unlink(name)?;
+        // Otherwise they are found where they were, as long as they are there.
+        let _ = directory.link(file, name);
+    }
+    Ok(())
+}
+
+/// Links everything besides layers and memory that a copy of a machine, or a snapshot of it, is made of.
+pub(crate) fn share_disks(from: &SandboxDirectory, to: &SandboxDirectory) -> Result<(), DirectoryError> {
+    for name in [AGENT, IMAGE].into_iter().filter(|name| from.has(name)) {
+        to.link_from(from, name, name)?;
+    }
+    to.link_from(from, TEMPLATE, TEMPLATE)
 }
 
 /// A name of this kind that no file of `directory` has. Under the change lock, or while nobody else sees it.

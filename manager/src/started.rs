@@ -3,7 +3,7 @@
 use crate::{
     control::ControlError,
     create::CreateError,
-    directory::DirectoryError,
+    directory::{DirectoryError, SandboxDirectory},
     last_words::LastWords,
     launch::VmmProcess,
     remove,
@@ -68,18 +68,12 @@ impl StartedSandbox {
         if self.is_ready {
             return Ok(());
         }
-        let Err(cause) = self.boot().await else {
-            self.is_ready = true;
-            return Ok(());
-        };
-        let mut last_words = LastWords::read(&self.sandbox().directory);
-        if let StartError::Ended(ExitReason::BadConfig { message } | ExitReason::HostFailure { message }) = &cause
-            && last_words.vmm.ends_with(message)
-        {
-            // The cause says it already.
-            last_words.vmm.clear();
-        }
-        Err(CreateError::Start { cause, last_words })
+        let within = self.boot_timeout;
+        let directory = &self.sandbox.as_ref().expect("taken only by methods that consume self").directory;
+        let vmm = self.vmm.as_mut().expect("set by start, taken only by methods that consume self");
+        ready(directory, vmm, within).await?;
+        self.is_ready = true;
+        Ok(())
     }
 
     /// As [`Self::ready`], and the machine knows its name, the time and randomness of its own: it can be handed on.
@@ -94,29 +88,6 @@ impl StartedSandbox {
                 let last_words = LastWords::read(&self.sandbox().directory);
                 Err(CreateError::Start { cause: StartError::TimedOut(self.boot_timeout), last_words })
             }
-        }
-    }
-
-    async fn boot(&mut self) -> Result<(), StartError> {
-        let within = self.boot_timeout;
-        let vmm = self.vmm.as_mut().expect("set by start, taken only by methods that consume self");
-        let failure = match timeout(within, vmm.channel.ready()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(failure)) => failure,
-            Err(_) => {
-                vmm.kill();
-                vmm.wait().await;
-                return Err(StartError::TimedOut(within));
-            }
-        };
-        // Its last words are in the logs and the status file once it is gone.
-        let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
-        if let ControlError::Ended(reason) = failure {
-            return Err(StartError::Ended(reason));
-        }
-        match state::read(&self.sandbox().directory) {
-            Ok(State::Exited { reason }) => Err(StartError::Ended(reason)),
-            _ => Err(StartError::Vanished(exit.map_or_else(|| failure.to_string(), |status| status.to_string()))),
         }
     }
 
@@ -150,6 +121,52 @@ impl StartedSandbox {
         }
         removed
     }
+}
+
+/// Waits until the agent of the machine behind `vmm` listens. Cancel safe.
+async fn ready(directory: &SandboxDirectory, vmm: &mut VmmProcess, within: Duration) -> Result<(), CreateError> {
+    let Err(cause) = boot(directory, vmm, within).await else { return Ok(()) };
+    let mut last_words = LastWords::read(directory);
+    if let StartError::Ended(ExitReason::BadConfig { message } | ExitReason::HostFailure { message }) = &cause
+        && last_words.vmm.ends_with(message)
+    {
+        // The cause says it already.
+        last_words.vmm.clear();
+    }
+    Err(CreateError::Start { cause, last_words })
+}
+
+async fn boot(directory: &SandboxDirectory, vmm: &mut VmmProcess, within: Duration) -> Result<(), StartError> {
+    let failure = match timeout(within, vmm.channel.ready()).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(failure)) => failure,
+        Err(_) => {
+            vmm.kill();
+            vmm.wait().await;
+            return Err(StartError::TimedOut(within));
+        }
+    };
+    // Its last words are in the logs and the status file once it is gone.
+    let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
+    if let ControlError::Ended(reason) = failure {
+        return Err(StartError::Ended(reason));
+    }
+    match state::read(directory) {
+        Ok(State::Exited { reason }) => Err(StartError::Ended(reason)),
+        _ => Err(StartError::Vanished(exit.map_or_else(|| failure.to_string(), |status| status.to_string()))),
+    }
+}
+
+/// Waits for a machine that replaces another in its directory, and lets it go on without this process. On a failure,
+/// or when nobody waits any more, it is ended; its directory stays.
+pub(crate) async fn attend(
+    directory: &SandboxDirectory,
+    mut vmm: VmmProcess,
+    within: Duration,
+) -> Result<(), CreateError> {
+    ready(directory, &mut vmm, within).await?;
+    vmm.let_go();
+    Ok(())
 }
 
 impl Drop for StartedSandbox {

@@ -52,7 +52,7 @@ fn row(sandbox: &SandboxSummary, now: SystemTime) -> [String; 6] {
 }
 
 /// The largest unit alone, as nobody needs the rest.
-fn age(age: Duration) -> String {
+pub(super) fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let (number, unit) = match seconds {
         0..60 => (seconds, "second"),

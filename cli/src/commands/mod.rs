@@ -5,14 +5,17 @@ mod completion;
 mod create;
 mod doctor;
 mod exec;
+mod fork;
 mod inspect;
 mod logs;
 mod ls;
 mod pause;
 mod prune;
+mod reset;
 mod resume;
 mod rm;
 mod run;
+mod snapshot;
 mod stats;
 mod stop;
 
@@ -32,6 +35,9 @@ pub(crate) enum Command {
     Stop(stop::Stop),
     Pause(pause::Pause),
     Resume(resume::Resume),
+    Snapshot(snapshot::Snapshot),
+    Fork(fork::Fork),
+    Reset(reset::Reset),
     Rm(rm::Rm),
     Prune(prune::Prune),
     Doctor(doctor::Doctor),
@@ -54,6 +60,9 @@ impl Command {
             Self::Stop(command) => command.run(),
             Self::Pause(command) => command.run(),
             Self::Resume(command) => command.run(),
+            Self::Snapshot(command) => command.run(),
+            Self::Fork(command) => command.run(),
+            Self::Reset(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
             Self::Doctor(command) => command.run(),

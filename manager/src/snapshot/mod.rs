@@ -6,6 +6,7 @@
 //! memory.<n>     guest memory, sparse; those before the last may be shared with the snapshots before (hard links)
 //! disk.<n>       frozen disk layers above `template`, oldest first, likewise shared
 //! template       the empty file system below them
+//! image, agent   the read-only disks, where they could be linked
 //! ```
 //! Named ones are `snapshots/<name>`, those that new sandboxes start from `ready/<key>`. Each was written in `staging/`,
 //! synced and renamed, so one that can be seen is whole. Only [`taking`] makes them; [`crate::ready`] decides which

@@ -5,11 +5,11 @@ use super::{
     manifest::{MANIFEST, SnapshotManifest},
 };
 use crate::{
-    content,
+    content::{self, Content},
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
     host::HostIdentity,
-    lineage::{Kind, Origin, TEMPLATE, free_name, open_all},
+    lineage::{AGENT, IMAGE, Kind, Origin, TEMPLATE, free_name, open_all},
     manager::Manager,
     record::FileRecord,
     remove,
@@ -114,28 +114,38 @@ impl StoredSnapshot {
         Ok(origin)
     }
 
-    /// Finds the read-only disks it was made with: where they were, else in `bundle`.
+    /// Finds the read-only disks it was made with: its own links, where they were, else in `bundle`.
     pub(crate) fn read_only_disks(&self, home: &Home, bundle: &Bundle) -> Result<ReadOnlyDisks, SnapshotError> {
         let contents = &self.manifest.contents;
-        let find =
-            |part: Part, content: &content::Content| {
-                let at = |path: &PathBuf| {
-                    let mut bundle = bundle.clone();
-                    match part {
-                        Part::Agent => bundle.agent.clone_from(path),
-                        _ => bundle.image.clone_from(path),
-                    }
-                    let file = bundle.open_part(part).ok()?;
-                    let identity = FileIdentity::from(&file.metadata().ok()?);
-                    let found = content::of(home, &file, path).ok()?;
-                    (found.sha256 == content.sha256).then(|| (file, FileRecord { path: path.clone(), identity }))
-                };
-                at(&content.path).or_else(|| at(&bundle.path(part).to_owned())).ok_or_else(|| {
-                    SnapshotError::OtherContent { part, sha256: content.sha256.clone(), path: content.path.clone() }
-                })
-            };
-        Ok(ReadOnlyDisks { agent: find(Part::Agent, &contents.agent)?, image: find(Part::Image, &contents.image)? })
+        Ok(ReadOnlyDisks {
+            agent: find_disk(home, &self.directory, bundle, Part::Agent, &contents.agent)?,
+            image: find_disk(home, &self.directory, bundle, Part::Image, &contents.image)?,
+        })
     }
+}
+
+/// Opens the very image or agent disk that a machine was made with.
+pub(crate) fn find_disk(
+    home: &Home,
+    directory: &SandboxDirectory,
+    bundle: &Bundle,
+    part: Part,
+    content: &Content,
+) -> Result<(File, FileRecord), SnapshotError> {
+    let own = directory.path().join(if part == Part::Agent { AGENT } else { IMAGE });
+    for path in [own.as_path(), &content.path, bundle.path(part)] {
+        let mut there = bundle.clone();
+        let place = if part == Part::Agent { &mut there.agent } else { &mut there.image };
+        path.clone_into(place);
+        let Ok(file) = there.open_part(part) else { continue };
+        if let (Ok(metadata), Ok(found)) = (file.metadata(), content::of(home, &file, path))
+            && found.sha256 == content.sha256
+        {
+            let record = FileRecord { path: content.path.clone(), identity: FileIdentity::from(&metadata) };
+            return Ok((file, record));
+        }
+    }
+    Err(SnapshotError::OtherContent { part, sha256: content.sha256.clone(), path: content.path.clone() })
 }
 
 impl Manager {

@@ -13,7 +13,7 @@ use crate::{
     home::Home,
     host::HostIdentity,
     launch::LaunchFiles,
-    lineage::{ChangeLock, Files, Kind, Lineage, TEMPLATE, free_name, live_vmm},
+    lineage::{ChangeLock, Files, Kind, Lineage, free_name, live_vmm, share_disks},
     lock,
     manager::Manager,
     remove,
@@ -208,7 +208,7 @@ impl<'a> StagedSnapshot<'a> {
                 self.directory.link_from(sandbox, name, &kind.name(number))?;
             }
         }
-        self.directory.link_from(sandbox, TEMPLATE, TEMPLATE)
+        share_disks(sandbox, &self.directory)
     }
 
     /// Makes it durable, then visible.

@@ -1,0 +1,29 @@
+//! `reset`: a sandbox as it was when it began, or at a snapshot.
+
+use crate::{environment, failure::Failure, options::name, progress, runtime, stdio};
+use clap::Args;
+use sandboxvm_manager::SandboxSpec;
+use sandboxvm_protocol::identity::SandboxName;
+
+/// Put a sandbox back to where it began, or to a snapshot: memory, processes and disk
+#[derive(Debug, Args)]
+pub(crate) struct Reset {
+    /// Name or ID of the sandbox
+    sandbox: String,
+    /// Name of a snapshot; where the sandbox began unless stated
+    #[arg(value_parser = name)]
+    snapshot: Option<SandboxName>,
+}
+
+impl Reset {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let bundle = environment::bundle(None, None);
+        let boot_timeout = SandboxSpec::default().boot_timeout;
+        runtime::block_on(async {
+            progress::during("resetting", sandbox.reset(&bundle, self.snapshot.as_ref(), boot_timeout)).await?;
+            stdio::print(&format!("{}\n", self.sandbox))?;
+            Ok(0)
+        })
+    }
+}

@@ -1,0 +1,255 @@
+//! Live fork: running copies of a running sandbox. The parent's VMM forks itself once for each child and hands it the
+//! files that were made here; each child is a sandbox like any other from then on.
+
+use crate::{
+    control::{ControlClient, ControlError},
+    directory::{DirectoryError, SandboxDirectory},
+    identity,
+    launch::LaunchFiles,
+    lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
+    lock,
+    names::NameError,
+    parts::Parts,
+    record::{RecordError, SandboxRecord},
+    remove,
+    sandbox::{ExecError, Sandbox},
+    staged::{Staged, new_id},
+    state::{self, State},
+    wire::WireError,
+};
+use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ForkChild, ForkRequest, MAX_FORK_CHILDREN};
+use std::{
+    fs::File,
+    io,
+    os::unix::net::UnixStream as StdUnixStream,
+    time::{Duration, SystemTime},
+};
+use tokio::{net::UnixStream, time::timeout};
+
+/// A VMM forks in a millisecond a child; this is for a host that swaps.
+const FORKED_WITHIN: Duration = Duration::from_secs(60);
+/// From the fork until a child's agent has answered.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+/// More than any host could hold.
+pub(crate) const MAX_CHILDREN: u32 = 10_000;
+
+/// Why a sandbox was not forked. It runs on, and no child is left.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    /// Not a number of children.
+    #[error("{0} copies: 1 to {MAX_CHILDREN} can be made at a time")]
+    Count(u32),
+    /// The sandbox does not run.
+    #[error("sandbox {sandbox} is {state}: only a running one can be forked")]
+    NotRunning {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// What it does instead.
+        state: State,
+    },
+    /// Its VMM refused or failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A child did not come to life.
+    #[error("a copy did not come to life: {0}")]
+    Child(ControlError),
+    /// A child did not take its identity.
+    #[error("a copy cannot be told its identity: {0}")]
+    Identity(Box<ExecError>),
+    /// A child took too long.
+    #[error("a copy was not ready within {} s; the host may be overloaded", READY_WITHIN.as_secs())]
+    NotReady,
+    /// The sandbox's own record.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// A child's record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A child's directory.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The system gave no randomness or no socket.
+    #[error("cannot make a copy: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Sandbox {
+    /// Makes `count` running copies, all of the same moment as far as one request to the VMM reaches (24 copies). Each
+    /// was told its own identity. Dropping the future takes back what was made.
+    ///
+    /// # Errors
+    /// Every [`ForkError`]; no copy is left then.
+    pub async fn fork(&self, count: u32) -> Result<Vec<Self>, ForkError> {
+        if !(1..=MAX_CHILDREN).contains(&count) {
+            return Err(ForkError::Count(count));
+        }
+        let change = ChangeLock::take(&self.directory).await?;
+        let state = self.state()?;
+        if !state.is_live() {
+            return Err(ForkError::NotRunning { sandbox: self.label(), state });
+        }
+        let mut control = self.control().await?;
+        // See `Lineage::read`.
+        control.stats().await?;
+        let mut lineage = Lineage::read(&self.directory)?;
+        let mut children = Vec::new();
+        let mut left = count as usize;
+        while left > 0 {
+            let batch = left.min(MAX_FORK_CHILDREN);
+            children.extend(self.fork_batch(&mut control, &mut lineage, batch).await?);
+            left -= batch;
+        }
+        drop(change);
+        for child in &mut children {
+            timeout(READY_WITHIN, child.ready()).await.map_err(|_| ForkError::NotReady)??;
+        }
+        Ok(children.into_iter().map(Child::let_go).collect())
+    }
+
+    async fn fork_batch(
+        &self,
+        control: &mut ControlClient,
+        lineage: &mut Lineage,
+        count: usize,
+    ) -> Result<Vec<Child>, ForkError> {
+        let mut children = Vec::with_capacity(count);
+        let mut handed = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (child, files) = self.stage_child(lineage)?;
+            children.push(child);
+            handed.push(files);
+        }
+        let top_name = free_name(&self.directory, Kind::Disk)?;
+        let top = self.directory.create_file(&top_name)?;
+        let mut disk = lineage.files.disk.clone();
+        disk.push(top_name.clone());
+        let next = Files { disk, baseline: lineage.files.baseline.clone() };
+        if let Err(error) = lineage.announce(&self.directory, next.clone()) {
+            // On a full disk: the VMM was not asked for anything yet.
+            self.directory.unlink(&top_name)?;
+            return Err(error.into());
+        }
+        let mut sent = LaunchFiles::default();
+        let request = ControlRequest::Fork(ForkRequest {
+            disk_tops: vec![sent.add(&top)],
+            children: children.iter().zip(&handed).map(|(child, files)| files.request(child, &mut sent)).collect(),
+        });
+        let reply = control.request_with(&request, &sent, FORKED_WITHIN).await?;
+        // With our copies of the locks: from here on they are the children's alone.
+        drop(handed);
+        match reply {
+            ControlReply::Fork(_) => {
+                lineage.complete(&self.directory, next)?;
+                Ok(children)
+            }
+            ControlReply::Failed { message } => {
+                lineage.conclude(&self.directory)?;
+                Err(ControlError::Refused(message).into())
+            }
+            _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+        }
+    }
+
+    /// A child's directory, with links to all that it goes on from, and the files that its VMM is handed.
+    fn stage_child(&self, lineage: &Lineage) -> Result<(Child, ChildFiles), ForkError> {
+        let record = SandboxRecord {
+            id: new_id()?,
+            name: None,
+            created_at: SystemTime::now(),
+            ephemeral: false,
+            ..self.record.clone()
+        };
+        let staged = Staged::begin(&self.home, record)?;
+        let directory = staged.directory();
+        staged.record().write(directory)?;
+        identity::make_due(directory)?;
+        let shared = lineage.files.disk.iter().chain(lineage.files.baseline.iter().flatten());
+        for name in shared {
+            directory.link_from(&self.directory, name, name)?;
+        }
+        share_disks(&self.directory, directory)?;
+        let top_name = free_name(directory, Kind::Disk)?;
+        let top = directory.create_file(&top_name)?;
+        let disk = lineage.files.disk.iter().cloned().chain([top_name]).collect();
+        let files = Files { disk, baseline: lineage.files.baseline.clone() };
+        let origin = Origin::Fork { of: self.record.id.clone() };
+        Lineage::new(lineage.contents.clone(), origin, lineage.parent.clone(), files).write(directory)?;
+        let parts = Parts::make(directory)?;
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
+        let child =
+            Child { sandbox: Some(staged.publish()?), channel: ControlClient::over(UnixStream::from_std(ours)?) };
+        Ok((child, ChildFiles { parts, top, launcher: theirs }))
+    }
+}
+
+/// What a child's VMM is handed.
+struct ChildFiles {
+    parts: Parts,
+    top: File,
+    launcher: StdUnixStream,
+}
+
+impl ChildFiles {
+    fn request<'a>(&'a self, child: &Child, files: &mut LaunchFiles<'a>) -> ForkChild {
+        let parts = &self.parts;
+        ForkChild {
+            sandbox: child.sandbox().record.id.clone(),
+            launcher: files.add(&self.launcher),
+            disk_tops: vec![files.add(&self.top)],
+            vsock: files.add(&parts.vsock),
+            console: files.add(&parts.console),
+            log: files.add(&parts.vmm_log),
+            control: files.add(&parts.control),
+            status: files.add(&parts.status),
+            lock: files.add(&parts.lock),
+            tie_to_launcher: false,
+        }
+    }
+}
+
+/// A child whose VMM exists or is about to; dropping it ends that and removes the sandbox.
+struct Child {
+    sandbox: Option<Sandbox>,
+    channel: ControlClient,
+}
+
+impl Child {
+    fn sandbox(&self) -> &Sandbox {
+        self.sandbox.as_ref().expect("taken only by let_go, which consumes self")
+    }
+
+    async fn ready(&mut self) -> Result<(), ForkError> {
+        self.channel.ready().await.map_err(ForkError::Child)?;
+        self.sandbox().settle().await.map_err(|error| ForkError::Identity(Box::new(error)))
+    }
+
+    fn let_go(mut self) -> Sandbox {
+        self.sandbox.take().expect("taken only here")
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(Sandbox { home, directory, record }) = self.sandbox.take() {
+            kill(&directory);
+            // The caller has a better error to report; a sweep takes what stays.
+            let _ = remove::discard(&home, directory, &record.id, None);
+        }
+    }
+}
+
+fn kill(directory: &SandboxDirectory) {
+    let hint = state::status(directory).ok().flatten().map(|status| status.pid);
+    // Free where the VMM never took it.
+    if matches!(lock::try_exclude_vmm(directory), Ok(None))
+        && let Some(vmm) = lock::find_holder(directory, hint)
+    {
+        // ESRCH: it went meanwhile.
+        let _ = vmm.kill();
+    }
+}

@@ -1,0 +1,308 @@
+//! Putting a sandbox back to where it began, or to a snapshot. In place where its VMM began from that very snapshot;
+//! otherwise its VMM is replaced, and directory, ID and name stay.
+
+use crate::{
+    content::{self, Content},
+    control::ControlError,
+    create::CreateError,
+    directory::{DirectoryError, SandboxDirectory},
+    end::{self, EndError},
+    identity,
+    launch::{LaunchError, LaunchFiles},
+    lineage::{
+        ChangeLock, Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all,
+    },
+    parts::{MachineFiles, Parts, SourceFiles},
+    sandbox::{ExecError, Sandbox},
+    snapshot::{
+        error::SnapshotError,
+        store::{ReadOnlyDisks, StoredSnapshot, find_disk},
+    },
+    started,
+    wire::WireError,
+};
+use sandboxvm_images::bundle::{Bundle, BundleError, Part};
+use sandboxvm_protocol::{
+    identity::{SandboxId, SandboxName},
+    machine::{MIB, MemorySize, VcpuCount},
+    vmm::{ControlReply, ControlRequest, DiskLayers, ResetRequest},
+};
+use std::{fs::File, path::PathBuf, time::Duration};
+
+/// Some milliseconds; this is for a host that swaps.
+const RESET_WITHIN: Duration = Duration::from_secs(60);
+
+/// Why a sandbox was not reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// It began in the middle of another's run.
+    #[error("sandbox {sandbox} is a fork of {of}: there is no beginning to go back to; name a snapshot")]
+    Fork {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// What it was forked from.
+        of: SandboxId,
+    },
+    /// The snapshot is of another kind of machine.
+    #[error(
+        "snapshot {snapshot} is of a machine with {theirs}, sandbox {sandbox} has {ours}; \
+         `sandboxvm create --from {snapshot}` makes a sandbox of it"
+    )]
+    OtherMachine {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// Its shape.
+        ours: String,
+        /// Name of the snapshot.
+        snapshot: SandboxName,
+        /// Its shape.
+        theirs: String,
+    },
+    /// A `run` attends it and removes it when its VMM ends.
+    #[error("sandbox {0} belongs to a `sandboxvm run` and can only be reset to the snapshot it began from")]
+    Attended(String),
+    /// The kernel it booted was replaced.
+    #[error("sandbox {sandbox} booted another guest kernel than is at {} now; create a new sandbox", .path.display())]
+    OtherKernel {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// Where the kernel was.
+        path: PathBuf,
+    },
+    /// No such snapshot, or none that can be used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The sandbox's own record.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// The VMM refused or failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Kernel, image, agent or VMM are missing or broken.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Its VMM does not end.
+    #[error(transparent)]
+    End(#[from] EndError),
+    /// The new VMM did not start.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The new machine did not come up.
+    #[error("{0}; the sandbox is stopped, reset it again or remove it")]
+    Start(Box<CreateError>),
+    /// The machine did not take its identity.
+    #[error("the sandbox cannot be told its identity: {0}")]
+    Identity(Box<ExecError>),
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
+
+/// What a machine begins from.
+struct Beginning {
+    contents: Contents,
+    origin: Origin,
+    parent: Option<SandboxId>,
+    files: Files,
+    layers: Vec<File>,
+    source: Source,
+}
+
+enum Source {
+    Kernel(File),
+    Snapshot { state: File, memory: Vec<File> },
+}
+
+impl Sandbox {
+    /// Puts everything back: memory, disk, processes. Without `snapshot` to where the sandbox began; one that does not
+    /// run begins anew. Its open connections are gone.
+    ///
+    /// # Errors
+    /// Every [`ResetError`].
+    pub async fn reset(
+        &self,
+        bundle: &Bundle,
+        snapshot: Option<&SandboxName>,
+        boot_timeout: Duration,
+    ) -> Result<(), ResetError> {
+        let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
+        let _change = ChangeLock::take(&self.directory).await?;
+        let is_live = self.state()?.is_live();
+        if is_live {
+            // See `Lineage::read`.
+            self.control().await?.stats().await?;
+        }
+        let mut lineage = Lineage::read(&self.directory)?;
+        let began_from = match &lineage.origin {
+            Origin::Snapshot { id, .. } => Some(id.clone()),
+            Origin::Boot | Origin::Fork { .. } => None,
+        };
+        let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
+        if is_live && named.is_none() && began_from.is_some() {
+            self.reset_in_place(&mut lineage).await?;
+        } else {
+            self.begin_again(bundle, &lineage, snapshot.zip(named.as_ref()), boot_timeout).await?;
+        }
+        self.settle().await.map_err(|error| ResetError::Identity(Box::new(error)))
+    }
+
+    async fn reset_in_place(&self, lineage: &mut Lineage) -> Result<(), ResetError> {
+        let directory = &self.directory;
+        let Origin::Snapshot { state, memory, disk, .. } = &lineage.origin else {
+            unreachable!("called for sandboxes that began from a snapshot")
+        };
+        let state = directory.open_shared(state)?;
+        let top_name = free_name(directory, Kind::Disk)?;
+        let next =
+            Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
+        let mut layers = open_all(directory, disk)?;
+        layers.push(directory.create_file(&top_name)?);
+        identity::make_due(directory)?;
+        if let Err(error) = lineage.announce(directory, next.clone()) {
+            // On a full disk: the VMM was not asked for anything yet.
+            directory.unlink(&top_name)?;
+            return Err(error.into());
+        }
+        let mut sent = LaunchFiles::default();
+        let request = ControlRequest::Reset(ResetRequest {
+            state: sent.add(&state),
+            disks: vec![DiskLayers(layers.iter().map(|layer| sent.add(layer)).collect())],
+        });
+        match self.control().await?.request_with(&request, &sent, RESET_WITHIN).await? {
+            ControlReply::Done => Ok(lineage.complete(directory, next)?),
+            ControlReply::Failed { message } => {
+                lineage.conclude(directory)?;
+                Err(ControlError::Refused(message).into())
+            }
+            _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+        }
+    }
+
+    /// Ends the VMM and starts another in its place.
+    async fn begin_again(
+        &self,
+        bundle: &Bundle,
+        lineage: &Lineage,
+        named: Option<(&SandboxName, &StoredSnapshot)>,
+        boot_timeout: Duration,
+    ) -> Result<(), ResetError> {
+        // A `prune` must not take the directory while nothing runs in it.
+        let own = SandboxDirectory::open(self.directory.path().to_owned())?;
+        if !own.try_claim()? {
+            return Err(ResetError::Attended(self.label()));
+        }
+        // Everything that can be refused is refused while the old machine still runs.
+        let beginning = match named {
+            Some((name, snapshot)) => self.beginning_of(name, snapshot)?,
+            None => self.beginning(bundle, lineage)?,
+        };
+        let mut contents = beginning.contents.clone();
+        let ReadOnlyDisks { agent: (agent, _), image: (image, _) } = match named {
+            Some((_, snapshot)) => snapshot.read_only_disks(&self.home, bundle)?,
+            None => ReadOnlyDisks {
+                agent: find_disk(&self.home, &self.directory, bundle, Part::Agent, &contents.agent)?,
+                image: find_disk(&self.home, &self.directory, bundle, Part::Image, &contents.image)?,
+            },
+        };
+        bundle.open_part(Part::Vmm)?;
+        let template = self.directory.open_shared(TEMPLATE)?;
+
+        end::now(&self.directory, self.id()).await?;
+        identity::make_due(&self.directory)?;
+        let parts = Parts::renew(&self.directory)?;
+        contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
+        let Beginning { origin, parent, files, layers, source, .. } = beginning;
+        let mut renewed = Lineage::new(contents, origin, parent, files.clone());
+        renewed.complete(&self.directory, files)?;
+        keep_disks(&self.directory, &agent, &image)?;
+        let machine = MachineFiles {
+            vmm: bundle.path(Part::Vmm),
+            source: match &source {
+                Source::Kernel(kernel) => SourceFiles::Boot { kernel },
+                Source::Snapshot { state, memory } => SourceFiles::Snapshot { state, memory },
+            },
+            agent: &agent,
+            image: &image,
+            template: &template,
+            layers: &layers,
+            tie_to_launcher: false,
+        };
+        let vmm = parts.launch(&self.record, &machine)?;
+        started::attend(&self.directory, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
+    }
+
+    /// Where this sandbox itself began.
+    fn beginning(&self, bundle: &Bundle, lineage: &Lineage) -> Result<Beginning, ResetError> {
+        let directory = &self.directory;
+        let top_name = free_name(directory, Kind::Disk)?;
+        let top = directory.create_file(&top_name)?;
+        match &lineage.origin {
+            Origin::Fork { of } => Err(ResetError::Fork { sandbox: self.label(), of: of.clone() }),
+            Origin::Boot => Ok(Beginning {
+                contents: lineage.contents.clone(),
+                origin: Origin::Boot,
+                parent: None,
+                files: Files { disk: vec![top_name], baseline: Some(Vec::new()) },
+                layers: vec![top],
+                source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
+            }),
+            Origin::Snapshot { id, state, memory, disk, .. } => {
+                let mut layers = open_all(directory, disk)?;
+                layers.push(top);
+                Ok(Beginning {
+                    contents: lineage.contents.clone(),
+                    origin: lineage.origin.clone(),
+                    parent: Some(id.clone()),
+                    files: Files {
+                        disk: disk.iter().cloned().chain([top_name]).collect(),
+                        baseline: Some(memory.clone()),
+                    },
+                    layers,
+                    source: Source::Snapshot {
+                        state: directory.open_shared(state)?,
+                        memory: open_all(directory, memory)?,
+                    },
+                })
+            }
+        }
+    }
+
+    /// Where `snapshot` is, with its files linked here. What is linked and not used is taken away by the next change.
+    fn beginning_of(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<Beginning, ResetError> {
+        let (manifest, record) = (&snapshot.manifest, &self.record);
+        let shape = |vcpus: VcpuCount, memory: MemorySize, disk: u64| {
+            format!("{vcpus} vCPUs, {} MiB of memory and {} MiB of disk", memory.mib(), disk / MIB)
+        };
+        let theirs = shape(manifest.vcpus, manifest.memory_bytes, manifest.disk_bytes);
+        let ours = shape(record.vcpus, record.memory_bytes, record.disk_bytes);
+        if theirs != ours {
+            return Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs });
+        }
+        let files = snapshot.files()?;
+        let origin = snapshot.link_into(&self.directory)?;
+        let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
+        let top_name = free_name(&self.directory, Kind::Disk)?;
+        let mut layers = files.disk;
+        layers.push(self.directory.create_file(&top_name)?);
+        Ok(Beginning {
+            contents: manifest.contents.clone(),
+            parent: Some(id.clone()),
+            files: Files { disk: disk.iter().cloned().chain([top_name]).collect(), baseline: Some(memory.clone()) },
+            layers,
+            source: Source::Snapshot { state: files.state, memory: files.memory },
+            origin,
+        })
+    }
+
+    /// Opens the very kernel that the sandbox was booted from: where it was, else the bundle's.
+    fn same_kernel(&self, bundle: &Bundle, content: &Content) -> Result<File, ResetError> {
+        for path in [&content.path, &bundle.kernel] {
+            if let Ok(file) = File::open(path)
+                && content::of(&self.home, &file, path).is_ok_and(|found| found.sha256 == content.sha256)
+            {
+                return Ok(file);
+            }
+        }
+        Err(ResetError::OtherKernel { sandbox: self.label(), path: content.path.clone() })
+    }
+}
