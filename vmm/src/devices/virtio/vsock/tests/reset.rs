@@ -19,7 +19,7 @@ use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-const RELEASES_SOON: Limits = Limits { completion_delay: Duration::from_millis(20), ..Limits::DEFAULT };
+const RELEASES_SOON: Limits = Limits { completion_delay: Duration::from_millis(300), ..Limits::DEFAULT };
 
 /// Puts a new device in the old one's place, as a restore does; the memory and queues go on.
 fn restore(guest: &mut Guest) {
