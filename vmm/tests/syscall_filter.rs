@@ -1,7 +1,11 @@
 //! Attacks on the system call filter: a process takes it on and then makes the call that code injected into a VMM would
 //! make. Each must end that process with SIGSYS; what a VMM needs must go on working.
 
-#![expect(clippy::undocumented_unsafe_blocks, reason = "raw system calls with valid arguments are the point")]
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "raw system calls with valid arguments are the point"
+)]
 
 use sandboxvm_vmm::confine::restrict_syscalls;
 use std::ptr::{null, null_mut};

@@ -19,7 +19,6 @@ const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
 /// Where the guest's kernel and agent tell the VMM what they are about; one byte, write only.
 const NOTIFY: u16 = 0x510;
-const NOTIFY_STARTED: u8 = 0x01;
 const NOTIFY_READY: u8 = 0x02;
 const NOTIFY_SHUTDOWN: u8 = 0x03;
 const NOTIFY_PANIC: u8 = 0xee;
@@ -72,8 +71,8 @@ impl Board {
             NOTIFY_READY => self.shared.mark_ready(),
             NOTIFY_SHUTDOWN => self.shared.mark_shutdown_announced(),
             NOTIFY_PANIC => self.shared.mark_panicked(),
-            // NOTIFY_STARTED has no consequence; other codes are a newer guest's and say nothing to us.
-            NOTIFY_STARTED | _ => {}
+            // That the agent started (1) has no consequence; other codes are a newer guest's and say nothing to us.
+            _ => {}
         }
     }
 }

@@ -31,7 +31,9 @@ pub struct WrittenMemory {
 /// Pages compared and copied at a time.
 const CHUNK: usize = 64;
 
-const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+/// [`PAGE`] as a length in memory.
+const PAGE_LEN: usize = 4096;
+const _: () = assert!(PAGE_LEN as u64 == PAGE);
 
 /// Writes the pages of `candidates` (see [`super::pagemap::written_pages`]) whose content differs from `baseline`, or
 /// all of memory when `full` is set or the chain is at its limits.
@@ -86,10 +88,10 @@ fn write_changed(
     file: &File,
     changed: &mut ChangedPages,
 ) -> io::Result<()> {
-    let mut before = vec![0; CHUNK * ZEROS.len()];
+    let mut before = vec![0; CHUNK * PAGE_LEN];
     for range in candidates {
         let results = with_pages(memory, range.clone(), |first, bytes| {
-            for (first, chunk) in (first..).step_by(CHUNK).zip(bytes.chunks(CHUNK * ZEROS.len())) {
+            for (first, chunk) in (first..).step_by(CHUNK).zip(bytes.chunks(CHUNK * PAGE_LEN)) {
                 write_chunk(first, chunk, &mut before[..chunk.len()], baseline, file, changed)?;
             }
             Ok(())
@@ -110,8 +112,7 @@ fn write_chunk(
     changed: &mut ChangedPages,
 ) -> io::Result<()> {
     read_baseline(first, before, baseline)?;
-    let page_len = ZEROS.len();
-    let differs: Vec<bool> = now.chunks(page_len).zip(before.chunks(page_len)).map(|(now, old)| now != old).collect();
+    let differs: Vec<bool> = now.chunks(PAGE_LEN).zip(before.chunks(PAGE_LEN)).map(|(now, old)| now != old).collect();
     let mut at = 0;
     while at < differs.len() {
         if !differs[at] {
@@ -120,7 +121,7 @@ fn write_chunk(
         }
         let end = differs[at..].iter().position(|d| !d).map_or(differs.len(), |n| at + n);
         let pages = first + at as u64..first + end as u64;
-        file.write_all_at(&now[at * page_len..end * page_len], pages.start * PAGE)?;
+        file.write_all_at(&now[at * PAGE_LEN..end * PAGE_LEN], pages.start * PAGE)?;
         changed.add(pages);
         at = end;
     }
@@ -129,13 +130,12 @@ fn write_chunk(
 
 /// Fills `into` with the baseline's pages from `first` on.
 fn read_baseline(first: u64, into: &mut [u8], baseline: &Baseline) -> io::Result<()> {
-    let page_len = ZEROS.len();
-    let count = into.len() / page_len;
+    let count = into.len() / PAGE_LEN;
     let mut at = 0;
     while at < count {
         let source = baseline.map.file_of(first + at as u64);
         let same = (at..count).take_while(|i| baseline.map.file_of(first + *i as u64) == source).count();
-        let bytes = &mut into[at * page_len..(at + same) * page_len];
+        let bytes = &mut into[at * PAGE_LEN..(at + same) * PAGE_LEN];
         match source.and_then(|number| baseline.files.get(usize::from(number))) {
             Some(file) => file.read_exact_at(bytes, (first + at as u64) * PAGE)?,
             None => bytes.fill(0),
@@ -148,7 +148,7 @@ fn read_baseline(first: u64, into: &mut [u8], baseline: &Baseline) -> io::Result
 /// Copies what the baseline's files hold (not their holes) into `file`.
 fn copy_baseline(baseline: &Baseline, file: &File) -> io::Result<u64> {
     let mut copied = 0;
-    let mut buffer = vec![0; CHUNK * ZEROS.len()];
+    let mut buffer = vec![0; CHUNK * PAGE_LEN];
     for run in baseline.map.runs() {
         let Some(source) = baseline.files.get(usize::from(run.file)) else { continue };
         let end = (run.first + run.count) * PAGE;
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_chain_of_differences_holds_every_page_and_only_differences() {
         let memory = memory();
-        let all: Vec<Range<u64>> = vec![0..96];
+        let all: Vec<Range<u64>> = std::iter::once(0..96).collect();
         let mut baseline = Baseline::default();
         let mut expected = [0u8; 96];
         for round in 0..20u8 {
@@ -230,7 +230,7 @@ mod tests {
         fill(&memory, 3, 7);
         fill(&memory, 70, 9);
         let file = tempfile::tempfile().unwrap();
-        let written = write(&memory, &[0..96], &Baseline::default(), &file, true).unwrap();
+        let written = write(&memory, std::slice::from_ref(&(0..96)), &Baseline::default(), &file, true).unwrap();
         assert!(written.self_contained);
         assert_eq!(written.bytes, 2 * PAGE);
         let restored = self::memory();
