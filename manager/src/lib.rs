@@ -7,6 +7,8 @@
 //! Manager ── create ──> staging/<id> ──rename──> sandboxes/<id> ── launch ──> sandboxvm-vmm (holds `lock`)
 //!    │                                                 │                        ▲ control.sock   ▲ vsock.sock
 //!    └─ find, list ──> Sandbox ── exec, stop, pause, stats, remove ─────────────┴────────────────┘
+//!                         ├─ snapshot ──> staging/<id> ──rename──> snapshots/<name>, ready/<key> ── create ──> ...
+//!                         ├─ fork ──> sandboxes/<id>, ...      reset: the same directory, another machine in it
 //!                         └─ remove ──rename──> trash/<id> ──> gone
 //! ```
 //! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent` and

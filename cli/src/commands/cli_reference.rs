@@ -28,16 +28,20 @@ fn reference() -> String {
          and `agent.erofs` (else `../lib/sandboxvm` or `bundle` beside the program), each of which \
          `SANDBOXVM_VMM`, `SANDBOXVM_KERNEL`, `SANDBOXVM_IMAGE` and `SANDBOXVM_AGENT` replace.\n",
     );
-    let mut section = |command: &mut clap::Command| {
-        let name = command.get_bin_name().unwrap_or("sandboxvm").to_owned();
-        let help = command.render_long_help().to_string();
-        let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
-        // Writing to a String does not fail.
-        let _ = write!(text, "\n## {name}\n\n```text\n{}\n```\n", help.trim_end());
-    };
-    section(&mut root);
-    root.get_subcommands_mut().filter(|command| !command.is_hide_set()).for_each(&mut section);
+    section(&mut text, &mut root);
     text
+}
+
+/// A command's help, then that of the commands below it. Clap's own `help` is the same everywhere and left out.
+fn section(text: &mut String, command: &mut clap::Command) {
+    let name = command.get_bin_name().unwrap_or("sandboxvm").to_owned();
+    let help = command.render_long_help().to_string();
+    let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+    // Writing to a String does not fail.
+    let _ = write!(text, "\n## {name}\n\n```text\n{}\n```\n", help.trim_end());
+    for below in command.get_subcommands_mut().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
+        section(text, below);
+    }
 }
 
 #[cfg(test)]
