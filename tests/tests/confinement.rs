@@ -5,13 +5,13 @@ use sandboxvm_tests::home::{Home, SMALL};
 use std::{fs, path::Path};
 
 fn status_field(pid: u32, field: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
     let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in {status}"));
-    line.split_once(':').unwrap().1.trim().to_owned()
+    line.split_once(':').expect("a field has a value").1.trim().to_owned()
 }
 
 fn namespace(pid: &str, kind: &str) -> std::path::PathBuf {
-    fs::read_link(Path::new("/proc").join(pid).join("ns").join(kind)).unwrap()
+    fs::read_link(Path::new("/proc").join(pid).join("ns").join(kind)).expect("the process lives")
 }
 
 #[test]
