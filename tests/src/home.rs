@@ -164,6 +164,12 @@ impl<'h> Sandbox<'h> {
         Self { home, id }
     }
 
+    /// The sandbox with this ID.
+    #[must_use]
+    pub fn called(home: &'h Home, id: &str) -> Self {
+        Self { home, id: id.to_owned() }
+    }
+
     /// `sandboxvm exec ID ...`.
     #[must_use]
     pub fn exec<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {

@@ -118,23 +118,24 @@ fn a_killed_create_leaves_nothing_that_prune_cannot_take_away() {
 
 /// Lets a guest break itself and returns what the waiting exec said.
 fn broken(sandbox: &Sandbox<'_>, script: &str) -> sandboxvm_tests::cli::Finished {
-    let run = sandbox.exec(["--", "python3", "-c", script]).run().exits(125);
+    let run = sandbox.sh(&format!("{script}; sleep 60")).exits(125);
     assert!(run.err().starts_with("sandboxvm: "), "{}", run.transcript());
     run
 }
 
-/// One byte (or more) to an I/O port, from the guest's root.
-fn port_write(port: u16, bytes: &str) -> String {
-    format!(
-        "import os; f = os.open('/dev/port', os.O_RDWR); os.pwrite(f, {bytes}, {port:#x}); import time; time.sleep(60)"
-    )
+/// One byte to an I/O port, from the guest's root.
+fn port_write(port: u16, byte: u8) -> String {
+    format!("printf '\\{byte:03o}' | dd of=/dev/port bs=1 seek={port} conv=notrunc status=none")
 }
+
+/// The i8042's command to pulse the reset line.
+const RESET: (u16, u8) = (0x64, 0xfe);
 
 #[test]
 fn an_access_to_an_unknown_port_ends_the_machine_with_that_reason() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "prober"]);
-    let run = broken(&sandbox, &port_write(0x1234, "b'x'"));
+    let run = broken(&sandbox, &port_write(0x1234, 1));
     assert!(run.err().contains("0x1234") && run.err().contains("port"), "{}", run.transcript());
     let status = sandbox.status();
     assert_eq!(status.phase, Phase::Ended);
@@ -146,29 +147,33 @@ fn an_access_to_an_unknown_port_ends_the_machine_with_that_reason() {
     home.assert_nothing_left();
 }
 
+/// The byte that our kernel's panic notifier writes, then the reset that follows a panic.
 #[test]
 fn a_guest_that_says_it_panicked_is_told_as_that() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
-    let run = broken(&sandbox, &port_write(0x510, "b'\\xee'"));
+    let (port, byte) = RESET;
+    let run = broken(&sandbox, &format!("{}; {}", port_write(0x510, 0xee), port_write(port, byte)));
     assert!(run.err().contains("panicked"), "{}", run.transcript());
     assert_eq!(sandbox.status().reason, Some(ExitReason::GuestPanic));
     let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
     home.assert_nothing_left();
 }
 
-/// A panic that the guest's kernel really has: out of memory, told to panic of it.
+/// A panic that the guest's kernel really has: its root wipes the agent's code, and a Linux without PID 1 panics.
 #[test]
 fn a_real_kernel_panic_is_told_with_the_last_console_lines() {
     let Some(home) = Home::with_kvm() else { return };
-    let sandbox = home.create(&["-m", "64M"]);
-    let script = "echo 2 > /proc/sys/vm/panic_on_oom; exec tail /dev/zero";
-    let run = sandbox.sh(script).exits(125);
+    let sandbox = home.create(&["-m", SMALL]);
+    let script = "set -- $(grep -m1 r-xp /proc/1/maps | tr - ' '); \
+                  exec dd if=/dev/zero of=/proc/1/mem bs=4096 conv=notrunc status=none \
+                  seek=$((0x$1 / 4096)) count=$(((0x$2 - 0x$1) / 4096))";
+    let run = broken(&sandbox, script);
     assert!(run.err().contains("panicked"), "{}", run.transcript());
     assert_eq!(sandbox.status().reason, Some(ExitReason::GuestPanic));
-    assert!(run.err().contains("Kernel panic - not syncing"), "no console lines: {}", run.transcript());
     let logs = home.cli(["logs", &sandbox.id]).run().succeeds().out();
-    assert!(logs.contains("Kernel panic - not syncing"), "{logs}");
+    assert!(logs.contains("Kernel panic - not syncing: Attempted to kill init"), "{logs}");
+    assert!(run.err().contains("Kernel panic - not syncing"), "no console lines: {}", run.transcript());
     let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
     home.assert_nothing_left();
 }
@@ -178,7 +183,7 @@ fn a_real_kernel_panic_is_told_with_the_last_console_lines() {
 fn a_reset_without_shutdown_is_told_as_that() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
-    let run = broken(&sandbox, &port_write(0x64, "b'\\xfe'"));
+    let run = broken(&sandbox, &port_write(RESET.0, RESET.1));
     assert!(run.err().contains("reset"), "{}", run.transcript());
     assert_eq!(sandbox.status().reason, Some(ExitReason::GuestReset));
     let _ = home.cli(["rm", &sandbox.id]).run().succeeds();

@@ -75,7 +75,7 @@ fn environment_directory_and_user() {
         ("LOGNAME", "root"),
         ("ODD", odd),
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        ("SHELL", "/bin/bash"),
+        ("SHELL", "/bin/sh"),
         ("USER", "root"),
     ];
     let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
