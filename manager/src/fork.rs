@@ -137,7 +137,9 @@ impl Sandbox {
             disk_tops: vec![sent.add(&top)],
             children: children.iter().zip(&handed).map(|(child, files)| files.request(child, &mut sent)).collect(),
         });
+        children.iter_mut().for_each(|child| child.is_asked_for = true);
         let reply = control.request_with(&request, &sent, FORKED_WITHIN).await?;
+        children.iter_mut().for_each(|child| child.is_asked_for = false);
         // With our copies of the locks: from here on they are the children's alone.
         drop(handed);
         match reply {
@@ -181,8 +183,11 @@ impl Sandbox {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
-        let child =
-            Child { sandbox: Some(staged.publish()?), channel: ControlClient::over(UnixStream::from_std(ours)?) };
+        let child = Child {
+            sandbox: Some(staged.publish()?),
+            channel: ControlClient::over(UnixStream::from_std(ours)?),
+            is_asked_for: false,
+        };
         Ok((child, ChildFiles { parts, top, launcher: theirs }))
     }
 }
@@ -216,6 +221,8 @@ impl ChildFiles {
 struct Child {
     sandbox: Option<Sandbox>,
     channel: ControlClient,
+    /// The parent's VMM may be about to make it: then its lock is, for a moment, held by the parent.
+    is_asked_for: bool,
 }
 
 impl Child {
@@ -235,7 +242,10 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if let Some(Sandbox { home, directory, record }) = self.sandbox.take() {
+        // One that is asked for and not answered about may come to life any moment: it stays, a sandbox or a dead one.
+        if let Some(Sandbox { home, directory, record }) = self.sandbox.take()
+            && !self.is_asked_for
+        {
             kill(&directory);
             // The caller has a better error to report; a sweep takes what stays.
             let _ = remove::discard(&home, directory, &record.id, None);
