@@ -5,8 +5,8 @@
 use crate::{artefacts::Artefacts, home::SMALL};
 use rustix::fs::{FlockOperation, flock};
 use std::{
-    fs::{self, File},
-    os::unix::fs::MetadataExt,
+    fs::{self, DirBuilder, File},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -64,7 +64,8 @@ fn grow(home: &Path, artefacts: &Artefacts) {
 
 /// Hard links of all files below `from`, but for locks: a lock says who is at work in one home.
 fn link_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("the home can be written");
+    // As the manager makes them: whoever may enter the home owns every guest in it.
+    DirBuilder::new().recursive(true).mode(0o700).create(to).expect("the home can be written");
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         if source.is_dir() {

@@ -8,7 +8,7 @@ fn from_create_to_rm() {
     let empty = home.cli(["ls", "--json"]).run().succeeds();
     assert_eq!(empty.json(), serde_json::json!([]));
 
-    let sandbox = home.create(&["--name", "demo", "-m", "256M", "-c", "2"]);
+    let sandbox = home.create(&["--cold", "--name", "demo", "-m", "256M", "-c", "2"]);
     let run = home.cli(["exec", "demo", "-e", "A=1", "-w", "/tmp", "--", "sh", "-c", "echo $A; pwd"]).run().succeeds();
     assert_eq!(run.out(), "1\n/tmp\n");
     let run = sandbox.sh("nproc; grep MemTotal /proc/meminfo").succeeds();

@@ -66,7 +66,7 @@ pub fn run(arguments: &Arguments) {
 
 fn boot(home: &Home, arguments: &Arguments) -> Boot {
     let memory = format!("{}M", arguments.memory);
-    let made = home.cli(["create", "-m", &memory, "-c", &arguments.cpus.to_string()]).run().succeeds();
+    let made = home.cli(["create", "--cold", "-m", &memory, "-c", &arguments.cpus.to_string()]).run().succeeds();
     let sandbox = sandboxvm_tests::home::Sandbox::printed(home, &made);
     let stats = home.cli(["stats", "--json", &sandbox.id]).run().succeeds().json();
     let stats: VmStats = serde_json::from_value(stats).expect("stats --json holds VmStats");
