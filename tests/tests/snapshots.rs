@@ -52,6 +52,7 @@ fn remove_snapshots(home: &Home) {
 /// A process counts on in its sandbox and in three copies of it, each from where it was, and none sees what another
 /// writes.
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn forks_go_on_from_one_number_and_share_nothing_after() {
     let Some(home) = Home::with_kvm() else { return };
     let parent = home.create(&["-m", SMALL, "--name", "parent"]);
@@ -121,6 +122,7 @@ fn chain(depth: usize) {
 }
 
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn a_chain_of_snapshots_restores_each_to_its_own() {
     chain(4);
 }
@@ -181,6 +183,7 @@ fn clones(count: usize, at_a_time: usize, ask_python: bool) {
 }
 
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn clones_of_a_snapshot_are_told_apart() {
     clones(8, 2, false);
 }
@@ -279,6 +282,7 @@ fn spoil(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
@@ -340,6 +344,7 @@ fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
 
 /// A ready snapshot is ours to make: one that is no good is made again, and nobody hears of it.
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn a_damaged_ready_snapshot_is_made_again() {
     let Some(home) = Home::with_kvm() else { return };
     let states = || -> Vec<PathBuf> {
@@ -358,6 +363,7 @@ fn a_damaged_ready_snapshot_is_made_again() {
 }
 
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn flags_that_contradict_a_snapshot_are_refused() {
     let Some(home) = Home::with_kvm() else { return };
     for flags in [&["--memory", "1G"][..], &["--cpus", "2"], &["--disk", "1G"], &["--image", "/x"], &["--cold"]] {
@@ -372,6 +378,7 @@ fn flags_that_contradict_a_snapshot_are_refused() {
 
 /// kill -9 of the CLI, or of the VMM, while a snapshot is made: it is whole or absent, and nothing else is left.
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn a_killed_snapshot_is_whole_or_absent() {
     let Some(home) = Home::with_kvm() else { return };
     let mut sandbox = home.create(&["-m", SMALL, "--name", "victim"]);
@@ -416,6 +423,7 @@ fn a_killed_snapshot_is_whole_or_absent() {
 
 /// kill -9 of the CLI while it forks: those that were made are sandboxes like any other, the parent goes on.
 #[test]
+#[ignore = "soak: not yet timed on an idle machine"]
 fn a_killed_fork_leaves_nothing_that_cannot_be_taken_away() {
     let Some(home) = Home::with_kvm() else { return };
     let parent = home.create(&["-m", SMALL, "--name", "parent"]);
