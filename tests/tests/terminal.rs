@@ -42,8 +42,8 @@ fn a_terminal_that_hangs_up() {
         home.cli_on_terminal(&["exec", "-it", &sandbox.id, "--", "sh", "-c", "echo up; exec sleep 614"], 24, 80);
     terminal.expect("up");
     terminal.hang_up();
-    let gone = sandboxvm_tests::home::eventually(std::time::Duration::from_secs(10), || {
-        (sandbox.sh("pgrep -f 'sleep 614'").code() == Some(1)).then_some(())
+    let gone = sandboxvm_tests::home::eventually(std::time::Duration::from_secs(60), || {
+        (sandbox.sh("pgrep -f 'sleep 61[4]'").code() == Some(1)).then_some(())
     });
     assert!(gone.is_some(), "the command outlives its terminal");
     sandbox.remove();
