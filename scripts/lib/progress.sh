@@ -3,7 +3,7 @@
 # Owns: how a step announces itself, its log file, and the death of its process
 # when the script is interrupted. Knows nothing of what the steps do.
 #
-# On a terminal a step is one live line, `\r`-updated every second; elsewhere it
+# On a terminal a step is one live line, redrawn in place; elsewhere it
 # is one plain line at its start and one at its end, so CI logs stay readable.
 # Messages begin with the script's name; set PROGRESS_NAME before sourcing for another.
 # shellcheck shell=bash
