@@ -8,7 +8,7 @@ use crate::{
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::vmm::{
-    ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, VmStats, VmmEvent, VmmMessage, WIRE,
+    ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
 };
 use std::time::Duration;
 use tokio::{
@@ -88,6 +88,14 @@ impl ControlClient {
             ControlReply::Stats(stats) => Ok(*stats),
             ControlReply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(WireError::Unexpected("reply without statistics").into()),
+        }
+    }
+
+    pub(crate) async fn timeline(&mut self) -> Result<Timeline, ControlError> {
+        match self.request(&ControlRequest::Timeline).await? {
+            ControlReply::Timeline(timeline) => Ok(timeline),
+            ControlReply::Failed { message } => Err(ControlError::Refused(message)),
+            _ => Err(WireError::Unexpected("reply without a timeline").into()),
         }
     }
 

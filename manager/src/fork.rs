@@ -17,7 +17,7 @@ use crate::{
     state::{self, State},
     wire::WireError,
 };
-use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ForkChild, ForkRequest, MAX_FORK_CHILDREN};
+use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN};
 use std::{
     fs::File,
     io,
@@ -76,13 +76,22 @@ pub enum ForkError {
     Io(#[from] io::Error),
 }
 
+/// Copies that were made.
+#[derive(Debug)]
+pub struct Forked {
+    /// The copies.
+    pub copies: Vec<Sandbox>,
+    /// How long the sandbox stood still, in each of the requests it took.
+    pub pauses: Vec<Duration>,
+}
+
 impl Sandbox {
     /// Makes `count` running copies, all of the same moment as far as one request to the VMM reaches (24 copies). Each
     /// was told its own identity. Dropping the future takes back what was made.
     ///
     /// # Errors
     /// Every [`ForkError`]; no copy is left then.
-    pub async fn fork(&self, count: u32) -> Result<Vec<Self>, ForkError> {
+    pub async fn fork(&self, count: u32) -> Result<Forked, ForkError> {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
@@ -96,17 +105,20 @@ impl Sandbox {
         control.stats().await?;
         let mut lineage = Lineage::read(&self.directory)?;
         let mut children = Vec::new();
+        let mut pauses = Vec::new();
         let mut left = count as usize;
         while left > 0 {
             let batch = left.min(MAX_FORK_CHILDREN);
-            children.extend(self.fork_batch(&mut control, &mut lineage, batch).await?);
+            let (made, report) = self.fork_batch(&mut control, &mut lineage, batch).await?;
+            children.extend(made);
+            pauses.push(Duration::from_nanos(report.pause_ns));
             left -= batch;
         }
         drop(change);
         for child in &mut children {
             timeout(READY_WITHIN, child.ready()).await.map_err(|_| ForkError::NotReady)??;
         }
-        Ok(children.into_iter().map(Child::let_go).collect())
+        Ok(Forked { copies: children.into_iter().map(Child::let_go).collect(), pauses })
     }
 
     async fn fork_batch(
@@ -114,7 +126,7 @@ impl Sandbox {
         control: &mut ControlClient,
         lineage: &mut Lineage,
         count: usize,
-    ) -> Result<Vec<Child>, ForkError> {
+    ) -> Result<(Vec<Child>, ForkReport), ForkError> {
         let mut children = Vec::with_capacity(count);
         let mut handed = Vec::with_capacity(count);
         for _ in 0..count {
@@ -143,9 +155,9 @@ impl Sandbox {
         // With our copies of the locks: from here on they are the children's alone.
         drop(handed);
         match reply {
-            ControlReply::Fork(_) => {
+            ControlReply::Fork(report) => {
                 lineage.complete(&self.directory, next)?;
-                Ok(children)
+                Ok((children, report))
             }
             ControlReply::Failed { message } => {
                 lineage.conclude(&self.directory)?;

@@ -24,6 +24,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    time::Instant,
 };
 use tokio::{net::UnixStream, sync::watch};
 
@@ -67,6 +68,8 @@ pub(crate) struct VmmProcess {
     pidfd: Pidfd,
     exited: watch::Receiver<Option<ExitStatus>>,
     kill_on_drop: bool,
+    /// When it was asked for.
+    pub(crate) spawned_at: Instant,
 }
 
 impl VmmProcess {
@@ -78,6 +81,7 @@ impl VmmProcess {
         config: &LaunchConfig,
         files: &LaunchFiles<'_>,
     ) -> Result<Self, LaunchError> {
+        let spawned_at = Instant::now();
         let (ours, theirs) = StdUnixStream::pair()?;
         // Before the VMM starts: frame and descriptors wait in the socket, and it finds all of them at once.
         send(&ours, config, files)?;
@@ -86,7 +90,7 @@ impl VmmProcess {
         let channel = ControlClient::over(UnixStream::from_std(ours)?);
         let pidfd = Pidfd::open(Pid::from_child(&child))?;
         let exited = reap(child, pidfd.try_clone()?);
-        Ok(Self { channel, pidfd, exited, kill_on_drop: true })
+        Ok(Self { channel, pidfd, exited, kill_on_drop: true, spawned_at })
     }
 
     /// Lets the VMM live on after this value, and after this process.

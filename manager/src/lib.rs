@@ -57,7 +57,7 @@ pub use create::{CreateError, SandboxSpec, StartFrom};
 pub use directory::DirectoryError;
 pub use end::EndError;
 pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
-pub use fork::ForkError;
+pub use fork::{ForkError, Forked};
 pub use home::{Home, HomeError};
 pub use host::{HostError, HostIdentity};
 pub use hostile_text::printable;
@@ -68,7 +68,7 @@ pub use manager::{FindError, Manager, SandboxSummary};
 pub use names::NameError;
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
-pub use reset::ResetError;
+pub use reset::{ResetDone, ResetError};
 pub use sandbox::{ExecError, Log, Sandbox, StopError};
 pub use snapshot::{
     error::SnapshotError,

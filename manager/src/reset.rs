@@ -25,7 +25,7 @@ use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
     identity::{SandboxId, SandboxName},
     machine::{MIB, MemorySize, VcpuCount},
-    vmm::{ControlReply, ControlRequest, DiskLayers, ResetRequest},
+    vmm::{ControlReply, ControlRequest, DiskLayers, ResetReport, ResetRequest},
 };
 use std::{fs::File, path::PathBuf, time::Duration};
 
@@ -98,6 +98,15 @@ pub enum ResetError {
     Directory(#[from] DirectoryError),
 }
 
+/// How a sandbox was reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetDone {
+    /// Its VMM put the machine back.
+    InPlace(ResetReport),
+    /// Its VMM was replaced by another.
+    Anew,
+}
+
 /// What a machine begins from.
 struct Beginning {
     contents: Contents,
@@ -124,7 +133,7 @@ impl Sandbox {
         bundle: &Bundle,
         snapshot: Option<&SandboxName>,
         boot_timeout: Duration,
-    ) -> Result<(), ResetError> {
+    ) -> Result<ResetDone, ResetError> {
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
         let _change = ChangeLock::take(&self.directory).await?;
         let is_live = self.state()?.is_live();
@@ -138,15 +147,17 @@ impl Sandbox {
             Origin::Boot | Origin::Fork { .. } => None,
         };
         let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
-        if is_live && named.is_none() && began_from.is_some() {
-            self.reset_in_place(&mut lineage).await?;
+        let done = if is_live && named.is_none() && began_from.is_some() {
+            ResetDone::InPlace(self.reset_in_place(&mut lineage).await?)
         } else {
             self.begin_again(bundle, &lineage, snapshot.zip(named.as_ref()), boot_timeout).await?;
-        }
-        self.settle().await.map_err(|error| ResetError::Identity(Box::new(error)))
+            ResetDone::Anew
+        };
+        self.settle().await.map_err(|error| ResetError::Identity(Box::new(error)))?;
+        Ok(done)
     }
 
-    async fn reset_in_place(&self, lineage: &mut Lineage) -> Result<(), ResetError> {
+    async fn reset_in_place(&self, lineage: &mut Lineage) -> Result<ResetReport, ResetError> {
         let directory = &self.directory;
         let Origin::Snapshot { state, memory, disk, .. } = &lineage.origin else {
             unreachable!("called for sandboxes that began from a snapshot")
@@ -169,7 +180,10 @@ impl Sandbox {
             disks: vec![DiskLayers(layers.iter().map(|layer| sent.add(layer)).collect())],
         });
         match self.control().await?.request_with(&request, &sent, RESET_WITHIN).await? {
-            ControlReply::Done => Ok(lineage.complete(directory, next)?),
+            ControlReply::Reset(report) => {
+                lineage.complete(directory, next)?;
+                Ok(report)
+            }
             ControlReply::Failed { message } => {
                 lineage.conclude(directory)?;
                 Err(ControlError::Refused(message).into())

@@ -16,7 +16,7 @@ use crate::{
 use sandboxvm_protocol::{
     agent::{AgentMessage, CText, CTextError, ExecRequest, HostMessage, MAX_ARGUMENTS_TOTAL},
     identity::SandboxId,
-    vmm::{ControlRequest, ExitReason, VmStats, VmStatus},
+    vmm::{ControlRequest, ExitReason, Timeline, VmStats, VmStatus},
 };
 use std::{path::PathBuf, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -265,6 +265,14 @@ impl Sandbox {
     /// When there is no VMM or it does not answer.
     pub async fn stats(&self) -> Result<VmStats, ControlError> {
         self.control().await?.stats().await
+    }
+
+    /// When its machine came to life.
+    ///
+    /// # Errors
+    /// When there is no VMM or it does not answer.
+    pub async fn timeline(&self) -> Result<Timeline, ControlError> {
+        self.control().await?.timeline().await
     }
 
     /// Stops all vCPUs between two instructions.

@@ -11,7 +11,7 @@ use crate::{
     state::{self, State},
 };
 use sandboxvm_protocol::vmm::ExitReason;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// How long a VMM that reported its end may take to exit before its logs are read.
@@ -58,6 +58,12 @@ impl StartedSandbox {
     #[must_use]
     pub fn sandbox(&self) -> &Sandbox {
         self.sandbox.as_ref().expect("taken only by methods that consume self")
+    }
+
+    /// When its VMM's process was asked for (CLOCK_MONOTONIC, as the machine's own timeline).
+    #[must_use]
+    pub fn spawned_at(&self) -> Option<Instant> {
+        self.vmm.as_ref().map(|vmm| vmm.spawned_at)
     }
 
     /// Waits until the agent listens. Cancel safe.

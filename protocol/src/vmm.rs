@@ -178,6 +178,13 @@ pub struct ResetRequest {
     pub disks: Vec<DiskLayers>,
 }
 
+/// What a reset took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetReport {
+    /// From the first vCPU's being stopped to all running again, in nanoseconds.
+    pub pause_ns: u64,
+}
+
 /// Layers of one writable disk, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLayers(#[serde(with = "capped::List::<MAX_FDS>")] pub Vec<FdIndex>);
@@ -237,8 +244,12 @@ pub enum ControlRequest {
     Snapshot(SnapshotRequest),
     /// Answered by [`ControlReply::Fork`] once the children exist.
     Fork(ForkRequest),
-    /// Answered by [`ControlReply::Done`]; the machine runs again.
+    /// Answered by [`ControlReply::Reset`]; the machine runs again.
     Reset(ResetRequest),
+    /// Answered by [`ControlReply::Timeline`].
+    Timeline,
+    /// Let the machine live on when the launch channel closes, whatever [`LaunchConfig::tie_to_launcher`] said.
+    Untie,
 }
 
 /// Sent by a VMM.
@@ -267,6 +278,10 @@ pub enum ControlReply {
     Snapshot(SnapshotReport),
     /// The children exist.
     Fork(ForkReport),
+    /// How the machine came to life.
+    Timeline(Timeline),
+    /// The machine is back where it began, and runs.
+    Reset(ResetReport),
 }
 
 /// Things that happen to a machine.
@@ -415,6 +430,21 @@ pub struct VmStats {
     pub int3_emulated: u64,
     /// FWAIT instructions skipped because KVM could not execute them.
     pub fwait_skipped: u64,
+}
+
+/// When a machine came to life: nanoseconds of CLOCK_MONOTONIC, which all processes of a host share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The VMM's process began.
+    pub process_start: u64,
+    /// It was confined but for its system calls, and ready to be told what machine to build.
+    pub confined: u64,
+    /// It knew.
+    pub launched: u64,
+    /// The machine was built and its vCPUs waited to be let go, once there.
+    pub built: Option<u64>,
+    /// The first KVM_RUN, once there.
+    pub first_run: Option<u64>,
 }
 
 /// Counters of one vCPU, from KVM's own statistics (KVM_GET_STATS_FD) where this host keeps them.

@@ -16,6 +16,8 @@ use std::{
 pub struct VmmMemory {
     /// Pages of the guest's memory.
     pub guest_kib: u64,
+    /// The part of them that no other process shares.
+    pub guest_private_kib: u64,
     /// Everything else, shared file pages included.
     pub overhead_kib: u64,
     /// The part of the overhead that no other process shares.
@@ -63,6 +65,7 @@ fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
     let sum = |of: fn(&Mapping) -> u64| mappings.iter().map(of).sum::<u64>() - of(guest);
     Some(VmmMemory {
         guest_kib: guest.rss_kib,
+        guest_private_kib: guest.private_kib,
         overhead_kib: sum(|mapping| mapping.rss_kib),
         overhead_private_kib: sum(|mapping| mapping.private_kib),
     })

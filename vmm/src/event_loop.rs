@@ -24,8 +24,8 @@ use rustix::{
 use sandboxvm_protocol::{
     identity::GuestCid,
     vmm::{
-        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, Phase, ResetRequest, SnapshotRequest,
-        VmStatus, VmmEvent,
+        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, Phase, ResetReport, ResetRequest,
+        SnapshotRequest, VmStatus, VmmEvent,
     },
 };
 use std::{
@@ -173,6 +173,7 @@ impl EventLoop {
                 add(fd, Source::Device(device))?;
             }
         }
+        machine.shared().mark_built();
         Ok(Self { epoll, parts, connections: HashMap::new(), next_connection: LAUNCHER + 1, told: None, taking: None })
     }
 
@@ -338,6 +339,8 @@ impl EventLoop {
             ControlRequest::Pause => self.parts.machine.pause(),
             ControlRequest::Stop => shared.end(ExitReason::Stopped),
             ControlRequest::Stats => return Some(ControlReply::Stats(Box::new(shared.stats()))),
+            ControlRequest::Timeline => return Some(ControlReply::Timeline(shared.timeline())),
+            ControlRequest::Untie => self.parts.tie_to_launcher = false,
             ControlRequest::Watch => {
                 let phase = shared.phase();
                 self.reply(id, ControlReply::Done);
@@ -350,7 +353,7 @@ impl EventLoop {
             }
             ControlRequest::Snapshot(request) => return self.snapshot(id, request, fds).err().map(failed),
             ControlRequest::Reset(request) => {
-                return Some(self.reset(request, fds).map_or_else(failed, |()| ControlReply::Done));
+                return Some(self.reset(request, fds).map_or_else(failed, ControlReply::Reset));
             }
             // Taken out by `serve`.
             ControlRequest::Fork(_) => return None,
@@ -476,7 +479,7 @@ impl EventLoop {
         Ok(Forked::Parent(ControlReply::Fork(ForkReport { pause_ns: 0, pids })))
     }
 
-    fn reset(&mut self, request: &ResetRequest, mut fds: ReceivedFds) -> Result<(), String> {
+    fn reset(&mut self, request: &ResetRequest, mut fds: ReceivedFds) -> Result<ResetReport, String> {
         if self.taking.is_some() {
             return Err(BEING_WRITTEN.into());
         }
@@ -488,6 +491,7 @@ impl EventLoop {
             return Err("this is not the snapshot that the machine began from".into());
         }
         // It runs afterwards, whether it did before or not: a reset machine begins anew.
+        let stopping = Instant::now();
         parts.machine.pause();
         let result = (|| {
             memory::forget_writes(parts.machine.memory()).map_err(|error| error.to_string())?;
@@ -498,7 +502,7 @@ impl EventLoop {
             Ok(()) => {
                 parts.baseline = origin.clone();
                 parts.machine.resume();
-                Ok(())
+                Ok(ResetReport { pause_ns: nanoseconds_since(stopping) })
             }
             Err(message) => {
                 // Half of the machine is of another time than the rest.

@@ -26,4 +26,5 @@ pub mod shared;
 pub mod snapshot;
 pub mod stats;
 pub mod status;
+pub mod timeline;
 pub mod vcpu;

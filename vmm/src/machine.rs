@@ -20,6 +20,7 @@ use crate::{
     shared::Shared,
     snapshot::MachineState,
     stats::VcpuCounters,
+    timeline::StartTimes,
     vcpu::{self, VcpuContext, VcpuThread},
 };
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -29,7 +30,6 @@ use std::{
     fs::File,
     io,
     sync::{Arc, PoisonError},
-    time::Instant,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -135,8 +135,8 @@ fn eventfd() -> Result<EventFd, MachineError> {
 /// What every machine is built from.
 #[derive(Debug)]
 pub struct MachineParts {
-    /// When the process started, for boot times.
-    pub process_start: Instant,
+    /// When the process started and what it did since.
+    pub start_times: StartTimes,
     /// What executes guest ring 0.
     pub host_mode: HostMode,
     /// /dev/kvm. Kept by the machine: a fork makes its own machine from it.
@@ -237,7 +237,7 @@ impl Machine {
             .map(VcpuCounters::open)
             .collect::<io::Result<_>>()
             .map_err(host("cannot open KVM statistics"))?;
-        let shared = Arc::new(Shared::new(parts.process_start, parts.host_mode, counters, eventfd()?, state.is_some()));
+        let shared = Arc::new(Shared::new(parts.start_times, parts.host_mode, counters, eventfd()?, state.is_some()));
         let (log, limit) = parts.console;
         let log = BoundedLog::new(log, limit).map_err(host("cannot read the console log's size"))?;
         let serial_line = eventfd()?;

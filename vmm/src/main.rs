@@ -2,14 +2,14 @@
 //! the guest, and exits when it is over. Started by the manager; with `--probe` it only says what KVM offers.
 
 use rustix::stdio::stdin;
-use sandboxvm_vmm::{probe, session};
-use std::{os::unix::net::UnixStream, process::ExitCode, time::Instant};
+use sandboxvm_vmm::{probe, session, timeline};
+use std::{os::unix::net::UnixStream, process::ExitCode};
 
 /// Our own failure, as for every command of sandboxvm.
 const FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
-    let process_start = Instant::now();
+    let process_start = timeline::now();
     match std::env::args().nth(1).as_deref() {
         None => run(process_start),
         Some("--probe") => print_probe(),
@@ -30,7 +30,7 @@ fn print_probe() -> ExitCode {
     if probe.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
 }
 
-fn run(process_start: Instant) -> ExitCode {
+fn run(process_start: u64) -> ExitCode {
     let channel = match stdin().try_clone_to_owned() {
         Ok(fd) => UnixStream::from(fd),
         Err(error) => return fail(&format!("cannot use standard input as the launch channel: {error}")),

@@ -20,7 +20,9 @@ use crate::{
         writer::Baseline,
     },
     status::StatusFile,
+    timeline::{self, StartTimes},
 };
+use kvm_ioctls::Kvm;
 use sandboxvm_protocol::{
     identity::GuestCid,
     machine::HostMode,
@@ -34,7 +36,6 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     sync::Arc,
-    time::Instant,
 };
 
 /// Why a machine never began.
@@ -133,18 +134,23 @@ pub struct Session {
     lock: OwnedFd,
 }
 
-/// Takes the launch frame from `channel` and builds the machine it describes.
+/// Confines this process, takes the launch frame from `channel` and builds the machine it describes. In this order, so
+/// that a process can be started, and wait, before it is known what it is for.
 ///
 /// # Errors
 /// When it cannot be built; the manager was told, where that was possible.
-pub fn launch(channel: UnixStream, process_start: Instant) -> Result<Session, SessionError> {
+pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, SessionError> {
+    let detected = host_mode::detect();
+    let kvm = leave_the_host();
+    let confined = timeline::now();
     let (config, mut fds) = launch::receive(&channel)?;
+    let start_times = StartTimes { process_start, confined, launched: timeline::now() };
     let status = StatusFile::new(File::from(fds.take(config.status, "the status file")?));
     let lock = fds.take(config.lock, "the lock")?;
     let launcher = connection(channel)?;
-    let detected = host_mode::detect();
     let reports = Reports { status, launcher, host_mode: detected.as_ref().ok().copied() };
-    let built = detected.map_err(SessionError::from).and_then(|mode| build(config, fds, mode, process_start));
+    let ground = detected.map_err(SessionError::from).and_then(|host_mode| Ok(Ground { host_mode, kvm: kvm? }));
+    let built = ground.and_then(|ground| build(config, fds, ground, start_times));
     match built.and_then(|built| confine::restrict_syscalls().map(|()| built).map_err(SessionError::from)) {
         Ok(built) => built.into_session(reports, lock),
         Err(error) => {
@@ -152,6 +158,20 @@ pub fn launch(channel: UnixStream, process_start: Instant) -> Result<Session, Se
             Err(error)
         }
     }
+}
+
+/// What does not depend on the machine.
+#[derive(Debug)]
+struct Ground {
+    host_mode: HostMode,
+    kvm: Arc<Kvm>,
+}
+
+/// Opens the one file that is opened here, then cuts this process off.
+fn leave_the_host() -> Result<Arc<Kvm>, SessionError> {
+    let kvm = machine::open_kvm()?;
+    confine::isolate()?;
+    Ok(kvm)
 }
 
 fn connection(channel: UnixStream) -> Result<ControlConnection, SessionError> {
@@ -197,19 +217,17 @@ impl Built {
 fn build(
     config: LaunchConfig,
     mut fds: ReceivedFds,
-    host_mode: HostMode,
-    process_start: Instant,
+    Ground { host_mode, kvm }: Ground,
+    start_times: StartTimes,
 ) -> Result<Built, SessionError> {
     let disks = config.disks.iter().map(|disk| DiskFiles::take(disk, &mut fds)).collect::<Result<Vec<_>, _>>()?;
     let vsock = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
     let control = UnixListener::from(fds.take(config.control, "the control listener")?);
     let console = (File::from(fds.take(config.console.log, "the console log")?), config.console.limit);
-    let kvm = machine::open_kvm()?;
-    confine::isolate()?;
     let memory = Arc::new(memory::allocate(config.memory)?);
     let (disks, mut devices) = Disks::open(disks)?;
     add_common_devices(&mut devices, config.vsock.cid, vsock)?;
-    let parts = MachineParts { process_start, host_mode, kvm, memory, memory_size: config.memory, console, devices };
+    let parts = MachineParts { start_times, host_mode, kvm, memory, memory_size: config.memory, console, devices };
     let (machine, origin) = match config.source {
         MachineSource::Boot { kernel, cmdline_extra } => {
             let kernel = File::from(fds.take(kernel, "the kernel")?);
@@ -261,7 +279,7 @@ fn add_common_devices(
 
 /// In a forked child: builds its machine.
 fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
-    let process_start = Instant::now();
+    let start_times = StartTimes::of_fork();
     let ForkedChild { state, files, disks, inherited } = child;
     let reports = Reports {
         status: StatusFile::new(files.status),
@@ -274,7 +292,7 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
         add_common_devices(&mut devices, cid, files.vsock)?;
         let console = (files.console, console_limit);
         let parts = MachineParts {
-            process_start,
+            start_times,
             host_mode: state.host_mode,
             kvm: inherited.kvm,
             memory: inherited.memory,

@@ -1,10 +1,14 @@
 //! What the vCPU threads and the event loop of one machine share: the run gate, the reason it ended, its counters.
 //! Owns no KVM object. Written by vCPU threads and the devices' ports, read by [`crate::control`].
 
-use crate::{gate::RunGate, stats::VcpuCounters};
+use crate::{
+    gate::RunGate,
+    stats::VcpuCounters,
+    timeline::{self, StartTimes},
+};
 use sandboxvm_protocol::{
     machine::HostMode,
-    vmm::{BootMark, ExitReason, Phase, VcpuStats, VmStats},
+    vmm::{BootMark, ExitReason, Phase, Timeline, VcpuStats, VmStats},
 };
 use std::{
     io,
@@ -12,7 +16,6 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,8 +31,8 @@ pub struct ExitCounters {
 /// State shared between the threads of one machine.
 #[derive(Debug)]
 pub struct Shared {
-    /// When the VMM process started.
-    pub process_start: Instant,
+    start_times: StartTimes,
+    built_at: OnceLock<u64>,
     /// What executes guest ring 0.
     pub host_mode: HostMode,
     /// Holds vCPUs back.
@@ -53,14 +56,15 @@ impl Shared {
     /// For a machine with one entry of `vcpus` per vCPU. `news` becomes readable when the phase changed.
     #[must_use]
     pub fn new(
-        process_start: Instant,
+        start_times: StartTimes,
         host_mode: HostMode,
         vcpus: Vec<VcpuCounters>,
         news: EventFd,
         began_ready: bool,
     ) -> Self {
         Self {
-            process_start,
+            start_times,
+            built_at: OnceLock::new(),
             host_mode,
             gate: RunGate::new(vcpus.len()),
             int3: AtomicU64::new(0),
@@ -200,8 +204,21 @@ impl Shared {
         }
     }
 
+    /// How the machine came to life.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        let StartTimes { process_start, confined, launched } = self.start_times;
+        let first_run = self.first_run_ns.get().map(|after| process_start + after);
+        Timeline { process_start, confined, launched, built: self.built_at.get().copied(), first_run }
+    }
+
+    /// All of the machine is there; its vCPUs wait at the gate.
+    pub fn mark_built(&self) {
+        self.built_at.get_or_init(timeline::now);
+    }
+
     fn elapsed_ns(&self) -> u64 {
-        u64::try_from(self.process_start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        timeline::now().saturating_sub(self.start_times.process_start)
     }
 
     fn tell(&self) {

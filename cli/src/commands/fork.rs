@@ -18,11 +18,11 @@ impl Fork {
         let sandbox = environment::manager()?.find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
-            let copies = tokio::select! {
-                copies = progress::during("forking", sandbox.fork(self.count)) => copies?,
+            let forked = tokio::select! {
+                forked = progress::during("forking", sandbox.fork(self.count)) => forked?,
                 _ = signals.next() => return Ok(signals.exit_code()),
             };
-            stdio::print(&copies.iter().map(|copy| format!("{}\n", copy.id())).collect::<String>())?;
+            stdio::print(&forked.copies.iter().map(|copy| format!("{}\n", copy.id())).collect::<String>())?;
             Ok(0)
         })
     }

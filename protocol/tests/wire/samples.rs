@@ -53,9 +53,9 @@ variants! {
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_) }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie () }
     VmmMessage { Reply (_), Event (_) }
-    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_) }
+    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_) }
     VmmEvent { Phase (_), Ended (_) }
     Phase { Created (), Booting (), Ready (), Paused (), Ended () }
     HostMode { Vmx (), Svm (), Pvm () }
@@ -243,6 +243,8 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
                 disks: vec![DiskLayers(vec![FdIndex(1), FdIndex(2)])],
             }),
         ),
+        ("timeline", ControlRequest::Timeline),
+        ("untie", ControlRequest::Untie),
     ]
     .map(|(label, request)| sample(label, vec![request.variant()], request))
     .into()
@@ -320,6 +322,15 @@ pub fn vmm_messages() -> Vec<Sample<VmmMessage>> {
     add("reply-snapshot", vec![], VmmMessage::Reply(ControlReply::Snapshot(report)));
     let report = ForkReport { pause_ns: 1_900_000, pids: vec![4711, 4712] };
     add("reply-fork", vec![], VmmMessage::Reply(ControlReply::Fork(report)));
+    let timeline = Timeline {
+        process_start: 1_000_000_000,
+        confined: 1_000_900_000,
+        launched: 1_001_000_000,
+        built: Some(1_001_900_000),
+        first_run: Some(1_002_000_000),
+    };
+    add("reply-timeline", vec![], VmmMessage::Reply(ControlReply::Timeline(timeline)));
+    add("reply-reset", vec![], VmmMessage::Reply(ControlReply::Reset(ResetReport { pause_ns: 1_900_000 })));
     let failed = ControlReply::Failed { message: "the machine is not running".to_owned() };
     add("reply-failed", vec![], VmmMessage::Reply(failed));
     for (label, phase) in PHASES {

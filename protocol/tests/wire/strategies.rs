@@ -190,6 +190,8 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
             .prop_map(|(disk_tops, children)| ControlRequest::Fork(ForkRequest { disk_tops, children })),
         (fd(), vec(vec(fd(), 0..9).prop_map(DiskLayers), 0..3))
             .prop_map(|(state, disks)| ControlRequest::Reset(ResetRequest { state, disks })),
+        Just(ControlRequest::Timeline),
+        Just(ControlRequest::Untie),
     ]
 }
 
@@ -261,6 +263,10 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
         }),
         (any::<u64>(), vec(any::<u32>(), 0..=MAX_FORK_CHILDREN))
             .prop_map(|(pause_ns, pids)| VmmMessage::Reply(ControlReply::Fork(ForkReport { pause_ns, pids }))),
+        any::<([u64; 3], [Option<u64>; 2])>().prop_map(|([process_start, confined, launched], [built, first_run])| {
+            VmmMessage::Reply(ControlReply::Timeline(Timeline { process_start, confined, launched, built, first_run }))
+        }),
+        any::<u64>().prop_map(|pause_ns| VmmMessage::Reply(ControlReply::Reset(ResetReport { pause_ns }))),
         ".{0,200}".prop_map(|message| VmmMessage::Reply(ControlReply::Failed { message })),
         phase().prop_map(|phase| VmmMessage::Event(VmmEvent::Phase(phase))),
         exit_reason().prop_map(|reason| VmmMessage::Event(VmmEvent::Ended(reason))),

@@ -2,6 +2,12 @@
 //! a table or JSON, everything else on stderr.
 
 mod boot;
+mod clones;
+mod fork;
+mod reset;
+mod restore;
+mod rig;
+mod snapshot;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -17,10 +23,25 @@ struct Arguments {
 enum Benchmark {
     /// From the VMM's start to the agent's listening: time, guest-kernel instructions, exits, memory, sizes
     Boot(boot::Arguments),
+    /// From a snapshot to the first guest instruction, and to the first command's end
+    Restore(restore::Arguments),
+    /// Live forks of a sandbox with 64 MiB of written memory
+    Fork(fork::Arguments),
+    /// Back to the beginning, in place
+    Reset(reset::Arguments),
+    /// Snapshots of what 4 MiB of writes changed, and of everything
+    Snapshot(snapshot::Arguments),
+    /// What idle clones of one snapshot cost in memory
+    Clones(clones::Arguments),
 }
 
 fn main() {
     match Arguments::parse().benchmark {
         Benchmark::Boot(arguments) => boot::run(&arguments),
+        Benchmark::Restore(arguments) => restore::run(&arguments),
+        Benchmark::Fork(arguments) => fork::run(&arguments),
+        Benchmark::Reset(arguments) => reset::run(&arguments),
+        Benchmark::Snapshot(arguments) => snapshot::run(&arguments),
+        Benchmark::Clones(arguments) => clones::run(&arguments),
     }
 }

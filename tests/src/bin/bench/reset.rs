@@ -1,0 +1,44 @@
+//! `bench reset`: a sandbox that ran something, put back to its beginning in place.
+
+use crate::{
+    rig::{Rig, micros, run as exec},
+    table::{self, Row},
+};
+use sandboxvm_manager::ResetDone;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many resets
+    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) {
+    let rig = Rig::new(256);
+    let mut pauses = Vec::new();
+    let mut wholes = Vec::new();
+    rig.block_on(async {
+        let started = rig.create().await;
+        for run in 1..=arguments.runs {
+            eprintln!("bench: reset {run} of {}", arguments.runs);
+            exec(started.sandbox(), &["true"]).await;
+            let begun = Instant::now();
+            let done = started.sandbox().reset(&rig.bundle, None, Duration::from_secs(300)).await;
+            wholes.push(begun.elapsed().as_secs_f64() * 1e3);
+            match done.unwrap_or_else(|error| panic!("reset: {error}")) {
+                ResetDone::InPlace(report) => pauses.push(micros(Duration::from_nanos(report.pause_ns))),
+                ResetDone::Anew => panic!("the sandbox was made anew, not reset in place"),
+            }
+        }
+        started.finish().await.expect("it can be removed");
+    });
+    let rows = [
+        Row::of("vCPU stopped -> runs from the beginning", "us", pauses),
+        Row::of("whole command, until the guest has its identity", "ms", wholes),
+    ];
+    table::report(&format!("reset: {} runs after a `true`, guest of 256 MiB", arguments.runs), &rows, arguments.json);
+}

@@ -1,0 +1,69 @@
+//! `bench snapshot`: a sandbox in which 64 MiB were written and 4 MiB are rewritten all the time; what a snapshot of
+//! the difference takes, and one of everything.
+
+use crate::{
+    rig::Rig,
+    table::{self, Row},
+};
+use sandboxvm_protocol::identity::SandboxName;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many snapshots of differences
+    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+struct Taken {
+    ms: f64,
+    pause_us: f64,
+    mib: f64,
+    self_contained: bool,
+}
+
+pub fn run(arguments: &Arguments) {
+    let rig = Rig::new(256);
+    eprintln!("bench: a sandbox that writes 64 MiB");
+    let mut taken = Vec::new();
+    rig.block_on(async {
+        let started = rig.create_writing().await;
+        for run in 0..=arguments.runs {
+            eprintln!("bench: snapshot {run} of {}", arguments.runs);
+            // Long enough for the guest to rewrite its 4 MiB.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let name = SandboxName::try_from(format!("bench-{run}")).expect("a name");
+            let begun = Instant::now();
+            let made = started.sandbox().snapshot(name.clone()).await.unwrap_or_else(|error| panic!("{error}"));
+            taken.push(Taken {
+                ms: begun.elapsed().as_secs_f64() * 1e3,
+                pause_us: made.report.pause_ns as f64 / 1e3,
+                mib: made.report.memory_bytes as f64 / f64::from(1 << 20),
+                self_contained: made.report.self_contained,
+            });
+            rig.manager.remove_snapshot(name.as_str()).expect("it can be removed");
+        }
+        started.finish().await.expect("it can be removed");
+    });
+    // The first has all that was written since the beginning.
+    let first = taken.remove(0);
+    let (whole, differences): (Vec<Taken>, Vec<Taken>) = taken.into_iter().partition(|one| one.self_contained);
+    let mut rows = rows("difference of 4 MiB", &differences);
+    rows.extend(self::rows("first, 64 MiB written", &[first]));
+    if !whole.is_empty() {
+        rows.extend(self::rows("flattened", &whole));
+    }
+    let title = format!("snapshot: {} runs, {} of them written whole, guest of 256 MiB", arguments.runs, whole.len());
+    table::report(&title, &rows, arguments.json);
+}
+
+fn rows(kind: &str, taken: &[Taken]) -> Vec<Row> {
+    vec![
+        Row::of(format!("{kind}: until durable"), "ms", taken.iter().map(|one| one.ms)),
+        Row::of(format!("{kind}: pause of the guest"), "us", taken.iter().map(|one| one.pause_us)),
+        Row::of(format!("{kind}: memory written"), "MiB", taken.iter().map(|one| one.mib)),
+    ]
+}
