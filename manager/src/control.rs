@@ -10,6 +10,7 @@ use crate::{
 use sandboxvm_protocol::vmm::{
     ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
 };
+use serde::Serialize;
 use std::time::Duration;
 use tokio::{
     net::{
@@ -118,7 +119,7 @@ impl ControlClient {
         files: &LaunchFiles<'_>,
         within: Duration,
     ) -> Result<ControlReply, ControlError> {
-        launch::send(self.writer.as_ref(), request, files)?;
+        self.send_with(request, files)?;
         let answer = async {
             loop {
                 if let VmmMessage::Reply(reply) = self.reader.next_message().await? {
@@ -127,6 +128,11 @@ impl ControlClient {
             }
         };
         timeout(within, answer).await.map_err(|_| ControlError::Unfinished(within))?
+    }
+
+    /// Sends a message with files in one go. Nothing may be under way on this connection.
+    pub(crate) fn send_with(&self, message: &impl Serialize, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+        launch::send(self.writer.as_ref(), message, files)
     }
 
     /// The next event; for connections that watch. Cancel safe.

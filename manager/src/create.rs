@@ -8,7 +8,7 @@ use crate::{
     host::{HostError, HostIdentity},
     identity,
     last_words::LastWords,
-    launch::LaunchError,
+    launch::{LaunchError, VmmProcess},
     lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks},
     manager::Manager,
     names::NameError,
@@ -206,14 +206,16 @@ impl Manager {
     async fn start_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
         admission::check_memory(spec.memory)?;
         let basis = self.basis(bundle, spec.disk).await?;
-        let key = ready::key(&basis.contents, spec, &HostIdentity::read()?);
+        let host = HostIdentity::read()?;
+        let key = ready::key(&basis.contents, spec, &host);
         let mut rebuilt = false;
         loop {
             // Before anything that takes long: its name is taken from here on.
             let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
             let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
             let disks = Disks { agent: &basis.open.agent, image: &basis.open.image };
-            let mut started = restore(staged, &snapshot, &basis.contents, &basis.open.vmm, &disks, spec.boot_timeout)?;
+            let from = Restored { snapshot: &snapshot, host: &host, contents: &basis.contents, disks: &disks };
+            let mut started = restore(staged, &from, &basis.open.vmm, spec.boot_timeout)?;
             match started.ready().await {
                 Ok(()) => return Ok(started),
                 Err(error) => {
@@ -236,6 +238,7 @@ impl Manager {
         name: &SandboxName,
     ) -> Result<StartedSandbox, CreateError> {
         let snapshot = StoredSnapshot::named(&self.home, name)?;
+        let host = HostIdentity::read()?;
         let manifest = &snapshot.manifest;
         admission::check_memory(manifest.memory_bytes)?;
         let disks = snapshot.read_only_disks(&self.home, bundle)?;
@@ -260,7 +263,8 @@ impl Manager {
         };
         let staged = Staged::begin(&self.home, record)?;
         let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
-        let mut started = restore(staged, &snapshot, &contents, bundle.path(Part::Vmm), &files, spec.boot_timeout)?;
+        let from = Restored { snapshot: &snapshot, host: &host, contents: &contents, disks: &files };
+        let mut started = restore(staged, &from, bundle.path(Part::Vmm), spec.boot_timeout)?;
         match started.ready().await {
             Ok(()) => Ok(started),
             Err(error) => {
@@ -358,6 +362,8 @@ pub(crate) fn boot(
     visibility: Visibility,
 ) -> Result<StartedSandbox, CreateError> {
     let directory = staged.directory();
+    let parts = Parts::make(directory)?;
+    let vmm = parts.spawn_vmm(&basis.open.vmm)?;
     staged.record().write(directory)?;
     identity::make_due(directory)?;
     directory.link(&basis.template, TEMPLATE)?;
@@ -365,10 +371,8 @@ pub(crate) fn boot(
     let top = free_name(directory, Kind::Disk)?;
     let layers = [directory.create_file(&top)?];
     let files = Files { disk: vec![top], baseline: Some(Vec::new()) };
-    Lineage::new(basis.contents.clone(), Origin::Boot, None, files).write(directory)?;
-    let parts = Parts::make(directory)?;
+    Lineage::new(basis.contents.clone(), Origin::Boot, None, files).write_first(directory)?;
     let machine = MachineFiles {
-        vmm: &basis.open.vmm,
         source: SourceFiles::Boot { kernel: &basis.open.kernel },
         agent: &basis.open.agent,
         image: &basis.open.image,
@@ -381,7 +385,7 @@ pub(crate) fn boot(
         Visibility::Published => staged.publish()?,
         Visibility::Hidden => staged.keep_hidden(),
     };
-    launch(sandbox, parts, &machine, boot_timeout)
+    hand_over(sandbox, parts, vmm, &machine, boot_timeout)
 }
 
 /// The read-only disks of a machine.
@@ -390,17 +394,26 @@ struct Disks<'a> {
     image: &'a File,
 }
 
+/// What a machine is restored from.
+struct Restored<'a> {
+    snapshot: &'a StoredSnapshot,
+    host: &'a HostIdentity,
+    contents: &'a Contents,
+    disks: &'a Disks<'a>,
+}
+
 /// Lets a snapshot go on as the machine of a staged directory.
 fn restore(
     staged: Staged<'_>,
-    snapshot: &StoredSnapshot,
-    contents: &Contents,
+    from: &Restored<'_>,
     vmm: &Path,
-    disks: &Disks<'_>,
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
-    let snapshot_files = snapshot.files()?;
+    let Restored { snapshot, host, contents, disks } = *from;
     let directory = staged.directory();
+    let parts = Parts::make(directory)?;
+    let process = parts.spawn_vmm(vmm)?;
+    let snapshot_files = snapshot.files(host)?;
     staged.record().write(directory)?;
     identity::make_due(directory)?;
     let origin = snapshot.link_into(directory)?;
@@ -410,10 +423,8 @@ fn restore(
     let mut layers = snapshot_files.disk;
     layers.push(directory.create_file(&top)?);
     let files = Files { disk: disk.iter().cloned().chain([top]).collect(), baseline: Some(memory.clone()) };
-    Lineage::new(contents.clone(), origin.clone(), Some(id.clone()), files).write(directory)?;
-    let parts = Parts::make(directory)?;
+    Lineage::new(contents.clone(), origin.clone(), Some(id.clone()), files).write_first(directory)?;
     let machine = MachineFiles {
-        vmm,
         source: SourceFiles::Snapshot { state: &snapshot_files.state, memory: &snapshot_files.memory },
         agent: disks.agent,
         image: disks.image,
@@ -421,18 +432,18 @@ fn restore(
         layers: &layers,
         tie_to_launcher: staged.record().ephemeral,
     };
-    launch(staged.publish()?, parts, &machine, boot_timeout)
+    hand_over(staged.publish()?, parts, process, &machine, boot_timeout)
 }
 
-fn launch(
+fn hand_over(
     sandbox: Sandbox,
     parts: Parts,
+    vmm: VmmProcess,
     machine: &MachineFiles<'_>,
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
-    let mut started = StartedSandbox::new(sandbox, boot_timeout);
-    let vmm = parts.launch(&started.sandbox().record, machine)?;
-    started.launched(vmm);
+    let started = StartedSandbox::new(sandbox, vmm, boot_timeout);
+    started.hand_over(parts, machine)?;
     Ok(started)
 }
 

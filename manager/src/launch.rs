@@ -1,8 +1,8 @@
 //! Starting a VMM process and handing it its machine: one frame with every open file, over a socket that is the VMM's
 //! standard input and stays open as its launch channel.
 //!
-//! The VMM gets no argument, no environment, a session of its own (a terminal's Ctrl-C is not for it) and no path: it
-//! opens nothing but /dev/kvm itself.
+//! The VMM gets no argument, no environment and no path: it opens nothing but /dev/kvm itself. It makes a session of its
+//! own first of all (a terminal's Ctrl-C is not for it); doing that here would take fork(2) instead of vfork(2).
 
 use crate::{control::ControlClient, pidfd::Pidfd};
 use rustix::{
@@ -20,7 +20,7 @@ use std::{
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream as StdUnixStream, process::CommandExt},
+        unix::net::UnixStream as StdUnixStream,
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -73,24 +73,25 @@ pub(crate) struct VmmProcess {
 }
 
 impl VmmProcess {
-    /// Starts `program` with `log` as its stderr, hands it `config` with `files`, and returns at once: what becomes of
-    /// the machine comes as events on the channel.
-    pub(crate) fn launch(
-        program: &Path,
-        log: File,
-        config: &LaunchConfig,
-        files: &LaunchFiles<'_>,
-    ) -> Result<Self, LaunchError> {
+    /// Starts `program` with `log` as its stderr. It leaves the host meanwhile, and waits to be told its machine.
+    pub(crate) fn spawn(program: &Path, log: File) -> Result<Self, LaunchError> {
         let spawned_at = Instant::now();
         let (ours, theirs) = StdUnixStream::pair()?;
-        // Before the VMM starts: frame and descriptors wait in the socket, and it finds all of them at once.
-        send(&ours, config, files)?;
         let child = spawn(program, theirs.into(), log)?;
         ours.set_nonblocking(true)?;
         let channel = ControlClient::over(UnixStream::from_std(ours)?);
         let pidfd = Pidfd::open(Pid::from_child(&child))?;
         let exited = reap(child, pidfd.try_clone()?);
         Ok(Self { channel, pidfd, exited, kill_on_drop: true, spawned_at })
+    }
+
+    /// Hands it `config` with `files`, in one message, and returns at once: what becomes of the machine comes as events
+    /// on the channel, and of a VMM that is gone already as the channel's end.
+    pub(crate) fn hand_over(&self, config: &LaunchConfig, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+        match self.channel.send_with(config, files) {
+            Err(LaunchError::Channel(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Lets the VMM live on after this value, and after this process.
@@ -133,11 +134,6 @@ fn reap(mut child: Child, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
 fn spawn(program: &Path, channel: OwnedFd, log: File) -> Result<Child, LaunchError> {
     let mut command = Command::new(program);
     command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
-    // SAFETY: between fork and exec only async-signal-safe functions may be called; setsid is one (signal-safety(7)),
-    // and rustix makes the system call directly, without allocating or locking.
-    unsafe {
-        command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?));
-    }
     command.spawn().map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })
 }
 
@@ -243,20 +239,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_process_has_a_session_of_its_own_no_environment_and_its_words_in_the_log() {
+    async fn the_process_has_no_environment_and_its_words_in_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        let path = program(
-            dir.path(),
-            "cut -d' ' -f6 /proc/$$/stat >&2; echo $$ >&2; tr '\\0' '\\n' </proc/$$/environ >&2; exit 3",
-        );
+        let path = program(dir.path(), "echo $$ >&2; tr '\\0' '\\n' </proc/$$/environ >&2; exit 3");
         let log = File::create(dir.path().join("log")).unwrap();
-        let mut vmm = VmmProcess::launch(&path, log, &config(), &LaunchFiles::default()).unwrap();
+        let mut vmm = VmmProcess::spawn(&path, log).unwrap();
+        vmm.hand_over(&config(), &LaunchFiles::default()).unwrap();
         assert_eq!(vmm.wait().await.unwrap().code(), Some(3));
         assert!(vmm.channel.ready().await.is_err());
         let words = fs::read_to_string(dir.path().join("log")).unwrap();
         let lines: Vec<&str> = words.lines().collect();
-        assert_eq!(lines.len(), 2, "session, PID and no environment: {words}");
-        assert_eq!(lines[0], lines[1], "leads its session");
+        assert_eq!(lines.len(), 1, "PID and no environment: {words}");
     }
 
     #[tokio::test]
@@ -265,7 +258,7 @@ mod tests {
         let path = program(dir.path(), "exec sleep 60");
         let launch = || {
             let log = File::create(dir.path().join("log")).unwrap();
-            VmmProcess::launch(&path, log, &config(), &LaunchFiles::default()).unwrap()
+            VmmProcess::spawn(&path, log).unwrap()
         };
         let vmm = launch();
         let mut exited = vmm.exited.clone();
@@ -285,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_named() {
         let log = tempfile::tempfile().unwrap();
-        let error = VmmProcess::launch(Path::new("/no/vmm"), log, &config(), &LaunchFiles::default()).unwrap_err();
+        let error = VmmProcess::spawn(Path::new("/no/vmm"), log).unwrap_err();
         assert!(error.to_string().contains("/no/vmm"), "{error}");
     }
 }

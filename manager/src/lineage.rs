@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashSet,
     fs::{self, File},
+    io::Write,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt, MetadataExt},
@@ -146,9 +147,20 @@ impl Lineage {
     }
 
     pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|source| LineageError::Damaged { path: directory.path().join(LINEAGE), source })?;
-        Ok(directory.replace(LINEAGE, &json)?)
+        Ok(directory.replace(LINEAGE, &self.json(directory)?)?)
+    }
+
+    /// Writes that of a sandbox which is just being made. Not synced: a host that loses power now loses the whole sandbox,
+    /// and a sync takes as long as everything else together.
+    pub(crate) fn write_first(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
+        let json = self.json(directory)?;
+        let mut file = directory.create_file(LINEAGE)?;
+        Ok(file.write_all(&json).map_err(|error| directory.error("write", LINEAGE, error))?)
+    }
+
+    fn json(&self, directory: &SandboxDirectory) -> Result<Vec<u8>, LineageError> {
+        serde_json::to_vec_pretty(self)
+            .map_err(|source| LineageError::Damaged { path: directory.path().join(LINEAGE), source })
     }
 
     /// Records that `next` may come to be, before the VMM is asked for it.

@@ -30,7 +30,6 @@ pub(crate) struct Parts {
 /// How a machine comes to life, and from which files.
 #[derive(Debug)]
 pub(crate) struct MachineFiles<'a> {
-    pub(crate) vmm: &'a Path,
     pub(crate) source: SourceFiles<'a>,
     pub(crate) agent: &'a File,
     pub(crate) image: &'a File,
@@ -76,8 +75,18 @@ impl Parts {
         })
     }
 
-    /// Starts the VMM.
-    pub(crate) fn launch(self, record: &SandboxRecord, machine: &MachineFiles<'_>) -> Result<VmmProcess, LaunchError> {
+    /// Starts the VMM's process, early: it takes as long to leave the host as the rest of the sandbox takes to make.
+    pub(crate) fn spawn_vmm(&self, program: &Path) -> Result<VmmProcess, LaunchError> {
+        VmmProcess::spawn(program, self.vmm_log.try_clone()?)
+    }
+
+    /// Tells a waiting VMM its machine.
+    pub(crate) fn hand_over(
+        self,
+        vmm: &VmmProcess,
+        record: &SandboxRecord,
+        machine: &MachineFiles<'_>,
+    ) -> Result<(), LaunchError> {
         let mut files = LaunchFiles::default();
         let source = match &machine.source {
             SourceFiles::Boot { kernel } => {
@@ -109,7 +118,6 @@ impl Parts {
             start: true,
             tie_to_launcher: machine.tie_to_launcher,
         };
-        let log = self.vmm_log.try_clone().map_err(LaunchError::Channel)?;
-        VmmProcess::launch(machine.vmm, log, &config, &files)
+        vmm.hand_over(&config, &files)
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
+    host::HostIdentity,
     identity,
     launch::{LaunchError, LaunchFiles},
     lineage::{
@@ -224,13 +225,13 @@ impl Sandbox {
         end::now(&self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
+        let vmm = parts.spawn_vmm(bundle.path(Part::Vmm))?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
         let mut renewed = Lineage::new(contents, origin, parent, files.clone());
         renewed.complete(&self.directory, files)?;
         keep_disks(&self.directory, &agent, &image)?;
         let machine = MachineFiles {
-            vmm: bundle.path(Part::Vmm),
             source: match &source {
                 Source::Kernel(kernel) => SourceFiles::Boot { kernel },
                 Source::Snapshot { state, memory } => SourceFiles::Snapshot { state, memory },
@@ -241,7 +242,7 @@ impl Sandbox {
             layers: &layers,
             tie_to_launcher: false,
         };
-        let vmm = parts.launch(&self.record, &machine)?;
+        parts.hand_over(&vmm, &self.record, &machine)?;
         started::attend(&self.directory, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
     }
 
@@ -292,7 +293,7 @@ impl Sandbox {
         if theirs != ours {
             return Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs });
         }
-        let files = snapshot.files()?;
+        let files = snapshot.files(&HostIdentity::read().map_err(SnapshotError::from)?)?;
         let origin = snapshot.link_into(&self.directory)?;
         let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
         let top_name = free_name(&self.directory, Kind::Disk)?;

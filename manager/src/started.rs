@@ -5,7 +5,8 @@ use crate::{
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     last_words::LastWords,
-    launch::VmmProcess,
+    launch::{LaunchError, VmmProcess},
+    parts::{MachineFiles, Parts},
     remove,
     sandbox::Sandbox,
     state::{self, State},
@@ -42,13 +43,15 @@ pub struct StartedSandbox {
 }
 
 impl StartedSandbox {
-    /// One whose VMM is still to be launched.
-    pub(crate) fn new(sandbox: Sandbox, boot_timeout: Duration) -> Self {
-        Self { sandbox: Some(sandbox), vmm: None, boot_timeout, is_ready: false }
+    /// One whose VMM waits to be told its machine.
+    pub(crate) fn new(sandbox: Sandbox, vmm: VmmProcess, boot_timeout: Duration) -> Self {
+        Self { sandbox: Some(sandbox), vmm: Some(vmm), boot_timeout, is_ready: false }
     }
 
-    pub(crate) fn launched(&mut self, vmm: VmmProcess) {
-        self.vmm = Some(vmm);
+    /// Tells it.
+    pub(crate) fn hand_over(&self, parts: Parts, machine: &MachineFiles<'_>) -> Result<(), LaunchError> {
+        let vmm = self.vmm.as_ref().expect("set by new, taken only by methods that consume self");
+        parts.hand_over(vmm, &self.sandbox().record, machine)
     }
 
     /// The sandbox.
@@ -76,7 +79,7 @@ impl StartedSandbox {
         }
         let within = self.boot_timeout;
         let directory = &self.sandbox.as_ref().expect("taken only by methods that consume self").directory;
-        let vmm = self.vmm.as_mut().expect("set by start, taken only by methods that consume self");
+        let vmm = self.vmm.as_mut().expect("set by new, taken only by methods that consume self");
         ready(directory, vmm, within).await?;
         self.is_ready = true;
         Ok(())

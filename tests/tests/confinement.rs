@@ -45,5 +45,8 @@ fn a_running_vmm_has_nothing_of_the_host() {
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
     let environment = fs::read(process.join("environ")).unwrap();
     assert!(environment.is_empty(), "{}", String::from_utf8_lossy(&environment));
+    let stat = fs::read_to_string(process.join("stat")).unwrap();
+    let session = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(3));
+    assert_eq!(session, Some(pid.to_string().as_str()), "a session of its own: {stat}");
     assert_eq!(sandbox.sh("echo and it works").succeeds().out(), "and it works\n");
 }

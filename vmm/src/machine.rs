@@ -141,6 +141,8 @@ pub struct MachineParts {
     pub host_mode: HostMode,
     /// /dev/kvm. Kept by the machine: a fork makes its own machine from it.
     pub kvm: Arc<Kvm>,
+    /// From [`create_vm`].
+    pub vm: VmFd,
     /// Guest memory, filled or about to be.
     pub memory: Arc<GuestMemory>,
     /// Its size.
@@ -191,12 +193,12 @@ impl Machine {
     /// See [`MachineError`].
     pub fn boot(parts: MachineParts, mut boot: BootParts) -> Result<Self, MachineError> {
         let mode = parts.host_mode;
-        let vm = create_vm(&parts)?;
+        add_memory_and_irqchip(&parts)?;
         let line = cmdline::build(mode, parts.devices.len(), &boot.cmdline_extra)?;
         let entry = boot::load(&parts.memory, parts.memory_size, boot.vcpus, &mut boot.kernel, &line)?;
-        let fds = create_boot_vcpus(&parts.kvm, &vm, boot.vcpus)?;
+        let fds = create_boot_vcpus(&parts.kvm, &parts.vm, boot.vcpus)?;
         registers::set_boot_state(&fds[0], entry)?;
-        Self::assemble(vm, fds, parts, None)
+        Self::assemble(fds, parts, None)
     }
 
     /// Builds a machine that goes on from `state`, over memory that is as it was then.
@@ -212,31 +214,28 @@ impl Machine {
         if !(1..=max).contains(&state.vcpus.len()) {
             return Err(MachineError::OtherShape { what: "vCPUs", saved: state.vcpus.len(), here: max });
         }
-        let vm = create_vm(&parts)?;
-        state.chipset.restore_irqchips(&vm)?;
+        add_memory_and_irqchip(&parts)?;
+        let vm = &parts.vm;
+        state.chipset.restore_irqchips(vm)?;
         let mut fds = Vec::with_capacity(state.vcpus.len());
         for (index, vcpu) in (0u64..).zip(&state.vcpus) {
             let fd = vm.create_vcpu(index).map_err(kvm("KVM_CREATE_VCPU"))?;
             vcpu.restore(&fd)?;
             fds.push(fd);
         }
-        state.chipset.restore_clock(&vm)?;
-        let machine = Self::assemble(vm, fds, parts, Some(state))?;
+        state.chipset.restore_clock(vm)?;
+        let machine = Self::assemble(fds, parts, Some(state))?;
         machine.restore_devices(state)?;
         Ok(machine)
     }
 
-    fn assemble(
-        vm: VmFd,
-        fds: Vec<VcpuFd>,
-        parts: MachineParts,
-        state: Option<&MachineState>,
-    ) -> Result<Self, MachineError> {
+    fn assemble(fds: Vec<VcpuFd>, parts: MachineParts, state: Option<&MachineState>) -> Result<Self, MachineError> {
         let counters = fds
             .iter()
             .map(VcpuCounters::open)
             .collect::<io::Result<_>>()
             .map_err(host("cannot open KVM statistics"))?;
+        let vm = parts.vm;
         let shared = Arc::new(Shared::new(parts.start_times, parts.host_mode, counters, eventfd()?, state.is_some()));
         let (log, limit) = parts.console;
         let log = BoundedLog::new(log, limit).map_err(host("cannot read the console log's size"))?;
@@ -403,12 +402,19 @@ impl Machine {
     }
 }
 
-fn create_vm(parts: &MachineParts) -> Result<VmFd, MachineError> {
-    let vm = parts.kvm.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
-    memory::register(&vm, &parts.memory)?;
+/// A virtual machine without memory, interrupt controllers or vCPUs: what any machine begins as.
+///
+/// # Errors
+/// When KVM refuses.
+pub fn create_vm(kvm_file: &Kvm) -> Result<VmFd, MachineError> {
+    let vm = kvm_file.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
     vm.set_tss_address(layout::KVM_TSS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
     Ok(vm)
+}
+
+fn add_memory_and_irqchip(parts: &MachineParts) -> Result<(), MachineError> {
+    memory::register(&parts.vm, &parts.memory)?;
+    parts.vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))
 }
 
 fn create_boot_vcpus(kvm_file: &Kvm, vm: &VmFd, count: VcpuCount) -> Result<Vec<VcpuFd>, MachineError> {

@@ -31,6 +31,9 @@ fn print_probe() -> ExitCode {
 }
 
 fn run(process_start: u64) -> ExitCode {
+    // A session of its own: the signals of a terminal are not for a machine that outlives the command it was typed in.
+    // It fails where this process leads its group already, which is as good.
+    let _ = rustix::process::setsid();
     let channel = match stdin().try_clone_to_owned() {
         Ok(fd) => UnixStream::from(fd),
         Err(error) => return fail(&format!("cannot use standard input as the launch channel: {error}")),

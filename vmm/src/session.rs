@@ -22,7 +22,7 @@ use crate::{
     status::StatusFile,
     timeline::{self, StartTimes},
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use sandboxvm_protocol::{
     identity::GuestCid,
     machine::HostMode,
@@ -141,7 +141,7 @@ pub struct Session {
 /// When it cannot be built; the manager was told, where that was possible.
 pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, SessionError> {
     let detected = host_mode::detect();
-    let kvm = leave_the_host();
+    let left = leave_the_host();
     let confined = timeline::now();
     let (config, mut fds) = launch::receive(&channel)?;
     let start_times = StartTimes { process_start, confined, launched: timeline::now() };
@@ -149,9 +149,12 @@ pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, Sessio
     let lock = fds.take(config.lock, "the lock")?;
     let launcher = connection(channel)?;
     let reports = Reports { status, launcher, host_mode: detected.as_ref().ok().copied() };
-    let ground = detected.map_err(SessionError::from).and_then(|host_mode| Ok(Ground { host_mode, kvm: kvm? }));
+    let ground = detected.map_err(SessionError::from).and_then(|host_mode| {
+        let (kvm, vm) = left?;
+        Ok(Ground { host_mode, kvm, vm })
+    });
     let built = ground.and_then(|ground| build(config, fds, ground, start_times));
-    match built.and_then(|built| confine::restrict_syscalls().map(|()| built).map_err(SessionError::from)) {
+    match built {
         Ok(built) => built.into_session(reports, lock),
         Err(error) => {
             reports.never_began(&error);
@@ -165,13 +168,17 @@ pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, Sessio
 struct Ground {
     host_mode: HostMode,
     kvm: Arc<Kvm>,
+    vm: VmFd,
 }
 
-/// Opens the one file that is opened here, then cuts this process off.
-fn leave_the_host() -> Result<Arc<Kvm>, SessionError> {
+/// Opens the one file that is opened here, then cuts this process off. A virtual machine without memory or devices is
+/// made already: that does not depend on what it is for.
+fn leave_the_host() -> Result<(Arc<Kvm>, VmFd), SessionError> {
     let kvm = machine::open_kvm()?;
     confine::isolate()?;
-    Ok(kvm)
+    confine::restrict_syscalls()?;
+    let vm = machine::create_vm(&kvm)?;
+    Ok((kvm, vm))
 }
 
 fn connection(channel: UnixStream) -> Result<ControlConnection, SessionError> {
@@ -217,7 +224,7 @@ impl Built {
 fn build(
     config: LaunchConfig,
     mut fds: ReceivedFds,
-    Ground { host_mode, kvm }: Ground,
+    Ground { host_mode, kvm, vm }: Ground,
     start_times: StartTimes,
 ) -> Result<Built, SessionError> {
     let disks = config.disks.iter().map(|disk| DiskFiles::take(disk, &mut fds)).collect::<Result<Vec<_>, _>>()?;
@@ -227,7 +234,7 @@ fn build(
     let memory = Arc::new(memory::allocate(config.memory)?);
     let (disks, mut devices) = Disks::open(disks)?;
     add_common_devices(&mut devices, config.vsock.cid, vsock)?;
-    let parts = MachineParts { start_times, host_mode, kvm, memory, memory_size: config.memory, console, devices };
+    let parts = MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
     let (machine, origin) = match config.source {
         MachineSource::Boot { kernel, cmdline_extra } => {
             let kernel = File::from(fds.take(kernel, "the kernel")?);
@@ -294,6 +301,7 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
         let parts = MachineParts {
             start_times,
             host_mode: state.host_mode,
+            vm: machine::create_vm(&inherited.kvm)?,
             kvm: inherited.kvm,
             memory: inherited.memory,
             memory_size: inherited.memory_size,

@@ -8,6 +8,7 @@ use std::{
         fd::{AsRawFd, FromRawFd},
         unix::fs::FileExt,
     },
+    sync::OnceLock,
 };
 use vmm_sys_util::ioctl::ioctl;
 
@@ -23,10 +24,17 @@ const MAX_DESCRIPTORS: u32 = 512;
 /// Names beyond this many bytes are not read; KVM_STATS_NAME_SIZE is 48.
 const MAX_NAME: u32 = 256;
 
-/// The statistics file of one vCPU, with the place of each counter we read.
+/// The statistics file of one vCPU.
 #[derive(Debug)]
 pub struct VcpuCounters {
     file: File,
+    /// Found at the first reading: nobody waits for it while a machine is being restored.
+    places: OnceLock<Places>,
+}
+
+/// Where each counter we read is in the file.
+#[derive(Debug, Default)]
+struct Places {
     exits: Option<u64>,
     insn_emulation: Option<u64>,
     irq_injections: Option<u64>,
@@ -44,10 +52,10 @@ pub struct Counters {
 }
 
 impl VcpuCounters {
-    /// Opens the statistics of `vcpu` and finds the counters. One that this host does not keep reads as zero.
+    /// Opens the statistics of `vcpu`.
     ///
     /// # Errors
-    /// When KVM has no statistics or their header makes no sense.
+    /// When KVM has no statistics.
     pub fn open(vcpu: &impl AsRawFd) -> io::Result<Self> {
         // SAFETY: KVM_GET_STATS_FD takes no argument and returns a new descriptor or -1.
         let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD()) };
@@ -56,28 +64,18 @@ impl VcpuCounters {
         }
         // SAFETY: the kernel just gave us this descriptor and nothing else knows it.
         let file = unsafe { File::from_raw_fd(fd) };
-        let header = Header::read(&file)?;
-        let mut counters = Self { file, exits: None, insn_emulation: None, irq_injections: None };
-        for index in 0..header.count {
-            let (name, offset) = header.descriptor(&counters.file, index)?;
-            let place = Some(u64::from(header.data) + u64::from(offset));
-            match name.as_slice() {
-                b"exits" => counters.exits = place,
-                b"insn_emulation" => counters.insn_emulation = place,
-                b"irq_injections" => counters.irq_injections = place,
-                _ => {}
-            }
-        }
-        Ok(counters)
+        Ok(Self { file, places: OnceLock::new() })
     }
 
-    /// The counters as they stand; possible while the vCPU runs.
+    /// The counters as they stand; possible while the vCPU runs. One that this host does not keep reads as zero, and all
+    /// do where the file makes no sense.
     #[must_use]
     pub fn read(&self) -> Counters {
+        let places = self.places.get_or_init(|| Places::find(&self.file).unwrap_or_default());
         Counters {
-            exits: self.at(self.exits),
-            insn_emulation: self.at(self.insn_emulation),
-            irq_injections: self.at(self.irq_injections),
+            exits: self.at(places.exits),
+            insn_emulation: self.at(places.insn_emulation),
+            irq_injections: self.at(places.irq_injections),
         }
     }
 
@@ -87,6 +85,24 @@ impl VcpuCounters {
             Some(Ok(())) => u64::from_le_bytes(bytes),
             _ => 0,
         }
+    }
+}
+
+impl Places {
+    fn find(file: &File) -> io::Result<Self> {
+        let header = Header::read(file)?;
+        let mut places = Self::default();
+        for index in 0..header.count {
+            let (name, offset) = header.descriptor(file, index)?;
+            let place = Some(u64::from(header.data) + u64::from(offset));
+            match name.as_slice() {
+                b"exits" => places.exits = place,
+                b"insn_emulation" => places.insn_emulation = place,
+                b"irq_injections" => places.irq_injections = place,
+                _ => {}
+            }
+        }
+        Ok(places)
     }
 }
 

@@ -73,8 +73,8 @@ impl StoredSnapshot {
     }
 
     /// Opens its files, and refuses a host that it cannot go on on.
-    pub(crate) fn files(&self) -> Result<SnapshotFiles, SnapshotError> {
-        if let Some(difference) = self.manifest.host.difference(&HostIdentity::read()?) {
+    pub(crate) fn files(&self, here: &HostIdentity) -> Result<SnapshotFiles, SnapshotError> {
+        if let Some(difference) = self.manifest.host.difference(here) {
             return Err(SnapshotError::OtherHost(difference));
         }
         let names: Vec<String> = self.manifest.memory.iter().map(|file| file.name.clone()).collect();

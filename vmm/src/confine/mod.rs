@@ -44,8 +44,8 @@ pub fn isolate() -> Result<(), ConfineError> {
     isolation::no_new_privileges()
 }
 
-/// Leaves this process, all its threads and every process forked off it the system calls of a running machine. Called
-/// when all threads are there, before the first guest instruction.
+/// Leaves this process, all threads it will start and every process forked off it the system calls that build and run a
+/// machine. Called after [`isolate`], before the process is told what machine that is.
 ///
 /// # Errors
 /// See [`ConfineError`].

@@ -4,7 +4,7 @@
 use super::ConfineError;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition,
-    SeccompFilter, SeccompRule as Rule, apply_filter_all_threads,
+    SeccompFilter, SeccompRule as Rule, apply_filter,
 };
 use std::{collections::BTreeMap, env::consts::ARCH};
 
@@ -132,7 +132,7 @@ fn program() -> Result<BpfProgram, seccompiler::Error> {
     Ok(filter.try_into()?)
 }
 
-/// Installs the filter in all threads.
+/// Installs the filter in this thread, the only one there is, and so in all it will ever start.
 pub(super) fn filter() -> Result<(), ConfineError> {
-    Ok(apply_filter_all_threads(&program()?)?)
+    Ok(apply_filter(&program()?)?)
 }

@@ -88,8 +88,10 @@ pub fn encode(state: &SnapshotState) -> Result<Vec<u8>, FormatError> {
 /// # Errors
 /// See [`FormatError`]; nothing of a file that fails a check is used.
 pub fn read(file: &File) -> Result<SnapshotState, FormatError> {
-    let mut bytes = Vec::new();
     let at_most = (HEADER_LEN + MAX_BODY) as u64 + 1;
+    // One read where the file is as long as it says; a stated length is believed only for what it costs to try.
+    let len = file.metadata()?.len().min(at_most);
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0) + 1);
     ReadAt { file, offset: 0 }.take(at_most).read_to_end(&mut bytes)?;
     decode(&bytes)
 }

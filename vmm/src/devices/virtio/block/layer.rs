@@ -231,7 +231,8 @@ impl Layer {
     /// Calls `visit` for every block that is not absent, in order.
     pub(super) fn visit_states(&self, mut visit: impl FnMut(u64, State)) -> Result<(), LayerError> {
         let end = data_offset(self.disk_size);
-        let mut chunk = vec![0; 64 * 1024];
+        // Small: it is read while a machine is being restored, and most of a disk's states are holes.
+        let mut chunk = vec![0; 8 * 1024];
         let mut position = STATES_OFFSET;
         // States are holes for most of a large disk: those are not read.
         while let Some(start) = next_data(&self.file, position)?.filter(|&start| start < end) {
