@@ -11,7 +11,7 @@ use sandboxvm_protocol::vmm::{
     ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
 };
 use serde::Serialize;
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 use tokio::{
     net::{
         UnixStream,
@@ -62,6 +62,8 @@ pub enum ControlError {
 pub(crate) struct ControlClient {
     reader: FrameReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
+    /// Came while a reply was awaited.
+    events: VecDeque<VmmEvent>,
 }
 
 impl ControlClient {
@@ -72,7 +74,7 @@ impl ControlClient {
     /// Speaks over a stream that is connected already: the launch channel.
     pub(crate) fn over(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer }
+        Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer, events: VecDeque::new() }
     }
 
     /// Asks for something that is answered with Done.
@@ -103,11 +105,7 @@ impl ControlClient {
     async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, ControlError> {
         let answer = async {
             wire::send(&mut self.writer, WIRE, request, MAX_MESSAGE).await?;
-            loop {
-                if let VmmMessage::Reply(reply) = self.reader.next_message().await? {
-                    return Ok(reply);
-                }
-            }
+            self.reply().await
         };
         timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent)?
     }
@@ -120,14 +118,7 @@ impl ControlClient {
         within: Duration,
     ) -> Result<ControlReply, ControlError> {
         self.send_with(request, files)?;
-        let answer = async {
-            loop {
-                if let VmmMessage::Reply(reply) = self.reader.next_message().await? {
-                    return Ok(reply);
-                }
-            }
-        };
-        timeout(within, answer).await.map_err(|_| ControlError::Unfinished(within))?
+        timeout(within, self.reply()).await.map_err(|_| ControlError::Unfinished(within))?
     }
 
     /// Sends a message with files in one go. Nothing may be under way on this connection.
@@ -135,8 +126,21 @@ impl ControlClient {
         launch::send(self.writer.as_ref(), message, files)
     }
 
+    async fn reply(&mut self) -> Result<ControlReply, ControlError> {
+        loop {
+            match self.reader.next_message().await? {
+                VmmMessage::Reply(reply) => return Ok(reply),
+                // One machine has a handful in its life: far fewer than would matter.
+                VmmMessage::Event(event) => self.events.push_back(event),
+            }
+        }
+    }
+
     /// The next event; for connections that watch. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Result<VmmEvent, WireError> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(event);
+        }
         loop {
             if let VmmMessage::Event(event) = self.reader.next_message().await? {
                 return Ok(event);

@@ -3,19 +3,19 @@
 
 use crate::{
     admission::{self, AdmissionError},
+    begin::{Disks, Restored, Visibility, boot, restore},
     content::{self, Content},
+    control::ControlError,
     directory::DirectoryError,
     host::{HostError, HostIdentity},
-    identity,
     last_words::LastWords,
-    launch::{LaunchError, VmmProcess},
-    lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks},
+    launch::LaunchError,
+    lineage::{Contents, LineageError},
     manager::Manager,
     names::NameError,
-    parts::{MachineFiles, Parts, SourceFiles},
     ready,
     record::{FileRecord, RecordError, SandboxRecord},
-    sandbox::{ExecError, Sandbox},
+    sandbox::ExecError,
     snapshot::{error::SnapshotError, store::StoredSnapshot},
     staged::{Staged, new_id},
     started::{StartError, StartedSandbox},
@@ -35,7 +35,6 @@ use sandboxvm_protocol::{
 use std::{
     fs::File,
     io,
-    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -57,6 +56,13 @@ pub(crate) struct Basis {
     pub(crate) open: OpenBundle,
     pub(crate) contents: Contents,
     pub(crate) template: File,
+}
+
+impl Basis {
+    pub(crate) fn restored_from<'a>(&'a self, snapshot: &'a StoredSnapshot, host: &'a HostIdentity) -> Restored<'a> {
+        let disks = Disks { agent: &self.open.agent, image: &self.open.image };
+        Restored { snapshot, host, contents: &self.contents, disks }
+    }
 }
 
 /// What a sandbox is to be.
@@ -144,6 +150,9 @@ pub enum CreateError {
         /// What its logs end with.
         last_words: LastWords,
     },
+    /// A machine restored ahead of its use.
+    #[error("a machine of the pool does not answer: {0}")]
+    Armed(ControlError),
     /// The machine did not take its identity.
     #[error("the sandbox cannot be told its identity: {0}")]
     Identity(Box<ExecError>),
@@ -213,8 +222,7 @@ impl Manager {
             // Before anything that takes long: its name is taken from here on.
             let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
             let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
-            let disks = Disks { agent: &basis.open.agent, image: &basis.open.image };
-            let from = Restored { snapshot: &snapshot, host: &host, contents: &basis.contents, disks: &disks };
+            let from = basis.restored_from(&snapshot, &host);
             let mut started = restore(staged, &from, &basis.open.vmm, spec.boot_timeout)?;
             match started.ready().await {
                 Ok(()) => return Ok(started),
@@ -263,7 +271,7 @@ impl Manager {
         };
         let staged = Staged::begin(&self.home, record)?;
         let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
-        let from = Restored { snapshot: &snapshot, host: &host, contents: &contents, disks: &files };
+        let from = Restored { snapshot: &snapshot, host: &host, contents: &contents, disks: files };
         let mut started = restore(staged, &from, bundle.path(Part::Vmm), spec.boot_timeout)?;
         match started.ready().await {
             Ok(()) => Ok(started),
@@ -275,7 +283,7 @@ impl Manager {
     }
 
     /// Opens and identifies everything that a new machine is made of.
-    async fn basis(&self, bundle: &Bundle, disk: DiskSize) -> Result<Basis, CreateError> {
+    pub(crate) async fn basis(&self, bundle: &Bundle, disk: DiskSize) -> Result<Basis, CreateError> {
         let open = bundle.open()?;
         let template = self.template(disk).await?;
         // An image of some hundred MiB is read the first time.
@@ -304,7 +312,7 @@ impl Manager {
     }
 }
 
-fn check_env(env: &[String]) -> Result<(), CreateError> {
+pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
     for entry in env {
         let problem = match CText::try_from(entry.as_str()) {
             Err(error @ (CTextError::Nul(_) | CTextError::TooLong(_))) => error.to_string(),
@@ -343,108 +351,6 @@ fn merged(under: &[String], over: &[String]) -> Vec<String> {
     let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let hidden: Vec<String> = over.iter().map(|entry| key(entry)).collect();
     under.iter().filter(|entry| !hidden.contains(&key(entry))).chain(over).cloned().collect()
-}
-
-/// Where a booting machine's directory is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Visibility {
-    /// Among the sandboxes.
-    Published,
-    /// In staging; its VMM ends with this process.
-    Hidden,
-}
-
-/// Boots a machine in a staged directory.
-pub(crate) fn boot(
-    staged: Staged<'_>,
-    basis: &Basis,
-    boot_timeout: Duration,
-    visibility: Visibility,
-) -> Result<StartedSandbox, CreateError> {
-    let directory = staged.directory();
-    let parts = Parts::make(directory)?;
-    let vmm = parts.spawn_vmm(&basis.open.vmm)?;
-    staged.record().write(directory)?;
-    identity::make_due(directory)?;
-    directory.link(&basis.template, TEMPLATE)?;
-    keep_disks(directory, &basis.open.agent, &basis.open.image)?;
-    let top = free_name(directory, Kind::Disk)?;
-    let layers = [directory.create_file(&top)?];
-    let files = Files { disk: vec![top], baseline: Some(Vec::new()) };
-    Lineage::new(basis.contents.clone(), Origin::Boot, None, files).write_first(directory)?;
-    let machine = MachineFiles {
-        source: SourceFiles::Boot { kernel: &basis.open.kernel },
-        agent: &basis.open.agent,
-        image: &basis.open.image,
-        template: &basis.template,
-        layers: &layers,
-        tie_to_launcher: staged.record().ephemeral || visibility == Visibility::Hidden,
-    };
-    // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
-    let sandbox = match visibility {
-        Visibility::Published => staged.publish()?,
-        Visibility::Hidden => staged.keep_hidden(),
-    };
-    hand_over(sandbox, parts, vmm, &machine, boot_timeout)
-}
-
-/// The read-only disks of a machine.
-struct Disks<'a> {
-    agent: &'a File,
-    image: &'a File,
-}
-
-/// What a machine is restored from.
-struct Restored<'a> {
-    snapshot: &'a StoredSnapshot,
-    host: &'a HostIdentity,
-    contents: &'a Contents,
-    disks: &'a Disks<'a>,
-}
-
-/// Lets a snapshot go on as the machine of a staged directory.
-fn restore(
-    staged: Staged<'_>,
-    from: &Restored<'_>,
-    vmm: &Path,
-    boot_timeout: Duration,
-) -> Result<StartedSandbox, CreateError> {
-    let Restored { snapshot, host, contents, disks } = *from;
-    let directory = staged.directory();
-    let parts = Parts::make(directory)?;
-    let process = parts.spawn_vmm(vmm)?;
-    let snapshot_files = snapshot.files(host)?;
-    staged.record().write(directory)?;
-    identity::make_due(directory)?;
-    let origin = snapshot.link_into(directory)?;
-    keep_disks(directory, disks.agent, disks.image)?;
-    let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
-    let top = free_name(directory, Kind::Disk)?;
-    let mut layers = snapshot_files.disk;
-    layers.push(directory.create_file(&top)?);
-    let files = Files { disk: disk.iter().cloned().chain([top]).collect(), baseline: Some(memory.clone()) };
-    Lineage::new(contents.clone(), origin.clone(), Some(id.clone()), files).write_first(directory)?;
-    let machine = MachineFiles {
-        source: SourceFiles::Snapshot { state: &snapshot_files.state, memory: &snapshot_files.memory },
-        agent: disks.agent,
-        image: disks.image,
-        template: &snapshot_files.template,
-        layers: &layers,
-        tie_to_launcher: staged.record().ephemeral,
-    };
-    hand_over(staged.publish()?, parts, process, &machine, boot_timeout)
-}
-
-fn hand_over(
-    sandbox: Sandbox,
-    parts: Parts,
-    vmm: VmmProcess,
-    machine: &MachineFiles<'_>,
-    boot_timeout: Duration,
-) -> Result<StartedSandbox, CreateError> {
-    let started = StartedSandbox::new(sandbox, vmm, boot_timeout);
-    started.hand_over(parts, machine)?;
-    Ok(started)
 }
 
 #[cfg(test)]

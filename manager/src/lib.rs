@@ -17,6 +17,8 @@
 
 mod admission;
 mod agent;
+mod armed;
+mod begin;
 mod content;
 mod control;
 mod create;
@@ -37,6 +39,7 @@ mod manager;
 mod names;
 mod parts;
 mod pidfd;
+mod pool;
 mod ready;
 mod record;
 mod remove;
@@ -66,6 +69,7 @@ pub use launch::LaunchError;
 pub use lineage::{Contents, LineageError};
 pub use manager::{FindError, Manager, SandboxSummary};
 pub use names::NameError;
+pub use pool::{Pool, PoolRequest};
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
 pub use reset::{ResetDone, ResetError};

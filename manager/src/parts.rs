@@ -37,6 +37,8 @@ pub(crate) struct MachineFiles<'a> {
     /// Oldest first; the last is empty.
     pub(crate) layers: &'a [File],
     pub(crate) tie_to_launcher: bool,
+    /// Run at once, or wait to be told.
+    pub(crate) start: bool,
 }
 
 /// See [`MachineFiles`].
@@ -115,7 +117,7 @@ impl Parts {
             control: files.add(&self.control),
             status: files.add(&self.status),
             lock: files.add(&self.lock),
-            start: true,
+            start: machine.start,
             tie_to_launcher: machine.tie_to_launcher,
         };
         vmm.hand_over(&config, &files)

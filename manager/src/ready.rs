@@ -6,8 +6,9 @@
 //! is locked by its maker.
 
 use crate::{
+    begin::{Visibility, boot},
     content,
-    create::{Basis, CreateError, SandboxSpec, Visibility, boot, new_record},
+    create::{Basis, CreateError, SandboxSpec, new_record},
     directory::DirectoryError,
     home::Home,
     host::{HostIdentity, hex},

@@ -241,6 +241,7 @@ impl Sandbox {
             template: &template,
             layers: &layers,
             tie_to_launcher: false,
+            start: true,
         };
         parts.hand_over(&vmm, &self.record, &machine)?;
         started::attend(&self.directory, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))

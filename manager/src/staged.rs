@@ -10,8 +10,8 @@ use crate::{
     sandbox::Sandbox,
     sweep,
 };
-use sandboxvm_protocol::identity::SandboxId;
-use std::{fs::File, io};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use std::{fs::File, io, time::SystemTime};
 
 /// An ID that nothing has.
 pub(crate) fn new_id() -> io::Result<SandboxId> {
@@ -22,17 +22,17 @@ pub(crate) fn new_id() -> io::Result<SandboxId> {
 
 /// A sandbox that nobody can see yet; dropping it takes everything back.
 #[derive(Debug)]
-pub(crate) struct Staged<'a> {
-    home: &'a Home,
+pub(crate) struct Staged {
+    home: Home,
     directory: Option<SandboxDirectory>,
     record: SandboxRecord,
 }
 
-impl<'a> Staged<'a> {
+impl Staged {
     /// Makes the directory and takes the name.
-    pub(crate) fn begin(home: &'a Home, record: SandboxRecord) -> Result<Self, NameError> {
+    pub(crate) fn begin(home: &Home, record: SandboxRecord) -> Result<Self, NameError> {
         let directory = sweep::new_staged(home, &record.id)?;
-        let staged = Self { home, directory: Some(directory), record };
+        let staged = Self { home: home.clone(), directory: Some(directory), record };
         if let Some(name) = &staged.record.name {
             names::claim(home, name, &staged.record.id)?;
         }
@@ -45,6 +45,20 @@ impl<'a> Staged<'a> {
 
     pub(crate) fn record(&self) -> &SandboxRecord {
         &self.record
+    }
+
+    /// Makes it what it is now wanted as, and takes the name. The ID stays.
+    pub(crate) fn become_wanted(
+        &mut self,
+        name: Option<SandboxName>,
+        env: Vec<String>,
+        ephemeral: bool,
+    ) -> Result<(), NameError> {
+        if let Some(name) = &name {
+            names::claim(&self.home, name, &self.record.id)?;
+        }
+        self.record = SandboxRecord { name, env, ephemeral, created_at: SystemTime::now(), ..self.record.clone() };
+        Ok(())
     }
 
     /// Makes it visible.
@@ -69,11 +83,11 @@ impl<'a> Staged<'a> {
     }
 }
 
-impl Drop for Staged<'_> {
+impl Drop for Staged {
     fn drop(&mut self) {
         if let Some(directory) = self.directory.take() {
             // The caller has a better error to report; a sweep takes what stays.
-            let _ = remove::discard(self.home, directory, &self.record.id, self.record.name.as_ref());
+            let _ = remove::discard(&self.home, directory, &self.record.id, self.record.name.as_ref());
         }
     }
 }

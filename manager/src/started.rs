@@ -1,7 +1,7 @@
 //! A sandbox whose VMM this process started: waiting for it to boot, letting it go, or ending it with everything it has.
 
 use crate::{
-    control::ControlError,
+    control::{ControlClient, ControlError},
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     last_words::LastWords,
@@ -61,6 +61,11 @@ impl StartedSandbox {
     #[must_use]
     pub fn sandbox(&self) -> &Sandbox {
         self.sandbox.as_ref().expect("taken only by methods that consume self")
+    }
+
+    /// The launch channel.
+    pub(crate) fn channel(&mut self) -> &mut ControlClient {
+        &mut self.vmm.as_mut().expect("set by new, taken only by methods that consume self").channel
     }
 
     /// When its VMM's process was asked for (CLOCK_MONOTONIC, as the machine's own timeline).

@@ -19,6 +19,7 @@ pub mod artefacts;
 pub mod cli;
 pub mod home;
 pub mod leaks;
+pub mod library;
 pub mod memory;
 pub mod processes;
 pub mod seed;

@@ -1,10 +1,10 @@
 //! `bench clones`: so many sandboxes of one snapshot alive at once, each after one command, and what they cost the host.
 
 use crate::{
-    rig::{Rig, run as exec},
+    rig::Rig,
     table::{self, Row},
 };
-use sandboxvm_tests::memory;
+use sandboxvm_tests::{library::run as exec, memory};
 use std::fs;
 
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,7 @@
 mod boot;
 mod clones;
 mod fork;
+mod pool;
 mod reset;
 mod restore;
 mod rig;
@@ -25,6 +26,8 @@ enum Benchmark {
     Boot(boot::Arguments),
     /// From a snapshot to the first guest instruction, and to the first command's end
     Restore(restore::Arguments),
+    /// From a pool of machines armed ahead to the first guest instruction
+    Pool(pool::Arguments),
     /// Live forks of a sandbox with 64 MiB of written memory
     Fork(fork::Arguments),
     /// Back to the beginning, in place
@@ -39,6 +42,7 @@ fn main() {
     match Arguments::parse().benchmark {
         Benchmark::Boot(arguments) => boot::run(&arguments),
         Benchmark::Restore(arguments) => restore::run(&arguments),
+        Benchmark::Pool(arguments) => pool::run(&arguments),
         Benchmark::Fork(arguments) => fork::run(&arguments),
         Benchmark::Reset(arguments) => reset::run(&arguments),
         Benchmark::Snapshot(arguments) => snapshot::run(&arguments),

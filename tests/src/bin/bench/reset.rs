@@ -1,10 +1,11 @@
 //! `bench reset`: a sandbox that ran something, put back to its beginning in place.
 
 use crate::{
-    rig::{Rig, micros, run as exec},
+    rig::{Rig, micros},
     table::{self, Row},
 };
 use sandboxvm_manager::ResetDone;
+use sandboxvm_tests::library::run as exec;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]

@@ -2,10 +2,10 @@
 //! costs in the guest.
 
 use crate::{
-    rig::{self, Rig, instructions, micros, monotonic_ns},
+    rig::{Rig, instructions, micros, monotonic_ns},
     table::{self, Row},
 };
-use sandboxvm_tests::memory;
+use sandboxvm_tests::{library, memory};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
@@ -97,12 +97,12 @@ async fn first_exec(started: &mut sandboxvm_manager::StartedSandbox, memory_mib:
     let sandbox = started.sandbox();
     let stats = async || instructions(&sandbox.stats().await.expect("its VMM answers"));
     let answered = stats().await;
-    rig::run(sandbox, &["true"]).await;
+    library::run(sandbox, &["true"]).await;
     let executed = stats().await;
     let seconds = begun.elapsed().as_secs_f64();
     let pid = sandbox.vmm_status().ok().flatten().expect("its VMM reports itself").pid;
     let memory = memory::of_vmm(pid, memory_mib);
-    rig::run(sandbox, &["true"]).await;
+    library::run(sandbox, &["true"]).await;
     FirstExec {
         answered,
         executed: executed - answered,

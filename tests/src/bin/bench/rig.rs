@@ -1,14 +1,15 @@
 //! What the snapshot benchmarks share: a home of their own, the manager as a library, and running a command to its end.
 
-use sandboxvm_images::bundle::{Bundle, BundleSources};
-use sandboxvm_manager::{Manager, Output, Sandbox, SandboxSpec, StartedSandbox};
-use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, ExitStatus, OnDisconnect, StdinSource},
-    machine::MIB,
-    vmm::VmStats,
+use sandboxvm_manager::StartedSandbox;
+use sandboxvm_protocol::{agent::ExitStatus, vmm::VmStats};
+use sandboxvm_tests::{
+    home::Home,
+    library::{Library, execute, run},
 };
-use sandboxvm_tests::home::Home;
-use std::time::{Duration, Instant};
+use std::{
+    ops::Deref,
+    time::{Duration, Instant},
+};
 
 /// Takes 64 MiB of memory, page by page, and then rewrites 4 MiB of them several times a second.
 pub const WRITER: &str = "
@@ -24,28 +25,23 @@ while 1:
 
 /// See the module.
 pub struct Rig {
-    runtime: tokio::runtime::Runtime,
-    pub manager: Manager,
-    pub bundle: Bundle,
-    pub spec: SandboxSpec,
+    library: Library,
     // Dropped last: everything above is in it.
     _home: Home,
+}
+
+impl Deref for Rig {
+    type Target = Library;
+
+    fn deref(&self) -> &Library {
+        &self.library
+    }
 }
 
 impl Rig {
     pub fn new(memory_mib: u64) -> Self {
         let home = Home::with_kvm().expect("a benchmark without KVM measures nothing: unset SANDBOXVM_NO_KVM");
-        let directory = Some(home.artefacts().bundle.clone());
-        let bundle = Bundle::find(&BundleSources { directory, ..BundleSources::default() });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let spec =
-            SandboxSpec { memory: (memory_mib * MIB).try_into().expect("memory of a guest"), ..SandboxSpec::default() };
-        let manager = Manager::open(&home.path()).expect("the home is ours");
-        Self { runtime, manager, bundle, spec, _home: home }
-    }
-
-    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.block_on(future)
+        Self { library: Library::of(&home, memory_mib), _home: home }
     }
 
     /// A sandbox from the ready snapshot, which the first one makes.
@@ -59,37 +55,10 @@ impl Rig {
         let command = format!("setsid python3 -c \"{WRITER}\" </dev/null >/dev/null 2>&1 &");
         run(started.sandbox(), &["sh", "-c", &command]).await;
         let deadline = Instant::now() + Duration::from_secs(300);
-        while execute(started.sandbox(), &["test", "-e", "/dev/shm/written"]).await != ExitStatus::Code(0) {
+        while execute(started.sandbox(), &["test", "-e", "/dev/shm/written"]).await.0 != ExitStatus::Code(0) {
             assert!(Instant::now() < deadline, "the guest does not get 64 MiB written");
         }
         started
-    }
-}
-
-/// Runs a command that is to succeed.
-pub async fn run(sandbox: &Sandbox, command: &[&str]) {
-    let status = execute(sandbox, command).await;
-    assert_eq!(status, ExitStatus::Code(0), "{command:?}");
-}
-
-async fn execute(sandbox: &Sandbox, command: &[&str]) -> ExitStatus {
-    let request = ExecRequest {
-        argv: command.iter().map(|word| CText::try_from(*word).expect("no NUL")).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: StdinSource::Null,
-        terminal: None,
-        timeout_ms: None,
-        on_disconnect: OnDisconnect::Kill,
-    };
-    let mut exec = sandbox.exec(request).await.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    loop {
-        match exec.output.next().await.unwrap_or_else(|error| panic!("{command:?}: {error}")) {
-            Some(Output::Exited(status)) => return status,
-            Some(_) => {}
-            None => panic!("{command:?}: no exit status"),
-        }
     }
 }
 

@@ -1,0 +1,39 @@
+//! `bench pool`: from asking a full pool for a sandbox to its first guest instruction.
+
+use crate::{
+    rig::{Rig, monotonic_ns},
+    table::{self, Row},
+};
+use sandboxvm_manager::{Pool, PoolRequest};
+use std::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many sandboxes are taken
+    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) {
+    let rig = Rig::new(256);
+    eprintln!("bench: making the ready snapshot");
+    let mut taken = Vec::new();
+    rig.block_on(async {
+        rig.create().await.finish().await.expect("it can be removed");
+        let pool = Pool::new(rig.manager.clone(), rig.bundle.clone(), rig.spec.clone(), 1);
+        for _ in 0..arguments.runs {
+            pool.filled().await.expect("the pool can be filled");
+            let asked = monotonic_ns(Instant::now());
+            let mut started = pool.take(&PoolRequest::default()).await.expect("a sandbox");
+            started.ready().await.expect("it runs");
+            let first_run = started.sandbox().timeline().await.expect("its VMM answers").first_run;
+            taken.push((first_run.expect("it runs") as f64 - asked) / 1e3);
+            started.finish().await.expect("it can be removed");
+        }
+    });
+    let rows = [Row::of("asked for -> first guest instruction", "us", taken)];
+    table::report(&format!("pool: {} sandboxes taken, guest of 256 MiB", arguments.runs), &rows, arguments.json);
+}

@@ -1,0 +1,74 @@
+//! The pool of machines armed ahead, as a long-running process uses it.
+
+use sandboxvm_manager::{Pool, PoolRequest};
+use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_tests::{
+    home::{Home, eventually},
+    library::{Library, run},
+    processes,
+};
+use std::{collections::HashSet, fs, time::Duration};
+
+/// PIDs of the VMMs that wait in staging.
+fn waiting(home: &Home) -> Vec<u32> {
+    let staged = fs::read_dir(home.path().join("staging")).expect("the home is there").flatten();
+    let own = std::process::id();
+    staged
+        .flat_map(|entry| processes::that_hold(&entry.path()))
+        .map(|process| process.pid)
+        .filter(|pid| *pid != own)
+        .collect::<HashSet<_>>()
+        .into_iter()
+        .collect()
+}
+
+#[test]
+fn machines_of_a_pool_are_sandboxes_of_their_own() {
+    let Some(home) = Home::with_kvm() else { return };
+    let library = Library::of(&home, 128);
+    library.block_on(async {
+        let pool = Pool::new(library.manager.clone(), library.bundle.clone(), library.spec.clone(), 2);
+        pool.filled().await.unwrap();
+        assert_eq!(pool.armed(), 2);
+        assert!(library.manager.list().unwrap().is_empty(), "an armed machine is seen");
+        let armed = waiting(&home);
+        assert_eq!(armed.len(), 2, "{armed:?}");
+
+        // One dies unseen: it is not handed out, and nothing of it stays.
+        processes::kill(armed[0]);
+        let gone = eventually(Duration::from_secs(5), || (!waiting(&home).contains(&armed[0])).then_some(()));
+        assert!(gone.is_some());
+
+        let request = |name: &str| PoolRequest {
+            name: Some(SandboxName::try_from(name.to_owned()).unwrap()),
+            env: vec![format!("OWN={name}")],
+            ephemeral: false,
+        };
+        let mut first = pool.take(&request("first")).await.unwrap();
+        let mut second = pool.take(&request("second")).await.unwrap();
+        assert_ne!(first.sandbox().id(), second.sandbox().id());
+        let mut said = HashSet::new();
+        for (started, name) in [(&mut first, "first"), (&mut second, "second")] {
+            started.settled().await.unwrap();
+            let script = "echo $OWN; hostname; head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id";
+            let out = run(started.sandbox(), &["sh", "-c", script]).await;
+            let mut lines = out.lines();
+            assert_eq!((lines.next(), lines.next()), (Some(name), Some(name)), "{out}");
+            assert!(lines.all(|line| said.insert(line.to_owned())), "both have it: {out}");
+        }
+        // A name is taken for as long as its sandbox is there, and a refused machine leaves nothing.
+        let refused = pool.take(&request("first")).await.unwrap_err().to_string();
+        assert!(refused.contains("first") && refused.contains("taken"), "{refused}");
+
+        // What was handed out outlives the pool; what was not goes with it.
+        let first = first.detach();
+        pool.filled().await.unwrap();
+        drop(pool);
+        let gone = eventually(Duration::from_secs(5), || waiting(&home).is_empty().then_some(()));
+        assert!(gone.is_some(), "{:?} outlive their pool", waiting(&home));
+        assert_eq!(run(&first, &["echo", "alive"]).await, "alive\n");
+        second.finish().await.unwrap();
+        library.manager.remove("first", true).await.unwrap();
+    });
+    home.assert_nothing_left();
+}
