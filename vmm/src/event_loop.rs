@@ -5,7 +5,7 @@
 use crate::{
     control::ControlConnection,
     descriptors::ReceivedFds,
-    devices::board::lock,
+    devices::{board::lock, virtio::device::GuestMemory},
     disks::{Disks, take_files},
     fork::{self, ChildFiles, ForkedChild, Inheritance, Side},
     machine::Machine,
@@ -13,6 +13,7 @@ use crate::{
     snapshot::{
         format, pagemap,
         taking::{Taking, Writing},
+        tracking::WriteTracking,
         writer::Baseline,
     },
     status::StatusFile,
@@ -32,6 +33,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -142,6 +144,10 @@ pub struct EventLoop {
     told: Option<Phase>,
     /// The snapshot being written, and the connection that asked for it.
     taking: Option<(Taking, u32)>,
+    /// What was written since the snapshot in `parts.baseline`; unknown where there is none.
+    tracking: Option<WriteTracking>,
+    /// The same, since the snapshot that is being written: it counts once that is whole.
+    next_tracking: Option<WriteTracking>,
 }
 
 /// Sent to whoever asks for something that a snapshot in the making forbids.
@@ -174,7 +180,16 @@ impl EventLoop {
             }
         }
         machine.shared().mark_built();
-        Ok(Self { epoll, parts, connections: HashMap::new(), next_connection: LAUNCHER + 1, told: None, taking: None })
+        Ok(Self {
+            epoll,
+            parts,
+            connections: HashMap::new(),
+            next_connection: LAUNCHER + 1,
+            told: None,
+            taking: None,
+            tracking: None,
+            next_tracking: None,
+        })
     }
 
     /// Lets the machine run.
@@ -374,11 +389,13 @@ impl EventLoop {
         let disk_tops = take_files(&request.disk_tops, &mut fds).map_err(|error| error.to_string())?;
 
         let parts = &self.parts;
+        // Whatever fails from here on, this does not tell any more what was written since the last snapshot.
+        let mut tracking = self.tracking.take();
         let was_running = parts.machine.hold();
         let stopped = Instant::now();
         let taking = (|| {
             let state = parts.machine.save().map_err(|error| error.to_string())?;
-            let candidates = pagemap::written_pages(&pagemap, parts.machine.memory())
+            let candidates = written_pages(&mut tracking, &pagemap, parts.machine.memory())
                 .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
             parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
             let writing = Writing {
@@ -401,6 +418,7 @@ impl EventLoop {
         epoll::add(&self.epoll, taking.fd(), Source::Writer.data(), EventFlags::IN)
             .map_err(|error| error.to_string())?;
         self.taking = Some((taking, id));
+        self.next_tracking = tracking;
         Ok(())
     }
 
@@ -409,9 +427,11 @@ impl EventLoop {
         let Some(result) = taking.advance(&self.parts.baseline) else { return };
         let id = *id;
         self.taking = None;
+        let next_tracking = self.next_tracking.take();
         let reply = match result {
             Ok(taken) => {
                 self.parts.baseline = taken.baseline;
+                self.tracking = next_tracking;
                 ControlReply::Snapshot(taken.report)
             }
             Err(message) => failed(format!("cannot write the snapshot: {message}")),
@@ -490,6 +510,7 @@ impl EventLoop {
         if saved.memory != origin.map {
             return Err("this is not the snapshot that the machine began from".into());
         }
+        self.tracking = None;
         // It runs afterwards, whether it did before or not: a reset machine begins anew.
         let stopping = Instant::now();
         parts.machine.pause();
@@ -536,6 +557,20 @@ impl EventLoop {
         let _ = self.parts.launcher.event(event);
         self.connections.retain(|_, connection| connection.event(event).is_ok());
     }
+}
+
+/// Pages that may differ from the last snapshot; from here on `tracking` is of what is written after this one.
+fn written_pages(
+    tracking: &mut Option<WriteTracking>,
+    pagemap: &File,
+    memory: &GuestMemory,
+) -> io::Result<Vec<Range<u64>>> {
+    if let Some(Ok(written)) = tracking.as_ref().map(|tracking| tracking.take(memory, pagemap)) {
+        return Ok(written);
+    }
+    // An older kernel has no such thing: then every snapshot looks at all that was ever written.
+    *tracking = WriteTracking::begin(memory, pagemap).ok();
+    pagemap::written_pages(pagemap, memory)
 }
 
 /// Which process this is after a fork, and what it has to say or do.

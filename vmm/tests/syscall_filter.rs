@@ -94,6 +94,11 @@ fn other_processes_cannot_be_touched() {
 }
 
 #[test]
+fn the_kernels_own_faults_cannot_be_caught() {
+    assert_killed("userfaultfd", || unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) >= 0 });
+}
+
+#[test]
 fn no_memory_becomes_code() {
     assert_killed("mmap of code", || unsafe {
         libc::mmap(null_mut(), 4096, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANON, -1, 0)
@@ -108,5 +113,6 @@ fn no_memory_becomes_code() {
 #[test]
 fn only_kvm_answers_ioctls() {
     assert_killed("TIOCSTI", || unsafe { libc::ioctl(0, libc::TIOCSTI, c"x".as_ptr()) == 0 });
+    assert_killed("UFFDIO_COPY", || unsafe { libc::ioctl(0, 0xc028_aa03, null_mut::<libc::c_void>()) == 0 });
     assert_killed("TUNSETIFF", || unsafe { libc::ioctl(0, 0x4004_54ca, null_mut::<libc::c_void>()) == 0 });
 }

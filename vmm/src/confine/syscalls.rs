@@ -2,6 +2,7 @@
 //! ends the process with SIGSYS: a VMM that makes another call is no longer ours.
 
 use super::ConfineError;
+use crate::snapshot::tracking;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition,
     SeccompFilter, SeccompRule as Rule, apply_filter,
@@ -84,15 +85,22 @@ fn when(argument: u8, length: Len, op: Op, value: u64) -> Result<Condition, secc
     Condition::new(argument, length, op, value)
 }
 
-/// ioctl requests: those of KVM (type 0xae), and FIONBIO on a socket or pipe.
+/// ioctl requests: those of KVM (type 0xae), FIONBIO on a socket or pipe, and those that track writes.
 fn ioctl_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
     const TYPE_MASK: u64 = 0xff00;
     const KVM_TYPE: u64 = 0xae00;
     const FIONBIO: u64 = 0x5421;
-    Ok(vec![
-        Rule::new(vec![when(1, WORD, Op::MaskedEq(TYPE_MASK), KVM_TYPE)?])?,
-        Rule::new(vec![when(1, WORD, Op::Eq, FIONBIO)?])?,
-    ])
+    let mut rules = vec![Rule::new(vec![when(1, WORD, Op::MaskedEq(TYPE_MASK), KVM_TYPE)?])?];
+    let exact = [FIONBIO, tracking::UFFDIO_API.into(), tracking::UFFDIO_REGISTER.into(), tracking::PAGEMAP_SCAN.into()];
+    for request in exact {
+        rules.push(Rule::new(vec![when(1, WORD, Op::Eq, request)?])?);
+    }
+    Ok(rules)
+}
+
+/// userfaultfd for user mode's own faults only: one that could stall the kernel's is a tool for attacks on it.
+fn userfaultfd_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
+    Ok(vec![Rule::new(vec![when(0, WORD, Op::Eq, tracking::USERFAULTFD_FLAGS.into())?])?])
 }
 
 /// Memory that can be executed is never mapped or made.
@@ -127,6 +135,7 @@ fn program() -> Result<BpfProgram, seccompiler::Error> {
     rules.insert(libc::SYS_mprotect, no_exec_rules()?);
     rules.insert(libc::SYS_clone, clone_rules()?);
     rules.insert(libc::SYS_prctl, prctl_rules()?);
+    rules.insert(libc::SYS_userfaultfd, userfaultfd_rules()?);
     // x86-64 is the only architecture the VMM is built for.
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, ARCH.try_into()?)?;
     Ok(filter.try_into()?)

@@ -11,6 +11,7 @@ pub mod format;
 pub mod memory_map;
 pub mod pagemap;
 pub mod taking;
+pub mod tracking;
 pub mod writer;
 
 use crate::{
