@@ -164,11 +164,23 @@ fn copy_baseline(baseline: &Baseline, file: &File) -> io::Result<u64> {
             while offset < hole {
                 let len = usize::try_from(hole - offset).unwrap_or(usize::MAX).min(buffer.len());
                 source.read_exact_at(&mut buffer[..len], offset)?;
-                file.write_all_at(&buffer[..len], offset)?;
+                copied += copy_pages(&buffer[..len], file, offset)?;
                 offset += len as u64;
-                copied += len as u64;
             }
             at = hole.max(at + PAGE);
+        }
+    }
+    Ok(copied)
+}
+
+/// Writes the pages of `bytes` that are not zero. Others may be what became of a hole: where a file in memory (tmpfs) is
+/// mapped, reading a hole fills it.
+fn copy_pages(bytes: &[u8], file: &File, offset: u64) -> io::Result<u64> {
+    let mut copied = 0;
+    for (at, page) in (offset..).step_by(PAGE_LEN).zip(bytes.chunks(PAGE_LEN)) {
+        if page.iter().any(|byte| *byte != 0) {
+            file.write_all_at(page, at)?;
+            copied += page.len() as u64;
         }
     }
     Ok(copied)

@@ -3,6 +3,7 @@
 
 mod boot;
 mod clones;
+mod first_output;
 mod fork;
 mod pool;
 mod reset;
@@ -26,6 +27,8 @@ enum Benchmark {
     Boot(boot::Arguments),
     /// From a snapshot to the first guest instruction, and to the first command's end
     Restore(restore::Arguments),
+    /// From a snapshot to the first byte on the console
+    FirstOutput(first_output::Arguments),
     /// From a pool of machines armed ahead to the first guest instruction
     Pool(pool::Arguments),
     /// Live forks of a sandbox with 64 MiB of written memory
@@ -42,6 +45,7 @@ fn main() {
     match Arguments::parse().benchmark {
         Benchmark::Boot(arguments) => boot::run(&arguments),
         Benchmark::Restore(arguments) => restore::run(&arguments),
+        Benchmark::FirstOutput(arguments) => first_output::run(&arguments),
         Benchmark::Pool(arguments) => pool::run(&arguments),
         Benchmark::Fork(arguments) => fork::run(&arguments),
         Benchmark::Reset(arguments) => reset::run(&arguments),

@@ -1,0 +1,87 @@
+//! `bench first-output`: a guest that writes to its console without end, snapshotted in the middle of it; from asking for
+//! a copy to the copy's first byte on the console.
+
+use crate::{
+    rig::{Rig, micros},
+    table::{self, Row},
+};
+use sandboxvm_manager::{SandboxSpec, StartFrom};
+use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_tests::library::run as exec;
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many copies
+    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) {
+    let rig = Rig::new(256);
+    eprintln!("bench: a guest that ticks on its console");
+    let name = SandboxName::try_from("ticking".to_owned()).expect("a name");
+    let spec = SandboxSpec { start_from: StartFrom::Snapshot(name.clone()), ..rig.spec.clone() };
+    rig.block_on(async {
+        let started = rig.create().await;
+        exec(started.sandbox(), &["sh", "-c", "setsid yes tick >/dev/console 2>/dev/null </dev/null &"]).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        started.sandbox().snapshot(name).await.unwrap_or_else(|error| panic!("{error}"));
+        started.finish().await.expect("it can be removed");
+    });
+    let sandboxes = rig.manager.root().join("sandboxes");
+    let (mut asked, mut spawned) = (Vec::new(), Vec::new());
+    for _ in 0..arguments.runs {
+        let before = entries(&sandboxes);
+        let begun = Instant::now();
+        let watcher = {
+            let sandboxes = sandboxes.clone();
+            thread::spawn(move || first_byte(&sandboxes, &before))
+        };
+        rig.block_on(async {
+            let started = rig.manager.start(&rig.bundle, &spec).await.unwrap_or_else(|error| panic!("{error}"));
+            let spawn = started.spawned_at().expect("its VMM was started");
+            // The runtime may wait here: the VMM needs nothing of it.
+            let first = watcher.join().expect("the console speaks");
+            asked.push(micros(first - begun));
+            spawned.push(micros(first - spawn));
+            started.finish().await.expect("it can be removed");
+        });
+    }
+    let rows = [
+        Row::of("asked for -> first byte on the console", "us", asked),
+        Row::of("VMM spawned -> first byte on the console", "us", spawned),
+    ];
+    table::report(&format!("first output: {} copies, guest of 256 MiB", arguments.runs), &rows, arguments.json);
+}
+
+fn entries(directory: &Path) -> HashSet<OsString> {
+    fs::read_dir(directory).expect("the home is there").flatten().map(|entry| entry.file_name()).collect()
+}
+
+/// Waits, without sleeping, for a sandbox that is not in `before` and for something in its console log.
+fn first_byte(sandboxes: &Path, before: &HashSet<OsString>) -> Instant {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut log: Option<PathBuf> = None;
+    loop {
+        assert!(Instant::now() < deadline, "nothing on the console");
+        if let Some(log) = &log {
+            if fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0) {
+                return Instant::now();
+            }
+        } else {
+            let new = entries(sandboxes).into_iter().find(|name| !before.contains(name));
+            log = new.map(|name| sandboxes.join(name).join("console.log"));
+        }
+    }
+}
