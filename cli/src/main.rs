@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main ── parses ──> commands/<one per subcommand> ──> manager (library)
-//!                        │ run, exec: process_io, terminal, signals, stdio
+//!                        │ run, exec, attach, logs: process_io, terminal, signals, stdio
 //!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several)
 //! ```
 //! Only a guest's output, or what a command is asked to print, goes to stdout. Everything of ours goes to stderr and
@@ -10,6 +10,7 @@
 //! 125 when we failed; 126 and 127 when it was not executable or not found.
 
 mod commands;
+mod detach_keys;
 mod environment;
 mod failure;
 mod options;

@@ -1,6 +1,13 @@
 //! Flags that several commands share, and what their values mean.
 
-use crate::{environment, failure::Failure, process_io::Attendance, progress, signals::Signals, terminal};
+use crate::{
+    environment,
+    failure::Failure,
+    process_io::{Attendance, Leaving},
+    progress,
+    signals::Signals,
+    terminal,
+};
 use clap::Args;
 use parse_size::Config;
 use sandboxvm_images::template::DiskSize;
@@ -202,13 +209,11 @@ pub(crate) struct ProcessOptions {
 }
 
 impl ProcessOptions {
-    /// How the process is attended. With `-it` our stdin must be a terminal, or nobody could type.
+    /// How the process is attended.
     pub(crate) fn attendance(&self) -> Result<Attendance, Failure> {
-        let raw = self.interactive && self.tty;
-        if raw && !io::stdin().is_terminal() {
-            return Err(Failure::new("-it needs a terminal as standard input; leave -t out to pass a pipe or file on"));
-        }
-        Ok(Attendance { interactive: self.interactive, raw, tty: self.tty, timeout: self.timeout })
+        let raw = is_raw(self.interactive, self.tty)?;
+        let leaving = Leaving::EndsIt;
+        Ok(Attendance { interactive: self.interactive, raw, tty: self.tty, timeout: self.timeout, leaving })
     }
 
     pub(crate) fn request(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ExecRequest, Failure> {
@@ -241,6 +246,14 @@ impl ProcessOptions {
             on_disconnect,
         })
     }
+}
+
+/// Whether our terminal is to be raw; with `-it` our stdin must be one.
+pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
+    if interactive && tty && !io::stdin().is_terminal() {
+        return Err(Failure::new("-it needs a terminal as standard input; leave -t out to pass a pipe or file on"));
+    }
+    Ok(interactive && tty)
 }
 
 /// A value as it appears in a message: cut, and without control characters.

@@ -2,6 +2,7 @@
 //! ended and its output is written.
 
 use crate::{
+    detach_keys::DetachKeys,
     failure::Failure,
     signals::Signals,
     stdio::{self, OutputEnd, OutputSink, Stream, WriteError},
@@ -9,10 +10,11 @@ use crate::{
 };
 use rustix::io::Errno;
 use sandboxvm_manager::{AgentError, Exec, Output, OutputStream, ProcessControl, Sandbox, StdinSink, exit_code};
-use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, SignalNumber};
+use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, SignalNumber, process::AttachRequest};
 use std::time::Duration;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
     time::{Instant, sleep_until},
 };
 
@@ -22,7 +24,9 @@ const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
 const START_GRACE: Duration = Duration::from_secs(60);
 /// How long a process may go on after its output has no reader any more.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
+const SIGHUP: u8 = 1;
 const SIGPIPE: u8 = 13;
+const SIGTERM: u8 = 15;
 const SIGKILL: u8 = 9;
 const TIMED_OUT: u8 = 124;
 
@@ -37,6 +41,33 @@ pub(crate) struct Attendance {
     pub(crate) tty: bool,
     /// The agent's limit.
     pub(crate) timeout: Option<Duration>,
+    /// What our leaving means for the process.
+    pub(crate) leaving: Leaving,
+}
+
+/// What it means for a process that its attendant leaves before it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// It is ours, and ends with us.
+    EndsIt,
+    /// It was there before us.
+    LetsItBe,
+}
+
+impl Attendance {
+    /// Of somebody who only looks.
+    pub(crate) fn looking_on() -> Self {
+        Self { interactive: false, raw: false, tty: false, timeout: None, leaving: Leaving::LetsItBe }
+    }
+}
+
+/// How attending somebody else's process came to its end, each with an exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// There is no more to see: the process ended, or it runs on and all that was asked for was shown.
+    Ended(u8),
+    /// We left.
+    Left(u8),
 }
 
 /// Starts a process and attends it to its end; returns the exit code. `ended` is called when the process has ended,
@@ -54,12 +85,49 @@ pub(crate) async fn run(
         (number, _) = signals.next() => return Ok(128 + number.get()),
         () = at(give_up) => return Ok(timed_out(attendance)),
     };
+    match attend(sandbox, exec, attendance, signals, ended).await? {
+        End::Exited(ExitStatus::TimedOut) | End::GivenUp(TIMED_OUT) => Ok(timed_out(attendance)),
+        End::Exited(status) => Ok(exit_code(status)),
+        End::GivenUp(code) => Ok(code),
+        End::RunsOn => Err(Failure::new("the process's output ended without its exit status")),
+    }
+}
+
+/// Attends a process that somebody else started.
+pub(crate) async fn attach(
+    sandbox: &Sandbox,
+    request: AttachRequest,
+    attendance: &Attendance,
+    signals: &mut Signals,
+) -> Result<Outcome, Failure> {
+    let exec = tokio::select! {
+        exec = sandbox.attach(request) => exec?,
+        (number, _) = signals.next() => return Ok(Outcome::Left(128 + number.get())),
+    };
+    Ok(match attend(sandbox, exec, attendance, signals, || ()).await? {
+        End::Exited(status) => Outcome::Ended(exit_code(status)),
+        End::RunsOn => Outcome::Ended(0),
+        End::GivenUp(code) => Outcome::Left(code),
+    })
+}
+
+/// Attends a process until it has ended, or we leave, and all that it wrote is passed on.
+async fn attend(
+    sandbox: &Sandbox,
+    exec: Exec,
+    attendance: &Attendance,
+    signals: &mut Signals,
+    ended: impl FnOnce(),
+) -> Result<End, Failure> {
     let raw = if attendance.raw { Some(RawMode::enter()?) } else { None };
     let Exec { stdin, output, control, .. } = exec;
-    let stdin = attendance.interactive.then(|| tokio::spawn(pass_stdin(stdin)));
+    let (tell, left) = oneshot::channel();
+    let keys = (attendance.raw && attendance.leaving == Leaving::LetsItBe).then(|| (DetachKeys::default(), tell));
+    let stdin = attendance.interactive.then(|| tokio::spawn(pass_stdin(stdin, keys)));
     let (sink, written) = stdio::output();
     let give_up = attendance.timeout.map(|limit| (Instant::now() + limit + TIMEOUT_GRACE, TIMED_OUT));
-    let mut attending = Attending { output, control, sink, written, writing: true, give_up };
+    let leaving = attendance.leaving;
+    let mut attending = Attending { output, control, sink, written, writing: true, give_up, leaving, left: Some(left) };
     let end = attending.attend(attendance.tty, signals).await;
     ended();
     if let Some(stdin) = stdin {
@@ -71,16 +139,14 @@ pub(crate) async fn run(
         tokio::select! {
             result = written.wait() => refuse_write_error(result)?,
             // Somebody does not want to wait for our reader.
-            (number, _) = signals.next() => return Ok(128 + number.get()),
+            (number, _) = signals.next() => return Ok(End::GivenUp(128 + number.get())),
         }
     }
     drop(raw);
     match end {
-        End::Exited(ExitStatus::TimedOut) | End::GivenUp(TIMED_OUT) => Ok(timed_out(attendance)),
-        End::Exited(status) => Ok(exit_code(status)),
-        End::GivenUp(code) => Ok(code),
-        End::Lost(error) => Err(Failure::of_exec(&sandbox.explain(error).await)),
-        End::Failed(failure) => Err(failure),
+        Ok(end) => Ok(end),
+        Err(Trouble::Lost(error)) => Err(Failure::of_exec(&sandbox.explain(error).await)),
+        Err(Trouble::Failed(failure)) => Err(failure),
     }
 }
 
@@ -93,7 +159,14 @@ fn timed_out(attendance: &Attendance) -> u8 {
 /// How attending ended.
 enum End {
     Exited(ExitStatus),
+    /// All that is kept was shown, and that was asked for.
+    RunsOn,
+    /// We left, with this exit code.
     GivenUp(u8),
+}
+
+/// Why attending failed.
+enum Trouble {
     Lost(AgentError),
     Failed(Failure),
 }
@@ -107,23 +180,27 @@ struct Attending {
     writing: bool,
     /// When to stop attending, and with which exit code.
     give_up: Option<(Instant, u8)>,
+    leaving: Leaving,
+    /// Resolves when somebody typed that we are to leave; nothing once nobody can any more.
+    left: Option<oneshot::Receiver<()>>,
 }
 
 impl Attending {
-    async fn attend(&mut self, tty: bool, signals: &mut Signals) -> End {
-        let mut resized = match signal(SignalKind::window_change()) {
-            Ok(resized) => resized,
-            Err(error) => return End::Failed(error.into()),
-        };
+    async fn attend(&mut self, tty: bool, signals: &mut Signals) -> Result<End, Trouble> {
+        let mut resized = signal(SignalKind::window_change()).map_err(|error| Trouble::Failed(Failure::from(error)))?;
         let mut pending: Option<(Stream, Vec<u8>)> = None;
         loop {
             tokio::select! {
-                next = self.output.next(), if pending.is_none() => match next {
-                    Ok(Some(Output::Stdout(bytes))) => pending = Some((Stream::Stdout, bytes)),
-                    Ok(Some(Output::Stderr(bytes))) => pending = Some((Stream::Stderr, bytes)),
-                    Ok(Some(Output::Exited(status))) => return End::Exited(status),
-                    Ok(None) => return End::Failed(Failure::new("the process's output ended without its exit status")),
-                    Err(error) => return End::Lost(error),
+                next = self.output.next(), if pending.is_none() => match next.map_err(Trouble::Lost)? {
+                    Some(Output::Stdout(bytes)) => pending = Some((Stream::Stdout, bytes)),
+                    Some(Output::Stderr(bytes)) => pending = Some((Stream::Stderr, bytes)),
+                    Some(Output::Dropped(bytes)) => say_dropped(bytes),
+                    Some(Output::RunsOn) => return Ok(End::RunsOn),
+                    Some(Output::Exited(status)) => return Ok(End::Exited(status)),
+                    None => {
+                        let failure = Failure::new("the process's output ended without its exit status");
+                        return Err(Trouble::Failed(failure));
+                    }
                 },
                 room = self.sink.room(), if pending.is_some() => {
                     // Without a reader the rest of the output goes nowhere.
@@ -133,27 +210,42 @@ impl Attending {
                 },
                 result = self.written.wait(), if self.writing => {
                     self.writing = false;
-                    if let Err(failure) = refuse_write_error(result) {
-                        return End::Failed(failure);
+                    refuse_write_error(result).map_err(Trouble::Failed)?;
+                    if self.leaving == Leaving::LetsItBe {
+                        return Ok(End::GivenUp(128 + SIGPIPE));
                     }
                     // What a local command would get.
                     self.send(SIGPIPE).await;
                     self.give_up = Some((Instant::now() + PIPE_GRACE, 128 + SIGPIPE));
                 },
-                (number, before) = signals.next() => match before {
-                    0 => self.send(number.get()).await,
-                    1 => self.send(SIGKILL).await,
-                    _ => return End::GivenUp(128 + SIGKILL),
+                (number, before) = signals.next() => {
+                    if let Some(end) = self.pass_signal(number.get(), before).await {
+                        return Ok(end);
+                    }
                 },
                 // A connection that is gone shows in the output.
                 Some(()) = resized.recv(), if tty => { let _ = self.control.resize(terminal::size()).await; },
+                () = asked_to_leave(&mut self.left) => return Ok(End::GivenUp(0)),
                 () = at(self.give_up.map(|(at, _)| at)) => {
                     // Closing the connection kills the process group too, where anybody is left to do it.
                     self.send(SIGKILL).await;
-                    return End::GivenUp(self.give_up.map_or(128 + SIGKILL, |(_, code)| code));
+                    return Ok(End::GivenUp(self.give_up.map_or(128 + SIGKILL, |(_, code)| code)));
                 },
             }
         }
+    }
+
+    /// Passes a signal on, or takes it as meant for us.
+    async fn pass_signal(&self, number: u8, before: usize) -> Option<End> {
+        match (self.leaving, before) {
+            // Of somebody else's process only what is typed is passed on, and that once: there must be a way out.
+            (Leaving::LetsItBe, 0) if number != SIGHUP && number != SIGTERM => self.send(number).await,
+            (Leaving::LetsItBe, _) => return Some(End::GivenUp(128 + number)),
+            (Leaving::EndsIt, 0) => self.send(number).await,
+            (Leaving::EndsIt, 1) => self.send(SIGKILL).await,
+            (Leaving::EndsIt, _) => return Some(End::GivenUp(128 + SIGKILL)),
+        }
+        None
     }
 
     /// A connection that is gone shows in the output.
@@ -162,6 +254,22 @@ impl Attending {
             let _ = self.control.signal(number).await;
         }
     }
+}
+
+/// Says that output is missing at about this place.
+fn say_dropped(bytes: u64) {
+    Failure::new(format_args!("{bytes} bytes of output are missing here: they are not kept any more")).report();
+}
+
+/// When somebody typed the keys for it; never once nobody can.
+async fn asked_to_leave(left: &mut Option<oneshot::Receiver<()>>) {
+    if let Some(receiver) = left {
+        if receiver.await.is_ok() {
+            return;
+        }
+        *left = None;
+    }
+    std::future::pending().await
 }
 
 /// At that time, or never.
@@ -182,11 +290,21 @@ fn refuse_write_error(result: Result<(), WriteError>) -> Result<(), Failure> {
     }
 }
 
-/// A process that ends, or stops reading, before its input does is its own affair.
-async fn pass_stdin(mut sink: StdinSink) {
+/// A process that ends, or stops reading, before its input does is its own affair. With `keys`, typing them ends our
+/// input, but not the process's, and is told.
+async fn pass_stdin(mut sink: StdinSink, mut keys: Option<(DetachKeys, oneshot::Sender<()>)>) {
     let mut chunks = stdio::stdin_chunks();
-    while let Some(chunk) = chunks.recv().await {
+    while let Some(mut chunk) = chunks.recv().await {
+        let mut leaves = false;
+        if let Some((keys, _)) = &mut keys {
+            (chunk, leaves) = keys.pass(&chunk);
+        }
         if sink.write(&chunk).await.is_err() {
+            return;
+        }
+        if leaves && let Some((_, tell)) = keys {
+            // Nobody waits for it any more when the process has ended.
+            let _ = tell.send(());
             return;
         }
     }

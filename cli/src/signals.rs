@@ -28,6 +28,11 @@ impl Signals {
         Ok(Self { caught, seen: Vec::new() })
     }
 
+    /// None is caught: they do to us what they do.
+    pub(crate) fn none() -> Self {
+        Self { caught: Vec::new(), seen: Vec::new() }
+    }
+
     /// The next signal, and how many came before it. Cancel safe.
     pub(crate) async fn next(&mut self) -> (SignalNumber, usize) {
         let number = poll_fn(|context| {

@@ -8,14 +8,14 @@
 use libfuzzer_sys::fuzz_target;
 use sandboxvm_protocol::{
     agent::{self, AgentMessage, HostMessage},
-    frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
+    frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Message, Wire},
     vmm::{self, ControlRequest, LaunchConfig, VmmMessage},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 
 /// Decodes one body as `T`, and whatever came of it once more.
-fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(wire: Wire, body: &[u8]) {
+fn message<T: Message + DeserializeOwned + PartialEq + Debug>(wire: Wire, body: &[u8]) {
     if let Ok(value) = wire.decode_message::<T>(body) {
         let mut frame = Vec::new();
         wire.append_message(&mut frame, &value, usize::MAX).expect("a decoded message encodes");

@@ -7,8 +7,9 @@ use crate::{
     identity::{self, Identity},
     wire::{self, FrameReader, WireError},
 };
-use sandboxvm_protocol::agent::{
-    AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE,
+use sandboxvm_protocol::{
+    agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE},
+    frame::Message,
 };
 use std::io;
 use tokio::{
@@ -34,6 +35,17 @@ pub enum AgentError {
     /// The conversation failed.
     #[error("the guest agent: {0}")]
     Wire(#[from] WireError),
+    /// The machine was made with an older agent, which goes on in it and in all that comes of it.
+    #[error(
+        "this needs wire version {needed} and the sandbox's guest agent speaks {agent}: the sandbox, or the snapshot it \
+         comes from, was made by an older sandboxvm; make it anew"
+    )]
+    TooOld {
+        /// What the agent speaks.
+        agent: u8,
+        /// What the request needs.
+        needed: u8,
+    },
     /// The agent answered that it cannot.
     #[error("{message}")]
     Refused {
@@ -51,7 +63,7 @@ impl AgentError {
         match self {
             Self::Connect(_) | Self::NotListening => true,
             Self::Wire(error) => error.is_disconnect(),
-            Self::Refused { .. } => false,
+            Self::TooOld { .. } | Self::Refused { .. } => false,
         }
     }
 }
@@ -82,6 +94,10 @@ impl AgentConnection {
         }
         writer.write_all(&bytes).await.map_err(WireError::from)?;
         match answer(&mut reader).await? {
+            // What it cannot read it refuses by its frame's header; what was said before that is in force.
+            AgentMessage::Hello { version } if (WIRE.oldest..request.since()).contains(&version) => {
+                return Err(AgentError::TooOld { agent: version, needed: request.since() });
+            }
             AgentMessage::Hello { version } if (WIRE.oldest..=WIRE.version).contains(&version) => {}
             AgentMessage::Hello { .. } => return Err(WireError::Unexpected("wire version").into()),
             _ => return Err(WireError::Unexpected("message before Hello").into()),
@@ -99,6 +115,12 @@ impl AgentConnection {
     pub(crate) async fn send(writer: &mut OwnedWriteHalf, message: &HostMessage) -> Result<(), WireError> {
         wire::send(writer, WIRE, message, MAX_HOST_MESSAGE).await
     }
+}
+
+/// The answer to a further request on `connection`.
+pub(crate) async fn ask(connection: &mut AgentConnection, request: &HostMessage) -> Result<AgentMessage, AgentError> {
+    AgentConnection::send(&mut connection.writer, request).await?;
+    answer(&mut connection.reader).await
 }
 
 /// The next message, with a refusal turned into an error.

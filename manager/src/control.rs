@@ -7,10 +7,12 @@ use crate::{
     state::State,
     wire::{self, FrameReader, WireError},
 };
-use sandboxvm_protocol::vmm::{
-    ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
+use sandboxvm_protocol::{
+    frame::Message,
+    vmm::{
+        ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
+    },
 };
-use serde::Serialize;
 use std::{collections::VecDeque, time::Duration};
 use tokio::{
     net::{
@@ -122,7 +124,7 @@ impl ControlClient {
     }
 
     /// Sends a message with files in one go. Nothing may be under way on this connection.
-    pub(crate) fn send_with(&self, message: &impl Serialize, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+    pub(crate) fn send_with(&self, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
         launch::send(self.writer.as_ref(), message, files)
     }
 

@@ -10,7 +10,10 @@ use crate::{
     wire::{FrameReader, WireError},
 };
 use sandboxvm_protocol::{
-    agent::{AgentMessage, ExecRequest, ExitStatus, HostMessage, STDIN_WINDOW, SignalNumber, TerminalSize, WIRE},
+    agent::{
+        AgentMessage, ExecRequest, ExitStatus, HostMessage, STDIN_WINDOW, SignalNumber, TerminalSize, WIRE,
+        process::{AttachRequest, Attached, View},
+    },
     frame::{FrameKind, MAX_STREAM_BODY},
 };
 use std::sync::{
@@ -23,12 +26,12 @@ use tokio::{
     sync::{Mutex, Semaphore},
 };
 
-/// A process that was started. The parts are independent: input and output may be moved in different tasks.
+/// A process that was started, or attached to. The parts are independent: input and output may be moved in different tasks.
 #[derive(Debug)]
 pub struct Exec {
     /// PID in the guest.
     pub pid: u32,
-    /// Its standard input; empty from the start when the request said so.
+    /// Its standard input; closed from the start when the request did not ask for it.
     pub stdin: StdinSink,
     /// Its output and its end.
     pub output: OutputStream,
@@ -43,6 +46,11 @@ pub enum Output {
     Stdout(Vec<u8>),
     /// It wrote to stderr.
     Stderr(Vec<u8>),
+    /// So many bytes of its output are missing at this place: they were written while nobody took them, and are not
+    /// kept any more. Only of processes whose output is kept.
+    Dropped(u64),
+    /// All that is kept of its output was given, and it runs on; nothing follows. Only for [`View::Kept`].
+    RunsOn,
     /// It ended; nothing follows.
     Exited(ExitStatus),
 }
@@ -57,14 +65,34 @@ impl Exec {
         let AgentMessage::Started { pid } = first else {
             return Err(WireError::Unexpected("answer to a request to run a process").into());
         };
+        Ok(Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend))
+    }
+
+    pub(crate) async fn attach(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        request: AttachRequest,
+    ) -> Result<Self, AgentError> {
+        let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Attach(request)).await?;
+        let credit = match first {
+            AgentMessage::Attached(Attached { stdin_credit: None }) => Credit::none(),
+            AgentMessage::Attached(Attached { stdin_credit: Some(bytes) }) if bytes <= STDIN_WINDOW => {
+                Credit::new(bytes)
+            }
+            _ => return Err(WireError::Unexpected("answer to a request to attach to a process").into()),
+        };
+        Ok(Self::on(connection, request.pid, credit, request.view))
+    }
+
+    fn on(connection: AgentConnection, pid: u32, credit: Credit, view: View) -> Self {
         let writer = Arc::new(Mutex::new(connection.writer));
-        let credit = Arc::new(Credit::new());
-        Ok(Self {
+        let credit = Arc::new(credit);
+        Self {
             pid,
             stdin: StdinSink { writer: Arc::clone(&writer), credit: Arc::clone(&credit) },
-            output: OutputStream { reader: connection.reader, credit, ended: false },
+            output: OutputStream { reader: connection.reader, credit, view, ended: false },
             control: ProcessControl { writer },
-        })
+        }
     }
 }
 
@@ -106,11 +134,12 @@ impl StdinSink {
 pub struct OutputStream {
     reader: FrameReader<OwnedReadHalf>,
     credit: Arc<Credit>,
+    view: View,
     ended: bool,
 }
 
 impl OutputStream {
-    /// What the process does next; `None` after [`Output::Exited`]. Cancel safe.
+    /// What the process does next; `None` after [`Output::Exited`] and [`Output::RunsOn`]. Cancel safe.
     ///
     /// # Errors
     /// When the connection ends before the process does, or the guest breaks the protocol.
@@ -119,7 +148,7 @@ impl OutputStream {
             return Ok(None);
         }
         let next = self.read().await;
-        if matches!(next, Ok(Output::Exited(_)) | Err(_)) {
+        if matches!(next, Ok(Output::Exited(_) | Output::RunsOn) | Err(_)) {
             self.ended = true;
             self.credit.close();
         }
@@ -137,6 +166,8 @@ impl OutputStream {
             }
             match WIRE.decode_message(&frame.body).map_err(WireError::from)? {
                 AgentMessage::StdinCredit { bytes } => self.credit.give(bytes)?,
+                AgentMessage::OutputDropped { bytes } => return Ok(Output::Dropped(bytes)),
+                AgentMessage::RunsOn if self.view == View::Kept => return Ok(Output::RunsOn),
                 AgentMessage::Exited(status) => return Ok(Output::Exited(status)),
                 AgentMessage::Failed(failure) => return Err(refused(failure.kind, &failure.message)),
                 _ => return Err(WireError::Unexpected("message while a process runs").into()),
@@ -189,8 +220,17 @@ struct Credit {
 }
 
 impl Credit {
-    fn new() -> Self {
-        Self { available: Semaphore::new(STDIN_WINDOW as usize), under_way: AtomicU32::new(0) }
+    /// `available` of the window; the rest was sent by somebody before, and is credited as the process takes it.
+    fn new(available: u32) -> Self {
+        let under_way = STDIN_WINDOW.saturating_sub(available);
+        Self { available: Semaphore::new(available as usize), under_way: AtomicU32::new(under_way) }
+    }
+
+    /// For a process whose input is not ours to send.
+    fn none() -> Self {
+        let credit = Self { available: Semaphore::new(0), under_way: AtomicU32::new(0) };
+        credit.close();
+        credit
     }
 
     async fn take(&self, bytes: usize) -> Result<(), WireError> {
@@ -223,7 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn credit_bounds_what_is_under_way_and_cannot_be_invented() {
-        let credit = Credit::new();
+        let credit = Credit::new(STDIN_WINDOW);
         for _ in 0..4 {
             credit.take(MAX_STREAM_BODY).await.unwrap();
         }
@@ -236,8 +276,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_another_sent_before_is_credited_too() {
+        let credit = Credit::new(10);
+        credit.take(10).await.unwrap();
+        assert!(credit.give(STDIN_WINDOW + 1).is_err());
+        credit.give(STDIN_WINDOW).unwrap();
+        assert!(credit.give(1).is_err());
+        assert!(Credit::none().take(1).await.is_err() && Credit::none().give(1).is_err());
+    }
+
+    #[tokio::test]
     async fn a_writer_that_waits_for_credit_is_woken_by_the_end() {
-        let credit = Arc::new(Credit::new());
+        let credit = Arc::new(Credit::new(STDIN_WINDOW));
         credit.take(STDIN_WINDOW as usize).await.unwrap();
         let waiting = tokio::spawn({
             let credit = Arc::clone(&credit);

@@ -10,10 +10,9 @@ use rustix::{
     process::Pid,
 };
 use sandboxvm_protocol::{
-    frame::FrameError,
+    frame::{FrameError, Message},
     vmm::{FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, WIRE},
 };
-use serde::Serialize;
 use std::{
     fs::File,
     io::{self, IoSlice},
@@ -138,7 +137,7 @@ fn spawn(program: &Path, channel: OwnedFd, log: File) -> Result<Child, LaunchErr
 }
 
 /// One sendmsg with frame and descriptors: a stream delivers descriptors with the first byte they were sent with.
-pub(crate) fn send(channel: impl AsFd, message: &impl Serialize, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+pub(crate) fn send(channel: impl AsFd, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
     let mut frame = Vec::new();
     WIRE.append_message(&mut frame, message, MAX_MESSAGE)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];

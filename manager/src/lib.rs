@@ -11,8 +11,8 @@
 //!                         ├─ fork ──> sandboxes/<id>, ...      reset: the same directory, another machine in it
 //!                         └─ remove ──rename──> trash/<id> ──> gone
 //! ```
-//! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent` and
-//! `exec` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
+//! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent`,
+//! `exec` and `processes` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
 //! `server`, within a tokio runtime.
 
 mod admission;
@@ -40,6 +40,7 @@ mod names;
 mod parts;
 mod pidfd;
 mod pool;
+mod processes;
 mod ready;
 mod record;
 mod remove;
@@ -70,6 +71,7 @@ pub use lineage::{Contents, LineageError};
 pub use manager::{FindError, Manager, SandboxSummary};
 pub use names::NameError;
 pub use pool::{Pool, PoolRequest};
+pub use processes::ProcessSummary;
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
 pub use reset::{ResetDone, ResetError};

@@ -7,7 +7,7 @@ use crate::{
     end::{self, EndError, NOTICE_WITHIN},
     exec::Exec,
     home::Home,
-    identity,
+    identity::{self, Identity},
     last_words::LastWords,
     record::SandboxRecord,
     state::{self, State},
@@ -195,16 +195,21 @@ impl Sandbox {
             .map_err(|source| ExecError::Argument { what: "environment of the sandbox".into(), source })?;
         request.env.splice(0..0, own);
         check_request(&request)?;
+        let identity = self.reachable().await?;
+        match Exec::start(&self.directory, identity.as_ref(), request).await {
+            Ok(exec) => Ok(exec),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// Waits until its agent can be asked something. The value is what it is to be told first.
+    pub(crate) async fn reachable(&self) -> Result<Option<Identity>, ExecError> {
         match self.state()? {
             State::Running => {}
             State::Creating => self.ready().await?,
             state => return Err(ExecError::NotRunning { sandbox: self.label(), state }),
         }
-        let identity = identity::due(&self.directory, &self.record);
-        match Exec::start(&self.directory, identity.as_ref(), request).await {
-            Ok(exec) => Ok(exec),
-            Err(error) => Err(self.explain(error).await),
-        }
+        Ok(identity::due(&self.directory, &self.record))
     }
 
     /// Turns the failure of a connection to the agent into why the machine behind it is gone, when it is: call it with

@@ -1,8 +1,8 @@
 //! Frames over a tokio stream: the one place where both wires' framing meets I/O. A reader holds at most one frame and
 //! one read; everything a frame may hold is capped by the protocol crate.
 
-use sandboxvm_protocol::frame::{FrameDecoder, FrameError, FrameKind, MAX_STREAM_BODY, Wire};
-use serde::{Serialize, de::DeserializeOwned};
+use sandboxvm_protocol::frame::{FrameDecoder, FrameError, FrameKind, MAX_STREAM_BODY, Message, Wire};
+use serde::de::DeserializeOwned;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -86,7 +86,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 }
 
 /// Writes `message` as one frame. Not cancel safe.
-pub(crate) async fn send<W: AsyncWrite + Unpin, T: Serialize>(
+pub(crate) async fn send<W: AsyncWrite + Unpin, T: Message>(
     stream: &mut W,
     wire: Wire,
     message: &T,

@@ -9,6 +9,12 @@
 //! Signal, Resize, StdinEof         ->
 //!                                  <-    Exited             (last message; then the agent closes)
 //! ```
+//! A process can be found again on other connections, by its PID ([`process`]):
+//! ```text
+//! ListProcesses{after}             ->    Processes         (asked again while there are more)
+//! Attach{pid, ...}                 ->    Attached, then output and Exited as above; Stdin, Signal, Resize as above
+//! SignalProcess{pid, signal}       ->    Signalled
+//! ```
 //! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
 //! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
 //! most [`STDIN_WINDOW`] bytes sent and not yet credited.
@@ -16,11 +22,20 @@
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
 
-use crate::{capped, frame::Wire};
+pub mod process;
+
+use crate::{
+    capped,
+    frame::{Message, Wire},
+};
+use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 1, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 2, oldest: 1 };
+
+/// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
+pub const SINCE_PROCESSES: u8 = 2;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -122,6 +137,30 @@ pub enum HostMessage {
         /// How long processes have between SIGTERM and SIGKILL, in milliseconds.
         grace_ms: u32,
     },
+    /// Answered by [`AgentMessage::Processes`]: those with a PID above `after`, in ascending order.
+    ListProcesses {
+        /// 0 for the first page, then the last PID of the page before.
+        after: u32,
+    },
+    /// Take part in a process from here, also one that another connection started.
+    Attach(AttachRequest),
+    /// Signal the process group of a process. Answered by [`AgentMessage::Signalled`].
+    SignalProcess {
+        /// Its PID.
+        pid: u32,
+        /// What to send.
+        signal: SignalNumber,
+    },
+}
+
+impl Message for HostMessage {
+    fn since(&self) -> u8 {
+        match self {
+            Self::ListProcesses { .. } | Self::Attach(_) | Self::SignalProcess { .. } => SINCE_PROCESSES,
+            Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
+            _ => 1,
+        }
+    }
 }
 
 /// What the agent sends.
@@ -152,6 +191,32 @@ pub enum AgentMessage {
     ShuttingDown,
     /// The request failed; the connection closes.
     Failed(Failure),
+    /// Answer to [`HostMessage::ListProcesses`].
+    Processes(ProcessPage),
+    /// Answer to [`HostMessage::Attach`]; output follows as asked for.
+    Attached(Attached),
+    /// At this place of the output so many bytes are missing: nobody took them in time, and they were not kept.
+    OutputDropped {
+        /// Bytes of stdout and stderr together.
+        bytes: u64,
+    },
+    /// All that was kept of the output was sent and the process has not ended: the last message to
+    /// [`process::View::Kept`].
+    RunsOn,
+    /// Answer to [`HostMessage::SignalProcess`].
+    Signalled,
+}
+
+impl Message for AgentMessage {
+    fn since(&self) -> u8 {
+        match self {
+            Self::Processes(_) | Self::Attached(_) | Self::OutputDropped { .. } | Self::RunsOn | Self::Signalled => {
+                SINCE_PROCESSES
+            }
+            Self::Failed(failure) if failure.kind == FailureKind::NoSuchProcess => SINCE_PROCESSES,
+            _ => 1,
+        }
+    }
 }
 
 /// How a process is to be run.
@@ -187,13 +252,16 @@ pub enum StdinSource {
 }
 
 /// What happens to a process whose connection ends before it does. A transport reset (restore, fork) is not an end:
-/// the process then always runs on.
+/// the process then always runs on, and is from then on as one with [`Self::Keep`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnDisconnect {
     /// SIGKILL to its process group.
     Kill,
-    /// It runs on; further output is dropped.
+    /// It runs on and its stdin ends. The last of what it writes from then on is kept; agents of wire version 1 drop it.
     RunOn,
+    /// It runs on, its stdin stays as it is, and the last of its output and its exit status are kept for whoever
+    /// attaches to it. Nobody need ever take its output: it never waits for that.
+    Keep,
 }
 
 /// A terminal's size in character cells.
@@ -298,4 +366,6 @@ pub enum FailureKind {
     UnsupportedVersion,
     /// Anything else; the message says what.
     Internal,
+    /// No host started a process with this PID, or it was forgotten since it ended.
+    NoSuchProcess,
 }

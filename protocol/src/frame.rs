@@ -3,10 +3,13 @@
 //! ```text
 //! offset  size  field
 //! 0       2     magic: b"SA" host <-> agent, b"SC" manager <-> VMM
-//! 2       1     wire version the sender speaks
+//! 2       1     oldest wire version that has this message; of a stream frame, the oldest there is
 //! 3       1     kind (see `FrameKind`)
 //! 4       4     body length in bytes, little endian, at most the receiver's cap for that kind
 //! ```
+//! A frame states the oldest version that has what is in it, not the sender's: so peers of different age read each other as
+//! long as they say nothing new, also before they have agreed on a version ([`Message::since`]).
+//!
 //! The transports (vsock, Unix streams) are reliable and stay within one machine, so there is no checksum here; files
 //! that outlive a process carry one. A receiver never buffers more than one body of the cap it was built with.
 
@@ -23,10 +26,18 @@ pub const MAX_STREAM_BODY: usize = 64 * 1024;
 pub struct Wire {
     /// First two bytes of every frame.
     pub magic: [u8; 2],
-    /// Version written into every frame we send.
+    /// Newest version that is spoken and understood.
     pub version: u8,
     /// Oldest version still understood.
     pub oldest: u8,
+}
+
+/// A type that travels as the body of a message frame.
+pub trait Message: Serialize {
+    /// The wire version that first had all of this value.
+    fn since(&self) -> u8 {
+        1
+    }
 }
 
 /// What the body of a frame is.
@@ -133,26 +144,31 @@ impl Wire {
         Ok(FrameHeader { version, kind, len })
     }
 
-    /// The header for a body of `len` bytes.
+    /// The header for a stream frame of `len` bytes.
     ///
     /// # Errors
     /// [`FrameError::TooLong`] when `len` does not fit the length field.
     pub fn header(&self, kind: FrameKind, len: usize) -> Result<[u8; HEADER_LEN], FrameError> {
+        self.header_since(self.oldest, kind, len)
+    }
+
+    fn header_since(&self, since: u8, kind: FrameKind, len: usize) -> Result<[u8; HEADER_LEN], FrameError> {
         let n = u32::try_from(len).map_err(|_| FrameError::TooLong { kind, len, cap: u32::MAX as usize })?;
         let [l0, l1, l2, l3] = n.to_le_bytes();
-        Ok([self.magic[0], self.magic[1], self.version, kind as u8, l0, l1, l2, l3])
+        Ok([self.magic[0], self.magic[1], since, kind as u8, l0, l1, l2, l3])
     }
 
     /// Appends `message` to `out` as one frame. On error `out` is as it was.
     ///
     /// # Errors
     /// [`FrameError::TooLong`] above `cap`, [`FrameError::Encode`] when serde refuses the value.
-    pub fn append_message<T: Serialize>(&self, out: &mut Vec<u8>, message: &T, cap: usize) -> Result<(), FrameError> {
+    pub fn append_message<T: Message>(&self, out: &mut Vec<u8>, message: &T, cap: usize) -> Result<(), FrameError> {
         let body = postcard::to_stdvec(message).map_err(FrameError::Encode)?;
         if body.len() > cap {
             return Err(FrameError::TooLong { kind: FrameKind::Message, len: body.len(), cap });
         }
-        out.extend_from_slice(&self.header(FrameKind::Message, body.len())?);
+        let since = message.since().max(self.oldest);
+        out.extend_from_slice(&self.header_since(since, FrameKind::Message, body.len())?);
         out.extend_from_slice(&body);
         Ok(())
     }

@@ -9,7 +9,7 @@
 
 use crate::{
     capped,
-    frame::Wire,
+    frame::{Message, Wire},
     identity::{GuestCid, SandboxId},
     machine::{HostMode, MemorySize, VcpuCount},
 };
@@ -472,3 +472,7 @@ pub struct BootMark {
     /// Sum over vCPUs of exits.
     pub exits: u64,
 }
+
+impl Message for LaunchConfig {}
+impl Message for ControlRequest {}
+impl Message for VmmMessage {}

@@ -74,7 +74,7 @@ pub async fn execute(sandbox: &Sandbox, command: &[&str]) -> (ExitStatus, String
             Some(Output::Exited(status)) => return (status, String::from_utf8_lossy(&out).into_owned()),
             Some(Output::Stdout(bytes)) => out.extend_from_slice(&bytes),
             Some(Output::Stderr(_)) => {}
-            None => panic!("{command:?}: no exit status"),
+            other => panic!("{command:?}: {other:?} instead of its exit status"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `exec`: a command in a sandbox that runs.
 
-use crate::{environment, failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals};
+use crate::{environment, failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals, stdio};
 use clap::Args;
 use sandboxvm_protocol::agent::OnDisconnect;
 use std::ffi::OsString;
@@ -16,6 +16,9 @@ pub(crate) struct Exec {
     sandbox: String,
     #[command(flatten)]
     process: ProcessOptions,
+    /// Print the ID of the process and leave it running; `attach`, `logs`, `wait`, `kill` and `ps` find it again
+    #[arg(short, long)]
+    detach: bool,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -23,12 +26,25 @@ pub(crate) struct Exec {
 
 impl Exec {
     pub(crate) fn run(self) -> Result<u8, Failure> {
+        if self.detach {
+            return self.detached();
+        }
         let attendance = self.process.attendance()?;
         let request = self.process.request(&self.command, OnDisconnect::Kill)?;
         let sandbox = environment::manager()?.find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             process_io::run(&sandbox, request, &attendance, &mut signals, || ()).await
+        })
+    }
+
+    fn detached(self) -> Result<u8, Failure> {
+        let request = self.process.request(&self.command, OnDisconnect::Keep)?;
+        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        runtime::block_on(async {
+            let exec = sandbox.exec(request).await.map_err(|error| Failure::of_exec(&error))?;
+            stdio::print(&format!("{}\n", exec.pid))?;
+            Ok(0)
         })
     }
 }

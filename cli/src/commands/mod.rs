@@ -1,5 +1,6 @@
 //! The subcommands, one file each. A command owns its flags and what it prints; everything it does is the manager's.
 
+mod attach;
 mod cli_reference;
 mod completion;
 mod create;
@@ -7,10 +8,12 @@ mod doctor;
 mod exec;
 mod fork;
 mod inspect;
+mod kill;
 mod logs;
 mod ls;
 mod pause;
 mod prune;
+mod ps;
 mod reset;
 mod resume;
 mod rm;
@@ -18,6 +21,7 @@ mod run;
 mod snapshot;
 mod stats;
 mod stop;
+mod wait;
 
 use crate::failure::Failure;
 use clap::Subcommand;
@@ -28,6 +32,10 @@ pub(crate) enum Command {
     Run(run::Run),
     Create(create::Create),
     Exec(exec::Exec),
+    Ps(ps::Ps),
+    Attach(attach::Attach),
+    Wait(wait::Wait),
+    Kill(kill::Kill),
     Ls(ls::Ls),
     Logs(logs::Logs),
     Inspect(inspect::Inspect),
@@ -53,6 +61,10 @@ impl Command {
             Self::Run(command) => command.run(),
             Self::Create(command) => command.run(),
             Self::Exec(command) => command.run(),
+            Self::Ps(command) => command.run(),
+            Self::Attach(command) => command.run(),
+            Self::Wait(command) => command.run(),
+            Self::Kill(command) => command.run(),
             Self::Ls(command) => command.run(),
             Self::Logs(command) => command.run(),
             Self::Inspect(command) => command.run(),

@@ -8,7 +8,8 @@ use crate::{
     stdio,
 };
 use clap::Args;
-use sandboxvm_protocol::agent::OnDisconnect;
+use sandboxvm_manager::{ExecError, Sandbox};
+use sandboxvm_protocol::agent::{ExecRequest, OnDisconnect};
 use std::ffi::OsString;
 
 /// Run a command in a new sandbox and remove the sandbox when it ends
@@ -22,7 +23,7 @@ pub(crate) struct Run {
     machine: MachineOptions,
     #[command(flatten)]
     process: ProcessOptions,
-    /// Print the sandbox's ID and leave it running, also when the command ends; the command's output is not kept
+    /// Print the sandbox's ID and leave it running, also when the command ends; `ps` and `logs` find the command again
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
     /// Remove the sandbox when the command ends; always so without --detach
@@ -56,14 +57,14 @@ impl Run {
     async fn detached(self) -> Result<u8, Failure> {
         let request = match self.command.as_slice() {
             [] => None,
-            command => Some(self.process.request(command, OnDisconnect::RunOn)?),
+            command => Some(self.process.request(command, OnDisconnect::Keep)?),
         };
         let mut signals = Signals::catch()?;
         let Some(started) = self.machine.start(Vec::new(), false, request.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         if let Some(request) = request
-            && let Err(error) = started.sandbox().exec(request).await
+            && let Err(error) = begin(started.sandbox(), request).await
         {
             let failure = Failure::of_exec(&error);
             started.finish().await?;
@@ -72,5 +73,16 @@ impl Run {
         let sandbox = started.detach();
         stdio::print(&format!("{}\n", sandbox.id()))?;
         Ok(0)
+    }
+}
+
+/// Starts the command. An agent of an older snapshot runs it too, but keeps nothing of it.
+async fn begin(sandbox: &Sandbox, mut request: ExecRequest) -> Result<(), ExecError> {
+    match sandbox.exec(request.clone()).await {
+        Err(error) if error.is_of_old_agent() => {
+            request.on_disconnect = OnDisconnect::RunOn;
+            sandbox.exec(request).await.map(drop)
+        }
+        started => started.map(drop),
     }
 }

@@ -7,32 +7,51 @@
 //! spawn        pipes or terminal, and the clone; child is the part that runs between clone and exec
 //! stdin        bytes on their way into it, and the credit for them
 //! output       its stdout, stderr or terminal
+//! title        what it was started as, cut to be shown
+//! scrollback   the last of its output, where nobody may have taken it
+//! kept         that, and the connections that look at it
 //! ```
 //! Called by the server, which owns the table of [`Process`]es and all waiting.
 
 mod child;
 mod environment;
+pub(crate) mod kept;
 pub(crate) mod output;
 mod program;
+pub(crate) mod scrollback;
 pub(crate) mod spawn;
 pub(crate) mod stdin;
 mod strings;
 mod terminal;
+mod title;
 mod user;
 
 use crate::server::slab::Key;
+use kept::Kept;
 use output::Output;
 use rustix::process::Pid;
 use sandboxvm_protocol::agent::{ExitStatus, OnDisconnect, SignalNumber, TerminalSize};
 use stdin::Stdin;
+use title::Title;
 
 /// A process and what connects it to its host.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// Leader of its own session and process group, so also their ID.
     pub(crate) pid: Pid,
-    /// The host connection, while there is one.
-    pub(crate) connection: Option<Key>,
+    /// What it was started as.
+    pub(crate) title: Title,
+    /// When, in nanoseconds of the monotonic clock.
+    pub(crate) started_at: u64,
+    /// The connection that started it, while it is there. Takes the output, unless something is kept.
+    pub(crate) owner: Option<Key>,
+    /// Its output and whoever looks at it, once its owner alone will not do. Always there for a process without an
+    /// owner, but one that was killed for that.
+    pub(crate) kept: Option<Box<Kept>>,
+    /// The connection whose stdin it takes.
+    pub(crate) feeder: Option<Key>,
+    /// It was given a terminal.
+    pub(crate) has_terminal: bool,
     /// Way in, until its end was passed on.
     pub(crate) stdin: Option<Stdin>,
     /// Ways out: stdout and stderr, or the terminal alone.
@@ -47,6 +66,8 @@ pub(crate) struct Process {
     pub(crate) on_disconnect: OnDisconnect,
     /// How it ended, once it was reaped. From then on its PID is no longer ours to signal.
     pub(crate) ended: Option<ExitStatus>,
+    /// Its end is on the way to its owner, and nothing is left to do but to see it sent.
+    pub(crate) was_told: bool,
     /// The server will look at it in this turn.
     pub(crate) is_due: bool,
 }
@@ -58,6 +79,11 @@ impl Process {
             // SAFETY: kill(2) touches no memory. The leader is not reaped, so the group is still its own.
             unsafe { libc::kill(-self.pid.as_raw_pid(), i32::from(signal.get())) };
         }
+    }
+
+    /// Its PID as hosts know it.
+    pub(crate) fn number(&self) -> u32 {
+        self.pid.as_raw_pid().unsigned_abs()
     }
 
     /// Sets the size of its terminal, if it has one.

@@ -26,6 +26,7 @@ use super::program::{Candidates, ProgramError};
 use super::stdin::Stdin;
 use super::strings::CStrings;
 use super::terminal::open_terminal;
+use super::title::Title;
 use super::user::{User, UserError};
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::Errno;
@@ -261,7 +262,12 @@ impl Ends {
     fn into_process(self, pid: Pid, request: &ExecRequest) -> Process {
         Process {
             pid,
-            connection: None,
+            title: Title::new(&request.argv),
+            started_at: 0,
+            owner: None,
+            kept: None,
+            feeder: None,
+            has_terminal: request.terminal.is_some(),
             stdin: self.stdin,
             outputs: self.outputs,
             first_output: 0,
@@ -269,6 +275,7 @@ impl Ends {
             timed_out: false,
             on_disconnect: request.on_disconnect,
             ended: None,
+            was_told: false,
             is_due: false,
         }
     }

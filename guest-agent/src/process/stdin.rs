@@ -117,6 +117,19 @@ impl Stdin {
         (self.uncredited >= STDIN_WINDOW / 2 && !self.ends).then(|| std::mem::take(&mut self.uncredited))
     }
 
+    /// True while it takes input.
+    pub(crate) fn is_open(&self) -> bool {
+        self.fd.is_some() && !self.ends
+    }
+
+    /// Another connection feeds it from here on. The value is the credit it begins with: what is held already is
+    /// credited to it as the process takes it.
+    pub(crate) fn change_feeder(&mut self) -> u32 {
+        self.uncredited = 0;
+        let held = u32::try_from(self.queue.len() - self.written).unwrap_or(STDIN_WINDOW);
+        STDIN_WINDOW.saturating_sub(held)
+    }
+
     fn finish(&mut self) {
         if self.terminal {
             // Its end is a character, not the closing of a file: the output shares it. After a half line the first
@@ -196,6 +209,25 @@ mod tests {
             }
         }
         assert_eq!(credited, 16 * 0x8000);
+    }
+
+    #[test]
+    fn the_next_to_feed_it_has_what_room_the_one_before_left() {
+        let (mut stdin, reader) = pipe();
+        // The pipe takes 64 KiB, and the rest is held.
+        stdin.offer(&[1; 0x1_8000]).unwrap();
+        let credit = stdin.change_feeder();
+        assert_eq!(credit, STDIN_WINDOW - 0x8000);
+        stdin.offer(&vec![2; credit as usize]).unwrap();
+        assert!(stdin.offer(&[3]).is_err());
+        let mut buffer = vec![0; 0x1_0000];
+        let (mut read, mut credited) = (0, 0);
+        while read < 0x1_8000 + credit as usize {
+            read += rustix::io::read(&reader, &mut buffer).unwrap();
+            stdin.drain();
+            credited += stdin.take_credit().unwrap_or(0);
+        }
+        assert_eq!(credited, STDIN_WINDOW, "as much as it may send, and no more");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use super::slab::Key;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use sandboxvm_protocol::agent::{AgentMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, WIRE};
-use sandboxvm_protocol::frame::FrameDecoder;
+use sandboxvm_protocol::frame::{FrameDecoder, FrameKind, HEADER_LEN};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Replies that may wait for a host that sends requests and reads nothing, in bytes; such a host is hung up on.
@@ -53,8 +54,10 @@ pub(super) struct Connection {
     pub(super) hung_up: bool,
     /// Epoll also tells when the socket takes bytes again.
     pub(super) watches_room: bool,
-    /// The process run for this connection.
+    /// The process that was started on this connection, or that it is attached to.
     pub(super) process: Option<Key>,
+    /// It was granted the feeding of that, also if another took over since.
+    pub(super) may_feed: bool,
 }
 
 impl Connection {
@@ -71,6 +74,7 @@ impl Connection {
             hung_up: false,
             watches_room: false,
             process: None,
+            may_feed: false,
         }
     }
 
@@ -114,11 +118,26 @@ impl Connection {
         !self.unsent.is_empty()
     }
 
-    /// Sends `bytes`; what the socket does not take now is kept. Only for a connection that is not stalled.
-    pub(super) fn transmit(&mut self, bytes: &[u8]) -> Result<(), End> {
-        let sent = self.send(bytes)?;
-        self.unsent.extend_from_slice(&bytes[sent..]);
+    /// Sends `frames`, which are whole; what the socket does not take now is kept. Only for a connection that is not
+    /// stalled.
+    pub(super) fn transmit(&mut self, frames: &[u8]) -> Result<(), End> {
+        let sent = self.send(frames)?;
+        if sent < frames.len() {
+            // From the beginning of the frame that was cut, so that what waits can still be told apart.
+            let begin = frame_ranges(frames).find(|(_, range)| range.end > sent).map_or(sent, |(_, range)| range.start);
+            self.unsent.extend_from_slice(&frames[begin..]);
+            self.sent = sent - begin;
+        }
         Ok(())
+    }
+
+    /// Output of its process that the socket never took.
+    pub(super) fn unsent_output(&self) -> impl Iterator<Item = (FrameKind, &[u8])> {
+        let frames = frame_ranges(&self.unsent).filter(|(kind, _)| *kind != FrameKind::Message);
+        frames.filter_map(|(kind, range)| {
+            let begin = (range.start + HEADER_LEN).max(self.sent);
+            self.unsent.get(begin..range.end).map(|body| (kind, body))
+        })
     }
 
     /// Sends what waits, as far as the socket takes it.
@@ -151,8 +170,55 @@ impl Connection {
     }
 }
 
+/// Kind and place of each frame in `frames`.
+fn frame_ranges(frames: &[u8]) -> impl Iterator<Item = (FrameKind, Range<usize>)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let header = frames.get(start..)?.first_chunk::<HEADER_LEN>()?;
+        // They are our own: no length is refused here.
+        let header = WIRE.parse_header(header, usize::MAX).ok()?;
+        let range = start..start + HEADER_LEN + header.len;
+        start = range.end;
+        Some((header.kind, range))
+    })
+}
+
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AgentMessage, Connection, FrameKind, MAX_AGENT_MESSAGE, Transport, WIRE};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn what_was_not_sent_of_cut_frames_is_told_apart() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours.into(), Transport::Unix);
+        let mut frames = Vec::new();
+        let all: Vec<u8> = (0..600_000u32).map(|index| (index / 3) as u8).collect();
+        for chunk in all.chunks(60_000) {
+            frames.extend(WIRE.header(FrameKind::Stdout, chunk.len()).unwrap());
+            frames.extend(chunk);
+        }
+        WIRE.append_message(&mut frames, &AgentMessage::Pong, MAX_AGENT_MESSAGE).unwrap();
+        connection.transmit(&frames).unwrap();
+        assert!(connection.is_stalled());
+        let mut got = vec![0; 30_000];
+        theirs.read_exact(&mut got).unwrap();
+        connection.flush().unwrap();
+        let unsent: Vec<u8> = connection.unsent_output().flat_map(|(_, body)| body.to_vec()).collect();
+        assert!(!unsent.is_empty() && all.ends_with(&unsent));
+        // The socket has all the rest, headers included.
+        drop(connection);
+        theirs.read_to_end(&mut got).unwrap();
+        assert!(frames.starts_with(&got));
+        let frame = 60_008;
+        let sent_of_last = got.len() % frame;
+        assert_eq!(all.len() - unsent.len(), got.len() / frame * 60_000 + sent_of_last.saturating_sub(8));
     }
 }

@@ -10,11 +10,13 @@
 //! slow host stalls a process. What has more to give than one turn takes is kept for the next one, with no waiting.
 //!
 //! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], one frame and one read buffer for each connection, one stdin window
-//! for each process.
+//! for each process, and what [`kept`] keeps of their output.
 
+mod attach;
 mod clock;
 mod connection;
 mod ending;
+mod kept;
 pub(crate) mod listener;
 mod requests;
 mod signals;
@@ -27,6 +29,7 @@ use crate::process::spawn::Spawner;
 use clock::{later, now};
 use connection::{Connection, End};
 use ending::Ending;
+use kept::MAX_REMEMBERED;
 use listener::{Accepted, Listener};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -34,6 +37,7 @@ use rustix::process::{WaitOptions, wait};
 use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind, OnDisconnect, SignalNumber};
 use signals::{child_signals, disinherit, exit_status};
 use slab::{Key, Slab};
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -43,7 +47,7 @@ use token::{Pipe, Token};
 const MAX_CONNECTIONS: u32 = 1024;
 
 /// Most processes at a time that a host has started and that have not ended.
-const MAX_PROCESSES: u32 = 1024;
+const MAX_PROCESSES: usize = 1024;
 
 /// How long accepting pauses when there is no file or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -89,7 +93,10 @@ pub(crate) struct Server {
     /// When accepting goes on after a pause.
     accept_again: Option<u64>,
     connections: Slab<Connection>,
+    /// Those that run, and those that ended and are remembered.
     processes: Slab<Process>,
+    /// The latter, in the order they ended.
+    remembered: VecDeque<Key>,
     spawner: Spawner,
     /// One read from a socket, or all frames of one turn of a process.
     scratch: Box<[u8]>,
@@ -121,7 +128,9 @@ impl Server {
             listener,
             accept_again: None,
             connections: Slab::new(MAX_CONNECTIONS),
-            processes: Slab::new(MAX_PROCESSES),
+            // One too many is remembered for the moment in which the first is forgotten.
+            processes: Slab::new((MAX_PROCESSES + MAX_REMEMBERED + 1) as u32),
+            remembered: VecDeque::new(),
             spawner,
             scratch: vec![0; streams::SCRATCH].into_boxed_slice(),
             receiving: Vec::new(),
@@ -132,6 +141,9 @@ impl Server {
         };
         server.watch(&server.listener, Token::Listener, epoll::EventFlags::IN).map_err(setup("watch the listener"))?;
         server.watch(&server.signals, Token::Signals, epoll::EventFlags::IN).map_err(setup("watch for children"))?;
+        // The first look at the clock maps pages: better here, once for all machines restored from this one, than in
+        // the first exec of each.
+        let _ = now();
         Ok(server)
     }
 
@@ -270,11 +282,16 @@ impl Server {
         for _ in 0..REAPED {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    let found = self.processes.iter_mut().find(|(_, process)| process.pid == pid);
+                    // One that ended may have had the same PID.
+                    let is_it = |process: &Process| process.pid == pid && process.ended.is_none();
+                    let found = self.processes.iter_mut().find(|(_, process)| is_it(process));
                     if let Some((key, process)) = found
                         && let Some(status) = exit_status(status)
                     {
                         process.end(status);
+                        if let Some(kept) = &mut process.kept {
+                            kept.ended_at = Some(now());
+                        }
                         self.make_due(key);
                     }
                 }
@@ -342,21 +359,50 @@ impl Server {
         let Some(connection) = self.connections.remove(key) else { return };
         let Some(process_key) = connection.process else { return };
         let Some(process) = self.processes.get_mut(process_key) else { return };
-        process.connection = None;
+        if process.feeder == Some(key) {
+            process.feeder = None;
+        }
+        if let Some(kept) = &mut process.kept {
+            kept.leave(key);
+        }
+        if process.owner == Some(key) {
+            process.owner = None;
+            self.lose_owner(process_key, &connection, end);
+        }
+        self.make_due(process_key);
+    }
+
+    /// What the end of the connection that started it means for a process.
+    fn lose_owner(&mut self, key: Key, connection: &Connection, end: End) {
+        let Some(process) = self.processes.get_mut(key) else { return };
         match (end, process.on_disconnect) {
+            (End::HostGone, _) if process.was_told && process.kept.is_none() => drop(self.processes.remove(key)),
             (End::HostGone, OnDisconnect::Kill) => {
                 process.signal(SignalNumber::KILL);
                 process.stdin = None;
-                process.outputs = [None, None];
+                // Others may want to see its last words.
+                if process.kept.is_none() {
+                    process.outputs = [None, None];
+                }
             }
             (End::HostGone, OnDisconnect::RunOn) => {
                 if let Some(stdin) = &mut process.stdin {
                     stdin.end();
                 }
+                self.keep(key);
             }
-            // The process of a restored machine is as it was, its input just quiet.
-            (End::TransportReset, _) => {}
+            (End::HostGone, OnDisconnect::Keep) => {}
+            // The process of a restored machine is as it was, its input just quiet. What its host was not sent is the
+            // first that is kept.
+            (End::TransportReset, _) => {
+                let has_scrollback = process.kept.is_some();
+                self.keep(key);
+                if let Some(kept) = self.processes.get_mut(key).and_then(|process| process.kept.as_mut())
+                    && !has_scrollback
+                {
+                    connection.unsent_output().for_each(|(kind, output)| kept.scrollback.push(kind, output));
+                }
+            }
         }
-        self.make_due(process_key);
     }
 }

@@ -1,19 +1,19 @@
 //! What hosts ask for: from received bytes to an answer or a process.
 
-use super::clock::later;
+use super::clock::{later, now};
 use super::connection::{Connection, End, Received};
 use super::ending::Ending;
 use super::slab::Key;
 use super::token::{Pipe, Token};
-use super::{Role, Server};
+use super::{MAX_PROCESSES, Role, Server};
 use crate::identity;
 use rustix::event::epoll;
-use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, WIRE};
+use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, OnDisconnect, WIRE};
 use sandboxvm_protocol::frame::{Frame, FrameError, FrameKind};
 use std::time::Duration;
 
 /// Whether a connection goes on after a frame.
-type Outcome = Result<(), Failure>;
+pub(super) type Outcome = Result<(), Failure>;
 
 impl Server {
     /// Takes what a connection has, once, and answers all of it in one send.
@@ -106,6 +106,7 @@ impl Server {
             HostMessage::Exec(request) => return self.exec(key, &request),
             HostMessage::StdinEof => {
                 if let Some(process) = connection.process.and_then(|process| self.processes.get_mut(process))
+                    && process.feeder == Some(key)
                     && let Some(stdin) = &mut process.stdin
                 {
                     stdin.end();
@@ -137,6 +138,9 @@ impl Server {
                 self.flush(key);
                 self.begin_ending(Duration::from_millis(u64::from(grace_ms)));
             }
+            HostMessage::ListProcesses { after } => self.list(key, after),
+            HostMessage::Attach(request) => return self.attach(key, &request),
+            HostMessage::SignalProcess { pid, signal } => return self.signal_process(key, pid, signal),
         }
         Ok(())
     }
@@ -149,14 +153,17 @@ impl Server {
         if self.ending != Ending::No {
             return Err(internal("the sandbox is shutting down".to_owned()));
         }
-        if self.processes.is_full() {
+        if self.processes.len() - self.remembered.len() >= MAX_PROCESSES {
             let message = "the agent runs as many processes as it can; end some first".to_owned();
             return Err(Failure { kind: FailureKind::Resources, message });
         }
         let mut process = self.spawner.spawn(request)?;
-        process.connection = Some(key);
+        process.owner = Some(key);
+        process.feeder = process.stdin.as_ref().map(|_| key);
+        process.started_at = now();
         process.deadline = request.timeout_ms.map(|timeout| later(Duration::from_millis(timeout)));
-        let pid = process.pid.as_raw_pid().unsigned_abs();
+        connection.may_feed = process.feeder.is_some();
+        let pid = process.number();
         let inserted = self.processes.insert(process);
         let Ok(process_key) = inserted else {
             // Never: there was room above, and nothing ran since.
@@ -165,6 +172,10 @@ impl Server {
         self.is_childless = false;
         connection.process = Some(process_key);
         connection.queue(&AgentMessage::Started { pid });
+        self.pid_is_reused(pid);
+        if request.on_disconnect == OnDisconnect::Keep {
+            self.keep(process_key);
+        }
         self.watch_outputs(process_key).map_err(|errno| internal(format!("cannot watch the process's output: {errno}")))
     }
 
@@ -184,11 +195,24 @@ impl Server {
         if let Some(process) = self.processes.get_mut(process_key)
             && let Some(stdin) = &mut process.stdin
         {
+            if process.feeder != Some(key) {
+                return self.take_stray_stdin(key);
+            }
             stdin.offer(bytes).map_err(|error| bad_request(&error.to_string()))?;
             // For the credit, and for watching the pipe when it is full.
             self.make_due(process_key);
         }
         Ok(())
+    }
+
+    /// Stdin that its process is not to get: of a host whose place another has taken since, or that never asked.
+    fn take_stray_stdin(&mut self, key: Key) -> Outcome {
+        match self.connections.get_mut(key) {
+            Some(connection) if !connection.may_feed => {
+                Err(bad_request("this connection did not ask to feed the process's input"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Tells the host what is wrong and ends the connection; for its process, the host is gone.
@@ -226,7 +250,7 @@ impl Server {
     }
 }
 
-fn bad_request(message: &str) -> Failure {
+pub(super) fn bad_request(message: &str) -> Failure {
     Failure { kind: FailureKind::BadRequest, message: message.to_owned() }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! What a process wrote is read straight behind a frame header, so that one send carries what both streams hold, the
 //! credit and the exit status. While a connection is stalled its process is not read from: the pipe fills, and the
-//! process waits in its write. Output nobody will read is read all the same, and dropped.
+//! process waits in its write. This is the way of a process that its owner alone attends; that of others is in
+//! [`super::kept`].
 
 use super::Server;
 use super::slab::Key;
@@ -14,7 +15,7 @@ use sandboxvm_protocol::agent::{AgentMessage, MAX_AGENT_MESSAGE, WIRE};
 use sandboxvm_protocol::frame::{HEADER_LEN, MAX_STREAM_BODY};
 
 /// Kept free behind the streams for the messages of one turn: credit and exit status.
-const MESSAGES: usize = 64;
+pub(super) const MESSAGES: usize = 64;
 
 /// Size of the server's buffer: a full pipe in one frame, a header for the other stream, and the messages.
 pub(super) const SCRATCH: usize = MAX_STREAM_BODY + 2 * HEADER_LEN + MESSAGES;
@@ -32,7 +33,14 @@ impl Server {
             stdin.is_watched =
                 epoll::add(&self.epoll, file, data, epoll::EventFlags::OUT | epoll::EventFlags::ET).is_ok();
         }
-        let connection_key = process.connection;
+        if process.kept.is_some() {
+            self.serve_kept(key);
+            return;
+        }
+        if process.was_told {
+            return;
+        }
+        let connection_key = process.owner;
         let mut connection = connection_key.and_then(|connection| self.connections.get_mut(connection));
         if connection.as_ref().is_some_and(|connection| connection.is_stalled()) {
             // Its room is watched: that brings this process back.
@@ -47,13 +55,20 @@ impl Server {
                 sent = connection.transmit(&self.scratch[..filled]);
             }
             if is_finished {
-                connection.process = None;
                 connection.closing = true;
+                if connection.is_stalled() {
+                    // Stays until the last of it is sent: a transport reset may still come before that.
+                    process.was_told = true;
+                } else {
+                    connection.process = None;
+                }
             }
         }
         let has_more = process.has_output();
         if is_finished {
-            self.processes.remove(key);
+            if !process.was_told {
+                self.processes.remove(key);
+            }
         } else if has_more {
             self.make_due(key);
         }
@@ -119,12 +134,19 @@ fn append_messages(process: &mut Process, buffer: &mut [u8]) -> usize {
     let credit = process.stdin.as_mut().and_then(|stdin| stdin.take_credit());
     let credit = credit.map(|bytes| AgentMessage::StdinCredit { bytes });
     let exited = process.ended.filter(|_| process.is_finished()).map(AgentMessage::Exited);
-    let mut messages = Vec::new();
+    let mut filled = 0;
     for message in credit.iter().chain(&exited) {
-        // Neither message comes near the cap, the only thing that can fail here.
-        let _ = WIRE.append_message(&mut messages, message, MAX_AGENT_MESSAGE);
+        filled += put_message(message, &mut buffer[filled..]);
     }
-    let len = messages.len().min(buffer.len());
-    buffer[..len].copy_from_slice(&messages[..len]);
+    filled
+}
+
+/// Puts a short message into `buffer`, which has room for [`MESSAGES`]; the value is its length.
+pub(super) fn put_message(message: &AgentMessage, buffer: &mut [u8]) -> usize {
+    let mut frame = Vec::new();
+    // No message that is put here comes near the cap, the only thing that can fail.
+    let _ = WIRE.append_message(&mut frame, message, MAX_AGENT_MESSAGE);
+    let len = frame.len().min(buffer.len());
+    buffer[..len].copy_from_slice(&frame[..len]);
     len
 }

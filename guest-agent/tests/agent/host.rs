@@ -1,5 +1,6 @@
 //! The host's side of the wire, and the agent as a child process.
 
+use sandboxvm_protocol::agent::process::{AttachRequest, ProcessInfo, View};
 use sandboxvm_protocol::agent::{
     AgentMessage, CText, ExecRequest, ExitStatus, Failure, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE,
     OnDisconnect, STDIN_WINDOW, StdinSource, WIRE,
@@ -94,6 +95,54 @@ impl Agent {
         host.expect_failure()
     }
 
+    /// Starts a process that outlives its connection, which is closed at once.
+    pub fn detach(&self, mut request: ExecRequest) -> u32 {
+        request.on_disconnect = OnDisconnect::Keep;
+        self.start_process(request).1
+    }
+
+    /// One request on a connection of its own, after Hello; the value is the connection.
+    pub fn ask(&self, request: HostMessage) -> Host {
+        let mut host = self.greet();
+        host.send(&[request]);
+        host
+    }
+
+    /// Takes part in a process, as `request` says.
+    pub fn attach_as(&self, request: AttachRequest) -> Host {
+        let mut host = self.ask(HostMessage::Attach(request));
+        match host.next() {
+            Event::Message(AgentMessage::Attached(attached)) => {
+                assert_eq!(attached.stdin_credit.is_some(), request.stdin);
+                host.credit = attached.stdin_credit.unwrap_or(0) as usize;
+            }
+            other => panic!("expected Attached, got {other:?}"),
+        }
+        host
+    }
+
+    pub fn attach(&self, pid: u32, view: View) -> Host {
+        self.attach_as(AttachRequest { pid, view, stdin: false, terminal: None })
+    }
+
+    /// All processes, page by page.
+    pub fn list(&self) -> Vec<ProcessInfo> {
+        let mut host = self.greet();
+        let mut all: Vec<ProcessInfo> = Vec::new();
+        loop {
+            host.send(&[HostMessage::ListProcesses { after: all.last().map_or(0, |last| last.pid) }]);
+            match host.next() {
+                Event::Message(AgentMessage::Processes(page)) => {
+                    all.extend(page.processes);
+                    if !page.more {
+                        return all;
+                    }
+                }
+                other => panic!("expected Processes, got {other:?}"),
+            }
+        }
+    }
+
     pub fn answers_ping(&self) -> bool {
         let mut host = self.greet();
         host.send(&[HostMessage::Ping]);
@@ -146,6 +195,8 @@ pub struct Finished {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub status: ExitStatus,
+    /// Bytes that the agent said are missing.
+    pub dropped: u64,
 }
 
 impl Finished {
@@ -244,15 +295,16 @@ impl Host {
 
     /// Reads until the process has ended and the connection with it.
     pub fn finish(mut self) -> Finished {
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (mut stdout, mut stderr, mut dropped) = (Vec::new(), Vec::new(), 0);
         loop {
             match self.next() {
+                Event::Message(AgentMessage::OutputDropped { bytes }) => dropped += bytes,
                 Event::Stdout(bytes) => stdout.extend(bytes),
                 Event::Stderr(bytes) => stderr.extend(bytes),
                 Event::Message(AgentMessage::StdinCredit { .. }) => {}
                 Event::Message(AgentMessage::Exited(status)) => {
                     assert_eq!(self.next(), Event::Closed, "Exited is the last message");
-                    return Finished { stdout, stderr, status };
+                    return Finished { stdout, stderr, status, dropped };
                 }
                 other => panic!("expected output or Exited, got {other:?}"),
             }

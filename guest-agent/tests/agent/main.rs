@@ -8,6 +8,8 @@ mod ending;
 mod exec;
 mod host;
 mod limits;
+mod processes;
+mod remembered;
 mod streams;
 mod terminal;
 mod wire;

@@ -35,7 +35,7 @@ fn feed(agent: &Agent, request: ExecRequest, input: &[u8], pause: Duration) -> F
             Event::Stdout(bytes) => stdout.extend(bytes),
             Event::Stderr(bytes) => stderr.extend(bytes),
             Event::Message(AgentMessage::StdinCredit { .. }) => {}
-            Event::Message(AgentMessage::Exited(status)) => return Finished { stdout, stderr, status },
+            Event::Message(AgentMessage::Exited(status)) => return Finished { stdout, stderr, status, dropped: 0 },
             other => panic!("unexpected {other:?}"),
         }
     }

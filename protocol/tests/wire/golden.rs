@@ -1,5 +1,5 @@
-//! The golden files: the exact bytes of every message variant and frame header (`wire-v1.txt`) and of the status file
-//! (`status-v1.txt`). Read in both directions: what we write is what is pinned, and what is pinned we still read.
+//! The golden files: the exact bytes of every frame header and of every message variant, in the file of the version that
+//! first had it (`wire-v1.txt`, `wire-v2.txt`), and of the status file (`status-v1.txt`). Read in both directions: what we write is what is pinned, and what is pinned we still read.
 
 use crate::samples::{self, Sample, WireMessage};
 use sandboxvm_protocol::{
@@ -13,7 +13,8 @@ const WIRE_HEADER: &str = "\
 # One line per message variant and frame kind: `wire version type/label hex-of-the-whole-frame`.
 # These bytes are spoken between builds of different ages: a running sandbox or a snapshot outlives an upgrade.
 # New lines at the end of an enum are fine. A line that CHANGES or GOES means that an older peer misreads us: raise
-# `version` of that WIRE, keep reading the old one, and add a golden file of the new version beside this one.
+# `version` of that WIRE, keep reading the old one, and add a golden file of the new version beside this one. What a new
+# version brings has a file of its own.
 # Regenerate with UPDATE_GOLDEN=1 cargo test -p sandboxvm-protocol.
 ";
 
@@ -39,8 +40,15 @@ fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-fn wire_name(wire: Wire) -> String {
-    format!("{} v{}", std::str::from_utf8(&wire.magic).expect("magics are ASCII"), wire.version)
+/// Versions of the wires, each with a golden file of what it brought.
+const VERSIONS: [u8; 2] = [1, 2];
+
+fn wire_file(version: u8) -> String {
+    format!("wire-v{version}.txt")
+}
+
+fn wire_name(wire: Wire, since: u8) -> String {
+    format!("{} v{since}", std::str::from_utf8(&wire.magic).expect("magics are ASCII"))
 }
 
 fn message_lines<T: WireMessage>(wire: Wire, type_name: &str, cap: usize, samples: &[Sample<T>], into: &mut Lines) {
@@ -48,7 +56,8 @@ fn message_lines<T: WireMessage>(wire: Wire, type_name: &str, cap: usize, sample
         let mut frame = Vec::new();
         wire.append_message(&mut frame, &sample.message, cap).expect("samples are below the cap");
         let covers = sample.covers.join(" ");
-        into.push((format!("{} {type_name}/{}", wire_name(wire), sample.label), hex(&frame), covers));
+        let name = wire_name(wire, sample.message.since());
+        into.push((format!("{name} {type_name}/{}", sample.label), hex(&frame), covers));
     }
 }
 
@@ -69,7 +78,7 @@ fn wire_lines() -> Lines {
                 FrameKind::Message | FrameKind::Stdin | FrameKind::Stdout | FrameKind::Stderr => {}
             }
             let header = wire.header(kind, 0x1234).expect("fits the length field");
-            lines.push((format!("{} header/{label}", wire_name(wire)), hex(&header), String::new()));
+            lines.push((format!("{} header/{label}", wire_name(wire, wire.oldest)), hex(&header), String::new()));
         }
     }
     message_lines(agent::WIRE, "HostMessage", agent::MAX_HOST_MESSAGE, &samples::host_messages(), &mut lines);
@@ -89,6 +98,10 @@ fn status_lines() -> Lines {
 
 fn golden_path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn read_wires() -> BTreeMap<String, String> {
+    VERSIONS.iter().flat_map(|version| read_golden(&wire_file(*version), 3)).collect()
 }
 
 /// Every line of `name` by its label, the first `label_words` words of it.
@@ -134,14 +147,20 @@ fn compare(name: &str, header: &str, label_words: usize, lines: &Lines) {
     );
     assert!(
         added.is_empty(),
-        "{name} lacks lines:\n{added}Additions need no version bump: run UPDATE_GOLDEN=1 cargo test -p \
+        "{name} lacks lines:\n{added}An older peer must not meet them unasked: `Message::since` says which version \
+         has them. Run UPDATE_GOLDEN=1 cargo test -p \
          sandboxvm-protocol and commit the file."
     );
 }
 
 #[test]
 fn the_wires_are_the_golden_bytes() {
-    compare("wire-v1.txt", WIRE_HEADER, 3, &wire_lines());
+    for version in VERSIONS {
+        let mut lines = wire_lines();
+        lines.retain(|(label, ..)| label.contains(&format!(" v{version} ")));
+        compare(&wire_file(version), WIRE_HEADER, 3, &lines);
+    }
+    assert!([agent::WIRE, vmm::WIRE].iter().all(|wire| VERSIONS.contains(&wire.version)), "a version lacks its file");
 }
 
 #[test]
@@ -151,7 +170,7 @@ fn the_status_file_is_the_golden_json() {
 
 #[test]
 fn every_variant_has_a_golden_line() {
-    let golden = read_golden("wire-v1.txt", 3);
+    let golden = read_wires();
     let mut missing = samples::every_variant();
     for (label, _, covers) in wire_lines() {
         if golden.contains_key(&label) {
@@ -164,9 +183,9 @@ fn every_variant_has_a_golden_line() {
 }
 
 fn still_read<T: WireMessage>(wire: Wire, type_name: &str, cap: usize, samples: &[Sample<T>]) {
-    let golden = read_golden("wire-v1.txt", 3);
+    let golden = read_wires();
     for sample in samples {
-        let label = format!("{} {type_name}/{}", wire_name(wire), sample.label);
+        let label = format!("{} {type_name}/{}", wire_name(wire, sample.message.since()), sample.label);
         let frame = unhex(golden.get(&label).unwrap_or_else(|| panic!("no golden line {label}")));
         let mut decoder = FrameDecoder::new(wire, cap);
         decoder.push(&frame);

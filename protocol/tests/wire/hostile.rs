@@ -103,6 +103,18 @@ proptest! {
         receive(agent::WIRE, MAX_HOST_MESSAGE, &[frame]);
     }
 
+    /// The same of what a guest says.
+    #[test]
+    fn flipped_bytes_of_the_guests_never_panic(
+        message in agent_message(), at in any::<prop::sample::Index>(), mask in 1u8..
+    ) {
+        let mut frame = Vec::new();
+        agent::WIRE.append_message(&mut frame, &message, MAX_AGENT_MESSAGE).expect("below the cap");
+        let at = at.index(frame.len());
+        frame[at] ^= mask;
+        receive(agent::WIRE, MAX_AGENT_MESSAGE, &[frame]);
+    }
+
     #[test]
     fn stray_bytes_after_a_message_are_refused(message in vmm_message(), stray in vec(any::<u8>(), 1..20)) {
         let mut body = postcard::to_stdvec(&message).expect("encodes");

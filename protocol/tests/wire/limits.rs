@@ -2,7 +2,7 @@
 
 use crate::samples::text;
 use sandboxvm_protocol::{
-    agent::{self, *},
+    agent::{self, process::*, *},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
     identity::*,
     machine::*,
@@ -257,4 +257,80 @@ fn texts_for_people_are_cut_when_sent_and_refused_when_longer() {
 fn the_longest_failure_fits_the_agent_message_cap() {
     let failure = Failure { kind: FailureKind::Internal, message: "x".repeat(MAX_FAILURE_TEXT) };
     agent::WIRE.append_message(&mut Vec::new(), &AgentMessage::Failed(failure), MAX_AGENT_MESSAGE).expect("fits");
+}
+
+fn process(argv: Vec<ShownText>) -> ProcessInfo {
+    ProcessInfo {
+        pid: u32::MAX,
+        argv,
+        argv_is_cut: true,
+        age_ms: u64::MAX,
+        state: ProcessState::Ended { status: ExitStatus::Signal(SignalNumber::KILL), ago_ms: u64::MAX },
+        stdin_is_open: true,
+        has_terminal: true,
+        connections: u32::MAX,
+        kept_bytes: u64::MAX,
+        dropped_bytes: u64::MAX,
+    }
+}
+
+#[test]
+fn a_page_of_processes_is_capped_in_each_direction() {
+    let bare = ProcessInfo { state: ProcessState::Running, ..process(vec![]) };
+    let page = |count: usize| ProcessPage { processes: vec![bare.clone(); count], more: false };
+    let element = postcard::to_stdvec(&bare).expect("encodes");
+    let forged = |count: usize| [forged_list(count, &element), vec![0]].concat();
+    assert_eq!(postcard::from_bytes::<ProcessPage>(&forged(2)).expect("well forged"), page(2));
+    capped(&page(MAX_PAGE), &page(MAX_PAGE + 1), &forged(MAX_PAGE + 1));
+
+    let shown = |count: usize| process(vec![ShownText("x".to_owned()); count]);
+    let tail = &postcard::to_stdvec(&process(vec![])).expect("encodes")[6..];
+    let forged = |count: usize| {
+        let pid = postcard::to_stdvec(&u32::MAX).expect("encodes");
+        [&pid[..], &forged_list(count, b"\x01x"), tail].concat()
+    };
+    assert_eq!(postcard::from_bytes::<ProcessInfo>(&forged(2)).expect("well forged"), shown(2));
+    capped(&shown(MAX_SHOWN_ARGUMENTS), &shown(MAX_SHOWN_ARGUMENTS + 1), &forged(MAX_SHOWN_ARGUMENTS + 1));
+
+    let text = |len: usize| ShownText("x".repeat(len));
+    let trip = |text: &ShownText| -> ShownText {
+        postcard::from_bytes(&postcard::to_stdvec(text).expect("encodes")).expect("decodes")
+    };
+    assert_eq!(trip(&text(MAX_SHOWN_TEXT + 1)), text(MAX_SHOWN_TEXT), "cut when it is sent");
+    assert!(postcard::from_bytes::<ShownText>(&forged_list(MAX_SHOWN_TEXT + 1, b"x")).is_err());
+}
+
+/// What the agent shows of one process takes [`MAX_SHOWN_TEXT`] bytes together, so that a page fits its message.
+#[test]
+fn the_largest_page_fits_the_agent_message_cap() {
+    let argv = vec![ShownText("x".repeat(MAX_SHOWN_TEXT / MAX_SHOWN_ARGUMENTS)); MAX_SHOWN_ARGUMENTS];
+    let page = ProcessPage { processes: vec![process(argv); MAX_PAGE], more: true };
+    agent::WIRE.append_message(&mut Vec::new(), &AgentMessage::Processes(page), MAX_AGENT_MESSAGE).expect("fits");
+}
+
+/// An agent in a snapshot reads what it knows, whoever says it, and refuses the rest by its header alone.
+#[test]
+fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
+    let old = Wire { version: 1, ..agent::WIRE };
+    let request = |on_disconnect| HostMessage::Exec(ExecRequest { on_disconnect, ..exec(vec![text("true")], vec![]) });
+    let cases = [
+        (HostMessage::Hello { oldest: 1, newest: agent::WIRE.version }, 1),
+        (request(OnDisconnect::Kill), 1),
+        (request(OnDisconnect::RunOn), 1),
+        (request(OnDisconnect::Keep), 2),
+        (HostMessage::ListProcesses { after: 0 }, 2),
+        (HostMessage::SignalProcess { pid: 1, signal: SignalNumber::TERM }, 2),
+    ];
+    for (message, since) in cases {
+        let mut frame = Vec::new();
+        agent::WIRE.append_message(&mut frame, &message, MAX_HOST_MESSAGE).expect("below the cap");
+        let mut decoder = FrameDecoder::new(old, MAX_HOST_MESSAGE);
+        decoder.push(&frame);
+        match decoder.next_frame() {
+            Ok(read) => assert!(since == 1 && read.is_some(), "{message:?}"),
+            Err(error) => assert_eq!((error, since), (FrameError::Version { found: 2, oldest: 1, newest: 1 }, 2)),
+        }
+    }
+    let header = agent::WIRE.header(FrameKind::Stdin, 3).expect("fits");
+    assert!(old.parse_header(&header, 0).is_ok(), "streams are as old as the wire");
 }

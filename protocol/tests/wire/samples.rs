@@ -3,13 +3,13 @@
 //! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
 //! here until it is listed, and the golden test then fails until it has a sample.
 
-use sandboxvm_protocol::{agent::*, identity::*, machine::*, vmm::*};
-use serde::{Serialize, de::DeserializeOwned};
+use sandboxvm_protocol::{agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
+use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
 
 /// A type that travels as the body of a message frame.
-pub trait WireMessage: Serialize + DeserializeOwned + Debug + PartialEq {}
-impl<T: Serialize + DeserializeOwned + Debug + PartialEq> WireMessage for T {}
+pub trait WireMessage: Message + DeserializeOwned + Debug + PartialEq {}
+impl<T: Message + DeserializeOwned + Debug + PartialEq> WireMessage for T {}
 
 macro_rules! variants {
     ($($enum:ident { $($variant:ident $fields:tt),+ $(,)? })+) => {
@@ -40,16 +40,20 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
+        ListProcesses {}, Attach (_), SignalProcess {},
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
+        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (),
     }
+    View { Attend (), Follow (), Kept (), End () }
+    ProcessState { Running (), Ended {} }
     StdinSource { Null (), Connection () }
-    OnDisconnect { Kill (), RunOn () }
+    OnDisconnect { Kill (), RunOn (), Keep () }
     ExitStatus { Code (_), Signal (_), TimedOut () }
     FailureKind {
         NotFound (), NotExecutable (), BadWorkingDirectory (), NoSuchUser (), Resources (), BadRequest (),
-        UnsupportedVersion (), Internal (),
+        UnsupportedVersion (), Internal (), NoSuchProcess (),
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
@@ -119,20 +123,34 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
     let mut samples = Vec::new();
     let mut add = |label: &str, message: HostMessage| {
         let mut covers = vec![message.variant()];
-        if let HostMessage::Exec(request) = &message {
-            covers.extend([request.stdin.variant(), request.on_disconnect.variant()]);
+        match &message {
+            HostMessage::Exec(request) => covers.extend([request.stdin.variant(), request.on_disconnect.variant()]),
+            HostMessage::Attach(request) => covers.push(request.view.variant()),
+            _ => {}
         }
         samples.push(sample(label, covers, message));
     };
     add("hello", HostMessage::Hello { oldest: 1, newest: 3 });
     add("ping", HostMessage::Ping);
-    add("exec-bare", HostMessage::Exec(bare));
+    add("exec-bare", HostMessage::Exec(bare.clone()));
     add("exec-full", HostMessage::Exec(full));
     add("stdin-eof", HostMessage::StdinEof);
     add("signal", HostMessage::Signal(SignalNumber::TERM));
     add("resize", HostMessage::Resize(TerminalSize { rows: 50, columns: 300 }));
     add("set-identity", HostMessage::SetIdentity(identity));
     add("shutdown", HostMessage::Shutdown { grace_ms: 2_000 });
+    add("exec-keep", HostMessage::Exec(ExecRequest { on_disconnect: OnDisconnect::Keep, ..bare }));
+    add("list-processes", HostMessage::ListProcesses { after: 4_194_304 });
+    for (label, view) in [
+        ("attach-attend", View::Attend),
+        ("attach-follow", View::Follow),
+        ("attach-kept", View::Kept),
+        ("attach-end", View::End),
+    ] {
+        let terminal = (view == View::Attend).then_some(TerminalSize { rows: 24, columns: 80 });
+        add(label, HostMessage::Attach(AttachRequest { pid: 300, view, stdin: terminal.is_some(), terminal }));
+    }
+    add("signal-process", HostMessage::SignalProcess { pid: 300, signal: SignalNumber::KILL });
     samples
 }
 
@@ -143,6 +161,9 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
         match &message {
             AgentMessage::Exited(status) => covers.push(status.variant()),
             AgentMessage::Failed(failure) => covers.push(failure.kind.variant()),
+            AgentMessage::Processes(page) => {
+                covers.extend(page.processes.iter().map(|process| process.state.variant()));
+            }
             _ => {}
         }
         samples.push(sample(label, covers, message));
@@ -165,10 +186,31 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
         ("failed-resources", FailureKind::Resources, "argument list too long"),
         ("failed-bad-request", FailureKind::BadRequest, ""),
         ("failed-unsupported-version", FailureKind::UnsupportedVersion, "1 to 1"),
+        ("failed-no-such-process", FailureKind::NoSuchProcess, "no process 42"),
         ("failed-internal", FailureKind::Internal, "pipe2: Too many open files \u{2014} \u{fc}"),
     ] {
         add(label, AgentMessage::Failed(Failure { kind, message: message.to_owned() }));
     }
+    let process = |pid, state| ProcessInfo {
+        pid,
+        argv: vec![ShownText("sh".to_owned()), ShownText("-c".to_owned())],
+        argv_is_cut: true,
+        age_ms: 90_000,
+        state,
+        stdin_is_open: true,
+        has_terminal: false,
+        connections: 1,
+        kept_bytes: 70_000,
+        dropped_bytes: 300,
+    };
+    let ended = ProcessState::Ended { status: ExitStatus::Code(3), ago_ms: 200 };
+    let processes = vec![process(300, ProcessState::Running), process(301, ended)];
+    add("processes", AgentMessage::Processes(ProcessPage { processes, more: true }));
+    add("attached", AgentMessage::Attached(Attached { stdin_credit: None }));
+    add("attached-to-stdin", AgentMessage::Attached(Attached { stdin_credit: Some(STDIN_WINDOW) }));
+    add("output-dropped", AgentMessage::OutputDropped { bytes: 1 << 40 });
+    add("runs-on", AgentMessage::RunsOn);
+    add("signalled", AgentMessage::Signalled);
     samples
 }
 

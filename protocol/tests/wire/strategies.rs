@@ -1,7 +1,7 @@
 //! proptest strategies for every message of both wires.
 
 use proptest::{collection::vec, option, prelude::*};
-use sandboxvm_protocol::{agent::*, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{agent::process::*, agent::*, identity::*, machine::*, vmm::*};
 
 pub fn ctext() -> impl Strategy<Value = CText> {
     vec(1..=u8::MAX, 0..64).prop_map(|bytes| CText::try_from(bytes).expect("no NUL, short"))
@@ -32,7 +32,7 @@ fn exec() -> impl Strategy<Value = ExecRequest> {
         prop_oneof![Just(StdinSource::Null), Just(StdinSource::Connection)],
         option::of(terminal()),
         any::<Option<u64>>(),
-        prop_oneof![Just(OnDisconnect::Kill), Just(OnDisconnect::RunOn)],
+        prop_oneof![Just(OnDisconnect::Kill), Just(OnDisconnect::RunOn), Just(OnDisconnect::Keep)],
     )
         .prop_map(|(argv, env, cwd, user, stdin, terminal, timeout_ms, on_disconnect)| ExecRequest {
             argv,
@@ -62,7 +62,50 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
         terminal().prop_map(HostMessage::Resize),
         identity().prop_map(HostMessage::SetIdentity),
         any::<u32>().prop_map(|grace_ms| HostMessage::Shutdown { grace_ms }),
+        any::<u32>().prop_map(|after| HostMessage::ListProcesses { after }),
+        attach().prop_map(HostMessage::Attach),
+        (any::<u32>(), signal()).prop_map(|(pid, signal)| HostMessage::SignalProcess { pid, signal }),
     ]
+}
+
+fn attach() -> impl Strategy<Value = AttachRequest> {
+    let view = prop_oneof![Just(View::Attend), Just(View::Follow), Just(View::Kept), Just(View::End)];
+    (any::<u32>(), view, any::<bool>(), option::of(terminal())).prop_map(|(pid, view, stdin, terminal)| AttachRequest {
+        pid,
+        view,
+        stdin,
+        terminal,
+    })
+}
+
+fn process() -> impl Strategy<Value = ProcessInfo> {
+    let state = prop_oneof![
+        Just(ProcessState::Running),
+        (exit_status(), any::<u64>()).prop_map(|(status, ago_ms)| ProcessState::Ended { status, ago_ms }),
+    ];
+    let argv = vec(".{0,40}".prop_map(ShownText), 0..=MAX_SHOWN_ARGUMENTS);
+    (argv, state, any::<[u32; 2]>(), any::<[u64; 3]>(), any::<[bool; 3]>()).prop_map(
+        |(
+            argv,
+            state,
+            [pid, connections],
+            [age_ms, kept_bytes, dropped_bytes],
+            [argv_is_cut, stdin_is_open, has_terminal],
+        )| {
+            ProcessInfo {
+                pid,
+                argv,
+                argv_is_cut,
+                age_ms,
+                state,
+                stdin_is_open,
+                has_terminal,
+                connections,
+                kept_bytes,
+                dropped_bytes,
+            }
+        },
+    )
 }
 
 fn exit_status() -> impl Strategy<Value = ExitStatus> {
@@ -83,6 +126,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::BadRequest),
         Just(FailureKind::UnsupportedVersion),
         Just(FailureKind::Internal),
+        Just(FailureKind::NoSuchProcess),
     ];
     (kind, ".{0,200}").prop_map(|(kind, message)| Failure { kind, message })
 }
@@ -97,6 +141,12 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         Just(AgentMessage::IdentitySet),
         Just(AgentMessage::ShuttingDown),
         failure().prop_map(AgentMessage::Failed),
+        (vec(process(), 0..4), any::<bool>())
+            .prop_map(|(processes, more)| AgentMessage::Processes(ProcessPage { processes, more })),
+        any::<Option<u32>>().prop_map(|stdin_credit| AgentMessage::Attached(Attached { stdin_credit })),
+        any::<u64>().prop_map(|bytes| AgentMessage::OutputDropped { bytes }),
+        Just(AgentMessage::RunsOn),
+        Just(AgentMessage::Signalled),
     ]
 }
 

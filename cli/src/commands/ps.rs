@@ -1,0 +1,152 @@
+//! `ps`: the processes that were started in a sandbox from outside.
+
+use super::ls::age;
+use crate::{environment, failure::Failure, runtime, stdio, table};
+use clap::Args;
+use sandboxvm_manager::{ProcessSummary, printable};
+use std::time::Duration;
+
+/// List the processes that run, run -d and exec started in a sandbox, and those that ended lately
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Name or ID of the sandbox
+    sandbox: String,
+    /// Print JSON
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Print the IDs of those that run alone
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Ps {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let processes = runtime::block_on(async { Ok(sandbox.processes().await?) })?;
+        let text = if self.json {
+            json(&processes)?
+        } else if self.quiet {
+            let running = processes.iter().filter(|process| process.exit_code.is_none());
+            running.map(|process| format!("{}\n", process.pid)).collect()
+        } else {
+            table::render(["PID", "STATE", "STARTED", "COMMAND"], processes.iter().map(row))
+        };
+        stdio::print(&text)?;
+        Ok(0)
+    }
+}
+
+/// JSON that no terminal takes for commands: what serde leaves as it is among control characters is escaped too. Such
+/// characters are nowhere but in strings.
+fn json(processes: &[ProcessSummary]) -> Result<String, Failure> {
+    let mut text = String::new();
+    for c in serde_json::to_string_pretty(processes)?.chars() {
+        if c.is_control() && c != '\n' {
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+    }
+    text.push('\n');
+    Ok(text)
+}
+
+fn row(process: &ProcessSummary) -> [String; 4] {
+    [
+        process.pid.to_string(),
+        state(process),
+        age(Duration::from_millis(process.age_ms)),
+        command(&process.argv, process.argv_is_cut),
+    ]
+}
+
+fn state(process: &ProcessSummary) -> String {
+    match (process.exit_code, process.signal) {
+        (None, _) => process.state.to_owned(),
+        (Some(_), Some(signal)) => format!("killed by signal {signal}"),
+        (Some(_), None) if process.timed_out => "timed out".to_owned(),
+        (Some(code), None) => format!("exited with {code}"),
+    }
+}
+
+/// On one line, whatever the guest called it.
+fn command(argv: &[String], is_cut: bool) -> String {
+    let mut line = printable(&argv.join(" ")).replace('\n', "\\n").replace('\t', "\\t");
+    let is_long = line.chars().count() > 80;
+    if is_long {
+        line = line.chars().take(77).collect();
+    }
+    if is_long || is_cut {
+        line.push_str("...");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> ProcessSummary {
+        ProcessSummary {
+            pid: 301,
+            argv: vec!["sh".into(), "-c".into(), "a\u{9b}1m\n".into()],
+            argv_is_cut: false,
+            state: "ended",
+            exit_code: Some(137),
+            signal: Some(9),
+            timed_out: false,
+            ended_ago_ms: Some(200),
+            age_ms: 90_000,
+            stdin_is_open: false,
+            has_terminal: false,
+            connections: 0,
+            kept_bytes: 70_000,
+            dropped_bytes: 300,
+        }
+    }
+
+    /// Programs read this: fields may be added, not changed.
+    #[test]
+    fn the_json_is_pinned_and_drives_no_terminal() {
+        let expected = r#"[
+  {
+    "pid": 301,
+    "argv": [
+      "sh",
+      "-c",
+      "a\u009b1m\n"
+    ],
+    "argv_is_cut": false,
+    "state": "ended",
+    "exit_code": 137,
+    "signal": 9,
+    "timed_out": false,
+    "ended_ago_ms": 200,
+    "age_ms": 90000,
+    "stdin_is_open": false,
+    "has_terminal": false,
+    "connections": 0,
+    "kept_bytes": 70000,
+    "dropped_bytes": 300
+  }
+]
+"#;
+        let text = json(&[example()]).unwrap_or_default();
+        assert_eq!(text, expected);
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read[0]["argv"][2], "a\u{9b}1m\n");
+    }
+
+    #[test]
+    fn a_row_is_one_line_and_says_how_it_ended() {
+        let row_of = |process: &ProcessSummary| row(process).join("|");
+        let ended = example();
+        assert_eq!(row_of(&ended), "301|killed by signal 9|1 minute ago|sh -c a\\u{9b}1m\\n");
+        let code = ProcessSummary { signal: None, exit_code: Some(3), argv_is_cut: true, ..example() };
+        assert_eq!(row_of(&code), "301|exited with 3|1 minute ago|sh -c a\\u{9b}1m\\n...");
+        assert_eq!(state(&ProcessSummary { timed_out: true, ..code.clone() }), "timed out");
+        let running = ProcessSummary { exit_code: None, state: "running", argv: vec!["x".repeat(200)], ..code };
+        assert!(row_of(&running).ends_with("xxx...") && row_of(&running).contains("|running|"));
+        assert_eq!(command(&["x".repeat(200)], false).len(), 80);
+    }
+}

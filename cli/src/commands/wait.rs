@@ -1,0 +1,24 @@
+//! `wait`: the end of a process in a sandbox.
+
+use crate::{environment, failure::Failure, runtime};
+use clap::Args;
+use sandboxvm_manager::exit_code;
+
+/// Wait until a process in a sandbox has ended, and exit with its code
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit code: the process's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed."
+)]
+pub(crate) struct Wait {
+    /// Name or ID of the sandbox
+    sandbox: String,
+    /// ID of the process, as `exec -d` and `ps` print it
+    pid: u32,
+}
+
+impl Wait {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        runtime::block_on(async { Ok(exit_code(sandbox.wait(self.pid).await?)) })
+    }
+}
