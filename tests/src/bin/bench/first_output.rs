@@ -2,7 +2,7 @@
 //! a copy to the copy's first byte on the console.
 
 use crate::{
-    rig::{Rig, micros},
+    rig::{Rig, instructions, micros},
     table::{self, Row},
 };
 use sandboxvm_manager::{SandboxSpec, StartFrom};
@@ -34,13 +34,18 @@ pub fn run(arguments: &Arguments) {
     let spec = SandboxSpec { start_from: StartFrom::Snapshot(name.clone()), ..rig.spec.clone() };
     rig.block_on(async {
         let started = rig.create().await;
-        exec(started.sandbox(), &["sh", "-c", "setsid yes tick >/dev/console 2>/dev/null </dev/null &"]).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // One write to the console after the other, with as little between them as a shell can do.
+        let ticker = "exec >/dev/console 2>/dev/null </dev/null; while :; do printf t; done";
+        exec(started.sandbox(), &["sh", "-c", &format!("setsid sh -c '{ticker}' &")]).await;
+        let console = started.sandbox().path().join("console.log");
+        while fs::metadata(&console).expect("it has a console").len() < 100 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         started.sandbox().snapshot(name).await.unwrap_or_else(|error| panic!("{error}"));
         started.finish().await.expect("it can be removed");
     });
     let sandboxes = rig.manager.root().join("sandboxes");
-    let (mut asked, mut spawned) = (Vec::new(), Vec::new());
+    let (mut asked, mut spawned, mut instructions_until) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.runs {
         let before = entries(&sandboxes);
         let begun = Instant::now();
@@ -55,12 +60,15 @@ pub fn run(arguments: &Arguments) {
             let first = watcher.join().expect("the console speaks");
             asked.push(micros(first - begun));
             spawned.push(micros(first - spawn));
+            let stats = started.sandbox().stats().await.expect("its VMM answers");
+            instructions_until.push(instructions(&stats));
             started.finish().await.expect("it can be removed");
         });
     }
     let rows = [
         Row::of("asked for -> first byte on the console", "us", asked),
         Row::of("VMM spawned -> first byte on the console", "us", spawned),
+        Row::of("guest-kernel instructions until shortly after", "insns", instructions_until),
     ];
     table::report(&format!("first output: {} copies, guest of 256 MiB", arguments.runs), &rows, arguments.json);
 }
