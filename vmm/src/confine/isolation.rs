@@ -20,8 +20,9 @@ pub(super) fn leave_the_host() -> Result<(), ConfineError> {
     let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     // SAFETY: none of these flags unshares the file table (CLONE_FILES), so no descriptor changes meaning.
     unsafe { unshare_unsafe(flags) }.map_err(failed("leaving the host's namespaces"))?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(failed("making mounts private"))?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(failed(
+        "making mounts private (in a chroot its root must be a mount point: bind it on itself first)",
+    ))?;
     mount(
         "sandboxvm",
         STAGE,
