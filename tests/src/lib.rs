@@ -4,6 +4,7 @@
 //! - [`home`]: a fresh `SANDBOXVM_HOME`, the sandboxes made in it, and taking all of it away again.
 //! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
 //! - [`seed`]: the booted machine that all homes share.
+//! - [`snapshots`]: the snapshots of a home.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
 //! - [`processes`]: the processes of the host that have to do with a home.
 //! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
@@ -23,4 +24,5 @@ pub mod library;
 pub mod memory;
 pub mod processes;
 pub mod seed;
+pub mod snapshots;
 pub mod terminal;

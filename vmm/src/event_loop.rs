@@ -568,9 +568,11 @@ fn written_pages(
     if let Some(Ok(written)) = tracking.as_ref().map(|tracking| tracking.take(memory, pagemap)) {
         return Ok(written);
     }
+    // In this order: the marks that tracking leaves where nothing was ever touched read as swapped pages there.
+    let written = pagemap::written_pages(pagemap, memory)?;
     // An older kernel has no such thing: then every snapshot looks at all that was ever written.
     *tracking = WriteTracking::begin(memory, pagemap).ok();
-    pagemap::written_pages(pagemap, memory)
+    Ok(written)
 }
 
 /// Which process this is after a fork, and what it has to say or do.
