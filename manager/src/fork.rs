@@ -4,6 +4,7 @@
 use crate::{
     control::{ControlClient, ControlError},
     directory::{DirectoryError, SandboxDirectory},
+    flatten::FlattenError,
     identity,
     launch::LaunchFiles,
     lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
@@ -59,6 +60,9 @@ pub enum ForkError {
     /// A child took too long.
     #[error("a copy was not ready within {} s; the host may be overloaded", READY_WITHIN.as_secs())]
     NotReady,
+    /// Its disk cannot take another layer.
+    #[error(transparent)]
+    Flatten(#[from] FlattenError),
     /// The sandbox's own record.
     #[error(transparent)]
     Lineage(#[from] LineageError),
@@ -109,6 +113,7 @@ impl Sandbox {
         let mut left = count as usize;
         while left > 0 {
             let batch = left.min(MAX_FORK_CHILDREN);
+            self.flatten_when_long(&mut control, &mut lineage).await?;
             let (made, report) = self.fork_batch(&mut control, &mut lineage, batch).await?;
             children.extend(made);
             pauses.push(Duration::from_nanos(report.pause_ns));

@@ -1,9 +1,10 @@
 //! `lineage.json`: what a sandbox's disk and memory are made of, file by file, and where it began. Snapshot, fork and
 //! reset change it; each does so while it holds the sandbox's change lock ([`ChangeLock`]).
 //!
-//! A change gives the VMM an empty file for the top of its disk. Nobody can write a record and make a VMM use a file in
-//! one step, so the record says beforehand what *may* come to be (`next`), and which it is can be seen at any later
-//! time: the VMM begins a layer by writing its header. Whoever is killed in between loses nothing.
+//! A change gives the VMM a file for its disk: an empty one for the top, or one in which older layers are merged. Nobody
+//! can write a record and make a VMM use a file in one step, so the record says beforehand what *may* come to be
+//! (`next`), and which it is can be seen at any later time: a file is a layer from when the VMM writes its header. Whoever
+//! is killed in between loses nothing.
 
 use crate::{
     content::Content,
@@ -117,7 +118,7 @@ pub(crate) struct Lineage {
     /// The snapshot that `baseline` is of.
     pub(crate) parent: Option<SandboxId>,
     pub(crate) files: Files,
-    /// In force as soon as the last of its disk files is in use.
+    /// In force as soon as all of its disk files are in use.
     next: Option<Files>,
 }
 
@@ -169,13 +170,15 @@ impl Lineage {
         self.write(directory)
     }
 
-    /// Makes what was announced the truth if its top is in use, and forgets it otherwise.
+    /// Makes what was announced the truth if the disk files that it adds are in use, and forgets it otherwise.
     pub(crate) fn conclude(&mut self, directory: &SandboxDirectory) -> Result<(), LineageError> {
         if let Some(next) = self.next.take() {
-            let in_use = match next.disk.last() {
-                Some(top) => is_in_use(directory, top)?,
-                None => false,
-            };
+            // The top first: where it is new, it tells alone.
+            let mut added = next.disk.iter().rev().filter(|name| !self.files.disk.contains(name)).peekable();
+            let mut in_use = added.peek().is_some();
+            for name in added {
+                in_use = in_use && is_in_use(directory, name)?;
+            }
             if in_use {
                 self.files = next;
             }
@@ -360,6 +363,48 @@ pub(crate) mod tests {
             assert_eq!(Lineage::read(&directory).unwrap(), lineage);
         }
         assert_eq!(lineage.files.baseline, None);
+    }
+
+    #[test]
+    fn merged_layers_take_the_place_of_others_once_they_are_a_layer() {
+        let (_home, directory) = directory();
+        for name in ["disk.0", "disk.1", "disk.2"] {
+            directory.write_new(name, LAYER_MAGIC).unwrap();
+        }
+        // Merged, and nobody said so yet: it goes with the next change.
+        directory.write_new("disk.3", &[0; 4096]).unwrap();
+        let mut lineage = Lineage::new(contents(), Origin::Boot, None, files(&["disk.0", "disk.1", "disk.2"]));
+        lineage.complete(&directory, lineage.files.clone()).unwrap();
+        assert!(!directory.has("disk.3"));
+        // Announced, and the VMM not asked, or asked, before whoever did was killed.
+        for (content, disk) in
+            [(&[0; 4096][..], &["disk.0", "disk.1", "disk.2"][..]), (LAYER_MAGIC, &["disk.3", "disk.2"])]
+        {
+            directory.write_new("disk.3", content).unwrap();
+            lineage.announce(&directory, files(&["disk.3", "disk.2"])).unwrap();
+            lineage = Lineage::read(&directory).unwrap();
+            assert_eq!(lineage.files.disk, disk);
+            for name in ["disk.0", "disk.1", "disk.2", "disk.3"] {
+                assert_eq!(directory.has(name), disk.contains(&name), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_that_adds_several_files_needs_all_of_them() {
+        let (_home, directory) = directory();
+        for (name, content) in
+            [("disk.0", &LAYER_MAGIC[..]), ("disk.1", LAYER_MAGIC), ("disk.2", b""), ("disk.3", LAYER_MAGIC)]
+        {
+            directory.write_new(name, content).unwrap();
+        }
+        let mut lineage = Lineage::new(contents(), Origin::Boot, None, files(&["disk.0"]));
+        lineage.announce(&directory, files(&["disk.1", "disk.2"])).unwrap();
+        assert_eq!(Lineage::read(&directory).unwrap().files.disk, ["disk.0"]);
+        directory.write_new("disk.1", LAYER_MAGIC).unwrap();
+        directory.write_new("disk.2", LAYER_MAGIC).unwrap();
+        lineage.announce(&directory, files(&["disk.1", "disk.2"])).unwrap();
+        assert_eq!(Lineage::read(&directory).unwrap().files.disk, ["disk.1", "disk.2"]);
     }
 
     #[test]

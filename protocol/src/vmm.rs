@@ -91,6 +91,10 @@ pub enum MachineSource {
 /// Most memory files of one snapshot: a longer chain of differences is flattened.
 pub const MAX_MEMORY_FILES: usize = 16;
 
+/// Most layers of one disk, the one being written included: a longer chain is merged before (see
+/// [`MergeLayersRequest`]).
+pub const MAX_DISK_LAYERS: usize = 64;
+
 /// Most children of one [`ForkRequest`]: their files must fit one message.
 pub const MAX_FORK_CHILDREN: usize = 24;
 
@@ -166,6 +170,15 @@ pub struct ForkReport {
     /// Process IDs of the children as the parent VMM sees them, in the order of the request.
     #[serde(with = "capped::List::<MAX_FORK_CHILDREN>")]
     pub pids: Vec<u32>,
+}
+
+/// Merge the frozen layers of each writable disk into one file, while the machine runs on. Nothing uses that file until
+/// [`ControlRequest::UseMerged`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeLayersRequest {
+    /// One empty file per writable disk.
+    #[serde(with = "capped::List::<MAX_DISKS>")]
+    pub files: Vec<FdIndex>,
 }
 
 /// Put the machine back, in place, to the snapshot it was started from.
@@ -250,6 +263,11 @@ pub enum ControlRequest {
     Timeline,
     /// Let the machine live on when the launch channel closes, whatever [`LaunchConfig::tie_to_launcher`] said.
     Untie,
+    /// Answered by [`ControlReply::Done`] once the layers are merged and that is durable.
+    MergeLayers(MergeLayersRequest),
+    /// Put what was merged on this connection in the place of the layers it was merged from: in force when this is
+    /// answered. Refused when a snapshot, fork or reset came in between.
+    UseMerged,
 }
 
 /// Sent by a VMM.

@@ -1,5 +1,6 @@
 //! The files behind a machine's disks, and what becomes of them when it is snapshotted, forked or reset. Disk layers
-//! are frozen and stacked, never copied. Called by `main`, [`crate::event_loop`] and [`crate::fork`].
+//! are frozen and stacked; only when there are many of them are they merged, beside the running machine. Called by
+//! `main`, [`crate::event_loop`] and [`crate::fork`].
 
 use crate::{
     descriptors::{DescriptorError, ReceivedFds},
@@ -10,12 +11,13 @@ use crate::{
             device::VirtioDevice,
         },
     },
+    writer_process::{WriterError, WriterProcess},
 };
 use sandboxvm_protocol::vmm::{DiskConfig, DiskLayers, FdIndex};
 use std::{
     fs::File,
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
 /// Why disks cannot be had or changed.
@@ -30,6 +32,9 @@ pub enum DisksError {
     /// Its layers.
     #[error(transparent)]
     Layers(#[from] LayeredDiskError),
+    /// Nobody to merge them.
+    #[error(transparent)]
+    Writer(#[from] WriterError),
     /// Too many or too few files.
     #[error("{given} sets of disk files were given for {disks} writable disks")]
     Count {
@@ -83,6 +88,32 @@ impl Disks {
         self.check_count(tops.len())?;
         for ((_, layers), top) in self.writable().zip(tops) {
             lock(layers).freeze_and_push(top)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to merge the frozen layers of every disk into `files`, beside the machine.
+    ///
+    /// # Errors
+    /// When there is a file too few or too many, or no process for it.
+    pub fn merge(&self, files: Vec<File>) -> Result<Merging, DisksError> {
+        self.check_count(files.len())?;
+        let kept = files.iter().map(duplicate).collect::<Result<Vec<_>, _>>()?;
+        let generations = self.writable().map(|(_, layers)| lock(layers).generation());
+        let merged = MergedLayers(kept.into_iter().zip(generations).collect());
+        let writer = WriterProcess::start(|| {
+            self.writable().zip(files).try_for_each(|((_, layers), file)| lock(layers).merge_frozen(file))
+        })?;
+        Ok(Merging { writer, merged })
+    }
+
+    /// Puts what was merged in the place of what it was merged from. A guest sees no difference.
+    ///
+    /// # Errors
+    /// When a disk has other layers by now; the ones before it have the merged one already.
+    pub fn use_merged(&self, merged: MergedLayers) -> Result<(), DisksError> {
+        for ((_, layers), (file, generation)) in self.writable().zip(merged.0) {
+            lock(layers).replace_frozen(file, generation)?;
         }
         Ok(())
     }
@@ -155,6 +186,31 @@ impl Disks {
             }
         }
         Ok((Self(disks), devices))
+    }
+}
+
+/// Layers being merged.
+#[derive(Debug)]
+pub struct Merging {
+    writer: WriterProcess<()>,
+    merged: MergedLayers,
+}
+
+/// Layers that were merged, one file per writable disk, each with the generation of the disk it was merged from.
+#[derive(Debug)]
+pub struct MergedLayers(Vec<(File, u64)>);
+
+impl Merging {
+    /// Readable when [`Merging::advance`] has something to do.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.writer.fd()
+    }
+
+    /// `Some` once the writer is done.
+    pub fn advance(&mut self) -> Option<Result<MergedLayers, String>> {
+        let report = self.writer.advance()?;
+        Some(report.map(|()| MergedLayers(std::mem::take(&mut self.merged.0))))
     }
 }
 

@@ -2,20 +2,17 @@
 //! Runs on the main thread; everything it calls is non-blocking and bounded, so that no device, guest or peer can
 //! starve another. Called by `main`, returns when the machine is over.
 
+mod writing;
+
 use crate::{
     control::ControlConnection,
     descriptors::ReceivedFds,
-    devices::{board::lock, virtio::device::GuestMemory},
-    disks::{Disks, take_files},
+    devices::board::lock,
+    disks::{Disks, MergedLayers, take_files},
     fork::{self, ChildFiles, ForkedChild, Inheritance, Side},
     machine::Machine,
     memory,
-    snapshot::{
-        format, pagemap,
-        taking::{Taking, Writing},
-        tracking::WriteTracking,
-        writer::Baseline,
-    },
+    snapshot::{format, tracking::WriteTracking, writer::Baseline},
     status::StatusFile,
 };
 use rustix::{
@@ -25,15 +22,14 @@ use rustix::{
 use sandboxvm_protocol::{
     identity::GuestCid,
     vmm::{
-        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, Phase, ResetReport, ResetRequest,
-        SnapshotRequest, VmStatus, VmmEvent,
+        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, Phase, ResetReport, ResetRequest, VmStatus,
+        VmmEvent,
     },
 };
 use std::{
     collections::HashMap,
     fs::File,
     io,
-    ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -41,6 +37,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
+use writing::Work;
 
 /// Control connections beyond this are closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -142,16 +139,17 @@ pub struct EventLoop {
     connections: HashMap<u32, ControlConnection>,
     next_connection: u32,
     told: Option<Phase>,
-    /// The snapshot being written, and the connection that asked for it.
-    taking: Option<(Taking, u32)>,
+    /// What is being written beside the machine, and the connection that asked for it.
+    writing: Option<(Work, u32)>,
+    /// Layers that were merged and are not used yet, and the connection that may have them used.
+    merged: Option<(MergedLayers, u32)>,
     /// What was written since the snapshot in `parts.baseline`; unknown where there is none.
     tracking: Option<WriteTracking>,
-    /// The same, since the snapshot that is being written: it counts once that is whole.
-    next_tracking: Option<WriteTracking>,
 }
 
-/// Sent to whoever asks for something that a snapshot in the making forbids.
-const BEING_WRITTEN: &str = "a snapshot of this sandbox is being written; try again when it is done";
+/// Sent to whoever asks for something that a writer at work forbids.
+const BEING_WRITTEN: &str = "a snapshot of this sandbox is being written, or its disk layers are being merged; \
+                             try again when that is done";
 
 impl EventLoop {
     /// A loop for these parts.
@@ -186,9 +184,9 @@ impl EventLoop {
             connections: HashMap::new(),
             next_connection: LAUNCHER + 1,
             told: None,
-            taking: None,
+            writing: None,
+            merged: None,
             tracking: None,
-            next_tracking: None,
         })
     }
 
@@ -242,7 +240,7 @@ impl EventLoop {
                         lock(transport).host_ready();
                     }
                 }
-                Some(Source::Writer) => self.advance_snapshot(),
+                Some(Source::Writer) => self.advance_writing(),
                 None => {}
             }
         }
@@ -318,6 +316,8 @@ impl EventLoop {
 
     /// The connection is over.
     fn hang_up(&mut self, id: u32) {
+        // Nobody else knows of the files.
+        self.merged.take_if(|(_, by)| *by == id);
         if id != LAUNCHER {
             // Dropping the connection closes it, which takes it out of the epoll set.
             self.connections.remove(&id);
@@ -370,6 +370,12 @@ impl EventLoop {
             ControlRequest::Reset(request) => {
                 return Some(self.reset(request, fds).map_or_else(failed, ControlReply::Reset));
             }
+            ControlRequest::MergeLayers(request) => return self.merge_layers(id, request, fds).err().map(failed),
+            ControlRequest::UseMerged => {
+                if let Err(message) = self.use_merged(id) {
+                    return Some(failed(message));
+                }
+            }
             // Taken out by `serve`.
             ControlRequest::Fork(_) => return None,
         }
@@ -377,71 +383,9 @@ impl EventLoop {
         Some(ControlReply::Done)
     }
 
-    /// Begins a snapshot; the answer is sent by [`EventLoop::advance_snapshot`].
-    fn snapshot(&mut self, id: u32, request: &SnapshotRequest, mut fds: ReceivedFds) -> Result<(), String> {
-        if self.taking.is_some() {
-            return Err(BEING_WRITTEN.into());
-        }
-        let mut take = |index, what| fds.take(index, what).map(File::from).map_err(|error| error.to_string());
-        let state_file = take(request.state, "the state file")?;
-        let memory_file = take(request.memory, "the memory file")?;
-        let pagemap = take(request.pagemap, "pagemap")?;
-        let disk_tops = take_files(&request.disk_tops, &mut fds).map_err(|error| error.to_string())?;
-
-        let parts = &self.parts;
-        // Whatever fails from here on, this does not tell any more what was written since the last snapshot.
-        let mut tracking = self.tracking.take();
-        let was_running = parts.machine.hold();
-        let stopped = Instant::now();
-        let taking = (|| {
-            let state = parts.machine.save().map_err(|error| error.to_string())?;
-            let candidates = written_pages(&mut tracking, &pagemap, parts.machine.memory())
-                .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
-            parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
-            let writing = Writing {
-                memory: parts.machine.memory(),
-                memory_size: parts.machine.memory_size(),
-                candidates,
-                baseline: &parts.baseline,
-                state,
-                disks: &parts.disks,
-                state_file,
-                memory_file,
-                full: request.full,
-            };
-            writing.start(|| nanoseconds_since(stopped)).map_err(|error| error.to_string())
-        })();
-        if was_running {
-            parts.machine.resume();
-        }
-        let taking = taking?;
-        epoll::add(&self.epoll, taking.fd(), Source::Writer.data(), EventFlags::IN)
-            .map_err(|error| error.to_string())?;
-        self.taking = Some((taking, id));
-        self.next_tracking = tracking;
-        Ok(())
-    }
-
-    fn advance_snapshot(&mut self) {
-        let Some((taking, id)) = &mut self.taking else { return };
-        let Some(result) = taking.advance(&self.parts.baseline) else { return };
-        let id = *id;
-        self.taking = None;
-        let next_tracking = self.next_tracking.take();
-        let reply = match result {
-            Ok(taken) => {
-                self.parts.baseline = taken.baseline;
-                self.tracking = next_tracking;
-                ControlReply::Snapshot(taken.report)
-            }
-            Err(message) => failed(format!("cannot write the snapshot: {message}")),
-        };
-        self.reply(id, reply);
-    }
-
     /// Forks the machine. In a child's process the child is returned and nothing else may be done here.
     fn fork(&mut self, request: &ForkRequest, mut fds: ReceivedFds) -> Forked {
-        if self.taking.is_some() {
+        if self.writing.is_some() {
             return Forked::Parent(failed(BEING_WRITTEN));
         }
         let children: Result<Vec<_>, _> =
@@ -500,7 +444,7 @@ impl EventLoop {
     }
 
     fn reset(&mut self, request: &ResetRequest, mut fds: ReceivedFds) -> Result<ResetReport, String> {
-        if self.taking.is_some() {
+        if self.writing.is_some() {
             return Err(BEING_WRITTEN.into());
         }
         let parts = &mut self.parts;
@@ -557,22 +501,6 @@ impl EventLoop {
         let _ = self.parts.launcher.event(event);
         self.connections.retain(|_, connection| connection.event(event).is_ok());
     }
-}
-
-/// Pages that may differ from the last snapshot; from here on `tracking` is of what is written after this one.
-fn written_pages(
-    tracking: &mut Option<WriteTracking>,
-    pagemap: &File,
-    memory: &GuestMemory,
-) -> io::Result<Vec<Range<u64>>> {
-    if let Some(Ok(written)) = tracking.as_ref().map(|tracking| tracking.take(memory, pagemap)) {
-        return Ok(written);
-    }
-    // In this order: the marks that tracking leaves where nothing was ever touched read as swapped pages there.
-    let written = pagemap::written_pages(pagemap, memory)?;
-    // An older kernel has no such thing: then every snapshot looks at all that was ever written.
-    *tracking = WriteTracking::begin(memory, pagemap).ok();
-    Ok(written)
 }
 
 /// Which process this is after a fork, and what it has to say or do.

@@ -28,3 +28,4 @@ pub mod stats;
 pub mod status;
 pub mod timeline;
 pub mod vcpu;
+pub mod writer_process;

@@ -1,7 +1,10 @@
 //! Why there is no snapshot, or none that can be used here.
 
 use super::manifest::ManifestError;
-use crate::{control::ControlError, directory::DirectoryError, host::HostError, lineage::LineageError, state::State};
+use crate::{
+    control::ControlError, directory::DirectoryError, flatten::FlattenError, host::HostError, lineage::LineageError,
+    state::State,
+};
 use sandboxvm_images::bundle::Part;
 use sandboxvm_protocol::identity::SandboxName;
 use std::{io, path::PathBuf};
@@ -52,6 +55,9 @@ pub enum SnapshotError {
     /// The sandbox's own record.
     #[error(transparent)]
     Lineage(#[from] LineageError),
+    /// Its disk cannot take another layer.
+    #[error(transparent)]
+    Flatten(#[from] FlattenError),
     /// The VMM refused or failed; the sandbox runs on unless it says otherwise.
     #[error(transparent)]
     Control(#[from] ControlError),

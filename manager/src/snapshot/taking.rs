@@ -86,6 +86,7 @@ pub(crate) async fn take(
     // See `Lineage::read`.
     control.stats().await?;
     let mut lineage = Lineage::read(directory)?;
+    sandbox.flatten_when_long(&mut control, &mut lineage).await?;
     let pagemap = pagemap(directory)?.ok_or_else(not_running)?;
     let staged = StagedSnapshot::begin(&sandbox.home)?;
     let before = lineage.files.clone();

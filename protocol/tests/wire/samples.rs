@@ -57,7 +57,7 @@ variants! {
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie () }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie (), MergeLayers (_), UseMerged () }
     VmmMessage { Reply (_), Event (_) }
     ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_) }
     VmmEvent { Phase (_), Ended (_) }
@@ -287,6 +287,8 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ),
         ("timeline", ControlRequest::Timeline),
         ("untie", ControlRequest::Untie),
+        ("merge-layers", ControlRequest::MergeLayers(MergeLayersRequest { files: vec![FdIndex(0)] })),
+        ("use-merged", ControlRequest::UseMerged),
     ]
     .map(|(label, request)| sample(label, vec![request.variant()], request))
     .into()

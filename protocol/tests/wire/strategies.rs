@@ -242,6 +242,8 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
             .prop_map(|(state, disks)| ControlRequest::Reset(ResetRequest { state, disks })),
         Just(ControlRequest::Timeline),
         Just(ControlRequest::Untie),
+        vec(fd(), 0..=MAX_DISKS).prop_map(|files| ControlRequest::MergeLayers(MergeLayersRequest { files })),
+        Just(ControlRequest::UseMerged),
     ]
 }
 

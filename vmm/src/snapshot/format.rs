@@ -14,6 +14,7 @@
 
 use super::SnapshotState;
 use std::{
+    cmp::Ordering,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -49,9 +50,18 @@ pub enum FormatError {
     /// Not a state file.
     #[error("this is not a sandboxvm snapshot state file")]
     Magic,
-    /// Another version.
-    #[error("the snapshot has format version {0}, this build reads {VERSION}; make it again with this build")]
-    Version(u32),
+    /// Written by an older build.
+    #[error(
+        "the snapshot has format version {0}, which is older than version {VERSION} that this build reads: a machine \
+         only goes on over the devices of its time; make it again with this build"
+    )]
+    Older(u32),
+    /// Written by a newer build.
+    #[error(
+        "the snapshot has format version {0}, which is newer than version {VERSION} that this build reads; upgrade \
+         sandboxvm, or make it again with this build"
+    )]
+    Newer(u32),
     /// Header or body were changed.
     #[error("the snapshot's state file is damaged ({0} checksum differs); make the snapshot again")]
     Checksum(&'static str),
@@ -108,8 +118,10 @@ pub fn decode(bytes: &[u8]) -> Result<SnapshotState, FormatError> {
         return Err(FormatError::Magic);
     }
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    if word(8) != VERSION {
-        return Err(FormatError::Version(word(8)));
+    match word(8).cmp(&VERSION) {
+        Ordering::Less => return Err(FormatError::Older(word(8))),
+        Ordering::Greater => return Err(FormatError::Newer(word(8))),
+        Ordering::Equal => {}
     }
     if crc32fast::hash(&header[..20]) != word(20) {
         return Err(FormatError::Checksum("header"));

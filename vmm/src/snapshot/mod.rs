@@ -8,6 +8,8 @@
 //! Called by [`crate::event_loop`] (take, reset) and `main` (restore). Knows descriptors, never paths.
 
 pub mod format;
+#[cfg(test)]
+mod golden_tests;
 pub mod memory_map;
 pub mod pagemap;
 pub mod taking;

@@ -8,36 +8,14 @@ use super::{
 use crate::{
     devices::virtio::device::GuestMemory,
     disks::Disks,
-    fork::{self, ForkError, Side},
+    writer_process::{WriterError, WriterProcess},
 };
-use rustix::pipe::{PipeFlags, pipe_with};
 use sandboxvm_protocol::{
     machine::{MemorySize, VcpuCount},
     vmm::SnapshotReport,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    ops::Range,
-    os::fd::{AsFd, BorrowedFd},
-    os::unix::fs::FileExt,
-    sync::Arc,
-};
-
-/// Longest report of a writer, in bytes: a memory map of the most runs is far below.
-const MAX_REPORT: usize = 1 << 20;
-
-/// Why a snapshot is not being written.
-#[derive(Debug, thiserror::Error)]
-pub enum TakingError {
-    /// No process for it.
-    #[error(transparent)]
-    Fork(#[from] ForkError),
-    /// No pipe to it.
-    #[error("cannot make a pipe to the snapshot's writer: {0}")]
-    Pipe(io::Error),
-}
+use std::{fs::File, io, ops::Range, os::fd::BorrowedFd, os::unix::fs::FileExt, sync::Arc};
 
 /// What the writer is to write.
 #[derive(Debug)]
@@ -57,7 +35,7 @@ pub struct Writing<'a> {
     /// Where the state goes.
     pub state_file: File,
     /// Where memory goes.
-    pub memory_file: File,
+    pub memory_file: Arc<File>,
     /// Write all memory.
     pub full: bool,
 }
@@ -73,9 +51,8 @@ struct Report {
 /// A snapshot whose writer is at work.
 #[derive(Debug)]
 pub struct Taking {
-    pipe: File,
-    received: Vec<u8>,
-    memory_file: File,
+    writer: WriterProcess<Report>,
+    memory_file: Arc<File>,
     pause_ns: u64,
 }
 
@@ -93,31 +70,13 @@ impl Writing<'_> {
     ///
     /// # Errors
     /// When there is no process or pipe for it; nothing was written then.
-    pub fn start(self, paused_ns: impl Fn() -> u64) -> Result<Taking, TakingError> {
-        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| TakingError::Pipe(error.into()))?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| TakingError::Pipe(error.into()))?;
-        match fork::split()? {
-            Side::Child => self.write_and_exit(File::from(theirs)),
-            Side::Parent(_) => Ok(Taking {
-                pipe: File::from(ours),
-                received: Vec::new(),
-                memory_file: self.memory_file,
-                pause_ns: paused_ns(),
-            }),
-        }
+    pub fn start(self, paused_ns: impl Fn() -> u64) -> Result<Taking, WriterError> {
+        let memory_file = Arc::clone(&self.memory_file);
+        let writer = WriterProcess::start(|| self.write())?;
+        Ok(Taking { writer, memory_file, pause_ns: paused_ns() })
     }
 
-    /// In the writer's process: writes, reports and ends, without running anything of the VMM's own end.
-    fn write_and_exit(self, mut pipe: File) -> ! {
-        let result = self.write().map_err(|error| error.to_string());
-        let status = match postcard::to_stdvec(&result).map(|bytes| pipe.write_all(&bytes)) {
-            Ok(Ok(())) => 0,
-            _ => 1,
-        };
-        // SAFETY: ends this process at once; it shares nothing but files with the VMM.
-        unsafe { libc::_exit(status) }
-    }
-
+    /// In the writer's process.
     fn write(self) -> Result<Report, format::FormatError> {
         let WrittenMemory { map, bytes, self_contained } =
             writer::write(self.memory, &self.candidates, self.baseline, &self.memory_file, self.full)?;
@@ -140,40 +99,25 @@ impl Taking {
     /// Readable when [`Taking::advance`] has something to do.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.pipe.as_fd()
+        self.writer.fd()
     }
 
     /// Takes what the writer has reported; `Some` once it is done. `baseline` is the one it was given.
     pub fn advance(&mut self, baseline: &Baseline) -> Option<Result<Taken, String>> {
-        let mut bytes = [0; 4096];
-        loop {
-            match self.pipe.read(&mut bytes) {
-                Ok(0) => return Some(self.finish(baseline)),
-                Ok(n) if self.received.len() + n > MAX_REPORT => {
-                    return Some(Err("the snapshot's writer reports nonsense".into()));
-                }
-                Ok(n) => self.received.extend_from_slice(&bytes[..n]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(error) => return Some(Err(format!("cannot read from the snapshot's writer: {error}"))),
-            }
-        }
+        let report = self.writer.advance()?;
+        Some(report.map(|report| self.finish(report, baseline)))
     }
 
-    fn finish(&self, baseline: &Baseline) -> Result<Taken, String> {
-        let report: Result<Report, String> = postcard::from_bytes(&self.received)
-            .map_err(|_| "the process writing the snapshot was killed; the sandbox runs on".to_owned())?;
-        let report = report?;
-        let memory_file =
-            self.memory_file.try_clone().map_err(|error| format!("cannot keep the memory file: {error}"))?;
+    fn finish(&self, report: Report, baseline: &Baseline) -> Taken {
         let mut files = if report.self_contained { Vec::new() } else { baseline.files.clone() };
-        files.push(Arc::new(memory_file));
-        Ok(Taken {
+        files.push(Arc::clone(&self.memory_file));
+        Taken {
             report: SnapshotReport {
                 pause_ns: self.pause_ns,
                 memory_bytes: report.bytes,
                 self_contained: report.self_contained,
             },
             baseline: Baseline { map: report.map, files },
-        })
+        }
     }
 }

@@ -88,6 +88,13 @@ impl VcpuState {
         })
     }
 
+    /// Makes this the state of a vCPU of the kind of `other`'s processor, for a test that goes on on any.
+    #[cfg(test)]
+    pub(crate) fn take_processor_of(&mut self, other: Self) {
+        let Self { cpuid, msrs, xcrs, xsave, .. } = other;
+        (self.cpuid, self.msrs, self.xcrs, self.xsave) = (cpuid, msrs, xcrs, xsave);
+    }
+
     /// Puts a vCPU that never ran into this state.
     ///
     /// # Errors

@@ -135,10 +135,8 @@ impl Layer {
     /// Makes a layer of `file`, in which nothing was ever written, for a disk of `disk_size` bytes
     /// ([`check_disk_size`]).
     pub(super) fn create(file: File, disk_size: u64) -> Result<Self, LayerError> {
-        check_disk_size(disk_size).map_err(LayerError::Header)?;
-        let layer = Self { file, disk_size, frozen: false, unflushed: true };
         // The header comes last: until it is there, the file counts as one in which nothing was written.
-        layer.file.set_len(layer.length()).map_err(LayerError::io("size"))?;
+        let layer = Self::begin(file, disk_size)?;
         layer.write_header()?;
         Ok(layer)
     }
@@ -156,6 +154,29 @@ impl Layer {
         }
         let frozen = parse_header(&header, disk_size)?;
         let layer = Self { file, disk_size, frozen, unflushed: false };
+        if metadata.size() != layer.length() {
+            return Err(LayerError::Length { actual: metadata.size(), expected: layer.length() });
+        }
+        Ok(layer)
+    }
+
+    /// Gives `file`, in which nothing was ever written, the length of a layer, but no header: it is to be filled with
+    /// [`Layer::write_states`] and data, and becomes a layer by [`Layer::freeze`].
+    pub(super) fn begin(file: File, disk_size: u64) -> Result<Self, LayerError> {
+        check_disk_size(disk_size).map_err(LayerError::Header)?;
+        let layer = Self { file, disk_size, frozen: false, unflushed: true };
+        layer.file.set_len(layer.length()).map_err(LayerError::io("size"))?;
+        Ok(layer)
+    }
+
+    /// Takes up a file that was filled after [`Layer::begin`], in another process perhaps; it still has no header.
+    pub(super) fn filled(file: File, disk_size: u64) -> Result<Self, LayerError> {
+        check_disk_size(disk_size).map_err(LayerError::Header)?;
+        let metadata = file.metadata().map_err(LayerError::io("examine"))?;
+        if !metadata.is_file() {
+            return Err(LayerError::NotAFile);
+        }
+        let layer = Self { file, disk_size, frozen: false, unflushed: true };
         if metadata.size() != layer.length() {
             return Err(LayerError::Length { actual: metadata.size(), expected: layer.length() });
         }

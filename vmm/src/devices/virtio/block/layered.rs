@@ -13,6 +13,7 @@ use super::{
 };
 use crate::devices::virtio::chain::Buffers;
 use rustix::fs::{FallocateFlags, fallocate};
+use sandboxvm_protocol::vmm::MAX_DISK_LAYERS;
 use std::{
     fs::File,
     io,
@@ -20,8 +21,8 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
 };
 
-/// Layers on one disk. What needs more has to merge some first.
-pub const LAYERS_MAX: usize = 64;
+/// Layers on one disk. What needs more has to merge some first (see [`super::merging`]).
+pub const LAYERS_MAX: usize = MAX_DISK_LAYERS;
 
 const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 
@@ -51,6 +52,12 @@ pub enum LayeredDiskError {
     /// The file for a new top layer has something in it.
     #[error("the file for a new disk layer is not empty")]
     NotBlank,
+    /// The layers are not those that were merged.
+    #[error("the disk's layers are others than were merged; merge them again")]
+    Changed,
+    /// Merging needs to read and write.
+    #[error("cannot merge the disk's layers: {0}")]
+    Merge(io::Error),
     /// A layer is not one.
     #[error("layer {index} (0 is the oldest): {source}")]
     Layer {
@@ -63,20 +70,25 @@ pub enum LayeredDiskError {
 
 /// Where a block's content is, in one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place(u8);
+pub(super) struct Place(u8);
 
 impl Place {
     /// In the template. Zero, so that a fresh table needs no memory.
-    const TEMPLATE: Self = Self(0);
+    pub(super) const TEMPLATE: Self = Self(0);
     /// Nowhere: it reads as zeros.
-    const ZERO: Self = Self(u8::MAX);
+    pub(super) const ZERO: Self = Self(u8::MAX);
+
+    /// An entry of the table.
+    pub(super) fn new(entry: u8) -> Self {
+        Self(entry)
+    }
 
     /// In layer `index`, which is below [`LAYERS_MAX`].
     fn layer(index: usize) -> Self {
         Self(u8::try_from(index + 1).unwrap_or(u8::MAX))
     }
 
-    fn layer_index(self) -> Option<usize> {
+    pub(super) fn layer_index(self) -> Option<usize> {
         (self != Self::TEMPLATE && self != Self::ZERO).then(|| usize::from(self.0) - 1)
     }
 }
@@ -89,6 +101,8 @@ pub struct LayeredDisk {
     template: File,
     size: u64,
     stack: Stack,
+    /// How often the frozen layers became others.
+    generation: u64,
 }
 
 /// The layers, and the table of which block is where.
@@ -111,7 +125,7 @@ impl LayeredDisk {
         let size = template.metadata().map_err(LayeredDiskError::Size)?.size();
         check_disk_size(size).map_err(|what| LayeredDiskError::Template { size, what })?;
         let stack = Stack::open(size, layers)?;
-        Ok(Self { template, size, stack })
+        Ok(Self { template, size, stack, generation: 0 })
     }
 
     /// Bytes.
@@ -131,7 +145,9 @@ impl LayeredDisk {
     /// # Errors
     /// When there are too many layers, the file is not empty or cannot be written. The disk goes on as it was.
     pub fn freeze_and_push(&mut self, new_top: File) -> Result<(), LayeredDiskError> {
-        self.stack.freeze_and_push(self.size, new_top)
+        self.stack.freeze_and_push(self.size, new_top)?;
+        self.generation += 1;
+        Ok(())
     }
 
     /// Replaces all layers, as if the disk had been opened anew over the same template. For a rollback in place; the
@@ -141,6 +157,34 @@ impl LayeredDisk {
     /// As [`LayeredDisk::open`]. The disk goes on as it was.
     pub fn switch_layers(&mut self, layers: Vec<File>) -> Result<(), LayeredDiskError> {
         self.stack = Stack::open(self.size, layers)?;
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// The layers that never change any more, oldest first.
+    pub(super) fn frozen(&self) -> &[Layer] {
+        let layers = &self.stack.layers;
+        &layers[..layers.len() - 1]
+    }
+
+    /// Another number whenever the frozen layers are others.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Puts `merged`, which [`LayeredDisk::merge_frozen`] filled when the disk had this generation, in the place of all
+    /// frozen layers. The top stays, and a guest that has the disk in use sees no difference. The file becomes a layer
+    /// here and not before: it gets its header.
+    ///
+    /// # Errors
+    /// When the layers are others by now, or the file is not as it was left. The disk goes on as it was.
+    pub fn replace_frozen(&mut self, merged: File, generation: u64) -> Result<(), LayeredDiskError> {
+        if generation != self.generation {
+            return Err(LayeredDiskError::Changed);
+        }
+        self.stack.replace_frozen(self.size, merged)?;
+        self.generation += 1;
         Ok(())
     }
 
@@ -254,10 +298,7 @@ impl Stack {
             return Err(LayeredDiskError::TooManyLayers(files.len()));
         }
         let last = files.len().checked_sub(1).ok_or(LayeredDiskError::NoLayer)?;
-        let blocks = usize::try_from(disk_size / BLOCK)
-            .map_err(|_| LayeredDiskError::Template { size: disk_size, what: "it is too large for this host" })?;
         let mut layers = Vec::with_capacity(files.len());
-        let mut places = vec![Place::TEMPLATE.0; blocks];
         for (index, file) in files.into_iter().enumerate() {
             let refused = |source| LayeredDiskError::Layer { index, source };
             let layer = if index == last && Layer::is_blank(&file).map_err(refused)? {
@@ -268,21 +309,22 @@ impl Stack {
             if index == last && layer.is_frozen() {
                 return Err(LayeredDiskError::Frozen);
             }
-            layer
-                .visit_states(|block, state| {
-                    let place = match state {
-                        State::Data => Place::layer(index),
-                        State::Zero => Place::ZERO,
-                    };
-                    // Layer::visit_states stays within the disk.
-                    if let Some(entry) = usize::try_from(block).ok().and_then(|block| places.get_mut(block)) {
-                        *entry = place.0;
-                    }
-                })
-                .map_err(refused)?;
             layers.push(layer);
         }
+        let places = places(disk_size, &layers)?;
         Ok(Self { layers, places })
+    }
+
+    /// See [`LayeredDisk::replace_frozen`].
+    fn replace_frozen(&mut self, disk_size: u64, file: File) -> Result<(), LayeredDiskError> {
+        let refused = |source| LayeredDiskError::Layer { index: 0, source };
+        let mut merged = Layer::filled(file, disk_size).map_err(refused)?;
+        let places = places(disk_size, std::iter::once(&merged).chain(self.layers.last()))?;
+        merged.freeze().map_err(refused)?;
+        self.layers.drain(..self.layers.len() - 1);
+        self.layers.insert(0, merged);
+        self.places = places;
+        Ok(())
     }
 
     fn freeze_and_push(&mut self, disk_size: u64, file: File) -> Result<(), LayeredDiskError> {
@@ -375,6 +417,30 @@ impl Stack {
             at = chunk_end;
         }
     }
+}
+
+/// Where each block of a disk is under these layers, oldest first: the newest that has it wins.
+pub(super) fn places<'a>(
+    disk_size: u64,
+    layers: impl IntoIterator<Item = &'a Layer>,
+) -> Result<Vec<u8>, LayeredDiskError> {
+    let blocks = usize::try_from(disk_size / BLOCK)
+        .map_err(|_| LayeredDiskError::Template { size: disk_size, what: "it is too large for this host" })?;
+    let mut places = vec![Place::TEMPLATE.0; blocks];
+    for (index, layer) in layers.into_iter().enumerate() {
+        let visited = layer.visit_states(|block, state| {
+            let place = match state {
+                State::Data => Place::layer(index),
+                State::Zero => Place::ZERO,
+            };
+            // Layer::visit_states stays within the disk.
+            if let Some(entry) = usize::try_from(block).ok().and_then(|block| places.get_mut(block)) {
+                *entry = place.0;
+            }
+        });
+        visited.map_err(|source| LayeredDiskError::Layer { index, source })?;
+    }
+    Ok(places)
 }
 
 /// Blocks whose states share a byte.

@@ -9,6 +9,7 @@
 mod disk;
 mod layer;
 mod layered;
+mod merging;
 mod request;
 mod scatter;
 #[cfg(test)]

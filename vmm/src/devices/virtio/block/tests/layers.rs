@@ -6,7 +6,7 @@ use super::super::{
 };
 use crate::devices::virtio::{chain::Buffers, device::GuestMemory, mock_driver::guest_memory};
 use proptest::prelude::*;
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 use vm_memory::{Bytes, GuestAddress};
 
 const SECTOR: u64 = 512;
@@ -29,7 +29,7 @@ fn blank() -> File {
     tempfile::tempfile().unwrap()
 }
 
-fn clones(files: &[File]) -> Vec<File> {
+fn clones(files: &[Arc<File>]) -> Vec<File> {
     files.iter().map(|file| file.try_clone().unwrap()).collect()
 }
 
@@ -81,16 +81,19 @@ fn write(disk: &mut LayeredDisk, offset: u64, bytes: &[u8]) -> std::io::Result<(
 #[derive(Debug)]
 struct Subject {
     disk: LayeredDisk,
-    files: Vec<File>,
+    files: Vec<Arc<File>>,
     model: Vec<u8>,
-    forks: Vec<Vec<u8>>,
+    /// The layers that were frozen, and what they made.
+    forks: Vec<(Vec<Arc<File>>, Vec<u8>)>,
+    /// Merged, not used yet: the file, the disk's generation then, and what the layers made.
+    merged: Option<(Arc<File>, u64, Vec<u8>)>,
 }
 
 impl Subject {
     fn new() -> Self {
-        let files = vec![blank()];
+        let files = vec![Arc::new(blank())];
         let disk = LayeredDisk::open(template(), clones(&files)).unwrap();
-        Self { disk, files, model: pattern(0x5a, SIZE), forks: Vec::new() }
+        Self { disk, files, model: pattern(0x5a, SIZE), forks: Vec::new(), merged: None }
     }
 
     fn apply(&mut self, step: &Step) {
@@ -124,11 +127,21 @@ impl Subject {
                 if self.files.len() < LAYERS_MAX {
                     let top = blank();
                     self.disk.freeze_and_push(top.try_clone().unwrap()).unwrap();
-                    self.files.push(top);
-                    self.forks.push(self.model.clone());
+                    self.forks.push((self.files.clone(), self.model.clone()));
+                    self.files.push(Arc::new(top));
                 }
             }
-            Step::Reopen => self.disk = LayeredDisk::open(template(), clones(&self.files)).unwrap(),
+            Step::Merge => {
+                let file = blank();
+                self.disk.merge_frozen(file.try_clone().unwrap()).unwrap();
+                let held = self.forks.last().map_or_else(|| pattern(0x5a, SIZE), |(_, held)| held.clone());
+                self.merged = Some((Arc::new(file), self.disk.generation(), held));
+            }
+            Step::UseMerged => self.use_merged(),
+            Step::Reopen => {
+                self.disk = LayeredDisk::open(template(), clones(&self.files)).unwrap();
+                self.merged = None;
+            }
             Step::Flush => self.disk.flush().unwrap(),
         }
         let (first, count) = step.range();
@@ -138,13 +151,26 @@ impl Subject {
         assert!(bytes == self.model[start as usize..end as usize], "after {step:?}");
     }
 
+    fn use_merged(&mut self) {
+        let Some((file, generation, held)) = self.merged.take() else { return };
+        let result = self.disk.replace_frozen(file.try_clone().unwrap(), generation);
+        if generation != self.disk.generation() - u64::from(result.is_ok()) {
+            assert!(matches!(result, Err(LayeredDiskError::Changed)), "{result:?}");
+            return;
+        }
+        result.unwrap();
+        let top = self.files.pop().unwrap();
+        self.files = vec![Arc::clone(&file), top];
+        assert_eq!(self.disk.layers().len(), 2);
+        self.forks.push((vec![file], held));
+    }
+
     /// Every fork ever made still opens, over its frozen layers alone, as what it was then.
     fn check_forks(&self) {
-        for (count, held) in (1..).zip(&self.forks) {
-            let mut files = clones(&self.files[..count]);
-            files.push(blank());
+        for (files, held) in &self.forks {
+            let files = clones(files).into_iter().chain([blank()]).collect();
             let disk = LayeredDisk::open(template(), files).unwrap();
-            assert!(read(&disk, 0, SIZE) == *held, "fork {count}");
+            assert!(read(&disk, 0, SIZE) == *held);
         }
     }
 }
@@ -155,6 +181,8 @@ enum Step {
     WriteZeroes { first: u64, count: u64 },
     Discard { first: u64, count: u64 },
     Fork,
+    Merge,
+    UseMerged,
     Reopen,
     Flush,
 }
@@ -181,7 +209,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (range.clone(), 1..u8::MAX).prop_map(|((first, count), seed)| Step::Write { first, count, seed }),
         2 => range.clone().prop_map(|(first, count)| Step::WriteZeroes { first, count }),
         2 => range.prop_map(|(first, count)| Step::Discard { first, count }),
-        2 => Just(Step::Fork),
+        3 => Just(Step::Fork),
+        1 => Just(Step::Merge),
+        2 => Just(Step::UseMerged),
         1 => Just(Step::Reopen),
         1 => Just(Step::Flush),
     ]
@@ -194,7 +224,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_layered_disk_is_a_byte_array(steps in prop::collection::vec(step(), 1..40)) {
+    fn a_layered_disk_is_a_byte_array(steps in prop::collection::vec(step(), 1..60)) {
         let mut subject = Subject::new();
         for step in &steps {
             subject.apply(step);
@@ -316,7 +346,7 @@ fn the_largest_disk_opens_at_once_and_works_at_its_end() {
 fn a_frozen_layer_is_not_written_again() {
     let mut subject = Subject::new();
     subject.apply(&Step::Fork);
-    let frozen = vec![subject.files[0].try_clone().unwrap()];
+    let frozen = clones(&subject.files[..1]);
     assert!(matches!(LayeredDisk::open(template(), frozen), Err(LayeredDiskError::Frozen)));
 }
 
@@ -380,6 +410,86 @@ fn a_write_that_fails_leaves_the_disk_as_it_was() {
     assert!(subject.disk.write_zeroes(100 * 512, 512).is_err());
     assert!(subject.disk.freeze_and_push(blank()).is_err());
     assert!(read(&subject.disk, 0, SIZE) == subject.model);
+}
+
+#[test]
+fn many_layers_become_one_that_holds_the_newest_of_each_block() {
+    let mut subject = Subject::new();
+    for seed in 1..LAYERS_MAX as u8 {
+        subject.apply(&Step::Write { first: u64::from(seed) * 5 % SECTORS, count: 9, seed });
+        // Hides what a lower layer, or the template, has.
+        subject.apply(&Step::Discard { first: u64::from(seed) * 11 / 8 * 8 % SECTORS, count: 16 });
+        subject.apply(&Step::Fork);
+    }
+    subject.apply(&Step::Write { first: 3, count: 2, seed: 99 });
+    subject.apply(&Step::Merge);
+    // The machine writes on while layers are merged.
+    subject.apply(&Step::Write { first: 4, count: 30, seed: 98 });
+    subject.apply(&Step::Discard { first: 64, count: 24 });
+    subject.apply(&Step::UseMerged);
+    assert!(read(&subject.disk, 0, SIZE) == subject.model);
+    subject.apply(&Step::Write { first: 80, count: 30, seed: 97 });
+    subject.apply(&Step::Reopen);
+    assert_eq!(subject.disk.layers().len(), 2);
+    assert!(read(&subject.disk, 0, SIZE) == subject.model);
+    subject.check_forks();
+}
+
+#[test]
+fn what_is_merged_is_no_layer_before_it_is_used_and_is_not_used_over_others() {
+    let mut subject = Subject::new();
+    subject.apply(&Step::Write { first: 0, count: 40, seed: 1 });
+    subject.apply(&Step::Fork);
+    let (early, late) = (blank(), blank());
+    assert!(matches!(subject.disk.merge_frozen(written_layer()), Err(LayeredDiskError::NotBlank)));
+    subject.disk.merge_frozen(early.try_clone().unwrap()).unwrap();
+    let generation = subject.disk.generation();
+    assert!(matches!(layer_error(open_one(&early)), LayerError::Magic));
+    // A disk that goes on with others keeps them, and the file stays no layer.
+    subject.apply(&Step::Fork);
+    let refused = subject.disk.replace_frozen(early.try_clone().unwrap(), generation);
+    assert!(matches!(refused, Err(LayeredDiskError::Changed)));
+    assert!(matches!(layer_error(open_one(&early)), LayerError::Magic));
+    // So does one whose merged layer is damaged.
+    subject.disk.merge_frozen(late.try_clone().unwrap()).unwrap();
+    late.write_all_at(&[0b1100], 4096).unwrap();
+    let generation = subject.disk.generation();
+    let refused = subject.disk.replace_frozen(late.try_clone().unwrap(), generation);
+    assert!(matches!(refused, Err(LayeredDiskError::Layer { source: LayerError::State { block: 1 }, .. })));
+    assert!(matches!(layer_error(open_one(&late)), LayerError::Magic));
+    late.set_len(4096).unwrap();
+    let refused = subject.disk.replace_frozen(late, generation);
+    assert!(matches!(refused, Err(LayeredDiskError::Layer { source: LayerError::Length { .. }, .. })));
+    assert_eq!(subject.disk.layers().len(), 3);
+    subject.apply(&Step::Write { first: 1, count: 100, seed: 1 });
+    subject.apply(&Step::Reopen);
+    subject.check_forks();
+}
+
+#[test]
+fn merging_takes_no_space_for_zeros_and_what_was_hidden() {
+    use std::os::unix::fs::MetadataExt;
+    let size = 8 << 20;
+    let template = blank();
+    template.set_len(size).unwrap();
+    let mut disk = LayeredDisk::open(template, vec![blank()]).unwrap();
+    for byte in [1, 2, 0, 3] {
+        // The first piece is overwritten by each and discarded in the end; of the others one is zeros.
+        write(&mut disk, 0, &[byte; 256 * 1024]).unwrap();
+        write(&mut disk, (4 << 20) + u64::from(byte) * 65536, &[byte; 65536]).unwrap();
+        disk.freeze_and_push(blank()).unwrap();
+    }
+    disk.discard(0, 1 << 20).unwrap();
+    disk.freeze_and_push(blank()).unwrap();
+    let merged = blank();
+    disk.merge_frozen(merged.try_clone().unwrap()).unwrap();
+    // Three pieces of 64 KiB, and states.
+    let space = merged.metadata().unwrap().blocks() * 512;
+    assert!((3 * 65536..4 * 65536).contains(&space), "{space}");
+    let generation = disk.generation();
+    disk.replace_frozen(merged, generation).unwrap();
+    assert_eq!(read(&disk, (4 << 20) + 65536 - 512, 1024), [[0; 512], [1; 512]].concat());
+    assert_eq!(read(&disk, 0, 65536), vec![0; 65536]);
 }
 
 #[test]

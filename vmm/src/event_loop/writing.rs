@@ -1,0 +1,159 @@
+//! The requests that are answered later: a process forked off the VMM writes, while the machine and the event loop go
+//! on. One at a time. Called by the event loop only.
+
+use super::{BEING_WRITTEN, EventLoop, Source, failed, nanoseconds_since};
+use crate::{
+    descriptors::ReceivedFds,
+    devices::virtio::device::GuestMemory,
+    disks::{Merging, take_files},
+    snapshot::{
+        pagemap,
+        taking::{Taking, Writing},
+        tracking::WriteTracking,
+    },
+};
+use rustix::event::epoll::{self, EventFlags};
+use sandboxvm_protocol::vmm::{ControlReply, MergeLayersRequest, SnapshotRequest};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+/// What a writer is at.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Also what is written since: it counts once the snapshot is whole.
+    Snapshot(Taking, Option<WriteTracking>),
+    Merge(Merging),
+}
+
+impl Work {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Snapshot(taking, _) => taking.fd(),
+            Self::Merge(merging) => merging.fd(),
+        }
+    }
+}
+
+impl EventLoop {
+    /// Begins a snapshot; the answer is sent by [`EventLoop::advance_writing`].
+    pub(super) fn snapshot(&mut self, id: u32, request: &SnapshotRequest, mut fds: ReceivedFds) -> Result<(), String> {
+        if self.writing.is_some() {
+            return Err(BEING_WRITTEN.into());
+        }
+        let mut take = |index, what| fds.take(index, what).map(File::from).map_err(|error| error.to_string());
+        let state_file = take(request.state, "the state file")?;
+        let memory_file = Arc::new(take(request.memory, "the memory file")?);
+        let pagemap = take(request.pagemap, "pagemap")?;
+        let disk_tops = take_files(&request.disk_tops, &mut fds).map_err(|error| error.to_string())?;
+
+        let parts = &self.parts;
+        // Whatever fails from here on, this does not tell any more what was written since the last snapshot.
+        let mut tracking = self.tracking.take();
+        let was_running = parts.machine.hold();
+        let stopped = Instant::now();
+        let taking = (|| {
+            let state = parts.machine.save().map_err(|error| error.to_string())?;
+            let candidates = written_pages(&mut tracking, &pagemap, parts.machine.memory())
+                .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
+            parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+            let writing = Writing {
+                memory: parts.machine.memory(),
+                memory_size: parts.machine.memory_size(),
+                candidates,
+                baseline: &parts.baseline,
+                state,
+                disks: &parts.disks,
+                state_file,
+                memory_file,
+                full: request.full,
+            };
+            writing.start(|| nanoseconds_since(stopped)).map_err(|error| error.to_string())
+        })();
+        if was_running {
+            parts.machine.resume();
+        }
+        self.await_writer(Work::Snapshot(taking?, tracking), id)
+    }
+
+    /// Begins to merge disk layers; the answer is sent by [`EventLoop::advance_writing`]. The machine does not stop.
+    pub(super) fn merge_layers(
+        &mut self,
+        id: u32,
+        request: &MergeLayersRequest,
+        mut fds: ReceivedFds,
+    ) -> Result<(), String> {
+        if self.writing.is_some() {
+            return Err(BEING_WRITTEN.into());
+        }
+        self.merged = None;
+        let files = take_files(&request.files, &mut fds).map_err(|error| error.to_string())?;
+        let merging = self.parts.disks.merge(files).map_err(|error| error.to_string())?;
+        self.await_writer(Work::Merge(merging), id)
+    }
+
+    fn await_writer(&mut self, work: Work, id: u32) -> Result<(), String> {
+        epoll::add(self.epoll.as_fd(), work.fd(), Source::Writer.data(), EventFlags::IN)
+            .map_err(|error| error.to_string())?;
+        self.writing = Some((work, id));
+        Ok(())
+    }
+
+    /// Takes what the writer has said, and answers when it is done.
+    pub(super) fn advance_writing(&mut self) {
+        let Some((work, id)) = &mut self.writing else { return };
+        let id = *id;
+        let reply = match work {
+            Work::Snapshot(taking, tracking) => match taking.advance(&self.parts.baseline) {
+                None => return,
+                Some(Ok(taken)) => {
+                    self.parts.baseline = taken.baseline;
+                    self.tracking = tracking.take();
+                    ControlReply::Snapshot(taken.report)
+                }
+                Some(Err(message)) => failed(format!("cannot write the snapshot: {message}")),
+            },
+            Work::Merge(merging) => match merging.advance() {
+                None => return,
+                Some(Ok(merged)) => {
+                    self.merged = Some((merged, id));
+                    ControlReply::Done
+                }
+                Some(Err(message)) => failed(format!("cannot merge the disk's layers: {message}")),
+            },
+        };
+        self.writing = None;
+        if self.connection(id).is_some() {
+            self.reply(id, reply);
+        } else {
+            self.hang_up(id);
+        }
+    }
+
+    /// Goes on over the merged layers. No request of the guest's is under way between two turns of the loop.
+    pub(super) fn use_merged(&mut self, id: u32) -> Result<(), String> {
+        let merged = self.merged.take_if(|(_, by)| *by == id).ok_or("no disk layers were merged on this connection")?;
+        self.parts.disks.use_merged(merged.0).map_err(|error| error.to_string())
+    }
+}
+
+/// Pages that may differ from the last snapshot; from here on `tracking` is of what is written after this one.
+fn written_pages(
+    tracking: &mut Option<WriteTracking>,
+    pagemap: &File,
+    memory: &GuestMemory,
+) -> io::Result<Vec<Range<u64>>> {
+    if let Some(Ok(written)) = tracking.as_ref().map(|tracking| tracking.take(memory, pagemap)) {
+        return Ok(written);
+    }
+    // In this order: the marks that tracking leaves where nothing was ever touched read as swapped pages there.
+    let written = pagemap::written_pages(pagemap, memory)?;
+    // An older kernel has no such thing: then every snapshot looks at all that was ever written.
+    *tracking = WriteTracking::begin(memory, pagemap).ok();
+    Ok(written)
+}
