@@ -11,7 +11,10 @@ use sandboxvm_protocol::{
     agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE},
     frame::Message,
 };
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -83,33 +86,52 @@ impl AgentConnection {
         identity: Option<&Identity>,
         request: &HostMessage,
     ) -> Result<(Self, AgentMessage), AgentError> {
+        let (mut connection, _) = Self::open(directory, identity, Some(request)).await?;
+        if identity.is_some() {
+            identity::is_set(directory)?;
+        }
+        let first = answer(&mut connection.reader).await?;
+        Ok((connection, first))
+    }
+
+    /// Tells the machine who it is, and returns how late it was: its clock is behind by no more than that.
+    pub(crate) async fn tell(directory: &SandboxDirectory, identity: &Identity) -> Result<Duration, AgentError> {
+        Self::open(directory, Some(identity), None).await.map(|(_, late)| late)
+    }
+
+    /// Connects, agrees on the version and has `identity` put in force; `request` is on its way by then. The time is
+    /// from reading the clock until the agent answered the message before that with it.
+    async fn open(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        request: Option<&HostMessage>,
+    ) -> Result<(Self, Duration), AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
         // All in one packet: the agent wakes once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
+        let clock_read = Instant::now();
         let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
-        for message in [Some(&hello), identity.as_ref(), Some(request)].into_iter().flatten() {
+        for message in [Some(&hello), identity.as_ref(), request].into_iter().flatten() {
             WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
         }
         writer.write_all(&bytes).await.map_err(WireError::from)?;
+        let needed = request.or(identity.as_ref()).map_or(WIRE.oldest, HostMessage::since);
         match answer(&mut reader).await? {
             // What it cannot read it refuses by its frame's header; what was said before that is in force.
-            AgentMessage::Hello { version } if (WIRE.oldest..request.since()).contains(&version) => {
-                return Err(AgentError::TooOld { agent: version, needed: request.since() });
+            AgentMessage::Hello { version } if (WIRE.oldest..needed).contains(&version) => {
+                return Err(AgentError::TooOld { agent: version, needed });
             }
             AgentMessage::Hello { version } if (WIRE.oldest..=WIRE.version).contains(&version) => {}
             AgentMessage::Hello { .. } => return Err(WireError::Unexpected("wire version").into()),
             _ => return Err(WireError::Unexpected("message before Hello").into()),
         }
-        if identity.is_some() {
-            match answer(&mut reader).await? {
-                AgentMessage::IdentitySet => identity::is_set(directory)?,
-                _ => return Err(WireError::Unexpected("answer to its identity").into()),
-            }
+        let late = clock_read.elapsed();
+        if identity.is_some() && answer(&mut reader).await? != AgentMessage::IdentitySet {
+            return Err(WireError::Unexpected("answer to its identity").into());
         }
-        let first = answer(&mut reader).await?;
-        Ok((Self { reader, writer }, first))
+        Ok((Self { reader, writer }, late))
     }
 
     pub(crate) async fn send(writer: &mut OwnedWriteHalf, message: &HostMessage) -> Result<(), WireError> {

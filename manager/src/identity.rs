@@ -9,19 +9,23 @@ use crate::{
     agent::{AgentConnection, AgentError},
     directory::{DirectoryError, SandboxDirectory},
     record::SandboxRecord,
-    wire::WireError,
 };
 use sandboxvm_protocol::{
-    agent::{AgentMessage, GuestIdentity, HostMessage},
+    agent::{GuestIdentity, HostMessage},
     identity::SandboxName,
 };
 use sha2::{Digest, Sha256};
 use std::{
     io,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 const DUE: &str = "identity.due";
+/// How far behind a machine's clock may be once it is settled.
+const CLOCK_ERROR: Duration = Duration::from_millis(40);
+/// A machine that has just come to life touches most of its memory for the first time: on a busy host it may take seconds
+/// to wake, and the time it is told is as old as that. Then it is told again.
+const TELLINGS: usize = 4;
 
 /// What a machine is to be called.
 #[derive(Debug, Clone)]
@@ -80,10 +84,10 @@ pub(crate) fn is_set(directory: &SandboxDirectory) -> Result<(), DirectoryError>
 /// Tells the machine, if it was not told yet. Returns when it has answered.
 pub(crate) async fn settle(directory: &SandboxDirectory, record: &SandboxRecord) -> Result<(), AgentError> {
     let Some(identity) = due(directory, record) else { return Ok(()) };
-    let request = identity.message().map_err(WireError::from)?;
-    let (_, answer) = AgentConnection::request(directory, None, &request).await?;
-    if answer != AgentMessage::IdentitySet {
-        return Err(WireError::Unexpected("answer to its identity").into());
+    for _ in 0..TELLINGS {
+        if AgentConnection::tell(directory, &identity).await? <= CLOCK_ERROR {
+            break;
+        }
     }
     Ok(is_set(directory)?)
 }
