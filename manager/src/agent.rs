@@ -94,7 +94,8 @@ impl AgentConnection {
         Ok((connection, first))
     }
 
-    /// Tells the machine who it is, and returns how late it was: its clock is behind by no more than that.
+    /// Tells the machine who it is, and returns how late it was to hear the time: its clock is behind by
+    /// that at most, and by what it then takes to set it.
     pub(crate) async fn tell(directory: &SandboxDirectory, identity: &Identity) -> Result<Duration, AgentError> {
         Self::open(directory, Some(identity), None).await.map(|(_, late)| late)
     }

@@ -21,8 +21,8 @@ use std::{
 };
 
 const DUE: &str = "identity.due";
-/// How far behind a machine's clock may be once it is settled.
-const CLOCK_ERROR: Duration = Duration::from_millis(40);
+/// How late the machine may have heard the time. Its clock is set a moment after that.
+const CLOCK_ERROR: Duration = Duration::from_millis(20);
 /// A machine that has just come to life touches most of its memory for the first time: on a busy host it may take seconds
 /// to wake, and the time it is told is as old as that. Then it is told again.
 const TELLINGS: usize = 4;
