@@ -86,7 +86,8 @@ impl AgentConnection {
         identity: Option<&Identity>,
         request: &HostMessage,
     ) -> Result<(Self, AgentMessage), AgentError> {
-        let (mut connection, _) = Self::open(directory, identity, Some(request)).await?;
+        let (mut connection, _) =
+            Self::open(directory, identity.map(|identity| (identity, Duration::ZERO)), Some(request)).await?;
         if identity.is_some() {
             identity::is_set(directory)?;
         }
@@ -94,17 +95,21 @@ impl AgentConnection {
         Ok((connection, first))
     }
 
-    /// Tells the machine who it is, and returns how late it was to hear the time: its clock is behind by
-    /// that at most, and by what it then takes to set it.
-    pub(crate) async fn tell(directory: &SandboxDirectory, identity: &Identity) -> Result<Duration, AgentError> {
-        Self::open(directory, Some(identity), None).await.map(|(_, late)| late)
+    /// Tells the machine who it is, and the time it will be in `ahead` from now; returns how late it was to hear that. Its
+    /// clock is set a moment later.
+    pub(crate) async fn tell(
+        directory: &SandboxDirectory,
+        identity: &Identity,
+        ahead: Duration,
+    ) -> Result<Duration, AgentError> {
+        Self::open(directory, Some((identity, ahead)), None).await.map(|(_, late)| late)
     }
 
     /// Connects, agrees on the version and has `identity` put in force; `request` is on its way by then. The time is
     /// from reading the clock until the agent answered the message before that with it.
     async fn open(
         directory: &SandboxDirectory,
-        identity: Option<&Identity>,
+        identity: Option<(&Identity, Duration)>,
         request: Option<&HostMessage>,
     ) -> Result<(Self, Duration), AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
@@ -113,7 +118,8 @@ impl AgentConnection {
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
         let clock_read = Instant::now();
-        let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
+        let identity =
+            identity.map(|(identity, ahead)| identity.message(ahead)).transpose().map_err(WireError::from)?;
         for message in [Some(&hello), identity.as_ref(), request].into_iter().flatten() {
             WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
         }
