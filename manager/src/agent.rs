@@ -161,7 +161,8 @@ async fn answer(reader: &mut FrameReader<OwnedReadHalf>) -> Result<AgentMessage,
 }
 
 pub(crate) fn refused(kind: FailureKind, message: &str) -> AgentError {
-    AgentError::Refused { kind, message: printable(message) }
+    // One line: a second one could be taken for ours.
+    AgentError::Refused { kind, message: printable(message).replace('\n', "\\n") }
 }
 
 /// The shell's exit code for `status`: its own, 128 + signal, 124.

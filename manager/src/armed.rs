@@ -18,6 +18,7 @@ use crate::{
 use sandboxvm_images::{bundle::Bundle, identity::FileIdentity};
 use sandboxvm_protocol::vmm::{ControlRequest, ExitReason, Phase, VmmEvent};
 use std::{fs, path::Path};
+use tokio::time::timeout;
 
 /// See the module. Dropping it ends its VMM and leaves nothing.
 #[derive(Debug)]
@@ -42,7 +43,10 @@ impl Manager {
         let Prepared { parts, vmm, files } = Prepared::make(&staged, &from, &basis.open.vmm)?;
         parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;
         let mut armed = ArmedMachine { vmm, staged, vmm_identity };
-        match armed.vmm.channel.next_event().await {
+        let Ok(event) = timeout(spec.boot_timeout, armed.vmm.channel.next_event()).await else {
+            return Err(CreateError::Armed(ControlError::Unfinished(spec.boot_timeout)));
+        };
+        match event {
             Ok(VmmEvent::Phase(Phase::Created)) => Ok(armed),
             Ok(VmmEvent::Ended(reason)) => {
                 if matches!(reason, ExitReason::BadConfig { .. }) {
@@ -70,11 +74,16 @@ impl ArmedMachine {
             && is_same(&bundle.vmm, &self.vmm_identity)
     }
 
-    /// Makes it a sandbox as `spec` wants it, and lets it run. `None` when its VMM is gone: then nothing of it is left.
-    pub(crate) async fn hand_out(self, spec: &SandboxSpec) -> Result<Option<StartedSandbox>, CreateError> {
+    /// Makes it what `spec` wants, and takes the name. It is as it was when that is refused.
+    pub(crate) fn become_wanted(&mut self, spec: &SandboxSpec) -> Result<(), CreateError> {
         check_env(&spec.env)?;
-        let Self { vmm, mut staged, .. } = self;
-        staged.become_wanted(spec.name.clone(), spec.env.clone(), spec.ephemeral)?;
+        Ok(self.staged.become_wanted(spec.name.clone(), spec.env.clone(), spec.ephemeral)?)
+    }
+
+    /// Makes it a sandbox as was wanted, and lets it run. `None` when its VMM is gone: then nothing of it is left.
+    pub(crate) async fn hand_out(self, spec: &SandboxSpec) -> Result<Option<StartedSandbox>, CreateError> {
+        // Bound in this order, so that the VMM is killed before its directory goes.
+        let Self { staged, vmm, .. } = self;
         staged.record().write(staged.directory())?;
         // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
         let mut started = StartedSandbox::new(staged.publish()?, vmm, spec.boot_timeout);

@@ -121,15 +121,22 @@ impl Pool {
         };
         loop {
             // Out of the pool before anything else happens to it: whatever follows, nobody else gets it.
-            let Some(machine) = self.shared.armed().pop_front() else {
+            let Some(mut machine) = self.shared.armed().pop_front() else {
                 return manager.start(bundle, &spec).await;
             };
-            self.shared.changed.notify_waiters();
-            // What it was made from may have been replaced since.
-            if machine.is_current(bundle)
-                && let Some(started) = machine.hand_out(&spec).await?
-            {
-                return Ok(started);
+            if machine.is_current(bundle) {
+                if let Err(error) = machine.become_wanted(&spec) {
+                    // Nothing is wrong with the machine.
+                    self.shared.armed().push_front(machine);
+                    return Err(error);
+                }
+                self.shared.changed.notify_waiters();
+                if let Some(started) = machine.hand_out(&spec).await? {
+                    return Ok(started);
+                }
+            } else {
+                // What it was made from was replaced since.
+                self.shared.changed.notify_waiters();
             }
         }
     }

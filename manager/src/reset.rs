@@ -29,6 +29,7 @@ use sandboxvm_protocol::{
     vmm::{ControlReply, ControlRequest, DiskLayers, ResetReport, ResetRequest},
 };
 use std::{fs::File, path::PathBuf, time::Duration};
+use tokio::time::timeout;
 
 /// Some milliseconds; this is for a host that swaps.
 const RESET_WITHIN: Duration = Duration::from_secs(60);
@@ -94,6 +95,9 @@ pub enum ResetError {
     /// The machine did not take its identity.
     #[error("the sandbox cannot be told its identity: {0}")]
     Identity(Box<ExecError>),
+    /// The machine does not answer.
+    #[error("the sandbox was reset, and its agent does not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -136,7 +140,7 @@ impl Sandbox {
         boot_timeout: Duration,
     ) -> Result<ResetDone, ResetError> {
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
-        let _change = ChangeLock::take(&self.directory).await?;
+        let change = ChangeLock::take(&self.directory).await?;
         let is_live = self.state()?.is_live();
         if is_live {
             // See `Lineage::read`.
@@ -154,7 +158,14 @@ impl Sandbox {
             self.begin_again(bundle, &lineage, snapshot.zip(named.as_ref()), boot_timeout).await?;
             ResetDone::Anew
         };
-        self.settle().await.map_err(|error| ResetError::Identity(Box::new(error)))?;
+        // Somebody's command may have told the machine that was who it is, and taken the mark away.
+        identity::make_due(&self.directory)?;
+        // An agent out of a snapshot may be anybody's: it must not keep others from changing the sandbox.
+        drop(change);
+        match timeout(boot_timeout, self.settle()).await {
+            Ok(settled) => settled.map_err(|error| ResetError::Identity(Box::new(error)))?,
+            Err(_) => return Err(ResetError::Silent(boot_timeout)),
+        }
         Ok(done)
     }
 

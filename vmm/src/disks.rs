@@ -8,9 +8,10 @@ use crate::{
         board::lock,
         virtio::{
             block::{BlockDevice, BlockError, LayeredDiskError, SharedLayeredDisk},
-            device::VirtioDevice,
+            device::{GuestMemory, VirtioDevice},
         },
     },
+    memory,
     writer_process::{WriterError, WriterProcess},
 };
 use sandboxvm_protocol::vmm::{DiskConfig, DiskLayers, FdIndex};
@@ -96,13 +97,17 @@ impl Disks {
     ///
     /// # Errors
     /// When there is a file too few or too many, or no process for it.
-    pub fn merge(&self, files: Vec<File>) -> Result<Merging, DisksError> {
+    pub fn merge(&self, files: Vec<File>, memory: &GuestMemory) -> Result<Merging, DisksError> {
         self.check_count(files.len())?;
         let kept = files.iter().map(duplicate).collect::<Result<Vec<_>, _>>()?;
         let generations = self.writable().map(|(_, layers)| lock(layers).generation());
         let merged = MergedLayers(kept.into_iter().zip(generations).collect());
-        let writer = WriterProcess::start(|| {
-            self.writable().zip(files).try_for_each(|((_, layers), file)| lock(layers).merge_frozen(file))
+        let keep = self.descriptors().chain(files.iter().map(AsRawFd::as_raw_fd)).collect();
+        let writer = WriterProcess::start(keep, || {
+            // The guest's memory is of no use here, and what it rewrites meanwhile would exist twice.
+            memory::forget_writes(memory).map_err(|error| format!("cannot let go of the guest's memory: {error}"))?;
+            let mut disks = self.writable().zip(files);
+            disks.try_for_each(|((_, layers), file)| lock(layers).merge_frozen(file).map_err(|error| error.to_string()))
         })?;
         Ok(Merging { writer, merged })
     }
@@ -116,6 +121,14 @@ impl Disks {
             lock(layers).replace_frozen(file, generation)?;
         }
         Ok(())
+    }
+
+    /// All their descriptors.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.writable().flat_map(|(template, layers)| {
+            let layers = lock(layers);
+            std::iter::once(template).chain(layers.layers()).map(AsRawFd::as_raw_fd).collect::<Vec<_>>()
+        })
     }
 
     /// Makes all that is written durable, frozen layers included.

@@ -316,6 +316,7 @@ impl EventLoop {
 
     /// The connection is over.
     fn hang_up(&mut self, id: u32) {
+        self.give_up_merge(id);
         // Nobody else knows of the files.
         self.merged.take_if(|(_, by)| *by == id);
         if id != LAUNCHER {

@@ -130,9 +130,10 @@ pub enum Side {
 /// # Errors
 /// [`ForkError::Fork`].
 pub fn split() -> Result<Side, ForkError> {
-    // SAFETY: the child goes on with this thread alone. The other threads are vCPU threads standing at the run gate:
-    // they hold no lock but their own vCPU's and none of the allocator's (musl and glibc take care of theirs across
-    // fork), and the child never touches their objects.
+    // SAFETY: the child goes on with this thread alone. The other threads are vCPU threads, standing at the run gate or,
+    // where disk layers are merged, running. A running one may hold a device's lock or the allocator's: musl and glibc
+    // take care of the latter across fork, and a writer takes no lock but those of disk layers, which only the thread
+    // that forks ever holds. The child never touches the objects of the other threads.
     match unsafe { libc::fork() } {
         -1 => Err(ForkError::Fork(io::Error::last_os_error())),
         0 => Ok(Side::Child),
@@ -179,7 +180,7 @@ impl ForkedChild {
 }
 
 /// Closes every descriptor that is not in `keep`.
-fn close_all_but(keep: &[RawFd]) -> Result<(), ForkError> {
+pub(crate) fn close_all_but(keep: &[RawFd]) -> Result<(), ForkError> {
     let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
     keep.sort_unstable();
     let mut first = 0;

@@ -1,4 +1,4 @@
-//! `sandboxvm-vmm`: takes one launch frame on standard input, builds the machine it describes, confines itself, runs
+//! `sandboxvm-vmm`: confines itself, takes one launch frame on standard input, builds the machine it describes, runs
 //! the guest, and exits when it is over. Started by the manager; with `--probe` it only says what KVM offers.
 
 use rustix::stdio::stdin;

@@ -1,5 +1,6 @@
 //! A process forked off the VMM that writes files while the machine runs on, and reports over a pipe when it is done. It
-//! sees memory and tables as they stood when it was made. Knows nothing of what is written; called by
+//! sees memory and tables as they stood when it was made, keeps no descriptor but those it is allowed, and ends with the
+//! VMM: nobody may take it for the machine it was forked off. Knows nothing of what is written; called by
 //! [`crate::snapshot::taking`] and [`crate::disks`], driven by [`crate::event_loop`].
 
 use crate::fork::{self, ForkError, Side};
@@ -10,7 +11,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     marker::PhantomData,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 /// Longest report, in bytes: a memory map of the most runs is far below.
@@ -35,18 +36,27 @@ pub struct WriterProcess<T> {
     report: PhantomData<T>,
 }
 
+/// In the writer: lets go of the sandbox's lock, its sockets and whoever is connected to them, and ends when the VMM does.
+fn stand_alone(keep: &[RawFd]) -> Result<(), String> {
+    // SAFETY: plain numbers. The VMM's thread that forked us lives as long as the VMM.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    fork::close_all_but(keep).map_err(|error| error.to_string())
+}
+
 impl<T: Serialize + DeserializeOwned> WriterProcess<T> {
-    /// Forks a process that does `write` and ends, without running anything of the VMM's own end.
+    /// Forks a process that does `write`, with the descriptors in `keep`, and ends without running anything of the VMM's
+    /// own end.
     ///
     /// # Errors
     /// When there is no process or pipe for it; nothing was written then.
-    pub fn start<E: Display>(write: impl FnOnce() -> Result<T, E>) -> Result<Self, WriterError> {
+    pub fn start<E: Display>(mut keep: Vec<RawFd>, write: impl FnOnce() -> Result<T, E>) -> Result<Self, WriterError> {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| WriterError::Pipe(error.into()))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| WriterError::Pipe(error.into()))?;
         match fork::split().map_err(|error| WriterError::Fork(Box::new(error)))? {
             Side::Child => {
                 let mut pipe = File::from(theirs);
-                let result = write().map_err(|error| error.to_string());
+                keep.extend([io::stderr().as_raw_fd(), pipe.as_raw_fd()]);
+                let result = stand_alone(&keep).and_then(|()| write().map_err(|error| error.to_string()));
                 let status = match postcard::to_stdvec(&result).map(|bytes| pipe.write_all(&bytes)) {
                     Ok(Ok(())) => 0,
                     _ => 1,
@@ -84,5 +94,47 @@ impl<T: Serialize + DeserializeOwned> WriterProcess<T> {
         let report: Result<T, String> = postcard::from_bytes(&self.received)
             .map_err(|_| "the process writing it was killed; the sandbox runs on".to_owned())?;
         report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, time::Duration};
+
+    fn finish<T: Serialize + DeserializeOwned>(mut writer: WriterProcess<T>) -> Result<T, String> {
+        loop {
+            if let Some(result) = writer.advance() {
+                return result;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_writer_has_no_descriptor_but_those_it_is_given() {
+        let (kept, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let writer = WriterProcess::start(vec![kept.as_raw_fd()], || {
+            let open = fs::read_dir("/proc/self/fd").map_err(|error| error.to_string())?;
+            let numbers = open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            Ok::<Vec<RawFd>, String>(numbers.collect())
+        });
+        let open = finish(writer.unwrap()).unwrap();
+        assert!(open.contains(&kept.as_raw_fd()) && !open.contains(&other.as_raw_fd()), "{open:?}");
+        // Standard error, the pipe, what was given, and the directory being read.
+        assert_eq!(open.len(), 4, "{open:?}");
+    }
+
+    #[test]
+    fn a_failure_is_told_and_so_is_a_death() {
+        let failed = WriterProcess::<()>::start(Vec::new(), || Err("no room"));
+        assert_eq!(finish(failed.unwrap()), Err("no room".to_owned()));
+        let killed = WriterProcess::<()>::start(Vec::new(), || {
+            // SAFETY: ends the writer alone.
+            unsafe { libc::_exit(9) };
+            #[expect(unreachable_code, reason = "a result is wanted all the same")]
+            Err("unreachable")
+        });
+        assert!(finish(killed.unwrap()).unwrap_err().contains("was killed"));
     }
 }

@@ -46,6 +46,10 @@ impl Server {
         let mut stdin_credit = None;
         // One that has ended shows what is left of it, whatever the host wanted to do with it.
         if process.ended.is_none() {
+            // Everything that is refused is refused before anything is taken from whoever feeds the process now.
+            if request.terminal.is_some() && !process.has_terminal {
+                return Err(bad_request(&format!("process {pid} has no terminal: it was started without")));
+            }
             if request.stdin {
                 let stdin = process.stdin.as_mut().filter(|stdin| stdin.is_open());
                 let stdin = stdin.ok_or_else(|| {
@@ -56,9 +60,6 @@ impl Server {
                 stdin_credit = Some(stdin.change_feeder());
             }
             if let Some(size) = request.terminal {
-                if !process.has_terminal {
-                    return Err(bad_request(&format!("process {pid} has no terminal: it was started without")));
-                }
                 process.resize(size);
             }
         }

@@ -122,10 +122,13 @@ fn clone_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
     Ok(vec![Rule::new(vec![when(0, Len::Qword, Op::MaskedEq(NAMESPACES), 0)?])?])
 }
 
-/// prctl: naming a thread, and mappings.
+/// prctl: naming a thread, and mappings; ending with the process one was forked off.
 fn prctl_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
     let option = |value: libc::c_int| when(0, WORD, Op::Eq, u64::from(value.unsigned_abs()));
-    Ok(vec![Rule::new(vec![option(libc::PR_SET_NAME)?])?, Rule::new(vec![option(libc::PR_SET_VMA)?])?])
+    [libc::PR_SET_NAME, libc::PR_SET_VMA, libc::PR_SET_PDEATHSIG]
+        .into_iter()
+        .map(|allowed| Rule::new(vec![option(allowed)?]))
+        .collect()
 }
 
 fn program() -> Result<BpfProgram, seccompiler::Error> {

@@ -93,8 +93,14 @@ impl EventLoop {
         }
         self.merged = None;
         let files = take_files(&request.files, &mut fds).map_err(|error| error.to_string())?;
-        let merging = self.parts.disks.merge(files).map_err(|error| error.to_string())?;
+        let merging = self.parts.disks.merge(files, self.parts.machine.memory()).map_err(|error| error.to_string())?;
         self.await_writer(Work::Merge(merging), id)
+    }
+
+    /// Whoever asked for a merge is gone: nobody wants it any more, and what does not wait for it need not. Its process
+    /// goes on into a file that has no name.
+    pub(super) fn give_up_merge(&mut self, id: u32) {
+        self.writing.take_if(|(work, by)| *by == id && matches!(work, Work::Merge(_)));
     }
 
     fn await_writer(&mut self, work: Work, id: u32) -> Result<(), String> {

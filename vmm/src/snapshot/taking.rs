@@ -15,7 +15,14 @@ use sandboxvm_protocol::{
     vmm::SnapshotReport,
 };
 use serde::{Deserialize, Serialize};
-use std::{fs::File, io, ops::Range, os::fd::BorrowedFd, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::fd::{AsRawFd, BorrowedFd},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
 
 /// What the writer is to write.
 #[derive(Debug)]
@@ -72,7 +79,10 @@ impl Writing<'_> {
     /// When there is no process or pipe for it; nothing was written then.
     pub fn start(self, paused_ns: impl Fn() -> u64) -> Result<Taking, WriterError> {
         let memory_file = Arc::clone(&self.memory_file);
-        let writer = WriterProcess::start(|| self.write())?;
+        let files = [&self.state_file, &*self.memory_file].map(AsRawFd::as_raw_fd);
+        let baseline = self.baseline.files.iter().map(|file| file.as_raw_fd());
+        let keep = files.into_iter().chain(baseline).chain(self.disks.descriptors()).collect();
+        let writer = WriterProcess::start(keep, || self.write())?;
         Ok(Taking { writer, memory_file, pause_ns: paused_ns() })
     }
 

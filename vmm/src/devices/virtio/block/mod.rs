@@ -123,7 +123,7 @@ impl BlockDevice {
         Ok(Self { disk, id: padded, config, resume })
     }
 
-    /// The layers of a writable disk, to freeze or switch them while the machine is paused.
+    /// The layers of a writable disk, for the event loop alone to freeze, switch or merge them.
     #[must_use]
     pub fn layered_disk(&self) -> Option<SharedLayeredDisk> {
         match &self.disk {
