@@ -11,10 +11,7 @@ use sandboxvm_protocol::{
     agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE},
     frame::Message,
 };
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::io;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -86,8 +83,7 @@ impl AgentConnection {
         identity: Option<&Identity>,
         request: &HostMessage,
     ) -> Result<(Self, AgentMessage), AgentError> {
-        let (mut connection, _) =
-            Self::open(directory, identity.map(|identity| (identity, Duration::ZERO)), Some(request)).await?;
+        let mut connection = Self::open(directory, identity, Some(request)).await?;
         if identity.is_some() {
             identity::is_set(directory)?;
         }
@@ -95,31 +91,23 @@ impl AgentConnection {
         Ok((connection, first))
     }
 
-    /// Tells the machine who it is, and the time it will be in `ahead` from now; returns how late it was to hear that. Its
-    /// clock is set a moment later.
-    pub(crate) async fn tell(
-        directory: &SandboxDirectory,
-        identity: &Identity,
-        ahead: Duration,
-    ) -> Result<Duration, AgentError> {
-        Self::open(directory, Some((identity, ahead)), None).await.map(|(_, late)| late)
+    /// Tells the machine who it is.
+    pub(crate) async fn tell(directory: &SandboxDirectory, identity: &Identity) -> Result<(), AgentError> {
+        Self::open(directory, Some(identity), None).await.map(drop)
     }
 
-    /// Connects, agrees on the version and has `identity` put in force; `request` is on its way by then. The time is
-    /// from reading the clock until the agent answered the message before that with it.
+    /// Connects, agrees on the version and has `identity` put in force; `request` is on its way by then.
     async fn open(
         directory: &SandboxDirectory,
-        identity: Option<(&Identity, Duration)>,
+        identity: Option<&Identity>,
         request: Option<&HostMessage>,
-    ) -> Result<(Self, Duration), AgentError> {
+    ) -> Result<Self, AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
         // All in one packet: the agent wakes once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
-        let clock_read = Instant::now();
-        let identity =
-            identity.map(|(identity, ahead)| identity.message(ahead)).transpose().map_err(WireError::from)?;
+        let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
         for message in [Some(&hello), identity.as_ref(), request].into_iter().flatten() {
             WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
         }
@@ -134,11 +122,10 @@ impl AgentConnection {
             AgentMessage::Hello { .. } => return Err(WireError::Unexpected("wire version").into()),
             _ => return Err(WireError::Unexpected("message before Hello").into()),
         }
-        let late = clock_read.elapsed();
         if identity.is_some() && answer(&mut reader).await? != AgentMessage::IdentitySet {
             return Err(WireError::Unexpected("answer to its identity").into());
         }
-        Ok((Self { reader, writer }, late))
+        Ok(Self { reader, writer })
     }
 
     pub(crate) async fn send(writer: &mut OwnedWriteHalf, message: &HostMessage) -> Result<(), WireError> {

@@ -17,17 +17,10 @@ use sandboxvm_protocol::{
 use sha2::{Digest, Sha256};
 use std::{
     io,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 const DUE: &str = "identity.due";
-/// By how much a machine may have heard the time later than was allowed for. Its clock is set a moment after that.
-const CLOCK_ERROR: Duration = Duration::from_millis(20);
-/// A machine that has just come to life touches most of its memory for the first time: on a busy host it may take seconds
-/// to wake, and the time it is told is as old as that. Then it is told again.
-const TELLINGS: usize = 4;
-/// Most that is allowed for, since a machine may wake sooner than the time before.
-const MAX_AHEAD: Duration = Duration::from_millis(40);
 
 /// What a machine is to be called.
 #[derive(Debug, Clone)]
@@ -46,11 +39,11 @@ impl Identity {
         Self { hostname: record.name.clone().unwrap_or(own), machine_id }
     }
 
-    /// To be sent at once: it holds the time, as it will be in `ahead` from now.
-    pub(crate) fn message(&self, ahead: Duration) -> io::Result<HostMessage> {
+    /// To be sent at once: it holds the time. An agent that can ask its VMM for that does, since it may be slow to hear.
+    pub(crate) fn message(&self) -> io::Result<HostMessage> {
         let mut entropy = [0; 32];
         fill_random(&mut entropy)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)? + ahead;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
         Ok(HostMessage::SetIdentity(GuestIdentity {
             wall_clock_ns: u64::try_from(now.as_nanos()).map_err(io::Error::other)?,
             entropy,
@@ -86,14 +79,7 @@ pub(crate) fn is_set(directory: &SandboxDirectory) -> Result<(), DirectoryError>
 /// Tells the machine, if it was not told yet. Returns when it has answered.
 pub(crate) async fn settle(directory: &SandboxDirectory, record: &SandboxRecord) -> Result<(), AgentError> {
     let Some(identity) = due(directory, record) else { return Ok(()) };
-    let mut ahead = Duration::ZERO;
-    for _ in 0..TELLINGS {
-        let late = AgentConnection::tell(directory, &identity, ahead).await?;
-        if late.abs_diff(ahead) <= CLOCK_ERROR {
-            break;
-        }
-        ahead = late.min(MAX_AHEAD);
-    }
+    AgentConnection::tell(directory, &identity).await?;
     Ok(is_set(directory)?)
 }
 
@@ -110,8 +96,7 @@ mod tests {
         assert_eq!(Identity::of(&a).hostname.as_str(), "demo");
         a.name = None;
         assert_eq!(Identity::of(&a).hostname.as_str(), "aaaaaaaa");
-        let messages =
-            [Identity::of(&b).message(Duration::ZERO).unwrap(), Identity::of(&b).message(Duration::ZERO).unwrap()];
+        let messages = [Identity::of(&b).message().unwrap(), Identity::of(&b).message().unwrap()];
         let [HostMessage::SetIdentity(first), HostMessage::SetIdentity(second)] = messages else { panic!() };
         assert_ne!(first.entropy, second.entropy);
         assert!(second.wall_clock_ns >= first.wall_clock_ns);

@@ -6,8 +6,18 @@ use rustix::time::{ClockId, clock_gettime};
 /// Nanoseconds of CLOCK_MONOTONIC.
 #[must_use]
 pub fn now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // The clock counts from boot and is never negative; 2^64 nanoseconds are 584 years.
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// Nanoseconds since the Unix epoch.
+#[must_use]
+pub fn wall_clock() -> u64 {
+    nanoseconds(ClockId::Realtime)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    // Neither clock is negative on a host that is up after 1970; 2^64 nanoseconds are 584 years.
     now.tv_sec.unsigned_abs().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec.unsigned_abs())
 }
 

@@ -5,9 +5,13 @@ use crate::{
     arch::x86_64::layout,
     devices::{GuestAccess, console::SerialConsole, virtio::transport::MmioTransport},
     shared::Shared,
+    timeline,
 };
 use sandboxvm_protocol::vmm::ExitReason;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// First port of the console's UART (COM1).
 const SERIAL: u16 = 0x3f8;
@@ -22,6 +26,12 @@ const NOTIFY: u16 = 0x510;
 const NOTIFY_READY: u8 = 0x02;
 const NOTIFY_SHUTDOWN: u8 = 0x03;
 const NOTIFY_PANIC: u8 = 0xee;
+/// First of eight ports, one byte each, that hold the host's wall clock in nanoseconds since the Unix epoch, the lowest
+/// byte first. Reading the first takes the time for all. What a machine is told over a wire is as old as the machine is
+/// slow to hear it; this is not.
+const WALL_CLOCK: u16 = 0x518;
+/// The last.
+const WALL_CLOCK_END: u16 = WALL_CLOCK + 7;
 
 /// Lock a device. A thread that panicked while holding it has ended the process already (panic = abort).
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -33,6 +43,8 @@ pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Board {
     shared: Arc<Shared>,
     serial: Mutex<SerialConsole>,
+    /// The time, as it was when the first of its ports was read.
+    wall_clock: AtomicU64,
     virtio: Vec<Mutex<MmioTransport>>,
 }
 
@@ -40,7 +52,8 @@ impl Board {
     /// Devices at their addresses: `virtio[i]` at window `i`.
     #[must_use]
     pub fn new(shared: Arc<Shared>, serial: SerialConsole, virtio: Vec<MmioTransport>) -> Self {
-        Self { shared, serial: Mutex::new(serial), virtio: virtio.into_iter().map(Mutex::new).collect() }
+        let virtio = virtio.into_iter().map(Mutex::new).collect();
+        Self { shared, serial: Mutex::new(serial), wall_clock: AtomicU64::new(0), virtio }
     }
 
     /// The console.
@@ -64,6 +77,14 @@ impl Board {
         }
         let index = usize::try_from(distance / layout::VIRTIO_MMIO_SIZE).ok()?;
         Some((self.virtio.get(index)?, offset))
+    }
+
+    fn wall_clock(&self, port: u16) -> u8 {
+        if port == WALL_CLOCK {
+            self.wall_clock.store(timeline::wall_clock(), Ordering::Relaxed);
+        }
+        let byte = usize::from(port - WALL_CLOCK);
+        self.wall_clock.load(Ordering::Relaxed).to_le_bytes().get(byte).copied().unwrap_or(0)
     }
 
     fn notify(&self, code: u8) {
@@ -115,6 +136,7 @@ impl GuestAccess for Board {
             }
             // Status 0: input buffer empty, so that the kernel's reset need not wait; nothing to read.
             (I8042_DATA | I8042_COMMAND, _) => data.fill(0),
+            (WALL_CLOCK..=WALL_CLOCK_END, [value]) => *value = self.wall_clock(port),
             _ if is_absent_hardware(port) => data.fill(0xff),
             _ => return Err(unknown_port(port, false, data.len())),
         }
@@ -133,5 +155,44 @@ impl GuestAccess for Board {
             self.window(address, data.len()).ok_or_else(|| unknown_mmio(address, false, data.len()))?;
         lock(device).read(offset, data);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{devices::console::BoundedLog, timeline::StartTimes};
+    use sandboxvm_protocol::machine::HostMode;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    fn board() -> Board {
+        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let shared = Arc::new(Shared::new(StartTimes::of_fork(), HostMode::Pvm, Vec::new(), eventfd(), false));
+        let log = BoundedLog::new(tempfile::tempfile().unwrap(), 1 << 20).unwrap();
+        Board::new(shared, SerialConsole::new(eventfd(), log), Vec::new())
+    }
+
+    fn read(board: &Board, port: u16) -> u8 {
+        let mut value = [0];
+        board.port_read(port, &mut value).unwrap();
+        value[0]
+    }
+
+    #[test]
+    fn the_time_is_whole_whenever_its_bytes_are_read() {
+        let board = board();
+        let before = timeline::wall_clock();
+        let mut bytes = [0; 8];
+        for (byte, port) in bytes.iter_mut().zip(WALL_CLOCK..=WALL_CLOCK_END) {
+            *byte = read(&board, port);
+            // Taken with the first byte: what goes by between the others does not show.
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let time = u64::from_le_bytes(bytes);
+        assert!((before..before + 2_000_000).contains(&time), "{before} {time}");
+        // As eight bytes, or written to, it is no more than any port that nobody owns.
+        assert!(board.port_read(WALL_CLOCK, &mut [0; 4]).is_err());
+        assert!(board.port_write(WALL_CLOCK, &[0]).is_err());
+        assert!(board.port_read(WALL_CLOCK_END + 1, &mut [0]).is_err());
     }
 }
