@@ -2,7 +2,7 @@
 //! a copy to the copy's first byte on the console.
 
 use crate::{
-    rig::{Rig, instructions, micros},
+    rig::{Rig, Runs, instructions, micros},
     table::{self, Row},
 };
 use sandboxvm_manager::{SandboxSpec, StartFrom};
@@ -17,17 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// How many copies
-    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(arguments: &Arguments) {
+pub fn run(arguments: &Runs) {
     let rig = Rig::new(256);
     eprintln!("bench: a guest that ticks on its console");
     let name = SandboxName::try_from("ticking".to_owned()).expect("a name");

@@ -1,7 +1,7 @@
 //! `bench fork`: live forks of a sandbox in which 64 MiB were written and 4 MiB are rewritten all the time.
 
 use crate::{
-    rig::{Rig, micros},
+    rig::{Rig, Runs, micros},
     table::{self, Row},
 };
 use sandboxvm_manager::Sandbox;
@@ -9,15 +9,11 @@ use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// How many forks, one copy each
-    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
+    #[command(flatten)]
+    all: Runs,
     /// Then so many copies in one go
     #[arg(long, default_value_t = 100)]
     many: u32,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 pub fn run(arguments: &Arguments) {
@@ -26,8 +22,8 @@ pub fn run(arguments: &Arguments) {
     let parent = rig.block_on(rig.create_writing());
     let mut pauses = Vec::new();
     let mut builds = Vec::new();
-    for run in 1..=arguments.runs {
-        eprintln!("bench: fork {run} of {}", arguments.runs);
+    for run in 1..=arguments.all.runs {
+        eprintln!("bench: fork {run} of {}", arguments.all.runs);
         let (pause, build) = rig.block_on(fork(&rig, parent.sandbox(), 1));
         pauses.push(micros(pause));
         builds.extend(build);
@@ -45,8 +41,9 @@ pub fn run(arguments: &Arguments) {
         ]);
     }
     rig.block_on(parent.finish()).expect("it can be removed");
-    let title = format!("fork: {} runs, then {} copies in one go, guest of 256 MiB", arguments.runs, arguments.many);
-    table::report(&title, &rows, arguments.json);
+    let title =
+        format!("fork: {} runs, then {} copies in one go, guest of 256 MiB", arguments.all.runs, arguments.many);
+    table::report(&title, &rows, arguments.all.json);
 }
 
 /// The parent's pause, and for each copy the microseconds from its process's beginning to its first instruction.

@@ -28,15 +28,15 @@ enum Benchmark {
     /// From a snapshot to the first guest instruction, and to the first command's end
     Restore(restore::Arguments),
     /// From a snapshot to the first byte on the console
-    FirstOutput(first_output::Arguments),
+    FirstOutput(rig::Runs),
     /// From a pool of machines armed ahead to the first guest instruction
-    Pool(pool::Arguments),
+    Pool(rig::Runs),
     /// Live forks of a sandbox with 64 MiB of written memory
     Fork(fork::Arguments),
     /// Back to the beginning, in place
-    Reset(reset::Arguments),
+    Reset(rig::Runs),
     /// Snapshots of what 4 MiB of writes changed, and of everything
-    Snapshot(snapshot::Arguments),
+    Snapshot(rig::Runs),
     /// What idle clones of one snapshot cost in memory
     Clones(clones::Arguments),
 }

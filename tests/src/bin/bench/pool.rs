@@ -1,23 +1,13 @@
 //! `bench pool`: from asking a full pool for a sandbox to its first guest instruction.
 
 use crate::{
-    rig::{Rig, monotonic_ns},
+    rig::{Rig, Runs, monotonic_ns},
     table::{self, Row},
 };
 use sandboxvm_manager::{Pool, PoolRequest};
 use std::time::Instant;
 
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// How many sandboxes are taken
-    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(arguments: &Arguments) {
+pub fn run(arguments: &Runs) {
     let rig = Rig::new(256);
     eprintln!("bench: making the ready snapshot");
     let mut taken = Vec::new();

@@ -1,24 +1,14 @@
 //! `bench reset`: a sandbox that ran something, put back to its beginning in place.
 
 use crate::{
-    rig::{Rig, micros},
+    rig::{Rig, Runs, micros},
     table::{self, Row},
 };
 use sandboxvm_manager::ResetDone;
 use sandboxvm_tests::library::run as exec;
 use std::time::{Duration, Instant};
 
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// How many resets
-    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(arguments: &Arguments) {
+pub fn run(arguments: &Runs) {
     let rig = Rig::new(256);
     let mut pauses = Vec::new();
     let mut wholes = Vec::new();

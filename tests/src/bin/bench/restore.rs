@@ -2,7 +2,7 @@
 //! costs in the guest.
 
 use crate::{
-    rig::{Rig, instructions, micros, monotonic_ns},
+    rig::{Rig, Runs, instructions, micros, monotonic_ns},
     table::{self, Row},
 };
 use sandboxvm_tests::{library, memory};
@@ -10,18 +10,14 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// How many restores
-    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
+    #[command(flatten)]
+    all: Runs,
     /// In how many of them a command is run
     #[arg(long, default_value_t = 5)]
     execs: u16,
     /// Guest memory in MiB
     #[arg(short, long, default_value_t = 256)]
     memory: u64,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 /// Microseconds of one restore.
@@ -52,7 +48,7 @@ pub fn run(arguments: &Arguments) {
     rig.block_on(async { rig.create().await.finish().await.expect("it can be removed") });
     let mut restores = Vec::new();
     let mut execs = Vec::new();
-    for run in 1..=arguments.runs {
+    for run in 1..=arguments.all.runs {
         rig.block_on(async {
             let asked = Instant::now();
             let mut started = rig.manager.start(&rig.bundle, &rig.spec).await.expect("a sandbox");
@@ -67,7 +63,7 @@ pub fn run(arguments: &Arguments) {
     }
     let title =
         format!("restore: {} runs, {} first commands, guest of {} MiB", restores.len(), execs.len(), arguments.memory);
-    table::report(&title, &rows(&restores, &execs), arguments.json);
+    table::report(&title, &rows(&restores, &execs), arguments.all.json);
 }
 
 async fn restore(asked: Instant, started: &sandboxvm_manager::StartedSandbox) -> Restore {

@@ -23,6 +23,17 @@ while 1:
     for i in range(0, 4 << 20, 4096): b[i] = n
     time.sleep(0.05)";
 
+/// What all of them take.
+#[derive(Debug, clap::Args)]
+pub struct Runs {
+    /// How many runs
+    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    pub runs: u16,
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// See the module.
 pub struct Rig {
     library: Library,

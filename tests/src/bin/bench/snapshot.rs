@@ -2,21 +2,11 @@
 //! the difference takes, and one of everything.
 
 use crate::{
-    rig::Rig,
+    rig::{Rig, Runs},
     table::{self, Row},
 };
 use sandboxvm_protocol::identity::SandboxName;
 use std::time::{Duration, Instant};
-
-#[derive(Debug, clap::Args)]
-pub struct Arguments {
-    /// How many snapshots of differences
-    #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
-}
 
 struct Taken {
     ms: f64,
@@ -25,7 +15,7 @@ struct Taken {
     self_contained: bool,
 }
 
-pub fn run(arguments: &Arguments) {
+pub fn run(arguments: &Runs) {
     let rig = Rig::new(256);
     eprintln!("bench: a sandbox that writes 64 MiB");
     let mut taken = Vec::new();
