@@ -8,7 +8,7 @@ use rustix::io::{Errno, write};
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sandboxvm_protocol::agent::GuestIdentity;
-use std::fmt::Write;
+use std::{fmt::Write, os::fd::AsFd};
 
 /// A part of the identity that could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 /// Puts `identity` in force.
 pub(crate) fn apply(identity: &GuestIdentity) -> Result<(), IdentityError> {
     let fail = |part| move |errno| IdentityError { part, errno };
-    set_clock(now(identity.wall_clock_ns)).map_err(fail("wall clock"))?;
+    set_clock(identity.wall_clock_ns).map_err(fail("wall clock"))?;
     reseed(identity.entropy).map_err(fail("random number generator"))?;
     let name = identity.hostname.as_str();
     rustix::system::sethostname(name.as_bytes()).map_err(fail("hostname"))?;
@@ -52,23 +52,38 @@ pub(crate) fn apply(identity: &GuestIdentity) -> Result<(), IdentityError> {
 /// First of the eight I/O ports at which the VMM says what time it is, in nanoseconds, the lowest byte first.
 const WALL_CLOCK: u64 = 0x518;
 
-/// The time, from the VMM where it says so: `told` is as old as this machine was slow to hear it, which may be seconds
-/// after a restore. Believed as far as it can be later than what we were told.
-fn now(told: u64) -> u64 {
-    const HOUR: u64 = 3600 * 1_000_000_000;
-    let read = || {
-        let port = open("/dev/port", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut bytes = [0; 8];
-        let count = rustix::io::pread(&port, &mut bytes, WALL_CLOCK)?;
-        if count == bytes.len() { Ok(u64::from_le_bytes(bytes)) } else { Err(Errno::IO) }
-    };
-    match read() {
-        Ok(now) if (told..told.saturating_add(HOUR)).contains(&now) => now,
-        _ => told,
+/// How far behind a clock that was just set may be, and how often that is tried.
+const CLOCK_STEP: u64 = 10_000_000;
+const CLOCK_TRIES: usize = 8;
+
+/// Sets the wall clock: by the VMM's, where it has one, until the time between reading that and having set ours is short.
+/// On a busy host a vCPU may stand still for long between the two, and the clock would be behind by as much.
+fn set_clock(told: u64) -> Result<(), Errno> {
+    let port = open("/dev/port", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let read = || port.as_ref().ok().and_then(|port| vmm_clock(port, told)).unwrap_or(told);
+    let mut time = read();
+    for _ in 0..CLOCK_TRIES {
+        set_realtime(time)?;
+        let after = read();
+        if after.saturating_sub(time) <= CLOCK_STEP {
+            break;
+        }
+        time = after;
     }
+    Ok(())
 }
 
-fn set_clock(nanoseconds: u64) -> Result<(), Errno> {
+/// The time by the VMM, if it has a clock. `told` is as old as this machine was slow to hear it, which may be seconds
+/// after a restore: believed is what can be later than that.
+fn vmm_clock(port: impl AsFd, told: u64) -> Option<u64> {
+    const HOUR: u64 = 3600 * 1_000_000_000;
+    let mut bytes = [0; 8];
+    let count = rustix::io::pread(port, &mut bytes, WALL_CLOCK).ok()?;
+    let now = u64::from_le_bytes(bytes);
+    (count == bytes.len() && (told..told.saturating_add(HOUR)).contains(&now)).then_some(now)
+}
+
+fn set_realtime(nanoseconds: u64) -> Result<(), Errno> {
     const SECOND: u64 = 1_000_000_000;
     let tv_sec = i64::try_from(nanoseconds / SECOND).map_err(|_| Errno::INVAL)?;
     let tv_nsec = i64::try_from(nanoseconds % SECOND).map_err(|_| Errno::INVAL)?;
