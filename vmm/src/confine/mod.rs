@@ -4,6 +4,7 @@
 //! A process started by root takes every step or does not run a guest. One started by somebody else lacks the privilege
 //! for namespaces and an identity of its own: it takes the other steps, and what is missing is told.
 
+mod dispatch;
 mod isolation;
 mod syscalls;
 

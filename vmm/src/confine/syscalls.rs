@@ -1,13 +1,13 @@
 //! The system calls that are left, with their arguments where one call has harmless and harmful uses. Everything else
 //! ends the process with SIGSYS: a VMM that makes another call is no longer ours.
 
-use super::ConfineError;
+use super::{ConfineError, dispatch};
 use crate::snapshot::tracking;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition,
-    SeccompFilter, SeccompRule as Rule, apply_filter,
+    SeccompRule as Rule, apply_filter,
 };
-use std::{collections::BTreeMap, env::consts::ARCH};
+use std::collections::BTreeMap;
 
 /// Calls allowed with any arguments: on descriptors that are open, on memory that is ours, on time, on this process.
 const ALLOWED: &[libc::c_long] = &[
@@ -132,16 +132,18 @@ fn prctl_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
 }
 
 fn program() -> Result<BpfProgram, seccompiler::Error> {
-    let mut rules: BTreeMap<i64, Vec<Rule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    rules.insert(libc::SYS_ioctl, ioctl_rules()?);
-    rules.insert(libc::SYS_mmap, no_exec_rules()?);
-    rules.insert(libc::SYS_mprotect, no_exec_rules()?);
-    rules.insert(libc::SYS_clone, clone_rules()?);
-    rules.insert(libc::SYS_prctl, prctl_rules()?);
-    rules.insert(libc::SYS_userfaultfd, userfaultfd_rules()?);
-    // x86-64 is the only architecture the VMM is built for.
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, ARCH.try_into()?)?;
-    Ok(filter.try_into()?)
+    let under_conditions = [
+        (libc::SYS_ioctl, ioctl_rules()?),
+        (libc::SYS_mmap, no_exec_rules()?),
+        (libc::SYS_mprotect, no_exec_rules()?),
+        (libc::SYS_clone, clone_rules()?),
+        (libc::SYS_prctl, prctl_rules()?),
+        (libc::SYS_userfaultfd, userfaultfd_rules()?),
+    ];
+    let always = ALLOWED.iter().map(|call| (*call, Vec::new()));
+    let number = |(call, rules): (libc::c_long, _)| (u32::try_from(call).expect("numbers of calls are small"), rules);
+    let rules: BTreeMap<u32, Vec<Rule>> = always.chain(under_conditions).map(number).collect();
+    Ok(dispatch::compile(rules, &SeccompAction::KillProcess))
 }
 
 /// Installs the filter in this thread, the only one there is, and so in all it will ever start.
