@@ -18,6 +18,7 @@ use crate::{
     state::{self, State},
     wire::WireError,
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN};
 use std::{
     fs::File,
@@ -29,8 +30,12 @@ use tokio::{net::UnixStream, time::timeout};
 
 /// A VMM forks in a millisecond a child; this is for a host that swaps.
 const FORKED_WITHIN: Duration = Duration::from_secs(60);
-/// From the fork until a child's agent has answered.
+/// From the fork until a child's agent has answered, and so much more for each of its siblings, with which it shares
+/// the host's CPUs.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
+/// Children that are told their identity at the same time: one may have to wait for its turn on the host's CPUs.
+const TOLD_AT_ONCE: usize = 128;
 /// More than any host could hold.
 pub(crate) const MAX_CHILDREN: u32 = 10_000;
 
@@ -58,8 +63,8 @@ pub enum ForkError {
     #[error("a copy cannot be told its identity: {0}")]
     Identity(Box<ExecError>),
     /// A child took too long.
-    #[error("a copy was not ready within {} s; the host may be overloaded", READY_WITHIN.as_secs())]
-    NotReady,
+    #[error("a copy was not ready within {} s; the host may be overloaded", .0.as_secs())]
+    NotReady(Duration),
     /// Its disk cannot take another layer.
     #[error(transparent)]
     Flatten(#[from] FlattenError),
@@ -120,9 +125,13 @@ impl Sandbox {
             left -= batch;
         }
         drop(change);
-        for child in &mut children {
-            timeout(READY_WITHIN, child.ready()).await.map_err(|_| ForkError::NotReady)??;
-        }
+        let within = READY_WITHIN + READY_WITHIN_EACH * count;
+        stream::iter(&mut children)
+            .map(Ok)
+            .try_for_each_concurrent(TOLD_AT_ONCE, |child| async move {
+                timeout(within, child.ready()).await.map_err(|_| ForkError::NotReady(within))?
+            })
+            .await?;
         Ok(Forked { copies: children.into_iter().map(Child::let_go).collect(), pauses })
     }
 

@@ -1,4 +1,5 @@
-//! `bench fork`: live forks of a sandbox in which 64 MiB were written and 4 MiB are rewritten all the time.
+//! `bench fork`: live forks of a sandbox in which 64 MiB were written and 4 MiB are rewritten all the time;
+//! then many copies of it at once, when it has come to rest.
 
 use crate::{
     rig::{Rig, Runs, micros},
@@ -34,6 +35,7 @@ pub fn run(arguments: &Arguments) {
     ];
     if arguments.many > 0 {
         eprintln!("bench: {} copies in one go", arguments.many);
+        rig.block_on(rig.rest(parent.sandbox()));
         let (pause, builds) = rig.block_on(fork(&rig, parent.sandbox(), arguments.many));
         rows.extend([
             Row::of("all pauses of the parent, many in one go", "us", [micros(pause)]),

@@ -1,6 +1,6 @@
 //! What the snapshot benchmarks share: a home of their own, the manager as a library, and running a command to its end.
 
-use sandboxvm_manager::StartedSandbox;
+use sandboxvm_manager::{Sandbox, StartedSandbox};
 use sandboxvm_protocol::{agent::ExitStatus, vmm::VmStats};
 use sandboxvm_tests::{
     home::Home,
@@ -11,17 +11,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Takes 64 MiB of memory, page by page, and then rewrites 4 MiB of them several times a second.
+/// Takes 64 MiB of memory, page by page, and then rewrites 4 MiB of them several times a second, until told to rest.
 pub const WRITER: &str = "
-import time
+import os, time
 b = bytearray(64 << 20)
 for i in range(0, len(b), 4096): b[i] = 1
 open('/dev/shm/written', 'w').close()
 n = 1
-while 1:
+while not os.path.exists('/dev/shm/rest'):
     n = n % 255 + 1
     for i in range(0, 4 << 20, 4096): b[i] = n
-    time.sleep(0.05)";
+    time.sleep(0.05)
+open('/dev/shm/rests', 'w').close()
+time.sleep(1e9)";
 
 /// What all of them take.
 #[derive(Debug, clap::Args)]
@@ -70,6 +72,11 @@ impl Rig {
             assert!(Instant::now() < deadline, "the guest does not get 64 MiB written");
         }
         started
+    }
+
+    /// Has [`WRITER`] keep its memory and write no more: many copies of one that writes do nothing but compete.
+    pub async fn rest(&self, writing: &Sandbox) {
+        run(writing, &["sh", "-c", "> /dev/shm/rest; until [ -e /dev/shm/rests ]; do sleep 0.1; done"]).await;
     }
 }
 
