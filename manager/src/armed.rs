@@ -3,6 +3,7 @@
 
 use crate::{
     admission,
+    audit::{Event, Origin},
     begin::Prepared,
     control::ControlError,
     create::{CreateError, SandboxSpec, check_env, new_record},
@@ -101,6 +102,8 @@ impl ArmedMachine {
                 Err(error) => return Err(CreateError::Armed(error)),
             }
         }
+        let sandbox = started.sandbox();
+        sandbox.trail().append(Event::created(&sandbox.record, Origin::Ready))?;
         Ok(Some(started))
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     admission::{self, AdmissionError},
+    audit::{AuditError, Event},
     begin::{Disks, Restored, Visibility, boot, restore},
     content::{self, Content},
     control::ControlError,
@@ -159,6 +160,9 @@ pub enum CreateError {
     /// The system gave no randomness for an ID.
     #[error("cannot make a sandbox ID: {0}")]
     Entropy(io::Error),
+    /// What cannot be logged is not done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl CreateError {
@@ -198,6 +202,8 @@ impl Manager {
             StartFrom::Ready => self.start_ready(bundle, spec).await,
             StartFrom::Snapshot(name) => self.start_named(bundle, spec, name).await,
         }?;
+        let sandbox = started.sandbox();
+        sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
         // The VM runs: what is left of others can be taken away meanwhile.
         let home = self.home.clone();
         tokio::task::spawn_blocking(move || sweep::abandoned(&home));

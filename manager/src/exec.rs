@@ -5,6 +5,7 @@
 
 use crate::{
     agent::{AgentConnection, AgentError, refused},
+    audit::{Event, Trail},
     directory::SandboxDirectory,
     identity::Identity,
     wire::{FrameReader, WireError},
@@ -60,12 +61,15 @@ impl Exec {
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
         request: ExecRequest,
+        trail: &Trail,
     ) -> Result<Self, AgentError> {
         let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Exec(request)).await?;
         let AgentMessage::Started { pid } = first else {
             return Err(WireError::Unexpected("answer to a request to run a process").into());
         };
-        Ok(Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend))
+        let mut exec = Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend);
+        exec.output.log_end = Some((trail.clone(), pid));
+        Ok(exec)
     }
 
     pub(crate) async fn attach(
@@ -90,7 +94,7 @@ impl Exec {
         Self {
             pid,
             stdin: StdinSink { writer: Arc::clone(&writer), credit: Arc::clone(&credit) },
-            output: OutputStream { reader: connection.reader, credit, view, ended: false },
+            output: OutputStream { reader: connection.reader, credit, view, ended: false, log_end: None },
             control: ProcessControl { writer },
         }
     }
@@ -136,6 +140,8 @@ pub struct OutputStream {
     credit: Arc<Credit>,
     view: View,
     ended: bool,
+    /// Where the end of the process of this PID is logged, by whoever started it.
+    log_end: Option<(Trail, u32)>,
 }
 
 impl OutputStream {
@@ -151,6 +157,9 @@ impl OutputStream {
         if matches!(next, Ok(Output::Exited(_) | Output::RunsOn) | Err(_)) {
             self.ended = true;
             self.credit.close();
+            if let (Some((trail, pid)), Ok(Output::Exited(status))) = (self.log_end.take(), &next) {
+                trail.note(Event::ended(pid, *status));
+            }
         }
         next.map(Some)
     }

@@ -2,6 +2,7 @@
 //! files that were made here; each child is a sandbox like any other from then on.
 
 use crate::{
+    audit::{self, AuditError, Event},
     control::{ControlClient, ControlError},
     directory::{DirectoryError, SandboxDirectory},
     flatten::FlattenError,
@@ -80,6 +81,9 @@ pub enum ForkError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// What cannot be logged is not done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The system gave no randomness or no socket.
     #[error("cannot make a copy: {0}")]
     Io(#[from] io::Error),
@@ -132,7 +136,14 @@ impl Sandbox {
                 timeout(within, child.ready()).await.map_err(|_| ForkError::NotReady(within))?
             })
             .await?;
-        Ok(Forked { copies: children.into_iter().map(Child::let_go).collect(), pauses })
+        let parent = &self.record.id;
+        for child in &children {
+            let copy = child.sandbox();
+            copy.trail().append(Event::created(&copy.record, audit::Origin::Fork(parent.clone())))?;
+        }
+        let copies: Vec<Sandbox> = children.into_iter().map(Child::let_go).collect();
+        self.trail().note(Event::Forked { copies: copies.iter().map(|copy| copy.record.id.clone()).collect() });
+        Ok(Forked { copies, pauses })
     }
 
     async fn fork_batch(

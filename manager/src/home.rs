@@ -10,6 +10,7 @@
 //! ready/<key>/      the snapshot that new sandboxes of one kind start from (see `ready`)
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
 //! contents/         remembered hashes of files (see `content`)
+//! audit/            what was done with each sandbox, longer than it is there (see `audit`)
 //! ```
 //! All directories are 0700: whoever may enter the home owns every guest in it.
 
@@ -69,6 +70,7 @@ impl Home {
             home.ready(),
             home.templates(),
             home.contents(),
+            home.audit(),
         ] {
             create(&path, false)?;
         }
@@ -127,6 +129,11 @@ impl Home {
 
     pub(crate) fn contents(&self) -> PathBuf {
         self.root.join("contents")
+    }
+
+    /// What was done with sandboxes.
+    pub(crate) fn audit(&self) -> PathBuf {
+        self.root.join("audit")
     }
 
     pub(crate) fn templates(&self) -> PathBuf {

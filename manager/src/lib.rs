@@ -18,6 +18,7 @@
 mod admission;
 mod agent;
 mod armed;
+pub mod audit;
 mod begin;
 mod content;
 mod control;

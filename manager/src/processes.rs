@@ -6,6 +6,7 @@
 
 use crate::{
     agent::{self, AgentConnection, AgentError, exit_code},
+    audit::Event,
     directory::SandboxDirectory,
     exec::{Exec, Output},
     identity::Identity,
@@ -100,7 +101,12 @@ impl Sandbox {
     pub async fn attach(&self, request: AttachRequest) -> Result<Exec, ExecError> {
         let identity = self.reachable().await?;
         match Exec::attach(&self.directory, identity.as_ref(), request).await {
-            Ok(exec) => Ok(exec),
+            Ok(exec) => {
+                if request.view == View::Attend {
+                    self.trail().note(Event::Attached { pid: request.pid, stdin: request.stdin });
+                }
+                Ok(exec)
+            }
             Err(error) => Err(self.explain(error).await),
         }
     }
@@ -113,7 +119,10 @@ impl Sandbox {
         let identity = self.reachable().await?;
         let request = HostMessage::SignalProcess { pid, signal };
         match AgentConnection::request(&self.directory, identity.as_ref(), &request).await {
-            Ok((_, AgentMessage::Signalled)) => Ok(()),
+            Ok((_, AgentMessage::Signalled)) => {
+                self.trail().note(Event::Signalled { pid, signal: signal.get() });
+                Ok(())
+            }
             Ok(_) => Err(WireError::Unexpected("answer to a signal").into()),
             Err(error) => Err(self.explain(error).await),
         }

@@ -2,6 +2,7 @@
 //! in between leaves only what a sweep takes away.
 
 use crate::{
+    audit::{Event, Trail},
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
     home::Home,
@@ -73,15 +74,24 @@ pub(crate) fn discard(
     name: Option<&SandboxName>,
 ) -> Result<(), DirectoryError> {
     let trash = home.trash().join(id.as_str());
+    let ended = state::read(&directory).ok();
     match directory.rename_to(trash.clone()) {
+        Ok(()) => log_removal(&Trail::of(home, id), ended),
         Err(error) if !error.is_not_found() => return Err(error),
-        _ => {}
+        Err(_) => {}
     }
     if let Some(name) = name {
         names::release(home, name, id)?;
     }
     delete_mark(home, id)?;
     delete(&trash)
+}
+
+fn log_removal(trail: &Trail, ended: Option<State>) {
+    if let Some(reason) = ended.as_ref().and_then(State::end) {
+        trail.note_if_any(Event::MachineEnded { reason });
+    }
+    trail.note_if_any(Event::Removed);
 }
 
 pub(crate) fn delete_mark(home: &Home, id: &SandboxId) -> Result<(), DirectoryError> {

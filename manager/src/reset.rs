@@ -2,6 +2,7 @@
 //! otherwise its VMM is replaced, and directory, ID and name stay.
 
 use crate::{
+    audit::Event,
     content::{self, Content},
     control::ControlError,
     create::CreateError,
@@ -152,6 +153,7 @@ impl Sandbox {
             Origin::Boot | Origin::Fork { .. } => None,
         };
         let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
+        self.note_end()?;
         let done = if is_live && named.is_none() && began_from.is_some() {
             ResetDone::InPlace(self.reset_in_place(&mut lineage).await?)
         } else {
@@ -160,6 +162,7 @@ impl Sandbox {
         };
         // Somebody's command may have told the machine that was who it is, and taken the mark away.
         identity::make_due(&self.directory)?;
+        self.trail().note(Event::Reset { to: snapshot.cloned() });
         // An agent out of a snapshot may be anybody's: it must not keep others from changing the sandbox.
         drop(change);
         match timeout(boot_timeout, self.settle()).await {

@@ -2,6 +2,7 @@
 
 use crate::{
     agent::{AgentConnection, AgentError},
+    audit::{AuditError, Event, Trail},
     control::{ControlClient, ControlError},
     directory::{CONSOLE_LOG, DirectoryError, SandboxDirectory, VMM_LOG},
     end::{self, EndError, NOTICE_WITHIN},
@@ -83,6 +84,9 @@ pub enum ExecError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// What cannot be logged is not done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 fn hint(state: &State, id: &str) -> String {
@@ -196,10 +200,32 @@ impl Sandbox {
         request.env.splice(0..0, own);
         check_request(&request)?;
         let identity = self.reachable().await?;
-        match Exec::start(&self.directory, identity.as_ref(), request).await {
-            Ok(exec) => Ok(exec),
-            Err(error) => Err(self.explain(error).await),
+        let trail = self.trail();
+        let exec = trail.append(Event::exec(&request))?;
+        match Exec::start(&self.directory, identity.as_ref(), request, &trail).await {
+            Ok(started) => {
+                trail.note(Event::Started { exec, pid: started.pid });
+                Ok(started)
+            }
+            Err(error) => {
+                trail.note(Event::NotStarted { exec, reason: error.to_string() });
+                Err(self.explain(error).await)
+            }
         }
+    }
+
+    /// Its audit log.
+    #[must_use]
+    pub fn trail(&self) -> Trail {
+        Trail::of(&self.home, &self.record.id)
+    }
+
+    /// Logs how its machine ended, if it did: before another takes its place.
+    pub(crate) fn note_end(&self) -> Result<(), DirectoryError> {
+        if let Some(reason) = self.state()?.end() {
+            self.trail().note(Event::MachineEnded { reason });
+        }
+        Ok(())
     }
 
     /// Waits until its agent can be asked something. The value is what it is to be told first.
@@ -285,7 +311,9 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn pause(&self) -> Result<(), ControlError> {
-        self.control().await?.ask(ControlRequest::Pause).await
+        self.control().await?.ask(ControlRequest::Pause).await?;
+        self.trail().note(Event::Paused);
+        Ok(())
     }
 
     /// Lets the vCPUs go on.
@@ -293,7 +321,9 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn resume(&self) -> Result<(), ControlError> {
-        self.control().await?.ask(ControlRequest::Resume).await
+        self.control().await?.ask(ControlRequest::Resume).await?;
+        self.trail().note(Event::Resumed);
+        Ok(())
     }
 
     pub(crate) async fn control(&self) -> Result<ControlClient, ControlError> {
@@ -314,10 +344,11 @@ impl Sandbox {
         if !state.is_live() {
             return Err(StopError::NotRunning { sandbox: self.label(), state });
         }
-        if state == State::Running && self.shut_down(grace).await? {
-            return Ok(());
+        if !(state == State::Running && self.shut_down(grace).await?) {
+            self.kill().await?;
         }
-        Ok(self.kill().await?)
+        self.trail().note(Event::Stopped);
+        Ok(())
     }
 
     /// Asks the agent; true when the VMM has ended.

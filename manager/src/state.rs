@@ -44,6 +44,15 @@ impl State {
         }
     }
 
+    /// How its machine ended, if it did.
+    pub(crate) fn end(&self) -> Option<String> {
+        match self {
+            Self::Exited { reason } => Some(reason.to_string()),
+            Self::Dead => Some("its VMM vanished".to_owned()),
+            Self::Creating | Self::Running | Self::Paused => None,
+        }
+    }
+
     /// True while it has a VMM.
     #[must_use]
     pub fn is_live(&self) -> bool {

@@ -108,6 +108,8 @@ impl Manager {
             swept.sandboxes.push(id);
         }
         swept.remains += names::sweep(&self.home)?;
+        // Of logs, one that cannot be read stays as it is.
+        swept.remains += self.prune_trails(only_say).unwrap_or(0);
         // Without KVM nothing can start from one, and they may be of use again.
         swept.remains += ready::prune(&self.home, only_say).unwrap_or(0);
         Ok(swept)

@@ -3,7 +3,7 @@
 use crate::{
     home::eventually,
     processes::{self},
-    seed::SHARED,
+    seed::{AUDIT, SHARED},
 };
 use std::{
     fs,
@@ -32,7 +32,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if SHARED.iter().any(|shared| entry.file_name() == *shared) {
+        if SHARED.iter().chain([&AUDIT]).any(|kept| entry.file_name() == *kept) {
             continue;
         }
         files_below(&entry.path(), &mut files);

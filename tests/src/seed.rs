@@ -13,6 +13,8 @@ use std::{
 
 /// What a home keeps for all its sandboxes, and for any other home on this machine.
 pub const SHARED: [&str; 3] = ["templates", "ready", "contents"];
+/// What stays of sandboxes that are gone.
+pub const AUDIT: &str = "audit";
 
 /// Where the seed is: on the file system of the tests' homes, since hard links do not leave one.
 fn place() -> PathBuf {

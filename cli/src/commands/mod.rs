@@ -1,10 +1,12 @@
 //! The subcommands, one file each. A command owns its flags and what it prints; everything it does is the manager's.
 
 mod attach;
+mod audit;
 mod cli_reference;
 mod completion;
 mod create;
 mod doctor;
+mod events;
 mod exec;
 mod fork;
 mod inspect;
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     Logs(logs::Logs),
     Inspect(inspect::Inspect),
+    Events(events::Events),
+    Audit(audit::Audit),
     Stats(stats::Stats),
     Stop(stop::Stop),
     Pause(pause::Pause),
@@ -68,6 +72,8 @@ impl Command {
             Self::Ls(command) => command.run(),
             Self::Logs(command) => command.run(),
             Self::Inspect(command) => command.run(),
+            Self::Events(command) => command.run(),
+            Self::Audit(command) => command.run(),
             Self::Stats(command) => command.run(),
             Self::Stop(command) => command.run(),
             Self::Pause(command) => command.run(),

@@ -8,6 +8,7 @@ use super::{
     store::STATE,
 };
 use crate::{
+    audit::Event,
     control::ControlError,
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
@@ -57,7 +58,9 @@ impl Sandbox {
         if destination.exists() {
             return Err(SnapshotError::Taken(name));
         }
-        take(self, Some(name), &destination).await
+        let taken = take(self, Some(name.clone()), &destination).await?;
+        self.trail().note(Event::SnapshotCreated { snapshot: name });
+        Ok(taken)
     }
 }
 

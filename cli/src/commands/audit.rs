@@ -1,0 +1,86 @@
+//! `audit`: whether the audit logs are as they were written.
+
+use crate::{commands::events, environment, failure::Failure, stdio, table};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+/// Check the logs of what was done with sandboxes
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    #[command(subcommand)]
+    command: AuditCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    Verify(Verify),
+}
+
+/// Check that no line of a log was changed, removed or added since it was written
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each line names the hash of the line before it. Whoever can write the whole log can make another \
+                  that is whole: keep the hash of its last line elsewhere, it is printed here. \
+                  Exit code: 0 when every log is whole, else 125."
+)]
+struct Verify {
+    /// Names or IDs of sandboxes, or full IDs of those that are gone; all when left out
+    sandboxes: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One log.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    sandbox: String,
+    is_whole: bool,
+    /// Of a whole one.
+    lines: Option<u64>,
+    /// Hash of the last line of a whole one.
+    head: Option<String>,
+    /// What is wrong.
+    problem: Option<String>,
+}
+
+impl Audit {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let AuditCommand::Verify(Verify { sandboxes, json }) = self.command;
+        let manager = environment::manager()?;
+        let trails = if sandboxes.is_empty() {
+            manager.trails()?
+        } else {
+            sandboxes.iter().map(|reference| events::trail(&manager, reference)).collect::<Result<_, _>>()?
+        };
+        let verdicts: Vec<Verdict> = trails
+            .iter()
+            .map(|trail| {
+                let sandbox = trail.sandbox().to_string();
+                match trail.verify() {
+                    Ok(verified) => Verdict {
+                        sandbox,
+                        is_whole: true,
+                        lines: Some(verified.lines),
+                        head: Some(verified.head),
+                        problem: None,
+                    },
+                    Err(error) => {
+                        Verdict { sandbox, is_whole: false, lines: None, head: None, problem: Some(error.to_string()) }
+                    }
+                }
+            })
+            .collect();
+        if json {
+            stdio::print(&format!("{}\n", serde_json::to_string_pretty(&verdicts)?))?;
+        } else {
+            let rows = verdicts.iter().filter(|verdict| verdict.is_whole).map(|verdict| {
+                let lines = verdict.lines.unwrap_or_default().to_string();
+                [verdict.sandbox.clone(), lines, verdict.head.clone().unwrap_or_default()]
+            });
+            stdio::print(&table::render(["ID", "LINES", "HASH OF THE LAST"], rows))?;
+        }
+        let problems: Vec<&str> = verdicts.iter().filter_map(|verdict| verdict.problem.as_deref()).collect();
+        if problems.is_empty() { Ok(0) } else { Err(Failure::new(problems.join("\nsandboxvm: "))) }
+    }
+}

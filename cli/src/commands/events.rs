@@ -1,0 +1,118 @@
+//! `events`: what was done with sandboxes, from their audit logs.
+
+use crate::{environment, failure::Failure, runtime, signals::Signals, stdio};
+use clap::Args;
+use sandboxvm_manager::{
+    Manager,
+    audit::{Line, Trail},
+    printable,
+};
+use sandboxvm_protocol::identity::SandboxId;
+use std::{collections::HashMap, time::Duration};
+
+/// How often a log that is followed is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Show what was done with sandboxes and by whom, oldest first
+#[derive(Debug, Args)]
+#[command(after_help = "The log of a sandbox stays for 30 days after the sandbox is gone; then `prune` removes it. \
+                        It has the names of variables, never their values.")]
+pub(crate) struct Events {
+    /// Name or ID of a sandbox, or the full ID of one that is gone; all when left out
+    sandbox: Option<String>,
+    /// Go on with what happens from now on, until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    /// Print the lines of the logs, JSON each
+    #[arg(long)]
+    json: bool,
+}
+
+impl Events {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let manager = environment::manager()?;
+        let only = self.sandbox.as_deref().map(|reference| trail(&manager, reference)).transpose()?;
+        let mut reader = Reader { manager, only, read: HashMap::new() };
+        self.print(reader.next()?)?;
+        if !self.follow {
+            return Ok(0);
+        }
+        runtime::block_on(async {
+            let mut signals = Signals::catch()?;
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => self.print(reader.next()?)?,
+                    _ = signals.next() => return Ok(0),
+                }
+            }
+        })
+    }
+
+    fn print(&self, lines: Vec<(Line, String)>) -> Result<(), Failure> {
+        let text = lines.into_iter().map(|(line, text)| if self.json { text + "\n" } else { show(&line) });
+        stdio::print(&text.collect::<String>())
+    }
+}
+
+/// The log of a sandbox, found by a name only while it is there.
+pub(super) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure> {
+    match manager.find(reference) {
+        Ok(sandbox) => Ok(sandbox.trail()),
+        Err(error) => match SandboxId::try_from(reference.to_owned()).map(|id| manager.trail(&id)) {
+            Ok(trail) if trail.exists() => Ok(trail),
+            _ => Err(error.into()),
+        },
+    }
+}
+
+/// The lines that were not read yet.
+struct Reader {
+    manager: Manager,
+    only: Option<Trail>,
+    /// How far each log was read.
+    read: HashMap<SandboxId, u64>,
+}
+
+impl Reader {
+    fn next(&mut self) -> Result<Vec<(Line, String)>, Failure> {
+        let trails = match &self.only {
+            Some(trail) => vec![trail.clone()],
+            None => self.manager.trails()?,
+        };
+        let mut lines = Vec::new();
+        for trail in trails {
+            let offset = self.read.entry(trail.sandbox().clone()).or_default();
+            loop {
+                let (text, end) = trail.read_from(*offset)?;
+                if end == *offset {
+                    break;
+                }
+                *offset = end;
+                // Damage is for `audit verify` to find; what can be read is shown.
+                let texts = String::from_utf8_lossy(&text);
+                lines
+                    .extend(texts.lines().filter_map(|text| Some((serde_json::from_str(text).ok()?, text.to_owned()))));
+            }
+        }
+        lines.sort_by_key(|(line, _): &(Line, String)| line.time);
+        Ok(lines)
+    }
+}
+
+/// One line: when, which sandbox, by whom, and the event as it is in the log.
+fn show(line: &Line) -> String {
+    let mut event = serde_json::to_value(&line.event).unwrap_or_default();
+    let name = event.as_object_mut().and_then(|members| members.remove("event"));
+    let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or_default().to_owned();
+    let details = match event.as_object() {
+        Some(members) => members
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| format!(" {key}={value}"))
+            .collect::<String>(),
+        None => String::new(),
+    };
+    let time = humantime::format_rfc3339_millis(line.time);
+    let by = format!("uid={} pid={}", line.by.uid, line.by.pid);
+    format!("{time} {} {} {name}{}\n", line.sandbox, by, printable(&details).replace('\n', "\\n"))
+}

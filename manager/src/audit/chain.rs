@@ -1,0 +1,156 @@
+//! A line of an audit log, and what makes a log whole: numbers without a gap from 1 on, each line naming the hash of the
+//! line before, and its own.
+//!
+//! A hash is SHA-256 in hexadecimal over the line as it stands, without its own `hash` member and newline. The chain
+//! shows that lines were changed, removed or put in another order; whoever can write the whole file can make a new chain.
+//! Against that, keep the last hash elsewhere (`sandboxvm audit verify` prints it).
+
+use crate::{audit::event::Event, record::rfc3339};
+use sandboxvm_protocol::identity::SandboxId;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{fmt::Write, io::BufRead, time::SystemTime};
+
+/// Longest line in bytes: an event's text comes from arguments of at most 1 MiB, which JSON may write six times as long.
+pub(crate) const MAX_LINE: u64 = 8 << 20;
+
+/// What the first line names as the hash before it.
+pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Who acted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// User ID on the host.
+    pub uid: u32,
+    /// Process on the host.
+    pub pid: u32,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its number, from 1 on.
+    pub seq: u64,
+    /// When.
+    #[serde(with = "rfc3339")]
+    pub time: SystemTime,
+    /// Which sandbox.
+    pub sandbox: SandboxId,
+    /// Who acted.
+    pub by: Actor,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+    /// Hash of the line before.
+    pub prev: String,
+}
+
+/// Where a log ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) seq: u64,
+    pub(crate) hash: String,
+}
+
+impl Head {
+    pub(crate) fn genesis() -> Self {
+        Self { seq: 0, hash: GENESIS.to_owned() }
+    }
+}
+
+/// What is wrong with a log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A line is no line of a log.
+    #[error("line {0} is no line of an audit log: {1}")]
+    NotALine(u64, String),
+    /// A line was changed.
+    #[error("line {0} was changed: its text does not have the hash it states")]
+    Changed(u64),
+    /// A line was removed, added or moved.
+    #[error("line {0} does not follow the line before it: lines were removed, added or moved")]
+    Broken(u64),
+    /// The last lines are missing.
+    #[error("the log ends with line {found}, and {expected} were written: lines were removed from its end")]
+    Shortened {
+        /// Lines that are there.
+        found: u64,
+        /// Lines that were written.
+        expected: u64,
+    },
+    /// The last line is not the one that was written last.
+    #[error("line {0} is not the one that was written last: the log was replaced")]
+    Replaced(u64),
+    /// A line of another sandbox.
+    #[error("line {0} is of another sandbox")]
+    Foreign(u64),
+}
+
+/// A log that is whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// How many lines.
+    pub lines: u64,
+    /// The hash of the last.
+    pub head: String,
+}
+
+/// The text of a line, its newline included, and the head it makes.
+pub(crate) fn seal(line: &Line) -> Result<(Vec<u8>, Head), serde_json::Error> {
+    let mut text = serde_json::to_string(line)?;
+    let hash = hash(&text);
+    // In the place of the closing brace.
+    text.pop();
+    // Writing to a String does not fail.
+    let _ = writeln!(text, ",\"hash\":\"{hash}\"}}");
+    Ok((text.into_bytes(), Head { seq: line.seq, hash }))
+}
+
+/// The text that was hashed, and the hash that is stated, of a line without its newline.
+pub(crate) fn unseal(text: &str) -> Option<(String, &str)> {
+    let (before, rest) = text.rsplit_once(",\"hash\":\"")?;
+    let stated = rest.strip_suffix("\"}")?;
+    (stated.len() == GENESIS.len()).then(|| (format!("{before}}}"), stated))
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// Checks every line of `log`, and that it ends where `last` says.
+pub(crate) fn verify(log: impl BufRead, of: &SandboxId, last: Option<&Head>) -> Result<Verified, Violation> {
+    let mut head = Head::genesis();
+    let mut log = log.take(u64::MAX);
+    loop {
+        let number = head.seq + 1;
+        let mut text = Vec::new();
+        log.set_limit(MAX_LINE);
+        let read = log.read_until(b'\n', &mut text).map_err(|error| Violation::NotALine(number, error.to_string()))?;
+        if read == 0 {
+            break;
+        }
+        let not_a_line = |why: &str| Violation::NotALine(number, why.to_owned());
+        let text = String::from_utf8(text).map_err(|_| not_a_line("not UTF-8"))?;
+        let text = text.strip_suffix('\n').ok_or_else(|| not_a_line("cut off"))?;
+        let (hashed, stated) = unseal(text).ok_or_else(|| not_a_line("without a hash"))?;
+        let line: Line = serde_json::from_str(&hashed).map_err(|error| not_a_line(&error.to_string()))?;
+        if hash(&hashed) != stated {
+            return Err(Violation::Changed(number));
+        }
+        if line.seq != number || line.prev != head.hash {
+            return Err(Violation::Broken(number));
+        }
+        if line.sandbox != *of {
+            return Err(Violation::Foreign(number));
+        }
+        head = Head { seq: number, hash: stated.to_owned() };
+    }
+    match last {
+        Some(last) if last.seq > head.seq => Err(Violation::Shortened { found: head.seq, expected: last.seq }),
+        Some(last) if last.seq == head.seq && last.hash != head.hash => Err(Violation::Replaced(head.seq)),
+        _ => Ok(Verified { lines: head.seq, head: head.hash }),
+    }
+}

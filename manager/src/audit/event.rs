@@ -1,0 +1,181 @@
+//! The acts that are logged.
+
+use crate::{agent::exit_code, audit::mask::Mask, create::StartFrom, record::SandboxRecord};
+use sandboxvm_protocol::{
+    agent::{ExecRequest, ExitStatus, SignalNumber},
+    identity::{SandboxId, SandboxName},
+    machine::{MemorySize, VcpuCount},
+};
+use serde::{Deserialize, Serialize};
+
+/// What a new sandbox goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A kernel that boots.
+    Boot,
+    /// The snapshot of a machine of its kind that just booted.
+    Ready,
+    /// A snapshot with a name.
+    Snapshot(SandboxName),
+    /// A running sandbox, of which it is a copy.
+    Fork(SandboxId),
+}
+
+/// An act on a sandbox, or what became of it. Bytes that are not UTF-8 are shown as U+FFFD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// It was made.
+    Created {
+        /// Its name.
+        name: Option<SandboxName>,
+        /// Its vCPUs.
+        vcpus: VcpuCount,
+        /// Its memory.
+        memory_bytes: MemorySize,
+        /// Size of its disk in bytes.
+        disk_bytes: u64,
+        /// What it goes on from.
+        from: Origin,
+        /// Names of the variables that all its processes get.
+        env: Vec<String>,
+    },
+    /// A process is about to be started. Logged before it is, and nothing is started when that fails.
+    Exec {
+        /// Program and arguments, in which the values of variables are masked.
+        argv: Vec<String>,
+        /// Names of the variables it is given.
+        env: Vec<String>,
+        /// Its working directory, if one was asked for.
+        cwd: Option<String>,
+        /// Its user, if one was asked for.
+        user: Option<String>,
+        /// It has a terminal.
+        terminal: bool,
+    },
+    /// It was started.
+    Started {
+        /// `seq` of the line that says what it is.
+        exec: u64,
+        /// Its PID in the guest.
+        pid: u32,
+    },
+    /// It was not.
+    NotStarted {
+        /// `seq` of the line that says what it is.
+        exec: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A process ended, as far as whoever attended it saw.
+    Ended {
+        /// Its PID.
+        pid: u32,
+        /// As a shell has it.
+        exit_code: u8,
+        /// The signal that killed it.
+        signal: Option<u8>,
+        /// Its time ran out.
+        timed_out: bool,
+    },
+    /// Somebody took part in a process that ran.
+    Attached {
+        /// Its PID.
+        pid: u32,
+        /// Also in its input.
+        stdin: bool,
+    },
+    /// A process was signalled.
+    Signalled {
+        /// Its PID.
+        pid: u32,
+        /// The signal.
+        signal: u8,
+    },
+    /// A snapshot was made of it.
+    SnapshotCreated {
+        /// Its name.
+        snapshot: SandboxName,
+    },
+    /// Copies were made of it.
+    Forked {
+        /// Their IDs.
+        copies: Vec<SandboxId>,
+    },
+    /// It was rolled back.
+    Reset {
+        /// To this snapshot; else to where it began.
+        to: Option<SandboxName>,
+    },
+    /// It was paused.
+    Paused,
+    /// It was resumed.
+    Resumed,
+    /// It was stopped in order.
+    Stopped,
+    /// A machine of its ended otherwise; said by the first who noticed.
+    MachineEnded {
+        /// Why.
+        reason: String,
+    },
+    /// It was removed.
+    Removed,
+    /// Whoever wrote the line before was ended while writing one; that one was taken away.
+    Torn {
+        /// Bytes of it.
+        bytes: u64,
+    },
+}
+
+impl From<&StartFrom> for Origin {
+    fn from(start: &StartFrom) -> Self {
+        match start {
+            StartFrom::Boot => Self::Boot,
+            StartFrom::Ready => Self::Ready,
+            StartFrom::Snapshot(name) => Self::Snapshot(name.clone()),
+        }
+    }
+}
+
+impl Event {
+    /// A new sandbox.
+    pub(crate) fn created(record: &SandboxRecord, from: Origin) -> Self {
+        Self::Created {
+            name: record.name.clone(),
+            vcpus: record.vcpus,
+            memory_bytes: record.memory_bytes,
+            disk_bytes: record.disk_bytes,
+            from,
+            env: names(record.env.iter().map(String::as_bytes)),
+        }
+    }
+
+    /// A process that is about to be started.
+    pub(crate) fn exec(request: &ExecRequest) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mask = Mask::of(request.env.iter().map(|entry| entry.as_bytes()));
+        Self::Exec {
+            argv: request.argv.iter().map(|word| mask.apply(&text(word.as_bytes()))).collect(),
+            env: names(request.env.iter().map(|entry| entry.as_bytes())),
+            cwd: request.cwd.as_ref().map(|path| text(path.as_bytes())),
+            user: request.user.as_ref().map(|user| text(user.as_bytes())),
+            terminal: request.terminal.is_some(),
+        }
+    }
+
+    /// The end of a process.
+    pub(crate) fn ended(pid: u32, status: ExitStatus) -> Self {
+        let signal = if let ExitStatus::Signal(signal) = status { Some(SignalNumber::get(signal)) } else { None };
+        let timed_out = status == ExitStatus::TimedOut;
+        Self::Ended { pid, exit_code: exit_code(status), signal, timed_out }
+    }
+}
+
+/// The names of variables, of `KEY=VALUE` each.
+fn names<'a>(entries: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+    entries
+        .map(|entry| entry.split(|byte| *byte == b'=').next().unwrap_or_default())
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect()
+}

@@ -1,0 +1,458 @@
+//! The file of a sandbox's audit log: appending a line, reading lines, checking all.
+//!
+//! `<id>.jsonl` holds the lines, `<id>.head` the number and hash of the last, so that lines missing at the end are found.
+//! Both are changed under an exclusive flock on the log, by whichever process acts. A writer that is killed leaves either
+//! no line, a whole line that the head does not know yet, or a part of one, which the next writer takes away and says so.
+
+use crate::{
+    audit::{
+        chain::{self, Actor, Head, Line, MAX_LINE, Verified, Violation},
+        event::Event,
+    },
+    home::Home,
+    manager::Manager,
+};
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags, flock},
+    process::{getpid, getuid},
+};
+use sandboxvm_protocol::identity::SandboxId;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// Most bytes of one log. A sandbox whose log is full runs nothing new until it is archived and removed.
+const MAX_LOG: u64 = 1 << 30;
+const MAX_HEAD: u64 = 4096;
+const EXTENSION: &str = "jsonl";
+const HEAD: &str = "head";
+/// How long the log of a sandbox that is gone stays.
+const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Why a line was not written, or a log not read.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// A file operation failed.
+    #[error("cannot {what} the audit log {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It holds what no audit log holds.
+    #[error("the audit log {} is damaged: {source}", .path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// How.
+        source: Violation,
+    },
+    /// Its last line is not as a line is.
+    #[error("the audit log {} does not end with a line of one; `sandboxvm audit verify` says more, move it away to go on", .0.display())]
+    NoEnd(PathBuf),
+    /// It is as long as it may be.
+    #[error("the audit log {} has {} bytes, the most there may be; move it away to go on", .0.display(), MAX_LOG)]
+    Full(PathBuf),
+    /// There is none.
+    #[error("there is no audit log of {0}")]
+    None(SandboxId),
+}
+
+/// The audit log of one sandbox.
+#[derive(Debug, Clone)]
+pub struct Trail {
+    sandbox: SandboxId,
+    path: PathBuf,
+}
+
+/// What `<id>.head` holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredHead {
+    seq: u64,
+    hash: String,
+}
+
+impl Manager {
+    /// The audit log of a sandbox that is there or was.
+    #[must_use]
+    pub fn trail(&self, sandbox: &SandboxId) -> Trail {
+        Trail::of(&self.home, sandbox)
+    }
+
+    /// All audit logs, those of sandboxes that are gone too, by ID.
+    ///
+    /// # Errors
+    /// When the home cannot be read.
+    pub fn trails(&self) -> Result<Vec<Trail>, AuditError> {
+        let path = self.home.audit();
+        let list = |source| AuditError::Io { what: "list", path: path.clone(), source };
+        let mut sandboxes = BTreeSet::new();
+        for entry in fs::read_dir(&path).map_err(list)? {
+            let name = PathBuf::from(entry.map_err(list)?.file_name());
+            // Of a log that was removed the head may be left.
+            if name.extension().is_some_and(|extension| extension == EXTENSION || extension == HEAD)
+                && let Some(stem) = name.file_stem().and_then(OsStr::to_str)
+                && let Ok(id) = SandboxId::try_from(stem.to_owned())
+            {
+                sandboxes.insert(id);
+            }
+        }
+        Ok(sandboxes.iter().map(|id| Trail::of(&self.home, id)).collect())
+    }
+
+    /// The logs of sandboxes that are gone and that nobody wrote to for [`KEPT_FOR`]; with `only_say` they stay.
+    pub(crate) fn prune_trails(&self, only_say: bool) -> Result<usize, AuditError> {
+        let mut pruned = 0;
+        for trail in self.trails()? {
+            let is_old = trail.age().is_some_and(|age| age > KEPT_FOR);
+            if is_old && !self.home.sandbox(&trail.sandbox).exists() {
+                if !only_say {
+                    trail.remove().map_err(trail.fail("remove"))?;
+                }
+                pruned += 1;
+            }
+        }
+        Ok(pruned)
+    }
+}
+
+impl Trail {
+    pub(crate) fn of(home: &Home, sandbox: &SandboxId) -> Self {
+        Self { sandbox: sandbox.clone(), path: home.audit().join(format!("{sandbox}.{EXTENSION}")) }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn sandbox(&self) -> &SandboxId {
+        &self.sandbox
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True when something of it is there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.path.exists() || self.head_path().exists()
+    }
+
+    fn head_path(&self) -> PathBuf {
+        self.path.with_extension(HEAD)
+    }
+
+    fn fail(&self, what: &'static str) -> impl FnOnce(io::Error) -> AuditError {
+        let path = self.path.clone();
+        move |source| AuditError::Io { what, path, source }
+    }
+
+    /// Appends a line and returns its number.
+    ///
+    /// # Errors
+    /// Every [`AuditError`]; nothing was appended then.
+    pub(crate) fn append(&self, event: Event) -> Result<u64, AuditError> {
+        let log = self.open(OFlags::RDWR | OFlags::CREATE | OFlags::APPEND)?;
+        flock(&log, FlockOperation::LockExclusive).map_err(|e| self.fail("lock")(e.into()))?;
+        let (mut head, end, torn) = self.end_of(&log)?;
+        if end >= MAX_LOG {
+            return Err(AuditError::Full(self.path.clone()));
+        }
+        let mut text = Vec::new();
+        if torn > 0 {
+            log.set_len(end).map_err(self.fail("repair"))?;
+            head = self.seal_into(&mut text, head, Event::Torn { bytes: torn })?;
+        }
+        head = self.seal_into(&mut text, head, event)?;
+        // One write, so that a process that is killed leaves a part of it only where the disk is full.
+        if let Err(error) = (&log).write_all(&text) {
+            // What was written of it must not stay; if that fails too, the next writer finds it.
+            let _ = log.set_len(end);
+            return Err(self.fail("write to")(error));
+        }
+        self.store_head(&head)?;
+        Ok(head.seq)
+    }
+
+    /// Appends a line about what was done or happened already, if that is possible.
+    pub(crate) fn note(&self, event: Event) {
+        // Failing now would say that it was not done. The next act that is logged before it is done fails instead.
+        let _ = self.append(event);
+    }
+
+    /// As [`Self::note`], for a sandbox that may be of no interest to the log: one that was never finished.
+    pub(crate) fn note_if_any(&self, event: Event) {
+        if self.exists() {
+            self.note(event);
+        }
+    }
+
+    fn open(&self, flags: OFlags) -> Result<File, AuditError> {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = rustix::fs::open(&self.path, flags, Mode::RUSR | Mode::WUSR);
+        opened.map(File::from).map_err(|error| self.fail("open")(error.into()))
+    }
+
+    fn seal_into(&self, text: &mut Vec<u8>, head: Head, event: Event) -> Result<Head, AuditError> {
+        let line = Line {
+            seq: head.seq + 1,
+            time: SystemTime::now(),
+            sandbox: self.sandbox.clone(),
+            by: Actor { uid: getuid().as_raw(), pid: getpid().as_raw_pid().unsigned_abs() },
+            event,
+            prev: head.hash,
+        };
+        let (sealed, head) = chain::seal(&line).map_err(|error| self.fail("write to")(error.into()))?;
+        text.extend(sealed);
+        Ok(head)
+    }
+
+    /// The head that the last whole line makes, where that line ends, and how many bytes of a part of one follow.
+    fn end_of(&self, log: &File) -> Result<(Head, u64, u64), AuditError> {
+        let length = log.metadata().map_err(self.fail("read"))?.len();
+        if length == 0 {
+            return Ok((Head::genesis(), 0, 0));
+        }
+        // Mostly a line is short.
+        let mut window = 4096_u64;
+        loop {
+            let start = length.saturating_sub(window);
+            let mut tail = vec![0; usize::try_from(length - start).unwrap_or(usize::MAX)];
+            log.read_exact_at(&mut tail, start).map_err(self.fail("read"))?;
+            let newline = tail.iter().rposition(|byte| *byte == b'\n');
+            let begin = newline.map(|end| tail[..end].iter().rposition(|byte| *byte == b'\n').map(|at| at + 1));
+            match (newline, begin) {
+                (Some(end), Some(Some(begin))) => return self.parse_end(&tail, start, begin, end),
+                (Some(end), Some(None)) if start == 0 => return self.parse_end(&tail, start, 0, end),
+                (None, _) if start == 0 => return Ok((Head::genesis(), 0, length)),
+                // A whole line and a part of one.
+                _ if window > 2 * MAX_LINE => return Err(AuditError::NoEnd(self.path.clone())),
+                _ => window *= 8,
+            }
+        }
+    }
+
+    fn parse_end(&self, tail: &[u8], start: u64, begin: usize, end: usize) -> Result<(Head, u64, u64), AuditError> {
+        #[derive(Deserialize)]
+        struct Sequence {
+            seq: u64,
+        }
+        let no_end = || AuditError::NoEnd(self.path.clone());
+        let text = std::str::from_utf8(&tail[begin..end]).map_err(|_| no_end())?;
+        let (hashed, hash) = chain::unseal(text).ok_or_else(no_end)?;
+        let Sequence { seq } = serde_json::from_str(&hashed).map_err(|_| no_end())?;
+        let after = tail.len() - end - 1;
+        Ok((Head { seq, hash: hash.to_owned() }, start + end as u64 + 1, after as u64))
+    }
+
+    fn store_head(&self, head: &Head) -> Result<(), AuditError> {
+        let stored = StoredHead { seq: head.seq, hash: head.hash.clone() };
+        let json = serde_json::to_vec(&stored).map_err(|error| self.fail("write the head of")(error.into()))?;
+        // Beside and renamed: its reader takes no lock that this process would have to wait for.
+        let beside = self.path.with_extension("head.new");
+        fs::write(&beside, json)
+            .and_then(|()| fs::rename(&beside, self.head_path()))
+            .map_err(self.fail("write the head of"))
+    }
+
+    fn stored_head(&self) -> Result<Option<Head>, AuditError> {
+        let path = self.head_path();
+        let mut json = Vec::new();
+        match File::open(&path).and_then(|file| file.take(MAX_HEAD).read_to_end(&mut json)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(AuditError::Io { what: "read the head of", path, source }),
+        }
+        let stored: StoredHead = serde_json::from_slice(&json).map_err(|error| AuditError::Io {
+            what: "read the head of",
+            path,
+            source: error.into(),
+        })?;
+        Ok(Some(Head { seq: stored.seq, hash: stored.hash }))
+    }
+
+    /// Checks that every line is there as it was written.
+    ///
+    /// # Errors
+    /// [`AuditError::Damaged`] when one is not.
+    pub fn verify(&self) -> Result<Verified, AuditError> {
+        let damaged = |source| AuditError::Damaged { path: self.path.clone(), source };
+        let log = match self.open_existing() {
+            Err(AuditError::None(id)) => {
+                return Err(match self.stored_head()? {
+                    Some(last) => damaged(Violation::Shortened { found: 0, expected: last.seq }),
+                    None => AuditError::None(id),
+                });
+            }
+            opened => opened?,
+        };
+        // Nobody writes between the two.
+        flock(&log, FlockOperation::LockShared).map_err(|e| self.fail("lock")(e.into()))?;
+        let last = self.stored_head()?;
+        chain::verify(BufReader::new(&log), &self.sandbox, last.as_ref()).map_err(damaged)
+    }
+
+    fn open_existing(&self) -> Result<File, AuditError> {
+        match self.open(OFlags::RDONLY) {
+            Err(AuditError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(AuditError::None(self.sandbox.clone()))
+            }
+            opened => opened,
+        }
+    }
+
+    /// How long ago it was last written to, if it is there.
+    fn age(&self) -> Option<Duration> {
+        fs::metadata(&self.path).ok()?.modified().ok()?.elapsed().ok()
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        for path in [self.path.clone(), self.head_path()] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The lines from byte `offset` on, as they stand, and where they end; what is no whole line yet is left for later.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn read_from(&self, offset: u64) -> Result<(Vec<u8>, u64), AuditError> {
+        const AT_ONCE: u64 = 2 * MAX_LINE;
+        let mut log = self.open_existing()?;
+        let mut text = Vec::new();
+        log.seek(SeekFrom::Start(offset))
+            .and_then(|_| log.take(AT_ONCE).read_to_end(&mut text))
+            .map_err(self.fail("read"))?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        text.truncate(whole);
+        Ok((text, offset + whole as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trail() -> (tempfile::TempDir, Trail) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let trail = Trail::of(&home, &SandboxId::try_from("abcdefgh".to_owned()).unwrap());
+        (dir, trail)
+    }
+
+    fn violation(trail: &Trail) -> Violation {
+        match trail.verify() {
+            Err(AuditError::Damaged { source, .. }) => source,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_whole_and_nothing_else_is() {
+        let (_dir, trail) = trail();
+        assert!(matches!(trail.verify(), Err(AuditError::None(_))));
+        for seq in 1..=5 {
+            let event = Event::NotStarted { exec: seq, reason: format!("number {seq}, \"hash\":\"quoted\"") };
+            assert_eq!(trail.append(event).unwrap(), seq);
+        }
+        assert_eq!(trail.verify().unwrap().lines, 5);
+        let good = fs::read_to_string(trail.path()).unwrap();
+        let lines: Vec<&str> = good.split_inclusive('\n').collect();
+        let damage = |text: String| {
+            fs::write(trail.path(), text).unwrap();
+            violation(&trail)
+        };
+        assert_eq!(damage(good.replace("number 3", "number 8")), Violation::Changed(3));
+        assert_eq!(damage(lines[..2].concat() + &lines[3..].concat()), Violation::Broken(3));
+        assert_eq!(damage([lines[0], lines[2], lines[1], lines[3], lines[4]].concat()), Violation::Broken(2));
+        assert_eq!(damage(lines[1..].concat()), Violation::Broken(1));
+        assert_eq!(damage(lines[..4].concat()), Violation::Shortened { found: 4, expected: 5 });
+        assert_eq!(damage(String::new()), Violation::Shortened { found: 0, expected: 5 });
+        assert_eq!(damage(good.replace("abcdefgh", "hgfedcba")), Violation::Changed(1));
+        assert!(matches!(damage(lines[..4].concat() + "{}\n"), Violation::NotALine(5, _)));
+        assert!(matches!(damage(good[..good.len() - 3].to_owned()), Violation::NotALine(5, _)));
+        fs::write(trail.path(), good).unwrap();
+        trail.verify().unwrap();
+        fs::remove_file(trail.path()).unwrap();
+        assert_eq!(violation(&trail), Violation::Shortened { found: 0, expected: 5 });
+    }
+
+    #[test]
+    fn another_log_in_its_place_is_noticed() {
+        let (_dir, trail) = trail();
+        trail.append(Event::Paused).unwrap();
+        trail.append(Event::Resumed).unwrap();
+        let head = fs::read(trail.head_path()).unwrap();
+        fs::remove_file(trail.path()).unwrap();
+        trail.append(Event::Paused).unwrap();
+        trail.append(Event::Stopped).unwrap();
+        fs::write(trail.head_path(), head).unwrap();
+        assert_eq!(violation(&trail), Violation::Replaced(2));
+    }
+
+    #[test]
+    fn a_part_of_a_line_is_taken_away_and_told() {
+        let (_dir, trail) = trail();
+        trail.append(Event::Paused).unwrap();
+        let mut text = fs::read_to_string(trail.path()).unwrap();
+        for part in ["{\"seq\":2,\"ti".to_owned(), "x".repeat(9000)] {
+            text.push_str(&part);
+            fs::write(trail.path(), &text).unwrap();
+            let last = trail.append(Event::Resumed).unwrap();
+            assert_eq!(trail.verify().unwrap().lines, last);
+            text = fs::read_to_string(trail.path()).unwrap();
+            assert!(text.contains(&format!("\"event\":\"torn\",\"bytes\":{}", part.len())), "{text}");
+        }
+        fs::write(trail.path(), "{\"seq\":1").unwrap();
+        fs::remove_file(trail.head_path()).unwrap();
+        assert_eq!(trail.append(Event::Resumed).unwrap(), 2);
+        trail.verify().unwrap();
+    }
+
+    #[test]
+    fn long_lines_are_followed_by_others() {
+        let (_dir, trail) = trail();
+        trail.append(Event::NotStarted { exec: 0, reason: "x".repeat(300_000) }).unwrap();
+        assert_eq!(trail.append(Event::Paused).unwrap(), 2);
+        assert_eq!(trail.verify().unwrap().lines, 2);
+        let (all, end) = trail.read_from(0).unwrap();
+        assert_eq!(end, all.len() as u64);
+        assert_eq!(trail.read_from(end).unwrap(), (Vec::new(), end));
+    }
+
+    #[test]
+    fn writers_at_the_same_time_make_one_chain() {
+        let (_dir, trail) = trail();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..25).for_each(|_| assert!(trail.append(Event::Paused).is_ok())));
+            }
+        });
+        assert_eq!(trail.verify().unwrap().lines, 100);
+    }
+
+    #[test]
+    fn a_log_is_no_link() {
+        let (dir, trail) = trail();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, trail.path()).unwrap();
+        assert!(trail.append(Event::Paused).is_err());
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"");
+    }
+}
