@@ -1,10 +1,10 @@
 //! What makes a restored machine unlike the machine it is a copy of: wall clock, randomness, names.
 //!
 //! Applied on the host's word, before anything else that came with it. Clock, random numbers and hostname must succeed.
-//! The files may not: a guest may have removed its own `/etc`, and must still be usable after a fork.
 
-use rustix::fs::{Mode, OFlags, open, rename, unlink};
-use rustix::io::{Errno, write};
+use crate::names::NameFiles;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use sandboxvm_protocol::agent::GuestIdentity;
@@ -31,21 +31,19 @@ const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
 const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 
 /// Puts `identity` in force.
-pub(crate) fn apply(identity: &GuestIdentity) -> Result<(), IdentityError> {
+pub(crate) fn apply(identity: &GuestIdentity, files: &NameFiles) -> Result<(), IdentityError> {
     let fail = |part| move |errno| IdentityError { part, errno };
     set_clock(identity.wall_clock_ns).map_err(fail("wall clock"))?;
     reseed(identity.entropy).map_err(fail("random number generator"))?;
     let name = identity.hostname.as_str();
     rustix::system::sethostname(name.as_bytes()).map_err(fail("hostname"))?;
 
-    let mut machine_id = String::with_capacity(33);
+    let mut machine_id = String::with_capacity(32);
     for byte in identity.machine_id {
         // Writing to a String does not fail.
         let _ = write!(machine_id, "{byte:02x}");
     }
-    machine_id.push('\n');
-    replace("/etc/machine-id", "/etc/.machine-id.sandboxvm", machine_id.as_bytes());
-    replace("/etc/hostname", "/etc/.hostname.sandboxvm", format!("{name}\n").as_bytes());
+    files.write(name, &machine_id);
     Ok(())
 }
 
@@ -101,20 +99,4 @@ fn reseed(bytes: [u8; 32]) -> Result<(), Errno> {
     let reseed = unsafe { NoArg::<RNDRESEEDCRNG>::new() };
     // SAFETY: as above.
     unsafe { ioctl(&random, reseed) }
-}
-
-/// Writes a file beside its place and renames it there, so that no reader sees half of it and no symbolic link is
-/// followed. What fails is said on the console.
-fn replace(path: &str, beside: &str, content: &[u8]) {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o644);
-    let replaced = match open(beside, flags, mode) {
-        Err(Errno::EXIST) => unlink(beside).and_then(|()| open(beside, flags, mode)),
-        opened => opened,
-    }
-    .and_then(|file| write(&file, content))
-    .and_then(|_| rename(beside, path));
-    if let Err(errno) = replaced {
-        eprintln!("sandboxvm-agent: identity: {path} stays as it is: {errno}");
-    }
 }

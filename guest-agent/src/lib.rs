@@ -4,6 +4,7 @@
 //! boot     mounts, loopback, hostname; any failure stops the machine          boot::run
 //! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
 //! process  finds, starts and describes the processes run for the host         process::*
+//! names    /etc/hostname and /etc/machine-id, held open                     names::NameFiles
 //! identity what makes a restored machine unlike its siblings                  identity::apply
 //! shutdown sync, read-only remount, reset                                     shutdown::*
 //! notify   one-byte progress reports to the VMM                               notify::NotifyPort
@@ -17,11 +18,13 @@
 
 mod boot;
 mod identity;
+mod names;
 mod notify;
 mod process;
 mod server;
 mod shutdown;
 
+use names::NameFiles;
 use server::{Role, Server, ServerError, listener::Listener};
 use std::ffi::CStr;
 
@@ -44,10 +47,12 @@ fn run_as_init() -> ! {
         Ok(machine) => machine,
         Err(error) => shutdown::stop_after(&error),
     };
-    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener)).and_then(|mut server| {
-        machine.notify.ready();
-        server.run()
-    });
+    let names = std::mem::take(&mut machine.names);
+    let served =
+        Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, names)).and_then(|mut server| {
+            machine.notify.ready();
+            server.run()
+        });
     match served {
         Ok(()) => shutdown::in_order(&mut machine.notify),
         Err(error) => shutdown::stop_after(&error),
@@ -59,7 +64,7 @@ fn serve(socket: &CStr) -> i32 {
     let served = Listener::unix(socket).and_then(|listener| {
         // As PID 1 the agent is at the root, and the spawning of processes counts on it.
         rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
-        Server::new(Role::Service, listener)?.run()
+        Server::new(Role::Service, listener, NameFiles::default())?.run()
     });
     match served {
         Ok(()) => 0,

@@ -3,6 +3,7 @@
 
 use crate::{
     admission::{self, AdmissionError},
+    agent::AgentError,
     audit::{AuditError, Event},
     begin::{Disks, Restored, Visibility, boot, restore},
     content::{self, Content},
@@ -154,6 +155,9 @@ pub enum CreateError {
     /// A machine restored ahead of its use.
     #[error("a machine of the pool does not answer: {0}")]
     Armed(ControlError),
+    /// A machine that was to become a ready snapshot did not run what it was to.
+    #[error("a new machine cannot be warmed up: {0}")]
+    Warm(#[from] AgentError),
     /// The machine did not take its identity.
     #[error("the sandbox cannot be told its identity: {0}")]
     Identity(Box<ExecError>),

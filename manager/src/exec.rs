@@ -61,15 +61,12 @@ impl Exec {
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
         request: ExecRequest,
-        trail: &Trail,
     ) -> Result<Self, AgentError> {
         let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Exec(request)).await?;
         let AgentMessage::Started { pid } = first else {
             return Err(WireError::Unexpected("answer to a request to run a process").into());
         };
-        let mut exec = Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend);
-        exec.output.log_end = Some((trail.clone(), pid));
-        Ok(exec)
+        Ok(Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend))
     }
 
     pub(crate) async fn attach(
@@ -86,6 +83,11 @@ impl Exec {
             _ => return Err(WireError::Unexpected("answer to a request to attach to a process").into()),
         };
         Ok(Self::on(connection, request.pid, credit, request.view))
+    }
+
+    /// Has its end logged by whoever reads its output.
+    pub(crate) fn log_end(&mut self, trail: Trail) {
+        self.output.log_end = Some((trail, self.pid));
     }
 
     fn on(connection: AgentConnection, pid: u32, credit: Credit, view: View) -> Self {

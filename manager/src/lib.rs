@@ -53,6 +53,7 @@ mod staged;
 mod started;
 mod state;
 mod sweep;
+mod warm;
 mod wire;
 
 pub use admission::{AdmissionError, HostMemory, host_memory};

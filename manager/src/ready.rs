@@ -20,6 +20,7 @@ use crate::{
         taking,
     },
     staged::Staged,
+    warm,
 };
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
 use sha2::{Digest, Sha256};
@@ -90,15 +91,18 @@ pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
     remove_directory(home, path(home, key)).map(drop)
 }
 
-/// Boots a machine that nobody sees, and takes its snapshot before anything ran in it.
+/// Boots a machine that nobody sees, warms it up, and takes its snapshot.
 async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
     let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, ..spec.clone() };
     let staged = Staged::begin(home, new_record(&plain, basis)?)?;
     let mut started = boot(staged, basis, spec.boot_timeout, Visibility::Hidden)?;
-    let taken = match started.ready().await {
-        Ok(()) => taking::take(started.sandbox(), None, &path(home, key)).await.map(drop).map_err(CreateError::from),
-        Err(error) => Err(error),
-    };
+    let taken: Result<(), CreateError> = async {
+        started.ready().await?;
+        warm::up(&started.sandbox().directory).await?;
+        taking::take(started.sandbox(), None, &path(home, key)).await?;
+        Ok(())
+    }
+    .await;
     let finished = started.finish().await;
     taken?;
     Ok(finished?)

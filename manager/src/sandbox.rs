@@ -202,9 +202,10 @@ impl Sandbox {
         let identity = self.reachable().await?;
         let trail = self.trail();
         let exec = trail.append(Event::exec(&request))?;
-        match Exec::start(&self.directory, identity.as_ref(), request, &trail).await {
-            Ok(started) => {
+        match Exec::start(&self.directory, identity.as_ref(), request).await {
+            Ok(mut started) => {
                 trail.note(Event::Started { exec, pid: started.pid });
+                started.log_end(trail);
                 Ok(started)
             }
             Err(error) => {

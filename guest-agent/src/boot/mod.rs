@@ -10,7 +10,7 @@ mod command_line;
 mod loopback;
 pub(crate) mod mounts;
 
-use crate::notify::NotifyPort;
+use crate::{names::NameFiles, notify::NotifyPort};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -47,6 +47,8 @@ pub(crate) enum BootError {
 pub(crate) struct Machine {
     /// The VMM's notify port.
     pub(crate) notify: NotifyPort,
+    /// Where its names stand.
+    pub(crate) names: NameFiles,
 }
 
 /// Hostname of a sandbox whose VMM names none.
@@ -70,11 +72,12 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     let name = command_line.hostname().unwrap_or(DEFAULT_HOSTNAME);
     rustix::system::sethostname(name.as_bytes())
         .map_err(|errno| BootError::Hostname { name: name.to_owned(), errno })?;
+    let names = NameFiles::mount(name);
     loopback::up().map_err(BootError::Loopback)?;
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
     setrlimit(Resource::Nofile, limit).map_err(BootError::Limits)?;
     become_batch_task().map_err(BootError::Scheduling)?;
-    Ok(Machine { notify })
+    Ok(Machine { notify, names })
 }
 
 /// A batch task never preempts the task that wakes it (sched(7)). So a process that writes goes on writing until it

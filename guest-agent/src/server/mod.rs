@@ -24,6 +24,7 @@ pub(crate) mod slab;
 mod streams;
 mod token;
 
+use crate::names::NameFiles;
 use crate::process::Process;
 use crate::process::spawn::Spawner;
 use clock::{later, now};
@@ -87,6 +88,7 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Server {
     role: Role,
+    names: NameFiles,
     epoll: OwnedFd,
     signals: OwnedFd,
     listener: Listener,
@@ -113,7 +115,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Takes over signals and starts to listen. Only for a process with a single thread.
-    pub(crate) fn new(role: Role, listener: Listener) -> Result<Self, ServerError> {
+    pub(crate) fn new(role: Role, listener: Listener, names: NameFiles) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
         let spawner = Spawner::new(role == Role::Init).map_err(setup("open /dev/null"))?;
         if role == Role::Service {
@@ -123,6 +125,7 @@ impl Server {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup("create an epoll"))?;
         let server = Self {
             role,
+            names,
             epoll,
             signals,
             listener,
