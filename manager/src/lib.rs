@@ -53,6 +53,7 @@ mod staged;
 mod started;
 mod state;
 mod sweep;
+mod usage;
 mod warm;
 mod wire;
 
@@ -88,4 +89,5 @@ pub use snapshot::{
 pub use started::{StartError, StartedSandbox};
 pub use state::State;
 pub use sweep::Swept;
+pub use usage::Usage;
 pub use wire::WireError;

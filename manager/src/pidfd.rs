@@ -9,26 +9,34 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// One process.
 #[derive(Debug)]
-pub(crate) struct Pidfd(OwnedFd);
+pub(crate) struct Pidfd {
+    fd: OwnedFd,
+    pid: Pid,
+}
 
 impl Pidfd {
     pub(crate) fn open(pid: Pid) -> io::Result<Self> {
-        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+        Ok(Self { fd: pidfd_open(pid, PidfdFlags::empty())?, pid })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self(self.0.try_clone()?))
+        Ok(Self { fd: self.fd.try_clone()?, pid: self.pid })
+    }
+
+    /// Its number, which means this process for as long as it is alive.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Sends SIGKILL.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        Ok(pidfd_send_signal(&self.0, Signal::KILL)?)
+        Ok(pidfd_send_signal(&self.fd, Signal::KILL)?)
     }
 
     /// False once the process ended, reaped or not.
     pub(crate) fn is_alive(&self) -> bool {
         // It turns readable when the process ends (pidfd_open(2)).
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
     }
 
@@ -36,7 +44,7 @@ impl Pidfd {
     pub(crate) async fn ended(self) -> io::Result<()> {
         // SAFETY: an OwnedFd owns its descriptor, keeps it open until it is dropped, which AsyncFd does after it
         // deregistered it, and answers as_raw_fd with that one descriptor at all times.
-        let registered = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) };
+        let registered = unsafe { AsyncFd::register_with_interest(self.fd, Interest::READABLE) };
         registered?.readable().await.map(|_| ())
     }
 }

@@ -11,7 +11,10 @@ use crate::{
 use clap::Args;
 use sandboxvm_manager::{Log, Sandbox, printable};
 use sandboxvm_protocol::agent::process::{AttachRequest, View};
+use std::time::Duration;
 
+/// How often a log that is followed is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The console log is bounded; this is above its bound.
 const WHOLE: u64 = 16 << 20;
 
@@ -22,9 +25,12 @@ pub(crate) struct Logs {
     sandbox: String,
     /// ID of a process, as `exec -d` and `ps` print it: show its stdout on stdout and its stderr on stderr
     pid: Option<u32>,
-    /// Go on until the process ends; what it writes faster than this is read is left out
-    #[arg(short, long, requires = "pid")]
+    /// Go on until the process, or the sandbox, ends; what is written faster than this is read is left out
+    #[arg(short, long)]
     follow: bool,
+    /// Show the console, as without a PID
+    #[arg(long, conflicts_with_all = ["pid", "vmm"])]
+    console: bool,
     /// Show the VMM's own messages instead
     #[arg(long, conflicts_with = "pid")]
     vmm: bool,
@@ -39,12 +45,52 @@ impl Logs {
         if let Some(pid) = self.pid {
             return of_process(&sandbox, pid, self.follow);
         }
-        let log = sandbox.log(if self.vmm { Log::Vmm } else { Log::Console }, WHOLE)?;
-        let log = String::from_utf8_lossy(&log).replace("\r\n", "\n");
-        // Whoever reads it must not be driven by a guest.
-        stdio::print(&printable(last_lines(&log, self.tail)))?;
-        Ok(0)
+        let which = if self.vmm { Log::Vmm } else { Log::Console };
+        // Before the log is read: what is written in between belongs to it.
+        let mut is_live = sandbox.state()?.is_live();
+        let mut log = sandbox.log(which, WHOLE)?;
+        stdio::print(&shown(last_lines(&String::from_utf8_lossy(&log), self.tail)))?;
+        if !self.follow {
+            return Ok(0);
+        }
+        runtime::block_on(async {
+            let mut signals = Signals::catch()?;
+            while is_live {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                    _ = signals.next() => return Ok(0),
+                }
+                is_live = sandbox.state()?.is_live();
+                let now = sandbox.log(which, WHOLE)?;
+                match what_is_new(&log, &now) {
+                    Some(new) => stdio::print(&shown(&String::from_utf8_lossy(new)))?,
+                    None => {
+                        eprintln!("sandboxvm: some of the log was dropped before it could be shown");
+                        stdio::print(&shown(&String::from_utf8_lossy(&now)))?;
+                    }
+                }
+                log = now;
+            }
+            Ok(0)
+        })
     }
+}
+
+/// As a terminal may be given it: whoever reads it must not be driven by a guest.
+fn shown(log: &str) -> String {
+    printable(&log.replace("\r\n", "\n"))
+}
+
+/// What `now` has behind all of `before`, of which the older half may be gone. `None` when nothing of `before` is left.
+fn what_is_new<'a>(before: &[u8], now: &'a [u8]) -> Option<&'a [u8]> {
+    /// Long enough not to be there twice by chance.
+    const MARK: usize = 1024;
+    if now.starts_with(before) {
+        return Some(&now[before.len()..]);
+    }
+    let mark = &before[before.len().saturating_sub(MARK)..];
+    let at = now.windows(mark.len()).rposition(|window| window == mark)?;
+    Some(&now[at + mark.len()..])
 }
 
 /// As it is, since a process's output is for whoever asks for it.
@@ -74,6 +120,16 @@ fn last_lines(text: &str, count: Option<usize>) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_shown_is_not_shown_again() {
+        assert_eq!(what_is_new(b"", b"abc"), Some(&b"abc"[..]));
+        assert_eq!(what_is_new(b"abc", b"abc"), Some(&b""[..]));
+        assert_eq!(what_is_new(b"abc", b"abcde"), Some(&b"de"[..]));
+        let text: Vec<u8> = (0..4000_u32).flat_map(|n| format!("{n}\n").into_bytes()).collect();
+        assert_eq!(what_is_new(&text[..9000], &text[5000..]), Some(&text[9000..]));
+        assert_eq!(what_is_new(&text[..5000], &text[9000..]), None);
+    }
 
     #[test]
     fn the_last_lines_are_counted_from_the_end() {

@@ -1,26 +1,145 @@
-//! `stats`: a VMM's counters.
+//! `stats`: what sandboxes take of their host, or everything that one's VMM counts.
 
-use crate::{environment, failure::Failure, runtime, stdio, table};
+use crate::{environment, failure::Failure, runtime, signals::Signals, stdio, table};
 use clap::Args;
-use sandboxvm_protocol::vmm::VmStats;
+use sandboxvm_manager::{Manager, SandboxRecord, Usage};
+use sandboxvm_protocol::{identity::SandboxId, vmm::VmStats};
+use serde::Serialize;
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
 
-/// Show the counters of a running sandbox's VMM
+/// Time over which the share of a processor is taken.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Cursor to the corner, and everything below it away (ECMA-48 CUP, ED).
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// Show what running sandboxes take of the host, or all counters of one sandbox's VMM
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Name or ID of the sandbox
-    sandbox: String,
-    /// Print JSON
+    /// Name or ID of a sandbox; without one, a line for each that runs
+    sandbox: Option<String>,
+    /// Go on, once a second, until interrupted
+    #[arg(short, long)]
+    watch: bool,
+    /// Print JSON; with --watch a line each time
     #[arg(long)]
     json: bool,
 }
 
+/// A sandbox over the last moment.
+#[derive(Debug, Serialize)]
+struct Row {
+    id: SandboxId,
+    name: Option<String>,
+    state: &'static str,
+    /// Share of one processor in percent, above 100 for one with several vCPUs.
+    cpu_percent: f64,
+    #[serde(flatten)]
+    usage: Usage,
+    /// What it was made with.
+    memory_limit_bytes: u64,
+}
+
 impl Stats {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
-        let stats = runtime::block_on(async { Ok(sandbox.stats().await?) })?;
-        let text = if self.json { format!("{}\n", serde_json::to_string_pretty(&stats)?) } else { tables(&stats) };
-        stdio::print(&text)?;
-        Ok(0)
+        let manager = environment::manager()?;
+        match &self.sandbox {
+            Some(reference) if !self.watch => {
+                let sandbox = manager.find(reference)?;
+                let stats = runtime::block_on(async { Ok(sandbox.stats().await?) })?;
+                let text =
+                    if self.json { format!("{}\n", serde_json::to_string_pretty(&stats)?) } else { tables(&stats) };
+                stdio::print(&text)?;
+                Ok(0)
+            }
+            _ => runtime::block_on(self.usage(&manager)),
+        }
+    }
+
+    async fn usage(&self, manager: &Manager) -> Result<u8, Failure> {
+        let mut signals = Signals::catch()?;
+        let only = self.sandbox.as_deref().map(|reference| manager.find(reference)).transpose()?;
+        let only = only.map(|sandbox| sandbox.id().clone());
+        let mut watch = Watch::default();
+        watch.rows(manager, only.as_ref())?;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(WINDOW) => {}
+                _ = signals.next() => return Ok(if self.watch { 0 } else { signals.exit_code() }),
+            }
+            let rows = watch.rows(manager, only.as_ref())?;
+            stdio::print(&self.show(&rows)?)?;
+            if !self.watch || (only.is_some() && rows.is_empty()) {
+                return Ok(0);
+            }
+        }
+    }
+
+    fn show(&self, rows: &[Row]) -> Result<String, Failure> {
+        if self.json {
+            let text = if self.watch { serde_json::to_string(rows)? } else { serde_json::to_string_pretty(rows)? };
+            return Ok(text + "\n");
+        }
+        let heading = ["ID", "NAME", "STATE", "CPU", "MEMORY", "ITS OWN", "LIMIT"];
+        let text = table::render(heading, rows.iter().map(Row::cells));
+        Ok(if self.watch && io::stdout().is_terminal() { format!("{CLEAR}{text}") } else { text })
+    }
+}
+
+impl Row {
+    fn cells(&self) -> [String; 7] {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        [
+            self.id.to_string(),
+            self.name.clone().unwrap_or_else(|| "-".to_owned()),
+            self.state.to_owned(),
+            format!("{:.1} %", self.cpu_percent),
+            mib(self.usage.resident_bytes),
+            mib(self.usage.private_bytes),
+            mib(self.memory_limit_bytes),
+        ]
+    }
+}
+
+/// Processor times as they were when they were last looked at.
+#[derive(Debug, Default)]
+struct Watch {
+    before: HashMap<SandboxId, (Instant, Duration)>,
+}
+
+impl Watch {
+    /// All that run.
+    fn rows(&mut self, manager: &Manager, only: Option<&SandboxId>) -> Result<Vec<Row>, Failure> {
+        let mut rows = Vec::new();
+        let mut seen = HashMap::new();
+        for summary in manager.list()? {
+            let SandboxRecord { id, name, memory_bytes, .. } = summary.record;
+            if only.is_some_and(|only| *only != id) {
+                continue;
+            }
+            // None for one that does not run, and one may be gone by now.
+            let Some(usage) = manager.find(id.as_str()).ok().and_then(|sandbox| sandbox.usage().ok().flatten()) else {
+                continue;
+            };
+            let now = Instant::now();
+            let (since, before) = self.before.get(&id).copied().unwrap_or((now, usage.cpu));
+            let elapsed = now.duration_since(since).as_secs_f64();
+            let took = usage.cpu.saturating_sub(before).as_secs_f64();
+            seen.insert(id.clone(), (now, usage.cpu));
+            rows.push(Row {
+                name: name.map(|name| name.to_string()),
+                state: summary.state.word(),
+                cpu_percent: if elapsed > 0.0 { 100.0 * took / elapsed } else { 0.0 },
+                usage,
+                memory_limit_bytes: memory_bytes.bytes(),
+                id,
+            });
+        }
+        self.before = seen;
+        Ok(rows)
     }
 }
 
