@@ -65,11 +65,14 @@ impl Rig {
     /// One in which [`WRITER`] is at work.
     pub async fn create_writing(&self) -> StartedSandbox {
         let started = self.create().await;
-        let command = format!("setsid python3 -c \"{WRITER}\" </dev/null >/dev/null 2>&1 &");
+        let command = format!("(setsid python3 -c \"{WRITER}\"; echo ended with $?) </dev/null >/dev/shm/said 2>&1 &");
         run(started.sandbox(), &["sh", "-c", &command]).await;
         let deadline = Instant::now() + Duration::from_secs(300);
         while execute(started.sandbox(), &["test", "-e", "/dev/shm/written"]).await.0 != ExitStatus::Code(0) {
-            assert!(Instant::now() < deadline, "the guest does not get 64 MiB written");
+            if Instant::now() > deadline {
+                let said = run(started.sandbox(), &["cat", "/dev/shm/said"]).await;
+                panic!("the guest does not get 64 MiB written: {said}");
+            }
         }
         started
     }
