@@ -155,12 +155,11 @@ fn run_until_kicked(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) -> Resu
                 counters.mmio.fetch_add(1, Ordering::Relaxed);
                 context.devices.mmio_read(address, data)?;
             }
-            Ok(VcpuExit::InternalError) => {
-                match emulation::handle_internal_error(fd, &context.memory)? {
-                    Emulated::Int3 => context.shared.int3.fetch_add(1, Ordering::Relaxed),
-                    Emulated::Fwait => context.shared.fwait.fetch_add(1, Ordering::Relaxed),
-                };
-            }
+            Ok(VcpuExit::InternalError) => match emulation::handle_internal_error(fd, &context.memory)? {
+                Emulated::Int3 => drop(context.shared.int3.fetch_add(1, Ordering::Relaxed)),
+                Emulated::Fwait => drop(context.shared.fwait.fetch_add(1, Ordering::Relaxed)),
+                Emulated::ExtendedState => {}
+            },
             Ok(VcpuExit::Shutdown) => return Err(ExitReason::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _cpu)) => return Err(ExitReason::EntryFailure { reason }),
             Ok(VcpuExit::Intr) => {}

@@ -1,5 +1,5 @@
 //! Instructions that this host's KVM interpreter lacks and that a kernel still meets: INT3, which Linux uses while it
-//! patches its own text, and FWAIT. Called by a vCPU that left KVM_RUN with KVM_EXIT_INTERNAL_ERROR.
+//! patches its own text, FWAIT, and XSAVE and XRSTOR ([`super::extended_state`]). Called by a vCPU that left KVM_RUN with KVM_EXIT_INTERNAL_ERROR.
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES};
 use kvm_ioctls::VcpuFd;
@@ -7,6 +7,7 @@ use sandboxvm_protocol::vmm::ExitReason;
 use std::fmt::Write;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::extended_state::Instruction;
 use crate::devices::virtio::device::GuestMemory;
 
 const INT3: u8 = 0xcc;
@@ -21,6 +22,8 @@ pub enum Emulated {
     Int3,
     /// The instruction was skipped: there is no pending x87 exception to wait for, KVM would have reported it.
     Fwait,
+    /// Extended state was saved or restored.
+    ExtendedState,
 }
 
 /// Executes the instruction KVM failed on, if it is one of ours.
@@ -46,7 +49,13 @@ pub fn handle_internal_error(vcpu: &mut VcpuFd, memory: &GuestMemory) -> Result<
             advance(vcpu).map_err(host_failure("cannot step over FWAIT"))?;
             Ok(Emulated::Fwait)
         }
-        _ => Err(failure.into_reason()),
+        _ => match Instruction::decode(&failure.bytes) {
+            Some(instruction) => {
+                instruction.execute(vcpu, memory)?;
+                Ok(Emulated::ExtendedState)
+            }
+            None => Err(failure.into_reason()),
+        },
     }
 }
 

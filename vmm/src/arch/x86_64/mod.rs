@@ -5,6 +5,7 @@ pub mod boot;
 pub mod cmdline;
 pub mod cpuid;
 pub mod emulation;
+mod extended_state;
 pub mod host_mode;
 pub mod layout;
 pub mod mptable;
