@@ -2,20 +2,15 @@
 //! on the host's own AVX registers: a kernel that saved only what FXSAVE does would mix up the upper halves of its
 //! processes' vector registers, which every `memcpy` of theirs uses. SDM vol. 1, chapter 13, standard form only.
 //!
-//! Called by [`super::emulation`] with the vCPU out of KVM_RUN. Guest-virtual addresses are walked here, with the checks of
-//! the processor: a write to a page that a copy-on-write has yet to copy must fault.
+//! Called by [`super::emulation`] with the vCPU out of KVM_RUN.
 
+use super::paging::{Exception, GP, walk};
 use crate::devices::virtio::device::GuestMemory;
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use sandboxvm_protocol::vmm::ExitReason;
-use std::{
-    arch::x86_64::__cpuid_count,
-    sync::{LazyLock, atomic::AtomicU64, atomic::Ordering},
-};
-use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory,
-};
+use std::{arch::x86_64::__cpuid_count, sync::LazyLock};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Size of the area KVM hands out (Documentation/virt/kvm/api.rst, KVM_GET_XSAVE).
 const KVM_AREA: usize = 4096;
@@ -27,8 +22,6 @@ const X87: u64 = 1 << 0;
 const SSE: u64 = 1 << 1;
 const AVX: u64 = 1 << 2;
 const ALIGNMENT: u64 = 64;
-const GENERAL_PROTECTION: u8 = 13;
-const PAGE_FAULT: u8 = 14;
 
 /// What is done, to which place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,17 +39,6 @@ struct Operand {
     relative_to_rip: bool,
     displacement: i32,
 }
-
-/// An exception that the instruction raises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Exception {
-    vector: u8,
-    error_code: u32,
-    /// For a page fault.
-    address: Option<u64>,
-}
-
-const GP: Exception = Exception { vector: GENERAL_PROTECTION, error_code: 0, address: None };
 
 impl Instruction {
     /// 0F AE /4 and /5 with an operand in memory; `None` for anything else.
@@ -351,59 +333,10 @@ impl Place {
     }
 }
 
-/// Walks four levels of page tables (SDM vol. 3A, 4.5) for an access of ring 0, and marks the page as used.
-fn walk(memory: &GuestMemory, sregs: &kvm_sregs, address: u64, write: bool) -> Result<GuestAddress, Exception> {
-    const PRESENT: u64 = 1 << 0;
-    const WRITABLE: u64 = 1 << 1;
-    const ACCESSED: u64 = 1 << 5;
-    const DIRTY: u64 = 1 << 6;
-    const LARGE: u64 = 1 << 7;
-    const FRAME: u64 = 0x000f_ffff_ffff_f000;
-    const WRITE_PROTECT: u64 = 1 << 16;
-    let fault = |present: bool| Exception {
-        vector: PAGE_FAULT,
-        error_code: u32::from(present) | u32::from(write) << 1,
-        address: Some(address),
-    };
-    // Not canonical.
-    if (address.cast_signed() << 16 >> 16).cast_unsigned() != address {
-        return Err(GP);
-    }
-    let must_be_writable = write && sregs.cr0 & WRITE_PROTECT != 0;
-    let mut table = sregs.cr3 & FRAME;
-    for level in (0..4_u32).rev() {
-        let shift = 12 + 9 * level;
-        let entry_address = GuestAddress(table | (address >> shift & 0x1ff) << 3);
-        let value = with_entry(memory, entry_address, |entry| entry.load(Ordering::Relaxed)).ok_or(GP)?;
-        if value & PRESENT == 0 {
-            return Err(fault(false));
-        }
-        if must_be_writable && value & WRITABLE == 0 {
-            return Err(fault(true));
-        }
-        if level == 0 || (level < 3 && value & LARGE != 0) {
-            let used = ACCESSED | if write { DIRTY } else { 0 };
-            with_entry(memory, entry_address, |entry| entry.fetch_or(used, Ordering::Relaxed)).ok_or(GP)?;
-            let offset = (1 << shift) - 1;
-            return Ok(GuestAddress(value & FRAME & !offset | address & offset));
-        }
-        table = value & FRAME;
-    }
-    Err(GP)
-}
-
-/// Does something to a page-table entry in place, as other vCPUs change it too; `None` where there is no memory.
-fn with_entry<T>(memory: &GuestMemory, address: GuestAddress, act: impl FnOnce(&AtomicU64) -> T) -> Option<T> {
-    let region = memory.find_region(address)?;
-    let offset = MemoryRegionAddress(address.raw_value().checked_sub(region.start_addr().raw_value())?);
-    let slice = region.get_slice(offset, size_of::<AtomicU64>()).ok()?;
-    slice.get_atomic_ref::<AtomicU64>(0).ok().map(act)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::GuestMemoryMmap;
+    use crate::arch::x86_64::paging::tests::paged;
 
     fn decoded(bytes: &[u8]) -> Instruction {
         Instruction::decode(bytes).unwrap_or_else(|| panic!("{bytes:x?}"))
@@ -451,39 +384,6 @@ mod tests {
         assert_eq!(address(&[0x48, 0x0f, 0xae, 0x65, 0x00]), 0x5000);
     }
 
-    /// Page tables at 0x1000 to 0x4000 that map 0x5000 writable, 0x6000 not, and 0x200000 as a large page.
-    fn paged() -> (GuestMemory, kvm_sregs) {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap();
-        let put = |address: u64, entry: u64| memory.write_obj(entry, GuestAddress(address)).unwrap();
-        let tables = [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003), (0x3008, 0x40_0083)];
-        let pages = [(0x4028, 0x5003), (0x4030, 0x6001), (0x4038, 0x7003)];
-        tables.into_iter().chain(pages).for_each(|(address, entry)| put(address, entry));
-        (memory, kvm_sregs { cr0: 0x8001_0031, cr3: 0x1000, ..Default::default() })
-    }
-
-    #[test]
-    fn a_walk_finds_what_the_processor_finds() {
-        let (memory, mut sregs) = paged();
-        let fault = |address, error_code| Err(Exception { vector: PAGE_FAULT, error_code, address: Some(address) });
-        assert_eq!(walk(&memory, &sregs, 0x5040, true), Ok(GuestAddress(0x5040)));
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x4028)).unwrap(), 0x5063, "accessed and dirty");
-        assert_eq!(walk(&memory, &sregs, 0x6040, false), Ok(GuestAddress(0x6040)));
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x4030)).unwrap(), 0x6021, "accessed");
-        assert_eq!(walk(&memory, &sregs, 0x6040, true), fault(0x6040, 3));
-        assert_eq!(walk(&memory, &sregs, 0x8000, true), fault(0x8000, 2));
-        assert_eq!(walk(&memory, &sregs, 1 << 39, false), fault(1 << 39, 0));
-        assert_eq!(walk(&memory, &sregs, 0x20_1fc0, true), Ok(GuestAddress(0x40_1fc0)));
-        assert_eq!(walk(&memory, &sregs, 1 << 47, false), Err(GP));
-        sregs.cr0 &= !(1 << 16);
-        assert_eq!(walk(&memory, &sregs, 0x6040, true), Ok(GuestAddress(0x6040)));
-        // Tables and pages where there is no memory.
-        memory.write_obj(0xffff_ffff_f003_u64, GuestAddress(0x4028)).unwrap();
-        let place = Place::translate(&memory, &sregs, 0x5040, AFTER_HEADER, true).unwrap();
-        assert_eq!(place.write(&memory, &[0; AFTER_HEADER]), Err(GP));
-        sregs.cr3 = 0xffff_ffff_f000;
-        assert_eq!(walk(&memory, &sregs, 0x5040, true), Err(GP));
-    }
-
     #[test]
     fn what_is_saved_is_restored_and_the_rest_is_left() {
         let (memory, sregs) = paged();
@@ -508,10 +408,14 @@ mod tests {
         memory.write_obj(0_u64, GuestAddress(0x40_0fc0 + HEADER as u64)).unwrap();
         restore(&mut other, wanted, &memory, &sregs, at).unwrap();
         assert_eq!((other.0[0], other.0[1], other.0[160], bits(&other.0[..]) & AVX), (0x7f, 0x03, 0, 0));
+        // Tables that point to where there is no memory.
+        memory.write_obj(0xffff_ffff_f003_u64, GuestAddress(0x4028)).unwrap();
+        let place = Place::translate(&memory, &sregs, 0x5040, AFTER_HEADER, true).unwrap();
+        assert_eq!(place.write(&memory, &[0; AFTER_HEADER]), Err(GP));
         // A header that no processor would load, a place that is not aligned, a page that is not there.
         memory.write_obj(1_u64 << 63, GuestAddress(0x40_0fc0 + HEADER as u64)).unwrap();
         assert_eq!(restore(&mut other, wanted, &memory, &sregs, at), Err(GP));
         assert_eq!(save(&state, wanted, &memory, &sregs, at + 8), Err(GP));
-        assert!(matches!(save(&state, wanted, &memory, &sregs, 0x7fc0), Err(Exception { vector: PAGE_FAULT, .. })));
+        assert!(matches!(save(&state, wanted, &memory, &sregs, 0x7fc0), Err(Exception { address: Some(0x8000), .. })));
     }
 }

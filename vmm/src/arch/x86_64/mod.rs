@@ -9,5 +9,6 @@ mod extended_state;
 pub mod host_mode;
 pub mod layout;
 pub mod mptable;
+mod paging;
 pub mod registers;
 pub mod state;
