@@ -5,6 +5,7 @@
 //! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
 //! process  finds, starts and describes the processes run for the host         process::*
 //! names    /etc/hostname and /etc/machine-id, held open                     names::NameFiles
+//! files    work on files, each request in a forked process                   files::start
 //! identity what makes a restored machine unlike its siblings                  identity::apply
 //! shutdown sync, read-only remount, reset                                     shutdown::*
 //! notify   one-byte progress reports to the VMM                               notify::NotifyPort
@@ -17,6 +18,7 @@
 //! socket as an ordinary process. It touches nothing but the processes it is asked to start; the tests use it.
 
 mod boot;
+mod files;
 mod identity;
 mod names;
 mod notify;

@@ -15,6 +15,8 @@
 //! Attach{pid, ...}                 ->    Attached, then output and Exited as above; Stdin, Signal, Resize as above
 //! SignalProcess{pid, signal}       ->    Signalled
 //! ```
+//! What is done with files has a connection of its own ([`files`]).
+//!
 //! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
 //! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
 //! most [`STDIN_WINDOW`] bytes sent and not yet credited.
@@ -22,20 +24,25 @@
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
 
+pub mod files;
 pub mod process;
 
 use crate::{
     capped,
     frame::{Message, Wire},
 };
+use files::{FileReply, FileRequest};
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 2, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 3, oldest: 1 };
 
 /// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
 pub const SINCE_PROCESSES: u8 = 2;
+
+/// The version that first had [`files`].
+pub const SINCE_FILES: u8 = 3;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -151,6 +158,8 @@ pub enum HostMessage {
         /// What to send.
         signal: SignalNumber,
     },
+    /// Do something with files; the connection is for nothing else from here on. Answered by [`AgentMessage::File`].
+    Files(FileRequest),
 }
 
 impl Message for HostMessage {
@@ -158,6 +167,7 @@ impl Message for HostMessage {
         match self {
             Self::ListProcesses { .. } | Self::Attach(_) | Self::SignalProcess { .. } => SINCE_PROCESSES,
             Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
+            Self::Files(_) => SINCE_FILES,
             _ => 1,
         }
     }
@@ -205,6 +215,8 @@ pub enum AgentMessage {
     RunsOn,
     /// Answer to [`HostMessage::SignalProcess`].
     Signalled,
+    /// Answer to [`HostMessage::Files`].
+    File(FileReply),
 }
 
 impl Message for AgentMessage {
@@ -214,6 +226,7 @@ impl Message for AgentMessage {
                 SINCE_PROCESSES
             }
             Self::Failed(failure) if failure.kind == FailureKind::NoSuchProcess => SINCE_PROCESSES,
+            Self::File(_) => SINCE_FILES,
             _ => 1,
         }
     }

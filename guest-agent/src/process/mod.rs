@@ -24,7 +24,7 @@ pub(crate) mod stdin;
 mod strings;
 mod terminal;
 mod title;
-mod user;
+pub(crate) mod user;
 
 use crate::server::slab::Key;
 use kept::Kept;

@@ -113,6 +113,11 @@ impl Connection {
         }
     }
 
+    /// Bytes that wait to be sent.
+    pub(super) fn unsent(&self) -> &[u8] {
+        self.unsent.get(self.sent..).unwrap_or_default()
+    }
+
     /// True while bytes wait that the socket would not take: nothing more is to be produced for it.
     pub(super) fn is_stalled(&self) -> bool {
         !self.unsent.is_empty()

@@ -16,6 +16,7 @@ mod attach;
 mod clock;
 mod connection;
 mod ending;
+mod files;
 mod kept;
 pub(crate) mod listener;
 mod requests;
@@ -34,7 +35,8 @@ use kept::MAX_REMEMBERED;
 use listener::{Accepted, Listener};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, wait};
+use sandboxvm_protocol::agent::files::FileRequest;
 use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind, OnDisconnect, SignalNumber};
 use signals::{child_signals, disinherit, exit_status};
 use slab::{Key, Slab};
@@ -102,6 +104,10 @@ pub(crate) struct Server {
     spawner: Spawner,
     /// One read from a socket, or all frames of one turn of a process.
     scratch: Box<[u8]>,
+    /// Processes that work on files.
+    file_workers: Vec<Pid>,
+    /// Asked for on the connection whose frames are being handled.
+    file_request: Option<Box<FileRequest>>,
     /// Connections to receive from in this turn.
     receiving: Vec<Key>,
     /// Processes to look at in this turn.
@@ -136,6 +142,8 @@ impl Server {
             remembered: VecDeque::new(),
             spawner,
             scratch: vec![0; streams::SCRATCH].into_boxed_slice(),
+            file_workers: Vec::new(),
+            file_request: None,
             receiving: Vec::new(),
             due: Vec::new(),
             reap_due: false,
@@ -285,6 +293,7 @@ impl Server {
         for _ in 0..REAPED {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
+                    self.file_workers.retain(|worker| *worker != pid);
                     // One that ended may have had the same PID.
                     let is_it = |process: &Process| process.pid == pid && process.ended.is_none();
                     let found = self.processes.iter_mut().find(|(_, process)| is_it(process));

@@ -57,6 +57,11 @@ impl Server {
                 self.fail(key, failure);
                 return;
             }
+            if let Some(request) = self.file_request.take() {
+                // What follows on this connection is for whoever serves that.
+                self.hand_over(key, decoder, *request);
+                return;
+            }
         }
         // A request may have been large; what follows it is not, so its memory is not kept.
         if !(started && decoder.is_at_boundary())
@@ -141,6 +146,7 @@ impl Server {
             HostMessage::ListProcesses { after } => self.list(key, after),
             HostMessage::Attach(request) => return self.attach(key, &request),
             HostMessage::SignalProcess { pid, signal } => return self.signal_process(key, pid, signal),
+            HostMessage::Files(request) => return self.work_on_files(key, request),
         }
         Ok(())
     }
@@ -216,7 +222,7 @@ impl Server {
     }
 
     /// Tells the host what is wrong and ends the connection; for its process, the host is gone.
-    fn fail(&mut self, key: Key, failure: Failure) {
+    pub(super) fn fail(&mut self, key: Key, failure: Failure) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.queue(&AgentMessage::Failed(failure));
             connection.closing = true;
@@ -254,7 +260,7 @@ pub(super) fn bad_request(message: &str) -> Failure {
     Failure { kind: FailureKind::BadRequest, message: message.to_owned() }
 }
 
-fn internal(message: String) -> Failure {
+pub(super) fn internal(message: String) -> Failure {
     Failure { kind: FailureKind::Internal, message }
 }
 

@@ -3,7 +3,7 @@
 //! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
 //! here until it is listed, and the golden test then fails until it has a sample.
 
-use sandboxvm_protocol::{agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{agent::files::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -40,11 +40,11 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
-        ListProcesses {}, Attach (_), SignalProcess {},
+        ListProcesses {}, Attach (_), SignalProcess {}, Files (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
-        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (),
+        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), File (_),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -54,6 +54,19 @@ variants! {
     FailureKind {
         NotFound (), NotExecutable (), BadWorkingDirectory (), NoSuchUser (), Resources (), BadRequest (),
         UnsupportedVersion (), Internal (), NoSuchProcess (),
+    }
+    FileOperation {
+        Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
+        Archive {}, Extract {},
+    }
+    FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_) }
+    FileKind {
+        File (), Directory (), Symlink (), Fifo (), Socket (), CharacterDevice (), BlockDevice (),
+    }
+    ChangeKind { Created (), Written (), Removed (), Renamed (), AttributesChanged (), Missed () }
+    FileErrorKind {
+        NotFound (), AlreadyExists (), IsADirectory (), NotADirectory (), NotEmpty (), PermissionDenied (), NoSpace (),
+        ReadOnly (), NotAFile (), NoSuchUser (), BadPath (), BadArchive (), Resources (), BadRequest (), Other (),
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
@@ -126,6 +139,7 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         match &message {
             HostMessage::Exec(request) => covers.extend([request.stdin.variant(), request.on_disconnect.variant()]),
             HostMessage::Attach(request) => covers.push(request.view.variant()),
+            HostMessage::Files(request) => covers.push(request.operation.variant()),
             _ => {}
         }
         samples.push(sample(label, covers, message));
@@ -151,7 +165,96 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         add(label, HostMessage::Attach(AttachRequest { pid: 300, view, stdin: terminal.is_some(), terminal }));
     }
     add("signal-process", HostMessage::SignalProcess { pid: 300, signal: SignalNumber::KILL });
+    for (label, user, operation) in file_operations() {
+        let user = user.then(|| text("user:staff"));
+        add(&format!("files-{label}"), HostMessage::Files(FileRequest { user, operation }));
+    }
     samples
+}
+
+pub fn path(text: &str) -> FilePath {
+    FilePath::try_from(text).expect("a valid sample")
+}
+
+fn file_operations() -> [(&'static str, bool, FileOperation); 12] {
+    let a = || path("/home/user/a");
+    [
+        ("stat", false, FileOperation::Stat { path: a(), follow: true }),
+        ("list", true, FileOperation::List { path: path("relative"), depth: 3 }),
+        ("read", false, FileOperation::Read { path: a() }),
+        ("write", false, FileOperation::Write { path: a(), mode: Some(0o600), parents: true }),
+        ("make-directory", false, FileOperation::MakeDirectory { path: a(), mode: None, must_be_new: true }),
+        ("move", false, FileOperation::Move { from: a(), to: path("/b") }),
+        ("remove", false, FileOperation::Remove { path: a(), recursive: true }),
+        ("set-mode", false, FileOperation::SetMode { path: a(), mode: 0o4755, recursive: false }),
+        ("set-owner", false, FileOperation::SetOwner { path: a(), owner: text("1000:50"), recursive: true }),
+        ("watch", false, FileOperation::Watch { path: a(), recursive: true }),
+        ("archive", false, FileOperation::Archive { path: a(), name: path("."), follow: false }),
+        ("extract", true, FileOperation::Extract { path: a(), create: true, keep_owner: false }),
+    ]
+}
+
+fn file_entry(kind: FileKind) -> FileEntry {
+    FileEntry {
+        path: path("/home/user/a"),
+        kind,
+        size: 1 << 33,
+        mode: 0o4755,
+        uid: 1000,
+        gid: 50,
+        owner: "user".to_owned(),
+        group: "staff".to_owned(),
+        modified: FileTime { seconds: -1, nanoseconds: 999_999_999 },
+        link_target: (kind == FileKind::Symlink).then(|| path("../b")),
+    }
+}
+
+fn file_replies() -> Vec<(String, FileReply, Vec<&'static str>)> {
+    use FileErrorKind::*;
+    let kinds = [
+        FileKind::File,
+        FileKind::Directory,
+        FileKind::Symlink,
+        FileKind::Fifo,
+        FileKind::Socket,
+        FileKind::CharacterDevice,
+        FileKind::BlockDevice,
+    ];
+    let changes = [
+        ChangeKind::Created,
+        ChangeKind::Written,
+        ChangeKind::Removed,
+        ChangeKind::Renamed,
+        ChangeKind::AttributesChanged,
+        ChangeKind::Missed,
+    ];
+    let change = |kind| FileChange { kind, path: (kind != ChangeKind::Missed).then(|| path("sub/a")) };
+    let mut replies = vec![
+        ("begun".to_owned(), FileReply::Begun(None), vec![]),
+        ("begun-entry".to_owned(), FileReply::Begun(Some(file_entry(FileKind::File))), vec![]),
+        ("entry".to_owned(), FileReply::Entry(file_entry(FileKind::Symlink)), vec![]),
+        (
+            "entries".to_owned(),
+            FileReply::Entries(kinds.map(file_entry).to_vec()),
+            kinds.iter().map(Named::variant).collect(),
+        ),
+        (
+            "changes".to_owned(),
+            FileReply::Changes(changes.map(change).to_vec()),
+            changes.iter().map(Named::variant).collect(),
+        ),
+        ("done".to_owned(), FileReply::Done(FileTotals { entries: 3, bytes: 1 << 40, left_out: 1, attributes_lost: 2 }), vec![]),
+    ];
+    for kind in [
+        NotFound, AlreadyExists, IsADirectory, NotADirectory, NotEmpty, PermissionDenied, NoSpace, ReadOnly, NotAFile,
+        NoSuchUser, BadPath, BadArchive, Resources, BadRequest, Other,
+    ] {
+        let errno = (kind == NotFound).then_some(2);
+        let path = errno.map(|_| path("/home/user/a"));
+        let failure = FileFailure { kind, errno, path, message: "cannot open it".to_owned() };
+        replies.push((format!("failed-{kind:?}"), FileReply::Failed(failure), vec![kind.variant()]));
+    }
+    replies
 }
 
 pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
@@ -211,6 +314,10 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("output-dropped", AgentMessage::OutputDropped { bytes: 1 << 40 });
     add("runs-on", AgentMessage::RunsOn);
     add("signalled", AgentMessage::Signalled);
+    for (label, reply, mut covers) in file_replies() {
+        covers.extend(["AgentMessage::File", reply.variant()]);
+        samples.push(sample(&format!("file-{label}"), covers, AgentMessage::File(reply)));
+    }
     samples
 }
 
