@@ -257,7 +257,7 @@ pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
 }
 
 /// A value as it appears in a message: cut, and without control characters.
-fn shortened(value: &OsString) -> String {
+pub(crate) fn shortened(value: &OsString) -> String {
     let text = value.to_string_lossy();
     let mut short: String = text.chars().take(40).collect();
     if short.len() < text.len() {
@@ -270,7 +270,7 @@ pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
     SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
 }
 

@@ -12,7 +12,7 @@
 //!                         └─ remove ──rename──> trash/<id> ──> gone
 //! ```
 //! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent`,
-//! `exec` and `processes` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
+//! `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
 //! `server`, within a tokio runtime.
 
 mod admission;
@@ -26,6 +26,7 @@ mod create;
 mod directory;
 mod end;
 mod exec;
+mod files;
 mod flatten;
 mod fork;
 mod home;
@@ -65,6 +66,10 @@ pub use create::{CreateError, SandboxSpec, StartFrom};
 pub use directory::DirectoryError;
 pub use end::EndError;
 pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
+pub use files::{
+    CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
+    HostTarget, permissions,
+};
 pub use flatten::FlattenError;
 pub use fork::{ForkError, Forked};
 pub use home::{Home, HomeError};

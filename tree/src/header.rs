@@ -153,9 +153,9 @@ fn put_number(field: &mut [u8], number: u64) {
 pub(crate) fn number(field: &[u8]) -> Option<u64> {
     if field.first().is_some_and(|first| first & 0x80 != 0) {
         let (first, rest) = field.split_first()?;
-        return rest.iter().try_fold(u64::from(first & 0x7f), |sum, byte| {
-            sum.checked_mul(256).map(|sum| sum | u64::from(*byte))
-        });
+        return rest
+            .iter()
+            .try_fold(u64::from(first & 0x7f), |sum, byte| sum.checked_mul(256).map(|sum| sum | u64::from(*byte)));
     }
     let is_blank = |byte: &&u8| **byte == b' ';
     let digits = &field[field.iter().take_while(is_blank).count()..];

@@ -210,7 +210,9 @@ mod tests {
 
     #[test]
     fn paths_are_made_normal_or_refused() {
-        for (path, expected) in [(&b"./a//b/./c/"[..], &b"a/b/c"[..]), (b".", b""), (b"./", b""), (b"", b""), (b"...", b"...")] {
+        for (path, expected) in
+            [(&b"./a//b/./c/"[..], &b"a/b/c"[..]), (b".", b""), (b"./", b""), (b"", b""), (b"...", b"...")]
+        {
             assert_eq!(normal(path, Reach::Beneath), Ok(expected.to_vec()));
         }
         assert_eq!(normal(b"/etc/x", Reach::Beneath), Err(PlaceError::Absolute));

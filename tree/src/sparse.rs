@@ -157,8 +157,12 @@ mod tests {
 
     #[test]
     fn extents_are_in_order_and_within_the_file() {
-        let of = |pairs: &[(u64, u64)]| pairs.iter().map(|(offset, len)| Extent { offset: *offset, len: *len }).collect();
-        let valid = |pairs: &[(u64, u64)], size| { let extents: Vec<Extent> = of(pairs); are_valid(&extents, size) };
+        let of =
+            |pairs: &[(u64, u64)]| pairs.iter().map(|(offset, len)| Extent { offset: *offset, len: *len }).collect();
+        let valid = |pairs: &[(u64, u64)], size| {
+            let extents: Vec<Extent> = of(pairs);
+            are_valid(&extents, size)
+        };
         assert!(valid(&[], 0) && valid(&[(0, 3), (3, 0), (5, 5)], 10));
         for pairs in [&[(5, 6)][..], &[(u64::MAX, 2)], &[(4, 2), (5, 1)], &[(4, 2), (0, 1)]] {
             assert!(!valid(pairs, 10), "{pairs:?}");

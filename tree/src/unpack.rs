@@ -18,8 +18,8 @@ use crate::{
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chownat, fchmod, fchown,
-        fsetxattr, fstat, ftruncate, futimens, linkat, mkdirat, openat, statat, symlinkat, utimensat,
+        AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chownat, fchmod,
+        fchown, fsetxattr, fstat, ftruncate, futimens, linkat, mkdirat, openat, statat, symlinkat, utimensat,
     },
     io::Errno,
 };
@@ -332,9 +332,8 @@ impl<'a> Unpacking<'a> {
         }
         let (above, name) = place::split(normal);
         let parent = self.parents.open(above).map_err(fail("open the directory above", entry))?;
-        let (temporary, ()) =
-            Temporary::make(parent, |name| linkat(&old, target_name, parent, name, AtFlags::empty()))
-                .map_err(fail("make the hard link", entry))?;
+        let (temporary, ()) = Temporary::make(parent, |name| linkat(&old, target_name, parent, name, AtFlags::empty()))
+            .map_err(fail("make the hard link", entry))?;
         temporary.rename(name).map_err(fail("put in its place", entry))
     }
 }
@@ -402,8 +401,9 @@ fn times(entry: &Entry) -> Timestamps {
 
 /// How many of its attributes the file system would not take.
 fn set_attributes(file: BorrowedFd<'_>, entry: &Entry) -> u64 {
-    let lost = entry.attributes.iter().filter(|(name, value)| {
-        name.contains(&0) || fsetxattr(file, &name[..], value, XattrFlags::empty()).is_err()
-    });
+    let lost = entry
+        .attributes
+        .iter()
+        .filter(|(name, value)| name.contains(&0) || fsetxattr(file, &name[..], value, XattrFlags::empty()).is_err());
     lost.count() as u64
 }

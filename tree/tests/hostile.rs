@@ -154,7 +154,8 @@ fn hard_links_are_to_files_of_the_archive_alone() {
     place.refuses(&[hard_link("a", "mine")], "not from the archive");
     place.refuses(&[hard_link("a", "missing")], "No such file");
     place.refuses(&[other("d/", Kind::Directory), hard_link("a", "d")], "not from the archive");
-    let fine = [file("one", "1"), hard_link("two", "one"), hard_link("one", "two"), link("l", "x"), hard_link("m", "l")];
+    let fine =
+        [file("one", "1"), hard_link("two", "one"), hard_link("one", "two"), link("l", "x"), hard_link("m", "l")];
     place.unpack(&archive(&fine)[..]).unwrap();
     assert_eq!(names(&place.target()), ["d", "l", "m", "mine", "one", "two"]);
     // Writing to one name later replaces that name alone.

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat};
 use sandboxvm_tree::{
-    Entry, Extent, Kind, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer, pack, unpack,
-    unpack_single,
+    Entry, Extent, Kind, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer, pack,
+    unpack, unpack_single,
 };
 use std::{
     collections::BTreeMap,
@@ -139,7 +139,8 @@ fn gnu_tar_reads_what_we_write_and_we_what_it_writes() {
     let (bytes, _) = packed(home.path(), "from", "tree");
     fs::write(home.path().join("ours.tar"), &bytes).unwrap();
     let tar = |arguments: &[&str]| {
-        let output = Command::new("tar").args(arguments).current_dir(home.path()).output().expect("GNU tar is installed");
+        let output =
+            Command::new("tar").args(arguments).current_dir(home.path()).output().expect("GNU tar is installed");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
     fs::create_dir(home.path().join("theirs")).unwrap();

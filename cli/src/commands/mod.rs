@@ -4,6 +4,7 @@ mod attach;
 mod audit;
 mod cli_reference;
 mod completion;
+mod cp;
 mod create;
 mod doctor;
 mod events;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Run(run::Run),
     Create(create::Create),
     Exec(exec::Exec),
+    Cp(cp::Cp),
     Ps(ps::Ps),
     Attach(attach::Attach),
     Wait(wait::Wait),
@@ -65,6 +67,7 @@ impl Command {
             Self::Run(command) => command.run(),
             Self::Create(command) => command.run(),
             Self::Exec(command) => command.run(),
+            Self::Cp(command) => command.run(),
             Self::Ps(command) => command.run(),
             Self::Attach(command) => command.run(),
             Self::Wait(command) => command.run(),

@@ -22,12 +22,7 @@ pub(super) fn pack(channel: &mut Channel, path: &[u8], name: &[u8], follow: bool
     Ok(FileReply::Done(of_wire(totals)))
 }
 
-pub(super) fn unpack(
-    channel: &mut Channel,
-    path: &[u8],
-    create: bool,
-    keep_owner: bool,
-) -> Result<FileReply, Trouble> {
+pub(super) fn unpack(channel: &mut Channel, path: &[u8], create: bool, keep_owner: bool) -> Result<FileReply, Trouble> {
     let is_new = create && make_directories(path, 0o755)?;
     let directory = open_directory(path)?;
     channel.reply(&FileReply::Begun(None))?;
@@ -41,7 +36,8 @@ pub(super) fn unpack(
         progress: None,
     };
     let mut reader = Reader::new(&mut *channel);
-    let totals = sandboxvm_tree::unpack(&mut reader, directory, &policy).map_err(|error| unpack_trouble(error, path))?;
+    let totals =
+        sandboxvm_tree::unpack(&mut reader, directory, &policy).map_err(|error| unpack_trouble(error, path))?;
     // What follows an archive's end, tar's filling up of its last record for one.
     channel.finish_input()?;
     Ok(FileReply::Done(of_wire(totals)))

@@ -4,8 +4,8 @@ use super::failure::{Trouble, failure, refused};
 use super::inspect::describe;
 use crate::process::user::{User, UserError};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, mkdir, openat, rename as rename_file, stat, statat,
-    unlinkat,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, mkdir, openat, rename as rename_file, stat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 use sandboxvm_protocol::agent::CText;
@@ -122,9 +122,8 @@ pub(super) fn set_mode(path: &[u8], mode: u32, recursive: bool) -> Result<FileRe
 }
 
 pub(super) fn set_owner(path: &[u8], owner: &CText, recursive: bool) -> Result<FileReply, Trouble> {
-    let user = User::find(owner.as_bytes()).map_err(|error: UserError| {
-        failure(FileErrorKind::NoSuchUser, None, error.to_string())
-    })?;
+    let user = User::find(owner.as_bytes())
+        .map_err(|error: UserError| failure(FileErrorKind::NoSuchUser, None, error.to_string()))?;
     let Some(ids) = user.ids else { return Err(failure(FileErrorKind::NoSuchUser, None, "no such user".to_owned())) };
     let gid = owner.as_bytes().contains(&b':').then(|| Gid::from_raw(ids.gid));
     let set = |directory: BorrowedFd<'_>, name: &[u8], _| {

@@ -42,8 +42,6 @@ pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation
         FileOperation::SetOwner { path, owner, recursive } => change::set_owner(&at(&path), &owner, recursive),
         FileOperation::Watch { path, recursive } => watch::watch(channel, &at(&path), recursive),
         FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
-        FileOperation::Extract { path, create, keep_owner } => {
-            archive::unpack(channel, &at(&path), create, keep_owner)
-        }
+        FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
     }
 }

@@ -120,7 +120,8 @@ impl Watching<'_> {
             }
             return true;
         }
-        let path = if directory.is_empty() { event.name.clone() } else { [&directory, &b"/"[..], &event.name].concat() };
+        let path =
+            if directory.is_empty() { event.name.clone() } else { [&directory, &b"/"[..], &event.name].concat() };
         let is_directory = self.recursive && has(ReadFlags::ISDIR);
         if has(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             self.tell(ChangeKind::Created, Some(&path));

@@ -6,6 +6,7 @@
 
 mod ending;
 mod exec;
+mod files;
 mod host;
 mod limits;
 mod processes;

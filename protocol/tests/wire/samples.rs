@@ -3,7 +3,9 @@
 //! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
 //! here until it is listed, and the golden test then fails until it has a sample.
 
-use sandboxvm_protocol::{agent::files::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{
+    agent::files::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*,
+};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -243,11 +245,28 @@ fn file_replies() -> Vec<(String, FileReply, Vec<&'static str>)> {
             FileReply::Changes(changes.map(change).to_vec()),
             changes.iter().map(Named::variant).collect(),
         ),
-        ("done".to_owned(), FileReply::Done(FileTotals { entries: 3, bytes: 1 << 40, left_out: 1, attributes_lost: 2 }), vec![]),
+        (
+            "done".to_owned(),
+            FileReply::Done(FileTotals { entries: 3, bytes: 1 << 40, left_out: 1, attributes_lost: 2 }),
+            vec![],
+        ),
     ];
     for kind in [
-        NotFound, AlreadyExists, IsADirectory, NotADirectory, NotEmpty, PermissionDenied, NoSpace, ReadOnly, NotAFile,
-        NoSuchUser, BadPath, BadArchive, Resources, BadRequest, Other,
+        NotFound,
+        AlreadyExists,
+        IsADirectory,
+        NotADirectory,
+        NotEmpty,
+        PermissionDenied,
+        NoSpace,
+        ReadOnly,
+        NotAFile,
+        NoSuchUser,
+        BadPath,
+        BadArchive,
+        Resources,
+        BadRequest,
+        Other,
     ] {
         let errno = (kind == NotFound).then_some(2);
         let path = errno.map(|_| path("/home/user/a"));

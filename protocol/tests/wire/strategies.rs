@@ -80,21 +80,39 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
         (file_path(), any::<bool>()).prop_map(|(path, follow)| FileOperation::Stat { path, follow }),
         (file_path(), any::<u32>()).prop_map(|(path, depth)| FileOperation::List { path, depth }),
         file_path().prop_map(|path| FileOperation::Read { path }),
-        (file_path(), mode(), any::<bool>())
-            .prop_map(|(path, mode, parents)| FileOperation::Write { path, mode, parents }),
-        (file_path(), mode(), any::<bool>())
-            .prop_map(|(path, mode, must_be_new)| FileOperation::MakeDirectory { path, mode, must_be_new }),
+        (file_path(), mode(), any::<bool>()).prop_map(|(path, mode, parents)| FileOperation::Write {
+            path,
+            mode,
+            parents
+        }),
+        (file_path(), mode(), any::<bool>()).prop_map(|(path, mode, must_be_new)| FileOperation::MakeDirectory {
+            path,
+            mode,
+            must_be_new
+        }),
         (file_path(), file_path()).prop_map(|(from, to)| FileOperation::Move { from, to }),
         (file_path(), any::<bool>()).prop_map(|(path, recursive)| FileOperation::Remove { path, recursive }),
-        (file_path(), any::<u32>(), any::<bool>())
-            .prop_map(|(path, mode, recursive)| FileOperation::SetMode { path, mode, recursive }),
-        (file_path(), ctext(), any::<bool>())
-            .prop_map(|(path, owner, recursive)| FileOperation::SetOwner { path, owner, recursive }),
+        (file_path(), any::<u32>(), any::<bool>()).prop_map(|(path, mode, recursive)| FileOperation::SetMode {
+            path,
+            mode,
+            recursive
+        }),
+        (file_path(), ctext(), any::<bool>()).prop_map(|(path, owner, recursive)| FileOperation::SetOwner {
+            path,
+            owner,
+            recursive
+        }),
         (file_path(), any::<bool>()).prop_map(|(path, recursive)| FileOperation::Watch { path, recursive }),
-        (file_path(), file_path(), any::<bool>())
-            .prop_map(|(path, name, follow)| FileOperation::Archive { path, name, follow }),
-        (file_path(), any::<bool>(), any::<bool>())
-            .prop_map(|(path, create, keep_owner)| FileOperation::Extract { path, create, keep_owner }),
+        (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
+            path,
+            name,
+            follow
+        }),
+        (file_path(), any::<bool>(), any::<bool>()).prop_map(|(path, create, keep_owner)| FileOperation::Extract {
+            path,
+            create,
+            keep_owner
+        }),
     ]
 }
 
@@ -121,9 +139,8 @@ fn file_reply() -> impl Strategy<Value = FileReply> {
         any::<[u64; 4]>().prop_map(|[entries, bytes, left_out, attributes_lost]| {
             FileReply::Done(FileTotals { entries, bytes, left_out, attributes_lost })
         }),
-        (kind, any::<Option<i32>>(), option::of(file_path()), ".{0,200}").prop_map(|(kind, errno, path, message)| {
-            FileReply::Failed(FileFailure { kind, errno, path, message })
-        }),
+        (kind, any::<Option<i32>>(), option::of(file_path()), ".{0,200}")
+            .prop_map(|(kind, errno, path, message)| { FileReply::Failed(FileFailure { kind, errno, path, message }) }),
     ]
 }
 
