@@ -137,7 +137,9 @@ impl Cp {
     ) -> Result<u8, Failure> {
         let limits = CopyLimits { max_bytes: self.max_size, max_entries: self.max_files };
         let moved = Arc::new(AtomicU64::new(0));
-        let signal = async { drop(signals.next().await) };
+        let signal = async {
+            let _ = signals.next().await;
+        };
         let copy = files.copy_out(from, to, self.follow_link, limits, Arc::clone(&moved), signal);
         let copied = progress::transfer("copying", &moved, copy).await;
         finish(copied, signals)
@@ -151,7 +153,9 @@ impl Cp {
         signals: &mut Signals,
     ) -> Result<u8, Failure> {
         let moved = Arc::new(AtomicU64::new(0));
-        let signal = async { drop(signals.next().await) };
+        let signal = async {
+            let _ = signals.next().await;
+        };
         let copy = files.copy_in(from, to, self.follow_link, self.archive, Arc::clone(&moved), signal);
         let copied = progress::transfer("copying", &moved, copy).await;
         finish(copied, signals)
