@@ -1,5 +1,7 @@
 //! Files between host and sandbox: copied by the CLI, worked on through the library.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
 use rustix::{
     fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat},
     process::Signal,
@@ -79,7 +81,8 @@ fn describe(root: &Path, path: &Path, all: &mut BTreeMap<String, String>, inodes
         let mut attribute = [0; 64];
         let len = getxattr(path, "user.test", &mut attribute[..]).unwrap_or(0);
         let attribute = String::from_utf8_lossy(&attribute[..len]).into_owned();
-        let sum = fs::read(path).unwrap().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
+        let sum =
+            fs::read(path).unwrap().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
         format!("{} {sum} links={} {} {attribute}", about.len(), about.nlink(), names > 0)
     };
     let mode = if kind.is_symlink() { 0 } else { about.mode() & 0o7777 };
@@ -118,7 +121,8 @@ fn trees_are_copied_both_ways_and_streamed() {
     assert!(fs::metadata(work.join("back/sparse")).unwrap().blocks() < 100, "holes survive");
     let look = sandbox.sh("cd /home/tree && stat -c '%a %Y %U %h' plain sub && du -k sparse && readlink absolute");
     assert!(
-        look.out().starts_with("751 1000000000 root 2\n1750 1111111111 root 3\n") && look.out().ends_with("/etc/passwd\n"),
+        look.out().starts_with("751 1000000000 root 2\n1750 1111111111 root 3\n")
+            && look.out().ends_with("/etc/passwd\n"),
         "{}",
         look.transcript()
     );
@@ -131,14 +135,16 @@ fn trees_are_copied_both_ways_and_streamed() {
     let listed = Command::new("tar").arg("-tf").arg(work.join("sub.tar")).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(listed.contains("sub/twin\n") && listed.contains("sub/relative\n"), "{listed}");
-    let theirs = Command::new("tar").args(["-cf", "-", "plain", "sub"]).current_dir(work.join("tree")).output().unwrap();
+    let theirs =
+        Command::new("tar").args(["-cf", "-", "plain", "sub"]).current_dir(work.join("tree")).output().unwrap();
     let _ = cp(&home, &["-u", "nobody", "-", "demo:/tmp"]).input(theirs.stdout).run().succeeds();
     let owners = sandbox.sh("stat -c '%U %a %h' /tmp/plain /tmp/sub/twin; test -z \"$(ls -A /tmp | grep sandboxvm-)\"");
     assert_eq!(owners.succeeds().out(), "nobody 751 2\nnobody 751 2\n");
 
     // As somebody who may not, to where nothing is, of what is not there, and from what is no sandbox.
     let plain = at("tree/plain");
-    let _ = cp(&home, &["-u", "nobody", &plain, "demo:/root/x"]).run().fails_with(&["Permission denied", "another user"]);
+    let _ =
+        cp(&home, &["-u", "nobody", &plain, "demo:/root/x"]).run().fails_with(&["Permission denied", "another user"]);
     let _ = cp(&home, &[&plain, "demo:/new/"]).run().fails_with(&["no such directory"]);
     let _ = cp(&home, &["demo:/none", &at("x")]).run().fails_with(&["/none in the sandbox", "No such file"]);
     let _ = cp(&home, &[&plain, "none:/x"]).run().fails_with(&["none"]);
@@ -192,7 +198,8 @@ fn hostile(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("victim"), "untouched").unwrap();
     // A link is planted by one copy, for the next to go through.
-    let plant = format!("mkdir -p /evil && ln -s {} /evil/d && ln -s {}/victim /evil/f", outside.display(), outside.display());
+    let plant =
+        format!("mkdir -p /evil && ln -s {} /evil/d && ln -s {}/victim /evil/f", outside.display(), outside.display());
     let _ = sandbox.sh(&format!("{plant} && mkfifo /evil/pipe && truncate -s 1T /huge")).succeeds();
     let evil = out.to_str().unwrap();
     let planted = cp(home, &["demo:/evil", evil]).run().succeeds();
@@ -242,7 +249,7 @@ async fn content(files: &Files<'_>, from: &str) -> Result<Vec<u8>, FileError> {
     Ok(all)
 }
 
-/// What the HTTP server will be made of; then 64 MiB in bounded memory.
+/// What the HTTP server will be made of; then 32 MiB in bounded memory.
 #[test]
 fn the_library_works_on_files_and_streams_in_bounded_memory() {
     let Some(home) = Home::with_kvm() else { return };
@@ -286,9 +293,9 @@ fn the_library_works_on_files_and_streams_in_bounded_memory() {
         assert_eq!(files.remove(path("/srv/x"), true).await.unwrap().entries, 2);
         let missing = files.stat(path("/srv/x"), false).await.unwrap_err();
         assert_eq!(missing.kind(), Some(FileErrorKind::NotFound), "{missing}");
-        run(&sandbox, &["truncate", "-s", "64M", "/zeros"]).await;
+        run(&sandbox, &["truncate", "-s", "32M", "/dev/shm/zeros"]).await;
     });
-    streams(&home, &made, 64 << 20);
+    streams(&home, &made, 32 << 20);
     made.remove();
     home.assert_nothing_left();
 }
@@ -298,7 +305,7 @@ fn streams(home: &Home, sandbox: &Sandbox<'_>, size: u64) {
     let vmm_memory = Sampler::of_vmm_overhead(sandbox.vmm_pid(), 128);
     // Not by way of the harness, which keeps all that is written.
     let mut copy = Command::new(&home.artefacts().program)
-        .args(["cp", "lib:/zeros", "-"])
+        .args(["cp", "lib:/dev/shm/zeros", "-"])
         .env("SANDBOXVM_HOME", home.path())
         .stdout(Stdio::piped())
         .spawn()
@@ -333,7 +340,7 @@ fn streams(home: &Home, sandbox: &Sandbox<'_>, size: u64) {
 fn four_gib_stream_in_bounded_memory() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "lib"]);
-    let _ = sandbox.sh("truncate -s 4G /zeros").succeeds();
+    let _ = sandbox.sh("truncate -s 4G /dev/shm/zeros").succeeds();
     streams(&home, &sandbox, 4 << 30);
     sandbox.remove();
     home.assert_nothing_left();

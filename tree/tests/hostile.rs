@@ -1,5 +1,7 @@
 //! Archives that want out: nothing outside the target is touched, and no more is taken than the caps say.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
 use sandboxvm_tree::{
     Entry, Extent, Kind, ReadError, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer, unpack,
 };

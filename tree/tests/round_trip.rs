@@ -1,5 +1,7 @@
 //! Trees come out as they went in, and other programs' archives are read as ours are by them.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat};
 use sandboxvm_tree::{
