@@ -150,6 +150,9 @@ fn trees_are_copied_both_ways_and_streamed() {
     let _ = cp(&home, &[&plain, "none:/x"]).run().fails_with(&["none"]);
     let _ = cp(&home, &[&plain, &at("y")]).run().fails_with(&["SANDBOX:PATH"]);
 
+    let events = home.cli(["events", "demo"]).run().succeeds().out();
+    assert!(events.contains(" files act=\"extract\" path=\"/tmp\" user=\"nobody\""), "{events}");
+
     interrupted(&home, &sandbox, &work);
     hostile(&home, &sandbox, &work);
     sandbox.remove();
@@ -227,7 +230,7 @@ fn hostile(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
                 done; rm -rf a* d*; done";
     let mut busy = sandbox.spawn_sh(busy);
     busy.wait_for_stdout("up\n");
-    let _ = cp(home, &["demo:/busy", &out.join("busy").to_str().unwrap().to_owned()]).run().succeeds();
+    let _ = cp(home, &["demo:/busy", out.join("busy").to_str().unwrap()]).run().succeeds();
     busy.signal(Signal::TERM);
     let _ = busy.finish();
     // A name that would drive a terminal is shown escaped.

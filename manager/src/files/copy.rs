@@ -112,7 +112,7 @@ impl Files<'_> {
             None => return Err(CopyError::GivenUp),
             Some(sent) => sent,
         };
-        let unpacked = unpacked.unwrap_or_else(|_| Err(UnpackError::NotSingle));
+        let unpacked = unpacked.unwrap_or(Err(UnpackError::NotSingle));
         let totals = match (sent, unpacked) {
             // Of a stream that broke, the reason is on its side; of one that was refused here, on ours.
             (Err(error), Ok(_) | Err(UnpackError::Archive(_))) => return Err(error.into()),

@@ -27,6 +27,7 @@ pub use watch::FileWatch;
 
 use crate::{
     agent::{AgentConnection, AgentError},
+    audit::Event,
     sandbox::Sandbox,
     wire::WireError,
 };
@@ -240,9 +241,16 @@ impl<'s> Files<'s> {
     /// Connects and asks; the value has the first reply that is no failure.
     async fn begin(&self, operation: FileOperation) -> Result<(AgentConnection, FileReply), FileError> {
         let identity = self.sandbox.reachable().await?;
+        let event = Event::files(&operation, self.user.as_ref());
         let request = HostMessage::Files(FileRequest { user: self.user.clone(), operation });
         match AgentConnection::request(&self.sandbox.directory, identity.as_ref(), &request).await {
-            Ok((connection, AgentMessage::File(reply))) => Ok((connection, error::unless_failed(reply)?)),
+            Ok((connection, AgentMessage::File(reply))) => {
+                let reply = error::unless_failed(reply)?;
+                if let Some(event) = event {
+                    self.sandbox.trail().note(event);
+                }
+                Ok((connection, reply))
+            }
             Ok(_) => Err(FileError::unexpected("answer to a request about files")),
             Err(error) => Err(self.sandbox.explain(error).await.into()),
         }
