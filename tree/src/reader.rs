@@ -9,10 +9,8 @@ use crate::{
 };
 use std::io::{self, Read};
 
-/// Most bytes of pax records for one entry; its names and attributes are in there.
+/// Most bytes of headers that are about an entry, before its own; its names and attributes are in there.
 const MAX_RECORDS: u64 = 1 << 20;
-/// Most bytes of records that are for nobody in particular and passed over.
-const MAX_GLOBAL: u64 = 1 << 20;
 /// Prefix of extended attributes in pax records.
 pub(crate) const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
@@ -77,7 +75,7 @@ impl<R: Read> Reader<R> {
     /// Every [`ReadError`]; nothing more can be read after one.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, ReadError> {
         let mut overrides = Overrides::default();
-        let mut global = 0;
+        let mut spent = 0;
         loop {
             self.skip(self.left)?;
             self.left = 0;
@@ -86,18 +84,21 @@ impl<R: Read> Reader<R> {
             let Some(block) = self.next_header()? else { return Ok(None) };
             let header = Header(&block);
             let size = header.size().ok_or(ReadError::Damaged("the size of an entry is no number"))?;
-            match header.kind() {
-                header::PAX => self.content(size, MAX_RECORDS).and_then(|bytes| overrides.take(&bytes))?,
+            let kind = header.kind();
+            if !matches!(kind, header::PAX | header::GNU_LONG_NAME | header::GNU_LONG_LINK | header::PAX_GLOBAL) {
+                return self.entry(&header, size, overrides).map(Some);
+            }
+            // However many headers say it: neither memory nor time is without bound.
+            spent = size.saturating_add(spent).saturating_add(BLOCK as u64);
+            if spent > MAX_RECORDS {
+                return Err(ReadError::Damaged("the names or attributes of an entry are too long"));
+            }
+            match kind {
+                header::PAX => self.content(size).and_then(|bytes| overrides.take(&bytes))?,
                 header::GNU_LONG_NAME => overrides.path = Some(self.long_name(size)?),
                 header::GNU_LONG_LINK => overrides.link = Some(self.long_name(size)?),
-                header::PAX_GLOBAL => {
-                    global += size;
-                    if global > MAX_GLOBAL {
-                        return Err(ReadError::Damaged("its global records are too many"));
-                    }
-                    self.begin_content(size)?;
-                }
-                _ => return self.entry(&header, size, overrides).map(Some),
+                // For nobody in particular: passed over.
+                _ => self.begin_content(size)?,
             }
         }
     }
@@ -178,11 +179,8 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// The whole content of a header that is about another.
-    fn content(&mut self, size: u64, cap: u64) -> Result<Vec<u8>, ReadError> {
-        if size > cap {
-            return Err(ReadError::Damaged("the names or attributes of an entry are too long"));
-        }
+    /// The whole content of a header that is about another, whose size is bounded already.
+    fn content(&mut self, size: u64) -> Result<Vec<u8>, ReadError> {
         self.begin_content(size)?;
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
         let mut filled = 0;
@@ -193,7 +191,7 @@ impl<R: Read> Reader<R> {
     }
 
     fn long_name(&mut self, size: u64) -> Result<Vec<u8>, ReadError> {
-        let mut name = self.content(size, MAX_PATH as u64 + 1)?;
+        let mut name = self.content(size)?;
         let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         name.truncate(end);
         Ok(name)

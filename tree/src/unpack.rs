@@ -220,21 +220,14 @@ impl<'a> Unpacking<'a> {
 
     fn directory(&mut self, normal: Vec<u8>, entry: Entry) -> Result<(), UnpackError> {
         if normal.is_empty() {
-            if self.policy.adopt_root && self.pending.is_empty() {
-                self.pending.push((normal, entry));
-            }
-            return Ok(());
+            let is_first = self.policy.adopt_root && self.pending.is_empty();
+            return if is_first { self.pend(normal, entry) } else { Ok(()) };
         }
         let (above, name) = place::split(&normal);
         let reach = self.parents.reach();
         let parent = self.parents.open(above).map_err(fail("open the directory above", &entry))?;
         match mkdirat(parent, name, Mode::RWXU) {
-            Ok(()) => {
-                if self.pending.len() < MAX_PENDING {
-                    self.pending.push((normal, entry));
-                }
-                Ok(())
-            }
+            Ok(()) => self.pend(normal, entry),
             Err(Errno::EXIST) => {
                 // A link to a directory will do for whoever trusts the target.
                 let flags = if reach == Reach::Beneath { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
@@ -249,7 +242,22 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Gives a new directory what the archive said of it.
+    /// Gives a new directory its attributes, which may be large, and remembers the rest for when it is done with.
+    fn pend(&mut self, normal: Vec<u8>, mut entry: Entry) -> Result<(), UnpackError> {
+        if !entry.attributes.is_empty() {
+            let (base, reach) = (self.parents.base(), self.parents.reach());
+            let directory =
+                place::open_directory(base, &normal, reach, OFlags::RDONLY).map_err(fail("open", &entry))?;
+            self.totals.attributes_lost += set_attributes(directory.as_fd(), &entry);
+            entry.attributes = Vec::new();
+        }
+        if self.pending.len() < MAX_PENDING {
+            self.pending.push((normal, entry));
+        }
+        Ok(())
+    }
+
+    /// Gives a new directory the mode, owner and time that the archive said.
     fn settle(&mut self, (normal, entry): &(Vec<u8>, Entry)) -> Result<(), UnpackError> {
         let fail = fail("set mode and time of", entry);
         let (base, reach) = (self.parents.base(), self.parents.reach());
@@ -258,7 +266,6 @@ impl<'a> Unpacking<'a> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             opened => opened.map_err(&fail)?,
         };
-        self.totals.attributes_lost += set_attributes(directory.as_fd(), entry);
         adopt(directory.as_fd(), entry, self.policy).map_err(&fail)
     }
 

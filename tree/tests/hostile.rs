@@ -251,6 +251,13 @@ fn names_and_records_of_any_length_take_no_memory() {
     // Global records and empty long names without end.
     let global = [header(b'g', 512), vec![0; 512]].concat();
     assert!(place.unpack(Endless { bytes: &global, at: 0 }).is_err());
+    // Attributes without end, a few with each of many headers.
+    let record = b"30 SCHILY.xattr.user.aaa=1234\n";
+    let mut attributes = header(b'x', record.len() as u64);
+    attributes.extend_from_slice(record);
+    attributes.resize(1024, 0);
+    let error = place.unpack(Endless { bytes: &attributes, at: 0 }).unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
     // Entries without end meet the cap.
     let forever = header(b'0', 0);
     assert!(matches!(place.unpack(Endless { bytes: &forever, at: 0 }), Err(UnpackError::TooMany(1000))));
