@@ -252,7 +252,7 @@ async fn content(files: &Files<'_>, from: &str) -> Result<Vec<u8>, FileError> {
     Ok(all)
 }
 
-/// What the HTTP server will be made of; then 32 MiB in bounded memory.
+/// What the HTTP server will be made of; then 24 MiB in bounded memory.
 #[test]
 fn the_library_works_on_files_and_streams_in_bounded_memory() {
     let Some(home) = Home::with_kvm() else { return };
@@ -296,9 +296,9 @@ fn the_library_works_on_files_and_streams_in_bounded_memory() {
         assert_eq!(files.remove(path("/srv/x"), true).await.unwrap().entries, 2);
         let missing = files.stat(path("/srv/x"), false).await.unwrap_err();
         assert_eq!(missing.kind(), Some(FileErrorKind::NotFound), "{missing}");
-        run(&sandbox, &["truncate", "-s", "32M", "/dev/shm/zeros"]).await;
+        run(&sandbox, &["truncate", "-s", "24M", "/dev/shm/zeros"]).await;
     });
-    streams(&home, &made, 32 << 20);
+    streams(&home, &made, 24 << 20);
     made.remove();
     home.assert_nothing_left();
 }
