@@ -8,6 +8,7 @@ mod ending;
 mod exec;
 mod host;
 mod limits;
+mod ports;
 mod processes;
 mod remembered;
 mod streams;

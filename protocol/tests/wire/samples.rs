@@ -3,7 +3,9 @@
 //! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
 //! here until it is listed, and the golden test then fails until it has a sample.
 
-use sandboxvm_protocol::{agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{
+    agent::port::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*,
+};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -40,11 +42,11 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
-        ListProcesses {}, Attach (_), SignalProcess {},
+        ListProcesses {}, Attach (_), SignalProcess {}, Connect (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
-        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (),
+        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), Connected (),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -53,7 +55,7 @@ variants! {
     ExitStatus { Code (_), Signal (_), TimedOut () }
     FailureKind {
         NotFound (), NotExecutable (), BadWorkingDirectory (), NoSuchUser (), Resources (), BadRequest (),
-        UnsupportedVersion (), Internal (), NoSuchProcess (),
+        UnsupportedVersion (), Internal (), NoSuchProcess (), ConnectionRefused (),
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
@@ -151,6 +153,8 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         add(label, HostMessage::Attach(AttachRequest { pid: 300, view, stdin: terminal.is_some(), terminal }));
     }
     add("signal-process", HostMessage::SignalProcess { pid: 300, signal: SignalNumber::KILL });
+    let port = PortNumber::try_from(8000).expect("a port");
+    add("connect", HostMessage::Connect(PortRequest { port }));
     samples
 }
 
@@ -187,6 +191,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
         ("failed-bad-request", FailureKind::BadRequest, ""),
         ("failed-unsupported-version", FailureKind::UnsupportedVersion, "1 to 1"),
         ("failed-no-such-process", FailureKind::NoSuchProcess, "no process 42"),
+        ("failed-connection-refused", FailureKind::ConnectionRefused, "nothing listens on port 8000"),
         ("failed-internal", FailureKind::Internal, "pipe2: Too many open files \u{2014} \u{fc}"),
     ] {
         add(label, AgentMessage::Failed(Failure { kind, message: message.to_owned() }));
@@ -211,6 +216,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("output-dropped", AgentMessage::OutputDropped { bytes: 1 << 40 });
     add("runs-on", AgentMessage::RunsOn);
     add("signalled", AgentMessage::Signalled);
+    add("connected", AgentMessage::Connected);
     samples
 }
 

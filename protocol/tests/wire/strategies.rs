@@ -1,7 +1,7 @@
 //! proptest strategies for every message of both wires.
 
 use proptest::{collection::vec, option, prelude::*};
-use sandboxvm_protocol::{agent::process::*, agent::*, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{agent::port::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*};
 
 pub fn ctext() -> impl Strategy<Value = CText> {
     vec(1..=u8::MAX, 0..64).prop_map(|bytes| CText::try_from(bytes).expect("no NUL, short"))
@@ -65,6 +65,10 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
         any::<u32>().prop_map(|after| HostMessage::ListProcesses { after }),
         attach().prop_map(HostMessage::Attach),
         (any::<u32>(), signal()).prop_map(|(pid, signal)| HostMessage::SignalProcess { pid, signal }),
+        (1..=u16::MAX).prop_map(|port| {
+            let port = PortNumber::try_from(port).expect("a port");
+            HostMessage::Connect(PortRequest { port })
+        }),
     ]
 }
 
@@ -127,6 +131,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::UnsupportedVersion),
         Just(FailureKind::Internal),
         Just(FailureKind::NoSuchProcess),
+        Just(FailureKind::ConnectionRefused),
     ];
     (kind, ".{0,200}").prop_map(|(kind, message)| Failure { kind, message })
 }
@@ -147,6 +152,7 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u64>().prop_map(|bytes| AgentMessage::OutputDropped { bytes }),
         Just(AgentMessage::RunsOn),
         Just(AgentMessage::Signalled),
+        Just(AgentMessage::Connected),
     ]
 }
 
