@@ -1,0 +1,373 @@
+//! The supervisor itself: one sandbox, from when somebody starts it until the sandbox has ended.
+//!
+//! ```text
+//!                 ┌ a port is asked for ──> listen, write down
+//! lock ─ listen ──┤ time is up ───────────> stop, rm                    ──> the end: sockets go, the lock is free
+//!                 ├ nobody uses it ───────> pause; stop, rm               ╱
+//!                 └ no VMM any more, nothing to keep up, told to end ────╱
+//! ```
+//! Everything in here is one task but for the connections it passes on. It waits for events and for two moments; it never
+//! looks at the machine in between.
+
+use super::{
+    FILE, SOCKET, SuperviseError,
+    file::{Port, Supervision},
+    listeners::{self, Listening, MAX_CONNECTIONS},
+    publish::{HostEnd, MAX_PORTS, Publish, PublishedPort},
+    rules::{AtEnd, WhenIdle},
+    start::{self, SupervisorLock},
+    talk::{self, Reply, Request},
+};
+use crate::{
+    clock,
+    directory::SandboxDirectory,
+    in_use::Unused,
+    lock,
+    manager::Manager,
+    sandbox::Sandbox,
+    state::{self, State},
+};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use sandboxvm_protocol::agent::port::PortNumber;
+use std::{fs::File, future::Future, io::Write, sync::Arc, time::Duration};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+
+/// What a supervisor writes to its stdout when it is told that it is ready.
+pub const READY: &str = start::READY;
+
+/// Processes have this long between SIGTERM and SIGKILL, as with `stop`.
+const GRACE: Duration = Duration::from_secs(10);
+/// Longest wait by a clock that does not count while the host sleeps.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// After something that should have worked and did not.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Between two looks at a sandbox that is in use, or paused.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// For a supervisor that was started to be asked for a port.
+const FIRST_PORT_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks at a sandbox whose VMM is being replaced, or cannot be watched.
+const POLL: Duration = Duration::from_millis(50);
+/// Lines that one supervisor writes into its log.
+const MOST_WORDS: u32 = 200;
+
+/// Keeps up what is written down for a sandbox, until it has ended or there is nothing left to keep up, or `told_to_end`
+/// resolves. `ready` is called once its ports are listened on; also when another supervisor does that already, and this
+/// returns at once.
+///
+/// # Errors
+/// Every [`SuperviseError`], before `ready` is called; after it, those of the sandbox's files.
+pub async fn keep(
+    manager: &Manager,
+    sandbox: &str,
+    ready: impl FnOnce(),
+    told_to_end: impl Future<Output = ()>,
+) -> Result<(), SuperviseError> {
+    let sandbox = manager.find(sandbox)?;
+    // Not that one's: it says for how long the sandbox is being made.
+    let directory = SandboxDirectory::open(sandbox.directory.path().to_owned())?;
+    let Some(_lock) = SupervisorLock::try_take(&directory)? else {
+        ready();
+        return Ok(());
+    };
+    let Some(supervision) = Supervision::read(&directory)? else { return Ok(()) };
+    directory.unlink(SOCKET)?;
+    let control = directory.listen(SOCKET)?;
+    let control = control.set_nonblocking(true).and_then(|()| UnixListener::from_std(control));
+    let control = control.map_err(|error| directory.error("listen on", SOCKET, error))?;
+    let log = Log { file: start::log(&directory)?, left: MOST_WORDS };
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut keeper =
+        Keeper { manager, sandbox: Arc::new(sandbox), directory, supervision, listening: Vec::new(), room, log };
+    keeper.listen().await?;
+    ready();
+    let kept = keeper.keep(&control, told_to_end).await;
+    drop(keeper.listening);
+    keeper.directory.unlink(SOCKET)?;
+    kept
+}
+
+struct Keeper<'m> {
+    manager: &'m Manager,
+    sandbox: Arc<Sandbox>,
+    directory: SandboxDirectory,
+    supervision: Supervision,
+    /// Of each port; `None` where something else has its place.
+    listening: Vec<Option<Listening>>,
+    room: Arc<Semaphore>,
+    log: Log,
+}
+
+/// What happened.
+enum Event {
+    Gone,
+    ToldToEnd,
+    TimeIsUp,
+    LookForUsers,
+    NobodyAsked,
+    Asked(UnixStream),
+}
+
+impl Keeper<'_> {
+    /// Begins to listen on all ports. Those that this sandbox had before are shown as lost when their place is taken; a new
+    /// one whose place is taken is an error.
+    async fn listen(&mut self) -> Result<(), SuperviseError> {
+        for port in &mut self.supervision.ports {
+            match listeners::listen(port, &self.sandbox, &self.room).await {
+                Ok((listening, end)) => {
+                    (port.shown.host, port.shown.error, port.was_ours) = (end, None, true);
+                    self.listening.push(Some(listening));
+                }
+                Err(source) if port.was_ours => {
+                    self.log.note(format_args!("cannot listen on {} any more: {source}", port.shown.host));
+                    port.shown.error = Some(source.to_string());
+                    self.listening.push(None);
+                }
+                Err(source) => {
+                    let (port, end) = (port.shown.guest_port, port.shown.host.clone());
+                    return Err(SuperviseError::Listen { port, end, source });
+                }
+            }
+        }
+        if !self.supervision.ports.is_empty() {
+            self.supervision.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    async fn keep(
+        &mut self,
+        control: &UnixListener,
+        told_to_end: impl Future<Output = ()>,
+    ) -> Result<(), SuperviseError> {
+        let watched = SandboxDirectory::open(self.directory.path().to_owned())?;
+        let gone = gone(&watched);
+        tokio::pin!(gone, told_to_end);
+        let mut last_seen = Duration::ZERO;
+        let mut look_at = Instant::now();
+        let mut retry_ttl_at = Instant::now();
+        let started = Instant::now();
+        loop {
+            let ttl_at = self.supervision.ttl.as_ref().map(|ttl| {
+                // Looked at again after a while, since the host may have slept.
+                retry_ttl_at.max(Instant::now() + ttl.deadline.left().min(LONGEST_WAIT))
+            });
+            let look = self.supervision.idle.map(|_| look_at);
+            let nobody_asked = self.supervision.is_empty().then_some(started + FIRST_PORT_WITHIN);
+            let event = tokio::select! {
+                () = &mut gone => Event::Gone,
+                () = &mut told_to_end => Event::ToldToEnd,
+                () = at(ttl_at) => Event::TimeIsUp,
+                () = at(look) => Event::LookForUsers,
+                () = at(nobody_asked) => Event::NobodyAsked,
+                accepted = control.accept() => match accepted {
+                    Ok((stream, _)) => Event::Asked(stream),
+                    Err(_) => {
+                        sleep(POLL).await;
+                        continue;
+                    }
+                },
+            };
+            match event {
+                Event::Gone | Event::ToldToEnd | Event::NobodyAsked => return Ok(()),
+                Event::TimeIsUp => {
+                    let up = self.supervision.ttl.as_ref().filter(|ttl| ttl.deadline.left().is_zero());
+                    if let Some(then) = up.map(|ttl| ttl.rule.then) {
+                        if self.time_is_up(then).await {
+                            return Ok(());
+                        }
+                        retry_ttl_at = Instant::now() + AGAIN_AFTER;
+                    }
+                }
+                Event::LookForUsers => match self.look_for_users(&mut last_seen).await {
+                    Some(wait) => look_at = Instant::now() + wait.min(LONGEST_WAIT),
+                    None => return Ok(()),
+                },
+                Event::Asked(mut stream) => {
+                    self.answer(&mut stream).await;
+                    if self.supervision.is_empty() {
+                        // Whoever asks next starts another.
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// True when the sandbox has ended.
+    async fn time_is_up(&mut self, then: AtEnd) -> bool {
+        self.log.note(format_args!("its time is up: {then}"));
+        let stopped = self.sandbox.stop(GRACE).await;
+        self.ended(stopped.map_err(|error| error.to_string()), then == AtEnd::Remove).await
+    }
+
+    async fn ended(&mut self, stopped: Result<(), String>, remove: bool) -> bool {
+        if let Err(error) = stopped
+            && self.sandbox.state().is_ok_and(|state| state.is_live())
+        {
+            self.log.note(format_args!("cannot end the sandbox: {error}"));
+            return false;
+        }
+        if remove && let Err(error) = self.manager.remove(self.sandbox.id().as_str(), true).await {
+            self.log.note(format_args!("cannot remove the sandbox: {error}"));
+            return !self.directory.exists();
+        }
+        true
+    }
+
+    /// Does what the idle rule says when it is time to. The value is when to look again; `None` when it has ended.
+    async fn look_for_users(&mut self, last_seen: &mut Duration) -> Option<Duration> {
+        let rule = self.supervision.idle?;
+        let (shortest, longest) = LOOKS;
+        let soon = (rule.after / 4).clamp(shortest, longest);
+        if !matches!(self.sandbox.state(), Ok(State::Running)) {
+            // Whoever paused it wants it to stay so; whoever resumes it says when.
+            return Some(soon);
+        }
+        let unused = match Unused::try_begin(&self.directory) {
+            Ok(Some(unused)) => unused,
+            Ok(None) => {
+                *last_seen = clock::since_boot();
+                return Some(soon);
+            }
+            Err(error) => {
+                self.log.note(format_args!("cannot look for users: {error}"));
+                return Some(AGAIN_AFTER);
+            }
+        };
+        let idle_at = (*last_seen).max(unused.last_use()).saturating_add(rule.after);
+        let left = idle_at.saturating_sub(clock::since_boot());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        match rule.then {
+            WhenIdle::Pause => {
+                if let Err(error) = unused.pause(&self.directory).await {
+                    self.log.note(format_args!("cannot pause the idle sandbox: {error}"));
+                    return Some(AGAIN_AFTER);
+                }
+                Some(soon)
+            }
+            WhenIdle::Stop | WhenIdle::Remove => {
+                self.log.note(format_args!("nobody used it: {}", rule.then));
+                // Nobody can begin to use it meanwhile; who tries waits, and is told.
+                let stopped = self.sandbox.stop_unused(GRACE).await;
+                let ended = self.ended(stopped.map_err(|error| error.to_string()), rule.then == WhenIdle::Remove).await;
+                drop(unused);
+                if ended { None } else { Some(AGAIN_AFTER) }
+            }
+        }
+    }
+
+    async fn answer(&mut self, stream: &mut UnixStream) {
+        let Ok(Ok(request)) = timeout(talk::ANSWER_WITHIN, talk::hear(stream)).await else { return };
+        let done = match request {
+            Request::Publish(publish) => self.publish(publish).await,
+            Request::Unpublish { guest, host } => self.unpublish(guest, host.as_ref()),
+        };
+        let reply = done.map_or_else(|error| talk::failed(&error), Reply::Done);
+        // Who asks and does not wait finds it in the file.
+        let _ = timeout(talk::ANSWER_WITHIN, talk::say(stream, &reply)).await;
+    }
+
+    async fn publish(&mut self, Publish { guest, host }: Publish) -> Result<Vec<PublishedPort>, SuperviseError> {
+        if self.supervision.ports.len() >= MAX_PORTS {
+            return Err(SuperviseError::TooMany);
+        }
+        if self.supervision.ports.iter().any(|port| port.shown.host == host) {
+            return Err(SuperviseError::Taken(host));
+        }
+        let shown = PublishedPort { guest_port: guest, host, error: None };
+        let mut port = Port { shown, was_ours: false };
+        let (listening, end) = match listeners::listen(&port, &self.sandbox, &self.room).await {
+            Ok(listening) => listening,
+            Err(source) => return Err(SuperviseError::Listen { port: guest, end: port.shown.host, source }),
+        };
+        (port.shown.host, port.was_ours) = (end, true);
+        let shown = port.shown.clone();
+        self.supervision.ports.push(port);
+        if let Err(error) = self.supervision.write(&self.directory) {
+            self.supervision.ports.pop();
+            return Err(error);
+        }
+        self.listening.push(Some(listening));
+        Ok(vec![shown])
+    }
+
+    fn unpublish(&mut self, guest: PortNumber, host: Option<&HostEnd>) -> Result<Vec<PublishedPort>, SuperviseError> {
+        let is_meant = |port: &Port| port.shown.guest_port == guest && host.is_none_or(|host| *host == port.shown.host);
+        let mut kept = self.supervision.clone();
+        kept.ports.retain(|port| !is_meant(port));
+        if kept.ports.len() == self.supervision.ports.len() {
+            return Err(SuperviseError::Unknown(guest));
+        }
+        kept.write(&self.directory)?;
+        let before = std::mem::replace(&mut self.supervision, kept).ports;
+        let listening = std::mem::take(&mut self.listening);
+        let mut taken_back = Vec::new();
+        for (port, listening) in before.into_iter().zip(listening) {
+            if is_meant(&port) {
+                taken_back.push(port.shown);
+            } else {
+                self.listening.push(listening);
+            }
+        }
+        Ok(taken_back)
+    }
+}
+
+/// At that time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// When the sandbox has no VMM any more and nobody is giving it another.
+async fn gone(directory: &SandboxDirectory) {
+    loop {
+        let hint = state::status(directory).ok().flatten().map(|status| status.pid);
+        match lock::find_holder(directory, hint) {
+            Some(vmm) => drop(vmm.ended().await),
+            // Another user's, which we cannot look into.
+            None => sleep(POLL).await,
+        }
+        loop {
+            if matches!(lock::try_exclude_vmm(directory), Ok(None)) {
+                break;
+            }
+            if !directory.exists() || !directory.has(FILE) || !is_being_made(directory) {
+                return;
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+/// Somebody has claimed the directory: a reset that replaces the VMM, or a `run` that is about to remove it.
+fn is_being_made(directory: &SandboxDirectory) -> bool {
+    let again =
+        rustix::fs::openat(directory.fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    again.is_ok_and(|again| flock(&again, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
+}
+
+/// A bounded log.
+struct Log {
+    file: File,
+    left: u32,
+}
+
+impl Log {
+    fn note(&mut self, what: impl std::fmt::Display) {
+        if self.left > 0 {
+            self.left -= 1;
+            let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+            // Nobody is left to tell that it cannot be told.
+            let _ = writeln!(self.file, "{now} {what}");
+        }
+    }
+}
