@@ -41,6 +41,8 @@ pub(super) struct Relay {
     port: PortNumber,
     program: OwnedFd,
     stage: Stage,
+    /// What came of dialling.
+    dialled: Option<Dialled>,
     to_program: Stream,
     to_host: Stream,
     is_due: bool,
@@ -53,6 +55,12 @@ enum Stage {
     /// ::1 was asked.
     DiallingV6,
     Open,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialled {
+    Connected,
+    Failed,
 }
 
 /// One direction.
@@ -178,7 +186,7 @@ impl Server {
             Err(errno) => return Err(failure(port, errno)),
         };
         let (to_program, to_host) = (Stream::default(), Stream::default());
-        let relay = Relay { connection: key, port, program, stage, to_program, to_host, is_due: false };
+        let relay = Relay { connection: key, port, program, stage, dialled: None, to_program, to_host, is_due: false };
         let Ok(relay_key) = self.relays.insert(relay) else {
             let message =
                 format!("the guest's agent keeps {MAX_RELAYS} connections to ports at a time; end some first");
@@ -243,6 +251,11 @@ impl Server {
                 // What it sent before is still the host's.
                 relay.to_program.give_up();
             }
+        } else if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+            relay.dialled = Some(Dialled::Failed);
+        } else if flags.intersects(epoll::EventFlags::OUT) {
+            // A socket takes bytes only once it is connected.
+            relay.dialled = Some(Dialled::Connected);
         }
         self.make_relay_due(key);
     }
@@ -296,11 +309,13 @@ impl Server {
     fn look_at_dial(&mut self, key: Key) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let (host, port, stage) = (relay.connection, relay.port, relay.stage);
-        let outcome = match sockopt::socket_error(&relay.program) {
-            Ok(Ok(())) if rustix::net::getpeername(&relay.program).is_ok() => Ok(()),
-            // Not yet; there is another event when it has.
-            Ok(Ok(())) => return,
-            Ok(Err(errno)) | Err(errno) => Err(errno),
+        let outcome = match relay.dialled.take() {
+            None => return,
+            Some(Dialled::Connected) => Ok(()),
+            Some(Dialled::Failed) => {
+                // It hung up without an error: as if it had said no.
+                Err(sockopt::socket_error(&relay.program).and_then(|said| said).err().unwrap_or(Errno::CONNREFUSED))
+            }
         };
         match outcome {
             Ok(()) => {

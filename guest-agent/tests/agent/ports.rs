@@ -153,7 +153,10 @@ fn a_side_that_takes_nothing_stalls_its_own_relay_alone() {
             let mut refusals = 0;
             while refusals < 20 {
                 match writer.write(&chunk) {
-                    Ok(_) => refusals = 0,
+                    Ok(count) => {
+                        assert!(count > 0);
+                        refusals = 0;
+                    }
                     Err(error) => {
                         assert_eq!(error.kind(), ErrorKind::WouldBlock);
                         refusals += 1;

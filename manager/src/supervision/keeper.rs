@@ -47,6 +47,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Between two looks at a sandbox that is in use, or paused.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// Who asks for something has it written by the time it connects.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 /// For a supervisor that was started to be asked for a port.
 const FIRST_PORT_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at a sandbox whose VMM is being replaced, or cannot be watched.
@@ -211,6 +213,8 @@ impl Keeper<'_> {
             self.log.note(format_args!("cannot end the sandbox: {error}"));
             return false;
         }
+        // Before its directory: whoever sees that gone finds nothing of it elsewhere.
+        self.listening.clear();
         if remove && let Err(error) = self.manager.remove(self.sandbox.id().as_str(), true).await {
             self.log.note(format_args!("cannot remove the sandbox: {error}"));
             return !self.directory.exists();
@@ -263,14 +267,14 @@ impl Keeper<'_> {
     }
 
     async fn answer(&mut self, stream: &mut UnixStream) {
-        let Ok(Ok(request)) = timeout(talk::ANSWER_WITHIN, talk::hear(stream)).await else { return };
+        let Ok(Ok(request)) = timeout(HEARD_WITHIN, talk::hear(stream)).await else { return };
         let done = match request {
             Request::Publish(publish) => self.publish(publish).await,
             Request::Unpublish { guest, host } => self.unpublish(guest, host.as_ref()),
         };
         let reply = done.map_or_else(|error| talk::failed(&error), Reply::Done);
         // Who asks and does not wait finds it in the file.
-        let _ = timeout(talk::ANSWER_WITHIN, talk::say(stream, &reply)).await;
+        let _ = timeout(HEARD_WITHIN, talk::say(stream, &reply)).await;
     }
 
     async fn publish(&mut self, Publish { guest, host }: Publish) -> Result<Vec<PublishedPort>, SuperviseError> {

@@ -18,7 +18,7 @@ use tokio::{
 /// Longest line: [`super::publish::MAX_PORTS`] paths.
 const MAX_LINE: u64 = 64 << 10;
 /// It answers from its event loop in well under a millisecond; this is for a host that swaps.
-pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
