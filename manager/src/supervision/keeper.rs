@@ -87,7 +87,7 @@ pub async fn keep(
     keeper.listen().await?;
     ready();
     let kept = keeper.keep(&control, told_to_end).await;
-    drop(keeper.listening);
+    keeper.close_all().await;
     keeper.directory.unlink(SOCKET)?;
     kept
 }
@@ -214,7 +214,7 @@ impl Keeper<'_> {
             return false;
         }
         // Before its directory: whoever sees that gone finds nothing of it elsewhere.
-        self.listening.clear();
+        self.close_all().await;
         if remove && let Err(error) = self.manager.remove(self.sandbox.id().as_str(), true).await {
             self.log.note(format_args!("cannot remove the sandbox: {error}"));
             return !self.directory.exists();
@@ -266,11 +266,17 @@ impl Keeper<'_> {
         }
     }
 
+    async fn close_all(&mut self) {
+        for listening in std::mem::take(&mut self.listening).into_iter().flatten() {
+            listening.close().await;
+        }
+    }
+
     async fn answer(&mut self, stream: &mut UnixStream) {
         let Ok(Ok(request)) = timeout(HEARD_WITHIN, talk::hear(stream)).await else { return };
         let done = match request {
             Request::Publish(publish) => self.publish(publish).await,
-            Request::Unpublish { guest, host } => self.unpublish(guest, host.as_ref()),
+            Request::Unpublish { guest, host } => self.unpublish(guest, host.as_ref()).await,
         };
         let reply = done.map_or_else(|error| talk::failed(&error), Reply::Done);
         // Who asks and does not wait finds it in the file.
@@ -301,7 +307,11 @@ impl Keeper<'_> {
         Ok(vec![shown])
     }
 
-    fn unpublish(&mut self, guest: PortNumber, host: Option<&HostEnd>) -> Result<Vec<PublishedPort>, SuperviseError> {
+    async fn unpublish(
+        &mut self,
+        guest: PortNumber,
+        host: Option<&HostEnd>,
+    ) -> Result<Vec<PublishedPort>, SuperviseError> {
         let is_meant = |port: &Port| port.shown.guest_port == guest && host.is_none_or(|host| *host == port.shown.host);
         let mut kept = self.supervision.clone();
         kept.ports.retain(|port| !is_meant(port));
@@ -314,6 +324,9 @@ impl Keeper<'_> {
         let mut taken_back = Vec::new();
         for (port, listening) in before.into_iter().zip(listening) {
             if is_meant(&port) {
+                if let Some(listening) = listening {
+                    listening.close().await;
+                }
                 taken_back.push(port.shown);
             } else {
                 self.listening.push(listening);
@@ -373,5 +386,81 @@ impl Log {
             // Nobody is left to tell that it cannot be told.
             let _ = writeln!(self.file, "{now} {what}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervision::{rules::TimeToLive, status::is_supervised};
+    use crate::{directory::STATUS, manager::tests::manager_with, supervision::SupervisionSpec};
+    use sandboxvm_protocol::{
+        machine::HostMode,
+        vmm::{Phase, VmStatus},
+    };
+    use std::{
+        future::{pending, ready},
+        os::unix::process::{CommandExt, ExitStatusExt},
+        process::{Child, Command, Stdio},
+    };
+
+    const ID: &str = "abcdefgh";
+
+    /// A sandbox whose VMM holds its lock and answers nothing.
+    fn sandbox(spec: &SupervisionSpec) -> (tempfile::TempDir, Manager, SandboxDirectory, Child) {
+        let (home, manager) = manager_with(&[ID]);
+        let directory = SandboxDirectory::open(manager.find(ID).unwrap().path()).unwrap();
+        let lock = lock::create(&directory).unwrap();
+        let vmm = Command::new("sleep").arg("60").stdin(Stdio::from(lock)).process_group(0).spawn().unwrap();
+        let status = VmStatus { pid: vmm.id(), phase: Phase::Ready, host_mode: HostMode::Vmx, reason: None };
+        directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
+        Supervision::of(spec).unwrap().write(&directory).unwrap();
+        (home, manager, directory, vmm)
+    }
+
+    fn a_port() -> SupervisionSpec {
+        SupervisionSpec { ports: vec!["8000".parse().unwrap()], ..SupervisionSpec::default() }
+    }
+
+    #[tokio::test]
+    async fn it_ends_with_the_vmm_and_nothing_of_it_stays() {
+        let (_home, manager, directory, mut vmm) = sandbox(&a_port());
+        let kept = keep(&manager, ID, || vmm.kill().unwrap(), pending());
+        timeout(Duration::from_secs(20), kept).await.unwrap().unwrap();
+        assert_eq!(vmm.wait().unwrap().signal(), Some(9));
+        assert!(!directory.has(SOCKET) && !is_supervised(&directory).unwrap());
+    }
+
+    #[tokio::test]
+    async fn time_ends_a_sandbox_that_does_not_answer() {
+        let ttl = Some(TimeToLive { after: Duration::from_millis(100), then: AtEnd::Remove });
+        let (_home, manager, directory, mut vmm) = sandbox(&SupervisionSpec { ttl, ..a_port() });
+        timeout(Duration::from_secs(20), keep(&manager, ID, || (), pending())).await.unwrap().unwrap();
+        assert_eq!(vmm.wait().unwrap().signal(), Some(9));
+        assert!(!directory.exists());
+    }
+
+    #[tokio::test]
+    async fn there_is_one_at_a_time_and_its_place_stays_the_same_for_the_next() {
+        let (_home, manager, directory, mut vmm) = sandbox(&a_port());
+        let port = || Supervision::read(&directory).unwrap().unwrap().ports.remove(0).shown;
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            let (mut first, mut second) = (None, false);
+            keep(&manager, ID, || first = Some(port()), ready(())).await.unwrap();
+            places.push(first.unwrap());
+            let lock = SupervisorLock::try_take(&directory).unwrap().unwrap();
+            keep(&manager, ID, || second = true, pending()).await.unwrap();
+            assert!(second, "who finds another is told that all is well");
+            drop(lock);
+        }
+        assert_eq!(places[0], places[1]);
+        let HostEnd::Tcp(address) = &places[0].host else { panic!() };
+        // Somebody else has the place by now: shown, and no reason to give up the rest.
+        let _taken = std::net::TcpListener::bind(address).unwrap();
+        keep(&manager, ID, || (), ready(())).await.unwrap();
+        assert!(port().error.is_some(), "{:?}", port());
+        vmm.kill().unwrap();
+        vmm.wait().unwrap();
     }
 }

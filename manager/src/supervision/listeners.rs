@@ -24,7 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
     net::{TcpListener, UnixListener},
     sync::Semaphore,
-    task::AbortHandle,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -37,12 +37,21 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(120);
 /// How long accepting rests when there is no descriptor for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An end on the host that is listened on. Dropping it stops that; connections that are open go on.
+/// An end on the host that is listened on. Dropping it stops that soon; connections that are open go on.
 #[derive(Debug)]
 pub(super) struct Listening {
-    task: AbortHandle,
+    task: JoinHandle<()>,
     /// A Unix socket's path, and which file it is.
     file: Option<(PathBuf, u64)>,
+}
+
+impl Listening {
+    /// Stops it, and returns when its place is free.
+    pub(super) async fn close(mut self) {
+        self.task.abort();
+        // An error says that it was stopped.
+        let _ = (&mut self.task).await;
+    }
 }
 
 impl Drop for Listening {
@@ -86,7 +95,7 @@ pub(super) async fn listen(
         }
     };
     let serving = serve(listener, Arc::clone(sandbox), port.shown.guest_port, Arc::clone(room));
-    Ok((Listening { task: tokio::spawn(serving).abort_handle(), file }, end))
+    Ok((Listening { task: tokio::spawn(serving), file }, end))
 }
 
 async fn serve(listener: Listener, sandbox: Arc<Sandbox>, guest: PortNumber, room: Arc<Semaphore>) {
