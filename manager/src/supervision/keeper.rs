@@ -19,6 +19,7 @@ use super::{
     talk::{self, Reply, Request},
 };
 use crate::{
+    audit::Event,
     clock,
     directory::SandboxDirectory,
     in_use::Unused,
@@ -104,7 +105,7 @@ struct Keeper<'m> {
 }
 
 /// What happened.
-enum Event {
+enum Due {
     Gone,
     ToldToEnd,
     TimeIsUp,
@@ -120,8 +121,12 @@ impl Keeper<'_> {
         for port in &mut self.supervision.ports {
             match listeners::listen(port, &self.sandbox, &self.room).await {
                 Ok((listening, end)) => {
+                    let is_new = !port.was_ours;
                     (port.shown.host, port.shown.error, port.was_ours) = (end, None, true);
                     self.listening.push(Some(listening));
+                    if is_new {
+                        self.sandbox.trail().note(published(&port.shown));
+                    }
                 }
                 Err(source) if port.was_ours => {
                     self.log.note(format_args!("cannot listen on {} any more: {source}", port.shown.host));
@@ -159,23 +164,23 @@ impl Keeper<'_> {
             });
             let look = self.supervision.idle.map(|_| look_at);
             let nobody_asked = self.supervision.is_empty().then_some(started + FIRST_PORT_WITHIN);
-            let event = tokio::select! {
-                () = &mut gone => Event::Gone,
-                () = &mut told_to_end => Event::ToldToEnd,
-                () = at(ttl_at) => Event::TimeIsUp,
-                () = at(look) => Event::LookForUsers,
-                () = at(nobody_asked) => Event::NobodyAsked,
+            let due = tokio::select! {
+                () = &mut gone => Due::Gone,
+                () = &mut told_to_end => Due::ToldToEnd,
+                () = at(ttl_at) => Due::TimeIsUp,
+                () = at(look) => Due::LookForUsers,
+                () = at(nobody_asked) => Due::NobodyAsked,
                 accepted = control.accept() => match accepted {
-                    Ok((stream, _)) => Event::Asked(stream),
+                    Ok((stream, _)) => Due::Asked(stream),
                     Err(_) => {
                         sleep(POLL).await;
                         continue;
                     }
                 },
             };
-            match event {
-                Event::Gone | Event::ToldToEnd | Event::NobodyAsked => return Ok(()),
-                Event::TimeIsUp => {
+            match due {
+                Due::Gone | Due::ToldToEnd | Due::NobodyAsked => return Ok(()),
+                Due::TimeIsUp => {
                     let up = self.supervision.ttl.as_ref().filter(|ttl| ttl.deadline.left().is_zero());
                     if let Some(then) = up.map(|ttl| ttl.rule.then) {
                         if self.time_is_up(then).await {
@@ -184,11 +189,11 @@ impl Keeper<'_> {
                         retry_ttl_at = Instant::now() + AGAIN_AFTER;
                     }
                 }
-                Event::LookForUsers => match self.look_for_users(&mut last_seen).await {
+                Due::LookForUsers => match self.look_for_users(&mut last_seen).await {
                     Some(wait) => look_at = Instant::now() + wait.min(LONGEST_WAIT),
                     None => return Ok(()),
                 },
-                Event::Asked(mut stream) => {
+                Due::Asked(mut stream) => {
                     self.answer(&mut stream).await;
                     if self.supervision.is_empty() {
                         // Whoever asks next starts another.
@@ -253,6 +258,7 @@ impl Keeper<'_> {
                     self.log.note(format_args!("cannot pause the idle sandbox: {error}"));
                     return Some(AGAIN_AFTER);
                 }
+                self.sandbox.trail().note(Event::IdlePaused);
                 Some(soon)
             }
             WhenIdle::Stop | WhenIdle::Remove => {
@@ -304,6 +310,7 @@ impl Keeper<'_> {
             return Err(error);
         }
         self.listening.push(Some(listening));
+        self.sandbox.trail().note(published(&shown));
         Ok(vec![shown])
     }
 
@@ -327,6 +334,8 @@ impl Keeper<'_> {
                 if let Some(listening) = listening {
                     listening.close().await;
                 }
+                let (guest_port, host) = (port.shown.guest_port.get(), port.shown.host.to_string());
+                self.sandbox.trail().note(Event::PortTakenBack { guest_port, host });
                 taken_back.push(port.shown);
             } else {
                 self.listening.push(listening);
@@ -334,6 +343,10 @@ impl Keeper<'_> {
         }
         Ok(taken_back)
     }
+}
+
+fn published(port: &PublishedPort) -> Event {
+    Event::PortPublished { guest_port: port.guest_port.get(), host: port.host.to_string() }
 }
 
 /// At that time, or never.
