@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(240);
 
 /// What it does with a connection is up to the first byte: E says all of the rest backwards once that has ended, F ends
 /// its own stream first and counts what comes after, N takes no more, R breaks off, and GET is
@@ -47,7 +47,7 @@ fn serve(home: &Home, sandbox: &Sandbox<'_>) {
     let made = sandbox.exec(["-d", "--", "perl", "-e", SERVER]).run().succeeds();
     let up = eventually(SOON, || {
         // Asking is dear where the guest's kernel is interpreted, and keeps it from starting.
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_secs(1));
         (home.cli(["logs", &sandbox.id, made.out().trim()]).run().succeeds().out() == "up\n").then_some(())
     });
     assert!(up.is_some(), "the server does not start");

@@ -7,7 +7,7 @@ use sandboxvm_tests::{
 use serde_json::Value;
 use std::{fs, net::TcpStream, os::unix::net::UnixStream, thread, time::Duration};
 
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(240);
 
 /// The supervisor's PID, if there is one.
 fn supervisor(sandbox: &Sandbox<'_>) -> Option<u32> {
@@ -81,7 +81,7 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
         syswrite STDOUT, "up"; while (accept my $c, S) { print $c "hello"; close $c }"#;
     let made = sandbox.exec(["-d", "--", "perl", "-e", server]).run().succeeds();
     let up = eventually(SOON, || {
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_secs(1));
         (home.cli(["logs", "demo", made.out().trim()]).run().succeeds().out() == "up").then_some(())
     });
     assert!(up.is_some(), "the server does not start");
