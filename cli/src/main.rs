@@ -19,6 +19,7 @@ mod progress;
 mod runtime;
 mod signals;
 mod stdio;
+mod supervision;
 mod table;
 mod terminal;
 

@@ -5,6 +5,7 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory, VSOCK_SOCKET},
     hostile_text::printable,
     identity::{self, Identity},
+    in_use::{InUse, InUseError},
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::{
@@ -29,6 +30,9 @@ pub enum AgentError {
     /// The VM's vsock socket does not answer.
     #[error(transparent)]
     Connect(#[from] DirectoryError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// The VM has nobody to connect to.
     #[error("the guest agent does not answer on its port; `sandboxvm logs` may say why")]
     NotListening,
@@ -63,7 +67,7 @@ impl AgentError {
         match self {
             Self::Connect(_) | Self::NotListening => true,
             Self::Wire(error) => error.is_disconnect(),
-            Self::TooOld { .. } | Self::Refused { .. } => false,
+            Self::TooOld { .. } | Self::Refused { .. } | Self::Idle(_) => false,
         }
     }
 }
@@ -102,8 +106,14 @@ impl AgentConnection {
         identity: Option<&Identity>,
         request: Option<&HostMessage>,
     ) -> Result<Self, AgentError> {
+        // Ending it is no use of it, and must not wait for its supervisor, which may be who ends it.
+        let in_use = match request {
+            Some(HostMessage::Shutdown { .. }) => None,
+            _ => InUse::begin(directory).await?,
+        };
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
+        reader.keep_in_use(in_use);
         // All in one packet: the agent wakes once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };

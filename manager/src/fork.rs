@@ -7,6 +7,7 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory},
     flatten::FlattenError,
     identity,
+    in_use::{InUse, InUseError},
     launch::LaunchFiles,
     lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     lock,
@@ -78,6 +79,9 @@ pub enum ForkError {
     /// A child's directory.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -108,6 +112,7 @@ impl Sandbox {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
+        let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
         let state = self.state()?;
         if !state.is_live() {

@@ -11,15 +11,18 @@
 //!                         ├─ fork ──> sandboxes/<id>, ...      reset: the same directory, another machine in it
 //!                         └─ remove ──rename──> trash/<id> ──> gone
 //! ```
-//! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent`,
-//! `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
-//! `server`, within a tokio runtime.
+//! A sandbox with a time to live, an idle rule or published ports has a second process, its supervisor (`supervision`).
+//!
+//! Who may do what: only `launch` and `supervision` start processes, only `lock` decides whether one may be signalled,
+//! only `agent`, `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the
+//! environment or KVM. Called by `cli` and `server`, within a tokio runtime.
 
 mod admission;
 mod agent;
 mod armed;
 pub mod audit;
 mod begin;
+mod clock;
 mod content;
 mod control;
 mod create;
@@ -33,6 +36,7 @@ mod home;
 mod host;
 mod hostile_text;
 mod identity;
+mod in_use;
 mod last_words;
 mod launch;
 mod lineage;
@@ -43,6 +47,7 @@ mod names;
 mod parts;
 mod pidfd;
 mod pool;
+mod ports;
 mod processes;
 mod ready;
 mod record;
@@ -53,6 +58,7 @@ mod snapshot;
 mod staged;
 mod started;
 mod state;
+mod supervision;
 mod sweep;
 mod usage;
 mod warm;
@@ -75,12 +81,14 @@ pub use fork::{ForkError, Forked};
 pub use home::{Home, HomeError};
 pub use host::{HostError, HostIdentity};
 pub use hostile_text::printable;
+pub use in_use::InUseError;
 pub use last_words::LastWords;
 pub use launch::LaunchError;
 pub use lineage::{Contents, LineageError};
 pub use manager::{FindError, Manager, SandboxSummary};
 pub use names::NameError;
 pub use pool::{Pool, PoolRequest};
+pub use ports::PortStream;
 pub use processes::ProcessSummary;
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
@@ -93,6 +101,12 @@ pub use snapshot::{
 };
 pub use started::{StartError, StartedSandbox};
 pub use state::State;
+pub use supervision::{
+    SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
+    publish::{HostEnd, Publish, PublishError, PublishedPort},
+    rules::{AtEnd, IdleRule, TimeToLive, WhenIdle},
+    status::SupervisionStatus,
+};
 pub use sweep::Swept;
 pub use usage::Usage;
 pub use wire::WireError;

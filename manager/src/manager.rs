@@ -7,6 +7,7 @@ use crate::{
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     state::State,
+    supervision::status::SupervisionStatus,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::Serialize;
@@ -48,6 +49,8 @@ pub struct SandboxSummary {
     /// What it does.
     #[serde(flatten)]
     pub state: State,
+    /// What is kept up for it.
+    pub supervision: Option<SupervisionStatus>,
 }
 
 /// The sandboxes of one home.
@@ -110,7 +113,10 @@ impl Manager {
             .ids()?
             .iter()
             .filter_map(|id| self.open_sandbox(id).ok().flatten())
-            .filter_map(|sandbox| Some(SandboxSummary { state: sandbox.state().ok()?, record: sandbox.record }))
+            .filter_map(|sandbox| {
+                let supervision = sandbox.supervision().ok().flatten();
+                Some(SandboxSummary { state: sandbox.state().ok()?, supervision, record: sandbox.record })
+            })
             .collect();
         summaries.sort_by(|a, b| (a.record.created_at, &a.record.id).cmp(&(b.record.created_at, &b.record.id)));
         Ok(summaries)

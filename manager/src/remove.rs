@@ -10,6 +10,7 @@ use crate::{
     manager::{FindError, Manager},
     names,
     state::{self, State},
+    supervision,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{fs, io, path::Path};
@@ -73,6 +74,7 @@ pub(crate) fn discard(
     id: &SandboxId,
     name: Option<&SandboxName>,
 ) -> Result<(), DirectoryError> {
+    supervision::forget(&directory);
     let trash = home.trash().join(id.as_str());
     let ended = state::read(&directory).ok();
     match directory.rename_to(trash.clone()) {

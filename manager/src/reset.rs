@@ -10,6 +10,7 @@ use crate::{
     end::{self, EndError},
     host::HostIdentity,
     identity,
+    in_use::{InUse, InUseError},
     launch::{LaunchError, LaunchFiles},
     lineage::{
         ChangeLock, Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all,
@@ -21,6 +22,7 @@ use crate::{
         store::{ReadOnlyDisks, StoredSnapshot, find_disk},
     },
     started,
+    supervision::SuperviseError,
     wire::WireError,
 };
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
@@ -99,6 +101,12 @@ pub enum ResetError {
     /// The machine does not answer.
     #[error("the sandbox was reset, and its agent does not answer within {} s", .0.as_secs())]
     Silent(Duration),
+    /// What is kept up for it cannot begin anew.
+    #[error(transparent)]
+    Supervision(#[from] SuperviseError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -141,6 +149,7 @@ impl Sandbox {
         boot_timeout: Duration,
     ) -> Result<ResetDone, ResetError> {
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
+        let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
         let is_live = self.state()?.is_live();
         if is_live {
@@ -158,6 +167,9 @@ impl Sandbox {
             ResetDone::InPlace(self.reset_in_place(&mut lineage).await?)
         } else {
             self.begin_again(bundle, &lineage, snapshot.zip(named.as_ref()), boot_timeout).await?;
+            if !is_live {
+                self.start_time_anew()?;
+            }
             ResetDone::Anew
         };
         // Somebody's command may have told the machine that was who it is, and taken the mark away.

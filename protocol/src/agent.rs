@@ -16,6 +16,13 @@
 //! SignalProcess{pid, signal}       ->    Signalled
 //! ```
 //! What is done with files has a connection of its own ([`files`]).
+//! A connection can become one to a TCP port of the guest's loopback ([`port`]):
+//! ```text
+//! Connect{port}                    ->
+//!                                  <-    Connected | Failed
+//! ```
+//! The host sends nothing between `Connect` and `Connected`; from there on both directions are bytes without frames, each
+//! with an end of its own (vsock SHUTDOWN), and a connection to the program in the guest is at the other end of them.
 //!
 //! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
 //! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
@@ -25,6 +32,7 @@
 //! tests pins the bytes.
 
 pub mod files;
+pub mod port;
 pub mod process;
 
 use crate::{
@@ -32,6 +40,7 @@ use crate::{
     frame::{Message, Wire},
 };
 use files::{FileReply, FileRequest};
+use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +52,9 @@ pub const SINCE_PROCESSES: u8 = 2;
 
 /// The version that first had [`files`].
 pub const SINCE_FILES: u8 = 3;
+
+/// The version that first connected hosts to TCP ports of the guest.
+pub const SINCE_PORTS: u8 = 3;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -160,6 +172,8 @@ pub enum HostMessage {
     },
     /// Do something with files; the connection is for nothing else from here on. Answered by [`AgentMessage::File`].
     Files(FileRequest),
+    /// Make this connection one to a TCP port of the guest. Answered by [`AgentMessage::Connected`].
+    Connect(PortRequest),
 }
 
 impl Message for HostMessage {
@@ -168,6 +182,7 @@ impl Message for HostMessage {
             Self::ListProcesses { .. } | Self::Attach(_) | Self::SignalProcess { .. } => SINCE_PROCESSES,
             Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
             Self::Files(_) => SINCE_FILES,
+            Self::Connect(_) => SINCE_PORTS,
             _ => 1,
         }
     }
@@ -217,6 +232,8 @@ pub enum AgentMessage {
     Signalled,
     /// Answer to [`HostMessage::Files`].
     File(FileReply),
+    /// Answer to [`HostMessage::Connect`], and the last frame: what follows are the program's bytes.
+    Connected,
 }
 
 impl Message for AgentMessage {
@@ -225,8 +242,13 @@ impl Message for AgentMessage {
             Self::Processes(_) | Self::Attached(_) | Self::OutputDropped { .. } | Self::RunsOn | Self::Signalled => {
                 SINCE_PROCESSES
             }
-            Self::Failed(failure) if failure.kind == FailureKind::NoSuchProcess => SINCE_PROCESSES,
             Self::File(_) => SINCE_FILES,
+            Self::Connected => SINCE_PORTS,
+            Self::Failed(failure) => match failure.kind {
+                FailureKind::NoSuchProcess => SINCE_PROCESSES,
+                FailureKind::ConnectionRefused => SINCE_PORTS,
+                _ => 1,
+            },
             _ => 1,
         }
     }
@@ -381,4 +403,6 @@ pub enum FailureKind {
     Internal,
     /// No host started a process with this PID, or it was forgotten since it ended.
     NoSuchProcess,
+    /// Nothing in the guest listens on the port.
+    ConnectionRefused,
 }

@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, stdio};
 use clap::Args;
-use sandboxvm_manager::{SandboxRecord, State};
+use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus};
 use sandboxvm_protocol::vmm::VmStatus;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ struct Details {
     directory: PathBuf,
     /// What the VMM last said of itself; of a sandbox that does not run, how it was.
     vmm: Option<VmStatus>,
+    /// Ports and rules.
+    supervision: Option<SupervisionStatus>,
 }
 
 impl Inspect {
@@ -37,6 +39,7 @@ impl Inspect {
                 state: sandbox.state()?,
                 directory: sandbox.path(),
                 vmm: sandbox.vmm_status()?,
+                supervision: sandbox.supervision()?,
             });
         }
         stdio::print(&format!("{}\n", serde_json::to_string_pretty(&details)?))?;

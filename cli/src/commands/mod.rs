@@ -15,6 +15,7 @@ mod kill;
 mod logs;
 mod ls;
 mod pause;
+mod port;
 mod prune;
 mod ps;
 mod reset;
@@ -24,6 +25,7 @@ mod run;
 mod snapshot;
 mod stats;
 mod stop;
+mod supervise;
 mod wait;
 
 use crate::failure::Failure;
@@ -42,6 +44,7 @@ pub(crate) enum Command {
     Kill(kill::Kill),
     Ls(ls::Ls),
     Logs(logs::Logs),
+    Port(port::Port),
     Inspect(inspect::Inspect),
     Events(events::Events),
     Audit(audit::Audit),
@@ -56,6 +59,8 @@ pub(crate) enum Command {
     Prune(prune::Prune),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
+    #[command(hide = true)]
+    Supervise(supervise::Supervise),
     #[command(hide = true)]
     CliReference(cli_reference::CliReference),
 }
@@ -74,6 +79,7 @@ impl Command {
             Self::Kill(command) => command.run(),
             Self::Ls(command) => command.run(),
             Self::Logs(command) => command.run(),
+            Self::Port(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Events(command) => command.run(),
             Self::Audit(command) => command.run(),
@@ -88,6 +94,7 @@ impl Command {
             Self::Prune(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Completion(command) => command.run(),
+            Self::Supervise(command) => command.run(),
             Self::CliReference(command) => command.run(),
         }
     }

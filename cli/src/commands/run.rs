@@ -6,6 +6,7 @@ use crate::{
     process_io, runtime,
     signals::Signals,
     stdio,
+    supervision::SupervisionOptions,
 };
 use clap::Args;
 use sandboxvm_manager::{ExecError, Sandbox};
@@ -23,6 +24,8 @@ pub(crate) struct Run {
     machine: MachineOptions,
     #[command(flatten)]
     process: ProcessOptions,
+    #[command(flatten)]
+    supervision: SupervisionOptions,
     /// Print the sandbox's ID and leave it running, also when the command ends; `ps` and `logs` find the command again
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
@@ -46,6 +49,7 @@ impl Run {
         let Some(started) = self.machine.start(Vec::new(), true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
+        let started = self.supervision.keep_up(started).await?;
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
         let removed = started.finish().await;
@@ -63,6 +67,7 @@ impl Run {
         let Some(started) = self.machine.start(Vec::new(), false, request.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
+        let started = self.supervision.keep_up(started).await?;
         if let Some(request) = request
             && let Err(error) = begin(started.sandbox(), request).await
         {

@@ -19,6 +19,9 @@ impl Server {
     /// Takes what a connection has, once, and answers all of it in one send.
     pub(super) fn receive(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(relay) = connection.relay {
+            return self.make_relay_due(relay);
+        }
         match connection.receive(&mut self.scratch) {
             Received::Nothing => {}
             Received::End(end) => self.disconnect(key, end),
@@ -60,6 +63,12 @@ impl Server {
             if let Some(request) = self.file_request.take() {
                 // What follows on this connection is for whoever serves that.
                 self.hand_over(key, decoder, *request);
+                return;
+            }
+            if self.becomes_relay(key) {
+                if !decoder.is_at_boundary() {
+                    self.fail(key, bad_request("something came between Connect and its answer"));
+                }
                 return;
             }
         }
@@ -147,6 +156,7 @@ impl Server {
             HostMessage::Attach(request) => return self.attach(key, &request),
             HostMessage::SignalProcess { pid, signal } => return self.signal_process(key, pid, signal),
             HostMessage::Files(request) => return self.work_on_files(key, request),
+            HostMessage::Connect(request) => return self.connect(key, request),
         }
         Ok(())
     }
@@ -223,6 +233,7 @@ impl Server {
 
     /// Tells the host what is wrong and ends the connection; for its process, the host is gone.
     pub(super) fn fail(&mut self, key: Key, failure: Failure) {
+        self.end_relay_of(key);
         if let Some(connection) = self.connections.get_mut(key) {
             connection.queue(&AgentMessage::Failed(failure));
             connection.closing = true;
@@ -245,14 +256,21 @@ impl Server {
             if connection.closing {
                 self.disconnect(key, End::HostGone);
             }
-        } else if !connection.watches_room {
-            connection.watches_room = true;
-            let flags =
-                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-            let data = epoll::EventData::new_u64(Token::Connection(key).pack());
-            // Not watched yet at all in its first turn; watching then begins with this flag.
-            let _ = epoll::modify(&self.epoll, &*connection, data, flags);
+        } else {
+            self.watch_room(key);
         }
+    }
+
+    /// Has epoll also tell when a connection takes bytes again.
+    pub(super) fn watch_room(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.watches_room) else {
+            return;
+        };
+        connection.watches_room = true;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(Token::Connection(key).pack());
+        // Not watched yet at all in its first turn; watching then begins with this flag.
+        let _ = epoll::modify(&self.epoll, &*connection, data, flags);
     }
 }
 

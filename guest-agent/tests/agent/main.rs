@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod host;
 mod limits;
+mod ports;
 mod processes;
 mod remembered;
 mod streams;

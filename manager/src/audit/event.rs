@@ -158,6 +158,22 @@ pub enum Event {
     },
     /// It was removed.
     Removed,
+    /// One of its ports can be reached on the host.
+    PortPublished {
+        /// Port of the guest.
+        guest_port: u16,
+        /// Where on the host.
+        host: String,
+    },
+    /// It cannot any more.
+    PortTakenBack {
+        /// Port of the guest.
+        guest_port: u16,
+        /// Where on the host it was.
+        host: String,
+    },
+    /// It was paused because nobody used it.
+    IdlePaused,
     /// Whoever wrote the line before was ended while writing one; that one was taken away.
     Torn {
         /// Bytes of it.

@@ -4,7 +4,7 @@
 //! here until it is listed, and the golden test then fails until it has a sample.
 
 use sandboxvm_protocol::{
-    agent::files::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*,
+    agent::files::*, agent::port::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*,
 };
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
@@ -42,11 +42,11 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
-        ListProcesses {}, Attach (_), SignalProcess {}, Files (_),
+        ListProcesses {}, Attach (_), SignalProcess {}, Files (_), Connect (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
-        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), File (_),
+        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), File (_), Connected (),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -55,7 +55,7 @@ variants! {
     ExitStatus { Code (_), Signal (_), TimedOut () }
     FailureKind {
         NotFound (), NotExecutable (), BadWorkingDirectory (), NoSuchUser (), Resources (), BadRequest (),
-        UnsupportedVersion (), Internal (), NoSuchProcess (),
+        UnsupportedVersion (), Internal (), NoSuchProcess (), ConnectionRefused (),
     }
     FileOperation {
         Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
@@ -171,6 +171,8 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         let user = user.then(|| text("user:staff"));
         add(&format!("files-{label}"), HostMessage::Files(FileRequest { user, operation }));
     }
+    let port = PortNumber::try_from(8000).expect("a port");
+    add("connect", HostMessage::Connect(PortRequest { port }));
     samples
 }
 
@@ -309,6 +311,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
         ("failed-bad-request", FailureKind::BadRequest, ""),
         ("failed-unsupported-version", FailureKind::UnsupportedVersion, "1 to 1"),
         ("failed-no-such-process", FailureKind::NoSuchProcess, "no process 42"),
+        ("failed-connection-refused", FailureKind::ConnectionRefused, "nothing listens on port 8000"),
         ("failed-internal", FailureKind::Internal, "pipe2: Too many open files \u{2014} \u{fc}"),
     ] {
         add(label, AgentMessage::Failed(Failure { kind, message: message.to_owned() }));
@@ -333,6 +336,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("output-dropped", AgentMessage::OutputDropped { bytes: 1 << 40 });
     add("runs-on", AgentMessage::RunsOn);
     add("signalled", AgentMessage::Signalled);
+    add("connected", AgentMessage::Connected);
     for (label, reply, mut covers) in file_replies() {
         covers.extend(["AgentMessage::File", reply.variant()]);
         samples.push(sample(&format!("file-{label}"), covers, AgentMessage::File(reply)));

@@ -1,7 +1,9 @@
 //! proptest strategies for every message of both wires.
 
 use proptest::{collection::vec, option, prelude::*};
-use sandboxvm_protocol::{agent::files::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{
+    agent::files::*, agent::port::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*,
+};
 
 pub fn ctext() -> impl Strategy<Value = CText> {
     vec(1..=u8::MAX, 0..64).prop_map(|bytes| CText::try_from(bytes).expect("no NUL, short"))
@@ -67,6 +69,10 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
         (any::<u32>(), signal()).prop_map(|(pid, signal)| HostMessage::SignalProcess { pid, signal }),
         (option::of(ctext()), file_operation())
             .prop_map(|(user, operation)| HostMessage::Files(FileRequest { user, operation })),
+        (1..=u16::MAX).prop_map(|port| {
+            let port = PortNumber::try_from(port).expect("a port");
+            HostMessage::Connect(PortRequest { port })
+        }),
     ]
 }
 
@@ -203,6 +209,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::UnsupportedVersion),
         Just(FailureKind::Internal),
         Just(FailureKind::NoSuchProcess),
+        Just(FailureKind::ConnectionRefused),
     ];
     (kind, ".{0,200}").prop_map(|(kind, message)| Failure { kind, message })
 }
@@ -224,6 +231,7 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         Just(AgentMessage::RunsOn),
         Just(AgentMessage::Signalled),
         file_reply().prop_map(AgentMessage::File),
+        Just(AgentMessage::Connected),
     ]
 }
 
