@@ -5,10 +5,14 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory, VSOCK_SOCKET},
     hostile_text::printable,
     identity::{self, Identity},
+    limits::Unkept,
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::{
-    agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE},
+    agent::{
+        AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, SINCE_LIMITS,
+        WIRE,
+    },
     frame::Message,
 };
 use std::io;
@@ -46,6 +50,15 @@ pub enum AgentError {
         /// What the request needs.
         needed: u8,
     },
+    /// As [`Self::TooOld`], of limits that were asked for.
+    #[error(
+        "--pids and --nofile need wire version {SINCE_LIMITS} and the sandbox's guest agent speaks {agent}: the snapshot it \
+         comes from was made by an older sandboxvm; make that anew, or leave both out"
+    )]
+    CannotLimit {
+        /// What the agent speaks.
+        agent: u8,
+    },
     /// The agent answered that it cannot.
     #[error("{message}")]
     Refused {
@@ -63,7 +76,7 @@ impl AgentError {
         match self {
             Self::Connect(_) | Self::NotListening => true,
             Self::Wire(error) => error.is_disconnect(),
-            Self::TooOld { .. } | Self::Refused { .. } => false,
+            Self::TooOld { .. } | Self::CannotLimit { .. } | Self::Refused { .. } => false,
         }
     }
 }
@@ -96,10 +109,37 @@ impl AgentConnection {
         Self::open(directory, Some(identity), None).await.map(drop)
     }
 
-    /// Connects, agrees on the version and has `identity` put in force; `request` is on its way by then.
+    /// Connects, agrees on the version and has `identity` and its limits put in force; `request` is on its way by then. An
+    /// agent that knows no limits goes on without, if none were asked for.
     async fn open(
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
+        request: Option<&HostMessage>,
+    ) -> Result<Self, AgentError> {
+        let Some(identity) = identity else { return Self::attempt(directory, None, None, request).await };
+        let limits = HostMessage::SetLimits(identity.limits().of_processes());
+        match Self::attempt(directory, Some(identity), Some(&limits), request).await {
+            Err(AgentError::TooOld { agent, .. }) if agent < SINCE_LIMITS && identity.limits().must_hold => {
+                Err(AgentError::CannotLimit { agent })
+            }
+            Err(AgentError::TooOld { agent, .. }) if agent < SINCE_LIMITS => {
+                let connection = Self::attempt(directory, Some(identity), None, request).await?;
+                let reason = format!(
+                    "the number of its processes is not limited: its guest agent speaks wire version {agent}, which knows \
+                     no limits; the snapshot it comes from was made by an older sandboxvm"
+                );
+                Unkept::Processes.because(directory, &reason)?;
+                Ok(connection)
+            }
+            Ok(connection) => Unkept::Processes.is_kept(directory).map(|()| connection).map_err(AgentError::from),
+            refused => refused,
+        }
+    }
+
+    async fn attempt(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        limits: Option<&HostMessage>,
         request: Option<&HostMessage>,
     ) -> Result<Self, AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
@@ -108,11 +148,11 @@ impl AgentConnection {
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
         let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
-        for message in [Some(&hello), identity.as_ref(), request].into_iter().flatten() {
+        for message in [Some(&hello), identity.as_ref(), limits, request].into_iter().flatten() {
             WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
         }
         writer.write_all(&bytes).await.map_err(WireError::from)?;
-        let needed = request.or(identity.as_ref()).map_or(WIRE.oldest, HostMessage::since);
+        let needed = [limits, request].into_iter().flatten().map(HostMessage::since).max().unwrap_or(WIRE.oldest);
         match answer(&mut reader).await? {
             // What it cannot read it refuses by its frame's header; what was said before that is in force.
             AgentMessage::Hello { version } if (WIRE.oldest..needed).contains(&version) => {
@@ -124,6 +164,9 @@ impl AgentConnection {
         }
         if identity.is_some() && answer(&mut reader).await? != AgentMessage::IdentitySet {
             return Err(WireError::Unexpected("answer to its identity").into());
+        }
+        if limits.is_some() && answer(&mut reader).await? != AgentMessage::LimitsSet {
+            return Err(WireError::Unexpected("answer to its limits").into());
         }
         Ok(Self { reader, writer })
     }

@@ -12,6 +12,7 @@ use crate::{
     host::{HostError, HostIdentity},
     last_words::LastWords,
     launch::LaunchError,
+    limits::{Limits, WantedLimits},
     lineage::{Contents, LineageError},
     manager::Manager,
     names::NameError,
@@ -84,6 +85,8 @@ pub struct SandboxSpec {
     pub env: Vec<String>,
     /// It belongs to the caller: it ends when the caller does, and a sweep removes what is left of it.
     pub ephemeral: bool,
+    /// What it may have; never those of the snapshot it goes on from.
+    pub limits: WantedLimits,
     /// How long the guest may take from start to listening agent.
     pub boot_timeout: Duration,
 }
@@ -98,6 +101,7 @@ impl Default for SandboxSpec {
             start_from: StartFrom::default(),
             env: Vec::new(),
             ephemeral: false,
+            limits: WantedLimits::default(),
             boot_timeout: Duration::from_secs(300),
         }
     }
@@ -278,6 +282,7 @@ impl Manager {
             agent: disks.agent.1,
             env: merged(&manifest.env, &spec.env),
             ephemeral: spec.ephemeral,
+            limits: Limits::new(spec.limits, manifest.memory_bytes),
         };
         let staged = Staged::begin(&self.home, record)?;
         let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
@@ -353,6 +358,7 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         agent: file(&contents.agent, &open.agent_identity),
         env: spec.env.clone(),
         ephemeral: spec.ephemeral,
+        limits: Limits::new(spec.limits, spec.memory),
     })
 }
 

@@ -4,10 +4,12 @@
 use crate::{
     audit::{self, AuditError, Event},
     control::{ControlClient, ControlError},
+    cpu_share,
     directory::{DirectoryError, SandboxDirectory},
     flatten::FlattenError,
     identity,
     launch::LaunchFiles,
+    limits::Unkept,
     lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     lock,
     names::NameError,
@@ -269,7 +271,22 @@ impl Child {
 
     async fn ready(&mut self) -> Result<(), ForkError> {
         self.channel.ready().await.map_err(ForkError::Child)?;
+        self.hold_share()?;
         self.sandbox().settle().await.map_err(|error| ForkError::Identity(Box::new(error)))
+    }
+
+    /// It was born into its parent's control group. Which process it is, a VMM says itself: believed when it holds the lock.
+    fn hold_share(&self) -> Result<(), DirectoryError> {
+        let Sandbox { directory, record, .. } = self.sandbox();
+        if record.limits.cpu_share.is_none() {
+            return Ok(());
+        }
+        match state::status(directory)?.map(|status| status.pid) {
+            Some(pid) if lock::is_holder(directory, pid) => {
+                cpu_share::hold(directory, &record.id, record.limits.cpu_share, pid)
+            }
+            _ => Unkept::CpuShare.because(directory, "its processor share is its parent's: its VMM was not found"),
+        }
     }
 
     fn let_go(mut self) -> Sandbox {

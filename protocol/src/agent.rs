@@ -22,20 +22,25 @@
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
 
+pub mod limits;
 pub mod process;
 
 use crate::{
     capped,
     frame::{Message, Wire},
 };
+use limits::ProcessLimits;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 2, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 3, oldest: 1 };
 
 /// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
 pub const SINCE_PROCESSES: u8 = 2;
+
+/// The version that first had the number and the open files of processes limited.
+pub const SINCE_LIMITS: u8 = 3;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -151,6 +156,8 @@ pub enum HostMessage {
         /// What to send.
         signal: SignalNumber,
     },
+    /// What the sandbox's processes may have from here on. Answered by [`AgentMessage::LimitsSet`].
+    SetLimits(ProcessLimits),
 }
 
 impl Message for HostMessage {
@@ -158,6 +165,7 @@ impl Message for HostMessage {
         match self {
             Self::ListProcesses { .. } | Self::Attach(_) | Self::SignalProcess { .. } => SINCE_PROCESSES,
             Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
+            Self::SetLimits(_) => SINCE_LIMITS,
             _ => 1,
         }
     }
@@ -205,6 +213,8 @@ pub enum AgentMessage {
     RunsOn,
     /// Answer to [`HostMessage::SignalProcess`].
     Signalled,
+    /// [`HostMessage::SetLimits`] is in force.
+    LimitsSet,
 }
 
 impl Message for AgentMessage {
@@ -214,6 +224,7 @@ impl Message for AgentMessage {
                 SINCE_PROCESSES
             }
             Self::Failed(failure) if failure.kind == FailureKind::NoSuchProcess => SINCE_PROCESSES,
+            Self::LimitsSet => SINCE_LIMITS,
             _ => 1,
         }
     }

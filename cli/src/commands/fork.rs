@@ -1,6 +1,6 @@
 //! `fork`: running copies of a running sandbox.
 
-use crate::{environment, failure::Failure, progress, runtime, signals::Signals, stdio};
+use crate::{environment, failure::Failure, limit_options, progress, runtime, signals::Signals, stdio};
 use clap::Args;
 
 /// Make running copies of a running sandbox, which goes on, and print their IDs
@@ -22,6 +22,9 @@ impl Fork {
                 forked = progress::during("forking", sandbox.fork(self.count)) => forked?,
                 _ = signals.next() => return Ok(signals.exit_code()),
             };
+            for copy in &forked.copies {
+                limit_options::warn(copy, &[]);
+            }
             stdio::print(&forked.copies.iter().map(|copy| format!("{}\n", copy.id())).collect::<String>())?;
             Ok(0)
         })

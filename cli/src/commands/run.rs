@@ -2,6 +2,7 @@
 
 use crate::{
     failure::Failure,
+    limit_options,
     options::{MachineOptions, ProcessOptions},
     process_io, runtime,
     signals::Signals,
@@ -46,8 +47,10 @@ impl Run {
         let Some(started) = self.machine.start(Vec::new(), true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
+        let warned = started.sandbox().unkept_limits();
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
+        limit_options::warn(started.sandbox(), &warned);
         let removed = started.finish().await;
         let code = outcome?;
         removed?;
@@ -63,6 +66,7 @@ impl Run {
         let Some(started) = self.machine.start(Vec::new(), false, request.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
+        let warned = started.sandbox().unkept_limits();
         if let Some(request) = request
             && let Err(error) = begin(started.sandbox(), request).await
         {
@@ -70,6 +74,7 @@ impl Run {
             started.finish().await?;
             return Err(failure);
         }
+        limit_options::warn(started.sandbox(), &warned);
         let sandbox = started.detach();
         stdio::print(&format!("{}\n", sandbox.id()))?;
         Ok(0)

@@ -3,7 +3,9 @@
 //! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
 //! here until it is listed, and the golden test then fails until it has a sample.
 
-use sandboxvm_protocol::{agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{
+    agent::limits::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*,
+};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -40,11 +42,12 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
-        ListProcesses {}, Attach (_), SignalProcess {},
+        ListProcesses {}, Attach (_), SignalProcess {}, SetLimits (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
         Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (),
+        LimitsSet (),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -151,6 +154,10 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         add(label, HostMessage::Attach(AttachRequest { pid: 300, view, stdin: terminal.is_some(), terminal }));
     }
     add("signal-process", HostMessage::SignalProcess { pid: 300, signal: SignalNumber::KILL });
+    let processes = ProcessCount::try_from(256).expect("a valid sample");
+    let files = FileCount::try_from(65_536).expect("a valid sample");
+    add("set-limits", HostMessage::SetLimits(ProcessLimits { processes, files: None }));
+    add("set-limits-of-files", HostMessage::SetLimits(ProcessLimits { processes, files: Some(files) }));
     samples
 }
 
@@ -211,6 +218,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("output-dropped", AgentMessage::OutputDropped { bytes: 1 << 40 });
     add("runs-on", AgentMessage::RunsOn);
     add("signalled", AgentMessage::Signalled);
+    add("limits-set", AgentMessage::LimitsSet);
     samples
 }
 

@@ -1,7 +1,7 @@
 //! proptest strategies for every message of both wires.
 
 use proptest::{collection::vec, option, prelude::*};
-use sandboxvm_protocol::{agent::process::*, agent::*, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{agent::limits::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*};
 
 pub fn ctext() -> impl Strategy<Value = CText> {
     vec(1..=u8::MAX, 0..64).prop_map(|bytes| CText::try_from(bytes).expect("no NUL, short"))
@@ -52,6 +52,12 @@ fn identity() -> impl Strategy<Value = GuestIdentity> {
     )
 }
 
+fn limits() -> impl Strategy<Value = ProcessLimits> {
+    let processes = (ProcessCount::MIN..=ProcessCount::MAX).prop_map(|n| ProcessCount::try_from(n).expect("in range"));
+    let files = (FileCount::MIN..=FileCount::MAX).prop_map(|n| FileCount::try_from(n).expect("in range"));
+    (processes, option::of(files)).prop_map(|(processes, files)| ProcessLimits { processes, files })
+}
+
 pub fn host_message() -> impl Strategy<Value = HostMessage> {
     prop_oneof![
         any::<(u8, u8)>().prop_map(|(oldest, newest)| HostMessage::Hello { oldest, newest }),
@@ -65,6 +71,7 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
         any::<u32>().prop_map(|after| HostMessage::ListProcesses { after }),
         attach().prop_map(HostMessage::Attach),
         (any::<u32>(), signal()).prop_map(|(pid, signal)| HostMessage::SignalProcess { pid, signal }),
+        limits().prop_map(HostMessage::SetLimits),
     ]
 }
 
@@ -147,6 +154,7 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u64>().prop_map(|bytes| AgentMessage::OutputDropped { bytes }),
         Just(AgentMessage::RunsOn),
         Just(AgentMessage::Signalled),
+        Just(AgentMessage::LimitsSet),
     ]
 }
 
