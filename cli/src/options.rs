@@ -277,7 +277,7 @@ pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
     SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
 }
 

@@ -2,7 +2,7 @@
 //! with a kernel to boot or a snapshot to go on from, its agent awaited. Whatever fails, and whoever stops waiting, leaves nothing behind.
 
 use crate::{
-    admission::{self, AdmissionError},
+    admission::AdmissionError,
     agent::AgentError,
     audit::{AuditError, Event},
     begin::{Disks, Restored, Visibility, boot, restore},
@@ -219,22 +219,22 @@ impl Manager {
     }
 
     async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
-        admission::check_memory(spec.memory)?;
         let basis = self.basis(bundle, spec.disk).await?;
         let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+        staged.admit()?;
         boot(staged, &basis, spec.boot_timeout, Visibility::Published)
     }
 
     /// From the snapshot of a machine of this kind that has just booted; made now if there is none yet.
     async fn start_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
-        admission::check_memory(spec.memory)?;
         let basis = self.basis(bundle, spec.disk).await?;
         let host = HostIdentity::read()?;
         let key = ready::key(&basis.contents, spec, &host);
         let mut rebuilt = false;
         loop {
-            // Before anything that takes long: its name is taken from here on.
+            // Before anything that takes long: its name is taken from here on, and its memory promised.
             let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+            staged.admit()?;
             let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
             let from = basis.restored_from(&snapshot, &host);
             let mut started = restore(staged, &from, &basis.open.vmm, spec.boot_timeout)?;
@@ -262,7 +262,6 @@ impl Manager {
         let snapshot = StoredSnapshot::named(&self.home, name)?;
         let host = HostIdentity::read()?;
         let manifest = &snapshot.manifest;
-        admission::check_memory(manifest.memory_bytes)?;
         let disks = snapshot.read_only_disks(&self.home, bundle)?;
         let vmm = bundle.open_part(Part::Vmm)?;
         let contents =
@@ -285,6 +284,7 @@ impl Manager {
             limits: Limits::new(spec.limits, manifest.memory_bytes),
         };
         let staged = Staged::begin(&self.home, record)?;
+        staged.admit()?;
         let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
         let from = Restored { snapshot: &snapshot, host: &host, contents: &contents, disks: files };
         let mut started = restore(staged, &from, bundle.path(Part::Vmm), spec.boot_timeout)?;

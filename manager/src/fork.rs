@@ -2,6 +2,7 @@
 //! files that were made here; each child is a sandbox like any other from then on.
 
 use crate::{
+    admission::{self, AdmissionError, Request},
     audit::{self, AuditError, Event},
     control::{ControlClient, ControlError},
     cpu_share,
@@ -56,6 +57,9 @@ pub enum ForkError {
         /// What it does instead.
         state: State,
     },
+    /// The host cannot take so many.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// Its VMM refused or failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -115,6 +119,8 @@ impl Sandbox {
         if !state.is_live() {
             return Err(ForkError::NotRunning { sandbox: self.label(), state });
         }
+        let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
+        admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
         let mut control = self.control().await?;
         // See `Lineage::read`.
         control.stats().await?;
@@ -204,6 +210,7 @@ impl Sandbox {
             ..self.record.clone()
         };
         let staged = Staged::begin(&self.home, record)?;
+        staged.admit()?;
         let directory = staged.directory();
         staged.record().write(directory)?;
         identity::make_due(directory)?;

@@ -35,6 +35,7 @@ mod hostile_text;
 mod identity;
 mod last_words;
 mod launch;
+mod ledger;
 mod limits;
 mod lineage;
 mod links;
@@ -59,7 +60,7 @@ mod usage;
 mod warm;
 mod wire;
 
-pub use admission::{AdmissionError, HostMemory, host_memory};
+pub use admission::{AdmissionError, AdmissionRules, HostMemory, host_memory};
 pub use agent::{AgentError, exit_code};
 pub use content::Content;
 pub use control::ControlError;

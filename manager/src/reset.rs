@@ -2,6 +2,7 @@
 //! otherwise its VMM is replaced, and directory, ID and name stay.
 
 use crate::{
+    admission::{self, AdmissionError},
     audit::Event,
     content::{self, Content},
     control::ControlError,
@@ -73,6 +74,9 @@ pub enum ResetError {
         /// Where the kernel was.
         path: PathBuf,
     },
+    /// The host cannot take it again.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// No such snapshot, or none that can be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -237,6 +241,8 @@ impl Sandbox {
         bundle.open_part(Part::Vmm)?;
         let template = self.directory.open_shared(TEMPLATE)?;
 
+        // One that has ended was promised no memory any more; its disk it has.
+        admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
         end::now(&self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
