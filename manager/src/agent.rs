@@ -223,3 +223,61 @@ async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError>
     }
     if line.starts_with(b"OK ") { Ok(stream) } else { Err(WireError::Unexpected("answer to CONNECT").into()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        limits::unkept,
+        record::{SandboxRecord, tests::example},
+    };
+    use sandboxvm_protocol::frame::{FrameDecoder, Wire};
+    use tokio::net::UnixListener;
+
+    /// An agent of wire version 2, as a snapshot may hold: it closes a connection on which it is told something newer.
+    async fn old_agent(listener: UnixListener) {
+        let wire = Wire { version: 2, ..WIRE };
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut connect = [0; 13];
+            socket.read_exact(&mut connect).await.unwrap();
+            socket.write_all(b"OK 1\n").await.unwrap();
+            let mut said = vec![0; 4096];
+            let count = socket.read(&mut said).await.unwrap();
+            let mut decoder = FrameDecoder::new(wire, MAX_HOST_MESSAGE);
+            decoder.push(&said[..count]);
+            let mut answers = Vec::new();
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                let answer = match wire.decode_message(frame.body).unwrap() {
+                    HostMessage::Hello { .. } => AgentMessage::Hello { version: 2 },
+                    HostMessage::SetIdentity(_) => AgentMessage::IdentitySet,
+                    _ => AgentMessage::Pong,
+                };
+                wire.append_message(&mut answers, &answer, MAX_AGENT_MESSAGE).unwrap();
+            }
+            socket.write_all(&answers).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_knows_no_limits_goes_on_without_unless_they_were_asked_for() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let listener = directory.listen(VSOCK_SOCKET).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let agent = tokio::spawn(old_agent(UnixListener::from_std(listener).unwrap()));
+        let mut record = example("abcdefgh");
+        let request = |record: &SandboxRecord| {
+            let identity = Identity::of(record);
+            let directory = &directory;
+            async move { AgentConnection::request(directory, Some(&identity), &HostMessage::Ping).await }
+        };
+        let (_, answer) = request(&record).await.unwrap();
+        assert_eq!(answer, AgentMessage::Pong);
+        let unkept = unkept(&directory);
+        assert!(unkept.len() == 1 && unkept[0].contains("wire version 2"), "{unkept:?}");
+        record.limits.must_hold = true;
+        assert!(matches!(request(&record).await, Err(AgentError::CannotLimit { agent: 2 })));
+        agent.abort();
+    }
+}

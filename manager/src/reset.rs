@@ -241,8 +241,10 @@ impl Sandbox {
         bundle.open_part(Part::Vmm)?;
         let template = self.directory.open_shared(TEMPLATE)?;
 
-        // One that has ended was promised no memory any more; its disk it has.
-        admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
+        if !self.state()?.is_live() {
+            // It was promised no memory any more; its disk it has.
+            admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
+        }
         end::now(&self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
