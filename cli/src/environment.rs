@@ -45,7 +45,7 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
     let factor = |text: &str| {
         let factor = text.parse::<f64>().ok().filter(|factor| (0.0..=1000.0).contains(factor))?;
         // At most 100,000, and not negative.
-        Some((factor * 100.0).round() as u64)
+        Some((factor * 100.0).ceil() as u64)
     };
     let default = AdmissionRules::default();
     let or = |stated: Option<u64>, default: u32| stated.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(rules_from(with(&[])), Ok(AdmissionRules::default()));
         let rules = rules_from(with(&[
             ("SANDBOXVM_MAX_SANDBOXES", "7"),
-            ("SANDBOXVM_OVERCOMMIT", "1.5"),
+            ("SANDBOXVM_OVERCOMMIT", "1.499"),
             ("SANDBOXVM_MIN_FREE_MEMORY", "2G"),
             ("SANDBOXVM_MIN_FREE_DISK", "0"),
         ]));
