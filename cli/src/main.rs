@@ -13,6 +13,7 @@ mod commands;
 mod detach_keys;
 mod environment;
 mod failure;
+mod limit_options;
 mod options;
 mod process_io;
 mod progress;

@@ -3,6 +3,7 @@
 use crate::{
     environment,
     failure::Failure,
+    limit_options::{self, LimitOptions},
     process_io::{Attendance, Leaving},
     progress,
     signals::Signals,
@@ -55,6 +56,8 @@ pub(crate) struct MachineOptions {
     #[arg(long, value_name = "SNAPSHOT", value_parser = name,
           conflicts_with_all = ["cold", "memory", "cpus", "disk", "kernel", "image"])]
     from: Option<SandboxName>,
+    #[command(flatten)]
+    limits: LimitOptions,
 }
 
 impl MachineOptions {
@@ -85,6 +88,7 @@ impl MachineOptions {
             start_from: self.start_from(),
             env,
             ephemeral,
+            limits: self.limits.wanted(),
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {
@@ -100,7 +104,10 @@ impl MachineOptions {
             _ = signals.next() => None,
         };
         match ready {
-            Some(Ok(())) => Ok(Some(started)),
+            Some(Ok(())) => {
+                limit_options::warn(started.sandbox(), &[]);
+                Ok(Some(started))
+            }
             Some(Err(error)) => {
                 started.finish().await?;
                 Err(error.into())

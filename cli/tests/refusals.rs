@@ -202,7 +202,8 @@ fn a_vmm_that_only_dies_is_reported_and_leaves_nothing() {
         // What all sandboxes share stays, and the lock of whoever tried to make a ready snapshot: removing it at once
         // could part two makers. No snapshot stays, and prune takes the lock.
         let home = place.home();
-        let is_shared = |path: &PathBuf| ["templates", "contents"].iter().any(|name| path.starts_with(home.join(name)));
+        let is_shared =
+            |path: &PathBuf| ["templates", "contents", "admitted"].iter().any(|name| path.starts_with(home.join(name)));
         let left = || files_below(&home).into_iter().filter(|path| !is_shared(path)).collect::<Vec<PathBuf>>();
         let is_lock = |path: &PathBuf| {
             path.parent() == Some(&home.join("ready")) && path.extension().is_some_and(|extension| extension == "lock")

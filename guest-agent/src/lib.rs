@@ -49,12 +49,13 @@ fn run_as_init() -> ! {
         Ok(machine) => machine,
         Err(error) => shutdown::stop_after(&error),
     };
-    let names = std::mem::take(&mut machine.names);
-    let served =
-        Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, names)).and_then(|mut server| {
+    let (names, cgroups) = (std::mem::take(&mut machine.names), machine.cgroups.take());
+    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, names, cgroups)).and_then(
+        |mut server| {
             machine.notify.ready();
             server.run()
-        });
+        },
+    );
     match served {
         Ok(()) => shutdown::in_order(&mut machine.notify),
         Err(error) => shutdown::stop_after(&error),
@@ -66,7 +67,7 @@ fn serve(socket: &CStr) -> i32 {
     let served = Listener::unix(socket).and_then(|listener| {
         // As PID 1 the agent is at the root, and the spawning of processes counts on it.
         rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
-        Server::new(Role::Service, listener, NameFiles::default())?.run()
+        Server::new(Role::Service, listener, NameFiles::default(), None)?.run()
     });
     match served {
         Ok(()) => 0,

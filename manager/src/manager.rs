@@ -1,6 +1,7 @@
 //! The sandboxes of one home: finding and listing them. Making and removing them is in `create` and `remove`.
 
 use crate::{
+    admission::AdmissionRules,
     directory::{DirectoryError, SandboxDirectory},
     home::{Home, HomeError},
     names,
@@ -66,6 +67,12 @@ impl Manager {
     /// [`HomeError::Create`].
     pub fn open(root: &Path) -> Result<Self, HomeError> {
         Ok(Self { home: Home::open(root)? })
+    }
+
+    /// The same, with other rules for new sandboxes.
+    #[must_use]
+    pub fn with_rules(self, rules: AdmissionRules) -> Self {
+        Self { home: self.home.with_rules(rules) }
     }
 
     /// Path of the home.

@@ -3,6 +3,7 @@
 
 use crate::{
     audit::{Event, Trail},
+    cpu_share,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
     home::Home,
@@ -101,8 +102,12 @@ pub(crate) fn delete_mark(home: &Home, id: &SandboxId) -> Result<(), DirectoryEr
     gone(fs::remove_file(&mark)).map_err(|e| DirectoryError::new("remove", mark, e))
 }
 
-/// Deletes a directory tree, which others may be deleting too.
+/// Deletes a directory tree, which others may be deleting too, and what it is all that knows of. It stays for the next
+/// sweep while its VMM is still ending.
 pub(crate) fn delete(path: &Path) -> Result<(), DirectoryError> {
+    if !cpu_share::release(path) {
+        return Ok(());
+    }
     gone(fs::remove_dir_all(path)).map_err(|e| DirectoryError::new("remove", path, e))
 }
 

@@ -2,9 +2,11 @@
 //! otherwise its VMM is replaced, and directory, ID and name stay.
 
 use crate::{
+    admission::{self, AdmissionError},
     audit::Event,
     content::{self, Content},
     control::ControlError,
+    cpu_share,
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
@@ -74,6 +76,9 @@ pub enum ResetError {
         /// Where the kernel was.
         path: PathBuf,
     },
+    /// The host cannot take it again.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// No such snapshot, or none that can be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -248,10 +253,15 @@ impl Sandbox {
         bundle.open_part(Part::Vmm)?;
         let template = self.directory.open_shared(TEMPLATE)?;
 
+        if !self.state()?.is_live() {
+            // It was promised no memory any more; its disk it has.
+            admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
+        }
         end::now(&self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
         let vmm = parts.spawn_vmm(bundle.path(Part::Vmm))?;
+        cpu_share::hold(&self.directory, self.id(), self.record.limits.cpu_share, vmm.pid)?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
         let mut renewed = Lineage::new(contents, origin, parent, files.clone());

@@ -11,6 +11,7 @@ use crate::{
     identity::{self, Identity},
     in_use::{self, InUse},
     last_words::LastWords,
+    limits,
     record::SandboxRecord,
     state::{self, State},
     wire::WireError,
@@ -173,6 +174,12 @@ impl Sandbox {
     /// When its directory cannot be read.
     pub fn vmm_status(&self) -> Result<Option<VmStatus>, DirectoryError> {
         state::status(&self.directory)
+    }
+
+    /// Which of its limits are not in force, and why; one sentence each.
+    #[must_use]
+    pub fn unkept_limits(&self) -> Vec<String> {
+        limits::unkept(&self.directory)
     }
 
     /// At most the last `cap` bytes of a log.

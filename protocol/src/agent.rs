@@ -32,6 +32,7 @@
 //! tests pins the bytes.
 
 pub mod files;
+pub mod limits;
 pub mod port;
 pub mod process;
 
@@ -40,6 +41,7 @@ use crate::{
     frame::{Message, Wire},
 };
 use files::{FileReply, FileRequest};
+use limits::ProcessLimits;
 use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
@@ -55,6 +57,9 @@ pub const SINCE_FILES: u8 = 3;
 
 /// The version that first connected hosts to TCP ports of the guest.
 pub const SINCE_PORTS: u8 = 3;
+
+/// The version that first had the number and the open files of processes limited.
+pub const SINCE_LIMITS: u8 = 3;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -174,6 +179,8 @@ pub enum HostMessage {
     Files(FileRequest),
     /// Make this connection one to a TCP port of the guest. Answered by [`AgentMessage::Connected`].
     Connect(PortRequest),
+    /// What the sandbox's processes may have from here on. Answered by [`AgentMessage::LimitsSet`].
+    SetLimits(ProcessLimits),
 }
 
 impl Message for HostMessage {
@@ -183,6 +190,7 @@ impl Message for HostMessage {
             Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
             Self::Files(_) => SINCE_FILES,
             Self::Connect(_) => SINCE_PORTS,
+            Self::SetLimits(_) => SINCE_LIMITS,
             _ => 1,
         }
     }
@@ -234,6 +242,8 @@ pub enum AgentMessage {
     File(FileReply),
     /// Answer to [`HostMessage::Connect`], and the last frame: what follows are the program's bytes.
     Connected,
+    /// [`HostMessage::SetLimits`] is in force.
+    LimitsSet,
 }
 
 impl Message for AgentMessage {
@@ -249,6 +259,7 @@ impl Message for AgentMessage {
                 FailureKind::ConnectionRefused => SINCE_PORTS,
                 _ => 1,
             },
+            Self::LimitsSet => SINCE_LIMITS,
             _ => 1,
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     environment,
     failure::Failure,
-    progress, runtime,
+    limit_options, progress, runtime,
     signals::Signals,
     stdio,
     supervision::{self, RuleOptions},
@@ -38,6 +38,9 @@ impl Fork {
                     environment::manager()?.remove(copy.id().as_str(), true).await?;
                 }
                 return Err(failure);
+            }
+            for copy in &forked.copies {
+                limit_options::warn(copy, &[]);
             }
             stdio::print(&forked.copies.iter().map(|copy| format!("{}\n", copy.id())).collect::<String>())?;
             Ok(0)

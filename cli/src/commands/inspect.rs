@@ -22,6 +22,8 @@ struct Details {
     #[serde(flatten)]
     state: State,
     directory: PathBuf,
+    /// Limits that are not in force, and why.
+    unkept_limits: Vec<String>,
     /// What the VMM last said of itself; of a sandbox that does not run, how it was.
     vmm: Option<VmStatus>,
     /// Ports and rules.
@@ -38,6 +40,7 @@ impl Inspect {
                 record: sandbox.record().clone(),
                 state: sandbox.state()?,
                 directory: sandbox.path(),
+                unkept_limits: sandbox.unkept_limits(),
                 vmm: sandbox.vmm_status()?,
                 supervision: sandbox.supervision()?,
             });

@@ -2,6 +2,7 @@
 
 use crate::{
     failure::Failure,
+    limit_options,
     options::{MachineOptions, ProcessOptions},
     process_io, runtime,
     signals::Signals,
@@ -50,8 +51,10 @@ impl Run {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
+        let warned = started.sandbox().unkept_limits();
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
+        limit_options::warn(started.sandbox(), &warned);
         let removed = started.finish().await;
         let code = outcome?;
         removed?;
@@ -68,6 +71,7 @@ impl Run {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
+        let warned = started.sandbox().unkept_limits();
         if let Some(request) = request
             && let Err(error) = begin(started.sandbox(), request).await
         {
@@ -75,6 +79,7 @@ impl Run {
             started.finish().await?;
             return Err(failure);
         }
+        limit_options::warn(started.sandbox(), &warned);
         let sandbox = started.detach();
         stdio::print(&format!("{}\n", sandbox.id()))?;
         Ok(0)

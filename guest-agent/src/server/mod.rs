@@ -29,6 +29,7 @@ mod token;
 
 use crate::names::NameFiles;
 use crate::process::Process;
+use crate::process::cgroups::Cgroups;
 use crate::process::spawn::Spawner;
 use clock::{later, now};
 use connection::{Connection, End};
@@ -126,10 +127,16 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Takes over signals and starts to listen. Only for a process with a single thread.
-    pub(crate) fn new(role: Role, listener: Listener, names: NameFiles) -> Result<Self, ServerError> {
+    /// Takes over signals and starts to listen. Only for a process with a single thread. Its processes are put into
+    /// `cgroups`.
+    pub(crate) fn new(
+        role: Role,
+        listener: Listener,
+        names: NameFiles,
+        cgroups: Option<Cgroups>,
+    ) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
-        let spawner = Spawner::new(role == Role::Init).map_err(setup("open /dev/null"))?;
+        let spawner = Spawner::new(role == Role::Init, cgroups).map_err(setup("open /dev/null"))?;
         if role == Role::Service {
             disinherit();
         }

@@ -146,6 +146,13 @@ impl Server {
                 identity::apply(&identity, &self.names).map_err(|error| internal(error.to_string()))?;
                 connection.queue(&AgentMessage::IdentitySet);
             }
+            HostMessage::SetLimits(_) if self.role == Role::Service => {
+                return Err(bad_request("this agent is not PID 1 of a sandbox: its processes are not all there are"));
+            }
+            HostMessage::SetLimits(limits) => {
+                self.spawner.limit(&limits);
+                connection.queue(&AgentMessage::LimitsSet);
+            }
             HostMessage::Shutdown { grace_ms } => {
                 connection.queue(&AgentMessage::ShuttingDown);
                 // Before anything ends: the answer must not wait for the processes.

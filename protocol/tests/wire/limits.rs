@@ -2,7 +2,7 @@
 
 use crate::samples::text;
 use sandboxvm_protocol::{
-    agent::{self, files::*, port::*, process::*, *},
+    agent::{self, files::*, limits::*, port::*, process::*, *},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
     identity::*,
     machine::*,
@@ -317,6 +317,7 @@ fn files_request() -> FileRequest {
 #[test]
 fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
     let old = Wire { version: 1, ..agent::WIRE };
+    let processes = ProcessCount::try_from(256).expect("in range");
     let request = |on_disconnect| HostMessage::Exec(ExecRequest { on_disconnect, ..exec(vec![text("true")], vec![]) });
     let cases = [
         (HostMessage::Hello { oldest: 1, newest: agent::WIRE.version }, 1),
@@ -327,6 +328,7 @@ fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
         (HostMessage::SignalProcess { pid: 1, signal: SignalNumber::TERM }, 2),
         (HostMessage::Files(files_request()), 3),
         (HostMessage::Connect(PortRequest { port: PortNumber::try_from(80).expect("a port") }), 3),
+        (HostMessage::SetLimits(ProcessLimits { processes, files: None }), 3),
     ];
     for (message, since) in cases {
         let mut frame = Vec::new();

@@ -4,7 +4,8 @@
 //! here until it is listed, and the golden test then fails until it has a sample.
 
 use sandboxvm_protocol::{
-    agent::files::*, agent::port::*, agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*,
+    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, frame::Message, identity::*,
+    machine::*, vmm::*,
 };
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
@@ -42,11 +43,12 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
-        ListProcesses {}, Attach (_), SignalProcess {}, Files (_), Connect (_),
+        ListProcesses {}, Attach (_), SignalProcess {}, Files (_), Connect (_), SetLimits (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
         Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), File (_), Connected (),
+        LimitsSet (),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -173,6 +175,10 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
     }
     let port = PortNumber::try_from(8000).expect("a port");
     add("connect", HostMessage::Connect(PortRequest { port }));
+    let processes = ProcessCount::try_from(256).expect("a valid sample");
+    let files = FileCount::try_from(65_536).expect("a valid sample");
+    add("set-limits", HostMessage::SetLimits(ProcessLimits { processes, files: None }));
+    add("set-limits-of-files", HostMessage::SetLimits(ProcessLimits { processes, files: Some(files) }));
     samples
 }
 
@@ -337,6 +343,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("runs-on", AgentMessage::RunsOn);
     add("signalled", AgentMessage::Signalled);
     add("connected", AgentMessage::Connected);
+    add("limits-set", AgentMessage::LimitsSet);
     for (label, reply, mut covers) in file_replies() {
         covers.extend(["AgentMessage::File", reply.variant()]);
         samples.push(sample(&format!("file-{label}"), covers, AgentMessage::File(reply)));

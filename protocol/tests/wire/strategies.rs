@@ -2,7 +2,7 @@
 
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
-    agent::files::*, agent::port::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*,
+    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -54,6 +54,12 @@ fn identity() -> impl Strategy<Value = GuestIdentity> {
     )
 }
 
+fn limits() -> impl Strategy<Value = ProcessLimits> {
+    let processes = (ProcessCount::MIN..=ProcessCount::MAX).prop_map(|n| ProcessCount::try_from(n).expect("in range"));
+    let files = (FileCount::MIN..=FileCount::MAX).prop_map(|n| FileCount::try_from(n).expect("in range"));
+    (processes, option::of(files)).prop_map(|(processes, files)| ProcessLimits { processes, files })
+}
+
 pub fn host_message() -> impl Strategy<Value = HostMessage> {
     prop_oneof![
         any::<(u8, u8)>().prop_map(|(oldest, newest)| HostMessage::Hello { oldest, newest }),
@@ -73,6 +79,7 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
             let port = PortNumber::try_from(port).expect("a port");
             HostMessage::Connect(PortRequest { port })
         }),
+        limits().prop_map(HostMessage::SetLimits),
     ]
 }
 
@@ -232,6 +239,7 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         Just(AgentMessage::Signalled),
         file_reply().prop_map(AgentMessage::File),
         Just(AgentMessage::Connected),
+        Just(AgentMessage::LimitsSet),
     ]
 }
 
