@@ -245,13 +245,16 @@ fn help_and_version_are_asked_for_and_so_on_stdout() {
 #[test]
 fn processes_that_cannot_be_asked_for() {
     let place = Place::new();
-    place.refuses(&["logs", "-f", "demo"], "PID");
     place.refuses(&["logs", "--vmm", "demo", "3"], "--vmm");
+    place.refuses(&["logs", "--console", "demo", "3"], "--console");
+    place.refuses(&["logs", "-n", "5", "demo", "3"], "--tail");
     place.refuses(&["attach", "demo"], "PID");
     place.refuses(&["wait", "demo", "init"], "init");
     place.refuses(&["kill", "demo", "3", "-s", "NOPE"], "no signal");
     place.refuses(&["kill", "demo", "3", "-s", "65"], "1 to 64");
     place.refuses(&["attach", "-it", "demo", "3"], "terminal");
+    // Without a PID it is the console that would be followed.
+    place.refuses(&["logs", "-f", "demo"], "no sandbox");
     for command in [&["ps", "demo"][..], &["attach", "demo", "3"], &["wait", "demo", "3"], &["kill", "demo", "3"]] {
         place.refuses(command, "demo");
     }

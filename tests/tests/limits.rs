@@ -109,6 +109,14 @@ fn processes_and_open_files_are_limited_and_a_fork_bomb_leaves_the_agent_alone()
     assert_eq!(full.as_deref(), Some("full\n"));
     let rescue = sandbox.sh("cat /proc/self/cgroup; (nice); cat /sys/fs/cgroup/sandbox/pids.current /tmp/said");
     assert_eq!(rescue.succeeds().out(), "0::/reserve\n-15\n20\nsh: 0: Cannot fork\n");
+    // Files come and go: what works on them is none of the sandbox's processes, nor as eager as the agent.
+    let of_worker = |file| home.cli(["cp", &format!("{}:/proc/self/{file}", sandbox.id), "-"]).run().succeeds().out();
+    assert_eq!(of_worker("cgroup"), "0::/\n");
+    let nice = of_worker("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16).map(str::to_owned));
+    assert_eq!(nice.as_deref(), Some("0"));
+    let into = format!("{}:/tmp/put", sandbox.id);
+    let _ = home.cli(["cp", "-", &into]).input("put").run().succeeds();
+    assert_eq!(home.cli(["cp", &into, "-"]).run().succeeds().out(), "put");
     end(&home, &sandbox, &pid);
 
     // The real thing, a byte for each process that ever was. The agent answers all the while, and ends it.

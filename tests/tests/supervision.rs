@@ -92,6 +92,10 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
     let said = std::io::read_to_string(TcpStream::connect(address).expect("somebody listens")).ok();
     assert_eq!(said.as_deref(), Some("hello"), "the port does not wake it");
 
+    // So is what is done with files.
+    assert!(eventually(SOON, rests).is_some(), "never paused again");
+    assert_eq!(home.cli(["cp", "demo:/etc/hostname", "-"]).run().succeeds().out(), "demo\n");
+
     // What somebody paused stays so, also where it rested already.
     assert!(eventually(SOON, rests).is_some(), "never paused again");
     let _ = home.cli(["pause", "demo"]).run().succeeds();

@@ -1,12 +1,12 @@
 //! `cp`: files and directories between the host and a sandbox.
 
 use crate::{
-    environment,
     failure::Failure,
     options::{self, shortened},
     progress, runtime,
     signals::Signals,
     stdio::{self, Stream, WriteError},
+    supervision,
 };
 use clap::Args;
 use rustix::io::Errno;
@@ -107,7 +107,7 @@ impl Cp {
         let ((Side::Sandbox(sandbox, _), _) | (_, Side::Sandbox(sandbox, _))) = &sides else {
             return Err(Failure::new("neither SRC nor DEST is in a sandbox: write one of them as SANDBOX:PATH"));
         };
-        let sandbox = environment::manager()?.find(sandbox)?;
+        let sandbox = supervision::find(sandbox)?;
         let files = sandbox.files();
         let files = user.map_or(files.clone(), |user| files.as_user(user));
         runtime::block_on(async {
