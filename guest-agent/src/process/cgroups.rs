@@ -1,7 +1,7 @@
 //! The control groups that the sandbox's processes are in, and how many they may be.
 //!
 //! ```text
-//! /sys/fs/cgroup            the agent, alone: no limit of the sandbox's is the agent's
+//! /sys/fs/cgroup            the agent and what it has working on files: no limit of the sandbox's is theirs
 //!   sandbox                 everything a host has started, and all that came of it: pids.max is the sandbox's limit
 //!   reserve                 what a host starts when that is reached: how else could anybody look into it, and end it
 //! ```

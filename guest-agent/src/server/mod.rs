@@ -10,8 +10,8 @@
 //! Connections and pipes are edge-triggered and added once: no call is spent on changing what epoll watches while a
 //! slow host stalls a process. What has more to give than one turn takes is kept for the next one, with no waiting.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks each, one frame and one read buffer for each connection, one stdin window
-//! for each process, and what [`kept`] keeps of their output.
+//! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks each, one frame and one read
+//! buffer for each connection, one stdin window for each process, and what [`kept`] keeps of their output.
 
 mod attach;
 mod clock;
