@@ -114,9 +114,10 @@ fn processes_and_open_files_are_limited_and_a_fork_bomb_leaves_the_agent_alone()
     assert_eq!(of_worker("cgroup"), "0::/\n");
     let nice = of_worker("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16).map(str::to_owned));
     assert_eq!(nice.as_deref(), Some("0"));
-    let into = format!("{}:/tmp/put", sandbox.id);
-    let _ = home.cli(["cp", "-", &into]).input("put").run().succeeds();
-    assert_eq!(home.cli(["cp", &into, "-"]).run().succeeds().out(), "put");
+    let (put, place) = (home.scratch("put"), format!("{}:/tmp/put", sandbox.id));
+    fs::write(&put, "put").expect("a scratch file is ours");
+    let _ = home.cli(["cp".as_ref(), put.as_os_str(), place.as_ref()]).run().succeeds();
+    assert_eq!(home.cli(["cp", &place, "-"]).run().succeeds().out(), "put");
     end(&home, &sandbox, &pid);
 
     // The real thing, a byte for each process that ever was. The agent answers all the while, and ends it.
