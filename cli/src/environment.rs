@@ -1,8 +1,8 @@
-//! The only place that reads the caller's environment: where the home and the bundle are.
+//! The only place that reads the caller's environment: where the home and the bundle are, and how full the host may get.
 
-use crate::failure::Failure;
+use crate::{failure::Failure, options};
 use sandboxvm_images::bundle::{Bundle, BundleSources};
-use sandboxvm_manager::Manager;
+use sandboxvm_manager::{AdmissionRules, Manager};
 use std::{env, ffi::OsString, path::PathBuf};
 
 /// `SANDBOXVM_HOME`, else `/var/lib/sandboxvm` as root, else `$XDG_DATA_HOME/sandboxvm`.
@@ -26,7 +26,38 @@ fn home_from(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Option<PathB
 
 /// The manager of the home.
 pub(crate) fn manager() -> Result<Manager, Failure> {
-    Ok(Manager::open(&home()?)?)
+    let rules = rules_from(|name| env::var_os(name).filter(|value| !value.is_empty())).map_err(Failure::new)?;
+    Ok(Manager::open(&home()?)?.with_rules(rules))
+}
+
+/// Which new sandboxes are taken: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and
+/// `SANDBOXVM_MIN_FREE_DISK`; 0 switches a rule off.
+fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, String> {
+    let read = |name: &str, what: &str, parse: &dyn Fn(&str) -> Option<u64>| match var(name) {
+        None => Ok(None),
+        Some(value) => match value.to_str().and_then(parse) {
+            Some(number) => Ok(Some(number)),
+            None => Err(format!("{name} is {value:?}: set it to {what}, or not at all")),
+        },
+    };
+    let number = |text: &str| text.parse::<u32>().ok().map(u64::from);
+    let size = |text: &str| options::size(text).ok();
+    let factor = |text: &str| {
+        let factor = text.parse::<f64>().ok().filter(|factor| (0.0..=1000.0).contains(factor))?;
+        // At most 100,000, and not negative.
+        Some((factor * 100.0).ceil() as u64)
+    };
+    let default = AdmissionRules::default();
+    let or = |stated: Option<u64>, default: u32| stated.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
+    Ok(AdmissionRules {
+        sandboxes: or(read("SANDBOXVM_MAX_SANDBOXES", "a number", &number)?, default.sandboxes),
+        overcommit_percent: or(
+            read("SANDBOXVM_OVERCOMMIT", "a factor from 0 to 1000", &factor)?,
+            default.overcommit_percent,
+        ),
+        free_memory: read("SANDBOXVM_MIN_FREE_MEMORY", "a size, as 2G", &size)?,
+        free_disk: read("SANDBOXVM_MIN_FREE_DISK", "a size, as 2G", &size)?,
+    })
 }
 
 /// The bundle, with files stated on the command line before those of the environment.
@@ -46,6 +77,29 @@ pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle 
 mod tests {
     use super::*;
     use std::path::Path;
+
+    #[test]
+    fn rules_are_read_and_nonsense_is_refused_by_name() {
+        let with = |pairs: &'static [(&str, &str)]| {
+            move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        };
+        assert_eq!(rules_from(with(&[])), Ok(AdmissionRules::default()));
+        let rules = rules_from(with(&[
+            ("SANDBOXVM_MAX_SANDBOXES", "7"),
+            ("SANDBOXVM_OVERCOMMIT", "1.499"),
+            ("SANDBOXVM_MIN_FREE_MEMORY", "2G"),
+            ("SANDBOXVM_MIN_FREE_DISK", "0"),
+        ]));
+        let wanted =
+            AdmissionRules { sandboxes: 7, overcommit_percent: 150, free_memory: Some(2 << 30), free_disk: Some(0) };
+        assert_eq!(rules, Ok(wanted));
+        let all =
+            ["SANDBOXVM_MAX_SANDBOXES", "SANDBOXVM_OVERCOMMIT", "SANDBOXVM_MIN_FREE_MEMORY", "SANDBOXVM_MIN_FREE_DISK"];
+        for name in all {
+            let message = rules_from(|asked| (asked == name).then(|| "-1x".into())).unwrap_err();
+            assert!(message.contains(name), "{message}");
+        }
+    }
 
     #[test]
     fn the_home_follows_its_rules() {

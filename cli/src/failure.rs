@@ -43,6 +43,11 @@ impl Failure {
         Self { message: Some(error.to_string()), code }
     }
 
+    /// What it says; nothing when everything was said already.
+    pub(crate) fn text(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     pub(crate) fn code(&self) -> u8 {
         self.code
     }

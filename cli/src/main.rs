@@ -13,12 +13,14 @@ mod commands;
 mod detach_keys;
 mod environment;
 mod failure;
+mod limit_options;
 mod options;
 mod process_io;
 mod progress;
 mod runtime;
 mod signals;
 mod stdio;
+mod supervision;
 mod table;
 mod terminal;
 

@@ -3,6 +3,7 @@
 use crate::{
     environment,
     failure::Failure,
+    limit_options::{self, LimitOptions},
     process_io::{Attendance, Leaving},
     progress,
     signals::Signals,
@@ -55,6 +56,8 @@ pub(crate) struct MachineOptions {
     #[arg(long, value_name = "SNAPSHOT", value_parser = name,
           conflicts_with_all = ["cold", "memory", "cpus", "disk", "kernel", "image"])]
     from: Option<SandboxName>,
+    #[command(flatten)]
+    limits: LimitOptions,
 }
 
 impl MachineOptions {
@@ -85,6 +88,7 @@ impl MachineOptions {
             start_from: self.start_from(),
             env,
             ephemeral,
+            limits: self.limits.wanted(),
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {
@@ -100,7 +104,10 @@ impl MachineOptions {
             _ = signals.next() => None,
         };
         match ready {
-            Some(Ok(())) => Ok(Some(started)),
+            Some(Ok(())) => {
+                limit_options::warn(started.sandbox(), &[]);
+                Ok(Some(started))
+            }
             Some(Err(error)) => {
                 started.finish().await?;
                 Err(error.into())
@@ -257,7 +264,7 @@ pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
 }
 
 /// A value as it appears in a message: cut, and without control characters.
-fn shortened(value: &OsString) -> String {
+pub(crate) fn shortened(value: &OsString) -> String {
     let text = value.to_string_lossy();
     let mut short: String = text.chars().take(40).collect();
     if short.len() < text.len() {
@@ -270,7 +277,7 @@ pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
     SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
 }
 

@@ -14,8 +14,8 @@ use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, SignalNumber, process::
 use std::time::Duration;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::oneshot,
-    time::{Instant, sleep_until},
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// The agent keeps the time; this long after it we stop believing that it does.
@@ -24,6 +24,10 @@ const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
 const START_GRACE: Duration = Duration::from_secs(60);
 /// How long a process may go on after its output has no reader any more.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
+/// Reads from the terminal that may wait for the process to take them.
+const TYPED_AHEAD: usize = 16;
+/// How long what was typed before the keys for leaving has to be taken.
+const LAST_TYPED: Duration = Duration::from_millis(500);
 const SIGHUP: u8 = 1;
 const SIGPIPE: u8 = 13;
 const SIGTERM: u8 = 15;
@@ -292,21 +296,60 @@ fn refuse_write_error(result: Result<(), WriteError>) -> Result<(), Failure> {
 
 /// A process that ends, or stops reading, before its input does is its own affair. With `keys`, typing them ends our
 /// input, but not the process's, and is told.
-async fn pass_stdin(mut sink: StdinSink, mut keys: Option<(DetachKeys, oneshot::Sender<()>)>) {
+async fn pass_stdin(mut sink: StdinSink, keys: Option<(DetachKeys, oneshot::Sender<()>)>) {
     let mut chunks = stdio::stdin_chunks();
-    while let Some(mut chunk) = chunks.recv().await {
-        let mut leaves = false;
-        if let Some((keys, _)) = &mut keys {
-            (chunk, leaves) = keys.pass(&chunk);
-        }
+    if let Some((keys, tell)) = keys {
+        return pass_typed(sink, chunks, keys, tell).await;
+    }
+    while let Some(chunk) = chunks.recv().await {
         if sink.write(&chunk).await.is_err() {
-            return;
-        }
-        if leaves && let Some((_, tell)) = keys {
-            // Nobody waits for it any more when the process has ended.
-            let _ = tell.send(());
             return;
         }
     }
     let _ = sink.finish().await;
+}
+
+/// The keys are looked for whether or not the process, or its guest, takes what is typed: there must be a way out. What is
+/// typed too far ahead of it is dropped, as a terminal does.
+async fn pass_typed(
+    mut sink: StdinSink,
+    mut chunks: mpsc::Receiver<Vec<u8>>,
+    mut keys: DetachKeys,
+    tell: oneshot::Sender<()>,
+) {
+    let (ahead, mut waiting) = mpsc::channel::<Vec<u8>>(TYPED_AHEAD);
+    let writing = async move {
+        while let Some(chunk) = waiting.recv().await {
+            if sink.write(&chunk).await.is_err() {
+                return None;
+            }
+        }
+        Some(sink)
+    };
+    let typing = async move {
+        while let Some(chunk) = chunks.recv().await {
+            let (passed, leaves) = keys.pass(&chunk);
+            if !passed.is_empty() {
+                let _ = ahead.try_send(passed);
+            }
+            if leaves {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::pin!(writing);
+    let left = tokio::select! {
+        left = typing => left,
+        // The process, or its connection, is gone: that shows in its output.
+        _ = &mut writing => return,
+    };
+    if left {
+        // What was typed before the keys is still the process's, if it wants it.
+        let _ = timeout(LAST_TYPED, writing).await;
+        // Nobody waits for it any more when the process has ended.
+        let _ = tell.send(());
+    } else if let Some(sink) = writing.await {
+        let _ = sink.finish().await;
+    }
 }

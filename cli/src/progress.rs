@@ -1,7 +1,12 @@
 //! Something to see while a command waits: a spinner on stderr, only on a terminal, only when it takes a while.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use std::{future::Future, io::IsTerminal, time::Duration};
+use std::{
+    future::Future,
+    io::IsTerminal,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 
 const SHOWN_AFTER: Duration = Duration::from_millis(300);
@@ -25,6 +30,33 @@ pub(crate) async fn during<T>(message: &'static str, work: impl Future<Output = 
     spinner.enable_steady_tick(TICK);
     let _cleared = ClearOnDrop(spinner);
     work.await
+}
+
+/// Waits for `work`, showing `message` and how many bytes `moved` has come to.
+pub(crate) async fn transfer<T>(message: &'static str, moved: &AtomicU64, work: impl Future<Output = T>) -> T {
+    if !std::io::stderr().is_terminal() {
+        return work.await;
+    }
+    tokio::pin!(work);
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    let template = "sandboxvm: {msg} {bytes} {bytes_per_sec} {elapsed} {spinner}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        spinner.set_style(style);
+    }
+    let mut is_shown = None;
+    let begin = Instant::now();
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            () = sleep(TICK) => {
+                if begin.elapsed() >= SHOWN_AFTER {
+                    is_shown.get_or_insert_with(|| ClearOnDrop(spinner.clone()));
+                    spinner.set_position(moved.load(Ordering::Relaxed));
+                    spinner.tick();
+                }
+            }
+        }
+    }
 }
 
 struct ClearOnDrop(ProgressBar);

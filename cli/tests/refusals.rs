@@ -202,7 +202,8 @@ fn a_vmm_that_only_dies_is_reported_and_leaves_nothing() {
         // What all sandboxes share stays, and the lock of whoever tried to make a ready snapshot: removing it at once
         // could part two makers. No snapshot stays, and prune takes the lock.
         let home = place.home();
-        let is_shared = |path: &PathBuf| ["templates", "contents"].iter().any(|name| path.starts_with(home.join(name)));
+        let is_shared =
+            |path: &PathBuf| ["templates", "contents", "admitted"].iter().any(|name| path.starts_with(home.join(name)));
         let left = || files_below(&home).into_iter().filter(|path| !is_shared(path)).collect::<Vec<PathBuf>>();
         let is_lock = |path: &PathBuf| {
             path.parent() == Some(&home.join("ready")) && path.extension().is_some_and(|extension| extension == "lock")
@@ -244,13 +245,16 @@ fn help_and_version_are_asked_for_and_so_on_stdout() {
 #[test]
 fn processes_that_cannot_be_asked_for() {
     let place = Place::new();
-    place.refuses(&["logs", "-f", "demo"], "PID");
     place.refuses(&["logs", "--vmm", "demo", "3"], "--vmm");
+    place.refuses(&["logs", "--console", "demo", "3"], "--console");
+    place.refuses(&["logs", "-n", "5", "demo", "3"], "--tail");
     place.refuses(&["attach", "demo"], "PID");
     place.refuses(&["wait", "demo", "init"], "init");
     place.refuses(&["kill", "demo", "3", "-s", "NOPE"], "no signal");
     place.refuses(&["kill", "demo", "3", "-s", "65"], "1 to 64");
     place.refuses(&["attach", "-it", "demo", "3"], "terminal");
+    // Without a PID it is the console that would be followed.
+    place.refuses(&["logs", "-f", "demo"], "no sandbox");
     for command in [&["ps", "demo"][..], &["attach", "demo", "3"], &["wait", "demo", "3"], &["kill", "demo", "3"]] {
         place.refuses(command, "demo");
     }

@@ -5,6 +5,7 @@
 //! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
 //! process  finds, starts and describes the processes run for the host         process::*
 //! names    /etc/hostname and /etc/machine-id, held open                     names::NameFiles
+//! files    work on files, each request in a forked process                   files::start
 //! identity what makes a restored machine unlike its siblings                  identity::apply
 //! shutdown sync, read-only remount, reset                                     shutdown::*
 //! notify   one-byte progress reports to the VMM                               notify::NotifyPort
@@ -17,6 +18,7 @@
 //! socket as an ordinary process. It touches nothing but the processes it is asked to start; the tests use it.
 
 mod boot;
+mod files;
 mod identity;
 mod names;
 mod notify;
@@ -47,12 +49,13 @@ fn run_as_init() -> ! {
         Ok(machine) => machine,
         Err(error) => shutdown::stop_after(&error),
     };
-    let names = std::mem::take(&mut machine.names);
-    let served =
-        Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, names)).and_then(|mut server| {
+    let (names, cgroups) = (std::mem::take(&mut machine.names), machine.cgroups.take());
+    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, names, cgroups)).and_then(
+        |mut server| {
             machine.notify.ready();
             server.run()
-        });
+        },
+    );
     match served {
         Ok(()) => shutdown::in_order(&mut machine.notify),
         Err(error) => shutdown::stop_after(&error),
@@ -64,7 +67,7 @@ fn serve(socket: &CStr) -> i32 {
     let served = Listener::unix(socket).and_then(|listener| {
         // As PID 1 the agent is at the root, and the spawning of processes counts on it.
         rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
-        Server::new(Role::Service, listener, NameFiles::default())?.run()
+        Server::new(Role::Service, listener, NameFiles::default(), None)?.run()
     });
     match served {
         Ok(()) => 0,

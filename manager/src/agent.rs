@@ -5,10 +5,15 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory, VSOCK_SOCKET},
     hostile_text::printable,
     identity::{self, Identity},
+    in_use::{InUse, InUseError},
+    limits::Unkept,
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::{
-    agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, WIRE},
+    agent::{
+        AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, SINCE_LIMITS,
+        WIRE,
+    },
     frame::Message,
 };
 use std::io;
@@ -29,6 +34,9 @@ pub enum AgentError {
     /// The VM's vsock socket does not answer.
     #[error(transparent)]
     Connect(#[from] DirectoryError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// The VM has nobody to connect to.
     #[error("the guest agent does not answer on its port; `sandboxvm logs` may say why")]
     NotListening,
@@ -45,6 +53,15 @@ pub enum AgentError {
         agent: u8,
         /// What the request needs.
         needed: u8,
+    },
+    /// As [`Self::TooOld`], of limits that were asked for.
+    #[error(
+        "--pids and --nofile need wire version {SINCE_LIMITS} and the sandbox's guest agent speaks {agent}: the snapshot it \
+         comes from was made by an older sandboxvm; make that anew, or leave both out"
+    )]
+    CannotLimit {
+        /// What the agent speaks.
+        agent: u8,
     },
     /// The agent answered that it cannot.
     #[error("{message}")]
@@ -63,7 +80,7 @@ impl AgentError {
         match self {
             Self::Connect(_) | Self::NotListening => true,
             Self::Wire(error) => error.is_disconnect(),
-            Self::TooOld { .. } | Self::Refused { .. } => false,
+            Self::TooOld { .. } | Self::CannotLimit { .. } | Self::Refused { .. } | Self::Idle(_) => false,
         }
     }
 }
@@ -96,23 +113,56 @@ impl AgentConnection {
         Self::open(directory, Some(identity), None).await.map(drop)
     }
 
-    /// Connects, agrees on the version and has `identity` put in force; `request` is on its way by then.
+    /// Connects, agrees on the version and has `identity` and its limits put in force; `request` is on its way by then. An
+    /// agent that knows no limits goes on without, if none were asked for.
     async fn open(
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
         request: Option<&HostMessage>,
     ) -> Result<Self, AgentError> {
+        let Some(identity) = identity else { return Self::attempt(directory, None, None, request).await };
+        let limits = HostMessage::SetLimits(identity.limits().of_processes());
+        match Self::attempt(directory, Some(identity), Some(&limits), request).await {
+            Err(AgentError::TooOld { agent, .. }) if agent < SINCE_LIMITS && identity.limits().must_hold => {
+                Err(AgentError::CannotLimit { agent })
+            }
+            Err(AgentError::TooOld { agent, .. }) if agent < SINCE_LIMITS => {
+                let connection = Self::attempt(directory, Some(identity), None, request).await?;
+                let reason = format!(
+                    "the number of its processes is not limited: its guest agent speaks wire version {agent}, which knows \
+                     no limits; the snapshot it comes from was made by an older sandboxvm"
+                );
+                Unkept::Processes.because(directory, &reason)?;
+                Ok(connection)
+            }
+            Ok(connection) => Unkept::Processes.is_kept(directory).map(|()| connection).map_err(AgentError::from),
+            refused => refused,
+        }
+    }
+
+    async fn attempt(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        limits: Option<&HostMessage>,
+        request: Option<&HostMessage>,
+    ) -> Result<Self, AgentError> {
+        // Ending it is no use of it, and must not wait for its supervisor, which may be who ends it.
+        let in_use = match request {
+            Some(HostMessage::Shutdown { .. }) => None,
+            _ => InUse::begin(directory).await?,
+        };
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
+        reader.keep_in_use(in_use);
         // All in one packet: the agent wakes once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
         let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
-        for message in [Some(&hello), identity.as_ref(), request].into_iter().flatten() {
+        for message in [Some(&hello), identity.as_ref(), limits, request].into_iter().flatten() {
             WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).map_err(WireError::from)?;
         }
         writer.write_all(&bytes).await.map_err(WireError::from)?;
-        let needed = request.or(identity.as_ref()).map_or(WIRE.oldest, HostMessage::since);
+        let needed = [limits, request].into_iter().flatten().map(HostMessage::since).max().unwrap_or(WIRE.oldest);
         match answer(&mut reader).await? {
             // What it cannot read it refuses by its frame's header; what was said before that is in force.
             AgentMessage::Hello { version } if (WIRE.oldest..needed).contains(&version) => {
@@ -124,6 +174,9 @@ impl AgentConnection {
         }
         if identity.is_some() && answer(&mut reader).await? != AgentMessage::IdentitySet {
             return Err(WireError::Unexpected("answer to its identity").into());
+        }
+        if limits.is_some() && answer(&mut reader).await? != AgentMessage::LimitsSet {
+            return Err(WireError::Unexpected("answer to its limits").into());
         }
         Ok(Self { reader, writer })
     }
@@ -179,4 +232,62 @@ async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError>
         }
     }
     if line.starts_with(b"OK ") { Ok(stream) } else { Err(WireError::Unexpected("answer to CONNECT").into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        limits::unkept,
+        record::{SandboxRecord, tests::example},
+    };
+    use sandboxvm_protocol::frame::{FrameDecoder, Wire};
+    use tokio::net::UnixListener;
+
+    /// An agent of wire version 2, as a snapshot may hold: it closes a connection on which it is told something newer.
+    async fn old_agent(listener: UnixListener) {
+        let wire = Wire { version: 2, ..WIRE };
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut connect = [0; 13];
+            socket.read_exact(&mut connect).await.unwrap();
+            socket.write_all(b"OK 1\n").await.unwrap();
+            let mut said = vec![0; 4096];
+            let count = socket.read(&mut said).await.unwrap();
+            let mut decoder = FrameDecoder::new(wire, MAX_HOST_MESSAGE);
+            decoder.push(&said[..count]);
+            let mut answers = Vec::new();
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                let answer = match wire.decode_message(frame.body).unwrap() {
+                    HostMessage::Hello { .. } => AgentMessage::Hello { version: 2 },
+                    HostMessage::SetIdentity(_) => AgentMessage::IdentitySet,
+                    _ => AgentMessage::Pong,
+                };
+                wire.append_message(&mut answers, &answer, MAX_AGENT_MESSAGE).unwrap();
+            }
+            socket.write_all(&answers).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_knows_no_limits_goes_on_without_unless_they_were_asked_for() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let listener = directory.listen(VSOCK_SOCKET).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let agent = tokio::spawn(old_agent(UnixListener::from_std(listener).unwrap()));
+        let mut record = example("abcdefgh");
+        let request = |record: &SandboxRecord| {
+            let identity = Identity::of(record);
+            let directory = &directory;
+            async move { AgentConnection::request(directory, Some(&identity), &HostMessage::Ping).await }
+        };
+        let (_, answer) = request(&record).await.unwrap();
+        assert_eq!(answer, AgentMessage::Pong);
+        let unkept = unkept(&directory);
+        assert!(unkept.len() == 1 && unkept[0].contains("wire version 2"), "{unkept:?}");
+        record.limits.must_hold = true;
+        assert!(matches!(request(&record).await, Err(AgentError::CannotLimit { agent: 2 })));
+        agent.abort();
+    }
 }

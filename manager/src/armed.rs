@@ -2,7 +2,6 @@
 //! which sees to it that this happens once.
 
 use crate::{
-    admission,
     audit::{Event, Origin},
     begin::Prepared,
     control::ControlError,
@@ -33,13 +32,13 @@ pub(crate) struct ArmedMachine {
 impl Manager {
     /// Restores a machine of the kind that `spec` describes and stops short of running it. Cancel safe.
     pub(crate) async fn arm(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
-        admission::check_memory(spec.memory)?;
         let basis = self.basis(bundle, spec.disk).await?;
         let host = HostIdentity::read()?;
         let key = ready::key(&basis.contents, spec, &host);
+        let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+        staged.admit()?;
         let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
         let vmm_identity = identity_of(bundle.vmm.as_path())?;
-        let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
         let from = basis.restored_from(&snapshot, &host);
         let Prepared { parts, vmm, files } = Prepared::make(&staged, &from, &basis.open.vmm)?;
         parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;

@@ -3,7 +3,9 @@
 //! `create`, `ready` and `armed`; decides nothing of what the sandbox is to be.
 
 use crate::{
+    cpu_share,
     create::{Basis, CreateError},
+    directory::DirectoryError,
     host::HostIdentity,
     identity,
     launch::VmmProcess,
@@ -34,6 +36,7 @@ pub(crate) fn boot(
     let directory = staged.directory();
     let parts = Parts::make(directory)?;
     let vmm = parts.spawn_vmm(&basis.open.vmm)?;
+    hold_share(&staged, &vmm)?;
     staged.record().write(directory)?;
     identity::make_due(directory)?;
     directory.link(&basis.template, TEMPLATE)?;
@@ -59,6 +62,12 @@ pub(crate) fn boot(
     let started = StartedSandbox::new(sandbox, vmm, boot_timeout);
     started.hand_over(parts, &machine)?;
     Ok(started)
+}
+
+/// Before the VMM has a machine to run.
+fn hold_share(staged: &Staged, vmm: &VmmProcess) -> Result<(), DirectoryError> {
+    let record = staged.record();
+    cpu_share::hold(staged.directory(), &record.id, record.limits.cpu_share, vmm.pid)
 }
 
 /// The read-only disks of a machine.
@@ -113,6 +122,7 @@ impl Prepared {
         let directory = staged.directory();
         let parts = Parts::make(directory)?;
         let vmm = parts.spawn_vmm(vmm)?;
+        hold_share(staged, &vmm)?;
         let mut snapshot = from.snapshot.files(from.host)?;
         identity::make_due(directory)?;
         let origin = from.snapshot.link_into(directory)?;

@@ -2,7 +2,7 @@
 //! with a kernel to boot or a snapshot to go on from, its agent awaited. Whatever fails, and whoever stops waiting, leaves nothing behind.
 
 use crate::{
-    admission::{self, AdmissionError},
+    admission::AdmissionError,
     agent::AgentError,
     audit::{AuditError, Event},
     begin::{Disks, Restored, Visibility, boot, restore},
@@ -12,6 +12,7 @@ use crate::{
     host::{HostError, HostIdentity},
     last_words::LastWords,
     launch::LaunchError,
+    limits::{Limits, WantedLimits},
     lineage::{Contents, LineageError},
     manager::Manager,
     names::NameError,
@@ -84,6 +85,8 @@ pub struct SandboxSpec {
     pub env: Vec<String>,
     /// It belongs to the caller: it ends when the caller does, and a sweep removes what is left of it.
     pub ephemeral: bool,
+    /// What it may have; never those of the snapshot it goes on from.
+    pub limits: WantedLimits,
     /// How long the guest may take from start to listening agent.
     pub boot_timeout: Duration,
 }
@@ -98,6 +101,7 @@ impl Default for SandboxSpec {
             start_from: StartFrom::default(),
             env: Vec::new(),
             ephemeral: false,
+            limits: WantedLimits::default(),
             boot_timeout: Duration::from_secs(300),
         }
     }
@@ -215,22 +219,22 @@ impl Manager {
     }
 
     async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
-        admission::check_memory(spec.memory)?;
         let basis = self.basis(bundle, spec.disk).await?;
         let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+        staged.admit()?;
         boot(staged, &basis, spec.boot_timeout, Visibility::Published)
     }
 
     /// From the snapshot of a machine of this kind that has just booted; made now if there is none yet.
     async fn start_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
-        admission::check_memory(spec.memory)?;
         let basis = self.basis(bundle, spec.disk).await?;
         let host = HostIdentity::read()?;
         let key = ready::key(&basis.contents, spec, &host);
         let mut rebuilt = false;
         loop {
-            // Before anything that takes long: its name is taken from here on.
+            // Before anything that takes long: its name is taken from here on, and its memory promised.
             let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+            staged.admit()?;
             let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
             let from = basis.restored_from(&snapshot, &host);
             let mut started = restore(staged, &from, &basis.open.vmm, spec.boot_timeout)?;
@@ -258,7 +262,6 @@ impl Manager {
         let snapshot = StoredSnapshot::named(&self.home, name)?;
         let host = HostIdentity::read()?;
         let manifest = &snapshot.manifest;
-        admission::check_memory(manifest.memory_bytes)?;
         let disks = snapshot.read_only_disks(&self.home, bundle)?;
         let vmm = bundle.open_part(Part::Vmm)?;
         let contents =
@@ -278,8 +281,10 @@ impl Manager {
             agent: disks.agent.1,
             env: merged(&manifest.env, &spec.env),
             ephemeral: spec.ephemeral,
+            limits: Limits::new(spec.limits, manifest.memory_bytes),
         };
         let staged = Staged::begin(&self.home, record)?;
+        staged.admit()?;
         let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
         let from = Restored { snapshot: &snapshot, host: &host, contents: &contents, disks: files };
         let mut started = restore(staged, &from, bundle.path(Part::Vmm), spec.boot_timeout)?;
@@ -353,6 +358,7 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         agent: file(&contents.agent, &open.agent_identity),
         env: spec.env.clone(),
         ephemeral: spec.ephemeral,
+        limits: Limits::new(spec.limits, spec.memory),
     })
 }
 

@@ -7,7 +7,10 @@
 //! lock          flock held by the VMM for its life
 //! control.sock  VMM's control socket          vsock.sock  guest's vsock ports
 //! console.log   serial console, bounded       vmm.log     VMM's own messages
+//! supervision.json, supervisor.*   ports and rules that are kept up for it (`supervision`)
+//! use, idle.paused   whether it is used, for its idle rule (`in_use`)
 //! identity.due  empty; the machine was not yet told who it is (`identity`)
+//! cgroup        where the control group of its processor share is (`cpu_share`); unkept.*: limits not in force (`limits`)
 //! lineage.json  which files its disk and memory are made of (`lineage`); changed under change.lock
 //! template      raw image below the disk's layers; image, agent: the read-only disks, where they could be linked
 //! disk.<n>      layers of its disk; memory.<n>, state.<n>: of snapshots it began from or was compared with

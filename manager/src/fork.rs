@@ -2,12 +2,16 @@
 //! files that were made here; each child is a sandbox like any other from then on.
 
 use crate::{
+    admission::{self, AdmissionError, Request},
     audit::{self, AuditError, Event},
     control::{ControlClient, ControlError},
+    cpu_share,
     directory::{DirectoryError, SandboxDirectory},
     flatten::FlattenError,
     identity,
+    in_use::{InUse, InUseError},
     launch::LaunchFiles,
+    limits::Unkept,
     lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     lock,
     names::NameError,
@@ -54,6 +58,9 @@ pub enum ForkError {
         /// What it does instead.
         state: State,
     },
+    /// The host cannot take so many.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// Its VMM refused or failed.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -78,6 +85,9 @@ pub enum ForkError {
     /// A child's directory.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -108,11 +118,14 @@ impl Sandbox {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
+        let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
         let state = self.state()?;
         if !state.is_live() {
             return Err(ForkError::NotRunning { sandbox: self.label(), state });
         }
+        let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
+        admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
         let mut control = self.control().await?;
         // See `Lineage::read`.
         control.stats().await?;
@@ -202,6 +215,7 @@ impl Sandbox {
             ..self.record.clone()
         };
         let staged = Staged::begin(&self.home, record)?;
+        staged.admit()?;
         let directory = staged.directory();
         staged.record().write(directory)?;
         identity::make_due(directory)?;
@@ -269,7 +283,22 @@ impl Child {
 
     async fn ready(&mut self) -> Result<(), ForkError> {
         self.channel.ready().await.map_err(ForkError::Child)?;
+        self.hold_share()?;
         self.sandbox().settle().await.map_err(|error| ForkError::Identity(Box::new(error)))
+    }
+
+    /// It was born into its parent's control group. Which process it is, a VMM says itself: believed when it holds the lock.
+    fn hold_share(&self) -> Result<(), DirectoryError> {
+        let Sandbox { directory, record, .. } = self.sandbox();
+        if record.limits.cpu_share.is_none() {
+            return Ok(());
+        }
+        match state::status(directory)?.map(|status| status.pid) {
+            Some(pid) if lock::is_holder(directory, pid) => {
+                cpu_share::hold(directory, &record.id, record.limits.cpu_share, pid)
+            }
+            _ => Unkept::CpuShare.because(directory, "its processor share is its parent's: its VMM was not found"),
+        }
     }
 
     fn let_go(mut self) -> Sandbox {

@@ -11,9 +11,11 @@
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
 //! contents/         remembered hashes of files (see `content`)
 //! audit/            what was done with each sandbox, longer than it is there (see `audit`)
+//! admitted          who was promised memory (see `ledger`)
 //! ```
 //! All directories are 0700: whoever may enter the home owns every guest in it.
 
+use crate::admission::AdmissionRules;
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,
@@ -35,10 +37,11 @@ pub enum HomeError {
     },
 }
 
-/// A home directory that exists with all its parts.
+/// A home directory that exists with all its parts, and by which rules sandboxes are admitted to it.
 #[derive(Debug, Clone)]
 pub struct Home {
     root: PathBuf,
+    rules: AdmissionRules,
 }
 
 impl Home {
@@ -59,7 +62,7 @@ impl Home {
         // Absolute, because a long-running process may change its directory.
         let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
         create(&root, true)?;
-        let home = Self { root };
+        let home = Self { root, rules: AdmissionRules::default() };
         for path in [
             home.sandboxes(),
             home.names(),
@@ -75,6 +78,18 @@ impl Home {
             create(&path, false)?;
         }
         Ok(home)
+    }
+
+    pub(crate) fn with_rules(self, rules: AdmissionRules) -> Self {
+        Self { rules, ..self }
+    }
+
+    pub(crate) fn rules(&self) -> &AdmissionRules {
+        &self.rules
+    }
+
+    pub(crate) fn admitted(&self) -> PathBuf {
+        self.root.join("admitted")
     }
 
     /// The home itself.

@@ -1,4 +1,4 @@
-//! Telling a machine who it is before anything else runs in it: clock, entropy, hostname, machine-id.
+//! Telling a machine who it is before anything else runs in it: clock, entropy, hostname, machine-id, limits.
 //!
 //! A machine that was restored, forked or reset is a copy: until it is told, its random numbers are another's. The file
 //! `identity.due` in its directory says that it was not told yet; it is made before the machine can run, and whoever
@@ -8,6 +8,7 @@
 use crate::{
     agent::{AgentConnection, AgentError},
     directory::{DirectoryError, SandboxDirectory},
+    limits::Limits,
     record::SandboxRecord,
 };
 use sandboxvm_protocol::{
@@ -22,11 +23,12 @@ use std::{
 
 const DUE: &str = "identity.due";
 
-/// What a machine is to be called.
+/// What a machine is to be called, and what it may have.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     hostname: SandboxName,
     machine_id: [u8; 16],
+    limits: Limits,
 }
 
 impl Identity {
@@ -36,7 +38,12 @@ impl Identity {
         let digest = Sha256::digest(format!("sandboxvm machine-id {}", record.id));
         let mut machine_id = [0; 16];
         machine_id.copy_from_slice(&digest[..16]);
-        Self { hostname: record.name.clone().unwrap_or(own), machine_id }
+        Self { hostname: record.name.clone().unwrap_or(own), machine_id, limits: record.limits }
+    }
+
+    /// What its processes may have.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// To be sent at once: it holds the time. An agent that can ask its VMM for that does, since it may be slow to hear.

@@ -67,6 +67,8 @@ pub(crate) struct VmmProcess {
     pidfd: Pidfd,
     exited: watch::Receiver<Option<ExitStatus>>,
     kill_on_drop: bool,
+    /// Its process, for as long as it is not reaped.
+    pub(crate) pid: u32,
     /// When it was asked for.
     pub(crate) spawned_at: Instant,
 }
@@ -79,9 +81,10 @@ impl VmmProcess {
         let child = spawn(program, theirs.into(), log)?;
         ours.set_nonblocking(true)?;
         let channel = ControlClient::over(UnixStream::from_std(ours)?);
+        let pid = child.id();
         let pidfd = Pidfd::open(Pid::from_child(&child))?;
         let exited = reap(child, pidfd.try_clone()?);
-        Ok(Self { channel, pidfd, exited, kill_on_drop: true, spawned_at })
+        Ok(Self { channel, pidfd, exited, kill_on_drop: true, pid, spawned_at })
     }
 
     /// Hands it `config` with `files`, in one message, and returns at once: what becomes of the machine comes as events

@@ -11,29 +11,37 @@
 //!                         ├─ fork ──> sandboxes/<id>, ...      reset: the same directory, another machine in it
 //!                         └─ remove ──rename──> trash/<id> ──> gone
 //! ```
-//! Who may do what: only `launch` starts processes, only `lock` decides whether one may be signalled, only `agent`,
-//! `exec` and `processes` read what a guest wrote. The library never touches a terminal, the environment or KVM. Called by `cli` and
-//! `server`, within a tokio runtime.
+//! A sandbox with a time to live, an idle rule or published ports has a second process, its supervisor (`supervision`).
+//!
+//! Who may do what: only `launch` and `supervision` start processes, only `lock` decides whether one may be signalled,
+//! only `agent`, `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the
+//! environment or KVM. Called by `cli` and `server`, within a tokio runtime.
 
 mod admission;
 mod agent;
 mod armed;
 pub mod audit;
 mod begin;
+mod clock;
 mod content;
 mod control;
+mod cpu_share;
 mod create;
 mod directory;
 mod end;
 mod exec;
+mod files;
 mod flatten;
 mod fork;
 mod home;
 mod host;
 mod hostile_text;
 mod identity;
+mod in_use;
 mod last_words;
 mod launch;
+mod ledger;
+mod limits;
 mod lineage;
 mod links;
 mod lock;
@@ -42,6 +50,7 @@ mod names;
 mod parts;
 mod pidfd;
 mod pool;
+mod ports;
 mod processes;
 mod ready;
 mod record;
@@ -52,12 +61,13 @@ mod snapshot;
 mod staged;
 mod started;
 mod state;
+mod supervision;
 mod sweep;
 mod usage;
 mod warm;
 mod wire;
 
-pub use admission::{AdmissionError, HostMemory, host_memory};
+pub use admission::{AdmissionError, AdmissionRules, HostMemory, host_memory};
 pub use agent::{AgentError, exit_code};
 pub use content::Content;
 pub use control::ControlError;
@@ -65,17 +75,24 @@ pub use create::{CreateError, SandboxSpec, StartFrom};
 pub use directory::DirectoryError;
 pub use end::EndError;
 pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
+pub use files::{
+    CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
+    HostTarget, permissions,
+};
 pub use flatten::FlattenError;
 pub use fork::{ForkError, Forked};
 pub use home::{Home, HomeError};
 pub use host::{HostError, HostIdentity};
 pub use hostile_text::printable;
+pub use in_use::InUseError;
 pub use last_words::LastWords;
 pub use launch::LaunchError;
+pub use limits::{CpuShare, CpuShareError, Limits, WantedLimits};
 pub use lineage::{Contents, LineageError};
 pub use manager::{FindError, Manager, SandboxSummary};
 pub use names::NameError;
 pub use pool::{Pool, PoolRequest};
+pub use ports::PortStream;
 pub use processes::ProcessSummary;
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
@@ -88,6 +105,12 @@ pub use snapshot::{
 };
 pub use started::{StartError, StartedSandbox};
 pub use state::State;
+pub use supervision::{
+    SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
+    publish::{HostEnd, Publish, PublishError, PublishedPort},
+    rules::{AtEnd, IdleRule, TimeToLive, WhenIdle},
+    status::SupervisionStatus,
+};
 pub use sweep::Swept;
 pub use usage::Usage;
 pub use wire::WireError;

@@ -1,12 +1,14 @@
 //! The sandboxes of one home: finding and listing them. Making and removing them is in `create` and `remove`.
 
 use crate::{
+    admission::AdmissionRules,
     directory::{DirectoryError, SandboxDirectory},
     home::{Home, HomeError},
     names,
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     state::State,
+    supervision::status::SupervisionStatus,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::Serialize;
@@ -48,6 +50,8 @@ pub struct SandboxSummary {
     /// What it does.
     #[serde(flatten)]
     pub state: State,
+    /// What is kept up for it.
+    pub supervision: Option<SupervisionStatus>,
 }
 
 /// The sandboxes of one home.
@@ -63,6 +67,12 @@ impl Manager {
     /// [`HomeError::Create`].
     pub fn open(root: &Path) -> Result<Self, HomeError> {
         Ok(Self { home: Home::open(root)? })
+    }
+
+    /// The same, with other rules for new sandboxes.
+    #[must_use]
+    pub fn with_rules(self, rules: AdmissionRules) -> Self {
+        Self { home: self.home.with_rules(rules) }
     }
 
     /// Path of the home.
@@ -110,7 +120,10 @@ impl Manager {
             .ids()?
             .iter()
             .filter_map(|id| self.open_sandbox(id).ok().flatten())
-            .filter_map(|sandbox| Some(SandboxSummary { state: sandbox.state().ok()?, record: sandbox.record }))
+            .filter_map(|sandbox| {
+                let supervision = sandbox.supervision().ok().flatten();
+                Some(SandboxSummary { state: sandbox.state().ok()?, supervision, record: sandbox.record })
+            })
             .collect();
         summaries.sort_by(|a, b| (a.record.created_at, &a.record.id).cmp(&(b.record.created_at, &b.record.id)));
         Ok(summaries)

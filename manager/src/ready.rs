@@ -12,6 +12,7 @@ use crate::{
     directory::DirectoryError,
     home::Home,
     host::{HostIdentity, hex},
+    limits::WantedLimits,
     lineage::Contents,
     snapshot::{
         error::SnapshotError,
@@ -93,7 +94,8 @@ pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
 
 /// Boots a machine that nobody sees, warms it up, and takes its snapshot.
 async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
-    let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, ..spec.clone() };
+    let limits = WantedLimits::default();
+    let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, limits, ..spec.clone() };
     let staged = Staged::begin(home, new_record(&plain, basis)?)?;
     let mut started = boot(staged, basis, spec.boot_timeout, Visibility::Hidden)?;
     let taken: Result<(), CreateError> = async {

@@ -1,6 +1,9 @@
 //! `config.json`: what a sandbox was made as. Written once, before the sandbox can be seen, and never changed.
 
-use crate::directory::{CONFIG, DirectoryError, SandboxDirectory};
+use crate::{
+    directory::{CONFIG, DirectoryError, SandboxDirectory},
+    limits::Limits,
+};
 use sandboxvm_images::identity::FileIdentity;
 use sandboxvm_protocol::{
     identity::{SandboxId, SandboxName},
@@ -74,6 +77,9 @@ pub struct SandboxRecord {
     pub env: Vec<String>,
     /// It belongs to one `run` and goes with it.
     pub ephemeral: bool,
+    /// What it may have.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 impl SandboxRecord {
@@ -137,6 +143,7 @@ pub(crate) mod tests {
             agent: file("/b/agent.erofs"),
             env: vec!["A=1".into()],
             ephemeral: false,
+            limits: Limits::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 use crate::{
     audit::{Event, Trail},
+    cpu_share,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
     home::Home,
@@ -10,6 +11,7 @@ use crate::{
     manager::{FindError, Manager},
     names,
     state::{self, State},
+    supervision,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{fs, io, path::Path};
@@ -73,6 +75,7 @@ pub(crate) fn discard(
     id: &SandboxId,
     name: Option<&SandboxName>,
 ) -> Result<(), DirectoryError> {
+    supervision::forget(&directory);
     let trash = home.trash().join(id.as_str());
     let ended = state::read(&directory).ok();
     match directory.rename_to(trash.clone()) {
@@ -99,8 +102,12 @@ pub(crate) fn delete_mark(home: &Home, id: &SandboxId) -> Result<(), DirectoryEr
     gone(fs::remove_file(&mark)).map_err(|e| DirectoryError::new("remove", mark, e))
 }
 
-/// Deletes a directory tree, which others may be deleting too.
+/// Deletes a directory tree, which others may be deleting too, and what it is all that knows of. It stays for the next
+/// sweep while its VMM is still ending.
 pub(crate) fn delete(path: &Path) -> Result<(), DirectoryError> {
+    if !cpu_share::release(path) {
+        return Ok(());
+    }
     gone(fs::remove_dir_all(path)).map_err(|e| DirectoryError::new("remove", path, e))
 }
 

@@ -2,14 +2,17 @@
 //! otherwise its VMM is replaced, and directory, ID and name stay.
 
 use crate::{
+    admission::{self, AdmissionError},
     audit::Event,
     content::{self, Content},
     control::ControlError,
+    cpu_share,
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
     host::HostIdentity,
     identity,
+    in_use::{InUse, InUseError},
     launch::{LaunchError, LaunchFiles},
     lineage::{
         ChangeLock, Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all,
@@ -21,6 +24,7 @@ use crate::{
         store::{ReadOnlyDisks, StoredSnapshot, find_disk},
     },
     started,
+    supervision::SuperviseError,
     wire::WireError,
 };
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
@@ -72,6 +76,9 @@ pub enum ResetError {
         /// Where the kernel was.
         path: PathBuf,
     },
+    /// The host cannot take it again.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// No such snapshot, or none that can be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -99,6 +106,12 @@ pub enum ResetError {
     /// The machine does not answer.
     #[error("the sandbox was reset, and its agent does not answer within {} s", .0.as_secs())]
     Silent(Duration),
+    /// What is kept up for it cannot begin anew.
+    #[error(transparent)]
+    Supervision(#[from] SuperviseError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -141,6 +154,7 @@ impl Sandbox {
         boot_timeout: Duration,
     ) -> Result<ResetDone, ResetError> {
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
+        let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
         let is_live = self.state()?.is_live();
         if is_live {
@@ -158,6 +172,9 @@ impl Sandbox {
             ResetDone::InPlace(self.reset_in_place(&mut lineage).await?)
         } else {
             self.begin_again(bundle, &lineage, snapshot.zip(named.as_ref()), boot_timeout).await?;
+            if !is_live {
+                self.start_time_anew()?;
+            }
             ResetDone::Anew
         };
         // Somebody's command may have told the machine that was who it is, and taken the mark away.
@@ -236,10 +253,15 @@ impl Sandbox {
         bundle.open_part(Part::Vmm)?;
         let template = self.directory.open_shared(TEMPLATE)?;
 
+        if !self.state()?.is_live() {
+            // It was promised no memory any more; its disk it has.
+            admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
+        }
         end::now(&self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
         let vmm = parts.spawn_vmm(bundle.path(Part::Vmm))?;
+        cpu_share::hold(&self.directory, self.id(), self.record.limits.cpu_share, vmm.pid)?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
         let mut renewed = Lineage::new(contents, origin, parent, files.clone());

@@ -9,7 +9,9 @@ use crate::{
     exec::Exec,
     home::Home,
     identity::{self, Identity},
+    in_use::{self, InUse},
     last_words::LastWords,
+    limits,
     record::SandboxRecord,
     state::{self, State},
     wire::WireError,
@@ -174,6 +176,12 @@ impl Sandbox {
         state::status(&self.directory)
     }
 
+    /// Which of its limits are not in force, and why; one sentence each.
+    #[must_use]
+    pub fn unkept_limits(&self) -> Vec<String> {
+        limits::unkept(&self.directory)
+    }
+
     /// At most the last `cap` bytes of a log.
     ///
     /// # Errors
@@ -231,7 +239,13 @@ impl Sandbox {
 
     /// Waits until its agent can be asked something. The value is what it is to be told first.
     pub(crate) async fn reachable(&self) -> Result<Option<Identity>, ExecError> {
-        match self.state()? {
+        let mut state = self.state()?;
+        if state == State::Paused && in_use::is_idle_paused(&self.directory) {
+            // From here until the connection is there the idle rule's time is what keeps it awake.
+            drop(InUse::begin(&self.directory).await.map_err(AgentError::from)?);
+            state = self.state()?;
+        }
+        match state {
             State::Running => {}
             State::Creating => self.ready().await?,
             state => return Err(ExecError::NotRunning { sandbox: self.label(), state }),
@@ -307,12 +321,14 @@ impl Sandbox {
         self.control().await?.timeline().await
     }
 
-    /// Stops all vCPUs between two instructions.
+    /// Stops all vCPUs between two instructions. Nothing but [`Self::resume`] has them go on, also where the sandbox was
+    /// paused already because nobody used it.
     ///
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn pause(&self) -> Result<(), ControlError> {
         self.control().await?.ask(ControlRequest::Pause).await?;
+        in_use::stay_paused(&self.directory)?;
         self.trail().note(Event::Paused);
         Ok(())
     }
@@ -322,7 +338,11 @@ impl Sandbox {
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn resume(&self) -> Result<(), ControlError> {
-        self.control().await?.ask(ControlRequest::Resume).await?;
+        let mut control = self.control().await?;
+        // Its idle time begins anew.
+        let in_use = InUse::begin(&self.directory).await;
+        control.ask(ControlRequest::Resume).await?;
+        drop(in_use);
         self.trail().note(Event::Resumed);
         Ok(())
     }
@@ -341,6 +361,13 @@ impl Sandbox {
     /// # Errors
     /// Every [`StopError`].
     pub async fn stop(&self, grace: Duration) -> Result<(), StopError> {
+        // One that was paused because nobody used it ends in order too; one that cannot be used ends all the same.
+        let _in_use = InUse::begin(&self.directory).await;
+        self.stop_unused(grace).await
+    }
+
+    /// As [`Self::stop`], by whoever sees to it that nobody uses the sandbox.
+    pub(crate) async fn stop_unused(&self, grace: Duration) -> Result<(), StopError> {
         let state = self.state()?;
         if !state.is_live() {
             return Err(StopError::NotRunning { sandbox: self.label(), state });

@@ -1,6 +1,7 @@
 //! A sandbox being made: its directory in `staging/`, where nobody looks, until it is whole and moved into sight.
 
 use crate::{
+    admission::{self, AdmissionError},
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
     identity::fill_random,
@@ -41,6 +42,12 @@ impl Staged {
 
     pub(crate) fn directory(&self) -> &SandboxDirectory {
         self.directory.as_ref().expect("taken only by methods that consume self")
+    }
+
+    /// See [`crate::admission`]. One that is refused is to be dropped.
+    pub(crate) fn admit(&self) -> Result<(), AdmissionError> {
+        let SandboxRecord { id, memory_bytes, disk_bytes, .. } = &self.record;
+        admission::admit(&self.home, id, *memory_bytes, *disk_bytes)
     }
 
     pub(crate) fn record(&self) -> &SandboxRecord {

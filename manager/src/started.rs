@@ -2,6 +2,7 @@
 
 use crate::{
     control::{ControlClient, ControlError},
+    cpu_share,
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     last_words::LastWords,
@@ -128,9 +129,16 @@ impl StartedSandbox {
     pub async fn finish(mut self) -> Result<(), DirectoryError> {
         self.begin_end();
         let sandbox = self.sandbox.take().expect("taken only by methods that consume self");
+        let mut vmm = self.vmm.take();
+        if cpu_share::has_group(&sandbox.directory)
+            && let Some(vmm) = &mut vmm
+        {
+            // Its control group can only go after it.
+            vmm.wait().await;
+        }
         // While the kernel takes the VM down; its open files do not mind.
         let removed = discard(sandbox);
-        if let Some(mut vmm) = self.vmm.take() {
+        if let Some(vmm) = &mut vmm {
             vmm.wait().await;
         }
         removed

@@ -15,6 +15,15 @@
 //! Attach{pid, ...}                 ->    Attached, then output and Exited as above; Stdin, Signal, Resize as above
 //! SignalProcess{pid, signal}       ->    Signalled
 //! ```
+//! What is done with files has a connection of its own ([`files`]).
+//! A connection can become one to a TCP port of the guest's loopback ([`port`]):
+//! ```text
+//! Connect{port}                    ->
+//!                                  <-    Connected | Failed
+//! ```
+//! The host sends nothing between `Connect` and `Connected`; from there on both directions are bytes without frames, each
+//! with an end of its own (vsock SHUTDOWN), and a connection to the program in the guest is at the other end of them.
+//!
 //! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
 //! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
 //! most [`STDIN_WINDOW`] bytes sent and not yet credited.
@@ -22,20 +31,35 @@
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
 
+pub mod files;
+pub mod limits;
+pub mod port;
 pub mod process;
 
 use crate::{
     capped,
     frame::{Message, Wire},
 };
+use files::{FileReply, FileRequest};
+use limits::ProcessLimits;
+use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 2, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 3, oldest: 1 };
 
 /// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
 pub const SINCE_PROCESSES: u8 = 2;
+
+/// The version that first had [`files`].
+pub const SINCE_FILES: u8 = 3;
+
+/// The version that first connected hosts to TCP ports of the guest.
+pub const SINCE_PORTS: u8 = 3;
+
+/// The version that first had the number and the open files of processes limited.
+pub const SINCE_LIMITS: u8 = 3;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -151,6 +175,12 @@ pub enum HostMessage {
         /// What to send.
         signal: SignalNumber,
     },
+    /// Do something with files; the connection is for nothing else from here on. Answered by [`AgentMessage::File`].
+    Files(FileRequest),
+    /// Make this connection one to a TCP port of the guest. Answered by [`AgentMessage::Connected`].
+    Connect(PortRequest),
+    /// What the sandbox's processes may have from here on. Answered by [`AgentMessage::LimitsSet`].
+    SetLimits(ProcessLimits),
 }
 
 impl Message for HostMessage {
@@ -158,6 +188,9 @@ impl Message for HostMessage {
         match self {
             Self::ListProcesses { .. } | Self::Attach(_) | Self::SignalProcess { .. } => SINCE_PROCESSES,
             Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
+            Self::Files(_) => SINCE_FILES,
+            Self::Connect(_) => SINCE_PORTS,
+            Self::SetLimits(_) => SINCE_LIMITS,
             _ => 1,
         }
     }
@@ -205,6 +238,12 @@ pub enum AgentMessage {
     RunsOn,
     /// Answer to [`HostMessage::SignalProcess`].
     Signalled,
+    /// Answer to [`HostMessage::Files`].
+    File(FileReply),
+    /// Answer to [`HostMessage::Connect`], and the last frame: what follows are the program's bytes.
+    Connected,
+    /// [`HostMessage::SetLimits`] is in force.
+    LimitsSet,
 }
 
 impl Message for AgentMessage {
@@ -213,7 +252,14 @@ impl Message for AgentMessage {
             Self::Processes(_) | Self::Attached(_) | Self::OutputDropped { .. } | Self::RunsOn | Self::Signalled => {
                 SINCE_PROCESSES
             }
-            Self::Failed(failure) if failure.kind == FailureKind::NoSuchProcess => SINCE_PROCESSES,
+            Self::File(_) => SINCE_FILES,
+            Self::Connected => SINCE_PORTS,
+            Self::Failed(failure) => match failure.kind {
+                FailureKind::NoSuchProcess => SINCE_PROCESSES,
+                FailureKind::ConnectionRefused => SINCE_PORTS,
+                _ => 1,
+            },
+            Self::LimitsSet => SINCE_LIMITS,
             _ => 1,
         }
     }
@@ -368,4 +414,6 @@ pub enum FailureKind {
     Internal,
     /// No host started a process with this PID, or it was forgotten since it ended.
     NoSuchProcess,
+    /// Nothing in the guest listens on the port.
+    ConnectionRefused,
 }

@@ -227,6 +227,13 @@ impl FrameDecoder {
         self.consumed == self.buffer.len()
     }
 
+    /// What was pushed and not taken as frames: for a stream that stops being one of frames.
+    #[must_use]
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.buffer.drain(..self.consumed);
+        self.buffer
+    }
+
     /// The next whole frame, or `None` until more bytes are pushed.
     ///
     /// # Errors

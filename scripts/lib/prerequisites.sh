@@ -27,6 +27,7 @@ build_packages=(
 # shellcheck disable=SC2034
 test_packages=(
     procps                      # ps
+    curl                        # an HTTP client that is not ours
 )
 
 require_root() {

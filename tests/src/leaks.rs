@@ -11,6 +11,9 @@ use std::{
     time::Duration,
 };
 
+/// Who was ever admitted to a home: a list that is tidied when it is in somebody's way.
+const ADMITTED: &str = "admitted";
+
 /// How long a VMM that was told to end may take to be gone: tearing KVM down takes some 15 ms.
 const TEARDOWN: Duration = Duration::from_secs(2);
 
@@ -32,7 +35,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if SHARED.iter().chain([&AUDIT]).any(|kept| entry.file_name() == *kept) {
+        if SHARED.iter().chain([&AUDIT, &ADMITTED]).any(|kept| entry.file_name() == *kept) {
             continue;
         }
         files_below(&entry.path(), &mut files);

@@ -58,7 +58,7 @@ impl Footprint {
     fn of(sandbox: &Sandbox<'_>) -> Self {
         let pid = sandbox.vmm_pid();
         let script = "set -- /proc/1/fd/*; echo $#; while read -r key value _; do
-            [ $key = VmRSS: ] && echo $value; done < /proc/1/status";
+            [ $key != VmRSS: ] || echo $value; done < /proc/1/status";
         let said = sandbox.sh(script).succeeds().out();
         let numbers: Vec<u64> = said.lines().map(|line| line.parse().expect("a number")).collect();
         let &[agent_descriptors, agent_kib] = numbers.as_slice() else { panic!("{said}") };

@@ -123,6 +123,13 @@ fn the_command_of_run_d_is_found_again_and_a_terminal_is_left_and_entered() {
     let mut terminal = home.cli_on_terminal(&["attach", "-it", &sandbox.id, pid], 31, 99);
     // What it showed before, and what it is told now.
     terminal.expect("42");
+    // A process that takes nothing of what is typed can be left all the same.
+    let stuck = sandbox.exec(["-d", "-it", "--", "sh", "-c", "stty raw -echo; echo deaf; sleep 600"]).run().succeeds();
+    let mut deaf = home.cli_on_terminal(&["attach", "-it", &sandbox.id, stuck.out().trim()], 31, 99);
+    deaf.expect("deaf");
+    deaf.keys(&"x".repeat(600_000));
+    deaf.keys("\x10\x11");
+    assert_eq!(deaf.wait().code(), Some(0));
     terminal.keys("exit $((1+4))\r");
     assert_eq!(terminal.wait().code(), Some(5));
     sandbox.remove();

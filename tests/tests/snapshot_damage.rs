@@ -140,7 +140,8 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     let Some(home) = Home::with_kvm() else { return };
     let disk = SmallDisk::mount(home.scratch("small"), "600M");
     let place = disk.0.join("home");
-    let cli = |arguments: &[&str]| home.cli(arguments).env("SANDBOXVM_HOME", &place);
+    let cli =
+        |arguments: &[&str]| home.cli(arguments).env("SANDBOXVM_HOME", &place).env("SANDBOXVM_MIN_FREE_DISK", "0");
     let created = cli(&["create", "-m", SMALL, "--name", "full"]).deadline(Duration::from_secs(240)).run().succeeds();
     let sh = |script: &str| cli(&["exec", "full", "--", "sh", "-c", script]).run();
     let _ = sh("seq 500000 > /dev/shm/big; echo before > /root/file").succeeds();

@@ -1,13 +1,12 @@
 //! `attach`: taking part in a process that somebody started in a sandbox.
 
 use crate::{
-    environment,
     failure::Failure,
     options,
     process_io::{self, Attendance, Leaving, Outcome},
     runtime,
     signals::Signals,
-    terminal,
+    supervision, terminal,
 };
 use clap::Args;
 use sandboxvm_protocol::agent::process::{AttachRequest, View};
@@ -44,7 +43,7 @@ impl Attach {
             stdin: self.interactive,
             terminal: self.tty.then(terminal::size),
         };
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             match process_io::attach(&sandbox, request, &attendance, &mut signals).await? {

@@ -26,7 +26,11 @@ fn reference() -> String {
          Environment: `SANDBOXVM_HOME` is the directory that holds the sandboxes (`/var/lib/sandboxvm` as root, else \
          `$XDG_DATA_HOME/sandboxvm`); `SANDBOXVM_BUNDLE` the directory with `sandboxvm-vmm`, `vmlinux`, `base.erofs` \
          and `agent.erofs` (else `../lib/sandboxvm` or `bundle` beside the program), each of which \
-         `SANDBOXVM_VMM`, `SANDBOXVM_KERNEL`, `SANDBOXVM_IMAGE` and `SANDBOXVM_AGENT` replace.\n",
+         `SANDBOXVM_VMM`, `SANDBOXVM_KERNEL`, `SANDBOXVM_IMAGE` and `SANDBOXVM_AGENT` replace.\n\n\
+         What a host takes is refused beyond these, each of which 0 switches off: `SANDBOXVM_MAX_SANDBOXES` sandboxes in \
+         one home (4096); `SANDBOXVM_OVERCOMMIT` times the host's memory for all that run together (4); and, above \
+         `SANDBOXVM_MIN_FREE_MEMORY` (a twentieth of the host's, 256M to 2G) and `SANDBOXVM_MIN_FREE_DISK` (a twentieth \
+         of the home's file system, 1G at most), as much memory and room as a new sandbox can take.\n",
     );
     section(&mut text, &mut root);
     text

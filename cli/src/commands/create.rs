@@ -6,6 +6,7 @@ use crate::{
     runtime,
     signals::Signals,
     stdio,
+    supervision::SupervisionOptions,
 };
 use clap::Args;
 
@@ -16,6 +17,8 @@ pub(crate) struct Create {
     machine: MachineOptions,
     #[command(flatten)]
     env: EnvOptions,
+    #[command(flatten)]
+    supervision: SupervisionOptions,
 }
 
 impl Create {
@@ -26,7 +29,7 @@ impl Create {
             let Some(started) = self.machine.start(env, false, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };
-            let sandbox = started.detach();
+            let sandbox = self.supervision.keep_up(started).await?.detach();
             stdio::print(&format!("{}\n", sandbox.id()))?;
             Ok(0)
         })

@@ -1,6 +1,6 @@
 //! `exec`: a command in a sandbox that runs.
 
-use crate::{environment, failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals, stdio};
+use crate::{failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals, stdio, supervision};
 use clap::Args;
 use sandboxvm_protocol::agent::OnDisconnect;
 use std::ffi::OsString;
@@ -31,7 +31,7 @@ impl Exec {
         }
         let attendance = self.process.attendance()?;
         let request = self.process.request(&self.command, OnDisconnect::Kill)?;
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             process_io::run(&sandbox, request, &attendance, &mut signals, || ()).await
@@ -40,7 +40,7 @@ impl Exec {
 
     fn detached(self) -> Result<u8, Failure> {
         let request = self.process.request(&self.command, OnDisconnect::Keep)?;
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let exec = sandbox.exec(request).await.map_err(|error| Failure::of_exec(&error))?;
             stdio::print(&format!("{}\n", exec.pid))?;

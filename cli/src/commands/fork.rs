@@ -1,9 +1,18 @@
 //! `fork`: running copies of a running sandbox.
 
-use crate::{environment, failure::Failure, progress, runtime, signals::Signals, stdio};
+use crate::{
+    environment,
+    failure::Failure,
+    limit_options, progress, runtime,
+    signals::Signals,
+    stdio,
+    supervision::{self, RuleOptions},
+};
 use clap::Args;
+use sandboxvm_manager::Forked;
 
-/// Make running copies of a running sandbox, which goes on, and print their IDs
+/// Make running copies of a running sandbox, which goes on, and print their IDs; they have none of its published ports and
+/// rules
 #[derive(Debug, Args)]
 pub(crate) struct Fork {
     /// Name or ID of the sandbox
@@ -11,19 +20,39 @@ pub(crate) struct Fork {
     /// Number of copies
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
     count: u32,
+    #[command(flatten)]
+    rules: RuleOptions,
 }
 
 impl Fork {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             let forked = tokio::select! {
                 forked = progress::during("forking", sandbox.fork(self.count)) => forked?,
                 _ = signals.next() => return Ok(signals.exit_code()),
             };
+            if let Err(failure) = self.keep_up_rules(&forked).await {
+                for copy in &forked.copies {
+                    environment::manager()?.remove(copy.id().as_str(), true).await?;
+                }
+                return Err(failure);
+            }
+            for copy in &forked.copies {
+                limit_options::warn(copy, &[]);
+            }
             stdio::print(&forked.copies.iter().map(|copy| format!("{}\n", copy.id())).collect::<String>())?;
             Ok(0)
         })
+    }
+
+    async fn keep_up_rules(&self, forked: &Forked) -> Result<(), Failure> {
+        if !self.rules.is_empty() {
+            for copy in &forked.copies {
+                self.rules.keep_up(copy, Vec::new()).await?;
+            }
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, stdio};
 use clap::Args;
-use sandboxvm_manager::{SandboxRecord, State};
+use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus};
 use sandboxvm_protocol::vmm::VmStatus;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -22,8 +22,12 @@ struct Details {
     #[serde(flatten)]
     state: State,
     directory: PathBuf,
+    /// Limits that are not in force, and why.
+    unkept_limits: Vec<String>,
     /// What the VMM last said of itself; of a sandbox that does not run, how it was.
     vmm: Option<VmStatus>,
+    /// Ports and rules.
+    supervision: Option<SupervisionStatus>,
 }
 
 impl Inspect {
@@ -36,7 +40,9 @@ impl Inspect {
                 record: sandbox.record().clone(),
                 state: sandbox.state()?,
                 directory: sandbox.path(),
+                unkept_limits: sandbox.unkept_limits(),
                 vmm: sandbox.vmm_status()?,
+                supervision: sandbox.supervision()?,
             });
         }
         stdio::print(&format!("{}\n", serde_json::to_string_pretty(&details)?))?;

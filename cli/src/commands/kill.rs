@@ -1,6 +1,6 @@
 //! `kill`: a signal for processes in a sandbox.
 
-use crate::{environment, failure::Failure, runtime};
+use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
 use sandboxvm_protocol::agent::SignalNumber;
 
@@ -19,7 +19,7 @@ pub(crate) struct Kill {
 
 impl Kill {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut outcome = Ok(0);
             for pid in &self.pids {

@@ -1,12 +1,11 @@
 //! `logs`: what a sandbox's console, its VMM or one of its processes said.
 
 use crate::{
-    environment,
     failure::Failure,
     process_io::{self, Attendance, Outcome},
     runtime,
     signals::Signals,
-    stdio,
+    stdio, supervision,
 };
 use clap::Args;
 use sandboxvm_manager::{Log, Sandbox, printable};
@@ -41,7 +40,7 @@ pub(crate) struct Logs {
 
 impl Logs {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         if let Some(pid) = self.pid {
             return of_process(&sandbox, pid, self.follow);
         }

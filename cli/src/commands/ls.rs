@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, stdio, table};
 use clap::Args;
-use sandboxvm_manager::{SandboxSummary, State};
+use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus};
 use std::time::{Duration, SystemTime};
 
 /// List sandboxes
@@ -27,7 +27,7 @@ impl Ls {
             sandboxes.iter().map(|sandbox| format!("{}\n", sandbox.record.id)).collect()
         } else {
             let now = SystemTime::now();
-            let heading = ["ID", "NAME", "STATE", "MEMORY", "CPUS", "CREATED"];
+            let heading = ["ID", "NAME", "STATE", "MEMORY", "CPUS", "CREATED", "ENDS", "PORTS"];
             table::render(heading, sandboxes.iter().map(|sandbox| row(sandbox, now)))
         };
         stdio::print(&text)?;
@@ -35,12 +35,23 @@ impl Ls {
     }
 }
 
-fn row(sandbox: &SandboxSummary, now: SystemTime) -> [String; 6] {
+fn row(sandbox: &SandboxSummary, now: SystemTime) -> [String; 8] {
     let record = &sandbox.record;
+    // Of one that has ended nothing is kept up.
+    let supervision = sandbox.supervision.as_ref().filter(|_| sandbox.state.is_live());
     let state = match &sandbox.state {
         State::Exited { reason } => format!("exited: {reason}"),
-        state => state.word().to_owned(),
+        state => {
+            let kept = supervision.map_or("", |supervision| match supervision {
+                SupervisionStatus { supervised: false, .. } => " (unsupervised)",
+                SupervisionStatus { idle_paused: true, .. } if *state == State::Paused => " (idle)",
+                _ => "",
+            });
+            format!("{}{}", state.word(), if state.is_live() { kept } else { "" })
+        }
     };
+    let ends = supervision.and_then(|supervision| supervision.ttl_left_ms);
+    let ports = supervision.map(|supervision| supervision.ports.iter().map(port).collect::<Vec<_>>().join(", "));
     [
         record.id.to_string(),
         record.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
@@ -48,19 +59,29 @@ fn row(sandbox: &SandboxSummary, now: SystemTime) -> [String; 6] {
         format!("{} MiB", record.memory_bytes.mib()),
         u32::from(record.vcpus).to_string(),
         age(now.duration_since(record.created_at).unwrap_or_default()),
+        ends.map_or_else(|| "-".to_owned(), |left| format!("in {}", in_one_unit(Duration::from_millis(left)))),
+        ports.filter(|ports| !ports.is_empty()).unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+fn port(port: &PublishedPort) -> String {
+    format!("{}->{}", port.host, port.guest_port)
 }
 
 /// The largest unit alone, as nobody needs the rest.
 pub(super) fn age(age: Duration) -> String {
-    let seconds = age.as_secs();
+    format!("{} ago", in_one_unit(age))
+}
+
+fn in_one_unit(time: Duration) -> String {
+    let seconds = time.as_secs();
     let (number, unit) = match seconds {
         0..60 => (seconds, "second"),
         60..3600 => (seconds / 60, "minute"),
         3600..86_400 => (seconds / 3600, "hour"),
         _ => (seconds / 86_400, "day"),
     };
-    format!("{number} {unit}{} ago", if number == 1 { "" } else { "s" })
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod attach;
 mod audit;
 mod cli_reference;
 mod completion;
+mod cp;
 mod create;
 mod doctor;
 mod events;
@@ -14,6 +15,7 @@ mod kill;
 mod logs;
 mod ls;
 mod pause;
+mod port;
 mod prune;
 mod ps;
 mod reset;
@@ -23,6 +25,7 @@ mod run;
 mod snapshot;
 mod stats;
 mod stop;
+mod supervise;
 mod wait;
 
 use crate::failure::Failure;
@@ -34,12 +37,14 @@ pub(crate) enum Command {
     Run(run::Run),
     Create(create::Create),
     Exec(exec::Exec),
+    Cp(cp::Cp),
     Ps(ps::Ps),
     Attach(attach::Attach),
     Wait(wait::Wait),
     Kill(kill::Kill),
     Ls(ls::Ls),
     Logs(logs::Logs),
+    Port(port::Port),
     Inspect(inspect::Inspect),
     Events(events::Events),
     Audit(audit::Audit),
@@ -55,6 +60,8 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
     #[command(hide = true)]
+    Supervise(supervise::Supervise),
+    #[command(hide = true)]
     CliReference(cli_reference::CliReference),
 }
 
@@ -65,12 +72,14 @@ impl Command {
             Self::Run(command) => command.run(),
             Self::Create(command) => command.run(),
             Self::Exec(command) => command.run(),
+            Self::Cp(command) => command.run(),
             Self::Ps(command) => command.run(),
             Self::Attach(command) => command.run(),
             Self::Wait(command) => command.run(),
             Self::Kill(command) => command.run(),
             Self::Ls(command) => command.run(),
             Self::Logs(command) => command.run(),
+            Self::Port(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Events(command) => command.run(),
             Self::Audit(command) => command.run(),
@@ -85,6 +94,7 @@ impl Command {
             Self::Prune(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Completion(command) => command.run(),
+            Self::Supervise(command) => command.run(),
             Self::CliReference(command) => command.run(),
         }
     }

@@ -1,6 +1,6 @@
 //! `pause`: no instruction of the guest is executed.
 
-use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
+use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;
 
 /// Stop all vCPUs of sandboxes until they are resumed
@@ -13,9 +13,8 @@ pub(crate) struct Pause {
 
 impl Pause {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let manager = environment::manager()?;
         runtime::block_on(for_each(&self.sandboxes, async |reference| {
-            manager.find(reference)?.pause().await?;
+            supervision::find(reference)?.pause().await?;
             stdio::print(&format!("{reference}\n"))
         }))
     }

@@ -1,7 +1,7 @@
 //! `ps`: the processes that were started in a sandbox from outside.
 
 use super::ls::age;
-use crate::{environment, failure::Failure, runtime, stdio, table};
+use crate::{failure::Failure, runtime, stdio, supervision, table};
 use clap::Args;
 use sandboxvm_manager::{ProcessSummary, printable};
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(crate) struct Ps {
 
 impl Ps {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         let processes = runtime::block_on(async { Ok(sandbox.processes().await?) })?;
         let text = if self.json {
             json(&processes)?

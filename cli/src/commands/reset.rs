@@ -1,6 +1,6 @@
 //! `reset`: a sandbox as it was when it began, or at a snapshot.
 
-use crate::{environment, failure::Failure, options::name, progress, runtime, stdio};
+use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, supervision};
 use clap::Args;
 use sandboxvm_manager::SandboxSpec;
 use sandboxvm_protocol::identity::SandboxName;
@@ -17,11 +17,13 @@ pub(crate) struct Reset {
 
 impl Reset {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         let bundle = environment::bundle(None, None);
         let boot_timeout = SandboxSpec::default().boot_timeout;
         runtime::block_on(async {
             progress::during("resetting", sandbox.reset(&bundle, self.snapshot.as_ref(), boot_timeout)).await?;
+            // One that had ended has begun anew, and what is kept up for it with it.
+            supervision::see_to(&sandbox);
             stdio::print(&format!("{}\n", self.sandbox))?;
             Ok(0)
         })

@@ -1,6 +1,6 @@
 //! `resume`: the vCPUs of a paused sandbox go on.
 
-use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
+use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;
 
 /// Let paused sandboxes go on
@@ -13,9 +13,8 @@ pub(crate) struct Resume {
 
 impl Resume {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let manager = environment::manager()?;
         runtime::block_on(for_each(&self.sandboxes, async |reference| {
-            manager.find(reference)?.resume().await?;
+            supervision::find(reference)?.resume().await?;
             stdio::print(&format!("{reference}\n"))
         }))
     }

@@ -2,10 +2,12 @@
 
 use crate::{
     failure::Failure,
+    limit_options,
     options::{MachineOptions, ProcessOptions},
     process_io, runtime,
     signals::Signals,
     stdio,
+    supervision::SupervisionOptions,
 };
 use clap::Args;
 use sandboxvm_manager::{ExecError, Sandbox};
@@ -23,6 +25,8 @@ pub(crate) struct Run {
     machine: MachineOptions,
     #[command(flatten)]
     process: ProcessOptions,
+    #[command(flatten)]
+    supervision: SupervisionOptions,
     /// Print the sandbox's ID and leave it running, also when the command ends; `ps` and `logs` find the command again
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
@@ -46,8 +50,11 @@ impl Run {
         let Some(started) = self.machine.start(Vec::new(), true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
+        let started = self.supervision.keep_up(started).await?;
+        let warned = started.sandbox().unkept_limits();
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
+        limit_options::warn(started.sandbox(), &warned);
         let removed = started.finish().await;
         let code = outcome?;
         removed?;
@@ -63,6 +70,8 @@ impl Run {
         let Some(started) = self.machine.start(Vec::new(), false, request.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
+        let started = self.supervision.keep_up(started).await?;
+        let warned = started.sandbox().unkept_limits();
         if let Some(request) = request
             && let Err(error) = begin(started.sandbox(), request).await
         {
@@ -70,6 +79,7 @@ impl Run {
             started.finish().await?;
             return Err(failure);
         }
+        limit_options::warn(started.sandbox(), &warned);
         let sandbox = started.detach();
         stdio::print(&format!("{}\n", sandbox.id()))?;
         Ok(0)

@@ -1,6 +1,6 @@
 //! `snapshot`: a running sandbox, kept to go on from later.
 
-use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, table};
+use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, supervision, table};
 use clap::{Args, Subcommand};
 use sandboxvm_manager::SnapshotManifest;
 use sandboxvm_protocol::identity::SandboxName;
@@ -61,7 +61,7 @@ impl Snapshot {
 
 impl Create {
     fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             progress::during("writing the snapshot", sandbox.snapshot(self.name.clone())).await?;
             stdio::print(&format!("{}\n", self.name))?;

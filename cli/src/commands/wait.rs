@@ -1,6 +1,6 @@
 //! `wait`: the end of a process in a sandbox.
 
-use crate::{environment, failure::Failure, runtime};
+use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
 use sandboxvm_manager::exit_code;
 
@@ -18,7 +18,7 @@ pub(crate) struct Wait {
 
 impl Wait {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = environment::manager()?.find(&self.sandbox)?;
+        let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async { Ok(exit_code(sandbox.wait(self.pid).await?)) })
     }
 }

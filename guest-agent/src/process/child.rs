@@ -15,6 +15,8 @@ pub(super) enum Step {
     Session,
     /// Standard streams.
     Streams,
+    /// Open files.
+    Limits,
     /// User and groups.
     User,
     /// Working directory.
@@ -29,6 +31,7 @@ impl Step {
         match self {
             Self::Session => "open a session",
             Self::Streams => "set up its standard streams",
+            Self::Limits => "be limited in its open files",
             Self::User => "change to the user",
             Self::WorkingDirectory => "enter the working directory",
             Self::Exec => "execute",
@@ -58,6 +61,10 @@ pub(super) struct Plan<'a> {
     pub(super) credentials: Option<Credentials<'a>>,
     /// The agent is a batch task; its processes are not.
     pub(super) is_batch: bool,
+    /// Open files it may have, where that is not as many as the agent.
+    pub(super) files: Option<u64>,
+    /// The sandbox has as many processes as it may: this one comes before them all.
+    pub(super) is_urgent: Cell<bool>,
     /// Null: stay where the agent is, at the root.
     pub(super) directory: *const c_char,
     /// Take the root instead of a working directory that cannot be entered.
@@ -102,6 +109,14 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
             return Err(Step::Streams);
         }
     }
+    if let Some(files) = plan.files
+        && !limit_files(files)
+    {
+        return Err(Step::Limits);
+    }
+    if plan.is_urgent.get() {
+        come_first();
+    }
     if let Some(credentials) = &plan.credentials
         && !change_user(credentials)
     {
@@ -115,6 +130,22 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
         become_normal_task();
     }
     Ok(())
+}
+
+/// Soft and hard limit are the same.
+fn limit_files(files: u64) -> bool {
+    let limit = libc::rlimit64 { rlim_cur: files, rlim_max: files };
+    let none = ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: reads one `struct rlimit64`, and writes nothing to where it is told null.
+    (unsafe { libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const limit, none) }) == 0
+}
+
+/// Hundreds of processes that all want to run leave another a hundredth of the processor: too little to see what they
+/// are, and end them. Where it is refused, that is so.
+fn come_first() {
+    const NICE: c_int = -15;
+    // SAFETY: no memory involved.
+    unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// By raw system calls: libc's wrappers would try to change all threads of what it takes for its own process.

@@ -4,7 +4,8 @@
 //! environment  variables a process starts with
 //! user         who it runs as
 //! program      which file its name means
-//! spawn        pipes or terminal, and the clone; child is the part that runs between clone and exec
+//! spawn        pipes or terminal, and the clone; child is the part that runs between clone and exec, vfork the clone
+//! cgroups      how many there may be, and where they are counted
 //! stdin        bytes on their way into it, and the credit for them
 //! output       its stdout, stderr or terminal
 //! title        what it was started as, cut to be shown
@@ -13,6 +14,7 @@
 //! ```
 //! Called by the server, which owns the table of [`Process`]es and all waiting.
 
+pub(crate) mod cgroups;
 mod child;
 mod environment;
 pub(crate) mod kept;
@@ -24,7 +26,8 @@ pub(crate) mod stdin;
 mod strings;
 mod terminal;
 mod title;
-mod user;
+pub(crate) mod user;
+mod vfork;
 
 use crate::server::slab::Key;
 use kept::Kept;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! agent   epoll_wait  accept4  recvfrom                                       server
-//!         access x4  pipe2 x2  fcntl x2  clone  close x2                      here
+//!         access x4  pipe2 x2  fcntl x2  clone3  close x2                     here
 //!         epoll_ctl x3  sendto (Hello and Started in one packet)              server
 //!         epoll_wait  read (signalfd)  wait4 x2  read  sendto  close x3       server
 //! child   setsid  dup2 x3  chdir  rt_sigprocmask  sched_setscheduler  execve  child
@@ -19,6 +19,7 @@
 //! and three calls in the child.
 
 use super::Process;
+use super::cgroups::Cgroups;
 use super::child::{self, Credentials, Plan, Step};
 use super::environment::{Environment, EnvironmentError};
 use super::output::Output;
@@ -28,15 +29,17 @@ use super::strings::CStrings;
 use super::terminal::open_terminal;
 use super::title::Title;
 use super::user::{User, UserError};
+use super::vfork::vfork;
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
+use sandboxvm_protocol::agent::limits::ProcessLimits;
 use sandboxvm_protocol::agent::{CText, ExecRequest, Failure, FailureKind, MAX_ARGUMENTS_TOTAL, StdinSource};
 use sandboxvm_protocol::frame::FrameKind;
 use std::cell::Cell;
 use std::ffi::c_char;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Stack of a child until its exec. It calls little and deeply nothing; only the pages used are ever there.
 const CHILD_STACK: usize = 64 * 1024;
@@ -106,13 +109,17 @@ pub(crate) struct Spawner {
     stack: Vec<u128>,
     null: OwnedFd,
     is_batch: bool,
+    /// Of an agent that is PID 1.
+    cgroups: Option<Cgroups>,
+    /// Open files of each process, where that is not what the agent has.
+    files: Option<u64>,
 }
 
 impl Spawner {
     /// Opens `/dev/null` and makes sure that the standard streams are taken, so that no other file gets their numbers.
     ///
-    /// `is_batch` says whether the agent is a batch task, which its processes are not to be.
-    pub(crate) fn new(is_batch: bool) -> Result<Self, Errno> {
+    /// `is_batch` says whether the agent is a batch task, which its processes are not to be. They are put into `cgroups`.
+    pub(crate) fn new(is_batch: bool, cgroups: Option<Cgroups>) -> Result<Self, Errno> {
         let open_null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let mut null = open_null()?;
         while null.as_raw_fd() <= 2 {
@@ -120,7 +127,15 @@ impl Spawner {
             std::mem::forget(null);
             null = open_null()?;
         }
-        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null, is_batch })
+        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null, is_batch, cgroups, files: None })
+    }
+
+    /// What processes may have from here on.
+    pub(crate) fn limit(&mut self, limits: &ProcessLimits) {
+        if let Some(cgroups) = &mut self.cgroups {
+            cgroups.limit(limits.processes);
+        }
+        self.files = limits.files.map(|files| u64::from(files.get()));
     }
 
     /// Starts the process that `request` describes.
@@ -155,6 +170,8 @@ impl Spawner {
             terminal: request.terminal.is_some(),
             is_batch: self.is_batch,
             credentials: user.ids.as_ref().map(|ids| Credentials { uid: ids.uid, gid: ids.gid, groups: &ids.groups }),
+            files: self.files,
+            is_urgent: Cell::new(false),
             directory: directory_pointer(directory, &directory_string),
             directory_is_optional: request.cwd.is_none(),
             failure: Cell::new(None),
@@ -179,24 +196,32 @@ impl Spawner {
         Ok(ends.into_process(pid, request))
     }
 
-    /// clone(2) as vfork(2) does it: no copy of the agent's address space is made, and the agent runs on once the
-    /// child has executed its program or failed, so that `plan` may lie on the stack here.
+    /// Makes the process where it belongs. With as many processes as there may be, those of hosts are let in all the same,
+    /// a few, and come first.
     fn clone_child(&mut self, plan: &Plan<'_>) -> Result<Pid, SpawnError> {
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        let top = self.stack.as_mut_ptr_range().end;
-        let argument = (&raw const *plan).cast_mut().cast();
-        // SAFETY: the stack is the child's alone, 16-byte aligned at its top, and outlives the child's use of it, which
-        // ends with exec or exit before clone returns here. `child::run` only makes system calls and writes to
-        // `plan.failure`, a Cell, while this thread, the only one, is suspended.
-        let pid = unsafe { libc::clone(child::run, top.cast(), flags, argument) };
-        match Pid::from_raw(pid) {
-            Some(pid) if pid.as_raw_pid() > 0 => Ok(pid),
-            _ => {
-                let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
-                Err(SpawnError::Resources { step: "start a process", errno })
-            }
-        }
+        let pid = match &self.cgroups {
+            None => run_child(&mut self.stack, plan, None),
+            Some(cgroups) => match run_child(&mut self.stack, plan, Some(cgroups.sandbox())) {
+                Err(Errno::AGAIN) => {
+                    plan.is_urgent.set(true);
+                    run_child(&mut self.stack, plan, Some(cgroups.reserve()))
+                }
+                made @ (Ok(_) | Err(Errno::NOMEM)) => made,
+                // The guest's root has removed it, or given it controllers of its own.
+                Err(_) => run_child(&mut self.stack, plan, None),
+            },
+        };
+        pid.map_err(|errno| SpawnError::Resources { step: "start a process", errno })
     }
+}
+
+/// No copy of the agent's address space is made, and the agent runs on once the child has executed its program or
+/// failed, so that `plan` may lie on the stack here.
+fn run_child(stack: &mut [u128], plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>) -> Result<Pid, Errno> {
+    let argument = (&raw const *plan).cast_mut().cast();
+    // SAFETY: this thread is the only one. `child::run` only makes system calls and writes to `plan.failure`, a Cell,
+    // while this thread is suspended.
+    unsafe { vfork(child::run, argument, stack, cgroup) }
 }
 
 /// Null when it is where the agent is.

@@ -6,6 +6,7 @@
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, read};
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 /// More of a file is not read.
@@ -18,13 +19,13 @@ const MOST_GROUPS: usize = 65536;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UserError {
     /// Not in the guest.
-    #[error("exec: the sandbox has no user {0:?}; name one of its /etc/passwd, or a number")]
+    #[error("the sandbox has no user {0:?}; name one of its /etc/passwd, or a number")]
     NoUser(String),
     /// Not in the guest.
-    #[error("exec: the sandbox has no group {0:?}; name one of its /etc/group, or a number")]
+    #[error("the sandbox has no group {0:?}; name one of its /etc/group, or a number")]
     NoGroup(String),
     /// A file that cannot be read.
-    #[error("exec: cannot read the sandbox's {file}: {errno}")]
+    #[error("cannot read the sandbox's {file}: {errno}")]
     File {
         /// Which.
         file: &'static str,
@@ -35,36 +36,36 @@ pub(crate) enum UserError {
 
 /// Numbers to change to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Ids {
+pub(crate) struct Ids {
     /// User.
-    pub(super) uid: u32,
+    pub(crate) uid: u32,
     /// Primary group.
-    pub(super) gid: u32,
+    pub(crate) gid: u32,
     /// Supplementary groups.
-    pub(super) groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
 }
 
 /// A user and what its environment is made of.
 #[derive(Debug)]
-pub(super) struct User {
+pub(crate) struct User {
     /// What to change to; nothing for the agent's own root.
-    pub(super) ids: Option<Ids>,
+    pub(crate) ids: Option<Ids>,
     /// Login name, or the number of a user without one.
     pub(super) name: Vec<u8>,
     /// Home directory.
-    pub(super) home: Vec<u8>,
+    pub(crate) home: Vec<u8>,
     /// Login shell.
     pub(super) shell: Vec<u8>,
 }
 
 impl User {
     /// The default: what the agent itself is.
-    pub(super) fn root() -> Self {
+    pub(crate) fn root() -> Self {
         Self { ids: None, name: b"root".to_vec(), home: b"/root".to_vec(), shell: b"/bin/sh".to_vec() }
     }
 
     /// Looks `wanted` up in `/etc/passwd` and `/etc/group`.
-    pub(super) fn find(wanted: &[u8]) -> Result<Self, UserError> {
+    pub(crate) fn find(wanted: &[u8]) -> Result<Self, UserError> {
         Self::find_in(wanted, &read_file("/etc/passwd")?, || read_file("/etc/group"))
     }
 
@@ -97,6 +98,38 @@ impl User {
             home: or(account.home, b"/"),
             shell: or(account.shell, b"/bin/sh"),
         })
+    }
+}
+
+/// Names of users or groups by their number.
+#[derive(Debug, Default)]
+pub(crate) struct Names(BTreeMap<u32, String>);
+
+impl Names {
+    /// Those of `/etc/passwd`; none where that cannot be read.
+    pub(crate) fn of_users() -> Self {
+        let file = read_file("/etc/passwd").unwrap_or_default();
+        let accounts = lines(&file).filter_map(Account::parse);
+        Self::first_of_each(accounts.map(|account| (account.uid, account.name)))
+    }
+
+    /// Those of `/etc/group`.
+    pub(crate) fn of_groups() -> Self {
+        let file = read_file("/etc/group").unwrap_or_default();
+        Self::first_of_each(group_entries(&file).map(|(name, gid, _)| (gid, name)))
+    }
+
+    fn first_of_each<'a>(entries: impl Iterator<Item = (u32, &'a [u8])>) -> Self {
+        let mut names = BTreeMap::new();
+        for (number, name) in entries {
+            names.entry(number).or_insert_with(|| text(name));
+        }
+        Self(names)
+    }
+
+    /// The name, or the number again.
+    pub(crate) fn get(&self, number: u32) -> String {
+        self.0.get(&number).cloned().unwrap_or_else(|| number.to_string())
     }
 }
 

@@ -56,6 +56,8 @@ pub(super) struct Connection {
     pub(super) watches_room: bool,
     /// The process that was started on this connection, or that it is attached to.
     pub(super) process: Option<Key>,
+    /// It became one to a program's port: frames are over.
+    pub(super) relay: Option<Key>,
     /// It was granted the feeding of that, also if another took over since.
     pub(super) may_feed: bool,
 }
@@ -74,6 +76,7 @@ impl Connection {
             hung_up: false,
             watches_room: false,
             process: None,
+            relay: None,
             may_feed: false,
         }
     }
@@ -111,6 +114,11 @@ impl Connection {
         {
             self.overflowed = true;
         }
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn unsent(&self) -> &[u8] {
+        self.unsent.get(self.sent..).unwrap_or_default()
     }
 
     /// True while bytes wait that the socket would not take: nothing more is to be produced for it.

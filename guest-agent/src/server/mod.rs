@@ -3,21 +3,24 @@
 //! ```text
 //! listener --accept--> Connection --requests--> Process --streams--> Connection
 //!                                     SIGCHLD --reap--^
+//!                        Connection <--Relay--> program's TCP socket
 //! ```
 //! A turn takes a batch of events and only notes what they say; then it reaps, so that a process's last output and its
 //! exit status leave in one packet; then it lets each process that has something to do read, send and be fed once.
 //! Connections and pipes are edge-triggered and added once: no call is spent on changing what epoll watches while a
 //! slow host stalls a process. What has more to give than one turn takes is kept for the next one, with no waiting.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], one frame and one read buffer for each connection, one stdin window
-//! for each process, and what [`kept`] keeps of their output.
+//! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks each, one frame and one read
+//! buffer for each connection, one stdin window for each process, and what [`kept`] keeps of their output.
 
 mod attach;
 mod clock;
 mod connection;
 mod ending;
+mod files;
 mod kept;
 pub(crate) mod listener;
+mod relay;
 mod requests;
 mod signals;
 pub(crate) mod slab;
@@ -26,15 +29,18 @@ mod token;
 
 use crate::names::NameFiles;
 use crate::process::Process;
+use crate::process::cgroups::Cgroups;
 use crate::process::spawn::Spawner;
 use clock::{later, now};
 use connection::{Connection, End};
 use ending::Ending;
 use kept::MAX_REMEMBERED;
 use listener::{Accepted, Listener};
+use relay::{MAX_RELAYS, Relay};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, wait};
+use sandboxvm_protocol::agent::files::FileRequest;
 use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind, OnDisconnect, SignalNumber};
 use signals::{child_signals, disinherit, exit_status};
 use slab::{Key, Slab};
@@ -99,13 +105,20 @@ pub(crate) struct Server {
     processes: Slab<Process>,
     /// The latter, in the order they ended.
     remembered: VecDeque<Key>,
+    relays: Slab<Relay>,
     spawner: Spawner,
     /// One read from a socket, or all frames of one turn of a process.
     scratch: Box<[u8]>,
+    /// Processes that work on files.
+    file_workers: Vec<Pid>,
+    /// Asked for on the connection whose frames are being handled.
+    file_request: Option<Box<FileRequest>>,
     /// Connections to receive from in this turn.
     receiving: Vec<Key>,
     /// Processes to look at in this turn.
     due: Vec<Key>,
+    /// Relays to look at in this turn.
+    relays_due: Vec<Key>,
     /// A child has ended.
     reap_due: bool,
     /// At the last reaping no child was left at all.
@@ -114,10 +127,16 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Takes over signals and starts to listen. Only for a process with a single thread.
-    pub(crate) fn new(role: Role, listener: Listener, names: NameFiles) -> Result<Self, ServerError> {
+    /// Takes over signals and starts to listen. Only for a process with a single thread. Its processes are put into
+    /// `cgroups`.
+    pub(crate) fn new(
+        role: Role,
+        listener: Listener,
+        names: NameFiles,
+        cgroups: Option<Cgroups>,
+    ) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
-        let spawner = Spawner::new(role == Role::Init).map_err(setup("open /dev/null"))?;
+        let spawner = Spawner::new(role == Role::Init, cgroups).map_err(setup("open /dev/null"))?;
         if role == Role::Service {
             disinherit();
         }
@@ -134,10 +153,14 @@ impl Server {
             // One too many is remembered for the moment in which the first is forgotten.
             processes: Slab::new((MAX_PROCESSES + MAX_REMEMBERED + 1) as u32),
             remembered: VecDeque::new(),
+            relays: Slab::new(MAX_RELAYS),
             spawner,
             scratch: vec![0; streams::SCRATCH].into_boxed_slice(),
+            file_workers: Vec::new(),
+            file_request: None,
             receiving: Vec::new(),
             due: Vec::new(),
+            relays_due: Vec::new(),
             reap_due: false,
             is_childless: true,
             ending: Ending::No,
@@ -184,6 +207,9 @@ impl Server {
         for key in std::mem::take(&mut self.due) {
             self.serve_process(key);
         }
+        for key in std::mem::take(&mut self.relays_due) {
+            self.serve_relay(key);
+        }
         self.has_ended()
     }
 
@@ -197,6 +223,10 @@ impl Server {
             Token::Signals => self.reap_due = true,
             Token::Connection(key) => {
                 let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+                if let Some(relay) = connection.relay {
+                    self.note_host(relay, flags);
+                    return Ok(());
+                }
                 connection.hung_up |= has(hung_up | epoll::EventFlags::RDHUP);
                 if has(epoll::EventFlags::IN) || connection.hung_up {
                     self.receiving.push(key);
@@ -205,6 +235,7 @@ impl Server {
                     self.resume(key);
                 }
             }
+            Token::Relay(key) => self.note_program(key, flags),
             Token::Pipe(pipe, key) => {
                 let Some(process) = self.processes.get_mut(key) else { return Ok(()) };
                 match pipe {
@@ -285,6 +316,7 @@ impl Server {
         for _ in 0..REAPED {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
+                    self.file_workers.retain(|worker| *worker != pid);
                     // One that ended may have had the same PID.
                     let is_it = |process: &Process| process.pid == pid && process.ended.is_none();
                     let found = self.processes.iter_mut().find(|(_, process)| is_it(process));
@@ -321,7 +353,7 @@ impl Server {
 
     /// How long the next wait may last.
     fn timeout(&mut self) -> Option<Timespec> {
-        if self.reap_due || !self.due.is_empty() || !self.receiving.is_empty() {
+        if self.reap_due || ![&self.due, &self.receiving, &self.relays_due].iter().all(|list| list.is_empty()) {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let next = self.deadlines().min()?;
@@ -359,6 +391,7 @@ impl Server {
 
     /// Forgets a connection and lets its process know.
     fn disconnect(&mut self, key: Key, end: End) {
+        self.end_relay_of(key);
         let Some(connection) = self.connections.remove(key) else { return };
         let Some(process_key) = connection.process else { return };
         let Some(process) = self.processes.get_mut(process_key) else { return };

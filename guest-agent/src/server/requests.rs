@@ -19,6 +19,9 @@ impl Server {
     /// Takes what a connection has, once, and answers all of it in one send.
     pub(super) fn receive(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(relay) = connection.relay {
+            return self.make_relay_due(relay);
+        }
         match connection.receive(&mut self.scratch) {
             Received::Nothing => {}
             Received::End(end) => self.disconnect(key, end),
@@ -55,6 +58,17 @@ impl Server {
             };
             if let Err(failure) = outcome {
                 self.fail(key, failure);
+                return;
+            }
+            if let Some(request) = self.file_request.take() {
+                // What follows on this connection is for whoever serves that.
+                self.hand_over(key, decoder, *request);
+                return;
+            }
+            if self.becomes_relay(key) {
+                if !decoder.is_at_boundary() {
+                    self.fail(key, bad_request("something came between Connect and its answer"));
+                }
                 return;
             }
         }
@@ -132,6 +146,13 @@ impl Server {
                 identity::apply(&identity, &self.names).map_err(|error| internal(error.to_string()))?;
                 connection.queue(&AgentMessage::IdentitySet);
             }
+            HostMessage::SetLimits(_) if self.role == Role::Service => {
+                return Err(bad_request("this agent is not PID 1 of a sandbox: its processes are not all there are"));
+            }
+            HostMessage::SetLimits(limits) => {
+                self.spawner.limit(&limits);
+                connection.queue(&AgentMessage::LimitsSet);
+            }
             HostMessage::Shutdown { grace_ms } => {
                 connection.queue(&AgentMessage::ShuttingDown);
                 // Before anything ends: the answer must not wait for the processes.
@@ -141,6 +162,8 @@ impl Server {
             HostMessage::ListProcesses { after } => self.list(key, after),
             HostMessage::Attach(request) => return self.attach(key, &request),
             HostMessage::SignalProcess { pid, signal } => return self.signal_process(key, pid, signal),
+            HostMessage::Files(request) => return self.work_on_files(key, request),
+            HostMessage::Connect(request) => return self.connect(key, request),
         }
         Ok(())
     }
@@ -216,7 +239,8 @@ impl Server {
     }
 
     /// Tells the host what is wrong and ends the connection; for its process, the host is gone.
-    fn fail(&mut self, key: Key, failure: Failure) {
+    pub(super) fn fail(&mut self, key: Key, failure: Failure) {
+        self.end_relay_of(key);
         if let Some(connection) = self.connections.get_mut(key) {
             connection.queue(&AgentMessage::Failed(failure));
             connection.closing = true;
@@ -239,14 +263,21 @@ impl Server {
             if connection.closing {
                 self.disconnect(key, End::HostGone);
             }
-        } else if !connection.watches_room {
-            connection.watches_room = true;
-            let flags =
-                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-            let data = epoll::EventData::new_u64(Token::Connection(key).pack());
-            // Not watched yet at all in its first turn; watching then begins with this flag.
-            let _ = epoll::modify(&self.epoll, &*connection, data, flags);
+        } else {
+            self.watch_room(key);
         }
+    }
+
+    /// Has epoll also tell when a connection takes bytes again.
+    pub(super) fn watch_room(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.watches_room) else {
+            return;
+        };
+        connection.watches_room = true;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(Token::Connection(key).pack());
+        // Not watched yet at all in its first turn; watching then begins with this flag.
+        let _ = epoll::modify(&self.epoll, &*connection, data, flags);
     }
 }
 
@@ -254,7 +285,7 @@ pub(super) fn bad_request(message: &str) -> Failure {
     Failure { kind: FailureKind::BadRequest, message: message.to_owned() }
 }
 
-fn internal(message: String) -> Failure {
+pub(super) fn internal(message: String) -> Failure {
     Failure { kind: FailureKind::Internal, message }
 }
 

@@ -11,6 +11,8 @@ pub(super) enum Token {
     Signals,
     /// A connection, by its key.
     Connection(Key),
+    /// The program's side of a relay, by the relay's key.
+    Relay(Key),
     /// A pipe of a process, by the process's key.
     Pipe(Pipe, Key),
 }
@@ -37,6 +39,7 @@ impl Token {
             Self::Pipe(Pipe::Stdin, key) => (3, key),
             Self::Pipe(Pipe::Stdout, key) => (4, key),
             Self::Pipe(Pipe::Stderr, key) => (5, key),
+            Self::Relay(key) => (6, key),
         };
         kind << 56 | u64::from(key.index) << 32 | u64::from(key.generation)
     }
@@ -53,6 +56,7 @@ impl Token {
             3 => Self::Pipe(Pipe::Stdin, key),
             4 => Self::Pipe(Pipe::Stdout, key),
             5 => Self::Pipe(Pipe::Stderr, key),
+            6 => Self::Relay(key),
             _ => return None,
         })
     }
@@ -66,7 +70,9 @@ mod tests {
     fn every_token_survives_packing() {
         let key = Key { index: 0x00ab_cdef, generation: 0xfedc_ba98 };
         let pipes = [Pipe::Stdin, Pipe::Stdout, Pipe::Stderr].map(|pipe| Token::Pipe(pipe, key));
-        for token in [Token::Listener, Token::Signals, Token::Connection(key)].into_iter().chain(pipes) {
+        for token in
+            [Token::Listener, Token::Signals, Token::Connection(key), Token::Relay(key)].into_iter().chain(pipes)
+        {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }
         assert_eq!(Token::unpack(u64::MAX), None);

@@ -1,5 +1,6 @@
 //! The host's side of the wire, and the agent as a child process.
 
+use sandboxvm_protocol::agent::port::{PortNumber, PortRequest};
 use sandboxvm_protocol::agent::process::{AttachRequest, ProcessInfo, View};
 use sandboxvm_protocol::agent::{
     AgentMessage, CText, ExecRequest, ExitStatus, Failure, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE,
@@ -141,6 +142,13 @@ impl Agent {
                 other => panic!("expected Processes, got {other:?}"),
             }
         }
+    }
+
+    /// Connects to a port, which must work.
+    pub fn connect_port(&self, port: u16) -> UnixStream {
+        let mut host = self.ask(HostMessage::Connect(PortRequest { port: PortNumber::try_from(port).unwrap() }));
+        assert_eq!(host.next(), Event::Message(AgentMessage::Connected));
+        host.into_stream()
     }
 
     pub fn answers_ping(&self) -> bool {
@@ -291,6 +299,12 @@ impl Host {
                 Err(error) => panic!("reading from the agent: {error}"),
             }
         }
+    }
+
+    /// The bare stream, of which everything that came so far was taken as frames.
+    pub fn into_stream(self) -> UnixStream {
+        assert_eq!(self.decoder.into_rest(), b"");
+        self.stream
     }
 
     /// Reads until the process has ended and the connection with it.

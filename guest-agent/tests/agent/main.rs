@@ -6,8 +6,10 @@
 
 mod ending;
 mod exec;
+mod files;
 mod host;
 mod limits;
+mod ports;
 mod processes;
 mod remembered;
 mod streams;

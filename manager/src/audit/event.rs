@@ -2,7 +2,7 @@
 
 use crate::{agent::exit_code, audit::mask::Mask, create::StartFrom, record::SandboxRecord};
 use sandboxvm_protocol::{
-    agent::{ExecRequest, ExitStatus, SignalNumber},
+    agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation},
     identity::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
@@ -20,6 +20,32 @@ pub enum Origin {
     Snapshot(SandboxName),
     /// A running sandbox, of which it is a copy.
     Fork(SandboxId),
+}
+
+/// What was done with files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileAct {
+    /// A file's bytes went out.
+    Read,
+    /// A file's bytes came in.
+    Write,
+    /// A directory was made, or was there.
+    MakeDirectory,
+    /// Renamed.
+    Move,
+    /// Removed, with all that was in it.
+    Remove,
+    /// Given another mode.
+    SetMode,
+    /// Given another owner.
+    SetOwner,
+    /// Watched for changes.
+    Watch,
+    /// A tree went out.
+    Archive,
+    /// A tree came in.
+    Extract,
 }
 
 /// An act on a sandbox, or what became of it. Bytes that are not UTF-8 are shown as U+FFFD.
@@ -93,6 +119,17 @@ pub enum Event {
         /// The signal.
         signal: u8,
     },
+    /// Its files were worked on: read from, written to, or changed. Of what takes a while, logged when it has begun.
+    Files {
+        /// What was done.
+        act: FileAct,
+        /// With which.
+        path: String,
+        /// Where it was moved.
+        to: Option<String>,
+        /// As which user, if one was asked for.
+        user: Option<String>,
+    },
     /// A snapshot was made of it.
     SnapshotCreated {
         /// Its name.
@@ -121,6 +158,22 @@ pub enum Event {
     },
     /// It was removed.
     Removed,
+    /// One of its ports can be reached on the host.
+    PortPublished {
+        /// Port of the guest.
+        guest_port: u16,
+        /// Where on the host.
+        host: String,
+    },
+    /// It cannot any more.
+    PortTakenBack {
+        /// Port of the guest.
+        guest_port: u16,
+        /// Where on the host it was.
+        host: String,
+    },
+    /// It was paused because nobody used it.
+    IdlePaused,
     /// Whoever wrote the line before was ended while writing one; that one was taken away.
     Torn {
         /// Bytes of it.
@@ -139,6 +192,30 @@ impl From<&StartFrom> for Origin {
 }
 
 impl Event {
+    /// Work on files; nothing for a mere look.
+    pub(crate) fn files(operation: &FileOperation, user: Option<&CText>) -> Option<Self> {
+        let (act, path, to) = match operation {
+            FileOperation::Stat { .. } | FileOperation::List { .. } => return None,
+            FileOperation::Read { path } => (FileAct::Read, path, None),
+            FileOperation::Write { path, .. } => (FileAct::Write, path, None),
+            FileOperation::MakeDirectory { path, .. } => (FileAct::MakeDirectory, path, None),
+            FileOperation::Move { from, to } => (FileAct::Move, from, Some(to)),
+            FileOperation::Remove { path, .. } => (FileAct::Remove, path, None),
+            FileOperation::SetMode { path, .. } => (FileAct::SetMode, path, None),
+            FileOperation::SetOwner { path, .. } => (FileAct::SetOwner, path, None),
+            FileOperation::Watch { path, .. } => (FileAct::Watch, path, None),
+            FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
+            FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Some(Self::Files {
+            act,
+            path: text(path.as_bytes()),
+            to: to.map(|to| text(to.as_bytes())),
+            user: user.map(|user| text(user.as_bytes())),
+        })
+    }
+
     /// A new sandbox.
     pub(crate) fn created(record: &SandboxRecord, from: Origin) -> Self {
         Self::Created {

@@ -11,5 +11,5 @@ pub(crate) mod log;
 mod mask;
 
 pub use chain::{Line, Verified, Violation};
-pub use event::{Event, Origin};
+pub use event::{Event, FileAct, Origin};
 pub use log::{AuditError, Trail};

@@ -2,8 +2,8 @@
 
 use super::manifest::ManifestError;
 use crate::{
-    control::ControlError, directory::DirectoryError, flatten::FlattenError, host::HostError, lineage::LineageError,
-    state::State,
+    control::ControlError, directory::DirectoryError, flatten::FlattenError, host::HostError, in_use::InUseError,
+    lineage::LineageError, state::State,
 };
 use sandboxvm_images::bundle::Part;
 use sandboxvm_protocol::identity::SandboxName;
@@ -64,6 +64,9 @@ pub enum SnapshotError {
     /// The host cannot be told from others.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// It was paused because nobody used it, and does not go on.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),

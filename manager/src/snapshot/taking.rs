@@ -13,6 +13,7 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
     host::HostIdentity,
+    in_use::InUse,
     launch::LaunchFiles,
     lineage::{ChangeLock, Files, Kind, Lineage, free_name, live_vmm, share_disks},
     lock,
@@ -79,6 +80,7 @@ pub(crate) async fn take(
     destination: &Path,
 ) -> Result<SnapshotTaken, SnapshotError> {
     let directory = &sandbox.directory;
+    let _in_use = InUse::begin(directory).await?;
     let _change = ChangeLock::take(directory).await?;
     let state = sandbox.state()?;
     let not_running = || SnapshotError::NotRunning { sandbox: sandbox.label(), state: state.clone() };

@@ -1,5 +1,5 @@
 //! The golden files: the exact bytes of every frame header and of every message variant, in the file of the version that
-//! first had it (`wire-v1.txt`, `wire-v2.txt`), and of the status file (`status-v1.txt`). Read in both directions: what we write is what is pinned, and what is pinned we still read.
+//! first had it (`wire-v1.txt` and on), and of the status file (`status-v1.txt`). Read in both directions: what we write is what is pinned, and what is pinned we still read.
 
 use crate::samples::{self, Sample, WireMessage};
 use sandboxvm_protocol::{
@@ -41,7 +41,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 /// Versions of the wires, each with a golden file of what it brought.
-const VERSIONS: [u8; 2] = [1, 2];
+const VERSIONS: [u8; 3] = [1, 2, 3];
 
 fn wire_file(version: u8) -> String {
     format!("wire-v{version}.txt")

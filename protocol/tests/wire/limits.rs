@@ -2,7 +2,7 @@
 
 use crate::samples::text;
 use sandboxvm_protocol::{
-    agent::{self, process::*, *},
+    agent::{self, files::*, limits::*, port::*, process::*, *},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
     identity::*,
     machine::*,
@@ -308,10 +308,16 @@ fn the_largest_page_fits_the_agent_message_cap() {
     agent::WIRE.append_message(&mut Vec::new(), &AgentMessage::Processes(page), MAX_AGENT_MESSAGE).expect("fits");
 }
 
+fn files_request() -> FileRequest {
+    let path = FilePath::try_from("/a").expect("a path");
+    FileRequest { user: None, operation: FileOperation::Read { path } }
+}
+
 /// An agent in a snapshot reads what it knows, whoever says it, and refuses the rest by its header alone.
 #[test]
 fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
     let old = Wire { version: 1, ..agent::WIRE };
+    let processes = ProcessCount::try_from(256).expect("in range");
     let request = |on_disconnect| HostMessage::Exec(ExecRequest { on_disconnect, ..exec(vec![text("true")], vec![]) });
     let cases = [
         (HostMessage::Hello { oldest: 1, newest: agent::WIRE.version }, 1),
@@ -320,6 +326,9 @@ fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
         (request(OnDisconnect::Keep), 2),
         (HostMessage::ListProcesses { after: 0 }, 2),
         (HostMessage::SignalProcess { pid: 1, signal: SignalNumber::TERM }, 2),
+        (HostMessage::Files(files_request()), 3),
+        (HostMessage::Connect(PortRequest { port: PortNumber::try_from(80).expect("a port") }), 3),
+        (HostMessage::SetLimits(ProcessLimits { processes, files: None }), 3),
     ];
     for (message, since) in cases {
         let mut frame = Vec::new();
@@ -328,9 +337,63 @@ fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
         decoder.push(&frame);
         match decoder.next_frame() {
             Ok(read) => assert!(since == 1 && read.is_some(), "{message:?}"),
-            Err(error) => assert_eq!((error, since), (FrameError::Version { found: 2, oldest: 1, newest: 1 }, 2)),
+            Err(error) => {
+                assert!(since > 1, "{message:?}");
+                assert_eq!(error, FrameError::Version { found: since, oldest: 1, newest: 1 });
+            }
         }
     }
     let header = agent::WIRE.header(FrameKind::Stdin, 3).expect("fits");
     assert!(old.parse_header(&header, 0).is_ok(), "streams are as old as the wire");
+}
+
+#[test]
+fn a_path_is_what_linux_takes_for_one() {
+    let path = |bytes: Vec<u8>| FilePath::try_from(bytes);
+    assert_eq!(path(vec![]), Err(FilePathError::Empty));
+    assert_eq!(path(vec![b'a', 0]), Err(FilePathError::Nul));
+    assert_eq!(path(vec![b'a'; MAX_PATH + 1]), Err(FilePathError::TooLong(MAX_PATH + 1)));
+    let longest = path(vec![0xff; MAX_PATH]).expect("any other byte may be in it");
+    let mut forged = postcard::to_stdvec(&longest).expect("encodes");
+    assert_eq!(postcard::from_bytes(&forged), Ok(longest));
+    *forged.last_mut().expect("not empty") = 0;
+    assert!(postcard::from_bytes::<FilePath>(&forged).is_err(), "nor from the wire");
+}
+
+fn file_entry(path_len: usize, target: Option<usize>) -> FileEntry {
+    let path = |len| FilePath::try_from(vec![b'x'; len]).expect("short enough");
+    FileEntry {
+        path: path(path_len),
+        kind: FileKind::Symlink,
+        size: u64::MAX,
+        mode: u32::MAX,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        owner: "o".repeat(MAX_OWNER),
+        group: "g".repeat(MAX_OWNER),
+        modified: FileTime { seconds: i64::MIN, nanoseconds: u32::MAX },
+        link_target: target.map(path),
+    }
+}
+
+/// A sender fills a message until its paths pass [`PAGE_BUDGET`], which the last entry may do by its own length.
+#[test]
+fn the_largest_list_of_files_fits_the_agent_message_cap() {
+    let fits = |reply| {
+        agent::WIRE.append_message(&mut Vec::new(), &AgentMessage::File(reply), MAX_AGENT_MESSAGE).expect("fits");
+    };
+    let mut entries = vec![file_entry(PAGE_BUDGET / MAX_ENTRIES - 3, Some(1)); MAX_ENTRIES - 1];
+    entries.push(file_entry(MAX_PATH, Some(MAX_PATH)));
+    fits(FileReply::Entries(entries.clone()));
+    capped(
+        &FileReply::Entries(vec![file_entry(1, None); MAX_ENTRIES]),
+        &FileReply::Entries(vec![file_entry(1, None); MAX_ENTRIES + 1]),
+        &[vec![2], forged_list(MAX_ENTRIES + 1, &postcard::to_stdvec(&file_entry(1, None)).expect("encodes"))].concat(),
+    );
+    let path = FilePath::try_from(vec![b'x'; MAX_PATH]).expect("short enough");
+    let change = FileChange { kind: ChangeKind::Created, path: Some(path.clone()) };
+    fits(FileReply::Changes(vec![change; PAGE_BUDGET / MAX_PATH + 2]));
+    let failure =
+        FileFailure { kind: FileErrorKind::Other, errno: Some(i32::MIN), path: Some(path), message: "x".repeat(5000) };
+    fits(FileReply::Failed(failure));
 }

@@ -1,7 +1,7 @@
 //! A newtype holds only valid values, however it came to be: constructed, decoded from postcard, or read from JSON.
 
 use proptest::prelude::*;
-use sandboxvm_protocol::{agent::*, identity::*, machine::*};
+use sandboxvm_protocol::{agent::limits::*, agent::*, identity::*, machine::*};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
@@ -92,6 +92,18 @@ fn signal_numbers() {
     for number in 0..=u8::MAX {
         check::<SignalNumber, u8>(&number, (1..=64).contains(&number));
     }
+}
+
+#[test]
+fn limits_of_processes() {
+    for (count, is_count) in [(0, false), (1, true), (30_000, true), (30_001, false), (u32::MAX, false)] {
+        check::<ProcessCount, u32>(&count, is_count);
+    }
+    for (count, is_count) in [(0, false), (7, false), (8, true), (1 << 20, true), ((1 << 20) + 1, false)] {
+        check::<FileCount, u32>(&count, is_count);
+    }
+    let default = |mib: u64| ProcessCount::default_for(MemorySize::try_from(mib * MIB).expect("a memory size")).get();
+    assert_eq!([64, 128, 256, 65_536].map(default), [256, 512, 1024, 4096]);
 }
 
 #[test]

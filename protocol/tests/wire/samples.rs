@@ -3,7 +3,13 @@
 //! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
 //! here until it is listed, and the golden test then fails until it has a sample.
 
-use sandboxvm_protocol::{agent::process::*, agent::*, frame::Message, identity::*, machine::*, vmm::*};
+mod files;
+
+use files::{file_operations, file_replies};
+use sandboxvm_protocol::{
+    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, frame::Message, identity::*,
+    machine::*, vmm::*,
+};
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
 
@@ -40,11 +46,12 @@ pub trait Named {
 variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
-        ListProcesses {}, Attach (_), SignalProcess {},
+        ListProcesses {}, Attach (_), SignalProcess {}, Files (_), Connect (_), SetLimits (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
-        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (),
+        Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), File (_), Connected (),
+        LimitsSet (),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -53,7 +60,20 @@ variants! {
     ExitStatus { Code (_), Signal (_), TimedOut () }
     FailureKind {
         NotFound (), NotExecutable (), BadWorkingDirectory (), NoSuchUser (), Resources (), BadRequest (),
-        UnsupportedVersion (), Internal (), NoSuchProcess (),
+        UnsupportedVersion (), Internal (), NoSuchProcess (), ConnectionRefused (),
+    }
+    FileOperation {
+        Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
+        Archive {}, Extract {},
+    }
+    FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_) }
+    FileKind {
+        File (), Directory (), Symlink (), Fifo (), Socket (), CharacterDevice (), BlockDevice (),
+    }
+    ChangeKind { Created (), Written (), Removed (), Renamed (), AttributesChanged (), Missed () }
+    FileErrorKind {
+        NotFound (), AlreadyExists (), IsADirectory (), NotADirectory (), NotEmpty (), PermissionDenied (), NoSpace (),
+        ReadOnly (), NotAFile (), NoSuchUser (), BadPath (), BadArchive (), Resources (), BadRequest (), Other (),
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
@@ -126,6 +146,7 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         match &message {
             HostMessage::Exec(request) => covers.extend([request.stdin.variant(), request.on_disconnect.variant()]),
             HostMessage::Attach(request) => covers.push(request.view.variant()),
+            HostMessage::Files(request) => covers.push(request.operation.variant()),
             _ => {}
         }
         samples.push(sample(label, covers, message));
@@ -151,7 +172,21 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
         add(label, HostMessage::Attach(AttachRequest { pid: 300, view, stdin: terminal.is_some(), terminal }));
     }
     add("signal-process", HostMessage::SignalProcess { pid: 300, signal: SignalNumber::KILL });
+    for (label, user, operation) in file_operations() {
+        let user = user.then(|| text("user:staff"));
+        add(&format!("files-{label}"), HostMessage::Files(FileRequest { user, operation }));
+    }
+    let port = PortNumber::try_from(8000).expect("a port");
+    add("connect", HostMessage::Connect(PortRequest { port }));
+    let processes = ProcessCount::try_from(256).expect("a valid sample");
+    let files = FileCount::try_from(65_536).expect("a valid sample");
+    add("set-limits", HostMessage::SetLimits(ProcessLimits { processes, files: None }));
+    add("set-limits-of-files", HostMessage::SetLimits(ProcessLimits { processes, files: Some(files) }));
     samples
+}
+
+pub fn path(text: &str) -> FilePath {
+    FilePath::try_from(text).expect("a valid sample")
 }
 
 pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
@@ -187,6 +222,7 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
         ("failed-bad-request", FailureKind::BadRequest, ""),
         ("failed-unsupported-version", FailureKind::UnsupportedVersion, "1 to 1"),
         ("failed-no-such-process", FailureKind::NoSuchProcess, "no process 42"),
+        ("failed-connection-refused", FailureKind::ConnectionRefused, "nothing listens on port 8000"),
         ("failed-internal", FailureKind::Internal, "pipe2: Too many open files \u{2014} \u{fc}"),
     ] {
         add(label, AgentMessage::Failed(Failure { kind, message: message.to_owned() }));
@@ -211,6 +247,12 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("output-dropped", AgentMessage::OutputDropped { bytes: 1 << 40 });
     add("runs-on", AgentMessage::RunsOn);
     add("signalled", AgentMessage::Signalled);
+    add("connected", AgentMessage::Connected);
+    add("limits-set", AgentMessage::LimitsSet);
+    for (label, reply, mut covers) in file_replies() {
+        covers.extend(["AgentMessage::File", reply.variant()]);
+        samples.push(sample(&format!("file-{label}"), covers, AgentMessage::File(reply)));
+    }
     samples
 }
 

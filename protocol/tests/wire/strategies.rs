@@ -1,7 +1,9 @@
 //! proptest strategies for every message of both wires.
 
 use proptest::{collection::vec, option, prelude::*};
-use sandboxvm_protocol::{agent::process::*, agent::*, identity::*, machine::*, vmm::*};
+use sandboxvm_protocol::{
+    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*,
+};
 
 pub fn ctext() -> impl Strategy<Value = CText> {
     vec(1..=u8::MAX, 0..64).prop_map(|bytes| CText::try_from(bytes).expect("no NUL, short"))
@@ -52,6 +54,12 @@ fn identity() -> impl Strategy<Value = GuestIdentity> {
     )
 }
 
+fn limits() -> impl Strategy<Value = ProcessLimits> {
+    let processes = (ProcessCount::MIN..=ProcessCount::MAX).prop_map(|n| ProcessCount::try_from(n).expect("in range"));
+    let files = (FileCount::MIN..=FileCount::MAX).prop_map(|n| FileCount::try_from(n).expect("in range"));
+    (processes, option::of(files)).prop_map(|(processes, files)| ProcessLimits { processes, files })
+}
+
 pub fn host_message() -> impl Strategy<Value = HostMessage> {
     prop_oneof![
         any::<(u8, u8)>().prop_map(|(oldest, newest)| HostMessage::Hello { oldest, newest }),
@@ -65,6 +73,87 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
         any::<u32>().prop_map(|after| HostMessage::ListProcesses { after }),
         attach().prop_map(HostMessage::Attach),
         (any::<u32>(), signal()).prop_map(|(pid, signal)| HostMessage::SignalProcess { pid, signal }),
+        (option::of(ctext()), file_operation())
+            .prop_map(|(user, operation)| HostMessage::Files(FileRequest { user, operation })),
+        (1..=u16::MAX).prop_map(|port| {
+            let port = PortNumber::try_from(port).expect("a port");
+            HostMessage::Connect(PortRequest { port })
+        }),
+        limits().prop_map(HostMessage::SetLimits),
+    ]
+}
+
+fn file_path() -> impl Strategy<Value = FilePath> {
+    vec(1u8.., 1..200).prop_map(|bytes| FilePath::try_from(bytes).expect("no NUL"))
+}
+
+fn file_operation() -> impl Strategy<Value = FileOperation> {
+    let mode = || any::<Option<u32>>();
+    prop_oneof![
+        (file_path(), any::<bool>()).prop_map(|(path, follow)| FileOperation::Stat { path, follow }),
+        (file_path(), any::<u32>()).prop_map(|(path, depth)| FileOperation::List { path, depth }),
+        file_path().prop_map(|path| FileOperation::Read { path }),
+        (file_path(), mode(), any::<bool>()).prop_map(|(path, mode, parents)| FileOperation::Write {
+            path,
+            mode,
+            parents
+        }),
+        (file_path(), mode(), any::<bool>()).prop_map(|(path, mode, must_be_new)| FileOperation::MakeDirectory {
+            path,
+            mode,
+            must_be_new
+        }),
+        (file_path(), file_path()).prop_map(|(from, to)| FileOperation::Move { from, to }),
+        (file_path(), any::<bool>()).prop_map(|(path, recursive)| FileOperation::Remove { path, recursive }),
+        (file_path(), any::<u32>(), any::<bool>()).prop_map(|(path, mode, recursive)| FileOperation::SetMode {
+            path,
+            mode,
+            recursive
+        }),
+        (file_path(), ctext(), any::<bool>()).prop_map(|(path, owner, recursive)| FileOperation::SetOwner {
+            path,
+            owner,
+            recursive
+        }),
+        (file_path(), any::<bool>()).prop_map(|(path, recursive)| FileOperation::Watch { path, recursive }),
+        (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
+            path,
+            name,
+            follow
+        }),
+        (file_path(), any::<bool>(), any::<bool>()).prop_map(|(path, create, keep_owner)| FileOperation::Extract {
+            path,
+            create,
+            keep_owner
+        }),
+    ]
+}
+
+fn file_entry() -> impl Strategy<Value = FileEntry> {
+    let kind = prop_oneof![Just(FileKind::File), Just(FileKind::Directory), Just(FileKind::Symlink)];
+    let numbers = (any::<u64>(), any::<[u32; 3]>(), any::<(i64, u32)>());
+    (file_path(), kind, numbers, ".{0,16}", ".{0,16}", option::of(file_path())).prop_map(
+        |(path, kind, (size, [mode, uid, gid], (seconds, nanoseconds)), owner, group, link_target)| {
+            let modified = FileTime { seconds, nanoseconds };
+            FileEntry { path, kind, size, mode, uid, gid, owner, group, modified, link_target }
+        },
+    )
+}
+
+fn file_reply() -> impl Strategy<Value = FileReply> {
+    let change = prop_oneof![Just(ChangeKind::Created), Just(ChangeKind::Missed)];
+    let change = (change, option::of(file_path())).prop_map(|(kind, path)| FileChange { kind, path });
+    let kind = prop_oneof![Just(FileErrorKind::NotFound), Just(FileErrorKind::Other)];
+    prop_oneof![
+        option::of(file_entry()).prop_map(FileReply::Begun),
+        file_entry().prop_map(FileReply::Entry),
+        vec(file_entry(), 0..4).prop_map(FileReply::Entries),
+        vec(change, 0..8).prop_map(FileReply::Changes),
+        any::<[u64; 4]>().prop_map(|[entries, bytes, left_out, attributes_lost]| {
+            FileReply::Done(FileTotals { entries, bytes, left_out, attributes_lost })
+        }),
+        (kind, any::<Option<i32>>(), option::of(file_path()), ".{0,200}")
+            .prop_map(|(kind, errno, path, message)| { FileReply::Failed(FileFailure { kind, errno, path, message }) }),
     ]
 }
 
@@ -127,6 +216,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(FailureKind::UnsupportedVersion),
         Just(FailureKind::Internal),
         Just(FailureKind::NoSuchProcess),
+        Just(FailureKind::ConnectionRefused),
     ];
     (kind, ".{0,200}").prop_map(|(kind, message)| Failure { kind, message })
 }
@@ -147,6 +237,9 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u64>().prop_map(|bytes| AgentMessage::OutputDropped { bytes }),
         Just(AgentMessage::RunsOn),
         Just(AgentMessage::Signalled),
+        file_reply().prop_map(AgentMessage::File),
+        Just(AgentMessage::Connected),
+        Just(AgentMessage::LimitsSet),
     ]
 }
 

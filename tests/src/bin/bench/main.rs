@@ -5,6 +5,7 @@ mod boot;
 mod clones;
 mod first_output;
 mod fork;
+mod neighbours;
 mod pool;
 mod reset;
 mod restore;
@@ -39,6 +40,8 @@ enum Benchmark {
     Snapshot(rig::Runs),
     /// What idle clones of one snapshot cost in memory
     Clones(clones::Arguments),
+    /// How long one sandbox takes to answer while another is attacked from within
+    Neighbours(neighbours::Arguments),
 }
 
 fn main() {
@@ -51,5 +54,6 @@ fn main() {
         Benchmark::Reset(arguments) => reset::run(&arguments),
         Benchmark::Snapshot(arguments) => snapshot::run(&arguments),
         Benchmark::Clones(arguments) => clones::run(&arguments),
+        Benchmark::Neighbours(arguments) => neighbours::run(&arguments),
     }
 }

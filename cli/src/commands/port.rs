@@ -1,0 +1,90 @@
+//! `port`: which ports of a sandbox can be reached from this host, and at what address.
+
+use crate::{environment, failure::Failure, runtime, stdio, supervision};
+use clap::Args;
+use sandboxvm_manager::{HostEnd, Publish, PublishedPort, Sandbox};
+
+/// List the published ports of a sandbox, publish one, or take one back
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With a port and nothing else, prints where it is published, and publishes it on a free port of 127.0.0.1 \
+                  if it is not. The port is one of the sandbox's own loopback; nothing needs to listen on it yet."
+)]
+pub(crate) struct Port {
+    /// Name or ID of the sandbox
+    sandbox: String,
+    /// GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST
+    port: Option<Publish>,
+    /// Take it back: everywhere it is published, or only where is stated. Open connections go on
+    #[arg(long, requires = "port")]
+    rm: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Port {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let sandbox = if self.port.is_some() {
+            supervision::find(&self.sandbox)?
+        } else {
+            environment::manager()?.find(&self.sandbox)?
+        };
+        let ports = match &self.port {
+            None => published(&sandbox)?,
+            Some(publish) => runtime::block_on(self.change(&sandbox, publish))?,
+        };
+        let text = if self.json {
+            format!("{}\n", serde_json::to_string_pretty(&ports)?)
+        } else if self.port.is_some() {
+            ports.iter().map(|port| format!("{}\n", port.host)).collect()
+        } else {
+            ports.iter().map(line).collect()
+        };
+        stdio::print(&text)?;
+        Ok(0)
+    }
+
+    async fn change(&self, sandbox: &Sandbox, publish: &Publish) -> Result<Vec<PublishedPort>, Failure> {
+        let program = supervision::program()?;
+        let anywhere = publish.host == HostEnd::ANY;
+        if self.rm {
+            let host = (!anywhere).then(|| publish.host.clone());
+            return Ok(sandbox.unpublish(&program, publish.guest, host).await?);
+        }
+        if anywhere && sandbox.state()?.is_live() {
+            let mut there = published(sandbox)?;
+            there.retain(|port| port.guest_port == publish.guest && port.error.is_none());
+            if !there.is_empty() {
+                return Ok(there);
+            }
+        }
+        supervision::warn_of_open(std::slice::from_ref(publish));
+        Ok(vec![sandbox.publish(&program, publish.clone()).await?])
+    }
+}
+
+fn published(sandbox: &Sandbox) -> Result<Vec<PublishedPort>, Failure> {
+    Ok(sandbox.supervision()?.map(|supervision| supervision.ports).unwrap_or_default())
+}
+
+fn line(port: &PublishedPort) -> String {
+    let problem = port.error.as_ref().map(|error| format!(" (not listened on: {error})")).unwrap_or_default();
+    format!("{}/tcp -> {}{problem}\n", port.guest_port, port.host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_as_docker_has_them_and_the_json_is_pinned() {
+        let Publish { guest, host } = "127.0.0.1:8080:8000".parse().unwrap();
+        let mut port = PublishedPort { guest_port: guest, host, error: None };
+        assert_eq!(line(&port), "8000/tcp -> 127.0.0.1:8080\n");
+        let json = serde_json::to_string(&port).unwrap();
+        assert_eq!(json, r#"{"guest_port":8000,"host":"127.0.0.1:8080","error":null}"#);
+        port.error = Some("taken".into());
+        assert_eq!(line(&port), "8000/tcp -> 127.0.0.1:8080 (not listened on: taken)\n");
+    }
+}

@@ -1,0 +1,139 @@
+//! Flags for what is kept up while no command runs, the program that keeps it up, and seeing to it that it runs.
+
+use crate::{environment, failure::Failure, options::duration};
+use clap::Args;
+use sandboxvm_manager::{
+    AtEnd, IdleRule, Publish, Sandbox, StartedSandbox, SupervisionSpec, SupervisorProgram, TimeToLive, WhenIdle,
+};
+use std::{env, time::Duration};
+
+/// Published ports, and rules.
+#[derive(Debug, Args)]
+pub(crate) struct SupervisionOptions {
+    /// Publish a TCP port of the sandbox on this host: GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST. On
+    /// 127.0.0.1 unless another address is stated; HOST is any free port unless stated, and `port` shows which
+    #[arg(short, long, value_name = "PORT", allow_hyphen_values = true)]
+    publish: Vec<Publish>,
+    #[command(flatten)]
+    rules: RuleOptions,
+}
+
+/// When a sandbox ends by itself, or rests.
+#[derive(Debug, Args)]
+pub(crate) struct RuleOptions {
+    /// End the sandbox this long after its start, used or not, paused or not, as `stop` does; with =rm its files go too
+    #[arg(long, value_name = "TIME[=rm]", allow_hyphen_values = true, value_parser = ttl)]
+    ttl: Option<TimeToLive>,
+    /// Pause, stop or remove the sandbox when nobody has used it for this long. Commands on it, attended processes and
+    /// connections to published ports are uses; a process in the background is none. The next use resumes what was
+    /// paused like this, but not what `pause` paused
+    #[arg(long, value_name = "TIME=pause|stop|rm", allow_hyphen_values = true, value_parser = idle)]
+    idle: Option<IdleRule>,
+}
+
+impl SupervisionOptions {
+    /// Has it kept up for a sandbox that just started, which is ended when it cannot be.
+    pub(crate) async fn keep_up(self, started: StartedSandbox) -> Result<StartedSandbox, Failure> {
+        warn_of_open(&self.publish);
+        match self.rules.keep_up(started.sandbox(), self.publish).await {
+            Ok(()) => Ok(started),
+            Err(failure) => {
+                started.finish().await?;
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl RuleOptions {
+    /// True when there is no rule.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ttl.is_none() && self.idle.is_none()
+    }
+
+    /// Has them kept up for a sandbox.
+    pub(crate) async fn keep_up(&self, sandbox: &Sandbox, ports: Vec<Publish>) -> Result<(), Failure> {
+        let spec = SupervisionSpec { ttl: self.ttl, idle: self.idle, ports };
+        if spec.is_empty() {
+            return Ok(());
+        }
+        Ok(sandbox.supervise(&program()?, &spec).await?)
+    }
+}
+
+/// Says which of these others than this host can reach.
+pub(crate) fn warn_of_open(ports: &[Publish]) {
+    for publish in ports.iter().filter(|publish| publish.host.is_open_to_others()) {
+        let message =
+            format!("warning: other machines can reach port {} of the sandbox at {}", publish.guest, publish.host);
+        Failure::new(message).report();
+    }
+}
+
+/// The sandbox that is meant, with what is kept up for it in good hands: a supervisor that was killed is replaced.
+pub(crate) fn find(reference: &str) -> Result<Sandbox, Failure> {
+    let sandbox = environment::manager()?.find(reference)?;
+    see_to(&sandbox);
+    Ok(sandbox)
+}
+
+/// Starts a supervisor where one should be and none is. What was asked for is done without it, too.
+pub(crate) fn see_to(sandbox: &Sandbox) {
+    let ensured = program().and_then(|program| Ok(sandbox.ensure_supervised(&program)?));
+    if let Err(failure) = ensured {
+        Failure::new("warning: nobody keeps the sandbox's ports, --ttl and --idle").report();
+        failure.report();
+    }
+}
+
+/// This very program, as a supervisor.
+pub(crate) fn program() -> Result<SupervisorProgram, Failure> {
+    let program =
+        env::current_exe().map_err(|error| Failure::new(format_args!("cannot find this program: {error}")))?;
+    Ok(SupervisorProgram { program, arguments: vec!["supervise".into()] })
+}
+
+fn ttl(text: &str) -> Result<TimeToLive, String> {
+    let (after, then) = timed(text)?;
+    let then = match then {
+        None | Some("stop") => AtEnd::Stop,
+        Some("rm") => AtEnd::Remove,
+        Some(other) => return Err(format!("{other:?} is not stop or rm")),
+    };
+    Ok(TimeToLive { after, then })
+}
+
+fn idle(text: &str) -> Result<IdleRule, String> {
+    let (after, then) = timed(text)?;
+    let then = match then {
+        Some("pause") => WhenIdle::Pause,
+        Some("stop") => WhenIdle::Stop,
+        Some("rm") => WhenIdle::Remove,
+        _ => return Err("what happens then is missing: write it as 5m=pause, 5m=stop or 5m=rm".into()),
+    };
+    Ok(IdleRule { after, then })
+}
+
+fn timed(text: &str) -> Result<(Duration, Option<&str>), String> {
+    let (time, then) = text.split_once('=').map_or((text, None), |(time, then)| (time, Some(then)));
+    Ok((duration(time)?, then))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_and_what_is_missing_is_said() {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        assert_eq!(ttl("30m"), Ok(TimeToLive { after: minutes(30), then: AtEnd::Stop }));
+        assert_eq!(ttl("1h=rm"), Ok(TimeToLive { after: minutes(60), then: AtEnd::Remove }));
+        assert!(ttl("30m=pause").unwrap_err().contains("stop or rm"));
+        assert!(ttl("0").is_err() && ttl("soon").is_err() && ttl("-1s").is_err());
+        assert_eq!(idle("5m=pause"), Ok(IdleRule { after: minutes(5), then: WhenIdle::Pause }));
+        assert_eq!(idle("90=rm").map(|rule| rule.then), Ok(WhenIdle::Remove));
+        for text in ["5m", "5m=", "5m=sleep"] {
+            assert!(idle(text).unwrap_err().contains("5m=pause"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What files are: stat and list.
+
+use super::channel::Channel;
+use super::failure::{Trouble, failure, refused};
+use crate::process::user::Names;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, open, openat, readlinkat, statat};
+use rustix::io::Errno;
+use sandboxvm_protocol::agent::files::{
+    FileEntry, FileErrorKind, FileKind, FilePath, FileReply, FileTime, FileTotals, MAX_ENTRIES, PAGE_BUDGET,
+};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Most levels of a list, each of which is an open directory.
+const MAX_DEPTH: u32 = 256;
+
+/// Describes files, with the names of their owners.
+#[derive(Debug)]
+pub(super) struct Describer {
+    users: Names,
+    groups: Names,
+}
+
+impl Describer {
+    pub(super) fn new() -> Self {
+        Self { users: Names::of_users(), groups: Names::of_groups() }
+    }
+
+    /// What `name` in `directory` is, as `path`.
+    pub(super) fn describe(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        follow: bool,
+    ) -> Result<FileEntry, Trouble> {
+        let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+        let about = statat(directory, name, flags).map_err(|errno| refused("look at it", path, errno))?;
+        let kind = kind(&about);
+        let target = (kind == FileKind::Symlink).then(|| readlinkat(directory, name, Vec::new()).ok()).flatten();
+        let too_long = |_| failure(FileErrorKind::BadPath, None, "a path is longer than Linux takes".to_owned());
+        Ok(FileEntry {
+            path: FilePath::try_from(path.to_vec()).map_err(too_long)?,
+            kind,
+            size: u64::try_from(about.st_size).unwrap_or(0),
+            mode: about.st_mode & 0o7777,
+            uid: about.st_uid,
+            gid: about.st_gid,
+            owner: self.users.get(about.st_uid),
+            group: self.groups.get(about.st_gid),
+            modified: FileTime {
+                seconds: about.st_mtime,
+                nanoseconds: u32::try_from(about.st_mtime_nsec).unwrap_or(0),
+            },
+            link_target: target.and_then(|target| FilePath::try_from(target.into_bytes()).ok()),
+        })
+    }
+}
+
+fn kind(about: &Stat) -> FileKind {
+    match FileType::from_raw_mode(about.st_mode) {
+        FileType::Directory => FileKind::Directory,
+        FileType::Symlink => FileKind::Symlink,
+        FileType::Fifo => FileKind::Fifo,
+        FileType::Socket => FileKind::Socket,
+        FileType::CharacterDevice => FileKind::CharacterDevice,
+        FileType::BlockDevice => FileKind::BlockDevice,
+        _ => FileKind::File,
+    }
+}
+
+/// What is at `path`.
+pub(super) fn describe(path: &[u8], follow: bool) -> Result<FileEntry, Trouble> {
+    Describer::new().describe(CWD, path, path, follow)
+}
+
+pub(super) fn stat(path: &[u8], follow: bool) -> Result<FileReply, Trouble> {
+    describe(path, follow).map(FileReply::Entry)
+}
+
+pub(super) fn list(channel: &mut Channel, path: &[u8], depth: u32) -> Result<FileReply, Trouble> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = open(path, flags, Mode::empty()).map_err(|errno| refused("list it", path, errno))?;
+    let directory = Dir::new(directory).map_err(|errno| refused("list it", path, errno))?;
+    let mut listing =
+        Listing { channel, describer: Describer::new(), page: Vec::new(), budget: 0, totals: FileTotals::default() };
+    listing.directory(directory, path, depth.min(MAX_DEPTH))?;
+    listing.send()?;
+    Ok(FileReply::Done(listing.totals))
+}
+
+struct Listing<'c> {
+    channel: &'c mut Channel,
+    describer: Describer,
+    page: Vec<FileEntry>,
+    /// Bytes of paths in the page.
+    budget: usize,
+    totals: FileTotals,
+}
+
+impl Listing<'_> {
+    fn directory(&mut self, mut names: Dir, path: &[u8], depth: u32) -> Result<(), Trouble> {
+        if depth == 0 {
+            return Ok(());
+        }
+        let fail = |errno| refused("list it", path, errno);
+        while let Some(name) = names.read() {
+            let name = name.map_err(fail)?;
+            let name = name.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let below = [path.strip_suffix(b"/").unwrap_or(path), b"/", name].concat();
+            let directory = names.fd().map_err(fail)?;
+            let entry = match self.describer.describe(directory, name, &below, false) {
+                Ok(entry) => entry,
+                // Gone meanwhile.
+                Err(Trouble::Failed(failure)) if failure.kind == FileErrorKind::NotFound => continue,
+                Err(trouble) => return Err(trouble),
+            };
+            let is_directory = entry.kind == FileKind::Directory;
+            self.push(entry)?;
+            if is_directory && depth > 1 {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                match openat(directory.as_fd(), name, flags, Mode::empty()).and_then(Dir::new) {
+                    Ok(opened) => self.directory(opened, &below, depth - 1)?,
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(errno) => return Err(refused("list it", &below, errno)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, entry: FileEntry) -> Result<(), Trouble> {
+        self.totals.entries += 1;
+        self.budget += entry.path.as_bytes().len();
+        self.budget += entry.link_target.as_ref().map_or(0, |target| target.as_bytes().len());
+        self.page.push(entry);
+        if self.page.len() == MAX_ENTRIES || self.budget >= PAGE_BUDGET { self.send() } else { Ok(()) }
+    }
+
+    fn send(&mut self) -> Result<(), Trouble> {
+        if self.page.is_empty() {
+            return Ok(());
+        }
+        self.budget = 0;
+        self.channel.reply(&FileReply::Entries(std::mem::take(&mut self.page)))
+    }
+}

@@ -1,0 +1,47 @@
+//! Which part does what, and where paths begin.
+
+use super::channel::Channel;
+use super::failure::Trouble;
+use super::{archive, change, content, inspect, watch};
+use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
+
+/// Where the paths of a request begin.
+#[derive(Debug)]
+pub(super) struct Place {
+    home: Vec<u8>,
+}
+
+impl Place {
+    pub(super) fn new(home: Vec<u8>) -> Self {
+        Self { home }
+    }
+
+    /// From the root.
+    pub(super) fn absolute(&self, path: &FilePath) -> Vec<u8> {
+        match path.as_bytes() {
+            path if path.starts_with(b"/") => path.to_vec(),
+            path => [&self.home, &b"/"[..], path].concat(),
+        }
+    }
+}
+
+/// Does what is asked; the value is the last reply.
+pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation) -> Result<FileReply, Trouble> {
+    let at = |path: &FilePath| place.absolute(path);
+    match operation {
+        FileOperation::Stat { path, follow } => inspect::stat(&at(&path), follow),
+        FileOperation::List { path, depth } => inspect::list(channel, &at(&path), depth),
+        FileOperation::Read { path } => content::read(channel, &at(&path)),
+        FileOperation::Write { path, mode, parents } => content::write(channel, &at(&path), mode, parents),
+        FileOperation::MakeDirectory { path, mode, must_be_new } => {
+            change::make_directory(&at(&path), mode, must_be_new)
+        }
+        FileOperation::Move { from, to } => change::rename(&at(&from), &at(&to)),
+        FileOperation::Remove { path, recursive } => change::remove(&at(&path), recursive),
+        FileOperation::SetMode { path, mode, recursive } => change::set_mode(&at(&path), mode, recursive),
+        FileOperation::SetOwner { path, owner, recursive } => change::set_owner(&at(&path), &owner, recursive),
+        FileOperation::Watch { path, recursive } => watch::watch(channel, &at(&path), recursive),
+        FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
+        FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
+    }
+}

@@ -1,0 +1,116 @@
+//! clone3(2) as vfork(2) does it, with a stack of the child's own and a control group to begin in.
+//!
+//! By hand, since libc's clone(2) takes no control group, and moving a process that exists into one stops all of the
+//! kernel's forks meanwhile (`cgroup_threadgroup_rwsem`), which takes a grace period.
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+use std::arch::asm;
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `CLONE_INTO_CGROUP` (linux/sched.h): above what fits the flags of clone(2).
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args` (clone(2)), as long as it was when control groups came into it.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Arguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Runs `entry(argument)` in a child that shares this process's memory, on `stack`, and returns when that has executed
+/// a program or ended; the value of `entry` is its exit code. With `cgroup` the child is in that from its beginning.
+///
+/// # Safety
+/// The process has one thread. `entry` must be fit to run so: it only makes system calls and writes to what `argument`
+/// points to, which must be valid for the time of this call.
+pub(super) unsafe fn vfork(
+    entry: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+    stack: &mut [u128],
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Pid, Errno> {
+    let shared = libc::CLONE_VM | libc::CLONE_VFORK;
+    let arguments = Arguments {
+        flags: u64::from(shared.unsigned_abs()) | cgroup.map_or(0, |_| INTO_CGROUP),
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: size_of_val(stack) as u64,
+        cgroup: cgroup.map_or(0, |cgroup| u64::from(cgroup.as_raw_fd().unsigned_abs())),
+        ..Arguments::default()
+    };
+    let result: i64;
+    // SAFETY: the parent goes on behind the first `syscall` with nothing changed but the registers named, once the child
+    // has let go of its memory. The child begins there with all registers the same but rax, which is 0, and rsp, which
+    // is the 16-byte aligned top of `stack`: it calls `entry` as the C ABI says, and never comes back from the second
+    // `syscall`. What it writes below the parent's frames is none of it: its stack is its own.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, {argument}",
+            "call {entry}",
+            "mov edi, eax",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            argument = in(reg) argument,
+            entry = in(reg) entry,
+            exit = const libc::SYS_exit,
+            inout("rax") libc::SYS_clone3 => result,
+            in("rdi") &raw const arguments,
+            in("rsi") size_of::<Arguments>(),
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    let failed = || Errno::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EAGAIN));
+    i32::try_from(result).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{WaitOptions, waitpid};
+
+    extern "C" fn note(number: *mut c_void) -> c_int {
+        // SAFETY: the test passes a pointer to an integer that outlives the child.
+        unsafe { *number.cast::<u64>() += 1 };
+        7
+    }
+
+    #[test]
+    fn the_child_runs_on_its_own_stack_and_shares_memory() {
+        let mut stack = vec![0u128; 1024];
+        let mut number = 41u64;
+        // SAFETY: `note` makes no call at all, and `number` is there until its end.
+        let pid = unsafe { vfork(note, (&raw mut number).cast(), &mut stack, None) }.unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!((status.exit_status(), number), (Some(7), 42));
+        assert!(stack.iter().any(|word| *word != 0), "the stack was used");
+    }
+
+    #[test]
+    fn what_is_no_control_group_is_refused() {
+        let mut stack = vec![0u128; 1024];
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let cgroup = std::os::fd::AsFd::as_fd(&file);
+        // SAFETY: no child comes of it.
+        let refused = unsafe { vfork(note, std::ptr::null_mut(), &mut stack, Some(cgroup)) };
+        assert_eq!(refused.unwrap_err(), Errno::BADF);
+    }
+}

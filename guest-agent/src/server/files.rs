@@ -1,0 +1,55 @@
+//! Requests about files: each is handed to a process of its own, with its connection, and only reaped here.
+
+use super::Server;
+use super::ending::Ending;
+use super::requests::{Outcome, bad_request, internal};
+use super::slab::Key;
+use crate::files::{self, Handover};
+use rustix::event::epoll;
+use sandboxvm_protocol::agent::files::FileRequest;
+use sandboxvm_protocol::agent::{Failure, FailureKind};
+use sandboxvm_protocol::frame::FrameDecoder;
+use std::os::fd::AsFd;
+
+/// Most processes at a time that work on files.
+const MAX_FILE_WORKERS: usize = 64;
+
+impl Server {
+    /// Has the connection handed over once its frames are back in order.
+    pub(super) fn work_on_files(&mut self, key: Key, request: FileRequest) -> Outcome {
+        let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+        if connection.process.is_some() {
+            return Err(bad_request("this connection has a process; open another for files"));
+        }
+        if self.ending != Ending::No {
+            return Err(internal("the sandbox is shutting down".to_owned()));
+        }
+        if self.file_workers.len() >= MAX_FILE_WORKERS {
+            let message = format!("{MAX_FILE_WORKERS} requests about files are under way; wait for one to end");
+            return Err(Failure { kind: FailureKind::Resources, message });
+        }
+        self.file_request = Some(Box::new(request));
+        Ok(())
+    }
+
+    /// Leaves a connection to a process that serves `request` on it. Frames that came behind it are in `decoder`.
+    pub(super) fn hand_over(&mut self, key: Key, decoder: FrameDecoder, request: FileRequest) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let handover = Handover { socket: connection.as_fd(), decoder, unsent: connection.unsent().to_vec() };
+        match files::start(handover, request) {
+            Ok(worker) => {
+                self.file_workers.push(worker);
+                self.is_childless = false;
+                self.pid_is_reused(worker.as_raw_pid().unsigned_abs());
+                if let Some(connection) = self.connections.remove(key) {
+                    // Closing our descriptor would not do it: the socket stays open elsewhere. It may not be watched yet.
+                    let _ = epoll::delete(&self.epoll, &connection);
+                }
+            }
+            Err(errno) => {
+                let message = format!("cannot start a process for files: {errno}; the sandbox is out of memory");
+                self.fail(key, Failure { kind: FailureKind::Resources, message });
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `supervision.json`: what is wanted for a sandbox, and what of it is in force.
+
+use super::{
+    FILE, SuperviseError, SupervisionSpec,
+    publish::{MAX_PORTS, PublishedPort},
+    rules::{IdleRule, TimeToLive},
+};
+use crate::{clock::Deadline, directory::SandboxDirectory};
+use serde::{Deserialize, Serialize};
+
+/// A rule or two and at most [`MAX_PORTS`] paths.
+const MAX_FILE: u64 = 256 << 10;
+const FORMAT: u32 = 1;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Supervision {
+    format: u32,
+    pub(crate) ttl: Option<RunningTime>,
+    pub(crate) idle: Option<IdleRule>,
+    pub(crate) ports: Vec<Port>,
+}
+
+/// A time to live that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunningTime {
+    #[serde(flatten)]
+    pub(crate) rule: TimeToLive,
+    pub(crate) deadline: Deadline,
+}
+
+/// A port, and whether it was ever listened on: then its place is its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Port {
+    #[serde(flatten)]
+    pub(crate) shown: PublishedPort,
+    pub(crate) was_ours: bool,
+}
+
+impl Supervision {
+    pub(crate) fn of(spec: &SupervisionSpec) -> Result<Self, SuperviseError> {
+        if spec.ports.len() > MAX_PORTS {
+            return Err(SuperviseError::TooMany);
+        }
+        let ports = spec.ports.iter().map(|publish| Port {
+            shown: PublishedPort { guest_port: publish.guest, host: publish.host.clone(), error: None },
+            was_ours: false,
+        });
+        Ok(Self { format: FORMAT, ttl: spec.ttl.map(running).transpose()?, idle: spec.idle, ports: ports.collect() })
+    }
+
+    /// `None` for a sandbox that has none.
+    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Option<Self>, SuperviseError> {
+        let json = match directory.read(FILE, MAX_FILE) {
+            Ok(json) => json,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let damaged = |source| SuperviseError::Damaged { path: directory.path().join(FILE), source };
+        serde_json::from_slice(&json).map(Some).map_err(damaged)
+    }
+
+    pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), SuperviseError> {
+        let damaged = |source| SuperviseError::Damaged { path: directory.path().join(FILE), source };
+        Ok(directory.replace(FILE, &serde_json::to_vec_pretty(self).map_err(damaged)?)?)
+    }
+
+    /// True when there is nothing to keep up.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty()
+    }
+
+    /// Its time begins anew.
+    pub(crate) fn start_time_anew(&mut self) -> Result<(), SuperviseError> {
+        if let Some(ttl) = &mut self.ttl {
+            *ttl = running(ttl.rule)?;
+        }
+        Ok(())
+    }
+}
+
+fn running(rule: TimeToLive) -> Result<RunningTime, SuperviseError> {
+    Ok(RunningTime { rule, deadline: Deadline::after(rule.after).map_err(SuperviseError::Clock)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervision::rules::{AtEnd, WhenIdle};
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        assert!(Supervision::read(&directory).unwrap().is_none());
+        let spec = SupervisionSpec {
+            ttl: Some(TimeToLive { after: Duration::from_secs(60), then: AtEnd::Remove }),
+            idle: Some(IdleRule { after: Duration::from_millis(1500), then: WhenIdle::Pause }),
+            ports: vec!["8080:80".parse().unwrap(), "/tmp/x.sock:80".parse().unwrap()],
+        };
+        let supervision = Supervision::of(&spec).unwrap();
+        supervision.write(&directory).unwrap();
+        assert_eq!(Supervision::read(&directory).unwrap().unwrap(), supervision);
+        let text = String::from_utf8(directory.read(FILE, 9999).unwrap()).unwrap();
+        assert!(text.contains("\"host\": \"127.0.0.1:8080\"") && text.contains("\"then\": \"rm\""), "{text}");
+        let many = SupervisionSpec { ports: vec!["80".parse().unwrap(); MAX_PORTS + 1], ..spec };
+        assert!(matches!(Supervision::of(&many), Err(SuperviseError::TooMany)));
+        directory.replace(FILE, b"{").unwrap();
+        assert!(matches!(Supervision::read(&directory), Err(SuperviseError::Damaged { .. })));
+    }
+}

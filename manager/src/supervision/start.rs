@@ -1,0 +1,208 @@
+//! Having a sandbox supervised: writing down what is wanted, starting the supervisor where there is none, asking it for
+//! ports. `supervision.json` is written only under the supervisor's lock, so it never has two writers.
+
+use super::{
+    FILE, LOCK, LOG, SuperviseError, SupervisionSpec, SupervisorProgram,
+    file::Supervision,
+    publish::{HostEnd, Publish, PublishedPort},
+    status::is_supervised,
+    talk::{self, Reply, Request},
+};
+use crate::{
+    directory::{DirectoryError, SandboxDirectory},
+    in_use,
+    sandbox::Sandbox,
+};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use sandboxvm_protocol::agent::port::PortNumber;
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
+
+/// Those who only look whether the lock is free hold it for microseconds.
+const LOCKED_WITHIN: Duration = Duration::from_secs(1);
+/// Binding ports is a matter of microseconds; this is for a host that swaps.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+/// What a supervisor writes when it is ready.
+pub(super) const READY: &str = "ready\n";
+/// What it has to say otherwise is a line or two.
+const MAX_WORDS: u64 = 8192;
+const ATTEMPTS: u32 = 3;
+
+/// The right to be the supervisor, or to write its file where there is none.
+#[derive(Debug)]
+pub(super) struct SupervisorLock(#[expect(dead_code, reason = "held for its flock")] File);
+
+impl SupervisorLock {
+    /// `None` while somebody else has it.
+    pub(super) fn try_take(directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(directory.fd(), LOCK, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| directory.error("open", LOCK, error))?;
+        let deadline = Instant::now() + LOCKED_WITHIN;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Self(file.into()))),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(directory.error("lock", LOCK, error)),
+            }
+        }
+    }
+}
+
+impl Sandbox {
+    /// Has all of `spec` kept up for a sandbox that just came to be: its time begins now, and its ports are listened on
+    /// when this returns.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`]; nothing is kept up then.
+    pub async fn supervise(&self, program: &SupervisorProgram, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
+        if spec.is_empty() {
+            return Ok(());
+        }
+        if spec.idle.is_some() {
+            in_use::watch(&self.directory)?;
+        }
+        let supervision = Supervision::of(spec)?;
+        if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
+            supervision.write(&self.directory)?;
+        }
+        let started = self.start_supervisor(program).await;
+        if started.is_err() {
+            self.directory.unlink(FILE)?;
+        }
+        started
+    }
+
+    /// Starts a supervisor where there should be one and is none, and does not wait for it. True when it did.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the sandbox's files cannot be read.
+    pub fn ensure_supervised(&self, program: &SupervisorProgram) -> Result<bool, SuperviseError> {
+        let wanted = Supervision::read(&self.directory)?.is_some_and(|supervision| !supervision.is_empty());
+        if !wanted || is_supervised(&self.directory)? || !self.state()?.is_live() {
+            return Ok(false);
+        }
+        self.spawn_supervisor(program, Stdio::null())?;
+        Ok(true)
+    }
+
+    /// Publishes a port of a running sandbox.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`]; the port is not published then.
+    pub async fn publish(
+        &self,
+        program: &SupervisorProgram,
+        publish: Publish,
+    ) -> Result<PublishedPort, SuperviseError> {
+        let state = self.state()?;
+        if !state.is_live() {
+            return Err(SuperviseError::NotRunning { sandbox: self.label(), state });
+        }
+        let mut ports = self.ask_supervisor(program, &Request::Publish(publish)).await?;
+        ports.pop().ok_or_else(|| self.lost("gave no answer"))
+    }
+
+    /// Takes back a published port: all its ends on the host, or that one. Connections that are open go on. The value is
+    /// what was taken back.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`].
+    pub async fn unpublish(
+        &self,
+        program: &SupervisorProgram,
+        guest: PortNumber,
+        host: Option<HostEnd>,
+    ) -> Result<Vec<PublishedPort>, SuperviseError> {
+        let published = Supervision::read(&self.directory)?.map(|supervision| supervision.ports).unwrap_or_default();
+        if !self.state()?.is_live() || !published.iter().any(|port| port.shown.guest_port == guest) {
+            return Err(SuperviseError::Unknown(guest));
+        }
+        self.ask_supervisor(program, &Request::Unpublish { guest, host }).await
+    }
+
+    /// The sandbox begins anew after its end, and its time with it.
+    pub(crate) fn start_time_anew(&self) -> Result<(), SuperviseError> {
+        let Some(_lock) = SupervisorLock::try_take(&self.directory)? else { return Ok(()) };
+        if let Some(mut supervision) = Supervision::read(&self.directory)? {
+            supervision.start_time_anew()?;
+            supervision.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    async fn ask_supervisor(
+        &self,
+        program: &SupervisorProgram,
+        request: &Request,
+    ) -> Result<Vec<PublishedPort>, SuperviseError> {
+        let mut attempt = 1;
+        loop {
+            if !is_supervised(&self.directory)? {
+                if let Some(_lock) = SupervisorLock::try_take(&self.directory)?
+                    && Supervision::read(&self.directory)?.is_none()
+                {
+                    Supervision::of(&SupervisionSpec::default())?.write(&self.directory)?;
+                }
+                self.start_supervisor(program).await?;
+            }
+            match talk::ask(&self.directory, request).await {
+                Ok(Reply::Done(ports)) => return Ok(ports),
+                Ok(Reply::Failed(message)) => return Err(SuperviseError::Refused(message)),
+                // It may have been about to end, or to begin.
+                Err(_) if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => return Err(self.lost(&format!("does not answer ({error})"))),
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Starts one and waits until it is ready.
+    async fn start_supervisor(&self, program: &SupervisorProgram) -> Result<(), SuperviseError> {
+        let spawn = |source| SuperviseError::Spawn { program: program.program.clone(), source };
+        let (ours, theirs) = StdUnixStream::pair().map_err(spawn)?;
+        ours.set_nonblocking(true).map_err(spawn)?;
+        self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
+        let mut words = Vec::new();
+        let ours = UnixStream::from_std(ours).map_err(spawn)?;
+        let said = timeout(READY_WITHIN, ours.take(MAX_WORDS).read_to_end(&mut words)).await;
+        let words = String::from_utf8_lossy(&words);
+        match said {
+            Ok(Ok(_)) if words == READY => Ok(()),
+            Ok(Ok(_)) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
+            Ok(_) => Err(self.lost("ended at once")),
+            Err(_) => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
+        }
+    }
+
+    fn spawn_supervisor(&self, program: &SupervisorProgram, stdout: Stdio) -> Result<(), SuperviseError> {
+        let mut command = Command::new(&program.program);
+        command.args(&program.arguments).arg(self.home.root()).arg(self.id().as_str());
+        command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(log(&self.directory)?);
+        let mut child =
+            command.spawn().map_err(|source| SuperviseError::Spawn { program: program.program.clone(), source })?;
+        // Where this process lives as long, it takes note of the end.
+        thread::spawn(move || child.wait());
+        Ok(())
+    }
+
+    fn lost(&self, what: &str) -> SuperviseError {
+        SuperviseError::Lost { what: what.to_owned(), log: self.directory.path().join(LOG) }
+    }
+}
+
+/// The supervisor's log, to be added to.
+pub(super) fn log(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = openat(directory.fd(), LOG, flags, Mode::RUSR | Mode::WUSR);
+    opened.map(File::from).map_err(|error| directory.error("open", LOG, error))
+}

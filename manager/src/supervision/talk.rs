@@ -1,0 +1,69 @@
+//! Asking a supervisor for ports: one request a connection, one line of JSON each way. Between processes of one user, in
+//! the sandbox's own directory.
+
+use super::{
+    SOCKET, SuperviseError,
+    publish::{HostEnd, Publish, PublishedPort},
+};
+use crate::directory::SandboxDirectory;
+use sandboxvm_protocol::agent::port::PortNumber;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{io, time::Duration};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    time::timeout,
+};
+
+/// Longest line: [`super::publish::MAX_PORTS`] paths.
+const MAX_LINE: u64 = 64 << 10;
+/// It answers from its event loop in well under a millisecond; this is for a host that swaps.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Request {
+    Publish(Publish),
+    /// All ends of a port, or that one.
+    Unpublish {
+        guest: PortNumber,
+        host: Option<HostEnd>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Reply {
+    /// Of these ports.
+    Done(Vec<PublishedPort>),
+    Failed(String),
+}
+
+/// Asks. Failing to get an answer is an [`io::Error`]: the supervisor may be just ending.
+pub(super) async fn ask(directory: &SandboxDirectory, request: &Request) -> io::Result<Reply> {
+    let answer = async {
+        let mut stream = directory.connect(SOCKET).await.map_err(io::Error::other)?;
+        say(&mut stream, request).await?;
+        hear(&mut stream).await
+    };
+    timeout(ANSWER_WITHIN, answer).await?
+}
+
+pub(super) fn failed(error: &SuperviseError) -> Reply {
+    Reply::Failed(error.to_string())
+}
+
+pub(super) async fn say(stream: &mut UnixStream, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
+
+pub(super) async fn hear<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(MAX_LINE)).read_until(b'\n', &mut line).await?;
+    if line.last() != Some(&b'\n') {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&line)?)
+}

@@ -1,0 +1,50 @@
+//! Connections to programs in the guest: what a host asks for.
+//!
+//! A port is one of the guest's loopback: whatever else a guest's program listens on is for the guest alone.
+
+use serde::{Deserialize, Serialize};
+
+/// A TCP port, 1 to 65535.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct PortNumber(u16);
+
+/// Not a port number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("0 is not a port of the guest: 1 to 65535 are")]
+pub struct PortError;
+
+impl PortNumber {
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for PortNumber {
+    type Error = PortError;
+
+    fn try_from(number: u16) -> Result<Self, PortError> {
+        if number == 0 { Err(PortError) } else { Ok(Self(number)) }
+    }
+}
+
+impl From<PortNumber> for u16 {
+    fn from(port: PortNumber) -> Self {
+        port.0
+    }
+}
+
+impl std::fmt::Display for PortNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What to connect to: 127.0.0.1, and where nothing listens there, ::1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// The port.
+    pub port: PortNumber,
+}

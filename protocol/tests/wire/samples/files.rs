@@ -1,0 +1,102 @@
+//! A sample of each request about files, and of each reply to one.
+
+use super::{Named, path, text};
+use sandboxvm_protocol::agent::files::*;
+
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 12] {
+    let a = || path("/home/user/a");
+    [
+        ("stat", false, FileOperation::Stat { path: a(), follow: true }),
+        ("list", true, FileOperation::List { path: path("relative"), depth: 3 }),
+        ("read", false, FileOperation::Read { path: a() }),
+        ("write", false, FileOperation::Write { path: a(), mode: Some(0o600), parents: true }),
+        ("make-directory", false, FileOperation::MakeDirectory { path: a(), mode: None, must_be_new: true }),
+        ("move", false, FileOperation::Move { from: a(), to: path("/b") }),
+        ("remove", false, FileOperation::Remove { path: a(), recursive: true }),
+        ("set-mode", false, FileOperation::SetMode { path: a(), mode: 0o4755, recursive: false }),
+        ("set-owner", false, FileOperation::SetOwner { path: a(), owner: text("1000:50"), recursive: true }),
+        ("watch", false, FileOperation::Watch { path: a(), recursive: true }),
+        ("archive", false, FileOperation::Archive { path: a(), name: path("."), follow: false }),
+        ("extract", true, FileOperation::Extract { path: a(), create: true, keep_owner: false }),
+    ]
+}
+
+fn file_entry(kind: FileKind) -> FileEntry {
+    FileEntry {
+        path: path("/home/user/a"),
+        kind,
+        size: 1 << 33,
+        mode: 0o4755,
+        uid: 1000,
+        gid: 50,
+        owner: "user".to_owned(),
+        group: "staff".to_owned(),
+        modified: FileTime { seconds: -1, nanoseconds: 999_999_999 },
+        link_target: (kind == FileKind::Symlink).then(|| path("../b")),
+    }
+}
+
+pub(super) fn file_replies() -> Vec<(String, FileReply, Vec<&'static str>)> {
+    use FileErrorKind::*;
+    let kinds = [
+        FileKind::File,
+        FileKind::Directory,
+        FileKind::Symlink,
+        FileKind::Fifo,
+        FileKind::Socket,
+        FileKind::CharacterDevice,
+        FileKind::BlockDevice,
+    ];
+    let changes = [
+        ChangeKind::Created,
+        ChangeKind::Written,
+        ChangeKind::Removed,
+        ChangeKind::Renamed,
+        ChangeKind::AttributesChanged,
+        ChangeKind::Missed,
+    ];
+    let change = |kind| FileChange { kind, path: (kind != ChangeKind::Missed).then(|| path("sub/a")) };
+    let mut replies = vec![
+        ("begun".to_owned(), FileReply::Begun(None), vec![]),
+        ("begun-entry".to_owned(), FileReply::Begun(Some(file_entry(FileKind::File))), vec![]),
+        ("entry".to_owned(), FileReply::Entry(file_entry(FileKind::Symlink)), vec![]),
+        (
+            "entries".to_owned(),
+            FileReply::Entries(kinds.map(file_entry).to_vec()),
+            kinds.iter().map(Named::variant).collect(),
+        ),
+        (
+            "changes".to_owned(),
+            FileReply::Changes(changes.map(change).to_vec()),
+            changes.iter().map(Named::variant).collect(),
+        ),
+        (
+            "done".to_owned(),
+            FileReply::Done(FileTotals { entries: 3, bytes: 1 << 40, left_out: 1, attributes_lost: 2 }),
+            vec![],
+        ),
+    ];
+    for kind in [
+        NotFound,
+        AlreadyExists,
+        IsADirectory,
+        NotADirectory,
+        NotEmpty,
+        PermissionDenied,
+        NoSpace,
+        ReadOnly,
+        NotAFile,
+        NoSuchUser,
+        BadPath,
+        BadArchive,
+        Resources,
+        BadRequest,
+        Other,
+    ] {
+        let errno = (kind == NotFound).then_some(2);
+        let path = errno.map(|_| path("/home/user/a"));
+        let failure = FileFailure { kind, errno, path, message: "cannot open it".to_owned() };
+        replies.push((format!("failed-{kind:?}"), FileReply::Failed(failure), vec![kind.variant()]));
+    }
+    replies
+}

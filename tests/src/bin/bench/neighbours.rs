@@ -1,0 +1,100 @@
+//! `bench neighbours`: how long one sandbox takes to answer `exec true` while another is attacked from within, against the
+//! time it takes while the other is idle. Measured in turns, so that both are of the same minute on a busy machine.
+
+use crate::{
+    rig::{Rig, instructions},
+    table::{self, Row},
+};
+use sandboxvm_manager::Sandbox;
+use sandboxvm_protocol::agent::{CText, ExecRequest, OnDisconnect, SignalNumber, StdinSource};
+use sandboxvm_tests::library::run as exec;
+use std::time::{Duration, Instant};
+
+/// What is done in the other sandbox, as a shell has it.
+const ATTACKS: [(&str, &str); 5] = [
+    ("while :; do :; done", "while :; do :; done"),
+    ("a fork bomb", "b() { b | b & }; b; exec sleep 1000"),
+    ("yes, which nobody reads", "exec yes"),
+    ("dd onto its disk", "while :; do dd if=/dev/zero of=/big bs=64k; done"),
+    (
+        "100 GiB of memory",
+        "while :; do python3 -c 'import mmap; \
+         mmap.mmap(-1, 100 << 30, 0x4000 | 0x8000 | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)'; done",
+    ),
+];
+
+/// From its start until an attack is under way.
+const UNDER_WAY: Duration = Duration::from_secs(2);
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many commands in each turn
+    #[arg(short = 'n', long = "runs", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Guest memory in MiB
+    #[arg(short, long, default_value_t = 256)]
+    memory: u64,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) {
+    let rig = Rig::new(arguments.memory);
+    let mut rows = Vec::new();
+    rig.block_on(async {
+        let (neighbour, attacked) = (rig.create().await, rig.create().await);
+        // The first finds nothing in the guest's page cache.
+        exec(neighbour.sandbox(), &["true"]).await;
+        for (name, script) in ATTACKS {
+            eprintln!("bench: {name}");
+            let (quiet, cost) = answers(neighbour.sandbox(), arguments.runs).await;
+            let pid = begin(attacked.sandbox(), script).await;
+            tokio::time::sleep(UNDER_WAY).await;
+            let (busy, cost_beside) = answers(neighbour.sandbox(), arguments.runs).await;
+            attacked.sandbox().signal(pid, SignalNumber::KILL).await.expect("the agent answers");
+            let (quiet, busy) = (Row::of("idle", "s", quiet), Row::of("busy", "s", busy));
+            let times = busy.p50 / quiet.p50;
+            rows.extend([
+                Row { name: format!("`true` beside an idle one, before {name}").into(), ..quiet },
+                Row { name: format!("`true` beside {name}").into(), ..busy },
+                Row::of("  times as long", "x", [times]),
+                Row::of("  guest-kernel instructions for it, idle", "insns", cost),
+                Row::of("  guest-kernel instructions for it, busy", "insns", cost_beside),
+            ]);
+        }
+        for started in [neighbour, attacked] {
+            started.finish().await.expect("it can be removed");
+        }
+    });
+    let title = format!("neighbours: {} commands each, guests of {} MiB", arguments.runs, arguments.memory);
+    table::report(&title, &rows, arguments.json);
+}
+
+/// Seconds and guest-kernel instructions of each of so many commands.
+async fn answers(sandbox: &Sandbox, runs: u16) -> (Vec<f64>, Vec<f64>) {
+    let count = async || instructions(&sandbox.stats().await.expect("its VMM answers"));
+    let (mut seconds, mut costs) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        let (before, begun) = (count().await, Instant::now());
+        exec(sandbox, &["true"]).await;
+        seconds.push(begun.elapsed().as_secs_f64());
+        costs.push(count().await - before);
+    }
+    (seconds, costs)
+}
+
+/// Starts a shell script that goes on by itself, and returns its PID.
+async fn begin(sandbox: &Sandbox, script: &str) -> u32 {
+    let request = ExecRequest {
+        argv: ["sh", "-c", script].iter().map(|word| CText::try_from(*word).expect("no NUL")).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: StdinSource::Null,
+        terminal: None,
+        timeout_ms: None,
+        on_disconnect: OnDisconnect::Keep,
+    };
+    sandbox.exec(request).await.expect("the other sandbox answers").pid
+}

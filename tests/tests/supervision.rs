@@ -1,0 +1,179 @@
+//! Times to live and idle rules, kept while nobody is there, whoever is killed.
+
+use sandboxvm_tests::{
+    home::{Home, SMALL, Sandbox, eventually},
+    processes,
+};
+use serde_json::Value;
+use std::{fs, net::TcpStream, os::unix::net::UnixStream, thread, time::Duration};
+
+const SOON: Duration = Duration::from_secs(240);
+
+/// The supervisor's PID, if there is one.
+fn supervisor(sandbox: &Sandbox<'_>) -> Option<u32> {
+    let holding = processes::that_hold(&sandbox.directory());
+    holding.into_iter().find(|process| process.command.contains(" supervise ")).map(|process| process.pid)
+}
+
+/// What its own files say, so that no command of ours helps along.
+fn phase(sandbox: &Sandbox<'_>) -> String {
+    let status = fs::read(sandbox.directory().join("status.json")).ok();
+    let status: Option<Value> = status.and_then(|status| serde_json::from_slice(&status).ok());
+    status.and_then(|status| status["phase"].as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn deadline(sandbox: &Sandbox<'_>) -> Value {
+    let json = fs::read(sandbox.directory().join("supervision.json")).expect("it is supervised");
+    serde_json::from_slice::<Value>(&json).expect("JSON")["ttl"]["deadline"].clone()
+}
+
+/// Clock ticks that a process has spent, in user and kernel mode.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process exists");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("a command's name").1.split(' ').collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
+#[test]
+fn time_ends_a_sandbox_with_nobody_there() {
+    let Some(home) = Home::with_kvm() else { return };
+    let kept = home.create(&["-m", SMALL, "--ttl", "4s"]);
+    let removed = home.create(&["-m", SMALL, "--ttl", "4s=rm"]);
+    // Paused or not.
+    let _ = home.cli(["pause", &kept.id]).run().succeeds();
+    let stays = home.create(&["-m", SMALL, "--ttl", "1h"]);
+    let ended = eventually(SOON, || (!removed.directory().exists() && phase(&kept) == "ended").then_some(()));
+    assert!(ended.is_some(), "{} {}", phase(&kept), phase(&removed));
+    assert_eq!(phase(&stays), "ready");
+    let row = home.row(&kept.id);
+    assert_eq!(row["state"], "exited", "{row}");
+    let left = home.row(&stays.id)["supervision"]["ttl_left_ms"].as_u64().expect("it has a time to live");
+    assert!((3_000_000..3_600_000).contains(&left), "{left}");
+    let ended = eventually(SOON, || supervisor(&kept).is_none().then_some(()));
+    assert!(ended.is_some(), "a supervisor outlives its sandbox");
+    // One that has ended and begins anew has its time again.
+    let before = deadline(&kept);
+    let _ = home.cli(["reset", &kept.id]).run().succeeds();
+    assert_ne!(deadline(&kept), before);
+    let ended = eventually(SOON, || (phase(&kept) == "ended").then_some(()));
+    assert!(ended.is_some(), "{}", phase(&kept));
+    let _ = home.cli(["rm", &kept.id]).run().succeeds();
+    stays.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--idle", "1s=pause", "-p", "7000"]);
+    let rests = || (phase(&sandbox) == "paused").then_some(());
+    assert!(eventually(SOON, rests).is_some(), "never paused");
+    let row = home.row(&sandbox.id);
+    assert_eq!((&row["state"], &row["supervision"]["idle_paused"]), (&Value::from("paused"), &Value::from(true)));
+    let (vmm, before) = (sandbox.vmm_pid(), ticks(sandbox.vmm_pid()));
+    thread::sleep(Duration::from_secs(2));
+    assert!(ticks(vmm) <= before + 1, "a paused machine spends processor time");
+
+    // Used for longer than the rule's time: not paused under its user. A background process is no user.
+    assert_eq!(sandbox.sh("sleep 4; echo done").succeeds().out(), "done\n");
+    let server = r#"use Socket;
+        socket S, PF_INET, SOCK_STREAM, 0; bind S, sockaddr_in 7000, INADDR_LOOPBACK or die; listen S, 9;
+        syswrite STDOUT, "up"; while (accept my $c, S) { print $c "hello"; close $c }"#;
+    let made = sandbox.exec(["-d", "--", "perl", "-e", server]).run().succeeds();
+    let up = eventually(SOON, || {
+        thread::sleep(Duration::from_secs(1));
+        (home.cli(["logs", "demo", made.out().trim()]).run().succeeds().out() == "up").then_some(())
+    });
+    assert!(up.is_some(), "the server does not start");
+    assert!(eventually(SOON, rests).is_some(), "never paused again");
+    // A connection to a published port is a use.
+    let ports = home.cli(["port", "--json", "demo"]).run().succeeds().json();
+    let address = ports[0]["host"].as_str().expect("it is published");
+    let said = std::io::read_to_string(TcpStream::connect(address).expect("somebody listens")).ok();
+    assert_eq!(said.as_deref(), Some("hello"), "the port does not wake it");
+
+    // So is what is done with files.
+    assert!(eventually(SOON, rests).is_some(), "never paused again");
+    assert_eq!(home.cli(["cp", "demo:/etc/hostname", "-"]).run().succeeds().out(), "demo\n");
+
+    // What somebody paused stays so, also where it rested already.
+    assert!(eventually(SOON, rests).is_some(), "never paused again");
+    let _ = home.cli(["pause", "demo"]).run().succeeds();
+    let _ = sandbox.sh("true").fails_with(&["paused", "resume"]);
+    let _ = home.cli(["resume", "demo"]).run().succeeds();
+    let _ = sandbox.sh("true").succeeds();
+    // Snapshots and resets are uses too; and it ends in order, though it rests.
+    assert!(eventually(SOON, rests).is_some(), "never paused again");
+    let _ = home.cli(["reset", "demo"]).run().succeeds();
+    assert!(eventually(SOON, rests).is_some(), "never paused again");
+    let _ = home.cli(["stop", "demo"]).run().succeeds();
+    let reason = home.row(&sandbox.id)["reason"].to_string();
+    assert!(reason.contains("guest"), "{reason}");
+    let _ = home.cli(["rm", "demo"]).run().succeeds();
+
+    // Other rules, and rules of copies.
+    let parent = home.create(&["-m", SMALL]);
+    let copies = home.cli(["fork", &parent.id, "-n", "2", "--idle", "1s=rm"]).run().succeeds().out();
+    let copies: Vec<_> = copies.lines().map(|id| Sandbox::called(&home, id)).collect();
+    assert_eq!(copies.len(), 2);
+    let gone = eventually(SOON, || copies.iter().all(|copy| !copy.directory().exists()).then_some(()));
+    assert!(gone.is_some(), "copies that nobody uses stay");
+    assert_eq!(phase(&parent), "ready");
+    parent.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn whoever_is_killed_the_rules_are_kept() {
+    let Some(home) = Home::with_kvm() else { return };
+    let socket = home.scratch("x.sock");
+    let at_socket = format!("{}:80", socket.display());
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", "20s=rm", "-p", "80", "-p", &at_socket]);
+    let (until, ports) = (deadline(&sandbox), home.cli(["port", "demo"]).run().succeeds().out());
+
+    let first = supervisor(&sandbox).expect("it is supervised");
+    processes::kill(first);
+    let gone = eventually(SOON, || (!processes::is_alive(first)).then_some(()));
+    assert!(gone.is_some(), "it cannot be killed");
+    // Said truly by who only looks, and mended by the next who does something.
+    let row = home.row(&sandbox.id);
+    assert_eq!((&row["state"], &row["supervision"]["supervised"]), (&Value::from("running"), &Value::from(false)));
+    assert!(home.cli(["ls"]).run().succeeds().out().contains("unsupervised"));
+    let _ = sandbox.sh("true").succeeds();
+    let second = eventually(SOON, || supervisor(&sandbox)).expect("another is started");
+    assert_ne!(first, second);
+    // In the same places, until the same moment.
+    let listens = eventually(SOON, || UnixStream::connect(&socket).ok());
+    assert!(listens.is_some(), "the socket of the one that was killed is in the way");
+    assert_eq!(home.cli(["port", "demo"]).run().succeeds().out(), ports);
+    assert_eq!(home.row(&sandbox.id)["supervision"]["supervised"], true);
+    assert_eq!(deadline(&sandbox), until);
+    let removed = eventually(SOON, || (!sandbox.directory().exists()).then_some(()));
+    assert!(removed.is_some(), "its time was lost");
+    assert!(!socket.exists());
+    home.assert_nothing_left();
+
+    // The VMM: its supervisor ends with it.
+    let sandbox = home.create(&["-m", SMALL, "--ttl", "1h", "-p", &at_socket]);
+    let supervisor_pid = supervisor(&sandbox).expect("it is supervised");
+    processes::kill(sandbox.vmm_pid());
+    let ended = eventually(SOON, || (!processes::is_alive(supervisor_pid)).then_some(()));
+    assert!(ended.is_some(), "a supervisor outlives its sandbox");
+    assert_eq!(home.row(&sandbox.id)["state"], "dead");
+    let _ = home.cli(["prune"]).run().succeeds();
+    home.assert_nothing_left();
+
+    // Both, and the socket that is left goes with the sandbox.
+    let sandbox = home.create(&["-m", SMALL, "-p", &at_socket]);
+    processes::kill(supervisor(&sandbox).expect("it is supervised"));
+    assert!(socket.exists());
+    sandbox.remove();
+    assert!(!socket.exists(), "it outlives its sandbox");
+    home.assert_nothing_left();
+
+    // With a command that is attended: the sandbox is that one's to remove.
+    let run = home.cli(["run", "-m", SMALL, "--ttl", "5s", "--", "sleep", "600"]).run();
+    // In order: its command has a SIGTERM.
+    assert_eq!(run.exits(143).out(), "");
+    home.assert_nothing_left();
+}

@@ -1,0 +1,285 @@
+//! From a directory to an archive, while others may change it: what vanishes is left out, a file that shrinks is filled
+//! up with zeros, one that grows is taken as long as it was. So it ends whatever happens, and each entry is whole.
+//!
+//! No symbolic link is followed but, when asked, the one that the tree is named by. Memory: one directory's names being
+//! read and one open file descriptor for each level, at most [`MAX_DEPTH`], and the places of files with several names
+//! up to [`MAX_LINK_MEMORY`].
+
+use crate::{
+    entry::{Entry, Kind, MAX_PATH, Timestamp, Totals},
+    sparse,
+    writer::Writer,
+};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat},
+    io::Errno,
+};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Most levels of directories.
+const MAX_DEPTH: usize = 256;
+/// Bytes for remembering files with several names; further ones are packed once for each name.
+const MAX_LINK_MEMORY: usize = 8 << 20;
+const CHUNK: usize = 64 * 1024;
+
+/// Why a tree was not packed to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// A file that cannot be read.
+    #[error("cannot {step} {}: {errno}", crate::place::shown(path))]
+    File {
+        /// What was tried.
+        step: &'static str,
+        /// With what, relative to the tree.
+        path: Vec<u8>,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// The tree itself is of a kind that no archive holds.
+    #[error("{} is neither a regular file, a directory nor a symbolic link", crate::place::shown(.0))]
+    NotAFile(Vec<u8>),
+    /// A path longer than Linux takes, or directories deeper than any tree needs.
+    #[error("{} is too long a path or too deep a directory to be copied", crate::place::shown(.0))]
+    TooDeep(Vec<u8>),
+    /// The archive cannot be written.
+    #[error("cannot write the archive: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// How a tree is packed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PackOptions<'a> {
+    /// Take what a symbolic link points to, where the tree itself is named by one.
+    pub follow: bool,
+    /// Leave out the content of directories that other file systems are mounted on.
+    pub one_filesystem: bool,
+    /// Told how many bytes of content were packed.
+    pub progress: Option<&'a AtomicU64>,
+}
+
+/// Packs what is at `path`, relative to `base`, under `name`; `.` packs a directory's content alone.
+///
+/// # Errors
+/// Every [`PackError`]; the archive then has no end.
+pub fn pack<W: Write>(
+    writer: &mut Writer<W>,
+    base: BorrowedFd<'_>,
+    path: &[u8],
+    name: &[u8],
+    options: PackOptions<'_>,
+) -> Result<Totals, PackError> {
+    let flags = if options.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+    let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
+    let about = statat(base, path, flags).map_err(fail("look at"))?;
+    let mut packing = Packing {
+        writer,
+        options,
+        device: about.st_dev,
+        links: BTreeMap::new(),
+        link_memory: 0,
+        totals: Totals::default(),
+        buffer: vec![0; CHUNK],
+    };
+    match FileType::from_raw_mode(about.st_mode) {
+        FileType::RegularFile | FileType::Directory | FileType::Symlink => {}
+        _ => return Err(PackError::NotAFile(path.to_vec())),
+    }
+    let follow = if options.follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    if packing.one(base, path, name, &about, follow, 0)? {
+        Ok(packing.totals)
+    } else {
+        Err(PackError::File { step: "open", path: path.to_vec(), errno: Errno::NOENT })
+    }
+}
+
+struct Packing<'a, W> {
+    writer: &'a mut Writer<W>,
+    options: PackOptions<'a>,
+    device: u64,
+    /// Files with several names, and the first of those.
+    links: BTreeMap<(u64, u64), Vec<u8>>,
+    link_memory: usize,
+    totals: Totals,
+    buffer: Vec<u8>,
+}
+
+impl<W: Write> Packing<'_, W> {
+    /// Packs `file` of directory `parent` as `path`; false when it is not there any more.
+    fn one(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        file: &[u8],
+        path: &[u8],
+        about: &Stat,
+        follow: OFlags,
+        depth: usize,
+    ) -> Result<bool, PackError> {
+        let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
+        if path.len() > MAX_PATH || depth > MAX_DEPTH {
+            return Err(PackError::TooDeep(path.to_vec()));
+        }
+        // Nothing blocks on being opened, whatever took the file's place.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | follow;
+        match FileType::from_raw_mode(about.st_mode) {
+            FileType::Symlink => {
+                let target = match readlinkat(parent, file, Vec::new()) {
+                    Ok(target) => target.into_bytes(),
+                    Err(Errno::NOENT | Errno::INVAL) => return Ok(false),
+                    Err(errno) => return Err(fail("read the link")(errno)),
+                };
+                self.begin(entry(path.to_vec(), Kind::Symlink(target), about, Vec::new()))?;
+                self.writer.end()?;
+                Ok(true)
+            }
+            FileType::RegularFile => {
+                if let Some(first) = self.links.get(&(about.st_dev, about.st_ino)) {
+                    let link = entry(path.to_vec(), Kind::HardLink(first.clone()), about, Vec::new());
+                    self.begin(link)?;
+                    self.writer.end()?;
+                    return Ok(true);
+                }
+                let Some(opened) = open_if_there(parent, file, flags).map_err(fail("open"))? else { return Ok(false) };
+                self.file(&opened, path).map(|()| true)
+            }
+            FileType::Directory => {
+                let flags = flags | OFlags::DIRECTORY;
+                let Some(opened) = open_if_there(parent, file, flags).map_err(fail("open"))? else { return Ok(false) };
+                self.directory(opened, path, depth).map(|()| true)
+            }
+            _ => {
+                self.totals.left_out += 1;
+                Ok(true)
+            }
+        }
+    }
+
+    fn begin(&mut self, entry: Entry) -> Result<(), PackError> {
+        self.totals.entries += 1;
+        Ok(self.writer.begin(&entry)?)
+    }
+
+    fn file(&mut self, file: &OwnedFd, path: &[u8]) -> Result<(), PackError> {
+        let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
+        // Of what was opened, which may not be what was looked at.
+        let about = fstat(file).map_err(fail("look at"))?;
+        if FileType::from_raw_mode(about.st_mode) != FileType::RegularFile {
+            self.totals.left_out += 1;
+            return Ok(());
+        }
+        let size = u64::try_from(about.st_size).unwrap_or(0);
+        let is_sparse = u64::try_from(about.st_blocks).unwrap_or(0).saturating_mul(512) < size;
+        let extents = if is_sparse { sparse::find(file.as_fd(), size) } else { None };
+        let kind = Kind::File { size, extents: extents.clone() };
+        self.begin(entry(path.to_vec(), kind, &about, attributes(file.as_fd())))?;
+        if about.st_nlink > 1 && self.link_memory + path.len() < MAX_LINK_MEMORY {
+            self.link_memory += path.len() + 64;
+            self.links.insert((about.st_dev, about.st_ino), path.to_vec());
+        }
+        let whole = [crate::entry::Extent { offset: 0, len: size }];
+        for extent in extents.as_deref().unwrap_or(&whole) {
+            self.extent(file, path, extent.offset, extent.len)?;
+        }
+        self.writer.end()?;
+        self.totals.bytes += size;
+        Ok(())
+    }
+
+    fn extent(&mut self, file: &OwnedFd, path: &[u8], mut at: u64, mut left: u64) -> Result<(), PackError> {
+        while left > 0 {
+            let wanted = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
+            let count = match rustix::io::pread(file, &mut self.buffer[..wanted], at) {
+                Ok(count) => count,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(PackError::File { step: "read", path: path.to_vec(), errno }),
+            };
+            // It was longer a moment ago.
+            let count = if count == 0 {
+                self.buffer[..wanted].fill(0);
+                wanted
+            } else {
+                count
+            };
+            self.writer.content(&self.buffer[..count])?;
+            if let Some(progress) = self.options.progress {
+                progress.fetch_add(count as u64, Ordering::Relaxed);
+            }
+            at += count as u64;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, directory: OwnedFd, path: &[u8], depth: usize) -> Result<(), PackError> {
+        let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
+        let about = fstat(&directory).map_err(fail("look at"))?;
+        let shown = [path, b"/"].concat();
+        self.begin(entry(shown, Kind::Directory, &about, attributes(directory.as_fd())))?;
+        self.writer.end()?;
+        if self.options.one_filesystem && about.st_dev != self.device {
+            return Ok(());
+        }
+        let mut names = Dir::new(directory).map_err(fail("list"))?;
+        while let Some(name) = names.read() {
+            let name = name.map_err(fail("list"))?;
+            let name = name.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let path = if path == b"." { [b"./", name].concat() } else { [path, b"/", name].concat() };
+            let directory = names.fd().map_err(fail("list"))?;
+            let about = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(about) => about,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(PackError::File { step: "look at", path, errno }),
+            };
+            self.one(directory, name, &path, &about, OFlags::NOFOLLOW, depth + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// `None` when it vanished, or something of another kind took its place.
+fn open_if_there(parent: BorrowedFd<'_>, file: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+    match openat(parent, file, flags, Mode::empty()) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn entry(path: Vec<u8>, kind: Kind, about: &Stat, attributes: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
+    Entry {
+        path,
+        kind,
+        mode: about.st_mode & 0o7777,
+        uid: about.st_uid,
+        gid: about.st_gid,
+        modified: Timestamp {
+            seconds: about.st_mtime,
+            nanoseconds: u32::try_from(about.st_mtime_nsec).unwrap_or(0).min(999_999_999),
+        },
+        attributes,
+    }
+}
+
+/// Attributes that any user may set; none where the file system has none, or they change while they are read.
+fn attributes(file: BorrowedFd<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut list = [0; 4096];
+    // More than fits is rare enough to go without.
+    let Ok(len) = flistxattr(file, &mut list[..]) else { return Vec::new() };
+    let names = list[..len.min(list.len())].split(|byte| *byte == 0);
+    let mut attributes = Vec::new();
+    for name in names.filter(|name| name.starts_with(b"user.")) {
+        let mut value = vec![0; 16 * 1024];
+        if let Ok(len) = fgetxattr(file, name, &mut value[..]) {
+            value.truncate(len);
+            attributes.push((name.to_vec(), value));
+        }
+    }
+    attributes
+}
