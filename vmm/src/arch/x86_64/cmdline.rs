@@ -20,11 +20,13 @@ pub enum CmdlineError {
 /// machine.
 const COMMON: &str = "root=/dev/vda ro rootfstype=erofs console=ttyS0 quiet reboot=k sandboxvm.notify=1";
 
-/// For hosts whose KVM interprets ring 0. Of XSAVE's forms only the plain one is emulated. Linux 6.1 reads at most 127 characters of the clearcpuid list. Mitigations
-/// against transient execution have no meaning in an interpreter; `noreplace-smp`, `rodata=off` and keeping the init
-/// sections save the boot a million instructions each, for less protection of the guest's kernel against its own root.
-const PVM: &str = "clearcpuid=xsaves,xsavec,xsaveopt,smap,cx16,popcnt,fsgsbase,invpcid,pcid,umip,pku,rdrand,rdseed,fsrm,erms \
-     mitigations=off noreplace-smp rodata=off sandboxvm.keep_init=1 sandboxvm.pvm_syscall=1";
+/// For hosts whose KVM interprets ring 0. Of XSAVE's forms only the plain one is emulated. Linux 6.1 reads at most 127
+/// characters of the clearcpuid list. Mitigations against transient execution have no meaning in an interpreter;
+/// `noreplace-smp`, `rodata=off` and keeping the init sections save the boot a million instructions each, for less
+/// protection of the guest's kernel against its own root. A restored guest's clock has jumped, which looks like a stall.
+const PVM: &str = "clearcpuid=xsaves,xsavec,xsaveopt,smap,cx16,popcnt,fsgsbase,invpcid,pcid,umip,pku,rdrand,rdseed,fsrm,\
+     erms mitigations=off noreplace-smp rodata=off sandboxvm.keep_init=1 rcupdate.rcu_cpu_stall_suppress=1 \
+     sandboxvm.pvm_syscall=1";
 
 /// Builds the command line for a guest with `virtio_devices` virtio-mmio windows.
 ///
