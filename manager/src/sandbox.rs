@@ -429,19 +429,9 @@ impl From<WireError> for ExecError {
 mod tests {
     use super::*;
     use crate::manager::tests::manager_with;
-    use sandboxvm_protocol::agent::{OnDisconnect, StdinSource};
 
     fn request(argv: &[&str]) -> ExecRequest {
-        ExecRequest {
-            argv: argv.iter().map(|word| CText::try_from(*word).unwrap()).collect(),
-            env: vec![],
-            cwd: None,
-            user: None,
-            stdin: StdinSource::Null,
-            terminal: None,
-            timeout_ms: None,
-            on_disconnect: OnDisconnect::Kill,
-        }
+        ExecRequest::plain(argv.iter().map(|word| CText::try_from(*word).unwrap()).collect())
     }
 
     #[test]

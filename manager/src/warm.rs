@@ -7,7 +7,7 @@ use crate::{
     directory::SandboxDirectory,
     exec::{Exec, Output},
 };
-use sandboxvm_protocol::agent::{CText, CTextError, ExecRequest, OnDisconnect, StdinSource};
+use sandboxvm_protocol::agent::{CText, CTextError, ExecRequest};
 use std::time::Duration;
 
 /// For one command. A guest whose kernel is interpreted takes seconds.
@@ -32,15 +32,11 @@ pub(crate) async fn up(directory: &SandboxDirectory) -> Result<(), AgentError> {
 }
 
 fn request(command: &[&str]) -> Result<ExecRequest, CTextError> {
+    let argv = command.iter().map(|word| CText::try_from(*word)).collect::<Result<_, _>>()?;
     Ok(ExecRequest {
-        argv: command.iter().map(|word| CText::try_from(*word)).collect::<Result<_, _>>()?,
         env: vec![CText::try_from(ENVIRONMENT)?],
-        cwd: None,
-        user: None,
-        stdin: StdinSource::Null,
-        terminal: None,
         timeout_ms: u64::try_from(WITHIN.as_millis()).ok(),
-        on_disconnect: OnDisconnect::Kill,
+        ..ExecRequest::plain(argv)
     })
 }
 

@@ -288,6 +288,23 @@ pub struct ExecRequest {
     pub on_disconnect: OnDisconnect,
 }
 
+impl ExecRequest {
+    /// Program and arguments, and nothing else: as root at home, with no input, killed when the host vanishes.
+    #[must_use]
+    pub fn plain(argv: Vec<CText>) -> Self {
+        Self {
+            argv,
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            stdin: StdinSource::Null,
+            terminal: None,
+            timeout_ms: None,
+            on_disconnect: OnDisconnect::Kill,
+        }
+    }
+}
+
 /// Where a process reads its stdin from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StdinSource {

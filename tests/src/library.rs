@@ -4,7 +4,7 @@ use crate::home::Home;
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{Manager, Output, Sandbox, SandboxSpec};
 use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, ExitStatus, OnDisconnect, StdinSource},
+    agent::{CText, ExecRequest, ExitStatus},
     machine::MIB,
 };
 
@@ -57,16 +57,8 @@ pub async fn run(sandbox: &Sandbox, command: &[&str]) -> String {
 /// # Panics
 /// When it cannot be run.
 pub async fn execute(sandbox: &Sandbox, command: &[&str]) -> (ExitStatus, String) {
-    let request = ExecRequest {
-        argv: command.iter().map(|word| CText::try_from(*word).expect("no NUL")).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: StdinSource::Null,
-        terminal: None,
-        timeout_ms: None,
-        on_disconnect: OnDisconnect::Kill,
-    };
+    let argv = command.iter().map(|word| CText::try_from(*word).expect("no NUL")).collect();
+    let request = ExecRequest::plain(argv);
     let mut exec = sandbox.exec(request).await.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut out = Vec::new();
     loop {

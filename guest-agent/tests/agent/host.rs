@@ -4,7 +4,7 @@ use sandboxvm_protocol::agent::port::{PortNumber, PortRequest};
 use sandboxvm_protocol::agent::process::{AttachRequest, ProcessInfo, View};
 use sandboxvm_protocol::agent::{
     AgentMessage, CText, ExecRequest, ExitStatus, Failure, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE,
-    OnDisconnect, STDIN_WINDOW, StdinSource, WIRE,
+    OnDisconnect, STDIN_WINDOW, WIRE,
 };
 use sandboxvm_protocol::frame::{FrameDecoder, FrameKind, MAX_STREAM_BODY};
 use std::fs;
@@ -376,16 +376,7 @@ pub fn text(text: &str) -> CText {
 
 /// A request with nothing but a program and its arguments.
 pub fn command(argv: &[&str]) -> ExecRequest {
-    ExecRequest {
-        argv: argv.iter().map(|argument| text(argument)).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: StdinSource::Null,
-        terminal: None,
-        timeout_ms: None,
-        on_disconnect: OnDisconnect::Kill,
-    }
+    ExecRequest::plain(argv.iter().map(|argument| text(argument)).collect())
 }
 
 /// A request to run a shell script.

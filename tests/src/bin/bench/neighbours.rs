@@ -6,7 +6,7 @@ use crate::{
     table::{self, Row},
 };
 use sandboxvm_manager::Sandbox;
-use sandboxvm_protocol::agent::{CText, ExecRequest, OnDisconnect, SignalNumber, StdinSource};
+use sandboxvm_protocol::agent::{CText, ExecRequest, OnDisconnect, SignalNumber};
 use sandboxvm_tests::library::run as exec;
 use std::time::{Duration, Instant};
 
@@ -86,15 +86,7 @@ async fn answers(sandbox: &Sandbox, runs: u16) -> (Vec<f64>, Vec<f64>) {
 
 /// Starts a shell script that goes on by itself, and returns its PID.
 async fn begin(sandbox: &Sandbox, script: &str) -> u32 {
-    let request = ExecRequest {
-        argv: ["sh", "-c", script].iter().map(|word| CText::try_from(*word).expect("no NUL")).collect(),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: StdinSource::Null,
-        terminal: None,
-        timeout_ms: None,
-        on_disconnect: OnDisconnect::Keep,
-    };
+    let argv = ["sh", "-c", script].iter().map(|word| CText::try_from(*word).expect("no NUL")).collect();
+    let request = ExecRequest { on_disconnect: OnDisconnect::Keep, ..ExecRequest::plain(argv) };
     sandbox.exec(request).await.expect("the other sandbox answers").pid
 }

@@ -4,7 +4,10 @@
 //!
 //! Called by [`super::emulation`] with the vCPU out of KVM_RUN.
 
-use super::paging::{Exception, GP, walk};
+use super::{
+    paging::{Exception, GP, walk},
+    state::{StateError, set_xsave},
+};
 use crate::devices::virtio::device::GuestMemory;
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
@@ -201,14 +204,12 @@ impl State {
         Ok(Self(bytes))
     }
 
-    fn write(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    fn write(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
         let mut area = kvm_xsave::default();
         for (word, from) in area.region.iter_mut().zip(self.0.chunks_exact(4)) {
             *word = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
         }
-        // SAFETY: KVM reads 4 KiB from a `kvm_xsave` unless the process asked for dynamically enabled features (AMX) by
-        // arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM), which this one never does.
-        unsafe { vcpu.set_xsave(&area) }
+        set_xsave(vcpu, &area)
     }
 }
 

@@ -139,7 +139,11 @@ impl VcpuState {
     }
 }
 
-fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), StateError> {
+/// Sets the x87, SSE and further state.
+///
+/// # Errors
+/// When KVM refuses it.
+pub(super) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), StateError> {
     // SAFETY: KVM reads 4 KiB from a `kvm_xsave` unless the process asked for dynamically enabled features (AMX) by
     // arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM), which this one never does.
     unsafe { vcpu.set_xsave(xsave) }.map_err(kvm("KVM_SET_XSAVE"))
