@@ -3,6 +3,7 @@
 
 use crate::{
     admission::{self, AdmissionError, Request},
+    agent::AgentError,
     audit::{self, AuditError, Event},
     control::{ControlClient, ControlError},
     cpu_share,
@@ -24,12 +25,17 @@ use crate::{
     wire::WireError,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN};
+use sandboxvm_protocol::{
+    identity::SandboxId,
+    vmm::{ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
+};
 use std::{
     fs::File,
     io,
+    num::NonZero,
     os::unix::net::UnixStream as StdUnixStream,
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{net::UnixStream, time::timeout};
 
@@ -39,8 +45,9 @@ const FORKED_WITHIN: Duration = Duration::from_secs(60);
 /// the host's CPUs.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
-/// Children that are told their identity at the same time: one may have to wait for its turn on the host's CPUs.
-const TOLD_AT_ONCE: usize = 128;
+/// A guest in which nobody listens says so sooner. One that took longer had not the CPU to answer, among many busy ones,
+/// for as long as its VMM waits.
+const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 /// More than any host could hold.
 pub(crate) const MAX_CHILDREN: u32 = 10_000;
 
@@ -106,6 +113,8 @@ pub struct Forked {
     pub copies: Vec<Sandbox>,
     /// How long the sandbox stood still, in each of the requests it took.
     pub pauses: Vec<Duration>,
+    /// From the call until the last copy stood ready to run: the host's own work, with nothing of a copy's guest.
+    pub made: Duration,
 }
 
 impl Sandbox {
@@ -118,6 +127,7 @@ impl Sandbox {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
+        let began = Instant::now();
         let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
         let state = self.state()?;
@@ -142,21 +152,23 @@ impl Sandbox {
             left -= batch;
         }
         drop(change);
+        // None runs before all are made: a running guest would take the CPU that its siblings are made with.
+        for child in &mut children {
+            child.built().await?;
+        }
+        let made = began.elapsed();
         let within = READY_WITHIN + READY_WITHIN_EACH * count;
+        let parent = &self.record.id;
         stream::iter(&mut children)
             .map(Ok)
-            .try_for_each_concurrent(TOLD_AT_ONCE, |child| async move {
-                timeout(within, child.ready()).await.map_err(|_| ForkError::NotReady(within))?
+            .try_for_each_concurrent(begun_at_once(), |child| async move {
+                timeout(within, child.begin()).await.map_err(|_| ForkError::NotReady(within))??;
+                child.announce(parent).await
             })
             .await?;
-        let parent = &self.record.id;
-        for child in &children {
-            let copy = child.sandbox();
-            copy.trail().append(Event::created(&copy.record, audit::Origin::Fork(parent.clone())))?;
-        }
         let copies: Vec<Sandbox> = children.into_iter().map(Child::let_go).collect();
         self.trail().note(Event::Forked { copies: copies.iter().map(|copy| copy.record.id.clone()).collect() });
-        Ok(Forked { copies, pauses })
+        Ok(Forked { copies, pauses, made })
     }
 
     async fn fork_batch(
@@ -243,6 +255,11 @@ impl Sandbox {
     }
 }
 
+/// Children that are begun at the same time: enough to keep the CPUs busy. With more, each would only wait longer for its turn.
+fn begun_at_once() -> usize {
+    2 * thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// What a child's VMM is handed.
 struct ChildFiles {
     parts: Parts,
@@ -263,12 +280,13 @@ impl ChildFiles {
             control: files.add(&parts.control),
             status: files.add(&parts.status),
             lock: files.add(&parts.lock),
-            tie_to_launcher: false,
+            tie_to_launcher: true,
         }
     }
 }
 
-/// A child whose VMM exists or is about to; dropping it ends that and removes the sandbox.
+/// A child whose VMM exists or is about to, and ends with this process until it is announced; dropping it ends it at once
+/// and removes the sandbox.
 struct Child {
     sandbox: Option<Sandbox>,
     channel: ControlClient,
@@ -281,10 +299,35 @@ impl Child {
         self.sandbox.as_ref().expect("taken only by let_go, which consumes self")
     }
 
-    async fn ready(&mut self) -> Result<(), ForkError> {
+    /// Waits for its machine to be there.
+    async fn built(&mut self) -> Result<(), ForkError> {
+        match self.channel.next_event().await.map_err(ControlError::from) {
+            Ok(VmmEvent::Ended(reason)) => Err(ForkError::Child(ControlError::Ended(reason))),
+            Ok(VmmEvent::Phase(_)) => Ok(()),
+            Err(error) => Err(ForkError::Child(error)),
+        }
+    }
+
+    /// Lets it run and tells it who it is.
+    async fn begin(&mut self) -> Result<(), ForkError> {
+        self.channel.ask(ControlRequest::Start).await.map_err(ForkError::Child)?;
         self.channel.ready().await.map_err(ForkError::Child)?;
         self.hold_share()?;
-        self.sandbox().settle().await.map_err(|error| ForkError::Identity(Box::new(error)))
+        loop {
+            let asked = Instant::now();
+            match identity::settle(&self.sandbox().directory, &self.sandbox().record).await {
+                Ok(()) => return Ok(()),
+                Err(AgentError::NotListening) if asked.elapsed() > REFUSED_WITHIN => {}
+                Err(error) => return Err(ForkError::Identity(Box::new(self.sandbox().explain(error).await))),
+            }
+        }
+    }
+
+    /// From here on it lives without us.
+    async fn announce(&mut self, parent: &SandboxId) -> Result<(), ForkError> {
+        let copy = self.sandbox();
+        copy.trail().append(Event::created(&copy.record, audit::Origin::Fork(parent.clone())))?;
+        self.channel.ask(ControlRequest::Untie).await.map_err(ForkError::Child)
     }
 
     /// It was born into its parent's control group. Which process it is, a VMM says itself: believed when it holds the lock.

@@ -136,7 +136,8 @@ pub struct ForkRequest {
     pub children: Vec<ForkChild>,
 }
 
-/// One copy of a running machine: a process forked off its VMM, with files of its own.
+/// One copy of a running machine: a process forked off its VMM, with files of its own. It runs from
+/// [`ControlRequest::Start`] on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkChild {
     /// Its ID.

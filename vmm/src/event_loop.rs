@@ -416,9 +416,10 @@ impl EventLoop {
     fn fork_standing(&mut self, children: Vec<ChildFiles>, disk_tops: Vec<File>) -> Result<Forked, String> {
         let parts = &self.parts;
         parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+        let state = parts.machine.save().map_err(|error| error.to_string())?;
+        let (birth, labour) = fork::birth().map_err(|error| error.to_string())?;
         let mut pids = Vec::with_capacity(children.len());
         for files in children {
-            let state = parts.machine.save().map_err(|error| error.to_string())?;
             match fork::split().map_err(|error| error.to_string())? {
                 Side::Parent(pid) => pids.push(pid),
                 Side::Child => {
@@ -430,7 +431,7 @@ impl EventLoop {
                         cid: parts.cid,
                         console_limit: parts.console_limit,
                     };
-                    return match ForkedChild::take_over(state, files, &parts.disks, inherited) {
+                    return match ForkedChild::take_over(state, files, &parts.disks, inherited, birth) {
                         Ok(child) => Ok(Forked::Child(Box::new(child))),
                         Err(error) => {
                             eprintln!("sandboxvm-vmm: a fork cannot begin: {error}");
@@ -441,6 +442,7 @@ impl EventLoop {
                 }
             }
         }
+        drop(labour);
         Ok(Forked::Parent(ControlReply::Fork(ForkReport { pause_ns: 0, pids })))
     }
 

@@ -12,7 +12,10 @@ use crate::{
     snapshot::{MachineState, writer::Baseline},
 };
 use kvm_ioctls::Kvm;
-use rustix::stdio::dup2_stderr;
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    stdio::dup2_stderr,
+};
 use sandboxvm_protocol::{
     identity::{GuestCid, SandboxId},
     machine::MemorySize,
@@ -20,7 +23,7 @@ use sandboxvm_protocol::{
 };
 use std::{
     fs::File,
-    io,
+    io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
@@ -40,6 +43,34 @@ pub enum ForkError {
     /// fork(2).
     #[error("cannot fork the VMM's process: {0}; the host may be out of memory or processes")]
     Fork(io::Error),
+    /// The pipe that children wait at.
+    #[error("cannot make the pipe at which copies wait for each other: {0}; the host may be out of descriptors")]
+    Birth(io::Error),
+}
+
+/// Where a child waits until all of its siblings exist and the parent goes on: until then it would take the CPU from the
+/// process whose guest stands still.
+#[derive(Debug)]
+pub struct Birth(File);
+
+/// Held by the parent while it makes children. Every child has it too, and closes it with all that is the parent's.
+#[derive(Debug)]
+pub struct Labour(#[expect(dead_code, reason = "held to be closed")] OwnedFd);
+
+/// What the children of one request wait at, and what holds them there.
+///
+/// # Errors
+/// [`ForkError::Birth`].
+pub fn birth() -> Result<(Birth, Labour), ForkError> {
+    let (birth, labour) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| ForkError::Birth(error.into()))?;
+    Ok((Birth(File::from(birth)), Labour(labour)))
+}
+
+impl Birth {
+    /// Nothing is ever written: this ends when nobody has the other end any more, because they went on or were killed.
+    fn wait(mut self) -> Result<(), ForkError> {
+        self.0.read_to_end(&mut Vec::new()).map(drop).map_err(ForkError::Birth)
+    }
 }
 
 /// What one child is handed.
@@ -142,21 +173,25 @@ pub fn split() -> Result<Side, ForkError> {
 }
 
 impl ForkedChild {
-    /// In the child: takes over what it was handed and closes everything else. The parent's objects must be forgotten
-    /// by the caller, not dropped: their descriptors are closed here.
+    /// In the child: takes over what it was handed, closes everything else, and waits for its siblings. The parent's
+    /// objects must be forgotten by the caller, not dropped: their descriptors are closed here.
     ///
     /// # Errors
-    /// When a descriptor cannot be copied, moved or closed.
+    /// When a descriptor cannot be copied, moved, closed or read.
     pub fn take_over(
         state: MachineState,
         mut files: ChildFiles,
         parent_disks: &Disks,
         inherited: Inheritance,
+        birth: Birth,
     ) -> Result<Self, ForkError> {
         let disks = parent_disks.fork(std::mem::take(&mut files.disk_tops))?;
         dup2_stderr(&files.log).map_err(|error| ForkError::Fork(error.into()))?;
         let child = Self { state, files, disks, inherited };
-        close_all_but(&child.descriptors())?;
+        let mut keep = child.descriptors();
+        keep.push(birth.0.as_raw_fd());
+        close_all_but(&keep)?;
+        birth.wait()?;
         Ok(child)
     }
 

@@ -320,7 +320,8 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
             baseline: inherited.baseline,
             cid,
             console_limit,
-            start: true,
+            // When the manager says so: it lets all the copies that it wants go at once.
+            start: false,
             tie_to_launcher: files.tie_to_launcher,
         }
         .into_session(reports, files.lock),
