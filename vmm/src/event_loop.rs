@@ -12,7 +12,7 @@ use crate::{
     fork::{self, ChildFiles, ForkedChild, Inheritance, Side},
     machine::Machine,
     memory,
-    snapshot::{format, tracking::WriteTracking, writer::Baseline},
+    snapshot::{format, released::ReleasedPages, tracking::WriteTracking, writer::Baseline},
     status::StatusFile,
 };
 use rustix::{
@@ -114,6 +114,8 @@ pub struct Parts {
     pub origin: Option<Baseline>,
     /// The snapshot that the next one is compared with.
     pub baseline: Baseline,
+    /// What the guest gave back since that snapshot.
+    pub released: Arc<ReleasedPages>,
     /// Guest's CID.
     pub cid: GuestCid,
     /// Bytes of console log kept.
@@ -428,6 +430,7 @@ impl EventLoop {
                         memory: Arc::clone(parts.machine.memory()),
                         memory_size: parts.machine.memory_size(),
                         baseline: parts.baseline.clone(),
+                        released: Arc::clone(&parts.released),
                         cid: parts.cid,
                         console_limit: parts.console_limit,
                     };
@@ -469,6 +472,8 @@ impl EventLoop {
         match result {
             Ok(()) => {
                 parts.baseline = origin.clone();
+                // All of memory is as the origin has it.
+                let _ = parts.released.take();
                 parts.machine.resume();
                 Ok(ResetReport { pause_ns: nanoseconds_since(stopping) })
             }

@@ -9,7 +9,7 @@ use crate::{
     descriptors::{DescriptorError, ReceivedFds},
     devices::virtio::device::GuestMemory,
     disks::{DiskFiles, Disks, DisksError, take_files},
-    snapshot::{MachineState, writer::Baseline},
+    snapshot::{MachineState, released::ReleasedPages, writer::Baseline},
 };
 use kvm_ioctls::Kvm;
 use rustix::{
@@ -128,6 +128,8 @@ pub struct Inheritance {
     pub memory_size: MemorySize,
     /// Last snapshot.
     pub baseline: Baseline,
+    /// What the guest gave back since then: the child's memory is mapped from what the parent's is.
+    pub released: Arc<ReleasedPages>,
     /// Guest's CID.
     pub cid: GuestCid,
     /// Bytes of console log kept.

@@ -1,9 +1,15 @@
-//! Guest memory and its memslots. Owns the mappings; called by [`crate::machine`] only.
+//! Guest memory and its memslots. Owns the mappings; called by [`crate::machine`] and, where memory is given back, by
+//! the event loop and [`crate::devices::virtio::balloon`].
 
-use crate::{arch::x86_64::layout, devices::virtio::device::GuestMemory};
+use crate::{
+    arch::x86_64::layout,
+    devices::virtio::device::GuestMemory,
+    snapshot::memory_map::host_parts,
+};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use sandboxvm_protocol::machine::MemorySize;
+use std::ops::Range;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Why guest memory cannot be set up.
@@ -51,6 +57,21 @@ pub fn forget_writes(memory: &GuestMemory) -> std::io::Result<()> {
         // SAFETY: the range is a region's own mapping, private, and the vCPUs stand: dropping its written pages changes
         // what guest memory reads as, which is what the caller wants, and no Rust reference points into it.
         unsafe { rustix::mm::madvise(region.as_ptr().cast(), len, rustix::mm::Advice::LinuxDontNeed) }?;
+    }
+    Ok(())
+}
+
+/// Gives `pages` back to the host. They read as what memory was mapped from (zero, or a snapshot's file) until somebody
+/// writes there again; the guest may be running.
+///
+/// # Errors
+/// When madvise(2) refuses.
+pub fn release(memory: &GuestMemory, pages: Range<u64>) -> std::io::Result<()> {
+    for (address, len) in host_parts(memory, pages) {
+        // SAFETY: the range lies in a region's own mapping, which `memory` keeps alive, and is private. Whoever reads or
+        // writes it meanwhile (a vCPU, a device through volatile slices) faults a page in again: memory that the guest
+        // declared to be free may have either content. No Rust reference points into it.
+        unsafe { rustix::mm::madvise(address.cast(), len, rustix::mm::Advice::LinuxDontNeed) }?;
     }
     Ok(())
 }

@@ -6,7 +6,12 @@ use crate::{
     confine::{self, ConfineError},
     control::ControlConnection,
     descriptors::{DescriptorError, ReceivedFds},
-    devices::virtio::{rng::RngDevice, vsock::VsockDevice},
+    devices::virtio::{
+        balloon::BalloonDevice,
+        device::{DeviceType, VirtioDevice},
+        rng::RngDevice,
+        vsock::VsockDevice,
+    },
     disks::{DiskFiles, Disks, DisksError},
     event_loop::{EventLoop, EventLoopError, Outcome},
     fork::ForkedChild,
@@ -16,7 +21,8 @@ use crate::{
     snapshot::{
         MachineState,
         format::{self, FormatError},
-        memory_map::MemoryMapError,
+        memory_map::{MemoryMapError, page_count},
+        released::ReleasedPages,
         writer::Baseline,
     },
     status::StatusFile,
@@ -193,6 +199,7 @@ struct Built {
     disks: Disks,
     origin: Option<Baseline>,
     baseline: Baseline,
+    released: Arc<ReleasedPages>,
     cid: GuestCid,
     console_limit: u64,
     start: bool,
@@ -210,6 +217,7 @@ impl Built {
             disks: self.disks,
             origin: self.origin,
             baseline: self.baseline,
+            released: self.released,
             cid: self.cid,
             console_limit: self.console_limit,
             tie_to_launcher: self.tie_to_launcher,
@@ -232,12 +240,14 @@ fn build(
     let control = UnixListener::from(fds.take(config.control, "the control listener")?);
     let console = (File::from(fds.take(config.console.log, "the console log")?), config.console.limit);
     let memory = Arc::new(memory::allocate(config.memory)?);
+    let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
     let (disks, mut devices) = Disks::open(disks)?;
     add_common_devices(&mut devices, config.vsock.cid, vsock)?;
-    let parts = MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
+    let mut parts = MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
     let (machine, origin) = match config.source {
         MachineSource::Boot { kernel, cmdline_extra } => {
             let kernel = File::from(fds.take(kernel, "the kernel")?);
+            add_balloon(&mut parts.devices, &released)?;
             let boot = BootParts { vcpus: config.vcpus, kernel, cmdline_extra };
             (Machine::boot(parts, boot)?, None)
         }
@@ -255,6 +265,9 @@ fn build(
                 .map(|index| Ok(Arc::new(File::from(fds.take(*index, "a memory file")?))))
                 .collect::<Result<Vec<_>, DescriptorError>>()?;
             saved.memory.map_over(&parts.memory, &files)?;
+            if saved.machine.has(DeviceType::Balloon) {
+                add_balloon(&mut parts.devices, &released)?;
+            }
             (Machine::restore(parts, &saved.machine)?, Some(Baseline { map: saved.memory, files }))
         }
     };
@@ -264,6 +277,7 @@ fn build(
         disks,
         baseline: origin.clone().unwrap_or_default(),
         origin,
+        released,
         cid: config.vsock.cid,
         console_limit: config.console.limit,
         start: config.start,
@@ -272,7 +286,7 @@ fn build(
 }
 
 fn add_common_devices(
-    devices: &mut Vec<Box<dyn crate::devices::virtio::device::VirtioDevice>>,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
     cid: GuestCid,
     listener: UnixListener,
 ) -> Result<(), SessionError> {
@@ -281,6 +295,14 @@ fn add_common_devices(
     let vsock =
         VsockDevice::new(cid, listener).map_err(|source| SessionError::Io { what: "the vsock device", source })?;
     devices.push(Box::new(vsock));
+    Ok(())
+}
+
+/// The last of a machine's devices; a machine that goes on from a snapshot without it has none.
+fn add_balloon(devices: &mut Vec<Box<dyn VirtioDevice>>, released: &Arc<ReleasedPages>) -> Result<(), SessionError> {
+    let balloon = BalloonDevice::new(Arc::clone(released))
+        .map_err(|source| SessionError::Io { what: "the balloon device", source })?;
+    devices.push(Box::new(balloon));
     Ok(())
 }
 
@@ -297,6 +319,9 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
     let build = |state: &MachineState| {
         let (disks, mut devices) = Disks::open(disks)?;
         add_common_devices(&mut devices, cid, files.vsock)?;
+        if state.has(DeviceType::Balloon) {
+            add_balloon(&mut devices, &inherited.released)?;
+        }
         let console = (files.console, console_limit);
         let parts = MachineParts {
             start_times,
@@ -318,6 +343,7 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
             // A fork began in the middle of its parent's run: there is no snapshot of that to go back to.
             origin: None,
             baseline: inherited.baseline,
+            released: inherited.released,
             cid,
             console_limit,
             // When the manager says so: it lets all the copies that it wants go at once.

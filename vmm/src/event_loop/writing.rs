@@ -8,6 +8,7 @@ use crate::{
     disks::{Merging, take_files},
     snapshot::{
         pagemap,
+        released::union,
         taking::{Taking, Writing},
         tracking::WriteTracking,
     },
@@ -26,15 +27,24 @@ use std::{
 /// What a writer is at.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Also what is written since: it counts once the snapshot is whole.
-    Snapshot(Taking, Option<WriteTracking>),
+    Snapshot(Box<BeingTaken>),
     Merge(Merging),
+}
+
+/// A snapshot being written, and what becomes of it.
+#[derive(Debug)]
+pub(super) struct BeingTaken {
+    taking: Taking,
+    /// What is written since: it counts once the snapshot is whole.
+    tracking: Option<WriteTracking>,
+    /// Pages given back before: none of the next snapshot's concern unless this one fails.
+    released: Vec<Range<u64>>,
 }
 
 impl Work {
     fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Snapshot(taking, _) => taking.fd(),
+            Self::Snapshot(snapshot) => snapshot.taking.fd(),
             Self::Merge(merging) => merging.fd(),
         }
     }
@@ -57,15 +67,18 @@ impl EventLoop {
         let mut tracking = self.tracking.take();
         let was_running = parts.machine.hold();
         let stopped = Instant::now();
+        let released = parts.released.take();
         let taking = (|| {
             let state = parts.machine.save().map_err(|error| error.to_string())?;
             let candidates = written_pages(&mut tracking, &pagemap, parts.machine.memory())
                 .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
             parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+            // Where the last snapshot is what memory was mapped from, a page that was given back reads as it has it.
+            let same_beneath = parts.baseline.is_beneath(parts.origin.as_ref());
             let writing = Writing {
                 memory: parts.machine.memory(),
                 memory_size: parts.machine.memory_size(),
-                candidates,
+                candidates: if same_beneath { candidates } else { union(candidates, released.clone()) },
                 baseline: &parts.baseline,
                 state,
                 disks: &parts.disks,
@@ -78,7 +91,10 @@ impl EventLoop {
         if was_running {
             parts.machine.resume();
         }
-        self.await_writer(Work::Snapshot(taking?, tracking), id)
+        let kept = released.clone();
+        taking
+            .and_then(|taking| self.await_writer(Work::Snapshot(Box::new(BeingTaken { taking, tracking, released })), id))
+            .inspect_err(|_| self.parts.released.put_back(kept))
     }
 
     /// Begins to merge disk layers; the answer is sent by [`EventLoop::advance_writing`]. The machine does not stop.
@@ -115,14 +131,17 @@ impl EventLoop {
         let Some((work, id)) = &mut self.writing else { return };
         let id = *id;
         let reply = match work {
-            Work::Snapshot(taking, tracking) => match taking.advance(&self.parts.baseline) {
+            Work::Snapshot(snapshot) => match snapshot.taking.advance(&self.parts.baseline) {
                 None => return,
                 Some(Ok(taken)) => {
                     self.parts.baseline = taken.baseline;
-                    self.tracking = tracking.take();
+                    self.tracking = snapshot.tracking.take();
                     ControlReply::Snapshot(taken.report)
                 }
-                Some(Err(message)) => failed(format!("cannot write the snapshot: {message}")),
+                Some(Err(message)) => {
+                    self.parts.released.put_back(std::mem::take(&mut snapshot.released));
+                    failed(format!("cannot write the snapshot: {message}"))
+                }
             },
             Work::Merge(merging) => match merging.advance() {
                 None => return,

@@ -199,6 +199,18 @@ fn host_address(memory: &GuestMemory, page: u64) -> Option<*mut u8> {
     None
 }
 
+/// Where `pages` are in this process: address and length in bytes of each stretch. Pages beyond memory are left out.
+#[must_use]
+pub fn host_parts(memory: &GuestMemory, pages: Range<u64>) -> Vec<(*mut u8, usize)> {
+    split_at_regions(memory, pages)
+        .into_iter()
+        .filter_map(|part| {
+            let len = usize::try_from((part.end - part.start) * PAGE).ok()?;
+            Some((host_address(memory, part.start)?, len))
+        })
+        .collect()
+}
+
 /// The host addresses of all of `memory`, as ranges with the number of their first page.
 #[must_use]
 pub fn host_ranges(memory: &GuestMemory) -> Vec<(Range<u64>, u64)> {

@@ -12,13 +12,17 @@ pub mod format;
 mod golden_tests;
 pub mod memory_map;
 pub mod pagemap;
+pub mod released;
 pub mod taking;
 pub mod tracking;
 pub mod writer;
 
 use crate::{
     arch::x86_64::state::{ChipsetState, VcpuState},
-    devices::{console::SerialState, virtio::transport::TransportState},
+    devices::{
+        console::SerialState,
+        virtio::{device::DeviceType, transport::TransportState},
+    },
 };
 use memory_map::MemoryMap;
 use sandboxvm_protocol::machine::{HostMode, MemorySize, VcpuCount};
@@ -37,6 +41,14 @@ pub struct MachineState {
     pub serial: SerialState,
     /// virtio devices in window order.
     pub devices: Vec<TransportState>,
+}
+
+impl MachineState {
+    /// Whether the machine has such a device: older ones have fewer kinds, and go on without.
+    #[must_use]
+    pub fn has(&self, device: DeviceType) -> bool {
+        self.devices.iter().any(|saved| saved.device_type == device as u32)
+    }
 }
 
 /// Content of a state file.

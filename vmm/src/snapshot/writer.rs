@@ -17,6 +17,22 @@ pub struct Baseline {
     pub files: Vec<Arc<File>>,
 }
 
+impl Baseline {
+    /// Whether memory that was mapped from `origin`, or is its own from the beginning where there is none, reads as this
+    /// wherever it was never written.
+    #[must_use]
+    pub fn is_beneath(&self, origin: Option<&Self>) -> bool {
+        match origin {
+            None => self.files.is_empty(),
+            Some(origin) => {
+                let same_files = self.files.len() == origin.files.len()
+                    && self.files.iter().zip(&origin.files).all(|(ours, theirs)| Arc::ptr_eq(ours, theirs));
+                same_files && self.map == origin.map
+            }
+        }
+    }
+}
+
 /// Result of writing memory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WrittenMemory {

@@ -24,6 +24,8 @@ pub enum DeviceType {
     Block = 2,
     /// Entropy device, section 5.4.
     Rng = 4,
+    /// Memory balloon device, section 5.5.
+    Balloon = 5,
     /// Socket device, section 5.10.
     Vsock = 19,
 }

@@ -1,5 +1,6 @@
 //! virtio 1.2 over MMIO: the transport, and the devices behind it.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod device;
