@@ -6,12 +6,14 @@
 #![allow(clippy::cast_possible_truncation, reason = "the numbers are this test's own, and small")]
 
 use super::{
+    balloon::BalloonDevice,
     block::BlockDevice,
     chain::{Chain, ChainError},
     device::{GuestMemory, VirtioDevice},
     mock_driver::{BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, NEXT, Part, Rings, WRITE, guest_memory},
     rng::RngDevice,
 };
+use crate::snapshot::{memory_map::page_count, released::ReleasedPages};
 use proptest::prelude::*;
 use std::{
     os::unix::fs::FileExt,
@@ -49,8 +51,13 @@ fn entropy() -> Box<dyn VirtioDevice> {
     Box::new(RngDevice::new().unwrap())
 }
 
+fn balloon() -> Box<dyn VirtioDevice> {
+    let released = ReleasedPages::none_of(page_count(&guest_memory()));
+    Box::new(BalloonDevice::new(Arc::new(released)).unwrap())
+}
+
 type Make = fn() -> Box<dyn VirtioDevice>;
-const DEVICES: [Make; 3] = [read_only_disk, writable_disk, entropy];
+const DEVICES: [Make; 4] = [read_only_disk, writable_disk, entropy, balloon];
 
 /// Gives a live device of every kind the ring that `break_ring` makes, and expects it to stop with `what`, to answer
 /// nothing, and to work again after a reset.
@@ -58,11 +65,11 @@ fn expect_stop(what: &str, break_ring: impl Fn(&MockDriver)) {
     for device in DEVICES {
         let mut driver = MockDriver::live(device());
         break_ring(&driver);
-        driver.kick(0);
+        driver.kick(driver.attacked());
         assert!(driver.needs_reset(), "{what}");
         let reason = driver.transport.last_failure().unwrap();
         assert!(reason.contains(what), "{reason:?} does not say {what:?}");
-        assert_eq!(driver.used_index(0), 0);
+        assert_eq!(driver.used_index(driver.attacked()), 0);
         works_after_reset(&mut driver);
     }
 }
@@ -70,12 +77,12 @@ fn expect_stop(what: &str, break_ring: impl Fn(&MockDriver)) {
 fn works_after_reset(driver: &mut MockDriver) {
     driver.write(VIRTIO_MMIO_STATUS, 0);
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(0, Rings::of(0, 8));
+    driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
     driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
     assert!(driver.transport.is_live());
     put_good_request(driver, 0);
-    driver.kick(0);
-    assert_eq!(driver.used_index(0), 1);
+    driver.kick(driver.attacked());
+    assert_eq!(driver.used_index(driver.attacked()), 1);
 }
 
 /// A request that the device understands, in the descriptors from `first` on.
@@ -84,40 +91,40 @@ fn put_good_request(driver: &MockDriver, first: u16) {
     if driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_DEVICE_ID) == BLOCK {
         driver.fill(BUFFERS, &[0; 16]);
         let parts = [Part::Readable(BUFFERS, 16), Part::Writable(HIGH_START, 512), Part::Writable(BUFFERS + 64, 1)];
-        driver.set_chain(0, first, &parts);
+        driver.set_chain(driver.attacked(), first, &parts);
     } else {
-        driver.set_chain(0, first, &[Part::Writable(HIGH_START, 512)]);
+        driver.set_chain(driver.attacked(), first, &[Part::Writable(HIGH_START, 512)]);
     }
-    driver.publish(0, first);
+    driver.publish(driver.attacked(), first);
 }
 
 #[test]
 fn descriptor_loops() {
     expect_stop("loops", |driver| {
-        driver.set_descriptor(0, 0, BUFFERS, 16, NEXT | WRITE, 0);
-        driver.publish(0, 0);
+        driver.set_descriptor(driver.attacked(), 0, BUFFERS, 16, NEXT | WRITE, 0);
+        driver.publish(driver.attacked(), 0);
     });
     expect_stop("loops", |driver| {
-        driver.set_descriptor(0, 3, BUFFERS, 16, NEXT | WRITE, 5);
-        driver.set_descriptor(0, 5, BUFFERS, 16, NEXT | WRITE, 3);
-        driver.publish(0, 3);
+        driver.set_descriptor(driver.attacked(), 3, BUFFERS, 16, NEXT | WRITE, 5);
+        driver.set_descriptor(driver.attacked(), 5, BUFFERS, 16, NEXT | WRITE, 3);
+        driver.publish(driver.attacked(), 3);
     });
     // One that starts good, and whose every descriptor but the last is on it once only.
     expect_stop("loops", |driver| {
         for index in 0..8 {
-            driver.set_descriptor(0, index, BUFFERS, 16, NEXT | WRITE, if index == 7 { 1 } else { index + 1 });
+            driver.set_descriptor(driver.attacked(), index, BUFFERS, 16, NEXT | WRITE, if index == 7 { 1 } else { index + 1 });
         }
-        driver.publish(0, 0);
+        driver.publish(driver.attacked(), 0);
     });
 }
 
 #[test]
 fn indices_out_of_range() {
     for index in [64, 65, 0x8000, u16::MAX] {
-        expect_stop("descriptor index", |driver| driver.publish(0, index));
+        expect_stop("descriptor index", |driver| driver.publish(driver.attacked(), index));
         expect_stop("descriptor index", |driver| {
-            driver.set_descriptor(0, 0, BUFFERS, 16, NEXT | WRITE, index);
-            driver.publish(0, 0);
+            driver.set_descriptor(driver.attacked(), 0, BUFFERS, 16, NEXT | WRITE, index);
+            driver.publish(driver.attacked(), 0);
         });
     }
 }
@@ -142,15 +149,15 @@ fn addresses_out_of_range() {
     for (address, length) in cases {
         for flags in [0, WRITE] {
             expect_stop("are not memory", |driver| {
-                driver.set_descriptor(0, 0, address, length, flags, 0);
-                driver.publish(0, 0);
+                driver.set_descriptor(driver.attacked(), 0, address, length, flags, 0);
+                driver.publish(driver.attacked(), 0);
             });
         }
         // The same behind a good one.
         expect_stop("are not memory", |driver| {
-            driver.set_descriptor(0, 0, BUFFERS, 16, NEXT | WRITE, 1);
-            driver.set_descriptor(0, 1, address, length, WRITE, 0);
-            driver.publish(0, 0);
+            driver.set_descriptor(driver.attacked(), 0, BUFFERS, 16, NEXT | WRITE, 1);
+            driver.set_descriptor(driver.attacked(), 1, address, length, WRITE, 0);
+            driver.publish(driver.attacked(), 0);
         });
     }
 }
@@ -159,14 +166,14 @@ fn addresses_out_of_range() {
 fn indirect_tables() {
     for flags in [INDIRECT, INDIRECT | NEXT, INDIRECT | WRITE] {
         expect_stop("indirect", |driver| {
-            driver.set_descriptor(0, 0, BUFFERS, 64, flags, 1);
-            driver.set_descriptor(0, 1, BUFFERS, 64, WRITE, 0);
-            driver.publish(0, 0);
+            driver.set_descriptor(driver.attacked(), 0, BUFFERS, 64, flags, 1);
+            driver.set_descriptor(driver.attacked(), 1, BUFFERS, 64, WRITE, 0);
+            driver.publish(driver.attacked(), 0);
         });
         expect_stop("indirect", |driver| {
-            driver.set_descriptor(0, 0, BUFFERS, 64, NEXT | WRITE, 1);
-            driver.set_descriptor(0, 1, BUFFERS, 64, flags, 2);
-            driver.publish(0, 0);
+            driver.set_descriptor(driver.attacked(), 0, BUFFERS, 64, NEXT | WRITE, 1);
+            driver.set_descriptor(driver.attacked(), 1, BUFFERS, 64, flags, 2);
+            driver.publish(driver.attacked(), 0);
         });
     }
 }
@@ -174,13 +181,13 @@ fn indirect_tables() {
 #[test]
 fn wrong_direction() {
     expect_stop("after a device-writable one", |driver| {
-        driver.set_chain(0, 0, &[Part::Writable(BUFFERS, 16), Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)]);
-        driver.publish(0, 0);
+        driver.set_chain(driver.attacked(), 0, &[Part::Writable(BUFFERS, 16), Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)]);
+        driver.publish(driver.attacked(), 0);
     });
     // Only readable: nowhere to answer, on either kind of device.
     expect_stop("", |driver| {
-        driver.set_chain(0, 0, &[Part::Readable(BUFFERS, 16), Part::Readable(BUFFERS, 16)]);
-        driver.publish(0, 0);
+        driver.set_chain(driver.attacked(), 0, &[Part::Readable(BUFFERS, 16), Part::Readable(BUFFERS, 16)]);
+        driver.publish(driver.attacked(), 0);
     });
 }
 
@@ -188,15 +195,15 @@ fn wrong_direction() {
 fn zero_lengths() {
     for flags in [0, WRITE, NEXT, NEXT | WRITE] {
         expect_stop("no length", |driver| {
-            driver.set_descriptor(0, 0, BUFFERS, 0, flags, 1);
-            driver.set_descriptor(0, 1, BUFFERS, 16, WRITE, 0);
-            driver.publish(0, 0);
+            driver.set_descriptor(driver.attacked(), 0, BUFFERS, 0, flags, 1);
+            driver.set_descriptor(driver.attacked(), 1, BUFFERS, 16, WRITE, 0);
+            driver.publish(driver.attacked(), 0);
         });
     }
     // Not even an address that is not there is looked at.
     expect_stop("no length", |driver| {
-        driver.set_descriptor(0, 0, u64::MAX, 0, WRITE, 0);
-        driver.publish(0, 0);
+        driver.set_descriptor(driver.attacked(), 0, u64::MAX, 0, WRITE, 0);
+        driver.publish(driver.attacked(), 0);
     });
 }
 
@@ -204,8 +211,8 @@ fn zero_lengths() {
 fn available_index_jumps() {
     for jump in [65, 66, 1000, 0x8000, u16::MAX] {
         expect_stop("available ring", |driver| {
-            driver.set_chain(0, 0, &[Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)]);
-            driver.set_available_index(0, jump);
+            driver.set_chain(driver.attacked(), 0, &[Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)]);
+            driver.set_available_index(driver.attacked(), jump);
         });
     }
 }
@@ -215,10 +222,10 @@ fn the_available_index_may_run_backwards_only_once() {
     for device in DEVICES {
         let mut driver = MockDriver::live(device());
         put_good_request(&driver, 0);
-        driver.kick(0);
-        assert_eq!(driver.used_index(0), 1);
-        driver.set_available_index(0, 0);
-        driver.kick(0);
+        driver.kick(driver.attacked());
+        assert_eq!(driver.used_index(driver.attacked()), 1);
+        driver.set_available_index(driver.attacked(), 0);
+        driver.kick(driver.attacked());
         assert!(driver.needs_reset());
     }
 }
@@ -234,9 +241,9 @@ fn a_block_request_needs_a_header_and_a_status() {
     ];
     for parts in short {
         let mut driver = MockDriver::live(writable_disk());
-        driver.set_chain(0, 0, &parts);
-        driver.publish(0, 0);
-        driver.kick(0);
+        driver.set_chain(driver.attacked(), 0, &parts);
+        driver.publish(driver.attacked(), 0);
+        driver.kick(driver.attacked());
         assert!(driver.needs_reset(), "{parts:?}");
         works_after_reset(&mut driver);
     }
@@ -246,10 +253,10 @@ fn a_block_request_needs_a_header_and_a_status() {
     let mut parts: Vec<_> = (0..16).map(|at| Part::Readable(BUFFERS + at, 1)).collect();
     parts.push(Part::Writable(HIGH_START, 513));
     driver.fill(HIGH_START + 512, &[9]);
-    driver.set_chain(0, 0, &parts);
-    driver.publish(0, 0);
-    driver.kick(0);
-    assert_eq!(driver.used_index(0), 1);
+    driver.set_chain(driver.attacked(), 0, &parts);
+    driver.publish(driver.attacked(), 0);
+    driver.kick(driver.attacked());
+    assert_eq!(driver.used_index(driver.attacked()), 1);
     assert_eq!(driver.bytes(HIGH_START + 511, 2), [0x22, 0]);
 }
 
@@ -258,16 +265,16 @@ fn chains_as_long_as_the_queue_are_served() {
     for device in DEVICES {
         let mut driver = MockDriver::live(device());
         driver.fill(BUFFERS, &[0; 16]);
-        let size = if driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_DEVICE_ID) == 2 { 64 } else { 8 };
+        let size = driver.rings(driver.attacked()).size as usize;
         let mut parts = vec![Part::Writable(HIGH_START, 1024); size];
         if size == 64 {
             parts[0] = Part::Readable(BUFFERS, 16);
         }
-        driver.set_chain(0, 0, &parts);
-        driver.publish(0, 0);
-        driver.kick(0);
+        driver.set_chain(driver.attacked(), 0, &parts);
+        driver.publish(driver.attacked(), 0);
+        driver.kick(driver.attacked());
         assert!(!driver.needs_reset());
-        assert_eq!(driver.used_index(0), 1);
+        assert_eq!(driver.used_index(driver.attacked()), 1);
     }
 }
 
@@ -283,9 +290,9 @@ fn all_of_memory_in_one_request_is_an_io_error() {
         parts.extend([Part::Readable(HIGH_START, all); 30]);
         parts.extend([Part::Writable(HIGH_START, all); 30]);
         parts.push(Part::Writable(BUFFERS + 64, 1));
-        driver.set_chain(0, 0, &parts);
-        driver.publish(0, 0);
-        driver.kick(0);
+        driver.set_chain(driver.attacked(), 0, &parts);
+        driver.publish(driver.attacked(), 0);
+        driver.kick(driver.attacked());
         assert!(!driver.needs_reset());
         let status = driver.bytes(BUFFERS + 64, 1)[0];
         // FLUSH and GET_ID need no data and take no notice of it.
@@ -327,12 +334,12 @@ fn buffers_may_cross_from_one_region_into_the_next() {
     let memory = Arc::new(GuestMemory::from_ranges(&regions).unwrap());
     let mut driver = MockDriver::with_memory(entropy(), memory);
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(0, Rings::of(0, 8));
+    driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
     driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
-    driver.set_chain(0, 0, &[Part::Writable(0x10_0000 - 32, 64)]);
-    driver.publish(0, 0);
-    driver.kick(0);
-    assert_eq!(driver.last_used(0), (0, 64));
+    driver.set_chain(driver.attacked(), 0, &[Part::Writable(0x10_0000 - 32, 64)]);
+    driver.publish(driver.attacked(), 0);
+    driver.kick(driver.attacked());
+    assert_eq!(driver.last_used(driver.attacked()), (0, 64));
     assert_ne!(driver.bytes(0x10_0000 - 32, 32), [0; 32]);
     assert_ne!(driver.bytes(0x10_0000, 32), [0; 32]);
 }
@@ -374,6 +381,7 @@ fn attack() -> impl Strategy<Value = Attack> {
         1 => prop::sample::select(vec![LOW_END - 1, LOW_END, HIGH_START - 1, HIGH_END - 512, HIGH_END - 1, u64::MAX]),
         // The rings themselves.
         2 => 0x1_0000_u64..0x1_9000,
+        1 => 0x3_0000_u64..0x3_9000,
         1 => any::<u64>(),
     ];
     let length = prop_oneof![
@@ -401,7 +409,7 @@ fn attack() -> impl Strategy<Value = Attack> {
         6 => Just(Attack::Kick),
         2 => Just(Attack::HostReady),
         1 => prop::sample::select(vec![0_u32, 1, 3, 11, 15, 128]).prop_map(Attack::Status),
-        1 => prop_oneof![2 => prop::sample::select(vec![Rings::of(0, 8), Rings::of(0, 64)]), 1 => rings()]
+        1 => prop_oneof![2 => prop::sample::select(vec![Rings::of(0, 8), Rings::of(0, 32), Rings::of(0, 64)]), 1 => rings()]
             .prop_map(Attack::SetUp),
     ]
 }
@@ -415,7 +423,7 @@ fn carry_out(driver: &mut MockDriver, attack: Attack) {
             bytes[8..12].copy_from_slice(&length.to_le_bytes());
             bytes[12..14].copy_from_slice(&flags.to_le_bytes());
             bytes[14..].copy_from_slice(&next.to_le_bytes());
-            let table = driver.rings(0).descriptors;
+            let table = driver.rings(driver.attacked()).descriptors;
             let _ = memory.write_slice(&bytes, GuestAddress(table + 16 * u64::from(index)));
         }
         Attack::Header { address, kind, sector } => {
@@ -423,31 +431,32 @@ fn carry_out(driver: &mut MockDriver, attack: Attack) {
             let _ = memory.write_obj(sector, GuestAddress(address.wrapping_add(8)));
         }
         Attack::Good(first) => {
-            if driver.rings(0) == Rings::of(0, driver.rings(0).size) {
+            let rings = driver.rings(driver.attacked());
+            if (0..3).any(|place| rings == Rings::of(place, rings.size)) {
                 put_good_request(driver, first);
             }
         }
         Attack::Publish(head) => {
-            let rings = driver.rings(0);
+            let rings = driver.rings(driver.attacked());
             let index: u16 = memory.read_obj(GuestAddress(rings.available.wrapping_add(2))).unwrap_or(0);
             let slot = u64::from(index) % u64::from(rings.size.max(1));
             let _ = memory.write_obj(head, GuestAddress(rings.available.wrapping_add(4 + 2 * slot)));
             let _ = memory.write_obj(index.wrapping_add(1), GuestAddress(rings.available.wrapping_add(2)));
         }
         Attack::AvailableIndex(index) => {
-            let _ = memory.write_obj(index, GuestAddress(driver.rings(0).available.wrapping_add(2)));
+            let _ = memory.write_obj(index, GuestAddress(driver.rings(driver.attacked()).available.wrapping_add(2)));
         }
         Attack::Scribble { address, bytes } => {
             let _ = memory.write_slice(&bytes, GuestAddress(address));
         }
         // Rings on top of each other may keep a device busy for ever; each turn must end, and that is all.
-        Attack::Kick => _ = driver.kick_for(0, 20),
+        Attack::Kick => _ = driver.kick_for(driver.attacked(), 20),
         Attack::HostReady => driver.transport.host_ready(),
         Attack::Status(status) => driver.write(VIRTIO_MMIO_STATUS, status),
         Attack::SetUp(rings) => {
             driver.write(VIRTIO_MMIO_STATUS, 0);
             driver.negotiate(VERSION_1);
-            driver.set_up_queue(0, rings);
+            driver.set_up_queue(driver.attacked(), rings);
             driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
         }
     }
@@ -475,12 +484,12 @@ proptest! {
 fn works_after_reset_or_waits(driver: &mut MockDriver) {
     driver.write(VIRTIO_MMIO_STATUS, 0);
     driver.negotiate(VERSION_1);
-    driver.set_up_queue(0, Rings::of(0, 8));
+    driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
     driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
     put_good_request(driver, 0);
     let start = Instant::now();
-    driver.kick_for(0, 1);
-    while driver.used_index(0) == 0 {
+    driver.kick_for(driver.attacked(), 1);
+    while driver.used_index(driver.attacked()) == 0 {
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", driver.transport);
         thread::sleep(Duration::from_millis(5));
         if driver.host_fd_is_readable() {
@@ -518,11 +527,11 @@ fn memory_that_changes_under_the_device() {
         while start.elapsed() < Duration::from_millis(300) {
             driver.write(VIRTIO_MMIO_STATUS, 0);
             driver.negotiate(VERSION_1);
-            driver.set_up_queue(0, Rings::of(0, 8));
+            driver.set_up_queue(driver.attacked(), Rings::of(0, 8));
             driver.set_status(VIRTIO_CONFIG_S_DRIVER_OK);
             for first in [0, 4] {
                 put_good_request(&driver, first);
-                driver.kick_for(0, 3);
+                driver.kick_for(driver.attacked(), 3);
             }
             stops += u32::from(driver.needs_reset());
         }

@@ -107,6 +107,11 @@ impl MockDriver {
         Self::live_without(device, 0)
     }
 
+    /// The queue that an attacker goes for: the last, where a device with several takes its requests.
+    pub fn attacked(&self) -> usize {
+        self.rings.len() - 1
+    }
+
     /// Where `queue`'s rings were last said to be.
     pub fn rings(&self, queue: usize) -> Rings {
         self.rings[queue]
@@ -150,8 +155,8 @@ impl MockDriver {
         self.set_status(VIRTIO_CONFIG_S_FEATURES_OK) & VIRTIO_CONFIG_S_FEATURES_OK != 0
     }
 
-    pub fn set_up_queue(&mut self, queue: u32, rings: Rings) {
-        self.write(VIRTIO_MMIO_QUEUE_SEL, queue);
+    pub fn set_up_queue(&mut self, queue: usize, rings: Rings) {
+        self.write(VIRTIO_MMIO_QUEUE_SEL, queue as u32);
         self.write(VIRTIO_MMIO_QUEUE_NUM, rings.size);
         for (low, high, address) in [
             (VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, rings.descriptors),
@@ -166,7 +171,7 @@ impl MockDriver {
             let _ = self.memory.write_obj(0_u16, GuestAddress(ring.wrapping_add(2)));
         }
         self.write(VIRTIO_MMIO_QUEUE_READY, 1);
-        self.rings[queue as usize] = rings;
+        self.rings[queue] = rings;
     }
 
     /// Whether the device gave up.
@@ -226,8 +231,8 @@ impl MockDriver {
 
     /// Notifies `queue` by its register, then lets the device's own descriptor be served like the event loop does, for
     /// at most `turns` times. Returns whether the device still wanted more.
-    pub fn kick_for(&mut self, queue: u32, turns: usize) -> bool {
-        self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue);
+    pub fn kick_for(&mut self, queue: usize, turns: usize) -> bool {
+        self.write(VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
         for _ in 0..turns {
             if !self.host_fd_is_readable() {
                 return false;
@@ -238,7 +243,7 @@ impl MockDriver {
     }
 
     /// As [`MockDriver::kick_for`]; a device that does not come to rest fails the test.
-    pub fn kick(&mut self, queue: u32) {
+    pub fn kick(&mut self, queue: usize) {
         assert!(!self.kick_for(queue, 10_000), "the device spins");
     }
 
