@@ -1,11 +1,7 @@
 //! Guest memory and its memslots. Owns the mappings; called by [`crate::machine`] and, where memory is given back, by
 //! the event loop and [`crate::devices::virtio::balloon`].
 
-use crate::{
-    arch::x86_64::layout,
-    devices::virtio::device::GuestMemory,
-    snapshot::memory_map::host_parts,
-};
+use crate::{arch::x86_64::layout, devices::virtio::device::GuestMemory, snapshot::memory_map::host_parts};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use sandboxvm_protocol::machine::MemorySize;

@@ -243,7 +243,8 @@ fn build(
     let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
     let (disks, mut devices) = Disks::open(disks)?;
     add_common_devices(&mut devices, config.vsock.cid, vsock)?;
-    let mut parts = MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
+    let mut parts =
+        MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
     let (machine, origin) = match config.source {
         MachineSource::Boot { kernel, cmdline_extra } => {
             let kernel = File::from(fds.take(kernel, "the kernel")?);

@@ -4,11 +4,9 @@
 use super::{BEING_WRITTEN, EventLoop, Source, failed, nanoseconds_since};
 use crate::{
     descriptors::ReceivedFds,
-    devices::virtio::device::GuestMemory,
     disks::{Merging, take_files},
     snapshot::{
-        pagemap,
-        released::union,
+        candidates::{Known, candidates},
         taking::{Taking, Writing},
         tracking::WriteTracking,
     },
@@ -17,7 +15,6 @@ use rustix::event::epoll::{self, EventFlags};
 use sandboxvm_protocol::vmm::{ControlReply, MergeLayersRequest, SnapshotRequest};
 use std::{
     fs::File,
-    io,
     ops::Range,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
@@ -70,15 +67,20 @@ impl EventLoop {
         let released = parts.released.take();
         let taking = (|| {
             let state = parts.machine.save().map_err(|error| error.to_string())?;
-            let candidates = written_pages(&mut tracking, &pagemap, parts.machine.memory())
+            let known = Known {
+                memory: parts.machine.memory(),
+                pagemap: &pagemap,
+                origin: parts.origin.as_ref(),
+                baseline: &parts.baseline,
+                released: &released,
+            };
+            let candidates = candidates(&known, &mut tracking)
                 .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
             parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
-            // Where the last snapshot is what memory was mapped from, a page that was given back reads as it has it.
-            let same_beneath = parts.baseline.is_beneath(parts.origin.as_ref());
             let writing = Writing {
                 memory: parts.machine.memory(),
                 memory_size: parts.machine.memory_size(),
-                candidates: if same_beneath { candidates } else { union(candidates, released.clone()) },
+                candidates,
                 baseline: &parts.baseline,
                 state,
                 disks: &parts.disks,
@@ -93,7 +95,9 @@ impl EventLoop {
         }
         let kept = released.clone();
         taking
-            .and_then(|taking| self.await_writer(Work::Snapshot(Box::new(BeingTaken { taking, tracking, released })), id))
+            .and_then(|taking| {
+                self.await_writer(Work::Snapshot(Box::new(BeingTaken { taking, tracking, released })), id)
+            })
             .inspect_err(|_| self.parts.released.put_back(kept))
     }
 
@@ -165,20 +169,4 @@ impl EventLoop {
         let merged = self.merged.take_if(|(_, by)| *by == id).ok_or("no disk layers were merged on this connection")?;
         self.parts.disks.use_merged(merged.0).map_err(|error| error.to_string())
     }
-}
-
-/// Pages that may differ from the last snapshot; from here on `tracking` is of what is written after this one.
-fn written_pages(
-    tracking: &mut Option<WriteTracking>,
-    pagemap: &File,
-    memory: &GuestMemory,
-) -> io::Result<Vec<Range<u64>>> {
-    if let Some(Ok(written)) = tracking.as_ref().map(|tracking| tracking.take(memory, pagemap)) {
-        return Ok(written);
-    }
-    // In this order: the marks that tracking leaves where nothing was ever touched read as swapped pages there.
-    let written = pagemap::written_pages(pagemap, memory)?;
-    // An older kernel has no such thing: then every snapshot looks at all that was ever written.
-    *tracking = WriteTracking::begin(memory, pagemap).ok();
-    Ok(written)
 }

@@ -7,6 +7,7 @@
 //!
 //! Called by [`crate::event_loop`] (take, reset) and `main` (restore). Knows descriptors, never paths.
 
+pub mod candidates;
 pub mod format;
 #[cfg(test)]
 mod golden_tests;

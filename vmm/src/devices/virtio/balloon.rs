@@ -302,7 +302,11 @@ mod tests {
             let (mut driver, _) = driver();
             fill(&driver);
             let rings = driver.rings(REPORTING);
-            driver.set_chain(REPORTING, 0, &[Part::Writable(rings.descriptors, length), Part::Writable(HIGH_START, 4096)]);
+            driver.set_chain(
+                REPORTING,
+                0,
+                &[Part::Writable(rings.descriptors, length), Part::Writable(HIGH_START, 4096)],
+            );
             driver.publish(REPORTING, 0);
             driver.kick(REPORTING);
             // It was read before it went, so the second buffer counts.

@@ -112,7 +112,14 @@ fn descriptor_loops() {
     // One that starts good, and whose every descriptor but the last is on it once only.
     expect_stop("loops", |driver| {
         for index in 0..8 {
-            driver.set_descriptor(driver.attacked(), index, BUFFERS, 16, NEXT | WRITE, if index == 7 { 1 } else { index + 1 });
+            driver.set_descriptor(
+                driver.attacked(),
+                index,
+                BUFFERS,
+                16,
+                NEXT | WRITE,
+                if index == 7 { 1 } else { index + 1 },
+            );
         }
         driver.publish(driver.attacked(), 0);
     });
@@ -181,7 +188,11 @@ fn indirect_tables() {
 #[test]
 fn wrong_direction() {
     expect_stop("after a device-writable one", |driver| {
-        driver.set_chain(driver.attacked(), 0, &[Part::Writable(BUFFERS, 16), Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)]);
+        driver.set_chain(
+            driver.attacked(),
+            0,
+            &[Part::Writable(BUFFERS, 16), Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)],
+        );
         driver.publish(driver.attacked(), 0);
     });
     // Only readable: nowhere to answer, on either kind of device.
