@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field
 //! 0       8     magic "SVMSTATE"
-//! 8       4     format version, little endian
+//! 8       4     format version, little endian: 1 or 2
 //! 12      4     body length in bytes, at most MAX_BODY
 //! 16      4     CRC-32 (IEEE) of the body
 //! 20      4     CRC-32 of the 20 bytes before
@@ -14,7 +14,6 @@
 
 use super::SnapshotState;
 use std::{
-    cmp::Ordering,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -22,8 +21,10 @@ use std::{
 
 /// First bytes of every state file.
 pub const MAGIC: [u8; 8] = *b"SVMSTATE";
-/// Version written and read. Older ones are refused: a guest's state is tied to the devices of its time.
-pub const VERSION: u32 = 1;
+/// Version written. 2 has the balloon among the devices: a build that knows version 1 only has none to restore.
+pub const VERSION: u32 = 2;
+/// Oldest version read. The body of version 1 is the same, and says itself which devices there are.
+pub const OLDEST_VERSION: u32 = 1;
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 24;
 /// Largest body in bytes: eight vCPUs, all devices and a memory map of the most extents are well below.
@@ -52,8 +53,8 @@ pub enum FormatError {
     Magic,
     /// Written by an older build.
     #[error(
-        "the snapshot has format version {0}, which is older than version {VERSION} that this build reads: a machine \
-         only goes on over the devices of its time; make it again with this build"
+        "the snapshot has format version {0}, which is older than version {OLDEST_VERSION}, the oldest that this build \
+         reads: a machine only goes on over the devices of its time; make it again with this build"
     )]
     Older(u32),
     /// Written by a newer build.
@@ -118,10 +119,10 @@ pub fn decode(bytes: &[u8]) -> Result<SnapshotState, FormatError> {
         return Err(FormatError::Magic);
     }
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    match word(8).cmp(&VERSION) {
-        Ordering::Less => return Err(FormatError::Older(word(8))),
-        Ordering::Greater => return Err(FormatError::Newer(word(8))),
-        Ordering::Equal => {}
+    match word(8) {
+        version if version < OLDEST_VERSION => return Err(FormatError::Older(version)),
+        version if version > VERSION => return Err(FormatError::Newer(version)),
+        _ => {}
     }
     if crc32fast::hash(&header[..20]) != word(20) {
         return Err(FormatError::Checksum("header"));

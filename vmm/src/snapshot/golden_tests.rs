@@ -1,5 +1,6 @@
-//! A snapshot kept as bytes (`vmm/tests/golden`): format version 1 as a build of its time wrote it, of a bare machine
-//! without Linux. What is written today must be those bytes, and what is pinned must still come to life in real KVM.
+//! Snapshots kept as bytes (`vmm/tests/golden`): each format version that is read, as a build of its time wrote it, of a
+//! bare machine without Linux. What is written today must be the newest one's bytes, and all that is pinned must still
+//! come to life in real KVM.
 //!
 //! The golden machine was made on one processor and is to go on on any. So what belongs to the processor (CPUID, MSRs,
 //! XCRs, XSAVE area) and the host mode are the present host's in the test that runs it; a real restore refuses another
@@ -12,7 +13,8 @@
 use super::{
     MachineState, SnapshotState,
     format::{self, FormatError},
-    memory_map::{MemoryMap, PAGE},
+    memory_map::{MemoryMap, PAGE, page_count},
+    released::ReleasedPages,
 };
 use crate::{
     arch::x86_64::{host_mode, layout},
@@ -21,8 +23,9 @@ use crate::{
         board::lock,
         console::SerialState,
         virtio::{
+            balloon::{self, BalloonDevice},
             block::BlockDevice,
-            device::{GuestMemory, VirtioDevice},
+            device::{DeviceType, GuestMemory, VirtioDevice},
             rng::RngDevice,
             transport::{QueueRegisters, QueueState, TransportState},
             vsock::VsockDevice,
@@ -56,6 +59,11 @@ const QUEUE: u64 = CODE + 2 * PAGE;
 const ENTROPY: u64 = CODE + 3 * PAGE;
 /// Position of the entropy device among the virtio devices of every machine: after the disks.
 const RNG: usize = 2;
+/// The balloon's queue of free pages, and one that the guest gives back.
+const REPORTS: u64 = QUEUE + 0x400;
+const FREE: u64 = CODE + 4 * PAGE;
+/// Position of the balloon: the last, from version 2 on.
+const BALLOON: usize = 4;
 /// Where the rings are behind the descriptors.
 const AVAILABLE: u64 = 0x80;
 const USED: u64 = 0x100;
@@ -85,8 +93,9 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-fn pinned() -> (Vec<u8>, SnapshotState) {
-    let bytes = fs::read(golden("state-v1.bin")).expect("the golden state file is kept in the repository");
+fn pinned(version: u32) -> (Vec<u8>, SnapshotState) {
+    let bytes =
+        fs::read(golden(&format!("state-v{version}.bin"))).expect("the golden state file is kept in the repository");
     let state = format::decode(&bytes).unwrap_or_else(|error| panic!("{error}\n{CHANGED}"));
     (bytes, state)
 }
@@ -112,7 +121,7 @@ struct Rig {
 
 impl Rig {
     /// As every machine is built, with small disks.
-    fn build(make: impl FnOnce(MachineParts) -> Machine) -> (Self, Machine) {
+    fn build(with_balloon: bool, make: impl FnOnce(MachineParts) -> Machine) -> (Self, Machine) {
         let vsock = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(vsock.path().join("vsock")).unwrap();
         let disk = || {
@@ -120,14 +129,18 @@ impl Rig {
             file.set_len(1 << 20).unwrap();
             file
         };
-        let devices: Vec<Box<dyn VirtioDevice>> = vec![
+        let memory = Arc::new(memory::allocate(size()).unwrap());
+        let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
             Box::new(BlockDevice::read_only(disk()).unwrap()),
             Box::new(BlockDevice::writable(disk(), vec![tempfile::tempfile().unwrap()]).unwrap()),
             Box::new(RngDevice::new().unwrap()),
             Box::new(VsockDevice::new(GuestCid::DEFAULT, listener).unwrap()),
         ];
+        if with_balloon {
+            let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
+            devices.push(Box::new(BalloonDevice::new(released).unwrap()));
+        }
         let kvm = machine::open_kvm().expect("KVM; SANDBOXVM_NO_KVM=1 leaves this test out");
-        let memory = Arc::new(memory::allocate(size()).unwrap());
         let console = tempfile::tempfile().unwrap();
         let parts = MachineParts {
             start_times: StartTimes::of_fork(),
@@ -147,38 +160,53 @@ impl Rig {
         let kernel = tempfile::tempfile().unwrap();
         kernel.write_all_at(&elf(), 0).unwrap();
         let boot = BootParts { vcpus: VcpuCount::ONE, kernel, cmdline_extra: String::new() };
-        Self::build(|parts| Machine::boot(parts, boot).unwrap())
+        Self::build(true, |parts| Machine::boot(parts, boot).unwrap())
     }
 
-    /// Sets the entropy device up as a driver does, with one descriptor for all requests.
-    fn set_up_entropy(&self, machine: &Machine) {
-        let window = layout::VIRTIO_MMIO + RNG as u64 * layout::VIRTIO_MMIO_SIZE;
+    /// Sets a device up as a driver does that uses one queue, at `place`, with one descriptor for all requests: `length`
+    /// bytes at `buffer`, for the device to write.
+    fn set_up(&self, machine: &Machine, device: usize, features: u32, queue: usize, place: u64, buffer: (u64, u32)) {
+        let window = layout::VIRTIO_MMIO + device as u64 * layout::VIRTIO_MMIO_SIZE;
         let write = |register: u64, value: u32| {
             machine.board().mmio_write(window + register, &value.to_le_bytes()).unwrap();
         };
         let low = |address: u64| u32::try_from(address).unwrap();
         for (register, value) in [
-            // Status: ACKNOWLEDGE, DRIVER; DriverFeatures: VERSION_1 (bit 32); Status: FEATURES_OK.
+            // Status: ACKNOWLEDGE, DRIVER; DriverFeatures: the low half, then VERSION_1 (bit 32); Status: FEATURES_OK.
             (0x70, 1),
             (0x70, 3),
+            (0x24, 0),
+            (0x20, features),
             (0x24, 1),
             (0x20, 1),
             (0x70, 11),
-            // Queue 0: four descriptors, and where its parts are; ready. Status: DRIVER_OK.
-            (0x30, 0),
+            // The queue: four descriptors, and where its parts are; ready. Status: DRIVER_OK.
+            (0x30, u32::try_from(queue).unwrap()),
             (0x38, 4),
-            (0x80, low(QUEUE)),
-            (0x90, low(QUEUE + AVAILABLE)),
-            (0xa0, low(QUEUE + USED)),
+            (0x80, low(place)),
+            (0x90, low(place + AVAILABLE)),
+            (0xa0, low(place + USED)),
             (0x44, 1),
             (0x70, 15),
         ] {
             write(register, value);
         }
         let write_only: u16 = 2;
-        self.memory.write_obj(ENTROPY, GuestAddress(QUEUE)).unwrap();
-        self.memory.write_obj(16_u32, GuestAddress(QUEUE + 8)).unwrap();
-        self.memory.write_obj(write_only, GuestAddress(QUEUE + 12)).unwrap();
+        self.memory.write_obj(buffer.0, GuestAddress(place)).unwrap();
+        self.memory.write_obj(buffer.1, GuestAddress(place + 8)).unwrap();
+        self.memory.write_obj(write_only, GuestAddress(place + 12)).unwrap();
+    }
+
+    /// Has the balloon take report `number`, the first being 1. Returns what the page reads as then, having been 7, and
+    /// how many reports it says to have taken.
+    fn give_back(&self, machine: &Machine, number: u16) -> (u8, u16) {
+        self.memory.write_obj(7_u8, GuestAddress(FREE)).unwrap();
+        self.memory.write_obj(number, GuestAddress(REPORTS + AVAILABLE + 2)).unwrap();
+        lock(&machine.board().virtio()[BALLOON]).queue_notified(balloon::REPORTING);
+        (
+            self.memory.read_obj(GuestAddress(FREE)).unwrap(),
+            self.memory.read_obj(GuestAddress(REPORTS + USED + 2)).unwrap(),
+        )
     }
 
     /// Has the entropy device serve request `number`, the first being 1. Returns what it gave, and how many requests
@@ -289,10 +317,11 @@ fn memory_text(memory: &GuestMemory) -> String {
 }
 
 /// The golden memory as a snapshot's memory file.
-fn memory_file() -> File {
+fn memory_file(version: u32) -> File {
     let file = tempfile::tempfile().unwrap();
     file.set_len(size().bytes()).unwrap();
-    let text = fs::read_to_string(golden("memory-v1.txt")).expect("the golden memory is kept in the repository");
+    let text = fs::read_to_string(golden(&format!("memory-v{version}.txt")))
+        .expect("the golden memory is kept in the repository");
     for line in text.lines() {
         let (page, hex) = line.split_once(' ').unwrap();
         let page = u64::from_str_radix(page.trim_start_matches("0x"), 16).unwrap();
@@ -309,9 +338,11 @@ fn memory_file() -> File {
 /// Runs the guest to its loop and keeps it as the golden files.
 fn make_golden() {
     let (rig, machine) = Rig::boot();
-    rig.set_up_entropy(&machine);
+    rig.set_up(&machine, RNG, 0, 0, QUEUE, (ENTROPY, 16));
     let (entropy, served) = rig.draw(&machine, 1);
     assert!(entropy != [0; 16] && served == 1);
+    rig.set_up(&machine, BALLOON, 1 << 5, balloon::REPORTING, REPORTS, (FREE, 4096));
+    assert_eq!(rig.give_back(&machine, 1), (0, 1));
     // The page directory beyond the first 2 MiB, to keep the file small: the guest does not go there.
     rig.memory.write_slice(&[0; 4088], GuestAddress(layout::PAGE_TABLES.0 + 0x2008)).unwrap();
     machine.resume();
@@ -324,9 +355,10 @@ fn make_golden() {
         machine: machine.save().unwrap(),
     };
     fs::create_dir_all(golden("")).unwrap();
-    fs::write(golden("state-v1.bin"), format::encode(&state).unwrap()).unwrap();
-    fs::write(golden("state-v1.txt"), in_words(&state)).unwrap();
-    fs::write(golden("memory-v1.txt"), memory_text(&rig.memory)).unwrap();
+    let version = format::VERSION;
+    fs::write(golden(&format!("state-v{version}.bin")), format::encode(&state).unwrap()).unwrap();
+    fs::write(golden(&format!("state-v{version}.txt")), in_words(&state)).unwrap();
+    fs::write(golden(&format!("memory-v{version}.txt")), memory_text(&rig.memory)).unwrap();
     machine.end();
 }
 
@@ -335,11 +367,16 @@ fn the_golden_state_is_read_and_written_as_it_was() {
     if std::env::var_os("UPDATE_GOLDEN").is_some_and(|value| value == "1") {
         make_golden();
     }
-    assert_eq!(format::VERSION, 1, "golden files of the new version belong beside those of the old; {CHANGED}");
-    let (bytes, state) = pinned();
-    assert!(format::encode(&state).unwrap() == bytes, "{CHANGED}");
-    let words = fs::read_to_string(golden("state-v1.txt")).unwrap();
-    assert_eq!(in_words(&state), words, "{CHANGED}");
+    assert_eq!(format::VERSION, 2, "golden files of the new version belong beside those of the old; {CHANGED}");
+    for version in format::OLDEST_VERSION..=format::VERSION {
+        let (bytes, state) = pinned(version);
+        let written = format::encode(&state).unwrap();
+        // The older ones' bodies are the same; what is written of them is of the newest version.
+        let from = if version == format::VERSION { 0 } else { format::HEADER_LEN };
+        assert!(written[from..] == bytes[from..], "{CHANGED}");
+        let words = fs::read_to_string(golden(&format!("state-v{version}.txt"))).unwrap();
+        assert_eq!(in_words(&state), words, "{CHANGED}");
+    }
 }
 
 #[test]
@@ -347,7 +384,13 @@ fn the_golden_machine_goes_on_where_it_stood() {
     if !kvm_is_wanted() {
         return;
     }
-    let (_, mut state) = pinned();
+    (format::OLDEST_VERSION..=format::VERSION).for_each(goes_on);
+}
+
+fn goes_on(version: u32) {
+    let (_, mut state) = pinned(version);
+    let has_balloon = state.machine.has(DeviceType::Balloon);
+    assert_eq!(has_balloon, version > 1);
     // See the module: what belongs to the processor is this one's, as a machine that boots here has it.
     let (_rig, here) = Rig::boot();
     let mut here = {
@@ -358,8 +401,8 @@ fn the_golden_machine_goes_on_where_it_stood() {
     state.machine.host_mode = here.host_mode;
     state.machine.vcpus[0].take_processor_of(here.vcpus.remove(0));
 
-    let files = [Arc::new(memory_file())];
-    let (rig, machine) = Rig::build(|parts| {
+    let files = [Arc::new(memory_file(version))];
+    let (rig, machine) = Rig::build(has_balloon, |parts| {
         state.memory.map_over(&parts.memory, &files).unwrap();
         Machine::restore(parts, &state.machine).unwrap()
     });
@@ -372,6 +415,11 @@ fn the_golden_machine_goes_on_where_it_stood() {
     let (entropy, served) = rig.draw(&machine, 2);
     assert_eq!(served, 2);
     assert_ne!(entropy, [0; 16]);
+    if has_balloon {
+        assert_eq!(restored.devices[BALLOON], state.machine.devices[BALLOON]);
+        // Nothing is mapped there: the page is zero again.
+        assert_eq!(rig.give_back(&machine, 2), (0, 2));
+    }
 
     rig.memory.write_obj(1_u8, GuestAddress(GO_ON)).unwrap();
     machine.resume();
@@ -388,7 +436,7 @@ fn the_golden_machine_goes_on_where_it_stood() {
 
 #[test]
 fn a_golden_state_of_another_version_is_refused_with_what_to_do() {
-    let (bytes, _) = pinned();
+    let (bytes, _) = pinned(format::VERSION);
     let refused = |version: u32| {
         let mut bytes = bytes.clone();
         bytes[8..12].copy_from_slice(&version.to_le_bytes());
@@ -399,7 +447,7 @@ fn a_golden_state_of_another_version_is_refused_with_what_to_do() {
     let older = refused(0);
     assert!(matches!(older, FormatError::Older(0)));
     assert!(older.to_string().contains("older") && older.to_string().contains("make it again"), "{older}");
-    let newer = refused(2);
-    assert!(matches!(newer, FormatError::Newer(2)));
+    let newer = refused(3);
+    assert!(matches!(newer, FormatError::Newer(3)));
     assert!(newer.to_string().contains("newer") && newer.to_string().contains("upgrade"), "{newer}");
 }
