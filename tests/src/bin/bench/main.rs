@@ -7,6 +7,7 @@ mod first_output;
 mod fork;
 mod neighbours;
 mod pool;
+mod reclaim;
 mod reset;
 mod restore;
 mod rig;
@@ -40,6 +41,8 @@ enum Benchmark {
     Snapshot(rig::Runs),
     /// What idle clones of one snapshot cost in memory
     Clones(clones::Arguments),
+    /// Memory that a guest frees, and what of it the host has back
+    Reclaim(reclaim::Arguments),
     /// How long one sandbox takes to answer while another is attacked from within
     Neighbours(neighbours::Arguments),
 }
@@ -54,6 +57,7 @@ fn main() {
         Benchmark::Reset(arguments) => reset::run(&arguments),
         Benchmark::Snapshot(arguments) => snapshot::run(&arguments),
         Benchmark::Clones(arguments) => clones::run(&arguments),
+        Benchmark::Reclaim(arguments) => reclaim::run(&arguments),
         Benchmark::Neighbours(arguments) => neighbours::run(&arguments),
     }
 }
