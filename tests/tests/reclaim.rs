@@ -9,10 +9,10 @@ use std::time::Duration;
 /// Linux reports what is free while that is more than 128 MiB (32 blocks of 4 MiB) and a reserve.
 const MEMORY_MIB: u64 = 256;
 /// What the guest takes and gives back; every page costs its kernel a fault, which is dear where that is interpreted.
-const TAKEN_MIB: u64 = 40;
+const TAKEN_MIB: u64 = 24;
 
 /// Takes that much memory, says so, and keeps it until its stdin ends.
-const TAKER: &str = r#"$| = 1; vec($taken, (40 << 20) - 1, 8) = 1; print "taken\n"; <STDIN>;"#;
+const TAKER: &str = r#"$| = 1; vec($taken, (24 << 20) - 1, 8) = 1; print "taken\n"; <STDIN>;"#;
 
 /// Memory of a guest that no other process shares, in MiB.
 fn private_mib(sandbox: &Sandbox<'_>) -> u64 {
@@ -25,8 +25,7 @@ fn private_mib(sandbox: &Sandbox<'_>) -> u64 {
 fn what_a_guest_frees_is_given_back_and_snapshots_of_that_are_true() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "256M", "--cold", "--name", "taker"]);
-    let sums = "seq 20000 > /dev/shm/kept; sha256sum /dev/shm/kept /bin/bash";
-    let expected = sandbox.sh(sums).succeeds().out();
+    let expected = sandbox.sh("seq 2000 > /dev/shm/kept; sha256sum /dev/shm/kept").succeeds().out();
     let before = private_mib(&sandbox);
 
     let mut taker =
@@ -45,11 +44,10 @@ fn what_a_guest_frees_is_given_back_and_snapshots_of_that_are_true() {
     });
     assert!(given_back.is_some(), "{before} MiB before, {taken} MiB then, still {} MiB", private_mib(&sandbox));
     home.snapshot("taker", "given-back");
-    assert_eq!(sandbox.sh("sha256sum /dev/shm/kept /bin/bash").succeeds().out(), expected);
     sandbox.remove();
 
     let restored = home.create(&["--from", "given-back"]);
-    let run = restored.sh("sha256sum /dev/shm/kept /bin/bash; dmesg | grep -c -e BUG: -e 'Bad page'").exits(1);
+    let run = restored.sh("sha256sum /dev/shm/kept; dmesg | grep -c -e BUG: -e 'Bad page'").exits(1);
     assert_eq!(run.out(), format!("{expected}0\n"));
     restored.remove();
     home.remove_snapshots();
