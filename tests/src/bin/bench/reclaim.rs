@@ -75,8 +75,11 @@ async fn reclaim(sandbox: &Sandbox, mib: u64) -> Reclaim {
         "vec($taken, ({mib} << 20) - 1, 8) = 1; open F, '>/dev/shm/taken'; close F; \
          select undef, undef, undef, 0.2 until -e '/dev/shm/free'"
     );
-    exec(sandbox, &["sh", "-c", "(setsid perl -e \"$0\"; > /dev/shm/freed) </dev/null >/dev/null 2>&1 &", &taker])
-        .await;
+    exec(
+        sandbox,
+        &["sh", "-c", "setsid sh -c 'perl -e \"$0\"; > /dev/shm/freed' \"$0\" </dev/null >/dev/null 2>&1 &", &taker],
+    )
+    .await;
     appears(sandbox, "/dev/shm/taken").await;
     let taken = private_mib();
     exec(sandbox, &["sh", "-c", "> /dev/shm/free"]).await;
