@@ -3,6 +3,7 @@
 //!
 //! - [`home`]: a fresh `SANDBOXVM_HOME`, the sandboxes made in it, and taking all of it away again.
 //! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
+//! - [`bare`]: machines without an operating system, whose kernel is a script of the test's.
 //! - [`seed`]: the booted machine that all homes share.
 //! - [`snapshots`]: the snapshots of a home.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
@@ -17,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 pub mod artefacts;
+pub mod bare;
 pub mod cli;
 pub mod home;
 pub mod leaks;

@@ -57,7 +57,8 @@ pub fn of_vmm(pid: u32, guest_mib: u64) -> VmmMemory {
     try_of_vmm(pid, guest_mib).unwrap_or_else(|| panic!("process {pid} maps no guest memory of {guest_mib} MiB"))
 }
 
-fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
+/// As [`of_vmm`]; `None` when there is no such process, or not with such memory.
+pub(crate) fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
     let mappings = mappings(pid)?;
     // The kernel may have merged a small neighbour into it, hence not exactly.
     let wanted = guest_mib * 1024..guest_mib * 1024 + 4096;

@@ -13,6 +13,7 @@ use crate::{
     machine::Machine,
     memory,
     snapshot::{format, released::ReleasedPages, tracking::WriteTracking, writer::Baseline},
+    spare_descriptor::SpareDescriptor,
     status::StatusFile,
 };
 use rustix::{
@@ -140,6 +141,8 @@ pub struct EventLoop {
     parts: Parts,
     connections: HashMap<u32, ControlConnection>,
     next_connection: u32,
+    /// To turn control connections away with.
+    spare: SpareDescriptor,
     told: Option<Phase>,
     /// What is being written beside the machine, and the connection that asked for it.
     writing: Option<(Work, u32)>,
@@ -185,6 +188,7 @@ impl EventLoop {
             parts,
             connections: HashMap::new(),
             next_connection: LAUNCHER + 1,
+            spare: SpareDescriptor::take(),
             told: None,
             writing: None,
             merged: None,
@@ -260,11 +264,8 @@ impl EventLoop {
     }
 
     fn accept(&mut self) -> Result<(), EventLoopError> {
-        let stream = match self.parts.listener.accept() {
-            Ok((stream, _)) => stream,
-            // The peer gave up, or we are out of descriptors for the moment: neither may end the machine.
-            Err(_) => return Ok(()),
-        };
+        // A peer that gave up, or that there is no descriptor for, does not end the machine.
+        let Some(stream) = self.spare.accept(&self.parts.listener) else { return Ok(()) };
         if self.connections.len() >= MAX_CONNECTIONS {
             return Ok(());
         }

@@ -24,6 +24,7 @@ pub mod probe;
 pub mod session;
 pub mod shared;
 pub mod snapshot;
+pub mod spare_descriptor;
 pub mod stats;
 pub mod status;
 pub mod timeline;

@@ -1,7 +1,10 @@
 //! `sandboxvm-vmm`: confines itself, takes one launch frame on standard input, builds the machine it describes, runs
 //! the guest, and exits when it is over. Started by the manager; with `--probe` it only says what KVM offers.
 
-use rustix::stdio::stdin;
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    stdio::stdin,
+};
 use sandboxvm_vmm::{probe, session, timeline};
 use std::{os::unix::net::UnixStream, process::ExitCode};
 
@@ -30,7 +33,26 @@ fn print_probe() -> ExitCode {
     if probe.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
 }
 
+/// A panic in one thread would leave the others to a machine that is half there: a vCPU that never comes to the gate, a
+/// device whose state is torn. So it ends the process, whichever thread it is in, forked children included.
+fn end_with_any_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("sandboxvm-vmm: this is a bug: {panic}");
+        std::process::exit(FAILURE.into());
+    }));
+}
+
+/// A machine has a descriptor for each connection to its guest, a thousand at most, and the usual limit of 1024 is there
+/// for programs that do not know how many they want.
+fn want_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused the usual number has to do.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 fn run(process_start: u64) -> ExitCode {
+    end_with_any_panic();
+    want_descriptors();
     // A session of its own: the signals of a terminal are not for a machine that outlives the command it was typed in.
     // It fails where this process leads its group already, which is as good.
     let _ = rustix::process::setsid();

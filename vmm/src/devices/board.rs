@@ -33,7 +33,7 @@ const WALL_CLOCK: u16 = 0x518;
 /// The last.
 const WALL_CLOCK_END: u16 = WALL_CLOCK + 7;
 
-/// Lock a device. A thread that panicked while holding it has ended the process already (panic = abort).
+/// Lock a device. A thread that panicked while holding it has ended the process already (see `main`).
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,19 @@
+//! A disk and a driver that does anything with it.
+
+use crate::{
+    driver::Driver,
+    input::{Input, file},
+};
+use sandboxvm_vmm::devices::virtio::block::BlockDevice;
+
+/// Input: which kind of disk, then what the driver does.
+pub fn block_device(data: &[u8]) {
+    let mut input = Input::new(data);
+    let Some(kind) = input.byte() else { return };
+    let device = if kind & 1 == 0 {
+        BlockDevice::read_only(file(&[0x11; 64 << 10]))
+    } else {
+        BlockDevice::writable(file(&[0x22; 64 << 10]), vec![file(b"")])
+    };
+    Driver::new(Box::new(device.expect("disks that can be"))).run(input, |_, _| ());
+}

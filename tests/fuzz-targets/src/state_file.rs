@@ -1,0 +1,139 @@
+//! A snapshot's state file from anybody, and what a restore does with it: decoded, its devices' states put into devices,
+//! its memory map laid over memory. KVM's own structures end here: they go to the kernel, which checks them.
+
+use crate::input::{Input, file};
+use sandboxvm_protocol::{identity::GuestCid, machine::MIB};
+use sandboxvm_vmm::{
+    devices::{
+        console::{BoundedLog, MIN_LIMIT, SerialConsole},
+        virtio::{
+            block::BlockDevice,
+            device::{GuestMemory, Interrupt, VirtioDevice},
+            rng::RngDevice,
+            transport::{MmioTransport, TransportState},
+            vsock::VsockDevice,
+        },
+    },
+    snapshot::{SnapshotState, format},
+};
+use std::{
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const MEMORY: usize = MIB as usize;
+
+/// Input: how it is taken, then a state file, or (bit 0) a body that gets a right header, or (bit 1) one device's state.
+pub fn state_file(data: &[u8]) {
+    let mut input = Input::new(data);
+    let Some(how) = input.byte() else { return };
+    if how & 2 == 2 {
+        if let Ok(state) = postcard::from_bytes::<TransportState>(input.rest()) {
+            restore_device(&state, how);
+        }
+        return;
+    }
+    let decoded = if how & 1 == 1 { format::decode(&with_header(input.rest())) } else { format::decode(input.rest()) };
+    let Ok(state) = decoded else { return };
+    // What decodes is what was encoded.
+    let again = format::encode(&state).expect("it came out of a file");
+    let again = format::decode(&again).expect("it was just encoded");
+    assert_eq!(again.memory, state.memory);
+    take_up(&state);
+}
+
+/// The file that holds this body.
+fn with_header(body: &[u8]) -> Vec<u8> {
+    let mut bytes = format::MAGIC.to_vec();
+    bytes.extend(format::VERSION.to_le_bytes());
+    bytes.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend(crc32fast::hash(body).to_le_bytes());
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn take_up(state: &SnapshotState) {
+    let memory = memory();
+    let page = Arc::new(file(&[7; 4096]));
+    page.set_len(MEMORY as u64).expect("a file in memory");
+    // Any files will do: the map says which it wants, and how long they must be.
+    let _ = state.memory.map_over(&memory, &[Arc::clone(&page), page]);
+    let log = BoundedLog::new(file(b""), MIN_LIMIT).expect("a file of our own");
+    let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
+    if let Ok(console) = SerialConsole::restored(line, log, &state.machine.serial) {
+        let _ = console.save();
+    }
+    for device in &state.machine.devices {
+        restore_device(device, 0);
+    }
+}
+
+fn memory() -> GuestMemory {
+    GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory for a small guest")
+}
+
+fn device_for(kind: u32, writable: bool) -> Box<dyn VirtioDevice> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    match kind {
+        2 if writable => {
+            Box::new(BlockDevice::writable(file(&[0; 8192]), vec![file(b"")]).expect("a disk that can be"))
+        }
+        2 => Box::new(BlockDevice::read_only(file(&[0; 8192])).expect("a disk that can be")),
+        19 => {
+            let name = format!("sandboxvm-fuzz-state-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            let address = SocketAddr::from_abstract_name(name).expect("a short name");
+            let listener = UnixListener::bind_addr(&address).expect("a name of our own");
+            Box::new(VsockDevice::new(GuestCid::DEFAULT, listener).expect("an epoll set"))
+        }
+        _ => Box::new(RngDevice::new().expect("a timer")),
+    }
+}
+
+/// What a restored device is put through before its machine runs, and just after.
+fn restore_device(state: &TransportState, how: u8) {
+    let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+    let device = device_for(state.device_type, how & 4 == 4);
+    let mut transport = MmioTransport::new(device, Arc::new(memory()), interrupt).expect("our devices' queues");
+    if transport.restore(state).is_err() {
+        return;
+    }
+    let saved = transport.save();
+    transport.notify_all();
+    for _ in 0..64 {
+        transport.host_ready();
+    }
+    // Saved again it can be restored again.
+    transport.restore(&saved).expect("a state that was restored once");
+}
+
+/// A device's state as a machine saves it, with `how` before it, to begin a corpus with.
+#[must_use]
+pub fn example(kind: u32) -> Vec<u8> {
+    let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+    let mut transport =
+        MmioTransport::new(device_for(kind, true), Arc::new(memory()), interrupt).expect("our devices' queues");
+    for (offset, value) in [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11_u32)] {
+        transport.write(offset, &value.to_le_bytes());
+    }
+    for queue in 0..u32::try_from(transport.queue_count()).expect("a few queues") {
+        let base = 0x1_0000 * (queue + 1);
+        for (offset, value) in
+            [(0x30, queue), (0x38, 4), (0x80, base), (0x90, base + 0x1000), (0xa0, base + 0x2000), (0x44, 1)]
+        {
+            transport.write(offset, &value.to_le_bytes());
+        }
+    }
+    transport.write(0x70, &15_u32.to_le_bytes());
+    let mut bytes = vec![2 | 4];
+    bytes.extend(postcard::to_stdvec(&transport.save()).expect("a small state"));
+    bytes
+}

@@ -1,0 +1,65 @@
+//! A virtqueue of any content. What must hold: every chain that is handed out is whole and lies in guest memory; there
+//! are no more of them than the queue is long; nothing panics.
+
+use crate::input::Input;
+use sandboxvm_vmm::devices::virtio::{chain::Chain, device::GuestMemory};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+const MEMORY: usize = 0x1_0000;
+
+/// Input: ring addresses and size, where the device is in the ring, then memory from its beginning.
+pub fn virtqueue(data: &[u8]) {
+    let _ = run(Input::new(data));
+}
+
+fn run(mut input: Input<'_>) -> Option<()> {
+    // Two regions with nothing between them, and one with a gap before it.
+    let ranges =
+        [(GuestAddress(0), MEMORY / 2), (GuestAddress(0x8000), MEMORY / 4), (GuestAddress(0x1_4000), MEMORY / 4)];
+    let memory = GuestMemory::from_ranges(&ranges).expect("memory for a small guest");
+    let mut queue = Queue::new(64).expect("a power of two");
+    let size = 1 << (input.byte()? % 7);
+    queue.try_set_size(size).expect("at most 64");
+    // Multiples of what the rings must be aligned to, in memory and somewhat beyond.
+    let mut place = |step: u64| Some(u64::from(input.half()?) * 2 / step * step);
+    let (table, available, used) = (place(16)?, place(2)?, place(4)?);
+    queue.try_set_desc_table_address(GuestAddress(table)).expect("aligned to 16");
+    queue.try_set_avail_ring_address(GuestAddress(available)).expect("aligned to 2");
+    queue.try_set_used_ring_address(GuestAddress(used)).expect("aligned to 4");
+    queue.set_event_idx(input.byte()? & 1 == 1);
+    queue.set_next_avail(input.half()?);
+    queue.set_next_used(input.half()?);
+    queue.set_ready(true);
+    let _ = memory.write_slice(input.rest(), GuestAddress(0)).is_ok_and(|()| true);
+    if !queue.is_valid(&memory) {
+        return None;
+    }
+    let mut chains = 0;
+    while let Ok(Some(mut chain)) = Chain::pop(&mut queue, &memory) {
+        chains += 1;
+        assert!(chains <= u32::from(size), "more chains than the queue has descriptors");
+        assert!(chain.head < size);
+        let total = chain.readable.len() + chain.writable.len();
+        assert!(total > 0 && total <= u64::from(u32::MAX));
+        let pieces: Vec<_> = chain.readable.slices().chain(chain.writable.slices()).map(|slice| slice.len()).collect();
+        assert!(pieces.iter().all(|length| *length > 0));
+        assert_eq!(pieces.iter().map(|length| *length as u64).sum::<u64>(), total);
+        // A buffer may be named many times, but each time it is one in memory.
+        assert!(total <= u64::from(size) * MEMORY as u64 && memory.num_regions() == 3);
+        let mut some = [0; 300];
+        let read = chain.readable.read(&mut some) as u64;
+        let status = chain.writable.split_last();
+        assert!(status.is_none_or(|status| status.len() == 1));
+        let written = chain.writable.write(&some) as u64;
+        chain.readable.advance(7);
+        chain.writable.write_zeros(5000);
+        assert!(read + written <= total);
+        // The ring itself may just have been written over.
+        if queue.add_used(&memory, chain.head, 1).is_err() || queue.needs_notification(&memory).is_err() {
+            break;
+        }
+    }
+    let _ = queue.enable_notification(&memory);
+    Some(())
+}

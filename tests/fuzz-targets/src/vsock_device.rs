@@ -1,0 +1,48 @@
+//! The vsock device between a driver and clients that both do anything: packets of any content, lines that are none,
+//! clients that come, write, read and go at any time.
+
+use crate::{driver::Driver, input::Input};
+use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_vmm::devices::virtio::vsock::VsockDevice;
+use std::{
+    io::{Read, Write},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Clients at once.
+const CLIENTS: usize = 20;
+
+/// Input: what the driver does, and in between what the clients do.
+pub fn vsock_device(data: &[u8]) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("sandboxvm-fuzz-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let address = SocketAddr::from_abstract_name(name).expect("a short name");
+    let listener = UnixListener::bind_addr(&address).expect("a name of our own");
+    let device = VsockDevice::new(GuestCid::DEFAULT, listener).expect("an epoll set");
+    let mut clients: Vec<UnixStream> = Vec::new();
+    Driver::new(Box::new(device)).run(Input::new(data), |action, input| {
+        let chosen = usize::from(action >> 3) % clients.len().max(1);
+        let is_room = clients.len() < CLIENTS;
+        match (action & 7, clients.get_mut(chosen)) {
+            (0..=2, _) if is_room => {
+                let Ok(mut client) = UnixStream::connect_addr(&address) else { return };
+                client.set_nonblocking(true).expect("a socket of our own");
+                // Whole lines to a low port, or whatever the input says.
+                let _ = match action & 7 {
+                    0 => client.write(format!("CONNECT {}\n", action >> 3).as_bytes()),
+                    _ => client.write(input.bytes(usize::from(action >> 3))),
+                };
+                clients.push(client);
+            }
+            (3 | 4, Some(client)) => drop(client.write(input.bytes(64))),
+            (5, Some(client)) => drop(client.read(&mut [0; 4096])),
+            (6, Some(client)) => drop(client.shutdown(std::net::Shutdown::Write)),
+            (7, Some(_)) => drop(clients.remove(chosen)),
+            _ => {}
+        }
+    });
+}

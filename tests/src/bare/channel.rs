@@ -1,0 +1,109 @@
+//! The launch channel after the launch: requests, their answers, and what the VMM tells of its own accord.
+
+use super::launch::send;
+use sandboxvm_protocol::{
+    frame::FrameDecoder,
+    vmm::{ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, VmmEvent, VmmMessage, WIRE},
+};
+use std::{
+    io::{ErrorKind, Read},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::{Duration, Instant},
+};
+
+/// What came of waiting.
+#[derive(Debug)]
+enum Received {
+    Message(VmmMessage),
+    /// The VMM closed it.
+    Closed,
+    /// Nothing in time.
+    Silence,
+}
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+    /// How the machine ended, once that was told.
+    pub(super) ended: Option<ExitReason>,
+    closed: bool,
+}
+
+impl Channel {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, decoder: FrameDecoder::new(WIRE, MAX_MESSAGE), ended: None, closed: false }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Received {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().expect("a VMM sends whole frames") {
+                let message = WIRE.decode_message(frame.body).expect("a VMM sends messages that decode");
+                if let VmmMessage::Event(VmmEvent::Ended(reason)) = &message {
+                    self.ended = Some(reason.clone());
+                }
+                return Received::Message(message);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Received::Silence;
+            }
+            self.stream.set_read_timeout(Some(left)).expect("a time to wait");
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => {
+                    self.closed = true;
+                    return Received::Closed;
+                }
+                Ok(read) => self.decoder.push(&bytes[..read]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    self.closed = true;
+                    return Received::Closed;
+                }
+                Err(error) => panic!("the launch channel: {error}"),
+            }
+        }
+    }
+
+    /// Waits until the VMM has closed the channel; false when it did not in time.
+    pub(super) fn wait_for_end(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        while !self.closed {
+            if matches!(self.receive(deadline), Received::Silence) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Asks, and waits for the answer; `None` when the machine ended instead.
+    ///
+    /// # Panics
+    /// When neither comes in time: then something in the VMM holds its event loop up.
+    pub(super) fn ask(&mut self, request: &ControlRequest, within: Duration) -> Option<ControlReply> {
+        self.ask_with(request, &[], within)
+    }
+
+    /// As [`Channel::ask`], with the files that the request names.
+    pub(super) fn ask_with(
+        &mut self,
+        request: &ControlRequest,
+        files: &[OwnedFd],
+        within: Duration,
+    ) -> Option<ControlReply> {
+        if self.closed {
+            return None;
+        }
+        send(&self.stream, request, files);
+        let deadline = Instant::now() + within;
+        loop {
+            match self.receive(deadline) {
+                Received::Message(VmmMessage::Reply(reply)) => return Some(reply),
+                Received::Message(VmmMessage::Event(_)) => {}
+                Received::Closed => return None,
+                Received::Silence => panic!("the VMM did not answer {request:?} within {within:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Starting the VMM's process and handing it a machine. Beside the manager's own code for that, which takes sandboxes
+//! only; [`sandboxvm_protocol::vmm::LaunchConfig`] is the contract of both.
+
+use super::machine::Shape;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use sandboxvm_protocol::{
+    frame::Message,
+    identity::{GuestCid, SandboxId},
+    machine::{MIB, MemorySize, VcpuCount},
+    vmm::{ConsoleConfig, DiskConfig, FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, MachineSource, VsockConfig, WIRE},
+};
+use std::{
+    fs::{self, File},
+    io::{IoSlice, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+/// The files of a machine, by the names the manager gives them.
+pub(super) const CONSOLE: &str = "console.log";
+pub(super) const LOG: &str = "vmm.log";
+pub(super) const VSOCK: &str = "vsock.sock";
+pub(super) const CONTROL: &str = "control.sock";
+/// The layer that the machine writes.
+pub(super) const LAYER: &str = "layer";
+
+pub(super) fn new_file(directory: &Path, name: &str) -> File {
+    File::options().read(true).write(true).create_new(true).open(directory.join(name)).expect("a new file")
+}
+
+/// A disk of this size whose first MiB is made of `byte`.
+fn disk(directory: &Path, name: &str, size: u64, byte: u8) -> OwnedFd {
+    let mut file = new_file(directory, name);
+    file.write_all(&vec![byte; 1 << 20]).expect("space for a disk");
+    file.set_len(size).expect("a sparse file");
+    file.into()
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub(super) enum Beginning<'a> {
+    /// An ELF file for a kernel.
+    Boot(&'a [u8]),
+    /// Another machine's snapshot.
+    Snapshot(&'a Saved),
+}
+
+/// The files of a snapshot.
+#[derive(Debug)]
+pub struct Saved {
+    pub(super) state: File,
+    pub(super) memory: File,
+    pub(super) layers: Vec<File>,
+}
+
+/// Starts `vmm` with all its files in `directory`, which is empty.
+///
+/// The devices come in this order: a read-only disk of ones, a writable one of twos, entropy, vsock.
+pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, shape: Shape) -> (Child, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    let log = new_file(directory, LOG);
+    let mut command = match shape.descriptor_limit {
+        None => Command::new(vmm),
+        // Executes the VMM in its own place: the process stays the same.
+        Some(limit) => {
+            let mut command = Command::new("/usr/bin/prlimit");
+            command.arg(format!("--nofile={limit}:{limit}")).arg(vmm);
+            command
+        }
+    };
+    command.env_clear().current_dir("/").stdin(Stdio::from(OwnedFd::from(theirs)));
+    let child = command.stdout(Stdio::null()).stderr(Stdio::from(log)).spawn().expect("the VMM can be executed");
+
+    let mut files: Vec<OwnedFd> = Vec::new();
+    let mut add = |file: OwnedFd| {
+        files.push(file);
+        FdIndex(u8::try_from(files.len() - 1).expect("a dozen files"))
+    };
+    let shared = |file: &File| OwnedFd::from(file.try_clone().expect("a descriptor"));
+    let listen = |name: &str| UnixListener::bind(directory.join(name)).expect("a short path");
+    let mut layers = Vec::new();
+    let source = match beginning {
+        Beginning::Boot(elf) => {
+            fs::write(directory.join("kernel"), elf).expect("a new file");
+            let kernel = add(File::open(directory.join("kernel")).expect("just written").into());
+            MachineSource::Boot { kernel, cmdline_extra: String::new() }
+        }
+        Beginning::Snapshot(saved) => {
+            layers.extend(saved.layers.iter().map(|layer| add(shared(layer))));
+            MachineSource::Snapshot { state: add(shared(&saved.state)), memory: vec![add(shared(&saved.memory))] }
+        }
+    };
+    layers.push(add(new_file(directory, LAYER).into()));
+    let config = LaunchConfig {
+        sandbox: SandboxId::try_from("bareguest".to_owned()).expect("letters"),
+        vcpus: VcpuCount::try_from(u32::from(shape.vcpus)).expect("a few"),
+        memory: MemorySize::try_from(shape.memory_mib * MIB).expect("a guest's memory"),
+        source,
+        disks: vec![
+            DiskConfig::ReadOnly { image: add(disk(directory, "image", 8 << 20, 0x11)) },
+            DiskConfig::Writable { template: add(disk(directory, "template", shape.disk_bytes, 0x22)), layers },
+        ],
+        vsock: VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT },
+        console: ConsoleConfig { log: add(new_file(directory, CONSOLE).into()), limit: shape.console_limit },
+        control: add(listen(CONTROL).into()),
+        status: add(new_file(directory, "status.json").into()),
+        lock: add(new_file(directory, "lock").into()),
+        start: true,
+        // A test that fails takes its machine along.
+        tie_to_launcher: true,
+    };
+    send(&ours, &config, &files);
+    (child, ours)
+}
+
+/// Sends a message and the files it names.
+pub(super) fn send(channel: &UnixStream, message: &impl Message, files: &[OwnedFd]) {
+    let mut frame = Vec::new();
+    WIRE.append_message(&mut frame, message, MAX_MESSAGE).expect("our messages are small");
+    let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)), "a dozen files fit a message");
+    }
+    // One that is not taken is never answered: whoever waits for that finds the VMM gone.
+    let _ = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL);
+}

@@ -1,0 +1,123 @@
+//! What a VMM's process uses while its guest does its worst: peaks of memory beside the guest's, of descriptors and of
+//! threads, and whether it comes to rest.
+
+use crate::{memory, processes};
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// The most that a VMM may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Memory that is nobody else's and not the guest's, in KiB.
+    pub private_kib: u64,
+    /// Open descriptors.
+    pub descriptors: usize,
+}
+
+impl Bounds {
+    /// For a guest without connections from the host. An idle VMM has some 500 KiB and 40 descriptors.
+    pub const QUIET: Self = Self { private_kib: 4 << 10, descriptors: 64 };
+}
+
+/// The most that was seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Peaks {
+    pub(super) private_kib: u64,
+    pub(super) descriptors: usize,
+    pub(super) threads: usize,
+    samples: u64,
+}
+
+/// Looks at a process until it is stopped.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    stop: Arc<AtomicBool>,
+    peaks: Arc<Mutex<Peaks>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    pub(super) fn of(pid: u32, guest_mib: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let peaks = Arc::new(Mutex::new(Peaks::default()));
+        let (theirs, seen) = (Arc::clone(&stop), Arc::clone(&peaks));
+        let thread = thread::spawn(move || {
+            while !theirs.load(Ordering::Relaxed) {
+                look(pid, guest_mib, &seen);
+                thread::sleep(Duration::from_millis(25));
+            }
+        });
+        Self { stop, peaks, thread: Some(thread) }
+    }
+
+    pub(super) fn peaks(&self) -> Peaks {
+        *self.peaks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It only reads files and does not panic; if it did, the test has its say.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn look(pid: u32, guest_mib: u64, seen: &Mutex<Peaks>) {
+    // A process that is gone, or has not got its memory yet, is not measured.
+    let Some(memory) = memory::try_of_vmm(pid, guest_mib) else { return };
+    let (Some(descriptors), Some(threads)) = (entries(pid, "fd"), threads(pid)) else { return };
+    let mut peaks = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    peaks.private_kib = peaks.private_kib.max(memory.overhead_private_kib);
+    peaks.descriptors = peaks.descriptors.max(descriptors);
+    peaks.threads = peaks.threads.max(threads);
+    peaks.samples += 1;
+}
+
+fn entries(pid: u32, what: &str) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{pid}/{what}")).ok()?.count())
+}
+
+/// Threads but those that the kernel's KVM adds to a process of its own accord (`kvm-nx-lpage-re...`).
+fn threads(pid: u32) -> Option<usize> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    Some(names.filter(|name| !name.starts_with("kvm-")).count())
+}
+
+/// Processor time so far, in clock ticks (proc_pid_stat(5), utime and stime), of what `path` in /proc is.
+fn ticks(path: &str) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{path}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
+}
+
+/// Whether the process uses (almost) no processor time for a moment, within some patience: one that spins never does.
+pub(super) fn comes_to_rest(pid: u32) -> bool {
+    rests(pid, &pid.to_string())
+}
+
+/// The same of its first thread, which runs the event loop.
+pub(super) fn loop_comes_to_rest(pid: u32) -> bool {
+    rests(pid, &format!("{pid}/task/{pid}"))
+}
+
+fn rests(pid: u32, path: &str) -> bool {
+    const LOOK: Duration = Duration::from_millis(200);
+    (0..50).any(|_| {
+        let Some(before) = ticks(path) else { return false };
+        thread::sleep(LOOK);
+        // One tick of twenty: whatever else there was to do in between.
+        processes::is_alive(pid) && ticks(path).is_some_and(|after| after <= before + 1)
+    })
+}

@@ -1,0 +1,91 @@
+//! The guest itself: that it runs, that what it expects in vain is noticed, and that vCPU 1 and interrupts work. Without
+//! these a test of the others could pass for want of an attack.
+
+use crate::{artefacts, devices};
+use sandboxvm_bare_guest::{Image, Instruction, Width, layout};
+use sandboxvm_protocol::vmm::ExitReason;
+use sandboxvm_tests::bare::{
+    BareMachine, Shape,
+    driver::{FIRST_LINE, FIRST_WINDOW, Part, Rings, VERSION_1, WINDOW_SIZE, Window, register, route_interrupt},
+};
+
+#[test]
+fn a_script_runs_to_its_end() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    image.put(layout::FREE, &0x1122_3344_5566_7788_u64.to_le_bytes());
+    image.script.say("hello ").push(Instruction::Read { width: Width::Double, address: layout::FREE });
+    image.script.push(Instruction::Print);
+    image.script.repeat(3, |script| {
+        script.repeat(2, |script| {
+            script.say(".");
+        });
+    });
+    image.script.end();
+    let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
+    ending.in_order();
+    assert_eq!(ending.console, "hello 1122334455667788\n......");
+}
+
+#[test]
+fn what_is_not_as_expected_is_told() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    image.script.expect(Width::Word, FIRST_WINDOW + register::MAGIC, 0x7472_6977).end();
+    let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
+    assert_eq!(ending.typed(), &ExitReason::GuestPanic);
+    // The instruction it was, and what it found there.
+    let place = layout::SCRIPT_0 + sandboxvm_bare_guest::INSTRUCTION_SIZE as u64;
+    assert_eq!(ending.console, format!("!{place:016x}\n{:016x}\n", 0x7472_6976));
+}
+
+#[test]
+fn the_second_vcpu_and_interrupts_work() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    let (flag, rings) = (layout::FREE, Rings::at(layout::FREE + 0x1000, 8));
+    image.second.set(flag, 1);
+    image.script.start_second_vcpu().wait(flag, u32::MAX, 1);
+    let entropy = Window::of(devices::ENTROPY);
+    rings.put_chain(&mut image, 0, &[Part::Writable(layout::FREE + 0x8000, 64)]);
+    rings.put_heads(&mut image, &[0]);
+    let script = &mut image.script;
+    entropy.negotiate(script, VERSION_1);
+    entropy.set_up_queue(script, 0, &rings);
+    entropy.go_live(script);
+    route_interrupt(script, FIRST_LINE + u32::try_from(devices::ENTROPY).unwrap());
+    rings.publish(script, 1);
+    entropy.notify(script, 0);
+    script.wait_for_interrupts(1);
+    rings.expect_used(script, 1);
+    script.end();
+    BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() }).finish().in_order();
+}
+
+#[test]
+fn every_device_there_is_is_attacked() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    for device in devices::all() {
+        let window = Window::of(device.index);
+        image.script.expect(Width::Word, window.0 + register::MAGIC, 0x7472_6976);
+        image.script.expect(Width::Word, window.0 + register::DEVICE_ID, device.kind.into());
+    }
+    let after = FIRST_WINDOW + devices::all().len() as u64 * WINDOW_SIZE;
+    image.script.push(Instruction::Read { width: Width::Word, address: after });
+    let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
+    // A device that this suite does not know would answer there.
+    assert_eq!(ending.typed(), &ExitReason::UnknownMmio { address: after, write: false, size: 4 });
+}
+
+#[test]
+fn an_idle_machine_keeps_within_its_bounds() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    image.script.say("idle");
+    let mut machine = BareMachine::boot(&artefacts, &image, Shape::default());
+    machine.wait_for_console("idle");
+    machine.assert_at_rest();
+    machine.assert_within_bounds();
+    assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
+}
