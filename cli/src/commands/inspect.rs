@@ -1,6 +1,6 @@
 //! `inspect`: everything that is known of sandboxes, as JSON.
 
-use crate::{environment, failure::Failure, json, stdio};
+use crate::{environment, failure::Failure, json, stdio, supervision};
 use clap::Args;
 use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus};
 use sandboxvm_protocol::vmm::VmStatus;
@@ -46,6 +46,9 @@ impl Inspect {
             });
         }
         stdio::print(&json::pretty(&details)?)?;
+        for (reference, details) in self.sandboxes.iter().zip(&details) {
+            supervision::warn_of_unkept(reference, &details.state, details.supervision.as_ref());
+        }
         Ok(0)
     }
 }

@@ -1,6 +1,6 @@
 //! `ls`: all sandboxes and what they do.
 
-use crate::{environment, failure::Failure, json, stdio, table};
+use crate::{environment, failure::Failure, json, stdio, supervision, table};
 use clap::Args;
 use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus};
 use std::time::{Duration, SystemTime};
@@ -31,6 +31,12 @@ impl Ls {
             table::render(heading, sandboxes.iter().map(|sandbox| row(sandbox, now)))
         };
         stdio::print(&text)?;
+        if !self.json && !self.quiet {
+            for SandboxSummary { record, state, supervision } in &sandboxes {
+                let label = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);
+                supervision::warn_of_unkept(&label, state, supervision.as_ref());
+            }
+        }
         Ok(0)
     }
 }
@@ -85,13 +91,13 @@ fn in_one_unit(time: Duration) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::json::tests::{assert_golden, example_record, plain_record};
     use sandboxvm_manager::{AtEnd, IdleRule, Publish, TimeToLive, WhenIdle};
     use sandboxvm_protocol::vmm::ExitReason;
 
-    pub(in crate::commands) fn example_supervision() -> SupervisionStatus {
+    pub(crate) fn example_supervision() -> SupervisionStatus {
         let port = |text: &str, error: Option<&str>| {
             let Publish { guest, host } = text.parse().unwrap();
             PublishedPort { guest_port: guest, host, error: error.map(str::to_owned) }

@@ -14,7 +14,7 @@ mod guard_terminal;
 mod inspect;
 mod kill;
 mod logs;
-mod ls;
+pub(crate) mod ls;
 mod pause;
 mod port;
 mod prune;

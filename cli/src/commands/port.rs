@@ -1,6 +1,6 @@
 //! `port`: which ports of a sandbox can be reached from this host, and at what address.
 
-use crate::{environment, failure::Failure, json, runtime, stdio, supervision};
+use crate::{failure::Failure, json, runtime, stdio, supervision};
 use clap::Args;
 use sandboxvm_manager::{HostEnd, Publish, PublishedPort, Sandbox};
 
@@ -25,11 +25,8 @@ pub(crate) struct Port {
 
 impl Port {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = if self.port.is_some() {
-            supervision::find(&self.sandbox)?
-        } else {
-            environment::manager()?.find(&self.sandbox)?
-        };
+        // Whoever asks where a port is goes there next: also for that somebody is to listen.
+        let sandbox = supervision::find(&self.sandbox)?;
         let ports = match &self.port {
             None => published(&sandbox)?,
             Some(publish) => runtime::block_on(self.change(&sandbox, publish))?,

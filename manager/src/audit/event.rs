@@ -8,7 +8,7 @@ use crate::{
     supervision::rules::{AtEnd, WhenIdle},
 };
 use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation},
+    agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation, limits::LimitsHit},
     identity::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
@@ -274,6 +274,12 @@ impl Event {
             user: request.user.as_ref().map(|user| text(user.as_bytes())),
             terminal: request.terminal.is_some(),
         }
+    }
+
+    /// What a guest's agent says.
+    pub(crate) fn limits_hit(hit: LimitsHit) -> Self {
+        let LimitsHit { processes_refused, killed_for_memory, disk_is_full } = hit;
+        Self::LimitsHit { processes_refused, killed_for_memory, disk_is_full }
     }
 
     /// The end of a process.
