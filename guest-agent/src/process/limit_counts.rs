@@ -49,7 +49,8 @@ impl LimitCounts {
     pub(crate) fn since_last(&mut self) -> Option<LimitsHit> {
         // Gone where the guest's root has removed the group; it counts anew when that is made again.
         let refused = std::fs::read(PIDS_EVENTS).ok().and_then(|text| refused_of(&text)).unwrap_or(0);
-        let is_full = statvfs("/").is_ok_and(|disk| disk.f_bfree.saturating_mul(disk.f_frsize) < NO_ROOM);
+        // Not all that is free: ext4 keeps some of that for itself.
+        let is_full = statvfs("/").is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NO_ROOM);
         let hit = LimitsHit {
             processes_refused: refused.checked_sub(self.refused).unwrap_or(refused),
             killed_for_memory: self.killed(),
