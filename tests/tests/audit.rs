@@ -139,15 +139,17 @@ fn what_cannot_be_logged_is_not_run_and_what_is_refused_is_logged() {
     home.assert_nothing_left();
 }
 
+/// What the log of a sandbox has of limits that its programs met.
+fn limits_hit(home: &Home, of: &str) -> Vec<Value> {
+    events(home, of).into_iter().filter(|event| event["event"] == "limits_hit").collect()
+}
+
 #[test]
 fn limits_that_programs_meet_and_ends_by_time_are_logged() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M", "--name", "demo", "--pids", "12"]);
     // Met in the guest: once said, not again. A program that succeeds is not asked after.
-    let hits = || -> Vec<Value> {
-        let all = events(&home, &sandbox.id);
-        all.into_iter().filter(|event| event["event"] == "limits_hit").collect()
-    };
+    let hits = || limits_hit(&home, &sandbox.id);
     assert_eq!(hits(), Vec::<Value>::new());
     let many = "import os, time\ntry:\n  while 1:\n    if os.fork() == 0: time.sleep(600)\nexcept OSError: pass\n";
     let killed = format!("{many}os.killpg(0, 9)");
@@ -160,12 +162,6 @@ fn limits_that_programs_meet_and_ends_by_time_are_logged() {
     let _ = sandbox.exec(["--", "python3", "-c", full]).run().exits(28);
     let all = hits();
     assert!(all.len() == 2 && all[1]["disk_is_full"] == true, "{all:?}");
-    let _ = sandbox.sh("rm /big").succeeds();
-    let greedy = "x = []\nwhile 1: x.append(b'7' * (4 << 20))";
-    let _ =
-        sandbox.exec(["--", "python3", "-c", greedy]).deadline(std::time::Duration::from_secs(180)).run().exits(137);
-    let all = hits();
-    assert!(all.len() == 3 && all[2]["killed_for_memory"] == 1, "{all:?}");
     let _ = sandbox.exec(["--timeout", "1s", "--", "sleep", "600"]).run().exits(124);
     assert!(events(&home, &sandbox.id).iter().any(|event| event["event"] == "ended" && event["timed_out"] == true));
     sandbox.remove();
@@ -177,5 +173,19 @@ fn limits_that_programs_meet_and_ends_by_time_are_logged() {
     let log = events(&home, &brief.id);
     assert_eq!(names(&log), ["created", "time_up", "stopped", "removed"], "{log:#?}");
     assert_eq!(log[1]["then"], "rm");
+    home.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "soak: a guest whose kernel is interpreted takes many minutes to run out of memory"]
+fn a_program_that_is_killed_for_memory_is_logged() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", "128M"]);
+    let greedy = "x = []\nwhile 1: x.append(b'7' * (4 << 20))";
+    let patient = std::time::Duration::from_secs(1200);
+    let _ = sandbox.exec(["--", "python3", "-c", greedy]).deadline(patient).run().exits(137);
+    let all = limits_hit(&home, &sandbox.id);
+    assert!(all.len() == 1 && all[0]["killed_for_memory"] == 1, "{all:?}");
+    sandbox.remove();
     home.assert_nothing_left();
 }
