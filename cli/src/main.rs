@@ -9,10 +9,12 @@
 //! starts with `sandboxvm:`. Exit codes: the command's own; 128 + N when signal N killed it; 124 when its time ran out;
 //! 125 when we failed; 126 and 127 when it was not executable or not found.
 
+mod background;
 mod commands;
 mod detach_keys;
 mod environment;
 mod failure;
+mod json;
 mod limit_options;
 mod options;
 mod process_io;

@@ -3,9 +3,10 @@
 use crate::{environment, failure::Failure, options::duration};
 use clap::Args;
 use sandboxvm_manager::{
-    AtEnd, IdleRule, Publish, Sandbox, StartedSandbox, SupervisionSpec, SupervisorProgram, TimeToLive, WhenIdle,
+    AtEnd, IdleRule, Publish, Sandbox, StartedSandbox, State, SupervisionSpec, SupervisionStatus, SupervisorProgram,
+    TimeToLive, WhenIdle,
 };
-use std::{env, time::Duration};
+use std::{env, fmt::Display, time::Duration};
 
 /// Published ports, and rules.
 #[derive(Debug, Args)]
@@ -77,6 +78,28 @@ pub(crate) fn find(reference: &str) -> Result<Sandbox, Failure> {
     Ok(sandbox)
 }
 
+/// Says so of a sandbox whose supervisor was killed. For commands that only look: they change nothing.
+pub(crate) fn warn_of_unkept(sandbox: &impl Display, state: &State, supervision: Option<&SupervisionStatus>) {
+    if let Some(message) = unkept(sandbox, state, supervision) {
+        Failure::new(message).report();
+    }
+}
+
+fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&SupervisionStatus>) -> Option<String> {
+    // Of one that has ended nothing is to be kept.
+    let supervision = supervision.filter(|supervision| !supervision.supervised && state.is_live())?;
+    let rules = [
+        (supervision.ttl.is_some(), "--ttl"),
+        (supervision.idle.is_some(), "--idle"),
+        (!supervision.ports.is_empty(), "published ports"),
+    ];
+    let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
+    Some(format!(
+        "warning: {sandbox} is unsupervised: nobody keeps its {} now; the next command that uses it mends that",
+        rules.join(" and ")
+    ))
+}
+
 /// Starts a supervisor where one should be and none is. What was asked for is done without it, too.
 pub(crate) fn see_to(sandbox: &Sandbox) {
     let ensured = program().and_then(|program| Ok(sandbox.ensure_supervised(&program)?));
@@ -122,6 +145,18 @@ fn timed(text: &str) -> Result<(Duration, Option<&str>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_keeps_is_named() {
+        let kept = crate::commands::ls::tests::example_supervision();
+        let unkept = |supervision: &SupervisionStatus, state| super::unkept(&"demo", &state, Some(supervision));
+        assert_eq!(unkept(&kept, State::Running), None);
+        let killed = SupervisionStatus { supervised: false, idle: None, ..kept };
+        let message = unkept(&killed, State::Paused).unwrap();
+        assert!(message.contains("demo is unsupervised: nobody keeps its --ttl and published ports now"), "{message}");
+        assert_eq!(unkept(&killed, State::Dead), None);
+        assert_eq!(super::unkept(&"demo", &State::Running, None), None);
+    }
 
     #[test]
     fn rules_are_read_and_what_is_missing_is_said() {

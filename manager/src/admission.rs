@@ -14,6 +14,7 @@
 //! once need not. Sandboxes of other homes are seen only in what they use. Who was admitted stands in the `ledger`.
 
 use crate::{
+    audit::{Event, Trail},
     directory::DirectoryError,
     home::Home,
     ledger::{Entry, Ledger},
@@ -135,7 +136,10 @@ fn check_memory(asked: MemorySize, host: HostMemory) -> Result<(), AdmissionErro
 /// Admits a sandbox whose directory exists, in staging or among the sandboxes: others see by that that it is still there.
 /// One that was admitted before is so again, as if it had not been.
 pub(crate) fn admit(home: &Home, id: &SandboxId, memory: MemorySize, disk_bytes: u64) -> Result<(), AdmissionError> {
-    let mut ledger = checked(home, Some(id), Request { count: 1, memory, disk_bytes })?;
+    let mut ledger = checked(home, Some(id), Request { count: 1, memory, disk_bytes }).inspect_err(|error| {
+        let reason = error.to_string();
+        Trail::of(home, id).note(Event::NotAdmitted { memory_bytes: memory, disk_bytes, reason });
+    })?;
     ledger.entries.push(Entry { id: id.clone(), mib: memory.mib() });
     Ok(ledger.write(home)?)
 }

@@ -96,7 +96,14 @@ impl Exec {
         Self {
             pid,
             stdin: StdinSink { writer: Arc::clone(&writer), credit: Arc::clone(&credit) },
-            output: OutputStream { reader: connection.reader, credit, view, ended: false, log_end: None },
+            output: OutputStream {
+                reader: connection.reader,
+                credit,
+                view,
+                ended: false,
+                log_end: None,
+                may_tell_limits: true,
+            },
             control: ProcessControl { writer },
         }
     }
@@ -144,6 +151,8 @@ pub struct OutputStream {
     ended: bool,
     /// Where the end of the process of this PID is logged, by whoever started it.
     log_end: Option<(Trail, u32)>,
+    /// Once: a guest has no more than a line of the log for this.
+    may_tell_limits: bool,
 }
 
 impl OutputStream {
@@ -179,6 +188,12 @@ impl OutputStream {
                 AgentMessage::StdinCredit { bytes } => self.credit.give(bytes)?,
                 AgentMessage::OutputDropped { bytes } => return Ok(Output::Dropped(bytes)),
                 AgentMessage::RunsOn if self.view == View::Kept => return Ok(Output::RunsOn),
+                AgentMessage::LimitsHit(hit) if self.may_tell_limits => {
+                    self.may_tell_limits = false;
+                    if let Some((trail, _)) = &self.log_end {
+                        trail.note(Event::limits_hit(hit));
+                    }
+                }
                 AgentMessage::Exited(status) => return Ok(Output::Exited(status)),
                 AgentMessage::Failed(failure) => return Err(refused(failure.kind, &failure.message)),
                 _ => return Err(WireError::Unexpected("message while a process runs").into()),
@@ -269,8 +284,39 @@ impl Credit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::Home;
+    use sandboxvm_protocol::agent::{MAX_AGENT_MESSAGE, limits::LimitsHit};
     use std::time::Duration;
-    use tokio::time::timeout;
+    use tokio::{net::UnixStream, time::timeout};
+
+    /// What comes of a guest that says this while a process runs, and what the log has of limits then.
+    async fn said(messages: &[AgentMessage]) -> (Result<Option<Output>, AgentError>, usize) {
+        let root = tempfile::tempdir().unwrap();
+        let trail = Trail::of(&Home::open(root.path()).unwrap(), &"abcdefgh".to_owned().try_into().unwrap());
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let (reader, writer) = ours.into_split();
+        let connection = AgentConnection { reader: FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE), writer };
+        let mut exec = Exec::on(connection, 301, Credit::new(STDIN_WINDOW), View::Attend);
+        exec.log_end(trail.clone());
+        let mut bytes = Vec::new();
+        for message in messages {
+            WIRE.append_message(&mut bytes, message, MAX_AGENT_MESSAGE).unwrap();
+        }
+        guest.write_all(&bytes).await.unwrap();
+        let next = exec.output.next().await;
+        let log = std::fs::read_to_string(trail.path()).unwrap_or_default();
+        (next, log.matches("\"event\":\"limits_hit\"").count())
+    }
+
+    #[tokio::test]
+    async fn a_guest_has_one_line_of_the_log_for_limits_however_often_it_says_so() {
+        let hit = AgentMessage::LimitsHit(LimitsHit { processes_refused: 3, ..LimitsHit::default() });
+        let exited = AgentMessage::Exited(ExitStatus::Code(1));
+        let (next, lines) = said(&[hit.clone(), exited.clone()]).await;
+        assert_eq!((next.unwrap(), lines), (Some(Output::Exited(ExitStatus::Code(1))), 1));
+        let (next, lines) = said(&[hit.clone(), hit, exited]).await;
+        assert!(matches!(next, Err(AgentError::Wire(WireError::Unexpected(_)))) && lines == 1, "{next:?} {lines}");
+    }
 
     #[tokio::test]
     async fn credit_bounds_what_is_under_way_and_cannot_be_invented() {

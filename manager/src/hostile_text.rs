@@ -6,14 +6,20 @@
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        let rearranges = matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if rearranges || (c.is_control() && c != '\n' && c != '\t') {
-            shown.extend(c.escape_default());
-        } else {
+        if is_printable(c) {
             shown.push(c);
+        } else {
+            shown.extend(c.escape_default());
         }
     }
     shown
+}
+
+/// False for those that [`printable`] escapes.
+#[must_use]
+pub fn is_printable(c: char) -> bool {
+    let rearranges = matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !rearranges && (!c.is_control() || c == '\n' || c == '\t')
 }
 
 #[cfg(test)]

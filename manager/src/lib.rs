@@ -83,7 +83,7 @@ pub use flatten::FlattenError;
 pub use fork::{ForkError, Forked};
 pub use home::{Home, HomeError};
 pub use host::{HostError, HostIdentity};
-pub use hostile_text::printable;
+pub use hostile_text::{is_printable, printable};
 pub use in_use::InUseError;
 pub use last_words::LastWords;
 pub use launch::LaunchError;

@@ -41,13 +41,13 @@ use crate::{
     frame::{Message, Wire},
 };
 use files::{FileReply, FileRequest};
-use limits::ProcessLimits;
+use limits::{LimitsHit, ProcessLimits};
 use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 3, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 4, oldest: 1 };
 
 /// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
 pub const SINCE_PROCESSES: u8 = 2;
@@ -60,6 +60,9 @@ pub const SINCE_PORTS: u8 = 3;
 
 /// The version that first had the number and the open files of processes limited.
 pub const SINCE_LIMITS: u8 = 3;
+
+/// The version that first told hosts which limits programs met.
+pub const SINCE_LIMITS_HIT: u8 = 4;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -244,6 +247,9 @@ pub enum AgentMessage {
     Connected,
     /// [`HostMessage::SetLimits`] is in force.
     LimitsSet,
+    /// The sandbox's programs met limits since a host was last told so. Before [`Self::Exited`] of a process that a host
+    /// attends from its start and that ended other than with 0; never to hosts of an older version.
+    LimitsHit(LimitsHit),
 }
 
 impl Message for AgentMessage {
@@ -260,6 +266,7 @@ impl Message for AgentMessage {
                 _ => 1,
             },
             Self::LimitsSet => SINCE_LIMITS,
+            Self::LimitsHit(_) => SINCE_LIMITS_HIT,
             _ => 1,
         }
     }

@@ -10,6 +10,7 @@
 //! - [`processes`]: the processes of the host that have to do with a home.
 //! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
 //! - [`memory`]: what a VMM and a CLI keep resident, guest memory apart.
+//! - [`json_shape`]: which members JSON has, and of which types.
 //! - [`artefacts`]: where the binaries and guest images under test are.
 //!
 //! Everything here panics when it cannot do its work: its callers are tests. It never touches a process or a file that
@@ -21,6 +22,7 @@ pub mod artefacts;
 pub mod bare;
 pub mod cli;
 pub mod home;
+pub mod json_shape;
 pub mod leaks;
 pub mod library;
 pub mod memory;

@@ -3,6 +3,7 @@
 use crate::cli;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
 };
@@ -139,6 +140,24 @@ impl TerminalSession {
     pub fn is_cooked(&self) -> bool {
         let modes = tcgetattr(self.follower.as_ref().expect("not hung up")).expect("a terminal has modes").local_modes;
         modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
+    }
+
+    /// All of its settings, to be compared.
+    #[must_use]
+    pub fn settings(&self) -> String {
+        let terminal = self.follower.as_ref().expect("not hung up");
+        format!("{:?}", tcgetattr(terminal).expect("a terminal has settings"))
+    }
+
+    /// Process ID of the command.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends the command a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a child that was not waited for exists");
     }
 
     /// Waits for the command's end.

@@ -1,7 +1,7 @@
 //! What was done with a sandbox can be read afterwards, and cannot be changed unnoticed.
 
 use rustix::process::Signal;
-use sandboxvm_tests::home::Home;
+use sandboxvm_tests::home::{Home, eventually};
 use serde_json::Value;
 use std::{collections::HashMap, fs, thread};
 
@@ -95,5 +95,97 @@ fn what_was_done_is_logged_and_the_log_cannot_be_changed_unnoticed() {
     fs::remove_file(&path).expect("the log is ours");
     assert_damaged(&home, "from its end");
     let _ = home.cli(["events", &id]).run().fails_with(&["no audit log"]);
+    home.assert_nothing_left();
+}
+
+#[test]
+fn what_cannot_be_logged_is_not_run_and_what_is_refused_is_logged() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", "128M", "--name", "demo"]);
+    let log = home.path().join("audit").join(format!("{}.jsonl", sandbox.id));
+    let kept = home.scratch("kept.jsonl");
+    fs::rename(&log, &kept).expect("the log is ours");
+    fs::create_dir(&log).expect("its place is free");
+    let refused = sandbox.exec(["--", "touch", "/ran"]).run().fails_with(&["audit log", "directory"]);
+    assert!(refused.err().contains(&log.display().to_string()), "{}", refused.transcript());
+    let _ = sandbox.exec(["-d", "--", "touch", "/ran"]).run().fails_with(&["audit log"]);
+    fs::remove_dir(&log).expect("it is empty");
+    fs::rename(&kept, &log).expect("the log is ours");
+    assert_eq!(sandbox.sh("ls /ran").exits(2).out(), "");
+
+    // As on a file system that is full, or taken away: nothing new is made either.
+    let (audit, aside) = (home.path().join("audit"), home.scratch("audit-aside"));
+    fs::rename(&audit, &aside).expect("the logs are ours");
+    std::os::unix::fs::symlink("/proc/self/task", &audit).expect("their place is free");
+    for arguments in [vec!["create", "-m", "128M"], vec!["run", "-m", "128M", "--", "true"]] {
+        let _ = home.cli(&arguments).run().fails_with(&["audit log"]);
+    }
+    fs::remove_file(&audit).expect("the link is ours");
+    fs::rename(&aside, &audit).expect("the logs are ours");
+    assert_eq!(home.listed(), [sandbox.id.as_str()], "something was made");
+
+    // Refused for want of room.
+    let refuse = || home.cli(["create", "-m", "128M"]).env("SANDBOXVM_MAX_SANDBOXES", "1").run();
+    let _ = refuse().fails_with(&["at most 1"]);
+    let all = home.cli(["events", "--json"]).run().succeeds().out();
+    let refused: Vec<Value> = all.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let refused: Vec<&Value> = refused.iter().filter(|event| event["event"] == "not_admitted").collect();
+    assert_eq!(refused.len(), 1, "{all}");
+    assert!(refused[0]["memory_bytes"] == 128 << 20 && refused[0]["reason"].to_string().contains("at most 1"), "{all}");
+
+    sandbox.remove();
+
+    let _ = home.cli(["audit", "verify"]).run().succeeds();
+    home.assert_nothing_left();
+}
+
+/// What the log of a sandbox has of limits that its programs met.
+fn limits_hit(home: &Home, of: &str) -> Vec<Value> {
+    events(home, of).into_iter().filter(|event| event["event"] == "limits_hit").collect()
+}
+
+#[test]
+fn limits_that_programs_meet_and_ends_by_time_are_logged() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", "128M", "--name", "demo", "--pids", "12"]);
+    // Met in the guest: once said, not again. A program that succeeds is not asked after.
+    let hits = || limits_hit(&home, &sandbox.id);
+    assert_eq!(hits(), Vec::<Value>::new());
+    let many = "import os, time\ntry:\n  while 1:\n    if os.fork() == 0: time.sleep(600)\nexcept OSError: pass\n";
+    let killed = format!("{many}os.killpg(0, 9)");
+    let _ = sandbox.exec(["--", "python3", "-c", &killed]).run().exits(137);
+    let all = hits();
+    assert!(all.len() == 1 && all[0]["processes_refused"].as_u64() > Some(0), "{all:?}");
+    let _ = sandbox.sh("exit 3").exits(3);
+    assert_eq!(hits().len(), 1);
+    let full = "import os\ndisk, step = os.open('/big', os.O_CREAT | os.O_WRONLY), 1 << 30\nsize = 0\nwhile step >= 4096:\n  try: os.posix_fallocate(disk, size, step); size += step\n  except OSError: step //= 2\nos._exit(28)";
+    let _ = sandbox.exec(["--", "python3", "-c", full]).run().exits(28);
+    let all = hits();
+    assert!(all.len() == 2 && all[1]["disk_is_full"] == true, "{all:?}");
+    let _ = sandbox.exec(["--timeout", "1s", "--", "sleep", "600"]).run().exits(124);
+    assert!(events(&home, &sandbox.id).iter().any(|event| event["event"] == "ended" && event["timed_out"] == true));
+    sandbox.remove();
+
+    // Ended by its time.
+    let brief = home.create(&["-m", "128M", "--ttl", "1s=rm"]);
+    let gone = eventually(std::time::Duration::from_secs(120), || (!brief.directory().exists()).then_some(()));
+    assert!(gone.is_some(), "its time does not end it");
+    let log = events(&home, &brief.id);
+    assert_eq!(names(&log), ["created", "time_up", "stopped", "removed"], "{log:#?}");
+    assert_eq!(log[1]["then"], "rm");
+    home.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "soak: a guest whose kernel is interpreted takes many minutes to run out of memory"]
+fn a_program_that_is_killed_for_memory_is_logged() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", "128M"]);
+    let greedy = "x = []\nwhile 1: x.append(b'7' * (4 << 20))";
+    let patient = std::time::Duration::from_secs(1200);
+    let _ = sandbox.exec(["--", "python3", "-c", greedy]).deadline(patient).run().exits(137);
+    let all = limits_hit(&home, &sandbox.id);
+    assert!(all.len() == 1 && all[0]["killed_for_memory"] == 1, "{all:?}");
+    sandbox.remove();
     home.assert_nothing_left();
 }

@@ -138,7 +138,16 @@ fn whoever_is_killed_the_rules_are_kept() {
     // Said truly by who only looks, and mended by the next who does something.
     let row = home.row(&sandbox.id);
     assert_eq!((&row["state"], &row["supervision"]["supervised"]), (&Value::from("running"), &Value::from(false)));
-    assert!(home.cli(["ls"]).run().succeeds().out().contains("unsupervised"));
+    for looking in [vec!["ls"], vec!["inspect", "demo"]] {
+        let looked = home.cli(&looking).run().succeeds();
+        assert!(
+            looked.err().contains("demo is unsupervised: nobody keeps its --ttl and published ports"),
+            "{looking:?}"
+        );
+        assert_eq!(looked.out().contains("(unsupervised)"), looking == ["ls"], "{}", looked.transcript());
+    }
+    let _ = home.cli(["stats", "--json", "demo"]).run().succeeds();
+    assert_eq!(home.row(&sandbox.id)["supervision"]["supervised"], false, "looking changes something");
     let _ = sandbox.sh("true").succeeds();
     let second = eventually(SOON, || supervisor(&sandbox)).expect("another is started");
     assert_ne!(first, second);

@@ -15,6 +15,7 @@
 
 mod entry;
 mod header;
+mod new_file;
 mod pack;
 mod place;
 mod reader;

@@ -1,5 +1,5 @@
-//! From an archive to a directory. Each file is written under a name of our own beside its place and renamed there, so
-//! that nobody sees half of one and what was there stays until then; nothing that is there is ever opened for writing.
+//! From an archive to a directory. Each file is written without a name, or under one of our own, and then put in its place,
+//! so that nobody sees half of one and what was there stays until then; nothing that is there is ever opened for writing.
 //!
 //! With [`Trust::Nothing`] the archive may be anybody's: nothing outside the directory is touched, whatever the archive
 //! says and whatever an archive before it left there. Such an archive makes regular files, directories, symbolic links
@@ -12,6 +12,7 @@
 
 use crate::{
     entry::{Entry, Extent, Kind, Totals},
+    new_file::NewFile,
     place::{self, Parents, PlaceError, Reach, Temporary},
     reader::{ReadError, Reader},
 };
@@ -19,7 +20,7 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{
         AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chownat, fchmod,
-        fchown, fsetxattr, fstat, ftruncate, futimens, linkat, mkdirat, openat, statat, symlinkat, utimensat,
+        fchown, fsetxattr, fstat, ftruncate, futimens, linkat, mkdirat, statat, symlinkat, utimensat,
     },
     io::Errno,
 };
@@ -152,6 +153,8 @@ struct Unpacking<'a> {
     totals: Totals,
     /// Device and inode of the files made, where only they may get further names.
     made: BTreeSet<(u64, u64)>,
+    /// Files have no name until they are whole. Not in a sandbox, whose agent nobody kills: it would only cost more there.
+    may_be_unnamed: bool,
     /// New directories that entries may still come for, each within the one before.
     pending: Vec<(Vec<u8>, Entry)>,
     buffer: Vec<u8>,
@@ -165,6 +168,7 @@ impl<'a> Unpacking<'a> {
             parents: Parents::new(directory, reach),
             totals: Totals::default(),
             made: BTreeSet::new(),
+            may_be_unnamed: policy.trust == Trust::Nothing,
             pending: Vec::new(),
             buffer: vec![0; CHUNK],
         }
@@ -281,22 +285,20 @@ impl<'a> Unpacking<'a> {
         let policy = self.policy;
         let mut buffer = std::mem::take(&mut self.buffer);
         let parent = self.parents.open(above).map_err(fail("open the directory above", entry))?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let (temporary, file) = Temporary::make(parent, |name| openat(parent, name, flags, mode))
-            .map_err(fail("make a file for", entry))?;
+        let new = NewFile::make(parent, &mut self.may_be_unnamed).map_err(fail("make a file for", entry))?;
+        let file = &new.file;
         let whole = [Extent { offset: 0, len: size }];
         for extent in extents.unwrap_or(&whole) {
-            write_extent(reader, &file, extent, &mut buffer, entry, policy.progress)?;
+            write_extent(reader, file, extent, &mut buffer, entry, policy.progress)?;
         }
         self.buffer = buffer;
         if extents.is_some() {
-            ftruncate(&file, size).map_err(fail("set the size of", entry))?;
+            ftruncate(file, size).map_err(fail("set the size of", entry))?;
         }
         let lost = set_attributes(file.as_fd(), entry);
         adopt(file.as_fd(), entry, policy).map_err(fail("set owner, mode and time of", entry))?;
-        let about = fstat(&file).map_err(fail("look at", entry))?;
-        temporary.rename(name).map_err(fail("put in its place", entry))?;
+        let about = fstat(file).map_err(fail("look at", entry))?;
+        new.put(name).map_err(fail("put in its place", entry))?;
         self.totals.attributes_lost += lost;
         if policy.trust == Trust::Nothing {
             self.made.insert((about.st_dev, about.st_ino));

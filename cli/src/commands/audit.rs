@@ -1,6 +1,6 @@
 //! `audit`: whether the audit logs are as they were written.
 
-use crate::{commands::events, environment, failure::Failure, stdio, table};
+use crate::{commands::events, environment, failure::Failure, json, stdio, table};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -72,7 +72,7 @@ impl Audit {
             })
             .collect();
         if json {
-            stdio::print(&format!("{}\n", serde_json::to_string_pretty(&verdicts)?))?;
+            stdio::print(&json::pretty(&verdicts)?)?;
         } else {
             let rows = verdicts.iter().filter(|verdict| verdict.is_whole).map(|verdict| {
                 let lines = verdict.lines.unwrap_or_default().to_string();
@@ -82,5 +82,25 @@ impl Audit {
         }
         let problems: Vec<&str> = verdicts.iter().filter_map(|verdict| verdict.problem.as_deref()).collect();
         if problems.is_empty() { Ok(0) } else { Err(Failure::new(problems.join("\nsandboxvm: "))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::assert_golden;
+
+    #[test]
+    fn the_json_is_pinned() {
+        let whole = Verdict {
+            sandbox: "aaaaaaaa".into(),
+            is_whole: true,
+            lines: Some(7),
+            head: Some("0f".repeat(32)),
+            problem: None,
+        };
+        let problem = Some("the audit log /h/audit/bbbbbbbb.jsonl is damaged: line 3 was changed".into());
+        let damaged = Verdict { sandbox: "bbbbbbbb".into(), is_whole: false, lines: None, head: None, problem };
+        assert_golden("audit-verify.json", &json::pretty(&[whole, damaged]).unwrap());
     }
 }

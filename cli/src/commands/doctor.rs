@@ -1,6 +1,6 @@
 //! `doctor`: whether sandboxes can run on this machine, and what to do when not.
 
-use crate::{environment, failure::Failure, stdio};
+use crate::{environment, failure::Failure, json, stdio};
 use clap::Args;
 use sandboxvm_images::{
     bundle::{Bundle, Part},
@@ -78,7 +78,7 @@ impl Check {
 impl Doctor {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let report = examine();
-        let text = if self.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { shown(&report) };
+        let text = if self.json { json::pretty(&report)? } else { shown(&report) };
         stdio::print(&text)?;
         if report.usable { Ok(0) } else { Err(Failure::silent(125)) }
     }
@@ -241,6 +241,7 @@ fn shown(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::tests::assert_golden;
 
     #[test]
     fn a_missing_device_says_what_to_enable() {
@@ -258,6 +259,22 @@ mod tests {
         assert_eq!(verdicts(r#"{"host_mode":"pvm"}"#), [Verdict::Warning]);
         assert_eq!(verdicts(r#"{"host_mode":"vmx","problems":["no irqfd"]}"#), [Verdict::Ok, Verdict::Failed]);
         assert_eq!(verdicts("{}"), [Verdict::Failed]);
+    }
+
+    #[test]
+    fn the_json_is_pinned() {
+        let probe = r#"{"api_version":12,"host_mode":"vmx","capabilities":{"ext_cpuid":true,"immediate_exit":true,
+            "ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},"problems":["no irqfd"]}"#;
+        let usable = Report {
+            usable: true,
+            host_mode: Some("vmx".into()),
+            checks: vec![Check::ok("/dev/kvm", "can be opened"), Check::warning("memory", "300 MiB", "end something")],
+            probe: Some(serde_json::from_str(probe).unwrap()),
+        };
+        assert_golden("doctor.json", &json::pretty(&usable).unwrap());
+        let checks = vec![Check::failed("mke2fs", "not found", "apt-get install e2fsprogs")];
+        let unusable = Report { usable: false, host_mode: None, checks, probe: None };
+        assert_golden("doctor-of-unusable.json", &json::pretty(&unusable).unwrap());
     }
 
     #[test]

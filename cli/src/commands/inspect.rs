@@ -1,6 +1,6 @@
 //! `inspect`: everything that is known of sandboxes, as JSON.
 
-use crate::{environment, failure::Failure, stdio};
+use crate::{environment, failure::Failure, json, stdio, supervision};
 use clap::Args;
 use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus};
 use sandboxvm_protocol::vmm::VmStatus;
@@ -45,7 +45,56 @@ impl Inspect {
                 supervision: sandbox.supervision()?,
             });
         }
-        stdio::print(&format!("{}\n", serde_json::to_string_pretty(&details)?))?;
+        stdio::print(&json::pretty(&details)?)?;
+        for (reference, details) in self.sandboxes.iter().zip(&details) {
+            supervision::warn_of_unkept(reference, &details.state, details.supervision.as_ref());
+        }
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        commands::ls::tests::example_supervision,
+        json::tests::{assert_golden, example_record, plain_record},
+    };
+    use sandboxvm_protocol::{
+        machine::HostMode,
+        vmm::{ExitReason, Phase},
+    };
+
+    #[test]
+    fn the_json_is_pinned() {
+        let status = |phase, reason| VmStatus { pid: 4711, phase, host_mode: HostMode::Vmx, reason };
+        let failed = ExitReason::HostFailure { message: "cannot write to the disk: No space left on device".into() };
+        let running = Details {
+            record: example_record("aaaaaaaa"),
+            state: State::Running,
+            directory: "/var/lib/sandboxvm/sandboxes/aaaaaaaa".into(),
+            unkept_limits: vec!["its share of the processor is not limited: no control group can be made".into()],
+            vmm: Some(status(Phase::Ready, None)),
+            supervision: Some(example_supervision()),
+        };
+        let ended = |id: &str, vmm, state| Details {
+            record: plain_record(id),
+            state,
+            directory: format!("/var/lib/sandboxvm/sandboxes/{id}").into(),
+            unkept_limits: vec![],
+            vmm,
+            supervision: None,
+        };
+        let details = [
+            running,
+            ended("bbbbbbbb", Some(status(Phase::Ended, Some(failed.clone()))), State::Exited { reason: failed }),
+            ended(
+                "cccccccc",
+                Some(status(Phase::Ended, Some(ExitReason::Stopped))),
+                State::Exited { reason: ExitReason::Stopped },
+            ),
+            ended("dddddddd", None, State::Dead),
+        ];
+        assert_golden("inspect.json", &json::pretty(&details).unwrap());
     }
 }

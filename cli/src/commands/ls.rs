@@ -1,6 +1,6 @@
 //! `ls`: all sandboxes and what they do.
 
-use crate::{environment, failure::Failure, stdio, table};
+use crate::{environment, failure::Failure, json, stdio, supervision, table};
 use clap::Args;
 use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus};
 use std::time::{Duration, SystemTime};
@@ -22,7 +22,7 @@ impl Ls {
         manager.sweep()?;
         let sandboxes = manager.list()?;
         let text = if self.json {
-            format!("{}\n", serde_json::to_string_pretty(&sandboxes)?)
+            json::pretty(&sandboxes)?
         } else if self.quiet {
             sandboxes.iter().map(|sandbox| format!("{}\n", sandbox.record.id)).collect()
         } else {
@@ -31,6 +31,12 @@ impl Ls {
             table::render(heading, sandboxes.iter().map(|sandbox| row(sandbox, now)))
         };
         stdio::print(&text)?;
+        if !self.json && !self.quiet {
+            for SandboxSummary { record, state, supervision } in &sandboxes {
+                let label = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);
+                supervision::warn_of_unkept(&label, state, supervision.as_ref());
+            }
+        }
         Ok(0)
     }
 }
@@ -85,8 +91,71 @@ fn in_one_unit(time: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::json::tests::{assert_golden, example_record, plain_record};
+    use sandboxvm_manager::{AtEnd, IdleRule, Publish, TimeToLive, WhenIdle};
+    use sandboxvm_protocol::vmm::ExitReason;
+
+    pub(crate) fn example_supervision() -> SupervisionStatus {
+        let port = |text: &str, error: Option<&str>| {
+            let Publish { guest, host } = text.parse().unwrap();
+            PublishedPort { guest_port: guest, host, error: error.map(str::to_owned) }
+        };
+        SupervisionStatus {
+            supervised: true,
+            idle_paused: false,
+            ttl: Some(TimeToLive { after: Duration::from_secs(3600), then: AtEnd::Remove }),
+            ttl_left_ms: Some(3_599_000),
+            idle: Some(IdleRule { after: Duration::from_secs(300), then: WhenIdle::Pause }),
+            ports: vec![port("127.0.0.1:8080:80", None), port("/run/x.sock:443", Some("Address in use (os error 98)"))],
+        }
+    }
+
+    fn examples() -> Vec<SandboxSummary> {
+        let plain = |id: &str, state| SandboxSummary { record: plain_record(id), state, supervision: None };
+        let kept = |id: &str, state, supervision| SandboxSummary {
+            record: example_record(id),
+            state,
+            supervision: Some(supervision),
+        };
+        let emulation = ExitReason::InternalError { suberror: 1, rip: 0xffff_ffff_8100_0000, bytes: "cc".into() };
+        let rests = SupervisionStatus { ttl: None, ttl_left_ms: None, idle_paused: true, ..example_supervision() };
+        let alone = SupervisionStatus { idle: None, ports: vec![], supervised: false, ..example_supervision() };
+        vec![
+            plain("aaaaaaaa", State::Creating),
+            kept("bbbbbbbb", State::Running, example_supervision()),
+            kept("cccccccc", State::Paused, rests),
+            kept("dddddddd", State::Running, alone),
+            plain("eeeeeeee", State::Exited { reason: ExitReason::GuestShutdown }),
+            plain("ffffffff", State::Exited { reason: emulation }),
+            plain("gggggggg", State::Dead),
+        ]
+    }
+
+    #[test]
+    fn the_json_is_pinned() {
+        assert_golden("ls.json", &json::pretty(&examples()).unwrap());
+    }
+
+    #[test]
+    fn what_is_kept_up_and_whether_it_is_shows_in_the_row() {
+        let now = crate::json::tests::example_time() + Duration::from_secs(60);
+        let cells: Vec<String> = examples().iter().map(|summary| row(summary, now)[2..].join("|")).collect();
+        assert_eq!(
+            cells,
+            [
+                "creating|256 MiB|1|1 minute ago|-|-",
+                "running|256 MiB|1|1 minute ago|in 59 minutes|127.0.0.1:8080->80, /run/x.sock->443",
+                "paused (idle)|256 MiB|1|1 minute ago|-|127.0.0.1:8080->80, /run/x.sock->443",
+                "running (unsupervised)|256 MiB|1|1 minute ago|in 59 minutes|-",
+                "exited: the guest shut down|256 MiB|1|1 minute ago|-|-",
+                "exited: KVM could not execute a guest instruction (suberror 1, rip 0xffffffff81000000, bytes cc)\
+                 |256 MiB|1|1 minute ago|-|-",
+                "dead|256 MiB|1|1 minute ago|-|-",
+            ]
+        );
+    }
 
     #[test]
     fn ages_have_one_unit() {

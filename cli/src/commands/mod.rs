@@ -10,10 +10,11 @@ mod doctor;
 mod events;
 mod exec;
 mod fork;
+mod guard_terminal;
 mod inspect;
 mod kill;
 mod logs;
-mod ls;
+pub(crate) mod ls;
 mod pause;
 mod port;
 mod prune;
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Supervise(supervise::Supervise),
     #[command(hide = true)]
+    GuardTerminal(guard_terminal::GuardTerminal),
+    #[command(hide = true)]
     CliReference(cli_reference::CliReference),
 }
 
@@ -95,6 +98,7 @@ impl Command {
             Self::Doctor(command) => command.run(),
             Self::Completion(command) => command.run(),
             Self::Supervise(command) => command.run(),
+            Self::GuardTerminal(command) => command.run(),
             Self::CliReference(command) => command.run(),
         }
     }

@@ -1,6 +1,6 @@
 //! `port`: which ports of a sandbox can be reached from this host, and at what address.
 
-use crate::{environment, failure::Failure, runtime, stdio, supervision};
+use crate::{failure::Failure, json, runtime, stdio, supervision};
 use clap::Args;
 use sandboxvm_manager::{HostEnd, Publish, PublishedPort, Sandbox};
 
@@ -25,17 +25,14 @@ pub(crate) struct Port {
 
 impl Port {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        let sandbox = if self.port.is_some() {
-            supervision::find(&self.sandbox)?
-        } else {
-            environment::manager()?.find(&self.sandbox)?
-        };
+        // Whoever asks where a port is goes there next: also for that somebody is to listen.
+        let sandbox = supervision::find(&self.sandbox)?;
         let ports = match &self.port {
             None => published(&sandbox)?,
             Some(publish) => runtime::block_on(self.change(&sandbox, publish))?,
         };
         let text = if self.json {
-            format!("{}\n", serde_json::to_string_pretty(&ports)?)
+            json::pretty(&ports)?
         } else if self.port.is_some() {
             ports.iter().map(|port| format!("{}\n", port.host)).collect()
         } else {
@@ -76,15 +73,14 @@ fn line(port: &PublishedPort) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::tests::assert_golden;
 
     #[test]
     fn lines_are_as_docker_has_them_and_the_json_is_pinned() {
-        let Publish { guest, host } = "127.0.0.1:8080:8000".parse().unwrap();
-        let mut port = PublishedPort { guest_port: guest, host, error: None };
-        assert_eq!(line(&port), "8000/tcp -> 127.0.0.1:8080\n");
-        let json = serde_json::to_string(&port).unwrap();
-        assert_eq!(json, r#"{"guest_port":8000,"host":"127.0.0.1:8080","error":null}"#);
-        port.error = Some("taken".into());
-        assert_eq!(line(&port), "8000/tcp -> 127.0.0.1:8080 (not listened on: taken)\n");
+        let ports = super::super::ls::tests::example_supervision().ports;
+        assert_golden("port.json", &json::pretty(&ports).unwrap());
+        let lines: Vec<String> = ports.iter().map(line).collect();
+        let problem = "443/tcp -> /run/x.sock (not listened on: Address in use (os error 98))\n";
+        assert_eq!(lines, ["80/tcp -> 127.0.0.1:8080\n", problem]);
     }
 }

@@ -1,6 +1,6 @@
 //! `prune`: takes away what does not run, and what a killed process left.
 
-use crate::{environment, failure::Failure, stdio};
+use crate::{environment, failure::Failure, json, stdio};
 use clap::Args;
 
 /// Remove all sandboxes that do not run, and whatever killed processes left behind
@@ -18,11 +18,23 @@ impl Prune {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let swept = environment::manager()?.prune(self.dry_run)?;
         let text = if self.json {
-            format!("{}\n", serde_json::to_string_pretty(&swept)?)
+            json::pretty(&swept)?
         } else {
             swept.sandboxes.iter().map(|id| format!("{id}\n")).collect()
         };
         stdio::print(&text)?;
         Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::json::{self, tests::assert_golden};
+    use sandboxvm_manager::Swept;
+
+    #[test]
+    fn the_json_is_pinned() {
+        let ids = ["aaaaaaaa", "bbbbbbbb"].map(|id| id.to_owned().try_into().unwrap());
+        assert_golden("prune.json", &json::pretty(&Swept { sandboxes: ids.into(), remains: 3 }).unwrap());
     }
 }

@@ -1,7 +1,7 @@
 //! `ps`: the processes that were started in a sandbox from outside.
 
 use super::ls::age;
-use crate::{failure::Failure, runtime, stdio, supervision, table};
+use crate::{failure::Failure, json, runtime, stdio, supervision, table};
 use clap::Args;
 use sandboxvm_manager::{ProcessSummary, printable};
 use std::time::Duration;
@@ -24,7 +24,7 @@ impl Ps {
         let sandbox = supervision::find(&self.sandbox)?;
         let processes = runtime::block_on(async { Ok(sandbox.processes().await?) })?;
         let text = if self.json {
-            json(&processes)?
+            json::pretty(&processes)?
         } else if self.quiet {
             let running = processes.iter().filter(|process| process.exit_code.is_none());
             running.map(|process| format!("{}\n", process.pid)).collect()
@@ -34,21 +34,6 @@ impl Ps {
         stdio::print(&text)?;
         Ok(0)
     }
-}
-
-/// JSON that no terminal takes for commands: what serde leaves as it is among control characters is escaped too. Such
-/// characters are nowhere but in strings.
-fn json(processes: &[ProcessSummary]) -> Result<String, Failure> {
-    let mut text = String::new();
-    for c in serde_json::to_string_pretty(processes)?.chars() {
-        if c.is_control() && c != '\n' {
-            text.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            text.push(c);
-        }
-    }
-    text.push('\n');
-    Ok(text)
 }
 
 fn row(process: &ProcessSummary) -> [String; 4] {
@@ -85,6 +70,7 @@ fn command(argv: &[String], is_cut: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::tests::assert_golden;
 
     fn example() -> ProcessSummary {
         ProcessSummary {
@@ -105,36 +91,24 @@ mod tests {
         }
     }
 
-    /// Programs read this: fields may be added, not changed.
     #[test]
     fn the_json_is_pinned_and_drives_no_terminal() {
-        let expected = r#"[
-  {
-    "pid": 301,
-    "argv": [
-      "sh",
-      "-c",
-      "a\u009b1m\n"
-    ],
-    "argv_is_cut": false,
-    "state": "ended",
-    "exit_code": 137,
-    "signal": 9,
-    "timed_out": false,
-    "ended_ago_ms": 200,
-    "age_ms": 90000,
-    "stdin_is_open": false,
-    "has_terminal": false,
-    "connections": 0,
-    "kept_bytes": 70000,
-    "dropped_bytes": 300
-  }
-]
-"#;
-        let text = json(&[example()]).unwrap_or_default();
-        assert_eq!(text, expected);
-        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(read[0]["argv"][2], "a\u{9b}1m\n");
+        let code = ProcessSummary { pid: 302, exit_code: Some(124), signal: None, timed_out: true, ..example() };
+        let running = ProcessSummary {
+            pid: 303,
+            argv_is_cut: true,
+            state: "running",
+            exit_code: None,
+            signal: None,
+            ended_ago_ms: None,
+            stdin_is_open: true,
+            has_terminal: true,
+            connections: 1,
+            ..example()
+        };
+        let text = json::pretty(&[example(), code, running]).unwrap();
+        assert!(!text.contains('\u{9b}'));
+        assert_golden("ps.json", &text);
     }
 
     #[test]

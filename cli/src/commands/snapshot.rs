@@ -1,6 +1,6 @@
 //! `snapshot`: a running sandbox, kept to go on from later.
 
-use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, supervision, table};
+use crate::{environment, failure::Failure, json, options::name, progress, runtime, stdio, supervision, table};
 use clap::{Args, Subcommand};
 use sandboxvm_manager::SnapshotManifest;
 use sandboxvm_protocol::identity::SandboxName;
@@ -74,7 +74,7 @@ impl Ls {
     fn run(self) -> Result<u8, Failure> {
         let snapshots = environment::manager()?.snapshots()?;
         let text = if self.json {
-            format!("{}\n", serde_json::to_string_pretty(&snapshots)?)
+            json::pretty(&snapshots)?
         } else if self.quiet {
             snapshots.iter().map(|snapshot| format!("{}\n", called(snapshot))).collect()
         } else {
@@ -108,5 +108,50 @@ impl Rm {
             manager.remove_snapshot(name)?;
             stdio::print(&format!("{name}\n"))
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::{assert_golden, example_memory, example_time};
+    use sandboxvm_manager::{Content, Contents, HostIdentity, MemoryFile};
+    use sandboxvm_protocol::machine::{HostMode, VcpuCount};
+
+    #[test]
+    fn the_json_is_pinned() {
+        let id = |text: &str| text.to_owned().try_into().unwrap();
+        let content = |path: &str, digit: &str| Content { path: path.into(), sha256: digit.repeat(64) };
+        let memory = |number: u32| MemoryFile { name: format!("memory.{number}"), size: 256 << 20 };
+        let first = SnapshotManifest {
+            format: 1,
+            id: id("aaaaaaaa"),
+            name: Some(SandboxName::try_from("kept".to_owned()).unwrap()),
+            created_at: example_time(),
+            sandbox: id("bbbbbbbb"),
+            parent: None,
+            vcpus: VcpuCount::ONE,
+            memory_bytes: example_memory(),
+            disk_bytes: 2 << 30,
+            env: vec!["LANG=C.UTF-8".into()],
+            host: HostIdentity { mode: HostMode::Vmx, cpu: "c".repeat(64), boot_id: "a-b-c".into() },
+            contents: Contents {
+                vmm: content("/usr/lib/sandboxvm/sandboxvm-vmm", "1"),
+                kernel: content("/usr/lib/sandboxvm/vmlinux", "2"),
+                image: content("/usr/lib/sandboxvm/base.erofs", "3"),
+                agent: content("/usr/lib/sandboxvm/agent.erofs", "4"),
+            },
+            memory: vec![memory(0)],
+            disk: vec!["disk.0".into()],
+        };
+        let second = SnapshotManifest {
+            id: id("cccccccc"),
+            name: None,
+            parent: Some(first.id.clone()),
+            memory: vec![memory(0), memory(1)],
+            disk: vec!["disk.0".into(), "disk.1".into()],
+            ..first.clone()
+        };
+        assert_golden("snapshot-ls.json", &json::pretty(&[first, second]).unwrap());
     }
 }

@@ -1,6 +1,6 @@
 //! `stats`: what sandboxes take of their host, or everything that one's VMM counts.
 
-use crate::{environment, failure::Failure, runtime, signals::Signals, stdio, table};
+use crate::{environment, failure::Failure, json, runtime, signals::Signals, stdio, table};
 use clap::Args;
 use sandboxvm_manager::{Manager, SandboxRecord, Usage};
 use sandboxvm_protocol::{identity::SandboxId, vmm::VmStats};
@@ -50,8 +50,7 @@ impl Stats {
             Some(reference) if !self.watch => {
                 let sandbox = manager.find(reference)?;
                 let stats = runtime::block_on(async { Ok(sandbox.stats().await?) })?;
-                let text =
-                    if self.json { format!("{}\n", serde_json::to_string_pretty(&stats)?) } else { tables(&stats) };
+                let text = if self.json { json::pretty(&stats)? } else { tables(&stats) };
                 stdio::print(&text)?;
                 Ok(0)
             }
@@ -80,8 +79,7 @@ impl Stats {
 
     fn show(&self, rows: &[Row]) -> Result<String, Failure> {
         if self.json {
-            let text = if self.watch { serde_json::to_string(rows)? } else { serde_json::to_string_pretty(rows)? };
-            return Ok(text + "\n");
+            return if self.watch { json::line(&rows) } else { json::pretty(&rows) };
         }
         let heading = ["ID", "NAME", "STATE", "CPU", "MEMORY", "ITS OWN", "LIMIT"];
         let text = table::render(heading, rows.iter().map(Row::cells));
@@ -169,4 +167,54 @@ fn tables(stats: &VmStats) -> String {
     });
     let heading = ["VCPU", "EXITS", "INSTRUCTIONS EMULATED", "INTERRUPTS", "PORT EXITS", "MMIO EXITS"];
     format!("{}\n{}", table::render(["MACHINE", ""], machine), table::render(heading, vcpus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::assert_golden;
+    use sandboxvm_protocol::{
+        machine::HostMode,
+        vmm::{BootMark, Phase, VcpuStats},
+    };
+
+    fn example(id: &str, name: Option<&str>) -> Row {
+        Row {
+            id: id.to_owned().try_into().unwrap(),
+            name: name.map(str::to_owned),
+            state: "running",
+            cpu_percent: 12.5,
+            usage: Usage { cpu: Duration::from_millis(1500), resident_bytes: 48 << 20, private_bytes: 3 << 20 },
+            memory_limit_bytes: 256 << 20,
+        }
+    }
+
+    #[test]
+    fn the_json_is_pinned() {
+        let rows = [example("aaaaaaaa", Some("demo")), example("bbbbbbbb", None)];
+        let show = |watch| Stats { sandbox: None, watch, json: true }.show(&rows).unwrap();
+        assert_golden("stats.json", &show(false));
+        let line = show(true);
+        assert_eq!(line.matches('\n').count(), 1, "with --watch, a line each time");
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(read(&line), read(&show(false)));
+    }
+
+    #[test]
+    fn the_json_of_one_sandbox_is_pinned() {
+        let vcpu = VcpuStats { exits: 1000, insn_emulation: 2000, irq_injections: 30, port_exits: 40, mmio_exits: 500 };
+        let stats = VmStats {
+            phase: Phase::Ready,
+            host_mode: HostMode::Pvm,
+            vcpus: vec![vcpu],
+            first_run_ns: Some(830_000),
+            boot: Some(BootMark { elapsed_ns: 9_000_000_000, insn_emulation: 15_000_000, exits: 60_000 }),
+            int3_emulated: 7,
+            fwait_skipped: 1,
+        };
+        let new = VmStats { phase: Phase::Created, vcpus: vec![], first_run_ns: None, boot: None, ..stats.clone() };
+        // Of the one that was asked for, and of another that has only begun.
+        assert_golden("stats-of-one.json", &json::pretty(&stats).unwrap());
+        assert_golden("stats-of-new.json", &json::pretty(&new).unwrap());
+    }
 }

@@ -1,15 +1,9 @@
 //! `supervise`: what other commands start to keep up a sandbox's ports and rules. Not for people.
 
-use crate::{failure::Failure, runtime};
+use crate::{background::leave_the_caller, failure::Failure, runtime};
 use clap::Args;
-use rustix::io::close;
 use sandboxvm_manager::{Manager, keeper};
-use std::{
-    fs::{self, OpenOptions},
-    io::Write,
-    os::fd::RawFd,
-    path::PathBuf,
-};
+use std::{fs::OpenOptions, io::Write, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Keep up ports and rules of a sandbox until it ends
@@ -67,23 +61,5 @@ fn say_ready() {
     let _ = std::io::stdout().flush();
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
-    }
-}
-
-/// A session of its own, so that no terminal's Ctrl-C is for it, and none of the files that the caller's caller left open.
-fn leave_the_caller() {
-    // Fails for the leader of a process group, which a shell makes of it when somebody starts it by hand.
-    let _ = rustix::process::setsid();
-    let inherited: Vec<RawFd> = fs::read_dir("/proc/self/fd")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|fd| *fd > 2)
-        .collect();
-    for fd in inherited {
-        // SAFETY: this is the first thing the process does, on its only thread: above the standard streams there are only
-        // descriptors that it was started with, which nothing in it owns, and the listing's own, which is closed by now.
-        unsafe { close(fd) };
     }
 }

@@ -6,6 +6,7 @@
 //! program      which file its name means
 //! spawn        pipes or terminal, and the clone; child is the part that runs between clone and exec, vfork the clone
 //! cgroups      how many there may be, and where they are counted
+//! limit_counts which limits they met
 //! stdin        bytes on their way into it, and the credit for them
 //! output       its stdout, stderr or terminal
 //! title        what it was started as, cut to be shown
@@ -18,6 +19,7 @@ pub(crate) mod cgroups;
 mod child;
 mod environment;
 pub(crate) mod kept;
+pub(crate) mod limit_counts;
 pub(crate) mod output;
 mod program;
 pub(crate) mod scrollback;

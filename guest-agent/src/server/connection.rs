@@ -46,8 +46,8 @@ pub(super) struct Connection {
     overflowed: bool,
     /// Cuts what arrives into frames.
     pub(super) decoder: FrameDecoder,
-    /// Hello was exchanged.
-    pub(super) greeted: bool,
+    /// The version that was agreed on, once Hello was exchanged.
+    pub(super) version: Option<u8>,
     /// Nothing more is taken from the host; ends when all is sent.
     pub(super) closing: bool,
     /// The host's end of the stream was seen: read until it says how it ended.
@@ -71,7 +71,7 @@ impl Connection {
             sent: 0,
             overflowed: false,
             decoder: Self::fresh_decoder(),
-            greeted: false,
+            version: None,
             closing: false,
             hung_up: false,
             watches_room: false,

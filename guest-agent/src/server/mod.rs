@@ -30,6 +30,7 @@ mod token;
 use crate::names::NameFiles;
 use crate::process::Process;
 use crate::process::cgroups::Cgroups;
+use crate::process::limit_counts::LimitCounts;
 use crate::process::spawn::Spawner;
 use clock::{later, now};
 use connection::{Connection, End};
@@ -107,6 +108,8 @@ pub(crate) struct Server {
     remembered: VecDeque<Key>,
     relays: Slab<Relay>,
     spawner: Spawner,
+    /// Of the machine; nothing for an agent that does not own it.
+    limit_counts: Option<LimitCounts>,
     /// One read from a socket, or all frames of one turn of a process.
     scratch: Box<[u8]>,
     /// Processes that work on files.
@@ -155,6 +158,7 @@ impl Server {
             remembered: VecDeque::new(),
             relays: Slab::new(MAX_RELAYS),
             spawner,
+            limit_counts: (role == Role::Init).then(LimitCounts::begin),
             scratch: vec![0; streams::SCRATCH].into_boxed_slice(),
             file_workers: Vec::new(),
             file_request: None,

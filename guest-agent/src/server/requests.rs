@@ -97,7 +97,7 @@ impl Server {
 
     fn handle_message(&mut self, key: Key, message: HostMessage) -> Outcome {
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
-        if connection.greeted == matches!(message, HostMessage::Hello { .. }) {
+        if connection.version.is_some() == matches!(message, HostMessage::Hello { .. }) {
             return Err(bad_request("Hello comes first on a connection, and once"));
         }
         match message {
@@ -113,7 +113,7 @@ impl Server {
                         ),
                     });
                 }
-                connection.greeted = true;
+                connection.version = Some(version);
                 connection.queue(&AgentMessage::Hello { version });
             }
             HostMessage::Ping => connection.queue(&AgentMessage::Pong),

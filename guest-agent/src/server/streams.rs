@@ -9,13 +9,14 @@ use super::Server;
 use super::slab::Key;
 use super::token::{Pipe, Token};
 use crate::process::Process;
+use crate::process::limit_counts::LimitCounts;
 use crate::process::output::Output;
 use rustix::event::epoll;
-use sandboxvm_protocol::agent::{AgentMessage, MAX_AGENT_MESSAGE, WIRE};
+use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, MAX_AGENT_MESSAGE, SINCE_LIMITS_HIT, WIRE};
 use sandboxvm_protocol::frame::{HEADER_LEN, MAX_STREAM_BODY};
 
-/// Kept free behind the streams for the messages of one turn: credit and exit status.
-pub(super) const MESSAGES: usize = 64;
+/// Kept free behind the streams for the messages of one turn: credit, limits that were met, and exit status.
+pub(super) const MESSAGES: usize = 96;
 
 /// Size of the server's buffer: a full pipe in one frame, a header for the other stream, and the messages.
 pub(super) const SCRATCH: usize = MAX_STREAM_BODY + 2 * HEADER_LEN + MESSAGES;
@@ -50,6 +51,13 @@ impl Server {
         let is_finished = process.is_finished();
         let mut sent = Ok(());
         if let Some(connection) = &mut connection {
+            if is_finished
+                && process.ended != Some(ExitStatus::Code(0))
+                && connection.version >= Some(SINCE_LIMITS_HIT)
+                && let Some(hit) = self.limit_counts.as_mut().and_then(LimitCounts::since_last)
+            {
+                filled += put_message(&AgentMessage::LimitsHit(hit), &mut self.scratch[filled..]);
+            }
             filled += append_messages(process, &mut self.scratch[filled..]);
             if filled > 0 {
                 sent = connection.transmit(&self.scratch[..filled]);

@@ -1,8 +1,14 @@
 //! The acts that are logged.
 
-use crate::{agent::exit_code, audit::mask::Mask, create::StartFrom, record::SandboxRecord};
+use crate::{
+    agent::exit_code,
+    audit::mask::Mask,
+    create::StartFrom,
+    record::SandboxRecord,
+    supervision::rules::{AtEnd, WhenIdle},
+};
 use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation},
+    agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation, limits::LimitsHit},
     identity::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
@@ -174,6 +180,35 @@ pub enum Event {
     },
     /// It was paused because nobody used it.
     IdlePaused,
+    /// It was to be made, or to run again, and was not: the host had no room for it.
+    NotAdmitted {
+        /// The memory it asked for.
+        memory_bytes: MemorySize,
+        /// The disk it asked for, in bytes.
+        disk_bytes: u64,
+        /// Which limit, with numbers.
+        reason: String,
+    },
+    /// Its time to live was up, and it is about to be ended.
+    TimeUp {
+        /// How.
+        then: AtEnd,
+    },
+    /// Nobody used it for as long as its idle rule says, and it is about to be ended.
+    IdleEnded {
+        /// How.
+        then: WhenIdle,
+    },
+    /// Its programs met limits since this was last said. The guest's word, which its root can withhold or make up; said by
+    /// whoever attended the next process to end other than with 0.
+    LimitsHit {
+        /// How often a program could start no process, since there were as many as there may be.
+        processes_refused: u64,
+        /// How many processes its kernel killed because memory ran out.
+        killed_for_memory: u64,
+        /// Its disk has no room left.
+        disk_is_full: bool,
+    },
     /// Whoever wrote the line before was ended while writing one; that one was taken away.
     Torn {
         /// Bytes of it.
@@ -239,6 +274,12 @@ impl Event {
             user: request.user.as_ref().map(|user| text(user.as_bytes())),
             terminal: request.terminal.is_some(),
         }
+    }
+
+    /// What a guest's agent says.
+    pub(crate) fn limits_hit(hit: LimitsHit) -> Self {
+        let LimitsHit { processes_refused, killed_for_memory, disk_is_full } = hit;
+        Self::LimitsHit { processes_refused, killed_for_memory, disk_is_full }
     }
 
     /// The end of a process.

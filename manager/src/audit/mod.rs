@@ -7,9 +7,11 @@
 
 pub(crate) mod chain;
 pub(crate) mod event;
+#[cfg(test)]
+mod golden;
 pub(crate) mod log;
 mod mask;
 
-pub use chain::{Line, Verified, Violation};
+pub use chain::{Actor, Line, Verified, Violation};
 pub use event::{Event, FileAct, Origin};
 pub use log::{AuditError, Trail};

@@ -83,8 +83,16 @@ pub async fn keep(
     let control = control.map_err(|error| directory.error("listen on", SOCKET, error))?;
     let log = Log { file: start::log(&directory)?, left: MOST_WORDS };
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut keeper =
-        Keeper { manager, sandbox: Arc::new(sandbox), directory, supervision, listening: Vec::new(), room, log };
+    let mut keeper = Keeper {
+        manager,
+        sandbox: Arc::new(sandbox),
+        directory,
+        supervision,
+        listening: Vec::new(),
+        room,
+        log,
+        end_was_told: false,
+    };
     keeper.listen().await?;
     ready();
     let kept = keeper.keep(&control, told_to_end).await;
@@ -102,6 +110,8 @@ struct Keeper<'m> {
     listening: Vec<Option<Listening>>,
     room: Arc<Semaphore>,
     log: Log,
+    /// Why it ends is in the audit log.
+    end_was_told: bool,
 }
 
 /// What happened.
@@ -207,8 +217,16 @@ impl Keeper<'_> {
     /// True when the sandbox has ended.
     async fn time_is_up(&mut self, then: AtEnd) -> bool {
         self.log.note(format_args!("its time is up: {then}"));
+        self.tell_end(Event::TimeUp { then });
         let stopped = self.sandbox.stop(GRACE).await;
         self.ended(stopped.map_err(|error| error.to_string()), then == AtEnd::Remove).await
+    }
+
+    /// Logs why it is about to be ended; once, though ending it may take several attempts.
+    fn tell_end(&mut self, event: Event) {
+        if !std::mem::replace(&mut self.end_was_told, true) {
+            self.sandbox.trail().note(event);
+        }
     }
 
     async fn ended(&mut self, stopped: Result<(), String>, remove: bool) -> bool {
@@ -263,6 +281,7 @@ impl Keeper<'_> {
             }
             WhenIdle::Stop | WhenIdle::Remove => {
                 self.log.note(format_args!("nobody used it: {}", rule.then));
+                self.tell_end(Event::IdleEnded { then: rule.then });
                 // Nobody can begin to use it meanwhile; who tries waits, and is told.
                 let stopped = self.sandbox.stop_unused(GRACE).await;
                 let ended = self.ended(stopped.map_err(|error| error.to_string()), rule.then == WhenIdle::Remove).await;

@@ -113,3 +113,15 @@ pub struct ProcessLimits {
     /// Open files of each process started from here on, as soft and hard limit; without it what the agent gives.
     pub files: Option<FileCount>,
 }
+
+/// Which limits the sandbox's programs met since a host was last told. A guest's word: its root can withhold it or make
+/// it up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsHit {
+    /// How often a process could not be started because there were [`ProcessLimits::processes`].
+    pub processes_refused: u64,
+    /// How many processes the kernel killed because memory ran out.
+    pub killed_for_memory: u64,
+    /// The disk has no room left, and had some when this was last told.
+    pub disk_is_full: bool,
+}

@@ -51,7 +51,7 @@ variants! {
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
         Processes (_), Attached (_), OutputDropped {}, RunsOn (), Signalled (), File (_), Connected (),
-        LimitsSet (),
+        LimitsSet (), LimitsHit (_),
     }
     View { Attend (), Follow (), Kept (), End () }
     ProcessState { Running (), Ended {} }
@@ -249,6 +249,8 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
     add("signalled", AgentMessage::Signalled);
     add("connected", AgentMessage::Connected);
     add("limits-set", AgentMessage::LimitsSet);
+    let hit = LimitsHit { processes_refused: 300, killed_for_memory: 1, disk_is_full: true };
+    add("limits-hit", AgentMessage::LimitsHit(hit));
     for (label, reply, mut covers) in file_replies() {
         covers.extend(["AgentMessage::File", reply.variant()]);
         samples.push(sample(&format!("file-{label}"), covers, AgentMessage::File(reply)));

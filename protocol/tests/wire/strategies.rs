@@ -240,6 +240,9 @@ pub fn agent_message() -> impl Strategy<Value = AgentMessage> {
         file_reply().prop_map(AgentMessage::File),
         Just(AgentMessage::Connected),
         Just(AgentMessage::LimitsSet),
+        any::<(u64, u64, bool)>().prop_map(|(processes_refused, killed_for_memory, disk_is_full)| {
+            AgentMessage::LimitsHit(LimitsHit { processes_refused, killed_for_memory, disk_is_full })
+        }),
     ]
 }
 

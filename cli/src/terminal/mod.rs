@@ -1,5 +1,9 @@
-//! The caller's terminal: its size, and raw mode that is undone on every way out but SIGKILL.
+//! The caller's terminal: its size, and raw mode that is undone on every way out; after SIGKILL, by a [`guardian`].
 
+pub(crate) mod guardian;
+
+use crate::failure::Failure;
+use guardian::Guardian;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use sandboxvm_protocol::agent::TerminalSize;
 use std::io;
@@ -20,15 +24,23 @@ pub(crate) fn size() -> TerminalSize {
 #[derive(Debug)]
 pub(crate) struct RawMode {
     before: Termios,
+    /// Dropped when the terminal is as it was.
+    _guardian: Option<Guardian>,
 }
 
 impl RawMode {
     pub(crate) fn enter() -> io::Result<Self> {
         let before = tcgetattr(rustix::stdio::stdin())?;
+        let guardian = Guardian::start();
+        if let Err(error) = &guardian {
+            let message =
+                format!("warning: the terminal stays raw if this program is killed (`reset` mends it): {error}");
+            Failure::new(message).report();
+        }
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw)?;
-        Ok(Self { before })
+        Ok(Self { before, _guardian: guardian.ok() })
     }
 }
 

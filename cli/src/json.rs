@@ -1,0 +1,117 @@
+//! What `--json` prints: programs read it, and people on a terminal. Its keys and types are described in docs/json.md and
+//! pinned by the files in tests/golden: members may be added, not changed.
+//!
+//! Used by every command that lists something. Never prints; what a guest wrote drives no terminal through it.
+
+use crate::failure::Failure;
+use sandboxvm_manager::is_printable;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// On several lines, for one listing.
+pub(crate) fn pretty(value: &impl Serialize) -> Result<String, Failure> {
+    Ok(escaped(&serde_json::to_string_pretty(value)?))
+}
+
+/// On one line, for one of many.
+pub(crate) fn line(value: &impl Serialize) -> Result<String, Failure> {
+    Ok(escaped(&serde_json::to_string(value)?))
+}
+
+/// What serde leaves as it is among the characters that a terminal takes for commands is escaped too, and it ends with a
+/// newline. Such characters are nowhere but in strings.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        if is_printable(c) {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a String does not fail.
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use sandboxvm_images::identity::FileIdentity;
+    use sandboxvm_manager::{FileRecord, Limits, SandboxRecord, WantedLimits};
+    use sandboxvm_protocol::machine::{MemorySize, VcpuCount};
+    use std::{
+        path::PathBuf,
+        time::{Duration, SystemTime, UNIX_EPOCH},
+    };
+
+    /// Holds what a command would print against its golden file; `UPDATE_GOLDEN=1` writes that anew.
+    #[track_caller]
+    pub(crate) fn assert_golden(file: &str, printed: &str) {
+        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(file);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, printed).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            golden == printed,
+            "{} is not what is printed. Members may be added, not changed: programs read them. \
+             UPDATE_GOLDEN=1 cargo test -p sandboxvm-cli writes it anew; docs/json.md says what each means.\n{printed}",
+            path.display()
+        );
+    }
+
+    pub(crate) fn example_time() -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)
+    }
+
+    pub(crate) fn example_memory() -> MemorySize {
+        MemorySize::try_from(256 << 20).unwrap()
+    }
+
+    /// A sandbox with everything that one can have.
+    pub(crate) fn example_record(id: &str) -> SandboxRecord {
+        let identity =
+            FileIdentity { device: 2049, inode: 131, size: 9_000_000, modified_ns: 1_690_000_000_000_000_000 };
+        let file = |path: &str| FileRecord { path: path.into(), identity: identity.clone() };
+        SandboxRecord {
+            format: 1,
+            id: id.to_owned().try_into().unwrap(),
+            name: Some("demo".to_owned().try_into().unwrap()),
+            created_at: example_time(),
+            vcpus: VcpuCount::ONE,
+            memory_bytes: example_memory(),
+            disk_bytes: 2 << 30,
+            kernel: file("/usr/lib/sandboxvm/vmlinux"),
+            image: file("/usr/lib/sandboxvm/base.erofs"),
+            agent: file("/usr/lib/sandboxvm/agent.erofs"),
+            env: vec!["LANG=C.UTF-8".into()],
+            ephemeral: false,
+            limits: Limits {
+                processes: 128.try_into().unwrap(),
+                files: 64.try_into().ok(),
+                cpu_share: 50.try_into().ok(),
+                must_hold: true,
+            },
+        }
+    }
+
+    /// One that was made with no flags at all.
+    pub(crate) fn plain_record(id: &str) -> SandboxRecord {
+        let WantedLimits { files, cpu_share, .. } = WantedLimits::default();
+        let limits = Limits { processes: 1024.try_into().unwrap(), files, cpu_share, must_hold: false };
+        SandboxRecord { name: None, env: vec![], limits, ..example_record(id) }
+    }
+
+    #[test]
+    fn no_terminal_takes_it_for_commands_and_programs_read_what_it_was() {
+        let said = "a\u{1b}[1m\u{9b}1m\u{202e}\u{7f}\n\t\u{e9}\u{1f600}";
+        let text = line(&said).unwrap();
+        assert_eq!(text, "\"a\\u001b[1m\\u009b1m\\u202e\\u007f\\n\\t\u{e9}\u{1f600}\"\n");
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), said);
+        let listed = pretty(&[said]).unwrap();
+        assert!(listed.starts_with("[\n  \"a") && listed.ends_with("\"\n]\n"), "{listed}");
+    }
+}

@@ -1,0 +1,158 @@
+//! The format of the log, pinned: a line of every kind, in a log that is whole. `events --json` prints these lines as they
+//! are; logs outlive the program that wrote them, so what is here is read for ever.
+
+use super::{
+    chain::{self, Actor, GENESIS, Line},
+    event::{Event, FileAct, Origin},
+};
+use crate::supervision::rules::{AtEnd, WhenIdle};
+use sandboxvm_protocol::{
+    identity::{SandboxId, SandboxName},
+    machine::{MemorySize, VcpuCount},
+};
+use std::{
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+fn id(text: &str) -> SandboxId {
+    SandboxId::try_from(text.to_owned()).unwrap()
+}
+
+fn name(text: &str) -> SandboxName {
+    SandboxName::try_from(text.to_owned()).unwrap()
+}
+
+/// Every kind of event, every kind of what is in one, with and without what may be missing.
+fn examples() -> Vec<Event> {
+    let memory_bytes = MemorySize::try_from(256 << 20).unwrap();
+    let created = |from, name: Option<SandboxName>, env: Vec<String>| Event::Created {
+        name,
+        vcpus: VcpuCount::ONE,
+        memory_bytes,
+        disk_bytes: 2 << 30,
+        from,
+        env,
+    };
+    let files = |act, to: Option<&str>, user: Option<&str>| Event::Files {
+        act,
+        path: "/tmp/x".into(),
+        to: to.map(str::to_owned),
+        user: user.map(str::to_owned),
+    };
+    let mut events = vec![
+        created(Origin::Ready, Some(name("demo")), vec!["LANG".into()]),
+        created(Origin::Boot, None, vec![]),
+        created(Origin::Snapshot(name("kept")), None, vec![]),
+        created(Origin::Fork(id("bbbbbbbb")), None, vec![]),
+        Event::Exec {
+            argv: vec!["sh".into(), "-c".into(), "***".into()],
+            env: vec!["TOKEN".into()],
+            cwd: Some("/tmp".into()),
+            user: Some("nobody".into()),
+            terminal: true,
+        },
+        Event::Exec { argv: vec!["true".into()], env: vec![], cwd: None, user: None, terminal: false },
+        Event::Started { exec: 5, pid: 301 },
+        Event::NotStarted { exec: 6, reason: "true: not found".into() },
+        Event::Ended { pid: 301, exit_code: 137, signal: Some(9), timed_out: false },
+        Event::Ended { pid: 302, exit_code: 124, signal: None, timed_out: true },
+        Event::Attached { pid: 301, stdin: true },
+        Event::Signalled { pid: 301, signal: 15 },
+    ];
+    let acts = [
+        FileAct::Read,
+        FileAct::Write,
+        FileAct::MakeDirectory,
+        FileAct::Remove,
+        FileAct::SetMode,
+        FileAct::SetOwner,
+        FileAct::Watch,
+        FileAct::Archive,
+        FileAct::Extract,
+    ];
+    events.push(files(FileAct::Move, Some("/tmp/y"), Some("nobody")));
+    events.extend(acts.map(|act| files(act, None, None)));
+    let host = || "127.0.0.1:8080".to_owned();
+    events.extend([
+        Event::SnapshotCreated { snapshot: name("kept") },
+        Event::Forked { copies: vec![id("cccccccc")] },
+        Event::Reset { to: Some(name("kept")) },
+        Event::Reset { to: None },
+        Event::Paused,
+        Event::Resumed,
+        Event::Stopped,
+        Event::MachineEnded { reason: "the guest kernel panicked".into() },
+        Event::Removed,
+        Event::PortPublished { guest_port: 80, host: host() },
+        Event::PortTakenBack { guest_port: 80, host: host() },
+        Event::IdlePaused,
+        Event::Torn { bytes: 17 },
+        Event::NotAdmitted { memory_bytes, disk_bytes: 2 << 30, reason: "256 MiB of memory: ...".into() },
+    ]);
+    events.extend([AtEnd::Stop, AtEnd::Remove].map(|then| Event::TimeUp { then }));
+    events.extend([WhenIdle::Stop, WhenIdle::Remove].map(|then| Event::IdleEnded { then }));
+    events.push(Event::LimitsHit { processes_refused: 3, killed_for_memory: 1, disk_is_full: false });
+    events
+}
+
+/// A new kind does not compile here until it has a place; give it an example above, too.
+fn place(event: &Event) -> usize {
+    match event {
+        Event::Created { .. } => 0,
+        Event::Exec { .. } => 1,
+        Event::Started { .. } => 2,
+        Event::NotStarted { .. } => 3,
+        Event::Ended { .. } => 4,
+        Event::Attached { .. } => 5,
+        Event::Signalled { .. } => 6,
+        Event::Files { .. } => 7,
+        Event::SnapshotCreated { .. } => 8,
+        Event::Forked { .. } => 9,
+        Event::Reset { .. } => 10,
+        Event::Paused => 11,
+        Event::Resumed => 12,
+        Event::Stopped => 13,
+        Event::MachineEnded { .. } => 14,
+        Event::Removed => 15,
+        Event::PortPublished { .. } => 16,
+        Event::PortTakenBack { .. } => 17,
+        Event::IdlePaused => 18,
+        Event::Torn { .. } => 19,
+        Event::NotAdmitted { .. } => 20,
+        Event::TimeUp { .. } => 21,
+        Event::IdleEnded { .. } => 22,
+        Event::LimitsHit { .. } => 23,
+    }
+}
+
+#[test]
+fn every_kind_of_line_is_as_it_always_was() {
+    let mut prev = GENESIS.to_owned();
+    let mut log = String::new();
+    let mut places = std::collections::BTreeSet::new();
+    for (seq, event) in (1..).zip(examples()) {
+        places.insert(place(&event));
+        let time = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123 + seq);
+        let line = Line { seq, time, sandbox: id("aaaaaaaa"), by: Actor { uid: 0, pid: 4711 }, event, prev };
+        let (text, head) = chain::seal(&line).unwrap();
+        log.push_str(&String::from_utf8(text).unwrap());
+        prev = head.hash;
+    }
+    assert!(places.into_iter().eq(0..=23), "a kind has no example");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/events.jsonl");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &log).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    let differs = log.lines().zip(golden.lines()).find(|(now, then)| now != then);
+    assert!(
+        golden == log,
+        "lines of audit logs are not as {} has them; kinds may be added at the end, and nothing changed, since logs \
+         outlive us. UPDATE_GOLDEN=1 cargo test -p sandboxvm-manager writes it anew. The first that differs: {differs:?}",
+        path.display()
+    );
+    // Read in the other direction, too.
+    let verified = chain::verify(golden.as_bytes(), &id("aaaaaaaa"), None).unwrap();
+    assert_eq!(verified.head, prev);
+}

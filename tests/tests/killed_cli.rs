@@ -1,0 +1,181 @@
+//! The CLI killed at any moment: the terminal is as it was, the sandbox is usable, and nothing is left on the host.
+
+use rustix::process::Signal;
+use sandboxvm_tests::{
+    home::{Home, SMALL, Sandbox, eventually},
+    processes,
+    terminal::TerminalSession,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+const SIGNALS: [Signal; 3] = [Signal::KILL, Signal::TERM, Signal::HUP];
+
+/// Waits until a signal that was sent has ended the command, and its terminal is as it was before it.
+#[track_caller]
+fn assert_ends_sanely(mut terminal: TerminalSession, before: &str, what: &str) {
+    let _ = terminal.wait();
+    let is_sane = || (terminal.settings() == before).then_some(());
+    assert!(eventually(SOON, is_sane).is_some(), "{what}: the terminal is left as\n{}", terminal.settings());
+    assert!(terminal.is_cooked(), "{what}");
+}
+
+/// Answers, is listed as running, and has no process but those that are to be there.
+#[track_caller]
+fn assert_usable(home: &Home, sandbox: &Sandbox<'_>, expected: &[&str]) {
+    let _ = sandbox.exec(["--", "true"]).run().succeeds();
+    assert_eq!(home.row(&sandbox.id)["state"], "running");
+    let left = || {
+        let rows = home.cli(["ps", "--json", &sandbox.id]).run().succeeds().json();
+        let running = rows.as_array().into_iter().flatten().filter(|row| row["state"] == "running");
+        let pids: Vec<String> = running.map(|row| row["pid"].to_string()).collect();
+        (pids == expected).then_some(())
+    };
+    assert!(eventually(SOON, left).is_some(), "a process outlives whoever attended it");
+}
+
+/// Guardians of terminals whose command is gone; other tests may have some of their own under way.
+fn orphaned_guardians(home: &Home) -> Vec<PathBuf> {
+    let program = fs::canonicalize(&home.artefacts().program).expect("the program is there");
+    let is_it = |proc: &Path| fs::read_link(proc.join("exe")).is_ok_and(|exe| exe == program);
+    let parent = |proc: &Path| {
+        let status = fs::read_to_string(proc.join("status")).ok()?;
+        Some(Path::new("/proc").join(status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim()))
+    };
+    let guards =
+        |proc: &Path| fs::read_to_string(proc.join("cmdline")).is_ok_and(|line| line.contains("guard-terminal"));
+    let all = fs::read_dir("/proc").expect("/proc is mounted").flatten().map(|entry| entry.path());
+    all.filter(|proc| is_it(proc) && guards(proc) && !parent(proc).is_some_and(|parent| is_it(&parent))).collect()
+}
+
+#[test]
+fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
+    let started = sandbox.exec(["-d", "-i", "-t", "--", "sh"]).run().succeeds().out();
+    let shell = started.trim();
+    let attach = ["attach", "-it", "demo", shell];
+    let exec = ["exec", "-it", "demo", "--", "sh", "-c", "echo u''p; exec cat"];
+    let run = ["run", "-it", "-m", SMALL, "--", "sh", "-c", "echo u''p; exec cat"];
+    // When keys go to the guest already; one that is passed on once ends what runs there, or says to leave.
+    let attended: [(&[&str], &str, &[Signal]); 3] =
+        [(&exec, "up", &SIGNALS), (&attach, "", &[Signal::KILL, Signal::HUP]), (&run, "up", &[Signal::KILL])];
+    for (arguments, shown, signals) in attended {
+        for signal in signals {
+            let what = format!("{arguments:?} {signal:?}");
+            let mut terminal = home.cli_on_terminal(arguments, 24, 80);
+            // Noted by a terminal of the same kind: this one may be raw by now.
+            let before = home.cli_on_terminal(&["--version"], 24, 80).settings();
+            let raw = eventually(SOON, || (!terminal.is_cooked()).then_some(()));
+            assert!(raw.is_some(), "{what}: never raw: {}", terminal.screen());
+            if !shown.is_empty() {
+                terminal.expect(shown);
+            }
+            terminal.signal(*signal);
+            assert_ends_sanely(terminal, &before, &what);
+        }
+        assert_usable(&home, &sandbox, &[shell]);
+    }
+    // At moments spread over the start of it, whatever it does then: reading its record, starting its guardian, asking.
+    for (number, (arguments, ..)) in attended.iter().enumerate() {
+        for step in 1..4_u32 {
+            let terminal = home.cli_on_terminal(arguments, 24, 80);
+            let before = home.cli_on_terminal(&["--version"], 24, 80).settings();
+            thread::sleep(Duration::from_millis(4) * (step * step + u32::try_from(number).expect("a few")));
+            terminal.signal(Signal::KILL);
+            assert_ends_sanely(terminal, &before, &format!("{arguments:?} in step {step}"));
+        }
+    }
+    assert_usable(&home, &sandbox, &[shell]);
+    let gone = eventually(SOON, || orphaned_guardians(&home).is_empty().then_some(()));
+    assert!(gone.is_some(), "{:?}", orphaned_guardians(&home));
+    // A guardian that was killed itself takes nothing along.
+    let mut terminal = home.cli_on_terminal(&exec, 24, 80);
+    terminal.expect("up");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", terminal.pid())).expect("it lives");
+    let guardian = children.trim().parse().expect("one child");
+    processes::kill(guardian);
+    terminal.keys("\x04");
+    assert_eq!(terminal.wait().code(), Some(0));
+    assert!(terminal.is_cooked());
+    // What `run` began is swept up by who looks next.
+    assert_eq!(home.listed(), [sandbox.id.as_str()]);
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+/// A file that a process has open in a directory, under whatever name, or none.
+fn writes_in(pid: u32, directory: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.any(|target| target.parent() == Some(directory))
+}
+
+/// Bytes that a process has asked the kernel for.
+fn bytes_read(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).unwrap_or_default()
+}
+
+fn names_in(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).expect("it is there").flatten().map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn a_copy_that_is_killed_leaves_nothing_half_and_nothing_beside() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
+    let _ = sandbox.sh("mkdir /in; echo old > /in/big; echo said > /dev/console").succeeds();
+    let _ = sandbox.exec(["--", "python3", "-c", "open('/big', 'wb').write(b'7' * 6_000_000)"]).run().succeeds();
+    let (place, source) = (home.scratch("place"), home.scratch("source"));
+    fs::create_dir(&place).expect("a scratch directory");
+    fs::write(place.join("big"), "old").expect("a scratch file");
+    fs::write(&source, vec![7; 256 << 20]).expect("a scratch file");
+    let out = ["cp", "demo:/big", &place.display().to_string()].map(str::to_owned);
+    let into = ["cp", &source.display().to_string(), "demo:/in/big"].map(str::to_owned);
+    for signal in SIGNALS {
+        // Out of the sandbox, once the file that is to take the old one's place is being written.
+        let mut copy = home.cli(&out).spawn();
+        let pid = copy.pid();
+        let begun = eventually(SOON, || (writes_in(pid, &place) || copy.has_ended()).then_some(()));
+        assert!(begun.is_some() && !copy.has_ended(), "{signal:?}: too quick to be killed: {:?}", copy.finish());
+        copy.signal(signal);
+        let _ = copy.finish();
+        assert_eq!(names_in(&place), [place.join("big")], "{signal:?}");
+        assert_eq!(fs::read_to_string(place.join("big")).ok().as_deref(), Some("old"), "{signal:?}");
+
+        // Into the sandbox, with a mebibyte or two on the way.
+        let mut copy = home.cli(&into).spawn();
+        let pid = copy.pid();
+        let begun = eventually(SOON, || (bytes_read(pid) > 3 << 20 || copy.has_ended()).then_some(()));
+        assert!(begun.is_some() && !copy.has_ended(), "{signal:?}: too quick to be killed: {:?}", copy.finish());
+        copy.signal(signal);
+        let _ = copy.finish();
+        let clean = || (sandbox.sh("ls -A /in; cat /in/big").succeeds().out() == "big\nold\n").then_some(());
+        assert!(eventually(SOON, clean).is_some(), "{signal:?}: {}", sandbox.sh("ls -lA /in").out());
+    }
+    // What only looks on, or asks for something.
+    for signal in [Signal::KILL, Signal::TERM] {
+        let mut logs = home.cli(["logs", "-f", "demo"]).spawn();
+        logs.wait_for_stdout("said");
+        logs.signal(signal);
+        let _ = logs.finish();
+        for (step, port) in [(0, "7001"), (3, "7002"), (12, "7003")] {
+            let publishing = home.cli(["port", "demo", port]).spawn();
+            thread::sleep(Duration::from_millis(step));
+            publishing.signal(signal);
+            let _ = publishing.finish();
+        }
+        let _ = home.cli(["port", "demo", "7000"]).run().succeeds();
+    }
+    assert_usable(&home, &sandbox, &[]);
+    let _ = home.cli(["cp", "demo:/big", &place.display().to_string()]).run().succeeds();
+    assert_eq!(fs::metadata(place.join("big")).expect("it is there").len(), 6_000_000);
+    sandbox.remove();
+    home.assert_nothing_left();
+}
