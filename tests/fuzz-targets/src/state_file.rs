@@ -2,6 +2,7 @@
 //! its memory map laid over memory. KVM's own structures end here: they go to the kernel, which checks them.
 
 use crate::input::{Input, file};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandboxvm_protocol::{identity::GuestCid, machine::MIB};
 use sandboxvm_vmm::{
     devices::{
@@ -108,11 +109,19 @@ fn restore_device(state: &TransportState, how: u8) {
     }
     let saved = transport.save();
     transport.notify_all();
-    for _ in 0..64 {
-        transport.host_ready();
-    }
+    assert!(come_to_rest(&mut transport), "a restored device spins");
     // Saved again it can be restored again.
     transport.restore(&saved).expect("a state that was restored once");
+}
+
+/// Serves the device's descriptor until it wants no more; entropy waits for its time, which passes meanwhile.
+fn come_to_rest(transport: &mut MmioTransport) -> bool {
+    (0..10_000).any(|_| {
+        transport.host_ready();
+        let Some(fd) = transport.host_fd() else { return true };
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        !poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    })
 }
 
 /// A device's state as a machine saves it, with `how` before it, to begin a corpus with.

@@ -1,5 +1,5 @@
 //! A virtqueue of any content. What must hold: every chain that is handed out is whole and lies in guest memory; there
-//! are no more of them than the queue is long; nothing panics.
+//! is an end of them, also where the rings lie on each other and what is returned changes what is to come; nothing panics.
 
 use crate::input::Input;
 use sandboxvm_vmm::devices::virtio::{chain::Chain, device::GuestMemory};
@@ -7,6 +7,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 const MEMORY: usize = 0x1_0000;
+/// Far more than there can be: once round both indices, with a queue in each place of the other.
+const MOST_CHAINS: u32 = 1 << 17;
 
 /// Input: ring addresses and size, where the device is in the ring, then memory from its beginning.
 pub fn virtqueue(data: &[u8]) {
@@ -28,8 +30,9 @@ fn run(mut input: Input<'_>) -> Option<()> {
     queue.try_set_avail_ring_address(GuestAddress(available)).expect("aligned to 2");
     queue.try_set_used_ring_address(GuestAddress(used)).expect("aligned to 4");
     queue.set_event_idx(input.byte()? & 1 == 1);
-    queue.set_next_avail(input.half()?);
-    queue.set_next_used(input.half()?);
+    let (next_available, held) = (input.half()?, input.half()? % (size + 1));
+    queue.set_next_avail(next_available);
+    queue.set_next_used(next_available.wrapping_sub(held));
     queue.set_ready(true);
     let _ = memory.write_slice(input.rest(), GuestAddress(0)).is_ok_and(|()| true);
     if !queue.is_valid(&memory) {
@@ -38,7 +41,7 @@ fn run(mut input: Input<'_>) -> Option<()> {
     let mut chains = 0;
     while let Ok(Some(mut chain)) = Chain::pop(&mut queue, &memory) {
         chains += 1;
-        assert!(chains <= u32::from(size), "more chains than the queue has descriptors");
+        assert!(chains <= MOST_CHAINS, "the queue feeds itself");
         assert!(chain.head < size);
         let total = chain.readable.len() + chain.writable.len();
         assert!(total > 0 && total <= u64::from(u32::MAX));

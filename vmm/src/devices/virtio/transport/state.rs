@@ -199,6 +199,13 @@ impl MmioTransport {
                     .registers
                     .apply(queue, event_idx, &self.memory)
                     .map_err(|what| refused(DeviceError::Queue { queue: index, what }))?;
+                // A device returns what it took, in any order: it is never ahead in the used ring, nor behind by more
+                // than the queue holds. One that were ahead could feed itself, where both rings lie in one place.
+                let held = saved.next_available.wrapping_sub(saved.next_used);
+                if held > queue.size() {
+                    let what = format!("it holds {held} chains of a queue of {}", queue.size());
+                    return Err(refused(DeviceError::Queue { queue: index, what }));
+                }
                 queue.set_next_avail(saved.next_available);
                 queue.set_next_used(saved.next_used);
             }

@@ -463,13 +463,29 @@ fn a_state_that_cannot_be_is_refused() {
 
 #[test]
 fn positions_that_cannot_be_only_stop_the_device() {
-    // Positions are any 16 bits: the device finds out that the ring does not fit them.
+    // Where both are is the driver's to know: the device finds out that the ring does not fit.
     for position in [1, 100, 0x8000, u16::MAX] {
-        let mut transport = restore_changed(|state| state.queues[0].next_available = position).unwrap();
+        let move_both = |state: &mut TransportState| {
+            (state.queues[0].next_available, state.queues[0].next_used) = (position, position);
+        };
+        let mut transport = restore_changed(move_both).unwrap();
         transport.notify_all();
         assert!(!transport.is_live());
-        let transport = restore_changed(|state| state.queues[0].next_used = position).unwrap();
-        assert!(transport.is_live());
+    }
+}
+
+/// A device that were ahead in the used ring would feed itself for ever, where its driver laid both rings in one place.
+#[test]
+fn a_device_that_returned_more_than_it_took_is_refused() {
+    for (next_available, next_used) in [(0, 1), (0, 0x8000), (65, 0), (0x8000, 1), (u16::MAX, 0)] {
+        let refused = restore_changed(|state| {
+            (state.queues[0].next_available, state.queues[0].next_used) = (next_available, next_used);
+        });
+        assert!(matches!(refused, Err(RestoreError::Device { .. })), "{next_available} {next_used}");
+    }
+    // As many as the queue holds may be under way, also around the end of the indices.
+    for next_used in [0_u16.wrapping_sub(64), u16::MAX, 0] {
+        assert!(restore_changed(|state| state.queues[0].next_used = next_used).is_ok_and(|device| device.is_live()));
     }
 }
 
