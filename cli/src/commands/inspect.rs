@@ -26,6 +26,8 @@ struct Details {
     unkept_limits: Vec<String>,
     /// What the VMM last said of itself; of a sandbox that does not run, how it was.
     vmm: Option<VmStatus>,
+    /// Parts of the VMM's confinement that this host did not give it; `doctor` says what to do.
+    unconfined: Vec<String>,
     /// Ports and rules.
     supervision: Option<SupervisionStatus>,
 }
@@ -36,12 +38,15 @@ impl Inspect {
         let mut details = Vec::new();
         for reference in &self.sandboxes {
             let sandbox = manager.find(reference)?;
+            let vmm = sandbox.vmm_status()?;
+            let missing = vmm.iter().flat_map(|vmm| &vmm.missing);
             details.push(Details {
                 record: sandbox.record().clone(),
                 state: sandbox.state()?,
                 directory: sandbox.path(),
                 unkept_limits: sandbox.unkept_limits(),
-                vmm: sandbox.vmm_status()?,
+                unconfined: missing.map(ToString::to_string).collect(),
+                vmm,
                 supervision: sandbox.supervision()?,
             });
         }
