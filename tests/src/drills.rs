@@ -10,7 +10,7 @@ use sandboxvm_protocol::{
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{
         ConsoleConfig, ControlReply, ControlRequest, DiskConfig, ExitReason, FdIndex, LaunchConfig, MAX_FDS,
-        MAX_MESSAGE, MachineSource, SnapshotRequest, VmStatus, VmmMessage, VmmThread, VsockConfig, WIRE,
+        MAX_MESSAGE, MachineSource, SnapshotRequest, Timeline, VmStatus, VmmMessage, VmmThread, VsockConfig, WIRE,
     },
 };
 use std::{
@@ -331,13 +331,36 @@ impl DrillVmm {
             disk_tops: Vec::new(),
             full: false,
         });
-        send(&self.channel, &request, &files);
+        match self.ask(&request, &files) {
+            ControlReply::Snapshot(_) => Snapshot { directory },
+            other => panic!("no snapshot: {other:?}"),
+        }
+    }
+
+    /// When the machine came to life. Waits until it runs.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    #[must_use]
+    pub fn timeline(&mut self) -> Timeline {
+        loop {
+            match self.ask(&ControlRequest::Timeline, &Files::default()) {
+                ControlReply::Timeline(timeline) if timeline.first_run.is_some() => return timeline,
+                ControlReply::Timeline(_) => {}
+                other => panic!("no timeline: {other:?}"),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn ask(&mut self, request: &ControlRequest, files: &Files) -> ControlReply {
+        send(&self.channel, request, files);
         let mut decoder = FrameDecoder::new(WIRE, MAX_MESSAGE);
         loop {
             while let Some(frame) = decoder.next_frame().expect("the VMM's frames") {
                 match WIRE.decode_message(frame.body).expect("the VMM's messages") {
-                    VmmMessage::Reply(ControlReply::Snapshot(_)) => return Snapshot { directory },
-                    VmmMessage::Reply(other) => panic!("no snapshot: {other:?}"),
+                    VmmMessage::Reply(reply) => return reply,
                     VmmMessage::Event(_) => {}
                 }
             }
@@ -387,7 +410,7 @@ fn send(channel: &UnixStream, message: &impl Message, files: &Files) {
     let fds: Vec<BorrowedFd<'_>> = files.0.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "a few files");
+    assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "a few files");
     // A VMM that is gone already is for the test to notice.
     let _ = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL);
 }
@@ -402,7 +425,7 @@ fn guest(thread: VmmThread, name: &str) -> Vec<u8> {
     let mut code = vec![0x66, 0xba, low, high]; // mov dx, port
     code.extend([0xb0, u8::try_from(number).expect("a few")]); // 1: mov al, number
     code.push(0xee); // out dx, al
-    code.extend([0xb9, 0x00, 0x00, 0x04, 0x00]); // mov ecx, 0x40000
+    code.extend([0xb9, 0x00, 0x80, 0x00, 0x00]); // mov ecx, 0x8000
     code.extend([0xff, 0xc9, 0x75, 0xfc]); // 2: dec ecx; jnz 2b
     code.extend([0xeb, 0xf2]); // jmp 1b
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();

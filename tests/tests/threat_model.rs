@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// Where tests of the tree are named: `path/of/file.rs::name_of_test`.
 fn named(line: &str) -> Vec<(&str, &str)> {
     let quoted = line.split('`').skip(1).step_by(2);
-    quoted.filter_map(|text| text.split_once(".rs::").map(|(file, name)| (file, name))).collect()
+    quoted.filter_map(|text| text.split_once(".rs::")).collect()
 }
 
 #[test]
