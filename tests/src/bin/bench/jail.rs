@@ -36,14 +36,23 @@ pub fn run(arguments: &Runs) {
         .zip(times)
         .flat_map(|((name, _), (confined, first_run))| {
             [
-                Row::of(format!("{name}: process start to confined"), "us", confined),
-                Row::of(format!("{name}: ... less waiting, to first run"), "us", first_run),
+                Row::of(format!("{name}: process start to confined"), "us", fastest(confined)),
+                Row::of(format!("{name}: ... less waiting, to first run"), "us", fastest(first_run)),
             ]
         })
         .collect();
-    let title =
-        format!("Restore of a tiny machine with parts of the jail left out, {} runs each, in turns", arguments.runs);
+    let title = format!(
+        "Restore of a tiny machine with parts of the jail left out, the fastest quarter of {} runs each, in turns",
+        arguments.runs
+    );
     table::report(&title, &rows, arguments.json);
+}
+
+/// The fastest quarter: parts are compared with each other here, and a busy machine must not hide what they cost.
+fn fastest(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values.truncate(values.len().div_ceil(4));
+    values
 }
 
 /// Microseconds from the process's start to being confined, and to the first guest instruction but for waiting.
