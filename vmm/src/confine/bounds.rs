@@ -8,7 +8,8 @@ use super::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandboxvm_protocol::machine::{MIB, MemorySize};
 
-/// Open files: 1023 connections to the guest, 64 control connections, the files of 24 forks' disks, and the VMM's own.
+/// Open files: 1023 connections to the guest, 64 control connections, the files of 24 forks' disks, and the VMM's own. More
+/// than the usual 1024, which is there for programs that do not know how many they want.
 const FILES: u64 = 4096;
 /// Processes and threads of one user, which is one VMM with all its live forks and writers (see [`super::identity`]).
 const PROCESSES: u64 = 4096;
@@ -52,7 +53,7 @@ pub(super) fn set_for_machine(memory: MemorySize, disk: u64) -> Result<(), Confi
     Ok(())
 }
 
-/// Never raises: what the process was started with may be less.
+/// Never above what the process may have; what it has now may be less than it may.
 fn lower(resource: Resource, to: u64) -> Result<(), ConfineError> {
     let now = getrlimit(resource);
     let least = |limit: Option<u64>| Some(limit.map_or(to, |limit| limit.min(to)));
