@@ -69,8 +69,8 @@ fn assert_confined(pid: u32, user: u32) {
         ("Max open files", 4096),
         ("Max processes", 4096),
         ("Max stack size", 8 << 20),
-        // 128 MiB of guest, and half a GiB.
-        ("Max address space", 700 << 20),
+        // 128 MiB of guest, and 1 GiB; a byte for each 2 KiB of disk.
+        ("Max address space", 1300 << 20),
         ("Max file size", 32 << 30),
     ] {
         let bounded = limit(name).iter().all(|limit| limit.parse::<u64>().is_ok_and(|limit| limit <= most));

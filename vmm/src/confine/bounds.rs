@@ -15,8 +15,9 @@ const FILES: u64 = 4096;
 const PROCESSES: u64 = 4096;
 /// What a main thread gets by default on Linux; other threads have 2 MiB from the standard library.
 const STACK: u64 = 8 * MIB;
-/// Address space beside guest memory: code, stacks, connections with full windows (76 MiB), a snapshot's state and tables.
-const OVERHEAD: u64 = 512 * MIB;
+/// Address space beside guest memory: code, stacks, connections with full windows (76 MiB), a snapshot's state and tables; and
+/// the stacks of its ancestors' vCPU threads, 2 MiB each, which a fork of a fork inherits and never uses.
+const OVERHEAD: u64 = 1024 * MIB;
 /// Bytes of disk for one byte in each of the two tables that merging layers takes (`block/layered.rs`).
 const DISK_PER_TABLE_BYTE: u64 = 2048;
 
