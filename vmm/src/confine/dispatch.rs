@@ -69,60 +69,62 @@ pub(super) fn compile(rules: BTreeMap<u32, Rule>, otherwise: &SeccompAction) -> 
             _ => calls.push(Calls { first: number, last: number, rule }),
         }
     }
-    let mut program = vec![
+    // Grown once: each growth of what is so large is a mapping.
+    let mut program = Vec::with_capacity(512);
+    program.extend([
         plain(LOAD_WORD, ARCHITECTURE),
         jump(JUMP_IF_EQUAL, X86_64, 1, 0),
         plain(RETURN, otherwise),
         plain(LOAD_WORD, NUMBER),
-    ];
-    program.extend(tree(&calls, otherwise));
+    ]);
+    tree(&mut program, &calls, otherwise);
     program
 }
 
-fn tree(calls: &[Calls], otherwise: u32) -> BpfProgram {
+fn tree(program: &mut BpfProgram, calls: &[Calls], otherwise: u32) {
     match calls {
-        [] => vec![plain(RETURN, otherwise)],
-        [one] => leaf(one, otherwise),
+        [] => program.push(plain(RETURN, otherwise)),
+        [one] => leaf(program, one, otherwise),
         _ => {
             let (low, high) = calls.split_at(calls.len() / 2);
             let first_high = high[0].first;
-            let low = tree(low, otherwise);
-            let mut program = match u8::try_from(low.len()) {
-                Ok(distance) => vec![jump(JUMP_IF_GREATER_OR_EQUAL, first_high, distance, 0)],
-                // A conditional jump reaches 255 instructions.
-                Err(_) => vec![
-                    jump(JUMP_IF_GREATER_OR_EQUAL, first_high, 0, 1),
-                    plain(JUMP_ALWAYS, u32::try_from(low.len()).unwrap_or(u32::MAX)),
-                ],
-            };
-            program.extend(low);
-            program.extend(tree(high, otherwise));
-            program
+            let branch = program.len();
+            program.push(jump(JUMP_IF_GREATER_OR_EQUAL, first_high, 0, 0));
+            tree(program, low, otherwise);
+            let distance = program.len() - branch - 1;
+            match u8::try_from(distance) {
+                Ok(near) => program[branch].jt = near,
+                // A conditional jump reaches 255 instructions. All jumps are relative, so what is moved stays right.
+                Err(_) => {
+                    program[branch].jf = 1;
+                    program.insert(branch + 1, plain(JUMP_ALWAYS, u32::try_from(distance).unwrap_or(u32::MAX)));
+                }
+            }
+            tree(program, high, otherwise);
         }
     }
 }
 
-fn leaf(calls: &Calls, otherwise: u32) -> BpfProgram {
-    let mut program = if calls.first == calls.last {
-        vec![jump(JUMP_IF_EQUAL, calls.first, 1, 0), plain(RETURN, otherwise)]
+fn leaf(program: &mut BpfProgram, calls: &Calls, otherwise: u32) {
+    if calls.first == calls.last {
+        program.extend([jump(JUMP_IF_EQUAL, calls.first, 1, 0), plain(RETURN, otherwise)]);
     } else {
-        vec![
+        program.extend([
             jump(JUMP_IF_GREATER_OR_EQUAL, calls.first, 0, 1),
             jump(JUMP_IF_GREATER, calls.last, 0, 1),
             plain(RETURN, otherwise),
-        ]
-    };
+        ]);
+    }
     let refused = u32::from(calls.rule.otherwise.clone());
     for check in &calls.rule.checks {
-        program.extend(checked(check, refused));
+        checked(program, check, refused);
     }
     program.push(plain(RETURN, SeccompAction::Allow.into()));
-    program
 }
 
 /// Goes on behind itself when the check holds.
-fn checked(Check { argument, test }: &Check, refused: u32) -> BpfProgram {
-    let mut program = vec![plain(LOAD_WORD, ARGUMENTS + 8 * argument)];
+fn checked(program: &mut BpfProgram, Check { argument, test }: &Check, refused: u32) {
+    program.push(plain(LOAD_WORD, ARGUMENTS + 8 * argument));
     match test {
         Test::OneOf(values) => {
             for (index, value) in values.iter().enumerate() {
@@ -134,7 +136,6 @@ fn checked(Check { argument, test }: &Check, refused: u32) -> BpfProgram {
         Test::Not(value) => program.push(jump(JUMP_IF_EQUAL, *value, 0, 1)),
     }
     program.push(plain(RETURN, refused));
-    program
 }
 
 fn plain(code: u16, k: u32) -> sock_filter {
