@@ -67,7 +67,7 @@ pub(crate) fn boot(
 /// Before the VMM has a machine to run.
 fn hold_share(staged: &Staged, vmm: &VmmProcess) -> Result<(), DirectoryError> {
     let record = staged.record();
-    cpu_share::hold(staged.directory(), &record.id, record.limits.cpu_share, vmm.pid)
+    cpu_share::hold(staged.directory(), record, vmm.pid)
 }
 
 /// The read-only disks of a machine.

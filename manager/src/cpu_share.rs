@@ -1,4 +1,6 @@
-//! A sandbox's share of the host's processors: a control group of its own for its VMM, with a quota of processor time.
+//! A sandbox's share of the host's processors: a control group of its own for its VMM, with a quota of processor time. Since
+//! its VMM is moved into a group anyhow, which costs up to a grace period, that group, or those beside it in version 1, also
+//! bound its memory and processes where the controllers are to be had: what a taken-over VMM and all it forks off could take.
 //!
 //! The group is below the caller's own, in whichever hierarchy has the `cpu` controller; in version 2, where groups
 //! with processes cannot have such below them, it is beside the caller's. Its path is written down in the sandbox's
@@ -9,13 +11,14 @@
 use crate::{
     directory::{DirectoryError, SandboxDirectory},
     limits::{CpuShare, Unkept},
+    record::SandboxRecord,
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::machine::{MIB, MemorySize};
 use std::{
     ffi::OsStr,
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -24,6 +27,11 @@ use std::{
 /// In a sandbox's directory: the path of its control group.
 const GROUP: &str = "cgroup";
 const PREFIX: &str = "sandboxvm-";
+
+/// Processes and threads of a VMM with its writers, and of forks until they are in groups of their own.
+const PROCESSES: u64 = 512;
+/// What a VMM takes beside guest memory.
+const OVERHEAD: u64 = 512 * MIB;
 
 /// How often processor time is handed out, in microseconds.
 const PERIOD_US: u64 = 100_000;
@@ -45,22 +53,19 @@ enum Version {
     V2,
 }
 
-/// Has process `vmm` and all that it starts use no more than `share`, if there is one.
-pub(crate) fn hold(
-    directory: &SandboxDirectory,
-    id: &SandboxId,
-    share: Option<CpuShare>,
-    vmm: u32,
-) -> Result<(), DirectoryError> {
-    let Some(share) = share else { return Ok(()) };
+/// Has process `vmm` and all that it starts use no more than the sandbox's share, if it has one.
+pub(crate) fn hold(directory: &SandboxDirectory, record: &SandboxRecord, vmm: u32) -> Result<(), DirectoryError> {
+    let Some(share) = record.limits.cpu_share else { return Ok(()) };
     let mut reasons = Vec::new();
-    for parent in parents() {
-        let group = parent.path.join(format!("{PREFIX}{id}"));
-        directory.replace(GROUP, group.as_os_str().as_bytes())?;
-        match make(&parent, &group, share, vmm) {
-            Ok(()) => return Unkept::CpuShare.is_kept(directory),
+    for parent in parents("cpu") {
+        let mut groups = Groups::below(directory, format!("{PREFIX}{}", record.id));
+        match groups.join(&parent, "cpu", &cpu_settings(parent.version, share), vmm)? {
+            Ok(()) => {
+                groups.bound(&parent, record.memory_bytes, vmm)?;
+                return Unkept::CpuShare.is_kept(directory);
+            }
             Err(error) => {
-                let _ = fs::remove_dir(&group);
+                let group = groups.leave();
                 reasons.push(format!("{}: {error}", group.display()));
             }
         }
@@ -74,17 +79,98 @@ pub(crate) fn hold(
     Unkept::CpuShare.because(directory, &format!("its processor share of {share} is not kept: {why}; {what_to_do}"))
 }
 
+/// Files of a control group, and what to write into them.
+type Settings = Vec<(&'static str, String)>;
+
+fn cpu_settings(version: Version, share: CpuShare) -> Settings {
+    let quota = u64::from(share.percent()) * PERIOD_US / 100;
+    match version {
+        Version::V1 => {
+            vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+        }
+        Version::V2 => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
+    }
+}
+
+/// While a snapshot is written, what the guest rewrites exists twice.
+fn memory_settings(version: Version, memory: MemorySize) -> Settings {
+    let file = match version {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    };
+    vec![(file, (2 * memory.bytes() + OVERHEAD).to_string())]
+}
+
+/// The control groups of one sandbox. Each is written down before it is made.
+struct Groups<'a> {
+    directory: &'a SandboxDirectory,
+    name: String,
+    paths: Vec<PathBuf>,
+}
+
+impl<'a> Groups<'a> {
+    fn below(directory: &'a SandboxDirectory, name: String) -> Self {
+        Self { directory, name, paths: Vec::new() }
+    }
+
+    /// Moves `vmm` into a group below `parent`, with these settings of `controller`.
+    fn join(
+        &mut self,
+        parent: &Parent,
+        controller: &str,
+        settings: &Settings,
+        vmm: u32,
+    ) -> Result<io::Result<()>, DirectoryError> {
+        let group = parent.path.join(&self.name);
+        if !self.paths.contains(&group) {
+            self.paths.push(group.clone());
+            let list: Vec<&[u8]> = self.paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
+            self.directory.replace(GROUP, &list.join(&b'\n'))?;
+        }
+        Ok(make(parent, &group, controller, settings, vmm))
+    }
+
+    /// Bounds memory and processes too, where that can be had: nobody asked for it in so many words.
+    fn bound(&mut self, cpu: &Parent, memory: MemorySize, vmm: u32) -> Result<(), DirectoryError> {
+        for controller in ["memory", "pids"] {
+            let settings = |version| match controller {
+                "memory" => memory_settings(version, memory),
+                _ => vec![("pids.max", PROCESSES.to_string())],
+            };
+            let own = parents(controller).into_iter().find(|parent| parent.version == Version::V1);
+            let parent = own.unwrap_or_else(|| cpu.clone());
+            // A group without the controller bounds nothing, and does no harm.
+            let _ = self.join(&parent, controller, &settings(parent.version), vmm)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the last one away again.
+    fn leave(&self) -> PathBuf {
+        let last = self.paths.last().cloned().unwrap_or_default();
+        let _ = fs::remove_dir(&last);
+        last
+    }
+}
+
 /// Takes the control group of a sandbox's directory away, if there is one. False while there is still a process in it.
 pub(crate) fn release(directory: &Path) -> bool {
-    let Ok(path) = fs::read(directory.join(GROUP)) else { return true };
-    let group = PathBuf::from(std::ffi::OsString::from_vec(path));
+    let Ok(paths) = fs::read(directory.join(GROUP)) else { return true };
+    let mut all_gone = true;
+    for path in paths.split(|byte| *byte == b'\n') {
+        all_gone &= remove(Path::new(OsStr::from_bytes(path)));
+    }
+    all_gone
+}
+
+fn remove(group: &Path) -> bool {
     let is_ours = group.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()));
     if !is_ours {
         return true;
     }
     let deadline = Instant::now() + EMPTY_WITHIN;
     loop {
-        match fs::remove_dir(&group) {
+        match fs::remove_dir(group) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             // Not there, or not ours to remove: nothing more can be done about it.
             _ => return true,
@@ -101,29 +187,24 @@ pub(crate) fn has_group(directory: &SandboxDirectory) -> bool {
     directory.has(GROUP)
 }
 
-fn make(parent: &Parent, group: &Path, share: CpuShare, vmm: u32) -> io::Result<()> {
+fn make(parent: &Parent, group: &Path, controller: &str, settings: &Settings, vmm: u32) -> io::Result<()> {
     if parent.version == Version::V2 {
         let has = |file: &str| -> io::Result<bool> {
-            Ok(fs::read_to_string(parent.path.join(file))?.split_whitespace().any(|name| name == "cpu"))
+            Ok(fs::read_to_string(parent.path.join(file))?.split_whitespace().any(|name| name == controller))
         };
         if !has("cgroup.controllers")? {
-            return Err(io::Error::other("its parent has no cpu controller to give"));
+            return Err(io::Error::other(format!("its parent has no {controller} controller to give")));
         }
         if !has("cgroup.subtree_control")? {
-            put(&parent.path.join("cgroup.subtree_control"), "+cpu")?;
+            put(&parent.path.join("cgroup.subtree_control"), &format!("+{controller}"))?;
         }
     }
     match fs::create_dir(group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let quota = u64::from(share.percent()) * PERIOD_US / 100;
-    match parent.version {
-        Version::V1 => {
-            put(&group.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
-            put(&group.join("cpu.cfs_quota_us"), &quota.to_string())?;
-        }
-        Version::V2 => put(&group.join("cpu.max"), &format!("{quota} {PERIOD_US}"))?,
+    for (file, text) in settings {
+        put(&group.join(file), text)?;
     }
     put(&group.join("cgroup.procs"), &vmm.to_string())
 }
@@ -133,28 +214,28 @@ fn put(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
-/// Where a group can be made, best first.
-fn parents() -> Vec<Parent> {
+/// Where a group can be made that may have `controller`, best first.
+fn parents(controller: &str) -> Vec<Parent> {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
-    parents_in(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+    parents_in(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"), controller)
 }
 
 /// By the kernel's two tables (proc_pid_mountinfo(5), cgroups(7)). A controller is in one hierarchy only, so the order
 /// of versions does not matter where both are mounted.
-fn parents_in(mounts: &str, own: &str) -> Vec<Parent> {
+fn parents_in(mounts: &str, own: &str, controller: &str) -> Vec<Parent> {
     let mut parents = Vec::new();
     for line in mounts.lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
         let ([_, _, _, root, at, ..], [kind, _, options, ..]) = (&left[..], &right[..]) else { continue };
-        let has_cpu = options.split(',').any(|option| option == "cpu");
+        let has_it = options.split(',').any(|option| option == controller);
         let version = match *kind {
             "cgroup2" => Version::V2,
-            "cgroup" if has_cpu => Version::V1,
+            "cgroup" if has_it => Version::V1,
             _ => continue,
         };
-        let Some(path) = own_path(own, version) else { continue };
+        let Some(path) = own_path(own, version, controller) else { continue };
         // What of the hierarchy is mounted may begin further down, as in a container.
         let Ok(below) = Path::new(path).strip_prefix(root) else { continue };
         let at = unescaped(at);
@@ -166,12 +247,12 @@ fn parents_in(mounts: &str, own: &str) -> Vec<Parent> {
     parents
 }
 
-fn own_path(table: &str, version: Version) -> Option<&str> {
+fn own_path<'t>(table: &'t str, version: Version, controller: &str) -> Option<&'t str> {
     table.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':');
         let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
         let is_it = match version {
-            Version::V1 => controllers.split(',').any(|name| name == "cpu"),
+            Version::V1 => controllers.split(',').any(|name| name == controller),
             Version::V2 => number == "0" && controllers.is_empty(),
         };
         is_it.then_some(path)
@@ -205,7 +286,7 @@ mod tests {
                   26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
                   27 25 0:24 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
         let paths = |mounts: &str, own: &str| {
-            let all = parents_in(mounts, own).into_iter();
+            let all = parents_in(mounts, own, "cpu").into_iter();
             all.map(|parent| (parent.path.display().to_string(), parent.version)).collect::<Vec<_>>()
         };
         let own = "5:cpuset:/x\n4:cpu,cpuacct:/user/me\n0::/\n";
@@ -227,10 +308,11 @@ mod tests {
         // As a version 1 hierarchy looks, but with a file system that offers nothing.
         let parent = Parent { path: home.path().to_owned(), version: Version::V1 };
         let group = home.path().join("sandboxvm-abcdefgh");
-        assert!(make(&parent, &group, CpuShare::try_from(50).unwrap(), 1).is_err());
+        let settings = |version| cpu_settings(version, CpuShare::try_from(50).unwrap());
+        assert!(make(&parent, &group, "cpu", &settings(Version::V1), 1).is_err());
         let v2 = Parent { version: Version::V2, ..parent };
         fs::write(home.path().join("cgroup.controllers"), "memory pids\n").unwrap();
-        let error = make(&v2, &group, CpuShare::try_from(50).unwrap(), 1).unwrap_err();
+        let error = make(&v2, &group, "cpu", &settings(Version::V2), 1).unwrap_err();
         assert!(error.to_string().contains("no cpu controller"), "{error}");
     }
 
@@ -243,8 +325,11 @@ mod tests {
         assert!(release(home.path()) && innocent.exists());
         let ours = home.path().join("sandboxvm-abcdefgh");
         fs::create_dir(&ours).unwrap();
-        fs::write(home.path().join(GROUP), ours.as_os_str().as_bytes()).unwrap();
-        assert!(release(home.path()) && !ours.exists());
+        let beside = home.path().join("x").join("sandboxvm-abcdefgh");
+        fs::create_dir_all(&beside).unwrap();
+        let list = format!("{}\n{}\n{}", ours.display(), innocent.display(), beside.display());
+        fs::write(home.path().join(GROUP), list).unwrap();
+        assert!(release(home.path()) && !ours.exists() && !beside.exists() && innocent.exists());
         assert!(release(home.path()), "gone already");
     }
 }

@@ -178,9 +178,18 @@ impl SandboxDirectory {
         Ok(listener)
     }
 
-    /// Connects to a Unix socket.
+    /// Connects to a Unix socket, if whoever owns the directory, or root, made it. What is behind it cannot check who
+    /// connects: a VMM knows none of the host's users. Who may connect is for the socket's mode and the directory's.
     pub(crate) async fn connect(&self, name: &str) -> Result<UnixStream> {
-        UnixStream::connect(self.socket_path(name)).await.map_err(|e| self.error("connect to", name, e))
+        let stream =
+            UnixStream::connect(self.socket_path(name)).await.map_err(|e| self.error("connect to", name, e))?;
+        let maker = stream.peer_cred().map_err(|e| self.error("connect to", name, e))?.uid();
+        let owner = rustix::fs::fstat(&self.fd).map_err(|e| self.error("examine", name, e))?.st_uid;
+        if maker == owner || maker == 0 {
+            return Ok(stream);
+        }
+        let problem = format!("user {maker} made it, and the directory is user {owner}'s; remove the sandbox");
+        Err(self.error("trust", name, io::Error::new(io::ErrorKind::PermissionDenied, problem)))
     }
 
     /// A path of a socket that fits `sun_path` however deep the home is.
@@ -231,6 +240,27 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         dir.connect("s.sock").await.unwrap();
         listener.accept().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_another_user_made_is_not_spoken_to() {
+        if !rustix::process::getuid().is_root() {
+            return;
+        }
+        let home = tempfile::tempdir().unwrap();
+        let dir = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let listener = dir.listen("s.sock").unwrap();
+        // A socket's maker is who listens on it last.
+        let other = std::thread::spawn(move || {
+            let user = rustix::process::Uid::from_raw(64_999);
+            // Of this thread alone, which ends at once.
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            rustix::net::listen(&listener, 1).unwrap();
+            listener
+        });
+        let _listener = other.join().unwrap();
+        let error = dir.connect("s.sock").await.unwrap_err().to_string();
+        assert!(error.contains("user 64999 made it"), "{error}");
     }
 
     #[test]

@@ -337,9 +337,7 @@ impl Child {
             return Ok(());
         }
         match state::status(directory)?.map(|status| status.pid) {
-            Some(pid) if lock::is_holder(directory, pid) => {
-                cpu_share::hold(directory, &record.id, record.limits.cpu_share, pid)
-            }
+            Some(pid) if lock::is_holder(directory, pid) => cpu_share::hold(directory, record, pid),
             _ => Unkept::CpuShare.because(directory, "its processor share is its parent's: its VMM was not found"),
         }
     }

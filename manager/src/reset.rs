@@ -261,7 +261,7 @@ impl Sandbox {
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
         let vmm = parts.spawn_vmm(bundle.path(Part::Vmm))?;
-        cpu_share::hold(&self.directory, self.id(), self.record.limits.cpu_share, vmm.pid)?;
+        cpu_share::hold(&self.directory, &self.record, vmm.pid)?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
         let mut renewed = Lineage::new(contents, origin, parent, files.clone());

@@ -116,7 +116,7 @@ mod tests {
     use sandboxvm_protocol::machine::HostMode;
 
     fn status(phase: Phase, reason: Option<ExitReason>) -> VmStatus {
-        VmStatus { pid: 1, phase, host_mode: HostMode::Vmx, reason }
+        VmStatus { pid: 1, phase, host_mode: HostMode::Vmx, reason, missing: Vec::new() }
     }
 
     #[test]

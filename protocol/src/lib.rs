@@ -9,4 +9,5 @@ mod capped;
 pub mod frame;
 pub mod identity;
 pub mod machine;
+pub mod system_calls;
 pub mod vmm;

@@ -12,8 +12,10 @@ use crate::{
     frame::{Message, Wire},
     identity::{GuestCid, SandboxId},
     machine::{HostMode, MemorySize, VcpuCount},
+    system_calls,
 };
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The manager <-> VMM wire.
 pub const WIRE: Wire = Wire { magic: *b"SC", version: 1, oldest: 1 };
@@ -408,6 +410,14 @@ pub enum ExitReason {
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
+    /// The VMM made a system call that is not left to it: a fault of its own, or it was taken over.
+    #[error("ended by the system call filter: call {number} ({}) in {thread}", system_calls::name(*number))]
+    ForbiddenCall {
+        /// Number of the call (x86-64).
+        number: u32,
+        /// Who made it.
+        thread: VmmThread,
+    },
 }
 
 impl ExitReason {
@@ -429,6 +439,68 @@ pub struct VmStatus {
     pub host_mode: HostMode,
     /// Why it ended, once it did.
     pub reason: Option<ExitReason>,
+    /// Parts of the VMM's confinement that this host does not give, empty where all of it is in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<JailPart>,
+}
+
+/// A part of the VMM's confinement that a host may withhold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailPart {
+    /// Users and groups that are none of the host's.
+    UserNamespace,
+    /// Mounts, network, IPC, host name and control groups of its own.
+    Namespaces,
+    /// An empty root in place of the host's files.
+    EmptyRoot,
+    /// A user that no other process has.
+    OwnUser,
+}
+
+impl fmt::Display for JailPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserNamespace => "a user namespace of its own",
+            Self::Namespaces => "mount, network, IPC, UTS and cgroup namespaces of its own",
+            Self::EmptyRoot => "an empty root directory",
+            Self::OwnUser => "a user of its own",
+        })
+    }
+}
+
+/// A kind of thread of a VMM's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmThread {
+    /// The main thread: devices and control.
+    EventLoop,
+    /// A thread that runs a vCPU.
+    Vcpu,
+    /// A process that writes a snapshot or merges disk layers.
+    Writer,
+}
+
+impl VmmThread {
+    /// As JSON has it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::EventLoop => "event_loop",
+            Self::Vcpu => "vcpu",
+            Self::Writer => "writer",
+        }
+    }
+}
+
+impl fmt::Display for VmmThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EventLoop => "the event loop",
+            Self::Vcpu => "a vCPU thread",
+            Self::Writer => "a process that writes files",
+        })
+    }
 }
 
 /// Counters of a machine.

@@ -87,6 +87,15 @@ prepare_guest() {
     export SANDBOXVM_BUNDLE=$release_dir/bundle SANDBOXVM_BIN=$release_dir/sandboxvm
 }
 
+# build_drills: the monitor that attacks its own confinement, for tests/tests/drills.rs.
+# Another file of another name, which no bundle has.
+build_drills() {
+    step "building the escape drills" "$log_dir/cargo-drills.log" \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --release --target "$MUSL_TARGET" \
+        -p sandboxvm-vmm --features escape-drills --bin sandboxvm-vmm-drills || exit 125
+    export SANDBOXVM_DRILLS=$musl_dir/sandboxvm-vmm-drills
+}
+
 # prepare_tests: what a test run needs before nextest starts.
 prepare_tests() {
     if [[ ${SANDBOXVM_NO_KVM-} == 1 ]]; then
@@ -96,6 +105,7 @@ prepare_tests() {
         require_rust "$log_dir"
     else
         prepare_guest "${test_packages[@]}"
+        build_drills
     fi
     require_nextest "$log_dir"
 }

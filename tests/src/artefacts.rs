@@ -87,7 +87,7 @@ impl Artefacts {
 }
 
 /// `target/` of the build this program belongs to: its executable is `target/PROFILE/deps/NAME` or `target/PROFILE/NAME`.
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut profile = program.parent().expect("an executable is in a directory");
     if profile.ends_with("deps") {

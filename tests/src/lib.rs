@@ -21,6 +21,7 @@
 pub mod artefacts;
 pub mod bare;
 pub mod cli;
+pub mod drills;
 pub mod home;
 pub mod json_shape;
 pub mod leaks;

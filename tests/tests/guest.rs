@@ -107,19 +107,33 @@ fn nothing_of_the_host_shows() {
     let created = home.cli(["create", "-m", SMALL]).env("HOST_SECRET", "hunter2").run().succeeds();
     let sandbox = Sandbox::printed(&home, &created);
     let script = "cat /proc/cmdline; cat /proc/1/environ /proc/1/cmdline | tr '\\0' '\\n'; env; cat /proc/mounts; \
-                  cat /proc/partitions; ls /sys/class/*; hostname; cat /etc/hostname /etc/hosts /etc/machine-id";
-    let run = sandbox.exec(["--", "sh", "-c", script]).env("HOST_SECRET", "hunter2").run();
+                  cat /proc/partitions; ls /sys/class/*; hostname; cat /etc/hostname /etc/hosts /etc/machine-id /etc/passwd \
+                  /etc/timezone /etc/resolv.conf /proc/version /proc/sys/kernel/random/boot_id; date +zone=%Z; \
+                  grep -owE 'vmx|svm|monitor|rtm|hle|pdcm|dts|arch_lbr' /proc/cpuinfo | sed s/^/processor:/";
+    let run =
+        sandbox.exec(["--", "sh", "-c", script]).env("HOST_SECRET", "hunter2").env("TZ", "Antarctica/Troll").run();
     let seen = format!("{}{}", run.out(), run.err());
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("/proc is mounted");
     let machine_id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let host_kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("/proc is mounted");
     let home_path = home.path().display().to_string();
     let bundle = home.artefacts().bundle.display().to_string();
-    for secret in
-        ["hunter2", "HOST_SECRET", host_name.trim(), machine_id.trim(), host_kernel.trim(), &home_path, &bundle]
-    {
+    for secret in [
+        "hunter2",
+        "HOST_SECRET",
+        "Antarctica",
+        "processor:",
+        host_name.trim(),
+        machine_id.trim(),
+        host_kernel.trim(),
+        boot_id.trim(),
+        &home_path,
+        &bundle,
+    ] {
         assert!(secret.len() < 4 || !seen.contains(secret), "the guest sees {secret:?}: {seen}");
     }
+    assert!(seen.contains("zone=UTC"), "{seen}");
     // Its own logs are its owner's alone.
     use std::os::unix::fs::PermissionsExt;
     for path in [home.path(), sandbox.directory()] {

@@ -266,6 +266,21 @@ impl DiskFiles {
     }
 }
 
+/// Size in bytes of the largest disk that can be written.
+///
+/// # Errors
+/// When a template's size cannot be had.
+pub fn largest(disks: &[DiskFiles]) -> Result<u64, DisksError> {
+    let size = |template: &File| template.metadata().map(|metadata| metadata.len());
+    let sizes = disks.iter().filter_map(|disk| match disk {
+        DiskFiles::ReadOnly(_) => None,
+        DiskFiles::Writable { template, .. } => Some(size(template)),
+    });
+    let sizes = sizes.collect::<io::Result<Vec<_>>>();
+    let sizes = sizes.map_err(|source| DisksError::Io { what: "cannot read the size of a disk's template", source })?;
+    Ok(sizes.into_iter().max().unwrap_or(0))
+}
+
 /// Takes the files at `indices`.
 ///
 /// # Errors

@@ -23,8 +23,8 @@ use rustix::{
 use sandboxvm_protocol::{
     identity::GuestCid,
     vmm::{
-        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, Phase, ResetReport, ResetRequest, VmStatus,
-        VmmEvent,
+        ControlReply, ControlRequest, ExitReason, ForkReport, ForkRequest, JailPart, Phase, ResetReport, ResetRequest,
+        VmStatus, VmmEvent,
     },
 };
 use std::{
@@ -109,6 +109,8 @@ pub struct Parts {
     pub listener: UnixListener,
     /// Status file.
     pub status: StatusFile,
+    /// Parts of the confinement that this host does not give.
+    pub missing: Vec<JailPart>,
     /// Disks.
     pub disks: Disks,
     /// The snapshot the machine began from.
@@ -233,7 +235,11 @@ impl EventLoop {
         }
         for event in events {
             match Source::from_data(event.data) {
-                Some(Source::News) => self.parts.machine.shared().drain_news(),
+                Some(Source::News) => {
+                    self.parts.machine.shared().drain_news();
+                    #[cfg(feature = "escape-drills")]
+                    crate::drills::do_what_is_due();
+                }
                 Some(Source::Listener) => self.accept()?,
                 Some(Source::Connection(id)) => {
                     if let Some(child) = self.serve(id) {
@@ -434,6 +440,7 @@ impl EventLoop {
                         released: Arc::clone(&parts.released),
                         cid: parts.cid,
                         console_limit: parts.console_limit,
+                        missing: parts.missing.clone(),
                     };
                     return match ForkedChild::take_over(state, files, &parts.disks, inherited, birth) {
                         Ok(child) => Ok(Forked::Child(Box::new(child))),
@@ -499,7 +506,13 @@ impl EventLoop {
 
     fn write_status(&self, phase: Phase) {
         let shared = self.parts.machine.shared();
-        let status = VmStatus { pid: std::process::id(), phase, host_mode: shared.host_mode, reason: shared.reason() };
+        let status = VmStatus {
+            pid: std::process::id(),
+            phase,
+            host_mode: shared.host_mode,
+            reason: shared.reason(),
+            missing: self.parts.missing.clone(),
+        };
         if let Err(error) = self.parts.status.write(&status) {
             eprintln!("sandboxvm-vmm: cannot write the status file: {error}");
         }

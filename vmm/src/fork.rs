@@ -6,6 +6,7 @@
 //! [`crate::event_loop`]; [`crate::session`] turns a [`ForkedChild`] into a running machine.
 
 use crate::{
+    confine,
     descriptors::{DescriptorError, ReceivedFds},
     devices::virtio::device::GuestMemory,
     disks::{DiskFiles, Disks, DisksError, take_files},
@@ -19,7 +20,7 @@ use rustix::{
 use sandboxvm_protocol::{
     identity::{GuestCid, SandboxId},
     machine::MemorySize,
-    vmm::ForkChild,
+    vmm::{ForkChild, JailPart},
 };
 use std::{
     fs::File,
@@ -134,6 +135,8 @@ pub struct Inheritance {
     pub cid: GuestCid,
     /// Bytes of console log kept.
     pub console_limit: u64,
+    /// Parts of the confinement that the parent, and so this process, does without.
+    pub missing: Vec<JailPart>,
 }
 
 /// A new process about to become a machine.
@@ -169,7 +172,10 @@ pub fn split() -> Result<Side, ForkError> {
     // that forks ever holds. The child never touches the objects of the other threads.
     match unsafe { libc::fork() } {
         -1 => Err(ForkError::Fork(io::Error::last_os_error())),
-        0 => Ok(Side::Child),
+        0 => {
+            confine::report_nowhere();
+            Ok(Side::Child)
+        }
         pid => Ok(Side::Parent(pid.unsigned_abs())),
     }
 }

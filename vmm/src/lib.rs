@@ -14,6 +14,8 @@ pub mod control;
 pub mod descriptors;
 pub mod devices;
 pub mod disks;
+#[cfg(feature = "escape-drills")]
+pub mod drills;
 pub mod event_loop;
 pub mod fork;
 pub mod gate;

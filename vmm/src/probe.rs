@@ -1,8 +1,9 @@
-//! `sandboxvm-vmm --probe`: what this host's KVM offers, as JSON on standard output. Starts no machine.
+//! `sandboxvm-vmm --probe`: what this host's KVM offers and how far a VMM can be confined, as JSON on standard output. Starts
+//! no machine.
 
-use crate::arch::x86_64::host_mode;
+use crate::{arch::x86_64::host_mode, confine};
 use kvm_ioctls::{Cap, Kvm};
-use sandboxvm_protocol::machine::HostMode;
+use sandboxvm_protocol::{machine::HostMode, vmm::JailPart};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -18,6 +19,8 @@ pub struct Probe {
     pub host_mode: Option<HostMode>,
     /// Capabilities that sandboxvm needs or uses, and whether they are there.
     pub capabilities: BTreeMap<&'static str, bool>,
+    /// Parts of the confinement that this host does not give whoever asks.
+    pub missing: Vec<JailPart>,
     /// What is in the way of running a sandbox, with what to do about it.
     pub problems: Vec<String>,
 }
@@ -33,7 +36,7 @@ const NEEDED: [(&str, Cap); 7] = [
     ("immediate_exit", Cap::ImmediateExit),
 ];
 
-/// Asks KVM.
+/// Asks KVM, and confines this process to see how far that goes.
 #[must_use]
 pub fn probe() -> Probe {
     let mut problems = Vec::new();
@@ -65,5 +68,10 @@ pub fn probe() -> Probe {
             "cannot open /dev/kvm: {error}; load the KVM module, or run as root or a member of the group that owns it"
         )),
     }
-    Probe { api_version, host_mode, capabilities, problems }
+    let confined = confine::isolate().and_then(|missing| confine::restrict_syscalls().map(|()| missing));
+    let missing = confined.unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        Vec::new()
+    });
+    Probe { api_version, host_mode, capabilities, missing, problems }
 }

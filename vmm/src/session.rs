@@ -12,7 +12,7 @@ use crate::{
         rng::RngDevice,
         vsock::VsockDevice,
     },
-    disks::{DiskFiles, Disks, DisksError},
+    disks::{self, DiskFiles, Disks, DisksError},
     event_loop::{EventLoop, EventLoopError, Outcome},
     fork::ForkedChild,
     launch::{self, LaunchError},
@@ -29,10 +29,11 @@ use crate::{
     timeline::{self, StartTimes},
 };
 use kvm_ioctls::{Kvm, VmFd};
+use rustix::stdio::stdin;
 use sandboxvm_protocol::{
     identity::GuestCid,
     machine::HostMode,
-    vmm::{ExitReason, LaunchConfig, MachineSource, Phase, VmStatus, VmmEvent},
+    vmm::{ExitReason, JailPart, LaunchConfig, MachineSource, Phase, VmStatus, VmmEvent},
 };
 use std::{
     fs::File,
@@ -115,14 +116,33 @@ struct Reports {
     launcher: ControlConnection,
     /// Unknown on a host without KVM, where no machine began.
     host_mode: Option<HostMode>,
+    /// Parts of the confinement that this host does not give.
+    missing: Vec<JailPart>,
 }
 
 impl Reports {
+    fn new(
+        status: StatusFile,
+        launcher: ControlConnection,
+        host_mode: Option<HostMode>,
+        missing: Vec<JailPart>,
+    ) -> Self {
+        if let Some(mode) = host_mode {
+            confine::report_refused_calls(&status, mode);
+        }
+        Self { status, launcher, host_mode, missing }
+    }
+
     fn never_began(mut self, error: &SessionError) {
         let reason = error.reason();
         if let Some(host_mode) = self.host_mode {
-            let status =
-                VmStatus { pid: std::process::id(), phase: Phase::Ended, host_mode, reason: Some(reason.clone()) };
+            let status = VmStatus {
+                pid: std::process::id(),
+                phase: Phase::Ended,
+                host_mode,
+                reason: Some(reason.clone()),
+                missing: self.missing,
+            };
             if let Err(error) = self.status.write(&status) {
                 eprintln!("sandboxvm-vmm: cannot write the status file: {error}");
             }
@@ -140,6 +160,21 @@ pub struct Session {
     lock: OwnedFd,
 }
 
+/// Runs the machine that is described on standard input to its end.
+///
+/// # Errors
+/// When there is none to run.
+pub fn run_launched(process_start: u64) -> Result<ExitReason, SessionError> {
+    confine::drop_inherited_files();
+    // A session of its own: the signals of a terminal are not for a machine that outlives the command it was typed in.
+    // It fails where this process leads its group already, which is as good.
+    let _ = rustix::process::setsid();
+    let channel = stdin()
+        .try_clone_to_owned()
+        .map_err(|source| SessionError::Io { what: "standard input as the launch channel", source })?;
+    launch(UnixStream::from(channel), process_start)?.run()
+}
+
 /// Confines this process, takes the launch frame from `channel` and builds the machine it describes. In this order, so
 /// that a process can be started, and wait, before it is known what it is for.
 ///
@@ -154,9 +189,11 @@ pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, Sessio
     let status = StatusFile::new(File::from(fds.take(config.status, "the status file")?));
     let lock = fds.take(config.lock, "the lock")?;
     let launcher = connection(channel)?;
-    let reports = Reports { status, launcher, host_mode: detected.as_ref().ok().copied() };
+    let (ground, missing) =
+        left.map_or_else(|error| (Err(error), Vec::new()), |left| (Ok((left.kvm, left.vm)), left.missing));
+    let reports = Reports::new(status, launcher, detected.as_ref().ok().copied(), missing);
     let ground = detected.map_err(SessionError::from).and_then(|host_mode| {
-        let (kvm, vm) = left?;
+        let (kvm, vm) = ground?;
         Ok(Ground { host_mode, kvm, vm })
     });
     let built = ground.and_then(|ground| build(config, fds, ground, start_times));
@@ -179,12 +216,20 @@ struct Ground {
 
 /// Opens the one file that is opened here, then cuts this process off. A virtual machine without memory or devices is
 /// made already: that does not depend on what it is for.
-fn leave_the_host() -> Result<(Arc<Kvm>, VmFd), SessionError> {
+fn leave_the_host() -> Result<Left, SessionError> {
     let kvm = machine::open_kvm()?;
-    confine::isolate()?;
+    let missing = confine::isolate()?;
     confine::restrict_syscalls()?;
     let vm = machine::create_vm(&kvm)?;
-    Ok((kvm, vm))
+    Ok(Left { kvm, vm, missing })
+}
+
+/// What there is after leaving the host.
+#[derive(Debug)]
+struct Left {
+    kvm: Arc<Kvm>,
+    vm: VmFd,
+    missing: Vec<JailPart>,
 }
 
 fn connection(channel: UnixStream) -> Result<ControlConnection, SessionError> {
@@ -214,6 +259,7 @@ impl Built {
             launcher: reports.launcher,
             listener: self.control,
             status: reports.status,
+            missing: reports.missing,
             disks: self.disks,
             origin: self.origin,
             baseline: self.baseline,
@@ -239,6 +285,7 @@ fn build(
     let vsock = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
     let control = UnixListener::from(fds.take(config.control, "the control listener")?);
     let console = (File::from(fds.take(config.console.log, "the console log")?), config.console.limit);
+    confine::bound_to_machine(config.memory, disks::largest(&disks)?)?;
     let memory = Arc::new(memory::allocate(config.memory)?);
     let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
     let (disks, mut devices) = Disks::open(disks)?;
@@ -311,11 +358,12 @@ fn add_balloon(devices: &mut Vec<Box<dyn VirtioDevice>>, released: &Arc<Released
 fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
     let start_times = StartTimes::of_fork();
     let ForkedChild { state, files, disks, inherited } = child;
-    let reports = Reports {
-        status: StatusFile::new(files.status),
-        launcher: connection(files.launcher)?,
-        host_mode: Some(state.host_mode),
-    };
+    let reports = Reports::new(
+        StatusFile::new(files.status),
+        connection(files.launcher)?,
+        Some(state.host_mode),
+        inherited.missing.clone(),
+    );
     let (cid, console_limit) = (inherited.cid, inherited.console_limit);
     let build = |state: &MachineState| {
         let (disks, mut devices) = Disks::open(disks)?;

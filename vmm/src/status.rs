@@ -2,11 +2,18 @@
 //! open; the VMM never knows its name.
 
 use sandboxvm_protocol::vmm::VmStatus;
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
+};
 
 /// Longest status text in bytes; the file always has this length, padded with spaces, so that one write replaces the
 /// whole and a reader never sees a mixture of two.
-const LEN: usize = 1024;
+pub(crate) const LEN: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,5 +38,11 @@ impl StatusFile {
         text.resize(LEN - 1, b' ');
         text.push(b'\n');
         self.0.write_all_at(&text, 0)
+    }
+}
+
+impl AsFd for StatusFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     arch::x86_64::emulation::{self, Emulated},
+    confine,
     devices::{GuestAccess, virtio::device::GuestMemory},
     shared::Shared,
 };
@@ -120,6 +121,11 @@ impl VcpuThread {
 }
 
 fn run(vcpu: &Mutex<VcpuFd>, kick: &Kick, context: &VcpuContext) {
+    if let Err(error) = confine::restrict_to_vcpu() {
+        context.shared.gate.leave();
+        context.shared.end(ExitReason::HostFailure { message: error.to_string() });
+        return;
+    }
     while context.shared.gate.pass() {
         // A poisoned lock means that a thread holding this vCPU panicked; the vCPU's state is KVM's and still whole.
         let mut fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,6 +147,10 @@ fn run_until_kicked(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) -> Resu
         match fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 counters.ports.fetch_add(1, Ordering::Relaxed);
+                #[cfg(feature = "escape-drills")]
+                if crate::drills::is_asked(port, data, &context.shared) {
+                    continue;
+                }
                 context.devices.port_write(port, data)?;
             }
             Ok(VcpuExit::IoIn(port, data)) => {

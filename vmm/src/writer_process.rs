@@ -3,7 +3,10 @@
 //! VMM: nobody may take it for the machine it was forked off. Knows nothing of what is written; called by
 //! [`crate::snapshot::taking`] and [`crate::disks`], driven by [`crate::event_loop`].
 
-use crate::fork::{self, ForkError, Side};
+use crate::{
+    confine,
+    fork::{self, ForkError, Side},
+};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -36,11 +39,13 @@ pub struct WriterProcess<T> {
     report: PhantomData<T>,
 }
 
-/// In the writer: lets go of the sandbox's lock, its sockets and whoever is connected to them, and ends when the VMM does.
+/// In the writer: lets go of the sandbox's lock, its sockets and whoever is connected to them, of the system calls that
+/// writing does not take, and ends when the VMM does.
 fn stand_alone(keep: &[RawFd]) -> Result<(), String> {
     // SAFETY: plain numbers. The VMM's thread that forked us lives as long as the VMM.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    fork::close_all_but(keep).map_err(|error| error.to_string())
+    fork::close_all_but(keep).map_err(|error| error.to_string())?;
+    confine::restrict_to_writing().map_err(|error| error.to_string())
 }
 
 impl<T: Serialize + DeserializeOwned> WriterProcess<T> {

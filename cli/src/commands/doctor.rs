@@ -7,7 +7,7 @@ use sandboxvm_images::{
     template,
 };
 use sandboxvm_manager::{Home, host_memory};
-use sandboxvm_protocol::machine::MIB;
+use sandboxvm_protocol::{machine::MIB, vmm::JailPart};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -100,6 +100,7 @@ fn examine() -> Report {
     }
     checks.extend(Part::ALL.map(|part| self::part(&bundle, part)));
     checks.push(mke2fs());
+    checks.push(side_channels());
     checks.push(memory());
     checks.push(disk());
     let usable = checks.iter().all(|check| check.verdict != Verdict::Failed);
@@ -153,11 +154,58 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
         Some(other) => checks.push(Check::ok("host mode", other)),
         None => checks.push(Check::failed("host mode", "not known", "see the check of /dev/kvm")),
     }
+    checks.push(confinement(&probe["missing"]));
     for problem in probe["problems"].as_array().into_iter().flatten() {
         let text = problem.as_str().map_or_else(|| problem.to_string(), str::to_owned);
         checks.push(Check::failed("KVM", text, "use a newer host kernel, or another host"));
     }
     checks
+}
+
+/// What of a VMM's confinement this host does not give to whoever runs this.
+fn confinement(missing: &Value) -> Check {
+    const NAME: &str = "confinement";
+    let missing: Vec<JailPart> = serde_json::from_value(missing.clone()).unwrap_or_default();
+    if missing.is_empty() {
+        return Check::ok(NAME, "all of it is in force");
+    }
+    let detail = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; no ");
+    let fix = match &missing[..] {
+        [JailPart::OwnUser] => {
+            "run as root where sandboxes must be kept from each other and from you by user as well; in a container, give it \
+             a range of users from 1879048192 on"
+        }
+        _ => {
+            "run as root, or allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
+             kernel.apparmor_restrict_unprivileged_userns=0)"
+        }
+    };
+    Check::warning(NAME, format!("no {detail}"), fix)
+}
+
+/// What guests could learn of each other through what they share: see docs/threat-model.md.
+fn side_channels() -> Check {
+    let is_one = |path| std::fs::read_to_string(path).is_ok_and(|text: String| text.trim() == "1");
+    side_channels_with(is_one("/sys/devices/system/cpu/smt/active"), is_one("/sys/kernel/mm/ksm/run"))
+}
+
+fn side_channels_with(smt: bool, ksm: bool) -> Check {
+    const NAME: &str = "side channels";
+    let mut found = Vec::new();
+    let mut fixes = Vec::new();
+    if smt {
+        found.push("two threads share a core (SMT)");
+        fixes.push("echo off >/sys/devices/system/cpu/smt/control where guests do not trust each other");
+    }
+    if ksm {
+        found.push("the kernel merges equal pages (KSM)");
+        fixes.push("echo 2 >/sys/kernel/mm/ksm/run");
+    }
+    if found.is_empty() {
+        Check::ok(NAME, "no SMT, no KSM")
+    } else {
+        Check::warning(NAME, found.join("; "), fixes.join("; "))
+    }
 }
 
 fn part(bundle: &Bundle, part: Part) -> Check {
@@ -255,16 +303,36 @@ mod tests {
         let verdicts = |json: &str| -> Vec<Verdict> {
             judge_probe(&serde_json::from_str(json).unwrap()).iter().map(|check| check.verdict).collect()
         };
-        assert_eq!(verdicts(r#"{"host_mode":"vmx","problems":[]}"#), [Verdict::Ok]);
-        assert_eq!(verdicts(r#"{"host_mode":"pvm"}"#), [Verdict::Warning]);
-        assert_eq!(verdicts(r#"{"host_mode":"vmx","problems":["no irqfd"]}"#), [Verdict::Ok, Verdict::Failed]);
-        assert_eq!(verdicts("{}"), [Verdict::Failed]);
+        assert_eq!(verdicts(r#"{"host_mode":"vmx","problems":[]}"#), [Verdict::Ok, Verdict::Ok]);
+        assert_eq!(verdicts(r#"{"host_mode":"pvm","missing":[]}"#), [Verdict::Warning, Verdict::Ok]);
+        let no_irqfd = r#"{"host_mode":"vmx","problems":["no irqfd"]}"#;
+        assert_eq!(verdicts(no_irqfd), [Verdict::Ok, Verdict::Ok, Verdict::Failed]);
+        assert_eq!(verdicts("{}"), [Verdict::Failed, Verdict::Ok]);
+    }
+
+    #[test]
+    fn what_confinement_lacks_is_named_with_what_to_do() {
+        let own_user = confinement(&serde_json::json!(["own_user"]));
+        assert_eq!(own_user.verdict, Verdict::Warning);
+        assert!(own_user.detail.contains("a user of its own") && own_user.fix.unwrap().contains("run as root"));
+        let more = confinement(&serde_json::json!(["user_namespace", "namespaces", "empty_root", "own_user"]));
+        assert!(more.detail.contains("an empty root"), "{}", more.detail);
+        assert!(more.fix.unwrap().contains("max_user_namespaces"));
+    }
+
+    #[test]
+    fn what_guests_share_is_named_with_what_to_do() {
+        assert_eq!(side_channels_with(false, false).verdict, Verdict::Ok);
+        let both = side_channels_with(true, true);
+        assert!(both.detail.contains("SMT") && both.detail.contains("KSM"));
+        assert!(both.fix.unwrap().contains("smt/control"));
     }
 
     #[test]
     fn the_json_is_pinned() {
         let probe = r#"{"api_version":12,"host_mode":"vmx","capabilities":{"ext_cpuid":true,"immediate_exit":true,
-            "ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},"problems":["no irqfd"]}"#;
+            "ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},
+            "missing":["own_user"],"problems":["no irqfd"]}"#;
         let usable = Report {
             usable: true,
             host_mode: Some("vmx".into()),

@@ -26,6 +26,8 @@ struct Details {
     unkept_limits: Vec<String>,
     /// What the VMM last said of itself; of a sandbox that does not run, how it was.
     vmm: Option<VmStatus>,
+    /// Parts of the VMM's confinement that this host did not give it; `doctor` says what to do.
+    unconfined: Vec<String>,
     /// Ports and rules.
     supervision: Option<SupervisionStatus>,
 }
@@ -36,12 +38,15 @@ impl Inspect {
         let mut details = Vec::new();
         for reference in &self.sandboxes {
             let sandbox = manager.find(reference)?;
+            let vmm = sandbox.vmm_status()?;
+            let missing = vmm.iter().flat_map(|vmm| &vmm.missing);
             details.push(Details {
                 record: sandbox.record().clone(),
                 state: sandbox.state()?,
                 directory: sandbox.path(),
                 unkept_limits: sandbox.unkept_limits(),
-                vmm: sandbox.vmm_status()?,
+                unconfined: missing.map(ToString::to_string).collect(),
+                vmm,
                 supervision: sandbox.supervision()?,
             });
         }
@@ -62,19 +67,20 @@ mod tests {
     };
     use sandboxvm_protocol::{
         machine::HostMode,
-        vmm::{ExitReason, Phase},
+        vmm::{ExitReason, JailPart, Phase},
     };
 
     #[test]
     fn the_json_is_pinned() {
-        let status = |phase, reason| VmStatus { pid: 4711, phase, host_mode: HostMode::Vmx, reason };
+        let status = |phase, reason| VmStatus { pid: 4711, phase, host_mode: HostMode::Vmx, reason, missing: vec![] };
         let failed = ExitReason::HostFailure { message: "cannot write to the disk: No space left on device".into() };
         let running = Details {
             record: example_record("aaaaaaaa"),
             state: State::Running,
             directory: "/var/lib/sandboxvm/sandboxes/aaaaaaaa".into(),
             unkept_limits: vec!["its share of the processor is not limited: no control group can be made".into()],
-            vmm: Some(status(Phase::Ready, None)),
+            unconfined: vec![JailPart::OwnUser.to_string()],
+            vmm: Some(VmStatus { missing: vec![JailPart::OwnUser], ..status(Phase::Ready, None) }),
             supervision: Some(example_supervision()),
         };
         let ended = |id: &str, vmm, state| Details {
@@ -82,6 +88,7 @@ mod tests {
             state,
             directory: format!("/var/lib/sandboxvm/sandboxes/{id}").into(),
             unkept_limits: vec![],
+            unconfined: vec![],
             vmm,
             supervision: None,
         };

@@ -181,7 +181,8 @@ impl Keeper<'_> {
                 () = at(look) => Due::LookForUsers,
                 () = at(nobody_asked) => Due::NobodyAsked,
                 accepted = control.accept() => match accepted {
-                    Ok((stream, _)) => Due::Asked(stream),
+                    Ok((stream, _)) if is_of_owner(&stream) => Due::Asked(stream),
+                    Ok(_) => continue,
                     Err(_) => {
                         sleep(POLL).await;
                         continue;
@@ -421,6 +422,12 @@ impl Log {
     }
 }
 
+/// Whoever may do what this process does: its own user, and root. The socket's mode says so too.
+fn is_of_owner(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -444,7 +451,13 @@ mod tests {
         let directory = SandboxDirectory::open(manager.find(ID).unwrap().path()).unwrap();
         let lock = lock::create(&directory).unwrap();
         let vmm = Command::new("sleep").arg("60").stdin(Stdio::from(lock)).process_group(0).spawn().unwrap();
-        let status = VmStatus { pid: vmm.id(), phase: Phase::Ready, host_mode: HostMode::Vmx, reason: None };
+        let status = VmStatus {
+            pid: vmm.id(),
+            phase: Phase::Ready,
+            host_mode: HostMode::Vmx,
+            reason: None,
+            missing: Vec::new(),
+        };
         directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
         Supervision::of(spec).unwrap().write(&directory).unwrap();
         (home, manager, directory, vmm)

@@ -85,7 +85,7 @@ variants! {
     HostMode { Vmx (), Svm (), Pvm () }
     ExitReason {
         GuestShutdown (), Stopped (), LauncherGone (), GuestPanic (), GuestReset (), TripleFault (), InternalError {},
-        EntryFailure {}, UnknownPort {}, UnknownMmio {}, UnexpectedExit {}, HostFailure {}, BadConfig {},
+        EntryFailure {}, UnknownPort {}, UnknownMmio {}, UnexpectedExit {}, HostFailure {}, BadConfig {}, ForbiddenCall {},
     }
 }
 
@@ -356,6 +356,7 @@ pub fn exit_reasons() -> Vec<(&'static str, ExitReason)> {
         ("unexpected-exit", ExitReason::UnexpectedExit { name: "KVM_EXIT_HYPERV".to_owned() }),
         ("host-failure", ExitReason::HostFailure { message: "KVM_RUN: Bad address".to_owned() }),
         ("bad-config", ExitReason::BadConfig { message: "the kernel is not an ELF file".to_owned() }),
+        ("forbidden-call", ExitReason::ForbiddenCall { number: 59, thread: VmmThread::Vcpu }),
     ]
 }
 
@@ -433,11 +434,13 @@ pub fn vmm_messages() -> Vec<Sample<VmmMessage>> {
 
 /// One status file for each reason, phase and host mode.
 pub fn statuses() -> Vec<(String, VmStatus)> {
-    let status = |phase, host_mode, reason| VmStatus { pid: 4711, phase, host_mode, reason };
+    let status = |phase, host_mode, reason| VmStatus { pid: 4711, phase, host_mode, reason, missing: Vec::new() };
     let phases = PHASES.map(|(label, phase)| (format!("phase-{label}"), status(phase, HostMode::Vmx, None)));
     let modes = HOST_MODES.map(|(label, mode)| (format!("mode-{label}"), status(Phase::Ready, mode, None)));
     let reasons = exit_reasons()
         .into_iter()
         .map(|(label, reason)| (format!("reason-{label}"), status(Phase::Ended, HostMode::Pvm, Some(reason))));
-    phases.into_iter().chain(modes).chain(reasons).collect()
+    let parts = vec![JailPart::UserNamespace, JailPart::Namespaces, JailPart::EmptyRoot, JailPart::OwnUser];
+    let missing = VmStatus { missing: parts, ..status(Phase::Ready, HostMode::Svm, None) };
+    phases.into_iter().chain(modes).chain(reasons).chain([("missing".to_owned(), missing)]).collect()
 }

@@ -351,6 +351,10 @@ fn host_mode() -> impl Strategy<Value = HostMode> {
     prop_oneof![Just(HostMode::Vmx), Just(HostMode::Svm), Just(HostMode::Pvm)]
 }
 
+fn vmm_thread() -> impl Strategy<Value = VmmThread> {
+    prop_oneof![Just(VmmThread::EventLoop), Just(VmmThread::Vcpu), Just(VmmThread::Writer)]
+}
+
 fn exit_reason() -> impl Strategy<Value = ExitReason> {
     let text = || ".{0,100}";
     prop_oneof![
@@ -371,6 +375,7 @@ fn exit_reason() -> impl Strategy<Value = ExitReason> {
         text().prop_map(|name| ExitReason::UnexpectedExit { name }),
         text().prop_map(|message| ExitReason::HostFailure { message }),
         text().prop_map(|message| ExitReason::BadConfig { message }),
+        (any::<u32>(), vmm_thread()).prop_map(|(number, thread)| ExitReason::ForbiddenCall { number, thread }),
     ]
 }
 
@@ -423,5 +428,5 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
 
 pub fn vm_status() -> impl Strategy<Value = VmStatus> {
     (any::<u32>(), phase(), host_mode(), option::of(exit_reason()))
-        .prop_map(|(pid, phase, host_mode, reason)| VmStatus { pid, phase, host_mode, reason })
+        .prop_map(|(pid, phase, host_mode, reason)| VmStatus { pid, phase, host_mode, reason, missing: Vec::new() })
 }

@@ -2,7 +2,7 @@
 //! new filter once for every call there is, to remember which are always allowed (`seccomp_cache_prepare`), so a linear
 //! filter of this size costs a machine's start a tenth of a millisecond. Called by [`super::syscalls`]; knows no call.
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompRule, sock_filter};
+use seccompiler::{BpfProgram, SeccompAction, sock_filter};
 use std::collections::BTreeMap;
 
 // The few instructions of classic BPF that are needed here, linux/bpf_common.h.
@@ -11,89 +11,131 @@ const JUMP_ALWAYS: u16 = 0x05;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const JUMP_IF_GREATER: u16 = 0x25;
 const JUMP_IF_GREATER_OR_EQUAL: u16 = 0x35;
+const JUMP_IF_ANY_BIT: u16 = 0x45;
 const RETURN: u16 = 0x06;
 
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
 /// `AUDIT_ARCH_X86_64`, linux/audit.h.
 const X86_64: u32 = 0xc000_003e;
+
+/// What the low 32 bits of one argument must be. The kernel looks at no more of any argument that is judged here: they
+/// are `int`s, or flag words of which the upper half means nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Test {
+    /// One of these; those that come often first.
+    OneOf(Vec<u32>),
+    /// Without any of these bits.
+    Without(u32),
+    /// Not this one.
+    Not(u32),
+}
+
+/// A condition on an argument, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Check {
+    pub(super) argument: u32,
+    pub(super) test: Test,
+}
+
+/// When a call is allowed, and what else becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// All must hold; none: always allowed.
+    pub(super) checks: Vec<Check>,
+    pub(super) otherwise: SeccompAction,
+}
 
 /// System calls in a row that are treated alike.
 #[derive(Debug)]
 struct Calls {
     first: u32,
     last: u32,
-    /// None: always allowed. Else any of these must match.
-    rules: Vec<SeccompRule>,
+    rule: Rule,
 }
 
-/// A filter that allows a call of `rules` when it has none or one of them matches, and does `otherwise` in every other
-/// case: other calls, other architectures, the x32 ABI.
-pub(super) fn compile(rules: BTreeMap<u32, Vec<SeccompRule>>, otherwise: &SeccompAction) -> BpfProgram {
+/// A filter that allows a call of `rules` when its checks hold, and does `otherwise` in every other case: other calls, other
+/// architectures, the x32 ABI.
+pub(super) fn compile(rules: BTreeMap<u32, Rule>, otherwise: &SeccompAction) -> BpfProgram {
     let otherwise = u32::from(otherwise.clone());
     let mut calls: Vec<Calls> = Vec::with_capacity(rules.len());
-    for (number, rules) in rules {
+    for (number, rule) in rules {
         match calls.last_mut() {
-            Some(row) if row.last + 1 == number && row.rules.is_empty() && rules.is_empty() => row.last = number,
-            _ => calls.push(Calls { first: number, last: number, rules }),
+            Some(row) if row.last + 1 == number && row.rule.checks.is_empty() && rule.checks.is_empty() => {
+                row.last = number;
+            }
+            _ => calls.push(Calls { first: number, last: number, rule }),
         }
     }
-    let mut program = vec![
+    // Grown once: each growth of what is so large is a mapping.
+    let mut program = Vec::with_capacity(512);
+    program.extend([
         plain(LOAD_WORD, ARCHITECTURE),
         jump(JUMP_IF_EQUAL, X86_64, 1, 0),
         plain(RETURN, otherwise),
         plain(LOAD_WORD, NUMBER),
-    ];
-    program.extend(tree(&calls, otherwise));
+    ]);
+    tree(&mut program, &calls, otherwise);
     program
 }
 
-fn tree(calls: &[Calls], otherwise: u32) -> BpfProgram {
+fn tree(program: &mut BpfProgram, calls: &[Calls], otherwise: u32) {
     match calls {
-        [] => vec![plain(RETURN, otherwise)],
-        [one] => leaf(one, otherwise),
+        [] => program.push(plain(RETURN, otherwise)),
+        [one] => leaf(program, one, otherwise),
         _ => {
             let (low, high) = calls.split_at(calls.len() / 2);
             let first_high = high[0].first;
-            let low = tree(low, otherwise);
-            let mut program = match u8::try_from(low.len()) {
-                Ok(distance) => vec![jump(JUMP_IF_GREATER_OR_EQUAL, first_high, distance, 0)],
-                // A conditional jump reaches 255 instructions.
-                Err(_) => vec![
-                    jump(JUMP_IF_GREATER_OR_EQUAL, first_high, 0, 1),
-                    plain(JUMP_ALWAYS, u32::try_from(low.len()).unwrap_or(u32::MAX)),
-                ],
-            };
-            program.extend(low);
-            program.extend(tree(high, otherwise));
-            program
+            let branch = program.len();
+            program.push(jump(JUMP_IF_GREATER_OR_EQUAL, first_high, 0, 0));
+            tree(program, low, otherwise);
+            let distance = program.len() - branch - 1;
+            match u8::try_from(distance) {
+                Ok(near) => program[branch].jt = near,
+                // A conditional jump reaches 255 instructions. All jumps are relative, so what is moved stays right.
+                Err(_) => {
+                    program[branch].jf = 1;
+                    program.insert(branch + 1, plain(JUMP_ALWAYS, u32::try_from(distance).unwrap_or(u32::MAX)));
+                }
+            }
+            tree(program, high, otherwise);
         }
     }
 }
 
-fn leaf(calls: &Calls, otherwise: u32) -> BpfProgram {
-    let allow = plain(RETURN, SeccompAction::Allow.into());
-    let mut program = if calls.first == calls.last {
-        vec![jump(JUMP_IF_EQUAL, calls.first, 1, 0), plain(RETURN, otherwise)]
+fn leaf(program: &mut BpfProgram, calls: &Calls, otherwise: u32) {
+    if calls.first == calls.last {
+        program.extend([jump(JUMP_IF_EQUAL, calls.first, 1, 0), plain(RETURN, otherwise)]);
     } else {
-        vec![
+        program.extend([
             jump(JUMP_IF_GREATER_OR_EQUAL, calls.first, 0, 1),
             jump(JUMP_IF_GREATER, calls.last, 0, 1),
             plain(RETURN, otherwise),
-        ]
-    };
-    if calls.rules.is_empty() {
-        program.push(allow);
-        return program;
+        ]);
     }
-    for rule in &calls.rules {
-        // Goes on behind itself when it matches, else behind the instruction after.
-        program.extend(BpfProgram::from(rule.clone()));
-        program.push(allow.clone());
+    let refused = u32::from(calls.rule.otherwise.clone());
+    for check in &calls.rule.checks {
+        checked(program, check, refused);
     }
-    program.push(plain(RETURN, otherwise));
-    program
+    program.push(plain(RETURN, SeccompAction::Allow.into()));
+}
+
+/// Goes on behind itself when the check holds.
+fn checked(program: &mut BpfProgram, Check { argument, test }: &Check, refused: u32) {
+    program.push(plain(LOAD_WORD, ARGUMENTS + 8 * argument));
+    match test {
+        Test::OneOf(values) => {
+            for (index, value) in values.iter().enumerate() {
+                let behind = u8::try_from(values.len() - index).expect("the lists of this crate are short");
+                program.push(jump(JUMP_IF_EQUAL, *value, behind, 0));
+            }
+        }
+        Test::Without(bits) => program.push(jump(JUMP_IF_ANY_BIT, *bits, 0, 1)),
+        Test::Not(value) => program.push(jump(JUMP_IF_EQUAL, *value, 0, 1)),
+    }
+    program.push(plain(RETURN, refused));
 }
 
 fn plain(code: u16, k: u32) -> sock_filter {
@@ -107,9 +149,12 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, TargetArch};
 
-    /// What a filter says of a call, and after how many instructions.
+    const ALLOW: u32 = 0x7fff_0000;
+    const TRAP: u32 = 0x0003_0000;
+    const KILL: u32 = 0x8000_0000;
+
+    /// What a filter says of a call whose arguments are all `argument`, and after how many instructions.
     fn run(program: &[sock_filter], architecture: u32, number: u32, argument: u64) -> (u32, usize) {
         let mut data = [0_u8; 64];
         data[..4].copy_from_slice(&number.to_ne_bytes());
@@ -125,57 +170,66 @@ mod tests {
             let either = |condition| usize::from(if condition { jt } else { jf });
             match code {
                 LOAD_WORD => a = u32::from_ne_bytes(data[k as usize..][..4].try_into().unwrap()),
-                // BPF_ALU | BPF_AND | BPF_K, of masked comparisons.
-                0x54 => a &= k,
                 JUMP_ALWAYS => at += k as usize,
                 JUMP_IF_EQUAL => at += either(a == k),
                 JUMP_IF_GREATER => at += either(a > k),
                 JUMP_IF_GREATER_OR_EQUAL => at += either(a >= k),
+                JUMP_IF_ANY_BIT => at += either(a & k != 0),
                 RETURN => return (k, steps),
                 other => panic!("instruction {other:#x}"),
             }
         }
     }
 
-    fn rules(many: u32) -> BTreeMap<u32, Vec<SeccompRule>> {
-        let equals = |value| {
-            let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).unwrap();
-            SeccompRule::new(vec![condition]).unwrap()
-        };
-        let masked =
-            SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(0xff00_0000_0004), 4).unwrap();
-        let mut rules: BTreeMap<u32, Vec<SeccompRule>> =
-            (0..many).filter(|n| n % 7 < 4).map(|n| (n, Vec::new())).collect();
-        rules.insert(9, vec![equals(5), equals(6)]);
-        rules.insert(16, vec![SeccompRule::new(vec![masked]).unwrap()]);
-        rules.insert(many / 2, vec![equals(7), equals(8), equals(9)]);
+    fn rule(tests: Vec<Test>, otherwise: SeccompAction) -> Rule {
+        let checks = (0..).zip(tests).map(|(argument, test)| Check { argument, test }).collect();
+        Rule { checks, otherwise }
+    }
+
+    fn rules(many: u32) -> BTreeMap<u32, Rule> {
+        let trap = SeccompAction::Trap;
+        let mut rules: BTreeMap<u32, Rule> =
+            (0..many).filter(|n| n % 7 < 4).map(|n| (n, rule(Vec::new(), trap.clone()))).collect();
+        rules.insert(9, rule(vec![Test::OneOf((5..60).collect()), Test::Without(2)], trap.clone()));
+        rules.insert(16, rule(vec![Test::Not(31)], SeccompAction::KillProcess));
+        rules.insert(many / 2, rule(vec![Test::OneOf(vec![7, 8, 9])], trap));
         rules
     }
 
+    /// What is meant, in plain words.
+    fn meant(rules: &BTreeMap<u32, Rule>, number: u32, argument: u64) -> u32 {
+        let Some(rule) = rules.get(&number) else { return TRAP };
+        let low = u32::try_from(argument & 0xffff_ffff).unwrap();
+        let holds = |check: &Check| match &check.test {
+            Test::OneOf(values) => values.contains(&low),
+            Test::Without(bits) => low & bits == 0,
+            Test::Not(value) => low != *value,
+        };
+        if rule.checks.iter().all(holds) { ALLOW } else { u32::from(rule.otherwise.clone()) }
+    }
+
     #[test]
-    fn it_says_what_a_linear_filter_says() {
+    fn it_says_what_is_meant_and_says_it_soon() {
         for many in [20, 60, 450, 900] {
-            let kill = SeccompAction::KillProcess;
-            let tree = compile(rules(many), &kill);
-            let linear = rules(many).into_iter().map(|(number, rules)| (i64::from(number), rules)).collect();
-            let linear: BpfProgram =
-                SeccompFilter::new(linear, kill, SeccompAction::Allow, TargetArch::x86_64).unwrap().try_into().unwrap();
+            let rules = rules(many);
+            let program = compile(rules.clone(), &SeccompAction::Trap);
             let mut longest = 0;
             for number in (0..1000).chain([0x4000_0000, 0x4000_0009, u32::MAX]) {
-                for argument in [0, 4, 5, 6, 7, 8, 9, 0xff00_0000_0004, 1 << 32 | 5] {
-                    let (said, steps) = run(&tree, X86_64, number, argument);
-                    assert_eq!(said, run(&linear, X86_64, number, argument).0, "call {number}, argument {argument:#x}");
-                    assert_eq!(run(&tree, 0x4000_0003, number, argument).0, u32::from(SeccompAction::KillProcess));
-                    longest = longest.max(steps);
+                for argument in [0, 4, 5, 6, 7, 8, 9, 31, 59, 60, 0xff00_0000_0004, 1 << 32 | 5, 1 << 32 | 31] {
+                    let (said, steps) = run(&program, X86_64, number, argument);
+                    assert_eq!(said, meant(&rules, number, argument), "call {number}, argument {argument:#x}");
+                    assert_eq!(run(&program, 0x4000_0003, number, argument).0, TRAP, "another architecture");
+                    longest = longest.max(if number == 9 { 0 } else { steps });
                 }
             }
-            assert!(longest < 40, "{longest} instructions for one of {many} calls");
+            assert!(longest < 25, "{longest} instructions for one of {many} calls");
+            assert_eq!(run(&program, X86_64, 16, 31).0, KILL);
         }
     }
 
     #[test]
     fn nothing_is_allowed_by_no_rules() {
         let program = compile(BTreeMap::new(), &SeccompAction::KillProcess);
-        assert_eq!(run(&program, X86_64, 0, 0).0, u32::from(SeccompAction::KillProcess));
+        assert_eq!(run(&program, X86_64, 0, 0).0, KILL);
     }
 }

@@ -1,36 +1,80 @@
-//! Namespaces, an empty root, and an identity without privileges.
+//! Namespaces of its own, and an empty root in place of the host's files.
 
-use super::{ConfineError, step};
+use super::{
+    ConfineError, step,
+    switches::{Protection, is_off},
+};
 use rustix::{
     fs::CWD,
+    io::Errno,
     mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount},
     process::{chdir, fchdir, pivot_root},
     thread::{UnshareFlags, unshare_unsafe},
 };
-use std::io;
-
-/// User and group of a VMM started by root. Not `nobody`: NFS and others use that one.
-const VMM_ID: u32 = 64_738;
+use sandboxvm_protocol::vmm::JailPart;
 
 /// Where the empty root is built before it becomes the root: any directory that always exists.
 const STAGE: &str = "/tmp";
 
-/// Leaves the host's mounts, network, IPC objects and host name. The root is an empty, read-only tmpfs afterwards.
+/// All but the user namespace. A PID namespace is left out: see `docs/threat-model.md`, "What is not used, and why".
+fn namespaces() -> UnshareFlags {
+    let mut all = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    all.set(UnshareFlags::NEWNS, !is_off(Protection::Mount));
+    all.set(UnshareFlags::NEWNET, !is_off(Protection::Network));
+    all
+}
+
+/// Leaves the host's mounts, network, IPC objects, host name and control groups. The root is an empty, read-only tmpfs
+/// afterwards. For root, whose namespaces then belong to the host's user namespace: nothing that this process could ever
+/// become gives it a say in them.
 pub(super) fn leave_the_host() -> Result<(), ConfineError> {
-    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    // SAFETY: none of these flags unshares the file table (CLONE_FILES), so no descriptor changes meaning.
-    unsafe { unshare_unsafe(flags) }.map_err(failed("leaving the host's namespaces"))?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(failed(
-        "making mounts private (in a chroot its root must be a mount point: bind it on itself first)",
+    unshare(namespaces()).map_err(failed("leaving the host's namespaces"))?;
+    if is_off(Protection::Mount) {
+        return Ok(());
+    }
+    stage_root().map_err(failed(
+        "making an empty root (in a chroot its root must be a mount point: bind it on itself first)",
     ))?;
-    mount(
-        "sandboxvm",
-        STAGE,
-        "tmpfs",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        Some(c"size=4k,nr_inodes=2,mode=0555"),
-    )
-    .map_err(failed("making an empty root"))?;
+    enter_root()
+}
+
+/// The same for an ordinary user, by way of a user namespace, as far as the host allows it. Returns what it does not.
+pub(super) fn leave_the_host_unprivileged() -> Result<Vec<JailPart>, ConfineError> {
+    if unshare(UnshareFlags::NEWUSER).is_err() {
+        return Ok(vec![JailPart::UserNamespace, JailPart::Namespaces, JailPart::EmptyRoot]);
+    }
+    // Some hosts give user namespaces and take away what could be done in them.
+    if unshare(namespaces()).is_err() {
+        return Ok(vec![JailPart::Namespaces, JailPart::EmptyRoot]);
+    }
+    if is_off(Protection::Mount) {
+        return Ok(Vec::new());
+    }
+    if stage_root().is_err() {
+        return Ok(vec![JailPart::EmptyRoot]);
+    }
+    enter_root()?;
+    Ok(Vec::new())
+}
+
+/// A user namespace in which nobody is anybody: no user or group of it is one of the host's, so that no privilege is worth
+/// anything and no file can be owned by its users. False where the host has none to give.
+pub(super) fn own_users() -> bool {
+    unshare(UnshareFlags::NEWUSER).is_ok()
+}
+
+fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
+    // SAFETY: none of these flags unshares the file table (CLONE_FILES), so no descriptor changes meaning.
+    unsafe { unshare_unsafe(flags) }
+}
+
+fn stage_root() -> Result<(), Errno> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("sandboxvm", STAGE, "tmpfs", flags, Some(c"size=4k,nr_inodes=2,mode=0555"))
+}
+
+fn enter_root() -> Result<(), ConfineError> {
     let old =
         rustix::fs::openat(CWD, "/", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
             .map_err(failed("opening the host's root"))?;
@@ -44,25 +88,6 @@ pub(super) fn leave_the_host() -> Result<(), ConfineError> {
     mount_remount("/", flags, "").map_err(failed("making the empty root read-only"))
 }
 
-fn failed(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> ConfineError {
+pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> ConfineError {
     move |error| step(what)(error.into())
-}
-
-/// Takes an ordinary user's identity. Capabilities go with the change of user.
-pub(super) fn become_nobody() -> Result<(), ConfineError> {
-    // SAFETY: no pointers but an empty list.
-    checked(unsafe { libc::setgroups(0, std::ptr::null()) }, "giving up groups")?;
-    // SAFETY: plain numbers.
-    checked(unsafe { libc::setresgid(VMM_ID, VMM_ID, VMM_ID) }, "giving up the group root")?;
-    // SAFETY: plain numbers.
-    checked(unsafe { libc::setresuid(VMM_ID, VMM_ID, VMM_ID) }, "giving up the user root")
-}
-
-/// From here on no program this process could execute has more privileges than it has.
-pub(super) fn no_new_privileges() -> Result<(), ConfineError> {
-    rustix::thread::set_no_new_privs(true).map_err(failed("giving up new privileges"))
-}
-
-fn checked(result: libc::c_int, what: &'static str) -> Result<(), ConfineError> {
-    if result == 0 { Ok(()) } else { Err(step(what)(io::Error::last_os_error())) }
 }

@@ -1,15 +1,32 @@
-//! Giving up what a VMM does not need, before the first guest instruction: namespaces, file system, privileges, and the
-//! system calls that are left. Called by [`crate::session`], once each.
+//! Giving up what a VMM does not need, before the first guest instruction: the host's namespaces, files, users and
+//! privileges, resources without bound, and the system calls that are left. Called by [`crate::session`], once each, and by
+//! threads and processes that need still less.
 //!
-//! A process started by root takes every step or does not run a guest. One started by somebody else lacks the privilege
-//! for namespaces and an identity of its own: it takes the other steps, and what is missing is told.
+//! A process started by root takes every step or does not run a guest; two the kernel may refuse even to root, and then
+//! they are told as missing. One started by somebody else takes the steps that the host allows it. What is missing stands in
+//! the status file, in `inspect`, and `doctor` says what to do about it.
 
+mod bounds;
 mod dispatch;
+mod identity;
 mod isolation;
+mod kvm_requests;
+mod last_call;
+mod switches;
 mod syscalls;
 
-use rustix::process::{Resource, Rlimit, getuid, setrlimit};
-use std::io;
+use rustix::process::getuid;
+use sandboxvm_protocol::{
+    machine::{HostMode, MemorySize},
+    vmm::{JailPart, VmmThread},
+};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
+};
+use switches::{Protection, is_off};
+use syscalls::Left;
 
 /// Why the process is not confined; it must not run a guest then.
 #[derive(Debug, thiserror::Error)]
@@ -31,19 +48,42 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> ConfineError {
     move |source| ConfineError::Step { step, source }
 }
 
+/// Closes what the starting process left open by mistake. To be called first of all, before anything is opened here.
+pub fn drop_inherited_files() {
+    if is_off(Protection::Descriptors) {
+        return;
+    }
+    // SAFETY: plain numbers; nothing of this process has opened a descriptor yet. It does not fail on any kernel that has it.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
 /// Takes this process out of the host: called when `/dev/kvm` is open, before any thread is started, so that every
-/// thread begins outside.
+/// thread begins outside. Returns the parts that this host does not give.
 ///
 /// # Errors
 /// See [`ConfineError`].
-pub fn isolate() -> Result<(), ConfineError> {
-    no_core_dumps()?;
-    if getuid().is_root() {
+pub fn isolate() -> Result<Vec<JailPart>, ConfineError> {
+    let missing = if getuid().is_root() {
         isolation::leave_the_host()?;
-        isolation::become_nobody()?;
-    }
-    isolation::no_new_privileges()
+        if is_off(Protection::User) {
+            bounds::set(true)?;
+            return Ok(vec![JailPart::OwnUser, JailPart::UserNamespace]);
+        }
+        identity::become_nobody()?
+    } else {
+        let mut missing = isolation::leave_the_host_unprivileged()?;
+        missing.push(JailPart::OwnUser);
+        missing
+    };
+    identity::give_up_capabilities()?;
+    identity::no_new_privileges()?;
+    // An ordinary user's other processes are not this sandbox's to count; in a user namespace they are not counted.
+    bounds::set(!(missing.contains(&JailPart::OwnUser) && missing.contains(&JailPart::UserNamespace)))?;
+    Ok(missing)
 }
+
+/// True once there is a filter to narrow: without one, as in a test, there is nobody to keep in.
+static RESTRICTED: AtomicBool = AtomicBool::new(false);
 
 /// Leaves this process, all threads it will start and every process forked off it the system calls that build and run a
 /// machine. Called after [`isolate`], before the process is told what machine that is.
@@ -51,11 +91,56 @@ pub fn isolate() -> Result<(), ConfineError> {
 /// # Errors
 /// See [`ConfineError`].
 pub fn restrict_syscalls() -> Result<(), ConfineError> {
-    syscalls::filter()
+    if is_off(Protection::Seccomp) {
+        return Ok(());
+    }
+    last_call::listen().map_err(step("listening for refused system calls"))?;
+    syscalls::leave(Left::EventLoop)?;
+    RESTRICTED.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
-/// A core file would hold the guest's memory.
-fn no_core_dumps() -> Result<(), ConfineError> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .map_err(|error| step("forbidding core dumps")(error.into()))
+/// Leaves the calling thread what running a vCPU takes. After [`restrict_syscalls`].
+///
+/// # Errors
+/// See [`ConfineError`].
+pub fn restrict_to_vcpu() -> Result<(), ConfineError> {
+    last_call::this_is(VmmThread::Vcpu);
+    narrow(Left::Vcpu)
+}
+
+/// Leaves a process forked off the VMM what writing files takes. After [`restrict_syscalls`].
+///
+/// # Errors
+/// See [`ConfineError`].
+pub fn restrict_to_writing() -> Result<(), ConfineError> {
+    last_call::this_is(VmmThread::Writer);
+    narrow(Left::Writer)
+}
+
+fn narrow(left: Left) -> Result<(), ConfineError> {
+    if is_off(Protection::ThreadSeccomp) {
+        return Ok(());
+    }
+    if RESTRICTED.load(Ordering::Relaxed) { syscalls::leave(left) } else { Ok(()) }
+}
+
+/// Bounds what this process can use to what its machine takes: memory, and the length of files. `disk` is the size of the
+/// largest.
+///
+/// # Errors
+/// See [`ConfineError`].
+pub fn bound_to_machine(memory: MemorySize, disk: u64) -> Result<(), ConfineError> {
+    bounds::set_for_machine(memory, disk)
+}
+
+/// Has a refused system call reported in the status file, which stays open as long as this process or until
+/// [`report_nowhere`].
+pub fn report_refused_calls(status: impl AsFd, mode: HostMode) {
+    last_call::report_to(status, mode);
+}
+
+/// In a new process: its parent's status file is not its own.
+pub fn report_nowhere() {
+    last_call::report_nowhere();
 }

@@ -1,21 +1,60 @@
-//! The system calls that are left, with their arguments where one call has harmless and harmful uses. Everything else
-//! ends the process with SIGSYS: a VMM that makes another call is no longer ours.
+//! The system calls that are left to each kind of thread, with their arguments where one call has harmless and harmful
+//! uses. Everything else is refused, told (see [`super::last_call`]) and ends the process: a VMM that makes another call is
+//! no longer ours.
+//!
+//! The first filter is the event loop's, taken before any thread is started and before it is known what the process is
+//! for, so it also holds all that a live fork needs to build its machine. Other threads inherit it and take a narrower
+//! one on top: of two filters the stricter answer counts.
 
-use super::{ConfineError, dispatch};
-use crate::snapshot::tracking;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition as Condition,
-    SeccompRule as Rule, apply_filter,
+use super::{
+    ConfineError,
+    dispatch::{self, Check, Rule, Test},
+    kvm_requests,
 };
+use crate::snapshot::tracking;
+use seccompiler::{BpfProgram, SeccompAction, apply_filter};
 use std::collections::BTreeMap;
+use vmm_sys_util::signal::SIGRTMIN;
 
-/// Calls allowed with any arguments: on descriptors that are open, on memory that is ours, on time, on this process.
-const ALLOWED: &[libc::c_long] = &[
-    // Files, sockets and pipes that were handed in or accepted.
+/// Whose calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// To the event loop, and so at most to any thread.
+    EventLoop,
+    /// To a thread that runs a vCPU.
+    Vcpu,
+    /// To a process that writes a snapshot or merges layers.
+    Writer,
+}
+
+/// On memory of this process, its threads and signals, time and entropy; ending.
+const EVERYWHERE: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
-    libc::SYS_readv,
     libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_sched_yield,
+    libc::SYS_clock_gettime,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_restart_syscall,
+];
+
+/// On files that were handed in.
+const FILES: &[libc::c_long] = &[
+    libc::SYS_readv,
     libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_preadv,
@@ -26,8 +65,25 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_fcntl,
-    libc::SYS_close,
+];
+
+/// Of a thread that runs a vCPU: the console's log, and what becomes of a device's connections when the guest resets it.
+const VCPU: &[libc::c_long] = &[
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_ftruncate,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_timerfd_settime,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+];
+
+/// Of the event loop: descriptors and sockets, threads and forks.
+const EVENT_LOOP: &[libc::c_long] = &[
     libc::SYS_close_range,
     libc::SYS_dup2,
     libc::SYS_dup3,
@@ -49,104 +105,124 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
-    // Memory.
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_brk,
-    // Threads and signals of this process. A fork has SIGCHLD as its only flag; namespaces need others (see below).
-    libc::SYS_futex,
     libc::SYS_set_robust_list,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
     libc::SYS_set_tid_address,
-    libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_fork,
-    libc::SYS_tkill,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_restart_syscall,
-    // Time and entropy.
-    libc::SYS_clock_gettime,
-    libc::SYS_nanosleep,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_getrandom,
 ];
 
-/// Length of a 32-bit argument comparison.
-const WORD: Len = Len::Dword;
+/// Advice that changes nothing but this process's own pages: not that which offers them to be merged with those of
+/// others (KSM), or has the kernel take them for broken.
+const ADVICE: [libc::c_int; 4] = [libc::MADV_DONTNEED, libc::MADV_FREE, libc::MADV_DONTFORK, MADV_GUARD_INSTALL];
+/// linux/mman.h; for the guard pages of threads' stacks.
+const MADV_GUARD_INSTALL: libc::c_int = 102;
 
-fn when(argument: u8, length: Len, op: Op, value: u64) -> Result<Condition, seccompiler::BackendError> {
-    Condition::new(argument, length, op, value)
-}
+/// What C libraries give clone(2) to start a thread, and one of them to fork. Nothing makes a namespace.
+const THREAD: u32 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID)
+    .cast_unsigned();
+const THREAD_OF_MUSL: u32 = THREAD | libc::CLONE_DETACHED.cast_unsigned();
+const FORK_OF_GLIBC: u32 = (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD).cast_unsigned();
 
-/// ioctl requests: those of KVM (type 0xae), FIONBIO on a socket or pipe, and those that track writes.
-fn ioctl_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
-    const TYPE_MASK: u64 = 0xff00;
-    const KVM_TYPE: u64 = 0xae00;
-    const FIONBIO: u64 = 0x5421;
-    let mut rules = vec![Rule::new(vec![when(1, WORD, Op::MaskedEq(TYPE_MASK), KVM_TYPE)?])?];
-    let exact = [FIONBIO, tracking::UFFDIO_API.into(), tracking::UFFDIO_REGISTER.into(), tracking::PAGEMAP_SCAN.into()];
-    for request in exact {
-        rules.push(Rule::new(vec![when(1, WORD, Op::Eq, request)?])?);
-    }
-    Ok(rules)
-}
+const FIONBIO: u32 = 0x5421;
 
-/// userfaultfd for user mode's own faults only: one that could stall the kernel's is a tool for attacks on it.
-fn userfaultfd_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
-    Ok(vec![Rule::new(vec![when(0, WORD, Op::Eq, tracking::USERFAULTFD_FLAGS.into())?])?])
-}
-
-/// Memory that can be executed is never mapped or made.
-fn no_exec_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
-    const PROT_EXEC: u64 = 4;
-    Ok(vec![Rule::new(vec![when(2, WORD, Op::MaskedEq(PROT_EXEC), 0)?])?])
-}
-
-/// clone without a new namespace.
-fn clone_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
-    const NAMESPACES: u64 = (libc::CLONE_NEWNS
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUSER
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET)
-        .cast_unsigned() as u64;
-    Ok(vec![Rule::new(vec![when(0, Len::Qword, Op::MaskedEq(NAMESPACES), 0)?])?])
-}
-
-/// prctl: naming a thread, and mappings; ending with the process one was forked off.
-fn prctl_rules() -> Result<Vec<Rule>, seccompiler::BackendError> {
-    let option = |value: libc::c_int| when(0, WORD, Op::Eq, u64::from(value.unsigned_abs()));
-    [libc::PR_SET_NAME, libc::PR_SET_VMA, libc::PR_SET_PDEATHSIG]
-        .into_iter()
-        .map(|allowed| Rule::new(vec![option(allowed)?]))
-        .collect()
-}
-
-fn program() -> Result<BpfProgram, seccompiler::Error> {
-    let under_conditions = [
-        (libc::SYS_ioctl, ioctl_rules()?),
-        (libc::SYS_mmap, no_exec_rules()?),
-        (libc::SYS_mprotect, no_exec_rules()?),
-        (libc::SYS_clone, clone_rules()?),
-        (libc::SYS_prctl, prctl_rules()?),
-        (libc::SYS_userfaultfd, userfaultfd_rules()?),
+/// The calls of [`Left`] that depend on arguments, each with its conditions.
+fn conditions(left: Left) -> Vec<(libc::c_long, Vec<Check>)> {
+    // Memory that can be executed is never mapped or made.
+    let no_code = || vec![Check { argument: 2, test: Test::Without(libc::PROT_EXEC.cast_unsigned()) }];
+    let signal = SIGRTMIN().cast_unsigned();
+    let mut conditions = vec![
+        (libc::SYS_mmap, no_code()),
+        (libc::SYS_mprotect, no_code()),
+        (libc::SYS_madvise, one_of(2, ADVICE.map(libc::c_int::cast_unsigned))),
+        // Of the signals those for our own threads: a kick, and abort(3).
+        (libc::SYS_tkill, one_of(1, [signal, libc::SIGABRT.cast_unsigned()])),
     ];
-    let always = ALLOWED.iter().map(|call| (*call, Vec::new()));
-    let number = |(call, rules): (libc::c_long, _)| (u32::try_from(call).expect("numbers of calls are small"), rules);
-    let rules: BTreeMap<u32, Vec<Rule>> = always.chain(under_conditions).map(number).collect();
-    Ok(dispatch::compile(rules, &SeccompAction::KillProcess))
+    match left {
+        Left::EventLoop => {
+            let tracking = [tracking::UFFDIO_API, tracking::UFFDIO_REGISTER, tracking::PAGEMAP_SCAN];
+            let requests = kvm_requests::OFTEN.iter().chain(kvm_requests::BUILDING).chain(&tracking).chain(&[FIONBIO]);
+            conditions.extend([
+                (libc::SYS_ioctl, one_of(1, requests.copied())),
+                // Neither who gets a descriptor's signals nor that any are sent can be set: F_SETOWN reaches other processes.
+                (
+                    libc::SYS_fcntl,
+                    one_of(
+                        1,
+                        [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL]
+                            .map(libc::c_int::cast_unsigned),
+                    ),
+                ),
+                (libc::SYS_clone, one_of(0, [THREAD_OF_MUSL, THREAD, FORK_OF_GLIBC])),
+                // Naming a thread and mappings; ending with the process one was forked off; and narrower filters.
+                (
+                    libc::SYS_prctl,
+                    one_of(
+                        0,
+                        [libc::PR_SET_NAME, libc::PR_SET_VMA, libc::PR_SET_PDEATHSIG, libc::PR_SET_NO_NEW_PRIVS]
+                            .map(libc::c_int::cast_unsigned),
+                    ),
+                ),
+                (libc::SYS_seccomp, [one_of(0, [libc::SECCOMP_SET_MODE_FILTER]), one_of(1, [0])].concat()),
+                // Of this process alone, and without privilege only downwards.
+                (libc::SYS_prlimit64, one_of(0, [0])),
+                // For user mode's own faults only: one that could stall the kernel's is a tool for attacks on it.
+                (libc::SYS_userfaultfd, one_of(0, [tracking::USERFAULTFD_FLAGS])),
+            ]);
+        }
+        Left::Vcpu => conditions.push((libc::SYS_ioctl, one_of(1, kvm_requests::OFTEN.iter().copied()))),
+        Left::Writer => {}
+    }
+    conditions
 }
 
-/// Installs the filter in this thread, the only one there is, and so in all it will ever start.
-pub(super) fn filter() -> Result<(), ConfineError> {
-    Ok(apply_filter(&program()?)?)
+fn one_of(argument: u32, values: impl IntoIterator<Item = u32>) -> Vec<Check> {
+    vec![Check { argument, test: Test::OneOf(values.into_iter().collect()) }]
+}
+
+fn program(left: Left) -> BpfProgram {
+    let more: [&[libc::c_long]; 2] = match left {
+        Left::EventLoop => [FILES, EVENT_LOOP],
+        Left::Vcpu => [VCPU, &[]],
+        Left::Writer => [FILES, &[]],
+    };
+    let always = EVERYWHERE.iter().chain(more.into_iter().flatten()).map(|call| (*call, Vec::new()));
+    let trap = |(call, checks)| (call, Rule { checks, otherwise: SeccompAction::Trap });
+    // Whoever hears of a refused call stays the same: the report ends the process by asking for this.
+    let handlers = Rule {
+        checks: vec![Check { argument: 0, test: Test::Not(libc::SIGSYS.cast_unsigned()) }],
+        otherwise: SeccompAction::KillProcess,
+    };
+    let rules: BTreeMap<u32, Rule> = always
+        .chain(conditions(left))
+        .map(trap)
+        .chain([(libc::SYS_rt_sigaction, handlers)])
+        .map(|(call, rule)| (u32::try_from(call).expect("numbers of calls are small"), rule))
+        .collect();
+    dispatch::compile(rules, &SeccompAction::Trap)
+}
+
+/// Leaves the calling thread, and all that it starts or forks from here on, no more than this.
+pub(super) fn leave(left: Left) -> Result<(), ConfineError> {
+    Ok(apply_filter(&program(left))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_filter_is_short() {
+        for left in [Left::EventLoop, Left::Vcpu, Left::Writer] {
+            let length = program(left).len();
+            assert!(length < 400, "{length} instructions are left to {left:?}: each is compiled at a machine's start");
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod boot;
 mod clones;
 mod first_output;
 mod fork;
+mod jail;
 mod neighbours;
 mod pool;
 mod reclaim;
@@ -33,6 +34,8 @@ enum Benchmark {
     FirstOutput(rig::Runs),
     /// From a pool of machines armed ahead to the first guest instruction
     Pool(rig::Runs),
+    /// What each part of the VMM's confinement costs a restore
+    Jail(rig::Runs),
     /// Live forks of a sandbox with 64 MiB of written memory
     Fork(fork::Arguments),
     /// Back to the beginning, in place
@@ -53,6 +56,7 @@ fn main() {
         Benchmark::Restore(arguments) => restore::run(&arguments),
         Benchmark::FirstOutput(arguments) => first_output::run(&arguments),
         Benchmark::Pool(arguments) => pool::run(&arguments),
+        Benchmark::Jail(arguments) => jail::run(&arguments),
         Benchmark::Fork(arguments) => fork::run(&arguments),
         Benchmark::Reset(arguments) => reset::run(&arguments),
         Benchmark::Snapshot(arguments) => snapshot::run(&arguments),

@@ -465,8 +465,7 @@ impl VirtioDevice for VsockDevice {
 }
 
 fn make_nonblocking(listener: &UnixListener) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(listener)?;
-    Ok(rustix::fs::fcntl_setfl(listener, flags | rustix::fs::OFlags::NONBLOCK)?)
+    listener.set_nonblocking(true)
 }
 
 fn timer_failed(source: io::Error) -> DeviceError {

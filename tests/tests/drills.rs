@@ -1,0 +1,409 @@
+//! Escape drills: a VMM that was taken over attacks what confines it, from the thread that runs the guest and from the event
+//! loop, while its machine runs. Each attack must fail, and the test says how; and each works once the protections that
+//! are named are off, or the test would prove nothing.
+
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
+use Outcome::{Done, Failed, Killed, Refused};
+use sandboxvm_protocol::vmm::VmmThread::{EventLoop, Vcpu};
+use sandboxvm_tests::drills::{Drill, Outcome, are_wanted};
+use std::{
+    fs::{self, File},
+    io::Write,
+    net::TcpListener,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::PathBuf,
+};
+
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const EBADF: i32 = 9;
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const EACCES: i32 = 13;
+const EINVAL: i32 = 22;
+const EMFILE: i32 = 24;
+const EFBIG: i32 = 27;
+const ENETUNREACH: i32 = 101;
+
+/// Neither the thread of the vCPU nor the event loop gets the call through.
+#[track_caller]
+fn assert_refused(drill: &Drill, call: &'static str) {
+    assert_eq!(drill.outcome(), Refused(call, Vcpu), "{drill:?}");
+    let drill = drill.clone().by_event_loop();
+    assert_eq!(drill.outcome(), Refused(call, EventLoop), "{drill:?}");
+}
+
+#[test]
+fn a_file_of_the_host_cannot_be_read() {
+    if !are_wanted() {
+        return;
+    }
+    let drill = Drill::of("read-file").at("/etc/passwd");
+    assert_refused(&drill, "open");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(ENOENT), "its root is empty");
+    assert_eq!(drill.without("seccomp,mount").outcome(), Done);
+}
+
+#[test]
+fn another_sandboxs_directory_cannot_be_seen() {
+    if !are_wanted() {
+        return;
+    }
+    let other = tempfile::tempdir().unwrap();
+    fs::set_permissions(other.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let secret = other.path().join("disk.0");
+    fs::write(&secret, "secret").unwrap();
+    let drill = Drill::of("read-file").at(secret.display());
+    assert_refused(&drill, "open");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(ENOENT), "its root is empty");
+    assert_eq!(drill.clone().without("seccomp,mount").outcome(), Failed(EACCES), "its user is nobody");
+    assert_eq!(drill.without("seccomp,mount,user").outcome(), Done);
+}
+
+#[test]
+fn no_socket_reaches_the_network() {
+    if !are_wanted() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let drill = Drill::of("open-socket").at(listener.local_addr().unwrap().port());
+    assert_refused(&drill, "socket");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(ENETUNREACH), "its network is empty");
+    assert_eq!(drill.without("seccomp,network").outcome(), Done);
+}
+
+#[test]
+fn another_vmm_cannot_be_traced() {
+    if !are_wanted() {
+        return;
+    }
+    let victim = Drill::of("read-inherited").without("own-user").start(None);
+    victim.runs();
+    let drill = Drill::of("ptrace").at(victim.pid());
+    assert_refused(&drill, "ptrace");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "another user, and no privilege");
+    assert_eq!(drill.clone().without("seccomp,own-user").outcome(), Failed(EPERM), "as live forks are: not dumpable");
+    assert_eq!(drill.without("seccomp,user").outcome(), Done);
+}
+
+#[test]
+fn another_vmm_cannot_be_signalled() {
+    if !are_wanted() {
+        return;
+    }
+    let mut victim = Drill::of("read-inherited").without("own-user").start(None);
+    victim.runs();
+    let drill = Drill::of("kill").at(victim.pid());
+    assert_refused(&drill, "kill");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "another user");
+    let kick = Drill::of("tkill").at(victim.pid());
+    // The one call with a process in it that is left, with the one signal that is.
+    assert_eq!(kick.outcome(), Failed(EPERM));
+    assert_eq!(kick.clone().by_event_loop().outcome(), Failed(EPERM));
+    assert_eq!(kick.without("own-user").outcome(), Done);
+    assert!(victim.ended().is_none());
+    assert_eq!(drill.without("seccomp,own-user").outcome(), Done);
+    let died = || victim.ended();
+    assert!(sandboxvm_tests::home::eventually(std::time::Duration::from_secs(5), died).is_some());
+}
+
+#[test]
+fn two_vmms_are_two_users() {
+    if !are_wanted() {
+        return;
+    }
+    // Nothing that ends them.
+    let vmms = [Drill::of("read-inherited").start(None), Drill::of("read-inherited").start(None)];
+    let users = vmms.each_ref().map(|vmm| {
+        vmm.runs();
+        let status = fs::read_to_string(format!("/proc/{}/status", vmm.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    });
+    assert_ne!(users[0], users[1]);
+    assert!(!users.contains(&"0".to_owned()), "{users:?}");
+}
+
+#[test]
+fn a_fork_bomb_ends_at_a_bound() {
+    if !are_wanted() {
+        return;
+    }
+    let drill = Drill::of("fork-bomb");
+    assert_eq!(drill.outcome(), Refused("fork", Vcpu));
+    let drill = drill.by_event_loop();
+    assert_eq!(drill.outcome(), Failed(EAGAIN), "it forks machines, so it may fork, but only so often");
+    assert_eq!(drill.without("limits").outcome(), Done);
+}
+
+#[test]
+fn no_program_can_be_executed() {
+    if !are_wanted() {
+        return;
+    }
+    let drill = Drill::of("exec").at("/bin/true");
+    assert_refused(&drill, "execve");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(ENOENT), "its root is empty");
+    assert_eq!(drill.without("seccomp,mount").outcome(), Done);
+}
+
+#[test]
+fn nothing_can_be_mounted_and_no_namespace_made() {
+    if !are_wanted() {
+        return;
+    }
+    for (name, call) in [("mount", "mount"), ("new-namespace", "unshare")] {
+        let drill = Drill::of(name);
+        assert_refused(&drill, call);
+        assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "no privilege: {name}");
+        assert_eq!(drill.without("seccomp,user").outcome(), Done, "{name}");
+    }
+}
+
+#[test]
+fn root_cannot_be_had_again() {
+    if !are_wanted() {
+        return;
+    }
+    let drill = Drill::of("become-root");
+    assert_refused(&drill, "setuid");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EINVAL), "its user namespace has no root");
+    assert_eq!(drill.without("seccomp,user").outcome(), Done);
+}
+
+#[test]
+fn descriptors_of_others_cannot_be_had() {
+    if !are_wanted() {
+        return;
+    }
+    let victim = Drill::of("read-inherited").start(None);
+    victim.runs();
+    let drill = Drill::of("steal-descriptor").at(victim.pid());
+    assert_refused(&drill, "pidfd_open");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "another user, and no privilege");
+    assert_eq!(drill.without("seccomp,user").outcome(), Done);
+}
+
+#[test]
+fn what_its_starter_left_open_is_closed() {
+    if !are_wanted() {
+        return;
+    }
+    let mut secret = tempfile::tempfile().unwrap();
+    secret.write_all(b"secret").unwrap();
+    // Without close-on-exec, as a careless embedder has it.
+    // A number that no VMM has in use itself.
+    let left_open = rustix::io::fcntl_dupfd_cloexec(&secret, 500).unwrap();
+    rustix::io::fcntl_setfd(&left_open, rustix::io::FdFlags::empty()).unwrap();
+    let drill = Drill::of("read-inherited").at(left_open.as_raw_fd());
+    assert_eq!(drill.outcome(), Failed(EBADF));
+    assert_eq!(drill.without("descriptors").outcome(), Done);
+}
+
+#[test]
+fn memory_ends_at_a_bound() {
+    if !are_wanted() {
+        return;
+    }
+    let drill = Drill::of("exhaust-memory");
+    assert_eq!(drill.outcome(), Failed(ENOMEM));
+    assert_eq!(drill.clone().by_event_loop().outcome(), Failed(ENOMEM));
+    assert_eq!(drill.without("limits").outcome(), Done);
+}
+
+#[test]
+fn open_files_end_at_a_bound() {
+    if !are_wanted() {
+        return;
+    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // What the VMM is started with, and would have without a bound of its own.
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+    assert!(most.is_none_or(|most| most > 5100), "this test needs 5100 open files, not {most:?}");
+    assert_eq!(Drill::of("open-files").outcome(), Refused("eventfd2", Vcpu));
+    let drill = Drill::of("open-files").by_event_loop();
+    assert_eq!(drill.outcome(), Failed(EMFILE));
+    assert_eq!(drill.without("limits").outcome(), Done);
+}
+
+#[test]
+fn a_snapshots_memory_cannot_be_changed_by_those_who_share_it() {
+    if !are_wanted() {
+        return;
+    }
+    let mut first = Drill::of("write-file").by_event_loop().start(None);
+    first.runs();
+    let snapshot = first.snapshot();
+    let memory = fs::read(snapshot.memory()).unwrap();
+    let unchanged = || fs::read(snapshot.memory()).unwrap() == memory;
+    let inode = fs::metadata(snapshot.memory()).unwrap().ino();
+    // The guest goes on where the snapshot's did: it names the drill that the first one's named.
+    let drill = Drill::of("write-file").at(inode);
+    assert_eq!(drill.outcome_from(&snapshot), Failed(EBADF));
+    assert!(unchanged());
+    assert_eq!(drill.with_writable_memory_files().outcome_from(&snapshot), Done);
+    assert!(!unchanged(), "the file is what is shared");
+
+    let mut first = Drill::of("map-file-shared").by_event_loop().start(None);
+    first.runs();
+    let snapshot = first.snapshot();
+    let drill = Drill::of("map-file-shared").at(fs::metadata(snapshot.memory()).unwrap().ino());
+    assert_eq!(drill.outcome_from(&snapshot), Failed(EACCES));
+    assert_eq!(drill.with_writable_memory_files().outcome_from(&snapshot), Done);
+
+    let mut first = Drill::of("write-guest-memory").by_event_loop().start(None);
+    first.runs();
+    let snapshot = first.snapshot();
+    let memory = fs::read(snapshot.memory()).unwrap();
+    let drill = Drill::of("write-guest-memory").at(fs::metadata(snapshot.memory()).unwrap().ino());
+    assert_eq!(drill.outcome_from(&snapshot), Done, "a machine may write its own memory");
+    assert!(fs::read(snapshot.memory()).unwrap() == memory, "and nobody else's");
+}
+
+#[test]
+fn a_file_grows_to_a_bound() {
+    if !are_wanted() {
+        return;
+    }
+    let mut first = Drill::of("grow-file").by_event_loop().start(None);
+    first.runs();
+    let snapshot = first.snapshot();
+    let inode = fs::metadata(snapshot.memory()).unwrap().ino();
+    let drill = Drill::of("grow-file").at(inode).with_writable_memory_files();
+    assert_eq!(drill.outcome_from(&snapshot), Failed(EFBIG));
+    assert_eq!(drill.without("limits").outcome_from(&snapshot), Done);
+}
+
+#[test]
+fn no_memory_becomes_code() {
+    if !are_wanted() {
+        return;
+    }
+    for (name, call) in [("map-code", "mmap"), ("make-code", "mprotect")] {
+        assert_refused(&Drill::of(name), call);
+        assert_eq!(Drill::of(name).without("seccomp").outcome(), Done, "{name}");
+    }
+}
+
+#[test]
+fn harmless_calls_have_no_harmful_arguments() {
+    if !are_wanted() {
+        return;
+    }
+    assert_refused(&Drill::of("set-owner").at(std::process::id()), "fcntl");
+    assert_eq!(Drill::of("set-owner").at(std::process::id()).without("seccomp").outcome(), Done);
+    assert_refused(&Drill::of("unused-kvm-request"), "ioctl");
+    assert_eq!(Drill::of("unused-kvm-request").without("seccomp").outcome(), Failed(EBADF), "the kernel looked at it");
+    assert_refused(&Drill::of("merge-pages"), "madvise");
+    let merged = Drill::of("merge-pages").without("seccomp").outcome();
+    assert!(matches!(merged, Done | Failed(EINVAL)), "{merged:?}");
+}
+
+#[test]
+fn a_vcpus_thread_has_less_than_the_event_loop() {
+    if !are_wanted() {
+        return;
+    }
+    let drill = Drill::of("accept");
+    assert_eq!(drill.outcome(), Refused("accept4", Vcpu));
+    assert_eq!(drill.clone().by_event_loop().outcome(), Failed(EBADF));
+    assert_eq!(drill.without("thread-seccomp").outcome(), Failed(EBADF));
+}
+
+#[test]
+fn the_report_of_a_refused_call_cannot_be_taken_for_a_way_out() {
+    if !are_wanted() {
+        return;
+    }
+    for name in ["catch-refusals", "block-refusals"] {
+        assert_eq!(Drill::of(name).outcome(), Killed, "{name}");
+        assert_eq!(Drill::of(name).by_event_loop().outcome(), Killed, "{name}");
+        assert_eq!(Drill::of(name).without("seccomp").outcome(), Done, "{name}");
+    }
+}
+
+/// `/dev/kvm` for a group of the user's alone, in a mount namespace of the VMM's starter; the host's is as it was.
+fn as_an_ordinary_user(directory: &tempfile::TempDir) -> PathBuf {
+    let script = directory.path().join("as-user");
+    let text = "#!/bin/sh\nset -e\nexec unshare --mount --propagation private sh -ec '\n\
+         mount -t tmpfs -o mode=755 none /mnt\nmknod -m 660 /mnt/kvm c 10 232\nchgrp 64999 /mnt/kvm\n\
+         mount --bind /mnt/kvm /dev/kvm\n\
+         exec setpriv --reuid 64999 --regid 64999 --clear-groups --inh-caps=-all \"$0\" \"$@\"' \"$@\"\n";
+    let mut file = File::create(&script).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    drop(file);
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
+#[test]
+fn an_ordinary_user_has_all_but_a_user_of_its_own() {
+    use sandboxvm_protocol::vmm::JailPart;
+    if !are_wanted() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let wrapper = as_an_ordinary_user(&directory);
+    let drill = |name| Drill::of(name).wrapped_by(&wrapper);
+    let vmm = drill("read-inherited").start(None);
+    vmm.runs();
+    assert_eq!(vmm.status().unwrap().missing, [JailPart::OwnUser]);
+    let status = fs::read_to_string(format!("/proc/{}/status", vmm.pid())).unwrap();
+    for line in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(status.contains(line), "{status}");
+    }
+    for kind in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_ne!(namespace(&vmm.pid().to_string()), namespace("self"), "{kind}");
+    }
+    assert_eq!(fs::read_dir(format!("/proc/{}/root", vmm.pid())).unwrap().count(), 0, "an empty root");
+    assert_eq!(drill("read-file").at("/etc/passwd").outcome(), Refused("open", Vcpu));
+    assert_eq!(drill("read-file").at("/etc/passwd").without("seccomp").outcome(), Failed(ENOENT));
+    assert_eq!(drill("mount").without("seccomp").outcome(), Failed(EPERM));
+    assert_eq!(drill("fork-bomb").outcome(), Refused("fork", Vcpu));
+}
+
+#[test]
+fn an_ordinary_user_without_user_namespaces_is_told_what_is_missing() {
+    use sandboxvm_protocol::vmm::JailPart;
+    if !are_wanted() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let wrapper = as_an_ordinary_user(&directory);
+    let inner = directory.path().join("without");
+    // In a user namespace that may make no more of them: the host's own limit is left alone.
+    let text = format!(
+        "#!/bin/sh\nexec {} unshare --user --map-current-user --keep-caps sh -ec \
+         'echo 0 >/proc/sys/user/max_user_namespaces; exec \"$0\"' \"$@\"\n",
+        wrapper.display()
+    );
+    fs::write(&inner, text).unwrap();
+    fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).unwrap();
+    let drill = Drill::of("read-file").at("/etc/passwd").wrapped_by(&inner);
+    let vmm = Drill::of("read-inherited").wrapped_by(&inner).start(None);
+    vmm.runs();
+    let missing = vmm.status().unwrap().missing;
+    assert_eq!(missing, [JailPart::UserNamespace, JailPart::Namespaces, JailPart::EmptyRoot, JailPart::OwnUser]);
+    assert_eq!(drill.outcome(), Refused("open", Vcpu), "the filter needs no privilege");
+    assert_eq!(drill.without("seccomp").outcome(), Done, "and is all there is");
+}
+
+#[test]
+fn no_bundle_has_drills_in_it() {
+    if !are_wanted() {
+        return;
+    }
+    let has_drills = |path: PathBuf| {
+        let marker = b"SANDBOXVM_DRILL";
+        fs::read(path).unwrap().windows(marker.len()).any(|window| window == marker)
+    };
+    assert!(has_drills(sandboxvm_tests::drills::program()));
+    let artefacts = sandboxvm_tests::artefacts::Artefacts::find();
+    assert!(!has_drills(artefacts.part("sandboxvm-vmm")));
+}
