@@ -31,10 +31,7 @@ impl Guard {
         let mut guard = Self { name: name.clone(), groups: Vec::new() };
         let root = Path::new("/sys/fs/cgroup");
         let limits: &[(PathBuf, &str, u64)] = if root.join("pids/cgroup.procs").exists() {
-            &[
-                (root.join("pids"), "pids.max", PROCESSES),
-                (root.join("memory"), "memory.limit_in_bytes", MEMORY),
-            ]
+            &[(root.join("pids"), "pids.max", PROCESSES), (root.join("memory"), "memory.limit_in_bytes", MEMORY)]
         } else {
             &[(root.to_owned(), "pids.max", PROCESSES), (root.to_owned(), "memory.max", MEMORY)]
         };
@@ -58,8 +55,11 @@ impl Guard {
     /// The same command, started in the group.
     pub fn hold(&self, command: &Command) -> Command {
         let mut held = Command::new("sh");
-        let enter: String =
-            self.groups.iter().map(|group| format!("echo $$ >'{}/cgroup.procs' || exit 125; ", group.display())).collect();
+        let enter: String = self
+            .groups
+            .iter()
+            .map(|group| format!("echo $$ >'{}/cgroup.procs' || exit 125; ", group.display()))
+            .collect();
         held.arg("-c").arg(enter + "exec \"$@\"").arg("guard").arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {

@@ -56,12 +56,15 @@ pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Gua
         if let Some(said) = facts.get("identity") {
             identity = said.clone();
         }
-        let situation = situation(contender, scene, guard, &identity);
+        let situation = situation(contender, scene, guard, &identity, problem.clone());
         for probe in rows {
-            let judged = match (facts.get(probe.id), &problem) {
+            let mut judged = match (facts.get(probe.id), &problem) {
                 (None, Some(problem)) => not_run(&format!("the sandbox ended before it came to this probe: {problem}")),
                 (found, _) => probe.judge(found, &situation),
             };
+            if let Some(remark) = contender.remark(probe.id) {
+                judged.seen = format!("{}. {remark}", judged.seen);
+            }
             verdicts.insert(probe.id, judged);
         }
     }
@@ -73,14 +76,22 @@ pub fn scene_name(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase()
 }
 
-fn situation(contender: &mut dyn Contender, scene: &Scene, guard: &Guard, identity: &Value) -> Situation {
+fn situation(
+    contender: &mut dyn Contender,
+    scene: &Scene,
+    guard: &Guard,
+    identity: &Value,
+    ended: Option<String>,
+) -> Situation {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     Situation {
-        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        kernel: format!("{} {}", read("/proc/sys/kernel/osrelease"), read("/proc/sys/kernel/version")),
+        own_kernel: contender.own_kernel(),
         uts: fs::read_link("/proc/self/ns/uts").map(|link| link.display().to_string()).unwrap_or_default(),
         secret: scene.secret().to_owned(),
         file_system: statvfs(scene.path()).map(|room| room.f_blocks * room.f_frsize).unwrap_or(0),
         identity: identity.clone(),
+        ended,
         bait_lives: scene.bait_lives(),
         precious: scene.precious_is_whole(),
         peak: guard.peak(),
@@ -88,14 +99,12 @@ fn situation(contender: &mut dyn Contender, scene: &Scene, guard: &Guard, identi
     }
 }
 
-/// The lines `@@{...}` of a rogue's output. A later one cannot take back what an earlier one said.
+/// The lines `@@{...}` of a rogue's output; a bomb says how far it has come more than once.
 fn facts(out: &str) -> Map<String, Value> {
     let mut all = Map::new();
     for line in out.lines().filter_map(|line| line.trim().strip_prefix("@@")) {
         if let Ok(Value::Object(found)) = serde_json::from_str(line) {
-            for (probe, facts) in found {
-                all.entry(probe).or_insert(facts);
-            }
+            all.extend(found);
         }
     }
     all
@@ -108,7 +117,10 @@ pub fn chosen(ids: &[String]) -> Result<Vec<&'static Probe>, String> {
     }
     let find = |id: &String| {
         let known = || probes::ALL.iter().map(|probe| probe.id).collect::<Vec<_>>().join(", ");
-        probes::ALL.iter().find(|probe| probe.id == id).ok_or_else(|| format!("there is no probe {id:?}; there are: {}", known()))
+        probes::ALL
+            .iter()
+            .find(|probe| probe.id == id)
+            .ok_or_else(|| format!("there is no probe {id:?}; there are: {}", known()))
     };
     ids.iter().map(find).collect()
 }

@@ -29,7 +29,10 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[derive(Debug, Parser)]
-#[command(name = "compare-isolation", about = "Compares what a rogue agent can do in sandboxvm and elsewhere, by trying")]
+#[command(
+    name = "compare-isolation",
+    about = "Compares what a rogue agent can do in sandboxvm and elsewhere, by trying"
+)]
 struct Arguments {
     /// Only these: chroot, systemdnspawn, docker, bubblewrap, qemu, sandboxvm
     #[arg(long, value_delimiter = ',')]
@@ -76,7 +79,8 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
     let columns = contenders.into_iter().map(|each| ask(each, &mut scene, &probes, arguments.runs)).collect();
     let report = Report { date, machine, contenders: columns };
     if let Some(path) = &arguments.markdown {
-        fs::write(path, page::markdown(&report)).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        fs::write(path, page::markdown(&report))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report).expect("a report is JSON"));

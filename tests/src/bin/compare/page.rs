@@ -37,7 +37,12 @@ pub fn terminal(report: &Report) -> String {
     page.push('\n');
     number = 0;
     for row in rows.0.iter().chain(&rows.1) {
-        let _ = writeln!(page, "{}{}", row.title, if row.what.is_empty() { String::new() } else { format!(": {}", row.what) });
+        let _ = writeln!(
+            page,
+            "{}{}",
+            row.title,
+            if row.what.is_empty() { String::new() } else { format!(": {}", row.what) }
+        );
         for (cell, column) in row.cells.iter().zip(&report.contenders) {
             number += 1;
             let _ = writeln!(page, "  [{number}] {}: {}", column.name, printable(&cell.note));

@@ -38,8 +38,10 @@ pub struct Judged {
 /// What a judge knows beside what the rogue found.
 #[derive(Debug)]
 pub struct Situation {
-    /// Of the host's kernel.
-    pub boot_id: String,
+    /// Release and version of the host's kernel.
+    pub kernel: String,
+    /// The sandbox is known to have a kernel of its own.
+    pub own_kernel: bool,
     /// The host's UTS namespace, `uts:[...]`.
     pub uts: String,
     /// What only somebody who reached the host's bait can know.
@@ -48,6 +50,8 @@ pub struct Situation {
     pub file_system: u64,
     /// What the rogue's sandbox is: its own words, compared with the above.
     pub identity: Value,
+    /// How the rogue's sandbox ended before the rogue did.
+    pub ended: Option<String>,
     /// The bait process runs still.
     pub bait_lives: bool,
     /// The bait file is there still.
@@ -59,9 +63,10 @@ pub struct Situation {
 }
 
 impl Situation {
-    /// The rogue runs on the host's kernel. Not knowing is the worse case.
+    /// The rogue runs on the host's kernel. Known beforehand, and seen: not knowing is the worse case. (The boot ID would not
+    /// do: systemd-nspawn shows one of its own.)
     fn shared_kernel(&self) -> bool {
-        self.identity["boot_id"].as_str().is_none_or(|id| id == self.boot_id)
+        !self.own_kernel || self.identity["kernel"].as_str().is_none_or(|kernel| kernel == self.kernel)
     }
 }
 
@@ -82,7 +87,9 @@ impl Probe {
     pub fn judge(&self, facts: Option<&Value>, situation: &Situation) -> Judged {
         match facts {
             None => not_run("the sandbox ended before it came to this probe"),
-            Some(facts) if facts["failed"].is_string() => not_run(&format!("the probe failed: {}", text(facts, "failed"))),
+            Some(facts) if facts["failed"].is_string() => {
+                not_run(&format!("the probe failed: {}", text(facts, "failed")))
+            }
             Some(facts) => (self.judge)(facts, situation),
         }
     }
@@ -103,7 +110,8 @@ pub fn not_run(reason: &str) -> Judged {
 
 fn text(facts: &Value, field: &str) -> String {
     let value = &facts[field];
-    let plain = value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned);
+    let plain =
+        value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned);
     short(&printable(&plain), 160)
 }
 
@@ -134,7 +142,10 @@ pub const ALL: &[Probe] = &[
                 0 => "it was not to be found".to_owned(),
                 pid => format!("kill({pid}): {}", worked(&text(facts, "error"))),
             };
-            when(!situation.bait_lives, format!("{tried}; the process {}", if situation.bait_lives { "lives" } else { "is dead" }))
+            when(
+                !situation.bait_lives,
+                format!("{tried}; the process {}", if situation.bait_lives { "lives" } else { "is dead" }),
+            )
         },
     },
     Probe {
@@ -153,7 +164,14 @@ pub const ALL: &[Probe] = &[
         what: "opens a file of the host by its path, by /proc/1/root, and after leaving the chroot",
         judge: |facts, situation| {
             let read = facts["token"].as_str() == Some(situation.secret.as_str());
-            when(read, if read { format!("read by {}", text(facts, "way")) } else { format!("not read: {}", text(facts, "tried")) })
+            when(
+                read,
+                if read {
+                    format!("read by {}", text(facts, "way"))
+                } else {
+                    format!("not read: {}", text(facts, "tried"))
+                },
+            )
         },
     },
     Probe {
@@ -162,7 +180,8 @@ pub const ALL: &[Probe] = &[
         what: "connects to a TCP listener on the host's 127.0.0.1, and lists the network interfaces",
         judge: |facts, situation| {
             let reached = facts["token"].as_str() == Some(situation.secret.as_str());
-            let how = if reached { "the listener answered".to_owned() } else { format!("connect: {}", text(facts, "error")) };
+            let how =
+                if reached { "the listener answered".to_owned() } else { format!("connect: {}", text(facts, "error")) };
             when(reached, format!("{how}; interfaces: {}", text(facts, "interfaces")))
         },
     },
@@ -197,10 +216,7 @@ pub const ALL: &[Probe] = &[
         judge: |facts, situation| {
             let made = number(facts, "made");
             let host = situation.peak.map_or(String::new(), |peak| format!("; on the host, {peak} at the most"));
-            let end = match text(facts, "error") {
-                error if error.is_empty() => "and nothing refused more".to_owned(),
-                error => format!("then {error}"),
-            };
+            let end = bomb_end(facts, situation);
             let mut result = if !situation.shared_kernel() {
                 judged(Verdict::Contained, format!("{made} processes of its own kernel, {end}{host}"))
             } else {
@@ -216,12 +232,7 @@ pub const ALL: &[Probe] = &[
         what: "takes memory, 16 MiB at a time, at most 1024 MiB or 40 seconds; a guard outside of the sandbox would stop it at 1536 MiB",
         judge: |facts, situation| {
             let mib = number(facts, "mib");
-            let killed = text(facts, "killed");
-            let end = match text(facts, "error") {
-                _ if !killed.is_empty() => format!("then {killed}"),
-                error if error.is_empty() => "and nothing refused more".to_owned(),
-                error => format!("then {error}"),
-            };
+            let end = bomb_end(facts, situation);
             let mut result = if !situation.shared_kernel() {
                 judged(Verdict::Contained, format!("{mib} MiB of its machine's own, {end}"))
             } else {
@@ -238,7 +249,11 @@ pub const ALL: &[Probe] = &[
         judge: |facts, situation| {
             let (mib, total) = (number(facts, "mib"), number(facts, "total"));
             let same = total.abs_diff(situation.file_system) <= situation.file_system / 100;
-            let seen = format!("{mib} MiB allocated on a file system of {} MiB, {}", total >> 20, if same { "the host's" } else { "its own" });
+            let seen = format!(
+                "{mib} MiB allocated on a file system of {} MiB, {}",
+                total >> 20,
+                if same { "the host's" } else { "its own" }
+            );
             let end = match text(facts, "error") {
                 error if error.is_empty() => String::new(),
                 error => format!("; then {error}"),
@@ -258,7 +273,8 @@ pub const ALL: &[Probe] = &[
                 return not_run(&format!("refused: {}", text(facts, "refused")));
             }
             let host = if situation.precious { "the host's file is whole" } else { "the host's file is gone" };
-            let own = if number(facts, "left") == 1 { "its own tree was damaged in part" } else { "its own tree is gone" };
+            let own =
+                if number(facts, "left") == 1 { "its own tree was damaged in part" } else { "its own tree is gone" };
             when(!situation.precious, format!("{host}; {own}"))
         },
     },
@@ -344,7 +360,8 @@ pub const ALL: &[Probe] = &[
         judge: |facts, _| {
             let files = facts["files"].as_array().map_or(0, Vec::len);
             let process = number(facts, "process");
-            let seen = format!("the next run found {files} of 2 files and {} process", if process > 0 { "the" } else { "no" });
+            let seen =
+                format!("the next run found {files} of 2 files and {} process", if process > 0 { "the" } else { "no" });
             match (files, process) {
                 (0, 0) => judged(Verdict::Contained, seen),
                 (_, 0) => judged(Verdict::Partly, seen),
@@ -358,11 +375,34 @@ fn worked(error: &str) -> &str {
     if error.is_empty() { "worked" } else { error }
 }
 
+/// How a bomb ended.
+fn bomb_end(facts: &Value, situation: &Situation) -> String {
+    let (killed, error) = (text(facts, "killed"), text(facts, "error"));
+    match &situation.ended {
+        _ if !killed.is_empty() => format!("then {killed}"),
+        _ if !error.is_empty() => format!("then {error}"),
+        Some(reason) => format!("then its sandbox ended ({})", short(&printable(reason), 160)),
+        None => "and nothing refused more before the probe's own end".to_owned(),
+    }
+}
+
 /// Runs of one rogue each, in this order; a bomb has a sandbox to itself. `identity` and `leave` are nobody's row.
 pub const RUNS: &[&[&str]] = &[
     &[
-        "identity", "processes", "kill", "escape", "file", "network", "abstract", "ipc", "module", "devmem", "surface",
-        "hostname", "clock", "leave",
+        "identity",
+        "processes",
+        "kill",
+        "escape",
+        "file",
+        "network",
+        "abstract",
+        "ipc",
+        "module",
+        "devmem",
+        "surface",
+        "hostname",
+        "clock",
+        "leave",
     ],
     &["found", "disk", "fork"],
     &["memory"],

@@ -120,7 +120,8 @@ impl Report {
             let equal: Vec<&str> = ALL
                 .iter()
                 .filter(|probe| {
-                    let good = |column: &Column| column.probes.get(probe.id).is_some_and(|j| j.verdict == Verdict::Contained);
+                    let good =
+                        |column: &Column| column.probes.get(probe.id).is_some_and(|j| j.verdict == Verdict::Contained);
                     good(other) && good(ours)
                 })
                 .map(|probe| probe.title)

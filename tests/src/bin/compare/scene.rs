@@ -222,7 +222,10 @@ impl Segment {
         let made = execution::run(make, "", Duration::from_secs(10))?.success()?;
         let id = made.out.trim().rsplit(' ').next().unwrap_or_default().to_owned();
         let table = fs::read_to_string("/proc/sysvipc/shm").map_err(|error| format!("/proc/sysvipc/shm: {error}"))?;
-        let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| row.get(1) == Some(&id.as_str()));
+        let row = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|row| row.get(1) == Some(&id.as_str()));
         let key = row.and_then(|row| row.first()?.parse().ok()).ok_or("ipcmk made a segment that is not there")?;
         Ok(Self { id, key })
     }

@@ -5,11 +5,13 @@ use serde_json::{Value, json};
 
 fn situation(kernel: &str, uts: &str) -> Situation {
     Situation {
-        boot_id: "host".to_owned(),
+        kernel: "host".to_owned(),
+        own_kernel: kernel != "host",
         uts: "uts:[1]".to_owned(),
         secret: "secret".to_owned(),
         file_system: 1 << 40,
-        identity: json!({ "boot_id": kernel, "uts": uts, "seccomp": ["0"] }),
+        identity: json!({ "kernel": kernel, "uts": uts, "seccomp": ["0"] }),
+        ended: None,
         bait_lives: true,
         precious: true,
         peak: None,
@@ -38,6 +40,16 @@ fn the_same_success_counts_on_the_hosts_kernel_alone() {
         assert_eq!(judge(id, &facts, &situation("host", "uts:[1]")).verdict, Verdict::Exposed, "{id}");
         assert_eq!(judge(id, &facts, &situation("guest", "uts:[1]")).verdict, Verdict::Contained, "{id}");
     }
+}
+
+#[test]
+fn a_kernel_that_calls_itself_another_is_the_hosts_all_the_same() {
+    let mut lied = situation("guest", "uts:[1]");
+    lied.own_kernel = false;
+    assert_eq!(judge("fork", &json!({ "made": 2000, "error": "" }), &lied).verdict, Verdict::Exposed);
+    let mut same = situation("host", "uts:[1]");
+    same.own_kernel = true;
+    assert_eq!(judge("fork", &json!({ "made": 2000, "error": "" }), &same).verdict, Verdict::Exposed);
 }
 
 #[test]

@@ -38,6 +38,14 @@ impl Contender for Bubblewrap {
         Ok(command)
     }
 
+    fn remark(&self, probe: &str) -> Option<&'static str> {
+        match probe {
+            "found" => Some("With --ro-bind and --tmpfs each run begins clean"),
+            "surface" => Some("A filter can be handed in with --seccomp"),
+            _ => None,
+        }
+    }
+
     fn clean(&mut self, scene: &Scene) -> Result<(Duration, &'static str), String> {
         clean_by_copy(scene, &self.root)
     }

@@ -2,7 +2,7 @@
 //! directory. It makes no bridge and no firewall rules, so containers have no network; in a mount namespace of its own,
 //! so what it mounts, and keeps in /run, /etc/docker and /opt, goes away with it.
 
-use super::{Contender, Disk, Idle, Job, idle_child, size};
+use super::{Contender, DAMAGE, Disk, Idle, Job, idle_child, size};
 use crate::{
     execution::{self, short, signal},
     guard::Guard,
@@ -65,7 +65,10 @@ impl Docker {
             let ended = self.daemon.as_mut().is_some_and(|daemon| matches!(daemon.try_wait(), Ok(Some(_))));
             if ended || begin.elapsed() > Duration::from_secs(60) {
                 let log = fs::read_to_string(path("log")).unwrap_or_default();
-                return Err(format!("dockerd did not start: {}", short(log.lines().last().unwrap_or("no message"), 300)));
+                return Err(format!(
+                    "dockerd did not start: {}",
+                    short(log.lines().last().unwrap_or("no message"), 300)
+                ));
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -89,7 +92,8 @@ impl Contender for Docker {
     fn prepare(&mut self, scene: &Scene, guard: &Guard) -> Result<(), String> {
         self.directory = scene.path().join("docker");
         self.parent = guard.parent();
-        fs::create_dir_all(self.directory.join("config")).map_err(|error| format!("cannot make a directory: {error}"))?;
+        fs::create_dir_all(self.directory.join("config"))
+            .map_err(|error| format!("cannot make a directory: {error}"))?;
         self.start_daemon()?;
         let archive = self.directory.join("base.tar");
         let mut tar = Command::new("tar");
@@ -105,6 +109,18 @@ impl Contender for Docker {
         Ok(command)
     }
 
+    fn remark(&self, probe: &str) -> Option<&'static str> {
+        match probe {
+            "network" => Some(
+                "Here without a network: by default a container has one, over a bridge, to the host's other addresses and to the \
+                 Internet; that was not tried",
+            ),
+            "fork" => Some("docker run --pids-limit would hold it"),
+            "memory" => Some("docker run --memory would hold it"),
+            _ => None,
+        }
+    }
+
     fn idle(&mut self) -> Result<Idle, String> {
         self.started += 1;
         let name = format!("idle{}", self.started);
@@ -113,7 +129,8 @@ impl Contender for Docker {
         let mut idle = idle_child(&mut command)?;
         let pid = self.ask(&["inspect", "--format", "{{.State.Pid}}", &name])?;
         // Its shim, with all that it started; the client could have left.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| format!("process {pid}: {error}"))?;
+        let stat =
+            fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| format!("process {pid}: {error}"))?;
         let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
         idle.roots = vec![parent.ok_or("a container has no shim")?];
         idle.name = Some(name);
@@ -131,7 +148,7 @@ impl Contender for Docker {
     fn clean(&mut self, _: &Scene) -> Result<(Duration, &'static str), String> {
         let idle = self.idle()?;
         let name = idle.name.clone().unwrap_or_default();
-        self.ask(&["exec", &name, "rm", "-rf", "/etc", "/usr/lib/python3"])?;
+        self.ask(&["exec", &name, "sh", "-c", DAMAGE])?;
         let begin = Instant::now();
         self.end(idle);
         let idle = self.idle()?;

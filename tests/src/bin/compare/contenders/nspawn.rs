@@ -3,11 +3,7 @@
 
 use super::{Contender, Disk, Job, clean_by_copy, size, version};
 use crate::{guard::Guard, scene::Scene};
-use std::{
-    path::PathBuf,
-    process::Command,
-    time::Duration,
-};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -48,6 +44,14 @@ impl Contender for Nspawn {
         command.arg("-D").arg(&self.root).args(job.command()).env("PATH", super::super::PATH);
         self.idle += 1;
         Ok(command)
+    }
+
+    fn remark(&self, probe: &str) -> Option<&'static str> {
+        match probe {
+            "network" | "abstract" => Some("With --private-network it has a network of its own"),
+            "found" => Some("With --volatile=overlay or --ephemeral each run begins clean"),
+            _ => None,
+        }
     }
 
     fn clean(&mut self, scene: &Scene) -> Result<(Duration, &'static str), String> {

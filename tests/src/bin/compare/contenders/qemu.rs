@@ -72,9 +72,10 @@ impl Qemu {
         command.arg("-M").arg(format!("microvm,x-option-roms=off,rtc=on,pit={pic},pic={pic},isa-serial=on,acpi=off"));
         command.args(["-accel", accelerator, "-cpu", cpu, "-m", &MACHINE_MIB.to_string(), "-nodefaults"]);
         command.args(["-no-user-config", "-no-reboot", "-display", "none", "-serial", "file:/dev/stdout", "-kernel"]);
-        command.arg(&self.kernel).arg("-append").arg(format!(
-            "root=/dev/vda rw console=ttyS0 quiet reboot=t panic=-1 init=/sbin/compare-init job={job}"
-        ));
+        command
+            .arg(&self.kernel)
+            .arg("-append")
+            .arg(format!("root=/dev/vda rw console=ttyS0 quiet reboot=t panic=-1 init=/sbin/compare-init job={job}"));
         let idle = if job == "idle" { ",snapshot=on" } else { "" };
         command.arg("-drive").arg(format!("if=none,id=root,format=raw,file={}{idle}", disk.display()));
         command.args(["-device", "virtio-blk-device,drive=root", "-drive"]);
@@ -156,6 +157,10 @@ impl Contender for Qemu {
     fn monitor(&mut self) -> Option<MonitorSurface> {
         let how = "QEMU has no filter unless -sandbox on is stated".to_owned();
         Some(MonitorSurface { allowed: None, how })
+    }
+
+    fn remark(&self, probe: &str) -> Option<&'static str> {
+        (probe == "found").then_some("With -snapshot each run begins clean")
     }
 
     fn clean(&mut self, _: &Scene) -> Result<(Duration, &'static str), String> {

@@ -1,6 +1,6 @@
 //! sandboxvm itself: the real command line, in a home in the temporary directory.
 
-use super::{Contender, Disk, Idle, Job, MACHINE_MIB, MonitorSurface, size};
+use super::{Contender, DAMAGE, Disk, Idle, Job, MACHINE_MIB, MonitorSurface, size};
 use crate::{execution, guard::Guard, scene::Scene};
 use sandboxvm_tests::home::Home;
 use std::{
@@ -112,7 +112,7 @@ impl Contender for Sandboxvm {
 
     fn clean(&mut self, _: &Scene) -> Result<(Duration, &'static str), String> {
         let id = self.create()?;
-        self.ask(&["exec", &id, "--", "rm", "-rf", "/etc", "/usr/lib/python3"])?;
+        self.ask(&["exec", &id, "--", "sh", "-c", DAMAGE])?;
         let begin = Instant::now();
         self.ask(&["reset", &id])?;
         let elapsed = begin.elapsed();
