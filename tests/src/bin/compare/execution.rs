@@ -1,0 +1,120 @@
+//! Running a command with a deadline and a cap on what it may say. Ends only the process group it started itself, and
+//! single processes by descriptor.
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use std::{
+    io::{Read, Write},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Most that is kept of one output stream; what comes from a sandbox is hostile.
+const CAP: u64 = 256 << 10;
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; none when a signal or the deadline ended it.
+    pub code: Option<i32>,
+    /// What it wrote on standard output.
+    pub out: String,
+    /// And on standard error.
+    pub err: String,
+    /// From its start to its end.
+    pub elapsed: Duration,
+    /// It was killed at its deadline.
+    pub late: bool,
+}
+
+impl Ended {
+    /// What to tell of a failure: the last line it said.
+    pub fn reason(&self) -> String {
+        let said = self.err.lines().chain(self.out.lines()).filter(|line| !line.trim().is_empty());
+        let last = said.last().unwrap_or("it said nothing").trim();
+        let end = match self.code {
+            _ if self.late => "was ended at its deadline".to_owned(),
+            Some(code) => format!("exit code {code}"),
+            None => "was killed".to_owned(),
+        };
+        format!("{end}: {}", short(last, 240))
+    }
+
+    /// The output, if the command did what it should.
+    pub fn success(self) -> Result<Self, String> {
+        if self.code == Some(0) { Ok(self) } else { Err(self.reason()) }
+    }
+}
+
+/// At most so many characters of a text.
+pub fn short(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
+/// Runs it to its end, at most until the deadline.
+pub fn run(mut command: Command, input: &str, deadline: Duration) -> Result<Ended, String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let begin = Instant::now();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let input = input.to_owned();
+    // Whoever does not read all of its input need not.
+    thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let out = collect(child.stdout.take().expect("stdout is piped"));
+    let err = collect(child.stderr.take().expect("stderr is piped"));
+    let mut late = false;
+    let status = loop {
+        match child.try_wait().map_err(|error| format!("cannot wait for {program}: {error}"))? {
+            Some(status) => break status,
+            None if !late && begin.elapsed() > deadline => {
+                late = true;
+                end_group(&child);
+            }
+            None => thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let elapsed = begin.elapsed();
+    // Somebody who outlives the command may hold its output open: not waited for.
+    let text = |stream: mpsc::Receiver<Vec<u8>>| {
+        let mut bytes = Vec::new();
+        while let Ok(part) = stream.recv_timeout(Duration::from_secs(1)) {
+            bytes.extend(part);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Ok(Ended { code: status.code().filter(|_| !late), out: text(out), err: text(err), elapsed, late })
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut buffer, mut kept) = ([0; 4096], 0);
+        // Read to the end, so that nobody blocks; keep no more than the cap.
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            if kept < CAP {
+                kept += length as u64;
+                let _ = sender.send(buffer[..length].to_vec());
+            }
+        }
+    });
+    receiver
+}
+
+/// Kills the process group of a child that was started with one of its own and is not reaped yet.
+pub fn end_group(child: &Child) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+}
+
+/// Sends a signal to one process that is known to be ours.
+pub fn signal(pid: u32, signal: Signal) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    if let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) {
+        let _ = pidfd_send_signal(&descriptor, signal);
+    }
+}

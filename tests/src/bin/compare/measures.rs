@@ -1,0 +1,128 @@
+//! What a sandbox costs: from start to exit of `true`, memory of an idle one and of the tenth, the way back to a clean
+//! state, disk. Measured in the same run as the probes, without their guard.
+
+use crate::{
+    contenders::{Contender, Idle, Job},
+    execution,
+    scene::Scene,
+};
+use serde::Serialize;
+use std::{fs, time::Duration};
+
+/// A figure, or why there is none.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// Name in JSON.
+    pub id: &'static str,
+    /// Row of the table.
+    pub title: &'static str,
+    /// In the row's unit.
+    pub value: Option<f64>,
+    /// See there.
+    pub unit: &'static str,
+    /// What was done, or why it was not.
+    pub how: String,
+}
+
+/// Rows of the table.
+pub const ROWS: [(&str, &str, &str); 6] = [
+    ("true", "Start to exit of `true`", "ms"),
+    ("idle", "Memory of one idle sandbox", "MiB"),
+    ("tenth", "Memory of the tenth", "MiB"),
+    ("clean", "Back to a clean state", "ms"),
+    ("disk-once", "Disk, once", "MiB"),
+    ("disk-each", "Disk, each sandbox", "MiB"),
+];
+
+/// How many idle sandboxes are started.
+const IDLE: usize = 10;
+
+/// Measures a contender that was prepared.
+pub fn measure(contender: &mut dyn Contender, scene: &Scene, runs: u16) -> Vec<Measured> {
+    let mut all: Vec<Measured> = Vec::new();
+    let mut add = |id: &str, result: Result<(f64, String), String>| {
+        let (id, title, unit) = *ROWS.iter().find(|row| row.0 == id).expect("a row of the table");
+        let (value, how) = result.map_or_else(|reason| (None, reason), |(value, how)| (Some(value), how));
+        all.push(Measured { id, title, value, unit, how });
+    };
+    eprintln!("compare: {}: measuring", contender.name());
+    add("true", start_to_exit(contender, runs));
+    let (one, tenth) = idle_memory(contender);
+    add("idle", one);
+    add("tenth", tenth);
+    add("clean", contender.clean(scene).map(|(elapsed, how)| (millis(elapsed), how.to_owned())));
+    let disk = contender.disk();
+    let shared = "what all sandboxes share: images, kernel, monitor where they are files of its own";
+    add("disk-once", disk.clone().map(|disk| (mib(disk.once), shared.to_owned())));
+    add("disk-each", disk.map(|disk| (mib(disk.each), "what one more takes when it has just started".to_owned())));
+    all
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn start_to_exit(contender: &mut dyn Contender, runs: u16) -> Result<(f64, String), String> {
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        let command = contender.command(Job::True, "")?;
+        times.push(millis(execution::run(command, "", crate::contenders::START)?.success()?.elapsed));
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[(times.len() - 1) / 2];
+    let most = times[times.len() - 1];
+    Ok((median, format!("median of {runs} runs; the slowest took {most:.0} ms")))
+}
+
+type Figure = Result<(f64, String), String>;
+
+/// Proportional memory of the first, and how much more ten take than nine.
+fn idle_memory(contender: &mut dyn Contender) -> (Figure, Figure) {
+    let mut sandboxes: Vec<Idle> = Vec::new();
+    let mut totals = Vec::new();
+    let mut failure = None;
+    while sandboxes.len() < IDLE && failure.is_none() {
+        match contender.idle() {
+            Ok(idle) => {
+                sandboxes.push(idle);
+                totals.push(sandboxes.iter().map(proportional_kib).sum::<u64>());
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    for idle in sandboxes {
+        contender.end(idle);
+    }
+    let how = "proportional set size of all its processes on the host";
+    let figure = |kib: u64| Ok((kib as f64 / 1024.0, how.to_owned()));
+    let missing = || failure.clone().unwrap_or_else(|| "none was started".to_owned());
+    let one = totals.first().map_or_else(|| Err(missing()), |kib| figure(*kib));
+    let tenth = match totals[..] {
+        [.., nine, ten] if totals.len() == IDLE => figure(ten.saturating_sub(nine)),
+        _ => Err(missing()),
+    };
+    (one, tenth)
+}
+
+fn proportional_kib(idle: &Idle) -> u64 {
+    let mut waiting = idle.roots.clone();
+    let mut total = 0;
+    while let Some(pid) = waiting.pop() {
+        total += of_process(pid).unwrap_or(0);
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            waiting.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+    }
+    total
+}
+
+fn of_process(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+}

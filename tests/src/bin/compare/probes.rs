@@ -1,0 +1,410 @@
+//! The questions: what a rogue tries, and how what it found, and what the host looks like afterwards, becomes a verdict.
+//! The rogue's side of each is the function of the same name in rogue.py. What a rogue says is hostile: it is read as
+//! numbers and short texts, and decides nothing but its own cell.
+
+use crate::{
+    execution::short,
+    scene::{DISK_MIB, FORKS, MEMORY_MIB},
+};
+use sandboxvm_manager::printable;
+use serde::Serialize;
+use serde_json::Value;
+
+/// What came of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The host, or whoever comes next, has nothing to fear of it.
+    Contained,
+    /// Some of it got through, or only part of it was held.
+    Partly,
+    /// It did what it wanted.
+    Exposed,
+    /// It says nothing, for the reason given.
+    NotRun,
+}
+
+/// A cell of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Judged {
+    /// See there.
+    pub verdict: Verdict,
+    /// A number that belongs to it, for the table.
+    pub figure: Option<String>,
+    /// What was seen.
+    pub seen: String,
+}
+
+/// What a judge knows beside what the rogue found.
+#[derive(Debug)]
+pub struct Situation {
+    /// Release and version of the host's kernel.
+    pub kernel: String,
+    /// The sandbox is known to have a kernel of its own.
+    pub own_kernel: bool,
+    /// The host's UTS namespace, `uts:[...]`.
+    pub uts: String,
+    /// What only somebody who reached the host's bait can know.
+    pub secret: String,
+    /// Size of the host's file system under the sandboxes' files.
+    pub file_system: u64,
+    /// What the rogue's sandbox is: its own words, compared with the above.
+    pub identity: Value,
+    /// How the rogue's sandbox ended before the rogue did.
+    pub ended: Option<String>,
+    /// The bait process runs still.
+    pub bait_lives: bool,
+    /// The bait file is there still.
+    pub precious: bool,
+    /// Most processes in the guard's control group.
+    pub peak: Option<u64>,
+    /// The monitor's filter, for contenders with one: see [`crate::contenders::MonitorSurface`].
+    pub monitor: Option<(Option<u64>, String)>,
+}
+
+impl Situation {
+    /// The rogue runs on the host's kernel. Known beforehand, and seen: not knowing is the worse case. (The boot ID would not
+    /// do: systemd-nspawn shows one of its own.)
+    fn shared_kernel(&self) -> bool {
+        !self.own_kernel || self.identity["kernel"].as_str().is_none_or(|kernel| kernel == self.kernel)
+    }
+}
+
+/// One question.
+#[derive(Debug)]
+pub struct Probe {
+    /// Name in options, JSON and rogue.py.
+    pub id: &'static str,
+    /// Row of the table.
+    pub title: &'static str,
+    /// What the rogue does.
+    pub what: &'static str,
+    judge: fn(&Value, &Situation) -> Judged,
+}
+
+impl Probe {
+    /// The verdict on what a rogue found; none where it never got to say.
+    pub fn judge(&self, facts: Option<&Value>, situation: &Situation) -> Judged {
+        match facts {
+            None => not_run("the sandbox ended before it came to this probe"),
+            Some(facts) if facts["failed"].is_string() => {
+                not_run(&format!("the probe failed: {}", text(facts, "failed")))
+            }
+            Some(facts) => (self.judge)(facts, situation),
+        }
+    }
+}
+
+fn judged(verdict: Verdict, seen: impl Into<String>) -> Judged {
+    Judged { verdict, figure: None, seen: seen.into() }
+}
+
+fn when(exposed: bool, seen: impl Into<String>) -> Judged {
+    judged(if exposed { Verdict::Exposed } else { Verdict::Contained }, seen)
+}
+
+/// No verdict, for a reason.
+pub fn not_run(reason: &str) -> Judged {
+    judged(Verdict::NotRun, short(&printable(reason), 300))
+}
+
+fn text(facts: &Value, field: &str) -> String {
+    let value = &facts[field];
+    let plain =
+        value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned);
+    short(&printable(&plain), 160)
+}
+
+fn number(facts: &Value, field: &str) -> u64 {
+    facts[field].as_u64().unwrap_or(0)
+}
+
+/// All of them, in the table's order.
+pub const ALL: &[Probe] = &[
+    Probe {
+        id: "processes",
+        title: "See host processes",
+        what: "lists /proc and looks for a process of the host by its name",
+        judge: |facts, _| {
+            let (bait, seen) = (number(facts, "bait"), number(facts, "seen"));
+            if bait > 0 {
+                return judged(Verdict::Exposed, format!("{seen} processes, the host's bait among them (PID {bait})"));
+            }
+            judged(Verdict::Contained, format!("{seen} processes, the host's bait not among them"))
+        },
+    },
+    Probe {
+        id: "kill",
+        title: "Kill a host process",
+        what: "sends SIGKILL to that process, and to no other",
+        judge: |facts, situation| {
+            let tried = match number(facts, "found") {
+                0 => "it was not to be found".to_owned(),
+                pid => format!("kill({pid}): {}", worked(&text(facts, "error"))),
+            };
+            when(
+                !situation.bait_lives,
+                format!("{tried}; the process {}", if situation.bait_lives { "lives" } else { "is dead" }),
+            )
+        },
+    },
+    Probe {
+        id: "escape",
+        title: "Leave the root by a second chroot",
+        what: "as root: chroot below the working directory, 64 times chdir(\"..\"), chroot(\".\"); then looks for a directory of the host",
+        judge: |facts, situation| {
+            let outside = number(facts, "outside") == 1 && situation.shared_kernel();
+            let place = if outside { "the host's directory was there" } else { "nothing of the host was there" };
+            when(outside, format!("{}; {place}", worked(&text(facts, "error"))))
+        },
+    },
+    Probe {
+        id: "file",
+        title: "Read a host file",
+        what: "opens a file of the host by its path, by /proc/1/root, and after leaving the chroot",
+        judge: |facts, situation| {
+            let read = facts["token"].as_str() == Some(situation.secret.as_str());
+            when(
+                read,
+                if read {
+                    format!("read by {}", text(facts, "way"))
+                } else {
+                    format!("not read: {}", text(facts, "tried"))
+                },
+            )
+        },
+    },
+    Probe {
+        id: "network",
+        title: "Reach the host's network",
+        what: "connects to a TCP listener on the host's 127.0.0.1, and lists the network interfaces",
+        judge: |facts, situation| {
+            let reached = facts["token"].as_str() == Some(situation.secret.as_str());
+            let how =
+                if reached { "the listener answered".to_owned() } else { format!("connect: {}", text(facts, "error")) };
+            when(reached, format!("{how}; interfaces: {}", text(facts, "interfaces")))
+        },
+    },
+    Probe {
+        id: "abstract",
+        title: "Reach the host's abstract Unix sockets",
+        what: "connects to an abstract Unix socket of the host",
+        judge: |facts, situation| {
+            let reached = facts["token"].as_str() == Some(situation.secret.as_str());
+            when(reached, if reached { "it answered".to_owned() } else { format!("connect: {}", text(facts, "error")) })
+        },
+    },
+    Probe {
+        id: "ipc",
+        title: "Reach the host's IPC and shared memory",
+        what: "looks up a System V segment of the host by its key, and a file in the host's /dev/shm",
+        judge: |facts, situation| {
+            let segment = facts["segment"].as_i64().is_some_and(|id| id >= 0) && situation.shared_kernel();
+            let file = text(facts, "file_error").is_empty() && situation.shared_kernel();
+            let seen = format!(
+                "shmget: {}; /dev/shm: {}",
+                worked(&text(facts, "segment_error")),
+                worked(&text(facts, "file_error"))
+            );
+            when(segment || file, seen)
+        },
+    },
+    Probe {
+        id: "fork",
+        title: "Fork bomb",
+        what: "forks until it is refused, at most 2000 processes or 20 seconds; a guard outside of the sandbox would stop it at 3000",
+        judge: |facts, situation| {
+            let made = number(facts, "made");
+            let host = situation.peak.map_or(String::new(), |peak| format!("; on the host, {peak} at the most"));
+            let end = bomb_end(facts, situation);
+            let mut result = if !situation.shared_kernel() {
+                judged(Verdict::Contained, format!("{made} processes of its own kernel, {end}{host}"))
+            } else {
+                when(made >= FORKS, format!("{made} processes of the host's, {end}{host}"))
+            };
+            result.figure = Some(made.to_string());
+            result
+        },
+    },
+    Probe {
+        id: "memory",
+        title: "Memory bomb",
+        what: "takes memory, 16 MiB at a time, at most 1024 MiB or 40 seconds; a guard outside of the sandbox would stop it at 1536 MiB",
+        judge: |facts, situation| {
+            let mib = number(facts, "mib");
+            let end = bomb_end(facts, situation);
+            let mut result = if !situation.shared_kernel() {
+                judged(Verdict::Contained, format!("{mib} MiB of its machine's own, {end}"))
+            } else {
+                when(mib >= MEMORY_MIB, format!("{mib} MiB of the host's, {end}"))
+            };
+            result.figure = Some(format!("{mib} MiB"));
+            result
+        },
+    },
+    Probe {
+        id: "disk",
+        title: "Fill the disk",
+        what: "allocates a file, at most 512 MiB, looks how large the file system is, and removes the file",
+        judge: |facts, situation| {
+            let (mib, total) = (number(facts, "mib"), number(facts, "total"));
+            let same = total.abs_diff(situation.file_system) <= situation.file_system / 100;
+            let seen = format!(
+                "{mib} MiB allocated on a file system of {} MiB, {}",
+                total >> 20,
+                if same { "the host's" } else { "its own" }
+            );
+            let end = match text(facts, "error") {
+                error if error.is_empty() => String::new(),
+                error => format!("; then {error}"),
+            };
+            let mut result = when(same && mib >= DISK_MIB, seen + &end);
+            result.figure = Some(format!("of {} MiB", total >> 20));
+            result
+        },
+    },
+    Probe {
+        id: "destroy",
+        title: "rm -rf / on what the host cares about",
+        what: "tries to leave its root and to remove one file of the host, then runs rm -rf --one-file-system --no-preserve-root / in \
+               its copy of the base image, 60 seconds at most",
+        judge: |facts, situation| {
+            if number(facts, "removed") == 0 {
+                return not_run(&format!("refused: {}", text(facts, "refused")));
+            }
+            let host = if situation.precious { "the host's file is whole" } else { "the host's file is gone" };
+            let own =
+                if number(facts, "left") == 1 { "its own tree was damaged in part" } else { "its own tree is gone" };
+            when(!situation.precious, format!("{host}; {own}"))
+        },
+    },
+    Probe {
+        id: "module",
+        title: "Load a kernel module",
+        what: "calls init_module with an image that is none: ENOEXEC would be the loader's answer",
+        judge: |facts, situation| {
+            let error = text(facts, "error");
+            if !situation.shared_kernel() {
+                return judged(Verdict::Contained, format!("its own kernel said {error}"));
+            }
+            match error.as_str() {
+                "EPERM" => judged(Verdict::Contained, "EPERM"),
+                "ENOSYS" => not_run("the host's kernel has no loadable modules (ENOSYS)"),
+                other => judged(Verdict::Exposed, format!("the host's loader said {other}")),
+            }
+        },
+    },
+    Probe {
+        id: "devmem",
+        title: "Open /dev/mem",
+        what: "opens /dev/mem to read, where there is none after mknod; reads nothing",
+        judge: |facts, situation| {
+            let (mknod, error) = (text(facts, "mknod"), text(facts, "error"));
+            let seen = format!("mknod: {}; open: {}", worked(&mknod), worked(&error));
+            if !situation.shared_kernel() {
+                return judged(Verdict::Contained, format!("{seen}, by its own kernel"));
+            }
+            match error.as_str() {
+                "" => judged(Verdict::Exposed, seen),
+                "ENXIO" => not_run(&format!("{seen}: the host's kernel was asked and has no such device")),
+                _ => judged(Verdict::Contained, seen),
+            }
+        },
+    },
+    Probe {
+        id: "surface",
+        title: "Host system calls within reach",
+        what: "makes 366 system calls with -1 for every argument and counts answers other than EPERM and ENOSYS; where the sandbox \
+               has a kernel of its own, what counts is what its monitor may call",
+        judge: |facts, situation| {
+            if let Some((allowed, how)) = &situation.monitor {
+                let none = "any, should the monitor be taken over".to_owned();
+                let count = allowed.map_or(none, |count| format!("{count}, should the monitor be taken over"));
+                let verdict = if allowed.is_some() { Verdict::Contained } else { Verdict::Partly };
+                let figure = Some(allowed.map_or("0, then any".to_owned(), |count| format!("0, then {count}")));
+                return Judged { verdict, figure, seen: format!("none from the guest itself; {count}: {how}") };
+            }
+            let (reached, tried) = (number(facts, "reached"), number(facts, "tried"));
+            let filtered = situation.identity["seccomp"][0] == "2";
+            let filter = if filtered { "a system call filter is set" } else { "there is no system call filter" };
+            let verdict = if filtered { Verdict::Partly } else { Verdict::Exposed };
+            let seen = format!("{reached} of {tried} answered by the host's kernel: {filter}");
+            Judged { verdict, figure: Some(reached.to_string()), seen }
+        },
+    },
+    Probe {
+        id: "hostname",
+        title: "Change the host's name",
+        what: "sets the host name to what it is, and looks whose UTS namespace that is",
+        judge: |facts, situation| {
+            let (error, uts) = (text(facts, "error"), situation.identity["uts"].as_str().unwrap_or(""));
+            let host = situation.shared_kernel() && uts == situation.uts;
+            let whose = if host { "the host's" } else { "its own" };
+            when(host && error.is_empty(), format!("{}; the name is {whose}", worked(&error)))
+        },
+    },
+    Probe {
+        id: "clock",
+        title: "Change the host's time",
+        what: "moves the clock by nothing (adjtimex, ADJ_SETOFFSET of 0)",
+        judge: |facts, situation| {
+            let error = text(facts, "error");
+            let whose = if situation.shared_kernel() { "the host's" } else { "its own kernel's" };
+            when(error.is_empty() && situation.shared_kernel(), format!("{}; the clock is {whose}", worked(&error)))
+        },
+    },
+    Probe {
+        id: "found",
+        title: "Leave something for the next user",
+        what: "leaves two files and a process; a second run, as the next user would make it, looks for them",
+        judge: |facts, _| {
+            let files = facts["files"].as_array().map_or(0, Vec::len);
+            let process = number(facts, "process");
+            let seen =
+                format!("the next run found {files} of 2 files and {} process", if process > 0 { "the" } else { "no" });
+            match (files, process) {
+                (0, 0) => judged(Verdict::Contained, seen),
+                (_, 0) => judged(Verdict::Partly, seen),
+                _ => judged(Verdict::Exposed, seen),
+            }
+        },
+    },
+];
+
+fn worked(error: &str) -> &str {
+    if error.is_empty() { "worked" } else { error }
+}
+
+/// How a bomb ended.
+fn bomb_end(facts: &Value, situation: &Situation) -> String {
+    let (killed, error) = (text(facts, "killed"), text(facts, "error"));
+    match &situation.ended {
+        _ if !killed.is_empty() => format!("then {killed}"),
+        _ if !error.is_empty() => format!("then {error}"),
+        Some(reason) => format!("then its sandbox ended ({})", short(&printable(reason), 160)),
+        None => "and nothing refused more before the probe's own end".to_owned(),
+    }
+}
+
+/// Runs of one rogue each, in this order; a bomb has a sandbox to itself. `identity` and `leave` are nobody's row.
+pub const RUNS: &[&[&str]] = &[
+    &[
+        "identity",
+        "processes",
+        "kill",
+        "escape",
+        "file",
+        "network",
+        "abstract",
+        "ipc",
+        "module",
+        "devmem",
+        "surface",
+        "hostname",
+        "clock",
+        "leave",
+    ],
+    &["found", "disk", "fork"],
+    &["memory"],
+    &["destroy"],
+];

@@ -1,0 +1,238 @@
+//! What the host cares about: bait, all of it this program's own. A process, files, a TCP listener, an abstract Unix
+//! socket, a System V segment and a file in /dev/shm, each with a name or content that nobody could guess; and the copies of the base image that
+//! contenders get. Everything goes away with it.
+
+use crate::execution::{self, signal};
+use rustix::process::Signal;
+use sandboxvm_tests::processes::is_alive;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::Write,
+    net::{Ipv4Addr, TcpListener},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            net::{SocketAddr, UnixListener},
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// Bounds of the bombs, and how long each may take.
+pub const FORKS: u64 = 2000;
+/// See [`FORKS`].
+pub const MEMORY_MIB: u64 = 1024;
+/// See [`FORKS`].
+pub const DISK_MIB: u64 = 512;
+const FORK_SECONDS: u64 = 20;
+const MEMORY_SECONDS: u64 = 40;
+const DESTROY_SECONDS: u64 = 60;
+/// Longest that any one probe may take.
+const PROBE_SECONDS: u64 = 100;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scene {
+    directory: TempDir,
+    /// In every name of ours.
+    pub token: String,
+    secret: String,
+    base: PathBuf,
+    port: u16,
+    segment: Segment,
+    shared_file: PathBuf,
+    bait: Child,
+}
+
+#[derive(Debug)]
+struct Segment {
+    id: String,
+    key: i64,
+}
+
+impl Scene {
+    /// Lays out the bait, and unpacks the base image.
+    pub fn new(image: &Path) -> Result<Self, String> {
+        let directory = tempfile::Builder::new()
+            .prefix("sandboxvm-compare-")
+            .tempdir()
+            .map_err(|error| format!("cannot make a temporary directory: {error}"))?;
+        let random = directory.path().to_string_lossy().rsplit('-').next().unwrap_or_default().to_owned();
+        let token = format!("sandboxvm-compare-{}-{random}", std::process::id());
+        let secret = format!("secret-{token}");
+        let base = directory.path().join("base");
+        let mut unpack = Command::new("fsck.erofs");
+        unpack.arg(format!("--extract={}", base.display())).arg(image);
+        execution::run(unpack, "", Duration::from_secs(300))?
+            .success()
+            .map_err(|error| format!("cannot unpack {}: {error}", image.display()))?;
+        let told = |what: &'static str| move |error: std::io::Error| format!("cannot {what}: {error}");
+        fs::write(base.join(".compare-copy"), &token).map_err(told("write into the copy of the base image"))?;
+        fs::create_dir(directory.path().join("bait")).map_err(told("make the bait's directory"))?;
+        fs::write(directory.path().join("bait/secret"), &secret).map_err(told("write bait"))?;
+        let port = listen_on_loopback(&secret).map_err(told("listen on the loopback"))?;
+        listen_abstract(&token, &secret).map_err(told("listen on an abstract socket"))?;
+        let shared_file = Path::new("/dev/shm").join(&token);
+        fs::write(&shared_file, &secret).map_err(told("write to /dev/shm"))?;
+        let segment = Segment::new()?;
+        let bait = start_bait(&token)?;
+        let scene = Self { directory, token, secret, base, port, segment, shared_file, bait };
+        scene.lay_precious();
+        Ok(scene)
+    }
+
+    /// The program's own temporary directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The unpacked base image, never run in.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// What a host that knows only the secret's readers takes for proof.
+    pub fn secret(&self) -> &str {
+        &self.secret
+    }
+
+    /// A fresh copy of the base image, in the place of whatever was there.
+    pub fn copy(&self, to: &Path) -> Result<(), String> {
+        debug_assert!(to.starts_with(self.path()));
+        if to.exists() {
+            fs::remove_dir_all(to).map_err(|error| format!("cannot remove {}: {error}", to.display()))?;
+        }
+        let mut copy = Command::new("cp");
+        copy.args(["-a", "--reflink=auto"]).arg(&self.base).arg(to);
+        execution::run(copy, "", Duration::from_secs(300))?.success().map(drop)
+    }
+
+    fn precious(&self) -> PathBuf {
+        self.path().join("bait/precious")
+    }
+
+    fn lay_precious(&self) {
+        // Without it `destroy` would find damage where there was none: the probe asks again whether it is there.
+        if fs::write(self.precious(), "precious").is_err() {
+            eprintln!("compare: the bait file cannot be written");
+        }
+    }
+
+    /// Puts back what the last contender may have damaged.
+    pub fn renew(&mut self) -> Result<(), String> {
+        self.lay_precious();
+        if !is_alive(self.bait.id()) {
+            let _ = self.bait.wait();
+            self.bait = start_bait(&self.token)?;
+        }
+        Ok(())
+    }
+
+    /// The bait process runs.
+    pub fn bait_lives(&self) -> bool {
+        is_alive(self.bait.id())
+    }
+
+    /// The bait file is there.
+    pub fn precious_is_whole(&self) -> bool {
+        self.precious().exists()
+    }
+
+    /// The rogue's whole program, for these probes.
+    pub fn script(&self, contender: &str, probes: &[&str]) -> String {
+        let config = self.config(contender, probes);
+        // Numbers, strings and lists of strings: the same text in JSON and in Python.
+        format!("CONFIG = {config}\n{}", include_str!("rogue.py"))
+    }
+
+    fn config(&self, contender: &str, probes: &[&str]) -> Value {
+        json!({
+            "probes": probes,
+            "process": process_name(&self.token),
+            "directory": self.path().join("bait"),
+            "file": self.path().join("bait/secret"),
+            "precious": self.precious(),
+            "copy": self.token,
+            "port": self.port,
+            "abstract": self.token,
+            "shm_key": self.segment.key,
+            "shm_file": self.token,
+            "left": format!("left-{contender}"),
+            "forks": FORKS, "fork_seconds": FORK_SECONDS,
+            "memory_mib": MEMORY_MIB, "memory_seconds": MEMORY_SECONDS,
+            "disk_mib": DISK_MIB,
+            "destroy_seconds": DESTROY_SECONDS, "probe_seconds": PROBE_SECONDS,
+        })
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        signal(self.bait.id(), Signal::KILL);
+        let _ = self.bait.wait();
+        let _ = fs::remove_file(&self.shared_file);
+    }
+}
+
+/// What the bait process is called in its own arguments; nothing else has this there.
+fn process_name(token: &str) -> String {
+    format!("bait-{token}")
+}
+
+fn start_bait(token: &str) -> Result<Child, String> {
+    let mut bait = Command::new("sleep");
+    bait.arg0(process_name(token)).arg("86400").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    bait.spawn().map_err(|error| format!("cannot start the bait process: {error}"))
+}
+
+fn listen_on_loopback(secret: &str) -> std::io::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    let secret = secret.to_owned();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = connection.write_all(secret.as_bytes());
+        }
+    });
+    Ok(port)
+}
+
+fn listen_abstract(name: &str, secret: &str) -> std::io::Result<()> {
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    let secret = secret.to_owned();
+    thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = connection.write_all(secret.as_bytes());
+        }
+    });
+    Ok(())
+}
+
+impl Segment {
+    /// util-linux makes it, with a random key.
+    fn new() -> Result<Self, String> {
+        let mut make = Command::new("ipcmk");
+        make.args(["-M", "4096", "-p", "0600"]);
+        let made = execution::run(make, "", Duration::from_secs(10))?.success()?;
+        let id = made.out.trim().rsplit(' ').next().unwrap_or_default().to_owned();
+        let table = fs::read_to_string("/proc/sysvipc/shm").map_err(|error| format!("/proc/sysvipc/shm: {error}"))?;
+        let row = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|row| row.get(1) == Some(&id.as_str()));
+        let key = row.and_then(|row| row.first()?.parse().ok()).ok_or("ipcmk made a segment that is not there")?;
+        Ok(Self { id, key })
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        let _ = Command::new("ipcrm").args(["-m", &self.id]).status();
+    }
+}
