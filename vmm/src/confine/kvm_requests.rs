@@ -3,8 +3,8 @@
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_fpu, kvm_ioeventfd, kvm_irqchip, kvm_irqfd, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    kvm_mp_state, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// KVM's type in a request's number (linux/kvm.h, KVMIO).
@@ -44,6 +44,7 @@ pub(super) const OFTEN: &[u32] = &[
     reads::<kvm_sregs>(0x84),        // KVM_SET_SREGS
     writes::<kvm_vcpu_events>(0x9f), // KVM_GET_VCPU_EVENTS
     reads::<kvm_vcpu_events>(0xa0),  // KVM_SET_VCPU_EVENTS
+    both::<kvm_translation>(0x85),   // KVM_TRANSLATE
     writes::<kvm_xsave>(0xa4),       // KVM_GET_XSAVE
     reads::<kvm_xsave>(0xa5),        // KVM_SET_XSAVE
 ];

@@ -12,7 +12,7 @@ use std::{
     cell::Cell,
     io::{Cursor, Write},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::atomic::{AtomicI32, AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering},
 };
 
 /// The status file's descriptor, or -1.
@@ -20,6 +20,13 @@ static STATUS: AtomicI32 = AtomicI32::new(NOWHERE);
 const NOWHERE: RawFd = -1;
 static HOST_MODE: AtomicU8 = AtomicU8::new(0);
 const MODES: [HostMode; 3] = [HostMode::Vmx, HostMode::Svm, HostMode::Pvm];
+
+/// A call was refused: the status file is the report's.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+/// Somebody is writing the status file.
+static WRITING: AtomicBool = AtomicBool::new(false);
+/// How often the report looks whether that is over: longer than any write of a kilobyte takes.
+const PATIENCE: u32 = 50_000_000;
 
 thread_local! {
     /// Which kind of thread this is. Without a destructor and a first use that computes, so that a handler may read it.
@@ -41,6 +48,15 @@ pub(super) fn report_to(status: impl AsFd, mode: HostMode) {
 /// From here on only the log is written to: in a new process, whose status file is another's.
 pub(super) fn report_nowhere() {
     STATUS.store(NOWHERE, Ordering::Relaxed);
+}
+
+/// Does `write`, of the status file, unless a call was refused: other threads run on for a moment, and what they have to
+/// say must not take the report's place. Of the two flags each side sets its own first and looks at the other's then.
+pub(crate) fn unless_refused<T>(write: impl FnOnce() -> T) -> Option<T> {
+    WRITING.store(true, Ordering::SeqCst);
+    let written = (!REFUSED.load(Ordering::SeqCst)).then(write);
+    WRITING.store(false, Ordering::SeqCst);
+    written
 }
 
 /// Installs the handler.
@@ -70,6 +86,8 @@ extern "C" fn refused(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     let mut status = [b' '; crate::status::LEN];
     let file = STATUS.load(Ordering::Relaxed);
     if file != NOWHERE {
+        REFUSED.store(true, Ordering::SeqCst);
+        (0..PATIENCE).take_while(|_| WRITING.load(Ordering::SeqCst)).for_each(|_| std::hint::spin_loop());
         write_status(&mut status, number, thread);
         tell(file, &status, Some(0));
     }

@@ -15,6 +15,7 @@ mod last_call;
 mod switches;
 mod syscalls;
 
+pub(crate) use last_call::unless_refused;
 use rustix::process::getuid;
 use sandboxvm_protocol::{
     machine::{HostMode, MemorySize},
