@@ -6,10 +6,37 @@ use std::{
     io::{Read, Write},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
+
+/// Set by SIGINT and SIGTERM: whatever runs is ended, nothing new is started, and everything is cleared away.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Somebody wants this to end.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Has SIGINT and SIGTERM end this in order.
+pub fn heed_signals() {
+    use tokio::signal::unix::{SignalKind, signal};
+    thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be caught");
+            let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be caught");
+            tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+            INTERRUPTED.store(true, Ordering::Relaxed);
+            // The handlers stay: whoever is impatient has SIGKILL.
+            std::future::pending::<()>().await;
+        });
+    });
+}
 
 /// Most that is kept of one output stream; what comes from a sandbox is hostile.
 const CAP: u64 = 256 << 10;
@@ -57,6 +84,9 @@ pub fn short(text: &str, most: usize) -> String {
 pub fn run(mut command: Command, input: &str, deadline: Duration) -> Result<Ended, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let begin = Instant::now();
+    if interrupted() {
+        return Err("interrupted".to_owned());
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
@@ -69,7 +99,7 @@ pub fn run(mut command: Command, input: &str, deadline: Duration) -> Result<Ende
     let status = loop {
         match child.try_wait().map_err(|error| format!("cannot wait for {program}: {error}"))? {
             Some(status) => break status,
-            None if !late && begin.elapsed() > deadline => {
+            None if !late && (begin.elapsed() > deadline || interrupted()) => {
                 late = true;
                 end_group(&child);
             }

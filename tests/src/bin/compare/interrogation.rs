@@ -42,7 +42,7 @@ pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Gua
         }
         eprintln!("compare: {}: {}", contender.name(), asked.join(", "));
         let script = scene.script(&file, &asked);
-        let (mut facts, problem) = match contender.run(guard, &script, DEADLINE) {
+        let (mut facts, problem) = match contender.run(guard, &script, DEADLINE * sandboxvm_tests::cli::patience()) {
             Ok(ended) => {
                 let facts = facts(&ended.out);
                 let whole = ended.out.contains("@@done");
@@ -104,7 +104,17 @@ fn facts(out: &str) -> Map<String, Value> {
     let mut all = Map::new();
     for line in out.lines().filter_map(|line| line.trim().strip_prefix("@@")) {
         if let Ok(Value::Object(found)) = serde_json::from_str(line) {
-            all.extend(found);
+            for (probe, facts) in found {
+                match probe.strip_suffix(".killed") {
+                    Some(of) => {
+                        let said = all.entry(of.to_owned()).or_insert_with(|| Value::Object(Map::new()));
+                        if let Value::Object(said) = said {
+                            said.insert("killed".to_owned(), facts);
+                        }
+                    }
+                    None => drop(all.insert(probe, facts)),
+                }
+            }
         }
     }
     all

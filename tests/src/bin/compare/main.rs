@@ -52,6 +52,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    execution::heed_signals();
     match compare(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -77,6 +78,9 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
     let mut scene = Scene::new(&Artefacts::find().part("base.erofs"))?;
     // One after the other, each gone before the next is there.
     let columns = contenders.into_iter().map(|each| ask(each, &mut scene, &probes, arguments.runs)).collect();
+    if execution::interrupted() {
+        return Err("interrupted; everything was cleared away".to_owned());
+    }
     let report = Report { date, machine, contenders: columns };
     if let Some(path) = &arguments.markdown {
         fs::write(path, page::markdown(&report))

@@ -379,7 +379,7 @@ fn worked(error: &str) -> &str {
 fn bomb_end(facts: &Value, situation: &Situation) -> String {
     let (killed, error) = (text(facts, "killed"), text(facts, "error"));
     match &situation.ended {
-        _ if !killed.is_empty() => format!("then {killed}"),
+        _ if !killed.is_empty() => format!("then signal {killed}"),
         _ if !error.is_empty() => format!("then {error}"),
         Some(reason) => format!("then its sandbox ended ({})", short(&printable(reason), 160)),
         None => "and nothing refused more before the probe's own end".to_owned(),

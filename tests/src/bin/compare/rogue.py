@@ -1,10 +1,28 @@
-# What a rogue agent does in a sandbox: read by python3 from its standard input, behind a line that sets CONFIG. Each
-# probe runs in a process of its own with a deadline, and what it found is a line `@@{"ID": {...}}` on standard output.
-# Nothing here judges. Every probe is bounded: it touches only what CONFIG names as bait, its own processes, and, in
+# What a rogue agent does in a sandbox: read by python3 from its standard input, behind a line that sets CONFIG. What
+# a probe found is a line `@@{"ID": {...}}` on standard output. Nothing here judges. Every probe is bounded: it touches only what CONFIG names as bait, its own processes, and, in
 # `destroy`, a tree whose root holds the token that says it is a copy.
-import ctypes, errno, json, os, signal, socket, stat, sys, time
+#
+# A guest whose kernel is interpreted starts Python slowly: hence no module that another would do for, and processes only
+# where a probe changes its own.
+import _signal as signal, _socket as socket, ctypes, errno, os, time
 
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+def dump(value):
+    """JSON of what probes say: numbers, texts, lists and dictionaries."""
+    if isinstance(value, dict):
+        return "{" + ",".join(dump(key) + ":" + dump(each) for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(dump, value)) + "]"
+    if isinstance(value, str):
+        plain = "".join(each if " " <= each <= "~" and each not in '"\\' else "?" for each in value)
+        return '"' + plain + '"'
+    return repr(value)
+
+
+def tell(probe, facts):
+    os.write(1, ("\n@@" + dump({probe: facts}) + "\n").encode())
 
 
 def name(code):
@@ -126,7 +144,7 @@ def devmem(say):
     node, made = "/dev/mem", ""
     if not os.path.exists(node):
         node = "/root/.mem"
-        made = attempt(os.mknod, node, stat.S_IFCHR | 0o600, os.makedev(1, 1))
+        made = attempt(os.mknod, node, 0o020600, os.makedev(1, 1))
     say(mknod=made, error=attempt(lambda: os.close(os.open(node, os.O_RDONLY))))
     if node != "/dev/mem":
         attempt(os.unlink, node)
@@ -253,45 +271,43 @@ def destroy(say):
     say(removed=1, reached=int(reached), cut=int(os.WIFSIGNALED(status)), left=int(os.path.exists("/usr/bin/python3")))
 
 
-def guarded(probe):
-    reader, writer = os.pipe()
+# Probes that change the process they run in, or end it.
+APART = {"escape", "file", "surface", "fork", "memory", "destroy"}
+
+
+def attempt_probe(probe, say):
+    try:
+        globals()[probe](say)
+    except BaseException as error:
+        say(failed="%s: %s" % (type(error).__name__, error))
+
+
+def here(probe):
+    facts = {}
+    attempt_probe(probe, lambda **more: facts.update(more))
+    tell(probe, facts)
+
+
+def apart(probe):
     child = os.fork()
     if child == 0:
-        os.close(reader)
         os.setsid()
         signal.alarm(CONFIG["probe_seconds"])
+        facts = {}
 
-        def say(**facts):
-            os.write(writer, (json.dumps(facts) + "\n").encode())
-            if probe in ("fork", "memory"):
-                # Said at once: a bomb may take the whole machine with it.
-                os.write(1, ("\n@@" + json.dumps({probe: facts}) + "\n").encode())
+        def say(**more):
+            facts.update(more)
+            # Said at once: a bomb may take the whole machine with it.
+            tell(probe, facts)
 
-        try:
-            globals()[probe](say)
-        except BaseException as error:
-            say(failed="%s: %s" % (type(error).__name__, error))
+        attempt_probe(probe, say)
         os._exit(0)
-    os.close(writer)
-    lines = b""
-    while True:
-        part = os.read(reader, 65536)
-        if not part:
-            break
-        lines += part
     status = os.waitpid(child, 0)[1]
-    facts = {}
-    for line in lines.splitlines():
-        try:
-            facts.update(json.loads(line))
-        except ValueError:
-            facts["failed"] = "half a line"
     if os.WIFSIGNALED(status):
-        facts["killed"] = signal.Signals(os.WTERMSIG(status)).name
-    os.write(1, ("\n@@" + json.dumps({probe: facts}) + "\n").encode())
+        os.write(1, ("\n@@" + dump({probe + ".killed": os.WTERMSIG(status)}) + "\n").encode())
 
 
 for probe in CONFIG["probes"]:
-    guarded(probe)
+    (apart if probe in APART else here)(probe)
 os.write(1, b"\n@@done\n")
 os._exit(0)

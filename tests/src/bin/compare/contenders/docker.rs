@@ -40,7 +40,7 @@ impl Docker {
     }
 
     fn ask(&self, arguments: &[&str]) -> Result<String, String> {
-        Ok(execution::run(self.client(arguments), "", super::START)?.success()?.out.trim().to_owned())
+        Ok(execution::run(self.client(arguments), "", super::patience())?.success()?.out.trim().to_owned())
     }
 
     fn start_daemon(&mut self) -> Result<(), String> {
@@ -98,7 +98,7 @@ impl Contender for Docker {
         let archive = self.directory.join("base.tar");
         let mut tar = Command::new("tar");
         tar.arg("-C").arg(scene.base()).arg("-cf").arg(&archive).arg(".");
-        execution::run(tar, "", super::START)?.success()?;
+        execution::run(tar, "", super::patience())?.success()?;
         self.ask(&["import", &archive.to_string_lossy(), IMAGE])?;
         fs::remove_file(&archive).map_err(|error| format!("cannot remove the archive: {error}"))
     }

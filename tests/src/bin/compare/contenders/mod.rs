@@ -21,8 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest that an idle sandbox may take to be there.
-pub const START: Duration = Duration::from_secs(120);
+/// Longest that a sandbox may take to be there, or a command on it to its end.
+pub fn patience() -> Duration {
+    Duration::from_secs(120) * sandboxvm_tests::cli::patience()
+}
+
 /// The memory that a virtual machine gets.
 pub const MACHINE_MIB: u64 = 128;
 
@@ -41,7 +44,7 @@ impl Job {
     /// The command that does it, where commands can be run.
     pub const fn command(self) -> &'static [&'static str] {
         match self {
-            Self::Rogue => &["python3", "-"],
+            Self::Rogue => &["python3", "-S", "-E", "-"],
             Self::True => &["true"],
             Self::Idle => &["sh", "-c", "echo ready; exec sleep 86400"],
         }
@@ -163,8 +166,11 @@ fn idle_child(command: &mut Command) -> Result<Idle, String> {
         if said.lines().any(|line| line.trim() == "ready") {
             return Ok(idle);
         }
+        if execution::interrupted() {
+            return Err("interrupted".to_owned());
+        }
         let ended = idle.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
-        if ended || begin.elapsed() > START {
+        if ended || begin.elapsed() > patience() {
             let last = said.lines().last().unwrap_or("nothing").to_owned();
             return Err(format!("no idle sandbox came to be; the last it said: {}", execution::short(&last, 240)));
         }

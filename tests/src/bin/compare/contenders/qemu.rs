@@ -20,7 +20,7 @@ const INIT: &str = "#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 case $job in
     idle) echo ready; exec sleep 86400 ;;
-    rogue) python3 - </dev/vdb >/dev/ttyS0 2>&1; sync ;;
+    rogue) python3 -S -E - </dev/vdb >/dev/ttyS0 2>&1; sync ;;
     remove) rm -rf /etc /usr/lib/python3; sync ;;
     *) true ;;
 esac
@@ -88,7 +88,7 @@ impl Qemu {
         let mut make = Command::new("mkfs.ext4");
         make.args(["-q", "-F", "-E", "root_owner=0:0", "-d"]).arg(self.directory.join("tree"));
         make.arg(self.directory.join("root.raw")).arg("1G");
-        execution::run(make, "", super::START)?.success().map(drop)
+        execution::run(make, "", super::patience())?.success().map(drop)
     }
 
     /// Boots once with an accelerator; what it said when that fails.
@@ -166,7 +166,7 @@ impl Contender for Qemu {
     fn clean(&mut self, _: &Scene) -> Result<(Duration, &'static str), String> {
         self.jobs += 1;
         let command = self.machine(self.accelerator, "remove", "")?;
-        execution::run(command, "", super::START)?;
+        execution::run(command, "", super::patience())?;
         let begin = Instant::now();
         self.make_disk()?;
         let idle = self.idle()?;

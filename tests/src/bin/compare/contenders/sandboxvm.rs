@@ -35,7 +35,17 @@ impl Sandboxvm {
     }
 
     fn ask(&self, arguments: &[&str]) -> Result<String, String> {
-        Ok(execution::run(self.cli(arguments), "", super::START)?.success()?.out.trim().to_owned())
+        Ok(execution::run(self.cli(arguments), "", super::patience())?.success()?.out.trim().to_owned())
+    }
+
+    fn damage_and_reset(&self, id: &str) -> Result<Duration, String> {
+        self.ask(&["exec", id, "--", "sh", "-c", DAMAGE])?;
+        let begin = Instant::now();
+        self.ask(&["reset", id])?;
+        let elapsed = begin.elapsed();
+        let whole = self.ask(&["exec", id, "--", "test", "-e", "/etc/passwd"]);
+        whole.map_err(|error| format!("after the reset /etc/passwd was not there: {error}"))?;
+        Ok(elapsed)
     }
 
     fn create(&self) -> Result<String, String> {
@@ -112,14 +122,9 @@ impl Contender for Sandboxvm {
 
     fn clean(&mut self, _: &Scene) -> Result<(Duration, &'static str), String> {
         let id = self.create()?;
-        self.ask(&["exec", &id, "--", "sh", "-c", DAMAGE])?;
-        let begin = Instant::now();
-        self.ask(&["reset", &id])?;
-        let elapsed = begin.elapsed();
-        let whole = self.ask(&["exec", &id, "--", "test", "-e", "/etc/passwd"]);
+        let elapsed = self.damage_and_reset(&id);
         self.ask(&["rm", "-f", &id])?;
-        whole.map_err(|error| format!("after the reset /etc/passwd was not there: {error}"))?;
-        Ok((elapsed, "sandboxvm reset: memory, processes and disk; /etc was looked for afterwards"))
+        Ok((elapsed?, "sandboxvm reset: memory, processes and disk; /etc was looked for afterwards"))
     }
 
     fn disk(&mut self) -> Result<Disk, String> {
