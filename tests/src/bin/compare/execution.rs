@@ -59,8 +59,8 @@ pub struct Ended {
 impl Ended {
     /// What to tell of a failure: the last line it said.
     pub fn reason(&self) -> String {
-        let said = self.err.lines().chain(self.out.lines()).filter(|line| !line.trim().is_empty());
-        let last = said.last().unwrap_or("it said nothing").trim();
+        let mut said = self.err.lines().chain(self.out.lines()).filter(|line| !line.trim().is_empty());
+        let last = said.next_back().unwrap_or("it said nothing").trim();
         let end = match self.code {
             _ if self.late => "was ended at its deadline".to_owned(),
             Some(code) => format!("exit code {code}"),

@@ -24,7 +24,8 @@ pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Gua
     for run in RUNS {
         let rows: Vec<&&Probe> = wanted.iter().filter(|probe| run.contains(&probe.id)).collect();
         let leaves = run.contains(&"leave") && wanted.iter().any(|probe| probe.id == "found");
-        if rows.is_empty() && !leaves && !(run.contains(&"identity") && !wanted.is_empty()) {
+        let identifies = run.contains(&"identity") && !wanted.is_empty();
+        if rows.is_empty() && !leaves && !identifies {
             continue;
         }
         if let Err(error) = scene.renew() {
