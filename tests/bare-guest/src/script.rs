@@ -7,8 +7,8 @@ use crate::{
     },
 };
 
-/// How often to look for what should come by itself: some ten seconds where ring 0 is interpreted.
-const LOOKS: u32 = 3_000_000;
+/// How often to look for what should come by itself: some seconds in memory where ring 0 is interpreted, more at a device.
+const LOOKS: u32 = 400_000;
 
 /// Instructions for one vCPU.
 #[derive(Debug, Clone, Default)]

@@ -16,6 +16,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const LOW_END: u64 = 0x10_0000;
 const HIGH_START: u64 = 0x20_0000;
 const HIGH_END: u64 = 0x30_0000;
+/// Pages of both.
+pub(crate) const PAGES: u64 = (LOW_END + HIGH_END - HIGH_START) / 4096;
 /// Rings, unless the input puts them elsewhere: 64 KiB for each queue from here.
 const RINGS: u64 = 0x1_0000;
 /// Where buffers mostly are.

@@ -7,6 +7,7 @@
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a target says that it found something")]
 
+mod balloon_device;
 mod block_device;
 mod disk_layers;
 mod driver;
@@ -21,6 +22,7 @@ mod tar_unpack;
 mod virtqueue;
 mod vsock_device;
 
+pub use balloon_device::balloon_device;
 pub use block_device::block_device;
 pub use disk_layers::disk_layers;
 pub use frame_decode::frame_decode;
@@ -44,6 +46,7 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    Target { name: "balloon_device", run: balloon_device },
     Target { name: "block_device", run: block_device },
     Target { name: "disk_layers", run: disk_layers },
     Target { name: "frame_decode", run: frame_decode },

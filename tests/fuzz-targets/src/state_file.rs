@@ -8,6 +8,7 @@ use sandboxvm_vmm::{
     devices::{
         console::{BoundedLog, MIN_LIMIT, SerialConsole},
         virtio::{
+            balloon::BalloonDevice,
             block::BlockDevice,
             device::{GuestMemory, Interrupt, VirtioDevice},
             rng::RngDevice,
@@ -15,7 +16,7 @@ use sandboxvm_vmm::{
             vsock::VsockDevice,
         },
     },
-    snapshot::{SnapshotState, format},
+    snapshot::{SnapshotState, format, released::ReleasedPages},
 };
 use std::{
     os::{
@@ -89,6 +90,10 @@ fn device_for(kind: u32, writable: bool) -> Box<dyn VirtioDevice> {
             Box::new(BlockDevice::writable(file(&[0; 8192]), vec![file(b"")]).expect("a disk that can be"))
         }
         2 => Box::new(BlockDevice::read_only(file(&[0; 8192])).expect("a disk that can be")),
+        5 => {
+            let released = Arc::new(ReleasedPages::none_of(MEMORY as u64 / 4096));
+            Box::new(BalloonDevice::new(released).expect("an eventfd"))
+        }
         19 => {
             let name = format!("sandboxvm-fuzz-state-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
             let address = SocketAddr::from_abstract_name(name).expect("a short name");

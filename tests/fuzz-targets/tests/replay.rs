@@ -82,6 +82,7 @@ macro_rules! replay {
 }
 
 replay!(
+    balloon_device,
     block_device,
     disk_layers,
     frame_decode,
@@ -108,7 +109,7 @@ fn every_target_is_replayed_and_has_a_program() {
 /// The examples in the corpus are states of today's devices. With UPDATE_GOLDEN=1 they are written anew.
 #[test]
 fn examples_of_device_states_are_of_today() {
-    for (kind, name) in [(2, "block"), (4, "rng"), (19, "vsock")] {
+    for (kind, name) in [(2, "block"), (4, "rng"), (5, "balloon"), (19, "vsock")] {
         let path = format!("{}/../../fuzz/corpus/state_file/device-{name}", env!("CARGO_MANIFEST_DIR"));
         let example = state_file_example(kind);
         if env::var_os("UPDATE_GOLDEN").is_some() {

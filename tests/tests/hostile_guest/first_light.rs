@@ -72,7 +72,7 @@ fn every_device_there_is_is_attacked() {
         image.script.expect(Width::Word, window.0 + register::DEVICE_ID, device.kind.into());
     }
     let after = FIRST_WINDOW + devices::all().len() as u64 * WINDOW_SIZE;
-    image.script.push(Instruction::Read { width: Width::Word, address: after });
+    image.script.push(Instruction::Read { width: Width::Word, address: after }).end();
     let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
     // A device that this suite does not know would answer there.
     assert_eq!(ending.typed(), &ExitReason::UnknownMmio { address: after, write: false, size: 4 });
