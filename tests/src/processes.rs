@@ -85,6 +85,14 @@ pub fn descriptors(pid: u32) -> Vec<String> {
     targets
 }
 
+/// True while the process has a file of this directory open, under whatever name, or none.
+#[must_use]
+pub fn writes_in(pid: u32, directory: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.any(|target| target.parent() == Some(directory))
+}
+
 /// Threads of a process.
 #[must_use]
 pub fn threads(pid: u32) -> usize {

@@ -15,6 +15,7 @@ use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
     library::{Library, run},
     memory::Sampler,
+    processes,
 };
 use std::{
     collections::BTreeMap,
@@ -182,15 +183,21 @@ fn interrupted(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let target = local.join("file").to_str().unwrap().to_owned();
     let big = "demo:/usr/bin/python3.11";
     let running = cp(home, &["-L", big, &target]).spawn();
-    assert!(eventually(SOON, || (temporaries(&local) == 1).then_some(())).is_some(), "it is not being written");
+    assert!(
+        eventually(SOON, || processes::writes_in(running.pid(), &local).then_some(())).is_some(),
+        "it is not being written"
+    );
     running.signal(Signal::INT);
     let _ = running.finish().exits(130);
     assert_eq!((temporaries(&local), fs::read(local.join("file")).unwrap()), (0, b"old".to_vec()));
     let running = cp(home, &["-L", big, &target]).spawn();
-    assert!(eventually(SOON, || (temporaries(&local) == 1).then_some(())).is_some(), "it is not being written");
+    assert!(
+        eventually(SOON, || processes::writes_in(running.pid(), &local).then_some(())).is_some(),
+        "it is not being written"
+    );
     running.signal(Signal::KILL);
     assert_eq!(running.finish().signal(), Some(9));
-    assert_eq!(fs::read(local.join("file")).unwrap(), b"old");
+    assert_eq!((temporaries(&local), fs::read(local.join("file")).unwrap()), (0, b"old".to_vec()));
 }
 
 /// A guest that wants more than it is given.

@@ -109,13 +109,6 @@ fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
     home.assert_nothing_left();
 }
 
-/// A file that a process has open in a directory, under whatever name, or none.
-fn writes_in(pid: u32, directory: &Path) -> bool {
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let mut targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
-    targets.any(|target| target.parent() == Some(directory))
-}
-
 /// Bytes that a process has asked the kernel for.
 fn bytes_read(pid: u32) -> u64 {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
@@ -142,7 +135,7 @@ fn a_copy_that_is_killed_leaves_nothing_half_and_nothing_beside() {
         // Out of the sandbox, once the file that is to take the old one's place is being written.
         let mut copy = home.cli(&out).spawn();
         let pid = copy.pid();
-        let begun = eventually(SOON, || (writes_in(pid, &place) || copy.has_ended()).then_some(()));
+        let begun = eventually(SOON, || (processes::writes_in(pid, &place) || copy.has_ended()).then_some(()));
         assert!(begun.is_some() && !copy.has_ended(), "{signal:?}: too quick to be killed: {:?}", copy.finish());
         copy.signal(signal);
         let _ = copy.finish();
