@@ -307,6 +307,8 @@ impl EventLoop {
                             Forked::Parent(reply) => self.reply(id, reply),
                         }
                     } else if let Some(reply) = self.carry_out(id, &request, fds) {
+                        // Whoever has the answer finds the status file saying the same.
+                        self.tell_phase();
                         self.reply(id, reply);
                     }
                 }
