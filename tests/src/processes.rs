@@ -93,6 +93,14 @@ pub fn writes_in(pid: u32, directory: &Path) -> bool {
     targets.any(|target| target.parent() == Some(directory))
 }
 
+/// The processes that were started by a process, whichever of its threads did it.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
 /// Threads of a process.
 #[must_use]
 pub fn threads(pid: u32) -> usize {

@@ -97,8 +97,7 @@ fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
     // A guardian that was killed itself takes nothing along.
     let mut terminal = home.cli_on_terminal(&exec, 24, 80);
     terminal.expect("up");
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", terminal.pid())).expect("it lives");
-    let guardian = children.trim().parse().expect("one child");
+    let [guardian] = processes::children(terminal.pid())[..] else { panic!("it has one child") };
     processes::kill(guardian);
     terminal.keys("\x04");
     assert_eq!(terminal.wait().code(), Some(0));

@@ -78,12 +78,6 @@ fn layers(sandbox: &Sandbox<'_>) -> usize {
     names(&sandbox.directory()).iter().filter(|name| numbered(name)).count()
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
-}
-
 /// A sandbox that has one thing after another done to it.
 struct Scene<'h> {
     home: &'h Home,
@@ -144,7 +138,7 @@ impl<'h> Scene<'h> {
         let staging = self.home.path().join("staging");
         let staged = || names(&staging).into_iter().map(|name| staging.join(name));
         match kill.moment {
-            Staged if kill.operation == Restore => !children(cli).is_empty(),
+            Staged if kill.operation == Restore => !processes::children(cli).is_empty(),
             Staged => staged().next().is_some(),
             State => staged().any(|path| path.join("state").exists()),
             Memory => staged().any(|path| fs::metadata(path.join("memory.new")).is_ok_and(|file| file.len() > 0)),
@@ -172,7 +166,7 @@ impl<'h> Scene<'h> {
             Cli if run.has_ended() => {}
             Cli => run.signal(Signal::KILL),
             // There is none yet, or none any more, at a moment that is only a time.
-            Vmm if kill.operation == Restore => children(run.pid()).into_iter().for_each(processes::kill),
+            Vmm if kill.operation == Restore => processes::children(run.pid()).into_iter().for_each(processes::kill),
             Vmm => processes::kill(vmm),
         }
         Some(run.finish().code())

@@ -6,6 +6,7 @@ use crate::{
     execution,
     scene::Scene,
 };
+use sandboxvm_tests::processes;
 use serde::Serialize;
 use std::{fs, time::Duration};
 
@@ -113,10 +114,7 @@ fn proportional_kib(idle: &Idle) -> u64 {
     let mut total = 0;
     while let Some(pid) = waiting.pop() {
         total += of_process(pid).unwrap_or(0);
-        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            waiting.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
-        }
+        waiting.extend(processes::children(pid));
     }
     total
 }
