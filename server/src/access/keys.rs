@@ -1,0 +1,305 @@
+//! API keys: made once, shown once, kept as hashes in `keys.json` beside the server's other files. A key's ID stays when
+//! its secret is rotated, and is what sandboxes belong to.
+
+use super::tokens::random;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+use subtle::ConstantTimeEq;
+
+/// Far more keys than one machine has users.
+const MAX_FILE: u64 = 8 << 20;
+
+/// Why keys cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or written.
+    #[error("cannot read or write the keys in {}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what was written.
+    #[error("{} is damaged: {source}; restore it from a copy, or remove it to begin without keys", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// There is none of that ID.
+    #[error("no key has the ID {0:?}; `sandboxvm key ls` lists them")]
+    Unknown(String),
+}
+
+/// Identifies a key, and whoever uses it, for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct KeyId(pub(crate) String);
+
+/// What a key may do besides being valid. Absent: as the server's configuration says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyLimits {
+    /// Sandboxes at a time, paused ones included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandboxes: Option<u32>,
+    /// Requests to the control plane in a second, over ten seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u32>,
+    /// Only looking, nothing that makes, changes or ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Templates it may make sandboxes from; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub templates: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct StoredKey {
+    id: KeyId,
+    name: String,
+    /// SHA-256 of the key: it has 160 bits of entropy, so no slow hash is needed.
+    sha256: String,
+    /// Its last characters, for people.
+    hint: String,
+    created_at: u64,
+    limits: KeyLimits,
+}
+
+/// A key as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShownKey {
+    /// Its ID.
+    pub id: String,
+    /// What it was called.
+    pub name: String,
+    /// `e2b_...` and its last four characters.
+    pub hint: String,
+    /// Unix time in seconds.
+    pub created_at: u64,
+    /// What it may do.
+    pub limits: KeyLimits,
+}
+
+/// A key just made; the only time its secret is there.
+#[derive(Clone)]
+pub struct NewKey {
+    /// Its ID.
+    pub id: String,
+    /// `e2b_` and 40 hexadecimal digits.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A key that was presented and is valid.
+#[derive(Debug, Clone)]
+pub(crate) struct Key {
+    pub(crate) id: KeyId,
+    pub(crate) limits: KeyLimits,
+}
+
+/// The keys of one server. The file is read again when it has changed, so a running server sees what `sandboxvm key` did.
+#[derive(Debug)]
+pub struct KeyStore {
+    path: PathBuf,
+    read: Mutex<(Option<FileStamp>, Vec<StoredKey>)>,
+}
+
+type FileStamp = (u64, u64, SystemTime);
+
+impl KeyStore {
+    /// The keys at `path`; there need not be any.
+    ///
+    /// # Errors
+    /// Every [`KeyError`] of reading.
+    pub fn open(path: &Path) -> Result<Self, KeyError> {
+        let store = Self { path: path.to_owned(), read: Mutex::default() };
+        store.current()?;
+        Ok(store)
+    }
+
+    /// The path of a home's keys.
+    #[must_use]
+    pub fn path_in(home: &Path) -> PathBuf {
+        home.join("server/keys.json")
+    }
+
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// Every [`KeyError`].
+    pub fn create(&self, name: &str, limits: KeyLimits) -> Result<NewKey, KeyError> {
+        let id = hex::encode(random::<6>().map_err(|source| self.io(source))?);
+        let secret = self.secret()?;
+        self.change(|keys| {
+            keys.push(stored(KeyId(id.clone()), name.to_owned(), &secret, limits));
+            Ok(())
+        })?;
+        Ok(NewKey { id, secret })
+    }
+
+    /// Gives a key another secret; the old one is refused from now on, and everything it made stays its.
+    ///
+    /// # Errors
+    /// Every [`KeyError`].
+    pub fn rotate(&self, id: &str) -> Result<NewKey, KeyError> {
+        let secret = self.secret()?;
+        self.change(|keys| {
+            let unknown = || KeyError::Unknown(id.to_owned());
+            let key = keys.iter_mut().find(|key| key.id.0 == id).ok_or_else(unknown)?;
+            *key = stored(key.id.clone(), key.name.clone(), &secret, key.limits.clone());
+            Ok(())
+        })?;
+        Ok(NewKey { id: id.to_owned(), secret })
+    }
+
+    /// Forgets a key. Its sandboxes live as long as they were to.
+    ///
+    /// # Errors
+    /// Every [`KeyError`].
+    pub fn remove(&self, id: &str) -> Result<(), KeyError> {
+        self.change(|keys| {
+            let before = keys.len();
+            keys.retain(|key| key.id.0 != id);
+            if keys.len() == before { Err(KeyError::Unknown(id.to_owned())) } else { Ok(()) }
+        })
+    }
+
+    /// All keys, oldest first.
+    ///
+    /// # Errors
+    /// Every [`KeyError`] of reading.
+    pub fn list(&self) -> Result<Vec<ShownKey>, KeyError> {
+        let shown = |key: StoredKey| ShownKey {
+            id: key.id.0,
+            name: key.name,
+            hint: format!("e2b_...{}", key.hint),
+            created_at: key.created_at,
+            limits: key.limits,
+        };
+        Ok(self.current()?.into_iter().map(shown).collect())
+    }
+
+    /// The key with this secret. Every stored hash is compared, in the same time whatever they have in common.
+    pub(crate) fn check(&self, secret: &[u8]) -> Result<Option<Key>, KeyError> {
+        let hash = hex::encode(Sha256::digest(secret));
+        let mut found = None;
+        for key in self.current()? {
+            if bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())) {
+                found = Some(Key { id: key.id, limits: key.limits });
+            }
+        }
+        Ok(found)
+    }
+
+    fn secret(&self) -> Result<String, KeyError> {
+        Ok(format!("e2b_{}", hex::encode(random::<20>().map_err(|source| self.io(source))?)))
+    }
+
+    fn io(&self, source: io::Error) -> KeyError {
+        KeyError::Io { path: self.path.clone(), source }
+    }
+
+    fn stamp(&self) -> Result<Option<FileStamp>, KeyError> {
+        use std::os::unix::fs::MetadataExt;
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => {
+                let modified = metadata.modified().map_err(|source| self.io(source))?;
+                Ok(Some((metadata.ino(), metadata.len(), modified)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.io(error)),
+        }
+    }
+
+    fn current(&self) -> Result<Vec<StoredKey>, KeyError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = self.stamp()?;
+        if read.0 != stamp {
+            let keys = match stamp {
+                None => Vec::new(),
+                Some((_, length, _)) if length > MAX_FILE => return Err(self.io(io::ErrorKind::FileTooLarge.into())),
+                Some(_) => {
+                    let bytes = fs::read(&self.path).map_err(|source| self.io(source))?;
+                    serde_json::from_slice(&bytes)
+                        .map_err(|source| KeyError::Damaged { path: self.path.clone(), source })?
+                }
+            };
+            *read = (stamp, keys);
+        }
+        Ok(read.1.clone())
+    }
+
+    /// Changes the file, alone among all who do, in one step.
+    fn change(&self, change: impl FnOnce(&mut Vec<StoredKey>) -> Result<(), KeyError>) -> Result<(), KeyError> {
+        let failed = |source| self.io(source);
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(directory).map_err(failed)?;
+        let lock = fs::File::create(directory.join("keys.lock")).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let mut keys = self.current()?;
+        change(&mut keys)?;
+        // Made with mode 0600.
+        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+        let bytes = serde_json::to_vec_pretty(&keys).map_err(|error| failed(error.into()))?;
+        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        file.persist(&self.path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+}
+
+fn stored(id: KeyId, name: String, secret: &str, limits: KeyLimits) -> StoredKey {
+    let created_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let hint = secret[secret.len() - 4..].to_owned();
+    StoredKey { id, name, sha256: hex::encode(Sha256::digest(secret)), hint, created_at, limits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_good_until_it_is_rotated_or_removed_and_its_secret_is_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = KeyStore::path_in(dir.path());
+        let (store, other) = (KeyStore::open(&path).unwrap(), KeyStore::open(&path).unwrap());
+        assert!(store.check(b"").unwrap().is_none());
+        let key = store.create("one", KeyLimits { sandboxes: Some(3), ..KeyLimits::default() }).unwrap();
+        assert!(key.secret.starts_with("e2b_") && key.secret.len() == 44);
+        // Another that has the file open sees it.
+        let found = other.check(key.secret.as_bytes()).unwrap().unwrap();
+        assert_eq!((found.id.0.as_str(), found.limits.sandboxes), (key.id.as_str(), Some(3)));
+        assert!(!fs::read_to_string(&path).unwrap().contains(&key.secret[4..]));
+        assert!(!format!("{key:?}").contains(&key.secret[4..]));
+
+        let again = store.rotate(&key.id).unwrap();
+        assert!(other.check(key.secret.as_bytes()).unwrap().is_none());
+        assert_eq!(other.check(again.secret.as_bytes()).unwrap().unwrap().id.0, key.id);
+        store.remove(&key.id).unwrap();
+        assert!(other.check(again.secret.as_bytes()).unwrap().is_none());
+        assert!(matches!(store.remove(&key.id), Err(KeyError::Unknown(_))));
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_not_no_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.json");
+        fs::write(&path, "[{]").unwrap();
+        assert!(matches!(KeyStore::open(&path), Err(KeyError::Damaged { .. })));
+    }
+}

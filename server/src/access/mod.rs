@@ -1,0 +1,17 @@
+//! Who may do what: API keys for the control plane, tokens for single sandboxes. Nothing here is ever logged.
+
+pub(crate) mod keys;
+pub(crate) mod rate;
+pub(crate) mod tokens;
+
+use keys::KeyStore;
+use rate::RateLimits;
+use tokens::Tokens;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Access {
+    pub(crate) keys: KeyStore,
+    pub(crate) tokens: Tokens,
+    pub(crate) rates: RateLimits,
+}

@@ -1,0 +1,118 @@
+//! Tokens of single sandboxes, derived from one secret of the server: nothing of them is stored, and those of one
+//! sandbox say nothing of another's.
+
+use hmac::{Hmac, Mac};
+use sandboxvm_protocol::identity::SandboxId;
+use sha2::Sha256;
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+use subtle::ConstantTimeEq;
+
+const SECRET_BYTES: usize = 32;
+
+/// Why there are no tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The secret cannot be read or made.
+    #[error("cannot read or make the server's secret {}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no secret.
+    #[error("{} is not a secret of {SECRET_BYTES} bytes; remove it to have another made (all tokens change)", .0.display())]
+    Damaged(PathBuf),
+}
+
+/// What a token opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Commands and files (`X-Access-Token`).
+    Envd,
+    /// The sandbox's own ports (`E2b-Traffic-Access-Token`).
+    Traffic,
+}
+
+/// See the module.
+pub(crate) struct Tokens {
+    secret: [u8; SECRET_BYTES],
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Tokens {
+    /// With the secret at `path`, made there first where it is missing.
+    pub(crate) fn open(path: &Path) -> Result<Self, TokenError> {
+        let failed = |source| TokenError::Io { path: path.to_owned(), source };
+        match fs::read(path) {
+            Ok(bytes) => {
+                let secret = bytes.try_into().map_err(|_| TokenError::Damaged(path.to_owned()))?;
+                Ok(Self { secret })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let secret = random().map_err(failed)?;
+                let mut file =
+                    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+                file.write_all(&secret).and_then(|()| file.sync_all()).map_err(failed)?;
+                Ok(Self { secret })
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The token of a sandbox, as hexadecimal text.
+    pub(crate) fn of(&self, scope: Scope, id: &SandboxId) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
+        mac.update(match scope {
+            Scope::Envd => b"envd:",
+            Scope::Traffic => b"traffic:",
+        });
+        mac.update(id.as_str().as_bytes());
+        hex::encode(&mac.finalize().into_bytes()[..24])
+    }
+
+    /// True when `token` is that sandbox's; takes the same time for any token of the same length.
+    pub(crate) fn opens(&self, scope: Scope, id: &SandboxId, token: &[u8]) -> bool {
+        self.of(scope, id).as_bytes().ct_eq(token).into()
+    }
+}
+
+/// Bytes of the kernel's.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_opens_its_sandbox_and_scope_alone_and_outlives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let id = |text: &str| SandboxId::try_from(text.to_owned()).unwrap();
+        let token = Tokens::open(&path).unwrap().of(Scope::Envd, &id("abcdefgh"));
+        let tokens = Tokens::open(&path).unwrap();
+        assert!(tokens.opens(Scope::Envd, &id("abcdefgh"), token.as_bytes()));
+        assert!(!tokens.opens(Scope::Traffic, &id("abcdefgh"), token.as_bytes()));
+        assert!(!tokens.opens(Scope::Envd, &id("abcdefgi"), token.as_bytes()));
+        assert!(!tokens.opens(Scope::Envd, &id("abcdefgh"), b""));
+        fs::write(&path, b"short").unwrap();
+        assert!(matches!(Tokens::open(&path), Err(TokenError::Damaged(_))));
+    }
+}

@@ -1,0 +1,26 @@
+//! What every request handler is given.
+
+use crate::{access::Access, config::Config, registry::Registry, room::Room};
+use std::sync::Arc;
+
+/// Shared by all requests.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) access: Access,
+    pub(crate) registry: Registry,
+    pub(crate) room: Room,
+}
+
+/// How handlers get it.
+pub(crate) type SharedApp = Arc<App>;
+
+/// The envd version that clients are told; it switches their features on, so it is that of what is served here.
+pub(crate) const ENVD_VERSION: &str = "0.5.7";
+
+impl App {
+    /// Every pool has at least one machine.
+    pub(crate) fn pools_are_warm(&self) -> bool {
+        self.registry.templates.values().all(|template| template.config.pool == 0 || template.armed() > 0)
+    }
+}

@@ -1,0 +1,153 @@
+//! What a server is configured with. Read from a TOML file, the environment and flags by the program that runs it.
+
+use sandboxvm_images::template::DiskSize;
+use sandboxvm_manager::{SandboxSpec, StartFrom};
+use sandboxvm_protocol::{
+    identity::SandboxName,
+    machine::{MIB, MemorySize, VcpuCount},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// A server's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the control plane listens.
+    pub api: SocketAddr,
+    /// Where the sandboxes' own requests are taken.
+    pub sandboxes: SocketAddr,
+    /// Base domain of `{port}-{id}.{domain}`, told to clients. Without one they use the address they were given.
+    pub domain: Option<String>,
+    /// Certificate chain and private key, PEM; both listeners then speak TLS alone.
+    pub tls: Option<TlsFiles>,
+    /// What sandboxes can be made from, besides snapshots. Without any: `base`.
+    pub templates: BTreeMap<String, TemplateConfig>,
+    /// Sandboxes of one key at a time, paused ones included, unless the key has its own number.
+    pub sandboxes_per_key: u32,
+    /// Requests of one key to the control plane in a second, unless the key has its own number.
+    pub requests_per_second: u32,
+    /// Requests that are worked on at a time; more are answered with 429 and Retry-After.
+    pub concurrent_requests: usize,
+    /// Sandboxes that are being made at a time; more wait, in order.
+    pub concurrent_starts: usize,
+    /// Connections at a time on each listener.
+    pub connections: usize,
+    /// Longest time a sandbox can be given, in seconds.
+    pub longest_timeout: u64,
+    /// How long requests in flight may take after the server was told to end, in seconds.
+    pub shutdown_grace: u64,
+}
+
+/// PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The certificate and those that vouch for it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What the sandboxes of a template are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TemplateConfig {
+    /// vCPUs.
+    pub cpus: u32,
+    /// Guest memory in MiB.
+    pub memory: u64,
+    /// Writable disk in MiB.
+    pub disk: u64,
+    /// A named snapshot they go on from; vCPUs, memory and disk are then those of the snapshot.
+    pub snapshot: Option<String>,
+    /// Machines held ready, restored and waiting for their first instruction.
+    pub pool: usize,
+    /// Whose commands and files these are unless a request says otherwise.
+    pub user: String,
+}
+
+/// A template that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("template {template}: {problem}")]
+pub struct TemplateConfigError {
+    template: String,
+    problem: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            api: SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)),
+            sandboxes: SocketAddr::from((Ipv4Addr::LOCALHOST, 3002)),
+            domain: None,
+            tls: None,
+            templates: BTreeMap::from([("base".to_owned(), TemplateConfig::default())]),
+            sandboxes_per_key: 100,
+            requests_per_second: 50,
+            concurrent_requests: 1024,
+            concurrent_starts: 4,
+            connections: 4096,
+            longest_timeout: 24 * 3600,
+            shutdown_grace: 10,
+        }
+    }
+}
+
+impl Default for TemplateConfig {
+    fn default() -> Self {
+        Self { cpus: 1, memory: 256, disk: 2048, snapshot: None, pool: 0, user: "user".to_owned() }
+    }
+}
+
+impl TemplateConfig {
+    /// The machine it asks for.
+    ///
+    /// # Errors
+    /// When no machine can be like that.
+    pub(crate) fn spec(&self, template: &str) -> Result<SandboxSpec, TemplateConfigError> {
+        let wrong = |problem: String| TemplateConfigError { template: template.to_owned(), problem };
+        let bytes = |mib: u64| mib.checked_mul(MIB).unwrap_or(u64::MAX);
+        let start_from = match &self.snapshot {
+            None => StartFrom::Ready,
+            Some(name) => {
+                StartFrom::Snapshot(SandboxName::try_from(name.clone()).map_err(|error| wrong(error.to_string()))?)
+            }
+        };
+        Ok(SandboxSpec {
+            vcpus: VcpuCount::try_from(self.cpus).map_err(|error| wrong(error.to_string()))?,
+            memory: MemorySize::try_from(bytes(self.memory)).map_err(|error| wrong(error.to_string()))?,
+            disk: DiskSize::try_from(bytes(self.disk)).map_err(|error| wrong(error.to_string()))?,
+            start_from,
+            boot_timeout: BOOT_TIMEOUT,
+            ..SandboxSpec::default()
+        })
+    }
+}
+
+/// The first machine of a kind boots, where the guest's kernel may be interpreted.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_machine_can_be_is_refused_by_name() {
+        TemplateConfig::default().spec("base").unwrap();
+        for wrong in [
+            TemplateConfig { cpus: 0, ..TemplateConfig::default() },
+            TemplateConfig { memory: 1, ..TemplateConfig::default() },
+            TemplateConfig { memory: u64::MAX, ..TemplateConfig::default() },
+            TemplateConfig { snapshot: Some("../x".into()), ..TemplateConfig::default() },
+        ] {
+            let message = wrong.spec("mine").unwrap_err().to_string();
+            assert!(message.starts_with("template mine: "), "{message}");
+        }
+    }
+}

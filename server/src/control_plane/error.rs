@@ -1,0 +1,90 @@
+//! Errors in the shape that E2B's clients turn into their own exceptions: `{code, message}` and a status that says which.
+
+use crate::registry::error::RegistryError;
+use axum::{
+    Json,
+    extract::rejection::{JsonRejection, QueryRejection},
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use std::time::Duration;
+
+/// An answer that is none.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), retry_after: None }
+    }
+
+    /// Too much now; clients wait so long and come again.
+    pub(crate) fn later(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self { status: StatusCode::TOO_MANY_REQUESTS, message: message.into(), retry_after: Some(retry_after) }
+    }
+
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// What E2B has and this server has not.
+    pub(crate) fn unsupported(what: &str) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not supported by sandboxvm; see docs/e2b.md"))
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Json(json!({ "code": self.status.as_u16(), "message": self.message }));
+        let mut response = (self.status, body).into_response();
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        let status = match &error {
+            RegistryError::Unknown(_) | RegistryError::UnknownTemplate(_) => StatusCode::NOT_FOUND,
+            RegistryError::Paused(_) | RegistryError::AlreadyPaused(_) => StatusCode::CONFLICT,
+            RegistryError::ForbiddenTemplate(_) => StatusCode::FORBIDDEN,
+            RegistryError::Invalid(_) => StatusCode::BAD_REQUEST,
+            RegistryError::Quota(_) => {
+                return Self::later(error.to_string(), Duration::from_secs(5));
+            }
+            RegistryError::Full(_) => {
+                return Self {
+                    status: StatusCode::SERVICE_UNAVAILABLE,
+                    message: error.to_string(),
+                    retry_after: Some(Duration::from_secs(5)),
+                };
+            }
+            RegistryError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(%error, "a request failed");
+        }
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}

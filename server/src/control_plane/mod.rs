@@ -1,0 +1,72 @@
+//! The control plane: E2B's REST API over the registry. Handlers read requests, ask the registry, and put what it says in
+//! E2B's words; they decide nothing.
+
+mod admission;
+mod error;
+mod lifetime;
+mod logs;
+mod metrics;
+mod sandboxes;
+mod snapshots;
+mod templates;
+mod views;
+
+use crate::app::{App, SharedApp};
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::StatusCode,
+    middleware,
+    routing::{delete, get, post, put},
+};
+use error::ApiError;
+
+/// A request's body: metadata and environment, at most.
+const MAX_BODY: usize = 1 << 20;
+
+/// All of it.
+pub(crate) fn router(app: SharedApp) -> Router {
+    let api: Router<SharedApp> = Router::new()
+        .route("/sandboxes", post(sandboxes::create_v1).get(sandboxes::list_v1))
+        .route("/v2/sandboxes", post(sandboxes::create).get(sandboxes::list))
+        .route("/sandboxes/metrics", get(metrics::of_many))
+        .route("/sandboxes/{id}", get(sandboxes::info).delete(sandboxes::kill))
+        .route("/sandboxes/{id}/connect", post(lifetime::connect))
+        .route("/v2/sandboxes/{id}/connect", post(lifetime::connect))
+        .route("/sandboxes/{id}/resume", post(lifetime::resume))
+        .route("/sandboxes/{id}/pause", post(lifetime::pause))
+        .route("/sandboxes/{id}/timeout", post(lifetime::set_timeout))
+        .route("/sandboxes/{id}/refreshes", post(lifetime::refresh))
+        .route("/sandboxes/{id}/network", put(lifetime::set_network))
+        .route("/sandboxes/{id}/fork", post(lifetime::fork))
+        .route("/sandboxes/{id}/snapshots", post(snapshots::create))
+        .route("/sandboxes/{id}/metrics", get(metrics::of_one))
+        .route("/sandboxes/{id}/logs", get(logs::v1))
+        .route("/v2/sandboxes/{id}/logs", get(logs::v2))
+        .route("/snapshots", get(snapshots::list))
+        .route("/templates", get(templates::list))
+        .route("/v2/templates", get(templates::list))
+        .route("/templates/aliases/{alias}", get(templates::alias))
+        .route("/templates/{id}", delete(snapshots::remove))
+        .fallback(|| async {
+            ApiError::new(StatusCode::NOT_IMPLEMENTED, "this server has no such call; docs/e2b.md lists what it has")
+        })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this call is made with another method")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), admission::admit));
+    Router::new()
+        .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/readiness", get(ready))
+        .merge(api)
+        .with_state(app)
+}
+
+/// Ready when new sandboxes would not have to wait for pools that are still empty.
+async fn ready(axum::extract::State(app): axum::extract::State<SharedApp>) -> Result<StatusCode, ApiError> {
+    match App::pools_are_warm(&app) {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "pools are being filled")),
+    }
+}

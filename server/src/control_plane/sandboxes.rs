@@ -1,0 +1,285 @@
+//! Making, finding, listing and killing sandboxes.
+
+use super::{
+    error::ApiError,
+    views::{self, Created, Detail, Listed},
+};
+use crate::{
+    access::keys::Key,
+    app::{App, SharedApp},
+    registry::{NewSandbox, entry::Entry, record::OnTimeout},
+};
+use axum::{
+    Extension, Json,
+    extract::{
+        Path, Query, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
+    http::{HeaderMap, HeaderValue, StatusCode},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// What a sandbox has unless its client says otherwise, in seconds.
+const DEFAULT_TIMEOUT: u64 = 300;
+/// As E2B's API has it.
+const MAX_PAGE: usize = 100;
+/// Of all keys and values of a sandbox's metadata.
+const MAX_METADATA: usize = 64 << 10;
+
+/// Body of create. What E2B knows and is not here is refused where it would change what the sandbox may do.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CreateBody {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    timeout: Option<u64>,
+    #[serde(default)]
+    auto_pause: bool,
+    auto_pause_memory: Option<bool>,
+    auto_resume: Option<AutoResume>,
+    secure: Option<bool>,
+    #[serde(alias = "allow_internet_access")]
+    allow_internet_access: Option<bool>,
+    network: Option<Network>,
+    metadata: Option<BTreeMap<String, String>>,
+    env_vars: Option<BTreeMap<String, String>>,
+    mcp: Option<Value>,
+    iam: Option<Value>,
+    volume_mounts: Option<Vec<Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AutoResume {
+    enabled: bool,
+}
+
+/// What a client says of the network, of which a sandbox has none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Network {
+    allow_public_traffic: Option<bool>,
+    allow_out: Option<Vec<Value>>,
+    egress_proxy: Option<Value>,
+    mask_request_host: Option<String>,
+    https_ports: Option<Vec<Value>>,
+    rules: Option<BTreeMap<String, Value>>,
+}
+
+impl Network {
+    /// Refuses what would need a network, or change how ports are reached. Denying is kept anyway.
+    pub(super) fn check(&self) -> Result<(), ApiError> {
+        let asks = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        if asks(&self.allow_out) || self.egress_proxy.is_some() || self.rules.as_ref().is_some_and(|r| !r.is_empty()) {
+            return Err(ApiError::unsupported(
+                "egress: sandboxes have no network, so network.allowOut, rules or egressProxy",
+            ));
+        }
+        if self.mask_request_host.is_some() || asks(&self.https_ports) {
+            return Err(ApiError::unsupported("network.maskRequestHost or httpsPorts"));
+        }
+        Ok(())
+    }
+}
+
+/// `POST /v2/sandboxes`: always with a token.
+pub(super) async fn create(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    body: Result<Json<CreateBody>, JsonRejection>,
+) -> Result<(StatusCode, Json<Created>), ApiError> {
+    make(&app, &key, body?.0, true).await
+}
+
+/// `POST /sandboxes`: with a token where the client says `secure`.
+pub(super) async fn create_v1(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    body: Result<Json<CreateBody>, JsonRejection>,
+) -> Result<(StatusCode, Json<Created>), ApiError> {
+    make(&app, &key, body?.0, false).await
+}
+
+async fn make(
+    app: &SharedApp,
+    key: &Key,
+    body: CreateBody,
+    secure: bool,
+) -> Result<(StatusCode, Json<Created>), ApiError> {
+    if body.mcp.as_ref().is_some_and(|mcp| !mcp.is_null()) {
+        return Err(ApiError::unsupported("the mcp option of sandboxes"));
+    }
+    if body.iam.as_ref().is_some_and(|iam| !iam.is_null()) {
+        return Err(ApiError::unsupported("iam"));
+    }
+    if body.volume_mounts.is_some_and(|volumes| !volumes.is_empty()) {
+        return Err(ApiError::unsupported("volumeMounts"));
+    }
+    if body.auto_pause && body.auto_pause_memory == Some(false) {
+        return Err(ApiError::unsupported("a pause without memory (autoPauseMemory: false)"));
+    }
+    let network = body.network.unwrap_or_default();
+    network.check()?;
+    let metadata = body.metadata.unwrap_or_default();
+    if metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_METADATA {
+        return Err(ApiError::bad(format!("metadata may have {MAX_METADATA} bytes")));
+    }
+    let wanted = NewSandbox {
+        template: body.template_id,
+        timeout: timeout(app, body.timeout.unwrap_or(DEFAULT_TIMEOUT))?,
+        on_timeout: if body.auto_pause { OnTimeout::Pause } else { OnTimeout::Kill },
+        auto_resume: body.auto_resume.is_some_and(|auto| auto.enabled),
+        metadata,
+        env: body.env_vars.unwrap_or_default().into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        secure: secure || body.secure == Some(true),
+        public_traffic: network.allow_public_traffic.unwrap_or(true),
+        allow_internet_access: body.allow_internet_access,
+    };
+    // In a task of its own: a client that goes away must not leave half a sandbox, nor one that it never heard of.
+    let (task_app, task_key) = (Arc::clone(app), key.clone());
+    let entry = unbroken(async move { task_app.registry.create(&task_key, wanted).await }).await??;
+    Ok((StatusCode::CREATED, Json(views::created(app, &entry))))
+}
+
+/// Runs `work` to its end whatever becomes of the request.
+pub(super) async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
+    let ended = tokio::spawn(work).await;
+    ended.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the request did not end: {error}")))
+}
+
+/// Seconds as a client states them.
+pub(super) fn timeout(app: &App, seconds: u64) -> Result<Duration, ApiError> {
+    let longest = app.config.longest_timeout;
+    if seconds > longest {
+        return Err(ApiError::bad(format!(
+            "timeout: {seconds} s is longer than the {longest} s that a sandbox can have"
+        )));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// `GET /sandboxes/{id}`.
+pub(super) async fn info(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    Path(id): Path<String>,
+) -> Result<Json<Detail>, ApiError> {
+    let entry = app.registry.find(&key.id, &id)?;
+    let detail = views::detail(&app, &entry)?;
+    detail.map(Json).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("sandbox {id} was not found")))
+}
+
+/// `DELETE /sandboxes/{id}`.
+pub(super) async fn kill(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let entry = app.registry.find(&key.id, &id)?;
+    unbroken(async move { app.registry.kill(&entry).await }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a list may be narrowed to.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ListQuery {
+    /// `running,paused`.
+    state: Option<String>,
+    /// `key=value&key=value`, itself encoded as a query.
+    metadata: Option<String>,
+    template: Option<String>,
+    order: Option<String>,
+    started_after: Option<String>,
+    limit: Option<usize>,
+    next_token: Option<String>,
+}
+
+/// `GET /v2/sandboxes`, a page at a time.
+pub(super) async fn list(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<(HeaderMap, Json<Vec<Listed>>), ApiError> {
+    let Query(query) = query?;
+    let mut found = matching(&app, &key, &query)?;
+    if query.order.as_deref() == Some("asc") {
+        found.reverse();
+    }
+    page(&app, found, query.limit, query.next_token.as_deref())
+}
+
+/// `GET /sandboxes`: all that run.
+pub(super) async fn list_v1(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Vec<Listed>>, ApiError> {
+    let query = ListQuery { metadata: query?.0.metadata, state: Some("running".into()), ..ListQuery::default() };
+    let found = matching(&app, &key, &query)?;
+    Ok(Json(found.iter().filter_map(|entry| views::listed(&app, entry).transpose()).collect::<Result<_, _>>()?))
+}
+
+/// Newest first.
+fn matching(app: &App, key: &Key, query: &ListQuery) -> Result<Vec<Arc<Entry>>, ApiError> {
+    let states: Option<Vec<&str>> = query.state.as_deref().map(|states| states.split(',').collect());
+    if let Some(unknown) = states.iter().flatten().find(|state| !matches!(**state, "running" | "paused")) {
+        return Err(ApiError::bad(format!("state: {unknown:?} is neither running nor paused")));
+    }
+    let wanted: BTreeMap<String, String> = match &query.metadata {
+        None => BTreeMap::new(),
+        Some(text) => serde_urlencoded::from_str(text)
+            .map_err(|error| ApiError::bad(format!("metadata: not key=value&...: {error}")))?,
+    };
+    let after = match &query.started_after {
+        None => SystemTime::UNIX_EPOCH,
+        Some(text) => {
+            let at: jiff::Timestamp =
+                text.parse().map_err(|_| ApiError::bad("startedAfter: not a time of RFC 3339"))?;
+            SystemTime::from(at)
+        }
+    };
+    let matches = |entry: &Arc<Entry>| {
+        let record = entry.record();
+        states.as_ref().is_none_or(|states| states.contains(&views::state(&record)))
+            && wanted.iter().all(|(key, value)| record.metadata.get(key) == Some(value))
+            && query.template.as_ref().is_none_or(|template| record.template.0 == *template)
+            && record.started_at >= after
+    };
+    Ok(app.registry.list(&key.id).into_iter().filter(matches).collect())
+}
+
+/// The page behind `token`, which is the ID of the last sandbox of the page before.
+fn page(
+    app: &App,
+    found: Vec<Arc<Entry>>,
+    limit: Option<usize>,
+    token: Option<&str>,
+) -> Result<(HeaderMap, Json<Vec<Listed>>), ApiError> {
+    let limit = limit.unwrap_or(MAX_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(ApiError::bad(format!("limit: 1 to {MAX_PAGE}")));
+    }
+    let start = match token {
+        None => 0,
+        Some(last) => match found.iter().position(|entry| entry.id.as_str() == last) {
+            Some(at) => at + 1,
+            None => return Err(ApiError::bad("nextToken: not one of this list any more; begin anew")),
+        },
+    };
+    let shown = &found[start.min(found.len())..];
+    let (shown, more) = (&shown[..limit.min(shown.len())], shown.len() > limit);
+    let mut headers = HeaderMap::new();
+    if let (true, Some(last)) = (more, shown.last())
+        && let Ok(value) = HeaderValue::from_str(last.id.as_str())
+    {
+        headers.insert("x-next-token", value);
+    }
+    let rows = shown.iter().filter_map(|entry| views::listed(app, entry).transpose()).collect::<Result<_, _>>()?;
+    Ok((headers, Json(rows)))
+}

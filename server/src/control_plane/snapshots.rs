@@ -1,0 +1,120 @@
+//! Snapshots, which clients use as templates.
+
+use super::{error::ApiError, sandboxes::unbroken};
+use crate::{access::keys::Key, app::SharedApp, registry::templates::SnapshotRecord};
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{Path, Query, State, rejection::QueryRejection},
+    http::{HeaderMap, HeaderValue, StatusCode},
+};
+use serde::{Deserialize, Serialize};
+
+const MAX_PAGE: usize = 100;
+const MAX_NAME: usize = 128;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SnapshotBody {
+    name: Option<String>,
+    memory: Option<bool>,
+}
+
+/// A snapshot as clients read it.
+#[derive(Debug, Serialize)]
+pub(super) struct Shown {
+    #[serde(rename = "snapshotID")]
+    snapshot_id: String,
+    names: Vec<String>,
+}
+
+fn shown(snapshot: &SnapshotRecord) -> Shown {
+    Shown { snapshot_id: snapshot.id.as_str().to_owned(), names: snapshot.names.clone() }
+}
+
+/// `POST /sandboxes/{id}/snapshots`.
+pub(super) async fn create(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Shown>), ApiError> {
+    let body: SnapshotBody = match body.is_empty() {
+        true => SnapshotBody::default(),
+        false => serde_json::from_slice(&body).map_err(|error| ApiError::bad(format!("the body: {error}")))?,
+    };
+    if body.memory == Some(false) {
+        return Err(ApiError::unsupported("a snapshot without memory"));
+    }
+    if let Some(name) = &body.name {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:".contains(&byte);
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(fits) {
+            return Err(ApiError::bad(format!("name: 1 to {MAX_NAME} of a-z, A-Z, 0-9 and -_./:")));
+        }
+        if app.registry.templates.contains_key(name.as_str()) {
+            return Err(ApiError::bad(format!("name: {name:?} is a template of this server; choose another")));
+        }
+    }
+    let entry = app.registry.find(&key.id, &id)?;
+    let made = unbroken(async move { app.registry.snapshot(&entry, body.name).await }).await??;
+    Ok((StatusCode::CREATED, Json(shown(&made))))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ListQuery {
+    name: Option<String>,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: Option<String>,
+    limit: Option<usize>,
+    next_token: Option<String>,
+}
+
+/// `GET /snapshots`, a page at a time, newest first.
+pub(super) async fn list(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<(HeaderMap, Json<Vec<Shown>>), ApiError> {
+    let Query(query) = query?;
+    let limit = query.limit.unwrap_or(MAX_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(ApiError::bad(format!("limit: 1 to {MAX_PAGE}")));
+    }
+    let wanted = |snapshot: &SnapshotRecord| {
+        query.name.as_ref().is_none_or(|name| snapshot.names.contains(name))
+            && query.sandbox_id.as_ref().is_none_or(|id| snapshot.sandbox.as_str() == id)
+    };
+    let found: Vec<SnapshotRecord> = app.registry.snapshots(&key.id)?.into_iter().filter(wanted).collect();
+    let start = match &query.next_token {
+        None => 0,
+        Some(last) => match found.iter().position(|snapshot| snapshot.id.as_str() == last) {
+            Some(at) => at + 1,
+            None => return Err(ApiError::bad("nextToken: not one of this list any more; begin anew")),
+        },
+    };
+    let rest = &found[start..];
+    let page = &rest[..limit.min(rest.len())];
+    let mut headers = HeaderMap::new();
+    if let (true, Some(last)) = (rest.len() > limit, page.last())
+        && let Ok(value) = HeaderValue::from_str(last.id.as_str())
+    {
+        headers.insert("x-next-token", value);
+    }
+    Ok((headers, Json(page.iter().map(shown).collect())))
+}
+
+/// `DELETE /templates/{id}`: a snapshot of the key's. Configured templates are the operator's.
+pub(super) async fn remove(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    if app.registry.remove_snapshot(&key, &id)? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    if app.registry.templates.contains_key(&id) {
+        return Err(ApiError::new(StatusCode::FORBIDDEN, format!("template {id} is of the server's configuration")));
+    }
+    Err(ApiError::new(StatusCode::NOT_FOUND, format!("template {id} was not found")))
+}

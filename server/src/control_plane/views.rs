@@ -1,0 +1,147 @@
+//! Sandboxes as E2B's clients read them.
+
+use crate::{
+    access::tokens::Scope,
+    app::{App, ENVD_VERSION},
+    registry::{
+        entry::Entry,
+        error::RegistryError,
+        record::{OnTimeout, Record},
+    },
+};
+use sandboxvm_manager::{FindError, SandboxRecord};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, time::SystemTime};
+
+const MIB: u64 = 1 << 20;
+/// E2B's name for the machine a sandbox is on; there is one.
+const CLIENT_ID: &str = "sandboxvm";
+
+/// What create, connect and fork answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Created {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    envd_version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envd_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traffic_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+}
+
+pub(super) fn created(app: &App, entry: &Entry) -> Created {
+    let record = entry.record();
+    let token = |scope, wanted: bool| wanted.then(|| app.access.tokens.of(scope, &entry.id));
+    Created {
+        template_id: record.template.0.clone(),
+        sandbox_id: entry.id.to_string(),
+        client_id: CLIENT_ID,
+        envd_version: ENVD_VERSION,
+        envd_access_token: token(Scope::Envd, record.secure),
+        traffic_access_token: token(Scope::Traffic, !record.public_traffic),
+        domain: app.config.domain.clone(),
+    }
+}
+
+/// One row of a list.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Listed {
+    #[serde(rename = "templateID")]
+    template_id: String,
+    #[serde(rename = "sandboxID")]
+    sandbox_id: String,
+    #[serde(rename = "clientID")]
+    client_id: &'static str,
+    alias: String,
+    started_at: String,
+    end_at: String,
+    cpu_count: u32,
+    #[serde(rename = "memoryMB")]
+    memory_mb: u64,
+    #[serde(rename = "diskSizeMB")]
+    disk_size_mb: u64,
+    envd_version: &'static str,
+    metadata: BTreeMap<String, String>,
+    state: &'static str,
+}
+
+/// Everything of one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Detail {
+    #[serde(flatten)]
+    listed: Listed,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envd_access_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+    allow_internet_access: Option<bool>,
+    network: Value,
+    lifecycle: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_mode: Option<&'static str>,
+}
+
+/// Nothing when it is gone meanwhile.
+pub(super) fn listed(app: &App, entry: &Entry) -> Result<Option<Listed>, RegistryError> {
+    let machine = match app.registry.manager.find(entry.id.as_str()) {
+        Ok(sandbox) => sandbox.record().clone(),
+        Err(FindError::Unknown(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(row(entry, &entry.record(), &machine)))
+}
+
+fn row(entry: &Entry, record: &Record, machine: &SandboxRecord) -> Listed {
+    Listed {
+        template_id: record.template.0.clone(),
+        sandbox_id: entry.id.to_string(),
+        client_id: CLIENT_ID,
+        alias: record.template.0.clone(),
+        started_at: time(record.started_at),
+        end_at: time(record.end_at),
+        cpu_count: u32::from(machine.vcpus),
+        memory_mb: machine.memory_bytes.mib(),
+        disk_size_mb: machine.disk_bytes / MIB,
+        envd_version: ENVD_VERSION,
+        metadata: record.metadata.clone(),
+        state: state(record),
+    }
+}
+
+/// Nothing when it is gone meanwhile.
+pub(super) fn detail(app: &App, entry: &Entry) -> Result<Option<Detail>, RegistryError> {
+    let record = entry.record();
+    let Some(listed) = listed(app, entry)? else { return Ok(None) };
+    let on_timeout = match record.on_timeout {
+        OnTimeout::Kill => "kill",
+        OnTimeout::Pause => "pause",
+    };
+    Ok(Some(Detail {
+        listed,
+        envd_access_token: record.secure.then(|| app.access.tokens.of(Scope::Envd, &entry.id)),
+        domain: app.config.domain.clone(),
+        allow_internet_access: record.allow_internet_access,
+        network: json!({ "allowPublicTraffic": record.public_traffic }),
+        lifecycle: json!({ "autoResume": record.auto_resume, "onTimeout": on_timeout }),
+        pause_mode: record.is_paused().then_some("full"),
+    }))
+}
+
+pub(super) fn state(record: &Record) -> &'static str {
+    if record.is_paused() { "paused" } else { "running" }
+}
+
+/// RFC 3339, to the millisecond.
+pub(super) fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}

@@ -1,0 +1,100 @@
+//! Why something was not done to a sandbox; `control_plane` gives each its HTTP status.
+
+use super::store::StoreError;
+use sandboxvm_manager::{
+    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RemoveError, ResetError, SnapshotError,
+};
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegistryError {
+    /// There is no such sandbox, or it is not the caller's.
+    #[error("sandbox {0} was not found")]
+    Unknown(String),
+    /// It rests, and nothing was said of waking it.
+    #[error("sandbox {0} is paused; connect to it to resume it")]
+    Paused(String),
+    /// It was to be paused.
+    #[error("sandbox {0} is already paused")]
+    AlreadyPaused(String),
+    /// No template or snapshot of the caller's is called that.
+    #[error("template {0:?} was not found; GET /templates lists them")]
+    UnknownTemplate(String),
+    /// The key may not use it.
+    #[error("this API key may not use template {0:?}")]
+    ForbiddenTemplate(String),
+    /// The key has as many as it may have.
+    #[error("this API key has {0} sandboxes, which is as many as it may have; kill one first")]
+    Quota(u32),
+    /// The request asks for what cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// The server is ending.
+    #[error("the server is shutting down; try again in a moment")]
+    ShuttingDown,
+    /// The host cannot take it now.
+    #[error("{0}")]
+    Full(String),
+    /// No machine.
+    #[error("the sandbox could not be made: {0}")]
+    Create(Box<CreateError>),
+    /// No copies.
+    #[error("the sandbox could not be forked: {0}")]
+    Fork(Box<ForkError>),
+    /// No snapshot.
+    #[error("no snapshot was made: {0}")]
+    Snapshot(#[from] SnapshotError),
+    /// It did not come back.
+    #[error("the sandbox could not be resumed: {0}")]
+    Resume(Box<ResetError>),
+    /// Its VMM does not do as it is told.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// It does not end.
+    #[error(transparent)]
+    End(#[from] EndError),
+    /// It cannot be removed.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
+    /// Its files cannot be read.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Its files cannot be read.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Its record cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system gave no randomness.
+    #[error("cannot make a name: {0}")]
+    Entropy(std::io::Error),
+}
+
+impl From<CreateError> for RegistryError {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Admission(refused) => Self::Full(refused.to_string()),
+            CreateError::Environment { .. } => Self::Invalid(error.to_string()),
+            error => Self::Create(Box::new(error)),
+        }
+    }
+}
+
+impl From<ForkError> for RegistryError {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::Admission(refused) => Self::Full(refused.to_string()),
+            ForkError::Count(_) => Self::Invalid(error.to_string()),
+            error => Self::Fork(Box::new(error)),
+        }
+    }
+}
+
+impl From<ResetError> for RegistryError {
+    fn from(error: ResetError) -> Self {
+        match error {
+            ResetError::Admission(refused) => Self::Full(refused.to_string()),
+            error => Self::Resume(Box::new(error)),
+        }
+    }
+}

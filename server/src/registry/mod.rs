@@ -1,0 +1,269 @@
+//! The sandboxes of this server: the only place that makes, pauses, resumes, copies and ends them.
+//!
+//! ```text
+//! create ──> intent on disk ──> manager ──> record on disk ──> entry ──> client is answered
+//! expiry ──> kill, or pause: snapshot, record on disk, VMM ended          (life)
+//! restart ─> records read, each held against what runs                    (recovery)
+//! ```
+//! The record on disk is what counts: whatever a kill -9 interrupts, the next start makes the world like the records.
+
+pub(crate) mod entry;
+pub(crate) mod error;
+mod life;
+pub(crate) mod record;
+mod recovery;
+pub(crate) mod samples;
+mod snapshots;
+mod store;
+pub(crate) mod templates;
+
+use crate::{
+    access::{
+        keys::{Key, KeyId},
+        tokens::random,
+    },
+    config::{Config, TemplateConfigError},
+};
+use entry::{Entry, Reached};
+use error::RegistryError;
+use record::{FORMAT, OnTimeout, Phase, Record, TemplateId};
+use sandboxvm_images::bundle::Bundle;
+use sandboxvm_manager::{FindError, Manager, PoolRequest, SandboxSpec, StartFrom};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+use store::Store;
+pub(crate) use store::StoreError;
+use templates::{SnapshotRecord, Source, Template};
+use tokio::sync::{Notify, Semaphore};
+
+/// What a client wants a new sandbox to be.
+#[derive(Debug, Clone)]
+pub(crate) struct NewSandbox {
+    pub(crate) template: String,
+    pub(crate) timeout: Duration,
+    pub(crate) on_timeout: OnTimeout,
+    pub(crate) auto_resume: bool,
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) env: Vec<String>,
+    pub(crate) secure: bool,
+    pub(crate) public_traffic: bool,
+    pub(crate) allow_internet_access: Option<bool>,
+}
+
+/// A sandbox that is about to be; removed by the next start of a server that was killed meanwhile.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Intent {
+    format: u32,
+    /// The name it gets.
+    name: SandboxName,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) manager: Manager,
+    pub(crate) bundle: Bundle,
+    pub(crate) templates: BTreeMap<String, Template>,
+    records: Store<Record>,
+    snapshots: Store<SnapshotRecord>,
+    intents: Store<Intent>,
+    entries: RwLock<HashMap<SandboxId, Arc<Entry>>>,
+    /// Somebody's time is another than it was.
+    time_changed: Notify,
+    starts: Semaphore,
+    sandboxes_per_key: u32,
+}
+
+/// Why a registry was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Template(#[from] TemplateConfigError),
+}
+
+impl Registry {
+    /// The registry in the manager's home, as its last server left it: call [`Self::recover`] next.
+    pub(crate) fn open(config: &Config, manager: Manager, bundle: Bundle) -> Result<Self, OpenError> {
+        let directory = manager.root().join("server");
+        Ok(Self {
+            records: Store::open(directory.join("sandboxes"))?,
+            snapshots: Store::open(directory.join("snapshots"))?,
+            intents: Store::open(directory.join("intents"))?,
+            templates: templates::configured(config, &manager, &bundle)?,
+            entries: RwLock::default(),
+            time_changed: Notify::new(),
+            starts: Semaphore::new(config.concurrent_starts.max(1)),
+            sandboxes_per_key: config.sandboxes_per_key,
+            manager,
+            bundle,
+        })
+    }
+
+    /// Makes a sandbox and answers when its agent listens and it knows who it is.
+    pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
+        let snapshots = self.snapshots.all()?;
+        let source = templates::find(&self.templates, snapshots, key, &wanted.template)?;
+        self.check_quota(key, 1)?;
+        let _permit = self.starts.acquire().await.map_err(|_| RegistryError::ShuttingDown)?;
+        let name = new_name("e2b")?;
+        self.intents.put(name.as_str(), &Intent { format: FORMAT, name: name.clone() })?;
+        let made = self.make(key, wanted, source, name.clone()).await;
+        self.intents.remove(name.as_str())?;
+        made
+    }
+
+    async fn make(
+        &self,
+        key: &Key,
+        wanted: NewSandbox,
+        source: Source<'_>,
+        name: SandboxName,
+    ) -> Result<Arc<Entry>, RegistryError> {
+        let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
+        let (mut started, template, user) = match source {
+            Source::Template(template) => {
+                let name = wanted.template.strip_suffix(":default").unwrap_or(&wanted.template).to_owned();
+                let started = template.start(&self.manager, &self.bundle, request).await?;
+                (started, TemplateId(name), template.config.user.clone())
+            }
+            Source::Snapshot(snapshot) => {
+                let PoolRequest { name, env, ephemeral } = request;
+                let start_from = StartFrom::Snapshot(snapshot.id.clone());
+                let spec = SandboxSpec { name, env, ephemeral, start_from, ..SandboxSpec::default() };
+                let started = self.manager.start(&self.bundle, &spec).await?;
+                (started, TemplateId(snapshot.id.as_str().to_owned()), snapshot.user)
+            }
+        };
+        if let Err(error) = started.settled().await {
+            // The cause is what the caller needs; what cannot be removed a sweep will name.
+            let _ = started.finish().await;
+            return Err(error.into());
+        }
+        let now = SystemTime::now();
+        let record = Record {
+            format: FORMAT,
+            id: started.sandbox().id().clone(),
+            owner: key.id.clone(),
+            template,
+            started_at: now,
+            end_at: now + wanted.timeout,
+            on_timeout: wanted.on_timeout,
+            auto_resume: wanted.auto_resume,
+            metadata: wanted.metadata,
+            secure: wanted.secure,
+            public_traffic: wanted.public_traffic,
+            allow_internet_access: wanted.allow_internet_access,
+            user,
+            phase: Phase::Running,
+        };
+        self.records.put(record.id.as_str(), &record)?;
+        let _ = started.detach();
+        Ok(self.add(record))
+    }
+
+    /// A key's sandbox, whatever its phase.
+    pub(crate) fn find(&self, owner: &KeyId, id: &str) -> Result<Arc<Entry>, RegistryError> {
+        let unknown = || RegistryError::Unknown(id.to_owned());
+        let id = SandboxId::try_from(id.to_owned()).map_err(|_| unknown())?;
+        self.entry(&id).filter(|entry| entry.record().owner == *owner).ok_or_else(unknown)
+    }
+
+    /// All sandboxes of a key, newest first.
+    pub(crate) fn list(&self, owner: &KeyId) -> Vec<Arc<Entry>> {
+        let mut own: Vec<_> = self.entries().into_iter().filter(|entry| entry.record().owner == *owner).collect();
+        own.sort_by_key(|entry| (std::cmp::Reverse(entry.record().started_at), entry.id.clone()));
+        own
+    }
+
+    /// Every sandbox.
+    pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn entry(&self, id: &SandboxId) -> Option<Arc<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// A sandbox that a request is for, running: a paused one is resumed first where its client asked for that. Whether
+    /// the request may reach it is the caller's to check, before or after.
+    pub(crate) async fn reach(&self, id: &SandboxId) -> Result<Reached, RegistryError> {
+        let unknown = || RegistryError::Unknown(id.to_string());
+        let entry = self.entry(id).ok_or_else(unknown)?;
+        let record = entry.record();
+        if record.is_paused() {
+            if !record.auto_resume {
+                return Err(RegistryError::Paused(id.to_string()));
+            }
+            let lived = record.end_at.duration_since(record.started_at).unwrap_or_default();
+            self.resume(&entry, lived.max(AUTO_RESUMED_FOR)).await?;
+        }
+        let sandbox = match self.manager.find(id.as_str()) {
+            Ok(sandbox) => sandbox,
+            Err(FindError::Unknown(_)) => {
+                self.forget(&entry)?;
+                return Err(unknown());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if !sandbox.state()?.is_live() && !entry.record().is_paused() {
+            // Its VMM ended by itself, or somebody ended it: the machine is no more.
+            self.kill(&entry).await?;
+            return Err(unknown());
+        }
+        Ok(Reached { entry, sandbox })
+    }
+
+    /// The ID of what an alias means to a key, and whether all keys have it.
+    pub(crate) fn alias(&self, key: &Key, alias: &str) -> Result<(String, bool), RegistryError> {
+        match templates::find(&self.templates, self.snapshots.all()?, key, alias)? {
+            Source::Template(_) => Ok((alias.strip_suffix(":default").unwrap_or(alias).to_owned(), true)),
+            Source::Snapshot(snapshot) => Ok((snapshot.id.as_str().to_owned(), false)),
+        }
+    }
+
+    fn check_quota(&self, key: &Key, more: u32) -> Result<(), RegistryError> {
+        let most = key.limits.sandboxes.unwrap_or(self.sandboxes_per_key);
+        let has = u32::try_from(self.list(&key.id).len()).unwrap_or(u32::MAX);
+        if has.saturating_add(more) > most { Err(RegistryError::Quota(has)) } else { Ok(()) }
+    }
+
+    fn add(&self, record: Record) -> Arc<Entry> {
+        let entry = Entry::new(record);
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(entry.id.clone(), Arc::clone(&entry));
+        drop(entries);
+        self.time_changed.notify_one();
+        entry
+    }
+
+    /// Writes it down, then lets it count.
+    fn update(&self, entry: &Entry, record: Record) -> Result<(), RegistryError> {
+        self.records.put(entry.id.as_str(), &record)?;
+        entry.set_record(record);
+        self.time_changed.notify_one();
+        Ok(())
+    }
+
+    fn forget(&self, entry: &Entry) -> Result<(), RegistryError> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);
+        Ok(self.records.remove(entry.id.as_str())?)
+    }
+}
+
+/// What a sandbox that a request woke has at least.
+const AUTO_RESUMED_FOR: Duration = Duration::from_secs(300);
+
+/// A name nobody has.
+fn new_name(prefix: &str) -> Result<SandboxName, RegistryError> {
+    let random = random::<8>().map_err(RegistryError::Entropy)?;
+    SandboxName::try_from(format!("{prefix}-{}", hex::encode(random)))
+        .map_err(|error| RegistryError::Entropy(io::Error::other(error)))
+}

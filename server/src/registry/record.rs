@@ -1,0 +1,118 @@
+//! What is known of a sandbox that this server made, as it is written down before a client is answered.
+
+use crate::access::keys::KeyId;
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::SystemTime};
+
+/// Version of the file's format.
+pub(crate) const FORMAT: u32 = 1;
+
+/// One sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) format: u32,
+    pub(crate) id: SandboxId,
+    /// Whose it is; nobody else is ever told that it exists.
+    pub(crate) owner: KeyId,
+    pub(crate) template: TemplateId,
+    #[serde(with = "unix_ms")]
+    pub(crate) started_at: SystemTime,
+    /// When its time is up.
+    #[serde(with = "unix_ms")]
+    pub(crate) end_at: SystemTime,
+    pub(crate) on_timeout: OnTimeout,
+    /// A request to a paused one resumes it.
+    pub(crate) auto_resume: bool,
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Commands and files want the sandbox's token.
+    pub(crate) secure: bool,
+    /// Its ports answer without a token.
+    pub(crate) public_traffic: bool,
+    /// What the client said of the network; there is none either way.
+    pub(crate) allow_internet_access: Option<bool>,
+    /// Whose commands and files these are unless a request says otherwise.
+    pub(crate) user: String,
+    pub(crate) phase: Phase,
+}
+
+/// What a sandbox was made from, as clients name it: a template's name or a snapshot's ID.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct TemplateId(pub(crate) String);
+
+/// What happens when time is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnTimeout {
+    Kill,
+    Pause,
+}
+
+/// Where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    Running,
+    /// On disk alone: all of it is in this snapshot, and no process or memory of it is left.
+    Paused {
+        snapshot: SandboxName,
+    },
+}
+
+impl Record {
+    pub(crate) fn is_paused(&self) -> bool {
+        matches!(self.phase, Phase::Paused { .. })
+    }
+}
+
+mod unix_ms {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::{Duration, SystemTime};
+
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        serializer.serialize_u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let ms = u64::deserialize(deserializer)?;
+        SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_millis(ms))
+            .ok_or_else(|| serde::de::Error::custom("a time out of range"))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    pub(crate) fn example(id: &str) -> Record {
+        Record {
+            format: FORMAT,
+            id: SandboxId::try_from(id.to_owned()).unwrap(),
+            owner: KeyId("0123456789ab".into()),
+            template: TemplateId("base".into()),
+            started_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+            end_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_300_123),
+            on_timeout: OnTimeout::Kill,
+            auto_resume: false,
+            metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+            secure: true,
+            public_traffic: true,
+            allow_internet_access: None,
+            user: "user".into(),
+            phase: Phase::Running,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let snapshot = SandboxName::try_from("paused-abcdefgh".to_owned()).unwrap();
+        let record = Record { phase: Phase::Paused { snapshot }, ..example("abcdefgh") };
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(text.contains(r#""phase":{"paused":{"snapshot":"paused-abcdefgh"}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+    }
+}

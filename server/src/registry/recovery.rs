@@ -1,0 +1,79 @@
+//! After a start: the records of the server before are held against what runs, and what does not fit is made to.
+
+use super::{
+    Registry,
+    error::RegistryError,
+    life::paused_name,
+    record::{Phase, Record},
+};
+use sandboxvm_manager::{FindError, RemoveError, State};
+
+/// What a start found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    /// Sandboxes that run or rest on disk.
+    pub(crate) found: usize,
+    /// Records of sandboxes that are no more.
+    pub(crate) lost: usize,
+    /// Half-made sandboxes, removed.
+    pub(crate) unfinished: usize,
+}
+
+impl Registry {
+    /// Finds the sandboxes of the server before.
+    pub(crate) async fn recover(&self) -> Result<Recovered, RegistryError> {
+        let mut recovered = Recovered::default();
+        let records = self.records.all()?;
+        for intent in self.intents.all()? {
+            // Made, written down, and the intent not taken back: then it is a sandbox like any other.
+            let made = self.manager.find(intent.name.as_str()).ok().map(|sandbox| sandbox.id().clone());
+            if !records.iter().any(|record| Some(&record.id) == made.as_ref()) {
+                match self.manager.remove(intent.name.as_str(), true).await {
+                    Ok(_) => recovered.unfinished += 1,
+                    Err(RemoveError::Find(FindError::Unknown(_))) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.intents.remove(intent.name.as_str())?;
+        }
+        for record in records {
+            let id = record.id.clone();
+            match self.recover_one(record).await {
+                Ok(true) => recovered.found += 1,
+                Ok(false) => recovered.lost += 1,
+                // One that cannot be dealt with must not keep the others from their users.
+                Err(error) => tracing::error!(sandbox = %id, %error, "not recovered: left as it is"),
+            }
+        }
+        Ok(recovered)
+    }
+
+    async fn recover_one(&self, record: Record) -> Result<bool, RegistryError> {
+        let entry = self.add(record.clone());
+        let state = match self.sandbox(&entry) {
+            Ok(sandbox) => Some((sandbox.state()?, sandbox)),
+            Err(RegistryError::Unknown(_)) => None,
+            Err(error) => return Err(error),
+        };
+        match (state, &record.phase) {
+            // Killed while it was being resumed, or after it was paused and before its VMM ended.
+            (Some((state, sandbox)), Phase::Paused { .. }) => {
+                if state.is_live() {
+                    sandbox.kill().await?;
+                }
+                Ok(true)
+            }
+            // Killed while it was being paused.
+            (Some((State::Paused, sandbox)), Phase::Running) => {
+                sandbox.resume().await?;
+                self.remove_snapshot_of_manager(&paused_name(&entry)?)?;
+                Ok(true)
+            }
+            (Some((state, _)), Phase::Running) if state.is_live() => Ok(true),
+            _ => {
+                self.kill(&entry).await?;
+                Ok(false)
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Small JSON files, each replaced in one step: what a killed server finds again. A file that cannot be read is kept and
+//! named in the log, never taken for absent.
+
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    fs, io,
+    io::Write,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
+
+/// A record is some hundred bytes and the metadata given at create.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why something was not written down or read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {}: {source}", .path.display())]
+pub struct StoreError {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A directory of records of one type, each under a name of `[a-z0-9-]`.
+#[derive(Debug)]
+pub(super) struct Store<T> {
+    directory: PathBuf,
+    of: PhantomData<fn(T) -> T>,
+}
+
+impl<T: Serialize + DeserializeOwned> Store<T> {
+    pub(super) fn open(directory: PathBuf) -> Result<Self, StoreError> {
+        fs::create_dir_all(&directory).map_err(error("make", &directory))?;
+        Ok(Self { directory, of: PhantomData })
+    }
+
+    pub(super) fn put(&self, name: &str, value: &T) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let write = || {
+            // Made with mode 0600.
+            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+            file.write_all(&serde_json::to_vec(value)?)?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(error("write", &path))
+    }
+
+    /// Whether or not it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(failed) if failed.kind() != io::ErrorKind::NotFound => Err(error("remove", &path)(failed)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything that can be read.
+    pub(super) fn all(&self) -> Result<Vec<T>, StoreError> {
+        let entries = fs::read_dir(&self.directory).map_err(error("list", &self.directory))?;
+        let mut all = Vec::new();
+        for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension() == Some("json".as_ref()))
+        {
+            match read(&path) {
+                Ok(value) => all.push(value),
+                Err(reason) => {
+                    tracing::error!(path = %path.display(), %reason, "a record cannot be read: left as it is")
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name).with_extension("json")
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    if fs::symlink_metadata(path)?.len() > MAX_FILE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+fn error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_replaced_listed_and_removed_and_a_damaged_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::<String>::open(dir.path().join("x")).unwrap();
+        store.put("a", &"1".to_owned()).unwrap();
+        store.put("a", &"2".to_owned()).unwrap();
+        fs::write(dir.path().join("x/b.json"), "{").unwrap();
+        assert_eq!(store.all().unwrap(), ["2"]);
+        store.remove("a").unwrap();
+        store.remove("a").unwrap();
+        assert!(store.all().unwrap().is_empty() && dir.path().join("x/b.json").exists());
+    }
+}

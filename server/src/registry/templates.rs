@@ -1,0 +1,106 @@
+//! What sandboxes are made from: the configured templates, each with its pool, and the snapshots that clients made.
+
+use super::{error::RegistryError, record::TemplateId};
+use crate::{
+    access::keys::{Key, KeyId},
+    config::{Config, TemplateConfig, TemplateConfigError},
+};
+use sandboxvm_images::bundle::Bundle;
+use sandboxvm_manager::{CreateError, Manager, Pool, PoolRequest, SandboxSpec, StartedSandbox};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A snapshot that a client made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotRecord {
+    pub(crate) format: u32,
+    /// Its ID, which is also its name among the manager's snapshots.
+    pub(crate) id: SandboxName,
+    pub(crate) owner: KeyId,
+    /// What it is of.
+    pub(crate) sandbox: SandboxId,
+    /// What its owner calls it.
+    pub(crate) names: Vec<String>,
+    /// What its sandbox was made from.
+    pub(crate) template: TemplateId,
+    /// Unix time in milliseconds.
+    pub(crate) created_at: u64,
+    /// Whose commands and files are those of sandboxes made from it.
+    pub(crate) user: String,
+}
+
+/// A configured template.
+#[derive(Debug)]
+pub(crate) struct Template {
+    pub(crate) config: TemplateConfig,
+    pub(super) spec: SandboxSpec,
+    pool: Option<Pool>,
+}
+
+impl Template {
+    /// A machine of this kind; one of the pool's where there is one.
+    pub(super) async fn start(
+        &self,
+        manager: &Manager,
+        bundle: &Bundle,
+        request: PoolRequest,
+    ) -> Result<StartedSandbox, CreateError> {
+        match &self.pool {
+            Some(pool) => pool.take(&request).await,
+            None => {
+                let PoolRequest { name, env, ephemeral } = request;
+                manager.start(bundle, &SandboxSpec { name, env, ephemeral, ..self.spec.clone() }).await
+            }
+        }
+    }
+
+    /// Machines that wait in its pool.
+    pub(crate) fn armed(&self) -> usize {
+        self.pool.as_ref().map_or(0, Pool::armed)
+    }
+}
+
+/// The configured templates, with their pools being filled from now on.
+pub(super) fn configured(
+    config: &Config,
+    manager: &Manager,
+    bundle: &Bundle,
+) -> Result<BTreeMap<String, Template>, TemplateConfigError> {
+    let made = config.templates.iter().map(|(name, config)| {
+        let spec = config.spec(name)?;
+        let pool = (config.pool > 0).then(|| Pool::new(manager.clone(), bundle.clone(), spec.clone(), config.pool));
+        Ok((name.clone(), Template { config: config.clone(), spec, pool }))
+    });
+    made.collect()
+}
+
+/// What a client asked for, found.
+#[derive(Debug)]
+pub(super) enum Source<'t> {
+    Template(&'t Template),
+    Snapshot(SnapshotRecord),
+}
+
+/// Finds what `asked` is: a template's name, the ID or name of one of the key's snapshots, each with or without a tag.
+pub(super) fn find<'t>(
+    templates: &'t BTreeMap<String, Template>,
+    snapshots: Vec<SnapshotRecord>,
+    key: &Key,
+    asked: &str,
+) -> Result<Source<'t>, RegistryError> {
+    let name = asked.strip_suffix(":default").unwrap_or(asked);
+    let mut own: Vec<SnapshotRecord> = snapshots.into_iter().filter(|snapshot| snapshot.owner == key.id).collect();
+    // The last of a name counts.
+    own.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.created_at));
+    let snapshot = own
+        .into_iter()
+        .find(|snapshot| snapshot.id.as_str() == name || snapshot.names.iter().any(|own| own == asked || own == name));
+    let allowed = |template: &str| key.limits.templates.is_empty() || key.limits.templates.contains(template);
+    match (snapshot, templates.get(name)) {
+        (Some(snapshot), _) if allowed(&snapshot.template.0) => Ok(Source::Snapshot(snapshot)),
+        (None, Some(template)) if allowed(name) => Ok(Source::Template(template)),
+        (None, None) => Err(RegistryError::UnknownTemplate(asked.to_owned())),
+        _ => Err(RegistryError::ForbiddenTemplate(asked.to_owned())),
+    }
+}

@@ -1,0 +1,167 @@
+//! A server from its configuration to its end.
+
+use crate::{
+    access::{
+        Access,
+        keys::{KeyError, KeyStore},
+        rate::RateLimits,
+        tokens::{TokenError, Tokens},
+    },
+    app::{App, SharedApp},
+    config::Config,
+    control_plane, listen,
+    registry::{OpenError, Registry, error::RegistryError},
+    room::Room,
+    sandbox_plane,
+};
+use rustix::fs::{FlockOperation, flock};
+use sandboxvm_images::bundle::Bundle;
+use sandboxvm_manager::Manager;
+use std::{
+    fs::{self, DirBuilder, File},
+    future::Future,
+    io,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Why a server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Its files.
+    #[error("cannot prepare {}: {source}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two servers would end each other's sandboxes.
+    #[error("another server uses the home {}; end it first, or set SANDBOXVM_HOME to another", .0.display())]
+    Taken(PathBuf),
+    /// Nobody can listen there.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its configuration, or what the server before left.
+    #[error("{0}")]
+    Open(String),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] listen::TlsError),
+    /// Keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Tokens.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+impl From<OpenError> for ServerError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(error.to_string())
+    }
+}
+
+impl From<RegistryError> for ServerError {
+    fn from(error: RegistryError) -> Self {
+        Self::Open(error.to_string())
+    }
+}
+
+/// A server that listens and has found its sandboxes.
+#[derive(Debug)]
+pub struct Server {
+    app: SharedApp,
+    api: TcpListener,
+    sandboxes: TcpListener,
+    tls: Option<listen::Tls>,
+    _lock: File,
+}
+
+impl Server {
+    /// Takes the home, listens, and finds the sandboxes that the server before had.
+    ///
+    /// # Errors
+    /// Every [`ServerError`].
+    pub async fn open(config: Config, manager: Manager, bundle: Bundle) -> Result<Self, ServerError> {
+        let directory = manager.root().join("server");
+        let failed = |source| ServerError::Io { path: directory.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+        let lock = fs::File::create(directory.join("lock")).map_err(failed)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ServerError::Taken(manager.root().to_owned())),
+            Err(error) => return Err(failed(error.into())),
+        }
+        let tls = config.tls.as_ref().map(listen::Tls::read).transpose()?;
+        let (api, sandboxes) = (bind(config.api).await?, bind(config.sandboxes).await?);
+        let access = Access {
+            keys: KeyStore::open(&KeyStore::path_in(manager.root()))?,
+            tokens: Tokens::open(&directory.join("secret"))?,
+            rates: RateLimits::default(),
+        };
+        let registry = Registry::open(&config, manager, bundle)?;
+        let recovered = registry.recover().await?;
+        tracing::info!(?recovered, "sandboxes of the server before");
+        let app = Arc::new(App { room: Room::of(config.concurrent_requests), config, access, registry });
+        Ok(Self { app, api, sandboxes, tls, _lock: lock })
+    }
+
+    /// Where the control plane listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn api_address(&self) -> io::Result<SocketAddr> {
+        self.api.local_addr()
+    }
+
+    /// Where requests to sandboxes are taken.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn sandboxes_address(&self) -> io::Result<SocketAddr> {
+        self.sandboxes.local_addr()
+    }
+
+    /// Answers until `end`, then lets requests in flight come to theirs, for as long as the configuration says. The
+    /// sandboxes go on.
+    pub async fn run(self, end: impl Future<Output = ()>) {
+        let (ending, connections) = (CancellationToken::new(), TaskTracker::new());
+        let most = self.app.config.connections;
+        let control = control_plane::router(Arc::clone(&self.app));
+        let traffic = sandbox_plane::router(Arc::clone(&self.app));
+        let shared = (self.tls, ending.clone(), connections.clone());
+        let listeners = async {
+            tokio::join!(
+                listen::accept(self.api, control, most, shared.clone()),
+                listen::accept(self.sandboxes, traffic, most, shared.clone()),
+            );
+        };
+        tokio::select! {
+            () = listeners => {}
+            () = self.app.registry.keep_time() => {}
+            () = self.app.registry.keep_samples() => {}
+            () = end => {}
+        }
+        ending.cancel();
+        connections.close();
+        let grace = Duration::from_secs(self.app.config.shutdown_grace);
+        if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+            tracing::warn!(open = connections.len(), "connections are still open: closing them");
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+}
