@@ -22,6 +22,8 @@ pub struct Config {
     pub api: SocketAddr,
     /// Where the sandboxes' own requests are taken.
     pub sandboxes: SocketAddr,
+    /// Where `/metrics` is; nowhere unless given.
+    pub metrics: Option<SocketAddr>,
     /// Base domain of `{port}-{id}.{domain}`, told to clients. Without one they use the address they were given.
     pub domain: Option<String>,
     /// Certificate chain and private key, PEM; both listeners then speak TLS alone.
@@ -85,6 +87,7 @@ impl Default for Config {
         Self {
             api: SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)),
             sandboxes: SocketAddr::from((Ipv4Addr::LOCALHOST, 3002)),
+            metrics: None,
             domain: None,
             tls: None,
             templates: BTreeMap::from([("base".to_owned(), TemplateConfig::default())]),
@@ -112,7 +115,7 @@ impl TemplateConfig {
     /// When no machine can be like that.
     pub(crate) fn spec(&self, template: &str) -> Result<SandboxSpec, TemplateConfigError> {
         let wrong = |problem: String| TemplateConfigError { template: template.to_owned(), problem };
-        let bytes = |mib: u64| mib.checked_mul(MIB).unwrap_or(u64::MAX);
+        let bytes = |mib: u64| mib.saturating_mul(MIB);
         let start_from = match &self.snapshot {
             None => StartFrom::Ready,
             Some(name) => {

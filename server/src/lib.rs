@@ -21,7 +21,8 @@ mod registry;
 mod room;
 mod sandbox_plane;
 mod server;
+mod telemetry;
 
 pub use access::keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey};
-pub use config::{Config, TemplateConfig};
+pub use config::{Config, TemplateConfig, TlsFiles};
 pub use server::{Server, ServerError};

@@ -13,6 +13,17 @@ use crate::{
     registry::{OpenError, Registry, error::RegistryError},
     room::Room,
     sandbox_plane,
+    telemetry::{
+        metrics::{Metrics, Plane},
+        request::observe,
+    },
+};
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    middleware,
+    response::IntoResponse,
+    routing::get,
 };
 use rustix::fs::{FlockOperation, flock};
 use sandboxvm_images::bundle::Bundle;
@@ -84,6 +95,7 @@ pub struct Server {
     app: SharedApp,
     api: TcpListener,
     sandboxes: TcpListener,
+    metrics: Option<TcpListener>,
     tls: Option<listen::Tls>,
     _lock: File,
 }
@@ -105,6 +117,10 @@ impl Server {
         }
         let tls = config.tls.as_ref().map(listen::Tls::read).transpose()?;
         let (api, sandboxes) = (bind(config.api).await?, bind(config.sandboxes).await?);
+        let metrics = match config.metrics {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let access = Access {
             keys: KeyStore::open(&KeyStore::path_in(manager.root()))?,
             tokens: Tokens::open(&directory.join("secret"))?,
@@ -114,7 +130,7 @@ impl Server {
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "sandboxes of the server before");
         let app = Arc::new(App { room: Room::of(config.concurrent_requests), config, access, registry });
-        Ok(Self { app, api, sandboxes, tls, _lock: lock })
+        Ok(Self { app, api, sandboxes, metrics, tls, _lock: lock })
     }
 
     /// Where the control plane listens.
@@ -138,13 +154,23 @@ impl Server {
     pub async fn run(self, end: impl Future<Output = ()>) {
         let (ending, connections) = (CancellationToken::new(), TaskTracker::new());
         let most = self.app.config.connections;
-        let control = control_plane::router(Arc::clone(&self.app));
-        let traffic = sandbox_plane::router(Arc::clone(&self.app));
+        let measured = Arc::new(Metrics::new());
+        let observed = |plane, router: Router| {
+            router.layer(middleware::from_fn_with_state((plane, Arc::clone(&measured)), observe))
+        };
+        let control = observed(Plane::Control, control_plane::router(Arc::clone(&self.app)));
+        let traffic = observed(Plane::Sandbox, sandbox_plane::router(Arc::clone(&self.app)));
+        let scraped = scraped(Arc::clone(&self.app), Arc::clone(&measured));
         let shared = (self.tls, ending.clone(), connections.clone());
         let listeners = async {
             tokio::join!(
                 listen::accept(self.api, control, most, shared.clone()),
                 listen::accept(self.sandboxes, traffic, most, shared.clone()),
+                async {
+                    if let Some(metrics) = self.metrics {
+                        listen::accept(metrics, scraped, most, (None, shared.1.clone(), shared.2.clone())).await;
+                    }
+                },
             );
         };
         tokio::select! {
@@ -160,6 +186,18 @@ impl Server {
             tracing::warn!(open = connections.len(), "connections are still open: closing them");
         }
     }
+}
+
+/// What Prometheus reads.
+fn scraped(app: SharedApp, metrics: Arc<Metrics>) -> Router {
+    let render = move || async move {
+        let kind = (CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+        match metrics.render(&app.registry) {
+            Ok(text) => ([kind], text).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        }
+    };
+    Router::new().route("/metrics", get(render))
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {

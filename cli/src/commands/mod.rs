@@ -12,6 +12,7 @@ mod exec;
 mod fork;
 mod guard_terminal;
 mod inspect;
+mod key;
 mod kill;
 mod logs;
 pub(crate) mod ls;
@@ -23,6 +24,7 @@ mod reset;
 mod resume;
 mod rm;
 mod run;
+mod serve;
 mod snapshot;
 mod stats;
 mod stop;
@@ -58,6 +60,8 @@ pub(crate) enum Command {
     Reset(reset::Reset),
     Rm(rm::Rm),
     Prune(prune::Prune),
+    Serve(serve::Serve),
+    Key(key::Key),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
     #[command(hide = true)]
@@ -95,6 +99,8 @@ impl Command {
             Self::Reset(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
+            Self::Serve(command) => command.run(),
+            Self::Key(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Completion(command) => command.run(),
             Self::Supervise(command) => command.run(),

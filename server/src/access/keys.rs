@@ -2,6 +2,7 @@
 //! its secret is rotated, and is what sandboxes belong to.
 
 use super::tokens::random;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -251,7 +252,7 @@ impl KeyStore {
         let directory = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(directory).map_err(failed)?;
         let lock = fs::File::create(directory.join("keys.lock")).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         let mut keys = self.current()?;
         change(&mut keys)?;
         // Made with mode 0600.

@@ -11,7 +11,10 @@ mod snapshots;
 mod templates;
 mod views;
 
-use crate::app::{App, SharedApp};
+use crate::{
+    app::{App, SharedApp},
+    telemetry::request::name_route,
+};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
@@ -54,6 +57,7 @@ pub(crate) fn router(app: SharedApp) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this call is made with another method")
         })
+        .route_layer(middleware::from_fn(name_route))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(app.clone(), admission::admit));
     Router::new()

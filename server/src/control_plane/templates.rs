@@ -24,7 +24,7 @@ pub(super) async fn list(
     let configured = app.registry.templates.iter().filter(|(name, _)| allowed(name)).map(|(name, template)| {
         let config = &template.config;
         let made = SystemTime::UNIX_EPOCH;
-        row(name, &[name.clone()], (config.cpus, config.memory, config.disk), made, true)
+        row(name, std::slice::from_ref(name), (config.cpus, config.memory, config.disk), made, true)
     });
     let machines = app.registry.manager.snapshots().map_err(RegistryError::from)?;
     let snapshots = app.registry.snapshots(&key.id)?;

@@ -16,7 +16,7 @@ use crate::{
 };
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -30,7 +30,7 @@ pub fn patience() -> Duration {
 pub const MACHINE_MIB: u64 = 128;
 
 /// What is to be done in a sandbox.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
     /// The program of a rogue, which comes on standard input.
     Rogue,
@@ -188,11 +188,16 @@ fn version(program: &str, argument: &str) -> Result<String, String> {
 
 /// Disk blocks below a path, as du has it.
 fn size(path: &Path) -> Result<u64, String> {
+    size_together(&[path.to_owned()])
+}
+
+/// Disk blocks below some paths; a file that is linked at several of them counts once.
+fn size_together(paths: &[PathBuf]) -> Result<u64, String> {
     let mut du = Command::new("du");
-    du.args(["-s", "-B1"]).arg(path);
+    du.args(["-s", "-c", "-B1"]).args(paths);
     let said = execution::run(du, "", Duration::from_secs(120))?;
-    let number = said.out.split_whitespace().next().and_then(|number| number.parse().ok());
-    number.ok_or_else(|| format!("du of {} says nothing", path.display()))
+    let total = said.out.lines().last().and_then(|line| line.split_whitespace().next()?.parse().ok());
+    total.ok_or_else(|| format!("du of {paths:?} says nothing"))
 }
 
 /// How the contenders that use a plain directory get a clean one: the copy is made anew.

@@ -1,12 +1,12 @@
 //! sandboxvm itself: the real command line, in a home in the temporary directory.
 
-use super::{Contender, DAMAGE, Disk, Idle, Job, MACHINE_MIB, MonitorSurface, size};
+use super::{Contender, DAMAGE, Disk, Idle, Job, MACHINE_MIB, MonitorSurface, size_together};
 use crate::{execution, guard::Guard, scene::Scene};
 use sandboxvm_tests::home::Home;
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
@@ -19,6 +19,8 @@ const FILTER: &str = include_str!("../../../../../vmm/src/confine/syscalls.rs");
 pub struct Sandboxvm {
     home: Option<Home>,
     memory: String,
+    /// What tells a root that may be destroyed from any other.
+    token: String,
 }
 
 impl Sandboxvm {
@@ -66,13 +68,14 @@ impl Contender for Sandboxvm {
         )
     }
 
-    fn prepare(&mut self, _: &Scene, _: &Guard) -> Result<(), String> {
+    fn prepare(&mut self, scene: &Scene, _: &Guard) -> Result<(), String> {
         fs::File::options()
             .read(true)
             .write(true)
             .open("/dev/kvm")
             .map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
         self.memory = format!("{MACHINE_MIB}M");
+        self.token.clone_from(&scene.token);
         self.home = Some(Home::with_kvm().ok_or("SANDBOXVM_NO_KVM=1 is set")?);
         // The first sandbox of a kind boots, and leaves the snapshot that all others begin with.
         self.ask(&["run", "-m", &self.memory, "--", "true"]).map(drop)
@@ -80,6 +83,10 @@ impl Contender for Sandboxvm {
 
     fn command(&mut self, job: Job, _: &str) -> Result<Command, String> {
         let mut command = self.cli(&["run", "-m", &self.memory, "-i", "--"]);
+        if job == Job::Rogue {
+            // Its root is no copy that was made here, but as good as one: it is this sandbox's alone and ends with it.
+            command.args(["sh", "-c", "printf %s \"$0\" > /.compare-copy; exec \"$@\"", &self.token]);
+        }
         command.args(job.command());
         Ok(command)
     }
@@ -129,21 +136,15 @@ impl Contender for Sandboxvm {
 
     fn disk(&mut self) -> Result<Disk, String> {
         let bundle = &self.home().artefacts().bundle;
-        let part = |name: &str| size(&fs::canonicalize(bundle.join(name)).unwrap_or_else(|_| bundle.join(name)));
-        let mut once = 0;
-        for name in ["sandboxvm-vmm", "vmlinux", "base.erofs", "agent.erofs"] {
-            once += part(name)?;
-        }
-        for name in ["templates", "ready", "contents"] {
-            once += size(&self.home().path().join(name))?;
-        }
+        let part = |name: &str| fs::canonicalize(bundle.join(name)).unwrap_or_else(|_| bundle.join(name));
+        let mut paths: Vec<PathBuf> = ["sandboxvm-vmm", "vmlinux", "base.erofs", "agent.erofs"].map(part).into();
+        paths.extend(["templates", "ready", "contents"].map(|name| self.home().path().join(name)));
+        // Snapshots and sandboxes have links to the image, not copies.
+        let once = size_together(&paths)?;
         let id = self.create()?;
-        let each = size(&sandbox_directory(&self.home().path(), &id));
+        paths.push(self.home().path().join("sandboxes").join(&id));
+        let with_one = size_together(&paths);
         self.ask(&["rm", "-f", &id])?;
-        Ok(Disk { once, each: each? })
+        Ok(Disk { once, each: with_one?.saturating_sub(once) })
     }
-}
-
-fn sandbox_directory(home: &Path, id: &str) -> std::path::PathBuf {
-    home.join("sandboxes").join(id)
 }

@@ -1,0 +1,84 @@
+//! `key`: who may use the server of `serve`.
+
+use crate::{environment, failure::Failure, json, stdio, table};
+use clap::{Args, Subcommand};
+use sandboxvm_server::{KeyLimits, KeyStore};
+use std::time::{Duration, SystemTime};
+
+/// API keys of the server
+#[derive(Debug, Args)]
+pub(crate) struct Key {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a key and print it; it is shown this once
+    Create(Create),
+    /// List keys
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a key another secret and print it; the old one is refused from now on
+    Rotate {
+        /// ID of the key
+        id: String,
+    },
+    /// Remove a key; its sandboxes live as long as they were to
+    Rm {
+        /// ID of the key
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// What to call it
+    name: String,
+    /// Sandboxes it may have at a time
+    #[arg(long, value_name = "N")]
+    sandboxes: Option<u32>,
+    /// Requests it may make in a second, over ten seconds
+    #[arg(long, value_name = "N")]
+    requests_per_second: Option<u32>,
+    /// It may look, and make, change or end nothing
+    #[arg(long)]
+    read_only: bool,
+    /// Template it may use; all unless given
+    #[arg(long = "template", value_name = "TEMPLATE")]
+    templates: Vec<String>,
+}
+
+impl Key {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let keys = KeyStore::open(&KeyStore::path_in(&environment::home()?))?;
+        match self.action {
+            Action::Create(create) => {
+                let limits = KeyLimits {
+                    sandboxes: create.sandboxes,
+                    requests_per_second: create.requests_per_second,
+                    read_only: create.read_only,
+                    templates: create.templates.into_iter().collect(),
+                };
+                stdio::print(&format!("{}\n", keys.create(&create.name, limits)?.secret))?;
+            }
+            Action::Ls { json: true } => stdio::print(&json::pretty(&keys.list()?)?)?,
+            Action::Ls { json: false } => {
+                let now = SystemTime::now();
+                let rows = keys.list()?.into_iter().map(|key| {
+                    let made = SystemTime::UNIX_EPOCH + Duration::from_secs(key.created_at);
+                    let may = if key.limits.read_only { "look" } else { "all" };
+                    let age = super::ls::age(now.duration_since(made).unwrap_or_default());
+                    [key.id, key.name, key.hint, may.to_owned(), age]
+                });
+                stdio::print(&table::render(["ID", "NAME", "KEY", "MAY", "CREATED"], rows))?;
+            }
+            Action::Rotate { id } => stdio::print(&format!("{}\n", keys.rotate(&id)?.secret))?,
+            Action::Rm { id } => keys.remove(&id)?,
+        }
+        Ok(0)
+    }
+}

@@ -1,0 +1,144 @@
+//! `serve`: the server that E2B's clients talk to.
+
+use crate::{environment, failure::Failure, stdio};
+use clap::{Args, ValueEnum};
+use sandboxvm_server::{Config, KeyLimits, KeyStore, Server, TlsFiles};
+use std::{fs, io, net::SocketAddr, path::PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Largest configuration file.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Answer E2B's API on this machine, for its own clients
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Configuration (TOML); what flags and variables say counts before it
+    #[arg(long, value_name = "FILE", env = "SANDBOXVM_SERVE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the control plane listens [default: 127.0.0.1:3000]
+    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_API")]
+    api: Option<SocketAddr>,
+    /// Where requests to sandboxes are taken [default: 127.0.0.1:3002]
+    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_SANDBOXES")]
+    sandboxes: Option<SocketAddr>,
+    /// Where /metrics is for Prometheus; nowhere unless given
+    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_METRICS")]
+    metrics: Option<SocketAddr>,
+    /// Base domain of PORT-ID.DOMAIN, which must lead to the sandboxes' address
+    #[arg(long, value_name = "DOMAIN", env = "SANDBOXVM_SERVE_DOMAIN")]
+    domain: Option<String>,
+    /// Keep so many machines of a template ready
+    #[arg(long, value_name = "TEMPLATE=N", value_parser = pool)]
+    pool: Vec<(String, usize)>,
+    /// Certificate chain (PEM): both addresses speak TLS alone
+    #[arg(long, value_name = "FILE", requires = "tls_key", env = "SANDBOXVM_SERVE_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// How the log on stderr is written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
+    log: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn pool(text: &str) -> Result<(String, usize), String> {
+    let parsed = text.split_once('=').and_then(|(name, count)| Some((name.to_owned(), count.parse().ok()?)));
+    parsed.filter(|(_, count)| *count <= 1000).ok_or_else(|| "TEMPLATE=N, N from 0 to 1000, as base=4".to_owned())
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        log_to_stderr(self.log);
+        let config = self.configuration()?;
+        let manager = environment::manager()?;
+        let keys = KeyStore::open(&KeyStore::path_in(manager.root()))?;
+        let bundle = environment::bundle(None, None);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(format_args!("cannot set up the event loop: {error}")))?;
+        runtime.block_on(async {
+            let mut ends = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            let server = Server::open(config, manager, bundle).await?;
+            let mut text = format!(
+                "export E2B_API_URL={scheme}://{}\nexport E2B_SANDBOX_URL={scheme}://{}\n",
+                server.api_address()?,
+                server.sandboxes_address()?
+            );
+            if keys.list()?.is_empty() {
+                text += &format!("export E2B_API_KEY={}\n", keys.create("first", KeyLimits::default())?.secret);
+            } else {
+                eprintln!("sandboxvm: keys are there already; `sandboxvm key create NAME` makes another");
+            }
+            stdio::print(&text)?;
+            sd_notify::notify(false, &[sd_notify::NotifyState::Ready])?;
+            let told_to_end = async {
+                tokio::select! {
+                    _ = ends.0.recv() => {}
+                    _ = ends.1.recv() => {}
+                }
+                let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+            };
+            server.run(told_to_end).await;
+            Ok(0)
+        })
+    }
+
+    fn configuration(&self) -> Result<Config, Failure> {
+        let mut config = match &self.config {
+            None => Config::default(),
+            Some(path) => {
+                let failed = |error: &dyn std::fmt::Display| {
+                    Failure::new(format_args!("cannot use the configuration {}: {error}", path.display()))
+                };
+                if fs::metadata(path).map_err(|error| failed(&error))?.len() > MAX_CONFIG {
+                    return Err(failed(&io::Error::from(io::ErrorKind::FileTooLarge)));
+                }
+                let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+                toml::from_str(&text).map_err(|error| failed(&error))?
+            }
+        };
+        config.api = self.api.unwrap_or(config.api);
+        config.sandboxes = self.sandboxes.unwrap_or(config.sandboxes);
+        config.metrics = self.metrics.or(config.metrics);
+        config.domain = self.domain.clone().or(config.domain);
+        if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });
+        }
+        for (name, count) in &self.pool {
+            let unknown = || Failure::new(format_args!("--pool {name}={count}: no template is called {name:?}"));
+            config.templates.get_mut(name).ok_or_else(unknown)?.pool = *count;
+        }
+        Ok(config)
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SANDBOXVM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_are_read_and_nonsense_is_refused() {
+        assert_eq!(pool("base=4"), Ok(("base".to_owned(), 4)));
+        for wrong in ["base", "base=", "base=-1", "base=1001", "=x"] {
+            pool(wrong).unwrap_err();
+        }
+    }
+}

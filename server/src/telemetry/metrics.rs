@@ -1,0 +1,126 @@
+//! What Prometheus scrapes, on a listener of its own: it says how busy the server is, which is nobody's but its operator's.
+
+use crate::registry::Registry;
+use axum::http::StatusCode;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry as Register,
+};
+use std::{fmt, time::Duration};
+
+/// Which listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Plane {
+    Control,
+    Sandbox,
+}
+
+impl Plane {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Sandbox => "sandbox",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    plane: Plane,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    plane: Plane,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTemplate {
+    template: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
+/// See the module.
+pub(crate) struct Metrics {
+    register: Register,
+    answered: Family<Answered, Counter>,
+    took: Family<Of, Histogram, fn() -> Histogram>,
+    in_flight: Family<Of, Gauge>,
+    sandboxes: Family<InState, Gauge>,
+    armed: Family<OfTemplate, Gauge>,
+}
+
+/// From a millisecond to two minutes.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 18))
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// A request that is worked on; ends when dropped.
+pub(super) struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut register = Register::with_prefix("sandboxvm");
+        let answered = Family::default();
+        register.register("requests", "Requests answered", answered.clone());
+        let took = Family::new_with_constructor(seconds as fn() -> Histogram);
+        register.register("request_seconds", "From a request's headers to its answer's", took.clone());
+        let in_flight = Family::default();
+        register.register("requests_in_flight", "Requests whose answer has not begun", in_flight.clone());
+        let sandboxes = Family::default();
+        register.register("sandboxes", "Sandboxes of this server", sandboxes.clone());
+        let armed = Family::default();
+        register.register("pool_armed", "Machines that wait in a template's pool", armed.clone());
+        Self { register, answered, took, in_flight, sandboxes, armed }
+    }
+
+    pub(super) fn begin(&self, plane: Plane) -> InFlight {
+        let gauge = self.in_flight.get_or_create(&Of { plane }).clone();
+        gauge.inc();
+        InFlight(gauge)
+    }
+
+    pub(super) fn ended(&self, plane: Plane, status: StatusCode, took: Duration) {
+        self.answered.get_or_create(&Answered { plane, status: status.as_u16() }).inc();
+        self.took.get_or_create(&Of { plane }).observe(took.as_secs_f64());
+    }
+
+    /// All of it, in the text format of OpenMetrics.
+    pub(crate) fn render(&self, registry: &Registry) -> Result<String, fmt::Error> {
+        let count =
+            |paused: bool| registry.entries().iter().filter(|entry| entry.record().is_paused() == paused).count();
+        for (state, paused) in [("running", false), ("paused", true)] {
+            self.sandboxes.get_or_create(&InState { state }).set(i64::try_from(count(paused)).unwrap_or(i64::MAX));
+        }
+        for (name, template) in &registry.templates {
+            let gauge = self.armed.get_or_create(&OfTemplate { template: name.clone() }).clone();
+            gauge.set(i64::try_from(template.armed()).unwrap_or(i64::MAX));
+        }
+        let mut text = String::new();
+        text::encode(&mut text, &self.register)?;
+        Ok(text)
+    }
+}
