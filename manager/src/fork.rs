@@ -118,6 +118,17 @@ pub struct Forked {
 }
 
 impl Sandbox {
+    /// The sandbox that it is a copy of, when it is one.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn forked_from(&self) -> Result<Option<SandboxId>, LineageError> {
+        Ok(match Lineage::read(&self.directory)?.origin {
+            Origin::Fork { of } => Some(of),
+            Origin::Boot | Origin::Snapshot { .. } => None,
+        })
+    }
+
     /// Makes `count` running copies, all of the same moment as far as one request to the VMM reaches (24 copies). Each
     /// was told its own identity. Dropping the future takes back what was made.
     ///

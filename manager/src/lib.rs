@@ -47,6 +47,7 @@ mod links;
 mod lock;
 mod manager;
 mod names;
+mod parked;
 mod parts;
 mod pidfd;
 mod pool;

@@ -9,7 +9,7 @@ use crate::{
     home::Home,
     lock,
     manager::Manager,
-    names, ready, remove, state,
+    names, parked, ready, remove, state,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::identity::SandboxId;
@@ -88,7 +88,7 @@ impl Manager {
         abandoned(&self.home)
     }
 
-    /// As [`Self::sweep`], and removes every sandbox that does not run. With `only_say`, says which those are and
+    /// As [`Self::sweep`], and removes every sandbox that does not run, but for those that rest on disk. With `only_say`, says which those are and
     /// leaves them.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Manager {
         let mut swept = self.sweep()?;
         for id in self.ids()? {
             let Some(directory) = open(self.home.sandbox(&id))? else { continue };
-            if state::read(&directory)?.is_live() || !directory.try_claim()? {
+            if state::read(&directory)?.is_live() || parked::is_parked(&directory) || !directory.try_claim()? {
                 continue;
             }
             let Some(_no_vmm) = lock::try_exclude_vmm(&directory)? else { continue };
@@ -205,5 +205,17 @@ mod tests {
         assert_eq!(gone, [id("bbbbbbbb"), id("cccccccc")]);
         assert!(live.exists());
         assert_eq!(fs::read_dir(home.sandboxes()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn pruning_leaves_what_rests_on_disk() {
+        let (_dir, manager) = manager();
+        drop(sandbox(&manager.home, "aaaaaaaa"));
+        let resting = manager.find("aaaaaaaa").unwrap();
+        resting.park().unwrap();
+        resting.park().unwrap();
+        assert!(manager.prune(false).unwrap().sandboxes.is_empty() && resting.is_parked());
+        resting.unpark().unwrap();
+        assert_eq!(manager.prune(false).unwrap().sandboxes, [id("aaaaaaaa")]);
     }
 }

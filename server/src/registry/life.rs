@@ -1,7 +1,7 @@
 //! Time and its end: prolonging, pausing to disk, resuming, killing, forking.
 
 use super::{
-    Registry,
+    Intent, Registry,
     entry::Entry,
     error::RegistryError,
     record::{OnTimeout, Phase, Record},
@@ -62,6 +62,7 @@ impl Registry {
             sandbox.resume().await?;
             return Err(error.into());
         }
+        sandbox.park()?;
         self.update(entry, Record { phase: Phase::Paused { snapshot }, ..record })?;
         sandbox.kill().await?;
         Ok(())
@@ -77,6 +78,7 @@ impl Registry {
         sandbox.reset(&self.bundle, Some(&snapshot), RESUME_WITHIN).await?;
         let end_at = SystemTime::now() + timeout;
         self.update(entry, Record { phase: Phase::Running, end_at, ..record })?;
+        sandbox.unpark()?;
         self.remove_snapshot_of_manager(&snapshot)?;
         Ok(true)
     }
@@ -110,11 +112,29 @@ impl Registry {
         if record.is_paused() {
             return Err(RegistryError::Paused(entry.id.to_string()));
         }
-        let forked = self.sandbox(entry)?.fork(count).await?;
+        let sandbox = self.sandbox(entry)?;
+        let now = SystemTime::now();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let name = format!("fork-{}", entry.id);
+        self.intents.put(&name, &Intent::Fork { of: entry.id.clone(), since })?;
+        let made = self.fork_held(&sandbox, &record, count, now + timeout).await;
+        self.intents.remove(&name)?;
+        made
+    }
+
+    async fn fork_held(
+        &self,
+        sandbox: &Sandbox,
+        record: &Record,
+        count: u32,
+        end_at: SystemTime,
+    ) -> Result<Vec<Arc<Entry>>, RegistryError> {
+        let forked = sandbox.fork(count).await?;
         let now = SystemTime::now();
         let mut made = Vec::new();
         for copy in &forked.copies {
-            let record = Record { id: copy.id().clone(), started_at: now, end_at: now + timeout, ..record.clone() };
+            let record = Record { id: copy.id().clone(), started_at: now, end_at, ..record.clone() };
             if let Err(error) = self.records.put(record.id.as_str(), &record) {
                 for copy in &forked.copies[made.len()..] {
                     // The cause is what the caller needs.

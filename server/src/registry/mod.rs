@@ -56,12 +56,14 @@ pub(crate) struct NewSandbox {
     pub(crate) allow_internet_access: Option<bool>,
 }
 
-/// A sandbox that is about to be; removed by the next start of a server that was killed meanwhile.
+/// What is about to be; what there is of it is removed by the next start of a server that was killed meanwhile.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Intent {
-    format: u32,
-    /// The name it gets.
-    name: SandboxName,
+#[serde(rename_all = "snake_case")]
+enum Intent {
+    /// A sandbox of this name.
+    Make { name: SandboxName },
+    /// Copies of a sandbox, made after this moment (Unix time in milliseconds).
+    Fork { of: SandboxId, since: u64 },
 }
 
 /// See the module.
@@ -114,7 +116,7 @@ impl Registry {
         self.check_quota(key, 1)?;
         let _permit = self.starts.acquire().await.map_err(|_| RegistryError::ShuttingDown)?;
         let name = new_name("e2b")?;
-        self.intents.put(name.as_str(), &Intent { format: FORMAT, name: name.clone() })?;
+        self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
         let made = self.make(key, wanted, source, name.clone()).await;
         self.intents.remove(name.as_str())?;
         made

@@ -1,12 +1,14 @@
 //! After a start: the records of the server before are held against what runs, and what does not fit is made to.
 
 use super::{
-    Registry,
+    Intent, Registry,
     error::RegistryError,
     life::paused_name,
     record::{Phase, Record},
 };
 use sandboxvm_manager::{FindError, RemoveError, State};
+use sandboxvm_protocol::identity::SandboxId;
+use std::time::{Duration, SystemTime};
 
 /// What a start found.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +27,24 @@ impl Registry {
         let mut recovered = Recovered::default();
         let records = self.records.all()?;
         for intent in self.intents.all()? {
-            // Made, written down, and the intent not taken back: then it is a sandbox like any other.
-            let made = self.manager.find(intent.name.as_str()).ok().map(|sandbox| sandbox.id().clone());
-            if !records.iter().any(|record| Some(&record.id) == made.as_ref()) {
-                match self.manager.remove(intent.name.as_str(), true).await {
-                    Ok(_) => recovered.unfinished += 1,
-                    Err(RemoveError::Find(FindError::Unknown(_))) => {}
-                    Err(error) => return Err(error.into()),
+            match &intent {
+                Intent::Make { name } => {
+                    // Made, written down, and the intent not taken back: then it is a sandbox like any other.
+                    let made = self.manager.find(name.as_str()).ok().map(|sandbox| sandbox.id().clone());
+                    if !records.iter().any(|record| Some(&record.id) == made.as_ref()) {
+                        recovered.unfinished += self.remove_unfinished(name.as_str()).await?;
+                    }
+                    self.intents.remove(name.as_str())?;
+                }
+                Intent::Fork { of, since } => {
+                    for copy in self.copies(of, *since)? {
+                        if !records.iter().any(|record| record.id == copy) {
+                            recovered.unfinished += self.remove_unfinished(copy.as_str()).await?;
+                        }
+                    }
+                    self.intents.remove(&format!("fork-{of}"))?;
                 }
             }
-            self.intents.remove(intent.name.as_str())?;
         }
         for record in records {
             let id = record.id.clone();
@@ -46,6 +56,25 @@ impl Registry {
             }
         }
         Ok(recovered)
+    }
+
+    async fn remove_unfinished(&self, reference: &str) -> Result<usize, RegistryError> {
+        match self.manager.remove(reference, true).await {
+            Ok(_) => Ok(1),
+            Err(RemoveError::Find(FindError::Unknown(_))) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Copies of a sandbox that were made after a moment, by whomever.
+    fn copies(&self, of: &SandboxId, since: u64) -> Result<Vec<SandboxId>, RegistryError> {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_millis(since);
+        let made_since = self.manager.list()?.into_iter().filter(|summary| summary.record.created_at >= since);
+        let of_it = |id: &SandboxId| {
+            let sandbox = self.manager.find(id.as_str()).ok()?;
+            sandbox.forked_from().ok()?.filter(|parent| parent == of)
+        };
+        Ok(made_since.map(|summary| summary.record.id).filter(|id| of_it(id).is_some()).collect())
     }
 
     async fn recover_one(&self, record: Record) -> Result<bool, RegistryError> {
@@ -65,6 +94,7 @@ impl Registry {
             }
             // Killed while it was being paused.
             (Some((State::Paused, sandbox)), Phase::Running) => {
+                sandbox.unpark()?;
                 sandbox.resume().await?;
                 self.remove_snapshot_of_manager(&paused_name(&entry)?)?;
                 Ok(true)
