@@ -14,6 +14,9 @@ use std::{
 /// Who was ever admitted to a home: a list that is tidied when it is in somebody's way.
 const ADMITTED: &str = "admitted";
 
+/// What a server keeps.
+const SERVER: &str = "server";
+
 /// How long a VMM that was told to end may take to be gone: tearing KVM down takes some 15 ms.
 const TEARDOWN: Duration = Duration::from_secs(2);
 
@@ -36,6 +39,15 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
         if SHARED.iter().chain([&AUDIT, &ADMITTED]).any(|kept| entry.file_name() == *kept) {
+            continue;
+        }
+        if entry.file_name() == SERVER {
+            // Its keys, its secret and its locks are no sandbox's; whatever is in its directories is.
+            for directory in fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                if directory.is_dir() {
+                    files_below(&directory, &mut files);
+                }
+            }
             continue;
         }
         files_below(&entry.path(), &mut files);

@@ -5,6 +5,7 @@
 //! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
 //! - [`bare`]: machines without an operating system, whose kernel is a script of the test's.
 //! - [`seed`]: the booted machine that all homes share.
+//! - [`server`]: `sandboxvm serve`, and requests to it.
 //! - [`snapshots`]: the snapshots of a home.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
 //! - [`processes`]: the processes of the host that have to do with a home.
@@ -29,5 +30,6 @@ pub mod library;
 pub mod memory;
 pub mod processes;
 pub mod seed;
+pub mod server;
 pub mod snapshots;
 pub mod terminal;

@@ -1,0 +1,235 @@
+//! `sandboxvm serve` under test: a real server on loopback ports of its own, asked over real HTTP.
+
+use crate::{cli, home::Home};
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// Most of an answer that is looked at.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// A server; killed when dropped, and its sandboxes with the home.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    log: PathBuf,
+    /// Base of the control plane.
+    pub api: String,
+    /// Base of the sandbox plane.
+    pub sandboxes: String,
+    /// The key that it made; none for a server whose home had keys.
+    pub key: Option<String>,
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Of HTTP.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// All of it.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Expects a status.
+    #[track_caller]
+    #[must_use]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:?}");
+        self
+    }
+
+    /// The value of a header.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A configuration whose `base` is the machine that all tests share (see [`crate::seed`]).
+#[must_use]
+pub fn small_config() -> String {
+    "concurrent_starts = 4\n[templates.base]\nmemory = 128\n".to_owned()
+}
+
+impl Server {
+    /// Starts one in `home` with this configuration (TOML).
+    #[must_use]
+    pub fn start(home: &Home, config: &str) -> Self {
+        Self::start_with(home, config, &[])
+    }
+
+    /// The same with more flags.
+    #[must_use]
+    pub fn start_with(home: &Home, config: &str, flags: &[&str]) -> Self {
+        let path = home.scratch("server.toml");
+        fs::write(&path, config).expect("the test's directory can be written");
+        let log = home.scratch("server.log");
+        let err =
+            fs::File::options().append(true).create(true).open(&log).expect("the test's directory can be written");
+        let mut command = Command::new(&home.artefacts().program);
+        command.args(["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0", "--log", "json", "--config"]);
+        command.arg(&path).args(flags).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("SANDBOXVM_HOME", home.path()).env("SANDBOXVM_BUNDLE", &home.artefacts().bundle);
+        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(err);
+        let mut child = command.spawn().expect("sandboxvm can be run");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let mut value = |name: &str| {
+            let line = lines.next()?.ok()?;
+            Some(line.strip_prefix(&format!("export {name}="))?.to_owned())
+        };
+        let (api, sandboxes) = (value("E2B_API_URL"), value("E2B_SANDBOX_URL"));
+        let (Some(api), Some(sandboxes)) = (api, sandboxes) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the server does not start: {}", fs::read_to_string(&log).unwrap_or_default());
+        };
+        // A server whose home has keys prints none, and says so before: its log is there then.
+        let has_keys = fs::read_to_string(&log).is_ok_and(|log| log.contains("keys are there already"));
+        let key = if has_keys { None } else { value("E2B_API_KEY") };
+        Self { child, log, api, sandboxes, key }
+    }
+
+    /// What it wrote to stderr.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its PID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it is ours");
+    }
+
+    /// SIGTERM, and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end in order.
+    pub fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
+        let status = self.child.wait().expect("it is ours");
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    /// The key it printed.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.key.as_deref().expect("the home had no keys")
+    }
+
+    /// Asks the control plane with the key it printed.
+    #[must_use]
+    pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.ask_as(self.key(), method, path, body)
+    }
+
+    /// The same with another key.
+    #[must_use]
+    pub fn ask_as(&self, key: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let url = format!("{}{path}", self.api);
+        request(
+            method,
+            &url,
+            &[("x-api-key", key)],
+            body.map(|body| ("application/json", body.to_string().into_bytes())),
+        )
+    }
+
+    /// Makes a sandbox and returns what was answered.
+    #[track_caller]
+    #[must_use]
+    pub fn create(&self, body: &Value) -> Value {
+        self.ask("POST", "/v2/sandboxes", Some(body)).expect(201).json()
+    }
+
+    /// Runs an SDK's program, which is to end with 0, with the variables that its users set.
+    #[track_caller]
+    pub fn runs(&self, program: &Path, arguments: &[&Path]) {
+        let mut command = Command::new(program);
+        command.args(arguments).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
+        command.env("E2B_API_KEY", self.key()).env("PYTHONDONTWRITEBYTECODE", "1").current_dir("/");
+        let patience = Duration::from_secs(150) * cli::patience();
+        let ended = cli::Invocation::new(command).deadline(patience).run();
+        assert!(ended.code() == Some(0), "{}\n--- the server ---\n{}", ended.transcript(), tail(&self.log()));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server ---\n{}", tail(&self.log()));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn tail(text: &str) -> &str {
+    let start = text.len().saturating_sub(6000);
+    text.get(start..).unwrap_or(text)
+}
+
+/// One request on a connection of its own.
+///
+/// # Panics
+/// When there is no answer at all.
+#[track_caller]
+#[must_use]
+pub fn request(method: &str, url: &str, headers: &[(&str, &str)], body: Option<(&str, Vec<u8>)>) -> Answer {
+    try_request(method, url, headers, body).unwrap_or_else(|error| panic!("{method} {url}: {error}"))
+}
+
+/// The same of a server that may vanish meanwhile.
+///
+/// # Errors
+/// When there is no answer.
+pub fn try_request(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Option<(&str, Vec<u8>)>,
+) -> Result<Answer, ureq::Error> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .allow_non_standard_methods(true)
+        .timeout_global(Some(Duration::from_secs(120) * cli::patience()))
+        .build()
+        .into();
+    let mut builder = ureq::http::Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    let mut answered = match body {
+        None => agent.run(builder.body(())?),
+        Some((kind, body)) => agent.run(builder.header("content-type", kind).body(body)?),
+    }?;
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    let headers = answered.headers().iter();
+    let headers = headers.map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes()))).collect();
+    let status = answered.status().as_u16();
+    let mut body = Vec::new();
+    answered.body_mut().as_reader().take(MAX_ANSWER).read_to_end(&mut body)?;
+    Ok(Answer { status, headers, body: text(&body) })
+}

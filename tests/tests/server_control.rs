@@ -1,0 +1,258 @@
+//! The server's control plane over HTTP: what sandboxes go through, whose they are, and what is refused.
+
+use sandboxvm_tests::{
+    home::{Home, eventually},
+    server::{Server, request, small_config},
+};
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+fn id(created: &Value) -> String {
+    created["sandboxID"].as_str().expect("a sandbox has an ID").to_owned()
+}
+
+#[test]
+fn a_sandbox_is_made_paused_to_disk_resumed_forked_and_killed() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let body = json!({ "templateID": "base", "timeout": 600, "metadata": { "user": "1" }, "envVars": { "A": "b" } });
+    let created = server.create(&body);
+    let id = id(&created);
+    assert_eq!(created["templateID"], "base", "{created}");
+    assert!(created["envdAccessToken"].as_str().is_some_and(|token| token.len() >= 32), "{created}");
+    assert_eq!(home.cli(["exec", &id, "--", "sh", "-c", "echo $A; echo kept > /root/f"]).run().succeeds().out(), "b\n");
+
+    let info = server.ask("GET", &format!("/sandboxes/{id}"), None).expect(200).json();
+    assert_eq!(
+        (&info["state"], &info["memoryMB"], &info["metadata"]["user"]),
+        (&json!("running"), &json!(128), &json!("1"))
+    );
+
+    // On disk alone: no process, and not taken for one that has ended.
+    let vmm = home.row(&id);
+    assert_eq!(vmm["state"], "running", "{vmm}");
+    let _ = server.ask("POST", &format!("/sandboxes/{id}/pause"), None).expect(204);
+    let _ = server.ask("POST", &format!("/sandboxes/{id}/pause"), None).expect(409);
+    assert_eq!(server.ask("GET", &format!("/sandboxes/{id}"), None).expect(200).json()["state"], "paused");
+    assert_eq!(home.row(&id)["state"], "exited", "{}", home.row(&id));
+    let _ = home.cli(["prune"]).run().succeeds();
+    let paused = server.ask("GET", "/v2/sandboxes?state=paused", None).expect(200).json();
+    assert_eq!(paused.as_array().map(Vec::len), Some(1), "{paused}");
+
+    let resumed = server.ask("POST", &format!("/v2/sandboxes/{id}/connect"), Some(&json!({ "timeout": 600 })));
+    assert_eq!(resumed.expect(201).json()["sandboxID"], id.as_str());
+    let _ = server.ask("POST", &format!("/v2/sandboxes/{id}/connect"), Some(&json!({ "timeout": 60 }))).expect(200);
+    assert_eq!(home.cli(["exec", &id, "--", "cat", "/root/f"]).run().succeeds().out(), "kept\n");
+
+    let forked = server.ask("POST", &format!("/sandboxes/{id}/fork"), Some(&json!({ "count": 2, "timeout": 600 })));
+    let forked = forked.expect(201).json();
+    let copies: Vec<String> =
+        forked.as_array().expect("a list").iter().map(|result| self::id(&result["sandbox"])).collect();
+    assert_eq!(copies.len(), 2, "{forked}");
+    assert_eq!(home.cli(["exec", &copies[1], "--", "cat", "/root/f"]).run().succeeds().out(), "kept\n");
+
+    for one in copies.iter().chain([&id]) {
+        let _ = server.ask("DELETE", &format!("/sandboxes/{one}"), None).expect(204);
+        let _ = server.ask("DELETE", &format!("/sandboxes/{one}"), None).expect(404);
+    }
+    server.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn time_ends_a_sandbox_or_pauses_it_and_a_list_has_pages() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let short = id(&server.create(&json!({ "templateID": "base", "timeout": 600 })));
+    let resting = id(&server.create(&json!({ "templateID": "base", "timeout": 600, "autoPause": true })));
+    let first = server.ask("GET", "/v2/sandboxes?limit=1", None).expect(200);
+    let next = first.header("x-next-token").expect("there is another page").to_owned();
+    let second = server.ask("GET", &format!("/v2/sandboxes?limit=1&nextToken={next}"), None).expect(200);
+    assert!(second.header("x-next-token").is_none(), "{second:?}");
+    assert_ne!(first.json()[0]["sandboxID"], second.json()[0]["sandboxID"]);
+    assert_eq!(server.ask("GET", "/v2/sandboxes?metadata=a%3Db", None).expect(200).json(), json!([]));
+
+    for one in [&short, &resting] {
+        let _ = server.ask("POST", &format!("/sandboxes/{one}/timeout"), Some(&json!({ "timeout": 0 }))).expect(204);
+    }
+    let state = |id: &str| server.ask("GET", &format!("/sandboxes/{id}"), None);
+    assert!(eventually(Duration::from_secs(20), || (state(&short).status == 404).then_some(())).is_some());
+    let paused = || (state(&resting).expect(200).json()["state"] == "paused").then_some(());
+    assert!(eventually(Duration::from_secs(20), paused).is_some(), "{:?}", state(&resting));
+    assert_eq!(home.listed(), [resting.as_str()]);
+    let _ = server.ask("DELETE", &format!("/sandboxes/{resting}"), None).expect(204);
+    server.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn nothing_of_one_key_is_anothers() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let other = home.cli(["key", "create", "other", "--sandboxes", "1"]).run().succeeds().out();
+    let looker = home.cli(["key", "create", "looker", "--read-only"]).run().succeeds().out();
+    let (other, looker) = (other.trim(), looker.trim());
+    let id = id(&server.create(&json!({ "templateID": "base", "timeout": 600 })));
+    let snapshot = server.ask("POST", &format!("/sandboxes/{id}/snapshots"), Some(&json!({ "name": "mine" })));
+    let snapshot = snapshot.expect(201).json()["snapshotID"].as_str().expect("an ID").to_owned();
+
+    // As if it were not there: the same status and words as for one that never was.
+    for (method, path) in [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/pause"),
+        ("POST", "/connect"),
+        ("POST", "/fork"),
+        ("POST", "/snapshots"),
+        ("GET", "/metrics"),
+        ("GET", "/logs"),
+        ("POST", "/refreshes"),
+    ] {
+        let answer = server.ask_as(other, method, &format!("/sandboxes/{id}{path}"), None).expect(404);
+        let unknown = server.ask_as(other, method, &format!("/sandboxes/aaaaaaaaaaaaaaaa{path}"), None).expect(404);
+        assert_eq!(answer.body.replace(&id, "aaaaaaaaaaaaaaaa"), unknown.body, "{method} {path}");
+    }
+    assert_eq!(server.ask_as(other, "GET", "/v2/sandboxes", None).expect(200).json(), json!([]));
+    assert_eq!(server.ask_as(other, "GET", "/snapshots", None).expect(200).json(), json!([]));
+    let _ = server.ask_as(other, "DELETE", &format!("/templates/{snapshot}"), None).expect(404);
+    for template in [snapshot.as_str(), "mine"] {
+        let _ = server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": template }))).expect(404);
+    }
+
+    // Its own limits.
+    let theirs =
+        server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(201).json();
+    let full = server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(429);
+    assert!(full.header("retry-after").is_some() && full.body.contains("as many as it may have"), "{full:?}");
+    let _ = server.ask_as(looker, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(403);
+    let _ = server.ask_as(looker, "GET", "/v2/sandboxes", None).expect(200);
+
+    // The token of one sandbox is not another's, and no token is none.
+    let health = |token: Option<&str>| {
+        let mut headers = vec![("e2b-sandbox-id", id.as_str()), ("content-type", "application/json")];
+        headers.extend(token.map(|token| ("x-access-token", token)));
+        let url = format!("{}/process.Process/List", server.sandboxes);
+        request("POST", &url, &headers, Some(("application/json", b"{}".to_vec()))).status
+    };
+    assert_eq!(health(theirs["envdAccessToken"].as_str()), 401);
+    assert_eq!(health(None), 401);
+
+    // A rotated key is refused from now on, and no secret is in the log or the files.
+    let keys = home.cli(["key", "ls", "--json"]).run().succeeds().json();
+    let first = keys[0]["id"].as_str().expect("an ID").to_owned();
+    let rotated = home.cli(["key", "rotate", &first]).run().succeeds().out();
+    let _ = server.ask("GET", "/v2/sandboxes", None).expect(401);
+    let list = server.ask_as(rotated.trim(), "GET", "/v2/sandboxes", None).expect(200).json();
+    assert_eq!(list[0]["sandboxID"], id.as_str(), "what it made stays its: {list}");
+    let token = theirs["envdAccessToken"].as_str().expect("a token");
+    for secret in [server.key(), other, looker, rotated.trim(), token] {
+        assert!(!server.log().contains(secret), "a secret is in the log");
+        let files = std::fs::read_to_string(home.path().join("server/keys.json")).expect("the keys");
+        assert!(!files.contains(secret), "a secret is in a file");
+    }
+}
+
+#[test]
+fn what_is_no_request_is_answered_in_order() {
+    let Some(home) = Home::with_kvm() else { return };
+    let config = format!("requests_per_second = 1000\n{}", small_config());
+    let server = Server::start(&home, &config);
+    let post = |path: &str, kind: &str, body: &str| {
+        let url = format!("{}{path}", server.api);
+        request("POST", &url, &[("x-api-key", server.key())], Some((kind, body.as_bytes().to_vec())))
+    };
+    let message = |answer: &sandboxvm_tests::server::Answer| {
+        let json = answer.json();
+        assert_eq!(json["code"], answer.status, "{answer:?}");
+        json["message"].as_str().expect("a message").to_owned()
+    };
+    for (kind, body, status) in [
+        ("application/json", "{", 400),
+        ("application/json", "[]", 422),
+        ("application/json", "{\"templateID\": 3}", 422),
+        ("application/json", "{\"templateID\": \"base\", \"timeout\": -1}", 422),
+        ("application/json", "{\"templateID\": \"base\", \"timeout\": 99999999}", 400),
+        ("application/json", "{\"templateID\": \"../../etc\"}", 404),
+        ("application/json", "{\"templateID\": \"base\", \"envVars\": {\"A=B\\u0000\": \"c\"}}", 400),
+        ("application/json", "{\"templateID\": \"base\", \"network\": {\"allowOut\": [\"8.8.8.8\"]}}", 501),
+        ("application/json", "{\"templateID\": \"base\", \"volumeMounts\": [{}]}", 501),
+        ("text/plain", "{\"templateID\": \"base\"}", 415),
+    ] {
+        let answer = post("/v2/sandboxes", kind, body);
+        assert_eq!(answer.status, status, "{body}: {answer:?}");
+        assert!(!message(&answer).is_empty());
+    }
+    let large = format!("{{\"templateID\": \"base\", \"metadata\": {{\"a\": \"{}\"}}}}", "x".repeat(2 << 20));
+    assert_eq!(post("/v2/sandboxes", "application/json", &large).status, 413);
+    for path in
+        ["/nothing", "/sandboxes/../../etc/passwd", "/sandboxes/%2e%2e%2fx", "/sandboxes/%00", "/sandboxes/a%0d%0ab"]
+    {
+        let answer = server.ask("GET", path, None);
+        assert!(matches!(answer.status, 400 | 404 | 501), "{path}: {answer:?}");
+    }
+    assert_eq!(server.ask("PATCH", "/v2/sandboxes", None).status, 405);
+    for key in ["", "e2b_0000000000000000000000000000000000000000", "x", &"k".repeat(5000)] {
+        let answer = server.ask_as(key, "GET", "/v2/sandboxes", None);
+        assert_eq!((answer.status, answer.json()["code"].as_u64()), (401, Some(401)), "{answer:?}");
+    }
+    assert_eq!(request("GET", &format!("{}/v2/sandboxes", server.api), &[], None).status, 401);
+
+    // Addresses of no sandbox.
+    for (headers, status) in [
+        (vec![], 400),
+        (vec![("e2b-sandbox-id", "../../etc")], 400),
+        (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa")], 502),
+        (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa"), ("e2b-sandbox-port", "99999")], 400),
+    ] {
+        let answer = request("GET", &format!("{}/files?path=/etc/passwd", server.sandboxes), &headers, None);
+        assert_eq!(answer.status, status, "{headers:?}: {answer:?}");
+    }
+
+    // Not HTTP, too much of it, and a client that begins and waits: each connection's own trouble.
+    for (bytes, expected) in [
+        (b"\x16\x03\x01\x02\x00 hello\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(200 << 10)).into_bytes(), "HTTP/1.1 431"),
+        (
+            b"POST /v2/sandboxes HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nxyz"
+                .to_vec(),
+            "HTTP/1.1 4",
+        ),
+    ] {
+        let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        // It may hang up before it has read all.
+        let _ = stream.write_all(&bytes);
+        let mut answer = [0; 64];
+        let n = stream.read(&mut answer).unwrap_or(0);
+        let answer = String::from_utf8_lossy(&answer[..n]);
+        assert!(answer.is_empty() || answer.starts_with(expected), "{answer}");
+    }
+    let waiting: Vec<TcpStream> = (0..50)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("it listens");
+            stream.write_all(b"GET /v2/sandboxes HTTP/1.1\r\n").expect("it reads");
+            stream
+        })
+        .collect();
+    let _ = server.ask("GET", "/v2/sandboxes", None).expect(200);
+    drop(waiting);
+    assert!(home.listed().is_empty());
+}
+
+#[test]
+fn a_key_has_its_rate_and_comes_again_when_it_is_told_to() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &format!("requests_per_second = 2\n{}", small_config()));
+    let refused = (0..200).map(|_| server.ask("GET", "/templates", None)).find(|answer| answer.status == 429);
+    let refused = refused.expect("200 requests at once are more than 2 a second over ten seconds");
+    let seconds: u64 =
+        refused.header("retry-after").and_then(|text| text.parse().ok()).expect("Retry-After in seconds");
+    std::thread::sleep(Duration::from_secs(seconds));
+    let _ = server.ask("GET", "/templates", None).expect(200);
+    let other = home.cli(["key", "create", "other"]).run().succeeds().out();
+    let _ = server.ask_as(other.trim(), "GET", "/templates", None).expect(200);
+}

@@ -1,0 +1,93 @@
+//! A server that is killed or restarted loses no sandbox, keeps its promises of time, and leaves nothing half-made.
+
+use sandboxvm_tests::{
+    home::{Home, eventually},
+    server::{Server, small_config, try_request},
+};
+use serde_json::{Value, json};
+use std::{thread, time::Duration};
+
+fn id(created: &Value) -> String {
+    created["sandboxID"].as_str().expect("a sandbox has an ID").to_owned()
+}
+
+#[test]
+fn a_server_killed_under_load_finds_its_sandboxes_again_and_ends_them_on_time() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let key = server.key().to_owned();
+    let long = server.create(&json!({ "templateID": "base", "timeout": 3000, "metadata": { "a": "1" } }));
+    let paused = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
+    let short = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
+    let _ = home.cli(["exec", &paused, "--", "sh", "-c", "echo kept > /root/f"]).run().succeeds();
+    let _ = server.ask("POST", &format!("/sandboxes/{paused}/pause"), None).expect(204);
+    let _ = server.ask("POST", &format!("/sandboxes/{short}/timeout"), Some(&json!({ "timeout": 2 }))).expect(204);
+    // While others are being made and copied.
+    let answered: Vec<String> = thread::scope(|scope| {
+        let made: Vec<_> = (0..4)
+            .map(|_| {
+                let server = &server;
+                scope.spawn(move || {
+                    let body = json!({ "templateID": "base", "timeout": 3000 }).to_string().into_bytes();
+                    let url = format!("{}/v2/sandboxes", server.api);
+                    let answer =
+                        try_request("POST", &url, &[("x-api-key", server.key())], Some(("application/json", body)));
+                    answer.ok().filter(|answer| answer.status == 201).map(|answer| id(&answer.json()))
+                })
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(120));
+        sandboxvm_tests::processes::kill(server.pid());
+        made.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
+    });
+    server.kill();
+    thread::sleep(Duration::from_secs(2));
+
+    let server = Server::start(&home, &small_config());
+    assert!(server.key.is_none(), "the keys stay");
+    let ask = |method: &str, path: &str, body: Option<&Value>| server.ask_as(&key, method, path, body);
+    let info = ask("GET", &format!("/sandboxes/{}", id(&long)), None).expect(200).json();
+    assert_eq!((&info["state"], &info["metadata"]["a"]), (&json!("running"), &json!("1")), "{info}");
+    assert_eq!(info["envdAccessToken"], long["envdAccessToken"], "tokens outlive the server");
+    assert_eq!(home.cli(["exec", &id(&long), "--", "echo", "on"]).run().succeeds().out(), "on\n");
+    // Its time ran out while nobody was there to see it.
+    let gone = || (ask("GET", &format!("/sandboxes/{short}"), None).status == 404).then_some(());
+    assert!(eventually(Duration::from_secs(20), gone).is_some());
+    let _ = ask("POST", &format!("/v2/sandboxes/{paused}/connect"), Some(&json!({ "timeout": 3000 }))).expect(201);
+    assert_eq!(home.cli(["exec", &paused, "--", "cat", "/root/f"]).run().succeeds().out(), "kept\n");
+
+    // Every sandbox that a client heard of is there, and every one that is there can be found by its owner.
+    let listed = ask("GET", "/v2/sandboxes", None).expect(200).json();
+    let mut known: Vec<String> = listed.as_array().expect("a list").iter().map(id).collect();
+    for answered in &answered {
+        assert!(known.contains(answered), "{answered} was answered and is lost: {known:?}");
+    }
+    let mut there = home.listed();
+    known.sort();
+    there.sort();
+    assert_eq!(known, there, "{}", server.log());
+    for one in &known {
+        let _ = ask("DELETE", &format!("/sandboxes/{one}"), None).expect(204);
+    }
+    server.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn a_home_has_one_server_and_its_end_leaves_the_sandboxes() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &format!("{}pool = 1\n", small_config()));
+    let second = home.cli(["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"]).run();
+    let _ = second.fails_with(&["another server uses the home"]);
+    let made = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
+    server.stop();
+    // What waited in the pool was nobody's.
+    assert_eq!(home.listed(), [made.as_str()]);
+    assert_eq!(home.cli(["exec", &made, "--", "echo", "on"]).run().succeeds().out(), "on\n");
+    home.cli(["rm", "-f", &made]).run().succeeds();
+    // The next one is told by the records, and by what runs.
+    let server = Server::start(&home, &small_config());
+    assert!(server.log().contains("lost: 1"), "{}", server.log());
+    server.stop();
+    home.assert_nothing_left();
+}
