@@ -9,6 +9,8 @@
 
 # shellcheck source=prerequisites.sh
 source "$(dirname "${BASH_SOURCE[0]}")/prerequisites.sh"
+# shellcheck source=sdks.sh
+source "$(dirname "${BASH_SOURCE[0]}")/sdks.sh"
 
 target_dir=${CARGO_TARGET_DIR:-$repository/target}
 # shellcheck disable=SC2034 # for the scripts that source this
@@ -106,6 +108,7 @@ prepare_tests() {
     else
         prepare_guest "${test_packages[@]}"
         build_drills
+        prepare_sdks
     fi
     require_nextest "$log_dir"
 }

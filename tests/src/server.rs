@@ -164,12 +164,12 @@ impl Server {
         self.ask("POST", "/v2/sandboxes", Some(body)).expect(201).json()
     }
 
-    /// Runs an SDK's program, which is to end with 0, with the variables that its users set.
+    /// Runs a program of `tests/sdk`, which is to end with 0, with the variables that E2B's users set.
     #[track_caller]
-    pub fn runs(&self, program: &Path, arguments: &[&Path]) {
-        let mut command = Command::new(program);
-        command.args(arguments).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
-        command.env("E2B_API_KEY", self.key()).env("PYTHONDONTWRITEBYTECODE", "1").current_dir("/");
+    pub fn runs(&self, interpreter: &Path, program: &Path, node_modules: &Path) {
+        let mut command = Command::new(interpreter);
+        command.arg(program).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
+        command.env("E2B_API_KEY", self.key()).env("NODE_PATH", node_modules).env("PYTHONDONTWRITEBYTECODE", "1");
         let patience = Duration::from_secs(150) * cli::patience();
         let ended = cli::Invocation::new(command).deadline(patience).run();
         assert!(ended.code() == Some(0), "{}\n--- the server ---\n{}", ended.transcript(), tail(&self.log()));

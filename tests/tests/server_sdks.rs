@@ -1,0 +1,71 @@
+//! E2B's own clients, unchanged and at pinned versions, against a real server with real microVMs. What is asserted is in
+//! `tests/sdk`, a program an area; here each becomes a test, and `no_program_is_forgotten` sees to it that each does.
+
+use sandboxvm_tests::{
+    home::Home,
+    server::{Server, small_config},
+};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+macro_rules! programs {
+    ($($test:ident: $path:literal,)*) => {
+        /// All of them, below `tests/sdk`.
+        const PROGRAMS: &[&str] = &[$($path),*];
+        $(
+            #[test]
+            fn $test() {
+                run($path);
+            }
+        )*
+    };
+}
+
+programs! {
+    sandboxes_as_the_python_client_has_them: "python/sandboxes.py",
+    everything_as_the_asynchronous_python_client_has_it: "python/everything_async.py",
+    everything_as_the_javascript_client_has_it: "js/everything.cjs",
+    commands_as_the_python_client_has_them: "python/commands.py",
+    files_as_the_python_client_has_them: "python/files.py",
+    watched_directories_as_the_python_client_has_them: "python/watch.py",
+    terminals_as_the_python_client_has_them: "python/pty.py",
+    git_as_the_python_client_has_it: "python/git.py",
+    ports_reached_from_outside: "python/ports.py",
+    hostile_requests_to_a_sandbox: "python/hostile.py",
+}
+
+fn sdk_programs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk")
+}
+
+fn run(path: &str) {
+    let Some(home) = Home::with_kvm() else { return };
+    let sdks = env::var_os("SANDBOXVM_TEST_SDKS").expect("scripts/test sets SANDBOXVM_TEST_SDKS: scripts/lib/sdks.sh");
+    let interpreter = match Path::new(path).extension().and_then(|extension| extension.to_str()) {
+        Some("py") => Path::new(&sdks).join("python/bin/python"),
+        _ => PathBuf::from("node"),
+    };
+    let server = Server::start(&home, &small_config());
+    server.runs(&interpreter, &sdk_programs().join(path), &Path::new(&sdks).join("js/node_modules"));
+    server.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn no_program_is_forgotten() {
+    let mut there = Vec::new();
+    for language in ["python", "js"] {
+        for entry in fs::read_dir(sdk_programs().join(language)).expect("the programs are there").flatten() {
+            let name = entry.file_name().into_string().expect("a plain name");
+            if name.ends_with(".py") || name.ends_with(".cjs") {
+                there.push(format!("{language}/{name}"));
+            }
+        }
+    }
+    let mut listed: Vec<String> = PROGRAMS.iter().map(|path| (*path).to_owned()).collect();
+    there.sort();
+    listed.sort();
+    assert_eq!(there, listed);
+}
