@@ -1,6 +1,9 @@
 //! Paths as E2B's clients state them: from the root, from the user's home, or with a tilde for that.
 
-use super::connect::{Call, ConnectError};
+use super::{
+    connect::{Call, ConnectError},
+    filesystem::text,
+};
 use sandboxvm_protocol::agent::{CText, files::FilePath};
 use std::{
     collections::HashMap,
@@ -22,7 +25,7 @@ impl Homes {
             return Ok(home);
         }
         let entry = call.files().stat(path(".")?, true).await?;
-        let home = String::from_utf8_lossy(entry.path.as_bytes()).trim_end_matches("/.").to_owned();
+        let home = text(&entry.path);
         let mut homes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if homes.len() < MOST {
             homes.insert(call.user.clone(), home.clone());

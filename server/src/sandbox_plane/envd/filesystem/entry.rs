@@ -46,15 +46,22 @@ impl From<&FileEntry> for EntryInfo {
             owner: entry.owner.clone(),
             group: entry.group.clone(),
             modified_time: time(entry.modified),
-            symlink_target: entry.link_target.as_ref().map(text),
+            symlink_target: entry
+                .link_target
+                .as_ref()
+                .map(|target| String::from_utf8_lossy(target.as_bytes()).into_owned()),
             is_symlink: entry.kind == FileKind::Symlink,
         }
     }
 }
 
-/// A path as text; what is no UTF-8 is shown as such.
+/// A path as text, without what names no part of it; what is no UTF-8 is shown as such. `..` stays: what it leads to is for
+/// the guest's links to say.
 pub(crate) fn text(path: &FilePath) -> String {
-    String::from_utf8_lossy(path.as_bytes()).into_owned()
+    let text = String::from_utf8_lossy(path.as_bytes());
+    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let root = if text.starts_with('/') { "/" } else { "" };
+    format!("{root}{}", parts.join("/"))
 }
 
 /// The last part of a path.
@@ -121,6 +128,11 @@ mod tests {
         for seconds in [-62_135_596_801, 253_402_300_800, i64::MIN] {
             assert_eq!(time(FileTime { seconds, nanoseconds: 0 }), None);
         }
+        let shown = |path: &str| text(&FilePath::try_from(path).unwrap());
+        assert_eq!(
+            (shown("/home/user/./a//b/."), shown("a/./b"), shown("/.")),
+            ("/home/user/a/b".into(), "a/b".into(), "/".into())
+        );
         assert_eq!((name("/"), name("/a/"), name("a")), ("/", "a", "a"));
     }
 }

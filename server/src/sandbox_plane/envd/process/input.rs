@@ -61,10 +61,10 @@ impl Input {
     /// The stream that it belonged to has ended: it is let go, so that its connection ends too. Whoever still writes to
     /// that finds out by itself.
     fn let_go(&self) {
-        if let Ok(mut way) = self.way.try_lock() {
-            if matches!(*way, Way::Open { _credit: None, .. }) {
-                *way = Way::Unknown;
-            }
+        if let Ok(mut way) = self.way.try_lock()
+            && matches!(*way, Way::Open { _credit: None, .. })
+        {
+            *way = Way::Unknown;
         }
     }
 
