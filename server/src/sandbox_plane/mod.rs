@@ -62,7 +62,7 @@ async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> R
         Err(error) => return Refusal::Registry(error).into_response(),
     };
     if address.port != ENVD_PORT {
-        return traffic::forward(reached, address.port, request).await;
+        return traffic::forward(&app, reached, address.port, request).await;
     }
     request.extensions_mut().insert(Arc::new(reached));
     request.extensions_mut().insert(app);

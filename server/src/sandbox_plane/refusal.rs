@@ -5,7 +5,7 @@ use crate::registry::error::RegistryError;
 use axum::{
     Json,
     http::StatusCode,
-    response::{IntoResponse, Response},
+    response::{Html, IntoResponse, Response},
 };
 use serde_json::json;
 
@@ -30,6 +30,12 @@ pub(crate) enum Refusal {
     /// Nothing listens there.
     #[error("The sandbox is running but port is not open")]
     PortClosed { id: String, port: u16 },
+    /// Something listens there and does not answer as it should, or the sandbox does not.
+    #[error("The sandbox's port gives no answer: {problem}")]
+    Unreachable { id: String, port: u16, problem: String },
+    /// It is no request that could be handed on.
+    #[error("the request's target is malformed")]
+    Malformed,
     /// It cannot be reached.
     #[error("{0}")]
     Registry(RegistryError),
@@ -38,13 +44,37 @@ pub(crate) enum Refusal {
 impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
-            Self::NoAddress | Self::Address(_) => StatusCode::BAD_REQUEST,
+            Self::NoAddress | Self::Address(_) | Self::Malformed => StatusCode::BAD_REQUEST,
             // What E2B's own edge answers; its clients know these apart by message.
-            Self::NotFound(_) | Self::Paused(_) | Self::PortClosed { .. } => StatusCode::BAD_GATEWAY,
+            Self::NotFound(_) | Self::Paused(_) | Self::PortClosed { .. } | Self::Unreachable { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::Registry(RegistryError::Full(_) | RegistryError::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Registry(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// As a page where a person looks at it.
+    pub(crate) fn answer(self, wants_page: bool) -> Response {
+        let (Self::PortClosed { id, port } | Self::Unreachable { id, port, .. }) = &self else {
+            return self.into_response();
+        };
+        if !wants_page {
+            return self.into_response();
+        }
+        let title = match &self {
+            Self::PortClosed { .. } => format!("Nothing listens on port {port}"),
+            _ => format!("Port {port} gives no answer"),
+        };
+        // IDs are letters and digits, and what a guest says is not shown.
+        let page = format!(
+            "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>\
+             <body style=\"font-family: sans-serif; max-width: 40em; margin: 10vh auto; padding: 0 1em\">\
+             <h1>{title}</h1><p>The sandbox <code>{id}</code> is running. Start a server in it that listens on port \
+             {port} of 127.0.0.1 or 0.0.0.0, then load this page again.</p>"
+        );
+        (self.status(), Html(page)).into_response()
     }
 }
 
@@ -54,12 +84,49 @@ impl IntoResponse for Refusal {
         let mut body = json!({ "code": status.as_u16(), "message": self.to_string() });
         match &self {
             Self::NotFound(id) | Self::Paused(id) => body["sandboxId"] = json!(id),
-            Self::PortClosed { id, port } => {
+            Self::PortClosed { id, port } | Self::Unreachable { id, port, .. } => {
                 body["sandboxId"] = json!(id);
                 body["port"] = json!(port);
             }
             _ => {}
         }
         (status, Json(body)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    async fn body(response: Response) -> String {
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn clients_tell_a_closed_port_from_a_sandbox_that_is_gone() {
+        let closed = || Refusal::PortClosed { id: "abcdefgh".into(), port: 8000 };
+        let response = closed().answer(false);
+        assert_eq!(response.status(), 502);
+        let said: serde_json::Value = serde_json::from_str(&body(response).await).unwrap();
+        let expected = json!({
+            "sandboxId": "abcdefgh", "message": "The sandbox is running but port is not open", "port": 8000, "code": 502,
+        });
+        assert_eq!(said, expected);
+        let page = closed().answer(true);
+        assert_eq!(
+            (page.status().as_u16(), &page.headers()["content-type"]),
+            (502, &"text/html; charset=utf-8".parse().unwrap())
+        );
+        assert!(body(page).await.contains("Nothing listens on port 8000"));
+        let gone = body(Refusal::NotFound("abcdefgh".into()).into_response()).await;
+        assert!(gone.contains("was not found"), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn a_page_has_nothing_that_a_guest_said() {
+        let problem = "<script>alert(1)</script>".to_owned();
+        let page = Refusal::Unreachable { id: "abcdefgh".into(), port: 1, problem }.answer(true);
+        assert!(!body(page).await.contains("script"));
     }
 }

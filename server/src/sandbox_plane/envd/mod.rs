@@ -1,5 +1,20 @@
 //! envd's API, answered by this server on behalf of the guest, which has no envd: everything is translated to the agent's
 //! protocol, so a guest is never an HTTP peer of its clients here.
+//!
+//! ```text
+//! process.Process/*        connect ──> process ─────> manager: exec, attach, signal
+//! filesystem.Filesystem/*  connect ──> filesystem ──> manager: files, watch
+//! /files                               files ───────> manager: read, write
+//! /health, /metrics, /envs             about
+//! ```
+
+mod about;
+mod connect;
+mod failure;
+mod files;
+mod filesystem;
+mod paths;
+mod process;
 
 use super::{Refusal, address::text};
 use crate::{access::tokens::Scope, app::App, registry::entry::Entry};
@@ -7,26 +22,54 @@ use axum::{
     Router,
     body::Body,
     http::{Request, StatusCode},
-    routing::get,
+    response::IntoResponse,
 };
+use connect::{Code, ConnectError};
 
 /// What clients are told of one sandbox's processes and directories beyond what its agent knows; gone with the server.
 #[derive(Debug, Default)]
-pub(crate) struct SandboxState {}
+pub(crate) struct SandboxState {
+    processes: process::Processes,
+    watchers: filesystem::Watchers,
+    homes: paths::Homes,
+}
 
-/// Whether a request may reach envd: it has the sandbox's token, or none is wanted.
+/// Whether a request may reach envd: it has the sandbox's token, or the signature for a file, or none is wanted.
 pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Result<(), Refusal> {
     if !entry.record().secure || request.uri().path() == "/health" {
         return Ok(());
     }
-    let token = text(request.headers(), "x-access-token").unwrap_or_default();
-    match app.access.tokens.opens(Scope::Envd, &entry.id, token.as_bytes()) {
-        true => Ok(()),
-        false => Err(Refusal::Unauthorized("this sandbox wants its token in X-Access-Token")),
+    if let Some(token) = text(request.headers(), "x-access-token") {
+        return match app.access.tokens.opens(Scope::Envd, &entry.id, token.as_bytes()) {
+            true => Ok(()),
+            false => Err(Refusal::Unauthorized("the token in X-Access-Token is not this sandbox's")),
+        };
     }
+    if request.uri().path() == "/files" {
+        let query = files::Query::of(request.uri()).map_err(|_| Refusal::Unauthorized("the address is malformed"))?;
+        return files::check(app, entry, request.method(), &query).map_err(|error| {
+            Refusal::Unauthorized(match error {
+                files::SignatureError::Expired => "the signature of this address has expired",
+                files::SignatureError::Invalid => {
+                    "this sandbox wants its token in X-Access-Token, or an address that is signed for this file"
+                }
+            })
+        });
+    }
+    Err(Refusal::Unauthorized("this sandbox wants its token in X-Access-Token"))
 }
 
 /// All of it; every request has a `SharedReached` and a `SharedApp` among its extensions.
 pub(super) fn router() -> Router {
-    Router::new().route("/health", get(|| async { StatusCode::NO_CONTENT }))
+    Router::new()
+        .merge(about::router())
+        .merge(process::router())
+        .merge(filesystem::router())
+        .merge(files::router())
+        .fallback(|request: Request<Body>| async move {
+            let message = format!("{} is not served here; docs/e2b.md lists what is", request.uri().path());
+            let mut response = ConnectError::new(Code::Unimplemented, message).into_response();
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            response
+        })
 }

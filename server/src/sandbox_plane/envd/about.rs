@@ -1,0 +1,48 @@
+//! What a sandbox says of itself: that it lives, what it takes, the environment of its processes.
+
+use crate::sandbox_plane::SharedReached;
+use axum::{
+    Json, Router,
+    extract::Extension,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::{Map, Value, json};
+use std::time::UNIX_EPOCH;
+
+const MIB: u64 = 1 << 20;
+
+pub(super) fn router() -> Router {
+    Router::new()
+        .route("/health", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/metrics", get(metrics))
+        .route("/envs", get(envs))
+}
+
+/// What the host sees of it, as of the last sample.
+async fn metrics(Extension(reached): Extension<SharedReached>) -> Response {
+    let Some(sample) = reached.entry.samples().pop() else {
+        let body = Json(json!({ "code": 503, "message": "no sample was taken yet; ask again in ten seconds" }));
+        return (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+    };
+    Json(json!({
+        "ts": sample.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        "cpu_count": sample.cpus,
+        "cpu_used_pct": sample.cpu_percent,
+        "mem_total": sample.memory_total,
+        "mem_used": sample.memory,
+        "mem_total_mib": sample.memory_total / MIB,
+        "mem_used_mib": sample.memory / MIB,
+        "disk_total": sample.disk_total,
+        "disk_used": sample.disk,
+    }))
+    .into_response()
+}
+
+/// What its processes are given besides what each is started with.
+async fn envs(Extension(reached): Extension<SharedReached>) -> Json<Map<String, Value>> {
+    let env = reached.sandbox.record().env.iter();
+    let pairs = env.filter_map(|entry| entry.split_once('='));
+    Json(pairs.map(|(key, value)| (key.to_owned(), value.into())).collect())
+}

@@ -1,0 +1,74 @@
+//! What the manager says went wrong, in Connect's codes: clients make their own exceptions of these.
+
+use super::connect::{Code, ConnectError};
+use sandboxvm_manager::{AgentError, ExecError, FileError};
+use sandboxvm_protocol::agent::{FailureKind, files::FileErrorKind};
+
+impl From<ExecError> for ConnectError {
+    fn from(error: ExecError) -> Self {
+        let code = match &error {
+            ExecError::NoCommand | ExecError::Argument { .. } | ExecError::TooLong(_) => Code::InvalidArgument,
+            ExecError::Agent(error) => return of_agent(error),
+            // Clients ask then whether the sandbox is still there.
+            ExecError::NotRunning { .. }
+            | ExecError::Ended { .. }
+            | ExecError::Vanished { .. }
+            | ExecError::Control(_)
+            | ExecError::NotReady(_) => Code::Unavailable,
+            ExecError::Directory(_) | ExecError::Audit(_) => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+pub(super) fn of_agent(error: &AgentError) -> ConnectError {
+    let code = match error {
+        AgentError::Refused { kind, .. } => match kind {
+            FailureKind::NotFound | FailureKind::NotExecutable | FailureKind::BadWorkingDirectory => {
+                Code::InvalidArgument
+            }
+            FailureKind::NoSuchUser => Code::Unauthenticated,
+            FailureKind::Resources => Code::ResourceExhausted,
+            FailureKind::BadRequest => Code::FailedPrecondition,
+            FailureKind::NoSuchProcess => Code::NotFound,
+            FailureKind::ConnectionRefused => Code::Unavailable,
+            FailureKind::UnsupportedVersion => Code::Unimplemented,
+            FailureKind::Internal => Code::Internal,
+        },
+        AgentError::TooOld { .. } | AgentError::CannotLimit { .. } => Code::Unimplemented,
+        AgentError::Idle(_) => Code::Unavailable,
+        error if error.is_disconnect() => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    ConnectError::new(code, error.to_string())
+}
+
+impl From<FileError> for ConnectError {
+    fn from(error: FileError) -> Self {
+        let code = match error {
+            FileError::Sandbox(error) => return error.into(),
+            FileError::Path(_) => Code::InvalidArgument,
+            FileError::TooMany(_) => Code::ResourceExhausted,
+            FileError::Refused(ref refusal) => of_file(refusal.kind),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+fn of_file(kind: FileErrorKind) -> Code {
+    match kind {
+        FileErrorKind::NotFound => Code::NotFound,
+        FileErrorKind::AlreadyExists => Code::AlreadyExists,
+        FileErrorKind::PermissionDenied => Code::PermissionDenied,
+        FileErrorKind::NoSuchUser => Code::Unauthenticated,
+        FileErrorKind::NoSpace | FileErrorKind::Resources => Code::ResourceExhausted,
+        FileErrorKind::NotEmpty | FileErrorKind::ReadOnly => Code::FailedPrecondition,
+        FileErrorKind::IsADirectory
+        | FileErrorKind::NotADirectory
+        | FileErrorKind::NotAFile
+        | FileErrorKind::BadPath
+        | FileErrorKind::BadArchive
+        | FileErrorKind::BadRequest => Code::InvalidArgument,
+        FileErrorKind::Other => Code::Internal,
+    }
+}

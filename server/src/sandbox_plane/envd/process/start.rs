@@ -1,0 +1,144 @@
+//! Streams of processes: started, or joined while they run. First comes that it started, then what it writes, then its end.
+//!
+//! A client that does not read stalls its process, by way of the stream, the manager and vsock's credit; one that goes away
+//! leaves it running.
+
+use super::{
+    Pty, Selector,
+    config::ProcessConfig,
+    events::Event,
+    input::{Attendance, Input},
+};
+use crate::sandbox_plane::envd::connect::{Call, Code, ConnectError, Messages};
+use sandboxvm_manager::{Exec, Output, OutputStream};
+use sandboxvm_protocol::agent::{
+    CText, ExecRequest, OnDisconnect, StdinSource,
+    process::{AttachRequest, View},
+};
+use serde::Deserialize;
+use std::{sync::Arc, time::Duration};
+use tokio::time::{sleep, timeout};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StartRequest {
+    process: Option<ProcessConfig>,
+    pty: Option<Pty>,
+    tag: Option<String>,
+    /// Where it is not said, it has one.
+    stdin: Option<bool>,
+}
+
+/// Starts a process. The client's time is the process's, which is killed when that is up.
+pub(super) async fn start(call: Call, request: StartRequest, messages: Messages) -> Result<(), ConnectError> {
+    let config = request.process.ok_or_else(|| ConnectError::invalid("the request has no process"))?;
+    let terminal = request.pty.as_ref().map(Pty::size).transpose()?;
+    let has_terminal = terminal.is_some();
+    let wants_stdin = has_terminal || request.stdin.unwrap_or(true);
+    let exec = ExecRequest {
+        argv: config.argv()?,
+        env: config.env()?,
+        cwd: directory(&call, config.cwd.as_deref()).await?,
+        user: Some(call.user.clone()),
+        stdin: if wants_stdin { StdinSource::Connection } else { StdinSource::Null },
+        terminal,
+        timeout_ms: call.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        on_disconnect: OnDisconnect::Keep,
+    };
+    let Exec { pid, stdin, output, control } = call.sandbox().exec(exec).await?;
+    drop(control);
+    let input = if wants_stdin { Input::open(stdin, has_terminal) } else { Input::none() };
+    let input = call.state().processes.add(pid, config, request.tag, input);
+    let attendance = Attendance(Arc::clone(&input));
+    let ended = relay(&call, pid, output, has_terminal, &messages).await;
+    drop(attendance);
+    if matches!(ended, Ok(()) | Err(ConnectError { code: Code::DeadlineExceeded, .. })) {
+        call.state().processes.remove(pid, &input);
+    }
+    ended
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConnectRequest {
+    process: Option<Selector>,
+}
+
+/// Joins one: what is kept of its output comes first. The client's time is the stream's alone.
+pub(super) async fn connect(call: Call, request: ConnectRequest, messages: Messages) -> Result<(), ConnectError> {
+    let pid = Selector::find(request.process.as_ref(), &call.state().processes)?;
+    let joined = async {
+        let request = AttachRequest { pid, view: View::Attend, stdin: false, terminal: None };
+        let has_terminal = match call.state().processes.input(pid).has_terminal() {
+            Some(has_terminal) => has_terminal,
+            None => has_terminal_by_list(&call, pid).await?,
+        };
+        let exec = call.sandbox().attach(request).await?;
+        relay(&call, pid, exec.output, has_terminal, &messages).await
+    };
+    match call.timeout {
+        Some(within) => timeout(within, joined).await.unwrap_or_else(|_| Err(ConnectError::deadline())),
+        None => joined.await,
+    }
+}
+
+async fn has_terminal_by_list(call: &Call, pid: u32) -> Result<bool, ConnectError> {
+    let processes = call.sandbox().processes().await?;
+    let found = processes.iter().find(|process| process.pid == pid);
+    let found = found.ok_or_else(|| ConnectError::new(Code::NotFound, format!("process with pid {pid} not found")))?;
+    Ok(found.has_terminal)
+}
+
+async fn relay(
+    call: &Call,
+    pid: u32,
+    mut output: OutputStream,
+    has_terminal: bool,
+    messages: &Messages,
+) -> Result<(), ConnectError> {
+    messages.send(&Event::start(pid)).await?;
+    loop {
+        let next = tokio::select! {
+            next = output.next() => next,
+            () = silence(call.keepalive) => {
+                messages.send(&Event::keepalive()).await?;
+                continue;
+            }
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(error) => return Err(call.sandbox().explain(error).await.into()),
+        };
+        match next {
+            Some(Output::Stdout(bytes)) if has_terminal => messages.send(&Event::pty(bytes)).await?,
+            Some(Output::Stdout(bytes)) => messages.send(&Event::stdout(bytes)).await?,
+            Some(Output::Stderr(bytes)) => messages.send(&Event::stderr(bytes)).await?,
+            Some(Output::Exited(status)) => return messages.send(&Event::end(status)?).await,
+            // Clients have no word for what is kept no longer.
+            Some(Output::Dropped(_)) => {}
+            Some(Output::RunsOn) | None => return Ok(()),
+        }
+    }
+}
+
+/// Returns after so long, or never.
+pub(in crate::sandbox_plane::envd) async fn silence(keepalive: Option<Duration>) {
+    match keepalive {
+        Some(keepalive) => sleep(keepalive).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where a process starts: a path that does not begin at the root begins at the user's home.
+async fn directory(call: &Call, cwd: Option<&str>) -> Result<Option<CText>, ConnectError> {
+    let path = match cwd {
+        None | Some("" | "~" | "~/") => return Ok(None),
+        Some(path) if path.starts_with('/') => path.to_owned(),
+        Some(path) => {
+            let below = super::super::paths::below_home(path)?;
+            let home = call.state().homes.of(call).await?;
+            format!("{}/{below}", home.trim_end_matches('/'))
+        }
+    };
+    CText::try_from(path.as_str()).map(Some).map_err(|error| ConnectError::invalid(format!("cwd: {error}")))
+}

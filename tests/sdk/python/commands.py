@@ -1,0 +1,79 @@
+"""Commands: run, in the background, fed, found again, killed. Exit status 0 when all is as E2B has it."""
+
+from e2b import (
+    AuthenticationException,
+    CommandExitException,
+    InvalidArgumentException,
+    NotFoundException,
+    Sandbox,
+    SandboxException,
+    TimeoutException,
+)
+
+
+def raises(kind, work):
+    try:
+        work()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+sandbox = Sandbox.create(timeout=900, envs={"OF_SANDBOX": "s", "BOTH": "s"})
+try:
+    commands = sandbox.commands
+
+    # Output, environment, user and directory.
+    seen = []
+    result = commands.run(
+        'echo out; echo err >&2; echo "$OF_SANDBOX $BOTH $OF_COMMAND"; whoami; pwd',
+        envs={"BOTH": "c", "OF_COMMAND": "c"},
+        on_stdout=seen.append,
+    )
+    assert result.exit_code == 0 and result.error is None, result
+    assert result.stdout == "out\ns c c\nuser\n/home/user\n", result
+    assert result.stderr == "err\n", result
+    assert "".join(seen) == result.stdout, seen
+    assert commands.run("whoami; pwd", user="root", cwd="/etc").stdout == "root\n/etc\n"
+    commands.run("mkdir -p below/it")
+    assert commands.run("pwd", cwd="below/it").stdout == "/home/user/below/it\n"
+    assert commands.run("pwd", cwd="~/below").stdout == "/home/user/below\n"
+
+    # Ends.
+    failed = raises(CommandExitException, lambda: commands.run("echo x; exit 3"))
+    assert (failed.exit_code, failed.stdout, failed.error) == (3, "x\n", "exit status 3"), failed
+    raises(AuthenticationException, lambda: commands.run("true", user="nobody-of-that-name"))
+    raises(InvalidArgumentException, lambda: commands.run("true", cwd="/no/such/directory"))
+    late = raises(TimeoutException, lambda: commands.run("sleep 600", timeout=4))
+    assert "timeout" in str(late), late
+
+    # Much output, in pieces that cut characters.
+    much = commands.run("yes 'über' | head -c 1500000")
+    assert len(much.stdout.encode()) == 1500000 and "\ufffd" not in much.stdout[:-1]
+
+    # In the background: listed, fed, left, found again.
+    cat = commands.run("cat; echo over", background=True, stdin=True)
+    listed = {process.pid: process for process in commands.list()}
+    assert listed[cat.pid].cmd == "/bin/bash" and listed[cat.pid].args == ["-l", "-c", "cat; echo over"], listed
+    assert all("sleep 600" not in process.args for process in listed.values()), "it ran out of its time"
+    commands.send_stdin(cat.pid, "one\n")
+    cat.disconnect()
+    commands.send_stdin(cat.pid, b"two\n")
+    commands.stream_input(cat.pid, ["thr", "ee\n", b"four\n"])
+    again = commands.connect(cat.pid)
+    commands.close_stdin(cat.pid)
+    assert again.wait().stdout.endswith("two\nthree\nfour\nover\n")
+    raises(SandboxException, lambda: commands.send_stdin(cat.pid, "more"))
+
+    # Killed.
+    sleep = commands.run("sleep 600", background=True)
+    assert sleep.kill() is True
+    killed = raises(CommandExitException, sleep.wait)
+    assert (killed.exit_code, killed.error) == (-1, "signal: killed"), killed
+    assert commands.kill(sleep.pid) is False and commands.kill(999999) is False
+    raises(NotFoundException, lambda: commands.connect(999999))
+    raises(NotFoundException, lambda: commands.send_stdin(999999, "x"))
+    assert commands.list() == [], commands.list()
+finally:
+    sandbox.kill()
+print("commands: passed")

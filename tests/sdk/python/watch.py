@@ -1,0 +1,69 @@
+"""Directories that are watched. Exit status 0 when all is as E2B has it."""
+
+import asyncio
+import time
+
+from e2b import AsyncSandbox, FileNotFoundException, FilesystemEventType, InvalidArgumentException, Sandbox, SandboxException
+
+
+def raises(kind, work):
+    try:
+        work()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def until(handle, wanted):
+    """Events, until all that are wanted have come."""
+    seen = []
+    for _ in range(300):
+        seen += [(event.name, event.type) for event in handle.get_new_events()]
+        if set(wanted) <= set(seen):
+            return seen
+        time.sleep(0.1)
+    raise AssertionError(f"{wanted} are not all among {seen}")
+
+
+sandbox = Sandbox.create(timeout=900)
+try:
+    files = sandbox.files
+    files.make_dir("watched/deep")
+    flat, deep = files.watch_dir("watched"), files.watch_dir("watched", recursive=True)
+    files.write("watched/a", "1")
+    files.write("watched/deep/b", "2")
+    files.rename("watched/a", "watched/c")
+    files.remove("watched/c")
+    kinds = FilesystemEventType
+    seen = until(flat, [("c", kinds.CREATE), ("a", kinds.RENAME), ("c", kinds.REMOVE)])
+    assert all("/" not in name for name, _ in seen), seen
+    until(deep, [("deep/b", kinds.CREATE), ("c", kinds.REMOVE)])
+    sandbox.commands.run("chmod 700 watched/deep/b; echo more >> watched/deep/b")
+    until(deep, [("deep/b", kinds.CHMOD), ("deep/b", kinds.WRITE)])
+    flat.stop()
+    raises(SandboxException, flat.get_new_events)
+    deep.stop()
+    raises(FileNotFoundException, lambda: files.watch_dir("none"))
+    raises(InvalidArgumentException, lambda: files.watch_dir("watched/deep/b"))
+
+    async def streamed():
+        other = await AsyncSandbox.connect(sandbox.sandbox_id)
+        seen, ended = [], []
+        handle = await other.files.watch_dir("watched", on_event=seen.append, on_exit=ended.append, timeout=0)
+        await other.files.write("watched/streamed", "x")
+        for _ in range(300):
+            if any((event.name, event.type) == ("streamed", kinds.CREATE) for event in seen):
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise AssertionError(f"nothing came: {seen}")
+        await handle.stop()
+        # One whose time is up says so.
+        await other.files.watch_dir("watched", on_event=seen.append, on_exit=ended.append, timeout=2)
+        await asyncio.sleep(4)
+        assert any(ended), "its end was not told"
+
+    asyncio.run(streamed())
+finally:
+    sandbox.kill()
+print("watch: passed")
