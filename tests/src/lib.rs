@@ -6,6 +6,7 @@
 //! - [`bare`]: machines without an operating system, whose kernel is a script of the test's.
 //! - [`seed`]: the booted machine that all homes share.
 //! - [`server`]: `sandboxvm serve`, and requests to it.
+//! - [`envd`], [`server_load`]: one sandbox of a server, and many clients at once.
 //! - [`snapshots`]: the snapshots of a home.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
 //! - [`processes`]: the processes of the host that have to do with a home.
@@ -23,6 +24,7 @@ pub mod artefacts;
 pub mod bare;
 pub mod cli;
 pub mod drills;
+pub mod envd;
 pub mod home;
 pub mod json_shape;
 pub mod leaks;
@@ -31,5 +33,6 @@ pub mod memory;
 pub mod processes;
 pub mod seed;
 pub mod server;
+pub mod server_load;
 pub mod snapshots;
 pub mod terminal;

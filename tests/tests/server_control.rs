@@ -3,6 +3,7 @@
 use sandboxvm_tests::{
     home::{Home, eventually},
     server::{Server, request, small_config},
+    server_load::clients,
 };
 use serde_json::{Value, json};
 use std::{
@@ -255,4 +256,13 @@ fn a_key_has_its_rate_and_comes_again_when_it_is_told_to() {
     let _ = server.ask("GET", "/templates", None).expect(200);
     let other = home.cli(["key", "create", "other"]).run().succeeds().out();
     let _ = server.ask_as(other.trim(), "GET", "/templates", None).expect(200);
+}
+
+#[test]
+fn clients_at_once_get_their_own_and_nothing_of_each_others() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &format!("requests_per_second = 1000\n{}", small_config()));
+    assert_eq!(clients(&server, 5).len(), 5);
+    server.stop();
+    home.assert_nothing_left();
 }

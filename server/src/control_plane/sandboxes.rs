@@ -231,11 +231,7 @@ fn matching(app: &App, key: &Key, query: &ListQuery) -> Result<Vec<Arc<Entry>>, 
     if let Some(unknown) = states.iter().flatten().find(|state| !matches!(**state, "running" | "paused")) {
         return Err(ApiError::bad(format!("state: {unknown:?} is neither running nor paused")));
     }
-    let wanted: BTreeMap<String, String> = match &query.metadata {
-        None => BTreeMap::new(),
-        Some(text) => serde_urlencoded::from_str(text)
-            .map_err(|error| ApiError::bad(format!("metadata: not key=value&...: {error}")))?,
-    };
+    let wanted = query.metadata.as_deref().map_or_else(|| Ok(BTreeMap::new()), metadata)?;
     let after = match &query.started_after {
         None => SystemTime::UNIX_EPOCH,
         Some(text) => {
@@ -252,6 +248,14 @@ fn matching(app: &App, key: &Key, query: &ListQuery) -> Result<Vec<Arc<Entry>>, 
             && record.started_at >= after
     };
     Ok(app.registry.list(&key.id).into_iter().filter(matches).collect())
+}
+
+/// `key=value&...`, whose keys and values clients encode once more each.
+fn metadata(text: &str) -> Result<BTreeMap<String, String>, ApiError> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(text)
+        .map_err(|error| ApiError::bad(format!("metadata: not key=value&...: {error}")))?;
+    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    Ok(pairs.iter().map(|(key, value)| (decoded(key), decoded(value))).collect())
 }
 
 /// The page behind `token`, which is the ID of the last sandbox of the page before.

@@ -12,6 +12,7 @@ mod reclaim;
 mod reset;
 mod restore;
 mod rig;
+mod server;
 mod snapshot;
 mod table;
 
@@ -48,6 +49,8 @@ enum Benchmark {
     Reclaim(reclaim::Arguments),
     /// How long one sandbox takes to answer while another is attacked from within
     Neighbours(neighbours::Arguments),
+    /// Many clients of `serve` at once, with and without a pool
+    Server(server::Arguments),
 }
 
 fn main() {
@@ -63,5 +66,6 @@ fn main() {
         Benchmark::Clones(arguments) => clones::run(&arguments),
         Benchmark::Reclaim(arguments) => reclaim::run(&arguments),
         Benchmark::Neighbours(arguments) => neighbours::run(&arguments),
+        Benchmark::Server(arguments) => server::run(&arguments),
     }
 }

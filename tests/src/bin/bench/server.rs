@@ -1,0 +1,64 @@
+//! `bench server`: many clients of `sandboxvm serve` at once, with and without a pool of machines armed ahead.
+
+use crate::table::{self, Row};
+use sandboxvm_tests::{
+    home::{Home, eventually},
+    memory::resident_kib,
+    server::{Server, request},
+    server_load::{Times, clients},
+};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// How many clients
+    #[arg(short = 'n', long = "clients", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
+    clients: u16,
+    /// Machines in the pool, where there is one
+    #[arg(long, default_value_t = 8)]
+    pool: u16,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) {
+    let mut rows = measure(arguments, 0, "no pool");
+    rows.extend(measure(arguments, arguments.pool, "pool"));
+    let title =
+        format!("{} clients at once: create, ten commands, files, kill; pool of {}", arguments.clients, arguments.pool);
+    table::report(&title, &rows, arguments.json);
+}
+
+fn measure(arguments: &Arguments, pool: u16, name: &str) -> Vec<Row> {
+    let home = Home::with_kvm().expect("a benchmark without KVM measures nothing: unset SANDBOXVM_NO_KVM");
+    let config = format!(
+        "requests_per_second = 100000\nsandboxes_per_key = 10000\n[templates.base]\nmemory = 128\npool = {pool}\n"
+    );
+    let server = Server::start(&home, &config);
+    let readiness = format!("{}/readiness", server.api);
+    let ready = || (request("GET", &readiness, &[], None).status == 204).then_some(());
+    eventually(Duration::from_secs(120), ready).expect("the pool fills");
+    let memory = || resident_kib(server.pid()).expect("it runs") as f64;
+    let before = memory();
+    eprintln!("bench: {} clients, {name}", arguments.clients);
+    let begin = Instant::now();
+    let times = clients(&server, usize::from(arguments.clients));
+    let elapsed = begin.elapsed().as_secs_f64();
+    let after = memory();
+    server.stop();
+    let row = |what: &str, of: &dyn Fn(&Times) -> Vec<Duration>| {
+        let values: Vec<f64> = times.iter().flat_map(of).map(|time| time.as_secs_f64()).collect();
+        Row::of(format!("{name}: {what}"), "s", values)
+    };
+    let commands = times.iter().map(|times| times.commands.len()).sum::<usize>();
+    vec![
+        row("create", &|times| vec![times.create]),
+        row("one command", &|times| times.commands.clone()),
+        row("files", &|times| vec![times.files]),
+        row("kill", &|times| vec![times.kill]),
+        Row::of(format!("{name}: commands in a second"), "1/s", [commands as f64 / elapsed]),
+        Row::of(format!("{name}: memory of the server, before"), "KiB", [before]),
+        Row::of(format!("{name}: memory of the server, after"), "KiB", [after]),
+    ]
+}
