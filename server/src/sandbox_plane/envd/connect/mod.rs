@@ -27,7 +27,7 @@ use axum::{
 };
 use bytes::Bytes;
 use frame::Frames;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{convert::Infallible, future::Future};
 use tokio::{sync::mpsc, time::timeout};
@@ -97,7 +97,7 @@ where
     let frames = stream::unfold((receiver, AbortOnDropHandle::new(task)), |(mut receiver, task)| async move {
         Some((Ok::<Bytes, Infallible>(receiver.recv().await?), (receiver, task)))
     });
-    streaming(Body::from_stream(frames))
+    streaming(Body::from_stream(frames.fuse()))
 }
 
 /// Any number of messages in, an empty one out.

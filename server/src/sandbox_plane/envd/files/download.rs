@@ -19,7 +19,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use sandboxvm_protocol::agent::files::FilePath;
 use std::io;
 use tokio::sync::{mpsc, oneshot};
@@ -55,7 +55,7 @@ pub(super) async fn read(reached: Extension<SharedReached>, request: Request) ->
         };
         Some((piece, (None, receiver, task)))
     });
-    let mut response = Response::new(Body::from_stream(pieces));
+    let mut response = Response::new(Body::from_stream(pieces.fuse()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

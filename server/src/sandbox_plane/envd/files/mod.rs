@@ -2,7 +2,7 @@
 //! whole or not at all.
 
 mod download;
-mod progress;
+mod form;
 mod signature;
 mod upload;
 

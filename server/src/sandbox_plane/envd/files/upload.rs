@@ -1,7 +1,7 @@
 //! Content of files from a client: one as it is, or some as parts of a form. Each is put in place when all of it has come;
 //! directories above it are made.
 
-use super::{FilesError, Query, progress::Progress};
+use super::{FilesError, Query, form::Form};
 use crate::sandbox_plane::{
     SharedReached,
     envd::{
@@ -13,7 +13,7 @@ use crate::sandbox_plane::{
 use axum::{
     Json,
     body::{Body, HttpBody},
-    extract::{Extension, FromRequest, Multipart, multipart::Field},
+    extract::Extension,
     http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE},
 };
 use bytes::Bytes;
@@ -82,18 +82,19 @@ fn kind(headers: &HeaderMap) -> Kind {
 
 /// With a path in the address there is one file, which goes there; else each part is called what its file is.
 async fn form(call: &Call, path: Option<&str>, request: Request<Body>) -> Result<Vec<Written>, FilesError> {
-    let progress = Progress::default();
-    let request = request.map(|body| progress.bound(body));
-    let mut form = Multipart::from_request(request, &()).await.map_err(|error| bad(error.body_text()))?;
+    let (parts, body) = request.into_parts();
+    let mut form = Form::of(&parts.headers, body)?;
     let (mut written, mut places) = (Vec::new(), BTreeSet::new());
-    while let Some(mut field) = form.next_field().await.map_err(|error| bad(error.body_text()))? {
-        progress.made();
-        if field.name() != Some("file") {
+    while let Some(part) = form.next().await? {
+        if part.name.as_deref() != Some("file") {
             continue;
         }
         let place = match path {
             Some(path) => path.to_owned(),
-            None => file_name(&field)?,
+            None => part
+                .file_name
+                .filter(|name| !name.is_empty())
+                .ok_or_else(|| bad("a part without the name of its file, and no path in the address"))?,
         };
         if !places.insert(place.clone()) {
             return Err(bad(format!("{place:?}: you cannot upload multiple files to the same path")));
@@ -102,24 +103,12 @@ async fn form(call: &Call, path: Option<&str>, request: Request<Body>) -> Result
             return Err(bad(format!("more than {MOST} files; send them in several requests")));
         }
         let mut upload = Upload::begin(call, &place).await?;
-        while let Some(bytes) = field.chunk().await.map_err(|error| bad(error.body_text()))? {
-            progress.made();
+        while let Some(bytes) = form.chunk().await? {
             upload.sink.write(&bytes).await?;
         }
         written.push(upload.finish().await?);
     }
     if written.is_empty() { Err(bad("the form has no part that is called file")) } else { Ok(written) }
-}
-
-/// As clients escape it: browsers' rules, which leave a percent sign as it is.
-fn file_name(field: &Field<'_>) -> Result<String, FilesError> {
-    let name = field.file_name().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| bad("a part without the name of its file, and no path in the address"))?;
-    Ok(unescape(name))
-}
-
-fn unescape(name: &str) -> String {
-    name.replace("%22", "\"").replace("%0D", "\r").replace("%0A", "\n")
 }
 
 fn bad(message: impl Into<String>) -> FilesError {
@@ -175,6 +164,5 @@ mod tests {
         assert!(matches!(of("multipart/form-data; boundary=x"), Kind::Form));
         assert!(matches!(of("Application/Octet-Stream"), Kind::Content));
         assert!(matches!(of("text/plain"), Kind::Other) && matches!(kind(&HeaderMap::new()), Kind::Other));
-        assert_eq!(unescape("/a%22b%0D%0A%25"), "/a\"b\r\n%25");
     }
 }
