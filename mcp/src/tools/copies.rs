@@ -6,9 +6,14 @@ use super::{
 };
 use crate::{
     scope::{Scope, ScopeError},
-    server::{Answer, SandboxTools},
+    server::SandboxTools,
 };
-use rmcp::{RoleServer, handler::server::wrapper::Parameters, service::RequestContext, tool, tool_router};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
 use sandboxvm_manager::{
     DirectoryError, ForkError, Forked, ResetDone, ResetError, SandboxSpec, SnapshotError, SuperviseError,
 };
@@ -103,7 +108,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<SnapshotArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<SnapshotShown> {
+    ) -> Result<Json<SnapshotShown>, String> {
         self.work(context, snapshot(&self.scope, arguments)).await
     }
 
@@ -119,7 +124,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<ForkArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<ForksShown> {
+    ) -> Result<Json<ForksShown>, String> {
         self.work(context, fork(&self.scope, arguments)).await
     }
 
@@ -135,7 +140,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<ResetArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<ResetShown> {
+    ) -> Result<Json<ResetShown>, String> {
         self.work(context, reset(&self.scope, arguments)).await
     }
 }

@@ -4,10 +4,15 @@ use super::arguments::{BadArgument, Encoding, path, text, within};
 use crate::{
     capture::{before_cut, shown},
     scope::{Scope, ScopeError},
-    server::{Answer, SandboxTools},
+    server::SandboxTools,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use rmcp::{RoleServer, handler::server::wrapper::Parameters, service::RequestContext, tool, tool_router};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
 use sandboxvm_manager::{FileDone, FileError, Files, Sandbox, permissions};
 use sandboxvm_protocol::agent::files::{FileEntry, FileKind};
 use schemars::JsonSchema;
@@ -131,7 +136,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<ReadArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<ReadDone> {
+    ) -> Result<Json<ReadDone>, String> {
         self.work(context, read(&self.scope, arguments)).await
     }
 
@@ -147,7 +152,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<WriteArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<FileShown> {
+    ) -> Result<Json<FileShown>, String> {
         self.work(context, write(&self.scope, arguments)).await
     }
 
@@ -162,7 +167,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<ListArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<FilesShown> {
+    ) -> Result<Json<FilesShown>, String> {
         self.work(context, list(&self.scope, arguments)).await
     }
 }

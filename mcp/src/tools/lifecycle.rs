@@ -3,9 +3,14 @@
 use super::arguments::{BadArgument, mib, name, within};
 use crate::{
     scope::{RemoveFailure, Scope, ScopeError},
-    server::{Answer, SandboxTools},
+    server::SandboxTools,
 };
-use rmcp::{RoleServer, handler::server::wrapper::Parameters, service::RequestContext, tool, tool_router};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
 use sandboxvm_manager::{
     AtEnd, CreateError, DirectoryError, Sandbox, SandboxSpec, StartFrom, SuperviseError, SupervisionSpec, TimeToLive,
 };
@@ -82,6 +87,8 @@ pub(crate) struct Listed {
 /// Nothing to say.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+// There are clients that take no schema without it.
+#[schemars(extend("properties" = {}))]
 pub(crate) struct NoArguments {}
 
 /// Which sandbox.
@@ -128,7 +135,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<CreateArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<SandboxShown> {
+    ) -> Result<Json<SandboxShown>, String> {
         self.work(context, create(&self.scope, arguments)).await
     }
 
@@ -143,7 +150,7 @@ impl SandboxTools {
         &self,
         Parameters(NoArguments {}): Parameters<NoArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<Listed> {
+    ) -> Result<Json<Listed>, String> {
         let list = async {
             let sandboxes = self.scope.sandboxes();
             let sandboxes = sandboxes.iter().map(|(sandbox, made)| SandboxShown::of(sandbox, *made));
@@ -167,7 +174,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<RemoveArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<Removed> {
+    ) -> Result<Json<Removed>, String> {
         let remove = async {
             let id = self.scope.remove(&arguments.sandbox).await?;
             Ok::<_, RemoveFailure>(Removed { removed: id.to_string() })

@@ -5,9 +5,14 @@ use super::arguments::{BadArgument, text, texts, within};
 use crate::{
     capture::{Capture, KEPT},
     scope::{Scope, ScopeError},
-    server::{Answer, SandboxTools},
+    server::SandboxTools,
 };
-use rmcp::{RoleServer, handler::server::wrapper::Parameters, service::RequestContext, tool, tool_router};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
 use sandboxvm_manager::{Exec, ExecError, Output, Sandbox, StdinSink, exit_code};
 use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, OnDisconnect, StdinSource};
 use schemars::JsonSchema;
@@ -90,7 +95,7 @@ impl SandboxTools {
         &self,
         Parameters(arguments): Parameters<RunArguments>,
         context: RequestContext<RoleServer>,
-    ) -> Answer<RunDone> {
+    ) -> Result<Json<RunDone>, String> {
         self.work(context, run(&self.scope, arguments)).await
     }
 }
@@ -98,7 +103,8 @@ impl SandboxTools {
 async fn run(scope: &Scope, arguments: RunArguments) -> Result<RunDone, RunFailure> {
     let request = request(&arguments)?;
     let sandbox = scope.find(&arguments.sandbox)?;
-    let Exec { stdin, output, .. } = sandbox.exec(request).await?;
+    // The connection is the process's life: held until its end, also when there is nothing more to send.
+    let Exec { stdin, output, control: _connection, .. } = sandbox.exec(request).await?;
     let input = feed(stdin, arguments.stdin.unwrap_or_default());
     let attended = attend(&sandbox, output);
     tokio::pin!(input, attended);
