@@ -60,6 +60,16 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
     })
 }
 
+/// What clients of `mcp --http` must show: `SANDBOXVM_MCP_TOKEN`, when it is set.
+pub(crate) fn mcp_token() -> Option<Result<String, Failure>> {
+    let token = env::var_os("SANDBOXVM_MCP_TOKEN").filter(|value| !value.is_empty())?;
+    let is_plain = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
+    let token = token.into_string().ok().filter(is_plain);
+    Some(token.ok_or_else(|| {
+        Failure::new("SANDBOXVM_MCP_TOKEN has characters that no HTTP client can send; use a-z and 0-9")
+    }))
+}
+
 /// The bundle, with files stated on the command line before those of the environment.
 pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle {
     let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -16,6 +16,7 @@ mod key;
 mod kill;
 mod logs;
 pub(crate) mod ls;
+mod mcp;
 mod pause;
 mod port;
 mod prune;
@@ -63,6 +64,7 @@ pub(crate) enum Command {
     Serve(serve::Serve),
     Key(key::Key),
     Doctor(doctor::Doctor),
+    Mcp(mcp::Mcp),
     Completion(completion::Completion),
     #[command(hide = true)]
     Supervise(supervise::Supervise),
@@ -102,6 +104,7 @@ impl Command {
             Self::Serve(command) => command.run(),
             Self::Key(command) => command.run(),
             Self::Doctor(command) => command.run(),
+            Self::Mcp(command) => command.run(),
             Self::Completion(command) => command.run(),
             Self::Supervise(command) => command.run(),
             Self::GuardTerminal(command) => command.run(),

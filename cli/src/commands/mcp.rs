@@ -1,0 +1,121 @@
+//! `mcp`: sandboxes as tools for an AI agent, over the Model Context Protocol.
+
+use crate::{environment, failure::Failure, options::name, runtime, signals::Signals, supervision};
+use clap::Args;
+use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
+use sandboxvm_protocol::identity::SandboxName;
+use std::{fmt::Write, net::SocketAddr};
+
+/// Bytes of a token that is made here.
+const TOKEN: usize = 32;
+
+/// Serve sandboxes as tools to an AI agent (Model Context Protocol), on stdin and stdout or over HTTP
+#[derive(Debug, Args)]
+#[command(after_help = "An agent's host starts this by itself; docs/mcp.md says how it is told to. Agents reach the \
+                        sandboxes they make here and those of --sandbox, and no others. With --http the path is /mcp, and \
+                        clients show the token in SANDBOXVM_MCP_TOKEN, or the one that is printed on stderr.")]
+pub(crate) struct Mcp {
+    /// Serve over HTTP instead; on 127.0.0.1:3003 unless an address is stated
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:3003")]
+    http: Option<SocketAddr>,
+    /// Name by which clients call this server over HTTP, where it is neither localhost nor the address
+    #[arg(long, value_name = "HOST", requires = "http")]
+    allow_host: Vec<String>,
+    /// Let agents use this sandbox too, though not remove it
+    #[arg(long, value_name = "SANDBOX")]
+    sandbox: Vec<String>,
+    /// Let agents make sandboxes from this snapshot
+    #[arg(long, value_name = "SNAPSHOT", value_parser = name)]
+    template: Vec<SandboxName>,
+    /// Most sandboxes that agents may have at a time
+    #[arg(long, value_name = "N", default_value = "16")]
+    max_sandboxes: usize,
+    /// Leave the sandboxes and snapshots that agents made when this ends
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Mcp {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let settings = self.settings()?;
+        runtime::block_on(async {
+            let mut signals = Signals::catch()?;
+            let mut is_signalled = false;
+            let until = async {
+                signals.next().await;
+                is_signalled = true;
+            };
+            let left = match self.http {
+                None => serve_stdio(settings, until).await?,
+                Some(address) => {
+                    let http = self.http_settings(address)?;
+                    serve_http(settings, http, say_where, until).await?
+                }
+            };
+            for failure in &left {
+                Failure::new(failure).report();
+            }
+            match (left.is_empty(), is_signalled && self.http.is_none()) {
+                (false, _) => Err(Failure::silent(125)),
+                (true, true) => Ok(signals.exit_code()),
+                (true, false) => Ok(0),
+            }
+        })
+    }
+
+    fn settings(&self) -> Result<Settings, Failure> {
+        let manager = environment::manager()?;
+        let mut sandboxes = Vec::new();
+        for reference in &self.sandbox {
+            sandboxes.push(manager.find(reference)?.id().clone());
+        }
+        if let Some(missing) = self.template.iter().find(|name| !manager.has_snapshot(name)) {
+            return Err(Failure::new(format_args!(
+                "no snapshot is called {missing}; `sandboxvm snapshot ls` lists them"
+            )));
+        }
+        Ok(Settings {
+            manager,
+            bundle: environment::bundle(None, None),
+            supervisor: supervision::program()?,
+            sandboxes,
+            templates: self.template.clone(),
+            max_sandboxes: self.max_sandboxes,
+            keep: self.keep,
+        })
+    }
+
+    fn http_settings(&self, address: SocketAddr) -> Result<HttpSettings, Failure> {
+        if !address.ip().is_loopback() {
+            let message = format!("warning: other machines can reach {address}, and what passes is not encrypted");
+            Failure::new(message).report();
+        }
+        let token = match environment::mcp_token() {
+            Some(token) => token?,
+            None => {
+                let token = fresh_token()?;
+                Failure::new(format_args!("token: {token}")).report();
+                token
+            }
+        };
+        Ok(HttpSettings { address, hosts: self.allow_host.clone(), token })
+    }
+}
+
+fn say_where(address: SocketAddr) {
+    Failure::new(format_args!("serving MCP on http://{address}/mcp")).report();
+}
+
+fn fresh_token() -> Result<String, Failure> {
+    let mut bytes = [0; TOKEN];
+    let filled = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Failure::new(format_args!("cannot make a token: {error}; set SANDBOXVM_MCP_TOKEN")))?;
+    if filled < TOKEN {
+        return Err(Failure::new("cannot make a token: too little randomness; set SANDBOXVM_MCP_TOKEN"));
+    }
+    Ok(bytes.iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}

@@ -1,0 +1,150 @@
+//! Any number of clients over streamable HTTP. All of them are one authority: whoever has the token may use every sandbox
+//! of the server. Requests without it, or with a Host or Origin that is not ours (a web page in somebody's browser), are
+//! refused before anything looks at them.
+
+use crate::{scope::Scope, server::SandboxTools, settings::Settings};
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use rmcp::transport::streamable_http_server::{
+    StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
+};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use subtle::ConstantTimeEq;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Shortest token that is taken.
+const MIN_TOKEN: usize = 16;
+/// Room for a file of 3 MiB in base64.
+const MAX_BODY: usize = 5 << 20;
+/// What requests have once they are told to end.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Where to listen, and for whom.
+pub struct HttpSettings {
+    /// The address.
+    pub address: SocketAddr,
+    /// Names that requests may call this server by, besides the loopback's and the address.
+    pub hosts: Vec<String>,
+    /// What clients must show.
+    pub token: String,
+}
+
+impl fmt::Debug for HttpSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpSettings")
+            .field("address", &self.address)
+            .field("hosts", &self.hosts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// A token that could be guessed.
+    #[error("the token has {0} characters: {MIN_TOKEN} at least are taken; `openssl rand -hex 32` makes one")]
+    ShortToken(usize),
+    /// Nobody could listen there.
+    #[error("cannot listen on {address}: {source}; choose another with --http")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The listener failed.
+    #[error("the HTTP server failed: {0}")]
+    Serve(io::Error),
+}
+
+/// Serves clients until `until` is done, then ends what they made. `ready` is told where, once it listens. The value says
+/// what could not be removed.
+///
+/// # Errors
+/// Every [`HttpError`].
+pub async fn serve(
+    settings: Settings,
+    http: HttpSettings,
+    ready: impl FnOnce(SocketAddr),
+    until: impl Future<Output = ()>,
+) -> Result<Vec<String>, HttpError> {
+    if http.token.len() < MIN_TOKEN {
+        return Err(HttpError::ShortToken(http.token.len()));
+    }
+    let failed = |source| HttpError::Listen { address: http.address, source };
+    let listener = TcpListener::bind(http.address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let scope = Arc::new(Scope::new(settings));
+    let end = CancellationToken::new();
+    let app = app(&scope, &http, address, end.clone());
+    let ended = end.clone();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(async move { ended.cancelled().await });
+    let mut serving = tokio::spawn(async move { serving.await });
+    ready(address);
+    let served = tokio::select! {
+        served = &mut serving => Some(served),
+        () = until => None,
+    };
+    end.cancel();
+    let failures = scope.end().await;
+    let served = match served {
+        Some(served) => served,
+        // A client that holds its connection open is not waited for.
+        None => timeout(ENDED_WITHIN, serving).await.unwrap_or(Ok(Ok(()))),
+    };
+    served.map_err(io::Error::other).and_then(|served| served).map_err(HttpError::Serve)?;
+    Ok(failures)
+}
+
+fn app(scope: &Arc<Scope>, http: &HttpSettings, address: SocketAddr, end: CancellationToken) -> Router {
+    let config = StreamableHttpServerConfig::default()
+        .with_allowed_hosts(hosts(http, address))
+        .with_allowed_origins(["http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*"])
+        .enforce_origin_validation()
+        .with_max_request_body_bytes(MAX_BODY)
+        .with_cancellation_token(end);
+    let tools = SandboxTools::new(Arc::clone(scope));
+    let service =
+        StreamableHttpService::new(move || Ok(tools.clone()), Arc::new(LocalSessionManager::default()), config);
+    let token: Arc<str> = http.token.as_str().into();
+    Router::new().nest_service("/mcp", service).layer(middleware::from_fn_with_state(token, authorize))
+}
+
+/// Names by which requests may call the server.
+fn hosts(http: &HttpSettings, address: SocketAddr) -> Vec<String> {
+    let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "[::1]", "::1"].map(str::to_owned).into();
+    if !address.ip().is_unspecified() {
+        hosts.push(match address.ip() {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        });
+    }
+    hosts.extend(http.hosts.iter().cloned());
+    hosts
+}
+
+async fn authorize(State(token): State<Arc<str>>, request: Request, next: Next) -> Response {
+    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let shown = shown.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    if shown.is_some_and(|shown| bool::from(shown.as_bytes().ct_eq(token.as_bytes()))) {
+        return next.run(request).await;
+    }
+    let message = "this MCP server wants its token: Authorization: Bearer TOKEN\n";
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], message).into_response()
+}

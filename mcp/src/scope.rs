@@ -1,0 +1,340 @@
+//! Which sandboxes and snapshots a client may reach: those this server made, and those it was told to use. Every tool asks
+//! here, so a model that was talked into it cannot touch another's. Also the end: what was made goes when the server does.
+
+use crate::settings::Settings;
+use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio_util::sync::CancellationToken;
+
+/// Snapshots that one server keeps at a time.
+const MAX_SNAPSHOTS: usize = 32;
+
+/// Why something is out of reach.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScopeError {
+    /// Not one of those. Whether another's is called that is not said.
+    #[error("this server has no sandbox called {0:?}: sandbox_list lists those it has, sandbox_create makes one")]
+    Unknown(String),
+    /// It was ended by its time to live, or by somebody else.
+    #[error("sandbox {0:?} is gone: its time was up, or somebody removed it; sandbox_create makes another")]
+    Gone(String),
+    /// It was given to be used.
+    #[error("sandbox {0:?} was given to this server to be used and cannot be removed by it")]
+    NotOurs(String),
+    /// Not one of those.
+    #[error("this server has no snapshot called {0:?}: sandbox_list lists those it has, sandbox_snapshot makes one")]
+    UnknownSnapshot(String),
+    /// The server's own limit.
+    #[error("this server may have {most} sandboxes at a time and has {now}: remove one with sandbox_remove")]
+    TooMany {
+        /// The limit.
+        most: usize,
+        /// Made, or being made.
+        now: usize,
+    },
+    /// As for sandboxes.
+    #[error(
+        "this server may have {MAX_SNAPSHOTS} snapshots and has them: go on from one of those that sandbox_list lists"
+    )]
+    TooManySnapshots,
+    /// The server is told to end.
+    #[error("the server is ending; what it made is removed")]
+    Closing,
+    /// The manager cannot open it.
+    #[error(transparent)]
+    Find(#[from] FindError),
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    made: BTreeMap<SandboxId, Option<SandboxName>>,
+    /// Being made.
+    coming: usize,
+    snapshots: Vec<SandboxName>,
+    snapshots_coming: usize,
+}
+
+/// What the clients of a server share.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    settings: Settings,
+    held: Mutex<Held>,
+    closing: CancellationToken,
+    /// Read by every call while it works, written by the end.
+    calls: RwLock<()>,
+}
+
+impl Scope {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self { settings, held: Mutex::default(), closing: CancellationToken::new(), calls: RwLock::new(()) }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn manager(&self) -> &Manager {
+        &self.settings.manager
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Whole between any two of its statements.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds the end up while a call works. The call gives up when [`Self::closing`] says so.
+    pub(crate) async fn begin_call(&self) -> Result<RwLockReadGuard<'_, ()>, ScopeError> {
+        let call = self.calls.read().await;
+        if self.closing.is_cancelled() { Err(ScopeError::Closing) } else { Ok(call) }
+    }
+
+    /// Done when the server is to end.
+    pub(crate) async fn closing(&self) {
+        self.closing.cancelled().await;
+    }
+
+    /// The sandbox that is meant by an ID or a name.
+    pub(crate) fn find(&self, reference: &str) -> Result<Sandbox, ScopeError> {
+        let id = self.resolve(reference)?;
+        let sandbox = match self.manager().find(id.as_str()) {
+            Ok(sandbox) => sandbox,
+            Err(FindError::Unknown(_)) => {
+                self.held().made.remove(&id);
+                return Err(ScopeError::Gone(reference.to_owned()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // What was asked for is done without it, too; the next call tries again.
+        let _ = sandbox.ensure_supervised(&self.settings.supervisor);
+        Ok(sandbox)
+    }
+
+    fn resolve(&self, reference: &str) -> Result<SandboxId, ScopeError> {
+        let held = self.held();
+        let is_named = |name: &Option<SandboxName>| name.as_ref().is_some_and(|name| name.as_str() == reference);
+        let made = held.made.iter().find(|(id, name)| id.as_str() == reference || is_named(name));
+        if let Some((id, _)) = made {
+            return Ok(id.clone());
+        }
+        drop(held);
+        let given = self.settings.sandboxes.iter().find(|id| {
+            id.as_str() == reference
+                || self.manager().find(id.as_str()).is_ok_and(|sandbox| is_named(&sandbox.record().name))
+        });
+        given.cloned().ok_or_else(|| ScopeError::Unknown(reference.to_owned()))
+    }
+
+    /// All that are there.
+    pub(crate) fn sandboxes(&self) -> Vec<(Sandbox, bool)> {
+        let made: Vec<SandboxId> = self.held().made.keys().cloned().collect();
+        let given = self.settings.sandboxes.iter().cloned().map(|id| (id, false));
+        let all = made.into_iter().map(|id| (id, true)).chain(given);
+        all.filter_map(|(id, made)| Some((self.find(id.as_str()).ok()?, made))).collect()
+    }
+
+    /// Names of the snapshots that can be gone on from.
+    pub(crate) fn snapshots(&self) -> Vec<SandboxName> {
+        self.settings.templates.iter().chain(&self.held().snapshots).cloned().collect()
+    }
+
+    /// A snapshot that may be gone on from.
+    pub(crate) fn snapshot(&self, name: &str) -> Result<SandboxName, ScopeError> {
+        let found = self.snapshots().into_iter().find(|snapshot| snapshot.as_str() == name);
+        found.ok_or_else(|| ScopeError::UnknownSnapshot(name.to_owned()))
+    }
+
+    /// Room for so many sandboxes that are about to be made.
+    pub(crate) fn room(&self, count: usize) -> Result<Room<'_>, ScopeError> {
+        let most = self.settings.max_sandboxes;
+        let gone: Vec<SandboxId> = {
+            let held = self.held();
+            let is_gone = |id: &&SandboxId| matches!(self.manager().find(id.as_str()), Err(FindError::Unknown(_)));
+            held.made.keys().filter(is_gone).cloned().collect()
+        };
+        let mut held = self.held();
+        held.made.retain(|id, _| !gone.contains(id));
+        let now = held.made.len() + held.coming;
+        if now.saturating_add(count) > most {
+            return Err(ScopeError::TooMany { most, now });
+        }
+        held.coming += count;
+        Ok(Room { scope: self, count })
+    }
+
+    /// Room for a snapshot that is about to be made.
+    pub(crate) fn room_for_snapshot(&self) -> Result<SnapshotRoom<'_>, ScopeError> {
+        let mut held = self.held();
+        if held.snapshots.len() + held.snapshots_coming >= MAX_SNAPSHOTS {
+            return Err(ScopeError::TooManySnapshots);
+        }
+        held.snapshots_coming += 1;
+        Ok(SnapshotRoom { scope: self })
+    }
+
+    /// Removes one that this server made.
+    pub(crate) async fn remove(&self, reference: &str) -> Result<SandboxId, RemoveFailure> {
+        let id = self.resolve(reference)?;
+        if !self.held().made.contains_key(&id) {
+            return Err(ScopeError::NotOurs(reference.to_owned()).into());
+        }
+        match self.manager().remove(id.as_str(), true).await {
+            Ok(_) | Err(RemoveError::Find(FindError::Unknown(_))) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.held().made.remove(&id);
+        Ok(id)
+    }
+
+    /// Gives up what is being done, and removes what was made unless it is to be kept. The value says what could not be
+    /// removed.
+    pub(crate) async fn end(&self) -> Vec<String> {
+        self.closing.cancel();
+        let _none_works = self.calls.write().await;
+        if self.settings.keep {
+            return Vec::new();
+        }
+        let Held { made, snapshots, .. } = std::mem::take(&mut *self.held());
+        let mut failures = Vec::new();
+        for id in made.keys() {
+            match self.manager().remove(id.as_str(), true).await {
+                Ok(_) | Err(RemoveError::Find(FindError::Unknown(_))) => {}
+                Err(error) => failures.push(format!("sandbox {id} is not removed: {error}")),
+            }
+        }
+        for name in snapshots {
+            if self.manager().has_snapshot(&name)
+                && let Err(error) = self.manager().remove_snapshot(name.as_str())
+            {
+                failures.push(format!("snapshot {name} is not removed: {error}"));
+            }
+        }
+        failures
+    }
+}
+
+/// Why a sandbox was not removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoveFailure {
+    /// It is out of reach.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    /// The manager failed.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
+}
+
+/// Promised to sandboxes that are being made.
+#[derive(Debug)]
+pub(crate) struct Room<'s> {
+    scope: &'s Scope,
+    count: usize,
+}
+
+impl Room<'_> {
+    /// One of them is there.
+    pub(crate) fn made(&mut self, sandbox: &Sandbox) {
+        let mut held = self.scope.held();
+        held.made.insert(sandbox.id().clone(), sandbox.record().name.clone());
+        held.coming -= 1;
+        self.count -= 1;
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.scope.held().coming -= self.count;
+    }
+}
+
+/// Promised to a snapshot that is being made.
+#[derive(Debug)]
+pub(crate) struct SnapshotRoom<'s> {
+    scope: &'s Scope,
+}
+
+impl SnapshotRoom<'_> {
+    /// It is there.
+    pub(crate) fn made(self, name: SandboxName) {
+        self.scope.held().snapshots.push(name);
+    }
+}
+
+impl Drop for SnapshotRoom<'_> {
+    fn drop(&mut self) {
+        self.scope.held().snapshots_coming -= 1;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use sandboxvm_images::bundle::{Bundle, BundleSources};
+    use sandboxvm_manager::SupervisorProgram;
+
+    /// The scope of an empty home.
+    pub(crate) fn scope(home: &tempfile::TempDir, max_sandboxes: usize) -> Scope {
+        Scope::new(Settings {
+            manager: Manager::open(home.path()).unwrap(),
+            bundle: Bundle::find(&BundleSources::default()),
+            supervisor: SupervisorProgram { program: "/nonexistent".into(), arguments: Vec::new() },
+            sandboxes: Vec::new(),
+            templates: vec![SandboxName::try_from("given".to_owned()).unwrap()],
+            max_sandboxes,
+            keep: false,
+        })
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_and_what_failed_gives_its_room_back() {
+        let home = tempfile::tempdir().unwrap();
+        let scope = scope(&home, 3);
+        let two = scope.room(2).unwrap();
+        let error = scope.room(2).unwrap_err().to_string();
+        assert!(error.contains("may have 3 sandboxes at a time and has 2"), "{error}");
+        drop(two);
+        drop(scope.room(3).unwrap());
+        assert!(scope.room(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn what_was_not_made_here_is_unknown_by_id_and_by_name() {
+        let home = tempfile::tempdir().unwrap();
+        let scope = scope(&home, 3);
+        for reference in ["abcdefghabcdefgh", "demo", "", "../x"] {
+            assert!(matches!(scope.find(reference), Err(ScopeError::Unknown(_))), "{reference}");
+        }
+        let id = SandboxId::try_from("abcdefghabcdefgh".to_owned()).unwrap();
+        scope.held().made.insert(id, SandboxName::try_from("demo".to_owned()).ok());
+        // One that was made and is gone is told from one that never was, once.
+        assert!(matches!(scope.find("demo"), Err(ScopeError::Gone(_))));
+        assert!(matches!(scope.find("demo"), Err(ScopeError::Unknown(_))));
+    }
+
+    #[test]
+    fn only_given_and_own_snapshots_are_gone_on_from() {
+        let home = tempfile::tempdir().unwrap();
+        let scope = scope(&home, 3);
+        assert_eq!(scope.snapshot("given").unwrap().as_str(), "given");
+        assert!(scope.snapshot("others").is_err());
+        scope.room_for_snapshot().unwrap().made(SandboxName::try_from("own".to_owned()).unwrap());
+        assert_eq!(scope.snapshot("own").unwrap().as_str(), "own");
+        let rooms: Vec<_> = (1..MAX_SNAPSHOTS).map(|_| scope.room_for_snapshot().unwrap()).collect();
+        assert!(scope.room_for_snapshot().is_err());
+        drop(rooms);
+        assert!(scope.room_for_snapshot().is_ok());
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_after_the_end() {
+        let home = tempfile::tempdir().unwrap();
+        let scope = scope(&home, 3);
+        drop(scope.begin_call().await.unwrap());
+        assert_eq!(scope.end().await, Vec::<String>::new());
+        assert!(matches!(scope.begin_call().await, Err(ScopeError::Closing)));
+    }
+}

@@ -1,0 +1,185 @@
+//! Snapshots, forks, and going back.
+
+use super::{
+    arguments::{BadArgument, name, within},
+    lifecycle::{SandboxShown, rules},
+};
+use crate::{
+    scope::{Scope, ScopeError},
+    server::SandboxTools,
+};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
+use sandboxvm_manager::{
+    DirectoryError, ForkError, Forked, ResetDone, ResetError, SandboxSpec, SnapshotError, SuperviseError,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Copies made by one call.
+const MAX_COPIES: u64 = 16;
+
+/// Of which sandbox, and its name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SnapshotArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+    /// Name to call the snapshot by: a-z, 0-9 and '-'.
+    name: String,
+}
+
+/// A snapshot that was made.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct SnapshotShown {
+    /// Its name, for sandbox_create and sandbox_reset.
+    snapshot: String,
+}
+
+/// Of which sandbox, and how many.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ForkArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+    /// How many copies, 1 to 16; 1 unless stated.
+    count: Option<u64>,
+}
+
+/// Copies that were made.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ForksShown {
+    /// The copies, all of them running.
+    copies: Vec<SandboxShown>,
+}
+
+/// Which sandbox, and to what.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResetArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+    /// Snapshot to go back to, one of those that sandbox_list lists; where the sandbox began unless stated.
+    snapshot: Option<String>,
+}
+
+/// A sandbox that was put back.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ResetShown {
+    /// ID of the sandbox.
+    reset: String,
+    /// Its machine was put back as it is; otherwise another took its place.
+    in_place: bool,
+}
+
+/// Why that was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyFailure {
+    #[error(transparent)]
+    Argument(#[from] BadArgument),
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    #[error("no snapshot was made: {0}")]
+    Snapshot(#[from] SnapshotError),
+    #[error("no copy was made: {0}")]
+    Fork(#[from] ForkError),
+    #[error("the copies' time to live cannot be kept, so they were removed: {0}")]
+    Supervise(#[from] SuperviseError),
+    #[error("the sandbox was not put back: {0}")]
+    Reset(#[from] ResetError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
+
+#[tool_router(router = copies_router, vis = "pub(crate)")]
+impl SandboxTools {
+    /// Keeps a running sandbox as it is now, memory, processes and files, under a name. The sandbox runs on.
+    #[tool(annotations(
+        title = "Snapshot sandbox",
+        read_only_hint = false,
+        destructive_hint = false,
+        open_world_hint = false
+    ))]
+    async fn sandbox_snapshot(
+        &self,
+        Parameters(arguments): Parameters<SnapshotArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<SnapshotShown>, String> {
+        self.work(context, snapshot(&self.scope, arguments)).await
+    }
+
+    /// Makes running copies of a running sandbox, each with its memory, processes and files as they are now. They go
+    /// their own ways from here.
+    #[tool(annotations(
+        title = "Fork sandbox",
+        read_only_hint = false,
+        destructive_hint = false,
+        open_world_hint = false
+    ))]
+    async fn sandbox_fork(
+        &self,
+        Parameters(arguments): Parameters<ForkArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<ForksShown>, String> {
+        self.work(context, fork(&self.scope, arguments)).await
+    }
+
+    /// Puts a sandbox back to where it began, or to a snapshot: everything since then is gone, files and processes.
+    #[tool(annotations(
+        title = "Reset sandbox",
+        read_only_hint = false,
+        destructive_hint = true,
+        idempotent_hint = true,
+        open_world_hint = false
+    ))]
+    async fn sandbox_reset(
+        &self,
+        Parameters(arguments): Parameters<ResetArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<ResetShown>, String> {
+        self.work(context, reset(&self.scope, arguments)).await
+    }
+}
+
+async fn snapshot(scope: &Scope, arguments: SnapshotArguments) -> Result<SnapshotShown, CopyFailure> {
+    let snapshot = name("name", &arguments.name)?;
+    let sandbox = scope.find(&arguments.sandbox)?;
+    let room = scope.room_for_snapshot()?;
+    sandbox.snapshot(snapshot.clone()).await?;
+    room.made(snapshot.clone());
+    Ok(SnapshotShown { snapshot: snapshot.to_string() })
+}
+
+async fn fork(scope: &Scope, arguments: ForkArguments) -> Result<ForksShown, CopyFailure> {
+    let count = within("count", arguments.count.unwrap_or(1), 1, MAX_COPIES)?;
+    let sandbox = scope.find(&arguments.sandbox)?;
+    // MAX_COPIES fits both.
+    let mut room = scope.room(count as usize)?;
+    let rules = rules(scope, None)?;
+    let Forked { copies, .. } = sandbox.fork(count as u32).await?;
+    // From here on they are known to the end: nothing is waited for in between.
+    copies.iter().for_each(|copy| room.made(copy));
+    for copy in &copies {
+        if let Err(error) = copy.supervise(&scope.settings().supervisor, &rules).await {
+            for copy in &copies {
+                // What stays, the end of the server removes.
+                let _ = scope.remove(copy.id().as_str()).await;
+            }
+            return Err(error.into());
+        }
+    }
+    let copies = copies.iter().map(|copy| SandboxShown::of(copy, true)).collect::<Result<_, _>>()?;
+    Ok(ForksShown { copies })
+}
+
+async fn reset(scope: &Scope, arguments: ResetArguments) -> Result<ResetShown, CopyFailure> {
+    let sandbox = scope.find(&arguments.sandbox)?;
+    let snapshot = arguments.snapshot.as_deref().map(|name| scope.snapshot(name)).transpose()?;
+    let within = SandboxSpec::default().boot_timeout;
+    let done = sandbox.reset(&scope.settings().bundle, snapshot.as_ref(), within).await?;
+    Ok(ResetShown { reset: sandbox.id().to_string(), in_place: matches!(done, ResetDone::InPlace(_)) })
+}

@@ -1,0 +1,317 @@
+//! Reading, writing and listing files of a sandbox, in bounded pieces.
+
+use super::arguments::{BadArgument, Encoding, path, text, within};
+use crate::{
+    capture::{before_cut, shown},
+    scope::{Scope, ScopeError},
+    server::SandboxTools,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
+use sandboxvm_manager::{FileDone, FileError, Files, Sandbox, permissions};
+use sandboxvm_protocol::agent::files::{FileEntry, FileKind};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+const DEFAULT_READ: u64 = 64 * 1024;
+const MAX_READ: u64 = 1024 * 1024;
+const MAX_DEPTH: u64 = 10;
+/// Entries of one list.
+const MAX_ENTRIES: usize = 1000;
+
+/// What is to be read.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReadArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+    /// Path of the file; one that does not begin with '/' begins at the user's home.
+    path: String,
+    /// First byte to read; 0 unless stated.
+    offset: Option<u64>,
+    /// Most bytes to read, up to 1048576; 65536 unless stated.
+    max_bytes: Option<u64>,
+    /// How the content is answered; unless stated as text where it is UTF-8, else as base64.
+    encoding: Option<Encoding>,
+    /// User to read as; root unless stated.
+    user: Option<String>,
+}
+
+/// A file's content, or a part of it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ReadDone {
+    /// The content, as encoding says.
+    content: String,
+    /// How the content is written.
+    encoding: Encoding,
+    /// Size of the whole file in bytes, as it was when reading began.
+    size: u64,
+    /// Where to go on reading; absent when the end was reached.
+    next_offset: Option<u64>,
+}
+
+/// What is to be written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WriteArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+    /// Path of the file; one that does not begin with '/' begins at the user's home. Missing directories are made.
+    path: String,
+    /// The whole content, which takes the place of what was there.
+    content: String,
+    /// How the content is written; text unless stated.
+    encoding: Option<Encoding>,
+    /// Permissions in octal, as 755; unless stated those of the file that was there, else 644.
+    mode: Option<String>,
+    /// User whose file it is; root unless stated.
+    user: Option<String>,
+}
+
+/// What is to be listed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+    /// Path of the directory; one that does not begin with '/' begins at the user's home.
+    path: String,
+    /// How many levels, 1 to 10; 1 unless stated.
+    depth: Option<u64>,
+    /// User to look as; root unless stated.
+    user: Option<String>,
+}
+
+/// A file.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct FileShown {
+    /// Its absolute path.
+    path: String,
+    /// What it is: file, directory, symlink, fifo, socket, character_device or block_device.
+    kind: String,
+    /// Size in bytes.
+    size: u64,
+    /// Permissions as `ls -l` shows them.
+    permissions: String,
+    /// Its owner.
+    owner: String,
+    /// When its content last changed, in seconds since 1970.
+    modified: i64,
+    /// What a symbolic link points to.
+    link_target: Option<String>,
+}
+
+/// What is in a directory.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct FilesShown {
+    /// The first 1000 by name.
+    entries: Vec<FileShown>,
+    /// Entries that are left out here; list a directory below for those.
+    left_out: usize,
+}
+
+/// Why that was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FilesFailure {
+    #[error(transparent)]
+    Argument(#[from] BadArgument),
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    #[error("{0}")]
+    File(#[from] FileError),
+    #[error("{0} is not UTF-8 there; ask for encoding base64, or for none")]
+    NotText(String),
+}
+
+#[tool_router(router = files_router, vis = "pub(crate)")]
+impl SandboxTools {
+    /// Reads a file of a sandbox, 64 KiB unless more is asked for, as text or base64.
+    #[tool(annotations(title = "Read file", read_only_hint = true, destructive_hint = false, open_world_hint = false))]
+    async fn file_read(
+        &self,
+        Parameters(arguments): Parameters<ReadArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<ReadDone>, String> {
+        self.work(context, read(&self.scope, arguments)).await
+    }
+
+    /// Writes a file of a sandbox in one step: it has its whole new content, or is as it was. Missing directories are made.
+    #[tool(annotations(
+        title = "Write file",
+        read_only_hint = false,
+        destructive_hint = true,
+        idempotent_hint = true,
+        open_world_hint = false
+    ))]
+    async fn file_write(
+        &self,
+        Parameters(arguments): Parameters<WriteArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<FileShown>, String> {
+        self.work(context, write(&self.scope, arguments)).await
+    }
+
+    /// Lists a directory of a sandbox, at most 1000 entries, sorted by path.
+    #[tool(annotations(
+        title = "List files",
+        read_only_hint = true,
+        destructive_hint = false,
+        open_world_hint = false
+    ))]
+    async fn file_list(
+        &self,
+        Parameters(arguments): Parameters<ListArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<FilesShown>, String> {
+        self.work(context, list(&self.scope, arguments)).await
+    }
+}
+
+fn files<'s>(sandbox: &'s Sandbox, user: Option<&str>) -> Result<Files<'s>, BadArgument> {
+    match user {
+        Some(user) => Ok(sandbox.files().as_user(text("user", user)?)),
+        None => Ok(sandbox.files()),
+    }
+}
+
+async fn read(scope: &Scope, arguments: ReadArguments) -> Result<ReadDone, FilesFailure> {
+    let most = within("max_bytes", arguments.max_bytes.unwrap_or(DEFAULT_READ), 1, MAX_READ)?;
+    // Bounded by MAX_READ.
+    let most = most as usize;
+    let offset = arguments.offset.unwrap_or(0);
+    let sandbox = scope.find(&arguments.sandbox)?;
+    let files = files(&sandbox, arguments.user.as_deref())?;
+    let mut stream = files.read(path(&arguments.path)?).await?;
+    let size = stream.entry().size;
+    let (mut bytes, mut skipped) = (Vec::new(), 0);
+    // One byte more tells whether that was all.
+    while bytes.len() <= most
+        && let Some(chunk) = stream.next().await?
+    {
+        // A chunk is shorter than 2^32.
+        let skip = (offset - skipped).min(chunk.len() as u64);
+        skipped += skip;
+        bytes.extend_from_slice(&chunk[skip as usize..]);
+    }
+    let is_all = bytes.len() <= most;
+    bytes.truncate(most);
+    let (content, encoding, len) = written(bytes, is_all, arguments.encoding, &arguments.path)?;
+    Ok(ReadDone { content, encoding, size, next_offset: (!is_all).then_some(offset.saturating_add(len)) })
+}
+
+/// The bytes as text, and how many of them that are: a character that goes on beyond them is left for the next part.
+fn written(
+    bytes: Vec<u8>,
+    is_all: bool,
+    wanted: Option<Encoding>,
+    path: &str,
+) -> Result<(String, Encoding, u64), FilesFailure> {
+    let whole = if is_all { bytes.len() } else { before_cut(&bytes).len() };
+    let whole = if whole == 0 { bytes.len() } else { whole };
+    let as_text = std::str::from_utf8(&bytes[..whole]);
+    match (wanted, as_text) {
+        (Some(Encoding::Text) | None, Ok(text)) if wanted.is_some() || !text.contains('\0') => {
+            Ok((text.to_owned(), Encoding::Text, whole as u64))
+        }
+        (Some(Encoding::Text), _) => Err(FilesFailure::NotText(shown(path.as_bytes()))),
+        _ => Ok((STANDARD.encode(&bytes), Encoding::Base64, bytes.len() as u64)),
+    }
+}
+
+async fn write(scope: &Scope, arguments: WriteArguments) -> Result<FileShown, FilesFailure> {
+    let content = arguments.encoding.unwrap_or(Encoding::Text).decode(arguments.content)?;
+    let mode = arguments.mode.as_deref().map(mode).transpose()?;
+    let sandbox = scope.find(&arguments.sandbox)?;
+    let files = files(&sandbox, arguments.user.as_deref())?;
+    let path = path(&arguments.path)?;
+    let mut sink = files.write(path.clone(), mode, true).await?;
+    sink.write(&content).await?;
+    match sink.finish().await? {
+        FileDone::Entry(entry) => Ok(file_shown(&entry)),
+        FileDone::Totals(_) => Ok(file_shown(&files.stat(path, true).await?)),
+    }
+}
+
+fn mode(text: &str) -> Result<u32, BadArgument> {
+    let number = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777 && !text.starts_with('+'));
+    number.ok_or_else(|| BadArgument::new("mode", format_args!("{text:?} is not octal permissions, as 644 or 755")))
+}
+
+async fn list(scope: &Scope, arguments: ListArguments) -> Result<FilesShown, FilesFailure> {
+    let depth = within("depth", arguments.depth.unwrap_or(1), 1, MAX_DEPTH)?;
+    let sandbox = scope.find(&arguments.sandbox)?;
+    let files = files(&sandbox, arguments.user.as_deref())?;
+    // Bounded by MAX_DEPTH.
+    let mut entries = files.list(path(&arguments.path)?, depth as u32).await?;
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    let left_out = entries.len().saturating_sub(MAX_ENTRIES);
+    entries.truncate(MAX_ENTRIES);
+    Ok(FilesShown { entries: entries.iter().map(file_shown).collect(), left_out })
+}
+
+fn file_shown(entry: &FileEntry) -> FileShown {
+    FileShown {
+        path: shown(entry.path.as_bytes()),
+        kind: kind(entry.kind).to_owned(),
+        size: entry.size,
+        permissions: permissions(entry),
+        owner: shown(entry.owner.as_bytes()),
+        modified: entry.modified.seconds,
+        link_target: entry.link_target.as_ref().map(|target| shown(target.as_bytes())),
+    }
+}
+
+fn kind(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+        FileKind::CharacterDevice => "character_device",
+        FileKind::BlockDevice => "block_device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_stays_text_and_the_rest_is_base64() {
+        let (content, encoding, len) = written("ä\x1b[2J".into(), true, None, "/x").unwrap();
+        assert_eq!((content.as_str(), encoding, len), ("ä\x1b[2J", Encoding::Text, 6));
+        for bytes in [vec![0xff, 0xfe], vec![b'a', 0, b'b']] {
+            let (content, encoding, _) = written(bytes.clone(), true, None, "/x").unwrap();
+            assert_eq!((STANDARD.decode(content).unwrap(), encoding), (bytes, Encoding::Base64));
+        }
+        let (content, encoding, _) = written("abc".into(), true, Some(Encoding::Base64), "/x").unwrap();
+        assert_eq!((content.as_str(), encoding), ("YWJj", Encoding::Base64));
+        let message = written(vec![0xff], true, Some(Encoding::Text), "/x").unwrap_err().to_string();
+        assert!(message.contains("base64"), "{message}");
+    }
+
+    #[test]
+    fn a_character_across_two_parts_is_read_with_the_second() {
+        let whole = "aä".as_bytes();
+        let (content, _, len) = written(whole[..2].to_vec(), false, None, "/x").unwrap();
+        assert_eq!((content.as_str(), len), ("a", 1));
+        // Parts too small for a character still lead on.
+        let (_, encoding, len) = written(vec![0xc3], false, None, "/x").unwrap();
+        assert_eq!((encoding, len), (Encoding::Base64, 1));
+    }
+
+    #[test]
+    fn permissions_are_octal_or_refused() {
+        assert_eq!(mode("755").unwrap(), 0o755);
+        assert_eq!(mode("0644").unwrap(), 0o644);
+        for text in ["", "8", "rwx", "77777", "+7", "-1"] {
+            assert!(mode(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Making, listing and removing sandboxes.
+
+use super::arguments::{BadArgument, mib, name, within};
+use crate::{
+    scope::{RemoveFailure, Scope, ScopeError},
+    server::SandboxTools,
+};
+use rmcp::{
+    RoleServer,
+    handler::server::wrapper::{Json, Parameters},
+    service::RequestContext,
+    tool, tool_router,
+};
+use sandboxvm_manager::{
+    AtEnd, CreateError, DirectoryError, Sandbox, SandboxSpec, StartFrom, SuperviseError, SupervisionSpec, TimeToLive,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, time::Duration};
+
+/// For sandboxes whose client states none: what a server leaves behind that was killed outright goes by then.
+const DEFAULT_TTL: u64 = 24 * 3600;
+const MAX_TTL: u64 = 30 * 24 * 3600;
+
+/// What a sandbox is to be.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateArguments {
+    /// Name to call it by: a-z, 0-9 and '-'. Without one it is called by its ID.
+    name: Option<String>,
+    /// Snapshot or template to begin from, one of those that sandbox_list lists. Its memory, CPUs and disk are then the
+    /// snapshot's.
+    snapshot: Option<String>,
+    /// Memory in MiB, 64 to 65536; 256 unless stated.
+    memory_mib: Option<u64>,
+    /// Number of CPUs, 1 to 8; 1 unless stated.
+    cpus: Option<u32>,
+    /// Writable disk in MiB; 2048 unless stated. Only what is written takes room.
+    disk_mib: Option<u64>,
+    /// Environment variables that every command in it gets.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// It is removed after so many seconds, used or not; a day unless stated.
+    ttl_seconds: Option<u64>,
+}
+
+/// A sandbox.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct SandboxShown {
+    /// Its ID, by which every tool knows it.
+    id: String,
+    /// Its name, where it has one; as good as its ID.
+    name: Option<String>,
+    /// What it does: running, paused, exited, dead or creating.
+    state: String,
+    /// Memory in MiB.
+    memory_mib: u64,
+    /// CPUs.
+    cpus: u8,
+    /// Made by this server, and so can be removed by it.
+    made_here: bool,
+}
+
+impl SandboxShown {
+    pub(super) fn of(sandbox: &Sandbox, made_here: bool) -> Result<Self, DirectoryError> {
+        let record = sandbox.record();
+        Ok(Self {
+            id: record.id.to_string(),
+            name: record.name.as_ref().map(ToString::to_string),
+            state: sandbox.state()?.word().to_owned(),
+            memory_mib: record.memory_bytes.mib(),
+            cpus: record.vcpus.get(),
+            made_here,
+        })
+    }
+}
+
+/// What there is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Listed {
+    /// Sandboxes that can be used.
+    sandboxes: Vec<SandboxShown>,
+    /// Snapshots and templates that sandboxes can begin from or be reset to.
+    snapshots: Vec<String>,
+}
+
+/// Nothing to say.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+// There are clients that take no schema without it.
+#[schemars(extend("properties" = {}))]
+pub(crate) struct NoArguments {}
+
+/// Which sandbox.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RemoveArguments {
+    /// ID or name of the sandbox.
+    sandbox: String,
+}
+
+/// What was removed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Removed {
+    /// ID of the sandbox that is gone.
+    removed: String,
+}
+
+/// Why there is no such sandbox.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LifecycleFailure {
+    #[error(transparent)]
+    Argument(#[from] BadArgument),
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    #[error("cannot make a sandbox: {0}")]
+    Create(#[from] CreateError),
+    #[error("the sandbox's time to live cannot be kept, so it was not made: {0}")]
+    Supervise(#[from] SuperviseError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
+
+#[tool_router(router = lifecycle_router, vis = "pub(crate)")]
+impl SandboxTools {
+    /// Makes a sandbox: a small virtual machine (Debian 12, Python 3, git, root, no network) that keeps its files and
+    /// processes until it is removed. Takes seconds; the first one of its kind on a computer takes longer.
+    #[tool(annotations(
+        title = "Create sandbox",
+        read_only_hint = false,
+        destructive_hint = false,
+        open_world_hint = false
+    ))]
+    async fn sandbox_create(
+        &self,
+        Parameters(arguments): Parameters<CreateArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<SandboxShown>, String> {
+        self.work(context, create(&self.scope, arguments)).await
+    }
+
+    /// Lists the sandboxes that can be used, what they do, and the snapshots that new ones can begin from.
+    #[tool(annotations(
+        title = "List sandboxes",
+        read_only_hint = true,
+        destructive_hint = false,
+        open_world_hint = false
+    ))]
+    async fn sandbox_list(
+        &self,
+        Parameters(NoArguments {}): Parameters<NoArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<Listed>, String> {
+        let list = async {
+            let sandboxes = self.scope.sandboxes();
+            let sandboxes = sandboxes.iter().map(|(sandbox, made)| SandboxShown::of(sandbox, *made));
+            Ok::<_, DirectoryError>(Listed {
+                sandboxes: sandboxes.collect::<Result<_, _>>()?,
+                snapshots: self.scope.snapshots().iter().map(ToString::to_string).collect(),
+            })
+        };
+        self.work(context, list).await
+    }
+
+    /// Removes a sandbox with everything in it. Snapshots of it and forks stay.
+    #[tool(annotations(
+        title = "Remove sandbox",
+        read_only_hint = false,
+        destructive_hint = true,
+        idempotent_hint = false,
+        open_world_hint = false
+    ))]
+    async fn sandbox_remove(
+        &self,
+        Parameters(arguments): Parameters<RemoveArguments>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<Json<Removed>, String> {
+        let remove = async {
+            let id = self.scope.remove(&arguments.sandbox).await?;
+            Ok::<_, RemoveFailure>(Removed { removed: id.to_string() })
+        };
+        self.work(context, remove).await
+    }
+}
+
+async fn create(scope: &Scope, arguments: CreateArguments) -> Result<SandboxShown, LifecycleFailure> {
+    let spec = spec(scope, &arguments)?;
+    let rules = rules(scope, arguments.ttl_seconds)?;
+    let mut room = scope.room(1)?;
+    let settings = scope.settings();
+    let started = scope.manager().create(&settings.bundle, &spec).await?;
+    if let Err(error) = started.sandbox().supervise(&settings.supervisor, &rules).await {
+        started.finish().await?;
+        return Err(error.into());
+    }
+    // From here on it is known to the end: nothing is waited for in between.
+    let sandbox = started.detach();
+    room.made(&sandbox);
+    Ok(SandboxShown::of(&sandbox, true)?)
+}
+
+fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, LifecycleFailure> {
+    let mut spec = SandboxSpec {
+        name: arguments.name.as_deref().map(|text| name("name", text)).transpose()?,
+        env: arguments.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        ..SandboxSpec::default()
+    };
+    if let Some(snapshot) = &arguments.snapshot {
+        if arguments.memory_mib.is_some() || arguments.cpus.is_some() || arguments.disk_mib.is_some() {
+            let problem = "memory_mib, cpus and disk_mib are those of the snapshot: leave them out";
+            return Err(BadArgument::new("snapshot", problem).into());
+        }
+        spec.start_from = StartFrom::Snapshot(scope.snapshot(snapshot)?);
+    }
+    if let Some(memory) = arguments.memory_mib {
+        spec.memory = mib("memory_mib", memory)?;
+    }
+    if let Some(disk) = arguments.disk_mib {
+        spec.disk = mib("disk_mib", disk)?;
+    }
+    if let Some(cpus) = arguments.cpus {
+        spec.vcpus = cpus.try_into().map_err(|error| BadArgument::new("cpus", error))?;
+    }
+    if let Some(key) = arguments.env.keys().find(|key| key.is_empty() || key.contains('=')) {
+        return Err(BadArgument::new("env", format_args!("{key:?} is no name of a variable")).into());
+    }
+    Ok(spec)
+}
+
+/// What is kept up for a sandbox. One that is to outlive the server has no time unless it is stated.
+pub(super) fn rules(scope: &Scope, ttl: Option<u64>) -> Result<SupervisionSpec, BadArgument> {
+    let ttl = match ttl {
+        Some(seconds) => Some(within("ttl_seconds", seconds, 1, MAX_TTL)?),
+        None if scope.settings().keep => None,
+        None => Some(DEFAULT_TTL),
+    };
+    let ttl = ttl.map(|seconds| TimeToLive { after: Duration::from_secs(seconds), then: AtEnd::Remove });
+    Ok(SupervisionSpec { ttl, ..SupervisionSpec::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scope::tests::scope;
+
+    fn arguments(json: serde_json::Value) -> CreateArguments {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn arguments_become_a_spec_and_nonsense_is_refused_by_name() {
+        let home = tempfile::tempdir().unwrap();
+        let scope = scope(&home, 1);
+        let json = serde_json::json!({"name": "a", "memory_mib": 128, "cpus": 2, "env": {"A": "1=2"}});
+        let made = spec(&scope, &arguments(json)).unwrap();
+        assert_eq!((made.memory.mib(), made.vcpus.get(), made.env), (128, 2, vec!["A=1=2".to_owned()]));
+        let from_given = spec(&scope, &arguments(serde_json::json!({"snapshot": "given"}))).unwrap();
+        assert!(matches!(from_given.start_from, StartFrom::Snapshot(name) if name.as_str() == "given"));
+        for (json, word) in [
+            (serde_json::json!({"memory_mib": 1}), "memory_mib"),
+            (serde_json::json!({"cpus": 9}), "cpus"),
+            (serde_json::json!({"disk_mib": 1}), "disk_mib"),
+            (serde_json::json!({"name": "A B"}), "name"),
+            (serde_json::json!({"env": {"A=B": "x"}}), "env"),
+            (serde_json::json!({"snapshot": "others"}), "others"),
+            (serde_json::json!({"snapshot": "given", "cpus": 1}), "leave them out"),
+        ] {
+            let message = spec(&scope, &arguments(json)).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        assert!(serde_json::from_value::<CreateArguments>(serde_json::json!({"memory": 1})).is_err());
+    }
+
+    #[test]
+    fn every_sandbox_has_its_time() {
+        let home = tempfile::tempdir().unwrap();
+        let scope = scope(&home, 1);
+        assert_eq!(rules(&scope, None).unwrap().ttl.unwrap().after.as_secs(), DEFAULT_TTL);
+        assert_eq!(rules(&scope, Some(5)).unwrap().ttl.unwrap().then, AtEnd::Remove);
+        assert!(rules(&scope, Some(0)).is_err() && rules(&scope, Some(u64::MAX)).is_err());
+    }
+}
