@@ -51,6 +51,10 @@ pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) 
         hash.update(part);
         hash.update("\n");
     }
+    for word in warm::COMMANDS.into_iter().flatten() {
+        hash.update(word);
+        hash.update("\0");
+    }
     ReadyKey(hex(&hash.finalize()[..16]))
 }
 

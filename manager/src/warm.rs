@@ -13,7 +13,8 @@ use std::time::Duration;
 /// For one command. A guest whose kernel is interpreted takes seconds.
 const WITHIN: Duration = Duration::from_secs(60);
 
-const COMMANDS: [&[&str]; 3] = [&["sh", "-c", ":"], &["true"], &["python3", "-c", ""]];
+pub(crate) const COMMANDS: [&[&str]; 4] =
+    [&["sh", "-c", ":"], &["bash", "-l", "-c", ":"], &["true"], &["python3", "-c", ""]];
 /// Nothing is to be written.
 const ENVIRONMENT: &str = "PYTHONDONTWRITEBYTECODE=1";
 
