@@ -140,6 +140,19 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 mod tests {
     use super::*;
 
+    /// Every line of the example that is no comment, and the comments that are settings.
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let text = include_str!("../../deploy/server.toml");
+        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config::default());
+        let settings = text.lines().map(|line| line.strip_prefix("# ").unwrap_or(line));
+        let is_setting = |line: &&str| line.starts_with('[') || line.split(' ').nth(1) == Some("=");
+        let all: Vec<&str> = settings.filter(is_setting).collect();
+        let config: Config = toml::from_str(&all.join("\n")).unwrap();
+        assert!(config.tls.is_some() && config.templates["code-interpreter"].snapshot.is_some());
+        assert!(toml::from_str::<Config>("apis = 1").is_err(), "what is no setting is refused");
+    }
+
     #[test]
     fn what_no_machine_can_be_is_refused_by_name() {
         TemplateConfig::default().spec("base").unwrap();

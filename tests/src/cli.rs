@@ -41,7 +41,9 @@ enum Input {
 }
 
 impl Invocation {
-    pub(crate) fn new(command: Command) -> Self {
+    /// Any program, with a deadline.
+    #[must_use]
+    pub fn new(command: Command) -> Self {
         Self { command, input: Input::Null, deadline: DEADLINE * patience() }
     }
 

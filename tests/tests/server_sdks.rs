@@ -34,6 +34,10 @@ programs! {
     git_as_the_python_client_has_it: "python/git.py",
     ports_reached_from_outside: "python/ports.py",
     hostile_requests_to_a_sandbox: "python/hostile.py",
+    example_of_the_python_client: "../../examples/python_sdk.py",
+    example_of_the_javascript_client: "../../examples/javascript_sdk.cjs",
+    example_of_a_langchain_tool: "../../examples/langchain_tool.py",
+    example_of_a_rollout: "../../examples/rollout.py",
 }
 
 fn sdk_programs() -> PathBuf {
@@ -56,11 +60,11 @@ fn run(path: &str) {
 #[test]
 fn no_program_is_forgotten() {
     let mut there = Vec::new();
-    for language in ["python", "js"] {
-        for entry in fs::read_dir(sdk_programs().join(language)).expect("the programs are there").flatten() {
+    for directory in ["python", "js", "../../examples"] {
+        for entry in fs::read_dir(sdk_programs().join(directory)).expect("the programs are there").flatten() {
             let name = entry.file_name().into_string().expect("a plain name");
             if name.ends_with(".py") || name.ends_with(".cjs") {
-                there.push(format!("{language}/{name}"));
+                there.push(format!("{directory}/{name}"));
             }
         }
     }
