@@ -32,6 +32,8 @@ try {
   await assert.rejects(sandbox.commands.run('sleep 600', { timeoutMs: 4000 }), TimeoutError)
   await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), AuthenticationError)
   const cat = await sandbox.commands.run('cat; echo over', { background: true, stdin: true })
+  // The guest's clock for the one above began after the client's.
+  await until('the end of sleep', async () => (await sandbox.commands.list()).length === 1)
   assert.deepEqual((await sandbox.commands.list()).map((one) => [one.pid, one.args.at(-1)]), [[cat.pid, 'cat; echo over']])
   await sandbox.commands.sendStdin(cat.pid, 'one\n')
   await until('its echo', () => cat.stdout === 'one\n')
