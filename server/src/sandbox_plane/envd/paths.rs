@@ -15,17 +15,26 @@ const MOST: usize = 64;
 
 /// Where users of one sandbox are at home. Asked once: nobody moves.
 #[derive(Debug, Default)]
-pub(crate) struct Homes(Mutex<HashMap<CText, String>>);
+pub(crate) struct Homes(Mutex<HashMap<CText, Home>>);
+
+/// A user's.
+#[derive(Debug, Clone)]
+pub(super) struct Home {
+    pub(super) path: String,
+    /// The user's group, as far as the home says so.
+    pub(super) group: Option<u32>,
+}
 
 impl Homes {
     /// The home of the call's user.
-    pub(super) async fn of(&self, call: &Call) -> Result<String, ConnectError> {
+    pub(super) async fn of(&self, call: &Call) -> Result<Home, ConnectError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&call.user).cloned();
         if let Some(home) = known {
             return Ok(home);
         }
         let entry = call.files().stat(path(".")?, true).await?;
-        let home = text(&entry.path);
+        let is_own = entry.owner.as_bytes() == call.user.as_bytes();
+        let home = Home { path: text(&entry.path), group: is_own.then_some(entry.gid) };
         let mut homes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if homes.len() < MOST {
             homes.insert(call.user.clone(), home.clone());

@@ -3,7 +3,10 @@
 
 use crate::sandbox_plane::envd::connect::Call;
 use sandboxvm_manager::{FileError, Files};
-use sandboxvm_protocol::agent::files::{FileEntry, FileErrorKind, FilePath};
+use sandboxvm_protocol::agent::{
+    CText,
+    files::{FileEntry, FileErrorKind, FilePath},
+};
 use std::{future::Future, pin::Pin};
 
 /// Something under way.
@@ -68,9 +71,12 @@ pub(in crate::sandbox_plane::envd) async fn own_what_was_made(
     call: &Call,
     made: Option<FilePath>,
 ) -> Result<(), FileError> {
-    if let Some(made) = made {
-        call.sandbox().files().set_owner(made, call.user.clone(), true).await?;
-    }
+    let Some(made) = made else { return Ok(()) };
+    let group = call.state().homes.of(call).await.ok().and_then(|home| home.group);
+    let with_group =
+        |group: u32| CText::try_from([call.user.as_bytes(), b":", group.to_string().as_bytes()].concat()).ok();
+    let owner = group.and_then(with_group).unwrap_or_else(|| call.user.clone());
+    call.sandbox().files().set_owner(made, owner, true).await?;
     Ok(())
 }
 
@@ -86,7 +92,7 @@ impl Paths for FilePath {
             return Some(self);
         }
         let home = call.state().homes.of(call).await.ok()?;
-        Self::try_from([home.as_bytes(), b"/", self.as_bytes()].concat()).ok()
+        Self::try_from([home.path.as_bytes(), b"/", self.as_bytes()].concat()).ok()
     }
 }
 

@@ -137,7 +137,7 @@ async fn directory(call: &Call, cwd: Option<&str>) -> Result<Option<CText>, Conn
         Some(path) => {
             let below = super::super::paths::below_home(path)?;
             let home = call.state().homes.of(call).await?;
-            format!("{}/{below}", home.trim_end_matches('/'))
+            format!("{}/{below}", home.path.trim_end_matches('/'))
         }
     };
     CText::try_from(path.as_str()).map(Some).map_err(|error| ConnectError::invalid(format!("cwd: {error}")))

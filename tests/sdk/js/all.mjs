@@ -1,0 +1,98 @@
+// Commands, files, terminals and watches by the JavaScript client. Exit status 0 when all is as E2B has it.
+// Run where node finds the package `e2b`: NODE_PATH does not count for modules, so E2B_JS names the directory of
+// node_modules where this file is not below it.
+import assert from 'node:assert/strict'
+import { createRequire } from 'node:module'
+import { pathToFileURL } from 'node:url'
+
+const require = createRequire(pathToFileURL(`${process.env.E2B_JS ?? process.cwd()}/`))
+const {
+  Sandbox, CommandExitError, TimeoutError, NotFoundError, FileNotFoundError, InvalidArgumentError, AuthenticationError,
+  FilesystemEventType,
+} = require('e2b')
+
+const until = async (what, done) => {
+  for (let tries = 0; tries < 600; tries++) {
+    if (await done()) return
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  }
+  assert.fail(`${what} did not come`)
+}
+
+const sandbox = await Sandbox.create({ timeoutMs: 900_000, envs: { OF_SANDBOX: 's' } })
+try {
+  // Commands.
+  let seen = ''
+  const result = await sandbox.commands.run('echo out; echo err >&2; echo $OF_SANDBOX$OF_COMMAND; pwd', {
+    envs: { OF_COMMAND: 'c' }, cwd: '/tmp', user: 'root', onStdout: (text) => { seen += text },
+  })
+  assert.deepEqual([result.exitCode, result.stdout, result.stderr], [0, 'out\nsc\n/tmp\n', 'err\n'])
+  assert.equal(seen, result.stdout)
+  await assert.rejects(sandbox.commands.run('exit 3'), (error) => error instanceof CommandExitError && error.exitCode === 3)
+  await assert.rejects(sandbox.commands.run('sleep 600', { timeoutMs: 4000 }), TimeoutError)
+  await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), AuthenticationError)
+  const cat = await sandbox.commands.run('cat; echo over', { background: true, stdin: true })
+  // The guest's clock for the one above began after the client's.
+  await until('the end of sleep', async () => (await sandbox.commands.list()).length === 1)
+  assert.deepEqual((await sandbox.commands.list()).map((one) => [one.pid, one.args.at(-1)]), [[cat.pid, 'cat; echo over']])
+  await sandbox.commands.sendStdin(cat.pid, 'one\n')
+  await until('its echo', () => cat.stdout === 'one\n')
+  await cat.disconnect()
+  const again = await sandbox.commands.connect(cat.pid)
+  await sandbox.commands.sendStdin(cat.pid, 'two\n')
+  await sandbox.commands.closeStdin(cat.pid)
+  assert.ok((await again.wait()).stdout.endsWith('two\nover\n'))
+  assert.equal(await sandbox.commands.kill(999999), false)
+  await assert.rejects(sandbox.commands.connect(999999), NotFoundError)
+
+  // Files.
+  const written = await sandbox.files.write('a.txt', 'größe')
+  assert.deepEqual([written.name, written.path, written.type], ['a.txt', '/home/user/a.txt', 'file'])
+  assert.equal(await sandbox.files.read('a.txt'), 'größe')
+  const noise = new Uint8Array(300_000).map((_, at) => (at * 7919) >> 5)
+  await sandbox.files.write('deep/noise', noise.buffer)
+  assert.deepEqual(await sandbox.files.read('deep/noise', { format: 'bytes' }), noise)
+  await sandbox.files.write('streamed', new Blob([noise]).stream())
+  assert.deepEqual(new Uint8Array(await (await sandbox.files.read('streamed', { format: 'blob' })).arrayBuffer()), noise)
+  await sandbox.files.write('packed', 'x'.repeat(100_000), { gzip: true })
+  assert.equal(await sandbox.files.read('packed', { gzip: true }), 'x'.repeat(100_000))
+  await sandbox.files.write('empty', '')
+  assert.equal(await sandbox.files.read('empty'), '')
+  const both = await sandbox.files.write([{ path: '/tmp/one', data: '1' }, { path: 'sub/two', data: '2' }])
+  assert.deepEqual(both.map((one) => one.path), ['/tmp/one', '/home/user/sub/two'])
+  const info = await sandbox.files.getInfo('deep/noise')
+  assert.deepEqual([info.size, info.permissions, info.owner, info.modifiedTime instanceof Date], [300_000, '-rw-r--r--', 'user', true])
+  assert.deepEqual((await sandbox.files.list('deep')).map((one) => [one.name, one.type]), [['noise', 'file']])
+  assert.deepEqual([await sandbox.files.exists('a.txt'), await sandbox.files.exists('none')], [true, false])
+  assert.deepEqual([await sandbox.files.makeDir('made'), await sandbox.files.makeDir('made')], [true, false])
+  assert.equal((await sandbox.files.rename('a.txt', 'made/b.txt')).path, '/home/user/made/b.txt')
+  await sandbox.files.remove('deep')
+  await assert.rejects(sandbox.files.read('none'), FileNotFoundError)
+  await assert.rejects(sandbox.files.list('made/b.txt'), InvalidArgumentError)
+  const headers = { 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': '49983' }
+  const signed = await sandbox.downloadUrl('made/b.txt', { useSignatureExpiration: 60 })
+  assert.equal(await (await fetch(signed, { headers })).text(), 'größe')
+  assert.equal((await fetch(signed.replace('b.txt', 'c.txt'), { headers })).status, 401)
+  const form = new FormData()
+  form.append('file', new Blob(['sent']), 'ignored')
+  const upload = await fetch(await sandbox.uploadUrl('made/sent'), { method: 'POST', headers, body: form })
+  assert.equal((await upload.json())[0].path, '/home/user/made/sent')
+
+  // A directory that is watched.
+  const changes = []
+  const watch = await sandbox.files.watchDir('made', (change) => changes.push(change))
+  await sandbox.files.write('made/new', 'x')
+  await until('a change', () => changes.some((one) => one.name === 'new' && one.type === FilesystemEventType.CREATE))
+  await watch.stop()
+
+  // A terminal.
+  let screen = ''
+  const pty = await sandbox.pty.create({ cols: 80, rows: 24, onData: (data) => { screen += Buffer.from(data) }, timeoutMs: 0 })
+  await sandbox.pty.resize(pty.pid, { cols: 100, rows: 30 })
+  await sandbox.pty.sendInput(pty.pid, new TextEncoder().encode('stty size; exit 7\n'))
+  await assert.rejects(pty.wait(), (error) => error instanceof CommandExitError && error.exitCode === 7)
+  assert.match(screen, /30 100/)
+} finally {
+  await sandbox.kill()
+}
+console.log('all: passed')
