@@ -1,0 +1,92 @@
+"""The code interpreter's client: cells, state, results, charts, errors, contexts. Exit status 0 when all is as E2B has it.
+
+Needs the template code-interpreter-v1, which scripts/code-interpreter makes."""
+
+import base64
+import json
+
+from e2b import NotFoundException, SandboxException, TimeoutException
+from e2b_code_interpreter import Sandbox
+
+
+def raises(kind, work):
+    try:
+        work()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+sandbox = Sandbox.create(timeout=900)
+try:
+    run = sandbox.run_code
+
+    # A value, output as it comes, and state from cell to cell.
+    seen = []
+    first = run("import sys\nx = 20\nprint('out'); print('err', file=sys.stderr)\nx + 1", on_stdout=seen.append)
+    assert first.text == "21" and first.execution_count == 1 and first.error is None, first
+    assert first.logs.stdout == ["out\n"] and first.logs.stderr == ["err\n"], first.logs
+    assert [message.line for message in seen] == ["out\n"] and isinstance(seen[0].timestamp, int), seen
+    second = run("x += 1; f'{x}'")
+    assert second.text == "21" and second.execution_count == 2, second
+    assert run("import os, getpass; print(os.getcwd(), getpass.getuser())").logs.stdout == ["/home/user user\n"]
+
+    # Variables of one cell.
+    assert run("os.environ['A']", envs={"A": "of the cell"}).text == "of the cell"
+    assert run("os.environ.get('A')").text is None
+
+    # What goes wrong is the cell's, with its traceback; the kernel goes on.
+    failed = run("def f():\n    return 1 / 0\nf()")
+    assert failed.error.name == "ZeroDivisionError" and failed.error.value == "division by zero", failed
+    assert "in f()" in failed.error.traceback and not failed.results, failed.error.traceback
+    assert run("x").text == "21"
+    assert run("this is no Python").error.name == "SyntaxError"
+
+    # Rich results: the last one is the cell's.
+    rich = run(
+        "import pandas, IPython.display as d\n"
+        "d.display(d.HTML('<b>x</b>')); d.display(d.JSON({'a': [1]})); d.display(d.SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>'))\n"
+        "pandas.DataFrame({'n': [1, 2], 's': ['a', None]})"
+    )
+    html, object_, svg, table = rich.results
+    assert html.html == "<b>x</b>" and not html.is_main_result and object_.json == {"a": [1]} and "<svg" in svg.svg, rich
+    assert table.is_main_result and table.data == {"n": [1, 2], "s": ["a", None]} and "<table" in table.html, table
+    assert rich.text == table.text
+
+    # A plot, as a picture and as data.
+    plot = run(
+        "import matplotlib.pyplot as plt\n"
+        "plt.plot([1, 2, 3], [1, 4, 9], label='squares'); plt.title('T'); plt.xlabel('time (s)'); plt.legend(); plt.show()"
+    )
+    [figure] = plot.results
+    assert base64.b64decode(figure.png).startswith(b"\x89PNG"), plot
+    assert figure.chart.type == "line" and figure.chart.title == "T" and figure.chart.x_unit == "s", figure.chart
+    [line] = figure.chart.elements
+    assert line.label == "squares" and line.points == [(1, 1), (2, 4), (3, 9)], line.points
+    [bars] = run("plt.bar(['a', 'b'], [3, 4]); plt.show()").results
+    assert [(bar.label, bar.value) for bar in bars.chart.elements] == [("a", 3), ("b", 4)], bars.chart.to_dict()
+    json.dumps(bars.chart.to_dict())
+
+    # A cell that takes too long is given up, and the kernel goes on as it was.
+    raises(TimeoutException, lambda: run("import time\nfor i in range(600): time.sleep(1)", timeout=3))
+    assert run("x").text == "21"
+
+    # Contexts have a state and a directory of their own.
+    context = sandbox.create_code_context(cwd="/tmp")
+    assert context.language == "python" and context.cwd == "/tmp"
+    assert {"default", context.id} == {each.id for each in sandbox.list_code_contexts()}
+    assert run("os.getcwd()", context=context).error.name == "NameError"
+    assert run("import os; y = 1; os.getcwd()", context=context).text == "/tmp"
+    assert run("y").error.name == "NameError"
+    sandbox.restart_code_context(context)
+    assert run("y", context=context).error.name == "NameError"
+    sandbox.remove_code_context(context)
+    raises(NotFoundException, lambda: run("1", context=context))
+    raises(SandboxException, lambda: run("1", language="r"))
+
+    # Files and commands are the sandbox's as ever.
+    sandbox.files.write("data.csv", "a,b\n1,2\n")
+    assert run("int(pandas.read_csv('data.csv').b.sum())").text == "2"
+finally:
+    sandbox.kill()
+print("code_interpreter: passed")
