@@ -26,7 +26,8 @@ macro_rules! programs {
 programs! {
     sandboxes_as_the_python_client_has_them: "python/sandboxes.py",
     everything_as_the_asynchronous_python_client_has_it: "python/everything_async.py",
-    everything_as_the_javascript_client_has_it: "js/everything.cjs",
+    sandboxes_as_the_javascript_client_has_them: "js/sandboxes.cjs",
+    commands_and_files_as_the_javascript_client_has_them: "js/commands_and_files.mjs",
     commands_as_the_python_client_has_them: "python/commands.py",
     files_as_the_python_client_has_them: "python/files.py",
     watched_directories_as_the_python_client_has_them: "python/watch.py",
@@ -63,7 +64,7 @@ fn no_program_is_forgotten() {
     for directory in ["python", "js", "../../examples"] {
         for entry in fs::read_dir(sdk_programs().join(directory)).expect("the programs are there").flatten() {
             let name = entry.file_name().into_string().expect("a plain name");
-            if name.ends_with(".py") || name.ends_with(".cjs") {
+            if [".py", ".cjs", ".mjs"].iter().any(|ending| name.ends_with(ending)) {
                 there.push(format!("{directory}/{name}"));
             }
         }
