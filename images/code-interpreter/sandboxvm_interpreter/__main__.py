@@ -3,7 +3,8 @@
 import argparse
 import asyncio
 
-from .contexts import Contexts
+from . import nursery
+from .contexts import Contexts, Nursery
 from .service import Service
 
 HOST, PORT = "127.0.0.1", 49999
@@ -29,13 +30,11 @@ del warm_up
 """
 
 
-async def main():
-    parser = argparse.ArgumentParser(prog="sandboxvm-interpreter", description=__doc__)
-    parser.add_argument("--warm", action="store_true", help="import what most cells need, before listening")
-    arguments = parser.parse_args()
-    contexts = Contexts(HOME)
+async def main(requests, warm):
+    kernels = Nursery(requests)
+    contexts = Contexts(HOME, kernels)
     default = await contexts.default()
-    if arguments.warm:
+    if warm:
         await default.run_silently(WARM_UP)
     server = await Service(contexts).listen(HOST, PORT)
     print("ready", flush=True)
@@ -44,4 +43,7 @@ async def main():
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(prog="sandboxvm-interpreter", description=__doc__)
+    parser.add_argument("--warm", action="store_true", help="import what most cells need, before listening")
+    arguments = parser.parse_args()
+    asyncio.run(main(nursery.start(arguments.warm), arguments.warm))

@@ -1,31 +1,28 @@
 """Contexts: a kernel each, which runs one cell at a time and keeps its state between them. Owns the kernels' processes."""
 
 import asyncio
+import json
 import os
-import sys
+import select
+import shutil
+import signal
 import tempfile
 import uuid
 
 import zmq.asyncio
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client import AsyncKernelClient
+from jupyter_client.connect import write_connection_file
 
 from . import lines
 
 MAX_CONTEXTS = 32
 DEFAULT = "default"
 # A kernel that starts or is interrupted, on a slow machine.
-READY_WITHIN = 300
+READY_WITHIN = 600
 INTERRUPTED_WITHIN = 10
 # What a kernel said before its reply arrives with it, on another socket.
 LAST_WORDS_WITHIN = 5
 LOOK_EVERY = 2
-
-# History on disk would cost a write for every cell.
-KERNEL = [
-    sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--HistoryManager.enabled=False",
-    "--InteractiveShellApp.extra_extensions=sandboxvm_interpreter.in_kernel",
-]
 
 
 class NoSuchContext(LookupError):
@@ -40,18 +37,12 @@ class KernelDied(Exception):
     """Its process ended."""
 
 
-class OurKernel(KernelSpecManager):
-    """Knows one kernel: ours."""
-
-    def get_kernel_spec(self, kernel_name):
-        return KernelSpec(argv=KERNEL, display_name="Python", language="python")
-
-
 class Contexts:
     """All there are."""
 
-    def __init__(self, home):
+    def __init__(self, home, nursery):
         self.home = home
+        self.nursery = nursery
         self.contexts = {}
         self.making = asyncio.Lock()
 
@@ -67,7 +58,7 @@ class Contexts:
         """The one that is used when none is named; made when there is none."""
         async with self.making:
             if DEFAULT not in self.contexts:
-                self.contexts[DEFAULT] = await Context.start(DEFAULT, self.home)
+                self.contexts[DEFAULT] = await Context.start(self.nursery, DEFAULT, self.home)
             return self.contexts[DEFAULT]
 
     async def create(self, cwd):
@@ -76,7 +67,7 @@ class Contexts:
         async with self.making:
             if len(self.contexts) >= MAX_CONTEXTS:
                 raise TooManyContexts
-            context = await Context.start(str(uuid.uuid4()), cwd)
+            context = await Context.start(self.nursery, str(uuid.uuid4()), cwd)
             self.contexts[context.id] = context
             return context
 
@@ -89,16 +80,17 @@ class Contexts:
 class Context:
     """A kernel and what it is doing."""
 
-    def __init__(self, id, cwd):
+    def __init__(self, nursery, id, cwd):
+        self.nursery = nursery
         self.id = id
         self.cwd = cwd
         self.busy = asyncio.Lock()
         self.kernel = None
 
     @classmethod
-    async def start(cls, id, cwd):
-        context = cls(id, cwd)
-        context.kernel = await Kernel.start(cwd)
+    async def start(cls, nursery, id, cwd):
+        context = cls(nursery, id, cwd)
+        context.kernel = await Kernel.start(nursery, cwd)
         return context
 
     def shown(self):
@@ -114,7 +106,7 @@ class Context:
         await self.stop()
         async with self.busy:
             if self.kernel is None:
-                self.kernel = await Kernel.start(self.cwd)
+                self.kernel = await Kernel.start(self.nursery, self.cwd)
 
     async def run_silently(self, code):
         """Counts and says nothing; raises what it raises."""
@@ -139,12 +131,12 @@ class Context:
                 yield lines.error("KernelDied", "the kernel ended, and a new one takes its place: variables are lost")
                 if self.kernel is kernel and kernel is not None:
                     await self.stop()
-                    self.kernel = await Kernel.start(self.cwd)
+                    self.kernel = await Kernel.start(self.nursery, self.cwd)
             except (GeneratorExit, asyncio.CancelledError):
                 # The client went. The next cell waits for this.
                 if self.kernel is kernel and not await kernel.interrupt():
                     await self.stop()
-                    self.kernel = await Kernel.start(self.cwd)
+                    self.kernel = await Kernel.start(self.nursery, self.cwd)
                 raise
             yield lines.end()
 
@@ -155,12 +147,38 @@ def in_kernel(function, *arguments):
     return f"__import__('sandboxvm_interpreter.in_kernel', fromlist=['*']).{function}({texts})"
 
 
+class Nursery:
+    """Asks the nursery's process for kernels, one at a time."""
+
+    def __init__(self, requests):
+        requests.setblocking(False)
+        self.requests = requests
+        self.asking = asyncio.Lock()
+
+    async def kernel(self, connection, cwd):
+        """A process, by its PID and a descriptor that is its own."""
+        loop = asyncio.get_running_loop()
+        async with self.asking:
+            await loop.sock_sendall(self.requests, json.dumps({"connection": connection, "cwd": cwd}).encode())
+            answer = json.loads(await self.answer())
+            if "error" in answer:
+                raise OSError(0, answer["error"])
+            return os.pidfd_open(answer["pid"])
+
+    async def answer(self):
+        answer = await asyncio.get_running_loop().sock_recv(self.requests, 64 * 1024)
+        if not answer:
+            raise RuntimeError("the nursery ended")
+        return answer
+
+
 class Kernel:
     """A kernel's process, and the sockets to it."""
 
-    def __init__(self, context, manager, client):
+    def __init__(self, context, process, directory, client):
         self.context = context
-        self.manager = manager
+        self.process = process
+        self.directory = directory
         self.client = client
         self.cell = None
         self.said = asyncio.Queue()
@@ -168,30 +186,54 @@ class Kernel:
         self.pumps = [asyncio.ensure_future(self.pump_said()), asyncio.ensure_future(self.pump_replies())]
 
     @classmethod
-    async def start(cls, cwd):
+    async def start(cls, nursery, cwd):
         # Unix sockets: nobody else's, and half the way through the guest's kernel.
         directory = tempfile.mkdtemp(prefix="kernel-")
+        connection = f"{directory}/connection.json"
+        key = os.urandom(32).hex().encode()
+        write_connection_file(connection, transport="ipc", ip=f"{directory}/socket", key=key)
+        process = await nursery.kernel(connection, cwd)
         context = zmq.asyncio.Context()
         # What a cell says is never dropped on our side.
         context.rcvhwm = 0
-        manager = AsyncKernelManager(
-            kernel_name="python", kernel_spec_manager=OurKernel(), transport="ipc", ip=f"{directory}/socket",
-            connection_file=f"{directory}/connection.json", context=context,
-        )
-        await manager.start_kernel(cwd=cwd)
-        client = manager.client(context=context)
+        client = AsyncKernelClient(context=context)
+        client.load_connection_file(connection)
         # Without heartbeat: whether it lives is asked of its process.
         client.start_channels(stdin=False, hb=False)
-        await client.wait_for_ready(timeout=READY_WITHIN)
-        return cls(context, manager, client)
+        kernel = cls(context, process, directory, client)
+        try:
+            await asyncio.wait_for(kernel.ready(), READY_WITHIN)
+        except BaseException:
+            await kernel.stop()
+            raise
+        return kernel
+
+    async def ready(self):
+        """When it answers, and its output arrives: what it said before we listened is lost."""
+        await self.ask("None")
+        while True:
+            try:
+                async for _ in self.execute("", silent=True, store_history=False):
+                    pass
+                return
+            except KernelDied:
+                if not self.is_alive():
+                    raise
+
+    def is_alive(self):
+        return not select.select([self.process], [], [], 0)[0]
 
     async def stop(self):
         for pump in self.pumps:
             pump.cancel()
         await asyncio.gather(*self.pumps, return_exceptions=True)
-        await self.manager.shutdown_kernel(now=True)
+        try:
+            signal.pidfd_send_signal(self.process, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         self.client.stop_channels()
         self.context.destroy(linger=0)
+        shutil.rmtree(self.directory, ignore_errors=True)
         # Whoever waits for it looks whether it lives.
         self.said.put_nowait(None)
 
@@ -212,11 +254,12 @@ class Kernel:
     def begin(self, code, **options):
         self.said = asyncio.Queue()
         self.replied = None
-        self.cell = self.client.execute(code, allow_stdin=False, **options)
+        # One at a time: there is nothing behind it to be given up when it fails.
+        self.cell = self.client.execute(code, allow_stdin=False, stop_on_error=False, **options)
 
-    async def execute(self, code):
+    async def execute(self, code, **options):
         """The messages about a cell, until it is done."""
-        self.begin(code)
+        self.begin(code, **options)
         idle = False
         while not (idle and self.replied):
             message = await self.next()
@@ -243,13 +286,13 @@ class Kernel:
         try:
             return await asyncio.wait_for(self.said.get(), within)
         except asyncio.TimeoutError:
-            if self.replied or not await self.manager.is_alive():
+            if self.replied or not self.is_alive():
                 raise KernelDied from None
             return None
 
     async def interrupt(self):
         """False when it does not stop what it does."""
-        await self.manager.interrupt_kernel()
+        signal.pidfd_send_signal(self.process, signal.SIGINT)
         try:
             async with asyncio.timeout(INTERRUPTED_WITHIN):
                 while not self.replied:

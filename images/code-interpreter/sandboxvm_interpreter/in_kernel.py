@@ -28,7 +28,7 @@ def load_ipython_extension(shell):
 
 
 def renew_randomness(*_):
-    """In a machine restored or forked from another, generators would go on alike in all of its copies."""
+    """In a kernel or machine that is a copy of another, generators would go on alike in all copies."""
     global machine
     try:
         with open(MACHINE) as file:
@@ -37,10 +37,9 @@ def renew_randomness(*_):
         return
     if here == machine:
         return
-    if machine is not None:
-        random.seed()
-        if numpy := sys.modules.get("numpy"):
-            numpy.random.seed()
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
     machine = here
 
 
