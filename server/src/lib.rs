@@ -26,3 +26,4 @@ mod telemetry;
 pub use access::keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey};
 pub use config::{Config, TemplateConfig, TlsFiles};
 pub use server::{Server, ServerError};
+pub use telemetry::traces::{Traces, TracesError};

@@ -169,7 +169,11 @@ impl Server {
     pub fn runs(&self, interpreter: &Path, program: &Path, node_modules: &Path) {
         let mut command = Command::new(interpreter);
         command.arg(program).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
-        command.env("E2B_API_KEY", self.key()).env("NODE_PATH", node_modules).env("E2B_JS", node_modules).env("PYTHONDONTWRITEBYTECODE", "1");
+        command
+            .env("E2B_API_KEY", self.key())
+            .env("NODE_PATH", node_modules)
+            .env("E2B_JS", node_modules)
+            .env("PYTHONDONTWRITEBYTECODE", "1");
         let patience = Duration::from_secs(150) * cli::patience();
         let ended = cli::Invocation::new(command).deadline(patience).run();
         assert!(ended.code() == Some(0), "{}\n--- the server ---\n{}", ended.transcript(), tail(&self.log()));

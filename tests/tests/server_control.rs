@@ -8,7 +8,8 @@ use sandboxvm_tests::{
 use serde_json::{Value, json};
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
+    thread,
     time::Duration,
 };
 
@@ -265,4 +266,49 @@ fn clients_at_once_get_their_own_and_nothing_of_each_others() {
     assert_eq!(clients(&server, 5).len(), 5);
     server.stop();
     home.assert_nothing_left();
+}
+
+#[test]
+fn a_request_is_traced_to_a_collector() {
+    let Some(home) = Home::with_kvm() else { return };
+    let collector = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = format!("http://{}", collector.local_addr().expect("it listens"));
+    let server = Server::start_with(&home, &small_config(), &["--otlp", &address]);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let headers = [("x-api-key", server.key()), ("traceparent", parent.as_str())];
+    let _ = request("GET", &format!("{}/v2/sandboxes?metadata=secret%3Dquery", server.api), &headers, None).expect(200);
+    let received = thread::spawn(move || {
+        let (mut stream, _) = collector.accept().expect("the server exports");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        let mut received = Vec::new();
+        let mut buffer = [0; 4096];
+        // The name of the service comes before all spans, the route within.
+        while !contains(&received, b"/v2/sandboxes") || !contains(&received, &hex(trace)) {
+            match stream.read(&mut buffer) {
+                Ok(n @ 1..) => received.extend(&buffer[..n]),
+                _ => break,
+            }
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        received
+    });
+    let key = server.key().to_owned();
+    server.stop();
+    let received = received.join().expect("the collector");
+    assert!(received.starts_with(b"POST /v1/traces "), "{}", String::from_utf8_lossy(&received));
+    for wanted in [&b"sandboxvm"[..], b"/v2/sandboxes", b"http.response.status_code", &hex(trace)] {
+        assert!(contains(&received, wanted), "{wanted:?} is not in {}", String::from_utf8_lossy(&received));
+    }
+    for secret in [key.as_bytes(), b"query"] {
+        assert!(!contains(&received, secret), "a secret is in a trace");
+    }
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal")).collect()
 }

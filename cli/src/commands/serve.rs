@@ -2,9 +2,10 @@
 
 use crate::{environment, failure::Failure, stdio};
 use clap::{Args, ValueEnum};
-use sandboxvm_server::{Config, KeyLimits, KeyStore, Server, TlsFiles};
+use sandboxvm_server::{Config, KeyLimits, KeyStore, Server, TlsFiles, Traces};
 use std::{fs, io, net::SocketAddr, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Largest configuration file.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -36,6 +37,9 @@ pub(crate) struct Serve {
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
     tls_key: Option<PathBuf>,
+    /// OpenTelemetry collector that traces go to by OTLP over HTTP, as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
     /// How the log on stderr is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
     log: LogFormat,
@@ -54,7 +58,7 @@ fn pool(text: &str) -> Result<(String, usize), String> {
 
 impl Serve {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        log_to_stderr(self.log);
+        let _traces = observe(self.log, self.otlp.as_deref())?;
         let config = self.configuration()?;
         let manager = environment::manager()?;
         let keys = KeyStore::open(&KeyStore::path_in(manager.root()))?;
@@ -120,14 +124,18 @@ impl Serve {
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SANDBOXVM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    match format {
-        LogFormat::Text => builder.with_ansi(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+/// The log on stderr and, where a collector is named, traces, for as long as the value lives.
+fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
+    let traces = collector.map(Traces::to).transpose()?;
+    let filter = EnvFilter::try_from_env("SANDBOXVM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+    let log = match format {
+        LogFormat::Text => log.with_ansi(false).boxed(),
+        LogFormat::Json => log.json().flatten_event(true).boxed(),
+    };
+    let exported = traces.as_ref().map(Traces::layer);
+    tracing_subscriber::registry().with(filter).with(log).with(exported).init();
+    Ok(traces)
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ impl Registry {
         self.pause_held(entry).await
     }
 
+    #[tracing::instrument(skip_all)]
     async fn pause_held(&self, entry: &Entry) -> Result<(), RegistryError> {
         let record = entry.record();
         if record.is_paused() {
@@ -69,6 +70,7 @@ impl Registry {
     }
 
     /// Brings a paused one back, with so much time; false when somebody else did meanwhile.
+    #[tracing::instrument(skip_all)]
     pub(crate) async fn resume(&self, entry: &Entry, timeout: Duration) -> Result<bool, RegistryError> {
         let _change = entry.change.lock().await;
         let record = entry.record();
@@ -89,6 +91,7 @@ impl Registry {
         self.kill_held(entry).await
     }
 
+    #[tracing::instrument(skip_all)]
     pub(super) async fn kill_held(&self, entry: &Entry) -> Result<(), RegistryError> {
         match self.manager.remove(entry.id.as_str(), true).await {
             Ok(_) | Err(RemoveError::Find(FindError::Unknown(_))) => {}
@@ -123,6 +126,7 @@ impl Registry {
         made
     }
 
+    #[tracing::instrument(skip_all)]
     async fn fork_held(
         &self,
         sandbox: &Sandbox,

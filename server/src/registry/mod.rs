@@ -110,6 +110,7 @@ impl Registry {
     }
 
     /// Makes a sandbox and answers when its agent listens and it knows who it is.
+    #[tracing::instrument(skip_all)]
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
         let snapshots = self.snapshots.all()?;
         let source = templates::find(&self.templates, snapshots, key, &wanted.template)?;
@@ -122,6 +123,7 @@ impl Registry {
         made
     }
 
+    #[tracing::instrument(skip_all)]
     async fn make(
         &self,
         key: &Key,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 impl Registry {
     /// A snapshot of a running sandbox, which goes on.
+    #[tracing::instrument(skip_all)]
     pub(crate) async fn snapshot(&self, entry: &Entry, name: Option<String>) -> Result<SnapshotRecord, RegistryError> {
         let _change = entry.change.lock().await;
         let record = entry.record();

@@ -3,3 +3,4 @@
 
 pub(crate) mod metrics;
 pub(crate) mod request;
+pub(crate) mod traces;

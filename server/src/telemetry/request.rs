@@ -1,6 +1,9 @@
 //! Around every request: an ID that client and log share, a line of log, a measurement.
 
-use super::metrics::{Metrics, Plane};
+use super::{
+    metrics::{Metrics, Plane},
+    traces::continue_from,
+};
 use axum::{
     body::Body,
     extract::{MatchedPath, Request, State},
@@ -9,7 +12,7 @@ use axum::{
     response::Response,
 };
 use std::{sync::Arc, time::Instant};
-use tracing::Instrument;
+use tracing::{Instrument, field::Empty};
 
 /// Of requests and answers.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,16 +32,25 @@ pub(crate) async fn observe(
     let method = request.method().clone();
     let begin = Instant::now();
     let shown = id.to_str().unwrap_or_default();
-    let span = tracing::info_span!("request", id = shown, plane = plane.name());
+    let span = tracing::info_span!(
+        "request",
+        id = shown,
+        plane = plane.name(),
+        otel.kind = "server",
+        http.request.method = %method,
+        http.route = Empty,
+        http.response.status_code = Empty,
+    );
+    continue_from(request.headers(), &span);
     let _in_flight = metrics.begin(plane);
     let mut response = next.run(request).instrument(span.clone()).await;
     // The route, not the path: whatever a client puts into a path is no name of a measurement.
     let route = response.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let (status, took) = (response.status(), begin.elapsed());
     metrics.ended(plane, status, took);
-    span.in_scope(
-        || tracing::info!(%method, route, status = status.as_u16(), ms = took.as_secs_f64() * 1e3, "answered"),
-    );
+    span.record("http.route", &route).record("http.response.status_code", status.as_u16());
+    // The log has the span's fields on the same line.
+    span.in_scope(|| tracing::info!(ms = took.as_secs_f64() * 1e3, "answered"));
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }

@@ -46,12 +46,13 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
         on_disconnect: OnDisconnect::Keep,
     };
     let Exec { pid, stdin, output, control } = call.sandbox().exec(exec).await?;
-    drop(control);
     let input = if wants_stdin { Input::open(stdin, has_terminal) } else { Input::none() };
     let input = call.state().processes.add(pid, config, request.tag, input);
     let attendance = Attendance(Arc::clone(&input));
     let ended = relay(&call, pid, output, has_terminal, &messages).await;
     drop(attendance);
+    // It holds the host's half of the connection open, which the input's end must not be the end of.
+    drop(control);
     if matches!(ended, Ok(()) | Err(ConnectError { code: Code::DeadlineExceeded, .. })) {
         call.state().processes.remove(pid, &input);
     }
