@@ -2,8 +2,9 @@
 # pinned versions, in the cache beside the guest's artefacts. Sourced, never run.
 #
 # Owns: SANDBOXVM_TEST_SDKS, a directory with `python` (a virtual environment) and
-# `js` (node_modules). Keyed by a hash of what pins the versions.
-# shellcheck shell=bash
+# `js` (node_modules). Keyed by a hash of what pins the versions. Called by bundle.sh,
+# whose cache_dir and log_dir these are.
+# shellcheck shell=bash disable=SC2154
 
 # Installs into $1.new and renames, so that half an installation is never taken for one.
 _install_sdks() {
@@ -29,7 +30,9 @@ prepare_sdks() {
     export SANDBOXVM_TEST_SDKS=$cache_dir/sdks/$key
     [[ ! -e $SANDBOXVM_TEST_SDKS/whole ]] || return 0
     mkdir -p "$cache_dir/sdks"
-    command -v node >/dev/null && command -v npm >/dev/null || require_packages "$log_dir" nodejs npm
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        require_packages "$log_dir" nodejs npm
+    fi
     python3 -c 'import venv, pip' 2>/dev/null || require_packages "$log_dir" python3-venv python3-pip
     export -f _install_sdks
     export repository
