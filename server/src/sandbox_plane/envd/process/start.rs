@@ -46,11 +46,12 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
         on_disconnect: OnDisconnect::Keep,
     };
     let Exec { pid, stdin, output, control } = call.sandbox().exec(exec).await?;
-    drop(control);
     let input = if wants_stdin { Input::open(stdin, has_terminal) } else { Input::none() };
     let input = call.state().processes.add(pid, config, request.tag, input);
     let attendance = Attendance(Arc::clone(&input));
     let ended = relay(&call, pid, output, has_terminal, &messages).await;
+    // With the last of what sends, the connection's direction to the guest ends, and the agent takes that for its end.
+    drop(control);
     drop(attendance);
     if matches!(ended, Ok(()) | Err(ConnectError { code: Code::DeadlineExceeded, .. })) {
         call.state().processes.remove(pid, &input);
