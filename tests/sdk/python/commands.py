@@ -65,6 +65,12 @@ try:
     assert again.wait().stdout.endswith("two\nthree\nfour\nover\n")
     raises(SandboxException, lambda: commands.send_stdin(cat.pid, "more"))
 
+    # Fed and ended on the stream that started it; more than is taken without being read.
+    count = commands.run("wc -c; echo over", background=True, stdin=True)
+    count.send_stdin(b"x" * 400_000)
+    count.close_stdin()
+    assert count.wait().stdout == "400000\nover\n"
+
     # Killed.
     sleep = commands.run("sleep 600", background=True)
     assert sleep.kill() is True

@@ -50,6 +50,8 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
     let input = call.state().processes.add(pid, config, request.tag, input);
     let attendance = Attendance(Arc::clone(&input));
     let ended = relay(&call, pid, output, has_terminal, &messages).await;
+    // With the last of what sends, the connection's direction to the guest ends, and the agent takes that for its end.
+    drop(control);
     drop(attendance);
     // It holds the host's half of the connection open, which the input's end must not be the end of.
     drop(control);
