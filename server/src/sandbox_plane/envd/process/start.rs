@@ -53,8 +53,6 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
     // With the last of what sends, the connection's direction to the guest ends, and the agent takes that for its end.
     drop(control);
     drop(attendance);
-    // It holds the host's half of the connection open, which the input's end must not be the end of.
-    drop(control);
     if matches!(ended, Ok(()) | Err(ConnectError { code: Code::DeadlineExceeded, .. })) {
         call.state().processes.remove(pid, &input);
     }
