@@ -13,7 +13,8 @@ pub(super) struct Limits {
     pub(super) replies: usize,
     /// From accepting a client to its complete line.
     pub(super) handshake_timeout: Duration,
-    /// From the line to the guest's answer. Generous: a guest kernel may be interpreted, and its machine paused.
+    /// From the line to the answer of the guest's kernel. Generous: that may be interpreted, have a hundred processes to
+    /// run first and a busy host under it, and its machine may be paused.
     pub(super) response_timeout: Duration,
     /// From our SHUTDOWN of both directions to the guest's RST; Linux gives its own side 8 seconds.
     pub(super) close_timeout: Duration,
@@ -32,7 +33,7 @@ impl Limits {
         handshakes: 64,
         replies: 256,
         handshake_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(20),
+        response_timeout: Duration::from_secs(120),
         close_timeout: Duration::from_secs(10),
         linger_timeout: Duration::from_secs(300),
         completion_delay: Duration::from_secs(1),
