@@ -29,6 +29,6 @@ with Sandbox.create(timeout=300, metadata={"purpose": "example"}, envs={"GREETIN
     server.kill()
 
     try:
-        sandbox.commands.run("rm -rf --no-preserve-root / 2>/dev/null; exit 3", user="root")
+        sandbox.commands.run("rm -rf /etc; exit 3", user="root")
     except CommandExitException as error:
         print(f"the command ended with {error.exit_code}; nobody else noticed")

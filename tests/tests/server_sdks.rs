@@ -13,7 +13,7 @@ use std::{
 macro_rules! programs {
     ($($test:ident: $path:literal,)*) => {
         /// All of them, below `tests/sdk`.
-        const PROGRAMS: &[&str] = &[$($path),*];
+        const PROGRAMS: &[&str] = &[GIT, $($path),*];
         $(
             #[test]
             fn $test() {
@@ -32,13 +32,20 @@ programs! {
     files_as_the_python_client_has_them: "python/files.py",
     watched_directories_as_the_python_client_has_them: "python/watch.py",
     terminals_as_the_python_client_has_them: "python/pty.py",
-    git_as_the_python_client_has_it: "python/git.py",
     ports_reached_from_outside: "python/ports.py",
     hostile_requests_to_a_sandbox: "python/hostile.py",
     example_of_the_python_client: "../../examples/python_sdk.py",
     example_of_the_javascript_client: "../../examples/javascript_sdk.cjs",
     example_of_a_langchain_tool: "../../examples/langchain_tool.py",
     example_of_a_rollout: "../../examples/rollout.py",
+}
+
+const GIT: &str = "python/git.py";
+
+#[test]
+#[ignore = "soak: three minutes of a guest's processor for what git itself does"]
+fn git_as_the_python_client_has_it() {
+    run(GIT);
 }
 
 fn sdk_programs() -> PathBuf {
