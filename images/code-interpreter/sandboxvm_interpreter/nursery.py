@@ -58,7 +58,6 @@ def prepare(warm):
     import ipykernel.kernelapp
     import IPython.core.completer
     import IPython.core.pylabtools
-    import matplotlib_inline.config
 
     from . import in_kernel
 

@@ -4,6 +4,7 @@ Needs the template code-interpreter-v1, which scripts/code-interpreter makes."""
 
 import base64
 import json
+import re
 
 from e2b import NotFoundException, SandboxException, TimeoutException
 from e2b_code_interpreter import Sandbox
@@ -38,7 +39,8 @@ try:
     # What goes wrong is the cell's, with its traceback; the kernel goes on.
     failed = run("def f():\n    return 1 / 0\nf()")
     assert failed.error.name == "ZeroDivisionError" and failed.error.value == "division by zero", failed
-    assert "in f()" in failed.error.traceback and not failed.results, failed.error.traceback
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", failed.error.traceback)
+    assert "in f()" in plain and "return 1 / 0" in plain and not failed.results, plain
     assert run("x").text == "21"
     assert run("this is no Python").error.name == "SyntaxError"
 
