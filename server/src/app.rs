@@ -9,7 +9,10 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) access: Access,
     pub(crate) registry: Registry,
+    /// Requests of the control plane that are worked on.
     pub(crate) room: Room,
+    /// Those to sandboxes, until their answers begin: what a stream lasts is its sandbox's business.
+    pub(crate) sandbox_room: Room,
 }
 
 /// How handlers get it.

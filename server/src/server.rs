@@ -39,7 +39,10 @@ use std::{
     time::Duration,
 };
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +132,13 @@ impl Server {
         let registry = Registry::open(&config, manager, bundle)?;
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "sandboxes of the server before");
-        let app = Arc::new(App { room: Room::of(config.concurrent_requests), config, access, registry });
+        let app = Arc::new(App {
+            room: Room::of(config.concurrent_requests),
+            sandbox_room: Room::of(config.concurrent_requests),
+            config,
+            access,
+            registry,
+        });
         Ok(Self { app, api, sandboxes, metrics, tls, _lock: lock })
     }
 
@@ -173,10 +182,12 @@ impl Server {
                 },
             );
         };
+        // Tasks of their own: what takes its time there must not keep a connection waiting.
+        let (of_time, of_samples) = (Arc::clone(&self.app), Arc::clone(&self.app));
+        let _time = AbortOnDropHandle::new(tokio::spawn(async move { of_time.registry.keep_time().await }));
+        let _samples = AbortOnDropHandle::new(tokio::spawn(async move { of_samples.registry.keep_samples().await }));
         tokio::select! {
             () = listeners => {}
-            () = self.app.registry.keep_time() => {}
-            () = self.app.registry.keep_samples() => {}
             () = end => {}
         }
         ending.cancel();

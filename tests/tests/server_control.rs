@@ -2,7 +2,7 @@
 
 use sandboxvm_tests::{
     home::{Home, eventually},
-    server::{Server, request, small_config},
+    server::{Answer, Server, request, small_config},
     server_load::clients,
 };
 use serde_json::{Value, json};
@@ -126,10 +126,20 @@ fn nothing_of_one_key_is_anothers() {
     }
 
     // Its own limits.
-    let theirs =
-        server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(201).json();
-    let full = server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(429);
-    assert!(full.header("retry-after").is_some() && full.body.contains("as many as it may have"), "{full:?}");
+    // ... which many requests at once do not get around.
+    let base = json!({ "templateID": "base" });
+    let answers: Vec<Answer> = thread::scope(|scope| {
+        let ask = || server.ask_as(other, "POST", "/v2/sandboxes", Some(&base));
+        let asking: Vec<_> = (0..3).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    let (made, full): (Vec<&Answer>, Vec<&Answer>) = answers.iter().partition(|answer| answer.status == 201);
+    assert_eq!((made.len(), full.len()), (1, 2), "{answers:?}");
+    let theirs = made[0].json();
+    for full in full {
+        assert_eq!(full.status, 429, "{full:?}");
+        assert!(full.header("retry-after").is_some() && full.body.contains("as many as it may have"), "{full:?}");
+    }
     let _ = server.ask_as(looker, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(403);
     let _ = server.ask_as(looker, "GET", "/v2/sandboxes", None).expect(200);
 
@@ -167,7 +177,7 @@ fn what_is_no_request_is_answered_in_order() {
         let url = format!("{}{path}", server.api);
         request("POST", &url, &[("x-api-key", server.key())], Some((kind, body.as_bytes().to_vec())))
     };
-    let message = |answer: &sandboxvm_tests::server::Answer| {
+    let message = |answer: &Answer| {
         let json = answer.json();
         assert_eq!(json["code"], answer.status, "{answer:?}");
         json["message"].as_str().expect("a message").to_owned()

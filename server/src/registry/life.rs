@@ -4,6 +4,7 @@ use super::{
     Intent, Registry,
     entry::Entry,
     error::RegistryError,
+    quota::Reserved,
     record::{OnTimeout, Phase, Record},
 };
 use crate::access::keys::Key;
@@ -109,7 +110,7 @@ impl Registry {
         count: u32,
         timeout: Duration,
     ) -> Result<Vec<Arc<Entry>>, RegistryError> {
-        self.check_quota(key, count)?;
+        let mut reserved = self.reserve(key, count)?;
         let _change = entry.change.lock().await;
         let record = entry.record();
         if record.is_paused() {
@@ -121,7 +122,7 @@ impl Registry {
         let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         let name = format!("fork-{}", entry.id);
         self.intents.put(&name, &Intent::Fork { of: entry.id.clone(), since })?;
-        let made = self.fork_held(&sandbox, &record, count, now + timeout).await;
+        let made = self.fork_held(&sandbox, &record, count, now + timeout, &mut reserved).await;
         self.intents.remove(&name)?;
         made
     }
@@ -133,6 +134,7 @@ impl Registry {
         record: &Record,
         count: u32,
         end_at: SystemTime,
+        reserved: &mut Reserved<'_>,
     ) -> Result<Vec<Arc<Entry>>, RegistryError> {
         let forked = sandbox.fork(count).await?;
         let now = SystemTime::now();
@@ -146,7 +148,7 @@ impl Registry {
                 }
                 return Err(error.into());
             }
-            made.push(self.add(record));
+            made.push(reserved.becomes(|| self.add(record)));
         }
         Ok(made)
     }

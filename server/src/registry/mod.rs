@@ -10,6 +10,7 @@
 pub(crate) mod entry;
 pub(crate) mod error;
 mod life;
+mod quota;
 pub(crate) mod record;
 mod recovery;
 pub(crate) mod samples;
@@ -26,6 +27,7 @@ use crate::{
 };
 use entry::{Entry, Reached};
 use error::RegistryError;
+use quota::{Quota, Reserved};
 use record::{FORMAT, OnTimeout, Phase, Record, TemplateId};
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{FindError, Manager, PoolRequest, SandboxSpec, StartFrom};
@@ -79,6 +81,7 @@ pub(crate) struct Registry {
     /// Somebody's time is another than it was.
     time_changed: Notify,
     starts: Semaphore,
+    quota: Quota,
     sandboxes_per_key: u32,
 }
 
@@ -103,6 +106,7 @@ impl Registry {
             entries: RwLock::default(),
             time_changed: Notify::new(),
             starts: Semaphore::new(config.concurrent_starts.max(1)),
+            quota: Quota::default(),
             sandboxes_per_key: config.sandboxes_per_key,
             manager,
             bundle,
@@ -114,11 +118,11 @@ impl Registry {
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
         let snapshots = self.snapshots.all()?;
         let source = templates::find(&self.templates, snapshots, key, &wanted.template)?;
-        self.check_quota(key, 1)?;
+        let mut reserved = self.reserve(key, 1)?;
         let _permit = self.starts.acquire().await.map_err(|_| RegistryError::ShuttingDown)?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
-        let made = self.make(key, wanted, source, name.clone()).await;
+        let made = self.make(key, wanted, source, name.clone(), &mut reserved).await;
         self.intents.remove(name.as_str())?;
         made
     }
@@ -130,6 +134,7 @@ impl Registry {
         wanted: NewSandbox,
         source: Source<'_>,
         name: SandboxName,
+        reserved: &mut Reserved<'_>,
     ) -> Result<Arc<Entry>, RegistryError> {
         let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
         let (mut started, template, user) = match source {
@@ -170,7 +175,7 @@ impl Registry {
         };
         self.records.put(record.id.as_str(), &record)?;
         let _ = started.detach();
-        Ok(self.add(record))
+        Ok(reserved.becomes(|| self.add(record)))
     }
 
     /// A key's sandbox, whatever its phase.
@@ -233,10 +238,9 @@ impl Registry {
         }
     }
 
-    fn check_quota(&self, key: &Key, more: u32) -> Result<(), RegistryError> {
+    fn reserve(&self, key: &Key, more: u32) -> Result<Reserved<'_>, RegistryError> {
         let most = key.limits.sandboxes.unwrap_or(self.sandboxes_per_key);
-        let has = u32::try_from(self.list(&key.id).len()).unwrap_or(u32::MAX);
-        if has.saturating_add(more) > most { Err(RegistryError::Quota(has)) } else { Ok(()) }
+        self.quota.reserve(&key.id, more, most, || self.list(&key.id).len()).map_err(RegistryError::Quota)
     }
 
     fn add(&self, record: Record) -> Arc<Entry> {

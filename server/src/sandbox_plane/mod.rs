@@ -46,6 +46,7 @@ async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> R
         Err(error) => return Refusal::Address(error).into_response(),
     };
     let id = address.id.to_string();
+    let Some(_place) = app.sandbox_room.try_enter() else { return Refusal::Busy.into_response() };
     // Before anything happens to it: who has no token must not wake it, or learn that it is there.
     let Some(entry) = app.registry.entry(&address.id) else { return Refusal::NotFound(id).into_response() };
     let allowed = match address.port {

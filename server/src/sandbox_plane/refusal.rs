@@ -4,7 +4,7 @@ use super::address::AddressError;
 use crate::registry::error::RegistryError;
 use axum::{
     Json,
-    http::StatusCode,
+    http::{StatusCode, header::RETRY_AFTER},
     response::{Html, IntoResponse, Response},
 };
 use serde_json::json;
@@ -24,6 +24,9 @@ pub(crate) enum Refusal {
     /// It rests.
     #[error("The sandbox was not found: it is paused, connect to it to resume it")]
     Paused(String),
+    /// There is no room.
+    #[error("the server has as many requests as it works on at a time; try again in a moment")]
+    Busy,
     /// It may not come in.
     #[error("{0}")]
     Unauthorized(&'static str),
@@ -49,6 +52,7 @@ impl Refusal {
             Self::NotFound(_) | Self::Paused(_) | Self::PortClosed { .. } | Self::Unreachable { .. } => {
                 StatusCode::BAD_GATEWAY
             }
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::Registry(RegistryError::Full(_) | RegistryError::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Registry(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -81,6 +85,10 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = self.status();
+        if matches!(self, Self::Busy) {
+            let body = Json(json!({ "code": status.as_u16(), "message": self.to_string() }));
+            return (status, [(RETRY_AFTER, "1")], body).into_response();
+        }
         let mut body = json!({ "code": status.as_u16(), "message": self.to_string() });
         match &self {
             Self::NotFound(id) | Self::Paused(id) => body["sandboxId"] = json!(id),
