@@ -6,6 +6,7 @@ mod error;
 mod lifetime;
 mod logs;
 mod metrics;
+mod paging;
 mod sandboxes;
 mod snapshots;
 mod templates;

@@ -2,12 +2,13 @@
 
 use super::{
     error::ApiError,
+    paging::page,
     views::{self, Created, Detail, Listed},
 };
 use crate::{
     access::keys::Key,
     app::{App, SharedApp},
-    registry::{NewSandbox, entry::Entry, record::OnTimeout},
+    registry::{NewSandbox, entry::Entry, error::RegistryError, record::OnTimeout},
 };
 use axum::{
     Extension, Json,
@@ -15,7 +16,7 @@ use axum::{
         Path, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderMap, StatusCode},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,8 +28,6 @@ use std::{
 
 /// What a sandbox has unless its client says otherwise, in seconds.
 const DEFAULT_TIMEOUT: u64 = 300;
-/// As E2B's API has it.
-const MAX_PAGE: usize = 100;
 /// Of all keys and values of a sandbox's metadata.
 const MAX_METADATA: usize = 64 << 10;
 
@@ -211,7 +210,8 @@ pub(super) async fn list(
     if query.order.as_deref() == Some("asc") {
         found.reverse();
     }
-    page(&app, found, query.limit, query.next_token.as_deref())
+    let (headers, page) = page(&found, query.limit, query.next_token.as_deref(), |entry| entry.id.as_str())?;
+    Ok((headers, Json(rows(&app, page)?)))
 }
 
 /// `GET /sandboxes`: all that run.
@@ -222,7 +222,12 @@ pub(super) async fn list_v1(
 ) -> Result<Json<Vec<Listed>>, ApiError> {
     let query = ListQuery { metadata: query?.0.metadata, state: Some("running".into()), ..ListQuery::default() };
     let found = matching(&app, &key, &query)?;
-    Ok(Json(found.iter().filter_map(|entry| views::listed(&app, entry).transpose()).collect::<Result<_, _>>()?))
+    Ok(Json(rows(&app, &found)?))
+}
+
+/// Without those that are gone meanwhile.
+fn rows(app: &App, entries: &[Arc<Entry>]) -> Result<Vec<Listed>, RegistryError> {
+    entries.iter().filter_map(|entry| views::listed(app, entry).transpose()).collect()
 }
 
 /// Newest first.
@@ -256,34 +261,4 @@ fn metadata(text: &str) -> Result<BTreeMap<String, String>, ApiError> {
         .map_err(|error| ApiError::bad(format!("metadata: not key=value&...: {error}")))?;
     let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
     Ok(pairs.iter().map(|(key, value)| (decoded(key), decoded(value))).collect())
-}
-
-/// The page behind `token`, which is the ID of the last sandbox of the page before.
-fn page(
-    app: &App,
-    found: Vec<Arc<Entry>>,
-    limit: Option<usize>,
-    token: Option<&str>,
-) -> Result<(HeaderMap, Json<Vec<Listed>>), ApiError> {
-    let limit = limit.unwrap_or(MAX_PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(ApiError::bad(format!("limit: 1 to {MAX_PAGE}")));
-    }
-    let start = match token {
-        None => 0,
-        Some(last) => match found.iter().position(|entry| entry.id.as_str() == last) {
-            Some(at) => at + 1,
-            None => return Err(ApiError::bad("nextToken: not one of this list any more; begin anew")),
-        },
-    };
-    let shown = &found[start.min(found.len())..];
-    let (shown, more) = (&shown[..limit.min(shown.len())], shown.len() > limit);
-    let mut headers = HeaderMap::new();
-    if let (true, Some(last)) = (more, shown.last())
-        && let Ok(value) = HeaderValue::from_str(last.id.as_str())
-    {
-        headers.insert("x-next-token", value);
-    }
-    let rows = shown.iter().filter_map(|entry| views::listed(app, entry).transpose()).collect::<Result<_, _>>()?;
-    Ok((headers, Json(rows)))
 }

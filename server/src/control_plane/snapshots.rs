@@ -1,16 +1,15 @@
 //! Snapshots, which clients use as templates.
 
-use super::{error::ApiError, sandboxes::unbroken};
+use super::{error::ApiError, paging::page, sandboxes::unbroken};
 use crate::{access::keys::Key, app::SharedApp, registry::templates::SnapshotRecord};
 use axum::{
     Extension, Json,
     body::Bytes,
     extract::{Path, Query, State, rejection::QueryRejection},
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderMap, StatusCode},
 };
 use serde::{Deserialize, Serialize};
 
-const MAX_PAGE: usize = 100;
 const MAX_NAME: usize = 128;
 
 #[derive(Debug, Default, Deserialize)]
@@ -77,30 +76,12 @@ pub(super) async fn list(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<(HeaderMap, Json<Vec<Shown>>), ApiError> {
     let Query(query) = query?;
-    let limit = query.limit.unwrap_or(MAX_PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(ApiError::bad(format!("limit: 1 to {MAX_PAGE}")));
-    }
     let wanted = |snapshot: &SnapshotRecord| {
         query.name.as_ref().is_none_or(|name| snapshot.names.contains(name))
             && query.sandbox_id.as_ref().is_none_or(|id| snapshot.sandbox.as_str() == id)
     };
     let found: Vec<SnapshotRecord> = app.registry.snapshots(&key.id)?.into_iter().filter(wanted).collect();
-    let start = match &query.next_token {
-        None => 0,
-        Some(last) => match found.iter().position(|snapshot| snapshot.id.as_str() == last) {
-            Some(at) => at + 1,
-            None => return Err(ApiError::bad("nextToken: not one of this list any more; begin anew")),
-        },
-    };
-    let rest = &found[start..];
-    let page = &rest[..limit.min(rest.len())];
-    let mut headers = HeaderMap::new();
-    if let (true, Some(last)) = (rest.len() > limit, page.last())
-        && let Ok(value) = HeaderValue::from_str(last.id.as_str())
-    {
-        headers.insert("x-next-token", value);
-    }
+    let (headers, page) = page(&found, query.limit, query.next_token.as_deref(), |snapshot| snapshot.id.as_str())?;
     Ok((headers, Json(page.iter().map(shown).collect())))
 }
 

@@ -116,8 +116,7 @@ impl Registry {
     /// Makes a sandbox and answers when its agent listens and it knows who it is.
     #[tracing::instrument(skip_all)]
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
-        let snapshots = self.snapshots.all()?;
-        let source = templates::find(&self.templates, snapshots, key, &wanted.template)?;
+        let source = templates::find(&self.templates, self.snapshots(&key.id)?, key, &wanted.template)?;
         let mut reserved = self.reserve(key, 1)?;
         let _permit = self.starts.acquire().await.map_err(|_| RegistryError::ShuttingDown)?;
         let name = new_name("e2b")?;
@@ -139,7 +138,7 @@ impl Registry {
         let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
         let (mut started, template, user) = match source {
             Source::Template(template) => {
-                let name = wanted.template.strip_suffix(":default").unwrap_or(&wanted.template).to_owned();
+                let name = templates::untagged(&wanted.template).to_owned();
                 let started = template.start(&self.manager, &self.bundle, request).await?;
                 (started, TemplateId(name), template.config.user.clone())
             }
@@ -232,8 +231,8 @@ impl Registry {
 
     /// The ID of what an alias means to a key, and whether all keys have it.
     pub(crate) fn alias(&self, key: &Key, alias: &str) -> Result<(String, bool), RegistryError> {
-        match templates::find(&self.templates, self.snapshots.all()?, key, alias)? {
-            Source::Template(_) => Ok((alias.strip_suffix(":default").unwrap_or(alias).to_owned(), true)),
+        match templates::find(&self.templates, self.snapshots(&key.id)?, key, alias)? {
+            Source::Template(_) => Ok((templates::untagged(alias).to_owned(), true)),
             Source::Snapshot(snapshot) => Ok((snapshot.id.as_str().to_owned(), false)),
         }
     }

@@ -44,11 +44,7 @@ impl Registry {
 
     /// Removes a key's snapshot, by ID or name; false when there is none. What was made from it keeps what it needs.
     pub(crate) fn remove_snapshot(&self, key: &Key, asked: &str) -> Result<bool, RegistryError> {
-        let name = asked.strip_suffix(":default").unwrap_or(asked);
-        let found = self
-            .snapshots(&key.id)?
-            .into_iter()
-            .find(|own| own.id.as_str() == name || own.names.iter().any(|own| own == asked || own == name));
+        let found = self.snapshots(&key.id)?.into_iter().find(|own| own.is_called(asked));
         let Some(snapshot) = found else { return Ok(false) };
         self.remove_snapshot_of_manager(&snapshot.id)?;
         self.snapshots.remove(snapshot.id.as_str())?;

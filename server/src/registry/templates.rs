@@ -30,6 +30,19 @@ pub(crate) struct SnapshotRecord {
     pub(crate) user: String,
 }
 
+impl SnapshotRecord {
+    /// True when a client means it by `asked`: its ID or one of its names, with or without the tag.
+    pub(super) fn is_called(&self, asked: &str) -> bool {
+        let name = untagged(asked);
+        self.id.as_str() == name || self.names.iter().any(|own| own == asked || own == name)
+    }
+}
+
+/// A template without the one tag there is.
+pub(super) fn untagged(asked: &str) -> &str {
+    asked.strip_suffix(":default").unwrap_or(asked)
+}
+
 /// A configured template.
 #[derive(Debug)]
 pub(crate) struct Template {
@@ -82,20 +95,16 @@ pub(super) enum Source<'t> {
     Snapshot(SnapshotRecord),
 }
 
-/// Finds what `asked` is: a template's name, the ID or name of one of the key's snapshots, each with or without a tag.
+/// Finds what `asked` is: a template's name, the ID or name of one of the key's own snapshots (newest first, so that the last
+/// of a name counts), each with or without a tag.
 pub(super) fn find<'t>(
     templates: &'t BTreeMap<String, Template>,
-    snapshots: Vec<SnapshotRecord>,
+    own: Vec<SnapshotRecord>,
     key: &Key,
     asked: &str,
 ) -> Result<Source<'t>, RegistryError> {
-    let name = asked.strip_suffix(":default").unwrap_or(asked);
-    let mut own: Vec<SnapshotRecord> = snapshots.into_iter().filter(|snapshot| snapshot.owner == key.id).collect();
-    // The last of a name counts.
-    own.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.created_at));
-    let snapshot = own
-        .into_iter()
-        .find(|snapshot| snapshot.id.as_str() == name || snapshot.names.iter().any(|own| own == asked || own == name));
+    let name = untagged(asked);
+    let snapshot = own.into_iter().find(|snapshot| snapshot.is_called(asked));
     let allowed = |template: &str| key.limits.templates.is_empty() || key.limits.templates.contains(template);
     match (snapshot, templates.get(name)) {
         (Some(snapshot), _) if allowed(&snapshot.template.0) => Ok(Source::Snapshot(snapshot)),
