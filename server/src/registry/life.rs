@@ -5,7 +5,7 @@ use super::{
     entry::Entry,
     error::RegistryError,
     quota::Reserved,
-    record::{OnTimeout, Phase, Record},
+    record::{OnTimeout, Phase, Record, unix_millis},
 };
 use crate::access::keys::Key;
 use sandboxvm_manager::{FindError, RemoveError, Sandbox};
@@ -118,10 +118,8 @@ impl Registry {
         }
         let sandbox = self.sandbox(entry)?;
         let now = SystemTime::now();
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         let name = format!("fork-{}", entry.id);
-        self.intents.put(&name, &Intent::Fork { of: entry.id.clone(), since })?;
+        self.intents.put(&name, &Intent::Fork { of: entry.id.clone(), since: unix_millis(now) })?;
         let made = self.fork_held(&sandbox, &record, count, now + timeout, &mut reserved).await;
         self.intents.remove(&name)?;
         made

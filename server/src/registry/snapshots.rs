@@ -1,6 +1,13 @@
 //! Snapshots that clients made, under IDs of this server's; what clients call them is theirs alone.
 
-use super::{Registry, entry::Entry, error::RegistryError, new_name, record::FORMAT, templates::SnapshotRecord};
+use super::{
+    Registry,
+    entry::Entry,
+    error::RegistryError,
+    new_name,
+    record::{FORMAT, unix_millis},
+    templates::SnapshotRecord,
+};
 use crate::access::keys::{Key, KeyId};
 use sandboxvm_manager::SnapshotError;
 use sandboxvm_protocol::identity::SandboxName;
@@ -17,7 +24,6 @@ impl Registry {
         }
         let id = new_name("snap")?;
         self.sandbox(entry)?.snapshot(id.clone()).await?;
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let made = SnapshotRecord {
             format: FORMAT,
             id: id.clone(),
@@ -25,7 +31,7 @@ impl Registry {
             sandbox: entry.id.clone(),
             names: name.into_iter().collect(),
             template: record.template,
-            created_at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            created_at: unix_millis(SystemTime::now()),
             user: record.user,
         };
         if let Err(error) = self.snapshots.put(id.as_str(), &made) {
