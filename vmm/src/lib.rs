@@ -25,6 +25,7 @@ pub mod memory;
 pub mod probe;
 pub mod session;
 pub mod shared;
+mod slice;
 pub mod snapshot;
 pub mod spare_descriptor;
 pub mod stats;

@@ -6,6 +6,7 @@ use crate::{
     confine,
     devices::{GuestAccess, virtio::device::GuestMemory},
     shared::Shared,
+    slice,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use sandboxvm_protocol::vmm::ExitReason;
@@ -121,6 +122,7 @@ impl VcpuThread {
 }
 
 fn run(vcpu: &Mutex<VcpuFd>, kick: &Kick, context: &VcpuContext) {
+    slice::suit(context.shared.host_mode);
     if let Err(error) = confine::restrict_to_vcpu() {
         context.shared.gate.leave();
         context.shared.end(ExitReason::HostFailure { message: error.to_string() });

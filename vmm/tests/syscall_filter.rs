@@ -90,6 +90,10 @@ fn no_network_can_be_reached() {
 fn other_processes_cannot_be_touched() {
     assert_killed("kill", || unsafe { libc::kill(libc::getppid(), 0) == 0 });
     assert_killed("ptrace", || unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) == 0 });
+    assert_killed("sched_setattr", || unsafe {
+        libc::syscall(libc::SYS_sched_setattr, libc::getppid(), null::<u8>(), 0) == 0
+    });
+    assert_killed("getpriority", || unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_USER, 0) >= 0 });
     assert_killed("process_vm_readv", || unsafe { libc::process_vm_readv(1, null(), 0, null(), 0, 0) >= 0 });
 }
 

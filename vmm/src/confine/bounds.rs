@@ -33,6 +33,7 @@ pub(super) fn set(own_processes: bool) -> Result<(), ConfineError> {
     lower(Resource::Memlock, 0)?;
     lower(Resource::Msgqueue, 0)?;
     lower(Resource::Rtprio, 0)?;
+    lower(Resource::Nice, 0)?;
     if own_processes {
         lower(Resource::Nproc, PROCESSES)?;
     }

@@ -132,6 +132,8 @@ const THREAD_OF_MUSL: u32 = THREAD | libc::CLONE_DETACHED.cast_unsigned();
 const FORK_OF_GLIBC: u32 = (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD).cast_unsigned();
 
 const FIONBIO: u32 = 0x5421;
+/// linux/resource.h; C libraries differ in its type.
+const PRIO_PROCESS: u32 = 0;
 
 /// The calls of [`Left`] that depend on arguments, each with its conditions.
 fn conditions(left: Left) -> Vec<(libc::c_long, Vec<Check>)> {
@@ -171,6 +173,10 @@ fn conditions(left: Left) -> Vec<(libc::c_long, Vec<Check>)> {
                     ),
                 ),
                 (libc::SYS_seccomp, [one_of(0, [libc::SECCOMP_SET_MODE_FILTER]), one_of(1, [0])].concat()),
+                // Of the calling thread alone. It can change the length of its turns, and not how much it gets of the
+                // processor but downwards: see RLIMIT_NICE and RLIMIT_RTPRIO in `bounds`.
+                (libc::SYS_getpriority, [one_of(0, [PRIO_PROCESS]), one_of(1, [0])].concat()),
+                (libc::SYS_sched_setattr, one_of(0, [0])),
                 // Of this process alone, and without privilege only downwards.
                 (libc::SYS_prlimit64, one_of(0, [0])),
                 // For user mode's own faults only: one that could stall the kernel's is a tool for attacks on it.
