@@ -7,11 +7,13 @@
 use super::listener::Transport;
 use super::slab::Key;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use sandboxvm_protocol::agent::{AgentMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, WIRE};
 use sandboxvm_protocol::frame::{FrameDecoder, FrameKind, HEADER_LEN};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// Replies that may wait for a host that sends requests and reads nothing, in bytes; such a host is hung up on.
 const MAX_UNSENT: usize = 256 * 1024;
@@ -164,6 +166,12 @@ impl Connection {
             self.unsent.clear();
         }
         Ok(())
+    }
+
+    /// Has closing wait until the VMM confirms it, which it does after it has received everything; a second at most
+    /// (net/vmw_vsock/virtio_transport_common.c, virtio_transport_wait_close). Without it closing does not wait.
+    pub(super) fn linger(&self) {
+        let _ = set_socket_linger(&self.socket, Some(Duration::from_secs(1)));
     }
 
     fn send(&self, bytes: &[u8]) -> Result<usize, End> {

@@ -3,13 +3,17 @@
 //! Serving goes on meanwhile, so that last words and exit statuses reach their hosts. What comes after the last process
 //! (disks, reset) is the caller's.
 
-use super::clock::later;
+use super::clock::{later, now};
 use super::{Role, Server};
 use sandboxvm_protocol::agent::SignalNumber;
 use std::time::Duration;
 
 /// Between SIGKILL to everything and giving up on what did not die of it.
 const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the VMM may take to receive what was said last: none of the connections is waited for that begins to close
+/// later than this.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How far a shutdown has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,19 @@ impl Server {
             }
             Ending::Killing(at) if at <= now => self.is_childless = true,
             _ => {}
+        }
+    }
+
+    /// Closes all connections and waits for the VMM to confirm that. The kernel sends what a vsock was given when it
+    /// comes to it, and a machine that is reset takes the rest along: the answer to the shutdown, exit statuses. What a
+    /// client does not read from the VMM is lost all the same.
+    pub(super) fn part_with_hosts(&mut self) {
+        let deadline = later(LAST_WORDS_WITHIN);
+        let open: Vec<_> = self.connections.iter_mut().map(|(key, _)| key).collect();
+        for connection in open.into_iter().filter_map(|key| self.connections.remove(key)) {
+            if now() < deadline {
+                connection.linger();
+            }
         }
     }
 

@@ -194,6 +194,7 @@ impl Server {
                 Err(errno) => return Err(ServerError::Setup { step: "wait for events", errno }),
             }
             if self.turn() {
+                self.part_with_hosts();
                 return Ok(());
             }
         }
