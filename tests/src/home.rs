@@ -3,7 +3,7 @@
 use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
     cli::{self, Finished, Invocation, Running},
-    leaks, processes, seed,
+    interruption, leaks, processes, seed,
     terminal::TerminalSession,
 };
 use sandboxvm_protocol::vmm::VmStatus;
@@ -38,6 +38,7 @@ impl Home {
             return None;
         }
         let directory = tempfile::Builder::new().prefix("sandboxvm-test-").tempdir().expect("a temporary directory");
+        interruption::begin(directory.path());
         let home = Self { directory, artefacts: Artefacts::find() };
         seed::plant(&home.path(), &home.artefacts);
         Some(home)
@@ -127,6 +128,7 @@ impl Drop for Home {
         }
         // By descriptor and only what holds this very home: a sandbox may have outlived its test's failure.
         processes::kill_all_of(&self.path());
+        interruption::end(self.directory.path());
     }
 }
 

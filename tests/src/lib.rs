@@ -26,6 +26,7 @@ pub mod cli;
 pub mod drills;
 pub mod envd;
 pub mod home;
+pub mod interruption;
 pub mod json_shape;
 pub mod leaks;
 pub mod library;

@@ -22,6 +22,8 @@ pub struct VmmMemory {
     pub overhead_kib: u64,
     /// The part of the overhead that no other process shares.
     pub overhead_private_kib: u64,
+    /// The part of that which was written: it does not depend on who else runs the same program.
+    pub overhead_dirty_kib: u64,
 }
 
 #[derive(Debug)]
@@ -29,6 +31,7 @@ struct Mapping {
     size_kib: u64,
     rss_kib: u64,
     private_kib: u64,
+    dirty_kib: u64,
 }
 
 fn mappings(pid: u32) -> Option<Vec<Mapping>> {
@@ -39,9 +42,14 @@ fn mappings(pid: u32) -> Option<Vec<Mapping>> {
         let (Some(key), value) = (words.next(), words.next()) else { continue };
         let kib = || value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
         match key {
-            "Size:" => mappings.push(Mapping { size_kib: kib(), rss_kib: 0, private_kib: 0 }),
+            "Size:" => mappings.push(Mapping { size_kib: kib(), rss_kib: 0, private_kib: 0, dirty_kib: 0 }),
             "Rss:" => mappings.last_mut()?.rss_kib = kib(),
-            "Private_Clean:" | "Private_Dirty:" => mappings.last_mut()?.private_kib += kib(),
+            "Private_Clean:" => mappings.last_mut()?.private_kib += kib(),
+            "Private_Dirty:" => {
+                let mapping = mappings.last_mut()?;
+                mapping.private_kib += kib();
+                mapping.dirty_kib = kib();
+            }
             _ => {}
         }
     }
@@ -69,6 +77,7 @@ pub(crate) fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
         guest_private_kib: guest.private_kib,
         overhead_kib: sum(|mapping| mapping.rss_kib),
         overhead_private_kib: sum(|mapping| mapping.private_kib),
+        overhead_dirty_kib: sum(|mapping| mapping.dirty_kib),
     })
 }
 

@@ -17,6 +17,7 @@ mod snapshot;
 mod table;
 
 use clap::{Parser, Subcommand};
+use sandboxvm_tests::interruption;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", about = "Measures sandboxvm on this machine")]
@@ -54,7 +55,9 @@ enum Benchmark {
 }
 
 fn main() {
-    match Arguments::parse().benchmark {
+    let arguments = Arguments::parse();
+    interruption::takes_sandboxes_along();
+    match arguments.benchmark {
         Benchmark::Boot(arguments) => boot::run(&arguments),
         Benchmark::Restore(arguments) => restore::run(&arguments),
         Benchmark::FirstOutput(arguments) => first_output::run(&arguments),

@@ -14,23 +14,22 @@ pub struct Arguments {
     /// How many clients
     #[arg(short = 'n', long = "clients", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
     clients: u16,
-    /// Machines in the pool, where there is one
-    #[arg(long, default_value_t = 8)]
-    pool: u16,
+    /// Machines in the pool; 0 is none. May be given again: each is measured after the other
+    #[arg(long = "pool", value_name = "MACHINES", default_values_t = [0, 8])]
+    pools: Vec<u16>,
     /// JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(arguments: &Arguments) {
-    let mut rows = measure(arguments, 0, "no pool");
-    rows.extend(measure(arguments, arguments.pool, "pool"));
-    let title =
-        format!("{} clients at once: create, ten commands, files, kill; pool of {}", arguments.clients, arguments.pool);
+    let rows: Vec<_> = arguments.pools.iter().flat_map(|pool| measure(arguments, *pool)).collect();
+    let title = format!("{} clients at once: create, ten commands, files, kill", arguments.clients);
     table::report(&title, &rows, arguments.json);
 }
 
-fn measure(arguments: &Arguments, pool: u16, name: &str) -> Vec<Row> {
+fn measure(arguments: &Arguments, pool: u16) -> Vec<Row> {
+    let name = if pool == 0 { "no pool".to_owned() } else { format!("pool of {pool}") };
     let home = Home::with_kvm().expect("a benchmark without KVM measures nothing: unset SANDBOXVM_NO_KVM");
     let config = format!(
         "requests_per_second = 100000\nsandboxes_per_key = 10000\n[templates.base]\nmemory = 128\npool = {pool}\n"
