@@ -10,7 +10,7 @@ with Sandbox.create(timeout=300, metadata={"purpose": "example"}, envs={"GREETIN
     print(sandbox.commands.run('echo "$GREETING from $(uname -sr)"').stdout, end="")
 
     sandbox.files.write("/home/user/site/index.html", "<h1>out of a microVM</h1>")
-    server = sandbox.commands.run("python3 -m http.server 8000 --directory site", background=True)
+    server = sandbox.commands.run("python3 -m http.server 8000 --directory site", background=True, timeout=0)
 
     # `sandbox.get_host(8000)` is its name where a domain leads to the server; the headers say the same anywhere.
     request = urllib.request.Request(
@@ -29,6 +29,6 @@ with Sandbox.create(timeout=300, metadata={"purpose": "example"}, envs={"GREETIN
     server.kill()
 
     try:
-        sandbox.commands.run("rm -rf /etc; exit 3", user="root")
+        sandbox.commands.run("rm /etc/passwd /etc/shadow; exit 3", user="root")
     except CommandExitException as error:
         print(f"the command ended with {error.exit_code}; nobody else noticed")

@@ -93,6 +93,7 @@ pub(crate) mod tests {
                 processes: 128.try_into().unwrap(),
                 files: 64.try_into().ok(),
                 cpu_share: 50.try_into().ok(),
+                output_rate: (4 << 20).try_into().ok(),
                 must_hold: true,
             },
         }
@@ -100,8 +101,8 @@ pub(crate) mod tests {
 
     /// One that was made with no flags at all.
     pub(crate) fn plain_record(id: &str) -> SandboxRecord {
-        let WantedLimits { files, cpu_share, .. } = WantedLimits::default();
-        let limits = Limits { processes: 1024.try_into().unwrap(), files, cpu_share, must_hold: false };
+        let WantedLimits { files, cpu_share, output_rate, .. } = WantedLimits::default();
+        let limits = Limits { processes: 1024.try_into().unwrap(), files, cpu_share, output_rate, must_hold: false };
         SandboxRecord { name: None, env: vec![], limits, ..example_record(id) }
     }
 

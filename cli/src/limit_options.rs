@@ -1,8 +1,12 @@
 //! Flags that say what a sandbox may have, and saying which of that is not kept.
 
+use crate::options::size;
 use clap::Args;
 use sandboxvm_manager::{CpuShare, Sandbox, WantedLimits};
-use sandboxvm_protocol::agent::limits::{FileCount, ProcessCount};
+use sandboxvm_protocol::{
+    agent::limits::{FileCount, ProcessCount},
+    machine::OutputRate,
+};
 
 /// What a new sandbox may have.
 #[derive(Debug, Args)]
@@ -17,11 +21,20 @@ pub(crate) struct LimitOptions {
     /// Most processor time, in hundredths of one processor of the host: 50%, or 150% for two vCPUs
     #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = share)]
     cpu_share: Option<CpuShare>,
+    /// Most bytes a second that it sends, 256K at least: output of its processes, files copied out of it and traffic of its
+    /// ports together. What is more waits in the sandbox
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = output_rate)]
+    output_rate: Option<OutputRate>,
 }
 
 impl LimitOptions {
     pub(crate) fn wanted(&self) -> WantedLimits {
-        WantedLimits { processes: self.pids, files: self.nofile, cpu_share: self.cpu_share }
+        WantedLimits {
+            processes: self.pids,
+            files: self.nofile,
+            cpu_share: self.cpu_share,
+            output_rate: self.output_rate,
+        }
     }
 }
 
@@ -52,6 +65,10 @@ fn share(text: &str) -> Result<CpuShare, String> {
     CpuShare::try_from(percent).map_err(|error| error.to_string())
 }
 
+fn output_rate(text: &str) -> Result<OutputRate, String> {
+    OutputRate::try_from(size(text.strip_suffix("/s").unwrap_or(text))?).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +83,9 @@ mod tests {
         assert_eq!(share("150%").unwrap().percent(), 150);
         assert!(share("0%").unwrap_err().contains("1% to 6400%"));
         assert!(share("half").unwrap_err().contains("50%"));
+        assert_eq!(output_rate("1M/s"), output_rate("1MiB"));
+        assert_eq!(output_rate("256k").unwrap().bytes_per_second(), 256 << 10);
+        assert!(output_rate("255K").unwrap_err().contains("256 KiB to 64 GiB"));
+        assert!(output_rate("fast").unwrap_err().contains("512M"));
     }
 }

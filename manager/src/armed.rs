@@ -2,22 +2,34 @@
 //! which sees to it that this happens once.
 
 use crate::{
-    audit::{Event, Origin},
-    begin::Prepared,
+    audit::Event,
+    begin::{Prepared, Restored},
     control::ControlError,
-    create::{CreateError, SandboxSpec, check_env, new_record},
+    create::{CreateError, SandboxSpec, StartFrom, check_env, new_record},
     directory::DirectoryError,
     host::HostIdentity,
     launch::VmmProcess,
     manager::Manager,
+    named::{NamedBasis, merged},
     ready,
+    record::SandboxRecord,
     staged::Staged,
     started::StartedSandbox,
     wire::WireError,
 };
-use sandboxvm_images::{bundle::Bundle, identity::FileIdentity};
-use sandboxvm_protocol::vmm::{ControlRequest, ExitReason, Phase, VmmEvent};
-use std::{fs, path::Path};
+use sandboxvm_images::{
+    bundle::{Bundle, Part},
+    identity::FileIdentity,
+};
+use sandboxvm_protocol::{
+    identity::SandboxName,
+    vmm::{ControlRequest, Phase, VmmEvent},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::time::timeout;
 
 /// See the module. Dropping it ends its VMM and leaves nothing.
@@ -26,58 +38,94 @@ pub(crate) struct ArmedMachine {
     // Field order is drop order: the VMM is killed before its directory goes.
     vmm: VmmProcess,
     staged: Staged,
-    vmm_identity: FileIdentity,
+    /// What it was made from.
+    made_from: Vec<(PathBuf, FileIdentity)>,
+    /// Variables of the snapshot's that the sandbox has unless it is given others.
+    env: Vec<String>,
 }
 
 impl Manager {
-    /// Restores a machine of the kind that `spec` describes and stops short of running it. Cancel safe.
+    /// Restores a machine of the kind that `spec` describes and stops short of running it. One that is to boot goes on
+    /// from a ready snapshot all the same. Cancel safe.
     pub(crate) async fn arm(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
+        match &spec.start_from {
+            StartFrom::Snapshot(name) => self.arm_named(bundle, spec, name).await,
+            StartFrom::Ready | StartFrom::Boot => self.arm_ready(bundle, spec).await,
+        }
+    }
+
+    async fn arm_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
         let basis = self.basis(bundle, spec.disk).await?;
         let host = HostIdentity::read()?;
         let key = ready::key(&basis.contents, spec, &host);
         let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
         staged.admit()?;
         let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
-        let vmm_identity = identity_of(bundle.vmm.as_path())?;
-        let from = basis.restored_from(&snapshot, &host);
-        let Prepared { parts, vmm, files } = Prepared::make(&staged, &from, &basis.open.vmm)?;
-        parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;
-        let mut armed = ArmedMachine { vmm, staged, vmm_identity };
-        let Ok(event) = timeout(spec.boot_timeout, armed.vmm.channel.next_event()).await else {
-            return Err(CreateError::Armed(ControlError::Unfinished(spec.boot_timeout)));
-        };
-        match event {
-            Ok(VmmEvent::Phase(Phase::Created)) => Ok(armed),
-            Ok(VmmEvent::Ended(reason)) => {
-                if matches!(reason, ExitReason::BadConfig { .. }) {
-                    // The snapshot's own files are to blame: the next one is made anew.
-                    ready::remove(&self.home, &key)?;
-                }
-                Err(CreateError::Armed(ControlError::Ended(reason)))
-            }
-            Ok(VmmEvent::Phase(_)) => {
-                Err(CreateError::Armed(WireError::Unexpected("start of a machine that was to wait").into()))
-            }
-            Err(error) => Err(CreateError::Armed(error.into())),
+        let Bundle { kernel, image, agent, .. } = bundle;
+        let SandboxRecord { kernel: of_kernel, image: of_image, agent: of_agent, .. } = staged.record();
+        let parts = [(kernel, of_kernel), (image, of_image), (agent, of_agent)];
+        let made_from = parts.map(|(path, record)| (path.clone(), record.identity.clone())).to_vec();
+        let armed = arm(staged, &basis.restored_from(&snapshot, &host), bundle, made_from, spec.boot_timeout).await;
+        if armed.as_ref().is_err_and(CreateError::is_bad_snapshot) {
+            // The next one is made anew.
+            ready::remove(&self.home, &key)?;
         }
+        armed
+    }
+
+    async fn arm_named(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+        name: &SandboxName,
+    ) -> Result<ArmedMachine, CreateError> {
+        let basis = NamedBasis::read(self, bundle, name)?;
+        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
+        staged.admit()?;
+        // Another snapshot of this name has another state file.
+        let made_from = vec![basis.snapshot.state_identity()?];
+        let mut armed = arm(staged, &basis.restored(), bundle, made_from, spec.boot_timeout).await?;
+        armed.env.clone_from(&basis.snapshot.manifest.env);
+        Ok(armed)
+    }
+}
+
+/// Has a VMM restore a machine and wait.
+async fn arm(
+    staged: Staged,
+    from: &Restored<'_>,
+    bundle: &Bundle,
+    mut made_from: Vec<(PathBuf, FileIdentity)>,
+    within: Duration,
+) -> Result<ArmedMachine, CreateError> {
+    let program = bundle.path(Part::Vmm);
+    made_from.push((program.to_owned(), identity_of(program)?));
+    let Prepared { parts, vmm, files } = Prepared::make(&staged, from, program)?;
+    parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;
+    let mut armed = ArmedMachine { vmm, staged, made_from, env: Vec::new() };
+    let Ok(event) = timeout(within, armed.vmm.channel.next_event()).await else {
+        return Err(CreateError::Armed(ControlError::Unfinished(within)));
+    };
+    match event {
+        Ok(VmmEvent::Phase(Phase::Created)) => Ok(armed),
+        Ok(VmmEvent::Ended(reason)) => Err(CreateError::Armed(ControlError::Ended(reason))),
+        Ok(VmmEvent::Phase(_)) => {
+            Err(CreateError::Armed(WireError::Unexpected("start of a machine that was to wait").into()))
+        }
+        Err(error) => Err(CreateError::Armed(error.into())),
     }
 }
 
 impl ArmedMachine {
-    /// True while kernel, image, agent and VMM are the very files it was made from.
-    pub(crate) fn is_current(&self, bundle: &Bundle) -> bool {
-        let record = self.staged.record();
-        let is_same = |path: &Path, identity: &FileIdentity| identity_of(path).is_ok_and(|now| now == *identity);
-        is_same(&bundle.kernel, &record.kernel.identity)
-            && is_same(&bundle.image, &record.image.identity)
-            && is_same(&bundle.agent, &record.agent.identity)
-            && is_same(&bundle.vmm, &self.vmm_identity)
+    /// True while what it was made from is there, the very files.
+    pub(crate) fn is_current(&self) -> bool {
+        self.made_from.iter().all(|(path, identity)| identity_of(path).is_ok_and(|now| now == *identity))
     }
 
     /// Makes it what `spec` wants, and takes the name. It is as it was when that is refused.
     pub(crate) fn become_wanted(&mut self, spec: &SandboxSpec) -> Result<(), CreateError> {
         check_env(&spec.env)?;
-        Ok(self.staged.become_wanted(spec.name.clone(), spec.env.clone(), spec.ephemeral)?)
+        Ok(self.staged.become_wanted(spec.name.clone(), merged(&self.env, &spec.env), spec.ephemeral)?)
     }
 
     /// Makes it a sandbox as was wanted, and lets it run. `None` when its VMM is gone: then nothing of it is left.
@@ -87,7 +135,9 @@ impl ArmedMachine {
         staged.record().write(staged.directory())?;
         // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
         let mut started = StartedSandbox::new(staged.publish()?, vmm, spec.boot_timeout);
-        let mut requests = vec![ControlRequest::Start];
+        // Nothing of it runs without its limits.
+        let mut requests: Vec<_> = spec.limits.output_rate.map(ControlRequest::LimitOutput).into_iter().collect();
+        requests.push(ControlRequest::Start);
         if !spec.ephemeral {
             requests.push(ControlRequest::Untie);
         }
@@ -102,7 +152,7 @@ impl ArmedMachine {
             }
         }
         let sandbox = started.sandbox();
-        sandbox.trail().append(Event::created(&sandbox.record, Origin::Ready))?;
+        sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
         Ok(Some(started))
     }
 }

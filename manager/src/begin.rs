@@ -133,7 +133,8 @@ impl Prepared {
         layers.push(directory.create_file(&top)?);
         let files = Files { disk: disk.iter().cloned().chain([top]).collect(), baseline: Some(memory.clone()) };
         let parent = Some(id.clone());
-        Lineage::new(from.contents.clone(), origin, parent, files).write_first(directory)?;
+        let seals = from.snapshot.seals_as(&origin);
+        Lineage::new(from.contents.clone(), origin, parent, files).with_seals(seals).write_first(directory)?;
         Ok(Self { parts, vmm, files: RestoredFiles { snapshot, layers } })
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     limits::{Limits, WantedLimits},
     lineage::{Contents, LineageError},
     manager::Manager,
+    named::NamedBasis,
     names::NameError,
     ready,
     record::{FileRecord, RecordError, SandboxRecord},
@@ -159,6 +160,9 @@ pub enum CreateError {
     /// A machine restored ahead of its use.
     #[error("a machine of the pool does not answer: {0}")]
     Armed(ControlError),
+    /// Its VMM does not keep what it may send.
+    #[error("its output rate cannot be kept: {0}")]
+    OutputRate(ControlError),
     /// A machine that was to become a ready snapshot did not run what it was to.
     #[error("a new machine cannot be warmed up: {0}")]
     Warm(#[from] AgentError),
@@ -175,8 +179,13 @@ pub enum CreateError {
 
 impl CreateError {
     /// True when a snapshot's own files are to blame.
-    fn is_bad_snapshot(&self) -> bool {
-        matches!(self, Self::Start { cause: StartError::Ended(ExitReason::BadConfig { .. }), .. })
+    pub(crate) fn is_bad_snapshot(&self) -> bool {
+        match self {
+            Self::Start { cause: StartError::Ended(ExitReason::BadConfig { .. }), .. }
+            | Self::Armed(ControlError::Ended(ExitReason::BadConfig { .. })) => true,
+            Self::Snapshot(error) => error.is_damage(),
+            _ => false,
+        }
     }
 }
 
@@ -237,19 +246,22 @@ impl Manager {
             staged.admit()?;
             let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
             let from = basis.restored_from(&snapshot, &host);
-            let mut started = restore(staged, &from, &basis.open.vmm, spec.boot_timeout)?;
-            match started.ready().await {
-                Ok(()) => return Ok(started),
-                Err(error) => {
-                    // The cause is what the caller needs; what cannot be removed a sweep will name.
-                    let _ = started.finish().await;
-                    if rebuilt || !error.is_bad_snapshot() {
-                        return Err(error);
+            let failure = match restore(staged, &from, &basis.open.vmm, spec.boot_timeout) {
+                Err(error) => error,
+                Ok(mut started) => match started.ready().await {
+                    Ok(()) => return Ok(started),
+                    Err(error) => {
+                        // The cause is what the caller needs; what cannot be removed a sweep will name.
+                        let _ = started.finish().await;
+                        error
                     }
-                    ready::remove(&self.home, &key)?;
-                    rebuilt = true;
-                }
+                },
+            };
+            if rebuilt || !failure.is_bad_snapshot() {
+                return Err(failure);
             }
+            ready::remove(&self.home, &key)?;
+            rebuilt = true;
         }
     }
 
@@ -259,35 +271,10 @@ impl Manager {
         spec: &SandboxSpec,
         name: &SandboxName,
     ) -> Result<StartedSandbox, CreateError> {
-        let snapshot = StoredSnapshot::named(&self.home, name)?;
-        let host = HostIdentity::read()?;
-        let manifest = &snapshot.manifest;
-        let disks = snapshot.read_only_disks(&self.home, bundle)?;
-        let vmm = bundle.open_part(Part::Vmm)?;
-        let contents =
-            Contents { vmm: content::of(&self.home, &vmm, bundle.path(Part::Vmm))?, ..manifest.contents.clone() };
-        let identity = FileIdentity { device: 0, inode: 0, size: 0, modified_ns: 0 };
-        let record = SandboxRecord {
-            format: SandboxRecord::FORMAT,
-            id: new_id().map_err(CreateError::Entropy)?,
-            name: spec.name.clone(),
-            created_at: SystemTime::now(),
-            vcpus: manifest.vcpus,
-            memory_bytes: manifest.memory_bytes,
-            disk_bytes: manifest.disk_bytes,
-            // In memory already: the file need not exist any more.
-            kernel: FileRecord { path: manifest.contents.kernel.path.clone(), identity },
-            image: disks.image.1,
-            agent: disks.agent.1,
-            env: merged(&manifest.env, &spec.env),
-            ephemeral: spec.ephemeral,
-            limits: Limits::new(spec.limits, manifest.memory_bytes),
-        };
-        let staged = Staged::begin(&self.home, record)?;
+        let basis = NamedBasis::read(self, bundle, name)?;
+        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
         staged.admit()?;
-        let files = Disks { agent: &disks.agent.0, image: &disks.image.0 };
-        let from = Restored { snapshot: &snapshot, host: &host, contents: &contents, disks: files };
-        let mut started = restore(staged, &from, bundle.path(Part::Vmm), spec.boot_timeout)?;
+        let mut started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout)?;
         match started.ready().await {
             Ok(()) => Ok(started),
             Err(error) => {
@@ -360,23 +347,4 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         ephemeral: spec.ephemeral,
         limits: Limits::new(spec.limits, spec.memory),
     })
-}
-
-/// `over` on top of `under`: the last of each variable counts.
-fn merged(under: &[String], over: &[String]) -> Vec<String> {
-    let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-    let hidden: Vec<String> = over.iter().map(|entry| key(entry)).collect();
-    under.iter().filter(|entry| !hidden.contains(&key(entry))).chain(over).cloned().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_given_at_create_hide_those_of_the_snapshot() {
-        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let env = merged(&texts(&["A=1", "B=2"]), &texts(&["B=3", "C=4"]));
-        assert_eq!(env, ["A=1", "B=3", "C=4"]);
-    }
 }

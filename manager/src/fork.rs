@@ -138,6 +138,14 @@ impl Sandbox {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
+        let forked = self.fork_all(count).await;
+        if let Err(error) = &forked {
+            self.trail().note(Event::NotForked { copies: count, reason: error.to_string() });
+        }
+        forked
+    }
+
+    async fn fork_all(&self, count: u32) -> Result<Forked, ForkError> {
         let began = Instant::now();
         let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
@@ -252,7 +260,9 @@ impl Sandbox {
         let disk = lineage.files.disk.iter().cloned().chain([top_name]).collect();
         let files = Files { disk, baseline: lineage.files.baseline.clone() };
         let origin = Origin::Fork { of: self.record.id.clone() };
-        Lineage::new(lineage.contents.clone(), origin, lineage.parent.clone(), files).write(directory)?;
+        Lineage::new(lineage.contents.clone(), origin, lineage.parent.clone(), files)
+            .with_seals(lineage.seals.clone())
+            .write(directory)?;
         let parts = Parts::make(directory)?;
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;

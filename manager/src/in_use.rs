@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 const USE: &str = "use";
 const PAUSED: &str = "idle.paused";
 /// Ending a sandbox in order takes this long at most, pausing it some milliseconds.
-const FREE_WITHIN: Duration = Duration::from_secs(30);
+const FREE_WITHIN: Duration = Duration::from_secs(35);
 const POLL: Duration = Duration::from_millis(2);
 /// Digits of 2^64.
 const STAMP: usize = 20;

@@ -46,6 +46,7 @@ mod lineage;
 mod links;
 mod lock;
 mod manager;
+mod named;
 mod names;
 mod parked;
 mod parts;
@@ -62,6 +63,7 @@ mod snapshot;
 mod staged;
 mod started;
 mod state;
+mod stop;
 mod supervision;
 mod sweep;
 mod usage;
@@ -90,7 +92,7 @@ pub use last_words::LastWords;
 pub use launch::LaunchError;
 pub use limits::{CpuShare, CpuShareError, Limits, WantedLimits};
 pub use lineage::{Contents, LineageError};
-pub use manager::{FindError, Manager, SandboxSummary};
+pub use manager::{FindError, Manager, SandboxSummary, Unreadable};
 pub use names::NameError;
 pub use pool::{Pool, PoolRequest};
 pub use ports::PortStream;
@@ -98,14 +100,16 @@ pub use processes::ProcessSummary;
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
 pub use reset::{ResetDone, ResetError};
-pub use sandbox::{ExecError, Log, Sandbox, StopError};
+pub use sandbox::{ExecError, Log, Sandbox};
 pub use snapshot::{
     error::SnapshotError,
     manifest::{ManifestError, MemoryFile, SnapshotManifest},
+    seal::{Seal, Seals},
     taking::SnapshotTaken,
 };
 pub use started::{StartError, StartedSandbox};
 pub use state::State;
+pub use stop::{ForceCause, StopError, Stopped};
 pub use supervision::{
     SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
     publish::{HostEnd, Publish, PublishError, PublishedPort},

@@ -7,7 +7,7 @@
 use crate::directory::{DirectoryError, SandboxDirectory};
 use sandboxvm_protocol::{
     agent::limits::{FileCount, ProcessCount, ProcessLimits},
-    machine::MemorySize,
+    machine::{MemorySize, OutputRate},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -65,6 +65,8 @@ pub struct WantedLimits {
     pub files: Option<FileCount>,
     /// Processor time.
     pub cpu_share: Option<CpuShare>,
+    /// What it sends.
+    pub output_rate: Option<OutputRate>,
 }
 
 /// What a sandbox has.
@@ -76,6 +78,9 @@ pub struct Limits {
     pub files: Option<FileCount>,
     /// Processor time in hundredths of a processor, where it is limited.
     pub cpu_share: Option<CpuShare>,
+    /// Bytes a second that it may send: its processes' output, files and traffic to its ports together.
+    #[serde(default)]
+    pub output_rate: Option<OutputRate>,
     /// Processes or files were asked for: then nothing runs without them.
     pub must_hold: bool,
 }
@@ -86,6 +91,7 @@ impl Limits {
             processes: wanted.processes.unwrap_or_else(|| ProcessCount::default_for(memory)),
             files: wanted.files,
             cpu_share: wanted.cpu_share,
+            output_rate: wanted.output_rate,
             must_hold: wanted.processes.is_some() || wanted.files.is_some(),
         }
     }

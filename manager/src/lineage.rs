@@ -9,6 +9,7 @@
 use crate::{
     content::Content,
     directory::{DirectoryError, SandboxDirectory},
+    snapshot::{error::SnapshotError, seal::Seals},
     state,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -120,11 +121,18 @@ pub(crate) struct Lineage {
     pub(crate) files: Files,
     /// In force as soon as all of its disk files are in use.
     next: Option<Files>,
+    /// Seals that files have from a snapshot, so that the next need not read them again.
+    #[serde(default)]
+    pub(crate) seals: Seals,
 }
 
 impl Lineage {
     pub(crate) fn new(contents: Contents, origin: Origin, parent: Option<SandboxId>, files: Files) -> Self {
-        Self { format: FORMAT, contents, origin, parent, files, next: None }
+        Self { format: FORMAT, contents, origin, parent, files, next: None, seals: Seals::default() }
+    }
+
+    pub(crate) fn with_seals(self, seals: Seals) -> Self {
+        Self { seals, ..self }
     }
 
     /// Reads the record and decides what became of a change that nobody finished. Under the change lock, and after a
@@ -182,6 +190,7 @@ impl Lineage {
             if in_use {
                 self.files = next;
             }
+            self.forget_seals();
             self.write(directory)?;
         }
         self.tidy(directory)
@@ -191,12 +200,22 @@ impl Lineage {
     pub(crate) fn complete(&mut self, directory: &SandboxDirectory, files: Files) -> Result<(), LineageError> {
         self.files = files;
         self.next = None;
+        self.forget_seals();
         self.write(directory)?;
         self.tidy(directory)
     }
 
-    /// Takes away files that no part of the record names.
-    fn tidy(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
+    /// Refuses files of the snapshot it began from that are not what they were.
+    pub(crate) fn check_origin(&self, directory: &SandboxDirectory) -> Result<(), SnapshotError> {
+        let Origin::Snapshot { state, memory, disk, .. } = &self.origin else { return Ok(()) };
+        for name in memory.iter().chain(disk).chain([state]) {
+            self.seals.check(directory, name, &directory.open_shared(name)?)?;
+        }
+        Ok(())
+    }
+
+    /// All files that a part of the record names.
+    fn named(&self) -> HashSet<&str> {
         let mut named: HashSet<&str> = HashSet::new();
         if let Origin::Snapshot { state, memory, disk, .. } = &self.origin {
             named.insert(state);
@@ -205,6 +224,20 @@ impl Lineage {
         for files in std::iter::once(&self.files).chain(&self.next) {
             named.extend(files.disk.iter().chain(files.baseline.iter().flatten()).map(String::as_str));
         }
+        named
+    }
+
+    /// Forgets the seals of files that are taken away: their names are given to others.
+    fn forget_seals(&mut self) {
+        let mut seals = std::mem::take(&mut self.seals);
+        let named = self.named();
+        seals.retain(|file| named.contains(file));
+        self.seals = seals;
+    }
+
+    /// Takes away files that no part of the record names.
+    fn tidy(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
+        let named = self.named();
         for name in directory.names()? {
             if Kind::of(&name).is_some() && !named.contains(name.as_str()) {
                 directory.unlink(&name)?;

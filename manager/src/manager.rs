@@ -41,6 +41,15 @@ pub enum FindError {
     Directory(#[from] DirectoryError),
 }
 
+/// A sandbox whose files say no more what it is: it may run, and can be removed by its ID.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Its ID.
+    pub id: SandboxId,
+    /// What is wrong with it.
+    pub error: FindError,
+}
+
 /// One row of `ls`.
 #[derive(Debug, Clone, Serialize)]
 pub struct SandboxSummary {
@@ -111,22 +120,36 @@ impl Manager {
         }
     }
 
-    /// All sandboxes, oldest first, with what they do. One whose record is damaged is left out; `prune` names it.
+    /// All sandboxes, oldest first, with what they do. Those that cannot be read are in [`Self::list_with_unreadable`].
     ///
     /// # Errors
     /// When the home cannot be listed.
     pub fn list(&self) -> Result<Vec<SandboxSummary>, DirectoryError> {
-        let mut summaries: Vec<SandboxSummary> = self
-            .ids()?
-            .iter()
-            .filter_map(|id| self.open_sandbox(id).ok().flatten())
-            .filter_map(|sandbox| {
-                let supervision = sandbox.supervision().ok().flatten();
-                Some(SandboxSummary { state: sandbox.state().ok()?, supervision, record: sandbox.record })
-            })
-            .collect();
+        Ok(self.list_with_unreadable()?.0)
+    }
+
+    /// The same, and those that cannot be read.
+    ///
+    /// # Errors
+    /// When the home cannot be listed.
+    pub fn list_with_unreadable(&self) -> Result<(Vec<SandboxSummary>, Vec<Unreadable>), DirectoryError> {
+        let (mut summaries, mut unreadable) = (Vec::new(), Vec::new());
+        for id in self.ids()? {
+            match self.summary(&id) {
+                Ok(summary) => summaries.extend(summary),
+                Err(error) => unreadable.push(Unreadable { id, error }),
+            }
+        }
         summaries.sort_by(|a, b| (a.record.created_at, &a.record.id).cmp(&(b.record.created_at, &b.record.id)));
-        Ok(summaries)
+        unreadable.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok((summaries, unreadable))
+    }
+
+    /// `None` when there is none with this ID.
+    fn summary(&self, id: &SandboxId) -> Result<Option<SandboxSummary>, FindError> {
+        let Some(sandbox) = self.open_sandbox(id)? else { return Ok(None) };
+        let supervision = sandbox.supervision().ok().flatten();
+        Ok(Some(SandboxSummary { state: sandbox.state()?, supervision, record: sandbox.record }))
     }
 
     pub(crate) fn ids(&self) -> Result<Vec<SandboxId>, DirectoryError> {

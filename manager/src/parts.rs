@@ -117,7 +117,8 @@ impl Parts {
             control: files.add(&self.control),
             status: files.add(&self.status),
             lock: files.add(&self.lock),
-            start: machine.start,
+            // One with a limit of the VMM's is started once that is kept (`started`).
+            start: machine.start && record.limits.output_rate.is_none(),
             tie_to_launcher: machine.tie_to_launcher,
         };
         vmm.hand_over(&config, &files)

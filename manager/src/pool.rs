@@ -1,4 +1,4 @@
-//! A pool of machines armed ahead: restored from a ready snapshot, with everything behind them but their first
+//! A pool of machines armed ahead: restored from a ready snapshot or one with a name, with everything behind them but their first
 //! instruction. Handing one out costs a record, a rename and one message to its VMM. For processes that run long; the
 //! pool is theirs alone and ends with them.
 //!
@@ -63,7 +63,11 @@ impl Pool {
     /// within a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, bundle: Bundle, spec: SandboxSpec, size: usize) -> Self {
-        let spec = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, start_from: StartFrom::Ready, ..spec };
+        let start_from = match spec.start_from {
+            StartFrom::Boot => StartFrom::Ready,
+            start_from => start_from,
+        };
+        let spec = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, start_from, ..spec };
         let shared = Arc::new(Shared {
             manager,
             bundle,
@@ -124,7 +128,7 @@ impl Pool {
             let Some(mut machine) = self.shared.armed().pop_front() else {
                 return manager.start(bundle, &spec).await;
             };
-            if machine.is_current(bundle) {
+            if machine.is_current() {
                 if let Err(error) = machine.become_wanted(&spec) {
                     // Nothing is wrong with the machine.
                     self.shared.armed().push_front(machine);

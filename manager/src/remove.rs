@@ -156,6 +156,10 @@ mod tests {
         drop(lock);
         fs::write(directory.path().join("config.json"), "garbage").unwrap();
         assert!(manager.find("abcdefgh").is_err());
+        let (listed, unreadable) = manager.list_with_unreadable().unwrap();
+        assert!(listed.is_empty());
+        assert!(unreadable.len() == 1 && unreadable[0].id == id, "{unreadable:?}");
+        assert!(unreadable[0].error.to_string().contains("sandboxvm rm"), "{unreadable:?}");
         manager.remove("abcdefgh", false).await.unwrap();
     }
 

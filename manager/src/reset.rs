@@ -199,6 +199,7 @@ impl Sandbox {
         let next =
             Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
         let mut layers = open_all(directory, disk)?;
+        lineage.check_origin(directory)?;
         layers.push(directory.create_file(&top_name)?);
         identity::make_due(directory)?;
         if let Err(error) = lineage.announce(directory, next.clone()) {
@@ -264,7 +265,8 @@ impl Sandbox {
         cpu_share::hold(&self.directory, &self.record, vmm.pid)?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
-        let mut renewed = Lineage::new(contents, origin, parent, files.clone());
+        let seals = named.map_or_else(|| lineage.seals.clone(), |(_, snapshot)| snapshot.seals_as(&origin));
+        let mut renewed = Lineage::new(contents, origin, parent, files.clone()).with_seals(seals);
         renewed.complete(&self.directory, files)?;
         keep_disks(&self.directory, &agent, &image)?;
         let machine = MachineFiles {
@@ -280,7 +282,7 @@ impl Sandbox {
             start: true,
         };
         parts.hand_over(&vmm, &self.record, &machine)?;
-        started::attend(&self.directory, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
+        started::attend(self, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
     }
 
     /// Where this sandbox itself began.
@@ -299,6 +301,7 @@ impl Sandbox {
                 source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
             }),
             Origin::Snapshot { id, state, memory, disk, .. } => {
+                lineage.check_origin(directory)?;
                 let mut layers = open_all(directory, disk)?;
                 layers.push(top);
                 Ok(Beginning {

@@ -1,7 +1,7 @@
 //! One sandbox, as a caller holds it: what it was made as, what it does, and everything that can be asked of it.
 
 use crate::{
-    agent::{AgentConnection, AgentError},
+    agent::AgentError,
     audit::{AuditError, Event, Trail},
     control::{ControlClient, ControlError},
     directory::{CONSOLE_LOG, DirectoryError, SandboxDirectory, VMM_LOG},
@@ -17,17 +17,15 @@ use crate::{
     wire::WireError,
 };
 use sandboxvm_protocol::{
-    agent::{AgentMessage, CText, CTextError, ExecRequest, HostMessage, MAX_ARGUMENTS_TOTAL},
+    agent::{CText, CTextError, ExecRequest, MAX_ARGUMENTS_TOTAL},
     identity::SandboxId,
     vmm::{ControlRequest, ExitReason, Timeline, VmStats, VmStatus},
 };
 use std::{path::PathBuf, time::Duration};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 /// How long an exec waits for a sandbox that another process is still booting.
 const READY_WITHIN: Duration = Duration::from_secs(300);
-/// What the guest itself may take to shut down, after its processes ended.
-const SHUTDOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a process was not run, or its end is not known.
 #[derive(Debug, thiserror::Error)]
@@ -99,25 +97,6 @@ fn hint(state: &State, id: &str) -> String {
         }
         State::Creating | State::Running => String::new(),
     }
-}
-
-/// Why a sandbox did not stop.
-#[derive(Debug, thiserror::Error)]
-pub enum StopError {
-    /// It does not run.
-    #[error("sandbox {sandbox} is {state}")]
-    NotRunning {
-        /// Its name, else its ID.
-        sandbox: String,
-        /// What it does instead.
-        state: State,
-    },
-    /// It cannot be ended.
-    #[error(transparent)]
-    End(#[from] EndError),
-    /// A file operation failed.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
 }
 
 /// A log of a sandbox.
@@ -352,45 +331,6 @@ impl Sandbox {
             // Nobody listens where nothing runs.
             (Err(_), Ok(state)) if !state.is_live() => Err(ControlError::NotRunning { sandbox: self.label(), state }),
             (connected, _) => connected,
-        }
-    }
-
-    /// Ends it in order: processes get SIGTERM and `grace` to end, file systems are synced. What does not end by then is
-    /// ended as by [`Self::kill`]. A paused sandbox cannot be asked and is ended at once.
-    ///
-    /// # Errors
-    /// Every [`StopError`].
-    pub async fn stop(&self, grace: Duration) -> Result<(), StopError> {
-        // One that was paused because nobody used it ends in order too; one that cannot be used ends all the same.
-        let _in_use = InUse::begin(&self.directory).await;
-        self.stop_unused(grace).await
-    }
-
-    /// As [`Self::stop`], by whoever sees to it that nobody uses the sandbox.
-    pub(crate) async fn stop_unused(&self, grace: Duration) -> Result<(), StopError> {
-        let state = self.state()?;
-        if !state.is_live() {
-            return Err(StopError::NotRunning { sandbox: self.label(), state });
-        }
-        if !(state == State::Running && self.shut_down(grace).await?) {
-            self.kill().await?;
-        }
-        self.trail().note(Event::Stopped);
-        Ok(())
-    }
-
-    /// Asks the agent; true when the VMM has ended.
-    async fn shut_down(&self, grace: Duration) -> Result<bool, DirectoryError> {
-        let request = HostMessage::Shutdown { grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX) };
-        // After its processes the guest itself needs a moment; one that stalls gets no more than that.
-        let deadline = Instant::now() + grace + SHUTDOWN_WITHIN;
-        let asked = timeout_at(deadline, AgentConnection::request(&self.directory, None, &request)).await;
-        match asked {
-            // The connection stays open until the end, so that the agent is not told the caller went away.
-            Ok(Ok((_connection, AgentMessage::ShuttingDown))) => {
-                end::gone_within(&self.directory, deadline - Instant::now()).await
-            }
-            _ => Ok(false),
         }
     }
 

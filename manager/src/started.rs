@@ -12,7 +12,7 @@ use crate::{
     sandbox::Sandbox,
     state::{self, State},
 };
-use sandboxvm_protocol::vmm::ExitReason;
+use sandboxvm_protocol::vmm::{ControlRequest, ExitReason};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -84,9 +84,9 @@ impl StartedSandbox {
             return Ok(());
         }
         let within = self.boot_timeout;
-        let directory = &self.sandbox.as_ref().expect("taken only by methods that consume self").directory;
+        let sandbox = self.sandbox.as_ref().expect("taken only by methods that consume self");
         let vmm = self.vmm.as_mut().expect("set by new, taken only by methods that consume self");
-        ready(directory, vmm, within).await?;
+        ready(sandbox, vmm, within).await?;
         self.is_ready = true;
         Ok(())
     }
@@ -145,8 +145,19 @@ impl StartedSandbox {
     }
 }
 
-/// Waits until the agent of the machine behind `vmm` listens. Cancel safe.
-async fn ready(directory: &SandboxDirectory, vmm: &mut VmmProcess, within: Duration) -> Result<(), CreateError> {
+/// Has the limits kept that are the VMM's to keep, and waits until the agent of the machine behind it listens. Cancel safe.
+async fn ready(sandbox: &Sandbox, vmm: &mut VmmProcess, within: Duration) -> Result<(), CreateError> {
+    let Sandbox { directory, record, .. } = sandbox;
+    if let Some(rate) = record.limits.output_rate {
+        for request in [ControlRequest::LimitOutput(rate), ControlRequest::Start] {
+            match vmm.channel.ask(request).await {
+                Ok(()) => {}
+                // It has ended, and said why.
+                Err(ControlError::Wire(error)) if error.is_disconnect() => break,
+                Err(error) => return Err(CreateError::OutputRate(error)),
+            }
+        }
+    }
     let Err(cause) = boot(directory, vmm, within).await else { return Ok(()) };
     let mut last_words = LastWords::read(directory);
     if let StartError::Ended(ExitReason::BadConfig { message } | ExitReason::HostFailure { message }) = &cause
@@ -181,12 +192,8 @@ async fn boot(directory: &SandboxDirectory, vmm: &mut VmmProcess, within: Durati
 
 /// Waits for a machine that replaces another in its directory, and lets it go on without this process. On a failure,
 /// or when nobody waits any more, it is ended; its directory stays.
-pub(crate) async fn attend(
-    directory: &SandboxDirectory,
-    mut vmm: VmmProcess,
-    within: Duration,
-) -> Result<(), CreateError> {
-    ready(directory, &mut vmm, within).await?;
+pub(crate) async fn attend(sandbox: &Sandbox, mut vmm: VmmProcess, within: Duration) -> Result<(), CreateError> {
+    ready(sandbox, &mut vmm, within).await?;
     vmm.let_go();
     Ok(())
 }

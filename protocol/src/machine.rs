@@ -15,6 +15,9 @@ pub enum MachineError {
     /// Memory size out of range.
     #[error("{0} bytes of memory: a sandbox has whole MiB, from 64 MiB to 64 GiB")]
     Memory(u64),
+    /// Output rate out of range.
+    #[error("{0} bytes a second: a sandbox sends 256 KiB to 64 GiB a second, or as much as it can")]
+    OutputRate(u64),
 }
 
 /// Number of vCPUs, 1 to 8.
@@ -97,6 +100,39 @@ impl TryFrom<u64> for MemorySize {
 impl From<MemorySize> for u64 {
     fn from(size: MemorySize) -> Self {
         size.0
+    }
+}
+
+/// Most bytes a second that a guest may send, 256 KiB to 64 GiB. All its connections share it, so that with less an
+/// answer would stand behind other output for longer than anybody waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct OutputRate(u64);
+
+impl OutputRate {
+    /// Least, in bytes a second.
+    pub const MIN: u64 = MIB / 4;
+    /// Most, in bytes a second.
+    pub const MAX: u64 = 64 * 1024 * MIB;
+
+    /// In bytes a second.
+    #[must_use]
+    pub fn bytes_per_second(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for OutputRate {
+    type Error = MachineError;
+
+    fn try_from(bytes: u64) -> Result<Self, MachineError> {
+        if (Self::MIN..=Self::MAX).contains(&bytes) { Ok(Self(bytes)) } else { Err(MachineError::OutputRate(bytes)) }
+    }
+}
+
+impl From<OutputRate> for u64 {
+    fn from(rate: OutputRate) -> Self {
+        rate.0
     }
 }
 

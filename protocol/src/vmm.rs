@@ -11,7 +11,7 @@ use crate::{
     capped,
     frame::{Message, Wire},
     identity::{GuestCid, SandboxId},
-    machine::{HostMode, MemorySize, VcpuCount},
+    machine::{HostMode, MemorySize, OutputRate, VcpuCount},
     system_calls,
 };
 use serde::{Deserialize, Serialize};
@@ -271,6 +271,8 @@ pub enum ControlRequest {
     /// Put what was merged on this connection in the place of the layers it was merged from: in force when this is
     /// answered. Refused when a snapshot, fork or reset came in between.
     UseMerged,
+    /// Take no more than this from the guest from now on; forks of the machine begin with it.
+    LimitOutput(OutputRate),
 }
 
 /// Sent by a VMM.

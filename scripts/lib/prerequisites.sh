@@ -28,6 +28,7 @@ build_packages=(
 test_packages=(
     procps                      # ps
     curl                        # an HTTP client that is not ours
+    openssl                     # certificates to serve with
 )
 
 require_root() {

@@ -166,7 +166,7 @@ impl Server {
 
     /// Runs a program of `tests/sdk`, which is to end with 0, with the variables that E2B's users set.
     #[track_caller]
-    pub fn runs(&self, interpreter: &Path, program: &Path, node_modules: &Path) {
+    pub fn runs(&self, interpreter: &Path, program: &Path, node_modules: &Path, within: Duration) {
         let mut command = Command::new(interpreter);
         command.arg(program).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
         command
@@ -174,8 +174,7 @@ impl Server {
             .env("NODE_PATH", node_modules)
             .env("E2B_JS", node_modules)
             .env("PYTHONDONTWRITEBYTECODE", "1");
-        let patience = Duration::from_secs(150) * cli::patience();
-        let ended = cli::Invocation::new(command).deadline(patience).run();
+        let ended = cli::Invocation::new(command).deadline(within).run();
         assert!(ended.code() == Some(0), "{}\n--- the server ---\n{}", ended.transcript(), tail(&self.log()));
     }
 }

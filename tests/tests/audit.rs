@@ -132,6 +132,11 @@ fn what_cannot_be_logged_is_not_run_and_what_is_refused_is_logged() {
     let refused: Vec<&Value> = refused.iter().filter(|event| event["event"] == "not_admitted").collect();
     assert_eq!(refused.len(), 1, "{all}");
     assert!(refused[0]["memory_bytes"] == 128 << 20 && refused[0]["reason"].to_string().contains("at most 1"), "{all}");
+    let forked = home.cli(["fork", "demo", "-n", "3"]).env("SANDBOXVM_MAX_SANDBOXES", "1").run();
+    let _ = forked.fails_with(&["at most 1"]);
+    let last = events(&home, "demo").pop().expect("there are events");
+    assert!(last["event"] == "not_forked" && last["copies"] == 3, "{last}");
+    assert!(last["reason"].to_string().contains("at most 1"), "{last}");
 
     sandbox.remove();
 

@@ -116,6 +116,20 @@ fn a_killed_create_leaves_nothing_that_prune_cannot_take_away() {
     home.assert_nothing_left();
 }
 
+#[test]
+fn a_damaged_record_hides_no_machine() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    std::fs::write(sandbox.directory().join("config.json"), "garbage").expect("it is ours");
+    let listed = home.cli(["ls"]).run().succeeds();
+    assert!(!listed.out().contains(&sandbox.id), "{}", listed.transcript());
+    assert!(listed.err().contains(&format!("sandbox {} is not listed", sandbox.id)), "{}", listed.transcript());
+    let _ = sandbox.sh("true").fails_with(&["damaged", "rm"]);
+    let _ = home.cli(["rm", "-f", &sandbox.id]).run().succeeds();
+    assert_eq!(home.cli(["ls"]).run().succeeds().err(), "");
+    home.assert_nothing_left();
+}
+
 /// Lets a guest break itself and returns what the waiting exec said.
 fn broken(sandbox: &Sandbox<'_>, script: &str) -> sandboxvm_tests::cli::Finished {
     let run = sandbox.sh(&format!("{script}; sleep 60")).exits(125);

@@ -117,3 +117,27 @@ fn doctor_says_what_to_fix() {
     let text = home.cli(["doctor"]).env("SANDBOXVM_BUNDLE", &empty).run().exits(125);
     assert!(text.out().contains("quickstart") || text.err().contains("quickstart"), "{}", text.transcript());
 }
+
+#[test]
+fn who_ends_a_sandbox_by_force_is_told() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let _ = home.cli(["pause", &sandbox.id]).run().succeeds();
+    let stopped = home.cli(["stop", &sandbox.id]).run().succeeds();
+    assert!(stopped.err().contains("ended by force: it was paused"), "{}", stopped.transcript());
+    let events = home.cli(["events", "--json", &sandbox.id]).run().succeeds().out();
+    assert!(events.contains(r#""event":"stopped_by_force","because":"it was paused""#), "{events}");
+    assert!(!events.contains(r#""event":"stopped""#), "{events}");
+    let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
+    // One that is asked ends in order, and what ran in it says its last.
+    let sandbox = home.create(&["-m", SMALL]);
+    let script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 1; done";
+    let mut attended = sandbox.exec(["--", "sh", "-c", script]).spawn();
+    attended.wait_for_stdout("up");
+    let stopped = home.cli(["stop", &sandbox.id]).run().succeeds();
+    assert_eq!(stopped.err(), "", "{}", stopped.transcript());
+    let ended = attended.finish().exits(3);
+    assert!(ended.out().ends_with("bye\n"), "{}", ended.transcript());
+    let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
+    home.assert_nothing_left();
+}

@@ -314,6 +314,32 @@ fn a_share_of_the_processor_is_kept_and_its_control_group_goes_with_the_sandbox(
     home.assert_nothing_left();
 }
 
+/// A lower bound of time alone, which no busy host can make wrong.
+#[test]
+fn a_sandbox_sends_no_more_than_it_may_and_neither_does_its_copy() {
+    const BYTES: usize = 1 << 20;
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--output-rate", "256K"]);
+    let said = home.cli(["inspect", &sandbox.id]).run().succeeds().json();
+    assert_eq!(said[0]["limits"]["output_rate"], 256 << 10, "{said}");
+    let _ = sandbox.sh(&format!("head -c {BYTES} /dev/zero > /big")).succeeds();
+    let forked = home.cli(["fork", &sandbox.id]).run().succeeds();
+    for sandbox in [&sandbox, &Sandbox::printed(&home, &forked)] {
+        let begun = Instant::now();
+        let copied = home.cli(["cp", &format!("{}:/big", sandbox.id), "-"]).run().succeeds();
+        let took = begun.elapsed();
+        assert!(copied.out().len() == BYTES && copied.out().bytes().all(|byte| byte == 0));
+        // But for the quarter of a second's that goes at once.
+        assert!(took > Duration::from_millis(3600), "{BYTES} bytes took {took:?}");
+        // What comes in is not slowed, and an answer comes through.
+        assert_eq!(sandbox.sh("echo still here").succeeds().out(), "still here\n");
+    }
+    let _ = home.cli(["create", "--output-rate", "1K"]).run().fails_with(&["256 KiB to 64 GiB"]);
+    let _ = home.cli(["rm", "-f", forked.out().trim()]).run().succeeds();
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
 #[test]
 fn what_the_host_cannot_take_is_refused_before_anything_is_made() {
     let Some(home) = Home::with_kvm() else { return };

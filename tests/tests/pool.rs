@@ -1,6 +1,6 @@
 //! The pool of machines armed ahead, as a long-running process uses it.
 
-use sandboxvm_manager::{Pool, PoolRequest};
+use sandboxvm_manager::{Pool, PoolRequest, SandboxSpec, StartFrom};
 use sandboxvm_protocol::identity::SandboxName;
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -69,6 +69,41 @@ fn machines_of_a_pool_are_sandboxes_of_their_own() {
         assert_eq!(run(&first, &["echo", "alive"]).await, "alive\n");
         second.finish().await.unwrap();
         library.manager.remove("first", true).await.unwrap();
+    });
+    home.assert_nothing_left();
+}
+
+#[test]
+fn machines_of_a_pool_go_on_from_a_snapshot_with_a_name_while_it_is_there() {
+    let Some(home) = Home::with_kvm() else { return };
+    let library = Library::of(&home, 128);
+    let name = |text: &str| SandboxName::try_from(text.to_owned()).unwrap();
+    library.block_on(async {
+        let Library { manager, bundle, spec, .. } = &library;
+        let env = vec!["OF=snapshot".to_owned(), "BOTH=snapshot".to_owned()];
+        let original = manager.create(bundle, &SandboxSpec { env, ..spec.clone() }).await.unwrap();
+        let _ = run(original.sandbox(), &["sh", "-c", "echo kept > /root/file"]).await;
+        original.sandbox().snapshot(name("kept")).await.unwrap();
+        original.finish().await.unwrap();
+
+        let spec = SandboxSpec { start_from: StartFrom::Snapshot(name("kept")), ..spec.clone() };
+        let pool = Pool::new(manager.clone(), bundle.clone(), spec, 1);
+        pool.filled().await.unwrap();
+        let request = PoolRequest { env: vec!["BOTH=own".to_owned()], ..PoolRequest::default() };
+        let mut started = pool.take(&request).await.unwrap();
+        started.settled().await.unwrap();
+        let out = run(started.sandbox(), &["sh", "-c", "cat /root/file; echo $OF $BOTH"]).await;
+        assert_eq!(out, "kept\nsnapshot own\n");
+        started.finish().await.unwrap();
+
+        // What waits is of a snapshot that is no more: nobody gets it.
+        pool.filled().await.unwrap();
+        manager.remove_snapshot("kept").unwrap();
+        let refused = pool.take(&request).await.unwrap_err().to_string();
+        assert!(refused.contains("kept"), "{refused}");
+        drop(pool);
+        let gone = eventually(Duration::from_secs(5), || waiting(&home).is_empty().then_some(()));
+        assert!(gone.is_some(), "{:?} outlive their pool", waiting(&home));
     });
     home.assert_nothing_left();
 }

@@ -34,6 +34,8 @@ fn a_sandbox_is_made_paused_to_disk_resumed_forked_and_killed() {
         (&json!("running"), &json!(128), &json!("1"))
     );
 
+    assert_logs_are_read_both_ways(&server, &id);
+
     // On disk alone: no process, and not taken for one that has ended.
     let vmm = home.row(&id);
     assert_eq!(vmm["state"], "running", "{vmm}");
@@ -63,6 +65,36 @@ fn a_sandbox_is_made_paused_to_disk_resumed_forked_and_killed() {
     }
     server.stop();
     home.assert_nothing_left();
+}
+
+/// Of a sandbox that was made and ran one command.
+fn assert_logs_are_read_both_ways(server: &Server, id: &str) {
+    let logs = |query: &str| {
+        let answer = server.ask("GET", &format!("/v2/sandboxes/{id}/logs?{query}"), None).expect(200).json();
+        answer["logs"].as_array().expect("a list").clone()
+    };
+    let messages = |entries: &[Value]| -> Vec<String> {
+        entries.iter().map(|entry| entry["message"].as_str().expect("a message").to_owned()).collect()
+    };
+    let all = logs("");
+    assert_eq!(messages(&all), ["created", "exec", "started", "ended"], "{all:#?}");
+    assert_eq!(all[1]["level"], "info");
+    assert!(all[1]["fields"]["argv"].as_str().is_some_and(|argv| argv.contains("echo kept")), "{all:#?}");
+    // Nothing of the host's, and no hashes.
+    let fields = |entry: &Value| entry["fields"].as_object().expect("fields").keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(&all[3]), ["exit_code", "pid", "seq", "signal", "timed_out"]);
+    let mut backward = logs("direction=backward");
+    backward.reverse();
+    assert_eq!(backward, all);
+    assert_eq!(logs("limit=2"), all[..2]);
+    assert_eq!(logs("direction=backward&limit=1"), all[3..]);
+    assert_eq!(messages(&logs("search=echo+kept")), ["exec"]);
+    assert!(logs("level=warn").is_empty() && logs("cursor=99999999999999").is_empty());
+    assert_eq!(logs("cursor=1000"), all);
+    assert_eq!(logs("cursor=1000&direction=backward"), Vec::<Value>::new());
+    let old = server.ask("GET", &format!("/sandboxes/{id}/logs?start=1000&limit=1"), None).expect(200).json();
+    assert_eq!((&old["logs"][0]["line"], &old["logEntries"][0]), (&json!("created"), &all[0]), "{old}");
+    let _ = server.ask("GET", &format!("/v2/sandboxes/{id}/logs?direction=sideways"), None).expect(400);
 }
 
 #[test]

@@ -2,18 +2,21 @@
 //! `tests/sdk`, a program an area; here each becomes a test, and `no_program_is_forgotten` sees to it that each does.
 
 use sandboxvm_tests::{
+    cli::Invocation,
     home::Home,
     server::{Server, small_config},
 };
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 macro_rules! programs {
     ($($test:ident: $path:literal,)*) => {
         /// All of them, below `tests/sdk`.
-        const PROGRAMS: &[&str] = &[GIT, $($path),*];
+        const PROGRAMS: &[&str] = &[GIT, CELLS, $($path),*];
         $(
             #[test]
             fn $test() {
@@ -41,11 +44,29 @@ programs! {
 }
 
 const GIT: &str = "python/git.py";
+const CELLS: &str = "code_interpreter/cells.py";
 
 #[test]
 #[ignore = "soak: three minutes of a guest's processor for what git itself does"]
 fn git_as_the_python_client_has_it() {
     run(GIT);
+}
+
+/// The template is made by the command that makes it for everybody, its image too where there is none in the cache.
+#[test]
+#[ignore = "soak: a Python kernel warms up for minutes"]
+fn the_code_interpreter_as_its_client_has_it() {
+    let Some(home) = Home::with_kvm() else { return };
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/code-interpreter"));
+    let artefacts = home.artefacts();
+    script.env("SANDBOXVM", &artefacts.program).env("SANDBOXVM_BUNDLE", &artefacts.bundle);
+    script.env("SANDBOXVM_HOME", home.path()).stdin(Stdio::null());
+    let made = Invocation::new(script).deadline(Duration::from_secs(3600)).run().succeeds();
+    assert!(made.err().contains("listens on port 49999"), "{}", made.transcript());
+    let config = "[templates.code-interpreter-v1]\nsnapshot = \"code-interpreter\"\nuser = \"user\"\n";
+    run_in(&home, config, CELLS, Duration::from_secs(1800));
+    home.remove_snapshots();
+    home.assert_nothing_left();
 }
 
 fn sdk_programs() -> PathBuf {
@@ -54,21 +75,26 @@ fn sdk_programs() -> PathBuf {
 
 fn run(path: &str) {
     let Some(home) = Home::with_kvm() else { return };
+    run_in(&home, &small_config(), path, Duration::from_secs(150));
+    home.assert_nothing_left();
+}
+
+/// Runs a program against a server of this configuration.
+fn run_in(home: &Home, config: &str, path: &str, within: Duration) {
     let sdks = env::var_os("SANDBOXVM_TEST_SDKS").expect("scripts/test sets SANDBOXVM_TEST_SDKS: scripts/lib/sdks.sh");
     let interpreter = match Path::new(path).extension().and_then(|extension| extension.to_str()) {
         Some("py") => Path::new(&sdks).join("python/bin/python"),
         _ => PathBuf::from("node"),
     };
-    let server = Server::start(&home, &small_config());
-    server.runs(&interpreter, &sdk_programs().join(path), &Path::new(&sdks).join("js/node_modules"));
+    let server = Server::start(home, config);
+    server.runs(&interpreter, &sdk_programs().join(path), &Path::new(&sdks).join("js/node_modules"), within);
     server.stop();
-    home.assert_nothing_left();
 }
 
 #[test]
 fn no_program_is_forgotten() {
     let mut there = Vec::new();
-    for directory in ["python", "js", "../../examples"] {
+    for directory in ["python", "js", "code_interpreter", "../../examples"] {
         for entry in fs::read_dir(sdk_programs().join(directory)).expect("the programs are there").flatten() {
             let name = entry.file_name().into_string().expect("a plain name");
             if [".py", ".cjs", ".mjs"].iter().any(|ending| name.ends_with(ending)) {

@@ -5,6 +5,7 @@ use sandboxvm_tests::{
     home::{Home, SMALL},
     processes,
 };
+use serde_json::Value;
 use std::{
     fs,
     os::unix::fs::FileExt,
@@ -39,18 +40,37 @@ fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
         let _ = home.cli(["snapshot", "rm", name]).run().succeeds();
         assert!(home.listed().is_empty(), "{name} left a sandbox");
     };
-    refused("flipped", "state", &["damaged", "checksum"], &|path| spoil(path, |bytes| bytes[200] ^= 1));
-    refused("header", "state", &["damaged", "checksum"], &|path| spoil(path, |bytes| bytes[17] ^= 1));
-    refused("cut", "state", &["truncated"], &|path| spoil(path, |bytes| bytes.truncate(bytes.len() / 2)));
-    refused("empty", "state", &["truncated"], &|path| spoil(path, Vec::clear));
-    refused("other", "state", &["not a sandboxvm snapshot"], &|path| spoil(path, |bytes| bytes[0] = b'X'));
-    refused("newer", "state", &["version 99"], &|path| spoil(path, |bytes| bytes[8] = 99));
+    // As by an older build, whose snapshots have no seals: the VMM refuses what it cannot read.
+    let unsealed = |name: &str, file: &str, hints: &[&str], change: &dyn Fn(&Path)| {
+        refused(name, file, hints, &|path| {
+            change(path);
+            spoil(&path.with_file_name("manifest.json"), |bytes| {
+                let mut manifest: Value = serde_json::from_slice(bytes).expect("JSON");
+                manifest.as_object_mut().expect("an object").remove("seals").expect("it has seals");
+                *bytes = serde_json::to_vec(&manifest).expect("JSON");
+            });
+        });
+    };
+    unsealed("flipped", "state", &["damaged", "checksum"], &|path| spoil(path, |bytes| bytes[200] ^= 1));
+    unsealed("header", "state", &["damaged", "checksum"], &|path| spoil(path, |bytes| bytes[17] ^= 1));
+    unsealed("cut", "state", &["truncated"], &|path| spoil(path, |bytes| bytes.truncate(bytes.len() / 2)));
+    unsealed("empty", "state", &["truncated"], &|path| spoil(path, Vec::clear));
+    unsealed("other", "state", &["not a sandboxvm snapshot"], &|path| spoil(path, |bytes| bytes[0] = b'X'));
+    unsealed("newer", "state", &["version 99"], &|path| spoil(path, |bytes| bytes[8] = 99));
     refused("memory", "memory.0", &["truncated"], &|path| {
         let shorter = path.with_extension("short");
         fs::File::create(&shorter).and_then(|file| file.set_len(1 << 20)).expect("a new file");
         fs::rename(shorter, path).expect("the snapshot's directory");
     });
-    refused("layer", "disk.0", &["disk layer"], &|path| spoil(path, |bytes| bytes[20] ^= 1));
+    let changed = |file| ["changed since the snapshot was made", file];
+    let flip = |bytes: &mut Vec<u8>| {
+        let at = bytes.iter().rposition(|byte| *byte != 0).expect("memory is not empty");
+        bytes[at] ^= 1;
+    };
+    refused("bit", "memory.0", &changed("memory.0"), &|path| spoil(path, flip));
+    refused("layer", "disk.0", &changed("disk.0"), &|path| spoil(path, |bytes| bytes[20] ^= 1));
+    refused("state", "state", &changed("state"), &|path| spoil(path, |bytes| bytes[200] ^= 1));
+    unsealed("unsealed", "disk.0", &["disk layer"], &|path| spoil(path, |bytes| bytes[20] ^= 1));
     refused("manifest", "manifest.json", &["manifest.json", "damaged"], &|path| spoil(path, |bytes| bytes.truncate(9)));
     refused("format", "manifest.json", &["format 99"], &|path| {
         spoil(path, |bytes| {
@@ -73,6 +93,25 @@ fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
             bytes.splice(at..at + 4, *b"ffff");
         });
     });
+    // What changed and left its time as it was is found when looked for.
+    assert_eq!(home.cli(["snapshot", "verify"]).run().succeeds().out(), "good\n");
+    let bad = good.with_file_name("bad");
+    assert!(Command::new("cp").arg("-al").args([&good, &bad]).status().expect("cp").success());
+    let memory = bad.join("memory.0");
+    let time = fs::metadata(&memory).and_then(|memory| memory.modified()).expect("a file's time");
+    spoil(&memory, flip);
+    fs::File::options().append(true).open(&memory).and_then(|file| file.set_modified(time)).expect("a file of ours");
+    let verified = home.cli(["snapshot", "verify", "good", "bad"]).run().exits(125);
+    assert_eq!(verified.out(), "good\n");
+    assert!(changed("memory.0").iter().all(|hint| verified.err().contains(hint)), "{}", verified.transcript());
+    let _ = home.cli(["snapshot", "rm", "bad"]).run().succeeds();
+    // A copy has another time and goes on all the same.
+    let copy = good.with_file_name("copy");
+    assert!(Command::new("cp").arg("-r").args([&good, &copy]).status().expect("cp").success());
+    let restored = home.create(&["--from", "copy"]);
+    let _ = restored.sh("true").succeeds();
+    restored.remove();
+    let _ = home.cli(["snapshot", "rm", "copy"]).run().succeeds();
     // The original is as it was.
     let restored = home.create(&["--from", "good"]);
     let _ = restored.sh("true").succeeds();
@@ -90,13 +129,15 @@ fn a_damaged_ready_snapshot_is_made_again() {
         ready.map(|entry| entry.path().join("state")).filter(|path| path.exists()).collect()
     };
     let _ = home.cli(["run", "-m", SMALL, "--", "true"]).run().succeeds();
-    let [state] = &states()[..] else { panic!("one kind of machine, one ready snapshot: {:?}", states()) };
-    spoil(state, |bytes| bytes[100] ^= 1);
-    let spoiled = fs::read(state).expect("a state file");
-    let run = home.cli(["run", "-m", SMALL, "--", "echo", "fine"]).deadline(Duration::from_secs(240)).run().succeeds();
-    assert_eq!(run.out(), "fine\n");
-    let [state] = &states()[..] else { panic!("one again: {:?}", states()) };
-    assert_ne!(fs::read(state).expect("a state file"), spoiled);
+    for file in ["state", "memory.0"] {
+        let [state] = &states()[..] else { panic!("one kind of machine, one ready snapshot: {:?}", states()) };
+        spoil(&state.with_file_name(file), |bytes| bytes[100] ^= 1);
+        let spoiled = fs::read(state).expect("a state file");
+        let run = home.cli(["run", "-m", SMALL, "--", "echo", "fine"]).deadline(Duration::from_secs(240)).run();
+        assert_eq!(run.succeeds().out(), "fine\n");
+        let [state] = &states()[..] else { panic!("one again: {:?}", states()) };
+        assert_ne!(fs::read(state).expect("a state file"), spoiled, "{file}");
+    }
     home.assert_nothing_left();
 }
 

@@ -106,9 +106,10 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
     assert!(eventually(SOON, rests).is_some(), "never paused again");
     let _ = home.cli(["reset", "demo"]).run().succeeds();
     assert!(eventually(SOON, rests).is_some(), "never paused again");
-    let _ = home.cli(["stop", "demo"]).run().succeeds();
+    let stopped = home.cli(["stop", "demo"]).run().succeeds();
     let reason = home.row(&sandbox.id)["reason"].to_string();
-    assert!(reason.contains("guest"), "{reason}");
+    assert!(reason.contains("guest"), "{reason}: {}", stopped.err());
+    assert!(!stopped.err().contains("force"), "{}", stopped.err());
     let _ = home.cli(["rm", "demo"]).run().succeeds();
 
     // Other rules, and rules of copies.

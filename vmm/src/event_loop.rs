@@ -8,7 +8,7 @@ mod writing;
 use crate::{
     control::ControlConnection,
     descriptors::ReceivedFds,
-    devices::board::lock,
+    devices::{board::lock, virtio::vsock::VsockOptions},
     disks::{Disks, MergedLayers},
     fork::ForkedChild,
     machine::Machine,
@@ -22,9 +22,8 @@ use rustix::{
     event::epoll::{self, EventData, EventFlags},
     io::Errno,
 };
-use sandboxvm_protocol::{
-    identity::GuestCid,
-    vmm::{ControlReply, ControlRequest, ExitReason, JailPart, Phase, ResetReport, ResetRequest, VmStatus, VmmEvent},
+use sandboxvm_protocol::vmm::{
+    ControlReply, ControlRequest, ExitReason, JailPart, Phase, ResetReport, ResetRequest, VmStatus, VmmEvent,
 };
 use std::{
     collections::HashMap,
@@ -118,8 +117,8 @@ pub struct Parts {
     pub baseline: Baseline,
     /// What the guest gave back since that snapshot.
     pub released: Arc<ReleasedPages>,
-    /// Guest's CID.
-    pub cid: GuestCid,
+    /// Its vsock device's.
+    pub vsock: VsockOptions,
     /// Bytes of console log kept.
     pub console_limit: u64,
     /// End with the launcher.
@@ -366,6 +365,7 @@ impl EventLoop {
             ControlRequest::Stop => shared.end(ExitReason::Stopped),
             ControlRequest::Stats => return Some(ControlReply::Stats(Box::new(shared.stats()))),
             ControlRequest::Timeline => return Some(ControlReply::Timeline(shared.timeline())),
+            ControlRequest::LimitOutput(rate) => self.parts.vsock.output_limit.set(*rate),
             ControlRequest::Untie => self.parts.tie_to_launcher = false,
             ControlRequest::Watch => {
                 let phase = shared.phase();

@@ -8,7 +8,7 @@
 use crate::{
     confine,
     descriptors::{DescriptorError, ReceivedFds},
-    devices::virtio::device::GuestMemory,
+    devices::virtio::{device::GuestMemory, vsock::VsockOptions},
     disks::{DiskFiles, Disks, DisksError, take_files},
     snapshot::{MachineState, released::ReleasedPages, writer::Baseline},
 };
@@ -18,7 +18,7 @@ use rustix::{
     stdio::dup2_stderr,
 };
 use sandboxvm_protocol::{
-    identity::{GuestCid, SandboxId},
+    identity::SandboxId,
     machine::MemorySize,
     vmm::{ForkChild, JailPart},
 };
@@ -131,8 +131,8 @@ pub struct Inheritance {
     pub baseline: Baseline,
     /// What the guest gave back since then: the child's memory is mapped from what the parent's is.
     pub released: Arc<ReleasedPages>,
-    /// Guest's CID.
-    pub cid: GuestCid,
+    /// Its vsock device's.
+    pub vsock: VsockOptions,
     /// Bytes of console log kept.
     pub console_limit: u64,
     /// Parts of the confinement that the parent, and so this process, does without.

@@ -10,7 +10,7 @@ use crate::{
         balloon::BalloonDevice,
         device::{DeviceType, VirtioDevice},
         rng::RngDevice,
-        vsock::VsockDevice,
+        vsock::{VsockDevice, VsockOptions},
     },
     disks::{self, DiskFiles, Disks, DisksError},
     event_loop::{EventLoop, EventLoopError, Outcome},
@@ -31,7 +31,6 @@ use crate::{
 use kvm_ioctls::{Kvm, VmFd};
 use rustix::stdio::stdin;
 use sandboxvm_protocol::{
-    identity::GuestCid,
     machine::HostMode,
     vmm::{ExitReason, JailPart, LaunchConfig, MachineSource, Phase, VmStatus, VmmEvent},
 };
@@ -245,7 +244,7 @@ struct Built {
     origin: Option<Baseline>,
     baseline: Baseline,
     released: Arc<ReleasedPages>,
-    cid: GuestCid,
+    vsock: VsockOptions,
     console_limit: u64,
     start: bool,
     tie_to_launcher: bool,
@@ -264,7 +263,7 @@ impl Built {
             origin: self.origin,
             baseline: self.baseline,
             released: self.released,
-            cid: self.cid,
+            vsock: self.vsock,
             console_limit: self.console_limit,
             tie_to_launcher: self.tie_to_launcher,
         })?;
@@ -282,14 +281,15 @@ fn build(
     start_times: StartTimes,
 ) -> Result<Built, SessionError> {
     let disks = config.disks.iter().map(|disk| DiskFiles::take(disk, &mut fds)).collect::<Result<Vec<_>, _>>()?;
-    let vsock = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
+    let listener = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
+    let vsock = VsockOptions::unlimited(config.vsock.cid);
     let control = UnixListener::from(fds.take(config.control, "the control listener")?);
     let console = (File::from(fds.take(config.console.log, "the console log")?), config.console.limit);
     confine::bound_to_machine(config.memory, disks::largest(&disks)?)?;
     let memory = Arc::new(memory::allocate(config.memory)?);
     let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
     let (disks, mut devices) = Disks::open(disks)?;
-    add_common_devices(&mut devices, config.vsock.cid, vsock)?;
+    add_common_devices(&mut devices, vsock.clone(), listener)?;
     let mut parts =
         MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
     let (machine, origin) = match config.source {
@@ -326,7 +326,7 @@ fn build(
         baseline: origin.clone().unwrap_or_default(),
         origin,
         released,
-        cid: config.vsock.cid,
+        vsock,
         console_limit: config.console.limit,
         start: config.start,
         tie_to_launcher: config.tie_to_launcher,
@@ -335,13 +335,13 @@ fn build(
 
 fn add_common_devices(
     devices: &mut Vec<Box<dyn VirtioDevice>>,
-    cid: GuestCid,
+    vsock: VsockOptions,
     listener: UnixListener,
 ) -> Result<(), SessionError> {
     let rng = RngDevice::new().map_err(|source| SessionError::Io { what: "the entropy device", source })?;
     devices.push(Box::new(rng));
     let vsock =
-        VsockDevice::new(cid, listener).map_err(|source| SessionError::Io { what: "the vsock device", source })?;
+        VsockDevice::new(vsock, listener).map_err(|source| SessionError::Io { what: "the vsock device", source })?;
     devices.push(Box::new(vsock));
     Ok(())
 }
@@ -364,10 +364,10 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
         Some(state.host_mode),
         inherited.missing.clone(),
     );
-    let (cid, console_limit) = (inherited.cid, inherited.console_limit);
+    let (vsock, console_limit) = (inherited.vsock, inherited.console_limit);
     let build = |state: &MachineState| {
         let (disks, mut devices) = Disks::open(disks)?;
-        add_common_devices(&mut devices, cid, files.vsock)?;
+        add_common_devices(&mut devices, vsock.clone(), files.vsock)?;
         if state.has(DeviceType::Balloon) {
             add_balloon(&mut devices, &inherited.released)?;
         }
@@ -393,7 +393,7 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
             origin: None,
             baseline: inherited.baseline,
             released: inherited.released,
-            cid,
+            vsock,
             console_limit,
             // When the manager says so: it lets all the copies that it wants go at once.
             start: false,

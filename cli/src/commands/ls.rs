@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, json, stdio, supervision, table};
 use clap::Args;
-use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus};
+use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus, Unreadable};
 use std::time::{Duration, SystemTime};
 
 /// List sandboxes
@@ -20,7 +20,7 @@ impl Ls {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
         manager.sweep()?;
-        let sandboxes = manager.list()?;
+        let (sandboxes, unreadable) = manager.list_with_unreadable()?;
         let text = if self.json {
             json::pretty(&sandboxes)?
         } else if self.quiet {
@@ -31,6 +31,9 @@ impl Ls {
             table::render(heading, sandboxes.iter().map(|sandbox| row(sandbox, now)))
         };
         stdio::print(&text)?;
+        for Unreadable { id, error } in unreadable {
+            eprintln!("sandboxvm: warning: sandbox {id} is not listed: {error}");
+        }
         if !self.json && !self.quiet {
             for SandboxSummary { record, state, supervision } in &sandboxes {
                 let label = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);

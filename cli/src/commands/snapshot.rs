@@ -18,6 +18,7 @@ enum Action {
     Create(Create),
     Ls(Ls),
     Rm(Rm),
+    Verify(Verify),
 }
 
 /// Make a snapshot of a running sandbox, memory, processes and disk; the sandbox runs on
@@ -49,12 +50,21 @@ struct Rm {
     snapshots: Vec<String>,
 }
 
+/// Read all of a snapshot, and check that it is what was written
+#[derive(Debug, Args)]
+struct Verify {
+    /// Names of snapshots; all unless stated
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+}
+
 impl Snapshot {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         match self.action {
             Action::Create(command) => command.run(),
             Action::Ls(command) => command.run(),
             Action::Rm(command) => command.run(),
+            Action::Verify(command) => command.run(),
         }
     }
 }
@@ -111,11 +121,23 @@ impl Rm {
     }
 }
 
+impl Verify {
+    fn run(self) -> Result<u8, Failure> {
+        let manager = environment::manager()?;
+        let all = || Ok::<_, Failure>(manager.snapshot_names()?.iter().map(ToString::to_string).collect());
+        let names = if self.snapshots.is_empty() { all()? } else { self.snapshots };
+        runtime::block_on(super::for_each(&names, async |name| {
+            manager.verify_snapshot(name)?;
+            stdio::print(&format!("{name}\n"))
+        }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::json::tests::{assert_golden, example_memory, example_time};
-    use sandboxvm_manager::{Content, Contents, HostIdentity, MemoryFile};
+    use sandboxvm_manager::{Content, Contents, HostIdentity, MemoryFile, Seal};
     use sandboxvm_protocol::machine::{HostMode, VcpuCount};
 
     #[test]
@@ -143,6 +165,9 @@ mod tests {
             },
             memory: vec![memory(0)],
             disk: vec!["disk.0".into()],
+            seals: [("disk.0".to_owned(), Seal { modified_ns: 1_700_000_000_123_456_789, blake3: "b".repeat(64) })]
+                .into_iter()
+                .collect(),
         };
         let second = SnapshotManifest {
             id: id("cccccccc"),

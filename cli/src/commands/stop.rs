@@ -2,6 +2,7 @@
 
 use crate::{commands::for_each, environment, failure::Failure, options::duration, progress, runtime, stdio};
 use clap::Args;
+use sandboxvm_manager::Stopped;
 use std::time::Duration;
 
 /// End sandboxes in order: processes get SIGTERM, then SIGKILL; logs and files stay until `rm`
@@ -20,7 +21,15 @@ impl Stop {
         let manager = environment::manager()?;
         runtime::block_on(for_each(&self.sandboxes, async |reference| {
             let sandbox = manager.find(reference)?;
-            progress::during("stopping", sandbox.stop(self.time)).await?;
+            match progress::during("stopping", sandbox.stop(self.time)).await? {
+                Stopped::InOrder => {}
+                Stopped::ByForce(cause) => {
+                    eprintln!("sandboxvm: warning: sandbox {reference} was ended by force: {cause}");
+                }
+                Stopped::Otherwise(reason) => {
+                    eprintln!("sandboxvm: warning: sandbox {reference} did not end in order: {reason}");
+                }
+            }
             stdio::print(&format!("{reference}\n"))
         }))
     }

@@ -209,6 +209,18 @@ pub enum Event {
         /// Its disk has no room left.
         disk_is_full: bool,
     },
+    /// Copies were to be made of it, and none was.
+    NotForked {
+        /// How many.
+        copies: u32,
+        /// Why.
+        reason: String,
+    },
+    /// It was to be ended in order, and was ended from outside.
+    StoppedByForce {
+        /// Why.
+        because: String,
+    },
     /// Whoever wrote the line before was ended while writing one; that one was taken away.
     Torn {
         /// Bytes of it.

@@ -93,6 +93,8 @@ fn examples() -> Vec<Event> {
     events.extend([AtEnd::Stop, AtEnd::Remove].map(|then| Event::TimeUp { then }));
     events.extend([WhenIdle::Stop, WhenIdle::Remove].map(|then| Event::IdleEnded { then }));
     events.push(Event::LimitsHit { processes_refused: 3, killed_for_memory: 1, disk_is_full: false });
+    events.push(Event::NotForked { copies: 3, reason: "3 more: ...".into() });
+    events.push(Event::StoppedByForce { because: "it was paused".into() });
     events
 }
 
@@ -123,6 +125,8 @@ fn place(event: &Event) -> usize {
         Event::TimeUp { .. } => 21,
         Event::IdleEnded { .. } => 22,
         Event::LimitsHit { .. } => 23,
+        Event::NotForked { .. } => 24,
+        Event::StoppedByForce { .. } => 25,
     }
 }
 
@@ -139,7 +143,7 @@ fn every_kind_of_line_is_as_it_always_was() {
         log.push_str(&String::from_utf8(text).unwrap());
         prev = head.hash;
     }
-    assert!(places.into_iter().eq(0..=23), "a kind has no example");
+    assert!(places.into_iter().eq(0..=25), "a kind has no example");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/events.jsonl");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &log).unwrap();

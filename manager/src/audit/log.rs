@@ -1,4 +1,4 @@
-//! The file of a sandbox's audit log: appending a line, reading lines, checking all.
+//! The file of a sandbox's audit log: appending a line, checking all.
 //!
 //! `<id>.jsonl` holds the lines, `<id>.head` the number and hash of the last, so that lines missing at the end are found.
 //! Both are changed under an exclusive flock on the log, by whichever process acts. A writer that is killed leaves either
@@ -22,7 +22,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File},
-    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -153,7 +153,7 @@ impl Trail {
         self.path.with_extension(HEAD)
     }
 
-    fn fail(&self, what: &'static str) -> impl FnOnce(io::Error) -> AuditError {
+    pub(super) fn fail(&self, what: &'static str) -> impl FnOnce(io::Error) -> AuditError {
         let path = self.path.clone();
         move |source| AuditError::Io { what, path, source }
     }
@@ -303,7 +303,7 @@ impl Trail {
         chain::verify(BufReader::new(&log), &self.sandbox, last.as_ref()).map_err(damaged)
     }
 
-    fn open_existing(&self) -> Result<File, AuditError> {
+    pub(super) fn open_existing(&self) -> Result<File, AuditError> {
         match self.open(OFlags::RDONLY) {
             Err(AuditError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Err(AuditError::None(self.sandbox.clone()))
@@ -325,22 +325,6 @@ impl Trail {
             }
         }
         Ok(())
-    }
-
-    /// The lines from byte `offset` on, as they stand, and where they end; what is no whole line yet is left for later.
-    ///
-    /// # Errors
-    /// When the log cannot be read.
-    pub fn read_from(&self, offset: u64) -> Result<(Vec<u8>, u64), AuditError> {
-        const AT_ONCE: u64 = 2 * MAX_LINE;
-        let mut log = self.open_existing()?;
-        let mut text = Vec::new();
-        log.seek(SeekFrom::Start(offset))
-            .and_then(|_| log.take(AT_ONCE).read_to_end(&mut text))
-            .map_err(self.fail("read"))?;
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        text.truncate(whole);
-        Ok((text, offset + whole as u64))
     }
 }
 

@@ -2,7 +2,7 @@
 //! before by its hash, so that a changed, removed or reordered line is found.
 //!
 //! A log is `audit/<id>.jsonl` in the home. It outlives its sandbox. [`chain`] owns the format of a line and the check,
-//! [`log`] the file, [`event`] what can be said. Written by whoever acts on a sandbox, through [`Trail`]; read by
+//! [`log`] the file, [`reading`] looking at parts of it, [`event`] what can be said. Written by whoever acts on a sandbox, through [`Trail`]; read by
 //! `sandboxvm events` and `sandboxvm audit`. It never holds the value of an environment variable.
 
 pub(crate) mod chain;
@@ -11,6 +11,7 @@ pub(crate) mod event;
 mod golden;
 pub(crate) mod log;
 mod mask;
+mod reading;
 
 pub use chain::{Actor, Line, Verified, Violation};
 pub use event::{Event, FileAct, Origin};

@@ -49,6 +49,12 @@ pub enum SnapshotError {
         /// What it should be.
         expected: u64,
     },
+    /// A file is not what it was.
+    #[error("{} was changed since the snapshot was made: it does not have its checksum; make the snapshot again", .0.display())]
+    Changed(PathBuf),
+    /// It has no checksums.
+    #[error("snapshot {0:?} has no checksums: an older sandboxvm made it")]
+    Unsealed(String),
     /// Its manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -73,4 +79,11 @@ pub enum SnapshotError {
     /// The system gave no randomness for an ID.
     #[error("cannot make a snapshot's ID: {0}")]
     Entropy(io::Error),
+}
+
+impl SnapshotError {
+    /// True when the snapshot's own files are to blame.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Truncated { .. } | Self::Changed(_) | Self::Manifest(_))
+    }
 }

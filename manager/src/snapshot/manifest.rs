@@ -1,5 +1,6 @@
 //! `manifest.json`: what a snapshot is of, which files belong to it, and where it can go on.
 
+use super::seal::Seals;
 use crate::{
     directory::{DirectoryError, SandboxDirectory},
     host::HostIdentity,
@@ -92,6 +93,9 @@ pub struct SnapshotManifest {
     pub memory: Vec<MemoryFile>,
     /// Disk layers above the template, oldest first.
     pub disk: Vec<String>,
+    /// Of state, memory and disk layers; none in a snapshot made before there were any.
+    #[serde(default)]
+    pub seals: Seals,
 }
 
 impl SnapshotManifest {
@@ -128,7 +132,7 @@ impl SnapshotManifest {
         if self.memory.iter().any(|file| file.size != self.memory_bytes.bytes()) {
             return Some("a memory file's size is not that of memory");
         }
-        let mut names = self.memory.iter().map(|file| &file.name).chain(&self.disk);
+        let mut names = self.memory.iter().map(|file| &file.name).chain(&self.disk).chain(self.seals.files());
         if self.disk.is_empty() || names.any(|name| name.contains('/') || name.starts_with('.')) {
             return Some("it names no disk layer, or a file outside its directory");
         }
@@ -138,7 +142,7 @@ impl SnapshotManifest {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::*;
+    use super::{super::seal::Seal, *};
     use crate::lineage::tests::contents;
     use sandboxvm_protocol::machine::HostMode;
     use std::time::UNIX_EPOCH;
@@ -160,6 +164,7 @@ pub(crate) mod tests {
             contents: contents(),
             memory: vec![MemoryFile { name: "memory.0".into(), size: 64 << 20 }],
             disk: vec!["disk.0".into()],
+            seals: Seals::default(),
         }
     }
 
@@ -181,6 +186,10 @@ pub(crate) mod tests {
         assert!(matches!(damage(|m| m.memory.clear()), ManifestError::Nonsense { .. }));
         assert!(matches!(damage(|m| m.memory[0].size = 1), ManifestError::Nonsense { .. }));
         assert!(matches!(damage(|m| m.disk[0] = "../../x".into()), ManifestError::Nonsense { .. }));
+        let seal = |m: &mut SnapshotManifest| {
+            m.seals = [("../x".to_owned(), Seal { modified_ns: 0, blake3: String::new() })].into_iter().collect()
+        };
+        assert!(matches!(damage(seal), ManifestError::Nonsense { .. }));
         directory.replace(MANIFEST, b"{").unwrap();
         assert!(matches!(SnapshotManifest::read(&directory), Err(ManifestError::Damaged { .. })));
     }

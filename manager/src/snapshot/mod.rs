@@ -14,5 +14,6 @@
 
 pub(crate) mod error;
 pub(crate) mod manifest;
+pub(crate) mod seal;
 pub(crate) mod store;
 pub(crate) mod taking;

@@ -3,6 +3,7 @@
 use super::{
     error::SnapshotError,
     manifest::{MANIFEST, SnapshotManifest},
+    seal::Seals,
 };
 use crate::{
     content::{self, Content},
@@ -86,12 +87,29 @@ impl StoredSnapshot {
                 return Err(SnapshotError::Truncated { path, len, expected: recorded.size });
             }
         }
-        Ok(SnapshotFiles {
-            state: self.directory.open_shared(STATE)?,
-            memory,
-            disk: open_all(&self.directory, &self.manifest.disk)?,
-            template: self.directory.open_shared(TEMPLATE)?,
-        })
+        let disk = open_all(&self.directory, &self.manifest.disk)?;
+        let state = self.directory.open_shared(STATE)?;
+        self.manifest.seals.check(&self.directory, STATE, &state)?;
+        for (name, file) in names.iter().zip(&memory).chain(self.manifest.disk.iter().zip(&disk)) {
+            self.manifest.seals.check(&self.directory, name, file)?;
+        }
+        Ok(SnapshotFiles { state, memory, disk, template: self.directory.open_shared(TEMPLATE)? })
+    }
+
+    /// The seals of its files, by the names that these have where they were linked into.
+    pub(crate) fn seals_as(&self, origin: &Origin) -> Seals {
+        let Origin::Snapshot { state, memory, disk, .. } = origin else { return Seals::default() };
+        let own_state = STATE.to_owned();
+        let memory = self.manifest.memory.iter().map(|file| &file.name).zip(memory);
+        let seal = |(name, own): (&String, &String)| Some((own.clone(), self.manifest.seals.get(name)?.clone()));
+        memory.chain(self.manifest.disk.iter().zip(disk)).chain([(&own_state, state)]).filter_map(seal).collect()
+    }
+
+    /// Where its state file is, and which: another one for each snapshot of a name.
+    pub(crate) fn state_identity(&self) -> Result<(PathBuf, FileIdentity), DirectoryError> {
+        let state = self.directory.open_shared(STATE)?;
+        let metadata = state.metadata().map_err(|error| self.directory.error("examine", STATE, error))?;
+        Ok((self.directory.path().join(STATE), FileIdentity::from(&metadata)))
     }
 
     /// Gives its files names in a sandbox's directory, for as long as the sandbox may need them.
@@ -160,6 +178,39 @@ impl Manager {
             entries.flatten().filter_map(|entry| Some(StoredSnapshot::open(entry.path()).ok()??.manifest)).collect();
         manifests.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(manifests)
+    }
+
+    /// Reads all of a snapshot's state, memory and disk layers, and checks that they are what they were.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Changed`] when one is not.
+    pub fn verify_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
+        let unknown = || SnapshotError::Unknown(name.to_owned());
+        let called = SandboxName::try_from(name.to_owned()).map_err(|_| unknown())?;
+        let snapshot = StoredSnapshot::named(&self.home, &called)?;
+        let StoredSnapshot { directory, manifest } = &snapshot;
+        let memory = manifest.memory.iter().map(|file| file.name.as_str());
+        for file in memory.chain(manifest.disk.iter().map(String::as_str)).chain([STATE]) {
+            let seal = manifest.seals.get(file).ok_or_else(|| SnapshotError::Unsealed(name.to_owned()))?;
+            let read = directory.open_shared(file)?;
+            if !seal.verify(&read).map_err(|error| directory.error("read", file, error))? {
+                return Err(SnapshotError::Changed(directory.path().join(file)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of all snapshots that have one, also of those whose manifest is damaged.
+    ///
+    /// # Errors
+    /// When the home cannot be listed.
+    pub fn snapshot_names(&self) -> Result<Vec<SandboxName>, DirectoryError> {
+        let path = self.home.snapshots();
+        let entries = fs::read_dir(&path).map_err(|error| DirectoryError::new("list", &path, error))?;
+        let name = |entry: fs::DirEntry| SandboxName::try_from(entry.file_name().into_string().ok()?).ok();
+        let mut names: Vec<SandboxName> = entries.flatten().filter_map(name).collect();
+        names.sort();
+        Ok(names)
     }
 
     /// Removes a snapshot. Sandboxes and snapshots that were made from it keep what they need.

@@ -5,6 +5,7 @@
 use super::{
     error::SnapshotError,
     manifest::{FORMAT, MANIFEST, MemoryFile, SnapshotManifest},
+    seal::{Seal, Seals},
     store::STATE,
 };
 use crate::{
@@ -31,6 +32,7 @@ use sandboxvm_protocol::{
 };
 use std::{
     fs::File,
+    io,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -128,6 +130,12 @@ pub(crate) async fn take(
     let parent = lineage.parent.take().filter(|_| !report.self_contained);
     let mut baseline = before.baseline.filter(|_| !report.self_contained).unwrap_or_default();
     baseline.push(memory_name);
+    let names = baseline.iter().chain(&before.disk);
+    let seals = seal_all(directory, &lineage.seals, names.clone()).await?;
+    let own_names =
+        (0..baseline.len()).map(|n| Kind::Memory.name(n)).chain((0..before.disk.len()).map(|n| Kind::Disk.name(n)));
+    let sealed = own_names.zip(names).filter_map(|(own, name)| Some((own, seals.get(name)?.clone())));
+    let state_seal = Seal::of(&files.state).map_err(|error| staged.directory.error("read", STATE, error))?;
     let manifest = SnapshotManifest {
         format: FORMAT,
         id: staged.id.clone(),
@@ -145,13 +153,46 @@ pub(crate) async fn take(
             .map(|n| MemoryFile { name: Kind::Memory.name(n), size: sandbox.record.memory_bytes.bytes() })
             .collect(),
         disk: (0..before.disk.len()).map(|n| Kind::Disk.name(n)).collect(),
+        seals: sealed.chain([(STATE.to_owned(), state_seal)]).collect(),
     };
     staged.fill(directory, &baseline, &before.disk)?;
     manifest.write(&staged.directory)?;
     lineage.parent = Some(staged.id.clone());
+    lineage.seals.extend(seals);
     lineage.complete(directory, Files { disk, baseline: Some(baseline) })?;
     staged.publish(name, destination)?;
     Ok(SnapshotTaken { manifest, report })
+}
+
+/// Seals files that are not written to any more, reading those that have none in `known` and those that were written to
+/// since: that they were changed is found here too, and not sealed over.
+async fn seal_all(
+    directory: &SandboxDirectory,
+    known: &Seals,
+    names: impl Iterator<Item = &String>,
+) -> Result<Seals, SnapshotError> {
+    let mut seals = Vec::new();
+    let mut unread = Vec::new();
+    for name in names {
+        let file = directory.open_shared(name)?;
+        match known.get(name) {
+            Some(seal) if seal.is_untouched(&file).unwrap_or(false) => seals.push((name.clone(), seal.clone())),
+            _ => unread.push((name.clone(), file)),
+        }
+    }
+    // A layer may have gigabytes.
+    let read = move || -> Vec<(String, io::Result<Seal>)> {
+        unread.into_iter().map(|(name, file)| (name, Seal::of(&file))).collect()
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    for (name, seal) in read.map_err(|error| directory.error("read", "", io::Error::other(error)))? {
+        let seal = seal.map_err(|error| directory.error("read", &name, error))?;
+        if known.get(&name).is_some_and(|known| known.blake3 != seal.blake3) {
+            return Err(SnapshotError::Changed(directory.path().join(name)));
+        }
+        seals.push((name, seal));
+    }
+    Ok(seals.into_iter().collect())
 }
 
 /// The snapshot failed in the VMM, which compares the next one with what it did before.

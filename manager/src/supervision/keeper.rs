@@ -27,6 +27,7 @@ use crate::{
     manager::Manager,
     sandbox::Sandbox,
     state::{self, State},
+    stop::{StopError, Stopped},
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::agent::port::PortNumber;
@@ -220,7 +221,7 @@ impl Keeper<'_> {
         self.log.note(format_args!("its time is up: {then}"));
         self.tell_end(Event::TimeUp { then });
         let stopped = self.sandbox.stop(GRACE).await;
-        self.ended(stopped.map_err(|error| error.to_string()), then == AtEnd::Remove).await
+        self.ended(stopped, then == AtEnd::Remove).await
     }
 
     /// Logs why it is about to be ended; once, though ending it may take several attempts.
@@ -230,12 +231,14 @@ impl Keeper<'_> {
         }
     }
 
-    async fn ended(&mut self, stopped: Result<(), String>, remove: bool) -> bool {
-        if let Err(error) = stopped
-            && self.sandbox.state().is_ok_and(|state| state.is_live())
-        {
-            self.log.note(format_args!("cannot end the sandbox: {error}"));
-            return false;
+    async fn ended(&mut self, stopped: Result<Stopped, StopError>, remove: bool) -> bool {
+        match stopped {
+            Err(error) if self.sandbox.state().is_ok_and(|state| state.is_live()) => {
+                self.log.note(format_args!("cannot end the sandbox: {error}"));
+                return false;
+            }
+            Ok(Stopped::ByForce(cause)) => self.log.note(format_args!("it was ended by force: {cause}")),
+            Ok(Stopped::InOrder | Stopped::Otherwise(_)) | Err(_) => {}
         }
         // Before its directory: whoever sees that gone finds nothing of it elsewhere.
         self.close_all().await;
@@ -285,7 +288,7 @@ impl Keeper<'_> {
                 self.tell_end(Event::IdleEnded { then: rule.then });
                 // Nobody can begin to use it meanwhile; who tries waits, and is told.
                 let stopped = self.sandbox.stop_unused(GRACE).await;
-                let ended = self.ended(stopped.map_err(|error| error.to_string()), rule.then == WhenIdle::Remove).await;
+                let ended = self.ended(stopped, rule.then == WhenIdle::Remove).await;
                 drop(unused);
                 if ended { None } else { Some(AGAIN_AFTER) }
             }

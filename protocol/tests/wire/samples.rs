@@ -77,7 +77,7 @@ variants! {
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie (), MergeLayers (_), UseMerged () }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_) }
     VmmMessage { Reply (_), Event (_) }
     ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_) }
     VmmEvent { Phase (_), Ended (_) }
@@ -333,6 +333,7 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ("untie", ControlRequest::Untie),
         ("merge-layers", ControlRequest::MergeLayers(MergeLayersRequest { files: vec![FdIndex(0)] })),
         ("use-merged", ControlRequest::UseMerged),
+        ("limit-output", ControlRequest::LimitOutput(OutputRate::try_from(4 * MIB).expect("a valid sample"))),
     ]
     .map(|(label, request)| sample(label, vec![request.variant()], request))
     .into()

@@ -340,6 +340,8 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
         Just(ControlRequest::Untie),
         vec(fd(), 0..=MAX_DISKS).prop_map(|files| ControlRequest::MergeLayers(MergeLayersRequest { files })),
         Just(ControlRequest::UseMerged),
+        (OutputRate::MIN..=OutputRate::MAX)
+            .prop_map(|bytes| ControlRequest::LimitOutput(OutputRate::try_from(bytes).expect("in range"))),
     ]
 }
 

@@ -1,23 +1,63 @@
-//! The logs of a sandbox: its audit log, which says what was done in it and to it.
+//! The logs of a sandbox: its audit log, which says what was done in it and to it. Who did it on the host, and how the
+//! lines are bound together, is for the host's owner (`sandboxvm events`, `sandboxvm audit`) and not for a key's.
 
-use super::error::ApiError;
+use super::{error::ApiError, views};
 use crate::{access::keys::Key, app::SharedApp};
 use axum::{
     Extension, Json,
     extract::{Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
 };
+use sandboxvm_manager::audit::{AuditError, Line, Trail};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, UNIX_EPOCH},
+};
 
 /// As E2B's API has it.
 const MAX_LINES: usize = 1000;
+/// Most bytes of a log that one request looks at once it has found something; the next goes on from the time of the last
+/// line.
+const MAX_SCANNED: u64 = 64 << 20;
+/// Lines of so many bytes are enough for one answer.
+const MAX_ANSWER: usize = 16 << 20;
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Direction {
+    /// Oldest first.
+    #[default]
+    Forward,
+    /// Newest first.
+    Backward,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    #[default]
+    Debug,
+    /// What every line of ours has.
+    Info,
+    Warn,
+    Error,
+}
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct LogsQuery {
     limit: Option<usize>,
-    /// `forward` or `backward`, by time.
-    direction: Option<String>,
+    /// Where to begin, in milliseconds since 1970; what is as old itself is in the answer.
+    #[serde(alias = "start")]
+    cursor: Option<u64>,
+    #[serde(default)]
+    direction: Direction,
+    /// The least.
+    #[serde(default)]
+    level: Level,
+    /// What the message or one of its fields has in it.
+    search: Option<String>,
 }
 
 /// `GET /v2/sandboxes/{id}/logs`.
@@ -27,7 +67,7 @@ pub(super) async fn v2(
     Path(id): Path<String>,
     query: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({ "logs": entries(&app, &key, &id, &query?.0)? })))
+    Ok(Json(json!({ "logs": entries(&app, &key, &id, query?.0).await? })))
 }
 
 /// `GET /sandboxes/{id}/logs`.
@@ -37,34 +77,69 @@ pub(super) async fn v1(
     Path(id): Path<String>,
     query: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let entries = entries(&app, &key, &id, &query?.0)?;
+    let entries = entries(&app, &key, &id, query?.0).await?;
     let lines: Vec<Value> =
         entries.iter().map(|entry| json!({ "timestamp": entry["timestamp"], "line": entry["message"] })).collect();
     Ok(Json(json!({ "logs": lines, "logEntries": entries })))
 }
 
-fn entries(app: &SharedApp, key: &Key, id: &str, query: &LogsQuery) -> Result<Vec<Value>, ApiError> {
+async fn entries(app: &SharedApp, key: &Key, id: &str, query: LogsQuery) -> Result<Vec<Value>, ApiError> {
     let entry = app.registry.find(&key.id, id)?;
     let failed = |error: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error);
     let sandbox = app.registry.manager.find(entry.id.as_str()).map_err(|error| failed(error.to_string()))?;
-    let limit = query.limit.unwrap_or(MAX_LINES).min(MAX_LINES);
-    let (bytes, _) = sandbox.trail().read_from(0).map_err(|error| failed(error.to_string()))?;
-    let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
-    let backward = query.direction.as_deref() == Some("backward");
-    let entry = |line: &&[u8]| {
-        let fields: Value = serde_json::from_slice(line).ok()?;
-        let at = fields.get("time")?.clone();
-        let event = fields.get("event")?.as_str()?.to_owned();
-        let fields = fields.as_object()?.iter().map(|(name, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (name.clone(), Value::String(text))
-        });
-        let fields: serde_json::Map<String, Value> = fields.collect();
-        Some(json!({ "timestamp": at, "message": event, "level": "info", "fields": fields }))
-    };
-    let found = lines.iter();
-    Ok(match backward {
-        true => found.rev().filter_map(entry).take(limit).collect(),
-        false => found.filter_map(entry).take(limit).collect(),
-    })
+    let read = move || query.read(&sandbox.trail());
+    let read = tokio::task::spawn_blocking(read).await.map_err(|error| failed(error.to_string()))?;
+    read.map_err(|error| failed(error.to_string()))
+}
+
+impl LogsQuery {
+    fn read(&self, trail: &Trail) -> Result<Vec<Value>, AuditError> {
+        let limit = self.limit.unwrap_or(MAX_LINES).min(MAX_LINES);
+        // A millisecond has many lines: those of the cursor's own are in the answer, whichever way it goes.
+        let moment = |ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+        let backward = self.direction == Direction::Backward;
+        let cursor = self.cursor.and_then(|ms| moment(ms.saturating_add(u64::from(backward))));
+        let mut at = match cursor {
+            Some(time) => Some(trail.first_since(time)?),
+            None => None,
+        };
+        let mut found = Vec::new();
+        let (mut scanned, mut answered) = (0, 0);
+        // No line of ours is worse than information.
+        let limit = if self.level > Level::Info { 0 } else { limit };
+        // An empty answer means that there is nothing.
+        while found.len() < limit && answered < MAX_ANSWER && (found.is_empty() || scanned < MAX_SCANNED) {
+            let (text, next) = if backward { trail.read_before(at)? } else { trail.read_from(at.unwrap_or(0))? };
+            if text.is_empty() {
+                break;
+            }
+            scanned += text.len() as u64;
+            at = Some(next);
+            let text = String::from_utf8_lossy(&text);
+            let mut lines = text.lines();
+            while found.len() < limit && answered < MAX_ANSWER {
+                let Some(line) = (if backward { lines.next_back() } else { lines.next() }) else { break };
+                if let Some(entry) = self.entry(line) {
+                    answered += line.len();
+                    found.push(entry);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// A line as E2B's API has it, when it is one of those asked for. What is no line is for `audit verify` to find.
+    fn entry(&self, line: &str) -> Option<Value> {
+        let read: Line = serde_json::from_str(line).ok()?;
+        let Value::Object(mut event) = serde_json::to_value(&read.event).ok()? else { return None };
+        let Value::String(message) = event.remove("event")? else { return None };
+        event.insert("seq".to_owned(), read.seq.into());
+        let text = |value: Value| if let Value::String(text) = value { text } else { value.to_string() };
+        let fields: BTreeMap<String, String> = event.into_iter().map(|(name, value)| (name, text(value))).collect();
+        let has = |search: &String| message.contains(search) || fields.values().any(|field| field.contains(search));
+        if !self.search.as_ref().is_none_or(has) {
+            return None;
+        }
+        Some(json!({ "timestamp": views::time(read.time), "message": message, "level": "info", "fields": fields }))
+    }
 }

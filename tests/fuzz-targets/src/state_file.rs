@@ -13,7 +13,7 @@ use sandboxvm_vmm::{
             device::{GuestMemory, Interrupt, VirtioDevice},
             rng::RngDevice,
             transport::{MmioTransport, TransportState},
-            vsock::VsockDevice,
+            vsock::{VsockDevice, VsockOptions},
         },
     },
     snapshot::{SnapshotState, format, released::ReleasedPages},
@@ -98,7 +98,7 @@ fn device_for(kind: u32, writable: bool) -> Box<dyn VirtioDevice> {
             let name = format!("sandboxvm-fuzz-state-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
             let address = SocketAddr::from_abstract_name(name).expect("a short name");
             let listener = UnixListener::bind_addr(&address).expect("a name of our own");
-            Box::new(VsockDevice::new(GuestCid::DEFAULT, listener).expect("an epoll set"))
+            Box::new(VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).expect("an epoll set"))
         }
         _ => Box::new(RngDevice::new().expect("a timer")),
     }

@@ -3,7 +3,7 @@
 
 use crate::{driver::Driver, input::Input};
 use sandboxvm_protocol::identity::GuestCid;
-use sandboxvm_vmm::devices::virtio::vsock::VsockDevice;
+use sandboxvm_vmm::devices::virtio::vsock::{VsockDevice, VsockOptions};
 use std::{
     io::{Read, Write},
     os::{
@@ -22,7 +22,7 @@ pub fn vsock_device(data: &[u8]) {
     let name = format!("sandboxvm-fuzz-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let address = SocketAddr::from_abstract_name(name).expect("a short name");
     let listener = UnixListener::bind_addr(&address).expect("a name of our own");
-    let device = VsockDevice::new(GuestCid::DEFAULT, listener).expect("an epoll set");
+    let device = VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).expect("an epoll set");
     let mut clients: Vec<UnixStream> = Vec::new();
     Driver::new(Box::new(device)).run(Input::new(data), |action, input| {
         let chosen = usize::from(action >> 3) % clients.len().max(1);

@@ -80,6 +80,16 @@ try:
     raises(NotFoundException, lambda: commands.connect(999999))
     raises(NotFoundException, lambda: commands.send_stdin(999999, "x"))
     assert commands.list() == [], commands.list()
+
+    # A pause ends streams and no process: it is fed again when the sandbox goes on.
+    cat = commands.run("cat; echo over", background=True, stdin=True)
+    commands.send_stdin(cat.pid, "before\n")
+    assert sandbox.pause()
+    sandbox.connect()
+    commands.send_stdin(cat.pid, "after\n")
+    again = commands.connect(cat.pid)
+    commands.close_stdin(cat.pid)
+    assert again.wait().stdout.endswith("after\nover\n")
 finally:
     sandbox.kill()
 print("commands: passed")

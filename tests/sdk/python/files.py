@@ -5,7 +5,14 @@ import os
 import urllib.error
 import urllib.request
 
-from e2b import FileNotFoundException, FileType, InvalidArgumentException, Sandbox, SandboxException
+from e2b import (
+    FileNotFoundException,
+    FileType,
+    InvalidArgumentException,
+    NotEnoughSpaceException,
+    Sandbox,
+    SandboxException,
+)
 
 
 def raises(kind, work):
@@ -107,6 +114,15 @@ try:
     status, body, _ = request(sandbox.upload_url("signed.txt"), sandbox, form[:-12], form_type)
     assert status == 400, (status, body)
     assert files.read("signed.txt") == "sent" and not [e for e in files.list("") if "sandboxvm" in e.name]
+
+    # A disk without room says so, and what was there stays. (285 is fallocate.)
+    fill = "open F, '>', '/full'; for ($at = 0, $step = 1 << 30; $step >= 4096;)"
+    fill += "{ if (syscall(285, fileno F, 0, $at, $step) == 0) { $at += $step } else { $step >>= 1 } }"
+    sandbox.commands.run(f'perl -e "{fill}"'.replace("$", "\\$"), user="root")
+    raises(NotEnoughSpaceException, lambda: files.write("signed.txt", "x" * 2_000_000))
+    assert files.read("signed.txt") == "sent"
+    sandbox.commands.run("rm /full", user="root")
+    files.write("signed.txt", "again")
 finally:
     sandbox.kill()
 print("files: passed")

@@ -1,7 +1,12 @@
 """Directories that are watched. Exit status 0 when all is as E2B has it."""
 
 import asyncio
+import http.client
+import json
+import os
+import struct
 import time
+import urllib.parse
 
 from e2b import AsyncSandbox, FileNotFoundException, FilesystemEventType, InvalidArgumentException, Sandbox, SandboxException
 
@@ -64,6 +69,25 @@ try:
         assert any(ended), "its end was not told"
 
     asyncio.run(streamed())
+
+    # One that nothing happens to says from time to time that it is there, when asked to.
+    edge = urllib.parse.urlparse(os.environ["E2B_SANDBOX_URL"])
+    connection = http.client.HTTPConnection(edge.hostname, edge.port, timeout=60)
+    message = json.dumps({"path": "/home/user/watched"}).encode()
+    headers = {
+        "E2b-Sandbox-Id": sandbox.sandbox_id,
+        "X-Access-Token": sandbox._envd_access_token,
+        "Content-Type": "application/connect+json",
+        "Keepalive-Ping-Interval": "1",
+    }
+    connection.request("POST", "/filesystem.Filesystem/WatchDir", struct.pack(">BI", 0, len(message)) + message, headers)
+    answer = connection.getresponse()
+    said = []
+    for _ in range(3):
+        flags, length = struct.unpack(">BI", answer.read(5))
+        said.append((flags, json.loads(answer.read(length))))
+    assert said == [(0, {"start": {}}), (0, {"keepalive": {}}), (0, {"keepalive": {}})], said
+    connection.close()
 finally:
     sandbox.kill()
 print("watch: passed")

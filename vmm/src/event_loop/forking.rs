@@ -62,7 +62,7 @@ impl EventLoop {
                         memory_size: parts.machine.memory_size(),
                         baseline: parts.baseline.clone(),
                         released: Arc::clone(&parts.released),
-                        cid: parts.cid,
+                        vsock: parts.vsock.clone(),
                         console_limit: parts.console_limit,
                         missing: parts.missing.clone(),
                     };

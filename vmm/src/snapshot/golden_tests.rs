@@ -28,7 +28,7 @@ use crate::{
             device::{DeviceType, GuestMemory, VirtioDevice},
             rng::RngDevice,
             transport::{QueueRegisters, QueueState, TransportState},
-            vsock::VsockDevice,
+            vsock::{VsockDevice, VsockOptions},
         },
     },
     machine::{self, BootParts, Machine, MachineParts},
@@ -134,7 +134,7 @@ impl Rig {
             Box::new(BlockDevice::read_only(disk()).unwrap()),
             Box::new(BlockDevice::writable(disk(), vec![tempfile::tempfile().unwrap()]).unwrap()),
             Box::new(RngDevice::new().unwrap()),
-            Box::new(VsockDevice::new(GuestCid::DEFAULT, listener).unwrap()),
+            Box::new(VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).unwrap()),
         ];
         if with_balloon {
             let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));

@@ -19,6 +19,8 @@ pub(super) enum Expiry {
     Completions,
     /// Clients are accepted again.
     Accept,
+    /// Packets are taken from the guest again.
+    Pace,
 }
 
 /// Pending deadlines. The one who sets a deadline keeps its `Instant` and clears it when it no longer matters.

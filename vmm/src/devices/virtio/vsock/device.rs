@@ -6,6 +6,7 @@ use super::{
     handshake::{Answer, Handshakes},
     limits::{ACCEPTS_PER_WAKE, EVENTS_PER_WAKE, Limits, PACKETS_PER_WAKE},
     mux::{Mux, Watch},
+    pace::{OutputLimit, Pace},
     packet::HEADER_SIZE,
     poller::{HandshakeId, Poller, Token},
     ports::HostPorts,
@@ -43,6 +44,23 @@ enum Driver {
     Failed,
 }
 
+/// What a device is, beside its listener and what it goes on from.
+#[derive(Debug, Clone)]
+pub struct VsockOptions {
+    /// The guest's CID.
+    pub cid: GuestCid,
+    /// Most that the guest may send.
+    pub output_limit: OutputLimit,
+}
+
+impl VsockOptions {
+    /// A device that takes what the guest sends as fast as it can.
+    #[must_use]
+    pub fn unlimited(cid: GuestCid) -> Self {
+        Self { cid, output_limit: OutputLimit::default() }
+    }
+}
+
 /// Whether clients are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listening {
@@ -73,6 +91,9 @@ pub struct VsockDevice {
     completions_overdue: bool,
     /// The transmit queue was not emptied in the last turn.
     transmit_left: bool,
+    pace: Pace,
+    /// Nothing is taken from the transmit queue before this, the deadline of [`Expiry::Pace`].
+    paced_until: Option<Instant>,
     reset: TransportReset,
 }
 
@@ -85,13 +106,14 @@ impl VsockDevice {
     ///
     /// # Errors
     /// When an epoll set, eventfd or timerfd cannot be made.
-    pub fn new(cid: GuestCid, listener: UnixListener) -> io::Result<Self> {
-        Self::with_limits(cid, listener, Limits::DEFAULT)
+    pub fn new(options: VsockOptions, listener: UnixListener) -> io::Result<Self> {
+        Self::with_limits(options, listener, Limits::DEFAULT)
     }
 
     /// As [`VsockDevice::new`], with other bounds.
-    pub(super) fn with_limits(cid: GuestCid, listener: UnixListener, limits: Limits) -> io::Result<Self> {
+    pub(super) fn with_limits(options: VsockOptions, listener: UnixListener, limits: Limits) -> io::Result<Self> {
         make_nonblocking(&listener)?;
+        let VsockOptions { cid, output_limit } = options;
         Ok(Self {
             cid,
             limits,
@@ -105,6 +127,8 @@ impl VsockDevice {
             completions: Completions::default(),
             completions_overdue: false,
             transmit_left: false,
+            pace: Pace::new(output_limit, Instant::now()),
+            paced_until: None,
             reset: TransportReset::Idle,
         })
     }
@@ -170,7 +194,7 @@ impl VsockDevice {
         if interrupt {
             context.interrupt.signal_used();
         }
-        if self.transmit_left {
+        if self.transmit_left && self.paced_until.is_none() {
             self.poller.wake();
         }
         Ok(())
@@ -187,7 +211,7 @@ impl VsockDevice {
     fn transmit(&mut self, context: &mut DeviceContext<'_>) -> Result<bool, DeviceError> {
         let mut ring = Ring::new(context.queues, context.memory, TRANSMIT);
         let mut returned = false;
-        if mem::take(&mut self.transmit_left) && ring.ready() {
+        if self.paced_until.is_none() && mem::take(&mut self.transmit_left) && ring.ready() {
             let mut budget = PACKETS_PER_WAKE;
             ring.suppress_notifications()?;
             loop {
@@ -196,6 +220,11 @@ impl VsockDevice {
                     break;
                 }
                 budget -= 1;
+                if let Some(delay) = self.pace.delay(Instant::now) {
+                    let until = self.deadlines.set(&self.poller, delay, Expiry::Pace).map_err(timer_failed)?;
+                    (self.paced_until, self.transmit_left) = (Some(until), true);
+                    break;
+                }
                 let Some(mut chain) = ring.pop(Direction::FromGuest)? else {
                     if ring.enable_notifications()? {
                         ring.suppress_notifications()?;
@@ -207,6 +236,7 @@ impl VsockDevice {
                 let bytes = Part::from(&chain.readable, 0).len();
                 let mut watch = Watch { poller: &self.poller, deadlines: &mut self.deadlines };
                 self.mux.guest_packet(&mut chain.readable, &mut watch);
+                self.pace.spend(bytes);
                 self.completions.hold(chain.head, descriptors, bytes);
                 if self.completions.due(&ring) {
                     returned |= self.completions.release(&mut ring)?;
@@ -357,6 +387,7 @@ impl VsockDevice {
                     self.completions.deadline = None;
                     self.completions_overdue = true;
                 }
+                Expiry::Pace => self.paced_until = None,
                 Expiry::Accept if self.listening == Listening::Paused => self.listening = Listening::Off,
                 Expiry::Accept => {}
             }
@@ -457,6 +488,10 @@ impl VirtioDevice for VsockDevice {
         self.stop(Driver::Absent);
         self.mux = Mux::new(self.cid, self.limits, HostPorts::starting_at(state.next_host_port));
         self.completions = Completions::holding(state.held_transmit_heads);
+        self.pace.forget(Instant::now());
+        if let Some(until) = self.paced_until.take() {
+            self.deadlines.clear(until, Expiry::Pace);
+        }
         self.reset = TransportReset::restored(state.reset_noted_at);
         self.reset.begin();
         self.transmit_left = true;

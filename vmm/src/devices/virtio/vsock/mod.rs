@@ -24,6 +24,7 @@ mod device;
 mod handshake;
 mod limits;
 mod mux;
+mod pace;
 mod packet;
 mod poller;
 mod ports;
@@ -35,4 +36,5 @@ mod transport_reset;
 #[cfg(test)]
 mod tests;
 
-pub use device::VsockDevice;
+pub use device::{VsockDevice, VsockOptions};
+pub use pace::OutputLimit;

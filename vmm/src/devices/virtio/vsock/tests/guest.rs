@@ -2,14 +2,14 @@
 //! looks at a used ring only when it was interrupted, so that a notification lost on either side shows as a hang.
 
 use super::super::{
-    device::{EVENT, RECEIVE, TRANSMIT, VsockDevice},
+    device::{EVENT, RECEIVE, TRANSMIT, VsockDevice, VsockOptions},
     limits::Limits,
     packet::{HEADER_SIZE, Header},
 };
 use super::Footprint;
 use crate::devices::virtio::device::{DeviceContext, DeviceError, GuestMemory, Interrupt, VirtioDevice};
 use rustix::event::{PollFd, PollFlags, poll};
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::{identity::GuestCid, machine::OutputRate};
 use std::{
     collections::BTreeMap,
     os::unix::net::{UnixListener, UnixStream},
@@ -174,11 +174,23 @@ pub(super) struct Setup {
     pub(super) event_idx: bool,
     /// Size of a receive buffer.
     pub(super) rx_size: u32,
+    /// Most that the guest may send.
+    pub(super) output_rate: Option<OutputRate>,
+}
+
+impl Setup {
+    pub(super) fn options(&self) -> VsockOptions {
+        let options = VsockOptions::unlimited(GuestCid::DEFAULT);
+        if let Some(rate) = self.output_rate {
+            options.output_limit.set(rate);
+        }
+        options
+    }
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { limits: Limits::DEFAULT, event_idx: true, rx_size: 4096 }
+        Self { limits: Limits::DEFAULT, event_idx: true, rx_size: 4096, output_rate: None }
     }
 }
 
@@ -193,7 +205,7 @@ impl Guest {
     pub(super) fn powered(setup: Setup) -> Self {
         let directory = TempDir::new().unwrap();
         let device =
-            VsockDevice::with_limits(GuestCid::DEFAULT, listener(&directory, "vsock.sock"), setup.limits).unwrap();
+            VsockDevice::with_limits(setup.options(), listener(&directory, "vsock.sock"), setup.limits).unwrap();
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
         let interrupt = Interrupt::new(line.try_clone().unwrap());

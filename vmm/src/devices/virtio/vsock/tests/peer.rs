@@ -88,6 +88,11 @@ impl Peer {
 
     /// Runs until `done`, for things that take time.
     pub(super) fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        self.run_until_with(what, |peer| done(peer));
+    }
+
+    /// As [`Peer::run_until`], with something to do in each round.
+    pub(super) fn run_until_with(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             self.run();

@@ -1,20 +1,20 @@
 //! Restore and fork: the guest is told that its connections are gone before anything else reaches it.
 
 use super::super::{
-    device::{EVENT, RECEIVE, TRANSMIT, VsockDevice},
+    device::{EVENT, RECEIVE, TRANSMIT, VsockDevice, VsockOptions},
     limits::Limits,
     packet::{Header, Operation},
 };
 use super::{
     guest::{Guest, Setup, listener},
     in_child_and_here,
-    peer::{PORT, Peer, read_line, read_now},
+    peer::{PORT, Peer, pattern, read_line, read_now},
 };
 use crate::devices::virtio::{
     device::{DeviceError, Interrupt, VirtioDevice},
     transport::MmioTransport,
 };
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::{identity::GuestCid, machine::OutputRate};
 use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -26,7 +26,8 @@ fn restore(guest: &mut Guest) {
     let state = guest.device.save_state();
     std::fs::remove_file(guest.path()).unwrap();
     let listener = listener(guest.directory(), "vsock.sock");
-    let mut device = VsockDevice::with_limits(GuestCid::DEFAULT, listener, guest.limits).unwrap();
+    let mut device =
+        VsockDevice::with_limits(VsockOptions::unlimited(GuestCid::DEFAULT), listener, guest.limits).unwrap();
     device.restore_state(&state).unwrap();
     guest.device = device;
     notify_all(guest);
@@ -217,7 +218,8 @@ fn the_transport_saves_and_restores_it() {
     let memory = Arc::new(guest.memory.clone());
     let interrupt = || Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let write = |transport: &mut MmioTransport, offset, value: u32| transport.write(offset, &value.to_le_bytes());
-    let device = |name| VsockDevice::new(GuestCid::DEFAULT, listener(guest.directory(), name)).unwrap();
+    let device =
+        |name| VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener(guest.directory(), name)).unwrap();
 
     let mut transport = MmioTransport::new(Box::new(device("a.sock")), memory.clone(), interrupt()).unwrap();
     for status in [1, 3] {
@@ -247,4 +249,30 @@ fn the_transport_saves_and_restores_it() {
     let used: u16 = memory.read_obj(GuestAddress(rings[EVENT].used_ring() + 2)).unwrap();
     assert_eq!(used, 1, "the reset event was sent");
     assert_eq!(copy.interrupt().status(), 1);
+}
+
+/// However much a guest made the device charge it, by a chain that goes over the same memory again and again.
+#[test]
+fn what_a_machine_owed_for_its_output_is_forgotten_when_it_is_put_back() {
+    let output_rate = OutputRate::try_from(OutputRate::MIN).ok();
+    let mut peer = Peer::new(Setup { output_rate, ..Setup::default() });
+    let (_client, port) = peer.connect();
+    let header = Header { length: 10, ..peer.socket(port).packet(Operation::ReadWrite) };
+    let mut pieces = peer.guest.place(&header.encode(), &pattern(60_000));
+    let again = pieces[1];
+    pieces.extend([again; 4]);
+    peer.guest.send_pieces(&pieces);
+    peer.guest.kick();
+    peer.run();
+    assert_eq!(peer.write(port, b"waits"), 5);
+    peer.run();
+    let state = peer.guest.device.save_state();
+    peer.guest.device.restore_state(&state).unwrap();
+    notify_all(&mut peer.guest);
+    assert_eq!(note(&mut peer.guest), 1);
+    peer.run();
+    let (mut client, port) = peer.connect();
+    assert_eq!(peer.write(port, b"at once"), 7);
+    peer.run();
+    assert_eq!(read_now(&mut client, 100).unwrap(), b"at once");
 }

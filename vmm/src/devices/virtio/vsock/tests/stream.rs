@@ -10,7 +10,13 @@ use super::{
     peer::{PORT, Peer, pattern, read_now, write_now},
 };
 use crate::devices::virtio::device::VirtioDevice;
-use std::{io::Write, net::Shutdown as Half, os::unix::net::UnixStream, time::Duration};
+use sandboxvm_protocol::machine::OutputRate;
+use std::{
+    io::Write,
+    net::Shutdown as Half,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: usize = 1 << 20;
@@ -49,6 +55,27 @@ fn move_both_ways(setup: Setup, total: usize, guest_reads: usize, client_reads: 
 fn eight_mebibytes_each_way() {
     for event_idx in [true, false] {
         move_both_ways(Setup { event_idx, ..Setup::default() }, 8 * MIB, MIB, MIB);
+    }
+}
+
+/// [`Peer::run`] fails on a device that asks for its turn without end while it waits.
+#[test]
+fn a_guest_that_may_send_less_is_held_to_it_and_nothing_is_lost() {
+    const TOTAL: usize = 2 * MIB;
+    let rate = OutputRate::try_from(MIB as u64).unwrap();
+    for event_idx in [true, false] {
+        let mut peer = Peer::new(Setup { event_idx, output_rate: Some(rate), ..Setup::default() });
+        let (mut client, port) = peer.connect();
+        let (sent, begun) = (pattern(TOTAL), Instant::now());
+        let (mut written, mut received) = (0, Vec::new());
+        peer.run_until_with("two seconds' worth of bytes", |peer| {
+            written += peer.write(port, &sent[written..]);
+            received.extend(read_now(&mut client, MIB).expect("the stream has not ended"));
+            received.len() == TOTAL
+        });
+        // The first quarter of a second's was let through at once.
+        assert!(begun.elapsed() >= Duration::from_millis(1600), "{:?}", begun.elapsed());
+        assert!(received == sent, "bytes for the client were changed");
     }
 }
 

@@ -1,0 +1,76 @@
+//! How the server is reached: by TLS with a certificate of one's own, over HTTP/1.1 and HTTP/2. Asked by clients that are
+//! not ours.
+
+use sandboxvm_tests::{
+    cli::{Finished, Invocation},
+    home::Home,
+    server::{Server, small_config},
+};
+use std::{env, path::Path, process::Command};
+
+fn run<const N: usize>(program: impl AsRef<Path>, arguments: [&str; N], variables: &[(&str, &str)]) -> Finished {
+    let mut command = Command::new(program.as_ref());
+    command.args(arguments).envs(variables.iter().copied());
+    Invocation::new(command).run()
+}
+
+/// What `/health` of `url` answers curl, and by which version of HTTP.
+fn curl(url: &str, certificate: &str, how: &str) -> String {
+    let format = "%{http_code} over %{http_version}";
+    let url = format!("{url}/health");
+    let ended = run("curl", ["-sS", "-o", "/dev/null", "--cacert", certificate, how, "-w", format, &url], &[]);
+    ended.succeeds().out()
+}
+
+#[test]
+fn tls_and_both_versions_of_http_are_spoken() {
+    let Some(home) = Home::with_kvm() else { return };
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| home.scratch(name).display().to_string());
+    let subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"];
+    // What signs itself is an authority unless it says that it is none, and E2B's client takes no server for one.
+    let no_authority = ["-addext", "basicConstraints=critical,CA:FALSE"];
+    let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+    let files = ["-keyout", &key, "-out", &certificate];
+    let mut openssl = Command::new("openssl");
+    openssl.args(new).args(subject).args(no_authority).args(files);
+    let _ = Invocation::new(openssl).run().succeeds();
+
+    let tls = Server::start_with(&home, &small_config(), &["--tls-cert", &certificate, "--tls-key", &key]);
+    for url in [&tls.api, &tls.sandboxes] {
+        assert!(url.starts_with("https://127.0.0.1:"), "{url}");
+        assert_eq!(curl(url, &certificate, "--http2"), "204 over 2");
+        assert_eq!(curl(url, &certificate, "--http1.1"), "204 over 1.1");
+        // Nobody who does not know the certificate takes it for ours, and nothing is said in the clear.
+        let plain = url.replace("https:", "http:");
+        let stranger = run("curl", ["-sS", &format!("{url}/health")], &[]);
+        assert_eq!(stranger.code(), Some(60), "{}", stranger.transcript());
+        let clear = run("curl", ["-sS", &format!("{plain}/health")], &[]);
+        assert!(clear.code() != Some(0) && clear.out().is_empty(), "{}", clear.transcript());
+    }
+    // E2B's own client.
+    let sdks = env::var("SANDBOXVM_TEST_SDKS").expect("scripts/test sets SANDBOXVM_TEST_SDKS: scripts/lib/sdks.sh");
+    let program = "from e2b import Sandbox; print(Sandbox.list().next_items())";
+    let variables = [
+        ("E2B_API_URL", tls.api.as_str()),
+        ("E2B_SANDBOX_URL", &tls.sandboxes),
+        ("E2B_API_KEY", tls.key()),
+        ("SSL_CERT_FILE", &certificate),
+    ];
+    let listed = run(Path::new(&sdks).join("python/bin/python"), ["-c", program], &variables).succeeds();
+    assert_eq!(listed.out(), "[]\n");
+    tls.stop();
+
+    let plain = Server::start(&home, &small_config());
+    for url in [&plain.api, &plain.sandboxes] {
+        assert_eq!(curl(url, &certificate, "--http2-prior-knowledge"), "204 over 2");
+        assert_eq!(curl(url, &certificate, "--http1.1"), "204 over 1.1");
+    }
+    plain.stop();
+
+    // A key of another certificate is refused before anything listens.
+    let wrong = home.scratch("wrong.toml").display().to_string();
+    std::fs::write(&wrong, small_config()).expect("the test's directory can be written");
+    let flags = ["serve", "--config", &wrong, "--tls-cert", &certificate, "--tls-key", &certificate];
+    let _ = home.cli(flags).run().fails_with(&["cannot use the certificate", "certificate.pem"]);
+    home.assert_nothing_left();
+}

@@ -1,0 +1,163 @@
+//! How fast the device takes packets from the guest: a leaky bucket over everything that the transmit queue holds, headers
+//! included, so that neither output nor a flood of empty packets costs the host more than the sandbox may.
+//!
+//! What is not taken stays in the guest's memory, and the guest's writers wait, as they do for a client that is slow.
+
+use super::{limits::Limits, packet::HEADER_SIZE};
+use sandboxvm_protocol::machine::OutputRate;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long a quiet guest may send at full speed, in fractions of a second.
+const BURST: u64 = 4;
+/// Waking up for each packet of a fast guest would cost more than taking it.
+const LEAST_DELAY: Duration = Duration::from_millis(1);
+
+/// Most that a guest may send: set by whoever has a clone, looked at by its device. None to begin with.
+#[derive(Debug, Clone, Default)]
+pub struct OutputLimit(Arc<AtomicU64>);
+
+impl OutputLimit {
+    /// From the next packet on.
+    pub fn set(&self, rate: OutputRate) {
+        self.0.store(rate.bytes_per_second(), Ordering::Relaxed);
+    }
+
+    /// In bytes a second.
+    fn get(&self) -> Option<u128> {
+        Some(u128::from(self.0.load(Ordering::Relaxed))).filter(|rate| *rate > 0)
+    }
+}
+
+/// Bytes taken that the limit has not yet paid for.
+#[derive(Debug)]
+pub(super) struct Pace {
+    limit: OutputLimit,
+    /// In bytes times nanoseconds a second: then nothing is lost between two moments, however close.
+    owed: u128,
+    at: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(limit: OutputLimit, now: Instant) -> Self {
+        Self { limit, owed: 0, at: now }
+    }
+
+    /// What was taken before is another machine's: this one was put back.
+    pub(super) fn forget(&mut self, now: Instant) {
+        (self.owed, self.at) = (0, now);
+    }
+
+    /// How long to wait before the next packet is taken; `None`: it may be taken.
+    pub(super) fn delay(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
+        let rate = self.limit.get()?;
+        let now = now();
+        let paid = now.saturating_duration_since(self.at).as_nanos().saturating_mul(rate);
+        self.owed = self.owed.saturating_sub(paid);
+        self.at = now;
+        let burst = rate * Duration::from_secs(1).as_nanos() / u128::from(BURST);
+        let over = self.owed.checked_sub(burst).filter(|over| *over > 0)?;
+        // One packet is owed at most beyond the burst, so it is a second or so at the least rate.
+        let delay = Duration::from_nanos(u64::try_from(over.div_ceil(rate)).unwrap_or(u64::MAX));
+        Some(delay.max(LEAST_DELAY))
+    }
+
+    /// A packet in a buffer of so many bytes was taken. No less than a header is charged, and no more than can be in one,
+    /// whatever lengths a guest states.
+    pub(super) fn spend(&mut self, buffer: usize) {
+        let bytes = buffer.clamp(HEADER_SIZE, HEADER_SIZE + Limits::window(0) as usize);
+        if self.limit.get().is_some() {
+            self.owed = self.owed.saturating_add(bytes as u128 * Duration::from_secs(1).as_nanos());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RATE: u64 = OutputRate::MIN;
+
+    /// Takes so many bytes, in packets of half the burst.
+    fn spend(pace: &mut Pace, bytes: u64) {
+        let packet = usize::try_from(RATE / BURST / 2).unwrap();
+        let packets = bytes / (RATE / BURST / 2);
+        (0..packets).for_each(|_| pace.spend(packet));
+    }
+
+    fn pace(now: Instant) -> Pace {
+        let limit = OutputLimit::default();
+        let pace = Pace::new(limit.clone(), now);
+        limit.set(OutputRate::try_from(RATE).unwrap());
+        pace
+    }
+
+    #[test]
+    fn without_a_limit_nothing_waits_and_nothing_is_held_against_a_later_one() {
+        let start = Instant::now();
+        let mut pace = Pace::new(OutputLimit::default(), start);
+        pace.spend(usize::MAX);
+        assert_eq!(pace.delay(|| unreachable!("the time does not matter")), None);
+        pace.limit.set(OutputRate::try_from(RATE).unwrap());
+        assert_eq!(pace.delay(|| start), None);
+    }
+
+    #[test]
+    fn a_quiet_guest_may_send_at_once_and_then_waits() {
+        let start = Instant::now();
+        let mut pace = pace(start);
+        spend(&mut pace, RATE / BURST);
+        assert_eq!(pace.delay(|| start), None);
+        spend(&mut pace, RATE);
+        assert_eq!(pace.delay(|| start), Some(Duration::from_secs(1)));
+        let second = start + Duration::from_millis(999);
+        assert_eq!(pace.delay(|| second), Some(Duration::from_millis(1)));
+        assert_eq!(pace.delay(|| start + Duration::from_secs(1)), None);
+        // Having sent nothing for long saves up no more than the burst.
+        let hour = start + Duration::from_secs(3600);
+        assert_eq!(pace.delay(|| hour), None);
+        spend(&mut pace, RATE / BURST + RATE);
+        assert_eq!(pace.delay(|| hour), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn no_stated_length_stops_a_guest_for_long_and_none_is_free() {
+        let start = Instant::now();
+        let mut huge = pace(start);
+        huge.spend(usize::MAX);
+        assert!(huge.delay(|| start) < Some(Duration::from_millis(800)));
+        let mut empty = pace(start);
+        let packets = usize::try_from(RATE / BURST).unwrap() / HEADER_SIZE + 1;
+        (0..packets).for_each(|_| empty.spend(0));
+        assert_eq!(empty.delay(|| start), Some(LEAST_DELAY));
+    }
+
+    proptest! {
+        /// However a guest goes about it, it never sends more than the rate, the burst and one packet.
+        #[test]
+        fn no_pattern_of_packets_is_faster(
+            packets in prop::collection::vec((1_usize..70_000, 0_u64..400_000_000), 1..200),
+        ) {
+            let start = Instant::now();
+            let mut pace = pace(start);
+            let (mut now, mut sent) = (start, 0);
+            for (bytes, later) in packets {
+                now += Duration::from_nanos(later);
+                while let Some(delay) = pace.delay(|| now) {
+                    prop_assert!(delay <= Duration::from_secs(1), "{delay:?} for a packet of 70 kB");
+                    now += delay;
+                }
+                pace.spend(bytes);
+                sent += bytes as u64;
+                let allowed = (now - start).as_nanos() * u128::from(RATE) / 1_000_000_000;
+                prop_assert!(u128::from(sent) <= allowed + u128::from(RATE / BURST) + 70_000);
+            }
+        }
+    }
+}
