@@ -9,6 +9,7 @@ use sandboxvm_protocol::agent::{
 use sandboxvm_protocol::frame::{FrameDecoder, FrameKind, MAX_STREAM_BODY};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus as ProcessStatus};
@@ -44,8 +45,20 @@ impl Agent {
         let directory = tempfile::tempdir().unwrap();
         let child = command.arg("serve").arg(directory.path().join("agent.sock")).spawn().unwrap();
         let agent = Self { child, directory };
-        wait_until("the agent listens", || UnixStream::connect(agent.socket()).is_ok());
+        let mut first = None;
+        wait_until("the agent listens", || {
+            first = UnixStream::connect(agent.socket()).ok();
+            first.is_some()
+        });
+        Self::settle(Host::new(first.unwrap()));
         agent
+    }
+
+    /// Has it answer and hang up: it listens before it has opened what it needs, and tests compare how much is open.
+    fn settle(first: Host) {
+        let mut first = first.greeted();
+        first.stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(first.next(), Event::Closed);
     }
 
     pub fn directory(&self) -> &Path {
@@ -67,10 +80,7 @@ impl Agent {
 
     /// A connection after its Hello.
     pub fn greet(&self) -> Host {
-        let mut host = self.connect();
-        host.send(&[hello()]);
-        assert_eq!(host.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
-        host
+        self.connect().greeted()
     }
 
     /// Starts a process; the value is its connection and PID.
@@ -227,6 +237,13 @@ impl Host {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { stream, decoder: FrameDecoder::new(WIRE, MAX_AGENT_MESSAGE), credit: STDIN_WINDOW as usize }
+    }
+
+    /// After its Hello.
+    fn greeted(mut self) -> Self {
+        self.send(&[hello()]);
+        assert_eq!(self.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
+        self
     }
 
     /// Sends messages in one write.
