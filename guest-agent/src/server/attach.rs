@@ -41,6 +41,12 @@ impl Server {
         }
         let process_key = self.find(request.pid)?;
         self.keep(process_key);
+        // What a new host says is taken at once, and what another sent before it may still be on its connection.
+        if request.stdin
+            && let Some(feeder) = self.processes.get_mut(process_key).and_then(|process| process.feeder)
+        {
+            self.hear_out(feeder);
+        }
         let Some(process) = self.processes.get_mut(process_key) else { return Ok(()) };
         let pid = request.pid;
         let mut stdin_credit = None;

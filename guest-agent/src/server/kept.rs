@@ -112,7 +112,7 @@ impl Server {
         for (connection, sent) in served {
             match sent {
                 Ok(()) => self.flush(connection),
-                Err(end) => self.disconnect(connection, end),
+                Err(end) => self.lose_host(connection, end),
             }
         }
     }

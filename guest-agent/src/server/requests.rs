@@ -12,6 +12,9 @@ use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind,
 use sandboxvm_protocol::frame::{Frame, FrameError, FrameKind};
 use std::time::Duration;
 
+/// Buffers of [`Server::hear_out`] at most: far more than a socket holds, for a host that never stops.
+const HEARD_OUT: usize = 64;
+
 /// Whether a connection goes on after a frame.
 pub(super) type Outcome = Result<(), Failure>;
 
@@ -36,6 +39,25 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Takes all that a host has sent so far, as it will not be heard later, or not in time.
+    pub(super) fn hear_out(&mut self, key: Key) {
+        for _ in 0..HEARD_OUT {
+            let Some(connection) = self.connections.get_mut(key).filter(|it| !it.closing && it.relay.is_none()) else {
+                return;
+            };
+            let Received::Bytes(count) = connection.receive(&mut self.scratch) else { return };
+            self.take_frames(key, count);
+        }
+    }
+
+    /// The host of a connection takes no more. What it said before it left still counts.
+    pub(super) fn lose_host(&mut self, key: Key, end: End) {
+        if end == End::HostGone {
+            self.hear_out(key);
+        }
+        self.disconnect(key, end);
     }
 
     /// Handles the frames that end in the first `count` bytes of the scratch buffer.
@@ -251,7 +273,7 @@ impl Server {
     pub(super) fn flush(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         match connection.flush() {
-            Err(end) => self.disconnect(key, end),
+            Err(end) => self.lose_host(key, end),
             Ok(()) => self.settle(key),
         }
     }

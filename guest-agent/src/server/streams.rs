@@ -83,7 +83,7 @@ impl Server {
         if let Some(connection) = connection_key {
             match sent {
                 Ok(()) => self.settle(connection),
-                Err(end) => self.disconnect(connection, end),
+                Err(end) => self.lose_host(connection, end),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The host's side of the wire, and the agent as a child process.
 
+use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_protocol::agent::port::{PortNumber, PortRequest};
 use sandboxvm_protocol::agent::process::{AttachRequest, ProcessInfo, View};
 use sandboxvm_protocol::agent::{
@@ -172,6 +173,17 @@ impl Agent {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Stops the agent for as long as `work` takes: it finds all of that at once.
+    pub fn while_stopped<T>(&self, work: impl FnOnce() -> T) -> T {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).unwrap();
+        let state = || fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        wait_until("it stops", || state().rsplit(") ").next().unwrap().starts_with('T'));
+        let done = work();
+        kill_process(pid, Signal::CONT).unwrap();
+        done
     }
 
     pub fn open_files(&self) -> usize {

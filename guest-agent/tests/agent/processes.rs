@@ -1,6 +1,6 @@
 //! Processes that outlive their connection, and are found again by their PID.
 
-use crate::host::{Agent, Event, command, exists, script, wait_until};
+use crate::host::{Agent, Event, command, exists, hello, script, wait_until};
 use sandboxvm_protocol::agent::process::{AttachRequest, ProcessInfo, ProcessState, View};
 use sandboxvm_protocol::agent::{
     AgentMessage, ExecRequest, ExitStatus, FailureKind, HostMessage, OnDisconnect, STDIN_WINDOW, SignalNumber,
@@ -80,6 +80,42 @@ fn the_last_of_a_long_output_is_kept_and_what_is_missing_is_counted() {
     assert_eq!(finished.stderr, b"end\n");
     let info = listed(&agent, pid);
     assert_eq!((info.kept_bytes, info.dropped_bytes), (finished.stdout.len() as u64 + 4, finished.dropped));
+}
+
+#[test]
+fn what_one_host_fed_last_is_not_lost_to_the_next() {
+    let agent = Agent::start();
+    let request = ExecRequest { on_disconnect: OnDisconnect::Keep, ..fed(command(&["cat"])) };
+    let (mut first, pid) = agent.start_process(request);
+    let mut next = agent.while_stopped(|| {
+        first.send_stdin(b"one\n");
+        let mut next = agent.connect();
+        let attach = AttachRequest { pid, view: View::Attend, stdin: true, terminal: None };
+        next.send(&[hello(), HostMessage::Attach(attach)]);
+        drop(first);
+        next
+    });
+    assert!(matches!(next.next(), Event::Message(AgentMessage::Hello { .. })));
+    assert!(matches!(next.next(), Event::Message(AgentMessage::Attached(_))));
+    next.send_stdin(b"two\n");
+    next.send(&[HostMessage::StdinEof]);
+    assert_eq!(next.finish().text(), "one\ntwo\n");
+}
+
+#[test]
+fn what_a_host_said_before_it_left_counts() {
+    let agent = Agent::start();
+    let said = agent.directory().join("said");
+    let request = script(&format!("head -c 3000000 /dev/zero; read line; echo $line > {}", said.display()));
+    let request = ExecRequest { on_disconnect: OnDisconnect::Keep, ..fed(request) };
+    let (mut host, _) = agent.start_process(request);
+    // Nobody takes its output: the agent is told in one go that there is room again, and that nobody is there.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    agent.while_stopped(|| {
+        host.send_stdin(b"yes\n");
+        drop(host);
+    });
+    wait_until("it was told", || fs::read(&said).is_ok_and(|said| said == b"yes\n"));
 }
 
 #[test]
