@@ -22,6 +22,7 @@ mod room;
 mod sandbox_plane;
 mod server;
 mod telemetry;
+mod unread;
 
 pub use access::keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey};
 pub use config::{Config, TemplateConfig, TlsFiles};

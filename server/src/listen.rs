@@ -1,8 +1,8 @@
 //! Connections: TLS or not, HTTP/1.1 or HTTP/2 by what the client begins with, so many at a time, none for ever idle
 //! before its first request. Knows nothing of what is asked.
 
-use crate::config::TlsFiles;
-use axum::{Router, body::Body};
+use crate::{config::TlsFiles, unread};
+use axum::{Router, body::Body, middleware};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -80,6 +80,7 @@ pub(crate) type Shared = (Option<Tls>, CancellationToken, TaskTracker);
 
 /// Serves connections until the server ends.
 pub(crate) async fn accept(listener: TcpListener, router: Router, most: usize, (tls, ending, connections): Shared) {
+    let router = router.layer(middleware::from_fn(unread::answer));
     let places = Arc::new(Semaphore::new(most.max(1)));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };

@@ -63,6 +63,8 @@ const NAMES: &[&str] = &[
     "new-namespace",
     "become-root",
     "write-guest-memory",
+    "outrank",
+    "run-in-real-time",
 ];
 
 /// How an attack went.

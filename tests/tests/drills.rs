@@ -232,6 +232,24 @@ fn open_files_end_at_a_bound() {
 }
 
 #[test]
+fn nothing_of_the_host_is_outranked() {
+    if !are_wanted() {
+        return;
+    }
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    // What a generous starter may be allowed, and a VMM would inherit without a bound of its own.
+    for (resource, most) in [(Resource::Nice, 40), (Resource::Rtprio, 1)] {
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) }).unwrap();
+    }
+    for name in ["outrank", "run-in-real-time"] {
+        assert_eq!(Drill::of(name).outcome(), Refused("sched_setattr", Vcpu), "{name}");
+        let drill = Drill::of(name).by_event_loop();
+        assert_eq!(drill.outcome(), Failed(EPERM), "{name}");
+        assert_eq!(drill.without("limits").outcome(), Done, "{name}");
+    }
+}
+
+#[test]
 fn a_snapshots_memory_cannot_be_changed_by_those_who_share_it() {
     if !are_wanted() {
         return;

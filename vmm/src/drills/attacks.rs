@@ -42,6 +42,8 @@ pub(super) const ALL: &[(&str, Attack)] = &[
     ("new-namespace", new_namespace),
     ("become-root", become_root),
     ("write-guest-memory", write_guest_memory),
+    ("outrank", outrank),
+    ("run-in-real-time", run_in_real_time),
 ];
 
 /// What the drill aims at: a path, a process, a port, a descriptor.
@@ -258,4 +260,23 @@ fn write_guest_memory() -> Result<()> {
     let at = call(libc::SYS_mmap, [0, 4096, i64::from(libc::PROT_READ | libc::PROT_WRITE), flags, fd, 0])?;
     unsafe { (at as *mut [u8; 4]).write_volatile(*b"EVIL") };
     call(libc::SYS_munmap, [at, 4096, 0, 0, 0, 0]).map(drop)
+}
+
+/// Before every program of the host that has the usual nice value.
+fn outrank() -> Result<()> {
+    set_scheduling(libc::sched_attr { sched_policy: libc::SCHED_OTHER as u32, sched_nice: -20, ..no_scheduling() })
+}
+
+/// Before every program of the host that is not a real-time one.
+fn run_in_real_time() -> Result<()> {
+    set_scheduling(libc::sched_attr { sched_policy: libc::SCHED_FIFO as u32, sched_priority: 1, ..no_scheduling() })
+}
+
+fn no_scheduling() -> libc::sched_attr {
+    libc::sched_attr { size: size_of::<libc::sched_attr>() as u32, ..unsafe { std::mem::zeroed() } }
+}
+
+/// Of the calling thread: the one that may be named.
+fn set_scheduling(attributes: libc::sched_attr) -> Result<()> {
+    call(libc::SYS_sched_setattr, [0, &raw const attributes as i64, 0, 0, 0, 0]).map(drop)
 }
