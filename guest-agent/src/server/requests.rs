@@ -278,11 +278,12 @@ impl Server {
         }
     }
 
-    /// After a send: closes a connection that was waiting for just that, or has epoll tell when there is room again.
+    /// After a send: closes a connection that was waiting for just that, or has epoll tell when there is room again. While
+    /// the machine ends, its last words are still on their way: `part_with_hosts` closes it then.
     pub(super) fn settle(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !connection.is_stalled() {
-            if connection.closing {
+            if connection.closing && self.ending == Ending::No {
                 self.disconnect(key, End::HostGone);
             }
         } else {

@@ -324,6 +324,7 @@ impl Host {
                 // A Unix socket tells so when the agent closed it with something of ours unread.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Some(Event::Closed),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(count) => self.decoder.push(&buffer[..count]),
                 Err(error) => panic!("reading from the agent: {error}"),
             }
