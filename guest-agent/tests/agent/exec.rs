@@ -281,7 +281,7 @@ fn the_hosts_end_kills_the_process_or_lets_it_run_on() {
     drop(host);
     wait_until("the process is reaped", || !exists(pid));
     wait_until("its child is gone", || !is_running(child));
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(5));
 
     // More output than any buffer holds, to nobody; then a sign of having got there.
     let sign = agent.directory().join("sign");
