@@ -46,6 +46,8 @@ impl Server {
             && let Some(feeder) = self.processes.get_mut(process_key).and_then(|process| process.feeder)
         {
             self.hear_out(feeder);
+            // What is answered to that, if anything.
+            self.flush(feeder);
         }
         let Some(process) = self.processes.get_mut(process_key) else { return Ok(()) };
         let pid = request.pid;

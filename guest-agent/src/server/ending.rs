@@ -11,8 +11,8 @@ use std::time::Duration;
 /// Between SIGKILL to everything and giving up on what did not die of it.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 
-/// How long the VMM may take to receive what was said last: none of the connections is waited for that begins to close
-/// later than this.
+/// How long hosts may take to read what was said last, and then the VMM to receive it: none of the connections is waited
+/// for that begins to close later than this.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How far a shutdown has come.
@@ -24,6 +24,8 @@ pub(super) enum Ending {
     Terminating(u64),
     /// SIGKILL was sent; given up at this time.
     Killing(u64),
+    /// No process is left; what they said last has until this time to be sent.
+    Parting(u64),
 }
 
 impl Ending {
@@ -31,7 +33,7 @@ impl Ending {
     pub(super) fn deadline(self) -> Option<u64> {
         match self {
             Self::No => None,
-            Self::Terminating(at) | Self::Killing(at) => Some(at),
+            Self::Terminating(at) | Self::Killing(at) | Self::Parting(at) => Some(at),
         }
     }
 }
@@ -79,8 +81,18 @@ impl Server {
         }
     }
 
-    /// True when nothing is left to wait for.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ending != Ending::No && self.is_childless
+    /// True when nothing is left to wait for: no process, and nothing of theirs that a host is about to take.
+    pub(super) fn has_ended(&mut self) -> bool {
+        if self.ending == Ending::No || !self.is_childless {
+            return false;
+        }
+        let until = match self.ending {
+            Ending::Parting(until) => until,
+            _ => later(LAST_WORDS_WITHIN),
+        };
+        self.ending = Ending::Parting(until);
+        let is_said =
+            self.due.is_empty() && self.connections.iter_mut().all(|(_, connection)| !connection.is_stalled());
+        is_said || until <= now()
     }
 }

@@ -177,8 +177,8 @@ impl Server {
             }
             HostMessage::Shutdown { grace_ms } => {
                 connection.queue(&AgentMessage::ShuttingDown);
-                // Before anything ends: the answer must not wait for the processes.
-                self.flush(key);
+                // Before anything ends: the answer must not wait for the processes. A host that is gone by now shows later.
+                let _ = connection.flush();
                 self.begin_ending(Duration::from_millis(u64::from(grace_ms)));
             }
             HostMessage::ListProcesses { after } => self.list(key, after),

@@ -39,6 +39,32 @@ fn a_process_that_does_not_want_to_end_is_killed_after_the_grace() {
 }
 
 #[test]
+fn a_host_that_reads_late_has_the_last_words_all_the_same() {
+    let mut agent = Agent::start();
+    let (mut host, _) = agent.start_process(script("echo up; trap '' PIPE; head -c 3000000 /dev/zero; sleep 1000"));
+    host.read_until("up\n");
+    // Its output is stuck by now, or is a moment later.
+    std::thread::sleep(Duration::from_millis(100));
+    shut_down(&agent, 10_000);
+    std::thread::sleep(Duration::from_millis(300));
+    let finished = host.finish();
+    assert_eq!(finished.status, ExitStatus::Signal(SignalNumber::TERM));
+    assert!(!finished.stdout.is_empty() && finished.stdout.len() < 3_000_000, "{}", finished.stdout.len());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn nobody_is_waited_for_who_reads_nothing() {
+    let mut agent = Agent::start();
+    let (_host, _) = agent.start_process(script("yes"));
+    std::thread::sleep(Duration::from_millis(100));
+    let began = Instant::now();
+    shut_down(&agent, 10_000);
+    assert!(agent.wait().success());
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
 fn with_nothing_running_the_end_is_immediate() {
     let mut agent = Agent::start();
     let began = Instant::now();

@@ -89,12 +89,14 @@ fn what_one_host_fed_last_is_not_lost_to_the_next() {
     let (mut first, pid) = agent.start_process(request);
     let mut next = agent.while_stopped(|| {
         first.send_stdin(b"one\n");
+        first.send(&[HostMessage::Ping]);
         let mut next = agent.connect();
         let attach = AttachRequest { pid, view: View::Attend, stdin: true, terminal: None };
         next.send(&[hello(), HostMessage::Attach(attach)]);
-        drop(first);
         next
     });
+    assert_eq!(first.next(), Event::Message(AgentMessage::Pong), "whatever else it said is answered");
+    drop(first);
     assert!(matches!(next.next(), Event::Message(AgentMessage::Hello { .. })));
     assert!(matches!(next.next(), Event::Message(AgentMessage::Attached(_))));
     next.send_stdin(b"two\n");
