@@ -11,6 +11,8 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     /// Requests of the control plane that are worked on.
     pub(crate) room: Room,
+    /// Logs that are read: each may be long, and is read to its end or until nobody wants it.
+    pub(crate) log_room: Room,
     /// Those to sandboxes, until their answers begin: what a stream lasts is its sandbox's business.
     pub(crate) sandbox_room: Room,
 }

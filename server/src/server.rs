@@ -44,6 +44,9 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
+/// Logs of sandboxes that are read at a time: each takes a processor, a thread and some 32 MiB.
+const LOGS_READ: usize = 8;
+
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -135,6 +138,7 @@ impl Server {
         let app = Arc::new(App {
             room: Room::of(config.concurrent_requests),
             sandbox_room: Room::of(config.concurrent_requests),
+            log_room: Room::of(LOGS_READ),
             config,
             access,
             registry,

@@ -13,13 +13,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    time::{Duration, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// As E2B's API has it.
 const MAX_LINES: usize = 1000;
-/// Most bytes of a log that one request looks at once it has found something; the next goes on from the time of the last
-/// line.
+/// Most bytes of a log that one request looks at once it has found something that the next need not find again: that goes
+/// on from the time of the last line.
 const MAX_SCANNED: u64 = 64 << 20;
 /// Lines of so many bytes are enough for one answer.
 const MAX_ANSWER: usize = 16 << 20;
@@ -87,16 +88,29 @@ async fn entries(app: &SharedApp, key: &Key, id: &str, query: LogsQuery) -> Resu
     let entry = app.registry.find(&key.id, id)?;
     let failed = |error: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error);
     let sandbox = app.registry.manager.find(entry.id.as_str()).map_err(|error| failed(error.to_string()))?;
-    let read = move || query.read(&sandbox.trail());
+    let place = app
+        .log_room
+        .try_enter()
+        .ok_or_else(|| ApiError::later("the server reads as many logs as it does at a time", Duration::from_secs(1)))?;
+    let wanted = Arc::new(());
+    let asked = Arc::downgrade(&wanted);
+    let read = move || {
+        // Until the last byte was read, whether or not anybody waits for it.
+        let _place = place;
+        query.read(&sandbox.trail(), || asked.strong_count() > 0)
+    };
     let read = tokio::task::spawn_blocking(read).await.map_err(|error| failed(error.to_string()))?;
+    drop(wanted);
     read.map_err(|error| failed(error.to_string()))
 }
 
 impl LogsQuery {
-    fn read(&self, trail: &Trail) -> Result<Vec<Value>, AuditError> {
+    /// For as long as it `is_wanted`.
+    fn read(&self, trail: &Trail, is_wanted: impl Fn() -> bool) -> Result<Vec<Value>, AuditError> {
         let limit = self.limit.unwrap_or(MAX_LINES).min(MAX_LINES);
         // A millisecond has many lines: those of the cursor's own are in the answer, whichever way it goes.
         let moment = |ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+        let own = self.cursor.and_then(|ms| Some(moment(ms)?..moment(ms.saturating_add(1))?));
         let backward = self.direction == Direction::Backward;
         let cursor = self.cursor.and_then(|ms| moment(ms.saturating_add(u64::from(backward))));
         let mut at = match cursor {
@@ -104,11 +118,12 @@ impl LogsQuery {
             None => None,
         };
         let mut found = Vec::new();
+        let mut has_news = false;
         let (mut scanned, mut answered) = (0, 0);
         // No line of ours is worse than information.
         let limit = if self.level > Level::Info { 0 } else { limit };
-        // An empty answer means that there is nothing.
-        while found.len() < limit && answered < MAX_ANSWER && (found.is_empty() || scanned < MAX_SCANNED) {
+        // An empty answer means that there is nothing, and one of the cursor's own moment that there is nothing else.
+        while found.len() < limit && answered < MAX_ANSWER && (!has_news || scanned < MAX_SCANNED) && is_wanted() {
             let (text, next) = if backward { trail.read_before(at)? } else { trail.read_from(at.unwrap_or(0))? };
             if text.is_empty() {
                 break;
@@ -119,9 +134,10 @@ impl LogsQuery {
             let mut lines = text.lines();
             while found.len() < limit && answered < MAX_ANSWER {
                 let Some(line) = (if backward { lines.next_back() } else { lines.next() }) else { break };
-                if let Some(entry) = self.entry(line) {
+                if let Some((time, entry)) = self.entry(line) {
                     answered += line.len();
                     found.push(entry);
+                    has_news |= own.as_ref().is_none_or(|own| !own.contains(&time));
                 }
             }
         }
@@ -129,7 +145,7 @@ impl LogsQuery {
     }
 
     /// A line as E2B's API has it, when it is one of those asked for. What is no line is for `audit verify` to find.
-    fn entry(&self, line: &str) -> Option<Value> {
+    fn entry(&self, line: &str) -> Option<(SystemTime, Value)> {
         let read: Line = serde_json::from_str(line).ok()?;
         let Value::Object(mut event) = serde_json::to_value(&read.event).ok()? else { return None };
         let Value::String(message) = event.remove("event")? else { return None };
@@ -140,6 +156,8 @@ impl LogsQuery {
         if !self.search.as_ref().is_none_or(has) {
             return None;
         }
-        Some(json!({ "timestamp": views::time(read.time), "message": message, "level": "info", "fields": fields }))
+        let entry =
+            json!({ "timestamp": views::time(read.time), "message": message, "level": "info", "fields": fields });
+        Some((read.time, entry))
     }
 }
