@@ -82,8 +82,7 @@ impl Manager {
         let basis = NamedBasis::read(self, bundle, name)?;
         let staged = Staged::begin(&self.home, basis.record(spec)?)?;
         staged.admit()?;
-        // Another snapshot of this name has another state file.
-        let made_from = vec![basis.snapshot.state_identity()?];
+        let made_from = basis.snapshot.identities()?;
         let mut armed = arm(staged, &basis.restored(), bundle, made_from, spec.boot_timeout).await?;
         armed.env.clone_from(&basis.snapshot.manifest.env);
         Ok(armed)
@@ -100,7 +99,7 @@ async fn arm(
 ) -> Result<ArmedMachine, CreateError> {
     let program = bundle.path(Part::Vmm);
     made_from.push((program.to_owned(), identity_of(program)?));
-    let Prepared { parts, vmm, files } = Prepared::make(&staged, from, program)?;
+    let Prepared { parts, vmm, files } = Prepared::make(&staged, from, program).await?;
     parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;
     let mut armed = ArmedMachine { vmm, staged, made_from, env: Vec::new() };
     let Ok(event) = timeout(within, armed.vmm.channel.next_event()).await else {

@@ -87,13 +87,13 @@ pub(crate) struct Restored<'a> {
 }
 
 /// Lets a snapshot go on as the machine of a staged directory.
-pub(crate) fn restore(
+pub(crate) async fn restore(
     staged: Staged,
     from: &Restored<'_>,
     vmm: &Path,
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
-    let prepared = Prepared::make(&staged, from, vmm)?;
+    let prepared = Prepared::make(&staged, from, vmm).await?;
     staged.record().write(staged.directory())?;
     let tie_to_launcher = staged.record().ephemeral;
     let Prepared { parts, vmm, files } = prepared;
@@ -118,12 +118,12 @@ pub(crate) struct RestoredFiles {
 }
 
 impl Prepared {
-    pub(crate) fn make(staged: &Staged, from: &Restored<'_>, vmm: &Path) -> Result<Self, CreateError> {
+    pub(crate) async fn make(staged: &Staged, from: &Restored<'_>, vmm: &Path) -> Result<Self, CreateError> {
         let directory = staged.directory();
         let parts = Parts::make(directory)?;
         let vmm = parts.spawn_vmm(vmm)?;
         hold_share(staged, &vmm)?;
-        let mut snapshot = from.snapshot.files(from.host)?;
+        let mut snapshot = from.snapshot.files(from.host).await?;
         identity::make_due(directory)?;
         let origin = from.snapshot.link_into(directory)?;
         keep_disks(directory, from.disks.agent, from.disks.image)?;

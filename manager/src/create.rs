@@ -246,7 +246,7 @@ impl Manager {
             staged.admit()?;
             let snapshot = ready::ensure(&self.home, &key, &basis, spec).await?;
             let from = basis.restored_from(&snapshot, &host);
-            let failure = match restore(staged, &from, &basis.open.vmm, spec.boot_timeout) {
+            let failure = match restore(staged, &from, &basis.open.vmm, spec.boot_timeout).await {
                 Err(error) => error,
                 Ok(mut started) => match started.ready().await {
                     Ok(()) => return Ok(started),
@@ -274,7 +274,7 @@ impl Manager {
         let basis = NamedBasis::read(self, bundle, name)?;
         let staged = Staged::begin(&self.home, basis.record(spec)?)?;
         staged.admit()?;
-        let mut started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout)?;
+        let mut started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout).await?;
         match started.ready().await {
             Ok(()) => Ok(started),
             Err(error) => {

@@ -132,7 +132,9 @@ impl Lineage {
     }
 
     pub(crate) fn with_seals(self, seals: Seals) -> Self {
-        Self { seals, ..self }
+        let mut lineage = Self { seals, ..self };
+        lineage.forget_seals();
+        lineage
     }
 
     /// Reads the record and decides what became of a change that nobody finished. Under the change lock, and after a
@@ -206,10 +208,10 @@ impl Lineage {
     }
 
     /// Refuses files of the snapshot it began from that are not what they were.
-    pub(crate) fn check_origin(&self, directory: &SandboxDirectory) -> Result<(), SnapshotError> {
+    pub(crate) async fn check_origin(&self, directory: &SandboxDirectory) -> Result<(), SnapshotError> {
         let Origin::Snapshot { state, memory, disk, .. } = &self.origin else { return Ok(()) };
         for name in memory.iter().chain(disk).chain([state]) {
-            self.seals.check(directory, name, &directory.open_shared(name)?)?;
+            self.seals.check(directory, name, &directory.open_shared(name)?).await?;
         }
         Ok(())
     }
@@ -362,6 +364,7 @@ impl ChangeLock {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::snapshot::seal::Seal;
 
     pub(crate) fn contents() -> Contents {
         let content = |path: &str| Content { path: path.into(), sha256: "0".repeat(64) };
@@ -396,6 +399,17 @@ pub(crate) mod tests {
             assert_eq!(Lineage::read(&directory).unwrap(), lineage);
         }
         assert_eq!(lineage.files.baseline, None);
+    }
+
+    #[test]
+    fn only_seals_of_its_own_files_are_taken_over() {
+        let seal = Seal { modified_ns: 1, blake3: String::new() };
+        let seals = ["disk.0", "memory.0"].map(|name| (name.to_owned(), seal.clone()));
+        // A fork has its parent's layers, and its memory only where snapshots go on from that.
+        let origin = Origin::Fork { of: SandboxId::try_from("sandbox00001".to_owned()).unwrap() };
+        let lineage = Lineage::new(contents(), origin, None, files(&["disk.0", "disk.1"]));
+        let lineage = lineage.with_seals(seals.into_iter().collect());
+        assert_eq!(lineage.seals.files().collect::<Vec<_>>(), ["disk.0"]);
     }
 
     #[test]

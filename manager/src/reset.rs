@@ -199,7 +199,7 @@ impl Sandbox {
         let next =
             Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
         let mut layers = open_all(directory, disk)?;
-        lineage.check_origin(directory)?;
+        lineage.check_origin(directory).await?;
         layers.push(directory.create_file(&top_name)?);
         identity::make_due(directory)?;
         if let Err(error) = lineage.announce(directory, next.clone()) {
@@ -240,8 +240,8 @@ impl Sandbox {
         }
         // Everything that can be refused is refused while the old machine still runs.
         let beginning = match named {
-            Some((name, snapshot)) => self.beginning_of(name, snapshot)?,
-            None => self.beginning(bundle, lineage)?,
+            Some((name, snapshot)) => self.beginning_of(name, snapshot).await?,
+            None => self.beginning(bundle, lineage).await?,
         };
         let mut contents = beginning.contents.clone();
         let ReadOnlyDisks { agent: (agent, _), image: (image, _) } = match named {
@@ -286,7 +286,7 @@ impl Sandbox {
     }
 
     /// Where this sandbox itself began.
-    fn beginning(&self, bundle: &Bundle, lineage: &Lineage) -> Result<Beginning, ResetError> {
+    async fn beginning(&self, bundle: &Bundle, lineage: &Lineage) -> Result<Beginning, ResetError> {
         let directory = &self.directory;
         let top_name = free_name(directory, Kind::Disk)?;
         let top = directory.create_file(&top_name)?;
@@ -301,7 +301,7 @@ impl Sandbox {
                 source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
             }),
             Origin::Snapshot { id, state, memory, disk, .. } => {
-                lineage.check_origin(directory)?;
+                lineage.check_origin(directory).await?;
                 let mut layers = open_all(directory, disk)?;
                 layers.push(top);
                 Ok(Beginning {
@@ -323,7 +323,7 @@ impl Sandbox {
     }
 
     /// Where `snapshot` is, with its files linked here. What is linked and not used is taken away by the next change.
-    fn beginning_of(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<Beginning, ResetError> {
+    async fn beginning_of(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<Beginning, ResetError> {
         let (manifest, record) = (&snapshot.manifest, &self.record);
         let shape = |vcpus: VcpuCount, memory: MemorySize, disk: u64| {
             format!("{vcpus} vCPUs, {} MiB of memory and {} MiB of disk", memory.mib(), disk / MIB)
@@ -333,7 +333,7 @@ impl Sandbox {
         if theirs != ours {
             return Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs });
         }
-        let files = snapshot.files(&HostIdentity::read().map_err(SnapshotError::from)?)?;
+        let files = snapshot.files(&HostIdentity::read().map_err(SnapshotError::from)?).await?;
         let origin = snapshot.link_into(&self.directory)?;
         let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
         let top_name = free_name(&self.directory, Kind::Disk)?;

@@ -7,7 +7,12 @@ use sandboxvm_tests::{
     library::{Library, run},
     processes,
 };
-use std::{collections::HashSet, fs, time::Duration};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    time::Duration,
+};
 
 /// PIDs of the VMMs that wait in staging.
 fn waiting(home: &Home) -> Vec<u32> {
@@ -96,8 +101,13 @@ fn machines_of_a_pool_go_on_from_a_snapshot_with_a_name_while_it_is_there() {
         assert_eq!(out, "kept\nsnapshot own\n");
         started.finish().await.unwrap();
 
-        // What waits is of a snapshot that is no more: nobody gets it.
+        // What waits goes on from files that somebody wrote to: nobody gets it.
         pool.filled().await.unwrap();
+        let memory = File::options().write(true).open(manager.root().join("snapshots/kept/memory.0")).unwrap();
+        memory.write_all_at(b"evil", 1 << 20).unwrap();
+        let refused = pool.take(&request).await.unwrap_err().to_string();
+        assert!(refused.contains("was changed"), "{refused}");
+        // Nor of a snapshot that is no more.
         manager.remove_snapshot("kept").unwrap();
         let refused = pool.take(&request).await.unwrap_err().to_string();
         assert!(refused.contains("kept"), "{refused}");

@@ -55,9 +55,14 @@ impl Seals {
 
     /// Refuses a file that is not what it was, as far as can be told without reading one that was not written to. One
     /// without a seal is what it is.
-    pub(crate) fn check(&self, directory: &SandboxDirectory, name: &str, file: &File) -> Result<(), SnapshotError> {
+    pub(crate) async fn check(
+        &self,
+        directory: &SandboxDirectory,
+        name: &str,
+        file: &File,
+    ) -> Result<(), SnapshotError> {
         let Some(seal) = self.get(name) else { return Ok(()) };
-        match seal.holds(file) {
+        match seal.holds(file).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(SnapshotError::Changed(directory.path().join(name))),
             Err(error) => Err(directory.error("read", name, error).into()),
@@ -108,9 +113,13 @@ impl Seal {
             file.set_modified(UNIX_EPOCH + Duration::from_secs(second))?;
         }
         file.sync_data()?;
-        let modified_ns = modified(file)?;
-        let seal = Self { modified_ns, blake3: checksum(file)? };
-        if seal.is_untouched(file)? { Ok(seal) } else { Err(io::Error::other("it was written to meanwhile")) }
+        let seal = Self { modified_ns: modified(file)?, blake3: checksum(file)? };
+        let latest = i64::try_from(past.duration_since(UNIX_EPOCH).map_err(io::Error::other)?.as_nanos());
+        if seal.modified_ns <= latest.map_err(io::Error::other)? && seal.is_untouched(file)? {
+            Ok(seal)
+        } else {
+            Err(io::Error::other("it was written to meanwhile"))
+        }
     }
 
     /// Whether it was not written to since.
@@ -118,9 +127,14 @@ impl Seal {
         Ok(modified(file)? == self.modified_ns)
     }
 
-    /// Whether its content is what it was, as far as can be told without reading a file that was not written to.
-    pub(crate) fn holds(&self, file: &File) -> io::Result<bool> {
-        Ok(self.is_untouched(file)? || self.verify(file)?)
+    /// Whether its content is what it was, as far as can be told without reading a file that was not written to. Others go
+    /// on while one is read: it may have gigabytes.
+    pub(crate) async fn holds(&self, file: &File) -> io::Result<bool> {
+        if self.is_untouched(file)? {
+            return Ok(true);
+        }
+        let (seal, file) = (self.clone(), file.try_clone()?);
+        tokio::task::spawn_blocking(move || seal.verify(&file)).await.map_err(io::Error::other)?
     }
 
     /// Whether its content is what it was. Reads all of it.
@@ -207,8 +221,8 @@ mod tests {
         file
     }
 
-    #[test]
-    fn any_change_of_content_is_found_and_none_of_form() {
+    #[tokio::test]
+    async fn any_change_of_content_is_found_and_none_of_form() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sealed");
         let (many, few) = (vec![7; 3 * MIB + 5], [9; 10]);
@@ -216,7 +230,7 @@ mod tests {
         let length = (64 << 20) + 100;
         let file = sparse(&path, &parts, length);
         let seal = Seal::of(&file).unwrap();
-        assert!(seal.holds(&file).unwrap() && seal.verify(&file).unwrap());
+        assert!(seal.holds(&file).await.unwrap() && seal.verify(&file).unwrap());
         // By whoever else has it: one seal stays as good as the other.
         assert_eq!(Seal::of(&file).unwrap(), seal);
 
@@ -225,7 +239,7 @@ mod tests {
         fs::write(&dense, fs::read(&path).unwrap()).unwrap();
         let dense = File::options().read(true).write(true).open(dense).unwrap();
         dense.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(9)).unwrap();
-        assert!(!seal.is_untouched(&dense).unwrap() && seal.holds(&dense).unwrap());
+        assert!(!seal.is_untouched(&dense).unwrap() && seal.holds(&dense).await.unwrap());
 
         // A bit, zeros where there were others, a page that moved, a longer and a shorter one.
         for (at, bytes) in [(8192 + MIB as u64, &[6][..]), (0, &[0; 10]), (50 << 20, &[1])] {
@@ -241,14 +255,14 @@ mod tests {
 
         // Written to at once, with what it has already, by a file system that tells time in ticks.
         file.write_all_at(&few, 0).unwrap();
-        assert!(!seal.is_untouched(&file).unwrap() && seal.holds(&file).unwrap());
+        assert!(!seal.is_untouched(&file).unwrap() && seal.holds(&file).await.unwrap());
 
         // What changed without a trace is not looked for, and found when it is.
         let time = UNIX_EPOCH + Duration::from_nanos(u64::try_from(seal.modified_ns).unwrap());
         file.write_all_at(&[1], 20 << 20).unwrap();
-        assert!(!seal.holds(&file).unwrap());
+        assert!(!seal.holds(&file).await.unwrap());
         file.set_modified(time).unwrap();
-        assert!(seal.holds(&file).unwrap() && !seal.verify(&file).unwrap());
+        assert!(seal.holds(&file).await.unwrap() && !seal.verify(&file).unwrap());
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl StoredSnapshot {
     }
 
     /// Opens its files, and refuses a host that it cannot go on on.
-    pub(crate) fn files(&self, here: &HostIdentity) -> Result<SnapshotFiles, SnapshotError> {
+    pub(crate) async fn files(&self, here: &HostIdentity) -> Result<SnapshotFiles, SnapshotError> {
         if let Some(difference) = self.manifest.host.difference(here) {
             return Err(SnapshotError::OtherHost(difference));
         }
@@ -89,9 +89,9 @@ impl StoredSnapshot {
         }
         let disk = open_all(&self.directory, &self.manifest.disk)?;
         let state = self.directory.open_shared(STATE)?;
-        self.manifest.seals.check(&self.directory, STATE, &state)?;
+        self.manifest.seals.check(&self.directory, STATE, &state).await?;
         for (name, file) in names.iter().zip(&memory).chain(self.manifest.disk.iter().zip(&disk)) {
-            self.manifest.seals.check(&self.directory, name, file)?;
+            self.manifest.seals.check(&self.directory, name, file).await?;
         }
         Ok(SnapshotFiles { state, memory, disk, template: self.directory.open_shared(TEMPLATE)? })
     }
@@ -105,11 +105,16 @@ impl StoredSnapshot {
         memory.chain(self.manifest.disk.iter().zip(disk)).chain([(&own_state, state)]).filter_map(seal).collect()
     }
 
-    /// Where its state file is, and which: another one for each snapshot of a name.
-    pub(crate) fn state_identity(&self) -> Result<(PathBuf, FileIdentity), DirectoryError> {
-        let state = self.directory.open_shared(STATE)?;
-        let metadata = state.metadata().map_err(|error| self.directory.error("examine", STATE, error))?;
-        Ok((self.directory.path().join(STATE), FileIdentity::from(&metadata)))
+    /// Where its files are, and which: others for each snapshot of a name, and for one that was written to since.
+    pub(crate) fn identities(&self) -> Result<Vec<(PathBuf, FileIdentity)>, DirectoryError> {
+        let memory = self.manifest.memory.iter().map(|file| file.name.as_str());
+        let disk = self.manifest.disk.iter().map(String::as_str);
+        let identity = |name: &str| {
+            let file = self.directory.open_shared(name)?;
+            let metadata = file.metadata().map_err(|error| self.directory.error("examine", name, error))?;
+            Ok((self.directory.path().join(name), FileIdentity::from(&metadata)))
+        };
+        memory.chain(disk).chain([STATE]).map(identity).collect()
     }
 
     /// Gives its files names in a sandbox's directory, for as long as the sandbox may need them.

@@ -135,7 +135,7 @@ pub(crate) async fn take(
     let own_names =
         (0..baseline.len()).map(|n| Kind::Memory.name(n)).chain((0..before.disk.len()).map(|n| Kind::Disk.name(n)));
     let sealed = own_names.zip(names).filter_map(|(own, name)| Some((own, seals.get(name)?.clone())));
-    let state_seal = Seal::of(&files.state).map_err(|error| staged.directory.error("read", STATE, error))?;
+    let state_seal = seal(&files.state).await.map_err(|error| staged.directory.error("read", STATE, error))?;
     let manifest = SnapshotManifest {
         format: FORMAT,
         id: staged.id.clone(),
@@ -193,6 +193,12 @@ async fn seal_all(
         seals.push((name, seal));
     }
     Ok(seals.into_iter().collect())
+}
+
+/// Others go on while it is synced and read.
+async fn seal(file: &File) -> io::Result<Seal> {
+    let file = file.try_clone()?;
+    tokio::task::spawn_blocking(move || Seal::of(&file)).await.map_err(io::Error::other)?
 }
 
 /// The snapshot failed in the VMM, which compares the next one with what it did before.
