@@ -175,7 +175,9 @@ fn limits_that_programs_meet_and_ends_by_time_are_logged() {
     let brief = home.create(&["-m", "128M", "--ttl", "1s=rm"]);
     let gone = eventually(std::time::Duration::from_secs(120), || (!brief.directory().exists()).then_some(()));
     assert!(gone.is_some(), "its time does not end it");
-    let log = events(&home, &brief.id);
+    // What was done is logged after it was.
+    let logged = || Some(events(&home, &brief.id)).filter(|log| names(log).contains(&"removed"));
+    let log = eventually(std::time::Duration::from_secs(20), logged).unwrap_or_else(|| events(&home, &brief.id));
     // The end of the machine is logged by whoever finds it ended, here the one who removes it.
     assert_eq!(names(&log), ["created", "time_up", "stopped", "machine_ended", "removed"], "{log:#?}");
     assert_eq!(log[1]["then"], "rm");
