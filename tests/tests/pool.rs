@@ -110,9 +110,10 @@ fn machines_of_a_pool_go_on_from_a_snapshot_with_a_name_while_it_is_there() {
         assert_eq!(out, "kept\nsnapshot own\n");
         started.finish().await.unwrap();
 
-        // What waits goes on from files that somebody wrote to: nobody gets it.
+        // What waits goes on from files that somebody wrote to: nobody gets it. (The first memory file is the ready
+        // snapshot's, from which the machines of other tests go on.)
         pool.filled().await.unwrap();
-        let memory = File::options().write(true).open(manager.root().join("snapshots/kept/memory.0")).unwrap();
+        let memory = File::options().write(true).open(manager.root().join("snapshots/kept/memory.1")).unwrap();
         memory.write_all_at(b"evil", 1 << 20).unwrap();
         let refused = pool.take(&request).await.unwrap_err().to_string();
         assert!(refused.contains("was changed"), "{refused}");
