@@ -44,11 +44,15 @@ fn excerpt(console: &str) -> String {
     if report.len() <= CAP + REST {
         return report.to_owned();
     }
-    format!("{}\n[...]\n{}", &report[..report.floor_char_boundary(CAP)], end(report, REST))
+    format!("{}\n[...]\n{}", beginning(report, CAP), end(report, REST))
+}
+
+fn beginning(text: &str, most: usize) -> &str {
+    (0..=most).rev().find_map(|at| text.get(..at)).unwrap_or(text)
 }
 
 fn end(text: &str, most: usize) -> &str {
-    &text[text.ceil_char_boundary(text.len().saturating_sub(most))..]
+    (text.len().saturating_sub(most)..=text.len()).find_map(|at| text.get(at..)).unwrap_or_default()
 }
 
 impl fmt::Display for LastWords {
