@@ -172,30 +172,22 @@ async fn seal_all(
     names: impl Iterator<Item = &String>,
 ) -> Result<Seals, SnapshotError> {
     let mut seals = Vec::new();
-    let mut unread = Vec::new();
     for name in names {
         let file = directory.open_shared(name)?;
-        match known.get(name) {
-            Some(seal) if seal.is_untouched(&file).unwrap_or(false) => seals.push((name.clone(), seal.clone())),
-            _ => unread.push((name.clone(), file)),
-        }
-    }
-    // A layer may have gigabytes.
-    let read = move || -> Vec<(String, io::Result<Seal>)> {
-        unread.into_iter().map(|(name, file)| (name, Seal::of(&file))).collect()
-    };
-    let read = tokio::task::spawn_blocking(read).await;
-    for (name, seal) in read.map_err(|error| directory.error("read", "", io::Error::other(error)))? {
-        let seal = seal.map_err(|error| directory.error("read", &name, error))?;
-        if known.get(&name).is_some_and(|known| known.blake3 != seal.blake3) {
+        let known = known.get(name);
+        let sealed = match known {
+            Some(seal) if seal.is_untouched(&file).unwrap_or(false) => seal.clone(),
+            _ => seal(&file).await.map_err(|error| directory.error("read", name, error))?,
+        };
+        if known.is_some_and(|known| known.blake3 != sealed.blake3) {
             return Err(SnapshotError::Changed(directory.path().join(name)));
         }
-        seals.push((name, seal));
+        seals.push((name.clone(), sealed));
     }
     Ok(seals.into_iter().collect())
 }
 
-/// Others go on while it is synced and read.
+/// Others go on while it is synced and read: a layer may have gigabytes.
 async fn seal(file: &File) -> io::Result<Seal> {
     let file = file.try_clone()?;
     tokio::task::spawn_blocking(move || Seal::of(&file)).await.map_err(io::Error::other)?
