@@ -31,6 +31,7 @@
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
 
+pub mod details;
 pub mod files;
 pub mod limits;
 pub mod port;
@@ -47,7 +48,7 @@ use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
 /// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 4, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 5, oldest: 1 };
 
 /// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
 pub const SINCE_PROCESSES: u8 = 2;
@@ -63,6 +64,9 @@ pub const SINCE_LIMITS: u8 = 3;
 
 /// The version that first told hosts which limits programs met.
 pub const SINCE_LIMITS_HIT: u8 = 4;
+
+/// The version that first described files with [`details`], and wrote metadata.
+pub const SINCE_FILE_DETAILS: u8 = 5;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -191,7 +195,7 @@ impl Message for HostMessage {
         match self {
             Self::ListProcesses { .. } | Self::Attach(_) | Self::SignalProcess { .. } => SINCE_PROCESSES,
             Self::Exec(request) if request.on_disconnect == OnDisconnect::Keep => SINCE_PROCESSES,
-            Self::Files(_) => SINCE_FILES,
+            Self::Files(request) => request.operation.since(),
             Self::Connect(_) => SINCE_PORTS,
             Self::SetLimits(_) => SINCE_LIMITS,
             _ => 1,
@@ -258,7 +262,7 @@ impl Message for AgentMessage {
             Self::Processes(_) | Self::Attached(_) | Self::OutputDropped { .. } | Self::RunsOn | Self::Signalled => {
                 SINCE_PROCESSES
             }
-            Self::File(_) => SINCE_FILES,
+            Self::File(reply) => reply.since(),
             Self::Connected => SINCE_PORTS,
             Self::Failed(failure) => match failure.kind {
                 FailureKind::NoSuchProcess => SINCE_PROCESSES,

@@ -26,7 +26,7 @@ mod writer;
 
 pub use entry::{Entry, Extent, Kind, MAX_PATH, Timestamp, Totals};
 pub use pack::{PackError, PackOptions, pack};
-pub use place::{PlaceError, Temporary};
+pub use place::{PlaceError, Temporary, temporary_replaces};
 pub use reader::{ReadError, Reader};
 pub use unpack::{Trust, UnpackError, UnpackPolicy, unpack, unpack_single};
 pub use writer::Writer;

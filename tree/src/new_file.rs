@@ -34,7 +34,7 @@ impl<'d> NewFile<'d> {
             }
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (temporary, file) = Temporary::make(directory, |name| openat(directory, name, flags, mode))?;
+        let (temporary, file) = Temporary::make(directory, false, |name| openat(directory, name, flags, mode))?;
         Ok(Self { directory, file, temporary: Some(temporary) })
     }
 
@@ -46,7 +46,7 @@ impl<'d> NewFile<'d> {
         match link(&self.file, self.directory, name) {
             Err(Errno::EXIST) => {
                 let make = |beside: &str| link(&self.file, self.directory, beside.as_bytes());
-                let (temporary, ()) = Temporary::make(self.directory, make)?;
+                let (temporary, ()) = Temporary::make(self.directory, true, make)?;
                 temporary.rename(name)
             }
             linked => linked,

@@ -148,7 +148,26 @@ impl Parents {
     }
 }
 
-/// A name of our own beside a file that is to be replaced; what is there when this goes is removed.
+/// How every name of a [`Temporary`] begins; 16 hexadecimal digits follow.
+const TEMPORARY_PREFIX: &[u8] = b".sandboxvm-";
+/// How the name of one ends that is to take the place of a file.
+const REPLACING: &[u8] = b"-r";
+
+/// Whether a name is one of a [`Temporary`], and if so, whether it was to take the place of a file that was there.
+#[must_use]
+pub fn temporary_replaces(name: &[u8]) -> Option<bool> {
+    let rest = name.strip_prefix(TEMPORARY_PREFIX)?;
+    let (digits, rest) = rest.split_at_checked(16)?;
+    let is_ours = digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match rest {
+        b"" if is_ours => Some(false),
+        REPLACING if is_ours => Some(true),
+        _ => None,
+    }
+}
+
+/// A name of our own beside a file that is to be replaced; what is there when this goes is removed. Programs that watch
+/// the directory can recognize it ([`temporary_replaces`]).
 #[derive(Debug)]
 pub struct Temporary<'d> {
     directory: BorrowedFd<'d>,
@@ -156,18 +175,21 @@ pub struct Temporary<'d> {
 }
 
 impl<'d> Temporary<'d> {
-    /// Finds a name by having `make` make something of it, and only of a name that is free.
+    /// Finds a name by having `make` make something of it, and only of a name that is free. `replaces` says whether it
+    /// is to take the place of a file that is there.
     ///
     /// # Errors
     /// What `make` fails with, or EEXIST when no name is free.
     pub fn make<T>(
         directory: BorrowedFd<'d>,
+        replaces: bool,
         mut make: impl FnMut(&str) -> Result<T, Errno>,
     ) -> Result<(Self, T), Errno> {
+        let end = if replaces { "-r" } else { "" };
         for _ in 0..16 {
             let mut random = [0; 8];
             getrandom(&mut random, GetRandomFlags::empty())?;
-            let name = format!(".sandboxvm-{:016x}", u64::from_ne_bytes(random));
+            let name = format!(".sandboxvm-{:016x}{end}", u64::from_ne_bytes(random));
             match make(&name) {
                 Ok(made) => return Ok((Self { directory, name }, made)),
                 Err(Errno::EXIST) => {}

@@ -310,7 +310,7 @@ impl<'a> Unpacking<'a> {
         let (above, name) = place::split(normal);
         let policy = self.policy;
         let parent = self.parents.open(above).map_err(fail("open the directory above", entry))?;
-        let (temporary, made) = Temporary::make(parent, |name| {
+        let (temporary, made) = Temporary::make(parent, false, |name| {
             symlinkat(target, parent, name)?;
             if policy.keep_owner {
                 let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
@@ -341,8 +341,9 @@ impl<'a> Unpacking<'a> {
         }
         let (above, name) = place::split(normal);
         let parent = self.parents.open(above).map_err(fail("open the directory above", entry))?;
-        let (temporary, ()) = Temporary::make(parent, |name| linkat(&old, target_name, parent, name, AtFlags::empty()))
-            .map_err(fail("make the hard link", entry))?;
+        let (temporary, ()) =
+            Temporary::make(parent, false, |name| linkat(&old, target_name, parent, name, AtFlags::empty()))
+                .map_err(fail("make the hard link", entry))?;
         temporary.rename(name).map_err(fail("put in its place", entry))
     }
 }

@@ -2,11 +2,13 @@
 
 use super::change::make_directories;
 use super::channel::{Channel, DataWriter, FillError};
+use super::details;
 use super::failure::{Trouble, failure, refused};
 use super::inspect::describe;
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, lstat, open, openat, stat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
+use sandboxvm_protocol::agent::details::FileMetadata;
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply, FileTotals};
 use sandboxvm_tree::Temporary;
 use std::ffi::OsStr;
@@ -51,6 +53,8 @@ struct Target {
     name: Vec<u8>,
     mode: u32,
     owner: Option<(u32, u32)>,
+    /// A file is there.
+    exists: bool,
 }
 
 impl Target {
@@ -88,6 +92,7 @@ impl Target {
         Ok(Self {
             directory: directory.to_vec(),
             name: name.to_vec(),
+            exists: old.is_some(),
             mode: old.as_ref().map_or(mode.unwrap_or(0o644), |old| old.st_mode) & 0o7777,
             owner: old.map(|old| (old.st_uid, old.st_gid)).filter(|_| geteuid().is_root()),
         })
@@ -100,13 +105,36 @@ pub(super) fn write(
     mode: Option<u32>,
     parents: bool,
 ) -> Result<FileReply, Trouble> {
+    put(channel, path, mode, parents, &FileMetadata::default())?;
+    describe(path, true).map(FileReply::Entry)
+}
+
+pub(super) fn write_with_metadata(
+    channel: &mut Channel,
+    path: &[u8],
+    mode: Option<u32>,
+    parents: bool,
+    metadata: &FileMetadata,
+) -> Result<FileReply, Trouble> {
+    put(channel, path, mode, parents, metadata)?;
+    details::describe(path)
+}
+
+/// Takes a file from the host and puts it in its place.
+fn put(
+    channel: &mut Channel,
+    path: &[u8],
+    mode: Option<u32>,
+    parents: bool,
+    metadata: &FileMetadata,
+) -> Result<(), Trouble> {
     let fail = |errno| refused("write it", path, errno);
     let target = Target::find(path, mode, parents)?;
     let directory = open(&target.directory[..], OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let directory = directory.map_err(fail)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let make = |name: &str| openat(&directory, name, flags, Mode::RUSR | Mode::WUSR);
-    let (temporary, file) = Temporary::make(directory.as_fd(), make).map_err(fail)?;
+    let (temporary, file) = Temporary::make(directory.as_fd(), target.exists, make).map_err(fail)?;
     channel.reply(&FileReply::Begun(None))?;
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -123,10 +151,10 @@ pub(super) fn write(
             }
         }
     }
+    details::set_metadata(&file, metadata, path)?;
     if let Some((uid, gid)) = target.owner {
         fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(fail)?;
     }
     fchmod(&file, Mode::from_raw_mode(target.mode)).map_err(fail)?;
-    temporary.rename(&target.name).map_err(fail)?;
-    describe(path, true).map(FileReply::Entry)
+    temporary.rename(&target.name).map_err(fail)
 }

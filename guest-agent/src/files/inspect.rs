@@ -1,10 +1,12 @@
 //! What files are: stat and list.
 
 use super::channel::Channel;
+use super::details::Reader;
 use super::failure::{Trouble, failure, refused};
 use crate::process::user::Names;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, open, openat, readlinkat, statat};
 use rustix::io::Errno;
+use sandboxvm_protocol::agent::details::{DETAILS_BUDGET, FileDetails, MAX_DETAILS};
 use sandboxvm_protocol::agent::files::{
     FileEntry, FileErrorKind, FileKind, FilePath, FileReply, FileTime, FileTotals, MAX_ENTRIES, PAGE_BUDGET,
 };
@@ -56,7 +58,7 @@ impl Describer {
     }
 }
 
-fn kind(about: &Stat) -> FileKind {
+pub(super) fn kind(about: &Stat) -> FileKind {
     match FileType::from_raw_mode(about.st_mode) {
         FileType::Directory => FileKind::Directory,
         FileType::Symlink => FileKind::Symlink,
@@ -78,21 +80,76 @@ pub(super) fn stat(path: &[u8], follow: bool) -> Result<FileReply, Trouble> {
 }
 
 pub(super) fn list(channel: &mut Channel, path: &[u8], depth: u32) -> Result<FileReply, Trouble> {
+    walk(channel, path, depth, Page::Entries(Vec::new()))
+}
+
+pub(super) fn list_details(channel: &mut Channel, path: &[u8], depth: u32) -> Result<FileReply, Trouble> {
+    walk(channel, path, depth, Page::Details(Vec::new(), Reader::new()))
+}
+
+fn walk(channel: &mut Channel, path: &[u8], depth: u32, page: Page) -> Result<FileReply, Trouble> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = open(path, flags, Mode::empty()).map_err(|errno| refused("list it", path, errno))?;
     let directory = Dir::new(directory).map_err(|errno| refused("list it", path, errno))?;
-    let mut listing =
-        Listing { channel, describer: Describer::new(), page: Vec::new(), budget: 0, totals: FileTotals::default() };
+    let mut listing = Listing { channel, describer: Describer::new(), page, budget: 0, totals: FileTotals::default() };
     listing.directory(directory, path, depth.min(MAX_DEPTH))?;
     listing.send()?;
     Ok(FileReply::Done(listing.totals))
 }
 
+/// What is to be sent next.
+enum Page {
+    Entries(Vec<FileEntry>),
+    Details(Vec<FileDetails>, Reader),
+}
+
+impl Page {
+    /// Adds an entry, which is at `path`; the value is the bytes of its paths and metadata.
+    fn push(&mut self, entry: FileEntry, path: &[u8]) -> usize {
+        let length = |path: Option<&FilePath>| path.map_or(0, |path| path.as_bytes().len());
+        let bytes = length(Some(&entry.path)) + length(entry.link_target.as_ref());
+        match self {
+            Self::Entries(page) => {
+                page.push(entry);
+                bytes
+            }
+            Self::Details(page, reader) => {
+                let details = reader.read(entry, path);
+                let more = length(details.target.as_ref().map(|target| &target.path)) + details.metadata.size();
+                page.push(details);
+                bytes + more
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Entries(page) => page.is_empty(),
+            Self::Details(page, _) => page.is_empty(),
+        }
+    }
+
+    /// True when it has as much as one message takes, `bytes` of paths and metadata among it.
+    fn is_full(&self, bytes: usize) -> bool {
+        match self {
+            Self::Entries(page) => page.len() == MAX_ENTRIES || bytes >= PAGE_BUDGET,
+            Self::Details(page, _) => page.len() == MAX_DETAILS || bytes >= DETAILS_BUDGET,
+        }
+    }
+
+    fn take(&mut self) -> FileReply {
+        match self {
+            Self::Entries(page) => FileReply::Entries(std::mem::take(page)),
+            Self::Details(page, _) => FileReply::DetailsPage(std::mem::take(page)),
+        }
+    }
+}
+
 struct Listing<'c> {
     channel: &'c mut Channel,
     describer: Describer,
-    page: Vec<FileEntry>,
-    /// Bytes of paths in the page.
+    page: Page,
+    /// Bytes of paths and metadata in the page.
     budget: usize,
     totals: FileTotals,
 }
@@ -118,7 +175,7 @@ impl Listing<'_> {
                 Err(trouble) => return Err(trouble),
             };
             let is_directory = entry.kind == FileKind::Directory;
-            self.push(entry)?;
+            self.push(entry, &below)?;
             if is_directory && depth > 1 {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 match openat(directory.as_fd(), name, flags, Mode::empty()).and_then(Dir::new) {
@@ -131,12 +188,10 @@ impl Listing<'_> {
         Ok(())
     }
 
-    fn push(&mut self, entry: FileEntry) -> Result<(), Trouble> {
+    fn push(&mut self, entry: FileEntry, path: &[u8]) -> Result<(), Trouble> {
         self.totals.entries += 1;
-        self.budget += entry.path.as_bytes().len();
-        self.budget += entry.link_target.as_ref().map_or(0, |target| target.as_bytes().len());
-        self.page.push(entry);
-        if self.page.len() == MAX_ENTRIES || self.budget >= PAGE_BUDGET { self.send() } else { Ok(()) }
+        self.budget += self.page.push(entry, path);
+        if self.page.is_full(self.budget) { self.send() } else { Ok(()) }
     }
 
     fn send(&mut self) -> Result<(), Trouble> {
@@ -144,6 +199,6 @@ impl Listing<'_> {
             return Ok(());
         }
         self.budget = 0;
-        self.channel.reply(&FileReply::Entries(std::mem::take(&mut self.page)))
+        self.channel.reply(&self.page.take())
     }
 }

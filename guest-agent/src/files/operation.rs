@@ -2,7 +2,8 @@
 
 use super::channel::Channel;
 use super::failure::Trouble;
-use super::{archive, change, content, inspect, watch};
+use super::watch::Watched;
+use super::{archive, change, content, details, inspect, mounts, watch};
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
 
 /// Where the paths of a request begin.
@@ -30,9 +31,14 @@ pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation
     let at = |path: &FilePath| place.absolute(path);
     match operation {
         FileOperation::Stat { path, follow } => inspect::stat(&at(&path), follow),
+        FileOperation::Describe { path } => details::describe(&at(&path)),
         FileOperation::List { path, depth } => inspect::list(channel, &at(&path), depth),
+        FileOperation::ListDetails { path, depth } => inspect::list_details(channel, &at(&path), depth),
         FileOperation::Read { path } => content::read(channel, &at(&path)),
         FileOperation::Write { path, mode, parents } => content::write(channel, &at(&path), mode, parents),
+        FileOperation::WriteWithMetadata { path, mode, parents, metadata } => {
+            content::write_with_metadata(channel, &at(&path), mode, parents, &metadata)
+        }
         FileOperation::MakeDirectory { path, mode, must_be_new } => {
             change::make_directory(&at(&path), mode, must_be_new)
         }
@@ -40,7 +46,15 @@ pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation
         FileOperation::Remove { path, recursive } => change::remove(&at(&path), recursive),
         FileOperation::SetMode { path, mode, recursive } => change::set_mode(&at(&path), mode, recursive),
         FileOperation::SetOwner { path, owner, recursive } => change::set_owner(&at(&path), &owner, recursive),
-        FileOperation::Watch { path, recursive } => watch::watch(channel, &at(&path), recursive),
+        FileOperation::Watch { path, recursive } => watch::watch(channel, &at(&path), recursive, Watched::Changes),
+        FileOperation::Observe { path, recursive, details, network } => {
+            let path = at(&path);
+            if !network {
+                mounts::refuse_network(&path)?;
+            }
+            let watched = if details { Watched::Files } else { Watched::Names };
+            watch::watch(channel, &path, recursive, watched)
+        }
         FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
         FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
     }

@@ -1,35 +1,63 @@
 //! What changes in a directory, by inotify(7), until the host hangs up. At most [`MAX_WATCHES`] directories; where there
 //! are more, and where the kernel loses count, the host is told that something is missing.
+//!
+//! A file that a host writes comes to its place under another name ([`temporary_replaces`]). The host does not hear of
+//! that name, but of a file that was made, if none was there, and written to.
 
 use super::channel::Channel;
+use super::details::Reader;
 use super::failure::{Trouble, refused};
-use super::inspect::describe;
+use super::inspect::{Describer, describe};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, lstat, openat};
 use rustix::io::Errno;
-use sandboxvm_protocol::agent::files::{
-    ChangeKind, FileChange, FilePath, FileReply, FileTotals, MAX_CHANGES, PAGE_BUDGET,
-};
-use std::collections::BTreeMap;
+use sandboxvm_protocol::agent::details::{DETAILS_BUDGET, FileDetails, MAX_DETAILS, Observation};
+use sandboxvm_protocol::agent::files::{ChangeKind, FileChange, FilePath, FileReply, FileTotals};
+use sandboxvm_tree::temporary_replaces;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 const MAX_WATCHES: usize = 4096;
 const MAX_DEPTH: usize = 256;
+/// Files on the way from one name to another. Both halves of a move come one after the other, mostly.
+const MAX_MOVING: usize = 64;
+
+/// What the host is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// [`FileReply::Changes`].
+    Changes,
+    /// [`FileReply::Observed`] without files.
+    Names,
+    /// [`FileReply::Observed`] with the files that are there.
+    Files,
+}
 
 struct Watching<'c> {
     channel: &'c mut Channel,
     root: Vec<u8>,
     recursive: bool,
+    watched: Watched,
+    /// Of [`Watched::Files`].
+    files: Option<(Describer, Reader)>,
+    /// Temporary names that were moved away: inotify's cookie, and whether a file is replaced.
+    moving: VecDeque<(u32, bool)>,
     inotify: OwnedFd,
     /// Directories relative to the root, empty for itself.
     directories: BTreeMap<i32, Vec<u8>>,
-    changes: Vec<FileChange>,
+    changes: Vec<Observation>,
+    /// Bytes of paths and metadata in `changes`.
     budget: usize,
 }
 
-pub(super) fn watch(channel: &mut Channel, path: &[u8], recursive: bool) -> Result<FileReply, Trouble> {
+pub(super) fn watch(
+    channel: &mut Channel,
+    path: &[u8],
+    recursive: bool,
+    watched: Watched,
+) -> Result<FileReply, Trouble> {
     let fail = |errno| refused("watch it", path, errno);
     let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(fail)?;
     let begun = describe(path, true)?;
@@ -37,6 +65,9 @@ pub(super) fn watch(channel: &mut Channel, path: &[u8], recursive: bool) -> Resu
         channel,
         root: path.to_vec(),
         recursive,
+        watched,
+        files: (watched == Watched::Files).then(|| (Describer::new(), Reader::new())),
+        moving: VecDeque::new(),
         inotify,
         directories: BTreeMap::new(),
         changes: Vec::new(),
@@ -72,6 +103,8 @@ pub(super) fn watch(channel: &mut Channel, path: &[u8], recursive: bool) -> Resu
 struct Event {
     watch: i32,
     flags: ReadFlags,
+    /// The same of both halves of a move.
+    cookie: u32,
     name: Vec<u8>,
 }
 
@@ -86,7 +119,7 @@ impl Watching<'_> {
             match reader.next() {
                 Ok(event) => {
                     let name = event.file_name().map(|name| name.to_bytes().to_vec()).unwrap_or_default();
-                    events.push(Event { watch: event.wd(), flags: event.events(), name });
+                    events.push(Event { watch: event.wd(), flags: event.events(), cookie: event.cookie(), name });
                 }
                 Err(Errno::AGAIN | Errno::INTR) => break,
                 Err(errno) => return Err(errno),
@@ -120,8 +153,22 @@ impl Watching<'_> {
             }
             return true;
         }
+        if let Some(replaces) = temporary_replaces(&event.name) {
+            if has(ReadFlags::MOVED_FROM) {
+                self.moving.truncate(MAX_MOVING - 1);
+                self.moving.push_front((event.cookie, replaces));
+            }
+            return true;
+        }
         let path =
             if directory.is_empty() { event.name.clone() } else { [&directory, &b"/"[..], &event.name].concat() };
+        if has(ReadFlags::MOVED_TO)
+            && let Some(at) = self.moving.iter().position(|(cookie, _)| *cookie == event.cookie)
+            && let Some((_, replaces)) = self.moving.remove(at)
+        {
+            self.placed(&path, replaces);
+            return true;
+        }
         let is_directory = self.recursive && has(ReadFlags::ISDIR);
         if has(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             self.tell(ChangeKind::Created, Some(&path));
@@ -145,6 +192,23 @@ impl Watching<'_> {
             }
         }
         true
+    }
+
+    /// Something that had a temporary name is in its place: a file that was written, or a link that was made.
+    fn placed(&mut self, path: &[u8], replaces: bool) {
+        if !replaces {
+            self.tell(ChangeKind::Created, Some(path));
+        }
+        let is_file = lstat(&self.full(path)[..])
+            .map_or(true, |about| FileType::from_raw_mode(about.st_mode) == FileType::RegularFile);
+        if is_file || replaces {
+            self.tell(ChangeKind::Written, Some(path));
+        }
+    }
+
+    /// The path of a directory or file below the one that is watched.
+    fn full(&self, path: &[u8]) -> Vec<u8> {
+        if path.is_empty() { self.root.clone() } else { [&self.root, &b"/"[..], path].concat() }
     }
 
     /// A directory that is new here, and what is in it by now.
@@ -172,7 +236,7 @@ impl Watching<'_> {
         if !path.is_empty() {
             flags |= WatchFlags::DONT_FOLLOW;
         }
-        let full = if path.is_empty() { self.root.clone() } else { [&self.root, &b"/"[..], path].concat() };
+        let full = self.full(path);
         let watch = inotify::add_watch(&self.inotify, &full[..], flags)?;
         self.directories.insert(watch, path.to_vec());
         Ok(())
@@ -180,14 +244,14 @@ impl Watching<'_> {
 
     /// Watches the directories below one, and with `tell` tells of all that is there.
     fn add_below(&mut self, path: &[u8], tell: bool, depth: usize) {
-        let full = if path.is_empty() { self.root.clone() } else { [&self.root, &b"/"[..], path].concat() };
+        let full = self.full(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let flags = if path.is_empty() { flags } else { flags | OFlags::NOFOLLOW };
-        let opened = openat(rustix::fs::CWD, &full[..], flags, Mode::empty()).and_then(Dir::new);
+        let opened = openat(CWD, &full[..], flags, Mode::empty()).and_then(Dir::new);
         let Ok(mut names) = opened else { return };
         while let Some(Ok(entry)) = names.read() {
             let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
+            if matches!(name, b"." | b"..") || temporary_replaces(name).is_some() {
                 continue;
             }
             let below = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
@@ -219,15 +283,22 @@ impl Watching<'_> {
     }
 
     fn tell(&mut self, kind: ChangeKind, path: Option<&[u8]>) {
-        let path = path.and_then(|path| FilePath::try_from(path.to_vec()).ok());
-        let change = FileChange { kind, path };
+        let change = FileChange { kind, path: path.and_then(|path| FilePath::try_from(path.to_vec()).ok()) };
         // A file that is written to piece by piece is one change until it is told.
-        if self.changes.last() == Some(&change) {
+        if self.changes.last().is_some_and(|last| last.change == change) {
             return;
         }
+        let details = match kind {
+            ChangeKind::Created | ChangeKind::Written | ChangeKind::AttributesChanged => {
+                self.details(path.unwrap_or_default())
+            }
+            // What was there is gone, and what is there by now is something else.
+            ChangeKind::Removed | ChangeKind::Renamed | ChangeKind::Missed => None,
+        };
         self.budget += change.path.as_ref().map_or(0, |path| path.as_bytes().len());
-        self.changes.push(change);
-        if self.changes.len() == MAX_CHANGES || self.budget >= PAGE_BUDGET {
+        self.budget += details.as_ref().map_or(0, |details| size(details));
+        self.changes.push(Observation { change, details });
+        if self.changes.len() == MAX_DETAILS || self.budget >= DETAILS_BUDGET {
             // A host that is gone is noticed in the next turn.
             let _ = self.send();
         }
@@ -238,6 +309,27 @@ impl Watching<'_> {
         if self.changes.is_empty() {
             return Ok(());
         }
-        self.channel.reply(&FileReply::Changes(std::mem::take(&mut self.changes)))
+        let changes = std::mem::take(&mut self.changes);
+        self.channel.reply(&match self.watched {
+            Watched::Changes => FileReply::Changes(changes.into_iter().map(|observed| observed.change).collect()),
+            Watched::Names | Watched::Files => FileReply::Observed(changes),
+        })
     }
+
+    /// What is at a path by now, where the host wants to know and something is there.
+    fn details(&mut self, path: &[u8]) -> Option<Box<FileDetails>> {
+        let full = self.full(path);
+        let (describer, reader) = self.files.as_mut()?;
+        let entry = describer.describe(CWD, &full, &full, false).ok()?;
+        Some(Box::new(reader.read(entry, &full)))
+    }
+}
+
+/// Bytes of paths and metadata.
+fn size(details: &FileDetails) -> usize {
+    let length = |path: Option<&FilePath>| path.map_or(0, |path| path.as_bytes().len());
+    length(Some(&details.entry.path))
+        + length(details.entry.link_target.as_ref())
+        + length(details.target.as_ref().map(|target| &target.path))
+        + details.metadata.size()
 }

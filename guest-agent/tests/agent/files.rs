@@ -8,19 +8,19 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-fn path(path: &Path) -> FilePath {
+pub(super) fn path(path: &Path) -> FilePath {
     FilePath::try_from(path.to_str().unwrap()).unwrap()
 }
 
 /// A connection with one request; Hello and request in one packet, as hosts send them.
-fn ask(agent: &Agent, operation: FileOperation) -> Host {
+pub(super) fn ask(agent: &Agent, operation: FileOperation) -> Host {
     let mut host = agent.connect();
     host.send(&[hello(), HostMessage::Files(FileRequest { user: None, operation })]);
     assert_eq!(host.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
     host
 }
 
-fn reply(host: &mut Host) -> FileReply {
+pub(super) fn reply(host: &mut Host) -> FileReply {
     match host.next() {
         Event::Message(AgentMessage::File(reply)) => reply,
         other => panic!("expected a reply about files, got {other:?}"),
@@ -28,7 +28,7 @@ fn reply(host: &mut Host) -> FileReply {
 }
 
 /// The last reply, the connection closed after it.
-fn last(mut host: Host) -> FileReply {
+pub(super) fn last(mut host: Host) -> FileReply {
     let last = reply(&mut host);
     if !matches!(last, FileReply::Failed(_)) {
         assert_eq!(host.next(), Event::Closed);
@@ -50,11 +50,11 @@ fn failure(agent: &Agent, operation: FileOperation) -> FileErrorKind {
     }
 }
 
-fn eof(host: &mut Host) {
+pub(super) fn eof(host: &mut Host) {
     host.send(&[HostMessage::StdinEof]);
 }
 
-fn place(agent: &Agent) -> PathBuf {
+pub(super) fn place(agent: &Agent) -> PathBuf {
     let place = agent.directory().join("place");
     fs::create_dir(&place).unwrap();
     place

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
+mod details;
 mod ending;
 mod exec;
 mod files;

@@ -242,15 +242,20 @@ impl Event {
     /// Work on files; nothing for a mere look.
     pub(crate) fn files(operation: &FileOperation, user: Option<&CText>) -> Option<Self> {
         let (act, path, to) = match operation {
-            FileOperation::Stat { .. } | FileOperation::List { .. } => return None,
+            FileOperation::Stat { .. }
+            | FileOperation::List { .. }
+            | FileOperation::Describe { .. }
+            | FileOperation::ListDetails { .. } => return None,
             FileOperation::Read { path } => (FileAct::Read, path, None),
-            FileOperation::Write { path, .. } => (FileAct::Write, path, None),
+            FileOperation::Write { path, .. } | FileOperation::WriteWithMetadata { path, .. } => {
+                (FileAct::Write, path, None)
+            }
             FileOperation::MakeDirectory { path, .. } => (FileAct::MakeDirectory, path, None),
             FileOperation::Move { from, to } => (FileAct::Move, from, Some(to)),
             FileOperation::Remove { path, .. } => (FileAct::Remove, path, None),
             FileOperation::SetMode { path, .. } => (FileAct::SetMode, path, None),
             FileOperation::SetOwner { path, .. } => (FileAct::SetOwner, path, None),
-            FileOperation::Watch { path, .. } => (FileAct::Watch, path, None),
+            FileOperation::Watch { path, .. } | FileOperation::Observe { path, .. } => (FileAct::Watch, path, None),
             FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
         };

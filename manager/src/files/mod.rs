@@ -5,6 +5,7 @@
 //!   ├─ read, archive  ──> FileStream   chunks until the guest says that it was all      stream
 //!   ├─ write, extract ──> FileSink     chunks, then `finish`; dropped, it never was     sink
 //!   ├─ watch          ──> FileWatch                                                     watch
+//!   ├─ describe, list_details, write_with_metadata, observe: more of each file            details
 //!   └─ copy_in, copy_out                trees of the host: packed and unpacked here      copy, target
 //! ```
 //! Each request has a connection of its own; dropping what it is on gives it up. Memory is a few frames of 64 KiB,
@@ -12,6 +13,7 @@
 //! terminal (see [`crate::printable`]), and what is unpacked on the host is taken as hostile.
 
 mod copy;
+mod details;
 mod error;
 mod sink;
 mod stream;

@@ -5,6 +5,7 @@ use crate::{agent::AgentConnection, sandbox::Sandbox, wire::WireError};
 use sandboxvm_protocol::{
     agent::{
         HostMessage, WIRE,
+        details::{FileDetails, FileMetadata},
         files::{FileEntry, FileReply, FileTotals},
     },
     frame::{FrameKind, MAX_STREAM_BODY},
@@ -42,15 +43,33 @@ impl<'s> FileSink<'s> {
     /// # Errors
     /// As [`Self::write`]; what a file replaces is as it was then.
     pub async fn finish(mut self) -> Result<FileDone, FileError> {
+        match self.end().await? {
+            FileReply::Entry(entry) | FileReply::Details(FileDetails { entry, .. }) => {
+                Ok(FileDone::Entry(Box::new(entry)))
+            }
+            FileReply::Done(totals) => Ok(FileDone::Totals(totals)),
+            _ => Err(FileError::unexpected("answer to the end of a file")),
+        }
+    }
+
+    /// As [`Self::finish`], of a file that was written; the value has its metadata.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub async fn finish_described(mut self) -> Result<FileDetails, FileError> {
+        match self.end().await? {
+            FileReply::Details(details) => Ok(details),
+            FileReply::Entry(entry) => Ok(FileDetails { entry, target: None, metadata: FileMetadata::default() }),
+            _ => Err(FileError::unexpected("answer to the end of a file")),
+        }
+    }
+
+    async fn end(&mut self) -> Result<FileReply, FileError> {
         let mut eof = Vec::new();
         WIRE.append_message(&mut eof, &HostMessage::StdinEof, MAX_STREAM_BODY)
             .map_err(|error| FileError::of_agent(WireError::from(error).into()))?;
         self.send(&eof).await?;
-        match self.reply().await? {
-            FileReply::Entry(entry) => Ok(FileDone::Entry(Box::new(entry))),
-            FileReply::Done(totals) => Ok(FileDone::Totals(totals)),
-            _ => Err(FileError::unexpected("answer to the end of a file")),
-        }
+        self.reply().await
     }
 
     /// Writes, but hears it when the guest has failed: it reads no more then, only the connection's end would show.

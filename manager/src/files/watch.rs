@@ -2,7 +2,11 @@
 
 use super::{FileError, reply_of};
 use crate::{agent::AgentConnection, sandbox::Sandbox};
-use sandboxvm_protocol::agent::files::{FileChange, FileReply};
+use sandboxvm_protocol::agent::{
+    details::Observation,
+    files::{FileChange, FileReply},
+};
+use sandboxvm_tree::temporary_replaces;
 use std::collections::VecDeque;
 
 /// Changes as they are told. Not reading makes the guest's kernel drop some, which is told too; dropping it ends it.
@@ -11,7 +15,7 @@ pub struct FileWatch<'s> {
     sandbox: &'s Sandbox,
     connection: AgentConnection,
     /// Of one message: it is capped.
-    changes: VecDeque<FileChange>,
+    changes: VecDeque<Observation>,
     ended: bool,
 }
 
@@ -25,9 +29,17 @@ impl<'s> FileWatch<'s> {
     /// # Errors
     /// When the connection ends, as it does by a restore or reset of the machine.
     pub async fn next(&mut self) -> Result<Option<FileChange>, FileError> {
+        Ok(self.next_observed().await?.map(|observed| observed.change))
+    }
+
+    /// As [`Self::next`], with the file where [`super::Files::observe`] asked for it.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_observed(&mut self) -> Result<Option<Observation>, FileError> {
         loop {
-            if let Some(change) = self.changes.pop_front() {
-                return Ok(Some(change));
+            if let Some(observed) = self.changes.pop_front() {
+                return Ok(Some(observed));
             }
             if self.ended {
                 return Ok(None);
@@ -37,10 +49,34 @@ impl<'s> FileWatch<'s> {
                 Err(error) => return Err(self.sandbox.explain(error.into()).await.into()),
             };
             match reply_of(message)? {
-                FileReply::Changes(changes) => self.changes = changes.into(),
+                FileReply::Changes(changes) => {
+                    let shown = changes.into_iter().filter(|change| !is_temporary(change));
+                    self.changes = shown.map(|change| Observation { change, details: None }).collect();
+                }
+                FileReply::Observed(observed) => self.changes = observed.into(),
                 FileReply::Done(_) => self.ended = true,
                 _ => return Err(FileError::unexpected("message while a directory is watched")),
             }
         }
+    }
+}
+
+/// True for a file that is on its way to its place, of which older agents tell too.
+fn is_temporary(change: &FileChange) -> bool {
+    let name = change.path.as_ref().and_then(|path| path.as_bytes().rsplit(|byte| *byte == b'/').next());
+    name.is_some_and(|name| temporary_replaces(name).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_protocol::agent::files::{ChangeKind, FilePath};
+
+    #[test]
+    fn files_on_their_way_to_their_place_are_not_shown() {
+        let of =
+            |path: &str| is_temporary(&FileChange { kind: ChangeKind::Created, path: FilePath::try_from(path).ok() });
+        assert!(of(".sandboxvm-0123456789abcdef") && of("sub/.sandboxvm-0123456789abcdef-r"));
+        assert!(!of(".sandboxvm-0123456789abcdef/a") && !of(".sandboxvm-x") && !of("a"));
     }
 }

@@ -8,6 +8,10 @@
 //! then StdinEof              ->    File(Entry) of Write, File(Done) of Extract
 //! Files(Watch)               ->    File(Begun), then File(Changes) until the host closes the connection
 //! Files(List)                ->    File(Entries) any number of times, then File(Done)
+//! Files(Describe)            ->    File(Details)
+//! Files(ListDetails)         ->    File(DetailsPage) any number of times, then File(Done)
+//! Files(WriteWithMetadata)   ->    as Write, with File(Details) at the end
+//! Files(Observe)             ->    as Watch, with File(Observed) for File(Changes)
 //! the others                 ->    File(Entry), or File(Done) where nothing is left to describe
 //! ```
 //! [`FileReply::Failed`] may come in the place of any answer, also between data, and is the last. Both directions are
@@ -18,6 +22,8 @@
 //! they are shown.
 
 use super::CText;
+use super::details::{FileDetails, FileMetadata, MAX_DETAILS, Observation};
+use super::{SINCE_FILE_DETAILS, SINCE_FILES};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
@@ -197,6 +203,54 @@ pub enum FileOperation {
         /// user's, without such bits.
         keep_owner: bool,
     },
+    /// What a path is, with all that is known of it; of a symbolic link, the link and where it leads.
+    Describe {
+        /// Which.
+        path: FilePath,
+    },
+    /// As [`Self::List`], with all that is known of each entry.
+    ListDetails {
+        /// Which.
+        path: FilePath,
+        /// Levels below it; 1 is its own entries.
+        depth: u32,
+    },
+    /// As [`Self::Write`]; the file gets this metadata and no other. A file system that has no extended attributes
+    /// leaves the file without it.
+    WriteWithMetadata {
+        /// Where.
+        path: FilePath,
+        /// Permissions of a file that is new; 0644 when absent.
+        mode: Option<u32>,
+        /// Make missing directories above it.
+        parents: bool,
+        /// What the file gets.
+        metadata: FileMetadata,
+    },
+    /// As [`Self::Watch`].
+    Observe {
+        /// Which.
+        path: FilePath,
+        /// Also in the directories below it, those made later included.
+        recursive: bool,
+        /// With what is known of the files that are there.
+        details: bool,
+        /// Also where it is on a network file system, of which the kernel does not report what others do there.
+        network: bool,
+    },
+}
+
+impl FileOperation {
+    /// The wire version that first had it.
+    pub(super) fn since(&self) -> u8 {
+        match self {
+            Self::Describe { .. }
+            | Self::ListDetails { .. }
+            | Self::WriteWithMetadata { .. }
+            | Self::Observe { .. } => SINCE_FILE_DETAILS,
+            _ => SINCE_FILES,
+        }
+    }
 }
 
 /// The kind of a file.
@@ -311,6 +365,23 @@ pub enum FileReply {
     Done(FileTotals),
     /// It failed; the last message.
     Failed(FileFailure),
+    /// One file with all that is known of it; the last message.
+    Details(FileDetails),
+    /// Some of a list.
+    DetailsPage(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<FileDetails>),
+    /// Some changes, in order.
+    Observed(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<Observation>),
+}
+
+impl FileReply {
+    /// The wire version that first had it.
+    pub(super) fn since(&self) -> u8 {
+        match self {
+            Self::Details(_) | Self::DetailsPage(_) | Self::Observed(_) => SINCE_FILE_DETAILS,
+            Self::Failed(failure) if failure.kind == FileErrorKind::NetworkMount => SINCE_FILE_DETAILS,
+            _ => SINCE_FILES,
+        }
+    }
 }
 
 /// Why something could not be done with a file.
@@ -360,4 +431,6 @@ pub enum FileErrorKind {
     BadRequest,
     /// Anything else; the message says what.
     Other,
+    /// The directory is on a network file system.
+    NetworkMount,
 }

@@ -2,7 +2,7 @@
 
 use crate::samples::text;
 use sandboxvm_protocol::{
-    agent::{self, files::*, limits::*, port::*, process::*, *},
+    agent::{self, details::*, files::*, limits::*, port::*, process::*, *},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
     identity::*,
     machine::*,
@@ -318,6 +318,7 @@ fn files_request() -> FileRequest {
 fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
     let old = Wire { version: 1, ..agent::WIRE };
     let processes = ProcessCount::try_from(256).expect("in range");
+    let path = || FilePath::try_from("/a").expect("a path");
     let request = |on_disconnect| HostMessage::Exec(ExecRequest { on_disconnect, ..exec(vec![text("true")], vec![]) });
     let cases = [
         (HostMessage::Hello { oldest: 1, newest: agent::WIRE.version }, 1),
@@ -327,6 +328,7 @@ fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
         (HostMessage::ListProcesses { after: 0 }, 2),
         (HostMessage::SignalProcess { pid: 1, signal: SignalNumber::TERM }, 2),
         (HostMessage::Files(files_request()), 3),
+        (HostMessage::Files(FileRequest { user: None, operation: FileOperation::Describe { path: path() } }), 5),
         (HostMessage::Connect(PortRequest { port: PortNumber::try_from(80).expect("a port") }), 3),
         (HostMessage::SetLimits(ProcessLimits { processes, files: None }), 3),
     ];
@@ -390,7 +392,31 @@ fn the_largest_list_of_files_fits_the_agent_message_cap() {
         &FileReply::Entries(vec![file_entry(1, None); MAX_ENTRIES + 1]),
         &[vec![2], forged_list(MAX_ENTRIES + 1, &postcard::to_stdvec(&file_entry(1, None)).expect("encodes"))].concat(),
     );
+    let mut metadata = FileMetadata::default();
+    let largest = MAX_METADATA - METADATA_PREFIX.len() - 1;
+    metadata.insert("k".to_owned(), "x".repeat(largest)).expect("below the cap");
+    let details = |path_len, target, metadata| FileDetails {
+        entry: file_entry(path_len, target),
+        target: Some(LinkTarget {
+            path: FilePath::try_from(vec![b'x'; target.unwrap_or(1)]).expect("short enough"),
+            found: Some(FoundTarget { kind: FileKind::Directory, mode: u32::MAX }),
+        }),
+        metadata,
+    };
+    let small = |paths| details(DETAILS_BUDGET / MAX_DETAILS / paths - 4, Some(1), FileMetadata::default());
+    let mut page = vec![small(1); MAX_DETAILS - 1];
+    page.push(details(MAX_PATH, Some(MAX_PATH), metadata.clone()));
+    fits(FileReply::DetailsPage(page));
+    let over = FileReply::DetailsPage(vec![small(1); MAX_DETAILS + 1]);
+    assert!(postcard::to_stdvec(&over).is_err(), "more than one message has");
     let path = FilePath::try_from(vec![b'x'; MAX_PATH]).expect("short enough");
+    let observed = |details: FileDetails| Observation {
+        change: FileChange { kind: ChangeKind::Created, path: Some(details.entry.path.clone()) },
+        details: Some(Box::new(details)),
+    };
+    let mut page: Vec<_> = vec![observed(small(2)); MAX_DETAILS - 1];
+    page.push(observed(details(MAX_PATH, Some(MAX_PATH), metadata)));
+    fits(FileReply::Observed(page));
     let change = FileChange { kind: ChangeKind::Created, path: Some(path.clone()) };
     fits(FileReply::Changes(vec![change; PAGE_BUDGET / MAX_PATH + 2]));
     let failure =

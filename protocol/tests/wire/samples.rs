@@ -64,9 +64,9 @@ variants! {
     }
     FileOperation {
         Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
-        Archive {}, Extract {},
+        Archive {}, Extract {}, Describe {}, ListDetails {}, WriteWithMetadata {}, Observe {},
     }
-    FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_) }
+    FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_), Details (_), DetailsPage (_), Observed (_) }
     FileKind {
         File (), Directory (), Symlink (), Fifo (), Socket (), CharacterDevice (), BlockDevice (),
     }
@@ -74,6 +74,7 @@ variants! {
     FileErrorKind {
         NotFound (), AlreadyExists (), IsADirectory (), NotADirectory (), NotEmpty (), PermissionDenied (), NoSpace (),
         ReadOnly (), NotAFile (), NoSuchUser (), BadPath (), BadArchive (), Resources (), BadRequest (), Other (),
+        NetworkMount (),
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }

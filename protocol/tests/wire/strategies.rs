@@ -2,7 +2,8 @@
 
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
-    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, identity::*, machine::*, vmm::*,
+    agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, identity::*,
+    machine::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -116,6 +117,17 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             recursive
         }),
         (file_path(), any::<bool>()).prop_map(|(path, recursive)| FileOperation::Watch { path, recursive }),
+        file_path().prop_map(|path| FileOperation::Describe { path }),
+        (file_path(), any::<u32>()).prop_map(|(path, depth)| FileOperation::ListDetails { path, depth }),
+        (file_path(), mode(), any::<bool>(), metadata()).prop_map(|(path, mode, parents, metadata)| {
+            FileOperation::WriteWithMetadata { path, mode, parents, metadata }
+        }),
+        (file_path(), any::<[bool; 3]>()).prop_map(|(path, [recursive, details, network])| FileOperation::Observe {
+            path,
+            recursive,
+            details,
+            network
+        }),
         (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
             path,
             name,
@@ -127,6 +139,27 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             keep_owner
         }),
     ]
+}
+
+fn metadata() -> impl Strategy<Value = FileMetadata> {
+    vec(("[a-z]{1,20}", "[ -~]{0,40}"), 0..4).prop_map(|pairs| {
+        let mut metadata = FileMetadata::default();
+        for (key, value) in pairs {
+            // A key may come twice.
+            let _ = metadata.insert(key, value);
+        }
+        metadata
+    })
+}
+
+fn file_details() -> impl Strategy<Value = FileDetails> {
+    let found = option::of(any::<u32>().prop_map(|mode| FoundTarget { kind: FileKind::Directory, mode }));
+    let target = (file_path(), found).prop_map(|(path, found)| LinkTarget { path, found });
+    (file_entry(), option::of(target), metadata()).prop_map(|(entry, target, metadata)| FileDetails {
+        entry,
+        target,
+        metadata,
+    })
 }
 
 fn file_entry() -> impl Strategy<Value = FileEntry> {
@@ -141,14 +174,21 @@ fn file_entry() -> impl Strategy<Value = FileEntry> {
 }
 
 fn file_reply() -> impl Strategy<Value = FileReply> {
-    let change = prop_oneof![Just(ChangeKind::Created), Just(ChangeKind::Missed)];
-    let change = (change, option::of(file_path())).prop_map(|(kind, path)| FileChange { kind, path });
+    let change = || {
+        let kind = prop_oneof![Just(ChangeKind::Created), Just(ChangeKind::Missed)];
+        (kind, option::of(file_path())).prop_map(|(kind, path)| FileChange { kind, path })
+    };
     let kind = prop_oneof![Just(FileErrorKind::NotFound), Just(FileErrorKind::Other)];
     prop_oneof![
         option::of(file_entry()).prop_map(FileReply::Begun),
         file_entry().prop_map(FileReply::Entry),
         vec(file_entry(), 0..4).prop_map(FileReply::Entries),
-        vec(change, 0..8).prop_map(FileReply::Changes),
+        vec(change(), 0..8).prop_map(FileReply::Changes),
+        file_details().prop_map(FileReply::Details),
+        vec(file_details(), 0..4).prop_map(FileReply::DetailsPage),
+        vec((change(), option::of(file_details().prop_map(Box::new))), 0..4).prop_map(|observed| {
+            FileReply::Observed(observed.into_iter().map(|(change, details)| Observation { change, details }).collect())
+        }),
         any::<[u64; 4]>().prop_map(|[entries, bytes, left_out, attributes_lost]| {
             FileReply::Done(FileTotals { entries, bytes, left_out, attributes_lost })
         }),

@@ -1,9 +1,9 @@
 //! A sample of each request about files, and of each reply to one.
 
 use super::{Named, path, text};
-use sandboxvm_protocol::agent::files::*;
+use sandboxvm_protocol::agent::{details::*, files::*};
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 12] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 16] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -18,6 +18,14 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 12] {
         ("watch", false, FileOperation::Watch { path: a(), recursive: true }),
         ("archive", false, FileOperation::Archive { path: a(), name: path("."), follow: false }),
         ("extract", true, FileOperation::Extract { path: a(), create: true, keep_owner: false }),
+        ("describe", false, FileOperation::Describe { path: a() }),
+        ("list-details", true, FileOperation::ListDetails { path: path("relative"), depth: 3 }),
+        (
+            "write-with-metadata",
+            false,
+            FileOperation::WriteWithMetadata { path: a(), mode: None, parents: true, metadata: metadata() },
+        ),
+        ("observe", true, FileOperation::Observe { path: a(), recursive: false, details: true, network: false }),
     ]
 }
 
@@ -34,6 +42,25 @@ fn file_entry(kind: FileKind) -> FileEntry {
         modified: FileTime { seconds: -1, nanoseconds: 999_999_999 },
         link_target: (kind == FileKind::Symlink).then(|| path("../b")),
     }
+}
+
+fn metadata() -> FileMetadata {
+    let mut metadata = FileMetadata::default();
+    for (key, value) in [("author", "me"), ("empty", "")] {
+        metadata.insert(key.to_owned(), value.to_owned()).expect("a valid sample");
+    }
+    metadata
+}
+
+/// Of a file with metadata, of a link to a directory, and of one to nowhere.
+fn file_details() -> [FileDetails; 3] {
+    let link = |found| FileDetails {
+        entry: file_entry(FileKind::Symlink),
+        target: Some(LinkTarget { path: path("/home/b"), found }),
+        metadata: FileMetadata::default(),
+    };
+    let file = FileDetails { entry: file_entry(FileKind::File), target: None, metadata: metadata() };
+    [file, link(Some(FoundTarget { kind: FileKind::Directory, mode: 0o755 })), link(None)]
 }
 
 pub(super) fn file_replies() -> Vec<(String, FileReply, Vec<&'static str>)> {
@@ -76,6 +103,18 @@ pub(super) fn file_replies() -> Vec<(String, FileReply, Vec<&'static str>)> {
             vec![],
         ),
     ];
+    let [file, link, _] = file_details();
+    let observation = |details| Observation { change: change(ChangeKind::Written), details };
+    replies.extend([
+        ("details".to_owned(), FileReply::Details(file.clone()), vec![]),
+        ("details-of-link".to_owned(), FileReply::Details(link), vec![]),
+        ("details-page".to_owned(), FileReply::DetailsPage(file_details().to_vec()), vec![]),
+        (
+            "observed".to_owned(),
+            FileReply::Observed(vec![observation(None), observation(Some(Box::new(file)))]),
+            vec![],
+        ),
+    ]);
     for kind in [
         NotFound,
         AlreadyExists,
@@ -92,6 +131,7 @@ pub(super) fn file_replies() -> Vec<(String, FileReply, Vec<&'static str>)> {
         Resources,
         BadRequest,
         Other,
+        NetworkMount,
     ] {
         let errno = (kind == NotFound).then_some(2);
         let path = errno.map(|_| path("/home/user/a"));

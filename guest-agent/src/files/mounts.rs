@@ -1,0 +1,41 @@
+//! File systems whose files others change too, without this kernel hearing of it.
+
+use super::failure::{Trouble, failure, refused};
+use rustix::fs::statfs;
+use sandboxvm_protocol::agent::files::FileErrorKind;
+
+/// Their types, as statfs(2) has them: NFS, CIFS, SMB, SMB 2, FUSE (virtiofs too), 9P, Ceph, AFS. `linux/magic.h`.
+const NETWORK: [u32; 8] =
+    [0x6969, 0xff53_4d42, 0x517b, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
+
+fn is_network(kind: u32) -> bool {
+    NETWORK.contains(&kind)
+}
+
+/// Refuses a path on one of them.
+pub(super) fn refuse_network(path: &[u8]) -> Result<(), Trouble> {
+    let about = statfs(path).map_err(|errno| refused("watch it", path, errno))?;
+    // The kernel's types have 32 bits, whatever the field has.
+    #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a bit pattern of 32 bits")]
+    match is_network(about.f_type as u32) {
+        false => Ok(()),
+        true => {
+            let message = "cannot watch it: it is on a network file system".to_owned();
+            Err(failure(FileErrorKind::NetworkMount, Some(path), message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_refused_and_others_are_not() {
+        // NFS, FUSE, CIFS; ext4, tmpfs, overlayfs, proc.
+        assert!([0x6969, 0x6573_5546, 0xff53_4d42].into_iter().all(is_network));
+        assert!(![0xef53, 0x0102_1994, 0x794c_7630, 0x9fa0].into_iter().any(is_network));
+        assert!(refuse_network(b"/proc").is_ok());
+        assert!(refuse_network(b"/no/such/path").is_err());
+    }
+}
