@@ -21,7 +21,7 @@ pub(crate) struct App {
 pub(crate) type SharedApp = Arc<App>;
 
 /// The envd version that clients are told; it switches their features on, so it is that of what is served here.
-pub(crate) const ENVD_VERSION: &str = "0.5.7";
+pub(crate) const ENVD_VERSION: &str = "0.6.4";
 
 impl App {
     /// Every pool has at least one machine.

@@ -9,7 +9,6 @@ impl From<ExecError> for ConnectError {
         let code = match &error {
             ExecError::NoCommand | ExecError::Argument { .. } | ExecError::TooLong(_) => Code::InvalidArgument,
             ExecError::Agent(error) => return of_agent(error),
-            // Clients ask then whether the sandbox is still there.
             ExecError::NotRunning { .. }
             | ExecError::Ended { .. }
             | ExecError::Vanished { .. }
@@ -17,7 +16,8 @@ impl From<ExecError> for ConnectError {
             | ExecError::NotReady(_) => Code::Unavailable,
             ExecError::Directory(_) | ExecError::Audit(_) => Code::Internal,
         };
-        Self::new(code, error.to_string())
+        let is_end_of_sandbox = matches!(error, ExecError::Ended { .. } | ExecError::Vanished { .. });
+        Self { is_end_of_sandbox, ..Self::new(code, error.to_string()) }
     }
 }
 
@@ -68,7 +68,8 @@ fn of_file(kind: FileErrorKind) -> Code {
         | FileErrorKind::NotAFile
         | FileErrorKind::BadPath
         | FileErrorKind::BadArchive
-        | FileErrorKind::BadRequest => Code::InvalidArgument,
+        | FileErrorKind::BadRequest
+        | FileErrorKind::NetworkMount => Code::InvalidArgument,
         FileErrorKind::Other => Code::Internal,
     }
 }

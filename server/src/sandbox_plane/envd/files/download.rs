@@ -5,7 +5,7 @@ use crate::sandbox_plane::{
     SharedReached,
     envd::{
         connect::{Call, ConnectError},
-        filesystem::{as_root, name, text},
+        filesystem::{Step, as_root, failed, name, text},
         paths::path,
     },
 };
@@ -40,12 +40,13 @@ struct Begun {
 pub(super) async fn read(reached: Extension<SharedReached>, request: Request) -> Result<Response, FilesError> {
     let query = Query::of(request.uri())?;
     let call = query.call(reached)?;
+    let user = call.user.clone();
     let path = path(query.path.as_deref().unwrap_or_default())?;
     let (begin, begun) = oneshot::channel();
     let (sender, receiver) = mpsc::channel(1);
     let task = AbortOnDropHandle::new(tokio::spawn(send(call, path, begin, sender)));
-    let begun =
-        begun.await.map_err(|_| FilesError::new(StatusCode::INTERNAL_SERVER_ERROR, "reading was given up"))??;
+    let begun = begun.await.map_err(|_| FilesError::new(StatusCode::INTERNAL_SERVER_ERROR, "reading was given up"))?;
+    let begun = begun.map_err(|error| error.of_user(&user))?;
     let first = begun.first.map(|bytes| Ok(Bytes::from(bytes)));
     let is_all = first.is_none();
     let pieces = stream::unfold((first, receiver, task), |(first, mut receiver, task)| async move {
@@ -88,7 +89,7 @@ async fn send(
     let (mut stream, first) = match opened.await {
         Ok(opened) => opened,
         Err(error) => {
-            let _ = begin.send(Err(error.into()));
+            let _ = begin.send(Err(failed(Step::Read, error).into()));
             return;
         }
     };

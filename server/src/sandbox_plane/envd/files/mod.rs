@@ -3,10 +3,11 @@
 
 mod download;
 mod form;
+mod metadata;
 mod signature;
 mod upload;
 
-pub(super) use signature::{SignatureError, check};
+pub(super) use signature::check;
 
 use super::connect::{Call, Code, ConnectError};
 use crate::sandbox_plane::SharedReached;
@@ -26,13 +27,16 @@ use tower_http::{
     decompression::RequestDecompressionLayer,
 };
 
+/// Where files are read and written.
+pub(super) const ROUTE: &str = "/files";
+
 pub(super) fn router() -> Router {
     let is_wanted =
         |_: StatusCode, _: axum::http::Version, _: &axum::http::HeaderMap, marks: &axum::http::Extensions| {
             marks.get::<download::Compress>().is_some()
         };
     Router::new()
-        .route("/files", get(download::read).post(upload::write))
+        .route(ROUTE, get(download::read).post(upload::write))
         .layer(DefaultBodyLimit::disable())
         .layer(CompressionLayer::new().compress_when(Wanted(is_wanted)))
         .layer(RequestDecompressionLayer::new())
@@ -91,6 +95,17 @@ impl FilesError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
+
+    /// With E2B's words where it is the user that the guest does not have.
+    fn of_user(self, user: &CText) -> Self {
+        let user = String::from_utf8_lossy(user.as_bytes());
+        match self.status {
+            StatusCode::UNAUTHORIZED => {
+                Self::new(self.status, format!("error looking up user '{user}': user: unknown user {user}"))
+            }
+            _ => self,
+        }
+    }
 }
 
 impl From<ConnectError> for FilesError {
@@ -100,14 +115,20 @@ impl From<ConnectError> for FilesError {
             Code::Unavailable => StatusCode::BAD_GATEWAY,
             code => code.status(),
         };
-        Self { status, message: error.message }
+        match error.is_end_of_sandbox {
+            // By these words clients know that it is gone, and ask nobody.
+            true => Self::new(status, format!("The sandbox was not found: {}", error.message)),
+            false => Self::new(status, error.message),
+        }
     }
 }
 
 impl From<FileError> for FilesError {
     fn from(error: FileError) -> Self {
         match error.kind() {
-            Some(FileErrorKind::NoSpace) => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+            Some(FileErrorKind::NoSpace) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, format!("not enough disk space available: {error}"))
+            }
             _ => ConnectError::from(error).into(),
         }
     }

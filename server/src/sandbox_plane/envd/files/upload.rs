@@ -1,12 +1,12 @@
 //! Content of files from a client: one as it is, or some as parts of a form. Each is put in place when all of it has come;
 //! directories above it are made.
 
-use super::{FilesError, Query, form::Form};
+use super::{FilesError, Query, form::Form, metadata};
 use crate::sandbox_plane::{
     SharedReached,
     envd::{
         connect::Call,
-        filesystem::{Paths, name, own_what_was_made, text, topmost_missing},
+        filesystem::{Paths, Step, failed, name, own_what_was_made, pairs, text, topmost_missing},
         paths::path,
     },
 };
@@ -18,10 +18,16 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use sandboxvm_manager::{FileDone, FileSink};
-use sandboxvm_protocol::agent::files::{FileErrorKind, FilePath};
+use sandboxvm_manager::FileSink;
+use sandboxvm_protocol::agent::{
+    details::FileMetadata,
+    files::{FileErrorKind, FilePath},
+};
 use serde::Serialize;
-use std::{collections::BTreeSet, error::Error};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+};
 
 /// Most files of one request.
 const MOST: usize = 10_000;
@@ -33,6 +39,8 @@ pub(super) struct Written {
     path: String,
     #[serde(rename = "type")]
     kind: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
 }
 
 pub(super) async fn write<B>(
@@ -46,29 +54,33 @@ where
     let query = Query::of(request.uri())?;
     let call = query.call(reached)?;
     let path = query.path.as_deref().filter(|path| !path.is_empty());
-    let request = request.map(Body::new);
+    let written = take(&call, path, request.map(Body::new)).await;
+    written.map(Json).map_err(|error| error.of_user(&call.user))
+}
+
+async fn take(call: &Call, path: Option<&str>, request: Request<Body>) -> Result<Vec<Written>, FilesError> {
+    let metadata = metadata::of(request.headers())?;
     match kind(request.headers()) {
-        Kind::Form => form(&call, path, request).await.map(Json),
+        Kind::Form => form(call, path, &metadata, request).await,
         Kind::Content => {
-            let path = path.ok_or_else(|| bad("the address must have the file's path"))?;
-            let mut upload = Upload::begin(&call, path).await?;
+            let path = path.ok_or_else(|| bad("path query parameter is required for raw body upload"))?;
+            let mut upload = Upload::begin(call, path, &metadata).await?;
             let mut body = request.into_body().into_data_stream();
             while let Some(bytes) = body.next().await {
                 upload.sink.write(&bytes.map_err(|error| bad(format!("the request broke off: {error}")))?).await?;
             }
-            Ok(Json(vec![upload.finish().await?]))
+            Ok(vec![upload.finish().await?])
         }
-        Kind::Other => Err(FilesError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "a file comes as application/octet-stream, several as multipart/form-data",
-        )),
+        Kind::Other(stated) => Err(bad(format!(
+            "unsupported content type: {stated}, expected multipart/form-data or application/octet-stream"
+        ))),
     }
 }
 
 enum Kind {
     Form,
     Content,
-    Other,
+    Other(String),
 }
 
 fn kind(headers: &HeaderMap) -> Kind {
@@ -76,12 +88,17 @@ fn kind(headers: &HeaderMap) -> Kind {
     match stated.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "multipart/form-data" => Kind::Form,
         "application/octet-stream" => Kind::Content,
-        _ => Kind::Other,
+        _ => Kind::Other(stated.escape_default().to_string()),
     }
 }
 
 /// With a path in the address there is one file, which goes there; else each part is called what its file is.
-async fn form(call: &Call, path: Option<&str>, request: Request<Body>) -> Result<Vec<Written>, FilesError> {
+async fn form(
+    call: &Call,
+    path: Option<&str>,
+    metadata: &FileMetadata,
+    request: Request<Body>,
+) -> Result<Vec<Written>, FilesError> {
     let (parts, body) = request.into_parts();
     let mut form = Form::of(&parts.headers, body)?;
     let (mut written, mut places) = (Vec::new(), BTreeSet::new());
@@ -97,12 +114,15 @@ async fn form(call: &Call, path: Option<&str>, request: Request<Body>) -> Result
                 .ok_or_else(|| bad("a part without the name of its file, and no path in the address"))?,
         };
         if !places.insert(place.clone()) {
-            return Err(bad(format!("{place:?}: you cannot upload multiple files to the same path")));
+            return Err(bad(format!(
+                "you cannot upload multiple files to the same path '{place}' in one upload request, only the first \
+                 specified file was uploaded"
+            )));
         }
         if places.len() > MOST {
             return Err(bad(format!("more than {MOST} files; send them in several requests")));
         }
-        let mut upload = Upload::begin(call, &place).await?;
+        let mut upload = Upload::begin(call, &place, metadata).await?;
         while let Some(bytes) = form.chunk().await? {
             upload.sink.write(&bytes).await?;
         }
@@ -124,26 +144,24 @@ struct Upload<'c> {
 }
 
 impl<'c> Upload<'c> {
-    async fn begin(call: &'c Call, place: &str) -> Result<Self, FilesError> {
+    async fn begin(call: &'c Call, place: &str, metadata: &FileMetadata) -> Result<Self, FilesError> {
         let path = path(place)?;
-        match call.files().write(path.clone(), None, true).await {
+        match call.files().write_with_metadata(path.clone(), None, true, metadata.clone()).await {
             Err(error) if error.kind() == Some(FileErrorKind::PermissionDenied) => {
                 let path = path.absolute(call).await.ok_or(error)?;
                 let made = topmost_missing(call, &path).await?;
-                let sink = call.sandbox().files().write(path, None, true).await?;
+                let sink = call.sandbox().files().write_with_metadata(path, None, true, metadata.clone()).await?;
                 Ok(Self { call, sink, made })
             }
-            sink => Ok(Self { call, sink: sink?, made: None }),
+            sink => Ok(Self { call, sink: sink.map_err(|error| failed(Step::Write, error))?, made: None }),
         }
     }
 
     async fn finish(self) -> Result<Written, FilesError> {
-        let FileDone::Entry(entry) = self.sink.finish().await? else {
-            return Err(FilesError::new(StatusCode::INTERNAL_SERVER_ERROR, "the guest says nothing of the file"));
-        };
+        let written = self.sink.finish_described().await?;
         own_what_was_made(self.call, self.made).await?;
-        let path = text(&entry.path);
-        Ok(Written { name: name(&path).to_owned(), path, kind: "file" })
+        let path = text(&written.entry.path);
+        Ok(Written { name: name(&path).to_owned(), path, kind: "file", metadata: pairs(&written.metadata) })
     }
 }
 
@@ -154,8 +172,13 @@ mod tests {
 
     #[test]
     fn an_answer_is_what_clients_read() {
-        let written = Written { name: "a".into(), path: "/tmp/a".into(), kind: "file" };
-        assert_eq!(serde_json::to_string(&[written]).unwrap(), r#"[{"name":"a","path":"/tmp/a","type":"file"}]"#);
+        let written = |metadata| {
+            let written = Written { name: "a".into(), path: "/tmp/a".into(), kind: "file", metadata };
+            serde_json::to_string(&[written]).unwrap()
+        };
+        assert_eq!(written(BTreeMap::new()), r#"[{"name":"a","path":"/tmp/a","type":"file"}]"#);
+        let metadata = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        assert_eq!(written(metadata), r#"[{"name":"a","path":"/tmp/a","type":"file","metadata":{"k":"v"}}]"#);
     }
 
     #[test]
@@ -163,6 +186,7 @@ mod tests {
         let of = |value| kind(&HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(value))]));
         assert!(matches!(of("multipart/form-data; boundary=x"), Kind::Form));
         assert!(matches!(of("Application/Octet-Stream"), Kind::Content));
-        assert!(matches!(of("text/plain"), Kind::Other) && matches!(kind(&HeaderMap::new()), Kind::Other));
+        assert!(matches!(of("text/plain"), Kind::Other(stated) if stated == "text/plain"));
+        assert!(matches!(kind(&HeaderMap::new()), Kind::Other(_)));
     }
 }

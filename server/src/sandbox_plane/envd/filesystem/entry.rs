@@ -1,12 +1,15 @@
 //! Files as clients are told of them. What the guest says of them is its word, and told as such.
 
 use jiff::Timestamp;
-use sandboxvm_manager::permissions;
-use sandboxvm_protocol::agent::files::{FileEntry, FileKind, FilePath, FileTime};
+use sandboxvm_protocol::agent::{
+    details::{FileDetails, FileMetadata, LinkTarget},
+    files::{FileEntry, FileKind, FilePath, FileTime},
+};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// `filesystem.EntryInfo`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EntryInfo {
     name: String,
@@ -23,36 +26,86 @@ pub(crate) struct EntryInfo {
     modified_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     symlink_target: Option<String>,
-    is_symlink: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
 }
 
-impl From<&FileEntry> for EntryInfo {
-    fn from(entry: &FileEntry) -> Self {
+impl From<&FileDetails> for EntryInfo {
+    fn from(FileDetails { entry, target, metadata }: &FileDetails) -> Self {
         let path = text(&entry.path);
+        // Of a symbolic link, kind and mode are those of what it leads to.
+        let (kind, mode) = match target {
+            None => (Some(entry.kind), entry.mode),
+            Some(LinkTarget { found: Some(found), .. }) => (Some(found.kind), found.mode),
+            Some(LinkTarget { found: None, .. }) => (None, 0),
+        };
         Self {
             name: name(&path).to_owned(),
-            kind: match entry.kind {
-                FileKind::File => "FILE_TYPE_FILE",
-                FileKind::Directory => "FILE_TYPE_DIRECTORY",
-                FileKind::Symlink => "FILE_TYPE_SYMLINK",
-                FileKind::Fifo | FileKind::Socket | FileKind::CharacterDevice | FileKind::BlockDevice => {
+            kind: match kind {
+                Some(FileKind::File) => "FILE_TYPE_FILE",
+                Some(FileKind::Directory) => "FILE_TYPE_DIRECTORY",
+                Some(FileKind::Symlink) => "FILE_TYPE_SYMLINK",
+                Some(FileKind::Fifo | FileKind::Socket | FileKind::CharacterDevice | FileKind::BlockDevice) | None => {
                     "FILE_TYPE_UNSPECIFIED"
                 }
             },
             path,
             size: entry.size.min(i64::MAX as u64).to_string(),
-            mode: entry.mode & 0o7777,
+            mode: mode & 0o777,
             permissions: permissions(entry),
             owner: entry.owner.clone(),
             group: entry.group.clone(),
             modified_time: time(entry.modified),
-            symlink_target: entry
-                .link_target
-                .as_ref()
-                .map(|target| String::from_utf8_lossy(target.as_bytes()).into_owned()),
-            is_symlink: entry.kind == FileKind::Symlink,
+            symlink_target: target.as_ref().map(|target| text(&target.path)).or_else(|| {
+                entry.link_target.as_ref().map(|target| String::from_utf8_lossy(target.as_bytes()).into_owned())
+            }),
+            metadata: pairs(metadata),
         }
     }
+}
+
+impl EntryInfo {
+    /// What it takes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let pairs = self.metadata.iter().map(|(key, value)| key.len() + value.len());
+        size_of::<Self>()
+            + self.name.len()
+            + self.path.len()
+            + self.symlink_target.as_ref().map_or(0, String::len)
+            + pairs.sum::<usize>()
+    }
+}
+
+/// Metadata as JSON has it.
+pub(crate) fn pairs(metadata: &FileMetadata) -> BTreeMap<String, String> {
+    metadata.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// Kind and mode as Go's `FileMode` shows them, which is what envd says: `L` for a symbolic link, and the letters of the
+/// set-user-ID, set-group-ID and sticky bits among those of the kind.
+fn permissions(entry: &FileEntry) -> String {
+    let kind = match entry.kind {
+        FileKind::File => "",
+        FileKind::Directory => "d",
+        FileKind::Symlink => "L",
+        FileKind::Fifo => "p",
+        FileKind::Socket => "S",
+        FileKind::CharacterDevice | FileKind::BlockDevice => "D",
+    };
+    let letter = |is_set: bool, letter: char| is_set.then_some(letter);
+    let bit = |bit: u32| entry.mode >> bit & 1 == 1;
+    let special = [
+        letter(bit(11), 'u'),
+        letter(bit(10), 'g'),
+        letter(entry.kind == FileKind::CharacterDevice, 'c'),
+        letter(bit(9), 't'),
+    ];
+    let mut shown: String = kind.chars().chain(special.into_iter().flatten()).collect();
+    if shown.is_empty() {
+        shown.push('-');
+    }
+    shown.extend((0..9).rev().zip("rwxrwxrwx".chars()).map(|(at, letter)| if bit(at) { letter } else { '-' }));
+    shown
 }
 
 /// A path as text, without what names no part of it; what is no UTF-8 is shown as such. `..` stays: what it leads to is for
@@ -79,7 +132,16 @@ fn time(time: FileTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use sandboxvm_protocol::agent::details::FoundTarget;
+    use serde_json::{Value, json};
+
+    fn plain(entry: FileEntry) -> FileDetails {
+        FileDetails { entry, target: None, metadata: FileMetadata::default() }
+    }
+
+    fn shown(details: &FileDetails) -> Value {
+        serde_json::to_value(EntryInfo::from(details)).unwrap()
+    }
 
     fn entry() -> FileEntry {
         FileEntry {
@@ -101,16 +163,44 @@ mod tests {
         let expected = json!({
             "name": "a.txt", "type": "FILE_TYPE_FILE", "path": "/home/user/a.txt", "size": "5", "mode": 420,
             "permissions": "-rw-r--r--", "owner": "user", "group": "user",
-            "modifiedTime": "2023-11-14T22:13:20.005Z", "isSymlink": false,
+            "modifiedTime": "2023-11-14T22:13:20.005Z",
         });
-        assert_eq!(serde_json::to_value(EntryInfo::from(&entry())).unwrap(), expected);
+        assert_eq!(shown(&plain(entry())), expected);
+        let mut metadata = FileMetadata::default();
+        metadata.insert("author".into(), "me".into()).unwrap();
+        assert_eq!(shown(&FileDetails { metadata, ..plain(entry()) })["metadata"], json!({ "author": "me" }));
+    }
+
+    #[test]
+    fn a_symbolic_link_is_shown_as_what_it_leads_to() {
         let link = FileEntry {
             kind: FileKind::Symlink,
-            link_target: Some(FilePath::try_from("/etc/passwd").unwrap()),
+            mode: 0o777,
+            link_target: FilePath::try_from("../etc").ok(),
             ..entry()
         };
-        let link = serde_json::to_value(EntryInfo::from(&link)).unwrap();
-        assert_eq!((&link["symlinkTarget"], &link["isSymlink"]), (&json!("/etc/passwd"), &json!(true)));
+        let leads = |found| {
+            let target = Some(LinkTarget { path: FilePath::try_from("/etc").unwrap(), found });
+            let shown = shown(&FileDetails { target, ..plain(link.clone()) });
+            [&shown["type"], &shown["mode"], &shown["permissions"], &shown["symlinkTarget"]].map(Clone::clone)
+        };
+        let directory = leads(Some(FoundTarget { kind: FileKind::Directory, mode: 0o755 }));
+        assert_eq!(directory, [json!("FILE_TYPE_DIRECTORY"), json!(0o755), json!("Lrwxrwxrwx"), json!("/etc")]);
+        let nowhere = leads(None);
+        assert_eq!(nowhere, [json!("FILE_TYPE_UNSPECIFIED"), json!(0), json!("Lrwxrwxrwx"), json!("/etc")]);
+        // An older agent does not say where it leads.
+        let old = shown(&plain(link));
+        assert_eq!((&old["type"], &old["symlinkTarget"]), (&json!("FILE_TYPE_SYMLINK"), &json!("../etc")));
+    }
+
+    #[test]
+    fn permissions_are_shown_as_go_shows_them() {
+        let of = |kind, mode| permissions(&FileEntry { kind, mode, ..entry() });
+        assert_eq!(of(FileKind::File, 0o644), "-rw-r--r--");
+        assert_eq!(of(FileKind::Directory, 0o1777), "dtrwxrwxrwx");
+        assert_eq!(of(FileKind::File, 0o6755), "ugrwxr-xr-x");
+        assert_eq!(of(FileKind::CharacterDevice, 0o600), "Dcrw-------");
+        assert_eq!(of(FileKind::Fifo, 0), "p---------");
     }
 
     #[test]
@@ -122,15 +212,15 @@ mod tests {
             modified: FileTime { seconds: i64::MAX, nanoseconds: u32::MAX },
             ..entry()
         };
-        let odd = serde_json::to_value(EntryInfo::from(&odd)).unwrap();
-        assert_eq!((&odd["size"], &odd["mode"]), (&json!(i64::MAX.to_string()), &json!(0o7777)));
+        let odd = shown(&plain(odd));
+        assert_eq!((&odd["size"], &odd["mode"]), (&json!(i64::MAX.to_string()), &json!(0o777)));
         assert!(odd.get("modifiedTime").is_none());
         for seconds in [-62_135_596_801, 253_402_300_800, i64::MIN] {
             assert_eq!(time(FileTime { seconds, nanoseconds: 0 }), None);
         }
-        let shown = |path: &str| text(&FilePath::try_from(path).unwrap());
+        let normal = |path: &str| text(&FilePath::try_from(path).unwrap());
         assert_eq!(
-            (shown("/home/user/./a//b/."), shown("a/./b"), shown("/.")),
+            (normal("/home/user/./a//b/."), normal("a/./b"), normal("/.")),
             ("/home/user/a/b".into(), "a/b".into(), "/".into())
         );
         assert_eq!((name("/"), name("/a/"), name("a")), ("/", "a", "a"));

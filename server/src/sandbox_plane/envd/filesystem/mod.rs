@@ -5,11 +5,13 @@
 
 mod authority;
 mod entry;
+mod failure;
 mod watch;
 mod watchers;
 
 pub(super) use authority::{Paths, as_root, own_what_was_made, topmost_missing};
-pub(super) use entry::{name, text};
+pub(super) use entry::{name, pairs, text};
+pub(super) use failure::{Step, failed};
 pub(super) use watchers::Watchers;
 
 use super::{
@@ -19,7 +21,10 @@ use super::{
 use axum::{Router, body::Body, http::Request, routing::post};
 use entry::EntryInfo;
 use sandboxvm_manager::FileError;
-use sandboxvm_protocol::agent::files::{FileEntry, FileErrorKind, FileKind, FilePath};
+use sandboxvm_protocol::agent::{
+    details::{FileDetails, FileMetadata},
+    files::{FileErrorKind, FileKind, FilePath},
+};
 use serde::{Deserialize, Serialize};
 
 pub(super) fn router() -> Router {
@@ -58,9 +63,9 @@ struct EntryResponse {
     entry: EntryInfo,
 }
 
-impl From<FileEntry> for EntryResponse {
-    fn from(entry: FileEntry) -> Self {
-        Self { entry: (&entry).into() }
+impl From<FileDetails> for EntryResponse {
+    fn from(details: FileDetails) -> Self {
+        Self { entry: (&details).into() }
     }
 }
 
@@ -69,20 +74,21 @@ struct Empty {}
 
 async fn stat(call: Call, request: PathRequest) -> Result<EntryResponse, ConnectError> {
     let path = path(&request.path)?;
-    Ok(as_root(&call, path, |files, path| Box::pin(async move { files.stat(path, false).await })).await?.into())
+    let there = as_root(&call, path, |files, path| Box::pin(async move { files.describe(path).await })).await;
+    Ok(there.map_err(|error| failed(Step::Look, error))?.into())
 }
 
 async fn make_dir(call: Call, request: PathRequest) -> Result<EntryResponse, ConnectError> {
     let path = path(&request.path)?;
     match authority::make_directory(&call, path.clone()).await {
-        Ok(entry) => Ok(entry.into()),
+        Ok(entry) => Ok(FileDetails { entry, target: None, metadata: FileMetadata::default() }.into()),
         Err(error) if error.kind() == Some(FileErrorKind::AlreadyExists) => {
             let there =
                 as_root(&call, path, |files, path| Box::pin(async move { files.stat(path, true).await })).await?;
             Err(if there.kind == FileKind::Directory {
                 ConnectError::new(Code::AlreadyExists, format!("directory already exists: {}", text(&there.path)))
             } else {
-                ConnectError::invalid(format!("path already exists but is no directory: {}", text(&there.path)))
+                ConnectError::invalid(format!("path already exists but it is not a directory: {}", text(&there.path)))
             })
         }
         Err(error) => Err(error.into()),
@@ -101,7 +107,9 @@ async fn rename(call: Call, request: MoveRequest) -> Result<EntryResponse, Conne
     match renamed(&call, &from, &to).await {
         Err(error) if error.kind() == Some(FileErrorKind::NotFound) => {
             // Either side may be missing: directories above the new place are made.
-            as_root(&call, from.clone(), |files, path| Box::pin(async move { files.stat(path, false).await })).await?;
+            as_root(&call, from.clone(), |files, path| Box::pin(async move { files.stat(path, false).await }))
+                .await
+                .map_err(|error| failed(Step::Move, error))?;
             let Some(above) = above(&to) else { return Err(error.into()) };
             match authority::make_directory(&call, above).await {
                 Ok(_) => Ok(renamed(&call, &from, &to).await?.into()),
@@ -113,9 +121,10 @@ async fn rename(call: Call, request: MoveRequest) -> Result<EntryResponse, Conne
     }
 }
 
-async fn renamed(call: &Call, from: &FilePath, to: &FilePath) -> Result<FileEntry, FileError> {
+async fn renamed(call: &Call, from: &FilePath, to: &FilePath) -> Result<FileDetails, FileError> {
     let paths = (from.clone(), to.clone());
-    as_root(call, paths, |files, (from, to)| Box::pin(async move { files.rename(from, to).await })).await
+    as_root(call, paths, |files, (from, to)| Box::pin(async move { files.rename(from, to).await })).await?;
+    as_root(call, to.clone(), |files, path| Box::pin(async move { files.describe(path).await })).await
 }
 
 /// The directory that a path is in, where it has one below root or home.
@@ -141,9 +150,10 @@ struct ListResponse {
 async fn list(call: Call, request: ListRequest) -> Result<ListResponse, ConnectError> {
     let path = path(&request.path)?;
     let depth = request.depth.unwrap_or_default().0.max(1);
-    let mut entries =
-        as_root(&call, path, |files, path| Box::pin(async move { files.list(path, depth).await })).await?;
-    entries.sort_by(|one, other| one.path.cmp(&other.path));
+    let listed =
+        as_root(&call, path, |files, path| Box::pin(async move { files.list_details(path, depth).await })).await;
+    let mut entries = listed.map_err(|error| failed(Step::List, error))?;
+    entries.sort_by(|one, other| one.entry.path.cmp(&other.entry.path));
     Ok(ListResponse { entries: entries.iter().map(EntryInfo::from).collect() })
 }
 

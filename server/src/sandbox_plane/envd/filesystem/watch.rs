@@ -1,21 +1,25 @@
 //! Changes in a directory as clients are told of them, and the stream of them.
 
-use super::{as_root, text};
+use super::{Step, as_root, entry::EntryInfo, failed, text};
 use crate::sandbox_plane::envd::{
     connect::{Call, ConnectError, Messages},
     paths::path,
     process::silence,
 };
 use sandboxvm_manager::FileWatch;
-use sandboxvm_protocol::agent::files::{ChangeKind, FileChange};
+use sandboxvm_protocol::agent::{details::Observation, files::ChangeKind};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub(super) struct WatchRequest {
     path: String,
     recursive: bool,
+    #[serde(alias = "include_entry")]
+    include_entry: bool,
+    #[serde(alias = "allow_network_mounts")]
+    allow_network_mounts: bool,
 }
 
 /// `filesystem.FilesystemEvent`.
@@ -24,11 +28,13 @@ pub(super) struct Change {
     name: String,
     #[serde(rename = "type")]
     kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<Box<EntryInfo>>,
 }
 
 impl Change {
     /// Nothing where clients have no word for it.
-    pub(super) fn of(change: &FileChange) -> Option<Self> {
+    pub(super) fn of(Observation { change, details }: &Observation) -> Option<Self> {
         let kind = match change.kind {
             ChangeKind::Created => "EVENT_TYPE_CREATE",
             ChangeKind::Written => "EVENT_TYPE_WRITE",
@@ -37,7 +43,13 @@ impl Change {
             ChangeKind::AttributesChanged => "EVENT_TYPE_CHMOD",
             ChangeKind::Missed => return None,
         };
-        Some(Self { name: change.path.as_ref().map_or_else(|| ".".to_owned(), text), kind })
+        let name = change.path.as_ref().map_or_else(|| ".".to_owned(), text);
+        Some(Self { name, kind, entry: details.as_deref().map(|details| Box::new(EntryInfo::from(details))) })
+    }
+
+    /// What it takes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.name.len() + self.entry.as_ref().map_or(0, |entry| entry.bytes())
     }
 }
 
@@ -52,7 +64,11 @@ enum Event {
 /// Begins to watch.
 pub(super) async fn begin<'c>(call: &'c Call, request: &WatchRequest) -> Result<FileWatch<'c>, ConnectError> {
     let (path, recursive) = (path(&request.path)?, request.recursive);
-    Ok(as_root(call, path, |files, path| Box::pin(async move { files.watch(path, recursive).await })).await?)
+    let (details, network) = (request.include_entry, request.allow_network_mounts);
+    let begun = as_root(call, path, |files, path| {
+        Box::pin(async move { files.observe(path, recursive, details, network).await })
+    });
+    begun.await.map_err(|error| failed(Step::Watch, error))
 }
 
 pub(super) async fn stream(call: Call, request: WatchRequest, messages: Messages) -> Result<(), ConnectError> {
@@ -61,7 +77,7 @@ pub(super) async fn stream(call: Call, request: WatchRequest, messages: Messages
         messages.send(&Event::Start {}).await?;
         loop {
             let change = tokio::select! {
-                change = watch.next() => change?,
+                change = watch.next_observed() => change?,
                 () = silence(call.keepalive) => {
                     messages.send(&Event::Keepalive {}).await?;
                     continue;
@@ -83,12 +99,13 @@ pub(super) async fn stream(call: Call, request: WatchRequest, messages: Messages
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::files::FilePath;
+    use sandboxvm_protocol::agent::files::{FileChange, FilePath};
 
     #[test]
     fn changes_are_told_as_clients_read_them() {
         let change = |kind, path: Option<&str>| {
-            Change::of(&FileChange { kind, path: path.map(|path| FilePath::try_from(path).unwrap()) })
+            let change = FileChange { kind, path: path.map(|path| FilePath::try_from(path).unwrap()) };
+            Change::of(&Observation { change, details: None })
         };
         let text = |event| serde_json::to_string(&event).unwrap();
         assert_eq!(

@@ -1,5 +1,5 @@
 //! Directories that are watched between requests: a client asks now and then what changed. What it does not ask for is kept
-//! up to a bound; how many there may be is bounded too, since each holds one of the agent's connections.
+//! up to a bound in number and bytes; how many there may be is bounded too, since each holds one of the agent's connections.
 
 use super::{
     Empty,
@@ -21,6 +21,8 @@ use tokio_util::task::AbortOnDropHandle;
 const MOST: usize = 32;
 /// Changes kept of one; older ones make room.
 const KEPT: usize = 4096;
+/// What those may take in memory.
+const KEPT_BYTES: usize = 1 << 20;
 
 /// The watchers of one sandbox.
 #[derive(Debug, Default)]
@@ -35,16 +37,25 @@ struct Watcher {
 #[derive(Debug, Default)]
 struct Seen {
     changes: VecDeque<Change>,
+    /// What they take in memory.
+    bytes: usize,
     /// Why nothing follows.
     end: Option<ConnectError>,
 }
 
 impl Seen {
     fn add(&mut self, change: Change) {
-        if self.changes.len() == KEPT {
-            self.changes.pop_front();
-        }
+        self.bytes += change.bytes();
         self.changes.push_back(change);
+        while self.changes.len() > KEPT || self.bytes > KEPT_BYTES {
+            let Some(oldest) = self.changes.pop_front() else { return };
+            self.bytes -= oldest.bytes();
+        }
+    }
+
+    fn take(&mut self) -> VecDeque<Change> {
+        self.bytes = 0;
+        std::mem::take(&mut self.changes)
     }
 }
 
@@ -95,7 +106,7 @@ async fn keep(
     };
     let _ = begun.send(Ok(()));
     let end = loop {
-        match watch.next().await {
+        match watch.next_observed().await {
             Ok(Some(change)) => {
                 if let Some(change) = Change::of(&change) {
                     lock(&seen).add(change);
@@ -125,7 +136,7 @@ pub(super) async fn events(call: Call, request: WatcherRequest) -> Result<Events
     let watcher = watchers.get(&request.watcher_id).ok_or_else(|| unknown(&request.watcher_id))?;
     let (events, end) = {
         let mut seen = lock(&watcher.seen);
-        (std::mem::take(&mut seen.changes), seen.end.clone())
+        (seen.take(), seen.end.clone())
     };
     match end {
         // What was seen before comes first.
@@ -143,24 +154,41 @@ pub(super) async fn remove(call: Call, request: WatcherRequest) -> Result<Empty,
 }
 
 fn unknown(id: &str) -> ConnectError {
-    ConnectError::new(Code::NotFound, format!("watcher with id {id:?} not found"))
+    ConnectError::new(Code::NotFound, format!("watcher with id {id} not found"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::files::{ChangeKind, FileChange, FilePath};
+    use sandboxvm_protocol::agent::{
+        details::Observation,
+        files::{ChangeKind, FileChange, FilePath},
+    };
 
     #[test]
     fn what_nobody_asks_for_is_bounded_and_the_latest_stays() {
         let mut seen = Seen::default();
         for number in 0..KEPT + 5 {
             let path = FilePath::try_from(number.to_string().as_str()).ok();
-            seen.add(Change::of(&FileChange { kind: ChangeKind::Created, path }).unwrap());
+            let change = FileChange { kind: ChangeKind::Created, path };
+            seen.add(Change::of(&Observation { change, details: None }).unwrap());
         }
         assert_eq!(seen.changes.len(), KEPT);
         let text = serde_json::to_string(&EventsResponse { events: seen.changes }).unwrap();
         assert!(text.starts_with(r#"{"events":[{"name":"5","type":"EVENT_TYPE_CREATE"}"#), "{}", &text[..80]);
+    }
+
+    #[test]
+    fn long_names_make_room_earlier() {
+        let mut seen = Seen::default();
+        for number in 0..KEPT {
+            let path = FilePath::try_from(format!("{number:04}{}", "x".repeat(4000)).as_str()).ok();
+            let change = FileChange { kind: ChangeKind::Written, path };
+            seen.add(Change::of(&Observation { change, details: None }).unwrap());
+        }
+        assert!(seen.bytes <= KEPT_BYTES && seen.changes.len() > 100, "{} of {}", seen.bytes, seen.changes.len());
+        assert_eq!(seen.changes.iter().map(Change::bytes).sum::<usize>(), seen.bytes);
+        assert_eq!((seen.take().len() > 100, seen.bytes), (true, 0));
     }
 
     #[test]
