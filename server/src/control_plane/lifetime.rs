@@ -149,7 +149,11 @@ pub(super) async fn set_network(
     Path(id): Path<String>,
     body: Result<Json<Network>, JsonRejection>,
 ) -> Result<StatusCode, ApiError> {
-    body?.0.check()?;
+    let network = body?.0;
+    network.check()?;
+    if network.is_about_ports() {
+        return Err(ApiError::bad("maskRequestHost and httpsPorts are said when a sandbox is made"));
+    }
     app.registry.find(&key.id, &id)?;
     Ok(StatusCode::NO_CONTENT)
 }

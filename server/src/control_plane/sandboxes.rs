@@ -8,7 +8,7 @@ use super::{
 use crate::{
     access::keys::Key,
     app::{App, SharedApp},
-    registry::{NewSandbox, entry::Entry, error::RegistryError, record::OnTimeout},
+    registry::{NewSandbox, entry::Entry, error::RegistryError, ingress::Ingress, record::OnTimeout},
 };
 use axum::{
     Extension, Json,
@@ -58,7 +58,7 @@ struct AutoResume {
     enabled: bool,
 }
 
-/// What a client says of the network, of which a sandbox has none.
+/// What a client says of the network, of which a sandbox has none, and of its published ports.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Network {
@@ -66,12 +66,12 @@ pub(super) struct Network {
     allow_out: Option<Vec<Value>>,
     egress_proxy: Option<Value>,
     mask_request_host: Option<String>,
-    https_ports: Option<Vec<Value>>,
+    https_ports: Option<Vec<u64>>,
     rules: Option<BTreeMap<String, Value>>,
 }
 
 impl Network {
-    /// Refuses what would need a network, or change how ports are reached. Denying is kept anyway.
+    /// Refuses what would need a network. Denying is kept anyway.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         let asks = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
         if asks(&self.allow_out) || self.egress_proxy.is_some() || self.rules.as_ref().is_some_and(|r| !r.is_empty()) {
@@ -79,10 +79,12 @@ impl Network {
                 "egress: sandboxes have no network, so network.allowOut, rules or egressProxy",
             ));
         }
-        if self.mask_request_host.is_some() || asks(&self.https_ports) {
-            return Err(ApiError::unsupported("network.maskRequestHost or httpsPorts"));
-        }
         Ok(())
+    }
+
+    /// Says how ports are reached.
+    pub(super) fn is_about_ports(&self) -> bool {
+        self.mask_request_host.is_some() || self.https_ports.is_some()
     }
 }
 
@@ -124,6 +126,8 @@ async fn make(
     }
     let network = body.network.unwrap_or_default();
     network.check()?;
+    let ingress = Ingress::new(network.mask_request_host, network.https_ports.as_deref().unwrap_or_default())
+        .map_err(|error| ApiError::bad(error.to_string()))?;
     let metadata = body.metadata.unwrap_or_default();
     if metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_METADATA {
         return Err(ApiError::bad(format!("metadata may have {MAX_METADATA} bytes")));
@@ -137,6 +141,7 @@ async fn make(
         env: body.env_vars.unwrap_or_default().into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         secure: secure || body.secure == Some(true),
         public_traffic: network.allow_public_traffic.unwrap_or(true),
+        ingress,
         allow_internet_access: body.allow_internet_access,
     };
     // In a task of its own: a client that goes away must not leave half a sandbox, nor one that it never heard of.

@@ -131,10 +131,22 @@ pub(super) fn detail(app: &App, entry: &Entry) -> Result<Option<Detail>, Registr
         envd_access_token: record.secure.then(|| app.access.tokens.of(Scope::Envd, &entry.id)),
         domain: app.config.domain.clone(),
         allow_internet_access: record.allow_internet_access,
-        network: json!({ "allowPublicTraffic": record.public_traffic }),
+        network: network(&record),
         lifecycle: json!({ "autoResume": record.auto_resume, "onTimeout": on_timeout }),
         pause_mode: record.is_paused().then_some("full"),
     }))
+}
+
+/// What was said of the network when it was made.
+fn network(record: &Record) -> Value {
+    let mut network = json!({ "allowPublicTraffic": record.public_traffic });
+    if let Some(mask) = record.ingress.mask_request_host() {
+        network["maskRequestHost"] = json!(mask);
+    }
+    if !record.ingress.https_ports().is_empty() {
+        network["httpsPorts"] = json!(record.ingress.https_ports());
+    }
+    network
 }
 
 pub(super) fn state(record: &Record) -> &'static str {

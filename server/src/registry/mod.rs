@@ -9,6 +9,7 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+pub(crate) mod ingress;
 mod life;
 mod quota;
 pub(crate) mod record;
@@ -27,6 +28,7 @@ use crate::{
 };
 use entry::{Entry, Reached};
 use error::RegistryError;
+use ingress::Ingress;
 use quota::{Quota, Reserved};
 use record::{FORMAT, OnTimeout, Phase, Record, TemplateId};
 use sandboxvm_images::bundle::Bundle;
@@ -55,6 +57,7 @@ pub(crate) struct NewSandbox {
     pub(crate) env: Vec<String>,
     pub(crate) secure: bool,
     pub(crate) public_traffic: bool,
+    pub(crate) ingress: Ingress,
     pub(crate) allow_internet_access: Option<bool>,
 }
 
@@ -168,6 +171,7 @@ impl Registry {
             metadata: wanted.metadata,
             secure: wanted.secure,
             public_traffic: wanted.public_traffic,
+            ingress: wanted.ingress,
             allow_internet_access: wanted.allow_internet_access,
             user,
             phase: Phase::Running,

@@ -1,5 +1,6 @@
 //! What is known of a sandbox that this server made, as it is written down before a client is answered.
 
+use super::ingress::Ingress;
 use crate::access::keys::KeyId;
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ pub(crate) struct Record {
     pub(crate) secure: bool,
     /// Its ports answer without a token.
     pub(crate) public_traffic: bool,
+    /// How they are reached.
+    #[serde(default)]
+    pub(crate) ingress: Ingress,
     /// What the client said of the network; there is none either way.
     pub(crate) allow_internet_access: Option<bool>,
     /// Whose commands and files these are unless a request says otherwise.
@@ -106,6 +110,7 @@ pub(crate) mod tests {
             metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
             secure: true,
             public_traffic: true,
+            ingress: Ingress::default(),
             allow_internet_access: None,
             user: "user".into(),
             phase: Phase::Running,

@@ -5,6 +5,7 @@
 
 pub(crate) mod address;
 pub(crate) mod envd;
+mod guest_tls;
 mod refusal;
 mod traffic;
 
@@ -20,7 +21,7 @@ use axum::{
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
-use refusal::Refusal;
+use refusal::{Refusal, Unauthorized};
 use std::sync::Arc;
 use tower::ServiceExt;
 

@@ -29,7 +29,10 @@ pub(crate) enum Refusal {
     Busy,
     /// It may not come in.
     #[error("{0}")]
-    Unauthorized(&'static str),
+    Unauthorized(Unauthorized),
+    /// The sandbox's own ports want a token that the request does not have.
+    #[error("{problem}")]
+    NoTrafficToken { id: String, problem: &'static str },
     /// Nothing listens there.
     #[error("The sandbox is running but port is not open")]
     PortClosed { id: String, port: u16 },
@@ -44,6 +47,27 @@ pub(crate) enum Refusal {
     Registry(RegistryError),
 }
 
+/// Why a request may not reach a sandbox's commands and files. The texts are E2B's: clients show them, and programs compare
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unauthorized {
+    /// A request that only the token opens has none, or another.
+    #[error("unauthorized access, please provide a valid access token or method signing if supported")]
+    Token,
+    /// A request about a file has another token.
+    #[error("access token present in header but does not match")]
+    FileToken,
+    /// A request about a file has neither token nor signature.
+    #[error("missing signature query parameter")]
+    NoSignature,
+    /// The signature is not that of this file, operation, user and sandbox.
+    #[error("invalid signature")]
+    Signature,
+    /// It was, until its time was over.
+    #[error("signature is already expired")]
+    Expired,
+}
+
 impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
@@ -54,6 +78,7 @@ impl Refusal {
             }
             Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::NoTrafficToken { .. } => StatusCode::FORBIDDEN,
             Self::Registry(RegistryError::Full(_) | RegistryError::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Registry(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -91,7 +116,7 @@ impl IntoResponse for Refusal {
         }
         let mut body = json!({ "code": status.as_u16(), "message": self.to_string() });
         match &self {
-            Self::NotFound(id) | Self::Paused(id) => body["sandboxId"] = json!(id),
+            Self::NotFound(id) | Self::Paused(id) | Self::NoTrafficToken { id, .. } => body["sandboxId"] = json!(id),
             Self::PortClosed { id, port } | Self::Unreachable { id, port, .. } => {
                 body["sandboxId"] = json!(id);
                 body["port"] = json!(port);

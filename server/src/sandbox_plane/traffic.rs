@@ -4,7 +4,7 @@
 //! headers are bounded, and nothing of its framing is passed on but the bytes that were framed. What is for this server or
 //! for one hop alone goes no further in either direction.
 
-use super::{Refusal, address::text};
+use super::{Refusal, address::text, guest_tls};
 use crate::{
     access::tokens::Scope,
     app::App,
@@ -25,7 +25,7 @@ use hyper::{client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use sandboxvm_manager::{AgentError, ExecError};
 use sandboxvm_protocol::agent::{FailureKind, port::PortNumber};
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 
 /// All headers of a guest's answer.
 const MAX_HEADERS: usize = 64 << 10;
@@ -51,11 +51,16 @@ pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Resu
     if entry.record().public_traffic {
         return Ok(());
     }
-    let token = text(request.headers(), "e2b-traffic-access-token").unwrap_or_default();
-    match app.access.tokens.opens(Scope::Traffic, &entry.id, token.as_bytes()) {
-        true => Ok(()),
-        false => Err(Refusal::Unauthorized("this sandbox's ports want its token in E2b-Traffic-Access-Token")),
-    }
+    let problem = match text(request.headers(), "e2b-traffic-access-token") {
+        None | Some("") => {
+            "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"
+        }
+        Some(token) if app.access.tokens.opens(Scope::Traffic, &entry.id, token.as_bytes()) => return Ok(()),
+        Some(_) => {
+            "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid"
+        }
+    };
+    Err(Refusal::NoTrafficToken { id: entry.id.to_string(), problem })
 }
 
 /// Forwards it.
@@ -71,9 +76,20 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
         Err(error) => return Refusal::Unreachable { id, port, problem: error.to_string() }.answer(wants_page),
     };
     let client = hyper::upgrade::on(&mut request);
-    let asks_upgrade = match prepare(&mut request, app.config.tls.is_some()) {
+    let ingress = reached.entry.record().ingress;
+    let asks_upgrade = match prepare(&mut request, app.config.tls.is_some(), ingress.host(port).as_deref()) {
         Ok(asks_upgrade) => asks_upgrade,
         Err(refusal) => return refusal.into_response(),
+    };
+    let stream: Box<dyn Stream> = match ingress.is_https(port) {
+        false => Box::new(stream),
+        true => match guest_tls::begin(stream, text(request.headers(), HOST.as_str())).await {
+            Ok(stream) => Box::new(stream),
+            Err(error) => {
+                let problem = format!("what listens there does not answer as a TLS server does: {error}");
+                return Refusal::Unreachable { id, port, problem }.answer(wants_page);
+            }
+        },
     };
     let failed = |error: hyper::Error| {
         let problem = format!("what listens there does not answer as an HTTP/1.1 server does: {error}");
@@ -109,8 +125,14 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
     }
 }
 
-/// Makes it a request of this server's to the guest. True when it asks for another protocol.
-fn prepare(request: &mut Request<Body>, is_tls: bool) -> Result<bool, Refusal> {
+/// A connection to a server in a sandbox.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Makes it a request of this server's to the guest, with `mask` as its host where there is one. True when it asks for another
+/// protocol.
+fn prepare(request: &mut Request<Body>, is_tls: bool, mask: Option<&str>) -> Result<bool, Refusal> {
     let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     *request.uri_mut() = target.parse::<Uri>().map_err(|_| Refusal::Malformed)?;
@@ -131,6 +153,9 @@ fn prepare(request: &mut Request<Body>, is_tls: bool) -> Result<bool, Refusal> {
     }
     if let Some(host) = headers.get(HOST).cloned() {
         headers.entry(FORWARDED_HOST).or_insert(host);
+    }
+    if let Some(mask) = mask.and_then(|mask| HeaderValue::from_str(mask).ok()) {
+        headers.insert(HOST, mask);
     }
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(if is_tls { "https" } else { "http" }));
     if takes_trailers {
@@ -216,7 +241,7 @@ mod tests {
             ("authorization", "Bearer app"),
             ("cookie", "a=b"),
         ]);
-        assert!(!prepare(&mut request, false).unwrap(), "Connection does not say so");
+        assert!(!prepare(&mut request, false, None).unwrap(), "Connection does not say so");
         let left: Vec<_> =
             request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         for expected in [
@@ -234,9 +259,17 @@ mod tests {
     }
 
     #[test]
+    fn a_masked_host_is_what_the_server_sees() {
+        let mut request = request(&[]);
+        prepare(&mut request, true, Some("localhost:8000")).unwrap();
+        assert_eq!(request.headers()["host"], "localhost:8000");
+        assert_eq!(request.headers()["x-forwarded-host"], "8000-abcdefgh.e2b.app");
+    }
+
+    #[test]
     fn an_upgrade_is_asked_for_anew() {
         let mut request = request(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
-        assert!(prepare(&mut request, true).unwrap());
+        assert!(prepare(&mut request, true, None).unwrap());
         let headers = request.headers();
         assert_eq!(headers["connection"], "upgrade");
         assert_eq!(headers["upgrade"], "websocket");

@@ -16,7 +16,7 @@ mod filesystem;
 mod paths;
 mod process;
 
-use super::{Refusal, address::text};
+use super::{Refusal, Unauthorized, address::text};
 use crate::{access::tokens::Scope, app::App, registry::entry::Entry};
 use axum::{
     Router,
@@ -25,6 +25,9 @@ use axum::{
     response::IntoResponse,
 };
 use connect::{Code, ConnectError};
+
+/// The header that has a sandbox's token.
+const ACCESS_TOKEN: &str = "x-access-token";
 
 /// What clients are told of one sandbox's processes and directories beyond what its agent knows; gone with the server.
 #[derive(Debug, Default)]
@@ -39,24 +42,19 @@ pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Resu
     if !entry.record().secure || request.uri().path() == "/health" {
         return Ok(());
     }
-    if let Some(token) = text(request.headers(), "x-access-token") {
+    let is_file = request.uri().path() == files::ROUTE;
+    if let Some(token) = text(request.headers(), ACCESS_TOKEN) {
         return match app.access.tokens.opens(Scope::Envd, &entry.id, token.as_bytes()) {
             true => Ok(()),
-            false => Err(Refusal::Unauthorized("the token in X-Access-Token is not this sandbox's")),
+            false if is_file => Err(Refusal::Unauthorized(Unauthorized::FileToken)),
+            false => Err(Refusal::Unauthorized(Unauthorized::Token)),
         };
     }
-    if request.uri().path() == "/files" {
-        let query = files::Query::of(request.uri()).map_err(|_| Refusal::Unauthorized("the address is malformed"))?;
-        return files::check(app, entry, request.method(), &query).map_err(|error| {
-            Refusal::Unauthorized(match error {
-                files::SignatureError::Expired => "the signature of this address has expired",
-                files::SignatureError::Invalid => {
-                    "this sandbox wants its token in X-Access-Token, or an address that is signed for this file"
-                }
-            })
-        });
+    if !is_file {
+        return Err(Refusal::Unauthorized(Unauthorized::Token));
     }
-    Err(Refusal::Unauthorized("this sandbox wants its token in X-Access-Token"))
+    let query = files::Query::of(request.uri()).map_err(|_| Refusal::Malformed)?;
+    files::check(app, entry, request.method(), &query).map_err(Refusal::Unauthorized)
 }
 
 /// All of it; every request has a `SharedReached` and a `SharedApp` among its extensions.

@@ -22,6 +22,7 @@ pub(crate) enum Code {
     Internal,
     Unavailable,
     Unauthenticated,
+    Unknown,
 }
 
 /// See the module.
@@ -30,6 +31,9 @@ pub(crate) enum Code {
 pub(crate) struct ConnectError {
     pub(crate) code: Code,
     pub(crate) message: String,
+    /// The sandbox ended while the request was under way.
+    #[serde(skip)]
+    pub(crate) is_end_of_sandbox: bool,
 }
 
 impl Code {
@@ -43,7 +47,7 @@ impl Code {
             Self::PermissionDenied => StatusCode::FORBIDDEN,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
         }
@@ -52,7 +56,7 @@ impl Code {
 
 impl ConnectError {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), is_end_of_sandbox: false }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {

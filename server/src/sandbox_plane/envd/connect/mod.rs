@@ -10,6 +10,7 @@
 
 mod body;
 mod call;
+mod client;
 mod error;
 mod frame;
 pub(super) mod json;
@@ -26,6 +27,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use client::Client;
 use frame::Frames;
 use futures_util::{StreamExt, stream};
 use serde::{Serialize, de::DeserializeOwned};
@@ -51,11 +53,13 @@ where
     let answered = async {
         let call = Call::of(&parts)?;
         let within = call.timeout;
+        let client = Client::of(&parts.headers, call.user.as_bytes());
         let work = async { answer(call, body::read(&parts.headers, body).await?).await };
-        match within {
+        let answered = match within {
             Some(within) => timeout(within, work).await.unwrap_or_else(|_| Err(ConnectError::deadline())),
             None => work.await,
-        }
+        };
+        answered.map_err(|error| client.word(error))
     };
     match answered.await {
         Ok(message) => body::answer(&parts.headers, &message),
@@ -88,9 +92,10 @@ where
         Ok(asked) => asked,
         Err(error) => return ended(&error),
     };
+    let client = Client::of(&parts.headers, call.user.as_bytes());
     let (sender, receiver) = mpsc::channel(1);
     let task = tokio::spawn(async move {
-        let done = answer(call, message, Messages(sender.clone())).await;
+        let done = answer(call, message, Messages(sender.clone())).await.map_err(|error| client.word(error));
         // Nobody hears of it when the client is gone.
         let _ = sender.send(frame::end(done.err().as_ref())).await;
     });
@@ -113,11 +118,13 @@ where
         let call = Call::of(&parts)?;
         let frames = Frames::of(body, body::is_gzip(&parts.headers, STREAM_ENCODING)?);
         let within = call.timeout;
+        let client = Client::of(&parts.headers, call.user.as_bytes());
         let work = take(call, Incoming(frames));
-        match within {
-            Some(within) => timeout(within, work).await.unwrap_or_else(|_| Err(ConnectError::deadline()))?,
-            None => work.await?,
-        }
+        let taken = match within {
+            Some(within) => timeout(within, work).await.unwrap_or_else(|_| Err(ConnectError::deadline())),
+            None => work.await,
+        };
+        taken.map_err(|error| client.word(error))?;
         frame::message(&serde_json::Map::new())
     };
     match taken.await {

@@ -2,21 +2,12 @@
 //! with it, and hands the address on.
 
 use super::Query;
-use crate::{access::tokens::Scope, app::App, registry::entry::Entry};
+use crate::{access::tokens::Scope, app::App, registry::entry::Entry, sandbox_plane::Unauthorized};
 use axum::http::Method;
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use sha2::{Digest, Sha256};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::ConstantTimeEq;
-
-/// Why a signature opens nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(in crate::sandbox_plane) enum SignatureError {
-    #[error("invalid signature")]
-    Invalid,
-    #[error("signature is already expired")]
-    Expired,
-}
 
 /// Whether a request about a file has the signature for it.
 pub(in crate::sandbox_plane::envd) fn check(
@@ -24,26 +15,26 @@ pub(in crate::sandbox_plane::envd) fn check(
     entry: &Entry,
     method: &Method,
     query: &Query,
-) -> Result<(), SignatureError> {
+) -> Result<(), Unauthorized> {
     let token = app.access.tokens.of(Scope::Envd, &entry.id);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     check_with(&token, now, method, query)
 }
 
-fn check_with(token: &str, now: u64, method: &Method, query: &Query) -> Result<(), SignatureError> {
+fn check_with(token: &str, now: u64, method: &Method, query: &Query) -> Result<(), Unauthorized> {
     let operation = match *method {
         Method::GET | Method::HEAD => "read",
         Method::POST => "write",
-        _ => return Err(SignatureError::Invalid),
+        _ => return Err(Unauthorized::Signature),
     };
-    let given = query.signature.as_deref().unwrap_or_default();
+    let given = query.signature.as_deref().ok_or(Unauthorized::NoSignature)?;
     let wanted = sign(token, operation, query);
     if !bool::from(wanted.as_bytes().ct_eq(given.as_bytes())) {
-        return Err(SignatureError::Invalid);
+        return Err(Unauthorized::Signature);
     }
     // It is part of what was signed, so it is the signer's.
     match query.signature_expiration {
-        Some(until) if until < now => Err(SignatureError::Expired),
+        Some(until) if until < now => Err(Unauthorized::Expired),
         _ => Ok(()),
     }
 }
@@ -82,8 +73,8 @@ mod tests {
         };
         let good = signed("path=a&username=root&signature_expiration=100", "read");
         assert_eq!(check_with("token", 100, &Method::GET, &good), Ok(()));
-        assert_eq!(check_with("token", 101, &Method::GET, &good), Err(SignatureError::Expired));
-        let invalid = Err(SignatureError::Invalid);
+        assert_eq!(check_with("token", 101, &Method::GET, &good), Err(Unauthorized::Expired));
+        let invalid = Err(Unauthorized::Signature);
         assert_eq!(check_with("other", 0, &Method::GET, &good), invalid);
         assert_eq!(check_with("token", 0, &Method::POST, &good), invalid);
         assert_eq!(check_with("token", 0, &Method::DELETE, &good), invalid);
@@ -92,11 +83,12 @@ mod tests {
             Query { username: None, ..good.clone() },
             Query { signature_expiration: Some(1000), ..good.clone() },
             Query { signature_expiration: None, ..good.clone() },
-            Query { signature: None, ..good.clone() },
             Query { signature: Some("v1_".into()), ..good.clone() },
         ] {
             assert_eq!(check_with("token", 0, &Method::GET, &changed), invalid, "{changed:?}");
         }
+        let unsigned = Query { signature: None, ..good };
+        assert_eq!(check_with("token", 0, &Method::GET, &unsigned), Err(Unauthorized::NoSignature));
         assert_eq!(check_with("token", 0, &Method::POST, &signed("path=a", "write")), Ok(()));
     }
 }

@@ -151,7 +151,7 @@ fn gone(pid: u32) -> ConnectError {
 fn closed(pid: u32) -> ConnectError {
     ConnectError::new(
         Code::FailedPrecondition,
-        format!("process {pid} takes no input: it was started without stdin, or its stdin was closed"),
+        format!("stdin not enabled or closed: process {pid} was started without it, or it was closed"),
     )
 }
 
@@ -203,7 +203,7 @@ pub(super) async fn close(call: Call, request: CloseRequest) -> Result<Empty, Co
     let pid = Selector::find(request.process.as_ref(), &call.state().processes)?;
     let input = call.state().processes.input(pid);
     if input.has_terminal == Some(true) {
-        let message = "the process has a terminal, whose input does not end: send Ctrl+D (0x04) instead";
+        let message = "cannot close stdin for PTY process — send Ctrl+D (0x04) instead";
         return Err(ConnectError::new(Code::FailedPrecondition, message));
     }
     input.finish(call.sandbox(), pid).await?;

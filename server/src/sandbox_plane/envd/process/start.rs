@@ -10,9 +10,9 @@ use super::{
     input::{Attendance, Input},
 };
 use crate::sandbox_plane::envd::connect::{Call, Code, ConnectError, Messages};
-use sandboxvm_manager::{Exec, Output, OutputStream};
+use sandboxvm_manager::{AgentError, Exec, ExecError, Output, OutputStream};
 use sandboxvm_protocol::agent::{
-    CText, ExecRequest, OnDisconnect, StdinSource,
+    CText, ExecRequest, FailureKind, OnDisconnect, StdinSource,
     process::{AttachRequest, View},
 };
 use serde::Deserialize;
@@ -45,7 +45,9 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
         timeout_ms: call.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         on_disconnect: OnDisconnect::Keep,
     };
-    let Exec { pid, stdin, output, control } = call.sandbox().exec(exec).await?;
+    let cwd = exec.cwd.clone();
+    let started = call.sandbox().exec(exec).await;
+    let Exec { pid, stdin, output, control } = started.map_err(|error| failed(error, cwd.as_ref()))?;
     let input = if wants_stdin { Input::open(stdin, has_terminal) } else { Input::none() };
     let input = call.state().processes.add(pid, config, request.tag, input);
     let attendance = Attendance(Arc::clone(&input));
@@ -57,6 +59,17 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
         call.state().processes.remove(pid, &input);
     }
     ended
+}
+
+/// Why nothing was started; of a directory that is not there in E2B's words.
+fn failed(error: ExecError, cwd: Option<&CText>) -> ConnectError {
+    match (&error, cwd) {
+        (ExecError::Agent(AgentError::Refused { kind: FailureKind::BadWorkingDirectory, .. }), Some(cwd)) => {
+            let cwd = String::from_utf8_lossy(cwd.as_bytes());
+            ConnectError::invalid(format!("cwd '{cwd}' does not exist: {error}"))
+        }
+        _ => error.into(),
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
