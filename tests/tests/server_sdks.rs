@@ -33,6 +33,7 @@ programs! {
     commands_and_files_as_the_javascript_client_has_them: "js/commands_and_files.mjs",
     commands_as_the_python_client_has_them: "python/commands.py",
     files_as_the_python_client_has_them: "python/files.py",
+    sandboxes_that_end_meanwhile_as_the_python_client_has_them: "python/ended.py",
     watched_directories_as_the_python_client_has_them: "python/watch.py",
     terminals_as_the_python_client_has_them: "python/pty.py",
     ports_reached_from_outside: "python/ports.py",

@@ -30,7 +30,8 @@ try {
   assert.equal(seen, result.stdout)
   await assert.rejects(sandbox.commands.run('exit 3'), (error) => error instanceof CommandExitError && error.exitCode === 3)
   await assert.rejects(sandbox.commands.run('sleep 600', { timeoutMs: 4000 }), TimeoutError)
-  await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), AuthenticationError)
+  await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), (error) =>
+    error instanceof AuthenticationError && error.message.includes("invalid username: 'nobody-of-that-name'"))
   const cat = await sandbox.commands.run('cat; echo over', { background: true, stdin: true })
   // The guest's clock for the one above began after the client's.
   await until('the end of sleep', async () => (await sandbox.commands.list()).length === 1)
@@ -67,23 +68,45 @@ try {
   assert.deepEqual([await sandbox.files.makeDir('made'), await sandbox.files.makeDir('made')], [true, false])
   assert.equal((await sandbox.files.rename('a.txt', 'made/b.txt')).path, '/home/user/made/b.txt')
   await sandbox.files.remove('deep')
+  await sandbox.commands.run('mkdir links && ln -s ../made links/directory && ln -s ../empty links/file && ln -s none links/nowhere')
+  const links = (await sandbox.files.list('links')).map((one) => [one.name, one.type, one.symlinkTarget])
+  assert.deepEqual(links, [
+    ['directory', 'dir', '/home/user/made'], ['file', 'file', '/home/user/empty'], ['nowhere', undefined, '/home/user/links/nowhere'],
+  ])
+  assert.deepEqual((await sandbox.files.getInfo('links/directory')).symlinkTarget, '/home/user/made')
+  const tagged = await sandbox.files.write('tagged', 'x', { metadata: { Author: 'me' } })
+  assert.deepEqual(tagged.metadata, { author: 'me' })
+  assert.deepEqual((await sandbox.files.getInfo('tagged')).metadata, { author: 'me' })
+  assert.deepEqual((await sandbox.files.list('')).find((one) => one.name === 'tagged').metadata, { author: 'me' })
+  assert.equal((await sandbox.files.write('tagged', 'y')).metadata, undefined)
+  await assert.rejects(sandbox.files.write('tagged', 'z', { metadata: { k: 'x'.repeat(4096) } }), (error) =>
+    error instanceof InvalidArgumentError && error.message.includes('total metadata size 4106 exceeds 4096 bytes'))
   await assert.rejects(sandbox.files.read('none'), FileNotFoundError)
   await assert.rejects(sandbox.files.list('made/b.txt'), InvalidArgumentError)
-  const headers = { 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': '49983' }
+  // Nothing but the address itself says which sandbox it is.
   const signed = await sandbox.downloadUrl('made/b.txt', { useSignatureExpiration: 60 })
-  assert.equal(await (await fetch(signed, { headers })).text(), 'größe')
-  assert.equal((await fetch(signed.replace('b.txt', 'c.txt'), { headers })).status, 401)
+  assert.equal(await (await fetch(signed)).text(), 'größe')
+  const refused = async (url, message) => {
+    const answer = await fetch(url)
+    assert.deepEqual([answer.status, await answer.json()], [401, { code: 401, message }])
+  }
+  await refused(signed.replace('b.txt', 'c.txt'), 'invalid signature')
+  await refused(await sandbox.downloadUrl('made/b.txt', { useSignatureExpiration: -5 }), 'signature is already expired')
   const form = new FormData()
   form.append('file', new Blob(['sent']), 'ignored')
-  const upload = await fetch(await sandbox.uploadUrl('made/sent'), { method: 'POST', headers, body: form })
+  const upload = await fetch(await sandbox.uploadUrl('made/sent'), { method: 'POST', body: form })
   assert.equal((await upload.json())[0].path, '/home/user/made/sent')
 
   // A directory that is watched.
   const changes = []
-  const watch = await sandbox.files.watchDir('made', (change) => changes.push(change))
+  const watch = await sandbox.files.watchDir('made', (change) => changes.push(change), { includeEntry: true })
   await sandbox.files.write('made/new', 'x')
-  await until('a change', () => changes.some((one) => one.name === 'new' && one.type === FilesystemEventType.CREATE))
+  await until('a change', () => changes.some((one) => one.type === FilesystemEventType.WRITE))
+  assert.deepEqual(changes.map((one) => [one.name, one.type, one.entry.path, one.entry.size]), [
+    ['new', FilesystemEventType.CREATE, '/home/user/made/new', 1], ['new', FilesystemEventType.WRITE, '/home/user/made/new', 1],
+  ])
   await watch.stop()
+  await (await sandbox.files.watchDir('made', () => {}, { allowNetworkMounts: true })).stop()
 
   // A terminal.
   let screen = ''
@@ -92,6 +115,13 @@ try {
   await sandbox.pty.sendInput(pty.pid, new TextEncoder().encode('stty size; exit 7\n'))
   await assert.rejects(pty.wait(), (error) => error instanceof CommandExitError && error.exitCode === 7)
   assert.match(screen, /30 100/)
+
+  // A sandbox that ends meanwhile.
+  const running = await sandbox.commands.run('sleep 600', { background: true })
+  await sandbox.kill()
+  await assert.rejects(running.wait(), (error) => error instanceof TimeoutError &&
+    error.message.endsWith('The sandbox was killed or reached its end of life while the request was in flight.'))
+  await assert.rejects(sandbox.commands.run('true'), TimeoutError)
 } finally {
   await sandbox.kill()
 }

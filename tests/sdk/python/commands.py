@@ -42,8 +42,10 @@ try:
     # Ends.
     failed = raises(CommandExitException, lambda: commands.run("echo x; exit 3"))
     assert (failed.exit_code, failed.stdout, failed.error) == (3, "x\n", "exit status 3"), failed
-    raises(AuthenticationException, lambda: commands.run("true", user="nobody-of-that-name"))
-    raises(InvalidArgumentException, lambda: commands.run("true", cwd="/no/such/directory"))
+    unknown = raises(AuthenticationException, lambda: commands.run("true", user="nobody-of-that-name"))
+    assert "invalid username: 'nobody-of-that-name'" in str(unknown), unknown
+    missing = raises(InvalidArgumentException, lambda: commands.run("true", cwd="/no/such/directory"))
+    assert "cwd '/no/such/directory' does not exist" in str(missing), missing
     late = raises(TimeoutException, lambda: commands.run("sleep 600", timeout=4))
     assert "timeout" in str(late), late
 

@@ -1,17 +1,20 @@
 """Files: read, written, listed, moved, removed, by signed addresses. Exit status 0 when all is as E2B has it."""
 
 import io
+import json
 import os
 import urllib.error
 import urllib.request
 
 from e2b import (
+    AuthenticationException,
     FileNotFoundException,
     FileType,
     InvalidArgumentException,
     NotEnoughSpaceException,
     Sandbox,
     SandboxException,
+    SandboxState,
 )
 
 
@@ -23,8 +26,9 @@ def raises(kind, work):
     raise AssertionError(f"no {kind.__name__}")
 
 
-def request(url, sandbox, data=None, headers=None):
-    headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983", **(headers or {})}
+def request(url, data=None, headers=None):
+    """As anybody to whom a signed address was given: nothing but the address says which sandbox it is."""
+    headers = headers or {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers)) as answer:
             return answer.status, answer.read(), answer.headers
@@ -68,25 +72,69 @@ try:
     info = files.get_info("deep")
     assert (info.name, info.type, info.path, info.owner) == ("deep", FileType.DIR, "/home/user/deep", "user"), info
     assert info.permissions == "drwxr-xr-x" and info.modified_time.year >= 2024, info
-    sandbox.commands.run("ln -s a.txt link")
+    # A symbolic link is what it leads to.
+    sandbox.commands.run("mkdir links && cd links && ln -s ../a.txt file && ln -s /tmp directory && ln -s none nowhere")
+    sandbox.commands.run("ln -s links/file link")
     link = files.get_info("link")
-    assert (link.type, link.symlink_target) == (FileType.SYMLINK, "a.txt"), link
+    assert (link.type, link.mode, link.symlink_target) == (FileType.FILE, 0o644, "/home/user/a.txt"), link
+    assert (link.permissions, link.path) == ("Lrwxrwxrwx", "/home/user/link"), link
+    links = {entry.name: (entry.type, entry.symlink_target) for entry in files.list("links")}
+    nowhere = (None, "/home/user/links/nowhere")
+    assert links == {"file": (FileType.FILE, link.symlink_target), "directory": (FileType.DIR, "/tmp"), "nowhere": nowhere}, links
+    assert files.get_info("/tmp").permissions == "dtrwxrwxrwx" and files.get_info("/tmp").mode == 0o777
+    assert files.rename("link", "links/moved").symlink_target == "/home/user/a.txt"
+    sandbox.commands.run("rm -r links; ln -s a.txt link")
+
+    # Metadata is what the last write gave, whatever was there before; programs in the sandbox see and set it.
+    tagged = files.write("tagged", "x", metadata={"Author": "me", "empty": ""})
+    assert tagged.metadata == {"author": "me", "empty": ""}, tagged
+    assert files.get_info("tagged").metadata == {"author": "me", "empty": ""}
+    shown = "import os; print({name: os.getxattr('tagged', name) for name in os.listxattr('tagged')})"
+    shown = sandbox.commands.run(f'python3 -S -c "{shown}"').stdout
+    assert shown == "{'user.e2b.author': b'me', 'user.e2b.empty': b''}\n", shown
+    setting = "import os; os.setxattr('tagged', 'user.e2b.set', b'inside'); os.setxattr('tagged', 'user.other', b'x'); "
+    setting += "os.setxattr('tagged', 'user.e2b.binary', b'\\xff')"
+    sandbox.commands.run(f'python3 -S -c "{setting}"')
+    found = {entry.name: entry.metadata for entry in files.list("")}
+    assert found["tagged"] == {"author": "me", "empty": "", "set": "inside"} and found["a.txt"] is None, found
+    assert files.rename("tagged", "renamed").metadata == found["tagged"]
+    assert files.write("renamed", "y", metadata={"b": "2"}).metadata == {"b": "2"}
+    assert files.write("renamed", io.BytesIO(b"z")).metadata is None and files.get_info("renamed").metadata is None
+    both = files.write_files([{"path": "one", "data": "1"}, {"path": "two", "data": "2"}], metadata={"of": "both"})
+    assert [one.metadata for one in both] == [{"of": "both"}] * 2, both
+    assert files.write("/app/tagged", "x", metadata={"a": "b"}).metadata == {"a": "b"}
+    large = files.write("large", "x", metadata={"k": "x" * (4096 - len("user.e2b.k"))})
+    assert len(large.metadata["k"]) == 4086
+    refused = raises(InvalidArgumentException, lambda: files.write("large", "y", metadata={"k": "x" * 4096}))
+    assert "total metadata size 4106 exceeds 4096 bytes" in str(refused), refused
+    raises(InvalidArgumentException, lambda: files.write("large", "y", metadata={"k" * 247: ""}))
+    assert files.read("large") == "x"
+    assert files.make_dir("plain") and files.get_info("plain").metadata is None
     assert [entry.name for entry in files.list("deep")] == ["er"]
     assert [entry.path for entry in files.list("deep", depth=2)] == ["/home/user/deep/er", "/home/user/deep/er/noise"]
     assert {"a.txt", "deep", "link"} <= {entry.name for entry in files.list("")}
-    raises(FileNotFoundException, lambda: files.list("none"))
-    raises(InvalidArgumentException, lambda: files.list("a.txt"))
-    raises(FileNotFoundException, lambda: files.get_info("none"))
-    raises(FileNotFoundException, lambda: files.read("none"))
-    raises(InvalidArgumentException, lambda: files.read("deep"))
-    raises(SandboxException, lambda: files.write("deep", "x"))
+
+    # Refused with the words of E2B.
+    def says(words, kind, work):
+        error = raises(kind, work)
+        assert words in str(error), error
+
+    says("path not found", FileNotFoundException, lambda: files.list("none"))
+    says("path is not a directory: /home/user/a.txt", InvalidArgumentException, lambda: files.list("a.txt"))
+    says("file not found", FileNotFoundException, lambda: files.get_info("none"))
+    says("path '/home/user/none' does not exist", FileNotFoundException, lambda: files.read("none"))
+    says("path '/home/user/deep' is a directory", InvalidArgumentException, lambda: files.read("deep"))
+    says("path is a directory: /home/user/deep", InvalidArgumentException, lambda: files.write("deep", "x"))
+    says("invalid username: 'no-one'", AuthenticationException, lambda: files.list("", user="no-one"))
+    says("unknown user no-one", AuthenticationException, lambda: files.read("a.txt", user="no-one"))
+    says("unknown user no-one", AuthenticationException, lambda: files.write("a.txt", "", user="no-one"))
 
     # Made, moved, removed.
     assert files.make_dir("made/deep") is True and files.make_dir("made/deep") is False
-    raises(InvalidArgumentException, lambda: files.make_dir("a.txt"))
+    says("path already exists but it is not a directory", InvalidArgumentException, lambda: files.make_dir("a.txt"))
     moved = files.rename("a.txt", "new/place/b.txt")
     assert (moved.path, moved.size) == ("/home/user/new/place/b.txt", 7), moved
-    raises(FileNotFoundException, lambda: files.rename("none", "other"))
+    says("source file not found", FileNotFoundException, lambda: files.rename("none", "other"))
     files.remove("deep")
     files.remove("none")
     assert not files.exists("deep")
@@ -95,23 +143,36 @@ try:
     # By an address that carries its own permission.
     path = "/home/user/new/place/b.txt"
     for expiration in (None, 60):
-        status, body, headers = request(sandbox.download_url(path, use_signature_expiration=expiration), sandbox)
+        status, body, headers = request(sandbox.download_url(path, use_signature_expiration=expiration))
         assert (status, body.decode(), headers["content-length"]) == (200, "größe", "7"), (status, body)
     signed = sandbox.download_url(path)
-    assert request(signed.replace("b.txt", "c.txt"), sandbox)[0] == 401
-    assert request(signed.replace("signature=v1_", "signature=v1_x"), sandbox)[0] == 401
-    assert request(signed + "&username=root", sandbox)[0] == 401
-    assert request(signed + "&path=/etc/shadow", sandbox)[0] == 401
-    assert request(sandbox.download_url(path, use_signature_expiration=-5), sandbox)[0] == 401
+    assert request(sandbox.download_url("x", user="root"))[0] == 404, "another user's home"
+
+    def refused(url, words, of=sandbox):
+        # The same whether the address says which sandbox it is or not.
+        for headers in (None, {"E2b-Sandbox-Id": of.sandbox_id, "E2b-Sandbox-Port": "49983"}):
+            status, body, _ = request(url, None, headers)
+            assert (status, json.loads(body)) == (401, {"code": 401, "message": words}), (url, status, body)
+
+    refused(signed.replace("b.txt", "c.txt"), "invalid signature")
+    refused(signed.replace("signature=v1_", "signature=v1_x"), "invalid signature")
+    refused(signed + "&username=root", "invalid signature")
+    refused(sandbox.download_url(path, use_signature_expiration=-5), "signature is already expired")
+    assert request(signed + "&path=/etc/shadow")[0] == 400
+    own = {"E2b-Sandbox-Id": sandbox.sandbox_id}
+    plain = signed.split("&signature=")[0]
+    assert json.loads(request(plain, None, own)[1])["message"] == "missing signature query parameter"
+    wrong = json.loads(request(plain, None, {**own, "X-Access-Token": "x"})[1])
+    assert wrong == {"code": 401, "message": "access token present in header but does not match"}, wrong
     form = b'--B\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nsent\r\n--B--\r\n'
     form_type = {"Content-Type": "multipart/form-data; boundary=B"}
-    assert request(signed, sandbox, form, form_type)[0] == 401, "signed for reading"
-    status, body, _ = request(sandbox.upload_url("signed.txt"), sandbox, form, form_type)
+    assert request(signed, form, form_type)[0] == 401, "signed for reading"
+    status, body, _ = request(sandbox.upload_url("signed.txt"), form, form_type)
     assert status == 200 and b'"path":"/home/user/signed.txt"' in body, body
     assert files.read("signed.txt") == "sent"
 
     # A form that breaks off leaves the old file.
-    status, body, _ = request(sandbox.upload_url("signed.txt"), sandbox, form[:-12], form_type)
+    status, body, _ = request(sandbox.upload_url("signed.txt"), form[:-12], form_type)
     assert status == 400, (status, body)
     assert files.read("signed.txt") == "sent" and not [e for e in files.list("") if "sandboxvm" in e.name]
 
@@ -119,10 +180,26 @@ try:
     fill = "open F, '>', '/full'; for ($at = 0, $step = 1 << 30; $step >= 4096;)"
     fill += "{ if (syscall(285, fileno F, 0, $at, $step) == 0) { $at += $step } else { $step >>= 1 } }"
     sandbox.commands.run(f'perl -e "{fill}"'.replace("$", "\\$"), user="root")
-    raises(NotEnoughSpaceException, lambda: files.write("signed.txt", "x" * 2_000_000))
+    says("not enough disk space", NotEnoughSpaceException, lambda: files.write("signed.txt", "x" * 2_000_000))
     assert files.read("signed.txt") == "sent"
     sandbox.commands.run("rm /full", user="root")
     files.write("signed.txt", "again")
+
+    # An address is good for a sandbox that rests: it wakes it, and one that is not good does not.
+    resting = Sandbox.create(timeout=900, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    try:
+        resting.files.write("kept", "here")
+        signed = resting.download_url("kept")
+        resting.pause()
+        refused(signed.replace("kept", "other"), "invalid signature", resting)
+        refused(resting.download_url("kept", use_signature_expiration=-5), "signature is already expired", resting)
+        assert resting.get_info().state == SandboxState.PAUSED
+        status, body, _ = request(signed)
+        assert (status, body) == (200, b"here"), (status, body)
+        assert resting.get_info().state == SandboxState.RUNNING
+    finally:
+        resting.kill()
+    assert request(signed)[0] == 401, "its sandbox is gone"
 finally:
     sandbox.kill()
 print("files: passed")

@@ -47,9 +47,12 @@ def code(status_and_body):
 try:
     listing = "/process.Process/List"
     # Who may not, and what is not there.
-    assert ask("POST", listing, {"E2b-Sandbox-Id": sandbox.sandbox_id, **UNARY}, "{}")[0] == 401
-    assert ask("POST", listing, {**own, "X-Access-Token": "x" * 48, **UNARY}, "{}")[0] == 401
-    assert ask("GET", "/files?path=/etc/passwd", {"E2b-Sandbox-Id": sandbox.sandbox_id})[0] == 401
+    without = {"E2b-Sandbox-Id": sandbox.sandbox_id}
+    for token in ({}, {"X-Access-Token": "x" * 48}):
+        status, said = ask("POST", listing, {**without, **token, **UNARY}, "{}")
+        words = "unauthorized access, please provide a valid access token or method signing if supported"
+        assert (status, json.loads(said)) == (401, {"code": 401, "message": words}), said
+    assert ask("GET", "/files?path=/etc/passwd", without)[0] == 401
     assert ask("POST", listing, {**UNARY}, "{}")[0] == 400
     assert ask("POST", listing, {**own, "E2b-Sandbox-Id": "../../etc", **UNARY}, "{}")[0] == 400
     assert ask("POST", listing, {**own, "E2b-Sandbox-Id": "a" * 16, **UNARY}, "{}")[0] == 502
@@ -101,7 +104,7 @@ try:
     assert ask("GET", "/files?path=" + "a" * 5000, own)[0] == 400
     assert ask("GET", "/files?path=~root/x", own)[0] == 400
     assert ask("GET", "/files?path=/etc/passwd&username=nobody-of-that-name", own)[0] == 401
-    assert ask("POST", "/files?path=/tmp/x", {**own, "Content-Type": "text/plain"}, "x")[0] == 415
+    assert ask("POST", "/files?path=/tmp/x", {**own, "Content-Type": "text/plain"}, "x")[0] == 400
     assert ask("POST", "/files", {**own, "Content-Type": "application/octet-stream"}, "x")[0] == 400
     octets = {**own, "Content-Type": "application/octet-stream", "Content-Encoding": "gzip"}
     assert ask("POST", "/files?path=/tmp/x", octets, b"no gzip")[0] == 400

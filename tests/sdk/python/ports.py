@@ -6,10 +6,11 @@ import http.client
 import json
 import os
 import socket
+import subprocess
 import time
 import urllib.parse
 
-from e2b import Sandbox, SandboxNotRunningException
+from e2b import Sandbox, SandboxException, SandboxNotRunningException
 
 # By hand: importing http.server takes its time where a guest's kernel is interpreted.
 SERVER = r'''
@@ -55,6 +56,23 @@ listener = socket.create_server(("127.0.0.1", 8000))
 while True: _thread.start_new_thread(serve, (listener.accept()[0],))
 '''
 
+TLS = r'''
+import _thread, socket, ssl
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("pair.pem")
+plain, listener = socket.create_server(("127.0.0.1", 8444)), socket.create_server(("127.0.0.1", 8443))
+_thread.start_new_thread(lambda: plain.accept()[0].sendall(b"220 mail.example.test ESMTP\r\n"), ())
+while True:
+    try:
+        with context.wrap_socket(listener.accept()[0], server_side=True) as connection:
+            head = connection.recv(65536).decode().lower()
+            host = next(line for line in head.split("\r\n") if line.startswith("host: "))[6:]
+            body = b"by TLS to " + host.encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    except (OSError, StopIteration): pass
+'''
+
 edge = urllib.parse.urlparse(os.environ["E2B_SANDBOX_URL"])
 
 
@@ -65,6 +83,22 @@ def ask(method, path, headers, body=None):
     said = answer.read()
     connection.close()
     return answer.status, said, answer
+
+
+def pair():
+    """A key and a certificate that no authority knows."""
+    asked = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    asked += ["-subj", "/CN=guest", "-days", "2", "-keyout", "/dev/stdout", "-out", "/dev/stdout"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+
+
+def wait_for(headers):
+    """Until something listens there."""
+    for _ in range(600):
+        if b"port is not open" not in ask("GET", "/", headers)[1]:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"nothing came to listen: {headers}")
 
 
 sandbox = Sandbox.create(timeout=900)
@@ -81,10 +115,7 @@ try:
 
     sandbox.files.write("server.py", SERVER)
     sandbox.commands.run("exec python3 -S server.py", background=True, timeout=0)
-    for _ in range(600):
-        if ask("GET", "/", by_header)[0] != 502:
-            break
-        time.sleep(0.2)
+    wait_for(by_header)
 
     # By header and by host; what is for this server or one hop alone stays here.
     own = {"X-Access-Token": "secret", "Connection": "X-Mine", "X-Mine": "1", "Cookie": "d=e"}
@@ -127,6 +158,42 @@ try:
             assert back == piece
 finally:
     sandbox.kill()
+
+# One whose ports want a token, are told another host, and one of which speaks TLS itself.
+network = {"allow_public_traffic": False, "mask_request_host": "localhost:${PORT}", "https_ports": [8443, 8444]}
+masked = Sandbox.create(timeout=900, network=network)
+try:
+    told = masked.get_info().network
+    assert (told["mask_request_host"], told["https_ports"]) == ("localhost:${PORT}", [8443, 8444]), told
+    own = {"E2b-Sandbox-Id": masked.sandbox_id, "E2b-Sandbox-Port": "8000"}
+    for token, problem in (({}, "Token header '{}' is missing"), ({"E2b-Traffic-Access-Token": "x"}, "Provided token in header '{}' is invalid")):
+        status, said, _ = ask("GET", "/", {**own, **token})
+        message = f"Sandbox is secured with traffic access token. {problem.format('e2b-traffic-access-token')}"
+        assert (status, json.loads(said)) == (403, {"sandboxId": masked.sandbox_id, "message": message, "code": 403}), said
+    own["E2b-Traffic-Access-Token"] = masked.traffic_access_token
+    masked.files.write("server.py", SERVER)
+    masked.commands.run("exec python3 -S server.py", background=True, timeout=0)
+    wait_for(own)
+    status, said, _ = ask("GET", "/", {**own, "Host": f"8000-{masked.sandbox_id}.example.test"})
+    headers = said.decode().splitlines()
+    assert "host: localhost:8000" in headers and f"x-forwarded-host: 8000-{masked.sandbox_id}.example.test" in headers, headers
+    masked.files.write_files([{"path": "tls.py", "data": TLS}, {"path": "pair.pem", "data": pair()}])
+    masked.commands.run("exec python3 -S tls.py", background=True, timeout=0)
+    own["E2b-Sandbox-Port"] = "8443"
+    wait_for(own)
+    assert ask("GET", "/", own)[:2] == (200, b"by TLS to localhost:8443")
+    # A server that does not speak TLS there gives no answer.
+    own["E2b-Sandbox-Port"] = "8444"
+    status, said, _ = ask("GET", "/", own)
+    assert status == 502 and "gives no answer" in json.loads(said)["message"], said
+finally:
+    masked.kill()
+for wrong in ({"https_ports": [49983]}, {"mask_request_host": "http://x"}):
+    try:
+        Sandbox.create(network=wrong)
+        raise AssertionError(f"{wrong} was taken")
+    except SandboxException as error:
+        assert error.status_code == 400, error
 
 status, said, _ = ask("GET", "/", by_header)
 assert status == 502 and "was not found" in json.loads(said)["message"], said

@@ -8,7 +8,15 @@ import struct
 import time
 import urllib.parse
 
-from e2b import AsyncSandbox, FileNotFoundException, FilesystemEventType, InvalidArgumentException, Sandbox, SandboxException
+from e2b import (
+    AsyncSandbox,
+    FileNotFoundException,
+    FilesystemEventType,
+    FileType,
+    InvalidArgumentException,
+    Sandbox,
+    SandboxException,
+)
 
 
 def raises(kind, work):
@@ -33,13 +41,41 @@ def until(handle, wanted):
 sandbox = Sandbox.create(timeout=900)
 try:
     files = sandbox.files
+    kinds = FilesystemEventType
+
+    # A write is a file that is made and written to, and one over an old file is written to: nothing else is seen of either.
+    files.make_dir("quiet/deep")
+    handle = files.watch_dir("quiet", recursive=True)
+    files.write("quiet/a", "1")
+    files.write("quiet/deep/b", os.urandom(300_000))
+    files.write("quiet/a", "2")
+    files.write("quiet/last", "x")
+    seen = until(handle, [("last", kinds.WRITE)])
+    expected = [("a", kinds.CREATE), ("a", kinds.WRITE), ("deep/b", kinds.CREATE), ("deep/b", kinds.WRITE)]
+    assert seen == [*expected, ("a", kinds.WRITE), ("last", kinds.CREATE), ("last", kinds.WRITE)], seen
+    handle.stop()
+
+    # With what is known of each file, where that is asked for.
+    handle = files.watch_dir("quiet", include_entry=True)
+    files.write("quiet/told", "12345", metadata={"k": "v"})
+    sandbox.commands.run("ln -s deep quiet/link; chmod 600 quiet/told; rm quiet/told")
+    events = []
+    while not any((event.name, event.type) == ("told", kinds.REMOVE) for event in events):
+        events += handle.get_new_events()
+        time.sleep(0.1)
+    made = next(event.entry for event in events if (event.name, event.type) == ("told", kinds.CREATE))
+    assert (made.path, made.size, made.type, made.metadata) == ("/home/user/quiet/told", 5, FileType.FILE, {"k": "v"}), made
+    link = next(event.entry for event in events if event.name == "link")
+    assert (link.type, link.symlink_target) == (FileType.DIR, "/home/user/quiet/deep"), link
+    assert all(event.entry is None for event in events if event.type == kinds.REMOVE), events
+    handle.stop()
+    assert files.watch_dir("quiet", allow_network_mounts=True).stop() is None
     files.make_dir("watched/deep")
     flat, deep = files.watch_dir("watched"), files.watch_dir("watched", recursive=True)
     files.write("watched/a", "1")
     files.write("watched/deep/b", "2")
     files.rename("watched/a", "watched/c")
     files.remove("watched/c")
-    kinds = FilesystemEventType
     seen = until(flat, [("c", kinds.CREATE), ("a", kinds.RENAME), ("c", kinds.REMOVE)])
     assert all("/" not in name for name, _ in seen), seen
     until(deep, [("deep/b", kinds.CREATE), ("c", kinds.REMOVE)])
@@ -48,8 +84,10 @@ try:
     flat.stop()
     raises(SandboxException, flat.get_new_events)
     deep.stop()
-    raises(FileNotFoundException, lambda: files.watch_dir("none"))
-    raises(InvalidArgumentException, lambda: files.watch_dir("watched/deep/b"))
+    missing = raises(FileNotFoundException, lambda: files.watch_dir("none"))
+    assert "path /home/user/none not found" in str(missing), missing
+    file = raises(InvalidArgumentException, lambda: files.watch_dir("watched/deep/b"))
+    assert "path /home/user/watched/deep/b not a directory" in str(file), file
 
     async def streamed():
         other = await AsyncSandbox.connect(sandbox.sandbox_id)

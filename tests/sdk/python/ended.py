@@ -1,0 +1,87 @@
+"""Commands and files of a sandbox that ends meanwhile: the client's own exception, with its text. Exit status 0 when all is as
+E2B has it."""
+
+import asyncio
+import os
+import threading
+
+from e2b import AsyncSandbox, Sandbox, SandboxNotRunningException
+
+OVER = "The sandbox was killed or reached its end of life while the request was in flight."
+
+
+def raises(kind, work):
+    try:
+        work()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def soon(work):
+    """Runs `work` when the request under way has begun."""
+    threading.Timer(2, work).start()
+
+
+# Killed by its client; by its time; ended from inside.
+sandbox = Sandbox.create(timeout=900)
+try:
+    running = sandbox.commands.run("echo begun; sleep 600", background=True)
+    watch = sandbox.files.watch_dir("")
+    sandbox.kill()
+    assert OVER in str(raises(SandboxNotRunningException, running.wait))
+    raises(SandboxNotRunningException, watch.get_new_events)
+    raises(SandboxNotRunningException, lambda: sandbox.commands.run("true"))
+    raises(SandboxNotRunningException, lambda: sandbox.files.read("x"))
+    raises(SandboxNotRunningException, lambda: sandbox.files.write("x", "y"))
+finally:
+    sandbox.kill()
+
+sandbox = Sandbox.create(timeout=900)
+try:
+    soon(lambda: sandbox.set_timeout(0))
+    assert OVER in str(raises(SandboxNotRunningException, lambda: sandbox.commands.run("sleep 600", timeout=0)))
+
+    # A pause is the end of it as well, until it is resumed.
+    sandbox = Sandbox.create(timeout=900)
+    running = sandbox.commands.run("sleep 600", background=True, timeout=0)
+    sandbox.pause()
+    assert OVER in str(raises(SandboxNotRunningException, running.wait))
+    sandbox.connect()
+    assert [process.pid for process in sandbox.commands.list()] == [running.pid]
+
+    # A machine that ends by itself.
+    assert OVER in str(
+        raises(SandboxNotRunningException, lambda: sandbox.commands.run("echo b > /proc/sysrq-trigger; sleep 600", user="root"))
+    )
+    assert sandbox.is_running() is False
+finally:
+    sandbox.kill()
+
+
+async def asynchronous():
+    sandbox = await AsyncSandbox.create(timeout=900)
+    try:
+        running = await sandbox.commands.run("sleep 600", background=True)
+
+        async def endless():
+            while True:
+                yield os.urandom(100_000)
+                await asyncio.sleep(0.2)
+
+        upload = asyncio.create_task(sandbox.files.write("endless", endless()))
+        await asyncio.sleep(2)
+        await sandbox.kill()
+        for ended in (running.wait(), upload):
+            try:
+                await ended
+            except SandboxNotRunningException as error:
+                assert "sandbox was killed or reached its" in str(error), error
+            else:
+                raise AssertionError("it did not end")
+    finally:
+        await sandbox.kill()
+
+
+asyncio.run(asynchronous())
+print("ended: passed")
