@@ -51,9 +51,8 @@ try:
     assert [process.pid for process in sandbox.commands.list()] == [running.pid]
 
     # A machine that ends by itself.
-    assert OVER in str(
-        raises(SandboxNotRunningException, lambda: sandbox.commands.run("echo b > /proc/sysrq-trigger; sleep 600", user="root"))
-    )
+    restart = "perl -e 'syscall(169, 0xfee1dead, 672274793, 0x01234567)'; sleep 600"
+    assert OVER in str(raises(SandboxNotRunningException, lambda: sandbox.commands.run(restart, user="root", timeout=0)))
     assert sandbox.is_running() is False
 finally:
     sandbox.kill()
