@@ -100,13 +100,15 @@ build_drills() {
 
 # prepare_tests: what a test run needs before nextest starts.
 prepare_tests() {
+    local interpreter
     if [[ ${SANDBOXVM_NO_KVM-} == 1 ]]; then
         say "SANDBOXVM_NO_KVM=1: end-to-end tests are off"
         require_x86_64
         require_packages "$log_dir" gcc libc6-dev "${test_packages[@]}"
         require_rust "$log_dir"
     else
-        prepare_guest "${test_packages[@]}"
+        mapfile -t interpreter < <(interpreter_packages)
+        prepare_guest "${test_packages[@]}" "${interpreter[@]}"
         build_drills
         prepare_sdks
     fi

@@ -31,6 +31,9 @@ test_packages=(
     openssl                     # certificates to serve with
 )
 
+# interpreter_packages: what the code interpreter's service is tested with on this machine: what its image has.
+interpreter_packages() { sed -E 's/[[:space:]]*#.*//; /^$/d' "$repository/images/code-interpreter/packages"; }
+
 require_root() {
     [[ $EUID == 0 ]] || refuse "must run as root, to install packages and to open /dev/kvm: sudo $0"
 }

@@ -1,14 +1,15 @@
-"""Starts the service: `sandboxvm-interpreter [--warm]`. With --warm, what most cells import was imported before it listens."""
+"""Starts the service: `sandboxvm-interpreter [--warm]`. With --warm it imports what most cells need before it listens."""
 
 import argparse
 import asyncio
+import signal
 
 from . import nursery
-from .contexts import Contexts, Nursery
+from .contexts import Contexts
+from .kernel import Nursery
 from .service import Service
 
-HOST, PORT = "127.0.0.1", 49999
-HOME = "/home/user"
+HOST = "127.0.0.1"
 
 # Leaves no name behind. Formatting draws the figure as a cell's end would.
 WARM_UP = """
@@ -30,20 +31,26 @@ del warm_up
 """
 
 
-async def main(requests, warm):
-    kernels = Nursery(requests)
-    contexts = Contexts(HOME, kernels)
+async def main(requests, arguments):
+    contexts = Contexts(arguments.home, Nursery(requests))
     default = await contexts.default()
-    if warm:
+    if arguments.warm:
         await default.run_silently(WARM_UP)
-    server = await Service(contexts).listen(HOST, PORT)
+    server = await Service(contexts).listen(HOST, arguments.port)
+    [socket] = server.sockets
+    print("port", socket.getsockname()[1])
     print("ready", flush=True)
-    async with server:
-        await server.serve_forever()
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await ended.wait()
+    server.close()
+    await contexts.stop()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="sandboxvm-interpreter", description=__doc__)
     parser.add_argument("--warm", action="store_true", help="import what most cells need, before listening")
+    parser.add_argument("--port", type=int, default=49999, help="port on the loopback, 0 for any (default %(default)s)")
+    parser.add_argument("--home", default="/home/user", help="directory of contexts made without one (default %(default)s)")
     arguments = parser.parse_args()
-    asyncio.run(main(nursery.start(arguments.warm), arguments.warm))
+    asyncio.run(main(nursery.start(arguments.warm), arguments))

@@ -1,44 +1,28 @@
-"""Contexts: a kernel each, which runs one cell at a time and keeps its state between them. Owns the kernels' processes."""
+"""Contexts: a kernel each, which runs one cell at a time and keeps its state between them. Owns the kernels."""
 
 import asyncio
-import json
 import os
-import select
-import shutil
-import signal
-import tempfile
 import uuid
 
-import zmq.asyncio
-from jupyter_client import AsyncKernelClient
-from jupyter_client.connect import write_connection_file
-
 from . import lines
+from .kernel import Kernel, KernelDied
 
 MAX_CONTEXTS = 32
 DEFAULT = "default"
-# A kernel that starts or is interrupted, on a slow machine.
-READY_WITHIN = 600
-INTERRUPTED_WITHIN = 10
-# What a kernel said before its reply arrives with it, on another socket.
-LAST_WORDS_WITHIN = 5
-LOOK_EVERY = 2
+# A cell whose client disconnected has this long to end after its interrupt; then its kernel is replaced.
+INTERRUPTED_WITHIN = 15
 
 
 class NoSuchContext(LookupError):
-    """None has this ID."""
+    """No context has this ID."""
 
 
 class TooManyContexts(Exception):
-    """There are as many as there may be."""
-
-
-class KernelDied(Exception):
-    """Its process ended."""
+    """There are as many contexts as there may be."""
 
 
 class Contexts:
-    """All there are."""
+    """All contexts, by ID."""
 
     def __init__(self, home, nursery):
         self.home = home
@@ -55,7 +39,7 @@ class Contexts:
         return self.contexts[context]
 
     async def default(self):
-        """The one that is used when none is named; made when there is none."""
+        """The context that is used when none is named; made when there is none."""
         async with self.making:
             if DEFAULT not in self.contexts:
                 self.contexts[DEFAULT] = await Context.start(self.nursery, DEFAULT, self.home)
@@ -74,7 +58,12 @@ class Contexts:
     async def remove(self, context):
         removed = self.find(context)
         del self.contexts[context]
-        await removed.stop()
+        await removed.remove()
+
+    async def stop(self):
+        """Ends all kernels."""
+        for context in self.all():
+            await self.remove(context.id)
 
 
 class Context:
@@ -84,219 +73,141 @@ class Context:
         self.nursery = nursery
         self.id = id
         self.cwd = cwd
+        self.removed = False
         self.busy = asyncio.Lock()
         self.kernel = None
+        # The task that starts the next kernel.
+        self.starting = None
+        # The task that ends a cell whose client disconnected. The next cell waits for it.
+        self.recovery = None
+        # What the next cell gets instead of a run: its variables are lost, and no client has heard of it.
+        self.notice = None
 
     @classmethod
     async def start(cls, nursery, id, cwd):
         context = cls(nursery, id, cwd)
-        context.kernel = await Kernel.start(nursery, cwd)
+        await context.living_kernel()
         return context
 
     def shown(self):
         return {"id": self.id, "language": "python", "cwd": self.cwd}
 
-    async def stop(self):
-        kernel, self.kernel = self.kernel, None
-        if kernel:
-            await kernel.stop()
+    async def remove(self):
+        self.removed = True
+        await self.stop("the context was removed")
 
     async def restart(self):
-        """Also of one that is busy: what runs ends with its kernel."""
-        await self.stop()
+        """Also of a context that is busy: its cell ends with its kernel."""
+        await self.stop("the context was restarted")
         async with self.busy:
-            if self.kernel is None:
-                self.kernel = await Kernel.start(self.nursery, self.cwd)
+            await self.recovered()
+            self.notice = None
+            await self.living_kernel()
+
+    async def stop(self, reason):
+        kernel, self.kernel = self.kernel, None
+        starting, self.starting = self.starting, None
+        if kernel:
+            await kernel.stop(reason)
+        if starting:
+            starting.cancel()
+            [started] = await asyncio.gather(starting, return_exceptions=True)
+            if isinstance(started, Kernel):
+                await started.stop(reason)
+
+    def start_kernel(self):
+        self.starting = self.starting or asyncio.ensure_future(Kernel.start(self.nursery, self.cwd))
+
+    async def living_kernel(self):
+        """The kernel; a new one where there is none."""
+        while self.kernel is None:
+            if self.removed:
+                raise KernelDied("the context was removed")
+            self.start_kernel()
+            starting = self.starting
+            try:
+                kernel = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                # A restart gave up the start, not the client its cell.
+                if starting.cancelled() and self.starting is not starting:
+                    continue
+                raise
+            finally:
+                if starting.done() and self.starting is starting:
+                    self.starting = None
+            self.kernel = self.kernel or kernel
+        return self.kernel
+
+    async def recovered(self):
+        if self.recovery:
+            await asyncio.shield(self.recovery)
 
     async def run_silently(self, code):
-        """Counts and says nothing; raises what it raises."""
+        """Runs code that no client hears of; raises what it raises."""
         async with self.busy:
-            await self.kernel.ask(code)
+            await (await self.living_kernel()).ask(code)
 
     async def run(self, code, environment):
-        """Runs a cell: lines for the client, to the last. Closed before that, the cell is interrupted."""
+        """Runs a cell: the lines for the client, to the last. Closed before that, the cell is interrupted."""
         async with self.busy:
-            kernel = self.kernel
+            kernel = None
             try:
-                if kernel is None:
-                    raise KernelDied
-                if environment:
-                    await kernel.ask(in_kernel("push_environment", environment))
-                async for message in kernel.execute(code):
-                    if line := lines.of_message(message):
-                        yield line
-                if environment:
-                    await kernel.ask(in_kernel("pop_environment"))
-            except KernelDied:
-                yield lines.error("KernelDied", "the kernel ended, and a new one takes its place: variables are lost")
-                if self.kernel is kernel and kernel is not None:
-                    await self.stop()
-                    self.kernel = await Kernel.start(self.nursery, self.cwd)
+                await self.recovered()
+                if self.notice is None:
+                    kernel = await self.living_kernel()
+                    if environment:
+                        await kernel.ask(in_kernel("set_environment", environment))
+                    async for message in kernel.execute(code):
+                        if line := lines.of_message(message):
+                            yield line
+                    if environment:
+                        await kernel.ask(in_kernel("reset_environment"))
+                else:
+                    notice, self.notice = self.notice, None
+                    yield lines.error("KernelReplaced", notice)
+            except KernelDied as death:
+                self.replace(kernel)
+                yield lines.error("KernelDied", f"{death}; a new kernel takes its place: variables are lost")
             except (GeneratorExit, asyncio.CancelledError):
-                # The client went. The next cell waits for this.
-                if self.kernel is kernel and not await kernel.interrupt():
-                    await self.stop()
-                    self.kernel = await Kernel.start(self.nursery, self.cwd)
+                # The client disconnected. This task is being cancelled, so that another one ends the cell.
+                self.abandon(kernel, environment)
                 raise
+            except Exception as error:
+                self.abandon(kernel, environment)
+                yield lines.error(type(error).__name__, str(error))
             yield lines.end()
+
+    def replace(self, kernel):
+        """Starts a kernel in the place of one that died, unless that has happened."""
+        if kernel is not None and self.kernel is kernel:
+            self.kernel = None
+            self.recovery = asyncio.ensure_future(kernel.stop("the kernel ended"))
+            if not self.removed:
+                self.start_kernel()
+
+    def abandon(self, kernel, environment):
+        if kernel is not None and self.kernel is kernel and (kernel.is_busy() or environment):
+            self.recovery = asyncio.ensure_future(self.recover(kernel, environment))
+
+    async def recover(self, kernel, environment):
+        """Ends what an abandoned cell left: the cell, or its kernel where the cell does not end, and its variables."""
+        try:
+            if await kernel.interrupt(INTERRUPTED_WITHIN):
+                if environment:
+                    await asyncio.wait_for(kernel.ask(in_kernel("reset_environment")), INTERRUPTED_WITHIN)
+                return
+        except Exception:
+            # What a kernel that answers wrongly deserves is a new one.
+            pass
+        if self.kernel is kernel:
+            reason = kernel.end or f"the cell before it did not end within {INTERRUPTED_WITHIN} seconds of its client's departure"
+            self.notice = f"this cell was not run: {reason}; a new kernel took the place of the old one: variables are lost"
+            self.kernel = None
+            self.start_kernel()
+            await kernel.stop("the cell did not end after its client's departure")
 
 
 def in_kernel(function, *arguments):
     """A call of a function of that module that leaves no name behind."""
     texts = ", ".join(repr(argument) for argument in arguments)
     return f"__import__('sandboxvm_interpreter.in_kernel', fromlist=['*']).{function}({texts})"
-
-
-class Nursery:
-    """Asks the nursery's process for kernels, one at a time."""
-
-    def __init__(self, requests):
-        requests.setblocking(False)
-        self.requests = requests
-        self.asking = asyncio.Lock()
-
-    async def kernel(self, connection, cwd):
-        """A process, by its PID and a descriptor that is its own."""
-        loop = asyncio.get_running_loop()
-        async with self.asking:
-            await loop.sock_sendall(self.requests, json.dumps({"connection": connection, "cwd": cwd}).encode())
-            answer = json.loads(await self.answer())
-            if "error" in answer:
-                raise OSError(0, answer["error"])
-            return os.pidfd_open(answer["pid"])
-
-    async def answer(self):
-        answer = await asyncio.get_running_loop().sock_recv(self.requests, 64 * 1024)
-        if not answer:
-            raise RuntimeError("the nursery ended")
-        return answer
-
-
-class Kernel:
-    """A kernel's process, and the sockets to it."""
-
-    def __init__(self, context, process, directory, client):
-        self.context = context
-        self.process = process
-        self.directory = directory
-        self.client = client
-        self.cell = None
-        self.said = asyncio.Queue()
-        self.replied = None
-        self.pumps = [asyncio.ensure_future(self.pump_said()), asyncio.ensure_future(self.pump_replies())]
-
-    @classmethod
-    async def start(cls, nursery, cwd):
-        # Unix sockets: nobody else's, and half the way through the guest's kernel.
-        directory = tempfile.mkdtemp(prefix="kernel-")
-        connection = f"{directory}/connection.json"
-        key = os.urandom(32).hex().encode()
-        write_connection_file(connection, transport="ipc", ip=f"{directory}/socket", key=key)
-        process = await nursery.kernel(connection, cwd)
-        context = zmq.asyncio.Context()
-        # What a cell says is never dropped on our side.
-        context.rcvhwm = 0
-        client = AsyncKernelClient(context=context)
-        client.load_connection_file(connection)
-        # Without heartbeat: whether it lives is asked of its process.
-        client.start_channels(stdin=False, hb=False)
-        kernel = cls(context, process, directory, client)
-        try:
-            await asyncio.wait_for(kernel.ready(), READY_WITHIN)
-        except BaseException:
-            await kernel.stop()
-            raise
-        return kernel
-
-    async def ready(self):
-        """When it answers, and its output arrives: what it said before we listened is lost."""
-        await self.ask("None")
-        while True:
-            try:
-                async for _ in self.execute("", silent=True, store_history=False):
-                    pass
-                return
-            except KernelDied:
-                if not self.is_alive():
-                    raise
-
-    def is_alive(self):
-        return not select.select([self.process], [], [], 0)[0]
-
-    async def stop(self):
-        for pump in self.pumps:
-            pump.cancel()
-        await asyncio.gather(*self.pumps, return_exceptions=True)
-        try:
-            signal.pidfd_send_signal(self.process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.client.stop_channels()
-        self.context.destroy(linger=0)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        # Whoever waits for it looks whether it lives.
-        self.said.put_nowait(None)
-
-    async def pump_said(self):
-        while True:
-            message = await self.client.get_iopub_msg(timeout=None)
-            # Of threads of a cell before, nobody listens any more.
-            if message["parent_header"].get("msg_id") == self.cell:
-                self.said.put_nowait(message)
-
-    async def pump_replies(self):
-        while True:
-            message = await self.client.get_shell_msg(timeout=None)
-            if message["parent_header"].get("msg_id") == self.cell:
-                self.replied = message
-                self.said.put_nowait(None)
-
-    def begin(self, code, **options):
-        self.said = asyncio.Queue()
-        self.replied = None
-        # One at a time: there is nothing behind it to be given up when it fails.
-        self.cell = self.client.execute(code, allow_stdin=False, stop_on_error=False, **options)
-
-    async def execute(self, code, **options):
-        """The messages about a cell, until it is done."""
-        self.begin(code, **options)
-        idle = False
-        while not (idle and self.replied):
-            message = await self.next()
-            if message is None:
-                continue
-            if message["header"]["msg_type"] == "status":
-                idle = idle or message["content"]["execution_state"] == "idle"
-            else:
-                yield message
-
-    async def ask(self, code):
-        """Runs what nobody is told of."""
-        self.begin(code, silent=True, store_history=False)
-        while not self.replied:
-            await self.next()
-        content = self.replied["content"]
-        if content["status"] != "ok":
-            raise RuntimeError(f"{content.get('ename')}: {content.get('evalue')}")
-
-    async def next(self):
-        """The next message, or None when there is something to look at."""
-        # After its reply a kernel says what it has to say at once.
-        within = LAST_WORDS_WITHIN if self.replied else LOOK_EVERY
-        try:
-            return await asyncio.wait_for(self.said.get(), within)
-        except asyncio.TimeoutError:
-            if self.replied or not self.is_alive():
-                raise KernelDied from None
-            return None
-
-    async def interrupt(self):
-        """False when it does not stop what it does."""
-        signal.pidfd_send_signal(self.process, signal.SIGINT)
-        try:
-            async with asyncio.timeout(INTERRUPTED_WITHIN):
-                while not self.replied:
-                    await self.next()
-        except (TimeoutError, KernelDied):
-            return False
-        return True

@@ -34,7 +34,7 @@ class Request:
         """The body, an object; nothing is an empty one."""
         try:
             value = json.loads(self.body or b"{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HttpError(400, f"the body is not JSON: {error}") from None
         if not isinstance(value, dict):
             raise HttpError(400, "the body is not a JSON object")
@@ -138,10 +138,10 @@ class Connection:
         await self.writer.drain()
 
     async def write_text(self, status, text, keep):
-        await self.write(status, "text/plain; charset=utf-8", (text + "\n").encode(), keep)
+        await self.write(status, "text/plain; charset=utf-8", (text + "\n").encode("utf-8", "backslashreplace"), keep)
 
     async def write_lines(self, lines, keep):
-        """JSON, a line for each value, as they come. Stops `lines` when the client goes."""
+        """Writes each line as it comes. Closes `lines` when the client disconnects."""
         head = f"HTTP/1.1 200 OK\r\nConnection: {keep}\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.writer.write(head.encode())
         gone = asyncio.ensure_future(self.reader.read(1))
@@ -158,10 +158,9 @@ class Connection:
                     await asyncio.gather(following, return_exceptions=True)
                     raise ConnectionResetError("the client went")
                 try:
-                    value = await following
+                    line = await following
                 except StopAsyncIteration:
                     break
-                line = json.dumps(value).encode() + b"\n"
                 self.writer.write(b"%x\r\n%s\r\n" % (len(line), line))
                 await self.writer.drain()
             self.writer.write(b"0\r\n\r\n")
@@ -184,7 +183,7 @@ def number(text, base):
 
 
 async def listen(answer, host, port):
-    """A server that gives each request to `answer`: it returns a status and a value, or values to be written as lines."""
+    """A server that gives each request to `answer`: it returns a status and a value, or an iterator of lines in bytes."""
 
     async def connected(reader, writer):
         await Connection(reader, writer, answer).serve()

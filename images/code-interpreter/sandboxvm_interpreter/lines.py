@@ -1,6 +1,8 @@
-"""What clients read, made of what a kernel says."""
+"""The lines that clients read, made of a kernel's messages."""
 
 import time
+
+from . import strict_json
 
 MIME_TYPES = {
     "text/html": "html",
@@ -19,7 +21,7 @@ MIME_TYPES = {
 
 
 def of_message(message):
-    """The line for a message of a kernel; None for one that says nothing to clients."""
+    """Returns the line for a kernel's message, None for a message that clients do not receive."""
     content = message["content"]
     match message["header"]["msg_type"]:
         case "stream":
@@ -52,7 +54,15 @@ def result(data, is_main):
 
 def unquoted(text):
     """A cell whose value is a string is shown as the string, as clients expect."""
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def encoded(line):
+    """The line's bytes: strict JSON in ASCII, and a line feed. Clients split lines at more characters than that one."""
+    packed = strict_json.pack(line)
+    if b"\\ud" in packed:
+        packed = strict_json.pack(strict_json.without_lone_surrogates(line))
+    return packed + b"\n"
 
 
 def error(name, value, traceback=""):

@@ -4,6 +4,7 @@ context costs a fork and not a minute of imports, and its memory is shared until
 Forked off before the service has an event loop or a socket of Jupyter's, which do not survive a fork; it has none of them
 itself, and no thread but its own."""
 
+import ctypes
 import gc
 import json
 import os
@@ -13,6 +14,8 @@ import sys
 
 PLOTS = "module://matplotlib_inline.backend_inline"
 MAX_REQUEST = 64 * 1024
+# Of <linux/prctl.h>.
+PR_SET_PDEATHSIG = 1
 
 
 def start(warm):
@@ -44,7 +47,7 @@ def serve(requests):
             os.chdir(wanted["cwd"])
             child = os.fork()
         except OSError as error:
-            requests.send(json.dumps({"error": str(error)}).encode())
+            requests.send(json.dumps({"error": error.strerror or str(error), "errno": error.errno or 0}).encode())
             continue
         if child == 0:
             requests.close()
@@ -71,9 +74,11 @@ def prepare(warm):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        from . import charts
+        from . import charts, tables
 
-        pandas.DataFrame({"a": numpy.arange(3.0), "b": list("xyz")}).to_html()
+        frame = pandas.DataFrame({"a": numpy.arange(3.0), "b": list("xyz")})
+        frame.to_html()
+        tables.of_frame(frame)
         figure = Figure()
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -91,12 +96,18 @@ def run(connection):
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
+    # Ends with the nursery, which ends with the service.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Where the sandbox runs out of memory, a kernel ends before the service and this process do.
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
     sys.argv = ["python3"]
     status = 1
     try:
         IPKernelApp.launch_instance([
             "-f", connection, "--Application.log_level=ERROR", "--HistoryManager.enabled=False",
             "--InteractiveShellApp.extra_extensions=sandboxvm_interpreter.in_kernel",
+            "--Session.packer=sandboxvm_interpreter.strict_json.pack", "--Session.unpacker=json",
         ])
         status = 0
     except SystemExit as end:

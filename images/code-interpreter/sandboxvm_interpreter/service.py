@@ -1,8 +1,9 @@
 """What can be asked: running a cell, and contexts made, listed, restarted and removed. Translates, and owns nothing."""
 
-from . import http
+from . import http, lines
 from .contexts import MAX_CONTEXTS, NoSuchContext, TooManyContexts
 from .http import HttpError
+from .strict_json import without_lone_surrogates
 
 PYTHON = ("python", "python3", "py", "ipython")
 
@@ -48,14 +49,16 @@ class Service:
         if not isinstance(code, str):
             raise HttpError(400, "code is missing")
         environment = environment_of(wanted.get("env_vars"))
-        if wanted.get("context_id"):
+        if context_id := wanted.get("context_id"):
+            if not isinstance(context_id, str):
+                raise HttpError(400, "context_id is not text")
             if wanted.get("language"):
                 raise HttpError(400, "state either context_id or language")
-            context = self.contexts.find(wanted["context_id"])
+            context = self.contexts.find(context_id)
         else:
             check_language(wanted.get("language"))
             context = await self.contexts.default()
-        return context.run(code, environment)
+        return lines_of(context.run(without_lone_surrogates(code), without_lone_surrogates(environment)))
 
     async def create(self, wanted):
         check_language(wanted.get("language"))
@@ -66,6 +69,18 @@ class Service:
             return await self.contexts.create(cwd)
         except OSError as error:
             raise HttpError(400, f"cwd {cwd}: {error.strerror}") from None
+        except ValueError as error:
+            # A NUL, or a surrogate that no name of a file has.
+            raise HttpError(400, f"cwd {cwd!r}: {error}") from None
+
+
+async def lines_of(cell):
+    """The lines of a cell in bytes. Closes the cell with itself."""
+    try:
+        async for line in cell:
+            yield lines.encoded(line)
+    finally:
+        await cell.aclose()
 
 
 def check_language(language):
@@ -80,5 +95,5 @@ def environment_of(variables):
         raise HttpError(400, "env_vars is not an object")
     for name, value in variables.items():
         if not name or "=" in name or not isinstance(value, str) or "\0" in name + value:
-            raise HttpError(400, f"env_vars: {name!r} is no variable with a text as its value")
+            raise HttpError(400, f"env_vars: {name!r} is not a variable with a text as its value")
     return variables

@@ -5,6 +5,7 @@ Needs the template code-interpreter-v1, which scripts/code-interpreter makes."""
 import base64
 import json
 import re
+import time
 
 from e2b import NotFoundException, SandboxException, TimeoutException
 from e2b_code_interpreter import Sandbox
@@ -72,6 +73,23 @@ try:
     # A cell that takes too long is given up, and the kernel goes on as it was.
     raises(TimeoutException, lambda: run("import time\nfor i in range(600): time.sleep(1)", timeout=3))
     assert run("x").text == "21"
+
+    # One that ignores its interrupt loses its kernel, and the next cell says so instead of being run.
+    stubborn = "import time\nwhile True:\n    try:\n        time.sleep(1)\n    except KeyboardInterrupt:\n        pass"
+    raises(TimeoutException, lambda: run(stubborn, timeout=3))
+    began = time.monotonic()
+    replaced = run("x")
+    assert replaced.error.name == "KernelReplaced" and "variables are lost" in replaced.error.value, replaced
+    print(f"code_interpreter: a stubborn cell's kernel was replaced in {time.monotonic() - began:.1f} s")
+    assert run("x").error.name == "NameError"
+
+    # Memory that the sandbox does not have ends the cell, or its kernel, and nothing else.
+    began = time.monotonic()
+    greedy = run("taken = []\nwhile True: taken.append(bytearray(16 << 20))", timeout=300)
+    assert greedy.error.name in ("MemoryError", "KernelDied"), greedy
+    assert greedy.error.name == "MemoryError" or "ran out of memory" in greedy.error.value, greedy
+    print(f"code_interpreter: {greedy.error.name} after {time.monotonic() - began:.1f} s: {greedy.error.value}")
+    assert run("taken = None; 1 + 1").text == "2"
 
     # Contexts have a state and a directory of their own.
     context = sandbox.create_code_context(cwd="/tmp")

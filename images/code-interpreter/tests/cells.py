@@ -1,0 +1,143 @@
+"""Cells that are cut off, that end their kernel, and that hold text which UTF-8 cannot: each stream ends, and the next cell is
+answered."""
+
+import json
+import os
+import signal
+import time
+import unittest
+
+from e2b_code_interpreter import Sandbox  # noqa: F401  (the client that the cells are run with)
+
+from interpreter import Interpreter, InterpreterTest, main
+
+END = {"type": "end_of_execution"}
+# Of the service: what a cell has after its interrupt.
+INTERRUPTED_WITHIN = 15
+STUBBORN = """
+import sys
+print('begun', flush=True)
+while True:
+    try:
+        while True: sum(range(1000))
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+class CutOffCells(InterpreterTest):
+    def test_a_cell_that_ignores_its_interrupt_loses_its_kernel(self):
+        for stubborn in [STUBBORN, "print('begun', flush=True)\nsum(range(10**12))"]:
+            with self.subTest(stubborn):
+                self.assertIsNone(self.run_cell("kept = 1").error)
+                self.interpreter.abandon(stubborn, "begun")
+                began = time.monotonic()
+                replaced = self.run_cell("kept")
+                self.assertEqual(replaced.error.name, "KernelReplaced", replaced)
+                self.assertIn("variables are lost", replaced.error.value)
+                patience = int(os.environ.get("SANDBOXVM_TEST_PATIENCE", "1"))
+                self.assertLess(time.monotonic() - began, INTERRUPTED_WITHIN + 5 * patience)
+                self.assertEqual(self.run_cell("kept").error.name, "NameError")
+                self.assertEqual(self.run_cell("6 * 7").text, "42")
+
+    def test_a_cell_that_accepts_its_interrupt_keeps_its_kernel(self):
+        self.run_cell("kept = 'here'")
+        self.interpreter.abandon("import time\nprint('begun', flush=True)\ntime.sleep(3600)", "begun")
+        self.assertEqual(self.run_cell("kept").text, "here")
+
+    def test_variables_of_a_cell_that_was_cut_off_do_not_outlive_it(self):
+        import http.client
+
+        connection = http.client.HTTPConnection("127.0.0.1", self.interpreter.port, timeout=60)
+        cell = "import os, time\nprint(os.environ['ONLY_THERE'], flush=True)\ntime.sleep(3600)"
+        connection.request("POST", "/execute", json.dumps({"code": cell, "env_vars": {"ONLY_THERE": "begun"}}))
+        response = connection.getresponse()
+        while b"begun" not in response.readline():
+            pass
+        connection.close()
+        response.close()
+        self.assertIsNone(self.run_cell("import os\nos.environ.get('ONLY_THERE')").text)
+
+    def test_a_cell_that_ends_its_kernel_is_answered(self):
+        ended = self.run_cell("import os\nos._exit(3)")
+        self.assertEqual(ended.error.name, "KernelDied", ended)
+        self.assertEqual(self.run_cell("1 + 1").text, "2")
+        killed = self.run_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+        self.assertEqual(killed.error.name, "KernelDied", killed)
+        self.assertEqual(self.run_cell("1 + 1").text, "2")
+
+    def test_a_kernel_that_ended_between_cells_is_noticed_by_the_next(self):
+        pid = int(self.run_cell("import os\nos.getpid()").text)
+        os.kill(pid, signal.SIGKILL)
+        self.assertEqual(self.run_cell("1 + 1").error.name, "KernelDied")
+        self.assertEqual(self.run_cell("1 + 1").text, "2")
+
+    def test_kernels_are_ended_before_the_service_when_memory_is_short(self):
+        self.assertEqual(self.run_cell("open('/proc/self/oom_score_adj').read()").text, "1000\\n")
+
+    def test_a_restart_ends_a_stubborn_cell_and_what_it_started(self):
+        context = self.interpreter.client.create_code_context()
+        child = int(self.run_cell("import subprocess\nsubprocess.Popen(['sleep', '3600']).pid", context=context).text)
+        self.interpreter.client.restart_code_context(context)
+        self.assertEqual(self.run_cell("subprocess", context=context).error.name, "NameError")
+        while os.path.exists(f"/proc/{child}") and " Z " not in open(f"/proc/{child}/stat").read():
+            time.sleep(0.05)
+        self.interpreter.client.remove_code_context(context)
+
+
+class Surrogates(InterpreterTest):
+    """Lone surrogates: UTF-8 has no bytes for them."""
+
+    def test_an_exception_of_a_lone_surrogate_ends_its_stream(self):
+        failed = self.run_cell("raise ValueError('\\ud800')")
+        self.assertEqual((failed.error.name, failed.error.value), ("ValueError", "\\ud800"))
+
+    def test_output_of_a_lone_surrogate_costs_nothing_but_itself(self):
+        printed = self.run_cell("print('before'); print('\\ud83c'); print('after \\U0001f600')")
+        self.assertEqual("".join(printed.logs.stdout), "before\n\\ud83c\nafter \U0001f600\n")
+        self.assertEqual(printed.logs.stderr, [])
+        shown = self.run_cell("'\\ud800'")
+        self.assertEqual(shown.text, "\\ud800")
+
+    def test_a_request_of_lone_surrogates_is_run(self):
+        lines = self.interpreter.lines(code="print(len('\ud800'))")
+        self.assertEqual([line["text"] for line in lines if line["type"] == "stdout"], ["1\n"], lines)
+        self.assertEqual(lines[-1], END)
+        lines = self.interpreter.lines(code="import os; print(os.environ['A'])", env_vars={"A": "a\ud800"})
+        self.assertEqual([line["text"] for line in lines if line["type"] == "stdout"], ["a\\ud800\n"], lines)
+        self.assertEqual(lines[-1], END)
+
+
+class Requests(InterpreterTest):
+    def test_malformed_requests_are_refused_with_400(self):
+        deep = "[" * 100_000 + "]" * 100_000
+        for path, body in [
+            ("/contexts", {"cwd": "a\0b"}),
+            ("/contexts", {"cwd": "/\ud800"}),
+            ("/contexts", {"cwd": "/nonexistent"}),
+            ("/contexts", {"cwd": ["/tmp"]}),
+            ("/contexts", {"cwd": "/" + "x" * 100_000}),
+            ("/contexts", {"language": ["python"]}),
+            ("/execute", {"code": "1", "context_id": ["default"]}),
+            ("/execute", {"code": "1", "context_id": {"a": 1}}),
+            ("/execute", {"code": "1", "context_id": 7}),
+            ("/execute", {"code": 1}),
+            ("/execute", {"code": "1", "env_vars": []}),
+            ("/execute", {"code": "1", "env_vars": {"A": 1}}),
+            ("/execute", {"code": "1", "env_vars": {"A": "\0"}}),
+            ("/execute", deep),
+            ("/execute", b"\xff"),
+            ("/execute", "1" * 10_000),
+            ("/execute", "[]"),
+        ]:
+            with self.subTest(path=path, body=repr(body)[:60]):
+                status, text = self.interpreter.ask("POST", path, body)
+                self.assertEqual(status, 400, text)
+
+    def test_an_unknown_context_is_refused_with_404(self):
+        for context in ["x", "\ud800", "../default"]:
+            self.assertEqual(self.interpreter.ask("POST", "/execute", {"code": "1", "context_id": context})[0], 404)
+
+
+if __name__ == "__main__":
+    main()
