@@ -59,6 +59,11 @@ impl DirectoryError {
         self.source.kind() == io::ErrorKind::WouldBlock
     }
 
+    /// True when the file may be whole and the disk does not give it.
+    pub(crate) fn is_disk_failure(&self) -> bool {
+        self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    }
+
     pub(crate) fn is_already_there(&self) -> bool {
         self.source.kind() == io::ErrorKind::AlreadyExists
     }
@@ -152,6 +157,16 @@ impl SandboxDirectory {
             Ok(_) => Err(self.error("read", name, io::Error::other(format!("it is longer than {cap} bytes")))),
             Err(error) => Err(self.error("read", name, error)),
         }
+    }
+
+    /// At most the first `cap` bytes of a file that something hostile may have written.
+    pub(crate) fn read_beginning(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        self.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)?
+            .take(cap)
+            .read_to_end(&mut content)
+            .map_err(|e| self.error("read", name, e))?;
+        Ok(content)
     }
 
     /// At most the last `cap` bytes of a file; empty when it does not exist.

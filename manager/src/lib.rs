@@ -116,6 +116,6 @@ pub use supervision::{
     rules::{AtEnd, IdleRule, TimeToLive, WhenIdle},
     status::SupervisionStatus,
 };
-pub use sweep::Swept;
+pub use sweep::{SweepFailure, Swept};
 pub use usage::Usage;
 pub use wire::WireError;

@@ -11,6 +11,8 @@ use std::fmt;
 
 /// A status is some hundred bytes; an exit reason may carry a message.
 const MAX_STATUS: u64 = 64 * 1024;
+/// A write of a status takes a microsecond.
+const ATTEMPTS: u32 = 5;
 
 /// What a sandbox is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -92,20 +94,25 @@ pub(crate) fn read(directory: &SandboxDirectory) -> Result<State, DirectoryError
     Ok(State::derive(vmm_lives, status(directory)?.as_ref()))
 }
 
-/// What the VMM last said; `None` before its first word.
+/// What the VMM last said; `None` before its first word, and where the file is not one that a VMM of ours writes: it is the
+/// VMM's to write, so no content of it may keep a sandbox from being listed, ended or removed.
+///
+/// # Errors
+/// When the disk cannot be read, which says nothing about the sandbox.
 pub(crate) fn status(directory: &SandboxDirectory) -> Result<Option<VmStatus>, DirectoryError> {
-    // The VMM replaces the content in place, so a reader can meet it half written; it is whole a moment later.
-    for _ in 0..20 {
-        let json = match directory.read(STATUS, MAX_STATUS) {
-            Ok(json) if json.is_empty() => return Ok(None),
+    // The VMM replaces the content in place with one write, so a reader that meets half of it finds the rest next time.
+    for _ in 0..ATTEMPTS {
+        let json = match directory.read_beginning(STATUS, MAX_STATUS) {
             Ok(json) => json,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) if error.is_disk_failure() => return Err(error),
+            Err(_) => return Ok(None),
         };
-        if let Ok(status) = serde_json::from_slice(&json) {
-            return Ok(Some(status));
+        // What follows the object is of no interest.
+        match serde_json::Deserializer::from_slice(&json).into_iter().next() {
+            None => return Ok(None),
+            Some(Ok(status)) => return Ok(Some(status)),
+            Some(Err(_)) => std::thread::yield_now(),
         }
-        std::thread::sleep(std::time::Duration::from_micros(200));
     }
     Ok(None)
 }
@@ -114,6 +121,10 @@ pub(crate) fn status(directory: &SandboxDirectory) -> Result<Option<VmStatus>, D
 mod tests {
     use super::*;
     use sandboxvm_protocol::machine::HostMode;
+
+    fn status_of(phase: Phase) -> VmStatus {
+        status(phase, None)
+    }
 
     fn status(phase: Phase, reason: Option<ExitReason>) -> VmStatus {
         VmStatus { pid: 1, phase, host_mode: HostMode::Vmx, reason, missing: Vec::new() }
@@ -152,5 +163,25 @@ mod tests {
         assert_eq!(read(&directory).unwrap(), State::Dead);
         directory.write_new(STATUS, b"{\"pid\":").unwrap();
         assert_eq!(read(&directory).unwrap(), State::Dead);
+    }
+
+    #[test]
+    fn a_status_file_that_a_vmm_spoiled_is_no_status() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let _vmm = lock::create(&directory).unwrap();
+        let json = serde_json::to_vec(&status_of(Phase::Paused)).unwrap();
+        directory.write_new(STATUS, &[&json[..], &[b' '; 70_000]].concat()).unwrap();
+        assert_eq!(read(&directory).unwrap(), State::Paused, "spaces say nothing");
+        for spoiled in [vec![b' '; 70_000], vec![b'{'; 70_000], b"\xff\0[".to_vec(), Vec::new()] {
+            std::fs::write(directory.path().join(STATUS), &spoiled).unwrap();
+            assert_eq!(read(&directory).unwrap(), State::Creating, "{} bytes", spoiled.len());
+        }
+        std::fs::remove_file(directory.path().join(STATUS)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", directory.path().join(STATUS)).unwrap();
+        assert_eq!(read(&directory).unwrap(), State::Creating);
+        std::fs::remove_file(directory.path().join(STATUS)).unwrap();
+        std::fs::create_dir(directory.path().join(STATUS)).unwrap();
+        assert_eq!(read(&directory).unwrap(), State::Creating);
     }
 }

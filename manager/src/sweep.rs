@@ -27,6 +27,27 @@ pub struct Swept {
     pub sandboxes: Vec<SandboxId>,
     /// Half-made and half-deleted directories, marks and names of nobody.
     pub remains: usize,
+    /// What should have been taken away and could not be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<SweepFailure>,
+}
+
+/// One sandbox, or what is left of one, that stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SweepFailure {
+    /// Which.
+    pub id: SandboxId,
+    /// Why.
+    pub reason: String,
+}
+
+impl Swept {
+    /// One that resists does not keep the others from being taken away.
+    fn note(&mut self, id: &SandboxId, done: Result<(), DirectoryError>) {
+        if let Err(error) = done {
+            self.failures.push(SweepFailure { id: id.clone(), reason: error.to_string() });
+        }
+    }
 }
 
 /// Makes and claims `staging/<id>`. The lock on `staging/` keeps a sweep from meeting it before it is claimed.
@@ -48,34 +69,44 @@ pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
         Err(error) => return Err(error),
     };
     for (id, path) in staged {
-        if let Some(directory) = open(path)?
-            && directory.try_claim()?
-        {
-            remove::discard(home, directory, &id, None)?;
-            swept.remains += 1;
-        }
+        let done = sweep_staged(home, &id, path, &mut swept);
+        swept.note(&id, done);
     }
     for (id, _) in entries(&home.ephemeral_marks())? {
-        // Staging first: a sandbox moves from there to `sandboxes/`, never back.
-        if home.staged(&id).exists() {
-            continue;
-        }
-        match open(home.sandbox(&id))? {
-            None => remove::delete_mark(home, &id)?,
-            Some(directory) => {
-                if directory.try_claim()? && lock::try_exclude_vmm(&directory)?.is_some() {
-                    let name = names::of(home, &id)?;
-                    remove::discard(home, directory, &id, name.as_ref())?;
-                    swept.sandboxes.push(id);
-                }
-            }
-        }
+        let done = sweep_ephemeral(home, &id, &mut swept);
+        swept.note(&id, done);
     }
-    for (_, path) in entries(&home.trash())? {
-        remove::delete(&path)?;
-        swept.remains += 1;
+    for (id, path) in entries(&home.trash())? {
+        let done = remove::delete(&path).map(|()| swept.remains += 1);
+        swept.note(&id, done);
     }
     Ok(swept)
+}
+
+/// One that is being made has an owner.
+fn sweep_staged(home: &Home, id: &SandboxId, path: PathBuf, swept: &mut Swept) -> Result<(), DirectoryError> {
+    if let Some(directory) = open(path)?
+        && directory.try_claim()?
+    {
+        remove::discard(home, directory, id, None)?;
+        swept.remains += 1;
+    }
+    Ok(())
+}
+
+/// One of a `run` that is no more.
+fn sweep_ephemeral(home: &Home, id: &SandboxId, swept: &mut Swept) -> Result<(), DirectoryError> {
+    // Staging first: a sandbox moves from there to `sandboxes/`, never back.
+    if home.staged(id).exists() {
+        return Ok(());
+    }
+    let Some(directory) = open(home.sandbox(id))? else { return remove::delete_mark(home, id) };
+    if directory.try_claim()? && lock::try_exclude_vmm(&directory)?.is_some() {
+        let name = names::of(home, id)?;
+        remove::discard(home, directory, id, name.as_ref())?;
+        swept.sandboxes.push(id.clone());
+    }
+    Ok(())
 }
 
 impl Manager {
@@ -96,16 +127,8 @@ impl Manager {
     pub fn prune(&self, only_say: bool) -> Result<Swept, DirectoryError> {
         let mut swept = self.sweep()?;
         for id in self.ids()? {
-            let Some(directory) = open(self.home.sandbox(&id))? else { continue };
-            if state::read(&directory)?.is_live() || parked::is_parked(&directory) || !directory.try_claim()? {
-                continue;
-            }
-            let Some(_no_vmm) = lock::try_exclude_vmm(&directory)? else { continue };
-            if !only_say {
-                let name = names::of(&self.home, &id)?;
-                remove::discard(&self.home, directory, &id, name.as_ref())?;
-            }
-            swept.sandboxes.push(id);
+            let done = self.prune_one(&id, only_say, &mut swept);
+            swept.note(&id, done);
         }
         swept.remains += names::sweep(&self.home)?;
         // Of logs, one that cannot be read stays as it is.
@@ -113,6 +136,20 @@ impl Manager {
         // Without KVM nothing can start from one, and they may be of use again.
         swept.remains += ready::prune(&self.home, only_say).unwrap_or(0);
         Ok(swept)
+    }
+
+    fn prune_one(&self, id: &SandboxId, only_say: bool, swept: &mut Swept) -> Result<(), DirectoryError> {
+        let Some(directory) = open(self.home.sandbox(id))? else { return Ok(()) };
+        if state::read(&directory)?.is_live() || parked::is_parked(&directory) || !directory.try_claim()? {
+            return Ok(());
+        }
+        let Some(_no_vmm) = lock::try_exclude_vmm(&directory)? else { return Ok(()) };
+        if !only_say {
+            let name = names::of(&self.home, id)?;
+            remove::discard(&self.home, directory, id, name.as_ref())?;
+        }
+        swept.sandboxes.push(id.clone());
+        Ok(())
     }
 }
 
@@ -166,7 +203,7 @@ mod tests {
         let being_made = new_staged(home, &id("aaaaaaaa")).unwrap();
         drop(new_staged(home, &id("bbbbbbbb")).unwrap());
         fs::create_dir_all(home.trash().join("cccccccc/x")).unwrap();
-        assert_eq!(manager.sweep().unwrap(), Swept { sandboxes: vec![], remains: 2 });
+        assert_eq!(manager.sweep().unwrap(), Swept { remains: 2, ..Swept::default() });
         assert!(being_made.exists());
         assert!(!home.staged(&id("bbbbbbbb")).exists() && !home.trash().join("cccccccc").exists());
     }
@@ -217,5 +254,21 @@ mod tests {
         assert!(manager.prune(false).unwrap().sandboxes.is_empty() && resting.is_parked());
         resting.unpark().unwrap();
         assert_eq!(manager.prune(false).unwrap().sandboxes, [id("aaaaaaaa")]);
+    }
+
+    #[test]
+    fn one_sandbox_that_cannot_be_removed_keeps_no_other() {
+        let (_dir, manager) = manager();
+        let home = &manager.home;
+        for text in ["aaaaaaaa", "cccccccc"] {
+            drop(sandbox(home, text));
+        }
+        let spoiled = sandbox(home, "bbbbbbbb");
+        std::os::unix::fs::symlink("/nowhere/lock", spoiled.path().join(crate::directory::LOCK)).unwrap();
+        drop(spoiled);
+        let swept = manager.prune(false).unwrap();
+        assert_eq!(swept.sandboxes.len(), 2, "{swept:?}");
+        assert_eq!(swept.failures.len(), 1, "{swept:?}");
+        assert_eq!(swept.failures[0].id, id("bbbbbbbb"));
     }
 }

@@ -22,7 +22,7 @@ const LISTINGS: [(&str, &[&str], &[&str]); 10] = [
     ("stats", &["stats.json"], &[]),
     ("stats SANDBOX", &["stats-of-one.json", "stats-of-new.json"], &[]),
     ("audit verify", &["audit-verify.json"], &[]),
-    ("prune", &["prune.json"], &[]),
+    ("prune", &["prune.json", "prune-of-stuck.json"], &[]),
     ("doctor", &["doctor.json", "doctor-of-unusable.json"], &[]),
 ];
 

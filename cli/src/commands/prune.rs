@@ -23,18 +23,26 @@ impl Prune {
             swept.sandboxes.iter().map(|id| format!("{id}\n")).collect()
         };
         stdio::print(&text)?;
-        Ok(0)
+        if swept.failures.is_empty() {
+            return Ok(0);
+        }
+        let reasons: Vec<String> =
+            swept.failures.iter().map(|failure| format!("cannot remove {}: {}", failure.id, failure.reason)).collect();
+        Err(Failure::new(reasons.join("; ")))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::json::{self, tests::assert_golden};
-    use sandboxvm_manager::Swept;
+    use sandboxvm_manager::{SweepFailure, Swept};
 
     #[test]
     fn the_json_is_pinned() {
         let ids = ["aaaaaaaa", "bbbbbbbb"].map(|id| id.to_owned().try_into().unwrap());
-        assert_golden("prune.json", &json::pretty(&Swept { sandboxes: ids.into(), remains: 3 }).unwrap());
+        assert_golden(
+            "prune.json",
+            &json::pretty(&Swept { sandboxes: ids.into(), remains: 3, ..Swept::default() }).unwrap(),
+        );
     }
 }
