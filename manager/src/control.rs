@@ -13,7 +13,10 @@ use sandboxvm_protocol::{
         ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
     },
 };
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::Duration,
+};
 use tokio::{
     net::{
         UnixStream,
@@ -24,6 +27,9 @@ use tokio::{
 
 /// A VMM answers from its event loop in well under a millisecond; this is for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// A machine boots, is paused and resumed by hand, and ends: far fewer come between a request and its reply.
+const MAX_EVENTS: usize = 64;
 
 /// Why a VMM did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,19 +70,26 @@ pub enum ControlError {
 pub(crate) struct ControlClient {
     reader: FrameReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
-    /// Came while a reply was awaited.
+    /// Came while a reply was awaited; empty unless it watches.
     events: VecDeque<VmmEvent>,
+    watches: bool,
 }
 
 impl ControlClient {
     pub(crate) async fn connect(directory: &SandboxDirectory) -> Result<Self, ControlError> {
-        Ok(Self::over(directory.connect(CONTROL_SOCKET).await?))
+        Ok(Self { watches: false, ..Self::over(directory.connect(CONTROL_SOCKET).await?) })
     }
 
-    /// Speaks over a stream that is connected already: the launch channel.
+    /// Speaks over a stream that is connected already: the launch channel, which watches from its beginning.
     pub(crate) fn over(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer, events: VecDeque::new() }
+        Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer, events: VecDeque::new(), watches: true }
+    }
+
+    /// Asks for events from here on.
+    pub(crate) async fn watch(&mut self) -> Result<(), ControlError> {
+        self.watches = true;
+        self.ask(ControlRequest::Watch).await
     }
 
     /// Asks for something that is answered with Done.
@@ -128,14 +141,19 @@ impl ControlClient {
         launch::send(self.writer.as_ref(), message, files)
     }
 
+    /// A VMM that was taken over may send events for as long as a reply is awaited: so only those that were asked for are
+    /// kept, and of those no more than a machine has.
     async fn reply(&mut self) -> Result<ControlReply, ControlError> {
-        loop {
+        for _ in 0..=MAX_EVENTS {
             match self.reader.next_message().await? {
                 VmmMessage::Reply(reply) => return Ok(reply),
-                // One machine has a handful in its life: far fewer than would matter.
-                VmmMessage::Event(event) => self.events.push_back(event),
+                VmmMessage::Event(event) if self.watches && self.events.len() < MAX_EVENTS => {
+                    self.events.push_back(event);
+                }
+                VmmMessage::Event(_) => {}
             }
         }
+        Err(WireError::Unexpected("more events than one machine has in its life").into())
     }
 
     /// The next event; for connections that watch. Cancel safe.
@@ -206,5 +224,41 @@ mod tests {
     async fn a_vmm_that_says_nothing_is_given_up() {
         let mut client = vmm_that_says(vec![]).await;
         assert!(matches!(client.ask(ControlRequest::Stop).await, Err(ControlError::Silent)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_without_end_are_neither_kept_nor_waited_through() {
+        let flood = || (0..10_000).map(|_| VmmMessage::Event(VmmEvent::Phase(Phase::Paused)));
+        for watches in [false, true] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let sender = tokio::spawn(async move {
+                for message in flood() {
+                    if wire::send(&mut theirs, WIRE, &message, MAX_MESSAGE).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut client = ControlClient { watches, ..ControlClient::over(ours) };
+            let error = client.ask(ControlRequest::Pause).await.unwrap_err();
+            assert!(matches!(error, ControlError::Wire(WireError::Unexpected(_))), "{error}");
+            assert!(client.events.len() <= if watches { MAX_EVENTS } else { 0 });
+            drop(client);
+            sender.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_did_not_ask_to_watch_keeps_no_event() {
+        let messages = vec![
+            VmmMessage::Event(VmmEvent::Phase(Phase::Paused)),
+            VmmMessage::Reply(ControlReply::Done),
+            VmmMessage::Reply(ControlReply::Done),
+            VmmMessage::Event(VmmEvent::Phase(Phase::Ready)),
+        ];
+        let mut client = ControlClient { watches: false, ..vmm_that_says(messages).await };
+        client.ask(ControlRequest::Pause).await.unwrap();
+        assert!(client.events.is_empty());
+        client.watch().await.unwrap();
+        assert_eq!(client.next_event().await.unwrap(), VmmEvent::Phase(Phase::Ready));
     }
 }

@@ -256,7 +256,7 @@ impl Sandbox {
     async fn ready(&self) -> Result<(), ExecError> {
         let ready = async {
             let mut client = ControlClient::connect(&self.directory).await?;
-            client.ask(ControlRequest::Watch).await?;
+            client.watch().await?;
             client.ready().await
         };
         match timeout(READY_WITHIN, ready).await {
