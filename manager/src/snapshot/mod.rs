@@ -14,6 +14,7 @@
 
 pub(crate) mod error;
 pub(crate) mod manifest;
+mod pagemap;
 pub(crate) mod seal;
 pub(crate) mod store;
 pub(crate) mod taking;

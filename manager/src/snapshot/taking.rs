@@ -5,6 +5,7 @@
 use super::{
     error::SnapshotError,
     manifest::{FORMAT, MANIFEST, MemoryFile, SnapshotManifest},
+    pagemap,
     seal::{Seal, Seals},
     store::STATE,
 };
@@ -16,8 +17,7 @@ use crate::{
     host::HostIdentity,
     in_use::InUse,
     launch::LaunchFiles,
-    lineage::{ChangeLock, Files, Kind, Lineage, free_name, live_vmm, share_disks},
-    lock,
+    lineage::{ChangeLock, Files, Kind, Lineage, free_name, share_disks},
     manager::Manager,
     remove,
     sandbox::Sandbox,
@@ -94,7 +94,7 @@ pub(crate) async fn take(
     control.stats().await?;
     let mut lineage = Lineage::read(directory)?;
     sandbox.flatten_when_long(&mut control, &mut lineage).await?;
-    let pagemap = pagemap(directory)?.ok_or_else(not_running)?;
+    let pagemap = pagemap::of_vmm(directory)?.ok_or_else(not_running)?;
     let staged = StagedSnapshot::begin(&sandbox.home)?;
     let before = lineage.files.clone();
 
@@ -200,15 +200,6 @@ fn refused(lineage: &mut Lineage, directory: &SandboxDirectory, baseline: Option
         lineage.files.baseline = baseline;
         let _ = lineage.write(directory);
     }
-}
-
-/// The VMM's page map, by its PID, which is only believed of the process that holds the lock.
-fn pagemap(directory: &SandboxDirectory) -> Result<Option<File>, DirectoryError> {
-    let Some(pid) = live_vmm(directory)? else { return Ok(None) };
-    let path = format!("/proc/{pid}/pagemap");
-    let file = File::open(&path).map_err(|error| DirectoryError::new("open", &path, error))?;
-    // Still the holder, so it was when the file was opened.
-    Ok(lock::is_holder(directory, pid).then_some(file))
 }
 
 /// What the VMM writes to.
