@@ -20,7 +20,7 @@ use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -35,6 +35,14 @@ pub enum HomeError {
         /// The system's error.
         source: io::Error,
     },
+    /// Who else could change what is in it could run anything as whoever uses it.
+    #[error("cannot use the home {}: {problem}", .path.display())]
+    Untrusted {
+        /// Which directory.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
 }
 
 /// A home directory that exists with all its parts, and by which rules sandboxes are admitted to it.
@@ -48,7 +56,7 @@ impl Home {
     /// Makes what is missing under `root`.
     ///
     /// # Errors
-    /// [`HomeError::Create`].
+    /// Every [`HomeError`].
     pub fn open(root: &Path) -> Result<Self, HomeError> {
         let create = |path: &Path, parents: bool| {
             let made = DirBuilder::new().mode(0o700).recursive(parents).create(path);
@@ -62,6 +70,7 @@ impl Home {
         // Absolute, because a long-running process may change its directory.
         let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
         create(&root, true)?;
+        check_owner(&root)?;
         let home = Self { root, rules: AdmissionRules::default() };
         for path in [
             home.sandboxes(),
@@ -156,6 +165,20 @@ impl Home {
     }
 }
 
+/// One that existed may be anybody's. What is in it was made below a directory that only its owner could change.
+fn check_owner(root: &Path) -> Result<(), HomeError> {
+    let metadata = std::fs::metadata(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
+    let (owner, user, mode) = (metadata.uid(), rustix::process::geteuid().as_raw(), metadata.mode() & 0o7777);
+    let problem = if owner != user {
+        format!("it belongs to user {owner}, not to user {user}")
+    } else if mode & 0o022 != 0 {
+        format!("users other than its owner may write to it (mode {mode:04o}); remove their permission (chmod go-w)")
+    } else {
+        return Ok(());
+    };
+    Err(HomeError::Untrusted { path: root.to_owned(), problem })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,5 +202,31 @@ mod tests {
         std::fs::write(dir.path().join("file"), "").unwrap();
         let message = Home::open(&root).unwrap_err().to_string();
         assert!(message.contains("file/home"), "{message}");
+    }
+
+    #[test]
+    fn a_home_that_others_can_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("home");
+        Home::open(&root).unwrap();
+        for (mode, is_used) in [(0o777, false), (0o770, false), (0o702, false), (0o755, true), (0o700, true)] {
+            std::fs::set_permissions(&root, std::fs::Permissions::from_mode(mode)).unwrap();
+            let opened = Home::open(&root);
+            assert_eq!(opened.is_ok(), is_used, "{mode:o}: {opened:?}");
+        }
+    }
+
+    #[test]
+    fn another_users_home_is_refused() {
+        if !rustix::process::getuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("home");
+        std::fs::create_dir(&root).unwrap();
+        std::os::unix::fs::chown(&root, Some(64_999), None).unwrap();
+        let message = Home::open(&root).unwrap_err().to_string();
+        assert!(message.contains("belongs to user 64999"), "{message}");
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing was made in it");
     }
 }
