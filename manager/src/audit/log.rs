@@ -3,6 +3,11 @@
 //! `<id>.jsonl` holds the lines, `<id>.head` the number and hash of the last, so that lines missing at the end are found.
 //! Both are changed under an exclusive flock on the log, by whichever process acts. A writer that is killed leaves either
 //! no line, a whole line that the head does not know yet, or a part of one, which the next writer takes away and says so.
+//!
+//! Lines are not synced to the disk. A sync before each command takes milliseconds, more than a command does, and what it would
+//! keep is the last seconds before a power failure, in which the sandboxes themselves end. So a host that loses its power may
+//! lose the last lines of its logs, and a head that reached the disk before its line makes [`Trail::verify`] report the log as
+//! shortened: nothing tells a line that was lost from one that was taken away.
 
 use crate::{
     audit::{
