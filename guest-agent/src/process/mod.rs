@@ -4,7 +4,7 @@
 //! environment  variables a process starts with
 //! user         who it runs as
 //! program      which file its name means
-//! spawn        pipes or terminal, and the clone; child is the part that runs between clone and exec, vfork the clone
+//! spawn        pipes or terminal, and the clone (`sandboxvm_spawn`); child is the part that runs between clone and exec
 //! cgroups      how many there may be, and where they are counted
 //! limit_counts which limits they met
 //! stdin        bytes on their way into it, and the credit for them
@@ -29,7 +29,6 @@ mod strings;
 mod terminal;
 mod title;
 pub(crate) mod user;
-mod vfork;
 
 use crate::server::slab::Key;
 use kept::Kept;

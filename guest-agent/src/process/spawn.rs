@@ -29,7 +29,6 @@ use super::strings::CStrings;
 use super::terminal::open_terminal;
 use super::title::Title;
 use super::user::{User, UserError};
-use super::vfork::vfork;
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -37,6 +36,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use sandboxvm_protocol::agent::limits::ProcessLimits;
 use sandboxvm_protocol::agent::{CText, ExecRequest, Failure, FailureKind, MAX_ARGUMENTS_TOTAL, StdinSource};
 use sandboxvm_protocol::frame::FrameKind;
+use sandboxvm_spawn::{Beginning, vfork};
 use std::cell::Cell;
 use std::ffi::c_char;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -219,9 +219,10 @@ impl Spawner {
 /// failed, so that `plan` may lie on the stack here.
 fn run_child(stack: &mut [u128], plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>) -> Result<Pid, Errno> {
     let argument = (&raw const *plan).cast_mut().cast();
-    // SAFETY: this thread is the only one. `child::run` only makes system calls and writes to `plan.failure`, a Cell,
+    let beginning = Beginning { cgroup, clear_handlers: false };
+    // SAFETY: this thread is the only one, and no signal has a handler. `child::run` only makes system calls and writes to `plan.failure`, a Cell,
     // while this thread is suspended.
-    unsafe { vfork(child::run, argument, stack, cgroup) }
+    unsafe { vfork(child::run, argument, stack, beginning) }
 }
 
 /// Null when it is where the agent is.

@@ -1,4 +1,5 @@
-//! clone3(2) as vfork(2) does it, with a stack of the child's own and a control group to begin in.
+//! clone3(2) as vfork(2) does it, with a separate stack for the child and a control group to begin in. Used by the guest's
+//! agent for processes and by the manager for VMMs; knows nothing of either.
 //!
 //! By hand, since libc's clone(2) takes no control group, and moving a process that exists into one stops all of the
 //! kernel's forks meanwhile (`cgroup_threadgroup_rwsem`), which takes a grace period.
@@ -11,6 +12,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `CLONE_INTO_CGROUP` (linux/sched.h): above what fits the flags of clone(2).
 const INTO_CGROUP: u64 = 0x2_0000_0000;
+/// `CLONE_CLEAR_SIGHAND`: signals that are handled get their default disposition in the child.
+const CLEAR_HANDLERS: u64 = 0x1_0000_0000;
 
 /// `struct clone_args` (clone(2)), as long as it was when control groups came into it.
 #[repr(C)]
@@ -29,21 +32,37 @@ struct Arguments {
     cgroup: u64,
 }
 
+/// How a child begins.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beginning<'a> {
+    /// A directory of a cgroup v2 hierarchy; the parent's group when there is none.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Reset the dispositions of signals that this process handles.
+    pub clear_handlers: bool,
+}
+
 /// Runs `entry(argument)` in a child that shares this process's memory, on `stack`, and returns when that has executed
-/// a program or ended; the value of `entry` is its exit code. With `cgroup` the child is in that from its beginning.
+/// a program or ended; the value of `entry` is its exit code.
 ///
 /// # Safety
-/// The process has one thread. `entry` must be fit to run so: it only makes system calls and writes to what `argument`
-/// points to, which must be valid for the time of this call.
-pub(super) unsafe fn vfork(
+/// No signal handler may run in the child: the process has one thread and handles no signals, or the calling thread has
+/// all signals blocked and `entry` unblocks them only after their handlers are cleared. `entry` only makes system calls and
+/// writes to what `argument` points to, which must be valid for the time of this call.
+///
+/// # Errors
+/// What the kernel says.
+pub unsafe fn vfork(
     entry: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
     stack: &mut [u128],
-    cgroup: Option<BorrowedFd<'_>>,
+    beginning: Beginning<'_>,
 ) -> Result<Pid, Errno> {
+    let Beginning { cgroup, clear_handlers } = beginning;
     let shared = libc::CLONE_VM | libc::CLONE_VFORK;
     let arguments = Arguments {
-        flags: u64::from(shared.unsigned_abs()) | cgroup.map_or(0, |_| INTO_CGROUP),
+        flags: u64::from(shared.unsigned_abs())
+            | cgroup.map_or(0, |_| INTO_CGROUP)
+            | if clear_handlers { CLEAR_HANDLERS } else { 0 },
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
         stack: stack.as_mut_ptr() as u64,
         stack_size: size_of_val(stack) as u64,
@@ -98,7 +117,7 @@ mod tests {
         let mut stack = vec![0u128; 1024];
         let mut number = 41u64;
         // SAFETY: `note` makes no call at all, and `number` is there until its end.
-        let pid = unsafe { vfork(note, (&raw mut number).cast(), &mut stack, None) }.unwrap();
+        let pid = unsafe { vfork(note, (&raw mut number).cast(), &mut stack, Beginning::default()) }.unwrap();
         let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
         assert_eq!((status.exit_status(), number), (Some(7), 42));
         assert!(stack.iter().any(|word| *word != 0), "the stack was used");
@@ -109,8 +128,9 @@ mod tests {
         let mut stack = vec![0u128; 1024];
         let file = std::fs::File::open("/dev/null").unwrap();
         let cgroup = std::os::fd::AsFd::as_fd(&file);
+        let beginning = Beginning { cgroup: Some(cgroup), ..Beginning::default() };
         // SAFETY: no child comes of it.
-        let refused = unsafe { vfork(note, std::ptr::null_mut(), &mut stack, Some(cgroup)) };
+        let refused = unsafe { vfork(note, std::ptr::null_mut(), &mut stack, beginning) };
         assert_eq!(refused.unwrap_err(), Errno::BADF);
     }
 }
