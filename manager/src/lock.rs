@@ -12,10 +12,10 @@ use rustix::{
     fs::{FlockOperation, OFlags, flock},
     process::Pid,
 };
+use sandboxvm_protocol::vmm::users;
 use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -46,10 +46,7 @@ pub(crate) fn take_again(directory: &SandboxDirectory) -> Result<File, Directory
 
 /// True when process `pid` holds the lock: then it is the VMM.
 pub(crate) fn is_holder(directory: &SandboxDirectory, pid: u32) -> bool {
-    let inode = directory.open_file(LOCK, OFlags::RDONLY).and_then(|lock| {
-        lock.metadata().map(|metadata| metadata.ino()).map_err(|error| directory.error("examine", LOCK, error))
-    });
-    inode.is_ok_and(|inode| holds_exclusively(Path::new(&format!("/proc/{pid}/fdinfo")), inode))
+    directory.open_file(LOCK, OFlags::RDONLY).is_ok_and(|lock| holds(pid, &lock))
 }
 
 /// Holds the lock shared while it lives: no VMM runs, and none can start.
@@ -74,36 +71,49 @@ pub(crate) fn try_exclude_vmm(directory: &SandboxDirectory) -> Result<Option<NoV
 /// after a reboot or PID reuse it may be anybody's. Without a true hint every process we may look into is tried.
 pub(crate) fn find_holder(directory: &SandboxDirectory, hint: Option<u32>) -> Option<Pidfd> {
     let lock = directory.open_file(LOCK, OFlags::RDONLY).ok()?;
-    let inode = lock.metadata().ok()?.ino();
-    let hinted = hint.and_then(|pid| open_if_holder(i32::try_from(pid).ok()?, inode));
-    hinted.or_else(|| {
+    hint.and_then(|pid| open_if_holder(pid, &lock)).or_else(|| {
         let own = std::process::id();
         fs::read_dir("/proc")
             .ok()?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-            .filter(|pid| u32::try_from(*pid) != Ok(own))
-            .find_map(|pid| open_if_holder(pid, inode))
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| *pid != own)
+            .find_map(|pid| open_if_holder(pid, &lock))
     })
 }
 
 /// The pidfd is opened before the check: if the process still exists after the check, the check was about it.
-fn open_if_holder(pid: i32, inode: u64) -> Option<Pidfd> {
-    let pidfd = Pidfd::open(Pid::from_raw(pid)?).ok()?;
-    let holds = holds_exclusively(Path::new(&format!("/proc/{pid}/fdinfo")), inode);
-    (holds && pidfd.is_alive()).then_some(pidfd)
+fn open_if_holder(pid: u32, lock: &File) -> Option<Pidfd> {
+    let pidfd = Pidfd::open(Pid::from_raw(i32::try_from(pid).ok()?)?).ok()?;
+    (holds(pid, lock) && pidfd.is_alive()).then_some(pidfd)
 }
 
-/// fdinfo lists a file description's locks, `lock: 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF`
-/// (proc_pid_fdinfo(5)). /proc/locks would not do: it names the process that took the lock, not who holds it now.
-fn holds_exclusively(fdinfo: &Path, inode: u64) -> bool {
-    let Ok(entries) = fs::read_dir(fdinfo) else { return false };
-    let suffix = format!(":{inode}");
-    entries.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok()).any(|info| {
-        info.lines().filter(|line| line.starts_with("lock:")).any(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            matches!(words[..], [_, _, "FLOCK", _, "WRITE", _, file, ..] if file.ends_with(&suffix))
-        })
-    })
+/// True when process `pid`, of a user that may be a VMM's, has this very file open and locked exclusively by that
+/// descriptor. fdinfo lists a file description's locks, `lock: 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF`
+/// (proc_pid_fdinfo(5)); which file that is, the descriptor itself says, by device and number. /proc/locks would not do: it
+/// names the process that took the lock, not who holds it now.
+fn holds(pid: u32, lock: &File) -> bool {
+    let Ok(wanted) = lock.metadata() else { return false };
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    let mut descriptors = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let has_it = descriptors.any(|descriptor| {
+        let is_same = || {
+            let file = fs::metadata(format!("/proc/{pid}/fd/{descriptor}")).ok()?;
+            Some((file.dev(), file.ino()) == (wanted.dev(), wanted.ino()))
+        };
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
+        info.lines().any(is_exclusive_lock) && is_same().unwrap_or(false)
+    });
+    has_it && effective_user(pid).is_some_and(|user| users::is_of_vmm(user) || user == wanted.uid())
+}
+
+fn is_exclusive_lock(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    matches!(words[..], ["lock:", _, "FLOCK", _, "WRITE", ..])
+}
+
+fn effective_user(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -159,6 +169,57 @@ mod tests {
         flock(&shared, FlockOperation::LockShared).unwrap();
         let mut child = child_with(shared);
         assert!(find_holder(&directory, Some(child.id())).is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Two file systems that have just been made number their files alike. In a mount namespace of a thread's, since mounts
+    /// are the host's otherwise.
+    #[test]
+    fn a_file_of_the_same_number_elsewhere_is_not_the_lock() {
+        use rustix::{
+            mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+            thread::{UnshareFlags, unshare_unsafe},
+        };
+        if !rustix::process::getuid().is_root() {
+            return;
+        }
+        let tried = std::thread::spawn(|| {
+            // SAFETY: no descriptor changes meaning; the thread ends with the test.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            for at in [&one, &two] {
+                mount("none", at.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+            }
+            let directory = SandboxDirectory::create(one.path().join("x")).unwrap();
+            let wanted = create(&directory).unwrap();
+            let number = |file: &File| file.metadata().unwrap().ino();
+            let mut decoys = (0..100).map(|name| File::create_new(two.path().join(name.to_string())).unwrap());
+            let decoy = decoys.find(|decoy| number(decoy) == number(&wanted)).expect("numbered alike");
+            flock(&decoy, FlockOperation::NonBlockingLockExclusive).unwrap();
+            let mut bystander = child_with(decoy);
+            assert!(!is_holder(&directory, bystander.id()));
+            assert!(find_holder(&directory, Some(bystander.id())).is_none());
+            let mut vmm = child_with(wanted);
+            assert!(is_holder(&directory, vmm.id()) && find_holder(&directory, Some(bystander.id())).is_some());
+            for child in [&mut bystander, &mut vmm] {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        });
+        tried.join().unwrap();
+    }
+
+    #[test]
+    fn another_local_users_process_is_no_holder() {
+        if !rustix::process::getuid().is_root() {
+            return;
+        }
+        let (_home, directory) = directory();
+        let lock = create(&directory).unwrap();
+        let mut child = Command::new("sleep").arg("60").stdin(Stdio::from(lock)).uid(64_999).spawn().unwrap();
+        assert!(!is_holder(&directory, child.id()));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -7,6 +7,8 @@
 //! Append enum variants, never reorder them: postcard numbers by position. A VMM and its manager may be of different
 //! builds (a running sandbox outlives an upgrade).
 
+pub mod users;
+
 use crate::{
     capped,
     frame::{Message, Wire},

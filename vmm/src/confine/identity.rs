@@ -8,18 +8,8 @@ use super::{
 };
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_keep_capabilities, set_no_new_privs};
-use sandboxvm_protocol::vmm::JailPart;
+use sandboxvm_protocol::vmm::{JailPart, users};
 use std::io;
-
-/// First of the users of VMMs started by root: above all that systemd gives to containers, below 2^31. Its place in the
-/// range is the process ID of the VMM that was started, of which there are at most 2^22. No two that live at a time are
-/// the same, live forks apart: a number is not given again while a session bears it, and a VMM's forks stay in the session it
-/// made.
-const FIRST_USER: u32 = 0x7000_0000;
-
-/// User and group where the host has no such range, as in a container with some 65536 users. Not `nobody`: NFS and others
-/// use that one.
-const SHARED_USER: u32 = 64_738;
 
 /// Takes an identity that no other process has, in a user namespace that has none of the host's. For root. Returns what the
 /// host does not give.
@@ -29,11 +19,11 @@ pub(super) fn become_nobody() -> Result<Vec<JailPart>, ConfineError> {
     checked(unsafe { libc::setgroups(0, std::ptr::null()) }, "giving up groups")?;
     // A host may keep user namespaces from those without privileges, so they go one step later than the user.
     set_keep_capabilities(true).map_err(failed("keeping privileges for one more step"))?;
-    let own = FIRST_USER + rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
-    let own = if is_off(Protection::OwnUser) { SHARED_USER } else { own };
+    let own = users::of_vmm(std::process::id());
+    let own = if is_off(Protection::OwnUser) { users::SHARED } else { own };
     if take(own).is_err() {
         missing.push(JailPart::OwnUser);
-        take(SHARED_USER)?;
+        take(users::SHARED)?;
     }
     // What live forks, who share a user, may not do to each other either. Root may still look into it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("keeping equals from tracing it"))?;
