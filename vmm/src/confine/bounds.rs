@@ -21,6 +21,16 @@ const OVERHEAD: u64 = 1024 * MIB;
 /// Bytes of disk for one byte in each of the two tables that merging layers takes (`block/layered.rs`).
 const DISK_PER_TABLE_BYTE: u64 = 2048;
 
+/// How much sooner than others the kernel ends a VMM when memory runs out, as a thousandth of the host's memory each: before
+/// the manager's programs, which have none of this, whichever of them is the largest.
+const OUT_OF_MEMORY_FIRST: &str = "500";
+
+/// Has the kernel end this process, and all that are forked off it, before those of the manager when the host's memory runs
+/// out. While the host's `/proc` can be seen; where there is none, the kernel goes by size alone.
+pub(super) fn be_ended_first() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_FIRST);
+}
+
 /// For any machine. `own_processes`: nobody else's are counted.
 pub(super) fn set(own_processes: bool) -> Result<(), ConfineError> {
     // A core file would hold the guest's memory.

@@ -64,6 +64,7 @@ pub fn drop_inherited_files() {
 /// # Errors
 /// See [`ConfineError`].
 pub fn isolate() -> Result<Vec<JailPart>, ConfineError> {
+    bounds::be_ended_first();
     let missing = if getuid().is_root() {
         isolation::leave_the_host()?;
         if is_off(Protection::User) {
