@@ -3,9 +3,7 @@
 //! `create`, `ready` and `armed`; decides nothing of what the sandbox is to be.
 
 use crate::{
-    cpu_share,
     create::{Basis, CreateError},
-    directory::DirectoryError,
     host::HostIdentity,
     identity,
     launch::VmmProcess,
@@ -35,8 +33,7 @@ pub(crate) fn boot(
 ) -> Result<StartedSandbox, CreateError> {
     let directory = staged.directory();
     let parts = Parts::make(directory)?;
-    let vmm = parts.spawn_vmm(&basis.open.vmm)?;
-    hold_share(&staged, &vmm)?;
+    let vmm = staged.spawn_vmm(&parts, &basis.open.vmm)?;
     staged.record().write(directory)?;
     identity::make_due(directory)?;
     directory.link(&basis.template, TEMPLATE)?;
@@ -62,12 +59,6 @@ pub(crate) fn boot(
     let started = StartedSandbox::new(sandbox, vmm, boot_timeout);
     started.hand_over(parts, &machine)?;
     Ok(started)
-}
-
-/// Before the VMM has a machine to run.
-fn hold_share(staged: &Staged, vmm: &VmmProcess) -> Result<(), DirectoryError> {
-    let record = staged.record();
-    cpu_share::hold(staged.directory(), record, vmm.pid)
 }
 
 /// The read-only disks of a machine.
@@ -121,8 +112,7 @@ impl Prepared {
     pub(crate) async fn make(staged: &Staged, from: &Restored<'_>, vmm: &Path) -> Result<Self, CreateError> {
         let directory = staged.directory();
         let parts = Parts::make(directory)?;
-        let vmm = parts.spawn_vmm(vmm)?;
-        hold_share(staged, &vmm)?;
+        let vmm = staged.spawn_vmm(&parts, vmm)?;
         let mut snapshot = from.snapshot.files(from.host).await?;
         identity::make_due(directory)?;
         let origin = from.snapshot.link_into(directory)?;

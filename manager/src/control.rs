@@ -7,6 +7,7 @@ use crate::{
     state::State,
     wire::{self, FrameReader, WireError},
 };
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, UCred, recvmsg, sockopt::set_socket_passcred};
 use sandboxvm_protocol::{
     frame::Message,
     vmm::{
@@ -15,9 +16,13 @@ use sandboxvm_protocol::{
 };
 use std::{
     collections::VecDeque,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::unix::net::UnixStream as StdUnixStream,
     time::Duration,
 };
 use tokio::{
+    io::Interest,
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -84,6 +89,28 @@ impl ControlClient {
     pub(crate) fn over(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
         Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer, events: VecDeque::new(), watches: true }
+    }
+
+    /// As [`Self::over`], for a channel on which [`Self::sender`] is to be asked for.
+    pub(crate) fn over_signed(stream: StdUnixStream) -> io::Result<Self> {
+        set_socket_passcred(&stream, true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self::over(UnixStream::from_std(stream)?))
+    }
+
+    /// Which process sent what comes next, as the kernel says: no sender can name another. Takes nothing off the channel.
+    /// Cancel safe.
+    pub(crate) async fn sender(&self) -> Result<UCred, ControlError> {
+        let stream = self.writer.as_ref();
+        let ended = || ControlError::from(WireError::Closed);
+        loop {
+            stream.readable().await.map_err(WireError::from)?;
+            match stream.try_io(Interest::READABLE, || peek_sender(stream)) {
+                Ok(sender) => return sender.ok_or_else(ended),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(WireError::from(error).into()),
+            }
+        }
     }
 
     /// Asks for events from here on.
@@ -180,6 +207,20 @@ impl ControlClient {
     }
 }
 
+/// `None` at the channel's end.
+fn peek_sender(stream: &UnixStream) -> io::Result<Option<UCred>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let read = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
+    let sender = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(sender) => Some(sender),
+        _ => None,
+    });
+    Ok(sender.filter(|_| read.bytes > 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,5 +301,30 @@ mod tests {
         assert!(client.events.is_empty());
         client.watch().await.unwrap();
         assert_eq!(client.next_event().await.unwrap(), VmmEvent::Phase(Phase::Ready));
+    }
+
+    #[tokio::test]
+    async fn a_sender_is_named_by_the_kernel_and_its_message_stays() {
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        let mut client = ControlClient::over_signed(ours).unwrap();
+        let mut frame = Vec::new();
+        WIRE.append_message(&mut frame, &VmmMessage::Event(VmmEvent::Phase(Phase::Created)), MAX_MESSAGE).unwrap();
+        // Another process than that which made the channel.
+        let script = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::os::fd::OwnedFd::from(theirs.try_clone().unwrap()))
+            .spawn();
+        let mut child = script.unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), &frame).unwrap();
+        for _ in 0..2 {
+            let sender = client.sender().await.unwrap();
+            assert_eq!(sender.pid.as_raw_nonzero().get().unsigned_abs(), child.id());
+        }
+        assert_eq!(client.next_event().await.unwrap(), VmmEvent::Phase(Phase::Created));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        std::io::Write::flush(&mut theirs).unwrap();
+        drop(theirs);
+        assert!(client.sender().await.is_err(), "the channel's end");
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     content::{self, Content},
     control::ControlError,
     directory::DirectoryError,
+    group::pool,
     host::{HostError, HostIdentity},
     last_words::LastWords,
     launch::LaunchError,
@@ -223,7 +224,11 @@ impl Manager {
         sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
         // The VM runs: what is left of others can be taken away meanwhile.
         let home = self.home.clone();
-        tokio::task::spawn_blocking(move || sweep::abandoned(&home));
+        tokio::task::spawn_blocking(move || {
+            let swept = sweep::abandoned(&home);
+            // The next start finds a control group that is made.
+            pool::fill(&home).and(swept)
+        });
         Ok(started)
     }
 

@@ -8,15 +8,16 @@ use crate::{
     control::{ControlClient, ControlError},
     cpu_share,
     directory::{DirectoryError, SandboxDirectory},
+    family,
     flatten::FlattenError,
+    group::{self, Group},
     identity,
     in_use::{InUse, InUseError},
     launch::LaunchFiles,
-    limits::Unkept,
     lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     lock,
     names::NameError,
-    parts::Parts,
+    parts::{self, Parts},
     record::{RecordError, SandboxRecord},
     remove,
     sandbox::{ExecError, Sandbox},
@@ -37,7 +38,7 @@ use std::{
     thread,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{net::UnixStream, time::timeout};
+use tokio::time::timeout;
 
 /// A VMM forks in a millisecond a child; this is for a host that swaps.
 const FORKED_WITHIN: Duration = Duration::from_secs(60);
@@ -80,6 +81,9 @@ pub enum ForkError {
     /// A child took too long.
     #[error("a copy was not ready within {} s; the host may be overloaded", .0.as_secs())]
     NotReady(Duration),
+    /// A child is in the control group of its parent.
+    #[error("a copy cannot be moved into its own control group, and would end with the sandbox that it is a copy of")]
+    Group,
     /// Its disk cannot take another layer.
     #[error(transparent)]
     Flatten(#[from] FlattenError),
@@ -173,6 +177,7 @@ impl Sandbox {
         drop(change);
         // None runs before all are made: a running guest would take the CPU that its siblings are made with.
         for child in &mut children {
+            child.enclose(&self.directory).await?;
             child.built().await?;
         }
         let made = began.elapsed();
@@ -187,6 +192,8 @@ impl Sandbox {
             .await?;
         let copies: Vec<Sandbox> = children.into_iter().map(Child::let_go).collect();
         self.trail().note(Event::Forked { copies: copies.iter().map(|copy| copy.record.id.clone()).collect() });
+        let home = self.home.clone();
+        tokio::task::spawn_blocking(move || group::pool::fill(&home));
         Ok(Forked { copies, pauses, made })
     }
 
@@ -264,12 +271,13 @@ impl Sandbox {
             .with_seals(lineage.seals.clone())
             .write(directory)?;
         let parts = Parts::make(directory)?;
+        let group = Group::take(&self.home, directory)?;
         let (ours, theirs) = StdUnixStream::pair()?;
-        ours.set_nonblocking(true)?;
         // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
         let child = Child {
             sandbox: Some(staged.publish()?),
-            channel: ControlClient::over(UnixStream::from_std(ours)?),
+            channel: ControlClient::over_signed(ours)?,
+            group,
             is_asked_for: false,
         };
         Ok((child, ChildFiles { parts, top, launcher: theirs }))
@@ -311,6 +319,8 @@ impl ChildFiles {
 struct Child {
     sandbox: Option<Sandbox>,
     channel: ControlClient,
+    /// Written down in its directory; its VMM is moved into it.
+    group: Option<Group>,
     /// The parent's VMM may be about to make it: then its lock is, for a moment, held by the parent.
     is_asked_for: bool,
 }
@@ -333,7 +343,6 @@ impl Child {
     async fn begin(&mut self) -> Result<(), ForkError> {
         self.channel.ask(ControlRequest::Start).await.map_err(ForkError::Child)?;
         self.channel.ready().await.map_err(ForkError::Child)?;
-        self.hold_share()?;
         loop {
             let asked = Instant::now();
             match identity::settle(&self.sandbox().directory, &self.sandbox().record).await {
@@ -351,16 +360,24 @@ impl Child {
         self.channel.ask(ControlRequest::Untie).await.map_err(ForkError::Child)
     }
 
-    /// It was born into its parent's control group. Which process it is, a VMM says itself: believed when it holds the lock.
-    fn hold_share(&self) -> Result<(), DirectoryError> {
-        let Sandbox { directory, record, .. } = self.sandbox();
-        if record.limits.cpu_share.is_none() {
-            return Ok(());
+    /// Waits for its process, which was born into its parent's control group, and moves it into its own before its guest runs:
+    /// it would end with its parent. Which process it is, the kernel says: a parent that was taken over can at most have
+    /// another of its own end with this child.
+    async fn enclose(&mut self, parent: &SandboxDirectory) -> Result<(), ForkError> {
+        let vmm = self.channel.sender().await.map_err(ForkError::Child)?;
+        let Sandbox { home: _, directory, record } = self.sandbox();
+        let has_share = self.group.as_ref().is_some_and(|group| parts::bound(group, record));
+        let is_in_group = self.group.as_ref().is_some_and(|group| group.admit(vmm.pid).is_ok());
+        if !is_in_group {
+            if Group::of(parent).is_some() {
+                return Err(ForkError::Group);
+            }
+            family::write_down(directory, vmm.pid, true)?;
+            if Group::release(directory) {
+                directory.unlink(group::LINK)?;
+            }
         }
-        match state::status(directory)?.map(|status| status.pid) {
-            Some(pid) if lock::is_holder(directory, pid) => cpu_share::hold(directory, record, pid),
-            _ => Unkept::CpuShare.because(directory, "its processor share is its parent's: its VMM was not found"),
-        }
+        Ok(cpu_share::hold(directory, record, vmm.pid, has_share && is_in_group)?)
     }
 
     fn let_go(mut self) -> Sandbox {
@@ -375,7 +392,7 @@ impl Drop for Child {
             && !self.is_asked_for
         {
             kill(&directory);
-            // The caller has a better error to report; a sweep takes what stays.
+            // Ends what is in its own group. The caller has a better error to report; a sweep takes what stays.
             let _ = remove::discard(&home, directory, &record.id, None);
         }
     }

@@ -11,6 +11,7 @@
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
 //! contents/         remembered hashes of files (see `content`)
 //! audit/            what was done with each sandbox, longer than it is there (see `audit`)
+//! groups/           links to control groups that wait for a VMM (see `group::pool`)
 //! admitted          who was promised memory (see `ledger`)
 //! ```
 //! All directories are 0700: whoever may enter the home owns every guest in it.
@@ -83,6 +84,7 @@ impl Home {
             home.templates(),
             home.contents(),
             home.audit(),
+            home.groups(),
         ] {
             create(&path, false)?;
         }
@@ -153,6 +155,10 @@ impl Home {
 
     pub(crate) fn contents(&self) -> PathBuf {
         self.root.join("contents")
+    }
+
+    pub(crate) fn groups(&self) -> PathBuf {
+        self.root.join("groups")
     }
 
     /// What was done with sandboxes.

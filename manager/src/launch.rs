@@ -4,10 +4,16 @@
 //! The VMM gets no argument, no environment and no path: it opens nothing but /dev/kvm itself. It makes a session of its
 //! own first of all (a terminal's Ctrl-C is not for it); doing that here would take fork(2) instead of vfork(2).
 
-use crate::{control::ControlClient, pidfd::Pidfd};
+use crate::{
+    control::ControlClient,
+    directory::DirectoryError,
+    group::Group,
+    pidfd::Pidfd,
+    spawn::{Spawned, spawn},
+};
 use rustix::{
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::Pid,
+    process::{Pid, WaitOptions, waitpid},
 };
 use sandboxvm_protocol::{
     frame::{FrameError, Message},
@@ -18,11 +24,11 @@ use std::{
     io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream as StdUnixStream,
+        fd::{AsFd, BorrowedFd},
+        unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::ExitStatus,
     time::Instant,
 };
 use tokio::{net::UnixStream, sync::watch};
@@ -41,6 +47,9 @@ pub enum LaunchError {
     /// Setting up or using the launch channel failed.
     #[error("cannot hand the VMM its machine: {0}")]
     Channel(#[from] io::Error),
+    /// Where its processes are cannot be written down.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// The configuration does not fit a frame.
     #[error("cannot hand the VMM its machine: {0}")]
     Frame(#[from] FrameError),
@@ -68,23 +77,25 @@ pub(crate) struct VmmProcess {
     exited: watch::Receiver<Option<ExitStatus>>,
     kill_on_drop: bool,
     /// Its process, for as long as it is not reaped.
-    pub(crate) pid: u32,
+    pub(crate) pid: Pid,
+    /// It is in the control group that it was given.
+    pub(crate) is_in_group: bool,
     /// When it was asked for.
     pub(crate) spawned_at: Instant,
 }
 
 impl VmmProcess {
-    /// Starts `program` with `log` as its stderr. It leaves the host meanwhile, and waits to be told its machine.
-    pub(crate) fn spawn(program: &Path, log: File) -> Result<Self, LaunchError> {
+    /// Starts `program` in `group` with `log` as its stderr. It leaves the host meanwhile, and waits to be told its machine.
+    pub(crate) fn spawn(program: &Path, log: File, group: Option<&Group>) -> Result<Self, LaunchError> {
         let spawned_at = Instant::now();
         let (ours, theirs) = StdUnixStream::pair()?;
-        let child = spawn(program, theirs.into(), log)?;
+        let Spawned { pid, is_in_group } = spawn(program, theirs.into(), log, group)
+            .map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })?;
         ours.set_nonblocking(true)?;
         let channel = ControlClient::over(UnixStream::from_std(ours)?);
-        let pid = child.id();
-        let pidfd = Pidfd::open(Pid::from_child(&child))?;
-        let exited = reap(child, pidfd.try_clone()?);
-        Ok(Self { channel, pidfd, exited, kill_on_drop: true, pid, spawned_at })
+        let pidfd = Pidfd::open(pid)?;
+        let exited = reap(pid, pidfd.try_clone()?);
+        Ok(Self { channel, pidfd, exited, kill_on_drop: true, pid, is_in_group, spawned_at })
     }
 
     /// Hands it `config` with `files`, in one message, and returns at once: what becomes of the machine comes as events
@@ -122,21 +133,16 @@ impl Drop for VmmProcess {
 }
 
 /// A task of its own waits for the child, so that no zombie stays whatever becomes of the [`VmmProcess`].
-fn reap(mut child: Child, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
+fn reap(pid: Pid, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
     let (told, exited) = watch::channel(None);
     tokio::spawn(async move {
-        // The wait after it does not block.
+        // The wait after it does not block, and the number is the child's until then.
         if pidfd.ended().await.is_ok() {
-            told.send_replace(child.wait().ok());
+            let status = waitpid(Some(pid), WaitOptions::empty()).ok().flatten();
+            told.send_replace(status.map(|(_, status)| ExitStatus::from_raw(status.as_raw())));
         }
     });
     exited
-}
-
-fn spawn(program: &Path, channel: OwnedFd, log: File) -> Result<Child, LaunchError> {
-    let mut command = Command::new(program);
-    command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
-    command.spawn().map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })
 }
 
 /// One sendmsg with frame and descriptors: a stream delivers descriptors with the first byte they were sent with.
@@ -171,7 +177,7 @@ mod tests {
     use std::{
         fs::{self, Permissions},
         io::{IoSliceMut, Read, Write},
-        os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+        os::{fd::OwnedFd, unix::fs::PermissionsExt},
         time::Duration,
     };
 
@@ -245,7 +251,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "echo $$ >&2; tr '\\0' '\\n' </proc/$$/environ >&2; exit 3");
         let log = File::create(dir.path().join("log")).unwrap();
-        let mut vmm = VmmProcess::spawn(&path, log).unwrap();
+        let mut vmm = VmmProcess::spawn(&path, log, None).unwrap();
         vmm.hand_over(&config(), &LaunchFiles::default()).unwrap();
         assert_eq!(vmm.wait().await.unwrap().code(), Some(3));
         assert!(vmm.channel.ready().await.is_err());
@@ -260,7 +266,7 @@ mod tests {
         let path = program(dir.path(), "exec sleep 60");
         let launch = || {
             let log = File::create(dir.path().join("log")).unwrap();
-            VmmProcess::spawn(&path, log).unwrap()
+            VmmProcess::spawn(&path, log, None).unwrap()
         };
         let vmm = launch();
         let mut exited = vmm.exited.clone();
@@ -280,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_named() {
         let log = tempfile::tempfile().unwrap();
-        let error = VmmProcess::spawn(Path::new("/no/vmm"), log).unwrap_err();
+        let error = VmmProcess::spawn(Path::new("/no/vmm"), log, None).unwrap_err();
         assert!(error.to_string().contains("/no/vmm"), "{error}");
     }
 }

@@ -13,7 +13,7 @@
 //! ```
 //! A sandbox with a time to live, an idle rule or published ports has a second process, its supervisor (`supervision`).
 //!
-//! Who may do what: only `launch` and `supervision` start processes, only `lock` decides whether one may be signalled,
+//! Who may do what: only `launch` and `supervision` start processes, only `end` ends a VMM with all that it started (`group`, `family`, `lock`),
 //! only `agent`, `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the
 //! environment or KVM. Called by `cli` and `server`, within a tokio runtime.
 
@@ -30,9 +30,11 @@ mod create;
 mod directory;
 mod end;
 mod exec;
+mod family;
 mod files;
 mod flatten;
 mod fork;
+mod group;
 mod home;
 mod host;
 mod hostile_text;
@@ -60,6 +62,7 @@ mod remove;
 mod reset;
 mod sandbox;
 mod snapshot;
+mod spawn;
 mod staged;
 mod started;
 mod state;
@@ -84,6 +87,7 @@ pub use files::{
 };
 pub use flatten::FlattenError;
 pub use fork::{ForkError, Forked};
+pub use group::{Containment, containment};
 pub use home::{Home, HomeError};
 pub use host::{HostError, HostIdentity};
 pub use hostile_text::{is_printable, printable};

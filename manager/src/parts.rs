@@ -1,7 +1,11 @@
 //! The files of one machine that nobody shares, and handing them and the shared ones to a new VMM.
 
 use crate::{
+    cpu_share,
     directory::{CONSOLE_LOG, CONTROL_SOCKET, DirectoryError, STATUS, SandboxDirectory, VMM_LOG, VSOCK_SOCKET},
+    family,
+    group::{self, Group},
+    home::Home,
     launch::{LaunchError, LaunchFiles, VmmProcess},
     lock,
     record::SandboxRecord,
@@ -15,6 +19,14 @@ use std::{fs::File, os::unix::net::UnixListener, path::Path};
 
 /// The serial console's log: a boot says little, a panic some kilobytes.
 const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
+
+/// Bounds what is in a sandbox's control group, as far as the group has controllers. True when that keeps the sandbox's share
+/// of the processor.
+pub(crate) fn bound(group: &Group, record: &SandboxRecord) -> bool {
+    // A group without the controller bounds nothing, and does no harm: resource limits bound the process itself.
+    let _ = group.bound_memory(record.memory_bytes);
+    record.limits.cpu_share.is_some_and(|share| cpu_share::bound(group, share))
+}
 
 /// A machine's own files, open. Our copy of the lock closes when this value goes: from then on it is the VMM's alone.
 #[derive(Debug)]
@@ -64,7 +76,7 @@ impl Parts {
     /// Makes them anew in the directory of a sandbox whose VMM has ended; the VMM's own log goes on.
     pub(crate) fn renew(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
         let lock = lock::take_again(directory)?;
-        for name in [STATUS, CONSOLE_LOG, CONTROL_SOCKET, VSOCK_SOCKET] {
+        for name in [STATUS, CONSOLE_LOG, CONTROL_SOCKET, VSOCK_SOCKET, family::FILE] {
             directory.unlink(name)?;
         }
         Ok(Self {
@@ -77,9 +89,27 @@ impl Parts {
         })
     }
 
-    /// Starts the VMM's process, early: it takes as long to leave the host as the rest of the sandbox takes to make.
-    pub(crate) fn spawn_vmm(&self, program: &Path) -> Result<VmmProcess, LaunchError> {
-        VmmProcess::spawn(program, self.vmm_log.try_clone()?)
+    /// Starts the VMM's process, early: it takes as long to leave the host as the rest of the sandbox takes to make. It is
+    /// bounded and can be ended, with all that it will start, before it knows what it is for.
+    pub(crate) fn spawn_vmm(
+        &self,
+        home: &Home,
+        directory: &SandboxDirectory,
+        record: &SandboxRecord,
+        program: &Path,
+    ) -> Result<VmmProcess, LaunchError> {
+        let group = Group::take(home, directory)?;
+        let has_share = group.as_ref().is_some_and(|group| bound(group, record));
+        let vmm = VmmProcess::spawn(program, self.vmm_log.try_clone()?, group.as_ref())?;
+        if !vmm.is_in_group {
+            if let Some(group) = group {
+                Group::remove(group.path());
+                directory.unlink(group::LINK)?;
+            }
+            family::write_down(directory, vmm.pid, false)?;
+        }
+        cpu_share::hold(directory, record, vmm.pid, has_share && vmm.is_in_group)?;
+        Ok(vmm)
     }
 
     /// Tells a waiting VMM its machine.

@@ -5,7 +5,9 @@ use crate::{
     audit::{Event, Trail},
     cpu_share,
     directory::{DirectoryError, SandboxDirectory},
-    end::{self, EndError},
+    end::{self, EndError, Remains},
+    family,
+    group::{self, Group},
     home::Home,
     lock,
     manager::{FindError, Manager},
@@ -14,7 +16,12 @@ use crate::{
     supervision,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::Duration};
+
+/// In a sandbox's directory, the files without which its processes could not be found.
+const NAMES_OF_PROCESSES: [&str; 3] = [group::LINK, family::FILE, cpu_share::GROUP];
+/// A VMM that was killed is there until its machine is taken down: some 15 ms, on a loaded host more.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a sandbox was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +61,7 @@ impl Manager {
         if state.is_live() && !force {
             return Err(RemoveError::Live { id, state });
         }
-        end::now(&directory, &id).await?;
+        end::now(&self.home, &directory, &id).await?;
         // Shared, so that two who remove do not hinder each other: one rename succeeds.
         let _no_vmm = lock::try_exclude_vmm(&directory)?;
         let name = names::of(&self.home, &id)?;
@@ -87,7 +94,7 @@ pub(crate) fn discard(
         names::release(home, name, id)?;
     }
     delete_mark(home, id)?;
-    delete(&trash)
+    delete(home, &trash)
 }
 
 fn log_removal(trail: &Trail, ended: Option<State>) {
@@ -102,11 +109,27 @@ pub(crate) fn delete_mark(home: &Home, id: &SandboxId) -> Result<(), DirectoryEr
     gone(fs::remove_file(&mark)).map_err(|e| DirectoryError::new("remove", mark, e))
 }
 
-/// Deletes a directory tree, which others may be deleting too, and what it is all that knows of. It stays for the next
-/// sweep while its VMM is still ending.
-pub(crate) fn delete(path: &Path) -> Result<(), DirectoryError> {
-    if !cpu_share::release(path) {
-        return Ok(());
+/// Deletes a directory tree, which others may be deleting too, after ending what is left of the machine in it. It stays for
+/// the next sweep, with what names the machine's processes, while one of those is there.
+pub(crate) fn delete(home: &Home, path: &Path) -> Result<(), DirectoryError> {
+    let directory = match SandboxDirectory::open(path.to_owned()) {
+        Ok(directory) => directory,
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if NAMES_OF_PROCESSES.iter().any(|name| directory.has(name)) {
+        let remains = Remains::of(home, &directory);
+        remains.kill();
+        // While the kernel takes the machine down; its open files do not mind.
+        for name in
+            directory.names().unwrap_or_default().iter().filter(|name| !NAMES_OF_PROCESSES.contains(&name.as_str()))
+        {
+            // What else is there goes below.
+            let _ = directory.unlink(name);
+        }
+        if !remains.gone_within(GONE_WITHIN) || !cpu_share::release(&directory) || !Group::release(&directory) {
+            return Ok(());
+        }
     }
     gone(fs::remove_dir_all(path)).map_err(|e| DirectoryError::new("remove", path, e))
 }

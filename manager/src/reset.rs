@@ -6,7 +6,6 @@ use crate::{
     audit::Event,
     content::{self, Content},
     control::ControlError,
-    cpu_share,
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
@@ -258,11 +257,10 @@ impl Sandbox {
             // It was promised no memory any more; its disk it has.
             admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
         }
-        end::now(&self.directory, self.id()).await?;
+        end::now(&self.home, &self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
-        let vmm = parts.spawn_vmm(bundle.path(Part::Vmm))?;
-        cpu_share::hold(&self.directory, &self.record, vmm.pid)?;
+        let vmm = parts.spawn_vmm(&self.home, &self.directory, &self.record, bundle.path(Part::Vmm))?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
         let seals = named.map_or_else(|| lineage.seals.clone(), |(_, snapshot)| snapshot.seals_as(&origin));

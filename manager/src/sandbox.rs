@@ -334,13 +334,18 @@ impl Sandbox {
         }
     }
 
-    /// Ends its VMM now: by request, and by SIGKILL when that takes more than a second. Nothing happens when it is
-    /// gone. Returns when it has let go of everything.
+    /// Ends its VMM now, with everything that it started: by request, and by SIGKILL when that takes more than a second.
+    /// Nothing happens when all of it is gone. Returns when it has let go of everything.
     ///
     /// # Errors
     /// Every [`EndError`].
     pub async fn kill(&self) -> Result<(), EndError> {
-        end::now(&self.directory, self.id()).await
+        self.end().await.map(drop)
+    }
+
+    /// As [`Self::kill`]; false when there was nothing to end.
+    pub(crate) async fn end(&self) -> Result<bool, EndError> {
+        end::now(&self.home, &self.directory, self.id()).await
     }
 }
 

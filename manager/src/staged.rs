@@ -5,14 +5,16 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
     identity::fill_random,
+    launch::{LaunchError, VmmProcess},
     names::{self, NameError},
+    parts::Parts,
     record::SandboxRecord,
     remove,
     sandbox::Sandbox,
     sweep,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
-use std::{fs::File, io, time::SystemTime};
+use std::{fs::File, io, path::Path, time::SystemTime};
 
 /// An ID that nothing has.
 pub(crate) fn new_id() -> io::Result<SandboxId> {
@@ -66,6 +68,11 @@ impl Staged {
         }
         self.record = SandboxRecord { name, env, ephemeral, created_at: SystemTime::now(), ..self.record.clone() };
         Ok(())
+    }
+
+    /// Starts the VMM that is to be its.
+    pub(crate) fn spawn_vmm(&self, parts: &Parts, program: &Path) -> Result<VmmProcess, LaunchError> {
+        parts.spawn_vmm(&self.home, self.directory(), &self.record, program)
     }
 
     /// Makes it visible.

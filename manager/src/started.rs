@@ -2,7 +2,6 @@
 
 use crate::{
     control::{ControlClient, ControlError},
-    cpu_share,
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     last_words::LastWords,
@@ -13,7 +12,10 @@ use crate::{
     state::{self, State},
 };
 use sandboxvm_protocol::vmm::{ControlRequest, ExitReason};
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 use tokio::time::timeout;
 
 /// How long a VMM that reported its end may take to exit before its logs are read.
@@ -130,18 +132,13 @@ impl StartedSandbox {
         self.begin_end();
         let sandbox = self.sandbox.take().expect("taken only by methods that consume self");
         let mut vmm = self.vmm.take();
-        if cpu_share::has_group(&sandbox.directory)
-            && let Some(vmm) = &mut vmm
-        {
-            // Its control group can only go after it.
-            vmm.wait().await;
-        }
-        // While the kernel takes the VM down; its open files do not mind.
-        let removed = discard(sandbox);
+        // While the kernel takes the VM down, which removing it waits for.
+        let directory = sandbox.directory.path().to_owned();
+        let removed = tokio::task::spawn_blocking(move || discard(sandbox)).await;
         if let Some(vmm) = &mut vmm {
             vmm.wait().await;
         }
-        removed
+        removed.map_err(|error| DirectoryError::new("remove", directory, io::Error::other(error)))?
     }
 }
 

@@ -89,6 +89,10 @@ impl Sandbox {
     pub(crate) async fn stop_unused(&self, grace: Duration) -> Result<Stopped, StopError> {
         let state = self.state()?;
         if !state.is_live() {
+            // A VMM that let go of its lock may be there, or something that it started.
+            if self.end().await? {
+                return Ok(self.ended_by_force(ForceCause::NotRunning(state)));
+            }
             return Err(StopError::NotRunning { sandbox: self.label(), state });
         }
         let asked = match state {
@@ -96,13 +100,20 @@ impl Sandbox {
             state => Asked::Refused(ForceCause::NotRunning(state)),
         };
         match asked {
-            Asked::Ended => self.note_stopped(),
+            Asked::Ended => {
+                self.kill().await?;
+                self.note_stopped()
+            }
             Asked::Refused(cause) => {
                 self.kill().await?;
-                self.trail().note(Event::StoppedByForce { because: cause.to_string() });
-                Ok(Stopped::ByForce(cause))
+                Ok(self.ended_by_force(cause))
             }
         }
+    }
+
+    fn ended_by_force(&self, cause: ForceCause) -> Stopped {
+        self.trail().note(Event::StoppedByForce { because: cause.to_string() });
+        Stopped::ByForce(cause)
     }
 
     /// What it came to when the VMM has ended, which has said so by then.

@@ -6,6 +6,7 @@
 
 use crate::{
     directory::{DirectoryError, SandboxDirectory},
+    group::pool,
     home::Home,
     lock,
     manager::Manager,
@@ -77,7 +78,7 @@ pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
         swept.note(&id, done);
     }
     for (id, path) in entries(&home.trash())? {
-        let done = remove::delete(&path).map(|()| swept.remains += 1);
+        let done = remove::delete(home, &path).map(|()| swept.remains += 1);
         swept.note(&id, done);
     }
     Ok(swept)
@@ -135,6 +136,9 @@ impl Manager {
         swept.remains += self.prune_trails(only_say).unwrap_or(0);
         // Without KVM nothing can start from one, and they may be of use again.
         swept.remains += ready::prune(&self.home, only_say).unwrap_or(0);
+        if !only_say {
+            pool::drain(&self.home)?;
+        }
         Ok(swept)
     }
 

@@ -20,8 +20,20 @@ struct Place {
     bundle: Bundle,
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Control groups that were made ahead are nobody else's to remove.
+        let _ = self.manager.prune(false);
+    }
+}
+
 impl Place {
     fn new() -> Self {
+        Self::with("plays_the_stuck_vmm")
+    }
+
+    /// With that test as the VMM.
+    fn with(player: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = |name: &str, content: &[u8]| {
             let path = dir.path().join(name);
@@ -30,7 +42,7 @@ impl Place {
             path
         };
         let program = std::env::current_exe().expect("a running program has a path");
-        let script = format!("#!/bin/sh\nexec {} --ignored --exact plays_the_stuck_vmm\n", program.display());
+        let script = format!("#!/bin/sh\nexec {} --ignored --exact {player}\n", program.display());
         let mut elf = vec![0u8; 120];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         for (at, value) in [(16, 2), (18, 62), (32, 64), (54, 56), (56, 1), (64, 1)] {
@@ -175,4 +187,112 @@ async fn what_an_ephemeral_one_leaves_goes_with_the_next_sweep_only_once_it_is_o
     // Its name goes with the next claim or prune.
     place.manager.prune(false).expect("a prune");
     place.assert_empty();
+}
+
+/// This program run again, as a VMM that was taken over: it lets go of its lock, and has a child that left its session.
+#[test]
+#[ignore = "no test of its own: a part that the others play against"]
+fn plays_the_vmm_that_hides() {
+    let mut bytes = [0u8; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(&mut bytes)];
+    let received = recvmsg(rustix::stdio::stdin(), &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+    if received.is_err() {
+        return;
+    }
+    ancillary.drain().for_each(drop);
+    // Its name says whose it is; it holds nothing.
+    let name = format!("hidden-{}", std::process::id());
+    let script = format!("exec -a {name} sleep 600");
+    let mut child = std::process::Command::new("setsid").args(["bash", "-c", &script]).spawn().expect("it starts");
+    child.wait().expect("it is our child");
+}
+
+/// Processes of the VMM that hides, other than those of other tests.
+fn hidden(vmm: u32) -> Vec<u32> {
+    let name = format!("hidden-{vmm}\0");
+    let pids = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            *pid == vmm && !arguments.is_empty() || arguments.starts_with(name.as_bytes())
+        })
+        .collect()
+}
+
+/// Starts one in a group of processes that the test does not know, and waits until it hides.
+async fn hide(place: &Place) -> u32 {
+    let lock = place.dir.path().join("home/sandboxes");
+    let sandbox = place.manager.start(&place.bundle, &place.spec()).await.expect("it starts").detach();
+    let group = fs::read_link(lock.join(sandbox.id().as_str()).join("group")).expect("a control group");
+    let begin = Instant::now();
+    loop {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the VMM does not hide");
+        let processes = fs::read_to_string(group.join("cgroup.procs")).expect("a control group");
+        let vmm = processes.lines().next().and_then(|pid| pid.parse().ok());
+        if let Some(vmm) = vmm
+            && hidden(vmm).len() == 2
+            && sandbox.state().expect("readable") == State::Dead
+        {
+            return vmm;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn goes_away(vmm: u32) {
+    let begin = Instant::now();
+    while !hidden(vmm).is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "left: {:?}", hidden(vmm));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_that_hides_is_ended_by_every_way_in_which_a_sandbox_ends() {
+    if !sandboxvm_manager::containment().group {
+        eprintln!("left out: no control group can be made here");
+        return;
+    }
+    let place = Place::with("plays_the_vmm_that_hides");
+    let vmm = hide(&place).await;
+    place.manager.remove("demo", false).await.expect("it goes");
+    goes_away(vmm).await;
+    place.assert_empty();
+
+    let vmm = hide(&place).await;
+    assert_eq!(place.manager.prune(false).expect("a prune").sandboxes.len(), 1);
+    goes_away(vmm).await;
+    place.assert_empty();
+
+    let vmm = hide(&place).await;
+    let stopped = place.manager.find("demo").expect("it is there").stop(Duration::ZERO).await;
+    assert!(matches!(stopped, Ok(sandboxvm_manager::Stopped::ByForce(_))), "{stopped:?}");
+    goes_away(vmm).await;
+    place.manager.remove("demo", false).await.expect("it goes");
+    place.assert_empty();
+
+    let vmm = hide(&place).await;
+    place.manager.find("demo").expect("it is there").kill().await.expect("it ends");
+    goes_away(vmm).await;
+    place.manager.remove("demo", false).await.expect("it goes");
+}
+
+/// What a kill -9 of the remover leaves goes with the next sweep: the directory is in the trash, the VMM lives.
+#[tokio::test]
+async fn a_vmm_that_hides_in_a_half_removed_sandbox_is_ended_by_the_next_sweep() {
+    if !sandboxvm_manager::containment().group {
+        return;
+    }
+    let place = Place::with("plays_the_vmm_that_hides");
+    let vmm = hide(&place).await;
+    let home = place.dir.path().join("home");
+    let sandbox = place.manager.find("demo").expect("it is there");
+    let id = sandbox.id().as_str().to_owned();
+    let group = fs::read_link(home.join("sandboxes").join(&id).join("group")).expect("a control group");
+    fs::rename(home.join("sandboxes").join(&id), home.join("trash").join(&id)).expect("one file system");
+    place.manager.sweep().expect("a sweep");
+    goes_away(vmm).await;
+    assert!(!home.join("trash").join(&id).exists() && !group.exists());
 }

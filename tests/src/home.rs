@@ -10,6 +10,7 @@ use sandboxvm_protocol::vmm::VmStatus;
 use std::{
     ffi::OsStr,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -42,6 +43,37 @@ impl Home {
         let home = Self { directory, artefacts: Artefacts::find() };
         seed::plant(&home.path(), &home.artefacts);
         Some(home)
+    }
+
+    /// The same, with the VMM for drills, whose named protections are off (`vmm/src/confine/switches.rs`) and which aims at
+    /// `target`. Its first sandbox boots: no other home has a machine of that kind.
+    ///
+    /// # Panics
+    /// As [`Self::with_kvm`], and where there is no VMM for drills.
+    #[must_use]
+    pub fn with_drills(without: &str, target: &str) -> Option<Self> {
+        let mut home = Self::with_kvm()?;
+        let script = home.scratch("drilled-vmm");
+        let program = crate::drills::program();
+        let text = format!(
+            "#!/bin/sh\nSANDBOXVM_DRILL_WITHOUT={without} SANDBOXVM_DRILL_TARGET={target} exec {} \"$@\"\n",
+            program.display()
+        );
+        fs::write(&script, text).expect("the test's directory can be written");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("our own file");
+        home.artefacts.bundle = home.artefacts.bundle_with(&home.scratch("bundle"), "sandboxvm-vmm", &script);
+        Some(home)
+    }
+
+    /// `sandboxvm` where no control group of version 2 can be reached, as on a host without them.
+    #[must_use]
+    pub fn cli_without_groups<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
+        const HIDE: &str =
+            "for at in $(findmnt -n -l -t cgroup2 -o TARGET); do umount \"$at\"; done; exec \"$0\" \"$@\"";
+        let mut command = self.prepared(Command::new("unshare"));
+        command.args(["--mount", "--propagation", "private", "sh", "-ec", HIDE]).arg(&self.artefacts.program);
+        command.args(arguments);
+        Invocation::new(command)
     }
 
     /// A path of the test's own, beside the home proper, that goes away with it.
@@ -128,11 +160,24 @@ impl Drop for Home {
         }
         // By descriptor and only what holds this very home: a sandbox may have outlived its test's failure.
         processes::kill_all_of(&self.path());
+        self.remove_groups();
         interruption::end(self.directory.path());
     }
 }
 
 impl Home {
+    /// Control groups that the home's sandboxes had or were to have. One with a process in it stays.
+    fn remove_groups(&self) {
+        let below = |name: &str| fs::read_dir(self.path().join(name)).into_iter().flatten().flatten();
+        let of_sandboxes =
+            ["sandboxes", "staging", "trash"].into_iter().flat_map(below).map(|at| at.path().join("group"));
+        let made_ahead = below("groups").map(|link| link.path());
+        for group in of_sandboxes.chain(made_ahead).filter_map(|link| fs::read_link(link).ok()) {
+            let empty = || fs::remove_dir(&group).is_ok() || !group.exists();
+            let _ = eventually(Duration::from_secs(2), || empty().then_some(()));
+        }
+    }
+
     /// Shows what the VMMs said, for the report of a failure.
     fn show_logs(&self) {
         let Ok(sandboxes) = fs::read_dir(self.path().join("sandboxes")) else { return };

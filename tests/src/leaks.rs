@@ -14,6 +14,9 @@ use std::{
 /// Who was ever admitted to a home: a list that is tidied when it is in somebody's way.
 const ADMITTED: &str = "admitted";
 
+/// Links to control groups that wait for a sandbox.
+const GROUPS: &str = "groups";
+
 /// What a server keeps.
 const SERVER: &str = "server";
 
@@ -38,7 +41,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if SHARED.iter().chain([&AUDIT, &ADMITTED]).any(|kept| entry.file_name() == *kept) {
+        if SHARED.iter().chain([&AUDIT, &ADMITTED, &GROUPS]).any(|kept| entry.file_name() == *kept) {
             continue;
         }
         if entry.file_name() == SERVER {

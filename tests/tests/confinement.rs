@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
-use sandboxvm_protocol::vmm::{ExitReason, VmmThread};
+use sandboxvm_protocol::vmm::{ExitReason, VmmThread, users};
 use sandboxvm_tests::{
     drills::{Drill, Outcome},
     home::{Home, SMALL, Sandbox},
@@ -15,9 +15,6 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-
-/// First of the users of VMMs (`vmm/src/confine/identity.rs`).
-const FIRST_USER: u32 = 0x7000_0000;
 
 fn status_field(pid: u32, field: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
@@ -76,8 +73,19 @@ fn assert_confined(pid: u32, user: u32) {
         let bounded = limit(name).iter().all(|limit| limit.parse::<u64>().is_ok_and(|limit| limit <= most));
         assert!(bounded, "{name}: {:?}", limit(name));
     }
+    assert_eq!(fs::read_to_string(process.join("oom_score_adj")).unwrap(), "500\n", "the kernel ends others before it");
     let environment = fs::read(process.join("environ")).unwrap();
     assert!(environment.is_empty(), "{}", String::from_utf8_lossy(&environment));
+}
+
+/// Where the host has a control group of version 2 to give: one for each VMM, with nothing else in it.
+fn assert_alone_in_its_group(sandbox: &Sandbox<'_>) {
+    let Ok(group) = fs::read_link(sandbox.directory().join("group")) else {
+        assert!(!sandboxvm_manager::containment().group, "a group can be made, and the sandbox has none");
+        return;
+    };
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+    assert_eq!(processes, format!("{}\n", sandbox.vmm_pid()), "{}", group.display());
 }
 
 /// What several machines share is open for reading alone.
@@ -104,8 +112,9 @@ fn a_running_vmm_has_nothing_of_the_host() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let pid = sandbox.vmm_pid();
-    assert_confined(pid, FIRST_USER + pid);
+    assert_confined(pid, users::of_vmm(pid));
     assert_shared_files_are_read_only(&home, pid);
+    assert_alone_in_its_group(&sandbox);
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let session = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(3));
     assert_eq!(session, Some(pid.to_string().as_str()), "a session of its own: {stat}");
@@ -114,7 +123,9 @@ fn a_running_vmm_has_nothing_of_the_host() {
     let forked = home.cli(["fork", &sandbox.id]).deadline(Duration::from_secs(240)).run().succeeds();
     let child = Sandbox::called(&home, forked.out().trim());
     // A fork is made when there are no privileges left to become somebody else with.
-    assert_confined(child.vmm_pid(), FIRST_USER + pid);
+    assert_confined(child.vmm_pid(), users::of_vmm(pid));
+    assert_alone_in_its_group(&child);
+    assert_alone_in_its_group(&sandbox);
     assert_shared_files_are_read_only(&home, child.vmm_pid());
     let inspected = home.cli(["inspect", &child.id]).run().succeeds().json();
     assert_eq!(inspected[0]["unconfined"], serde_json::json!([]));
@@ -131,7 +142,8 @@ fn a_sandboxs_sockets_and_files_are_its_owners_alone() {
     for entry in fs::read_dir(sandbox.directory()).unwrap() {
         let path = entry.unwrap().path();
         // Links to files of the bundle, which are everybody's to read where the bundle is.
-        if !["agent", "image"].iter().any(|shared| path.ends_with(shared)) {
+        // A link to its control group, which the VMM's user can only look at.
+        if !["agent", "image", "group"].iter().any(|shared| path.ends_with(shared)) {
             assert_eq!(mode(&path) & 0o177, 0, "{}", path.display());
         }
     }

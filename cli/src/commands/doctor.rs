@@ -6,7 +6,7 @@ use sandboxvm_images::{
     bundle::{Bundle, Part},
     template,
 };
-use sandboxvm_manager::{Home, host_memory};
+use sandboxvm_manager::{Containment, Home, containment, host_memory};
 use sandboxvm_protocol::{machine::MIB, vmm::JailPart};
 use serde::Serialize;
 use serde_json::Value;
@@ -100,6 +100,7 @@ fn examine() -> Report {
     }
     checks.extend(Part::ALL.map(|part| self::part(&bundle, part)));
     checks.push(mke2fs());
+    checks.push(ending(&containment()));
     checks.push(side_channels());
     checks.push(memory());
     checks.push(disk());
@@ -181,6 +182,36 @@ fn confinement(missing: &Value) -> Check {
         }
     };
     Check::warning(NAME, format!("no {detail}"), fix)
+}
+
+/// What ends a VMM that was taken over, with all that it started, and what bounds them.
+fn ending(found: &Containment) -> Check {
+    const NAME: &str = "ending";
+    const ALL: usize = 3;
+    let detail = found.to_string();
+    if !found.group {
+        return Check::warning(
+            NAME,
+            format!(
+                "{detail}: what it starts is found by its session, and killed process by process; nothing bounds what they \
+                 take together"
+            ),
+            "run as root, or in a control group that is delegated (systemd: Delegate=yes), on a host with cgroup version 2",
+        );
+    }
+    if found.controllers.len() < ALL {
+        return Check::warning(
+            NAME,
+            format!("{detail}; resource limits bound each process of it alone, not what they take together"),
+            "use a host with cgroup version 2 alone (systemd.unified_cgroup_hierarchy=1) and delegate a group without processes \
+             of its own (systemd: Delegate=yes, DelegateSubgroup=), or limit the group that this runs in (MemoryMax=, TasksMax=)",
+        );
+    }
+    if found.kill {
+        Check::ok(NAME, detail)
+    } else {
+        Check::ok(NAME, format!("{detail}; process by process, as this kernel is older than 5.14"))
+    }
 }
 
 /// What guests could learn of each other through what they share: see docs/threat-model.md.
@@ -318,6 +349,21 @@ mod tests {
         let more = confinement(&serde_json::json!(["user_namespace", "namespaces", "empty_root", "own_user"]));
         assert!(more.detail.contains("an empty root"), "{}", more.detail);
         assert!(more.fix.unwrap().contains("max_user_namespaces"));
+    }
+
+    #[test]
+    fn how_a_vmm_is_ended_is_said_with_what_is_not_covered() {
+        let judged = |group, kill, controllers: &[&'static str]| {
+            ending(&Containment { group, kill, controllers: controllers.to_vec() })
+        };
+        let all = ["memory", "processes", "processor time"];
+        assert_eq!(judged(true, true, &all).verdict, Verdict::Ok);
+        assert!(judged(true, false, &all).detail.contains("5.14"));
+        let unbounded = judged(true, true, &[]);
+        assert_eq!(unbounded.verdict, Verdict::Warning);
+        assert!(unbounded.detail.contains("bounds nothing") && unbounded.fix.unwrap().contains("MemoryMax="));
+        let none = judged(false, false, &[]);
+        assert!(none.detail.contains("by its session") && none.fix.unwrap().contains("Delegate=yes"));
     }
 
     #[test]

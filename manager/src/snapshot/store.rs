@@ -242,6 +242,6 @@ pub(crate) fn remove_directory(home: &Home, path: PathBuf) -> Result<bool, Snaps
         Err(error) if error.is_not_found() => return Ok(false),
         Err(error) => return Err(error.into()),
     }
-    remove::delete(&trash)?;
+    remove::delete(home, &trash)?;
     Ok(true)
 }

@@ -272,7 +272,7 @@ impl Drop for StagedSnapshot<'_> {
             let trash = self.home.trash().join(self.id.as_str());
             // The caller has a better error to report; a sweep takes what stays.
             if self.directory.rename_to(trash.clone()).is_ok() {
-                let _ = remove::delete(&trash);
+                let _ = remove::delete(self.home, &trash);
             }
         }
     }

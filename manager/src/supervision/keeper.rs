@@ -191,7 +191,11 @@ impl Keeper<'_> {
                 },
             };
             match due {
-                Due::Gone | Due::ToldToEnd | Due::NobodyAsked => return Ok(()),
+                Due::Gone => {
+                    self.end_what_is_left().await;
+                    return Ok(());
+                }
+                Due::ToldToEnd | Due::NobodyAsked => return Ok(()),
                 Due::TimeIsUp => {
                     let up = self.supervision.ttl.as_ref().filter(|ttl| ttl.deadline.left().is_zero());
                     if let Some(then) = up.map(|ttl| ttl.rule.then) {
@@ -213,6 +217,18 @@ impl Keeper<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// A VMM that let go of its lock may be there, or something that it started: nothing ends that later.
+    async fn end_what_is_left(&mut self) {
+        // Claimed, so that no reset starts another VMM meanwhile.
+        let claimed = SandboxDirectory::open(self.directory.path().to_owned());
+        if let Ok(directory) = claimed
+            && matches!(directory.try_claim(), Ok(true))
+            && let Err(error) = self.sandbox.kill().await
+        {
+            self.log.note(format_args!("cannot end what is left of the sandbox: {error}"));
         }
     }
 

@@ -44,6 +44,9 @@ pub(super) const ALL: &[(&str, Attack)] = &[
     ("write-guest-memory", write_guest_memory),
     ("outrank", outrank),
     ("run-in-real-time", run_in_real_time),
+    ("close-lock", close_lock),
+    ("leave-child", leave_child),
+    ("fill-status", fill_status),
 ];
 
 /// What the drill aims at: a path, a process, a port, a descriptor.
@@ -279,4 +282,48 @@ fn no_scheduling() -> libc::sched_attr {
 /// Of the calling thread: the one that may be named.
 fn set_scheduling(attributes: libc::sched_attr) -> Result<()> {
     call(libc::SYS_sched_setattr, [0, &raw const attributes as i64, 0, 0, 0, 0]).map(drop)
+}
+
+/// Descriptors of regular files with that length.
+fn files_of_length(length: i64) -> impl Iterator<Item = i64> {
+    (3..256).filter(move |fd| {
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        call(libc::SYS_fstat, [*fd, &raw mut stat as i64, 0, 0, 0, 0]).is_ok()
+            && stat.st_mode & libc::S_IFMT == libc::S_IFREG
+            && stat.st_size == length
+    })
+}
+
+/// The lock is empty.
+fn close_lock() -> Result<()> {
+    let locks: Vec<i64> = files_of_length(0).collect();
+    for fd in &locks {
+        call(libc::SYS_close, [*fd, 0, 0, 0, 0, 0])?;
+    }
+    if locks.is_empty() { Err(Error::from_raw_os_error(libc::ENOENT)) } else { Ok(()) }
+}
+
+/// A child that holds nothing of the sandbox's and outlives its parent. With a target it also leaves the session.
+fn leave_child() -> Result<()> {
+    if call(libc::SYS_fork, [0; 6])? > 0 {
+        return close_lock();
+    }
+    if target_number() > 0 {
+        let _ = call(libc::SYS_setsid, [0; 6]);
+    }
+    let _ = call(libc::SYS_close_range, [3, i64::from(u32::MAX), 0, 0, 0, 0]);
+    let _ = call(libc::SYS_close, [0; 6]);
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+}
+
+/// More than a reader of the status takes, behind what is there.
+fn fill_status() -> Result<()> {
+    const LENGTH: i64 = 70_000;
+    let spaces = vec![b' '; LENGTH as usize];
+    let length = crate::status::LEN as i64;
+    let mut statuses = files_of_length(length);
+    let fd = statuses.next().ok_or_else(|| Error::from_raw_os_error(libc::ENOENT))?;
+    call(libc::SYS_pwrite64, [fd, spaces.as_ptr() as i64, LENGTH, 0, 0, 0]).map(drop)
 }

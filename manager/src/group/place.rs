@@ -1,0 +1,137 @@
+//! Where control groups can be made: by the kernel's two tables, which hierarchies are mounted and where in them this process
+//! is (proc_pid_mountinfo(5), cgroups(7)). Makes nothing.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// A place where a control group can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) version: Version,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    V1,
+    V2,
+}
+
+/// Where a group can be made in version 1 that has `controller`.
+pub(crate) fn with_controller(controller: &str) -> Vec<Place> {
+    let all = places_in(&read("/proc/self/mountinfo"), &own(), Some(controller));
+    all.into_iter().filter(|place| place.version == Version::V1).collect()
+}
+
+/// Where a group can be made in version 2, best first: below the caller's own group, and beside it, since a group with
+/// processes of its own can pass no controllers on.
+pub(crate) fn unified() -> Vec<PathBuf> {
+    places_in(&read("/proc/self/mountinfo"), &own(), None).into_iter().map(|place| place.path).collect()
+}
+
+/// Names where the caller is in the version 2 hierarchy.
+pub(super) fn own_unified() -> Option<String> {
+    own_path(&own(), Version::V2, None).map(str::to_owned)
+}
+
+fn own() -> String {
+    read("/proc/self/cgroup")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Hierarchies of version 2, and with `controller` those of version 1 that have it. A controller is in one hierarchy only.
+fn places_in(mounts: &str, own: &str, controller: Option<&str>) -> Vec<Place> {
+    let mut places = Vec::new();
+    for line in mounts.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let left: Vec<&str> = left.split(' ').collect();
+        let right: Vec<&str> = right.split(' ').collect();
+        let ([_, _, _, root, at, ..], [kind, _, options, ..]) = (&left[..], &right[..]) else { continue };
+        let has_it = controller.is_some_and(|wanted| options.split(',').any(|option| option == wanted));
+        let version = match *kind {
+            "cgroup2" => Version::V2,
+            "cgroup" if has_it => Version::V1,
+            _ => continue,
+        };
+        let Some(path) = own_path(own, version, controller) else { continue };
+        // What of the hierarchy is mounted may begin further down, as in a container.
+        let Ok(below) = Path::new(path).strip_prefix(root) else { continue };
+        let at = unescaped(at);
+        let here = at.join(below);
+        let beside = (version == Version::V2 && here != at).then(|| here.parent().map(Path::to_owned)).flatten();
+        let paths = [Some(here), beside].into_iter().flatten();
+        places.extend(paths.map(|path| Place { path, version }));
+    }
+    places
+}
+
+fn own_path<'t>(table: &'t str, version: Version, controller: Option<&str>) -> Option<&'t str> {
+    table.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let is_it = match version {
+            Version::V1 => controller.is_some_and(|wanted| controllers.split(',').any(|name| name == wanted)),
+            Version::V2 => number == "0" && controllers.is_empty(),
+        };
+        is_it.then_some(path)
+    })
+}
+
+/// A path as mountinfo has it, with white space and backslashes as octal numbers.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let octal = (*first == b'\\').then(|| std::str::from_utf8(after.get(..3)?).ok()).flatten();
+        if let Some(byte) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            bytes.push(byte);
+            rest = &after[3..];
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    PathBuf::from(OsStr::from_bytes(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hierarchy_with_processor_time_is_found_in_both_versions() {
+        let v1 = "25 22 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                  26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
+                  27 25 0:24 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
+        let paths = |mounts: &str, own: &str| {
+            let all = places_in(mounts, own, Some("cpu")).into_iter();
+            all.map(|place| (place.path.display().to_string(), place.version)).collect::<Vec<_>>()
+        };
+        let own = "5:cpuset:/x\n4:cpu,cpuacct:/user/me\n0::/\n";
+        assert_eq!(paths(v1, own), [("/sys/fs/cgroup/cpu,cpuacct/user/me".to_owned(), Version::V1)]);
+        let v2 = "26 25 0:23 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let beside = [("/sys/fs/cgroup/a/b".to_owned(), Version::V2), ("/sys/fs/cgroup/a".to_owned(), Version::V2)];
+        assert_eq!(paths(v2, "0::/a/b\n"), beside);
+        assert_eq!(paths(v2, "0::/\n"), [("/sys/fs/cgroup/".to_owned(), Version::V2)]);
+        // Only a part of the hierarchy is mounted: what is above it cannot be reached.
+        let part = "26 25 0:23 /pod /with\\040space rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(paths(part, "0::/pod/me\n")[0].0, "/with space/me");
+        assert!(paths(part, "0::/elsewhere\n").is_empty());
+        assert!(paths("garbage\n1 2 - 3\n", "x\n::\n").is_empty());
+    }
+
+    #[test]
+    fn an_empty_version_2_hierarchy_beside_version_1_is_found() {
+        let mounts = "26 25 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      27 25 0:24 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let places = places_in(mounts, "4:cpu:/x\n0::/\n", None);
+        assert_eq!(places, [Place { path: "/sys/fs/cgroup/unified/".into(), version: Version::V2 }]);
+    }
+}
