@@ -446,6 +446,10 @@ pub struct VmStatus {
     /// Parts of the VMM's confinement that this host does not give, empty where all of it is in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<JailPart>,
+    /// The guest's kernel is of a build that does not leave out time in which the machine did not run: its clocks jump
+    /// after a pause or a restore, and a busy process may stand still for as long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub clocks_jump: bool,
 }
 
 /// A part of the VMM's confinement that a host may withhold.

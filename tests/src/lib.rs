@@ -36,4 +36,5 @@ pub mod seed;
 pub mod server;
 pub mod server_load;
 pub mod snapshots;
+pub mod standstill;
 pub mod terminal;

@@ -235,6 +235,7 @@ impl EventLoop {
             match Source::from_data(event.data) {
                 Some(Source::News) => {
                     self.parts.machine.shared().drain_news();
+                    self.parts.machine.examine_interruption();
                     #[cfg(feature = "escape-drills")]
                     crate::drills::do_what_is_due();
                 }
@@ -449,6 +450,9 @@ impl EventLoop {
             host_mode: shared.host_mode,
             reason: shared.reason(),
             missing: self.parts.missing.clone(),
+            // Before the agent listens, the kernel may not have come so far.
+            clocks_jump: !matches!(phase, Phase::Created | Phase::Booting)
+                && !self.parts.machine.leaves_out_standstill(),
         };
         if let Err(error) = self.parts.status.write(&status) {
             eprintln!("sandboxvm-vmm: cannot write the status file: {error}");

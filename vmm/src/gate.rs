@@ -14,6 +14,8 @@ const KICK_AGAIN: Duration = Duration::from_millis(20);
 enum Target {
     Closed,
     Open,
+    /// As closed, until somebody looks at why a vCPU came out while it was open.
+    Doubted,
     Over,
 }
 
@@ -53,7 +55,7 @@ impl RunGate {
         }
         state.parked += 1;
         self.changed.notify_all();
-        while state.target == Target::Closed {
+        while matches!(state.target, Target::Closed | Target::Doubted) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.target == Target::Open {
@@ -72,7 +74,7 @@ impl RunGate {
     /// Lets vCPUs run. No effect once [`RunGate::end`] was called.
     pub fn open(&self) {
         let mut state = self.state();
-        if state.target == Target::Closed {
+        if matches!(state.target, Target::Closed | Target::Doubted) {
             state.target = Target::Open;
             self.changed.notify_all();
         }
@@ -100,6 +102,24 @@ impl RunGate {
         }
     }
 
+    /// Called by a vCPU thread that came out of the guest although the gate is open: it holds all of them until the gate is
+    /// opened again. False when the gate was not open.
+    #[must_use]
+    pub fn doubt(&self) -> bool {
+        let mut state = self.state();
+        let was_open = state.target == Target::Open;
+        if was_open {
+            state.target = Target::Doubted;
+        }
+        was_open
+    }
+
+    /// True from [`RunGate::doubt`] to the next open or close.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.state().target == Target::Doubted
+    }
+
     /// True while the gate is closed.
     #[must_use]
     pub fn is_paused(&self) -> bool {
@@ -117,6 +137,25 @@ mod tests {
         },
         thread,
     };
+
+    #[test]
+    fn doubt_holds_threads_until_the_gate_is_opened_and_is_no_pause() {
+        let gate = Arc::new(RunGate::new(1));
+        assert!(!gate.doubt(), "a closed gate is closed for a reason");
+        gate.open();
+        assert!(gate.doubt());
+        assert!(gate.is_doubted() && !gate.is_paused());
+        let thread = thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.pass()
+        });
+        gate.close(|| {});
+        assert!(gate.is_paused() && !gate.is_doubted());
+        gate.open();
+        assert!(thread.join().unwrap());
+        gate.leave();
+        gate.end(|| {});
+    }
 
     #[test]
     fn nothing_runs_while_closed_and_all_end() {

@@ -21,6 +21,7 @@ pub mod fork;
 pub mod gate;
 pub mod launch;
 pub mod machine;
+pub mod mailbox;
 pub mod memory;
 pub mod probe;
 pub mod session;

@@ -2,7 +2,9 @@
 //!
 //! Order that matters: memslots before the irqchip (each later one waits for a grace period of milliseconds), the
 //! irqchip before vCPUs (they get their local APIC from it), CPUID before everything that depends on it. Called by
-//! `main`; knows nothing of sockets or of who launched it.
+//! `main`; knows nothing of sockets or of who launched it. Stopping and continuing is in [`standstill`].
+
+mod standstill;
 
 use crate::{
     arch::x86_64::{
@@ -226,6 +228,7 @@ impl Machine {
         state.chipset.restore_clock(vm)?;
         let machine = Self::assemble(fds, parts, Some(state))?;
         machine.restore_devices(state)?;
+        machine.tell_of_copy()?;
         Ok(machine)
     }
 
@@ -318,7 +321,8 @@ impl Machine {
             vcpu.restore_registers(&fd)?;
         }
         state.chipset.restore_clock(&self.vm)?;
-        self.restore_devices(state)
+        self.restore_devices(state)?;
+        self.tell_of_copy()
     }
 
     fn restore_devices(&self, state: &MachineState) -> Result<(), MachineError> {
@@ -372,16 +376,6 @@ impl Machine {
     #[must_use]
     pub fn queue_events(&self) -> &[Vec<EventFd>] {
         &self.queue_events
-    }
-
-    /// Lets the vCPUs run.
-    pub fn resume(&self) {
-        self.shared.gate.open();
-    }
-
-    /// Stops all vCPUs between two instructions; returns when they stand.
-    pub fn pause(&self) {
-        self.shared.gate.close(|| self.kick());
     }
 
     /// Stops all vCPUs for a moment; true when they ran before and are to run again after.

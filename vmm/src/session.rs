@@ -141,6 +141,7 @@ impl Reports {
                 host_mode,
                 reason: Some(reason.clone()),
                 missing: self.missing,
+                clocks_jump: false,
             };
             if let Err(error) = self.status.write(&status) {
                 eprintln!("sandboxvm-vmm: cannot write the status file: {error}");

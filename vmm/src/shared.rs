@@ -119,6 +119,14 @@ impl Shared {
         }
     }
 
+    /// A vCPU came out of the guest and was not asked to: as if this process had been stopped. None runs before the event
+    /// loop has looked into it.
+    pub fn doubt(&self) {
+        if self.gate.doubt() {
+            self.tell();
+        }
+    }
+
     /// The agent listens. Only the first time counts.
     pub fn mark_ready(&self) {
         self.boot.get_or_init(|| {

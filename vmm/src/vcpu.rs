@@ -17,8 +17,12 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// Longer than serving any exit takes on a host that runs this thread at all.
+const LONG_OUTSIDE: Duration = Duration::from_millis(200);
 
 /// Makes a vCPU thread leave KVM_RUN, or not enter it.
 ///
@@ -38,6 +42,12 @@ unsafe impl Sync for Kick {}
 impl Kick {
     fn new(fd: &mut VcpuFd) -> Self {
         Self { immediate_exit: (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>() }
+    }
+
+    /// Takes the kick back; true when there was one.
+    fn take(&self) -> bool {
+        // SAFETY: see `Send`; as in `set`.
+        unsafe { &*self.immediate_exit }.swap(0, Ordering::SeqCst) != 0
     }
 
     fn set(&self, value: u8) {
@@ -132,21 +142,43 @@ fn run(vcpu: &Mutex<VcpuFd>, kick: &Kick, context: &VcpuContext) {
         // A poisoned lock means that a thread holding this vCPU panicked; the vCPU's state is KVM's and still whole.
         let mut fd = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
         context.shared.mark_first_run();
-        let ended = run_until_kicked(&mut fd, kick, context);
+        let left = run_until_interrupted(&mut fd, kick, context);
         drop(fd);
-        if let Err(reason) = ended {
-            context.shared.gate.leave();
-            context.shared.end(reason);
-            return;
+        match left {
+            Ok(Interruption::Kick) => {}
+            Ok(Interruption::Unknown) => context.shared.doubt(),
+            Err(reason) => {
+                context.shared.gate.leave();
+                context.shared.end(reason);
+                return;
+            }
         }
     }
 }
 
-/// Runs the guest until a kick. `Err` when this vCPU can never run again.
-fn run_until_kicked(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) -> Result<(), ExitReason> {
+/// Why a vCPU left the guest that can run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interruption {
+    /// It was kicked, or has only now been started by another.
+    Kick,
+    /// A signal that stopped this process, a freezer, or more time outside the guest than anything done here takes.
+    Unknown,
+}
+
+/// Runs the guest until it is to come to the gate. `Err` when this vCPU can never run again.
+fn run_until_interrupted(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) -> Result<Interruption, ExitReason> {
     let counters = context.shared.exit_counters(context.index);
+    let mut outside = None::<Instant>;
+    let mut was_long_outside = false;
     loop {
-        match fd.run() {
+        if outside.is_some_and(|since| since.elapsed() >= LONG_OUTSIDE) {
+            was_long_outside = true;
+            // KVM finishes the instruction that was served, and nothing more.
+            kick.set(1);
+        }
+        let exit = fd.run();
+        outside = Some(Instant::now());
+        match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 counters.ports.fetch_add(1, Ordering::Relaxed);
                 #[cfg(feature = "escape-drills")]
@@ -176,9 +208,14 @@ fn run_until_kicked(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) -> Resu
             Ok(VcpuExit::FailEntry(reason, _cpu)) => return Err(ExitReason::EntryFailure { reason }),
             Ok(VcpuExit::Intr) => {}
             Ok(other) => return Err(ExitReason::UnexpectedExit { name: format!("{other:?}") }),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            Err(error) if error.errno() == libc::EAGAIN => {
                 kick.set(0);
-                return Ok(());
+                return Ok(Interruption::Kick);
+            }
+            // The kick's flag is set before its signal is sent, and a stop of this process sets none.
+            Err(error) if error.errno() == libc::EINTR => {
+                let was_kicked = kick.take();
+                return Ok(if was_kicked && !was_long_outside { Interruption::Kick } else { Interruption::Unknown });
             }
             Err(error) => return Err(ExitReason::HostFailure { message: format!("KVM_RUN failed: {error}") }),
         }

@@ -72,7 +72,14 @@ mod tests {
 
     #[test]
     fn the_json_is_pinned() {
-        let status = |phase, reason| VmStatus { pid: 4711, phase, host_mode: HostMode::Vmx, reason, missing: vec![] };
+        let status = |phase, reason| VmStatus {
+            pid: 4711,
+            phase,
+            host_mode: HostMode::Vmx,
+            reason,
+            missing: vec![],
+            clocks_jump: false,
+        };
         let failed = ExitReason::HostFailure { message: "cannot write to the disk: No space left on device".into() };
         let running = Details {
             record: example_record("aaaaaaaa"),
@@ -80,7 +87,7 @@ mod tests {
             directory: "/var/lib/sandboxvm/sandboxes/aaaaaaaa".into(),
             unkept_limits: vec!["its share of the processor is not limited: no control group can be made".into()],
             unconfined: vec![JailPart::OwnUser.to_string()],
-            vmm: Some(VmStatus { missing: vec![JailPart::OwnUser], ..status(Phase::Ready, None) }),
+            vmm: Some(VmStatus { missing: vec![JailPart::OwnUser], clocks_jump: true, ..status(Phase::Ready, None) }),
             supervision: Some(example_supervision()),
         };
         let ended = |id: &str, vmm, state| Details {

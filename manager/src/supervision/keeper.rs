@@ -476,6 +476,7 @@ mod tests {
             host_mode: HostMode::Vmx,
             reason: None,
             missing: Vec::new(),
+            clocks_jump: false,
         };
         directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
         Supervision::of(spec).unwrap().write(&directory).unwrap();

@@ -436,7 +436,14 @@ pub fn vmm_messages() -> Vec<Sample<VmmMessage>> {
 
 /// One status file for each reason, phase and host mode.
 pub fn statuses() -> Vec<(String, VmStatus)> {
-    let status = |phase, host_mode, reason| VmStatus { pid: 4711, phase, host_mode, reason, missing: Vec::new() };
+    let status = |phase, host_mode, reason| VmStatus {
+        pid: 4711,
+        phase,
+        host_mode,
+        reason,
+        missing: Vec::new(),
+        clocks_jump: false,
+    };
     let phases = PHASES.map(|(label, phase)| (format!("phase-{label}"), status(phase, HostMode::Vmx, None)));
     let modes = HOST_MODES.map(|(label, mode)| (format!("mode-{label}"), status(Phase::Ready, mode, None)));
     let reasons = exit_reasons()
@@ -444,5 +451,7 @@ pub fn statuses() -> Vec<(String, VmStatus)> {
         .map(|(label, reason)| (format!("reason-{label}"), status(Phase::Ended, HostMode::Pvm, Some(reason))));
     let parts = vec![JailPart::UserNamespace, JailPart::Namespaces, JailPart::EmptyRoot, JailPart::OwnUser];
     let missing = VmStatus { missing: parts, ..status(Phase::Ready, HostMode::Svm, None) };
-    phases.into_iter().chain(modes).chain(reasons).chain([("missing".to_owned(), missing)]).collect()
+    let clocks = VmStatus { clocks_jump: true, ..status(Phase::Ready, HostMode::Pvm, None) };
+    let clocks = ("clocks-jump".to_owned(), clocks);
+    phases.into_iter().chain(modes).chain(reasons).chain([("missing".to_owned(), missing), clocks]).collect()
 }

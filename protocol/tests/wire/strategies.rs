@@ -469,6 +469,7 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
 }
 
 pub fn vm_status() -> impl Strategy<Value = VmStatus> {
-    (any::<u32>(), phase(), host_mode(), option::of(exit_reason()))
-        .prop_map(|(pid, phase, host_mode, reason)| VmStatus { pid, phase, host_mode, reason, missing: Vec::new() })
+    (any::<u32>(), phase(), host_mode(), option::of(exit_reason())).prop_map(|(pid, phase, host_mode, reason)| {
+        VmStatus { pid, phase, host_mode, reason, missing: Vec::new(), clocks_jump: pid % 2 == 0 }
+    })
 }

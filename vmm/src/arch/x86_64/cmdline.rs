@@ -18,14 +18,15 @@ pub enum CmdlineError {
 /// For every guest. The kernel's own defaults do the rest (`init=/sbin/init`, a panic that resets at once): parsing a
 /// parameter costs a boot some 25,000 instructions where they count. `reboot=k`: reset through the i8042, which ends the
 /// machine.
-const COMMON: &str = "root=/dev/vda ro rootfstype=erofs console=ttyS0 quiet reboot=k sandboxvm.notify=1";
+const COMMON: &str =
+    "root=/dev/vda ro rootfstype=erofs console=ttyS0 quiet reboot=k sandboxvm.notify=1 sandboxvm.mailbox=0x31000";
 
 /// For hosts whose KVM interprets ring 0. Of XSAVE's forms only the plain one is emulated. Linux 6.1 reads at most 127
 /// characters of the clearcpuid list. Mitigations against transient execution have no meaning in an interpreter;
 /// `noreplace-smp`, `rodata=off` and keeping the init sections save the boot a million instructions each, for less
-/// protection of the guest's kernel against its own root. A restored guest's clock has jumped, which looks like a stall.
+/// protection of the guest's kernel against its own root.
 const PVM: &str = "clearcpuid=xsaves,xsavec,xsaveopt,smap,cx16,popcnt,fsgsbase,invpcid,pcid,umip,pku,rdrand,rdseed,fsrm,\
-     erms mitigations=off noreplace-smp rodata=off sandboxvm.keep_init=1 rcupdate.rcu_cpu_stall_suppress=1 \
+     erms mitigations=off noreplace-smp rodata=off sandboxvm.keep_init=1 \
      sandboxvm.pvm_syscall=1";
 
 /// Builds the command line for a guest with `virtio_devices` virtio-mmio windows.
@@ -71,6 +72,14 @@ mod tests {
     fn clearcpuid_fits_what_linux_reads() {
         let list = PVM.split_whitespace().find_map(|w| w.strip_prefix("clearcpuid=")).unwrap();
         assert!(list.len() <= 127, "{}", list.len());
+    }
+
+    #[test]
+    fn every_guest_is_given_the_mailbox_of_the_address_map() {
+        for mode in [HostMode::Pvm, HostMode::Vmx, HostMode::Svm] {
+            let wanted = format!("sandboxvm.mailbox={:#x}", layout::MAILBOX.0);
+            assert!(build(mode, 1, "").unwrap().split(' ').any(|word| word == wanted), "{mode}");
+        }
     }
 
     #[test]

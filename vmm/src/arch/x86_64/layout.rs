@@ -4,11 +4,13 @@
 //! 0x0000_0500  GDT                         0x0002_0000  kernel command line
 //! 0x0000_7000  boot_params (zero page)     0x0003_0000  setup_data: RNG seed
 //! 0x0000_9000  boot page tables            0x0009_fc00  MP table (last KiB of base memory)
+//! 0x0003_1000  mailbox of the guest's kernel
 //! 0x0010_0000  kernel, where its ELF headers say
 //! 0xc000_0000  end of low memory; the hole for MMIO up to
 //! 0x1_0000_0000  high memory
 //! ```
 
+use kvm_bindings::kvm_msi;
 use sandboxvm_protocol::machine::MemorySize;
 use vm_memory::GuestAddress;
 
@@ -24,6 +26,8 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 pub const CMDLINE_MAX: usize = 2048;
 /// `struct setup_data` with the RNG seed.
 pub const RNG_SEED: GuestAddress = GuestAddress(0x3_0000);
+/// A page that no kernel uses, since Linux keeps off everything below 1 MiB: see [`crate::mailbox`].
+pub const MAILBOX: GuestAddress = GuestAddress(0x3_1000);
 /// MP table, and the end of usable base memory.
 pub const MPTABLE: GuestAddress = GuestAddress(0x9_fc00);
 /// End of base memory.
@@ -50,6 +54,13 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC registers.
 pub const LAPIC: u32 = 0xfee0_0000;
+
+/// A message that raises `vector` on one vCPU: fixed, edge-triggered, by its APIC ID, which is its index (Intel SDM,
+/// volume 3, 11.11).
+#[must_use]
+pub fn message_to(vcpu: u32, vector: u8) -> kvm_msi {
+    kvm_msi { address_lo: LAPIC | vcpu << 12, data: u32::from(vector), ..Default::default() }
+}
 
 /// Memory regions of a guest of `size`: start and length in bytes, ascending.
 #[must_use]

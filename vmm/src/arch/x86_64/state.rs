@@ -6,9 +6,9 @@
 //! state, events, general registers; the clock last.
 
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
-    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,47 @@ pub fn msr_indices(kvm_file: &Kvm) -> Result<Vec<u32>, StateError> {
     // Setting the deadline compares it with the TSC, so that goes in before.
     indices.extend([MSR_IA32_TSC, MSR_IA32_TSC_DEADLINE]);
     Ok(indices)
+}
+
+/// A vCPU's TSC, as the guest's kernel reads it.
+///
+/// # Errors
+/// When KVM does not say.
+pub fn tsc(vcpu: &VcpuFd) -> Result<u64, StateError> {
+    msr(vcpu, MSR_IA32_TSC)
+}
+
+/// The TSC at which a vCPU's timer fires; 0 when it is not set.
+///
+/// # Errors
+/// When KVM does not say.
+pub fn tsc_deadline(vcpu: &VcpuFd) -> Result<u64, StateError> {
+    msr(vcpu, MSR_IA32_TSC_DEADLINE)
+}
+
+/// Thousands of TSC ticks in a second.
+///
+/// # Errors
+/// When KVM does not say.
+pub fn tsc_khz(vcpu: &VcpuFd) -> Result<u32, StateError> {
+    vcpu.get_tsc_khz().map_err(kvm("KVM_GET_TSC_KHZ"))
+}
+
+/// Whether a vCPU that stands waits for an interrupt.
+///
+/// # Errors
+/// When KVM does not say.
+pub fn is_halted(vcpu: &VcpuFd) -> Result<bool, StateError> {
+    Ok(vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?.mp_state != KVM_MP_STATE_RUNNABLE)
+}
+
+fn msr(vcpu: &VcpuFd, index: u32) -> Result<u64, StateError> {
+    let entry = kvm_msr_entry { index, ..Default::default() };
+    let mut msrs = Msrs::from_entries(&[entry]).expect("one is less than what fits");
+    match vcpu.get_msrs(&mut msrs).map_err(kvm("KVM_GET_MSRS"))? {
+        1 => Ok(msrs.as_slice()[0].data),
+        _ => Err(StateError::Msr { index }),
+    }
 }
 
 /// KVM stops at the first MSR it refuses; that one is left out and the rest is tried again.

@@ -1,0 +1,276 @@
+//! Time in which a machine does not run does not exist for its guest: schedulers and monotonic clocks continue where they
+//! stopped, wall clock and boot time are set to the present, and nothing goes back. Whether the machine was paused,
+//! restored, forked or reset, or its VMM was stopped by a signal. Long absences are made by taking the moment of the stop
+//! back (`standstill`), not by waiting.
+
+use rustix::process::{Pid, Signal, kill_process};
+use sandboxvm_tests::{
+    cli::patience,
+    home::{Home, SMALL, Sandbox, eventually},
+    standstill,
+};
+use std::{
+    fs,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Longest that a busy process may stand still by its own clock, whatever the machine went through: far above the turns of
+/// two processes on one vCPU of a busy host, far below every absence here.
+const STANDS: Duration = Duration::from_secs(15);
+
+/// Looks at the clocks without end, and keeps in a file in memory: how often it looked, the longest time between two
+/// looks, how often a clock went back, and the clocks.
+const BUSY: &str = "import mmap, struct, sys, time
+clocks = time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME, time.CLOCK_REALTIME
+look = lambda: [time.clock_gettime_ns(clock) for clock in clocks]
+file = open(sys.argv[1], 'w+b')
+file.truncate(4096)
+page = mmap.mmap(file.fileno(), 4096)
+count = worst = back = 0
+last = look()
+while True:
+    now = look()
+    count += 1
+    worst = max(worst, now[0] - last[0])
+    back += any(a < b for a, b in zip(now[:2], last))
+    struct.pack_into('6Q', page, 0, count, worst, back, *now)
+    last = now";
+
+/// What one of the processes says.
+#[derive(Debug, Clone, Copy)]
+struct Busy {
+    count: u64,
+    worst: Duration,
+    back: u64,
+    monotonic: Duration,
+    boot: Duration,
+    wall: Duration,
+}
+
+fn start_busy(sandbox: &Sandbox<'_>) {
+    let script = "for n in 0 1; do setsid python3 -S -c \"$0\" /dev/shm/busy$n >/dev/null 2>&1 </dev/null & done
+        for n in 0 1; do until [ -s /dev/shm/busy$n ] && od -An -tu8 -N8 /dev/shm/busy$n | grep -q '[1-9]'; do :; done; done";
+    let _ = sandbox.exec(["--", "sh", "-c", script, BUSY]).run().succeeds();
+}
+
+fn look_at(sandbox: &Sandbox<'_>) -> [Busy; 2] {
+    let read =
+        sandbox.sh("od -An -v -w48 -tu8 -N48 /dev/shm/busy0; od -An -v -w48 -tu8 -N48 /dev/shm/busy1").succeeds();
+    let out = read.out();
+    let mut lines = out.lines().map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().expect("a number"));
+        let mut next = || numbers.next().unwrap_or_else(|| panic!("{out}"));
+        let (count, worst, back) = (next(), Duration::from_nanos(next()), next());
+        let [monotonic, boot, wall] = [next(), next(), next()].map(Duration::from_nanos);
+        Busy { count, worst, back, monotonic, boot, wall }
+    });
+    [(); 2].map(|()| lines.next().unwrap_or_else(|| panic!("{out}")))
+}
+
+/// Waits until both processes have run again, and holds what they saw against an absence of `away` (and what the test took
+/// itself) since `before`.
+#[track_caller]
+fn assert_nobody_noticed(sandbox: &Sandbox<'_>, before: [Busy; 2], since: Instant, away: Duration) -> [Busy; 2] {
+    // A process that stands still for a day does not say so: it does not count.
+    let mut seen = before;
+    let runs = |seen: &[Busy; 2]| seen.iter().zip(&before).all(|(now, then)| now.count > then.count + 1000);
+    let ran = eventually(Duration::from_secs(60), || {
+        seen = look_at(sandbox);
+        runs(&seen).then_some(())
+    });
+    assert!(ran.is_some(), "a process stands still: {before:#?} {seen:#?}");
+    let elapsed = since.elapsed();
+    for (now, then) in seen.iter().zip(&before) {
+        assert!(now.worst < STANDS, "a busy process stood still: {seen:#?}");
+        assert_eq!(now.back, 0, "a clock went back: {seen:#?}");
+        let (monotonic, boot) = (now.monotonic - then.monotonic, now.boot - then.boot);
+        assert!(monotonic <= elapsed, "monotonic time went on by {monotonic:?} in {elapsed:?}");
+        let expected = away..away + elapsed + Duration::from_secs(1);
+        assert!(expected.contains(&boot), "boot time went on by {boot:?} and not by {expected:?}");
+    }
+    seen
+}
+
+/// Nothing in the kernel believes that something stalled, or that its clock is broken.
+#[track_caller]
+fn assert_no_report(sandbox: &Sandbox<'_>) {
+    let said =
+        sandbox.sh("dmesg | grep -i -e stall -e lockup -e 'blocked for more' -e unstable -e 'sleep delta'; true");
+    assert_eq!(said.succeeds().out(), "");
+    let console = fs::read_to_string(sandbox.directory().join("console.log")).unwrap_or_default();
+    assert!(!["stall", "lockup", "unstable"].iter().any(|word| console.contains(word)), "{console}");
+}
+
+fn wall_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970")
+}
+
+fn seconds_to_answer(sandbox: &Sandbox<'_>) -> f64 {
+    let asked = Instant::now();
+    let _ = sandbox.sh(":").succeeds();
+    asked.elapsed().as_secs_f64()
+}
+
+/// A pause of a day: neither of two busy processes stands, no clock goes back, wall clock and boot time have the day, and
+/// the first command is answered as quickly as any.
+fn pause_of_a_day(vcpus: &str) {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--cpus", vcpus]);
+    assert!(!sandbox.status().clocks_jump);
+    start_busy(&sandbox);
+    let usual = seconds_to_answer(&sandbox);
+    let (before, since) = (look_at(&sandbox), Instant::now());
+    let mut away = Duration::ZERO;
+    for _ in 0..2 {
+        let _ = home.cli(["pause", &sandbox.id]).run().succeeds();
+        standstill::age_paused(sandbox.vmm_pid(), DAY);
+        let _ = home.cli(["resume", &sandbox.id]).run().succeeds();
+        away += DAY;
+        let first = seconds_to_answer(&sandbox);
+        assert!(first < usual * 4.0 + 5.0, "answered after {first} s, and after {usual} s before the pause");
+        let seen = assert_nobody_noticed(&sandbox, before, since, away);
+        // The guest had the right time at the stop, which is said to have been a day earlier.
+        let wall = seen[0].wall.as_secs_f64() - (wall_now() + away).as_secs_f64();
+        assert!(wall.abs() < 30.0, "the wall clock is {wall} s off");
+    }
+    assert_no_report(&sandbox);
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn pause_of_a_day_does_not_exist_for_one_vcpu() {
+    pause_of_a_day("1");
+}
+
+#[test]
+fn pause_of_a_day_does_not_exist_for_two_vcpus() {
+    pause_of_a_day("2");
+}
+
+/// A snapshot that is a day old, restored, forked and reset.
+#[test]
+fn restore_fork_and_reset_continue_the_clocks_of_an_old_snapshot() {
+    let Some(home) = Home::with_kvm() else { return };
+    let original = home.create(&["-m", SMALL]);
+    start_busy(&original);
+    let (before, since) = (look_at(&original), Instant::now());
+    home.snapshot(&original.id, "old");
+    original.remove();
+    standstill::age_snapshot(&newest_memory(&home, "old"), DAY);
+
+    let restored = home.create(&["--from", "old"]);
+    let seen = assert_nobody_noticed(&restored, before, since, DAY);
+    let wall = seen[0].wall.as_secs_f64() - wall_now().as_secs_f64();
+    assert!(wall.abs() < 30.0, "the wall clock is {wall} s off");
+    assert_no_report(&restored);
+
+    let forked = home.cli(["fork", &restored.id]).deadline(Duration::from_secs(240)).run().succeeds();
+    let fork = Sandbox::called(&home, forked.out().trim());
+    let _ = assert_nobody_noticed(&fork, before, since, DAY);
+    let _ = assert_nobody_noticed(&restored, before, since, DAY);
+    fork.remove();
+
+    let _ = home.cli(["reset", &restored.id]).run().succeeds();
+    let _ = assert_nobody_noticed(&restored, before, since, DAY);
+    assert_no_report(&restored);
+    restored.remove();
+    home.remove_snapshots();
+    home.assert_nothing_left();
+}
+
+/// The memory file of a snapshot that was made last.
+fn newest_memory(home: &Home, snapshot: &str) -> std::path::PathBuf {
+    let listed = home.cli(["snapshot", "ls", "--json"]).run().succeeds().json();
+    let rows = listed.as_array().expect("an array");
+    let row = rows.iter().find(|row| row["name"] == snapshot).unwrap_or_else(|| panic!("{listed}"));
+    let directory = home.path().join("snapshots").join(row["id"].as_str().expect("an ID"));
+    let manifest = fs::read(directory.join("manifest.json")).expect("a manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+    let newest = manifest["memory"].as_array().and_then(|files| files.last()).expect("a memory file");
+    directory.join(newest["name"].as_str().expect("a name"))
+}
+
+/// A VMM that is stopped by a signal hears nothing of it, and finds out.
+fn stopped_by_a_signal(vcpus: &str) {
+    const AWAY: Duration = Duration::from_secs(40);
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--cpus", vcpus]);
+    start_busy(&sandbox);
+    let (before, since) = (look_at(&sandbox), Instant::now());
+    let vmm = Pid::from_raw(i32::try_from(sandbox.vmm_pid()).expect("a PID")).expect("not 0");
+    kill_process(vmm, Signal::STOP).expect("it is stopped");
+    // The absence itself; nothing is waited for.
+    std::thread::sleep(AWAY);
+    kill_process(vmm, Signal::CONT).expect("it continues");
+    let seen = assert_nobody_noticed(&sandbox, before, since, AWAY);
+    let elapsed = since.elapsed();
+    for (now, then) in seen.iter().zip(&before) {
+        let monotonic = now.monotonic - then.monotonic;
+        assert!(monotonic < elapsed - AWAY / 2, "monotonic time went on by {monotonic:?} in {elapsed:?}");
+    }
+    assert_no_report(&sandbox);
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn signal_that_stops_the_vmm_does_not_exist_for_one_vcpu() {
+    stopped_by_a_signal("1");
+}
+
+#[test]
+fn signal_that_stops_the_vmm_does_not_exist_for_two_vcpus() {
+    stopped_by_a_signal("2");
+}
+
+/// Sets one timer of a minute of monotonic time, and one each that falls due in an hour of wall clock and boot time; says
+/// when which fired, by the monotonic clock, and how often.
+const TIMERS: &str = "import ctypes, os, select, struct, sys, time
+libc = ctypes.CDLL(None)
+def timer(clock, absolute, after):
+    fd = libc.timerfd_create(clock, 0)
+    due = (time.clock_gettime(clock) if absolute else 0) + after
+    assert libc.timerfd_settime(fd, absolute, struct.pack('4q', 0, 0, int(due), 0), None) == 0
+    return fd
+begun = time.monotonic()
+timers = {timer(time.CLOCK_MONOTONIC, 0, 60): 'monotonic',
+          timer(time.CLOCK_REALTIME, 1, 3600): 'realtime',
+          timer(time.CLOCK_BOOTTIME, 1, 3600): 'boottime'}
+print('set', flush=True)
+while timers:
+    for fd in select.select(list(timers), [], [])[0]:
+        times, = struct.unpack('Q', os.read(fd, 8))
+        print(timers.pop(fd), times, round(time.monotonic() - begun, 1), flush=True)";
+
+#[test]
+fn timers_keep_their_remaining_time_or_fire_once_when_they_fell_due() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL]);
+    let mut timers = sandbox.exec(["--", "python3", "-S", "-c", TIMERS]).deadline(Duration::from_secs(300)).spawn();
+    timers.wait_for_stdout("set");
+    let _ = home.cli(["pause", &sandbox.id]).run().succeeds();
+    standstill::age_paused(sandbox.vmm_pid(), DAY);
+    let _ = home.cli(["resume", &sandbox.id]).run().succeeds();
+    let finished = timers.finish().succeeds();
+    let out = finished.out();
+    let fired: Vec<(String, u64, f64)> = out
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let words: Vec<_> = line.split(' ').collect();
+            (words[0].to_owned(), words[1].parse().expect("a count"), words[2].parse().expect("seconds"))
+        })
+        .collect();
+    assert_eq!(fired.len(), 3, "{out}");
+    assert!(fired.iter().all(|(_, times, _)| *times == 1), "{out}");
+    let after =
+        |name: &str| fired.iter().find(|(fired, ..)| fired == name).map(|(.., after)| *after).expect("it fired");
+    assert!(after("realtime") < 45.0 && after("boottime") < 45.0, "they did not fire when they were due: {out}");
+    let late = 60.0 + f64::from(10 * patience());
+    assert!((60.0..late).contains(&after("monotonic")), "it did not keep its remaining time: {out}");
+    sandbox.remove();
+    home.assert_nothing_left();
+}
