@@ -2,7 +2,7 @@
 //!
 //! Applied on the host's word, before anything else that came with it. Clock, random numbers and hostname must succeed.
 
-use crate::names::NameFiles;
+use crate::{generation::GenerationFile, names::NameFiles};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
@@ -30,8 +30,22 @@ struct Entropy {
 const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
 const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 
+/// What is to be seen of a machine's identity in files; nothing for an agent that does not own its machine.
+#[derive(Debug, Default)]
+pub(crate) struct IdentityFiles {
+    names: NameFiles,
+    generation: GenerationFile,
+}
+
+impl IdentityFiles {
+    /// Makes them for a machine that boots. `/run` must be a file system in memory.
+    pub(crate) fn make(hostname: &str) -> Self {
+        Self { names: NameFiles::mount(hostname), generation: GenerationFile::make() }
+    }
+}
+
 /// Puts `identity` in force.
-pub(crate) fn apply(identity: &GuestIdentity, files: &NameFiles) -> Result<(), IdentityError> {
+pub(crate) fn apply(identity: &GuestIdentity, files: &IdentityFiles) -> Result<(), IdentityError> {
     let fail = |part| move |errno| IdentityError { part, errno };
     set_clock(identity.wall_clock_ns).map_err(fail("wall clock"))?;
     reseed(identity.entropy).map_err(fail("random number generator"))?;
@@ -43,7 +57,9 @@ pub(crate) fn apply(identity: &GuestIdentity, files: &NameFiles) -> Result<(), I
         // Writing to a String does not fail.
         let _ = write!(machine_id, "{byte:02x}");
     }
-    files.write(name, &machine_id);
+    files.names.write(name, &machine_id);
+    // Last: a program that hears of it finds all the rest done.
+    files.generation.renew();
     Ok(())
 }
 

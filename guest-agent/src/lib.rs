@@ -4,7 +4,8 @@
 //! boot     mounts, loopback, hostname; any failure stops the machine          boot::run
 //! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
 //! process  finds, starts and describes the processes run for the host         process::*
-//! names    /etc/hostname and /etc/machine-id, held open                     names::NameFiles
+//! names    /etc/hostname, /etc/machine-id and /etc/hosts, held open          names::NameFiles
+//! generation a file that differs between copies of a machine               generation::GenerationFile
 //! files    work on files, each request in a forked process                   files::start
 //! identity what makes a restored machine unlike its siblings                  identity::apply
 //! shutdown sync, read-only remount, reset                                     shutdown::*
@@ -19,6 +20,7 @@
 
 mod boot;
 mod files;
+mod generation;
 mod identity;
 mod names;
 mod notify;
@@ -26,7 +28,7 @@ mod process;
 mod server;
 mod shutdown;
 
-use names::NameFiles;
+use identity::IdentityFiles;
 use server::{Role, Server, ServerError, listener::Listener};
 use std::ffi::CStr;
 
@@ -49,8 +51,8 @@ fn run_as_init() -> ! {
         Ok(machine) => machine,
         Err(error) => shutdown::stop_after(&error),
     };
-    let (names, cgroups) = (std::mem::take(&mut machine.names), machine.cgroups.take());
-    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, names, cgroups)).and_then(
+    let (identity, cgroups) = (std::mem::take(&mut machine.identity), machine.cgroups.take());
+    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, identity, cgroups)).and_then(
         |mut server| {
             machine.notify.ready();
             server.run()
@@ -67,7 +69,7 @@ fn serve(socket: &CStr) -> i32 {
     let served = Listener::unix(socket).and_then(|listener| {
         // As PID 1 the agent is at the root, and the spawning of processes counts on it.
         rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
-        Server::new(Role::Service, listener, NameFiles::default(), None)?.run()
+        Server::new(Role::Service, listener, IdentityFiles::default(), None)?.run()
     });
     match served {
         Ok(()) => 0,

@@ -13,7 +13,7 @@ mod loopback;
 pub(crate) mod mounts;
 
 use crate::process::cgroups::{CgroupError, Cgroups};
-use crate::{names::NameFiles, notify::NotifyPort};
+use crate::{identity::IdentityFiles, notify::NotifyPort};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 
@@ -53,8 +53,8 @@ pub(crate) enum BootError {
 pub(crate) struct Machine {
     /// The VMM's notify port.
     pub(crate) notify: NotifyPort,
-    /// Where its names stand.
-    pub(crate) names: NameFiles,
+    /// Where its identity stands.
+    pub(crate) identity: IdentityFiles,
     /// Where its processes are to be, until the server takes them.
     pub(crate) cgroups: Option<Cgroups>,
 }
@@ -87,13 +87,13 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     let name = command_line.hostname().unwrap_or(DEFAULT_HOSTNAME);
     rustix::system::sethostname(name.as_bytes())
         .map_err(|errno| BootError::Hostname { name: name.to_owned(), errno })?;
-    let names = NameFiles::mount(name);
+    let identity = IdentityFiles::make(name);
     loopback::up().map_err(BootError::Loopback)?;
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
     setrlimit(Resource::Nofile, limit).map_err(BootError::Limits)?;
     let cgroups = Some(Cgroups::make()?);
     setpriority_process(None, FIRST_OF_ALL).and_then(|()| become_batch_task()).map_err(BootError::Scheduling)?;
-    Ok(Machine { notify, names, cgroups })
+    Ok(Machine { notify, identity, cgroups })
 }
 
 /// A batch task never preempts the task that wakes it (sched(7)). So a process that writes goes on writing until it

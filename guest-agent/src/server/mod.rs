@@ -27,7 +27,7 @@ pub(crate) mod slab;
 mod streams;
 mod token;
 
-use crate::names::NameFiles;
+use crate::identity::IdentityFiles;
 use crate::process::Process;
 use crate::process::cgroups::Cgroups;
 use crate::process::limit_counts::LimitCounts;
@@ -95,7 +95,7 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Server {
     role: Role,
-    names: NameFiles,
+    identity: IdentityFiles,
     epoll: OwnedFd,
     signals: OwnedFd,
     listener: Listener,
@@ -135,7 +135,7 @@ impl Server {
     pub(crate) fn new(
         role: Role,
         listener: Listener,
-        names: NameFiles,
+        identity: IdentityFiles,
         cgroups: Option<Cgroups>,
     ) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
@@ -147,7 +147,7 @@ impl Server {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup("create an epoll"))?;
         let server = Self {
             role,
-            names,
+            identity,
             epoll,
             signals,
             listener,

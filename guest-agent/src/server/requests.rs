@@ -165,7 +165,7 @@ impl Server {
                 return Err(bad_request("this agent is not PID 1 of a sandbox: the machine's identity is not its own"));
             }
             HostMessage::SetIdentity(identity) => {
-                identity::apply(&identity, &self.names).map_err(|error| internal(error.to_string()))?;
+                identity::apply(&identity, &self.identity).map_err(|error| internal(error.to_string()))?;
                 connection.queue(&AgentMessage::IdentitySet);
             }
             HostMessage::SetLimits(_) if self.role == Role::Service => {

@@ -1,0 +1,67 @@
+//! `/run/sandboxvm/generation`: a value that is another in every copy of a machine, for programs that keep random
+//! numbers, or anything else that two machines must not share, in their own memory. The file is written when a machine
+//! was restored, forked or reset, which whoever watches it (inotify(7), IN_MODIFY) is told of. Made by boot, written by
+//! [`crate::identity`].
+
+use rustix::{
+    fs::{Mode, OFlags, mkdir, open},
+    io::{Errno, pwrite},
+    rand::{GetRandomFlags, getrandom},
+};
+use std::{fmt::Write, os::fd::OwnedFd};
+
+const DIRECTORY: &str = "/run/sandboxvm";
+const FILE: &str = "/run/sandboxvm/generation";
+
+/// The open file; none where it could not be made.
+#[derive(Debug, Default)]
+pub(crate) struct GenerationFile(Option<OwnedFd>);
+
+impl GenerationFile {
+    /// Makes the file, with a first value. `/run` must be a file system in memory.
+    pub(crate) fn make() -> Self {
+        let file = mkdir(DIRECTORY, Mode::from_raw_mode(0o755)).and_then(|()| {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            open(FILE, flags, Mode::from_raw_mode(0o644))
+        });
+        let made = Self(file.inspect_err(|errno| eprintln!("sandboxvm-agent: boot: there is no {FILE}: {errno}")).ok());
+        made.renew();
+        made
+    }
+
+    /// Puts another value in: 32 hexadecimal digits of the kernel's random numbers and a line feed, in one write.
+    pub(crate) fn renew(&self) {
+        let Some(file) = &self.0 else { return };
+        if let Err(errno) = value().and_then(|value| pwrite(file, value.as_bytes(), 0)) {
+            eprintln!("sandboxvm-agent: identity: {FILE} stays as it is: {errno}");
+        }
+    }
+}
+
+fn value() -> Result<String, Errno> {
+    let mut bytes = [0; 16];
+    // Up to 256 bytes come whole once the kernel's generator is initialised (getrandom(2)).
+    if getrandom(&mut bytes, GetRandomFlags::empty())? != bytes.len() {
+        return Err(Errno::AGAIN);
+    }
+    let mut value = String::with_capacity(2 * bytes.len() + 1);
+    for byte in bytes {
+        // Writing to a String does not fail.
+        let _ = write!(value, "{byte:02x}");
+    }
+    value.push('\n');
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_hexadecimal_and_differ() {
+        let (first, second) = (value().unwrap(), value().unwrap());
+        assert_eq!(first.len(), 33);
+        assert!(first.trim_end().bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_ne!(first, second);
+    }
+}
