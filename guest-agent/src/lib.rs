@@ -5,6 +5,7 @@
 //! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
 //! process  finds, starts and describes the processes run for the host         process::*
 //! names    /etc/hostname, /etc/machine-id and /etc/hosts, held open          names::NameFiles
+//! hosts    the content of the last                                           hosts::naming
 //! generation a file that differs between copies of a machine               generation::GenerationFile
 //! files    work on files, each request in a forked process                   files::start
 //! identity what makes a restored machine unlike its siblings                  identity::apply
@@ -21,6 +22,7 @@
 mod boot;
 mod files;
 mod generation;
+mod hosts;
 mod identity;
 mod names;
 mod notify;

@@ -1,0 +1,63 @@
+//! The content of `/etc/hosts` (hosts(5)) with the line that names this machine. Text in, text out; the file is
+//! [`crate::names`]'s. The line is the one of 127.0.1.1, as Debian has it; every other line belongs to the image and to
+//! what runs in the sandbox, and stays byte for byte.
+
+/// Longest content that is rewritten, in bytes: above what any image has, and little to read.
+pub(crate) const MAX: usize = 16 * 1024;
+
+/// Of an image without the file.
+pub(crate) const DEFAULT: &[u8] = b"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
+
+const OWN_ADDRESS: &[u8] = b"127.0.1.1";
+
+/// `content` with `hostname` for 127.0.1.1: in the place of the first such line, or at the end where there is none.
+pub(crate) fn naming(content: &[u8], hostname: &str) -> Vec<u8> {
+    let mut named = Vec::with_capacity(content.len() + OWN_ADDRESS.len() + hostname.len() + 3);
+    let mut is_named = false;
+    for line in content.split_inclusive(|byte| *byte == b'\n') {
+        if is_named || !is_own(line) {
+            named.extend_from_slice(line);
+        } else {
+            push_own(&mut named, hostname);
+            is_named = true;
+        }
+    }
+    if !is_named {
+        if named.last().is_some_and(|byte| *byte != b'\n') {
+            named.push(b'\n');
+        }
+        push_own(&mut named, hostname);
+    }
+    named
+}
+
+fn is_own(line: &[u8]) -> bool {
+    line.split(u8::is_ascii_whitespace).find(|field| !field.is_empty()) == Some(OWN_ADDRESS)
+}
+
+fn push_own(named: &mut Vec<u8>, hostname: &str) {
+    named.extend_from_slice(OWN_ADDRESS);
+    named.push(b' ');
+    named.extend_from_slice(hostname.as_bytes());
+    named.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_line_is_replaced_and_others_stay() {
+        let image = b"127.0.0.1 localhost\n127.0.1.1 sandbox\n::1 localhost\n";
+        assert_eq!(naming(image, "demo"), b"127.0.0.1 localhost\n127.0.1.1 demo\n::1 localhost\n");
+        let edited = b"# 127.0.1.1 x\n\t127.0.1.1\told alias\n127.0.1.10 y\n127.0.1.1 second\n\xff z";
+        assert_eq!(naming(edited, "b"), b"# 127.0.1.1 x\n127.0.1.1 b\n127.0.1.10 y\n127.0.1.1 second\n\xff z");
+    }
+
+    #[test]
+    fn missing_own_line_is_added_on_a_line_of_its_own() {
+        assert_eq!(naming(b"", "a"), b"127.0.1.1 a\n");
+        assert_eq!(naming(b"10.0.0.1 db", "a"), b"10.0.0.1 db\n127.0.1.1 a\n");
+        assert_eq!(naming(&naming(DEFAULT, "a"), "b"), naming(DEFAULT, "b"));
+    }
+}
