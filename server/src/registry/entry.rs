@@ -47,6 +47,11 @@ impl Entry {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether its commands and files want its token.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).secure
+    }
+
     /// What it took lately, oldest first.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()

@@ -22,6 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use refusal::{Refusal, Unauthorized};
+use sandboxvm_protocol::identity::SandboxId;
 use std::sync::Arc;
 use tower::ServiceExt;
 
@@ -43,7 +44,10 @@ async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> R
     let address = match Address::of(&request) {
         Ok(Some(address)) => address,
         Ok(None) if request.uri().path() == "/health" => return StatusCode::NO_CONTENT.into_response(),
-        Ok(None) => return Refusal::NoAddress.into_response(),
+        Ok(None) => match signer(&app, envd::SignedRequest::of(&request)).await {
+            Ok(id) => Address { id, port: ENVD_PORT },
+            Err(refusal) => return refusal.into_response(),
+        },
         Err(error) => return Refusal::Address(error).into_response(),
     };
     let id = address.id.to_string();
@@ -72,6 +76,11 @@ async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> R
         Ok(response) => response,
         Err(never) => match never {},
     }
+}
+
+/// The sandbox that a request without an address is for.
+async fn signer(app: &SharedApp, signed: Option<Result<envd::SignedRequest, Refusal>>) -> Result<SandboxId, Refusal> {
+    signed.ok_or(Refusal::NoAddress)??.signer(Arc::clone(app)).await
 }
 
 /// What envd's handlers are given besides the app: the sandbox that the request is for, running.

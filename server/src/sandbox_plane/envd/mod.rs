@@ -17,14 +17,19 @@ mod paths;
 mod process;
 
 use super::{Refusal, Unauthorized, address::text};
-use crate::{access::tokens::Scope, app::App, registry::entry::Entry};
+use crate::{
+    access::tokens::Scope,
+    app::{App, SharedApp},
+    registry::entry::Entry,
+};
 use axum::{
     Router,
     body::Body,
-    http::{Request, StatusCode},
+    http::{Method, Request, StatusCode},
     response::IntoResponse,
 };
 use connect::{Code, ConnectError};
+use sandboxvm_protocol::identity::SandboxId;
 
 /// The header that has a sandbox's token.
 const ACCESS_TOKEN: &str = "x-access-token";
@@ -55,6 +60,31 @@ pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Resu
     }
     let query = files::Query::of(request.uri()).map_err(|_| Refusal::Malformed)?;
     files::check(app, entry, request.method(), &query).map_err(Refusal::Unauthorized)
+}
+
+/// A request that does not say which sandbox it is for, but is signed for one of its files.
+pub(super) struct SignedRequest {
+    method: Method,
+    query: files::Query,
+}
+
+impl SignedRequest {
+    /// Nothing for any other request.
+    pub(super) fn of(request: &Request<Body>) -> Option<Result<Self, Refusal>> {
+        if request.uri().path() != files::ROUTE || request.headers().contains_key(ACCESS_TOKEN) {
+            return None;
+        }
+        match files::Query::of(request.uri()) {
+            Ok(query) if query.signature.is_some() => Some(Ok(Self { method: request.method().clone(), query })),
+            Ok(_) => None,
+            Err(_) => Some(Err(Refusal::Malformed)),
+        }
+    }
+
+    /// The sandbox whose token it was signed with.
+    pub(super) async fn signer(self, app: SharedApp) -> Result<SandboxId, Refusal> {
+        files::signer(app, self.method, self.query).await.map_err(Refusal::Unauthorized)
+    }
 }
 
 /// All of it; every request has a `SharedReached` and a `SharedApp` among its extensions.

@@ -7,7 +7,7 @@ mod metadata;
 mod signature;
 mod upload;
 
-pub(super) use signature::check;
+pub(super) use signature::{check, signer};
 
 use super::connect::{Call, Code, ConnectError};
 use crate::sandbox_plane::SharedReached;
