@@ -1,6 +1,7 @@
-//! How a command fails: a message for people and an exit code for programs.
+//! How a command fails: a message for people, what they can do about it, and an exit code for programs.
 
-use sandboxvm_manager::{AgentError, ExecError};
+use crate::hint;
+use sandboxvm_manager::{AgentError, ExecError, one_line, printable};
 use sandboxvm_protocol::agent::FailureKind;
 use std::{error::Error, fmt::Display, io::Write};
 
@@ -13,17 +14,18 @@ const NOT_FOUND: u8 = 127;
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: Option<String>,
+    hint: Option<String>,
     code: u8,
 }
 
 impl Failure {
     pub(crate) fn new(message: impl Display) -> Self {
-        Self { message: Some(message.to_string()), code: OURS }
+        Self { message: Some(message.to_string()), hint: None, code: OURS }
     }
 
     /// Everything was said already.
     pub(crate) fn silent(code: u8) -> Self {
-        Self { message: None, code }
+        Self { message: None, hint: None, code }
     }
 
     /// Clap's message, in our dress.
@@ -40,7 +42,7 @@ impl Failure {
             ExecError::Agent(AgentError::Refused { kind: FailureKind::NotExecutable, .. }) => NOT_EXECUTABLE,
             _ => OURS,
         };
-        Self { message: Some(error.to_string()), code }
+        Self { message: Some(error.to_string()), hint: hint::of(error), code }
     }
 
     /// What it says; nothing when everything was said already.
@@ -52,23 +54,39 @@ impl Failure {
         self.code
     }
 
-    /// Writes the message to stderr; a stderr that is closed has nobody to tell.
+    /// Writes the message to stderr. A stderr that is closed has no reader.
     pub(crate) fn report(&self) {
-        if let Some(message) = &self.message {
-            let _ = writeln!(std::io::stderr(), "sandboxvm: {message}");
+        let _ = std::io::stderr().write_all(self.shown().as_bytes());
+    }
+
+    /// Nothing in it drives a terminal, and of a message of several lines no line but the first begins as ours do: what a
+    /// guest or VMM wrote may be among them.
+    fn shown(&self) -> String {
+        let Some(message) = &self.message else { return String::new() };
+        let mut text = format!("sandboxvm: {}\n", printable(message).replace("\nsandboxvm:", "\n  sandboxvm:"));
+        if let Some(hint) = &self.hint {
+            text.push_str(&format!("sandboxvm: hint: {}\n", one_line(hint)));
         }
+        text
     }
 }
 
-impl<E: Error> From<E> for Failure {
+impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(error)
+        Self { hint: hint::of(&error), ..Self::new(error) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_drives_no_terminal_and_has_one_beginning() {
+        let failure = Failure::new("a\x1b[2J\nsandboxvm: b\n  c");
+        assert_eq!(failure.shown(), "sandboxvm: a\\u{1b}[2J\n  sandboxvm: b\n  c\n");
+        assert_eq!(Failure::silent(3).shown(), "");
+    }
 
     #[test]
     fn exit_codes_tell_what_could_not_be_run() {

@@ -14,6 +14,7 @@ mod commands;
 mod detach_keys;
 mod environment;
 mod failure;
+mod hint;
 mod json;
 mod limit_options;
 mod options;

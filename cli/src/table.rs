@@ -1,10 +1,13 @@
 //! Tables as the field prints them: no frames, a heading line, columns two spaces apart.
 
 use comfy_table::{Table, presets};
+use sandboxvm_manager::one_line;
 
-/// Renders `rows` under `heading`, each line ending without spaces.
+/// Renders `rows` under `heading`, each line ending without spaces. Cells drive no terminal and are one line each: what a
+/// guest or VMM wrote may be in them.
 pub(crate) fn render<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
+    let rows = rows.into_iter().map(|row| row.map(|cell| one_line(&cell)));
     table.load_preset(presets::NOTHING).set_header(heading).add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -23,5 +26,11 @@ mod tests {
     fn columns_line_up() {
         let text = super::render(["ID", "STATE"], [["abcdefgh".into(), "running".into()]]);
         assert_eq!(text, "ID        STATE\nabcdefgh  running\n");
+    }
+
+    #[test]
+    fn a_cell_drives_no_terminal_and_is_one_line() {
+        let text = super::render(["ID", "STATE"], [["a".into(), "b\nsandboxvm: c\x1b[2J".into()]]);
+        assert_eq!(text, "ID  STATE\na   b\\nsandboxvm: c\\u{1b}[2J\n");
     }
 }

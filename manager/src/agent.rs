@@ -7,6 +7,7 @@ use crate::{
     identity::{self, Identity},
     in_use::{InUse, InUseError},
     limits::Unkept,
+    silence::{Silence, Step, bounded},
     wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::{
@@ -16,15 +17,18 @@ use sandboxvm_protocol::{
     },
     frame::Message,
 };
-use std::io;
+use std::{io, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
+    time::sleep,
 };
 
+/// Between two attempts to connect to a VMM that is slow to accept.
+const BACKLOG_POLL: Duration = Duration::from_millis(50);
 /// `OK 4294967295\n`.
 const MAX_CONNECT_ANSWER: usize = 14;
 
@@ -40,6 +44,9 @@ pub enum AgentError {
     /// The VM has nobody to connect to.
     #[error("the guest agent does not answer on its port; `sandboxvm logs` may say why")]
     NotListening,
+    /// It, or the VMM before it, says nothing.
+    #[error("{0}")]
+    Silent(#[from] Silence),
     /// The conversation failed.
     #[error("the guest agent: {0}")]
     Wire(#[from] WireError),
@@ -80,7 +87,9 @@ impl AgentError {
         match self {
             Self::Connect(_) | Self::NotListening => true,
             Self::Wire(error) => error.is_disconnect(),
-            Self::TooOld { .. } | Self::CannotLimit { .. } | Self::Refused { .. } | Self::Idle(_) => false,
+            Self::TooOld { .. } | Self::CannotLimit { .. } | Self::Refused { .. } | Self::Idle(_) | Self::Silent(_) => {
+                false
+            }
         }
     }
 }
@@ -104,7 +113,7 @@ impl AgentConnection {
         if identity.is_some() {
             identity::is_set(directory)?;
         }
-        let first = answer(&mut connection.reader).await?;
+        let first = bounded(directory, Step::answer_to(request), answer(&mut connection.reader)).await??;
         Ok((connection, first))
     }
 
@@ -151,9 +160,20 @@ impl AgentConnection {
             Some(HostMessage::Shutdown { .. }) => None,
             _ => InUse::begin(directory).await?,
         };
+        let handshake = Self::handshake(directory, identity, limits, request);
+        let mut connection = bounded(directory, Step::Handshake, handshake).await??;
+        connection.reader.keep_in_use(in_use);
+        Ok(connection)
+    }
+
+    async fn handshake(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        limits: Option<&HostMessage>,
+        request: Option<&HostMessage>,
+    ) -> Result<Self, AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
-        reader.keep_in_use(in_use);
         // All in one packet: the agent wakes once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
@@ -187,9 +207,16 @@ impl AgentConnection {
 }
 
 /// The answer to a further request on `connection`.
-pub(crate) async fn ask(connection: &mut AgentConnection, request: &HostMessage) -> Result<AgentMessage, AgentError> {
-    AgentConnection::send(&mut connection.writer, request).await?;
-    answer(&mut connection.reader).await
+pub(crate) async fn ask(
+    directory: &SandboxDirectory,
+    connection: &mut AgentConnection,
+    request: &HostMessage,
+) -> Result<AgentMessage, AgentError> {
+    let asked = async {
+        AgentConnection::send(&mut connection.writer, request).await?;
+        answer(&mut connection.reader).await
+    };
+    bounded(directory, Step::answer_to(request), asked).await?
 }
 
 /// The next message, with a refusal turned into an error.
@@ -217,7 +244,13 @@ pub fn exit_code(status: ExitStatus) -> u8 {
 
 /// `CONNECT <port>\n`, answered by `OK <host port>\n`; without an answer nobody listens.
 async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError> {
-    let mut stream = directory.connect(VSOCK_SOCKET).await?;
+    let mut stream = loop {
+        match directory.connect(VSOCK_SOCKET).await {
+            // So many wait to be accepted that no more may: the caller's bound ends this.
+            Err(error) if error.is_would_block() => sleep(BACKLOG_POLL).await,
+            connected => break connected?,
+        }
+    };
     stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).await.map_err(WireError::from)?;
     let mut line = Vec::with_capacity(MAX_CONNECT_ANSWER);
     while line.last() != Some(&b'\n') {

@@ -3,6 +3,7 @@
 
 use crate::{
     directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
+    hostile_text::{one_line, shown},
     launch::{self, LaunchError, LaunchFiles},
     state::State,
     wire::{self, FrameReader, WireError},
@@ -31,7 +32,7 @@ use tokio::{
 };
 
 /// A VMM answers from its event loop in well under a millisecond; this is for a host that swaps.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A machine boots, is paused and resumed by hand, and ends: far fewer come between a request and its reply.
 const MAX_EVENTS: usize = 64;
@@ -60,8 +61,11 @@ pub enum ControlError {
     #[error("the VMM did not finish within {} s; the host may be overloaded", .0.as_secs())]
     Unfinished(Duration),
     /// No answer in time.
-    #[error("the VMM did not answer within {} s; `sandboxvm rm -f` ends it", ANSWER_WITHIN.as_secs())]
-    Silent,
+    #[error("{}its VMM did not answer within {} s", does_not_answer(.0.as_deref()), ANSWER_WITHIN.as_secs())]
+    Silent(
+        /// The sandbox's name, else its ID; not known of one that is being made.
+        Option<String>,
+    ),
     /// It refused.
     #[error("{0}")]
     Refused(String),
@@ -70,9 +74,15 @@ pub enum ControlError {
     Ended(ExitReason),
 }
 
+fn does_not_answer(sandbox: Option<&str>) -> String {
+    sandbox.map_or_else(String::new, |sandbox| format!("sandbox {sandbox} does not answer: "))
+}
+
 /// A connection to a VMM's control socket.
 #[derive(Debug)]
 pub(crate) struct ControlClient {
+    /// The sandbox's name, else its ID.
+    sandbox: Option<String>,
     reader: FrameReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     /// Came while a reply was awaited; empty unless it watches.
@@ -82,13 +92,21 @@ pub(crate) struct ControlClient {
 
 impl ControlClient {
     pub(crate) async fn connect(directory: &SandboxDirectory) -> Result<Self, ControlError> {
-        Ok(Self { watches: false, ..Self::over(directory.connect(CONTROL_SOCKET).await?) })
+        // Its directory is called by its ID.
+        let id = directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match directory.connect(CONTROL_SOCKET).await {
+            Ok(stream) => Ok(Self { watches: false, ..Self::over(stream).called(id) }),
+            // So many wait to be accepted that no more may.
+            Err(error) if error.is_would_block() => Err(ControlError::Silent(Some(id))),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Speaks over a stream that is connected already: the launch channel, which watches from its beginning.
     pub(crate) fn over(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader: FrameReader::new(reader, WIRE, MAX_MESSAGE), writer, events: VecDeque::new(), watches: true }
+        let reader = FrameReader::new(reader, WIRE, MAX_MESSAGE);
+        Self { sandbox: None, reader, writer, events: VecDeque::new(), watches: true }
     }
 
     /// As [`Self::over`], for a channel on which [`Self::sender`] is to be asked for.
@@ -117,6 +135,12 @@ impl ControlClient {
     pub(crate) async fn watch(&mut self) -> Result<(), ControlError> {
         self.watches = true;
         self.ask(ControlRequest::Watch).await
+    }
+
+    /// Calls the sandbox this in what goes wrong.
+    pub(crate) fn called(mut self, sandbox: String) -> Self {
+        self.sandbox = Some(sandbox);
+        self
     }
 
     /// Asks for something that is answered with Done.
@@ -149,7 +173,7 @@ impl ControlClient {
             wire::send(&mut self.writer, WIRE, request, MAX_MESSAGE).await?;
             self.reply().await
         };
-        timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent)?
+        timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent(self.sandbox.clone()))?
     }
 
     /// Asks for something with files; takes `within` at most. Nothing may be under way on this connection.
@@ -172,7 +196,10 @@ impl ControlClient {
     /// kept, and of those no more than a machine has.
     async fn reply(&mut self) -> Result<ControlReply, ControlError> {
         for _ in 0..=MAX_EVENTS {
-            match self.reader.next_message().await? {
+            match self.next_message().await? {
+                VmmMessage::Reply(ControlReply::Failed { message }) => {
+                    return Ok(ControlReply::Failed { message: one_line(&message) });
+                }
                 VmmMessage::Reply(reply) => return Ok(reply),
                 VmmMessage::Event(event) if self.watches && self.events.len() < MAX_EVENTS => {
                     self.events.push_back(event);
@@ -183,13 +210,21 @@ impl ControlClient {
         Err(WireError::Unexpected("more events than one machine has in its life").into())
     }
 
+    /// What the VMM says next, made safe to show where it is text.
+    async fn next_message(&mut self) -> Result<VmmMessage, WireError> {
+        Ok(match self.reader.next_message().await? {
+            VmmMessage::Event(VmmEvent::Ended(reason)) => VmmMessage::Event(VmmEvent::Ended(shown(reason))),
+            message => message,
+        })
+    }
+
     /// The next event; for connections that watch. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Result<VmmEvent, WireError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(event);
         }
         loop {
-            if let VmmMessage::Event(event) = self.reader.next_message().await? {
+            if let VmmMessage::Event(event) = self.next_message().await? {
                 return Ok(event);
             }
         }
@@ -234,7 +269,7 @@ mod tests {
             let mut reader = FrameReader::new(theirs, WIRE, MAX_MESSAGE);
             while reader.next_message::<ControlRequest>().await.is_ok() {}
         });
-        ControlClient::over(ours)
+        ControlClient::over(ours).called("demo".to_owned())
     }
 
     #[tokio::test]
@@ -247,6 +282,21 @@ mod tests {
         .await;
         client.ask(ControlRequest::Pause).await.unwrap();
         assert_eq!(client.ask(ControlRequest::Pause).await.unwrap_err().to_string(), "no");
+    }
+
+    #[tokio::test]
+    async fn words_of_a_vmm_drive_no_terminal_and_are_one_line() {
+        let forged = "no\nsandboxvm: yes\x1b[2J";
+        let reason = ExitReason::HostFailure { message: forged.into() };
+        let mut client = vmm_that_says(vec![
+            VmmMessage::Reply(ControlReply::Failed { message: forged.into() }),
+            VmmMessage::Event(VmmEvent::Ended(reason)),
+        ])
+        .await;
+        let refused = client.ask(ControlRequest::Pause).await.unwrap_err().to_string();
+        assert_eq!(refused, "no\\nsandboxvm: yes\\u{1b}[2J");
+        let ended = client.ready().await.unwrap_err().to_string();
+        assert_eq!(ended, "host failure: no\\nsandboxvm: yes\\u{1b}[2J");
     }
 
     #[tokio::test]
@@ -264,7 +314,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_vmm_that_says_nothing_is_given_up() {
         let mut client = vmm_that_says(vec![]).await;
-        assert!(matches!(client.ask(ControlRequest::Stop).await, Err(ControlError::Silent)));
+        let error = client.ask(ControlRequest::Stop).await.unwrap_err().to_string();
+        assert_eq!(error, "sandbox demo does not answer: its VMM did not answer within 5 s");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@
 //! console.log   serial console, bounded       vmm.log     VMM's own messages
 //! supervision.json, supervisor.*   ports and rules that are kept up for it (`supervision`)
 //! use, idle.paused   whether it is used, for its idle rule (`in_use`)
+//! ending        why its machine is being ended, for those who use it (`ending`)
 //! identity.due  empty; the machine was not yet told who it is (`identity`)
 //! cgroup        where the control group of its processor share is (`cpu_share`); unkept.*: limits not in force (`limits`)
 //! lineage.json  which files its disk and memory are made of (`lineage`); changed under change.lock
@@ -16,6 +17,7 @@
 //! disk.<n>      layers of its disk; memory.<n>, state.<n>: of snapshots it began from or was compared with
 //! ```
 
+use crate::clock;
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use std::{
     fs::File,
@@ -25,6 +27,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixListener},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tokio::net::UnixStream;
 
@@ -80,13 +83,14 @@ type Result<T> = std::result::Result<T, DirectoryError>;
 pub(crate) struct SandboxDirectory {
     path: PathBuf,
     fd: OwnedFd,
+    opened_at: Duration,
 }
 
 impl SandboxDirectory {
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { path, fd }),
+            Ok(fd) => Ok(Self { path, fd, opened_at: clock::since_boot() }),
             Err(error) => Err(DirectoryError::new("open", path, error)),
         }
     }
@@ -99,6 +103,11 @@ impl SandboxDirectory {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// When, since the host's boot.
+    pub(crate) fn opened_at(&self) -> Duration {
+        self.opened_at
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

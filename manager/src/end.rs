@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub(crate) const NOTICE_WITHIN: Duration = Duration::from_secs(1);
 /// After SIGKILL only the kernel is left to wait for.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(2);
+pub(crate) const POLL: Duration = Duration::from_millis(2);
 
 /// Why a VMM did not end.
 #[derive(Debug, thiserror::Error)]

@@ -34,7 +34,7 @@ pub enum FlattenError {
     #[error(transparent)]
     Lineage(#[from] LineageError),
     /// The VMM refused or failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Control(#[from] ControlError),
     /// It cannot go on like this.
     #[error("the sandbox's disk has {MAX_DISK_LAYERS} layers, the most there can be, and they cannot be merged: {0}")]

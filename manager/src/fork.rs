@@ -21,6 +21,7 @@ use crate::{
     record::{RecordError, SandboxRecord},
     remove,
     sandbox::{ExecError, Sandbox},
+    silence::{Silence, SilentPart},
     staged::{Staged, new_id},
     state::{self, State},
     wire::WireError,
@@ -70,7 +71,7 @@ pub enum ForkError {
     #[error(transparent)]
     Admission(#[from] AdmissionError),
     /// Its VMM refused or failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Control(#[from] ControlError),
     /// A child did not come to life.
     #[error("a copy did not come to life: {0}")]
@@ -85,7 +86,7 @@ pub enum ForkError {
     #[error("a copy cannot be moved into its own control group, and would end with the sandbox that it is a copy of")]
     Group,
     /// Its disk cannot take another layer.
-    #[error(transparent)]
+    #[error("{0}")]
     Flatten(#[from] FlattenError),
     /// The sandbox's own record.
     #[error(transparent)]
@@ -348,6 +349,7 @@ impl Child {
             match identity::settle(&self.sandbox().directory, &self.sandbox().record).await {
                 Ok(()) => return Ok(()),
                 Err(AgentError::NotListening) if asked.elapsed() > REFUSED_WITHIN => {}
+                Err(AgentError::Silent(Silence { part: SilentPart::Agent, .. })) => {}
                 Err(error) => return Err(ForkError::Identity(Box::new(self.sandbox().explain(error).await))),
             }
         }

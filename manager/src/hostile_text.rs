@@ -1,4 +1,6 @@
-//! Text that a guest wrote, made safe to show: it must not drive the reader's terminal.
+//! Text that a guest or a VMM wrote, made safe to show: it must not drive the reader's terminal.
+
+use sandboxvm_protocol::vmm::ExitReason;
 
 /// `text` with every control character but newline and tab written as an escape, and every character that changes the
 /// order or the line in which others are shown.
@@ -15,6 +17,25 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// As [`printable`], on one line: a second one could be taken for ours.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    printable(text).replace('\n', "\\n").replace('\t', "\\t")
+}
+
+/// The reason that a VMM gives, with its own words on one line.
+pub(crate) fn shown(reason: ExitReason) -> ExitReason {
+    match reason {
+        ExitReason::InternalError { suberror, rip, bytes } => {
+            ExitReason::InternalError { suberror, rip, bytes: one_line(&bytes) }
+        }
+        ExitReason::UnexpectedExit { name } => ExitReason::UnexpectedExit { name: one_line(&name) },
+        ExitReason::HostFailure { message } => ExitReason::HostFailure { message: one_line(&message) },
+        ExitReason::BadConfig { message } => ExitReason::BadConfig { message: one_line(&message) },
+        reason => reason,
+    }
+}
+
 /// False for those that [`printable`] escapes.
 #[must_use]
 pub fn is_printable(c: char) -> bool {
@@ -29,6 +50,7 @@ mod tests {
     #[test]
     fn escape_sequences_do_not_survive() {
         assert_eq!(printable("a\u{202e}b\u{2066}c\u{2028}d"), "a\\u{202e}b\\u{2066}c\\u{2028}d");
+        assert_eq!(one_line("a\tb\nsandboxvm: c\x1b[2J"), "a\\tb\\nsandboxvm: c\\u{1b}[2J");
         assert_eq!(printable("a\x1b]0;title\x07b\r\n\tc\u{9b}1m"), "a\\u{1b}]0;title\\u{7}b\\r\n\tc\\u{9b}1m");
     }
 }

@@ -29,6 +29,7 @@ mod cpu_share;
 mod create;
 mod directory;
 mod end;
+mod ending;
 mod exec;
 mod family;
 mod files;
@@ -61,6 +62,7 @@ mod record;
 mod remove;
 mod reset;
 mod sandbox;
+mod silence;
 mod snapshot;
 mod spawn;
 mod staged;
@@ -80,6 +82,7 @@ pub use control::ControlError;
 pub use create::{CreateError, SandboxSpec, StartFrom};
 pub use directory::DirectoryError;
 pub use end::EndError;
+pub use ending::Interruption;
 pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
 pub use files::{
     CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
@@ -90,7 +93,7 @@ pub use fork::{ForkError, Forked};
 pub use group::{Containment, containment};
 pub use home::{Home, HomeError};
 pub use host::{HostError, HostIdentity};
-pub use hostile_text::{is_printable, printable};
+pub use hostile_text::{is_printable, one_line, printable};
 pub use in_use::InUseError;
 pub use last_words::LastWords;
 pub use launch::LaunchError;
@@ -105,6 +108,7 @@ pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use remove::RemoveError;
 pub use reset::{ResetDone, ResetError};
 pub use sandbox::{ExecError, Log, Sandbox};
+pub use silence::{Silence, SilentPart};
 pub use snapshot::{
     error::SnapshotError,
     manifest::{ManifestError, MemoryFile, SnapshotManifest},

@@ -167,7 +167,7 @@ async fn list(directory: &SandboxDirectory, identity: Option<&Identity>) -> Resu
             return Ok(processes);
         }
         let after = processes.last().map_or(0, |last| last.pid);
-        answer = agent::ask(&mut connection, &HostMessage::ListProcesses { after }).await?;
+        answer = agent::ask(directory, &mut connection, &HostMessage::ListProcesses { after }).await?;
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     cpu_share,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError, Remains},
+    ending::{self, Interruption},
     family,
     group::{self, Group},
     home::Home,
@@ -60,6 +61,9 @@ impl Manager {
         let state = state::read(&directory)?;
         if state.is_live() && !force {
             return Err(RemoveError::Live { id, state });
+        }
+        if state.is_live() {
+            ending::announce(&directory, Interruption::Removed);
         }
         end::now(&self.home, &directory, &id).await?;
         // Shared, so that two who remove do not hinder each other: one rename succeeds.

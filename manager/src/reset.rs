@@ -9,6 +9,7 @@ use crate::{
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
+    ending::{self, Interruption},
     host::HostIdentity,
     identity,
     in_use::{InUse, InUseError},
@@ -85,7 +86,7 @@ pub enum ResetError {
     #[error(transparent)]
     Lineage(#[from] LineageError),
     /// The VMM refused or failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Control(#[from] ControlError),
     /// Kernel, image, agent or VMM are missing or broken.
     #[error(transparent)]
@@ -206,6 +207,7 @@ impl Sandbox {
             directory.unlink(&top_name)?;
             return Err(error.into());
         }
+        ending::announce(directory, Interruption::Reset);
         let mut sent = LaunchFiles::default();
         let request = ControlRequest::Reset(ResetRequest {
             state: sent.add(&state),
@@ -217,6 +219,7 @@ impl Sandbox {
                 Ok(report)
             }
             ControlReply::Failed { message } => {
+                ending::withdraw(directory);
                 lineage.conclude(directory)?;
                 Err(ControlError::Refused(message).into())
             }
@@ -257,6 +260,7 @@ impl Sandbox {
             // It was promised no memory any more; its disk it has.
             admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
         }
+        ending::announce(&self.directory, Interruption::Reset);
         end::now(&self.home, &self.directory, self.id()).await?;
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;

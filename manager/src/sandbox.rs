@@ -5,15 +5,18 @@ use crate::{
     audit::{AuditError, Event, Trail},
     control::{ControlClient, ControlError},
     directory::{CONSOLE_LOG, DirectoryError, SandboxDirectory, VMM_LOG},
-    end::{self, EndError, NOTICE_WITHIN},
+    end::{self, EndError, NOTICE_WITHIN, POLL},
+    ending::{self, Interruption},
     exec::Exec,
     home::Home,
     identity::{self, Identity},
     in_use::{self, InUse},
     last_words::LastWords,
-    limits,
+    limits, lock,
     record::SandboxRecord,
+    silence::{self, Silence, SilentPart, Step, bounded},
     state::{self, State},
+    supervision::rules::AtEnd,
     wire::WireError,
 };
 use sandboxvm_protocol::{
@@ -21,11 +24,8 @@ use sandboxvm_protocol::{
     identity::SandboxId,
     vmm::{ControlRequest, ExitReason, Timeline, VmStats, VmStatus},
 };
-use std::{path::PathBuf, time::Duration};
-use tokio::time::timeout;
-
-/// How long an exec waits for a sandbox that another process is still booting.
-const READY_WITHIN: Duration = Duration::from_secs(300);
+use std::path::PathBuf;
+use tokio::time::{Instant, sleep};
 
 /// Why a process was not run, or its end is not known.
 #[derive(Debug, thiserror::Error)]
@@ -72,14 +72,30 @@ pub enum ExecError {
         /// What its logs end with.
         last_words: LastWords,
     },
+    /// It was taken away from under the request.
+    #[error("sandbox {sandbox} {how} before this was done")]
+    Interrupted {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// What became of it.
+        how: Interruption,
+    },
+    /// It is there, and does not answer.
+    #[error("sandbox {sandbox} does not answer: {silence}")]
+    Unresponsive {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// Which part of it.
+        silence: Silence,
+    },
     /// The agent refused or failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Agent(#[from] AgentError),
     /// The VMM's control socket failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Control(#[from] ControlError),
     /// The sandbox did not become ready.
-    #[error("sandbox {0} is still booting after {limit} s; `sandboxvm logs {0}` may say why", limit = READY_WITHIN.as_secs())]
+    #[error("sandbox {0} is still booting after {limit} s; `sandboxvm logs {0}` may say why", limit = silence::BOOT.as_secs())]
     NotReady(String),
     /// A file operation failed.
     #[error(transparent)]
@@ -87,6 +103,20 @@ pub enum ExecError {
     /// What cannot be logged is not done.
     #[error(transparent)]
     Audit(#[from] AuditError),
+}
+
+impl ExecError {
+    /// True when the request cannot succeed again since its machine, or all of the sandbox, is gone: it was removed, it
+    /// expired, or its machine ended.
+    #[must_use]
+    pub fn is_of_an_ended_sandbox(&self) -> bool {
+        match self {
+            Self::Interrupted { how, .. } => *how != Interruption::Reset,
+            Self::Ended { .. } | Self::Vanished { .. } => true,
+            Self::NotRunning { state, .. } => matches!(state, State::Exited { .. } | State::Dead),
+            _ => false,
+        }
+    }
 }
 
 fn hint(state: &State, id: &str) -> String {
@@ -232,15 +262,41 @@ impl Sandbox {
         Ok(identity::due(&self.directory, &self.record))
     }
 
-    /// Turns the failure of a connection to the agent into why the machine behind it is gone, when it is: call it with
-    /// what [`crate::OutputStream::next`] failed with. Takes up to a second.
+    /// Turns the failure of a connection to the agent into what became of the sandbox behind it, when something did: call
+    /// it with what [`crate::OutputStream::next`] failed with. Takes up to a second.
     pub async fn explain(&self, error: AgentError) -> ExecError {
+        if let AgentError::Silent(silence) = error {
+            return match self.state() {
+                // Paused while it was asked, say.
+                Ok(state @ (State::Paused | State::Exited { .. } | State::Dead))
+                    if silence.part == SilentPart::Agent =>
+                {
+                    ExecError::NotRunning { sandbox: self.label(), state }
+                }
+                _ => ExecError::Unresponsive { sandbox: self.label(), silence },
+            };
+        }
         if !error.is_disconnect() {
             return error.into();
         }
-        if !matches!(end::gone_within(&self.directory, NOTICE_WITHIN).await, Ok(true)) {
-            return error.into();
+        let deadline = Instant::now() + NOTICE_WITHIN;
+        loop {
+            if let Some(how) = ending::since_opened(&self.directory, &self.trail()) {
+                return ExecError::Interrupted { sandbox: self.label(), how };
+            }
+            // A VMM that is being ended by somebody who said why has that written down before.
+            if let Ok(Some(_no_vmm)) = lock::try_exclude_vmm(&self.directory) {
+                return self.how_it_ended();
+            }
+            if Instant::now() >= deadline {
+                return error.into();
+            }
+            sleep(POLL).await;
         }
+    }
+
+    /// Why there is no VMM any more.
+    fn how_it_ended(&self) -> ExecError {
         let sandbox = self.label();
         match self.state() {
             Ok(State::Exited { reason }) if reason.is_orderly() => {
@@ -253,14 +309,22 @@ impl Sandbox {
         }
     }
 
+    /// Says that its time is over and that it is about to be ended for that: those who use it learn why, and so does its
+    /// log. For owners that keep a sandbox's time themselves; a supervisor does it for those it keeps.
+    pub fn announce_expiry(&self, then: AtEnd) {
+        ending::announce(&self.directory, Interruption::Expired);
+        self.trail().note(Event::TimeUp { then });
+    }
+
     async fn ready(&self) -> Result<(), ExecError> {
         let ready = async {
-            let mut client = ControlClient::connect(&self.directory).await?;
+            let mut client = ControlClient::connect(&self.directory).await?.called(self.label());
             client.watch().await?;
             client.ready().await
         };
-        match timeout(READY_WITHIN, ready).await {
-            Err(_) => Err(ExecError::NotReady(self.label())),
+        match bounded(&self.directory, Step::Boot, ready).await {
+            Err(Silence { part: SilentPart::Agent, .. }) => Err(ExecError::NotReady(self.label())),
+            Err(silence) => Err(ExecError::Unresponsive { sandbox: self.label(), silence }),
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 end::gone_within(&self.directory, NOTICE_WITHIN).await?;
@@ -330,7 +394,7 @@ impl Sandbox {
         match (ControlClient::connect(&self.directory).await, self.state()) {
             // Nobody listens where nothing runs.
             (Err(_), Ok(state)) if !state.is_live() => Err(ControlError::NotRunning { sandbox: self.label(), state }),
-            (connected, _) => connected,
+            (connected, _) => Ok(connected?.called(self.label())),
         }
     }
 
@@ -374,6 +438,7 @@ impl From<WireError> for ExecError {
 mod tests {
     use super::*;
     use crate::manager::tests::manager_with;
+    use std::time::Duration;
 
     fn request(argv: &[&str]) -> ExecRequest {
         ExecRequest::plain(argv.iter().map(|word| CText::try_from(*word).unwrap()).collect())

@@ -3,7 +3,7 @@
 
 use crate::{
     directory::{DirectoryError, STATUS, SandboxDirectory},
-    lock,
+    hostile_text, lock,
 };
 use sandboxvm_protocol::vmm::{ExitReason, Phase, VmStatus};
 use serde::Serialize;
@@ -110,7 +110,10 @@ pub(crate) fn status(directory: &SandboxDirectory) -> Result<Option<VmStatus>, D
         // What follows the object is of no interest.
         match serde_json::Deserializer::from_slice(&json).into_iter().next() {
             None => return Ok(None),
-            Some(Ok(status)) => return Ok(Some(status)),
+            Some(Ok(VmStatus { pid, phase, host_mode, reason, missing })) => {
+                let reason = reason.map(hostile_text::shown);
+                return Ok(Some(VmStatus { pid, phase, host_mode, reason, missing }));
+            }
             Some(Err(_)) => std::thread::yield_now(),
         }
     }
@@ -148,6 +151,17 @@ mod tests {
         for vmm_lives in [true, false] {
             assert_eq!(State::derive(vmm_lives, Some(&ended)), State::Exited { reason: ExitReason::GuestPanic });
         }
+    }
+
+    #[test]
+    fn a_reason_drives_no_terminal_and_is_one_line() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let message = "no\nsandboxvm: yes\x1b[2J".into();
+        let ended = status(Phase::Ended, Some(ExitReason::HostFailure { message }));
+        directory.write_new(STATUS, &serde_json::to_vec(&ended).unwrap()).unwrap();
+        let shown = read(&directory).unwrap().to_string();
+        assert_eq!(shown, "not running: host failure: no\\nsandboxvm: yes\\u{1b}[2J");
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Kill {
             let mut outcome = Ok(0);
             for pid in &self.pids {
                 if let Err(error) = sandbox.signal(*pid, self.signal).await {
-                    Failure::new(error).report();
+                    Failure::from(error).report();
                     outcome = Err(Failure::silent(125));
                 }
             }

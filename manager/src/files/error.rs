@@ -9,7 +9,7 @@ use std::{fmt, io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The sandbox cannot be asked, or the conversation failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Sandbox(#[from] ExecError),
     /// The guest refused.
     #[error(transparent)]
@@ -93,7 +93,7 @@ fn refusal(failure: FileFailure) -> FileRefusal {
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The sandbox's side.
-    #[error(transparent)]
+    #[error("{0}")]
     Files(#[from] FileError),
     /// A file of the host.
     #[error("cannot {step} {}: {error}", path.display())]

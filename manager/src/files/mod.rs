@@ -31,6 +31,7 @@ use crate::{
     agent::{AgentConnection, AgentError},
     audit::Event,
     sandbox::Sandbox,
+    silence::{Step, bounded},
     wire::WireError,
 };
 use sandboxvm_protocol::agent::{
@@ -258,11 +259,18 @@ impl<'s> Files<'s> {
         }
     }
 
+    /// The next reply of several.
     async fn next(&self, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
-        match connection.reader.next_message().await {
-            Ok(message) => reply_of(message),
-            Err(error) => Err(self.sandbox.explain(error.into()).await.into()),
-        }
+        next_reply(self.sandbox, connection).await
+    }
+}
+
+/// The next reply, which is no part of a stream: it comes after work of the guest's, and then it must come.
+async fn next_reply(sandbox: &Sandbox, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
+    let next = bounded(&sandbox.directory, Step::Work, connection.reader.next_message()).await;
+    match next.map_err(AgentError::from).and_then(|message| Ok(message?)) {
+        Ok(message) => reply_of(message),
+        Err(error) => Err(sandbox.explain(error).await.into()),
     }
 }
 

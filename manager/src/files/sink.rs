@@ -1,6 +1,6 @@
 //! Data into a guest.
 
-use super::{FileError, reply_of};
+use super::{FileError, next_reply, reply_of};
 use crate::{agent::AgentConnection, sandbox::Sandbox, wire::WireError};
 use sandboxvm_protocol::{
     agent::{
@@ -91,10 +91,7 @@ impl<'s> FileSink<'s> {
     }
 
     async fn reply(&mut self) -> Result<FileReply, FileError> {
-        match self.connection.reader.next_message().await {
-            Ok(message) => reply_of(message),
-            Err(error) => Err(self.sandbox.explain(error.into()).await.into()),
-        }
+        next_reply(self.sandbox, &mut self.connection).await
     }
 }
 

@@ -62,10 +62,10 @@ pub enum SnapshotError {
     #[error(transparent)]
     Lineage(#[from] LineageError),
     /// Its disk cannot take another layer.
-    #[error(transparent)]
+    #[error("{0}")]
     Flatten(#[from] FlattenError),
     /// The VMM refused or failed; the sandbox runs on unless it says otherwise.
-    #[error(transparent)]
+    #[error("{0}")]
     Control(#[from] ControlError),
     /// The host cannot be told from others.
     #[error(transparent)]

@@ -22,6 +22,7 @@ use crate::{
     audit::Event,
     clock,
     directory::SandboxDirectory,
+    ending::{self, Interruption},
     in_use::Unused,
     lock,
     manager::Manager,
@@ -240,8 +241,9 @@ impl Keeper<'_> {
         self.ended(stopped, then == AtEnd::Remove).await
     }
 
-    /// Logs why it is about to be ended; once, though ending it may take several attempts.
+    /// Says why it is about to be ended; in the log once, though ending it may take several attempts.
     fn tell_end(&mut self, event: Event) {
+        ending::announce(&self.directory, Interruption::Expired);
         if !std::mem::replace(&mut self.end_was_told, true) {
             self.sandbox.trail().note(event);
         }

@@ -8,7 +8,7 @@ use super::{
     record::{OnTimeout, Phase, Record, unix_millis},
 };
 use crate::access::keys::Key;
-use sandboxvm_manager::{FindError, RemoveError, Sandbox};
+use sandboxvm_manager::{AtEnd, FindError, RemoveError, Sandbox};
 use sandboxvm_protocol::identity::SandboxName;
 use std::{
     io,
@@ -191,7 +191,12 @@ impl Registry {
             matches!(self.sandbox(entry).and_then(|sandbox| Ok(sandbox.state()?)), Ok(state) if state.is_live());
         match record.on_timeout {
             OnTimeout::Pause if is_live => self.pause_held(entry).await,
-            OnTimeout::Pause | OnTimeout::Kill => self.kill_held(entry).await,
+            OnTimeout::Pause | OnTimeout::Kill => {
+                if let Ok(sandbox) = self.sandbox(entry).as_ref() {
+                    sandbox.announce_expiry(AtEnd::Remove);
+                }
+                self.kill_held(entry).await
+            }
         }
     }
 

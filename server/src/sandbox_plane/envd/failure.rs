@@ -12,6 +12,8 @@ impl From<ExecError> for ConnectError {
             ExecError::NotRunning { .. }
             | ExecError::Ended { .. }
             | ExecError::Vanished { .. }
+            | ExecError::Interrupted { .. }
+            | ExecError::Unresponsive { .. }
             | ExecError::Control(_)
             | ExecError::NotReady(_) => Code::Unavailable,
             ExecError::Directory(_) | ExecError::Audit(_) => Code::Internal,

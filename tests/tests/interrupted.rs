@@ -1,0 +1,60 @@
+//! What a command says whose sandbox was taken away from under it.
+
+use rustix::process::{Pid, Signal, kill_process};
+use sandboxvm_tests::home::{Home, SMALL};
+use std::time::Duration;
+
+const RUNS_ON: &str = "echo begun; exec sleep 1000";
+
+#[test]
+fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
+    let attached = |run: &mut sandboxvm_tests::cli::Running| run.wait_for_stdout("begun\n");
+    let says = |run: sandboxvm_tests::cli::Running, reason: &str| {
+        let run = run.finish().exits(125);
+        assert_eq!(run.out(), "begun\n");
+        assert_eq!(run.err(), format!("sandboxvm: sandbox demo {reason}\n"), "{}", run.transcript());
+    };
+
+    let mut run = sandbox.spawn_sh(RUNS_ON);
+    attached(&mut run);
+    let _ = home.cli(["reset", "demo"]).run().succeeds();
+    says(run, "was reset before this was done");
+
+    // Its VMM is replaced.
+    let _ = home.cli(["snapshot", "create", "demo", "kept"]).run().succeeds();
+    let mut run = sandbox.spawn_sh(RUNS_ON);
+    attached(&mut run);
+    let _ = home.cli(["reset", "demo", "kept"]).run().succeeds();
+    says(run, "was reset before this was done");
+
+    let mut run = sandbox.spawn_sh(RUNS_ON);
+    attached(&mut run);
+    let _ = home.cli(["rm", "-f", "demo"]).run().succeeds();
+    says(run, "was removed before this was done");
+
+    for rule in ["8s", "8s=rm"] {
+        let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", rule]);
+        let mut run = sandbox.exec(["--", "sh", "-c", RUNS_ON]).deadline(Duration::from_secs(300)).spawn();
+        attached(&mut run);
+        says(run, "expired before this was done");
+        if rule == "8s" {
+            let _ = home.cli(["rm", "demo"]).run().succeeds();
+        }
+    }
+
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
+    let mut run = sandbox.spawn_sh(RUNS_ON);
+    attached(&mut run);
+    let vmm = Pid::from_raw(sandbox.vmm_pid().cast_signed()).expect("a process has a number");
+    kill_process(vmm, Signal::KILL).expect("the VMM is this user's");
+    let run = run.finish().exits(125);
+    assert!(
+        run.err().starts_with("sandboxvm: sandbox demo ended while the command ran: its VMM vanished"),
+        "{}",
+        run.transcript()
+    );
+    sandbox.remove();
+    home.assert_nothing_left();
+}
