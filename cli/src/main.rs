@@ -26,6 +26,7 @@ mod stdio;
 mod supervision;
 mod table;
 mod terminal;
+mod umask;
 
 use clap::{Parser, error::ErrorKind};
 use failure::Failure;
@@ -40,6 +41,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    umask::take_on_ours();
     let outcome = match Cli::try_parse() {
         Ok(cli) => cli.command.run(),
         Err(error) => match error.kind() {

@@ -110,9 +110,9 @@ pub(crate) fn status(directory: &SandboxDirectory) -> Result<Option<VmStatus>, D
         // What follows the object is of no interest.
         match serde_json::Deserializer::from_slice(&json).into_iter().next() {
             None => return Ok(None),
-            Some(Ok(VmStatus { pid, phase, host_mode, reason, missing })) => {
-                let reason = reason.map(hostile_text::shown);
-                return Ok(Some(VmStatus { pid, phase, host_mode, reason, missing }));
+            Some(Ok(status)) => {
+                let status: VmStatus = status;
+                return Ok(Some(VmStatus { reason: status.reason.map(hostile_text::shown), ..status }));
             }
             Some(Err(_)) => std::thread::yield_now(),
         }

@@ -355,3 +355,28 @@ fn four_gib_stream_in_bounded_memory() {
     sandbox.remove();
     home.assert_nothing_left();
 }
+
+#[test]
+fn a_file_that_is_cut_short_while_it_is_copied_out_is_refused_and_leaves_nothing() {
+    let Some(home) = Home::with_kvm() else { return };
+    // So slow that the file can be cut in the middle of it.
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--output-rate", "512K"]);
+    let out = home.scratch("out");
+    fs::create_dir(&out).unwrap();
+    let begun = |act: &str| {
+        let is_it =
+            || home.cli(["events", "--json", "demo"]).run().out().contains(&format!("\"act\":\"{act}\"")).then_some(());
+        assert!(eventually(SOON, is_it).is_some(), "{act} never began");
+    };
+    for (to, act) in [(out.join("log").to_str().unwrap(), "archive"), ("-", "read")] {
+        let _ = sandbox.sh("head -c 16M /dev/urandom >/srv/log").succeeds();
+        let copying = cp(&home, &["demo:/srv/log", to]).spawn();
+        begun(act);
+        let _ = sandbox.sh("truncate -s 1000 /srv/log").succeeds();
+        let run = copying.finish().exits(125);
+        assert!(run.err().contains("became shorter while it was read"), "{}", run.transcript());
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "{}", run.transcript());
+    }
+    sandbox.remove();
+    home.assert_nothing_left();
+}

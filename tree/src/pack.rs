@@ -1,12 +1,14 @@
-//! From a directory to an archive, while others may change it: what vanishes is left out, a file that shrinks is filled
-//! up with zeros, one that grows is taken as long as it was. So it ends whatever happens, and each entry is whole.
+//! From a directory to an archive, while others may change it: what vanishes is left out, a file that grows is taken as
+//! long as it was. One that shrinks is taken as it is then where all of it fits the buffer; a longer one ends the archive
+//! with an error, since its length was written already and bytes that no file had must not stand in for the rest. So it
+//! ends whatever happens, and each entry is whole.
 //!
 //! No symbolic link is followed but, when asked, the one that the tree is named by. Memory: one directory's names being
 //! read and one open file descriptor for each level, at most [`MAX_DEPTH`], and the places of files with several names
 //! up to [`MAX_LINK_MEMORY`].
 
 use crate::{
-    entry::{Entry, Kind, MAX_PATH, Timestamp, Totals},
+    entry::{Entry, Extent, Kind, MAX_PATH, Timestamp, Totals},
     sparse,
     writer::Writer,
 };
@@ -40,6 +42,9 @@ pub enum PackError {
         /// What the kernel said.
         errno: Errno,
     },
+    /// A file was cut short while it was read.
+    #[error("{} became shorter while it was read", crate::place::shown(.0))]
+    Shrank(Vec<u8>),
     /// The tree itself is of a kind that no archive holds.
     #[error("{} is neither a regular file, a directory nor a symbolic link", crate::place::shown(.0))]
     NotAFile(Vec<u8>),
@@ -173,37 +178,76 @@ impl<W: Write> Packing<'_, W> {
         }
         let size = u64::try_from(about.st_size).unwrap_or(0);
         let is_sparse = u64::try_from(about.st_blocks).unwrap_or(0).saturating_mul(512) < size;
-        let extents = if is_sparse { sparse::find(file.as_fd(), size) } else { None };
-        let kind = Kind::File { size, extents: extents.clone() };
-        self.begin(entry(path.to_vec(), kind, &about, attributes(file.as_fd())))?;
-        if about.st_nlink > 1 && self.link_memory + path.len() < MAX_LINK_MEMORY {
-            self.link_memory += path.len() + 64;
-            self.links.insert((about.st_dev, about.st_ino), path.to_vec());
+        if size <= CHUNK as u64 && !is_sparse {
+            return self.small_file(file, path, &about, size);
         }
-        let whole = [crate::entry::Extent { offset: 0, len: size }];
-        for extent in extents.as_deref().unwrap_or(&whole) {
-            self.extent(file, path, extent.offset, extent.len)?;
+        let extents = if is_sparse { sparse::find(file.as_fd(), size) } else { None };
+        self.begin_file(file, path, &about, Kind::File { size, extents: extents.clone() })?;
+        let whole = [Extent { offset: 0, len: size }];
+        let extents = extents.as_deref().unwrap_or(&whole);
+        for (index, extent) in extents.iter().enumerate() {
+            // What ends with a hole may lose it without a byte missing; seen before a reader has all of the bytes.
+            let must_be = if index + 1 == extents.len() { size } else { 0 };
+            self.extent(file, path, *extent, must_be)?;
         }
         self.writer.end()?;
         self.totals.bytes += size;
         Ok(())
     }
 
-    fn extent(&mut self, file: &OwnedFd, path: &[u8], mut at: u64, mut left: u64) -> Result<(), PackError> {
+    /// Packs a file that fits the buffer, as long as it turns out to be.
+    fn small_file(&mut self, file: &OwnedFd, path: &[u8], about: &Stat, size: u64) -> Result<(), PackError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let wanted = buffer.len().min(usize::try_from(size).unwrap_or(CHUNK));
+        let mut filled = 0;
+        while filled < wanted {
+            match rustix::io::pread(file, &mut buffer[filled..wanted], filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(PackError::File { step: "read", path: path.to_vec(), errno }),
+            }
+        }
+        let size = filled as u64;
+        self.begin_file(file, path, about, Kind::File { size, extents: None })?;
+        self.writer.content(&buffer[..filled])?;
+        self.writer.end()?;
+        self.buffer = buffer;
+        self.totals.bytes += size;
+        if let Some(progress) = self.options.progress {
+            progress.fetch_add(size, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn begin_file(&mut self, file: &OwnedFd, path: &[u8], about: &Stat, kind: Kind) -> Result<(), PackError> {
+        self.begin(entry(path.to_vec(), kind, about, attributes(file.as_fd())))?;
+        if about.st_nlink > 1 && self.link_memory + path.len() < MAX_LINK_MEMORY {
+            self.link_memory += path.len() + 64;
+            self.links.insert((about.st_dev, about.st_ino), path.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Packs an extent of a file that must still be so long before the extent's end is packed.
+    fn extent(&mut self, file: &OwnedFd, path: &[u8], extent: Extent, must_be: u64) -> Result<(), PackError> {
+        let Extent { offset: mut at, len: mut left } = extent;
+        let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
         while left > 0 {
             let wanted = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
             let count = match rustix::io::pread(file, &mut self.buffer[..wanted], at) {
+                Ok(0) => return Err(PackError::Shrank(path.to_vec())),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
-                Err(errno) => return Err(PackError::File { step: "read", path: path.to_vec(), errno }),
+                Err(errno) => return Err(fail("read")(errno)),
             };
-            // It was longer a moment ago.
-            let count = if count == 0 {
-                self.buffer[..wanted].fill(0);
-                wanted
-            } else {
-                count
-            };
+            let ends_with_hole = at + left < must_be;
+            if ends_with_hole && count as u64 == left {
+                let size = fstat(file).map_err(fail("look at"))?.st_size;
+                if u64::try_from(size).unwrap_or(0) < must_be {
+                    return Err(PackError::Shrank(path.to_vec()));
+                }
+            }
             self.writer.content(&self.buffer[..count])?;
             if let Some(progress) = self.options.progress {
                 progress.fetch_add(count as u64, Ordering::Relaxed);

@@ -102,6 +102,8 @@ pub struct UnpackPolicy<'a> {
     pub keep_owner: bool,
     /// Give the directory itself the mode and time that the archive states for `.`.
     pub adopt_root: bool,
+    /// Bits of a mode that nothing unpacked has, whatever the archive says.
+    pub umask: u32,
     /// Told how many bytes of content were written.
     pub progress: Option<&'a AtomicU64>,
 }
@@ -354,7 +356,7 @@ fn adopt(file: BorrowedFd<'_>, entry: &Entry, policy: &UnpackPolicy<'_>) -> Resu
         fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
     }
     let kept = if policy.keep_owner { 0o7777 } else { 0o1777 };
-    fchmod(file, Mode::from_raw_mode(entry.mode & kept))?;
+    fchmod(file, Mode::from_raw_mode(entry.mode & kept & !policy.umask))?;
     futimens(file, &times(entry))
 }
 

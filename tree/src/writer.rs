@@ -105,16 +105,16 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Ends the entry that was begun, with zeros in place of what is missing of its content.
+    /// Ends the entry that was begun.
     ///
     /// # Errors
-    /// When the output takes no more.
+    /// When the output takes no more, or some of the entry's content is missing: nothing stands in for it.
     pub fn end(&mut self) -> io::Result<()> {
-        let zeros = [0; 8 * BLOCK];
-        while self.left > 0 {
-            self.content(&zeros)?;
+        if self.left > 0 {
+            let problem = format!("{} bytes of an entry's content are missing", self.left);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
-        self.output.write_all(&zeros[..std::mem::take(&mut self.padding)])
+        self.output.write_all(&[0; BLOCK][..std::mem::take(&mut self.padding)])
     }
 
     /// Ends the archive.

@@ -18,6 +18,7 @@ const POLICY: UnpackPolicy<'static> = UnpackPolicy {
     max_entries: 1000,
     keep_owner: false,
     adopt_root: false,
+    umask: 0,
     progress: None,
 };
 

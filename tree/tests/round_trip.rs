@@ -5,16 +5,16 @@
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat};
 use sandboxvm_tree::{
-    Entry, Extent, Kind, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer, pack,
-    unpack, unpack_single,
+    Entry, Extent, Kind, PackError, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer,
+    pack, unpack, unpack_single,
 };
 use std::{
     collections::BTreeMap,
     fs::{self, File, Permissions},
-    io::{Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{MetadataExt, PermissionsExt, symlink},
+        unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
     },
     path::Path,
     process::Command,
@@ -26,6 +26,7 @@ const POLICY: UnpackPolicy<'static> = UnpackPolicy {
     max_entries: 1000,
     keep_owner: false,
     adopt_root: true,
+    umask: 0,
     progress: None,
 };
 
@@ -207,8 +208,72 @@ fn a_broken_archive_leaves_the_old_file_and_nothing_beside_it() {
     assert_eq!(fs::read(to.join("file")).unwrap().len(), 100_000);
 }
 
+/// Takes an archive, and cuts a file short once so many bytes were taken.
+struct Cutting {
+    taken: Vec<u8>,
+    after: usize,
+    file: File,
+    to: u64,
+}
+
+impl Write for Cutting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.taken.len() >= self.after {
+            self.file.set_len(self.to)?;
+        }
+        self.taken.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
-fn a_file_that_changes_while_it_is_packed_does_not_break_the_archive() {
+fn nothing_unpacked_has_a_bit_of_the_umask() {
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("tree")).unwrap();
+    fs::write(home.path().join("tree/file"), "x").unwrap();
+    let set = |path: &str, mode| fs::set_permissions(home.path().join(path), Permissions::from_mode(mode)).unwrap();
+    set("tree/file", 0o777);
+    set("tree", 0o1777);
+    let (bytes, _) = packed(home.path(), "tree", "made");
+    let into = home.path().join("into");
+    fs::create_dir(&into).unwrap();
+    unpack(&mut Reader::new(&bytes[..]), open(&into), &UnpackPolicy { umask: 0o027, ..POLICY }).unwrap();
+    let mode = |path: &str| fs::metadata(into.join(path)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("made"), mode("made/file")), (0o1750, 0o750));
+    unpack_single(
+        &mut Reader::new(&packed(home.path(), "tree/file", "x").0[..]),
+        open(&into),
+        b"one",
+        &UnpackPolicy { umask: 0o077, ..POLICY },
+    )
+    .unwrap();
+    assert_eq!(mode("one"), 0o700);
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_packed_is_refused_and_nothing_takes_its_place() {
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("tree")).unwrap();
+    let file = File::create(home.path().join("tree/log")).unwrap();
+    // Its length, where its data is, and to what it is cut: in the middle of the data, and where a hole ends it.
+    for (len, offset, data, to) in [(1 << 20, 0, 1 << 20, 100_000), (4 << 20, 1 << 20, 300_000, (1 << 20) + 300_000)] {
+        file.set_len(0).unwrap();
+        file.set_len(len).unwrap();
+        file.write_all_at(&vec![b'x'; data], offset).unwrap();
+        let cutting = Cutting { taken: Vec::new(), after: 64 << 10, file: file.try_clone().unwrap(), to };
+        let mut writer = Writer::new(cutting);
+        let base = open(home.path());
+        let packed = pack(&mut writer, base.as_fd(), b"tree", b".", PackOptions::default());
+        assert!(matches!(&packed, Err(PackError::Shrank(path)) if path == b"./log"), "{packed:?}");
+    }
+}
+
+#[test]
+fn an_entry_holds_what_it_says_and_no_more() {
     let mut writer = Writer::new(Vec::new());
     let entry = |path: &str, size| Entry {
         path: path.as_bytes().to_vec(),
@@ -219,17 +284,17 @@ fn a_file_that_changes_while_it_is_packed_does_not_break_the_archive() {
         modified: Timestamp::default(),
         attributes: vec![],
     };
-    writer.begin(&entry("short", 5000)).unwrap();
-    writer.content(b"only this").unwrap();
-    writer.end().unwrap();
     writer.begin(&entry("long", 3)).unwrap();
     writer.content(b"more than was said").unwrap();
     writer.end().unwrap();
     let bytes = writer.finish().unwrap();
     let to = tempfile::tempdir().unwrap();
     unpacked(&bytes, to.path()).unwrap();
-    assert_eq!(fs::read(to.path().join("short")).unwrap(), [&b"only this"[..], &[0; 4991]].concat());
     assert_eq!(fs::read(to.path().join("long")).unwrap(), b"mor");
+    let mut writer = Writer::new(Vec::new());
+    writer.begin(&entry("short", 5000)).unwrap();
+    writer.content(b"only this").unwrap();
+    assert_eq!(writer.end().unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {

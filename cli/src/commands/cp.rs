@@ -6,7 +6,7 @@ use crate::{
     progress, runtime,
     signals::Signals,
     stdio::{self, Stream, WriteError},
-    supervision,
+    supervision, umask,
 };
 use clap::Args;
 use rustix::io::Errno;
@@ -135,7 +135,7 @@ impl Cp {
         to: &Path,
         signals: &mut Signals,
     ) -> Result<u8, Failure> {
-        let limits = CopyLimits { max_bytes: self.max_size, max_entries: self.max_files };
+        let limits = CopyLimits { max_bytes: self.max_size, max_entries: self.max_files, umask: umask::of_caller() };
         let moved = Arc::new(AtomicU64::new(0));
         let signal = async {
             let _ = signals.next().await;
@@ -212,8 +212,15 @@ async fn to_stdout(files: &Files<'_>, from: &FilePath) -> Result<u8, Failure> {
 
 async fn pass_on(mut stream: FileStream<'_>) -> Result<u8, Failure> {
     let (sink, mut end) = stdio::output();
+    let hung_up = stdio::hung_up();
+    tokio::pin!(hung_up);
     let written = 'all: {
-        while let Some(bytes) = stream.next().await? {
+        loop {
+            let next = tokio::select! {
+                next = stream.next() => next?,
+                () = &mut hung_up => return Err(stdio::reader_left()),
+            };
+            let Some(bytes) = next else { break };
             match sink.room().await {
                 Some(room) => room.send((Stream::Stdout, bytes)),
                 None => break 'all end.wait().await,
@@ -227,8 +234,7 @@ async fn pass_on(mut stream: FileStream<'_>) -> Result<u8, Failure> {
             say_what_is_missing(stream.totals().unwrap_or_default());
             Ok(0)
         }
-        // A reader that went away has seen what it wanted.
-        Err(WriteError { errno: Errno::PIPE, .. }) => Err(Failure::silent(141)),
+        Err(WriteError { errno: Errno::PIPE, .. }) => Err(stdio::reader_left()),
         Err(WriteError { errno, .. }) => Err(Failure::new(format_args!("cannot write to stdout: {errno}"))),
     }
 }

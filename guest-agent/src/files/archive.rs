@@ -33,6 +33,8 @@ pub(super) fn unpack(channel: &mut Channel, path: &[u8], create: bool, keep_owne
         max_entries: u64::MAX,
         keep_owner,
         adopt_root: is_new,
+        // What is copied in is as it was on the host.
+        umask: 0,
         progress: None,
     };
     let mut reader = Reader::new(&mut *channel);
@@ -62,6 +64,7 @@ fn pack_trouble(error: PackError, root: &[u8]) -> Trouble {
     match error {
         PackError::Output(_) => Trouble::Gone,
         PackError::NotAFile(_) => failure(FileErrorKind::NotAFile, Some(root), message),
+        PackError::Shrank(path) => failure(FileErrorKind::Other, Some(&path), message),
         PackError::TooDeep(path) => failure(FileErrorKind::BadPath, Some(&path), message),
         PackError::File { path, errno, .. } => of_kernel(errno, &path, message),
     }

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, lstat,
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use sandboxvm_protocol::agent::details::FileMetadata;
-use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply, FileTotals};
+use sandboxvm_protocol::agent::files::{FileEntry, FileErrorKind, FileReply, FileTotals};
 use sandboxvm_tree::Temporary;
 use std::ffi::OsStr;
 use std::io::Read;
@@ -24,6 +24,7 @@ pub(super) fn read(channel: &mut Channel, path: &[u8]) -> Result<FileReply, Trou
     // Nothing blocks on being opened.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = open(path, flags, Mode::empty()).map_err(fail)?;
+    let size = || Ok::<_, Errno>(u64::try_from(fstat(&file)?.st_size).unwrap_or(0));
     match FileType::from_raw_mode(fstat(&file).map_err(fail)?.st_mode) {
         FileType::RegularFile => {}
         FileType::Directory => return Err(fail(Errno::ISDIR)),
@@ -32,7 +33,11 @@ pub(super) fn read(channel: &mut Channel, path: &[u8]) -> Result<FileReply, Trou
             return Err(failure(FileErrorKind::NotAFile, Some(path), message));
         }
     }
-    channel.reply(&FileReply::Begun(Some(describe(path, true)?)))?;
+    // Of what was opened: another file may be there by now.
+    let begun = FileEntry { size: size().map_err(fail)?, ..describe(path, true)? };
+    // Files of /proc have content and no size.
+    let has_size = begun.size > 0;
+    channel.reply(&FileReply::Begun(Some(begun)))?;
     let mut writer = DataWriter::new(channel);
     let mut bytes = 0;
     loop {
@@ -43,6 +48,11 @@ pub(super) fn read(channel: &mut Channel, path: &[u8]) -> Result<FileReply, Trou
             Err(FillError::Read(errno)) => return Err(fail(errno)),
             Err(FillError::Gone) => return Err(Trouble::Gone),
         }
+    }
+    if has_size && size().map_err(fail)? < bytes {
+        // The bytes of two moments, and the file was at none as they are together.
+        let message = "it became shorter while it was read".to_owned();
+        return Err(failure(FileErrorKind::Other, Some(path), message));
     }
     Ok(FileReply::Done(FileTotals { entries: 1, bytes, ..FileTotals::default() }))
 }

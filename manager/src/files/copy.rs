@@ -35,12 +35,14 @@ pub struct CopyLimits {
     pub max_bytes: u64,
     /// Files, directories and links.
     pub max_entries: u64,
+    /// Bits of the guest's modes that nothing on the host gets, as of umask(2).
+    pub umask: u32,
 }
 
 impl Default for CopyLimits {
-    /// 16 GiB in 100,000 files.
+    /// 16 GiB in 100,000 files that only their owner may write to.
     fn default() -> Self {
-        Self { max_bytes: 16 << 30, max_entries: 100_000 }
+        Self { max_bytes: 16 << 30, max_entries: 100_000, umask: 0o022 }
     }
 }
 
@@ -271,6 +273,7 @@ fn take(
         max_entries: limits.max_entries,
         keep_owner: false,
         adopt_root: target.is_new,
+        umask: limits.umask,
         progress: Some(progress),
     };
     let mut reader = Reader::new(pieces);

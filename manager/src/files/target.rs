@@ -52,7 +52,7 @@ impl HostTarget {
             (Some(FileType::Directory), is_directory) => {
                 let directory = open_directory(path)?;
                 match (is_directory, copied.name) {
-                    (true, None) => Ok(Self { directory, name: None, is_new: false, path: path.to_owned() }),
+                    (true, None) => Ok(Self::new(directory, None, path.to_owned())),
                     (true, Some(name)) => Self::directory_in(&directory, OsStr::from_bytes(name), path),
                     (false, name) => {
                         let name = OsStr::from_bytes(name.unwrap_or_default());
@@ -88,7 +88,11 @@ impl HostTarget {
             Ok(_) => return Err(target(&path, "is no regular file; '-' writes to standard output")),
             Err(errno) => return Err(host("look at", &path, errno)),
         }
-        Ok(Self { directory, name: Some(name.to_owned()), is_new: false, path })
+        Ok(Self::new(directory, Some(name.to_owned()), path))
+    }
+
+    fn new(directory: OwnedFd, name: Option<OsString>, path: PathBuf) -> Self {
+        Self { directory, name, is_new: false, path }
     }
 
     /// A directory in another; made, or there already as a real one.
@@ -101,7 +105,7 @@ impl HostTarget {
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(above, name, flags, Mode::empty()) {
-            Ok(directory) => Ok(Self { directory, name: None, is_new, path }),
+            Ok(directory) => Ok(Self { is_new, ..Self::new(directory, None, path) }),
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 Err(target(&path, "is no directory, or a symbolic link, which is not followed; remove it first"))
             }

@@ -49,6 +49,7 @@ pub fn tar_unpack(data: &[u8]) {
         max_entries: MAX_ENTRIES,
         keep_owner: false,
         adopt_root: how & 2 == 2,
+        umask: 0o022,
         progress: None,
     };
     let directory = File::open(&target).expect("it was made").into();
