@@ -4,7 +4,7 @@
 //! `contents/<device>-<inode>-<size>-<mtime>` in the home holds the hash of that version (see
 //! [`FileIdentity`]). A wrong entry can only be written by whoever owns the home.
 
-use crate::{directory::DirectoryError, home::Home, host::hex};
+use crate::{directory::DirectoryError, home::Home, host::hex, private};
 use sandboxvm_images::identity::FileIdentity;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -36,7 +36,7 @@ pub(crate) fn of(home: &Home, file: &File, path: &Path) -> Result<Content, Direc
         None => {
             let sha256 = hash(file).map_err(fail)?;
             // What cannot be remembered is read again next time; half an entry is none (see `is_hash`).
-            let _ = fs::write(&entry, &sha256);
+            let _ = private::write(&entry, &sha256);
             sha256
         }
     };

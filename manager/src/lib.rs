@@ -56,6 +56,7 @@ mod parts;
 mod pidfd;
 mod pool;
 mod ports;
+mod private;
 mod processes;
 mod ready;
 mod record;

@@ -47,7 +47,7 @@ impl SandboxDirectory {
             let _ = self.unlink(&beside);
             return Err(error);
         }
-        Ok(())
+        self.sync()
     }
 
     /// Names of all that is in it.

@@ -8,13 +8,14 @@ use crate::{
     launch::{LaunchError, VmmProcess},
     names::{self, NameError},
     parts::Parts,
+    private,
     record::SandboxRecord,
     remove,
     sandbox::Sandbox,
     sweep,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
-use std::{fs::File, io, path::Path, time::SystemTime};
+use std::{io, path::Path, time::SystemTime};
 
 /// An ID that nothing has.
 pub(crate) fn new_id() -> io::Result<SandboxId> {
@@ -79,7 +80,7 @@ impl Staged {
     pub(crate) fn publish(mut self) -> Result<Sandbox, DirectoryError> {
         if self.record.ephemeral {
             let mark = self.home.ephemeral_mark(&self.record.id);
-            File::create(&mark).map_err(|e| DirectoryError::new("create", mark, e))?;
+            private::create(&mark).map_err(|e| DirectoryError::new("create", mark, e))?;
         }
         let path = self.home.sandbox(&self.record.id);
         self.directory.as_mut().expect("taken only by methods that consume self").rename_to(path)?;

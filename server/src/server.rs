@@ -29,11 +29,11 @@ use rustix::fs::{FlockOperation, flock};
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::Manager;
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{DirBuilder, File, OpenOptions},
     future::Future,
     io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -115,7 +115,9 @@ impl Server {
         let directory = manager.root().join("server");
         let failed = |source| ServerError::Io { path: directory.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-        let lock = fs::File::create(directory.join("lock")).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.open(directory.join("lock")).map_err(failed)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(ServerError::Taken(manager.root().to_owned())),

@@ -16,6 +16,7 @@ use crate::{
     },
     home::Home,
     manager::Manager,
+    private,
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock},
@@ -266,7 +267,7 @@ impl Trail {
         let json = serde_json::to_vec(&stored).map_err(|error| self.fail("write the head of")(error.into()))?;
         // Beside and renamed: its reader takes no lock that this process would have to wait for.
         let beside = self.path.with_extension("head.new");
-        fs::write(&beside, json)
+        private::write(&beside, json)
             .and_then(|()| fs::rename(&beside, self.head_path()))
             .map_err(self.fail("write the head of"))
     }

@@ -3,9 +3,10 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fs, io,
-    io::Write,
+    fs::{self, DirBuilder},
+    io::{self, Write},
     marker::PhantomData,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -30,7 +31,7 @@ pub(super) struct Store<T> {
 
 impl<T: Serialize + DeserializeOwned> Store<T> {
     pub(super) fn open(directory: PathBuf) -> Result<Self, StoreError> {
-        fs::create_dir_all(&directory).map_err(error("make", &directory))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(error("make", &directory))?;
         Ok(Self { directory, of: PhantomData })
     }
 

@@ -1,0 +1,102 @@
+//! What commands make in a home is its owner's alone, and usable by its owner, whatever the umask they are called with.
+
+use sandboxvm_tests::home::{Home, SMALL};
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+};
+
+const UMASKS: [&str; 4] = ["000", "022", "077", "777"];
+
+/// `sandboxvm` in `home`, called by a shell with this umask; returns what it printed.
+fn cli(home: &Home, at: &Path, umask: &str, arguments: &[&str]) -> String {
+    let mut command = shell(home, at, umask, arguments);
+    let out = command.output().expect("a shell can be run");
+    assert!(out.status.success(), "umask {umask}, {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("UTF-8")
+}
+
+fn shell(home: &Home, at: &Path, umask: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")]).arg(&home.artefacts().program).args(arguments);
+    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    command.env("SANDBOXVM_HOME", at).env("SANDBOXVM_BUNDLE", &home.artefacts().bundle);
+    command.current_dir("/").stdin(Stdio::null());
+    command
+}
+
+/// Fails unless everything below `path` is its owner's alone. The value is how much there is.
+fn assert_private(path: &Path, umask: &str) -> usize {
+    let about = fs::symlink_metadata(path).expect("nothing is removed meanwhile");
+    let (kind, mode) = (about.file_type(), about.mode() & 0o7777);
+    let shown = || format!("umask {umask}: {} has mode {mode:o}", path.display());
+    if kind.is_dir() {
+        assert_eq!(mode, 0o700, "{}", shown());
+        let entries = fs::read_dir(path).expect("it is this user's").flatten();
+        return 1 + entries.map(|entry| assert_private(&entry.path(), umask)).sum::<usize>();
+    }
+    if kind.is_file() {
+        assert!(matches!(mode, 0o600 | 0o400), "{}", shown());
+    } else if kind.is_socket() {
+        assert_eq!(mode, 0o600, "{}", shown());
+    } else {
+        assert!(kind.is_symlink(), "{}", shown());
+    }
+    1
+}
+
+#[test]
+fn everything_in_a_home_has_a_mode_of_its_own_whatever_the_umask() {
+    let Some(home) = Home::with_kvm() else { return };
+    thread::scope(|scope| {
+        for umask in UMASKS {
+            let home = &home;
+            scope.spawn(move || {
+                let fresh = home.scratch(&format!("new-{umask}"));
+                cli(home, &fresh, umask, &["key", "create", "one"]);
+                cli(home, &fresh, umask, &["ls"]);
+                assert!(assert_private(&fresh, umask) > 12);
+                serve(home, &fresh, umask);
+            });
+        }
+    });
+    // Real sandboxes, with the extremes.
+    for umask in ["000", "777"] {
+        let Some(home) = Home::with_kvm() else { return };
+        let at = home.path();
+        let run = |arguments: &[&str]| cli(&home, &at, umask, arguments);
+        run(&["create", "-m", SMALL, "--name", "demo", "--ttl", "1h", "-p", "0:80"]);
+        run(&["exec", "demo", "--", "true"]);
+        run(&["snapshot", "create", "demo", "kept"]);
+        run(&["fork", "demo"]);
+        run(&["reset", "demo"]);
+        run(&["pause", "demo"]);
+        run(&["create", "--from", "kept", "--name", "copy"]);
+        run(&["audit", "verify"]);
+        assert!(assert_private(&at, umask) > 50);
+        let into = home.scratch("into");
+        run(&["exec", "copy", "--", "sh", "-c", "mkdir -m 777 /tmp/d; echo x >/tmp/d/f; chmod 777 /tmp/d/f"]);
+        run(&["cp", "copy:/tmp/d", into.to_str().expect("UTF-8")]);
+        let allowed = 0o777 & !u32::from_str_radix(umask, 8).expect("octal");
+        assert_eq!(fs::metadata(&into).expect("it was made").mode() & 0o7777, allowed);
+        run(&["prune"]);
+    }
+}
+
+/// Starts a server and ends it once it listens.
+fn serve(home: &Home, at: &Path, umask: &str) {
+    let arguments = ["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"];
+    let mut command = shell(home, at, umask, &arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a shell can be run");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("stdout is piped");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)
+        .expect("the server prints its address");
+    assert!(line.contains("E2B_API_URL"), "{line}");
+    assert_private(at, umask);
+    child.kill().expect("it is a child");
+    child.wait().expect("it is a child");
+}
