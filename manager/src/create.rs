@@ -32,7 +32,7 @@ use sandboxvm_images::{
     template::{self, DiskSize, TemplateError},
 };
 use sandboxvm_protocol::{
-    agent::{CText, CTextError},
+    agent::{CText, CTextError, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL},
     identity::SandboxName,
     machine::{MIB, MemorySize, VcpuCount},
     vmm::ExitReason,
@@ -42,6 +42,11 @@ use std::{
     io,
     time::{Duration, SystemTime},
 };
+
+/// A name of one letter, with its NUL: what the variables must leave room for.
+const SHORTEST_COMMAND: usize = 2;
+/// Characters of a variable's name that are shown.
+const SHOWN: usize = 40;
 
 /// What a new sandbox goes on from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,11 +126,11 @@ pub enum CreateError {
     /// No writable disk.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// An environment string no process can have.
-    #[error("environment {entry:?}: {problem}")]
+    /// A variable that no process can have.
+    #[error("environment variable {variable:?}: {problem}")]
     Environment {
-        /// Which, cut short.
-        entry: String,
+        /// Its name, cut short; never its value, which may be a secret.
+        variable: String,
         /// Why.
         problem: String,
     },
@@ -319,14 +324,35 @@ impl Manager {
     }
 }
 
+/// Refuses what no process could be started with.
 pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
+    let refused = |entry: &str, problem| {
+        let name = entry.split('=').next().unwrap_or_default();
+        Err(CreateError::Environment { variable: name.chars().take(SHOWN).collect(), problem })
+    };
     for entry in env {
-        let problem = match CText::try_from(entry.as_str()) {
-            Err(error @ (CTextError::Nul(_) | CTextError::TooLong(_))) => error.to_string(),
-            Ok(_) if !entry.contains('=') || entry.starts_with('=') => "is not KEY=VALUE".to_owned(),
-            Ok(_) => continue,
-        };
-        return Err(CreateError::Environment { entry: entry.chars().take(40).collect(), problem });
+        match CText::try_from(entry.as_str()) {
+            Err(error @ (CTextError::Nul(_) | CTextError::TooLong(_))) => return refused(entry, error.to_string()),
+            Ok(_) if !entry.contains('=') || entry.starts_with('=') => {
+                return refused(entry, "is not KEY=VALUE".to_owned());
+            }
+            Ok(_) => {}
+        }
+    }
+    let total: usize = env.iter().map(|entry| entry.len() + 1).sum();
+    let most = MAX_ARGUMENTS_TOTAL - SHORTEST_COMMAND;
+    if total > most
+        && let Some(longest) = env.iter().max_by_key(|entry| entry.len())
+    {
+        let problem = format!(
+            "all variables together take {total} bytes, of which {} are this one's; at most {most} are possible",
+            longest.len() + 1
+        );
+        return refused(longest, problem);
+    }
+    if let Some(entry) = env.get(MAX_ARGUMENT_COUNT) {
+        let problem = format!("{MAX_ARGUMENT_COUNT} variables come before it, and no more are possible");
+        return refused(entry, problem);
     }
     Ok(())
 }
@@ -352,4 +378,41 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         ephemeral: spec.ephemeral,
         limits: Limits::new(spec.limits, spec.memory),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox;
+    use sandboxvm_protocol::agent::ExecRequest;
+
+    #[test]
+    fn an_environment_with_which_nothing_can_run_is_refused_by_the_variables_name_alone() {
+        let refused = |env: &[String]| check_env(env).unwrap_err().to_string();
+        let long = |name: &str, bytes: usize| format!("{name}={}", "s".repeat(bytes - name.len() - 1));
+        let one = refused(&["A=1".into(), long("KEY", 128 << 10)]);
+        assert!(one.contains("\"KEY\"") && one.contains("131072 bytes") && !one.contains("sss"), "{one}");
+        assert!(refused(&["KEY=\0secret".into()]).starts_with("environment variable \"KEY\": contains a NUL"));
+        assert!(refused(&["KEY".into()]).contains("is not KEY=VALUE"));
+        assert!(refused(&["=x".into()]).contains("is not KEY=VALUE"));
+
+        // To the byte: the shortest command fits beside what is accepted.
+        let mut most: Vec<String> = (0..7).map(|n| long(&format!("K{n}"), 128 * 1024 - 1)).collect();
+        most.push(long("LAST", 128 * 1024 - 3));
+        check_env(&most).unwrap();
+        let command = |argv| {
+            let mut request = ExecRequest::plain(vec![CText::try_from(argv).unwrap()]);
+            request.env = most.iter().map(|entry| CText::try_from(entry.as_str()).unwrap()).collect();
+            sandbox::check_request(&request)
+        };
+        command("a").unwrap();
+        command("ab").unwrap_err();
+        most.push("X=".into());
+        let sum = refused(&most);
+        assert!(sum.contains("together take 1048577 bytes") && sum.contains("\"K6\""), "{sum}");
+
+        let many: Vec<String> = (0..=MAX_ARGUMENT_COUNT).map(|n| format!("V{n}=")).collect();
+        check_env(&many[1..]).unwrap();
+        assert!(refused(&many).contains("\"V65536\": 65536 variables come before it"));
+    }
 }
