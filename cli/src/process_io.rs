@@ -193,7 +193,10 @@ impl Attending {
     async fn attend(&mut self, tty: bool, signals: &mut Signals) -> Result<End, Trouble> {
         let mut resized = signal(SignalKind::window_change()).map_err(|error| Trouble::Failed(Failure::from(error)))?;
         let mut pending: Option<(Stream, Vec<u8>)> = None;
+        let hung_up = stdio::hung_up();
+        tokio::pin!(hung_up);
         loop {
+            let mut reader_left = false;
             tokio::select! {
                 next = self.output.next(), if pending.is_none() => match next.map_err(Trouble::Lost)? {
                     Some(Output::Stdout(bytes)) => pending = Some((Stream::Stdout, bytes)),
@@ -215,13 +218,9 @@ impl Attending {
                 result = self.written.wait(), if self.writing => {
                     self.writing = false;
                     refuse_write_error(result).map_err(Trouble::Failed)?;
-                    if self.leaving == Leaving::LetsItBe {
-                        return Ok(End::GivenUp(128 + SIGPIPE));
-                    }
-                    // What a local command would get.
-                    self.send(SIGPIPE).await;
-                    self.give_up = Some((Instant::now() + PIPE_GRACE, 128 + SIGPIPE));
+                    reader_left = true;
                 },
+                () = &mut hung_up, if self.writing => reader_left = true,
                 (number, before) = signals.next() => {
                     if let Some(end) = self.pass_signal(number.get(), before).await {
                         return Ok(end);
@@ -236,7 +235,22 @@ impl Attending {
                     return Ok(End::GivenUp(self.give_up.map_or(128 + SIGKILL, |(_, code)| code)));
                 },
             }
+            if reader_left && let Some(end) = self.lose_reader().await {
+                return Ok(end);
+            }
         }
+    }
+
+    /// What is left to do once nothing is read from our streams any more.
+    async fn lose_reader(&mut self) -> Option<End> {
+        self.writing = false;
+        if self.leaving == Leaving::LetsItBe {
+            return Some(End::GivenUp(128 + SIGPIPE));
+        }
+        // What a local command would get by its next write.
+        self.send(SIGPIPE).await;
+        self.give_up = Some((Instant::now() + PIPE_GRACE, 128 + SIGPIPE));
+        None
     }
 
     /// Passes a signal on, or takes it as meant for us.

@@ -5,9 +5,11 @@ use crate::failure::Failure;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
+    termios::isatty,
 };
 use std::{
     fmt,
+    future::{Future, pending},
     io::{self, Write},
     os::fd::BorrowedFd,
     thread,
@@ -16,15 +18,39 @@ use tokio::sync::{mpsc, oneshot};
 
 const CHUNK: usize = 64 * 1024;
 
-/// Prints to stdout. A reader that went away has seen what it wanted: nothing is said, and the exit code is that of a
-/// process killed by SIGPIPE.
+/// Prints to stdout.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::silent(141)),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(reader_left()),
         Err(error) => Err(Failure::new(format_args!("cannot write to stdout: {error}"))),
         Ok(()) => Ok(()),
     }
+}
+
+/// Resolves when stdout has no reader any more, though nothing is written to it. Never for a terminal, whose end is a
+/// signal, and for a file. The thread is left behind when the future goes: one for each call.
+pub(crate) fn hung_up() -> impl Future<Output = ()> {
+    let stdout = rustix::stdio::stdout();
+    let (tell, told) = oneshot::channel();
+    if !isatty(stdout) {
+        thread::spawn(move || {
+            // POLLERR of a pipe and POLLHUP of a socket come unasked.
+            wait_for(stdout, PollFlags::empty());
+            let _ = tell.send(());
+        });
+    }
+    async move {
+        if told.await.is_err() {
+            pending().await
+        }
+    }
+}
+
+/// The failure of a command whose reader went away: it has seen what it wanted, so nothing is said, and the exit code is
+/// that of a process killed by SIGPIPE.
+pub(crate) fn reader_left() -> Failure {
+    Failure::silent(141)
 }
 
 /// Standard input in chunks, `None` at its end. The thread is left behind when the receiver goes.
@@ -136,5 +162,5 @@ fn write_all(stream: Stream, mut bytes: &[u8]) -> Result<(), Errno> {
 /// Our streams may have been made non-blocking by whoever shares them.
 fn wait_for(fd: BorrowedFd<'static>, what: PollFlags) {
     // An error here shows again in the read or write that follows.
-    let _ = poll(&mut [PollFd::from_borrowed_fd(fd, what)], None);
+    while poll(&mut [PollFd::from_borrowed_fd(fd, what)], None) == Err(Errno::INTR) {}
 }

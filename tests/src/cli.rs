@@ -225,6 +225,17 @@ impl Running {
         self.stderr = self.child.stderr.take().map(Collector::start);
     }
 
+    /// Reads one line of its stdout and closes it, as `head -1` does. For one whose output was not read.
+    pub fn leave_after_line(&mut self) {
+        let mut stdout = self.child.stdout.take().expect("the output was not read");
+        let mut byte = [0];
+        while byte != *b"\n" {
+            stdout.read_exact(&mut byte).expect("it writes a line");
+        }
+        drop(stdout);
+        self.stderr = self.child.stderr.take().map(Collector::start);
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
@@ -273,7 +284,7 @@ impl Running {
     /// At the deadline, after killing it.
     #[must_use]
     pub fn finish(mut self) -> Finished {
-        if self.stdout.is_none() {
+        if self.stderr.is_none() {
             self.read_output();
         }
         self.stdin = None;

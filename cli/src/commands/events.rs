@@ -39,8 +39,11 @@ impl Events {
         }
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
+            let hung_up = stdio::hung_up();
+            tokio::pin!(hung_up);
             loop {
                 tokio::select! {
+                    () = &mut hung_up => return Err(stdio::reader_left()),
                     () = tokio::time::sleep(LOOK_EVERY) => self.print(reader.next()?)?,
                     _ = signals.next() => return Ok(0),
                 }

@@ -54,9 +54,12 @@ impl Logs {
         }
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
+            let hung_up = stdio::hung_up();
+            tokio::pin!(hung_up);
             while is_live {
                 tokio::select! {
                     () = tokio::time::sleep(LOOK_EVERY) => {}
+                    () = &mut hung_up => return Err(stdio::reader_left()),
                     _ = signals.next() => return Ok(0),
                 }
                 is_live = sandbox.state()?.is_live();

@@ -64,8 +64,11 @@ impl Stats {
         let only = only.map(|sandbox| sandbox.id().clone());
         let mut watch = Watch::default();
         watch.rows(manager, only.as_ref())?;
+        let hung_up = stdio::hung_up();
+        tokio::pin!(hung_up);
         loop {
             tokio::select! {
+                () = &mut hung_up => return Err(stdio::reader_left()),
                 () = tokio::time::sleep(WINDOW) => {}
                 _ = signals.next() => return Ok(if self.watch { 0 } else { signals.exit_code() }),
             }
