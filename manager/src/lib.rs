@@ -114,6 +114,7 @@ pub use snapshot::{
     error::SnapshotError,
     manifest::{ManifestError, MemoryFile, SnapshotManifest},
     seal::{Seal, Seals},
+    store::{ListedSnapshot, UnreadableSnapshot},
     taking::SnapshotTaken,
 };
 pub use started::{StartError, StartedSandbox};

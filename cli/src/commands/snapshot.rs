@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, json, options::name, progress, runtime, stdio, supervision, table};
 use clap::{Args, Subcommand};
-use sandboxvm_manager::SnapshotManifest;
+use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
 use sandboxvm_protocol::identity::SandboxName;
 use std::time::SystemTime;
 
@@ -82,17 +82,27 @@ impl Create {
 
 impl Ls {
     fn run(self) -> Result<u8, Failure> {
-        let snapshots = environment::manager()?.snapshots()?;
+        let (snapshots, unreadable) = environment::manager()?.listed_snapshots()?;
         let text = if self.json {
             json::pretty(&snapshots)?
         } else if self.quiet {
-            snapshots.iter().map(|snapshot| format!("{}\n", called(snapshot))).collect()
+            snapshots.iter().map(|snapshot| format!("{}\n", called(&snapshot.manifest))).collect()
         } else {
             let now = SystemTime::now();
-            let heading = ["NAME", "SANDBOX", "MEMORY", "CPUS", "CREATED"];
+            let heading = ["NAME", "SANDBOX", "MEMORY", "CPUS", "CREATED", "STATE"];
             table::render(heading, snapshots.iter().map(|snapshot| row(snapshot, now)))
         };
         stdio::print(&text)?;
+        for UnreadableSnapshot { name, error } in unreadable {
+            Failure::new(format_args!("warning: snapshot {name} is not listed: {error}")).report();
+        }
+        if !self.json && !self.quiet {
+            for ListedSnapshot { manifest, damage } in &snapshots {
+                if let Some(damage) = damage {
+                    Failure::new(format_args!("warning: snapshot {} is damaged: {damage}", called(manifest))).report();
+                }
+            }
+        }
         Ok(0)
     }
 }
@@ -101,13 +111,14 @@ fn called(snapshot: &SnapshotManifest) -> &str {
     snapshot.name.as_ref().map_or("-", SandboxName::as_str)
 }
 
-fn row(snapshot: &SnapshotManifest, now: SystemTime) -> [String; 5] {
+fn row(ListedSnapshot { manifest: snapshot, damage }: &ListedSnapshot, now: SystemTime) -> [String; 6] {
     [
         called(snapshot).to_owned(),
         snapshot.sandbox.to_string(),
         format!("{} MiB", snapshot.memory_bytes.mib()),
         snapshot.vcpus.to_string(),
         super::ls::age(now.duration_since(snapshot.created_at).unwrap_or_default()),
+        if damage.is_some() { "damaged" } else { "whole" }.to_owned(),
     ]
 }
 
@@ -177,6 +188,11 @@ mod tests {
             disk: vec!["disk.0".into(), "disk.1".into()],
             ..first.clone()
         };
-        assert_golden("snapshot-ls.json", &json::pretty(&[first, second]).unwrap());
+        let damage = Some("/home/snapshots/x/memory.1 has 4096 bytes, 268435456 are expected".to_owned());
+        let listed = [ListedSnapshot { manifest: first, damage: None }, ListedSnapshot { manifest: second, damage }];
+        assert_golden("snapshot-ls.json", &json::pretty(&listed).unwrap());
+        let cells: Vec<String> = listed.iter().map(|listed| row(listed, example_time()).join("|")).collect();
+        let whole = "kept|bbbbbbbb|256 MiB|1|0 seconds ago|whole";
+        assert_eq!(cells, [whole, "-|bbbbbbbb|256 MiB|1|0 seconds ago|damaged"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     error::SnapshotError,
-    manifest::{MANIFEST, SnapshotManifest},
+    manifest::{MANIFEST, MemoryFile, SnapshotManifest},
     seal::Seals,
 };
 use crate::{
@@ -21,6 +21,7 @@ use sandboxvm_images::{
     identity::FileIdentity,
 };
 use sandboxvm_protocol::identity::SandboxName;
+use serde::Serialize;
 use std::{
     fs::{self, File},
     path::PathBuf,
@@ -34,6 +35,25 @@ pub(super) const STATE: &str = "state";
 pub(crate) struct StoredSnapshot {
     directory: SandboxDirectory,
     pub(crate) manifest: SnapshotManifest,
+}
+
+/// A snapshot as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListedSnapshot {
+    /// What it is.
+    #[serde(flatten)]
+    pub manifest: SnapshotManifest,
+    /// Why nothing can be made of it, where that is known.
+    pub damage: Option<String>,
+}
+
+/// A snapshot that cannot be listed.
+#[derive(Debug)]
+pub struct UnreadableSnapshot {
+    /// Its directory's name.
+    pub name: String,
+    /// Why.
+    pub error: SnapshotError,
 }
 
 /// A snapshot's files, open for reading.
@@ -81,11 +101,7 @@ impl StoredSnapshot {
         let names: Vec<String> = self.manifest.memory.iter().map(|file| file.name.clone()).collect();
         let memory = open_all(&self.directory, &names)?;
         for (file, recorded) in memory.iter().zip(&self.manifest.memory) {
-            let path = self.directory.path().join(&recorded.name);
-            let len = file.metadata().map_err(|error| DirectoryError::new("examine", &path, error))?.len();
-            if len != recorded.size {
-                return Err(SnapshotError::Truncated { path, len, expected: recorded.size });
-            }
+            self.check_length(recorded, file)?;
         }
         let disk = open_all(&self.directory, &self.manifest.disk)?;
         let state = self.directory.open_shared(STATE)?;
@@ -94,6 +110,37 @@ impl StoredSnapshot {
             self.manifest.seals.check(&self.directory, name, file).await?;
         }
         Ok(SnapshotFiles { state, memory, disk, template: self.directory.open_shared(TEMPLATE)? })
+    }
+
+    /// Why nothing can be made of it, as far as is known without reading what was not written to since it was made.
+    fn damage(&self) -> Option<SnapshotError> {
+        let Self { directory, manifest } = self;
+        let check = || {
+            for recorded in &manifest.memory {
+                self.check_length(recorded, &directory.open_shared(&recorded.name)?)?;
+            }
+            for name in manifest.disk.iter().map(String::as_str).chain([STATE]) {
+                let file = directory.open_shared(name)?;
+                let Some(seal) = manifest.seals.get(name) else { continue };
+                let is_whole = seal.is_untouched(&file).and_then(|untouched| Ok(untouched || seal.verify(&file)?));
+                if !is_whole.map_err(|error| directory.error("read", name, error))? {
+                    return Err(SnapshotError::Changed(directory.path().join(name)));
+                }
+            }
+            directory.open_shared(TEMPLATE)?;
+            Ok::<(), SnapshotError>(())
+        };
+        check().err()
+    }
+
+    /// Refuses a memory file of another length than the machine's memory.
+    fn check_length(&self, recorded: &MemoryFile, file: &File) -> Result<(), SnapshotError> {
+        let path = self.directory.path().join(&recorded.name);
+        let len = file.metadata().map_err(|error| DirectoryError::new("examine", &path, error))?.len();
+        if len == recorded.size {
+            return Ok(());
+        }
+        Err(SnapshotError::Truncated { path, len, expected: recorded.size })
     }
 
     /// The seals of its files, by the names that these have where they were linked into.
@@ -183,6 +230,36 @@ impl Manager {
             entries.flatten().filter_map(|entry| Some(StoredSnapshot::open(entry.path()).ok()??.manifest)).collect();
         manifests.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(manifests)
+    }
+
+    /// As [`Self::snapshots`], each with what is wrong with it, and those whose manifest cannot be read by the name of
+    /// their directory. Files that were not written to since the snapshot was made are not read.
+    ///
+    /// # Errors
+    /// When the home cannot be listed.
+    pub fn listed_snapshots(&self) -> Result<(Vec<ListedSnapshot>, Vec<UnreadableSnapshot>), DirectoryError> {
+        let path = self.home.snapshots();
+        let entries = fs::read_dir(&path).map_err(|error| DirectoryError::new("list", &path, error))?;
+        let (mut listed, mut unreadable) = (Vec::new(), Vec::new());
+        for entry in entries.flatten() {
+            match StoredSnapshot::open(entry.path()) {
+                Ok(Some(snapshot)) => {
+                    let damage = snapshot.damage().map(|damage| damage.to_string());
+                    // Removed while it was looked at.
+                    if damage.is_none() || snapshot.directory.exists() {
+                        listed.push(ListedSnapshot { manifest: snapshot.manifest, damage });
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    unreadable.push(UnreadableSnapshot { name, error });
+                }
+            }
+        }
+        let key = |listed: &ListedSnapshot| (listed.manifest.created_at, listed.manifest.id.clone());
+        listed.sort_by_key(key);
+        Ok((listed, unreadable))
     }
 
     /// Reads all of a snapshot's state, memory and disk layers, and checks that they are what they were.
