@@ -8,7 +8,9 @@ use sandboxvm_manager::{HostEnd, Publish, PublishedPort, Sandbox};
 #[derive(Debug, Args)]
 #[command(
     after_help = "With a port and nothing else, prints where it is published, and publishes it on a free port of 127.0.0.1 \
-                  if it is not. The port is one of the sandbox's own loopback; nothing needs to listen on it yet."
+                  if it is not. The port is one of the sandbox's own loopback; nothing needs to listen on it yet.\n\n\
+                  Every user of this host can connect to a TCP port, also of 127.0.0.1. A Unix socket (/PATH/TO.SOCK) has \
+                  mode 0600 and is its owner's alone: use one for what executes code or asks for no password."
 )]
 pub(crate) struct Port {
     /// Name or ID of the sandbox
