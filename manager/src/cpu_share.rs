@@ -133,10 +133,9 @@ impl Groups<'_> {
 /// Takes the version 1 groups of a sandbox's directory away, if there are any. False while there is still a process in one.
 pub(crate) fn release(directory: &SandboxDirectory) -> bool {
     let Ok(paths) = fs::read(directory.path().join(GROUP)) else { return true };
-    // Of all of them, whichever is busy.
-    paths
-        .split(|byte| *byte == b'\n')
-        .fold(true, |gone, path| Group::remove(Path::new(OsStr::from_bytes(path))) && gone)
+    let busy = paths.split(|byte| *byte == b'\n').filter(|path| !Group::remove(Path::new(OsStr::from_bytes(path))));
+    // Counted to the end, so that one busy group does not keep the others from being removed.
+    busy.count() == 0
 }
 
 fn make(group: &Path, settings: &Settings, vmm: Pid) -> io::Result<()> {
