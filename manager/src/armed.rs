@@ -133,7 +133,7 @@ impl ArmedMachine {
         let Self { staged, vmm, .. } = self;
         staged.record().write(staged.directory())?;
         // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
-        let mut started = StartedSandbox::new(staged.publish()?, vmm, spec.boot_timeout);
+        let mut started = StartedSandbox::restored(staged.publish()?, vmm, spec.boot_timeout);
         // Nothing of it runs without its limits.
         let mut requests: Vec<_> = spec.limits.output_rate.map(ControlRequest::LimitOutput).into_iter().collect();
         requests.push(ControlRequest::Start);

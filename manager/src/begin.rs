@@ -88,7 +88,7 @@ pub(crate) async fn restore(
     staged.record().write(staged.directory())?;
     let tie_to_launcher = staged.record().ephemeral;
     let Prepared { parts, vmm, files } = prepared;
-    let started = StartedSandbox::new(staged.publish()?, vmm, boot_timeout);
+    let started = StartedSandbox::restored(staged.publish()?, vmm, boot_timeout);
     started.hand_over(parts, &files.machine(from.disks, tie_to_launcher, true))?;
     Ok(started)
 }

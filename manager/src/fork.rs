@@ -11,7 +11,7 @@ use crate::{
     family,
     flatten::FlattenError,
     group::{self, Group},
-    identity,
+    host, identity,
     in_use::{InUse, InUseError},
     launch::LaunchFiles,
     lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
@@ -43,9 +43,8 @@ use tokio::time::timeout;
 
 /// A VMM forks in a millisecond a child; this is for a host that swaps.
 const FORKED_WITHIN: Duration = Duration::from_secs(60);
-/// From the fork until a child's agent has answered, and so much more for each of its siblings, with which it shares
-/// the host's CPUs.
-const READY_WITHIN: Duration = Duration::from_secs(120);
+/// From the fork until a child's agent has answered: what a restored one has, and so much more for each of its siblings,
+/// with which it shares the host's CPUs.
 const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
 /// A guest in which nobody listens says so sooner. One that took longer had not the CPU to answer, among many busy ones,
 /// for as long as its VMM waits.
@@ -182,7 +181,7 @@ impl Sandbox {
             child.built().await?;
         }
         let made = began.elapsed();
-        let within = READY_WITHIN + READY_WITHIN_EACH * count;
+        let within = host::restored_agent_answers_within() + READY_WITHIN_EACH * count;
         let parent = &self.record.id;
         stream::iter(&mut children)
             .map(Ok)

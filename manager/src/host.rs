@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::Path,
+    time::Duration,
 };
 
 /// The first processor's paragraph of /proc/cpuinfo is below this; reading all of a large host's takes milliseconds.
@@ -40,16 +41,33 @@ pub struct HostIdentity {
     pub boot_id: String,
 }
 
+/// What executes guest ring 0 on this host.
+///
+/// # Errors
+/// [`HostError::NoKvm`].
+pub(crate) fn mode() -> Result<HostMode, HostError> {
+    let modules = [("kvm_pvm", HostMode::Pvm), ("kvm_intel", HostMode::Vmx), ("kvm_amd", HostMode::Svm)];
+    // kvm_pvm first: it can be loaded beside a vendor module whose hardware this machine does not expose.
+    let mode = modules.into_iter().find(|(name, _)| Path::new("/sys/module").join(name).exists());
+    mode.map(|(_, mode)| mode).ok_or(HostError::NoKvm)
+}
+
+/// How long the agent of a restored machine may take to answer. It listened when the snapshot was made, so that a
+/// longer silence is the guest's doing. A guest whose kernel is interpreted is slower by an order of magnitude.
+pub(crate) fn restored_agent_answers_within() -> Duration {
+    match mode() {
+        Ok(HostMode::Vmx | HostMode::Svm) => Duration::from_secs(10),
+        Ok(HostMode::Pvm) | Err(_) => Duration::from_secs(60),
+    }
+}
+
 impl HostIdentity {
     /// Reads it.
     ///
     /// # Errors
     /// Every [`HostError`].
     pub fn read() -> Result<Self, HostError> {
-        let modules = [("kvm_pvm", HostMode::Pvm), ("kvm_intel", HostMode::Vmx), ("kvm_amd", HostMode::Svm)];
-        // kvm_pvm first: it can be loaded beside a vendor module whose hardware this machine does not expose.
-        let mode = modules.into_iter().find(|(name, _)| Path::new("/sys/module").join(name).exists());
-        let (_, mode) = mode.ok_or(HostError::NoKvm)?;
+        let mode = mode()?;
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(|source| HostError::Read { path: boot_id, source })?;
         let cpuinfo = first_of_cpuinfo().map_err(|source| HostError::Read { path: "/proc/cpuinfo", source })?;

@@ -10,7 +10,7 @@ use crate::{
     directory::{DirectoryError, SandboxDirectory},
     end::{self, EndError},
     ending::{self, Interruption},
-    host::HostIdentity,
+    host::{self, HostIdentity},
     identity,
     in_use::{InUse, InUseError},
     launch::{LaunchError, LaunchFiles},
@@ -153,6 +153,21 @@ impl Sandbox {
         snapshot: Option<&SandboxName>,
         boot_timeout: Duration,
     ) -> Result<ResetDone, ResetError> {
+        self.reset_and(bundle, snapshot, boot_timeout, || ()).await
+    }
+
+    /// As [`Self::reset`]. `host_is_done` is called as soon as only the guest is waited for: nothing that others share is
+    /// to be held from then on, since a guest takes its time as it pleases.
+    ///
+    /// # Errors
+    /// Every [`ResetError`].
+    pub async fn reset_and(
+        &self,
+        bundle: &Bundle,
+        snapshot: Option<&SandboxName>,
+        boot_timeout: Duration,
+        host_is_done: impl FnOnce() + Send,
+    ) -> Result<ResetDone, ResetError> {
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
         let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
@@ -182,9 +197,13 @@ impl Sandbox {
         self.trail().note(Event::Reset { to: snapshot.cloned() });
         // An agent out of a snapshot may be anybody's: it must not keep others from changing the sandbox.
         drop(change);
-        match timeout(boot_timeout, self.settle()).await {
+        host_is_done();
+        let is_restored = snapshot.is_some() || began_from.is_some();
+        let restored_within = host::restored_agent_answers_within().min(boot_timeout);
+        let within = if is_restored { restored_within } else { boot_timeout };
+        match timeout(within, self.settle()).await {
             Ok(settled) => settled.map_err(|error| ResetError::Identity(Box::new(error)))?,
-            Err(_) => return Err(ResetError::Silent(boot_timeout)),
+            Err(_) => return Err(ResetError::Silent(within)),
         }
         Ok(done)
     }

@@ -4,6 +4,7 @@ use crate::{
     control::{ControlClient, ControlError},
     create::CreateError,
     directory::{DirectoryError, SandboxDirectory},
+    host,
     last_words::LastWords,
     launch::{LaunchError, VmmProcess},
     parts::{MachineFiles, Parts},
@@ -30,6 +31,9 @@ pub enum StartError {
     /// Its VMM ended without a word.
     #[error("the VMM ended while the sandbox booted ({0})")]
     Vanished(String),
+    /// It goes on from a snapshot, and its agent does not answer.
+    #[error("the sandbox was restored, and its agent does not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// It took too long.
     #[error("the sandbox did not boot within {} s; the host may be overloaded", .0.as_secs())]
     TimedOut(Duration),
@@ -43,12 +47,20 @@ pub struct StartedSandbox {
     vmm: Option<VmmProcess>,
     boot_timeout: Duration,
     is_ready: bool,
+    is_restored: bool,
 }
 
 impl StartedSandbox {
     /// One whose VMM waits to be told its machine.
     pub(crate) fn new(sandbox: Sandbox, vmm: VmmProcess, boot_timeout: Duration) -> Self {
-        Self { sandbox: Some(sandbox), vmm: Some(vmm), boot_timeout, is_ready: false }
+        Self { sandbox: Some(sandbox), vmm: Some(vmm), boot_timeout, is_ready: false, is_restored: false }
+    }
+
+    /// The same of a machine that goes on from a snapshot: its agent listened then, and is to answer soon.
+    pub(crate) fn restored(sandbox: Sandbox, vmm: VmmProcess, boot_timeout: Duration) -> Self {
+        let mut started = Self::new(sandbox, vmm, boot_timeout);
+        started.is_restored = true;
+        started
     }
 
     /// Tells it.
@@ -99,11 +111,14 @@ impl StartedSandbox {
     /// [`CreateError::Start`] and [`CreateError::Identity`]; the sandbox is still to be finished.
     pub async fn settled(&mut self) -> Result<(), CreateError> {
         self.ready().await?;
-        match timeout(self.boot_timeout, self.sandbox().settle()).await {
+        let restored_within = host::restored_agent_answers_within().min(self.boot_timeout);
+        let within = if self.is_restored { restored_within } else { self.boot_timeout };
+        match timeout(within, self.sandbox().settle()).await {
             Ok(result) => result.map_err(|error| CreateError::Identity(Box::new(error))),
             Err(_) => {
                 let last_words = LastWords::read(&self.sandbox().directory);
-                Err(CreateError::Start { cause: StartError::TimedOut(self.boot_timeout), last_words })
+                let cause = if self.is_restored { StartError::Silent(within) } else { StartError::TimedOut(within) };
+                Err(CreateError::Start { cause, last_words })
             }
         }
     }

@@ -36,7 +36,7 @@ pub struct Config {
     pub requests_per_second: u32,
     /// Requests that are worked on at a time; more are answered with 429 and Retry-After.
     pub concurrent_requests: usize,
-    /// Sandboxes that are being made at a time; more wait, in order.
+    /// Sandboxes that are being started at a time, of one key half of them; more wait, in order.
     pub concurrent_starts: usize,
     /// Connections at a time on each listener.
     pub connections: usize,

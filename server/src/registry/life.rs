@@ -76,9 +76,13 @@ impl Registry {
         let _change = entry.change.lock().await;
         let record = entry.record();
         let Phase::Paused { snapshot } = record.phase.clone() else { return Ok(false) };
-        let _permit = self.starts.acquire().await.map_err(|_| RegistryError::ShuttingDown)?;
+        let permit = self.starts.begin(&record.owner).await?;
         let sandbox = self.sandbox(entry)?;
-        sandbox.reset(&self.bundle, Some(&snapshot), RESUME_WITHIN).await?;
+        if let Err(error) = sandbox.reset_and(&self.bundle, Some(&snapshot), RESUME_WITHIN, || drop(permit)).await {
+            // Still paused, as its record says: a machine that does not answer must not run on.
+            sandbox.kill().await?;
+            return Err(error.into());
+        }
         let end_at = SystemTime::now() + timeout;
         self.update(entry, Record { phase: Phase::Running, end_at, ..record })?;
         sandbox.unpark()?;
@@ -116,6 +120,8 @@ impl Registry {
         if record.is_paused() {
             return Err(RegistryError::Paused(entry.id.to_string()));
         }
+        // All copies of a batch are waited for before any of them is handed over, so this counts for its key alone.
+        let _permit = self.starts.begin_own(&record.owner).await?;
         let sandbox = self.sandbox(entry)?;
         let now = SystemTime::now();
         let name = format!("fork-{}", entry.id);

@@ -16,6 +16,7 @@ pub(crate) mod record;
 mod recovery;
 pub(crate) mod samples;
 mod snapshots;
+mod starts;
 mod store;
 pub(crate) mod templates;
 
@@ -41,10 +42,11 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
+use starts::{StartPermit, Starts};
 use store::Store;
 pub(crate) use store::StoreError;
 use templates::{SnapshotRecord, Source, Template};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 /// What a client wants a new sandbox to be.
 #[derive(Debug, Clone)]
@@ -83,7 +85,7 @@ pub(crate) struct Registry {
     entries: RwLock<HashMap<SandboxId, Arc<Entry>>>,
     /// Somebody's time is another than it was.
     time_changed: Notify,
-    starts: Semaphore,
+    starts: Starts,
     quota: Quota,
     sandboxes_per_key: u32,
 }
@@ -108,7 +110,7 @@ impl Registry {
             templates: templates::configured(config, &manager, &bundle)?,
             entries: RwLock::default(),
             time_changed: Notify::new(),
-            starts: Semaphore::new(config.concurrent_starts.max(1)),
+            starts: Starts::new(config.concurrent_starts),
             quota: Quota::default(),
             sandboxes_per_key: config.sandboxes_per_key,
             manager,
@@ -121,10 +123,10 @@ impl Registry {
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
         let source = templates::find(&self.templates, self.snapshots(&key.id)?, key, &wanted.template)?;
         let mut reserved = self.reserve(key, 1)?;
-        let _permit = self.starts.acquire().await.map_err(|_| RegistryError::ShuttingDown)?;
+        let permit = self.starts.begin(&key.id).await?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
-        let made = self.make(key, wanted, source, name.clone(), &mut reserved).await;
+        let made = self.make(key, wanted, source, name.clone(), &mut reserved, permit).await;
         self.intents.remove(name.as_str())?;
         made
     }
@@ -137,6 +139,7 @@ impl Registry {
         source: Source<'_>,
         name: SandboxName,
         reserved: &mut Reserved<'_>,
+        permit: StartPermit,
     ) -> Result<Arc<Entry>, RegistryError> {
         let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
         let (mut started, template, user) = match source {
@@ -153,6 +156,8 @@ impl Registry {
                 (started, TemplateId(snapshot.id.as_str().to_owned()), snapshot.user)
             }
         };
+        // Only the guest is waited for: see `starts`.
+        drop(permit);
         if let Err(error) = started.settled().await {
             // The cause is what the caller needs; what cannot be removed a sweep will name.
             let _ = started.finish().await;

@@ -1,0 +1,108 @@
+//! The starts under way: how many machines are made at a time in all, and how many of them for one key. A start holds its
+//! permit for the work of the host alone and gives it back before it waits for a guest, which takes its time as it pleases.
+
+use super::error::RegistryError;
+use crate::access::keys::KeyId;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+/// How long a start waits for its turn; then its client is asked to come again.
+const TURN_WITHIN: Duration = Duration::from_secs(120);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Starts {
+    all: Arc<Semaphore>,
+    /// Of one key: half of all, so that a key that takes all it can leaves the other half.
+    most_of_one: usize,
+    own: Mutex<HashMap<KeyId, Weak<Semaphore>>>,
+}
+
+/// One start under way; dropping it lets the next begin.
+#[derive(Debug)]
+pub(super) struct StartPermit {
+    _of_key: OwnedSemaphorePermit,
+    _of_all: Option<OwnedSemaphorePermit>,
+}
+
+impl Starts {
+    pub(super) fn new(most: usize) -> Self {
+        let most = most.max(1);
+        Self { all: Arc::new(Semaphore::new(most)), most_of_one: (most / 2).max(1), own: Mutex::default() }
+    }
+
+    /// Waits for a place among the starts of this key, then among those of all. In order of arrival.
+    pub(super) async fn begin(&self, key: &KeyId) -> Result<StartPermit, RegistryError> {
+        let turn = async {
+            // The key's own first: those that wait for it must not hold a place of all.
+            let of_key = self.of(key).acquire_owned().await.map_err(|_| RegistryError::ShuttingDown)?;
+            let of_all = Arc::clone(&self.all).acquire_owned().await.map_err(|_| RegistryError::ShuttingDown)?;
+            Ok(StartPermit { _of_key: of_key, _of_all: Some(of_all) })
+        };
+        timeout(TURN_WITHIN, turn).await.map_err(|_| too_many())?
+    }
+
+    /// Waits for a place among the starts of this key alone: for work that cannot be parted from a wait for guests.
+    pub(super) async fn begin_own(&self, key: &KeyId) -> Result<StartPermit, RegistryError> {
+        let turn = timeout(TURN_WITHIN, self.of(key).acquire_owned()).await.map_err(|_| too_many())?;
+        Ok(StartPermit { _of_key: turn.map_err(|_| RegistryError::ShuttingDown)?, _of_all: None })
+    }
+
+    fn of(&self, key: &KeyId) -> Arc<Semaphore> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = own.get(key).and_then(Weak::upgrade) {
+            return known;
+        }
+        // Only those of keys with a start under way are kept.
+        own.retain(|_, semaphore| semaphore.strong_count() > 0);
+        let made = Arc::new(Semaphore::new(self.most_of_one));
+        own.insert(key.clone(), Arc::downgrade(&made));
+        made
+    }
+}
+
+fn too_many() -> RegistryError {
+    RegistryError::Full(format!(
+        "too many sandboxes are being started; none could begin within {} s",
+        TURN_WITHIN.as_secs()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn key(name: &str) -> KeyId {
+        KeyId(name.to_owned())
+    }
+
+    #[tokio::test]
+    async fn one_key_has_at_most_half_of_the_starts() {
+        let starts = Starts::new(4);
+        let (greedy, other) = (key("greedy"), key("other"));
+        let held = [starts.begin(&greedy).await.unwrap(), starts.begin(&greedy).await.unwrap()];
+        assert!(starts.begin(&greedy).now_or_never().is_none(), "a third of the same key waits");
+        let others = [starts.begin(&other).await.unwrap(), starts.begin(&other).await.unwrap()];
+        assert!(starts.begin(&key("third")).now_or_never().is_none(), "four are all there are");
+        drop((held, others));
+        drop(starts.begin(&key("third")).await.unwrap());
+        assert_eq!(starts.own.lock().unwrap().len(), 1, "keys without a start are forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_waits_for_its_turn_only_so_long() {
+        let starts = Starts::new(1);
+        let _held = starts.begin(&key("a")).await.unwrap();
+        assert!(matches!(starts.begin(&key("b")).await, Err(RegistryError::Full(_))));
+        assert!(matches!(starts.begin_own(&key("a")).await, Err(RegistryError::Full(_))));
+        drop(starts.begin_own(&key("b")).await.unwrap());
+    }
+}
