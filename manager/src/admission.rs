@@ -174,11 +174,19 @@ fn check_free(home: &Home, rules: &AdmissionRules, host: HostMemory, request: Re
             floor_mib: floor / MIB,
         });
     }
+    check_room_by(home, rules, request.disk_bytes)
+}
+
+/// Refuses what may write `asked` bytes where the home's file system would then be below its floor.
+pub(crate) fn check_room(home: &Home, asked: u64) -> Result<(), AdmissionError> {
+    check_room_by(home, home.rules(), asked)
+}
+
+fn check_room_by(home: &Home, rules: &AdmissionRules, asked: u64) -> Result<(), AdmissionError> {
     let root = home.root();
     let room = rustix::fs::statvfs(root).map_err(|error| DirectoryError::new("examine", root, error))?;
     let (size, left) = (room.f_blocks.saturating_mul(room.f_frsize), room.f_bavail.saturating_mul(room.f_frsize));
     let floor = rules.free_disk.unwrap_or_else(|| default_disk_floor(size));
-    let asked = request.disk_bytes;
     if floor > 0 && left < floor.saturating_add(asked) {
         let home = root.display().to_string();
         return Err(AdmissionError::NoDisk {

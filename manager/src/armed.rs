@@ -50,6 +50,7 @@ impl Manager {
     pub(crate) async fn arm(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
         match &spec.start_from {
             StartFrom::Snapshot(name) => self.arm_named(bundle, spec, name).await,
+            StartFrom::SnapshotDisk(_) => Err(CreateError::NotArmed),
             StartFrom::Ready | StartFrom::Boot => self.arm_ready(bundle, spec).await,
         }
     }

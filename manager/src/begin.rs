@@ -93,6 +93,43 @@ pub(crate) async fn restore(
     Ok(started)
 }
 
+/// Boots a machine from the disk of a snapshot, in a staged directory.
+pub(crate) async fn boot_disk(
+    staged: Staged,
+    from: &Restored<'_>,
+    kernel: &File,
+    vmm: &Path,
+    boot_timeout: Duration,
+) -> Result<StartedSandbox, CreateError> {
+    let directory = staged.directory();
+    let parts = Parts::make(directory)?;
+    let vmm = staged.spawn_vmm(&parts, vmm)?;
+    let (mut layers, template) = from.snapshot.disk_files().await?;
+    identity::make_due(directory)?;
+    let origin = from.snapshot.link_into(directory)?;
+    keep_disks(directory, from.disks.agent, from.disks.image)?;
+    let Origin::Snapshot { disk, .. } = &origin else { unreachable!("link_into makes no other") };
+    let top = free_name(directory, Kind::Disk)?;
+    layers.push(directory.create_file(&top)?);
+    let files = Files { disk: disk.iter().cloned().chain([top]).collect(), baseline: Some(Vec::new()) };
+    let seals = from.snapshot.seals_as(&origin);
+    let lineage = Lineage::new(from.contents.clone(), origin, None, files).with_seals(seals).rebooted();
+    lineage.write_first(directory)?;
+    staged.record().write(directory)?;
+    let machine = MachineFiles {
+        source: SourceFiles::Boot { kernel },
+        agent: from.disks.agent,
+        image: from.disks.image,
+        template: &template,
+        layers: &layers,
+        tie_to_launcher: staged.record().ephemeral,
+        start: true,
+    };
+    let started = StartedSandbox::new(staged.publish()?, vmm, boot_timeout);
+    started.hand_over(parts, &machine)?;
+    Ok(started)
+}
+
 /// A staged directory with all that its machine goes on from, and a VMM that waits to be told.
 #[derive(Debug)]
 pub(crate) struct Prepared {

@@ -49,6 +49,14 @@ pub(crate) fn at(home: &Home, path: &Path) -> Result<Content, DirectoryError> {
     of(home, &file, path)
 }
 
+/// Opens the file that has this very content: where it was, else at `or`.
+pub(crate) fn find(home: &Home, content: &Content, or: &Path) -> Option<File> {
+    [content.path.as_path(), or].into_iter().find_map(|path| {
+        let file = File::open(path).ok()?;
+        of(home, &file, path).is_ok_and(|found| found.sha256 == content.sha256).then_some(file)
+    })
+}
+
 fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

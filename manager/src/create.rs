@@ -5,7 +5,7 @@ use crate::{
     admission::AdmissionError,
     agent::AgentError,
     audit::{AuditError, Event},
-    begin::{Disks, Restored, Visibility, boot, restore},
+    begin::{Disks, Restored, Visibility, boot, boot_disk, restore},
     content::{self, Content},
     control::ControlError,
     directory::DirectoryError,
@@ -58,6 +58,8 @@ pub enum StartFrom {
     Boot,
     /// A snapshot that was made before; vCPUs, memory and disk are then those of the snapshot.
     Snapshot(SandboxName),
+    /// The disk of such a snapshot alone: its kernel boots from it, and nothing of memory and processes comes back.
+    SnapshotDisk(SandboxName),
 }
 
 /// Everything that a new machine is made of, open and identified.
@@ -166,6 +168,9 @@ pub enum CreateError {
     /// A machine restored ahead of its use.
     #[error("a machine of the pool does not answer: {0}")]
     Armed(ControlError),
+    /// A machine that has to boot when it is wanted.
+    #[error("a machine that boots from a snapshot's disk cannot wait in a pool")]
+    NotArmed,
     /// Its VMM does not keep what it may send.
     #[error("its output rate cannot be kept: {0}")]
     OutputRate(ControlError),
@@ -224,6 +229,7 @@ impl Manager {
             StartFrom::Boot => self.start_booting(bundle, spec).await,
             StartFrom::Ready => self.start_ready(bundle, spec).await,
             StartFrom::Snapshot(name) => self.start_named(bundle, spec, name).await,
+            StartFrom::SnapshotDisk(name) => self.start_disk_of(bundle, spec, name).await,
         }?;
         let sandbox = started.sandbox();
         sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
@@ -292,6 +298,20 @@ impl Manager {
                 Err(error)
             }
         }
+    }
+
+    /// Boots from the disk of a snapshot. Returns while it does.
+    async fn start_disk_of(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+        name: &SandboxName,
+    ) -> Result<StartedSandbox, CreateError> {
+        let basis = NamedBasis::read(self, bundle, name)?;
+        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
+        staged.admit()?;
+        let kernel = basis.kernel(&self.home, bundle)?;
+        boot_disk(staged, &basis.restored(), &kernel, bundle.path(Part::Vmm), spec.boot_timeout).await
     }
 
     /// Opens and identifies everything that a new machine is made of.

@@ -46,12 +46,17 @@ pub enum HomeError {
     },
 }
 
-/// A home directory that exists with all its parts, and by which rules sandboxes are admitted to it.
+/// A home directory that exists with all its parts, by which rules sandboxes are admitted to it, and how much is logged of
+/// each.
 #[derive(Debug, Clone)]
 pub struct Home {
     root: PathBuf,
     rules: AdmissionRules,
+    max_audit_log: u64,
 }
+
+/// Maximum size of the audit log of one sandbox in bytes, unless its caller wants less.
+const MAX_AUDIT_LOG: u64 = 1 << 30;
 
 impl Home {
     /// Makes what is missing under `root`.
@@ -72,7 +77,7 @@ impl Home {
         let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
         create(&root, true)?;
         check_owner(&root)?;
-        let home = Self { root, rules: AdmissionRules::default() };
+        let home = Self { root, rules: AdmissionRules::default(), max_audit_log: MAX_AUDIT_LOG };
         for path in [
             home.sandboxes(),
             home.names(),
@@ -93,6 +98,14 @@ impl Home {
 
     pub(crate) fn with_rules(self, rules: AdmissionRules) -> Self {
         Self { rules, ..self }
+    }
+
+    pub(crate) fn with_max_audit_log(self, bytes: u64) -> Self {
+        Self { max_audit_log: bytes.min(MAX_AUDIT_LOG), ..self }
+    }
+
+    pub(crate) fn max_audit_log(&self) -> u64 {
+        self.max_audit_log
     }
 
     pub(crate) fn rules(&self) -> &AdmissionRules {

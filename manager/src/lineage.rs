@@ -121,6 +121,9 @@ pub(crate) struct Lineage {
     pub(crate) files: Files,
     /// In force as soon as all of its disk files are in use.
     next: Option<Files>,
+    /// Its kernel booted from the sandbox's own disk since it began: its VMM cannot put it back to `origin` in place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) rebooted: bool,
     /// Seals that files have from a snapshot, so that the next need not read them again.
     #[serde(default)]
     pub(crate) seals: Seals,
@@ -128,7 +131,11 @@ pub(crate) struct Lineage {
 
 impl Lineage {
     pub(crate) fn new(contents: Contents, origin: Origin, parent: Option<SandboxId>, files: Files) -> Self {
-        Self { format: FORMAT, contents, origin, parent, files, next: None, seals: Seals::default() }
+        Self { format: FORMAT, contents, origin, parent, files, next: None, rebooted: false, seals: Seals::default() }
+    }
+
+    pub(crate) fn rebooted(self) -> Self {
+        Self { rebooted: true, ..self }
     }
 
     pub(crate) fn with_seals(self, seals: Seals) -> Self {

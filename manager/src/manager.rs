@@ -84,6 +84,12 @@ impl Manager {
         Self { home: self.home.with_rules(rules) }
     }
 
+    /// The same, with at most so many bytes of audit log for each sandbox. One whose log is full runs nothing new.
+    #[must_use]
+    pub fn with_max_audit_log(self, bytes: u64) -> Self {
+        Self { home: self.home.with_max_audit_log(bytes) }
+    }
+
     /// Path of the home.
     #[must_use]
     pub fn root(&self) -> &Path {

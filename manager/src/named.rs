@@ -3,14 +3,18 @@
 
 use crate::{
     begin::{Disks, Restored},
-    content,
+    content::{self, Content},
     create::{CreateError, SandboxSpec},
+    home::Home,
     host::HostIdentity,
     limits::Limits,
     lineage::Contents,
     manager::Manager,
     record::{FileRecord, SandboxRecord},
-    snapshot::store::{ReadOnlyDisks, StoredSnapshot},
+    snapshot::{
+        error::SnapshotError,
+        store::{ReadOnlyDisks, StoredSnapshot},
+    },
     staged::new_id,
 };
 use sandboxvm_images::{
@@ -18,7 +22,7 @@ use sandboxvm_images::{
     identity::FileIdentity,
 };
 use sandboxvm_protocol::identity::SandboxName;
-use std::time::SystemTime;
+use std::{fs::File, time::SystemTime};
 
 /// See the module.
 #[derive(Debug)]
@@ -59,6 +63,16 @@ impl NamedBasis {
             env: merged(&manifest.env, &spec.env),
             ephemeral: spec.ephemeral,
             limits: Limits::new(spec.limits, manifest.memory_bytes),
+        })
+    }
+
+    /// The kernel that it was made with.
+    pub(crate) fn kernel(&self, home: &Home, bundle: &Bundle) -> Result<File, CreateError> {
+        let Content { path, sha256 } = &self.contents.kernel;
+        let found = content::find(home, &self.contents.kernel, &bundle.kernel);
+        found.ok_or_else(|| {
+            let (sha256, path) = (sha256.clone(), path.clone());
+            SnapshotError::OtherContent { part: Part::Kernel, sha256, path }.into()
         })
     }
 

@@ -13,7 +13,7 @@ use crate::{
     home::Home,
     host::{HostIdentity, hex},
     limits::WantedLimits,
-    lineage::Contents,
+    lineage::{ChangeLock, Contents},
     snapshot::{
         error::SnapshotError,
         manifest::{FORMAT, SnapshotManifest},
@@ -105,7 +105,9 @@ async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) ->
     let taken: Result<(), CreateError> = async {
         started.ready().await?;
         warm::up(&started.sandbox().directory).await?;
-        taking::take(started.sandbox(), None, &path(home, key)).await?;
+        let sandbox = started.sandbox();
+        let change = ChangeLock::take(&sandbox.directory).await?;
+        taking::take(sandbox, &change, None, &path(home, key)).await?;
         Ok(())
     }
     .await;

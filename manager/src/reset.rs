@@ -27,6 +27,7 @@ use crate::{
     supervision::SuperviseError,
     wire::WireError,
 };
+use rustix::fs::OFlags;
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
     identity::{SandboxId, SandboxName},
@@ -65,6 +66,9 @@ pub enum ResetError {
         /// Its shape.
         theirs: String,
     },
+    /// It rests on disk, and is to continue where it stopped.
+    #[error("sandbox {0} is paused on disk: it can be resumed or removed, not reset")]
+    Parked(String),
     /// A `run` attends it and removes it when its VMM ends.
     #[error("sandbox {0} belongs to a `sandboxvm run` and can only be reset to the snapshot it began from")]
     Attended(String),
@@ -126,6 +130,30 @@ pub enum ResetDone {
     Anew,
 }
 
+/// Whether a sandbox that rests on disk may be put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parked {
+    Allowed,
+    Refused,
+}
+
+/// Where a sandbox is put back to.
+#[derive(Debug, Clone, Copy)]
+enum Place<'a> {
+    /// Where it began.
+    Beginning,
+    Snapshot(&'a SandboxName),
+    /// Its own disk as it is, without memory.
+    OwnDisk,
+}
+
+/// The same, found: what the new machine goes on from.
+enum Found<'a> {
+    Beginning,
+    Snapshot(&'a SandboxName, &'a StoredSnapshot),
+    OwnDisk,
+}
+
 /// What a machine begins from.
 struct Beginning {
     contents: Contents,
@@ -153,24 +181,58 @@ impl Sandbox {
         snapshot: Option<&SandboxName>,
         boot_timeout: Duration,
     ) -> Result<ResetDone, ResetError> {
-        self.reset_and(bundle, snapshot, boot_timeout, || ()).await
+        let to = snapshot.map_or(Place::Beginning, Place::Snapshot);
+        self.put_back(bundle, to, boot_timeout, Parked::Refused, || ()).await
     }
 
-    /// As [`Self::reset`]. `host_is_done` is called as soon as only the guest is waited for: nothing that others share is
-    /// to be held from then on, since a guest takes its time as it pleases.
+    /// Brings a sandbox back that rests on disk (see [`Self::park`]), to the snapshot that it was put to rest with.
+    /// `host_is_done` is called as soon as only the guest is waited for: nothing that others share is to be held from then
+    /// on, since a guest takes its time as it pleases.
     ///
     /// # Errors
     /// Every [`ResetError`].
-    pub async fn reset_and(
+    pub async fn resume_from(
         &self,
         bundle: &Bundle,
-        snapshot: Option<&SandboxName>,
+        snapshot: &SandboxName,
         boot_timeout: Duration,
         host_is_done: impl FnOnce() + Send,
     ) -> Result<ResetDone, ResetError> {
+        self.put_back(bundle, Place::Snapshot(snapshot), boot_timeout, Parked::Allowed, host_is_done).await
+    }
+
+    /// Boots a sandbox that rests on disk from its own disk, as it was left: nothing of its memory and processes comes
+    /// back. `host_is_done` as in [`Self::resume_from`].
+    ///
+    /// # Errors
+    /// Every [`ResetError`].
+    pub async fn resume_from_disk(
+        &self,
+        bundle: &Bundle,
+        boot_timeout: Duration,
+        host_is_done: impl FnOnce() + Send,
+    ) -> Result<ResetDone, ResetError> {
+        self.put_back(bundle, Place::OwnDisk, boot_timeout, Parked::Allowed, host_is_done).await
+    }
+
+    async fn put_back(
+        &self,
+        bundle: &Bundle,
+        to: Place<'_>,
+        boot_timeout: Duration,
+        parked: Parked,
+        host_is_done: impl FnOnce() + Send,
+    ) -> Result<ResetDone, ResetError> {
+        let snapshot = match to {
+            Place::Snapshot(name) => Some(name),
+            Place::Beginning | Place::OwnDisk => None,
+        };
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
         let _in_use = InUse::begin(&self.directory).await?;
         let change = ChangeLock::take(&self.directory).await?;
+        if parked == Parked::Refused && self.is_parked() {
+            return Err(ResetError::Parked(self.label()));
+        }
         let is_live = self.state()?.is_live();
         if is_live {
             // See `Lineage::read`.
@@ -178,15 +240,27 @@ impl Sandbox {
         }
         let mut lineage = Lineage::read(&self.directory)?;
         let began_from = match &lineage.origin {
-            Origin::Snapshot { id, .. } => Some(id.clone()),
-            Origin::Boot | Origin::Fork { .. } => None,
+            Origin::Snapshot { id, .. } if !lineage.rebooted => Some(id.clone()),
+            Origin::Snapshot { .. } | Origin::Boot | Origin::Fork { .. } => None,
         };
         let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
         self.note_end()?;
-        let done = if is_live && named.is_none() && began_from.is_some() {
+        let mut host_is_done = Some(host_is_done);
+        let mut only_the_guest = || {
+            if let Some(host_is_done) = host_is_done.take() {
+                host_is_done();
+            }
+        };
+        let in_place = is_live && named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
+        let done = if in_place {
             ResetDone::InPlace(self.reset_in_place(&mut lineage).await?)
         } else {
-            self.begin_again(bundle, &lineage, snapshot.zip(named.as_ref()), boot_timeout).await?;
+            let from = match (to, snapshot.zip(named.as_ref())) {
+                (Place::OwnDisk, _) => Found::OwnDisk,
+                (_, Some((name, snapshot))) => Found::Snapshot(name, snapshot),
+                (_, None) => Found::Beginning,
+            };
+            self.begin_again(bundle, &lineage, from, boot_timeout, &mut only_the_guest).await?;
             if !is_live {
                 self.start_time_anew()?;
             }
@@ -197,8 +271,8 @@ impl Sandbox {
         self.trail().note(Event::Reset { to: snapshot.cloned() });
         // An agent out of a snapshot may be anybody's: it must not keep others from changing the sandbox.
         drop(change);
-        host_is_done();
-        let is_restored = snapshot.is_some() || began_from.is_some();
+        only_the_guest();
+        let is_restored = !matches!(to, Place::OwnDisk) && (snapshot.is_some() || began_from.is_some());
         let restored_within = host::restored_agent_answers_within().min(boot_timeout);
         let within = if is_restored { restored_within } else { boot_timeout };
         match timeout(within, self.settle()).await {
@@ -251,8 +325,9 @@ impl Sandbox {
         &self,
         bundle: &Bundle,
         lineage: &Lineage,
-        named: Option<(&SandboxName, &StoredSnapshot)>,
+        from: Found<'_>,
         boot_timeout: Duration,
+        only_the_guest: &mut (impl FnMut() + Send),
     ) -> Result<(), ResetError> {
         // A `prune` must not take the directory while nothing runs in it.
         let own = SandboxDirectory::open(self.directory.path().to_owned())?;
@@ -260,14 +335,15 @@ impl Sandbox {
             return Err(ResetError::Attended(self.label()));
         }
         // Everything that can be refused is refused while the old machine still runs.
-        let beginning = match named {
-            Some((name, snapshot)) => self.beginning_of(name, snapshot).await?,
-            None => self.beginning(bundle, lineage).await?,
+        let beginning = match from {
+            Found::Snapshot(name, snapshot) => self.beginning_of(name, snapshot).await?,
+            Found::Beginning => self.beginning(bundle, lineage).await?,
+            Found::OwnDisk => self.own_disk(bundle, lineage)?,
         };
         let mut contents = beginning.contents.clone();
-        let ReadOnlyDisks { agent: (agent, _), image: (image, _) } = match named {
-            Some((_, snapshot)) => snapshot.read_only_disks(&self.home, bundle)?,
-            None => ReadOnlyDisks {
+        let ReadOnlyDisks { agent: (agent, _), image: (image, _) } = match from {
+            Found::Snapshot(_, snapshot) => snapshot.read_only_disks(&self.home, bundle)?,
+            Found::Beginning | Found::OwnDisk => ReadOnlyDisks {
                 agent: find_disk(&self.home, &self.directory, bundle, Part::Agent, &contents.agent)?,
                 image: find_disk(&self.home, &self.directory, bundle, Part::Image, &contents.image)?,
             },
@@ -286,8 +362,14 @@ impl Sandbox {
         let vmm = parts.spawn_vmm(&self.home, &self.directory, &self.record, bundle.path(Part::Vmm))?;
         contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
         let Beginning { origin, parent, files, layers, source, .. } = beginning;
-        let seals = named.map_or_else(|| lineage.seals.clone(), |(_, snapshot)| snapshot.seals_as(&origin));
+        let seals = match from {
+            Found::Snapshot(_, snapshot) => snapshot.seals_as(&origin),
+            Found::Beginning | Found::OwnDisk => lineage.seals.clone(),
+        };
         let mut renewed = Lineage::new(contents, origin, parent, files.clone()).with_seals(seals);
+        if let Found::OwnDisk = from {
+            renewed = renewed.rebooted();
+        }
         renewed.complete(&self.directory, files)?;
         keep_disks(&self.directory, &agent, &image)?;
         let machine = MachineFiles {
@@ -303,7 +385,30 @@ impl Sandbox {
             start: true,
         };
         parts.hand_over(&vmm, &self.record, &machine)?;
+        if let Source::Kernel(_) = source {
+            // A boot reads what a guest wrote to its disk, and takes as long as that makes it.
+            only_the_guest();
+        }
         started::attend(self, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
+    }
+
+    /// The disk as its last machine left it, for a kernel that boots.
+    fn own_disk(&self, bundle: &Bundle, lineage: &Lineage) -> Result<Beginning, ResetError> {
+        let directory = &self.directory;
+        let files = Files { disk: lineage.files.disk.clone(), baseline: Some(Vec::new()) };
+        let mut layers = Vec::new();
+        if let [below @ .., top] = &files.disk[..] {
+            layers = open_all(directory, below)?;
+            layers.push(directory.open_file(top, OFlags::RDWR)?);
+        }
+        Ok(Beginning {
+            contents: lineage.contents.clone(),
+            origin: lineage.origin.clone(),
+            parent: None,
+            files,
+            layers,
+            source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
+        })
     }
 
     /// Where this sandbox itself began.
@@ -372,13 +477,7 @@ impl Sandbox {
 
     /// Opens the very kernel that the sandbox was booted from: where it was, else the bundle's.
     fn same_kernel(&self, bundle: &Bundle, content: &Content) -> Result<File, ResetError> {
-        for path in [&content.path, &bundle.kernel] {
-            if let Ok(file) = File::open(path)
-                && content::of(&self.home, &file, path).is_ok_and(|found| found.sha256 == content.sha256)
-            {
-                return Ok(file);
-            }
-        }
-        Err(ResetError::OtherKernel { sandbox: self.label(), path: content.path.clone() })
+        content::find(&self.home, content, &bundle.kernel)
+            .ok_or_else(|| ResetError::OtherKernel { sandbox: self.label(), path: content.path.clone() })
     }
 }

@@ -5,6 +5,7 @@
 //! its sandbox's lock.
 
 use crate::{
+    audit::log::KEPT_FOR,
     directory::{DirectoryError, SandboxDirectory},
     group::pool,
     home::Home,
@@ -133,7 +134,7 @@ impl Manager {
         }
         swept.remains += names::sweep(&self.home)?;
         // Of logs, one that cannot be read stays as it is.
-        swept.remains += self.prune_trails(only_say).unwrap_or(0);
+        swept.remains += self.prune_trails(KEPT_FOR, only_say).unwrap_or(0);
         // Without KVM nothing can start from one, and they may be of use again.
         swept.remains += ready::prune(&self.home, only_say).unwrap_or(0);
         if !only_say {

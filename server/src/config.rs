@@ -32,6 +32,18 @@ pub struct Config {
     pub templates: BTreeMap<String, TemplateConfig>,
     /// Sandboxes of one key at a time, paused ones included, unless the key has its own number.
     pub sandboxes_per_key: u32,
+    /// Snapshots of one key at a time, unless the key has its own number.
+    pub snapshots_per_key: u32,
+    /// What the sandboxes and snapshots of one key may take of the disk together, in MiB, unless the key has its own number.
+    /// Held before a snapshot, a pause and a fork; what expires is paused all the same.
+    pub storage_per_key: u64,
+    /// What the audit logs of one key's sandboxes may take of the disk together, in MiB, unless the key has its own number;
+    /// then it makes no more sandboxes.
+    pub audit_per_key: u64,
+    /// What the audit log of one sandbox may take, in MiB; then it runs nothing new.
+    pub audit_per_sandbox: u64,
+    /// How long the audit log of a sandbox that is gone stays, in days.
+    pub audit_days: u32,
     /// Requests of one key to the control plane in a second, unless the key has its own number.
     pub requests_per_second: u32,
     /// Requests that are worked on at a time; more are answered with 429 and Retry-After.
@@ -42,6 +54,8 @@ pub struct Config {
     pub connections: usize,
     /// Longest time a sandbox can be given, in seconds.
     pub longest_timeout: u64,
+    /// Refuses to start where the host weakens the wall between guests. Held by the program that runs the server.
+    pub strict: bool,
     /// How long requests in flight may take after the server was told to end, in seconds.
     pub shutdown_grace: u64,
 }
@@ -92,11 +106,17 @@ impl Default for Config {
             tls: None,
             templates: BTreeMap::from([("base".to_owned(), TemplateConfig::default())]),
             sandboxes_per_key: 100,
+            snapshots_per_key: 100,
+            storage_per_key: 64 << 10,
+            audit_per_key: 4096,
+            audit_per_sandbox: 128,
+            audit_days: 30,
             requests_per_second: 50,
             concurrent_requests: 1024,
             concurrent_starts: 4,
             connections: 4096,
             longest_timeout: 24 * 3600,
+            strict: false,
             shutdown_grace: 10,
         }
     }

@@ -192,6 +192,8 @@ impl Server {
         let (of_time, of_samples) = (Arc::clone(&self.app), Arc::clone(&self.app));
         let _time = AbortOnDropHandle::new(tokio::spawn(async move { of_time.registry.keep_time().await }));
         let _samples = AbortOnDropHandle::new(tokio::spawn(async move { of_samples.registry.keep_samples().await }));
+        let of_trails = Arc::clone(&self.app);
+        let _trails = AbortOnDropHandle::new(tokio::spawn(async move { of_trails.registry.keep_trails().await }));
         tokio::select! {
             () = listeners => {}
             () = end => {}

@@ -91,3 +91,28 @@ fn a_home_has_one_server_and_its_end_leaves_the_sandboxes() {
     server.stop();
     home.assert_nothing_left();
 }
+
+/// What a loss of power leaves when the record was not on the disk yet: the snapshot whole, and the record as before.
+#[test]
+fn a_paused_sandbox_whose_record_says_otherwise_is_not_lost() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let key = server.key().to_owned();
+    let paused = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
+    let _ = home.cli(["exec", &paused, "--", "sh", "-c", "echo kept > /root/f"]).run().succeeds();
+    let record = home.path().join(format!("server/sandboxes/{paused}.json"));
+    let before = std::fs::read(&record).expect("it is there");
+    let _ = server.ask("POST", &format!("/sandboxes/{paused}/pause"), None).expect(204);
+    server.kill();
+    std::fs::write(&record, before).expect("it can be written");
+
+    let server = Server::start(&home, &small_config());
+    let info = server.ask_as(&key, "GET", &format!("/sandboxes/{paused}"), None).expect(200).json();
+    assert_eq!(info["state"], "paused", "{info}");
+    let body = json!({ "timeout": 3000 });
+    let _ = server.ask_as(&key, "POST", &format!("/v2/sandboxes/{paused}/connect"), Some(&body)).expect(201);
+    assert_eq!(home.cli(["exec", &paused, "--", "cat", "/root/f"]).run().succeeds().out(), "kept\n");
+    let _ = server.ask_as(&key, "DELETE", &format!("/sandboxes/{paused}"), None).expect(204);
+    server.stop();
+    home.assert_nothing_left();
+}

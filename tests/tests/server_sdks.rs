@@ -30,6 +30,8 @@ programs! {
     sandboxes_as_the_python_client_has_them: "python/sandboxes.py",
     everything_as_the_asynchronous_python_client_has_it: "python/everything_async.py",
     sandboxes_as_the_javascript_client_has_them: "js/sandboxes.cjs",
+    pauses_without_memory_as_the_python_client_has_them: "python/pause_without_memory.py",
+    pauses_without_memory_as_the_javascript_client_has_them: "js/pause_without_memory.cjs",
     commands_and_files_as_the_javascript_client_has_them: "js/commands_and_files.mjs",
     commands_as_the_python_client_has_them: "python/commands.py",
     files_as_the_python_client_has_them: "python/files.py",

@@ -78,3 +78,61 @@ fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
     server.stop();
     home.assert_nothing_left();
 }
+
+#[test]
+fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
+    let Some(home) = Home::with_kvm() else { return };
+    let config = format!("snapshots_per_key = 2\nrequests_per_second = 1000\n{}", small_config());
+    let server = Server::start(&home, &config);
+    let new = json!({ "templateID": "base", "timeout": 3000 });
+    let sandbox = id(&server.create(&new));
+    let snapshot = |key: &str, id: &str| server.ask_as(key, "POST", &format!("/sandboxes/{id}/snapshots"), None);
+    // Also those that are asked for at the same time.
+    let answers: Vec<Answer> = thread::scope(|scope| {
+        let asking: Vec<_> = (0..3).map(|_| scope.spawn(|| snapshot(server.key(), &sandbox))).collect();
+        asking.into_iter().map(|thread| thread.join().expect("an answer")).collect()
+    });
+    let (made, refused): (Vec<&Answer>, Vec<&Answer>) = answers.iter().partition(|answer| answer.status == 201);
+    assert_eq!((made.len(), refused.len()), (2, 1), "{answers:?}");
+    assert!(refused[0].status == 429 && refused[0].body.contains("has 2 snapshots"), "{refused:?}");
+    assert!(refused[0].header("retry-after").is_some());
+    // The next server counts what this one made.
+    let key = server.key().to_owned();
+    server.stop();
+    let server = Server::start(&home, &config);
+    let snapshot = |key: &str, id: &str| server.ask_as(key, "POST", &format!("/sandboxes/{id}/snapshots"), None);
+    let _ = snapshot(&key, &sandbox).expect(429);
+    let listed = server.ask_as(&key, "GET", "/snapshots", None).expect(200).json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+
+    // Bytes: of a key that may have 64 MiB, which the memory of its sandbox does not fit in.
+    let small = home.cli(["key", "create", "small", "--storage", "64", "--audit", "0"]).run().succeeds().out();
+    let none = server.ask_as(small.trim(), "POST", "/v2/sandboxes", Some(&new)).expect(429);
+    assert!(none.body.contains("audit logs"), "{none:?}");
+    let small = home.cli(["key", "create", "small", "--storage", "64"]).run().succeeds().out();
+    let small = small.trim();
+    let theirs = id(&server.ask_as(small, "POST", "/v2/sandboxes", Some(&new)).expect(201).json());
+    for path in ["snapshots", "pause", "fork"] {
+        let answer = server.ask_as(small, "POST", &format!("/sandboxes/{theirs}/{path}"), None).expect(429);
+        assert!(answer.body.contains("64 MiB is the most they may take"), "{path}: {answer:?}");
+    }
+    assert_eq!(home.row(&theirs)["state"], "running");
+    // Time ends it all the same.
+    let _ = server.ask_as(small, "DELETE", &format!("/sandboxes/{theirs}"), None).expect(204);
+    server.stop();
+
+    // The floor of the host, which holds for every snapshot and pause as for every create.
+    let mut floor = home.cli(["snapshot", "create", &sandbox, "above"]).env("SANDBOXVM_MIN_FREE_DISK", "900T");
+    let _ = floor.run().fails_with(&["SANDBOXVM_MIN_FREE_DISK"]);
+    floor = home.cli(["ls", "--json"]);
+    assert!(floor.run().succeeds().out().contains("running"));
+    home.cli(["rm", "-f", &sandbox]).run().succeeds();
+    let server = Server::start(&home, &config);
+    let snapshots = server.ask_as(&key, "GET", "/snapshots", None).expect(200).json();
+    for one in snapshots.as_array().expect("a list") {
+        let path = format!("/templates/{}", one["snapshotID"].as_str().expect("an ID"));
+        let _ = server.ask_as(&key, "DELETE", &path, None).expect(204);
+    }
+    server.stop();
+    home.assert_nothing_left();
+}

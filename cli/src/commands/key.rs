@@ -41,6 +41,15 @@ struct Create {
     /// Sandboxes it may have at a time
     #[arg(long, value_name = "N")]
     sandboxes: Option<u32>,
+    /// Snapshots it may have at a time
+    #[arg(long, value_name = "N")]
+    snapshots: Option<u32>,
+    /// Disk space that its sandboxes and snapshots may take together, in MiB
+    #[arg(long, value_name = "MIB")]
+    storage: Option<u64>,
+    /// Disk space that the audit logs of its sandboxes may take together, in MiB
+    #[arg(long, value_name = "MIB")]
+    audit: Option<u64>,
     /// Requests it may make in a second, over ten seconds
     #[arg(long, value_name = "N")]
     requests_per_second: Option<u32>,
@@ -59,6 +68,9 @@ impl Key {
             Action::Create(create) => {
                 let limits = KeyLimits {
                     sandboxes: create.sandboxes,
+                    snapshots: create.snapshots,
+                    storage_mib: create.storage,
+                    audit_mib: create.audit,
                     requests_per_second: create.requests_per_second,
                     read_only: create.read_only,
                     templates: create.templates.into_iter().collect(),

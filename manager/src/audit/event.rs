@@ -233,7 +233,7 @@ impl From<&StartFrom> for Origin {
         match start {
             StartFrom::Boot => Self::Boot,
             StartFrom::Ready => Self::Ready,
-            StartFrom::Snapshot(name) => Self::Snapshot(name.clone()),
+            StartFrom::Snapshot(name) | StartFrom::SnapshotDisk(name) => Self::Snapshot(name.clone()),
         }
     }
 }

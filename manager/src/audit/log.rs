@@ -29,18 +29,16 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, BufReader, Read, Write},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-/// Most bytes of one log. A sandbox whose log is full runs nothing new until it is archived and removed.
-const MAX_LOG: u64 = 1 << 30;
 const MAX_HEAD: u64 = 4096;
 const EXTENSION: &str = "jsonl";
 const HEAD: &str = "head";
-/// How long the log of a sandbox that is gone stays.
-const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long the log of a sandbox that is gone stays, unless a caller says otherwise.
+pub(crate) const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Why a line was not written, or a log not read.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +65,13 @@ pub enum AuditError {
     #[error("the audit log {} does not end with a line of one; `sandboxvm audit verify` says more, move it away to go on", .0.display())]
     NoEnd(PathBuf),
     /// It is as long as it may be.
-    #[error("the audit log {} has {} bytes, the most there may be; move it away to go on", .0.display(), MAX_LOG)]
-    Full(PathBuf),
+    #[error("the audit log {} is full: it has {max} bytes, the most there may be", .path.display())]
+    Full {
+        /// Which file.
+        path: PathBuf,
+        /// Its maximum size.
+        max: u64,
+    },
     /// There is none.
     #[error("there is no audit log of {0}")]
     None(SandboxId),
@@ -79,6 +82,8 @@ pub enum AuditError {
 pub struct Trail {
     sandbox: SandboxId,
     path: PathBuf,
+    /// Maximum size of the log in bytes. A sandbox whose log is full runs nothing new until it is archived and removed.
+    max: u64,
 }
 
 /// What `<id>.head` holds.
@@ -116,11 +121,19 @@ impl Manager {
         Ok(sandboxes.iter().map(|id| Trail::of(&self.home, id)).collect())
     }
 
-    /// The logs of sandboxes that are gone and that nobody wrote to for [`KEPT_FOR`]; with `only_say` they stay.
-    pub(crate) fn prune_trails(&self, only_say: bool) -> Result<usize, AuditError> {
+    /// Removes the logs of sandboxes that are gone and that were not written to for `kept_for`. Returns how many.
+    ///
+    /// # Errors
+    /// When the home cannot be read, or a log cannot be removed.
+    pub fn prune_audit(&self, kept_for: Duration) -> Result<usize, AuditError> {
+        self.prune_trails(kept_for, false)
+    }
+
+    /// The same; with `only_say` they stay.
+    pub(crate) fn prune_trails(&self, kept_for: Duration, only_say: bool) -> Result<usize, AuditError> {
         let mut pruned = 0;
         for trail in self.trails()? {
-            let is_old = trail.age().is_some_and(|age| age > KEPT_FOR);
+            let is_old = trail.age().is_some_and(|age| age > kept_for);
             if is_old && !self.home.sandbox(&trail.sandbox).exists() {
                 if !only_say {
                     trail.remove().map_err(trail.fail("remove"))?;
@@ -134,7 +147,11 @@ impl Manager {
 
 impl Trail {
     pub(crate) fn of(home: &Home, sandbox: &SandboxId) -> Self {
-        Self { sandbox: sandbox.clone(), path: home.audit().join(format!("{sandbox}.{EXTENSION}")) }
+        Self {
+            sandbox: sandbox.clone(),
+            path: home.audit().join(format!("{sandbox}.{EXTENSION}")),
+            max: home.max_audit_log(),
+        }
     }
 
     /// Whose it is.
@@ -155,6 +172,13 @@ impl Trail {
         self.path.exists() || self.head_path().exists()
     }
 
+    /// Bytes that it takes on the disk.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        let files = [self.path.clone(), self.head_path()];
+        files.iter().filter_map(|path| fs::symlink_metadata(path).ok()).map(|file| file.blocks() * 512).sum()
+    }
+
     fn head_path(&self) -> PathBuf {
         self.path.with_extension(HEAD)
     }
@@ -172,8 +196,8 @@ impl Trail {
         let log = self.open(OFlags::RDWR | OFlags::CREATE | OFlags::APPEND)?;
         flock(&log, FlockOperation::LockExclusive).map_err(|e| self.fail("lock")(e.into()))?;
         let (mut head, end, torn) = self.end_of(&log)?;
-        if end >= MAX_LOG {
-            return Err(AuditError::Full(self.path.clone()));
+        if end >= self.max {
+            return Err(AuditError::Full { path: self.path.clone(), max: self.max });
         }
         let mut text = Vec::new();
         if torn > 0 {

@@ -2,8 +2,8 @@
 
 use super::manifest::ManifestError;
 use crate::{
-    control::ControlError, directory::DirectoryError, flatten::FlattenError, host::HostError, in_use::InUseError,
-    lineage::LineageError, state::State,
+    admission::AdmissionError, control::ControlError, directory::DirectoryError, flatten::FlattenError,
+    host::HostError, in_use::InUseError, lineage::LineageError, state::State,
 };
 use sandboxvm_images::bundle::Part;
 use sandboxvm_protocol::identity::SandboxName;
@@ -55,6 +55,9 @@ pub enum SnapshotError {
     /// It has no checksums.
     #[error("snapshot {0:?} has no checksums: an older sandboxvm made it")]
     Unsealed(String),
+    /// The host has no room for it.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
     /// Its manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

@@ -143,6 +143,15 @@ impl StoredSnapshot {
         Err(SnapshotError::Truncated { path, len, expected: recorded.size })
     }
 
+    /// Opens the layers of its disk and the template below them, which any host can use.
+    pub(crate) async fn disk_files(&self) -> Result<(Vec<File>, File), SnapshotError> {
+        let disk = open_all(&self.directory, &self.manifest.disk)?;
+        for (name, file) in self.manifest.disk.iter().zip(&disk) {
+            self.manifest.seals.check(&self.directory, name, file).await?;
+        }
+        Ok((disk, self.directory.open_shared(TEMPLATE)?))
+    }
+
     /// The seals of its files, by the names that these have where they were linked into.
     pub(crate) fn seals_as(&self, origin: &Origin) -> Seals {
         let Origin::Snapshot { state, memory, disk, .. } = origin else { return Seals::default() };

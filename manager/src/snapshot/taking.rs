@@ -10,7 +10,7 @@ use super::{
     store::STATE,
 };
 use crate::{
-    audit::Event,
+    admission,
     control::ControlError,
     directory::{DirectoryError, SandboxDirectory},
     home::Home,
@@ -57,13 +57,8 @@ impl Sandbox {
     /// # Errors
     /// Every [`SnapshotError`]. The sandbox runs on, and nothing of the snapshot is left.
     pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
-        let destination = self.home.snapshot(&name);
-        if destination.exists() {
-            return Err(SnapshotError::Taken(name));
-        }
-        let taken = take(self, Some(name.clone()), &destination).await?;
-        self.trail().note(Event::SnapshotCreated { snapshot: name });
-        Ok(taken)
+        let _in_use = InUse::begin(&self.directory).await?;
+        self.change().await?.snapshot(name).await
     }
 }
 
@@ -75,15 +70,29 @@ impl Manager {
     }
 }
 
+/// Makes a snapshot with a name where the home's file system has room for all of the sandbox's memory.
+pub(crate) async fn take_named(
+    sandbox: &Sandbox,
+    change: &ChangeLock,
+    name: SandboxName,
+) -> Result<SnapshotTaken, SnapshotError> {
+    let destination = sandbox.home.snapshot(&name);
+    if destination.exists() {
+        return Err(SnapshotError::Taken(name));
+    }
+    admission::check_room(&sandbox.home, sandbox.record.memory_bytes.bytes())?;
+    take(sandbox, change, Some(name), &destination).await
+}
+
 /// Makes a snapshot of `sandbox` at `destination`, where nothing may be yet.
 pub(crate) async fn take(
     sandbox: &Sandbox,
+    _change: &ChangeLock,
     name: Option<SandboxName>,
     destination: &Path,
 ) -> Result<SnapshotTaken, SnapshotError> {
     let directory = &sandbox.directory;
     let _in_use = InUse::begin(directory).await?;
-    let _change = ChangeLock::take(directory).await?;
     let state = sandbox.state()?;
     let not_running = || SnapshotError::NotRunning { sandbox: sandbox.label(), state: state.clone() };
     if !state.is_live() {

@@ -55,6 +55,15 @@ pub struct KeyLimits {
     /// Sandboxes at a time, paused ones included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandboxes: Option<u32>,
+    /// Snapshots at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u32>,
+    /// Disk space of its sandboxes and snapshots together, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_mib: Option<u64>,
+    /// Disk space of its sandboxes' audit logs together, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_mib: Option<u64>,
     /// Requests to the control plane in a second, over ten seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_second: Option<u32>,

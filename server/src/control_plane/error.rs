@@ -57,7 +57,10 @@ impl From<RegistryError> for ApiError {
             RegistryError::Paused(_) | RegistryError::AlreadyPaused(_) => StatusCode::CONFLICT,
             RegistryError::ForbiddenTemplate(_) => StatusCode::FORBIDDEN,
             RegistryError::Invalid(_) => StatusCode::BAD_REQUEST,
-            RegistryError::Quota(_) => {
+            RegistryError::Quota(_)
+            | RegistryError::SnapshotQuota(_)
+            | RegistryError::StorageQuota { .. }
+            | RegistryError::AuditQuota { .. } => {
                 return Self::later(error.to_string(), Duration::from_secs(5));
             }
             RegistryError::Full(_) => {
@@ -67,7 +70,9 @@ impl From<RegistryError> for ApiError {
                     retry_after: Some(Duration::from_secs(5)),
                 };
             }
-            RegistryError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            RegistryError::ShuttingDown | RegistryError::Unresponsive(_) | RegistryError::Unwritten(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status == StatusCode::INTERNAL_SERVER_ERROR {

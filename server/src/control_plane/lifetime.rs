@@ -5,7 +5,11 @@ use super::{
     sandboxes::{Network, timeout, unbroken},
     views::{self, Created},
 };
-use crate::{access::keys::Key, app::SharedApp, registry::error::RegistryError};
+use crate::{
+    access::keys::Key,
+    app::{App, SharedApp},
+    registry::{entry::Entry, error::RegistryError, life::Back},
+};
 use axum::{
     Extension, Json,
     body::Bytes,
@@ -14,6 +18,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
 
 /// Of the API, where a client states none.
 const FORK_TIMEOUT: u64 = 15;
@@ -43,25 +48,12 @@ pub(super) async fn connect(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Created>), ApiError> {
-    let body: ConnectBody = optional(&body)?;
-    let entry = app.registry.find(&key.id, &id)?;
-    if body.memory == Some(false) && entry.record().is_paused() {
-        return Err(ApiError::unsupported("resuming without memory"));
-    }
-    let timeout = timeout(&app, body.timeout.unwrap_or(CONNECT_TIMEOUT))?;
-    let resumed = unbroken({
-        let app = app.clone();
-        async move {
-            // It may have ended without its record: then it is found out now.
-            if !entry.record().is_paused() {
-                app.registry.reach(&entry.id).await?;
-            }
-            let resumed = app.registry.connect(&entry, timeout).await?;
-            Ok::<_, RegistryError>((resumed, entry))
-        }
+    let (entry, timeout, back) = asked(&app, &key, &id, &body)?;
+    let connected = unbroken({
+        let (app, entry) = (app.clone(), Arc::clone(&entry));
+        async move { app.registry.connect(&entry, timeout, back).await }
     });
-    let (resumed, entry) = resumed.await??;
-    let status = if resumed { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if connected.await?? { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(views::created(&app, &entry))))
 }
 
@@ -72,17 +64,29 @@ pub(super) async fn resume(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Created>), ApiError> {
-    let entry = app.registry.find(&key.id, &id)?;
-    if !entry.record().is_paused() {
+    let (entry, timeout, back) = asked(&app, &key, &id, &body)?;
+    let resumed = unbroken({
+        let (app, entry) = (app.clone(), Arc::clone(&entry));
+        async move { app.registry.resume(&entry, timeout, back).await }
+    });
+    if !resumed.await?? {
         return Err(ApiError::new(StatusCode::CONFLICT, format!("sandbox {id} is already running")));
     }
-    connect(State(app), Extension(key), Path(id), body).await
+    Ok((StatusCode::CREATED, Json(views::created(&app, &entry))))
+}
+
+fn asked(app: &App, key: &Key, id: &str, body: &Bytes) -> Result<(Arc<Entry>, Duration, Back), ApiError> {
+    let body: ConnectBody = optional(body)?;
+    let entry = app.registry.find(&key.id, id)?;
+    let timeout = timeout(app, body.timeout.unwrap_or(CONNECT_TIMEOUT))?;
+    Ok((entry, timeout, Back::with_memory(body.memory)))
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct PauseBody {
     memory: Option<bool>,
+    require_healthy_guest: bool,
 }
 
 /// `POST /sandboxes/{id}/pause`.
@@ -93,11 +97,9 @@ pub(super) async fn pause(
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let body: PauseBody = optional(&body)?;
-    if body.memory == Some(false) {
-        return Err(ApiError::unsupported("a pause without memory"));
-    }
     let entry = app.registry.find(&key.id, &id)?;
-    unbroken(async move { app.registry.pause(&entry).await }).await??;
+    let (back, healthy) = (Back::with_memory(body.memory), body.require_healthy_guest);
+    unbroken(async move { app.registry.pause(&key, &entry, back, healthy).await }).await??;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -135,10 +137,7 @@ pub(super) async fn refresh(
     let body: RefreshBody = optional(&body)?;
     let timeout = timeout(&app, body.duration.unwrap_or(CONNECT_TIMEOUT))?;
     let entry = app.registry.find(&key.id, &id)?;
-    if entry.record().is_paused() {
-        return Err(RegistryError::Paused(id).into());
-    }
-    app.registry.connect(&entry, timeout).await?;
+    app.registry.extend(&entry, timeout).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -197,9 +196,13 @@ pub(super) async fn fork(
             copies.iter().map(|copy| ForkResult { sandbox: Some(views::created(&app, copy)), error: None }).collect()
         }
         // Of the sandbox that was to be forked, not of a copy.
-        Err(error @ (RegistryError::Unknown(_) | RegistryError::Paused(_) | RegistryError::Quota(_))) => {
-            return Err(error.into());
-        }
+        Err(
+            error @ (RegistryError::Unknown(_)
+            | RegistryError::Paused(_)
+            | RegistryError::Quota(_)
+            | RegistryError::StorageQuota { .. }
+            | RegistryError::AuditQuota { .. }),
+        ) => return Err(error.into()),
         Err(error) => {
             let error = ApiError::from(error);
             let failed = || json!({ "code": error.status.as_u16(), "message": error.message });

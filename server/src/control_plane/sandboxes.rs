@@ -121,9 +121,17 @@ async fn make(
     if body.volume_mounts.is_some_and(|volumes| !volumes.is_empty()) {
         return Err(ApiError::unsupported("volumeMounts"));
     }
-    if body.auto_pause && body.auto_pause_memory == Some(false) {
-        return Err(ApiError::unsupported("a pause without memory (autoPauseMemory: false)"));
-    }
+    let auto_resume = body.auto_resume.is_some_and(|auto| auto.enabled);
+    let on_timeout = match (body.auto_pause, body.auto_pause_memory) {
+        (false, _) => OnTimeout::Kill,
+        (true, Some(false)) if auto_resume => {
+            return Err(ApiError::bad(
+                "autoResume: a sandbox that is paused without memory must be resumed explicitly",
+            ));
+        }
+        (true, Some(false)) => OnTimeout::PauseFilesystem,
+        (true, _) => OnTimeout::Pause,
+    };
     let network = body.network.unwrap_or_default();
     network.check()?;
     let ingress = Ingress::new(network.mask_request_host, network.https_ports.as_deref().unwrap_or_default())
@@ -135,8 +143,8 @@ async fn make(
     let wanted = NewSandbox {
         template: body.template_id,
         timeout: timeout(app, body.timeout.unwrap_or(DEFAULT_TIMEOUT))?,
-        on_timeout: if body.auto_pause { OnTimeout::Pause } else { OnTimeout::Kill },
-        auto_resume: body.auto_resume.is_some_and(|auto| auto.enabled),
+        on_timeout,
+        auto_resume,
         metadata,
         env: body.env_vars.unwrap_or_default().into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         secure: secure || body.secure == Some(true),

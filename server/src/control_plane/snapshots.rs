@@ -1,7 +1,11 @@
 //! Snapshots, which clients use as templates.
 
 use super::{error::ApiError, paging::page, sandboxes::unbroken};
-use crate::{access::keys::Key, app::SharedApp, registry::templates::SnapshotRecord};
+use crate::{
+    access::keys::Key,
+    app::SharedApp,
+    registry::{life::Back, templates::SnapshotRecord},
+};
 use axum::{
     Extension, Json,
     body::Bytes,
@@ -42,9 +46,6 @@ pub(super) async fn create(
         true => SnapshotBody::default(),
         false => serde_json::from_slice(&body).map_err(|error| ApiError::bad(format!("the body: {error}")))?,
     };
-    if body.memory == Some(false) {
-        return Err(ApiError::unsupported("a snapshot without memory"));
-    }
     if let Some(name) = &body.name {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:".contains(&byte);
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(fits) {
@@ -55,7 +56,8 @@ pub(super) async fn create(
         }
     }
     let entry = app.registry.find(&key.id, &id)?;
-    let made = unbroken(async move { app.registry.snapshot(&entry, body.name).await }).await??;
+    let back = Back::with_memory(body.memory);
+    let made = unbroken(async move { app.registry.snapshot(&key, &entry, body.name, back).await }).await??;
     Ok((StatusCode::CREATED, Json(shown(&made))))
 }
 
@@ -80,7 +82,7 @@ pub(super) async fn list(
         query.name.as_ref().is_none_or(|name| snapshot.names.contains(name))
             && query.sandbox_id.as_ref().is_none_or(|id| snapshot.sandbox.as_str() == id)
     };
-    let found: Vec<SnapshotRecord> = app.registry.snapshots(&key.id)?.into_iter().filter(wanted).collect();
+    let found: Vec<SnapshotRecord> = app.registry.snapshots(&key.id).into_iter().filter(wanted).collect();
     let (headers, page) = page(&found, query.limit, query.next_token.as_deref(), |snapshot| snapshot.id.as_str())?;
     Ok((headers, Json(page.iter().map(shown).collect())))
 }

@@ -27,7 +27,7 @@ pub(super) async fn list(
         row(name, std::slice::from_ref(name), (config.cpus, config.memory, config.disk), made, true)
     });
     let machines = app.registry.manager.snapshots().map_err(RegistryError::from)?;
-    let snapshots = app.registry.snapshots(&key.id)?;
+    let snapshots = app.registry.snapshots(&key.id);
     let own = snapshots.iter().filter_map(|snapshot| {
         let machine = machines.iter().find(|machine| machine.name.as_ref() == Some(&snapshot.id))?;
         let shape = (u32::from(machine.vcpus), machine.memory_bytes.mib(), machine.disk_bytes / MIB);

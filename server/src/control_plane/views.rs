@@ -6,7 +6,7 @@ use crate::{
     registry::{
         entry::Entry,
         error::RegistryError,
-        record::{OnTimeout, Record},
+        record::{OnTimeout, Phase, Record},
     },
 };
 use sandboxvm_manager::{FindError, SandboxRecord};
@@ -121,10 +121,15 @@ fn row(entry: &Entry, record: &Record, machine: &SandboxRecord) -> Listed {
 /// Nothing when it is gone meanwhile.
 pub(super) fn detail(app: &App, entry: &Entry) -> Result<Option<Detail>, RegistryError> {
     let record = entry.record();
+    let pause_mode = match record.phase {
+        Phase::Running => None,
+        Phase::Paused { .. } => Some("full"),
+        Phase::PausedFilesystem => Some("filesystem"),
+    };
     let Some(listed) = listed(app, entry)? else { return Ok(None) };
     let on_timeout = match record.on_timeout {
         OnTimeout::Kill => "kill",
-        OnTimeout::Pause => "pause",
+        OnTimeout::Pause | OnTimeout::PauseFilesystem => "pause",
     };
     Ok(Some(Detail {
         listed,
@@ -133,7 +138,7 @@ pub(super) fn detail(app: &App, entry: &Entry) -> Result<Option<Detail>, Registr
         allow_internet_access: record.allow_internet_access,
         network: network(&record),
         lifecycle: json!({ "autoResume": record.auto_resume, "onTimeout": on_timeout }),
-        pause_mode: record.is_paused().then_some("full"),
+        pause_mode,
     }))
 }
 

@@ -1,6 +1,7 @@
 //! One sandbox of this server while it is known: its record, who changes it, and what the sandbox plane remembers of it.
 
 use super::{
+    gate::{Gate, Pass},
     record::Record,
     samples::{KEPT, Sample},
 };
@@ -9,7 +10,10 @@ use sandboxvm_manager::Sandbox;
 use sandboxvm_protocol::identity::SandboxId;
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// See the module.
@@ -18,8 +22,12 @@ pub(crate) struct Entry {
     pub(crate) id: SandboxId,
     record: Mutex<Record>,
     samples: Mutex<VecDeque<Sample>>,
-    /// Held by whoever pauses, resumes, snapshots, forks or ends it.
+    /// Held by every call that changes the sandbox or its record, to its end.
     pub(super) change: tokio::sync::Mutex<()>,
+    /// Where requests to the sandbox wait for a change to end.
+    pub(super) gate: Gate,
+    /// It was removed, with its record. Set under `change`, and final.
+    gone: AtomicBool,
     /// What envd's clients are told of its processes and directories; gone with the server.
     pub(crate) envd: SandboxState,
 }
@@ -29,6 +37,18 @@ pub(crate) struct Entry {
 pub(crate) struct Reached {
     pub(crate) entry: Arc<Entry>,
     pub(crate) sandbox: Sandbox,
+    pass: Mutex<Option<Pass>>,
+}
+
+impl Reached {
+    pub(super) fn new(entry: Arc<Entry>, sandbox: Sandbox, pass: Pass) -> Self {
+        Self { entry, sandbox, pass: Mutex::new(Some(pass)) }
+    }
+
+    /// What the request asked for has begun: a pause need not wait for it any longer.
+    pub(crate) fn has_begun(&self) {
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 impl Entry {
@@ -38,6 +58,8 @@ impl Entry {
             record: Mutex::new(record),
             samples: Mutex::default(),
             change: tokio::sync::Mutex::default(),
+            gate: Gate::default(),
+            gone: AtomicBool::new(false),
             envd: SandboxState::default(),
         })
     }
@@ -50,6 +72,14 @@ impl Entry {
     /// Whether its commands and files want its token.
     pub(crate) fn is_secure(&self) -> bool {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).secure
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
     }
 
     /// What it took lately, oldest first.

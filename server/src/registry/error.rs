@@ -14,6 +14,12 @@ pub(crate) enum RegistryError {
     /// It rests, and nothing was said of waking it.
     #[error("sandbox {0} is paused; connect to it to resume it")]
     Paused(String),
+    /// Its agent was to answer first.
+    #[error("sandbox {0} was not paused: its guest agent does not answer")]
+    Unresponsive(String),
+    /// Its guest was to write everything to its disk.
+    #[error("no snapshot was made of sandbox {0}: its guest does not write what it has to its disk")]
+    Unwritten(String),
     /// It was to be paused.
     #[error("sandbox {0} is already paused")]
     AlreadyPaused(String),
@@ -26,6 +32,33 @@ pub(crate) enum RegistryError {
     /// The key has as many as it may have.
     #[error("this API key has {0} sandboxes, which is as many as it may have; kill one first")]
     Quota(u32),
+    /// The key has as many snapshots as it may have.
+    #[error("this API key has {0} snapshots, which is as many as it may have; delete one first")]
+    SnapshotQuota(u32),
+    /// The key's sandboxes and snapshots take all the disk they may.
+    #[error(
+        "this API key's sandboxes and snapshots take {used_mib} MiB of disk, {more_mib} MiB more may be needed, and \
+         {most_mib} MiB is the most they may take; delete a snapshot or kill a sandbox first"
+    )]
+    StorageQuota {
+        /// Taken.
+        used_mib: u64,
+        /// What one more may take.
+        more_mib: u64,
+        /// Allowed.
+        most_mib: u64,
+    },
+    /// The audit logs of the key's sandboxes take all the disk they may.
+    #[error(
+        "the audit logs of this API key's sandboxes take {used_mib} MiB, and {most_mib} MiB is the most they may take; \
+         they are removed some time after their sandboxes"
+    )]
+    AuditQuota {
+        /// Taken.
+        used_mib: u64,
+        /// Allowed.
+        most_mib: u64,
+    },
     /// The request asks for what cannot be.
     #[error("{0}")]
     Invalid(String),
@@ -43,7 +76,7 @@ pub(crate) enum RegistryError {
     Fork(Box<ForkError>),
     /// No snapshot.
     #[error("no snapshot was made: {0}")]
-    Snapshot(#[from] SnapshotError),
+    Snapshot(SnapshotError),
     /// It did not come back.
     #[error("the sandbox could not be resumed: {0}")]
     Resume(Box<ResetError>),
@@ -65,6 +98,9 @@ pub(crate) enum RegistryError {
     /// Its record cannot be kept.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Work apart from requests did not end well.
+    #[error("the server's own work failed: {0}")]
+    Task(std::io::Error),
     /// The system gave no randomness.
     #[error("cannot make a name: {0}")]
     Entropy(std::io::Error),
@@ -76,6 +112,15 @@ impl From<CreateError> for RegistryError {
             CreateError::Admission(refused) => Self::Full(refused.to_string()),
             CreateError::Environment { .. } => Self::Invalid(error.to_string()),
             error => Self::Create(Box::new(error)),
+        }
+    }
+}
+
+impl From<SnapshotError> for RegistryError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Admission(refused) => Self::Full(refused.to_string()),
+            error => Self::Snapshot(error),
         }
     }
 }

@@ -1,4 +1,9 @@
-//! Time and its end: prolonging, pausing to disk, resuming, killing, forking.
+//! What is done to a sandbox that is there: prolonging, pausing to disk, resuming, killing, forking.
+//!
+//! Calls on one sandbox come one after the other. Each takes the sandbox's `change` lock first ([`Registry::alter`]), sees
+//! only then what the sandbox is, and answers what is true of it before it gives the lock back. What changes between
+//! running, paused and gone closes the sandbox's gate meanwhile, where requests to it wait (`gate`). Changes by other
+//! processes are excluded by the manager's lock where they matter, and found out by looking where they cannot be.
 
 use super::{
     Intent, Registry,
@@ -8,105 +13,237 @@ use super::{
     record::{OnTimeout, Phase, Record, unix_millis},
 };
 use crate::access::keys::Key;
-use sandboxvm_manager::{AtEnd, FindError, RemoveError, Sandbox};
+use sandboxvm_manager::{AtEnd, FindError, RemoveError, Sandbox, StopError, Stopped};
 use sandboxvm_protocol::identity::SandboxName;
 use std::{
     io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::{sync::MutexGuard, time::timeout};
 
 /// How long a machine may take to come back from disk.
 const RESUME_WITHIN: Duration = Duration::from_secs(120);
-/// How soon an end that failed is tried again.
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long a pause waits for requests that have passed the gate to begin what they ask for.
+const BEGUN_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the agent of a sandbox that is to be paused may take to answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+/// How long processes may take to end when the memory of their sandbox is not kept.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a guest may take to boot from its own disk, also where its kernel is interpreted.
+const BOOT_WITHIN: Duration = Duration::from_secs(300);
+
+/// What of a paused sandbox comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Back {
+    WithMemory,
+    /// Its disk: it boots.
+    FromDisk,
+}
+
+impl Back {
+    /// As clients say it; absent is yes.
+    pub(crate) fn with_memory(memory: Option<bool>) -> Self {
+        if memory == Some(false) { Self::FromDisk } else { Self::WithMemory }
+    }
+}
 
 impl Registry {
+    /// Excludes other changes of a sandbox that is there.
+    pub(super) async fn alter<'e>(&self, entry: &'e Entry) -> Result<MutexGuard<'e, ()>, RegistryError> {
+        let change = entry.change.lock().await;
+        if entry.is_gone() {
+            return Err(RegistryError::Unknown(entry.id.to_string()));
+        }
+        match self.manager.find(entry.id.as_str()) {
+            Ok(_) => Ok(change),
+            Err(FindError::Unknown(_)) => {
+                // Another process removed it.
+                self.lose(entry)?;
+                Err(RegistryError::Unknown(entry.id.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Gives a sandbox so much time from now on.
     pub(crate) async fn set_timeout(&self, entry: &Entry, timeout: Duration) -> Result<(), RegistryError> {
-        let _change = entry.change.lock().await;
+        let _change = self.alter(entry).await?;
         let record = entry.record();
         self.update(entry, Record { end_at: SystemTime::now() + timeout, ..record })
     }
 
-    /// Has it running with at least so much time left; true when it was paused.
-    pub(crate) async fn connect(&self, entry: &Entry, timeout: Duration) -> Result<bool, RegistryError> {
-        if entry.record().is_paused() {
-            return self.resume(entry, timeout).await;
-        }
-        let _change = entry.change.lock().await;
+    /// Gives a running sandbox at least so much time from now on.
+    pub(crate) async fn extend(&self, entry: &Entry, timeout: Duration) -> Result<(), RegistryError> {
+        let _change = self.alter(entry).await?;
+        self.running(entry).await?;
+        self.extend_held(entry, timeout)
+    }
+
+    fn extend_held(&self, entry: &Entry, timeout: Duration) -> Result<(), RegistryError> {
         let record = entry.record();
         let end_at = SystemTime::now() + timeout;
-        if end_at > record.end_at {
-            self.update(entry, Record { end_at, ..record })?;
+        if end_at > record.end_at { self.update(entry, Record { end_at, ..record }) } else { Ok(()) }
+    }
+
+    /// Makes sure that it runs, with at least so much time left; true when it was paused.
+    pub(crate) async fn connect(&self, entry: &Entry, timeout: Duration, back: Back) -> Result<bool, RegistryError> {
+        let _change = self.alter(entry).await?;
+        if entry.record().is_paused() {
+            self.resume_held(entry, timeout, back).await?;
+            return Ok(true);
         }
+        self.running(entry).await?;
+        self.extend_held(entry, timeout)?;
         Ok(false)
     }
 
-    /// Puts all of it on disk and ends its VMM.
-    pub(crate) async fn pause(&self, entry: &Entry) -> Result<(), RegistryError> {
-        let _change = entry.change.lock().await;
-        self.pause_held(entry).await
+    /// Brings a paused one back, with so much time; false when it runs.
+    pub(crate) async fn resume(&self, entry: &Entry, timeout: Duration, back: Back) -> Result<bool, RegistryError> {
+        let _change = self.alter(entry).await?;
+        if !entry.record().is_paused() {
+            return Ok(false);
+        }
+        self.resume_held(entry, timeout, back).await.map(|()| true)
     }
 
-    #[tracing::instrument(skip_all)]
-    async fn pause_held(&self, entry: &Entry) -> Result<(), RegistryError> {
+    /// Brings back one that rests, unless another call did meanwhile.
+    pub(super) async fn wake(&self, entry: &Entry) -> Result<(), RegistryError> {
+        let _change = self.alter(entry).await?;
         let record = entry.record();
-        if record.is_paused() {
+        if !record.is_paused() {
+            return Ok(());
+        }
+        if !record.wakes() {
+            return Err(RegistryError::Paused(entry.id.to_string()));
+        }
+        let lived = record.end_at.duration_since(record.started_at).unwrap_or_default();
+        self.resume_held(entry, lived.max(AUTO_RESUMED_FOR), Back::WithMemory).await
+    }
+
+    /// Puts all of it on disk, or its disk alone, and ends its VMM. With `healthy`, and always without memory, only where
+    /// its agent answers.
+    pub(crate) async fn pause(&self, key: &Key, entry: &Entry, back: Back, healthy: bool) -> Result<(), RegistryError> {
+        let _change = self.alter(entry).await?;
+        if entry.record().is_paused() {
             return Err(RegistryError::AlreadyPaused(entry.id.to_string()));
         }
-        let sandbox = self.sandbox(entry)?;
-        let snapshot = paused_name(entry)?;
-        self.remove_snapshot_of_manager(&snapshot)?;
-        // From here on nothing happens in it that the snapshot would not have.
-        sandbox.pause().await?;
-        if let Err(error) = sandbox.snapshot(snapshot.clone()).await {
-            sandbox.resume().await?;
-            return Err(error.into());
+        let sandbox = self.running(entry).await?;
+        if healthy || back == Back::FromDisk {
+            let answers = timeout(ANSWERS_WITHIN, sandbox.processes()).await;
+            if !matches!(answers, Ok(Ok(_))) {
+                return self.or_gone(entry, Err(RegistryError::Unresponsive(entry.id.to_string())));
+            }
         }
-        sandbox.park()?;
-        self.update(entry, Record { phase: Phase::Paused { snapshot }, ..record })?;
-        sandbox.kill().await?;
-        Ok(())
+        match back {
+            Back::FromDisk => self.pause_filesystem_held(entry).await,
+            Back::WithMemory => {
+                self.check_storage(key, entry).await?;
+                self.pause_held(entry).await
+            }
+        }
     }
 
-    /// Brings a paused one back, with so much time; false when somebody else did meanwhile.
+    /// Ends it in order, so that everything its processes wrote is on its disk.
     #[tracing::instrument(skip_all)]
-    pub(crate) async fn resume(&self, entry: &Entry, timeout: Duration) -> Result<bool, RegistryError> {
-        let _change = entry.change.lock().await;
+    async fn pause_filesystem_held(&self, entry: &Entry) -> Result<(), RegistryError> {
+        let sandbox = self.running(entry).await?;
+        let gate = entry.gate.close();
+        gate.begun(BEGUN_WITHIN).await;
+        let paused = async {
+            let _change = sandbox.change().await?;
+            // Before its end: a server that is killed meanwhile must not take it for one that ended by itself.
+            sandbox.park()?;
+            if let Err(error) = self.update(entry, Record { phase: Phase::PausedFilesystem, ..entry.record() }) {
+                sandbox.unpark()?;
+                return Err(error);
+            }
+            match sandbox.stop(GRACE).await {
+                Ok(Stopped::InOrder) | Err(StopError::NotRunning { .. }) => Ok(()),
+                Ok(stopped) => {
+                    tracing::warn!(sandbox = %entry.id, ?stopped, "paused without memory, and not ended in order");
+                    Ok(())
+                }
+                Err(StopError::End(error)) => Err(error.into()),
+                Err(StopError::Directory(error)) => Err(error.into()),
+            }
+        };
+        self.or_gone(entry, paused.await)
+    }
+
+    #[tracing::instrument(skip_all)]
+    pub(super) async fn pause_held(&self, entry: &Entry) -> Result<(), RegistryError> {
+        let sandbox = self.running(entry).await?;
+        let gate = entry.gate.close();
+        gate.begun(BEGUN_WITHIN).await;
+        let snapshot = paused_name(entry)?;
+        self.remove_snapshot_of_manager(&snapshot)?;
+        let paused = async {
+            let change = sandbox.change().await?;
+            // From here on nothing happens in it that the snapshot would not have.
+            sandbox.pause().await?;
+            let kept = async {
+                change.snapshot(snapshot.clone()).await?;
+                sandbox.park()?;
+                self.update(entry, Record { phase: Phase::Paused { snapshot: snapshot.clone() }, ..entry.record() })
+            };
+            if let Err(error) = kept.await {
+                // It runs on, and nothing of the pause is left.
+                sandbox.unpark()?;
+                sandbox.resume().await?;
+                self.remove_snapshot_of_manager(&snapshot)?;
+                return Err(error);
+            }
+            Ok(sandbox.kill().await?)
+        };
+        self.or_gone(entry, paused.await)
+    }
+
+    /// Brings a paused one back, with so much time.
+    #[tracing::instrument(skip_all)]
+    async fn resume_held(&self, entry: &Entry, timeout: Duration, back: Back) -> Result<(), RegistryError> {
         let record = entry.record();
-        let Phase::Paused { snapshot } = record.phase.clone() else { return Ok(false) };
+        let _gate = entry.gate.close();
         let permit = self.starts.begin(&record.owner).await?;
         let sandbox = self.sandbox(entry)?;
-        if let Err(error) = sandbox.reset_and(&self.bundle, Some(&snapshot), RESUME_WITHIN, || drop(permit)).await {
-            // Still paused, as its record says: a machine that does not answer must not run on.
-            sandbox.kill().await?;
-            return Err(error.into());
-        }
-        let end_at = SystemTime::now() + timeout;
-        self.update(entry, Record { phase: Phase::Running, end_at, ..record })?;
-        sandbox.unpark()?;
-        self.remove_snapshot_of_manager(&snapshot)?;
-        Ok(true)
+        let resumed = async {
+            let host_is_done = || drop(permit);
+            let came_back = match (&record.phase, back) {
+                (Phase::Paused { snapshot }, Back::WithMemory) => {
+                    sandbox.resume_from(&self.bundle, snapshot, RESUME_WITHIN, host_is_done).await
+                }
+                _ => sandbox.resume_from_disk(&self.bundle, BOOT_WITHIN, host_is_done).await,
+            };
+            if let Err(error) = came_back {
+                // Still paused, as its record says: a machine that does not answer must not run on.
+                sandbox.kill().await?;
+                return Err(error.into());
+            }
+            let end_at = SystemTime::now() + timeout;
+            self.update(entry, Record { phase: Phase::Running, end_at, ..record })?;
+            sandbox.unpark()?;
+            self.remove_snapshot_of_manager(&paused_name(entry)?)
+        };
+        self.or_gone(entry, resumed.await)
     }
 
     /// Ends it and removes all of it.
     pub(crate) async fn kill(&self, entry: &Entry) -> Result<(), RegistryError> {
-        let _change = entry.change.lock().await;
+        let _change = self.alter(entry).await?;
         self.kill_held(entry).await
     }
 
     #[tracing::instrument(skip_all)]
     pub(super) async fn kill_held(&self, entry: &Entry) -> Result<(), RegistryError> {
+        let _gate = entry.gate.close();
         match self.manager.remove(entry.id.as_str(), true).await {
-            Ok(_) | Err(RemoveError::Find(FindError::Unknown(_))) => {}
-            Err(error) => return Err(error.into()),
+            Ok(_) | Err(RemoveError::Find(FindError::Unknown(_))) => self.lose(entry),
+            Err(error) => Err(error.into()),
         }
-        self.remove_snapshot_of_manager(&paused_name(entry)?)?;
-        self.forget(entry)
     }
 
-    /// Running copies of it, which goes on. Each has an owner, metadata and rules like it, and so much time.
+    /// Running copies of it, while it runs on. Each has an owner, metadata and rules like it, and so much time.
     pub(crate) async fn fork(
         &self,
         key: &Key,
@@ -115,20 +252,19 @@ impl Registry {
         timeout: Duration,
     ) -> Result<Vec<Arc<Entry>>, RegistryError> {
         let mut reserved = self.reserve(key, count)?;
-        let _change = entry.change.lock().await;
+        self.check_audit(key).await?;
+        let _change = self.alter(entry).await?;
+        let sandbox = self.running(entry).await?;
+        self.check_storage(key, entry).await?;
         let record = entry.record();
-        if record.is_paused() {
-            return Err(RegistryError::Paused(entry.id.to_string()));
-        }
         // All copies of a batch are waited for before any of them is handed over, so this counts for its key alone.
         let _permit = self.starts.begin_own(&record.owner).await?;
-        let sandbox = self.sandbox(entry)?;
         let now = SystemTime::now();
         let name = format!("fork-{}", entry.id);
         self.intents.put(&name, &Intent::Fork { of: entry.id.clone(), since: unix_millis(now) })?;
         let made = self.fork_held(&sandbox, &record, count, now + timeout, &mut reserved).await;
         self.intents.remove(&name)?;
-        made
+        self.or_gone(entry, made)
     }
 
     #[tracing::instrument(skip_all)]
@@ -157,52 +293,58 @@ impl Registry {
         Ok(made)
     }
 
-    /// Ends what has no time left, as it comes; never returns.
-    pub(crate) async fn keep_time(&self) {
-        loop {
-            let changed = self.time_changed.notified();
-            let now = SystemTime::now();
-            let mut next = None;
-            for entry in self.entries() {
-                let record = entry.record();
-                if record.is_paused() {
-                    continue;
-                }
-                match record.end_at.duration_since(now) {
-                    Ok(left) if !left.is_zero() => next = Some(next.map_or(left, |next: Duration| next.min(left))),
-                    _ => {
-                        if let Err(error) = self.end(&entry).await {
-                            tracing::warn!(sandbox = %entry.id, %error, "its time is up and it does not end yet");
-                            next = Some(next.map_or(AFTER_FAILURE, |next: Duration| next.min(AFTER_FAILURE)));
-                        }
-                    }
-                }
-            }
-            match next {
-                Some(next) => drop(tokio::time::timeout(next, changed).await),
-                None => changed.await,
-            }
-        }
-    }
-
-    /// What happens at its end, unless it got more time meanwhile.
-    async fn end(&self, entry: &Entry) -> Result<(), RegistryError> {
-        let _change = entry.change.lock().await;
+    /// What happens when a sandbox has expired, unless it got more time meanwhile.
+    pub(super) async fn end(&self, entry: &Entry) -> Result<(), RegistryError> {
+        let _change = match self.alter(entry).await {
+            Err(RegistryError::Unknown(_)) => return Ok(()),
+            altered => altered?,
+        };
         let record = entry.record();
         if record.is_paused() || record.end_at > SystemTime::now() {
             return Ok(());
         }
         tracing::info!(sandbox = %entry.id, then = ?record.on_timeout, "its time is up");
-        let is_live =
-            matches!(self.sandbox(entry).and_then(|sandbox| Ok(sandbox.state()?)), Ok(state) if state.is_live());
-        match record.on_timeout {
-            OnTimeout::Pause if is_live => self.pause_held(entry).await,
-            OnTimeout::Pause | OnTimeout::Kill => {
-                if let Ok(sandbox) = self.sandbox(entry).as_ref() {
+        let ended = match record.on_timeout {
+            OnTimeout::Pause => self.pause_held(entry).await,
+            OnTimeout::PauseFilesystem => self.pause_filesystem_held(entry).await,
+            OnTimeout::Kill => {
+                if let Ok(sandbox) = self.sandbox(entry) {
                     sandbox.announce_expiry(AtEnd::Remove);
                 }
                 self.kill_held(entry).await
             }
+        };
+        match ended {
+            // Its machine had ended, and it is gone.
+            Err(RegistryError::Unknown(_)) => Ok(()),
+            ended => ended,
+        }
+    }
+
+    /// One that runs, for a caller that has excluded other changes. One whose machine has ended is removed.
+    pub(super) async fn running(&self, entry: &Entry) -> Result<Sandbox, RegistryError> {
+        if entry.record().is_paused() {
+            return Err(RegistryError::Paused(entry.id.to_string()));
+        }
+        let sandbox = self.sandbox(entry)?;
+        // Not between the two machines of a reset.
+        let is_live = async { Ok(sandbox.change().await?.state()?.is_live()) };
+        if self.or_gone(entry, is_live.await)? {
+            return Ok(sandbox);
+        }
+        // Its VMM ended by itself, or another process ended it.
+        self.kill_held(entry).await?;
+        Err(RegistryError::Unknown(entry.id.to_string()))
+    }
+
+    /// What came of a change; where the sandbox was removed by another process meanwhile, that alone.
+    pub(super) fn or_gone<T>(&self, entry: &Entry, result: Result<T, RegistryError>) -> Result<T, RegistryError> {
+        match self.manager.find(entry.id.as_str()) {
+            Err(FindError::Unknown(_)) => {
+                self.lose(entry)?;
+                Err(RegistryError::Unknown(entry.id.to_string()))
+            }
+            _ => result,
         }
     }
 
@@ -213,6 +355,9 @@ impl Registry {
         })
     }
 }
+
+/// What a sandbox that a request woke has at least.
+const AUTO_RESUMED_FOR: Duration = Duration::from_secs(300);
 
 /// The snapshot that holds a paused sandbox.
 pub(super) fn paused_name(entry: &Entry) -> Result<SandboxName, RegistryError> {

@@ -9,16 +9,21 @@
 
 pub(crate) mod entry;
 pub(crate) mod error;
+mod expiry;
+mod gate;
 pub(crate) mod ingress;
-mod life;
+pub(crate) mod life;
 mod quota;
 pub(crate) mod record;
 mod recovery;
 pub(crate) mod samples;
+mod snapshot_index;
 mod snapshots;
 mod starts;
+mod storage;
 mod store;
 pub(crate) mod templates;
+mod trails;
 
 use crate::{
     access::{
@@ -36,17 +41,20 @@ use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{FindError, Manager, PoolRequest, SandboxSpec, StartFrom};
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
+use snapshot_index::SnapshotIndex;
+use starts::{StartPermit, Starts};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
-use starts::{StartPermit, Starts};
+use storage::StorageLimits;
 use store::Store;
 pub(crate) use store::StoreError;
-use templates::{SnapshotRecord, Source, Template};
+use templates::{Source, Template};
 use tokio::sync::Notify;
+use trails::Trails;
 
 /// What a client wants a new sandbox to be.
 #[derive(Debug, Clone)]
@@ -80,14 +88,17 @@ pub(crate) struct Registry {
     pub(crate) bundle: Bundle,
     pub(crate) templates: BTreeMap<String, Template>,
     records: Store<Record>,
-    snapshots: Store<SnapshotRecord>,
+    snapshots: SnapshotIndex,
     intents: Store<Intent>,
     entries: RwLock<HashMap<SandboxId, Arc<Entry>>>,
     /// Somebody's time is another than it was.
     time_changed: Notify,
     starts: Starts,
     quota: Quota,
+    snapshot_quota: Quota,
     sandboxes_per_key: u32,
+    storage: StorageLimits,
+    trails: Trails,
 }
 
 /// Why a registry was not opened.
@@ -105,15 +116,18 @@ impl Registry {
         let directory = manager.root().join("server");
         Ok(Self {
             records: Store::open(directory.join("sandboxes"))?,
-            snapshots: Store::open(directory.join("snapshots"))?,
+            snapshots: SnapshotIndex::open(directory.join("snapshots"))?,
             intents: Store::open(directory.join("intents"))?,
             templates: templates::configured(config, &manager, &bundle)?,
             entries: RwLock::default(),
             time_changed: Notify::new(),
             starts: Starts::new(config.concurrent_starts),
             quota: Quota::default(),
+            snapshot_quota: Quota::default(),
             sandboxes_per_key: config.sandboxes_per_key,
-            manager,
+            storage: StorageLimits { snapshots: config.snapshots_per_key, mib: config.storage_per_key },
+            trails: Trails::open(directory.join("gone"), config.audit_per_key, config.audit_days)?,
+            manager: manager.with_max_audit_log(config.audit_per_sandbox.saturating_mul(1 << 20)),
             bundle,
         })
     }
@@ -121,8 +135,9 @@ impl Registry {
     /// Makes a sandbox and answers when its agent listens and it knows who it is.
     #[tracing::instrument(skip_all)]
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
-        let source = templates::find(&self.templates, self.snapshots(&key.id)?, key, &wanted.template)?;
+        let source = templates::find(&self.templates, self.snapshots.of(&key.id), key, &wanted.template)?;
         let mut reserved = self.reserve(key, 1)?;
+        self.check_audit(key).await?;
         let permit = self.starts.begin(&key.id).await?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
@@ -150,7 +165,11 @@ impl Registry {
             }
             Source::Snapshot(snapshot) => {
                 let PoolRequest { name, env, ephemeral } = request;
-                let start_from = StartFrom::Snapshot(snapshot.id.clone());
+                let id = snapshot.id.clone();
+                let start_from = match snapshot.memory {
+                    true => StartFrom::Snapshot(id),
+                    false => StartFrom::SnapshotDisk(id),
+                };
                 let spec = SandboxSpec { name, env, ephemeral, start_from, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
                 (started, TemplateId(snapshot.id.as_str().to_owned()), snapshot.user)
@@ -209,38 +228,40 @@ impl Registry {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// A sandbox that a request is for, running: a paused one is resumed first where its client asked for that. Whether
-    /// the request may reach it is the caller's to check, before or after.
+    /// A sandbox that a request is for, running: a paused one is resumed first where its client asked for that, and a change
+    /// that is under way is waited for. Whether the request may reach it is the caller's to check, before.
     pub(crate) async fn reach(&self, id: &SandboxId) -> Result<Reached, RegistryError> {
         let unknown = || RegistryError::Unknown(id.to_string());
         let entry = self.entry(id).ok_or_else(unknown)?;
-        let record = entry.record();
-        if record.is_paused() {
-            if !record.auto_resume {
-                return Err(RegistryError::Paused(id.to_string()));
-            }
-            let lived = record.end_at.duration_since(record.started_at).unwrap_or_default();
-            self.resume(&entry, lived.max(AUTO_RESUMED_FOR)).await?;
-        }
-        let sandbox = match self.manager.find(id.as_str()) {
-            Ok(sandbox) => sandbox,
-            Err(FindError::Unknown(_)) => {
-                self.forget(&entry)?;
+        loop {
+            let pass = entry.gate.pass().await;
+            if entry.is_gone() {
                 return Err(unknown());
             }
-            Err(error) => return Err(error.into()),
-        };
-        if !sandbox.state()?.is_live() && !entry.record().is_paused() {
-            // Its VMM ended by itself, or somebody ended it: the machine is no more.
-            self.kill(&entry).await?;
-            return Err(unknown());
+            if entry.record().is_paused() {
+                // The resume closes the gate that this request has passed.
+                drop(pass);
+                self.wake(&entry).await?;
+                continue;
+            }
+            match self.manager.find(id.as_str()) {
+                Ok(sandbox) if sandbox.state()?.is_live() => return Ok(Reached::new(entry, sandbox, pass)),
+                // Ended, removed, or between the two machines of a reset: that is told apart where no change is under way.
+                Ok(_) | Err(FindError::Unknown(_)) => {
+                    drop(pass);
+                    let _change = self.alter(&entry).await?;
+                    if !entry.record().is_paused() {
+                        self.running(&entry).await?;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(Reached { entry, sandbox })
     }
 
     /// The ID of what an alias means to a key, and whether all keys have it.
     pub(crate) fn alias(&self, key: &Key, alias: &str) -> Result<(String, bool), RegistryError> {
-        match templates::find(&self.templates, self.snapshots(&key.id)?, key, alias)? {
+        match templates::find(&self.templates, self.snapshots.of(&key.id), key, alias)? {
             Source::Template(_) => Ok((templates::untagged(alias).to_owned(), true)),
             Source::Snapshot(snapshot) => Ok((snapshot.id.as_str().to_owned(), false)),
         }
@@ -260,22 +281,34 @@ impl Registry {
         entry
     }
 
-    /// Writes it down, then lets it count.
+    /// Writes it down, then lets it count. Under the entry's `change` lock, while it is not gone. What rests on disk outlives
+    /// a loss of power, and so must the record that says so; what runs does not.
     fn update(&self, entry: &Entry, record: Record) -> Result<(), RegistryError> {
-        self.records.put(entry.id.as_str(), &record)?;
+        if record.is_paused() || entry.record().is_paused() {
+            self.records.put_durably(entry.id.as_str(), &record)?;
+        } else {
+            self.records.put(entry.id.as_str(), &record)?;
+        }
         entry.set_record(record);
         self.time_changed.notify_one();
         Ok(())
     }
 
-    fn forget(&self, entry: &Entry) -> Result<(), RegistryError> {
+    /// Forgets a sandbox that is not there any more, and removes what is left of it. Under the entry's `change` lock.
+    fn lose(&self, entry: &Entry) -> Result<(), RegistryError> {
+        entry.set_gone();
         self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);
-        Ok(self.records.remove(entry.id.as_str())?)
+        self.remove_snapshot_of_manager(&life::paused_name(entry)?)?;
+        let record = entry.record();
+        self.trails.outlives(&entry.id, &record.owner)?;
+        if record.is_paused() {
+            self.records.remove_durably(entry.id.as_str())?;
+        } else {
+            self.records.remove(entry.id.as_str())?;
+        }
+        Ok(())
     }
 }
-
-/// What a sandbox that a request woke has at least.
-const AUTO_RESUMED_FOR: Duration = Duration::from_secs(300);
 
 /// A name nobody has.
 fn new_name(prefix: &str) -> Result<SandboxName, RegistryError> {

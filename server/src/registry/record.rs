@@ -51,6 +51,8 @@ pub(crate) struct TemplateId(pub(crate) String);
 pub(crate) enum OnTimeout {
     Kill,
     Pause,
+    /// Without memory.
+    PauseFilesystem,
 }
 
 /// Where it is.
@@ -62,11 +64,18 @@ pub(crate) enum Phase {
     Paused {
         snapshot: SandboxName,
     },
+    /// Paused without memory: its disk is all there is, and it boots when it is resumed.
+    PausedFilesystem,
 }
 
 impl Record {
     pub(crate) fn is_paused(&self) -> bool {
-        matches!(self.phase, Phase::Paused { .. })
+        matches!(self.phase, Phase::Paused { .. } | Phase::PausedFilesystem)
+    }
+
+    /// A request may wake it: what has to boot would not have what the request is for.
+    pub(super) fn wakes(&self) -> bool {
+        self.auto_resume && matches!(self.phase, Phase::Paused { .. })
     }
 }
 

@@ -84,6 +84,7 @@ impl Registry {
             Err(RegistryError::Unknown(_)) => None,
             Err(error) => return Err(error),
         };
+        let snapshot = paused_name(&entry)?;
         match (state, &record.phase) {
             // Killed while it was being resumed, or after it was paused and before its VMM ended.
             (Some((state, sandbox)), Phase::Paused { .. }) => {
@@ -92,18 +93,25 @@ impl Registry {
                 }
                 Ok(true)
             }
-            // Killed while it was being paused.
-            (Some((State::Paused, sandbox)), Phase::Running) => {
+            // Killed while it was being paused, or just after it was resumed.
+            (Some((state, sandbox)), Phase::Running) if state.is_live() => {
                 sandbox.unpark()?;
-                sandbox.resume().await?;
-                self.remove_snapshot_of_manager(&paused_name(&entry)?)?;
+                if state == State::Paused {
+                    sandbox.resume().await?;
+                }
+                self.remove_snapshot_of_manager(&snapshot)?;
                 Ok(true)
             }
-            (Some((state, _)), Phase::Running) if state.is_live() => Ok(true),
-            _ => {
-                self.kill(&entry).await?;
-                Ok(false)
+            // The host lost power while it was being paused or resumed: all of it is in the snapshot.
+            (Some((_, sandbox)), Phase::Running) if self.manager.has_snapshot(&snapshot) => {
+                sandbox.park()?;
+                self.update(&entry, Record { phase: Phase::Paused { snapshot }, ..record })?;
+                Ok(true)
             }
+            _ => match self.kill(&entry).await {
+                Ok(()) | Err(RegistryError::Unknown(_)) => Ok(false),
+                Err(error) => Err(error),
+            },
         }
     }
 }

@@ -36,10 +36,22 @@ impl Registry {
         loop {
             tokio::time::sleep(EVERY).await;
             for entry in self.entries() {
+                self.notice_removal(&entry);
                 if let Err(error) = self.sample(&entry) {
                     tracing::debug!(sandbox = %entry.id, %error, "no sample");
                 }
             }
+        }
+    }
+
+    /// Forgets a sandbox that another process removed, unless a call is about to find that out.
+    fn notice_removal(&self, entry: &Entry) {
+        let Ok(_change) = entry.change.try_lock() else { return };
+        if matches!(self.sandbox(entry), Err(RegistryError::Unknown(_)))
+            && !entry.is_gone()
+            && let Err(error) = self.lose(entry)
+        {
+            tracing::warn!(sandbox = %entry.id, %error, "what is left of a removed sandbox stays");
         }
     }
 

@@ -4,26 +4,60 @@ use super::{
     Registry,
     entry::Entry,
     error::RegistryError,
+    life::Back,
     new_name,
     record::{FORMAT, unix_millis},
     templates::SnapshotRecord,
 };
 use crate::access::keys::{Key, KeyId};
-use sandboxvm_manager::SnapshotError;
-use sandboxvm_protocol::identity::SandboxName;
-use std::time::SystemTime;
+use sandboxvm_manager::{Output, Sandbox, SnapshotError};
+use sandboxvm_protocol::{
+    agent::{CText, ExecRequest, ExitStatus},
+    identity::SandboxName,
+};
+use std::time::{Duration, SystemTime};
+use tokio::time::timeout;
+
+/// How long a guest may take to write to its disk what it has in memory.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(120);
+
+/// Has the guest write to its disk what it holds in memory; false where it does not.
+async fn write_back(sandbox: &Sandbox) -> bool {
+    let Ok(sync) = CText::try_from("sync") else { return false };
+    let Ok(mut exec) = sandbox.exec(ExecRequest::plain(vec![sync])).await else { return false };
+    loop {
+        match exec.output.next().await {
+            Ok(Some(Output::Exited(status))) => return status == ExitStatus::Code(0),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return false,
+        }
+    }
+}
 
 impl Registry {
-    /// A snapshot of a running sandbox, which goes on.
+    /// A snapshot of a running sandbox, which runs on.
     #[tracing::instrument(skip_all)]
-    pub(crate) async fn snapshot(&self, entry: &Entry, name: Option<String>) -> Result<SnapshotRecord, RegistryError> {
-        let _change = entry.change.lock().await;
+    pub(crate) async fn snapshot(
+        &self,
+        key: &Key,
+        entry: &Entry,
+        name: Option<String>,
+        back: Back,
+    ) -> Result<SnapshotRecord, RegistryError> {
+        let mut reserved = self.reserve_snapshot(key)?;
+        let _change = self.alter(entry).await?;
+        let sandbox = self.running(entry).await?;
+        self.check_storage(key, entry).await?;
         let record = entry.record();
-        if record.is_paused() {
-            return Err(RegistryError::Paused(entry.id.to_string()));
-        }
         let id = new_name("snap")?;
-        self.sandbox(entry)?.snapshot(id.clone()).await?;
+        if back == Back::FromDisk {
+            let written = timeout(WRITTEN_WITHIN, write_back(&sandbox)).await.unwrap_or(false);
+            if !written {
+                return self.or_gone(entry, Err(RegistryError::Unwritten(entry.id.to_string())));
+            }
+        }
+        let taken = sandbox.snapshot(id.clone()).await;
+        self.or_gone(entry, taken.map_err(RegistryError::from))?;
         let made = SnapshotRecord {
             format: FORMAT,
             id: id.clone(),
@@ -33,8 +67,9 @@ impl Registry {
             template: record.template,
             created_at: unix_millis(SystemTime::now()),
             user: record.user,
+            memory: back == Back::WithMemory,
         };
-        if let Err(error) = self.snapshots.put(id.as_str(), &made) {
+        if let Err(error) = reserved.becomes(|| self.snapshots.add(made.clone())) {
             self.remove_snapshot_of_manager(&id)?;
             return Err(error.into());
         }
@@ -42,18 +77,16 @@ impl Registry {
     }
 
     /// A key's snapshots, newest first.
-    pub(crate) fn snapshots(&self, owner: &KeyId) -> Result<Vec<SnapshotRecord>, RegistryError> {
-        let mut own: Vec<_> = self.snapshots.all()?.into_iter().filter(|snapshot| snapshot.owner == *owner).collect();
-        own.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.created_at));
-        Ok(own)
+    pub(crate) fn snapshots(&self, owner: &KeyId) -> Vec<SnapshotRecord> {
+        self.snapshots.of(owner)
     }
 
     /// Removes a key's snapshot, by ID or name; false when there is none. What was made from it keeps what it needs.
     pub(crate) fn remove_snapshot(&self, key: &Key, asked: &str) -> Result<bool, RegistryError> {
-        let found = self.snapshots(&key.id)?.into_iter().find(|own| own.is_called(asked));
+        let found = self.snapshots.of(&key.id).into_iter().find(|own| own.is_called(asked));
         let Some(snapshot) = found else { return Ok(false) };
         self.remove_snapshot_of_manager(&snapshot.id)?;
-        self.snapshots.remove(snapshot.id.as_str())?;
+        self.snapshots.remove(&key.id, &snapshot.id)?;
         Ok(true)
     }
 

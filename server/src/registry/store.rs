@@ -35,14 +35,27 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         Ok(Self { directory, of: PhantomData })
     }
 
+    /// Replaces it in one step. A loss of power may bring back what was there before.
     pub(super) fn put(&self, name: &str, value: &T) -> Result<(), StoreError> {
+        self.write(name, value, false)
+    }
+
+    /// The same, and a loss of power changes nothing any more when this returns.
+    pub(super) fn put_durably(&self, name: &str, value: &T) -> Result<(), StoreError> {
+        self.write(name, value, true)
+    }
+
+    fn write(&self, name: &str, value: &T, durably: bool) -> Result<(), StoreError> {
         let path = self.path(name);
         let write = || {
             // Made with mode 0600.
             let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
             file.write_all(&serde_json::to_vec(value)?)?;
+            if durably {
+                file.as_file().sync_data()?;
+            }
             file.persist(&path)?;
-            Ok(())
+            if durably { self.sync() } else { Ok(()) }
         };
         write().map_err(error("write", &path))
     }
@@ -54,6 +67,16 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
             Err(failed) if failed.kind() != io::ErrorKind::NotFound => Err(error("remove", &path)(failed)),
             _ => Ok(()),
         }
+    }
+
+    /// The same, and a loss of power does not bring it back.
+    pub(super) fn remove_durably(&self, name: &str) -> Result<(), StoreError> {
+        self.remove(name)?;
+        self.sync().map_err(error("sync", &self.directory))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.directory)?.sync_all()
     }
 
     /// Everything that can be read.

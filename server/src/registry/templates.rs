@@ -28,6 +28,14 @@ pub(crate) struct SnapshotRecord {
     pub(crate) created_at: u64,
     /// Whose commands and files are those of sandboxes made from it.
     pub(crate) user: String,
+    /// False: what is made from it boots from its disk.
+    #[serde(default = "with_memory")]
+    pub(crate) memory: bool,
+}
+
+/// Of records that were written before there were others.
+fn with_memory() -> bool {
+    true
 }
 
 impl SnapshotRecord {

@@ -103,7 +103,6 @@ try:
     raises(NotFoundException, lambda: Sandbox.connect("aaaaaaaaaaaaaaaa"))
     raises(AuthenticationException, lambda: Sandbox.create(api_key="e2b_" + "0" * 40))
     assert "was not found" in str(raises(SandboxException, lambda: Sandbox.create("no-such-template")))
-    assert "not supported" in str(raises(SandboxException, lambda: sandbox.pause(keep_memory=False)))
     raises(SandboxException, lambda: Sandbox.create(network={"allow_out": ["8.8.8.8"]}))
     assert RateLimitException
 

@@ -93,6 +93,7 @@ async fn send(
             return;
         }
     };
+    call.reached.has_begun();
     let entry = stream.entry();
     let size = entry.size;
     let mut left = (size > 0).then_some(size);

@@ -74,6 +74,7 @@ pub(super) async fn begin<'c>(call: &'c Call, request: &WatchRequest) -> Result<
 pub(super) async fn stream(call: Call, request: WatchRequest, messages: Messages) -> Result<(), ConnectError> {
     let watched = async {
         let mut watch = begin(&call, &request).await?;
+        call.reached.has_begun();
         messages.send(&Event::Start {}).await?;
         loop {
             let change = tokio::select! {

@@ -104,6 +104,7 @@ async fn keep(
             return;
         }
     };
+    call.reached.has_begun();
     let _ = begun.send(Ok(()));
     let end = loop {
         match watch.next_observed().await {

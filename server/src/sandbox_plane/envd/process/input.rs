@@ -240,6 +240,7 @@ pub(super) async fn stream(call: Call, mut incoming: Incoming) -> Result<(), Con
         let mut way = Arc::clone(&input.way).lock_owned().await;
         make(&mut way, call.sandbox(), pid).await?;
     }
+    call.reached.has_begun();
     while let Some(message) = incoming.next::<StreamRequest>().await? {
         match message {
             StreamRequest { start: None, data: Some(piece), keepalive: None } => {

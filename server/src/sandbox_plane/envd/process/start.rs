@@ -110,6 +110,7 @@ async fn relay(
     has_terminal: bool,
     messages: &Messages,
 ) -> Result<(), ConnectError> {
+    call.reached.has_begun();
     messages.send(&Event::start(pid)).await?;
     loop {
         let next = tokio::select! {

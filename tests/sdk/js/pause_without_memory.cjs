@@ -1,0 +1,40 @@
+// Pause without memory by the JavaScript client: the disk stays, processes end, and what comes back has booted. Exit status 0 when
+// all is as E2B has it.
+'use strict'
+const assert = require('node:assert/strict')
+const { Sandbox } = require('e2b')
+
+async function main() {
+  const lifecycle = { onTimeout: { action: 'pause', keepMemory: false } }
+  const sandbox = await Sandbox.create({ timeoutMs: 3_000_000, lifecycle })
+  try {
+    await sandbox.files.write('/home/user/state', '1')
+    await sandbox.commands.run('sleep 1000', { background: true })
+    const sleeps = async (one) =>
+      (await one.commands.list()).some((process) => process.args.some((argument) => argument.includes('sleep 1000')))
+    assert.ok(await sleeps(sandbox))
+    // By its time, as was asked for at create.
+    await sandbox.setTimeout(0)
+    while ((await sandbox.getInfo()).state !== 'paused') await new Promise((resolve) => setTimeout(resolve, 200))
+    assert.ok(!(await sandbox.isRunning()))
+    const again = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000 })
+    assert.equal(await again.files.read('/home/user/state'), '1')
+    assert.ok(!(await sleeps(again)))
+
+    // By a call.
+    assert.ok(await again.pause({ keepMemory: false }))
+    assert.ok(!(await again.pause({ keepMemory: false })))
+    const third = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000 })
+    assert.equal(await third.files.read('/home/user/state'), '1')
+  } finally {
+    await sandbox.kill()
+  }
+}
+
+main().then(
+  () => process.exit(0),
+  (error) => {
+    console.error(error)
+    process.exit(1)
+  },
+)
