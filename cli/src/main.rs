@@ -27,6 +27,7 @@ mod supervision;
 mod table;
 mod terminal;
 mod umask;
+mod wall;
 
 use clap::{Parser, error::ErrorKind};
 use failure::Failure;

@@ -74,3 +74,26 @@ fn tls_and_both_versions_of_http_are_spoken() {
     let _ = home.cli(flags).run().fails_with(&["cannot use the certificate", "certificate.pem"]);
     home.assert_nothing_left();
 }
+
+/// What the host lacks is the host's; that both ways of asking say the same of it is ours.
+#[test]
+fn a_strict_server_does_not_start_where_the_host_weakens_the_wall() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let log = server.log();
+    server.stop();
+    let weak = log.contains("this host weakens the wall between guests");
+    let pvm = Path::new("/sys/module/kvm_pvm").exists();
+    assert!(weak || !pvm, "mode pvm is a weakness: {log}");
+    if weak {
+        let addresses = ["--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"];
+        let strict = home.cli(["serve", "--strict"]).args(addresses).run();
+        let _ = strict.fails_with(&["strict mode refuses that", if pvm { "mode pvm" } else { "" }]);
+        let config = home.scratch("strict.toml");
+        std::fs::write(&config, "strict = true\n").expect("the test's directory can be written");
+        let strict = home.cli(["serve", "--config"]).arg(&config).args(addresses).run();
+        let _ = strict.fails_with(&["strict mode refuses that"]);
+    } else {
+        Server::start_with(&home, &small_config(), &["--strict"]).stop();
+    }
+}

@@ -1,6 +1,11 @@
 //! `doctor`: whether sandboxes can run on this machine, and what to do when not.
 
-use crate::{environment, failure::Failure, json, stdio};
+use crate::{
+    environment,
+    failure::Failure,
+    json, stdio,
+    wall::{Weakness, weaknesses},
+};
 use clap::Args;
 use sandboxvm_images::{
     bundle::{Bundle, Part},
@@ -101,7 +106,7 @@ fn examine() -> Report {
     checks.extend(Part::ALL.map(|part| self::part(&bundle, part)));
     checks.push(mke2fs());
     checks.push(ending(&containment()));
-    checks.push(side_channels());
+    checks.push(side_channels(&weaknesses(&probe)));
     checks.push(memory());
     checks.push(disk());
     let usable = checks.iter().all(|check| check.verdict != Verdict::Failed);
@@ -128,7 +133,7 @@ fn kvm(path: &Path) -> Check {
 }
 
 /// `sandboxvm-vmm --probe` prints what KVM offers, as JSON.
-fn probe(bundle: &Bundle) -> Result<Value, String> {
+pub(super) fn probe(bundle: &Bundle) -> Result<Value, String> {
     let output = Command::new(&bundle.vmm)
         .arg("--probe")
         .env_clear()
@@ -149,8 +154,9 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
         }
         Some("pvm") => checks.push(Check::warning(
             "host mode",
-            "pvm: guest programs run natively, the guest's kernel is interpreted, so system calls are slow",
-            "use a host with VMX or SVM where speed counts",
+            "pvm: guest programs run natively, the guest's kernel is interpreted, so system calls are slow; \
+             docs/threat-model.md calls it unfit against a determined attacker",
+            "use a host with VMX or SVM where speed counts or guests do not trust each other",
         )),
         Some(other) => checks.push(Check::ok("host mode", other)),
         None => checks.push(Check::failed("host mode", "not known", "see the check of /dev/kvm")),
@@ -215,25 +221,27 @@ fn ending(found: &Containment) -> Check {
 }
 
 /// What guests could learn of each other through what they share: see docs/threat-model.md.
-fn side_channels() -> Check {
-    let is_one = |path| std::fs::read_to_string(path).is_ok_and(|text: String| text.trim() == "1");
-    side_channels_with(is_one("/sys/devices/system/cpu/smt/active"), is_one("/sys/kernel/mm/ksm/run"))
-}
-
-fn side_channels_with(smt: bool, ksm: bool) -> Check {
+fn side_channels(weaknesses: &[Weakness]) -> Check {
     const NAME: &str = "side channels";
+    let mut fixes: Vec<&str> = Vec::new();
     let mut found = Vec::new();
-    let mut fixes = Vec::new();
-    if smt {
-        found.push("two threads share a core (SMT)");
-        fixes.push("echo off >/sys/devices/system/cpu/smt/control where guests do not trust each other");
-    }
-    if ksm {
-        found.push("the kernel merges equal pages (KSM)");
-        fixes.push("echo 2 >/sys/kernel/mm/ksm/run");
+    for weakness in weaknesses {
+        let fix = match weakness {
+            Weakness::SharedCores => {
+                "echo off >/sys/devices/system/cpu/smt/control, or use a kernel with CONFIG_SCHED_CORE"
+            }
+            Weakness::MergedPages => "echo 2 >/sys/kernel/mm/ksm/run",
+            Weakness::Mitigation(..) => "update microcode and kernel, and boot without mitigations=off",
+            // Checks of their own.
+            Weakness::Jail(_) | Weakness::InterpretedKernel | Weakness::Unknown(_) => continue,
+        };
+        found.push(weakness.to_string());
+        if !fixes.contains(&fix) {
+            fixes.push(fix);
+        }
     }
     if found.is_empty() {
-        Check::ok(NAME, "no SMT, no KSM")
+        Check::ok(NAME, "no core is shared, no pages are merged, all known holes of the processor are mitigated")
     } else {
         Check::warning(NAME, found.join("; "), fixes.join("; "))
     }
@@ -368,10 +376,18 @@ mod tests {
 
     #[test]
     fn what_guests_share_is_named_with_what_to_do() {
-        assert_eq!(side_channels_with(false, false).verdict, Verdict::Ok);
-        let both = side_channels_with(true, true);
-        assert!(both.detail.contains("SMT") && both.detail.contains("KSM"));
-        assert!(both.fix.unwrap().contains("smt/control"));
+        assert_eq!(side_channels(&[Weakness::InterpretedKernel]).verdict, Verdict::Ok);
+        let hole = |name: &str| Weakness::Mitigation(name.into(), "Vulnerable".into());
+        let all = side_channels(&[Weakness::SharedCores, Weakness::MergedPages, hole("mds"), hole("retbleed")]);
+        assert!(["SMT", "KSM", "mds", "retbleed"].iter().all(|word| all.detail.contains(word)), "{}", all.detail);
+        let fix = all.fix.unwrap();
+        assert!(fix.contains("smt/control") && fix.matches("microcode").count() == 1, "{fix}");
+    }
+
+    #[test]
+    fn an_interpreted_kernel_is_called_unfit_against_an_attacker() {
+        let checks = judge_probe(&serde_json::json!({ "host_mode": "pvm", "missing": [] }));
+        assert!(checks[0].detail.contains("unfit against a determined attacker"), "{}", checks[0].detail);
     }
 
     #[test]

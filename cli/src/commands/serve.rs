@@ -1,7 +1,8 @@
 //! `serve`: the server that E2B's clients talk to.
 
-use crate::{environment, failure::Failure, stdio};
+use crate::{environment, failure::Failure, stdio, wall::weaknesses};
 use clap::{Args, ValueEnum};
+use sandboxvm_images::bundle::Bundle;
 use sandboxvm_server::{Config, KeyLimits, KeyStore, Server, TlsFiles, Traces};
 use std::{fs, io, net::SocketAddr, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +41,10 @@ pub(crate) struct Serve {
     /// OpenTelemetry collector that traces go to by OTLP over HTTP, as http://127.0.0.1:4318
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp: Option<String>,
+    /// Refuse to start where this host weakens the wall between guests: SMT without core scheduling, KSM, a processor's
+    /// hole that is not mitigated, an incomplete confinement, mode pvm
+    #[arg(long, env = "SANDBOXVM_SERVE_STRICT")]
+    strict: bool,
     /// How the log on stderr is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
     log: LogFormat,
@@ -63,6 +68,7 @@ impl Serve {
         let manager = environment::manager()?;
         let keys = KeyStore::open(&KeyStore::path_in(manager.root()))?;
         let bundle = environment::bundle(None, None);
+        check_wall(&bundle, config.strict)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -113,6 +119,7 @@ impl Serve {
         config.sandboxes = self.sandboxes.unwrap_or(config.sandboxes);
         config.metrics = self.metrics.or(config.metrics);
         config.domain = self.domain.clone().or(config.domain);
+        config.strict |= self.strict;
         if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
             config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });
         }
@@ -122,6 +129,22 @@ impl Serve {
         }
         Ok(config)
     }
+}
+
+/// Says what of this host weakens the wall between guests; with `strict` that is a reason not to start.
+fn check_wall(bundle: &Bundle, strict: bool) -> Result<(), Failure> {
+    let found = weaknesses(&super::doctor::probe(bundle));
+    if found.is_empty() {
+        return Ok(());
+    }
+    let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if strict {
+        return Err(Failure::new(format_args!(
+            "this host weakens the wall between guests, and strict mode refuses that: {list}"
+        )));
+    }
+    tracing::warn!("this host weakens the wall between guests: {list}");
+    Ok(())
 }
 
 /// The log on stderr and, where a collector is named, traces, for as long as the value lives.
