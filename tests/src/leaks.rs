@@ -20,6 +20,9 @@ const GROUPS: &str = "groups";
 /// What a server keeps.
 const SERVER: &str = "server";
 
+/// Whose the audit logs of sandboxes are that are gone: it stays as long as those.
+const OWNERS: &str = "gone";
+
 /// How long a VMM that was told to end may take to be gone: tearing KVM down takes some 15 ms.
 const TEARDOWN: Duration = Duration::from_secs(2);
 
@@ -47,7 +50,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
         if entry.file_name() == SERVER {
             // Its keys, its secret and its locks are no sandbox's; whatever is in its directories is.
             for directory in fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
-                if directory.is_dir() {
+                if directory.is_dir() && !directory.ends_with(OWNERS) {
                     files_below(&directory, &mut files);
                 }
             }
