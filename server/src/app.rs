@@ -1,6 +1,11 @@
 //! What every request handler is given.
 
-use crate::{access::Access, config::Config, registry::Registry, room::Room};
+use crate::{
+    access::Access,
+    config::Config,
+    registry::Registry,
+    room::{Places, Room},
+};
 use std::sync::Arc;
 
 /// Shared by all requests.
@@ -9,12 +14,47 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) access: Access,
     pub(crate) registry: Registry,
+    pub(crate) rooms: Rooms,
+}
+
+/// Where requests take their places.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    /// Requests of the control plane whose bodies are being read: a client that sends slowly takes no place from others.
+    pub(crate) reading: Room,
     /// Requests of the control plane that are worked on.
-    pub(crate) room: Room,
-    /// Logs that are read: each may be long, and is read to its end or until nobody wants it.
-    pub(crate) log_room: Room,
-    /// Those to sandboxes, until their answers begin: what a stream lasts is its sandbox's business.
-    pub(crate) sandbox_room: Room,
+    pub(crate) control: Room,
+    /// Logs that are read: each may be long, and is read to its end or until its client goes away.
+    pub(crate) logs: Room,
+    /// Requests to sandboxes until their answers begin.
+    pub(crate) sandbox: Room,
+    /// Answers of sandboxes that are being sent, and upgraded connections.
+    pub(crate) streams: Room,
+}
+
+/// Logs of sandboxes that are read at a time: each takes a processor, a thread and some 32 MiB.
+const LOGS: Places = Places { all: 8, of_one_key: 4, of_one_sandbox: 2 };
+
+impl Rooms {
+    pub(crate) fn of(config: &Config) -> Self {
+        let requests = Places {
+            all: config.concurrent_requests,
+            of_one_key: config.concurrent_requests_per_key,
+            of_one_sandbox: config.concurrent_requests_per_sandbox,
+        };
+        let streams = Places {
+            all: config.streams,
+            of_one_key: config.streams_per_key,
+            of_one_sandbox: config.streams_per_sandbox,
+        };
+        Self {
+            reading: Room::of(requests),
+            control: Room::of(requests),
+            logs: Room::of(LOGS),
+            sandbox: Room::of(requests),
+            streams: Room::of(streams),
+        }
+    }
 }
 
 /// How handlers get it.

@@ -8,7 +8,7 @@ use sandboxvm_protocol::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -48,10 +48,28 @@ pub struct Config {
     pub requests_per_second: u32,
     /// Requests that are worked on at a time; more are answered with 429 and Retry-After.
     pub concurrent_requests: usize,
+    /// The share of one key in them, on each of the two planes.
+    pub concurrent_requests_per_key: usize,
+    /// The share of one sandbox in them.
+    pub concurrent_requests_per_sandbox: usize,
+    /// Answers that are being sent and upgraded connections (WebSockets) of sandboxes at a time.
+    pub streams: usize,
+    /// The share of one key in them.
+    pub streams_per_key: usize,
+    /// The share of one sandbox in them.
+    pub streams_per_sandbox: usize,
     /// Sandboxes that are being started at a time, of one key half of them; more wait, in order.
     pub concurrent_starts: usize,
     /// Connections at a time on each listener.
     pub connections: usize,
+    /// The share of one client address in them; raise it behind a proxy, from which all connections come.
+    pub connections_per_address: usize,
+    /// Ports of sandboxes with a token (`secure`) that want it in X-Access-Token: a code interpreter's executes code.
+    pub token_ports: BTreeSet<u16>,
+    /// Seconds that a request's message may take to arrive, and that an upload may pause.
+    pub body_timeout: u64,
+    /// Seconds from the last of a request to the beginning of its answer, and without a byte on an upgraded connection.
+    pub answer_timeout: u64,
     /// Longest time a sandbox can be given, in seconds.
     pub longest_timeout: u64,
     /// Refuses to start where the host weakens the wall between guests. Held by the program that runs the server.
@@ -113,8 +131,17 @@ impl Default for Config {
             audit_days: 30,
             requests_per_second: 50,
             concurrent_requests: 1024,
+            concurrent_requests_per_key: 256,
+            concurrent_requests_per_sandbox: 128,
+            streams: 8192,
+            streams_per_key: 2048,
+            streams_per_sandbox: 256,
             concurrent_starts: 4,
             connections: 4096,
+            connections_per_address: 1024,
+            token_ports: BTreeSet::from([49999]),
+            body_timeout: 60,
+            answer_timeout: 600,
             longest_timeout: 24 * 3600,
             strict: false,
             shutdown_grace: 10,

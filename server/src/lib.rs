@@ -16,6 +16,8 @@ mod access;
 mod app;
 mod config;
 mod control_plane;
+mod deadline;
+mod held;
 mod listen;
 mod registry;
 mod room;

@@ -4,14 +4,13 @@ use crate::{
     access::{
         Access,
         keys::{KeyError, KeyStore},
-        rate::RateLimits,
+        rate::{Failures, RateLimits},
         tokens::{TokenError, Tokens},
     },
-    app::{App, SharedApp},
+    app::{App, Rooms, SharedApp},
     config::Config,
     control_plane, listen,
     registry::{OpenError, Registry, error::RegistryError},
-    room::Room,
     sandbox_plane,
     telemetry::{
         metrics::{Metrics, Plane},
@@ -43,9 +42,6 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-
-/// Logs of sandboxes that are read at a time: each takes a processor, a thread and some 32 MiB.
-const LOGS_READ: usize = 8;
 
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -133,18 +129,12 @@ impl Server {
             keys: KeyStore::open(&KeyStore::path_in(manager.root()))?,
             tokens: Tokens::open(&directory.join("secret"))?,
             rates: RateLimits::default(),
+            failures: Failures::default(),
         };
         let registry = Registry::open(&config, manager, bundle)?;
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "sandboxes of the server before");
-        let app = Arc::new(App {
-            room: Room::of(config.concurrent_requests),
-            sandbox_room: Room::of(config.concurrent_requests),
-            log_room: Room::of(LOGS_READ),
-            config,
-            access,
-            registry,
-        });
+        let app = Arc::new(App { rooms: Rooms::of(&config), config, access, registry });
         Ok(Self { app, api, sandboxes, metrics, tls, _lock: lock })
     }
 
@@ -168,7 +158,7 @@ impl Server {
     /// sandboxes go on.
     pub async fn run(self, end: impl Future<Output = ()>) {
         let (ending, connections) = (CancellationToken::new(), TaskTracker::new());
-        let most = self.app.config.connections;
+        let limits = listen::limits(self.app.config.connections, self.app.config.connections_per_address);
         let measured = Arc::new(Metrics::new());
         let observed = |plane, router: Router| {
             router.layer(middleware::from_fn_with_state((plane, Arc::clone(&measured)), observe))
@@ -179,11 +169,11 @@ impl Server {
         let shared = (self.tls, ending.clone(), connections.clone());
         let listeners = async {
             tokio::join!(
-                listen::accept(self.api, control, most, shared.clone()),
-                listen::accept(self.sandboxes, traffic, most, shared.clone()),
+                listen::accept(self.api, control, limits, shared.clone()),
+                listen::accept(self.sandboxes, traffic, limits, shared.clone()),
                 async {
                     if let Some(metrics) = self.metrics {
-                        listen::accept(metrics, scraped, most, (None, shared.1.clone(), shared.2.clone())).await;
+                        listen::accept(metrics, scraped, limits, (None, shared.1.clone(), shared.2.clone())).await;
                     }
                 },
             );

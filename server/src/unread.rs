@@ -136,7 +136,7 @@ mod tests {
             .route("/after-a-piece", post(after_a_piece))
             .route("/taken", post(async |body: axum::body::Bytes| body.len().to_string()));
         let shared = (None, CancellationToken::new(), TaskTracker::new());
-        tokio::spawn(listen::accept(listener, router, 10, shared));
+        tokio::spawn(listen::accept(listener, router, listen::limits(10, 10), shared));
         address
     }
 
@@ -231,7 +231,12 @@ mod tests {
             "later"
         };
         let router = Router::new().route("/", post(keep));
-        tokio::spawn(listen::accept(listener, router, 10, (None, CancellationToken::new(), TaskTracker::new())));
+        tokio::spawn(listen::accept(
+            listener,
+            router,
+            listen::limits(10, 10),
+            (None, CancellationToken::new(), TaskTracker::new()),
+        ));
         let mut stream = begin(address, "/", 2_000_000, "").await;
         answer(&mut stream, "later").await;
         stream.write_all(&vec![b'x'; 2_000_000]).await.unwrap();

@@ -26,7 +26,7 @@ fn every_promise_is_attacked_by_a_test_that_exists() {
             let declares =
                 |line: &str| line.trim_start().trim_start_matches("async ").starts_with(&format!("fn {name}("));
             let is_test = |line: &str| {
-                ["#[test]", "#[tokio::test]", "proptest!", "#[ignore"]
+                ["#[test]", "#[tokio::test", "proptest!", "#[ignore"]
                     .iter()
                     .any(|mark| line.trim_start().starts_with(mark))
             };

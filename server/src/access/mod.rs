@@ -5,7 +5,7 @@ pub(crate) mod rate;
 pub(crate) mod tokens;
 
 use keys::KeyStore;
-use rate::RateLimits;
+use rate::{Failures, RateLimits};
 use tokens::Tokens;
 
 /// See the module.
@@ -14,4 +14,5 @@ pub(crate) struct Access {
     pub(crate) keys: KeyStore,
     pub(crate) tokens: Tokens,
     pub(crate) rates: RateLimits,
+    pub(crate) failures: Failures,
 }

@@ -1,18 +1,27 @@
-//! Who comes in: a valid key, within its rate, while the server has room. Before anything of the request is read.
+//! Who comes in: a valid key, within its rate, with a request that has arrived as a whole, while the key has a place.
 
 use super::error::ApiError;
-use crate::{access::keys::Key, app::SharedApp};
+use crate::{
+    access::keys::Key,
+    app::{App, SharedApp},
+    deadline::{self, Deadlines},
+    listen::connections::Peer,
+    room::NoPlace,
+};
 use axum::{
-    body::Body,
+    body::{Body, Bytes, HttpBody},
     extract::State,
     http::{Method, Request, StatusCode},
     middleware::Next,
     response::Response,
 };
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use std::time::{Duration, Instant};
 
 /// Longest a key could be.
 const MAX_KEY: usize = 256;
+/// A request's body: metadata and environment, at most.
+const MAX_BODY: usize = 1 << 20;
 
 /// Lets a request in, with its [`Key`] among its extensions.
 pub(super) async fn admit(
@@ -20,12 +29,6 @@ pub(super) async fn admit(
     mut request: Request<Body>,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let Some(_place) = app.room.try_enter() else {
-        return Err(ApiError::later(
-            "the server has as many requests as it works on at a time",
-            Duration::from_secs(1),
-        ));
-    };
     let key = key(&app, &request)?;
     let rate = key.limits.requests_per_second.unwrap_or(app.config.requests_per_second);
     app.access
@@ -36,19 +39,52 @@ pub(super) async fn admit(
     if key.limits.read_only && !looks_only {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "this API key may only look"));
     }
+    let body = whole(&app, &key, std::mem::take(request.body_mut())).await?;
+    *request.body_mut() = Body::from(body);
+    let _place = app.rooms.control.try_enter(&key.id, None).map_err(busy)?;
     request.extensions_mut().insert(key);
     Ok(next.run(request).await)
 }
 
-fn key(app: &SharedApp, request: &Request<Body>) -> Result<Key, ApiError> {
+/// Reads the body before the request takes its place among those that are worked on.
+async fn whole(app: &App, key: &Key, body: Body) -> Result<Bytes, ApiError> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let _place = app.rooms.reading.try_enter(&key.id, None).map_err(busy)?;
+    let within = Duration::from_secs(app.config.body_timeout);
+    let deadlines = Deadlines { pause: within, body: Some(within), answer: Duration::MAX };
+    match Limited::new(deadline::body(body, deadlines), MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the request is over the cap of {MAX_BODY} bytes"),
+        )),
+        Err(error) if deadline::is_late(&*error) => {
+            let message = format!("the request did not arrive within {} s", within.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
+        }
+        Err(error) => Err(ApiError::bad(format!("the request broke off: {error}"))),
+    }
+}
+
+fn busy(full: NoPlace) -> ApiError {
+    ApiError::later(full.to_string(), Duration::from_secs(1))
+}
+
+fn key(app: &App, request: &Request<Body>) -> Result<Key, ApiError> {
     let unauthorized = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message);
     let given = request.headers().get("x-api-key").ok_or_else(|| unauthorized("send an API key in X-API-KEY"))?;
-    if given.len() > MAX_KEY {
-        return Err(unauthorized("the API key is not valid"));
-    }
-    match app.access.keys.check(given.as_bytes()) {
+    let found = match given.len() {
+        0..=MAX_KEY => app.access.keys.check(given.as_bytes()),
+        _ => Ok(None),
+    };
+    match found {
         Ok(Some(key)) => Ok(key),
-        Ok(None) => Err(unauthorized("the API key is not valid")),
+        Ok(None) => match app.access.failures.note(request.extensions().get::<Peer>(), Instant::now()) {
+            Ok(()) => Err(unauthorized("the API key is not valid")),
+            Err(wait) => Err(ApiError::later("this address sent too many API keys that are not valid", wait)),
+        },
         Err(error) => {
             tracing::error!(%error, "keys cannot be checked");
             Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "keys cannot be checked; the server's log says why"))

@@ -88,10 +88,10 @@ async fn entries(app: &SharedApp, key: &Key, id: &str, query: LogsQuery) -> Resu
     let entry = app.registry.find(&key.id, id)?;
     let failed = |error: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error);
     let sandbox = app.registry.manager.find(entry.id.as_str()).map_err(|error| failed(error.to_string()))?;
-    let place = app
-        .log_room
-        .try_enter()
-        .ok_or_else(|| ApiError::later("the server reads as many logs as it does at a time", Duration::from_secs(1)))?;
+    let place =
+        app.rooms.logs.try_enter(&entry.record().owner, Some(&entry.id)).map_err(|_| {
+            ApiError::later("the server reads as many logs as it does at a time", Duration::from_secs(1))
+        })?;
     let wanted = Arc::new(());
     let asked = Arc::downgrade(&wanted);
     let read = move || {

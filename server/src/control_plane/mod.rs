@@ -25,9 +25,6 @@ use axum::{
 };
 use error::ApiError;
 
-/// A request's body: metadata and environment, at most.
-const MAX_BODY: usize = 1 << 20;
-
 /// All of it.
 pub(crate) fn router(app: SharedApp) -> Router {
     let api: Router<SharedApp> = Router::new()
@@ -59,7 +56,8 @@ pub(crate) fn router(app: SharedApp) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this call is made with another method")
         })
         .route_layer(middleware::from_fn(name_route))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        // `admission` has read the body, and bounded it.
+        .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(app.clone(), admission::admit));
     Router::new()
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))

@@ -8,9 +8,13 @@ pub(crate) mod envd;
 mod guest_tls;
 mod refusal;
 mod traffic;
+pub(crate) mod tunnel;
 
 use crate::{
     app::SharedApp,
+    config::Config,
+    deadline::{self, Deadlines},
+    held::Held,
     registry::{entry::Reached, error::RegistryError},
 };
 use address::Address;
@@ -23,7 +27,7 @@ use axum::{
 };
 use refusal::{Refusal, Unauthorized};
 use sandboxvm_protocol::identity::SandboxId;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tower::ServiceExt;
 
 /// The port that envd's API is on; no server of the guest's is reached there.
@@ -46,35 +50,68 @@ async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> R
         Ok(None) if request.uri().path() == "/health" => return StatusCode::NO_CONTENT.into_response(),
         Ok(None) => match signer(&app, envd::SignedRequest::of(&request)).await {
             Ok(id) => Address { id, port: ENVD_PORT },
+            Err(Refusal::Unauthorized(problem)) => return envd::failed(&app, &request, problem).into_response(),
             Err(refusal) => return refusal.into_response(),
         },
         Err(error) => return Refusal::Address(error).into_response(),
     };
     let id = address.id.to_string();
-    let Some(_place) = app.sandbox_room.try_enter() else { return Refusal::Busy.into_response() };
-    // Before anything happens to it: who has no token must not wake it, or learn that it is there.
-    let Some(entry) = app.registry.entry(&address.id) else { return Refusal::NotFound(id).into_response() };
-    let allowed = match address.port {
-        ENVD_PORT => envd::allowed(&app, &entry, &request),
-        _ => traffic::allowed(&app, &entry, &request),
+    let entry = app.registry.entry(&address.id);
+    // Before anything happens to it: a client without a token must not wake it.
+    let allowed = match (address.port, &entry) {
+        (ENVD_PORT, entry) => envd::allowed(&app, &address.id, entry.as_deref(), &request),
+        (port, Some(entry)) => traffic::allowed(&app, entry, port, &request),
+        (_, None) => Ok(()),
     };
     if let Err(refusal) = allowed {
-        return refusal.into_response();
+        return match request.uri().path() {
+            // Clients ask so whether it runs, some without its token.
+            "/health" if address.port == ENVD_PORT => envd::health(&app, &address.id, entry.as_deref()),
+            _ => refusal.into_response(),
+        };
     }
+    let Some(entry) = entry else { return Refusal::NotFound(id).into_response() };
+    let owner = entry.record().owner;
+    let (place, stream) = match (
+        app.rooms.sandbox.try_enter(&owner, Some(&address.id)),
+        app.rooms.streams.try_enter(&owner, Some(&address.id)),
+    ) {
+        (Ok(place), Ok(stream)) => (place, Arc::new(stream)),
+        (Err(full), _) | (_, Err(full)) => return Refusal::Busy(full).into_response(),
+    };
     let reached = match app.registry.reach(&address.id).await {
         Ok(reached) => reached,
         Err(RegistryError::Unknown(_)) => return Refusal::NotFound(id).into_response(),
         Err(RegistryError::Paused(_)) => return Refusal::Paused(id).into_response(),
         Err(error) => return Refusal::Registry(error).into_response(),
     };
-    if address.port != ENVD_PORT {
-        return traffic::forward(&app, reached, address.port, request).await;
-    }
-    request.extensions_mut().insert(Arc::new(reached));
-    request.extensions_mut().insert(app);
-    match envd.oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
+    let deadlines = deadlines(&app.config, address.port, request.uri().path());
+    request.extensions_mut().insert(Arc::clone(&stream));
+    let answered = deadline::within(deadlines, request, |mut request| async move {
+        if address.port != ENVD_PORT {
+            return traffic::forward(&app, reached, address.port, request).await;
+        }
+        request.extensions_mut().insert(Arc::new(reached));
+        request.extensions_mut().insert(app);
+        match envd.oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    });
+    let response = answered.await.unwrap_or_else(|late| Refusal::Late(late).into_response());
+    drop(place);
+    response.map(|body| Held::body(body, stream))
+}
+
+/// A message is to arrive as a whole, an upload piece by piece; input of a process, and what goes to the sandbox's own
+/// servers, may rest as long as an answer may.
+fn deadlines(config: &Config, port: u16, path: &str) -> Deadlines {
+    let [body, answer] = [config.body_timeout, config.answer_timeout].map(Duration::from_secs);
+    match (port, path) {
+        (ENVD_PORT, "/process.Process/StreamInput") => Deadlines { pause: answer, body: None, answer },
+        (ENVD_PORT, "/files") => Deadlines { pause: body, body: None, answer },
+        (ENVD_PORT, _) => Deadlines { pause: body, body: Some(body), answer },
+        _ => Deadlines { pause: answer, body: None, answer },
     }
 }
 

@@ -1,13 +1,14 @@
 //! Requests that reach no sandbox, in the words that clients tell apart.
 
 use super::address::AddressError;
-use crate::registry::error::RegistryError;
+use crate::{deadline::Late, registry::error::RegistryError, room::NoPlace};
 use axum::{
     Json,
     http::{StatusCode, header::RETRY_AFTER},
     response::{Html, IntoResponse, Response},
 };
 use serde_json::json;
+use std::time::Duration;
 
 /// See the module.
 #[derive(Debug, thiserror::Error)]
@@ -24,15 +25,21 @@ pub(crate) enum Refusal {
     /// It rests.
     #[error("The sandbox was not found: it is paused, connect to it to resume it")]
     Paused(String),
-    /// There is no room.
-    #[error("the server has as many requests as it works on at a time; try again in a moment")]
-    Busy,
+    /// There is no place for it.
+    #[error("{0}; try again in a moment")]
+    Busy(NoPlace),
+    /// The sandbox did not begin to answer in time.
+    #[error("the sandbox did not answer in time")]
+    Late(Late),
     /// It may not come in.
     #[error("{0}")]
     Unauthorized(Unauthorized),
     /// The sandbox's own ports want a token that the request does not have.
     #[error("{problem}")]
     NoTrafficToken { id: String, problem: &'static str },
+    /// Too many tokens from there did not match.
+    #[error("this address sent too many tokens that are not valid")]
+    Slowed(Duration),
     /// Nothing listens there.
     #[error("The sandbox is running but port is not open")]
     PortClosed { id: String, port: u16 },
@@ -76,7 +83,8 @@ impl Refusal {
             Self::NotFound(_) | Self::Paused(_) | Self::PortClosed { .. } | Self::Unreachable { .. } => {
                 StatusCode::BAD_GATEWAY
             }
-            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy(_) | Self::Slowed(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::NoTrafficToken { .. } => StatusCode::FORBIDDEN,
             Self::Registry(RegistryError::Full(_) | RegistryError::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
@@ -110,9 +118,14 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = self.status();
-        if matches!(self, Self::Busy) {
+        let retry_after = match self {
+            Self::Busy(_) => Some(1),
+            Self::Slowed(wait) => Some(wait.as_secs().saturating_add(1)),
+            _ => None,
+        };
+        if let Some(seconds) = retry_after {
             let body = Json(json!({ "code": status.as_u16(), "message": self.to_string() }));
-            return (status, [(RETRY_AFTER, "1")], body).into_response();
+            return (status, [(RETRY_AFTER, seconds.to_string())], body).into_response();
         }
         let mut body = json!({ "code": status.as_u16(), "message": self.to_string() });
         match &self {

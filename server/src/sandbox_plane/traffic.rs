@@ -4,7 +4,7 @@
 //! headers are bounded, and nothing of its framing is passed on but the bytes that were framed. What is for this server or
 //! for one hop alone goes no further in either direction.
 
-use super::{Refusal, address::text, guest_tls};
+use super::{Refusal, Unauthorized, address::text, envd, guest_tls, tunnel};
 use crate::{
     access::tokens::Scope,
     app::App,
@@ -25,7 +25,8 @@ use hyper::{client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use sandboxvm_manager::{AgentError, ExecError};
 use sandboxvm_protocol::agent::{FailureKind, port::PortNumber};
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// All headers of a guest's answer.
 const MAX_HEADERS: usize = 64 << 10;
@@ -46,9 +47,13 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Whether a request may reach the sandbox's own ports.
-pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Result<(), Refusal> {
-    if entry.record().public_traffic {
+/// Whether a request may reach a port of the sandbox's own.
+pub(super) fn allowed(app: &App, entry: &Entry, port: u16, request: &Request<Body>) -> Result<(), Refusal> {
+    let record = entry.record();
+    if record.secure && app.config.token_ports.contains(&port) && !is_open(request.uri().path()) {
+        envd::has_token(app, &entry.id, request, Unauthorized::Token)?;
+    }
+    if record.public_traffic {
         return Ok(());
     }
     let problem = match text(request.headers(), "e2b-traffic-access-token") {
@@ -63,6 +68,19 @@ pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Resu
     Err(Refusal::NoTrafficToken { id: entry.id.to_string(), problem })
 }
 
+/// What E2B's clients ask of a code interpreter without the sandbox's token, which they send to execute code: whether it is
+/// there, and its contexts. Nothing that a server in the sandbox could read as another path.
+fn is_open(path: &str) -> bool {
+    let mut segments = path.split('/').skip(1);
+    match (segments.next(), segments.next(), segments.next(), segments.next()) {
+        (Some("health" | "contexts"), None, None, None) => true,
+        (Some("contexts"), Some(id), None | Some("restart"), None) => {
+            !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        }
+        _ => false,
+    }
+}
+
 /// Forwards it.
 pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request: Request<Body>) -> Response {
     let wants_page = text(request.headers(), ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/html"));
@@ -75,7 +93,7 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
         }
         Err(error) => return Refusal::Unreachable { id, port, problem: error.to_string() }.answer(wants_page),
     };
-    let client = hyper::upgrade::on(&mut request);
+    let (client, holds) = (hyper::upgrade::on(&mut request), tunnel::Holds::of(request.extensions()));
     let ingress = reached.entry.record().ingress;
     let asks_upgrade = match prepare(&mut request, app.config.tls.is_some(), ingress.host(port).as_deref()) {
         Ok(asks_upgrade) => asks_upgrade,
@@ -112,7 +130,7 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
     match sender.send_request(request).await {
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             if asks_upgrade {
-                upgrade(client, response)
+                upgrade(client, response, Duration::from_secs(app.config.answer_timeout), holds)
             } else {
                 unasked_upgrade(reached, port)
             }
@@ -147,17 +165,19 @@ fn prepare(request: &mut Request<Body>, is_tls: bool, mask: Option<&str>) -> Res
     for name in ours {
         headers.remove(name);
     }
+    // A client's own say nothing of how it came here.
+    headers.remove(FORWARDED_HOST);
     // HTTP/2 has it in the address.
     if let Some(host) = host {
         headers.insert(HOST, host);
     }
     if let Some(host) = headers.get(HOST).cloned() {
-        headers.entry(FORWARDED_HOST).or_insert(host);
+        headers.insert(FORWARDED_HOST, host);
     }
     if let Some(mask) = mask.and_then(|mask| HeaderValue::from_str(mask).ok()) {
         headers.insert(HOST, mask);
     }
-    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(if is_tls { "https" } else { "http" }));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if is_tls { "https" } else { "http" }));
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -191,12 +211,16 @@ fn names(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 /// Hands the answer on, and carries bytes both ways once the client has it.
-fn upgrade(client: OnUpgrade, mut response: hyper::Response<hyper::body::Incoming>) -> Response {
+fn upgrade(
+    client: OnUpgrade,
+    mut response: hyper::Response<hyper::body::Incoming>,
+    idle: Duration,
+    holds: tunnel::Holds,
+) -> Response {
     let guest = hyper::upgrade::on(&mut response);
     tokio::spawn(async move {
         let (Ok(client), Ok(guest)) = tokio::join!(client, guest) else { return };
-        // Either side may end at any moment, and in any way.
-        let _ = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(guest)).await;
+        tunnel::carry(TokioIo::new(client), TokioIo::new(guest), idle, holds).await;
     });
     let protocol = response.headers().get(UPGRADE).cloned();
     let headers = response.headers_mut();
@@ -240,6 +264,9 @@ mod tests {
             ("upgrade", "websocket"),
             ("authorization", "Bearer app"),
             ("cookie", "a=b"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-host", "worse.example"),
+            ("x-forwarded-proto", "https"),
         ]);
         assert!(!prepare(&mut request, false, None).unwrap(), "Connection does not say so");
         let left: Vec<_> =
@@ -264,6 +291,33 @@ mod tests {
         prepare(&mut request, true, Some("localhost:8000")).unwrap();
         assert_eq!(request.headers()["host"], "localhost:8000");
         assert_eq!(request.headers()["x-forwarded-host"], "8000-abcdefgh.e2b.app");
+    }
+
+    #[test]
+    fn a_code_interpreters_paths_without_a_token_are_those_of_the_clients() {
+        for open in ["/health", "/contexts", "/contexts/1a-b", "/contexts/1a-b/restart"] {
+            assert!(is_open(open), "{open}");
+        }
+        for closed in [
+            "/",
+            "",
+            "/execute",
+            "//execute",
+            "/contexts/",
+            "/contexts//",
+            "/contexts/../execute",
+            "/contexts/..",
+            "/contexts/%2e%2e/execute",
+            "/contexts/a/execute",
+            "/contexts/a/restart/",
+            "/health/",
+            "/health/../execute",
+            "/contexts/a?b",
+            "/contexts;/a",
+            "/CONTEXTS",
+        ] {
+            assert!(!is_open(closed), "{closed}");
+        }
     }
 
     #[test]

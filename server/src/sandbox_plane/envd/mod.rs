@@ -20,16 +20,18 @@ use super::{Refusal, Unauthorized, address::text};
 use crate::{
     access::tokens::Scope,
     app::{App, SharedApp},
+    listen::connections::Peer,
     registry::entry::Entry,
 };
 use axum::{
     Router,
     body::Body,
     http::{Method, Request, StatusCode},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
 };
 use connect::{Code, ConnectError};
 use sandboxvm_protocol::identity::SandboxId;
+use std::time::Instant;
 
 /// The header that has a sandbox's token.
 const ACCESS_TOKEN: &str = "x-access-token";
@@ -43,23 +45,61 @@ pub(crate) struct SandboxState {
 }
 
 /// Whether a request may reach envd: it has the sandbox's token, or the signature for a file, or none is wanted.
-pub(super) fn allowed(app: &App, entry: &Entry, request: &Request<Body>) -> Result<(), Refusal> {
-    if !entry.record().secure || request.uri().path() == "/health" {
+///
+/// Except for sandboxes that want none, the answer depends on the request and the ID in it alone, not on whether there is
+/// such a sandbox (`entry`): a client without its token cannot find out.
+pub(super) fn allowed(
+    app: &App,
+    id: &SandboxId,
+    entry: Option<&Entry>,
+    request: &Request<Body>,
+) -> Result<(), Refusal> {
+    if entry.is_some_and(|entry| !entry.record().secure) {
         return Ok(());
     }
     let is_file = request.uri().path() == files::ROUTE;
-    if let Some(token) = text(request.headers(), ACCESS_TOKEN) {
-        return match app.access.tokens.opens(Scope::Envd, &entry.id, token.as_bytes()) {
-            true => Ok(()),
-            false if is_file => Err(Refusal::Unauthorized(Unauthorized::FileToken)),
-            false => Err(Refusal::Unauthorized(Unauthorized::Token)),
-        };
+    if request.headers().contains_key(ACCESS_TOKEN) {
+        return has_token(app, id, request, if is_file { Unauthorized::FileToken } else { Unauthorized::Token });
     }
     if !is_file {
         return Err(Refusal::Unauthorized(Unauthorized::Token));
     }
     let query = files::Query::of(request.uri()).map_err(|_| Refusal::Malformed)?;
-    files::check(app, entry, request.method(), &query).map_err(Refusal::Unauthorized)
+    files::check(app, id, request.method(), &query).map_err(|problem| match problem {
+        Unauthorized::Signature => failed(app, request, problem),
+        problem => Refusal::Unauthorized(problem),
+    })
+}
+
+/// Whether a request has the sandbox's token.
+pub(super) fn has_token(
+    app: &App,
+    id: &SandboxId,
+    request: &Request<Body>,
+    problem: Unauthorized,
+) -> Result<(), Refusal> {
+    let Some(token) = text(request.headers(), ACCESS_TOKEN) else { return Err(Refusal::Unauthorized(problem)) };
+    match app.access.tokens.opens(Scope::Envd, id, token.as_bytes()) {
+        true => Ok(()),
+        false => Err(failed(app, request, problem)),
+    }
+}
+
+/// Counts what did not match for the client's address.
+pub(super) fn failed(app: &App, request: &Request<Body>, problem: Unauthorized) -> Refusal {
+    match app.access.failures.note(request.extensions().get::<Peer>(), Instant::now()) {
+        Ok(()) => Refusal::Unauthorized(problem),
+        Err(wait) => Refusal::Slowed(wait),
+    }
+}
+
+/// What a client without the sandbox's token is told of its health: whether it runs. It is not woken.
+pub(super) fn health(app: &App, id: &SandboxId, entry: Option<&Entry>) -> Response {
+    let runs = entry.is_some_and(|entry| {
+        let sandbox = app.registry.manager.find(entry.id.as_str());
+        !entry.record().is_paused() && sandbox.is_ok_and(|sandbox| sandbox.state().is_ok_and(|state| state.is_live()))
+    });
+    if runs { StatusCode::NO_CONTENT.into_response() } else { Refusal::NotFound(id.to_string()).into_response() }
 }
 
 /// A request that does not say which sandbox it is for, but is signed for one of its files.

@@ -5,7 +5,6 @@ use super::Query;
 use crate::{
     access::tokens::Scope,
     app::{App, SharedApp},
-    registry::entry::Entry,
     sandbox_plane::Unauthorized,
 };
 use axum::http::Method;
@@ -22,12 +21,12 @@ static SEARCHES: Semaphore = Semaphore::const_new(2);
 /// Whether a request about a file has the signature for it.
 pub(in crate::sandbox_plane::envd) fn check(
     app: &App,
-    entry: &Entry,
+    id: &SandboxId,
     method: &Method,
     query: &Query,
 ) -> Result<(), Unauthorized> {
     let claim = Claim::of(method, query)?;
-    match bool::from(claim.is_signed_with(&app.access.tokens.of(Scope::Envd, &entry.id))) {
+    match bool::from(claim.is_signed_with(&app.access.tokens.of(Scope::Envd, id))) {
         true => claim.is_in_time(now()),
         false => Err(Unauthorized::Signature),
     }

@@ -1,0 +1,129 @@
+//! Upgraded connections (WebSockets): bytes carried both ways until either side ends, none moved for too long, or the server
+//! ends. Meanwhile the client's connection and its place among the streams count.
+
+use crate::{listen::connections::InUse, room::Place};
+use axum::http::Extensions;
+use std::{
+    io,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
+    time::{Instant, sleep_until},
+};
+
+/// What an upgraded connection holds until its end.
+#[derive(Debug, Default)]
+pub(crate) struct Holds {
+    in_use: Option<Arc<InUse>>,
+    _place: Option<Arc<Place>>,
+}
+
+impl Holds {
+    /// What the request holds.
+    pub(crate) fn of(request: &Extensions) -> Self {
+        Self { in_use: request.get().cloned(), _place: request.get().cloned() }
+    }
+}
+
+/// See the module.
+pub(crate) async fn carry<A, B>(client: A, guest: B, idle: Duration, holds: Holds)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let moved = Arc::new(Mutex::new(Instant::now()));
+    let watched = || Arc::clone(&moved);
+    let (mut client, mut guest) = (Watched { end: client, moved: watched() }, Watched { end: guest, moved: watched() });
+    let ending = async {
+        match &holds.in_use {
+            Some(in_use) => in_use.ending().cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // Either side may end at any moment, and in any way.
+        _ = copy_bidirectional(&mut client, &mut guest) => {}
+        () = is_idle(&moved, idle) => tracing::debug!("closed an upgraded connection on which nothing moved"),
+        () = ending => {}
+    }
+}
+
+async fn is_idle(moved: &Mutex<Instant>, idle: Duration) {
+    loop {
+        let due = *moved.lock().unwrap_or_else(PoisonError::into_inner) + idle;
+        if due <= Instant::now() {
+            return;
+        }
+        sleep_until(due).await;
+    }
+}
+
+/// An end that says when it gave bytes, or took them.
+struct Watched<E> {
+    end: E,
+    moved: Arc<Mutex<Instant>>,
+}
+
+impl<E> Watched<E> {
+    fn note(&self) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl<E: AsyncRead + Unpin> AsyncRead for Watched<E> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = pin!(&mut self.end).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.note();
+        }
+        read
+    }
+}
+
+impl<E: AsyncWrite + Unpin> AsyncWrite for Watched<E> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = pin!(&mut self.end).poll_write(cx, bytes);
+        if matches!(written, Poll::Ready(Ok(count)) if count > 0) {
+            self.note();
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.end).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.end).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        time::sleep,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_keep_a_tunnel_open_and_silence_closes_it() {
+        let ((mut client, near), (far, mut guest)) = (duplex(64), duplex(64));
+        let carried = tokio::spawn(carry(near, far, Duration::from_secs(60), Holds::default()));
+        let begun = Instant::now();
+        for _ in 0..10 {
+            sleep(Duration::from_secs(50)).await;
+            guest.write_all(b"x").await.unwrap();
+            let mut byte = [0];
+            client.read_exact(&mut byte).await.unwrap();
+        }
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        carried.await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 560);
+    }
+}

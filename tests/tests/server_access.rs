@@ -1,0 +1,99 @@
+//! What clients of the server without a sandbox's token, or with a key that only looks, can do and find out.
+
+use sandboxvm_tests::{
+    home::Home,
+    server::{Answer, Server, request, small_config},
+};
+use serde_json::{Value, json};
+
+const UNKNOWN: &str = "aaaaaaaaaaaaaaaa";
+
+fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+    value[name].as_str().unwrap_or_else(|| panic!("no {name}: {value}"))
+}
+
+/// A request to envd, or to another port, of a sandbox.
+fn ask(server: &Server, id: &str, port: &str, path: &str, token: Option<&str>) -> Answer {
+    let mut headers = vec![("e2b-sandbox-id", id), ("e2b-sandbox-port", port)];
+    headers.extend(token.map(|token| ("x-access-token", token)));
+    let url = format!("{}{path}", server.sandboxes);
+    match path.starts_with("/process.") {
+        true => request("POST", &url, &headers, Some(("application/json", b"{}".to_vec()))),
+        false => request("GET", &url, &headers, None),
+    }
+}
+
+#[test]
+fn a_client_without_a_token_neither_wakes_a_sandbox_nor_learns_that_it_is_there() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let lasting = json!({
+        "templateID": "base", "timeout": 600, "autoPause": true, "autoResume": { "enabled": true },
+    });
+    let created = server.create(&lasting);
+    let (id, token) = (text(&created, "sandboxID"), text(&created, "envdAccessToken"));
+    let state = || server.ask("GET", &format!("/sandboxes/{id}"), None).expect(200).json()["state"].clone();
+
+    // Clients ask whether it runs, some without its token.
+    assert_eq!(ask(&server, id, "49983", "/health", None).status, 204);
+    for phase in ["running", "paused"] {
+        if phase == "paused" {
+            let _ = server.ask("POST", &format!("/sandboxes/{id}/pause"), None).expect(204);
+        }
+        for (path, given) in [
+            ("/process.Process/List", None),
+            ("/process.Process/List", Some("x")),
+            ("/files?path=/etc/passwd", None),
+            ("/files?path=/etc/passwd&signature=v1_x", None),
+            ("/metrics", None),
+        ] {
+            let known = ask(&server, id, "49983", path, given);
+            let unknown = ask(&server, UNKNOWN, "49983", path, given);
+            assert!(matches!(known.status, 401 | 502), "{path}: {known:?}");
+            assert_eq!((known.status, known.body.replace(id, UNKNOWN)), (unknown.status, unknown.body), "{path}");
+        }
+        assert_eq!(state(), phase);
+    }
+    let [known, unknown] = [id, UNKNOWN].map(|id| ask(&server, id, "49983", "/health", None));
+    assert_eq!((known.status, known.body.replace(id, UNKNOWN)), (unknown.status, unknown.body));
+    assert_eq!(known.status, 502);
+    assert_eq!(state(), "paused", "nothing of that woke it");
+    // Its token does.
+    assert_eq!(ask(&server, id, "49983", "/process.Process/List", Some(token)).status, 200);
+    assert_eq!(state(), "running");
+    let _ = server.ask("DELETE", &format!("/sandboxes/{id}"), None).expect(204);
+    // A client whose sandbox is gone hears that it is.
+    assert_eq!(ask(&server, id, "49983", "/process.Process/List", Some(token)).status, 502);
+    server.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn the_code_interpreter_of_a_secure_sandbox_executes_nothing_without_its_token() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let created = server.create(&json!({ "templateID": "base", "timeout": 600 }));
+    let (id, token) = (text(&created, "sandboxID"), text(&created, "envdAccessToken"));
+    // Nothing listens there: 502 is the answer of a request that reached the sandbox.
+    for (path, given, status) in [
+        ("/execute", None, 401),
+        ("/execute", Some("x"), 401),
+        ("/contexts/../execute", None, 401),
+        ("/execute", Some(token), 502),
+        // E2B's clients send the token with code alone.
+        ("/contexts", None, 502),
+    ] {
+        let answer = ask(&server, id, "49999", path, given);
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        assert_eq!(answer.body.contains("port is not open"), status == 502, "{path}: {answer:?}");
+    }
+    assert_eq!(ask(&server, id, "8000", "/execute", None).status, 502, "other ports are public");
+    let plain = server.ask("POST", "/sandboxes", Some(&json!({ "templateID": "base", "timeout": 600 })));
+    let plain = plain.expect(201).json();
+    assert_eq!(ask(&server, text(&plain, "sandboxID"), "49999", "/execute", None).status, 502, "not a secure one");
+    for one in [id, text(&plain, "sandboxID")] {
+        let _ = server.ask("DELETE", &format!("/sandboxes/{one}"), None).expect(204);
+    }
+    server.stop();
+    home.assert_nothing_left();
+}
