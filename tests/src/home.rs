@@ -102,6 +102,14 @@ impl Home {
         Invocation::new(command)
     }
 
+    /// The same, started by another program, which executes what stands behind its arguments.
+    #[must_use]
+    pub fn cli_under(&self, launcher: &str, its: &[String], arguments: &[&str]) -> Invocation {
+        let mut command = self.prepared(Command::new(launcher));
+        command.args(its).arg(&self.artefacts.program).args(arguments);
+        Invocation::new(command)
+    }
+
     /// The same on a terminal of its own.
     #[must_use]
     pub fn cli_on_terminal(&self, arguments: &[&str], rows: u16, columns: u16) -> TerminalSession {

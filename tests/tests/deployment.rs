@@ -1,0 +1,86 @@
+//! The systemd unit that is shipped: systemd takes it, it bounds what docs/threat-model.md says it bounds, and sandboxes work
+//! with the capabilities that it leaves.
+
+use sandboxvm_tests::home::{Home, Sandbox};
+use std::{fs, path::PathBuf, process::Command};
+
+/// 0 is closed, 10 open, in tenths; systemd 252 says 48, and 86 of a unit that bounds next to nothing.
+const MOST_EXPOSURE: &str = "55";
+
+fn unit() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/sandboxvm.service"))
+}
+
+fn setting(name: &str) -> String {
+    let text = fs::read_to_string(unit()).expect("the unit is there");
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=').map(str::to_owned));
+    found.unwrap_or_else(|| panic!("the unit does not set {name}="))
+}
+
+#[test]
+fn the_unit_bounds_memory_and_processes_and_systemd_takes_it() {
+    for (name, value) in [("DevicePolicy", "closed"), ("DeviceAllow", "/dev/kvm rw"), ("UMask", "0077")] {
+        assert_eq!(setting(name), value, "{name}");
+    }
+    assert!(setting("TasksMax").parse::<u32>().is_ok_and(|most| most <= 32768), "TasksMax= is a number");
+    assert!(setting("MemoryMax").strip_suffix('%').is_some_and(|share| share.parse::<u32>().is_ok()));
+    assert!(setting("Delegate").contains("memory") && setting("Delegate").contains("pids"));
+    assert_eq!(setting("OOMPolicy"), "continue", "one VMM that the kernel ends must not end the server");
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("skipped: systemd is not installed");
+        return;
+    }
+    let unit = unit().display().to_string();
+    let said = Command::new("systemd-analyze").args(["verify", &unit]).output().expect("systemd-analyze runs");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    // The program is not installed where tests run.
+    let wrong: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("sandboxvm.service") && !line.contains("is not executable: No such file"))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let exposure = ["security", "--offline=yes", "--no-pager", "--threshold", MOST_EXPOSURE, &unit];
+    let rated = Command::new("systemd-analyze").args(exposure).output().expect("systemd-analyze runs");
+    assert!(rated.status.success(), "{}", String::from_utf8_lossy(&rated.stdout));
+}
+
+#[test]
+fn sandboxes_work_with_the_units_capabilities() {
+    let Some(home) = Home::with_kvm() else { return };
+    if !rustix::process::geteuid().is_root() || Command::new("setpriv").arg("--version").output().is_err() {
+        eprintln!("skipped: this wants root and setpriv");
+        return;
+    }
+    let kept = setting("CapabilityBoundingSet");
+    let kept: Vec<String> = kept
+        .split_whitespace()
+        .map(|name| format!("+{}", name.strip_prefix("CAP_").expect("the name of a capability").to_lowercase()))
+        .collect();
+    let launcher =
+        ["--no-new-privs".to_owned(), "--inh-caps=-all".to_owned(), format!("--bounding-set=-all,{}", kept.join(","))];
+    let cli = |arguments: &[&str]| home.cli_under("setpriv", &launcher, arguments).run();
+
+    let made = cli(&["create", "--name", "bounded", "--memory", "128"]).succeeds();
+    let sandbox = Sandbox::printed(&home, &made);
+    assert_eq!(cli(&["exec", "bounded", "--", "echo", "here"]).succeeds().out(), "here\n");
+    let inspected = cli(&["inspect", "bounded"]).succeeds().json();
+    // As root without a bound.
+    let free = home.create(&["--memory", "128"]);
+    let unbounded = home.cli(["inspect", &free.id]).run().succeeds().json();
+    let unconfined = |inspected: &serde_json::Value| {
+        let inspected = inspected.as_array().map_or(inspected, |all| &all[0]);
+        (inspected["unconfined"].clone(), inspected["unkept_limits"].clone())
+    };
+    assert_eq!(unconfined(&inspected), unconfined(&unbounded));
+    // What ends another user's process, and what reads which memory it wrote.
+    let _ = cli(&["snapshot", "create", "bounded", "kept"]).succeeds();
+    let _ = cli(&["create", "--from", "kept", "--name", "restored"]).succeeds();
+    let _ = cli(&["fork", "bounded"]).succeeds();
+    let _ = cli(&["reset", "restored"]).succeeds();
+    assert_eq!(cli(&["exec", "restored", "--", "echo", "again"]).succeeds().out(), "again\n");
+    for id in home.listed() {
+        let _ = cli(&["rm", "-f", &id]).succeeds();
+    }
+    let _ = sandbox;
+    home.assert_nothing_left();
+}
