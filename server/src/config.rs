@@ -1,10 +1,11 @@
 //! What a server is configured with. Read from a TOML file, the environment and flags by the program that runs it.
 
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{SandboxSpec, StartFrom};
+use sandboxvm_manager::{CpuShare, SandboxSpec, StartFrom, WantedLimits};
 use sandboxvm_protocol::{
+    agent::limits::ProcessCount,
     identity::SandboxName,
-    machine::{MIB, MemorySize, VcpuCount},
+    machine::{MIB, MemorySize, OutputRate, VcpuCount},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -104,6 +105,12 @@ pub struct TemplateConfig {
     pub pool: usize,
     /// Whose commands and files these are unless a request says otherwise.
     pub user: String,
+    /// Processor time of a sandbox in hundredths of a processor; what its vCPUs can take unless given.
+    pub cpu_share: Option<u32>,
+    /// Bytes a second that a sandbox sends: output, files and ports together; no limit unless given.
+    pub output_rate: Option<u64>,
+    /// Processes and threads of a sandbox; four for each MiB of memory unless given, from 256 to 4096.
+    pub processes: Option<u32>,
 }
 
 /// A template that cannot be.
@@ -151,7 +158,17 @@ impl Default for Config {
 
 impl Default for TemplateConfig {
     fn default() -> Self {
-        Self { cpus: 1, memory: 256, disk: 2048, snapshot: None, pool: 0, user: "user".to_owned() }
+        Self {
+            cpus: 1,
+            memory: 256,
+            disk: 2048,
+            snapshot: None,
+            pool: 0,
+            user: "user".to_owned(),
+            cpu_share: None,
+            output_rate: None,
+            processes: None,
+        }
     }
 }
 
@@ -174,6 +191,24 @@ impl TemplateConfig {
             memory: MemorySize::try_from(bytes(self.memory)).map_err(|error| wrong(error.to_string()))?,
             disk: DiskSize::try_from(bytes(self.disk)).map_err(|error| wrong(error.to_string()))?,
             start_from,
+            limits: WantedLimits {
+                processes: self
+                    .processes
+                    .map(ProcessCount::try_from)
+                    .transpose()
+                    .map_err(|error| wrong(error.to_string()))?,
+                cpu_share: self
+                    .cpu_share
+                    .map(CpuShare::try_from)
+                    .transpose()
+                    .map_err(|error| wrong(error.to_string()))?,
+                output_rate: self
+                    .output_rate
+                    .map(OutputRate::try_from)
+                    .transpose()
+                    .map_err(|error| wrong(error.to_string()))?,
+                ..WantedLimits::default()
+            },
             boot_timeout: BOOT_TIMEOUT,
             ..SandboxSpec::default()
         })
@@ -207,6 +242,9 @@ mod tests {
             TemplateConfig { cpus: 0, ..TemplateConfig::default() },
             TemplateConfig { memory: 1, ..TemplateConfig::default() },
             TemplateConfig { memory: u64::MAX, ..TemplateConfig::default() },
+            TemplateConfig { cpu_share: Some(0), ..TemplateConfig::default() },
+            TemplateConfig { output_rate: Some(1), ..TemplateConfig::default() },
+            TemplateConfig { processes: Some(0), ..TemplateConfig::default() },
             TemplateConfig { snapshot: Some("../x".into()), ..TemplateConfig::default() },
         ] {
             let message = wrong.spec("mine").unwrap_err().to_string();

@@ -26,7 +26,7 @@ mod server;
 mod telemetry;
 mod unread;
 
-pub use access::keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey};
+pub use access::keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey};
 pub use config::{Config, TemplateConfig, TlsFiles};
 pub use server::{Server, ServerError};
 pub use telemetry::traces::{Traces, TracesError};

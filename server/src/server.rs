@@ -159,7 +159,7 @@ impl Server {
     pub async fn run(self, end: impl Future<Output = ()>) {
         let (ending, connections) = (CancellationToken::new(), TaskTracker::new());
         let limits = listen::limits(self.app.config.connections, self.app.config.connections_per_address);
-        let measured = Arc::new(Metrics::new());
+        let measured = Arc::new(Metrics::of(&self.app));
         let observed = |plane, router: Router| {
             router.layer(middleware::from_fn_with_state((plane, Arc::clone(&measured)), observe))
         };

@@ -1,10 +1,11 @@
 //! What clients of the server without a sandbox's token, or with a key that only looks, can do and find out.
 
 use sandboxvm_tests::{
-    home::Home,
+    home::{Home, eventually},
     server::{Answer, Server, request, small_config},
 };
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const UNKNOWN: &str = "aaaaaaaaaaaaaaaa";
 
@@ -94,6 +95,39 @@ fn the_code_interpreter_of_a_secure_sandbox_executes_nothing_without_its_token()
     for one in [id, text(&plain, "sandboxID")] {
         let _ = server.ask("DELETE", &format!("/sandboxes/{one}"), None).expect(204);
     }
+    server.stop();
+    home.assert_nothing_left();
+}
+
+#[test]
+fn revoked_tokens_and_expired_keys_open_nothing() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &small_config());
+    let created = server.create(&json!({ "templateID": "base", "timeout": 600 }));
+    let (id, token) = (text(&created, "sandboxID"), text(&created, "envdAccessToken"));
+    let list = |token: &str| ask(&server, id, "49983", "/process.Process/List", Some(token)).status;
+    assert_eq!(list(token), 200);
+    let next = server.ask("POST", &format!("/sandboxes/{id}/tokens"), None).expect(201).json();
+    assert_eq!((list(token), list(text(&next, "envdAccessToken"))), (401, 200));
+    let connected = server.ask("POST", &format!("/v2/sandboxes/{id}/connect"), Some(&json!({ "timeout": 600 })));
+    assert_eq!(connected.expect(200).json()["envdAccessToken"], next["envdAccessToken"]);
+
+    let keys = home.cli(["key", "ls", "--json"]).run().succeeds().json();
+    let owner = text(&keys[0], "id").to_owned();
+    let looker = home.cli(["key", "create", "looker", "--read-only", "--of", &owner]).run().succeeds().out();
+    let seen = server.ask_as(looker.trim(), "GET", &format!("/sandboxes/{id}"), None).expect(200).json();
+    assert_eq!(seen["state"], "running");
+    assert!(seen.get("envdAccessToken").is_none(), "with its token one runs commands: {seen}");
+    for (method, path) in [("POST", "/tokens"), ("DELETE", ""), ("POST", "/connect")] {
+        let _ = server.ask_as(looker.trim(), method, &format!("/sandboxes/{id}{path}"), None).expect(403);
+    }
+
+    let short = home.cli(["key", "create", "short", "--expires", "1s"]).run().succeeds().out();
+    let lasting = home.cli(["key", "create", "lasting", "--expires", "30d"]).run().succeeds().out();
+    let expired = || (server.ask_as(short.trim(), "GET", "/v2/sandboxes", None).status == 401).then_some(());
+    assert!(eventually(Duration::from_secs(10), expired).is_some());
+    let _ = server.ask_as(lasting.trim(), "GET", "/v2/sandboxes", None).expect(200);
+    let _ = server.ask("DELETE", &format!("/sandboxes/{id}"), None).expect(204);
     server.stop();
     home.assert_nothing_left();
 }

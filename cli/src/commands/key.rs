@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, json, stdio, table};
 use clap::{Args, Subcommand};
-use sandboxvm_server::{KeyLimits, KeyStore};
+use sandboxvm_server::{KeyLimits, KeyStore, WantedKey};
 use std::time::{Duration, SystemTime};
 
 /// API keys of the server
@@ -53,9 +53,15 @@ struct Create {
     /// Requests it may make in a second, over ten seconds
     #[arg(long, value_name = "N")]
     requests_per_second: Option<u32>,
-    /// It may look, and make, change or end nothing
+    /// It may look, and make, change or end nothing; it gets no tokens of sandboxes
     #[arg(long)]
     read_only: bool,
+    /// Key whose sandboxes it looks at; of its own it has none
+    #[arg(long, value_name = "ID", requires = "read_only")]
+    of: Option<String>,
+    /// Time after which it is refused, as 12h or 30d; never unless given
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    expires: Option<Duration>,
     /// Template it may use; all unless given
     #[arg(long = "template", value_name = "TEMPLATE")]
     templates: Vec<String>,
@@ -75,7 +81,13 @@ impl Key {
                     read_only: create.read_only,
                     templates: create.templates.into_iter().collect(),
                 };
-                stdio::print(&format!("{}\n", keys.create(&create.name, limits)?.secret))?;
+                let expires_at = create.expires.map(|after| {
+                    let too_late = || Failure::new("--expires: the time is too far away");
+                    SystemTime::now().checked_add(after).ok_or_else(too_late)
+                });
+                let wanted =
+                    WantedKey { name: create.name, limits, expires_at: expires_at.transpose()?, looks_at: create.of };
+                stdio::print(&format!("{}\n", keys.create(wanted)?.secret))?;
             }
             Action::Ls { json: true } => stdio::print(&json::pretty(&keys.list()?)?)?,
             Action::Ls { json: false } => {
@@ -84,9 +96,16 @@ impl Key {
                     let made = SystemTime::UNIX_EPOCH + Duration::from_secs(key.created_at);
                     let may = if key.limits.read_only { "look" } else { "all" };
                     let age = super::ls::age(now.duration_since(made).unwrap_or_default());
-                    [key.id, key.name, key.hint, may.to_owned(), age]
+                    let expires = key.expires_at.map_or_else(
+                        || "never".to_owned(),
+                        |at| match (SystemTime::UNIX_EPOCH + Duration::from_secs(at)).duration_since(now) {
+                            Ok(left) if !left.is_zero() => format!("in {}", super::ls::age(left)),
+                            _ => "expired".to_owned(),
+                        },
+                    );
+                    [key.id, key.name, key.hint, may.to_owned(), age, expires]
                 });
-                stdio::print(&table::render(["ID", "NAME", "KEY", "MAY", "CREATED"], rows))?;
+                stdio::print(&table::render(["ID", "NAME", "KEY", "MAY", "CREATED", "EXPIRES"], rows))?;
             }
             Action::Rotate { id } => stdio::print(&format!("{}\n", keys.rotate(&id)?.secret))?,
             Action::Rm { id } => keys.remove(&id)?,

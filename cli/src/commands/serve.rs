@@ -3,7 +3,7 @@
 use crate::{environment, failure::Failure, stdio, wall::weaknesses};
 use clap::{Args, ValueEnum};
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_server::{Config, KeyLimits, KeyStore, Server, TlsFiles, Traces};
+use sandboxvm_server::{Config, KeyStore, Server, TlsFiles, Traces, WantedKey};
 use std::{fs, io, net::SocketAddr, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
@@ -83,7 +83,8 @@ impl Serve {
                 server.sandboxes_address()?
             );
             if keys.list()?.is_empty() {
-                text += &format!("export E2B_API_KEY={}\n", keys.create("first", KeyLimits::default())?.secret);
+                let first = WantedKey { name: "first".to_owned(), ..WantedKey::default() };
+                text += &format!("export E2B_API_KEY={}\n", keys.create(first)?.secret);
             } else {
                 eprintln!("sandboxvm: keys are there already; `sandboxvm key create NAME` makes another");
             }

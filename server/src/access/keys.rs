@@ -39,7 +39,7 @@ pub enum KeyError {
         source: serde_json::Error,
     },
     /// There is none of that ID.
-    #[error("no key has the ID {0:?}; `sandboxvm key ls` lists them")]
+    #[error("no key has the ID {0:?}")]
     Unknown(String),
 }
 
@@ -84,7 +84,26 @@ struct StoredKey {
     /// Its last characters, for people.
     hint: String,
     created_at: u64,
+    /// Unix time in seconds from which on it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<u64>,
+    /// The key whose sandboxes it looks at, in place of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    looks_at: Option<KeyId>,
     limits: KeyLimits,
+}
+
+/// What a new key is to be.
+#[derive(Debug, Clone, Default)]
+pub struct WantedKey {
+    /// What it is called.
+    pub name: String,
+    /// What it may do.
+    pub limits: KeyLimits,
+    /// From when on it is refused.
+    pub expires_at: Option<SystemTime>,
+    /// ID of the key whose sandboxes it looks at; it is then read-only.
+    pub looks_at: Option<String>,
 }
 
 /// A key as lists show it.
@@ -98,6 +117,10 @@ pub struct ShownKey {
     pub hint: String,
     /// Unix time in seconds.
     pub created_at: u64,
+    /// Unix time in seconds from which on it is refused.
+    pub expires_at: Option<u64>,
+    /// ID of the key whose sandboxes it looks at.
+    pub looks_at: Option<String>,
     /// What it may do.
     pub limits: KeyLimits,
 }
@@ -120,7 +143,10 @@ impl std::fmt::Debug for NewKey {
 /// A key that was presented and is valid.
 #[derive(Debug, Clone)]
 pub(crate) struct Key {
+    /// The key whose sandboxes it finds: itself, unless it looks at another's.
     pub(crate) id: KeyId,
+    /// What it does counts for this key.
+    pub(crate) account: KeyId,
     pub(crate) limits: KeyLimits,
 }
 
@@ -154,11 +180,27 @@ impl KeyStore {
     ///
     /// # Errors
     /// Every [`KeyError`].
-    pub fn create(&self, name: &str, limits: KeyLimits) -> Result<NewKey, KeyError> {
+    pub fn create(&self, wanted: WantedKey) -> Result<NewKey, KeyError> {
         let id = hex::encode(random::<6>().map_err(|source| self.io(source))?);
         let secret = self.secret()?;
         self.change(|keys| {
-            keys.push(stored(KeyId(id.clone()), name.to_owned(), &secret, limits));
+            let mut limits = wanted.limits;
+            if let Some(other) = &wanted.looks_at {
+                limits.read_only = true;
+                if !keys.iter().any(|key| key.id.0 == *other) {
+                    return Err(KeyError::Unknown(other.clone()));
+                }
+            }
+            keys.push(StoredKey {
+                id: KeyId(id.clone()),
+                name: wanted.name,
+                sha256: hash(secret.as_bytes()),
+                hint: hint(&secret),
+                created_at: unix_seconds(SystemTime::now()),
+                expires_at: wanted.expires_at.map(unix_seconds),
+                looks_at: wanted.looks_at.map(KeyId),
+                limits,
+            });
             Ok(())
         })?;
         Ok(NewKey { id, secret })
@@ -173,7 +215,8 @@ impl KeyStore {
         self.change(|keys| {
             let unknown = || KeyError::Unknown(id.to_owned());
             let key = keys.iter_mut().find(|key| key.id.0 == id).ok_or_else(unknown)?;
-            *key = stored(key.id.clone(), key.name.clone(), &secret, key.limits.clone());
+            (key.sha256, key.hint) = (hash(secret.as_bytes()), hint(&secret));
+            key.created_at = unix_seconds(SystemTime::now());
             Ok(())
         })?;
         Ok(NewKey { id: id.to_owned(), secret })
@@ -201,18 +244,23 @@ impl KeyStore {
             name: key.name,
             hint: format!("e2b_...{}", key.hint),
             created_at: key.created_at,
+            expires_at: key.expires_at,
+            looks_at: key.looks_at.map(|id| id.0),
             limits: key.limits,
         };
         Ok(self.current()?.into_iter().map(shown).collect())
     }
 
-    /// The key with this secret. Every stored hash is compared, in the same time whatever they have in common.
-    pub(crate) fn check(&self, secret: &[u8]) -> Result<Option<Key>, KeyError> {
-        let hash = hex::encode(Sha256::digest(secret));
+    /// The key with this secret, unless it has expired. Every stored hash is compared, in the same time whatever they have in common.
+    pub(crate) fn check(&self, secret: &[u8], now: SystemTime) -> Result<Option<Key>, KeyError> {
+        let now = unix_seconds(now);
+        let hash = hash(secret);
         let mut found = None;
         for key in self.current()? {
-            if bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())) {
-                found = Some(Key { id: key.id, limits: key.limits });
+            let is_valid = key.expires_at.is_none_or(|expires| now < expires);
+            if bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())) && is_valid {
+                let owner = key.looks_at.unwrap_or_else(|| key.id.clone());
+                found = Some(Key { id: owner, account: key.id, limits: key.limits });
             }
         }
         Ok(found)
@@ -277,36 +325,70 @@ impl KeyStore {
     }
 }
 
-fn stored(id: KeyId, name: String, secret: &str, limits: KeyLimits) -> StoredKey {
-    let created_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let hint = secret[secret.len() - 4..].to_owned();
-    StoredKey { id, name, sha256: hex::encode(Sha256::digest(secret)), hint, created_at, limits }
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn hash(secret: &[u8]) -> String {
+    hex::encode(Sha256::digest(secret))
+}
+
+fn hint(secret: &str) -> String {
+    secret[secret.len() - 4..].to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn a_key_is_good_until_it_is_rotated_or_removed_and_its_secret_is_nowhere() {
         let dir = tempfile::tempdir().unwrap();
         let path = KeyStore::path_in(dir.path());
         let (store, other) = (KeyStore::open(&path).unwrap(), KeyStore::open(&path).unwrap());
-        assert!(store.check(b"").unwrap().is_none());
-        let key = store.create("one", KeyLimits { sandboxes: Some(3), ..KeyLimits::default() }).unwrap();
+        let now = SystemTime::now();
+        assert!(store.check(b"", now).unwrap().is_none());
+        let limits = KeyLimits { sandboxes: Some(3), ..KeyLimits::default() };
+        let key = store.create(WantedKey { name: "one".into(), limits, ..WantedKey::default() }).unwrap();
         assert!(key.secret.starts_with("e2b_") && key.secret.len() == 44);
         // Another that has the file open sees it.
-        let found = other.check(key.secret.as_bytes()).unwrap().unwrap();
+        let found = other.check(key.secret.as_bytes(), now).unwrap().unwrap();
         assert_eq!((found.id.0.as_str(), found.limits.sandboxes), (key.id.as_str(), Some(3)));
         assert!(!fs::read_to_string(&path).unwrap().contains(&key.secret[4..]));
         assert!(!format!("{key:?}").contains(&key.secret[4..]));
 
         let again = store.rotate(&key.id).unwrap();
-        assert!(other.check(key.secret.as_bytes()).unwrap().is_none());
-        assert_eq!(other.check(again.secret.as_bytes()).unwrap().unwrap().id.0, key.id);
+        assert!(other.check(key.secret.as_bytes(), now).unwrap().is_none());
+        assert_eq!(other.check(again.secret.as_bytes(), now).unwrap().unwrap().id.0, key.id);
         store.remove(&key.id).unwrap();
-        assert!(other.check(again.secret.as_bytes()).unwrap().is_none());
+        assert!(other.check(again.secret.as_bytes(), now).unwrap().is_none());
         assert!(matches!(store.remove(&key.id), Err(KeyError::Unknown(_))));
+    }
+
+    #[test]
+    fn a_key_is_refused_once_it_has_expired_whatever_its_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = KeyStore::open(&KeyStore::path_in(dir.path())).unwrap();
+        let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+        let key = store.create(WantedKey { expires_at: Some(now + day), ..WantedKey::default() }).unwrap();
+        let key = store.rotate(&key.id).unwrap();
+        let is_valid = |at| store.check(key.secret.as_bytes(), at).unwrap().is_some();
+        assert!(is_valid(now) && is_valid(now + day - Duration::from_secs(2)));
+        assert!(!is_valid(now + day) && !is_valid(now + 30 * day));
+        assert_eq!(store.list().unwrap()[0].expires_at, Some(unix_seconds(now + day)));
+    }
+
+    #[test]
+    fn a_key_that_looks_at_anothers_sandboxes_finds_those_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = KeyStore::open(&KeyStore::path_in(dir.path())).unwrap();
+        let owner = store.create(WantedKey::default()).unwrap();
+        let looks_at = |id: &str| WantedKey { looks_at: Some(id.to_owned()), ..WantedKey::default() };
+        let looker = store.create(looks_at(&owner.id)).unwrap();
+        let found = store.check(looker.secret.as_bytes(), SystemTime::now()).unwrap().unwrap();
+        assert_eq!((found.id.0, found.account.0, found.limits.read_only), (owner.id, looker.id, true));
+        assert!(matches!(store.create(looks_at("x")), Err(KeyError::Unknown(_))));
     }
 
     #[test]

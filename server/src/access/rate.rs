@@ -3,6 +3,10 @@
 
 use super::keys::KeyId;
 use crate::listen::connections::Peer;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family},
+};
 use std::{
     collections::HashMap,
     hash::Hash,
@@ -24,7 +28,24 @@ pub(crate) struct RateLimits(Buckets<KeyId>);
 /// Keys and tokens that did not match, by client address. Those that match are never refused for the failures of others: a
 /// proxy's address is that of all its clients.
 #[derive(Debug, Default)]
-pub(crate) struct Failures(Buckets<Option<Peer>>);
+pub(crate) struct Failures {
+    of_peers: Buckets<Option<Peer>>,
+    /// How many there were.
+    pub(crate) count: Family<Failed, Counter>,
+}
+
+/// What did not match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Credential {
+    Key,
+    Token,
+    Signature,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Failed {
+    credential: Credential,
+}
 
 #[derive(Debug)]
 struct Buckets<K>(Mutex<HashMap<K, Bucket>>);
@@ -44,8 +65,9 @@ impl RateLimits {
 
 impl Failures {
     /// Counts one, or says how long until the next is answered as one.
-    pub(crate) fn note(&self, peer: Option<&Peer>, now: Instant) -> Result<(), Duration> {
-        self.0.take(peer.copied(), FAILURES_PER_SECOND, now, MAX_PEERS)
+    pub(crate) fn note(&self, credential: Credential, peer: Option<&Peer>, now: Instant) -> Result<(), Duration> {
+        self.count.get_or_create(&Failed { credential }).inc();
+        self.of_peers.take(peer.copied(), FAILURES_PER_SECOND, now, MAX_PEERS)
     }
 }
 
@@ -102,9 +124,10 @@ mod tests {
     fn failures_of_one_address_are_slowed_and_no_address_takes_memory_for_good() {
         let (failures, start) = (Failures::default(), Instant::now());
         let peer = |last| Peer::from(IpAddr::from([192, 0, 2, last]));
-        let failed = (0..100).filter(|_| failures.note(Some(&peer(1)), start).is_err()).count();
-        assert_eq!(failed, 80);
-        failures.note(Some(&peer(2)), start).unwrap();
+        let note = |last| failures.note(Credential::Key, Some(&peer(last)), start);
+        assert_eq!((0..100).filter(|_| note(1).is_err()).count(), 80);
+        note(2).unwrap();
+        assert_eq!(failures.count.get_or_create(&Failed { credential: Credential::Key }).get(), 101);
 
         let buckets = Buckets::<u32>::default();
         for of in 0..3 {

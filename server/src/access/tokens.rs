@@ -1,5 +1,5 @@
-//! Tokens of single sandboxes, derived from one secret of the server: nothing of them is stored, and those of one
-//! sandbox say nothing of another's.
+//! Tokens of single sandboxes, derived from one secret of the server: nothing of them is stored but how often they were
+//! revoked (their generation, in the sandbox's record), and those of one sandbox say nothing of another's.
 
 use hmac::{Hmac, Mac};
 use sandboxvm_protocol::identity::SandboxId;
@@ -70,20 +70,27 @@ impl Tokens {
         }
     }
 
-    /// The token of a sandbox, as hexadecimal text.
-    pub(crate) fn of(&self, scope: Scope, id: &SandboxId) -> String {
+    /// The token of a sandbox: hexadecimal text, and behind it its generation where others were revoked before.
+    pub(crate) fn of(&self, scope: Scope, id: &SandboxId, generation: u32) -> String {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
         mac.update(match scope {
             Scope::Envd => b"envd:",
             Scope::Traffic => b"traffic:",
         });
         mac.update(id.as_str().as_bytes());
-        hex::encode(&mac.finalize().into_bytes()[..24])
+        if generation > 0 {
+            mac.update(format!(":{generation}").as_bytes());
+        }
+        let token = hex::encode(&mac.finalize().into_bytes()[..24]);
+        if generation > 0 { format!("{token}-{generation}") } else { token }
     }
 
-    /// True when `token` is that sandbox's; takes the same time for any token of the same length.
-    pub(crate) fn opens(&self, scope: Scope, id: &SandboxId, token: &[u8]) -> bool {
-        self.of(scope, id).as_bytes().ct_eq(token).into()
+    /// True when `token` is that sandbox's, of this generation; of any where the sandbox is not there any more. Takes the same
+    /// time for any token of the same length.
+    pub(crate) fn opens(&self, scope: Scope, id: &SandboxId, generation: Option<u32>, token: &[u8]) -> bool {
+        let stated = || std::str::from_utf8(token).ok()?.split_once('-')?.1.parse().ok();
+        let generation = generation.or_else(stated).unwrap_or(0);
+        self.of(scope, id, generation).as_bytes().ct_eq(token).into()
     }
 }
 
@@ -106,12 +113,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         let id = |text: &str| SandboxId::try_from(text.to_owned()).unwrap();
-        let token = Tokens::open(&path).unwrap().of(Scope::Envd, &id("abcdefgh"));
+        let token = Tokens::open(&path).unwrap().of(Scope::Envd, &id("abcdefgh"), 0);
         let tokens = Tokens::open(&path).unwrap();
-        assert!(tokens.opens(Scope::Envd, &id("abcdefgh"), token.as_bytes()));
-        assert!(!tokens.opens(Scope::Traffic, &id("abcdefgh"), token.as_bytes()));
-        assert!(!tokens.opens(Scope::Envd, &id("abcdefgi"), token.as_bytes()));
-        assert!(!tokens.opens(Scope::Envd, &id("abcdefgh"), b""));
+        assert!(tokens.opens(Scope::Envd, &id("abcdefgh"), Some(0), token.as_bytes()));
+        assert!(!tokens.opens(Scope::Traffic, &id("abcdefgh"), Some(0), token.as_bytes()));
+        assert!(!tokens.opens(Scope::Envd, &id("abcdefgi"), None, token.as_bytes()));
+        assert!(!tokens.opens(Scope::Envd, &id("abcdefgh"), None, b""));
+        // Once revoked it opens nothing that is there.
+        let next = tokens.of(Scope::Envd, &id("abcdefgh"), 1);
+        assert!(tokens.opens(Scope::Envd, &id("abcdefgh"), Some(1), next.as_bytes()));
+        for (generation, token, opens) in [
+            (Some(1), token.as_str(), false),
+            (Some(0), &next, false),
+            (Some(2), &next, false),
+            (None, &token, true),
+            (None, &next, true),
+            (None, &next.replace("-1", "-2"), false),
+            (None, &format!("{token}-1"), false),
+        ] {
+            assert_eq!(tokens.opens(Scope::Envd, &id("abcdefgh"), generation, token.as_bytes()), opens, "{token}");
+        }
         fs::write(&path, b"short").unwrap();
         assert!(matches!(Tokens::open(&path), Err(TokenError::Damaged(_))));
     }

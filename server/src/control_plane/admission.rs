@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use crate::{
-    access::keys::Key,
+    access::{keys::Key, rate::Credential},
     app::{App, SharedApp},
     deadline::{self, Deadlines},
     listen::connections::Peer,
@@ -16,7 +16,7 @@ use axum::{
     response::Response,
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest a key could be.
 const MAX_KEY: usize = 256;
@@ -33,7 +33,7 @@ pub(super) async fn admit(
     let rate = key.limits.requests_per_second.unwrap_or(app.config.requests_per_second);
     app.access
         .rates
-        .take(&key.id, rate, Instant::now())
+        .take(&key.account, rate, Instant::now())
         .map_err(|wait| ApiError::later(format!("this API key has {rate} requests a second"), wait))?;
     let looks_only = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if key.limits.read_only && !looks_only {
@@ -41,7 +41,7 @@ pub(super) async fn admit(
     }
     let body = whole(&app, &key, std::mem::take(request.body_mut())).await?;
     *request.body_mut() = Body::from(body);
-    let _place = app.rooms.control.try_enter(&key.id, None).map_err(busy)?;
+    let _place = app.rooms.control.try_enter(&key.account, None).map_err(busy)?;
     request.extensions_mut().insert(key);
     Ok(next.run(request).await)
 }
@@ -51,7 +51,7 @@ async fn whole(app: &App, key: &Key, body: Body) -> Result<Bytes, ApiError> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let _place = app.rooms.reading.try_enter(&key.id, None).map_err(busy)?;
+    let _place = app.rooms.reading.try_enter(&key.account, None).map_err(busy)?;
     let within = Duration::from_secs(app.config.body_timeout);
     let deadlines = Deadlines { pause: within, body: Some(within), answer: Duration::MAX };
     match Limited::new(deadline::body(body, deadlines), MAX_BODY).collect().await {
@@ -76,12 +76,13 @@ fn key(app: &App, request: &Request<Body>) -> Result<Key, ApiError> {
     let unauthorized = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message);
     let given = request.headers().get("x-api-key").ok_or_else(|| unauthorized("send an API key in X-API-KEY"))?;
     let found = match given.len() {
-        0..=MAX_KEY => app.access.keys.check(given.as_bytes()),
+        0..=MAX_KEY => app.access.keys.check(given.as_bytes(), SystemTime::now()),
         _ => Ok(None),
     };
     match found {
         Ok(Some(key)) => Ok(key),
-        Ok(None) => match app.access.failures.note(request.extensions().get::<Peer>(), Instant::now()) {
+        Ok(None) => match app.access.failures.note(Credential::Key, request.extensions().get::<Peer>(), Instant::now())
+        {
             Ok(()) => Err(unauthorized("the API key is not valid")),
             Err(wait) => Err(ApiError::later("this address sent too many API keys that are not valid", wait)),
         },

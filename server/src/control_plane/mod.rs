@@ -40,6 +40,7 @@ pub(crate) fn router(app: SharedApp) -> Router {
         .route("/sandboxes/{id}/refreshes", post(lifetime::refresh))
         .route("/sandboxes/{id}/network", put(lifetime::set_network))
         .route("/sandboxes/{id}/fork", post(lifetime::fork))
+        .route("/sandboxes/{id}/tokens", post(sandboxes::revoke_tokens))
         .route("/sandboxes/{id}/snapshots", post(snapshots::create))
         .route("/sandboxes/{id}/metrics", get(metrics::of_one))
         .route("/sandboxes/{id}/logs", get(logs::v1))

@@ -182,7 +182,7 @@ pub(super) async fn info(
     Path(id): Path<String>,
 ) -> Result<Json<Detail>, ApiError> {
     let entry = app.registry.find(&key.id, &id)?;
-    let detail = views::detail(&app, &entry)?;
+    let detail = views::detail(&app, &key, &entry)?;
     detail.map(Json).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("sandbox {id} was not found")))
 }
 
@@ -195,6 +195,17 @@ pub(super) async fn kill(
     let entry = app.registry.find(&key.id, &id)?;
     unbroken(async move { app.registry.kill(&entry).await }).await??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /sandboxes/{id}/tokens`: the sandbox's tokens open nothing from now on, and others do, which are answered.
+pub(super) async fn revoke_tokens(
+    State(app): State<SharedApp>,
+    Extension(key): Extension<Key>,
+    Path(id): Path<String>,
+) -> Result<(StatusCode, Json<Created>), ApiError> {
+    let entry = app.registry.find(&key.id, &id)?;
+    app.registry.revoke_tokens(&entry).await?;
+    Ok((StatusCode::CREATED, Json(views::created(&app, &entry))))
 }
 
 /// What a list may be narrowed to.

@@ -1,7 +1,7 @@
 //! Sandboxes as E2B's clients read them.
 
 use crate::{
-    access::tokens::Scope,
+    access::{keys::Key, tokens::Scope},
     app::{App, ENVD_VERSION},
     registry::{
         entry::Entry,
@@ -39,7 +39,7 @@ pub(super) struct Created {
 
 pub(super) fn created(app: &App, entry: &Entry) -> Created {
     let record = entry.record();
-    let token = |scope, wanted: bool| wanted.then(|| app.access.tokens.of(scope, &entry.id));
+    let token = |scope, wanted: bool| wanted.then(|| app.access.tokens.of(scope, &entry.id, record.token_generation));
     Created {
         template_id: record.template.0.clone(),
         sandbox_id: entry.id.to_string(),
@@ -119,7 +119,7 @@ fn row(entry: &Entry, record: &Record, machine: &SandboxRecord) -> Listed {
 }
 
 /// Nothing when it is gone meanwhile.
-pub(super) fn detail(app: &App, entry: &Entry) -> Result<Option<Detail>, RegistryError> {
+pub(super) fn detail(app: &App, key: &Key, entry: &Entry) -> Result<Option<Detail>, RegistryError> {
     let record = entry.record();
     let pause_mode = match record.phase {
         Phase::Running => None,
@@ -133,7 +133,9 @@ pub(super) fn detail(app: &App, entry: &Entry) -> Result<Option<Detail>, Registr
     };
     Ok(Some(Detail {
         listed,
-        envd_access_token: record.secure.then(|| app.access.tokens.of(Scope::Envd, &entry.id)),
+        // Who has it runs commands, which a key that only looks may not.
+        envd_access_token: (record.secure && !key.limits.read_only)
+            .then(|| app.access.tokens.of(Scope::Envd, &entry.id, record.token_generation)),
         domain: app.config.domain.clone(),
         allow_internet_access: record.allow_internet_access,
         network: network(&record),

@@ -22,6 +22,7 @@ pub(crate) struct Entry {
     pub(crate) id: SandboxId,
     record: Mutex<Record>,
     samples: Mutex<VecDeque<Sample>>,
+    end_counted: AtomicBool,
     /// Held by every call that changes the sandbox or its record, to its end.
     pub(super) change: tokio::sync::Mutex<()>,
     /// Where requests to the sandbox wait for a change to end.
@@ -57,6 +58,7 @@ impl Entry {
             id: record.id.clone(),
             record: Mutex::new(record),
             samples: Mutex::default(),
+            end_counted: AtomicBool::new(false),
             change: tokio::sync::Mutex::default(),
             gate: Gate::default(),
             gone: AtomicBool::new(false),
@@ -74,6 +76,11 @@ impl Entry {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).secure
     }
 
+    /// Which of its tokens open it.
+    pub(crate) fn token_generation(&self) -> u32 {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).token_generation
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }
@@ -85,6 +92,11 @@ impl Entry {
     /// What it took lately, oldest first.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// True the first time.
+    pub(super) fn counts_its_end(&self) -> bool {
+        !self.end_counted.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn add_sample(&self, sample: Sample) {

@@ -6,7 +6,7 @@
 //! processes are excluded by the manager's lock where they matter, and found out by looking where they cannot be.
 
 use super::{
-    Intent, Registry,
+    Intent, Registry, ends,
     entry::Entry,
     error::RegistryError,
     quota::Reserved,
@@ -72,6 +72,14 @@ impl Registry {
         let _change = self.alter(entry).await?;
         let record = entry.record();
         self.update(entry, Record { end_at: SystemTime::now() + timeout, ..record })
+    }
+
+    /// Has its tokens open nothing from now on; others do.
+    pub(crate) async fn revoke_tokens(&self, entry: &Entry) -> Result<(), RegistryError> {
+        let _change = self.alter(entry).await?;
+        let record = entry.record();
+        let next = record.token_generation.saturating_add(1);
+        self.update(entry, Record { token_generation: next, ..record })
     }
 
     /// Gives a running sandbox at least so much time from now on.
@@ -332,6 +340,7 @@ impl Registry {
         if self.or_gone(entry, is_live.await)? {
             return Ok(sandbox);
         }
+        ends::note(&self.ends, entry, &sandbox.state()?);
         // Its VMM ended by itself, or another process ended it.
         self.kill_held(entry).await?;
         Err(RegistryError::Unknown(entry.id.to_string()))

@@ -7,6 +7,7 @@
 //! ```
 //! The record on disk is what counts: whatever a kill -9 interrupts, the next start makes the world like the records.
 
+pub(crate) mod ends;
 pub(crate) mod entry;
 pub(crate) mod error;
 mod expiry;
@@ -38,7 +39,7 @@ use ingress::Ingress;
 use quota::{Quota, Reserved};
 use record::{FORMAT, OnTimeout, Phase, Record, TemplateId};
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{FindError, Manager, PoolRequest, SandboxSpec, StartFrom};
+use sandboxvm_manager::{FindError, Manager, PoolRequest, SandboxSpec, StartFrom, WantedLimits};
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use snapshot_index::SnapshotIndex;
@@ -96,6 +97,8 @@ pub(crate) struct Registry {
     starts: Starts,
     quota: Quota,
     snapshot_quota: Quota,
+    /// Machines that ended oddly.
+    pub(crate) ends: ends::Ends,
     sandboxes_per_key: u32,
     storage: StorageLimits,
     trails: Trails,
@@ -124,6 +127,7 @@ impl Registry {
             starts: Starts::new(config.concurrent_starts),
             quota: Quota::default(),
             snapshot_quota: Quota::default(),
+            ends: ends::Ends::default(),
             sandboxes_per_key: config.sandboxes_per_key,
             storage: StorageLimits { snapshots: config.snapshots_per_key, mib: config.storage_per_key },
             trails: Trails::open(directory.join("gone"), config.audit_per_key, config.audit_days)?,
@@ -157,11 +161,11 @@ impl Registry {
         permit: StartPermit,
     ) -> Result<Arc<Entry>, RegistryError> {
         let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
-        let (mut started, template, user) = match source {
+        let (mut started, template, origin, user) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
                 let started = template.start(&self.manager, &self.bundle, request).await?;
-                (started, TemplateId(name), template.config.user.clone())
+                (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone())
             }
             Source::Snapshot(snapshot) => {
                 let PoolRequest { name, env, ephemeral } = request;
@@ -170,9 +174,12 @@ impl Registry {
                     true => StartFrom::Snapshot(id),
                     false => StartFrom::SnapshotDisk(id),
                 };
-                let spec = SandboxSpec { name, env, ephemeral, start_from, ..SandboxSpec::default() };
+                // Records of servers before have no origin; their template is one unless it is a snapshot.
+                let origin = snapshot.origin.unwrap_or(snapshot.template);
+                let limits = self.templates.get(&origin.0).map_or_else(WantedLimits::default, |own| own.spec.limits);
+                let spec = SandboxSpec { name, env, ephemeral, start_from, limits, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
-                (started, TemplateId(snapshot.id.as_str().to_owned()), snapshot.user)
+                (started, TemplateId(snapshot.id.as_str().to_owned()), origin, snapshot.user)
             }
         };
         // Only the guest is waited for: see `starts`.
@@ -188,12 +195,14 @@ impl Registry {
             id: started.sandbox().id().clone(),
             owner: key.id.clone(),
             template,
+            origin: Some(origin),
             started_at: now,
             end_at: now + wanted.timeout,
             on_timeout: wanted.on_timeout,
             auto_resume: wanted.auto_resume,
             metadata: wanted.metadata,
             secure: wanted.secure,
+            token_generation: 0,
             public_traffic: wanted.public_traffic,
             ingress: wanted.ingress,
             allow_internet_access: wanted.allow_internet_access,

@@ -17,6 +17,9 @@ pub(crate) struct Record {
     /// Whose it is; nobody else is ever told that it exists.
     pub(crate) owner: KeyId,
     pub(crate) template: TemplateId,
+    /// The configured template that it, or what its snapshot is of, was made from: its limits are this sandbox's.
+    #[serde(default)]
+    pub(crate) origin: Option<TemplateId>,
     #[serde(with = "unix_ms")]
     pub(crate) started_at: SystemTime,
     /// When its time is up.
@@ -28,6 +31,9 @@ pub(crate) struct Record {
     pub(crate) metadata: BTreeMap<String, String>,
     /// Commands and files want the sandbox's token.
     pub(crate) secure: bool,
+    /// How often its tokens were revoked: which of them open it.
+    #[serde(default)]
+    pub(crate) token_generation: u32,
     /// Its ports answer without a token.
     pub(crate) public_traffic: bool,
     /// How they are reached.
@@ -112,12 +118,14 @@ pub(crate) mod tests {
             id: SandboxId::try_from(id.to_owned()).unwrap(),
             owner: KeyId("0123456789ab".into()),
             template: TemplateId("base".into()),
+            origin: Some(TemplateId("base".into())),
             started_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             end_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_300_123),
             on_timeout: OnTimeout::Kill,
             auto_resume: false,
             metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
             secure: true,
+            token_generation: 0,
             public_traffic: true,
             ingress: Ingress::default(),
             allow_internet_access: None,
@@ -133,5 +141,9 @@ pub(crate) mod tests {
         let text = serde_json::to_string(&record).unwrap();
         assert!(text.contains(r#""phase":{"paused":{"snapshot":"paused-abcdefgh"}}"#), "{text}");
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        // As servers before wrote it.
+        let older = text.replace(r#""token_generation":0,"#, "");
+        assert_ne!(older, text);
+        assert_eq!(serde_json::from_str::<Record>(&older).unwrap(), record);
     }
 }

@@ -1,6 +1,6 @@
 //! What each sandbox took of the machine, every few seconds of the last hour.
 
-use super::{Registry, entry::Entry, error::RegistryError};
+use super::{Registry, ends, entry::Entry, error::RegistryError};
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -61,7 +61,10 @@ impl Registry {
             return Ok(());
         }
         let sandbox = self.sandbox(entry)?;
-        let Some(usage) = sandbox.usage()? else { return Ok(()) };
+        let Some(usage) = sandbox.usage()? else {
+            ends::note(&self.ends, entry, &sandbox.state()?);
+            return Ok(());
+        };
         let at = SystemTime::now();
         let cpus = u32::from(sandbox.record().vcpus);
         let before = entry.samples().last().copied();

@@ -85,6 +85,7 @@ mod tests {
             sandbox: SandboxId::try_from("abcdefgh".to_owned()).unwrap(),
             names: vec![],
             template: TemplateId("base".into()),
+            origin: None,
             created_at,
             user: "user".into(),
             memory: true,

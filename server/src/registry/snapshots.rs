@@ -65,6 +65,7 @@ impl Registry {
             sandbox: entry.id.clone(),
             names: name.into_iter().collect(),
             template: record.template,
+            origin: record.origin,
             created_at: unix_millis(SystemTime::now()),
             user: record.user,
             memory: back == Back::WithMemory,

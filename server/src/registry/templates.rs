@@ -24,6 +24,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) names: Vec<String>,
     /// What its sandbox was made from.
     pub(crate) template: TemplateId,
+    /// The configured template at the beginning of it all: a snapshot of a sandbox that was made from a snapshot has its.
+    #[serde(default)]
+    pub(crate) origin: Option<TemplateId>,
     /// Unix time in milliseconds.
     pub(crate) created_at: u64,
     /// Whose commands and files are those of sandboxes made from it.

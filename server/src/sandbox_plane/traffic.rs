@@ -51,16 +51,19 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 pub(super) fn allowed(app: &App, entry: &Entry, port: u16, request: &Request<Body>) -> Result<(), Refusal> {
     let record = entry.record();
     if record.secure && app.config.token_ports.contains(&port) && !is_open(request.uri().path()) {
-        envd::has_token(app, &entry.id, request, Unauthorized::Token)?;
+        envd::has_token(app, &entry.id, Some(entry), request, Unauthorized::Token)?;
     }
     if record.public_traffic {
         return Ok(());
     }
+    let generation = Some(record.token_generation);
     let problem = match text(request.headers(), "e2b-traffic-access-token") {
         None | Some("") => {
             "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"
         }
-        Some(token) if app.access.tokens.opens(Scope::Traffic, &entry.id, token.as_bytes()) => return Ok(()),
+        Some(token) if app.access.tokens.opens(Scope::Traffic, &entry.id, generation, token.as_bytes()) => {
+            return Ok(());
+        }
         Some(_) => {
             "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid"
         }

@@ -1,6 +1,6 @@
 //! What Prometheus scrapes, on a listener of its own: it says how busy the server is, which is nobody's but its operator's.
 
-use crate::registry::Registry;
+use crate::{app::App, registry::Registry};
 use axum::http::StatusCode;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
@@ -82,7 +82,7 @@ impl Drop for InFlight {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn of(app: &App) -> Self {
         let mut register = Register::with_prefix("sandboxvm");
         let answered = Family::default();
         register.register("requests", "Requests answered", answered.clone());
@@ -94,6 +94,16 @@ impl Metrics {
         register.register("sandboxes", "Sandboxes of this server", sandboxes.clone());
         let armed = Family::default();
         register.register("pool_armed", "Machines that wait in a template's pool", armed.clone());
+        register.register(
+            "failed_credentials",
+            "Keys, tokens and signatures that did not match",
+            app.access.failures.count.clone(),
+        );
+        register.register(
+            "machines_ended_oddly",
+            "Machines that ended by themselves, by how",
+            app.registry.ends.clone(),
+        );
         Self { register, answered, took, in_flight, sandboxes, armed }
     }
 

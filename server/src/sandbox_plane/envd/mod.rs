@@ -18,7 +18,7 @@ mod process;
 
 use super::{Refusal, Unauthorized, address::text};
 use crate::{
-    access::tokens::Scope,
+    access::{rate::Credential, tokens::Scope},
     app::{App, SharedApp},
     listen::connections::Peer,
     registry::entry::Entry,
@@ -59,35 +59,44 @@ pub(super) fn allowed(
     }
     let is_file = request.uri().path() == files::ROUTE;
     if request.headers().contains_key(ACCESS_TOKEN) {
-        return has_token(app, id, request, if is_file { Unauthorized::FileToken } else { Unauthorized::Token });
+        let problem = if is_file { Unauthorized::FileToken } else { Unauthorized::Token };
+        return has_token(app, id, entry, request, problem);
     }
     if !is_file {
         return Err(Refusal::Unauthorized(Unauthorized::Token));
     }
     let query = files::Query::of(request.uri()).map_err(|_| Refusal::Malformed)?;
-    files::check(app, id, request.method(), &query).map_err(|problem| match problem {
-        Unauthorized::Signature => failed(app, request, problem),
-        problem => Refusal::Unauthorized(problem),
-    })
+    files::check(app, id, generation(entry), request.method(), &query).map_err(|problem| failed(app, request, problem))
 }
 
 /// Whether a request has the sandbox's token.
 pub(super) fn has_token(
     app: &App,
     id: &SandboxId,
+    entry: Option<&Entry>,
     request: &Request<Body>,
     problem: Unauthorized,
 ) -> Result<(), Refusal> {
     let Some(token) = text(request.headers(), ACCESS_TOKEN) else { return Err(Refusal::Unauthorized(problem)) };
-    match app.access.tokens.opens(Scope::Envd, id, token.as_bytes()) {
+    match app.access.tokens.opens(Scope::Envd, id, generation(entry), token.as_bytes()) {
         true => Ok(()),
         false => Err(failed(app, request, problem)),
     }
 }
 
-/// Counts what did not match for the client's address.
+/// Which of the sandbox's tokens counts, where it is there.
+fn generation(entry: Option<&Entry>) -> Option<u32> {
+    entry.map(Entry::token_generation)
+}
+
+/// The answer to what did not match, which counts for the client's address.
 pub(super) fn failed(app: &App, request: &Request<Body>, problem: Unauthorized) -> Refusal {
-    match app.access.failures.note(request.extensions().get::<Peer>(), Instant::now()) {
+    let credential = match problem {
+        Unauthorized::Signature => Credential::Signature,
+        Unauthorized::Token | Unauthorized::FileToken => Credential::Token,
+        Unauthorized::NoSignature | Unauthorized::Expired => return Refusal::Unauthorized(problem),
+    };
+    match app.access.failures.note(credential, request.extensions().get::<Peer>(), Instant::now()) {
         Ok(()) => Refusal::Unauthorized(problem),
         Err(wait) => Refusal::Slowed(wait),
     }

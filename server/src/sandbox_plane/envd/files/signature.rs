@@ -22,11 +22,12 @@ static SEARCHES: Semaphore = Semaphore::const_new(2);
 pub(in crate::sandbox_plane::envd) fn check(
     app: &App,
     id: &SandboxId,
+    generation: Option<u32>,
     method: &Method,
     query: &Query,
 ) -> Result<(), Unauthorized> {
     let claim = Claim::of(method, query)?;
-    match bool::from(claim.is_signed_with(&app.access.tokens.of(Scope::Envd, id))) {
+    match bool::from(claim.is_signed_with(&app.access.tokens.of(Scope::Envd, id, generation.unwrap_or(0)))) {
         true => claim.is_in_time(now()),
         false => Err(Unauthorized::Signature),
     }
@@ -43,7 +44,8 @@ pub(in crate::sandbox_plane::envd) async fn signer(
     let search = tokio::task::spawn_blocking(move || {
         let claim = Claim::of(&method, &query)?;
         let secured = app.registry.entries().into_iter().filter(|entry| entry.is_secure());
-        let signer = claim.signer(secured, |entry| app.access.tokens.of(Scope::Envd, &entry.id));
+        let signer =
+            claim.signer(secured, |entry| app.access.tokens.of(Scope::Envd, &entry.id, entry.token_generation()));
         let signer = signer.ok_or(Unauthorized::Signature)?;
         claim.is_in_time(now()).map(|()| signer.id.clone())
     });
