@@ -1,7 +1,7 @@
 //! Sandboxes as tools of the Model Context Protocol: an agent's host starts this, and its model makes and uses sandboxes.
 //!
 //! ```text
-//! MCP client ── stdio (lines of JSON) ───┐
+//! MCP client ── stdio (`lines` of JSON) ─┐
 //!            ── http  (token, Host) ─────┴─> server ── tools/{lifecycle,run,files} ──> scope ──> manager (library)
 //! ```
 //! The model on the other side may do what a web page told it to: `scope` alone decides which sandboxes and snapshots a
@@ -12,6 +12,7 @@
 
 mod capture;
 mod http;
+mod lines;
 mod scope;
 mod server;
 mod settings;

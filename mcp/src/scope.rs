@@ -190,10 +190,15 @@ impl Scope {
         Ok(id)
     }
 
+    /// Gives up what is being done: calls end, and say so.
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
+    }
+
     /// Gives up what is being done, and removes what was made unless it is to be kept. The value says what could not be
     /// removed.
     pub(crate) async fn end(&self) -> Vec<String> {
-        self.closing.cancel();
+        self.close();
         let _none_works = self.calls.write().await;
         if self.settings.keep {
             return Vec::new();

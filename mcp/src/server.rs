@@ -5,7 +5,10 @@ use crate::{capture::bounded, scope::Scope};
 use rmcp::{
     RoleServer, ServerHandler,
     handler::server::{router::tool::ToolRouter, wrapper::Json},
-    model::{Implementation, ProgressNotificationParam, ServerCapabilities, ServerConfig},
+    model::{
+        CustomRequest, CustomResult, ErrorCode, ErrorData, Implementation, ProgressNotificationParam,
+        ServerCapabilities, ServerConfig,
+    },
     service::RequestContext,
     tool_handler,
 };
@@ -16,6 +19,9 @@ use tokio::time::{Instant, interval_at};
 const STILL_WORKING: Duration = Duration::from_secs(5);
 /// Most of a failure that is told: it may have console lines in it.
 const MAX_FAILURE: usize = 8 * 1024;
+
+/// The requests that a client may make.
+const METHODS: [&str; 5] = ["initialize", "ping", "server/discover", "tools/call", "tools/list"];
 
 const INSTRUCTIONS: &str = "\
 Sandboxes are small virtual machines of their own: Debian 12 with bash, Python 3, git and curl, root, and no network. \
@@ -76,6 +82,20 @@ impl ServerHandler for SandboxTools {
         ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
             .with_server_info(program)
             .with_instructions(INSTRUCTIONS)
+    }
+
+    /// Answers a request that has none of the protocol's forms: an unknown method, or parameters that its method does not
+    /// take.
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        let method = request.method;
+        if METHODS.contains(&method.as_str()) {
+            return Err(ErrorData::invalid_params(format!("invalid parameters of {method}"), None));
+        }
+        Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, format!("unknown method {method}"), None))
     }
 }
 

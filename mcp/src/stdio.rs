@@ -1,52 +1,86 @@
-//! One client over standard input and output, for as long as it keeps them open.
+//! One client over standard input and output, for as long as it reads its answers.
 
-use crate::{scope::Scope, server::SandboxTools, settings::Settings};
-use rmcp::{ServiceExt, service::ServerInitializeError, transport::stdio};
-use std::{future::Future, sync::Arc};
+use crate::{lines::Lines, scope::Scope, server::SandboxTools, settings::Settings};
+use rmcp::{ServiceExt, service::ServerInitializeError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{future::Future, io, sync::Arc, time::Duration};
+use tokio::{
+    io::{BufReader, Stdin, stdin, stdout},
+    task::JoinError,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
-/// Why there was no conversation.
+/// How often the output is looked at: its reader may go while commands run and nothing is written.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What calls have to say that they were given up, and a client to read it.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why the conversation did not end as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
-    /// The client did not begin as the protocol has it.
-    #[error("the MCP client did not introduce itself: {0}; this command is started by an MCP client, see docs/mcp.md")]
-    Introduction(Box<ServerInitializeError>),
     /// The server failed.
     #[error("the MCP conversation failed: {0}")]
-    Failed(#[from] tokio::task::JoinError),
+    Failed(#[from] JoinError),
 }
 
-/// Serves the client until it closes its end or `until` is done, then ends what it made. The value says what could not be
-/// removed.
+/// Serves the client until its input ended and each of its requests has an answer, until nothing reads the answers, or until
+/// `until` is done. Then ends what it made. Returns what could not be removed.
 ///
 /// # Errors
 /// Every [`StdioError`]; what was made is ended then, too.
 pub async fn serve(settings: Settings, until: impl Future<Output = ()>) -> Result<Vec<String>, StdioError> {
     let scope = Arc::new(Scope::new(settings));
-    let served = converse(Arc::clone(&scope), until).await;
+    let served = converse(&scope, until).await;
     let failures = scope.end().await;
     served.map(|()| failures)
 }
 
-async fn converse(scope: Arc<Scope>, until: impl Future<Output = ()>) -> Result<(), StdioError> {
-    let end = CancellationToken::new();
-    let conversation = async {
-        let introduced = SandboxTools::new(scope).serve_with_ct(stdio(), end.clone()).await;
-        let running = match introduced {
-            Ok(running) => running,
-            // It went before it said a word, or we are told to.
-            Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
-            Err(error) => return Err(StdioError::Introduction(Box::new(error))),
-        };
-        running.waiting().await?;
-        Ok(())
+async fn converse(scope: &Arc<Scope>, until: impl Future<Output = ()>) -> Result<(), StdioError> {
+    let (lines, written) = Lines::new(BufReader::new(stdin()), stdout());
+    let mut served = Box::pin(serve_lines(scope, lines.clone()));
+    let done = tokio::select! {
+        done = &mut served => Some(done),
+        () = until => None,
+        () = lines.closed() => None,
+        () = reader_left() => None,
     };
-    tokio::pin!(conversation);
-    tokio::select! {
-        done = &mut conversation => done,
-        () = until => {
-            end.cancel();
-            Ok(())
+    let done = match done {
+        Some(done) => done,
+        None => {
+            lines.stop();
+            scope.close();
+            timeout(ENDED_WITHIN, &mut served).await.unwrap_or(Ok(()))
         }
+    };
+    drop((served, lines));
+    // A client that does not read its answers is not waited for.
+    let _ = timeout(ENDED_WITHIN, written).await;
+    done
+}
+
+/// Until the input ends. A client that begins otherwise than the protocol says has been answered, and may begin again.
+async fn serve_lines(scope: &Arc<Scope>, lines: Lines<BufReader<Stdin>>) -> Result<(), StdioError> {
+    loop {
+        let tools = SandboxTools::new(Arc::clone(scope));
+        match tools.serve_with_ct(lines.clone(), CancellationToken::new()).await {
+            Ok(running) => return running.waiting().await.map(|_| ()).map_err(StdioError::from),
+            Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Done when no process has the other end of the output any more.
+async fn reader_left() {
+    let output = io::stdout();
+    let now = Timespec::default();
+    loop {
+        let mut look = [PollFd::new(&output, PollFlags::empty())];
+        let left = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+        if poll(&mut look, Some(&now)).is_ok() && look[0].revents().intersects(left) {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
