@@ -20,11 +20,15 @@ fn a_linux_as_promised() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "256M", "-c", "2", "--name", "linux"]);
     let preamble = r#"
-import ctypes, os, pty, select, socket, stat, subprocess, tempfile, threading
+import ctypes, os, pty, select, shutil, socket, stat, subprocess, tempfile, threading
+PROGRAMS = 'bash bzip2 curl file git jq less patch pip ps python python3 sha256sum sudo tar unzip wget xz zip'
 def read(path):
     with open(path) as f: return f.read()
 def sh(script):
     return subprocess.run(['sh', '-c', script], capture_output=True, text=True)
+def as_user(script):
+    ran = subprocess.run(['sh', '-c', script], user=1000, group=1000, extra_groups=[], capture_output=True, text=True)
+    return ran.stdout, ran.stderr
 mounts = {line.split()[1]: line.split()[2] for line in read('/proc/mounts').splitlines()}
 def loopback():
     with socket.create_server(('127.0.0.1', 0)) as s, socket.create_connection(s.getsockname()) as c:
@@ -66,7 +70,11 @@ def threads():
         "'Seccomp:' in read('/proc/self/status')",
         "sh('unshare -Ur id -u').stdout == '0\\n'",
         "sh('unshare -mpf true').returncode == 0",
-        "sh('for p in bash git curl ps sha256sum python3; do command -v $p; done').returncode == 0",
+        "[p for p in PROGRAMS.split() if not shutil.which(p)] == []",
+        "sh('python --version').stdout == sh('python3 --version').stdout != ''",
+        "sh('pip --version').returncode == 0",
+        "as_user('sudo -n id -u') == ('0\\n', '')",
+        "as_user('id -u') == ('1000\\n', '')",
         "sh('git init -q /tmp/repo && cd /tmp/repo && touch f && git add f').returncode == 0",
         "os.path.exists('/etc/ssl/certs/ca-certificates.crt')",
         "os.stat('/home/user').st_uid == 1000",
