@@ -40,9 +40,11 @@ mod tests {
     #[test]
     fn the_json_is_pinned() {
         let ids = ["aaaaaaaa", "bbbbbbbb"].map(|id| id.to_owned().try_into().unwrap());
-        assert_golden(
-            "prune.json",
-            &json::pretty(&Swept { sandboxes: ids.into(), remains: 3, ..Swept::default() }).unwrap(),
-        );
+        let failures = vec![SweepFailure {
+            id: "cccccccc".to_owned().try_into().unwrap(),
+            reason: "cannot remove sandboxes/cccccccc: Permission denied".to_owned(),
+        }];
+        let swept = Swept { sandboxes: ids.into(), remains: 3, failures };
+        assert_golden("prune.json", &json::pretty(&swept).unwrap());
     }
 }
