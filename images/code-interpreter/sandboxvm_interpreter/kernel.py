@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -150,15 +151,14 @@ class Kernel:
         self.said.put_nowait(None)
 
     async def stop(self, reason):
-        """Ends the process, and what it started. Whoever waits for a message gets KernelDied with the reason."""
+        """Ends the process, and what it started. A task that waits for a message gets KernelDied with the reason."""
         if self.directory is None:
             return
         directory, self.directory = self.directory, None
-        alive = self.end is None
-        if alive:
-            self.end = reason
+        self.end = self.end or reason
+        # Its group has its PID, which another process can get once this one has ended.
+        if not select.select([self.process], [], [], 0)[0]:
             try:
-                # It leads a session, and its PID is its own as long as nobody has seen its end.
                 os.killpg(self.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
@@ -219,7 +219,7 @@ class Kernel:
 
     async def next(self):
         """The next message, or None when there is something to look at."""
-        # After its reply a kernel says what it has to say at once.
+        # Behind its reply a kernel sends what output is left, without further work.
         within = LAST_WORDS_WITHIN if self.replied else None
         try:
             message = await asyncio.wait_for(self.said.get(), within)

@@ -37,7 +37,7 @@ def start(warm):
 
 def serve(requests):
     """Until the service is gone."""
-    # Children are nobody's: gone when they end.
+    # No process waits for the children: the system forgets them when they end.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # What is for the service may come to its whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
