@@ -1,6 +1,7 @@
 //! A reader of a followed output that goes away: the command ends, also when nothing more is written.
 
-use sandboxvm_tests::home::{Home, SMALL};
+use sandboxvm_tests::home::{Home, SMALL, eventually};
+use std::time::Duration;
 
 #[test]
 fn what_is_followed_ends_with_its_reader_and_not_with_the_next_line() {
@@ -8,6 +9,7 @@ fn what_is_followed_ends_with_its_reader_and_not_with_the_next_line() {
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
     let pid = sandbox.exec(["-d", "--", "sh", "-c", "echo one; exec sleep 1000"]).run().succeeds().out();
     let pid = pid.trim();
+    let _ = sandbox.sh("echo one >/dev/console").succeeds();
     for arguments in [
         &["logs", "-f", "demo"][..],
         &["logs", "-f", "demo", pid],
@@ -21,8 +23,8 @@ fn what_is_followed_ends_with_its_reader_and_not_with_the_next_line() {
         assert!(run.stderr.is_empty(), "{}", run.transcript());
     }
     // The process that was only looked at runs on, the one of `exec` does not.
-    let left = sandbox.sh("pgrep -x sleep").succeeds().out();
-    assert_eq!(left.lines().count(), 1, "{left}");
+    let left = || (sandbox.sh("pgrep -x sleep").succeeds().out().lines().count() == 1).then_some(());
+    assert!(eventually(Duration::from_secs(60), left).is_some(), "the command of `exec` runs on");
     sandbox.remove();
     home.assert_nothing_left();
 }

@@ -68,7 +68,7 @@ fn everything_in_a_home_has_a_mode_of_its_own_whatever_the_umask() {
         let Some(home) = Home::with_kvm() else { return };
         let at = home.path();
         let run = |arguments: &[&str]| cli(&home, &at, umask, arguments);
-        run(&["create", "-m", SMALL, "--name", "demo", "--ttl", "1h", "-p", "0:80"]);
+        run(&["create", "-m", SMALL, "--name", "demo", "--ttl", "1h", "-p", "80"]);
         run(&["exec", "demo", "--", "true"]);
         run(&["snapshot", "create", "demo", "kept"]);
         run(&["fork", "demo"]);
