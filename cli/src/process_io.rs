@@ -91,7 +91,15 @@ pub(crate) async fn run(
     };
     match attend(sandbox, exec, attendance, signals, ended).await? {
         End::Exited(ExitStatus::TimedOut) | End::GivenUp(TIMED_OUT) => Ok(timed_out(attendance)),
-        End::Exited(status) => Ok(exit_code(status)),
+        End::Exited(status) => {
+            // A sandbox that ends gracefully ends its processes first.
+            if let (ExitStatus::Signal(_), Some(how)) = (status, sandbox.interruption()) {
+                let record = sandbox.record();
+                let name = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);
+                Failure::new(format_args!("sandbox {name} {how}")).report();
+            }
+            Ok(exit_code(status))
+        }
         End::GivenUp(code) => Ok(code),
         End::RunsOn => Err(Failure::new("the process's output ended without its exit status")),
     }

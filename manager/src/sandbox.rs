@@ -309,6 +309,12 @@ impl Sandbox {
         }
     }
 
+    /// What became of it since it was found, if something did: of a process that was killed, whether it was for that.
+    #[must_use]
+    pub fn interruption(&self) -> Option<Interruption> {
+        ending::since_opened(&self.directory, &self.trail())
+    }
+
     /// Says that its time is over and that it is about to be ended for that: those who use it learn why, and so does its
     /// log. For owners that keep a sandbox's time themselves; a supervisor does it for those it keeps.
     pub fn announce_expiry(&self, then: AtEnd) {
