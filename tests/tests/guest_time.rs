@@ -35,7 +35,7 @@ while True:
     count += 1
     worst = max(worst, now[0] - last[0])
     back += any(a < b for a, b in zip(now[:2], last))
-    struct.pack_into('6Q', page, 0, count, worst, back, *now)
+    page[:48] = struct.pack('6Q', count, worst, back, *now)
     last = now";
 
 /// What one of the processes says.
