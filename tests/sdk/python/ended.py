@@ -59,11 +59,9 @@ finally:
 
 
 async def asynchronous():
-    sandbox = await AsyncSandbox.create(timeout=900)
+    sandbox, over = await AsyncSandbox.create(timeout=900), asyncio.Event()
     try:
         running = await sandbox.commands.run("sleep 600", background=True)
-
-        over = asyncio.Event()
 
         async def endless():
             while not over.is_set():
