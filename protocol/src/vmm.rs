@@ -422,6 +422,15 @@ pub enum ExitReason {
         /// Who made it.
         thread: VmmThread,
     },
+    /// The guest's kernel powered the machine off, by reboot(2).
+    #[error("the guest powered off")]
+    GuestPowerOff,
+    /// The guest's kernel halted the machine, by reboot(2).
+    #[error("the guest halted")]
+    GuestHalt,
+    /// No vCPU can ever execute another instruction: each is halted with interrupts disabled, or was never started.
+    #[error("every vCPU of the guest is halted with interrupts disabled")]
+    VcpusHalted,
 }
 
 impl ExitReason {

@@ -203,3 +203,31 @@ fn a_reset_without_shutdown_is_told_as_that() {
     let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
     home.assert_nothing_left();
 }
+
+/// reboot(2) with this command, by the guest's root and behind its agent's back.
+fn reboot(command: u32) -> String {
+    format!("perl -e 'syscall(169, 0xfee1dead, 0x28121969, {command}, 0)'")
+}
+
+#[test]
+fn every_way_of_reboot_ends_the_machine_with_its_reason() {
+    let Some(home) = Home::with_kvm() else { return };
+    for (command, vcpus, reason, said) in [
+        (0x4321_fedc, "1", ExitReason::GuestPowerOff, "powered off"),
+        (0xcdef_0123, "1", ExitReason::GuestHalt, "the guest halted"),
+        (0xcdef_0123, "2", ExitReason::GuestHalt, "the guest halted"),
+        (0x0123_4567, "1", ExitReason::GuestReset, "reset itself"),
+    ] {
+        let sandbox = home.create(&["-m", SMALL, "-c", vcpus]);
+        let other = sandbox.spawn_sh("echo waits; sleep 600");
+        let run = broken(&sandbox, &reboot(command));
+        assert!(run.err().contains(said), "{}", run.transcript());
+        let other = other.finish().exits(125);
+        assert!(other.err().contains(said), "{}", other.transcript());
+        assert_eq!(sandbox.status().reason, Some(reason));
+        assert_eq!(home.row(&sandbox.id)["state"], "exited");
+        let _ = sandbox.sh("true").fails_with(&[said]);
+        let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
+    }
+    home.assert_nothing_left();
+}

@@ -40,6 +40,8 @@ programs! {
     terminals_as_the_python_client_has_them: "python/pty.py",
     ports_reached_from_outside: "python/ports.py",
     hostile_requests_to_a_sandbox: "python/hostile.py",
+    power_off_as_the_python_client_has_it: "python/power_off.py",
+    power_off_as_the_javascript_client_has_it: "js/power_off.mjs",
     example_of_the_python_client: "../../examples/python_sdk.py",
     example_of_the_javascript_client: "../../examples/javascript_sdk.cjs",
     example_of_a_langchain_tool: "../../examples/langchain_tool.py",

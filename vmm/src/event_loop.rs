@@ -3,6 +3,7 @@
 //! starve another. Called by `main`, returns when the machine is over.
 
 mod forking;
+mod standstill;
 mod writing;
 
 use crate::{
@@ -25,6 +26,7 @@ use rustix::{
 use sandboxvm_protocol::vmm::{
     ControlReply, ControlRequest, ExitReason, JailPart, Phase, ResetReport, ResetRequest, VmStatus, VmmEvent,
 };
+use standstill::Standstill;
 use std::{
     collections::HashMap,
     fs::File,
@@ -150,6 +152,7 @@ pub struct EventLoop {
     merged: Option<(MergedLayers, u32)>,
     /// What was written since the snapshot in `parts.baseline`; unknown where there is none.
     tracking: Option<WriteTracking>,
+    standstill: Standstill,
 }
 
 /// Sent to whoever asks for something that a writer at work forbids.
@@ -193,6 +196,7 @@ impl EventLoop {
             writing: None,
             merged: None,
             tracking: None,
+            standstill: Standstill::default(),
         })
     }
 
@@ -227,10 +231,12 @@ impl EventLoop {
     /// Waits for something and serves it. A child that this made is returned in the child's process.
     fn turn(&mut self) -> Result<Option<Box<ForkedChild>>, EventLoopError> {
         let mut events = Vec::with_capacity(BATCH);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+        let patience = self.patience().map(standstill::timespec);
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        self.look_for_standstill();
         for event in events {
             match Source::from_data(event.data) {
                 Some(Source::News) => {

@@ -386,6 +386,22 @@ impl Machine {
         was_running
     }
 
+    /// True when no vCPU can ever execute another instruction: each is halted with interrupts disabled and nothing
+    /// pending that wakes it all the same, or waits for another to start it. All must stand (see [`Machine::pause`]). A
+    /// device whose interrupt the guest routed as an NMI is not considered.
+    ///
+    /// # Errors
+    /// When KVM does not say.
+    pub fn can_never_run(&self) -> Result<bool, MachineError> {
+        for thread in &self.vcpus {
+            let fd = thread.vcpu().lock().unwrap_or_else(PoisonError::into_inner);
+            if !state::can_never_run(&fd)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Ends the vCPU threads; returns when none is in the guest.
     pub fn end(&self) {
         self.shared.gate.end(|| self.kick());

@@ -3,7 +3,7 @@
 
 use crate::{
     gate::RunGate,
-    stats::VcpuCounters,
+    stats::{Counters, VcpuCounters},
     timeline::{self, StartTimes},
 };
 use sandboxvm_protocol::{
@@ -186,6 +186,18 @@ impl Shared {
             // Nothing pending: another wake-up took it.
             Err(error) => debug_assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
         }
+    }
+
+    /// KVM's counters of each vCPU.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counters> {
+        self.vcpus.iter().map(|(kvm, _)| kvm.read()).collect()
+    }
+
+    /// True once a guest instruction was executed.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        self.first_run_ns.get().is_some()
     }
 
     /// All counters.

@@ -41,7 +41,7 @@ struct Places {
 }
 
 /// One reading.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Exits of all kinds.
     pub exits: u64,

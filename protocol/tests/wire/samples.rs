@@ -87,6 +87,7 @@ variants! {
     ExitReason {
         GuestShutdown (), Stopped (), LauncherGone (), GuestPanic (), GuestReset (), TripleFault (), InternalError {},
         EntryFailure {}, UnknownPort {}, UnknownMmio {}, UnexpectedExit {}, HostFailure {}, BadConfig {}, ForbiddenCall {},
+        GuestPowerOff (), GuestHalt (), VcpusHalted (),
     }
 }
 
@@ -359,6 +360,9 @@ pub fn exit_reasons() -> Vec<(&'static str, ExitReason)> {
         ("host-failure", ExitReason::HostFailure { message: "KVM_RUN: Bad address".to_owned() }),
         ("bad-config", ExitReason::BadConfig { message: "the kernel is not an ELF file".to_owned() }),
         ("forbidden-call", ExitReason::ForbiddenCall { number: 59, thread: VmmThread::Vcpu }),
+        ("guest-power-off", ExitReason::GuestPowerOff),
+        ("guest-halt", ExitReason::GuestHalt),
+        ("vcpus-halted", ExitReason::VcpusHalted),
     ]
 }
 

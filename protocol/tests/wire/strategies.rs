@@ -406,6 +406,9 @@ fn exit_reason() -> impl Strategy<Value = ExitReason> {
         Just(ExitReason::GuestPanic),
         Just(ExitReason::GuestReset),
         Just(ExitReason::TripleFault),
+        Just(ExitReason::GuestPowerOff),
+        Just(ExitReason::GuestHalt),
+        Just(ExitReason::VcpusHalted),
         (any::<(u32, u64)>(), text()).prop_map(|((suberror, rip), bytes)| ExitReason::InternalError {
             suberror,
             rip,

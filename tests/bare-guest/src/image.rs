@@ -75,7 +75,7 @@ impl Image {
 
 /// A script ends by halting, whatever it says itself.
 fn encode(script: &Script, room: u64) -> Result<Vec<u8>, ImageError> {
-    let instructions = script.instructions().iter().chain([&Instruction::Halt]);
+    let instructions = script.instructions().iter().chain([&Instruction::Rest]);
     let bytes: Vec<u8> = instructions.flat_map(|instruction| instruction.encode()).collect();
     debug_assert!(bytes.len().is_multiple_of(INSTRUCTION_SIZE));
     if bytes.len() as u64 <= room { Ok(bytes) } else { Err(ImageError::ScriptTooLong { bytes: bytes.len(), room }) }

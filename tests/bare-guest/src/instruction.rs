@@ -41,7 +41,9 @@ impl Width {
 /// One thing the guest does. "The accumulator" is one register of each vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instruction {
-    /// Halts for ever.
+    /// Halts with interrupts enabled, again after each interrupt.
+    Rest,
+    /// Halts with interrupts disabled: this vCPU never executes another instruction.
     Halt,
     /// Writes `value` at `address`, memory or device.
     Write {
@@ -179,7 +181,8 @@ impl Instruction {
     pub fn encode(self) -> [u8; INSTRUCTION_SIZE] {
         let wide = |first: u8, width: Width| first + width as u8;
         let (operation, slot, count, a, b) = match self {
-            Self::Halt => (0, 0, 0, 0, 0),
+            Self::Rest => (0, 0, 0, 0, 0),
+            Self::Halt => (31, 0, 0, 0, 0),
             Self::Write { width, address, value } => (wide(1, width), 0, 0, address, value),
             Self::Read { width, address } => (wide(5, width), 0, 0, address, 0),
             Self::Copy { width, to, from } => (wide(9, width), 0, 0, to, from),

@@ -137,11 +137,11 @@ impl Script {
 
     /// Ends the machine in order.
     pub fn end(&mut self) -> &mut Self {
-        self.out(NOTIFY, NOTIFY_SHUTDOWN).out(I8042, I8042_RESET).push(Instruction::Halt)
+        self.out(NOTIFY, NOTIFY_SHUTDOWN).out(I8042, I8042_RESET).push(Instruction::Rest)
     }
 
     /// Ends the machine as if something was not as expected.
     pub fn give_up(&mut self) -> &mut Self {
-        self.out(NOTIFY, NOTIFY_PANIC).out(I8042, I8042_RESET).push(Instruction::Halt)
+        self.out(NOTIFY, NOTIFY_PANIC).out(I8042, I8042_RESET).push(Instruction::Rest)
     }
 }

@@ -89,3 +89,39 @@ fn an_idle_machine_keeps_within_its_bounds() {
     machine.assert_within_bounds();
     assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
 }
+
+#[test]
+fn a_guest_that_can_never_run_again_is_ended() {
+    let Some(artefacts) = artefacts() else { return };
+    for vcpus in [1, 2] {
+        let mut image = Image::new();
+        image.script.say("halts").push(Instruction::Halt);
+        // Of two the second was never started.
+        let ending = BareMachine::boot(&artefacts, &image, Shape { vcpus, ..Shape::default() }).finish();
+        assert_eq!(ending.typed(), &ExitReason::VcpusHalted);
+        assert_eq!(ending.console, "halts");
+    }
+    let mut image = Image::new();
+    image.second.push(Instruction::Halt);
+    image.script.start_second_vcpu().push(Instruction::Halt);
+    let ending = BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() }).finish();
+    assert_eq!(ending.typed(), &ExitReason::VcpusHalted);
+}
+
+/// The other vCPU is at work for longer than the VMM takes to notice that all of them are halted.
+#[test]
+fn a_guest_of_which_one_vcpu_is_halted_for_good_runs_on() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    image.second.push(Instruction::Halt);
+    image.script.start_second_vcpu();
+    image.script.repeat(200, |script| {
+        script.push(Instruction::Delay { turns: 20_000 }).say(".");
+    });
+    image.script.end();
+    let begun = std::time::Instant::now();
+    let ending = BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() }).finish();
+    ending.in_order();
+    // For people: how long there was to notice.
+    eprintln!("ran for {:?} beside a halted vCPU", begun.elapsed());
+}

@@ -25,6 +25,8 @@ const I8042_RESET: u8 = 0xfe;
 const NOTIFY: u16 = 0x510;
 const NOTIFY_READY: u8 = 0x02;
 const NOTIFY_SHUTDOWN: u8 = 0x03;
+const NOTIFY_POWER_OFF: u8 = 0x04;
+const NOTIFY_HALT: u8 = 0x05;
 const NOTIFY_PANIC: u8 = 0xee;
 /// First of eight ports, one byte each, that hold the host's wall clock in nanoseconds since the Unix epoch, the lowest
 /// byte first. Reading the first takes the time for all. What a machine is told over a wire is as old as the machine is
@@ -91,6 +93,8 @@ impl Board {
         match code {
             NOTIFY_READY => self.shared.mark_ready(),
             NOTIFY_SHUTDOWN => self.shared.mark_shutdown_announced(),
+            NOTIFY_POWER_OFF => self.shared.end(ExitReason::GuestPowerOff),
+            NOTIFY_HALT => self.shared.end(ExitReason::GuestHalt),
             NOTIFY_PANIC => self.shared.mark_panicked(),
             // That the agent started (1) has no consequence; other codes are a newer guest's and say nothing to us.
             _ => {}

@@ -7,8 +7,9 @@
 
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    KVM_MP_STATE_RUNNABLE, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs,
+    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -147,6 +148,25 @@ pub(super) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), StateErr
     // SAFETY: KVM reads 4 KiB from a `kvm_xsave` unless the process asked for dynamically enabled features (AMX) by
     // arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM), which this one never does.
     unsafe { vcpu.set_xsave(xsave) }.map_err(kvm("KVM_SET_XSAVE"))
+}
+
+/// True when only another vCPU can make this stopped one execute an instruction.
+///
+/// # Errors
+/// When KVM does not say.
+pub fn can_never_run(vcpu: &VcpuFd) -> Result<bool, StateError> {
+    /// IF (SDM vol. 3A, 2.3).
+    const INTERRUPTS_ENABLED: u64 = 1 << 9;
+    match vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?.mp_state {
+        KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Ok(true),
+        KVM_MP_STATE_HALTED => {
+            let regs = vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?;
+            let events = vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?;
+            let wakes = events.nmi.pending | events.nmi.injected | events.smi.pending | events.exception.injected;
+            Ok(regs.rflags & INTERRUPTS_ENABLED == 0 && wakes == 0)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// MSRs that make up a vCPU's state on this host.
