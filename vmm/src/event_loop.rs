@@ -3,6 +3,7 @@
 //! starve another. Called by `main`, returns when the machine is over.
 
 mod forking;
+mod serving;
 mod standstill;
 mod writing;
 
@@ -153,6 +154,8 @@ pub struct EventLoop {
     /// What was written since the snapshot in `parts.baseline`; unknown where there is none.
     tracking: Option<WriteTracking>,
     standstill: Standstill,
+    /// Descriptors of devices that became readable while the machine was paused.
+    unwatched: Vec<Source>,
 }
 
 /// Sent to whoever asks for something that a writer at work forbids.
@@ -197,6 +200,7 @@ impl EventLoop {
             merged: None,
             tracking: None,
             standstill: Standstill::default(),
+            unwatched: Vec::new(),
         })
     }
 
@@ -251,27 +255,12 @@ impl EventLoop {
                         return Ok(Some(child));
                     }
                 }
-                Some(Source::Queue { device, queue }) => self.notify_queue(device, queue),
-                Some(Source::Device(device)) => {
-                    if let Some(transport) = self.parts.machine.board().virtio().get(usize::from(device)) {
-                        lock(transport).host_ready();
-                    }
-                }
+                Some(source @ (Source::Queue { .. } | Source::Device(_))) => self.serve_device(source)?,
                 Some(Source::Writer) => self.advance_writing(),
                 None => {}
             }
         }
         Ok(None)
-    }
-
-    fn notify_queue(&self, device: u16, queue: u16) {
-        let (device, queue) = (usize::from(device), usize::from(queue));
-        let event = self.parts.machine.queue_events().get(device).and_then(|queues| queues.get(queue));
-        if let (Some(event), Some(transport)) = (event, self.parts.machine.board().virtio().get(device)) {
-            // Nothing pending means that an earlier turn served it.
-            let _ = event.read();
-            lock(transport).queue_notified(queue);
-        }
     }
 
     fn accept(&mut self) -> Result<(), EventLoopError> {
@@ -364,7 +353,12 @@ impl EventLoop {
     fn carry_out(&mut self, id: u32, request: &ControlRequest, fds: ReceivedFds) -> Option<ControlReply> {
         let shared = Arc::clone(self.parts.machine.shared());
         match request {
-            ControlRequest::Start | ControlRequest::Resume => self.parts.machine.resume(),
+            ControlRequest::Start | ControlRequest::Resume => {
+                if let Err(error) = self.resume() {
+                    shared.end(ExitReason::HostFailure { message: error.to_string() });
+                    return Some(failed(error));
+                }
+            }
             ControlRequest::Pause if shared.phase() == Phase::Created => {
                 return Some(failed("the machine was not started yet; start it first"));
             }
@@ -426,7 +420,11 @@ impl EventLoop {
                 parts.baseline = origin.clone();
                 // All of memory is as the origin has it.
                 let _ = parts.released.take();
-                parts.machine.resume();
+                self.resume().map_err(|error| {
+                    let message = error.to_string();
+                    self.parts.machine.shared().end(ExitReason::HostFailure { message: message.clone() });
+                    message
+                })?;
                 Ok(ResetReport { pause_ns: nanoseconds_since(stopping) })
             }
             Err(message) => {

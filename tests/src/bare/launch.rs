@@ -41,6 +41,21 @@ fn disk(directory: &Path, name: &str, size: u64, byte: u8) -> OwnedFd {
     file.into()
 }
 
+/// What is below the layers of the writable disk.
+fn template(directory: &Path, shape: Shape) -> OwnedFd {
+    const SECTOR: usize = 512;
+    if !shape.disk_is_numbered {
+        return disk(directory, "template", shape.disk_bytes, 0x22);
+    }
+    let mut content = vec![0; usize::try_from(shape.disk_bytes).expect("a small disk")];
+    for (sector, number) in content.chunks_exact_mut(SECTOR).zip(2_u64..) {
+        sector[..8].copy_from_slice(&number.to_le_bytes());
+    }
+    let mut file = new_file(directory, "template");
+    file.write_all(&content).expect("space for a disk");
+    file.into()
+}
+
 /// What a machine begins with.
 #[derive(Debug)]
 pub(super) enum Beginning<'a> {
@@ -103,7 +118,7 @@ pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, sh
         source,
         disks: vec![
             DiskConfig::ReadOnly { image: add(disk(directory, "image", 8 << 20, 0x11)) },
-            DiskConfig::Writable { template: add(disk(directory, "template", shape.disk_bytes, 0x22)), layers },
+            DiskConfig::Writable { template: add(template(directory, shape)), layers },
         ],
         vsock: VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT },
         console: ConsoleConfig { log: add(new_file(directory, CONSOLE).into()), limit: shape.console_limit },

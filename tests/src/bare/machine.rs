@@ -36,6 +36,8 @@ pub struct Shape {
     pub console_limit: u64,
     /// Size of its writable disk.
     pub disk_bytes: u64,
+    /// What is on that: its number plus two at the beginning of each sector, in place of twos in the first MiB.
+    pub disk_is_numbered: bool,
     /// Descriptors that its VMM is started with room for; as many as this process has, unless stated.
     pub descriptor_limit: Option<u32>,
     /// What its VMM may use, looked at when it ends.
@@ -49,6 +51,7 @@ impl Default for Shape {
             memory_mib: 64,
             console_limit: 1 << 16,
             disk_bytes: 8 << 20,
+            disk_is_numbered: false,
             descriptor_limit: None,
             bounds: Bounds::QUIET,
         }
@@ -205,6 +208,17 @@ impl BareMachine {
         }
     }
 
+    /// Has its VMM do something that is answered with nothing.
+    ///
+    /// # Panics
+    /// When that is not done.
+    pub fn order(&mut self, request: &ControlRequest) {
+        match self.channel.ask(request, ANSWER * cli::patience()) {
+            Some(ControlReply::Done) => {}
+            other => panic!("{other:?} in place of being done\n{}", self.said()),
+        }
+    }
+
     /// Saves it as it stands, all of it; it runs on. To be called once.
     ///
     /// # Panics
@@ -247,6 +261,14 @@ impl BareMachine {
     /// When it goes on.
     pub fn assert_loop_at_rest(&self) {
         assert!(vitals::loop_comes_to_rest(self.pid()), "the VMM's event loop does not come to rest\n{}", self.said());
+    }
+
+    /// Fails unless the VMM's event loop is seen at work, within some patience.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn assert_loop_at_work(&self) {
+        assert!(vitals::loop_works(self.pid()), "the VMM's event loop has nothing to do\n{}", self.said());
     }
 
     /// Fails unless the VMM has kept within its bounds, now and at any time looked at since it began.

@@ -112,8 +112,19 @@ pub(super) fn loop_comes_to_rest(pid: u32) -> bool {
     rests(pid, &format!("{pid}/task/{pid}"))
 }
 
+/// Whether its first thread uses the processor for a moment, within some patience.
+pub(super) fn loop_works(pid: u32) -> bool {
+    let path = format!("{pid}/task/{pid}");
+    (0..100).any(|_| {
+        let Some(before) = ticks(&path) else { return false };
+        thread::sleep(LOOK);
+        ticks(&path).is_some_and(|after| after > before + 1)
+    })
+}
+
+const LOOK: Duration = Duration::from_millis(200);
+
 fn rests(pid: u32, path: &str) -> bool {
-    const LOOK: Duration = Duration::from_millis(200);
     (0..50).any(|_| {
         let Some(before) = ticks(path) else { return false };
         thread::sleep(LOOK);

@@ -7,7 +7,7 @@ use crate::{
     rings::works_again,
 };
 use sandboxvm_bare_guest::{Image, Instruction, Width, layout};
-use sandboxvm_protocol::vmm::ExitReason;
+use sandboxvm_protocol::vmm::{ControlRequest, ExitReason};
 use sandboxvm_tests::bare::{
     BareMachine, Bounds, Shape,
     driver::{FIRST_LINE, Part, Rings, VERSION_1, Window, register, route_interrupt},
@@ -272,4 +272,45 @@ fn announcements() {
     }
     assert!(fs::metadata(&status).unwrap().len() < 4096);
     machine.finish().in_order();
+}
+
+/// A queue that never ends: each request reads a sector whose number is the used index, and what is there onto the available
+/// index. A machine that is paused while it runs must stand still, and goes on with it when it is resumed.
+#[test]
+fn a_paused_machine_serves_no_queue() {
+    /// The available index has 16 bits, so this many sectors make it a circle.
+    const SECTORS: u64 = 1 << 16;
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    let (rings, kind, rest) = (Rings::at(layout::FREE, 8), layout::FREE + 0x4000, layout::FREE + 0x5000);
+    image.put(kind, &[0; 16]); // a read, and the upper bytes of its sector's number
+    rings.put_chain(
+        &mut image,
+        0,
+        &[
+            Part::Readable(kind, 8),
+            Part::Readable(rings.used + 2, 2),
+            Part::Readable(kind + 8, 6),
+            Part::Writable(rings.available + 2, 2),
+            Part::Writable(rest, 510),
+            Part::Writable(rest + 510, 1),
+        ],
+    );
+    rings.put_heads(&mut image, &[0; 8]);
+    let disk = Window::of(DISK);
+    disk.negotiate(&mut image.script, VERSION_1);
+    disk.set_up_queue(&mut image.script, 0, &rings);
+    disk.go_live(&mut image.script);
+    rings.publish(&mut image.script, 1);
+    disk.notify(&mut image.script, 0);
+    image.script.say("#goes round");
+    let shape = Shape { disk_bytes: 512 * SECTORS, disk_is_numbered: true, ..Shape::default() };
+    let mut machine = BareMachine::boot(&artefacts, &image, shape);
+    machine.wait_for_console("#goes round");
+    machine.assert_loop_at_work();
+    machine.order(&ControlRequest::Pause);
+    machine.assert_at_rest();
+    machine.order(&ControlRequest::Resume);
+    machine.assert_loop_at_work();
+    assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
 }
