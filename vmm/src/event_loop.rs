@@ -406,6 +406,7 @@ impl EventLoop {
         if saved.memory != origin.map {
             return Err("this is not the snapshot that the machine began from".into());
         }
+        parts.machine.check(&saved.machine).map_err(|error| error.to_string())?;
         self.tracking = None;
         // It runs afterwards, whether it did before or not: a reset machine begins anew.
         let stopping = Instant::now();

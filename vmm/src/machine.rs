@@ -8,7 +8,7 @@ mod standstill;
 
 use crate::{
     arch::x86_64::{
-        boot, cmdline, cpuid, layout, registers,
+        boot, cmdline, cpuid, layout, registers, saved_cpu,
         state::{self, ChipsetState, VcpuState},
     },
     devices::{
@@ -306,15 +306,29 @@ impl Machine {
         })
     }
 
+    /// Refuses the state of a machine with other parts than this one has, or with MSRs that are none of a
+    /// vCPU's. What its vCPUs show the guest is not taken over.
+    ///
+    /// # Errors
+    /// [`MachineError::OtherShape`], [`MachineError::State`].
+    pub fn check(&self, state: &MachineState) -> Result<(), MachineError> {
+        let devices = self.board.virtio().len();
+        for (what, saved, here) in
+            [("vCPUs", state.vcpus.len(), self.vcpus.len()), ("virtio devices", state.devices.len(), devices)]
+        {
+            if saved != here {
+                return Err(MachineError::OtherShape { what, saved, here });
+            }
+        }
+        Ok(saved_cpu::check_msrs(&self.kvm, &state.vcpus)?)
+    }
+
     /// Puts a standing machine back to `state`, over memory that is as it was then.
     ///
     /// # Errors
     /// When KVM or a device refuses; the machine must not run any more then.
     pub fn reset_to(&self, state: &MachineState) -> Result<(), MachineError> {
-        if state.vcpus.len() != self.vcpus.len() {
-            let (saved, here) = (state.vcpus.len(), self.vcpus.len());
-            return Err(MachineError::OtherShape { what: "vCPUs", saved, here });
-        }
+        self.check(state)?;
         state.chipset.restore_irqchips(&self.vm)?;
         for (thread, vcpu) in self.vcpus.iter().zip(&state.vcpus) {
             let fd = thread.vcpu().lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,10 @@
 //! the order in which things are opened, confined and started is here and nowhere else.
 
 use crate::{
-    arch::x86_64::host_mode::{self, UnknownHostMode},
+    arch::x86_64::{
+        host_mode::{self, UnknownHostMode},
+        saved_cpu,
+    },
     confine::{self, ConfineError},
     control::ControlConnection,
     descriptors::{DescriptorError, ReceivedFds},
@@ -313,6 +316,7 @@ fn build(
                 .iter()
                 .map(|index| Ok(Arc::new(File::from(fds.take(*index, "a memory file")?))))
                 .collect::<Result<Vec<_>, DescriptorError>>()?;
+            check_vcpus(&parts.kvm, &saved.machine)?;
             saved.memory.map_over(&parts.memory, &files)?;
             if saved.machine.has(DeviceType::Balloon) {
                 add_balloon(&mut parts.devices, &released)?;
@@ -332,6 +336,12 @@ fn build(
         start: config.start,
         tie_to_launcher: config.tie_to_launcher,
     })
+}
+
+/// A state file is from anywhere; the state that a fork takes over is not.
+fn check_vcpus(kvm: &Kvm, state: &MachineState) -> Result<(), MachineError> {
+    saved_cpu::check_cpuid(kvm, &state.vcpus)?;
+    Ok(saved_cpu::check_msrs(kvm, &state.vcpus)?)
 }
 
 fn add_common_devices(

@@ -11,4 +11,5 @@ pub mod layout;
 pub mod mptable;
 mod paging;
 pub mod registers;
+pub mod saved_cpu;
 pub mod state;

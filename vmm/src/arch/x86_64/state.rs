@@ -40,6 +40,17 @@ pub enum StateError {
         /// How many at most.
         max: usize,
     },
+    /// The saved vCPU shows its guest what no vCPU does that boots here.
+    #[error(
+        "the saved CPUID leaf {function:#x} ({index:#x}) shows more than a guest gets on this host; the snapshot is \
+             damaged, or was made on another kind of processor"
+    )]
+    Cpuid {
+        /// Leaf.
+        function: u32,
+        /// Sub-leaf.
+        index: u32,
+    },
     /// KVM refused one MSR.
     #[error("KVM refused MSR {index:#x}; the snapshot was made on another kind of processor")]
     Msr {
@@ -87,6 +98,14 @@ impl VcpuState {
             events: vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?,
             cpuid: vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?.as_slice().to_vec(),
         })
+    }
+
+    pub(super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    pub(super) fn msrs(&self) -> &[kvm_msr_entry] {
+        &self.msrs
     }
 
     /// Makes this the state of a vCPU of the kind of `other`'s processor, for a test that goes on on any.
