@@ -216,8 +216,8 @@ impl Sandbox {
         disk.push(top_name.clone());
         let next = Files { disk, baseline: lineage.files.baseline.clone() };
         if let Err(error) = lineage.announce(&self.directory, next.clone()) {
-            // On a full disk: the VMM was not asked for anything yet.
-            self.directory.unlink(&top_name)?;
+            // On a full disk: the VMM was not asked for anything yet. A file that stays is taken away by the next change.
+            let _ = self.directory.unlink(&top_name);
             return Err(error.into());
         }
         let mut sent = LaunchFiles::default();
@@ -232,11 +232,13 @@ impl Sandbox {
         drop(handed);
         match reply {
             ControlReply::Fork(report) => {
-                lineage.complete(&self.directory, next)?;
+                // Where the disk has no room for the record, the one that announced this says the same.
+                let _ = lineage.complete(&self.directory, next);
                 Ok((children, report))
             }
             ControlReply::Failed { message } => {
-                lineage.conclude(&self.directory)?;
+                // Where this cannot be written down, what was announced is judged again next time.
+                let _ = lineage.conclude(&self.directory);
                 Err(ControlError::Refused(message).into())
             }
             _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),

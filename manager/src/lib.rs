@@ -63,6 +63,7 @@ mod ready;
 mod record;
 mod remove;
 mod reset;
+mod room;
 mod sandbox;
 mod silence;
 mod snapshot;

@@ -18,6 +18,7 @@ use crate::{
         ChangeLock, Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all,
     },
     parts::{MachineFiles, Parts, SourceFiles},
+    room::Room,
     sandbox::{ExecError, Sandbox},
     snapshot::{
         error::SnapshotError,
@@ -244,6 +245,10 @@ impl Sandbox {
             Origin::Snapshot { .. } | Origin::Boot | Origin::Fork { .. } => None,
         };
         let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
+        if is_live {
+            // What the sandbox writes is kept until the new beginning is there.
+            admission::check_room(&self.home, 0)?;
+        }
         self.note_end()?;
         let mut host_is_done = Some(host_is_done);
         let mut only_the_guest = || {
@@ -294,10 +299,12 @@ impl Sandbox {
         let mut layers = open_all(directory, disk)?;
         lineage.check_origin(directory).await?;
         layers.push(directory.create_file(&top_name)?);
-        identity::make_due(directory)?;
-        if let Err(error) = lineage.announce(directory, next.clone()) {
-            // On a full disk: the VMM was not asked for anything yet.
-            directory.unlink(&top_name)?;
+        let announced = identity::make_due(directory)
+            .map_err(LineageError::from)
+            .and_then(|()| lineage.announce(directory, next.clone()));
+        if let Err(error) = announced {
+            // On a full disk: the VMM was not asked for anything yet. A file that stays is taken away by the next change.
+            let _ = directory.unlink(&top_name);
             return Err(error.into());
         }
         ending::announce(directory, Interruption::Reset);
@@ -308,12 +315,14 @@ impl Sandbox {
         });
         match self.control().await?.request_with(&request, &sent, RESET_WITHIN).await? {
             ControlReply::Reset(report) => {
-                lineage.complete(directory, next)?;
+                // Where the disk has no room for the record, the one that announced this says the same.
+                let _ = lineage.complete(directory, next);
                 Ok(report)
             }
             ControlReply::Failed { message } => {
                 ending::withdraw(directory);
-                lineage.conclude(directory)?;
+                // Where this cannot be written down, what was announced is judged again next time.
+                let _ = lineage.conclude(directory);
                 Err(ControlError::Refused(message).into())
             }
             _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
@@ -355,8 +364,10 @@ impl Sandbox {
             // It was promised no memory any more; its disk it has.
             admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
         }
+        let room = Room::for_a_start(&self.directory)?;
         ending::announce(&self.directory, Interruption::Reset);
         end::now(&self.home, &self.directory, self.id()).await?;
+        drop(room);
         identity::make_due(&self.directory)?;
         let parts = Parts::renew(&self.directory)?;
         let vmm = parts.spawn_vmm(&self.home, &self.directory, &self.record, bundle.path(Part::Vmm))?;

@@ -7,7 +7,7 @@ use crate::{
     devices::{
         board::lock,
         virtio::{
-            block::{BlockDevice, BlockError, LayeredDiskError, SharedLayeredDisk},
+            block::{BlockDevice, BlockError, LayeredDiskError, PreparedLayers, SharedLayeredDisk},
             device::{GuestMemory, VirtioDevice},
         },
     },
@@ -53,6 +53,10 @@ pub enum DisksError {
         source: io::Error,
     },
 }
+
+/// Other layers for all writable disks of a machine, in device order.
+#[derive(Debug)]
+pub struct PreparedDisks(Vec<PreparedLayers>);
 
 #[derive(Debug)]
 enum Disk {
@@ -139,17 +143,24 @@ impl Disks {
         self.writable().try_for_each(|(_, layers)| lock(layers).layers().try_for_each(File::sync_data))
     }
 
-    /// Puts every disk back onto `disks`, whose last layer is empty.
+    /// Opens other layers for every disk, whose last one is empty and gets its header. Nothing changes for the guest.
     ///
     /// # Errors
-    /// When one cannot.
-    pub fn switch(&self, disks: &[DiskLayers], fds: &mut ReceivedFds) -> Result<(), DisksError> {
+    /// When one cannot be had, as on a full disk.
+    pub fn prepare_switch(&self, disks: &[DiskLayers], fds: &mut ReceivedFds) -> Result<PreparedDisks, DisksError> {
         self.check_count(disks.len())?;
-        for ((_, layers), DiskLayers(files)) in self.writable().zip(disks) {
+        let prepared = self.writable().zip(disks).map(|((_, layers), DiskLayers(files))| {
             let files = take_files(files, fds)?;
-            lock(layers).switch_layers(files)?;
+            Ok(lock(layers).prepare_layers(files)?)
+        });
+        Ok(PreparedDisks(prepared.collect::<Result<_, DisksError>>()?))
+    }
+
+    /// Puts every disk onto the layers that were prepared for it.
+    pub fn switch(&self, prepared: PreparedDisks) {
+        for ((_, layers), prepared) in self.writable().zip(prepared.0) {
+            lock(layers).switch_to(prepared);
         }
-        Ok(())
     }
 
     /// The files of a child's disks, as they are below this machine's tops (see [`Disks::push_tops`]), with `tops`

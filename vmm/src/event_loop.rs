@@ -13,6 +13,7 @@ use crate::{
     devices::{board::lock, virtio::vsock::VsockOptions},
     disks::{Disks, MergedLayers},
     fork::ForkedChild,
+    log,
     machine::Machine,
     memory,
     snapshot::{format, released::ReleasedPages, tracking::WriteTracking, writer::Baseline},
@@ -407,13 +408,15 @@ impl EventLoop {
             return Err("this is not the snapshot that the machine began from".into());
         }
         parts.machine.check(&saved.machine).map_err(|error| error.to_string())?;
+        // All that can fail for want of room is done while the machine is still what it was.
+        let disks = parts.disks.prepare_switch(&request.disks, &mut fds).map_err(|error| error.to_string())?;
         self.tracking = None;
         // It runs afterwards, whether it did before or not: a reset machine begins anew.
         let stopping = Instant::now();
         parts.machine.pause();
         let result = (|| {
             memory::forget_writes(parts.machine.memory()).map_err(|error| error.to_string())?;
-            parts.disks.switch(&request.disks, &mut fds).map_err(|error| error.to_string())?;
+            parts.disks.switch(disks);
             parts.machine.reset_to(&saved.machine).map_err(|error| error.to_string())
         })();
         match result {
@@ -460,7 +463,7 @@ impl EventLoop {
                 && !self.parts.machine.leaves_out_standstill(),
         };
         if let Err(error) = self.parts.status.write(&status) {
-            eprintln!("sandboxvm-vmm: cannot write the status file: {error}");
+            log::line(format_args!("cannot write the status file: {error}"));
         }
     }
 

@@ -20,6 +20,7 @@ pub mod event_loop;
 pub mod fork;
 pub mod gate;
 pub mod launch;
+pub mod log;
 pub mod machine;
 pub mod mailbox;
 pub mod memory;

@@ -1,8 +1,11 @@
 //! `sandboxvm-vmm`: confines itself, takes one launch frame on standard input, builds the machine it describes, runs
 //! the guest, and exits when it is over. Started by the manager; with `--probe` it only says what KVM offers.
 
-use sandboxvm_vmm::{probe, session, timeline};
-use std::process::ExitCode;
+use sandboxvm_vmm::{log, probe, session, timeline};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 /// Our own failure, as for every command of sandboxvm.
 const FAILURE: u8 = 125;
@@ -12,28 +15,33 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         None => run(process_start),
         Some("--probe") => print_probe(),
-        Some("--version") => {
-            println!("sandboxvm-vmm {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        Some("--version") => print(concat!("sandboxvm-vmm ", env!("CARGO_PKG_VERSION"))),
         Some(other) => fail(&format!("unknown argument {other:?}; it is started by sandboxvm, or with --probe")),
     }
 }
 
 fn print_probe() -> ExitCode {
     let probe = probe::probe();
-    match serde_json::to_string(&probe) {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("sandboxvm-vmm: cannot print the probe: {error}"),
+    let printed = match serde_json::to_string(&probe) {
+        Ok(text) => print(&text),
+        Err(error) => fail(&format!("cannot print the probe: {error}")),
+    };
+    if probe.problems.is_empty() { printed } else { ExitCode::from(FAILURE) }
+}
+
+/// Writes a line that was asked for.
+fn print(line: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("cannot write to standard output: {error}")),
     }
-    if probe.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
 }
 
 /// A panic in one thread would leave the others to a machine that is half there: a vCPU that never comes to the gate, a
 /// device whose state is torn. So it ends the process, whichever thread it is in, forked children included.
 fn end_with_any_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("sandboxvm-vmm: this is a bug: {panic}");
+        log::line(format_args!("this is a bug: {panic}"));
         std::process::exit(FAILURE.into());
     }));
 }
@@ -48,6 +56,6 @@ fn run(process_start: u64) -> ExitCode {
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("sandboxvm-vmm: {message}");
+    log::line(message);
     ExitCode::from(FAILURE)
 }

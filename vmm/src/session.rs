@@ -19,6 +19,7 @@ use crate::{
     event_loop::{EventLoop, EventLoopError, Outcome},
     fork::ForkedChild,
     launch::{self, LaunchError},
+    log,
     machine::{self, BootParts, Machine, MachineError, MachineParts},
     memory::{self, MemoryError},
     snapshot::{
@@ -147,7 +148,7 @@ impl Reports {
                 clocks_jump: false,
             };
             if let Err(error) = self.status.write(&status) {
-                eprintln!("sandboxvm-vmm: cannot write the status file: {error}");
+                log::line(format_args!("cannot write the status file: {error}"));
             }
         }
         // A launcher that is gone has no use for the reason.

@@ -153,6 +153,8 @@ fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>,
     let traces = collector.map(Traces::to).transpose()?;
     let filter = EnvFilter::try_from_env("SANDBOXVM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+    // Reported by `eprintln!`, which panics where nothing can be written.
+    let log = log.log_internal_errors(false);
     let log = match format {
         LogFormat::Text => log.with_ansi(false).boxed(),
         LogFormat::Json => log.json().flatten_event(true).boxed(),

@@ -111,8 +111,8 @@ pub(crate) async fn take(
     let mut disk = before.disk.clone();
     disk.push(files.top_name.clone());
     if let Err(error) = lineage.announce(directory, Files { disk: disk.clone(), baseline: None }) {
-        // On a full disk: the VMM was not asked for anything yet.
-        directory.unlink(&files.top_name)?;
+        // On a full disk: the VMM was not asked for anything yet. A file that stays is taken away by the next change.
+        let _ = directory.unlink(&files.top_name);
         return Err(error.into());
     }
     let mut sent = LaunchFiles::default();

@@ -1,14 +1,14 @@
 //! `sandboxvm-vmm-drills`: a VMM whose guest has already taken it over. It runs a machine as `sandboxvm-vmm` does, and does
 //! what the guest writes to two ports asks of it: attacks on its own confinement (`drills/mod.rs`). For tests alone.
 
-use sandboxvm_vmm::{session, timeline};
+use sandboxvm_vmm::{log, session, timeline};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match session::run_launched(timeline::now()) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sandboxvm-vmm: {error}");
+            log::line(error);
             ExitCode::from(125)
         }
     }

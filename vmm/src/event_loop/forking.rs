@@ -6,6 +6,7 @@ use crate::{
     descriptors::ReceivedFds,
     disks::take_files,
     fork::{self, ChildFiles, ForkedChild, Inheritance, Side},
+    log,
 };
 use sandboxvm_protocol::vmm::{ControlReply, ForkReport, ForkRequest};
 use std::{fs::File, sync::Arc, time::Instant};
@@ -69,7 +70,7 @@ impl EventLoop {
                     return match ForkedChild::take_over(state, files, &parts.disks, inherited, birth) {
                         Ok(child) => Ok(Forked::Child(Box::new(child))),
                         Err(error) => {
-                            eprintln!("sandboxvm-vmm: a fork cannot begin: {error}");
+                            log::line(format_args!("a fork cannot begin: {error}"));
                             // SAFETY: ends this process at once; going on would be as the parent.
                             unsafe { libc::_exit(1) }
                         }

@@ -105,6 +105,13 @@ pub struct LayeredDisk {
     generation: u64,
 }
 
+/// Layers that a disk of one size can have in place of its own.
+#[derive(Debug)]
+pub struct PreparedLayers {
+    disk_size: u64,
+    stack: Stack,
+}
+
 /// The layers, and the table of which block is where.
 #[derive(Debug)]
 struct Stack {
@@ -150,15 +157,23 @@ impl LayeredDisk {
         Ok(())
     }
 
+    /// Opens `layers` over the same template, for [`LayeredDisk::switch_to`]. The disk stays as it is, and may be in use.
+    ///
+    /// # Errors
+    /// As [`LayeredDisk::open`].
+    pub fn prepare_layers(&self, layers: Vec<File>) -> Result<PreparedLayers, LayeredDiskError> {
+        Ok(PreparedLayers { disk_size: self.size, stack: Stack::open(self.size, layers)? })
+    }
+
     /// Replaces all layers, as if the disk had been opened anew over the same template. For a rollback in place; the
     /// guest must not have the disk in use across this.
     ///
-    /// # Errors
-    /// As [`LayeredDisk::open`]. The disk goes on as it was.
-    pub fn switch_layers(&mut self, layers: Vec<File>) -> Result<(), LayeredDiskError> {
-        self.stack = Stack::open(self.size, layers)?;
+    /// # Panics
+    /// When the layers were prepared for a disk of another size.
+    pub fn switch_to(&mut self, prepared: PreparedLayers) {
+        assert_eq!(prepared.disk_size, self.size, "layers of another disk");
+        self.stack = prepared.stack;
         self.generation += 1;
-        Ok(())
     }
 
     /// The layers that never change any more, oldest first.

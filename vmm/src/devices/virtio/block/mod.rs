@@ -17,7 +17,7 @@ mod tests;
 
 pub use disk::SharedLayeredDisk;
 pub use layer::{BLOCK_SIZE, DISK_SIZE_MAX, LayerError};
-pub use layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError};
+pub use layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError, PreparedLayers};
 
 use super::{
     chain::Chain,

@@ -390,10 +390,11 @@ fn switching_layers_rolls_back_in_place() {
     let held = subject.model.clone();
     subject.apply(&Step::Fork);
     subject.apply(&Step::Discard { first: 0, count: 64 });
-    subject.disk.switch_layers(vec![subject.files[0].try_clone().unwrap(), blank()]).unwrap();
+    let prepared = subject.disk.prepare_layers(vec![subject.files[0].try_clone().unwrap(), blank()]).unwrap();
+    subject.disk.switch_to(prepared);
     assert!(read(&subject.disk, 0, SIZE) == held);
     // A switch that fails changes nothing.
-    assert!(subject.disk.switch_layers(vec![subject.files[0].try_clone().unwrap()]).is_err());
+    assert!(subject.disk.prepare_layers(vec![subject.files[0].try_clone().unwrap()]).is_err());
     assert!(read(&subject.disk, 0, SIZE) == held);
 }
 
