@@ -199,11 +199,13 @@ fn run_until_interrupted(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) ->
                 counters.mmio.fetch_add(1, Ordering::Relaxed);
                 context.devices.mmio_read(address, data)?;
             }
-            Ok(VcpuExit::InternalError) => match emulation::handle_internal_error(fd, &context.memory)? {
-                Emulated::Int3 => drop(context.shared.int3.fetch_add(1, Ordering::Relaxed)),
-                Emulated::Fwait => drop(context.shared.fwait.fetch_add(1, Ordering::Relaxed)),
-                Emulated::ExtendedState => {}
-            },
+            Ok(VcpuExit::InternalError) => {
+                match emulation::handle_internal_error(fd, &context.memory, context.shared.host_mode)? {
+                    Emulated::Int3 => drop(context.shared.int3.fetch_add(1, Ordering::Relaxed)),
+                    Emulated::Fwait => drop(context.shared.fwait.fetch_add(1, Ordering::Relaxed)),
+                    Emulated::ExtendedState => {}
+                }
+            }
             Ok(VcpuExit::Shutdown) => return Err(ExitReason::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _cpu)) => return Err(ExitReason::EntryFailure { reason }),
             Ok(VcpuExit::Intr) => {}

@@ -3,7 +3,7 @@
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES};
 use kvm_ioctls::VcpuFd;
-use sandboxvm_protocol::vmm::ExitReason;
+use sandboxvm_protocol::{machine::HostMode, vmm::ExitReason};
 use std::fmt::Write;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -30,7 +30,11 @@ pub enum Emulated {
 ///
 /// # Errors
 /// The reason to end the machine with, when it is not.
-pub fn handle_internal_error(vcpu: &mut VcpuFd, memory: &GuestMemory) -> Result<Emulated, ExitReason> {
+pub fn handle_internal_error(
+    vcpu: &mut VcpuFd,
+    memory: &GuestMemory,
+    host_mode: HostMode,
+) -> Result<Emulated, ExitReason> {
     let failure = Failure::read(vcpu, memory);
     if failure.suberror != KVM_INTERNAL_ERROR_EMULATION {
         return Err(failure.into_reason());
@@ -49,12 +53,10 @@ pub fn handle_internal_error(vcpu: &mut VcpuFd, memory: &GuestMemory) -> Result<
             advance(vcpu).map_err(host_failure("cannot step over FWAIT"))?;
             Ok(Emulated::Fwait)
         }
-        _ => match Instruction::decode(&failure.bytes) {
-            Some(instruction) => {
-                instruction.execute(vcpu, memory)?;
-                Ok(Emulated::ExtendedState)
-            }
-            None => Err(failure.into_reason()),
+        // Where ring 0 runs natively, no kernel's XSAVE comes to us.
+        _ => match Instruction::decode(&failure.bytes).filter(|_| host_mode == HostMode::Pvm) {
+            Some(instruction) if instruction.execute(vcpu, memory)? => Ok(Emulated::ExtendedState),
+            _ => Err(failure.into_reason()),
         },
     }
 }

@@ -98,13 +98,18 @@ impl Instruction {
         Some(Self { saves, operand, length: at as u64 })
     }
 
-    /// Executes it: the vCPU goes on behind it, or with the exception it raises.
-    pub(super) fn execute(self, vcpu: &VcpuFd, memory: &GuestMemory) -> Result<(), ExitReason> {
+    /// Executes it: the vCPU goes on behind it, or with the exception it raises. False, and nothing done, outside of ring
+    /// 0: the operand is reached with the rights of a kernel, and KVM leaves only kernels' instructions to us.
+    pub(super) fn execute(self, vcpu: &VcpuFd, memory: &GuestMemory) -> Result<bool, ExitReason> {
         let fail = |what: &'static str| {
             move |error: kvm_ioctls::Error| ExitReason::HostFailure { message: format!("{what}: {error}") }
         };
         let mut regs = vcpu.get_regs().map_err(fail("KVM_GET_REGS"))?;
         let mut sregs = vcpu.get_sregs().map_err(fail("KVM_GET_SREGS"))?;
+        // The current privilege level (SDM vol. 3A, 5.5) is that of the stack segment.
+        if sregs.ss.dpl != 0 {
+            return Ok(false);
+        }
         let mut state = State::read(vcpu).map_err(fail("KVM_GET_XSAVE"))?;
         let next = regs.rip.wrapping_add(self.length);
         let address = self.operand.address(&regs, next);
@@ -120,7 +125,7 @@ impl Instruction {
         match done {
             Ok(()) => {
                 regs.rip = next;
-                vcpu.set_regs(&regs).map_err(fail("KVM_SET_REGS"))
+                vcpu.set_regs(&regs).map_err(fail("KVM_SET_REGS"))?;
             }
             Err(Exception { vector, error_code, address }) => {
                 if let Some(address) = address {
@@ -132,9 +137,10 @@ impl Instruction {
                 events.exception.nr = vector;
                 events.exception.has_error_code = 1;
                 events.exception.error_code = error_code;
-                vcpu.set_vcpu_events(&events).map_err(fail("KVM_SET_VCPU_EVENTS"))
+                vcpu.set_vcpu_events(&events).map_err(fail("KVM_SET_VCPU_EVENTS"))?;
             }
         }
+        Ok(true)
     }
 }
 
@@ -418,5 +424,27 @@ mod tests {
         assert_eq!(restore(&mut other, wanted, &memory, &sregs, at), Err(GP));
         assert_eq!(save(&state, wanted, &memory, &sregs, at + 8), Err(GP));
         assert!(matches!(save(&state, wanted, &memory, &sregs, 0x7fc0), Err(Exception { address: Some(0x8000), .. })));
+    }
+
+    #[test]
+    fn nothing_is_saved_for_user_mode() {
+        if std::env::var_os("SANDBOXVM_NO_KVM").is_some_and(|value| value == "1") {
+            return;
+        }
+        let kvm = kvm_ioctls::Kvm::new().expect("KVM; SANDBOXVM_NO_KVM=1 leaves this test out");
+        let vm = kvm.create_vm().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let (memory, paged) = paged();
+        let start = kvm_regs { rip: 0x1000, rdi: 0x20_0fc0, rax: 7, rflags: 2, ..Default::default() };
+        let saves = decoded(&[0x48, 0x0f, 0xae, 0x27]);
+        for (level, rip) in [(3, 0x1000), (0, 0x1004)] {
+            let mut sregs = vcpu.get_sregs().unwrap();
+            (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (paged.cr0, paged.cr3, paged.cr4, paged.efer);
+            sregs.ss.dpl = level;
+            vcpu.set_sregs(&sregs).unwrap();
+            vcpu.set_regs(&start).unwrap();
+            assert_eq!(saves.execute(&vcpu, &memory).unwrap(), level == 0);
+            assert_eq!(vcpu.get_regs().unwrap().rip, rip);
+        }
     }
 }
