@@ -25,7 +25,7 @@ use crate::{
     timeline::StartTimes,
     vcpu::{self, VcpuContext, VcpuThread},
 };
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use sandboxvm_protocol::machine::{HostMode, MemorySize, VcpuCount};
 use std::{
@@ -433,7 +433,20 @@ impl Machine {
 pub fn create_vm(kvm_file: &Kvm) -> Result<VmFd, MachineError> {
     let vm = kvm_file.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
     vm.set_tss_address(layout::KVM_TSS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
+    leave_out_performance_counters(kvm_file, &vm)?;
     Ok(vm)
+}
+
+/// Hiding the counters in CPUID keeps guests that obey it from them; this keeps KVM's code for them from every guest.
+fn leave_out_performance_counters(kvm_file: &Kvm, vm: &VmFd) -> Result<(), MachineError> {
+    // Not positive where KVM has none to give: an old kernel's, or one told so.
+    let offered = kvm_file.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if offered <= 0 || offered.cast_unsigned() & KVM_PMU_CAP_DISABLE == 0 {
+        return Ok(());
+    }
+    let mut disable = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    disable.args[0] = KVM_PMU_CAP_DISABLE.into();
+    vm.enable_cap(&disable).map_err(kvm("KVM_ENABLE_CAP of KVM_CAP_PMU_CAPABILITY"))
 }
 
 fn add_memory_and_irqchip(parts: &MachineParts) -> Result<(), MachineError> {

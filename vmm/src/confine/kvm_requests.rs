@@ -2,9 +2,9 @@
 //! ask for is refused before it reaches KVM. Called by [`super::syscalls`].
 
 use kvm_bindings::{
-    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_fpu, kvm_ioeventfd, kvm_irqchip, kvm_irqfd, kvm_lapic_state,
-    kvm_mp_state, kvm_msi, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_enable_cap, kvm_fpu, kvm_ioeventfd, kvm_irqchip, kvm_irqfd,
+    kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// KVM's type in a request's number (linux/kvm.h, KVMIO).
@@ -80,6 +80,7 @@ pub(super) const BUILDING: &[u32] = &[
     writes::<kvm_xcrs>(0xa6),                   // KVM_GET_XCRS
     reads::<kvm_xcrs>(0xa7),                    // KVM_SET_XCRS
     plain(0xa3),                                // KVM_GET_TSC_KHZ
+    reads::<kvm_enable_cap>(0xa3),              // KVM_ENABLE_CAP
     reads::<kvm_msi>(0xa5),                     // KVM_SIGNAL_MSI
     plain(0xce),                                // KVM_GET_STATS_FD
 ];
