@@ -94,6 +94,8 @@ pub(crate) mod tests {
                 files: 64.try_into().ok(),
                 cpu_share: 50.try_into().ok(),
                 output_rate: (4 << 20).try_into().ok(),
+                disk_rate: (8 << 20).try_into().ok(),
+                disk_operations: 500.try_into().ok(),
                 must_hold: true,
             },
         }
@@ -101,8 +103,10 @@ pub(crate) mod tests {
 
     /// One that was made with no flags at all.
     pub(crate) fn plain_record(id: &str) -> SandboxRecord {
-        let WantedLimits { files, cpu_share, output_rate, .. } = WantedLimits::default();
-        let limits = Limits { processes: 1024.try_into().unwrap(), files, cpu_share, output_rate, must_hold: false };
+        let WantedLimits { files, cpu_share, output_rate, disk, .. } = WantedLimits::default();
+        let (disk_rate, disk_operations) = (disk.rate, disk.operations);
+        let processes = 1024.try_into().unwrap();
+        let limits = Limits { processes, files, cpu_share, output_rate, disk_rate, disk_operations, must_hold: false };
         SandboxRecord { name: None, env: vec![], limits, ..example_record(id) }
     }
 

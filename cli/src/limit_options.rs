@@ -5,7 +5,7 @@ use clap::Args;
 use sandboxvm_manager::{CpuShare, Sandbox, WantedLimits};
 use sandboxvm_protocol::{
     agent::limits::{FileCount, ProcessCount},
-    machine::OutputRate,
+    machine::{DiskLimits, DiskOperations, DiskRate, OutputRate},
 };
 
 /// What a new sandbox may have.
@@ -25,6 +25,12 @@ pub(crate) struct LimitOptions {
     /// ports together. What is more waits in the sandbox
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = output_rate)]
     output_rate: Option<OutputRate>,
+    /// Maximum rate at which the sandbox's disks are served together, reads and writes: 256K or more per second
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = disk_rate)]
+    disk_rate: Option<DiskRate>,
+    /// Maximum number of disk operations per second, 10 or more: reads, writes and flushes together
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = disk_operations)]
+    disk_ops: Option<DiskOperations>,
 }
 
 impl LimitOptions {
@@ -34,6 +40,7 @@ impl LimitOptions {
             files: self.nofile,
             cpu_share: self.cpu_share,
             output_rate: self.output_rate,
+            disk: DiskLimits { rate: self.disk_rate, operations: self.disk_ops },
         }
     }
 }
@@ -66,7 +73,20 @@ fn share(text: &str) -> Result<CpuShare, String> {
 }
 
 fn output_rate(text: &str) -> Result<OutputRate, String> {
-    OutputRate::try_from(size(text.strip_suffix("/s").unwrap_or(text))?).map_err(|error| error.to_string())
+    OutputRate::try_from(rate(text)?).map_err(|error| error.to_string())
+}
+
+fn disk_rate(text: &str) -> Result<DiskRate, String> {
+    DiskRate::try_from(rate(text)?).map_err(|error| error.to_string())
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    size(text.strip_suffix("/s").unwrap_or(text))
+}
+
+fn disk_operations(text: &str) -> Result<DiskOperations, String> {
+    let count = text.parse::<u64>().map_err(|_| "not a whole number".to_owned())?;
+    DiskOperations::try_from(count).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -87,5 +107,10 @@ mod tests {
         assert_eq!(output_rate("256k").unwrap().bytes_per_second(), 256 << 10);
         assert!(output_rate("255K").unwrap_err().contains("256 KiB to 64 GiB"));
         assert!(output_rate("fast").unwrap_err().contains("512M"));
+        assert_eq!(disk_rate("1M/s").unwrap().bytes_per_second(), 1 << 20);
+        assert!(disk_rate("1K").unwrap_err().contains("256 KiB to 64 GiB"));
+        assert_eq!(disk_operations("500").unwrap().per_second(), 500);
+        assert!(disk_operations("9").unwrap_err().contains("10 to 10000000"));
+        assert!(disk_operations("-1").is_err() && disk_operations("1M").is_err());
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     directory::DirectoryError,
     host::HostIdentity,
     launch::VmmProcess,
+    limits::Limits,
     manager::Manager,
     named::{NamedBasis, merged},
     ready,
@@ -136,7 +137,7 @@ impl ArmedMachine {
         // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
         let mut started = StartedSandbox::restored(staged.publish()?, vmm, spec.boot_timeout);
         // Nothing of it runs without its limits.
-        let mut requests: Vec<_> = spec.limits.output_rate.map(ControlRequest::LimitOutput).into_iter().collect();
+        let mut requests = Limits::new(spec.limits, started.sandbox().record.memory_bytes).of_the_vmm();
         requests.push(ControlRequest::Start);
         if !spec.ephemeral {
             requests.push(ControlRequest::Untie);

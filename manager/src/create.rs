@@ -171,9 +171,9 @@ pub enum CreateError {
     /// A machine that has to boot when it is wanted.
     #[error("a machine that boots from a snapshot's disk cannot wait in a pool")]
     NotArmed,
-    /// Its VMM does not keep what it may send.
-    #[error("its output rate cannot be kept: {0}")]
-    OutputRate(ControlError),
+    /// Its VMM does not keep what it may send, or how fast its disks are served.
+    #[error("the limits of its output and its disks cannot be kept: {0}")]
+    VmmLimits(ControlError),
     /// A machine that was to become a ready snapshot did not run what it was to.
     #[error("a new machine cannot be warmed up: {0}")]
     Warm(#[from] AgentError),

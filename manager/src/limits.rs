@@ -7,7 +7,8 @@
 use crate::directory::{DirectoryError, SandboxDirectory};
 use sandboxvm_protocol::{
     agent::limits::{FileCount, ProcessCount, ProcessLimits},
-    machine::{MemorySize, OutputRate},
+    machine::{DiskLimits, DiskOperations, DiskRate, MemorySize, OutputRate},
+    vmm::ControlRequest,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -67,6 +68,8 @@ pub struct WantedLimits {
     pub cpu_share: Option<CpuShare>,
     /// What it sends.
     pub output_rate: Option<OutputRate>,
+    /// How fast its disks are served.
+    pub disk: DiskLimits,
 }
 
 /// What a sandbox has.
@@ -81,6 +84,12 @@ pub struct Limits {
     /// Bytes a second that it may send: its processes' output, files and traffic to its ports together.
     #[serde(default)]
     pub output_rate: Option<OutputRate>,
+    /// Maximum rate at which its disks are served together, in bytes per second.
+    #[serde(default)]
+    pub disk_rate: Option<DiskRate>,
+    /// Maximum number of operations per second that its disks serve together.
+    #[serde(default)]
+    pub disk_operations: Option<DiskOperations>,
     /// Processes or files were asked for: then nothing runs without them.
     pub must_hold: bool,
 }
@@ -92,8 +101,17 @@ impl Limits {
             files: wanted.files,
             cpu_share: wanted.cpu_share,
             output_rate: wanted.output_rate,
+            disk_rate: wanted.disk.rate,
+            disk_operations: wanted.disk.operations,
             must_hold: wanted.processes.is_some() || wanted.files.is_some(),
         }
+    }
+
+    /// What the VMM is asked to keep, before the machine runs.
+    pub(crate) fn of_the_vmm(&self) -> Vec<ControlRequest> {
+        let disk = DiskLimits { rate: self.disk_rate, operations: self.disk_operations };
+        let disk = (!disk.is_unlimited()).then_some(ControlRequest::LimitDisk(disk));
+        self.output_rate.map(ControlRequest::LimitOutput).into_iter().chain(disk).collect()
     }
 
     /// What the agent is told.

@@ -148,7 +148,7 @@ impl Parts {
             status: files.add(&self.status),
             lock: files.add(&self.lock),
             // One with a limit of the VMM's is started once that is kept (`started`).
-            start: machine.start && record.limits.output_rate.is_none(),
+            start: machine.start && record.limits.of_the_vmm().is_empty(),
             tie_to_launcher: machine.tie_to_launcher,
         };
         vmm.hand_over(&config, &files)

@@ -160,13 +160,14 @@ impl StartedSandbox {
 /// Has the limits kept that are the VMM's to keep, and waits until the agent of the machine behind it listens. Cancel safe.
 async fn ready(sandbox: &Sandbox, vmm: &mut VmmProcess, within: Duration) -> Result<(), CreateError> {
     let Sandbox { directory, record, .. } = sandbox;
-    if let Some(rate) = record.limits.output_rate {
-        for request in [ControlRequest::LimitOutput(rate), ControlRequest::Start] {
+    let limits = record.limits.of_the_vmm();
+    if !limits.is_empty() {
+        for request in limits.into_iter().chain([ControlRequest::Start]) {
             match vmm.channel.ask(request).await {
                 Ok(()) => {}
                 // It has ended, and said why.
                 Err(ControlError::Wire(error)) if error.is_disconnect() => break,
-                Err(error) => return Err(CreateError::OutputRate(error)),
+                Err(error) => return Err(CreateError::VmmLimits(error)),
             }
         }
     }

@@ -18,6 +18,12 @@ pub enum MachineError {
     /// Output rate out of range.
     #[error("{0} bytes a second: a sandbox sends 256 KiB to 64 GiB a second, or as much as it can")]
     OutputRate(u64),
+    /// Disk rate out of range.
+    #[error("{0} bytes a second: a sandbox's disks are served at 256 KiB to 64 GiB a second, or as fast as they can")]
+    DiskRate(u64),
+    /// Disk operations out of range.
+    #[error("{0} operations a second: a sandbox's disks are served 10 to 10000000 a second, or as many as they can")]
+    DiskOperations(u64),
 }
 
 /// Number of vCPUs, 1 to 8.
@@ -133,6 +139,92 @@ impl TryFrom<u64> for OutputRate {
 impl From<OutputRate> for u64 {
     fn from(rate: OutputRate) -> Self {
         rate.0
+    }
+}
+
+/// Maximum rate at which a guest's disks are served together, in bytes per second: 256 KiB to 64 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct DiskRate(u64);
+
+impl DiskRate {
+    /// Least, in bytes per second: with less, one request of a guest would take longer than its kernel waits.
+    pub const MIN: u64 = MIB / 4;
+    /// Most, in bytes per second.
+    pub const MAX: u64 = 64 * 1024 * MIB;
+
+    /// In bytes per second.
+    #[must_use]
+    pub fn bytes_per_second(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for DiskRate {
+    type Error = MachineError;
+
+    fn try_from(bytes: u64) -> Result<Self, MachineError> {
+        if (Self::MIN..=Self::MAX).contains(&bytes) { Ok(Self(bytes)) } else { Err(MachineError::DiskRate(bytes)) }
+    }
+}
+
+impl From<DiskRate> for u64 {
+    fn from(rate: DiskRate) -> Self {
+        rate.0
+    }
+}
+
+/// Maximum number of operations per second that a guest's disks serve together: reads, writes, flushes and ranges to
+/// discard or clear. 10 to 10 million.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct DiskOperations(u64);
+
+impl DiskOperations {
+    /// Least per second.
+    pub const MIN: u64 = 10;
+    /// Most per second.
+    pub const MAX: u64 = 10_000_000;
+
+    /// Per second.
+    #[must_use]
+    pub fn per_second(self) -> u64 {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for DiskOperations {
+    type Error = MachineError;
+
+    fn try_from(count: u64) -> Result<Self, MachineError> {
+        if (Self::MIN..=Self::MAX).contains(&count) {
+            Ok(Self(count))
+        } else {
+            Err(MachineError::DiskOperations(count))
+        }
+    }
+}
+
+impl From<DiskOperations> for u64 {
+    fn from(operations: DiskOperations) -> Self {
+        operations.0
+    }
+}
+
+/// How fast a guest's disks are served together. Both rates hold at the same time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLimits {
+    /// Bytes per second, where they are limited.
+    pub rate: Option<DiskRate>,
+    /// Operations per second, where they are limited.
+    pub operations: Option<DiskOperations>,
+}
+
+impl DiskLimits {
+    /// True when neither is limited.
+    #[must_use]
+    pub fn is_unlimited(self) -> bool {
+        self == Self::default()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     capped,
     frame::{Message, Wire},
     identity::{GuestCid, SandboxId},
-    machine::{HostMode, MemorySize, OutputRate, VcpuCount},
+    machine::{DiskLimits, HostMode, MemorySize, OutputRate, VcpuCount},
     system_calls,
 };
 use serde::{Deserialize, Serialize};
@@ -275,6 +275,8 @@ pub enum ControlRequest {
     UseMerged,
     /// Take no more than this from the guest from now on; forks of the machine begin with it.
     LimitOutput(OutputRate),
+    /// Serve the guest's disks no faster than this from now on; forks of the machine begin with it.
+    LimitDisk(DiskLimits),
 }
 
 /// Sent by a VMM.

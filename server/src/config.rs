@@ -5,7 +5,7 @@ use sandboxvm_manager::{CpuShare, SandboxSpec, StartFrom, WantedLimits};
 use sandboxvm_protocol::{
     agent::limits::ProcessCount,
     identity::SandboxName,
-    machine::{MIB, MemorySize, OutputRate, VcpuCount},
+    machine::{DiskLimits, DiskOperations, DiskRate, MIB, MachineError, MemorySize, OutputRate, VcpuCount},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -111,6 +111,10 @@ pub struct TemplateConfig {
     pub output_rate: Option<u64>,
     /// Processes and threads of a sandbox; four for each MiB of memory unless given, from 256 to 4096.
     pub processes: Option<u32>,
+    /// Maximum rate at which the disks of one sandbox are served, in MiB per second; 0: no limit.
+    pub disk_rate: u64,
+    /// Maximum number of operations per second on the disks of one sandbox; 0: no limit.
+    pub disk_ops: u64,
 }
 
 /// A template that cannot be.
@@ -168,6 +172,8 @@ impl Default for TemplateConfig {
             cpu_share: None,
             output_rate: None,
             processes: None,
+            disk_rate: 512,
+            disk_ops: 20_000,
         }
     }
 }
@@ -207,11 +213,23 @@ impl TemplateConfig {
                     .map(OutputRate::try_from)
                     .transpose()
                     .map_err(|error| wrong(error.to_string()))?,
+                disk: self.disk_limits().map_err(|error| wrong(error.to_string()))?,
                 ..WantedLimits::default()
             },
             boot_timeout: BOOT_TIMEOUT,
             ..SandboxSpec::default()
         })
+    }
+
+    /// How fast the disks of its sandboxes are served.
+    ///
+    /// # Errors
+    /// When a rate is out of range.
+    fn disk_limits(&self) -> Result<DiskLimits, MachineError> {
+        let limited = |value: u64| Some(value).filter(|value| *value > 0);
+        let rate = limited(self.disk_rate).map(|mib| DiskRate::try_from(mib.saturating_mul(MIB))).transpose()?;
+        let operations = limited(self.disk_ops).map(DiskOperations::try_from).transpose()?;
+        Ok(DiskLimits { rate, operations })
     }
 }
 
@@ -236,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn disks_have_a_rate_unless_the_template_says_otherwise() {
+        let disk = |config: TemplateConfig| config.spec("base").unwrap().limits.disk;
+        let usual = disk(TemplateConfig::default());
+        assert_eq!(usual.rate.map(|rate| rate.bytes_per_second()), Some(512 << 20));
+        assert_eq!(usual.operations.map(|operations| operations.per_second()), Some(20_000));
+        let none = TemplateConfig { disk_rate: 0, disk_ops: 0, ..TemplateConfig::default() };
+        assert!(disk(none).is_unlimited());
+    }
+
+    #[test]
     fn what_no_machine_can_be_is_refused_by_name() {
         TemplateConfig::default().spec("base").unwrap();
         for wrong in [
@@ -246,6 +274,8 @@ mod tests {
             TemplateConfig { output_rate: Some(1), ..TemplateConfig::default() },
             TemplateConfig { processes: Some(0), ..TemplateConfig::default() },
             TemplateConfig { snapshot: Some("../x".into()), ..TemplateConfig::default() },
+            TemplateConfig { disk_ops: 1, ..TemplateConfig::default() },
+            TemplateConfig { disk_rate: u64::MAX, ..TemplateConfig::default() },
         ] {
             let message = wrong.spec("mine").unwrap_err().to_string();
             assert!(message.starts_with("template mine: "), "{message}");

@@ -366,3 +366,36 @@ fn what_the_host_cannot_take_is_refused_before_anything_is_made() {
     assert_eq!(run().env("SANDBOXVM_MAX_SANDBOXES", "1").run().succeeds().out(), "ran\n");
     home.assert_nothing_left();
 }
+
+/// Lower bounds of time alone, which no busy host can make wrong.
+#[test]
+fn disks_are_served_no_faster_than_they_may_also_after_a_fork_and_a_reset() {
+    let Some(home) = Home::with_kvm() else { return };
+    let sandbox = home.create(&["-m", SMALL, "--disk-rate", "1M", "--disk-ops", "20"]);
+    let said = home.cli(["inspect", &sandbox.id]).run().succeeds().json();
+    assert_eq!(said[0]["limits"]["disk_rate"], 1 << 20, "{said}");
+    assert_eq!(said[0]["limits"]["disk_operations"], 20, "{said}");
+    let read = |sandbox: &Sandbox<'_>, block: &str, count: u32| {
+        let begun = Instant::now();
+        let command = format!("dd if=/dev/vdc of=/dev/null iflag=direct bs={block} count={count} 2>/dev/null");
+        let _ = sandbox.sh(&command).succeeds();
+        begun.elapsed()
+    };
+    let is_held = |sandbox: &Sandbox<'_>| {
+        // But for the quarter of a second's that goes at once, and the last request.
+        let took = read(sandbox, "256K", 20);
+        assert!(took > Duration::from_millis(4400), "5 MiB took {took:?}");
+        let took = read(sandbox, "4K", 80);
+        assert!(took > Duration::from_millis(3600), "80 reads took {took:?}");
+    };
+    is_held(&sandbox);
+    let forked = home.cli(["fork", &sandbox.id]).run().succeeds();
+    is_held(&Sandbox::printed(&home, &forked));
+    let _ = home.cli(["rm", "-f", forked.out().trim()]).run().succeeds();
+    let _ = home.cli(["reset", &sandbox.id]).run().succeeds();
+    is_held(&sandbox);
+    let _ = home.cli(["create", "--disk-rate", "1K"]).run().fails_with(&["256 KiB to 64 GiB"]);
+    let _ = home.cli(["create", "--disk-ops", "1"]).run().fails_with(&["10 to 10000000"]);
+    sandbox.remove();
+    home.assert_nothing_left();
+}

@@ -7,7 +7,7 @@ use crate::{
     devices::{
         board::lock,
         virtio::{
-            block::{BlockDevice, BlockError, LayeredDiskError, PreparedLayers, SharedLayeredDisk},
+            block::{BlockDevice, BlockError, DiskPace, LayeredDiskError, PreparedLayers, SharedLayeredDisk},
             device::{GuestMemory, VirtioDevice},
         },
     },
@@ -64,9 +64,13 @@ enum Disk {
     Writable { template: File, layers: SharedLayeredDisk },
 }
 
-/// All disks of one machine, in device order.
+/// All disks of one machine.
 #[derive(Debug)]
-pub struct Disks(Vec<Disk>);
+pub struct Disks {
+    /// In device order.
+    disks: Vec<Disk>,
+    pace: DiskPace,
+}
 
 fn duplicate(file: &File) -> Result<File, DisksError> {
     file.try_clone().map_err(|source| DisksError::Io { what: "cannot copy a disk's descriptor", source })
@@ -74,7 +78,7 @@ fn duplicate(file: &File) -> Result<File, DisksError> {
 
 impl Disks {
     fn writable(&self) -> impl Iterator<Item = (&File, &SharedLayeredDisk)> {
-        self.0.iter().filter_map(|disk| match disk {
+        self.disks.iter().filter_map(|disk| match disk {
             Disk::ReadOnly(_) => None,
             Disk::Writable { template, layers } => Some((template, layers)),
         })
@@ -171,7 +175,7 @@ impl Disks {
     pub fn fork(&self, tops: Vec<File>) -> Result<Vec<DiskFiles>, DisksError> {
         self.check_count(tops.len())?;
         let mut tops = tops.into_iter();
-        self.0
+        self.disks
             .iter()
             .map(|disk| match disk {
                 Disk::ReadOnly(image) => Ok(DiskFiles::ReadOnly(duplicate(image)?)),
@@ -186,22 +190,28 @@ impl Disks {
             .collect()
     }
 
-    /// Opens disks, and makes a device of each.
+    /// How fast they are served together.
+    #[must_use]
+    pub fn pace(&self) -> &DiskPace {
+        &self.pace
+    }
+
+    /// Opens disks that are served at `pace`, and makes a device of each.
     ///
     /// # Errors
     /// When a file is not what it should be.
-    pub fn open(files: Vec<DiskFiles>) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), DisksError> {
+    pub fn open(files: Vec<DiskFiles>, pace: DiskPace) -> Result<(Self, Vec<Box<dyn VirtioDevice>>), DisksError> {
         let mut disks = Vec::with_capacity(files.len());
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(files.len() + 2);
         for disk in files {
             match disk {
                 DiskFiles::ReadOnly(image) => {
                     disks.push(Disk::ReadOnly(duplicate(&image)?));
-                    devices.push(Box::new(BlockDevice::read_only(image)?));
+                    devices.push(Box::new(BlockDevice::read_only(image)?.at_pace(pace.clone())));
                 }
                 DiskFiles::Writable { template, layers } => {
                     let kept = duplicate(&template)?;
-                    let device = BlockDevice::writable(template, layers)?;
+                    let device = BlockDevice::writable(template, layers)?.at_pace(pace.clone());
                     if let Some(layers) = device.layered_disk() {
                         disks.push(Disk::Writable { template: kept, layers });
                     }
@@ -209,7 +219,7 @@ impl Disks {
                 }
             }
         }
-        Ok((Self(disks), devices))
+        Ok((Self { disks, pace }, devices))
     }
 }
 

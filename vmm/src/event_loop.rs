@@ -368,6 +368,7 @@ impl EventLoop {
             ControlRequest::Stats => return Some(ControlReply::Stats(Box::new(shared.stats()))),
             ControlRequest::Timeline => return Some(ControlReply::Timeline(shared.timeline())),
             ControlRequest::LimitOutput(rate) => self.parts.vsock.output_limit.set(*rate),
+            ControlRequest::LimitDisk(limits) => self.parts.disks.pace().limit(*limits),
             ControlRequest::Untie => self.parts.tie_to_launcher = false,
             ControlRequest::Watch => {
                 let phase = shared.phase();

@@ -8,7 +8,7 @@
 use crate::{
     confine,
     descriptors::{DescriptorError, ReceivedFds},
-    devices::virtio::{device::GuestMemory, vsock::VsockOptions},
+    devices::virtio::{block::DiskPace, device::GuestMemory, vsock::VsockOptions},
     disks::{DiskFiles, Disks, DisksError, take_files},
     snapshot::{MachineState, released::ReleasedPages, writer::Baseline},
 };
@@ -133,6 +133,8 @@ pub struct Inheritance {
     pub released: Arc<ReleasedPages>,
     /// Its vsock device's.
     pub vsock: VsockOptions,
+    /// How fast its disks are served.
+    pub disk_pace: DiskPace,
     /// Bytes of console log kept.
     pub console_limit: u64,
     /// Parts of the confinement that the parent, and so this process, does without.

@@ -11,6 +11,7 @@ use crate::{
     descriptors::{DescriptorError, ReceivedFds},
     devices::virtio::{
         balloon::BalloonDevice,
+        block::DiskPace,
         device::{DeviceType, VirtioDevice},
         rng::RngDevice,
         vsock::{VsockDevice, VsockOptions},
@@ -293,7 +294,7 @@ fn build(
     confine::bound_to_machine(config.memory, disks::largest(&disks)?)?;
     let memory = Arc::new(memory::allocate(config.memory)?);
     let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
-    let (disks, mut devices) = Disks::open(disks)?;
+    let (disks, mut devices) = Disks::open(disks, DiskPace::default())?;
     add_common_devices(&mut devices, vsock.clone(), listener)?;
     let mut parts =
         MachineParts { start_times, host_mode, kvm, vm, memory, memory_size: config.memory, console, devices };
@@ -376,9 +377,9 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
         Some(state.host_mode),
         inherited.missing.clone(),
     );
-    let (vsock, console_limit) = (inherited.vsock, inherited.console_limit);
+    let (vsock, disk_pace, console_limit) = (inherited.vsock, inherited.disk_pace, inherited.console_limit);
     let build = |state: &MachineState| {
-        let (disks, mut devices) = Disks::open(disks)?;
+        let (disks, mut devices) = Disks::open(disks, disk_pace)?;
         add_common_devices(&mut devices, vsock.clone(), files.vsock)?;
         if state.has(DeviceType::Balloon) {
             add_balloon(&mut devices, &inherited.released)?;

@@ -78,7 +78,7 @@ variants! {
     }
     DiskConfig { ReadOnly {}, Writable {} }
     MachineSource { Boot {}, Snapshot {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_) }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_), LimitDisk (_) }
     VmmMessage { Reply (_), Event (_) }
     ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_) }
     VmmEvent { Phase (_), Ended (_) }
@@ -336,6 +336,14 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ("merge-layers", ControlRequest::MergeLayers(MergeLayersRequest { files: vec![FdIndex(0)] })),
         ("use-merged", ControlRequest::UseMerged),
         ("limit-output", ControlRequest::LimitOutput(OutputRate::try_from(4 * MIB).expect("a valid sample"))),
+        (
+            "limit-disk",
+            ControlRequest::LimitDisk(DiskLimits {
+                rate: Some(DiskRate::try_from(8 * MIB).expect("a valid sample")),
+                operations: Some(DiskOperations::try_from(500).expect("a valid sample")),
+            }),
+        ),
+        ("limit-disk-not", ControlRequest::LimitDisk(DiskLimits::default())),
     ]
     .map(|(label, request)| sample(label, vec![request.variant()], request))
     .into()

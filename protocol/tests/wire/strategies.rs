@@ -382,6 +382,12 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
         Just(ControlRequest::UseMerged),
         (OutputRate::MIN..=OutputRate::MAX)
             .prop_map(|bytes| ControlRequest::LimitOutput(OutputRate::try_from(bytes).expect("in range"))),
+        (option::of(DiskRate::MIN..=DiskRate::MAX), option::of(DiskOperations::MIN..=DiskOperations::MAX)).prop_map(
+            |(rate, operations)| ControlRequest::LimitDisk(DiskLimits {
+                rate: rate.map(|bytes| DiskRate::try_from(bytes).expect("in range")),
+                operations: operations.map(|count| DiskOperations::try_from(count).expect("in range")),
+            })
+        ),
     ]
 }
 

@@ -64,6 +64,7 @@ impl EventLoop {
                         baseline: parts.baseline.clone(),
                         released: Arc::clone(&parts.released),
                         vsock: parts.vsock.clone(),
+                        disk_pace: parts.disks.pace().clone(),
                         console_limit: parts.console_limit,
                         missing: parts.missing.clone(),
                     };

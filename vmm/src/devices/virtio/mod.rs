@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod block;
+mod bucket;
 pub mod chain;
 pub mod device;
 #[cfg(test)]

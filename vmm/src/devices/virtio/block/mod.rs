@@ -10,6 +10,7 @@ mod disk;
 mod layer;
 mod layered;
 mod merging;
+mod pace;
 mod request;
 mod scatter;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tests;
 pub use disk::SharedLayeredDisk;
 pub use layer::{BLOCK_SIZE, DISK_SIZE_MAX, LayerError};
 pub use layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError, PreparedLayers};
+pub use pace::DiskPace;
 
 use super::{
     chain::Chain,
@@ -25,12 +27,15 @@ use super::{
 };
 use disk::{Disk, RawImage};
 use request::Request;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use virtio_bindings::{
     virtio_blk::{
@@ -75,9 +80,9 @@ pub enum BlockError {
     /// The layers do not make a disk.
     #[error(transparent)]
     Layers(#[from] LayeredDiskError),
-    /// The host gives no eventfd.
-    #[error("cannot make an eventfd for a disk: {0}")]
-    Eventfd(io::Error),
+    /// The host gives no timer.
+    #[error("cannot make a timer for a disk: {0}")]
+    Timer(io::Error),
 }
 
 /// A disk's identifier as GET_ID returns it, zero-padded.
@@ -89,8 +94,10 @@ pub struct BlockDevice {
     disk: Disk,
     id: DiskId,
     config: Vec<u8>,
-    /// Readable while requests are left over from a wake-up that used up its budget.
-    resume: OwnedFd,
+    pace: DiskPace,
+    /// Goes off when requests that were left over are to be served: those of a wake-up that used up its budget, and those
+    /// that have to wait for the pace.
+    timer: OwnedFd,
 }
 
 impl BlockDevice {
@@ -118,9 +125,15 @@ impl BlockDevice {
             *to = from;
         }
         let config = request::config_space(disk.sectors(), disk.is_read_only());
-        let resume = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|error| BlockError::Eventfd(error.into()))?;
-        Ok(Self { disk, id: padded, config, resume })
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
+            .map_err(|error| BlockError::Timer(error.into()))?;
+        Ok(Self { disk, id: padded, config, pace: DiskPace::default(), timer })
+    }
+
+    /// Has it serve requests at this pace, which other disks may share.
+    #[must_use]
+    pub fn at_pace(self, pace: DiskPace) -> Self {
+        Self { pace, ..self }
     }
 
     /// The layers of a writable disk, for the event loop alone to freeze, switch or merge them.
@@ -132,16 +145,22 @@ impl BlockDevice {
         }
     }
 
-    /// Asks the event loop to come back.
-    fn hand_back(&self) -> Result<(), DeviceError> {
-        rustix::io::write(&self.resume, &1_u64.to_ne_bytes())
-            .map(|_| ())
+    /// Asks the event loop to come back after this time.
+    fn come_back(&self, delay: Duration) -> Result<(), DeviceError> {
+        let value = Timespec {
+            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
+            // Zero would disarm it.
+            tv_nsec: delay.subsec_nanos().max(1).into(),
+        };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
+            .map(drop)
             .map_err(|error| DeviceError::Host { what: "asking for another turn", source: error.into() })
     }
 
-    fn drain_resume(&self) {
+    fn drain_timer(&self) {
         // Nothing to read is fine: a reset came in between.
-        let _ = rustix::io::read(&self.resume, &mut [0; 8]);
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
     }
 
     fn serve(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
@@ -151,15 +170,23 @@ impl BlockDevice {
         let (mut requests, mut bytes) = (0, 0);
         queue.disable_notification(memory).map_err(broken)?;
         'wake: loop {
-            while let Some(chain) = Chain::pop(queue, memory).map_err(|error| error.on(0))? {
+            loop {
+                if let Some(delay) = self.pace.delay() {
+                    // Notifications stay off, as below; what is not taken waits in the guest's memory.
+                    self.come_back(delay)?;
+                    break 'wake;
+                }
+                let Some(chain) = Chain::pop(queue, memory).map_err(|error| error.on(0))? else { break };
                 let head = chain.head;
                 bytes += chain.readable.len() + chain.writable.len();
                 requests += 1;
-                let used = Request::parse(chain)?.execute(&self.disk, &self.id);
+                let request = Request::parse(chain)?;
+                self.pace.spend(request.cost());
+                let used = request.execute(&self.disk, &self.id);
                 queue.add_used(memory, head, used).map_err(broken)?;
                 if requests >= REQUESTS_PER_WAKE || bytes >= BYTES_PER_WAKE {
                     // Notifications stay off: the event loop comes back by itself.
-                    self.hand_back()?;
+                    self.come_back(Duration::ZERO)?;
                     break 'wake;
                 }
             }
@@ -206,11 +233,11 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.resume.as_fd())
+        Some(self.timer.as_fd())
     }
 
     fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        self.drain_resume();
+        self.drain_timer();
         match context {
             Some(context) if context.queues[0].ready() => self.serve(context),
             _ => Ok(()),
@@ -218,6 +245,6 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn reset(&mut self) {
-        self.drain_resume();
+        self.drain_timer();
     }
 }

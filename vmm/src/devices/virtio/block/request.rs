@@ -7,6 +7,7 @@
 use super::{
     DiskId, REQUEST_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
     disk::{BLOCK_SECTORS, Disk, RequestError, SECTOR},
+    pace::Cost,
 };
 use crate::devices::virtio::{
     chain::{Buffers, Chain},
@@ -18,6 +19,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::VolatileSlice;
+
+/// Bytes of a `struct virtio_blk_discard_write_zeroes`.
+const RANGE: usize = 16;
 
 /// Ranges in one DISCARD or WRITE_ZEROES request.
 const RANGES_MAX: u32 = 16;
@@ -72,6 +76,19 @@ impl<'m> Request<'m> {
         })
     }
 
+    /// What the pace of the disks is charged, whether the request can be carried out or not. Each range to be cleared is an
+    /// operation; what a guest states beyond the longest request is refused and costs no more than that.
+    pub(super) fn cost(&self) -> Cost {
+        let data = self.from_driver.len().max(self.to_driver.len()).min(REQUEST_BYTES_MAX);
+        match self.kind {
+            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => Cost { bytes: data, operations: 1 },
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+                Cost { bytes: 0, operations: (data / RANGE as u64).clamp(1, RANGES_MAX.into()) }
+            }
+            _ => Cost { bytes: 0, operations: 1 },
+        }
+    }
+
     /// Carries the request out and answers it. Returns how many bytes of the chain the device may have written.
     pub(super) fn execute(mut self, disk: &Disk, id: &DiskId) -> u32 {
         let room = self.to_driver.len();
@@ -107,7 +124,6 @@ impl<'m> Request<'m> {
     }
 
     fn clear_ranges(&mut self, disk: &Disk) -> Result<(), RequestError> {
-        const RANGE: usize = 16;
         if disk.is_read_only() {
             return Err(RequestError::Unsupported);
         }

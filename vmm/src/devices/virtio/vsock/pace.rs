@@ -4,6 +4,7 @@
 //! What is not taken stays in the guest's memory, and the guest's writers wait, as they do for a client that is slow.
 
 use super::{limits::Limits, packet::HEADER_SIZE};
+use crate::devices::virtio::bucket::Bucket;
 use sandboxvm_protocol::machine::OutputRate;
 use std::{
     sync::{
@@ -12,11 +13,6 @@ use std::{
     },
     time::{Duration, Instant},
 };
-
-/// How long a quiet guest may send at full speed, in fractions of a second.
-const BURST: u64 = 4;
-/// Waking up for each packet of a fast guest would cost more than taking it.
-const LEAST_DELAY: Duration = Duration::from_millis(1);
 
 /// Most that a guest may send: set by whoever has a clone, looked at by its device. None to begin with.
 #[derive(Debug, Clone, Default)]
@@ -29,8 +25,8 @@ impl OutputLimit {
     }
 
     /// In bytes a second.
-    fn get(&self) -> Option<u128> {
-        Some(u128::from(self.0.load(Ordering::Relaxed))).filter(|rate| *rate > 0)
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 }
 
@@ -38,33 +34,23 @@ impl OutputLimit {
 #[derive(Debug)]
 pub(super) struct Pace {
     limit: OutputLimit,
-    /// In bytes times nanoseconds a second: then nothing is lost between two moments, however close.
-    owed: u128,
-    at: Instant,
+    bucket: Bucket,
 }
 
 impl Pace {
     pub(super) fn new(limit: OutputLimit, now: Instant) -> Self {
-        Self { limit, owed: 0, at: now }
+        Self { limit, bucket: Bucket::new(now) }
     }
 
     /// What was taken before is another machine's: this one was put back.
     pub(super) fn forget(&mut self, now: Instant) {
-        (self.owed, self.at) = (0, now);
+        self.bucket = Bucket::new(now);
     }
 
-    /// How long to wait before the next packet is taken; `None`: it may be taken.
+    /// How long to wait before the next packet is taken; `None`: it may be taken. One packet is owed at most beyond the
+    /// burst, so it is a second or so at the least rate.
     pub(super) fn delay(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
-        let rate = self.limit.get()?;
-        let now = now();
-        let paid = now.saturating_duration_since(self.at).as_nanos().saturating_mul(rate);
-        self.owed = self.owed.saturating_sub(paid);
-        self.at = now;
-        let burst = rate * Duration::from_secs(1).as_nanos() / u128::from(BURST);
-        let over = self.owed.checked_sub(burst).filter(|over| *over > 0)?;
-        // One packet is owed at most beyond the burst, so it is a second or so at the least rate.
-        let delay = Duration::from_nanos(u64::try_from(over.div_ceil(rate)).unwrap_or(u64::MAX));
-        Some(delay.max(LEAST_DELAY))
+        self.bucket.delay(self.limit.get()?, now())
     }
 
     /// A packet in a buffer of so many bytes was taken. No less than a header is charged, and no more than can be in one,
@@ -72,7 +58,7 @@ impl Pace {
     pub(super) fn spend(&mut self, buffer: usize) {
         let bytes = buffer.clamp(HEADER_SIZE, HEADER_SIZE + Limits::window(0) as usize);
         if self.limit.get().is_some() {
-            self.owed = self.owed.saturating_add(bytes as u128 * Duration::from_secs(1).as_nanos());
+            self.bucket.spend(bytes as u64);
         }
     }
 }
@@ -80,6 +66,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::virtio::bucket::{BURST, LEAST_DELAY};
     use proptest::prelude::*;
 
     const RATE: u64 = OutputRate::MIN;
