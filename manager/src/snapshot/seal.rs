@@ -5,11 +5,14 @@
 //! (the file was written to, or copied) all of it is read and its checksum decides. What changes on the medium alone, time
 //! and all, is found by [`Seal::verify`], which always reads. A VMM that was taken over and writes into a snapshot of its own
 //! machine cannot set a file's time, nor find another content with this checksum.
+//!
+//! A time tells only where the file system sets it for a write through a mapping too, also when the page was written to
+//! before the file was sealed: tmpfs does not. Files on file systems that are not known to do so are always read.
 
 use super::error::SnapshotError;
 use crate::directory::SandboxDirectory;
 use rustix::{
-    fs::{SeekFrom, seek},
+    fs::{SeekFrom, fstatfs, seek},
     io::Errno,
 };
 use sandboxvm_images::identity::FileIdentity;
@@ -105,7 +108,7 @@ pub struct Seal {
 impl Seal {
     /// Of a file that nobody writes to any more, at least none who keeps to the rules. Has it have a time that is past, which
     /// no later write can leave it with, and leaves it one that is: others may have sealed it. Syncing it has writes seen that
-    /// come by way of a mapping, too, but on tmpfs. Reads what it has.
+    /// come by way of a mapping, too, where [`times_tell`]. Reads what it has.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let past = SystemTime::now() - Duration::from_secs(1);
         if file.metadata()?.modified()? > past {
@@ -115,16 +118,16 @@ impl Seal {
         file.sync_data()?;
         let seal = Self { modified_ns: modified(file)?, blake3: checksum(file)? };
         let latest = i64::try_from(past.duration_since(UNIX_EPOCH).map_err(io::Error::other)?.as_nanos());
-        if seal.modified_ns <= latest.map_err(io::Error::other)? && seal.is_untouched(file)? {
+        if seal.modified_ns <= latest.map_err(io::Error::other)? && modified(file)? == seal.modified_ns {
             Ok(seal)
         } else {
             Err(io::Error::other("it was written to meanwhile"))
         }
     }
 
-    /// Whether it was not written to since.
+    /// Whether it is known, by its time, that it was not written to since.
     pub(crate) fn is_untouched(&self, file: &File) -> io::Result<bool> {
-        Ok(modified(file)? == self.modified_ns)
+        Ok(modified(file)? == self.modified_ns && times_tell(file)?)
     }
 
     /// Whether its content is what it was, as far as can be told without reading a file that was not written to. Others go
@@ -141,6 +144,15 @@ impl Seal {
     pub(crate) fn verify(&self, file: &File) -> io::Result<bool> {
         Ok(checksum(file)? == self.blake3)
     }
+}
+
+/// True where every write gives the file another time: on file systems that write-protect the pages of a mapping when they
+/// are synced, so that the next store into one is seen.
+fn times_tell(file: &File) -> io::Result<bool> {
+    /// linux/magic.h: ext2 to ext4, XFS, Btrfs, F2FS.
+    const KNOWN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+    let kind = fstatfs(file)?.f_type;
+    Ok(KNOWN.iter().any(|known| u64::try_from(kind).is_ok_and(|kind| kind == *known)))
 }
 
 fn modified(file: &File) -> io::Result<i64> {
@@ -208,6 +220,7 @@ fn next_hole(file: &File, at: u64, length: u64) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
     use std::fs;
 
     const MIB: usize = 1 << 20;
@@ -263,6 +276,30 @@ mod tests {
         assert!(!seal.holds(&file).await.unwrap());
         file.set_modified(time).unwrap();
         assert!(seal.holds(&file).await.unwrap() && !seal.verify(&file).unwrap());
+    }
+
+    /// A page that was written to through a mapping before the file was sealed, and once more after.
+    async fn is_found_when_written_through_a_mapping(directory: &std::path::Path) -> bool {
+        let directory = tempfile::tempdir_in(directory).unwrap();
+        let file = sparse(&directory.path().join("sealed"), &[(0, &[1])], 1 << 20);
+        let flags = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let page = unsafe { mmap(std::ptr::null_mut(), PAGE, flags.0, flags.1, &file, 0) }.unwrap().cast::<u8>();
+        // SAFETY: the first byte of the mapping, which no reference points into.
+        unsafe { page.write_volatile(2) };
+        let seal = Seal::of(&file).unwrap();
+        // SAFETY: as above.
+        unsafe { page.write_volatile(3) };
+        let found = !seal.holds(&file).await.unwrap();
+        // SAFETY: the mapping, which is not used any more.
+        unsafe { munmap(page.cast(), PAGE) }.unwrap();
+        found
+    }
+
+    #[tokio::test]
+    async fn writes_through_a_mapping_are_found_on_tmpfs_too() {
+        assert!(is_found_when_written_through_a_mapping(&std::env::temp_dir()).await);
+        assert!(is_found_when_written_through_a_mapping(std::path::Path::new("/dev/shm")).await);
     }
 
     #[test]
