@@ -5,6 +5,7 @@ use crate::{
     erofs::{self, ErofsError},
     identity::FileIdentity,
     kernel::{self, KernelError},
+    regular::{self, RegularFileError},
 };
 use rustix::fs::{Access, access};
 use std::{
@@ -201,16 +202,14 @@ impl Bundle {
     /// Every [`BundleError`].
     pub fn open_part(&self, part: Part) -> Result<File, BundleError> {
         let path = self.path(part).to_owned();
-        let file = match File::open(&path) {
+        let file = match regular::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::Missing { part, path }),
-            Err(source) => return Err(BundleError::Io { part, path, source }),
+            Err(RegularFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(BundleError::Missing { part, path });
+            }
+            Err(RegularFileError::Io(source)) => return Err(BundleError::Io { part, path, source }),
+            Err(RegularFileError::NotAFile) => return Err(BundleError::NotAFile { part, path }),
         };
-        match file.metadata() {
-            Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => return Err(BundleError::NotAFile { part, path }),
-            Err(source) => return Err(BundleError::Io { part, path, source }),
-        }
         match part {
             Part::Vmm => {
                 if access(&path, Access::EXEC_OK).is_err() {

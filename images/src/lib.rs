@@ -8,4 +8,5 @@ pub mod bundle;
 pub mod erofs;
 pub mod identity;
 pub mod kernel;
+pub mod regular;
 pub mod template;

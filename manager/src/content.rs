@@ -5,7 +5,7 @@
 //! [`FileIdentity`]). A wrong entry can only be written by whoever owns the home.
 
 use crate::{directory::DirectoryError, home::Home, host::hex, private};
-use sandboxvm_images::identity::FileIdentity;
+use sandboxvm_images::{identity::FileIdentity, regular};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -52,7 +52,7 @@ pub(crate) fn at(home: &Home, path: &Path) -> Result<Content, DirectoryError> {
 /// Opens the file that has this very content: where it was, else at `or`.
 pub(crate) fn find(home: &Home, content: &Content, or: &Path) -> Option<File> {
     [content.path.as_path(), or].into_iter().find_map(|path| {
-        let file = File::open(path).ok()?;
+        let file = regular::open(path).ok()?;
         of(home, &file, path).is_ok_and(|found| found.sha256 == content.sha256).then_some(file)
     })
 }
