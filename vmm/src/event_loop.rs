@@ -3,8 +3,8 @@
 //! starve another. Called by `main`, returns when the machine is over.
 
 mod forking;
+mod halted;
 mod serving;
-mod standstill;
 mod writing;
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     status::StatusFile,
 };
 use forking::Forked;
+use halted::HaltWatch;
 use rustix::{
     event::epoll::{self, EventData, EventFlags},
     io::Errno,
@@ -28,7 +29,6 @@ use rustix::{
 use sandboxvm_protocol::vmm::{
     ControlReply, ControlRequest, ExitReason, JailPart, Phase, ResetReport, ResetRequest, VmStatus, VmmEvent,
 };
-use standstill::Standstill;
 use std::{
     collections::HashMap,
     fs::File,
@@ -154,7 +154,7 @@ pub struct EventLoop {
     merged: Option<(MergedLayers, u32)>,
     /// What was written since the snapshot in `parts.baseline`; unknown where there is none.
     tracking: Option<WriteTracking>,
-    standstill: Standstill,
+    halt_watch: HaltWatch,
     /// Descriptors of devices that became readable while the machine was paused.
     unwatched: Vec<Source>,
 }
@@ -200,7 +200,7 @@ impl EventLoop {
             writing: None,
             merged: None,
             tracking: None,
-            standstill: Standstill::default(),
+            halt_watch: HaltWatch::default(),
             unwatched: Vec::new(),
         })
     }
@@ -236,12 +236,12 @@ impl EventLoop {
     /// Waits for something and serves it. A child that this made is returned in the child's process.
     fn turn(&mut self) -> Result<Option<Box<ForkedChild>>, EventLoopError> {
         let mut events = Vec::with_capacity(BATCH);
-        let patience = self.patience().map(standstill::timespec);
+        let patience = self.patience().map(halted::timespec);
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        self.look_for_standstill();
+        self.look_for_halt();
         for event in events {
             match Source::from_data(event.data) {
                 Some(Source::News) => {

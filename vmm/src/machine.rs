@@ -400,20 +400,23 @@ impl Machine {
         was_running
     }
 
-    /// True when no vCPU can ever execute another instruction: each is halted with interrupts disabled and nothing
-    /// pending that wakes it all the same, or waits for another to start it. All must stand (see [`Machine::pause`]). A
-    /// device whose interrupt the guest routed as an NMI is not considered.
+    /// Stops the vCPUs of a machine that runs for a moment too short to be left out of the guest's time. True when none of
+    /// them can ever execute another instruction: each is halted with interrupts disabled and nothing pending that wakes
+    /// it all the same, or waits for another to start it. A device whose interrupt the guest routed as an NMI is not
+    /// considered.
     ///
     /// # Errors
     /// When KVM does not say.
     pub fn can_never_run(&self) -> Result<bool, MachineError> {
-        for thread in &self.vcpus {
+        self.examine_interruption();
+        self.shared.gate.close(|| self.kick());
+        let mut halted = self.vcpus.iter().map(|thread| {
             let fd = thread.vcpu().lock().unwrap_or_else(PoisonError::into_inner);
-            if !state::can_never_run(&fd)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+            state::can_never_run(&fd)
+        });
+        let result = halted.try_fold(true, |all, one| Ok(all && one?));
+        self.shared.gate.open();
+        result
     }
 
     /// Ends the vCPU threads; returns when none is in the guest.

@@ -6,7 +6,7 @@
 //! then not until it ran again.
 
 use super::EventLoop;
-use crate::{machine::Machine, stats::Counters};
+use crate::stats::Counters;
 use rustix::time::Timespec;
 use sandboxvm_protocol::vmm::ExitReason;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Standstill {
+pub(super) struct HaltWatch {
     /// When to look next; `None` while the machine does not run.
     next: Option<Instant>,
     /// The counters at the last look.
@@ -25,7 +25,7 @@ pub(super) struct Standstill {
     cleared: Vec<Counters>,
 }
 
-impl Standstill {
+impl HaltWatch {
     /// How long the event loop may wait for something else; `None` for as long as it takes.
     fn patience(&mut self, runs: bool) -> Option<Duration> {
         if !runs {
@@ -69,35 +69,27 @@ pub(super) fn timespec(patience: Duration) -> Timespec {
 }
 
 impl EventLoop {
-    /// How long to wait for events before [`EventLoop::look_for_standstill`] is called again.
+    /// How long to wait for events before [`EventLoop::look_for_halt`] is called again.
     pub(super) fn patience(&mut self) -> Option<Duration> {
         let shared = self.parts.machine.shared();
-        self.standstill.patience(shared.has_run() && !shared.gate.is_paused())
+        self.halt_watch.patience(shared.has_run() && !shared.gate.is_paused())
     }
 
     /// Ends the machine when its guest can never run again. Does nothing before it is time.
-    pub(super) fn look_for_standstill(&mut self) {
+    pub(super) fn look_for_halt(&mut self) {
         let machine = &self.parts.machine;
-        if !self.standstill.is_due() || machine.shared().gate.is_paused() {
+        if !self.halt_watch.is_due() || machine.shared().gate.is_paused() {
             return;
         }
-        if !self.standstill.is_suspicious(machine.shared().counters()) {
+        if !self.halt_watch.is_suspicious(machine.shared().counters()) {
             return;
         }
-        match stands_still(machine) {
-            Ok(false) => self.standstill.clear(),
+        match machine.can_never_run() {
+            Ok(false) => self.halt_watch.clear(),
             Ok(true) => machine.shared().end(ExitReason::VcpusHalted),
             Err(error) => machine.shared().end(ExitReason::HostFailure { message: error.to_string() }),
         }
     }
-}
-
-/// Stops the vCPUs for a moment and reads their state.
-fn stands_still(machine: &Machine) -> Result<bool, crate::machine::MachineError> {
-    machine.pause();
-    let result = machine.can_never_run();
-    machine.resume();
-    result
 }
 
 #[cfg(test)]
@@ -110,24 +102,24 @@ mod tests {
 
     #[test]
     fn a_machine_is_looked_into_once_for_each_time_that_it_stands() {
-        let mut standstill = Standstill::default();
-        assert!(!standstill.is_suspicious(ran(5)));
-        assert!(standstill.is_suspicious(ran(5)));
+        let mut watch = HaltWatch::default();
+        assert!(!watch.is_suspicious(ran(5)));
+        assert!(watch.is_suspicious(ran(5)));
         // Not answered yet: it stays so.
-        assert!(standstill.is_suspicious(ran(5)));
-        standstill.clear();
-        assert!(!standstill.is_suspicious(ran(5)));
-        assert!(!standstill.is_suspicious(ran(6)));
-        assert!(standstill.is_suspicious(ran(6)));
+        assert!(watch.is_suspicious(ran(5)));
+        watch.clear();
+        assert!(!watch.is_suspicious(ran(5)));
+        assert!(!watch.is_suspicious(ran(6)));
+        assert!(watch.is_suspicious(ran(6)));
     }
 
     #[test]
     fn a_machine_that_does_not_run_is_not_waited_for() {
-        let mut standstill = Standstill::default();
-        assert_eq!(standstill.patience(false), None);
-        assert!(standstill.patience(true).is_some_and(|patience| patience <= INTERVAL));
-        assert!(!standstill.is_due());
-        assert_eq!(standstill.patience(false), None);
-        assert_eq!(standstill.next, None);
+        let mut watch = HaltWatch::default();
+        assert_eq!(watch.patience(false), None);
+        assert!(watch.patience(true).is_some_and(|patience| patience <= INTERVAL));
+        assert!(!watch.is_due());
+        assert_eq!(watch.patience(false), None);
+        assert_eq!(watch.next, None);
     }
 }
