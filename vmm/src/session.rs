@@ -318,7 +318,7 @@ fn build(
                 .iter()
                 .map(|index| Ok(Arc::new(File::from(fds.take(*index, "a memory file")?))))
                 .collect::<Result<Vec<_>, DescriptorError>>()?;
-            check_vcpus(&parts.kvm, &saved.machine)?;
+            check_vcpus(&parts.kvm, host_mode, &saved.machine)?;
             saved.memory.map_over(&parts.memory, &files)?;
             if saved.machine.has(DeviceType::Balloon) {
                 add_balloon(&mut parts.devices, &released)?;
@@ -341,8 +341,8 @@ fn build(
 }
 
 /// A state file is from anywhere; the state that a fork takes over is not.
-fn check_vcpus(kvm: &Kvm, state: &MachineState) -> Result<(), MachineError> {
-    saved_cpu::check_cpuid(kvm, &state.vcpus)?;
+fn check_vcpus(kvm: &Kvm, mode: HostMode, state: &MachineState) -> Result<(), MachineError> {
+    saved_cpu::check_cpuid(kvm, mode, &state.vcpus)?;
     Ok(saved_cpu::check_msrs(kvm, &state.vcpus)?)
 }
 

@@ -9,7 +9,8 @@ use super::{
 };
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
-use std::collections::HashSet;
+use sandboxvm_protocol::machine::HostMode;
+use std::{arch::x86_64::__cpuid_count, collections::HashSet};
 
 /// Registers of a leaf whose bits each stand for a feature, as a sum of [`EAX`] to [`EDX`]. SDM vol. 2A and APM vol. 3,
 /// CPUID; Documentation/virt/kvm/x86/cpuid.rst.
@@ -19,8 +20,8 @@ const FEATURES: [(u32, Option<u32>, u8); 17] = [
     (0x7, Some(0), EBX | ECX | EDX),
     (0x7, None, EAX | EBX | ECX | EDX),
     // Components of the extended state, and the forms of XSAVE.
-    (0xd, Some(0), EAX | EDX),
-    (0xd, Some(1), EAX | ECX | EDX),
+    (EXTENDED_STATE, Some(0), EAX | EDX),
+    (EXTENDED_STATE, Some(1), EAX | ECX | EDX),
     (0x19, None, EAX | EBX | ECX),
     (0x1e, Some(1), EAX),
     (0x24, None, EAX | EBX),
@@ -33,6 +34,7 @@ const FEATURES: [(u32, Option<u32>, u8); 17] = [
     (0x8000_0022, None, EAX),
     (0xc000_0001, None, EDX),
 ];
+const EXTENDED_STATE: u32 = 0xd;
 const KVM_FEATURES: u32 = 0x4000_0001;
 const EAX: u8 = 1;
 const EBX: u8 = 2;
@@ -46,7 +48,7 @@ const KEPT_BY_KVM: [(u32, usize, u32); 2] = [(0x1, 2, 1 << 27), (0x7, 2, 1 << 4)
 ///
 /// # Errors
 /// [`StateError::Cpuid`], or when KVM does not say what it supports.
-pub fn check_cpuid(kvm: &Kvm, vcpus: &[VcpuState]) -> Result<(), StateError> {
+pub fn check_cpuid(kvm: &Kvm, mode: HostMode, vcpus: &[VcpuState]) -> Result<(), StateError> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(|source| StateError::Kvm { call: "KVM_GET_SUPPORTED_CPUID", source })?;
@@ -58,7 +60,7 @@ pub fn check_cpuid(kvm: &Kvm, vcpus: &[VcpuState]) -> Result<(), StateError> {
             count: supported.as_slice().len(),
             max: KVM_MAX_CPUID_ENTRIES,
         })?;
-        vcpu.cpuid().iter().try_for_each(|entry| check_entry(entry, shown.as_slice()))?;
+        vcpu.cpuid().iter().try_for_each(|entry| check_entry(entry, shown.as_slice(), mode))?;
     }
     Ok(())
 }
@@ -83,7 +85,17 @@ fn registers(entry: &kvm_cpuid_entry2) -> [u32; 4] {
     [entry.eax, entry.ebx, entry.ecx, entry.edx]
 }
 
-fn check_entry(saved: &kvm_cpuid_entry2, shown: &[kvm_cpuid_entry2]) -> Result<(), StateError> {
+/// What the processor itself says, where KVM adds that to what a vCPU is given: its guest's user mode sees nothing else
+/// there.
+fn shown_anyway(mode: HostMode, entry: &kvm_cpuid_entry2) -> [u32; 4] {
+    if mode != HostMode::Pvm {
+        return [0; 4];
+    }
+    let own = __cpuid_count(entry.function, entry.index);
+    [own.eax, own.ebx, own.ecx, own.edx]
+}
+
+fn check_entry(saved: &kvm_cpuid_entry2, shown: &[kvm_cpuid_entry2], mode: HostMode) -> Result<(), StateError> {
     let is_same = |entry: &&kvm_cpuid_entry2| {
         let by_index = (entry.flags | saved.flags) & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
         entry.function == saved.function && (!by_index || entry.index == saved.index)
@@ -91,9 +103,10 @@ fn check_entry(saved: &kvm_cpuid_entry2, shown: &[kvm_cpuid_entry2]) -> Result<(
     let refused = || StateError::Cpuid { function: saved.function, index: saved.index };
     let here = shown.iter().find(is_same).map(registers);
     let counted = match here {
-        // A leaf that says nothing, or nothing here, says nothing.
-        None | Some([0, 0, 0, 0]) => EAX | EBX | ECX | EDX,
-        Some(_) => feature_registers(saved),
+        // A leaf that says nothing, or nothing here, says nothing. That of the extended state has sizes beside, which KVM
+        // keeps as the guest's XCR0 is.
+        None | Some([0, 0, 0, 0]) if saved.function != EXTENDED_STATE => EAX | EBX | ECX | EDX,
+        _ => feature_registers(saved),
     };
     let here = here.unwrap_or_default();
     for (number, (saved_register, here)) in registers(saved).into_iter().zip(here).enumerate() {
@@ -102,7 +115,8 @@ fn check_entry(saved: &kvm_cpuid_entry2, shown: &[kvm_cpuid_entry2]) -> Result<(
             .filter(|(function, register, _)| (*function, *register) == (saved.function, number))
             .map(|(.., bits)| bits)
             .sum();
-        if counted >> number & 1 != 0 && saved_register & !here & !kept != 0 {
+        let more = saved_register & !here & !kept;
+        if counted >> number & 1 != 0 && more != 0 && more & !shown_anyway(mode, saved)[number] != 0 {
             return Err(refused());
         }
     }
@@ -141,13 +155,13 @@ mod tests {
     }
 
     fn check(changed: kvm_cpuid_entry2) -> Result<(), StateError> {
-        check_entry(&changed, cpuid::for_vcpu(&supported(), 0, 1).unwrap().as_slice())
+        check_entry(&changed, cpuid::for_vcpu(&supported(), 0, 1).unwrap().as_slice(), HostMode::Vmx)
     }
 
     #[test]
     fn what_a_booting_vcpu_has_is_accepted() {
         let shown = cpuid::for_vcpu(&supported(), 0, 1).unwrap();
-        shown.as_slice().iter().for_each(|entry| check_entry(entry, shown.as_slice()).unwrap());
+        shown.as_slice().iter().for_each(|entry| check_entry(entry, shown.as_slice(), HostMode::Vmx).unwrap());
     }
 
     #[test]
@@ -181,5 +195,23 @@ mod tests {
         check(entry(0x7, 0, [0, 0, 1 << 4, 0])).unwrap();
         check(entry(0x8000_0008, 0, [40, 0, 0, 0])).unwrap();
         check(entry(0x99, 0, [0; 4])).unwrap();
+    }
+
+    /// KVM's own additions to what a vCPU is given are no reason to refuse it.
+    #[test]
+    fn what_this_host_gives_a_vcpu_is_accepted() {
+        if std::env::var_os("SANDBOXVM_NO_KVM").is_some_and(|value| value == "1") {
+            return;
+        }
+        let kvm = Kvm::new().expect("KVM; SANDBOXVM_NO_KVM=1 leaves this test out");
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let given = cpuid::for_vcpu(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap(), 0, 1).unwrap();
+        vcpu.set_cpuid2(&given).unwrap();
+        let saved = VcpuState::save(&vcpu, &state::msr_indices(&kvm).unwrap()).unwrap();
+        let mode = super::super::host_mode::detect().unwrap();
+        check_cpuid(&kvm, mode, std::slice::from_ref(&saved)).unwrap();
+        check_msrs(&kvm, &[saved]).unwrap();
     }
 }
