@@ -17,7 +17,7 @@ fn id(created: &Value) -> String {
 
 /// Stops PID 1, which is the agent, for good, and says so on the console.
 const FREEZE: &str = "cd /sys/fs/cgroup && mkdir z && echo 1 >z/cgroup.procs && echo 1 >z/cgroup.freeze && \
-    until grep -q 'frozen 1' z/cgroup.events; do :; done; echo AGENT-IS-FROZEN >/dev/kmsg";
+    until grep -q 'frozen 1' z/cgroup.events; do :; done; echo '<1>AGENT-IS-FROZEN' >/dev/kmsg";
 
 #[test]
 fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {

@@ -18,9 +18,12 @@ use sandboxvm_protocol::identity::SandboxName;
 use std::{
     io,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
-use tokio::{sync::MutexGuard, time::timeout};
+use tokio::{
+    sync::MutexGuard,
+    time::{sleep, timeout},
+};
 
 /// How long a machine may take to come back from disk.
 const RESUME_WITHIN: Duration = Duration::from_secs(120);
@@ -33,6 +36,10 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a guest may take to boot from its own disk, also where its kernel is interpreted.
 const BOOT_WITHIN: Duration = Duration::from_secs(300);
+
+/// How long the directory of a sandbox may stay after its machine was ended to remove it.
+const REMOVED_WITHIN: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(10);
 
 /// What of a paused sandbox comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +148,7 @@ impl Registry {
         if healthy || back == Back::FromDisk {
             let answers = timeout(ANSWERS_WITHIN, sandbox.processes()).await;
             if !matches!(answers, Ok(Ok(_))) {
-                return self.or_gone(entry, Err(RegistryError::Unresponsive(entry.id.to_string())));
+                return self.or_gone(entry, Err(RegistryError::Unresponsive(entry.id.to_string()))).await;
             }
         }
         match back {
@@ -177,7 +184,7 @@ impl Registry {
                 Err(StopError::Directory(error)) => Err(error.into()),
             }
         };
-        self.or_gone(entry, paused.await)
+        self.or_gone(entry, paused.await).await
     }
 
     #[tracing::instrument(skip_all)]
@@ -205,7 +212,7 @@ impl Registry {
             }
             Ok(sandbox.kill().await?)
         };
-        self.or_gone(entry, paused.await)
+        self.or_gone(entry, paused.await).await
     }
 
     /// Brings a paused one back, with so much time.
@@ -233,7 +240,7 @@ impl Registry {
             sandbox.unpark()?;
             self.remove_snapshot_of_manager(&paused_name(entry)?)
         };
-        self.or_gone(entry, resumed.await)
+        self.or_gone(entry, resumed.await).await
     }
 
     /// Ends it and removes all of it.
@@ -272,7 +279,7 @@ impl Registry {
         self.intents.put(&name, &Intent::Fork { of: entry.id.clone(), since: unix_millis(now) })?;
         let made = self.fork_held(&sandbox, &record, count, now + timeout, &mut reserved).await;
         self.intents.remove(&name)?;
-        self.or_gone(entry, made)
+        self.or_gone(entry, made).await
     }
 
     #[tracing::instrument(skip_all)]
@@ -337,7 +344,7 @@ impl Registry {
         let sandbox = self.sandbox(entry)?;
         // Not between the two machines of a reset.
         let is_live = async { Ok(sandbox.change().await?.state()?.is_live()) };
-        if self.or_gone(entry, is_live.await)? {
+        if self.or_gone(entry, is_live.await).await? {
             return Ok(sandbox);
         }
         ends::note(&self.ends, entry, &sandbox.state()?);
@@ -346,14 +353,24 @@ impl Registry {
         Err(RegistryError::Unknown(entry.id.to_string()))
     }
 
-    /// What came of a change; where the sandbox was removed by another process meanwhile, that alone.
-    pub(super) fn or_gone<T>(&self, entry: &Entry, result: Result<T, RegistryError>) -> Result<T, RegistryError> {
-        match self.manager.find(entry.id.as_str()) {
-            Err(FindError::Unknown(_)) => {
-                self.lose(entry)?;
-                Err(RegistryError::Unknown(entry.id.to_string()))
+    /// What came of a change. Where it failed because another process removed the sandbox meanwhile, that alone: the machine
+    /// ends first then, and its directory goes a moment later.
+    pub(super) async fn or_gone<T>(&self, entry: &Entry, result: Result<T, RegistryError>) -> Result<T, RegistryError> {
+        let deadline = Instant::now() + if result.is_err() { REMOVED_WITHIN } else { Duration::ZERO };
+        loop {
+            let is_live = match self.manager.find(entry.id.as_str()) {
+                Err(FindError::Unknown(_)) => {
+                    self.lose(entry)?;
+                    // What was done was done before that.
+                    return result.map_err(|_| RegistryError::Unknown(entry.id.to_string()));
+                }
+                Ok(sandbox) => sandbox.state().is_ok_and(|state| state.is_live()),
+                Err(_) => return result,
+            };
+            if is_live || Instant::now() >= deadline {
+                return result;
             }
-            _ => result,
+            sleep(POLL).await;
         }
     }
 

@@ -53,11 +53,11 @@ impl Registry {
         if back == Back::FromDisk {
             let written = timeout(WRITTEN_WITHIN, write_back(&sandbox)).await.unwrap_or(false);
             if !written {
-                return self.or_gone(entry, Err(RegistryError::Unwritten(entry.id.to_string())));
+                return self.or_gone(entry, Err(RegistryError::Unwritten(entry.id.to_string()))).await;
             }
         }
         let taken = sandbox.snapshot(id.clone()).await;
-        self.or_gone(entry, taken.map_err(RegistryError::from))?;
+        self.or_gone(entry, taken.map_err(RegistryError::from)).await?;
         let made = SnapshotRecord {
             format: FORMAT,
             id: id.clone(),

@@ -9,7 +9,7 @@ async function main() {
   const sandbox = await Sandbox.create({ timeoutMs: 3_000_000, lifecycle })
   try {
     await sandbox.files.write('/home/user/state', '1')
-    await sandbox.commands.run('sleep 1000', { background: true })
+    await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
     const sleeps = async (one) =>
       (await one.commands.list()).some((process) => process.args.some((argument) => argument.includes('sleep 1000')))
     assert.ok(await sleeps(sandbox))

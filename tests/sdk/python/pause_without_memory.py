@@ -14,8 +14,8 @@ def sleeps(sandbox):
 def begin(sandbox):
     """A process that runs, and a file that was written just now. Returns which boot of its kernel this is."""
     sandbox.files.write("/home/user/state", "1")
-    sandbox.commands.run("echo 2 >> /home/user/state")
-    sandbox.commands.run("sleep 1000", background=True)
+    sandbox.commands.run("echo 2 >> /home/user/state", timeout=600)
+    sandbox.commands.run("sleep 1000", background=True, timeout=0)
     assert sleeps(sandbox)
     return boot(sandbox)
 
@@ -59,7 +59,7 @@ try:
 
     # What was paused with memory can be resumed without: what was on its disk is there.
     before = begin(other)
-    other.commands.run("sync")
+    other.commands.run("sync", timeout=600)
     assert other.pause()
     rebooted = Sandbox.connect(other.sandbox_id, timeout=3000, on_resume="reboot")
     has_booted_from_its_disk(rebooted, before)
