@@ -68,6 +68,7 @@ pub fn probe() -> Probe {
             "cannot open /dev/kvm: {error}; load the KVM module, or run as root or a member of the group that owns it"
         )),
     }
+    capabilities.insert("core_scheduling", confine::separate_cores());
     let confined = confine::isolate().and_then(|missing| confine::restrict_syscalls().map(|()| missing));
     let missing = confined.unwrap_or_else(|error| {
         problems.push(error.to_string());

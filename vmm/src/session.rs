@@ -223,6 +223,8 @@ struct Ground {
 /// made already: that does not depend on what it is for.
 fn leave_the_host() -> Result<Left, SessionError> {
     let kvm = machine::open_kvm()?;
+    // Where the host has it: what it lacks `sandboxvm-vmm --probe` says.
+    let _ = confine::separate_cores();
     let missing = confine::isolate()?;
     confine::restrict_syscalls()?;
     let vm = machine::create_vm(&kvm)?;

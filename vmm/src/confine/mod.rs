@@ -7,6 +7,7 @@
 //! the status file, in `inspect`, and `doctor` says what to do about it.
 
 mod bounds;
+mod core_scheduling;
 mod dispatch;
 mod identity;
 mod isolation;
@@ -56,6 +57,13 @@ pub fn drop_inherited_files() {
     }
     // SAFETY: plain numbers; nothing of this process has opened a descriptor yet. It does not fail on any kernel that has it.
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
+/// Keeps other sandboxes off the processor core that this process runs on, where two threads share one. To be called while it
+/// has one thread. False where the kernel has no core scheduling or no core has two threads.
+#[must_use]
+pub fn separate_cores() -> bool {
+    core_scheduling::separate()
 }
 
 /// Takes this process out of the host: called when `/dev/kvm` is open, before any thread is started, so that every
