@@ -73,7 +73,7 @@ try:
     assert (info.name, info.type, info.path, info.owner) == ("deep", FileType.DIR, "/home/user/deep", "user"), info
     assert info.permissions == "drwxr-xr-x" and info.modified_time.year >= 2024, info
     # A symbolic link is what it leads to.
-    sandbox.commands.run("mkdir links && cd links && ln -s ../a.txt file && ln -s /tmp directory && ln -s none nowhere")
+    sandbox.commands.run("mkdir links && cd links && ln -s ../a.txt file && ln -s /tmp directory && ln -s none nowhere", timeout=0)
     sandbox.commands.run("ln -s links/file link")
     link = files.get_info("link")
     assert (link.type, link.mode, link.symlink_target) == (FileType.FILE, 0o644, "/home/user/a.txt"), link
@@ -92,11 +92,11 @@ try:
     assert tagged.metadata == {"author": "me", "empty": ""}, tagged
     assert files.get_info("tagged").metadata == {"author": "me", "empty": ""}
     shown = "import os; print({name: os.getxattr('tagged', name) for name in os.listxattr('tagged')})"
-    shown = sandbox.commands.run(f'python3 -S -c "{shown}"').stdout
+    shown = sandbox.commands.run(f'python3 -S -c "{shown}"', timeout=0).stdout
     assert shown == "{'user.e2b.author': b'me', 'user.e2b.empty': b''}\n", shown
     setting = "import os; os.setxattr('tagged', 'user.e2b.set', b'inside'); os.setxattr('tagged', 'user.other', b'x'); "
     setting += "os.setxattr('tagged', 'user.e2b.binary', b'\\xff')"
-    sandbox.commands.run(f'python3 -S -c "{setting}"')
+    sandbox.commands.run(f'python3 -S -c "{setting}"', timeout=0)
     found = {entry.name: entry.metadata for entry in files.list("")}
     assert found["tagged"] == {"author": "me", "empty": "", "set": "inside"} and found["a.txt"] is None, found
     assert files.rename("tagged", "renamed").metadata == found["tagged"]
