@@ -80,7 +80,7 @@ fn sdk_programs() -> PathBuf {
 
 fn run(path: &str) {
     let Some(home) = Home::with_kvm() else { return };
-    run_in(&home, &small_config(), path, Duration::from_secs(150));
+    run_in(&home, &small_config(), path, Duration::from_secs(300));
     home.assert_nothing_left();
 }
 

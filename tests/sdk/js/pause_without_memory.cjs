@@ -17,14 +17,14 @@ async function main() {
     await sandbox.setTimeout(0)
     while ((await sandbox.getInfo()).state !== 'paused') await new Promise((resolve) => setTimeout(resolve, 200))
     assert.ok(!(await sandbox.isRunning()))
-    const again = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000 })
+    const again = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000, requestTimeoutMs: 600_000 })
     assert.equal(await again.files.read('/home/user/state'), '1')
     assert.ok(!(await sleeps(again)))
 
     // By a call.
     assert.ok(await again.pause({ keepMemory: false }))
     assert.ok(!(await again.pause({ keepMemory: false })))
-    const third = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000 })
+    const third = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000, requestTimeoutMs: 600_000 })
     assert.equal(await third.files.read('/home/user/state'), '1')
   } finally {
     await sandbox.kill()

@@ -3,6 +3,10 @@
 from e2b import InvalidArgumentException, Sandbox, SandboxException, SandboxState
 
 
+# Seconds that a kernel may take to boot where it is interpreted, on a host that is busy.
+BOOT = 600
+
+
 def boot(sandbox):
     return sandbox.files.read("/proc/sys/kernel/random/boot_id")
 
@@ -44,7 +48,7 @@ try:
     assert info.state == SandboxState.PAUSED and info.metadata == {"a": "b"}, info
     # No request wakes what has to boot.
     raises(SandboxException, lambda: sandbox.commands.run("true"))
-    again = Sandbox.connect(sandbox.sandbox_id, timeout=3000)
+    again = Sandbox.connect(sandbox.sandbox_id, timeout=3000, request_timeout=BOOT)
     assert again.sandbox_id == sandbox.sandbox_id and again.is_running()
     has_booted_from_its_disk(again, before)
 
@@ -52,7 +56,7 @@ try:
     before = begin(again)
     snapshot = again.create_snapshot(mode="filesystem")
     assert sleeps(again) and boot(again) == before
-    other = Sandbox.create(snapshot.snapshot_id, timeout=3000)
+    other = Sandbox.create(snapshot.snapshot_id, timeout=3000, request_timeout=BOOT)
     made.append(other)
     has_booted_from_its_disk(other, before)
     assert Sandbox.delete_snapshot(snapshot.snapshot_id)
@@ -61,7 +65,7 @@ try:
     before = begin(other)
     other.commands.run("sync", timeout=600)
     assert other.pause()
-    rebooted = Sandbox.connect(other.sandbox_id, timeout=3000, on_resume="reboot")
+    rebooted = Sandbox.connect(other.sandbox_id, timeout=3000, on_resume="reboot", request_timeout=BOOT)
     has_booted_from_its_disk(rebooted, before)
 
     raises(
