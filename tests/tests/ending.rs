@@ -10,7 +10,7 @@ use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
     server::Server,
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -30,6 +30,12 @@ fn family(vmm: u32) -> Vec<u32> {
         field("Uid:") == user && field("State:") != "Z"
     })
     .collect()
+}
+
+/// A process that nobody has waited for yet runs no more.
+fn ended(pid: u32) -> Option<()> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|fields| fields.is_empty() || fields.starts_with('Z')).then_some(())
 }
 
 #[track_caller]
@@ -64,47 +70,6 @@ fn holds(pid: u32, file: &fs::Metadata) -> bool {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let mut files = descriptors.filter_map(|descriptor| fs::metadata(descriptor.path()).ok());
     files.any(|open| (open.dev(), open.ino()) == (file.dev(), file.ino()))
-}
-
-/// In one home, since its first sandbox boots.
-#[test]
-fn a_vmm_that_was_taken_over_is_ended_by_every_way_in_which_a_sandbox_ends() {
-    if !drills::are_wanted() {
-        return;
-    }
-    let Some(home) = Home::with_drills("", "") else { return };
-    for groups in [true, false] {
-        let cli = |arguments: &[&str]| if groups { home.cli(arguments) } else { home.cli_without_groups(arguments) };
-        for attack in ATTACKS {
-            let what = |way: &str| format!("{way} of {attack}, control groups: {groups}");
-            let (sandbox, vmm) = taken_over(&home, attack, &[], groups);
-            let _ = cli(&["rm", "-f", &sandbox.id]).run().succeeds();
-            goes_away(vmm, &what("rm"));
-            assert!(!sandbox.directory().exists(), "{}", what("rm"));
-
-            let (sandbox, vmm) = taken_over(&home, attack, &[], groups);
-            let _ = cli(&["stop", "-t", "0s", &sandbox.id]).run().succeeds();
-            goes_away(vmm, &what("stop"));
-            let _ = cli(&["prune"]).run().succeeds();
-            assert!(!sandbox.directory().exists(), "{}", what("prune after stop"));
-
-            let (sandbox, vmm) = taken_over(&home, attack, &["--ttl", "20s=rm"], groups);
-            goes_away(vmm, &what("expiry"));
-            let _ = cli(&["rm", "-f", &sandbox.id]).run();
-
-            // One that still holds its lock runs, as far as anybody can tell: it keeps no other from being pruned.
-            let (sandbox, vmm) = taken_over(&home, attack, &[], groups);
-            let _ = cli(&["prune"]).run().succeeds();
-            if attack == "fill-status" {
-                assert!(home.listed().contains(&sandbox.id), "{}", what("ls"));
-                let _ = cli(&["inspect", &sandbox.id]).run().succeeds();
-                let _ = cli(&["rm", "-f", &sandbox.id]).run().succeeds();
-            }
-            goes_away(vmm, &what("prune"));
-            assert!(!sandbox.directory().exists(), "{}", what("prune"));
-        }
-    }
-    home.assert_nothing_left();
 }
 
 #[test]
@@ -162,11 +127,10 @@ fn the_end_of_a_parent_leaves_its_live_forks_running() {
             assert_eq!(copies.len(), 2, "{}", forked.transcript());
             match way {
                 "rm" => drop(cli(&["rm", "-f", &parent.id]).run().succeeds()),
-                "stop" => drop(cli(&["stop", "-t", "0s", &parent.id]).run().succeeds()),
+                "stop" => drop(cli(&["stop", "-t", "1s", &parent.id]).run().succeeds()),
                 _ => {}
             }
-            let gone = || (!PathBuf::from(format!("/proc/{vmm}")).exists()).then_some(());
-            assert!(eventually(Duration::from_secs(120), gone).is_some(), "{way}: the parent lives");
+            assert!(eventually(Duration::from_secs(120), || ended(vmm)).is_some(), "{way}: the parent lives");
             for copy in &copies {
                 let _ = copy.sh("true").succeeds();
             }
@@ -175,7 +139,7 @@ fn the_end_of_a_parent_leaves_its_live_forks_running() {
             let _ = copies[1].sh("true").succeeds();
             let last = copies[1].vmm_pid();
             let _ = cli(&["rm", "-f", &copies[1].id]).run().succeeds();
-            assert!(!PathBuf::from(format!("/proc/{last}")).exists(), "{way}");
+            assert!(ended(last).is_some(), "{way}: the last copy lives");
             let _ = cli(&["rm", "-f", &parent.id]).run();
         }
     }
