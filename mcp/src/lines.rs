@@ -266,10 +266,12 @@ fn parse(line: &[u8]) -> Result<Option<ClientJsonRpcMessage>, Box<ServerJsonRpcM
         .map_err(|error| rejection(ErrorCode::PARSE_ERROR, format!("parse error: {error}"), None))?;
     let id: Option<RequestId> = value.get("id").and_then(|id| serde_json::from_value(id.clone()).ok());
     let (has_id, has_method) = (value.get("id").is_some(), value.get("method").is_some());
+    let is_request = id.is_some() && value["jsonrpc"] == "2.0" && value["method"].is_string();
     match serde_json::from_value::<ClientJsonRpcMessage>(value) {
         // With an ID that is none it would pass for a notification, and have no answer.
         Ok(message) if !has_id || !matches!(message, JsonRpcMessage::Notification(_)) => Ok(Some(message)),
         Err(_) if has_method && !has_id => Ok(None),
+        Err(_) if is_request => Err(rejection(ErrorCode::INVALID_PARAMS, "invalid parameters".into(), id)),
         _ => Err(rejection(ErrorCode::INVALID_REQUEST, "invalid request: not a message of JSON-RPC 2.0".into(), id)),
     }
 }
@@ -317,6 +319,7 @@ mod tests {
             (b"{\"jsonrpc\":\"2.0\",\"id\":null,\"method\":\"ping\"}", -32600),
             (b"{\"jsonrpc\":\"2.0\",\"id\":[1],\"method\":\"ping\"}", -32600),
             (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":7}", -32600),
+            (b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":[]}", -32602),
         ] {
             let rejected = parse(line).expect_err(&String::from_utf8_lossy(line));
             assert_eq!(code(&rejected), wanted, "{}", String::from_utf8_lossy(line));
