@@ -60,12 +60,12 @@ fn sandboxes_work_with_the_units_capabilities() {
         ["--no-new-privs".to_owned(), "--inh-caps=-all".to_owned(), format!("--bounding-set=-all,{}", kept.join(","))];
     let cli = |arguments: &[&str]| home.cli_under("setpriv", &launcher, arguments).run();
 
-    let made = cli(&["create", "--name", "bounded", "--memory", "128"]).succeeds();
+    let made = cli(&["create", "--name", "bounded", "--memory", "128M"]).succeeds();
     let sandbox = Sandbox::printed(&home, &made);
     assert_eq!(cli(&["exec", "bounded", "--", "echo", "here"]).succeeds().out(), "here\n");
     let inspected = cli(&["inspect", "bounded"]).succeeds().json();
     // As root without a bound.
-    let free = home.create(&["--memory", "128"]);
+    let free = home.create(&["--memory", "128M"]);
     let unbounded = home.cli(["inspect", &free.id]).run().succeeds().json();
     let unconfined = |inspected: &serde_json::Value| {
         let inspected = inspected.as_array().map_or(inspected, |all| &all[0]);
