@@ -37,11 +37,17 @@ open('/dev/shm/event', 'w').write(open('/run/sandboxvm/generation').read())";
 fn start(sandbox: &Sandbox<'_>) {
     let script = "for way in short long file; do
             setsid python3 -S -c \"$0\" $way /dev/shm/$way >/dev/null 2>&1 </dev/null &
+            echo $! >>/dev/shm/drawers
         done
         setsid python3 -S -c \"$1\" >/dev/null 2>&1 </dev/null &
-        for file in short long file; do until [ -s /dev/shm/$file ]; do :; done; done
-        until [ -e /dev/shm/watches ]; do :; done";
+        for file in short long file; do until [ -s /dev/shm/$file ]; do sleep 0.1; done; done
+        until [ -e /dev/shm/watches ]; do sleep 0.1; done";
     let _ = sandbox.exec(["--", "sh", "-c", script, DRAW, WATCH]).run().succeeds();
+}
+
+/// Ends what draws without end: it keeps the guest's processor from whatever else is asked of it.
+fn stop_drawing(sandbox: &Sandbox<'_>) {
+    let _ = sandbox.sh("kill $(cat /dev/shm/drawers)").succeeds();
 }
 
 fn generation(sandbox: &Sandbox<'_>) -> String {
@@ -73,6 +79,7 @@ fn forks_draw_no_random_number_twice() {
     let forked = home.cli(["fork", &parent.id, "-n", "4"]).deadline(Duration::from_secs(240)).run().succeeds();
     let forks: Vec<Sandbox<'_>> = forked.out().lines().map(|id| Sandbox::called(&home, id)).collect();
     assert_eq!(forks.len(), 4);
+    stop_drawing(&parent);
 
     let mut seen = HashSet::new();
     let mut generations = HashSet::from([generations_before.clone()]);
@@ -82,6 +89,9 @@ fn forks_draw_no_random_number_twice() {
                 assert!(seen.insert(number.clone()), "number {at} by {way} was drawn before: {number}");
             }
         }
+        stop_drawing(fork);
+    }
+    for fork in &forks {
         let fresh = "cat /proc/sys/kernel/random/uuid; python3 -S -c 'import secrets, ssl
 print(secrets.token_hex(16)); print(ssl.RAND_bytes(16).hex())'";
         let fresh = fork.sh(fresh).succeeds().out();
@@ -92,7 +102,7 @@ print(secrets.token_hex(16)); print(ssl.RAND_bytes(16).hex())'";
         let new = generation(fork);
         assert_eq!(new.len(), 33, "{new:?}");
         assert!(generations.insert(new.clone()), "two machines have the generation {new}");
-        let event = "until [ -s /dev/shm/event ]; do :; done; cat /dev/shm/event";
+        let event = "until [ -s /dev/shm/event ]; do sleep 0.1; done; cat /dev/shm/event";
         assert_eq!(fork.sh(event).succeeds().out(), new, "the process that watches was told of another");
     }
     assert_eq!(generation(&parent), generations_before, "the parent is no copy");
