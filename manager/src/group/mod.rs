@@ -64,13 +64,13 @@ impl Group {
     /// A group for a VMM that is about to be started in `directory`: the sandbox's own, if it had a VMM before, one of the
     /// pool's, or one made now. `None` where there is none to be had; nothing is written down then.
     pub(crate) fn take(home: &Home, directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
-        match readlinkat(directory.fd(), LINK, Vec::new()) {
-            Ok(_) => {}
-            Err(Errno::NOENT) if pool::take_into(home, directory) => {}
+        let found = match readlinkat(directory.fd(), LINK, Vec::new()) {
+            Ok(_) => Self::renew(directory),
+            Err(Errno::NOENT) if pool::take_into(home, directory) => Self::of(directory),
             Err(Errno::NOENT) => return Self::make_for(directory),
             Err(error) => return Err(directory.error("read", LINK, error)),
-        }
-        match Self::of(directory) {
+        };
+        match found {
             Some(group) => Ok(Some(group)),
             // The host restarted since it was made, or what it was in is gone.
             None => {
@@ -78,6 +78,16 @@ impl Group {
                 Self::make_for(directory)
             }
         }
+    }
+
+    /// The group that the sandbox had before, made again under its path. Linux 6.18 kills a process that clone3(2) starts in a
+    /// group that was killed at any time before: it compares the count of kills of the caller's group with that of the new one.
+    fn renew(directory: &SandboxDirectory) -> Option<Self> {
+        let path = target(directory.fd(), LINK).filter(|path| is_ours(path))?;
+        if Self::remove(&path) {
+            making::make(&path).ok()?;
+        }
+        Self::of(directory)
     }
 
     fn make_for(directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
