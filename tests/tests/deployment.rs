@@ -82,5 +82,6 @@ fn sandboxes_work_with_the_units_capabilities() {
         let _ = cli(&["rm", "-f", &id]).succeeds();
     }
     let _ = sandbox;
+    home.remove_snapshots();
     home.assert_nothing_left();
 }

@@ -185,10 +185,7 @@ fn restore_fork_and_reset_continue_the_clocks_of_an_old_snapshot() {
 
 /// The memory file of a snapshot that was made last.
 fn newest_memory(home: &Home, snapshot: &str) -> std::path::PathBuf {
-    let listed = home.cli(["snapshot", "ls", "--json"]).run().succeeds().json();
-    let rows = listed.as_array().expect("an array");
-    let row = rows.iter().find(|row| row["name"] == snapshot).unwrap_or_else(|| panic!("{listed}"));
-    let directory = home.path().join("snapshots").join(row["id"].as_str().expect("an ID"));
+    let directory = home.path().join("snapshots").join(snapshot);
     let manifest = fs::read(directory.join("manifest.json")).expect("a manifest");
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
     let newest = manifest["memory"].as_array().and_then(|files| files.last()).expect("a memory file");
