@@ -30,7 +30,6 @@ pub struct Swept {
     /// Half-made and half-deleted directories, marks and names of nobody.
     pub remains: usize,
     /// What should have been taken away and could not be.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<SweepFailure>,
 }
 

@@ -55,5 +55,6 @@ fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
         run.transcript()
     );
     sandbox.remove();
+    home.remove_snapshots();
     home.assert_nothing_left();
 }

@@ -392,8 +392,8 @@ mod tests {
 
     #[test]
     fn the_json_is_pinned() {
-        let probe = r#"{"api_version":12,"host_mode":"vmx","capabilities":{"ext_cpuid":true,"immediate_exit":true,
-            "ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},
+        let probe = r#"{"api_version":12,"host_mode":"vmx","capabilities":{"core_scheduling":true,"ext_cpuid":true,
+            "immediate_exit":true,"ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},
             "missing":["own_user"],"problems":["no irqfd"]}"#;
         let usable = Report {
             usable: true,
