@@ -84,7 +84,7 @@ fn every_line_that_asks_for_an_answer_has_one() {
     assert!(answer(&messages, &json!(9))["result"]["tools"].is_array());
     let unnamed: Vec<i64> = messages.iter().filter(|message| message["id"].is_null()).map(code).collect();
     assert_eq!(unnamed, [-32700, -32700, -32700, -32600], "nonsense, bytes, length, batch");
-    assert_eq!(messages.len(), 11 + unnamed.len(), "{messages:?}");
+    assert_eq!(messages.len(), 12 + unnamed.len(), "{messages:?}");
 }
 
 /// A server with one sandbox, in which a command runs as request 2.

@@ -18,7 +18,7 @@ impl From<ExecError> for ConnectError {
             | ExecError::NotReady(_) => Code::Unavailable,
             ExecError::Directory(_) | ExecError::Audit(_) => Code::Internal,
         };
-        let is_end_of_sandbox = matches!(error, ExecError::Ended { .. } | ExecError::Vanished { .. });
+        let is_end_of_sandbox = error.is_of_an_ended_sandbox();
         Self { is_end_of_sandbox, ..Self::new(code, error.to_string()) }
     }
 }
