@@ -28,6 +28,13 @@ fn shell(home: &Home, at: &Path, umask: &str, arguments: &[&str]) -> Command {
     command
 }
 
+/// A sandbox keeps the disks that all of them share by another name for the bundle's own files, whose mode the bundle's owner
+/// chose.
+fn is_of_the_bundle(path: &Path, about: &fs::Metadata) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    about.is_file() && about.nlink() > 1 && matches!(name, Some("agent" | "image"))
+}
+
 /// Fails unless everything below `path` is its owner's alone. The value is how much there is.
 fn assert_private(path: &Path, umask: &str) -> usize {
     let about = fs::symlink_metadata(path).expect("nothing is removed meanwhile");
@@ -38,7 +45,9 @@ fn assert_private(path: &Path, umask: &str) -> usize {
         let entries = fs::read_dir(path).expect("it is this user's").flatten();
         return 1 + entries.map(|entry| assert_private(&entry.path(), umask)).sum::<usize>();
     }
-    if kind.is_file() {
+    if is_of_the_bundle(path, &about) {
+        assert_eq!(mode & 0o022, 0, "{}", shown());
+    } else if kind.is_file() {
         assert!(matches!(mode, 0o600 | 0o400), "{}", shown());
     } else if kind.is_socket() {
         assert_eq!(mode, 0o600, "{}", shown());
