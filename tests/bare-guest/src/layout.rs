@@ -59,6 +59,10 @@ pub const UART: u16 = 0x3f8;
 pub const NOTIFY: u16 = 0x510;
 /// [`NOTIFY`]: an orderly end follows.
 pub const NOTIFY_SHUTDOWN: u8 = 0x03;
+/// Written to it: the guest powers off, which ends the machine.
+pub const NOTIFY_POWER_OFF: u8 = 0x04;
+/// Written to it: the guest halts, which ends the machine.
+pub const NOTIFY_HALT: u8 = 0x05;
 /// [`NOTIFY`]: the guest gives up; how a script says that something was not as it expects.
 pub const NOTIFY_PANIC: u8 = 0xee;
 /// i8042 command port.
