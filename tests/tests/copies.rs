@@ -68,28 +68,18 @@ fn drawn_since_copied(sandbox: &Sandbox<'_>) -> HashMap<&'static str, Vec<String
     drawn
 }
 
-#[test]
-fn forks_draw_no_random_number_twice() {
-    copies_draw_no_random_number_twice(2);
-}
-
+/// Four copies of a machine whose processes draw random numbers all the time draw none that another draws, and neither do programs
+/// that start in them.
 #[test]
 #[ignore = "soak: four busy guests on two processors take many minutes where their kernels are interpreted"]
-fn four_forks_draw_no_random_number_twice() {
-    copies_draw_no_random_number_twice(4);
-}
-
-/// Copies of a machine whose processes draw random numbers all the time draw none that another draws, and neither do programs
-/// that start in them.
-fn copies_draw_no_random_number_twice(count: usize) {
+fn forks_draw_no_random_number_twice() {
     let Some(home) = Home::with_kvm() else { return };
     let parent = home.create(&["-m", SMALL]);
     start(&parent);
     let generations_before = generation(&parent);
-    let forked =
-        home.cli(["fork", &parent.id, "-n", &count.to_string()]).deadline(Duration::from_secs(240)).run().succeeds();
+    let forked = home.cli(["fork", &parent.id, "-n", "4"]).deadline(Duration::from_secs(240)).run().succeeds();
     let forks: Vec<Sandbox<'_>> = forked.out().lines().map(|id| Sandbox::called(&home, id)).collect();
-    assert_eq!(forks.len(), count);
+    assert_eq!(forks.len(), 4);
     stop_drawing(&parent);
 
     let mut seen = HashSet::new();
