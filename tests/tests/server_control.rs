@@ -249,7 +249,8 @@ fn what_is_no_request_is_answered_in_order() {
     for (headers, status) in [
         (vec![], 400),
         (vec![("e2b-sandbox-id", "../../etc")], 400),
-        (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa")], 502),
+        // As one that is there and wants a token.
+        (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa")], 401),
         (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa"), ("e2b-sandbox-port", "99999")], 400),
     ] {
         let answer = request("GET", &format!("{}/files?path=/etc/passwd", server.sandboxes), &headers, None);

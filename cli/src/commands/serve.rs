@@ -68,7 +68,7 @@ impl Serve {
         let manager = environment::manager()?;
         let keys = KeyStore::open(&KeyStore::path_in(manager.root()))?;
         let bundle = environment::bundle(None, None);
-        check_wall(&bundle, config.strict)?;
+        let weakness = check_wall(&bundle, config.strict)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -89,6 +89,9 @@ impl Serve {
                 eprintln!("sandboxvm: keys are there already; `sandboxvm key create NAME` makes another");
             }
             stdio::print(&text)?;
+            if let Some(list) = weakness {
+                tracing::warn!("this host weakens the wall between guests: {list}");
+            }
             sd_notify::notify(false, &[sd_notify::NotifyState::Ready])?;
             let told_to_end = async {
                 tokio::select! {
@@ -132,11 +135,12 @@ impl Serve {
     }
 }
 
-/// Says what of this host weakens the wall between guests; with `strict` that is a reason not to start.
-fn check_wall(bundle: &Bundle, strict: bool) -> Result<(), Failure> {
+/// Returns what of this host weakens the wall between guests, for a warning once the server has started; with `strict` that is a
+/// reason not to start.
+fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> {
     let found = weaknesses(&super::doctor::probe(bundle));
     if found.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if strict {
@@ -144,8 +148,7 @@ fn check_wall(bundle: &Bundle, strict: bool) -> Result<(), Failure> {
             "this host weakens the wall between guests, and strict mode refuses that: {list}"
         )));
     }
-    tracing::warn!("this host weakens the wall between guests: {list}");
-    Ok(())
+    Ok(Some(list))
 }
 
 /// The log on stderr and, where a collector is named, traces, for as long as the value lives.
