@@ -148,7 +148,7 @@ enum Place<'a> {
     OwnDisk,
 }
 
-/// The same, found: what the new machine goes on from.
+/// The same, found: what the new machine is restored from.
 enum Found<'a> {
     Beginning,
     Snapshot(&'a SandboxName, &'a StoredSnapshot),

@@ -32,7 +32,7 @@ fn family(vmm: u32) -> Vec<u32> {
     .collect()
 }
 
-/// A process that nobody has waited for yet runs no more.
+/// A process that its parent has not waited for yet no longer runs.
 fn ended(pid: u32) -> Option<()> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_none_or(|fields| fields.is_empty() || fields.starts_with('Z')).then_some(())

@@ -8,7 +8,7 @@
 //! making  makes one, with the controllers that are to be had
 //! pool    made ahead, so that a start does not wait for one
 //! ```
-//! The group's path is written down in the sandbox's directory before it is used, as a symbolic link, so that whoever removes
+//! The group's path is written down in the sandbox's directory before it is used, as a symbolic link, so that any process that removes
 //! the sandbox finds it, also after a kill -9 of anybody; it goes with the sandbox and not with its VMM. Where the group has
 //! controllers, it bounds memory and processes of the VMM and all that it starts. Where there is no group, [`crate::family`]
 //! ends what can be found.

@@ -1,6 +1,6 @@
 //! Control groups made ahead, so that a start does not wait for one: empty ones, each with a symbolic link to it in the home's
 //! `groups/`, `<place>.<number>`. Taking one is a rename of the link into the sandbox's directory, which hands it to one
-//! taker alone and writes it down in one step. Filled after a start by whoever started.
+//! taker alone and writes it down in one step. Filled after a start by the process that started it.
 //!
 //! `<place>` stands for where in the hierarchy the maker is: a group in another service's part would be ended with that.
 

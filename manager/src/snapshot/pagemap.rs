@@ -1,5 +1,5 @@
 //! The page map of a VMM, which the VMM is handed for a snapshot and may keep. It says which pages were written, and not
-//! where in the host's memory they are: the kernel shows that by the privileges of whoever opened the file.
+//! where in the host's memory they are: the kernel shows that by the privileges of the process that opened the file.
 
 use crate::{
     directory::{DirectoryError, SandboxDirectory},

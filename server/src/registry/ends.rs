@@ -1,5 +1,5 @@
 //! How many machines of this server ended by themselves in another way than their guests or clients wanted: what an operator
-//! looks at to see that somebody tries to get out of one. Each machine is counted once.
+//! looks at to see attempts to leave a machine. Each machine is counted once.
 
 use super::entry::Entry;
 use prometheus_client::{
