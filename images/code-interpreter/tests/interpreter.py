@@ -68,13 +68,14 @@ class Interpreter:
         assert status == 200, text
         return [json.loads(line, parse_constant=refuse_constant) for line in text.split("\n") if line]
 
-    def abandon(self, code, until):
-        """Sends a cell, waits for this text in its stream, and disconnects."""
+    def abandon(self, code, until, before=lambda: None):
+        """Sends a cell, waits for this text in its stream, calls `before`, and disconnects."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
         connection.request("POST", "/execute", json.dumps({"code": code}))
         response = connection.getresponse()
         while until not in (line := response.readline().decode()):
             assert line, f"the stream ended without {until!r}"
+        before()
         connection.close()
         response.close()
 
