@@ -17,103 +17,55 @@
 //! only `agent`, `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the
 //! environment or KVM. Called by `cli` and `server`, within a tokio runtime.
 
-mod admission;
-mod agent;
-mod armed;
 pub mod audit;
-mod begin;
-mod changing;
 mod clock;
-mod content;
-mod control;
-mod cpu_share;
 mod create;
-mod directory;
-mod end;
-mod ending;
-mod exec;
-mod family;
-mod files;
-mod flatten;
-mod fork;
-mod group;
+mod guest;
 mod home;
-mod host;
 mod hostile_text;
-mod identity;
-mod in_use;
-mod last_words;
-mod launch;
-mod ledger;
+mod lifecycle;
 mod limits;
-mod lineage;
-mod links;
-mod lock;
 mod manager;
-mod named;
-mod names;
-mod parked;
-mod parts;
-mod pidfd;
-mod pool;
-mod ports;
-mod private;
-mod processes;
-mod ready;
 mod record;
-mod remove;
-mod reset;
-mod room;
 mod sandbox;
-mod silence;
 mod snapshot;
-mod spawn;
-mod staged;
-mod started;
-mod state;
-mod stop;
-mod storage;
 mod supervision;
-mod sweep;
-mod usage;
-mod warm;
-mod wire;
+mod vmm;
 
-pub use admission::{AdmissionError, AdmissionRules, HostMemory, host_memory};
-pub use agent::{AgentError, exit_code};
-pub use changing::Change;
-pub use content::Content;
-pub use control::ControlError;
-pub use create::{CreateError, SandboxSpec, StartFrom};
-pub use directory::DirectoryError;
-pub use end::EndError;
-pub use ending::Interruption;
-pub use exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
-pub use files::{
+pub use create::pool::{Pool, PoolRequest};
+pub use create::spec::{CreateError, SandboxSpec, StartFrom};
+pub use create::started::{StartError, StartedSandbox};
+pub use guest::agent::{AgentError, exit_code};
+pub use guest::exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
+pub use guest::files::{
     CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
     HostTarget, permissions,
 };
-pub use flatten::FlattenError;
-pub use fork::{ForkError, Forked};
-pub use group::{Containment, containment};
-pub use home::{Home, HomeError};
-pub use host::{HostError, HostIdentity};
+pub use guest::in_use::InUseError;
+pub use guest::interruption::Interruption;
+pub use guest::ports::PortStream;
+pub use guest::processes::ProcessSummary;
+pub use guest::silence::{Silence, SilentPart};
+pub use guest::stop::{ForceCause, StopError, Stopped};
+pub use home::content::Content;
+pub use home::directory::DirectoryError;
+pub use home::host::{HostError, HostIdentity};
+pub use home::layout::{Home, HomeError};
+pub use home::names::NameError;
 pub use hostile_text::{is_printable, one_line, printable};
-pub use in_use::InUseError;
-pub use last_words::LastWords;
-pub use launch::LaunchError;
-pub use limits::{CpuShare, CpuShareError, Limits, WantedLimits};
-pub use lineage::{Contents, LineageError};
+pub use lifecycle::fork::{ForkError, Forked};
+pub use lifecycle::remove::RemoveError;
+pub use lifecycle::reset::{ResetDone, ResetError};
+pub use lifecycle::sweep::{SweepFailure, Swept};
+pub use lifecycle::usage::Usage;
+pub use limits::admission::{AdmissionError, AdmissionRules, HostMemory, host_memory};
+pub use limits::kept::{CpuShare, CpuShareError, Limits, WantedLimits};
 pub use manager::{FindError, Manager, SandboxSummary, Unreadable};
-pub use names::NameError;
-pub use pool::{Pool, PoolRequest};
-pub use ports::PortStream;
-pub use processes::ProcessSummary;
 pub use record::{FileRecord, RecordError, SandboxRecord};
-pub use remove::RemoveError;
-pub use reset::{ResetDone, ResetError};
 pub use sandbox::{ExecError, Log, Sandbox};
-pub use silence::{Silence, SilentPart};
+pub use snapshot::change::Change;
+pub use snapshot::flatten::FlattenError;
+pub use snapshot::lineage::{Contents, LineageError};
 pub use snapshot::{
     error::SnapshotError,
     manifest::{ManifestError, MemoryFile, SnapshotManifest},
@@ -121,15 +73,16 @@ pub use snapshot::{
     store::{ListedSnapshot, UnreadableSnapshot},
     taking::SnapshotTaken,
 };
-pub use started::{StartError, StartedSandbox};
-pub use state::State;
-pub use stop::{ForceCause, StopError, Stopped};
 pub use supervision::{
     SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
     publish::{HostEnd, Publish, PublishError, PublishedPort},
     rules::{AtEnd, IdleRule, TimeToLive, WhenIdle},
     status::SupervisionStatus,
 };
-pub use sweep::{SweepFailure, Swept};
-pub use usage::Usage;
-pub use wire::WireError;
+pub use vmm::control::ControlError;
+pub use vmm::end::EndError;
+pub use vmm::group::{Containment, containment};
+pub use vmm::last_words::LastWords;
+pub use vmm::launch::LaunchError;
+pub use vmm::state::State;
+pub use vmm::wire::WireError;

@@ -1,14 +1,16 @@
 //! The sandboxes of one home: finding and listing them. Making and removing them is in `create` and `remove`.
 
 use crate::{
-    admission::AdmissionRules,
-    directory::{DirectoryError, SandboxDirectory},
-    home::{Home, HomeError},
-    names,
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        layout::{Home, HomeError},
+        names,
+    },
+    limits::admission::AdmissionRules,
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
-    state::State,
     supervision::status::SupervisionStatus,
+    vmm::state::State,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::Serialize;

@@ -1,8 +1,8 @@
 //! `config.json`: what a sandbox was made as. Written once, before the sandbox can be seen, and never changed.
 
 use crate::{
-    directory::{CONFIG, DirectoryError, SandboxDirectory},
-    limits::Limits,
+    home::directory::{CONFIG, DirectoryError, SandboxDirectory},
+    limits::kept::Limits,
 };
 use sandboxvm_images::identity::FileIdentity;
 use sandboxvm_protocol::{

@@ -1,23 +1,30 @@
 //! One sandbox, as a caller holds it: what it was made as, what it does, and everything that can be asked of it.
 
 use crate::{
-    agent::AgentError,
     audit::{AuditError, Event, Trail},
-    control::{ControlClient, ControlError},
-    directory::{CONSOLE_LOG, DirectoryError, SandboxDirectory, VMM_LOG},
-    end::{self, EndError, NOTICE_WITHIN, POLL},
-    ending::{self, Interruption},
-    exec::Exec,
-    home::Home,
-    identity::{self, Identity},
-    in_use::{self, InUse},
-    last_words::LastWords,
-    limits, lock,
+    guest::{
+        agent::AgentError,
+        exec::Exec,
+        identity::{self, Identity},
+        in_use::{self, InUse},
+        interruption::{self, Interruption},
+        silence::{self, Silence, SilentPart, Step, bounded},
+    },
+    home::{
+        directory::{CONSOLE_LOG, DirectoryError, SandboxDirectory, VMM_LOG},
+        layout::Home,
+    },
+    limits::kept,
     record::SandboxRecord,
-    silence::{self, Silence, SilentPart, Step, bounded},
-    state::{self, State},
     supervision::rules::AtEnd,
-    wire::WireError,
+    vmm::{
+        control::{ControlClient, ControlError},
+        end::{self, EndError, NOTICE_WITHIN, POLL},
+        last_words::LastWords,
+        lock,
+        state::{self, State},
+        wire::WireError,
+    },
 };
 use sandboxvm_protocol::{
     agent::{CText, CTextError, ExecRequest, MAX_ARGUMENTS_TOTAL},
@@ -188,7 +195,7 @@ impl Sandbox {
     /// Which of its limits are not in force, and why; one sentence each.
     #[must_use]
     pub fn unkept_limits(&self) -> Vec<String> {
-        limits::unkept(&self.directory)
+        kept::unkept(&self.directory)
     }
 
     /// At most the last `cap` bytes of a log.
@@ -281,7 +288,7 @@ impl Sandbox {
         }
         let deadline = Instant::now() + NOTICE_WITHIN;
         loop {
-            if let Some(how) = ending::since_opened(&self.directory, &self.trail()) {
+            if let Some(how) = interruption::since_opened(&self.directory, &self.trail()) {
                 return ExecError::Interrupted { sandbox: self.label(), how };
             }
             // A VMM that is being ended by somebody who said why has that written down before.
@@ -312,13 +319,13 @@ impl Sandbox {
     /// What became of it since it was found, if something did: of a process that was killed, whether it was for that.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
-        ending::since_opened(&self.directory, &self.trail())
+        interruption::since_opened(&self.directory, &self.trail())
     }
 
     /// Says that its time is over and that it is about to be ended for that: those who use it learn why, and so does its
     /// log. For owners that keep a sandbox's time themselves; a supervisor does it for those it keeps.
     pub fn announce_expiry(&self, then: AtEnd) {
-        ending::announce(&self.directory, Interruption::Expired);
+        interruption::announce(&self.directory, Interruption::Expired);
         self.trail().note(Event::TimeUp { then });
     }
 

@@ -1,9 +1,9 @@
 //! The acts that are logged.
 
 use crate::{
-    agent::exit_code,
     audit::mask::Mask,
-    create::StartFrom,
+    create::spec::StartFrom,
+    guest::agent::exit_code,
     record::SandboxRecord,
     supervision::rules::{AtEnd, WhenIdle},
 };

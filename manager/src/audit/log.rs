@@ -14,9 +14,8 @@ use crate::{
         chain::{self, Actor, Head, Line, MAX_LINE, Verified, Violation},
         event::Event,
     },
-    home::Home,
+    home::{layout::Home, private},
     manager::Manager,
-    private,
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock},

@@ -125,7 +125,7 @@ struct TimedLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{audit::event::Event, home::Home};
+    use crate::{audit::event::Event, home::layout::Home};
     use sandboxvm_protocol::identity::SandboxId;
     use std::{fs, time::Duration};
 

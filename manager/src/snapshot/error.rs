@@ -2,8 +2,11 @@
 
 use super::manifest::ManifestError;
 use crate::{
-    admission::AdmissionError, control::ControlError, directory::DirectoryError, flatten::FlattenError,
-    host::HostError, in_use::InUseError, lineage::LineageError, state::State,
+    guest::in_use::InUseError,
+    home::{directory::DirectoryError, host::HostError},
+    limits::admission::AdmissionError,
+    snapshot::{flatten::FlattenError, lineage::LineageError},
+    vmm::{control::ControlError, state::State},
 };
 use sandboxvm_images::bundle::Part;
 use sandboxvm_protocol::identity::SandboxName;

@@ -2,10 +2,12 @@
 
 use super::seal::Seals;
 use crate::{
-    directory::{DirectoryError, SandboxDirectory},
-    host::HostIdentity,
-    lineage::Contents,
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        host::HostIdentity,
+    },
     record::rfc3339,
+    snapshot::lineage::Contents,
 };
 use sandboxvm_protocol::{
     identity::{SandboxId, SandboxName},
@@ -143,7 +145,7 @@ impl SnapshotManifest {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{super::seal::Seal, *};
-    use crate::lineage::tests::contents;
+    use crate::snapshot::lineage::tests::contents;
     use sandboxvm_protocol::machine::HostMode;
     use std::time::UNIX_EPOCH;
 

@@ -9,12 +9,16 @@
 //! image, agent   the read-only disks, where they could be linked
 //! ```
 //! Named ones are `snapshots/<name>`, those that new sandboxes start from `ready/<key>`. Each was written in `staging/`,
-//! synced and renamed, so one that can be seen is whole. Only [`taking`] makes them; [`crate::ready`] decides which
+//! synced and renamed, so one that can be seen is whole. Only [`taking`] makes them; [`crate::create::ready_snapshot`] decides which
 //! ready ones there are.
 
+pub(crate) mod change;
 pub(crate) mod error;
+pub(crate) mod flatten;
+pub(crate) mod lineage;
 pub(crate) mod manifest;
-mod pagemap;
+pub(crate) mod pagemap;
 pub(crate) mod seal;
+pub(crate) mod storage;
 pub(crate) mod store;
 pub(crate) mod taking;

@@ -2,9 +2,9 @@
 //! where in the host's memory they are: the kernel shows that by the privileges of the process that opened the file.
 
 use crate::{
-    directory::{DirectoryError, SandboxDirectory},
-    lineage::live_vmm,
-    lock,
+    home::directory::{DirectoryError, SandboxDirectory},
+    snapshot::lineage::live_vmm,
+    vmm::lock,
 };
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use std::{fs::File, io, thread};

@@ -10,7 +10,7 @@
 //! before the file was sealed: tmpfs does not. Files on file systems that are not known to do so are always read.
 
 use super::error::SnapshotError;
-use crate::directory::SandboxDirectory;
+use crate::home::directory::SandboxDirectory;
 use rustix::{
     fs::{SeekFrom, fstatfs, seek},
     io::Errno,

@@ -6,15 +6,17 @@ use super::{
     seal::Seals,
 };
 use crate::{
-    content::{self, Content},
-    directory::{DirectoryError, SandboxDirectory},
-    home::Home,
-    host::HostIdentity,
-    lineage::{AGENT, IMAGE, Kind, Origin, TEMPLATE, free_name, open_all},
+    create::staged::new_id,
+    home::{
+        content::{self, Content},
+        directory::{DirectoryError, SandboxDirectory},
+        host::HostIdentity,
+        layout::Home,
+    },
+    lifecycle::remove,
     manager::Manager,
     record::FileRecord,
-    remove,
-    staged::new_id,
+    snapshot::lineage::{AGENT, IMAGE, Kind, Origin, TEMPLATE, free_name, open_all},
 };
 use sandboxvm_images::{
     bundle::{Bundle, Part},

@@ -10,20 +10,19 @@ use super::{
     store::STATE,
 };
 use crate::{
-    admission,
-    control::ControlError,
-    directory::{DirectoryError, SandboxDirectory},
-    home::Home,
-    host::HostIdentity,
-    in_use::InUse,
-    launch::LaunchFiles,
-    lineage::{ChangeLock, Files, Kind, Lineage, free_name, share_disks},
+    create::staged::new_id,
+    guest::in_use::InUse,
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        host::HostIdentity,
+        layout::Home,
+    },
+    lifecycle::{remove, sweep},
+    limits::admission,
     manager::Manager,
-    remove,
     sandbox::Sandbox,
-    staged::new_id,
-    sweep,
-    wire::WireError,
+    snapshot::lineage::{ChangeLock, Files, Kind, Lineage, free_name, share_disks},
+    vmm::{control::ControlError, launch::LaunchFiles, wire::WireError},
 };
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{

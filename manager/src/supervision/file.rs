@@ -5,7 +5,7 @@ use super::{
     publish::{MAX_PORTS, PublishedPort},
     rules::{IdleRule, TimeToLive},
 };
-use crate::{clock::Deadline, directory::SandboxDirectory};
+use crate::{clock::Deadline, home::directory::SandboxDirectory};
 use serde::{Deserialize, Serialize};
 
 /// A rule or two and at most [`MAX_PORTS`] paths.

@@ -21,14 +21,18 @@ use super::{
 use crate::{
     audit::Event,
     clock,
-    directory::SandboxDirectory,
-    ending::{self, Interruption},
-    in_use::Unused,
-    lock,
+    guest::{
+        in_use::Unused,
+        interruption::{self, Interruption},
+        stop::{StopError, Stopped},
+    },
+    home::directory::SandboxDirectory,
     manager::Manager,
     sandbox::Sandbox,
-    state::{self, State},
-    stop::{StopError, Stopped},
+    vmm::{
+        lock,
+        state::{self, State},
+    },
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::agent::port::PortNumber;
@@ -243,7 +247,7 @@ impl Keeper<'_> {
 
     /// Says why it is about to be ended; in the log once, though ending it may take several attempts.
     fn tell_end(&mut self, event: Event) {
-        ending::announce(&self.directory, Interruption::Expired);
+        interruption::announce(&self.directory, Interruption::Expired);
         if !std::mem::replace(&mut self.end_was_told, true) {
             self.sandbox.trail().note(event);
         }
@@ -453,7 +457,7 @@ fn is_of_owner(stream: &UnixStream) -> bool {
 mod tests {
     use super::*;
     use crate::supervision::{rules::TimeToLive, status::is_supervised};
-    use crate::{directory::STATUS, manager::tests::manager_with, supervision::SupervisionSpec};
+    use crate::{home::directory::STATUS, manager::tests::manager_with, supervision::SupervisionSpec};
     use sandboxvm_protocol::{
         machine::HostMode,
         vmm::{Phase, VmStatus},

@@ -7,7 +7,7 @@ use super::{
     file::{Port, Supervision},
     publish::HostEnd,
 };
-use crate::{directory::SandboxDirectory, sandbox::Sandbox};
+use crate::{home::directory::SandboxDirectory, sandbox::Sandbox};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{

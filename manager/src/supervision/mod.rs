@@ -25,7 +25,7 @@ mod talk;
 
 pub(crate) use listeners::forget;
 
-use crate::{directory::DirectoryError, manager::FindError};
+use crate::{home::directory::DirectoryError, manager::FindError};
 use publish::{HostEnd, MAX_PORTS, Publish};
 use rules::{IdleRule, TimeToLive};
 use sandboxvm_protocol::agent::port::PortNumber;
@@ -93,7 +93,7 @@ pub enum SuperviseError {
         /// Its name, else its ID.
         sandbox: String,
         /// What it does instead.
-        state: crate::state::State,
+        state: crate::vmm::state::State,
     },
     /// Nothing could listen there.
     #[error("cannot publish port {port} on {end}: {source}")]

@@ -9,8 +9,8 @@ use super::{
     talk::{self, Reply, Request},
 };
 use crate::{
-    directory::{DirectoryError, SandboxDirectory},
-    in_use,
+    guest::in_use,
+    home::directory::{DirectoryError, SandboxDirectory},
     sandbox::Sandbox,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};

@@ -2,8 +2,8 @@
 
 use super::{LOCK, SuperviseError, file::Supervision, publish::PublishedPort, rules::IdleRule, rules::TimeToLive};
 use crate::{
-    directory::{DirectoryError, SandboxDirectory},
-    in_use,
+    guest::in_use,
+    home::directory::{DirectoryError, SandboxDirectory},
     sandbox::Sandbox,
 };
 use rustix::fs::{FlockOperation, OFlags, flock};

@@ -5,7 +5,7 @@ use super::{
     SOCKET, SuperviseError,
     publish::{HostEnd, Publish, PublishedPort},
 };
-use crate::directory::SandboxDirectory;
+use crate::home::directory::SandboxDirectory;
 use sandboxvm_protocol::agent::port::PortNumber;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{io, time::Duration};

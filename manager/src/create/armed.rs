@@ -1,0 +1,163 @@
+//! A machine restored ahead of its use: its VMM has done everything but run it. Made and handed out for [`crate::create::pool`],
+//! which sees to it that this happens once.
+
+use crate::{
+    audit::Event,
+    create::{
+        from_snapshot::{NamedBasis, merged},
+        machine::{Prepared, Restored},
+        ready_snapshot,
+        spec::{CreateError, SandboxSpec, StartFrom, check_env, new_record},
+        staged::Staged,
+        started::StartedSandbox,
+    },
+    home::{directory::DirectoryError, host::HostIdentity},
+    limits::kept::Limits,
+    manager::Manager,
+    record::SandboxRecord,
+    vmm::{control::ControlError, launch::VmmProcess, wire::WireError},
+};
+use sandboxvm_images::{
+    bundle::{Bundle, Part},
+    identity::FileIdentity,
+};
+use sandboxvm_protocol::{
+    identity::SandboxName,
+    vmm::{ControlRequest, Phase, VmmEvent},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// See the module. Dropping it ends its VMM and leaves nothing.
+#[derive(Debug)]
+pub(crate) struct ArmedMachine {
+    // Field order is drop order: the VMM is killed before its directory goes.
+    vmm: VmmProcess,
+    staged: Staged,
+    /// What it was made from.
+    made_from: Vec<(PathBuf, FileIdentity)>,
+    /// Variables of the snapshot's that the sandbox has unless it is given others.
+    env: Vec<String>,
+}
+
+impl Manager {
+    /// Restores a machine of the kind that `spec` describes and stops short of running it. One that is to boot goes on
+    /// from a ready snapshot all the same. Cancel safe.
+    pub(crate) async fn arm(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
+        match &spec.start_from {
+            StartFrom::Snapshot(name) => self.arm_named(bundle, spec, name).await,
+            StartFrom::SnapshotDisk(_) => Err(CreateError::NotArmed),
+            StartFrom::Ready | StartFrom::Boot => self.arm_ready(bundle, spec).await,
+        }
+    }
+
+    async fn arm_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
+        let basis = self.basis(bundle, spec.disk).await?;
+        let host = HostIdentity::read()?;
+        let key = ready_snapshot::key(&basis.contents, spec, &host);
+        let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+        staged.admit()?;
+        let snapshot = ready_snapshot::ensure(&self.home, &key, &basis, spec).await?;
+        let Bundle { kernel, image, agent, .. } = bundle;
+        let SandboxRecord { kernel: of_kernel, image: of_image, agent: of_agent, .. } = staged.record();
+        let parts = [(kernel, of_kernel), (image, of_image), (agent, of_agent)];
+        let made_from = parts.map(|(path, record)| (path.clone(), record.identity.clone())).to_vec();
+        let armed = arm(staged, &basis.restored_from(&snapshot, &host), bundle, made_from, spec.boot_timeout).await;
+        if armed.as_ref().is_err_and(CreateError::is_bad_snapshot) {
+            // The next one is made anew.
+            ready_snapshot::remove(&self.home, &key)?;
+        }
+        armed
+    }
+
+    async fn arm_named(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+        name: &SandboxName,
+    ) -> Result<ArmedMachine, CreateError> {
+        let basis = NamedBasis::read(self, bundle, name)?;
+        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
+        staged.admit()?;
+        let made_from = basis.snapshot.identities()?;
+        let mut armed = arm(staged, &basis.restored(), bundle, made_from, spec.boot_timeout).await?;
+        armed.env.clone_from(&basis.snapshot.manifest.env);
+        Ok(armed)
+    }
+}
+
+/// Has a VMM restore a machine and wait.
+async fn arm(
+    staged: Staged,
+    from: &Restored<'_>,
+    bundle: &Bundle,
+    mut made_from: Vec<(PathBuf, FileIdentity)>,
+    within: Duration,
+) -> Result<ArmedMachine, CreateError> {
+    let program = bundle.path(Part::Vmm);
+    made_from.push((program.to_owned(), identity_of(program)?));
+    let Prepared { parts, vmm, files } = Prepared::make(&staged, from, program).await?;
+    parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;
+    let mut armed = ArmedMachine { vmm, staged, made_from, env: Vec::new() };
+    let Ok(event) = timeout(within, armed.vmm.channel.next_event()).await else {
+        return Err(CreateError::Armed(ControlError::Unfinished(within)));
+    };
+    match event {
+        Ok(VmmEvent::Phase(Phase::Created)) => Ok(armed),
+        Ok(VmmEvent::Ended(reason)) => Err(CreateError::Armed(ControlError::Ended(reason))),
+        Ok(VmmEvent::Phase(_)) => {
+            Err(CreateError::Armed(WireError::Unexpected("start of a machine that was to wait").into()))
+        }
+        Err(error) => Err(CreateError::Armed(error.into())),
+    }
+}
+
+impl ArmedMachine {
+    /// True while what it was made from is there, the very files.
+    pub(crate) fn is_current(&self) -> bool {
+        self.made_from.iter().all(|(path, identity)| identity_of(path).is_ok_and(|now| now == *identity))
+    }
+
+    /// Makes it what `spec` wants, and takes the name. It is as it was when that is refused.
+    pub(crate) fn become_wanted(&mut self, spec: &SandboxSpec) -> Result<(), CreateError> {
+        check_env(&spec.env)?;
+        Ok(self.staged.become_wanted(spec.name.clone(), merged(&self.env, &spec.env), spec.ephemeral)?)
+    }
+
+    /// Makes it a sandbox as was wanted, and lets it run. `None` when its VMM is gone: then nothing of it is left.
+    pub(crate) async fn hand_out(self, spec: &SandboxSpec) -> Result<Option<StartedSandbox>, CreateError> {
+        // Bound in this order, so that the VMM is killed before its directory goes.
+        let Self { staged, vmm, .. } = self;
+        staged.record().write(staged.directory())?;
+        // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
+        let mut started = StartedSandbox::restored(staged.publish()?, vmm, spec.boot_timeout);
+        // Nothing of it runs without its limits.
+        let mut requests = Limits::new(spec.limits, started.sandbox().record.memory_bytes).of_the_vmm();
+        requests.push(ControlRequest::Start);
+        if !spec.ephemeral {
+            requests.push(ControlRequest::Untie);
+        }
+        for request in requests {
+            match started.channel().ask(request).await {
+                Ok(()) => {}
+                Err(ControlError::Wire(error)) if error.is_disconnect() => {
+                    started.finish().await?;
+                    return Ok(None);
+                }
+                Err(error) => return Err(CreateError::Armed(error)),
+            }
+        }
+        let sandbox = started.sandbox();
+        sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
+        Ok(Some(started))
+    }
+}
+
+fn identity_of(path: &Path) -> Result<FileIdentity, DirectoryError> {
+    let metadata = fs::metadata(path).map_err(|error| DirectoryError::new("examine", path, error))?;
+    Ok(FileIdentity::from(&metadata))
+}

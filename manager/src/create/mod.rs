@@ -1,0 +1,13 @@
+//! Creates sandboxes: checks everything first, builds a directory in staging, launches a VMM that boots a kernel or
+//! restores a snapshot, and waits for its agent. A failure, or a caller that stops waiting, leaves nothing behind.
+
+pub(crate) mod armed;
+pub(crate) mod from_snapshot;
+pub(crate) mod machine;
+pub(crate) mod parts;
+pub(crate) mod pool;
+pub(crate) mod ready_snapshot;
+pub(crate) mod spec;
+pub(crate) mod staged;
+pub(crate) mod started;
+pub(crate) mod warm_up;

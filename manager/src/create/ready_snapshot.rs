@@ -1,0 +1,208 @@
+//! Ready snapshots: for each kind of machine one that has just booted, so that a new sandbox need not boot. Made on
+//! first use by whoever gets there first, while the others wait.
+//!
+//! The kind is everything that could make a difference: kernel, image, agent and VMM by content, vCPUs, memory, disk,
+//! host mode, processor and boot of the host (see [`crate::home::host`]). `ready/<key>` is such a snapshot, `ready/<key>.lock`
+//! is locked by its maker.
+
+use crate::{
+    create::{
+        machine::{Visibility, boot},
+        spec::{Basis, CreateError, SandboxSpec, new_record},
+        staged::Staged,
+        warm_up,
+    },
+    home::{
+        content,
+        directory::DirectoryError,
+        host::{HostIdentity, hex},
+        layout::Home,
+    },
+    limits::kept::WantedLimits,
+    snapshot::{
+        error::SnapshotError,
+        lineage::{ChangeLock, Contents},
+        manifest::{FORMAT, SnapshotManifest},
+        store::{StoredSnapshot, remove_directory},
+        taking,
+    },
+};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
+use sha2::{Digest, Sha256};
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How often those who wait look whether the maker is done.
+const POLL: Duration = Duration::from_millis(20);
+const LOCK_SUFFIX: &str = ".lock";
+
+/// Names a kind of machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReadyKey(String);
+
+/// The kind of machine that `spec` asks for on `host`.
+pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) -> ReadyKey {
+    let mut hash = Sha256::new();
+    let hashes = [&contents.vmm, &contents.kernel, &contents.image, &contents.agent].map(|content| &content.sha256);
+    let numbers =
+        [u64::from(FORMAT), u64::from(spec.vcpus.get()), spec.memory.bytes(), spec.disk.bytes()].map(|n| n.to_string());
+    let mode = host.mode.to_string();
+    for part in hashes.into_iter().chain(&numbers).chain([&mode, &host.cpu, &host.boot_id]) {
+        hash.update(part);
+        hash.update("\n");
+    }
+    for word in warm_up::COMMANDS.into_iter().flatten() {
+        hash.update(word);
+        hash.update("\0");
+    }
+    ReadyKey(hex(&hash.finalize()[..16]))
+}
+
+fn path(home: &Home, key: &ReadyKey) -> PathBuf {
+    home.ready().join(&key.0)
+}
+
+/// The ready snapshot of this kind, made now if there is none that can be read. Cancel safe.
+pub(crate) async fn ensure(
+    home: &Home,
+    key: &ReadyKey,
+    basis: &Basis,
+    spec: &SandboxSpec,
+) -> Result<StoredSnapshot, CreateError> {
+    loop {
+        if let Some(snapshot) = existing(home, key)? {
+            return Ok(snapshot);
+        }
+        let Some(_lock) = try_lock(&home.ready().join(format!("{}{LOCK_SUFFIX}", key.0)))? else {
+            tokio::time::sleep(POLL).await;
+            continue;
+        };
+        if existing(home, key)?.is_none() {
+            make(home, key, basis, spec).await?;
+        }
+    }
+}
+
+/// One that cannot be read is removed.
+fn existing(home: &Home, key: &ReadyKey) -> Result<Option<StoredSnapshot>, SnapshotError> {
+    match StoredSnapshot::open(path(home, key)) {
+        Ok(snapshot) => Ok(snapshot),
+        Err(_) => remove(home, key).map(|()| None),
+    }
+}
+
+/// Removes one that turned out to be no good; what runs already keeps its files.
+pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
+    remove_directory(home, path(home, key)).map(drop)
+}
+
+/// Boots a machine that nobody sees, warms it up, and takes its snapshot.
+async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
+    let limits = WantedLimits::default();
+    let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, limits, ..spec.clone() };
+    let staged = Staged::begin(home, new_record(&plain, basis)?)?;
+    let mut started = boot(staged, basis, spec.boot_timeout, Visibility::Hidden)?;
+    let taken: Result<(), CreateError> = async {
+        started.ready().await?;
+        warm_up::up(&started.sandbox().directory).await?;
+        let sandbox = started.sandbox();
+        let change = ChangeLock::take(&sandbox.directory).await?;
+        taking::take(sandbox, &change, None, &path(home, key)).await?;
+        Ok(())
+    }
+    .await;
+    let finished = started.finish().await;
+    taken?;
+    Ok(finished?)
+}
+
+/// Takes away what no new sandbox can start from any more: made before a restart of the host, or from files that were
+/// replaced since. Says how many.
+pub(crate) fn prune(home: &Home, only_say: bool) -> Result<usize, SnapshotError> {
+    let ready = home.ready();
+    let here = HostIdentity::read()?;
+    let entries = fs::read_dir(&ready).map_err(|error| DirectoryError::new("list", &ready, error))?;
+    let mut removed = 0;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let is_stale = if path.is_dir() {
+            !matches!(StoredSnapshot::open(path.clone()), Ok(Some(snapshot)) if is_of_use(home, &snapshot.manifest, &here))
+        } else {
+            is_abandoned_lock(&path)?
+        };
+        if !is_stale {
+            continue;
+        }
+        removed += 1;
+        if only_say {
+        } else if path.is_dir() {
+            remove_directory(home, path)?;
+        } else {
+            fs::remove_file(&path).map_err(|error| DirectoryError::new("remove", path, error))?;
+        }
+    }
+    Ok(removed)
+}
+
+fn is_of_use(home: &Home, manifest: &SnapshotManifest, here: &HostIdentity) -> bool {
+    let Contents { vmm, kernel, image, agent } = &manifest.contents;
+    let is_same = |content: &content::Content| content::at(home, &content.path).is_ok_and(|now| now == *content);
+    manifest.host == *here && [vmm, kernel, image, agent].into_iter().all(is_same)
+}
+
+/// A maker's lock file that nobody holds and whose snapshot is there or was given up.
+fn is_abandoned_lock(path: &Path) -> Result<bool, DirectoryError> {
+    Ok(path.to_string_lossy().ends_with(LOCK_SUFFIX) && try_lock(path)?.is_some())
+}
+
+/// `None` while somebody else has it.
+fn try_lock(path: &Path) -> Result<Option<OwnedFd>, DirectoryError> {
+    let fail = |error| DirectoryError::new("lock", path, error);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    }
+    // A sweep may have taken the file away meanwhile: then its lock says nothing to those who come after.
+    let (held, named) = (rustix::fs::fstat(&fd).map_err(fail)?, rustix::fs::stat(path));
+    Ok(named.is_ok_and(|named| named.st_ino == held.st_ino).then_some(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{lineage::tests::contents, manifest::tests::example};
+
+    #[test]
+    fn everything_that_matters_is_in_the_key() {
+        let host = example("abcdefgh").host;
+        let base = key(&contents(), &SandboxSpec::default(), &host);
+        assert_eq!(base, key(&contents(), &SandboxSpec { name: None, ..SandboxSpec::default() }, &host));
+        let mut other = contents();
+        other.vmm.sha256 = "1".repeat(64);
+        assert_ne!(base, key(&other, &SandboxSpec::default(), &host));
+        // Where a file is does not matter.
+        let mut moved = contents();
+        moved.kernel.path = "/elsewhere".into();
+        assert_eq!(base, key(&moved, &SandboxSpec::default(), &host));
+        let larger = SandboxSpec { memory: (512 << 20).try_into().unwrap(), ..SandboxSpec::default() };
+        assert_ne!(base, key(&contents(), &larger, &host));
+        assert_ne!(base, key(&contents(), &SandboxSpec::default(), &HostIdentity { boot_id: "x".into(), ..host }));
+    }
+
+    #[test]
+    fn only_one_makes_it_and_a_lock_file_taken_away_locks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.lock");
+        let held = try_lock(&path).unwrap().unwrap();
+        assert!(try_lock(&path).unwrap().is_none());
+        assert!(!is_abandoned_lock(&path).unwrap());
+        drop(held);
+        assert!(is_abandoned_lock(&path).unwrap());
+    }
+}

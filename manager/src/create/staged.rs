@@ -1,0 +1,109 @@
+//! A sandbox being made: its directory in `staging/`, where nobody looks, until it is whole and moved into sight.
+
+use crate::{
+    create::parts::Parts,
+    guest::identity::fill_random,
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        layout::Home,
+        names::{self, NameError},
+        private,
+    },
+    lifecycle::{remove, sweep},
+    limits::admission::{self, AdmissionError},
+    record::SandboxRecord,
+    sandbox::Sandbox,
+    vmm::launch::{LaunchError, VmmProcess},
+};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use std::{io, path::Path, time::SystemTime};
+
+/// An ID that nothing has.
+pub(crate) fn new_id() -> io::Result<SandboxId> {
+    let mut entropy = [0; 10];
+    fill_random(&mut entropy)?;
+    Ok(SandboxId::from_entropy(entropy))
+}
+
+/// A sandbox that nobody can see yet; dropping it takes everything back.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    home: Home,
+    directory: Option<SandboxDirectory>,
+    record: SandboxRecord,
+}
+
+impl Staged {
+    /// Makes the directory and takes the name.
+    pub(crate) fn begin(home: &Home, record: SandboxRecord) -> Result<Self, NameError> {
+        let directory = sweep::new_staged(home, &record.id)?;
+        let staged = Self { home: home.clone(), directory: Some(directory), record };
+        if let Some(name) = &staged.record.name {
+            names::claim(home, name, &staged.record.id)?;
+        }
+        Ok(staged)
+    }
+
+    pub(crate) fn directory(&self) -> &SandboxDirectory {
+        self.directory.as_ref().expect("taken only by methods that consume self")
+    }
+
+    /// See [`crate::limits::admission`]. One that is refused is to be dropped.
+    pub(crate) fn admit(&self) -> Result<(), AdmissionError> {
+        let SandboxRecord { id, memory_bytes, disk_bytes, .. } = &self.record;
+        admission::admit(&self.home, id, *memory_bytes, *disk_bytes)
+    }
+
+    pub(crate) fn record(&self) -> &SandboxRecord {
+        &self.record
+    }
+
+    /// Makes it what it is now wanted as, and takes the name. The ID stays.
+    pub(crate) fn become_wanted(
+        &mut self,
+        name: Option<SandboxName>,
+        env: Vec<String>,
+        ephemeral: bool,
+    ) -> Result<(), NameError> {
+        if let Some(name) = &name {
+            names::claim(&self.home, name, &self.record.id)?;
+        }
+        self.record = SandboxRecord { name, env, ephemeral, created_at: SystemTime::now(), ..self.record.clone() };
+        Ok(())
+    }
+
+    /// Starts the VMM that is to be its.
+    pub(crate) fn spawn_vmm(&self, parts: &Parts, program: &Path) -> Result<VmmProcess, LaunchError> {
+        parts.spawn_vmm(&self.home, self.directory(), &self.record, program)
+    }
+
+    /// Makes it visible.
+    pub(crate) fn publish(mut self) -> Result<Sandbox, DirectoryError> {
+        if self.record.ephemeral {
+            let mark = self.home.ephemeral_mark(&self.record.id);
+            private::create(&mark).map_err(|e| DirectoryError::new("create", mark, e))?;
+        }
+        let path = self.home.sandbox(&self.record.id);
+        self.directory.as_mut().expect("taken only by methods that consume self").rename_to(path)?;
+        Ok(self.into_sandbox())
+    }
+
+    /// Lets it run where it is, unseen. Only for a VMM that ends with this process.
+    pub(crate) fn keep_hidden(self) -> Sandbox {
+        self.into_sandbox()
+    }
+
+    fn into_sandbox(mut self) -> Sandbox {
+        let directory = self.directory.take().expect("taken only by methods that consume self");
+        Sandbox { home: self.home.clone(), directory, record: self.record.clone() }
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(directory) = self.directory.take() {
+            // The caller has a better error to report; a sweep takes what stays.
+            let _ = remove::discard(&self.home, directory, &self.record.id, self.record.name.as_ref());
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! A process in a sandbox, from the host's side: its standard input as a sink that waits for credit, its output as a
+//! stream that stalls the process when nobody reads, signals beside both.
+//!
+//! Memory is bounded by construction: one frame of at most 64 KiB in each direction, whatever the process does.
+
+use crate::{
+    audit::{Event, Trail},
+    guest::{
+        agent::{AgentConnection, AgentError, refused},
+        identity::Identity,
+    },
+    home::directory::SandboxDirectory,
+    vmm::wire::{FrameReader, WireError},
+};
+use sandboxvm_protocol::{
+    agent::{
+        AgentMessage, ExecRequest, ExitStatus, HostMessage, STDIN_WINDOW, SignalNumber, TerminalSize, WIRE,
+        process::{AttachRequest, Attached, View},
+    },
+    frame::{FrameKind, MAX_STREAM_BODY},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
+    sync::{Mutex, Semaphore},
+};
+
+/// A process that was started, or attached to. The parts are independent: input and output may be moved in different tasks.
+#[derive(Debug)]
+pub struct Exec {
+    /// PID in the guest.
+    pub pid: u32,
+    /// Its standard input; closed from the start when the request did not ask for it.
+    pub stdin: StdinSink,
+    /// Its output and its end.
+    pub output: OutputStream,
+    /// Signals and terminal size.
+    pub control: ProcessControl,
+}
+
+/// What a process did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// It wrote to stdout, or to its terminal.
+    Stdout(Vec<u8>),
+    /// It wrote to stderr.
+    Stderr(Vec<u8>),
+    /// So many bytes of its output are missing at this place: they were written while nobody took them, and are not
+    /// kept any more. Only of processes whose output is kept.
+    Dropped(u64),
+    /// All that is kept of its output was given, and it runs on; nothing follows. Only for [`View::Kept`].
+    RunsOn,
+    /// It ended; nothing follows.
+    Exited(ExitStatus),
+}
+
+impl Exec {
+    pub(crate) async fn start(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        request: ExecRequest,
+    ) -> Result<Self, AgentError> {
+        let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Exec(request)).await?;
+        let AgentMessage::Started { pid } = first else {
+            return Err(WireError::Unexpected("answer to a request to run a process").into());
+        };
+        Ok(Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend))
+    }
+
+    pub(crate) async fn attach(
+        directory: &SandboxDirectory,
+        identity: Option<&Identity>,
+        request: AttachRequest,
+    ) -> Result<Self, AgentError> {
+        let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Attach(request)).await?;
+        let credit = match first {
+            AgentMessage::Attached(Attached { stdin_credit: None }) => Credit::none(),
+            AgentMessage::Attached(Attached { stdin_credit: Some(bytes) }) if bytes <= STDIN_WINDOW => {
+                Credit::new(bytes)
+            }
+            _ => return Err(WireError::Unexpected("answer to a request to attach to a process").into()),
+        };
+        Ok(Self::on(connection, request.pid, credit, request.view))
+    }
+
+    /// Has its end logged by whoever reads its output.
+    pub(crate) fn log_end(&mut self, trail: Trail) {
+        self.output.log_end = Some((trail, self.pid));
+    }
+
+    fn on(connection: AgentConnection, pid: u32, credit: Credit, view: View) -> Self {
+        let writer = Arc::new(Mutex::new(connection.writer));
+        let credit = Arc::new(credit);
+        Self {
+            pid,
+            stdin: StdinSink { writer: Arc::clone(&writer), credit: Arc::clone(&credit) },
+            output: OutputStream {
+                reader: connection.reader,
+                credit,
+                view,
+                ended: false,
+                log_end: None,
+                may_tell_limits: true,
+            },
+            control: ProcessControl { writer },
+        }
+    }
+}
+
+/// Standard input of a process.
+#[derive(Debug)]
+pub struct StdinSink {
+    writer: Arc<Mutex<OwnedWriteHalf>>,
+    credit: Arc<Credit>,
+}
+
+impl StdinSink {
+    /// Sends all of `bytes`, as fast as the process takes them.
+    ///
+    /// # Errors
+    /// When the process or the connection is gone; a process that ends without reading all its input is no failure of
+    /// the caller's, so most callers just stop.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        for chunk in bytes.chunks(MAX_STREAM_BODY) {
+            self.credit.take(chunk.len()).await?;
+            let header = WIRE.header(FrameKind::Stdin, chunk.len())?;
+            let mut writer = self.writer.lock().await;
+            writer.write_all(&header).await?;
+            writer.write_all(chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// No more input follows: the process reads end of file.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn finish(self) -> Result<(), WireError> {
+        AgentConnection::send(&mut *self.writer.lock().await, &HostMessage::StdinEof).await
+    }
+}
+
+/// Output of a process. Not reading it stalls the process once the buffers on the way are full.
+#[derive(Debug)]
+pub struct OutputStream {
+    reader: FrameReader<OwnedReadHalf>,
+    credit: Arc<Credit>,
+    view: View,
+    ended: bool,
+    /// Where the end of the process of this PID is logged, by whoever started it.
+    log_end: Option<(Trail, u32)>,
+    /// Once: a guest has no more than a line of the log for this.
+    may_tell_limits: bool,
+}
+
+impl OutputStream {
+    /// What the process does next; `None` after [`Output::Exited`] and [`Output::RunsOn`]. Cancel safe.
+    ///
+    /// # Errors
+    /// When the connection ends before the process does, or the guest breaks the protocol.
+    pub async fn next(&mut self) -> Result<Option<Output>, AgentError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = self.read().await;
+        if matches!(next, Ok(Output::Exited(_) | Output::RunsOn) | Err(_)) {
+            self.ended = true;
+            self.credit.close();
+            if let (Some((trail, pid)), Ok(Output::Exited(status))) = (self.log_end.take(), &next) {
+                trail.note(Event::ended(pid, *status));
+            }
+        }
+        next.map(Some)
+    }
+
+    async fn read(&mut self) -> Result<Output, AgentError> {
+        loop {
+            let frame = self.reader.next().await?;
+            match frame.kind {
+                FrameKind::Stdout => return Ok(Output::Stdout(frame.body)),
+                FrameKind::Stderr => return Ok(Output::Stderr(frame.body)),
+                FrameKind::Stdin => return Err(WireError::Unexpected("standard input").into()),
+                FrameKind::Message => {}
+            }
+            match WIRE.decode_message(&frame.body).map_err(WireError::from)? {
+                AgentMessage::StdinCredit { bytes } => self.credit.give(bytes)?,
+                AgentMessage::OutputDropped { bytes } => return Ok(Output::Dropped(bytes)),
+                AgentMessage::RunsOn if self.view == View::Kept => return Ok(Output::RunsOn),
+                AgentMessage::LimitsHit(hit) if self.may_tell_limits => {
+                    self.may_tell_limits = false;
+                    if let Some((trail, _)) = &self.log_end {
+                        trail.note(Event::limits_hit(hit));
+                    }
+                }
+                AgentMessage::Exited(status) => return Ok(Output::Exited(status)),
+                AgentMessage::Failed(failure) => return Err(refused(failure.kind, &failure.message)),
+                _ => return Err(WireError::Unexpected("message while a process runs").into()),
+            }
+        }
+    }
+}
+
+impl Drop for OutputStream {
+    fn drop(&mut self) {
+        // Whoever waits for credit would wait for ever: nobody reads it any more.
+        self.credit.close();
+    }
+}
+
+/// Signals and terminal size of a process.
+#[derive(Debug, Clone)]
+pub struct ProcessControl {
+    writer: Arc<Mutex<OwnedWriteHalf>>,
+}
+
+impl ProcessControl {
+    /// Sends a signal to the process group.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn signal(&self, signal: SignalNumber) -> Result<(), WireError> {
+        self.send(&HostMessage::Signal(signal)).await
+    }
+
+    /// Changes the size of its terminal.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), WireError> {
+        self.send(&HostMessage::Resize(size)).await
+    }
+
+    async fn send(&self, message: &HostMessage) -> Result<(), WireError> {
+        AgentConnection::send(&mut *self.writer.lock().await, message).await
+    }
+}
+
+/// Bytes of standard input that may be under way.
+#[derive(Debug)]
+struct Credit {
+    available: Semaphore,
+    /// Sent and not yet credited, so that a guest cannot hand out more than it took.
+    under_way: AtomicU32,
+}
+
+impl Credit {
+    /// `available` of the window; the rest was sent by somebody before, and is credited as the process takes it.
+    fn new(available: u32) -> Self {
+        let under_way = STDIN_WINDOW.saturating_sub(available);
+        Self { available: Semaphore::new(available as usize), under_way: AtomicU32::new(under_way) }
+    }
+
+    /// For a process whose input is not ours to send.
+    fn none() -> Self {
+        let credit = Self { available: Semaphore::new(0), under_way: AtomicU32::new(0) };
+        credit.close();
+        credit
+    }
+
+    async fn take(&self, bytes: usize) -> Result<(), WireError> {
+        // Chunks are at most MAX_STREAM_BODY, a quarter of the window.
+        let bytes = u32::try_from(bytes).map_err(|_| WireError::Unexpected("chunk size"))?;
+        let permit = self.available.acquire_many(bytes).await.map_err(|_| WireError::Closed)?;
+        self.under_way.fetch_add(bytes, Ordering::Relaxed);
+        permit.forget();
+        Ok(())
+    }
+
+    fn give(&self, bytes: u32) -> Result<(), WireError> {
+        self.under_way
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |under_way| under_way.checked_sub(bytes))
+            .map_err(|_| WireError::Unexpected("credit for input that was never sent"))?;
+        self.available.add_permits(bytes as usize);
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.available.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::layout::Home;
+    use sandboxvm_protocol::agent::{MAX_AGENT_MESSAGE, limits::LimitsHit};
+    use std::time::Duration;
+    use tokio::{net::UnixStream, time::timeout};
+
+    /// What comes of a guest that says this while a process runs, and what the log has of limits then.
+    async fn said(messages: &[AgentMessage]) -> (Result<Option<Output>, AgentError>, usize) {
+        let root = tempfile::tempdir().unwrap();
+        let trail = Trail::of(&Home::open(root.path()).unwrap(), &"abcdefgh".to_owned().try_into().unwrap());
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let (reader, writer) = ours.into_split();
+        let connection = AgentConnection { reader: FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE), writer };
+        let mut exec = Exec::on(connection, 301, Credit::new(STDIN_WINDOW), View::Attend);
+        exec.log_end(trail.clone());
+        let mut bytes = Vec::new();
+        for message in messages {
+            WIRE.append_message(&mut bytes, message, MAX_AGENT_MESSAGE).unwrap();
+        }
+        guest.write_all(&bytes).await.unwrap();
+        let next = exec.output.next().await;
+        let log = std::fs::read_to_string(trail.path()).unwrap_or_default();
+        (next, log.matches("\"event\":\"limits_hit\"").count())
+    }
+
+    #[tokio::test]
+    async fn a_guest_has_one_line_of_the_log_for_limits_however_often_it_says_so() {
+        let hit = AgentMessage::LimitsHit(LimitsHit { processes_refused: 3, ..LimitsHit::default() });
+        let exited = AgentMessage::Exited(ExitStatus::Code(1));
+        let (next, lines) = said(&[hit.clone(), exited.clone()]).await;
+        assert_eq!((next.unwrap(), lines), (Some(Output::Exited(ExitStatus::Code(1))), 1));
+        let (next, lines) = said(&[hit.clone(), hit, exited]).await;
+        assert!(matches!(next, Err(AgentError::Wire(WireError::Unexpected(_)))) && lines == 1, "{next:?} {lines}");
+    }
+
+    #[tokio::test]
+    async fn credit_bounds_what_is_under_way_and_cannot_be_invented() {
+        let credit = Credit::new(STDIN_WINDOW);
+        for _ in 0..4 {
+            credit.take(MAX_STREAM_BODY).await.unwrap();
+        }
+        assert!(timeout(Duration::from_millis(20), credit.take(1)).await.is_err(), "the window is full");
+        credit.give(10).unwrap();
+        credit.take(10).await.unwrap();
+        assert!(credit.give(STDIN_WINDOW + 1).is_err());
+        credit.give(STDIN_WINDOW).unwrap();
+        assert!(credit.give(1).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_another_sent_before_is_credited_too() {
+        let credit = Credit::new(10);
+        credit.take(10).await.unwrap();
+        assert!(credit.give(STDIN_WINDOW + 1).is_err());
+        credit.give(STDIN_WINDOW).unwrap();
+        assert!(credit.give(1).is_err());
+        assert!(Credit::none().take(1).await.is_err() && Credit::none().give(1).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_waits_for_credit_is_woken_by_the_end() {
+        let credit = Arc::new(Credit::new(STDIN_WINDOW));
+        credit.take(STDIN_WINDOW as usize).await.unwrap();
+        let waiting = tokio::spawn({
+            let credit = Arc::clone(&credit);
+            async move { credit.take(1).await }
+        });
+        tokio::task::yield_now().await;
+        credit.close();
+        assert!(matches!(waiting.await.unwrap(), Err(WireError::Closed)));
+    }
+}

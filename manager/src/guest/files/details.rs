@@ -1,0 +1,108 @@
+//! Files with all that is known of them, and metadata of new ones. Of an agent from before wire version 5, which a snapshot
+//! may hold, less is known: where links lead and metadata are missing then.
+
+use super::{FileError, FileSink, FileWatch, Files, MAX_LISTED, MAX_LISTED_BYTES};
+use crate::{guest::agent::AgentError, sandbox::ExecError};
+use sandboxvm_protocol::agent::{
+    details::{FileDetails, FileMetadata},
+    files::{FileEntry, FileOperation, FilePath, FileReply},
+};
+
+/// What an older agent says of a file.
+fn plain(entry: FileEntry) -> FileDetails {
+    FileDetails { entry, target: None, metadata: FileMetadata::default() }
+}
+
+/// True when the agent does not know what it was asked.
+fn is_too_old(error: &FileError) -> bool {
+    matches!(error, FileError::Sandbox(ExecError::Agent(AgentError::TooOld { .. })))
+}
+
+impl<'s> Files<'s> {
+    /// What a path is, with all that is known of it; of a symbolic link, the link itself and where it leads.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn describe(&self, path: FilePath) -> Result<FileDetails, FileError> {
+        match self.begin(FileOperation::Describe { path: path.clone() }).await {
+            Ok((_, FileReply::Details(details))) => Ok(details),
+            Ok(_) => Err(FileError::unexpected("answer to a request about a file")),
+            Err(error) if is_too_old(&error) => self.stat(path, false).await.map(plain),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Files::list`], with all that is known of each entry.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn list_details(&self, path: FilePath, depth: u32) -> Result<Vec<FileDetails>, FileError> {
+        let begun = self.begin(FileOperation::ListDetails { path: path.clone(), depth }).await;
+        let (mut connection, mut reply) = match begun {
+            Err(error) if is_too_old(&error) => {
+                return Ok(self.list(path, depth).await?.into_iter().map(plain).collect());
+            }
+            begun => begun?,
+        };
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        loop {
+            match reply {
+                FileReply::DetailsPage(page) => {
+                    bytes += page.iter().map(size).sum::<usize>();
+                    all.extend(page);
+                    if all.len() > MAX_LISTED || bytes > MAX_LISTED_BYTES {
+                        return Err(FileError::TooMany(MAX_LISTED));
+                    }
+                }
+                FileReply::Done(_) => return Ok(all),
+                _ => return Err(FileError::unexpected("answer to a request for a list")),
+            }
+            reply = self.next(&mut connection).await?;
+        }
+    }
+
+    /// As [`Files::write`]; the file gets this metadata and no other. [`FileSink::finish_described`] says what it got: a
+    /// file system without extended attributes takes none.
+    ///
+    /// # Errors
+    /// Every [`FileError`]; an agent from before wire version 5 takes no metadata.
+    pub async fn write_with_metadata(
+        &self,
+        path: FilePath,
+        mode: Option<u32>,
+        parents: bool,
+        metadata: FileMetadata,
+    ) -> Result<FileSink<'s>, FileError> {
+        if metadata.is_empty() {
+            // A file that is written is a new one: of an old one's metadata it has nothing.
+            return self.write(path, mode, parents).await;
+        }
+        self.sink(FileOperation::WriteWithMetadata { path, mode, parents, metadata }).await
+    }
+
+    /// As [`Files::watch`]. With `details` there is with each change what is known of the file by then, where it is there.
+    /// Unless `network` is set, a directory on a network file system is refused: what others change there is not seen.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn observe(
+        &self,
+        path: FilePath,
+        recursive: bool,
+        details: bool,
+        network: bool,
+    ) -> Result<FileWatch<'s>, FileError> {
+        match self.begin(FileOperation::Observe { path: path.clone(), recursive, details, network }).await {
+            Ok((connection, FileReply::Begun(_))) => Ok(FileWatch::new(self.sandbox, connection)),
+            Ok(_) => Err(FileError::unexpected("answer to a request to watch a directory")),
+            Err(error) if is_too_old(&error) => self.watch(path, recursive).await,
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Bytes that count against [`MAX_LISTED_BYTES`].
+fn size(details: &FileDetails) -> usize {
+    let target = details.target.as_ref().map_or(0, |target| target.path.as_bytes().len());
+    details.entry.path.as_bytes().len() + target + details.metadata.size()
+}

@@ -1,0 +1,327 @@
+//! Files of a sandbox, from the host's side.
+//!
+//! ```text
+//! Files ── stat, list, make_directory, rename, remove, set_mode, set_owner      here
+//!   ├─ read, archive  ──> FileStream   chunks until the guest says that it was all      stream
+//!   ├─ write, extract ──> FileSink     chunks, then `finish`; dropped, it never was     sink
+//!   ├─ watch          ──> FileWatch                                                     watch
+//!   ├─ describe, list_details, write_with_metadata, observe: more of each file            details
+//!   └─ copy_in, copy_out                trees of the host: packed and unpacked here      copy, target
+//! ```
+//! Each request has a connection of its own; dropping what it is on gives it up. Memory is a few frames of 64 KiB,
+//! whatever is moved. Everything that comes from the guest is its word: lists are capped, names are not fit for a
+//! terminal (see [`crate::printable`]), and what is unpacked on the host is taken as hostile.
+
+mod copy;
+mod details;
+mod error;
+mod sink;
+mod stream;
+mod target;
+mod watch;
+
+pub use copy::{CopyLimits, CopyReport};
+pub use error::{CopyError, FileError, FileRefusal};
+pub use sink::{FileDone, FileSink};
+pub use stream::FileStream;
+pub use target::HostTarget;
+pub use watch::FileWatch;
+
+use crate::{
+    audit::Event,
+    guest::{
+        agent::{AgentConnection, AgentError},
+        silence::{Step, bounded},
+    },
+    sandbox::Sandbox,
+    vmm::wire::WireError,
+};
+use sandboxvm_protocol::agent::{
+    AgentMessage, CText, HostMessage,
+    files::{FileEntry, FileOperation, FilePath, FileReply, FileRequest, FileTotals},
+};
+
+/// Most entries of one list.
+const MAX_LISTED: usize = 100_000;
+/// Most bytes of paths in one list.
+const MAX_LISTED_BYTES: usize = 32 << 20;
+
+/// The files of a sandbox as one of its users sees them.
+#[derive(Debug, Clone)]
+pub struct Files<'s> {
+    sandbox: &'s Sandbox,
+    user: Option<CText>,
+}
+
+impl Sandbox {
+    /// Its files, as root sees them.
+    #[must_use]
+    pub fn files(&self) -> Files<'_> {
+        Files { sandbox: self, user: None }
+    }
+}
+
+/// `ls -l`'s ten letters.
+#[must_use]
+pub fn permissions(entry: &FileEntry) -> String {
+    use sandboxvm_protocol::agent::files::FileKind;
+    let kind = match entry.kind {
+        FileKind::File => '-',
+        FileKind::Directory => 'd',
+        FileKind::Symlink => 'l',
+        FileKind::Fifo => 'p',
+        FileKind::Socket => 's',
+        FileKind::CharacterDevice => 'c',
+        FileKind::BlockDevice => 'b',
+    };
+    let bit = |bit: u32, letter| if entry.mode >> bit & 1 == 1 { letter } else { '-' };
+    let execute = |bit: u32, special: u32, letters: [char; 2]| match (entry.mode >> special & 1, entry.mode >> bit & 1)
+    {
+        (1, 1) => letters[0],
+        (1, _) => letters[1],
+        (_, 1) => 'x',
+        _ => '-',
+    };
+    let class = |shift, special, letters| [bit(shift + 2, 'r'), bit(shift + 1, 'w'), execute(shift, special, letters)];
+    let classes = [class(6, 11, ['s', 'S']), class(3, 10, ['s', 'S']), class(0, 9, ['t', 'T'])];
+    std::iter::once(kind).chain(classes.into_iter().flatten()).collect()
+}
+
+impl<'s> Files<'s> {
+    /// As this user: `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest. What is made is this user's, and
+    /// a path that does not begin at the root begins at this user's home.
+    #[must_use]
+    pub fn as_user(&self, user: CText) -> Self {
+        Self { sandbox: self.sandbox, user: Some(user) }
+    }
+
+    /// What a path is; with `follow`, what the symbolic link there points to.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn stat(&self, path: FilePath, follow: bool) -> Result<FileEntry, FileError> {
+        self.entry(FileOperation::Stat { path, follow }).await
+    }
+
+    /// What is in a directory and, with a `depth` above 1, in those below it; in no order.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn list(&self, path: FilePath, depth: u32) -> Result<Vec<FileEntry>, FileError> {
+        let (mut connection, mut reply) = self.begin(FileOperation::List { path, depth }).await?;
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        loop {
+            match reply {
+                FileReply::Entries(entries) => {
+                    bytes += entries.iter().map(|entry| entry.path.as_bytes().len()).sum::<usize>();
+                    all.extend(entries);
+                    if all.len() > MAX_LISTED || bytes > MAX_LISTED_BYTES {
+                        return Err(FileError::TooMany(MAX_LISTED));
+                    }
+                }
+                FileReply::Done(_) => return Ok(all),
+                _ => return Err(FileError::unexpected("answer to a request for a list")),
+            }
+            reply = self.next(&mut connection).await?;
+        }
+    }
+
+    /// Makes a directory and those missing above it.
+    ///
+    /// # Errors
+    /// Every [`FileError`]; with `must_be_new`, also when it is there already.
+    pub async fn make_directory(
+        &self,
+        path: FilePath,
+        mode: Option<u32>,
+        must_be_new: bool,
+    ) -> Result<FileEntry, FileError> {
+        self.entry(FileOperation::MakeDirectory { path, mode, must_be_new }).await
+    }
+
+    /// Renames, in one step.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn rename(&self, from: FilePath, to: FilePath) -> Result<FileEntry, FileError> {
+        self.entry(FileOperation::Move { from, to }).await
+    }
+
+    /// Removes a file or directory; one that is not empty only with `recursive`.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn remove(&self, path: FilePath, recursive: bool) -> Result<FileTotals, FileError> {
+        match self.begin(FileOperation::Remove { path, recursive }).await?.1 {
+            FileReply::Done(totals) => Ok(totals),
+            _ => Err(FileError::unexpected("answer to a request to remove a file")),
+        }
+    }
+
+    /// Sets the low twelve bits of the mode.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn set_mode(&self, path: FilePath, mode: u32, recursive: bool) -> Result<FileEntry, FileError> {
+        self.entry(FileOperation::SetMode { path, mode, recursive }).await
+    }
+
+    /// Sets the owner: `name`, `uid`, `name:group` or `uid:gid`.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn set_owner(&self, path: FilePath, owner: CText, recursive: bool) -> Result<FileEntry, FileError> {
+        self.entry(FileOperation::SetOwner { path, owner, recursive }).await
+    }
+
+    /// The bytes of a regular file.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn read(&self, path: FilePath) -> Result<FileStream<'s>, FileError> {
+        self.stream(FileOperation::Read { path }).await
+    }
+
+    /// A file or tree as a tar archive that calls it `name`; `.` for a directory's content alone. With `follow`, of a
+    /// symbolic link what it points to.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn archive(&self, path: FilePath, name: FilePath, follow: bool) -> Result<FileStream<'s>, FileError> {
+        self.stream(FileOperation::Archive { path, name, follow }).await
+    }
+
+    /// Puts a regular file in place of what is at `path`, in one step, once [`FileSink::finish`] was called. With
+    /// `parents`, missing directories above it are made.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn write(&self, path: FilePath, mode: Option<u32>, parents: bool) -> Result<FileSink<'s>, FileError> {
+        self.sink(FileOperation::Write { path, mode, parents }).await
+    }
+
+    /// Takes a tar archive into a directory. Each of its files gets its place in one step; what was taken before a
+    /// failure stays. With `create` the directory is made, with `keep_owner` owners and set-user-ID bits are the
+    /// archive's.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn extract(&self, path: FilePath, create: bool, keep_owner: bool) -> Result<FileSink<'s>, FileError> {
+        self.sink(FileOperation::Extract { path, create, keep_owner }).await
+    }
+
+    /// What changes in a directory from now on; with `recursive`, also in those below it.
+    ///
+    /// # Errors
+    /// Every [`FileError`].
+    pub async fn watch(&self, path: FilePath, recursive: bool) -> Result<FileWatch<'s>, FileError> {
+        let (connection, reply) = self.begin(FileOperation::Watch { path, recursive }).await?;
+        match reply {
+            FileReply::Begun(_) => Ok(FileWatch::new(self.sandbox, connection)),
+            _ => Err(FileError::unexpected("answer to a request to watch a directory")),
+        }
+    }
+
+    async fn stream(&self, operation: FileOperation) -> Result<FileStream<'s>, FileError> {
+        match self.begin(operation).await? {
+            (connection, FileReply::Begun(Some(entry))) => Ok(FileStream::new(self.sandbox, connection, entry)),
+            _ => Err(FileError::unexpected("answer to a request for a file")),
+        }
+    }
+
+    async fn sink(&self, operation: FileOperation) -> Result<FileSink<'s>, FileError> {
+        match self.begin(operation).await? {
+            (connection, FileReply::Begun(_)) => Ok(FileSink::new(self.sandbox, connection)),
+            _ => Err(FileError::unexpected("answer to a request to write a file")),
+        }
+    }
+
+    async fn entry(&self, operation: FileOperation) -> Result<FileEntry, FileError> {
+        match self.begin(operation).await?.1 {
+            FileReply::Entry(entry) => Ok(entry),
+            _ => Err(FileError::unexpected("answer to a request about a file")),
+        }
+    }
+
+    /// Connects and asks; the value has the first reply that is no failure.
+    async fn begin(&self, operation: FileOperation) -> Result<(AgentConnection, FileReply), FileError> {
+        let identity = self.sandbox.reachable().await?;
+        let event = Event::files(&operation, self.user.as_ref());
+        let request = HostMessage::Files(FileRequest { user: self.user.clone(), operation });
+        match AgentConnection::request(&self.sandbox.directory, identity.as_ref(), &request).await {
+            Ok((connection, AgentMessage::File(reply))) => {
+                let reply = error::unless_failed(reply)?;
+                if let Some(event) = event {
+                    self.sandbox.trail().note(event);
+                }
+                Ok((connection, reply))
+            }
+            Ok(_) => Err(FileError::unexpected("answer to a request about files")),
+            Err(error) => Err(self.sandbox.explain(error).await.into()),
+        }
+    }
+
+    /// The next reply of several.
+    async fn next(&self, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
+        next_reply(self.sandbox, connection).await
+    }
+}
+
+/// The next reply, which is no part of a stream: it comes after work of the guest's, and then it must come.
+async fn next_reply(sandbox: &Sandbox, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
+    let next = bounded(&sandbox.directory, Step::Work, connection.reader.next_message()).await;
+    match next.map_err(AgentError::from).and_then(|message| Ok(message?)) {
+        Ok(message) => reply_of(message),
+        Err(error) => Err(sandbox.explain(error).await.into()),
+    }
+}
+
+/// What is said of files; anything else has no place on such a connection.
+fn reply_of(message: AgentMessage) -> Result<FileReply, FileError> {
+    match message {
+        AgentMessage::File(reply) => error::unless_failed(reply),
+        AgentMessage::Failed(failure) => {
+            Err(FileError::of_agent(crate::guest::agent::refused(failure.kind, &failure.message)))
+        }
+        _ => Err(FileError::unexpected("message about no file")),
+    }
+}
+
+impl FileError {
+    fn unexpected(what: &'static str) -> Self {
+        Self::of_agent(WireError::Unexpected(what).into())
+    }
+
+    fn of_agent(error: AgentError) -> Self {
+        Self::Sandbox(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_protocol::agent::files::{FileKind, FileTime};
+
+    #[test]
+    fn permissions_are_shown_as_ls_shows_them() {
+        let shown = |kind, mode| {
+            permissions(&FileEntry {
+                path: FilePath::try_from("/a").unwrap(),
+                kind,
+                size: 0,
+                mode,
+                uid: 0,
+                gid: 0,
+                owner: String::new(),
+                group: String::new(),
+                modified: FileTime { seconds: 0, nanoseconds: 0 },
+                link_target: None,
+            })
+        };
+        assert_eq!(shown(FileKind::File, 0o644), "-rw-r--r--");
+        assert_eq!(shown(FileKind::Directory, 0o1777), "drwxrwxrwt");
+        assert_eq!(shown(FileKind::Symlink, 0o777), "lrwxrwxrwx");
+        assert_eq!(shown(FileKind::File, 0o6711), "-rws--s--x");
+        assert_eq!(shown(FileKind::File, 0o7000), "---S--S--T");
+    }
+}

@@ -1,0 +1,116 @@
+//! Data into a guest.
+
+use super::{FileError, next_reply, reply_of};
+use crate::{guest::agent::AgentConnection, sandbox::Sandbox, vmm::wire::WireError};
+use sandboxvm_protocol::{
+    agent::{
+        HostMessage, WIRE,
+        details::{FileDetails, FileMetadata},
+        files::{FileEntry, FileReply, FileTotals},
+    },
+    frame::{FrameKind, MAX_STREAM_BODY},
+};
+use tokio::io::AsyncWriteExt;
+
+/// Takes a file's bytes, or an archive's. Nothing is in place of a file before [`Self::finish`]; dropping it gives up.
+#[derive(Debug)]
+pub struct FileSink<'s> {
+    sandbox: &'s Sandbox,
+    connection: AgentConnection,
+}
+
+impl<'s> FileSink<'s> {
+    pub(super) fn new(sandbox: &'s Sandbox, connection: AgentConnection) -> Self {
+        Self { sandbox, connection }
+    }
+
+    /// Sends all of `bytes`, as fast as the guest takes them. Not cancel safe: what was begun must be gone on with or
+    /// dropped.
+    ///
+    /// # Errors
+    /// When the guest fails, which may be about what was sent before, or the connection ends.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        for chunk in bytes.chunks(MAX_STREAM_BODY) {
+            let header = WIRE.header(FrameKind::Stdin, chunk.len()).map_err(WireError::from);
+            let header = header.map_err(|error| FileError::of_agent(error.into()))?;
+            self.send(&[&header[..], chunk].concat()).await?;
+        }
+        Ok(())
+    }
+
+    /// No more follows. Returns when everything is in its place.
+    ///
+    /// # Errors
+    /// As [`Self::write`]; what a file replaces is as it was then.
+    pub async fn finish(mut self) -> Result<FileDone, FileError> {
+        match self.end().await? {
+            FileReply::Entry(entry) | FileReply::Details(FileDetails { entry, .. }) => {
+                Ok(FileDone::Entry(Box::new(entry)))
+            }
+            FileReply::Done(totals) => Ok(FileDone::Totals(totals)),
+            _ => Err(FileError::unexpected("answer to the end of a file")),
+        }
+    }
+
+    /// As [`Self::finish`], of a file that was written; the value has its metadata.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub async fn finish_described(mut self) -> Result<FileDetails, FileError> {
+        match self.end().await? {
+            FileReply::Details(details) => Ok(details),
+            FileReply::Entry(entry) => Ok(FileDetails { entry, target: None, metadata: FileMetadata::default() }),
+            _ => Err(FileError::unexpected("answer to the end of a file")),
+        }
+    }
+
+    async fn end(&mut self) -> Result<FileReply, FileError> {
+        let mut eof = Vec::new();
+        WIRE.append_message(&mut eof, &HostMessage::StdinEof, MAX_STREAM_BODY)
+            .map_err(|error| FileError::of_agent(WireError::from(error).into()))?;
+        self.send(&eof).await?;
+        self.reply().await
+    }
+
+    /// Writes, but hears it when the guest has failed: it reads no more then, only the connection's end would show.
+    async fn send(&mut self, frame: &[u8]) -> Result<(), FileError> {
+        let sent = tokio::select! {
+            sent = self.connection.writer.write_all(frame) => sent,
+            message = self.connection.reader.next_message() => {
+                return match message {
+                    Ok(message) => Err(reply_of(message).err().unwrap_or_else(|| FileError::unexpected("early answer"))),
+                    Err(error) => Err(self.sandbox.explain(error.into()).await.into()),
+                };
+            }
+        };
+        match sent {
+            Ok(()) => Ok(()),
+            // Why may have come before.
+            Err(_) => Err(self.reply().await.err().unwrap_or_else(|| FileError::unexpected("early answer"))),
+        }
+    }
+
+    async fn reply(&mut self) -> Result<FileReply, FileError> {
+        next_reply(self.sandbox, &mut self.connection).await
+    }
+}
+
+/// What came of what was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileDone {
+    /// Of [`super::Files::write`]: the file.
+    Entry(Box<FileEntry>),
+    /// Of [`super::Files::extract`].
+    Totals(FileTotals),
+}
+
+impl FileDone {
+    /// Of an archive.
+    #[must_use]
+    pub fn totals(&self) -> FileTotals {
+        match self {
+            Self::Entry(entry) => FileTotals { entries: 1, bytes: entry.size, ..FileTotals::default() },
+            Self::Totals(totals) => *totals,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Data out of a guest.
+
+use super::{FileError, reply_of};
+use crate::{guest::agent::AgentConnection, sandbox::Sandbox, vmm::wire::WireError};
+use sandboxvm_protocol::{
+    agent::{
+        WIRE,
+        files::{FileEntry, FileReply, FileTotals},
+    },
+    frame::FrameKind,
+};
+
+/// A file's bytes, or an archive's, as they come. Not reading stalls the guest's side, and nothing grows; dropping it
+/// gives up.
+#[derive(Debug)]
+pub struct FileStream<'s> {
+    sandbox: &'s Sandbox,
+    connection: AgentConnection,
+    entry: FileEntry,
+    totals: Option<FileTotals>,
+}
+
+impl<'s> FileStream<'s> {
+    pub(super) fn new(sandbox: &'s Sandbox, connection: AgentConnection, entry: FileEntry) -> Self {
+        Self { sandbox, connection, entry, totals: None }
+    }
+
+    /// What is being read.
+    #[must_use]
+    pub fn entry(&self) -> &FileEntry {
+        &self.entry
+    }
+
+    /// What it came to, once [`Self::next`] gave `None`.
+    #[must_use]
+    pub fn totals(&self) -> Option<FileTotals> {
+        self.totals
+    }
+
+    /// At most 64 KiB; `None` when that was all. Cancel safe.
+    ///
+    /// # Errors
+    /// When the guest fails or the connection ends before the data does: what came until then is not all there is.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, FileError> {
+        if self.totals.is_some() {
+            return Ok(None);
+        }
+        let frame = match self.connection.reader.next().await {
+            Ok(frame) => frame,
+            Err(error) => return Err(self.sandbox.explain(error.into()).await.into()),
+        };
+        match frame.kind {
+            FrameKind::Stdout => Ok(Some(frame.body)),
+            FrameKind::Message => {
+                let message = WIRE
+                    .decode_message(&frame.body)
+                    .map_err(|error| FileError::of_agent(WireError::from(error).into()))?;
+                match reply_of(message)? {
+                    FileReply::Done(totals) => {
+                        self.totals = Some(totals);
+                        Ok(None)
+                    }
+                    _ => Err(FileError::unexpected("message between data")),
+                }
+            }
+            FrameKind::Stdin | FrameKind::Stderr => Err(FileError::unexpected("stream")),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Processes of a sandbox, found again by their PID: listed, attached to, signalled, waited for.
+//!
+//! The guest's agent keeps them; nothing of them is on the host, so everybody who finds the sandbox finds its processes,
+//! also in a fork of it. What the agent says of them is a guest's word: capped in number here and in size by the wire,
+//! and not yet fit for a terminal (see [`crate::printable`]).
+
+use crate::{
+    audit::Event,
+    guest::{
+        agent::{self, AgentConnection, AgentError, exit_code},
+        exec::{Exec, Output},
+        identity::Identity,
+    },
+    home::directory::SandboxDirectory,
+    sandbox::{ExecError, Sandbox},
+    vmm::wire::WireError,
+};
+use sandboxvm_protocol::agent::{
+    AgentMessage, ExitStatus, HostMessage, SignalNumber,
+    process::{AttachRequest, ProcessInfo, ProcessState, View},
+};
+use serde::Serialize;
+
+/// Far more than an agent runs and remembers.
+const MOST: usize = 4096;
+
+/// A process that somebody started in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProcessSummary {
+    /// Its PID in the guest.
+    pub pid: u32,
+    /// What it was started as. The guest's text.
+    pub argv: Vec<String>,
+    /// Something of that is missing.
+    pub argv_is_cut: bool,
+    /// `running` or `ended`.
+    pub state: &'static str,
+    /// Once it ended, as a shell has it: its own, 128 + signal, 124 for one whose time ran out.
+    pub exit_code: Option<u8>,
+    /// The signal that killed it.
+    pub signal: Option<u8>,
+    /// Its time ran out.
+    pub timed_out: bool,
+    /// Milliseconds since it ended.
+    pub ended_ago_ms: Option<u64>,
+    /// Milliseconds since it was started.
+    pub age_ms: u64,
+    /// Its input takes more.
+    pub stdin_is_open: bool,
+    /// It has a terminal.
+    pub has_terminal: bool,
+    /// How many take part in it now.
+    pub connections: u32,
+    /// Bytes of its output that are kept.
+    pub kept_bytes: u64,
+    /// Bytes of its output that are kept no longer.
+    pub dropped_bytes: u64,
+}
+
+impl From<ProcessInfo> for ProcessSummary {
+    fn from(info: ProcessInfo) -> Self {
+        let (end, ended_ago_ms) = match info.state {
+            ProcessState::Running => (None, None),
+            ProcessState::Ended { status, ago_ms } => (Some(status), Some(ago_ms)),
+        };
+        Self {
+            pid: info.pid,
+            argv: info.argv.into_iter().map(|text| text.0).collect(),
+            argv_is_cut: info.argv_is_cut,
+            state: if end.is_some() { "ended" } else { "running" },
+            exit_code: end.map(exit_code),
+            signal: if let Some(ExitStatus::Signal(signal)) = end { Some(signal.get()) } else { None },
+            timed_out: end == Some(ExitStatus::TimedOut),
+            ended_ago_ms,
+            age_ms: info.age_ms,
+            stdin_is_open: info.stdin_is_open,
+            has_terminal: info.has_terminal,
+            connections: info.connections,
+            kept_bytes: info.kept_bytes,
+            dropped_bytes: info.dropped_bytes,
+        }
+    }
+}
+
+impl Sandbox {
+    /// The processes that were started from outside, by anybody: those that run, and those that ended and are
+    /// remembered; by PID. What they started themselves is not among them.
+    ///
+    /// # Errors
+    /// Every [`ExecError`] but those of requests.
+    pub async fn processes(&self) -> Result<Vec<ProcessSummary>, ExecError> {
+        let identity = self.reachable().await?;
+        match list(&self.directory, identity.as_ref()).await {
+            Ok(processes) => Ok(processes),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// Takes part in a process that runs or that ended and is remembered, whoever started it.
+    ///
+    /// # Errors
+    /// Every [`ExecError`] but those of requests.
+    pub async fn attach(&self, request: AttachRequest) -> Result<Exec, ExecError> {
+        let identity = self.reachable().await?;
+        match Exec::attach(&self.directory, identity.as_ref(), request).await {
+            Ok(exec) => {
+                if request.view == View::Attend {
+                    self.trail().note(Event::Attached { pid: request.pid, stdin: request.stdin });
+                }
+                Ok(exec)
+            }
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// Signals the process group of a process.
+    ///
+    /// # Errors
+    /// Every [`ExecError`] but those of requests.
+    pub async fn signal(&self, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
+        let identity = self.reachable().await?;
+        let request = HostMessage::SignalProcess { pid, signal };
+        match AgentConnection::request(&self.directory, identity.as_ref(), &request).await {
+            Ok((_, AgentMessage::Signalled)) => {
+                self.trail().note(Event::Signalled { pid, signal: signal.get() });
+                Ok(())
+            }
+            Ok(_) => Err(WireError::Unexpected("answer to a signal").into()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// Waits for the end of a process.
+    ///
+    /// # Errors
+    /// Every [`ExecError`] but those of requests.
+    pub async fn wait(&self, pid: u32) -> Result<ExitStatus, ExecError> {
+        let mut exec = self.attach(AttachRequest { pid, view: View::End, stdin: false, terminal: None }).await?;
+        loop {
+            match exec.output.next().await {
+                Ok(Some(Output::Exited(status))) => return Ok(status),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(WireError::Closed.into()),
+                Err(error) => return Err(self.explain(error).await),
+            }
+        }
+    }
+}
+
+/// All pages. Each must go on where the one before ended, so that a guest cannot have us ask for ever.
+async fn list(directory: &SandboxDirectory, identity: Option<&Identity>) -> Result<Vec<ProcessSummary>, AgentError> {
+    let mut processes: Vec<ProcessSummary> = Vec::new();
+    let first = HostMessage::ListProcesses { after: 0 };
+    let (mut connection, mut answer) = AgentConnection::request(directory, identity, &first).await?;
+    loop {
+        let AgentMessage::Processes(page) = answer else {
+            return Err(WireError::Unexpected("answer to a request for processes").into());
+        };
+        if page.more && page.processes.is_empty() {
+            return Err(WireError::Unexpected("page without processes").into());
+        }
+        for info in page.processes {
+            if info.pid <= processes.last().map_or(0, |last| last.pid) || processes.len() == MOST {
+                return Err(WireError::Unexpected("order or number of processes").into());
+            }
+            processes.push(info.into());
+        }
+        if !page.more {
+            return Ok(processes);
+        }
+        let after = processes.last().map_or(0, |last| last.pid);
+        answer = agent::ask(directory, &mut connection, &HostMessage::ListProcesses { after }).await?;
+    }
+}
+
+impl ExecError {
+    /// True when the guest's agent is older than the request; see [`AgentError::TooOld`].
+    #[must_use]
+    pub fn is_of_old_agent(&self) -> bool {
+        matches!(self, Self::Agent(AgentError::TooOld { .. }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::directory::VSOCK_SOCKET;
+    use sandboxvm_protocol::{
+        agent::{
+            Failure, FailureKind, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, WIRE,
+            process::{ProcessPage, ShownText},
+        },
+        frame::{FrameDecoder, Wire},
+    };
+    use std::{fs, path::Path};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
+    /// Answers each message on one connection with the next of `answers`, as a guest could; a wire as old as `wire`.
+    async fn guest(listener: UnixListener, wire: Wire, mut answers: Vec<AgentMessage>) -> usize {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut decoder = FrameDecoder::new(wire, MAX_HOST_MESSAGE);
+        let mut connect = [0; 13];
+        stream.read_exact(&mut connect).await.unwrap();
+        assert_eq!(&connect, b"CONNECT 1024\n");
+        stream.write_all(b"OK 1\n").await.unwrap();
+        let (mut read, mut asked) = ([0; 4096], 0);
+        loop {
+            let mut bytes = Vec::new();
+            match decoder.next_frame() {
+                Ok(None) => match stream.read(&mut read).await {
+                    Ok(0) | Err(_) => return asked,
+                    Ok(count) => decoder.push(&read[..count]),
+                },
+                Ok(Some(_)) if answers.is_empty() => return asked,
+                Ok(Some(_)) => {
+                    asked += 1;
+                    WIRE.append_message(&mut bytes, &answers.remove(0), MAX_AGENT_MESSAGE).unwrap();
+                }
+                Err(error) => {
+                    let failure = Failure { kind: FailureKind::UnsupportedVersion, message: error.to_string() };
+                    WIRE.append_message(&mut bytes, &AgentMessage::Failed(failure), MAX_AGENT_MESSAGE).unwrap();
+                    let _ = stream.write_all(&bytes).await;
+                    return asked;
+                }
+            }
+            let _ = stream.write_all(&bytes).await;
+        }
+    }
+
+    fn listener(directory: &Path) -> UnixListener {
+        let _ = fs::remove_file(directory.join(VSOCK_SOCKET));
+        UnixListener::bind(directory.join(VSOCK_SOCKET)).unwrap()
+    }
+
+    fn page(pids: &[u32], more: bool) -> AgentMessage {
+        let info = |pid: &u32| ProcessInfo {
+            pid: *pid,
+            argv: vec![ShownText("sh".into())],
+            argv_is_cut: false,
+            age_ms: 5,
+            state: ProcessState::Ended { status: ExitStatus::Signal(SignalNumber::KILL), ago_ms: 3 },
+            stdin_is_open: false,
+            has_terminal: false,
+            connections: 0,
+            kept_bytes: 1,
+            dropped_bytes: 2,
+        };
+        AgentMessage::Processes(ProcessPage { processes: pids.iter().map(info).collect(), more })
+    }
+
+    #[tokio::test]
+    async fn pages_are_put_together_and_a_guest_cannot_have_us_ask_for_ever() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let hello = || AgentMessage::Hello { version: WIRE.version };
+        let ask = async |pages: Vec<AgentMessage>| {
+            let answers = [vec![hello()], pages].concat();
+            let (guest, listed) =
+                tokio::join!(guest(listener(directory.path()), WIRE, answers), list(&directory, None));
+            (guest, listed)
+        };
+        let (asked, listed) = ask(vec![page(&[3, 9], true), page(&[10], false)]).await;
+        let listed = listed.unwrap();
+        assert_eq!((asked, listed.iter().map(|process| process.pid).collect::<Vec<_>>()), (3, vec![3, 9, 10]));
+        assert_eq!((listed[0].state, listed[0].exit_code, listed[0].signal), ("ended", Some(137), Some(9)));
+        for pages in [
+            vec![page(&[], true)],
+            vec![page(&[3, 3], false)],
+            vec![page(&[0], false)],
+            vec![page(&[3, 9], true), page(&[9], true)],
+            vec![AgentMessage::Pong],
+        ] {
+            let error = ask(pages).await.1.unwrap_err();
+            assert!(matches!(error, AgentError::Wire(WireError::Unexpected(_))), "{error}");
+        }
+        let endless = (0..200u32).map(|at| page(&(1 + at * 32..=at * 32 + 32).collect::<Vec<_>>(), true)).collect();
+        let (asked, listed) = ask(endless).await;
+        assert!(asked < 140 && listed.is_err(), "{asked} pages");
+    }
+
+    #[tokio::test]
+    async fn an_agent_of_an_older_snapshot_is_told_apart_and_still_runs_commands() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let old = Wire { version: 1, ..WIRE };
+        let answers = || vec![AgentMessage::Hello { version: 1 }, AgentMessage::Pong];
+        let (_, listed) = tokio::join!(guest(listener(directory.path()), old, answers()), list(&directory, None));
+        let error = listed.unwrap_err();
+        assert!(matches!(error, AgentError::TooOld { agent: 1, needed: 2 }), "{error}");
+        let socket = listener(directory.path());
+        let asked = AgentConnection::request(&directory, None, &HostMessage::Ping);
+        let (_, answer) = tokio::join!(guest(socket, old, answers()), async { asked.await.map(|(_, answer)| answer) });
+        assert_eq!(answer.unwrap(), AgentMessage::Pong);
+    }
+}

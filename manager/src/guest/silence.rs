@@ -1,0 +1,233 @@
+//! How long a request waits for a sandbox that does not answer, and which part of it is silent.
+//!
+//! A VMM answers its control socket from its event loop whatever its guest does, so a VMM that was stopped is told from a
+//! guest that is slow within seconds. A guest has longer, by how its kernel is executed. Requests that are answered in
+//! time pay for one timer: the VMM and its host mode are looked at only after [`FIRST_LOOK`].
+//!
+//! Streams have no bound here: a process may write nothing for a year.
+
+use crate::{
+    home::directory::SandboxDirectory,
+    vmm::{
+        control::{ANSWER_WITHIN, ControlClient, ControlError},
+        state,
+    },
+};
+use sandboxvm_protocol::{
+    agent::{HostMessage, files::FileOperation},
+    machine::HostMode,
+};
+use std::{fmt, future::Future, time::Duration};
+use tokio::time::{Instant, sleep};
+
+/// After this the VMM is asked whether it is there.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// And then again and again.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A loopback of memory: an agent that runs natively takes its connection within a millisecond.
+const NATIVE_HANDSHAKE: Duration = Duration::from_secs(10);
+/// Guests whose kernel is interpreted, many on one processor: the VMM itself waits two minutes for a connection.
+const INTERPRETED_HANDSHAKE: Duration = Duration::from_secs(150);
+/// Starting a process may read its program from a disk that others keep busy.
+const NATIVE_ANSWER: Duration = Duration::from_secs(60);
+const INTERPRETED_ANSWER: Duration = Duration::from_secs(150);
+/// Removing a tree of a million files, or syncing a file that was written.
+const WORK: Duration = Duration::from_secs(600);
+/// A boot that another process began.
+pub(crate) const BOOT: Duration = Duration::from_secs(300);
+
+/// A part of a sandbox did not answer in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("its {part} did not answer within {} s", .within.as_secs())]
+pub struct Silence {
+    /// Which.
+    pub part: SilentPart,
+    /// How long it had.
+    pub within: Duration,
+}
+
+/// A part of a sandbox that may not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SilentPart {
+    /// The process that runs the machine: stopped, or stuck in the host's kernel.
+    Vmm,
+    /// The guest, which runs and says nothing.
+    Agent,
+}
+
+impl fmt::Display for SilentPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vmm => "VMM",
+            Self::Agent => "guest agent",
+        })
+    }
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A connection, the agreed version, the machine's identity.
+    Handshake,
+    /// An answer that comes before any work.
+    Answer,
+    /// An answer that comes after work of the guest's.
+    Work,
+    /// The end of a boot.
+    Boot,
+}
+
+impl Step {
+    /// The first answer to `request`.
+    pub(crate) fn answer_to(request: &HostMessage) -> Self {
+        match request {
+            // A program of the guest's may be slow to take the connection.
+            HostMessage::Connect(_) => Self::Work,
+            HostMessage::Files(request) => match request.operation {
+                FileOperation::List { .. }
+                | FileOperation::Remove { .. }
+                | FileOperation::SetMode { .. }
+                | FileOperation::SetOwner { .. } => Self::Work,
+                _ => Self::Answer,
+            },
+            _ => Self::Answer,
+        }
+    }
+
+    fn limit(self, host_mode: Option<HostMode>) -> Duration {
+        let is_native = matches!(host_mode, Some(HostMode::Vmx | HostMode::Svm));
+        match self {
+            Self::Handshake if is_native => NATIVE_HANDSHAKE,
+            Self::Handshake => INTERPRETED_HANDSHAKE,
+            Self::Answer if is_native => NATIVE_ANSWER,
+            Self::Answer => INTERPRETED_ANSWER,
+            Self::Work => WORK,
+            Self::Boot => BOOT,
+        }
+    }
+}
+
+/// What `answer` resolves to, unless a part of the sandbox that it depends on is silent for too long.
+pub(crate) async fn bounded<T>(
+    directory: &SandboxDirectory,
+    step: Step,
+    answer: impl Future<Output = T>,
+) -> Result<T, Silence> {
+    tokio::select! {
+        biased;
+        answer = answer => Ok(answer),
+        silence = watch(directory, step) => Err(silence),
+    }
+}
+
+async fn watch(directory: &SandboxDirectory, step: Step) -> Silence {
+    let began = Instant::now();
+    sleep(FIRST_LOOK).await;
+    // The VMM's word: a false one buys it the longer of two bounds.
+    let host_mode = state::status(directory).ok().flatten().map(|status| status.host_mode);
+    let limit = step.limit(host_mode);
+    loop {
+        if !vmm_answers(directory).await {
+            return Silence { part: SilentPart::Vmm, within: ANSWER_WITHIN };
+        }
+        let left = limit.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Silence { part: SilentPart::Agent, within: limit };
+        }
+        sleep(left.min(LOOK_EVERY)).await;
+    }
+}
+
+/// False when it takes no connection, or no request. One that has ended shows in the connection that is waited for.
+async fn vmm_answers(directory: &SandboxDirectory) -> bool {
+    let asked = async { ControlClient::connect(directory).await?.timeline().await };
+    !matches!(asked.await, Err(ControlError::Silent(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::directory::{CONTROL_SOCKET, STATUS};
+    use sandboxvm_protocol::vmm::{
+        ControlReply, ControlRequest, MAX_MESSAGE, Phase, Timeline, VmStatus, VmmMessage, WIRE,
+    };
+    use std::future::pending;
+    use tokio::net::UnixListener;
+
+    const TIMELINE: Timeline = Timeline { process_start: 1, confined: 2, launched: 3, built: None, first_run: None };
+
+    /// A directory of a VMM that says it is in this mode, and its control socket.
+    fn directory(host_mode: HostMode) -> (tempfile::TempDir, SandboxDirectory, UnixListener) {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let status =
+            VmStatus { pid: 1, phase: Phase::Ready, host_mode, reason: None, missing: Vec::new(), clocks_jump: false };
+        directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
+        let listener = directory.listen(CONTROL_SOCKET).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = UnixListener::from_std(listener).unwrap();
+        (home, directory, listener)
+    }
+
+    /// Answers every control request.
+    async fn answering(listener: UnixListener) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (reader, mut writer) = stream.into_split();
+                let mut reader = crate::vmm::wire::FrameReader::new(reader, WIRE, MAX_MESSAGE);
+                while reader.next_message::<ControlRequest>().await.is_ok() {
+                    let reply = VmmMessage::Reply(ControlReply::Timeline(TIMELINE));
+                    if crate::vmm::wire::send(&mut writer, WIRE, &reply, MAX_MESSAGE).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vmm_that_takes_no_request_is_told_from_a_slow_guest_within_seconds() {
+        for mode in [HostMode::Vmx, HostMode::Pvm] {
+            let (_home, directory, _listener) = directory(mode);
+            let began = Instant::now();
+            let silence = bounded(&directory, Step::Work, pending::<()>()).await.unwrap_err();
+            assert_eq!(silence, Silence { part: SilentPart::Vmm, within: ANSWER_WITHIN });
+            assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_says_nothing_has_as_long_as_its_host_mode_and_the_step_allow() {
+        for (mode, step, limit) in [
+            (HostMode::Vmx, Step::Handshake, 10),
+            (HostMode::Svm, Step::Handshake, 10),
+            (HostMode::Pvm, Step::Handshake, 150),
+            (HostMode::Vmx, Step::Answer, 60),
+            (HostMode::Pvm, Step::Answer, 150),
+            (HostMode::Vmx, Step::Work, 600),
+        ] {
+            let (_home, directory, listener) = directory(mode);
+            let vmm = tokio::spawn(answering(listener));
+            let silence = bounded(&directory, step, pending::<()>()).await.unwrap_err();
+            assert_eq!(
+                silence,
+                Silence { part: SilentPart::Agent, within: Duration::from_secs(limit) },
+                "{mode:?} {step:?}"
+            );
+            vmm.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_of_a_vmm_that_is_there_is_waited_for() {
+        let (_home, directory, listener) = directory(HostMode::Pvm);
+        let vmm = tokio::spawn(answering(listener));
+        let slow = async {
+            sleep(Duration::from_secs(100)).await;
+            7
+        };
+        assert_eq!(bounded(&directory, Step::Handshake, slow).await, Ok(7));
+        vmm.abort();
+    }
+}

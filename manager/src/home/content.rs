@@ -1,0 +1,97 @@
+//! Which content a file has: its SHA-256, remembered per version of the file, so that an image of some hundred MiB is
+//! read once and not at every start.
+//!
+//! `contents/<device>-<inode>-<size>-<mtime>` in the home holds the hash of that version (see
+//! [`FileIdentity`]). A wrong entry can only be written by whoever owns the home.
+
+use crate::home::{directory::DirectoryError, host::hex, layout::Home, private};
+use sandboxvm_images::{identity::FileIdentity, regular};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+/// A file and what was in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Where it was.
+    pub path: PathBuf,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// The content of `file`, which was opened at `path`. Reads all of it the first time.
+pub(crate) fn of(home: &Home, file: &File, path: &Path) -> Result<Content, DirectoryError> {
+    let fail = |source| DirectoryError::new("read", path, source);
+    let identity = FileIdentity::from(&file.metadata().map_err(fail)?);
+    let FileIdentity { device, inode, size, modified_ns } = identity;
+    let entry = home.contents().join(format!("{device}-{inode}-{size}-{modified_ns}"));
+    let known = fs::read_to_string(&entry).ok().filter(|text| is_hash(text));
+    let sha256 = match known {
+        Some(sha256) => sha256,
+        None => {
+            let sha256 = hash(file).map_err(fail)?;
+            // What cannot be remembered is read again next time; half an entry is none (see `is_hash`).
+            let _ = private::write(&entry, &sha256);
+            sha256
+        }
+    };
+    Ok(Content { path: path.to_owned(), sha256 })
+}
+
+/// As [`of`], for a file that may not be there any more.
+pub(crate) fn at(home: &Home, path: &Path) -> Result<Content, DirectoryError> {
+    let file = File::open(path).map_err(|source| DirectoryError::new("open", path, source))?;
+    of(home, &file, path)
+}
+
+/// Opens the file that has this very content: where it was, else at `or`.
+pub(crate) fn find(home: &Home, content: &Content, or: &Path) -> Option<File> {
+    [content.path.as_path(), or].into_iter().find_map(|path| {
+        let file = regular::open(path).ok()?;
+        of(home, &file, path).is_ok_and(|found| found.sha256 == content.sha256).then_some(file)
+    })
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn hash(file: &File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut buffer, offset)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => {
+                hash.update(&buffer[..n]);
+                offset += n as u64;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_read_once_and_a_damaged_entry_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "abc").unwrap();
+        let first = at(&home, &path).unwrap();
+        assert_eq!(first.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        let entry = fs::read_dir(home.contents()).unwrap().next().unwrap().unwrap().path();
+        fs::write(&entry, "0".repeat(64)).unwrap();
+        assert_eq!(at(&home, &path).unwrap().sha256, "0".repeat(64), "it was read again");
+        fs::write(&entry, "0").unwrap();
+        assert_eq!(at(&home, &path).unwrap(), first);
+    }
+}

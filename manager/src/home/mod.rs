@@ -1,0 +1,11 @@
+//! The home directory: which path holds what, and files, links and names in it.
+//!
+//! Knows no process and no socket. Everything above this module reads and writes the home through it.
+
+pub(crate) mod content;
+pub(crate) mod directory;
+pub(crate) mod host;
+pub(crate) mod layout;
+pub(crate) mod links;
+pub(crate) mod names;
+pub(crate) mod private;

@@ -1,0 +1,281 @@
+//! Taking away what a kill -9 left: half-made sandboxes, half-deleted ones, those of a `run` that is no more, and names
+//! of nobody. Every `create` and `list` does it in passing; [`Manager::prune`] also takes sandboxes that ended.
+//!
+//! What still has an owner is told by flocks: a maker or `run` claims its directory for as long as it lives, a VMM holds
+//! its sandbox's lock.
+
+use crate::{
+    audit::log::KEPT_FOR,
+    create::ready_snapshot,
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        layout::Home,
+        names,
+    },
+    lifecycle::{paused_to_disk, remove},
+    manager::Manager,
+    vmm::{group::pool, lock, state},
+};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use sandboxvm_protocol::identity::SandboxId;
+use serde::Serialize;
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+/// What was taken away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Swept {
+    /// Sandboxes that ended or died, and those of runs that are no more.
+    pub sandboxes: Vec<SandboxId>,
+    /// Half-made and half-deleted directories, marks and names of nobody.
+    pub remains: usize,
+    /// What should have been taken away and could not be.
+    pub failures: Vec<SweepFailure>,
+}
+
+/// One sandbox, or what is left of one, that stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SweepFailure {
+    /// Which.
+    pub id: SandboxId,
+    /// Why.
+    pub reason: String,
+}
+
+impl Swept {
+    /// One that resists does not keep the others from being taken away.
+    fn note(&mut self, id: &SandboxId, done: Result<(), DirectoryError>) {
+        if let Err(error) = done {
+            self.failures.push(SweepFailure { id: id.clone(), reason: error.to_string() });
+        }
+    }
+}
+
+/// Makes and claims `staging/<id>`. The lock on `staging/` keeps a sweep from meeting it before it is claimed.
+pub(crate) fn new_staged(home: &Home, id: &SandboxId) -> Result<SandboxDirectory, DirectoryError> {
+    let _lock = lock_directory(&home.staging(), FlockOperation::LockShared)?;
+    let directory = SandboxDirectory::create(home.staged(id))?;
+    // A directory just made is claimed by nobody else.
+    directory.try_claim()?;
+    Ok(directory)
+}
+
+/// Takes away what nobody owns any more.
+pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
+    let mut swept = Swept::default();
+    let staged = match lock_directory(&home.staging(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(_lock) => entries(&home.staging())?,
+        // Somebody is about to claim one; whatever is left there can wait for the next sweep.
+        Err(error) if error.is_would_block() => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    for (id, path) in staged {
+        let done = sweep_staged(home, &id, path, &mut swept);
+        swept.note(&id, done);
+    }
+    for (id, _) in entries(&home.ephemeral_marks())? {
+        let done = sweep_ephemeral(home, &id, &mut swept);
+        swept.note(&id, done);
+    }
+    for (id, path) in entries(&home.trash())? {
+        let done = remove::delete(home, &path).map(|()| swept.remains += 1);
+        swept.note(&id, done);
+    }
+    Ok(swept)
+}
+
+/// One that is being made has an owner.
+fn sweep_staged(home: &Home, id: &SandboxId, path: PathBuf, swept: &mut Swept) -> Result<(), DirectoryError> {
+    if let Some(directory) = open(path)?
+        && directory.try_claim()?
+    {
+        remove::discard(home, directory, id, None)?;
+        swept.remains += 1;
+    }
+    Ok(())
+}
+
+/// One of a `run` that is no more.
+fn sweep_ephemeral(home: &Home, id: &SandboxId, swept: &mut Swept) -> Result<(), DirectoryError> {
+    // Staging first: a sandbox moves from there to `sandboxes/`, never back.
+    if home.staged(id).exists() {
+        return Ok(());
+    }
+    let Some(directory) = open(home.sandbox(id))? else { return remove::delete_mark(home, id) };
+    if directory.try_claim()? && lock::try_exclude_vmm(&directory)?.is_some() {
+        let name = names::of(home, id)?;
+        remove::discard(home, directory, id, name.as_ref())?;
+        swept.sandboxes.push(id.clone());
+    }
+    Ok(())
+}
+
+impl Manager {
+    /// Takes away what a kill -9 or a reboot left and nobody owns. Sandboxes with a name or ID of their own stay, also
+    /// when they ended.
+    ///
+    /// # Errors
+    /// When the home cannot be read or files cannot be removed.
+    pub fn sweep(&self) -> Result<Swept, DirectoryError> {
+        abandoned(&self.home)
+    }
+
+    /// As [`Self::sweep`], and removes every sandbox that does not run, but for those that rest on disk. With `only_say`, says which those are and
+    /// leaves them.
+    ///
+    /// # Errors
+    /// When the home cannot be read or files cannot be removed.
+    pub fn prune(&self, only_say: bool) -> Result<Swept, DirectoryError> {
+        let mut swept = self.sweep()?;
+        for id in self.ids()? {
+            let done = self.prune_one(&id, only_say, &mut swept);
+            swept.note(&id, done);
+        }
+        swept.remains += names::sweep(&self.home)?;
+        // Of logs, one that cannot be read stays as it is.
+        swept.remains += self.prune_trails(KEPT_FOR, only_say).unwrap_or(0);
+        // Without KVM nothing can start from one, and they may be of use again.
+        swept.remains += ready_snapshot::prune(&self.home, only_say).unwrap_or(0);
+        if !only_say {
+            pool::drain(&self.home)?;
+        }
+        Ok(swept)
+    }
+
+    fn prune_one(&self, id: &SandboxId, only_say: bool, swept: &mut Swept) -> Result<(), DirectoryError> {
+        let Some(directory) = open(self.home.sandbox(id))? else { return Ok(()) };
+        if state::read(&directory)?.is_live() || paused_to_disk::is_parked(&directory) || !directory.try_claim()? {
+            return Ok(());
+        }
+        let Some(_no_vmm) = lock::try_exclude_vmm(&directory)? else { return Ok(()) };
+        if !only_say {
+            let name = names::of(&self.home, id)?;
+            remove::discard(&self.home, directory, id, name.as_ref())?;
+        }
+        swept.sandboxes.push(id.clone());
+        Ok(())
+    }
+}
+
+fn open(path: PathBuf) -> Result<Option<SandboxDirectory>, DirectoryError> {
+    match SandboxDirectory::open(path) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn entries(path: &Path) -> Result<Vec<(SandboxId, PathBuf)>, DirectoryError> {
+    let entries = fs::read_dir(path).map_err(|e| DirectoryError::new("list", path, e))?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| Some((SandboxId::try_from(entry.file_name().into_string().ok()?).ok()?, entry.path())))
+        .collect())
+}
+
+fn lock_directory(path: &Path, how: FlockOperation) -> Result<OwnedFd, DirectoryError> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|fd| flock(&fd, how).map(|()| fd))
+        .map_err(|e| DirectoryError::new("lock", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::example;
+
+    fn id(text: &str) -> SandboxId {
+        SandboxId::try_from(text.to_owned()).unwrap()
+    }
+
+    fn manager() -> (tempfile::TempDir, Manager) {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = Manager::open(dir.path()).unwrap();
+        (dir, manager)
+    }
+
+    fn sandbox(home: &Home, text: &str) -> SandboxDirectory {
+        let directory = SandboxDirectory::create(home.sandbox(&id(text))).unwrap();
+        example(text).write(&directory).unwrap();
+        directory
+    }
+
+    #[test]
+    fn half_made_and_half_deleted_ones_go_and_those_with_an_owner_stay() {
+        let (_dir, manager) = manager();
+        let home = &manager.home;
+        let being_made = new_staged(home, &id("aaaaaaaa")).unwrap();
+        drop(new_staged(home, &id("bbbbbbbb")).unwrap());
+        fs::create_dir_all(home.trash().join("cccccccc/x")).unwrap();
+        assert_eq!(manager.sweep().unwrap(), Swept { remains: 2, ..Swept::default() });
+        assert!(being_made.exists());
+        assert!(!home.staged(&id("bbbbbbbb")).exists() && !home.trash().join("cccccccc").exists());
+    }
+
+    #[test]
+    fn what_a_run_left_goes_once_neither_it_nor_its_vmm_lives() {
+        let (_dir, manager) = manager();
+        let home = &manager.home;
+        let run = sandbox(home, "aaaaaaaa");
+        run.try_claim().unwrap();
+        let vmm = lock::create(&run).unwrap();
+        fs::write(home.ephemeral_mark(&id("aaaaaaaa")), "").unwrap();
+        fs::write(home.ephemeral_mark(&id("bbbbbbbb")), "").unwrap();
+        assert_eq!(manager.sweep().unwrap(), Swept::default(), "the run lives");
+        assert!(!home.ephemeral_mark(&id("bbbbbbbb")).exists());
+        drop(run);
+        assert_eq!(manager.sweep().unwrap(), Swept::default(), "its VMM lives");
+        drop(vmm);
+        assert_eq!(manager.sweep().unwrap().sandboxes, [id("aaaaaaaa")]);
+        assert!(!home.sandbox(&id("aaaaaaaa")).exists() && !home.ephemeral_mark(&id("aaaaaaaa")).exists());
+    }
+
+    #[test]
+    fn pruning_takes_what_ended_whatever_its_files_look_like_and_sweeping_does_not() {
+        let (_dir, manager) = manager();
+        let home = &manager.home;
+        let live = sandbox(home, "aaaaaaaa");
+        let _vmm = lock::create(&live).unwrap();
+        drop(sandbox(home, "bbbbbbbb"));
+        fs::create_dir(home.sandbox(&id("cccccccc"))).unwrap();
+        assert_eq!(manager.sweep().unwrap(), Swept::default());
+        assert_eq!(manager.prune(true).unwrap().sandboxes.len(), 2);
+        assert!(home.sandbox(&id("bbbbbbbb")).exists());
+        let mut gone = manager.prune(false).unwrap().sandboxes;
+        gone.sort();
+        assert_eq!(gone, [id("bbbbbbbb"), id("cccccccc")]);
+        assert!(live.exists());
+        assert_eq!(fs::read_dir(home.sandboxes()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn pruning_leaves_what_rests_on_disk() {
+        let (_dir, manager) = manager();
+        drop(sandbox(&manager.home, "aaaaaaaa"));
+        let resting = manager.find("aaaaaaaa").unwrap();
+        resting.park().unwrap();
+        resting.park().unwrap();
+        assert!(manager.prune(false).unwrap().sandboxes.is_empty() && resting.is_parked());
+        resting.unpark().unwrap();
+        assert_eq!(manager.prune(false).unwrap().sandboxes, [id("aaaaaaaa")]);
+    }
+
+    #[test]
+    fn one_sandbox_that_cannot_be_removed_keeps_no_other() {
+        let (_dir, manager) = manager();
+        let home = &manager.home;
+        for text in ["aaaaaaaa", "cccccccc"] {
+            drop(sandbox(home, text));
+        }
+        let spoiled = sandbox(home, "bbbbbbbb");
+        std::os::unix::fs::symlink("/nowhere/lock", spoiled.path().join(crate::home::directory::LOCK)).unwrap();
+        drop(spoiled);
+        let swept = manager.prune(false).unwrap();
+        assert_eq!(swept.sandboxes.len(), 2, "{swept:?}");
+        assert_eq!(swept.failures.len(), 1, "{swept:?}");
+        assert_eq!(swept.failures[0].id, id("bbbbbbbb"));
+    }
+}

@@ -1,0 +1,356 @@
+//! What the host can take: a refusal with numbers, before anything of a sandbox is made, instead of an out-of-memory kill
+//! or a full disk later.
+//!
+//! Four rules, each of which 0 switches off:
+//!
+//! * No more sandboxes than a number.
+//! * The memory of all sandboxes that run, together, stays below a multiple of what the host has above its floor. At 1
+//!   every guest can fill its memory at the same time; at the 4 that is the default, the guests of one host are counted on
+//!   to be idle for the most part, or to share what they have with the snapshot they come from.
+//! * What the host has to give at this moment, above its floor, is enough for all the memory of a new sandbox.
+//! * So is the room in the home's file system for all of its disk.
+//!
+//! So a single guest, whatever it does, leaves the host above both floors; many that were idle and all begin to write at
+//! once need not. Sandboxes of other homes are seen only in what they use. Who was admitted stands in the `ledger`.
+
+use crate::{
+    audit::{Event, Trail},
+    home::{directory::DirectoryError, layout::Home},
+    limits::ledger::{Entry, Ledger},
+};
+use sandboxvm_protocol::{
+    identity::SandboxId,
+    machine::{MIB, MemorySize},
+};
+use std::{fs, io};
+
+const MIB_U128: u128 = MIB as u128;
+
+/// See the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdmissionRules {
+    /// Most sandboxes of a home, running or not.
+    pub sandboxes: u32,
+    /// How many times the host's memory all that run may have together, in hundredths.
+    pub overcommit_percent: u32,
+    /// Memory of the host that no new sandbox may count on, in bytes; a share of it when not stated.
+    pub free_memory: Option<u64>,
+    /// Room in the home's file system that no new sandbox may count on, in bytes; a share of it when not stated.
+    pub free_disk: Option<u64>,
+}
+
+impl Default for AdmissionRules {
+    fn default() -> Self {
+        Self { sandboxes: 4096, overcommit_percent: 400, free_memory: None, free_disk: None }
+    }
+}
+
+/// Why a sandbox is not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// More memory than there is.
+    #[error("{} MiB of memory: this host has {host_mib} MiB in all; ask for less", .asked.mib())]
+    MoreThanTheHost {
+        /// Asked for.
+        asked: MemorySize,
+        /// The host's memory in MiB.
+        host_mib: u64,
+    },
+    /// Too many sandboxes.
+    #[error(
+        "{count} more: this home has {there} sandboxes and at most {most} are allowed; remove some \
+         (`sandboxvm ls`, `sandboxvm prune`), or raise SANDBOXVM_MAX_SANDBOXES"
+    )]
+    TooMany {
+        /// Asked for.
+        count: u32,
+        /// There already.
+        there: usize,
+        /// Allowed.
+        most: u32,
+    },
+    /// Too much memory promised.
+    #[error(
+        "{asked_mib} MiB of memory: the sandboxes that run have {promised_mib} MiB, and {most_mib} MiB is the most that they may \
+         have together on this host; stop some, ask for less, or raise SANDBOXVM_OVERCOMMIT"
+    )]
+    Overcommitted {
+        /// Asked for.
+        asked_mib: u64,
+        /// What others may take.
+        promised_mib: u64,
+        /// What all may take.
+        most_mib: u64,
+    },
+    /// Too little memory free.
+    #[error(
+        "{asked_mib} MiB of memory: this host has {available_mib} MiB to give, of which {floor_mib} MiB are to stay free; stop \
+         something, ask for less, or lower SANDBOXVM_MIN_FREE_MEMORY"
+    )]
+    NoMemory {
+        /// Asked for.
+        asked_mib: u64,
+        /// MemAvailable.
+        available_mib: u64,
+        /// To stay free.
+        floor_mib: u64,
+    },
+    /// Too little room.
+    #[error(
+        "{asked_mib} MiB of disk: the file system of {home} has {available_mib} MiB left, of which {floor_mib} MiB are to stay \
+         free; remove something, ask for less (--disk), or lower SANDBOXVM_MIN_FREE_DISK"
+    )]
+    NoDisk {
+        /// Asked for.
+        asked_mib: u64,
+        /// Left.
+        available_mib: u64,
+        /// To stay free.
+        floor_mib: u64,
+        /// Where.
+        home: String,
+    },
+    /// The host's memory is not known.
+    #[error("cannot read the host's memory from /proc/meminfo: {0}")]
+    Unknown(io::Error),
+    /// Who was admitted cannot be read or written.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
+
+/// What asks to be admitted: so many machines alike.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) count: u32,
+    pub(crate) memory: MemorySize,
+    pub(crate) disk_bytes: u64,
+}
+
+/// Refuses a guest of `asked` memory on a host that has less, whatever else is there.
+fn check_memory(asked: MemorySize, host: HostMemory) -> Result<(), AdmissionError> {
+    let host_mib = host.total / MIB;
+    if asked.mib() <= host_mib { Ok(()) } else { Err(AdmissionError::MoreThanTheHost { asked, host_mib }) }
+}
+
+/// Admits a sandbox whose directory exists, in staging or among the sandboxes: others see by that that it is still there.
+/// One that was admitted before is so again, as if it had not been.
+pub(crate) fn admit(home: &Home, id: &SandboxId, memory: MemorySize, disk_bytes: u64) -> Result<(), AdmissionError> {
+    let mut ledger = checked(home, Some(id), Request { count: 1, memory, disk_bytes }).inspect_err(|error| {
+        let reason = error.to_string();
+        Trail::of(home, id).note(Event::NotAdmitted { memory_bytes: memory, disk_bytes, reason });
+    })?;
+    ledger.entries.push(Entry { id: id.clone(), mib: memory.mib() });
+    Ok(ledger.write(home)?)
+}
+
+/// Refuses what would be refused now, and promises nothing.
+pub(crate) fn foresee(home: &Home, request: Request) -> Result<(), AdmissionError> {
+    checked(home, None, request).map(drop)
+}
+
+/// All sandboxes but `but`.
+fn checked(home: &Home, but: Option<&SandboxId>, request: Request) -> Result<Ledger, AdmissionError> {
+    let (rules, host) = (home.rules(), host_memory().map_err(AdmissionError::Unknown)?);
+    check_memory(request.memory, host)?;
+    check_free(home, rules, host, request)?;
+    let mut ledger = Ledger::open(home)?;
+    ledger.entries.retain(|entry| Some(&entry.id) != but);
+    if check_sums(rules, host, request, &ledger.entries).is_err() {
+        ledger.forget_the_gone(home);
+        check_sums(rules, host, request, &ledger.entries)?;
+    }
+    Ok(ledger)
+}
+
+/// What there is now.
+fn check_free(home: &Home, rules: &AdmissionRules, host: HostMemory, request: Request) -> Result<(), AdmissionError> {
+    let floor = rules.free_memory.unwrap_or_else(|| default_memory_floor(host.total));
+    let asked = request.memory.bytes();
+    if floor > 0 && host.available < floor.saturating_add(asked) {
+        return Err(AdmissionError::NoMemory {
+            asked_mib: asked / MIB,
+            available_mib: host.available / MIB,
+            floor_mib: floor / MIB,
+        });
+    }
+    check_room_by(home, rules, request.disk_bytes)
+}
+
+/// Refuses what may write `asked` bytes where the home's file system would then be below its floor.
+pub(crate) fn check_room(home: &Home, asked: u64) -> Result<(), AdmissionError> {
+    check_room_by(home, home.rules(), asked)
+}
+
+fn check_room_by(home: &Home, rules: &AdmissionRules, asked: u64) -> Result<(), AdmissionError> {
+    let root = home.root();
+    let room = rustix::fs::statvfs(root).map_err(|error| DirectoryError::new("examine", root, error))?;
+    let (size, left) = (room.f_blocks.saturating_mul(room.f_frsize), room.f_bavail.saturating_mul(room.f_frsize));
+    let floor = rules.free_disk.unwrap_or_else(|| default_disk_floor(size));
+    if floor > 0 && left < floor.saturating_add(asked) {
+        let home = root.display().to_string();
+        return Err(AdmissionError::NoDisk {
+            asked_mib: asked / MIB,
+            available_mib: left / MIB,
+            floor_mib: floor / MIB,
+            home,
+        });
+    }
+    Ok(())
+}
+
+/// What others were promised.
+fn check_sums(
+    rules: &AdmissionRules,
+    host: HostMemory,
+    request: Request,
+    others: &[Entry],
+) -> Result<(), AdmissionError> {
+    let (count, there) = (request.count, others.len());
+    if rules.sandboxes > 0 && there as u64 + u64::from(count) > u64::from(rules.sandboxes) {
+        return Err(AdmissionError::TooMany { count, there, most: rules.sandboxes });
+    }
+    let floor = rules.free_memory.unwrap_or_else(|| default_memory_floor(host.total));
+    let most = u128::from(host.total.saturating_sub(floor)) * u128::from(rules.overcommit_percent) / 100 / MIB_U128;
+    let most_mib = u64::try_from(most).unwrap_or(u64::MAX);
+    let promised_mib = others.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.mib));
+    let asked_mib = request.memory.mib().saturating_mul(u64::from(count));
+    if rules.overcommit_percent > 0 && promised_mib.saturating_add(asked_mib) > most_mib {
+        return Err(AdmissionError::Overcommitted { asked_mib, promised_mib, most_mib });
+    }
+    Ok(())
+}
+
+/// A twentieth, from 256 MiB to 2 GiB.
+fn default_memory_floor(total: u64) -> u64 {
+    (total / 20).clamp(256 * MIB, 2048 * MIB)
+}
+
+/// A twentieth, 1 GiB at most.
+fn default_disk_floor(size: u64) -> u64 {
+    (size / 20).min(1024 * MIB)
+}
+
+/// The host's memory in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostMemory {
+    /// All of it.
+    pub total: u64,
+    /// What new processes can have without swapping.
+    pub available: u64,
+}
+
+/// Reads /proc/meminfo.
+///
+/// # Errors
+/// When it cannot be read or lacks the two lines.
+pub fn host_memory() -> io::Result<HostMemory> {
+    parse(&fs::read_to_string("/proc/meminfo")?)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no MemTotal or MemAvailable in it"))
+}
+
+fn parse(meminfo: &str) -> Option<HostMemory> {
+    let bytes_of = |key: &str| {
+        let rest = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+        rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    Some(HostMemory { total: bytes_of("MemTotal:")?, available: bytes_of("MemAvailable:")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> SandboxId {
+        SandboxId::try_from(format!("sandbox{number:05}")).unwrap()
+    }
+
+    fn request(count: u32, mib: u64) -> Request {
+        Request { count, memory: MemorySize::try_from(mib * MIB).unwrap(), disk_bytes: 64 * MIB }
+    }
+
+    fn home(rules: AdmissionRules) -> (tempfile::TempDir, Home) {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::open(&directory.path().join("home")).unwrap().with_rules(rules);
+        (directory, home)
+    }
+
+    #[test]
+    fn meminfo_is_read_in_bytes() {
+        let text = "MemTotal:       24689124 kB\nMemFree:  1 kB\nMemAvailable:   23000000 kB\n";
+        assert_eq!(parse(text), Some(HostMemory { total: 24_689_124 * 1024, available: 23_000_000 * 1024 }));
+        assert_eq!(parse("MemTotal: x kB\n"), None);
+    }
+
+    #[test]
+    fn what_fits_is_admitted_and_more_than_the_host_is_not() {
+        let host = HostMemory { total: 24 << 30, available: 0 };
+        check_memory(MemorySize::try_from(MemorySize::MIN).unwrap(), host).unwrap();
+        let message = check_memory(MemorySize::try_from(MemorySize::MAX).unwrap(), host).unwrap_err().to_string();
+        assert!(message.contains("65536 MiB of memory: this host has 24576 MiB"), "{message}");
+    }
+
+    #[test]
+    fn three_hundred_idle_clones_fit_where_their_sum_does_not() {
+        let host = HostMemory { total: 24 << 30, available: 20 << 30 };
+        let others = |count: usize| (0..count).map(|n| Entry { id: id(n), mib: 256 }).collect::<Vec<_>>();
+        let check = |rules: AdmissionRules, count| check_sums(&rules, host, request(1, 256), &others(count));
+        let rules = AdmissionRules::default();
+        check(rules, 299).unwrap();
+        let message = check(rules, 400).unwrap_err().to_string();
+        assert!(message.contains("have 102400 MiB") && message.contains("SANDBOXVM_OVERCOMMIT"), "{message}");
+        let honest = AdmissionRules { overcommit_percent: 100, ..rules };
+        check(honest, 80).unwrap();
+        assert!(matches!(check(honest, 299), Err(AdmissionError::Overcommitted { .. })));
+        check(AdmissionRules { overcommit_percent: 0, ..rules }, 4000).unwrap();
+        assert!(matches!(
+            check(AdmissionRules { sandboxes: 7, ..rules }, 7),
+            Err(AdmissionError::TooMany { there: 7, .. })
+        ));
+    }
+
+    #[test]
+    fn floors_are_kept() {
+        let none = AdmissionRules { free_memory: Some(0), free_disk: Some(0), ..AdmissionRules::default() };
+        let (_dir, plain) = home(none);
+        let host = HostMemory { total: 8 << 30, available: 300 * MIB };
+        check_free(&plain, &none, host, request(1, 256)).unwrap();
+        let rules = AdmissionRules { free_memory: Some(100 * MIB), ..none };
+        let message = check_free(&plain, &rules, host, request(1, 256)).unwrap_err().to_string();
+        assert!(message.contains("has 300 MiB to give, of which 100 MiB are to stay free"), "{message}");
+        check_free(&plain, &rules, host, request(1, 128)).unwrap();
+        let rules = AdmissionRules { free_disk: Some(1 << 60), ..none };
+        let message = check_free(&plain, &rules, host, request(1, 256)).unwrap_err().to_string();
+        assert!(message.contains("64 MiB of disk") && message.contains("SANDBOXVM_MIN_FREE_DISK"), "{message}");
+    }
+
+    #[test]
+    fn of_those_who_ask_at_once_only_as_many_are_admitted_as_fit() {
+        let (_dir, home) = home(AdmissionRules {
+            sandboxes: 5,
+            free_memory: Some(0),
+            free_disk: Some(0),
+            ..AdmissionRules::default()
+        });
+        let least = MemorySize::try_from(64 * MIB).unwrap();
+        let admitted: usize = std::thread::scope(|scope| {
+            let one = |number: usize| {
+                let home = &home;
+                move || {
+                    fs::create_dir(home.staged(&id(number))).unwrap();
+                    usize::from(admit(home, &id(number), least, 0).is_ok())
+                }
+            };
+            let all: Vec<_> = (0..20).map(|number| scope.spawn(one(number))).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(admitted, 5);
+        // Room is made by those that go, whether or not anybody says so.
+        let gone = Ledger::open(&home).unwrap().entries.remove(0).id;
+        fs::remove_dir(home.staged(&gone)).unwrap();
+        fs::create_dir(home.staged(&id(77))).unwrap();
+        admit(&home, &id(77), least, 0).unwrap();
+        admit(&home, &id(77), least, 0).unwrap();
+        foresee(&home, request(1, 64)).unwrap_err();
+        assert!(matches!(admit(&home, &id(78), least, 0), Err(AdmissionError::TooMany { there: 5, .. })));
+    }
+}

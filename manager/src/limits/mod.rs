@@ -1,0 +1,7 @@
+//! What a sandbox may use, and whether the host has room for another one.
+
+pub(crate) mod admission;
+pub(crate) mod cpu_share;
+pub(crate) mod disk_room;
+pub(crate) mod kept;
+pub(crate) mod ledger;

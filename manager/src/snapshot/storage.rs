@@ -1,0 +1,58 @@
+//! What sandboxes and snapshots take on the disk.
+
+use crate::{
+    manager::Manager,
+    snapshot::lineage::{AGENT, IMAGE, TEMPLATE},
+};
+use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use std::{collections::HashSet, fs, os::unix::fs::MetadataExt, path::Path};
+
+/// Of `st_blocks` (stat(2)).
+const BLOCK: u64 = 512;
+
+impl Manager {
+    /// Bytes that these sandboxes and snapshots take on the disk together. A file that several of them have counts once;
+    /// what the home or the bundle has anyway, as base image, agent disk and template, does not count. What is gone
+    /// meanwhile takes nothing.
+    #[must_use]
+    pub fn disk_usage(&self, sandboxes: &[SandboxId], snapshots: &[SandboxName]) -> u64 {
+        let mut seen = HashSet::new();
+        let sandboxes = sandboxes.iter().map(|id| self.home.sandbox(id));
+        let snapshots = snapshots.iter().map(|name| self.home.snapshot(name));
+        sandboxes.chain(snapshots).map(|path| own_bytes(&path, &mut seen)).sum()
+    }
+}
+
+fn own_bytes(directory: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let own = entries.filter(|entry| ![TEMPLATE, IMAGE, AGENT].iter().any(|shared| entry.file_name() == *shared));
+    // Of the entry itself: a link leads elsewhere.
+    let files = own.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);
+    files.filter(|file| seen.insert((file.dev(), file.ino()))).map(|file| file.blocks() * BLOCK).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::tests::manager_with;
+
+    #[test]
+    fn a_file_of_two_counts_once_and_one_of_the_home_does_not() {
+        let (_dir, manager) = manager_with(&["abcdefgh", "hgfedcba"]);
+        let ids = ["abcdefgh", "hgfedcba"].map(|id| SandboxId::try_from(id.to_owned()).unwrap());
+        let snapshot = SandboxName::try_from("kept".to_owned()).unwrap();
+        let before = manager.disk_usage(&ids, std::slice::from_ref(&snapshot));
+        let first = manager.home.sandbox(&ids[0]);
+        fs::write(first.join("disk.0"), vec![1; 1 << 20]).unwrap();
+        let with_disk = manager.disk_usage(&ids, std::slice::from_ref(&snapshot));
+        assert!((1 << 20..2 << 20).contains(&(with_disk - before)), "{before} {with_disk}");
+        fs::create_dir(manager.home.snapshot(&snapshot)).unwrap();
+        for other in [manager.home.sandbox(&ids[1]), manager.home.snapshot(&snapshot)] {
+            fs::hard_link(first.join("disk.0"), other.join("disk.7")).unwrap();
+            fs::write(other.join(TEMPLATE), vec![1; 1 << 20]).unwrap();
+        }
+        assert_eq!(manager.disk_usage(&ids, std::slice::from_ref(&snapshot)), with_disk);
+        let gone = SandboxId::try_from("zzzzzzzz".to_owned()).unwrap();
+        assert_eq!(manager.disk_usage(&[gone], &[]), 0);
+    }
+}

@@ -1,0 +1,149 @@
+use super::*;
+use std::process::{Child, Command};
+
+/// A sandbox's directory in a home; `None` where this host has no control groups that can be written to.
+fn sandbox() -> Option<(tempfile::TempDir, Home, SandboxDirectory)> {
+    if !containment().group {
+        eprintln!("left out: no control group can be made here");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::open(&dir.path().join("home")).unwrap();
+    let directory = SandboxDirectory::create(home.root().join("sandboxes/x")).unwrap();
+    Some((dir, home, directory))
+}
+
+/// A shell in `group` with a child that left its session and closed all that it had.
+fn family_in(group: &Group) -> Child {
+    let script = format!(
+        "echo $$ >{}/cgroup.procs; setsid sh -c 'sleep 60 & sleep 60' </dev/null >/dev/null 2>&1 & sleep 60",
+        group.path().display()
+    );
+    let child = Command::new("sh").arg("-c").arg(script).spawn().unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while group.read("cgroup.procs").unwrap().lines().count() < 4 {
+        assert!(std::time::Instant::now() < deadline, "the processes do not start");
+        thread::sleep(POLL);
+    }
+    child
+}
+
+fn wait_until_empty(group: &Group) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while group.is_populated() {
+        assert!(std::time::Instant::now() < deadline, "{} does not empty", group.path().display());
+        thread::sleep(POLL);
+    }
+}
+
+#[test]
+fn a_group_ends_all_that_is_in_it_in_both_ways() {
+    let Some((_dir, home, directory)) = sandbox() else { return };
+    let group = Group::take(&home, &directory).unwrap().unwrap();
+    for kill in [Group::kill, Group::kill_one_by_one] {
+        assert!(!group.is_populated());
+        let mut child = family_in(&group);
+        assert!(group.is_populated());
+        assert!(!Group::remove(group.path()), "a group with processes stays");
+        kill(&group).unwrap();
+        wait_until_empty(&group);
+        child.wait().unwrap();
+    }
+    assert!(Group::release(&directory) && !group.path().exists());
+    assert!(Group::of(&directory).is_none());
+}
+
+#[test]
+fn a_sandbox_keeps_its_group_and_has_it_made_again_when_it_is_gone() {
+    let Some((_dir, home, directory)) = sandbox() else { return };
+    let first = Group::take(&home, &directory).unwrap().unwrap();
+    let again = Group::take(&home, &directory).unwrap().unwrap();
+    assert_eq!(first.path(), again.path());
+    assert!(Group::remove(first.path()));
+    let made = Group::take(&home, &directory).unwrap().unwrap();
+    assert!(made.path().exists());
+    assert!(Group::release(&directory));
+}
+
+/// As a reset does, and a resume from disk: the machine's VMM is ended by its group, and another is started in its place.
+#[test]
+fn a_process_lives_in_a_group_that_was_killed_before() {
+    let Some((_dir, home, directory)) = sandbox() else { return };
+    let cat = Path::new("/bin/cat");
+    for round in 0..2 {
+        let group = Group::take(&home, &directory).unwrap().unwrap();
+        let (input, end) = std::io::pipe().unwrap();
+        let spawned = crate::vmm::spawn::spawn(cat, input.into(), tempfile::tempfile().unwrap(), Some(&group)).unwrap();
+        assert!(spawned.is_in_group);
+        drop(end);
+        let (_, status) = rustix::process::waitpid(Some(spawned.pid), rustix::process::WaitOptions::empty())
+            .unwrap()
+            .expect("it has ended");
+        assert_eq!(status.exit_status(), Some(0), "round {round}: {status:?}");
+        group.kill().unwrap();
+    }
+    assert!(Group::release(&directory));
+}
+
+#[test]
+fn nothing_but_a_group_of_ours_is_ended_or_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = SandboxDirectory::create(dir.path().join("x")).unwrap();
+    let innocent = dir.path().join("innocent");
+    let looks_like_ours = dir.path().join("sandboxvm-abcdefgh");
+    for path in [&innocent, &looks_like_ours] {
+        fs::create_dir(path).unwrap();
+        rustix::fs::symlinkat(path, directory.fd(), LINK).unwrap();
+        assert!(Group::of(&directory).is_none(), "not a control group");
+        directory.unlink(LINK).unwrap();
+    }
+    rustix::fs::symlinkat(&innocent, directory.fd(), LINK).unwrap();
+    assert!(Group::release(&directory) && innocent.exists());
+}
+
+#[test]
+fn the_pool_hands_each_group_to_one_and_leaves_none() {
+    let Some((_dir, home, _)) = sandbox() else { return };
+    pool::fill(&home).unwrap();
+    let ready = fs::read_dir(home.groups()).unwrap().count();
+    assert!(ready > 0);
+    let directories: Vec<SandboxDirectory> = (0..ready + 2)
+        .map(|number| SandboxDirectory::create(home.root().join(format!("sandboxes/s{number}"))).unwrap())
+        .collect();
+    let groups: Vec<Group> = thread::scope(|scope| {
+        let takers: Vec<_> = directories
+            .iter()
+            .map(|directory| scope.spawn(|| Group::take(&home, directory).unwrap().unwrap()))
+            .collect();
+        takers.into_iter().map(|taker| taker.join().unwrap()).collect()
+    });
+    let mut paths: Vec<&Path> = groups.iter().map(Group::path).collect();
+    paths.sort();
+    paths.dedup();
+    assert_eq!(paths.len(), directories.len(), "one group for each");
+    assert_eq!(fs::read_dir(home.groups()).unwrap().count(), 0, "all were handed out");
+    pool::fill(&home).unwrap();
+    pool::fill(&home).unwrap();
+    let made: Vec<PathBuf> =
+        fs::read_dir(home.groups()).unwrap().map(|link| fs::read_link(link.unwrap().path()).unwrap()).collect();
+    assert_eq!(made.len(), ready);
+    pool::drain(&home).unwrap();
+    assert_eq!(fs::read_dir(home.groups()).unwrap().count(), 0);
+    assert!(made.iter().all(|group| !group.exists()));
+    assert!(directories.iter().all(Group::release));
+}
+
+/// Written down and never made, made and never used, and of a host that restarted since.
+#[test]
+fn what_a_killed_filler_left_goes_with_the_next() {
+    let Some((_dir, home, _)) = sandbox() else { return };
+    let half_made = making::new_path().unwrap();
+    making::make(&half_made).unwrap();
+    let never_made = making::new_path().unwrap();
+    std::os::unix::fs::symlink(&half_made, home.groups().join("new.0")).unwrap();
+    std::os::unix::fs::symlink(&never_made, home.groups().join("0123456789ab.0")).unwrap();
+    pool::fill(&home).unwrap();
+    assert!(!half_made.exists());
+    assert!(!home.groups().join("new.0").is_symlink() && !home.groups().join("0123456789ab.0").is_symlink());
+    pool::drain(&home).unwrap();
+}

@@ -1,0 +1,16 @@
+//! The VMM as a process of the host: how it is spawned, what it is sent, what it reports, and how it is ended with
+//! everything that it started.
+//!
+//! Only [`spawn`] starts a VMM, and only [`end`] ends one. Knows nothing of the guest behind it.
+
+pub(crate) mod control;
+pub(crate) mod end;
+pub(crate) mod family;
+pub(crate) mod group;
+pub(crate) mod last_words;
+pub(crate) mod launch;
+pub(crate) mod lock;
+pub(crate) mod pidfd;
+pub(crate) mod spawn;
+pub(crate) mod state;
+pub(crate) mod wire;

@@ -1,0 +1,147 @@
+//! A VMM's process: made in its control group, with nothing of this process but the three descriptors that it is given.
+//!
+//! What runs between clone and exec does so in this process's memory, while the calling thread waits (vfork(2)) and others
+//! run: it only makes system calls, and leaves its error where the caller finds it.
+
+use crate::vmm::group::Group;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use sandboxvm_spawn::{Beginning, vfork};
+use std::{
+    cell::Cell,
+    ffi::{CString, c_char, c_int, c_void},
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
+    ptr,
+};
+
+/// Of the child until its exec; little of it is used.
+const STACK: usize = 16 * 1024;
+/// Of the kernel's own signal set.
+const SIGNAL_SET: usize = size_of::<u64>();
+
+/// What the child does. Pointers are to strings that end with NUL; arrays of them end with null.
+struct Plan<'a> {
+    program: *const c_char,
+    argv: &'a [*const c_char],
+    envp: &'a [*const c_char],
+    /// Become stdin, stdout and stderr. Each is above 2, so that the copies do not close on exec.
+    streams: [RawFd; 3],
+    /// Errno of what failed.
+    failure: Cell<c_int>,
+}
+
+/// A process that was started.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) pid: Pid,
+    /// It is in the group it was meant for, and was from its beginning or before it knew anything.
+    pub(crate) is_in_group: bool,
+}
+
+/// Starts `program` without arguments or environment in `/`, with `channel` as its stdin and `log` as its stderr.
+pub(crate) fn spawn(program: &Path, channel: OwnedFd, log: File, group: Option<&Group>) -> io::Result<Spawned> {
+    let path = CString::new(program.as_os_str().as_bytes())?;
+    let null = above_streams(File::options().write(true).open("/dev/null")?.into())?;
+    let (channel, log) = (above_streams(channel)?, above_streams(log.into())?);
+    let plan = Plan {
+        program: path.as_ptr(),
+        argv: &[path.as_ptr(), ptr::null()],
+        envp: &[ptr::null()],
+        streams: [channel.as_raw_fd(), null.as_raw_fd(), log.as_raw_fd()],
+        failure: Cell::new(0),
+    };
+    match clone(&plan, group) {
+        Ok(pid) => match plan.failure.get() {
+            0 => Ok(Spawned { pid, is_in_group: group.is_some() }),
+            errno => {
+                let _ = waitpid(Some(pid), WaitOptions::empty());
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        },
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => Err(error),
+        // Before Linux 5.7; a container that filters clone3(2); a group that does not take processes any more.
+        Err(_) => spawn_and_move(program, channel, log.into(), group),
+    }
+}
+
+/// By the standard library. Moved into its group while nothing was handed to it yet.
+fn spawn_and_move(program: &Path, channel: OwnedFd, log: File, group: Option<&Group>) -> io::Result<Spawned> {
+    let mut command = Command::new(program);
+    command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
+    let pid = Pid::from_child(&command.spawn()?);
+    Ok(Spawned { pid, is_in_group: group.is_some_and(|group| group.admit(pid).is_ok()) })
+}
+
+/// A program may have been started without standard streams.
+fn above_streams(fd: OwnedFd) -> io::Result<OwnedFd> {
+    // A copy gets a number above 2.
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { fd.try_clone() }
+}
+
+fn clone(plan: &Plan<'_>, group: Option<&Group>) -> io::Result<Pid> {
+    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    let beginning = Beginning { cgroup: group.map(Group::fd), clear_handlers: true };
+    let (all, mut before) = (u64::MAX, 0u64);
+    // SAFETY: reads one signal set of the size given and writes another.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, SIGNAL_SET);
+    }
+    let argument = (&raw const *plan).cast_mut().cast();
+    // SAFETY: all signals are blocked in this thread, and so in the child, whose handlers are cleared. `run` only makes
+    // system calls and writes to `plan.failure`, a Cell of this thread's, which is suspended meanwhile.
+    let pid = unsafe { vfork(run, argument, &mut stack, beginning) };
+    // SAFETY: reads one signal set of the size given.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const before,
+            ptr::null_mut::<u64>(),
+            SIGNAL_SET,
+        );
+    }
+    Ok(pid?)
+}
+
+/// In the child. Returns, with an exit code, only when something failed.
+extern "C" fn run(plan: *mut c_void) -> c_int {
+    // SAFETY: `clone` passes a pointer to a `Plan` that outlives the child's use of it.
+    let plan = unsafe { &*plan.cast::<Plan<'_>>() };
+    if is_prepared(plan) {
+        // SAFETY: strings and arrays as `Plan` says, which outlive the call.
+        unsafe { libc::execve(plan.program, plan.argv.as_ptr(), plan.envp.as_ptr()) };
+    }
+    plan.failure.set(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
+    127
+}
+
+fn is_prepared(plan: &Plan<'_>) -> bool {
+    for (target, source) in (0..).zip(plan.streams) {
+        // SAFETY: the descriptors are the child's own since the clone; this process's table is another.
+        if unsafe { libc::dup2(source, target) } < 0 {
+            return false;
+        }
+    }
+    let none = 0u64;
+    // SAFETY: a NUL-terminated literal.
+    (unsafe { libc::chdir(c"/".as_ptr()) }) == 0
+        // Ignored by every program whose runtime is Rust's.
+        // SAFETY: SIG_DFL is a valid disposition; the table is the child's own.
+        && (unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) }) != libc::SIG_ERR
+        // SAFETY: reads one signal set of the size given.
+        && (unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw const none,
+                ptr::null_mut::<u64>(),
+                SIGNAL_SET,
+            )
+        }) == 0
+}
