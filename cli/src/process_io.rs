@@ -9,7 +9,7 @@ use crate::{
     terminal::{self, RawMode},
 };
 use rustix::io::Errno;
-use sandboxvm_manager::{AgentError, Exec, Output, OutputStream, ProcessControl, Sandbox, StdinSink, exit_code};
+use sandboxvm_manager::{AgentError, Exec, Output, OutputStream, ProcessControl, Sandbox, StdinSink};
 use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, SignalNumber, process::AttachRequest};
 use std::time::Duration;
 use tokio::{
@@ -98,7 +98,7 @@ pub(crate) async fn run(
                 let name = record.name.as_ref().map_or_else(|| record.id.to_string(), ToString::to_string);
                 Failure::new(format_args!("sandbox {name} {how}")).report();
             }
-            Ok(exit_code(status))
+            Ok(status.shell_code())
         }
         End::GivenUp(code) => Ok(code),
         End::RunsOn => Err(Failure::new("the process's output ended without its exit status")),
@@ -117,7 +117,7 @@ pub(crate) async fn attach(
         (number, _) = signals.next() => return Ok(Outcome::Left(128 + number.get())),
     };
     Ok(match attend(sandbox, exec, attendance, signals, || ()).await? {
-        End::Exited(status) => Outcome::Ended(exit_code(status)),
+        End::Exited(status) => Outcome::Ended(status.shell_code()),
         End::RunsOn => Outcome::Ended(0),
         End::GivenUp(code) => Outcome::Left(code),
     })

@@ -20,11 +20,13 @@
 pub mod audit;
 mod clock;
 mod create;
+mod discard;
 mod guest;
 mod home;
 mod hostile_text;
 mod lifecycle;
 mod limits;
+mod listing;
 mod manager;
 mod record;
 mod sandbox;
@@ -33,9 +35,13 @@ mod supervision;
 mod vmm;
 
 pub use create::pool::{Pool, PoolRequest};
-pub use create::spec::{CreateError, SandboxSpec, StartFrom};
-pub use create::started::{StartError, StartedSandbox};
-pub use guest::agent::{AgentError, exit_code};
+pub use create::{
+    error::CreateError,
+    spec::{SandboxSpec, StartFrom},
+};
+pub use create::{error::StartError, started::StartedSandbox};
+pub use guest::agent::AgentError;
+pub use guest::error::ExecError;
 pub use guest::exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
 pub use guest::files::{
     CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
@@ -52,17 +58,20 @@ pub use home::directory::DirectoryError;
 pub use home::host::{HostError, HostIdentity};
 pub use home::layout::{Home, HomeError};
 pub use home::names::NameError;
+pub use home::rules::AdmissionRules;
 pub use hostile_text::{is_printable, one_line, printable};
 pub use lifecycle::fork::{ForkError, Forked};
 pub use lifecycle::remove::RemoveError;
 pub use lifecycle::reset::{ResetDone, ResetError};
 pub use lifecycle::sweep::{SweepFailure, Swept};
 pub use lifecycle::usage::Usage;
-pub use limits::admission::{AdmissionError, AdmissionRules, HostMemory, host_memory};
+pub use limits::admission::{AdmissionError, HostMemory, host_memory};
 pub use limits::kept::{CpuShare, CpuShareError, Limits, WantedLimits};
-pub use manager::{FindError, Manager, SandboxSummary, Unreadable};
+pub use limits::lifetime::{AtEnd, IdleRule, TimeToLive, WhenIdle};
+pub use listing::{SandboxSummary, Unreadable};
+pub use manager::{FindError, Manager};
 pub use record::{FileRecord, RecordError, SandboxRecord};
-pub use sandbox::{ExecError, Log, Sandbox};
+pub use sandbox::{Log, Sandbox};
 pub use snapshot::change::Change;
 pub use snapshot::flatten::FlattenError;
 pub use snapshot::lineage::{Contents, LineageError};
@@ -76,13 +85,12 @@ pub use snapshot::{
 pub use supervision::{
     SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
     publish::{HostEnd, Publish, PublishError, PublishedPort},
-    rules::{AtEnd, IdleRule, TimeToLive, WhenIdle},
     status::SupervisionStatus,
 };
 pub use vmm::control::ControlError;
+pub use vmm::descriptors::LaunchError;
 pub use vmm::end::EndError;
 pub use vmm::group::{Containment, containment};
 pub use vmm::last_words::LastWords;
-pub use vmm::launch::LaunchError;
 pub use vmm::state::State;
 pub use vmm::wire::WireError;

@@ -1,19 +1,16 @@
-//! The sandboxes of one home: finding and listing them. Making and removing them is in `create` and `remove`.
+//! The sandboxes of one home, found by ID, name or prefix. Every other module adds its methods to [`Manager`].
 
 use crate::{
     home::{
         directory::{DirectoryError, SandboxDirectory},
         layout::{Home, HomeError},
         names,
+        rules::AdmissionRules,
     },
-    limits::admission::AdmissionRules,
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
-    supervision::status::SupervisionStatus,
-    vmm::state::State,
 };
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
-use serde::Serialize;
 use std::{fs, path::Path};
 
 /// Shortest ID prefix that is looked up.
@@ -41,28 +38,6 @@ pub enum FindError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-}
-
-/// A sandbox whose files say no more what it is: it may run, and can be removed by its ID.
-#[derive(Debug)]
-pub struct Unreadable {
-    /// Its ID.
-    pub id: SandboxId,
-    /// What is wrong with it.
-    pub error: FindError,
-}
-
-/// One row of `ls`.
-#[derive(Debug, Clone, Serialize)]
-pub struct SandboxSummary {
-    /// What it was made as.
-    #[serde(flatten)]
-    pub record: SandboxRecord,
-    /// What it does.
-    #[serde(flatten)]
-    pub state: State,
-    /// What is kept up for it.
-    pub supervision: Option<SupervisionStatus>,
 }
 
 /// The sandboxes of one home.
@@ -128,38 +103,6 @@ impl Manager {
         }
     }
 
-    /// All sandboxes, oldest first, with what they do. Those that cannot be read are in [`Self::list_with_unreadable`].
-    ///
-    /// # Errors
-    /// When the home cannot be listed.
-    pub fn list(&self) -> Result<Vec<SandboxSummary>, DirectoryError> {
-        Ok(self.list_with_unreadable()?.0)
-    }
-
-    /// The same, and those that cannot be read.
-    ///
-    /// # Errors
-    /// When the home cannot be listed.
-    pub fn list_with_unreadable(&self) -> Result<(Vec<SandboxSummary>, Vec<Unreadable>), DirectoryError> {
-        let (mut summaries, mut unreadable) = (Vec::new(), Vec::new());
-        for id in self.ids()? {
-            match self.summary(&id) {
-                Ok(summary) => summaries.extend(summary),
-                Err(error) => unreadable.push(Unreadable { id, error }),
-            }
-        }
-        summaries.sort_by(|a, b| (a.record.created_at, &a.record.id).cmp(&(b.record.created_at, &b.record.id)));
-        unreadable.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok((summaries, unreadable))
-    }
-
-    /// `None` when there is none with this ID.
-    fn summary(&self, id: &SandboxId) -> Result<Option<SandboxSummary>, FindError> {
-        let Some(sandbox) = self.open_sandbox(id)? else { return Ok(None) };
-        let supervision = sandbox.supervision().ok().flatten();
-        Ok(Some(SandboxSummary { state: sandbox.state()?, supervision, record: sandbox.record }))
-    }
-
     pub(crate) fn ids(&self) -> Result<Vec<SandboxId>, DirectoryError> {
         let path = self.home.sandboxes();
         let entries = fs::read_dir(&path).map_err(|e| DirectoryError::new("list", &path, e))?;
@@ -167,7 +110,7 @@ impl Manager {
     }
 
     /// `None` when there is none with this ID.
-    fn open_sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, FindError> {
+    pub(crate) fn open_sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, FindError> {
         let directory = match SandboxDirectory::open(self.home.sandbox(id)) {
             Ok(directory) => directory,
             Err(error) if error.is_not_found() => return Ok(None),
@@ -210,13 +153,5 @@ pub(crate) mod tests {
         for unknown in ["zzz", "", "yyyyyyyy", "../../etc", "a\nb", "-"] {
             assert!(matches!(manager.find(unknown), Err(FindError::Unknown(_))), "{unknown:?}");
         }
-    }
-
-    #[test]
-    fn the_list_is_in_order_and_leaves_out_what_cannot_be_read() {
-        let (_dir, manager) = manager_with(&["bbbbbbbb", "aaaaaaaa"]);
-        fs::create_dir(manager.home.sandboxes().join("cccccccc")).unwrap();
-        let ids: Vec<String> = manager.list().unwrap().iter().map(|s| s.record.id.to_string()).collect();
-        assert_eq!(ids, ["aaaaaaaa", "bbbbbbbb"]);
     }
 }

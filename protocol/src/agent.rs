@@ -395,6 +395,18 @@ pub enum ExitStatus {
     TimedOut,
 }
 
+impl ExitStatus {
+    /// The exit code that a shell reports for this: the process's own code, 128 plus the signal, or 124 after a timeout.
+    #[must_use]
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal.get(),
+            Self::TimedOut => 124,
+        }
+    }
+}
+
 /// What makes one restored machine differ from the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestIdentity {

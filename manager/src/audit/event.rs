@@ -2,10 +2,8 @@
 
 use crate::{
     audit::mask::Mask,
-    create::spec::StartFrom,
-    guest::agent::exit_code,
+    limits::lifetime::{AtEnd, WhenIdle},
     record::SandboxRecord,
-    supervision::rules::{AtEnd, WhenIdle},
 };
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation, limits::LimitsHit},
@@ -228,16 +226,6 @@ pub enum Event {
     },
 }
 
-impl From<&StartFrom> for Origin {
-    fn from(start: &StartFrom) -> Self {
-        match start {
-            StartFrom::Boot => Self::Boot,
-            StartFrom::Ready => Self::Ready,
-            StartFrom::Snapshot(name) | StartFrom::SnapshotDisk(name) => Self::Snapshot(name.clone()),
-        }
-    }
-}
-
 impl Event {
     /// Work on files; nothing for a mere look.
     pub(crate) fn files(operation: &FileOperation, user: Option<&CText>) -> Option<Self> {
@@ -303,7 +291,7 @@ impl Event {
     pub(crate) fn ended(pid: u32, status: ExitStatus) -> Self {
         let signal = if let ExitStatus::Signal(signal) = status { Some(SignalNumber::get(signal)) } else { None };
         let timed_out = status == ExitStatus::TimedOut;
-        Self::Ended { pid, exit_code: exit_code(status), signal, timed_out }
+        Self::Ended { pid, exit_code: status.shell_code(), signal, timed_out }
     }
 }
 

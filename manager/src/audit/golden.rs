@@ -5,7 +5,7 @@ use super::{
     chain::{self, Actor, GENESIS, Line},
     event::{Event, FileAct, Origin},
 };
-use crate::supervision::rules::{AtEnd, WhenIdle};
+use crate::limits::lifetime::{AtEnd, WhenIdle};
 use sandboxvm_protocol::{
     identity::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},

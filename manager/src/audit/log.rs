@@ -15,7 +15,6 @@ use crate::{
         event::Event,
     },
     home::{layout::Home, private},
-    manager::Manager,
 };
 use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock},
@@ -24,8 +23,6 @@ use rustix::{
 use sandboxvm_protocol::identity::SandboxId;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
-    ffi::OsStr,
     fs::{self, File},
     io::{self, BufReader, Read, Write},
     os::unix::fs::{FileExt, MetadataExt},
@@ -34,8 +31,8 @@ use std::{
 };
 
 const MAX_HEAD: u64 = 4096;
-const EXTENSION: &str = "jsonl";
-const HEAD: &str = "head";
+pub(crate) const EXTENSION: &str = "jsonl";
+pub(crate) const HEAD: &str = "head";
 /// How long the log of a sandbox that is gone stays, unless a caller says otherwise.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -90,58 +87,6 @@ pub struct Trail {
 struct StoredHead {
     seq: u64,
     hash: String,
-}
-
-impl Manager {
-    /// The audit log of a sandbox that is there or was.
-    #[must_use]
-    pub fn trail(&self, sandbox: &SandboxId) -> Trail {
-        Trail::of(&self.home, sandbox)
-    }
-
-    /// All audit logs, those of sandboxes that are gone too, by ID.
-    ///
-    /// # Errors
-    /// When the home cannot be read.
-    pub fn trails(&self) -> Result<Vec<Trail>, AuditError> {
-        let path = self.home.audit();
-        let list = |source| AuditError::Io { what: "list", path: path.clone(), source };
-        let mut sandboxes = BTreeSet::new();
-        for entry in fs::read_dir(&path).map_err(list)? {
-            let name = PathBuf::from(entry.map_err(list)?.file_name());
-            // Of a log that was removed the head may be left.
-            if name.extension().is_some_and(|extension| extension == EXTENSION || extension == HEAD)
-                && let Some(stem) = name.file_stem().and_then(OsStr::to_str)
-                && let Ok(id) = SandboxId::try_from(stem.to_owned())
-            {
-                sandboxes.insert(id);
-            }
-        }
-        Ok(sandboxes.iter().map(|id| Trail::of(&self.home, id)).collect())
-    }
-
-    /// Removes the logs of sandboxes that are gone and that were not written to for `kept_for`. Returns how many.
-    ///
-    /// # Errors
-    /// When the home cannot be read, or a log cannot be removed.
-    pub fn prune_audit(&self, kept_for: Duration) -> Result<usize, AuditError> {
-        self.prune_trails(kept_for, false)
-    }
-
-    /// The same; with `only_say` they stay.
-    pub(crate) fn prune_trails(&self, kept_for: Duration, only_say: bool) -> Result<usize, AuditError> {
-        let mut pruned = 0;
-        for trail in self.trails()? {
-            let is_old = trail.age().is_some_and(|age| age > kept_for);
-            if is_old && !self.home.sandbox(&trail.sandbox).exists() {
-                if !only_say {
-                    trail.remove().map_err(trail.fail("remove"))?;
-                }
-                pruned += 1;
-            }
-        }
-        Ok(pruned)
-    }
 }
 
 impl Trail {
@@ -342,11 +287,11 @@ impl Trail {
     }
 
     /// How long ago it was last written to, if it is there.
-    fn age(&self) -> Option<Duration> {
+    pub(super) fn age(&self) -> Option<Duration> {
         fs::metadata(&self.path).ok()?.modified().ok()?.elapsed().ok()
     }
 
-    fn remove(&self) -> io::Result<()> {
+    pub(super) fn remove(&self) -> io::Result<()> {
         for path in [self.path.clone(), self.head_path()] {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

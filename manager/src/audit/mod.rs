@@ -12,6 +12,7 @@ mod golden;
 pub(crate) mod log;
 mod mask;
 mod reading;
+mod trails;
 
 pub use chain::{Actor, Line, Verified, Violation};
 pub use event::{Event, FileAct, Origin};

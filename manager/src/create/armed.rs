@@ -4,10 +4,12 @@
 use crate::{
     audit::Event,
     create::{
+        basis::new_record,
+        error::CreateError,
         from_snapshot::{NamedBasis, merged},
         machine::{Prepared, Restored},
         ready_snapshot,
-        spec::{CreateError, SandboxSpec, StartFrom, check_env, new_record},
+        spec::{SandboxSpec, StartFrom, check_env},
         staged::Staged,
         started::StartedSandbox,
     },

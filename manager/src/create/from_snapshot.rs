@@ -3,13 +3,14 @@
 
 use crate::{
     create::{
+        error::CreateError,
         machine::{Disks, Restored},
-        spec::{CreateError, SandboxSpec},
-        staged::new_id,
+        spec::SandboxSpec,
     },
     home::{
         content::{self, Content},
         host::HostIdentity,
+        ids::new_id,
         layout::Home,
     },
     limits::kept::Limits,

@@ -4,8 +4,9 @@
 
 use crate::{
     create::{
+        basis::Basis,
+        error::CreateError,
         parts::{MachineFiles, Parts, SourceFiles},
-        spec::{Basis, CreateError},
         staged::Staged,
         started::StartedSandbox,
     },
@@ -181,5 +182,12 @@ impl RestoredFiles {
             tie_to_launcher,
             start,
         }
+    }
+}
+
+impl Basis {
+    pub(crate) fn restored_from<'a>(&'a self, snapshot: &'a StoredSnapshot, host: &'a HostIdentity) -> Restored<'a> {
+        let disks = Disks { agent: &self.open.agent, image: &self.open.image };
+        Restored { snapshot, host, contents: &self.contents, disks }
     }
 }

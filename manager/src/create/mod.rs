@@ -2,6 +2,8 @@
 //! restores a snapshot, and waits for its agent. A failure, or a caller that stops waiting, leaves nothing behind.
 
 pub(crate) mod armed;
+pub(crate) mod basis;
+pub(crate) mod error;
 pub(crate) mod from_snapshot;
 pub(crate) mod machine;
 pub(crate) mod parts;
@@ -9,5 +11,6 @@ pub(crate) mod pool;
 pub(crate) mod ready_snapshot;
 pub(crate) mod spec;
 pub(crate) mod staged;
+mod start;
 pub(crate) mod started;
 pub(crate) mod warm_up;

@@ -8,9 +8,10 @@ use crate::{
     limits::cpu_share,
     record::SandboxRecord,
     vmm::{
+        descriptors::{LaunchError, LaunchFiles},
         family,
         group::{self, Group},
-        launch::{LaunchError, LaunchFiles, VmmProcess},
+        launch::VmmProcess,
         lock,
     },
 };
@@ -112,7 +113,14 @@ impl Parts {
             }
             family::write_down(directory, vmm.pid, false)?;
         }
-        cpu_share::hold(directory, record, vmm.pid, has_share && vmm.is_in_group)?;
+        cpu_share::hold(
+            directory,
+            &record.id,
+            record.memory_bytes,
+            record.limits.cpu_share,
+            vmm.pid,
+            has_share && vmm.is_in_group,
+        )?;
         Ok(vmm)
     }
 

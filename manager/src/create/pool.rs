@@ -12,7 +12,8 @@
 use crate::{
     create::{
         armed::ArmedMachine,
-        spec::{CreateError, SandboxSpec, StartFrom},
+        error::CreateError,
+        spec::{SandboxSpec, StartFrom},
         started::StartedSandbox,
     },
     manager::Manager,

@@ -7,8 +7,10 @@
 
 use crate::{
     create::{
+        basis::{Basis, new_record},
+        error::CreateError,
         machine::{Visibility, boot},
-        spec::{Basis, CreateError, SandboxSpec, new_record},
+        spec::SandboxSpec,
         staged::Staged,
         warm_up,
     },

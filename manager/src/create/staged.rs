@@ -1,29 +1,23 @@
 //! A sandbox being made: its directory in `staging/`, where nobody looks, until it is whole and moved into sight.
 
 use crate::{
+    audit::Trail,
     create::parts::Parts,
-    guest::identity::fill_random,
+    discard,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         layout::Home,
         names::{self, NameError},
         private,
+        staging::new_staged,
     },
-    lifecycle::{remove, sweep},
     limits::admission::{self, AdmissionError},
     record::SandboxRecord,
     sandbox::Sandbox,
-    vmm::launch::{LaunchError, VmmProcess},
+    vmm::{descriptors::LaunchError, launch::VmmProcess},
 };
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
-use std::{io, path::Path, time::SystemTime};
-
-/// An ID that nothing has.
-pub(crate) fn new_id() -> io::Result<SandboxId> {
-    let mut entropy = [0; 10];
-    fill_random(&mut entropy)?;
-    Ok(SandboxId::from_entropy(entropy))
-}
+use sandboxvm_protocol::identity::SandboxName;
+use std::{path::Path, time::SystemTime};
 
 /// A sandbox that nobody can see yet; dropping it takes everything back.
 #[derive(Debug)]
@@ -36,7 +30,7 @@ pub(crate) struct Staged {
 impl Staged {
     /// Makes the directory and takes the name.
     pub(crate) fn begin(home: &Home, record: SandboxRecord) -> Result<Self, NameError> {
-        let directory = sweep::new_staged(home, &record.id)?;
+        let directory = new_staged(home, &record.id)?;
         let staged = Self { home: home.clone(), directory: Some(directory), record };
         if let Some(name) = &staged.record.name {
             names::claim(home, name, &staged.record.id)?;
@@ -51,7 +45,8 @@ impl Staged {
     /// See [`crate::limits::admission`]. One that is refused is to be dropped.
     pub(crate) fn admit(&self) -> Result<(), AdmissionError> {
         let SandboxRecord { id, memory_bytes, disk_bytes, .. } = &self.record;
-        admission::admit(&self.home, id, *memory_bytes, *disk_bytes)
+        let admitted = admission::admit(&self.home, id, *memory_bytes, *disk_bytes);
+        admitted.inspect_err(|error| Trail::of(&self.home, id).note_refusal(*memory_bytes, *disk_bytes, error))
     }
 
     pub(crate) fn record(&self) -> &SandboxRecord {
@@ -103,7 +98,7 @@ impl Drop for Staged {
     fn drop(&mut self) {
         if let Some(directory) = self.directory.take() {
             // The caller has a better error to report; a sweep takes what stays.
-            let _ = remove::discard(&self.home, directory, &self.record.id, self.record.name.as_ref());
+            let _ = discard::discard(&self.home, directory, &self.record.id, self.record.name.as_ref());
         }
     }
 }

@@ -1,20 +1,22 @@
 //! A sandbox whose VMM this process started: waiting for it to boot, letting it go, or ending it with everything it has.
 
 use crate::{
+    create::error::StartError,
     create::{
+        error::CreateError,
         parts::{MachineFiles, Parts},
-        spec::CreateError,
     },
+    discard,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         host,
     },
-    lifecycle::remove,
     sandbox::Sandbox,
     vmm::{
         control::{ControlClient, ControlError},
+        descriptors::LaunchError,
         last_words::LastWords,
-        launch::{LaunchError, VmmProcess},
+        launch::VmmProcess,
         state::{self, State},
     },
 };
@@ -27,23 +29,6 @@ use tokio::time::timeout;
 
 /// How long a VMM that reported its end may take to exit before its logs are read.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
-
-/// Why a machine did not come up.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// It ended, and said why.
-    #[error("the sandbox ended while it booted: {0}")]
-    Ended(ExitReason),
-    /// Its VMM ended without a word.
-    #[error("the VMM ended while the sandbox booted ({0})")]
-    Vanished(String),
-    /// It goes on from a snapshot, and its agent does not answer.
-    #[error("the sandbox was restored, and its agent does not answer within {} s", .0.as_secs())]
-    Silent(Duration),
-    /// It took too long.
-    #[error("the sandbox did not boot within {} s; the host may be overloaded", .0.as_secs())]
-    TimedOut(Duration),
-}
 
 /// A sandbox and the VMM this process started for it. Dropping it ends the machine and removes
 /// the sandbox, unless [`Self::detach`] or [`Self::finish`] was called.
@@ -155,7 +140,7 @@ impl StartedSandbox {
         let mut vmm = self.vmm.take();
         // While the kernel takes the VM down, which removing it waits for.
         let directory = sandbox.directory.path().to_owned();
-        let removed = tokio::task::spawn_blocking(move || discard(sandbox)).await;
+        let removed = tokio::task::spawn_blocking(move || give_up(sandbox)).await;
         if let Some(vmm) = &mut vmm {
             vmm.wait().await;
         }
@@ -222,12 +207,12 @@ impl Drop for StartedSandbox {
         self.begin_end();
         if let Some(sandbox) = self.sandbox.take() {
             // Nobody is left to tell; a sweep takes what stays.
-            let _ = discard(sandbox);
+            let _ = give_up(sandbox);
         }
     }
 }
 
-fn discard(sandbox: Sandbox) -> Result<(), DirectoryError> {
+fn give_up(sandbox: Sandbox) -> Result<(), DirectoryError> {
     let Sandbox { home, directory, record } = sandbox;
-    remove::discard(&home, directory, &record.id, record.name.as_ref())
+    discard::discard(&home, directory, &record.id, record.name.as_ref())
 }

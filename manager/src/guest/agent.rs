@@ -10,13 +10,11 @@ use crate::{
     home::directory::{DirectoryError, SandboxDirectory, VSOCK_SOCKET},
     hostile_text::printable,
     limits::kept::Unkept,
+    record::SandboxRecord,
     vmm::wire::{self, FrameReader, WireError},
 };
 use sandboxvm_protocol::{
-    agent::{
-        AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, SINCE_LIMITS,
-        WIRE,
-    },
+    agent::{AgentMessage, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, SINCE_LIMITS, WIRE},
     frame::Message,
 };
 use std::{io, time::Duration};
@@ -101,6 +99,8 @@ impl AgentError {
 pub(crate) struct AgentConnection {
     pub(crate) reader: FrameReader<OwnedReadHalf>,
     pub(crate) writer: OwnedWriteHalf,
+    /// Keeps the idle rule from pausing the sandbox while the connection is open.
+    pub(crate) in_use: Option<InUse>,
 }
 
 impl AgentConnection {
@@ -119,9 +119,11 @@ impl AgentConnection {
         Ok((connection, first))
     }
 
-    /// Tells the machine who it is.
-    pub(crate) async fn tell(directory: &SandboxDirectory, identity: &Identity) -> Result<(), AgentError> {
-        Self::open(directory, Some(identity), None).await.map(drop)
+    /// Tells the machine who it is, unless it was told since it was restored. Returns when the agent has answered.
+    pub(crate) async fn settle(directory: &SandboxDirectory, record: &SandboxRecord) -> Result<(), AgentError> {
+        let Some(identity) = identity::due(directory, record) else { return Ok(()) };
+        Self::open(directory, Some(&identity), None).await?;
+        Ok(identity::is_set(directory)?)
     }
 
     /// Connects, agrees on the version and has `identity` and its limits put in force; `request` is on its way by then. An
@@ -164,7 +166,7 @@ impl AgentConnection {
         };
         let handshake = Self::handshake(directory, identity, limits, request);
         let mut connection = bounded(directory, Step::Handshake, handshake).await??;
-        connection.reader.keep_in_use(in_use);
+        connection.in_use = in_use;
         Ok(connection)
     }
 
@@ -200,7 +202,7 @@ impl AgentConnection {
         if limits.is_some() && answer(&mut reader).await? != AgentMessage::LimitsSet {
             return Err(WireError::Unexpected("answer to its limits").into());
         }
-        Ok(Self { reader, writer })
+        Ok(Self { reader, writer, in_use: None })
     }
 
     pub(crate) async fn send(writer: &mut OwnedWriteHalf, message: &HostMessage) -> Result<(), WireError> {
@@ -234,16 +236,6 @@ pub(crate) fn refused(kind: FailureKind, message: &str) -> AgentError {
     AgentError::Refused { kind, message: printable(message).replace('\n', "\\n") }
 }
 
-/// The shell's exit code for `status`: its own, 128 + signal, 124.
-#[must_use]
-pub fn exit_code(status: ExitStatus) -> u8 {
-    match status {
-        ExitStatus::Code(code) => code,
-        ExitStatus::Signal(signal) => 128 + signal.get(),
-        ExitStatus::TimedOut => 124,
-    }
-}
-
 /// `CONNECT <port>\n`, answered by `OK <host port>\n`; without an answer nobody listens.
 async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError> {
     let mut stream = loop {
@@ -272,10 +264,7 @@ async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        limits::kept::unkept,
-        record::{SandboxRecord, tests::example},
-    };
+    use crate::{limits::kept::unkept, record::tests::example};
     use sandboxvm_protocol::frame::{FrameDecoder, Wire};
     use tokio::net::UnixListener;
 

@@ -5,6 +5,7 @@
 
 use crate::{
     audit::{Event, Trail},
+    guest::in_use::InUse,
     guest::{
         agent::{AgentConnection, AgentError, refused},
         identity::Identity,
@@ -100,6 +101,7 @@ impl Exec {
             stdin: StdinSink { writer: Arc::clone(&writer), credit: Arc::clone(&credit) },
             output: OutputStream {
                 reader: connection.reader,
+                _in_use: connection.in_use,
                 credit,
                 view,
                 ended: false,
@@ -148,6 +150,7 @@ impl StdinSink {
 #[derive(Debug)]
 pub struct OutputStream {
     reader: FrameReader<OwnedReadHalf>,
+    _in_use: Option<InUse>,
     credit: Arc<Credit>,
     view: View,
     ended: bool,
@@ -297,7 +300,8 @@ mod tests {
         let trail = Trail::of(&Home::open(root.path()).unwrap(), &"abcdefgh".to_owned().try_into().unwrap());
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let (reader, writer) = ours.into_split();
-        let connection = AgentConnection { reader: FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE), writer };
+        let connection =
+            AgentConnection { reader: FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE), writer, in_use: None };
         let mut exec = Exec::on(connection, 301, Credit::new(STDIN_WINDOW), View::Attend);
         exec.log_end(trail.clone());
         let mut bytes = Vec::new();

@@ -6,8 +6,10 @@
 //! harmless.
 
 use crate::{
-    guest::agent::{AgentConnection, AgentError},
-    home::directory::{DirectoryError, SandboxDirectory},
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        ids::fill_random,
+    },
     limits::kept::Limits,
     record::SandboxRecord,
 };
@@ -60,14 +62,6 @@ impl Identity {
     }
 }
 
-/// Up to 256 bytes from the kernel's RNG.
-pub(crate) fn fill_random(buffer: &mut [u8]) -> io::Result<()> {
-    let len = buffer.len();
-    let got = rustix::rand::getrandom(buffer, rustix::rand::GetRandomFlags::empty())?;
-    // Up to 256 bytes come whole once the RNG is initialised (getrandom(2)).
-    if got == len { Ok(()) } else { Err(io::Error::other(format!("only {got} of {len} random bytes"))) }
-}
-
 /// Says that the machine of `directory` is to be told who it is.
 pub(crate) fn make_due(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     if directory.has(DUE) { Ok(()) } else { directory.create_file(DUE).map(drop) }
@@ -81,13 +75,6 @@ pub(crate) fn due(directory: &SandboxDirectory, record: &SandboxRecord) -> Optio
 /// It was told.
 pub(crate) fn is_set(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     directory.unlink(DUE)
-}
-
-/// Tells the machine, if it was not told yet. Returns when it has answered.
-pub(crate) async fn settle(directory: &SandboxDirectory, record: &SandboxRecord) -> Result<(), AgentError> {
-    let Some(identity) = due(directory, record) else { return Ok(()) };
-    AgentConnection::tell(directory, &identity).await?;
-    Ok(is_set(directory)?)
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ fn had_expired(trail: &Trail) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{home::layout::Home, supervision::rules::AtEnd};
+    use crate::{home::layout::Home, limits::lifetime::AtEnd};
     use sandboxvm_protocol::identity::SandboxId;
 
     fn sandbox() -> (tempfile::TempDir, SandboxDirectory, Trail) {

@@ -4,9 +4,10 @@
 use crate::{
     guest::{
         agent::{AgentConnection, AgentError},
+        error::ExecError,
         in_use::InUse,
     },
-    sandbox::{ExecError, Sandbox},
+    sandbox::Sandbox,
     vmm::wire::WireError,
 };
 use sandboxvm_protocol::agent::{
@@ -54,8 +55,8 @@ impl PortStream {
         if *answer != AgentMessage::Connected {
             return Err(WireError::Unexpected("answer to a request for a port").into());
         }
-        let AgentConnection { reader, writer } = connection;
-        let (reader, first, in_use) = reader.into_parts();
+        let AgentConnection { reader, writer, in_use } = connection;
+        let (reader, first) = reader.into_parts();
         let stream = reader.reunite(writer).map_err(|error| WireError::Io(io::Error::other(error)))?;
         Ok(Self { stream, first, _in_use: in_use })
     }

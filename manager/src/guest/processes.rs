@@ -7,12 +7,13 @@
 use crate::{
     audit::Event,
     guest::{
-        agent::{self, AgentConnection, AgentError, exit_code},
+        agent::{self, AgentConnection, AgentError},
+        error::ExecError,
         exec::{Exec, Output},
         identity::Identity,
     },
     home::directory::SandboxDirectory,
-    sandbox::{ExecError, Sandbox},
+    sandbox::Sandbox,
     vmm::wire::WireError,
 };
 use sandboxvm_protocol::agent::{
@@ -68,7 +69,7 @@ impl From<ProcessInfo> for ProcessSummary {
             argv: info.argv.into_iter().map(|text| text.0).collect(),
             argv_is_cut: info.argv_is_cut,
             state: if end.is_some() { "ended" } else { "running" },
-            exit_code: end.map(exit_code),
+            exit_code: end.map(ExitStatus::shell_code),
             signal: if let Some(ExitStatus::Signal(signal)) = end { Some(signal.get()) } else { None },
             timed_out: end == Some(ExitStatus::TimedOut),
             ended_ago_ms,

@@ -16,7 +16,7 @@
 //! ```
 //! All directories are 0700: whoever may enter the home owns every guest in it.
 
-use crate::limits::admission::AdmissionRules;
+use crate::home::rules::AdmissionRules;
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,

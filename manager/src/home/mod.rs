@@ -5,7 +5,11 @@
 pub(crate) mod content;
 pub(crate) mod directory;
 pub(crate) mod host;
+pub(crate) mod ids;
 pub(crate) mod layout;
 pub(crate) mod links;
 pub(crate) mod names;
 pub(crate) mod private;
+pub(crate) mod rules;
+pub(crate) mod staging;
+pub(crate) mod trash;

@@ -5,10 +5,13 @@ use crate::{
     audit::{self, AuditError, Event},
     create::{
         parts::{self, Parts},
-        staged::{Staged, new_id},
+        staged::Staged,
     },
+    discard,
+    guest::agent::AgentConnection,
     guest::{
         agent::AgentError,
+        error::ExecError,
         identity,
         in_use::{InUse, InUseError},
         silence::{Silence, SilentPart},
@@ -16,24 +19,24 @@ use crate::{
     home::{
         directory::{DirectoryError, SandboxDirectory},
         host,
+        ids::new_id,
         names::NameError,
     },
-    lifecycle::remove,
     limits::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
     record::{RecordError, SandboxRecord},
-    sandbox::{ExecError, Sandbox},
+    sandbox::Sandbox,
     snapshot::{
         flatten::FlattenError,
         lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     },
     vmm::{
         control::{ControlClient, ControlError},
+        descriptors::LaunchFiles,
         family,
         group::{self, Group},
-        launch::LaunchFiles,
         lock,
         state::{self, State},
         wire::WireError,
@@ -360,7 +363,7 @@ impl Child {
         self.channel.ready().await.map_err(ForkError::Child)?;
         loop {
             let asked = Instant::now();
-            match identity::settle(&self.sandbox().directory, &self.sandbox().record).await {
+            match AgentConnection::settle(&self.sandbox().directory, &self.sandbox().record).await {
                 Ok(()) => return Ok(()),
                 Err(AgentError::NotListening) if asked.elapsed() > REFUSED_WITHIN => {}
                 Err(AgentError::Silent(Silence { part: SilentPart::Agent, .. })) => {}
@@ -393,7 +396,14 @@ impl Child {
                 directory.unlink(group::LINK)?;
             }
         }
-        Ok(cpu_share::hold(directory, record, vmm.pid, has_share && is_in_group)?)
+        Ok(cpu_share::hold(
+            directory,
+            &record.id,
+            record.memory_bytes,
+            record.limits.cpu_share,
+            vmm.pid,
+            has_share && is_in_group,
+        )?)
     }
 
     fn let_go(mut self) -> Sandbox {
@@ -409,7 +419,7 @@ impl Drop for Child {
         {
             kill(&directory);
             // Ends what is in its own group. The caller has a better error to report; a sweep takes what stays.
-            let _ = remove::discard(&home, directory, &record.id, None);
+            let _ = discard::discard(&home, directory, &record.id, None);
         }
     }
 }

@@ -4,11 +4,12 @@
 use crate::{
     audit::Event,
     create::{
+        error::CreateError,
         parts::{MachineFiles, Parts, SourceFiles},
-        spec::CreateError,
         started,
     },
     guest::{
+        error::ExecError,
         identity,
         in_use::{InUse, InUseError},
         interruption::{self, Interruption},
@@ -22,7 +23,7 @@ use crate::{
         admission::{self, AdmissionError},
         disk_room::Room,
     },
-    sandbox::{ExecError, Sandbox},
+    sandbox::Sandbox,
     snapshot::{
         error::SnapshotError,
         lineage::{
@@ -33,8 +34,8 @@ use crate::{
     supervision::SuperviseError,
     vmm::{
         control::ControlError,
+        descriptors::{LaunchError, LaunchFiles},
         end::{self, EndError},
-        launch::{LaunchError, LaunchFiles},
         wire::WireError,
     },
 };
@@ -307,7 +308,7 @@ impl Sandbox {
         let next =
             Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
         let mut layers = open_all(directory, disk)?;
-        lineage.check_origin(directory).await?;
+        lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
         layers.push(directory.create_file(&top_name)?);
         let announced = identity::make_due(directory)
             .map_err(LineageError::from)
@@ -372,7 +373,9 @@ impl Sandbox {
 
         if !self.state()?.is_live() {
             // It was promised no memory any more; its disk it has.
-            admission::admit(&self.home, self.id(), self.record.memory_bytes, 0)?;
+            let memory = self.record.memory_bytes;
+            let admitted = admission::admit(&self.home, self.id(), memory, 0);
+            admitted.inspect_err(|error| self.trail().note_refusal(memory, 0, error))?;
         }
         let room = Room::for_a_start(&self.directory)?;
         interruption::announce(&self.directory, Interruption::Reset);
@@ -448,7 +451,7 @@ impl Sandbox {
                 source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
             }),
             Origin::Snapshot { id, state, memory, disk, .. } => {
-                lineage.check_origin(directory).await?;
+                lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
                 let mut layers = open_all(directory, disk)?;
                 layers.push(top);
                 Ok(Beginning {

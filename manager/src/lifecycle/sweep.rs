@@ -7,21 +7,22 @@
 use crate::{
     audit::log::KEPT_FOR,
     create::ready_snapshot,
+    discard,
+    home::staging,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         layout::Home,
         names,
     },
-    lifecycle::{paused_to_disk, remove},
+    lifecycle::paused_to_disk,
     manager::Manager,
     vmm::{group::pool, lock, state},
 };
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::FlockOperation;
 use sandboxvm_protocol::identity::SandboxId;
 use serde::Serialize;
 use std::{
     fs,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -54,19 +55,10 @@ impl Swept {
     }
 }
 
-/// Makes and claims `staging/<id>`. The lock on `staging/` keeps a sweep from meeting it before it is claimed.
-pub(crate) fn new_staged(home: &Home, id: &SandboxId) -> Result<SandboxDirectory, DirectoryError> {
-    let _lock = lock_directory(&home.staging(), FlockOperation::LockShared)?;
-    let directory = SandboxDirectory::create(home.staged(id))?;
-    // A directory just made is claimed by nobody else.
-    directory.try_claim()?;
-    Ok(directory)
-}
-
 /// Takes away what nobody owns any more.
 pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
     let mut swept = Swept::default();
-    let staged = match lock_directory(&home.staging(), FlockOperation::NonBlockingLockExclusive) {
+    let staged = match staging::lock(home, FlockOperation::NonBlockingLockExclusive) {
         Ok(_lock) => entries(&home.staging())?,
         // Somebody is about to claim one; whatever is left there can wait for the next sweep.
         Err(error) if error.is_would_block() => Vec::new(),
@@ -81,7 +73,7 @@ pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
         swept.note(&id, done);
     }
     for (id, path) in entries(&home.trash())? {
-        let done = remove::delete(home, &path).map(|()| swept.remains += 1);
+        let done = discard::delete(home, &path).map(|()| swept.remains += 1);
         swept.note(&id, done);
     }
     Ok(swept)
@@ -92,7 +84,7 @@ fn sweep_staged(home: &Home, id: &SandboxId, path: PathBuf, swept: &mut Swept) -
     if let Some(directory) = open(path)?
         && directory.try_claim()?
     {
-        remove::discard(home, directory, id, None)?;
+        discard::discard(home, directory, id, None)?;
         swept.remains += 1;
     }
     Ok(())
@@ -104,10 +96,10 @@ fn sweep_ephemeral(home: &Home, id: &SandboxId, swept: &mut Swept) -> Result<(),
     if home.staged(id).exists() {
         return Ok(());
     }
-    let Some(directory) = open(home.sandbox(id))? else { return remove::delete_mark(home, id) };
+    let Some(directory) = open(home.sandbox(id))? else { return discard::delete_mark(home, id) };
     if directory.try_claim()? && lock::try_exclude_vmm(&directory)?.is_some() {
         let name = names::of(home, id)?;
-        remove::discard(home, directory, id, name.as_ref())?;
+        discard::discard(home, directory, id, name.as_ref())?;
         swept.sandboxes.push(id.clone());
     }
     Ok(())
@@ -153,7 +145,7 @@ impl Manager {
         let Some(_no_vmm) = lock::try_exclude_vmm(&directory)? else { return Ok(()) };
         if !only_say {
             let name = names::of(&self.home, id)?;
-            remove::discard(&self.home, directory, id, name.as_ref())?;
+            discard::discard(&self.home, directory, id, name.as_ref())?;
         }
         swept.sandboxes.push(id.clone());
         Ok(())
@@ -176,16 +168,10 @@ fn entries(path: &Path) -> Result<Vec<(SandboxId, PathBuf)>, DirectoryError> {
         .collect())
 }
 
-fn lock_directory(path: &Path, how: FlockOperation) -> Result<OwnedFd, DirectoryError> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|fd| flock(&fd, how).map(|()| fd))
-        .map_err(|e| DirectoryError::new("lock", path, e))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::example;
+    use crate::{home::staging::new_staged, record::tests::example};
 
     fn id(text: &str) -> SandboxId {
         SandboxId::try_from(text.to_owned()).unwrap()

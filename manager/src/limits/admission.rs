@@ -14,7 +14,7 @@
 //! once need not. Sandboxes of other homes are seen only in what they use. Who was admitted stands in the `ledger`.
 
 use crate::{
-    audit::{Event, Trail},
+    home::rules::AdmissionRules,
     home::{directory::DirectoryError, layout::Home},
     limits::ledger::{Entry, Ledger},
 };
@@ -25,25 +25,6 @@ use sandboxvm_protocol::{
 use std::{fs, io};
 
 const MIB_U128: u128 = MIB as u128;
-
-/// See the module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AdmissionRules {
-    /// Most sandboxes of a home, running or not.
-    pub sandboxes: u32,
-    /// How many times the host's memory all that run may have together, in hundredths.
-    pub overcommit_percent: u32,
-    /// Memory of the host that no new sandbox may count on, in bytes; a share of it when not stated.
-    pub free_memory: Option<u64>,
-    /// Room in the home's file system that no new sandbox may count on, in bytes; a share of it when not stated.
-    pub free_disk: Option<u64>,
-}
-
-impl Default for AdmissionRules {
-    fn default() -> Self {
-        Self { sandboxes: 4096, overcommit_percent: 400, free_memory: None, free_disk: None }
-    }
-}
 
 /// Why a sandbox is not admitted.
 #[derive(Debug, thiserror::Error)]
@@ -135,10 +116,7 @@ fn check_memory(asked: MemorySize, host: HostMemory) -> Result<(), AdmissionErro
 /// Admits a sandbox whose directory exists, in staging or among the sandboxes: others see by that that it is still there.
 /// One that was admitted before is so again, as if it had not been.
 pub(crate) fn admit(home: &Home, id: &SandboxId, memory: MemorySize, disk_bytes: u64) -> Result<(), AdmissionError> {
-    let mut ledger = checked(home, Some(id), Request { count: 1, memory, disk_bytes }).inspect_err(|error| {
-        let reason = error.to_string();
-        Trail::of(home, id).note(Event::NotAdmitted { memory_bytes: memory, disk_bytes, reason });
-    })?;
+    let mut ledger = checked(home, Some(id), Request { count: 1, memory, disk_bytes })?;
     ledger.entries.push(Entry { id: id.clone(), mib: memory.mib() });
     Ok(ledger.write(home)?)
 }

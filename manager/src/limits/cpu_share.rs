@@ -10,7 +10,6 @@
 use crate::{
     home::directory::{DirectoryError, SandboxDirectory},
     limits::kept::{CpuShare, Unkept},
-    record::SandboxRecord,
     vmm::group::{
         Group, PREFIX,
         place::{self, Place},
@@ -18,6 +17,7 @@ use crate::{
 };
 use rustix::process::Pid;
 use sandboxvm_protocol::machine::MIB;
+use sandboxvm_protocol::{identity::SandboxId, machine::MemorySize};
 use std::{
     ffi::OsStr,
     fs::{self, OpenOptions},
@@ -50,20 +50,22 @@ fn quota_us(share: CpuShare) -> u64 {
 /// to that.
 pub(crate) fn hold(
     directory: &SandboxDirectory,
-    record: &SandboxRecord,
+    id: &SandboxId,
+    memory: MemorySize,
+    share: Option<CpuShare>,
     vmm: Pid,
     is_kept_by_group: bool,
 ) -> Result<(), DirectoryError> {
-    let Some(share) = record.limits.cpu_share else { return Ok(()) };
+    let Some(share) = share else { return Ok(()) };
     if is_kept_by_group {
         return Unkept::CpuShare.is_kept(directory);
     }
     let mut reasons = Vec::new();
     for place in place::with_controller("cpu") {
-        let mut groups = Groups { directory, name: format!("{PREFIX}{}", record.id), paths: Vec::new() };
+        let mut groups = Groups { directory, name: format!("{PREFIX}{id}"), paths: Vec::new() };
         match groups.join(&place, &cpu_settings(share), vmm)? {
             Ok(()) => {
-                groups.bound(record, vmm)?;
+                groups.bound(memory, vmm)?;
                 return Unkept::CpuShare.is_kept(directory);
             }
             Err(error) => {
@@ -109,8 +111,8 @@ impl Groups<'_> {
 
     /// Bounds memory and processes too, where that can be had: nobody asked for it in so many words. While a snapshot is
     /// written, what the guest rewrites exists twice.
-    fn bound(&mut self, record: &SandboxRecord, vmm: Pid) -> Result<(), DirectoryError> {
-        let memory = 2 * record.memory_bytes.bytes() + OVERHEAD;
+    fn bound(&mut self, memory: MemorySize, vmm: Pid) -> Result<(), DirectoryError> {
+        let memory = 2 * memory.bytes() + OVERHEAD;
         let settings =
             [("memory", "memory.limit_in_bytes", memory.to_string()), ("pids", "pids.max", PROCESSES.to_string())];
         for (controller, file, text) in settings {

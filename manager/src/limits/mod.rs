@@ -5,3 +5,4 @@ pub(crate) mod cpu_share;
 pub(crate) mod disk_room;
 pub(crate) mod kept;
 pub(crate) mod ledger;
+pub(crate) mod lifetime;

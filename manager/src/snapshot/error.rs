@@ -1,11 +1,10 @@
 //! Why there is no snapshot, or none that can be used here.
 
-use super::manifest::ManifestError;
 use crate::{
     guest::in_use::InUseError,
     home::{directory::DirectoryError, host::HostError},
     limits::admission::AdmissionError,
-    snapshot::{flatten::FlattenError, lineage::LineageError},
+    snapshot::{flatten::FlattenError, lineage::LineageError, manifest::ManifestError, seal::SealError},
     vmm::{control::ControlError, state::State},
 };
 use sandboxvm_images::bundle::Part;
@@ -85,6 +84,15 @@ pub enum SnapshotError {
     /// The system gave no randomness for an ID.
     #[error("cannot make a snapshot's ID: {0}")]
     Entropy(io::Error),
+}
+
+impl From<SealError> for SnapshotError {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Changed(path) => Self::Changed(path),
+            SealError::Directory(error) => Self::Directory(error),
+        }
+    }
 }
 
 impl SnapshotError {

@@ -12,7 +12,7 @@ use crate::{
     snapshot::lineage::{Files, Kind, Lineage, LineageError, free_name},
     vmm::{
         control::{ControlClient, ControlError},
-        launch::LaunchFiles,
+        descriptors::LaunchFiles,
         wire::WireError,
     },
 };

@@ -11,7 +11,7 @@ use crate::{
         content::Content,
         directory::{DirectoryError, SandboxDirectory},
     },
-    snapshot::{error::SnapshotError, seal::Seals},
+    snapshot::seal::{SealError, Seals},
     vmm::state,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -217,7 +217,7 @@ impl Lineage {
     }
 
     /// Refuses files of the snapshot it began from that are not what they were.
-    pub(crate) async fn check_origin(&self, directory: &SandboxDirectory) -> Result<(), SnapshotError> {
+    pub(crate) async fn check_origin(&self, directory: &SandboxDirectory) -> Result<(), SealError> {
         let Origin::Snapshot { state, memory, disk, .. } = &self.origin else { return Ok(()) };
         for name in memory.iter().chain(disk).chain([state]) {
             self.seals.check(directory, name, &directory.open_shared(name)?).await?;

@@ -9,8 +9,7 @@
 //! A time tells only where the file system sets it for a write through a mapping too, also when the page was written to
 //! before the file was sealed: tmpfs does not. Files on file systems that are not known to do so are always read.
 
-use super::error::SnapshotError;
-use crate::home::directory::SandboxDirectory;
+use crate::home::directory::{DirectoryError, SandboxDirectory};
 use rustix::{
     fs::{SeekFrom, fstatfs, seek},
     io::Errno,
@@ -22,8 +21,20 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt,
+    path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+/// Why a file is not accepted as the one that was sealed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealError {
+    /// It does not have its checksum.
+    #[error("{} was changed since the snapshot was made: it does not have its checksum", .0.display())]
+    Changed(PathBuf),
+    /// It cannot be read.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
 
 /// Seals by the names of files in one directory. Written down as a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,16 +69,11 @@ impl Seals {
 
     /// Refuses a file that is not what it was, as far as can be told without reading one that was not written to. One
     /// without a seal is what it is.
-    pub(crate) async fn check(
-        &self,
-        directory: &SandboxDirectory,
-        name: &str,
-        file: &File,
-    ) -> Result<(), SnapshotError> {
+    pub(crate) async fn check(&self, directory: &SandboxDirectory, name: &str, file: &File) -> Result<(), SealError> {
         let Some(seal) = self.get(name) else { return Ok(()) };
         match seal.holds(file).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(SnapshotError::Changed(directory.path().join(name))),
+            Ok(false) => Err(SealError::Changed(directory.path().join(name))),
             Err(error) => Err(directory.error("read", name, error).into()),
         }
     }

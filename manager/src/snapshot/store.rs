@@ -6,14 +6,14 @@ use super::{
     seal::Seals,
 };
 use crate::{
-    create::staged::new_id,
     home::{
         content::{self, Content},
         directory::{DirectoryError, SandboxDirectory},
         host::HostIdentity,
+        ids::new_id,
         layout::Home,
+        trash,
     },
-    lifecycle::remove,
     manager::Manager,
     record::FileRecord,
     snapshot::lineage::{AGENT, IMAGE, Kind, Origin, TEMPLATE, free_name, open_all},
@@ -324,12 +324,12 @@ pub(crate) fn remove_directory(home: &Home, path: PathBuf) -> Result<bool, Snaps
         Err(error) if error.is_not_found() => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    let trash = home.trash().join(new_id().map_err(SnapshotError::Entropy)?.as_str());
-    match directory.rename_to(trash.clone()) {
+    let path = home.trash().join(new_id().map_err(SnapshotError::Entropy)?.as_str());
+    match directory.rename_to(path.clone()) {
         Ok(()) => {}
         Err(error) if error.is_not_found() => return Ok(false),
         Err(error) => return Err(error.into()),
     }
-    remove::delete(home, &trash)?;
+    trash::delete(&path)?;
     Ok(true)
 }

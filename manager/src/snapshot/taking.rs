@@ -10,19 +10,20 @@ use super::{
     store::STATE,
 };
 use crate::{
-    create::staged::new_id,
     guest::in_use::InUse,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         host::HostIdentity,
+        ids::new_id,
         layout::Home,
+        staging::new_staged,
+        trash,
     },
-    lifecycle::{remove, sweep},
     limits::admission,
     manager::Manager,
     sandbox::Sandbox,
     snapshot::lineage::{ChangeLock, Files, Kind, Lineage, free_name, share_disks},
-    vmm::{control::ControlError, launch::LaunchFiles, wire::WireError},
+    vmm::{control::ControlError, descriptors::LaunchFiles, wire::WireError},
 };
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
@@ -241,7 +242,7 @@ struct StagedSnapshot<'a> {
 impl<'a> StagedSnapshot<'a> {
     fn begin(home: &'a Home) -> Result<Self, SnapshotError> {
         let id = new_id().map_err(SnapshotError::Entropy)?;
-        Ok(Self { home, directory: sweep::new_staged(home, &id)?, id, published: false })
+        Ok(Self { home, directory: new_staged(home, &id)?, id, published: false })
     }
 
     /// Links the files that the sandbox has.
@@ -277,10 +278,10 @@ impl<'a> StagedSnapshot<'a> {
 impl Drop for StagedSnapshot<'_> {
     fn drop(&mut self) {
         if !self.published {
-            let trash = self.home.trash().join(self.id.as_str());
+            let path = self.home.trash().join(self.id.as_str());
             // The caller has a better error to report; a sweep takes what stays.
-            if self.directory.rename_to(trash.clone()).is_ok() {
-                let _ = remove::delete(self.home, &trash);
+            if self.directory.rename_to(path.clone()).is_ok() {
+                let _ = trash::delete(&path);
             }
         }
     }

@@ -3,9 +3,12 @@
 use super::{
     FILE, SuperviseError, SupervisionSpec,
     publish::{MAX_PORTS, PublishedPort},
-    rules::{IdleRule, TimeToLive},
 };
-use crate::{clock::Deadline, home::directory::SandboxDirectory};
+use crate::{
+    clock::Deadline,
+    home::directory::SandboxDirectory,
+    limits::lifetime::{IdleRule, TimeToLive},
+};
 use serde::{Deserialize, Serialize};
 
 /// A rule or two and at most [`MAX_PORTS`] paths.
@@ -86,7 +89,7 @@ fn running(rule: TimeToLive) -> Result<RunningTime, SuperviseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervision::rules::{AtEnd, WhenIdle};
+    use crate::limits::lifetime::{AtEnd, WhenIdle};
     use std::time::Duration;
 
     #[test]

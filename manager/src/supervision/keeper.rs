@@ -14,7 +14,6 @@ use super::{
     file::{Port, Supervision},
     listeners::{self, Listening, MAX_CONNECTIONS},
     publish::{HostEnd, MAX_PORTS, Publish, PublishedPort},
-    rules::{AtEnd, WhenIdle},
     start::{self, SupervisorLock},
     talk::{self, Reply, Request},
 };
@@ -27,6 +26,7 @@ use crate::{
         stop::{StopError, Stopped},
     },
     home::directory::SandboxDirectory,
+    limits::lifetime::{AtEnd, WhenIdle},
     manager::Manager,
     sandbox::Sandbox,
     vmm::{
@@ -456,8 +456,12 @@ fn is_of_owner(stream: &UnixStream) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervision::{rules::TimeToLive, status::is_supervised};
-    use crate::{home::directory::STATUS, manager::tests::manager_with, supervision::SupervisionSpec};
+    use crate::{
+        home::directory::STATUS,
+        limits::lifetime::TimeToLive,
+        manager::tests::manager_with,
+        supervision::{SupervisionSpec, status::is_supervised},
+    };
     use sandboxvm_protocol::{
         machine::HostMode,
         vmm::{Phase, VmStatus},

@@ -18,16 +18,18 @@ mod file;
 pub mod keeper;
 mod listeners;
 pub(crate) mod publish;
-pub(crate) mod rules;
 mod start;
 pub(crate) mod status;
 mod talk;
 
 pub(crate) use listeners::forget;
 
-use crate::{home::directory::DirectoryError, manager::FindError};
+use crate::{
+    home::directory::DirectoryError,
+    limits::lifetime::{IdleRule, TimeToLive},
+    manager::FindError,
+};
 use publish::{HostEnd, MAX_PORTS, Publish};
-use rules::{IdleRule, TimeToLive};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{ffi::OsString, io, path::PathBuf};
 

@@ -1,9 +1,10 @@
 //! What is kept up for a sandbox, as it is shown.
 
-use super::{LOCK, SuperviseError, file::Supervision, publish::PublishedPort, rules::IdleRule, rules::TimeToLive};
+use super::{LOCK, SuperviseError, file::Supervision, publish::PublishedPort};
 use crate::{
     guest::in_use,
     home::directory::{DirectoryError, SandboxDirectory},
+    limits::lifetime::{IdleRule, TimeToLive},
     sandbox::Sandbox,
 };
 use rustix::fs::{FlockOperation, OFlags, flock};

@@ -5,7 +5,8 @@ use crate::{
     home::directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
     hostile_text::{one_line, shown},
     vmm::{
-        launch::{self, LaunchError, LaunchFiles},
+        descriptors,
+        descriptors::{LaunchError, LaunchFiles},
         state::State,
         wire::{self, FrameReader, WireError},
     },
@@ -191,7 +192,7 @@ impl ControlClient {
 
     /// Sends a message with files in one go. Nothing may be under way on this connection.
     pub(crate) fn send_with(&self, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
-        launch::send(self.writer.as_ref(), message, files)
+        descriptors::send(self.writer.as_ref(), message, files)
     }
 
     /// A VMM that was taken over may send events for as long as a reply is awaited: so only those that were asked for are

@@ -4,71 +4,24 @@
 //! The VMM gets no argument, no environment and no path: it opens nothing but /dev/kvm itself. It makes a session of its
 //! own first of all (a terminal's Ctrl-C is not for it); doing that here would take fork(2) instead of vfork(2).
 
-use crate::{
-    home::directory::DirectoryError,
-    vmm::{
-        control::ControlClient,
-        group::Group,
-        pidfd::Pidfd,
-        spawn::{Spawned, spawn},
-    },
+use crate::vmm::{
+    control::ControlClient,
+    descriptors::{LaunchError, LaunchFiles},
+    group::Group,
+    pidfd::Pidfd,
+    spawn::{Spawned, spawn},
 };
-use rustix::{
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::{Pid, WaitOptions, waitpid},
-};
-use sandboxvm_protocol::{
-    frame::{FrameError, Message},
-    vmm::{FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, WIRE},
-};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use sandboxvm_protocol::vmm::LaunchConfig;
 use std::{
     fs::File,
-    io::{self, IoSlice},
-    mem::MaybeUninit,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
-    },
-    path::{Path, PathBuf},
+    io,
+    os::unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
+    path::Path,
     process::ExitStatus,
     time::Instant,
 };
 use tokio::{net::UnixStream, sync::watch};
-
-/// Why no VMM was started.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// The process did not start.
-    #[error("cannot run the VMM {}: {source}", .path.display())]
-    Spawn {
-        /// The program.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// Setting up or using the launch channel failed.
-    #[error("cannot hand the VMM its machine: {0}")]
-    Channel(#[from] io::Error),
-    /// Where its processes are cannot be written down.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    /// The configuration does not fit a frame.
-    #[error("cannot hand the VMM its machine: {0}")]
-    Frame(#[from] FrameError),
-}
-
-/// Collects the descriptors that a [`LaunchConfig`] names by index.
-#[derive(Debug, Default)]
-pub(crate) struct LaunchFiles<'a>(Vec<BorrowedFd<'a>>);
-
-impl<'a> LaunchFiles<'a> {
-    /// Adds a file and says what to call it. A launch has some dozen; the protocol's cap is checked on sending.
-    pub(crate) fn add(&mut self, file: &'a impl AsFd) -> FdIndex {
-        let index = FdIndex(u8::try_from(self.0.len()).unwrap_or(u8::MAX));
-        self.0.push(file.as_fd());
-        index
-    }
-}
 
 /// A VMM process that this process started. Dropping it kills the VMM unless it was let go.
 #[derive(Debug)]
@@ -147,99 +100,16 @@ fn reap(pid: Pid, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
     exited
 }
 
-/// One sendmsg with frame and descriptors: a stream delivers descriptors with the first byte they were sent with.
-pub(crate) fn send(channel: impl AsFd, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
-    let mut frame = Vec::new();
-    WIRE.append_message(&mut frame, message, MAX_MESSAGE)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&files.0)) {
-        return Err(io::Error::other(format!("{} files are more than one message takes", files.0.len())).into());
-    }
-    // The socket's buffer is empty and larger than any launch frame, so a short write cannot be.
-    let sent = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
-        .map_err(io::Error::from)?;
-    if sent == frame.len() {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("only {sent} of {} bytes were taken", frame.len())).into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    use sandboxvm_protocol::{
-        frame::FrameDecoder,
-        identity::{GuestCid, SandboxId},
-        machine::{MemorySize, VcpuCount},
-        vmm::{ConsoleConfig, DiskConfig, MachineSource, VsockConfig},
-    };
+    use crate::vmm::descriptors::tests::config;
     use std::{
         fs::{self, Permissions},
-        io::{IoSliceMut, Read, Write},
-        os::{fd::OwnedFd, unix::fs::PermissionsExt},
+        os::unix::fs::PermissionsExt,
+        path::PathBuf,
         time::Duration,
     };
-
-    fn config() -> LaunchConfig {
-        LaunchConfig {
-            sandbox: SandboxId::try_from("abcdefgh".to_owned()).unwrap(),
-            vcpus: VcpuCount::ONE,
-            memory: MemorySize::try_from(256 << 20).unwrap(),
-            source: MachineSource::Boot { kernel: FdIndex(0), cmdline_extra: String::new() },
-            disks: vec![DiskConfig::ReadOnly { image: FdIndex(1) }],
-            vsock: VsockConfig { listener: FdIndex(0), cid: GuestCid::DEFAULT },
-            console: ConsoleConfig { log: FdIndex(0), limit: 1 << 20 },
-            control: FdIndex(0),
-            status: FdIndex(0),
-            lock: FdIndex(0),
-            start: true,
-            tie_to_launcher: false,
-        }
-    }
-
-    #[test]
-    fn the_peer_reads_the_configuration_and_the_very_files_in_one_message() {
-        let (ours, theirs) = StdUnixStream::pair().unwrap();
-        let mut first = tempfile::tempfile().unwrap();
-        first.write_all(b"first").unwrap();
-        let mut second = tempfile::tempfile().unwrap();
-        second.write_all(b"second").unwrap();
-        let mut files = LaunchFiles::default();
-        assert_eq!((files.add(&first), files.add(&second)), (FdIndex(0), FdIndex(1)));
-        send(&ours, &config(), &files).unwrap();
-
-        let mut bytes = vec![0; MAX_MESSAGE];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let read =
-            recvmsg(&theirs, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
-        let received: Vec<OwnedFd> = ancillary
-            .drain()
-            .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        let mut decoder = FrameDecoder::new(WIRE, MAX_MESSAGE);
-        decoder.push(&bytes[..read.bytes]);
-        let frame = decoder.next_frame().unwrap().unwrap();
-        assert_eq!(WIRE.decode_message::<LaunchConfig>(frame.body).unwrap(), config());
-        let contents: Vec<String> = received
-            .into_iter()
-            .map(|fd| {
-                let mut text = String::new();
-                let mut file = File::from(fd);
-                std::io::Seek::rewind(&mut file).unwrap();
-                file.read_to_string(&mut text).unwrap();
-                text
-            })
-            .collect();
-        assert_eq!(contents, ["first", "second"]);
-    }
 
     fn program(dir: &Path, script: &str) -> PathBuf {
         let path = dir.join("vmm");

@@ -4,6 +4,7 @@
 //! Only [`spawn`] starts a VMM, and only [`end`] ends one. Knows nothing of the guest behind it.
 
 pub(crate) mod control;
+pub(crate) mod descriptors;
 pub(crate) mod end;
 pub(crate) mod family;
 pub(crate) mod group;

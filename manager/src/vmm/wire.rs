@@ -1,7 +1,6 @@
 //! Frames over a tokio stream: the one place where both wires' framing meets I/O. A reader holds at most one frame and
 //! one read; everything a frame may hold is capped by the protocol crate.
 
-use crate::guest::in_use::InUse;
 use sandboxvm_protocol::frame::{FrameDecoder, FrameError, FrameKind, MAX_STREAM_BODY, Message, Wire};
 use serde::de::DeserializeOwned;
 use std::io;
@@ -54,24 +53,17 @@ pub(crate) struct FrameReader<R> {
     wire: Wire,
     decoder: FrameDecoder,
     buffer: Box<[u8]>,
-    /// Whoever reads the other end uses the sandbox for as long.
-    in_use: Option<InUse>,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(stream: R, wire: Wire, message_cap: usize) -> Self {
         let buffer = vec![0; MAX_STREAM_BODY].into_boxed_slice();
-        Self { stream, wire, decoder: FrameDecoder::new(wire, message_cap), buffer, in_use: None }
+        Self { stream, wire, decoder: FrameDecoder::new(wire, message_cap), buffer }
     }
 
-    /// Keeps the sandbox in use for as long as this lives.
-    pub(crate) fn keep_in_use(&mut self, in_use: Option<InUse>) {
-        self.in_use = in_use;
-    }
-
-    /// For a stream that is one of frames no more: what was read beyond the last one comes with it.
-    pub(crate) fn into_parts(self) -> (R, Vec<u8>, Option<InUse>) {
-        (self.stream, self.decoder.into_rest(), self.in_use)
+    /// Returns the stream, and the bytes that were read beyond the last frame: for a stream that carries no more frames.
+    pub(crate) fn into_parts(self) -> (R, Vec<u8>) {
+        (self.stream, self.decoder.into_rest())
     }
 
     /// The next frame. Cancel safe: a frame is either returned or still to come.

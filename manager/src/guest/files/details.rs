@@ -2,7 +2,7 @@
 //! may hold, less is known: where links lead and metadata are missing then.
 
 use super::{FileError, FileSink, FileWatch, Files, MAX_LISTED, MAX_LISTED_BYTES};
-use crate::{guest::agent::AgentError, sandbox::ExecError};
+use crate::guest::{agent::AgentError, error::ExecError};
 use sandboxvm_protocol::agent::{
     details::{FileDetails, FileMetadata},
     files::{FileEntry, FileOperation, FilePath, FileReply},

@@ -1,6 +1,6 @@
 //! Why something could not be done with files: in the guest, or on the host.
 
-use crate::{hostile_text::printable, sandbox::ExecError};
+use crate::{guest::error::ExecError, hostile_text::printable};
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileFailure, FilePathError, FileReply};
 use sandboxvm_tree::{PackError, UnpackError};
 use std::{fmt, io, path::PathBuf};

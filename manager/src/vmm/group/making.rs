@@ -1,7 +1,7 @@
 //! Making a group, with the controllers that bound what is in it where the host has them to give; and what this host gives.
 
 use super::{Group, PREFIX, place};
-use crate::create::staged::new_id;
+use crate::home::ids::new_id;
 use std::{
     fmt,
     fs::{self, OpenOptions},

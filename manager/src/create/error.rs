@@ -1,0 +1,116 @@
+//! Why no sandbox was made.
+
+use crate::{
+    audit::AuditError,
+    guest::{agent::AgentError, error::ExecError},
+    home::{directory::DirectoryError, host::HostError, names::NameError},
+    limits::admission::AdmissionError,
+    record::RecordError,
+    snapshot::{error::SnapshotError, lineage::LineageError},
+    vmm::{control::ControlError, descriptors::LaunchError, last_words::LastWords},
+};
+use sandboxvm_images::{bundle::BundleError, template::TemplateError};
+use sandboxvm_protocol::vmm::ExitReason;
+use std::io;
+use std::time::Duration;
+
+/// Why a machine did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It ended, and said why.
+    #[error("the sandbox ended while it booted: {0}")]
+    Ended(ExitReason),
+    /// Its VMM ended without a word.
+    #[error("the VMM ended while the sandbox booted ({0})")]
+    Vanished(String),
+    /// It goes on from a snapshot, and its agent does not answer.
+    #[error("the sandbox was restored, and its agent does not answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// It took too long.
+    #[error("the sandbox did not boot within {} s; the host may be overloaded", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+/// Why no sandbox was made. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The host cannot take it.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+    /// Kernel, image, agent or VMM are missing or broken.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// No writable disk.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A variable that no process can have.
+    #[error("environment variable {variable:?}: {problem}")]
+    Environment {
+        /// Its name, cut short; never its value, which may be a secret.
+        variable: String,
+        /// Why.
+        problem: String,
+    },
+    /// The name is taken.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The record cannot be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// No snapshot to start from.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The record of its files cannot be written.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// The host cannot be told from others.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The VMM did not start.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The machine did not come up.
+    #[error("{cause}{last_words}")]
+    Start {
+        /// Why.
+        cause: StartError,
+        /// What its logs end with.
+        last_words: LastWords,
+    },
+    /// A machine restored ahead of its use.
+    #[error("a machine of the pool does not answer: {0}")]
+    Armed(ControlError),
+    /// A machine that has to boot when it is wanted.
+    #[error("a machine that boots from a snapshot's disk cannot wait in a pool")]
+    NotArmed,
+    /// Its VMM does not keep what it may send, or how fast its disks are served.
+    #[error("the limits of its output and its disks cannot be kept: {0}")]
+    VmmLimits(ControlError),
+    /// A machine that was to become a ready snapshot did not run what it was to.
+    #[error("a new machine cannot be warmed up: {0}")]
+    Warm(#[from] AgentError),
+    /// The machine did not take its identity.
+    #[error("the sandbox cannot be told its identity: {0}")]
+    Identity(Box<ExecError>),
+    /// The system gave no randomness for an ID.
+    #[error("cannot make a sandbox ID: {0}")]
+    Entropy(io::Error),
+    /// What cannot be logged is not done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+}
+
+impl CreateError {
+    /// True when a snapshot's own files are to blame.
+    pub(crate) fn is_bad_snapshot(&self) -> bool {
+        match self {
+            Self::Start { cause: StartError::Ended(ExitReason::BadConfig { .. }), .. }
+            | Self::Armed(ControlError::Ended(ExitReason::BadConfig { .. })) => true,
+            Self::Snapshot(error) => error.is_damage(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Starts the machine of a new sandbox by what it begins from: a kernel, the ready snapshot of its kind, or a named
+//! snapshot with or without its memory.
+
+use crate::{
+    create::{
+        basis::new_record,
+        error::CreateError,
+        from_snapshot::NamedBasis,
+        machine::{Visibility, boot, boot_disk, restore},
+        ready_snapshot,
+        spec::{SandboxSpec, StartFrom, check_env},
+        staged::Staged,
+        started::StartedSandbox,
+    },
+    home::host::HostIdentity,
+    manager::Manager,
+};
+use sandboxvm_images::bundle::{Bundle, Part};
+use sandboxvm_protocol::identity::SandboxName;
+
+impl Manager {
+    /// Starts a machine as `spec` says, and returns while one that boots does so.
+    pub(crate) async fn start_machine(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+    ) -> Result<StartedSandbox, CreateError> {
+        check_env(&spec.env)?;
+        match &spec.start_from {
+            StartFrom::Boot => self.start_booting(bundle, spec).await,
+            StartFrom::Ready => self.start_ready(bundle, spec).await,
+            StartFrom::Snapshot(name) => self.start_named(bundle, spec, name).await,
+            StartFrom::SnapshotDisk(name) => self.start_disk_of(bundle, spec, name).await,
+        }
+    }
+
+    async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
+        let basis = self.basis(bundle, spec.disk).await?;
+        let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+        staged.admit()?;
+        boot(staged, &basis, spec.boot_timeout, Visibility::Published)
+    }
+
+    /// From the snapshot of a machine of this kind that has just booted; made now if there is none yet.
+    async fn start_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
+        let basis = self.basis(bundle, spec.disk).await?;
+        let host = HostIdentity::read()?;
+        let key = ready_snapshot::key(&basis.contents, spec, &host);
+        let mut rebuilt = false;
+        loop {
+            // Before anything that takes long: its name is taken from here on, and its memory promised.
+            let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
+            staged.admit()?;
+            let snapshot = ready_snapshot::ensure(&self.home, &key, &basis, spec).await?;
+            let from = basis.restored_from(&snapshot, &host);
+            let failure = match restore(staged, &from, &basis.open.vmm, spec.boot_timeout).await {
+                Err(error) => error,
+                Ok(mut started) => match started.ready().await {
+                    Ok(()) => return Ok(started),
+                    Err(error) => {
+                        // The cause is what the caller needs; what cannot be removed a sweep will name.
+                        let _ = started.finish().await;
+                        error
+                    }
+                },
+            };
+            if rebuilt || !failure.is_bad_snapshot() {
+                return Err(failure);
+            }
+            ready_snapshot::remove(&self.home, &key)?;
+            rebuilt = true;
+        }
+    }
+
+    async fn start_named(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+        name: &SandboxName,
+    ) -> Result<StartedSandbox, CreateError> {
+        let basis = NamedBasis::read(self, bundle, name)?;
+        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
+        staged.admit()?;
+        let mut started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout).await?;
+        match started.ready().await {
+            Ok(()) => Ok(started),
+            Err(error) => {
+                let _ = started.finish().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Boots from the disk of a snapshot. Returns while it does.
+    async fn start_disk_of(
+        &self,
+        bundle: &Bundle,
+        spec: &SandboxSpec,
+        name: &SandboxName,
+    ) -> Result<StartedSandbox, CreateError> {
+        let basis = NamedBasis::read(self, bundle, name)?;
+        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
+        staged.admit()?;
+        let kernel = basis.kernel(&self.home, bundle)?;
+        boot_disk(staged, &basis.restored(), &kernel, bundle.path(Part::Vmm), spec.boot_timeout).await
+    }
+}
