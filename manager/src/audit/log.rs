@@ -14,10 +14,15 @@ use crate::{
         chain::{self, Actor, Head, Line, MAX_LINE, Verified, Violation},
         event::Event,
     },
-    home::{layout::Home, private},
+    home::{
+        flock::Sharing,
+        layout::Home,
+        locks::{FileLock, LockClass},
+        private,
+    },
 };
 use rustix::{
-    fs::{FlockOperation, Mode, OFlags, flock},
+    fs::{Mode, OFlags},
     process::{getpid, getuid},
 };
 use sandboxvm_protocol::identity::SandboxId;
@@ -138,8 +143,9 @@ impl Trail {
     /// Every [`AuditError`]; nothing was appended then.
     pub(crate) fn append(&self, event: Event) -> Result<u64, AuditError> {
         let log = self.open(OFlags::RDWR | OFlags::CREATE | OFlags::APPEND)?;
-        flock(&log, FlockOperation::LockExclusive).map_err(|e| self.fail("lock")(e.into()))?;
-        let (mut head, end, torn) = self.end_of(&log)?;
+        let lock = FileLock::wait(LockClass::Audit, Sharing::Exclusive, log).map_err(self.fail("lock"))?;
+        let log = lock.file();
+        let (mut head, end, torn) = self.end_of(log)?;
         if end >= self.max {
             return Err(AuditError::Full { path: self.path.clone(), max: self.max });
         }
@@ -150,7 +156,8 @@ impl Trail {
         }
         head = self.seal_into(&mut text, head, event)?;
         // One write, so that a process that is killed leaves a part of it only where the disk is full.
-        if let Err(error) = (&log).write_all(&text) {
+        let mut writer = log;
+        if let Err(error) = writer.write_all(&text) {
             // What was written of it must not stay; if that fails too, the next writer finds it.
             let _ = log.set_len(end);
             return Err(self.fail("write to")(error));
@@ -272,9 +279,10 @@ impl Trail {
             opened => opened?,
         };
         // Nobody writes between the two.
-        flock(&log, FlockOperation::LockShared).map_err(|e| self.fail("lock")(e.into()))?;
+        let lock = FileLock::wait(LockClass::Audit, Sharing::Shared, log).map_err(self.fail("lock"))?;
+        let log = lock.file();
         let last = self.stored_head()?;
-        chain::verify(BufReader::new(&log), &self.sandbox, last.as_ref()).map_err(damaged)
+        chain::verify(BufReader::new(log), &self.sandbox, last.as_ref()).map_err(damaged)
     }
 
     pub(super) fn open_existing(&self) -> Result<File, AuditError> {

@@ -19,21 +19,21 @@ use crate::{
         directory::DirectoryError,
         host::{HostIdentity, hex},
         layout::Home,
+        locks::{FileLock, LockClass},
     },
     limits::kept::WantedLimits,
     snapshot::{
+        change_lock::ChangeLock,
         error::SnapshotError,
-        lineage::{ChangeLock, Contents},
+        lineage::Contents,
         manifest::{FORMAT, SnapshotManifest},
         store::{StoredSnapshot, remove_directory},
         taking,
     },
 };
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -79,7 +79,9 @@ pub(crate) async fn ensure(
         if let Some(snapshot) = existing(home, key)? {
             return Ok(snapshot);
         }
-        let Some(_lock) = try_lock(&home.ready().join(format!("{}{LOCK_SUFFIX}", key.0)))? else {
+        let Some(_lock) =
+            FileLock::try_named(LockClass::ReadySnapshot, &home.ready().join(format!("{}{LOCK_SUFFIX}", key.0)))?
+        else {
             tokio::time::sleep(POLL).await;
             continue;
         };
@@ -157,22 +159,7 @@ fn is_of_use(home: &Home, manifest: &SnapshotManifest, here: &HostIdentity) -> b
 
 /// A maker's lock file that nobody holds and whose snapshot is there or was given up.
 fn is_abandoned_lock(path: &Path) -> Result<bool, DirectoryError> {
-    Ok(path.to_string_lossy().ends_with(LOCK_SUFFIX) && try_lock(path)?.is_some())
-}
-
-/// `None` while somebody else has it.
-fn try_lock(path: &Path) -> Result<Option<OwnedFd>, DirectoryError> {
-    let fail = |error| DirectoryError::new("lock", path, error);
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
-    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        Err(error) => return Err(fail(error)),
-    }
-    // A sweep may have taken the file away meanwhile: then its lock says nothing to those who come after.
-    let (held, named) = (rustix::fs::fstat(&fd).map_err(fail)?, rustix::fs::stat(path));
-    Ok(named.is_ok_and(|named| named.st_ino == held.st_ino).then_some(fd))
+    Ok(path.to_string_lossy().ends_with(LOCK_SUFFIX) && FileLock::try_named(LockClass::ReadySnapshot, path)?.is_some())
 }
 
 #[cfg(test)]
@@ -201,8 +188,8 @@ mod tests {
     fn only_one_makes_it_and_a_lock_file_taken_away_locks_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k.lock");
-        let held = try_lock(&path).unwrap().unwrap();
-        assert!(try_lock(&path).unwrap().is_none());
+        let held = FileLock::try_named(LockClass::ReadySnapshot, &path).unwrap().unwrap();
+        assert!(FileLock::try_named(LockClass::ReadySnapshot, &path).unwrap().is_none());
         assert!(!is_abandoned_lock(&path).unwrap());
         drop(held);
         assert!(is_abandoned_lock(&path).unwrap());

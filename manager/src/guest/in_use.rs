@@ -12,16 +12,19 @@
 
 use crate::{
     clock,
-    home::directory::{DirectoryError, SandboxDirectory},
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        flock::Sharing,
+        locks::{FileLock, LockClass},
+    },
     vmm::{
         control::{ControlClient, ControlError},
         state::{self, State},
     },
 };
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use sandboxvm_protocol::vmm::ControlRequest;
 use std::{fs::File, os::unix::fs::FileExt, time::Duration};
-use tokio::time::{Instant, sleep};
 
 const USE: &str = "use";
 const PAUSED: &str = "idle.paused";
@@ -47,20 +50,14 @@ pub enum InUseError {
 
 /// Somebody is using the sandbox, as long as this lives.
 #[derive(Debug)]
-pub(crate) struct InUse(File);
+pub(crate) struct InUse(FileLock);
 
 impl InUse {
     /// Begins to use it, and resumes it when it was paused for being idle. `None` where there is no idle rule.
     pub(crate) async fn begin(directory: &SandboxDirectory) -> Result<Option<Self>, InUseError> {
         let Some(file) = open(directory, USE)? else { return Ok(None) };
-        let deadline = Instant::now() + FREE_WITHIN;
-        while !try_lock(directory, &file, USE, FlockOperation::NonBlockingLockShared)? {
-            if Instant::now() >= deadline {
-                return Err(InUseError::Busy);
-            }
-            sleep(POLL).await;
-        }
-        let in_use = Self(file);
+        let lock = FileLock::wait_async_within(LockClass::Activity, Sharing::Shared, file, POLL, FREE_WITHIN);
+        let in_use = Self(lock.await.map_err(|error| directory.error("lock", USE, error))?.ok_or(InUseError::Busy)?);
         in_use.stamp();
         wake(directory).await?;
         Ok(Some(in_use))
@@ -68,7 +65,7 @@ impl InUse {
 
     /// A file that cannot be written leaves it to the supervisor, which looks for users now and then.
     fn stamp(&self) {
-        let _ = self.0.write_all_at(format!("{:0STAMP$}", clock::since_boot().as_millis()).as_bytes(), 0);
+        stamp(self.0.file());
     }
 }
 
@@ -78,16 +75,15 @@ impl Drop for InUse {
     }
 }
 
+fn stamp(file: &File) {
+    let _ = file.write_all_at(format!("{:0STAMP$}", clock::since_boot().as_millis()).as_bytes(), 0);
+}
+
 /// Resumes a machine that was paused for being idle. The caller keeps it in use.
 async fn wake(directory: &SandboxDirectory) -> Result<(), InUseError> {
     let Some(mark) = open(directory, PAUSED)? else { return Ok(()) };
-    let deadline = Instant::now() + FREE_WITHIN;
-    while !try_lock(directory, &mark, PAUSED, FlockOperation::NonBlockingLockExclusive)? {
-        if Instant::now() >= deadline {
-            return Err(InUseError::Busy);
-        }
-        sleep(POLL).await;
-    }
+    let lock = FileLock::wait_async_within(LockClass::IdleResume, Sharing::Exclusive, mark, POLL, FREE_WITHIN);
+    let _lock = lock.await.map_err(|error| directory.error("lock", PAUSED, error))?.ok_or(InUseError::Busy)?;
     // Another may have done it while this one waited.
     if directory.has(PAUSED) {
         // One that ended meanwhile, or that somebody reset, is not to be resumed.
@@ -112,27 +108,27 @@ pub(crate) fn stay_paused(directory: &SandboxDirectory) -> Result<(), DirectoryE
 /// Has uses of the sandbox be noticed from now on.
 pub(crate) fn watch(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     if !directory.has(USE) {
-        InUse(directory.create_file(USE)?).stamp();
+        stamp(&directory.create_file(USE)?);
     }
     Ok(())
 }
 
 /// Nobody uses the sandbox, and nobody can begin to, as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Unused(File);
+pub(crate) struct Unused(FileLock);
 
 impl Unused {
     /// `None` while it is in use.
     pub(crate) fn try_begin(directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
         let file = directory.open_file(USE, OFlags::RDWR)?;
-        let free = try_lock(directory, &file, USE, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(free.then_some(Self(file)))
+        let lock = FileLock::try_on(LockClass::Activity, Sharing::Exclusive, file);
+        Ok(lock.map_err(|error| directory.error("lock", USE, error))?.map(Self))
     }
 
     /// When it was used last, as far as users said so; since boot.
     pub(crate) fn last_use(&self) -> Duration {
         let mut stamp = [0; STAMP];
-        let read = self.0.read_exact_at(&mut stamp, 0).ok();
+        let read = self.0.file().read_exact_at(&mut stamp, 0).ok();
         let text = read.and_then(|()| std::str::from_utf8(&stamp).ok());
         // Of a host's boot before this one, maybe; a machine does not survive that.
         text.and_then(|text| text.parse().ok()).map_or(Duration::ZERO, Duration::from_millis)
@@ -161,19 +157,6 @@ fn open(directory: &SandboxDirectory, name: &str) -> Result<Option<File>, Direct
     }
 }
 
-fn try_lock(
-    directory: &SandboxDirectory,
-    file: &File,
-    name: &str,
-    how: FlockOperation,
-) -> Result<bool, DirectoryError> {
-    match flock(file, how) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(directory.error("lock", name, error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +171,7 @@ mod tests {
         machine::HostMode,
         vmm::{ControlReply, MAX_MESSAGE, Phase, VmStatus, VmmMessage, WIRE},
     };
+    use tokio::time::sleep;
 
     fn directory() -> (tempfile::TempDir, SandboxDirectory) {
         let home = tempfile::tempdir().unwrap();

@@ -17,8 +17,11 @@
 //! disk.<n>      layers of its disk; memory.<n>, state.<n>: of snapshots it began from or was compared with
 //! ```
 
-use crate::clock;
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use crate::{
+    clock,
+    home::flock::{self, Sharing},
+};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
@@ -126,11 +129,7 @@ impl SandboxDirectory {
     /// Claims the directory for whoever makes or owns the sandbox, as long as this value lives. Sweepers leave claimed
     /// directories alone. False when somebody else has it.
     pub(crate) fn try_claim(&self) -> Result<bool> {
-        match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-            Err(error) => Err(self.error("claim", "", error)),
-        }
+        flock::try_take(Sharing::Exclusive, &self.fd).map_err(|error| self.error("claim", "", error))
     }
 
     pub(crate) fn error(&self, what: &'static str, name: &str, source: impl Into<io::Error>) -> DirectoryError {

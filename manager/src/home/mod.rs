@@ -4,10 +4,12 @@
 
 pub(crate) mod content;
 pub(crate) mod directory;
+pub(crate) mod flock;
 pub(crate) mod host;
 pub(crate) mod ids;
 pub(crate) mod layout;
 pub(crate) mod links;
+pub(crate) mod locks;
 pub(crate) mod names;
 pub(crate) mod private;
 pub(crate) mod rules;

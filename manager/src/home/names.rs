@@ -2,10 +2,14 @@
 //! two sandboxes never get one name. A link is dead when its sandbox is neither there nor being made; then the name is
 //! free, and whoever wants it takes the link away under the lock of `names/`.
 
-use crate::home::{directory::DirectoryError, layout::Home};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use crate::home::{
+    directory::DirectoryError,
+    flock::Sharing,
+    layout::Home,
+    locks::{FileLock, LockClass, directory_file},
+};
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
-use std::{fs, io, os::fd::OwnedFd, path::Path};
+use std::{fs, io, path::Path};
 
 /// Why a name was not given.
 #[derive(Debug, thiserror::Error)]
@@ -88,12 +92,10 @@ fn is_dead(home: &Home, id: &SandboxId) -> bool {
     !home.staged(id).exists() && !home.sandbox(id).exists()
 }
 
-fn lock(home: &Home) -> Result<OwnedFd, DirectoryError> {
+fn lock(home: &Home) -> Result<FileLock, DirectoryError> {
     let names = home.names();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(&names, flags, Mode::empty())
-        .and_then(|fd| flock(&fd, FlockOperation::LockExclusive).map(|()| fd))
-        .map_err(|e| DirectoryError::new("lock", &names, e))
+    FileLock::wait(LockClass::Names, Sharing::Exclusive, directory_file(&names)?)
+        .map_err(|error| DirectoryError::new("lock", names, error))
 }
 
 fn remove_link(link: &Path) -> Result<(), DirectoryError> {

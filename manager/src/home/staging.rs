@@ -2,25 +2,26 @@
 
 use crate::home::{
     directory::{DirectoryError, SandboxDirectory},
+    flock::Sharing,
     layout::Home,
+    locks::{FileLock, LockClass, directory_file},
 };
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::identity::SandboxId;
-use std::os::fd::OwnedFd;
 
 /// Makes and claims `staging/<id>`. The lock on `staging/` keeps a sweep from meeting it before it is claimed.
 pub(crate) fn new_staged(home: &Home, id: &SandboxId) -> Result<SandboxDirectory, DirectoryError> {
-    let _lock = lock(home, FlockOperation::LockShared)?;
+    let path = home.staging();
+    let _lock = FileLock::wait(LockClass::Staging, Sharing::Shared, directory_file(&path)?)
+        .map_err(|error| DirectoryError::new("lock", path, error))?;
     let directory = SandboxDirectory::create(home.staged(id))?;
     // A directory just made is claimed by nobody else.
     directory.try_claim()?;
     Ok(directory)
 }
 
-/// Locks `staging/` itself.
-pub(crate) fn lock(home: &Home, how: FlockOperation) -> Result<OwnedFd, DirectoryError> {
+/// Locks `staging/` against every maker, for a sweep. Returns `None` while a maker is about to claim its directory.
+pub(crate) fn try_lock(home: &Home) -> Result<Option<FileLock>, DirectoryError> {
     let path = home.staging();
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|fd| flock(&fd, how).map(|()| fd))
-        .map_err(|e| DirectoryError::new("lock", path, e))
+    FileLock::try_on(LockClass::Staging, Sharing::Exclusive, directory_file(&path)?)
+        .map_err(|error| DirectoryError::new("lock", path, error))
 }

@@ -8,9 +8,8 @@ use crate::{
         staged::Staged,
     },
     discard,
-    guest::agent::AgentConnection,
     guest::{
-        agent::AgentError,
+        agent::{AgentConnection, AgentError},
         error::ExecError,
         identity,
         in_use::{InUse, InUseError},
@@ -29,8 +28,9 @@ use crate::{
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
+        change_lock::ChangeLock,
         flatten::FlattenError,
-        lineage::{ChangeLock, Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
+        lineage::{Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     },
     vmm::{
         control::{ControlClient, ControlError},

@@ -25,10 +25,9 @@ use crate::{
     },
     sandbox::Sandbox,
     snapshot::{
+        change_lock::ChangeLock,
         error::SnapshotError,
-        lineage::{
-            ChangeLock, Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all,
-        },
+        lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all},
         store::{ReadOnlyDisks, StoredSnapshot, find_disk},
     },
     supervision::SuperviseError,

@@ -18,7 +18,6 @@ use crate::{
     manager::Manager,
     vmm::{group::pool, lock, state},
 };
-use rustix::fs::FlockOperation;
 use sandboxvm_protocol::identity::SandboxId;
 use serde::Serialize;
 use std::{
@@ -58,11 +57,10 @@ impl Swept {
 /// Takes away what nobody owns any more.
 pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
     let mut swept = Swept::default();
-    let staged = match staging::lock(home, FlockOperation::NonBlockingLockExclusive) {
-        Ok(_lock) => entries(&home.staging())?,
-        // Somebody is about to claim one; whatever is left there can wait for the next sweep.
-        Err(error) if error.is_would_block() => Vec::new(),
-        Err(error) => return Err(error),
+    let staged = match staging::try_lock(home)? {
+        Some(_lock) => entries(&home.staging())?,
+        // A maker is about to claim its directory; the rest can wait for the next sweep.
+        None => Vec::new(),
     };
     for (id, path) in staged {
         let done = sweep_staged(home, &id, path, &mut swept);

@@ -5,15 +5,16 @@
 use crate::{
     home::{
         directory::{DirectoryError, SandboxDirectory},
+        flock::Sharing,
         layout::Home,
+        locks::{FileLock, LockClass},
     },
     vmm::lock,
 };
-use rustix::fs::{FlockOperation, flock};
 use sandboxvm_protocol::identity::SandboxId;
 use std::{
     fmt::Write as _,
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{self, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
 };
@@ -29,7 +30,7 @@ pub(crate) struct Entry {
 /// The file, locked.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    file: File,
+    lock: FileLock,
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -42,11 +43,11 @@ impl Ledger {
             move |error: io::Error| DirectoryError::new(what, path, error)
         };
         let options = OpenOptions::new().read(true).write(true).create(true).mode(0o600).truncate(false).open(&path);
-        let mut file = options.map_err(fail("open"))?;
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| fail("lock")(error.into()))?;
+        let file = options.map_err(fail("open"))?;
+        let lock = FileLock::wait(LockClass::Ledger, Sharing::Exclusive, file).map_err(fail("lock"))?;
         let mut text = String::new();
-        file.read_to_string(&mut text).map_err(fail("read"))?;
-        Ok(Self { file, entries: parse_entries(&text) })
+        lock.file().read_to_string(&mut text).map_err(fail("read"))?;
+        Ok(Self { lock, entries: parse_entries(&text) })
     }
 
     /// Leaves out those that are no more, and counts no memory for those that do not run.
@@ -61,17 +62,15 @@ impl Ledger {
     }
 
     /// A line that a kill -9 cuts is one sandbox not counted.
-    pub(crate) fn write(mut self, home: &Home) -> Result<(), DirectoryError> {
+    pub(crate) fn write(self, home: &Home) -> Result<(), DirectoryError> {
         let text = self.entries.iter().fold(String::new(), |mut text, entry| {
             // Writing to a String does not fail.
             let _ = writeln!(text, "{} {}", entry.id, entry.mib);
             text
         });
-        let written = self
-            .file
-            .rewind()
-            .and_then(|()| self.file.write_all(text.as_bytes()))
-            .and_then(|()| self.file.set_len(text.len() as u64));
+        let mut file = self.lock.file();
+        let written =
+            file.rewind().and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.set_len(text.len() as u64));
         written.map_err(|error| DirectoryError::new("write", home.admitted(), error))
     }
 }

@@ -6,8 +6,8 @@ use crate::{
     home::directory::DirectoryError,
     sandbox::Sandbox,
     snapshot::{
+        change_lock::ChangeLock,
         error::SnapshotError,
-        lineage::ChangeLock,
         taking::{self, SnapshotTaken},
     },
     vmm::state::State,

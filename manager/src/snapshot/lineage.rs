@@ -14,23 +14,17 @@ use crate::{
     snapshot::seal::{SealError, Seals},
     vmm::state,
 };
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashSet,
     fs::{self, File},
     io::Write,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileExt, MetadataExt},
-    },
+    os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
-    time::Duration,
 };
 
 const LINEAGE: &str = "lineage.json";
-const CHANGE_LOCK: &str = "change.lock";
 /// The raw image below the disk's layers.
 pub(crate) const TEMPLATE: &str = "template";
 /// The base image and the agent disk, where the bundle is on the home's file system: an upgrade replaces them there.
@@ -41,7 +35,6 @@ const MAX_LINEAGE: u64 = 1 << 20;
 const FORMAT: u32 = 1;
 /// First bytes of a layer that a VMM uses (docs/snapshot-format.md).
 const LAYER_MAGIC: &[u8; 8] = b"SBVMLAYR";
-const POLL: Duration = Duration::from_millis(10);
 
 /// Why a sandbox's lineage is not known.
 #[derive(Debug, thiserror::Error)]
@@ -350,30 +343,11 @@ fn has_open(pid: u32, file: &File) -> bool {
         .any(|metadata| (metadata.dev(), metadata.ino()) == (wanted.dev(), wanted.ino()))
 }
 
-/// Held by whoever changes what a sandbox is made of.
-#[derive(Debug)]
-pub(crate) struct ChangeLock(#[expect(dead_code, reason = "held for its flock")] OwnedFd);
-
-impl ChangeLock {
-    /// Waits for whoever else changes the sandbox. Cancel safe.
-    pub(crate) async fn take(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(directory.fd(), CHANGE_LOCK, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| directory.error("open", CHANGE_LOCK, error))?;
-        loop {
-            match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(fd)),
-                Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(POLL).await,
-                Err(error) => return Err(directory.error("lock", CHANGE_LOCK, error)),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::snapshot::seal::Seal;
+    use crate::snapshot::{change_lock::ChangeLock, seal::Seal};
+    use std::time::Duration;
 
     pub(crate) fn contents() -> Contents {
         let content = |path: &str| Content { path: path.into(), sha256: "0".repeat(64) };

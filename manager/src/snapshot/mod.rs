@@ -13,6 +13,7 @@
 //! ready ones there are.
 
 pub(crate) mod change;
+pub(crate) mod change_lock;
 pub(crate) mod error;
 pub(crate) mod flatten;
 pub(crate) mod lineage;

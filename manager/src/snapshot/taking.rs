@@ -22,7 +22,10 @@ use crate::{
     limits::admission,
     manager::Manager,
     sandbox::Sandbox,
-    snapshot::lineage::{ChangeLock, Files, Kind, Lineage, free_name, share_disks},
+    snapshot::{
+        change_lock::ChangeLock,
+        lineage::{Files, Kind, Lineage, free_name, share_disks},
+    },
     vmm::{control::ControlError, descriptors::LaunchFiles, wire::WireError},
 };
 use rustix::fs::OFlags;

@@ -25,7 +25,7 @@ use crate::{
         interruption::{self, Interruption},
         stop::{StopError, Stopped},
     },
-    home::directory::SandboxDirectory,
+    home::{directory::SandboxDirectory, locks::is_held_exclusively},
     limits::lifetime::{AtEnd, WhenIdle},
     manager::Manager,
     sandbox::Sandbox,
@@ -34,7 +34,6 @@ use crate::{
         state::{self, State},
     },
 };
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{fs::File, future::Future, io::Write, sync::Arc, time::Duration};
 use tokio::{
@@ -425,9 +424,7 @@ async fn gone(directory: &SandboxDirectory) {
 
 /// Somebody has claimed the directory: a reset that replaces the VMM, or a `run` that is about to remove it.
 fn is_being_made(directory: &SandboxDirectory) -> bool {
-    let again =
-        rustix::fs::openat(directory.fd(), ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    again.is_ok_and(|again| flock(&again, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
+    is_held_exclusively(directory, ".").unwrap_or(false)
 }
 
 /// A bounded log.

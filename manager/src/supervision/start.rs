@@ -10,17 +10,21 @@ use super::{
 };
 use crate::{
     guest::in_use,
-    home::directory::{DirectoryError, SandboxDirectory},
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        flock::Sharing,
+        locks::{FileLock, LockClass},
+    },
     sandbox::Sandbox,
 };
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{Mode, OFlags, openat};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{
     fs::File,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
 
@@ -36,7 +40,7 @@ const ATTEMPTS: u32 = 3;
 
 /// The right to be the supervisor, or to write its file where there is none.
 #[derive(Debug)]
-pub(super) struct SupervisorLock(#[expect(dead_code, reason = "held for its flock")] File);
+pub(super) struct SupervisorLock(#[expect(dead_code, reason = "held for its lock")] FileLock);
 
 impl SupervisorLock {
     /// `None` while somebody else has it.
@@ -44,17 +48,8 @@ impl SupervisorLock {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(directory.fd(), LOCK, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|error| directory.error("open", LOCK, error))?;
-        let deadline = Instant::now() + LOCKED_WITHIN;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Self(file.into()))),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(directory.error("lock", LOCK, error)),
-            }
-        }
+        let taken = FileLock::wait_within(LockClass::Supervisor, Sharing::Exclusive, file.into(), LOCKED_WITHIN);
+        Ok(taken.map_err(|error| directory.error("lock", LOCK, error))?.map(Self))
     }
 }
 

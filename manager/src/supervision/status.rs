@@ -3,11 +3,13 @@
 use super::{LOCK, SuperviseError, file::Supervision, publish::PublishedPort};
 use crate::{
     guest::in_use,
-    home::directory::{DirectoryError, SandboxDirectory},
+    home::{
+        directory::{DirectoryError, SandboxDirectory},
+        locks::is_held_exclusively,
+    },
     limits::lifetime::{IdleRule, TimeToLive},
     sandbox::Sandbox,
 };
-use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::Serialize;
 
 /// See the module.
@@ -51,14 +53,5 @@ impl Sandbox {
 
 /// True while the lock is held.
 pub(crate) fn is_supervised(directory: &SandboxDirectory) -> Result<bool, DirectoryError> {
-    let file = match directory.open_file(LOCK, OFlags::RDONLY) {
-        Ok(file) => file,
-        Err(error) if error.is_not_found() => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
-        Err(error) => Err(directory.error("lock", LOCK, error)),
-    }
+    is_held_exclusively(directory, LOCK)
 }

@@ -5,16 +5,19 @@
 //! else takes it shared, for moments, to see that it is free.
 
 use crate::{
-    home::directory::{DirectoryError, LOCK, SandboxDirectory},
+    home::{
+        directory::{DirectoryError, LOCK, SandboxDirectory},
+        flock,
+        flock::Sharing,
+        locks::{FileLock, LockClass},
+    },
     vmm::pidfd::Pidfd,
 };
-use rustix::{
-    fs::{FlockOperation, OFlags, flock},
-    process::Pid,
-};
+use rustix::{fs::OFlags, process::Pid};
 use sandboxvm_protocol::vmm::users;
 use std::{
     fs::{self, File},
+    io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     time::{Duration, Instant},
 };
@@ -25,23 +28,27 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// Makes the lock file and locks it.
 pub(crate) fn create(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
     let file = directory.create_file(LOCK)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|e| directory.error("lock", LOCK, e))?;
-    Ok(file)
+    let fail = |error| directory.error("lock", LOCK, error);
+    // A new file, which no other process has opened.
+    if flock::try_take(Sharing::Exclusive, &file).map_err(fail)? {
+        Ok(file)
+    } else {
+        Err(fail(ErrorKind::WouldBlock.into()))
+    }
 }
 
 /// Locks the file again, for a sandbox whose VMM ended. Somebody may hold it shared for a moment, to see that it is free.
 pub(crate) fn take_again(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
     let file = directory.open_file(LOCK, OFlags::RDWR)?;
+    let fail = |error: io::Error| directory.error("lock", LOCK, error);
     let deadline = Instant::now() + TAKEN_WITHIN;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => return Err(directory.error("lock", LOCK, error)),
+    while !flock::try_take(Sharing::Exclusive, &file).map_err(fail)? {
+        if Instant::now() >= deadline {
+            return Err(fail(ErrorKind::WouldBlock.into()));
         }
+        std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(file)
 }
 
 /// True when process `pid` holds the lock: then it is the VMM.
@@ -51,7 +58,7 @@ pub(crate) fn is_holder(directory: &SandboxDirectory, pid: u32) -> bool {
 
 /// Holds the lock shared while it lives: no VMM runs, and none can start.
 #[derive(Debug)]
-pub(crate) struct NoVmm(#[expect(dead_code, reason = "held for its flock")] Option<File>);
+pub(crate) struct NoVmm(#[expect(dead_code, reason = "held for its lock")] Option<FileLock>);
 
 /// `None` while a VMM runs. A directory without a lock file was never a sandbox, so nothing runs in it.
 pub(crate) fn try_exclude_vmm(directory: &SandboxDirectory) -> Result<Option<NoVmm>, DirectoryError> {
@@ -60,11 +67,8 @@ pub(crate) fn try_exclude_vmm(directory: &SandboxDirectory) -> Result<Option<NoV
         Err(error) if error.is_not_found() => return Ok(Some(NoVmm(None))),
         Err(error) => return Err(error),
     };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(Some(NoVmm(Some(file)))),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(directory.error("lock", LOCK, error)),
-    }
+    let held = FileLock::try_on(LockClass::Vmm, Sharing::Shared, file);
+    Ok(held.map_err(|error| directory.error("lock", LOCK, error))?.map(|lock| NoVmm(Some(lock))))
 }
 
 /// Finds the VMM. `hint` is the PID from the status file, which is only believed when that process holds the lock:
@@ -166,7 +170,7 @@ mod tests {
         let (_home, directory) = directory();
         drop(create(&directory).unwrap());
         let shared = directory.open_file(LOCK, OFlags::RDONLY).unwrap();
-        flock(&shared, FlockOperation::LockShared).unwrap();
+        assert!(flock::try_take(Sharing::Shared, &shared).unwrap());
         let mut child = child_with(shared);
         assert!(find_holder(&directory, Some(child.id())).is_none());
         child.kill().unwrap();
@@ -197,7 +201,7 @@ mod tests {
             let number = |file: &File| file.metadata().unwrap().ino();
             let mut decoys = (0..100).map(|name| File::create_new(two.path().join(name.to_string())).unwrap());
             let decoy = decoys.find(|decoy| number(decoy) == number(&wanted)).expect("numbered alike");
-            flock(&decoy, FlockOperation::NonBlockingLockExclusive).unwrap();
+            assert!(flock::try_take(Sharing::Exclusive, &decoy).unwrap());
             let mut bystander = child_with(decoy);
             assert!(!is_holder(&directory, bystander.id()));
             assert!(find_holder(&directory, Some(bystander.id())).is_none());

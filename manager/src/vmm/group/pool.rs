@@ -7,14 +7,16 @@
 use super::{Group, LINK, making, place, target};
 use crate::home::{
     directory::{DirectoryError, SandboxDirectory},
+    flock::Sharing,
     host::hex,
     layout::Home,
+    locks::{FileLock, LockClass, directory_file},
 };
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, CWD, RenameFlags, renameat_with, unlinkat};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::OnceLock,
 };
 
@@ -42,21 +44,23 @@ pub(super) fn take_into(home: &Home, directory: &SandboxDirectory) -> bool {
 /// Makes what is missing, unless another process is doing that. Where no group can be made, none is.
 pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
     let (Some(place), Some(groups)) = (place_name(), lock(home)?) else { return Ok(()) };
-    remove_links(home, groups.as_fd(), |name| name.starts_with(NEW) || is_dangling(groups.as_fd(), name))?;
+    remove_links(home, groups.file().as_fd(), |name| {
+        name.starts_with(NEW) || is_dangling(groups.file().as_fd(), name)
+    })?;
     for slot in 0..SLOTS {
         let name = format!("{place}.{slot}");
-        if target(groups.as_fd(), &name).is_some() {
+        if target(groups.file().as_fd(), &name).is_some() {
             continue;
         }
         // The link first, under another name: a group that nothing names would stay for ever.
         let fail = |error| DirectoryError::new("link", home.groups().join(&name), error);
         let Some(path) = making::new_path() else { return Ok(()) };
         let being_made = format!("{NEW}.{slot}");
-        rustix::fs::symlinkat(&path, &groups, &being_made).map_err(fail)?;
+        rustix::fs::symlinkat(&path, groups.file(), &being_made).map_err(fail)?;
         if making::make(&path).is_err() {
-            return remove_links(home, groups.as_fd(), |name| name == being_made);
+            return remove_links(home, groups.file().as_fd(), |name| name == being_made);
         }
-        renameat_with(&groups, &being_made, &groups, &name, RenameFlags::NOREPLACE).map_err(fail)?;
+        renameat_with(groups.file(), &being_made, groups.file(), &name, RenameFlags::NOREPLACE).map_err(fail)?;
     }
     Ok(())
 }
@@ -64,22 +68,16 @@ pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
 /// Removes all of them: for a home that may not be used again soon.
 pub(crate) fn drain(home: &Home) -> Result<(), DirectoryError> {
     match lock(home)? {
-        Some(groups) => remove_links(home, groups.as_fd(), |_| true),
+        Some(groups) => remove_links(home, groups.file().as_fd(), |_| true),
         None => Ok(()),
     }
 }
 
 /// `None` while another process fills or drains.
-fn lock(home: &Home) -> Result<Option<OwnedFd>, DirectoryError> {
+fn lock(home: &Home) -> Result<Option<FileLock>, DirectoryError> {
     let path = home.groups();
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fail = |error| DirectoryError::new("lock", &path, error);
-    let groups = open(&path, flags, Mode::empty()).map_err(fail)?;
-    match flock(&groups, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(groups)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(fail(error)),
-    }
+    FileLock::try_on(LockClass::Groups, Sharing::Exclusive, directory_file(&path)?)
+        .map_err(|error| DirectoryError::new("lock", path, error))
 }
 
 fn is_dangling(groups: BorrowedFd<'_>, name: &str) -> bool {

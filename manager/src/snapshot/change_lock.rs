@@ -1,0 +1,29 @@
+//! The lock under which a sandbox's disk and memory files are changed.
+
+use crate::home::{
+    directory::{DirectoryError, SandboxDirectory},
+    flock::Sharing,
+    locks::{FileLock, LockClass},
+};
+use rustix::fs::{Mode, OFlags};
+use std::{fs::File, time::Duration};
+
+const CHANGE_LOCK: &str = "change.lock";
+const POLL: Duration = Duration::from_millis(10);
+
+/// Held by the process that snapshots, forks, flattens or resets the sandbox.
+#[derive(Debug)]
+pub(crate) struct ChangeLock(#[expect(dead_code, reason = "held for its lock")] FileLock);
+
+impl ChangeLock {
+    /// Waits until no other process changes the sandbox. Cancel safe.
+    pub(crate) async fn take(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory.fd(), CHANGE_LOCK, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| directory.error("open", CHANGE_LOCK, error))?;
+        FileLock::wait_async(LockClass::Change, Sharing::Exclusive, File::from(file), POLL)
+            .await
+            .map(Self)
+            .map_err(|error| directory.error("lock", CHANGE_LOCK, error))
+    }
+}
