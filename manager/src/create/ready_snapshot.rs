@@ -23,7 +23,6 @@ use crate::{
     },
     limits::kept::WantedLimits,
     snapshot::{
-        change_lock::ChangeLock,
         error::SnapshotError,
         lineage::Contents,
         manifest::{FORMAT, SnapshotManifest},
@@ -114,8 +113,8 @@ async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) ->
         started.ready().await?;
         warm_up::up(&started.sandbox().directory).await?;
         let sandbox = started.sandbox();
-        let change = ChangeLock::take(&sandbox.directory).await?;
-        taking::take(sandbox, &change, None, &path(home, key)).await?;
+        let change = sandbox.change().await?;
+        taking::take(&change, None, &path(home, key)).await?;
         Ok(())
     }
     .await;

@@ -12,7 +12,7 @@ use crate::{
         agent::{AgentConnection, AgentError},
         error::ExecError,
         identity,
-        in_use::{InUse, InUseError},
+        in_use::InUseError,
         silence::{Silence, SilentPart},
     },
     home::{
@@ -28,7 +28,10 @@ use crate::{
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
-        change_lock::ChangeLock,
+        change::{Change, ChangeError, Running},
+        flatten::flatten_when_long,
+    },
+    snapshot::{
         flatten::FlattenError,
         lineage::{Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     },
@@ -126,6 +129,18 @@ pub enum ForkError {
     Io(#[from] io::Error),
 }
 
+impl From<ChangeError> for ForkError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotRunning { sandbox, state } => Self::NotRunning { sandbox, state },
+            ChangeError::Idle(error) => Self::Idle(error),
+            ChangeError::Control(error) => Self::Control(error),
+            ChangeError::Lineage(error) => Self::Lineage(error),
+            ChangeError::Directory(error) => Self::Directory(error),
+        }
+    }
+}
+
 /// Copies that were made.
 #[derive(Debug)]
 pub struct Forked {
@@ -143,7 +158,7 @@ impl Sandbox {
     /// # Errors
     /// When its files cannot be read.
     pub fn forked_from(&self) -> Result<Option<SandboxId>, LineageError> {
-        Ok(match Lineage::read(&self.directory)?.origin {
+        Ok(match Lineage::peek(&self.directory)?.origin {
             Origin::Fork { of } => Some(of),
             Origin::Boot | Origin::Snapshot { .. } => None,
         })
@@ -167,30 +182,23 @@ impl Sandbox {
 
     async fn fork_all(&self, count: u32) -> Result<Forked, ForkError> {
         let began = Instant::now();
-        let _in_use = InUse::begin(&self.directory).await?;
-        let change = ChangeLock::take(&self.directory).await?;
-        let state = self.state()?;
-        if !state.is_live() {
-            return Err(ForkError::NotRunning { sandbox: self.label(), state });
-        }
+        let change = Change::begin(self).await?;
         let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
+        let mut running = change.running().await?;
         admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
-        let mut control = self.control().await?;
-        // See `Lineage::read`.
-        control.stats().await?;
-        let mut lineage = Lineage::read(&self.directory)?;
         let mut children = Vec::new();
         let mut pauses = Vec::new();
         let mut left = count as usize;
         while left > 0 {
             let batch = left.min(MAX_FORK_CHILDREN);
-            self.flatten_when_long(&mut control, &mut lineage).await?;
-            let (made, report) = self.fork_batch(&mut control, &mut lineage, batch).await?;
+            flatten_when_long(&mut running).await?;
+            let (made, report) = self.fork_batch(&mut running, batch).await?;
             children.extend(made);
             pauses.push(Duration::from_nanos(report.pause_ns));
             left -= batch;
         }
-        drop(change);
+        drop(running);
+        let _in_use = change.end();
         // None runs before all are made: a running guest would take the CPU that its siblings are made with.
         for child in &mut children {
             child.enclose(&self.directory).await?;
@@ -213,48 +221,38 @@ impl Sandbox {
         Ok(Forked { copies, pauses, made })
     }
 
-    async fn fork_batch(
-        &self,
-        control: &mut ControlClient,
-        lineage: &mut Lineage,
-        count: usize,
-    ) -> Result<(Vec<Child>, ForkReport), ForkError> {
+    async fn fork_batch(&self, running: &mut Running<'_>, count: usize) -> Result<(Vec<Child>, ForkReport), ForkError> {
         let mut children = Vec::with_capacity(count);
         let mut handed = Vec::with_capacity(count);
         for _ in 0..count {
-            let (child, files) = self.stage_child(lineage)?;
+            let (child, files) = self.stage_child(&running.lineage)?;
             children.push(child);
             handed.push(files);
         }
         let top_name = free_name(&self.directory, Kind::Disk)?;
         let top = self.directory.create_file(&top_name)?;
-        let mut disk = lineage.files.disk.clone();
+        let mut disk = running.lineage.files.disk.clone();
         disk.push(top_name.clone());
-        let next = Files { disk, baseline: lineage.files.baseline.clone() };
-        if let Err(error) = lineage.announce(&self.directory, next.clone()) {
-            // On a full disk: the VMM was not asked for anything yet. A file that stays is taken away by the next change.
-            let _ = self.directory.unlink(&top_name);
-            return Err(error.into());
-        }
+        let next = Files { disk, baseline: running.lineage.files.baseline.clone() };
+        running.announce(next.clone(), &top_name)?;
         let mut sent = LaunchFiles::default();
         let request = ControlRequest::Fork(ForkRequest {
             disk_tops: vec![sent.add(&top)],
             children: children.iter().zip(&handed).map(|(child, files)| files.request(child, &mut sent)).collect(),
         });
         children.iter_mut().for_each(|child| child.is_asked_for = true);
-        let reply = control.request_with(&request, &sent, FORKED_WITHIN).await?;
+        let reply = running.control.request_with(&request, &sent, FORKED_WITHIN).await?;
         children.iter_mut().for_each(|child| child.is_asked_for = false);
         // With our copies of the locks: from here on they are the children's alone.
         drop(handed);
         match reply {
             ControlReply::Fork(report) => {
                 // Where the disk has no room for the record, the one that announced this says the same.
-                let _ = lineage.complete(&self.directory, next);
+                let _ = running.complete(next);
                 Ok((children, report))
             }
             ControlReply::Failed { message } => {
-                // Where this cannot be written down, what was announced is judged again next time.
-                let _ = lineage.conclude(&self.directory);
+                running.conclude();
                 Err(ControlError::Refused(message).into())
             }
             _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),

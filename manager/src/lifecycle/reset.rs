@@ -11,7 +11,7 @@ use crate::{
     guest::{
         error::ExecError,
         identity,
-        in_use::{InUse, InUseError},
+        in_use::InUseError,
         interruption::{self, Interruption},
     },
     home::{
@@ -24,8 +24,8 @@ use crate::{
         disk_room::Room,
     },
     sandbox::Sandbox,
+    snapshot::change::{Change, ChangeError, Running},
     snapshot::{
-        change_lock::ChangeLock,
         error::SnapshotError,
         lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all},
         store::{ReadOnlyDisks, StoredSnapshot, find_disk},
@@ -132,6 +132,18 @@ pub enum ResetError {
     Directory(#[from] DirectoryError),
 }
 
+impl From<ChangeError> for ResetError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotRunning { sandbox, state } => ControlError::NotRunning { sandbox, state }.into(),
+            ChangeError::Idle(error) => Self::Idle(error),
+            ChangeError::Control(error) => Self::Control(error),
+            ChangeError::Lineage(error) => Self::Lineage(error),
+            ChangeError::Directory(error) => Self::Directory(error),
+        }
+    }
+}
+
 /// How a sandbox was reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResetDone {
@@ -163,6 +175,21 @@ enum Found<'a> {
     Beginning,
     Snapshot(&'a SandboxName, &'a StoredSnapshot),
     OwnDisk,
+}
+
+/// What the sandbox is made of now.
+enum Composition<'s> {
+    Running(Running<'s>),
+    AtRest(Lineage),
+}
+
+impl Composition<'_> {
+    fn lineage(&self) -> &Lineage {
+        match self {
+            Self::Running(running) => &running.lineage,
+            Self::AtRest(lineage) => lineage,
+        }
+    }
 }
 
 /// What a machine begins from.
@@ -239,22 +266,22 @@ impl Sandbox {
             Place::Beginning | Place::OwnDisk => None,
         };
         let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
-        let _in_use = InUse::begin(&self.directory).await?;
-        let change = ChangeLock::take(&self.directory).await?;
+        let change = Change::begin(self).await?;
         if parked == Parked::Refused && self.is_parked() {
             return Err(ResetError::Parked(self.label()));
         }
-        let is_live = self.state()?.is_live();
-        if is_live {
-            // See `Lineage::read`.
-            self.control().await?.stats().await?;
-        }
-        let mut lineage = Lineage::read(&self.directory)?;
+        let mut composition = if self.state()?.is_live() {
+            Composition::Running(change.running().await?)
+        } else {
+            Composition::AtRest(change.lineage_at_rest()?)
+        };
+        let lineage = composition.lineage();
         let began_from = match &lineage.origin {
             Origin::Snapshot { id, .. } if !lineage.rebooted => Some(id.clone()),
             Origin::Snapshot { .. } | Origin::Boot | Origin::Fork { .. } => None,
         };
         let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
+        let is_live = matches!(composition, Composition::Running(_));
         if is_live {
             // What the sandbox writes is kept until the new beginning is there.
             admission::check_room(&self.home, 0)?;
@@ -266,26 +293,28 @@ impl Sandbox {
                 host_is_done();
             }
         };
-        let in_place = is_live && named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
-        let done = if in_place {
-            ResetDone::InPlace(self.reset_in_place(&mut lineage).await?)
-        } else {
-            let from = match (to, snapshot.zip(named.as_ref())) {
-                (Place::OwnDisk, _) => Found::OwnDisk,
-                (_, Some((name, snapshot))) => Found::Snapshot(name, snapshot),
-                (_, None) => Found::Beginning,
-            };
-            self.begin_again(bundle, &lineage, from, boot_timeout, &mut only_the_guest).await?;
-            if !is_live {
-                self.start_time_anew()?;
+        let can_stay = named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
+        let done = match &mut composition {
+            Composition::Running(running) if can_stay => ResetDone::InPlace(self.reset_in_place(running).await?),
+            Composition::Running(Running { lineage, .. }) | Composition::AtRest(lineage) => {
+                let from = match (to, snapshot.zip(named.as_ref())) {
+                    (Place::OwnDisk, _) => Found::OwnDisk,
+                    (_, Some((name, snapshot))) => Found::Snapshot(name, snapshot),
+                    (_, None) => Found::Beginning,
+                };
+                self.begin_again(bundle, lineage, from, boot_timeout, &mut only_the_guest).await?;
+                if !is_live {
+                    self.start_time_anew()?;
+                }
+                ResetDone::Anew
             }
-            ResetDone::Anew
         };
         // Somebody's command may have told the machine that was who it is, and taken the mark away.
         identity::make_due(&self.directory)?;
         self.trail().note(Event::Reset { to: snapshot.cloned() });
         // An agent out of a snapshot may be anybody's: it must not keep others from changing the sandbox.
-        drop(change);
+        drop(composition);
+        let _in_use = change.end();
         only_the_guest();
         let is_restored = !matches!(to, Place::OwnDisk) && (snapshot.is_some() || began_from.is_some());
         let restored_within = host::restored_agent_answers_within().min(boot_timeout);
@@ -297,9 +326,9 @@ impl Sandbox {
         Ok(done)
     }
 
-    async fn reset_in_place(&self, lineage: &mut Lineage) -> Result<ResetReport, ResetError> {
+    async fn reset_in_place(&self, running: &mut Running<'_>) -> Result<ResetReport, ResetError> {
         let directory = &self.directory;
-        let Origin::Snapshot { state, memory, disk, .. } = &lineage.origin else {
+        let Origin::Snapshot { state, memory, disk, .. } = &running.lineage.origin else {
             unreachable!("called for sandboxes that began from a snapshot")
         };
         let state = directory.open_shared(state)?;
@@ -307,32 +336,25 @@ impl Sandbox {
         let next =
             Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
         let mut layers = open_all(directory, disk)?;
-        lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
+        running.lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
+        identity::make_due(directory)?;
         layers.push(directory.create_file(&top_name)?);
-        let announced = identity::make_due(directory)
-            .map_err(LineageError::from)
-            .and_then(|()| lineage.announce(directory, next.clone()));
-        if let Err(error) = announced {
-            // On a full disk: the VMM was not asked for anything yet. A file that stays is taken away by the next change.
-            let _ = directory.unlink(&top_name);
-            return Err(error.into());
-        }
+        running.announce(next.clone(), &top_name)?;
         interruption::announce(directory, Interruption::Reset);
         let mut sent = LaunchFiles::default();
         let request = ControlRequest::Reset(ResetRequest {
             state: sent.add(&state),
             disks: vec![DiskLayers(layers.iter().map(|layer| sent.add(layer)).collect())],
         });
-        match self.control().await?.request_with(&request, &sent, RESET_WITHIN).await? {
+        match running.control.request_with(&request, &sent, RESET_WITHIN).await? {
             ControlReply::Reset(report) => {
                 // Where the disk has no room for the record, the one that announced this says the same.
-                let _ = lineage.complete(directory, next);
+                let _ = running.complete(next);
                 Ok(report)
             }
             ControlReply::Failed { message } => {
                 interruption::withdraw(directory);
-                // Where this cannot be written down, what was announced is judged again next time.
-                let _ = lineage.conclude(directory);
+                running.conclude();
                 Err(ControlError::Refused(message).into())
             }
             _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),

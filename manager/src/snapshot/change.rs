@@ -1,38 +1,89 @@
-//! A sandbox while only its holder changes what it is made of: no other process snapshots, forks or resets it meanwhile,
-//! so that what was seen of it stays true for several steps. Called by a server that puts a sandbox to rest.
+//! A change of what a sandbox is made of: snapshot, fork, flatten and reset go through here, so that none of them can be
+//! written in the wrong order.
+//!
+//! ```text
+//! Change::begin      the sandbox counts as in use, then its change lock is taken
+//! Change::running    its VMM answers, so it has carried out every earlier request; then the lineage is read
+//! Running::announce  the lineage names what may come to be, before the VMM is asked for it
+//! Running::complete  the VMM did it              Running::conclude  or it did not, or its answer is not known
+//! ```
+//! Removing the sandbox needs no such lock: it may be gone at any moment.
 
 use crate::{
-    audit::Event,
-    home::directory::DirectoryError,
+    guest::in_use::{InUse, InUseError},
+    home::directory::{DirectoryError, SandboxDirectory},
     sandbox::Sandbox,
     snapshot::{
         change_lock::ChangeLock,
-        error::SnapshotError,
-        taking::{self, SnapshotTaken},
+        lineage::{Files, Lineage, LineageError},
     },
-    vmm::state::State,
+    vmm::{
+        control::{ControlClient, ControlError},
+        state::State,
+    },
 };
-use sandboxvm_protocol::identity::SandboxName;
 
-/// See the module. Removing the sandbox needs no such lock: it may be gone at any moment.
+/// Why a change did not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    /// The sandbox does not run.
+    #[error("sandbox {sandbox} is {state}")]
+    NotRunning {
+        /// Its name, else its ID.
+        sandbox: String,
+        /// Its state.
+        state: State,
+    },
+    /// It was paused by its idle rule and does not resume.
+    #[error(transparent)]
+    Idle(#[from] InUseError),
+    /// Its VMM does not answer.
+    #[error("{0}")]
+    Control(#[from] ControlError),
+    /// Its record cannot be used.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+}
+
+/// The right to change what a sandbox is made of. No other process snapshots, forks or resets it meanwhile, so that what
+/// was observed of it stays true for several steps.
 #[derive(Debug)]
 pub struct Change<'s> {
     sandbox: &'s Sandbox,
-    lock: ChangeLock,
+    // Dropped in this order: a sandbox is in use for as long as it is being changed.
+    _lock: ChangeLock,
+    in_use: Option<InUse>,
 }
 
 impl Sandbox {
-    /// Waits for all changes that are under way, and excludes others. Cancel safe.
+    /// Waits until no other change is under way, and excludes others. Does not resume a sandbox that its idle rule paused.
+    /// Cancel safe.
     ///
     /// # Errors
     /// When its directory cannot be used.
     pub async fn change(&self) -> Result<Change<'_>, DirectoryError> {
-        Ok(Change { sandbox: self, lock: ChangeLock::take(&self.directory).await? })
+        Ok(Change { sandbox: self, _lock: ChangeLock::take(&self.directory).await?, in_use: None })
     }
 }
 
-impl Change<'_> {
-    /// What the sandbox does now; between the two machines of a reset it seems to do nothing for a moment, but not here.
+impl<'s> Change<'s> {
+    /// As [`Sandbox::change`], and resumes a sandbox that its idle rule paused.
+    pub(crate) async fn begin(sandbox: &'s Sandbox) -> Result<Self, ChangeError> {
+        let in_use = InUse::begin(&sandbox.directory).await?;
+        Ok(Self { in_use, ..sandbox.change().await? })
+    }
+
+    /// Returns the sandbox.
+    #[must_use]
+    pub fn sandbox(&self) -> &'s Sandbox {
+        self.sandbox
+    }
+
+    /// Returns the sandbox's state. Between the two machines of a reset a sandbox seems to be dead for a moment, but not
+    /// here.
     ///
     /// # Errors
     /// When its directory cannot be read.
@@ -40,13 +91,76 @@ impl Change<'_> {
         self.sandbox.state()
     }
 
-    /// As [`Sandbox::snapshot`].
-    ///
-    /// # Errors
-    /// Every [`SnapshotError`].
-    pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
-        let taken = taking::take_named(self.sandbox, &self.lock, name.clone()).await?;
-        self.sandbox.trail().note(Event::SnapshotCreated { snapshot: name });
-        Ok(taken)
+    /// Opens a sandbox that runs, for a change that its VMM carries out.
+    pub(crate) async fn running(&self) -> Result<Running<'s>, ChangeError> {
+        let sandbox = self.sandbox;
+        let in_use = InUse::begin(&sandbox.directory).await?;
+        let state = sandbox.state()?;
+        if !state.is_live() {
+            return Err(ChangeError::NotRunning { sandbox: sandbox.label(), state });
+        }
+        let (control, lineage) = Running::open(sandbox).await?;
+        Ok(Running { sandbox, control, lineage, _in_use: in_use })
+    }
+
+    /// Reads the lineage of a sandbox that does not run.
+    pub(crate) fn lineage_at_rest(&self) -> Result<Lineage, ChangeError> {
+        Ok(Lineage::read(&self.sandbox.directory)?)
+    }
+
+    /// Ends the change. The sandbox counts as in use until the returned value is dropped.
+    pub(crate) fn end(self) -> Option<InUse> {
+        self.in_use
+    }
+}
+
+/// A running sandbox under change: a VMM that has answered, and what its disk and memory are made of.
+#[derive(Debug)]
+pub(crate) struct Running<'s> {
+    pub(crate) sandbox: &'s Sandbox,
+    pub(crate) control: ControlClient,
+    pub(crate) lineage: Lineage,
+    _in_use: Option<InUse>,
+}
+
+impl<'s> Running<'s> {
+    async fn open(sandbox: &Sandbox) -> Result<(ControlClient, Lineage), ChangeError> {
+        let mut control = sandbox.control().await?;
+        // A VMM that answers has carried out what it was asked before, so that files tell what became of it.
+        control.stats().await?;
+        let lineage = Lineage::read(&sandbox.directory)?;
+        Ok((control, lineage))
+    }
+
+    /// Connects again and reads the lineage again, after a request of which it is not known whether it was carried out.
+    pub(crate) async fn reopen(&mut self) -> Result<(), ChangeError> {
+        (self.control, self.lineage) = Self::open(self.sandbox).await?;
+        Ok(())
+    }
+
+    pub(crate) fn directory(&self) -> &'s SandboxDirectory {
+        &self.sandbox.directory
+    }
+
+    /// Records that `next`, whose new top layer is `top`, may come to be. Removes that file when this fails, as on a full
+    /// disk: the VMM was not asked for anything yet.
+    pub(crate) fn announce(&mut self, next: Files, top: &str) -> Result<(), LineageError> {
+        let announced = self.lineage.announce(&self.sandbox.directory, next);
+        if announced.is_err() {
+            // A file that stays is removed by the next change.
+            let _ = self.sandbox.directory.unlink(top);
+        }
+        announced
+    }
+
+    /// Records that the change was carried out, and what came of it.
+    pub(crate) fn complete(&mut self, files: Files) -> Result<(), LineageError> {
+        self.lineage.complete(&self.sandbox.directory, files)
+    }
+
+    /// Decides by the files whether the announced change was carried out. Where this cannot be recorded, the next change
+    /// decides again.
+    pub(crate) fn conclude(&mut self) {
+        let _ = self.lineage.conclude(&self.sandbox.directory);
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     guest::in_use::InUseError,
     home::{directory::DirectoryError, host::HostError},
     limits::admission::AdmissionError,
+    snapshot::change::ChangeError,
     snapshot::{flatten::FlattenError, lineage::LineageError, manifest::ManifestError, seal::SealError},
     vmm::{control::ControlError, state::State},
 };
@@ -84,6 +85,18 @@ pub enum SnapshotError {
     /// The system gave no randomness for an ID.
     #[error("cannot make a snapshot's ID: {0}")]
     Entropy(io::Error),
+}
+
+impl From<ChangeError> for SnapshotError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotRunning { sandbox, state } => Self::NotRunning { sandbox, state },
+            ChangeError::Idle(error) => Self::Idle(error),
+            ChangeError::Control(error) => Self::Control(error),
+            ChangeError::Lineage(error) => Self::Lineage(error),
+            ChangeError::Directory(error) => Self::Directory(error),
+        }
+    }
 }
 
 impl From<SealError> for SnapshotError {

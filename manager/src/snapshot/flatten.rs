@@ -7,9 +7,11 @@
 //! Both read the same.
 
 use crate::{
-    home::directory::{DirectoryError, SandboxDirectory},
-    sandbox::Sandbox,
-    snapshot::lineage::{Files, Kind, Lineage, LineageError, free_name},
+    home::directory::DirectoryError,
+    snapshot::{
+        change::Running,
+        lineage::{Files, Kind, LineageError, free_name},
+    },
     vmm::{
         control::{ControlClient, ControlError},
         descriptors::LaunchFiles,
@@ -38,56 +40,43 @@ pub enum FlattenError {
     /// The VMM refused or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
+    /// The sandbox cannot be reached again after the attempt.
+    #[error("{0}")]
+    Unreachable(String),
     /// It cannot go on like this.
     #[error("the sandbox's disk has {MAX_DISK_LAYERS} layers, the most there can be, and they cannot be merged: {0}")]
     Full(Box<FlattenError>),
 }
 
-impl Sandbox {
-    /// Merges the disk's frozen layers where there are many. Where that fails, as on a full disk or with an older VMM,
-    /// the chain stays, as long as it can grow.
-    pub(crate) async fn flatten_when_long(
-        &self,
-        control: &mut ControlClient,
-        lineage: &mut Lineage,
-    ) -> Result<(), FlattenError> {
-        if lineage.files.disk.len() <= MAX_FROZEN + 1 {
-            return Ok(());
-        }
-        let Err(error) = flatten(&self.directory, control, lineage).await else { return Ok(()) };
-        // An older VMM hangs up on what it does not know.
-        *control = self.control().await?;
-        // See `Lineage::read`.
-        control.stats().await?;
-        *lineage = Lineage::read(&self.directory)?;
-        if lineage.files.disk.len() < MAX_DISK_LAYERS { Ok(()) } else { Err(FlattenError::Full(Box::new(error))) }
+/// Merges the disk's frozen layers where there are many. Where that fails, as on a full disk or with an older VMM, the
+/// chain stays, as long as it can grow.
+pub(crate) async fn flatten_when_long(running: &mut Running<'_>) -> Result<(), FlattenError> {
+    if running.lineage.files.disk.len() <= MAX_FROZEN + 1 {
+        return Ok(());
     }
+    let Err(error) = flatten(running).await else { return Ok(()) };
+    // An older VMM closes the connection on a request that it does not know.
+    running.reopen().await.map_err(|error| FlattenError::Unreachable(error.to_string()))?;
+    if running.lineage.files.disk.len() < MAX_DISK_LAYERS { Ok(()) } else { Err(FlattenError::Full(Box::new(error))) }
 }
 
-async fn flatten(
-    directory: &SandboxDirectory,
-    control: &mut ControlClient,
-    lineage: &mut Lineage,
-) -> Result<(), FlattenError> {
+async fn flatten(running: &mut Running<'_>) -> Result<(), FlattenError> {
+    let directory = running.directory();
     let name = free_name(directory, Kind::Disk)?;
     let file = directory.create_file(&name)?;
+    let files = &running.lineage.files;
     let next = Files {
-        disk: std::iter::once(name.clone()).chain(lineage.files.disk.last().cloned()).collect(),
-        baseline: lineage.files.baseline.clone(),
+        disk: std::iter::once(name.clone()).chain(files.disk.last().cloned()).collect(),
+        baseline: files.baseline.clone(),
     };
-    let announced = match merge(control, &file).await {
-        Ok(()) => lineage.announce(directory, next.clone()).map_err(FlattenError::from),
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = announced {
-        // Nobody was told to use it.
+    if let Err(error) = merge(&mut running.control, &file).await {
+        // The VMM was not told to use it.
         directory.unlink(&name)?;
-        return Err(error);
+        return Err(error.into());
     }
-    match control.ask(ControlRequest::UseMerged).await {
-        Ok(()) => Ok(lineage.complete(directory, next)?),
-        Err(error) => Err(error.into()),
-    }
+    running.announce(next.clone(), &name)?;
+    running.control.ask(ControlRequest::UseMerged).await?;
+    Ok(running.complete(next)?)
 }
 
 async fn merge(control: &mut ControlClient, file: &File) -> Result<(), ControlError> {

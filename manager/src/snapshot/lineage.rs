@@ -141,20 +141,26 @@ impl Lineage {
 
     /// Reads the record and decides what became of a change that nobody finished. Under the change lock, and after a
     /// VMM that lives has answered something: then it has carried out all that was asked before.
-    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Self, LineageError> {
+    pub(super) fn read(directory: &SandboxDirectory) -> Result<Self, LineageError> {
+        let mut lineage = Self::peek(directory)?;
+        if lineage.next.is_some() {
+            lineage.conclude(directory)?;
+        }
+        Ok(lineage)
+    }
+
+    /// Reads the record as it stands, without the change lock: what an unfinished change announced is not decided.
+    pub(crate) fn peek(directory: &SandboxDirectory) -> Result<Self, LineageError> {
         let path = || directory.path().join(LINEAGE);
         let json = match directory.read(LINEAGE, MAX_LINEAGE) {
             Ok(json) => json,
             Err(error) if error.is_not_found() && directory.exists() => return Err(LineageError::Missing),
             Err(error) => return Err(error.into()),
         };
-        let mut lineage: Self =
+        let lineage: Self =
             serde_json::from_slice(&json).map_err(|source| LineageError::Damaged { path: path(), source })?;
         if lineage.format != FORMAT {
             return Err(LineageError::Format { path: path(), found: lineage.format });
-        }
-        if lineage.next.is_some() {
-            lineage.conclude(directory)?;
         }
         Ok(lineage)
     }

@@ -10,7 +10,7 @@ use super::{
     store::STATE,
 };
 use crate::{
-    guest::in_use::InUse,
+    audit::Event,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         host::HostIdentity,
@@ -23,7 +23,8 @@ use crate::{
     manager::Manager,
     sandbox::Sandbox,
     snapshot::{
-        change_lock::ChangeLock,
+        change::{Change, Running},
+        flatten::flatten_when_long,
         lineage::{Files, Kind, Lineage, free_name, share_disks},
     },
     vmm::{control::ControlError, descriptors::LaunchFiles, wire::WireError},
@@ -60,8 +61,19 @@ impl Sandbox {
     /// # Errors
     /// Every [`SnapshotError`]. The sandbox runs on, and nothing of the snapshot is left.
     pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
-        let _in_use = InUse::begin(&self.directory).await?;
-        self.change().await?.snapshot(name).await
+        Change::begin(self).await?.snapshot(name).await
+    }
+}
+
+impl Change<'_> {
+    /// As [`Sandbox::snapshot`].
+    ///
+    /// # Errors
+    /// Every [`SnapshotError`].
+    pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+        let taken = take_named(self, name.clone()).await?;
+        self.sandbox().trail().note(Event::SnapshotCreated { snapshot: name });
+        Ok(taken)
     }
 }
 
@@ -74,106 +86,124 @@ impl Manager {
 }
 
 /// Makes a snapshot with a name where the home's file system has room for all of the sandbox's memory.
-pub(crate) async fn take_named(
-    sandbox: &Sandbox,
-    change: &ChangeLock,
-    name: SandboxName,
-) -> Result<SnapshotTaken, SnapshotError> {
+pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+    let sandbox = change.sandbox();
     let destination = sandbox.home.snapshot(&name);
     if destination.exists() {
         return Err(SnapshotError::Taken(name));
     }
     admission::check_room(&sandbox.home, sandbox.record.memory_bytes.bytes())?;
-    take(sandbox, change, Some(name), &destination).await
+    take(change, Some(name), &destination).await
 }
 
-/// Makes a snapshot of `sandbox` at `destination`, where nothing may be yet.
+/// Makes a snapshot at `destination`, where nothing may be yet.
 pub(crate) async fn take(
-    sandbox: &Sandbox,
-    _change: &ChangeLock,
+    change: &Change<'_>,
     name: Option<SandboxName>,
     destination: &Path,
 ) -> Result<SnapshotTaken, SnapshotError> {
-    let directory = &sandbox.directory;
-    let _in_use = InUse::begin(directory).await?;
-    let state = sandbox.state()?;
-    let not_running = || SnapshotError::NotRunning { sandbox: sandbox.label(), state: state.clone() };
-    if !state.is_live() {
-        return Err(not_running());
-    }
-    let mut control = sandbox.control().await?;
-    // See `Lineage::read`.
-    control.stats().await?;
-    let mut lineage = Lineage::read(directory)?;
-    sandbox.flatten_when_long(&mut control, &mut lineage).await?;
-    let pagemap = pagemap::of_vmm(directory)?.ok_or_else(not_running)?;
-    let staged = StagedSnapshot::begin(&sandbox.home)?;
-    let before = lineage.files.clone();
+    let mut running = change.running().await?;
+    flatten_when_long(&mut running).await?;
+    let staged = StagedSnapshot::begin(&running.sandbox.home)?;
+    let (staged, written) = write(&mut running, staged).await?;
+    let seals = seal_all(running.directory(), &running.lineage.seals, written.names()).await?;
+    let manifest = written.manifest(&running, &staged, name.clone(), &seals).await?;
+    staged.fill(running.directory(), &written.memory, &written.disk)?;
+    manifest.write(&staged.directory)?;
+    running.lineage.parent = Some(staged.id.clone());
+    running.lineage.seals.extend(seals);
+    let disk = written.disk.iter().cloned().chain([written.top.clone()]).collect();
+    running.complete(Files { disk, baseline: Some(written.memory) })?;
+    staged.publish(name, destination)?;
+    Ok(SnapshotTaken { manifest, report: written.report })
+}
 
+/// Has the VMM write state and memory and begin a new top layer. Returns what the snapshot consists of.
+async fn write<'h>(
+    running: &mut Running<'_>,
+    staged: StagedSnapshot<'h>,
+) -> Result<(StagedSnapshot<'h>, Written), SnapshotError> {
+    let directory = running.directory();
+    let Some(pagemap) = pagemap::of_vmm(directory)? else {
+        let sandbox = running.sandbox;
+        return Err(SnapshotError::NotRunning { sandbox: sandbox.label(), state: sandbox.state()? });
+    };
+    let Files { disk, baseline } = running.lineage.files.clone();
     let files = NewFiles::make(directory, &staged.directory)?;
-    let mut disk = before.disk.clone();
-    disk.push(files.top_name.clone());
-    if let Err(error) = lineage.announce(directory, Files { disk: disk.clone(), baseline: None }) {
-        // On a full disk: the VMM was not asked for anything yet. A file that stays is taken away by the next change.
-        let _ = directory.unlink(&files.top_name);
-        return Err(error.into());
-    }
+    let announced = disk.iter().cloned().chain([files.top_name.clone()]).collect();
+    running.announce(Files { disk: announced, baseline: None }, &files.top_name)?;
     let mut sent = LaunchFiles::default();
     let request = ControlRequest::Snapshot(SnapshotRequest {
         state: sent.add(&files.state),
         memory: sent.add(&files.memory),
         pagemap: sent.add(&pagemap),
         disk_tops: vec![sent.add(&files.top)],
-        full: before.baseline.is_none(),
+        full: baseline.is_none(),
     });
-    let report = match control.request_with(&request, &sent, WRITTEN_WITHIN).await? {
+    let report = match running.control.request_with(&request, &sent, WRITTEN_WITHIN).await? {
         ControlReply::Snapshot(report) => report,
         ControlReply::Failed { message } => {
             // First, because it makes room on a full disk.
             drop(staged);
-            refused(&mut lineage, directory, before.baseline);
+            refused(&mut running.lineage, directory, baseline);
             return Err(ControlError::Refused(message).into());
         }
         _ => return Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
     };
-
     let memory_name = free_name(directory, Kind::Memory)?;
     directory.link_from(&staged.directory, NEW_MEMORY, &memory_name)?;
-    let parent = lineage.parent.take().filter(|_| !report.self_contained);
-    let mut baseline = before.baseline.filter(|_| !report.self_contained).unwrap_or_default();
-    baseline.push(memory_name);
-    let names = baseline.iter().chain(&before.disk);
-    let seals = seal_all(directory, &lineage.seals, names.clone()).await?;
-    let own_names =
-        (0..baseline.len()).map(|n| Kind::Memory.name(n)).chain((0..before.disk.len()).map(|n| Kind::Disk.name(n)));
-    let sealed = own_names.zip(names).filter_map(|(own, name)| Some((own, seals.get(name)?.clone())));
-    let state_seal = seal(&files.state).await.map_err(|error| staged.directory.error("read", STATE, error))?;
-    let manifest = SnapshotManifest {
-        format: FORMAT,
-        id: staged.id.clone(),
-        name: name.clone(),
-        created_at: SystemTime::now(),
-        sandbox: sandbox.record.id.clone(),
-        parent,
-        vcpus: sandbox.record.vcpus,
-        memory_bytes: sandbox.record.memory_bytes,
-        disk_bytes: sandbox.record.disk_bytes,
-        env: sandbox.record.env.clone(),
-        host: HostIdentity::read()?,
-        contents: lineage.contents.clone(),
-        memory: (0..baseline.len())
-            .map(|n| MemoryFile { name: Kind::Memory.name(n), size: sandbox.record.memory_bytes.bytes() })
-            .collect(),
-        disk: (0..before.disk.len()).map(|n| Kind::Disk.name(n)).collect(),
-        seals: sealed.chain([(STATE.to_owned(), state_seal)]).collect(),
-    };
-    staged.fill(directory, &baseline, &before.disk)?;
-    manifest.write(&staged.directory)?;
-    lineage.parent = Some(staged.id.clone());
-    lineage.seals.extend(seals);
-    lineage.complete(directory, Files { disk, baseline: Some(baseline) })?;
-    staged.publish(name, destination)?;
-    Ok(SnapshotTaken { manifest, report })
+    let mut memory = baseline.filter(|_| !report.self_contained).unwrap_or_default();
+    memory.push(memory_name);
+    Ok((staged, Written { state: files.state, top: files.top_name, memory, disk, report }))
+}
+
+/// What the VMM wrote, and the files of the sandbox that the snapshot consists of.
+struct Written {
+    state: File,
+    /// The new top layer, which is no part of the snapshot.
+    top: String,
+    memory: Vec<String>,
+    disk: Vec<String>,
+    report: SnapshotReport,
+}
+
+impl Written {
+    /// The sandbox's files, in the order of the manifest.
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.memory.iter().chain(&self.disk)
+    }
+
+    async fn manifest(
+        &self,
+        running: &Running<'_>,
+        staged: &StagedSnapshot<'_>,
+        name: Option<SandboxName>,
+        seals: &Seals,
+    ) -> Result<SnapshotManifest, SnapshotError> {
+        let (record, lineage) = (&running.sandbox.record, &running.lineage);
+        let memory: Vec<String> = (0..self.memory.len()).map(|n| Kind::Memory.name(n)).collect();
+        let disk: Vec<String> = (0..self.disk.len()).map(|n| Kind::Disk.name(n)).collect();
+        let own_names = memory.iter().chain(&disk).zip(self.names());
+        let sealed = own_names.filter_map(|(own, name)| Some((own.clone(), seals.get(name)?.clone())));
+        let state_seal = seal(&self.state).await.map_err(|error| staged.directory.error("read", STATE, error))?;
+        Ok(SnapshotManifest {
+            format: FORMAT,
+            id: staged.id.clone(),
+            name,
+            created_at: SystemTime::now(),
+            sandbox: record.id.clone(),
+            parent: lineage.parent.clone().filter(|_| !self.report.self_contained),
+            vcpus: record.vcpus,
+            memory_bytes: record.memory_bytes,
+            disk_bytes: record.disk_bytes,
+            env: record.env.clone(),
+            host: HostIdentity::read()?,
+            contents: lineage.contents.clone(),
+            seals: sealed.chain([(STATE.to_owned(), state_seal)]).collect(),
+            memory: memory.into_iter().map(|name| MemoryFile { name, size: record.memory_bytes.bytes() }).collect(),
+            disk,
+        })
+    }
 }
 
 /// Seals files that are not written to any more, reading those that have none in `known` and those that were written to
