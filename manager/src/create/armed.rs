@@ -7,7 +7,7 @@ use crate::{
         basis::new_record,
         error::CreateError,
         from_snapshot::{NamedBasis, merged},
-        machine::{Prepared, Restored},
+        machine::{Restored, restore_waiting},
         ready_snapshot,
         spec::{SandboxSpec, StartFrom, check_env},
         staged::Staged,
@@ -102,8 +102,7 @@ async fn arm(
 ) -> Result<ArmedMachine, CreateError> {
     let program = bundle.path(Part::Vmm);
     made_from.push((program.to_owned(), identity_of(program)?));
-    let Prepared { parts, vmm, files } = Prepared::make(&staged, from, program).await?;
-    parts.hand_over(&vmm, staged.record(), &files.machine(from.disks, true, false))?;
+    let vmm = restore_waiting(&staged, from, program).await?;
     let mut armed = ArmedMachine { vmm, staged, made_from, env: Vec::new() };
     let Ok(event) = timeout(within, armed.vmm.channel.next_event()).await else {
         return Err(CreateError::Armed(ControlError::Unfinished(within)));
@@ -136,7 +135,7 @@ impl ArmedMachine {
         let Self { staged, vmm, .. } = self;
         staged.record().write(staged.directory())?;
         // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
-        let mut started = StartedSandbox::restored(staged.publish()?, vmm, spec.boot_timeout);
+        let mut started = StartedSandbox::new(staged.publish()?, vmm, spec.boot_timeout).of_snapshot();
         // Nothing of it runs without its limits.
         let mut requests = Limits::new(spec.limits, started.sandbox().record.memory_bytes).of_the_vmm();
         requests.push(ControlRequest::Start);

@@ -4,8 +4,8 @@
 use crate::{
     create::{
         error::CreateError,
-        machine::{Disks, Restored},
         spec::SandboxSpec,
+        {launch::Disks, machine::Restored},
     },
     home::{
         content::{self, Content},

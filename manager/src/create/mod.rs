@@ -3,8 +3,10 @@
 
 pub(crate) mod armed;
 pub(crate) mod basis;
+pub(crate) mod beginning;
 pub(crate) mod error;
 pub(crate) mod from_snapshot;
+pub(crate) mod launch;
 pub(crate) mod machine;
 pub(crate) mod parts;
 pub(crate) mod pool;

@@ -1,6 +1,7 @@
 //! The files of one machine that nobody shares, and handing them and the shared ones to a new VMM.
 
 use crate::{
+    create::beginning::Source,
     home::{
         directory::{CONSOLE_LOG, CONTROL_SOCKET, DirectoryError, STATUS, SandboxDirectory, VMM_LOG, VSOCK_SOCKET},
         layout::Home,
@@ -47,7 +48,7 @@ pub(crate) struct Parts {
 /// How a machine comes to life, and from which files.
 #[derive(Debug)]
 pub(crate) struct MachineFiles<'a> {
-    pub(crate) source: SourceFiles<'a>,
+    pub(crate) source: Source<'a>,
     pub(crate) agent: &'a File,
     pub(crate) image: &'a File,
     pub(crate) template: &'a File,
@@ -56,13 +57,6 @@ pub(crate) struct MachineFiles<'a> {
     pub(crate) tie_to_launcher: bool,
     /// Run at once, or wait to be told.
     pub(crate) start: bool,
-}
-
-/// See [`MachineFiles`].
-#[derive(Debug)]
-pub(crate) enum SourceFiles<'a> {
-    Boot { kernel: &'a File },
-    Snapshot { state: &'a File, memory: &'a [File] },
 }
 
 impl Parts {
@@ -133,10 +127,8 @@ impl Parts {
     ) -> Result<(), LaunchError> {
         let mut files = LaunchFiles::default();
         let source = match &machine.source {
-            SourceFiles::Boot { kernel } => {
-                MachineSource::Boot { kernel: files.add(*kernel), cmdline_extra: String::new() }
-            }
-            SourceFiles::Snapshot { state, memory } => MachineSource::Snapshot {
+            Source::Kernel(kernel) => MachineSource::Boot { kernel: files.add(*kernel), cmdline_extra: String::new() },
+            Source::Snapshot { state, memory } => MachineSource::Snapshot {
                 state: files.add(*state),
                 memory: memory.iter().map(|file| files.add(file)).collect(),
             },

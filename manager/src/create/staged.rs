@@ -2,7 +2,6 @@
 
 use crate::{
     audit::Trail,
-    create::parts::Parts,
     discard,
     home::{
         directory::{DirectoryError, SandboxDirectory},
@@ -14,10 +13,9 @@ use crate::{
     limits::admission::{self, AdmissionError},
     record::SandboxRecord,
     sandbox::Sandbox,
-    vmm::{descriptors::LaunchError, launch::VmmProcess},
 };
 use sandboxvm_protocol::identity::SandboxName;
-use std::{path::Path, time::SystemTime};
+use std::time::SystemTime;
 
 /// A sandbox that nobody can see yet; dropping it takes everything back.
 #[derive(Debug)]
@@ -67,9 +65,8 @@ impl Staged {
         Ok(())
     }
 
-    /// Starts the VMM that is to be its.
-    pub(crate) fn spawn_vmm(&self, parts: &Parts, program: &Path) -> Result<VmmProcess, LaunchError> {
-        parts.spawn_vmm(&self.home, self.directory(), &self.record, program)
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
     }
 
     /// Makes it visible.

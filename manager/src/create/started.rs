@@ -4,7 +4,7 @@ use crate::{
     create::error::StartError,
     create::{
         error::CreateError,
-        parts::{MachineFiles, Parts},
+        launch::{Prepared, Start},
     },
     discard,
     home::{
@@ -14,7 +14,6 @@ use crate::{
     sandbox::Sandbox,
     vmm::{
         control::{ControlClient, ControlError},
-        descriptors::LaunchError,
         last_words::LastWords,
         launch::VmmProcess,
         state::{self, State},
@@ -42,22 +41,32 @@ pub struct StartedSandbox {
 }
 
 impl StartedSandbox {
-    /// One whose VMM waits to be told its machine.
+    /// Takes over a sandbox whose machine was launched.
     pub(crate) fn new(sandbox: Sandbox, vmm: VmmProcess, boot_timeout: Duration) -> Self {
         Self { sandbox: Some(sandbox), vmm: Some(vmm), boot_timeout, is_ready: false, is_restored: false }
     }
 
-    /// The same of a machine that goes on from a snapshot: its agent listened then, and is to answer soon.
-    pub(crate) fn restored(sandbox: Sandbox, vmm: VmmProcess, boot_timeout: Duration) -> Self {
-        let mut started = Self::new(sandbox, vmm, boot_timeout);
-        started.is_restored = true;
-        started
+    /// Hands a VMM the machine of a sandbox that was just published. Removes the sandbox when that fails.
+    pub(crate) fn launch(
+        sandbox: Sandbox,
+        prepared: Prepared<'_>,
+        tie_to_launcher: bool,
+        boot_timeout: Duration,
+    ) -> Result<Self, CreateError> {
+        match prepared.hand_over(&sandbox.record, Start::Now, tie_to_launcher) {
+            Ok(vmm) => Ok(Self::new(sandbox, vmm, boot_timeout)),
+            Err(error) => {
+                // The VMM was killed when it was dropped. What cannot be removed is left to a sweep.
+                let _ = give_up(sandbox);
+                Err(error.into())
+            }
+        }
     }
 
-    /// Tells it.
-    pub(crate) fn hand_over(&self, parts: Parts, machine: &MachineFiles<'_>) -> Result<(), LaunchError> {
-        let vmm = self.vmm.as_ref().expect("set by new, taken only by methods that consume self");
-        parts.hand_over(vmm, &self.sandbox().record, machine)
+    /// Says that the machine was restored from a snapshot: its agent listened then, and is to answer soon.
+    pub(crate) fn of_snapshot(mut self) -> Self {
+        self.is_restored = true;
+        self
     }
 
     /// The sandbox.

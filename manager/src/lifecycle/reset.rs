@@ -4,10 +4,10 @@
 use crate::{
     audit::Event,
     create::{
-        error::CreateError,
-        parts::{MachineFiles, Parts, SourceFiles},
-        started,
+        beginning::{Beginning, Source},
+        launch::{Disks, Launch, Start},
     },
+    create::{error::CreateError, started},
     guest::{
         error::ExecError,
         identity,
@@ -25,9 +25,10 @@ use crate::{
     },
     sandbox::Sandbox,
     snapshot::change::{Change, ChangeError, Running},
+    snapshot::store::SnapshotFiles,
     snapshot::{
         error::SnapshotError,
-        lineage::{Contents, Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, keep_disks, open_all},
+        lineage::{Files, Kind, Lineage, LineageError, Origin, TEMPLATE, free_name, open_all},
         store::{ReadOnlyDisks, StoredSnapshot, find_disk},
     },
     supervision::SuperviseError,
@@ -38,7 +39,6 @@ use crate::{
         wire::WireError,
     },
 };
-use rustix::fs::OFlags;
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
     identity::{SandboxId, SandboxName},
@@ -190,21 +190,6 @@ impl Composition<'_> {
             Self::AtRest(lineage) => lineage,
         }
     }
-}
-
-/// What a machine begins from.
-struct Beginning {
-    contents: Contents,
-    origin: Origin,
-    parent: Option<SandboxId>,
-    files: Files,
-    layers: Vec<File>,
-    source: Source,
-}
-
-enum Source {
-    Kernel(File),
-    Snapshot { state: File, memory: Vec<File> },
 }
 
 impl Sandbox {
@@ -376,148 +361,88 @@ impl Sandbox {
             return Err(ResetError::Attended(self.label()));
         }
         // Everything that can be refused is refused while the old machine still runs.
-        let beginning = match from {
-            Found::Snapshot(name, snapshot) => self.beginning_of(name, snapshot).await?,
-            Found::Beginning => self.beginning(bundle, lineage).await?,
-            Found::OwnDisk => self.own_disk(bundle, lineage)?,
+        let directory = &self.directory;
+        let template = directory.open_shared(TEMPLATE)?;
+        let (mut opened, kernel);
+        let mut beginning = match from {
+            Found::Snapshot(name, snapshot) => {
+                self.check_shape(name, snapshot)?;
+                let host = HostIdentity::read().map_err(SnapshotError::from)?;
+                opened = SnapshotFiles { template, ..snapshot.files(&host).await? };
+                Beginning::restore(directory, snapshot, snapshot.manifest.contents.clone(), &mut opened)?
+            }
+            Found::OwnDisk => {
+                kernel = self.same_kernel(bundle, &lineage.contents.kernel)?;
+                Beginning::boot_own_disk(directory, lineage, &kernel, &template)?
+            }
+            Found::Beginning => match &lineage.origin {
+                Origin::Fork { of } => {
+                    return Err(ResetError::Fork { sandbox: self.label(), of: of.clone() });
+                }
+                Origin::Boot => {
+                    kernel = self.same_kernel(bundle, &lineage.contents.kernel)?;
+                    Beginning::boot_empty(directory, lineage.contents.clone(), &kernel, &template)?
+                }
+                Origin::Snapshot { state, memory, disk, .. } => {
+                    lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
+                    opened = SnapshotFiles {
+                        state: directory.open_shared(state)?,
+                        memory: open_all(directory, memory)?,
+                        disk: open_all(directory, disk)?,
+                        template,
+                    };
+                    Beginning::restore_own(directory, lineage, &mut opened)?
+                }
+            },
         };
-        let mut contents = beginning.contents.clone();
         let ReadOnlyDisks { agent: (agent, _), image: (image, _) } = match from {
             Found::Snapshot(_, snapshot) => snapshot.read_only_disks(&self.home, bundle)?,
             Found::Beginning | Found::OwnDisk => ReadOnlyDisks {
-                agent: find_disk(&self.home, &self.directory, bundle, Part::Agent, &contents.agent)?,
-                image: find_disk(&self.home, &self.directory, bundle, Part::Image, &contents.image)?,
+                agent: find_disk(&self.home, directory, bundle, Part::Agent, &beginning.contents.agent)?,
+                image: find_disk(&self.home, directory, bundle, Part::Image, &beginning.contents.image)?,
             },
         };
         bundle.open_part(Part::Vmm)?;
-        let template = self.directory.open_shared(TEMPLATE)?;
-
-        if !self.state()?.is_live() {
-            // It was promised no memory any more; its disk it has.
-            let memory = self.record.memory_bytes;
-            let admitted = admission::admit(&self.home, self.id(), memory, 0);
-            admitted.inspect_err(|error| self.trail().note_refusal(memory, 0, error))?;
-        }
-        let room = Room::for_a_start(&self.directory)?;
-        interruption::announce(&self.directory, Interruption::Reset);
-        end::now(&self.home, &self.directory, self.id()).await?;
+        self.admit_again()?;
+        let room = Room::for_a_start(directory)?;
+        interruption::announce(directory, Interruption::Reset);
+        end::now(&self.home, directory, self.id()).await?;
         drop(room);
-        identity::make_due(&self.directory)?;
-        let parts = Parts::renew(&self.directory)?;
-        let vmm = parts.spawn_vmm(&self.home, &self.directory, &self.record, bundle.path(Part::Vmm))?;
-        contents.vmm = content::at(&self.home, bundle.path(Part::Vmm))?;
-        let Beginning { origin, parent, files, layers, source, .. } = beginning;
-        let seals = match from {
-            Found::Snapshot(_, snapshot) => snapshot.seals_as(&origin),
-            Found::Beginning | Found::OwnDisk => lineage.seals.clone(),
-        };
-        let mut renewed = Lineage::new(contents, origin, parent, files.clone()).with_seals(seals);
-        if let Found::OwnDisk = from {
-            renewed = renewed.rebooted();
-        }
-        renewed.complete(&self.directory, files)?;
-        keep_disks(&self.directory, &agent, &image)?;
-        let machine = MachineFiles {
-            source: match &source {
-                Source::Kernel(kernel) => SourceFiles::Boot { kernel },
-                Source::Snapshot { state, memory } => SourceFiles::Snapshot { state, memory },
-            },
-            agent: &agent,
-            image: &image,
-            template: &template,
-            layers: &layers,
-            tie_to_launcher: false,
-            start: true,
-        };
-        parts.hand_over(&vmm, &self.record, &machine)?;
-        if let Source::Kernel(_) = source {
+        let program = bundle.path(Part::Vmm);
+        let launch = Launch::again(&self.home, directory, &self.record, program)?;
+        beginning.contents.vmm = content::at(&self.home, program)?;
+        let boots = matches!(beginning.source, Source::Kernel(_));
+        let prepared = launch.prepare(directory, beginning, Disks { agent: &agent, image: &image })?;
+        let vmm = prepared.hand_over(&self.record, Start::Now, false)?;
+        if boots {
             // A boot reads what a guest wrote to its disk, and takes as long as that makes it.
             only_the_guest();
         }
         started::attend(self, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
     }
 
-    /// The disk as its last machine left it, for a kernel that boots.
-    fn own_disk(&self, bundle: &Bundle, lineage: &Lineage) -> Result<Beginning, ResetError> {
-        let directory = &self.directory;
-        let files = Files { disk: lineage.files.disk.clone(), baseline: Some(Vec::new()) };
-        let mut layers = Vec::new();
-        if let [below @ .., top] = &files.disk[..] {
-            layers = open_all(directory, below)?;
-            layers.push(directory.open_file(top, OFlags::RDWR)?);
+    /// Has the host promise the memory of a sandbox that does not run again. Its disk it has.
+    fn admit_again(&self) -> Result<(), ResetError> {
+        if !self.state()?.is_live() {
+            let memory = self.record.memory_bytes;
+            let admitted = admission::admit(&self.home, self.id(), memory, 0);
+            admitted.inspect_err(|error| self.trail().note_refusal(memory, 0, error))?;
         }
-        Ok(Beginning {
-            contents: lineage.contents.clone(),
-            origin: lineage.origin.clone(),
-            parent: None,
-            files,
-            layers,
-            source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
-        })
+        Ok(())
     }
 
-    /// Where this sandbox itself began.
-    async fn beginning(&self, bundle: &Bundle, lineage: &Lineage) -> Result<Beginning, ResetError> {
-        let directory = &self.directory;
-        let top_name = free_name(directory, Kind::Disk)?;
-        let top = directory.create_file(&top_name)?;
-        match &lineage.origin {
-            Origin::Fork { of } => Err(ResetError::Fork { sandbox: self.label(), of: of.clone() }),
-            Origin::Boot => Ok(Beginning {
-                contents: lineage.contents.clone(),
-                origin: Origin::Boot,
-                parent: None,
-                files: Files { disk: vec![top_name], baseline: Some(Vec::new()) },
-                layers: vec![top],
-                source: Source::Kernel(self.same_kernel(bundle, &lineage.contents.kernel)?),
-            }),
-            Origin::Snapshot { id, state, memory, disk, .. } => {
-                lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
-                let mut layers = open_all(directory, disk)?;
-                layers.push(top);
-                Ok(Beginning {
-                    contents: lineage.contents.clone(),
-                    origin: lineage.origin.clone(),
-                    parent: Some(id.clone()),
-                    files: Files {
-                        disk: disk.iter().cloned().chain([top_name]).collect(),
-                        baseline: Some(memory.clone()),
-                    },
-                    layers,
-                    source: Source::Snapshot {
-                        state: directory.open_shared(state)?,
-                        memory: open_all(directory, memory)?,
-                    },
-                })
-            }
-        }
-    }
-
-    /// Where `snapshot` is, with its files linked here. What is linked and not used is taken away by the next change.
-    async fn beginning_of(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<Beginning, ResetError> {
+    /// Refuses a snapshot of another kind of machine.
+    fn check_shape(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<(), ResetError> {
         let (manifest, record) = (&snapshot.manifest, &self.record);
         let shape = |vcpus: VcpuCount, memory: MemorySize, disk: u64| {
             format!("{vcpus} vCPUs, {} MiB of memory and {} MiB of disk", memory.mib(), disk / MIB)
         };
         let theirs = shape(manifest.vcpus, manifest.memory_bytes, manifest.disk_bytes);
         let ours = shape(record.vcpus, record.memory_bytes, record.disk_bytes);
-        if theirs != ours {
-            return Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs });
+        if theirs == ours {
+            return Ok(());
         }
-        let files = snapshot.files(&HostIdentity::read().map_err(SnapshotError::from)?).await?;
-        let origin = snapshot.link_into(&self.directory)?;
-        let Origin::Snapshot { id, memory, disk, .. } = &origin else { unreachable!("link_into makes no other") };
-        let top_name = free_name(&self.directory, Kind::Disk)?;
-        let mut layers = files.disk;
-        layers.push(self.directory.create_file(&top_name)?);
-        Ok(Beginning {
-            contents: manifest.contents.clone(),
-            parent: Some(id.clone()),
-            files: Files { disk: disk.iter().cloned().chain([top_name]).collect(), baseline: Some(memory.clone()) },
-            layers,
-            source: Source::Snapshot { state: files.state, memory: files.memory },
-            origin,
-        })
+        Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs })
     }
 
     /// Opens the very kernel that the sandbox was booted from: where it was, else the bundle's.

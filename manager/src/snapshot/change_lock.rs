@@ -27,3 +27,20 @@ impl ChangeLock {
             .map_err(|error| directory.error("lock", CHANGE_LOCK, error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn changes_wait_for_each_other() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let first = ChangeLock::take(&directory).await.unwrap();
+        // Another task: one that holds the lock must not wait for it.
+        let mut second = tokio::spawn(async move { ChangeLock::take(&directory).await.map(drop) });
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err());
+        drop(first);
+        second.await.unwrap().unwrap();
+    }
+}

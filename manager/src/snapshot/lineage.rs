@@ -352,8 +352,7 @@ fn has_open(pid: u32, file: &File) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::snapshot::{change_lock::ChangeLock, seal::Seal};
-    use std::time::Duration;
+    use crate::snapshot::seal::Seal;
 
     pub(crate) fn contents() -> Contents {
         let content = |path: &str| Content { path: path.into(), sha256: "0".repeat(64) };
@@ -464,16 +463,5 @@ pub(crate) mod tests {
         assert_eq!(names, ["disk.0", "disk.x", "lineage.json", "memory.0", "state.0", "template"]);
         assert_eq!(free_name(&directory, Kind::Disk).unwrap(), "disk.1");
         assert_eq!(free_name(&directory, Kind::State).unwrap(), "state.1");
-    }
-
-    #[tokio::test]
-    async fn changes_wait_for_each_other() {
-        let (_home, directory) = directory();
-        let first = ChangeLock::take(&directory).await.unwrap();
-        let second = ChangeLock::take(&directory);
-        tokio::pin!(second);
-        assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err());
-        drop(first);
-        second.await.unwrap();
     }
 }

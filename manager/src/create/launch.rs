@@ -1,0 +1,124 @@
+//! Launching a machine in a sandbox's directory, new or used: the one way that boot, restore, reset and the pool take.
+//!
+//! ```text
+//! Launch::new, Launch::again   the VMM's process is spawned; it leaves the host while the rest is prepared
+//! Launch::prepare              identity due, read-only disks kept, lineage written: the directory is complete
+//! Prepared::hand_over          the VMM receives its machine in one message
+//! ```
+//! A directory that others can see is published between the last two steps: a VMM must never run in a directory that a
+//! sweep may remove. Dropping either value kills the VMM.
+
+use crate::{
+    create::{
+        beginning::{Beginning, Source},
+        parts::{MachineFiles, Parts},
+    },
+    guest::identity,
+    home::{directory::SandboxDirectory, layout::Home},
+    record::SandboxRecord,
+    snapshot::lineage::{LineageError, keep_disks},
+    vmm::{descriptors::LaunchError, launch::VmmProcess},
+};
+use std::{fs::File, path::Path};
+
+/// The read-only disks of a machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Disks<'a> {
+    pub(crate) agent: &'a File,
+    pub(crate) image: &'a File,
+}
+
+/// A VMM that waits for its machine, in a directory that is not complete yet.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    parts: Parts,
+    vmm: VmmProcess,
+    is_first: bool,
+}
+
+impl Launch {
+    /// Spawns the VMM of a new directory.
+    pub(crate) fn new(
+        home: &Home,
+        directory: &SandboxDirectory,
+        record: &SandboxRecord,
+        program: &Path,
+    ) -> Result<Self, LaunchError> {
+        let parts = Parts::make(directory)?;
+        let vmm = parts.spawn_vmm(home, directory, record, program)?;
+        Ok(Self { parts, vmm, is_first: true })
+    }
+
+    /// Spawns another VMM in the directory of a sandbox whose VMM has ended.
+    pub(crate) fn again(
+        home: &Home,
+        directory: &SandboxDirectory,
+        record: &SandboxRecord,
+        program: &Path,
+    ) -> Result<Self, LaunchError> {
+        let parts = Parts::renew(directory)?;
+        let vmm = parts.spawn_vmm(home, directory, record, program)?;
+        Ok(Self { parts, vmm, is_first: false })
+    }
+
+    /// Completes the directory for a machine that begins from `beginning`.
+    pub(crate) fn prepare<'a>(
+        self,
+        directory: &SandboxDirectory,
+        beginning: Beginning<'a>,
+        disks: Disks<'a>,
+    ) -> Result<Prepared<'a>, LineageError> {
+        identity::make_due(directory)?;
+        keep_disks(directory, disks.agent, disks.image)?;
+        let mut lineage = beginning.lineage();
+        if self.is_first {
+            lineage.write_first(directory)?;
+        } else {
+            lineage.complete(directory, beginning.files)?;
+        }
+        let Beginning { source, template, layers, .. } = beginning;
+        Ok(Prepared { parts: self.parts, vmm: self.vmm, disks, source, template, layers })
+    }
+}
+
+/// Whether a machine's vCPUs run as soon as it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// They run.
+    Now,
+    /// They wait for a request.
+    OnRequest,
+}
+
+/// A VMM that waits for its machine, in a directory that is complete.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    parts: Parts,
+    vmm: VmmProcess,
+    disks: Disks<'a>,
+    source: Source<'a>,
+    template: &'a File,
+    layers: Vec<File>,
+}
+
+impl Prepared<'_> {
+    /// Hands the VMM its machine. With `tie_to_launcher` the VMM ends when its launch channel is closed.
+    pub(crate) fn hand_over(
+        self,
+        record: &SandboxRecord,
+        start: Start,
+        tie_to_launcher: bool,
+    ) -> Result<VmmProcess, LaunchError> {
+        let machine = MachineFiles {
+            source: self.source,
+            agent: self.disks.agent,
+            image: self.disks.image,
+            template: self.template,
+            layers: &self.layers,
+            tie_to_launcher,
+            start: start == Start::Now,
+        };
+        self.parts.hand_over(&self.vmm, record, &machine)?;
+        Ok(self.vmm)
+    }
+}
