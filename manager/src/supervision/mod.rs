@@ -16,13 +16,15 @@
 
 mod file;
 pub mod keeper;
-mod listeners;
+mod log;
 pub(crate) mod publish;
+mod service;
+mod services;
 mod start;
 pub(crate) mod status;
 mod talk;
 
-pub(crate) use listeners::forget;
+pub(crate) use services::listeners::forget;
 
 use crate::{
     home::directory::DirectoryError,

@@ -4,6 +4,7 @@
 use super::{
     FILE, LOCK, LOG, SuperviseError, SupervisionSpec, SupervisorProgram,
     file::Supervision,
+    log,
     publish::{HostEnd, Publish, PublishedPort},
     status::is_supervised,
     talk::{self, Reply, Request},
@@ -20,7 +21,6 @@ use crate::{
 use rustix::fs::{Mode, OFlags, openat};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{
-    fs::File,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     process::{Command, Stdio},
     thread,
@@ -182,7 +182,7 @@ impl Sandbox {
     fn spawn_supervisor(&self, program: &SupervisorProgram, stdout: Stdio) -> Result<(), SuperviseError> {
         let mut command = Command::new(&program.program);
         command.args(&program.arguments).arg(self.home.root()).arg(self.id().as_str());
-        command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(log(&self.directory)?);
+        command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(log::open(&self.directory)?);
         let mut child =
             command.spawn().map_err(|source| SuperviseError::Spawn { program: program.program.clone(), source })?;
         // Where this process lives as long, it takes note of the end.
@@ -193,11 +193,4 @@ impl Sandbox {
     fn lost(&self, what: &str) -> SuperviseError {
         SuperviseError::Lost { what: what.to_owned(), log: self.directory.path().join(LOG) }
     }
-}
-
-/// The supervisor's log, to be added to.
-pub(super) fn log(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = openat(directory.fd(), LOG, flags, Mode::RUSR | Mode::WUSR);
-    opened.map(File::from).map_err(|error| directory.error("open", LOG, error))
 }

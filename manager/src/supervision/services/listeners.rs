@@ -3,11 +3,14 @@
 //! Bounds: [`MAX_CONNECTIONS`] of one sandbox at a time, two buffers each; more wait in the kernel's backlog. What a guest
 //! answers, or does not, ends its own connection and nothing else.
 
-use super::{
-    file::{Port, Supervision},
-    publish::HostEnd,
+use crate::{
+    home::directory::SandboxDirectory,
+    sandbox::Sandbox,
+    supervision::{
+        file::{Port, Supervision},
+        publish::HostEnd,
+    },
 };
-use crate::{home::directory::SandboxDirectory, sandbox::Sandbox};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{

@@ -1,0 +1,55 @@
+//! Ends a sandbox when its time to live is over.
+
+use crate::{
+    audit::Event,
+    limits::lifetime::AtEnd,
+    supervision::{
+        file::Supervision,
+        service::{Context, Outcome, Service},
+    },
+};
+use futures_util::future::BoxFuture;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Processes have this long between SIGTERM and SIGKILL, as with `stop`.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+/// Longest wait by a clock that does not count while the host sleeps.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Between two attempts at something that should have worked.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct TimeToLive {
+    retry_at: Instant,
+}
+
+impl TimeToLive {
+    pub(super) fn new() -> Self {
+        Self { retry_at: Instant::now() }
+    }
+}
+
+impl Service for TimeToLive {
+    fn is_needed(&self, record: &Supervision) -> bool {
+        record.ttl.is_some()
+    }
+
+    fn next_deadline(&self, record: &Supervision) -> Option<Instant> {
+        // Looked at again after a while, since the host may have slept.
+        let left = record.ttl.as_ref()?.deadline.left().min(LONGEST_WAIT);
+        Some(self.retry_at.max(Instant::now() + left))
+    }
+
+    fn on_deadline<'a>(&'a mut self, context: &'a mut Context) -> BoxFuture<'a, Outcome> {
+        Box::pin(async {
+            let expired = context.record.ttl.as_ref().filter(|ttl| ttl.deadline.left().is_zero());
+            let Some(then) = expired.map(|ttl| ttl.rule.then) else { return Outcome::Continue };
+            self.retry_at = Instant::now() + RETRY_AFTER;
+            context.log.note(format_args!("its time is up: {then}"));
+            context.announce_end(Event::TimeUp { then });
+            let stopped = context.sandbox.stop(GRACE).await;
+            Outcome::Stopped { stopped, remove: then == AtEnd::Remove, unused: None }
+        })
+    }
+}
