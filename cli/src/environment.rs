@@ -1,6 +1,6 @@
 //! The only place that reads the caller's environment: where the home and the bundle are, and how full the host may get.
 
-use crate::{failure::Failure, options};
+use crate::{failure::Failure, values};
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{AdmissionRules, Manager};
 use std::{env, ffi::OsString, path::PathBuf};
@@ -41,7 +41,7 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
         },
     };
     let number = |text: &str| text.parse::<u32>().ok().map(u64::from);
-    let size = |text: &str| options::size(text).ok();
+    let size = |text: &str| values::size(text).ok();
     let factor = |text: &str| {
         let factor = text.parse::<f64>().ok().filter(|factor| (0.0..=1000.0).contains(factor))?;
         // At most 100,000, and not negative.

@@ -1,6 +1,6 @@
 //! Flags that say what a sandbox may have, and saying which of that is not kept.
 
-use crate::options::size;
+use crate::values::{disk_operations, disk_rate, files, output_rate, pids, share};
 use clap::Args;
 use sandboxvm_manager::{CpuShare, Sandbox, WantedLimits};
 use sandboxvm_protocol::{
@@ -52,65 +52,4 @@ pub(crate) fn warn(sandbox: &Sandbox, before: &[String]) -> Vec<String> {
         eprintln!("sandboxvm: warning: sandbox {}: {reason}", sandbox.id());
     }
     unkept
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| "not a whole number".to_owned())
-}
-
-fn pids(text: &str) -> Result<ProcessCount, String> {
-    ProcessCount::try_from(number(text)?).map_err(|error| error.to_string())
-}
-
-fn files(text: &str) -> Result<FileCount, String> {
-    FileCount::try_from(number(text)?).map_err(|error| error.to_string())
-}
-
-fn share(text: &str) -> Result<CpuShare, String> {
-    let percent = text.strip_suffix('%').unwrap_or(text);
-    let percent = percent.parse::<u32>().map_err(|_| "not a percentage; write it as 50% or 150%".to_owned())?;
-    CpuShare::try_from(percent).map_err(|error| error.to_string())
-}
-
-fn output_rate(text: &str) -> Result<OutputRate, String> {
-    OutputRate::try_from(rate(text)?).map_err(|error| error.to_string())
-}
-
-fn disk_rate(text: &str) -> Result<DiskRate, String> {
-    DiskRate::try_from(rate(text)?).map_err(|error| error.to_string())
-}
-
-fn rate(text: &str) -> Result<u64, String> {
-    size(text.strip_suffix("/s").unwrap_or(text))
-}
-
-fn disk_operations(text: &str) -> Result<DiskOperations, String> {
-    let count = text.parse::<u64>().map_err(|_| "not a whole number".to_owned())?;
-    DiskOperations::try_from(count).map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bounds_are_said() {
-        assert_eq!(pids("256").unwrap().get(), 256);
-        assert!(pids("0").unwrap_err().contains("1 to 30000"));
-        assert!(pids("-1").is_err() && pids("many").is_err());
-        assert!(files("7").unwrap_err().contains("8 to 1048576"));
-        assert_eq!(share("50%"), share("50"));
-        assert_eq!(share("150%").unwrap().percent(), 150);
-        assert!(share("0%").unwrap_err().contains("1% to 6400%"));
-        assert!(share("half").unwrap_err().contains("50%"));
-        assert_eq!(output_rate("1M/s"), output_rate("1MiB"));
-        assert_eq!(output_rate("256k").unwrap().bytes_per_second(), 256 << 10);
-        assert!(output_rate("255K").unwrap_err().contains("256 KiB to 64 GiB"));
-        assert!(output_rate("fast").unwrap_err().contains("512M"));
-        assert_eq!(disk_rate("1M/s").unwrap().bytes_per_second(), 1 << 20);
-        assert!(disk_rate("1K").unwrap_err().contains("256 KiB to 64 GiB"));
-        assert_eq!(disk_operations("500").unwrap().per_second(), 500);
-        assert!(disk_operations("9").unwrap_err().contains("10 to 10000000"));
-        assert!(disk_operations("-1").is_err() && disk_operations("1M").is_err());
-    }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! main ── parses ──> commands/<one per subcommand> ──> manager (library)
 //!                        │ run, exec, attach, logs: process_io, terminal, signals, stdio
-//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several)
+//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several, read by values)
 //! ```
 //! Only a guest's output, or what a command is asked to print, goes to stdout. Everything of ours goes to stderr and
 //! starts with `sandboxvm:`. Exit codes: the command's own; 128 + N when signal N killed it; 124 when its time ran out;
@@ -27,6 +27,7 @@ mod supervision;
 mod table;
 mod terminal;
 mod umask;
+mod values;
 mod wall;
 
 use clap::{Parser, error::ErrorKind};

@@ -8,9 +8,9 @@ use crate::{
     progress,
     signals::Signals,
     terminal,
+    values::{disk, duration, memory, name, shortened, vcpus},
 };
 use clap::Args;
-use parse_size::Config;
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{SandboxSpec, StartFrom, StartedSandbox};
 use sandboxvm_protocol::{
@@ -263,70 +263,9 @@ pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
     Ok(interactive && tty)
 }
 
-/// A value as it appears in a message: cut, and without control characters.
-pub(crate) fn shortened(value: &OsString) -> String {
-    let text = value.to_string_lossy();
-    let mut short: String = text.chars().take(40).collect();
-    if short.len() < text.len() {
-        short.push_str("...");
-    }
-    format!("{short:?}")
-}
-
-pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
-    SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
-}
-
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
-}
-
-fn memory(text: &str) -> Result<MemorySize, String> {
-    MemorySize::try_from(size(text)?).map_err(|error| error.to_string())
-}
-
-fn disk(text: &str) -> Result<DiskSize, String> {
-    DiskSize::try_from(size(text)?).map_err(|error| error.to_string())
-}
-
-fn vcpus(text: &str) -> Result<VcpuCount, String> {
-    let number: u32 = text.parse().map_err(|_| format!("not a number: a sandbox has 1 to {}", VcpuCount::MAX))?;
-    VcpuCount::try_from(number).map_err(|error| error.to_string())
-}
-
-/// `30s`, `5m`, `1h 30m`; a bare number is seconds.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = match text.parse::<u64>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 30s or 5m")),
-    }?;
-    if parsed.is_zero() { Err("no time at all".into()) } else { Ok(parsed) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_binary_and_bounds_are_said() {
-        assert_eq!(memory("512M").unwrap().mib(), 512);
-        assert_eq!(memory("1g").unwrap().mib(), 1024);
-        assert_eq!(disk("2GiB").unwrap(), DiskSize::DEFAULT);
-        assert!(memory("0").unwrap_err().contains("64 MiB to 64 GiB"));
-        assert!(memory("lots").unwrap_err().contains("512M"));
-        assert!(vcpus("0").unwrap_err().contains("1 to 8"));
-        assert!(vcpus("9").unwrap_err().contains("1 to 8"));
-        assert!(vcpus("two").unwrap_err().contains("1 to 8"));
-        assert!(name("a\nb").unwrap_err().contains("\\n"));
-    }
-
-    #[test]
-    fn times_are_read_with_and_without_unit() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(duration("0").is_err() && duration("soon").is_err());
-    }
 
     #[test]
     fn the_last_of_each_variable_counts_and_files_come_first() {

@@ -1,6 +1,6 @@
 //! Flags for what is kept up while no command runs, the program that keeps it up, and seeing to it that it runs.
 
-use crate::{environment, failure::Failure, options::duration};
+use crate::{environment, failure::Failure, values::duration};
 use clap::Args;
 use sandboxvm_manager::{
     AtEnd, IdleRule, Publish, Sandbox, StartedSandbox, State, SupervisionSpec, SupervisionStatus, SupervisorProgram,

@@ -2,11 +2,11 @@
 
 use crate::{
     failure::Failure,
-    options::{self, shortened},
     progress, runtime,
     signals::Signals,
     stdio::{self, Stream, WriteError},
     supervision, umask,
+    values::{self, shortened},
 };
 use clap::Args;
 use rustix::io::Errno;
@@ -58,7 +58,7 @@ pub(crate) struct Cp {
     #[arg(short, long)]
     user: Option<OsString>,
     /// Out of the sandbox: most bytes of files to take, holes counted
-    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = options::size)]
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = values::size)]
     max_size: u64,
     /// Out of the sandbox: most files, directories and links to take
     #[arg(long, value_name = "N", default_value_t = CopyLimits::default().max_entries)]

@@ -1,6 +1,6 @@
 //! `mcp`: sandboxes as tools for an AI agent, over the Model Context Protocol.
 
-use crate::{environment, failure::Failure, options::name, runtime, signals::Signals, supervision};
+use crate::{environment, failure::Failure, runtime, signals::Signals, supervision, values::name};
 use clap::Args;
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
 use sandboxvm_protocol::identity::SandboxName;

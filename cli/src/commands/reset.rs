@@ -1,6 +1,6 @@
 //! `reset`: a sandbox as it was when it began, or at a snapshot.
 
-use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, supervision};
+use crate::{environment, failure::Failure, progress, runtime, stdio, supervision, values::name};
 use clap::Args;
 use sandboxvm_manager::SandboxSpec;
 use sandboxvm_protocol::identity::SandboxName;

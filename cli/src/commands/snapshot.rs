@@ -1,6 +1,6 @@
 //! `snapshot`: a running sandbox, kept to go on from later.
 
-use crate::{environment, failure::Failure, json, options::name, progress, runtime, stdio, supervision, table};
+use crate::{environment, failure::Failure, json, progress, runtime, stdio, supervision, table, values::name};
 use clap::{Args, Subcommand};
 use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
 use sandboxvm_protocol::identity::SandboxName;

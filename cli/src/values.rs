@@ -1,0 +1,134 @@
+//! What the values of flags and variables mean: names, sizes, times and limits, each with a message that says what is
+//! expected. Reads nothing but its argument; the flags themselves are in `options`, `limit_options` and the commands.
+
+use parse_size::Config;
+use sandboxvm_images::template::DiskSize;
+use sandboxvm_manager::CpuShare;
+use sandboxvm_protocol::{
+    agent::limits::{FileCount, ProcessCount},
+    identity::SandboxName,
+    machine::{DiskOperations, DiskRate, MemorySize, OutputRate, VcpuCount},
+};
+use std::{ffi::OsString, time::Duration};
+
+/// A value as it appears in a message: cut, and without control characters.
+pub(crate) fn shortened(value: &OsString) -> String {
+    let text = value.to_string_lossy();
+    let mut short: String = text.chars().take(40).collect();
+    if short.len() < text.len() {
+        short.push_str("...");
+    }
+    format!("{short:?}")
+}
+
+pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
+    SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
+}
+
+pub(crate) fn memory(text: &str) -> Result<MemorySize, String> {
+    MemorySize::try_from(size(text)?).map_err(|error| error.to_string())
+}
+
+pub(crate) fn disk(text: &str) -> Result<DiskSize, String> {
+    DiskSize::try_from(size(text)?).map_err(|error| error.to_string())
+}
+
+pub(crate) fn vcpus(text: &str) -> Result<VcpuCount, String> {
+    let number: u32 = text.parse().map_err(|_| format!("not a number: a sandbox has 1 to {}", VcpuCount::MAX))?;
+    VcpuCount::try_from(number).map_err(|error| error.to_string())
+}
+
+/// `30s`, `5m`, `1h 30m`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse::<u64>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 30s or 5m")),
+    }?;
+    if parsed.is_zero() { Err("no time at all".into()) } else { Ok(parsed) }
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "not a whole number".to_owned())
+}
+
+pub(crate) fn pids(text: &str) -> Result<ProcessCount, String> {
+    ProcessCount::try_from(number(text)?).map_err(|error| error.to_string())
+}
+
+pub(crate) fn files(text: &str) -> Result<FileCount, String> {
+    FileCount::try_from(number(text)?).map_err(|error| error.to_string())
+}
+
+pub(crate) fn share(text: &str) -> Result<CpuShare, String> {
+    let percent = text.strip_suffix('%').unwrap_or(text);
+    let percent = percent.parse::<u32>().map_err(|_| "not a percentage; write it as 50% or 150%".to_owned())?;
+    CpuShare::try_from(percent).map_err(|error| error.to_string())
+}
+
+pub(crate) fn output_rate(text: &str) -> Result<OutputRate, String> {
+    OutputRate::try_from(rate(text)?).map_err(|error| error.to_string())
+}
+
+pub(crate) fn disk_rate(text: &str) -> Result<DiskRate, String> {
+    DiskRate::try_from(rate(text)?).map_err(|error| error.to_string())
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    size(text.strip_suffix("/s").unwrap_or(text))
+}
+
+pub(crate) fn disk_operations(text: &str) -> Result<DiskOperations, String> {
+    let count = text.parse::<u64>().map_err(|_| "not a whole number".to_owned())?;
+    DiskOperations::try_from(count).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_and_bounds_are_said() {
+        assert_eq!(memory("512M").unwrap().mib(), 512);
+        assert_eq!(memory("1g").unwrap().mib(), 1024);
+        assert_eq!(disk("2GiB").unwrap(), DiskSize::DEFAULT);
+        assert!(memory("0").unwrap_err().contains("64 MiB to 64 GiB"));
+        assert!(memory("lots").unwrap_err().contains("512M"));
+        assert!(vcpus("0").unwrap_err().contains("1 to 8"));
+        assert!(vcpus("9").unwrap_err().contains("1 to 8"));
+        assert!(vcpus("two").unwrap_err().contains("1 to 8"));
+        assert!(name("a\nb").unwrap_err().contains("\\n"));
+    }
+
+    #[test]
+    fn times_are_read_with_and_without_unit() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(duration("0").is_err() && duration("soon").is_err());
+    }
+
+    #[test]
+    fn bounds_are_said() {
+        assert_eq!(pids("256").unwrap().get(), 256);
+        assert!(pids("0").unwrap_err().contains("1 to 30000"));
+        assert!(pids("-1").is_err() && pids("many").is_err());
+        assert!(files("7").unwrap_err().contains("8 to 1048576"));
+        assert_eq!(share("50%"), share("50"));
+        assert_eq!(share("150%").unwrap().percent(), 150);
+        assert!(share("0%").unwrap_err().contains("1% to 6400%"));
+        assert!(share("half").unwrap_err().contains("50%"));
+        assert_eq!(output_rate("1M/s"), output_rate("1MiB"));
+        assert_eq!(output_rate("256k").unwrap().bytes_per_second(), 256 << 10);
+        assert!(output_rate("255K").unwrap_err().contains("256 KiB to 64 GiB"));
+        assert!(output_rate("fast").unwrap_err().contains("512M"));
+        assert_eq!(disk_rate("1M/s").unwrap().bytes_per_second(), 1 << 20);
+        assert!(disk_rate("1K").unwrap_err().contains("256 KiB to 64 GiB"));
+        assert_eq!(disk_operations("500").unwrap().per_second(), 500);
+        assert!(disk_operations("9").unwrap_err().contains("10 to 10000000"));
+        assert!(disk_operations("-1").is_err() && disk_operations("1M").is_err());
+    }
+}
