@@ -1,6 +1,6 @@
-//! The only place that reads the caller's environment: where the home and the bundle are, and how full the host may get.
+//! The only module that reads the environment of the caller: the home, the bundle, and how much of the host may be used.
 
-use crate::{failure::Failure, options};
+use crate::{failure::Failure, values};
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{AdmissionRules, Manager};
 use std::{env, ffi::OsString, path::PathBuf};
@@ -9,7 +9,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 pub(crate) fn home() -> Result<PathBuf, Failure> {
     let root = rustix::process::geteuid().is_root();
     home_from(root, |name| env::var_os(name).filter(|value| !value.is_empty()))
-        .ok_or_else(|| Failure::new("no home directory is known: set SANDBOXVM_HOME"))
+        .ok_or_else(|| Failure::new("cannot find a home directory").hinted("set SANDBOXVM_HOME".to_owned()))
 }
 
 fn home_from(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
@@ -24,24 +24,24 @@ fn home_from(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Option<PathB
     Some(data.join("sandboxvm"))
 }
 
-/// The manager of the home.
+/// Opens the home.
 pub(crate) fn manager() -> Result<Manager, Failure> {
     let rules = rules_from(|name| env::var_os(name).filter(|value| !value.is_empty())).map_err(Failure::new)?;
     Ok(Manager::open(&home()?)?.with_rules(rules))
 }
 
-/// Which new sandboxes are taken: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and
-/// `SANDBOXVM_MIN_FREE_DISK`; 0 switches a rule off.
+/// Returns the limits for new sandboxes: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and
+/// `SANDBOXVM_MIN_FREE_DISK`. 0 switches a limit off.
 fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, String> {
     let read = |name: &str, what: &str, parse: &dyn Fn(&str) -> Option<u64>| match var(name) {
         None => Ok(None),
         Some(value) => match value.to_str().and_then(parse) {
             Some(number) => Ok(Some(number)),
-            None => Err(format!("{name} is {value:?}: set it to {what}, or not at all")),
+            None => Err(format!("invalid {name} {value:?}: expected {what}")),
         },
     };
     let number = |text: &str| text.parse::<u32>().ok().map(u64::from);
-    let size = |text: &str| options::size(text).ok();
+    let size = |text: &str| values::size(text).ok();
     let factor = |text: &str| {
         let factor = text.parse::<f64>().ok().filter(|factor| (0.0..=1000.0).contains(factor))?;
         // At most 100,000, and not negative.
@@ -55,22 +55,24 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
             read("SANDBOXVM_OVERCOMMIT", "a factor from 0 to 1000", &factor)?,
             default.overcommit_percent,
         ),
-        free_memory: read("SANDBOXVM_MIN_FREE_MEMORY", "a size, as 2G", &size)?,
-        free_disk: read("SANDBOXVM_MIN_FREE_DISK", "a size, as 2G", &size)?,
+        free_memory: read("SANDBOXVM_MIN_FREE_MEMORY", "a size such as 2G", &size)?,
+        free_disk: read("SANDBOXVM_MIN_FREE_DISK", "a size such as 2G", &size)?,
     })
 }
 
-/// What clients of `mcp --http` must show: `SANDBOXVM_MCP_TOKEN`, when it is set.
+/// Returns the token of clients of `mcp --http`: `SANDBOXVM_MCP_TOKEN`, if it is set.
 pub(crate) fn mcp_token() -> Option<Result<String, Failure>> {
     let token = env::var_os("SANDBOXVM_MCP_TOKEN").filter(|value| !value.is_empty())?;
     let is_plain = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
     let token = token.into_string().ok().filter(is_plain);
-    Some(token.ok_or_else(|| {
-        Failure::new("SANDBOXVM_MCP_TOKEN has characters that no HTTP client can send; use a-z and 0-9")
-    }))
+    Some(
+        token.ok_or_else(|| {
+            Failure::new("invalid SANDBOXVM_MCP_TOKEN: expected printable ASCII characters without spaces")
+        }),
+    )
 }
 
-/// The bundle, with files stated on the command line before those of the environment.
+/// Finds the bundle. Files on the command line take precedence over those of the environment.
 pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle {
     let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     Bundle::find(&BundleSources {
@@ -89,7 +91,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn rules_are_read_and_nonsense_is_refused_by_name() {
+    fn admission_rules_are_parsed_and_invalid_ones_are_named() {
         let with = |pairs: &'static [(&str, &str)]| {
             move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_home_follows_its_rules() {
+    fn home_depends_on_user_and_variables() {
         let with = |pairs: &'static [(&str, &str)]| {
             move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };

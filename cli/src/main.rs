@@ -1,15 +1,16 @@
-//! `sandboxvm`: what people type.
+//! `sandboxvm`: the command line program.
 //!
 //! ```text
 //! main ── parses ──> commands/<one per subcommand> ──> manager (library)
 //!                        │ run, exec, attach, logs: process_io, terminal, signals, stdio
-//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several)
+//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several, read by values)
 //! ```
-//! Only a guest's output, or what a command is asked to print, goes to stdout. Everything of ours goes to stderr and
-//! starts with `sandboxvm:`. Exit codes: the command's own; 128 + N when signal N killed it; 124 when its time ran out;
-//! 125 when we failed; 126 and 127 when it was not executable or not found.
+//! Only the output of a guest, or what a command is asked to print, is written to stdout. Messages of this program are written
+//! to stderr and start with `sandboxvm:`. Exit codes: that of the command; 128 + N if signal N killed it; 124 if it timed out;
+//! 125 if this program failed; 126 if the command was not executable and 127 if it was not found.
 
 mod background;
+mod command_list;
 mod commands;
 mod detach_keys;
 mod environment;
@@ -27,13 +28,15 @@ mod supervision;
 mod table;
 mod terminal;
 mod umask;
+mod values;
+mod version;
 mod wall;
 
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use failure::Failure;
 use std::process::ExitCode;
 
-/// Runs commands in microVMs of their own: hardware-virtualised Linux machines at container speed.
+/// Run commands in microVMs: hardware-virtualised Linux machines that start as fast as containers
 #[derive(Debug, Parser)]
 #[command(name = "sandboxvm", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
@@ -41,12 +44,19 @@ struct Cli {
     command: commands::Command,
 }
 
+/// Returns the command line as it is parsed and described.
+fn command() -> clap::Command {
+    command_list::in_groups(Cli::command())
+}
+
 fn main() -> ExitCode {
     umask::take_on_ours();
-    let outcome = match Cli::try_parse() {
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let outcome = match parsed {
         Ok(cli) => cli.command.run(),
         Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => stdio::print(&error.render().to_string()).map(|()| 0),
+            ErrorKind::DisplayHelp => stdio::print(&error.render().to_string()).map(|()| 0),
+            ErrorKind::DisplayVersion => stdio::print(&version::text()).map(|()| 0),
             _ => Err(Failure::usage(&error)),
         },
     };

@@ -1,18 +1,19 @@
-//! Flags that several commands share, and what their values mean.
+//! Options that several commands share.
 
 use crate::{
     environment,
     failure::Failure,
+    hint,
     limit_options::{self, LimitOptions},
     process_io::{Attendance, Leaving},
     progress,
     signals::Signals,
     terminal,
+    values::{disk, duration, memory, name, shortened, vcpus},
 };
 use clap::Args;
-use parse_size::Config;
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{SandboxSpec, StartFrom, StartedSandbox};
+use sandboxvm_manager::{ExecError, SandboxSpec, StartFrom, StartedSandbox};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, OnDisconnect, StdinSource},
     identity::SandboxName,
@@ -28,31 +29,32 @@ use std::{
     time::Duration,
 };
 
-/// What machine a new sandbox is.
+/// The machine of a new sandbox.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
 pub(crate) struct MachineOptions {
-    /// Name to call the sandbox by: a-z, 0-9 and '-'
+    /// Name of the sandbox: 1-63 characters from a-z, 0-9 and '-', not starting with '-' [default: none, only an ID]
     #[arg(long, allow_hyphen_values = true, value_parser = name)]
     name: Option<SandboxName>,
-    /// Guest memory: 64M to 64G
+    /// Guest memory (64M-64G)
     #[arg(short, long, value_name = "SIZE", default_value = "256M", allow_hyphen_values = true, value_parser = memory)]
     memory: MemorySize,
-    /// Number of vCPUs: 1 to 8
+    /// Number of vCPUs (1-8)
     #[arg(short, long, value_name = "N", default_value = "1", allow_hyphen_values = true, value_parser = vcpus)]
     cpus: VcpuCount,
-    /// Size of the writable disk; only what is written takes room
+    /// Size of the writable disk (64M-1T); it takes up space on the host only as it is written
     #[arg(long, value_name = "SIZE", default_value = "2G", allow_hyphen_values = true, value_parser = disk)]
     disk: DiskSize,
-    /// Guest kernel to boot instead of the bundle's (an x86-64 vmlinux)
+    /// Guest kernel to boot, an uncompressed x86-64 vmlinux [default: the bundle's]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Base image to boot instead of the bundle's (EROFS)
+    /// Base image to boot, an EROFS file system [default: the bundle's]
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Boot the kernel, instead of going on from the snapshot of a machine of this kind that just booted
+    /// Boot the kernel instead of restoring the ready snapshot of a freshly booted machine
     #[arg(long)]
     cold: bool,
-    /// Go on from this snapshot; memory, vCPUs, disk and image are the snapshot's
+    /// Restore from this snapshot; memory, vCPUs, disk and image are those of the snapshot
     #[arg(long, value_name = "SNAPSHOT", value_parser = name,
           conflicts_with_all = ["cold", "memory", "cpus", "disk", "kernel", "image"])]
     from: Option<SandboxName>,
@@ -69,8 +71,8 @@ impl MachineOptions {
         }
     }
 
-    /// Starts such a sandbox and waits until it runs, and with `settled` until it knows its name and the time, which
-    /// otherwise the first exec tells it on the way. `None` when a signal came first, and nothing is left.
+    /// Starts a sandbox and waits until it runs; with `settled`, also until it has its name and the time, which otherwise the
+    /// first exec sends it. Returns `None`, and leaves nothing behind, if a signal arrived first.
     pub(crate) async fn start(
         &self,
         env: Vec<String>,
@@ -92,7 +94,7 @@ impl MachineOptions {
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {
-            // The first of its kind boots in here.
+            // The first machine of its kind boots during this call.
             started = progress::during("starting", manager.start(&bundle, &spec)) => started,
             _ = signals.next() => return Ok(None),
         };
@@ -122,43 +124,49 @@ impl MachineOptions {
 
 /// Environment variables.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
 pub(crate) struct EnvOptions {
-    /// Set an environment variable; KEY alone takes the caller's value
+    /// Set an environment variable; KEY alone passes the caller's value on, if it has one
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<OsString>,
-    /// Read environment variables from a file, one KEY[=VALUE] a line
+    /// Read environment variables from a file with one KEY[=VALUE] per line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
 }
 
 impl EnvOptions {
-    /// `KEY=VALUE` for each variable, the last of each key.
+    /// Returns `KEY=VALUE` for each variable, with the last value of each key.
     pub(crate) fn variables(&self) -> Result<Vec<OsString>, Failure> {
         let mut variables = Variables::default();
         for path in &self.env_file {
-            let fail = |problem: String| Failure::new(format_args!("--env-file {}: {problem}", path.display()));
-            let content = fs::read(path).map_err(|error| fail(error.to_string()))?;
+            let content = fs::read(path).map_err(|error| {
+                Failure::new(format_args!("cannot read the environment file {}: {error}", path.display()))
+            })?;
             for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
                 let line = line.strip_suffix(b"\r").unwrap_or(line);
                 let start = line.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(line.len());
                 if !line[start..].is_empty() && line[start] != b'#' {
-                    let problem = |problem: String| fail(format!("line {}: {problem}", number + 1));
-                    variables.set(OsString::from_vec(line[start..].to_vec())).map_err(problem)?;
+                    let invalid = |problem: String| {
+                        let (path, line) = (path.display(), number + 1);
+                        Failure::new(format_args!("invalid environment file {path}: line {line}: {problem}"))
+                    };
+                    variables.set(OsString::from_vec(line[start..].to_vec())).map_err(invalid)?;
                 }
             }
         }
         for entry in &self.env {
             variables
                 .set(entry.clone())
-                .map_err(|problem| Failure::new(format_args!("--env {}: {problem}", shortened(entry))))?;
+                .map_err(|problem| Failure::new(format_args!("invalid --env {}: {problem}", shortened(entry))))?;
         }
         Ok(variables.0)
     }
 
-    /// The same as text, for a sandbox's record.
+    /// Returns the same as text, for the record of a sandbox.
     pub(crate) fn texts(&self) -> Result<Vec<String>, Failure> {
         let texts = self.variables()?.into_iter().map(|entry| {
-            let not_text = |entry: OsString| Failure::new(format_args!("--env {}: is not UTF-8", shortened(&entry)));
+            let not_text =
+                |entry: OsString| Failure::new(format_args!("invalid --env {}: not valid UTF-8", shortened(&entry)));
             entry.into_string().map_err(not_text)
         });
         texts.collect()
@@ -173,13 +181,13 @@ impl Variables {
         let bytes = entry.as_bytes();
         let key_len = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
         if key_len == 0 {
-            return Err("has no name before '='".into());
+            return Err("expected KEY or KEY=VALUE".into());
         }
         let key = bytes[..key_len].to_vec();
         let entry = if key_len < bytes.len() {
             entry
         } else {
-            // As docker does: a variable the caller does not have is not set.
+            // As in docker: a variable that the caller does not have is not set.
             let Some(value) = env::var_os(&entry) else { return Ok(()) };
             let mut entry = entry;
             entry.push("=");
@@ -195,28 +203,29 @@ impl Variables {
 
 /// How a process is run.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
 pub(crate) struct ProcessOptions {
     #[command(flatten)]
     env: EnvOptions,
-    /// Working directory; the user's home unless stated
+    /// Working directory of the command [default: the home directory of the user]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<OsString>,
-    /// User to run as: NAME or UID, also with :GROUP or :GID; root unless stated
+    /// User to run the command as: NAME or UID, optionally followed by :GROUP or :GID [default: root]
     #[arg(short, long)]
     user: Option<OsString>,
-    /// Kill the command after this time (30s, 5m) and exit with 124
+    /// Kill the command after this time, such as 30s or 5m, and exit with 124 [default: no timeout]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     timeout: Option<Duration>,
-    /// Pass standard input on to the command
+    /// Pass standard input to the command
     #[arg(short, long)]
     interactive: bool,
-    /// Give the command a terminal
+    /// Allocate a terminal for the command
     #[arg(short, long)]
     tty: bool,
 }
 
 impl ProcessOptions {
-    /// How the process is attended.
+    /// Returns how to attend the process.
     pub(crate) fn attendance(&self) -> Result<Attendance, Failure> {
         let raw = is_raw(self.interactive, self.tty)?;
         let leaving = Leaving::EndsIt;
@@ -226,11 +235,13 @@ impl ProcessOptions {
     pub(crate) fn request(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ExecRequest, Failure> {
         let text = |what: &str, value: &OsString| {
             let text = CText::try_from(value.as_bytes().to_vec());
-            text.map_err(|error| Failure::new(format_args!("{what} {}: {error}", shortened(value))))
+            text.map_err(|error| {
+                Failure::new(format_args!("invalid {what} {}: {error}", shortened(value))).hinted(hint::of(&error))
+            })
         };
         let argv: Vec<CText> = command.iter().map(|word| text("argument", word)).collect::<Result<_, _>>()?;
         if argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
-            return Err(Failure::new("the command is empty: state a program after `--`"));
+            return Err(ExecError::NoCommand.into());
         }
         let mut env: Vec<CText> = Vec::new();
         if self.tty {
@@ -255,52 +266,13 @@ impl ProcessOptions {
     }
 }
 
-/// Whether our terminal is to be raw; with `-it` our stdin must be one.
+/// Returns true if the terminal is to be set to raw mode. Fails with `-it` if stdin is not a terminal.
 pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
     if interactive && tty && !io::stdin().is_terminal() {
-        return Err(Failure::new("-it needs a terminal as standard input; leave -t out to pass a pipe or file on"));
+        let hint = "leave out -t to pass a pipe or a file".to_owned();
+        return Err(Failure::new("cannot use -it: standard input is not a terminal").hinted(hint));
     }
     Ok(interactive && tty)
-}
-
-/// A value as it appears in a message: cut, and without control characters.
-pub(crate) fn shortened(value: &OsString) -> String {
-    let text = value.to_string_lossy();
-    let mut short: String = text.chars().take(40).collect();
-    if short.len() < text.len() {
-        short.push_str("...");
-    }
-    format!("{short:?}")
-}
-
-pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
-    SandboxName::try_from(text.to_owned()).map_err(|error| error.to_string())
-}
-
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
-}
-
-fn memory(text: &str) -> Result<MemorySize, String> {
-    MemorySize::try_from(size(text)?).map_err(|error| error.to_string())
-}
-
-fn disk(text: &str) -> Result<DiskSize, String> {
-    DiskSize::try_from(size(text)?).map_err(|error| error.to_string())
-}
-
-fn vcpus(text: &str) -> Result<VcpuCount, String> {
-    let number: u32 = text.parse().map_err(|_| format!("not a number: a sandbox has 1 to {}", VcpuCount::MAX))?;
-    VcpuCount::try_from(number).map_err(|error| error.to_string())
-}
-
-/// `30s`, `5m`, `1h 30m`; a bare number is seconds.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = match text.parse::<u64>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 30s or 5m")),
-    }?;
-    if parsed.is_zero() { Err("no time at all".into()) } else { Ok(parsed) }
 }
 
 #[cfg(test)]
@@ -308,28 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_binary_and_bounds_are_said() {
-        assert_eq!(memory("512M").unwrap().mib(), 512);
-        assert_eq!(memory("1g").unwrap().mib(), 1024);
-        assert_eq!(disk("2GiB").unwrap(), DiskSize::DEFAULT);
-        assert!(memory("0").unwrap_err().contains("64 MiB to 64 GiB"));
-        assert!(memory("lots").unwrap_err().contains("512M"));
-        assert!(vcpus("0").unwrap_err().contains("1 to 8"));
-        assert!(vcpus("9").unwrap_err().contains("1 to 8"));
-        assert!(vcpus("two").unwrap_err().contains("1 to 8"));
-        assert!(name("a\nb").unwrap_err().contains("\\n"));
-    }
-
-    #[test]
-    fn times_are_read_with_and_without_unit() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(duration("0").is_err() && duration("soon").is_err());
-    }
-
-    #[test]
-    fn the_last_of_each_variable_counts_and_files_come_first() {
+    fn later_variables_win_and_files_are_read_first() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         fs::write(&file, "# comment\n\n  A=file\r\nB=file=2\nSANDBOXVM_NO_SUCH_VARIABLE\n").unwrap();
@@ -340,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_program_can_be_given_is_refused_with_its_place() {
+    fn invalid_variables_are_rejected_with_file_and_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         fs::write(&file, [b"OK=1\nBIG=".as_slice(), &vec![b'x'; 1 << 20]].concat()).unwrap();
@@ -352,6 +303,6 @@ mod tests {
         assert!(of_file.contains("line 2") && of_file.contains("longer than"), "{of_file}");
         assert!(of_file.len() < 400, "the value itself is not shown");
         let nameless = message(EnvOptions { env: vec!["=1".into()], env_file: vec![] });
-        assert!(nameless.contains("no name"), "{nameless}");
+        assert!(nameless.contains("KEY=VALUE"), "{nameless}");
     }
 }

@@ -1,10 +1,10 @@
-//! Tables as the field prints them: no frames, a heading line, columns two spaces apart.
+//! Tables in the style of docker: no frames, a heading, columns separated by two spaces.
 
 use comfy_table::{Table, presets};
 use sandboxvm_manager::one_line;
 
-/// Renders `rows` under `heading`, each line ending without spaces. Cells drive no terminal and are one line each: what a
-/// guest or VMM wrote may be in them.
+/// Renders `rows` under `heading` without trailing spaces. Cells are escaped to one line each, since they may contain text
+/// from a guest or VMM.
 pub(crate) fn render<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     let rows = rows.into_iter().map(|row| row.map(|cell| one_line(&cell)));
@@ -29,7 +29,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_drives_no_terminal_and_is_one_line() {
+    fn cells_are_escaped_and_take_one_line() {
         let text = super::render(["ID", "STATE"], [["a".into(), "b\nsandboxvm: c\x1b[2J".into()]]);
         assert_eq!(text, "ID  STATE\na   b\\nsandboxvm: c\\u{1b}[2J\n");
     }

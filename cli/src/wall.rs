@@ -1,4 +1,4 @@
-//! What of this host weakens the wall between guests that do not trust each other (docs/threat-model.md): found by `doctor`,
+//! What of this host weakens the isolation between guests that do not trust each other (docs/threat-model.md): found by `doctor`,
 //! said by `serve` when it starts, and a reason not to start with `serve --strict`.
 
 use sandboxvm_protocol::vmm::JailPart;
@@ -8,20 +8,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// One weakness.
+/// A weakness of the isolation between guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Weakness {
-    /// Two threads share a core, and the kernel cannot keep VMMs on cores of their own.
+    /// Two threads share a core, and the kernel cannot keep VMMs on separate cores.
     SharedCores,
     /// The kernel merges equal pages of guests.
     MergedPages,
-    /// A hole of the processor that the kernel does not close: its name and what the kernel says.
+    /// A processor vulnerability that the kernel does not mitigate: its name and the status that the kernel reports.
     Mitigation(String, String),
-    /// A part of the VMM's confinement that this host does not give.
+    /// A part of the confinement of VMMs that this host does not provide.
     Jail(JailPart),
-    /// The guest's kernel is interpreted.
+    /// The guest kernel is interpreted.
     InterpretedKernel,
-    /// The VMM does not say what this host gives it.
+    /// The VMM does not report what this host provides.
     Unknown(String),
 }
 
@@ -30,18 +30,18 @@ impl fmt::Display for Weakness {
         match self {
             Self::SharedCores => f.write_str("two threads share a core (SMT) and the kernel has no core scheduling"),
             Self::MergedPages => f.write_str("the kernel merges equal pages (KSM)"),
-            Self::Mitigation(name, says) => write!(f, "the processor's {name} is not mitigated: {says}"),
-            Self::Jail(part) => write!(f, "VMMs are not fully confined: no {part}"),
+            Self::Mitigation(name, says) => write!(f, "the processor vulnerability {name} is not mitigated: {says}"),
+            Self::Jail(part) => write!(f, "VMMs are not fully confined: {part} is missing"),
             Self::InterpretedKernel => f.write_str(
-                "mode pvm: the host's kernel interprets the guest's, which docs/threat-model.md calls unfit against a \
-                 determined attacker",
+                "mode pvm: the host kernel interprets the guest kernel, which does not withstand a determined attacker \
+                 (docs/threat-model.md)",
             ),
-            Self::Unknown(problem) => write!(f, "it is not known how VMMs are confined here: {problem}"),
+            Self::Unknown(problem) => write!(f, "cannot determine how VMMs are confined: {problem}"),
         }
     }
 }
 
-/// All of them. `probe` is what the VMM says of the host.
+/// Returns all weaknesses of this host. `probe` is what the VMM reports about it.
 pub(crate) fn weaknesses(probe: &Result<Value, String>) -> Vec<Weakness> {
     weaknesses_below(Path::new("/"), probe)
 }
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_weaknesses_has_none() {
+    fn host_without_weaknesses_reports_none() {
         let root = host("0\n", "0\n", &[("l1tf", "Not affected\n"), ("mds", "Mitigation: Clear CPU buffers\n")]);
         let probe = Ok(json!({ "host_mode": "vmx", "missing": [], "capabilities": { "core_scheduling": false } }));
         assert_eq!(weaknesses_below(root.path(), &probe), []);

@@ -1,10 +1,10 @@
-//! `audit`: whether the audit logs are as they were written.
+//! `audit`: verifies audit logs.
 
 use crate::{commands::events, environment, failure::Failure, json, stdio, table};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-/// Check the logs of what was done with sandboxes
+/// Verify audit logs
 #[derive(Debug, Args)]
 pub(crate) struct Audit {
     #[command(subcommand)]
@@ -16,31 +16,31 @@ enum AuditCommand {
     Verify(Verify),
 }
 
-/// Check that no line of a log was changed, removed or added since it was written
+/// Check that no line of an audit log was changed, removed or added since it was written
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each line names the hash of the line before it. Whoever can write the whole log can make another \
-                  that is whole: keep the hash of its last line elsewhere, it is printed here. \
-                  Exit code: 0 when every log is whole, else 125."
+    after_help = "Each line of a log has the hash of the line before it. A process that can write to the log can replace all \
+                  of it with another consistent one; to detect that, keep the printed hash of the last line elsewhere.\n\n\
+                  Exit code: 0 if every log is intact, otherwise 125."
 )]
 struct Verify {
-    /// Names or IDs of sandboxes, or full IDs of those that are gone; all when left out
+    /// Names or IDs of sandboxes, or full IDs of removed ones [default: all]
     sandboxes: Vec<String>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
-/// One log.
+/// The result for one log.
 #[derive(Debug, Serialize)]
 struct Verdict {
     sandbox: String,
     is_whole: bool,
-    /// Of a whole one.
+    /// Number of lines of an intact log.
     lines: Option<u64>,
-    /// Hash of the last line of a whole one.
+    /// Hash of the last line of an intact log.
     head: Option<String>,
-    /// What is wrong.
+    /// What is wrong with a damaged log.
     problem: Option<String>,
 }
 
@@ -91,7 +91,7 @@ mod tests {
     use crate::json::tests::assert_golden;
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let whole = Verdict {
             sandbox: "aaaaaaaa".into(),
             is_whole: true,

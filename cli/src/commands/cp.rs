@@ -1,12 +1,12 @@
-//! `cp`: files and directories between the host and a sandbox.
+//! `cp`: copies files and directories between the host and a sandbox.
 
 use crate::{
     failure::Failure,
-    options::{self, shortened},
     progress, runtime,
     signals::Signals,
     stdio::{self, Stream, WriteError},
     supervision, umask,
+    values::{self, shortened},
 };
 use clap::Args;
 use rustix::io::Errno;
@@ -24,48 +24,49 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-/// Copy files and directories between the host and a running sandbox
+/// Copy files and directories between the host and a sandbox
 #[derive(Debug, Args)]
 #[command(
-    after_help = "One of SRC and DEST is SANDBOX:PATH, the other a path of the host (write ./a:b for one with a \
-    colon in it) or '-'. PATH begins at the sandbox's root.\n\n\
-    A file or directory is copied into DEST where that is a directory, and takes its place where it is not; the directory \
-    above DEST must be there. Of a directory SRC that ends in '/.', its content is copied. Directories are copied whole, \
-    with modes, times, symbolic and hard links, user attributes and holes, and merged into what is there; other file \
-    systems mounted in the sandbox, sockets, devices and named pipes are left out. Each file gets its place in one step: a \
-    copy that breaks leaves the old one.\n\n\
-    With DEST '-' a file's own bytes go to standard output, and of a directory a tar archive. With SRC '-' standard \
-    input is always a tar archive, and DEST a directory that is there.\n\n\
-    On the host nothing outside DEST is touched, whatever the sandbox sends, and no symbolic link below it is followed."
+    after_help = "One of SRC and DEST is SANDBOX:PATH; the other is a path on the host, or '-'. PATH is relative to the root \
+    directory of the sandbox. Write ./a:b for a path on the host that contains a colon.\n\n\
+    If DEST is an existing directory, SRC is copied into it; otherwise the copy becomes DEST, whose parent directory must \
+    exist. If SRC is a directory and ends in '/.', its contents are copied instead of the directory itself. Directories are \
+    copied recursively and merged with existing ones, with modes, times, symbolic and hard links, user extended attributes \
+    and holes. Sockets, devices, named pipes and other file systems mounted in the sandbox are skipped. Each file is replaced \
+    in one step: an interrupted copy leaves the old file in place.\n\n\
+    With DEST '-', the content of a file is written to standard output, and a directory as a tar archive. With SRC '-', \
+    standard input must be a tar archive, and DEST an existing directory.\n\n\
+    On the host, nothing outside DEST is changed, whatever the sandbox sends: no symbolic link below DEST is followed."
 )]
 pub(crate) struct Cp {
-    /// What to copy: PATH, SANDBOX:PATH or '-'
+    /// File or directory to copy: PATH, SANDBOX:PATH or '-'
     #[arg(value_name = "SRC", allow_hyphen_values = true)]
     source: OsString,
-    /// Where to: SANDBOX:PATH, PATH or '-'
+    /// Where to copy it: SANDBOX:PATH, PATH or '-'
     #[arg(value_name = "DEST", allow_hyphen_values = true)]
     destination: OsString,
-    /// Do nothing: directories are copied whole without this too
+    /// Accepted for docker compatibility; directories are always copied recursively
     #[arg(short, long)]
     recursive: bool,
-    /// Of a symbolic link SRC, copy what it points to
+    /// If SRC is a symbolic link, copy its target instead of the link
     #[arg(short = 'L', long)]
     follow_link: bool,
-    /// Into the sandbox: keep owners, and set-user-ID and set-group-ID bits; else files belong to the user
+    /// Keep owners and the set-user-ID and set-group-ID bits when copying into the sandbox; otherwise files belong to the
+    /// user of --user
     #[arg(short, long)]
     archive: bool,
-    /// User of the sandbox to read and write as: NAME or UID, also with :GROUP or :GID; root unless stated
+    /// User of the sandbox to read and write files as: NAME or UID, optionally followed by :GROUP or :GID [default: root]
     #[arg(short, long)]
     user: Option<OsString>,
-    /// Out of the sandbox: most bytes of files to take, holes counted
-    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = options::size)]
+    /// Maximum total size of the files to copy out of the sandbox, including holes
+    #[arg(long, help_heading = "Limits", value_name = "SIZE", default_value = "16G", value_parser = values::size)]
     max_size: u64,
-    /// Out of the sandbox: most files, directories and links to take
-    #[arg(long, value_name = "N", default_value_t = CopyLimits::default().max_entries)]
+    /// Maximum number of files, directories and links to copy out of the sandbox
+    #[arg(long, help_heading = "Limits", value_name = "N", default_value_t = CopyLimits::default().max_entries)]
     max_files: u64,
 }
 
-/// One of the two sides.
+/// SRC or DEST.
 #[derive(Debug, PartialEq, Eq)]
 enum Side {
     Host(PathBuf),
@@ -74,7 +75,7 @@ enum Side {
 }
 
 impl Side {
-    /// As docker has it: a colon before the first slash is a sandbox's.
+    /// As in docker: a colon before the first slash separates a sandbox from a path.
     fn parse(text: &OsStr) -> Result<Self, Failure> {
         let bytes = text.as_bytes();
         if bytes == b"-" {
@@ -83,13 +84,14 @@ impl Side {
         let colon = bytes.iter().position(|byte| matches!(byte, b':' | b'/')).filter(|at| bytes[*at] == b':');
         let Some(colon) = colon.filter(|_| !bytes.starts_with(b".")) else {
             if bytes.is_empty() {
-                return Err(Failure::new("SRC and DEST must not be empty: name a file or directory"));
+                return Err(Failure::new("invalid path \"\": SRC and DEST must not be empty"));
             }
             return Ok(Self::Host(PathBuf::from(text)));
         };
         let sandbox = String::from_utf8(bytes[..colon].to_vec());
-        let sandbox =
-            sandbox.map_err(|_| Failure::new(format_args!("{}: is no sandbox", shortened(&text.to_owned()))))?;
+        let sandbox = sandbox.map_err(|_| {
+            Failure::new(format_args!("invalid sandbox name in {}: not valid UTF-8", shortened(&text.to_owned())))
+        })?;
         let path = &bytes[colon + 1..];
         let absolute = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
         Ok(Self::Sandbox(sandbox, FilePath::try_from(absolute)?))
@@ -100,12 +102,13 @@ impl Cp {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let user = self.user.as_ref().map(|user| {
             let text = CText::try_from(user.as_bytes().to_vec());
-            text.map_err(|error| Failure::new(format_args!("--user {}: {error}", shortened(user))))
+            text.map_err(|error| Failure::new(format_args!("invalid --user {}: {error}", shortened(user))))
         });
         let user = user.transpose()?;
         let sides = (Side::parse(&self.source)?, Side::parse(&self.destination)?);
         let ((Side::Sandbox(sandbox, _), _) | (_, Side::Sandbox(sandbox, _))) = &sides else {
-            return Err(Failure::new("neither SRC nor DEST is in a sandbox: write one of them as SANDBOX:PATH"));
+            let hint = "write one of them as SANDBOX:PATH".to_owned();
+            return Err(Failure::new("cannot copy: neither SRC nor DEST is in a sandbox").hinted(hint));
         };
         let sandbox = supervision::find(sandbox)?;
         let files = sandbox.files();
@@ -114,7 +117,8 @@ impl Cp {
             let mut signals = Signals::catch()?;
             match &sides {
                 (Side::Sandbox(..), Side::Sandbox(..)) => {
-                    Err(Failure::new("SRC and DEST are both in a sandbox: copy by way of the host"))
+                    let hint = "copy to the host first".to_owned();
+                    Err(Failure::new("cannot copy: SRC and DEST are both in a sandbox").hinted(hint))
                 }
                 (Side::Sandbox(_, from), Side::Host(to)) => self.to_host(&files, from, to, &mut signals).await,
                 (Side::Host(from), Side::Sandbox(_, to)) => self.to_sandbox(&files, from, to, &mut signals).await,
@@ -122,7 +126,7 @@ impl Cp {
                 (Side::Stream, Side::Sandbox(_, to)) => {
                     until_signal(&mut signals, from_stdin(&files, to, self.archive)).await
                 }
-                // Refused above.
+                // Rejected above.
                 _ => Ok(125),
             }
         })
@@ -173,19 +177,19 @@ fn finish(copied: Result<CopyReport, CopyError>, signals: &Signals) -> Result<u8
     }
 }
 
-/// What a copy cannot hold is no failure, but worth a word.
+/// Reports what a copy cannot hold, which is not a failure.
 fn say_what_is_missing(totals: FileTotals) {
     if totals.left_out > 0 {
-        Failure::new(format_args!("{} sockets, devices or named pipes were left out", totals.left_out)).report();
+        Failure::new(format_args!("warning: skipped {} sockets, devices or named pipes", totals.left_out)).report();
     }
     if totals.attributes_lost > 0 {
-        let message =
-            format!("{} user attributes were left out: the file system there takes none", totals.attributes_lost);
-        Failure::new(message).report();
+        let lost = totals.attributes_lost;
+        let reason = "the file system of the destination does not support them";
+        Failure::new(format_args!("warning: skipped {lost} user attributes: {reason}")).report();
     }
 }
 
-/// What is begun is dropped, which gives it up on the other side.
+/// Runs `work` until a signal arrives. Dropping it cancels it in the guest.
 async fn until_signal(signals: &mut Signals, work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     let interrupted = tokio::select! {
         done = work => return done,
@@ -198,7 +202,8 @@ async fn to_stdout(files: &Files<'_>, from: &FilePath) -> Result<u8, Failure> {
     let is_directory = files.stat(from.clone(), true).await?.kind == FileKind::Directory;
     if is_directory {
         if io::stdout().is_terminal() {
-            return Err(Failure::new("a tar archive is not for a terminal: redirect standard output, or name a DEST"));
+            let hint = "redirect standard output, or give a DEST on the host".to_owned();
+            return Err(Failure::new("cannot write a tar archive to a terminal").hinted(hint));
         }
         let name = Path::new(OsStr::from_bytes(from.as_bytes())).file_name();
         let name = name.map_or(b".".to_vec(), |name| name.as_bytes().to_vec());
@@ -241,7 +246,8 @@ async fn pass_on(mut stream: FileStream<'_>) -> Result<u8, Failure> {
 
 async fn from_stdin(files: &Files<'_>, to: &FilePath, keep_owner: bool) -> Result<u8, Failure> {
     if io::stdin().is_terminal() {
-        return Err(Failure::new("SRC '-' is a tar archive, which no terminal types: redirect standard input"));
+        let hint = "redirect standard input".to_owned();
+        return Err(Failure::new("cannot read a tar archive from a terminal").hinted(hint));
     }
     let mut sink = files.extract(to.clone(), false, keep_owner).await?;
     let mut chunks = stdio::stdin_chunks();
@@ -258,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sides_are_told_apart_as_docker_does() {
+    fn source_and_destination_are_parsed_as_in_docker() {
         let side = |text: &str| Side::parse(OsStr::new(text)).unwrap();
         let sandbox = |name: &str, path: &str| Side::Sandbox(name.into(), FilePath::try_from(path).unwrap());
         let host = |path: &str| Side::Host(path.into());

@@ -1,4 +1,4 @@
-//! `doctor`: whether sandboxes can run on this machine, and what to do when not.
+//! `doctor`: checks whether this host can run sandboxes, and shows what to fix.
 
 use crate::{
     environment,
@@ -23,28 +23,28 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Below this a default sandbox may fail or push others out.
+/// With less, a default sandbox may fail or make others swap.
 const ENOUGH_MEMORY: u64 = 512 * MIB;
-/// A few sandboxes that write some.
+/// Enough for a few sandboxes that write some data.
 const ENOUGH_DISK: u64 = 1024 * MIB;
 
-/// Check whether this machine can run sandboxes, and say what to fix
+/// Check whether this host can run sandboxes, and show what to fix
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
-/// What is found; `usable` alone decides the exit code.
+/// The result of all checks. Only `usable` decides the exit code.
 #[derive(Debug, Serialize)]
 struct Report {
     /// No check failed.
     usable: bool,
-    /// What executes guest ring 0: vmx, svm or pvm.
+    /// How the guest kernel is executed: vmx, svm or pvm.
     host_mode: Option<String>,
     checks: Vec<Check>,
-    /// What the VMM says of KVM.
+    /// What the VMM reports about KVM.
     probe: Option<Value>,
 }
 
@@ -53,7 +53,7 @@ struct Check {
     name: &'static str,
     verdict: Verdict,
     detail: String,
-    /// What to do, where something is to be done.
+    /// What to do if the check did not pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -125,24 +125,24 @@ fn kvm(path: &Path) -> Check {
         ),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Check::failed(
             NAME,
-            "may not be opened",
+            "cannot be opened: permission denied",
             "run as root, or join its group (usermod -aG kvm USER) and log in again",
         ),
-        Err(error) => Check::failed(NAME, format!("cannot be opened: {error}"), "see dmesg for what KVM says"),
+        Err(error) => Check::failed(NAME, format!("cannot be opened: {error}"), "look for messages of KVM in dmesg"),
     }
 }
 
-/// `sandboxvm-vmm --probe` prints what KVM offers, as JSON.
+/// Runs `sandboxvm-vmm --probe`, which prints what KVM offers as JSON.
 pub(super) fn probe(bundle: &Bundle) -> Result<Value, String> {
     let output = Command::new(&bundle.vmm)
         .arg("--probe")
         .env_clear()
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| format!("not known: {} --probe does not run: {error}", bundle.vmm.display()))?;
+        .map_err(|error| format!("unknown: cannot run {} --probe: {error}", bundle.vmm.display()))?;
     serde_json::from_slice(&output.stdout).map_err(|_| {
         let said = String::from_utf8_lossy(&output.stderr);
-        format!("not known: {} --probe failed ({}): {}", bundle.vmm.display(), output.status, said.trim())
+        format!("unknown: {} --probe failed ({}): {}", bundle.vmm.display(), output.status, said.trim())
     })
 }
 
@@ -154,12 +154,12 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
         }
         Some("pvm") => checks.push(Check::warning(
             "host mode",
-            "pvm: guest programs run natively, the guest's kernel is interpreted, so system calls are slow; \
-             docs/threat-model.md calls it unfit against a determined attacker",
-            "use a host with VMX or SVM where speed counts or guests do not trust each other",
+            "pvm: guest programs run natively, but the guest kernel is interpreted, so system calls are slow; this mode \
+             does not withstand a determined attacker (docs/threat-model.md)",
+            "use a host with VMX or SVM if speed matters or guests do not trust each other",
         )),
         Some(other) => checks.push(Check::ok("host mode", other)),
-        None => checks.push(Check::failed("host mode", "not known", "see the check of /dev/kvm")),
+        None => checks.push(Check::failed("host mode", "unknown", "see the check of /dev/kvm")),
     }
     checks.push(confinement(&probe["missing"]));
     for problem in probe["problems"].as_array().into_iter().flatten() {
@@ -169,28 +169,28 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
     checks
 }
 
-/// What of a VMM's confinement this host does not give to whoever runs this.
+/// Checks which parts of the confinement of VMMs this host does not provide to the current user.
 fn confinement(missing: &Value) -> Check {
     const NAME: &str = "confinement";
     let missing: Vec<JailPart> = serde_json::from_value(missing.clone()).unwrap_or_default();
     if missing.is_empty() {
-        return Check::ok(NAME, "all of it is in force");
+        return Check::ok(NAME, "complete");
     }
-    let detail = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; no ");
+    let detail = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let fix = match &missing[..] {
         [JailPart::OwnUser] => {
-            "run as root where sandboxes must be kept from each other and from you by user as well; in a container, give it \
-             a range of users from 1879048192 on"
+            "run as root if sandboxes must be separated from each other and from you by user as well; in a container, give \
+             it a range of users that starts at 1879048192"
         }
         _ => {
             "run as root, or allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0)"
         }
     };
-    Check::warning(NAME, format!("no {detail}"), fix)
+    Check::warning(NAME, format!("missing: {detail}"), fix)
 }
 
-/// What ends a VMM that was taken over, with all that it started, and what bounds them.
+/// Checks how a compromised VMM and the processes that it started are ended and bounded.
 fn ending(found: &Containment) -> Check {
     const NAME: &str = "ending";
     const ALL: usize = 3;
@@ -199,28 +199,28 @@ fn ending(found: &Containment) -> Check {
         return Check::warning(
             NAME,
             format!(
-                "{detail}: what it starts is found by its session, and killed process by process; nothing bounds what they \
-                 take together"
+                "{detail}: processes that a VMM starts are found by their session and killed one by one, and nothing bounds \
+                 what they use together"
             ),
-            "run as root, or in a control group that is delegated (systemd: Delegate=yes), on a host with cgroup version 2",
+            "run as root or in a delegated control group (systemd: Delegate=yes), on a host with cgroup version 2",
         );
     }
     if found.controllers.len() < ALL {
         return Check::warning(
             NAME,
-            format!("{detail}; resource limits bound each process of it alone, not what they take together"),
-            "use a host with cgroup version 2 alone (systemd.unified_cgroup_hierarchy=1) and delegate a group without processes \
-             of its own (systemd: Delegate=yes, DelegateSubgroup=), or limit the group that this runs in (MemoryMax=, TasksMax=)",
+            format!("{detail}; resource limits bound each of its processes, but not what they use together"),
+            "use a host with only cgroup version 2 (systemd.unified_cgroup_hierarchy=1) and delegate a group that contains no \
+             processes (systemd: Delegate=yes, DelegateSubgroup=), or limit the group of this process (MemoryMax=, TasksMax=)",
         );
     }
     if found.kill {
         Check::ok(NAME, detail)
     } else {
-        Check::ok(NAME, format!("{detail}; process by process, as this kernel is older than 5.14"))
+        Check::ok(NAME, format!("{detail}; its processes are killed one by one, since this kernel is older than 5.14"))
     }
 }
 
-/// What guests could learn of each other through what they share: see docs/threat-model.md.
+/// Checks what guests could learn of each other through shared hardware: see docs/threat-model.md.
 fn side_channels(weaknesses: &[Weakness]) -> Check {
     const NAME: &str = "side channels";
     let mut fixes: Vec<&str> = Vec::new();
@@ -232,7 +232,7 @@ fn side_channels(weaknesses: &[Weakness]) -> Check {
             }
             Weakness::MergedPages => "echo 2 >/sys/kernel/mm/ksm/run",
             Weakness::Mitigation(..) => "update microcode and kernel, and boot without mitigations=off",
-            // Checks of their own.
+            // Other checks report these.
             Weakness::Jail(_) | Weakness::InterpretedKernel | Weakness::Unknown(_) => continue,
         };
         found.push(weakness.to_string());
@@ -241,7 +241,7 @@ fn side_channels(weaknesses: &[Weakness]) -> Check {
         }
     }
     if found.is_empty() {
-        Check::ok(NAME, "no core is shared, no pages are merged, all known holes of the processor are mitigated")
+        Check::ok(NAME, "no core is shared, no pages are merged, and all known processor vulnerabilities are mitigated")
     } else {
         Check::warning(NAME, found.join("; "), fixes.join("; "))
     }
@@ -259,15 +259,14 @@ fn part(bundle: &Bundle, part: Part) -> Check {
             let mib = file.metadata().map_or(0.0, |metadata| metadata.len() as f64 / MIB as f64);
             Check::ok(name, format!("{} ({mib:.1} MiB)", bundle.path(part).display()))
         }
-        // The error says what to do as well.
-        Err(error) => Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: None },
+        Err(error) => Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: crate::hint::of(&error) },
     }
 }
 
 fn mke2fs() -> Check {
     match template::installed_mke2fs() {
         Some(path) => Check::ok("mke2fs", path.display().to_string()),
-        None => Check::failed("mke2fs", "not found; it makes the writable disk", "apt-get install e2fsprogs"),
+        None => Check::failed("mke2fs", "not installed; it makes writable disks", "apt-get install e2fsprogs"),
     }
 }
 
@@ -278,7 +277,7 @@ fn memory() -> Check {
             if memory.available >= ENOUGH_MEMORY {
                 Check::ok("memory", detail)
             } else {
-                Check::warning("memory", detail, "end something, or give sandboxes less with -m")
+                Check::warning("memory", detail, "stop some programs, or give sandboxes less memory with -m")
             }
         }
         Err(error) => Check::warning("memory", format!("/proc/meminfo: {error}"), "mount /proc"),
@@ -287,11 +286,11 @@ fn memory() -> Check {
 
 fn disk() -> Check {
     const NAME: &str = "home";
-    let opened = environment::home().map_err(|_| "its place is not known".to_owned());
+    let opened = environment::home().map_err(|_| "cannot find a home directory".to_owned());
     let opened = opened.and_then(|path| Home::open(&path).map_err(|error| error.to_string()));
     let home = match opened {
         Ok(home) => home,
-        Err(problem) => return Check::failed(NAME, problem, "set SANDBOXVM_HOME to a directory you may write to"),
+        Err(problem) => return Check::failed(NAME, problem, "set SANDBOXVM_HOME to a directory that you can write to"),
     };
     match rustix::fs::statvfs(home.root()) {
         Ok(stat) => {
@@ -300,7 +299,7 @@ fn disk() -> Check {
             if free >= ENOUGH_DISK {
                 Check::ok(NAME, detail)
             } else {
-                Check::warning(NAME, detail, "free some space, or set SANDBOXVM_HOME to a roomier file system")
+                Check::warning(NAME, detail, "free some space, or set SANDBOXVM_HOME to a file system with more space")
             }
         }
         Err(error) => Check::warning(NAME, format!("{}: {error}", home.root().display()), "check the file system"),
@@ -331,14 +330,14 @@ mod tests {
     use crate::json::tests::assert_golden;
 
     #[test]
-    fn a_missing_device_says_what_to_enable() {
+    fn missing_kvm_device_shows_what_to_enable() {
         let check = kvm(Path::new("/no/kvm"));
         assert_eq!(check.verdict, Verdict::Failed);
         assert!(check.fix.unwrap().contains("firmware"));
     }
 
     #[test]
-    fn the_probe_is_judged() {
+    fn probe_results_become_checks() {
         let verdicts = |json: &str| -> Vec<Verdict> {
             judge_probe(&serde_json::from_str(json).unwrap()).iter().map(|check| check.verdict).collect()
         };
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_confinement_lacks_is_named_with_what_to_do() {
+    fn missing_confinement_is_named_with_a_fix() {
         let own_user = confinement(&serde_json::json!(["own_user"]));
         assert_eq!(own_user.verdict, Verdict::Warning);
         assert!(own_user.detail.contains("a user of its own") && own_user.fix.unwrap().contains("run as root"));
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn how_a_vmm_is_ended_is_said_with_what_is_not_covered() {
+    fn missing_control_groups_are_named_with_a_fix() {
         let judged = |group, kill, controllers: &[&'static str]| {
             ending(&Containment { group, kill, controllers: controllers.to_vec() })
         };
@@ -371,11 +370,11 @@ mod tests {
         assert_eq!(unbounded.verdict, Verdict::Warning);
         assert!(unbounded.detail.contains("bounds nothing") && unbounded.fix.unwrap().contains("MemoryMax="));
         let none = judged(false, false, &[]);
-        assert!(none.detail.contains("by its session") && none.fix.unwrap().contains("Delegate=yes"));
+        assert!(none.detail.contains("by their session") && none.fix.unwrap().contains("Delegate=yes"));
     }
 
     #[test]
-    fn what_guests_share_is_named_with_what_to_do() {
+    fn shared_hardware_is_named_with_a_fix() {
         assert_eq!(side_channels(&[Weakness::InterpretedKernel]).verdict, Verdict::Ok);
         let hole = |name: &str| Weakness::Mitigation(name.into(), "Vulnerable".into());
         let all = side_channels(&[Weakness::SharedCores, Weakness::MergedPages, hole("mds"), hole("retbleed")]);
@@ -385,13 +384,13 @@ mod tests {
     }
 
     #[test]
-    fn an_interpreted_kernel_is_called_unfit_against_an_attacker() {
+    fn interpreted_kernel_is_a_warning() {
         let checks = judge_probe(&serde_json::json!({ "host_mode": "pvm", "missing": [] }));
-        assert!(checks[0].detail.contains("unfit against a determined attacker"), "{}", checks[0].detail);
+        assert!(checks[0].detail.contains("does not withstand a determined attacker"), "{}", checks[0].detail);
     }
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let probe = r#"{"api_version":12,"host_mode":"vmx","capabilities":{"core_scheduling":true,"ext_cpuid":true,
             "immediate_exit":true,"ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},
             "missing":["own_user"],"problems":["no irqfd"]}"#;
@@ -408,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_of_the_report_has_its_fix_below() {
+    fn report_shows_each_fix_below_its_check() {
         let report = Report {
             usable: false,
             host_mode: None,

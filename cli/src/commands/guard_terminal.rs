@@ -1,9 +1,9 @@
-//! `guard-terminal`: what commands that make a terminal raw start to have it put back if they are killed. Not for people.
+//! `guard-terminal`: restores a terminal. Internal; started by commands that set a terminal to raw mode.
 
 use crate::{failure::Failure, terminal::guardian};
 use clap::Args;
 
-/// Put the terminal on stdin back when stdout ends
+/// Restore the terminal on stdin when stdout is closed
 #[derive(Debug, Args)]
 pub(crate) struct GuardTerminal {}
 

@@ -1,4 +1,4 @@
-//! `inspect`: everything that is known of sandboxes, as JSON.
+//! `inspect`: shows all details of sandboxes as JSON.
 
 use crate::{environment, failure::Failure, json, stdio, supervision};
 use clap::Args;
@@ -7,7 +7,7 @@ use sandboxvm_protocol::vmm::VmStatus;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Show everything known of one or more sandboxes, as JSON
+/// Show all details of sandboxes as JSON
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Names or IDs of sandboxes
@@ -22,13 +22,13 @@ struct Details {
     #[serde(flatten)]
     state: State,
     directory: PathBuf,
-    /// Limits that are not in force, and why.
+    /// Limits that are not enforced, and why.
     unkept_limits: Vec<String>,
-    /// What the VMM last said of itself; of a sandbox that does not run, how it was.
+    /// The last status that the VMM reported.
     vmm: Option<VmStatus>,
-    /// Parts of the VMM's confinement that this host did not give it; `doctor` says what to do.
+    /// Parts of the confinement of the VMM that this host does not provide; `doctor` shows what to fix.
     unconfined: Vec<String>,
-    /// Ports and rules.
+    /// Published ports and rules.
     supervision: Option<SupervisionStatus>,
 }
 
@@ -71,7 +71,7 @@ mod tests {
     };
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let status = |phase, reason| VmStatus {
             pid: 4711,
             phase,

@@ -1,18 +1,18 @@
-//! `kill`: a signal for processes in a sandbox.
+//! `kill`: sends a signal to processes in a sandbox.
 
 use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
 use sandboxvm_protocol::agent::SignalNumber;
 
-/// Send a signal to processes in a sandbox, each with all of its process group
+/// Send a signal to processes and their process groups
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// IDs of processes, as `exec -d` and `ps` print them
+    /// IDs of processes, as printed by `exec -d` and `ps`
     #[arg(required = true, value_name = "PID")]
     pids: Vec<u32>,
-    /// Signal to send: a name as TERM or SIGTERM, or a number
+    /// Signal to send: a name such as TERM or SIGTERM, or a number (1-64)
     #[arg(short, long, default_value = "TERM", value_parser = signal)]
     signal: SignalNumber,
 }
@@ -41,7 +41,7 @@ const NAMES: [&str; 31] = [
 ];
 
 fn signal(text: &str) -> Result<SignalNumber, String> {
-    let unknown = || format!("{text:?} is no signal: name one as TERM or SIGTERM, or give a number from 1 to 64");
+    let unknown = || "expected a name such as TERM or SIGTERM, or a number between 1 and 64".to_owned();
     let number = match text.parse::<u8>() {
         Ok(number) => number,
         Err(_) => {
@@ -64,7 +64,7 @@ mod tests {
             assert_eq!(signal(text).unwrap().get(), number, "{text}");
         }
         for text in ["", "SIG", "0", "65", "256", "-9", "TERM ", "NOPE"] {
-            assert!(signal(text).unwrap_err().contains("no signal"), "{text}");
+            assert!(signal(text).unwrap_err().contains("name such as TERM"), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `logs`: what a sandbox's console, its VMM or one of its processes said.
+//! `logs`: shows the output of the console, the VMM or a process of a sandbox.
 
 use crate::{
     failure::Failure,
@@ -12,25 +12,26 @@ use sandboxvm_manager::{Log, Sandbox, printable};
 use sandboxvm_protocol::agent::process::{AttachRequest, View};
 use std::time::Duration;
 
-/// How often a log that is followed is looked at.
+/// Interval at which a log is read with --follow.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The console log is bounded; this is above its bound.
 const WHOLE: u64 = 16 << 20;
 
-/// Show what the guest's kernel and agent wrote to the console, or what is kept of a process's output
+/// Show the console of a sandbox, or the recent output of a process
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// ID of a process, as `exec -d` and `ps` print it: show its stdout on stdout and its stderr on stderr
+    /// ID of a process, as printed by `exec -d` and `ps`: show its stdout on stdout and its stderr on stderr
     pid: Option<u32>,
-    /// Go on until the process, or the sandbox, ends; what is written faster than this is read is left out
+    /// Keep showing new output until the process or the sandbox ends; output that is written faster than it is read is
+    /// skipped
     #[arg(short, long)]
     follow: bool,
-    /// Show the console, as without a PID
+    /// Show the console of the guest: messages of its kernel and agent [default without a PID]
     #[arg(long, conflicts_with_all = ["pid", "vmm"])]
     console: bool,
-    /// Show the VMM's own messages instead
+    /// Show the messages of the VMM
     #[arg(long, conflicts_with = "pid")]
     vmm: bool,
     /// Show only the last N lines
@@ -45,7 +46,7 @@ impl Logs {
             return of_process(&sandbox, pid, self.follow);
         }
         let which = if self.vmm { Log::Vmm } else { Log::Console };
-        // Before the log is read: what is written in between belongs to it.
+        // Checked before the log is read, so that the last lines are not missed.
         let mut is_live = sandbox.state()?.is_live();
         let mut log = sandbox.log(which, WHOLE)?;
         stdio::print(&shown(last_lines(&String::from_utf8_lossy(&log), self.tail)))?;
@@ -78,14 +79,14 @@ impl Logs {
     }
 }
 
-/// As a terminal may be given it: whoever reads it must not be driven by a guest.
+/// Escapes terminal sequences of the guest.
 fn shown(log: &str) -> String {
     printable(&log.replace("\r\n", "\n"))
 }
 
-/// What `now` has behind all of `before`, of which the older half may be gone. `None` when nothing of `before` is left.
+/// Returns the part of `now` that follows `before`, of which the older half may be gone; `None` if all of `before` is gone.
 fn what_is_new<'a>(before: &[u8], now: &'a [u8]) -> Option<&'a [u8]> {
-    /// Long enough not to be there twice by chance.
+    /// Long enough that it does not occur twice by chance.
     const MARK: usize = 1024;
     if now.starts_with(before) {
         return Some(&now[before.len()..]);
@@ -95,14 +96,14 @@ fn what_is_new<'a>(before: &[u8], now: &'a [u8]) -> Option<&'a [u8]> {
     Some(&now[at + mark.len()..])
 }
 
-/// As it is, since a process's output is for whoever asks for it.
+/// Shows the output of a process without escaping it, as `exec` does.
 fn of_process(sandbox: &Sandbox, pid: u32, follow: bool) -> Result<u8, Failure> {
     let view = if follow { View::Follow } else { View::Kept };
     let request = AttachRequest { pid, view, stdin: false, terminal: None };
     runtime::block_on(async {
         let attendance = Attendance::looking_on();
         Ok(match process_io::attach(sandbox, request, &attendance, &mut Signals::none()).await? {
-            // How the process ended is not what was asked.
+            // The exit code of the process is not that of this command.
             Outcome::Ended(_) => 0,
             Outcome::Left(code) => code,
         })
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_shown_is_not_shown_again() {
+    fn followed_log_is_not_repeated() {
         assert_eq!(what_is_new(b"", b"abc"), Some(&b"abc"[..]));
         assert_eq!(what_is_new(b"abc", b"abc"), Some(&b""[..]));
         assert_eq!(what_is_new(b"abc", b"abcde"), Some(&b"de"[..]));
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_are_counted_from_the_end() {
+    fn tail_counts_lines_from_the_end() {
         let text = "a\nb\nc\n";
         assert_eq!(last_lines(text, None), text);
         assert_eq!(last_lines(text, Some(0)), "");

@@ -1,18 +1,18 @@
-//! `ls`: all sandboxes and what they do.
+//! `ls`: lists sandboxes and their states.
 
 use crate::{environment, failure::Failure, json, stdio, supervision, table};
 use clap::Args;
 use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus, Unreadable};
 use std::time::{Duration, SystemTime};
 
-/// List sandboxes
+/// List sandboxes and their states
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
     /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
+    #[arg(long, help_heading = "Output", conflicts_with = "quiet")]
     json: bool,
-    /// Print IDs alone
-    #[arg(short, long)]
+    /// Print only IDs
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -32,7 +32,7 @@ impl Ls {
         };
         stdio::print(&text)?;
         for Unreadable { id, error } in unreadable {
-            eprintln!("sandboxvm: warning: sandbox {id} is not listed: {error}");
+            eprintln!("sandboxvm: warning: cannot list sandbox {id}: {error}");
         }
         if !self.json && !self.quiet {
             for SandboxSummary { record, state, supervision } in &sandboxes {
@@ -46,7 +46,7 @@ impl Ls {
 
 fn row(sandbox: &SandboxSummary, now: SystemTime) -> [String; 8] {
     let record = &sandbox.record;
-    // Of one that has ended nothing is kept up.
+    // The rules of a sandbox that has ended have no effect.
     let supervision = sandbox.supervision.as_ref().filter(|_| sandbox.state.is_live());
     let state = match &sandbox.state {
         State::Exited { reason } => format!("exited: {reason}"),
@@ -77,7 +77,7 @@ fn port(port: &PublishedPort) -> String {
     format!("{}->{}", port.host, port.guest_port)
 }
 
-/// The largest unit alone, as nobody needs the rest.
+/// Formats an age in its largest unit.
 pub(super) fn age(age: Duration) -> String {
     format!("{} ago", in_one_unit(age))
 }
@@ -137,12 +137,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         assert_golden("ls.json", &json::pretty(&examples()).unwrap());
     }
 
     #[test]
-    fn what_is_kept_up_and_whether_it_is_shows_in_the_row() {
+    fn rows_show_rules_and_missing_supervisors() {
         let now = crate::json::tests::example_time() + Duration::from_secs(60);
         let cells: Vec<String> = examples().iter().map(|summary| row(summary, now)[2..].join("|")).collect();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `ps`: the processes that were started in a sandbox from outside.
+//! `ps`: lists the processes that run and exec started in a sandbox.
 
 use super::ls::age;
 use crate::{failure::Failure, json, runtime, stdio, supervision, table};
@@ -6,16 +6,16 @@ use clap::Args;
 use sandboxvm_manager::{ProcessSummary, printable};
 use std::time::Duration;
 
-/// List the processes that run, run -d and exec started in a sandbox, and those that ended lately
+/// List processes that run and exec started, running or recently ended
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
     /// Name or ID of the sandbox
     sandbox: String,
     /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
+    #[arg(long, help_heading = "Output", conflicts_with = "quiet")]
     json: bool,
-    /// Print the IDs of those that run alone
-    #[arg(short, long)]
+    /// Print only the IDs of running processes
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -54,7 +54,7 @@ fn state(process: &ProcessSummary) -> String {
     }
 }
 
-/// On one line, whatever the guest called it.
+/// Formats a command on one line, escaped and shortened.
 fn command(argv: &[String], is_cut: bool) -> String {
     let mut line = printable(&argv.join(" ")).replace('\n', "\\n").replace('\t', "\\t");
     let is_long = line.chars().count() > 80;
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_pinned_and_drives_no_terminal() {
+    fn json_is_pinned_and_escaped() {
         let code = ProcessSummary { pid: 302, exit_code: Some(124), signal: None, timed_out: true, ..example() };
         let running = ProcessSummary {
             pid: 303,
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_one_line_and_says_how_it_ended() {
+    fn rows_take_one_line_and_show_how_a_process_ended() {
         let row_of = |process: &ProcessSummary| row(process).join("|");
         let ended = example();
         assert_eq!(row_of(&ended), "301|killed by signal 9|1 minute ago|sh -c a\\u{9b}1m\\n");

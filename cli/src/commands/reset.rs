@@ -1,16 +1,17 @@
-//! `reset`: a sandbox as it was when it began, or at a snapshot.
+//! `reset`: returns a sandbox to its start or to a snapshot.
 
-use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, supervision};
+use crate::{environment, failure::Failure, progress, runtime, stdio, supervision, values::name};
 use clap::Args;
 use sandboxvm_manager::SandboxSpec;
 use sandboxvm_protocol::identity::SandboxName;
 
-/// Put a sandbox back to where it began, or to a snapshot: memory, processes and disk
+/// Reset a sandbox to its start or to a snapshot
 #[derive(Debug, Args)]
+#[command(after_help = "Memory, processes and disk are restored. Everything since then is lost.")]
 pub(crate) struct Reset {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// Name of a snapshot; where the sandbox began unless stated
+    /// Name of a snapshot to restore [default: the state in which the sandbox started]
     #[arg(value_parser = name)]
     snapshot: Option<SandboxName>,
 }
@@ -22,7 +23,7 @@ impl Reset {
         let boot_timeout = SandboxSpec::default().boot_timeout;
         runtime::block_on(async {
             progress::during("resetting", sandbox.reset(&bundle, self.snapshot.as_ref(), boot_timeout)).await?;
-            // One that had ended has begun anew, and what is kept up for it with it.
+            // A sandbox that had ended runs again and needs a supervisor.
             supervision::see_to(&sandbox);
             stdio::print(&format!("{}\n", self.sandbox))?;
             Ok(0)

@@ -1,4 +1,4 @@
-//! `serve`: the server that E2B's clients talk to.
+//! `serve`: runs the server for E2B's client libraries.
 
 use crate::{environment, failure::Failure, stdio, wall::weaknesses};
 use clap::{Args, ValueEnum};
@@ -11,42 +11,42 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 /// Largest configuration file.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Answer E2B's API on this machine, for its own clients
+/// Serve the E2B API for E2B's client libraries
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Configuration (TOML); what flags and variables say counts before it
+    /// Configuration file (TOML); options and environment variables override it
     #[arg(long, value_name = "FILE", env = "SANDBOXVM_SERVE_CONFIG")]
     config: Option<PathBuf>,
-    /// Where the control plane listens [default: 127.0.0.1:3000]
-    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_API")]
+    /// Address on which the control plane listens [default: 127.0.0.1:3000]
+    #[arg(long, help_heading = "Network", value_name = "ADDRESS", env = "SANDBOXVM_SERVE_API")]
     api: Option<SocketAddr>,
-    /// Where requests to sandboxes are taken [default: 127.0.0.1:3002]
-    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_SANDBOXES")]
+    /// Address on which requests to sandboxes are accepted [default: 127.0.0.1:3002]
+    #[arg(long, help_heading = "Network", value_name = "ADDRESS", env = "SANDBOXVM_SERVE_SANDBOXES")]
     sandboxes: Option<SocketAddr>,
-    /// Where /metrics is for Prometheus; nowhere unless given
-    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_METRICS")]
+    /// Address on which /metrics is served for Prometheus [default: not served]
+    #[arg(long, help_heading = "Output", value_name = "ADDRESS", env = "SANDBOXVM_SERVE_METRICS")]
     metrics: Option<SocketAddr>,
-    /// Base domain of PORT-ID.DOMAIN, which must lead to the sandboxes' address
-    #[arg(long, value_name = "DOMAIN", env = "SANDBOXVM_SERVE_DOMAIN")]
+    /// Base domain of the host names PORT-ID.DOMAIN, which must resolve to the address of --sandboxes
+    #[arg(long, help_heading = "Network", value_name = "DOMAIN", env = "SANDBOXVM_SERVE_DOMAIN")]
     domain: Option<String>,
-    /// Keep so many machines of a template ready
-    #[arg(long, value_name = "TEMPLATE=N", value_parser = pool)]
+    /// Number of machines of a template to keep ready in a pool (0-1000) [default: 0, or as configured]
+    #[arg(long, help_heading = "Machine", value_name = "TEMPLATE=N", value_parser = pool)]
     pool: Vec<(String, usize)>,
-    /// Certificate chain (PEM): both addresses speak TLS alone
-    #[arg(long, value_name = "FILE", requires = "tls_key", env = "SANDBOXVM_SERVE_TLS_CERT")]
+    /// Certificate chain (PEM); with it, both addresses accept only TLS
+    #[arg(long, help_heading = "Network", value_name = "FILE", requires = "tls_key", env = "SANDBOXVM_SERVE_TLS_CERT")]
     tls_cert: Option<PathBuf>,
-    /// The certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
+    /// Private key of the certificate (PEM)
+    #[arg(long, help_heading = "Network", value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
     tls_key: Option<PathBuf>,
-    /// OpenTelemetry collector that traces go to by OTLP over HTTP, as http://127.0.0.1:4318
-    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    /// OpenTelemetry collector to send traces to by OTLP over HTTP, such as http://127.0.0.1:4318 [default: no traces]
+    #[arg(long, help_heading = "Output", value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp: Option<String>,
-    /// Refuse to start where this host weakens the wall between guests: SMT without core scheduling, KSM, a processor's
-    /// hole that is not mitigated, an incomplete confinement, mode pvm
-    #[arg(long, env = "SANDBOXVM_SERVE_STRICT")]
+    /// Refuse to start if this host weakens the isolation between guests: SMT without core scheduling, KSM, a processor
+    /// vulnerability that is not mitigated, incomplete confinement, or mode pvm
+    #[arg(long, help_heading = "Security", env = "SANDBOXVM_SERVE_STRICT")]
     strict: bool,
-    /// How the log on stderr is written
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
+    /// Format of the log on stderr
+    #[arg(long, help_heading = "Output", value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
     log: LogFormat,
 }
 
@@ -58,7 +58,9 @@ enum LogFormat {
 
 fn pool(text: &str) -> Result<(String, usize), String> {
     let parsed = text.split_once('=').and_then(|(name, count)| Some((name.to_owned(), count.parse().ok()?)));
-    parsed.filter(|(_, count)| *count <= 1000).ok_or_else(|| "TEMPLATE=N, N from 0 to 1000, as base=4".to_owned())
+    parsed
+        .filter(|(_, count)| *count <= 1000)
+        .ok_or_else(|| "expected TEMPLATE=N with N between 0 and 1000, such as base=4".to_owned())
 }
 
 impl Serve {
@@ -86,11 +88,12 @@ impl Serve {
                 let first = WantedKey { name: "first".to_owned(), ..WantedKey::default() };
                 text += &format!("export E2B_API_KEY={}\n", keys.create(first)?.secret);
             } else {
-                eprintln!("sandboxvm: keys are there already; `sandboxvm key create NAME` makes another");
+                eprintln!("sandboxvm: the server already has API keys");
+                eprintln!("sandboxvm: hint: `sandboxvm key create NAME` creates another");
             }
             stdio::print(&text)?;
             if let Some(list) = weakness {
-                tracing::warn!("this host weakens the wall between guests: {list}");
+                tracing::warn!("this host weakens the isolation between guests: {list}");
             }
             sd_notify::notify(false, &[sd_notify::NotifyState::Ready])?;
             let told_to_end = async {
@@ -128,15 +131,16 @@ impl Serve {
             config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });
         }
         for (name, count) in &self.pool {
-            let unknown = || Failure::new(format_args!("--pool {name}={count}: no template is called {name:?}"));
+            let unknown =
+                || Failure::new(format_args!("invalid --pool {name}={count}: no template has the name {name:?}"));
             config.templates.get_mut(name).ok_or_else(unknown)?.pool = *count;
         }
         Ok(config)
     }
 }
 
-/// Returns what of this host weakens the wall between guests, for a warning once the server has started; with `strict` that is a
-/// reason not to start.
+/// Returns what weakens the isolation between guests on this host, for a warning when the server has started; fails with
+/// `strict`.
 fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> {
     let found = weaknesses(&super::doctor::probe(bundle));
     if found.is_empty() {
@@ -145,18 +149,18 @@ fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> 
     let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if strict {
         return Err(Failure::new(format_args!(
-            "this host weakens the wall between guests, and strict mode refuses that: {list}"
+            "this host weakens the isolation between guests, and strict mode does not allow that: {list}"
         )));
     }
     Ok(Some(list))
 }
 
-/// The log on stderr and, where a collector is named, traces, for as long as the value lives.
+/// Starts the log on stderr and, if there is a collector, traces, for as long as the returned value lives.
 fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
     let traces = collector.map(Traces::to).transpose()?;
     let filter = EnvFilter::try_from_env("SANDBOXVM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
-    // Reported by `eprintln!`, which panics where nothing can be written.
+    // `eprintln!` would report them, and it panics if stderr is closed.
     let log = log.log_internal_errors(false);
     let log = match format {
         LogFormat::Text => log.with_ansi(false).boxed(),
@@ -172,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pools_are_read_and_nonsense_is_refused() {
+    fn pools_are_parsed_and_invalid_ones_are_rejected() {
         assert_eq!(pool("base=4"), Ok(("base".to_owned(), 4)));
         for wrong in ["base", "base=", "base=-1", "base=1001", "=x"] {
             pool(wrong).unwrap_err();

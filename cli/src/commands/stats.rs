@@ -1,4 +1,4 @@
-//! `stats`: what sandboxes take of their host, or everything that one's VMM counts.
+//! `stats`: shows the resource usage of sandboxes, or the counters of the VMM of one.
 
 use crate::{environment, failure::Failure, json, runtime, signals::Signals, stdio, table};
 use clap::Args;
@@ -11,25 +11,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Time over which the share of a processor is taken.
+/// Time over which processor usage is measured.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Cursor to the corner, and everything below it away (ECMA-48 CUP, ED).
+/// Moves the cursor to the top left corner and clears the screen below (ECMA-48 CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Show what running sandboxes take of the host, or all counters of one sandbox's VMM
+/// Show the resource usage of running sandboxes, or the counters of one
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Name or ID of a sandbox; without one, a line for each that runs
+    /// Name or ID of a sandbox whose VMM counters to show [default: a line of usage for each running sandbox]
     sandbox: Option<String>,
-    /// Go on, once a second, until interrupted
+    /// Show usage once a second until interrupted
     #[arg(short, long)]
     watch: bool,
-    /// Print JSON; with --watch a line each time
-    #[arg(long)]
+    /// Print JSON; with --watch, one line each second
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
-/// A sandbox over the last moment.
+/// Usage of one sandbox.
 #[derive(Debug, Serialize)]
 struct Row {
     id: SandboxId,
@@ -39,7 +39,7 @@ struct Row {
     cpu_percent: f64,
     #[serde(flatten)]
     usage: Usage,
-    /// What it was made with.
+    /// The memory that it was created with.
     memory_limit_bytes: u64,
 }
 
@@ -105,14 +105,14 @@ impl Row {
     }
 }
 
-/// Processor times as they were when they were last looked at.
+/// Processor times at the last measurement.
 #[derive(Debug, Default)]
 struct Watch {
     before: HashMap<SandboxId, (Instant, Duration)>,
 }
 
 impl Watch {
-    /// All that run.
+    /// Measures all running sandboxes.
     fn rows(&mut self, manager: &Manager, only: Option<&SandboxId>) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
         let mut seen = HashMap::new();
@@ -121,7 +121,7 @@ impl Watch {
             if only.is_some_and(|only| *only != id) {
                 continue;
             }
-            // None for one that does not run, and one may be gone by now.
+            // There is no usage of a sandbox that is not running or that was removed.
             let Some(usage) = manager.find(id.as_str()).ok().and_then(|sandbox| sandbox.usage().ok().flatten()) else {
                 continue;
             };
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let rows = [example("aaaaaaaa", Some("demo")), example("bbbbbbbb", None)];
         let show = |watch| Stats { sandbox: None, watch, json: true }.show(&rows).unwrap();
         assert_golden("stats.json", &show(false));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_of_one_sandbox_is_pinned() {
+    fn json_of_one_sandbox_is_pinned() {
         let vcpu = VcpuStats { exits: 1000, insn_emulation: 2000, irq_injections: 30, port_exits: 40, mmio_exits: 500 };
         let stats = VmStats {
             phase: Phase::Ready,

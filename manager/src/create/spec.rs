@@ -77,7 +77,7 @@ pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
         match CText::try_from(entry.as_str()) {
             Err(error @ (CTextError::Nul(_) | CTextError::TooLong(_))) => return refused(entry, error.to_string()),
             Ok(_) if !entry.contains('=') || entry.starts_with('=') => {
-                return refused(entry, "is not KEY=VALUE".to_owned());
+                return refused(entry, "expected KEY=VALUE".to_owned());
             }
             Ok(_) => {}
         }
@@ -88,13 +88,13 @@ pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
         && let Some(longest) = env.iter().max_by_key(|entry| entry.len())
     {
         let problem = format!(
-            "all variables together take {total} bytes, of which {} are this one's; at most {most} are possible",
+            "all variables together take {total} bytes, {} of them this one, and the maximum is {most}",
             longest.len() + 1
         );
         return refused(longest, problem);
     }
     if let Some(entry) = env.get(MAX_ARGUMENT_COUNT) {
-        let problem = format!("{MAX_ARGUMENT_COUNT} variables come before it, and no more are possible");
+        let problem = format!("{MAX_ARGUMENT_COUNT} variables come before it, and that is the maximum");
         return refused(entry, problem);
     }
     Ok(())
@@ -122,9 +122,9 @@ mod tests {
         let long = |name: &str, bytes: usize| format!("{name}={}", "s".repeat(bytes - name.len() - 1));
         let one = refused(&["A=1".into(), long("KEY", 128 << 10)]);
         assert!(one.contains("\"KEY\"") && one.contains("131072 bytes") && !one.contains("sss"), "{one}");
-        assert!(refused(&["KEY=\0secret".into()]).starts_with("environment variable \"KEY\": contains a NUL"));
-        assert!(refused(&["KEY".into()]).contains("is not KEY=VALUE"));
-        assert!(refused(&["=x".into()]).contains("is not KEY=VALUE"));
+        assert!(refused(&["KEY=\0secret".into()]).starts_with("invalid environment variable \"KEY\": contains a NUL"));
+        assert!(refused(&["KEY".into()]).contains("expected KEY=VALUE"));
+        assert!(refused(&["=x".into()]).contains("expected KEY=VALUE"));
 
         // To the byte: the shortest command fits beside what is accepted.
         let mut most: Vec<String> = (0..7).map(|n| long(&format!("K{n}"), 128 * 1024 - 1)).collect();

@@ -211,7 +211,7 @@ impl SandboxDirectory {
         if maker == owner || maker == 0 {
             return Ok(stream);
         }
-        let problem = format!("user {maker} made it, and the directory is user {owner}'s; remove the sandbox");
+        let problem = format!("user {maker} created it, but the directory belongs to user {owner}");
         Err(self.error("trust", name, io::Error::new(io::ErrorKind::PermissionDenied, problem)))
     }
 
@@ -283,7 +283,7 @@ mod tests {
         });
         let _listener = other.join().unwrap();
         let error = dir.connect("s.sock").await.unwrap_err().to_string();
-        assert!(error.contains("user 64999 made it"), "{error}");
+        assert!(error.contains("user 64999 created it"), "{error}");
     }
 
     #[test]

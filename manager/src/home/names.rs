@@ -15,7 +15,7 @@ use std::{fs, io, path::Path};
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     /// Another sandbox has it.
-    #[error("the name \"{name}\" is taken by sandbox {holder}; choose another, or `sandboxvm rm {name}` first")]
+    #[error("the name \"{name}\" is already used by sandbox {holder}")]
     Taken {
         /// The name.
         name: SandboxName,
@@ -152,7 +152,7 @@ mod tests {
         assert!(matches!(claim(&home, &name("demo"), &b), Err(NameError::Taken { holder, .. }) if holder == a));
         fs::rename(home.staged(&a), home.sandbox(&a)).unwrap();
         let message = claim(&home, &name("demo"), &b).unwrap_err().to_string();
-        assert!(message.contains("taken by sandbox aaaaaaaa"), "{message}");
+        assert!(message.contains("used by sandbox aaaaaaaa"), "{message}");
         // Killed between deleting the directory and the name.
         fs::remove_dir(home.sandbox(&a)).unwrap();
         fs::create_dir(home.staged(&b)).unwrap();

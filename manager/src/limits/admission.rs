@@ -30,7 +30,7 @@ const MIB_U128: u128 = MIB as u128;
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
     /// More memory than there is.
-    #[error("{} MiB of memory: this host has {host_mib} MiB in all; ask for less", .asked.mib())]
+    #[error("cannot give a sandbox {} MiB of memory: this host has {host_mib} MiB in total", .asked.mib())]
     MoreThanTheHost {
         /// Asked for.
         asked: MemorySize,
@@ -38,10 +38,7 @@ pub enum AdmissionError {
         host_mib: u64,
     },
     /// Too many sandboxes.
-    #[error(
-        "{count} more: this home has {there} sandboxes and at most {most} are allowed; remove some \
-         (`sandboxvm ls`, `sandboxvm prune`), or raise SANDBOXVM_MAX_SANDBOXES"
-    )]
+    #[error("cannot create {count} more sandboxes: this home has {there} of at most {most}")]
     TooMany {
         /// Asked for.
         count: u32,
@@ -52,8 +49,8 @@ pub enum AdmissionError {
     },
     /// Too much memory promised.
     #[error(
-        "{asked_mib} MiB of memory: the sandboxes that run have {promised_mib} MiB, and {most_mib} MiB is the most that they may \
-         have together on this host; stop some, ask for less, or raise SANDBOXVM_OVERCOMMIT"
+        "cannot give a sandbox {asked_mib} MiB of memory: running sandboxes have {promised_mib} MiB, and the limit for all \
+         sandboxes of this host together is {most_mib} MiB"
     )]
     Overcommitted {
         /// Asked for.
@@ -65,8 +62,8 @@ pub enum AdmissionError {
     },
     /// Too little memory free.
     #[error(
-        "{asked_mib} MiB of memory: this host has {available_mib} MiB to give, of which {floor_mib} MiB are to stay free; stop \
-         something, ask for less, or lower SANDBOXVM_MIN_FREE_MEMORY"
+        "cannot give a sandbox {asked_mib} MiB of memory: this host has {available_mib} MiB available, of which {floor_mib} MiB \
+         must stay free"
     )]
     NoMemory {
         /// Asked for.
@@ -78,8 +75,8 @@ pub enum AdmissionError {
     },
     /// Too little room.
     #[error(
-        "{asked_mib} MiB of disk: the file system of {home} has {available_mib} MiB left, of which {floor_mib} MiB are to stay \
-         free; remove something, ask for less (--disk), or lower SANDBOXVM_MIN_FREE_DISK"
+        "cannot give a sandbox {asked_mib} MiB of disk: the file system of {home} has {available_mib} MiB available, of which \
+         {floor_mib} MiB must stay free"
     )]
     NoDisk {
         /// Asked for.
@@ -275,7 +272,7 @@ mod tests {
         let rules = AdmissionRules::default();
         check(rules, 299).unwrap();
         let message = check(rules, 400).unwrap_err().to_string();
-        assert!(message.contains("have 102400 MiB") && message.contains("SANDBOXVM_OVERCOMMIT"), "{message}");
+        assert!(message.contains("have 102400 MiB"), "{message}");
         let honest = AdmissionRules { overcommit_percent: 100, ..rules };
         check(honest, 80).unwrap();
         assert!(matches!(check(honest, 299), Err(AdmissionError::Overcommitted { .. })));
@@ -294,11 +291,11 @@ mod tests {
         check_free(&plain, &none, host, request(1, 256)).unwrap();
         let rules = AdmissionRules { free_memory: Some(100 * MIB), ..none };
         let message = check_free(&plain, &rules, host, request(1, 256)).unwrap_err().to_string();
-        assert!(message.contains("has 300 MiB to give, of which 100 MiB are to stay free"), "{message}");
+        assert!(message.contains("has 300 MiB available, of which 100 MiB must stay free"), "{message}");
         check_free(&plain, &rules, host, request(1, 128)).unwrap();
         let rules = AdmissionRules { free_disk: Some(1 << 60), ..none };
         let message = check_free(&plain, &rules, host, request(1, 256)).unwrap_err().to_string();
-        assert!(message.contains("64 MiB of disk") && message.contains("SANDBOXVM_MIN_FREE_DISK"), "{message}");
+        assert!(message.contains("64 MiB of disk"), "{message}");
     }
 
     #[test]

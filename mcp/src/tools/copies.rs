@@ -1,4 +1,4 @@
-//! Snapshots, forks, and going back.
+//! Snapshots, forks and resets.
 
 use super::{
     arguments::{BadArgument, name, within},
@@ -20,76 +20,76 @@ use sandboxvm_manager::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Copies made by one call.
+/// Maximum number of copies per call.
 const MAX_COPIES: u64 = 16;
 
-/// Of which sandbox, and its name.
+/// Arguments of sandbox_snapshot.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SnapshotArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Name to call the snapshot by: a-z, 0-9 and '-'.
+    /// Name of the snapshot: 1-63 characters from a-z, 0-9 and '-', not starting with '-'.
     name: String,
 }
 
-/// A snapshot that was made.
+/// A new snapshot.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct SnapshotShown {
     /// Its name, for sandbox_create and sandbox_reset.
     snapshot: String,
 }
 
-/// Of which sandbox, and how many.
+/// Arguments of sandbox_fork.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ForkArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// How many copies, 1 to 16; 1 unless stated.
+    /// Number of copies (1-16). Default: 1.
     count: Option<u64>,
 }
 
-/// Copies that were made.
+/// New copies.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ForksShown {
-    /// The copies, all of them running.
+    /// The copies. All of them are running.
     copies: Vec<SandboxShown>,
 }
 
-/// Which sandbox, and to what.
+/// Arguments of sandbox_reset.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResetArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Snapshot to go back to, one of those that sandbox_list lists; where the sandbox began unless stated.
+    /// Snapshot to reset to, one of those that sandbox_list lists. Default: the state in which the sandbox started.
     snapshot: Option<String>,
 }
 
-/// A sandbox that was put back.
+/// A sandbox that was reset.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ResetShown {
     /// ID of the sandbox.
     reset: String,
-    /// Its machine was put back as it is; otherwise another took its place.
+    /// True if the machine was reset in place, false if it was replaced.
     in_place: bool,
 }
 
-/// Why that was not done.
+/// Why such a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyFailure {
     #[error(transparent)]
     Argument(#[from] BadArgument),
     #[error(transparent)]
     Scope(#[from] ScopeError),
-    #[error("no snapshot was made: {0}")]
+    #[error("cannot create the snapshot: {0}")]
     Snapshot(#[from] SnapshotError),
-    #[error("no copy was made: {0}")]
+    #[error("cannot fork the sandbox: {0}")]
     Fork(#[from] ForkError),
-    #[error("the copies' time to live cannot be kept, so they were removed: {0}")]
+    #[error("cannot set the time to live of the copies, which were removed: {0}")]
     Supervise(#[from] SuperviseError),
-    #[error("the sandbox was not put back: {0}")]
+    #[error("cannot reset the sandbox: {0}")]
     Reset(#[from] ResetError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -97,7 +97,7 @@ pub(crate) enum CopyFailure {
 
 #[tool_router(router = copies_router, vis = "pub(crate)")]
 impl SandboxTools {
-    /// Keeps a running sandbox as it is now, memory, processes and files, under a name. The sandbox runs on.
+    /// Saves the memory, processes and files of a running sandbox as a snapshot with a name. The sandbox keeps running.
     #[tool(annotations(
         title = "Snapshot sandbox",
         read_only_hint = false,
@@ -112,8 +112,8 @@ impl SandboxTools {
         self.work(context, snapshot(&self.scope, arguments)).await
     }
 
-    /// Makes running copies of a running sandbox, each with its memory, processes and files as they are now. They go
-    /// their own ways from here.
+    /// Creates running copies of a running sandbox, each with its memory, processes and files as they are now. The copies
+    /// are independent of the sandbox and of each other.
     #[tool(annotations(
         title = "Fork sandbox",
         read_only_hint = false,
@@ -128,7 +128,7 @@ impl SandboxTools {
         self.work(context, fork(&self.scope, arguments)).await
     }
 
-    /// Puts a sandbox back to where it began, or to a snapshot: everything since then is gone, files and processes.
+    /// Resets a sandbox to the state in which it started, or to a snapshot. All files and processes since then are lost.
     #[tool(annotations(
         title = "Reset sandbox",
         read_only_hint = false,
@@ -161,12 +161,12 @@ async fn fork(scope: &Scope, arguments: ForkArguments) -> Result<ForksShown, Cop
     let mut room = scope.room(count as usize)?;
     let rules = rules(scope, None)?;
     let Forked { copies, .. } = sandbox.fork(count as u32).await?;
-    // From here on they are known to the end: nothing is waited for in between.
+    // No await separates this from the fork, so the end of the server always removes the copies.
     copies.iter().for_each(|copy| room.made(copy));
     for copy in &copies {
         if let Err(error) = copy.supervise(&scope.settings().supervisor, &rules).await {
             for copy in &copies {
-                // What stays, the end of the server removes.
+                // The end of the server removes what stays.
                 let _ = scope.remove(copy.id().as_str()).await;
             }
             return Err(error.into());
