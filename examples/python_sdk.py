@@ -31,4 +31,4 @@ with Sandbox.create(timeout=300, metadata={"purpose": "example"}, envs={"GREETIN
     try:
         sandbox.commands.run("rm /etc/passwd /etc/shadow; exit 3", user="root")
     except CommandExitException as error:
-        print(f"the command ended with {error.exit_code}; nobody else noticed")
+        print(f"the command ended with {error.exit_code}; no other sandbox was affected")
