@@ -47,7 +47,8 @@ END = (r"(?= ?[.,;:)|!?\"\0]| ?$| (?:and|or|but|that|which|with|without|from|for
 WORDS = [  # pattern, what to write instead
     (r"whoever|somebody|anybody", 'the name of the actor, or "any client"'),
     # Not the Unix user: "nobody", -u nobody, nobody:nogroup.
-    (r"(?<![/:.\"'-])(?<!-u )(?<!user )nobody(?![/:\"'-])", 'the name of the actor, or "no process"'),
+    (r"(?<![/:.\"'-])(?<!-u )(?<!user )nobody(?![/:\"'-])",
+     'the name of the actor, or "no process"'),
     (r"(?:go|goes|going|went|gone) on(?! (?:the|top|a|an|stdout|stderr|its|one)\b)",
      "continue, resume, restore from, keep running"),
     (r"anew", "again"),
@@ -57,7 +58,8 @@ WORDS = [  # pattern, what to write instead
     (r"(?:is|are|was|were|be|been|being) told", "receives, is notified"),
     (r"(?:tell|tells|told|telling) of", "report"),
     (r"(?<!there )(?<!where )(?:is|are|was|were) no"
-     r"(?= (?!(?:longer|shorter|more|less|fewer|older|newer|later|earlier|larger|smaller|faster|slower|better|one)\b)\w)", "is not a"),
+     r"(?= (?!(?:longer|shorter|more|less|fewer|older|newer|later|earlier|larger|smaller|faster|"
+     r"slower|better|one)\b)\w)", "is not a"),
     (r"what is more", "excess data"),
     (r"what there is of", "any partial state"),
     (r"of (?:its|their|one's|his|her|our|your) own" + END, "separate, private, its own"),
@@ -69,7 +71,8 @@ WORDS = [  # pattern, what to write instead
     (r"(?:let|lets|letting) go", "release"),
 ]
 # prose: on
-WORDS = [(re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), better) for pattern, better in WORDS]
+WORDS = [(re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), better)
+         for pattern, better in WORDS]
 
 LITERAL = "\0"  # stands for masked text, so that no phrase reaches across it
 
@@ -97,7 +100,8 @@ URL = r"https?://\S+"
 
 
 def prose_of_markdown(text):
-    return mask_all(text, OFF, FENCED, r"(?s)<!--.*?-->", r"`[^`]*`", r"\]\([^)]*\)", URL)
+    comment, code, target = r"(?s)<!--.*?-->", r"`[^`]*`", r"\]\([^)]*\)"
+    return mask_all(text, OFF, FENCED, comment, code, target, URL)
 
 
 C_LIKE = re.compile(
@@ -117,9 +121,11 @@ def prose_of_python(text):
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
     # Since Python 3.12 an f-string is several tokens, of which the middle ones are its text.
-    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    kinds = {tokenize.COMMENT, tokenize.STRING,
+             getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     spans = [tuple(starts[row - 1] + column for row, column in (token.start, token.end))
-             for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type in kinds]
+             for token in tokens if token.type in kinds]
     return keep(text, spans, r"#", r"\\\n\s*|\\n")
 
 
@@ -129,9 +135,9 @@ def prose_of_shell(text):
 
 
 def keep(text, spans, marks, escapes):
-    """Masks everything but the spans, backticks and addresses; turns comment marks and escapes into spaces.
+    """Masks all but the spans, and code and addresses in them; blanks comment marks and escapes.
 
-    White space outside of the spans stays: a phrase may begin on one line of a comment and end on the next.
+    White space outside of the spans stays, as a phrase may continue on the next line of a comment.
     """
     masked, position = [match.span() for match in re.finditer(OFF, text)], 0
     for begin, end in [*spans, (len(text), len(text))]:
@@ -144,7 +150,7 @@ def keep(text, spans, marks, escapes):
 
 
 def findings(text):
-    """(line, words found, what to write instead) of each avoided phrase, also where a line breaks it."""
+    """Returns (line, words, what to write instead) of each phrase to avoid, also across lines."""
     flat, origin = [], []
     for match in re.finditer(r"\s+|\S", text):
         flat.append(" " if match[0].isspace() else match[0])
@@ -156,19 +162,22 @@ def findings(text):
 
 
 def long_lines(text):
-    """(line, length) of the lines of Markdown that are too long; tables, code and links cannot be broken."""
+    """Yields (line, length) of each line of Markdown that is too long and can be broken."""
     plain = re.sub(FENCED, lambda match: "\n" * match[0].count("\n"), text)
     for number, line in enumerate(plain.split("\n"), 1):
-        if len(line) > COLUMNS and not line.startswith("|") and "](" not in line and "://" not in line:
+        exempt = line.startswith("|") or "](" in line or "://" in line
+        if len(line) > COLUMNS and not exempt and " " in re.sub(r"`[^`]*`", "", line).strip():
             yield number, len(line)
 
 
 def kind(path, text):
-    """The function that finds the prose of a file, or None where the check knows nothing of its kind."""
+    """Returns the function that finds the prose of a file, or None for an unknown kind of file."""
     by_suffix = {
-        ".md": prose_of_markdown, ".rs": prose_of_c_like, ".c": prose_of_c_like, ".cjs": prose_of_c_like,
-        ".js": prose_of_c_like, ".mjs": prose_of_c_like, ".py": prose_of_python, ".sh": prose_of_shell,
-        ".toml": prose_of_shell, ".service": prose_of_shell, ".config": prose_of_shell,
+        ".md": prose_of_markdown, ".py": prose_of_python,
+        ".rs": prose_of_c_like, ".c": prose_of_c_like, ".cjs": prose_of_c_like,
+        ".js": prose_of_c_like, ".mjs": prose_of_c_like,
+        ".sh": prose_of_shell, ".toml": prose_of_shell, ".service": prose_of_shell,
+        ".config": prose_of_shell,
     }
     if path.suffix in by_suffix:
         return by_suffix[path.suffix]
@@ -179,8 +188,9 @@ def kind(path, text):
 
 
 def tracked():
-    """Every file that git knows or would add."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """Returns the names of all files that git knows or would add."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others",
+               "--exclude-standard"]
     names = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.decode().split("\0")
     return sorted({name for name in names if name and not SKIPPED.search(name)})
 
@@ -191,7 +201,7 @@ def area_of(name):
 
 
 def scan(names):
-    """(path, line, words, better, is_markdown) of every finding."""
+    """Yields (path, line, words, what to write instead, is it Markdown) of every finding."""
     for name in names:
         path = Path(name)
         try:
@@ -218,7 +228,7 @@ def below(name, path):
 
 
 def list_all(paths):
-    found = [finding for finding in scan(name for name in tracked() if any(below(name, path) for path in paths))]
+    found = list(scan(name for name in tracked() if any(below(name, path) for path in paths)))
     for finding in found:
         show(*finding)
     return len(found)
@@ -249,7 +259,7 @@ def check():
 
 
 def print_counts():
-    counts = Counter(area_of(name) or name for name, _, _, _, is_markdown in scan(tracked()) if not is_markdown)
+    counts = Counter(area_of(name) or name for name, _, _, _, page in scan(tracked()) if not page)
     for area in sorted({*ALLOWED, *counts}):
         print(f'    "{area}": {counts[area]},')
 
