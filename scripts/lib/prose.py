@@ -29,7 +29,7 @@ ALLOWED = {
     "protocol": 42,
     "server": 89,
     "spawn": 2,
-    "tests": 265,
+    "tests": 264,
     "tree": 24,
     "vmm": 182,
 }
