@@ -1,5 +1,6 @@
-"""A LangChain tool that runs an agent's Python in a microVM of the session's own. Needs langchain-core; any agent that calls
-tools can be given `run_python`. What the code prints, and how it failed, goes back to the model; nothing else does."""
+"""A LangChain tool that runs an agent's Python code in a microVM, one for each session. Needs langchain-core.
+
+Any agent that calls tools can use `run_python`. The model receives only what the code prints, and how it failed."""
 
 from e2b import CommandExitException, Sandbox, TimeoutException
 from langchain_core.tools import tool
@@ -8,7 +9,7 @@ MAX_OUTPUT = 8000
 
 
 class Session:
-    """A sandbox for as long as a conversation lasts: files stay from call to call."""
+    """A sandbox that lasts as long as a conversation: files stay from call to call."""
 
     def __enter__(self):
         self.sandbox = Sandbox.create(timeout=600)
@@ -39,7 +40,7 @@ class Session:
 if __name__ == "__main__":
     with Session() as session:
         run_python = session.tool()
-        # As an agent calls it: with the arguments that its model wrote.
+        # An agent calls the tool with the arguments that its model wrote.
         print(run_python.invoke({"code": "open('n', 'w').write('41')"}), end="")
         answer = run_python.invoke({"code": "print(int(open('n').read()) + 1)"})
         assert answer == "42\n", answer

@@ -12,7 +12,7 @@ with Sandbox.create(timeout=300, metadata={"purpose": "example"}, envs={"GREETIN
     sandbox.files.write("/home/user/site/index.html", "<h1>out of a microVM</h1>")
     server = sandbox.commands.run("python3 -m http.server 8000 --directory site", background=True, timeout=0)
 
-    # `sandbox.get_host(8000)` is its name where a domain leads to the server; the headers say the same anywhere.
+    # With a domain for the server, `sandbox.get_host(8000)` is the name of this port. The headers work without one.
     request = urllib.request.Request(
         sandbox.connection_config.get_sandbox_url(sandbox.sandbox_id, sandbox.sandbox_domain) + "/",
         headers={"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"},
@@ -25,10 +25,10 @@ with Sandbox.create(timeout=300, metadata={"purpose": "example"}, envs={"GREETIN
         except urllib.error.HTTPError as error:
             if error.code != 502:
                 raise
-            time.sleep(0.5)  # nothing listens there yet
+            time.sleep(0.5)  # the server does not listen yet
     server.kill()
 
     try:
         sandbox.commands.run("rm /etc/passwd /etc/shadow; exit 3", user="root")
     except CommandExitException as error:
-        print(f"the command ended with {error.exit_code}; nobody else noticed")
+        print(f"the command ended with {error.exit_code}; no other sandbox was affected")

@@ -1,7 +1,7 @@
-"""One prepared state, forked into many that each try another action; the best is kept and is the state of the next round.
+"""Forks one prepared state into many copies that each try another action, and continues with the best copy.
 
-A fork of a running sandbox has its memory, its processes and its disk, takes milliseconds, and shares every page that
-neither writes. That makes search over what an agent does cheap: nothing is set up twice, nothing is undone by hand."""
+A fork of a running sandbox has its memory, processes and disk, takes milliseconds, and shares every page that neither
+writes. So a search over the actions of an agent is cheap: no setup is repeated, and no action has to be undone."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +12,7 @@ ACTIONS = ["0", "1"]
 
 
 def step(sandbox: Sandbox, action: str) -> float:
-    """What an agent does: here a character is added to a file, and the environment, a script, says what it is worth."""
+    """Does what an agent would do: adds a character to a file, and returns the score that a script computes."""
     result = sandbox.commands.run(f"printf %s {action} >> guess; cmp -s -n $(wc -c < guess) guess target && wc -c < guess || echo 0")
     return float(result.stdout)
 

@@ -1,8 +1,7 @@
-# The bundle: the directory of what `sandboxvm` needs beside itself, and how it is
-# built. Sourced, never run.
+# The bundle: the directory with the files that `sandboxvm` needs at run time, and how
+# it is built. Sourced, never run.
 #
-# Owns: which artefacts there are, the commands that build them, and putting them in
-# place. The CLI looks for a bundle in $SANDBOXVM_BUNDLE, else `../lib/sandboxvm`,
+# Owns: the list of artefacts, the commands that build them, and their installation. The CLI looks for a bundle in $SANDBOXVM_BUNDLE, else `../lib/sandboxvm`,
 # else `bundle`, both relative to its own executable. A bundle holds
 #     sandboxvm-vmm  vmlinux  base.erofs  agent.erofs
 # shellcheck shell=bash
@@ -23,8 +22,8 @@ else
 fi
 log_dir=$cache_dir/logs
 
-# build_artifacts: builds what is out of date, and sets vmm, kernel, image and agent
-# to the paths of the results.
+# build_artifacts: builds every artefact that is out of date, and sets vmm, kernel,
+# image and agent to the paths of the results.
 build_artifacts() {
     kernel=$("$repository/images/kernel/build") || exit 125
     image=$("$repository/images/base/build") || exit 125
@@ -47,9 +46,9 @@ stamp_commit() {
     export SANDBOXVM_COMMIT=$commit
 }
 
-# place copy|share|link SOURCE DESTINATION: replaces DESTINATION in one step, since a
-# running sandbox may have the old one open. `share` may be a hard link: for files
-# that nobody ever writes to again.
+# place copy|share|link SOURCE DESTINATION: replaces DESTINATION atomically, since a
+# running sandbox may have the old file open. `share` may create a hard link: use it for
+# files that are never written to again.
 place() {
     local how=$1 source=$2 destination=$3 new
     [[ -e $source ]] || refuse "$source was not built: this is a bug in $PROGRESS_NAME"
@@ -66,7 +65,7 @@ place() {
     mv -fT "$new" "$destination"
 }
 
-# install_bundle DIR: a bundle that outlives checkout and cache.
+# install_bundle DIR: installs a bundle that does not depend on the checkout or the cache.
 install_bundle() {
     mkdir -p "$1"
     place share "$kernel" "$1/vmlinux"
@@ -75,7 +74,8 @@ install_bundle() {
     place copy "$vmm" "$1/sandboxvm-vmm"
 }
 
-# link_bundle DIR: a bundle of the build's own results, for tests and benchmarks.
+# link_bundle DIR: makes a bundle of symbolic links to the build results, for tests and
+# benchmarks.
 link_bundle() {
     mkdir -p "$1"
     place link "$kernel" "$1/vmlinux"
@@ -84,22 +84,22 @@ link_bundle() {
     place link "$vmm" "$1/sandboxvm-vmm"
 }
 
-# prepare_guest [PACKAGE...]: everything a real guest needs, and PACKAGEs, built and in
-# SANDBOXVM_BUNDLE.
+# prepare_guest [PACKAGE...]: installs the packages that building needs and PACKAGEs,
+# builds everything that a real guest needs, and sets SANDBOXVM_BUNDLE and SANDBOXVM_BIN.
 prepare_guest() {
     require_x86_64
     require_packages "$log_dir" "${build_packages[@]}" "$@"
     require_rust "$log_dir"
     build_artifacts
-    # One bundle for both profiles: a debug build of the CLI drives the same guest.
+    # Both profiles use one bundle: a debug build of the CLI drives the same guest.
     link_bundle "$release_dir/bundle"
     mkdir -p "$target_dir/debug"
     ln -sfnT ../release/bundle "$target_dir/debug/bundle"
     export SANDBOXVM_BUNDLE=$release_dir/bundle SANDBOXVM_BIN=$release_dir/sandboxvm
 }
 
-# build_drills: the monitor that attacks its own confinement, for tests/tests/drills.rs.
-# Another file of another name, which no bundle has.
+# build_drills: builds the VMM that attacks its own confinement, for tests/tests/drills.rs,
+# and sets SANDBOXVM_DRILLS. It is a separate program, which no bundle contains.
 build_drills() {
     step "building the escape drills" "$log_dir/cargo-drills.log" \
         cargo build --manifest-path "$repository/Cargo.toml" --locked --release --target "$MUSL_TARGET" \
@@ -107,7 +107,7 @@ build_drills() {
     export SANDBOXVM_DRILLS=$musl_dir/sandboxvm-vmm-drills
 }
 
-# prepare_tests: what a test run needs before nextest starts.
+# prepare_tests: prepares everything that a test run needs before nextest starts.
 prepare_tests() {
     local interpreter
     if [[ ${SANDBOXVM_NO_KVM-} == 1 ]]; then

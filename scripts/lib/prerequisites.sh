@@ -1,8 +1,8 @@
-# What a machine must have before anything is built or run. Sourced, never run.
+# What a machine needs before anything can be built or run. Sourced, never run.
 #
 # Owns: the lists of Debian packages with their reasons, and the checks of user,
 # architecture, KVM, disk space, packages and Rust. Every check either passes
-# silently, installs what is missing, or refuses with what to do (exit 125).
+# silently, installs what is missing, or says what to do and exits with 125.
 # shellcheck shell=bash
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -23,15 +23,16 @@ build_packages=(
     e2fsprogs                   # mkfs.ext4: the sandbox's writable disk
     util-linux coreutils        # flock, setsid, unshare, sha256sum
 )
-# And what tests call besides.
+# Debian packages that tests need in addition.
 # shellcheck disable=SC2034
 test_packages=(
     procps                      # ps
-    curl                        # an HTTP client that is not ours
-    openssl                     # certificates to serve with
+    curl                        # an independent HTTP client
+    openssl                     # creates certificates for the server
 )
 
-# interpreter_packages: what the code interpreter's service is tested with on this machine: what its image has.
+# interpreter_packages: lists the packages of the code interpreter's image, which tests of its
+# service need on this machine.
 interpreter_packages() { sed -E 's/[[:space:]]*#.*//; /^$/d' "$repository/images/code-interpreter/packages"; }
 
 require_root() {
@@ -41,7 +42,7 @@ require_root() {
 require_x86_64() {
     local machine
     machine=$(uname -m)
-    [[ $machine == x86_64 ]] || refuse "x86-64 only, and this machine is $machine"
+    [[ $machine == x86_64 ]] || refuse "only x86-64 is supported, and this machine is $machine"
 }
 
 require_kvm() {
@@ -53,7 +54,7 @@ require_kvm() {
         refuse "/dev/kvm cannot be opened: run as root; in a container, pass the device in (--device /dev/kvm)"
 }
 
-# require_space MIB DIR WHAT: DIR need not exist yet.
+# require_space MIB DIR WHAT: refuses unless DIR, which may not exist yet, has MIB MiB free.
 require_space() {
     local need=$1 dir=$2 what=$3 free
     while [[ ! -d $dir ]]; do dir=$(dirname "$dir"); done
@@ -70,52 +71,53 @@ _missing_packages() {
     done
 }
 
-# require_packages LOGDIR PACKAGE...: installs what is missing; asks the network
-# nothing when nothing is.
+# require_packages LOGDIR PACKAGE...: installs the missing packages. Uses the network
+# only if a package is missing.
 require_packages() {
     local logs=$1 missing
     shift
     command -v dpkg-query >/dev/null ||
-        refuse "this machine has no dpkg: quickstart knows Debian 12; elsewhere install the equivalents of: $*"
+        refuse "this machine has no dpkg: quickstart supports Debian 12; elsewhere install the equivalents of: $*"
     mapfile -t missing < <(_missing_packages "$@")
     ((${#missing[@]} > 0)) || return 0
     [[ $EUID == 0 ]] || refuse "missing packages: run as root: apt-get install ${missing[*]}"
     say "missing packages: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     step "reading package lists" "$logs/apt-update.log" apt-get update ||
-        refuse "apt-get update failed: make the machine's package sources work, then run $0 again"
+        refuse "apt-get update failed: fix the package sources of this machine, then run $0 again"
     step "installing ${#missing[@]} packages" "$logs/apt-install.log" \
         apt-get install --yes --no-install-recommends "${missing[@]}" ||
-        refuse "could not install: ${missing[*]}: install them by hand, then run $0 again"
+        refuse "cannot install ${missing[*]}: install them by hand, then run $0 again"
 }
 
-# find_cargo: cargo is often installed for a user whose login shell alone finds it.
+# find_cargo: adds ~/.cargo/bin to PATH if needed: often only a login shell has it there.
 find_cargo() {
     local bin=${CARGO_HOME:-$HOME/.cargo}/bin
     if ! command -v cargo >/dev/null && [[ -x $bin/cargo ]]; then export PATH=$bin:$PATH; fi
 }
 
-# require_rust LOGDIR: cargo of at least the workspace's rust-version, with the musl target.
+# require_rust LOGDIR: refuses unless cargo has at least the rust-version of the workspace; adds the
+# musl target.
 require_rust() {
     local logs=$1 want have
     find_cargo
     want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repository/Cargo.toml")
     command -v cargo >/dev/null ||
-        refuse "cargo is missing: install Rust $want or newer with rustup, for the user that runs this (Debian 12's own rustc is too old)"
+        refuse "cargo is missing: install Rust $want or newer with rustup for this user (rustc of Debian 12 is too old)"
     have=$(cd "$repository" && rustc --version | cut -d' ' -f2)
     [[ $(printf '%s\n' "$want" "${have%%-*}" | sort -V | head -n 1) == "$want" ]] ||
         refuse "rustc $have is too old, $want or newer is needed: rustup update stable"
     [[ -d $(cd "$repository" && rustc --print target-libdir --target "$MUSL_TARGET") ]] && return 0
     command -v rustup >/dev/null ||
-        refuse "Rust's standard library for $MUSL_TARGET is missing and there is no rustup to add it: install it by your distribution's means"
+        refuse "the Rust standard library for $MUSL_TARGET is missing, and so is rustup: install it from your distribution"
     step "adding Rust target $MUSL_TARGET" "$logs/rustup-target.log" \
         rustup target add --toolchain "$(cd "$repository" && rustup show active-toolchain | cut -d' ' -f1)" "$MUSL_TARGET" ||
-        refuse "could not add it: run rustup target add $MUSL_TARGET, then $0 again"
+        refuse "cannot add the target: run rustup target add $MUSL_TARGET, then $0 again"
 }
 
-# require_nextest LOGDIR: the test runner.
+# require_nextest LOGDIR: installs the test runner if it is missing.
 require_nextest() {
     command -v cargo-nextest >/dev/null && return 0
     step "installing cargo-nextest" "$1/cargo-nextest.log" cargo install cargo-nextest --locked ||
-        refuse "could not install it: run cargo install cargo-nextest --locked, then $0 again"
+        refuse "cannot install cargo-nextest: run cargo install cargo-nextest --locked, then $0 again"
 }

@@ -1,27 +1,27 @@
 # Progress of slow steps, on stderr. Sourced, never run.
 #
-# Owns: how a step announces itself, its log file, and the death of its process
-# when the script is interrupted. Knows nothing of what the steps do.
+# Owns: the messages of a step, its log file, and ending its process when the script is
+# interrupted. Knows nothing about what the steps do.
 #
-# On a terminal a step is one live line, redrawn in place; elsewhere it
-# is one plain line at its start and one at its end, so CI logs stay readable.
+# On a terminal a step is one line that is redrawn in place. Elsewhere it is one plain
+# line at its start and one at its end, so that CI logs stay readable.
 # Messages begin with the script's name; set PROGRESS_NAME before sourcing for another.
 # shellcheck shell=bash
 
 : "${PROGRESS_NAME:=${0##*/}}"
 _step_pid=''
 
-# say MESSAGE...: one line to stderr.
+# say MESSAGE...: prints one line to stderr.
 say() { printf '%s: %s\n' "$PROGRESS_NAME" "$*" >&2; }
 
-# refuse MESSAGE...: says what to do and exits 125, the code for "our failure".
+# refuse MESSAGE...: prints what to do and exits with 125, the code for failures of sandboxvm.
 refuse() {
     say "$*"
     exit 125
 }
 
-# stop_step: ends the running step with everything it started. Call it from the
-# script's EXIT trap: a step has a session of its own, so Ctrl-C does not reach it.
+# stop_step: ends the running step and everything that it started. Call it from the
+# script's EXIT trap: a step runs in a separate session, so Ctrl-C does not reach it.
 stop_step() {
     [[ -n $_step_pid ]] || return 0
     if [[ -t 2 ]]; then echo >&2; fi
@@ -36,12 +36,12 @@ stop_step() {
     _step_pid=''
 }
 
-# _elapsed SECONDS: 7s, 1m07s.
+# _elapsed SECONDS: prints a duration, for example 7s or 1m07s.
 _elapsed() {
     if (($1 < 60)); then printf '%ds' "$1"; else printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); fi
 }
 
-# _draw NAME BEGIN LOG: the live line, cut to the terminal's width.
+# _draw NAME BEGIN LOG: redraws the live line, cut to the width of the terminal.
 _draw() {
     local line width last=''
     width=$(tput cols 2>/dev/null) || width=80
@@ -51,7 +51,7 @@ _draw() {
 }
 
 # step NAME LOG COMMAND...: runs COMMAND with stdout and stderr in LOG and no stdin.
-# A failure shows the log's end and its name, and returns the command's code.
+# If it fails, prints the last lines of the log and its name, and returns the exit code.
 step() {
     local name=$1 log=$2 begin=$SECONDS code=0
     shift 2

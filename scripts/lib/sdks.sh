@@ -1,17 +1,17 @@
-# The clients that the server is tested with: E2B's own, as they are published, at
-# pinned versions, in the cache beside the guest's artefacts. Sourced, never run.
+# The clients that the server is tested with: E2B's own, as published, at pinned
+# versions, in the cache beside the guest artefacts. Sourced, never run.
 #
 # Owns: SANDBOXVM_TEST_SDKS, a directory with `python` (a virtual environment) and
-# `js` (node_modules). Keyed by a hash of what pins the versions. Called by bundle.sh,
-# whose cache_dir and log_dir these are.
+# `js` (node_modules). Its name is a hash of the files that pin the versions. Called by
+# bundle.sh, which sets cache_dir and log_dir.
 # shellcheck shell=bash disable=SC2154
 
-# Installs into $1.new and renames, so that half an installation is never taken for one.
+# Installs into $1.new and renames, so that a partial installation is never used.
 _install_sdks() {
     local sdks=$1 pins=$repository/tests/sdk
     rm -rf "$sdks.new"
     mkdir -p "$sdks.new"
-    # A virtual environment has its own path in it: made where it stays.
+    # A virtual environment contains its own path, so it is created in its final place.
     rm -rf "$sdks"
     python3 -m venv --without-pip "$sdks/python"
     python3 -m pip --python "$sdks/python/bin/python" install --quiet --disable-pip-version-check \
@@ -22,7 +22,7 @@ _install_sdks() {
     touch "$sdks/whole"
 }
 
-# prepare_sdks: has them there, and sets SANDBOXVM_TEST_SDKS.
+# prepare_sdks: installs the clients if they are missing, and sets SANDBOXVM_TEST_SDKS.
 prepare_sdks() {
     local key
     key=$(cat "$repository"/tests/sdk/python/requirements.txt "$repository"/tests/sdk/js/package-lock.json |

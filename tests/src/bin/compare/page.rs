@@ -5,8 +5,9 @@ use crate::report::{Report, Row};
 use sandboxvm_manager::printable;
 use std::fmt::Write;
 
-const LEGEND: &str = "contained: it could not do it, or only to a machine or tree of its own that is thrown away. partly: some of \
-     it. EXPOSED: it could do it to the host. not run: this machine says nothing on it; the footnote has the reason.";
+const LEGEND: &str = "contained: the attack failed, or affected only a private machine or tree that is thrown away. \
+     partly: a part of the attack worked. EXPOSED: the attack affected the host. not run: it cannot be tried on this \
+     machine; the footnote has the reason.";
 
 /// For a terminal.
 pub fn terminal(report: &Report) -> String {
@@ -63,8 +64,9 @@ fn width(report: &Report, rows: &(Vec<Row>, Vec<Row>), at: usize) -> usize {
 /// For docs/.
 pub fn markdown(report: &Report) -> String {
     let mut page = String::from(
-        "# Comparison\n\nWhat a rogue agent can do from inside of a sandbox, tried for real by `scripts/compare-isolation` with each \
-         tool's defaults,\nand what a sandbox costs. Written by that program; the numbers lead to what was run and seen.\n\n",
+        "# Comparison\n\nThis page shows what a rogue agent can do from the inside of a sandbox, and what a sandbox \
+         costs.\n`scripts/compare-isolation` wrote it: the program runs each attack with the default settings of each \
+         tool.\nThe numbers lead to footnotes with what was run and seen.\n\n",
     );
     let _ = writeln!(page, "{}", escaped(&report.date));
     for line in &report.machine {
