@@ -5,7 +5,7 @@
 
 A module is a file. It imports another one when its code, tests aside, names an item of it by a path that begins with
 `crate`, `self` or `super`; a path through a re-export leads to the module that defines the item. Re-exports and `mod`
-declarations are no imports: a parent may present what its children define.
+declarations do not count as imports: a parent may present what its children define.
 """
 
 import re
