@@ -181,7 +181,7 @@ enum Found<'a> {
 
 /// What the sandbox is made of now.
 enum Composition<'s> {
-    Running(Running<'s>),
+    Running(Box<Running<'s>>),
     AtRest(Lineage),
 }
 
@@ -258,7 +258,7 @@ impl Sandbox {
             return Err(ResetError::Parked(self.label()));
         }
         let mut composition = if self.state()?.is_live() {
-            Composition::Running(change.running().await?)
+            Composition::Running(Box::new(change.running().await?))
         } else {
             Composition::AtRest(change.lineage_at_rest()?)
         };
@@ -283,13 +283,13 @@ impl Sandbox {
         let can_stay = named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
         let done = match &mut composition {
             Composition::Running(running) if can_stay => ResetDone::InPlace(self.reset_in_place(running).await?),
-            Composition::Running(Running { lineage, .. }) | Composition::AtRest(lineage) => {
+            other => {
                 let from = match (to, snapshot.zip(named.as_ref())) {
                     (Place::OwnDisk, _) => Found::OwnDisk,
                     (_, Some((name, snapshot))) => Found::Snapshot(name, snapshot),
                     (_, None) => Found::Beginning,
                 };
-                self.begin_again(bundle, lineage, from, boot_timeout, &mut only_the_guest).await?;
+                self.begin_again(bundle, other.lineage(), from, boot_timeout, &mut only_the_guest).await?;
                 if !is_live {
                     self.start_time_anew()?;
                 }
