@@ -3,9 +3,9 @@
 
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
-    AdmissionError, AgentError, AuditError, ControlError, CopyError, CreateError, ExecError, FileError, FindError,
-    ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, RecordError, RemoveError,
-    ResetError, SnapshotError, StartError, State, SuperviseError,
+    AdmissionError, AgentError, ControlError, CopyError, CreateError, ExecError, FileError, FindError, ForkError,
+    HomeError, HostError, InUseError, LineageError, ManifestError, NameError, RecordError, RemoveError, ResetError,
+    SnapshotError, StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
 use sandboxvm_protocol::agent::{CTextError, files::FileErrorKind};

@@ -65,7 +65,7 @@ struct Create {
     #[arg(long, help_heading = "Lifetime", value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
     /// Template that the key may use; repeat for more [default: all templates]
-    #[arg(long, help_heading = "Permissions" = "template", value_name = "TEMPLATE")]
+    #[arg(long = "template", help_heading = "Permissions", value_name = "TEMPLATE")]
     templates: Vec<String>,
 }
 
