@@ -15,7 +15,7 @@ use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{SandboxSpec, StartFrom, StartedSandbox};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, OnDisconnect, StdinSource},
-    identity::SandboxName,
+    ids::SandboxName,
     machine::{MemorySize, VcpuCount},
 };
 use std::{

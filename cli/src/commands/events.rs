@@ -7,7 +7,7 @@ use sandboxvm_manager::{
     audit::{Line, Trail},
     printable,
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{collections::HashMap, time::Duration};
 
 /// How often a log that is followed is looked at.

@@ -3,7 +3,7 @@
 use crate::{environment, failure::Failure, json, options::name, progress, runtime, stdio, supervision, table};
 use clap::{Args, Subcommand};
 use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::time::SystemTime;
 
 /// Make, list and remove snapshots of running sandboxes

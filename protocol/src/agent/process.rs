@@ -3,7 +3,7 @@
 //! Only processes that a host had started are ever listed, attached to or signalled; the agent knows no others. What it
 //! says of them is a guest's word: capped here, and for people to look at only.
 
-use super::{ExitStatus, TerminalSize};
+use super::exec::{ExitStatus, TerminalSize};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 

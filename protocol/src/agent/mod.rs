@@ -32,41 +32,30 @@
 //! tests pins the bytes.
 
 pub mod details;
+pub mod exec;
+pub mod file_entry;
 pub mod files;
 pub mod limits;
 pub mod port;
 pub mod process;
+pub mod text;
+pub mod version;
 
-use crate::{
-    capped,
-    frame::{Message, Wire},
+pub use exec::{
+    ExecRequest, ExitStatus, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL, OnDisconnect, SignalError, SignalNumber,
+    StdinSource, TerminalSize,
 };
+pub use text::{CText, CTextError, MAX_ARGUMENT};
+pub use version::{
+    SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT, SINCE_PORTS, SINCE_PROCESSES, WIRE,
+};
+
+use crate::{capped, frame::Message};
 use files::{FileReply, FileRequest};
 use limits::{LimitsHit, ProcessLimits};
 use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
-
-/// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 5, oldest: 1 };
-
-/// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
-pub const SINCE_PROCESSES: u8 = 2;
-
-/// The version that first had [`files`].
-pub const SINCE_FILES: u8 = 3;
-
-/// The version that first connected hosts to TCP ports of the guest.
-pub const SINCE_PORTS: u8 = 3;
-
-/// The version that first had the number and the open files of processes limited.
-pub const SINCE_LIMITS: u8 = 3;
-
-/// The version that first told hosts which limits programs met.
-pub const SINCE_LIMITS_HIT: u8 = 4;
-
-/// The version that first described files with [`details`], and wrote metadata.
-pub const SINCE_FILE_DETAILS: u8 = 5;
 
 /// vsock port the agent listens on.
 pub const PORT: u32 = 1024;
@@ -79,67 +68,6 @@ pub const MAX_AGENT_MESSAGE: usize = 64 * 1024;
 
 /// Bytes of stdin that may be under way without credit.
 pub const STDIN_WINDOW: u32 = 256 * 1024;
-
-/// Longest single argument or environment string, in bytes without its NUL (Linux `MAX_ARG_STRLEN` less one).
-pub const MAX_ARGUMENT: usize = 128 * 1024 - 1;
-
-/// Most bytes of argv and environment together.
-pub const MAX_ARGUMENTS_TOTAL: usize = 1 << 20;
-
-/// Most elements of argv, and of the environment.
-pub const MAX_ARGUMENT_COUNT: usize = 64 * 1024;
-
-/// Why a byte string cannot be handed to a C interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CTextError {
-    /// Contains a NUL byte.
-    #[error("contains a NUL byte at offset {0}; remove it")]
-    Nul(usize),
-    /// Too long for one exec argument.
-    #[error("{0} bytes is longer than the {MAX_ARGUMENT} that Linux takes in one argument; pass it by stdin or a file")]
-    TooLong(usize),
-}
-
-/// Bytes without NUL, at most [`MAX_ARGUMENT`] long: an argument, `KEY=VALUE`, path or user name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct CText(Vec<u8>);
-
-impl CText {
-    /// The bytes, without a terminating NUL.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl TryFrom<Vec<u8>> for CText {
-    type Error = CTextError;
-
-    fn try_from(bytes: Vec<u8>) -> Result<Self, CTextError> {
-        if bytes.len() > MAX_ARGUMENT {
-            return Err(CTextError::TooLong(bytes.len()));
-        }
-        match bytes.iter().position(|b| *b == 0) {
-            Some(at) => Err(CTextError::Nul(at)),
-            None => Ok(Self(bytes)),
-        }
-    }
-}
-
-impl TryFrom<&str> for CText {
-    type Error = CTextError;
-
-    fn try_from(text: &str) -> Result<Self, CTextError> {
-        Self::try_from(text.as_bytes().to_vec())
-    }
-}
-
-impl From<CText> for Vec<u8> {
-    fn from(text: CText) -> Self {
-        text.0
-    }
-}
 
 /// What the host sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,137 +204,6 @@ impl Message for AgentMessage {
     }
 }
 
-/// How a process is to be run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExecRequest {
-    /// Program and arguments; 1 to [`MAX_ARGUMENT_COUNT`]. A program without '/' is looked up in PATH.
-    #[serde(with = "capped::List::<MAX_ARGUMENT_COUNT>")]
-    pub argv: Vec<CText>,
-    /// `KEY=VALUE`, over the agent's defaults (PATH, HOME, USER, LOGNAME, SHELL, LANG).
-    #[serde(with = "capped::List::<MAX_ARGUMENT_COUNT>")]
-    pub env: Vec<CText>,
-    /// Working directory; the user's home when absent.
-    pub cwd: Option<CText>,
-    /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest; root when absent.
-    pub user: Option<CText>,
-    /// Where stdin comes from.
-    pub stdin: StdinSource,
-    /// Give the process a terminal of this size; stderr then arrives as stdout.
-    pub terminal: Option<TerminalSize>,
-    /// Kill the process group after this many milliseconds and report [`ExitStatus::TimedOut`].
-    pub timeout_ms: Option<u64>,
-    /// What the host's vanishing means for the process.
-    pub on_disconnect: OnDisconnect,
-}
-
-impl ExecRequest {
-    /// Program and arguments, and nothing else: as root at home, with no input, killed when the host vanishes.
-    #[must_use]
-    pub fn plain(argv: Vec<CText>) -> Self {
-        Self {
-            argv,
-            env: Vec::new(),
-            cwd: None,
-            user: None,
-            stdin: StdinSource::Null,
-            terminal: None,
-            timeout_ms: None,
-            on_disconnect: OnDisconnect::Kill,
-        }
-    }
-}
-
-/// Where a process reads its stdin from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StdinSource {
-    /// `/dev/null`.
-    Null,
-    /// Stdin frames of this connection.
-    Connection,
-}
-
-/// What happens to a process whose connection ends before it does. A transport reset (restore, fork) is not an end:
-/// the process then always runs on, and is from then on as one with [`Self::Keep`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OnDisconnect {
-    /// SIGKILL to its process group.
-    Kill,
-    /// It runs on and its stdin ends. The last of what it writes from then on is kept; agents of wire version 1 drop it.
-    RunOn,
-    /// It runs on, its stdin stays as it is, and the last of its output and its exit status are kept for whoever
-    /// attaches to it. Nobody need ever take its output: it never waits for that.
-    Keep,
-}
-
-/// A terminal's size in character cells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TerminalSize {
-    /// Rows.
-    pub rows: u16,
-    /// Columns.
-    pub columns: u16,
-}
-
-/// A Linux signal number, 1 to 64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u8", into = "u8")]
-pub struct SignalNumber(u8);
-
-impl SignalNumber {
-    /// SIGKILL.
-    pub const KILL: Self = Self(9);
-    /// SIGTERM.
-    pub const TERM: Self = Self(15);
-
-    /// The number.
-    #[must_use]
-    pub fn get(self) -> u8 {
-        self.0
-    }
-}
-
-/// Not a signal number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is not a signal number: 1 to 64 are")]
-pub struct SignalError(u8);
-
-impl TryFrom<u8> for SignalNumber {
-    type Error = SignalError;
-
-    fn try_from(number: u8) -> Result<Self, SignalError> {
-        if (1..=64).contains(&number) { Ok(Self(number)) } else { Err(SignalError(number)) }
-    }
-}
-
-impl From<SignalNumber> for u8 {
-    fn from(signal: SignalNumber) -> Self {
-        signal.0
-    }
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ExitStatus {
-    /// It called exit with this code.
-    Code(u8),
-    /// It was killed by this signal.
-    Signal(SignalNumber),
-    /// It ran out of its time and was killed.
-    TimedOut,
-}
-
-impl ExitStatus {
-    /// The exit code that a shell reports for this: the process's own code, 128 plus the signal, or 124 after a timeout.
-    #[must_use]
-    pub fn shell_code(self) -> u8 {
-        match self {
-            Self::Code(code) => code,
-            Self::Signal(signal) => 128 + signal.get(),
-            Self::TimedOut => 124,
-        }
-    }
-}
-
 /// What makes one restored machine differ from the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestIdentity {
@@ -415,7 +212,7 @@ pub struct GuestIdentity {
     /// Fresh host entropy for the guest kernel's RNG.
     pub entropy: [u8; 32],
     /// Hostname, and machine-id derived from the same sandbox ID.
-    pub hostname: crate::identity::SandboxName,
+    pub hostname: crate::ids::SandboxName,
     /// `/etc/machine-id` (machine-id(5)).
     pub machine_id: [u8; 16],
 }

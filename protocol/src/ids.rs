@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Why a string is not an ID or a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityError {
+pub enum IdError {
     /// Not an ID.
     #[error("{0:?} is not a sandbox ID: 8 to 32 characters of a-z and 0-9 are")]
     Id(String),
@@ -41,12 +41,12 @@ impl SandboxId {
 }
 
 impl TryFrom<String> for SandboxId {
-    type Error = IdentityError;
+    type Error = IdError;
 
-    fn try_from(text: String) -> Result<Self, IdentityError> {
+    fn try_from(text: String) -> Result<Self, IdError> {
         let valid =
             (8..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if valid { Ok(Self(text)) } else { Err(IdentityError::Id(text)) }
+        if valid { Ok(Self(text)) } else { Err(IdError::Id(text)) }
     }
 }
 
@@ -82,13 +82,13 @@ impl SandboxName {
 }
 
 impl TryFrom<String> for SandboxName {
-    type Error = IdentityError;
+    type Error = IdError;
 
-    fn try_from(text: String) -> Result<Self, IdentityError> {
+    fn try_from(text: String) -> Result<Self, IdError> {
         let valid = (1..=63).contains(&text.len())
             && !text.starts_with('-')
             && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if valid { Ok(Self(text)) } else { Err(IdentityError::Name(text)) }
+        if valid { Ok(Self(text)) } else { Err(IdError::Name(text)) }
     }
 }
 
@@ -121,10 +121,10 @@ impl GuestCid {
 }
 
 impl TryFrom<u32> for GuestCid {
-    type Error = IdentityError;
+    type Error = IdError;
 
-    fn try_from(cid: u32) -> Result<Self, IdentityError> {
-        if cid > 2 && cid != u32::MAX { Ok(Self(cid)) } else { Err(IdentityError::Cid(cid)) }
+    fn try_from(cid: u32) -> Result<Self, IdError> {
+        if cid > 2 && cid != u32::MAX { Ok(Self(cid)) } else { Err(IdError::Cid(cid)) }
     }
 }
 

@@ -7,17 +7,20 @@
 //! Append enum variants, never reorder them: postcard numbers by position. A VMM and its manager may be of different
 //! builds (a running sandbox outlives an upgrade).
 
+pub mod stats;
+pub mod status;
 pub mod users;
+
+pub use stats::{BootMark, Timeline, VcpuStats, VmStats};
+pub use status::{ExitReason, JailPart, MAX_TEXT, Phase, STATUS_LEN, VmStatus, VmmThread, system_call_name};
 
 use crate::{
     capped,
     frame::{Message, Wire},
-    identity::{GuestCid, SandboxId},
-    machine::{DiskLimits, HostMode, MemorySize, OutputRate, VcpuCount},
-    system_calls,
+    ids::{GuestCid, SandboxId},
+    machine::{DiskLimits, MemorySize, OutputRate, VcpuCount},
 };
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// The manager <-> VMM wire.
 pub const WIRE: Wire = Wire { magic: *b"SC", version: 1, oldest: 1 };
@@ -33,9 +36,6 @@ pub const MAX_DISKS: usize = 16;
 
 /// Longest [`LaunchConfig::cmdline_extra`] in bytes; x86 Linux takes 2047 in all (COMMAND_LINE_SIZE).
 pub const MAX_CMDLINE_EXTRA: usize = 1024;
-
-/// Longest message for people in a reply, an event or the status file, in bytes; longer ones are cut when sent.
-pub const MAX_TEXT: usize = 4096;
 
 /// Position of a file descriptor among those that came with the message (SCM_RIGHTS). Each is taken exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -318,269 +318,6 @@ pub enum VmmEvent {
     Phase(Phase),
     /// The machine ended, or never began; the VMM process exits after this.
     Ended(ExitReason),
-}
-
-/// Where a machine is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Set up; no guest instruction was executed yet.
-    Created,
-    /// vCPUs run, the agent does not answer yet.
-    Booting,
-    /// The agent listens.
-    Ready,
-    /// All vCPUs stand still.
-    Paused,
-    /// Over.
-    Ended,
-}
-
-/// Why a machine ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(rename_all = "snake_case")]
-pub enum ExitReason {
-    /// The agent shut the guest down in order.
-    #[error("the guest shut down")]
-    GuestShutdown,
-    /// Stopped through the control socket.
-    #[error("stopped on request")]
-    Stopped,
-    /// The process that launched the VMM is gone and the machine was tied to it.
-    #[error("the launching process ended")]
-    LauncherGone,
-    /// The guest kernel panicked.
-    #[error("the guest kernel panicked")]
-    GuestPanic,
-    /// The guest reset itself without announcing a shutdown.
-    #[error("the guest reset itself without shutting down")]
-    GuestReset,
-    /// Triple fault (KVM_EXIT_SHUTDOWN).
-    #[error("triple fault in the guest")]
-    TripleFault,
-    /// KVM could not go on executing the guest (KVM_EXIT_INTERNAL_ERROR).
-    #[error("KVM could not execute a guest instruction (suberror {suberror}, rip {rip:#x}, bytes {bytes})")]
-    InternalError {
-        /// KVM's suberror; 1 is an emulation failure.
-        suberror: u32,
-        /// Guest RIP.
-        rip: u64,
-        /// Instruction bytes in hex, where KVM gave them.
-        #[serde(with = "capped::Text::<MAX_TEXT>")]
-        bytes: String,
-    },
-    /// KVM_EXIT_FAIL_ENTRY.
-    #[error("the processor refused to enter the guest (reason {reason:#x})")]
-    EntryFailure {
-        /// Hardware reason.
-        reason: u64,
-    },
-    /// Access to an I/O port that no device owns.
-    #[error("guest {} unknown I/O port {port:#x} ({size} bytes)", if *write { "wrote to" } else { "read" })]
-    UnknownPort {
-        /// Port.
-        port: u16,
-        /// Direction.
-        write: bool,
-        /// Access size in bytes.
-        size: u8,
-    },
-    /// Access to an address where neither memory nor a device is.
-    #[error("guest {} unmapped address {address:#x} ({size} bytes)", if *write { "wrote to" } else { "read" })]
-    UnknownMmio {
-        /// Guest-physical address.
-        address: u64,
-        /// Direction.
-        write: bool,
-        /// Access size in bytes.
-        size: u8,
-    },
-    /// An exit this VMM has no use for.
-    #[error("unexpected KVM exit: {name}")]
-    UnexpectedExit {
-        /// Name of the exit.
-        #[serde(with = "capped::Text::<MAX_TEXT>")]
-        name: String,
-    },
-    /// The host failed the VMM: a KVM call, memory, a file.
-    #[error("host failure: {message}")]
-    HostFailure {
-        /// What was tried and why it failed.
-        #[serde(with = "capped::Text::<MAX_TEXT>")]
-        message: String,
-    },
-    /// The configuration cannot make a machine.
-    #[error("cannot start: {message}")]
-    BadConfig {
-        /// What is wrong with it.
-        #[serde(with = "capped::Text::<MAX_TEXT>")]
-        message: String,
-    },
-    /// The VMM made a system call that is not left to it: a fault of its own, or it was taken over.
-    #[error("ended by the system call filter: call {number} ({}) in {thread}", system_calls::name(*number))]
-    ForbiddenCall {
-        /// Number of the call (x86-64).
-        number: u32,
-        /// Who made it.
-        thread: VmmThread,
-    },
-    /// The guest's kernel powered the machine off, by reboot(2).
-    #[error("the guest powered off")]
-    GuestPowerOff,
-    /// The guest's kernel halted the machine, by reboot(2).
-    #[error("the guest halted")]
-    GuestHalt,
-    /// No vCPU can ever execute another instruction: each is halted with interrupts disabled, or was never started.
-    #[error("every vCPU of the guest is halted with interrupts disabled")]
-    VcpusHalted,
-}
-
-impl ExitReason {
-    /// True when nothing went wrong.
-    #[must_use]
-    pub fn is_orderly(&self) -> bool {
-        matches!(self, Self::GuestShutdown | Self::Stopped | Self::LauncherGone)
-    }
-}
-
-/// Content of the status file, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmStatus {
-    /// PID of the VMM as it sees itself.
-    pub pid: u32,
-    /// Where the machine is.
-    pub phase: Phase,
-    /// What executes guest ring 0.
-    pub host_mode: HostMode,
-    /// Why it ended, once it did.
-    pub reason: Option<ExitReason>,
-    /// Parts of the VMM's confinement that this host does not give, empty where all of it is in force.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<JailPart>,
-    /// The guest's kernel is of a build that does not leave out time in which the machine did not run: its clocks jump
-    /// after a pause or a restore, and a busy process may stand still for as long.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub clocks_jump: bool,
-}
-
-/// A part of the VMM's confinement that a host may withhold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum JailPart {
-    /// Users and groups that are none of the host's.
-    UserNamespace,
-    /// Mounts, network, IPC, host name and control groups of its own.
-    Namespaces,
-    /// An empty root in place of the host's files.
-    EmptyRoot,
-    /// A user that no other process has.
-    OwnUser,
-}
-
-impl fmt::Display for JailPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::UserNamespace => "a user namespace of its own",
-            Self::Namespaces => "mount, network, IPC, UTS and cgroup namespaces of its own",
-            Self::EmptyRoot => "an empty root directory",
-            Self::OwnUser => "a user of its own",
-        })
-    }
-}
-
-/// A kind of thread of a VMM's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VmmThread {
-    /// The main thread: devices and control.
-    EventLoop,
-    /// A thread that runs a vCPU.
-    Vcpu,
-    /// A process that writes a snapshot or merges disk layers.
-    Writer,
-}
-
-impl VmmThread {
-    /// As JSON has it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::EventLoop => "event_loop",
-            Self::Vcpu => "vcpu",
-            Self::Writer => "writer",
-        }
-    }
-}
-
-impl fmt::Display for VmmThread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::EventLoop => "the event loop",
-            Self::Vcpu => "a vCPU thread",
-            Self::Writer => "a process that writes files",
-        })
-    }
-}
-
-/// Counters of a machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmStats {
-    /// Where the machine is.
-    pub phase: Phase,
-    /// What executes guest ring 0.
-    pub host_mode: HostMode,
-    /// One per vCPU.
-    #[serde(with = "capped::List::<{ VcpuCount::MAX as usize }>")]
-    pub vcpus: Vec<VcpuStats>,
-    /// Nanoseconds from VMM process start to the first KVM_RUN, once there.
-    pub first_run_ns: Option<u64>,
-    /// From VMM process start to the agent's listening, once there.
-    pub boot: Option<BootMark>,
-    /// INT3 instructions emulated by the VMM because KVM could not.
-    pub int3_emulated: u64,
-    /// FWAIT instructions skipped because KVM could not execute them.
-    pub fwait_skipped: u64,
-}
-
-/// When a machine came to life: nanoseconds of CLOCK_MONOTONIC, which all processes of a host share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timeline {
-    /// The VMM's process began.
-    pub process_start: u64,
-    /// It was confined but for its system calls, and ready to be told what machine to build.
-    pub confined: u64,
-    /// It knew.
-    pub launched: u64,
-    /// The machine was built and its vCPUs waited to be let go, once there.
-    pub built: Option<u64>,
-    /// The first KVM_RUN, once there.
-    pub first_run: Option<u64>,
-}
-
-/// Counters of one vCPU, from KVM's own statistics (KVM_GET_STATS_FD) where this host keeps them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VcpuStats {
-    /// Exits, all kinds.
-    pub exits: u64,
-    /// Instructions that KVM emulated; with [`HostMode::Pvm`] this is the guest-kernel instructions executed.
-    pub insn_emulation: u64,
-    /// Interrupts injected.
-    pub irq_injections: u64,
-    /// Exits to this VMM's port handlers.
-    pub port_exits: u64,
-    /// Exits to this VMM's MMIO handlers.
-    pub mmio_exits: u64,
-}
-
-/// What had been spent when the agent first listened.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootMark {
-    /// Nanoseconds since the VMM process started.
-    pub elapsed_ns: u64,
-    /// Sum over vCPUs of emulated instructions.
-    pub insn_emulation: u64,
-    /// Sum over vCPUs of exits.
-    pub exits: u64,
 }
 
 impl Message for LaunchConfig {}
