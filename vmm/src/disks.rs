@@ -1,6 +1,5 @@
 //! The files behind a machine's disks, and what becomes of them when it is snapshotted, forked or reset. Disk layers
-//! are frozen and stacked; only when there are many of them are they merged, beside the running machine. Called by
-//! `main`, [`crate::event_loop`] and [`crate::fork`].
+//! are frozen and stacked; only when there are many of them are they merged, beside the running machine.
 
 use crate::{
     descriptors::{DescriptorError, ReceivedFds},
@@ -8,11 +7,12 @@ use crate::{
         board::lock,
         virtio::{
             block::{BlockDevice, BlockError, DiskPace, LayeredDiskError, PreparedLayers, SharedLayeredDisk},
-            device::{GuestMemory, VirtioDevice},
+            device::VirtioDevice,
         },
     },
     memory,
-    writer_process::{WriterError, WriterProcess},
+    memory::GuestMemory,
+    process::writer::{WriterError, WriterProcess},
 };
 use sandboxvm_protocol::vmm::{DiskConfig, DiskLayers, FdIndex};
 use std::{

@@ -1,6 +1,5 @@
 //! A descriptor kept back for when there is none left: with it a client that cannot be served is turned away. Otherwise it
 //! would stay in the listener's backlog, the listener would stay readable, and the event loop would go round and round.
-//! Held by [`crate::event_loop`] for the control socket.
 
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::{

@@ -1,5 +1,5 @@
-//! KVM's own counters of a vCPU, through its binary statistics file (Documentation/virt/kvm/api.rst, 4.133). Only
-//! reading; called by [`crate::shared`].
+//! KVM's own counters of a vCPU, through its binary statistics file (Documentation/virt/kvm/api.rst, 4.133). Reads
+//! only.
 
 use std::{
     fs::File,

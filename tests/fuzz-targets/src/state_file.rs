@@ -10,13 +10,14 @@ use sandboxvm_vmm::{
         virtio::{
             balloon::BalloonDevice,
             block::BlockDevice,
-            device::{GuestMemory, Interrupt, VirtioDevice},
+            device::{Interrupt, VirtioDevice},
             rng::RngDevice,
             transport::{MmioTransport, TransportState},
             vsock::{VsockDevice, VsockOptions},
         },
     },
-    snapshot::{SnapshotState, format, released::ReleasedPages},
+    memory::{GuestMemory, released::ReleasedPages},
+    snapshot::{SnapshotState, format},
 };
 use std::{
     os::{

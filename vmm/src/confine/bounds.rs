@@ -2,7 +2,7 @@
 //! waits in a pool does not know its machine yet; the second only lowers.
 
 use super::{
-    ConfineError, step,
+    error::{ConfineError, step},
     switches::{Protection, is_off},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -11,7 +11,7 @@ use sandboxvm_protocol::machine::{MIB, MemorySize};
 /// Open files: 1023 connections to the guest, 64 control connections, the files of 24 forks' disks, and the VMM's own. More
 /// than the usual 1024, which is there for programs that do not know how many they want.
 const FILES: u64 = 4096;
-/// Processes and threads of one user, which is one VMM with all its live forks and writers (see [`super::identity`]).
+/// Processes and threads of one user, which is one VMM with all its live forks and writers (see [`super::own_user`]).
 const PROCESSES: u64 = 4096;
 /// What a main thread gets by default on Linux; other threads have 2 MiB from the standard library.
 const STACK: u64 = 8 * MIB;

@@ -1,7 +1,7 @@
 //! Namespaces of its own, and an empty root in place of the host's files.
 
 use super::{
-    ConfineError, step,
+    error::{ConfineError, failed},
     switches::{Protection, is_off},
 };
 use rustix::{
@@ -86,8 +86,4 @@ fn enter_root() -> Result<(), ConfineError> {
     chdir("/").map_err(failed("entering the new root"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_remount("/", flags, "").map_err(failed("making the empty root read-only"))
-}
-
-pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> ConfineError {
-    move |error| step(what)(error.into())
 }

@@ -7,7 +7,10 @@
 //! another handler is itself answered with the end (see [`super::syscalls`]).
 
 use rustix::io::Errno;
-use sandboxvm_protocol::{machine::HostMode, vmm::VmmThread};
+use sandboxvm_protocol::{
+    machine::HostMode,
+    vmm::{STATUS_LEN, VmmThread},
+};
 use std::{
     cell::Cell,
     io::{Cursor, Write},
@@ -83,7 +86,7 @@ extern "C" fn refused(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     let thread = THREAD.get();
     let mut line = [0; 128];
     tell(libc::STDERR_FILENO, log_line(&mut line, number, thread), None);
-    let mut status = [b' '; crate::status::LEN];
+    let mut status = [b' '; STATUS_LEN];
     let file = STATUS.load(Ordering::Relaxed);
     if file != NOWHERE {
         REFUSED.store(true, Ordering::SeqCst);
@@ -118,8 +121,8 @@ fn log_line(line: &mut [u8], number: u32, thread: VmmThread) -> &[u8] {
     &line[..length]
 }
 
-/// The status file's whole content: a `VmStatus` in JSON (see [`crate::status`]). A test holds it to what serde reads.
-fn write_status(status: &mut [u8; crate::status::LEN], number: u32, thread: VmmThread) {
+/// The status file's whole content: a `VmStatus` in JSON (see `status.rs`). A test holds it to what serde reads.
+fn write_status(status: &mut [u8; STATUS_LEN], number: u32, thread: VmmThread) {
     let mode = MODES.get(usize::from(HOST_MODE.load(Ordering::Relaxed))).copied().unwrap_or(HostMode::Pvm);
     let pid = rustix::process::getpid().as_raw_nonzero();
     let thread = thread.word();
@@ -129,7 +132,7 @@ fn write_status(status: &mut [u8; crate::status::LEN], number: u32, thread: VmmT
         cursor,
         r#"{{"pid":{pid},"phase":"ended","host_mode":"{mode}","reason":{{"forbidden_call":{{"number":{number},"thread":"{thread}"}}}}}}"#
     );
-    status[crate::status::LEN - 1] = b'\n';
+    status[STATUS_LEN - 1] = b'\n';
 }
 
 #[cfg(test)]
@@ -140,7 +143,7 @@ mod tests {
     #[test]
     fn what_is_written_by_hand_is_a_status() {
         for thread in [VmmThread::EventLoop, VmmThread::Vcpu, VmmThread::Writer] {
-            let mut text = [b' '; crate::status::LEN];
+            let mut text = [b' '; STATUS_LEN];
             write_status(&mut text, u32::MAX, thread);
             let status: VmStatus = serde_json::from_slice(&text).unwrap();
             assert_eq!((status.pid, status.phase), (std::process::id(), Phase::Ended));

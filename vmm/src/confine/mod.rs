@@ -1,6 +1,6 @@
 //! Giving up what a VMM does not need, before the first guest instruction: the host's namespaces, files, users and
-//! privileges, resources without bound, and the system calls that are left. Called by [`crate::session`], once each, and by
-//! threads and processes that need still less.
+//! privileges, resources without bound, and the system calls that are left. Each step is taken once, in
+//! the order of [`crate::bring_up`]; threads and processes that need still less take another.
 //!
 //! A process started by root takes every step or does not run a guest; two the kernel may refuse even to root, and then
 //! they are told as missing. One started by somebody else takes the steps that the host allows it. What is missing stands in
@@ -9,13 +9,17 @@
 mod bounds;
 mod core_scheduling;
 mod dispatch;
-mod identity;
+mod error;
 mod isolation;
 mod kvm_requests;
 mod last_call;
+mod own_user;
 mod switches;
 mod syscalls;
+pub(crate) mod tracking_requests;
 
+pub use error::ConfineError;
+use error::step;
 pub(crate) use last_call::unless_refused;
 use rustix::process::getuid;
 use sandboxvm_protocol::{
@@ -23,32 +27,11 @@ use sandboxvm_protocol::{
     vmm::{JailPart, VmmThread},
 };
 use std::{
-    io,
     os::fd::AsFd,
     sync::atomic::{AtomicBool, Ordering},
 };
 use switches::{Protection, is_off};
 use syscalls::Left;
-
-/// Why the process is not confined; it must not run a guest then.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfineError {
-    /// A step failed.
-    #[error("cannot confine the VMM: {step}: {source}")]
-    Step {
-        /// What was tried.
-        step: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The system call filter.
-    #[error("cannot confine the VMM: the system call filter was not taken: {0}")]
-    Filter(#[from] seccompiler::Error),
-}
-
-fn step(step: &'static str) -> impl FnOnce(io::Error) -> ConfineError {
-    move |source| ConfineError::Step { step, source }
-}
 
 /// Closes what the starting process left open by mistake. To be called first of all, before anything is opened here.
 pub fn drop_inherited_files() {
@@ -79,14 +62,14 @@ pub fn isolate() -> Result<Vec<JailPart>, ConfineError> {
             bounds::set(true)?;
             return Ok(vec![JailPart::OwnUser, JailPart::UserNamespace]);
         }
-        identity::become_nobody()?
+        own_user::become_nobody()?
     } else {
         let mut missing = isolation::leave_the_host_unprivileged()?;
         missing.push(JailPart::OwnUser);
         missing
     };
-    identity::give_up_capabilities()?;
-    identity::no_new_privileges()?;
+    own_user::give_up_capabilities()?;
+    own_user::no_new_privileges()?;
     // An ordinary user's other processes are not this sandbox's to count; in a user namespace they are not counted.
     bounds::set(!(missing.contains(&JailPart::OwnUser) && missing.contains(&JailPart::UserNamespace)))?;
     Ok(missing)

@@ -4,7 +4,7 @@
 use crate::{
     arch::x86_64::layout,
     devices::{GuestAccess, console::SerialConsole, virtio::transport::MmioTransport},
-    shared::Shared,
+    machine::phase::Shared,
     timeline,
 };
 use sandboxvm_protocol::vmm::ExitReason;
@@ -35,7 +35,7 @@ const WALL_CLOCK: u16 = 0x518;
 /// The last.
 const WALL_CLOCK_END: u16 = WALL_CLOCK + 7;
 
-/// Lock a device. A thread that panicked while holding it has ended the process already (see `main`).
+/// Lock a device. A thread that panicked while holding it has ended the process already (see `main.rs`).
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

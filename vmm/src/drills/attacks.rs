@@ -322,7 +322,7 @@ fn leave_child() -> Result<()> {
 fn fill_status() -> Result<()> {
     const LENGTH: i64 = 70_000;
     let spaces = vec![b' '; LENGTH as usize];
-    let length = crate::status::LEN as i64;
+    let length = sandboxvm_protocol::vmm::STATUS_LEN as i64;
     let mut statuses = files_of_length(length);
     let fd = statuses.next().ok_or_else(|| Error::from_raw_os_error(libc::ENOENT))?;
     call(libc::SYS_pwrite64, [fd, spaces.as_ptr() as i64, LENGTH, 0, 0, 0]).map(drop)

@@ -1,8 +1,9 @@
 //! Which pages the next snapshot has to look at: those that may differ from the one before. Too many cost the writer time;
-//! one too few and the snapshot is not what the guest saw. Called by the event loop while the vCPUs stand.
+//! one too few and the snapshot is not what the guest saw. The vCPUs
+//! must be paused meanwhile.
 
-use super::{pagemap, released::union, tracking::WriteTracking, writer::Baseline};
-use crate::devices::virtio::device::GuestMemory;
+use super::{pagemap, tracking::WriteTracking, writer::Baseline};
+use crate::memory::{GuestMemory, released::union};
 use std::{fs::File, io, ops::Range};
 
 /// What is known of a machine's memory.
@@ -16,7 +17,7 @@ pub struct Known<'a> {
     pub origin: Option<&'a Baseline>,
     /// The last snapshot.
     pub baseline: &'a Baseline,
-    /// Pages given back since then, see [`super::released::ReleasedPages`].
+    /// Pages given back since then, see [`crate::memory::released::ReleasedPages`].
     pub released: &'a [Range<u64>],
 }
 
@@ -51,11 +52,8 @@ mod tests {
     use super::*;
     use crate::{
         memory,
-        snapshot::{
-            memory_map::{MemoryMap, PAGE},
-            released::ReleasedPages,
-            writer,
-        },
+        memory::{pages::PAGE, released::ReleasedPages},
+        snapshot::{memory_map::MemoryMap, writer},
     };
     use proptest::prelude::*;
     use std::{os::unix::fs::FileExt, sync::Arc};

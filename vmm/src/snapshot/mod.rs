@@ -5,7 +5,7 @@
 //! machine already runs on. Restoring one: the state file is read in one go, memory is mapped MAP_PRIVATE from its
 //! files and never read eagerly. `docs/snapshot-format.md` has the format.
 //!
-//! Called by [`crate::event_loop`] (take, reset) and `main` (restore). Knows descriptors, never paths.
+//! Knows descriptors, never paths.
 
 pub mod candidates;
 pub mod format;
@@ -13,7 +13,6 @@ pub mod format;
 mod golden_tests;
 pub mod memory_map;
 pub mod pagemap;
-pub mod released;
 pub mod taking;
 pub mod tracking;
 pub mod writer;

@@ -6,9 +6,9 @@ use super::{
     writer::{self, Baseline, WrittenMemory},
 };
 use crate::{
-    devices::virtio::device::GuestMemory,
     disks::Disks,
-    writer_process::{WriterError, WriterProcess},
+    memory::GuestMemory,
+    process::writer::{WriterError, WriterProcess},
 };
 use sandboxvm_protocol::{
     machine::{MemorySize, VcpuCount},

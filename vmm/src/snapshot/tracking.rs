@@ -6,8 +6,11 @@
 //! machine's first snapshot, so that one which is never snapshotted pays nothing. A kernel before 6.7 has it not; then
 //! [`super::pagemap`] looks at everything written since the memory was mapped, and comparing takes longer.
 
-use super::memory_map::{PAGE, host_ranges};
-use crate::devices::virtio::device::GuestMemory;
+use crate::confine::tracking_requests::{PAGEMAP_SCAN, UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_FLAGS};
+use crate::memory::{
+    GuestMemory,
+    pages::{PAGE, host_ranges},
+};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::{
     fs::File,
@@ -15,17 +18,6 @@ use std::{
     ops::Range,
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
-
-/// Only faults of this process's user mode may ever be handled through the descriptor, and nobody does even that. KVM's
-/// faults are resolved in the kernel, like all here. (`UFFD_USER_MODE_ONLY`.)
-pub const USERFAULTFD_FLAGS: u32 = UserfaultfdFlags::CLOEXEC.bits() | 1;
-
-/// `UFFDIO_API`.
-pub const UFFDIO_API: u32 = 0xc018_aa3f;
-/// `UFFDIO_REGISTER`.
-pub const UFFDIO_REGISTER: u32 = 0xc020_aa00;
-/// `PAGEMAP_SCAN`.
-pub const PAGEMAP_SCAN: u32 = 0xc060_6610;
 
 /// `UFFD_API`, the only version there is.
 const UFFD_API: u64 = 0xaa;

@@ -2,13 +2,13 @@
 //! on the host's own AVX registers: a kernel that saved only what FXSAVE does would mix up the upper halves of its
 //! processes' vector registers, which every `memcpy` of theirs uses. SDM vol. 1, chapter 13, standard form only.
 //!
-//! Called by [`super::emulation`] with the vCPU out of KVM_RUN.
+//! The vCPU must be out of KVM_RUN.
 
 use super::{
     paging::{Exception, GP, walk},
     state::{StateError, set_xsave},
 };
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use sandboxvm_protocol::vmm::ExitReason;

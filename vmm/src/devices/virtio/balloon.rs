@@ -18,20 +18,21 @@
 
 use super::{
     chain::{Buffers, Chain},
-    device::{DeviceContext, DeviceError, DeviceType, GuestMemory, VirtioDevice},
+    device::{DeviceContext, DeviceError, DeviceType, VirtioDevice},
+    resume::Resume,
 };
 use crate::{
     memory,
-    snapshot::{
-        memory_map::{PAGE, host_ranges},
+    memory::{
+        GuestMemory,
+        pages::{PAGE, host_ranges},
         released::ReleasedPages,
     },
 };
-use rustix::event::{EventfdFlags, eventfd};
 use std::{
     io,
     ops::Range,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
 use virtio_queue::QueueT;
@@ -54,16 +55,16 @@ const PAGES_PER_REPORT: u64 = 32 * 1024;
 pub struct BalloonDevice {
     released: Arc<ReleasedPages>,
     /// Readable while there may be more to serve.
-    resume: OwnedFd,
+    resume: Resume,
 }
 
 impl BalloonDevice {
     /// A device that notes in `released` what it lets go.
     ///
     /// # Errors
-    /// When the host gives no eventfd.
+    /// When timerfd_create(2) fails.
     pub fn new(released: Arc<ReleasedPages>) -> io::Result<Self> {
-        Ok(Self { released, resume: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)? })
+        Ok(Self { released, resume: Resume::new()? })
     }
 
     /// Serves one chain of `index`, then lets the event loop have its turn: there may be more.
@@ -85,7 +86,7 @@ impl BalloonDevice {
         if queue.needs_notification(memory).map_err(broken)? {
             context.interrupt.signal_used();
         }
-        self.hand_back()
+        self.resume.now()
     }
 
     /// Gives the host back the whole pages of one report.
@@ -105,18 +106,6 @@ impl BalloonDevice {
             memory::release(memory, pages)?;
         }
         Ok(())
-    }
-
-    /// Asks the event loop to come back.
-    fn hand_back(&self) -> Result<(), DeviceError> {
-        rustix::io::write(&self.resume, &1_u64.to_ne_bytes())
-            .map(|_| ())
-            .map_err(|error| DeviceError::Host { what: "asking for another turn", source: error.into() })
-    }
-
-    fn drain_resume(&self) {
-        // Nothing to read is fine: a reset came in between.
-        let _ = rustix::io::read(&self.resume, &mut [0; 8]);
     }
 }
 
@@ -160,7 +149,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        self.drain_resume();
+        self.resume.drain();
         let Some(context) = context else { return Ok(()) };
         for index in 0..context.queues.len() {
             if context.queues[index].ready() {
@@ -171,7 +160,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn reset(&mut self) {
-        self.drain_resume();
+        self.resume.drain();
     }
 }
 
@@ -180,7 +169,8 @@ mod tests {
     use super::*;
     use crate::{
         devices::virtio::mock_driver::{BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, Part},
-        snapshot::memory_map::{MemoryMap, page_count},
+        memory::pages::page_count,
+        snapshot::memory_map::MemoryMap,
     };
     use proptest::prelude::*;
     use std::{fs::File, os::unix::fs::FileExt};

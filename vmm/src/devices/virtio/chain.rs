@@ -6,7 +6,8 @@
 //! (virtio 1.2, 2.7.4.2), at most queue-size descriptors and 4 GiB in all. The table is read once; what the guest
 //! changes afterwards has no effect. Guest memory itself is only ever reached through volatile slices.
 
-use super::device::{DeviceError, GuestMemory};
+use super::device::DeviceError;
+use crate::memory::GuestMemory;
 use std::collections::VecDeque;
 use virtio_queue::{Queue, QueueOwnedT, QueueT, desc::split::Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};

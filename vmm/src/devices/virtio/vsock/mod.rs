@@ -12,7 +12,7 @@
 //! next. Everything in a packet or a ring is taken for hostile: a wrong packet costs the guest that connection, a wrong
 //! ring the device.
 //!
-//! Called by the transport alone ([`super::device::VirtioDevice`]). A restored or forked machine gets a new device with
+//! A restored or forked machine gets a new device with
 //! a listener of its own, which takes over the saved state and begins with a transport reset.
 
 mod backlog;

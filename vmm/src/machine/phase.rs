@@ -1,5 +1,5 @@
 //! What the vCPU threads and the event loop of one machine share: the run gate, the reason it ended, its counters.
-//! Owns no KVM object. Written by vCPU threads and the devices' ports, read by [`crate::control`].
+//! Owns no KVM object.
 
 use crate::{
     gate::RunGate,

@@ -1,5 +1,5 @@
-//! From a launch frame, or from a fork, to a machine in its event loop. `main` calls [`launch`] and [`Session::run`];
-//! the order in which things are opened, confined and started is here and nowhere else.
+//! From a launch frame, or from a fork, to a machine in its event loop. The order in which things are opened, confined
+//! and started is here and nowhere else.
 
 use crate::{
     arch::x86_64::{
@@ -17,17 +17,16 @@ use crate::{
         vsock::{VsockDevice, VsockOptions},
     },
     disks::{self, DiskFiles, Disks, DisksError},
-    event_loop::{EventLoop, EventLoopError, Outcome},
+    event_loop::{EventLoop, EventLoopError, MachineSetup, Outcome, Reporter},
     fork::ForkedChild,
     launch::{self, LaunchError},
     log,
-    machine::{self, BootParts, Machine, MachineError, MachineParts},
-    memory::{self, MemoryError},
+    machine::{self, BootSource, Machine, MachineError, MachineParts},
+    memory::{self, MemoryError, pages::page_count, released::ReleasedPages},
     snapshot::{
         MachineState,
         format::{self, FormatError},
-        memory_map::{MemoryMapError, page_count},
-        released::ReleasedPages,
+        memory_map::MemoryMapError,
         writer::Baseline,
     },
     status::StatusFile,
@@ -49,9 +48,9 @@ use std::{
     sync::Arc,
 };
 
-/// Why a machine never began.
+/// Why a machine could not be brought up.
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub enum BringUpError {
     /// Launch frame.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -100,7 +99,7 @@ pub enum SessionError {
     Confine(#[from] ConfineError),
 }
 
-impl SessionError {
+impl BringUpError {
     fn reason(&self) -> ExitReason {
         let message = self.to_string();
         match self {
@@ -113,18 +112,15 @@ impl SessionError {
     }
 }
 
-/// Where news of a machine goes before there is an event loop.
+/// Reports a machine that has no event loop yet.
 #[derive(Debug)]
-struct Reports {
-    status: StatusFile,
-    launcher: ControlConnection,
-    /// Unknown on a host without KVM, where no machine began.
+struct EarlyReporter {
+    reporter: Reporter,
+    /// Unknown on a host without KVM, where no machine can begin.
     host_mode: Option<HostMode>,
-    /// Parts of the confinement that this host does not give.
-    missing: Vec<JailPart>,
 }
 
-impl Reports {
+impl EarlyReporter {
     fn new(
         status: StatusFile,
         launcher: ControlConnection,
@@ -134,10 +130,10 @@ impl Reports {
         if let Some(mode) = host_mode {
             confine::report_refused_calls(&status, mode);
         }
-        Self { status, launcher, host_mode, missing }
+        Self { reporter: Reporter { launcher, status, missing }, host_mode }
     }
 
-    fn never_began(mut self, error: &SessionError) {
+    fn never_began(mut self, error: &BringUpError) {
         let reason = error.reason();
         if let Some(host_mode) = self.host_mode {
             let status = VmStatus {
@@ -145,15 +141,15 @@ impl Reports {
                 phase: Phase::Ended,
                 host_mode,
                 reason: Some(reason.clone()),
-                missing: self.missing,
+                missing: self.reporter.missing,
                 clocks_jump: false,
             };
-            if let Err(error) = self.status.write(&status) {
+            if let Err(error) = self.reporter.status.write(&status) {
                 log::line(format_args!("cannot write the status file: {error}"));
             }
         }
         // A launcher that is gone has no use for the reason.
-        let _ = self.launcher.event(&VmmEvent::Ended(reason));
+        let _ = self.reporter.launcher.event(&VmmEvent::Ended(reason));
     }
 }
 
@@ -169,14 +165,14 @@ pub struct Session {
 ///
 /// # Errors
 /// When there is none to run.
-pub fn run_launched(process_start: u64) -> Result<ExitReason, SessionError> {
+pub fn run_launched(process_start: u64) -> Result<ExitReason, BringUpError> {
     confine::drop_inherited_files();
     // A session of its own: the signals of a terminal are not for a machine that outlives the command it was typed in.
     // It fails where this process leads its group already, which is as good.
     let _ = rustix::process::setsid();
     let channel = stdin()
         .try_clone_to_owned()
-        .map_err(|source| SessionError::Io { what: "standard input as the launch channel", source })?;
+        .map_err(|source| BringUpError::Io { what: "standard input as the launch channel", source })?;
     launch(UnixStream::from(channel), process_start)?.run()
 }
 
@@ -185,35 +181,34 @@ pub fn run_launched(process_start: u64) -> Result<ExitReason, SessionError> {
 ///
 /// # Errors
 /// When it cannot be built; the manager was told, where that was possible.
-pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, SessionError> {
+pub fn launch(channel: UnixStream, process_start: u64) -> Result<Session, BringUpError> {
     let detected = host_mode::detect();
-    let left = leave_the_host();
-    let confined = timeline::now();
+    let confined = confine_process();
+    let confined_at = timeline::now();
     let (config, mut fds) = launch::receive(&channel)?;
-    let start_times = StartTimes { process_start, confined, launched: timeline::now() };
+    let start_times = StartTimes { process_start, confined: confined_at, launched: timeline::now() };
     let status = StatusFile::new(File::from(fds.take(config.status, "the status file")?));
     let lock = fds.take(config.lock, "the lock")?;
     let launcher = connection(channel)?;
-    let (ground, missing) =
-        left.map_or_else(|error| (Err(error), Vec::new()), |left| (Ok((left.kvm, left.vm)), left.missing));
-    let reports = Reports::new(status, launcher, detected.as_ref().ok().copied(), missing);
-    let ground = detected.map_err(SessionError::from).and_then(|host_mode| {
-        let (kvm, vm) = ground?;
-        Ok(Ground { host_mode, kvm, vm })
+    let missing = confined.as_ref().map_or_else(|_| Vec::new(), |confined| confined.missing.clone());
+    let reporter = EarlyReporter::new(status, launcher, detected.as_ref().ok().copied(), missing);
+    let host = detected.map_err(BringUpError::from).and_then(|host_mode| {
+        let Confined { kvm, vm, .. } = confined?;
+        Ok(Host { host_mode, kvm, vm })
     });
-    let built = ground.and_then(|ground| build(config, fds, ground, start_times));
-    match built {
-        Ok(built) => built.into_session(reports, lock),
+    let start = config.start;
+    match host.and_then(|host| build(config, fds, host, start_times)) {
+        Ok(setup) => into_session(setup, reporter, lock, start),
         Err(error) => {
-            reports.never_began(&error);
+            reporter.never_began(&error);
             Err(error)
         }
     }
 }
 
-/// What does not depend on the machine.
+/// What the host gives to any machine.
 #[derive(Debug)]
-struct Ground {
+struct Host {
     host_mode: HostMode,
     kvm: Arc<Kvm>,
     vm: VmFd,
@@ -221,73 +216,47 @@ struct Ground {
 
 /// Opens the one file that is opened here, then cuts this process off. A virtual machine without memory or devices is
 /// made already: that does not depend on what it is for.
-fn leave_the_host() -> Result<Left, SessionError> {
+fn confine_process() -> Result<Confined, BringUpError> {
     let kvm = machine::open_kvm()?;
     // Where the host has it: what it lacks `sandboxvm-vmm --probe` says.
     let _ = confine::separate_cores();
     let missing = confine::isolate()?;
     confine::restrict_syscalls()?;
     let vm = machine::create_vm(&kvm)?;
-    Ok(Left { kvm, vm, missing })
+    Ok(Confined { kvm, vm, missing })
 }
 
-/// What there is after leaving the host.
+/// What a confined process has, before it knows its machine.
 #[derive(Debug)]
-struct Left {
+struct Confined {
     kvm: Arc<Kvm>,
     vm: VmFd,
     missing: Vec<JailPart>,
 }
 
-fn connection(channel: UnixStream) -> Result<ControlConnection, SessionError> {
-    ControlConnection::new(channel, true).map_err(|source| SessionError::Io { what: "the launch channel", source })
+fn connection(channel: UnixStream) -> Result<ControlConnection, BringUpError> {
+    ControlConnection::new(channel, true).map_err(|source| BringUpError::Io { what: "the launch channel", source })
 }
 
-/// Everything but the reports.
-#[derive(Debug)]
-struct Built {
-    machine: Machine,
-    control: UnixListener,
-    disks: Disks,
-    origin: Option<Baseline>,
-    baseline: Baseline,
-    released: Arc<ReleasedPages>,
-    vsock: VsockOptions,
-    console_limit: u64,
+fn into_session(
+    setup: MachineSetup,
+    early: EarlyReporter,
+    lock: OwnedFd,
     start: bool,
-    tie_to_launcher: bool,
-}
-
-impl Built {
-    fn into_session(self, reports: Reports, lock: OwnedFd) -> Result<Session, SessionError> {
-        let start = self.start;
-        let event_loop = EventLoop::new(crate::event_loop::Parts {
-            machine: self.machine,
-            launcher: reports.launcher,
-            listener: self.control,
-            status: reports.status,
-            missing: reports.missing,
-            disks: self.disks,
-            origin: self.origin,
-            baseline: self.baseline,
-            released: self.released,
-            vsock: self.vsock,
-            console_limit: self.console_limit,
-            tie_to_launcher: self.tie_to_launcher,
-        })?;
-        if start {
-            event_loop.start();
-        }
-        Ok(Session { event_loop, lock })
+) -> Result<Session, BringUpError> {
+    let event_loop = EventLoop::new(setup, early.reporter)?;
+    if start {
+        event_loop.start();
     }
+    Ok(Session { event_loop, lock })
 }
 
 fn build(
     config: LaunchConfig,
     mut fds: ReceivedFds,
-    Ground { host_mode, kvm, vm }: Ground,
+    Host { host_mode, kvm, vm }: Host,
     start_times: StartTimes,
-) -> Result<Built, SessionError> {
+) -> Result<MachineSetup, BringUpError> {
     let disks = config.disks.iter().map(|disk| DiskFiles::take(disk, &mut fds)).collect::<Result<Vec<_>, _>>()?;
     let listener = UnixListener::from(fds.take(config.vsock.listener, "the vsock listener")?);
     let vsock = VsockOptions::unlimited(config.vsock.cid);
@@ -304,14 +273,14 @@ fn build(
         MachineSource::Boot { kernel, cmdline_extra } => {
             let kernel = File::from(fds.take(kernel, "the kernel")?);
             add_balloon(&mut parts.devices, &released)?;
-            let boot = BootParts { vcpus: config.vcpus, kernel, cmdline_extra };
+            let boot = BootSource { vcpus: config.vcpus, kernel, cmdline_extra };
             (Machine::boot(parts, boot)?, None)
         }
         MachineSource::Snapshot { state, memory } => {
             let saved = format::read(&File::from(fds.take(state, "the snapshot's state file")?))?;
             if saved.memory_size != config.memory || saved.vcpu_count != config.vcpus {
                 let shape = |memory: u64, vcpus| format!("{memory} MiB and {vcpus} vCPUs");
-                return Err(SessionError::OtherMachine {
+                return Err(BringUpError::OtherMachine {
                     saved: shape(saved.memory_size.mib(), saved.vcpu_count),
                     here: shape(config.memory.mib(), config.vcpus),
                 });
@@ -328,7 +297,7 @@ fn build(
             (Machine::restore(parts, &saved.machine)?, Some(Baseline { map: saved.memory, files }))
         }
     };
-    Ok(Built {
+    Ok(MachineSetup {
         machine,
         control,
         disks,
@@ -337,7 +306,6 @@ fn build(
         released,
         vsock,
         console_limit: config.console.limit,
-        start: config.start,
         tie_to_launcher: config.tie_to_launcher,
     })
 }
@@ -352,28 +320,28 @@ fn add_common_devices(
     devices: &mut Vec<Box<dyn VirtioDevice>>,
     vsock: VsockOptions,
     listener: UnixListener,
-) -> Result<(), SessionError> {
-    let rng = RngDevice::new().map_err(|source| SessionError::Io { what: "the entropy device", source })?;
+) -> Result<(), BringUpError> {
+    let rng = RngDevice::new().map_err(|source| BringUpError::Io { what: "the entropy device", source })?;
     devices.push(Box::new(rng));
     let vsock =
-        VsockDevice::new(vsock, listener).map_err(|source| SessionError::Io { what: "the vsock device", source })?;
+        VsockDevice::new(vsock, listener).map_err(|source| BringUpError::Io { what: "the vsock device", source })?;
     devices.push(Box::new(vsock));
     Ok(())
 }
 
 /// The last of a machine's devices; a machine that goes on from a snapshot without it has none.
-fn add_balloon(devices: &mut Vec<Box<dyn VirtioDevice>>, released: &Arc<ReleasedPages>) -> Result<(), SessionError> {
+fn add_balloon(devices: &mut Vec<Box<dyn VirtioDevice>>, released: &Arc<ReleasedPages>) -> Result<(), BringUpError> {
     let balloon = BalloonDevice::new(Arc::clone(released))
-        .map_err(|source| SessionError::Io { what: "the balloon device", source })?;
+        .map_err(|source| BringUpError::Io { what: "the balloon device", source })?;
     devices.push(Box::new(balloon));
     Ok(())
 }
 
 /// In a forked child: builds its machine.
-fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
+fn build_child(child: ForkedChild) -> Result<Session, BringUpError> {
     let start_times = StartTimes::of_fork();
     let ForkedChild { state, files, disks, inherited } = child;
-    let reports = Reports::new(
+    let reporter = EarlyReporter::new(
         StatusFile::new(files.status),
         connection(files.launcher)?,
         Some(state.host_mode),
@@ -400,23 +368,24 @@ fn go_on(child: ForkedChild) -> Result<Session, SessionError> {
         Ok((Machine::restore(parts, state)?, disks))
     };
     match build(&state) {
-        Ok((machine, disks)) => Built {
-            machine,
-            control: files.control,
-            disks,
-            // A fork began in the middle of its parent's run: there is no snapshot of that to go back to.
-            origin: None,
-            baseline: inherited.baseline,
-            released: inherited.released,
-            vsock,
-            console_limit,
-            // When the manager says so: it lets all the copies that it wants go at once.
-            start: false,
-            tie_to_launcher: files.tie_to_launcher,
+        Ok((machine, disks)) => {
+            let setup = MachineSetup {
+                machine,
+                control: files.control,
+                disks,
+                // A fork began in the middle of its parent's run: there is no snapshot of that to go back to.
+                origin: None,
+                baseline: inherited.baseline,
+                released: inherited.released,
+                vsock,
+                console_limit,
+                tie_to_launcher: files.tie_to_launcher,
+            };
+            // It starts when the manager says so, which starts all the copies of one request together.
+            into_session(setup, reporter, files.lock, false)
         }
-        .into_session(reports, files.lock),
         Err(error) => {
-            reports.never_began(&error);
+            reporter.never_began(&error);
             Err(error)
         }
     }
@@ -428,7 +397,7 @@ impl Session {
     ///
     /// # Errors
     /// When a forked child cannot be made to run.
-    pub fn run(self) -> Result<ExitReason, SessionError> {
+    pub fn run(self) -> Result<ExitReason, BringUpError> {
         let mut session = self;
         loop {
             match session.event_loop.run() {
@@ -437,7 +406,7 @@ impl Session {
                     // The parent's lock was closed with all its descriptors; closing the number again would hit one of
                     // ours.
                     std::mem::forget(session.lock);
-                    session = go_on(*child)?;
+                    session = build_child(*child)?;
                 }
             }
         }

@@ -2,8 +2,8 @@
 //! what a snapshot taken since may have of them.
 //!
 //! Neither way of finding written pages sees that: a dropped page is no page of the process's own any more
-//! ([`super::pagemap`]), and write tracking takes a page that is not there for unwritten ([`super::tracking`]). So they are
-//! kept here, a bit each, by [`crate::devices::virtio::balloon`], and the event loop has the next snapshot look at them. A
+//! ([`crate::snapshot::pagemap`]), and write tracking takes a page that is not there for unwritten ([`crate::snapshot::tracking`]). So they are
+//! kept here, a bit each, and the next snapshot looks at them. A
 //! process forked off the VMM has a copy.
 
 use std::{

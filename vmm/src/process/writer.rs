@@ -1,12 +1,9 @@
 //! A process forked off the VMM that writes files while the machine runs on, and reports over a pipe when it is done. It
 //! sees memory and tables as they stood when it was made, keeps no descriptor but those it is allowed, and ends with the
-//! VMM: nobody may take it for the machine it was forked off. Knows nothing of what is written; called by
-//! [`crate::snapshot::taking`] and [`crate::disks`], driven by [`crate::event_loop`].
+//! VMM: nobody may take it for the machine it was forked off. Knows nothing of what is written.
 
-use crate::{
-    confine,
-    fork::{self, ForkError, Side},
-};
+use super::split::{Side, SplitError, close_all_but, split};
+use crate::confine;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -25,7 +22,7 @@ const MAX_REPORT: usize = 1 << 20;
 pub enum WriterError {
     /// No process for it.
     #[error(transparent)]
-    Fork(Box<ForkError>),
+    Split(#[from] SplitError),
     /// No pipe to it.
     #[error("cannot make a pipe to the process that is to write: {0}")]
     Pipe(io::Error),
@@ -44,7 +41,7 @@ pub struct WriterProcess<T> {
 fn stand_alone(keep: &[RawFd]) -> Result<(), String> {
     // SAFETY: plain numbers. The VMM's thread that forked us lives as long as the VMM.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    fork::close_all_but(keep).map_err(|error| error.to_string())?;
+    close_all_but(keep).map_err(|error| error.to_string())?;
     confine::restrict_to_writing().map_err(|error| error.to_string())
 }
 
@@ -57,7 +54,7 @@ impl<T: Serialize + DeserializeOwned> WriterProcess<T> {
     pub fn start<E: Display>(mut keep: Vec<RawFd>, write: impl FnOnce() -> Result<T, E>) -> Result<Self, WriterError> {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| WriterError::Pipe(error.into()))?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| WriterError::Pipe(error.into()))?;
-        match fork::split().map_err(|error| WriterError::Fork(Box::new(error)))? {
+        match split()? {
             Side::Child => {
                 let mut pipe = File::from(theirs);
                 keep.extend([io::stderr().as_raw_fd(), pipe.as_raw_fd()]);

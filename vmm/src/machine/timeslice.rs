@@ -1,5 +1,5 @@
-//! How long a vCPU keeps a processor of the host that others wait for. Called by a vCPU's thread, for itself, before it
-//! gives up all system calls that it does not need to run.
+//! How long a vCPU keeps a processor of the host that others wait for. Each vCPU thread asks for it, before
+//! it gives up the system calls that it does not need to run.
 //!
 //! Where the guest's kernel is interpreted its timer tick takes milliseconds, and a guest that waited begins each turn
 //! with one: of the scheduler's usual 3 ms nearly nothing is left for its programs, and many busy machines together do

@@ -1,10 +1,16 @@
 //! One virtual machine: KVM's objects, guest memory, devices and vCPU threads, built in the order KVM wants them.
 //!
 //! Order that matters: memslots before the irqchip (each later one waits for a grace period of milliseconds), the
-//! irqchip before vCPUs (they get their local APIC from it), CPUID before everything that depends on it. Called by
-//! `main`; knows nothing of sockets or of who launched it. Stopping and continuing is in [`standstill`].
+//! irqchip before vCPUs (they get their local APIC from it), CPUID before everything that depends on it. Knows
+//! nothing of sockets or of the process that launched it. Stopping and continuing is in [`standstill`].
 
+pub(crate) mod drill_hooks;
+mod error;
+pub mod phase;
 mod standstill;
+pub(crate) mod timeslice;
+
+pub use error::MachineError;
 
 use crate::{
     arch::x86_64::{
@@ -15,18 +21,22 @@ use crate::{
         GuestAccess,
         board::{Board, lock},
         console::{BoundedLog, SerialConsole},
-        virtio::device::{GuestMemory, Interrupt, VirtioDevice},
-        virtio::transport::{MmioTransport, QueueLimitError, RestoreError},
+        virtio::{
+            device::{Interrupt, VirtioDevice},
+            transport::MmioTransport,
+        },
     },
     memory,
-    shared::Shared,
+    memory::GuestMemory,
     snapshot::MachineState,
     stats::VcpuCounters,
     timeline::StartTimes,
     vcpu::{self, VcpuContext, VcpuThread},
 };
+use error::{host, kvm};
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use phase::Shared;
 use sandboxvm_protocol::machine::{HostMode, MemorySize, VcpuCount};
 use std::{
     fs::File,
@@ -34,101 +44,6 @@ use std::{
     sync::{Arc, PoisonError},
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-/// Why a machine cannot be built.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// /dev/kvm.
-    #[error("cannot open /dev/kvm: {0}; run as root or as a member of the group that owns it")]
-    OpenKvm(kvm_ioctls::Error),
-    /// A KVM call failed.
-    #[error("{call} failed: {source}")]
-    Kvm {
-        /// The ioctl.
-        call: &'static str,
-        /// Why.
-        source: kvm_ioctls::Error,
-    },
-    /// CPUID table.
-    #[error("this host's CPUID has more entries than KVM takes back")]
-    Cpuid,
-    /// A host resource.
-    #[error("{what}: {source}")]
-    Host {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// Memory.
-    #[error(transparent)]
-    Memory(#[from] memory::MemoryError),
-    /// Command line.
-    #[error(transparent)]
-    Cmdline(#[from] cmdline::CmdlineError),
-    /// Kernel.
-    #[error(transparent)]
-    Boot(#[from] boot::BootError),
-    /// Registers.
-    #[error(transparent)]
-    Registers(#[from] registers::RegistersError),
-    /// A device asks for what virtio does not have.
-    #[error(transparent)]
-    QueueLimit(#[from] QueueLimitError),
-    /// KVM's state.
-    #[error(transparent)]
-    State(#[from] state::StateError),
-    /// A device's state.
-    #[error("the snapshot does not fit this machine: {0}")]
-    Device(#[from] RestoreError),
-    /// Made on another kind of host.
-    #[error("the snapshot was made in host mode {saved}, this host is in mode {here}; make it again here")]
-    OtherHostMode {
-        /// Mode it was made in.
-        saved: HostMode,
-        /// Mode of this host.
-        here: HostMode,
-    },
-    /// Another shape than the snapshot's.
-    #[error("the snapshot has {saved} {what}, the machine {here}")]
-    OtherShape {
-        /// What differs.
-        what: &'static str,
-        /// In the snapshot.
-        saved: usize,
-        /// In the machine.
-        here: usize,
-    },
-    /// More devices than interrupt lines.
-    #[error("{0} virtio devices do not fit the {max} interrupt lines there are", max = layout::LAST_GSI - layout::VIRTIO_GSI + 1)]
-    TooManyDevices(usize),
-}
-
-impl MachineError {
-    /// True when another configuration would work on this host; false when the host is at fault.
-    #[must_use]
-    pub fn is_bad_config(&self) -> bool {
-        matches!(
-            self,
-            Self::Cmdline(_)
-                | Self::Boot(_)
-                | Self::TooManyDevices(_)
-                | Self::Memory(_)
-                | Self::State(_)
-                | Self::Device(_)
-                | Self::OtherHostMode { .. }
-                | Self::OtherShape { .. }
-        )
-    }
-}
-
-fn kvm(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
-    move |source| MachineError::Kvm { call, source }
-}
-
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
-    move |source| MachineError::Host { what, source }
-}
 
 fn eventfd() -> Result<EventFd, MachineError> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("cannot create an eventfd"))
@@ -155,9 +70,9 @@ pub struct MachineParts {
     pub devices: Vec<Box<dyn VirtioDevice>>,
 }
 
-/// What a booting machine needs beside.
+/// What a machine that boots needs in addition.
 #[derive(Debug)]
-pub struct BootParts {
+pub struct BootSource {
     /// vCPUs.
     pub vcpus: VcpuCount,
     /// An ELF vmlinux.
@@ -193,7 +108,7 @@ impl Machine {
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn boot(parts: MachineParts, mut boot: BootParts) -> Result<Self, MachineError> {
+    pub fn boot(parts: MachineParts, mut boot: BootSource) -> Result<Self, MachineError> {
         let mode = parts.host_mode;
         add_memory_and_irqchip(&parts)?;
         let line = cmdline::build(mode, parts.devices.len(), &boot.cmdline_extra)?;

@@ -1,9 +1,8 @@
 //! A user that nobody else is, and no privilege at all.
 
 use super::{
-    ConfineError, isolation,
-    isolation::failed,
-    step,
+    error::{ConfineError, failed, step},
+    isolation,
     switches::{Protection, is_off},
 };
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};

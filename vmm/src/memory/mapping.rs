@@ -1,7 +1,7 @@
-//! Guest memory and its memslots. Owns the mappings; called by [`crate::machine`] and, where memory is given back, by
-//! the event loop and [`crate::devices::virtio::balloon`].
+//! Allocates guest memory, registers it as memslots, and gives pages back to the host.
 
-use crate::{arch::x86_64::layout, devices::virtio::device::GuestMemory, snapshot::memory_map::host_parts};
+use super::{GuestMemory, pages::host_parts};
+use crate::arch::x86_64::layout;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use sandboxvm_protocol::machine::MemorySize;
