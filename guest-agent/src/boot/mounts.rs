@@ -7,7 +7,6 @@
 //! ```
 //! After [`enter_root`] the agent's disk and the overlay's layers are in no mount tree any more: processes cannot name
 //! them. (Guest root can mount the disks again by their device; the agent's is read-only at the VMM.)
-//! Called by boot, and once more by shutdown.
 
 use rustix::fs::{Access, Mode, access, mkdir, symlink};
 use rustix::io::Errno;

@@ -5,6 +5,7 @@
 //! channel   frames on the connection: data in, data and replies out
 //! operation which part does what
 //! inspect   stat, list                      failure   errors as the wire has them
+//! describer what one file is
 //! details   where links lead, metadata      mounts    file systems that are not the guest's own
 //! change    mkdir, move, remove, chmod, chown
 //! content   a file's bytes, in and out      archive   trees, in and out
@@ -20,6 +21,7 @@ mod archive;
 mod change;
 mod channel;
 mod content;
+mod describer;
 mod details;
 mod failure;
 mod inspect;

@@ -5,9 +5,10 @@
 //! that name, but of a file that was made, if none was there, and written to.
 
 use super::channel::Channel;
+use super::describer::Describer;
 use super::details::Reader;
 use super::failure::{Trouble, refused};
-use super::inspect::{Describer, describe};
+use super::inspect::describe;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, lstat, openat};

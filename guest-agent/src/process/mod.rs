@@ -11,18 +11,18 @@
 //! output       its stdout, stderr or terminal
 //! title        what it was started as, cut to be shown
 //! scrollback   the last of its output, where nobody may have taken it
-//! kept         that, and the connections that look at it
+//! scrollback_state  that, and the connections that look at it
 //! ```
-//! Called by the server, which owns the table of [`Process`]es and all waiting.
+//! Nothing here waits: the server does, and owns the table of [`Process`]es.
 
 pub(crate) mod cgroups;
 mod child;
 mod environment;
-pub(crate) mod kept;
 pub(crate) mod limit_counts;
 pub(crate) mod output;
 mod program;
 pub(crate) mod scrollback;
+pub(crate) mod scrollback_state;
 pub(crate) mod spawn;
 pub(crate) mod stdin;
 mod strings;
@@ -30,11 +30,11 @@ mod terminal;
 mod title;
 pub(crate) mod user;
 
-use crate::server::slab::Key;
-use kept::Kept;
+use crate::slab::Key;
 use output::Output;
 use rustix::process::Pid;
 use sandboxvm_protocol::agent::{ExitStatus, OnDisconnect, SignalNumber, TerminalSize};
+use scrollback_state::ScrollbackState;
 use stdin::Stdin;
 use title::Title;
 
@@ -51,7 +51,7 @@ pub(crate) struct Process {
     pub(crate) owner: Option<Key>,
     /// Its output and whoever looks at it, once its owner alone will not do. Always there for a process without an
     /// owner, but one that was killed for that.
-    pub(crate) kept: Option<Box<Kept>>,
+    pub(crate) kept: Option<Box<ScrollbackState>>,
     /// The connection whose stdin it takes.
     pub(crate) feeder: Option<Key>,
     /// It was given a terminal.

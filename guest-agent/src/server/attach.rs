@@ -2,10 +2,11 @@
 //!
 //! The table of processes is all there is to find: a PID that no host was ever told belongs to nobody here.
 
+use super::answer::{Outcome, bad_request};
 use super::clock::now;
-use super::requests::{Outcome, bad_request};
-use super::slab::Key;
-use super::{Process, Server};
+use super::state::Server;
+use crate::process::Process;
+use crate::slab::Key;
 use sandboxvm_protocol::agent::process::{
     AttachRequest, Attached, MAX_PAGE, ProcessInfo, ProcessPage, ProcessState, View,
 };

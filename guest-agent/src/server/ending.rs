@@ -4,7 +4,7 @@
 //! (disks, reset) is the caller's.
 
 use super::clock::{later, now};
-use super::{Role, Server};
+use super::state::{Ending, Role, Server};
 use sandboxvm_protocol::agent::SignalNumber;
 use std::time::Duration;
 
@@ -14,29 +14,6 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How long hosts may take to read what was said last, and then the VMM to receive it: none of the connections is waited
 /// for that begins to close later than this.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
-
-/// How far a shutdown has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// None was asked for.
-    No,
-    /// SIGTERM was sent; SIGKILL follows at this time.
-    Terminating(u64),
-    /// SIGKILL was sent; given up at this time.
-    Killing(u64),
-    /// No process is left; what they said last has until this time to be sent.
-    Parting(u64),
-}
-
-impl Ending {
-    /// When it next needs attention.
-    pub(super) fn deadline(self) -> Option<u64> {
-        match self {
-            Self::No => None,
-            Self::Terminating(at) | Self::Killing(at) | Self::Parting(at) => Some(at),
-        }
-    }
-}
 
 impl Server {
     /// Starts the end of the machine: everything gets SIGTERM now, and SIGKILL after `grace`.

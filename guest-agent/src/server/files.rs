@@ -1,10 +1,9 @@
 //! Requests about files: each is handed to a process of its own, with its connection, and only reaped here.
 
-use super::Server;
-use super::ending::Ending;
-use super::requests::{Outcome, bad_request, internal};
-use super::slab::Key;
+use super::answer::{Outcome, bad_request, internal};
+use super::state::{Ending, Server};
 use crate::files::{self, Handover};
+use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::files::FileRequest;
 use sandboxvm_protocol::agent::{Failure, FailureKind};

@@ -3,7 +3,7 @@
 //! A listening vsock socket survives a transport reset (only connected ones are reset, net/vmw_vsock/virtio_transport.c),
 //! so a restored machine is reachable at once.
 
-use super::ServerError;
+use super::error::ServerError;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with,

@@ -1,22 +1,19 @@
 //! What hosts ask for: from received bytes to an answer or a process.
 
+use super::answer::{Outcome, bad_request, frame_failure, internal};
 use super::clock::{later, now};
 use super::connection::{Connection, End, Received};
-use super::ending::Ending;
-use super::slab::Key;
+use super::state::{Ending, MAX_PROCESSES, Role, Server};
 use super::token::{Pipe, Token};
-use super::{MAX_PROCESSES, Role, Server};
 use crate::identity;
+use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, OnDisconnect, WIRE};
-use sandboxvm_protocol::frame::{Frame, FrameError, FrameKind};
+use sandboxvm_protocol::frame::{Frame, FrameKind};
 use std::time::Duration;
 
 /// Buffers of [`Server::hear_out`] at most: far more than a socket holds, for a host that never stops.
 const HEARD_OUT: usize = 64;
-
-/// Whether a connection goes on after a frame.
-pub(super) type Outcome = Result<(), Failure>;
 
 impl Server {
     /// Takes what a connection has, once, and answers all of it in one send.
@@ -302,20 +299,4 @@ impl Server {
         // Not watched yet at all in its first turn; watching then begins with this flag.
         let _ = epoll::modify(&self.epoll, &*connection, data, flags);
     }
-}
-
-pub(super) fn bad_request(message: &str) -> Failure {
-    Failure { kind: FailureKind::BadRequest, message: message.to_owned() }
-}
-
-pub(super) fn internal(message: String) -> Failure {
-    Failure { kind: FailureKind::Internal, message }
-}
-
-fn frame_failure(error: &FrameError) -> Failure {
-    let kind = match error {
-        FrameError::Version { .. } => FailureKind::UnsupportedVersion,
-        _ => FailureKind::BadRequest,
-    };
-    Failure { kind, message: error.to_string() }
 }

@@ -8,14 +8,14 @@
 //! [`SCROLLBACK`] each, [`ALL_SCROLLBACK`] of all that run together, [`MAX_REMEMBERED`] that ended with
 //! [`REMEMBERED_OUTPUT`] between them.
 
-use super::Server;
 use super::clock::now;
 use super::connection::{Connection, End};
-use super::slab::{Key, Slab};
+use super::state::Server;
 use super::streams::{MESSAGES, put_message};
 use crate::process::Process;
-use crate::process::kept::{Kept, Watcher};
 use crate::process::scrollback::{SCROLLBACK, Scrollback};
+use crate::process::scrollback_state::{ScrollbackState, Watcher};
+use crate::slab::{Key, Slab};
 use sandboxvm_protocol::agent::process::View;
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus};
 use sandboxvm_protocol::frame::MAX_STREAM_BODY;
@@ -44,7 +44,7 @@ impl Server {
     /// From here on the output of a process is kept, whoever takes it.
     pub(super) fn keep(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key).filter(|process| process.kept.is_none()) else { return };
-        let mut kept = Box::new(Kept::new());
+        let mut kept = Box::new(ScrollbackState::new());
         if let Some(owner) = process.owner
             && !process.was_told
         {
@@ -70,7 +70,7 @@ impl Server {
             read_into(&mut kept.scrollback, process, &mut self.scratch);
         }
         let end = process.ended.filter(|_| process.is_finished());
-        let Kept { scrollback, watchers, .. } = &mut *kept;
+        let ScrollbackState { scrollback, watchers, .. } = &mut *kept;
         let mut is_behind = false;
         let mut served = Vec::new();
         watchers.retain_mut(|watcher| {
@@ -171,7 +171,7 @@ impl Server {
 }
 
 /// True while a host that attends the process takes nothing: then the process is not read from either.
-fn is_waited_for(kept: &Kept, connections: &mut Slab<Connection>) -> bool {
+fn is_waited_for(kept: &ScrollbackState, connections: &mut Slab<Connection>) -> bool {
     let mut attending = kept.watchers.iter().filter(|watcher| watcher.view == View::Attend);
     attending.any(|watcher| connections.get_mut(watcher.connection).is_some_and(|connection| connection.is_stalled()))
 }

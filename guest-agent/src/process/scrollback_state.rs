@@ -4,7 +4,7 @@
 //! to outlive its connection, when that is reset, and when another connection joins.
 
 use super::scrollback::Scrollback;
-use crate::server::slab::Key;
+use crate::slab::Key;
 use sandboxvm_protocol::agent::process::View;
 
 /// A connection that takes part in a process.
@@ -20,7 +20,7 @@ pub(crate) struct Watcher {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct ScrollbackState {
     pub(crate) scrollback: Scrollback,
     pub(crate) watchers: Vec<Watcher>,
     /// When the process was reaped, in nanoseconds of the monotonic clock.
@@ -29,7 +29,7 @@ pub(crate) struct Kept {
     pub(crate) is_remembered: bool,
 }
 
-impl Kept {
+impl ScrollbackState {
     pub(crate) fn new() -> Self {
         Self { scrollback: Scrollback::new(), watchers: Vec::new(), ended_at: None, is_remembered: false }
     }

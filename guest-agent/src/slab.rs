@@ -5,8 +5,8 @@
 /// Names one entry of a [`Slab`]: 24 bits of index, 32 of generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
-    pub(super) index: u32,
-    pub(super) generation: u32,
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
 }
 
 #[derive(Debug)]
