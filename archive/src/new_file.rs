@@ -1,5 +1,5 @@
-//! A regular file on its way to its place. Where it can be, it has no name until it is whole: then whoever is killed
-//! outright leaves nothing of it behind. What it replaces is there until then.
+//! A regular file on its way to its place. Where the file system allows it, the file has no name until it is complete, so a
+//! process that is killed meanwhile leaves nothing behind. The file that it replaces stays until then.
 //!
 //! Not every file system makes files without names (NFS, FUSE and others do not, nor overlayfs in older kernels): there
 //! the file has one of our own beside its place from the start, which stays when we are killed. No call replaces a name

@@ -1,4 +1,4 @@
-//! From bytes to entries. Takes a stream from anybody: what it holds in memory is one block, one entry's names and
+//! From bytes to entries. The stream may be hostile: what it holds in memory is one block, one entry's names and
 //! attributes (at most [`MAX_RECORDS`]) and one map of extents, and every number is checked before it is used.
 
 use crate::{
@@ -97,7 +97,7 @@ impl<R: Read> Reader<R> {
                 header::PAX => self.content(size).and_then(|bytes| overrides.take(&bytes))?,
                 header::GNU_LONG_NAME => overrides.path = Some(self.long_name(size)?),
                 header::GNU_LONG_LINK => overrides.link = Some(self.long_name(size)?),
-                // For nobody in particular: passed over.
+                // Not about any entry: skipped.
                 _ => self.begin_content(size)?,
             }
         }
@@ -300,7 +300,7 @@ impl<R: Read> Reader<R> {
         while more {
             let mut block = [0; BLOCK];
             blocks += 1;
-            // Blocks may be empty, so that their number has a bound of its own.
+            // Blocks may be empty, so their number has a separate bound.
             if blocks > sparse::MAX_EXTENTS || !self.read_block(&mut block)? {
                 return Err(damaged());
             }

@@ -35,7 +35,7 @@ pub(crate) fn find(file: BorrowedFd<'_>, size: u64) -> Option<Vec<Extent>> {
     (!is_whole).then_some(extents)
 }
 
-/// True when the extents are in order and within `size`.
+/// Returns true when the extents are ascending and within `size`.
 pub(crate) fn are_valid(extents: &[Extent], size: u64) -> bool {
     let mut end = 0;
     extents.iter().all(|extent| {

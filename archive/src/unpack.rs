@@ -1,7 +1,7 @@
 //! From an archive to a directory. Each file is written without a name, or under one of our own, and then put in its place,
-//! so that nobody sees half of one and what was there stays until then; nothing that is there is ever opened for writing.
+//! so that no process sees half a file and the previous file stays until then; no existing file is ever opened for writing.
 //!
-//! With [`Trust::Nothing`] the archive may be anybody's: nothing outside the directory is touched, whatever the archive
+//! With [`Trust::Nothing`] the archive may be hostile: nothing outside the directory is touched, whatever the archive
 //! says and whatever an archive before it left there. Such an archive makes regular files, directories, symbolic links
 //! and further names of files it made itself, and nothing else. No symbolic link is ever followed, so where one points
 //! does not matter. What it may take of disk and inodes is capped by [`UnpackPolicy`], holes counted as if they were
@@ -81,10 +81,10 @@ pub enum UnpackError {
 /// Whose archive it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// Anybody's: everything stays below the directory, and no symbolic link is followed.
+    /// The archive may be hostile: everything stays below the directory, and no symbolic link is followed.
     Nothing,
-    /// That of whoever owns the directory: symbolic links to directories that are there are followed, and paths from the
-    /// root are taken as from the directory.
+    /// The archive is trusted as much as the directory: existing symbolic links to directories are followed, and paths from
+    /// the root are taken as from the directory.
     Target,
 }
 
@@ -97,8 +97,8 @@ pub struct UnpackPolicy<'a> {
     pub max_bytes: u64,
     /// Most entries.
     pub max_entries: u64,
-    /// Give files the owners and the set-user-ID and set-group-ID bits that the archive states; else they belong to
-    /// whoever unpacks, and have none.
+    /// Give files the owners and the set-user-ID and set-group-ID bits that the archive states. Otherwise they
+    /// belong to the user that unpacks, and have none of these bits.
     pub keep_owner: bool,
     /// Give the directory itself the mode and time that the archive states for `.`.
     pub adopt_root: bool,
@@ -155,7 +155,7 @@ struct Unpacking<'a> {
     totals: Totals,
     /// Device and inode of the files made, where only they may get further names.
     made: BTreeSet<(u64, u64)>,
-    /// Files have no name until they are whole. Not in a sandbox, whose agent nobody kills: it would only cost more there.
+    /// Files have no name until they are complete. Not in a sandbox: its agent is never killed, so that would only cost more.
     may_be_unnamed: bool,
     /// New directories that entries may still come for, each within the one before.
     pending: Vec<(Vec<u8>, Entry)>,
@@ -235,7 +235,7 @@ impl<'a> Unpacking<'a> {
         match mkdirat(parent, name, Mode::RWXU) {
             Ok(()) => self.pend(normal, entry),
             Err(Errno::EXIST) => {
-                // A link to a directory will do for whoever trusts the target.
+                // A link to a directory is good enough where the target is trusted.
                 let flags = if reach == Reach::Beneath { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
                 let about = statat(parent, name, flags).map_err(fail("look at", &entry))?;
                 if FileType::from_raw_mode(about.st_mode) == FileType::Directory {
@@ -268,7 +268,7 @@ impl<'a> Unpacking<'a> {
         let fail = fail("set mode and time of", entry);
         let (base, reach) = (self.parents.base(), self.parents.reach());
         let directory = match place::open_directory(base, normal, reach, OFlags::RDONLY) {
-            // It was replaced since, by an entry of its own name.
+            // It was replaced since, by a later entry with the same name.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             opened => opened.map_err(&fail)?,
         };

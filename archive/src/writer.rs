@@ -94,7 +94,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Some of the content of the entry that was begun; what is more than it stated is left out.
+    /// Writes some of the content of the entry that was begun. Bytes beyond the size that it stated are left out.
     ///
     /// # Errors
     /// When the output takes no more.

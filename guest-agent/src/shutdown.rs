@@ -15,7 +15,7 @@ pub(crate) fn in_order(notify: &mut NotifyPort) -> ! {
     reset()
 }
 
-/// Says on the console why the machine cannot go on, and resets it without the byte that means an orderly end.
+/// Reports on the console why the machine cannot continue, and resets it without the byte that means an orderly end.
 pub(crate) fn stop_after(cause: &dyn Display) -> ! {
     eprintln!("sandboxvm-agent: {cause}");
     rustix::fs::sync();

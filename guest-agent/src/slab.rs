@@ -1,6 +1,10 @@
 //! A table whose keys stay unambiguous: a key of a removed entry never finds the entry that took its place.
 //!
 //! The server stores keys in epoll; events of one batch may speak of what an earlier event of the batch removed.
+//!
+//! The crate `slotmap` has such keys too. It would not replace much: the limit, the value that is handed back at the limit and
+//! the 24 bits of index (see `server/token.rs`) would still be written here, and PID 1 would get a dependency that is built on
+//! unions and `unsafe`.
 
 /// Names one entry of a [`Slab`]: 24 bits of index, 32 of generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

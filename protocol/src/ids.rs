@@ -18,7 +18,7 @@ pub enum IdError {
     Cid(u32),
 }
 
-/// `[a-z0-9]{8,32}`, unique for ever.
+/// `[a-z0-9]{8,32}`. Never used for another sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SandboxId(String);
@@ -104,7 +104,7 @@ impl fmt::Display for SandboxName {
     }
 }
 
-/// A vsock context ID that a guest may have. Each VM has a vsock of its own, so all guests share [`GuestCid::DEFAULT`].
+/// A vsock context ID that a guest may have. Each VM has its own vsock device, so all guests share [`GuestCid::DEFAULT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct GuestCid(u32);

@@ -167,8 +167,8 @@ pub struct Session {
 /// When there is none to run.
 pub fn run_launched(process_start: u64) -> Result<ExitReason, BringUpError> {
     confine::drop_inherited_files();
-    // A session of its own: the signals of a terminal are not for a machine that outlives the command it was typed in.
-    // It fails where this process leads its group already, which is as good.
+    // A new session: the signals of a terminal are not for a machine that outlives the command that was typed there. This
+    // fails where the process leads its group already, which is just as good.
     let _ = rustix::process::setsid();
     let channel = stdin()
         .try_clone_to_owned()
@@ -329,7 +329,7 @@ fn add_common_devices(
     Ok(())
 }
 
-/// The last of a machine's devices; a machine that goes on from a snapshot without it has none.
+/// The last of a machine's devices; a machine that is restored from a snapshot without it has none.
 fn add_balloon(devices: &mut Vec<Box<dyn VirtioDevice>>, released: &Arc<ReleasedPages>) -> Result<(), BringUpError> {
     let balloon = BalloonDevice::new(Arc::clone(released))
         .map_err(|source| BringUpError::Io { what: "the balloon device", source })?;
@@ -392,8 +392,8 @@ fn build_child(child: ForkedChild) -> Result<Session, BringUpError> {
 }
 
 impl Session {
-    /// Runs the machine to its end. In a forked child this goes on with the child's machine, so it may return in more
-    /// than one process.
+    /// Runs the machine to its end. In a forked child this continues with the child's machine, so it may return in more than
+    /// one process.
     ///
     /// # Errors
     /// When a forked child cannot be made to run.

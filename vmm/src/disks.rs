@@ -33,7 +33,7 @@ pub enum DisksError {
     /// Its layers.
     #[error(transparent)]
     Layers(#[from] LayeredDiskError),
-    /// Nobody to merge them.
+    /// No process to merge them.
     #[error(transparent)]
     Writer(#[from] WriterError),
     /// Too many or too few files.
@@ -89,7 +89,7 @@ impl Disks {
         if given == disks { Ok(()) } else { Err(DisksError::Count { given, disks }) }
     }
 
-    /// Freezes what is written of every disk and goes on in `tops`.
+    /// Freezes the top layer of every disk and continues in `tops`.
     ///
     /// # Errors
     /// When one cannot; the ones before it have their new top already, which changes nothing that a guest sees.

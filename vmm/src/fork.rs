@@ -150,7 +150,7 @@ pub struct Inheritance {
 /// A new process about to become a machine.
 #[derive(Debug)]
 pub struct ForkedChild {
-    /// State to go on from.
+    /// State to continue from.
     pub state: MachineState,
     /// Its own files.
     pub files: ChildFiles,

@@ -27,7 +27,7 @@ impl SpareDescriptor {
             Err(_) => return None,
         }
         self.0 = None;
-        // Closed at once: the client reads an end of file, and may come again.
+        // Closed immediately: the client reads an end of file, and may connect again.
         drop(listener.accept());
         *self = Self::take();
         None

@@ -56,7 +56,7 @@ impl Kick {
     }
 }
 
-/// A vCPU thread, and the vCPU for whoever closed the gate.
+/// A vCPU thread, and the vCPU for the thread that closed the gate.
 #[derive(Debug)]
 pub struct VcpuThread {
     vcpu: Arc<Mutex<VcpuFd>>,

@@ -156,7 +156,7 @@ pub(super) fn enter_root() -> Result<(), MountError> {
     move_dev()?;
     let pivot = |step| move |errno| MountError::Pivot { step, errno };
     chdir("/newroot").map_err(pivot("chdir to it"))?;
-    // Both "." : the old root lands on top of the new one and is detached at once, so no directory has to hold it
+    // Both "." : the old root lands on top of the new one and is detached next, so no directory has to hold it
     // (pivot_root(2), NOTES).
     pivot_root(".", ".").map_err(pivot("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(pivot("detach the old root"))?;

@@ -14,8 +14,8 @@
 //! The agent itself never waits for a disk or for a host that reads slowly: it forks (it is a single thread, so that the
 //! copy is whole) and forgets the connection. The process takes on the user it was asked to be, keeps no descriptor of
 //! the agent's but the connection, and blocks: vsock's credit holds it back, its end is the end of the request, and
-//! killing it is how a request is given up. The connection's end is noticed with the next byte either way, or at once
-//! where nothing else is waited for. Nothing here is ever executed by PID 1.
+//! killing it is how a request is given up. The process notices the connection's end with the next byte either way, or
+//! immediately where it waits for nothing else. PID 1 executes nothing here.
 
 mod archive;
 mod change;

@@ -2,7 +2,7 @@
 //!
 //! Owns the socket, the partial frame received and the bytes the socket would not take. The latter are at most what
 //! one pass of the server produced, because a pass only reads from a process while nothing is left from the last one.
-//! Knows nothing of processes but the key of its own.
+//! Knows nothing of processes but a key.
 
 use super::listener::Transport;
 use crate::slab::Key;

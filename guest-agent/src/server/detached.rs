@@ -4,7 +4,7 @@
 //! ```text
 //! pipes --read--> scrollback --each at its own pace--> connections that watch
 //! ```
-//! Such a process is read from whether or not anybody watches, and waits only for those who attend it. Bounds: one
+//! Such a process is read from whether or not a host watches it, and waits only for hosts that attend it. Bounds: one
 //! [`SCROLLBACK`] each, [`ALL_SCROLLBACK`] of all that run together, [`MAX_REMEMBERED`] that ended with
 //! [`REMEMBERED_OUTPUT`] between them.
 
@@ -41,7 +41,7 @@ enum Progress {
 }
 
 impl Server {
-    /// From here on the output of a process is kept, whoever takes it.
+    /// Keeps the output of a process from now on, whether or not a host takes it.
     pub(super) fn keep(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key).filter(|process| process.kept.is_none()) else { return };
         let mut kept = Box::new(ScrollbackState::new());
@@ -117,8 +117,8 @@ impl Server {
         }
     }
 
-    /// A process ended and all its output is kept: all that it still holds is given up, and so are others that ended
-    /// before it, if they are too many now.
+    /// A process ended and all its output is kept: releases what it still holds, and forgets processes that ended before it
+    /// if there are too many now.
     fn remember(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key) else { return };
         process.outputs = [None, None];
@@ -140,7 +140,7 @@ impl Server {
         kept.filter(|kept| kept.is_remembered).map(|kept| kept.scrollback.cost()).sum()
     }
 
-    /// A process starts with this PID: whatever had it before is not found by it any more.
+    /// A process starts with this PID: a remembered process that had the same PID is forgotten.
     pub(super) fn pid_is_reused(&mut self, pid: u32) {
         let processes = &mut self.processes;
         let mut has_it = |key: &Key| processes.get_mut(*key).is_some_and(|process| process.number() == pid);
@@ -151,7 +151,8 @@ impl Server {
         }
     }
 
-    /// Lets go of a process that ended. Who still looks at it is told how it ended, and what is not shown any more.
+    /// Forgets a process that ended. Connections that still watch it receive the number of bytes that they miss, and its exit
+    /// status.
     fn forget(&mut self, key: Key) {
         let Some(process) = self.processes.remove(key) else { return };
         let (Some(kept), Some(status)) = (process.kept, process.ended) else { return };

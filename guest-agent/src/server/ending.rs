@@ -1,7 +1,7 @@
 //! The end of the machine as the server sees it: every process gets the chance to end, then no choice.
 //!
-//! Serving goes on meanwhile, so that last words and exit statuses reach their hosts. What comes after the last process
-//! (disks, reset) is the caller's.
+//! The server keeps serving meanwhile, so that last output and exit statuses reach their hosts. What comes after the last
+//! process (disks, reset) is up to the caller.
 
 use super::clock::{later, now};
 use super::state::{Ending, Role, Server};
@@ -45,9 +45,9 @@ impl Server {
         }
     }
 
-    /// Closes all connections and waits for the VMM to confirm that. The kernel sends what a vsock was given when it
-    /// comes to it, and a machine that is reset takes the rest along: the answer to the shutdown, exit statuses. What a
-    /// client does not read from the VMM is lost all the same.
+    /// Closes all connections and waits for the VMM to confirm that. The kernel sends the bytes of a vsock connection later,
+    /// and a reset of the machine would lose the rest: the answer to the shutdown, exit statuses. What a client does not read
+    /// from the VMM is lost anyway.
     pub(super) fn part_with_hosts(&mut self) {
         let deadline = later(LAST_WORDS_WITHIN);
         let open: Vec<_> = self.connections.iter_mut().map(|(key, _)| key).collect();

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-/// The server cannot start or go on.
+/// Why the server cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
     /// No listening socket.

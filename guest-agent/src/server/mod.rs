@@ -56,7 +56,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use token::{Pipe, Token};
 
-/// Most connections at a time; one more is told so and closed.
+/// Maximum number of connections. One more receives a failure and is closed.
 const MAX_CONNECTIONS: u32 = 1024;
 
 /// How long accepting pauses when there is no file or memory for another connection.
@@ -213,14 +213,14 @@ impl Server {
                     Err(mut connection) => {
                         let message = format!("too many connections: the agent serves {MAX_CONNECTIONS} at a time");
                         connection.queue(&AgentMessage::Failed(Failure { kind: FailureKind::Resources, message }));
-                        // It is closed at once, whether or not this got through.
+                        // The connection is closed in either case.
                         let _ = connection.flush();
                     }
                 }
             }
-            Accepted::Nobody => {}
+            Accepted::None => {}
             Accepted::Exhausted => {
-                // Level-triggered, the listener would wake us for ever.
+                // The listener is level-triggered: it would wake the agent without end.
                 let _ = epoll::delete(&self.epoll, &self.listener);
                 self.accept_again = Some(later(ACCEPT_PAUSE));
             }
@@ -352,7 +352,7 @@ impl Server {
         self.make_due(process_key);
     }
 
-    /// What the end of the connection that started it means for a process.
+    /// Does what the end of the connection that started a process means for that process.
     fn lose_owner(&mut self, key: Key, connection: &Connection, end: End) {
         let Some(process) = self.processes.get_mut(key) else { return };
         match (end, process.on_disconnect) {
@@ -360,7 +360,7 @@ impl Server {
             (End::HostGone, OnDisconnect::Kill) => {
                 process.signal(SignalNumber::KILL);
                 process.stdin = None;
-                // Others may want to see its last words.
+                // Other connections may want to see its last output.
                 if process.kept.is_none() {
                     process.outputs = [None, None];
                 }

@@ -54,15 +54,15 @@ pub(super) enum Dialled {
 /// One direction.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// An event said so, and no read has come up empty since.
+    /// An event reported bytes, and no read has come up empty since.
     pub(super) readable: bool,
     /// The source has ended its stream.
     pub(super) ended: bool,
     /// What the sink would not take yet.
     pub(super) pending: Vec<u8>,
-    /// So much of that it took.
+    /// How many of those bytes the sink took.
     sent: usize,
-    /// The end was passed on, or nobody takes anything any more.
+    /// The end was passed on, or the sink takes nothing any more.
     pub(super) over: bool,
 }
 
@@ -74,7 +74,7 @@ pub(super) enum Broken {
 }
 
 impl Stream {
-    /// Moves some of what there is; true when there may be more at once.
+    /// Moves some of the pending bytes. Returns true when more may be moved right away.
     pub(super) fn pump(&mut self, source: impl AsFd, sink: impl AsFd, buffer: &mut [u8]) -> Result<bool, Broken> {
         let room = buffer.len().min(CHUNK);
         let buffer = &mut buffer[..room];
@@ -120,7 +120,7 @@ impl Stream {
         Ok(true)
     }
 
-    /// Nobody takes it any more.
+    /// Drops this direction: its sink takes nothing any more.
     pub(super) fn give_up(&mut self) {
         *self = Self { over: true, ended: true, ..Self::default() };
     }

@@ -1,13 +1,13 @@
 //! Connections of hosts to programs in the guest: a host's connection on one side, a TCP connection to the guest's own
-//! loopback on the other, bytes in between, each direction with an end of its own.
+//! loopback on the other, bytes in between, each direction closed separately.
 //!
 //! ```text
 //! Connect ──> Dialling ──refused, 127.0.0.1──> Dialling, ::1 ──refused──> Failed
 //!                └──────────────connected──────────┴──────────> Open ──both directions over──> gone
 //! ```
 //! A direction reads only while nothing waits to be sent, so a side that takes nothing stalls the other, and one chunk is
-//! all that is held. Either side may end its stream and go on reading. Programs and hosts are equally free to misbehave:
-//! what one of them does ends this relay and touches no other.
+//! all that is held. Either side may end its stream and keep reading. A program or a host that misbehaves ends this
+//! relay and no other.
 
 use super::answer::{Outcome, bad_request, internal};
 use super::connection::End;

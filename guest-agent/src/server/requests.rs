@@ -38,7 +38,7 @@ impl Server {
         }
     }
 
-    /// Takes all that a host has sent so far, as it will not be heard later, or not in time.
+    /// Takes all that a host has sent so far, since it will not be read later, or not in time.
     pub(super) fn hear_out(&mut self, key: Key) {
         for _ in 0..HEARD_OUT {
             let Some(connection) = self.connections.get_mut(key).filter(|it| !it.closing && it.relay.is_none()) else {
@@ -49,7 +49,7 @@ impl Server {
         }
     }
 
-    /// The host of a connection takes no more. What it said before it left still counts.
+    /// The host of a connection reads no more. Requests that it sent before still count.
     pub(super) fn lose_host(&mut self, key: Key, end: End) {
         if end == End::HostGone {
             self.hear_out(key);
@@ -80,7 +80,7 @@ impl Server {
                 return;
             }
             if let Some(request) = self.file_request.take() {
-                // What follows on this connection is for whoever serves that.
+                // What follows on this connection is for the process that serves the request.
                 self.hand_over(key, decoder, *request);
                 return;
             }

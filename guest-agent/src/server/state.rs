@@ -56,7 +56,7 @@ pub(crate) struct Server {
     pub(super) epoll: OwnedFd,
     pub(super) signals: OwnedFd,
     pub(super) listener: Listener,
-    /// When accepting goes on after a pause.
+    /// When accepting resumes after a pause.
     pub(super) accept_again: Option<u64>,
     pub(super) connections: Slab<Connection>,
     /// Those that run, and those that ended and are remembered.

@@ -88,7 +88,7 @@ impl Server {
         }
     }
 
-    /// The socket takes bytes again: sends what waited, and lets the process go on.
+    /// The socket takes bytes again: sends what waited, and lets the process continue.
     pub(super) fn resume(&mut self, key: Key) {
         self.flush(key);
         if let Some(connection) = self.connections.get_mut(key)

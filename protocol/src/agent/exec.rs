@@ -60,15 +60,16 @@ pub enum StdinSource {
 }
 
 /// What happens to a process whose connection ends before it does. A transport reset (restore, fork) is not an end:
-/// the process then always runs on, and is from then on as one with [`Self::Keep`].
+/// the process then keeps running in every case, and is treated as one with [`Self::Keep`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnDisconnect {
     /// SIGKILL to its process group.
     Kill,
-    /// It runs on and its stdin ends. The last of what it writes from then on is kept; agents of wire version 1 drop it.
+    /// It keeps running and its stdin ends. The last of what it writes from then on is kept; agents of wire version 1 drop
+    /// it.
     RunOn,
-    /// It runs on, its stdin stays as it is, and the last of its output and its exit status are kept for whoever
-    /// attaches to it. Nobody need ever take its output: it never waits for that.
+    /// It keeps running, its stdin stays as it is, and the last of its output and its exit status are kept for any client
+    /// that attaches to it. It never waits for a client to read its output.
     Keep,
 }
 

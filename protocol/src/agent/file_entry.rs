@@ -140,10 +140,10 @@ pub enum ChangeKind {
     Written,
     /// It is gone.
     Removed,
-    /// It was moved away; where to is told as [`Self::Created`], if that is watched.
+    /// It was moved away. If the new place is watched too, it is reported as [`Self::Created`].
     Renamed,
     /// Mode, owner or times changed.
     AttributesChanged,
-    /// Changes were too many to be told: some are missing here.
+    /// There were more changes than can be reported: some are missing here.
     Missed,
 }

@@ -18,8 +18,7 @@
 //! held back by the transport's credit alone. A host that goes away before `StdinEof` has changed nothing of what
 //! [`FileOperation::Write`] was to replace.
 //!
-//! What the agent says is a guest's word: capped here, and paths and names are for whoever asked, to be escaped before
-//! they are shown.
+//! What the agent says is a guest's word: capped here, and the client escapes paths and names before it shows them.
 
 use super::details::{FileDetails, FileMetadata, MAX_DETAILS, Observation};
 pub use super::file_entry::{
@@ -213,14 +212,14 @@ pub struct FileTotals {
 /// What the agent says of files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileReply {
-    /// Granted: data follows, is awaited, or changes are told from now on. The entry is what is read or archived, or the
-    /// directory that is watched or extracted into.
+    /// Accepted: data follows, the agent waits for data, or it reports changes from now on. The entry is what is read or
+    /// archived, or the directory that is watched or extracted into.
     Begun(Option<FileEntry>),
     /// One entry; the last message.
     Entry(FileEntry),
     /// Some of a list.
     Entries(#[serde(with = "capped::List::<MAX_ENTRIES>")] Vec<FileEntry>),
-    /// Some changes, in order.
+    /// Some changes, oldest first.
     Changes(#[serde(with = "capped::List::<MAX_CHANGES>")] Vec<FileChange>),
     /// All is done; the last message.
     Done(FileTotals),
@@ -230,7 +229,7 @@ pub enum FileReply {
     Details(FileDetails),
     /// Some of a list.
     DetailsPage(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<FileDetails>),
-    /// Some changes, in order.
+    /// Some changes, oldest first.
     Observed(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<Observation>),
 }
 

@@ -15,14 +15,14 @@
 //! Attach{pid, ...}                 ->    Attached, then output and Exited as above; Stdin, Signal, Resize as above
 //! SignalProcess{pid, signal}       ->    Signalled
 //! ```
-//! What is done with files has a connection of its own ([`files`]).
+//! A request for files has a separate connection ([`files`]).
 //! A connection can become one to a TCP port of the guest's loopback ([`port`]):
 //! ```text
 //! Connect{port}                    ->
 //!                                  <-    Connected | Failed
 //! ```
-//! The host sends nothing between `Connect` and `Connected`; from there on both directions are bytes without frames, each
-//! with an end of its own (vsock SHUTDOWN), and a connection to the program in the guest is at the other end of them.
+//! The host sends nothing between `Connect` and `Connected`. After that, both directions carry the program's bytes without
+//! frames, and each direction is closed separately (vsock SHUTDOWN).
 //!
 //! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
 //! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
@@ -74,7 +74,7 @@ pub const STDIN_WINDOW: u32 = 256 * 1024;
 pub enum HostMessage {
     /// First on every connection.
     Hello {
-        /// Oldest wire version the host can go on with.
+        /// Oldest wire version that the host speaks.
         oldest: u8,
         /// Newest.
         newest: u8,
@@ -89,9 +89,9 @@ pub enum HostMessage {
     Signal(SignalNumber),
     /// The host's terminal changed size.
     Resize(TerminalSize),
-    /// First after every restore or fork, before anything else is let through.
+    /// The first message after every restore or fork.
     SetIdentity(GuestIdentity),
-    /// End the machine in order: processes get SIGTERM, filesystems are synced, the machine resets.
+    /// Shut the machine down gracefully: processes get SIGTERM, filesystems are synced, the machine resets.
     Shutdown {
         /// How long processes have between SIGTERM and SIGKILL, in milliseconds.
         grace_ms: u32,
@@ -163,7 +163,7 @@ pub enum AgentMessage {
     Processes(ProcessPage),
     /// Answer to [`HostMessage::Attach`]; output follows as asked for.
     Attached(Attached),
-    /// At this place of the output so many bytes are missing: nobody took them in time, and they were not kept.
+    /// At this place of the output, this many bytes are missing: no host read them in time, and they were not kept.
     OutputDropped {
         /// Bytes of stdout and stderr together.
         bytes: u64,

@@ -65,7 +65,7 @@ pub struct LaunchConfig {
     pub status: FdIndex,
     /// Open file description that holds the sandbox's flock; kept open for the VMM's life.
     pub lock: FdIndex,
-    /// Run at once, or wait for [`ControlRequest::Start`].
+    /// Run immediately, or wait for [`ControlRequest::Start`].
     pub start: bool,
     /// End the machine when the launch channel closes.
     pub tie_to_launcher: bool,
@@ -82,11 +82,11 @@ pub enum MachineSource {
         #[serde(with = "capped::Line::<MAX_CMDLINE_EXTRA>")]
         cmdline_extra: String,
     },
-    /// A snapshot goes on. vCPUs, memory size and disks are those it was made with.
+    /// The machine is restored from a snapshot. vCPUs, memory size and disks are those that the snapshot was made with.
     Snapshot {
         /// Its state file.
         state: FdIndex,
-        /// Its memory files, in the order the state file numbers them; mapped, never read at once.
+        /// Its memory files, in the order the state file numbers them; mapped, never read as a whole.
         #[serde(with = "capped::List::<MAX_MEMORY_FILES>")]
         memory: Vec<FdIndex>,
     },
@@ -140,8 +140,8 @@ pub struct ForkRequest {
     pub children: Vec<ForkChild>,
 }
 
-/// One copy of a running machine: a process forked off its VMM, with files of its own. It runs from
-/// [`ControlRequest::Start`] on.
+/// One copy of a running machine: a process forked off its VMM, with separate files. It starts to run at
+/// [`ControlRequest::Start`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkChild {
     /// Its ID.
@@ -250,13 +250,13 @@ pub enum ControlRequest {
     Start,
     /// Stop all vCPUs between two instructions.
     Pause,
-    /// Let them go on.
+    /// Let all vCPUs run again.
     Resume,
     /// End the machine now (the manager asks the agent first when it wants an orderly end).
     Stop,
     /// Counters.
     Stats,
-    /// Send events on this connection from now on; the current phase comes at once as one.
+    /// Send events on this connection from now on. The first event is the current phase.
     Watch,
     /// Answered by [`ControlReply::Snapshot`] once everything is written.
     Snapshot(SnapshotRequest),

@@ -32,7 +32,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
-    /// The agent shut the guest down in order.
+    /// The agent shut the guest down gracefully.
     #[error("the guest shut down")]
     GuestShutdown,
     /// Stopped through the control socket.
@@ -50,7 +50,7 @@ pub enum ExitReason {
     /// Triple fault (KVM_EXIT_SHUTDOWN).
     #[error("triple fault in the guest")]
     TripleFault,
-    /// KVM could not go on executing the guest (KVM_EXIT_INTERNAL_ERROR).
+    /// KVM could not execute the guest any further (KVM_EXIT_INTERNAL_ERROR).
     #[error("KVM could not execute a guest instruction (suberror {suberror}, rip {rip:#x}, bytes {bytes})")]
     InternalError {
         /// KVM's suberror; 1 is an emulation failure.
@@ -108,7 +108,7 @@ pub enum ExitReason {
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
-    /// The VMM made a system call that is not left to it: a fault of its own, or it was taken over.
+    /// The VMM made a system call that its filter refuses: a bug in the VMM, or it was taken over.
     #[error("ended by the system call filter: call {number} ({}) in {thread}", system_call_name(*number))]
     ForbiddenCall {
         /// Number of the call (x86-64).

@@ -31,7 +31,7 @@ pub(super) fn be_ended_first() {
     let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_FIRST);
 }
 
-/// For any machine. `own_processes`: nobody else's are counted.
+/// Sets the limits for any machine. `own_processes` says that no processes but the VMM's count against its user.
 pub(super) fn set(own_processes: bool) -> Result<(), ConfineError> {
     // A core file would hold the guest's memory.
     lower(Resource::Core, 0)?;
@@ -50,7 +50,7 @@ pub(super) fn set(own_processes: bool) -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// For a machine with this much memory, and disks of which the largest has `disk` bytes.
+/// Sets the limits for a machine with this much memory, and disks of which the largest has `disk` bytes.
 pub(super) fn set_for_machine(memory: MemorySize, disk: u64) -> Result<(), ConfineError> {
     if is_off(Protection::Limits) {
         return Ok(());

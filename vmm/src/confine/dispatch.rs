@@ -122,7 +122,7 @@ fn leaf(program: &mut BpfProgram, calls: &Calls, otherwise: u32) {
     program.push(plain(RETURN, SeccompAction::Allow.into()));
 }
 
-/// Goes on behind itself when the check holds.
+/// Appends a check; the program continues after it when the check holds.
 fn checked(program: &mut BpfProgram, Check { argument, test }: &Check, refused: u32) {
     program.push(plain(LOAD_WORD, ARGUMENTS + 8 * argument));
     match test {

@@ -1,4 +1,4 @@
-//! Namespaces of its own, and an empty root in place of the host's files.
+//! Separate namespaces, and an empty root in place of the host's files.
 
 use super::{
     error::{ConfineError, failed},
@@ -57,8 +57,8 @@ pub(super) fn leave_the_host_unprivileged() -> Result<Vec<JailPart>, ConfineErro
     Ok(Vec::new())
 }
 
-/// A user namespace in which nobody is anybody: no user or group of it is one of the host's, so that no privilege is worth
-/// anything and no file can be owned by its users. False where the host has none to give.
+/// Enters a user namespace that maps no user or group of the host, so that no privilege is worth anything and no file can be
+/// owned by its users. Returns false where the host does not allow it.
 pub(super) fn own_users() -> bool {
     unshare(UnshareFlags::NEWUSER).is_ok()
 }

@@ -2,9 +2,9 @@
 //! file and the log, and then the process ends by SIGSYS. Runs as a signal handler: it takes no lock, allocates nothing and
 //! calls nothing but write(2).
 //!
-//! This is for finding out, not for keeping anybody in: the call was refused before. Code that took over the process can
-//! spoil the report, and it cannot take the handler away: SIGSYS blocked or ignored ends the process at once, and setting
-//! another handler is itself answered with the end (see [`super::syscalls`]).
+//! This is for diagnosis, not for confinement: the call was refused before. Code that took over the process can spoil the
+//! report, but it cannot remove the handler: with SIGSYS blocked or ignored the kernel ends the process, and setting another
+//! handler is itself answered with the end (see [`super::syscalls`]).
 
 use rustix::io::Errno;
 use sandboxvm_protocol::{
@@ -26,7 +26,7 @@ const MODES: [HostMode; 3] = [HostMode::Vmx, HostMode::Svm, HostMode::Pvm];
 
 /// A call was refused: the status file is the report's.
 static REFUSED: AtomicBool = AtomicBool::new(false);
-/// Somebody is writing the status file.
+/// A thread is writing the status file.
 static WRITING: AtomicBool = AtomicBool::new(false);
 /// How often the report looks whether that is over: longer than any write of a kilobyte takes.
 const PATIENCE: u32 = 50_000_000;
@@ -103,9 +103,9 @@ extern "C" fn refused(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     unsafe { libc::_exit(125) }
 }
 
-/// Writes, with nobody to tell when it cannot be.
+/// Writes; a failure cannot be reported anywhere.
 fn tell(fd: RawFd, bytes: &[u8], at: Option<u64>) {
-    // SAFETY: standard error, or the status file, which whoever called `report_to` keeps open.
+    // SAFETY: standard error, or the status file, which the caller of `report_to` keeps open.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let _: Result<usize, Errno> = match at {
         Some(offset) => rustix::io::pwrite(fd, bytes, offset),

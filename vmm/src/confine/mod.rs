@@ -2,9 +2,9 @@
 //! privileges, resources without bound, and the system calls that are left. Each step is taken once, in
 //! the order of [`crate::bring_up`]; threads and processes that need still less take another.
 //!
-//! A process started by root takes every step or does not run a guest; two the kernel may refuse even to root, and then
-//! they are told as missing. One started by somebody else takes the steps that the host allows it. What is missing stands in
-//! the status file, in `inspect`, and `doctor` says what to do about it.
+//! A process started by root takes every step or does not run a guest. The kernel may refuse two of them even to root; these
+//! are reported as missing. A process started by another user takes the steps that the host allows. The status file and
+//! `inspect` list what is missing, and `doctor` says what to do about it.
 
 mod bounds;
 mod core_scheduling;
@@ -75,11 +75,11 @@ pub fn isolate() -> Result<Vec<JailPart>, ConfineError> {
     Ok(missing)
 }
 
-/// True once there is a filter to narrow: without one, as in a test, there is nobody to keep in.
+/// True once there is a filter to narrow. Without one, as in a test, threads are not confined.
 static RESTRICTED: AtomicBool = AtomicBool::new(false);
 
 /// Leaves this process, all threads it will start and every process forked off it the system calls that build and run a
-/// machine. Called after [`isolate`], before the process is told what machine that is.
+/// machine. Called after [`isolate`], before the process knows what machine that is.
 ///
 /// # Errors
 /// See [`ConfineError`].

@@ -1,4 +1,4 @@
-//! A user that nobody else is, and no privilege at all.
+//! A user that no other process has, and no privilege at all.
 
 use super::{
     error::{ConfineError, failed, step},

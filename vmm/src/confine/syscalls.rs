@@ -200,7 +200,7 @@ fn program(left: Left) -> BpfProgram {
     };
     let always = EVERYWHERE.iter().chain(more.into_iter().flatten()).map(|call| (*call, Vec::new()));
     let trap = |(call, checks)| (call, Rule { checks, otherwise: SeccompAction::Trap });
-    // Whoever hears of a refused call stays the same: the report ends the process by asking for this.
+    // The handler of SIGSYS must not be replaced; the report ends the process by asking for that.
     let handlers = Rule {
         checks: vec![Check { argument: 0, test: Test::Not(libc::SIGSYS.cast_unsigned()) }],
         otherwise: SeccompAction::KillProcess,

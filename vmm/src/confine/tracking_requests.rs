@@ -3,8 +3,8 @@
 
 use rustix::mm::UserfaultfdFlags;
 
-/// Only faults of this process's user mode may ever be handled through the descriptor, and nobody does even that. KVM's
-/// faults are resolved in the kernel, like all here. (`UFFD_USER_MODE_ONLY`.)
+/// Only faults of this process's user mode may be handled through the descriptor, and the VMM handles none. The kernel
+/// resolves all faults here by itself, KVM's included. (`UFFD_USER_MODE_ONLY`.)
 pub(crate) const USERFAULTFD_FLAGS: u32 = UserfaultfdFlags::CLOEXEC.bits() | 1;
 
 /// `UFFDIO_API`.

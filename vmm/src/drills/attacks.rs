@@ -133,7 +133,7 @@ fn steal_descriptor() -> Result<()> {
     call(libc::SYS_pidfd_getfd, [pidfd, 0, 0, 0, 0, 0]).map(drop)
 }
 
-/// The target is a descriptor that whoever started this process left open.
+/// The target is a descriptor that the process that started this one left open.
 fn read_inherited() -> Result<()> {
     let mut byte = [0_u8];
     match call(libc::SYS_pread64, [target_number().into(), byte.as_mut_ptr() as i64, 1, 0, 0, 0])? {

@@ -73,7 +73,7 @@ impl EventLoop {
                         Ok(child) => Ok(Forked::Child(Box::new(child))),
                         Err(error) => {
                             log::line(format_args!("a fork cannot begin: {error}"));
-                            // SAFETY: ends this process at once; going on would be as the parent.
+                            // SAFETY: ends this process without running any of the parent's code.
                             unsafe { libc::_exit(1) }
                         }
                     };

@@ -46,7 +46,7 @@ use std::{
     sync::Arc,
 };
 
-/// Control connections beyond this are closed at once.
+/// Maximum number of control connections; one more is closed as soon as it is accepted.
 const MAX_CONNECTIONS: usize = 64;
 /// Events taken from the kernel at a time.
 const BATCH: usize = 32;
@@ -194,7 +194,7 @@ impl EventLoop {
                             Forked::Parent(reply) => self.reply(id, reply),
                         }
                     } else if let Some(reply) = self.carry_out(id, &request, fds) {
-                        // Whoever has the answer finds the status file saying the same.
+                        // A client that has the answer must find the same phase in the status file.
                         self.tell_phase();
                         self.reply(id, reply);
                     }
@@ -253,7 +253,7 @@ impl EventLoop {
         Some(ControlReply::Done)
     }
 
-    /// Writes the status file and tells watchers when the phase is a new one. The end is told by [`EventLoop::run`].
+    /// Writes the status file and notifies watchers when the phase has changed. [`EventLoop::run`] reports the end.
     fn tell_phase(&mut self) {
         let phase = self.setup.machine.shared().phase();
         if phase == Phase::Ended || self.told == Some(phase) {

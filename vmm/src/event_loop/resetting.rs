@@ -22,7 +22,6 @@ impl EventLoop {
         // All that can fail for want of room is done while the machine is still what it was.
         let disks = setup.disks.prepare_switch(&request.disks, &mut fds).map_err(|error| error.to_string())?;
         self.tracking = None;
-        // It runs afterwards, whether it did before or not: a reset machine begins anew.
         let stopping = Instant::now();
         setup.machine.pause();
         let result = (|| {

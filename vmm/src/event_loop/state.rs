@@ -27,7 +27,7 @@ use std::{
     time::Instant,
 };
 
-/// Why the loop cannot go on.
+/// Why the event loop cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum EventLoopError {
     /// epoll.
@@ -102,7 +102,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// The connection `id`; the launch channel is one of them.
+    /// Returns the connection `id`; the launch channel is one of them.
     pub(super) fn connection(&mut self, id: u32) -> Option<&mut ControlConnection> {
         if id == LAUNCHER { Some(&mut self.reporter.launcher) } else { self.connections.get_mut(&id) }
     }
@@ -113,10 +113,10 @@ impl EventLoop {
         }
     }
 
-    /// The connection is over.
+    /// Closes a connection that is over.
     pub(super) fn hang_up(&mut self, id: u32) {
         self.give_up_merge(id);
-        // Nobody else knows of the files.
+        // No other connection may use the files.
         self.merged.take_if(|(_, by)| *by == id);
         if id != LAUNCHER {
             // Dropping the connection closes it, which takes it out of the epoll set.
@@ -124,7 +124,7 @@ impl EventLoop {
         } else if self.setup.tie_to_launcher {
             self.setup.machine.shared().end(ExitReason::LauncherGone);
         } else {
-            // Whatever fails here, an end of stream would be reported for ever.
+            // Otherwise epoll would report the end of the stream again and again.
             let _ = epoll::delete(&self.epoll, self.reporter.launcher.fd());
         }
     }

@@ -88,8 +88,8 @@ impl EventLoop {
         self.await_writer(Work::Merge(merging), id)
     }
 
-    /// Whoever asked for a merge is gone: nobody wants it any more, and what does not wait for it need not. Its process
-    /// goes on into a file that has no name.
+    /// Forgets the merge that a connection asked for, since that connection is gone: other requests need not wait for it. The
+    /// writer continues, into a file that has no name.
     pub(super) fn give_up_merge(&mut self, id: u32) {
         self.writing.take_if(|(work, by)| *by == id && matches!(work, Work::Merge(_)));
     }
@@ -135,7 +135,7 @@ impl EventLoop {
         }
     }
 
-    /// Goes on over the merged layers. No request of the guest's is under way between two turns of the loop.
+    /// Puts the disks onto the merged layers. No request of the guest is in progress between two turns of the loop.
     pub(super) fn use_merged(&mut self, id: u32) -> Result<(), String> {
         let merged = self.merged.take_if(|(_, by)| *by == id).ok_or("no disk layers were merged on this connection")?;
         self.setup.disks.use_merged(merged.0).map_err(|error| error.to_string())

@@ -118,7 +118,7 @@ impl Machine {
         Self::assemble(fds, parts, None)
     }
 
-    /// Builds a machine that goes on from `state`, over memory that is as it was then.
+    /// Builds a machine that continues from `state`, over memory that is as it was then.
     ///
     /// # Errors
     /// See [`MachineError`]; nothing has run then.
@@ -317,7 +317,7 @@ impl Machine {
 
     /// Stops the vCPUs of a machine that runs for a moment too short to be left out of the guest's time. True when none of
     /// them can ever execute another instruction: each is halted with interrupts disabled and nothing pending that wakes
-    /// it all the same, or waits for another to start it. A device whose interrupt the guest routed as an NMI is not
+    /// it anyway, or waits for another to start it. A device whose interrupt the guest routed as an NMI is not
     /// considered.
     ///
     /// # Errors

@@ -141,7 +141,7 @@ impl Shared {
         self.tell();
     }
 
-    /// The agent is about to reset the machine in order.
+    /// The agent is about to reset the machine, at the end of a graceful shutdown.
     pub fn mark_shutdown_announced(&self) {
         self.shutdown_announced.store(true, Ordering::Relaxed);
     }

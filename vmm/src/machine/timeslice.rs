@@ -3,8 +3,8 @@
 //!
 //! Where the guest's kernel is interpreted its timer tick takes milliseconds, and a guest that waited begins each turn
 //! with one: of the scheduler's usual 3 ms nearly nothing is left for its programs, and many busy machines together do
-//! little but tick. A turn as long as the time between two ticks costs no one more than that: the scheduler is as fair
-//! over all, and whoever waits with a shorter slice (every other thread) goes first.
+//! little but tick. A turn as long as the time between two ticks delays other threads by no more than that: the scheduler
+//! stays fair overall, and a waiting thread with a shorter slice (every other thread) runs first.
 
 use sandboxvm_protocol::machine::HostMode;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The time between two ticks of our guest kernel (CONFIG_HZ=50).
 const INTERPRETED: Duration = Duration::from_millis(20);
 
-/// linux/sched.h, SCHED_FLAG_KEEP_POLICY: whoever runs it as a batch job or in idle time alone has reasons.
+/// linux/sched.h, SCHED_FLAG_KEEP_POLICY: a user who runs the VMM as a batch job or in idle time alone has reasons.
 const KEEP_POLICY: u64 = 0x08;
 
 /// Asks for the slice that suits the host (sched_setattr(2), `sched_runtime` of a SCHED_OTHER thread: Linux 6.12,

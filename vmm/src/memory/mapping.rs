@@ -57,15 +57,15 @@ pub fn forget_writes(memory: &GuestMemory) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Gives `pages` back to the host. They read as what memory was mapped from (zero, or a snapshot's file) until somebody
-/// writes there again; the guest may be running.
+/// Gives `pages` back to the host. They read as what memory was mapped from (zero, or a snapshot's file) until the guest or a
+/// device writes there again; the guest may be running.
 ///
 /// # Errors
 /// When madvise(2) refuses.
 pub fn release(memory: &GuestMemory, pages: Range<u64>) -> std::io::Result<()> {
     for (address, len) in host_parts(memory, pages) {
-        // SAFETY: the range lies in a region's own mapping, which `memory` keeps alive, and is private. Whoever reads or
-        // writes it meanwhile (a vCPU, a device through volatile slices) faults a page in again: memory that the guest
+        // SAFETY: the range lies in a region's own mapping, which `memory` keeps alive, and is private. A vCPU or a
+        // device (through volatile slices) that accesses it meanwhile faults a page in again: memory that the guest
         // declared to be free may have either content. No Rust reference points into it.
         unsafe { rustix::mm::madvise(address.cast(), len, rustix::mm::Advice::LinuxDontNeed) }?;
     }

@@ -75,7 +75,7 @@ impl ReleasedPages {
 pub fn union(some: Vec<Range<u64>>, others: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut all = some;
     all.extend(others);
-    // Two runs in order, which this sort merges in one pass.
+    // Two sorted runs, which this sort merges in one pass.
     all.sort_by_key(|pages| pages.start);
     let mut united: Vec<Range<u64>> = Vec::with_capacity(all.len());
     for pages in all {

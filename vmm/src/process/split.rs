@@ -28,7 +28,7 @@ pub enum Side {
 /// # Errors
 /// [`SplitError::Fork`].
 pub fn split() -> Result<Side, SplitError> {
-    // SAFETY: the child goes on with this thread alone. The other threads are vCPU threads, standing at the run gate or,
+    // SAFETY: the child continues with this thread alone. The other threads are vCPU threads, standing at the run gate or,
     // where disk layers are merged, running. A running one may hold a device's lock or the allocator's: musl and glibc
     // take care of the latter across fork, and a writer takes no lock but those of disk layers, which only the thread
     // that forks ever holds. The child never touches the objects of the other threads.

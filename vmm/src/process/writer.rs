@@ -1,6 +1,6 @@
-//! A process forked off the VMM that writes files while the machine runs on, and reports over a pipe when it is done. It
-//! sees memory and tables as they stood when it was made, keeps no descriptor but those it is allowed, and ends with the
-//! VMM: nobody may take it for the machine it was forked off. Knows nothing of what is written.
+//! A process forked off the VMM that writes files while the machine keeps running, and reports over a pipe when it is done.
+//! It sees memory and tables as they were when it was made, keeps no descriptor but those it is allowed, and ends with the
+//! VMM: no process may mistake it for the machine it was forked off. Knows nothing of what is written.
 
 use super::split::{Side, SplitError, close_all_but, split};
 use crate::confine;
@@ -36,8 +36,8 @@ pub struct WriterProcess<T> {
     report: PhantomData<T>,
 }
 
-/// In the writer: lets go of the sandbox's lock, its sockets and whoever is connected to them, of the system calls that
-/// writing does not take, and ends when the VMM does.
+/// In the writer: closes the sandbox's lock, its sockets and their connections, gives up the system calls that writing does
+/// not need, and makes the writer end when the VMM does.
 fn stand_alone(keep: &[RawFd]) -> Result<(), String> {
     // SAFETY: plain numbers. The VMM's thread that forked us lives as long as the VMM.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -63,7 +63,7 @@ impl<T: Serialize + DeserializeOwned> WriterProcess<T> {
                     Ok(Ok(())) => 0,
                     _ => 1,
                 };
-                // SAFETY: ends this process at once; it shares nothing but files with the VMM.
+                // SAFETY: ends this process, which shares nothing but files with the VMM.
                 unsafe { libc::_exit(status) }
             }
             Side::Parent(_) => Ok(Self { pipe: File::from(ours), received: Vec::new(), report: PhantomData }),
@@ -134,7 +134,7 @@ mod tests {
         let killed = WriterProcess::<()>::start(Vec::new(), || {
             // SAFETY: ends the writer alone.
             unsafe { libc::_exit(9) };
-            #[expect(unreachable_code, reason = "a result is wanted all the same")]
+            #[expect(unreachable_code, reason = "the closure must have a result")]
             Err("unreachable")
         });
         assert!(finish(killed.unwrap()).unwrap_err().contains("was killed"));

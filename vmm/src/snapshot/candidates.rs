@@ -176,8 +176,8 @@ mod tests {
         Baseline { map: MemoryMap::whole(PAGES, 0), files: vec![Arc::new(file)] }
     }
 
-    /// The case that write tracking alone gets wrong: written, kept in a snapshot, given back. It reads as what is
-    /// beneath again, and nobody wrote it.
+    /// The case that write tracking alone gets wrong: a page is written, kept in a snapshot and given back. It reads as what
+    /// is beneath again, without having been written.
     #[test]
     fn a_page_given_back_after_a_snapshot_is_in_the_next_as_it_reads() {
         for origin in [None, Some(some_snapshot())] {
@@ -192,7 +192,7 @@ mod tests {
                 assert_eq!(content(&guest.memory)[3][0], if origin.is_some() { 200 } else { 0 });
                 guest.snapshot(false, false);
                 guest.assert_snapshot_is_true();
-                // Looked at once: what is given back is not carried along for ever.
+                // The next snapshot has looked at them: pages given back are not kept for later ones.
                 assert_eq!(guest.released.take(), []);
             }
         }
@@ -234,7 +234,7 @@ mod tests {
                 guest.give_back(20..30);
                 guest.snapshot(false, false);
                 let is_true = content(&guest.memory) == content(&restored(&guest.baseline));
-                // SAFETY: ends the child at once.
+                // SAFETY: ends the child, which shares nothing but files.
                 unsafe { libc::_exit(i32::from(!(sees_the_same && is_true))) };
             }
             guest.give_back(0..PAGES);

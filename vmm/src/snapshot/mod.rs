@@ -44,7 +44,7 @@ pub struct MachineState {
 }
 
 impl MachineState {
-    /// Whether the machine has such a device: older ones have fewer kinds, and go on without.
+    /// Returns whether the machine has such a device: older snapshots have fewer kinds, and are restored without the others.
     #[must_use]
     pub fn has(&self, device: DeviceType) -> bool {
         self.devices.iter().any(|saved| saved.device_type == device as u32)

@@ -1,5 +1,5 @@
-//! Which pages of guest memory this process has of its own: those the guest or a device wrote since the memory was
-//! mapped. Reads `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst), which is handed in open.
+//! Which pages of guest memory are private to this process: those the guest or a device wrote since the memory was mapped.
+//! Reads `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst), which is handed in open.
 
 use crate::memory::{
     GuestMemory,

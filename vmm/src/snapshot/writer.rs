@@ -1,5 +1,5 @@
 //! Writing a snapshot's memory: which of the written pages really differ from the snapshot before, and where they go.
-//! Runs in a process forked off the VMM for this alone, on a copy of memory that nobody changes any more.
+//! Runs in a process forked off the VMM for this alone, on a copy of memory that does not change any more.
 
 use super::memory_map::{MAX_RUNS, MemoryMap};
 use crate::memory::{

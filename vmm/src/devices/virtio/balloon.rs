@@ -1,14 +1,14 @@
 //! virtio-balloon (virtio 1.2, 5.5) for free page reporting alone: the guest says which of its memory is free, and the
 //! host has it back until the guest writes there again.
 //!
-//! What a reported range reads as is anybody's until the guest writes it (5.5.6.7); here it is what a page reads as that
-//! this machine never wrote: zero where it booted, its snapshot's content where it was restored. That was this machine's
-//! own memory before, so no other's ever shows. A Linux that relies on the content of free pages (`init_on_free`, page
+//! What a reported range reads as is undefined until the guest writes it (5.5.6.7). Here it is the content of a page that
+//! this machine never wrote: zero where it booted, its snapshot's content where it was restored. Both were this machine's
+//! memory before, so no other machine's memory ever shows. A Linux that relies on the content of free pages (`init_on_free`, page
 //! poisoning) reports nothing to a device without VIRTIO_BALLOON_F_PAGE_POISON. Which pages were let go is noted for
 //! the next snapshot ([`ReleasedPages`]), since write tracking takes them for unwritten.
 //!
-//! The balloon itself stays empty: `num_pages` is 0 for ever. Two queues for it exist because the driver insists; what a
-//! guest puts there by itself is handed back unread. It may do without the memory, and reporting is how to give it away.
+//! The balloon itself stays empty: `num_pages` is always 0. Two queues for it exist because the driver requires them;
+//! buffers that a guest puts there are handed back unread. A guest gives memory away by reporting it.
 //!
 //! **The queue's number.** The specification has reporting_vq at 4. Linux leaves out queues whose features were not
 //! offered and numbers the rest through (`vm_find_vqs` of 6.1, the kernel that boots here), so it is 2.
@@ -37,7 +37,7 @@ use std::{
 };
 use virtio_queue::QueueT;
 
-/// The guest tells of free pages (5.5.3); virtio-bindings has no balloon.
+/// The guest reports free pages (5.5.3); virtio-bindings has no balloon.
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
 /// Queues of the balloon that stays empty.
@@ -132,7 +132,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn read_config(&self, _offset: u64, into: &mut [u8]) {
-        // num_pages: the host wants none. What the driver writes to `actual` nobody reads.
+        // num_pages: the host wants none. The device ignores what the driver writes to `actual`.
         into.fill(0);
     }
 

@@ -178,7 +178,7 @@ impl<'m> Buffers<'m> {
         self.length == 0
     }
 
-    /// The pieces left, in order. None of them is empty.
+    /// The pieces that are left, from front to back. None of them is empty.
     pub fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
         self.slices.iter()
     }

@@ -27,7 +27,7 @@ pub enum DeviceType {
     Vsock = 19,
 }
 
-/// Why a device cannot go on. The transport answers by setting DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1) and calling the
+/// Why a device cannot continue. The transport answers by setting DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1) and calling the
 /// device no more until the driver resets it: a guest that breaks its queues loses the device and nothing else.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {

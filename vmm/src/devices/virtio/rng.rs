@@ -159,7 +159,7 @@ impl VirtioDevice for RngDevice {
     }
 
     fn reset(&mut self) {
-        // The period goes on: a reset must not buy entropy.
+        // The period continues: a reset must not buy entropy.
         self.resume.drain();
     }
 }
