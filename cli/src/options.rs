@@ -16,7 +16,7 @@ use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{ExecError, SandboxSpec, StartFrom, StartedSandbox};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, OnDisconnect, StdinSource},
-    identity::SandboxName,
+    ids::SandboxName,
     machine::{MemorySize, VcpuCount},
 };
 use std::{

@@ -6,7 +6,7 @@ use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::CpuShare;
 use sandboxvm_protocol::{
     agent::limits::{FileCount, ProcessCount},
-    identity::SandboxName,
+    ids::SandboxName,
     machine::{DiskOperations, DiskRate, MemorySize, OutputRate, VcpuCount},
 };
 use std::{ffi::OsString, fmt::Display, time::Duration};

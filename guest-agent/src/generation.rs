@@ -1,7 +1,6 @@
-//! `/run/sandboxvm/generation`: a value that is another in every copy of a machine, for programs that keep random
-//! numbers, or anything else that two machines must not share, in their own memory. The file is written when a machine
-//! was restored, forked or reset, which whoever watches it (inotify(7), IN_MODIFY) is told of. Made by boot, written by
-//! [`crate::identity`].
+//! `/run/sandboxvm/generation`: a value that differs in every copy of a machine, for programs that keep random numbers, or
+//! anything else that two machines must not share, in their own memory. [`crate::identity`] writes the file when a machine
+//! was restored, forked or reset, and a program that watches it (inotify(7), IN_MODIFY) is notified.
 
 use rustix::{
     fs::{Mode, OFlags, mkdir, open},

@@ -29,6 +29,7 @@ mod notify;
 mod process;
 mod server;
 mod shutdown;
+mod slab;
 
 use identity::IdentityFiles;
 use server::{Role, Server, ServerError, listener::Listener};

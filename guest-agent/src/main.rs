@@ -1,6 +1,6 @@
 //! Entry of the `sandboxvm-agent` binary.
 //!
-//! Panic policy: nothing a guest or a host sends may reach a panic. One that happens all the same unwinds into the
+//! Panic policy: nothing a guest or a host sends may reach a panic. One that happens anyway unwinds into the
 //! C frame below and aborts; as PID 1 that is a guest kernel panic, which the VMM sees on its notify port and reports.
 
 #![no_main]

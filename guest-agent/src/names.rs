@@ -87,7 +87,7 @@ fn read(file: impl AsFd) -> Result<Option<Vec<u8>>, Errno> {
 
 fn write(file: Option<&OwnedFd>, path: &str, content: &[u8]) {
     let Some(file) = file else { return };
-    // Shortened after: names mostly have one length, and then whoever reads meanwhile finds a whole one.
+    // Truncated afterwards: names mostly have one length, so that a process that reads meanwhile finds a whole one.
     let written = pwrite(file, content, 0).and_then(|count| ftruncate(file, count as u64));
     if let Err(errno) = written {
         eprintln!("sandboxvm-agent: identity: {path} stays as it is: {errno}");

@@ -1,7 +1,7 @@
 //! One-byte progress reports to the VMM through the guest-notify I/O port.
 //!
-//! Owns `/dev/port`. A report that cannot be made is dropped: under another VMM nobody listens, and the agent goes on.
-//! Called at the few points of boot and shutdown that the VMM acts upon.
+//! Owns `/dev/port`. A report that cannot be made is dropped: under another VMM no device listens, and the agent
+//! continues.
 
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::OwnedFd;

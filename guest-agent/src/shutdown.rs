@@ -1,6 +1,6 @@
 //! The end of the machine: disks to a clean state, then a reset that the VMM takes as the stop.
 //!
-//! Called by PID 1 only, once the server has ended every process. A sandbox cannot power off: the reset through the
+//! For PID 1 only, once the server has ended every process. A sandbox cannot power off: the reset through the
 //! i8042 (`reboot=k`) is what the VMM stops at, and the notify byte before it tells an orderly end from any other.
 
 use crate::{boot, notify::NotifyPort};
@@ -15,7 +15,7 @@ pub(crate) fn in_order(notify: &mut NotifyPort) -> ! {
     reset()
 }
 
-/// Says on the console why the machine cannot go on, and resets it without the byte that means an orderly end.
+/// Reports on the console why the machine cannot continue, and resets it without the byte that means an orderly end.
 pub(crate) fn stop_after(cause: &dyn Display) -> ! {
     eprintln!("sandboxvm-agent: {cause}");
     rustix::fs::sync();

@@ -2,11 +2,11 @@
 //! starts ([`kernel`], [`erofs`]), and the [`template`] of its writable disk.
 //!
 //! The library takes paths. It reads no environment variable, writes nothing to a terminal and knows no home
-//! directory; `cli` finds those and hands them in. Called by `manager` and `cli`.
+//! directory; `cli` finds those and hands them in.
 
 pub mod bundle;
 pub mod erofs;
-pub mod identity;
+pub mod file_version;
 pub mod kernel;
 pub mod regular;
 pub mod template;

@@ -4,7 +4,7 @@
 
 use crate::settings::Settings;
 use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},

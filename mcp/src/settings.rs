@@ -2,7 +2,7 @@
 
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{Manager, SupervisorProgram};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 
 /// The settings of a server.
 #[derive(Debug)]

@@ -2,12 +2,11 @@
 //!
 //! This crate owns the message types, the framing ([`frame`]), the size limits and the version handshake. It never
 //! performs I/O and never allocates more than the cap its caller states, so the same code serves the VMM, the manager
-//! and PID 1 of the guest. Called by every other crate; depends on none of them.
+//! and PID 1 of the guest. Depends on no other crate of the workspace.
 
 pub mod agent;
 mod capped;
 pub mod frame;
-pub mod identity;
+pub mod ids;
 pub mod machine;
-pub mod system_calls;
 pub mod vmm;

@@ -109,8 +109,8 @@ impl From<MemorySize> for u64 {
     }
 }
 
-/// Most bytes a second that a guest may send, 256 KiB to 64 GiB. All its connections share it, so that with less an
-/// answer would stand behind other output for longer than anybody waits.
+/// Maximum rate at which a guest may send, in bytes per second: 256 KiB to 64 GiB. All its connections share it. With less,
+/// an answer would wait behind other output until the client times out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct OutputRate(u64);

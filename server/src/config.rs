@@ -4,7 +4,7 @@ use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{CpuShare, SandboxSpec, StartFrom, WantedLimits};
 use sandboxvm_protocol::{
     agent::limits::ProcessCount,
-    identity::SandboxName,
+    ids::SandboxName,
     machine::{DiskLimits, DiskOperations, DiskRate, MIB, MachineError, MemorySize, OutputRate, VcpuCount},
 };
 use serde::{Deserialize, Serialize};

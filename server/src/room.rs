@@ -3,7 +3,7 @@
 //! it may have leaves the rest to the others.
 
 use crate::access::keys::KeyId;
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{
     collections::HashMap,
     fmt,

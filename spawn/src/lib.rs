@@ -70,8 +70,8 @@ pub unsafe fn vfork(
         ..Arguments::default()
     };
     let result: i64;
-    // SAFETY: the parent goes on behind the first `syscall` with nothing changed but the registers named, once the child
-    // has let go of its memory. The child begins there with all registers the same but rax, which is 0, and rsp, which
+    // SAFETY: the parent continues after the first `syscall` with nothing changed but the registers named, once the child
+    // has released the shared memory. The child begins there with all registers the same but rax, which is 0, and rsp, which
     // is the 16-byte aligned top of `stack`: it calls `entry` as the C ABI says, and never comes back from the second
     // `syscall`. What it writes below the parent's frames is none of it: its stack is its own.
     unsafe {

@@ -6,7 +6,7 @@ use crate::{artefacts::kvm_is_wanted, home::eventually};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandboxvm_protocol::{
     frame::{FrameDecoder, Message},
-    identity::{GuestCid, SandboxId},
+    ids::{GuestCid, SandboxId},
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{
         ConsoleConfig, ControlReply, ControlRequest, DiskConfig, ExitReason, FdIndex, LaunchConfig, MAX_FDS,
@@ -322,7 +322,7 @@ impl DrillVmm {
         };
         let said = format!("sandboxvm-vmm: the system call filter refused call {number} in {thread}\n");
         assert!(self.log().contains(&said), "{}", self.log());
-        Outcome::Refused(sandboxvm_protocol::system_calls::name(number), thread)
+        Outcome::Refused(sandboxvm_protocol::vmm::system_call_name(number), thread)
     }
 
     /// Takes a snapshot of the machine.

@@ -1,5 +1,5 @@
-//! One control connection: frames in, frames out, never blocking. Owned by [`crate::event_loop`], which carries the
-//! requests out; a peer that sends nonsense or does not read loses its connection and nothing else happens.
+//! One control connection: frames in, frames out, never blocking. The event loop carries the requests
+//! out. A peer that sends nonsense or does not read loses its connection and nothing else happens.
 
 use crate::descriptors::{self, ReceivedFds};
 use sandboxvm_protocol::{

@@ -1,5 +1,5 @@
-//! Open files that come with a message over a Unix socket (SCM_RIGHTS, unix(7)). Called by [`crate::launch`] and
-//! [`crate::control`]; what the files are for is theirs to know.
+//! Open files that come with a message over a Unix socket (SCM_RIGHTS, unix(7)). Knows nothing of what
+//! the files are for.
 
 use rustix::{
     io::Errno,

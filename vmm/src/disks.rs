@@ -1,6 +1,5 @@
 //! The files behind a machine's disks, and what becomes of them when it is snapshotted, forked or reset. Disk layers
-//! are frozen and stacked; only when there are many of them are they merged, beside the running machine. Called by
-//! `main`, [`crate::event_loop`] and [`crate::fork`].
+//! are frozen and stacked; only when there are many of them are they merged, beside the running machine.
 
 use crate::{
     descriptors::{DescriptorError, ReceivedFds},
@@ -8,11 +7,12 @@ use crate::{
         board::lock,
         virtio::{
             block::{BlockDevice, BlockError, DiskPace, LayeredDiskError, PreparedLayers, SharedLayeredDisk},
-            device::{GuestMemory, VirtioDevice},
+            device::VirtioDevice,
         },
     },
     memory,
-    writer_process::{WriterError, WriterProcess},
+    memory::GuestMemory,
+    process::writer::{WriterError, WriterProcess},
 };
 use sandboxvm_protocol::vmm::{DiskConfig, DiskLayers, FdIndex};
 use std::{
@@ -33,7 +33,7 @@ pub enum DisksError {
     /// Its layers.
     #[error(transparent)]
     Layers(#[from] LayeredDiskError),
-    /// Nobody to merge them.
+    /// No process to merge them.
     #[error(transparent)]
     Writer(#[from] WriterError),
     /// Too many or too few files.
@@ -89,7 +89,7 @@ impl Disks {
         if given == disks { Ok(()) } else { Err(DisksError::Count { given, disks }) }
     }
 
-    /// Freezes what is written of every disk and goes on in `tops`.
+    /// Freezes the top layer of every disk and continues in `tops`.
     ///
     /// # Errors
     /// When one cannot; the ones before it have their new top already, which changes nothing that a guest sees.

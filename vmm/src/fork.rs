@@ -2,15 +2,16 @@
 //!
 //! fork(2) gives a child the guest's memory copy-on-write in the time it takes to copy page tables. KVM's objects
 //! belong to the parent's address space and are of no use to the child: it makes new ones and sets the state that was
-//! read while the parent stood. Of the parent's descriptors the child keeps only those it is handed here. Called by
-//! [`crate::event_loop`]; [`crate::session`] turns a [`ForkedChild`] into a running machine.
+//! read while the parent stood. Of the parent's descriptors the child keeps only those it is handed here. [`crate::bring_up`]
+//! turns a [`ForkedChild`] into a running machine.
 
 use crate::{
-    confine,
     descriptors::{DescriptorError, ReceivedFds},
-    devices::virtio::{block::DiskPace, device::GuestMemory, vsock::VsockOptions},
+    devices::virtio::{block::DiskPace, vsock::VsockOptions},
     disks::{DiskFiles, Disks, DisksError, take_files},
-    snapshot::{MachineState, released::ReleasedPages, writer::Baseline},
+    memory::{GuestMemory, released::ReleasedPages},
+    process::split::{SplitError, close_all_but},
+    snapshot::{MachineState, writer::Baseline},
 };
 use kvm_ioctls::Kvm;
 use rustix::{
@@ -18,7 +19,7 @@ use rustix::{
     stdio::dup2_stderr,
 };
 use sandboxvm_protocol::{
-    identity::SandboxId,
+    ids::SandboxId,
     machine::MemorySize,
     vmm::{ForkChild, JailPart},
 };
@@ -41,36 +42,41 @@ pub enum ForkError {
     /// Disks.
     #[error(transparent)]
     Disks(#[from] DisksError),
-    /// fork(2).
-    #[error("cannot fork the VMM's process: {0}; the host may be out of memory or processes")]
-    Fork(io::Error),
+    /// fork(2), or closing the parent's descriptors.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// The child's log.
+    #[error("cannot make the child's log its standard error: {0}")]
+    Log(io::Error),
     /// The pipe that children wait at.
     #[error("cannot make the pipe at which copies wait for each other: {0}; the host may be out of descriptors")]
-    Birth(io::Error),
+    Barrier(io::Error),
 }
 
-/// Where a child waits until all of its siblings exist and the parent goes on: until then it would take the CPU from the
-/// process whose guest stands still.
+/// Where a child waits until all of its siblings exist and the parent continues: before that, it would take CPU time from
+/// the process whose guest is paused.
 #[derive(Debug)]
-pub struct Birth(File);
+pub struct StartBarrier(File);
 
-/// Held by the parent while it makes children. Every child has it too, and closes it with all that is the parent's.
+/// Held by the parent while it makes children. Every child inherits a copy, and closes it with the parent's other
+/// descriptors.
 #[derive(Debug)]
-pub struct Labour(#[expect(dead_code, reason = "held to be closed")] OwnedFd);
+pub struct BarrierGuard(#[expect(dead_code, reason = "held to be closed")] OwnedFd);
 
-/// What the children of one request wait at, and what holds them there.
+/// Returns the barrier for the children of one request, and the guard that keeps it closed.
 ///
 /// # Errors
-/// [`ForkError::Birth`].
-pub fn birth() -> Result<(Birth, Labour), ForkError> {
-    let (birth, labour) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| ForkError::Birth(error.into()))?;
-    Ok((Birth(File::from(birth)), Labour(labour)))
+/// [`ForkError::Barrier`].
+pub fn start_barrier() -> Result<(StartBarrier, BarrierGuard), ForkError> {
+    let (barrier, guard) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| ForkError::Barrier(error.into()))?;
+    Ok((StartBarrier(File::from(barrier)), BarrierGuard(guard)))
 }
 
-impl Birth {
-    /// Nothing is ever written: this ends when nobody has the other end any more, because they went on or were killed.
+impl StartBarrier {
+    /// Returns when no process holds the guard any more, because each dropped it or was killed. Nothing is ever written to
+    /// the pipe.
     fn wait(mut self) -> Result<(), ForkError> {
-        self.0.read_to_end(&mut Vec::new()).map(drop).map_err(ForkError::Birth)
+        self.0.read_to_end(&mut Vec::new()).map(drop).map_err(ForkError::Barrier)
     }
 }
 
@@ -144,7 +150,7 @@ pub struct Inheritance {
 /// A new process about to become a machine.
 #[derive(Debug)]
 pub struct ForkedChild {
-    /// State to go on from.
+    /// State to continue from.
     pub state: MachineState,
     /// Its own files.
     pub files: ChildFiles,
@@ -152,34 +158,6 @@ pub struct ForkedChild {
     pub disks: Vec<DiskFiles>,
     /// From the parent.
     pub inherited: Inheritance,
-}
-
-/// Which process this is after [`split`].
-#[derive(Debug)]
-pub enum Side {
-    /// The parent; the child's PID.
-    Parent(u32),
-    /// The child.
-    Child,
-}
-
-/// fork(2).
-///
-/// # Errors
-/// [`ForkError::Fork`].
-pub fn split() -> Result<Side, ForkError> {
-    // SAFETY: the child goes on with this thread alone. The other threads are vCPU threads, standing at the run gate or,
-    // where disk layers are merged, running. A running one may hold a device's lock or the allocator's: musl and glibc
-    // take care of the latter across fork, and a writer takes no lock but those of disk layers, which only the thread
-    // that forks ever holds. The child never touches the objects of the other threads.
-    match unsafe { libc::fork() } {
-        -1 => Err(ForkError::Fork(io::Error::last_os_error())),
-        0 => {
-            confine::report_nowhere();
-            Ok(Side::Child)
-        }
-        pid => Ok(Side::Parent(pid.unsigned_abs())),
-    }
 }
 
 impl ForkedChild {
@@ -193,15 +171,15 @@ impl ForkedChild {
         mut files: ChildFiles,
         parent_disks: &Disks,
         inherited: Inheritance,
-        birth: Birth,
+        barrier: StartBarrier,
     ) -> Result<Self, ForkError> {
         let disks = parent_disks.fork(std::mem::take(&mut files.disk_tops))?;
-        dup2_stderr(&files.log).map_err(|error| ForkError::Fork(error.into()))?;
+        dup2_stderr(&files.log).map_err(|error| ForkError::Log(error.into()))?;
         let child = Self { state, files, disks, inherited };
         let mut keep = child.descriptors();
-        keep.push(birth.0.as_raw_fd());
+        keep.push(barrier.0.as_raw_fd());
         close_all_but(&keep)?;
-        birth.wait()?;
+        barrier.wait()?;
         Ok(child)
     }
 
@@ -221,26 +199,5 @@ impl ForkedChild {
         keep.extend(self.inherited.baseline.files.iter().map(|file| file.as_raw_fd()));
         keep.extend(self.disks.iter().flat_map(DiskFiles::descriptors));
         keep
-    }
-}
-
-/// Closes every descriptor that is not in `keep`.
-pub(crate) fn close_all_but(keep: &[RawFd]) -> Result<(), ForkError> {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
-    keep.sort_unstable();
-    let mut first = 0;
-    for fd in keep {
-        close_range(first, fd.checked_sub(1))?;
-        first = first.max(fd + 1);
-    }
-    close_range(first, Some(u32::MAX))
-}
-
-fn close_range(first: u32, last: Option<u32>) -> Result<(), ForkError> {
-    let Some(last) = last.filter(|last| *last >= first) else { return Ok(()) };
-    // SAFETY: plain numbers. The descriptors belong to objects of the parent's that this process never uses again.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
-        0 => Ok(()),
-        _ => Err(ForkError::Fork(io::Error::last_os_error())),
     }
 }

@@ -14,7 +14,7 @@ const KICK_AGAIN: Duration = Duration::from_millis(20);
 enum Target {
     Closed,
     Open,
-    /// As closed, until somebody looks at why a vCPU came out while it was open.
+    /// As closed, until the event loop has examined why a vCPU came out while the gate was open.
     Doubted,
     Over,
 }
@@ -65,7 +65,7 @@ impl RunGate {
         false
     }
 
-    /// Called by a vCPU thread that ends of its own accord.
+    /// Called by a vCPU thread that ends by itself.
     pub fn leave(&self) {
         self.state().parked += 1;
         self.changed.notify_all();

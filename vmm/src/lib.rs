@@ -5,10 +5,12 @@
 //! file and socket as an open descriptor by the manager.
 //!
 //! ```text
-//! main -> launch (fd 0) -> machine { memory, arch, vcpu threads -> devices::board } -> event_loop { control, devices }
+//! main -> bring_up { confine, launch (fd 0) } -> machine { memory, arch, vcpu threads -> devices::board }
+//!      -> event_loop { control, devices, snapshot, fork }
 //! ```
 
 pub mod arch;
+pub mod bring_up;
 pub mod confine;
 pub mod control;
 pub mod descriptors;
@@ -25,13 +27,10 @@ pub mod machine;
 pub mod mailbox;
 pub mod memory;
 pub mod probe;
-pub mod session;
-pub mod shared;
-mod slice;
+pub mod process;
 pub mod snapshot;
 pub mod spare_descriptor;
 pub mod stats;
 pub mod status;
 pub mod timeline;
 pub mod vcpu;
-pub mod writer_process;

@@ -1,6 +1,7 @@
 //! The page of guest memory through which a guest's kernel learns how long the machine stood still, and that it is a
 //! copy (images/kernel/README.md has its layout from the kernel's side). Owns what is in it; reads and writes nothing
-//! else of the guest but the one word it names. Called by [`crate::machine`] while no vCPU runs.
+//! else of the guest but the one word it names. No vCPU
+//! may run meanwhile.
 //!
 //! Everything a machine needs to continue is in the page, and so in its memory: when it stopped is written there at the
 //! stop. A pause in memory, a restore, a fork and a reset are then one and the same: when the machine is about to run,
@@ -8,7 +9,7 @@
 //!
 //! The content is the guest's word. All it can do with it is set its own clocks wrong.
 
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};

@@ -1,7 +1,7 @@
 //! `sandboxvm-vmm`: confines itself, takes one launch frame on standard input, builds the machine it describes, runs
 //! the guest, and exits when it is over. Started by the manager; with `--probe` it only says what KVM offers.
 
-use sandboxvm_vmm::{log, probe, session, timeline};
+use sandboxvm_vmm::{bring_up, log, probe, timeline};
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -48,7 +48,7 @@ fn end_with_any_panic() {
 
 fn run(process_start: u64) -> ExitCode {
     end_with_any_panic();
-    match session::run_launched(process_start) {
+    match bring_up::run_launched(process_start) {
         Ok(reason) if reason.is_orderly() => ExitCode::SUCCESS,
         Ok(reason) => fail(&reason.to_string()),
         Err(error) => fail(&error.to_string()),

@@ -19,7 +19,7 @@ pub struct Probe {
     pub host_mode: Option<HostMode>,
     /// Capabilities that sandboxvm needs or uses, and whether they are there.
     pub capabilities: BTreeMap<&'static str, bool>,
-    /// Parts of the confinement that this host does not give whoever asks.
+    /// Parts of the confinement that this host does not give to the user who runs the probe.
     pub missing: Vec<JailPart>,
     /// What is in the way of running a sandbox, with what to do about it.
     pub problems: Vec<String>,

@@ -1,6 +1,5 @@
 //! A descriptor kept back for when there is none left: with it a client that cannot be served is turned away. Otherwise it
 //! would stay in the listener's backlog, the listener would stay readable, and the event loop would go round and round.
-//! Held by [`crate::event_loop`] for the control socket.
 
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::{
@@ -28,7 +27,7 @@ impl SpareDescriptor {
             Err(_) => return None,
         }
         self.0 = None;
-        // Closed at once: the client reads an end of file, and may come again.
+        // Closed immediately: the client reads an end of file, and may connect again.
         drop(listener.accept());
         *self = Self::take();
         None

@@ -1,5 +1,5 @@
-//! KVM's own counters of a vCPU, through its binary statistics file (Documentation/virt/kvm/api.rst, 4.133). Only
-//! reading; called by [`crate::shared`].
+//! KVM's own counters of a vCPU, through its binary statistics file (Documentation/virt/kvm/api.rst, 4.133). Reads
+//! only.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use std::{
 };
 use vmm_sys_util::ioctl::ioctl;
 
-/// The ioctl, in a module of its own since the macro makes it public and undocumented.
+/// The ioctl, in a separate module since the macro makes it public and undocumented.
 mod request {
     #![allow(missing_docs)]
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, 0xae, 0xce);
@@ -28,7 +28,7 @@ const MAX_NAME: u32 = 256;
 #[derive(Debug)]
 pub struct VcpuCounters {
     file: File,
-    /// Found at the first reading: nobody waits for it while a machine is being restored.
+    /// Found at the first reading, so that a restore does not wait for it.
     places: OnceLock<Places>,
 }
 

@@ -2,7 +2,7 @@
 //! open; the VMM never knows its name.
 
 use crate::confine;
-use sandboxvm_protocol::vmm::VmStatus;
+use sandboxvm_protocol::vmm::{STATUS_LEN, VmStatus};
 use std::{
     fs::File,
     io,
@@ -11,10 +11,6 @@ use std::{
         unix::fs::FileExt,
     },
 };
-
-/// Longest status text in bytes; the file always has this length, padded with spaces, so that one write replaces the
-/// whole and a reader never sees a mixture of two.
-pub(crate) const LEN: usize = 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -33,10 +29,10 @@ impl StatusFile {
     /// When the write fails, as on a full disk.
     pub fn write(&self, status: &VmStatus) -> io::Result<()> {
         let mut text = serde_json::to_vec(status)?;
-        if text.len() >= LEN {
+        if text.len() >= STATUS_LEN {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "status text is too long"));
         }
-        text.resize(LEN - 1, b' ');
+        text.resize(STATUS_LEN - 1, b' ');
         text.push(b'\n');
         confine::unless_refused(|| self.0.write_all_at(&text, 0)).unwrap_or(Ok(()))
     }

@@ -1,5 +1,4 @@
-//! When a machine came to life, as far as this process knows: taken down by [`crate::session`] and
-//! [`crate::shared`], read through the control socket. Says nothing of the guest.
+//! When a machine came to life, as far as this process knows. Says nothing of the guest.
 
 use rustix::time::{ClockId, clock_gettime};
 

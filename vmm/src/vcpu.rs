@@ -4,9 +4,9 @@
 use crate::{
     arch::x86_64::emulation::{self, Emulated},
     confine,
-    devices::{GuestAccess, virtio::device::GuestMemory},
-    shared::Shared,
-    slice,
+    devices::GuestAccess,
+    machine::{drill_hooks, phase::Shared, timeslice},
+    memory::GuestMemory,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use sandboxvm_protocol::vmm::ExitReason;
@@ -56,7 +56,7 @@ impl Kick {
     }
 }
 
-/// A vCPU thread, and the vCPU for whoever closed the gate.
+/// A vCPU thread, and the vCPU for the thread that closed the gate.
 #[derive(Debug)]
 pub struct VcpuThread {
     vcpu: Arc<Mutex<VcpuFd>>,
@@ -132,7 +132,7 @@ impl VcpuThread {
 }
 
 fn run(vcpu: &Mutex<VcpuFd>, kick: &Kick, context: &VcpuContext) {
-    slice::suit(context.shared.host_mode);
+    timeslice::suit(context.shared.host_mode);
     if let Err(error) = confine::restrict_to_vcpu() {
         context.shared.gate.leave();
         context.shared.end(ExitReason::HostFailure { message: error.to_string() });
@@ -181,8 +181,7 @@ fn run_until_interrupted(fd: &mut VcpuFd, kick: &Kick, context: &VcpuContext) ->
         match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 counters.ports.fetch_add(1, Ordering::Relaxed);
-                #[cfg(feature = "escape-drills")]
-                if crate::drills::is_asked(port, data, &context.shared) {
+                if drill_hooks::is_asked(port, data, &context.shared) {
                     continue;
                 }
                 context.devices.port_write(port, data)?;

@@ -7,7 +7,7 @@ use sandboxvm_manager::{
     audit::{Line, Trail},
     printable,
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{collections::HashMap, time::Duration};
 
 /// Interval at which a log is read with --follow.

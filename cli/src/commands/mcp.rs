@@ -4,7 +4,7 @@ use crate::{environment, failure::Failure, runtime, signals::Signals, supervisio
 use clap::Args;
 use sandboxvm_manager::SnapshotError;
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{fmt::Write, net::SocketAddr};
 
 /// Length of a generated token in bytes.

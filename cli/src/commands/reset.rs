@@ -3,7 +3,7 @@
 use crate::{environment, failure::Failure, progress, runtime, stdio, supervision, values::name};
 use clap::Args;
 use sandboxvm_manager::SandboxSpec;
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 
 /// Reset a sandbox to its start or to a snapshot
 #[derive(Debug, Args)]

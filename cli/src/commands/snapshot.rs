@@ -3,7 +3,7 @@
 use crate::{environment, failure::Failure, json, progress, runtime, stdio, supervision, table, values::name};
 use clap::{Args, Subcommand};
 use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::time::SystemTime;
 
 /// Create, list, verify and remove snapshots

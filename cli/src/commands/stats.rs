@@ -3,7 +3,7 @@
 use crate::{environment, failure::Failure, json, runtime, signals::Signals, stdio, table};
 use clap::Args;
 use sandboxvm_manager::{Manager, SandboxRecord, Usage};
-use sandboxvm_protocol::{identity::SandboxId, vmm::VmStats};
+use sandboxvm_protocol::{ids::SandboxId, vmm::VmStats};
 use serde::Serialize;
 use std::{
     collections::HashMap,

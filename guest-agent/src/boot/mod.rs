@@ -96,7 +96,7 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     Ok(Machine { notify, identity, cgroups })
 }
 
-/// A batch task never preempts the task that wakes it (sched(7)). So a process that writes goes on writing until it
+/// A batch task never preempts the task that wakes it (sched(7)). So a process that writes keeps writing until it
 /// waits, ends or has used up its time slice, and the agent then takes in one turn what it would have been woken for
 /// line by line. Processes are given the normal policy back before they execute their program.
 fn become_batch_task() -> Result<(), Errno> {

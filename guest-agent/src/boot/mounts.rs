@@ -7,7 +7,6 @@
 //! ```
 //! After [`enter_root`] the agent's disk and the overlay's layers are in no mount tree any more: processes cannot name
 //! them. (Guest root can mount the disks again by their device; the agent's is read-only at the VMM.)
-//! Called by boot, and once more by shutdown.
 
 use rustix::fs::{Access, Mode, access, mkdir, symlink};
 use rustix::io::Errno;
@@ -157,7 +156,7 @@ pub(super) fn enter_root() -> Result<(), MountError> {
     move_dev()?;
     let pivot = |step| move |errno| MountError::Pivot { step, errno };
     chdir("/newroot").map_err(pivot("chdir to it"))?;
-    // Both "." : the old root lands on top of the new one and is detached at once, so no directory has to hold it
+    // Both "." : the old root lands on top of the new one and is detached next, so no directory has to hold it
     // (pivot_root(2), NOTES).
     pivot_root(".", ".").map_err(pivot("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(pivot("detach the old root"))?;

@@ -93,21 +93,9 @@ fn remove_at(
             Err(Errno::NOTDIR) => return Err(fail(Errno::PERM)),
             Err(errno) => return Err(fail(errno)),
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut names = openat(directory, name, flags, Mode::empty()).and_then(Dir::new).map_err(fail)?;
-        while let Some(entry) = names.read() {
-            let entry = entry.map_err(fail)?;
-            let entry = entry.file_name().to_bytes();
-            if matches!(entry, b"." | b"..") {
-                continue;
-            }
-            let below = [path, b"/", entry].concat();
-            match remove_at(names.fd().map_err(fail)?, entry, &below, true, totals, depth + 1) {
-                // Gone meanwhile.
-                Err(Trouble::Failed(failure)) if failure.kind == FileErrorKind::NotFound => {}
-                removed => removed?,
-            }
-        }
+        for_each_entry(directory, name, path, "remove it", |directory, name, path| {
+            remove_at(directory, name, path, true, totals, depth + 1)
+        })?;
     }
     Err(fail(Errno::NOTEMPTY))
 }
@@ -150,21 +138,37 @@ fn for_all(
         if depth == MAX_DEPTH {
             return Err(fail(Errno::NAMETOOLONG));
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut names = openat(directory, name, flags, Mode::empty()).and_then(Dir::new).map_err(fail)?;
-        while let Some(entry) = names.read() {
-            let entry = entry.map_err(fail)?;
-            let entry = entry.file_name().to_bytes();
-            if matches!(entry, b"." | b"..") {
-                continue;
-            }
-            let below = [path, b"/", entry].concat();
-            match for_all(names.fd().map_err(fail)?, entry, &below, true, depth + 1, step, set) {
-                Err(Trouble::Failed(failure)) if failure.kind == FileErrorKind::NotFound => {}
-                done => done?,
-            }
-        }
+        for_each_entry(directory, name, path, step, |directory, name, path| {
+            for_all(directory, name, path, true, depth + 1, step, set)
+        })?;
     }
     // What the request names may be a link, which it means the target of; below that, links are left alone.
     set(directory, name, depth > 0 && kind == FileType::Symlink).map_err(fail)
+}
+
+/// Calls `visit` for every entry of the directory `name`, with that directory, the entry's name and its path. An entry that
+/// is removed before it is visited is skipped. `step` says in an error what was tried.
+fn for_each_entry(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    step: &str,
+    mut visit: impl FnMut(BorrowedFd<'_>, &[u8], &[u8]) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let fail = |errno| refused(step, path, errno);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut entries = openat(directory, name, flags, Mode::empty()).and_then(Dir::new).map_err(fail)?;
+    while let Some(entry) = entries.read() {
+        let entry = entry.map_err(fail)?;
+        let entry = entry.file_name().to_bytes();
+        if matches!(entry, b"." | b"..") {
+            continue;
+        }
+        let below = [path, b"/", entry].concat();
+        match visit(entries.fd().map_err(fail)?, entry, &below) {
+            Err(Trouble::Failed(failure)) if failure.kind == FileErrorKind::NotFound => {}
+            visited => visited?,
+        }
+    }
+    Ok(())
 }

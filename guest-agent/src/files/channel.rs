@@ -71,7 +71,7 @@ impl Channel {
         while matches!(self.receive(), Ok(1..)) {}
     }
 
-    /// True when the host has hung up, or said something that nobody asked for.
+    /// Returns true when the host has hung up, or has sent a message that is not expected here.
     pub(super) fn is_over(&self) -> bool {
         let mut byte = [0];
         !matches!(recv(&self.socket, &mut byte, RecvFlags::DONTWAIT | RecvFlags::PEEK), Err(Errno::AGAIN | Errno::INTR))

@@ -1,7 +1,7 @@
 //! What is known of a file beyond stat(2): where a symbolic link leads, and metadata in extended attributes.
 
+use super::describer::{Describer, kind};
 use super::failure::{Trouble, refused};
-use super::inspect::{Describer, kind};
 use rustix::fs::{CWD, XattrFlags, fsetxattr, getxattr, listxattr, stat};
 use rustix::io::Errno;
 use sandboxvm_protocol::agent::details::{

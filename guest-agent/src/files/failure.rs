@@ -29,7 +29,7 @@ pub(super) fn refused(step: &str, path: &[u8], errno: Errno) -> Trouble {
     }))
 }
 
-/// What an errno means for whoever asked.
+/// Returns what an errno means for the host.
 pub(super) fn kind(errno: Errno) -> FileErrorKind {
     match errno {
         Errno::NOENT => FileErrorKind::NotFound,

@@ -1,20 +1,21 @@
 //! What changes in a directory, by inotify(7), until the host hangs up. At most [`MAX_WATCHES`] directories; where there
-//! are more, and where the kernel loses count, the host is told that something is missing.
+//! are more, and where the kernel drops events, the host receives [`ChangeKind::Missed`].
 //!
 //! A file that a host writes comes to its place under another name ([`temporary_replaces`]). The host does not hear of
 //! that name, but of a file that was made, if none was there, and written to.
 
 use super::channel::Channel;
+use super::describer::Describer;
 use super::details::Reader;
 use super::failure::{Trouble, refused};
-use super::inspect::{Describer, describe};
+use super::inspect::describe;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, lstat, openat};
 use rustix::io::Errno;
+use sandboxvm_archive::temporary_replaces;
 use sandboxvm_protocol::agent::details::{DETAILS_BUDGET, FileDetails, MAX_DETAILS, Observation};
 use sandboxvm_protocol::agent::files::{ChangeKind, FileChange, FilePath, FileReply, FileTotals};
-use sandboxvm_tree::temporary_replaces;
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,7 +25,7 @@ const MAX_DEPTH: usize = 256;
 /// Files on the way from one name to another. Both halves of a move come one after the other, mostly.
 const MAX_MOVING: usize = 64;
 
-/// What the host is told.
+/// What the host receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watched {
     /// [`FileReply::Changes`].
@@ -77,7 +78,7 @@ pub(super) fn watch(
     if recursive {
         watching.add_below(b"", false, 0);
     }
-    // What was added to while it was looked through is told once it is watched.
+    // A change to a directory that was being read is reported once the directory is watched.
     watching.channel.reply(&FileReply::Begun(Some(begun)))?;
     loop {
         let mut ready = [
@@ -242,7 +243,7 @@ impl Watching<'_> {
         Ok(())
     }
 
-    /// Watches the directories below one, and with `tell` tells of all that is there.
+    /// Watches the directories below one, and with `tell` reports all files that are there.
     fn add_below(&mut self, path: &[u8], tell: bool, depth: usize) {
         let full = self.full(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -271,7 +272,7 @@ impl Watching<'_> {
         }
     }
 
-    /// A directory that was moved away is no concern of ours any more; if it came to elsewhere here, that is told next.
+    /// Forgets a directory that was moved away. If it was moved to another watched place, that is the next event.
     fn forget(&mut self, path: &[u8]) {
         let is_below = |other: &[u8]| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
         let gone: Vec<i32> =
@@ -284,7 +285,7 @@ impl Watching<'_> {
 
     fn tell(&mut self, kind: ChangeKind, path: Option<&[u8]>) {
         let change = FileChange { kind, path: path.and_then(|path| FilePath::try_from(path.to_vec()).ok()) };
-        // A file that is written to piece by piece is one change until it is told.
+        // Several writes to a file are one change until it is reported.
         if self.changes.last().is_some_and(|last| last.change == change) {
             return;
         }

@@ -52,10 +52,10 @@ fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
             answer(Channel::new(socket, handover.decoder, handover.unsent), request);
             0
         }
-        // Nobody can be told: the end of the connection says it.
+        // No reply can be sent: the host sees the connection end.
         Err(_) => 1,
     };
-    // SAFETY: ends the process at once. Nothing of the agent's is flushed, closed or dropped twice.
+    // SAFETY: ends the process without running any destructor. Nothing of the agent's is flushed, closed or dropped twice.
     unsafe { libc::_exit(code) }
 }
 
@@ -67,7 +67,7 @@ fn isolate(handover: &Handover<'_>) -> Result<OwnedFd, Errno> {
     }
     // SAFETY: as above.
     unsafe { libc::syscall(libc::SYS_close_range, CONNECTION + 1, libc::c_uint::MAX, 0) };
-    // SAFETY: open, since it was duplicated there, and nobody else's.
+    // SAFETY: open, since it was duplicated there, and no other object owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(CONNECTION) };
     fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
     // Exact modes are what requests state.
@@ -88,7 +88,7 @@ fn answer(mut channel: Channel, request: FileRequest) {
         });
     let Ok(last) = served else { return };
     if channel.reply(&last).is_ok() && matches!(last, FileReply::Failed(_)) {
-        // The host may still be sending; it is to read why that is in vain before it finds nobody there.
+        // The host may still be sending. It must be able to read the failure before the connection is closed.
         channel.drain();
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! /sys/fs/cgroup            the agent and what it has working on files: no limit of the sandbox's is theirs
 //!   sandbox                 everything a host has started, and all that came of it: pids.max is the sandbox's limit
-//!   reserve                 what a host starts when that is reached: how else could anybody look into it, and end it
+//!   reserve                 what a host starts when that is reached, so that a user can still look into the sandbox
 //! ```
 //! Only `pids` is switched on: with the memory controller every page fault would be charged, which is dear where the
 //! guest's kernel is interpreted, and needless, since all of the machine's memory is the sandbox's. When that runs out,
@@ -98,8 +98,8 @@ impl Cgroups {
     }
 }
 
-/// The kernel has a limit of its own, by the machine's memory, at which the agent could start nothing either: it stays
-/// well above the sandbox's.
+/// Raises the kernel's own limit, which depends on the machine's memory, well above the sandbox's: at the kernel's limit the
+/// agent could start nothing either.
 fn allow_threads(processes: ProcessCount) -> Result<(), Errno> {
     let memory = sysinfo();
     let by_memory = memory.totalram.saturating_mul(u64::from(memory.mem_unit)) / MEMORY_OF_THREAD;

@@ -1,6 +1,6 @@
 //! What a new process does between clone and exec.
 //!
-//! It runs on a stack of its own in the agent's memory, while the agent is suspended (vfork(2)): so it only makes system
+//! It runs on a separate stack in the agent's memory, while the agent is suspended (vfork(2)): so it only makes system
 //! calls, allocates nothing, panics nowhere, and leaves its report in the plan, where the agent reads it.
 
 use std::cell::Cell;
@@ -93,7 +93,7 @@ fn errno() -> c_int {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// Makes the calls before exec, in order; an error names the step whose errno is not yet overwritten.
+/// Makes the calls before exec, one after the other; an error names the step whose errno is not yet overwritten.
 fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
     // SAFETY: no memory involved.
     if unsafe { libc::setsid() } < 0 {
@@ -136,7 +136,7 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
 fn limit_files(files: u64) -> bool {
     let limit = libc::rlimit64 { rlim_cur: files, rlim_max: files };
     let none = ptr::null_mut::<libc::rlimit64>();
-    // SAFETY: reads one `struct rlimit64`, and writes nothing to where it is told null.
+    // SAFETY: reads one `struct rlimit64`; the null pointer says that the old limit is not to be written anywhere.
     (unsafe { libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const limit, none) }) == 0
 }
 
@@ -186,7 +186,7 @@ fn become_normal_task() {
     unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority) };
 }
 
-/// Tries the programs in order and goes on where execvp(3) does; returns only the errno of its failure. A refusal
+/// Tries one program after the other and continues where execvp(3) does; returns only the errno of its failure. A refusal
 /// outlives later misses, so that what was found but may not be run is not reported as missing.
 fn exec(plan: &Plan<'_>) -> c_int {
     let mut failure = libc::ENOENT;

@@ -7,7 +7,8 @@
 //! | disk full | statfs(2) of the root |
 //!
 //! Nothing is looked at while programs run well. A turn reads a bounded number of records, whatever is in the log; what a
-//! program writes there itself is told by its facility, which the kernel sees to (kernel/printk/printk.c, `devkmsg_write`).
+//! program writes there itself is recognised by its facility, which the kernel sets (kernel/printk/printk.c,
+//! `devkmsg_write`).
 
 use rustix::fs::{Mode, OFlags, SeekFrom, open, seek, statvfs};
 use rustix::io::{Errno, read};
@@ -45,9 +46,9 @@ impl LimitCounts {
         Self { log, refused: 0, disk_was_full: false }
     }
 
-    /// What was met since this was last asked, if anything.
+    /// Returns the limits that were met since the last call, if any.
     pub(crate) fn since_last(&mut self) -> Option<LimitsHit> {
-        // Gone where the guest's root has removed the group; it counts anew when that is made again.
+        // Missing where the guest's root has removed the group; a new group starts to count at zero.
         let refused = std::fs::read(PIDS_EVENTS).ok().and_then(|text| refused_of(&text)).unwrap_or(0);
         // Not all that is free: ext4 keeps some of that for itself.
         let is_full = statvfs("/").is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NO_ROOM);
@@ -67,7 +68,7 @@ impl LimitCounts {
         for _ in 0..MOST_RECORDS {
             match read(log, &mut record) {
                 Ok(length) => killed += u64::from(is_kill(record.get(..length).unwrap_or_default())),
-                // Records were overwritten before they were read: it goes on with the first that is there.
+                // Records were overwritten before they were read: the next read returns the oldest that is left.
                 Err(Errno::PIPE | Errno::INTR) => {}
                 Err(_) => break,
             }

@@ -10,19 +10,19 @@
 //! stdin        bytes on their way into it, and the credit for them
 //! output       its stdout, stderr or terminal
 //! title        what it was started as, cut to be shown
-//! scrollback   the last of its output, where nobody may have taken it
-//! kept         that, and the connections that look at it
+//! scrollback   the last of its output, for hosts that read it later
+//! scrollback_state  that, and the connections that watch the process
 //! ```
-//! Called by the server, which owns the table of [`Process`]es and all waiting.
+//! Nothing here waits: the server does, and owns the table of [`Process`]es.
 
 pub(crate) mod cgroups;
 mod child;
 mod environment;
-pub(crate) mod kept;
 pub(crate) mod limit_counts;
 pub(crate) mod output;
 mod program;
 pub(crate) mod scrollback;
+pub(crate) mod scrollback_state;
 pub(crate) mod spawn;
 pub(crate) mod stdin;
 mod strings;
@@ -30,18 +30,18 @@ mod terminal;
 mod title;
 pub(crate) mod user;
 
-use crate::server::slab::Key;
-use kept::Kept;
+use crate::slab::Key;
 use output::Output;
 use rustix::process::Pid;
 use sandboxvm_protocol::agent::{ExitStatus, OnDisconnect, SignalNumber, TerminalSize};
+use scrollback_state::ScrollbackState;
 use stdin::Stdin;
 use title::Title;
 
 /// A process and what connects it to its host.
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// Leader of its own session and process group, so also their ID.
+    /// Leader of a session and of a process group, so also the ID of both.
     pub(crate) pid: Pid,
     /// What it was started as.
     pub(crate) title: Title,
@@ -49,9 +49,9 @@ pub(crate) struct Process {
     pub(crate) started_at: u64,
     /// The connection that started it, while it is there. Takes the output, unless something is kept.
     pub(crate) owner: Option<Key>,
-    /// Its output and whoever looks at it, once its owner alone will not do. Always there for a process without an
-    /// owner, but one that was killed for that.
-    pub(crate) kept: Option<Box<Kept>>,
+    /// Its output and the connections that watch it, once there may be others than its owner. Always there for a process
+    /// without an owner, except one that was killed for that.
+    pub(crate) kept: Option<Box<ScrollbackState>>,
     /// The connection whose stdin it takes.
     pub(crate) feeder: Option<Key>,
     /// It was given a terminal.

@@ -7,8 +7,8 @@ use rustix::io::{Errno, ioctl_fionread, read};
 use sandboxvm_protocol::frame::FrameKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Most bytes read from a terminal after its process ended. A pipe tells how much it holds; a terminal does not, and a
-/// process left behind could write for ever.
+/// Maximum number of bytes read from a terminal after its process ended. A pipe reports how much it holds; a terminal does
+/// not, and a process left behind could write without end.
 const TERMINAL_REST: usize = 256 * 1024;
 
 /// A readable stream of a process.
@@ -56,7 +56,7 @@ impl Output {
         self.drained |= self.hung_up && !self.readable;
     }
 
-    /// The process was reaped: what is in the stream now is the last that counts, whoever else may hold it open.
+    /// The process was reaped: what is in the stream now is the last that counts, even if other processes hold it open.
     pub(super) fn writer_ended(&mut self) {
         self.writer_ended = true;
         self.readable |= !self.drained;

@@ -207,7 +207,7 @@ mod tests {
         let kept = read(&scrollback, scrollback.start(), 65_536);
         assert_eq!(kept.len(), 1);
         assert!(kept[0].1 == all[all.len() - scrollback.len()..]);
-        // More at once than is kept at all.
+        // More in one call than is kept in total.
         scrollback.set_limit(1000);
         assert!(scrollback.cost() <= 1000 && scrollback.bytes.capacity() <= 2000);
         scrollback.push(FrameKind::Stderr, &all[..5000]);

@@ -196,8 +196,8 @@ impl Spawner {
         Ok(ends.into_process(pid, request))
     }
 
-    /// Makes the process where it belongs. With as many processes as there may be, those of hosts are let in all the same,
-    /// a few, and come first.
+    /// Makes the process in the sandbox's control group. When the sandbox has reached its limit, a few processes that hosts
+    /// start are made in the reserve instead, with priority.
     fn clone_child(&mut self, plan: &Plan<'_>) -> Result<Pid, SpawnError> {
         let pid = match &self.cgroups {
             None => run_child(&mut self.stack, plan, None),
@@ -207,7 +207,7 @@ impl Spawner {
                     run_child(&mut self.stack, plan, Some(cgroups.reserve()))
                 }
                 made @ (Ok(_) | Err(Errno::NOMEM)) => made,
-                // The guest's root has removed it, or given it controllers of its own.
+                // The guest's root has removed the group, or enabled controllers for it.
                 Err(_) => run_child(&mut self.stack, plan, None),
             },
         };
@@ -280,7 +280,7 @@ impl Ends {
     fn child_streams(&self, null: &OwnedFd) -> [RawFd; 3] {
         let [stdin, stdout, stderr] = &self.child;
         let stdin = stdin.as_ref().unwrap_or(null);
-        // Only a terminal has no stdout and stderr of its own.
+        // Only a terminal has no separate stdout and stderr.
         [stdin, stdout.as_ref().unwrap_or(stdin), stderr.as_ref().unwrap_or(stdin)].map(AsRawFd::as_raw_fd)
     }
 

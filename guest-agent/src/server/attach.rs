@@ -1,11 +1,12 @@
-//! Processes found again: what hosts ask about those that other connections started.
+//! Requests about processes that other connections started, found again by PID.
 //!
-//! The table of processes is all there is to find: a PID that no host was ever told belongs to nobody here.
+//! Only the table of processes is searched: a PID that no host ever received is not found.
 
+use super::answer::{Outcome, bad_request};
 use super::clock::now;
-use super::requests::{Outcome, bad_request};
-use super::slab::Key;
-use super::{Process, Server};
+use super::state::Server;
+use crate::process::Process;
+use crate::slab::Key;
 use sandboxvm_protocol::agent::process::{
     AttachRequest, Attached, MAX_PAGE, ProcessInfo, ProcessPage, ProcessState, View,
 };
@@ -41,7 +42,7 @@ impl Server {
         }
         let process_key = self.find(request.pid)?;
         self.keep(process_key);
-        // What a new host says is taken at once, and what another sent before it may still be on its connection.
+        // The new host's input counts from now on, and input that another host sent before may still be on its connection.
         if request.stdin
             && let Some(feeder) = self.processes.get_mut(process_key).and_then(|process| process.feeder)
         {
@@ -54,7 +55,7 @@ impl Server {
         let mut stdin_credit = None;
         // One that has ended shows what is left of it, whatever the host wanted to do with it.
         if process.ended.is_none() {
-            // Everything that is refused is refused before anything is taken from whoever feeds the process now.
+            // Every check that can refuse comes before the connection that feeds the process now loses anything.
             if request.terminal.is_some() && !process.has_terminal {
                 return Err(bad_request(&format!("process {pid} has no terminal: it was started without")));
             }

@@ -2,10 +2,10 @@
 //!
 //! Owns the socket, the partial frame received and the bytes the socket would not take. The latter are at most what
 //! one pass of the server produced, because a pass only reads from a process while nothing is left from the last one.
-//! Called by the server; knows nothing of processes but the key of its own.
+//! Knows nothing of processes but a key.
 
 use super::listener::Transport;
-use super::slab::Key;
+use crate::slab::Key;
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvFlags, SendFlags, recv, send};

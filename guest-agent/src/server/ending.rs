@@ -1,10 +1,10 @@
 //! The end of the machine as the server sees it: every process gets the chance to end, then no choice.
 //!
-//! Serving goes on meanwhile, so that last words and exit statuses reach their hosts. What comes after the last process
-//! (disks, reset) is the caller's.
+//! The server keeps serving meanwhile, so that last output and exit statuses reach their hosts. What comes after the last
+//! process (disks, reset) is up to the caller.
 
 use super::clock::{later, now};
-use super::{Role, Server};
+use super::state::{Ending, Role, Server};
 use sandboxvm_protocol::agent::SignalNumber;
 use std::time::Duration;
 
@@ -14,29 +14,6 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How long hosts may take to read what was said last, and then the VMM to receive it: none of the connections is waited
 /// for that begins to close later than this.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
-
-/// How far a shutdown has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// None was asked for.
-    No,
-    /// SIGTERM was sent; SIGKILL follows at this time.
-    Terminating(u64),
-    /// SIGKILL was sent; given up at this time.
-    Killing(u64),
-    /// No process is left; what they said last has until this time to be sent.
-    Parting(u64),
-}
-
-impl Ending {
-    /// When it next needs attention.
-    pub(super) fn deadline(self) -> Option<u64> {
-        match self {
-            Self::No => None,
-            Self::Terminating(at) | Self::Killing(at) | Self::Parting(at) => Some(at),
-        }
-    }
-}
 
 impl Server {
     /// Starts the end of the machine: everything gets SIGTERM now, and SIGKILL after `grace`.
@@ -68,9 +45,9 @@ impl Server {
         }
     }
 
-    /// Closes all connections and waits for the VMM to confirm that. The kernel sends what a vsock was given when it
-    /// comes to it, and a machine that is reset takes the rest along: the answer to the shutdown, exit statuses. What a
-    /// client does not read from the VMM is lost all the same.
+    /// Closes all connections and waits for the VMM to confirm that. The kernel sends the bytes of a vsock connection later,
+    /// and a reset of the machine would lose the rest: the answer to the shutdown, exit statuses. What a client does not read
+    /// from the VMM is lost anyway.
     pub(super) fn part_with_hosts(&mut self) {
         let deadline = later(LAST_WORDS_WITHIN);
         let open: Vec<_> = self.connections.iter_mut().map(|(key, _)| key).collect();

@@ -1,10 +1,9 @@
-//! Requests about files: each is handed to a process of its own, with its connection, and only reaped here.
+//! Requests about files: each is handed to a separate process, with its connection. The server only reaps that process.
 
-use super::Server;
-use super::ending::Ending;
-use super::requests::{Outcome, bad_request, internal};
-use super::slab::Key;
+use super::answer::{Outcome, bad_request, internal};
+use super::state::{Ending, Server};
 use crate::files::{self, Handover};
+use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::files::FileRequest;
 use sandboxvm_protocol::agent::{Failure, FailureKind};
@@ -15,7 +14,7 @@ use std::os::fd::AsFd;
 const MAX_FILE_WORKERS: usize = 64;
 
 impl Server {
-    /// Has the connection handed over once its frames are back in order.
+    /// Notes the request; the connection is handed over after the frames that were received with it.
     pub(super) fn work_on_files(&mut self, key: Key, request: FileRequest) -> Outcome {
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         if connection.process.is_some() {

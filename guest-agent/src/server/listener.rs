@@ -1,9 +1,9 @@
 //! The socket hosts connect to: vsock in a sandbox, a Unix socket when the agent runs as an ordinary process.
 //!
 //! A listening vsock socket survives a transport reset (only connected ones are reset, net/vmw_vsock/virtio_transport.c),
-//! so a restored machine is reachable at once.
+//! so a restored machine is reachable immediately.
 
-use super::ServerError;
+use super::error::ServerError;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with,
@@ -31,8 +31,8 @@ pub(crate) enum Transport {
 pub(super) enum Accepted {
     /// A host.
     Host(OwnedFd),
-    /// Nobody after all, or somebody who may not talk to us.
-    Nobody,
+    /// No connection after all, or one from a peer that may not talk to the agent.
+    None,
     /// No file descriptor or memory for it now.
     Exhausted,
     /// The listening socket itself is of no use any more.
@@ -74,12 +74,12 @@ impl Listener {
                 {
                     Accepted::Host(socket)
                 } else {
-                    Accepted::Nobody
+                    Accepted::None
                 }
             }
             Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => Accepted::Exhausted,
             Err(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Accepted::Broken,
-            Err(_) => Accepted::Nobody,
+            Err(_) => Accepted::None,
         }
     }
 

@@ -10,52 +10,54 @@
 //! Connections and pipes are edge-triggered and added once: no call is spent on changing what epoll watches while a
 //! slow host stalls a process. What has more to give than one turn takes is kept for the next one, with no waiting.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], [`MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks each, one frame and one read
-//! buffer for each connection, one stdin window for each process, and what [`kept`] keeps of their output.
+//! Bounds: [`MAX_CONNECTIONS`], [`state::MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks each, one frame and one read
+//! buffer for each connection, one stdin window for each process, and what [`detached`] keeps of their output.
 
+mod answer;
 mod attach;
 mod clock;
 mod connection;
+mod detached;
 mod ending;
+mod error;
 mod files;
-mod kept;
 pub(crate) mod listener;
 mod relay;
+mod relaying;
 mod requests;
 mod signals;
-pub(crate) mod slab;
+mod state;
 mod streams;
 mod token;
+
+pub(crate) use error::ServerError;
+pub(crate) use state::{Role, Server};
 
 use crate::identity::IdentityFiles;
 use crate::process::Process;
 use crate::process::cgroups::Cgroups;
 use crate::process::limit_counts::LimitCounts;
 use crate::process::spawn::Spawner;
+use crate::slab::{Key, Slab};
 use clock::{later, now};
 use connection::{Connection, End};
-use ending::Ending;
-use kept::MAX_REMEMBERED;
+use detached::MAX_REMEMBERED;
 use listener::{Accepted, Listener};
-use relay::{MAX_RELAYS, Relay};
+use relay::MAX_RELAYS;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, wait};
-use sandboxvm_protocol::agent::files::FileRequest;
+use rustix::process::{WaitOptions, wait};
 use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind, OnDisconnect, SignalNumber};
 use signals::{child_signals, disinherit, exit_status};
-use slab::{Key, Slab};
+use state::{Ending, MAX_PROCESSES};
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 use token::{Pipe, Token};
 
-/// Most connections at a time; one more is told so and closed.
+/// Maximum number of connections. One more receives a failure and is closed.
 const MAX_CONNECTIONS: u32 = 1024;
-
-/// Most processes at a time that a host has started and that have not ended.
-const MAX_PROCESSES: usize = 1024;
 
 /// How long accepting pauses when there is no file or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -65,69 +67,6 @@ const REAPED: usize = 256;
 
 /// Events taken in one turn.
 const BATCH: usize = 64;
-
-/// The server cannot start or go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ServerError {
-    /// No listening socket.
-    #[error("server: cannot listen: {0}; is vsock in the kernel's configuration, and the socket's path free?")]
-    Listen(Errno),
-    /// Something every turn needs.
-    #[error("server: cannot {step}: {errno}")]
-    Setup {
-        /// What was tried.
-        step: &'static str,
-        /// What the kernel said.
-        errno: Errno,
-    },
-}
-
-/// What the agent is to its machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// PID 1: owns every process there is.
-    Init,
-    /// An ordinary process: owns those it started.
-    Service,
-}
-
-/// The agent's server.
-#[derive(Debug)]
-pub(crate) struct Server {
-    role: Role,
-    identity: IdentityFiles,
-    epoll: OwnedFd,
-    signals: OwnedFd,
-    listener: Listener,
-    /// When accepting goes on after a pause.
-    accept_again: Option<u64>,
-    connections: Slab<Connection>,
-    /// Those that run, and those that ended and are remembered.
-    processes: Slab<Process>,
-    /// The latter, in the order they ended.
-    remembered: VecDeque<Key>,
-    relays: Slab<Relay>,
-    spawner: Spawner,
-    /// Of the machine; nothing for an agent that does not own it.
-    limit_counts: Option<LimitCounts>,
-    /// One read from a socket, or all frames of one turn of a process.
-    scratch: Box<[u8]>,
-    /// Processes that work on files.
-    file_workers: Vec<Pid>,
-    /// Asked for on the connection whose frames are being handled.
-    file_request: Option<Box<FileRequest>>,
-    /// Connections to receive from in this turn.
-    receiving: Vec<Key>,
-    /// Processes to look at in this turn.
-    due: Vec<Key>,
-    /// Relays to look at in this turn.
-    relays_due: Vec<Key>,
-    /// A child has ended.
-    reap_due: bool,
-    /// At the last reaping no child was left at all.
-    is_childless: bool,
-    ending: Ending,
-}
 
 impl Server {
     /// Takes over signals and starts to listen. Only for a process with a single thread. Its processes are put into
@@ -274,14 +213,14 @@ impl Server {
                     Err(mut connection) => {
                         let message = format!("too many connections: the agent serves {MAX_CONNECTIONS} at a time");
                         connection.queue(&AgentMessage::Failed(Failure { kind: FailureKind::Resources, message }));
-                        // It is closed at once, whether or not this got through.
+                        // The connection is closed in either case.
                         let _ = connection.flush();
                     }
                 }
             }
-            Accepted::Nobody => {}
+            Accepted::None => {}
             Accepted::Exhausted => {
-                // Level-triggered, the listener would wake us for ever.
+                // The listener is level-triggered: it would wake the agent without end.
                 let _ = epoll::delete(&self.epoll, &self.listener);
                 self.accept_again = Some(later(ACCEPT_PAUSE));
             }
@@ -413,7 +352,7 @@ impl Server {
         self.make_due(process_key);
     }
 
-    /// What the end of the connection that started it means for a process.
+    /// Does what the end of the connection that started a process means for that process.
     fn lose_owner(&mut self, key: Key, connection: &Connection, end: End) {
         let Some(process) = self.processes.get_mut(key) else { return };
         match (end, process.on_disconnect) {
@@ -421,7 +360,7 @@ impl Server {
             (End::HostGone, OnDisconnect::Kill) => {
                 process.signal(SignalNumber::KILL);
                 process.stdin = None;
-                // Others may want to see its last words.
+                // Other connections may want to see its last output.
                 if process.kept.is_none() {
                     process.outputs = [None, None];
                 }

@@ -1,22 +1,19 @@
 //! What hosts ask for: from received bytes to an answer or a process.
 
+use super::answer::{Outcome, bad_request, frame_failure, internal};
 use super::clock::{later, now};
 use super::connection::{Connection, End, Received};
-use super::ending::Ending;
-use super::slab::Key;
+use super::state::{Ending, MAX_PROCESSES, Role, Server};
 use super::token::{Pipe, Token};
-use super::{MAX_PROCESSES, Role, Server};
 use crate::identity;
+use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, OnDisconnect, WIRE};
-use sandboxvm_protocol::frame::{Frame, FrameError, FrameKind};
+use sandboxvm_protocol::frame::{Frame, FrameKind};
 use std::time::Duration;
 
 /// Buffers of [`Server::hear_out`] at most: far more than a socket holds, for a host that never stops.
 const HEARD_OUT: usize = 64;
-
-/// Whether a connection goes on after a frame.
-pub(super) type Outcome = Result<(), Failure>;
 
 impl Server {
     /// Takes what a connection has, once, and answers all of it in one send.
@@ -41,7 +38,7 @@ impl Server {
         }
     }
 
-    /// Takes all that a host has sent so far, as it will not be heard later, or not in time.
+    /// Takes all that a host has sent so far, since it will not be read later, or not in time.
     pub(super) fn hear_out(&mut self, key: Key) {
         for _ in 0..HEARD_OUT {
             let Some(connection) = self.connections.get_mut(key).filter(|it| !it.closing && it.relay.is_none()) else {
@@ -52,7 +49,7 @@ impl Server {
         }
     }
 
-    /// The host of a connection takes no more. What it said before it left still counts.
+    /// The host of a connection reads no more. Requests that it sent before still count.
     pub(super) fn lose_host(&mut self, key: Key, end: End) {
         if end == End::HostGone {
             self.hear_out(key);
@@ -83,7 +80,7 @@ impl Server {
                 return;
             }
             if let Some(request) = self.file_request.take() {
-                // What follows on this connection is for whoever serves that.
+                // What follows on this connection is for the process that serves the request.
                 self.hand_over(key, decoder, *request);
                 return;
             }
@@ -302,20 +299,4 @@ impl Server {
         // Not watched yet at all in its first turn; watching then begins with this flag.
         let _ = epoll::modify(&self.epoll, &*connection, data, flags);
     }
-}
-
-pub(super) fn bad_request(message: &str) -> Failure {
-    Failure { kind: FailureKind::BadRequest, message: message.to_owned() }
-}
-
-pub(super) fn internal(message: String) -> Failure {
-    Failure { kind: FailureKind::Internal, message }
-}
-
-fn frame_failure(error: &FrameError) -> Failure {
-    let kind = match error {
-        FrameError::Version { .. } => FailureKind::UnsupportedVersion,
-        _ => FailureKind::BadRequest,
-    };
-    Failure { kind, message: error.to_string() }
 }

@@ -6,7 +6,7 @@ use sandboxvm_protocol::agent::{ExitStatus, SignalNumber};
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Blocks the signals the agent handles or must not die of, and makes a descriptor that tells of ended children.
+/// Blocks the signals the agent handles or must not die of, and makes a descriptor that reports ended children.
 /// SIGPIPE is blocked rather than ignored: a process would inherit the latter.
 pub(super) fn child_signals() -> Result<OwnedFd, Errno> {
     let last = || Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);

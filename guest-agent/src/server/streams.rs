@@ -3,14 +3,14 @@
 //! What a process wrote is read straight behind a frame header, so that one send carries what both streams hold, the
 //! credit and the exit status. While a connection is stalled its process is not read from: the pipe fills, and the
 //! process waits in its write. This is the way of a process that its owner alone attends; that of others is in
-//! [`super::kept`].
+//! [`super::detached`].
 
-use super::Server;
-use super::slab::Key;
+use super::state::Server;
 use super::token::{Pipe, Token};
 use crate::process::Process;
 use crate::process::limit_counts::LimitCounts;
 use crate::process::output::Output;
+use crate::slab::Key;
 use rustix::event::epoll;
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, MAX_AGENT_MESSAGE, SINCE_LIMITS_HIT, WIRE};
 use sandboxvm_protocol::frame::{HEADER_LEN, MAX_STREAM_BODY};
@@ -88,7 +88,7 @@ impl Server {
         }
     }
 
-    /// The socket takes bytes again: sends what waited, and lets the process go on.
+    /// The socket takes bytes again: sends what waited, and lets the process continue.
     pub(super) fn resume(&mut self, key: Key) {
         self.flush(key);
         if let Some(connection) = self.connections.get_mut(key)

@@ -1,6 +1,6 @@
 //! What an epoll event is about, packed into the 64 bits that epoll carries for it.
 
-use super::slab::Key;
+use crate::slab::Key;
 
 /// A source of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use rustix::{
     fs::{Mode, OFlags},
     process::{getpid, getuid},
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},

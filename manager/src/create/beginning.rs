@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use rustix::fs::OFlags;
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::fs::File;
 
 /// How a machine comes to life.

@@ -4,7 +4,7 @@ use crate::{audit::Origin, create::error::CreateError, limits::kept::WantedLimit
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
     agent::{CText, CTextError, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL},
-    identity::SandboxName,
+    ids::SandboxName,
     machine::{MIB, MemorySize, VcpuCount},
 };
 use std::time::Duration;

@@ -14,7 +14,7 @@ use crate::{
     record::SandboxRecord,
     sandbox::Sandbox,
 };
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::time::SystemTime;
 
 /// A sandbox that nobody can see yet; dropping it takes everything back.

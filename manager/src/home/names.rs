@@ -8,7 +8,7 @@ use crate::home::{
     layout::Home,
     locks::{FileLock, LockClass, directory_file},
 };
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{fs, io, path::Path};
 
 /// Why a name was not given.

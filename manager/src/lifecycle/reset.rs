@@ -41,7 +41,7 @@ use crate::{
 };
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{ControlReply, ControlRequest, DiskLayers, ResetReport, ResetRequest},
 };

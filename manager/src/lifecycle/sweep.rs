@@ -18,7 +18,7 @@ use crate::{
     manager::Manager,
     vmm::{group::pool, lock, state},
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::Serialize;
 use std::{
     fs,

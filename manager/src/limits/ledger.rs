@@ -11,7 +11,7 @@ use crate::{
     },
     vmm::lock,
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{
     fmt::Write as _,
     fs::OpenOptions,

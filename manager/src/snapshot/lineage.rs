@@ -14,7 +14,7 @@ use crate::{
     snapshot::seal::{SealError, Seals},
     vmm::state,
 };
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashSet,

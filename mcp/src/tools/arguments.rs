@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sandboxvm_protocol::{
     agent::{CText, files::FilePath},
-    identity::SandboxName,
+    ids::SandboxName,
     machine::MIB,
 };
 use schemars::JsonSchema;

@@ -1,7 +1,7 @@
-//! What E2B's clients know of files beyond [`super::files::FileEntry`]: where a symbolic link leads and what is there, and
+//! What E2B's clients know of files beyond [`FileEntry`]: where a symbolic link leads and what is there, and
 //! the metadata that a client gave a file, which is stored as its extended attributes `user.e2b.*`.
 
-use super::files::{FileChange, FileEntry, FileKind, FilePath};
+use super::file_entry::{FileChange, FileEntry, FileKind, FilePath};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

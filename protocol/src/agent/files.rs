@@ -18,82 +18,25 @@
 //! held back by the transport's credit alone. A host that goes away before `StdinEof` has changed nothing of what
 //! [`FileOperation::Write`] was to replace.
 //!
-//! What the agent says is a guest's word: capped here, and paths and names are for whoever asked, to be escaped before
-//! they are shown.
+//! What the agent says is a guest's word: capped here, and the client escapes paths and names before it shows them.
 
-use super::CText;
 use super::details::{FileDetails, FileMetadata, MAX_DETAILS, Observation};
-use super::{SINCE_FILE_DETAILS, SINCE_FILES};
+pub use super::file_entry::{
+    ChangeKind, FileChange, FileEntry, FileKind, FilePath, FilePathError, FileTime, MAX_OWNER, MAX_PATH,
+};
+use super::text::CText;
+use super::version::{SINCE_FILE_DETAILS, SINCE_FILES};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
-/// Longest path in bytes (Linux `PATH_MAX` less its NUL).
-pub const MAX_PATH: usize = 4095;
 /// Most entries in one [`FileReply::Entries`].
 pub const MAX_ENTRIES: usize = 128;
 /// Most changes in one [`FileReply::Changes`].
 pub const MAX_CHANGES: usize = 256;
 /// What the paths of one message may take together at most, so that it fits the cap of the agent's messages.
 pub const PAGE_BUDGET: usize = 32 * 1024;
-/// Cap on the name of a user or group, in bytes; a longer one is cut.
-pub const MAX_OWNER: usize = 64;
 /// Cap on [`FileFailure::message`], in bytes.
 pub const MAX_FILE_FAILURE: usize = 1024;
-
-/// Why bytes are no path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FilePathError {
-    /// Nothing at all.
-    #[error("the path is empty")]
-    Empty,
-    /// Contains a NUL byte.
-    #[error("the path contains a NUL byte")]
-    Nul,
-    /// Longer than Linux takes.
-    #[error("the path has {0} bytes, and Linux accepts at most {MAX_PATH}")]
-    TooLong(usize),
-}
-
-/// A path in the guest, 1 to [`MAX_PATH`] bytes without NUL. One that does not begin at the root begins at the home of
-/// the user.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct FilePath(Vec<u8>);
-
-impl FilePath {
-    /// The bytes, without a terminating NUL.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl TryFrom<Vec<u8>> for FilePath {
-    type Error = FilePathError;
-
-    fn try_from(bytes: Vec<u8>) -> Result<Self, FilePathError> {
-        match bytes.len() {
-            0 => Err(FilePathError::Empty),
-            len if len > MAX_PATH => Err(FilePathError::TooLong(len)),
-            _ if bytes.contains(&0) => Err(FilePathError::Nul),
-            _ => Ok(Self(bytes)),
-        }
-    }
-}
-
-impl TryFrom<&str> for FilePath {
-    type Error = FilePathError;
-
-    fn try_from(text: &str) -> Result<Self, FilePathError> {
-        Self::try_from(text.as_bytes().to_vec())
-    }
-}
-
-impl From<FilePath> for Vec<u8> {
-    fn from(path: FilePath) -> Self {
-        path.0
-    }
-}
 
 /// What is to be done with files, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,89 +196,6 @@ impl FileOperation {
     }
 }
 
-/// The kind of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FileKind {
-    /// Regular file.
-    File,
-    /// Directory.
-    Directory,
-    /// Symbolic link.
-    Symlink,
-    /// Named pipe.
-    Fifo,
-    /// Unix socket.
-    Socket,
-    /// Character device.
-    CharacterDevice,
-    /// Block device.
-    BlockDevice,
-}
-
-/// Seconds and nanoseconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileTime {
-    /// Seconds; negative before the epoch.
-    pub seconds: i64,
-    /// Nanoseconds after that, below 1,000,000,000.
-    pub nanoseconds: u32,
-}
-
-/// What there is to know of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileEntry {
-    /// Its absolute path, as far as the request's was resolved.
-    pub path: FilePath,
-    /// What it is.
-    pub kind: FileKind,
-    /// Bytes.
-    pub size: u64,
-    /// Permissions, set-user-ID, set-group-ID and sticky bit: the low twelve bits.
-    pub mode: u32,
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// The user's name, or its number again.
-    #[serde(with = "capped::Text::<MAX_OWNER>")]
-    pub owner: String,
-    /// The group's name, or its number again.
-    #[serde(with = "capped::Text::<MAX_OWNER>")]
-    pub group: String,
-    /// When its content last changed.
-    pub modified: FileTime,
-    /// What a symbolic link points to.
-    pub link_target: Option<FilePath>,
-}
-
-/// Something happened in a watched directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileChange {
-    /// What.
-    pub kind: ChangeKind,
-    /// To what, relative to the watched directory; nothing for the directory itself.
-    pub path: Option<FilePath>,
-}
-
-/// What happens to files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChangeKind {
-    /// It is there now: made, or moved here.
-    Created,
-    /// Its content was written to.
-    Written,
-    /// It is gone.
-    Removed,
-    /// It was moved away; where to is told as [`Self::Created`], if that is watched.
-    Renamed,
-    /// Mode, owner or times changed.
-    AttributesChanged,
-    /// Changes were too many to be told: some are missing here.
-    Missed,
-}
-
 /// What a request came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileTotals {
@@ -352,14 +212,14 @@ pub struct FileTotals {
 /// What the agent says of files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileReply {
-    /// Granted: data follows, is awaited, or changes are told from now on. The entry is what is read or archived, or the
-    /// directory that is watched or extracted into.
+    /// Accepted: data follows, the agent waits for data, or it reports changes from now on. The entry is what is read or
+    /// archived, or the directory that is watched or extracted into.
     Begun(Option<FileEntry>),
     /// One entry; the last message.
     Entry(FileEntry),
     /// Some of a list.
     Entries(#[serde(with = "capped::List::<MAX_ENTRIES>")] Vec<FileEntry>),
-    /// Some changes, in order.
+    /// Some changes, oldest first.
     Changes(#[serde(with = "capped::List::<MAX_CHANGES>")] Vec<FileChange>),
     /// All is done; the last message.
     Done(FileTotals),
@@ -369,7 +229,7 @@ pub enum FileReply {
     Details(FileDetails),
     /// Some of a list.
     DetailsPage(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<FileDetails>),
-    /// Some changes, in order.
+    /// Some changes, oldest first.
     Observed(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<Observation>),
 }
 

@@ -25,7 +25,7 @@ pub enum LimitError {
 pub struct ProcessCount(u32);
 
 impl ProcessCount {
-    /// Fewest: the one that is asked for.
+    /// The minimum: the process of the request itself.
     pub const MIN: u32 = 1;
     /// Most: below `pid_max` of a guest, less what its kernel and the agent need.
     pub const MAX: u32 = 30_000;
@@ -33,8 +33,8 @@ impl ProcessCount {
     /// many processes as it may.
     pub const RESERVE: u32 = 32;
 
-    /// Where nobody asked for another: four for each MiB of memory, from 256 to 4096. A guest's kernel by itself allows
-    /// some eight for each MiB, beyond which its agent could not start anything either.
+    /// Returns the default: four for each MiB of memory, clamped to 256-4096. A guest's kernel by itself allows about eight
+    /// for each MiB, beyond which its agent could not start anything either.
     #[must_use]
     pub fn default_for(memory: MemorySize) -> Self {
         Self(u32::try_from(memory.mib()).unwrap_or(u32::MAX).saturating_mul(4).clamp(256, 4096))

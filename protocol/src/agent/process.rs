@@ -3,7 +3,7 @@
 //! Only processes that a host had started are ever listed, attached to or signalled; the agent knows no others. What it
 //! says of them is a guest's word: capped here, and for people to look at only.
 
-use super::{ExitStatus, TerminalSize};
+use super::exec::{ExitStatus, TerminalSize};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ pub struct AttachRequest {
 pub enum View {
     /// What is kept of its output, all that follows, its end. The process waits for a host that reads slowly.
     Attend,
-    /// The same, but the process waits for nobody: a host that reads slowly is told what it missed.
+    /// The same, but the process does not wait: a host that reads slowly receives the number of bytes that it missed.
     Follow,
     /// What is kept of its output, and its end if it has ended.
     Kept,

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::sandbox_plane::envd::SandboxState;
 use sandboxvm_manager::Sandbox;
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{
     collections::VecDeque,
     sync::{

@@ -4,7 +4,7 @@
 use super::{Registry, entry::Entry};
 use crate::access::keys::KeyId;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,

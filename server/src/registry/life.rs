@@ -14,7 +14,7 @@ use super::{
 };
 use crate::access::keys::Key;
 use sandboxvm_manager::{AtEnd, FindError, RemoveError, Sandbox, StopError, Stopped};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{
     io,
     sync::Arc,

@@ -40,7 +40,7 @@ use quota::{Quota, Reserved};
 use record::{FORMAT, OnTimeout, Phase, Record, TemplateId};
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{FindError, Manager, PoolRequest, SandboxSpec, StartFrom, WantedLimits};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use snapshot_index::SnapshotIndex;
 use starts::{StartPermit, Starts};

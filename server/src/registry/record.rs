@@ -2,7 +2,7 @@
 
 use super::ingress::Ingress;
 use crate::access::keys::KeyId;
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::SystemTime};
 

@@ -7,7 +7,7 @@ use super::{
     record::{Phase, Record},
 };
 use sandboxvm_manager::{FindError, RemoveError, State};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::time::{Duration, SystemTime};
 
 /// What a start found.

@@ -5,7 +5,7 @@ use super::{
     templates::SnapshotRecord,
 };
 use crate::access::keys::KeyId;
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{
     cmp::Reverse,
     collections::HashMap,
@@ -74,7 +74,7 @@ impl SnapshotIndex {
 mod tests {
     use super::*;
     use crate::registry::record::{FORMAT, TemplateId};
-    use sandboxvm_protocol::identity::SandboxId;
+    use sandboxvm_protocol::ids::SandboxId;
     use std::fs;
 
     fn record(owner: &str, id: &str, created_at: u64) -> SnapshotRecord {

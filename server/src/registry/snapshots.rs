@@ -13,7 +13,7 @@ use crate::access::keys::{Key, KeyId};
 use sandboxvm_manager::{Output, Sandbox, SnapshotError};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, ExitStatus},
-    identity::SandboxName,
+    ids::SandboxName,
 };
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;

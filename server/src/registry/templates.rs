@@ -7,7 +7,7 @@ use crate::{
 };
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{CreateError, Manager, Pool, PoolRequest, SandboxSpec, StartedSandbox};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

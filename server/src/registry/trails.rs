@@ -8,7 +8,7 @@ use super::{
 };
 use crate::access::keys::{Key, KeyId};
 use sandboxvm_manager::Manager;
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet},

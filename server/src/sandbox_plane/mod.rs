@@ -26,7 +26,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use refusal::{Refusal, Unauthorized};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{sync::Arc, time::Duration};
 use tower::ServiceExt;
 

@@ -4,7 +4,7 @@ use crate::{
     driver::{Driver, PAGES},
     input::Input,
 };
-use sandboxvm_vmm::{devices::virtio::balloon::BalloonDevice, snapshot::released::ReleasedPages};
+use sandboxvm_vmm::{devices::virtio::balloon::BalloonDevice, memory::released::ReleasedPages};
 use std::sync::Arc;
 
 /// Input: what the driver does.

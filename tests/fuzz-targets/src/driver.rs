@@ -4,9 +4,12 @@
 
 use crate::input::Input;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sandboxvm_vmm::devices::virtio::{
-    device::{GuestMemory, Interrupt, VirtioDevice},
-    transport::MmioTransport,
+use sandboxvm_vmm::{
+    devices::virtio::{
+        device::{Interrupt, VirtioDevice},
+        transport::MmioTransport,
+    },
+    memory::GuestMemory,
 };
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};

@@ -4,7 +4,7 @@
 use crate::input::{Input, file};
 use sandboxvm_images::{erofs, kernel};
 use sandboxvm_protocol::machine::{MIB, MemorySize, VcpuCount};
-use sandboxvm_vmm::{arch::x86_64::boot, devices::virtio::device::GuestMemory};
+use sandboxvm_vmm::{arch::x86_64::boot, memory::GuestMemory};
 use std::sync::OnceLock;
 use vm_memory::GuestAddress;
 

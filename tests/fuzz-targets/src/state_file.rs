@@ -3,20 +3,21 @@
 
 use crate::input::{Input, file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sandboxvm_protocol::{identity::GuestCid, machine::MIB};
+use sandboxvm_protocol::{ids::GuestCid, machine::MIB};
 use sandboxvm_vmm::{
     devices::{
         console::{BoundedLog, MIN_LIMIT, SerialConsole},
         virtio::{
             balloon::BalloonDevice,
             block::BlockDevice,
-            device::{GuestMemory, Interrupt, VirtioDevice},
+            device::{Interrupt, VirtioDevice},
             rng::RngDevice,
             transport::{MmioTransport, TransportState},
             vsock::{VsockDevice, VsockOptions},
         },
     },
-    snapshot::{SnapshotState, format, released::ReleasedPages},
+    memory::{GuestMemory, released::ReleasedPages},
+    snapshot::{SnapshotState, format},
 };
 use std::{
     os::{

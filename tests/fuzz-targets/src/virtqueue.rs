@@ -2,7 +2,7 @@
 //! is an end of them, also where the rings lie on each other and what is returned changes what is to come; nothing panics.
 
 use crate::input::Input;
-use sandboxvm_vmm::devices::virtio::{chain::Chain, device::GuestMemory};
+use sandboxvm_vmm::{devices::virtio::chain::Chain, memory::GuestMemory};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 

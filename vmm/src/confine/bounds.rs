@@ -2,7 +2,7 @@
 //! waits in a pool does not know its machine yet; the second only lowers.
 
 use super::{
-    ConfineError, step,
+    error::{ConfineError, step},
     switches::{Protection, is_off},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -11,7 +11,7 @@ use sandboxvm_protocol::machine::{MIB, MemorySize};
 /// Open files: 1023 connections to the guest, 64 control connections, the files of 24 forks' disks, and the VMM's own. More
 /// than the usual 1024, which is there for programs that do not know how many they want.
 const FILES: u64 = 4096;
-/// Processes and threads of one user, which is one VMM with all its live forks and writers (see [`super::identity`]).
+/// Processes and threads of one user, which is one VMM with all its live forks and writers (see [`super::own_user`]).
 const PROCESSES: u64 = 4096;
 /// What a main thread gets by default on Linux; other threads have 2 MiB from the standard library.
 const STACK: u64 = 8 * MIB;
@@ -31,7 +31,7 @@ pub(super) fn be_ended_first() {
     let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_FIRST);
 }
 
-/// For any machine. `own_processes`: nobody else's are counted.
+/// Sets the limits for any machine. `own_processes` says that no processes but the VMM's count against its user.
 pub(super) fn set(own_processes: bool) -> Result<(), ConfineError> {
     // A core file would hold the guest's memory.
     lower(Resource::Core, 0)?;
@@ -50,7 +50,7 @@ pub(super) fn set(own_processes: bool) -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// For a machine with this much memory, and disks of which the largest has `disk` bytes.
+/// Sets the limits for a machine with this much memory, and disks of which the largest has `disk` bytes.
 pub(super) fn set_for_machine(memory: MemorySize, disk: u64) -> Result<(), ConfineError> {
     if is_off(Protection::Limits) {
         return Ok(());

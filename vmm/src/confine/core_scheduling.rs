@@ -1,4 +1,4 @@
-//! A processor core of its own for each VMM while it runs: where two threads share a core (SMT), the kernel then runs
+//! A dedicated processor core for each VMM while it runs: where two threads share a core (SMT), the kernel then runs
 //! beside it only what has its cookie, which are its own threads and the VMMs that were forked off it.
 
 use libc::c_long;

@@ -1,6 +1,6 @@
 //! Compiles rules for system calls into a filter that finds a call's rules by halving, not one by one. The kernel runs a
 //! new filter once for every call there is, to remember which are always allowed (`seccomp_cache_prepare`), so a linear
-//! filter of this size costs a machine's start a tenth of a millisecond. Called by [`super::syscalls`]; knows no call.
+//! filter of this size costs a machine's start a tenth of a millisecond. Knows no call.
 
 use seccompiler::{BpfProgram, SeccompAction, sock_filter};
 use std::collections::BTreeMap;
@@ -122,7 +122,7 @@ fn leaf(program: &mut BpfProgram, calls: &Calls, otherwise: u32) {
     program.push(plain(RETURN, SeccompAction::Allow.into()));
 }
 
-/// Goes on behind itself when the check holds.
+/// Appends a check; the program continues after it when the check holds.
 fn checked(program: &mut BpfProgram, Check { argument, test }: &Check, refused: u32) {
     program.push(plain(LOAD_WORD, ARGUMENTS + 8 * argument));
     match test {

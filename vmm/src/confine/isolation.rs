@@ -1,7 +1,7 @@
-//! Namespaces of its own, and an empty root in place of the host's files.
+//! Separate namespaces, and an empty root in place of the host's files.
 
 use super::{
-    ConfineError, step,
+    error::{ConfineError, failed},
     switches::{Protection, is_off},
 };
 use rustix::{
@@ -57,8 +57,8 @@ pub(super) fn leave_the_host_unprivileged() -> Result<Vec<JailPart>, ConfineErro
     Ok(Vec::new())
 }
 
-/// A user namespace in which nobody is anybody: no user or group of it is one of the host's, so that no privilege is worth
-/// anything and no file can be owned by its users. False where the host has none to give.
+/// Enters a user namespace that maps no user or group of the host, so that no privilege is worth anything and no file can be
+/// owned by its users. Returns false where the host does not allow it.
 pub(super) fn own_users() -> bool {
     unshare(UnshareFlags::NEWUSER).is_ok()
 }
@@ -86,8 +86,4 @@ fn enter_root() -> Result<(), ConfineError> {
     chdir("/").map_err(failed("entering the new root"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_remount("/", flags, "").map_err(failed("making the empty root read-only"))
-}
-
-pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> ConfineError {
-    move |error| step(what)(error.into())
 }

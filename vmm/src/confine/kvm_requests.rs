@@ -1,5 +1,5 @@
 //! The KVM requests that this crate makes, each by its number: `/dev/kvm` answers some two hundred, and what we never
-//! ask for is refused before it reaches KVM. Called by [`super::syscalls`].
+//! ask for is refused before it reaches KVM.
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_enable_cap, kvm_fpu, kvm_ioeventfd, kvm_irqchip, kvm_irqfd,

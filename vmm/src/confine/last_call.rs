@@ -2,12 +2,15 @@
 //! file and the log, and then the process ends by SIGSYS. Runs as a signal handler: it takes no lock, allocates nothing and
 //! calls nothing but write(2).
 //!
-//! This is for finding out, not for keeping anybody in: the call was refused before. Code that took over the process can
-//! spoil the report, and it cannot take the handler away: SIGSYS blocked or ignored ends the process at once, and setting
-//! another handler is itself answered with the end (see [`super::syscalls`]).
+//! This is for diagnosis, not for confinement: the call was refused before. Code that took over the process can spoil the
+//! report, but it cannot remove the handler: with SIGSYS blocked or ignored the kernel ends the process, and setting another
+//! handler is itself answered with the end (see [`super::syscalls`]).
 
 use rustix::io::Errno;
-use sandboxvm_protocol::{machine::HostMode, vmm::VmmThread};
+use sandboxvm_protocol::{
+    machine::HostMode,
+    vmm::{STATUS_LEN, VmmThread},
+};
 use std::{
     cell::Cell,
     io::{Cursor, Write},
@@ -23,7 +26,7 @@ const MODES: [HostMode; 3] = [HostMode::Vmx, HostMode::Svm, HostMode::Pvm];
 
 /// A call was refused: the status file is the report's.
 static REFUSED: AtomicBool = AtomicBool::new(false);
-/// Somebody is writing the status file.
+/// A thread is writing the status file.
 static WRITING: AtomicBool = AtomicBool::new(false);
 /// How often the report looks whether that is over: longer than any write of a kilobyte takes.
 const PATIENCE: u32 = 50_000_000;
@@ -83,7 +86,7 @@ extern "C" fn refused(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     let thread = THREAD.get();
     let mut line = [0; 128];
     tell(libc::STDERR_FILENO, log_line(&mut line, number, thread), None);
-    let mut status = [b' '; crate::status::LEN];
+    let mut status = [b' '; STATUS_LEN];
     let file = STATUS.load(Ordering::Relaxed);
     if file != NOWHERE {
         REFUSED.store(true, Ordering::SeqCst);
@@ -100,9 +103,9 @@ extern "C" fn refused(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     unsafe { libc::_exit(125) }
 }
 
-/// Writes, with nobody to tell when it cannot be.
+/// Writes; a failure cannot be reported anywhere.
 fn tell(fd: RawFd, bytes: &[u8], at: Option<u64>) {
-    // SAFETY: standard error, or the status file, which whoever called `report_to` keeps open.
+    // SAFETY: standard error, or the status file, which the caller of `report_to` keeps open.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let _: Result<usize, Errno> = match at {
         Some(offset) => rustix::io::pwrite(fd, bytes, offset),
@@ -118,8 +121,8 @@ fn log_line(line: &mut [u8], number: u32, thread: VmmThread) -> &[u8] {
     &line[..length]
 }
 
-/// The status file's whole content: a `VmStatus` in JSON (see [`crate::status`]). A test holds it to what serde reads.
-fn write_status(status: &mut [u8; crate::status::LEN], number: u32, thread: VmmThread) {
+/// The status file's whole content: a `VmStatus` in JSON (see `status.rs`). A test holds it to what serde reads.
+fn write_status(status: &mut [u8; STATUS_LEN], number: u32, thread: VmmThread) {
     let mode = MODES.get(usize::from(HOST_MODE.load(Ordering::Relaxed))).copied().unwrap_or(HostMode::Pvm);
     let pid = rustix::process::getpid().as_raw_nonzero();
     let thread = thread.word();
@@ -129,7 +132,7 @@ fn write_status(status: &mut [u8; crate::status::LEN], number: u32, thread: VmmT
         cursor,
         r#"{{"pid":{pid},"phase":"ended","host_mode":"{mode}","reason":{{"forbidden_call":{{"number":{number},"thread":"{thread}"}}}}}}"#
     );
-    status[crate::status::LEN - 1] = b'\n';
+    status[STATUS_LEN - 1] = b'\n';
 }
 
 #[cfg(test)]
@@ -140,7 +143,7 @@ mod tests {
     #[test]
     fn what_is_written_by_hand_is_a_status() {
         for thread in [VmmThread::EventLoop, VmmThread::Vcpu, VmmThread::Writer] {
-            let mut text = [b' '; crate::status::LEN];
+            let mut text = [b' '; STATUS_LEN];
             write_status(&mut text, u32::MAX, thread);
             let status: VmStatus = serde_json::from_slice(&text).unwrap();
             assert_eq!((status.pid, status.phase), (std::process::id(), Phase::Ended));

@@ -1,21 +1,25 @@
 //! Giving up what a VMM does not need, before the first guest instruction: the host's namespaces, files, users and
-//! privileges, resources without bound, and the system calls that are left. Called by [`crate::session`], once each, and by
-//! threads and processes that need still less.
+//! privileges, resources without bound, and the system calls that are left. Each step is taken once, in
+//! the order of [`crate::bring_up`]; threads and processes that need still less take another.
 //!
-//! A process started by root takes every step or does not run a guest; two the kernel may refuse even to root, and then
-//! they are told as missing. One started by somebody else takes the steps that the host allows it. What is missing stands in
-//! the status file, in `inspect`, and `doctor` says what to do about it.
+//! A process started by root takes every step or does not run a guest. The kernel may refuse two of them even to root; these
+//! are reported as missing. A process started by another user takes the steps that the host allows. The status file and
+//! `inspect` list what is missing, and `doctor` says what to do about it.
 
 mod bounds;
 mod core_scheduling;
 mod dispatch;
-mod identity;
+mod error;
 mod isolation;
 mod kvm_requests;
 mod last_call;
+mod own_user;
 mod switches;
 mod syscalls;
+pub(crate) mod tracking_requests;
 
+pub use error::ConfineError;
+use error::step;
 pub(crate) use last_call::unless_refused;
 use rustix::process::getuid;
 use sandboxvm_protocol::{
@@ -23,32 +27,11 @@ use sandboxvm_protocol::{
     vmm::{JailPart, VmmThread},
 };
 use std::{
-    io,
     os::fd::AsFd,
     sync::atomic::{AtomicBool, Ordering},
 };
 use switches::{Protection, is_off};
 use syscalls::Left;
-
-/// Why the process is not confined; it must not run a guest then.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfineError {
-    /// A step failed.
-    #[error("cannot confine the VMM: {step}: {source}")]
-    Step {
-        /// What was tried.
-        step: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The system call filter.
-    #[error("cannot confine the VMM: the system call filter was not taken: {0}")]
-    Filter(#[from] seccompiler::Error),
-}
-
-fn step(step: &'static str) -> impl FnOnce(io::Error) -> ConfineError {
-    move |source| ConfineError::Step { step, source }
-}
 
 /// Closes what the starting process left open by mistake. To be called first of all, before anything is opened here.
 pub fn drop_inherited_files() {
@@ -79,24 +62,24 @@ pub fn isolate() -> Result<Vec<JailPart>, ConfineError> {
             bounds::set(true)?;
             return Ok(vec![JailPart::OwnUser, JailPart::UserNamespace]);
         }
-        identity::become_nobody()?
+        own_user::become_nobody()?
     } else {
         let mut missing = isolation::leave_the_host_unprivileged()?;
         missing.push(JailPart::OwnUser);
         missing
     };
-    identity::give_up_capabilities()?;
-    identity::no_new_privileges()?;
+    own_user::give_up_capabilities()?;
+    own_user::no_new_privileges()?;
     // An ordinary user's other processes are not this sandbox's to count; in a user namespace they are not counted.
     bounds::set(!(missing.contains(&JailPart::OwnUser) && missing.contains(&JailPart::UserNamespace)))?;
     Ok(missing)
 }
 
-/// True once there is a filter to narrow: without one, as in a test, there is nobody to keep in.
+/// True once there is a filter to narrow. Without one, as in a test, threads are not confined.
 static RESTRICTED: AtomicBool = AtomicBool::new(false);
 
 /// Leaves this process, all threads it will start and every process forked off it the system calls that build and run a
-/// machine. Called after [`isolate`], before the process is told what machine that is.
+/// machine. Called after [`isolate`], before the process knows what machine that is.
 ///
 /// # Errors
 /// See [`ConfineError`].

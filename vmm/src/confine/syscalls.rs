@@ -1,5 +1,5 @@
 //! The system calls that are left to each kind of thread, with their arguments where one call has harmless and harmful
-//! uses. Everything else is refused, told (see [`super::last_call`]) and ends the process: a VMM that makes another call is
+//! uses. Everything else is refused, reported (see [`super::last_call`]) and ends the process: a VMM that makes another call is
 //! no longer ours.
 //!
 //! The first filter is the event loop's, taken before any thread is started and before it is known what the process is
@@ -7,11 +7,10 @@
 //! one on top: of two filters the stricter answer counts.
 
 use super::{
-    ConfineError,
     dispatch::{self, Check, Rule, Test},
-    kvm_requests,
+    error::ConfineError,
+    kvm_requests, tracking_requests,
 };
-use crate::snapshot::tracking;
 use seccompiler::{BpfProgram, SeccompAction, apply_filter};
 use std::collections::BTreeMap;
 use vmm_sys_util::signal::SIGRTMIN;
@@ -149,8 +148,8 @@ fn conditions(left: Left) -> Vec<(libc::c_long, Vec<Check>)> {
     ];
     match left {
         Left::EventLoop => {
-            let tracking = [tracking::UFFDIO_API, tracking::UFFDIO_REGISTER, tracking::PAGEMAP_SCAN];
-            let requests = kvm_requests::OFTEN.iter().chain(kvm_requests::BUILDING).chain(&tracking).chain(&[FIONBIO]);
+            let requests = kvm_requests::OFTEN.iter().chain(kvm_requests::BUILDING);
+            let requests = requests.chain(&tracking_requests::ALL).chain(&[FIONBIO]);
             conditions.extend([
                 (libc::SYS_ioctl, one_of(1, requests.copied())),
                 // Neither who gets a descriptor's signals nor that any are sent can be set: F_SETOWN reaches other processes.
@@ -180,7 +179,7 @@ fn conditions(left: Left) -> Vec<(libc::c_long, Vec<Check>)> {
                 // Of this process alone, and without privilege only downwards.
                 (libc::SYS_prlimit64, one_of(0, [0])),
                 // For user mode's own faults only: one that could stall the kernel's is a tool for attacks on it.
-                (libc::SYS_userfaultfd, one_of(0, [tracking::USERFAULTFD_FLAGS])),
+                (libc::SYS_userfaultfd, one_of(0, [tracking_requests::USERFAULTFD_FLAGS])),
             ]);
         }
         Left::Vcpu => conditions.push((libc::SYS_ioctl, one_of(1, kvm_requests::OFTEN.iter().copied()))),
@@ -201,7 +200,7 @@ fn program(left: Left) -> BpfProgram {
     };
     let always = EVERYWHERE.iter().chain(more.into_iter().flatten()).map(|call| (*call, Vec::new()));
     let trap = |(call, checks)| (call, Rule { checks, otherwise: SeccompAction::Trap });
-    // Whoever hears of a refused call stays the same: the report ends the process by asking for this.
+    // The handler of SIGSYS must not be replaced; the report ends the process by asking for that.
     let handlers = Rule {
         checks: vec![Check { argument: 0, test: Test::Not(libc::SIGSYS.cast_unsigned()) }],
         otherwise: SeccompAction::KillProcess,

@@ -4,7 +4,7 @@
 use crate::{
     arch::x86_64::layout,
     devices::{GuestAccess, console::SerialConsole, virtio::transport::MmioTransport},
-    shared::Shared,
+    machine::phase::Shared,
     timeline,
 };
 use sandboxvm_protocol::vmm::ExitReason;
@@ -29,13 +29,13 @@ const NOTIFY_POWER_OFF: u8 = 0x04;
 const NOTIFY_HALT: u8 = 0x05;
 const NOTIFY_PANIC: u8 = 0xee;
 /// First of eight ports, one byte each, that hold the host's wall clock in nanoseconds since the Unix epoch, the lowest
-/// byte first. Reading the first takes the time for all. What a machine is told over a wire is as old as the machine is
-/// slow to hear it; this is not.
+/// byte first. Reading the first takes the time for all. A time sent over a wire grows old while the machine is slow to
+/// read it; this one does not.
 const WALL_CLOCK: u16 = 0x518;
 /// The last.
 const WALL_CLOCK_END: u16 = WALL_CLOCK + 7;
 
-/// Lock a device. A thread that panicked while holding it has ended the process already (see `main`).
+/// Lock a device. A thread that panicked while holding it has ended the process already (see `main.rs`).
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -194,7 +194,7 @@ mod tests {
         }
         let time = u64::from_le_bytes(bytes);
         assert!((before..before + 2_000_000).contains(&time), "{before} {time}");
-        // As eight bytes, or written to, it is no more than any port that nobody owns.
+        // Read as more than one byte, or written to, it is refused like a port that no device owns.
         assert!(board.port_read(WALL_CLOCK, &mut [0; 4]).is_err());
         assert!(board.port_write(WALL_CLOCK, &[0]).is_err());
         assert!(board.port_read(WALL_CLOCK_END + 1, &mut [0]).is_err());

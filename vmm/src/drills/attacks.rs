@@ -133,7 +133,7 @@ fn steal_descriptor() -> Result<()> {
     call(libc::SYS_pidfd_getfd, [pidfd, 0, 0, 0, 0, 0]).map(drop)
 }
 
-/// The target is a descriptor that whoever started this process left open.
+/// The target is a descriptor that the process that started this one left open.
 fn read_inherited() -> Result<()> {
     let mut byte = [0_u8];
     match call(libc::SYS_pread64, [target_number().into(), byte.as_mut_ptr() as i64, 1, 0, 0, 0])? {
@@ -322,7 +322,7 @@ fn leave_child() -> Result<()> {
 fn fill_status() -> Result<()> {
     const LENGTH: i64 = 70_000;
     let spaces = vec![b' '; LENGTH as usize];
-    let length = crate::status::LEN as i64;
+    let length = sandboxvm_protocol::vmm::STATUS_LEN as i64;
     let mut statuses = files_of_length(length);
     let fd = statuses.next().ok_or_else(|| Error::from_raw_os_error(libc::ENOENT))?;
     call(libc::SYS_pwrite64, [fd, spaces.as_ptr() as i64, LENGTH, 0, 0, 0]).map(drop)

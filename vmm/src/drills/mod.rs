@@ -7,7 +7,7 @@
 
 mod attacks;
 
-use crate::shared::Shared;
+use crate::machine::phase::Shared;
 use std::{
     io::Write,
     sync::atomic::{AtomicU8, Ordering},

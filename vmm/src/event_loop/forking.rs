@@ -1,12 +1,13 @@
-//! Live fork between two turns of the event loop: the machine stands, this process forks once for each child, the machine
-//! goes on. Called by the event loop only, which returns at once in a child.
+//! Live fork between two turns of the event loop: the machine is paused, this process forks once for each child, and
+//! the machine continues. In a child, the event loop returns.
 
-use super::{BEING_WRITTEN, EventLoop, failed, nanoseconds_since};
+use super::state::{BEING_WRITTEN, EventLoop, failed, nanoseconds_since};
 use crate::{
     descriptors::ReceivedFds,
     disks::take_files,
-    fork::{self, ChildFiles, ForkedChild, Inheritance, Side},
+    fork::{self, ChildFiles, ForkedChild, Inheritance},
     log,
+    process::split::{Side, split},
 };
 use sandboxvm_protocol::vmm::{ControlReply, ForkReport, ForkRequest};
 use std::{fs::File, sync::Arc, time::Instant};
@@ -29,14 +30,14 @@ impl EventLoop {
             (Ok(children), Ok(disk_tops)) => (children, disk_tops),
             (Err(error), _) | (_, Err(error)) => return Forked::Parent(failed(error)),
         };
-        let was_running = self.parts.machine.hold();
+        let was_running = self.setup.machine.hold();
         let stopped = Instant::now();
         let result = self.fork_standing(children, disk_tops);
         if let Ok(Forked::Child(_)) = result {
             return result.unwrap_or_else(|message: String| Forked::Parent(failed(message)));
         }
         if was_running {
-            self.parts.machine.resume();
+            self.setup.machine.resume();
         }
         match result {
             Ok(Forked::Parent(ControlReply::Fork(report))) => {
@@ -48,38 +49,38 @@ impl EventLoop {
     }
 
     fn fork_standing(&mut self, children: Vec<ChildFiles>, disk_tops: Vec<File>) -> Result<Forked, String> {
-        let parts = &self.parts;
-        parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
-        let state = parts.machine.save().map_err(|error| error.to_string())?;
-        let (birth, labour) = fork::birth().map_err(|error| error.to_string())?;
+        let setup = &self.setup;
+        setup.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+        let state = setup.machine.save().map_err(|error| error.to_string())?;
+        let (barrier, guard) = fork::start_barrier().map_err(|error| error.to_string())?;
         let mut pids = Vec::with_capacity(children.len());
         for files in children {
-            match fork::split().map_err(|error| error.to_string())? {
+            match split().map_err(|error| error.to_string())? {
                 Side::Parent(pid) => pids.push(pid),
                 Side::Child => {
                     let inherited = Inheritance {
-                        kvm: Arc::clone(parts.machine.kvm()),
-                        memory: Arc::clone(parts.machine.memory()),
-                        memory_size: parts.machine.memory_size(),
-                        baseline: parts.baseline.clone(),
-                        released: Arc::clone(&parts.released),
-                        vsock: parts.vsock.clone(),
-                        disk_pace: parts.disks.pace().clone(),
-                        console_limit: parts.console_limit,
-                        missing: parts.missing.clone(),
+                        kvm: Arc::clone(setup.machine.kvm()),
+                        memory: Arc::clone(setup.machine.memory()),
+                        memory_size: setup.machine.memory_size(),
+                        baseline: setup.baseline.clone(),
+                        released: Arc::clone(&setup.released),
+                        vsock: setup.vsock.clone(),
+                        disk_pace: setup.disks.pace().clone(),
+                        console_limit: setup.console_limit,
+                        missing: self.reporter.missing.clone(),
                     };
-                    return match ForkedChild::take_over(state, files, &parts.disks, inherited, birth) {
+                    return match ForkedChild::take_over(state, files, &setup.disks, inherited, barrier) {
                         Ok(child) => Ok(Forked::Child(Box::new(child))),
                         Err(error) => {
                             log::line(format_args!("a fork cannot begin: {error}"));
-                            // SAFETY: ends this process at once; going on would be as the parent.
+                            // SAFETY: ends this process without running any of the parent's code.
                             unsafe { libc::_exit(1) }
                         }
                     };
                 }
             }
         }
-        drop(labour);
+        drop(guard);
         Ok(Forked::Parent(ControlReply::Fork(ForkReport { pause_ns: 0, pids })))
     }
 }

@@ -1,7 +1,10 @@
 //! Serving devices between two turns of the loop, and not while the machine is paused: a device that ran on would change
 //! memory and disk of a machine that is to stand still, and a guest can lay out a queue that never ends.
 
-use super::{AsFdOfEventFd, EventLoop, EventLoopError, Source};
+use super::{
+    source::{AsFdOfEventFd, Source},
+    state::{EventLoop, EventLoopError},
+};
 use crate::devices::board::lock;
 use rustix::{
     event::epoll::{self, EventFlags},
@@ -12,7 +15,7 @@ impl EventLoop {
     /// Serves the device that `source` belongs to. While the machine is paused it is left as it is, and not watched until
     /// [`EventLoop::resume`].
     pub(super) fn serve_device(&mut self, source: Source) -> Result<(), EventLoopError> {
-        if self.parts.machine.shared().gate.is_paused() {
+        if self.setup.machine.shared().gate.is_paused() {
             self.watch(source, EventFlags::empty())?;
             self.unwatched.push(source);
             return Ok(());
@@ -20,7 +23,7 @@ impl EventLoop {
         match source {
             Source::Queue { device, queue } => self.notify_queue(device, queue),
             Source::Device(device) => {
-                if let Some(transport) = self.parts.machine.board().virtio().get(usize::from(device)) {
+                if let Some(transport) = self.setup.machine.board().virtio().get(usize::from(device)) {
                     lock(transport).host_ready();
                 }
             }
@@ -31,8 +34,8 @@ impl EventLoop {
 
     fn notify_queue(&self, device: u16, queue: u16) {
         let (device, queue) = (usize::from(device), usize::from(queue));
-        let event = self.parts.machine.queue_events().get(device).and_then(|queues| queues.get(queue));
-        if let (Some(event), Some(transport)) = (event, self.parts.machine.board().virtio().get(device)) {
+        let event = self.setup.machine.queue_events().get(device).and_then(|queues| queues.get(queue));
+        if let (Some(event), Some(transport)) = (event, self.setup.machine.board().virtio().get(device)) {
             // Nothing pending means that an earlier turn served it.
             let _ = event.read();
             lock(transport).queue_notified(queue);
@@ -42,7 +45,7 @@ impl EventLoop {
     /// Lets the machine run, and serves what its devices left while it was paused: nothing of that was taken off their
     /// descriptors, so the next turn finds it.
     pub(super) fn resume(&mut self) -> Result<(), EventLoopError> {
-        self.parts.machine.resume();
+        self.setup.machine.resume();
         while let Some(source) = self.unwatched.pop() {
             self.watch(source, EventFlags::IN)?;
         }
@@ -50,7 +53,7 @@ impl EventLoop {
     }
 
     fn watch(&self, source: Source, flags: EventFlags) -> Result<(), Errno> {
-        let machine = &self.parts.machine;
+        let machine = &self.setup.machine;
         match source {
             Source::Queue { device, queue } => {
                 let queues = machine.queue_events().get(usize::from(device));

@@ -1,51 +1,22 @@
-//! The requests that are answered later: a process forked off the VMM writes, while the machine and the event loop go
-//! on. One at a time. Called by the event loop only.
+//! The requests that are answered later: a process forked off the VMM writes, while the machine and the event loop
+//! keep running. One at a time.
 
-use super::{BEING_WRITTEN, EventLoop, Source, failed, nanoseconds_since};
+use super::{
+    source::Source,
+    state::{BEING_WRITTEN, EventLoop, failed, nanoseconds_since},
+    work::{BeingTaken, Work},
+};
 use crate::{
     descriptors::ReceivedFds,
-    disks::{Merging, take_files},
+    disks::take_files,
     snapshot::{
         candidates::{Known, candidates},
-        taking::{Taking, Writing},
-        tracking::WriteTracking,
+        taking::Writing,
     },
 };
 use rustix::event::epoll::{self, EventFlags};
 use sandboxvm_protocol::vmm::{ControlReply, MergeLayersRequest, SnapshotRequest};
-use std::{
-    fs::File,
-    ops::Range,
-    os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
-    time::Instant,
-};
-
-/// What a writer is at.
-#[derive(Debug)]
-pub(super) enum Work {
-    Snapshot(Box<BeingTaken>),
-    Merge(Merging),
-}
-
-/// A snapshot being written, and what becomes of it.
-#[derive(Debug)]
-pub(super) struct BeingTaken {
-    taking: Taking,
-    /// What is written since: it counts once the snapshot is whole.
-    tracking: Option<WriteTracking>,
-    /// Pages given back before: none of the next snapshot's concern unless this one fails.
-    released: Vec<Range<u64>>,
-}
-
-impl Work {
-    fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Snapshot(snapshot) => snapshot.taking.fd(),
-            Self::Merge(merging) => merging.fd(),
-        }
-    }
-}
+use std::{fs::File, os::fd::AsFd, sync::Arc, time::Instant};
 
 impl EventLoop {
     /// Begins a snapshot; the answer is sent by [`EventLoop::advance_writing`].
@@ -59,31 +30,31 @@ impl EventLoop {
         let pagemap = take(request.pagemap, "pagemap")?;
         let disk_tops = take_files(&request.disk_tops, &mut fds).map_err(|error| error.to_string())?;
 
-        let parts = &self.parts;
+        let setup = &self.setup;
         // Whatever fails from here on, this does not tell any more what was written since the last snapshot.
         let mut tracking = self.tracking.take();
-        let was_running = parts.machine.hold();
+        let was_running = setup.machine.hold();
         let stopped = Instant::now();
-        let released = parts.released.take();
+        let released = setup.released.take();
         let taking = (|| {
-            let state = parts.machine.save().map_err(|error| error.to_string())?;
+            let state = setup.machine.save().map_err(|error| error.to_string())?;
             let known = Known {
-                memory: parts.machine.memory(),
+                memory: setup.machine.memory(),
                 pagemap: &pagemap,
-                origin: parts.origin.as_ref(),
-                baseline: &parts.baseline,
+                origin: setup.origin.as_ref(),
+                baseline: &setup.baseline,
                 released: &released,
             };
             let candidates = candidates(&known, &mut tracking)
                 .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
-            parts.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+            setup.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
             let writing = Writing {
-                memory: parts.machine.memory(),
-                memory_size: parts.machine.memory_size(),
+                memory: setup.machine.memory(),
+                memory_size: setup.machine.memory_size(),
                 candidates,
-                baseline: &parts.baseline,
+                baseline: &setup.baseline,
                 state,
-                disks: &parts.disks,
+                disks: &setup.disks,
                 state_file,
                 memory_file,
                 full: request.full,
@@ -91,14 +62,14 @@ impl EventLoop {
             writing.start(|| nanoseconds_since(stopped)).map_err(|error| error.to_string())
         })();
         if was_running {
-            parts.machine.resume();
+            setup.machine.resume();
         }
         let kept = released.clone();
         taking
             .and_then(|taking| {
                 self.await_writer(Work::Snapshot(Box::new(BeingTaken { taking, tracking, released })), id)
             })
-            .inspect_err(|_| self.parts.released.put_back(kept))
+            .inspect_err(|_| self.setup.released.put_back(kept))
     }
 
     /// Begins to merge disk layers; the answer is sent by [`EventLoop::advance_writing`]. The machine does not stop.
@@ -113,12 +84,12 @@ impl EventLoop {
         }
         self.merged = None;
         let files = take_files(&request.files, &mut fds).map_err(|error| error.to_string())?;
-        let merging = self.parts.disks.merge(files, self.parts.machine.memory()).map_err(|error| error.to_string())?;
+        let merging = self.setup.disks.merge(files, self.setup.machine.memory()).map_err(|error| error.to_string())?;
         self.await_writer(Work::Merge(merging), id)
     }
 
-    /// Whoever asked for a merge is gone: nobody wants it any more, and what does not wait for it need not. Its process
-    /// goes on into a file that has no name.
+    /// Forgets the merge that a connection asked for, since that connection is gone: other requests need not wait for it. The
+    /// writer continues, into a file that has no name.
     pub(super) fn give_up_merge(&mut self, id: u32) {
         self.writing.take_if(|(work, by)| *by == id && matches!(work, Work::Merge(_)));
     }
@@ -135,15 +106,15 @@ impl EventLoop {
         let Some((work, id)) = &mut self.writing else { return };
         let id = *id;
         let reply = match work {
-            Work::Snapshot(snapshot) => match snapshot.taking.advance(&self.parts.baseline) {
+            Work::Snapshot(snapshot) => match snapshot.taking.advance(&self.setup.baseline) {
                 None => return,
                 Some(Ok(taken)) => {
-                    self.parts.baseline = taken.baseline;
+                    self.setup.baseline = taken.baseline;
                     self.tracking = snapshot.tracking.take();
                     ControlReply::Snapshot(taken.report)
                 }
                 Some(Err(message)) => {
-                    self.parts.released.put_back(std::mem::take(&mut snapshot.released));
+                    self.setup.released.put_back(std::mem::take(&mut snapshot.released));
                     failed(format!("cannot write the snapshot: {message}"))
                 }
             },
@@ -164,9 +135,9 @@ impl EventLoop {
         }
     }
 
-    /// Goes on over the merged layers. No request of the guest's is under way between two turns of the loop.
+    /// Puts the disks onto the merged layers. No request of the guest is in progress between two turns of the loop.
     pub(super) fn use_merged(&mut self, id: u32) -> Result<(), String> {
         let merged = self.merged.take_if(|(_, by)| *by == id).ok_or("no disk layers were merged on this connection")?;
-        self.parts.disks.use_merged(merged.0).map_err(|error| error.to_string())
+        self.setup.disks.use_merged(merged.0).map_err(|error| error.to_string())
     }
 }

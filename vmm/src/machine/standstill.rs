@@ -3,7 +3,10 @@
 //! random numbers, all before a vCPU executes anything. Also where the stop was not ours: a signal to this process, a
 //! freezer, a host that slept. What guest and host say to each other is [`crate::mailbox`]'s.
 
-use super::{Machine, MachineError, host};
+use super::{
+    Machine,
+    error::{MachineError, host},
+};
 use crate::{
     arch::x86_64::{layout, state},
     mailbox::{Mailbox, Moment},

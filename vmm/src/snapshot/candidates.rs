@@ -1,8 +1,9 @@
 //! Which pages the next snapshot has to look at: those that may differ from the one before. Too many cost the writer time;
-//! one too few and the snapshot is not what the guest saw. Called by the event loop while the vCPUs stand.
+//! one too few and the snapshot is not what the guest saw. The vCPUs
+//! must be paused meanwhile.
 
-use super::{pagemap, released::union, tracking::WriteTracking, writer::Baseline};
-use crate::devices::virtio::device::GuestMemory;
+use super::{pagemap, tracking::WriteTracking, writer::Baseline};
+use crate::memory::{GuestMemory, released::union};
 use std::{fs::File, io, ops::Range};
 
 /// What is known of a machine's memory.
@@ -16,7 +17,7 @@ pub struct Known<'a> {
     pub origin: Option<&'a Baseline>,
     /// The last snapshot.
     pub baseline: &'a Baseline,
-    /// Pages given back since then, see [`super::released::ReleasedPages`].
+    /// Pages given back since then, see [`crate::memory::released::ReleasedPages`].
     pub released: &'a [Range<u64>],
 }
 
@@ -51,11 +52,8 @@ mod tests {
     use super::*;
     use crate::{
         memory,
-        snapshot::{
-            memory_map::{MemoryMap, PAGE},
-            released::ReleasedPages,
-            writer,
-        },
+        memory::{pages::PAGE, released::ReleasedPages},
+        snapshot::{memory_map::MemoryMap, writer},
     };
     use proptest::prelude::*;
     use std::{os::unix::fs::FileExt, sync::Arc};
@@ -178,8 +176,8 @@ mod tests {
         Baseline { map: MemoryMap::whole(PAGES, 0), files: vec![Arc::new(file)] }
     }
 
-    /// The case that write tracking alone gets wrong: written, kept in a snapshot, given back. It reads as what is
-    /// beneath again, and nobody wrote it.
+    /// The case that write tracking alone gets wrong: a page is written, kept in a snapshot and given back. It reads as what
+    /// is beneath again, without having been written.
     #[test]
     fn a_page_given_back_after_a_snapshot_is_in_the_next_as_it_reads() {
         for origin in [None, Some(some_snapshot())] {
@@ -194,7 +192,7 @@ mod tests {
                 assert_eq!(content(&guest.memory)[3][0], if origin.is_some() { 200 } else { 0 });
                 guest.snapshot(false, false);
                 guest.assert_snapshot_is_true();
-                // Looked at once: what is given back is not carried along for ever.
+                // The next snapshot has looked at them: pages given back are not kept for later ones.
                 assert_eq!(guest.released.take(), []);
             }
         }
@@ -236,7 +234,7 @@ mod tests {
                 guest.give_back(20..30);
                 guest.snapshot(false, false);
                 let is_true = content(&guest.memory) == content(&restored(&guest.baseline));
-                // SAFETY: ends the child at once.
+                // SAFETY: ends the child, which shares nothing but files.
                 unsafe { libc::_exit(i32::from(!(sees_the_same && is_true))) };
             }
             guest.give_back(0..PAGES);

@@ -141,7 +141,7 @@ pub fn decode(bytes: &[u8]) -> Result<SnapshotState, FormatError> {
     if rest.is_empty() { Ok(state) } else { Err(FormatError::Body(postcard::Error::DeserializeBadEncoding)) }
 }
 
-/// Reads a shared file from an offset of its own.
+/// Reads a shared file with a separate offset.
 struct ReadAt<'a> {
     file: &'a File,
     offset: u64,

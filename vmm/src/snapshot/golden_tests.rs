@@ -13,8 +13,7 @@
 use super::{
     MachineState, SnapshotState,
     format::{self, FormatError},
-    memory_map::{MemoryMap, PAGE, page_count},
-    released::ReleasedPages,
+    memory_map::MemoryMap,
 };
 use crate::{
     arch::x86_64::{host_mode, layout},
@@ -25,18 +24,23 @@ use crate::{
         virtio::{
             balloon::{self, BalloonDevice},
             block::BlockDevice,
-            device::{DeviceType, GuestMemory, VirtioDevice},
+            device::{DeviceType, VirtioDevice},
             rng::RngDevice,
             transport::{QueueRegisters, QueueState, TransportState},
             vsock::{VsockDevice, VsockOptions},
         },
     },
-    machine::{self, BootParts, Machine, MachineParts},
+    machine::{self, BootSource, Machine, MachineParts},
     memory,
+    memory::{
+        GuestMemory,
+        pages::{PAGE, page_count},
+        released::ReleasedPages,
+    },
     timeline::StartTimes,
 };
 use sandboxvm_protocol::{
-    identity::GuestCid,
+    ids::GuestCid,
     machine::{MemorySize, VcpuCount},
     vmm::ExitReason,
 };
@@ -159,7 +163,7 @@ impl Rig {
     fn boot() -> (Self, Machine) {
         let kernel = tempfile::tempfile().unwrap();
         kernel.write_all_at(&elf(), 0).unwrap();
-        let boot = BootParts { vcpus: VcpuCount::ONE, kernel, cmdline_extra: String::new() };
+        let boot = BootSource { vcpus: VcpuCount::ONE, kernel, cmdline_extra: String::new() };
         Self::build(true, |parts| Machine::boot(parts, boot).unwrap())
     }
 

@@ -5,7 +5,7 @@
 //! machine already runs on. Restoring one: the state file is read in one go, memory is mapped MAP_PRIVATE from its
 //! files and never read eagerly. `docs/snapshot-format.md` has the format.
 //!
-//! Called by [`crate::event_loop`] (take, reset) and `main` (restore). Knows descriptors, never paths.
+//! Knows descriptors, never paths.
 
 pub mod candidates;
 pub mod format;
@@ -13,7 +13,6 @@ pub mod format;
 mod golden_tests;
 pub mod memory_map;
 pub mod pagemap;
-pub mod released;
 pub mod taking;
 pub mod tracking;
 pub mod writer;
@@ -45,7 +44,7 @@ pub struct MachineState {
 }
 
 impl MachineState {
-    /// Whether the machine has such a device: older ones have fewer kinds, and go on without.
+    /// Returns whether the machine has such a device: older snapshots have fewer kinds, and are restored without the others.
     #[must_use]
     pub fn has(&self, device: DeviceType) -> bool {
         self.devices.iter().any(|saved| saved.device_type == device as u32)

@@ -1,8 +1,10 @@
-//! Which pages of guest memory this process has of its own: those the guest or a device wrote since the memory was
-//! mapped. Reads `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst), which is handed in open.
+//! Which pages of guest memory are private to this process: those the guest or a device wrote since the memory was mapped.
+//! Reads `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst), which is handed in open.
 
-use super::memory_map::{PAGE, host_ranges};
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::{
+    GuestMemory,
+    pages::{PAGE, host_ranges},
+};
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 /// Bytes of one entry.

@@ -6,9 +6,9 @@ use super::{
     writer::{self, Baseline, WrittenMemory},
 };
 use crate::{
-    devices::virtio::device::GuestMemory,
     disks::Disks,
-    writer_process::{WriterError, WriterProcess},
+    memory::GuestMemory,
+    process::writer::{WriterError, WriterProcess},
 };
 use sandboxvm_protocol::{
     machine::{MemorySize, VcpuCount},
@@ -66,14 +66,14 @@ pub struct Taking {
 /// How a snapshot came out.
 #[derive(Debug)]
 pub struct Taken {
-    /// For whoever asked.
+    /// The answer to the request.
     pub report: SnapshotReport,
     /// What the next snapshot is compared with.
     pub baseline: Baseline,
 }
 
 impl Writing<'_> {
-    /// Forks the writer. The machine may go on as soon as this returns; `paused_ns` is then asked for how long it stood.
+    /// Forks the writer. The machine may continue as soon as this returns; `paused_ns` then returns how long it was paused.
     ///
     /// # Errors
     /// When there is no process or pipe for it; nothing was written then.

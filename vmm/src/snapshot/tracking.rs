@@ -2,12 +2,15 @@
 //! protection of userfaultfd(2), read and renewed in one step by PAGEMAP_SCAN
 //! (Documentation/admin-guide/mm/pagemap.rst, "Pagemap Scan IOCTL").
 //!
-//! The kernel resolves the faults by itself: nobody listens to the descriptor, and no vCPU ever waits for us. Begun at a
-//! machine's first snapshot, so that one which is never snapshotted pays nothing. A kernel before 6.7 has it not; then
-//! [`super::pagemap`] looks at everything written since the memory was mapped, and comparing takes longer.
+//! The kernel resolves the faults by itself: the VMM never reads the descriptor, and no vCPU ever waits for the VMM. Tracking
+//! begins at a machine's first snapshot, so that a machine without snapshots pays nothing. A kernel before 6.7 does not have
+//! it; then [`super::pagemap`] looks at everything written since the memory was mapped, and comparing takes longer.
 
-use super::memory_map::{PAGE, host_ranges};
-use crate::devices::virtio::device::GuestMemory;
+use crate::confine::tracking_requests::{PAGEMAP_SCAN, UFFDIO_API, UFFDIO_REGISTER, USERFAULTFD_FLAGS};
+use crate::memory::{
+    GuestMemory,
+    pages::{PAGE, host_ranges},
+};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::{
     fs::File,
@@ -15,17 +18,6 @@ use std::{
     ops::Range,
     os::fd::{AsRawFd, OwnedFd, RawFd},
 };
-
-/// Only faults of this process's user mode may ever be handled through the descriptor, and nobody does even that. KVM's
-/// faults are resolved in the kernel, like all here. (`UFFD_USER_MODE_ONLY`.)
-pub const USERFAULTFD_FLAGS: u32 = UserfaultfdFlags::CLOEXEC.bits() | 1;
-
-/// `UFFDIO_API`.
-pub const UFFDIO_API: u32 = 0xc018_aa3f;
-/// `UFFDIO_REGISTER`.
-pub const UFFDIO_REGISTER: u32 = 0xc020_aa00;
-/// `PAGEMAP_SCAN`.
-pub const PAGEMAP_SCAN: u32 = 0xc060_6610;
 
 /// `UFFD_API`, the only version there is.
 const UFFD_API: u64 = 0xaa;
@@ -112,7 +104,7 @@ impl WriteTracking {
             let len = addresses.end - addresses.start;
             let mut register = Register { start: addresses.start, len, mode: MODE_WP, ioctls: 0 };
             // SAFETY: as above; the range is a live mapping of guest memory, and protecting it asynchronously changes
-            // nothing that anybody who accesses it can see.
+            // nothing that an access to it can see.
             unsafe { ioctl(uffd.as_raw_fd(), UFFDIO_REGISTER, &mut register) }?;
         }
         let tracking = Self { _uffd: uffd };
@@ -120,8 +112,8 @@ impl WriteTracking {
         Ok(tracking)
     }
 
-    /// Ranges of page numbers, ascending and disjoint, that were written since tracking began or this was last called;
-    /// they are tracked anew from here on. The vCPUs must stand.
+    /// Returns the ranges of page numbers, ascending and disjoint, that were written since tracking began or since the last
+    /// call, and starts to track them again. The vCPUs must be paused.
     ///
     /// # Errors
     /// When the kernel does not say: what was written is not known then, and this must not be used any more.
@@ -222,7 +214,7 @@ mod tests {
             let child = unsafe { libc::fork() };
             if child == 0 {
                 write(&memory, 30);
-                // SAFETY: ends the child at once.
+                // SAFETY: ends the child, which shares nothing but files.
                 unsafe { libc::_exit(0) };
             }
             // SAFETY: our own child, no status wanted.

@@ -1,8 +1,11 @@
 //! Writing a snapshot's memory: which of the written pages really differ from the snapshot before, and where they go.
-//! Runs in a process forked off the VMM for this alone, on a copy of memory that nobody changes any more.
+//! Runs in a process forked off the VMM for this alone, on a copy of memory that does not change any more.
 
-use super::memory_map::{MAX_RUNS, MemoryMap, PAGE, page_count, with_pages};
-use crate::devices::virtio::device::GuestMemory;
+use super::memory_map::{MAX_RUNS, MemoryMap};
+use crate::memory::{
+    GuestMemory,
+    pages::{PAGE, page_count, with_pages},
+};
 use rustix::fs::{SeekFrom, seek};
 use sandboxvm_protocol::vmm::MAX_MEMORY_FILES;
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc};

@@ -30,7 +30,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use connect::{Code, ConnectError};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::time::Instant;
 
 /// The header that has a sandbox's token.

@@ -6,7 +6,7 @@ use crate::{
     table::{self, Row},
 };
 use sandboxvm_manager::{SandboxSpec, StartFrom};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use sandboxvm_tests::library::run as exec;
 use std::{
     collections::HashSet,

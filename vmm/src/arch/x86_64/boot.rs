@@ -1,7 +1,7 @@
 //! Puts a kernel, its command line and the zero page into guest memory (Documentation/x86/boot.rst).
 
 use super::{layout, mptable, registers};
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 use linux_loader::loader::{
     KernelLoader,
     bootparam::{boot_e820_entry, boot_params},

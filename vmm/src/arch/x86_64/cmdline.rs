@@ -15,7 +15,7 @@ pub enum CmdlineError {
     NotPrintable(u8),
 }
 
-/// For every guest. The kernel's own defaults do the rest (`init=/sbin/init`, a panic that resets at once): parsing a
+/// For every guest. The kernel's own defaults do the rest (`init=/sbin/init`, a panic that resets immediately): parsing a
 /// parameter costs a boot some 25,000 instructions where they count. `reboot=k`: reset through the i8042, which ends the
 /// machine.
 const COMMON: &str =

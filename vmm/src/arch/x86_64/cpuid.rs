@@ -17,7 +17,7 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 const KVM_FEATURES_HIDDEN: u32 = 1 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 14;
 
 /// Bits of a leaf's EAX, EBX, ECX and EDX that no guest sees: what would let it count, trace, monitor or virtualise on the
-/// host's processor, or tells of the host's power and cache management. SDM vol. 2A and APM vol. 3, CPUID.
+/// host's processor, or reports the host's power and cache management. SDM vol. 2A and APM vol. 3, CPUID.
 const HIDDEN: [(u32, u32, [u32; 4]); 3] = [
     (
         0x1,

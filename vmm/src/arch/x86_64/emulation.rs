@@ -1,5 +1,6 @@
 //! Instructions that this host's KVM interpreter lacks and that a kernel still meets: INT3, which Linux uses while it
-//! patches its own text, FWAIT, and XSAVE and XRSTOR ([`super::extended_state`]). Called by a vCPU that left KVM_RUN with KVM_EXIT_INTERNAL_ERROR.
+//! patches its own text, FWAIT, and XSAVE and XRSTOR ([`super::extended_state`]). The vCPU has left KVM_RUN with
+//! KVM_EXIT_INTERNAL_ERROR.
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES};
 use kvm_ioctls::VcpuFd;
@@ -8,7 +9,7 @@ use std::fmt::Write;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::extended_state::Instruction;
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 
 const INT3: u8 = 0xcc;
 const FWAIT: u8 = 0x9b;

@@ -2,13 +2,13 @@
 //! on the host's own AVX registers: a kernel that saved only what FXSAVE does would mix up the upper halves of its
 //! processes' vector registers, which every `memcpy` of theirs uses. SDM vol. 1, chapter 13, standard form only.
 //!
-//! Called by [`super::emulation`] with the vCPU out of KVM_RUN.
+//! The vCPU must be out of KVM_RUN.
 
 use super::{
     paging::{Exception, GP, walk},
     state::{StateError, set_xsave},
 };
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use sandboxvm_protocol::vmm::ExitReason;
@@ -98,8 +98,8 @@ impl Instruction {
         Some(Self { saves, operand, length: at as u64 })
     }
 
-    /// Executes it: the vCPU goes on behind it, or with the exception it raises. False, and nothing done, outside of ring
-    /// 0: the operand is reached with the rights of a kernel, and KVM leaves only kernels' instructions to us.
+    /// Executes the instruction: the vCPU continues after it, or with the exception that it raises. Returns false, and does
+    /// nothing, outside of ring 0: the operand is reached with the rights of a kernel, and KVM leaves only kernels' instructions to us.
     pub(super) fn execute(self, vcpu: &VcpuFd, memory: &GuestMemory) -> Result<bool, ExitReason> {
         let fail = |what: &'static str| {
             move |error: kvm_ioctls::Error| ExitReason::HostFailure { message: format!("{what}: {error}") }
@@ -184,8 +184,8 @@ static LAYOUT: LazyLock<Layout> = LazyLock::new(|| {
     const LEAF: u32 = 0xd;
     let supported = __cpuid_count(LEAF, 0).eax;
     let mut layout = Layout { known: X87 | SSE, behind: Vec::new() };
-    // 2 is AVX, 5 to 7 are AVX-512. Others are not state of a guest whose kernel is interpreted: it is told not to use
-    // protection keys, and there is no AMX without a permission that is never asked for.
+    // 2 is AVX, 5 to 7 are AVX-512. Others are not state of a guest whose kernel is interpreted: its command line switches
+    // protection keys off, and there is no AMX without a permission that the VMM never requests.
     for component in [2, 5, 6, 7] {
         let place = __cpuid_count(LEAF, component);
         let (size, offset) = (place.eax as usize, place.ebx as usize);

@@ -1,7 +1,8 @@
 //! Which KVM vendor module serves this host, and what that means for a guest.
 //!
 //! With VMX or SVM all guest code runs natively. The `kvm_pvm` module without its paravirtual ABI runs guest ring 3
-//! natively and interprets ring 0, and its interpreter lacks some instructions: guests there are told not to use them.
+//! natively and interprets ring 0, and its interpreter lacks some instructions: the command line tells guests not to use
+//! them.
 
 use sandboxvm_protocol::machine::HostMode;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! x86-64: where things lie in guest memory, how a vCPU is set up before its first instruction, and what this host's
-//! KVM can execute. Called by [`crate::machine`]; knows nothing of devices beyond their addresses.
+//! KVM can execute. Knows nothing of devices beyond their addresses.
 
 pub mod boot;
 pub mod cmdline;

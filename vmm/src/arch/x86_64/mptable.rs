@@ -2,7 +2,7 @@
 //! are and how ISA interrupts reach the IOAPIC.
 
 use super::layout;
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 /// APIC version the table states; KVM's local APIC and IOAPIC.

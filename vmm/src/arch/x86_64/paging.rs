@@ -1,7 +1,7 @@
 //! Guest-virtual addresses, walked as the processor does for an access of ring 0. KVM_TRANSLATE does not say whether a page
-//! may be written to, and a write to one that a copy-on-write has yet to copy must fault. Called by [`super::extended_state`].
+//! may be written to, and a write to one that a copy-on-write has yet to copy must fault.
 
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 use kvm_bindings::kvm_sregs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory};

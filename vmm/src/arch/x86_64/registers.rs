@@ -6,7 +6,7 @@ use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::devices::virtio::device::GuestMemory;
+use crate::memory::GuestMemory;
 
 /// Why a vCPU cannot be given its first state.
 #[derive(Debug, thiserror::Error)]

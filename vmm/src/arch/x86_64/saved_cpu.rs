@@ -1,7 +1,7 @@
 //! What a saved vCPU may show its guest and set in KVM: no more than a vCPU that boots here. A state file may be forged, and
 //! a CPUID bit is a door: to KVM's code for nested virtualisation, to performance counters, to transactions.
 //!
-//! Called by [`crate::session`] and [`crate::machine`] before a vCPU takes anything of a state file's.
+//! To be checked before a vCPU takes anything from a state file.
 
 use super::{
     cpuid,

@@ -108,7 +108,7 @@ impl VcpuState {
         &self.msrs
     }
 
-    /// Makes this the state of a vCPU of the kind of `other`'s processor, for a test that goes on on any.
+    /// Makes this the state of a vCPU of the kind of `other`'s processor, for a test that must run on any host.
     #[cfg(test)]
     pub(crate) fn take_processor_of(&mut self, other: Self) {
         let Self { cpuid, msrs, xcrs, xsave, .. } = other;
@@ -256,7 +256,7 @@ fn save_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, State
         rest = rest.get(read + 1..).unwrap_or_default();
     }
     // A zero deadline disarms the timer although its interrupt may be on its way (the vCPU was stopped between the
-    // two): one that lies in the past fires at once instead, and an idle guest takes a spurious tick.
+    // two): one that lies in the past fires immediately instead, and an idle guest takes a spurious tick.
     let tsc = saved.iter().find(|msr| msr.index == MSR_IA32_TSC).map_or(0, |msr| msr.data);
     for msr in saved.iter_mut().filter(|msr| msr.index == MSR_IA32_TSC_DEADLINE && msr.data == 0) {
         msr.data = tsc;

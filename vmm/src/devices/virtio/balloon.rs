@@ -1,14 +1,14 @@
 //! virtio-balloon (virtio 1.2, 5.5) for free page reporting alone: the guest says which of its memory is free, and the
 //! host has it back until the guest writes there again.
 //!
-//! What a reported range reads as is anybody's until the guest writes it (5.5.6.7); here it is what a page reads as that
-//! this machine never wrote: zero where it booted, its snapshot's content where it was restored. That was this machine's
-//! own memory before, so no other's ever shows. A Linux that relies on the content of free pages (`init_on_free`, page
+//! What a reported range reads as is undefined until the guest writes it (5.5.6.7). Here it is the content of a page that
+//! this machine never wrote: zero where it booted, its snapshot's content where it was restored. Both were this machine's
+//! memory before, so no other machine's memory ever shows. A Linux that relies on the content of free pages (`init_on_free`, page
 //! poisoning) reports nothing to a device without VIRTIO_BALLOON_F_PAGE_POISON. Which pages were let go is noted for
 //! the next snapshot ([`ReleasedPages`]), since write tracking takes them for unwritten.
 //!
-//! The balloon itself stays empty: `num_pages` is 0 for ever. Two queues for it exist because the driver insists; what a
-//! guest puts there by itself is handed back unread. It may do without the memory, and reporting is how to give it away.
+//! The balloon itself stays empty: `num_pages` is always 0. Two queues for it exist because the driver requires them;
+//! buffers that a guest puts there are handed back unread. A guest gives memory away by reporting it.
 //!
 //! **The queue's number.** The specification has reporting_vq at 4. Linux leaves out queues whose features were not
 //! offered and numbers the rest through (`vm_find_vqs` of 6.1, the kernel that boots here), so it is 2.
@@ -18,25 +18,26 @@
 
 use super::{
     chain::{Buffers, Chain},
-    device::{DeviceContext, DeviceError, DeviceType, GuestMemory, VirtioDevice},
+    device::{DeviceContext, DeviceError, DeviceType, VirtioDevice},
+    resume::Resume,
 };
 use crate::{
     memory,
-    snapshot::{
-        memory_map::{PAGE, host_ranges},
+    memory::{
+        GuestMemory,
+        pages::{PAGE, host_ranges},
         released::ReleasedPages,
     },
 };
-use rustix::event::{EventfdFlags, eventfd};
 use std::{
     io,
     ops::Range,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
 use virtio_queue::QueueT;
 
-/// The guest tells of free pages (5.5.3); virtio-bindings has no balloon.
+/// The guest reports free pages (5.5.3); virtio-bindings has no balloon.
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
 /// Queues of the balloon that stays empty.
@@ -54,16 +55,16 @@ const PAGES_PER_REPORT: u64 = 32 * 1024;
 pub struct BalloonDevice {
     released: Arc<ReleasedPages>,
     /// Readable while there may be more to serve.
-    resume: OwnedFd,
+    resume: Resume,
 }
 
 impl BalloonDevice {
     /// A device that notes in `released` what it lets go.
     ///
     /// # Errors
-    /// When the host gives no eventfd.
+    /// When timerfd_create(2) fails.
     pub fn new(released: Arc<ReleasedPages>) -> io::Result<Self> {
-        Ok(Self { released, resume: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)? })
+        Ok(Self { released, resume: Resume::new()? })
     }
 
     /// Serves one chain of `index`, then lets the event loop have its turn: there may be more.
@@ -85,7 +86,7 @@ impl BalloonDevice {
         if queue.needs_notification(memory).map_err(broken)? {
             context.interrupt.signal_used();
         }
-        self.hand_back()
+        self.resume.now()
     }
 
     /// Gives the host back the whole pages of one report.
@@ -105,18 +106,6 @@ impl BalloonDevice {
             memory::release(memory, pages)?;
         }
         Ok(())
-    }
-
-    /// Asks the event loop to come back.
-    fn hand_back(&self) -> Result<(), DeviceError> {
-        rustix::io::write(&self.resume, &1_u64.to_ne_bytes())
-            .map(|_| ())
-            .map_err(|error| DeviceError::Host { what: "asking for another turn", source: error.into() })
-    }
-
-    fn drain_resume(&self) {
-        // Nothing to read is fine: a reset came in between.
-        let _ = rustix::io::read(&self.resume, &mut [0; 8]);
     }
 }
 
@@ -143,7 +132,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn read_config(&self, _offset: u64, into: &mut [u8]) {
-        // num_pages: the host wants none. What the driver writes to `actual` nobody reads.
+        // num_pages: the host wants none. The device ignores what the driver writes to `actual`.
         into.fill(0);
     }
 
@@ -160,7 +149,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        self.drain_resume();
+        self.resume.drain();
         let Some(context) = context else { return Ok(()) };
         for index in 0..context.queues.len() {
             if context.queues[index].ready() {
@@ -171,7 +160,7 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn reset(&mut self) {
-        self.drain_resume();
+        self.resume.drain();
     }
 }
 
@@ -180,7 +169,8 @@ mod tests {
     use super::*;
     use crate::{
         devices::virtio::mock_driver::{BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, Part},
-        snapshot::memory_map::{MemoryMap, page_count},
+        memory::pages::page_count,
+        snapshot::memory_map::MemoryMap,
     };
     use proptest::prelude::*;
     use std::{fs::File, os::unix::fs::FileExt};

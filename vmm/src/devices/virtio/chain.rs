@@ -6,7 +6,8 @@
 //! (virtio 1.2, 2.7.4.2), at most queue-size descriptors and 4 GiB in all. The table is read once; what the guest
 //! changes afterwards has no effect. Guest memory itself is only ever reached through volatile slices.
 
-use super::device::{DeviceError, GuestMemory};
+use super::device::DeviceError;
+use crate::memory::GuestMemory;
 use std::collections::VecDeque;
 use virtio_queue::{Queue, QueueOwnedT, QueueT, desc::split::Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
@@ -177,7 +178,7 @@ impl<'m> Buffers<'m> {
         self.length == 0
     }
 
-    /// The pieces left, in order. None of them is empty.
+    /// The pieces that are left, from front to back. None of them is empty.
     pub fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
         self.slices.iter()
     }

@@ -4,17 +4,14 @@
 //! length of one call, so saving and restoring queues is one piece of code for all devices. All calls come from one
 //! thread at a time (the event loop, or a vCPU thread inside a register access), under the transport's lock.
 
+use crate::memory::GuestMemory;
 use std::{
     fmt,
     os::fd::BorrowedFd,
     sync::atomic::{AtomicU32, Ordering},
 };
 use virtio_queue::Queue;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
-
-/// Guest memory as devices see it.
-pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// virtio device types (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +27,7 @@ pub enum DeviceType {
     Vsock = 19,
 }
 
-/// Why a device cannot go on. The transport answers by setting DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1) and calling the
+/// Why a device cannot continue. The transport answers by setting DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1) and calling the
 /// device no more until the driver resets it: a guest that breaks its queues loses the device and nothing else.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {

@@ -9,11 +9,11 @@ use super::{
     balloon::BalloonDevice,
     block::BlockDevice,
     chain::{Chain, ChainError},
-    device::{GuestMemory, VirtioDevice},
+    device::VirtioDevice,
     mock_driver::{BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, NEXT, Part, Rings, WRITE, guest_memory},
     rng::RngDevice,
 };
-use crate::snapshot::{memory_map::page_count, released::ReleasedPages};
+use crate::memory::{GuestMemory, pages::page_count, released::ReleasedPages};
 use proptest::prelude::*;
 use std::{
     os::unix::fs::FileExt,

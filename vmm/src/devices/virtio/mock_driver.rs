@@ -3,9 +3,10 @@
 #![allow(clippy::cast_possible_truncation, reason = "the numbers are this test's own, and small")]
 
 use super::{
-    device::{GuestMemory, Interrupt, VirtioDevice},
+    device::{Interrupt, VirtioDevice},
     transport::MmioTransport,
 };
+use crate::memory::GuestMemory;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::Arc;
 use virtio_bindings::{

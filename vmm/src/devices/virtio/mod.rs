@@ -9,6 +9,7 @@ pub mod device;
 mod hostile_tests;
 #[cfg(test)]
 mod mock_driver;
+mod resume;
 pub mod rng;
 pub mod transport;
 pub mod vsock;

@@ -7,15 +7,14 @@
 use super::{
     chain::Chain,
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice},
+    resume::Resume,
 };
 use rustix::{
-    event::Timespec,
     io::Errno,
     rand::{GetRandomFlags, getrandom},
-    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -40,7 +39,7 @@ const PERIOD: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct RngDevice {
     /// Expires when requests left in the queue may be served.
-    timer: OwnedFd,
+    resume: Resume,
     period_start: Instant,
     bytes_left: usize,
 }
@@ -51,8 +50,7 @@ impl RngDevice {
     /// # Errors
     /// When the host gives no timerfd.
     pub fn new() -> std::io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        Ok(Self { timer, period_start: Instant::now(), bytes_left: BYTES_PER_PERIOD })
+        Ok(Self { resume: Resume::new()?, period_start: Instant::now(), bytes_left: BYTES_PER_PERIOD })
     }
 
     fn serve(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
@@ -93,24 +91,8 @@ impl RngDevice {
         if self.bytes_left > 0 {
             return Ok(true);
         }
-        self.set_timer(PERIOD - elapsed)?;
+        self.resume.after(PERIOD - elapsed)?;
         Ok(false)
-    }
-
-    fn set_timer(&self, after: Duration) -> Result<(), DeviceError> {
-        // A zero time would switch the timer off.
-        let nanoseconds = after.as_nanos().clamp(1, PERIOD.as_nanos());
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let it_value = Timespec { tv_sec: 0, tv_nsec: nanoseconds.try_into().unwrap_or(1) };
-        let time = Itimerspec { it_interval: zero, it_value };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)
-            .map(|_| ())
-            .map_err(|error| DeviceError::Host { what: "setting the entropy timer", source: error.into() })
-    }
-
-    fn drain_timer(&self) {
-        // Not expired (any more) is fine.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
     }
 }
 
@@ -165,11 +147,11 @@ impl VirtioDevice for RngDevice {
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.timer.as_fd())
+        Some(self.resume.as_fd())
     }
 
     fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        self.drain_timer();
+        self.resume.drain();
         match context {
             Some(context) if context.queues[0].ready() => self.serve(context),
             _ => Ok(()),
@@ -177,8 +159,8 @@ impl VirtioDevice for RngDevice {
     }
 
     fn reset(&mut self) {
-        // The period goes on: a reset must not buy entropy.
-        self.drain_timer();
+        // The period continues: a reset must not buy entropy.
+        self.resume.drain();
     }
 }
 

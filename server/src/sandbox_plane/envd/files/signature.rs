@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::http::Method;
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use sha2::{Digest, Sha256};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::{Choice, ConstantTimeEq};

@@ -2,7 +2,7 @@
 //!
 //! Offsets and lengths given to a disk are whole sectors inside it: the request parser checked them.
 
-use super::{BlockError, layered::LayeredDisk, scatter};
+use super::{error::BlockError, layered::LayeredDisk, scatter};
 use crate::devices::virtio::chain::Buffers;
 use std::{
     fs::File,

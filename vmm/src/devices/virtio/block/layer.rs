@@ -249,7 +249,7 @@ impl Layer {
         self.file.write_all_at(states, STATES_OFFSET + first / u64::from(BLOCKS_PER_BYTE))
     }
 
-    /// Calls `visit` for every block that is not absent, in order.
+    /// Calls `visit` for every block that is not absent, in ascending order.
     pub(super) fn visit_states(&self, mut visit: impl FnMut(u64, State)) -> Result<(), LayerError> {
         let end = data_offset(self.disk_size);
         // Small: it is read while a machine is being restored, and most of a disk's states are holes.

@@ -105,7 +105,7 @@ pub struct LayeredDisk {
     generation: u64,
 }
 
-/// Layers that a disk of one size can have in place of its own.
+/// Other layers that a disk of the same size can switch to.
 #[derive(Debug)]
 pub struct PreparedLayers {
     disk_size: u64,
@@ -150,7 +150,7 @@ impl LayeredDisk {
     /// time for any disk. The frozen file then holds everything written so far (not made durable) and never changes.
     ///
     /// # Errors
-    /// When there are too many layers, the file is not empty or cannot be written. The disk goes on as it was.
+    /// When there are too many layers, the file is not empty or cannot be written. The disk is unchanged then.
     pub fn freeze_and_push(&mut self, new_top: File) -> Result<(), LayeredDiskError> {
         self.stack.freeze_and_push(self.size, new_top)?;
         self.generation += 1;
@@ -165,8 +165,8 @@ impl LayeredDisk {
         Ok(PreparedLayers { disk_size: self.size, stack: Stack::open(self.size, layers)? })
     }
 
-    /// Replaces all layers, as if the disk had been opened anew over the same template. For a rollback in place; the
-    /// guest must not have the disk in use across this.
+    /// Replaces all layers, as if the disk had been opened again over the same template. For a rollback in place; the guest
+    /// must not use the disk meanwhile.
     ///
     /// # Panics
     /// When the layers were prepared for a disk of another size.
@@ -193,7 +193,7 @@ impl LayeredDisk {
     /// here and not before: it gets its header.
     ///
     /// # Errors
-    /// When the layers are others by now, or the file is not as it was left. The disk goes on as it was.
+    /// When the layers are others by now, or the file is not as it was left. The disk is unchanged then.
     pub fn replace_frozen(&mut self, merged: File, generation: u64) -> Result<(), LayeredDiskError> {
         if generation != self.generation {
             return Err(LayeredDiskError::Changed);
@@ -261,7 +261,7 @@ impl LayeredDisk {
         self.overwrite(end_of_whole, end - end_of_whole, zeros)
     }
 
-    /// Calls `write(file, position, length)` for the parts of a range in order, and makes them count. Blocks that are
+    /// Calls `write(file, position, length)` for the parts of a range, from front to back, and records them. Blocks that are
     /// covered in part are completed with their old content first.
     fn overwrite(
         &mut self,
@@ -364,7 +364,7 @@ impl Stack {
         Place::layer(self.layers.len() - 1)
     }
 
-    /// Where the content from byte `offset` on is, and for how many bytes, up to `limit`, it goes on there without a
+    /// Returns where the content from byte `offset` on is, and for how many bytes, up to `limit`, it continues there without a
     /// gap. All places keep a block at the same distance from its neighbours, so equal places are contiguous.
     fn run(&self, offset: u64, limit: u64) -> (Place, u64) {
         let first = self.index(offset / BLOCK);

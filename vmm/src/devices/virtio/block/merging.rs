@@ -1,4 +1,4 @@
-//! Merging a disk's frozen layers into one, so that a chain of them need not grow for ever. Frozen layers never change,
+//! Merging a disk's frozen layers into one, so that a chain of them does not grow without bound. Frozen layers never change,
 //! so this runs beside the machine, in a process forked off the VMM; [`LayeredDisk::replace_frozen`] puts the result in
 //! their place. Never writes to anything but the file it is given.
 

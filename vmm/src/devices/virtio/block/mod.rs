@@ -7,6 +7,7 @@
 //! `REQUESTS_PER_WAKE` requests or `BYTES_PER_WAKE` bytes and then hands the event loop back.
 
 mod disk;
+mod error;
 mod layer;
 mod layered;
 mod merging;
@@ -17,6 +18,7 @@ mod scatter;
 mod tests;
 
 pub use disk::SharedLayeredDisk;
+pub use error::BlockError;
 pub use layer::{BLOCK_SIZE, DISK_SIZE_MAX, LayerError};
 pub use layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError, PreparedLayers};
 pub use pace::DiskPace;
@@ -24,69 +26,29 @@ pub use pace::DiskPace;
 use super::{
     chain::Chain,
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space},
+    resume::Resume,
 };
 use disk::{Disk, RawImage};
-use request::Request;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+use request::{DiskId, QUEUE_SIZE, Request};
 use std::{
     fs::File,
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 use virtio_bindings::{
     virtio_blk::{
         VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
-        VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+        VIRTIO_BLK_F_WRITE_ZEROES,
     },
     virtio_ring::VIRTIO_RING_F_EVENT_IDX,
 };
 use virtio_queue::QueueT;
-
-/// Descriptors in the queue. Small on purpose: the guest's block layer sets up as many request structures, and every
-/// guest-kernel instruction of that is boot time.
-const QUEUE_SIZE: u16 = 64;
-
-/// Data segments in one request: the queue without the header and the status.
-const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
-
-/// Bytes in one segment. With [`SEGMENTS_MAX`] this bounds a request to just under 4 MiB, which is enforced.
-const SEGMENT_BYTES_MAX: u32 = 64 * 1024;
-
-/// Bytes of data in one read or write request.
-const REQUEST_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
 
 /// Requests served before the event loop gets its turn.
 const REQUESTS_PER_WAKE: u32 = 32;
 
 /// Bytes of data served before the event loop gets its turn; one request may go over it.
 const BYTES_PER_WAKE: u64 = 4 * 1024 * 1024;
-
-/// Why there is no such disk.
-#[derive(Debug, thiserror::Error)]
-pub enum BlockError {
-    /// The image's size cannot be found out.
-    #[error("cannot find out the disk image's size: {0}")]
-    Size(io::Error),
-    /// An image of zero bytes.
-    #[error("the disk image is empty: was its making interrupted?")]
-    Empty,
-    /// Not a whole number of sectors.
-    #[error("the disk image has {0} bytes, which is not a multiple of 512: is it truncated?")]
-    Truncated(u64),
-    /// The layers do not make a disk.
-    #[error(transparent)]
-    Layers(#[from] LayeredDiskError),
-    /// The host gives no timer.
-    #[error("cannot make a timer for a disk: {0}")]
-    Timer(io::Error),
-}
-
-/// A disk's identifier as GET_ID returns it, zero-padded.
-type DiskId = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
 /// A virtio-blk device.
 #[derive(Debug)]
@@ -95,9 +57,8 @@ pub struct BlockDevice {
     id: DiskId,
     config: Vec<u8>,
     pace: DiskPace,
-    /// Goes off when requests that were left over are to be served: those of a wake-up that used up its budget, and those
-    /// that have to wait for the pace.
-    timer: OwnedFd,
+    /// For requests that were left over: those of a wake-up that used up its budget, and those that the pace holds back.
+    resume: Resume,
 }
 
 impl BlockDevice {
@@ -125,9 +86,8 @@ impl BlockDevice {
             *to = from;
         }
         let config = request::config_space(disk.sectors(), disk.is_read_only());
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
-            .map_err(|error| BlockError::Timer(error.into()))?;
-        Ok(Self { disk, id: padded, config, pace: DiskPace::default(), timer })
+        let resume = Resume::new().map_err(BlockError::Timer)?;
+        Ok(Self { disk, id: padded, config, pace: DiskPace::default(), resume })
     }
 
     /// Has it serve requests at this pace, which other disks may share.
@@ -145,24 +105,6 @@ impl BlockDevice {
         }
     }
 
-    /// Asks the event loop to come back after this time.
-    fn come_back(&self, delay: Duration) -> Result<(), DeviceError> {
-        let value = Timespec {
-            tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
-            // Zero would disarm it.
-            tv_nsec: delay.subsec_nanos().max(1).into(),
-        };
-        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
-            .map(drop)
-            .map_err(|error| DeviceError::Host { what: "asking for another turn", source: error.into() })
-    }
-
-    fn drain_timer(&self) {
-        // Nothing to read is fine: a reset came in between.
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
-    }
-
     fn serve(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
         let broken = |error: virtio_queue::Error| DeviceError::Queue { queue: 0, what: error.to_string() };
         let memory = context.memory;
@@ -173,7 +115,7 @@ impl BlockDevice {
             loop {
                 if let Some(delay) = self.pace.delay() {
                     // Notifications stay off, as below; what is not taken waits in the guest's memory.
-                    self.come_back(delay)?;
+                    self.resume.after(delay)?;
                     break 'wake;
                 }
                 let Some(chain) = Chain::pop(queue, memory).map_err(|error| error.on(0))? else { break };
@@ -186,7 +128,7 @@ impl BlockDevice {
                 queue.add_used(memory, head, used).map_err(broken)?;
                 if requests >= REQUESTS_PER_WAKE || bytes >= BYTES_PER_WAKE {
                     // Notifications stay off: the event loop comes back by itself.
-                    self.come_back(Duration::ZERO)?;
+                    self.resume.now()?;
                     break 'wake;
                 }
             }
@@ -233,11 +175,11 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.timer.as_fd())
+        Some(self.resume.as_fd())
     }
 
     fn host_ready(&mut self, context: Option<&mut DeviceContext<'_>>) -> Result<(), DeviceError> {
-        self.drain_timer();
+        self.resume.drain();
         match context {
             Some(context) if context.queues[0].ready() => self.serve(context),
             _ => Ok(()),
@@ -245,6 +187,6 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn reset(&mut self) {
-        self.drain_timer();
+        self.resume.drain();
     }
 }

@@ -5,7 +5,6 @@
 //! one.
 
 use super::{
-    DiskId, REQUEST_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENTS_MAX,
     disk::{BLOCK_SECTORS, Disk, RequestError, SECTOR},
     pace::Cost,
 };
@@ -14,11 +13,27 @@ use crate::devices::virtio::{
     device::DeviceError,
 };
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::VolatileSlice;
+
+/// Descriptors in the queue. Small on purpose: the guest's block layer sets up as many request structures, and every
+/// guest-kernel instruction of that is boot time.
+pub(super) const QUEUE_SIZE: u16 = 64;
+
+/// Data segments in one request: the queue without the header and the status.
+const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+
+/// Bytes in one segment. With [`SEGMENTS_MAX`] this bounds a request to just under 4 MiB, which is enforced.
+const SEGMENT_BYTES_MAX: u32 = 64 * 1024;
+
+/// Bytes of data in one read or write request.
+const REQUEST_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
+
+/// A disk's identifier as GET_ID returns it, zero-padded.
+pub(super) type DiskId = [u8; VIRTIO_BLK_ID_BYTES as usize];
 
 /// Bytes of a `struct virtio_blk_discard_write_zeroes`.
 const RANGE: usize = 16;

@@ -26,7 +26,8 @@ mod tests;
 
 pub use state::{QueueRegisters, QueueState, RestoreError, TransportState};
 
-use super::device::{DeviceContext, DeviceError, DeviceType, GuestMemory, Interrupt, VirtioDevice};
+use super::device::{DeviceContext, DeviceError, DeviceType, Interrupt, VirtioDevice};
+use crate::memory::GuestMemory;
 use std::{os::fd::BorrowedFd, sync::Arc};
 use virtio_bindings::{
     virtio_config::{

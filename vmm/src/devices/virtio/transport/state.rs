@@ -4,7 +4,10 @@
 //! a device where a guest could not have put it.
 
 use super::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, MmioTransport, NEEDS_RESET, VIRTIO_RING_F_EVENT_IDX};
-use crate::devices::virtio::device::{DeviceError, DeviceType, GuestMemory};
+use crate::{
+    devices::virtio::device::{DeviceError, DeviceType},
+    memory::GuestMemory,
+};
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;

@@ -494,7 +494,7 @@ fn a_state_from_another_machine_size_is_refused() {
     let driver = MockDriver::live(block());
     let mut state = driver.transport.save();
     state.queues[0].registers.used = HIGH_END - 0x1000;
-    let small = crate::devices::virtio::device::GuestMemory::from_ranges(&[(vm_memory::GuestAddress(0), 0x10_0000)]);
+    let small = crate::memory::GuestMemory::from_ranges(&[(vm_memory::GuestAddress(0), 0x10_0000)]);
     let mut other = MockDriver::with_memory(block(), Arc::new(small.unwrap()));
     assert!(matches!(other.transport.restore(&state), Err(RestoreError::Device { .. })));
     let mut same = MockDriver::with_memory(block(), guest_memory());

@@ -20,7 +20,7 @@ use super::{
     transfer::Part,
 };
 use rustix::net::{SendFlags, Shutdown as HowShut};
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use std::{
     io::{self, ErrorKind},
     os::fd::{AsFd, OwnedFd},
@@ -45,7 +45,7 @@ pub(super) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Outcome {
-    /// It goes on.
+    /// The connection continues.
     Continue,
     /// It is over, and the guest knows or never knew of it.
     Gone,
@@ -159,7 +159,7 @@ impl Connection {
                 Outcome::Continue
             }
             (Phase::Established, Operation::CreditUpdate) => Outcome::Continue,
-            // Both sides hung up at once.
+            // Both sides hung up at the same time.
             (Phase::Closing, Operation::Shutdown) if Shutdown::from_flags(header.flags) == Shutdown::BOTH => {
                 Outcome::Reset
             }
@@ -209,7 +209,7 @@ impl Connection {
                 self.backlog.append(payload.after(passed));
             }
         } else {
-            // Nobody takes it; the SHUTDOWN that says so is under way.
+            // The client takes nothing any more; a SHUTDOWN that says so is on its way.
             self.window.forward(length);
         }
         Outcome::Continue
@@ -376,8 +376,8 @@ impl Connection {
         Header::new(self.host, self.guest, Operation::Reset)
     }
 
-    /// Gives up the client's socket, after what it wrote but nobody will read was dropped: a close with bytes unread
-    /// would give the client an error in place of the end of the stream.
+    /// Gives up the client's socket, after dropping what the client wrote and will not be read: a close with bytes unread
+    /// would give the client an error instead of the end of the stream.
     pub(super) fn part_with_client(&mut self) -> Option<OwnedFd> {
         self.shut_client(HowShut::Both);
         let client = self.client.take()?;

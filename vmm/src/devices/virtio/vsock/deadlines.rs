@@ -1,4 +1,4 @@
-//! Everything that happens when nothing else does: timeouts, kept in order, with one timer for the earliest.
+//! Timeouts, sorted, with one timer for the earliest.
 
 use super::{
     packet::HostPort,

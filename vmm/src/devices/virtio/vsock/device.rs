@@ -17,7 +17,7 @@ use super::{
 };
 use crate::devices::virtio::device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space};
 use rustix::{event::epoll, io::Errno, net::SocketFlags};
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use std::{
     io, mem,
     os::{fd::BorrowedFd, unix::net::UnixListener},
@@ -40,11 +40,11 @@ enum Driver {
     /// Not there, or not yet: clients wait in the listener's backlog.
     Absent,
     Live,
-    /// It broke its queues: clients are closed at once.
+    /// It broke its queues: clients are closed as soon as they connect.
     Failed,
 }
 
-/// What a device is, beside its listener and what it goes on from.
+/// The options of a device, in addition to its listener and its saved state.
 #[derive(Debug, Clone)]
 pub struct VsockOptions {
     /// The guest's CID.
@@ -336,7 +336,7 @@ impl VsockDevice {
                 return Ok(());
             }
             match rustix::net::accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                // Closed at once: the client reads an end of file in place of an OK.
+                // Closed immediately: the client reads an end of file instead of an OK.
                 Ok(_) if self.driver != Driver::Live => {}
                 Ok(_) if self.mux.len() + self.handshakes.len() >= self.limits.connections => {}
                 Ok(client) => {
@@ -481,8 +481,9 @@ impl VirtioDevice for VsockDevice {
         state.encode()
     }
 
-    /// Begins with a transport reset (virtio 1.2, 5.10.6.7): the guest is told that all its connections are gone, what it
-    /// had sent for them is thrown away, and clients, who may come at once, are connected as soon as it has taken note.
+    /// Begins with a transport reset (virtio 1.2, 5.10.6.7): the guest receives the event that all its connections are gone,
+    /// packets that it had sent for them are dropped, and clients, which may connect already, are served as soon as the guest
+    /// has handled the event.
     fn restore_state(&mut self, state: &[u8]) -> Result<(), DeviceError> {
         let state = VsockState::decode(state).map_err(|error| DeviceError::SavedState(error.to_string()))?;
         self.stop(Driver::Absent);

@@ -5,9 +5,9 @@ use std::time::Duration;
 /// Bounds of one device. Everything that grows with what guest or clients do is bounded by one of these.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Connections at once, half-open and closing ones included; a client above it is closed at once.
+    /// Concurrent connections, half-open and closing ones included; a client above the limit is closed immediately.
     pub(super) connections: usize,
-    /// Clients at once that have not finished their `CONNECT` line; more wait in the listener's backlog.
+    /// Concurrent clients that have not finished their `CONNECT` line; more wait in the listener's backlog.
     pub(super) handshakes: usize,
     /// RST replies waiting for a receive buffer; more are dropped, as on a lossy wire.
     pub(super) replies: usize,
@@ -40,7 +40,7 @@ impl Limits {
         accept_pause: Duration::from_millis(100),
     };
 
-    /// Receive window of a new connection, in bytes, when there are `connections` others: all windows full at once, the
+    /// Receive window of a new connection, in bytes, when there are `connections` others: all windows full at the same time, the
     /// worst a guest and its clients can do together, hold 76 MiB.
     pub(super) fn window(connections: usize) -> u32 {
         if connections < 64 { 256 * 1024 } else { 64 * 1024 }

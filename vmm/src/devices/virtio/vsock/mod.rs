@@ -7,13 +7,13 @@
 //!
 //! Owns the listening socket's clients from accept to close. Never resolves a path, starts a thread, blocks, or keeps
 //! bytes that the receive window did not promise: a client is read straight into the guest's buffers, and only when
-//! there is one and the guest has room; what a slow client does not take at once waits in a bounded backlog, and the
-//! guest hears of new room only after it was taken. Each call does a bounded amount of work and leaves the rest to the
+//! there is one and the guest has room; bytes that a slow client does not take immediately wait in a bounded backlog, and
+//! the guest gets new credit only after the client took them. Each call does a bounded amount of work and leaves the rest to the
 //! next. Everything in a packet or a ring is taken for hostile: a wrong packet costs the guest that connection, a wrong
 //! ring the device.
 //!
-//! Called by the transport alone ([`super::device::VirtioDevice`]). A restored or forked machine gets a new device with
-//! a listener of its own, which takes over the saved state and begins with a transport reset.
+//! A restored or forked machine gets a new device with a separate listener, which takes over the saved state and begins with
+//! a transport reset.
 
 mod backlog;
 mod completions;

@@ -13,7 +13,7 @@ use super::{
     transfer::Part,
 };
 use crate::devices::virtio::chain::Buffers;
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,
@@ -65,7 +65,7 @@ impl Mux {
         self.ports.next()
     }
 
-    /// Asks the guest for a connection to `port` for `client`. Whoever calls has checked the limit of connections.
+    /// Asks the guest for a connection to `port` for `client`. The caller has checked the limit of connections.
     pub(super) fn dial(&mut self, client: OwnedFd, port: GuestPort, watch: &mut Watch<'_>) -> std::io::Result<()> {
         let connections = &self.connections;
         let host_port = self.ports.allocate(|port| connections.contains_key(&port));
@@ -181,7 +181,7 @@ impl Mux {
     }
 
     /// # Errors
-    /// When the kernel refuses to watch the client any longer; the connection cannot go on.
+    /// When the kernel refuses to watch the client any longer; the connection cannot continue.
     fn update(&mut self, port: HostPort, watch: &mut Watch<'_>) -> std::io::Result<()> {
         let Some(connection) = self.connections.get_mut(&port) else { return Ok(()) };
         if connection.phase() == Phase::Closing && connection.client().is_some() {

@@ -14,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most that a guest may send: set by whoever has a clone, looked at by its device. None to begin with.
+/// Maximum rate at which a guest may send. Clones share it: the control plane sets it, the device reads it. Unlimited at
+/// first.
 #[derive(Debug, Clone, Default)]
 pub struct OutputLimit(Arc<AtomicU64>);
 

@@ -1,8 +1,8 @@
 //! The device's epoll set: the listener, all clients, one timer and a wake-up for work left over.
 //!
 //! Clients are watched edge-triggered: a client whose bytes cannot be delivered for want of credit or of receive buffers
-//! stays readable, and level-triggered it would wake the event loop for ever. Whoever gets an edge remembers it
-//! ([`super::connection::Connection`]) until the socket says EAGAIN. The other three are level-triggered.
+//! stays readable, and level-triggered it would wake the event loop without end. [`super::connection::Connection`]
+//! remembers an edge until the socket says EAGAIN. The other three are level-triggered.
 
 use super::packet::HostPort;
 use rustix::{
@@ -101,7 +101,7 @@ impl Poller {
         Ok(epoll::add(&self.epoll, client, token.encode(), client_flags(false))?)
     }
 
-    /// Names a watched client anew, and says whether room in its socket matters; what is ready is reported again.
+    /// Gives a watched client another token, and says whether room in its socket matters; what is ready is reported again.
     pub(super) fn rewatch_client(&self, client: impl AsFd, token: Token, for_room: bool) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, client, token.encode(), client_flags(for_room))?)
     }

@@ -2,8 +2,8 @@
 
 use super::packet::HostPort;
 
-/// Hands out host ports in order, so that a port comes round again only after all others: a guest that still holds the
-/// far end of an old connection, also one from before a snapshot, never meets its port under a new one.
+/// Hands out host ports in ascending order, so that a port is used again only after all others: a guest that still holds its
+/// end of an old connection, also one from before a snapshot, never sees that port on a new connection.
 #[derive(Debug)]
 pub(super) struct HostPorts {
     next: u32,
@@ -21,7 +21,7 @@ impl HostPorts {
         Self { next: START }
     }
 
-    /// Goes on where a saved device stopped.
+    /// Continues where a saved device stopped.
     pub(super) fn starting_at(next: u32) -> Self {
         Self { next: if (FIRST..=LAST).contains(&next) { next } else { FIRST } }
     }

@@ -1,8 +1,8 @@
 //! One virtqueue during one call: takes chains, returns them, and keeps notifications in both directions few.
 
-use crate::devices::virtio::{
-    chain::Chain,
-    device::{DeviceError, GuestMemory},
+use crate::{
+    devices::virtio::{chain::Chain, device::DeviceError},
+    memory::GuestMemory,
 };
 use std::{
     num::Wrapping,

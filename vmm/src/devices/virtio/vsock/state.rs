@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-/// The saved device. Queues and features are the transport's to save; the CID is given anew, and its driver asks for it
-/// again after a transport reset.
+/// The saved device. The transport saves queues and features. The CID is assigned again, and the driver reads it again after a
+/// transport reset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct VsockState {
     /// The host port of the next connection, so that a clone does not reuse one its guest still remembers.
@@ -74,7 +74,7 @@ mod tests {
         VsockState { next_host_port, reset_noted_at, held_transmit_heads }
     }
 
-    /// Snapshots outlive builds: these bytes must go on meaning this.
+    /// Snapshots outlive builds: these bytes must keep their meaning.
     #[test]
     fn layout_1_is_pinned() {
         let bytes = [1, 0x78, 0x56, 0x34, 0x12, 1, 0xcd, 0xab, 5, 0, 0x34, 0x12];

@@ -78,8 +78,8 @@ impl<'b, 'm> Part<'b, 'm> {
         let message = message(&mut pieces);
         // SAFETY: `message` and the iovec array it points to live until the call returns. Each entry is the address and
         // length of a VolatileSlice that borrows the guest memory mapping for 'm, so it is mapped for the whole call (a
-        // pointer guard maps nothing of its own without Xen). That the guest may write these bytes meanwhile is the
-        // kernel's to copy, not ours to read.
+        // pointer guard maps nothing by itself without Xen). The guest may write these bytes meanwhile: the kernel copies
+        // them, and no Rust code reads them.
         let sent =
             unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())

@@ -1,9 +1,9 @@
-//! The transport reset after a restore (virtio 1.2, 5.10.6.7): the guest is told through the event queue that all its
-//! connections are gone, and until it has taken note nothing else is sent to it.
+//! The transport reset after a restore (virtio 1.2, 5.10.6.7): an event tells the guest that all its connections are gone,
+//! and until the guest has handled it nothing else is sent to the guest.
 //!
-//! The wait matters. Linux handles the event and received packets on different threads, so a connection opened at once
-//! could be taken for an old one and reset. That the guest has taken note shows in the available ring: its driver gives
-//! an event buffer back only after it has handled the event.
+//! The wait matters. Linux handles the event and received packets on different threads, so a connection opened immediately
+//! could be taken for an old one and reset. The available ring shows that the guest has handled the event: its driver gives
+//! an event buffer back only then.
 
 use super::ring::{Direction, Ring};
 use crate::devices::virtio::device::DeviceError;

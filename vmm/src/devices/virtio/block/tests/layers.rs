@@ -4,7 +4,10 @@ use super::super::{
     layer::{BLOCK, LayerError},
     layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError},
 };
-use crate::devices::virtio::{chain::Buffers, device::GuestMemory, mock_driver::guest_memory};
+use crate::{
+    devices::virtio::{chain::Buffers, mock_driver::guest_memory},
+    memory::GuestMemory,
+};
 use proptest::prelude::*;
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 use vm_memory::{Bytes, GuestAddress};

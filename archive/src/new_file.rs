@@ -1,0 +1,119 @@
+//! A regular file on its way to its place. Where the file system allows it, the file has no name until it is complete, so a
+//! process that is killed meanwhile leaves nothing behind. The file that it replaces stays until then.
+//!
+//! Not every file system makes files without names (NFS, FUSE and others do not, nor overlayfs in older kernels): there
+//! the file has one of our own beside its place from the start, which stays when we are killed. No call replaces a name
+//! by a file that has none, so in place of an old file the new one has such a name too, from one system call to the next.
+
+use crate::place::Temporary;
+use rustix::{
+    fd::{AsRawFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, CWD, Mode, OFlags, linkat, openat},
+    io::Errno,
+};
+
+/// See the module; dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct NewFile<'d> {
+    directory: BorrowedFd<'d>,
+    pub(crate) file: OwnedFd,
+    /// Its name, if it has one yet.
+    temporary: Option<Temporary<'d>>,
+}
+
+impl<'d> NewFile<'d> {
+    /// An empty file, open for writing. `may_be_unnamed` is made false where that turns out not to be so.
+    pub(crate) fn make(directory: BorrowedFd<'d>, may_be_unnamed: &mut bool) -> Result<Self, Errno> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        if *may_be_unnamed {
+            match openat(directory, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode) {
+                Ok(file) => return Ok(Self { directory, file, temporary: None }),
+                // The last two from kernels that do not know the flag (open(2)).
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => *may_be_unnamed = false,
+                Err(errno) => return Err(errno),
+            }
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (temporary, file) = Temporary::make(directory, false, |name| openat(directory, name, flags, mode))?;
+        Ok(Self { directory, file, temporary: Some(temporary) })
+    }
+
+    /// Puts it in the place of `name`.
+    pub(crate) fn put(self, name: &[u8]) -> Result<(), Errno> {
+        if let Some(temporary) = self.temporary {
+            return temporary.rename(name);
+        }
+        match link(&self.file, self.directory, name) {
+            Err(Errno::EXIST) => {
+                let make = |beside: &str| link(&self.file, self.directory, beside.as_bytes());
+                let (temporary, ()) = Temporary::make(self.directory, true, make)?;
+                temporary.rename(name)
+            }
+            linked => linked,
+        }
+    }
+}
+
+/// Gives a file without a name one, by its descriptor; for those who may not do that, by its place in /proc (open(2)).
+fn link(file: &OwnedFd, directory: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match linkat(file, "", directory, name, AtFlags::EMPTY_PATH) {
+        Err(Errno::NOENT | Errno::PERM) => {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            linkat(CWD, path, directory, name, AtFlags::SYMLINK_FOLLOW)
+        }
+        linked => linked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::{fd::AsFd, io::write};
+    use std::{
+        fs::{self, File},
+        path::Path,
+    };
+
+    fn names_in(directory: &Path) -> Vec<String> {
+        let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_to_be_seen_of_it_until_it_is_whole() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("old"), "old").unwrap();
+        fs::create_dir(home.path().join("taken")).unwrap();
+        let directory = File::open(home.path()).unwrap();
+        // The second time around as on a file system that knows no better.
+        for unnamed in [true, false] {
+            let make = || NewFile::make(directory.as_fd(), &mut unnamed.clone()).unwrap();
+            for name in ["old", "new"] {
+                let file = make();
+                write(&file.file, name.as_bytes()).unwrap();
+                if unnamed {
+                    assert!(names_in(home.path()).iter().all(|name| !name.starts_with('.')), "it has a name");
+                }
+                let before = fs::read(home.path().join(name)).ok();
+                assert_ne!(before.as_deref(), Some(name.as_bytes()).filter(|_| name == "new"));
+                file.put(name.as_bytes()).unwrap();
+                assert_eq!(fs::read_to_string(home.path().join(name)).unwrap(), name);
+            }
+            drop(make());
+            assert!(make().put(b"taken").is_err(), "in the place of a directory");
+            assert_eq!(names_in(home.path()), ["new", "old", "taken"]);
+            fs::remove_file(home.path().join("new")).unwrap();
+        }
+    }
+
+    #[test]
+    fn where_files_have_names_from_the_start_it_has_one() {
+        // /proc makes no files of either kind: what it says of the first is what is gone by.
+        let proc = File::open("/proc").unwrap();
+        let mut may_be_unnamed = true;
+        assert!(NewFile::make(proc.as_fd(), &mut may_be_unnamed).is_err());
+        assert!(!may_be_unnamed);
+    }
+}

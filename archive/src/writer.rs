@@ -1,0 +1,129 @@
+//! From entries to bytes: POSIX pax, with records only for what a plain header cannot say.
+
+use crate::{
+    entry::{Entry, Kind},
+    header::{self, BLOCK, Fields},
+    reader::ATTRIBUTE,
+    records, sparse,
+};
+use std::io::{self, Write};
+
+/// Writes an archive. Content is written in whatever pieces it comes.
+#[derive(Debug)]
+pub struct Writer<W> {
+    output: W,
+    /// Bytes of the current entry's content that are still to come.
+    left: u64,
+    padding: usize,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes to `output`, which is better buffered.
+    pub fn new(output: W) -> Self {
+        Self { output, left: 0, padding: 0 }
+    }
+
+    /// Begins an entry, whose content ([`Kind::stored`]) is to follow.
+    ///
+    /// # Errors
+    /// When the output takes no more.
+    pub fn begin(&mut self, entry: &Entry) -> io::Result<()> {
+        debug_assert_eq!(self.left, 0, "the content of the entry before is whole");
+        let mut pax = Vec::new();
+        let (kind, link) = match &entry.kind {
+            Kind::File { .. } => (header::FILE, &b""[..]),
+            Kind::Directory => (header::DIRECTORY, &b""[..]),
+            Kind::Symlink(to) => (header::SYMLINK, &to[..]),
+            Kind::HardLink(to) => (header::HARD_LINK, &to[..]),
+            Kind::Other(kind) => (*kind, &b""[..]),
+        };
+        let mut stored = entry.kind.stored();
+        let mut map = Vec::new();
+        let mut path = entry.path.clone();
+        if let Kind::File { size, extents: Some(extents) } = &entry.kind {
+            map = sparse::map(extents, *size).into_bytes();
+            map.resize(map.len().next_multiple_of(BLOCK), 0);
+            stored += map.len() as u64;
+            records::push(&mut pax, b"GNU.sparse.major", b"1");
+            records::push(&mut pax, b"GNU.sparse.minor", b"0");
+            records::push(&mut pax, b"GNU.sparse.name", &entry.path);
+            records::push(&mut pax, b"GNU.sparse.realsize", size.to_string().as_bytes());
+            // What a program that knows nothing of this makes of it is not to take the file's place.
+            path = [b"GNUSparseFile.0/", &entry.path[..]].concat();
+        } else if path.len() > header::MAX_NAME {
+            records::push(&mut pax, b"path", &path);
+        }
+        if link.len() > header::MAX_NAME {
+            records::push(&mut pax, b"linkpath", link);
+        }
+        if stored > header::MAX_SIZE {
+            records::push(&mut pax, b"size", stored.to_string().as_bytes());
+        }
+        for (key, id) in [("uid", entry.uid), ("gid", entry.gid)] {
+            if u64::from(id) > header::MAX_ID {
+                records::push(&mut pax, key.as_bytes(), id.to_string().as_bytes());
+            }
+        }
+        let seconds = u64::try_from(entry.modified.seconds);
+        if entry.modified.nanoseconds != 0 || seconds.is_err() {
+            let text = records::time_text(entry.modified.seconds, entry.modified.nanoseconds);
+            records::push(&mut pax, b"mtime", text.as_bytes());
+        }
+        for (name, value) in &entry.attributes {
+            records::push(&mut pax, &[ATTRIBUTE, name].concat(), value);
+        }
+        let fields = |path, link, kind, size| Fields {
+            path,
+            link,
+            kind,
+            mode: entry.mode,
+            uid: u64::from(entry.uid),
+            gid: u64::from(entry.gid),
+            size,
+            mtime: seconds.unwrap_or(0),
+        };
+        if !pax.is_empty() {
+            self.output.write_all(&fields(b"PaxHeaders/entry", b"", header::PAX, pax.len() as u64).to_block())?;
+            pax.resize(pax.len().next_multiple_of(BLOCK), 0);
+            self.output.write_all(&pax)?;
+        }
+        self.output.write_all(&fields(&path, link, kind, stored).to_block())?;
+        self.output.write_all(&map)?;
+        self.left = entry.kind.stored();
+        self.padding = (BLOCK - (self.left % BLOCK as u64) as usize) % BLOCK;
+        Ok(())
+    }
+
+    /// Writes some of the content of the entry that was begun. Bytes beyond the size that it stated are left out.
+    ///
+    /// # Errors
+    /// When the output takes no more.
+    pub fn content(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let len = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.output.write_all(&bytes[..len])?;
+        self.left -= len as u64;
+        Ok(())
+    }
+
+    /// Ends the entry that was begun.
+    ///
+    /// # Errors
+    /// When the output takes no more, or some of the entry's content is missing: nothing stands in for it.
+    pub fn end(&mut self) -> io::Result<()> {
+        if self.left > 0 {
+            let problem = format!("{} bytes of an entry's content are missing", self.left);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        self.output.write_all(&[0; BLOCK][..std::mem::take(&mut self.padding)])
+    }
+
+    /// Ends the archive.
+    ///
+    /// # Errors
+    /// When the output takes no more.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.output.write_all(&[0; 2 * BLOCK])?;
+        self.output.flush()?;
+        Ok(self.output)
+    }
+}

@@ -1,0 +1,24 @@
+//! Why a disk cannot be opened.
+
+use super::layered::LayeredDiskError;
+use std::io;
+
+/// Why there is no such disk.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The image's size cannot be found out.
+    #[error("cannot find out the disk image's size: {0}")]
+    Size(io::Error),
+    /// An image of zero bytes.
+    #[error("the disk image is empty: was its making interrupted?")]
+    Empty,
+    /// Not a whole number of sectors.
+    #[error("the disk image has {0} bytes, which is not a multiple of 512: is it truncated?")]
+    Truncated(u64),
+    /// The layers do not make a disk.
+    #[error(transparent)]
+    Layers(#[from] LayeredDiskError),
+    /// The host gives no timer.
+    #[error("cannot make a timer for a disk: {0}")]
+    Timer(io::Error),
+}
