@@ -18,7 +18,7 @@ pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{CopyError, FileError, Silence, SilentPart, SnapshotError};
+    use sandboxvm_manager::{CopyError, FileError, ProcessSpecError, Silence, SilentPart, SnapshotError};
     use std::time::Duration;
 
     #[test]
@@ -32,6 +32,6 @@ mod tests {
         assert_eq!(of(&SnapshotError::from(control())), hint);
         assert_eq!(of(&ExecError::from(control())), hint);
         assert_eq!(of(&ControlError::Silent(None)), None);
-        assert_eq!(of(&ExecError::NoCommand), None);
+        assert_eq!(of(&ExecError::Spec(ProcessSpecError::NoProgram)), None);
     }
 }

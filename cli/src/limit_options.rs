@@ -2,10 +2,8 @@
 
 use crate::options::size;
 use clap::Args;
-use sandboxvm_manager::{CpuShare, Sandbox, WantedLimits};
-use sandboxvm_protocol::{
-    agent::limits::{FileCount, ProcessCount},
-    machine::{DiskLimits, DiskOperations, DiskRate, OutputRate},
+use sandboxvm_manager::{
+    CpuShare, DiskLimits, DiskOperations, DiskRate, FileCount, OutputRate, ProcessCount, Sandbox, WantedLimits,
 };
 
 /// What a new sandbox may have.

@@ -1,6 +1,6 @@
 //! Signals that are for the command we run, not for us.
 
-use sandboxvm_protocol::agent::SignalNumber;
+use sandboxvm_manager::SignalNumber;
 use std::{fs, future::poll_fn, io, task::Poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

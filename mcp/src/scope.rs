@@ -2,8 +2,7 @@
 //! here, so a model that was talked into it cannot touch another's. Also the end: what was made goes when the server does.
 
 use crate::settings::Settings;
-use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox, SandboxId, SandboxName};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},

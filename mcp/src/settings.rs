@@ -1,8 +1,7 @@
 //! What a server may do, as its caller decided. Read by `scope` and the tools; nothing a client says changes it.
 
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{Manager, SupervisorProgram};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_manager::{Manager, SandboxId, SandboxName, SupervisorProgram};
 
 /// What a server may do.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 use crate::{environment, failure::Failure, options::name, runtime, signals::Signals, supervision};
 use clap::Args;
+use sandboxvm_manager::SandboxName;
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
-use sandboxvm_protocol::identity::SandboxName;
 use std::{fmt::Write, net::SocketAddr};
 
 /// Bytes of a token that is made here.

@@ -2,8 +2,7 @@
 
 use crate::{environment, failure::Failure, options::name, progress, runtime, stdio, supervision};
 use clap::Args;
-use sandboxvm_manager::SandboxSpec;
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_manager::{SandboxName, SandboxSpec};
 
 /// Put a sandbox back to where it began, or to a snapshot: memory, processes and disk
 #[derive(Debug, Args)]

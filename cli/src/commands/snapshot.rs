@@ -2,8 +2,7 @@
 
 use crate::{environment, failure::Failure, json, options::name, progress, runtime, stdio, supervision, table};
 use clap::{Args, Subcommand};
-use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_manager::{ListedSnapshot, SandboxName, SnapshotManifest, UnreadableSnapshot};
 use std::time::SystemTime;
 
 /// Make, list and remove snapshots of running sandboxes
@@ -148,8 +147,7 @@ impl Verify {
 mod tests {
     use super::*;
     use crate::json::tests::{assert_golden, example_memory, example_time};
-    use sandboxvm_manager::{Content, Contents, HostIdentity, MemoryFile, Seal};
-    use sandboxvm_protocol::machine::{HostMode, VcpuCount};
+    use sandboxvm_manager::{Content, Contents, HostIdentity, HostMode, MemoryFile, Seal, VcpuCount};
 
     #[test]
     fn the_json_is_pinned() {

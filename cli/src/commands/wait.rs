@@ -2,7 +2,6 @@
 
 use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
-use sandboxvm_manager::exit_code;
 
 /// Wait until a process in a sandbox has ended, and exit with its code
 #[derive(Debug, Args)]
@@ -19,6 +18,6 @@ pub(crate) struct Wait {
 impl Wait {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let sandbox = supervision::find(&self.sandbox)?;
-        runtime::block_on(async { Ok(exit_code(sandbox.wait(self.pid).await?)) })
+        runtime::block_on(async { Ok(sandbox.wait(self.pid).await?.shell_code()) })
     }
 }

@@ -1,10 +1,7 @@
 //! Opens and identifies the files that a new machine is made of: VMM, kernel, image, agent and the template of its disk.
 
 use crate::{
-    create::{
-        error::CreateError,
-        spec::SandboxSpec,
-    },
+    create::{error::CreateError, spec::SandboxSpec},
     home::{
         content::{self, Content},
         directory::DirectoryError,

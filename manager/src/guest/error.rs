@@ -5,35 +5,20 @@ use crate::{
     guest::{
         agent::AgentError,
         interruption::Interruption,
+        process_spec::ProcessSpecError,
         silence::{self, Silence},
     },
     home::directory::DirectoryError,
     vmm::{control::ControlError, last_words::LastWords, state::State, wire::WireError},
 };
-use sandboxvm_protocol::{
-    agent::{CTextError, MAX_ARGUMENTS_TOTAL},
-    vmm::ExitReason,
-};
+use sandboxvm_protocol::vmm::ExitReason;
 
 /// Why a process was not run, or its end is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// Nothing to run.
-    #[error("no command: state a program and its arguments after `--`")]
-    NoCommand,
-    /// An argument that no program can be given.
-    #[error("{what}: {source}")]
-    Argument {
-        /// Which.
-        what: String,
-        /// Why.
-        source: CTextError,
-    },
-    /// Arguments and environment together are too long.
-    #[error(
-        "arguments and environment take {0} bytes, {MAX_ARGUMENTS_TOTAL} is the most; pass data by stdin or a file"
-    )]
-    TooLong(usize),
+    /// The process cannot be described to an agent, alone or with the environment of its sandbox.
+    #[error(transparent)]
+    Spec(#[from] ProcessSpecError),
     /// The sandbox does not run.
     #[error("sandbox {sandbox} is {state}{}", hint(.state, .sandbox))]
     NotRunning {

@@ -1,11 +1,7 @@
 //! Arguments of several tools, and what is wrong with one.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use sandboxvm_protocol::{
-    agent::{CText, files::FilePath},
-    identity::SandboxName,
-    machine::MIB,
-};
+use sandboxvm_manager::{CText, FilePath, MIB, SandboxName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,10 +42,6 @@ pub(crate) fn text(name: &'static str, value: &str) -> Result<CText, BadArgument
     CText::try_from(value).map_err(|error| BadArgument::new(name, error))
 }
 
-pub(crate) fn texts(name: &'static str, values: &[String]) -> Result<Vec<CText>, BadArgument> {
-    values.iter().map(|value| text(name, value)).collect()
-}
-
 pub(crate) fn path(value: &str) -> Result<FilePath, BadArgument> {
     FilePath::try_from(value).map_err(|error| BadArgument::new("path", error))
 }
@@ -76,7 +68,7 @@ pub(crate) fn within(name: &'static str, value: u64, least: u64, most: u64) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::machine::MemorySize;
+    use sandboxvm_manager::MemorySize;
 
     #[test]
     fn what_is_wrong_names_the_argument_and_the_bounds() {

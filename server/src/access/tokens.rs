@@ -2,7 +2,7 @@
 //! revoked (their generation, in the sandbox's record), and those of one sandbox say nothing of another's.
 
 use hmac::{Hmac, Mac};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_manager::SandboxId;
 use sha2::Sha256;
 use std::{
     fs::{self, OpenOptions},

@@ -21,7 +21,11 @@ pub(super) fn page<'f, T>(
         None => 0,
         Some(last) => match found.iter().position(|item| id(item) == last) {
             Some(at) => at + 1,
-            None => return Err(ApiError::bad("nextToken: not one of this list any more; begin anew")),
+            None => {
+                return Err(ApiError::bad(
+                    "nextToken: the list has changed since it was issued; start again without it",
+                ));
+            }
         },
     };
     let rest = &found[start..];

@@ -1,6 +1,6 @@
 //! Why something was not done to a sandbox; `control_plane` gives each its HTTP status.
 
-use super::store::StoreError;
+use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
 use sandboxvm_manager::{
     ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RemoveError, ResetError, SnapshotError,
 };
@@ -23,12 +23,9 @@ pub(crate) enum RegistryError {
     /// It was to be paused.
     #[error("sandbox {0} is already paused")]
     AlreadyPaused(String),
-    /// No template or snapshot of the caller's is called that.
-    #[error("template {0:?} was not found; GET /templates lists them")]
-    UnknownTemplate(String),
-    /// The key may not use it.
-    #[error("this API key may not use template {0:?}")]
-    ForbiddenTemplate(String),
+    /// It is to be made from something that the caller cannot use.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The key has as many as it may have.
     #[error("this API key has {0} sandboxes, which is as many as it may have; kill one first")]
     Quota(u32),
@@ -80,7 +77,7 @@ pub(crate) enum RegistryError {
     /// It did not come back.
     #[error("the sandbox could not be resumed: {0}")]
     Resume(Box<ResetError>),
-    /// Its VMM does not do as it is told.
+    /// Its VMM did not obey a request.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// It does not end.
@@ -140,6 +137,15 @@ impl From<ResetError> for RegistryError {
         match error {
             ResetError::Admission(refused) => Self::Full(refused.to_string()),
             error => Self::Resume(Box::new(error)),
+        }
+    }
+}
+
+impl From<StartsError> for RegistryError {
+    fn from(error: StartsError) -> Self {
+        match error {
+            StartsError::TooMany => Self::Full(error.to_string()),
+            StartsError::ShuttingDown => Self::ShuttingDown,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests that reach no sandbox, in the words that clients tell apart.
 
 use super::address::AddressError;
-use crate::{deadline::Late, registry::error::RegistryError, room::NoPlace};
+use crate::{concurrency::NoPlace, deadline::Late, registry::error::RegistryError};
 use axum::{
     Json,
     http::{StatusCode, header::RETRY_AFTER},

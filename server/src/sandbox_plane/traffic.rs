@@ -23,8 +23,7 @@ use axum::{
 };
 use hyper::{client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use sandboxvm_manager::{AgentError, ExecError};
-use sandboxvm_protocol::agent::{FailureKind, port::PortNumber};
+use sandboxvm_manager::{AgentError, ExecError, FailureKind, PortNumber};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 

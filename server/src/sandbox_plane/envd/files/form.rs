@@ -1,5 +1,9 @@
-//! Forms with files (multipart/form-data, RFC 7578), read as they come: what is held is one piece of the request and what a
-//! boundary may still be in. A part's headers are capped.
+//! Forms with files (multipart/form-data, RFC 7578), read as they arrive: the memory held is one piece of the request, and the
+//! bytes that may be the beginning of a boundary. The headers of a part are capped at [`MAX_HEADERS`].
+//!
+//! The crate `multer`, which axum uses, is not used here because neither can be bounded with it: its buffer takes whatever
+//! the connection has ready before a part is parsed, and it waits for the end of a part's headers without a maximum. Its
+//! only limits are on the body as a whole and on a part's content, and uploads have no such limits.
 
 use super::FilesError;
 use axum::{

@@ -1,5 +1,5 @@
-//! Addresses of files that carry their own permission: whoever has a sandbox's token signs a path, an operation and a user
-//! with it, and hands the address on.
+//! Addresses of files that carry their own permission. A client that has a sandbox's token signs a path, an operation and a
+//! user with it, and can give the address to others.
 
 use super::Query;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::http::Method;
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_manager::SandboxId;
 use sha2::{Digest, Sha256};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::{Choice, ConstantTimeEq};

@@ -1,10 +1,8 @@
-//! Files as clients are told of them. What the guest says of them is its word, and told as such.
+//! Files as clients read them. All of it is the guest's word, and is passed on unchecked.
 
+use crate::sandbox_plane::envd::connect::text;
 use jiff::Timestamp;
-use sandboxvm_protocol::agent::{
-    details::{FileDetails, FileMetadata, LinkTarget},
-    files::{FileEntry, FileKind, FilePath, FileTime},
-};
+use sandboxvm_manager::{FileDetails, FileEntry, FileKind, FileMetadata, FileTime, LinkTarget};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -108,15 +106,6 @@ fn permissions(entry: &FileEntry) -> String {
     shown
 }
 
-/// A path as text, without what names no part of it; what is no UTF-8 is shown as such. `..` stays: what it leads to is for
-/// the guest's links to say.
-pub(crate) fn text(path: &FilePath) -> String {
-    let text = String::from_utf8_lossy(path.as_bytes());
-    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let root = if text.starts_with('/') { "/" } else { "" };
-    format!("{root}{}", parts.join("/"))
-}
-
 /// The last part of a path.
 pub(crate) fn name(path: &str) -> &str {
     path.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("/")
@@ -132,7 +121,7 @@ fn time(time: FileTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::details::FoundTarget;
+    use sandboxvm_manager::{FilePath, FoundTarget};
     use serde_json::{Value, json};
 
     fn plain(entry: FileEntry) -> FileDetails {

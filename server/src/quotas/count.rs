@@ -1,5 +1,5 @@
-//! How many sandboxes a key has, and is about to have: those being made count as much as those that are there, so that many
-//! requests at once get no more than one after the other.
+//! Counts what a key has together with what is being made for it, so that concurrent requests cannot exceed a quota that
+//! sequential requests could not.
 
 use crate::access::keys::KeyId;
 use std::{
@@ -9,13 +9,13 @@ use std::{
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     making: Mutex<HashMap<KeyId, u32>>,
 }
 
-/// So many that are about to be; given back when dropped.
+/// A reservation; what is left of it is returned when it is dropped.
 #[derive(Debug)]
-pub(super) struct Reserved<'q> {
+pub(crate) struct Reserved<'q> {
     quota: &'q Quota,
     key: KeyId,
     left: u32,
@@ -24,7 +24,7 @@ pub(super) struct Reserved<'q> {
 impl Quota {
     /// Reserves `more` where the key then has no more than `most`; else says how many it has. `there` counts those that
     /// are there.
-    pub(super) fn reserve(
+    pub(crate) fn reserve(
         &self,
         key: &KeyId,
         more: u32,
@@ -48,7 +48,7 @@ impl Quota {
 
 impl Reserved<'_> {
     /// One of them is there from now on, as `add` does it: it is counted once at every moment.
-    pub(super) fn becomes<T>(&mut self, add: impl FnOnce() -> T) -> T {
+    pub(crate) fn becomes<T>(&mut self, add: impl FnOnce() -> T) -> T {
         let mut making = self.quota.making();
         self.left -= take(&mut making, &self.key, self.left.min(1));
         add()
