@@ -60,9 +60,9 @@ pub enum HttpError {
     /// Nobody could listen there.
     #[error("cannot listen on {address}: {source}; choose another with --http")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// The listener failed.

@@ -306,7 +306,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_not_made_here_is_unknown_by_id_and_by_name() {
+    fn foreign_sandboxes_are_unknown_by_id_and_name() {
         let home = tempfile::tempdir().unwrap();
         let scope = scope(&home, 3);
         for reference in ["abcdefghabcdefgh", "demo", "", "../x"] {

@@ -18,7 +18,6 @@ pub(crate) struct Places {
     pub(crate) of_one_sandbox: usize,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Room {
     places: Places,

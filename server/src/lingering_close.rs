@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_little_the_connection_goes_on() {
+    async fn connections_are_reused_after_a_small_unread_body() {
         let address = server().await;
         let mut stream = begin(address, "/at-once", 600_000, "").await;
         for (path, last, next) in [

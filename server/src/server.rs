@@ -49,9 +49,9 @@ pub enum ServerError {
     /// Its files.
     #[error("cannot prepare {}: {source}", .path.display())]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// Two servers would end each other's sandboxes.
@@ -60,9 +60,9 @@ pub enum ServerError {
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// Its configuration, or what the server before left.
@@ -71,10 +71,10 @@ pub enum ServerError {
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] listen::TlsError),
-    /// Keys.
+    /// The file of API keys.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// Tokens.
+    /// The secret that tokens are derived from.
     #[error(transparent)]
     Token(#[from] TokenError),
 }

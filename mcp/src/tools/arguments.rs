@@ -71,7 +71,7 @@ mod tests {
     use sandboxvm_manager::MemorySize;
 
     #[test]
-    fn what_is_wrong_names_the_argument_and_the_bounds() {
+    fn errors_name_the_argument_and_its_bounds() {
         let message = mib::<MemorySize>("memory_mib", 1).unwrap_err().to_string();
         assert!(message.starts_with("argument memory_mib: ") && message.contains("64 MiB"), "{message}");
         assert!(mib::<MemorySize>("memory_mib", u64::MAX).is_err());

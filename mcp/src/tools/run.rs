@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_as_a_shell_tells_it() {
+    fn exit_codes_follow_the_shell_convention() {
         let told = |status| {
             let mut stdout = Capture::new(1);
             stdout.take(b"abcd");

@@ -22,7 +22,7 @@ pub enum TokenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// It is no secret.
@@ -39,7 +39,6 @@ pub(crate) enum Scope {
     Traffic,
 }
 
-/// See the module.
 pub(crate) struct Tokens {
     secret: [u8; SECRET_BYTES],
 }

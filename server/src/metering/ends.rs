@@ -25,7 +25,6 @@ pub(crate) struct Ended {
     pub(crate) how: How,
 }
 
-/// See the module.
 pub(crate) type Ends = Family<Ended, Counter>;
 
 /// How a machine ended, where there was one and its end was not orderly.

@@ -7,7 +7,6 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Quota {
     making: Mutex<HashMap<KeyId, u32>>,
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_being_made_counts_until_it_is_there_or_given_up() {
+    fn reservations_count_until_used_or_dropped() {
         let (quota, key, other) = (Quota::default(), KeyId("1".into()), KeyId("2".into()));
         let first = quota.reserve(&key, 1, 2, || 0).unwrap();
         let mut second = quota.reserve(&key, 1, 2, || 0).unwrap();

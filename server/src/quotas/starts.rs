@@ -24,7 +24,6 @@ pub(crate) enum StartsError {
     ShuttingDown,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Starts {
     all: Arc<Semaphore>,

@@ -35,7 +35,6 @@ pub(crate) enum TrailsError {
     Audit(#[from] AuditError),
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Trails {
     gone: Store<Gone>,

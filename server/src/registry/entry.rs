@@ -11,7 +11,6 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,

@@ -5,7 +5,6 @@ use sandboxvm_manager::{
     ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RemoveError, ResetError, SnapshotError,
 };
 
-/// See the module.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
     /// There is no such sandbox, or it is not the caller's.
@@ -38,11 +37,11 @@ pub(crate) enum RegistryError {
          {most_mib} MiB is the most they may take; delete a snapshot or kill a sandbox first"
     )]
     StorageQuota {
-        /// Taken.
+        /// Disk space in use.
         used_mib: u64,
         /// What one more may take.
         more_mib: u64,
-        /// Allowed.
+        /// Maximum.
         most_mib: u64,
     },
     /// The audit logs of the key's sandboxes take all the disk they may.
@@ -51,9 +50,9 @@ pub(crate) enum RegistryError {
          they are removed some time after their sandboxes"
     )]
     AuditQuota {
-        /// Taken.
+        /// Disk space in use.
         used_mib: u64,
-        /// Allowed.
+        /// Maximum.
         most_mib: u64,
     },
     /// The request asks for what cannot be.

@@ -25,7 +25,6 @@ pub(crate) enum IngressError {
     Ports,
 }
 
-/// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ingress {
     /// The `Host` header that servers receive.

@@ -31,7 +31,7 @@ use sandboxvm_manager::SandboxId;
 use std::{sync::Arc, time::Duration};
 use tower::ServiceExt;
 
-/// All of it.
+/// Returns the routes of the sandbox plane.
 pub(crate) fn router(app: SharedApp) -> Router {
     let (envd, states) = (envd::router(), Arc::new(SandboxStates::default()));
     Router::new()

@@ -10,7 +10,6 @@ use axum::{
 use serde_json::json;
 use std::time::Duration;
 
-/// See the module.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     /// It names no sandbox.

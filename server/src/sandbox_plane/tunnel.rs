@@ -29,7 +29,6 @@ impl Holds {
     }
 }
 
-/// See the module.
 pub(crate) async fn carry<A, B>(client: A, guest: B, idle: Duration, holds: Holds)
 where
     A: AsyncRead + AsyncWrite + Unpin,

@@ -51,7 +51,6 @@ struct InState {
     state: &'static str,
 }
 
-/// See the module.
 pub(crate) struct Metrics {
     register: Register,
     answered: Family<Answered, Counter>,

@@ -13,7 +13,6 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct SnapshotIndex {
     records: Store<SnapshotRecord>,

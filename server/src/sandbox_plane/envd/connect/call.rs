@@ -13,7 +13,6 @@ use std::time::Duration;
 /// Most digits of a timeout, as Connect has it.
 const MAX_TIMEOUT_DIGITS: usize = 10;
 
-/// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) target: SharedTarget,

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hostile_name_is_no_header() {
+    fn hostile_file_names_cannot_inject_headers() {
         assert_eq!(disposition("a b\"\r\n.txt"), "attachment; filename*=UTF-8''a%20b%22%0D%0A.txt");
         assert_eq!(disposition("ä"), "attachment; filename*=UTF-8''%C3%A4");
     }

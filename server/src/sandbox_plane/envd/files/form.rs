@@ -21,7 +21,6 @@ const MAX_HEADERS: usize = 32 << 10;
 const LINE_END: &[u8] = b"\r\n";
 const HEADERS_END: &[u8] = b"\r\n\r\n";
 
-/// See the module.
 pub(super) struct Form {
     body: BodyDataStream,
     buffer: BytesMut,
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_left_unread_is_skipped() {
+    async fn unread_content_of_a_part_is_skipped() {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("a/b;boundary=B"))]);
         let body = "--B\r\nA: b\r\n\r\nlong\r\n--B\r\nContent-Disposition: x; name=b\r\n\r\n\r\n--B--";
         let mut form = Form::of(&headers, body.into()).unwrap();
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_form_is_refused() {
+    async fn malformed_forms_are_rejected() {
         for form in
             ["", "x", "--B", "--Bx\r\n\r\n", "--B\r\nA: b\r\n", "--B\r\n\r\nhalf", "--B\r\n\r\nhalf\r\n--", "--B-"]
         {
@@ -248,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_told_apart() {
+    fn header_parameters_are_parsed() {
         let of = |header, name| parameter(header, name);
         assert_eq!(of("form-data; filename=\"name=x; y\"; name=\"b\"", "name").as_deref(), Some("b"));
         assert_eq!(of("form-data; filename=\"a\\b\"", "filename").as_deref(), Some("a\\b"));

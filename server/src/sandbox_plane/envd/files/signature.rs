@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signer_is_found_among_all_and_nobody_else_is() {
+    fn the_search_for_a_signer_finds_the_signer_alone() {
         let tokens = ["one", "two", "three"];
         let of = |query: &Query| {
             Claim::of(&Method::GET, query).unwrap().signer(tokens.into_iter(), |token| (*token).to_owned())

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_told_as_clients_read_it() {
+    fn entries_serialize_as_clients_expect() {
         let expected = json!({
             "name": "a.txt", "type": "FILE_TYPE_FILE", "path": "/home/user/a.txt", "size": "5", "mode": 420,
             "permissions": "-rw-r--r--", "owner": "user", "group": "user",
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_is_shown_as_what_it_leads_to() {
+    fn symbolic_links_are_shown_as_their_targets() {
         let link = FileEntry {
             kind: FileKind::Symlink,
             mode: 0o777,
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_hostile_guest_says_is_still_an_entry() {
+    fn hostile_file_details_still_make_a_valid_entry() {
         let odd = FileEntry {
             path: FilePath::try_from(vec![b'/', 0xff, b'\n']).unwrap(),
             size: u64::MAX,

@@ -70,7 +70,7 @@ mod tests {
     use sandboxvm_manager::{ChangeKind, FileChange, FilePath, Observation};
 
     #[test]
-    fn changes_are_told_as_clients_read_them() {
+    fn changes_serialize_as_clients_expect() {
         let change = |kind, path: Option<&str>| {
             let change = FileChange { kind, path: path.map(|path| FilePath::try_from(path).unwrap()) };
             Change::of(&Observation { change, details: None })

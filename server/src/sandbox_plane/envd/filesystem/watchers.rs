@@ -115,7 +115,7 @@ mod tests {
     use sandboxvm_manager::{ChangeKind, FileChange, FilePath, Observation};
 
     #[test]
-    fn what_nobody_asks_for_is_bounded_and_the_latest_stays() {
+    fn unread_changes_are_bounded_and_the_latest_are_kept() {
         let mut seen = Seen::default();
         for number in 0..KEPT + 5 {
             let path = FilePath::try_from(number.to_string().as_str()).ok();

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_is_read_and_handed_on() {
+    fn process_configs_round_trip() {
         let text = r#"{"cmd":"/bin/bash","args":["-l","-c","true"],"envs":{"A":"1=2"},"cwd":"/tmp"}"#;
         let config: ProcessConfig = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&config).unwrap(), text);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_process_can_be_given_is_refused() {
+    fn invalid_process_configs_are_rejected() {
         for (key, value) in [("", "x"), ("A=B", "x"), ("A", "x\0")] {
             let envs = [(key.into(), value.into())].into();
             let config = ProcessConfig { cmd: "true".into(), envs, ..ProcessConfig::default() };
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_known_by_its_arguments() {
+    fn processes_are_recognized_by_their_arguments() {
         let config = ProcessConfig { cmd: "sh".into(), args: vec!["-c".into(), "long".into()], ..Default::default() };
         let shown = |argv: &[&str]| config.is_shown_as(&argv.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert!(shown(&["sh", "-c", "long"]) && shown(&["sh", "-c", "lo"]) && shown(&["sh"]));

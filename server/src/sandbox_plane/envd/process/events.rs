@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_as_envd_tells_them() {
+    fn process_ends_are_reported_as_envd_does() {
         let end = |status| Event::end(status).map(|event| text(&event));
         assert_eq!(
             end(ExitStatus::Code(0)).unwrap(),
