@@ -39,7 +39,7 @@ fn escaped(json: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use sandboxvm_images::identity::FileIdentity;
+    use sandboxvm_images::file_version::FileVersion;
     use sandboxvm_manager::{FileRecord, Limits, MemorySize, SandboxRecord, VcpuCount, WantedLimits};
     use std::{
         path::PathBuf,
@@ -73,7 +73,7 @@ pub(crate) mod tests {
     /// A sandbox with everything that one can have.
     pub(crate) fn example_record(id: &str) -> SandboxRecord {
         let identity =
-            FileIdentity { device: 2049, inode: 131, size: 9_000_000, modified_ns: 1_690_000_000_000_000_000 };
+            FileVersion { device: 2049, inode: 131, size: 9_000_000, modified_ns: 1_690_000_000_000_000_000 };
         let file = |path: &str| FileRecord { path: path.into(), identity: identity.clone() };
         SandboxRecord {
             format: 1,

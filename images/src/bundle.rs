@@ -3,7 +3,7 @@
 
 use crate::{
     erofs::{self, ErofsError},
-    identity::FileIdentity,
+    identity::FileVersion,
     kernel::{self, KernelError},
     regular::{self, RegularFileError},
 };
@@ -154,11 +154,11 @@ pub struct OpenBundle {
     /// The agent disk.
     pub agent: File,
     /// Which kernel this is.
-    pub kernel_identity: FileIdentity,
+    pub kernel_identity: FileVersion,
     /// Which base image this is.
-    pub image_identity: FileIdentity,
+    pub image_identity: FileVersion,
     /// Which agent disk this is.
-    pub agent_identity: FileIdentity,
+    pub agent_identity: FileVersion,
 }
 
 impl Bundle {
@@ -234,7 +234,7 @@ impl Bundle {
         let image = self.open_part(Part::Image)?;
         let agent = self.open_part(Part::Agent)?;
         let identity = |file: &File, part: Part| match file.metadata() {
-            Ok(metadata) => Ok(FileIdentity::from(&metadata)),
+            Ok(metadata) => Ok(FileVersion::from(&metadata)),
             Err(source) => Err(BundleError::Io { part, path: self.path(part).to_owned(), source }),
         };
         Ok(OpenBundle {

@@ -6,7 +6,7 @@ use std::{fs::Metadata, os::unix::fs::MetadataExt};
 /// Tells one version of a file from another without reading it: builds replace files by rename, so a changed file has
 /// another inode, size or time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct FileIdentity {
+pub struct FileVersion {
     /// Device number.
     pub device: u64,
     /// Inode number.
@@ -17,7 +17,7 @@ pub struct FileIdentity {
     pub modified_ns: i64,
 }
 
-impl From<&Metadata> for FileIdentity {
+impl From<&Metadata> for FileVersion {
     fn from(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),

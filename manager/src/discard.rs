@@ -17,7 +17,7 @@ use crate::{
         state::{self, State},
     },
 };
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{fs, io, path::Path, time::Duration};
 
 /// In a sandbox's directory, the files without which its processes could not be found.

@@ -119,7 +119,7 @@ pub use sandboxvm_protocol::agent::{
     port::PortNumber,
     process::View,
 };
-pub use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+pub use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 pub use sandboxvm_protocol::machine::{
     DiskLimits, DiskOperations, DiskRate, HostMode, MIB, MachineError, MemorySize, OutputRate, VcpuCount,
 };

@@ -7,7 +7,7 @@ use crate::{
     supervision::status::SupervisionStatus,
     vmm::state::State,
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::Serialize;
 
 /// A sandbox whose files say no more what it is: it may run, and can be removed by its ID.

@@ -10,7 +10,7 @@ use crate::{
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
 };
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{fs, path::Path};
 
 /// Shortest ID prefix that is looked up.

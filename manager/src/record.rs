@@ -4,9 +4,9 @@ use crate::{
     home::directory::{CONFIG, DirectoryError, SandboxDirectory},
     limits::kept::Limits,
 };
-use sandboxvm_images::identity::FileIdentity;
+use sandboxvm_images::file_version::FileVersion;
 use sandboxvm_protocol::{
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ pub struct FileRecord {
     /// Where it was.
     pub path: PathBuf,
     /// Which version of it.
-    pub identity: FileIdentity,
+    pub identity: FileVersion,
 }
 
 /// What a sandbox was made as.
@@ -128,7 +128,7 @@ pub(crate) mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     pub(crate) fn example(id: &str) -> SandboxRecord {
-        let identity = FileIdentity { device: 1, inode: 2, size: 3, modified_ns: 4 };
+        let identity = FileVersion { device: 1, inode: 2, size: 3, modified_ns: 4 };
         let file = |path: &str| FileRecord { path: path.into(), identity: identity.clone() };
         SandboxRecord {
             format: FORMAT,

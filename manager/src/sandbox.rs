@@ -17,7 +17,7 @@ use crate::{
     },
 };
 use sandboxvm_protocol::{
-    identity::SandboxId,
+    ids::SandboxId,
     vmm::{Timeline, VmStats, VmStatus},
 };
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use sandboxvm_images::{bundle::Bundle, template::DiskSize};
 use sandboxvm_manager::{CreateError, Manager, NameError, RemoveError, SandboxSpec, StartError, StartFrom, State};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{
     fs::{self, Permissions},
     io::IoSliceMut,

@@ -6,7 +6,7 @@ use crate::{artefacts::kvm_is_wanted, waiting::eventually};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandboxvm_protocol::{
     frame::{FrameDecoder, Message},
-    identity::{GuestCid, SandboxId},
+    ids::{GuestCid, SandboxId},
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{
         ConsoleConfig, ControlReply, ControlRequest, DiskConfig, ExitReason, FdIndex, LaunchConfig, MAX_FDS,

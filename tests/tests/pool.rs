@@ -1,7 +1,7 @@
 //! The pool of machines armed ahead, as a long-running process uses it.
 
 use sandboxvm_manager::{Pool, PoolRequest, SandboxSpec, StartFrom};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use sandboxvm_tests::{
     home::{Home, eventually},
     library::{Library, run},

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
-use sandboxvm_tree::{
+use sandboxvm_archive::{
     Entry, Extent, Kind, ReadError, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer, unpack,
 };
 use std::{

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat};
-use sandboxvm_tree::{
+use sandboxvm_archive::{
     Entry, Extent, Kind, PackError, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer,
     pack, unpack, unpack_single,
 };

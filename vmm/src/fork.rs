@@ -18,7 +18,7 @@ use rustix::{
     stdio::dup2_stderr,
 };
 use sandboxvm_protocol::{
-    identity::SandboxId,
+    ids::SandboxId,
     machine::MemorySize,
     vmm::{ForkChild, JailPart},
 };

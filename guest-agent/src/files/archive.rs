@@ -6,8 +6,8 @@ use super::failure::{Trouble, failure, kind, refused};
 use super::inspect::describe;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use sandboxvm_archive::{PackError, PackOptions, ReadError, Reader, Totals, Trust, UnpackError, UnpackPolicy, Writer};
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileFailure, FilePath, FileReply, FileTotals};
-use sandboxvm_tree::{PackError, PackOptions, ReadError, Reader, Totals, Trust, UnpackError, UnpackPolicy, Writer};
 use std::os::fd::AsFd;
 
 pub(super) fn pack(channel: &mut Channel, path: &[u8], name: &[u8], follow: bool) -> Result<FileReply, Trouble> {
@@ -16,7 +16,7 @@ pub(super) fn pack(channel: &mut Channel, path: &[u8], name: &[u8], follow: bool
     let root = open_directory(b"/")?;
     let mut writer = Writer::new(DataWriter::new(channel));
     let options = PackOptions { follow, one_filesystem: true, progress: None };
-    let packed = sandboxvm_tree::pack(&mut writer, root.as_fd(), path, name, options);
+    let packed = sandboxvm_archive::pack(&mut writer, root.as_fd(), path, name, options);
     let totals = packed.map_err(|error| pack_trouble(error, path))?;
     writer.finish().map_err(|_| Trouble::Gone)?;
     Ok(FileReply::Done(of_wire(totals)))
@@ -39,7 +39,7 @@ pub(super) fn unpack(channel: &mut Channel, path: &[u8], create: bool, keep_owne
     };
     let mut reader = Reader::new(&mut *channel);
     let totals =
-        sandboxvm_tree::unpack(&mut reader, directory, &policy).map_err(|error| unpack_trouble(error, path))?;
+        sandboxvm_archive::unpack(&mut reader, directory, &policy).map_err(|error| unpack_trouble(error, path))?;
     // What follows an archive's end, tar's filling up of its last record for one.
     channel.finish_input()?;
     Ok(FileReply::Done(of_wire(totals)))

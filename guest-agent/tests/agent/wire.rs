@@ -5,7 +5,7 @@ use sandboxvm_protocol::agent::{
     AgentMessage, ExitStatus, FailureKind, GuestIdentity, HostMessage, MAX_HOST_MESSAGE, SignalNumber, WIRE,
 };
 use sandboxvm_protocol::frame::{FrameKind, MAX_STREAM_BODY};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 
 #[test]
 fn a_request_may_come_byte_by_byte() {

@@ -6,7 +6,7 @@
 //! Against that, keep the last hash elsewhere (`sandboxvm audit verify` prints it).
 
 use crate::{audit::event::Event, record::rfc3339};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt::Write, io::BufRead, time::SystemTime};

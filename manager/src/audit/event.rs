@@ -7,7 +7,7 @@ use crate::{
 };
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation, limits::LimitsHit},
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
 use serde::{Deserialize, Serialize};

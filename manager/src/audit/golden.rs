@@ -7,7 +7,7 @@ use super::{
 };
 use crate::limits::lifetime::{AtEnd, WhenIdle};
 use sandboxvm_protocol::{
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
 use std::{

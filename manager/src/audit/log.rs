@@ -20,7 +20,7 @@ use rustix::{
     fs::{FlockOperation, Mode, OFlags, flock},
     process::{getpid, getuid},
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},

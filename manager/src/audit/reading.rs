@@ -126,7 +126,7 @@ struct TimedLine {
 mod tests {
     use super::*;
     use crate::{audit::event::Event, home::layout::Home};
-    use sandboxvm_protocol::identity::SandboxId;
+    use sandboxvm_protocol::ids::SandboxId;
     use std::{fs, time::Duration};
 
     /// A log with lines of these lengths, and where each begins.

@@ -9,7 +9,7 @@ use crate::{
     manager::Manager,
     sandbox::Sandbox,
 };
-use sandboxvm_protocol::{identity::SandboxId, machine::MemorySize};
+use sandboxvm_protocol::{ids::SandboxId, machine::MemorySize};
 use std::{collections::BTreeSet, ffi::OsStr, fmt::Display, fs, path::PathBuf, time::Duration};
 
 impl Manager {

@@ -21,10 +21,10 @@ use crate::{
 };
 use sandboxvm_images::{
     bundle::{Bundle, Part},
-    identity::FileIdentity,
+    file_version::FileVersion,
 };
 use sandboxvm_protocol::{
-    identity::SandboxName,
+    ids::SandboxName,
     vmm::{ControlRequest, Phase, VmmEvent},
 };
 use std::{
@@ -41,7 +41,7 @@ pub(crate) struct ArmedMachine {
     vmm: VmmProcess,
     staged: Staged,
     /// What it was made from.
-    made_from: Vec<(PathBuf, FileIdentity)>,
+    made_from: Vec<(PathBuf, FileVersion)>,
     /// Variables of the snapshot's that the sandbox has unless it is given others.
     env: Vec<String>,
 }
@@ -97,7 +97,7 @@ async fn arm(
     staged: Staged,
     from: &Restored<'_>,
     bundle: &Bundle,
-    mut made_from: Vec<(PathBuf, FileIdentity)>,
+    mut made_from: Vec<(PathBuf, FileVersion)>,
     within: Duration,
 ) -> Result<ArmedMachine, CreateError> {
     let program = bundle.path(Part::Vmm);
@@ -159,7 +159,7 @@ impl ArmedMachine {
     }
 }
 
-fn identity_of(path: &Path) -> Result<FileIdentity, DirectoryError> {
+fn identity_of(path: &Path) -> Result<FileVersion, DirectoryError> {
     let metadata = fs::metadata(path).map_err(|error| DirectoryError::new("examine", path, error))?;
-    Ok(FileIdentity::from(&metadata))
+    Ok(FileVersion::from(&metadata))
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 use sandboxvm_images::{
     bundle::{Bundle, OpenBundle},
-    identity::FileIdentity,
+    file_version::FileVersion,
     template::{self, DiskSize},
 };
 use std::{fs::File, io, time::SystemTime};
@@ -59,7 +59,7 @@ impl Manager {
 }
 
 pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRecord, CreateError> {
-    let file = |content: &Content, identity: &FileIdentity| FileRecord {
+    let file = |content: &Content, identity: &FileVersion| FileRecord {
         path: content.path.clone(),
         identity: identity.clone(),
     };

@@ -24,9 +24,9 @@ use crate::{
 };
 use sandboxvm_images::{
     bundle::{Bundle, Part},
-    identity::FileIdentity,
+    file_version::FileVersion,
 };
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{fs::File, time::SystemTime};
 
 /// See the module.
@@ -53,7 +53,7 @@ impl NamedBasis {
     pub(crate) fn record(&self, spec: &SandboxSpec) -> Result<SandboxRecord, CreateError> {
         let manifest = &self.snapshot.manifest;
         // In memory already: the file need not exist any more.
-        let identity = FileIdentity { device: 0, inode: 0, size: 0, modified_ns: 0 };
+        let identity = FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 };
         Ok(SandboxRecord {
             format: SandboxRecord::FORMAT,
             id: new_id().map_err(CreateError::Entropy)?,

@@ -17,7 +17,7 @@ use crate::{
 };
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
-    identity::GuestCid,
+    ids::GuestCid,
     vmm::{ConsoleConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
 };
 use std::{fs::File, os::unix::net::UnixListener, path::Path};

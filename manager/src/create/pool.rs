@@ -19,7 +19,7 @@ use crate::{
     manager::Manager,
 };
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -6,7 +6,7 @@ use crate::{
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
     agent::{MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL},
-    identity::SandboxName,
+    ids::SandboxName,
     machine::{MIB, MemorySize, VcpuCount},
 };
 use std::time::Duration;

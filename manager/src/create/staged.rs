@@ -16,7 +16,7 @@ use crate::{
     sandbox::Sandbox,
     vmm::{descriptors::LaunchError, launch::VmmProcess},
 };
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{path::Path, time::SystemTime};
 
 /// A sandbox that nobody can see yet; dropping it takes everything back.

@@ -16,7 +16,7 @@ use crate::{
     manager::Manager,
 };
 use sandboxvm_images::bundle::{Bundle, Part};
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 
 impl Manager {
     /// Starts a machine as `spec` says, and returns while one that boots does so.

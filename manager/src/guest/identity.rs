@@ -15,7 +15,7 @@ use crate::{
 };
 use sandboxvm_protocol::{
     agent::{GuestIdentity, HostMessage},
-    identity::SandboxName,
+    ids::SandboxName,
 };
 use sha2::{Digest, Sha256};
 use std::{

@@ -110,7 +110,7 @@ fn had_expired(trail: &Trail) -> bool {
 mod tests {
     use super::*;
     use crate::{home::layout::Home, limits::lifetime::AtEnd};
-    use sandboxvm_protocol::identity::SandboxId;
+    use sandboxvm_protocol::ids::SandboxId;
 
     fn sandbox() -> (tempfile::TempDir, SandboxDirectory, Trail) {
         let root = tempfile::tempdir().unwrap();

@@ -2,10 +2,10 @@
 //! read once and not at every start.
 //!
 //! `contents/<device>-<inode>-<size>-<mtime>` in the home holds the hash of that version (see
-//! [`FileIdentity`]). A wrong entry can only be written by whoever owns the home.
+//! [`FileVersion`]). A wrong entry can only be written by whoever owns the home.
 
 use crate::home::{directory::DirectoryError, host::hex, layout::Home, private};
-use sandboxvm_images::{identity::FileIdentity, regular};
+use sandboxvm_images::{file_version::FileVersion, regular};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -27,8 +27,8 @@ pub struct Content {
 /// The content of `file`, which was opened at `path`. Reads all of it the first time.
 pub(crate) fn of(home: &Home, file: &File, path: &Path) -> Result<Content, DirectoryError> {
     let fail = |source| DirectoryError::new("read", path, source);
-    let identity = FileIdentity::from(&file.metadata().map_err(fail)?);
-    let FileIdentity { device, inode, size, modified_ns } = identity;
+    let identity = FileVersion::from(&file.metadata().map_err(fail)?);
+    let FileVersion { device, inode, size, modified_ns } = identity;
     let entry = home.contents().join(format!("{device}-{inode}-{size}-{modified_ns}"));
     let known = fs::read_to_string(&entry).ok().filter(|text| is_hash(text));
     let sha256 = match known {

@@ -1,6 +1,6 @@
 //! New IDs, drawn from the host's random number generator.
 
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::io;
 
 /// Draws an ID of 80 random bits, which no sandbox or snapshot has.

@@ -17,7 +17,7 @@
 //! All directories are 0700: whoever may enter the home owns every guest in it.
 
 use crate::home::rules::AdmissionRules;
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,
     io,

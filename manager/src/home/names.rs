@@ -4,7 +4,7 @@
 
 use crate::home::{directory::DirectoryError, layout::Home};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 /// Why a name was not given.

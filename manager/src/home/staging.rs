@@ -5,7 +5,7 @@ use crate::home::{
     layout::Home,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::os::fd::OwnedFd;
 
 /// Makes and claims `staging/<id>`. The lock on `staging/` keeps a sweep from meeting it before it is claimed.

@@ -44,7 +44,7 @@ use crate::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::{
-    identity::SandboxId,
+    ids::SandboxId,
     vmm::{ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
 };
 use std::{

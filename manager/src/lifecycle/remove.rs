@@ -14,7 +14,7 @@ use crate::{
         state::{self, State},
     },
 };
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::io;
 
 /// Why a sandbox was not removed.
@@ -76,7 +76,7 @@ impl Manager {
 mod tests {
     use super::*;
     use crate::record::tests::example;
-    use sandboxvm_protocol::identity::SandboxName;
+    use sandboxvm_protocol::ids::SandboxName;
     use std::fs;
 
     fn sandbox(manager: &Manager, id: &str) -> SandboxId {

@@ -42,7 +42,7 @@ use crate::{
 use rustix::fs::OFlags;
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{ControlReply, ControlRequest, DiskLayers, ResetReport, ResetRequest},
 };

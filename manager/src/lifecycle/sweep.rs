@@ -19,7 +19,7 @@ use crate::{
     vmm::{group::pool, lock, state},
 };
 use rustix::fs::FlockOperation;
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use serde::Serialize;
 use std::{
     fs,

@@ -19,7 +19,7 @@ use crate::{
     limits::ledger::{Entry, Ledger},
 };
 use sandboxvm_protocol::{
-    identity::SandboxId,
+    ids::SandboxId,
     machine::{MIB, MemorySize},
 };
 use std::{fs, io};

@@ -17,7 +17,7 @@ use crate::{
 };
 use rustix::process::Pid;
 use sandboxvm_protocol::machine::MIB;
-use sandboxvm_protocol::{identity::SandboxId, machine::MemorySize};
+use sandboxvm_protocol::{ids::SandboxId, machine::MemorySize};
 use std::{
     ffi::OsStr,
     fs::{self, OpenOptions},

@@ -10,7 +10,7 @@ use crate::{
     vmm::lock,
 };
 use rustix::fs::{FlockOperation, flock};
-use sandboxvm_protocol::identity::SandboxId;
+use sandboxvm_protocol::ids::SandboxId;
 use std::{
     fmt::Write as _,
     fs::{File, OpenOptions},

@@ -12,7 +12,7 @@ use crate::{
     },
     vmm::state::State,
 };
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 
 /// See the module. Removing the sandbox needs no such lock: it may be gone at any moment.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use crate::{
     vmm::{control::ControlError, state::State},
 };
 use sandboxvm_images::bundle::Part;
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use std::{io, path::PathBuf};
 
 /// See the module.

@@ -15,7 +15,7 @@ use crate::{
     vmm::state,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashSet,

@@ -10,7 +10,7 @@ use crate::{
     snapshot::lineage::Contents,
 };
 use sandboxvm_protocol::{
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
     vmm::MAX_MEMORY_FILES,
 };

@@ -14,7 +14,7 @@ use rustix::{
     fs::{SeekFrom, fstatfs, seek},
     io::Errno,
 };
-use sandboxvm_images::identity::FileIdentity;
+use sandboxvm_images::file_version::FileVersion;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -162,7 +162,7 @@ fn times_tell(file: &File) -> io::Result<bool> {
 }
 
 fn modified(file: &File) -> io::Result<i64> {
-    Ok(FileIdentity::from(&file.metadata()?).modified_ns)
+    Ok(FileVersion::from(&file.metadata()?).modified_ns)
 }
 
 /// The same for a file with holes and one in which they were filled with zeros. Contents are hashed apart from page numbers,

@@ -4,7 +4,7 @@ use crate::{
     manager::Manager,
     snapshot::lineage::{AGENT, IMAGE, TEMPLATE},
 };
-use sandboxvm_protocol::identity::{SandboxId, SandboxName};
+use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{collections::HashSet, fs, os::unix::fs::MetadataExt, path::Path};
 
 /// Of `st_blocks` (stat(2)).

@@ -20,9 +20,9 @@ use crate::{
 };
 use sandboxvm_images::{
     bundle::{Bundle, Part},
-    identity::FileIdentity,
+    file_version::FileVersion,
 };
-use sandboxvm_protocol::identity::SandboxName;
+use sandboxvm_protocol::ids::SandboxName;
 use serde::Serialize;
 use std::{
     fs::{self, File},
@@ -164,13 +164,13 @@ impl StoredSnapshot {
     }
 
     /// Where its files are, and which: others for each snapshot of a name, and for one that was written to since.
-    pub(crate) fn identities(&self) -> Result<Vec<(PathBuf, FileIdentity)>, DirectoryError> {
+    pub(crate) fn identities(&self) -> Result<Vec<(PathBuf, FileVersion)>, DirectoryError> {
         let memory = self.manifest.memory.iter().map(|file| file.name.as_str());
         let disk = self.manifest.disk.iter().map(String::as_str);
         let identity = |name: &str| {
             let file = self.directory.open_shared(name)?;
             let metadata = file.metadata().map_err(|error| self.directory.error("examine", name, error))?;
-            Ok((self.directory.path().join(name), FileIdentity::from(&metadata)))
+            Ok((self.directory.path().join(name), FileVersion::from(&metadata)))
         };
         memory.chain(disk).chain([STATE]).map(identity).collect()
     }
@@ -222,7 +222,7 @@ pub(crate) fn find_disk(
         if let (Ok(metadata), Ok(found)) = (file.metadata(), content::of(home, &file, path))
             && found.sha256 == content.sha256
         {
-            let record = FileRecord { path: content.path.clone(), identity: FileIdentity::from(&metadata) };
+            let record = FileRecord { path: content.path.clone(), identity: FileVersion::from(&metadata) };
             return Ok((file, record));
         }
     }

@@ -27,7 +27,7 @@ use crate::{
 };
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
-    identity::{SandboxId, SandboxName},
+    ids::{SandboxId, SandboxName},
     vmm::{ControlReply, ControlRequest, SnapshotReport, SnapshotRequest},
 };
 use std::{

@@ -73,7 +73,7 @@ pub(crate) mod tests {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     use sandboxvm_protocol::{
         frame::FrameDecoder,
-        identity::{GuestCid, SandboxId},
+        ids::{GuestCid, SandboxId},
         machine::{MemorySize, VcpuCount},
         vmm::{ConsoleConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
     };

@@ -9,7 +9,7 @@ use crate::{
     },
     vmm::{control::ControlClient, family, group::Group, lock, state},
 };
-use sandboxvm_protocol::{identity::SandboxId, vmm::ControlRequest};
+use sandboxvm_protocol::{ids::SandboxId, vmm::ControlRequest};
 use std::{thread, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 

@@ -4,7 +4,7 @@ use crate::samples::text;
 use sandboxvm_protocol::{
     agent::{self, details::*, files::*, limits::*, port::*, process::*, *},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
-    identity::*,
+    ids::*,
     machine::*,
     vmm::{self, *},
 };

@@ -1,7 +1,7 @@
 //! A newtype holds only valid values, however it came to be: constructed, decoded from postcard, or read from JSON.
 
 use proptest::prelude::*;
-use sandboxvm_protocol::{agent::limits::*, agent::*, identity::*, machine::*};
+use sandboxvm_protocol::{agent::limits::*, agent::*, ids::*, machine::*};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 

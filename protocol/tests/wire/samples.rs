@@ -7,8 +7,8 @@ mod files;
 
 use files::{file_operations, file_replies};
 use sandboxvm_protocol::{
-    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, frame::Message, identity::*,
-    machine::*, vmm::*,
+    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, frame::Message, ids::*, machine::*,
+    vmm::*,
 };
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};

@@ -2,7 +2,7 @@
 
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
-    agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, identity::*,
+    agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, ids::*,
     machine::*, vmm::*,
 };
 

@@ -3,7 +3,7 @@
 
 use crate::input::{Input, file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sandboxvm_protocol::{identity::GuestCid, machine::MIB};
+use sandboxvm_protocol::{ids::GuestCid, machine::MIB};
 use sandboxvm_vmm::{
     devices::{
         console::{BoundedLog, MIN_LIMIT, SerialConsole},

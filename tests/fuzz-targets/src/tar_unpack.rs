@@ -4,7 +4,7 @@
 //! right, or hardly any would get past them. What must hold: no panic; what was there beside the directory stays as it
 //! was; the caps hold.
 
-use sandboxvm_tree::{Reader, Trust, UnpackPolicy, unpack, unpack_single};
+use sandboxvm_archive::{Reader, Trust, UnpackPolicy, unpack, unpack_single};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},

@@ -2,7 +2,7 @@
 //! clients that come, write, read and go at any time.
 
 use crate::{driver::Driver, input::Input};
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use sandboxvm_vmm::devices::virtio::vsock::{VsockDevice, VsockOptions};
 use std::{
     io::{Read, Write},

@@ -5,7 +5,7 @@ use super::shape::Shape;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandboxvm_protocol::{
     frame::Message,
-    identity::{GuestCid, SandboxId},
+    ids::{GuestCid, SandboxId},
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{ConsoleConfig, DiskConfig, FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, MachineSource, VsockConfig, WIRE},
 };

@@ -36,7 +36,7 @@ use crate::{
     timeline::StartTimes,
 };
 use sandboxvm_protocol::{
-    identity::GuestCid,
+    ids::GuestCid,
     machine::{MemorySize, VcpuCount},
     vmm::ExitReason,
 };

@@ -6,10 +6,10 @@
 
 use super::{CopyError, FileError, Files, HostTarget, target::Copied};
 use rustix::fs::CWD;
-use sandboxvm_protocol::agent::files::{FileErrorKind, FileKind, FilePath, FileTotals};
-use sandboxvm_tree::{
+use sandboxvm_archive::{
     PackError, PackOptions, Reader, Totals, Trust, UnpackError, UnpackPolicy, Writer, pack, unpack, unpack_single,
 };
+use sandboxvm_protocol::agent::files::{FileErrorKind, FileKind, FilePath, FileTotals};
 use std::{
     fs,
     future::Future,

@@ -1,8 +1,8 @@
 //! Why something could not be done with files: in the guest, or on the host.
 
 use crate::{guest::error::ExecError, hostile_text::printable};
+use sandboxvm_archive::{PackError, UnpackError};
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileFailure, FilePathError, FileReply};
-use sandboxvm_tree::{PackError, UnpackError};
 use std::{fmt, io, path::PathBuf};
 
 /// Why something could not be done with the files of a sandbox.

@@ -2,11 +2,11 @@
 
 use super::{FileError, reply_of};
 use crate::{guest::agent::AgentConnection, sandbox::Sandbox};
+use sandboxvm_archive::temporary_replaces;
 use sandboxvm_protocol::agent::{
     details::Observation,
     files::{FileChange, FileReply},
 };
-use sandboxvm_tree::temporary_replaces;
 use std::collections::VecDeque;
 
 /// Changes as they are told. Not reading makes the guest's kernel drop some, which is told too; dropping it ends it.

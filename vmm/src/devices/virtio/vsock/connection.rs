@@ -20,7 +20,7 @@ use super::{
     transfer::Part,
 };
 use rustix::net::{SendFlags, Shutdown as HowShut};
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use std::{
     io::{self, ErrorKind},
     os::fd::{AsFd, OwnedFd},

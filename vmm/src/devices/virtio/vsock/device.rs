@@ -17,7 +17,7 @@ use super::{
 };
 use crate::devices::virtio::device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space};
 use rustix::{event::epoll, io::Errno, net::SocketFlags};
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use std::{
     io, mem,
     os::{fd::BorrowedFd, unix::net::UnixListener},

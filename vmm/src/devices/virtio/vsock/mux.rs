@@ -13,7 +13,7 @@ use super::{
     transfer::Part,
 };
 use crate::devices::virtio::chain::Buffers;
-use sandboxvm_protocol::identity::GuestCid;
+use sandboxvm_protocol::ids::GuestCid;
 use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,

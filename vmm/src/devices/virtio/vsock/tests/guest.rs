@@ -9,7 +9,7 @@ use super::super::{
 use super::Footprint;
 use crate::devices::virtio::device::{DeviceContext, DeviceError, GuestMemory, Interrupt, VirtioDevice};
 use rustix::event::{PollFd, PollFlags, poll};
-use sandboxvm_protocol::{identity::GuestCid, machine::OutputRate};
+use sandboxvm_protocol::{ids::GuestCid, machine::OutputRate};
 use std::{
     collections::BTreeMap,
     os::unix::net::{UnixListener, UnixStream},

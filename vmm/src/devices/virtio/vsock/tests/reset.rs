@@ -14,7 +14,7 @@ use crate::devices::virtio::{
     device::{DeviceError, Interrupt, VirtioDevice},
     transport::MmioTransport,
 };
-use sandboxvm_protocol::{identity::GuestCid, machine::OutputRate};
+use sandboxvm_protocol::{ids::GuestCid, machine::OutputRate};
 use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
