@@ -1,8 +1,7 @@
 //! How a command fails: a message and a hint for people, and an exit code for programs.
 
 use crate::hint;
-use sandboxvm_manager::{AgentError, ExecError, one_line, printable};
-use sandboxvm_protocol::agent::FailureKind;
+use sandboxvm_manager::{AgentError, ExecError, FailureKind, one_line, printable};
 use std::{error::Error, fmt::Display, io::Write};
 
 /// Exit code of failures of this program.
@@ -85,6 +84,7 @@ impl<E: Error + 'static> From<E> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandboxvm_manager::ProcessSpecError;
 
     #[test]
     fn messages_are_escaped_and_only_their_first_line_has_the_prefix() {
@@ -99,6 +99,6 @@ mod tests {
         assert_eq!(Failure::of_exec(&refused(FailureKind::NotFound)).code(), 127);
         assert_eq!(Failure::of_exec(&refused(FailureKind::NotExecutable)).code(), 126);
         assert_eq!(Failure::of_exec(&refused(FailureKind::NoSuchUser)).code(), 125);
-        assert_eq!(Failure::of_exec(&ExecError::NoCommand).code(), 125);
+        assert_eq!(Failure::of_exec(&ExecError::Spec(ProcessSpecError::NoProgram)).code(), 125);
     }
 }

@@ -3,12 +3,11 @@
 
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
-    AdmissionError, AgentError, ControlError, CopyError, CreateError, ExecError, FileError, FindError, ForkError,
-    HomeError, HostError, InUseError, LineageError, ManifestError, NameError, RecordError, RemoveError, ResetError,
-    SnapshotError, StartError, State, SuperviseError, audit::AuditError,
+    AdmissionError, AgentError, CTextError, ControlError, CopyError, CreateError, ExecError, FileError, FileErrorKind,
+    FindError, ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, ProcessSpecError,
+    RecordError, RemoveError, ResetError, SnapshotError, StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
-use sandboxvm_protocol::agent::{CTextError, files::FileErrorKind};
 use sandboxvm_server::{KeyError, ServerError, TokenError};
 use std::error::Error;
 
@@ -116,11 +115,16 @@ fn of_snapshots(error: &(dyn Error + 'static)) -> Option<String> {
 fn of_processes(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = is::<ExecError>(error) {
         return match error {
-            ExecError::NoCommand => fixed("give a program and its arguments after `--`"),
-            ExecError::TooLong(_) => fixed("pass large data on standard input or in a file"),
             ExecError::NotRunning { sandbox, state } => of_state(sandbox, state),
             ExecError::Unresponsive { sandbox, .. } => Some(removes(sandbox)),
             ExecError::NotReady(sandbox) => Some(format!("`sandboxvm logs {sandbox}` shows its console")),
+            _ => None,
+        };
+    }
+    if let Some(error) = is::<ProcessSpecError>(error) {
+        return match error {
+            ProcessSpecError::NoProgram => fixed("give a program and its arguments after `--`"),
+            ProcessSpecError::TooLong(_) => fixed("pass large data on standard input or in a file"),
             _ => None,
         };
     }
@@ -272,7 +276,7 @@ fn removes(sandbox: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{Silence, SilentPart};
+    use sandboxvm_manager::{CopyError, FileError, Silence, SilentPart, SnapshotError};
     use std::time::Duration;
 
     #[test]

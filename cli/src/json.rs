@@ -40,8 +40,7 @@ fn escaped(json: &str) -> String {
 pub(crate) mod tests {
     use super::*;
     use sandboxvm_images::file_version::FileVersion;
-    use sandboxvm_manager::{FileRecord, Limits, SandboxRecord, WantedLimits};
-    use sandboxvm_protocol::machine::{MemorySize, VcpuCount};
+    use sandboxvm_manager::{FileRecord, Limits, MemorySize, SandboxRecord, VcpuCount, WantedLimits};
     use std::{
         path::PathBuf,
         time::{Duration, SystemTime, UNIX_EPOCH},

@@ -2,10 +2,8 @@
 
 use crate::values::{disk_operations, disk_rate, files, output_rate, pids, share};
 use clap::Args;
-use sandboxvm_manager::{CpuShare, Sandbox, WantedLimits};
-use sandboxvm_protocol::{
-    agent::limits::{FileCount, ProcessCount},
-    machine::{DiskLimits, DiskOperations, DiskRate, OutputRate},
+use sandboxvm_manager::{
+    CpuShare, DiskLimits, DiskOperations, DiskRate, FileCount, OutputRate, ProcessCount, Sandbox, WantedLimits,
 };
 
 /// The limits of a new sandbox.

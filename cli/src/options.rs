@@ -13,11 +13,9 @@ use crate::{
 };
 use clap::Args;
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{ExecError, SandboxSpec, StartFrom, StartedSandbox};
-use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, OnDisconnect, StdinSource},
-    ids::SandboxName,
-    machine::{MemorySize, VcpuCount},
+use sandboxvm_manager::{
+    MemorySize, OnDisconnect, ProcessSpec, ProcessSpecError, SandboxName, SandboxSpec, StartFrom, StartedSandbox,
+    VcpuCount, check_variable,
 };
 use std::{
     env,
@@ -194,7 +192,7 @@ impl Variables {
             entry.push(value);
             entry
         };
-        CText::try_from(entry.as_bytes().to_vec()).map_err(|error| error.to_string())?;
+        check_variable(&entry).map_err(|problem| problem.to_string())?;
         self.0.retain(|other| !(other.as_bytes().starts_with(&key) && other.as_bytes().get(key_len) == Some(&b'=')));
         self.0.push(entry);
         Ok(())
@@ -232,37 +230,46 @@ impl ProcessOptions {
         Ok(Attendance { interactive: self.interactive, raw, tty: self.tty, timeout: self.timeout, leaving })
     }
 
-    pub(crate) fn request(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ExecRequest, Failure> {
-        let text = |what: &str, value: &OsString| {
-            let text = CText::try_from(value.as_bytes().to_vec());
-            text.map_err(|error| {
-                Failure::new(format_args!("invalid {what} {}: {error}", shortened(value))).hinted(hint::of(&error))
-            })
-        };
-        let argv: Vec<CText> = command.iter().map(|word| text("argument", word)).collect::<Result<_, _>>()?;
-        if argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
-            return Err(ExecError::NoCommand.into());
-        }
-        let mut env: Vec<CText> = Vec::new();
+    pub(crate) fn spec(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ProcessSpec, Failure> {
+        let mut spec = ProcessSpec::builder(command)
+            .reads_stdin(self.interactive)
+            .terminal(self.tty.then(terminal::size))
+            .timeout(self.timeout)
+            .on_disconnect(on_disconnect);
         if self.tty {
-            let mut term = OsString::from("TERM=");
-            term.push(env::var_os("TERM").unwrap_or_else(|| "xterm".into()));
-            env.push(text("TERM", &term)?);
+            spec = spec.variable("TERM", env::var_os("TERM").unwrap_or_else(|| "xterm".into()));
         }
-        for variable in self.env.variables()? {
-            env.push(text("--env", &variable)?);
+        spec = spec.env(self.env.variables()?);
+        if let Some(directory) = &self.workdir {
+            spec = spec.working_directory(directory);
         }
-        let stdin = if self.interactive { StdinSource::Connection } else { StdinSource::Null };
-        Ok(ExecRequest {
-            argv,
-            env,
-            cwd: self.workdir.as_ref().map(|dir| text("--workdir", dir)).transpose()?,
-            user: self.user.as_ref().map(|user| text("--user", user)).transpose()?,
-            stdin,
-            terminal: self.tty.then(terminal::size),
-            timeout_ms: self.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            on_disconnect,
-        })
+        if let Some(user) = &self.user {
+            spec = spec.user(user);
+        }
+        spec.build().map_err(|error| self.refused(&error, command))
+    }
+
+    /// The failure of a process that cannot be described, with the flag that its part came from.
+    fn refused(&self, error: &ProcessSpecError, command: &[OsString]) -> Failure {
+        let given = |value: Option<&OsString>| value.map(shortened).unwrap_or_default();
+        let failure = match error {
+            ProcessSpecError::Argument { position, source } => {
+                Failure::new(format_args!("invalid argument {}: {source}", given(command.get(*position))))
+            }
+            ProcessSpecError::Variable { name, problem } => {
+                Failure::new(format_args!("invalid --env {name:?}: {problem}"))
+            }
+            ProcessSpecError::WorkingDirectory(source) => {
+                Failure::new(format_args!("invalid --workdir {}: {source}", given(self.workdir.as_ref())))
+            }
+            ProcessSpecError::User(source) => {
+                Failure::new(format_args!("invalid --user {}: {source}", given(self.user.as_ref())))
+            }
+            ProcessSpecError::NoProgram | ProcessSpecError::TooMany(_) | ProcessSpecError::TooLong(_) => {
+                Failure::new(error)
+            }
+        };
+        failure.hinted(hint::of(error))
     }
 }
 

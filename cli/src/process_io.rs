@@ -9,8 +9,10 @@ use crate::{
     terminal::{self, RawMode},
 };
 use rustix::io::Errno;
-use sandboxvm_manager::{AgentError, Exec, Output, OutputStream, ProcessControl, Sandbox, StdinSink};
-use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, SignalNumber, process::AttachRequest};
+use sandboxvm_manager::{
+    AgentError, AttachSpec, Exec, ExitStatus, Output, OutputStream, ProcessControl, ProcessSpec, Sandbox, SignalNumber,
+    StdinSink,
+};
 use std::time::Duration;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -78,14 +80,14 @@ pub(crate) enum Outcome {
 /// output may not be written yet.
 pub(crate) async fn run(
     sandbox: &Sandbox,
-    request: ExecRequest,
+    spec: ProcessSpec,
     attendance: &Attendance,
     signals: &mut Signals,
     ended: impl FnOnce(),
 ) -> Result<u8, Failure> {
     let give_up = attendance.timeout.map(|limit| Instant::now() + limit + START_GRACE);
     let exec = tokio::select! {
-        exec = sandbox.exec(request) => exec.map_err(|error| Failure::of_exec(&error))?,
+        exec = sandbox.exec(spec) => exec.map_err(|error| Failure::of_exec(&error))?,
         (number, _) = signals.next() => return Ok(128 + number.get()),
         () = at(give_up) => return Ok(timed_out(attendance)),
     };
@@ -108,12 +110,12 @@ pub(crate) async fn run(
 /// Attends a process that another command started.
 pub(crate) async fn attach(
     sandbox: &Sandbox,
-    request: AttachRequest,
+    spec: AttachSpec,
     attendance: &Attendance,
     signals: &mut Signals,
 ) -> Result<Outcome, Failure> {
     let exec = tokio::select! {
-        exec = sandbox.attach(request) => exec?,
+        exec = sandbox.attach(spec) => exec?,
         (number, _) = signals.next() => return Ok(Outcome::Left(128 + number.get())),
     };
     Ok(match attend(sandbox, exec, attendance, signals, || ()).await? {

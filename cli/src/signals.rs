@@ -1,6 +1,6 @@
 //! Signals that this program catches to pass them to the command that it runs.
 
-use sandboxvm_protocol::agent::SignalNumber;
+use sandboxvm_manager::SignalNumber;
 use std::{fs, future::poll_fn, io, task::Poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

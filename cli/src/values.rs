@@ -3,11 +3,8 @@
 
 use parse_size::{Config, Error};
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::CpuShare;
-use sandboxvm_protocol::{
-    agent::limits::{FileCount, ProcessCount},
-    ids::SandboxName,
-    machine::{DiskOperations, DiskRate, MemorySize, OutputRate, VcpuCount},
+use sandboxvm_manager::{
+    CpuShare, DiskOperations, DiskRate, FileCount, MemorySize, OutputRate, ProcessCount, SandboxName, VcpuCount,
 };
 use std::{ffi::OsString, fmt::Display, time::Duration};
 

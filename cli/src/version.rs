@@ -2,7 +2,7 @@
 
 use crate::environment;
 use sandboxvm_images::{kernel, regular};
-use sandboxvm_protocol::{agent, frame::Wire, vmm};
+use sandboxvm_manager::{AGENT_WIRE, VMM_WIRE, Wire};
 
 /// The commit that was built. `scripts/quickstart` sets the variable; other builds do not, since each commit would then
 /// compile this crate again.
@@ -17,8 +17,8 @@ pub(crate) fn text() -> String {
         env!("CARGO_PKG_VERSION"),
         COMMIT.unwrap_or("unknown"),
         kernel.as_deref().unwrap_or("unknown"),
-        versions(agent::WIRE),
-        versions(vmm::WIRE),
+        versions(AGENT_WIRE),
+        versions(VMM_WIRE),
     )
 }
 
@@ -39,7 +39,7 @@ mod tests {
         let text = text();
         assert!(text.starts_with(concat!("sandboxvm ", env!("CARGO_PKG_VERSION"), "\n")), "{text}");
         assert!(text.contains("\ncommit: ") && text.contains("\nguest kernel: "), "{text}");
-        assert!(text.contains(&format!("\nagent protocol: {}", agent::WIRE.version)), "{text}");
+        assert!(text.contains(&format!("\nagent protocol: {}", AGENT_WIRE.version)), "{text}");
     }
 
     #[test]

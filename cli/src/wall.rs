@@ -1,7 +1,7 @@
 //! What of this host weakens the isolation between guests that do not trust each other (docs/threat-model.md): found by `doctor`,
 //! said by `serve` when it starts, and a reason not to start with `serve --strict`.
 
-use sandboxvm_protocol::vmm::JailPart;
+use sandboxvm_manager::JailPart;
 use serde_json::Value;
 use std::{
     fmt, fs,

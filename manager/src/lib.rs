@@ -1,4 +1,8 @@
-//! The life of a sandbox: create, run, exec, stop, remove.
+//! Creates sandboxes, runs processes in them, and stops, saves, copies and removes them.
+//!
+//! ```no_run
+#![doc = include_str!("../examples/run_python.rs")]
+//! ```
 //!
 //! A sandbox is one directory and one VMM process. The files have the whole state: it consists of
 //! what is on disk and which process holds the lock (`vmm::state`). So every [`Manager`] sees the
@@ -44,6 +48,7 @@ pub use create::{
 };
 pub use create::{error::StartError, started::StartedSandbox};
 pub use guest::agent::AgentError;
+pub use guest::attach_spec::AttachSpec;
 pub use guest::error::ExecError;
 pub use guest::exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
 pub use guest::files::{
@@ -53,6 +58,9 @@ pub use guest::files::{
 pub use guest::in_use::InUseError;
 pub use guest::interruption::Interruption;
 pub use guest::ports::PortStream;
+pub use guest::process_spec::{
+    ProcessSpec, ProcessSpecBuilder, ProcessSpecError, VariableProblem, check_variable, environment_entry,
+};
 pub use guest::processes::ProcessSummary;
 pub use guest::silence::{Silence, SilentPart};
 pub use guest::stop::{ForceCause, StopError, Stopped};
@@ -97,3 +105,26 @@ pub use vmm::group::{Containment, containment};
 pub use vmm::last_words::LastWords;
 pub use vmm::state::State;
 pub use vmm::wire::WireError;
+
+// Values that callers hand in and get back. They are defined where the wires are, and are part of this library's API: no
+// caller needs `sandboxvm-protocol`, whose messages are an affair of the manager, the VMM and the agent.
+pub use sandboxvm_images::{
+    bundle::{Bundle, BundleSources},
+    template::DiskSize,
+};
+pub use sandboxvm_protocol::agent::{
+    CText, CTextError, ExitStatus, FailureKind, OnDisconnect, SignalNumber, TerminalSize,
+    details::{FileDetails, FileMetadata, FoundTarget, LinkTarget, MAX_METADATA, Observation},
+    files::{
+        ChangeKind, FileChange, FileEntry, FileErrorKind, FileKind, FilePath, FilePathError, FileTime, FileTotals,
+    },
+    limits::{FileCount, ProcessCount},
+    port::PortNumber,
+    process::View,
+};
+pub use sandboxvm_protocol::ids::{SandboxId, SandboxName};
+pub use sandboxvm_protocol::machine::{
+    DiskLimits, DiskOperations, DiskRate, HostMode, MIB, MachineError, MemorySize, OutputRate, VcpuCount,
+};
+pub use sandboxvm_protocol::vmm::{BootMark, ExitReason, JailPart, Phase, VcpuStats, VmStats, VmStatus, VmmThread};
+pub use sandboxvm_protocol::{agent::WIRE as AGENT_WIRE, frame::Wire, vmm::WIRE as VMM_WIRE};

@@ -2,9 +2,9 @@
 //! command line of the host: the model on the other side cannot use it.
 
 use sandboxvm_manager::{
-    AdmissionError, AgentError, ControlError, ExecError, FileError, NameError, ResetError, SnapshotError, State,
+    AdmissionError, AgentError, CTextError, ControlError, ExecError, FileError, FileErrorKind, NameError,
+    ProcessSpecError, ResetError, SnapshotError, State,
 };
-use sandboxvm_protocol::agent::{CTextError, files::FileErrorKind};
 use std::error::Error;
 
 const REMOVE: &str = "remove it with sandbox_remove and create another with sandbox_create";
@@ -18,7 +18,6 @@ pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<&'static str> {
 fn one(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if let Some(error) = error.downcast_ref::<ExecError>() {
         return match error {
-            ExecError::TooLong(_) => Some(LARGE),
             ExecError::NotRunning { state: State::Paused, .. } => Some("the user can resume it"),
             ExecError::NotRunning { .. }
             | ExecError::Ended { .. }
@@ -26,6 +25,9 @@ fn one(error: &(dyn Error + 'static)) -> Option<&'static str> {
             | ExecError::Unresponsive { .. } => Some(REMOVE),
             _ => None,
         };
+    }
+    if let Some(ProcessSpecError::TooLong(_)) = error.downcast_ref() {
+        return Some(LARGE);
     }
     if let Some(CTextError::TooLong(_)) = error.downcast_ref() {
         return Some(LARGE);
@@ -76,6 +78,6 @@ mod tests {
         assert_eq!(of(&CreateError::from(admission())), Some("remove a sandbox with sandbox_remove"));
         assert_eq!(of(&ForkError::from(admission())), Some("remove a sandbox with sandbox_remove"));
         assert_eq!(of(&ExecError::NotRunning { sandbox: "demo".into(), state: State::Dead }), Some(REMOVE));
-        assert_eq!(of(&ExecError::NoCommand), None);
+        assert_eq!(of(&ExecError::Spec(ProcessSpecError::NoProgram)), None);
     }
 }

@@ -60,9 +60,9 @@ pub enum HttpError {
     /// The address cannot be used.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// The listener failed.

@@ -3,8 +3,7 @@
 //! server ends.
 
 use crate::settings::Settings;
-use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox};
-use sandboxvm_protocol::ids::{SandboxId, SandboxName};
+use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox, SandboxId, SandboxName};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -305,7 +304,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_not_made_here_is_unknown_by_id_and_by_name() {
+    fn foreign_sandboxes_are_unknown_by_id_and_name() {
         let home = tempfile::tempdir().unwrap();
         let scope = scope(&home, 3);
         for reference in ["abcdefghabcdefgh", "demo", "", "../x"] {

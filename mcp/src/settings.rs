@@ -1,8 +1,7 @@
 //! The settings of a server. Read by `scope` and the tools; a client cannot change them.
 
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{Manager, SupervisorProgram};
-use sandboxvm_protocol::ids::{SandboxId, SandboxName};
+use sandboxvm_manager::{Manager, SandboxId, SandboxName, SupervisorProgram};
 
 /// The settings of a server.
 #[derive(Debug)]

@@ -1,10 +1,10 @@
-//! What every request handler is given.
+//! The state that all request handlers share.
 
 use crate::{
     access::Access,
+    concurrency::{Places, Room},
     config::Config,
     registry::Registry,
-    room::{Places, Room},
 };
 use std::sync::Arc;
 
@@ -57,10 +57,10 @@ impl Rooms {
     }
 }
 
-/// How handlers get it.
+/// The [`App`] as handlers receive it.
 pub(crate) type SharedApp = Arc<App>;
 
-/// The envd version that clients are told; it switches their features on, so it is that of what is served here.
+/// The envd version that clients receive. It switches their features on, so it is the version of the API served here.
 pub(crate) const ENVD_VERSION: &str = "0.6.4";
 
 impl App {

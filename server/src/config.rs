@@ -1,11 +1,9 @@
 //! What a server is configured with. Read from a TOML file, the environment and flags by the program that runs it.
 
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{CpuShare, SandboxSpec, StartFrom, WantedLimits};
-use sandboxvm_protocol::{
-    agent::limits::ProcessCount,
-    ids::SandboxName,
-    machine::{DiskLimits, DiskOperations, DiskRate, MIB, MachineError, MemorySize, OutputRate, VcpuCount},
+use sandboxvm_manager::{
+    CpuShare, DiskLimits, DiskOperations, DiskRate, MIB, MachineError, MemorySize, OutputRate, ProcessCount,
+    SandboxName, SandboxSpec, StartFrom, VcpuCount, WantedLimits,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -36,7 +34,7 @@ pub struct Config {
     /// Snapshots of one key at a time, unless the key has its own number.
     pub snapshots_per_key: u32,
     /// What the sandboxes and snapshots of one key may take of the disk together, in MiB, unless the key has its own number.
-    /// Held before a snapshot, a pause and a fork; what expires is paused all the same.
+    /// Checked before a snapshot, a pause and a fork; a sandbox that expires is paused regardless.
     pub storage_per_key: u64,
     /// What the audit logs of one key's sandboxes may take of the disk together, in MiB, unless the key has its own number;
     /// then it makes no more sandboxes.
@@ -59,7 +57,7 @@ pub struct Config {
     pub streams_per_key: usize,
     /// The share of one sandbox in them.
     pub streams_per_sandbox: usize,
-    /// Sandboxes that are being started at a time, of one key half of them; more wait, in order.
+    /// Maximum number of sandboxes being started at a time, half of it for one key; further starts are queued.
     pub concurrent_starts: usize,
     /// Connections at a time on each listener.
     pub connections: usize,
@@ -99,7 +97,7 @@ pub struct TemplateConfig {
     pub memory: u64,
     /// Writable disk in MiB.
     pub disk: u64,
-    /// A named snapshot they go on from; vCPUs, memory and disk are then those of the snapshot.
+    /// A named snapshot to restore from; vCPUs, memory and disk are then those of the snapshot.
     pub snapshot: Option<String>,
     /// Machines held ready, restored and waiting for their first instruction.
     pub pool: usize,

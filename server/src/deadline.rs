@@ -15,7 +15,6 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-/// See the module.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadlines {
     /// Between two pieces of the body.

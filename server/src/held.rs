@@ -7,7 +7,6 @@ use std::{
     task::{Context, Poll},
 };
 
-/// See the module.
 pub(crate) struct Held<T> {
     body: Body,
     _holds: T,

@@ -14,17 +14,21 @@
 
 mod access;
 mod app;
+mod concurrency;
 mod config;
 mod control_plane;
 mod deadline;
 mod held;
+mod lingering_close;
 mod listen;
+mod metering;
+mod quotas;
 mod registry;
-mod room;
 mod sandbox_plane;
 mod server;
+mod store;
 mod telemetry;
-mod unread;
+mod templates;
 
 pub use access::{
     keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey},

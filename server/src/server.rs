@@ -49,20 +49,20 @@ pub enum ServerError {
     /// Its files.
     #[error("cannot prepare {}: {source}", .path.display())]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// Two servers would end each other's sandboxes.
     #[error("cannot use the home {}: another server uses it", .0.display())]
     Taken(PathBuf),
-    /// Nobody can listen there.
+    /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// Its configuration, or what the server before left.
@@ -71,10 +71,10 @@ pub enum ServerError {
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] listen::TlsError),
-    /// Keys.
+    /// The file of API keys.
     #[error("{0}")]
     Key(#[from] KeyError),
-    /// Tokens.
+    /// The secret that tokens are derived from.
     #[error("{0}")]
     Token(#[from] TokenError),
 }
@@ -103,7 +103,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the home, listens, and finds the sandboxes that the server before had.
+    /// Locks the home, listens, and recovers the sandboxes of the previous run.
     ///
     /// # Errors
     /// Every [`ServerError`].
@@ -154,8 +154,7 @@ impl Server {
         self.sandboxes.local_addr()
     }
 
-    /// Answers until `end`, then lets requests in flight come to theirs, for as long as the configuration says. The
-    /// sandboxes go on.
+    /// Serves until `end`, then waits for requests in flight as long as the configuration says. The sandboxes keep running.
     pub async fn run(self, end: impl Future<Output = ()>) {
         let (ending, connections) = (CancellationToken::new(), TaskTracker::new());
         let limits = listen::limits(self.app.config.connections, self.app.config.connections_per_address);
@@ -178,7 +177,7 @@ impl Server {
                 },
             );
         };
-        // Tasks of their own: what takes its time there must not keep a connection waiting.
+        // Separate tasks: slow work there must not keep a connection waiting.
         let (of_time, of_samples) = (Arc::clone(&self.app), Arc::clone(&self.app));
         let _time = AbortOnDropHandle::new(tokio::spawn(async move { of_time.registry.keep_time().await }));
         let _samples = AbortOnDropHandle::new(tokio::spawn(async move { of_samples.registry.keep_samples().await }));

@@ -2,7 +2,7 @@
 //! instructions long and has the VMM itself attack what confines it. Started here as the manager starts a VMM, but for
 //! what a test leaves out.
 
-use crate::{artefacts::kvm_is_wanted, home::eventually};
+use crate::{artefacts::kvm_is_wanted, waiting::eventually};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandboxvm_protocol::{
     frame::{FrameDecoder, Message},

@@ -2,10 +2,11 @@
 
 use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
-    cli::{self, Finished, Invocation, Running},
+    cli::{Finished, Invocation, Running},
     interruption, leaks, processes, seed,
     terminal::TerminalSession,
 };
+pub use crate::{seed::SMALL, waiting::eventually};
 use sandboxvm_protocol::vmm::VmStatus;
 use std::{
     ffi::OsStr,
@@ -13,12 +14,9 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tempfile::TempDir;
-
-/// Memory of the guests of most tests, in MiB: enough for Python, and less for a guest kernel to set up.
-pub const SMALL: &str = "128M";
 
 /// A home directory that is this test's alone.
 #[derive(Debug)]
@@ -280,16 +278,4 @@ fn read_status(directory: &Path) -> VmStatus {
     let path = directory.join("status.json");
     eventually(Duration::from_secs(1), || serde_json::from_slice(&fs::read(&path).ok()?).ok())
         .unwrap_or_else(|| panic!("{} holds no status", path.display()))
-}
-
-/// Asks again and again until there is an answer, for at most `patience` (times [`cli::patience`]).
-pub fn eventually<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + patience * cli::patience();
-    loop {
-        let answer = ask();
-        if answer.is_some() || Instant::now() >= deadline {
-            return answer;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -1,9 +1,9 @@
 //! What a home's sandboxes left behind: processes, files, mounts, sockets.
 
 use crate::{
-    home::eventually,
-    processes::{self},
+    processes,
     seed::{AUDIT, SHARED},
+    waiting::eventually,
 };
 use std::{
     fs,

@@ -13,6 +13,7 @@
 //! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
 //! - [`memory`]: what a VMM and a CLI keep resident, guest memory apart.
 //! - [`json_shape`]: which members JSON has, and of which types.
+//! - [`waiting`]: asking again and again until another process has done something.
 //! - [`artefacts`]: where the binaries and guest images under test are.
 //!
 //! Everything here panics when it cannot do its work: its callers are tests. It never touches a process or a file that
@@ -38,3 +39,4 @@ pub mod server_load;
 pub mod snapshots;
 pub mod standstill;
 pub mod terminal;
+pub mod waiting;

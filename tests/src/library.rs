@@ -2,11 +2,7 @@
 
 use crate::home::Home;
 use sandboxvm_images::bundle::{Bundle, BundleSources};
-use sandboxvm_manager::{Manager, Output, Sandbox, SandboxSpec};
-use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, ExitStatus},
-    machine::MIB,
-};
+use sandboxvm_manager::{ExitStatus, MIB, Manager, Output, ProcessSpec, Sandbox, SandboxSpec};
 
 /// See the module.
 #[derive(Debug)]
@@ -57,9 +53,8 @@ pub async fn run(sandbox: &Sandbox, command: &[&str]) -> String {
 /// # Panics
 /// When it cannot be run.
 pub async fn execute(sandbox: &Sandbox, command: &[&str]) -> (ExitStatus, String) {
-    let argv = command.iter().map(|word| CText::try_from(*word).expect("no NUL")).collect();
-    let request = ExecRequest::plain(argv);
-    let mut exec = sandbox.exec(request).await.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let spec = ProcessSpec::builder(command).build().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut exec = sandbox.exec(spec).await.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut out = Vec::new();
     loop {
         match exec.output.next().await.unwrap_or_else(|error| panic!("{command:?}: {error}")) {

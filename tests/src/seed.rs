@@ -2,7 +2,7 @@
 //! interpreted, and nearly every test begins with the same kind of machine: it is booted once, in a home of its own, and
 //! each test's home gets hard links to what that left to start from. A test that wants to see a boot says `--cold`.
 
-use crate::{artefacts::Artefacts, home::SMALL};
+use crate::artefacts::Artefacts;
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, DirBuilder, File},
@@ -13,6 +13,8 @@ use std::{
 
 /// What a home keeps for all its sandboxes, and for any other home on this machine.
 pub const SHARED: [&str; 3] = ["templates", "ready", "contents"];
+/// Memory of the guests of most tests, in MiB: enough for Python, and less for a guest kernel to set up.
+pub const SMALL: &str = "128M";
 /// What stays of sandboxes that are gone.
 pub const AUDIT: &str = "audit";
 

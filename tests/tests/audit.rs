@@ -22,7 +22,7 @@ fn assert_damaged(home: &Home, hint: &str) {
 }
 
 #[test]
-fn what_was_done_is_logged_and_the_log_cannot_be_changed_unnoticed() {
+fn actions_are_logged_and_tampering_is_detected() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M", "--name", "watched", "-e", "CREATE_SECRET=hunter2hunter2"]);
     let id = sandbox.id.clone();
@@ -99,7 +99,7 @@ fn what_was_done_is_logged_and_the_log_cannot_be_changed_unnoticed() {
 }
 
 #[test]
-fn what_cannot_be_logged_is_not_run_and_what_is_refused_is_logged() {
+fn unloggable_commands_do_not_run_and_rejected_ones_are_logged() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M", "--name", "demo"]);
     let log = home.path().join("audit").join(format!("{}.jsonl", sandbox.id));

@@ -179,7 +179,7 @@ fn an_allocation_without_end_ends_its_own_process_alone() {
 }
 
 #[test]
-fn what_fills_one_sandbox_stays_in_it() {
+fn exhausted_resources_stay_within_their_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let neighbour = home.create(&["-m", SMALL]);
     let sandbox = home.create(&["-m", SMALL]);

@@ -201,7 +201,7 @@ fn nothing_of_one_key_is_anothers() {
 }
 
 #[test]
-fn what_is_no_request_is_answered_in_order() {
+fn malformed_requests_are_answered_and_delay_no_others() {
     let Some(home) = Home::with_kvm() else { return };
     let config = format!("requests_per_second = 1000\n{}", small_config());
     let server = Server::start(&home, &config);
@@ -289,7 +289,7 @@ fn what_is_no_request_is_answered_in_order() {
 }
 
 #[test]
-fn a_key_has_its_rate_and_comes_again_when_it_is_told_to() {
+fn keys_are_held_to_their_rate_and_served_after_retry_after() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &format!("requests_per_second = 2\n{}", small_config()));
     let refused = (0..200).map(|_| server.ask("GET", "/templates", None)).find(|answer| answer.status == 429);
@@ -303,7 +303,7 @@ fn a_key_has_its_rate_and_comes_again_when_it_is_told_to() {
 }
 
 #[test]
-fn clients_at_once_get_their_own_and_nothing_of_each_others() {
+fn concurrent_clients_see_only_their_own_sandboxes() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &format!("requests_per_second = 1000\n{}", small_config()));
     assert_eq!(clients(&server, 5).len(), 5);

@@ -35,7 +35,7 @@ fn ticks(pid: u32) -> u64 {
 }
 
 #[test]
-fn time_ends_a_sandbox_with_nobody_there() {
+fn sandboxes_expire_without_a_client() {
     let Some(home) = Home::with_kvm() else { return };
     let kept = home.create(&["-m", SMALL, "--ttl", "4s"]);
     let removed = home.create(&["-m", SMALL, "--ttl", "4s=rm"]);
@@ -125,7 +125,7 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
 }
 
 #[test]
-fn whoever_is_killed_the_rules_are_kept() {
+fn rules_survive_the_kill_of_any_process() {
     let Some(home) = Home::with_kvm() else { return };
     let socket = home.scratch("x.sock");
     let at_socket = format!("{}:80", socket.display());

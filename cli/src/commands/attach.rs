@@ -9,7 +9,7 @@ use crate::{
     supervision, terminal,
 };
 use clap::Args;
-use sandboxvm_protocol::agent::process::{AttachRequest, View};
+use sandboxvm_manager::{AttachSpec, View};
 
 /// Attach to a process: show its recent and new output until it ends
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ impl Attach {
         let raw = options::is_raw(self.interactive, self.tty)?;
         let attendance =
             Attendance { interactive: self.interactive, raw, tty: self.tty, timeout: None, leaving: Leaving::LetsItBe };
-        let request = AttachRequest {
+        let spec = AttachSpec {
             pid: self.pid,
             view: View::Attend,
             stdin: self.interactive,
@@ -46,7 +46,7 @@ impl Attach {
         let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
-            match process_io::attach(&sandbox, request, &attendance, &mut signals).await? {
+            match process_io::attach(&sandbox, spec, &attendance, &mut signals).await? {
                 Outcome::Ended(code) | Outcome::Left(code) => Ok(code),
             }
         })

@@ -10,10 +10,8 @@ use crate::{
 };
 use clap::Args;
 use rustix::io::Errno;
-use sandboxvm_manager::{CopyError, CopyLimits, CopyReport, FileError, FileStream, Files};
-use sandboxvm_protocol::agent::{
-    CText,
-    files::{FileKind, FilePath, FileTotals},
+use sandboxvm_manager::{
+    CText, CopyError, CopyLimits, CopyReport, FileError, FileKind, FilePath, FileStream, FileTotals, Files,
 };
 use std::{
     ffi::{OsStr, OsString},

@@ -11,8 +11,7 @@ use sandboxvm_images::{
     bundle::{Bundle, Part},
     template,
 };
-use sandboxvm_manager::{Containment, Home, containment, host_memory};
-use sandboxvm_protocol::{machine::MIB, vmm::JailPart};
+use sandboxvm_manager::{Containment, Home, JailPart, MIB, containment, host_memory};
 use serde::Serialize;
 use serde_json::Value;
 use std::{

@@ -3,11 +3,10 @@
 use crate::{environment, failure::Failure, runtime, signals::Signals, stdio};
 use clap::Args;
 use sandboxvm_manager::{
-    Manager,
+    Manager, SandboxId,
     audit::{Line, Trail},
     printable,
 };
-use sandboxvm_protocol::ids::SandboxId;
 use std::{collections::HashMap, time::Duration};
 
 /// Interval at which a log is read with --follow.

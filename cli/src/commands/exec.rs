@@ -2,7 +2,7 @@
 
 use crate::{failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals, stdio, supervision};
 use clap::Args;
-use sandboxvm_protocol::agent::OnDisconnect;
+use sandboxvm_manager::OnDisconnect;
 use std::ffi::OsString;
 
 /// Run a command in a running sandbox
@@ -30,19 +30,19 @@ impl Exec {
             return self.detached();
         }
         let attendance = self.process.attendance()?;
-        let request = self.process.request(&self.command, OnDisconnect::Kill)?;
+        let spec = self.process.spec(&self.command, OnDisconnect::Kill)?;
         let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
-            process_io::run(&sandbox, request, &attendance, &mut signals, || ()).await
+            process_io::run(&sandbox, spec, &attendance, &mut signals, || ()).await
         })
     }
 
     fn detached(self) -> Result<u8, Failure> {
-        let request = self.process.request(&self.command, OnDisconnect::Keep)?;
+        let spec = self.process.spec(&self.command, OnDisconnect::Keep)?;
         let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
-            let exec = sandbox.exec(request).await.map_err(|error| Failure::of_exec(&error))?;
+            let exec = sandbox.exec(spec).await.map_err(|error| Failure::of_exec(&error))?;
             stdio::print(&format!("{}\n", exec.pid))?;
             Ok(0)
         })

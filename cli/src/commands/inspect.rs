@@ -2,8 +2,7 @@
 
 use crate::{environment, failure::Failure, json, stdio, supervision};
 use clap::Args;
-use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus};
-use sandboxvm_protocol::vmm::VmStatus;
+use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus, VmStatus};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -65,10 +64,7 @@ mod tests {
         commands::ls::tests::example_supervision,
         json::tests::{assert_golden, example_record, plain_record},
     };
-    use sandboxvm_protocol::{
-        machine::HostMode,
-        vmm::{ExitReason, JailPart, Phase},
-    };
+    use sandboxvm_manager::{ExitReason, HostMode, JailPart, Phase};
 
     #[test]
     fn json_is_pinned() {

@@ -2,7 +2,7 @@
 
 use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
-use sandboxvm_protocol::agent::SignalNumber;
+use sandboxvm_manager::SignalNumber;
 
 /// Send a signal to processes and their process groups
 #[derive(Debug, Args)]

@@ -8,8 +8,7 @@ use crate::{
     stdio, supervision,
 };
 use clap::Args;
-use sandboxvm_manager::{Log, Sandbox, printable};
-use sandboxvm_protocol::agent::process::{AttachRequest, View};
+use sandboxvm_manager::{AttachSpec, Log, Sandbox, View, printable};
 use std::time::Duration;
 
 /// Interval at which a log is read with --follow.
@@ -99,10 +98,10 @@ fn what_is_new<'a>(before: &[u8], now: &'a [u8]) -> Option<&'a [u8]> {
 /// Shows the output of a process without escaping it, as `exec` does.
 fn of_process(sandbox: &Sandbox, pid: u32, follow: bool) -> Result<u8, Failure> {
     let view = if follow { View::Follow } else { View::Kept };
-    let request = AttachRequest { pid, view, stdin: false, terminal: None };
+    let spec = AttachSpec::new(pid, view);
     runtime::block_on(async {
         let attendance = Attendance::looking_on();
-        Ok(match process_io::attach(sandbox, request, &attendance, &mut Signals::none()).await? {
+        Ok(match process_io::attach(sandbox, spec, &attendance, &mut Signals::none()).await? {
             // The exit code of the process is not that of this command.
             Outcome::Ended(_) => 0,
             Outcome::Left(code) => code,

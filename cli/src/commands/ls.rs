@@ -97,8 +97,7 @@ fn in_one_unit(time: Duration) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::json::tests::{assert_golden, example_record, plain_record};
-    use sandboxvm_manager::{AtEnd, IdleRule, Publish, TimeToLive, WhenIdle};
-    use sandboxvm_protocol::vmm::ExitReason;
+    use sandboxvm_manager::{AtEnd, ExitReason, IdleRule, Publish, TimeToLive, WhenIdle};
 
     pub(crate) fn example_supervision() -> SupervisionStatus {
         let port = |text: &str, error: Option<&str>| {

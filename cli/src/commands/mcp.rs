@@ -2,9 +2,8 @@
 
 use crate::{environment, failure::Failure, runtime, signals::Signals, supervision, values::name};
 use clap::Args;
-use sandboxvm_manager::SnapshotError;
+use sandboxvm_manager::{SandboxName, SnapshotError};
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
-use sandboxvm_protocol::ids::SandboxName;
 use std::{fmt::Write, net::SocketAddr};
 
 /// Length of a generated token in bytes.

@@ -2,8 +2,7 @@
 
 use crate::{environment, failure::Failure, progress, runtime, stdio, supervision, values::name};
 use clap::Args;
-use sandboxvm_manager::SandboxSpec;
-use sandboxvm_protocol::ids::SandboxName;
+use sandboxvm_manager::{SandboxName, SandboxSpec};
 
 /// Reset a sandbox to its start or to a snapshot
 #[derive(Debug, Args)]

@@ -10,8 +10,7 @@ use crate::{
     supervision::SupervisionOptions,
 };
 use clap::Args;
-use sandboxvm_manager::{ExecError, Sandbox};
-use sandboxvm_protocol::agent::{ExecRequest, OnDisconnect};
+use sandboxvm_manager::{ExecError, OnDisconnect, ProcessSpec, Sandbox};
 use std::ffi::OsString;
 
 /// Run a command in a new sandbox, then remove the sandbox
@@ -45,7 +44,7 @@ impl Run {
 
     async fn attended(self) -> Result<u8, Failure> {
         let attendance = self.process.attendance()?;
-        let request = self.process.request(&self.command, OnDisconnect::Kill)?;
+        let spec = self.process.spec(&self.command, OnDisconnect::Kill)?;
         let mut signals = Signals::catch()?;
         let Some(started) = self.machine.start(Vec::new(), true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
@@ -53,7 +52,7 @@ impl Run {
         let started = self.supervision.keep_up(started).await?;
         let warned = started.sandbox().unkept_limits();
         let ended = || started.begin_end();
-        let outcome = process_io::run(started.sandbox(), request, &attendance, &mut signals, ended).await;
+        let outcome = process_io::run(started.sandbox(), spec, &attendance, &mut signals, ended).await;
         limit_options::warn(started.sandbox(), &warned);
         let removed = started.finish().await;
         let code = outcome?;
@@ -62,18 +61,18 @@ impl Run {
     }
 
     async fn detached(self) -> Result<u8, Failure> {
-        let request = match self.command.as_slice() {
+        let spec = match self.command.as_slice() {
             [] => None,
-            command => Some(self.process.request(command, OnDisconnect::Keep)?),
+            command => Some(self.process.spec(command, OnDisconnect::Keep)?),
         };
         let mut signals = Signals::catch()?;
-        let Some(started) = self.machine.start(Vec::new(), false, request.is_none(), &mut signals).await? else {
+        let Some(started) = self.machine.start(Vec::new(), false, spec.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
         let warned = started.sandbox().unkept_limits();
-        if let Some(request) = request
-            && let Err(error) = begin(started.sandbox(), request).await
+        if let Some(spec) = spec
+            && let Err(error) = begin(started.sandbox(), spec).await
         {
             let failure = Failure::of_exec(&error);
             started.finish().await?;
@@ -87,12 +86,9 @@ impl Run {
 }
 
 /// Starts the command. The agent of an older snapshot runs it too, but retains no output.
-async fn begin(sandbox: &Sandbox, mut request: ExecRequest) -> Result<(), ExecError> {
-    match sandbox.exec(request.clone()).await {
-        Err(error) if error.is_of_old_agent() => {
-            request.on_disconnect = OnDisconnect::RunOn;
-            sandbox.exec(request).await.map(drop)
-        }
+async fn begin(sandbox: &Sandbox, spec: ProcessSpec) -> Result<(), ExecError> {
+    match sandbox.exec(spec.clone()).await {
+        Err(error) if error.is_of_old_agent() => sandbox.exec(spec.on_disconnect(OnDisconnect::RunOn)).await.map(drop),
         started => started.map(drop),
     }
 }

@@ -2,8 +2,7 @@
 
 use crate::{environment, failure::Failure, json, progress, runtime, stdio, supervision, table, values::name};
 use clap::{Args, Subcommand};
-use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
-use sandboxvm_protocol::ids::SandboxName;
+use sandboxvm_manager::{ListedSnapshot, SandboxName, SnapshotManifest, UnreadableSnapshot};
 use std::time::SystemTime;
 
 /// Create, list, verify and remove snapshots
@@ -148,8 +147,7 @@ impl Verify {
 mod tests {
     use super::*;
     use crate::json::tests::{assert_golden, example_memory, example_time};
-    use sandboxvm_manager::{Content, Contents, HostIdentity, MemoryFile, Seal};
-    use sandboxvm_protocol::machine::{HostMode, VcpuCount};
+    use sandboxvm_manager::{Content, Contents, HostIdentity, HostMode, MemoryFile, Seal, VcpuCount};
 
     #[test]
     fn json_is_pinned() {

@@ -2,8 +2,7 @@
 
 use crate::{environment, failure::Failure, json, runtime, signals::Signals, stdio, table};
 use clap::Args;
-use sandboxvm_manager::{Manager, SandboxRecord, Usage};
-use sandboxvm_protocol::{ids::SandboxId, vmm::VmStats};
+use sandboxvm_manager::{Manager, SandboxId, SandboxRecord, Usage, VmStats};
 use serde::Serialize;
 use std::{
     collections::HashMap,
@@ -176,10 +175,7 @@ fn tables(stats: &VmStats) -> String {
 mod tests {
     use super::*;
     use crate::json::tests::assert_golden;
-    use sandboxvm_protocol::{
-        machine::HostMode,
-        vmm::{BootMark, Phase, VcpuStats},
-    };
+    use sandboxvm_manager::{BootMark, HostMode, Phase, VcpuStats};
 
     fn example(id: &str, name: Option<&str>) -> Row {
         Row {

@@ -5,7 +5,7 @@ pub(crate) mod guardian;
 use crate::failure::Failure;
 use guardian::Guardian;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use sandboxvm_protocol::agent::TerminalSize;
+use sandboxvm_manager::TerminalSize;
 use std::io;
 
 /// The size to use if none of our streams is a terminal.

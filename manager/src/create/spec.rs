@@ -1,10 +1,12 @@
 //! The specification of a new sandbox, and the checks that need nothing of the host: a
 //! specification that passes them can be started.
 
-use crate::{audit::Origin, create::error::CreateError, limits::kept::WantedLimits};
+use crate::{
+    audit::Origin, create::error::CreateError, guest::process_spec::check_variable, limits::kept::WantedLimits,
+};
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
-    agent::{CText, CTextError, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL},
+    agent::{MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL},
     ids::SandboxName,
     machine::{MIB, MemorySize, VcpuCount},
 };
@@ -78,12 +80,8 @@ pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
         Err(CreateError::Environment { variable: name.chars().take(SHOWN).collect(), problem })
     };
     for entry in env {
-        match CText::try_from(entry.as_str()) {
-            Err(error @ (CTextError::Nul(_) | CTextError::TooLong(_))) => return refused(entry, error.to_string()),
-            Ok(_) if !entry.contains('=') || entry.starts_with('=') => {
-                return refused(entry, "expected KEY=VALUE".to_owned());
-            }
-            Ok(_) => {}
+        if let Err(problem) = check_variable(entry) {
+            return refused(entry, problem.to_string());
         }
     }
     let total: usize = env.iter().map(|entry| entry.len() + 1).sum();
@@ -117,8 +115,7 @@ impl From<&StartFrom> for Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::request::check_request;
-    use sandboxvm_protocol::agent::ExecRequest;
+    use crate::guest::process_spec::ProcessSpec;
 
     #[test]
     fn unusable_environments_are_rejected_without_showing_values() {
@@ -135,11 +132,7 @@ mod tests {
         let mut most: Vec<String> = (0..7).map(|n| long(&format!("K{n}"), 128 * 1024 - 1)).collect();
         most.push(long("LAST", 128 * 1024 - 3));
         check_env(&most).unwrap();
-        let command = |argv| {
-            let mut request = ExecRequest::plain(vec![CText::try_from(argv).unwrap()]);
-            request.env = most.iter().map(|entry| CText::try_from(entry.as_str()).unwrap()).collect();
-            check_request(&request)
-        };
+        let command = |program| ProcessSpec::builder([program]).env(&most).build();
         command("a").unwrap();
         command("ab").unwrap_err();
         most.push("X=".into());

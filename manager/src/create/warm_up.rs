@@ -8,10 +8,10 @@ use crate::{
     guest::{
         agent::AgentError,
         exec::{Exec, Output},
+        process_spec::{ProcessSpec, ProcessSpecError},
     },
     home::directory::SandboxDirectory,
 };
-use sandboxvm_protocol::agent::{CText, CTextError, ExecRequest};
 use std::time::Duration;
 
 /// Timeout of one command. A guest whose kernel is interpreted needs seconds.
@@ -25,9 +25,9 @@ const ENVIRONMENT: &str = "PYTHONDONTWRITEBYTECODE=1";
 /// Runs the commands one after the other.
 pub(crate) async fn up(directory: &SandboxDirectory) -> Result<(), AgentError> {
     for command in COMMANDS {
-        // The commands are constants without NUL.
-        let Ok(request) = request(command) else { continue };
-        match Exec::start(directory, None, request).await {
+        // Constants that can be run: a test holds that.
+        let Ok(spec) = spec(command) else { continue };
+        match Exec::start(directory, None, spec).await {
             Ok(mut exec) => while !matches!(exec.output.next().await?, None | Some(Output::Exited(_))) {},
             Err(AgentError::Refused { .. }) => {}
             Err(error) => return Err(error),
@@ -36,13 +36,8 @@ pub(crate) async fn up(directory: &SandboxDirectory) -> Result<(), AgentError> {
     Ok(())
 }
 
-fn request(command: &[&str]) -> Result<ExecRequest, CTextError> {
-    let argv = command.iter().map(|word| CText::try_from(*word)).collect::<Result<_, _>>()?;
-    Ok(ExecRequest {
-        env: vec![CText::try_from(ENVIRONMENT)?],
-        timeout_ms: u64::try_from(WITHIN.as_millis()).ok(),
-        ..ExecRequest::plain(argv)
-    })
+fn spec(command: &[&str]) -> Result<ProcessSpec, ProcessSpecError> {
+    ProcessSpec::builder(command).env([ENVIRONMENT]).timeout(WITHIN).build()
 }
 
 #[cfg(test)]
@@ -52,7 +47,7 @@ mod tests {
     #[test]
     fn commands_make_valid_requests() {
         for command in COMMANDS {
-            assert_eq!(request(command).unwrap().argv.len(), command.len());
+            assert_eq!(spec(command).unwrap().argv().count(), command.len());
         }
     }
 }

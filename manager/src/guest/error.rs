@@ -5,33 +5,20 @@ use crate::{
     guest::{
         agent::AgentError,
         interruption::Interruption,
+        process_spec::ProcessSpecError,
         silence::{self, Silence},
     },
     home::directory::DirectoryError,
     vmm::{control::ControlError, last_words::LastWords, state::State, wire::WireError},
 };
-use sandboxvm_protocol::{
-    agent::{CTextError, MAX_ARGUMENTS_TOTAL},
-    vmm::ExitReason,
-};
+use sandboxvm_protocol::vmm::ExitReason;
 
 /// Why a process was not run, or why its end is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The command has no program.
-    #[error("the command is empty")]
-    NoCommand,
-    /// An argument that cannot be passed to a program.
-    #[error("{what}: {source}")]
-    Argument {
-        /// Which argument it is.
-        what: String,
-        /// What is wrong with it.
-        source: CTextError,
-    },
-    /// Arguments and environment together are too long.
-    #[error("arguments and environment take {0} bytes, and Linux accepts at most {MAX_ARGUMENTS_TOTAL}")]
-    TooLong(usize),
+    /// The process cannot be described to an agent, alone or with the environment of its sandbox.
+    #[error(transparent)]
+    Spec(#[from] ProcessSpecError),
     /// The sandbox does not run.
     #[error("sandbox {sandbox} is {state}")]
     NotRunning {

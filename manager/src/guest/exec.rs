@@ -9,15 +9,17 @@ use crate::{
     guest::in_use::InUse,
     guest::{
         agent::{AgentConnection, AgentError, refused},
+        attach_spec::AttachSpec,
         identity::Identity,
+        process_spec::ProcessSpec,
     },
     home::directory::SandboxDirectory,
     vmm::wire::{FrameReader, WireError},
 };
 use sandboxvm_protocol::{
     agent::{
-        AgentMessage, ExecRequest, ExitStatus, HostMessage, STDIN_WINDOW, SignalNumber, TerminalSize, WIRE,
-        process::{AttachRequest, Attached, View},
+        AgentMessage, ExitStatus, HostMessage, STDIN_WINDOW, SignalNumber, TerminalSize, WIRE,
+        process::{Attached, View},
     },
     frame::{FrameKind, MAX_STREAM_BODY},
 };
@@ -66,9 +68,10 @@ impl Exec {
     pub(crate) async fn start(
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
-        request: ExecRequest,
+        spec: ProcessSpec,
     ) -> Result<Self, AgentError> {
-        let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Exec(request)).await?;
+        let request = HostMessage::Exec(spec.into_request());
+        let (connection, first) = AgentConnection::request(directory, identity, &request).await?;
         let AgentMessage::Started { pid } = first else {
             return Err(WireError::Unexpected("answer to a request to run a process").into());
         };
@@ -78,9 +81,10 @@ impl Exec {
     pub(crate) async fn attach(
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
-        request: AttachRequest,
+        spec: AttachSpec,
     ) -> Result<Self, AgentError> {
-        let (connection, first) = AgentConnection::request(directory, identity, &HostMessage::Attach(request)).await?;
+        let request = HostMessage::Attach(spec.into());
+        let (connection, first) = AgentConnection::request(directory, identity, &request).await?;
         let credit = match first {
             AgentMessage::Attached(Attached { stdin_credit: None }) => Credit::none(),
             AgentMessage::Attached(Attached { stdin_credit: Some(bytes) }) if bytes <= STDIN_WINDOW => {
@@ -88,7 +92,7 @@ impl Exec {
             }
             _ => return Err(WireError::Unexpected("answer to a request to attach to a process").into()),
         };
-        Ok(Self::on(connection, request.pid, credit, request.view))
+        Ok(Self::on(connection, spec.pid, credit, spec.view))
     }
 
     /// Makes the reader of the output log the end of the process.
@@ -124,6 +128,10 @@ pub struct StdinSink {
 }
 
 impl StdinSink {
+    /// Maximum number of bytes that are sent as a whole, or not at all where [`Self::write`] fails with
+    /// [`WireError::Closed`].
+    pub const CHUNK: usize = MAX_STREAM_BODY;
+
     /// Sends all of `bytes`, as fast as the process reads them.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! connections to the agent.
 
 pub(crate) mod agent;
+pub(crate) mod attach_spec;
 pub(crate) mod error;
 pub(crate) mod exec;
 pub(crate) mod files;
@@ -12,6 +13,7 @@ pub(crate) mod in_use;
 pub(crate) mod interruption;
 mod pause;
 pub(crate) mod ports;
+pub(crate) mod process_spec;
 pub(crate) mod processes;
 mod reach;
 pub(crate) mod request;

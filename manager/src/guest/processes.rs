@@ -10,6 +10,7 @@ use crate::{
     audit::Event,
     guest::{
         agent::{self, AgentConnection, AgentError},
+        attach_spec::AttachSpec,
         error::ExecError,
         exec::{Exec, Output},
         identity::Identity,
@@ -20,7 +21,7 @@ use crate::{
 };
 use sandboxvm_protocol::agent::{
     AgentMessage, ExitStatus, HostMessage, SignalNumber,
-    process::{AttachRequest, ProcessInfo, ProcessState, View},
+    process::{ProcessInfo, ProcessState, View},
 };
 use serde::Serialize;
 
@@ -104,12 +105,12 @@ impl Sandbox {
     ///
     /// # Errors
     /// Every [`ExecError`] except those of requests.
-    pub async fn attach(&self, request: AttachRequest) -> Result<Exec, ExecError> {
+    pub async fn attach(&self, spec: AttachSpec) -> Result<Exec, ExecError> {
         let identity = self.reachable().await?;
-        match Exec::attach(&self.directory, identity.as_ref(), request).await {
+        match Exec::attach(&self.directory, identity.as_ref(), spec).await {
             Ok(exec) => {
-                if request.view == View::Attend {
-                    self.trail().note(Event::Attached { pid: request.pid, stdin: request.stdin });
+                if spec.view == View::Attend {
+                    self.trail().note(Event::Attached { pid: spec.pid, stdin: spec.stdin });
                 }
                 Ok(exec)
             }
@@ -139,7 +140,7 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`] except those of requests.
     pub async fn wait(&self, pid: u32) -> Result<ExitStatus, ExecError> {
-        let mut exec = self.attach(AttachRequest { pid, view: View::End, stdin: false, terminal: None }).await?;
+        let mut exec = self.attach(AttachSpec::new(pid, View::End)).await?;
         loop {
             match exec.output.next().await {
                 Ok(Some(Output::Exited(status))) => return Ok(status),

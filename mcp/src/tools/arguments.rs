@@ -1,11 +1,7 @@
 //! Arguments that several tools share, and their errors.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use sandboxvm_protocol::{
-    agent::{CText, files::FilePath},
-    ids::SandboxName,
-    machine::MIB,
-};
+use sandboxvm_manager::{CText, FilePath, MIB, SandboxName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,10 +42,6 @@ pub(crate) fn text(name: &'static str, value: &str) -> Result<CText, BadArgument
     CText::try_from(value).map_err(|error| BadArgument::new(name, error))
 }
 
-pub(crate) fn texts(name: &'static str, values: &[String]) -> Result<Vec<CText>, BadArgument> {
-    values.iter().map(|value| text(name, value)).collect()
-}
-
 pub(crate) fn path(value: &str) -> Result<FilePath, BadArgument> {
     FilePath::try_from(value).map_err(|error| BadArgument::new("path", error))
 }
@@ -76,10 +68,10 @@ pub(crate) fn within(name: &'static str, value: u64, least: u64, most: u64) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::machine::MemorySize;
+    use sandboxvm_manager::MemorySize;
 
     #[test]
-    fn what_is_wrong_names_the_argument_and_the_bounds() {
+    fn errors_name_the_argument_and_its_bounds() {
         let message = mib::<MemorySize>("memory_mib", 1).unwrap_err().to_string();
         assert!(message.starts_with("argument memory_mib: ") && message.contains("64 MiB"), "{message}");
         assert!(mib::<MemorySize>("memory_mib", u64::MAX).is_err());

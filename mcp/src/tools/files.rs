@@ -13,8 +13,7 @@ use rmcp::{
     service::RequestContext,
     tool, tool_router,
 };
-use sandboxvm_manager::{FileDone, FileError, Files, Sandbox, permissions};
-use sandboxvm_protocol::agent::files::{FileEntry, FileKind};
+use sandboxvm_manager::{FileDone, FileEntry, FileError, FileKind, Files, Sandbox, permissions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -13,6 +13,7 @@ use rmcp::{
 };
 use sandboxvm_manager::{
     AtEnd, CreateError, DirectoryError, Sandbox, SandboxSpec, StartFrom, SuperviseError, SupervisionSpec, TimeToLive,
+    environment_entry,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -200,9 +201,10 @@ async fn create(scope: &Scope, arguments: CreateArguments) -> Result<SandboxShow
 }
 
 fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, LifecycleFailure> {
+    let env = arguments.env.iter().map(|(key, value)| environment_entry(key, value)).collect::<Result<_, _>>();
     let mut spec = SandboxSpec {
         name: arguments.name.as_deref().map(|text| name("name", text)).transpose()?,
-        env: arguments.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        env: env.map_err(|error| BadArgument::new("env", error))?,
         ..SandboxSpec::default()
     };
     if let Some(snapshot) = &arguments.snapshot {
@@ -220,9 +222,6 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
     }
     if let Some(cpus) = arguments.cpus {
         spec.vcpus = cpus.try_into().map_err(|error| BadArgument::new("cpus", error))?;
-    }
-    if let Some(key) = arguments.env.keys().find(|key| key.is_empty() || key.contains('=')) {
-        return Err(BadArgument::new("env", format_args!("{key:?} is not a name of a variable")).into());
     }
     Ok(spec)
 }

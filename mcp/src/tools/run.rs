@@ -1,7 +1,7 @@
 //! Runs a command in a sandbox until it ends. Captures a bounded part of its output, and kills it on timeout or if the client
 //! cancels the call.
 
-use super::arguments::{BadArgument, text, texts, within};
+use super::arguments::{BadArgument, within};
 use crate::{
     capture::{Capture, KEPT},
     scope::{Scope, ScopeError},
@@ -13,11 +13,12 @@ use rmcp::{
     service::RequestContext,
     tool, tool_router,
 };
-use sandboxvm_manager::{Exec, ExecError, Output, Sandbox, StdinSink};
-use sandboxvm_protocol::agent::{ExecRequest, ExitStatus, OnDisconnect, StdinSource};
+use sandboxvm_manager::{
+    Exec, ExecError, ExitStatus, OnDisconnect, Output, ProcessSpec, ProcessSpecError, Sandbox, StdinSink,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 const DEFAULT_TIMEOUT: u64 = 120;
 const MAX_TIMEOUT: u64 = 24 * 3600;
@@ -101,10 +102,10 @@ impl SandboxTools {
 }
 
 async fn run(scope: &Scope, arguments: RunArguments) -> Result<RunDone, RunFailure> {
-    let request = request(&arguments)?;
+    let spec = spec(&arguments)?;
     let sandbox = scope.find(&arguments.sandbox)?;
     // Closing the connection kills the process, so it is held until the process ends.
-    let Exec { stdin, output, control: _connection, .. } = sandbox.exec(request).await?;
+    let Exec { stdin, output, control: _connection, .. } = sandbox.exec(spec).await?;
     let input = feed(stdin, arguments.stdin.unwrap_or_default());
     let attended = attend(&sandbox, output);
     tokio::pin!(input, attended);
@@ -149,29 +150,34 @@ fn done(status: ExitStatus, stdout: Capture, stderr: Capture) -> RunDone {
     }
 }
 
-fn request(arguments: &RunArguments) -> Result<ExecRequest, BadArgument> {
-    let argv = match (&arguments.command, &arguments.argv) {
-        (Some(command), None) => vec![text("command", "bash")?, text("command", "-lc")?, text("command", command)?],
-        (None, Some(argv)) if argv.first().is_some_and(|program| !program.is_empty()) => texts("argv", argv)?,
-        (None, Some(_)) => return Err(BadArgument::new("argv", "the program is empty")),
-        _ => return Err(BadArgument::new("command", "give either command or argv")),
+fn spec(arguments: &RunArguments) -> Result<ProcessSpec, BadArgument> {
+    let (argv, named) = match (&arguments.command, &arguments.argv) {
+        (Some(command), None) => (vec!["bash", "-lc", command], "command"),
+        (None, Some(argv)) => (argv.iter().map(String::as_str).collect(), "argv"),
+        _ => return Err(BadArgument::new("command", "state either command or argv")),
     };
     let timeout = within("timeout_seconds", arguments.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT), 1, MAX_TIMEOUT)?;
-    let variable = |(key, value): (&String, &String)| {
-        if key.is_empty() || key.contains('=') {
-            return Err(BadArgument::new("env", format_args!("{key:?} is not a name of a variable")));
-        }
-        text("env", &format!("{key}={value}"))
-    };
-    let has_input = arguments.stdin.as_ref().is_some_and(|input| !input.is_empty());
-    Ok(ExecRequest {
-        env: arguments.env.iter().map(variable).collect::<Result<_, _>>()?,
-        cwd: arguments.cwd.as_deref().map(|cwd| text("cwd", cwd)).transpose()?,
-        user: arguments.user.as_deref().map(|user| text("user", user)).transpose()?,
-        stdin: if has_input { StdinSource::Connection } else { StdinSource::Null },
-        timeout_ms: Some(timeout * 1000),
-        on_disconnect: OnDisconnect::Kill,
-        ..ExecRequest::plain(argv)
+    let mut spec = ProcessSpec::builder(argv)
+        .reads_stdin(arguments.stdin.as_ref().is_some_and(|input| !input.is_empty()))
+        .timeout(Duration::from_secs(timeout))
+        .on_disconnect(OnDisconnect::Kill);
+    for (key, value) in &arguments.env {
+        spec = spec.variable(key, value);
+    }
+    if let Some(cwd) = &arguments.cwd {
+        spec = spec.working_directory(cwd);
+    }
+    if let Some(user) = &arguments.user {
+        spec = spec.user(user);
+    }
+    spec.build().map_err(|error| {
+        let name = match error {
+            ProcessSpecError::Variable { .. } => "env",
+            ProcessSpecError::WorkingDirectory(_) => "cwd",
+            ProcessSpecError::User(_) => "user",
+            _ => named,
+        };
+        BadArgument::new(name, error)
     })
 }
 
@@ -180,16 +186,16 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn requested(mut json: serde_json::Value) -> Result<ExecRequest, BadArgument> {
+    fn requested(mut json: serde_json::Value) -> Result<ProcessSpec, BadArgument> {
         json["sandbox"] = "x".into();
-        request(&serde_json::from_value(json).unwrap())
+        spec(&serde_json::from_value(json).unwrap())
     }
 
     #[test]
     fn a_command_is_the_shells_and_an_argv_is_not() {
         let words = |json| -> Vec<String> {
-            let argv = requested(json).unwrap().argv;
-            argv.iter().map(|word| String::from_utf8(word.as_bytes().to_vec()).unwrap()).collect()
+            let spec = requested(json).unwrap();
+            spec.argv().map(|word| String::from_utf8(word.to_vec()).unwrap()).collect()
         };
         assert_eq!(words(json!({"command": "echo $HOME"})), ["bash", "-lc", "echo $HOME"]);
         assert_eq!(words(json!({"argv": ["echo", "$HOME", ""]})), ["echo", "$HOME", ""]);
@@ -197,11 +203,12 @@ mod tests {
 
     #[test]
     fn a_command_has_always_its_time_and_is_killed_with_the_call() {
-        let plain = requested(json!({"command": "x"})).unwrap();
-        assert_eq!((plain.timeout_ms, plain.on_disconnect), (Some(120_000), OnDisconnect::Kill));
-        assert_eq!(plain.stdin, StdinSource::Null);
+        let of = |argv: &[&str]| ProcessSpec::builder(argv).timeout(Duration::from_secs(120));
+        let plain = requested(json!({"argv": ["x"]})).unwrap();
+        assert_eq!(plain, of(&["x"]).on_disconnect(OnDisconnect::Kill).build().unwrap());
         let fed = requested(json!({"command": "x", "stdin": "y", "timeout_seconds": 5})).unwrap();
-        assert_eq!((fed.timeout_ms, fed.stdin), (Some(5000), StdinSource::Connection));
+        let expected = of(&["bash", "-lc", "x"]).timeout(Duration::from_secs(5)).reads_stdin(true);
+        assert_eq!(fed, expected.build().unwrap());
     }
 
     #[test]
@@ -222,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_as_a_shell_tells_it() {
+    fn exit_codes_follow_the_shell_convention() {
         let told = |status| {
             let mut stdout = Capture::new(1);
             stdout.take(b"abcd");
             done(status, stdout, Capture::new(1))
         };
-        let killed = told(ExitStatus::Signal(sandboxvm_protocol::agent::SignalNumber::KILL));
+        let killed = told(ExitStatus::Signal(sandboxvm_manager::SignalNumber::KILL));
         assert_eq!((killed.exit_code, killed.signal, killed.timed_out), (137, Some(9), false));
         assert_eq!((killed.stdout_bytes, killed.cut_bytes), (4, 2));
         let late = told(ExitStatus::TimedOut);

@@ -27,7 +27,7 @@ pub enum KeyError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// It is not what was written.
@@ -43,7 +43,7 @@ pub enum KeyError {
     Unknown(String),
 }
 
-/// Identifies a key, and whoever uses it, for ever.
+/// Identifies a key, and the client that uses it. Never reused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct KeyId(pub(crate) String);

@@ -8,7 +8,6 @@ use keys::KeyStore;
 use rate::{Failures, RateLimits};
 use tokens::Tokens;
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Access {
     pub(crate) keys: KeyStore,

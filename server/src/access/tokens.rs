@@ -2,7 +2,7 @@
 //! revoked (their generation, in the sandbox's record), and those of one sandbox say nothing of another's.
 
 use hmac::{Hmac, Mac};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 use sha2::Sha256;
 use std::{
     fs::{self, OpenOptions},
@@ -22,7 +22,7 @@ pub enum TokenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system reported.
         source: io::Error,
     },
     /// It is no secret.
@@ -39,7 +39,6 @@ pub(crate) enum Scope {
     Traffic,
 }
 
-/// See the module.
 pub(crate) struct Tokens {
     secret: [u8; SECRET_BYTES],
 }

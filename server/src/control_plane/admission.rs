@@ -4,9 +4,9 @@ use super::error::ApiError;
 use crate::{
     access::{keys::Key, rate::Credential},
     app::{App, SharedApp},
+    concurrency::NoPlace,
     deadline::{self, Deadlines},
     listen::connections::Peer,
-    room::NoPlace,
 };
 use axum::{
     body::{Body, Bytes, HttpBody},

@@ -1,6 +1,6 @@
 //! Errors in the shape that E2B's clients turn into their own exceptions: `{code, message}` and a status that says which.
 
-use crate::registry::error::RegistryError;
+use crate::{registry::error::RegistryError, templates::TemplateError};
 use axum::{
     Json,
     extract::rejection::{JsonRejection, QueryRejection},
@@ -53,9 +53,9 @@ impl IntoResponse for ApiError {
 impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
         let status = match &error {
-            RegistryError::Unknown(_) | RegistryError::UnknownTemplate(_) => StatusCode::NOT_FOUND,
+            RegistryError::Unknown(_) | RegistryError::Template(TemplateError::Unknown(_)) => StatusCode::NOT_FOUND,
             RegistryError::Paused(_) | RegistryError::AlreadyPaused(_) => StatusCode::CONFLICT,
-            RegistryError::ForbiddenTemplate(_) => StatusCode::FORBIDDEN,
+            RegistryError::Template(TemplateError::Forbidden(_)) => StatusCode::FORBIDDEN,
             RegistryError::Invalid(_) => StatusCode::BAD_REQUEST,
             RegistryError::Quota(_)
             | RegistryError::SnapshotQuota(_)

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     access::keys::Key,
     app::{App, SharedApp},
-    registry::{entry::Entry, error::RegistryError, life::Back},
+    registry::{entry::Entry, error::RegistryError, lifecycle::Back},
 };
 use axum::{
     Extension, Json,

@@ -95,7 +95,7 @@ async fn entries(app: &SharedApp, key: &Key, id: &str, query: LogsQuery) -> Resu
     let wanted = Arc::new(());
     let asked = Arc::downgrade(&wanted);
     let read = move || {
-        // Until the last byte was read, whether or not anybody waits for it.
+        // Held until the last byte was read, even when the client has gone away.
         let _place = place;
         query.read(&sandbox.trail(), || asked.strong_count() > 0)
     };

@@ -1,11 +1,7 @@
 //! What sandboxes take of the machine, as E2B's clients read it.
 
 use super::{error::ApiError, views::time};
-use crate::{
-    access::keys::Key,
-    app::SharedApp,
-    registry::{entry::Entry, samples::Sample},
-};
+use crate::{access::keys::Key, app::SharedApp, metering::samples::Sample, registry::entry::Entry};
 use axum::{
     Extension, Json,
     extract::{Path, Query, State, rejection::QueryRejection},
@@ -40,7 +36,7 @@ pub(super) async fn of_one(
     let (start, end) = (at(range.start), at(range.end));
     let within =
         |sample: &Sample| start.is_none_or(|start| sample.at >= start) && end.is_none_or(|end| sample.at <= end);
-    Ok(Json(entry.samples().iter().filter(|sample| within(sample)).map(shown).collect()))
+    Ok(Json(entry.samples.all().iter().filter(|sample| within(sample)).map(shown).collect()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,7 +67,7 @@ pub(super) async fn of_many(
 }
 
 fn last(entry: &Arc<Entry>) -> Option<Value> {
-    entry.samples().last().map(shown)
+    entry.samples.last().as_ref().map(shown)
 }
 
 fn shown(sample: &Sample) -> Value {

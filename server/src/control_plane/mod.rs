@@ -25,7 +25,7 @@ use axum::{
 };
 use error::ApiError;
 
-/// All of it.
+/// Returns the routes of the control plane.
 pub(crate) fn router(app: SharedApp) -> Router {
     let api: Router<SharedApp> = Router::new()
         .route("/sandboxes", post(sandboxes::create_v1).get(sandboxes::list_v1))

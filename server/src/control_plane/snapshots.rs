@@ -1,11 +1,7 @@
 //! Snapshots, which clients use as templates.
 
 use super::{error::ApiError, paging::page, sandboxes::unbroken};
-use crate::{
-    access::keys::Key,
-    app::SharedApp,
-    registry::{life::Back, templates::SnapshotRecord},
-};
+use crate::{access::keys::Key, app::SharedApp, registry::lifecycle::Back, templates::SnapshotRecord};
 use axum::{
     Extension, Json,
     body::Bytes,

@@ -18,16 +18,30 @@ const MIB: u64 = 1 << 20;
 /// E2B's name for the machine a sandbox is on; there is one.
 const CLIENT_ID: &str = "sandboxvm";
 
-/// What create, connect and fork answer.
+/// What identifies a sandbox.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Created {
+struct Ids {
     #[serde(rename = "templateID")]
     template_id: String,
     #[serde(rename = "sandboxID")]
     sandbox_id: String,
     #[serde(rename = "clientID")]
     client_id: &'static str,
+}
+
+impl Ids {
+    fn of(entry: &Entry, record: &Record) -> Self {
+        let (template_id, sandbox_id) = (record.template.0.clone(), entry.id.to_string());
+        Self { template_id, sandbox_id, client_id: CLIENT_ID }
+    }
+}
+
+/// What create, connect and fork answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Created {
+    #[serde(flatten)]
+    ids: Ids,
     envd_version: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     envd_access_token: Option<String>,
@@ -41,9 +55,7 @@ pub(super) fn created(app: &App, entry: &Entry) -> Created {
     let record = entry.record();
     let token = |scope, wanted: bool| wanted.then(|| app.access.tokens.of(scope, &entry.id, record.token_generation));
     Created {
-        template_id: record.template.0.clone(),
-        sandbox_id: entry.id.to_string(),
-        client_id: CLIENT_ID,
+        ids: Ids::of(entry, &record),
         envd_version: ENVD_VERSION,
         envd_access_token: token(Scope::Envd, record.secure),
         traffic_access_token: token(Scope::Traffic, !record.public_traffic),
@@ -55,12 +67,8 @@ pub(super) fn created(app: &App, entry: &Entry) -> Created {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Listed {
-    #[serde(rename = "templateID")]
-    template_id: String,
-    #[serde(rename = "sandboxID")]
-    sandbox_id: String,
-    #[serde(rename = "clientID")]
-    client_id: &'static str,
+    #[serde(flatten)]
+    ids: Ids,
     alias: String,
     started_at: String,
     end_at: String,
@@ -103,9 +111,7 @@ pub(super) fn listed(app: &App, entry: &Entry) -> Result<Option<Listed>, Registr
 
 fn row(entry: &Entry, record: &Record, machine: &SandboxRecord) -> Listed {
     Listed {
-        template_id: record.template.0.clone(),
-        sandbox_id: entry.id.to_string(),
-        client_id: CLIENT_ID,
+        ids: Ids::of(entry, record),
         alias: record.template.0.clone(),
         started_at: time(record.started_at),
         end_at: time(record.end_at),

@@ -47,7 +47,6 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Connections {
     limits: Limits,

@@ -7,7 +7,7 @@ mod tls;
 pub(crate) use tls::Tls;
 pub use tls::TlsError;
 
-use crate::{held::Held, unread};
+use crate::{held::Held, lingering_close};
 use axum::{
     Router,
     body::Body,
@@ -56,8 +56,8 @@ pub(crate) fn limits(all: usize, of_one_peer: usize) -> Limits {
 
 /// Serves connections until the server ends.
 pub(crate) async fn accept(listener: TcpListener, router: Router, limits: Limits, (tls, ending, tracker): Shared) {
-    // The last layer is the outermost: what `unread` still reads of a request is part of it.
-    let router = router.layer(middleware::from_fn(unread::answer)).layer(middleware::from_fn(occupy));
+    // The last layer is the outermost: what `lingering_close` still reads of a request is part of it.
+    let router = router.layer(middleware::from_fn(lingering_close::answer)).layer(middleware::from_fn(occupy));
     let connections = Connections::new(limits, ending.clone(), tracker.clone());
     loop {
         let (stream, address) = tokio::select! {

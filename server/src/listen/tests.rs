@@ -85,7 +85,7 @@ async fn a_connection_without_a_request_is_closed_whatever_it_began_with() {
 }
 
 #[tokio::test]
-async fn connections_without_requests_keep_nobody_out() {
+async fn idle_connections_do_not_lock_clients_out() {
     let server = listener(limits(8, 8)).await;
     let mut silent = Vec::new();
     for _ in 0..50 {

@@ -1,27 +1,22 @@
-//! One sandbox of this server while it is known: its record, who changes it, and what the sandbox plane remembers of it.
+//! One sandbox of this server while it is known: its record, its samples, and the locks of those that change it.
 
 use super::{
     gate::{Gate, Pass},
     record::Record,
-    samples::{KEPT, Sample},
 };
-use crate::sandbox_plane::envd::SandboxState;
-use sandboxvm_manager::Sandbox;
-use sandboxvm_protocol::ids::SandboxId;
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+use crate::metering::samples::Samples;
+use sandboxvm_manager::{Sandbox, SandboxId};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,
     record: Mutex<Record>,
-    samples: Mutex<VecDeque<Sample>>,
+    /// What it took of the machine lately.
+    pub(crate) samples: Samples,
     end_counted: AtomicBool,
     /// Held by every call that changes the sandbox or its record, to its end.
     pub(super) change: tokio::sync::Mutex<()>,
@@ -29,8 +24,6 @@ pub(crate) struct Entry {
     pub(super) gate: Gate,
     /// It was removed, with its record. Set under `change`, and final.
     gone: AtomicBool,
-    /// What envd's clients are told of its processes and directories; gone with the server.
-    pub(crate) envd: SandboxState,
 }
 
 /// A sandbox that runs, and what is known of it.
@@ -53,16 +46,15 @@ impl Reached {
 }
 
 impl Entry {
-    pub(super) fn new(record: Record) -> Arc<Self> {
+    pub(crate) fn new(record: Record) -> Arc<Self> {
         Arc::new(Self {
             id: record.id.clone(),
             record: Mutex::new(record),
-            samples: Mutex::default(),
+            samples: Samples::default(),
             end_counted: AtomicBool::new(false),
             change: tokio::sync::Mutex::default(),
             gate: Gate::default(),
             gone: AtomicBool::new(false),
-            envd: SandboxState::default(),
         })
     }
 
@@ -89,22 +81,9 @@ impl Entry {
         self.gone.store(true, Ordering::Release);
     }
 
-    /// What it took lately, oldest first.
-    pub(crate) fn samples(&self) -> Vec<Sample> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-
     /// True the first time.
     pub(super) fn counts_its_end(&self) -> bool {
         !self.end_counted.swap(true, Ordering::Relaxed)
-    }
-
-    pub(super) fn add_sample(&self, sample: Sample) {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        if samples.len() == KEPT {
-            samples.pop_front();
-        }
-        samples.push_back(sample);
     }
 
     pub(super) fn set_record(&self, record: Record) {

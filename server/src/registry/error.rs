@@ -1,11 +1,10 @@
 //! Why something was not done to a sandbox; `control_plane` gives each its HTTP status.
 
-use super::store::StoreError;
+use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
 use sandboxvm_manager::{
     ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RemoveError, ResetError, SnapshotError,
 };
 
-/// See the module.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
     /// There is no such sandbox, or it is not the caller's.
@@ -23,12 +22,9 @@ pub(crate) enum RegistryError {
     /// It was to be paused.
     #[error("sandbox {0} is already paused")]
     AlreadyPaused(String),
-    /// No template or snapshot of the caller's is called that.
-    #[error("template {0:?} was not found; GET /templates lists them")]
-    UnknownTemplate(String),
-    /// The key may not use it.
-    #[error("this API key may not use template {0:?}")]
-    ForbiddenTemplate(String),
+    /// It is to be made from something that the caller cannot use.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// The key has as many as it may have.
     #[error("this API key has reached its limit of {0} sandboxes; kill one first")]
     Quota(u32),
@@ -41,11 +37,11 @@ pub(crate) enum RegistryError {
          limit is {most_mib} MiB; delete a snapshot or kill a sandbox first"
     )]
     StorageQuota {
-        /// Taken.
+        /// Disk space in use.
         used_mib: u64,
         /// What one more may take.
         more_mib: u64,
-        /// Allowed.
+        /// Maximum.
         most_mib: u64,
     },
     /// The audit logs of the key's sandboxes take all the disk they may.
@@ -54,9 +50,9 @@ pub(crate) enum RegistryError {
          removed some time after their sandboxes"
     )]
     AuditQuota {
-        /// Taken.
+        /// Disk space in use.
         used_mib: u64,
-        /// Allowed.
+        /// Maximum.
         most_mib: u64,
     },
     /// The request asks for what cannot be.
@@ -80,7 +76,7 @@ pub(crate) enum RegistryError {
     /// It did not come back.
     #[error("cannot resume the sandbox: {0}")]
     Resume(Box<ResetError>),
-    /// Its VMM does not do as it is told.
+    /// Its VMM did not obey a request.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// It does not end.
@@ -140,6 +136,15 @@ impl From<ResetError> for RegistryError {
         match error {
             ResetError::Admission(refused) => Self::Full(refused.to_string()),
             error => Self::Resume(Box::new(error)),
+        }
+    }
+}
+
+impl From<StartsError> for RegistryError {
+    fn from(error: StartsError) -> Self {
+        match error {
+            StartsError::TooMany => Self::Full(error.to_string()),
+            StartsError::ShuttingDown => Self::ShuttingDown,
         }
     }
 }

@@ -1,17 +1,17 @@
-//! Ends sandboxes whose time is up. Several at a time, since one whose VMM stalls must not keep the others from their end, and
-//! a share of them for each key.
+//! Ends sandboxes that have expired: several at a time, since one whose VMM stalls must not delay the others, and with a share
+//! for each key.
 
-use super::{Registry, entry::Entry};
+use super::{entry::Entry, state::Registry};
 use crate::access::keys::KeyId;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-/// How soon an end that failed is tried again.
+/// Time after which an end that failed is tried again.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// Ends under way at a time, in all and of one key.
 const MOST_AT_ONCE: usize = 32;
@@ -52,7 +52,7 @@ impl Ending {
 }
 
 impl Registry {
-    /// Ends what has no time left, as it comes; never returns.
+    /// Ends sandboxes as they expire; never returns.
     pub(crate) async fn keep_time(&self) {
         let mut ending = Ending::default();
         let mut under_way: FuturesUnordered<BoxFuture<'_, (SandboxId, KeyId, bool)>> = FuturesUnordered::new();

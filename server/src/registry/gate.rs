@@ -4,7 +4,6 @@
 use std::time::Duration;
 use tokio::{sync::watch, time::timeout};
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Gate {
     state: watch::Sender<State>,

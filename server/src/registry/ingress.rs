@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
+/// The port that envd's API is on; no server of the guest's is reached there.
+pub(crate) const ENVD_PORT: u16 = 49983;
 /// Maximum length of a host in bytes: that of a name of DNS, a port and the placeholder.
 const MAX_HOST: usize = 253 + ":65535".len() + PORT.len();
 /// Stands for the port in a mask.
@@ -17,16 +19,15 @@ pub(crate) enum IngressError {
     NotAscii(String),
     #[error("mask request host is not valid: {0}")]
     Mask(String),
-    #[error("invalid port {0} in httpsPorts: must be between 1 and 65535, and not {ENVD}", ENVD = crate::sandbox_plane::ENVD_PORT)]
+    #[error("invalid port {0} in httpsPorts: must be between 1 and 65535, and not {ENVD}", ENVD = ENVD_PORT)]
     Port(u64),
     #[error("invalid httpsPorts: must have at most {MAX_PORTS} ports")]
     Ports,
 }
 
-/// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ingress {
-    /// What servers are told that their host is.
+    /// The `Host` header that servers receive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mask_request_host: Option<String>,
     /// Ports whose servers speak TLS.
@@ -41,7 +42,7 @@ impl Ingress {
             check(mask)?;
         }
         let port = |port: &u64| match u16::try_from(*port) {
-            Ok(port) if port != 0 && port != crate::sandbox_plane::ENVD_PORT => Ok(port),
+            Ok(port) if port != 0 && port != ENVD_PORT => Ok(port),
             _ => Err(IngressError::Port(*port)),
         };
         let https_ports: BTreeSet<u16> = https_ports.iter().map(port).collect::<Result<_, _>>()?;

@@ -1,20 +1,17 @@
-//! What is known of a sandbox that this server made, as it is written down before a client is answered.
+//! The record of a sandbox, which is on disk before a client is answered.
 
 use super::ingress::Ingress;
-use crate::access::keys::KeyId;
-use sandboxvm_protocol::ids::{SandboxId, SandboxName};
+use crate::{access::keys::KeyId, templates::TemplateId};
+use sandboxvm_manager::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::SystemTime};
-
-/// Version of the file's format.
-pub(crate) const FORMAT: u32 = 1;
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) format: u32,
     pub(crate) id: SandboxId,
-    /// Whose it is; nobody else is ever told that it exists.
+    /// The key that owns it. Other keys get 404, as for a sandbox that does not exist.
     pub(crate) owner: KeyId,
     pub(crate) template: TemplateId,
     /// The configured template that it, or what its snapshot is of, was made from: its limits are this sandbox's.
@@ -22,7 +19,7 @@ pub(crate) struct Record {
     pub(crate) origin: Option<TemplateId>,
     #[serde(with = "unix_ms")]
     pub(crate) started_at: SystemTime,
-    /// When its time is up.
+    /// When it expires.
     #[serde(with = "unix_ms")]
     pub(crate) end_at: SystemTime,
     pub(crate) on_timeout: OnTimeout,
@@ -46,12 +43,7 @@ pub(crate) struct Record {
     pub(crate) phase: Phase,
 }
 
-/// What a sandbox was made from, as clients name it: a template's name or a snapshot's ID.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct TemplateId(pub(crate) String);
-
-/// What happens when time is up.
+/// What happens when a sandbox expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OnTimeout {
@@ -85,18 +77,12 @@ impl Record {
     }
 }
 
-/// Unix time in milliseconds, as files have it.
-pub(super) fn unix_millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 mod unix_ms {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::time::{Duration, SystemTime};
 
     pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(super::unix_millis(*time))
+        serializer.serialize_u64(crate::store::unix_millis(*time))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
@@ -110,6 +96,7 @@ mod unix_ms {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::store::FORMAT;
     use std::time::Duration;
 
     pub(crate) fn example(id: &str) -> Record {

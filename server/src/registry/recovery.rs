@@ -1,13 +1,11 @@
-//! After a start: the records of the server before are held against what runs, and what does not fit is made to.
+//! After a start: the records of the previous run are compared with what runs, and what does not fit is made to.
 
 use super::{
-    Intent, Registry,
     error::RegistryError,
-    life::paused_name,
     record::{Phase, Record},
+    state::{Intent, Registry, paused_name},
 };
-use sandboxvm_manager::{FindError, RemoveError, State};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::{FindError, RemoveError, SandboxId, State};
 use std::time::{Duration, SystemTime};
 
 /// What a start found.
@@ -22,7 +20,7 @@ pub(crate) struct Recovered {
 }
 
 impl Registry {
-    /// Finds the sandboxes of the server before.
+    /// Finds the sandboxes of the previous run.
     pub(crate) async fn recover(&self) -> Result<Recovered, RegistryError> {
         let mut recovered = Recovered::default();
         let records = self.records.all()?;
@@ -66,7 +64,7 @@ impl Registry {
         }
     }
 
-    /// Copies of a sandbox that were made after a moment, by whomever.
+    /// Copies of a sandbox that were made after a moment, by any process.
     fn copies(&self, of: &SandboxId, since: u64) -> Result<Vec<SandboxId>, RegistryError> {
         let since = SystemTime::UNIX_EPOCH + Duration::from_millis(since);
         let made_since = self.manager.list()?.into_iter().filter(|summary| summary.record.created_at >= since);

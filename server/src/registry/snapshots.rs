@@ -1,20 +1,17 @@
 //! Snapshots that clients made, under IDs of this server's; what clients call them is theirs alone.
 
 use super::{
-    Registry,
     entry::Entry,
     error::RegistryError,
-    life::Back,
-    new_name,
-    record::{FORMAT, unix_millis},
+    lifecycle::Back,
+    state::{Registry, new_name},
+};
+use crate::{
+    access::keys::{Key, KeyId},
+    store::{FORMAT, unix_millis},
     templates::SnapshotRecord,
 };
-use crate::access::keys::{Key, KeyId};
-use sandboxvm_manager::{Output, Sandbox, SnapshotError};
-use sandboxvm_protocol::{
-    agent::{CText, ExecRequest, ExitStatus},
-    ids::SandboxName,
-};
+use sandboxvm_manager::{ExitStatus, Output, ProcessSpec, Sandbox};
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
@@ -23,8 +20,8 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(120);
 
 /// Has the guest write to its disk what it holds in memory; false where it does not.
 async fn write_back(sandbox: &Sandbox) -> bool {
-    let Ok(sync) = CText::try_from("sync") else { return false };
-    let Ok(mut exec) = sandbox.exec(ExecRequest::plain(vec![sync])).await else { return false };
+    let Ok(sync) = ProcessSpec::builder(["sync"]).build() else { return false };
+    let Ok(mut exec) = sandbox.exec(sync).await else { return false };
     loop {
         match exec.output.next().await {
             Ok(Some(Output::Exited(status))) => return status == ExitStatus::Code(0),
@@ -89,13 +86,5 @@ impl Registry {
         self.remove_snapshot_of_manager(&snapshot.id)?;
         self.snapshots.remove(&key.id, &snapshot.id)?;
         Ok(true)
-    }
-
-    /// Whether or not it is there.
-    pub(super) fn remove_snapshot_of_manager(&self, name: &SandboxName) -> Result<(), RegistryError> {
-        match self.manager.remove_snapshot(name.as_str()) {
-            Ok(()) | Err(SnapshotError::Unknown(_)) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 }

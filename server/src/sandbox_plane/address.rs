@@ -1,7 +1,7 @@
 //! Which sandbox and port a request is for.
 
 use axum::http::{HeaderMap, Request, header::HOST};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 
 /// A sandbox and a port of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     deadline::{self, Deadlines},
     held::Held,
-    registry::{entry::Reached, error::RegistryError},
+    registry::{error::RegistryError, ingress::ENVD_PORT},
 };
 use address::Address;
 use axum::{
@@ -25,26 +25,24 @@ use axum::{
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
+use envd::state::{SandboxStates, Target};
 use refusal::{Refusal, Unauthorized};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 use std::{sync::Arc, time::Duration};
 use tower::ServiceExt;
 
-/// The port that envd's API is on; no server of the guest's is reached there.
-pub(crate) const ENVD_PORT: u16 = 49983;
-
-/// All of it.
+/// Returns the routes of the sandbox plane.
 pub(crate) fn router(app: SharedApp) -> Router {
-    let envd = envd::router();
+    let (envd, states) = (envd::router(), Arc::new(SandboxStates::default()));
     Router::new()
         .fallback(move |State(app): State<SharedApp>, request: Request<Body>| {
-            let envd = envd.clone();
-            async move { dispatch(app, envd, request).await }
+            let (envd, states) = (envd.clone(), Arc::clone(&states));
+            async move { dispatch(app, envd, &states, request).await }
         })
         .with_state(app)
 }
 
-async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> Response {
+async fn dispatch(app: SharedApp, envd: Router, states: &SandboxStates, mut request: Request<Body>) -> Response {
     let address = match Address::of(&request) {
         Ok(Some(address)) => address,
         Ok(None) if request.uri().path() == "/health" => return StatusCode::NO_CONTENT.into_response(),
@@ -91,7 +89,7 @@ async fn dispatch(app: SharedApp, envd: Router, mut request: Request<Body>) -> R
         if address.port != ENVD_PORT {
             return traffic::forward(&app, reached, address.port, request).await;
         }
-        request.extensions_mut().insert(Arc::new(reached));
+        request.extensions_mut().insert(Target::new(reached, states));
         request.extensions_mut().insert(app);
         match envd.oneshot(request).await {
             Ok(response) => response,
@@ -119,6 +117,3 @@ fn deadlines(config: &Config, port: u16, path: &str) -> Deadlines {
 async fn signer(app: &SharedApp, signed: Option<Result<envd::SignedRequest, Refusal>>) -> Result<SandboxId, Refusal> {
     signed.ok_or(Refusal::NoAddress)??.signer(Arc::clone(app)).await
 }
-
-/// What envd's handlers are given besides the app: the sandbox that the request is for, running.
-pub(crate) type SharedReached = Arc<Reached>;

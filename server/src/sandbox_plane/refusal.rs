@@ -1,7 +1,7 @@
 //! Requests that reach no sandbox, in the words that clients tell apart.
 
 use super::address::AddressError;
-use crate::{deadline::Late, registry::error::RegistryError, room::NoPlace};
+use crate::{concurrency::NoPlace, deadline::Late, registry::error::RegistryError};
 use axum::{
     Json,
     http::{StatusCode, header::RETRY_AFTER},
@@ -10,7 +10,6 @@ use axum::{
 use serde_json::json;
 use std::time::Duration;
 
-/// See the module.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     /// It names no sandbox.

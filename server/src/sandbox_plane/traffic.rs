@@ -23,8 +23,7 @@ use axum::{
 };
 use hyper::{client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use sandboxvm_manager::{AgentError, ExecError};
-use sandboxvm_protocol::agent::{FailureKind, port::PortNumber};
+use sandboxvm_manager::{AgentError, ExecError, FailureKind, PortNumber};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_this_server_or_this_hop_goes_no_further() {
+    fn headers_for_the_server_or_the_hop_are_not_forwarded() {
         let mut request = request(&[
             ("e2b-sandbox-id", "abcdefgh"),
             ("E2b-Traffic-Access-Token", "secret"),
@@ -289,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_host_is_what_the_server_sees() {
+    fn guest_servers_see_the_masked_host() {
         let mut request = request(&[]);
         prepare(&mut request, true, Some("localhost:8000")).unwrap();
         assert_eq!(request.headers()["host"], "localhost:8000");
@@ -324,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_is_asked_for_anew() {
+    fn upgrade_requests_are_rebuilt_for_the_guest() {
         let mut request = request(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert!(prepare(&mut request, true, None).unwrap());
         let headers = request.headers();

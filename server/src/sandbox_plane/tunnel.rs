@@ -1,7 +1,7 @@
 //! Upgraded connections (WebSockets): bytes carried both ways until either side ends, none moved for too long, or the server
 //! ends. Meanwhile the client's connection and its place among the streams count.
 
-use crate::{listen::connections::InUse, room::Place};
+use crate::{concurrency::Place, listen::connections::InUse};
 use axum::http::Extensions;
 use std::{
     io,
@@ -29,7 +29,6 @@ impl Holds {
     }
 }
 
-/// See the module.
 pub(crate) async fn carry<A, B>(client: A, guest: B, idle: Duration, holds: Holds)
 where
     A: AsyncRead + AsyncWrite + Unpin,

@@ -1,4 +1,4 @@
-//! What Prometheus scrapes, on a listener of its own: it says how busy the server is, which is nobody's but its operator's.
+//! Metrics for Prometheus, on a separate listener: how busy a server is concerns its operator alone.
 
 use crate::{app::App, registry::Registry};
 use axum::http::StatusCode;
@@ -51,7 +51,6 @@ struct InState {
     state: &'static str,
 }
 
-/// See the module.
 pub(crate) struct Metrics {
     register: Register,
     answered: Family<Answered, Counter>,

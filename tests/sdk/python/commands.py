@@ -9,14 +9,7 @@ from e2b import (
     SandboxException,
     TimeoutException,
 )
-
-
-def raises(kind, work):
-    try:
-        work()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+from expect import raises
 
 
 sandbox = Sandbox.create(timeout=900, envs={"OF_SANDBOX": "s", "BOTH": "s"})

@@ -6,16 +6,9 @@ import os
 import threading
 
 from e2b import AsyncSandbox, Sandbox, SandboxNotRunningException
+from expect import raises
 
 OVER = "The sandbox was killed or reached its end of life while the request was in flight."
-
-
-def raises(kind, work):
-    try:
-        work()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
 
 
 def soon(work):

@@ -3,21 +3,14 @@
 import asyncio
 
 from e2b import AsyncSandbox, CommandExitException, FileNotFoundException, SandboxNotFoundException
-
-
-async def raises(kind, work):
-    try:
-        await work
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+from expect import raises_async
 
 
 async def use(sandbox):
     # Several at once on one connection.
     results = await asyncio.gather(*(sandbox.commands.run(f"echo {n}") for n in range(3)))
     assert [result.stdout for result in results] == ["0\n", "1\n", "2\n"], results
-    error = await raises(CommandExitException, sandbox.commands.run("echo no >&2; exit 3"))
+    error = await raises_async(CommandExitException, sandbox.commands.run("echo no >&2; exit 3"))
     assert (error.exit_code, error.stderr) == (3, "no\n"), error
 
     seen = []
@@ -31,7 +24,7 @@ async def use(sandbox):
     assert await files.read("a/b.txt") == "text" and await files.exists("a") and not await files.exists("c")
     assert [entry.name for entry in await files.list("a")] == ["b.txt"]
     assert (await files.rename("a/b.txt", "a/c.txt")).path == "/home/user/a/c.txt"
-    await raises(FileNotFoundException, files.read("a/b.txt"))
+    await raises_async(FileNotFoundException, files.read("a/b.txt"))
     events = []
     watch = await files.watch_dir("a", on_event=events.append)
     await files.write("a/new.txt", "x")
@@ -46,7 +39,7 @@ async def use(sandbox):
     shown = []
     terminal = await sandbox.pty.create(size=__import__("e2b").PtySize(rows=24, cols=80), on_data=lambda data: shown.append(bytes(data)))
     await sandbox.pty.send_stdin(terminal.pid, b"stty size; exit 4\n")
-    assert (await raises(CommandExitException, terminal.wait())).exit_code == 4
+    assert (await raises_async(CommandExitException, terminal.wait())).exit_code == 4
     assert b"24 80" in b"".join(shown), shown
 
 
@@ -71,7 +64,7 @@ async def main():
     finally:
         for one in made:
             assert await one.kill()
-    await raises(SandboxNotFoundException, sandbox.get_info())
+    await raises_async(SandboxNotFoundException, sandbox.get_info())
 
 
 asyncio.run(main())

@@ -16,14 +16,7 @@ from e2b import (
     SandboxException,
     SandboxState,
 )
-
-
-def raises(kind, work):
-    try:
-        work()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+from expect import raises
 
 
 def request(url, data=None, headers=None):

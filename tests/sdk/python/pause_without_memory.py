@@ -1,6 +1,7 @@
 """Pause, resume and snapshot without memory: the disk stays, processes end, and what comes back has booted. Exit status 0 when all is as E2B has it."""
 
 from e2b import InvalidArgumentException, Sandbox, SandboxException, SandboxState
+from expect import raises
 
 
 # Seconds that a kernel may take to boot where it is interpreted, on a host that is busy.
@@ -27,14 +28,6 @@ def begin(sandbox):
 def has_booted_from_its_disk(sandbox, before):
     assert sandbox.files.read("/home/user/state") == "12\n", sandbox.files.read("/home/user/state")
     assert not sleeps(sandbox) and boot(sandbox) != before
-
-
-def raises(kind, work):
-    try:
-        work()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
 
 
 made = []

@@ -11,14 +11,7 @@ from e2b import (
     SandboxQuery,
     SandboxState,
 )
-
-
-def raises(kind, work):
-    try:
-        work()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+from expect import raises
 
 
 made = []

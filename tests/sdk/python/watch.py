@@ -17,14 +17,7 @@ from e2b import (
     Sandbox,
     SandboxException,
 )
-
-
-def raises(kind, work):
-    try:
-        work()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+from expect import raises
 
 
 def until(handle, wanted):

@@ -1,7 +1,7 @@
 //! Starting the VMM's process and handing it a machine. Beside the manager's own code for that, which takes sandboxes
 //! only; [`sandboxvm_protocol::vmm::LaunchConfig`] is the contract of both.
 
-use super::machine::Shape;
+use super::shape::Shape;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandboxvm_protocol::{
     frame::Message,

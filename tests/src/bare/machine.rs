@@ -3,9 +3,10 @@
 use super::{
     channel::Channel,
     launch::{self, Beginning, CONSOLE, CONTROL, LAYER, LOG, Saved, VSOCK},
-    vitals::{self, Bounds, Watcher},
+    shape::Shape,
+    vitals::{self, Watcher},
 };
-use crate::{artefacts::Artefacts, cli};
+use crate::{artefacts::Artefacts, cli, waiting::eventually};
 use sandboxvm_bare_guest::Image;
 use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ExitReason, FdIndex, SnapshotRequest, VmStats};
 use std::{
@@ -24,39 +25,6 @@ use tempfile::TempDir;
 /// How long a machine may take to its end, and a VMM to an answer. There to end what hangs, not to measure.
 const END: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
-
-/// What kind of machine.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// vCPUs.
-    pub vcpus: u8,
-    /// Memory.
-    pub memory_mib: u64,
-    /// Bytes of console log kept.
-    pub console_limit: u64,
-    /// Size of its writable disk.
-    pub disk_bytes: u64,
-    /// What is on that: its number plus two at the beginning of each sector, in place of twos in the first MiB.
-    pub disk_is_numbered: bool,
-    /// Descriptors that its VMM is started with room for; as many as this process has, unless stated.
-    pub descriptor_limit: Option<u32>,
-    /// What its VMM may use, looked at when it ends.
-    pub bounds: Bounds,
-}
-
-impl Default for Shape {
-    fn default() -> Self {
-        Self {
-            vcpus: 1,
-            memory_mib: 64,
-            console_limit: 1 << 16,
-            disk_bytes: 8 << 20,
-            disk_is_numbered: false,
-            descriptor_limit: None,
-            bounds: Bounds::QUIET,
-        }
-    }
-}
 
 /// A machine at work.
 #[derive(Debug)]
@@ -158,7 +126,7 @@ impl BareMachine {
     /// # Panics
     /// When none is.
     pub fn assert_control_answers(&self) {
-        let answered = crate::home::eventually(ANSWER, || {
+        let answered = eventually(ANSWER, || {
             let mut channel = Channel::new(self.control());
             channel.ask(&ControlRequest::Stats, ANSWER * cli::patience())
         });
@@ -192,7 +160,7 @@ impl BareMachine {
     /// # Panics
     /// When it does not.
     pub fn wait_for_console(&mut self, text: &str) {
-        let said = crate::home::eventually(END, || (self.read(CONSOLE).contains(text) || self.is_over()).then_some(()));
+        let said = eventually(END, || (self.read(CONSOLE).contains(text) || self.is_over()).then_some(()));
         assert!(said.is_some() && self.read(CONSOLE).contains(text), "the guest never said {text:?}\n{}", self.said());
     }
 

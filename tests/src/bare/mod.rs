@@ -3,6 +3,7 @@
 //! What the manager adds, the agent above all, is not there: nothing stands between the script and the devices.
 //!
 //! - [`machine`]: one such machine, from its start to what is said about its end.
+//! - [`shape`]: what kind of machine it is.
 //! - [`launch`]: the process and its launch frame.
 //! - [`channel`]: the launch channel, from then on.
 //! - [`vitals`]: what the process uses, as `/proc` has it.
@@ -13,9 +14,11 @@ mod channel;
 pub mod driver;
 mod launch;
 pub mod machine;
+mod shape;
 pub mod socket_driver;
 mod vitals;
 
 pub use launch::Saved;
-pub use machine::{BareMachine, Ending, Shape};
+pub use machine::{BareMachine, Ending};
+pub use shape::Shape;
 pub use vitals::Bounds;

@@ -39,6 +39,14 @@ fn weather(image: &mut Image, shape: Shape) -> String {
     console
 }
 
+/// Every queue that a device serves works again, each in 64 KiB of memory of its own from `place` on.
+fn all_work_again(image: &mut Image, device: &devices::Device, place: &mut u64) {
+    for served in device.served {
+        works_again(image, device, served, *place);
+        *place += 0x1_0000;
+    }
+}
+
 #[test]
 fn notifications() {
     if artefacts().is_none() {
@@ -70,10 +78,7 @@ fn notifications() {
                 }
             });
         }
-        for served in device.served {
-            works_again(&mut image, device, served, place);
-            place += 0x1_0000;
-        }
+        all_work_again(&mut image, device, &mut place);
     }
     let _ = weather(&mut image, Shape::default());
 }
@@ -248,10 +253,7 @@ fn resets() {
             window.notify(script, 0);
         });
         place += 0x1_0000;
-        for served in device.served {
-            works_again(&mut image, device, served, place);
-            place += 0x1_0000;
-        }
+        all_work_again(&mut image, device, &mut place);
     }
     let _ = weather(&mut image, Shape::default());
 }

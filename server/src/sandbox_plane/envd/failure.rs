@@ -1,13 +1,12 @@
 //! What the manager says went wrong, in Connect's codes: clients make their own exceptions of these.
 
 use super::connect::{Code, ConnectError};
-use sandboxvm_manager::{AgentError, ExecError, FileError};
-use sandboxvm_protocol::agent::{FailureKind, files::FileErrorKind};
+use sandboxvm_manager::{AgentError, ExecError, FailureKind, FileError, FileErrorKind};
 
 impl From<ExecError> for ConnectError {
     fn from(error: ExecError) -> Self {
         let code = match &error {
-            ExecError::NoCommand | ExecError::Argument { .. } | ExecError::TooLong(_) => Code::InvalidArgument,
+            ExecError::Spec(_) => Code::InvalidArgument,
             ExecError::Agent(error) => return of_agent(error),
             ExecError::NotRunning { .. }
             | ExecError::Ended { .. }

@@ -5,18 +5,23 @@
 //! process.Process/*        connect ──> process ─────> manager: exec, attach, signal
 //! filesystem.Filesystem/*  connect ──> filesystem ──> manager: files, watch
 //! /files                               files ───────> manager: read, write
-//! /health, /metrics, /envs             about
+//! /health, /metrics, /envs             status
 //! ```
 
-mod about;
 mod connect;
 mod failure;
 mod files;
 mod filesystem;
+mod homes;
 mod paths;
 mod process;
+pub(super) mod state;
+mod status;
 
-use super::{Refusal, Unauthorized, address::text};
+use super::{
+    address::text,
+    refusal::{Refusal, Unauthorized},
+};
 use crate::{
     access::{rate::Credential, tokens::Scope},
     app::{App, SharedApp},
@@ -30,19 +35,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use connect::{Code, ConnectError};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 use std::time::Instant;
 
 /// The header that has a sandbox's token.
 const ACCESS_TOKEN: &str = "x-access-token";
-
-/// What clients are told of one sandbox's processes and directories beyond what its agent knows; gone with the server.
-#[derive(Debug, Default)]
-pub(crate) struct SandboxState {
-    processes: process::Processes,
-    watchers: filesystem::Watchers,
-    homes: paths::Homes,
-}
 
 /// Whether a request may reach envd: it has the sandbox's token, or the signature for a file, or none is wanted.
 ///
@@ -102,7 +99,7 @@ pub(super) fn failed(app: &App, request: &Request<Body>, problem: Unauthorized) 
     }
 }
 
-/// What a client without the sandbox's token is told of its health: whether it runs. It is not woken.
+/// Answers a client without the sandbox's token: whether the sandbox runs. It is not resumed for that.
 pub(super) fn health(app: &App, id: &SandboxId, entry: Option<&Entry>) -> Response {
     let runs = entry.is_some_and(|entry| {
         let sandbox = app.registry.manager.find(entry.id.as_str());
@@ -136,10 +133,10 @@ impl SignedRequest {
     }
 }
 
-/// All of it; every request has a `SharedReached` and a `SharedApp` among its extensions.
+/// All of it; every request has a [`state::SharedTarget`] and a `SharedApp` among its extensions.
 pub(super) fn router() -> Router {
     Router::new()
-        .merge(about::router())
+        .merge(status::router())
         .merge(process::router())
         .merge(filesystem::router())
         .merge(files::router())

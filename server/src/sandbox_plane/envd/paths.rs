@@ -1,46 +1,22 @@
 //! Paths as E2B's clients state them: from the root, from the user's home, or with a tilde for that.
 
 use super::{
-    connect::{Call, ConnectError},
-    filesystem::text,
+    connect::{Call, ConnectError, text},
+    homes::Home,
 };
-use sandboxvm_protocol::agent::{CText, files::FilePath};
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use sandboxvm_manager::FilePath;
 
-/// Most users of one sandbox whose home is remembered.
-const MOST: usize = 64;
-
-/// Where users of one sandbox are at home. Asked once: nobody moves.
-#[derive(Debug, Default)]
-pub(crate) struct Homes(Mutex<HashMap<CText, Home>>);
-
-/// A user's.
-#[derive(Debug, Clone)]
-pub(super) struct Home {
-    pub(super) path: String,
-    /// The user's group, as far as the home says so.
-    pub(super) group: Option<u32>,
-}
-
-impl Homes {
-    /// The home of the call's user.
-    pub(super) async fn of(&self, call: &Call) -> Result<Home, ConnectError> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&call.user).cloned();
-        if let Some(home) = known {
-            return Ok(home);
-        }
-        let entry = call.files().stat(path(".")?, true).await?;
-        let is_own = entry.owner.as_bytes() == call.user.as_bytes();
-        let home = Home { path: text(&entry.path), group: is_own.then_some(entry.gid) };
-        let mut homes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if homes.len() < MOST {
-            homes.insert(call.user.clone(), home.clone());
-        }
-        Ok(home)
+/// The home of the call's user, which its sandbox is asked for once: users do not move.
+pub(super) async fn home(call: &Call) -> Result<Home, ConnectError> {
+    let homes = &call.state().homes;
+    if let Some(home) = homes.of(&call.user) {
+        return Ok(home);
     }
+    let entry = call.files().stat(path(".")?, true).await?;
+    let is_own = entry.owner.as_bytes() == call.user.as_bytes();
+    let home = Home { path: text(&entry.path), group: is_own.then_some(entry.gid) };
+    homes.add(&call.user, &home);
+    Ok(home)
 }
 
 /// A path for the agent, which takes one that does not begin at the root from the user's home.

@@ -2,7 +2,7 @@
 //! not depend on what else the machine does. It is there where KVM counts emulated instructions (host mode `pvm`).
 
 use crate::table::{self, Row};
-use sandboxvm_protocol::{machine::HostMode, vmm::VmStats};
+use sandboxvm_manager::{HostMode, VmStats};
 use sandboxvm_tests::{home::Home, memory};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs, path::Path};
@@ -78,7 +78,7 @@ fn boot(home: &Home, arguments: &Arguments) -> Boot {
 fn rows(boots: &[Boot]) -> Vec<Row> {
     let of = |name, unit, value: fn(&Boot) -> f64| Row::of(name, unit, boots.iter().map(value));
     let mark = |boot: &Boot| boot.stats.boot.clone().expect("`create` returns once the agent listens");
-    let marked = |name, unit, value: fn(sandboxvm_protocol::vmm::BootMark) -> f64| {
+    let marked = |name, unit, value: fn(sandboxvm_manager::BootMark) -> f64| {
         Row::of(name, unit, boots.iter().map(|boot| value(mark(boot))))
     };
     let mut rows = vec![

@@ -5,8 +5,7 @@ use crate::{
     rig::{Rig, Runs, instructions, micros},
     table::{self, Row},
 };
-use sandboxvm_manager::{SandboxSpec, StartFrom};
-use sandboxvm_protocol::ids::SandboxName;
+use sandboxvm_manager::{SandboxName, SandboxSpec, StartFrom};
 use sandboxvm_tests::library::run as exec;
 use std::{
     collections::HashSet,

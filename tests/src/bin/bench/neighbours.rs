@@ -5,8 +5,7 @@ use crate::{
     rig::{Rig, instructions},
     table::{self, Row},
 };
-use sandboxvm_manager::Sandbox;
-use sandboxvm_protocol::agent::{CText, ExecRequest, OnDisconnect, SignalNumber};
+use sandboxvm_manager::{OnDisconnect, ProcessSpec, Sandbox, SignalNumber};
 use sandboxvm_tests::library::run as exec;
 use std::time::{Duration, Instant};
 
@@ -86,7 +85,6 @@ async fn answers(sandbox: &Sandbox, runs: u16) -> (Vec<f64>, Vec<f64>) {
 
 /// Starts a shell script that goes on by itself, and returns its PID.
 async fn begin(sandbox: &Sandbox, script: &str) -> u32 {
-    let argv = ["sh", "-c", script].iter().map(|word| CText::try_from(*word).expect("no NUL")).collect();
-    let request = ExecRequest { on_disconnect: OnDisconnect::Keep, ..ExecRequest::plain(argv) };
-    sandbox.exec(request).await.expect("the other sandbox answers").pid
+    let spec = ProcessSpec::builder(["sh", "-c", script]).on_disconnect(OnDisconnect::Keep).build();
+    sandbox.exec(spec.expect("a command that can be run")).await.expect("the other sandbox answers").pid
 }

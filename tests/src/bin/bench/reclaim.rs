@@ -4,8 +4,7 @@ use crate::{
     rig::{Rig, instructions},
     table::{self, Row},
 };
-use sandboxvm_manager::Sandbox;
-use sandboxvm_protocol::agent::ExitStatus;
+use sandboxvm_manager::{ExitStatus, Sandbox};
 use sandboxvm_tests::{
     library::{execute, run as exec},
     memory,

@@ -1,7 +1,6 @@
 //! What the snapshot benchmarks share: a home of their own, the manager as a library, and running a command to its end.
 
-use sandboxvm_manager::{Sandbox, StartedSandbox};
-use sandboxvm_protocol::{agent::ExitStatus, vmm::VmStats};
+use sandboxvm_manager::{ExitStatus, Sandbox, StartedSandbox, VmStats};
 use sandboxvm_tests::{
     home::Home,
     library::{Library, execute, run},
@@ -92,7 +91,7 @@ pub fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// CLOCK_MONOTONIC, as [`sandboxvm_protocol::vmm::Timeline`] has it, of an instant.
+/// CLOCK_MONOTONIC, as [`sandboxvm_manager::Timeline`] has it, of an instant.
 pub fn monotonic_ns(instant: Instant) -> f64 {
     let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = clock.tv_sec as f64 * 1e9 + clock.tv_nsec as f64;

@@ -5,7 +5,7 @@ use crate::{
     rig::{Rig, Runs},
     table::{self, Row},
 };
-use sandboxvm_protocol::ids::SandboxName;
+use sandboxvm_manager::SandboxName;
 use std::time::{Duration, Instant};
 
 struct Taken {

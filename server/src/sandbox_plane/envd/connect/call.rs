@@ -1,23 +1,24 @@
 //! What a request says beside its message: for which sandbox it is, as whom, and for how long.
 
 use super::ConnectError;
-use crate::sandbox_plane::{SharedReached, address::text, envd::SandboxState};
+use crate::sandbox_plane::{
+    address::text,
+    envd::state::{SandboxState, SharedTarget},
+};
 use axum::http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use sandboxvm_manager::{Files, Sandbox};
-use sandboxvm_protocol::agent::CText;
+use sandboxvm_manager::{CText, Files, Sandbox};
 use std::time::Duration;
 
 /// Most digits of a timeout, as Connect has it.
 const MAX_TIMEOUT_DIGITS: usize = 10;
 
-/// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    pub(crate) reached: SharedReached,
+    pub(crate) target: SharedTarget,
     /// Whose processes and files these are.
     pub(crate) user: CText,
-    /// How long the client waits; nothing where it waits for ever.
+    /// How long the client waits; `None` where it waits indefinitely.
     pub(crate) timeout: Option<Duration>,
     /// How often it wants to hear that a stream lives.
     pub(crate) keepalive: Option<Duration>,
@@ -25,31 +26,31 @@ pub(crate) struct Call {
 
 impl Call {
     pub(super) fn of(parts: &Parts) -> Result<Self, ConnectError> {
-        let reached = parts.extensions.get::<SharedReached>().cloned();
-        let reached = reached.ok_or_else(|| ConnectError::invalid("the request is for no sandbox"))?;
+        let target = parts.extensions.get::<SharedTarget>().cloned();
+        let target = target.ok_or_else(|| ConnectError::invalid("the request is for no sandbox"))?;
         let user = match user(&parts.headers)? {
             Some(user) => user,
-            None => reached.entry.record().user,
+            None => target.entry().record().user,
         };
         Ok(Self {
             user: CText::try_from(user.as_str()).map_err(|error| ConnectError::invalid(format!("user: {error}")))?,
             timeout: timeout(&parts.headers)?,
             keepalive: keepalive(&parts.headers),
-            reached,
+            target,
         })
     }
 
     pub(crate) fn sandbox(&self) -> &Sandbox {
-        &self.reached.sandbox
+        self.target.sandbox()
     }
 
     pub(crate) fn state(&self) -> &SandboxState {
-        &self.reached.entry.envd
+        self.target.state()
     }
 
     /// The sandbox's files as the user sees them.
     pub(crate) fn files(&self) -> Files<'_> {
-        self.reached.sandbox.files().as_user(self.user.clone())
+        self.target.sandbox().files().as_user(self.user.clone())
     }
 }
 

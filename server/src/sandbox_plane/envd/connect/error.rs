@@ -25,7 +25,6 @@ pub(crate) enum Code {
     Unknown,
 }
 
-/// See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct ConnectError {
@@ -79,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_what_connect_says_they_are() {
+    fn errors_follow_the_connect_protocol() {
         let error = ConnectError::new(Code::AlreadyExists, "it is there");
         assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"code":"already_exists","message":"it is there"}"#);
         assert_eq!(error.into_response().status(), 409);

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_sends_is_framed() {
+    fn server_messages_are_framed() {
         assert_eq!(&message(&json!({"a": 1})).unwrap()[..], b"\x00\x00\x00\x00\x07{\"a\":1}");
         assert_eq!(&end(None)[..], b"\x02\x00\x00\x00\x02{}");
         let text = r#"{"error":{"code":"not_found","message":"no"}}"#;

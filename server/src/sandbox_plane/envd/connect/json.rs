@@ -13,7 +13,7 @@ const TOLERANT: GeneralPurposeConfig = GeneralPurposeConfig::new()
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, TOLERANT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, TOLERANT);
 
-/// Bytes.
+/// Bytes, which JSON has as base64.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Base64(pub(crate) Vec<u8>);
 

@@ -14,9 +14,11 @@ mod client;
 mod error;
 mod frame;
 pub(super) mod json;
+mod text;
 
 pub(super) use call::Call;
 pub(super) use error::{Code, ConnectError};
+pub(super) use text::text;
 
 use axum::{
     body::Body,
@@ -31,8 +33,11 @@ use client::Client;
 use frame::Frames;
 use futures_util::{StreamExt, stream};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{convert::Infallible, future::Future};
-use tokio::{sync::mpsc, time::timeout};
+use std::{convert::Infallible, future::Future, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 const UNARY: &str = "application/json";
@@ -96,7 +101,7 @@ where
     let (sender, receiver) = mpsc::channel(1);
     let task = tokio::spawn(async move {
         let done = answer(call, message, Messages(sender.clone())).await.map_err(|error| client.word(error));
-        // Nobody hears of it when the client is gone.
+        // Fails when the client is gone, which then needs no answer.
         let _ = sender.send(frame::end(done.err().as_ref())).await;
     });
     let frames = stream::unfold((receiver, AbortOnDropHandle::new(task)), |(mut receiver, task)| async move {
@@ -142,6 +147,14 @@ impl Messages {
     pub(super) async fn send(&self, message: &impl Serialize) -> Result<(), ConnectError> {
         let frame = frame::message(message)?;
         self.0.send(frame).await.map_err(|_| ConnectError::new(Code::Unavailable, "the client is gone"))
+    }
+}
+
+/// Returns after the time in which a client expects a message, or never where it expects none.
+pub(super) async fn silence(keepalive: Option<Duration>) {
+    match keepalive {
+        Some(keepalive) => sleep(keepalive).await,
+        None => std::future::pending().await,
     }
 }
 

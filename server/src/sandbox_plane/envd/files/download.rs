@@ -1,13 +1,11 @@
 //! Content of a file to a client.
 
 use super::{FilesError, Query};
-use crate::sandbox_plane::{
-    SharedReached,
-    envd::{
-        connect::{Call, ConnectError},
-        filesystem::{Step, as_root, failed, name, text},
-        paths::path,
-    },
+use crate::sandbox_plane::envd::{
+    connect::{Call, ConnectError, text},
+    filesystem::{Step, as_root, failed, name},
+    paths::path,
+    state::SharedTarget,
 };
 use axum::{
     body::Body,
@@ -20,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use sandboxvm_protocol::agent::files::FilePath;
+use sandboxvm_manager::FilePath;
 use std::io;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
@@ -37,9 +35,9 @@ struct Begun {
     first: Option<Vec<u8>>,
 }
 
-pub(super) async fn read(reached: Extension<SharedReached>, request: Request) -> Result<Response, FilesError> {
+pub(super) async fn read(target: Extension<SharedTarget>, request: Request) -> Result<Response, FilesError> {
     let query = Query::of(request.uri())?;
-    let call = query.call(reached)?;
+    let call = query.call(target)?;
     let user = call.user.clone();
     let path = path(query.path.as_deref().unwrap_or_default())?;
     let (begin, begun) = oneshot::channel();
@@ -72,7 +70,7 @@ pub(super) async fn read(reached: Extension<SharedReached>, request: Request) ->
     Ok(response)
 }
 
-/// Reads in a task of its own and stops where nobody takes more.
+/// Reads in a separate task, which stops when the client stops reading.
 async fn send(
     call: Call,
     path: FilePath,
@@ -93,7 +91,7 @@ async fn send(
             return;
         }
     };
-    call.reached.has_begun();
+    call.target.has_begun();
     let entry = stream.entry();
     let size = entry.size;
     let mut left = (size > 0).then_some(size);
@@ -145,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hostile_name_is_no_header() {
+    fn hostile_file_names_cannot_inject_headers() {
         assert_eq!(disposition("a b\"\r\n.txt"), "attachment; filename*=UTF-8''a%20b%22%0D%0A.txt");
         assert_eq!(disposition("ä"), "attachment; filename*=UTF-8''%C3%A4");
     }

@@ -1,5 +1,9 @@
-//! Forms with files (multipart/form-data, RFC 7578), read as they come: what is held is one piece of the request and what a
-//! boundary may still be in. A part's headers are capped.
+//! Forms with files (multipart/form-data, RFC 7578), read as they arrive: the memory held is one piece of the request, and the
+//! bytes that may be the beginning of a boundary. The headers of a part are capped at [`MAX_HEADERS`].
+//!
+//! The crate `multer`, which axum uses, is not used here because neither can be bounded with it: its buffer takes whatever
+//! the connection has ready before a part is parsed, and it waits for the end of a part's headers without a maximum. Its
+//! only limits are on the body as a whole and on a part's content, and uploads have no such limits.
 
 use super::FilesError;
 use axum::{
@@ -17,7 +21,6 @@ const MAX_HEADERS: usize = 32 << 10;
 const LINE_END: &[u8] = b"\r\n";
 const HEADERS_END: &[u8] = b"\r\n\r\n";
 
-/// See the module.
 pub(super) struct Form {
     body: BodyDataStream,
     buffer: BytesMut,
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_left_unread_is_skipped() {
+    async fn unread_content_of_a_part_is_skipped() {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("a/b;boundary=B"))]);
         let body = "--B\r\nA: b\r\n\r\nlong\r\n--B\r\nContent-Disposition: x; name=b\r\n\r\n\r\n--B--";
         let mut form = Form::of(&headers, body.into()).unwrap();
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_form_is_refused() {
+    async fn malformed_forms_are_rejected() {
         for form in
             ["", "x", "--B", "--Bx\r\n\r\n", "--B\r\nA: b\r\n", "--B\r\n\r\nhalf", "--B\r\n\r\nhalf\r\n--", "--B-"]
         {
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_told_apart() {
+    fn header_parameters_are_parsed() {
         let of = |header, name| parameter(header, name);
         assert_eq!(of("form-data; filename=\"name=x; y\"; name=\"b\"", "name").as_deref(), Some("b"));
         assert_eq!(of("form-data; filename=\"a\\b\"", "filename").as_deref(), Some("a\\b"));

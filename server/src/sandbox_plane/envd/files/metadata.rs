@@ -2,7 +2,7 @@
 
 use super::FilesError;
 use axum::http::{HeaderMap, StatusCode};
-use sandboxvm_protocol::agent::details::FileMetadata;
+use sandboxvm_manager::FileMetadata;
 
 const PREFIX: &str = "x-metadata-";
 
@@ -28,7 +28,7 @@ pub(super) fn of(headers: &HeaderMap) -> Result<FileMetadata, FilesError> {
 mod tests {
     use super::*;
     use axum::http::{HeaderName, HeaderValue};
-    use sandboxvm_protocol::agent::details::MAX_METADATA;
+    use sandboxvm_manager::MAX_METADATA;
 
     fn read(pairs: &[(&str, &[u8])]) -> Result<Vec<(String, String)>, String> {
         let mut headers = HeaderMap::new();

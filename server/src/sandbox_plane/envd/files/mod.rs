@@ -9,8 +9,10 @@ mod upload;
 
 pub(super) use signature::{check, signer};
 
-use super::connect::{Call, Code, ConnectError};
-use crate::sandbox_plane::SharedReached;
+use super::{
+    connect::{Call, Code, ConnectError},
+    state::SharedTarget,
+};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Extension},
@@ -18,8 +20,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use sandboxvm_manager::FileError;
-use sandboxvm_protocol::agent::{CText, files::FileErrorKind};
+use sandboxvm_manager::{CText, FileError, FileErrorKind};
 use serde::Deserialize;
 use serde_json::json;
 use tower_http::{
@@ -66,20 +67,20 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// A parameter that is there twice is refused: nobody shall check one and use the other.
+    /// Rejects a parameter that is given twice: otherwise one could be checked and the other used.
     pub(super) fn of(uri: &Uri) -> Result<Self, FilesError> {
         serde_urlencoded::from_str(uri.query().unwrap_or_default())
             .map_err(|error| FilesError::new(StatusCode::BAD_REQUEST, format!("the address: {error}")))
     }
 
-    fn call(&self, Extension(reached): Extension<SharedReached>) -> Result<Call, FilesError> {
+    fn call(&self, Extension(target): Extension<SharedTarget>) -> Result<Call, FilesError> {
         let user = match self.username.as_deref() {
-            None | Some("") => reached.entry.record().user,
+            None | Some("") => target.entry().record().user,
             Some(user) => user.to_owned(),
         };
         let user = CText::try_from(user.as_str())
             .map_err(|error| FilesError::new(StatusCode::BAD_REQUEST, format!("username: {error}")))?;
-        Ok(Call { reached, user, timeout: None, keepalive: None })
+        Ok(Call { target, user, timeout: None, keepalive: None })
     }
 }
 
@@ -116,7 +117,7 @@ impl From<ConnectError> for FilesError {
             code => code.status(),
         };
         match error.is_end_of_sandbox {
-            // By these words clients know that it is gone, and ask nobody.
+            // Clients recognize these words, and do not ask again whether it runs.
             true => Self::new(status, format!("The sandbox was not found: {}", error.message)),
             false => Self::new(status, error.message),
         }

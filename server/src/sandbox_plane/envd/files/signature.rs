@@ -1,5 +1,5 @@
-//! Addresses of files that carry their own permission: whoever has a sandbox's token signs a path, an operation and a user
-//! with it, and hands the address on.
+//! Addresses of files that carry their own permission. A client that has a sandbox's token signs a path, an operation and a
+//! user with it, and can give the address to others.
 
 use super::Query;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::http::Method;
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 use sha2::{Digest, Sha256};
 use std::time::{SystemTime, UNIX_EPOCH};
 use subtle::{Choice, ConstantTimeEq};
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signer_is_found_among_all_and_nobody_else_is() {
+    fn the_search_for_a_signer_finds_the_signer_alone() {
         let tokens = ["one", "two", "three"];
         let of = |query: &Query| {
             Claim::of(&Method::GET, query).unwrap().signer(tokens.into_iter(), |token| (*token).to_owned())

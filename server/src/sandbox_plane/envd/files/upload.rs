@@ -2,13 +2,11 @@
 //! directories above it are made.
 
 use super::{FilesError, Query, form::Form, metadata};
-use crate::sandbox_plane::{
-    SharedReached,
-    envd::{
-        connect::Call,
-        filesystem::{Paths, Step, failed, name, own_what_was_made, pairs, text, topmost_missing},
-        paths::path,
-    },
+use crate::sandbox_plane::envd::{
+    connect::{Call, text},
+    filesystem::{Paths, Step, failed, name, own_what_was_made, pairs, topmost_missing},
+    paths::path,
+    state::SharedTarget,
 };
 use axum::{
     Json,
@@ -18,11 +16,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use sandboxvm_manager::FileSink;
-use sandboxvm_protocol::agent::{
-    details::FileMetadata,
-    files::{FileErrorKind, FilePath},
-};
+use sandboxvm_manager::{FileErrorKind, FileMetadata, FilePath, FileSink};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +38,7 @@ pub(super) struct Written {
 }
 
 pub(super) async fn write<B>(
-    reached: Extension<SharedReached>,
+    target: Extension<SharedTarget>,
     request: Request<B>,
 ) -> Result<Json<Vec<Written>>, FilesError>
 where
@@ -52,7 +46,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let query = Query::of(request.uri())?;
-    let call = query.call(reached)?;
+    let call = query.call(target)?;
     let path = query.path.as_deref().filter(|path| !path.is_empty());
     let written = take(&call, path, request.map(Body::new)).await;
     written.map(Json).map_err(|error| error.of_user(&call.user))

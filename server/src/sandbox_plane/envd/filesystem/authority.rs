@@ -1,12 +1,8 @@
-//! Whose authority files are touched with: the user's, and where that is not enough, root's. Whoever may send such requests
-//! may name root as the user, so nobody gains anything; what root makes in their stead is given to the user.
+//! With whose authority files are accessed: the user's and, where that is not enough, root's. A client that may send such
+//! requests may name root as the user, so it gains nothing by this. What root creates here is given to the user.
 
-use crate::sandbox_plane::envd::connect::Call;
-use sandboxvm_manager::{FileError, Files};
-use sandboxvm_protocol::agent::{
-    CText,
-    files::{FileEntry, FileErrorKind, FilePath},
-};
+use crate::sandbox_plane::envd::{connect::Call, paths::home};
+use sandboxvm_manager::{CText, FileEntry, FileError, FileErrorKind, FilePath, Files};
 use std::{future::Future, pin::Pin};
 
 /// Something under way.
@@ -72,7 +68,7 @@ pub(in crate::sandbox_plane::envd) async fn own_what_was_made(
     made: Option<FilePath>,
 ) -> Result<(), FileError> {
     let Some(made) = made else { return Ok(()) };
-    let group = call.state().homes.of(call).await.ok().and_then(|home| home.group);
+    let group = home(call).await.ok().and_then(|home| home.group);
     let with_group =
         |group: u32| CText::try_from([call.user.as_bytes(), b":", group.to_string().as_bytes()].concat()).ok();
     let owner = group.and_then(with_group).unwrap_or_else(|| call.user.clone());
@@ -91,7 +87,7 @@ impl Paths for FilePath {
         if self.as_bytes().starts_with(b"/") {
             return Some(self);
         }
-        let home = call.state().homes.of(call).await.ok()?;
+        let home = home(call).await.ok()?;
         Self::try_from([home.path.as_bytes(), b"/", self.as_bytes()].concat()).ok()
     }
 }

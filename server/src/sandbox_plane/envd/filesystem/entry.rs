@@ -1,10 +1,8 @@
-//! Files as clients are told of them. What the guest says of them is its word, and told as such.
+//! Files as clients read them. All of it is the guest's word, and is passed on unchecked.
 
+use crate::sandbox_plane::envd::connect::text;
 use jiff::Timestamp;
-use sandboxvm_protocol::agent::{
-    details::{FileDetails, FileMetadata, LinkTarget},
-    files::{FileEntry, FileKind, FilePath, FileTime},
-};
+use sandboxvm_manager::{FileDetails, FileEntry, FileKind, FileMetadata, FileTime, LinkTarget};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -108,15 +106,6 @@ fn permissions(entry: &FileEntry) -> String {
     shown
 }
 
-/// A path as text, without what names no part of it; what is no UTF-8 is shown as such. `..` stays: what it leads to is for
-/// the guest's links to say.
-pub(crate) fn text(path: &FilePath) -> String {
-    let text = String::from_utf8_lossy(path.as_bytes());
-    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let root = if text.starts_with('/') { "/" } else { "" };
-    format!("{root}{}", parts.join("/"))
-}
-
 /// The last part of a path.
 pub(crate) fn name(path: &str) -> &str {
     path.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("/")
@@ -132,7 +121,7 @@ fn time(time: FileTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::details::FoundTarget;
+    use sandboxvm_manager::{FilePath, FoundTarget};
     use serde_json::{Value, json};
 
     fn plain(entry: FileEntry) -> FileDetails {
@@ -159,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_told_as_clients_read_it() {
+    fn entries_serialize_as_clients_expect() {
         let expected = json!({
             "name": "a.txt", "type": "FILE_TYPE_FILE", "path": "/home/user/a.txt", "size": "5", "mode": 420,
             "permissions": "-rw-r--r--", "owner": "user", "group": "user",
@@ -172,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_is_shown_as_what_it_leads_to() {
+    fn symbolic_links_are_shown_as_their_targets() {
         let link = FileEntry {
             kind: FileKind::Symlink,
             mode: 0o777,
@@ -204,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_hostile_guest_says_is_still_an_entry() {
+    fn hostile_file_details_still_make_a_valid_entry() {
         let odd = FileEntry {
             path: FilePath::try_from(vec![b'/', 0xff, b'\n']).unwrap(),
             size: u64::MAX,

@@ -2,8 +2,7 @@
 //! follows.
 
 use crate::sandbox_plane::envd::connect::{Code, ConnectError};
-use sandboxvm_manager::{FileError, FileRefusal};
-use sandboxvm_protocol::agent::files::FileErrorKind;
+use sandboxvm_manager::{FileError, FileErrorKind, FileRefusal};
 
 /// What was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

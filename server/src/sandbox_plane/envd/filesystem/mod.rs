@@ -4,27 +4,24 @@
 //! write to `/app` rely on it. What is made that way is the user's (`authority`).
 
 mod authority;
+mod change;
 mod entry;
 mod failure;
 mod watch;
-mod watchers;
+pub(super) mod watchers;
+mod watching;
 
 pub(super) use authority::{Paths, as_root, own_what_was_made, topmost_missing};
-pub(super) use entry::{name, pairs, text};
+pub(super) use entry::{name, pairs};
 pub(super) use failure::{Step, failed};
-pub(super) use watchers::Watchers;
 
 use super::{
-    connect::{self, Call, Code, ConnectError, json::Number},
+    connect::{self, Call, Code, ConnectError, json::Number, text},
     paths::path,
 };
 use axum::{Router, body::Body, http::Request, routing::post};
 use entry::EntryInfo;
-use sandboxvm_manager::FileError;
-use sandboxvm_protocol::agent::{
-    details::{FileDetails, FileMetadata},
-    files::{FileErrorKind, FileKind, FilePath},
-};
+use sandboxvm_manager::{FileDetails, FileError, FileErrorKind, FileKind, FileMetadata, FilePath};
 use serde::{Deserialize, Serialize};
 
 pub(super) fn router() -> Router {
@@ -40,15 +37,15 @@ pub(super) fn router() -> Router {
         )
         .route(
             "/filesystem.Filesystem/CreateWatcher",
-            post(|request: Request<Body>| connect::unary(request, watchers::create)),
+            post(|request: Request<Body>| connect::unary(request, watching::create)),
         )
         .route(
             "/filesystem.Filesystem/GetWatcherEvents",
-            post(|request: Request<Body>| connect::unary(request, watchers::events)),
+            post(|request: Request<Body>| connect::unary(request, watching::events)),
         )
         .route(
             "/filesystem.Filesystem/RemoveWatcher",
-            post(|request: Request<Body>| connect::unary(request, watchers::remove)),
+            post(|request: Request<Body>| connect::unary(request, watching::remove)),
         )
 }
 

@@ -1,13 +1,11 @@
-//! Changes in a directory as clients are told of them, and the stream of them.
+//! Watches a directory, and streams its changes.
 
-use super::{Step, as_root, entry::EntryInfo, failed, text};
+use super::{Step, as_root, change::Change, failed};
 use crate::sandbox_plane::envd::{
-    connect::{Call, ConnectError, Messages},
+    connect::{Call, ConnectError, Messages, silence},
     paths::path,
-    process::silence,
 };
 use sandboxvm_manager::FileWatch;
-use sandboxvm_protocol::agent::{details::Observation, files::ChangeKind};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -20,37 +18,6 @@ pub(super) struct WatchRequest {
     include_entry: bool,
     #[serde(alias = "allow_network_mounts")]
     allow_network_mounts: bool,
-}
-
-/// `filesystem.FilesystemEvent`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Change {
-    name: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    entry: Option<Box<EntryInfo>>,
-}
-
-impl Change {
-    /// Nothing where clients have no word for it.
-    pub(super) fn of(Observation { change, details }: &Observation) -> Option<Self> {
-        let kind = match change.kind {
-            ChangeKind::Created => "EVENT_TYPE_CREATE",
-            ChangeKind::Written => "EVENT_TYPE_WRITE",
-            ChangeKind::Removed => "EVENT_TYPE_REMOVE",
-            ChangeKind::Renamed => "EVENT_TYPE_RENAME",
-            ChangeKind::AttributesChanged => "EVENT_TYPE_CHMOD",
-            ChangeKind::Missed => return None,
-        };
-        let name = change.path.as_ref().map_or_else(|| ".".to_owned(), text);
-        Some(Self { name, kind, entry: details.as_deref().map(|details| Box::new(EntryInfo::from(details))) })
-    }
-
-    /// What it takes in memory, about.
-    pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.name.len() + self.entry.as_ref().map_or(0, |entry| entry.bytes())
-    }
 }
 
 #[derive(Debug, Serialize)]
@@ -74,7 +41,7 @@ pub(super) async fn begin<'c>(call: &'c Call, request: &WatchRequest) -> Result<
 pub(super) async fn stream(call: Call, request: WatchRequest, messages: Messages) -> Result<(), ConnectError> {
     let watched = async {
         let mut watch = begin(&call, &request).await?;
-        call.reached.has_begun();
+        call.target.has_begun();
         messages.send(&Event::Start {}).await?;
         loop {
             let change = tokio::select! {
@@ -100,10 +67,10 @@ pub(super) async fn stream(call: Call, request: WatchRequest, messages: Messages
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::files::{FileChange, FilePath};
+    use sandboxvm_manager::{ChangeKind, FileChange, FilePath, Observation};
 
     #[test]
-    fn changes_are_told_as_clients_read_them() {
+    fn changes_serialize_as_clients_expect() {
         let change = |kind, path: Option<&str>| {
             let change = FileChange { kind, path: path.map(|path| FilePath::try_from(path).unwrap()) };
             Change::of(&Observation { change, details: None })
@@ -115,7 +82,7 @@ mod tests {
         );
         assert_eq!(text(Event::Start {}), r#"{"start":{}}"#);
         assert_eq!(text(Event::Keepalive {}), r#"{"keepalive":{}}"#);
-        assert_eq!(change(ChangeKind::Removed, None).unwrap().name, ".");
+        assert_eq!(change(ChangeKind::Removed, None).unwrap().name(), ".");
         assert_eq!(change(ChangeKind::Missed, None), None);
     }
 }

@@ -1,20 +1,12 @@
 //! Directories that are watched between requests: a client asks now and then what changed. What it does not ask for is kept
 //! up to a bound in number and bytes; how many there may be is bounded too, since each holds one of the agent's connections.
 
-use super::{
-    Empty,
-    watch::{Change, WatchRequest, begin},
-};
-use crate::{
-    access::tokens::random,
-    sandbox_plane::envd::connect::{Call, Code, ConnectError},
-};
-use serde::{Deserialize, Serialize};
+use super::change::Change;
+use crate::sandbox_plane::envd::connect::{Code, ConnectError};
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Of one sandbox at a time; its agent serves 64 requests about files.
@@ -34,17 +26,18 @@ struct Watcher {
     _task: AbortOnDropHandle<()>,
 }
 
+/// What one watcher saw and its client did not ask for yet.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     changes: VecDeque<Change>,
     /// What they take in memory.
     bytes: usize,
     /// Why nothing follows.
-    end: Option<ConnectError>,
+    pub(super) end: Option<ConnectError>,
 }
 
 impl Seen {
-    fn add(&mut self, change: Change) {
+    pub(super) fn add(&mut self, change: Change) {
         self.bytes += change.bytes();
         self.changes.push_back(change);
         while self.changes.len() > KEPT || self.bytes > KEPT_BYTES {
@@ -59,115 +52,70 @@ impl Seen {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct CreateResponse {
-    watcher_id: String,
-}
-
-pub(super) async fn create(call: Call, request: WatchRequest) -> Result<CreateResponse, ConnectError> {
-    let full = || ConnectError::new(Code::ResourceExhausted, format!("{MOST} watchers at a time; remove one first"));
-    let reached = Arc::clone(&call.reached);
-    if lock(&reached.entry.envd.watchers.0).len() >= MOST {
-        return Err(full());
+impl Watchers {
+    /// Refuses one more watcher where there are as many as there may be.
+    pub(super) fn check_room(&self) -> Result<(), ConnectError> {
+        check_room(&lock(&self.0))
     }
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let (begun, is_begun) = oneshot::channel();
-    let task = tokio::spawn(keep(call, request, Arc::clone(&seen), begun));
-    let watcher = Watcher { seen, _task: AbortOnDropHandle::new(task) };
-    is_begun.await.map_err(|_| ConnectError::new(Code::Internal, "the watch was given up"))??;
-    let id = random::<8>().map_err(|error| ConnectError::new(Code::Internal, error.to_string()))?;
-    let watcher_id = format!("w{}", hex::encode(id));
-    let mut watchers = lock(&reached.entry.envd.watchers.0);
-    if watchers.len() >= MOST {
-        return Err(full());
-    }
-    watchers.insert(watcher_id.clone(), watcher);
-    Ok(CreateResponse { watcher_id })
-}
 
-/// Watches until the end of the directory, the sandbox or the watcher.
-async fn keep(
-    call: Call,
-    request: WatchRequest,
-    seen: Arc<Mutex<Seen>>,
-    begun: oneshot::Sender<Result<(), ConnectError>>,
-) {
-    let mut watch = match begin(&call, &request).await {
-        Ok(watch) => watch,
-        Err(error) => {
-            let _ = begun.send(Err(error));
-            return;
-        }
-    };
-    call.reached.has_begun();
-    let _ = begun.send(Ok(()));
-    let end = loop {
-        match watch.next_observed().await {
-            Ok(Some(change)) => {
-                if let Some(change) = Change::of(&change) {
-                    lock(&seen).add(change);
-                }
+    pub(super) fn add(
+        &self,
+        id: String,
+        seen: Arc<Mutex<Seen>>,
+        task: AbortOnDropHandle<()>,
+    ) -> Result<(), ConnectError> {
+        let mut watchers = lock(&self.0);
+        check_room(&watchers)?;
+        watchers.insert(id, Watcher { seen, _task: task });
+        Ok(())
+    }
+
+    /// The changes that a watcher saw since the last time. One that has ended is removed, and its error returned, once all
+    /// of its changes were taken.
+    pub(super) fn take(&self, id: &str) -> Result<VecDeque<Change>, ConnectError> {
+        let mut watchers = lock(&self.0);
+        let watcher = watchers.get(id).ok_or_else(|| unknown(id))?;
+        let (changes, end) = {
+            let mut seen = lock(&watcher.seen);
+            (seen.take(), seen.end.clone())
+        };
+        match end {
+            Some(end) if changes.is_empty() => {
+                watchers.remove(id);
+                Err(end)
             }
-            Ok(None) => break ConnectError::new(Code::NotFound, "the directory that was watched is gone"),
-            Err(error) => break error.into(),
+            _ => Ok(changes),
         }
-    };
-    lock(&seen).end = Some(end);
-}
+    }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(super) struct WatcherRequest {
-    #[serde(alias = "watcher_id")]
-    watcher_id: String,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct EventsResponse {
-    events: VecDeque<Change>,
-}
-
-pub(super) async fn events(call: Call, request: WatcherRequest) -> Result<EventsResponse, ConnectError> {
-    let mut watchers = lock(&call.state().watchers.0);
-    let watcher = watchers.get(&request.watcher_id).ok_or_else(|| unknown(&request.watcher_id))?;
-    let (events, end) = {
-        let mut seen = lock(&watcher.seen);
-        (seen.take(), seen.end.clone())
-    };
-    match end {
-        // What was seen before comes first.
-        Some(end) if events.is_empty() => {
-            watchers.remove(&request.watcher_id);
-            Err(end)
-        }
-        _ => Ok(EventsResponse { events }),
+    pub(super) fn remove(&self, id: &str) -> Result<(), ConnectError> {
+        lock(&self.0).remove(id).map(|_| ()).ok_or_else(|| unknown(id))
     }
 }
 
-pub(super) async fn remove(call: Call, request: WatcherRequest) -> Result<Empty, ConnectError> {
-    let removed = lock(&call.state().watchers.0).remove(&request.watcher_id);
-    removed.map(|_| Empty {}).ok_or_else(|| unknown(&request.watcher_id))
+fn check_room(watchers: &HashMap<String, Watcher>) -> Result<(), ConnectError> {
+    if watchers.len() >= MOST {
+        let full = format!("{MOST} watchers at a time; remove one first");
+        return Err(ConnectError::new(Code::ResourceExhausted, full));
+    }
+    Ok(())
 }
 
 fn unknown(id: &str) -> ConnectError {
     ConnectError::new(Code::NotFound, format!("watcher with id {id} not found"))
 }
 
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::{
-        details::Observation,
-        files::{ChangeKind, FileChange, FilePath},
-    };
+    use sandboxvm_manager::{ChangeKind, FileChange, FilePath, Observation};
 
     #[test]
-    fn what_nobody_asks_for_is_bounded_and_the_latest_stays() {
+    fn unread_changes_are_bounded_and_the_latest_are_kept() {
         let mut seen = Seen::default();
         for number in 0..KEPT + 5 {
             let path = FilePath::try_from(number.to_string().as_str()).ok();
@@ -175,8 +123,7 @@ mod tests {
             seen.add(Change::of(&Observation { change, details: None }).unwrap());
         }
         assert_eq!(seen.changes.len(), KEPT);
-        let text = serde_json::to_string(&EventsResponse { events: seen.changes }).unwrap();
-        assert!(text.starts_with(r#"{"events":[{"name":"5","type":"EVENT_TYPE_CREATE"}"#), "{}", &text[..80]);
+        assert_eq!(seen.changes[0].name(), "5");
     }
 
     #[test]
@@ -190,13 +137,5 @@ mod tests {
         assert!(seen.bytes <= KEPT_BYTES && seen.changes.len() > 100, "{} of {}", seen.bytes, seen.changes.len());
         assert_eq!(seen.changes.iter().map(Change::bytes).sum::<usize>(), seen.bytes);
         assert_eq!((seen.take().len() > 100, seen.bytes), (true, 0));
-    }
-
-    #[test]
-    fn requests_are_read_as_clients_write_them() {
-        let request: WatcherRequest = serde_json::from_str(r#"{"watcherId":"w1"}"#).unwrap();
-        assert_eq!(request.watcher_id, "w1");
-        let response = CreateResponse { watcher_id: "w1".into() };
-        assert_eq!(serde_json::to_string(&response).unwrap(), r#"{"watcherId":"w1"}"#);
     }
 }

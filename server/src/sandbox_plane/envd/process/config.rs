@@ -1,11 +1,11 @@
 //! What a process is started as: E2B's description of it, and the agent's.
 
 use crate::sandbox_plane::envd::connect::ConnectError;
-use sandboxvm_protocol::agent::CText;
+use sandboxvm_manager::{ProcessSpec, ProcessSpecBuilder, ProcessSpecError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
-/// As a client states it, and is told it again.
+/// E2B's description of a process, as clients send it and get it back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ProcessConfig {
@@ -30,23 +30,10 @@ impl ProcessConfig {
         Self { cmd: argv.next().unwrap_or_default(), args: argv.collect(), ..Self::default() }
     }
 
-    /// Program and arguments.
-    pub(super) fn argv(&self) -> Result<Vec<CText>, ConnectError> {
-        let argv = std::iter::once(&self.cmd).chain(&self.args);
-        argv.map(|text| CText::try_from(text.as_str()).map_err(|error| ConnectError::invalid(format!("args: {error}"))))
-            .collect()
-    }
-
-    /// `KEY=VALUE` each.
-    pub(super) fn env(&self) -> Result<Vec<CText>, ConnectError> {
-        let entry = |(key, value): (&String, &String)| {
-            if key.is_empty() || key.contains('=') {
-                return Err(ConnectError::invalid(format!("envs: {key:?} is no name of a variable")));
-            }
-            CText::try_from(format!("{key}={value}").as_str())
-                .map_err(|error| ConnectError::invalid(format!("envs: {key}: {error}")))
-        };
-        self.envs.iter().map(entry).collect()
+    /// The process as the manager takes it, without user and directory.
+    pub(super) fn spec(&self) -> ProcessSpecBuilder {
+        let spec = ProcessSpec::builder(std::iter::once(&self.cmd).chain(&self.args));
+        self.envs.iter().fold(spec, |spec, (key, value)| spec.variable(key, value))
     }
 
     /// True for what an agent shows of a process that was started as this; long ones it cuts.
@@ -56,33 +43,46 @@ impl ProcessConfig {
     }
 }
 
+/// The error of a process that cannot be described, with E2B's name of the field.
+pub(super) fn refused(error: &ProcessSpecError) -> ConnectError {
+    ConnectError::invalid(match error {
+        ProcessSpecError::NoProgram | ProcessSpecError::TooMany(_) | ProcessSpecError::TooLong(_) => error.to_string(),
+        ProcessSpecError::Argument { source, .. } => format!("args: {source}"),
+        ProcessSpecError::Variable { name, problem } => format!("envs: {name:?}: {problem}"),
+        ProcessSpecError::WorkingDirectory(source) => format!("cwd: {source}"),
+        ProcessSpecError::User(source) => format!("user: {source}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_config_is_read_and_handed_on() {
+    fn process_configs_round_trip() {
         let text = r#"{"cmd":"/bin/bash","args":["-l","-c","true"],"envs":{"A":"1=2"},"cwd":"/tmp"}"#;
         let config: ProcessConfig = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&config).unwrap(), text);
-        let texts = |texts: Vec<CText>| texts.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>();
-        assert_eq!(texts(config.argv().unwrap()), [&b"/bin/bash"[..], b"-l", b"-c", b"true"]);
-        assert_eq!(texts(config.env().unwrap()), [b"A=1=2"]);
+        let expected = ProcessSpec::builder(["/bin/bash", "-l", "-c", "true"]).env(["A=1=2"]);
+        assert_eq!(config.spec().build().unwrap(), expected.build().unwrap());
         let sparse: ProcessConfig = serde_json::from_str(r#"{"cmd":"x","args":null,"envs":null,"cwd":null}"#).unwrap();
         assert_eq!(sparse, ProcessConfig { cmd: "x".into(), ..ProcessConfig::default() });
     }
 
     #[test]
-    fn what_no_process_can_be_given_is_refused() {
+    fn invalid_process_configs_are_rejected() {
         for (key, value) in [("", "x"), ("A=B", "x"), ("A", "x\0")] {
-            let config = ProcessConfig { envs: [(key.into(), value.into())].into(), ..ProcessConfig::default() };
-            assert!(config.env().is_err(), "{key:?}={value:?}");
+            let envs = [(key.into(), value.into())].into();
+            let config = ProcessConfig { cmd: "true".into(), envs, ..ProcessConfig::default() };
+            let error = refused(&config.spec().build().unwrap_err());
+            assert!(error.message.starts_with(&format!("envs: {key:?}: ")), "{}", error.message);
         }
-        assert!(ProcessConfig { cmd: "a\0b".into(), ..ProcessConfig::default() }.argv().is_err());
+        let nul = ProcessConfig { cmd: "a\0b".into(), ..ProcessConfig::default() }.spec().build().unwrap_err();
+        assert!(refused(&nul).message.starts_with("args: contains a NUL"));
     }
 
     #[test]
-    fn a_process_is_known_by_its_arguments() {
+    fn processes_are_recognized_by_their_arguments() {
         let config = ProcessConfig { cmd: "sh".into(), args: vec!["-c".into(), "long".into()], ..Default::default() };
         let shown = |argv: &[&str]| config.is_shown_as(&argv.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert!(shown(&["sh", "-c", "long"]) && shown(&["sh", "-c", "lo"]) && shown(&["sh"]));

@@ -1,7 +1,7 @@
-//! What clients are told of a process: that it started, what it wrote, how it ended.
+//! Events of a process as clients read them: it started, it wrote, it ended.
 
 use crate::sandbox_plane::envd::connect::{Code, ConnectError, json::Base64};
-use sandboxvm_protocol::agent::ExitStatus;
+use sandboxvm_manager::ExitStatus;
 use serde::Serialize;
 
 /// One message of a stream.
@@ -96,7 +96,7 @@ fn signal_text(signal: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::agent::SignalNumber;
+    use sandboxvm_manager::SignalNumber;
 
     fn text(event: &Event) -> String {
         serde_json::to_string(event).unwrap()
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_told_as_envd_tells_them() {
+    fn process_ends_are_reported_as_envd_does() {
         let end = |status| Event::end(status).map(|event| text(&event));
         assert_eq!(
             end(ExitStatus::Code(0)).unwrap(),

@@ -1,25 +1,21 @@
 //! `process.Process`: processes of a sandbox, started, found again, fed, signalled.
 //!
-//! The guest's agent keeps them, so they outlive clients and this server; what is kept here (`table`) is how they were
-//! described by whoever started them, and the way to their input.
+//! The guest's agent keeps them, so they outlive clients and this server. Kept here (`table`) are the descriptions that their
+//! clients gave of them, and the way to their input.
 
 mod config;
 mod events;
 mod input;
+mod send_input;
 mod start;
-mod table;
-
-pub(super) use start::silence;
-pub(super) use table::Processes;
+pub(super) mod table;
 
 use super::connect::{self, Call, Code, ConnectError, json::Number};
 use axum::{Router, body::Body, http::Request, routing::post};
 use config::ProcessConfig;
-use sandboxvm_protocol::agent::{
-    SignalNumber, TerminalSize,
-    process::{AttachRequest, View},
-};
+use sandboxvm_manager::{AttachSpec, SignalNumber, TerminalSize, View};
 use serde::{Deserialize, Serialize};
+use table::Processes;
 
 pub(super) fn router() -> Router {
     Router::new()
@@ -30,12 +26,12 @@ pub(super) fn router() -> Router {
             post(|request: Request<Body>| connect::server_stream(request, start::connect)),
         )
         .route("/process.Process/Update", post(|request: Request<Body>| connect::unary(request, update)))
-        .route("/process.Process/SendInput", post(|request: Request<Body>| connect::unary(request, input::send)))
+        .route("/process.Process/SendInput", post(|request: Request<Body>| connect::unary(request, send_input::send)))
         .route(
             "/process.Process/StreamInput",
-            post(|request: Request<Body>| connect::client_stream(request, input::stream)),
+            post(|request: Request<Body>| connect::client_stream(request, send_input::stream)),
         )
-        .route("/process.Process/CloseStdin", post(|request: Request<Body>| connect::unary(request, input::close)))
+        .route("/process.Process/CloseStdin", post(|request: Request<Body>| connect::unary(request, send_input::close)))
         .route("/process.Process/SendSignal", post(|request: Request<Body>| connect::unary(request, signal)))
 }
 
@@ -80,7 +76,7 @@ struct ProcessInfo {
     tag: Option<String>,
 }
 
-/// Those that run, whoever started them.
+/// Lists all running processes, including those that other clients started.
 async fn list(call: Call, _: ListRequest) -> Result<ListResponse, ConnectError> {
     let processes = &call.state().processes;
     let before = processes.now();
@@ -131,7 +127,7 @@ async fn update(call: Call, request: UpdateRequest) -> Result<Empty, ConnectErro
     if let Some(pty) = request.pty {
         let terminal = Some(pty.size()?);
         // Taking part in it with a terminal of that size is what resizes; there is no more to it.
-        drop(call.sandbox().attach(AttachRequest { pid, view: View::End, stdin: false, terminal }).await?);
+        drop(call.sandbox().attach(AttachSpec { terminal, ..AttachSpec::new(pid, View::End) }).await?);
     }
     Ok(Empty {})
 }

@@ -5,19 +5,20 @@
 
 use super::{
     Pty, Selector,
-    config::ProcessConfig,
+    config::{ProcessConfig, refused},
     events::Event,
     input::{Attendance, Input},
 };
-use crate::sandbox_plane::envd::connect::{Call, Code, ConnectError, Messages};
-use sandboxvm_manager::{AgentError, Exec, ExecError, Output, OutputStream};
-use sandboxvm_protocol::agent::{
-    CText, ExecRequest, FailureKind, OnDisconnect, StdinSource,
-    process::{AttachRequest, View},
+use crate::sandbox_plane::envd::{
+    connect::{Call, Code, ConnectError, Messages, silence},
+    paths::{below_home, home},
+};
+use sandboxvm_manager::{
+    AgentError, AttachSpec, Exec, ExecError, FailureKind, OnDisconnect, Output, OutputStream, View,
 };
 use serde::Deserialize;
-use std::{sync::Arc, time::Duration};
-use tokio::time::{sleep, timeout};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
+use tokio::time::timeout;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -35,19 +36,20 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
     let terminal = request.pty.as_ref().map(Pty::size).transpose()?;
     let has_terminal = terminal.is_some();
     let wants_stdin = has_terminal || request.stdin.unwrap_or(true);
-    let exec = ExecRequest {
-        argv: config.argv()?,
-        env: config.env()?,
-        cwd: directory(&call, config.cwd.as_deref()).await?,
-        user: Some(call.user.clone()),
-        stdin: if wants_stdin { StdinSource::Connection } else { StdinSource::Null },
-        terminal,
-        timeout_ms: call.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
-        on_disconnect: OnDisconnect::Keep,
-    };
-    let cwd = exec.cwd.clone();
-    let started = call.sandbox().exec(exec).await;
-    let Exec { pid, stdin, output, control } = started.map_err(|error| failed(error, cwd.as_ref()))?;
+    let cwd = directory(&call, config.cwd.as_deref()).await?;
+    let mut spec = config
+        .spec()
+        .user(OsStr::from_bytes(call.user.as_bytes()))
+        .reads_stdin(wants_stdin)
+        .terminal(terminal)
+        .timeout(call.timeout)
+        .on_disconnect(OnDisconnect::Keep);
+    if let Some(cwd) = &cwd {
+        spec = spec.working_directory(cwd);
+    }
+    let spec = spec.build().map_err(|error| refused(&error))?;
+    let started = call.sandbox().exec(spec).await;
+    let Exec { pid, stdin, output, control } = started.map_err(|error| failed(error, cwd.as_deref()))?;
     let input = if wants_stdin { Input::open(stdin, has_terminal) } else { Input::none() };
     let input = call.state().processes.add(pid, config, request.tag, input);
     let attendance = Attendance(Arc::clone(&input));
@@ -62,10 +64,9 @@ pub(super) async fn start(call: Call, request: StartRequest, messages: Messages)
 }
 
 /// Why nothing was started; of a directory that is not there in E2B's words.
-fn failed(error: ExecError, cwd: Option<&CText>) -> ConnectError {
+fn failed(error: ExecError, cwd: Option<&str>) -> ConnectError {
     match (&error, cwd) {
         (ExecError::Agent(AgentError::Refused { kind: FailureKind::BadWorkingDirectory, .. }), Some(cwd)) => {
-            let cwd = String::from_utf8_lossy(cwd.as_bytes());
             ConnectError::invalid(format!("cwd '{cwd}' does not exist: {error}"))
         }
         _ => error.into(),
@@ -82,12 +83,12 @@ pub(super) struct ConnectRequest {
 pub(super) async fn connect(call: Call, request: ConnectRequest, messages: Messages) -> Result<(), ConnectError> {
     let pid = Selector::find(request.process.as_ref(), &call.state().processes)?;
     let joined = async {
-        let request = AttachRequest { pid, view: View::Attend, stdin: false, terminal: None };
+        let spec = AttachSpec::new(pid, View::Attend);
         let has_terminal = match call.state().processes.input(pid).has_terminal() {
             Some(has_terminal) => has_terminal,
             None => has_terminal_by_list(&call, pid).await?,
         };
-        let exec = call.sandbox().attach(request).await?;
+        let exec = call.sandbox().attach(spec).await?;
         relay(&call, pid, exec.output, has_terminal, &messages).await
     };
     match call.timeout {
@@ -110,7 +111,7 @@ async fn relay(
     has_terminal: bool,
     messages: &Messages,
 ) -> Result<(), ConnectError> {
-    call.reached.has_begun();
+    call.target.has_begun();
     messages.send(&Event::start(pid)).await?;
     loop {
         let next = tokio::select! {
@@ -136,24 +137,16 @@ async fn relay(
     }
 }
 
-/// Returns after so long, or never.
-pub(in crate::sandbox_plane::envd) async fn silence(keepalive: Option<Duration>) {
-    match keepalive {
-        Some(keepalive) => sleep(keepalive).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Where a process starts: a path that does not begin at the root begins at the user's home.
-async fn directory(call: &Call, cwd: Option<&str>) -> Result<Option<CText>, ConnectError> {
+async fn directory(call: &Call, cwd: Option<&str>) -> Result<Option<String>, ConnectError> {
     let path = match cwd {
         None | Some("" | "~" | "~/") => return Ok(None),
         Some(path) if path.starts_with('/') => path.to_owned(),
         Some(path) => {
-            let below = super::super::paths::below_home(path)?;
-            let home = call.state().homes.of(call).await?;
+            let below = below_home(path)?;
+            let home = home(call).await?;
             format!("{}/{below}", home.path.trim_end_matches('/'))
         }
     };
-    CText::try_from(path.as_str()).map(Some).map_err(|error| ConnectError::invalid(format!("cwd: {error}")))
+    Ok(Some(path))
 }

@@ -10,7 +10,6 @@ use std::{
 /// Most processes of one sandbox that anything is remembered of.
 const MOST: usize = 1024;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Processes(Mutex<Table>);
 
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_of_a_process_is_found_again() {
+    fn descriptions_of_processes_are_remembered() {
         let processes = Processes::default();
         processes.add(7, config("a"), Some("x".into()), Input::none());
         let second = processes.add(8, config("b"), Some("x".into()), Input::none());
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_run_is_forgotten_unless_it_is_younger_than_the_list() {
+    fn ended_processes_are_forgotten_unless_younger_than_the_list() {
         let processes = Processes::default();
         processes.add(7, config("a"), None, Input::none());
         let listed = processes.now();

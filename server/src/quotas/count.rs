@@ -1,5 +1,5 @@
-//! How many sandboxes a key has, and is about to have: those being made count as much as those that are there, so that many
-//! requests at once get no more than one after the other.
+//! Counts what a key has together with what is being made for it, so that concurrent requests cannot exceed a quota that
+//! sequential requests could not.
 
 use crate::access::keys::KeyId;
 use std::{
@@ -7,15 +7,14 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     making: Mutex<HashMap<KeyId, u32>>,
 }
 
-/// So many that are about to be; given back when dropped.
+/// A reservation; what is left of it is returned when it is dropped.
 #[derive(Debug)]
-pub(super) struct Reserved<'q> {
+pub(crate) struct Reserved<'q> {
     quota: &'q Quota,
     key: KeyId,
     left: u32,
@@ -24,7 +23,7 @@ pub(super) struct Reserved<'q> {
 impl Quota {
     /// Reserves `more` where the key then has no more than `most`; else says how many it has. `there` counts those that
     /// are there.
-    pub(super) fn reserve(
+    pub(crate) fn reserve(
         &self,
         key: &KeyId,
         more: u32,
@@ -48,7 +47,7 @@ impl Quota {
 
 impl Reserved<'_> {
     /// One of them is there from now on, as `add` does it: it is counted once at every moment.
-    pub(super) fn becomes<T>(&mut self, add: impl FnOnce() -> T) -> T {
+    pub(crate) fn becomes<T>(&mut self, add: impl FnOnce() -> T) -> T {
         let mut making = self.quota.making();
         self.left -= take(&mut making, &self.key, self.left.min(1));
         add()
@@ -76,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_being_made_counts_until_it_is_there_or_given_up() {
+    fn reservations_count_until_used_or_dropped() {
         let (quota, key, other) = (Quota::default(), KeyId("1".into()), KeyId("2".into()));
         let first = quota.reserve(&key, 1, 2, || 0).unwrap();
         let mut second = quota.reserve(&key, 1, 2, || 0).unwrap();

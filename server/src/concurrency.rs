@@ -1,9 +1,8 @@
-//! Places for what a server does at a time, in all, for each key and for each sandbox. A request without a place is refused
-//! immediately and never queued, so that a server at its limit stays as fast as it is, and one key or sandbox that takes all
-//! it may have leaves the rest to the others.
+//! Limits on concurrent work: in all, for each key, and for each sandbox. A request above a limit is rejected immediately and
+//! never queued, so that a server at its limit stays fast, and no key or sandbox can take the share of the others.
 
 use crate::access::keys::KeyId;
-use sandboxvm_protocol::ids::SandboxId;
+use sandboxvm_manager::SandboxId;
 use std::{
     collections::HashMap,
     fmt,
@@ -19,7 +18,6 @@ pub(crate) struct Places {
     pub(crate) of_one_sandbox: usize,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct Room {
     places: Places,

@@ -8,7 +8,11 @@ use std::{
     marker::PhantomData,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
+
+/// Version of the files' format.
+pub(crate) const FORMAT: u32 = 1;
 
 /// A record is some hundred bytes and the metadata given at create.
 const MAX_FILE: u64 = 1 << 20;
@@ -24,24 +28,24 @@ pub struct StoreError {
 
 /// A directory of records of one type, each under a name of `[a-z0-9-]`.
 #[derive(Debug)]
-pub(super) struct Store<T> {
+pub(crate) struct Store<T> {
     directory: PathBuf,
     of: PhantomData<fn(T) -> T>,
 }
 
 impl<T: Serialize + DeserializeOwned> Store<T> {
-    pub(super) fn open(directory: PathBuf) -> Result<Self, StoreError> {
+    pub(crate) fn open(directory: PathBuf) -> Result<Self, StoreError> {
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(error("make", &directory))?;
         Ok(Self { directory, of: PhantomData })
     }
 
     /// Replaces it in one step. A loss of power may bring back what was there before.
-    pub(super) fn put(&self, name: &str, value: &T) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, name: &str, value: &T) -> Result<(), StoreError> {
         self.write(name, value, false)
     }
 
     /// The same, and a loss of power changes nothing any more when this returns.
-    pub(super) fn put_durably(&self, name: &str, value: &T) -> Result<(), StoreError> {
+    pub(crate) fn put_durably(&self, name: &str, value: &T) -> Result<(), StoreError> {
         self.write(name, value, true)
     }
 
@@ -61,7 +65,7 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     }
 
     /// Whether or not it is there.
-    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path(name);
         match fs::remove_file(&path) {
             Err(failed) if failed.kind() != io::ErrorKind::NotFound => Err(error("remove", &path)(failed)),
@@ -70,7 +74,7 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     }
 
     /// The same, and a loss of power does not bring it back.
-    pub(super) fn remove_durably(&self, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn remove_durably(&self, name: &str) -> Result<(), StoreError> {
         self.remove(name)?;
         self.sync().map_err(error("sync", &self.directory))
     }
@@ -80,7 +84,7 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     }
 
     /// Everything that can be read.
-    pub(super) fn all(&self) -> Result<Vec<T>, StoreError> {
+    pub(crate) fn all(&self) -> Result<Vec<T>, StoreError> {
         let entries = fs::read_dir(&self.directory).map_err(error("list", &self.directory))?;
         let mut all = Vec::new();
         for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension() == Some("json".as_ref()))
@@ -98,6 +102,12 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name).with_extension("json")
     }
+}
+
+/// Unix time in milliseconds, as files have it.
+pub(crate) fn unix_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

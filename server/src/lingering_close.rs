@@ -1,8 +1,9 @@
-//! What a client still sends of a request that is answered already: it was refused, or failed halfway. HTTP/1.1 has it
-//! stand between this answer and the next request. Left to itself the connection is closed at once, without a word in the
-//! answer: a client that goes on with it meets the end of it, and what it was still sending can cost it the answer
-//! (RFC 9112, 9.6). So a little is read over, and otherwise the answer says that the connection ends, which it does after
-//! the client had time to read that. Called for each request by `listen`; never looks at what is sent.
+//! Lingering close. When a response is sent before the request body has been read, HTTP/1.1 requires draining the body or
+//! closing the connection (RFC 9112, section 9.6). A connection that is closed while the client still sends can cost the
+//! client the response. So up to 1 MiB is drained; beyond that, the response says `Connection: close`, and the server keeps
+//! reading for five seconds so that the client sees the response.
+//!
+//! Called for each request by `listen`; never looks at the content of a body.
 
 use axum::{
     body::{Body, Bytes, HttpBody},
@@ -24,13 +25,13 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// So much is read over for the connection's sake, in bytes, if it comes within [`SHORTLY`].
+/// Maximum number of bytes that are drained to keep the connection, if they arrive within [`SHORTLY`].
 const LITTLE: usize = 1 << 20;
 const SHORTLY: Duration = Duration::from_millis(if cfg!(test) { 20_000 } else { 100 });
 /// How long a client has to read its answer and stop sending.
 const LINGER: Duration = Duration::from_secs(if cfg!(test) { 10 } else { 5 });
 
-/// Has a request answered, and sees to what is left of it.
+/// Answers a request, then drains its body or closes its connection.
 pub(crate) async fn answer(request: Request, next: Next) -> Response {
     if request.version() > Version::HTTP_11 || request.body().is_end_stream() {
         return next.run(request).await;
@@ -42,7 +43,7 @@ pub(crate) async fn answer(request: Request, next: Next) -> Response {
         Body::new(Lent(Arc::clone(&rest)))
     });
     let mut response = next.run(request).await;
-    // Whoever has it still goes on reading while the answer is on its way.
+    // A handler that still holds the body keeps reading it while the response is sent.
     let Some(mut rest) = Arc::into_inner(rest).map(|rest| rest.into_inner().unwrap_or_else(PoisonError::into_inner))
     else {
         return response;
@@ -60,7 +61,7 @@ pub(crate) async fn answer(request: Request, next: Next) -> Response {
     response
 }
 
-/// The body, and whether anybody asked for it.
+/// The body, and whether the handler has begun to read it.
 struct Rest {
     body: Body,
     is_begun: bool,
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_little_the_connection_goes_on() {
+    async fn connections_are_reused_after_a_small_unread_body() {
         let address = server().await;
         let mut stream = begin(address, "/at-once", 600_000, "").await;
         for (path, last, next) in [
@@ -184,7 +185,7 @@ mod tests {
         let address = server().await;
         let both = [("/at-once", "who?"), ("/after-a-piece", "full")].map(async |(path, last)| {
             let mut stream = begin(address, path, 1 << 30, "").await;
-            // More than all buffers on the way hold: somebody reads it.
+            // More than all buffers on the way hold: the server reads it.
             for _ in 0..16 {
                 stream.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
             }
@@ -192,7 +193,7 @@ mod tests {
             assert!(said.to_ascii_lowercase().contains("connection: close"), "{said}");
             sleep(Duration::from_millis(500)).await;
             stream.write_all(b"still here").await.unwrap();
-            // But not for ever.
+            // But not indefinitely.
             let ended = timeout(Duration::from_secs(30), async {
                 while stream.write_all(b"x").await.is_ok() {
                     sleep(Duration::from_millis(50)).await;

@@ -1,15 +1,31 @@
 //! What sandboxes are made from: the configured templates, each with its pool, and the snapshots that clients made.
 
-use super::{error::RegistryError, record::TemplateId};
+pub(crate) mod snapshot_index;
+
 use crate::{
     access::keys::{Key, KeyId},
     config::{Config, TemplateConfig, TemplateConfigError},
 };
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{CreateError, Manager, Pool, PoolRequest, SandboxSpec, StartedSandbox};
-use sandboxvm_protocol::ids::{SandboxId, SandboxName};
+use sandboxvm_manager::{CreateError, Manager, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec, StartedSandbox};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// What a sandbox was made from, as clients name it: a template's name or a snapshot's ID.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct TemplateId(pub(crate) String);
+
+/// Why a key cannot use what it asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TemplateError {
+    /// No template or snapshot of the key's is called that.
+    #[error("template {0:?} was not found; GET /templates lists them")]
+    Unknown(String),
+    /// The key may not use it.
+    #[error("this API key may not use template {0:?}")]
+    Forbidden(String),
+}
 
 /// A snapshot that a client made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,14 +59,14 @@ fn with_memory() -> bool {
 
 impl SnapshotRecord {
     /// True when a client means it by `asked`: its ID or one of its names, with or without the tag.
-    pub(super) fn is_called(&self, asked: &str) -> bool {
+    pub(crate) fn is_called(&self, asked: &str) -> bool {
         let name = untagged(asked);
         self.id.as_str() == name || self.names.iter().any(|own| own == asked || own == name)
     }
 }
 
 /// A template without the one tag there is.
-pub(super) fn untagged(asked: &str) -> &str {
+pub(crate) fn untagged(asked: &str) -> &str {
     asked.strip_suffix(":default").unwrap_or(asked)
 }
 
@@ -58,13 +74,13 @@ pub(super) fn untagged(asked: &str) -> &str {
 #[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) config: TemplateConfig,
-    pub(super) spec: SandboxSpec,
+    pub(crate) spec: SandboxSpec,
     pool: Option<Pool>,
 }
 
 impl Template {
     /// A machine of this kind; one of the pool's where there is one.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         &self,
         manager: &Manager,
         bundle: &Bundle,
@@ -86,7 +102,7 @@ impl Template {
 }
 
 /// The configured templates, with their pools being filled from now on.
-pub(super) fn configured(
+pub(crate) fn configured(
     config: &Config,
     manager: &Manager,
     bundle: &Bundle,
@@ -101,26 +117,26 @@ pub(super) fn configured(
 
 /// What a client asked for, found.
 #[derive(Debug)]
-pub(super) enum Source<'t> {
+pub(crate) enum Source<'t> {
     Template(&'t Template),
     Snapshot(SnapshotRecord),
 }
 
 /// Finds what `asked` is: a template's name, the ID or name of one of the key's own snapshots (newest first, so that the last
 /// of a name counts), each with or without a tag.
-pub(super) fn find<'t>(
+pub(crate) fn find<'t>(
     templates: &'t BTreeMap<String, Template>,
     own: Vec<SnapshotRecord>,
     key: &Key,
     asked: &str,
-) -> Result<Source<'t>, RegistryError> {
+) -> Result<Source<'t>, TemplateError> {
     let name = untagged(asked);
     let snapshot = own.into_iter().find(|snapshot| snapshot.is_called(asked));
     let allowed = |template: &str| key.limits.templates.is_empty() || key.limits.templates.contains(template);
     match (snapshot, templates.get(name)) {
         (Some(snapshot), _) if allowed(&snapshot.template.0) => Ok(Source::Snapshot(snapshot)),
         (None, Some(template)) if allowed(name) => Ok(Source::Template(template)),
-        (None, None) => Err(RegistryError::UnknownTemplate(asked.to_owned())),
-        _ => Err(RegistryError::ForbiddenTemplate(asked.to_owned())),
+        (None, None) => Err(TemplateError::Unknown(asked.to_owned())),
+        _ => Err(TemplateError::Forbidden(asked.to_owned())),
     }
 }

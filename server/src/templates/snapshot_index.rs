@@ -1,11 +1,11 @@
 //! The snapshots that clients made, in memory as on disk: each create, list and look-up of an alias asks for one key's.
 
-use super::{
+use super::SnapshotRecord;
+use crate::{
+    access::keys::KeyId,
     store::{Store, StoreError},
-    templates::SnapshotRecord,
 };
-use crate::access::keys::KeyId;
-use sandboxvm_protocol::ids::SandboxName;
+use sandboxvm_manager::SandboxName;
 use std::{
     cmp::Reverse,
     collections::HashMap,
@@ -13,9 +13,8 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-/// See the module.
 #[derive(Debug)]
-pub(super) struct SnapshotIndex {
+pub(crate) struct SnapshotIndex {
     records: Store<SnapshotRecord>,
     /// Newest first.
     by_owner: RwLock<HashMap<KeyId, Vec<SnapshotRecord>>>,
@@ -23,7 +22,7 @@ pub(super) struct SnapshotIndex {
 
 impl SnapshotIndex {
     /// Reads what is on disk, once.
-    pub(super) fn open(directory: PathBuf) -> Result<Self, StoreError> {
+    pub(crate) fn open(directory: PathBuf) -> Result<Self, StoreError> {
         let records = Store::open(directory)?;
         let mut by_owner: HashMap<KeyId, Vec<SnapshotRecord>> = HashMap::new();
         for record in records.all()? {
@@ -37,17 +36,17 @@ impl SnapshotIndex {
     }
 
     /// A key's, newest first.
-    pub(super) fn of(&self, owner: &KeyId) -> Vec<SnapshotRecord> {
+    pub(crate) fn of(&self, owner: &KeyId) -> Vec<SnapshotRecord> {
         self.by_owner.read().unwrap_or_else(PoisonError::into_inner).get(owner).cloned().unwrap_or_default()
     }
 
     /// How many a key has.
-    pub(super) fn count(&self, owner: &KeyId) -> usize {
+    pub(crate) fn count(&self, owner: &KeyId) -> usize {
         self.by_owner.read().unwrap_or_else(PoisonError::into_inner).get(owner).map_or(0, Vec::len)
     }
 
     /// Writes one down, then lets it count.
-    pub(super) fn add(&self, record: SnapshotRecord) -> Result<(), StoreError> {
+    pub(crate) fn add(&self, record: SnapshotRecord) -> Result<(), StoreError> {
         self.records.put_durably(record.id.as_str(), &record)?;
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let own = by_owner.entry(record.owner.clone()).or_default();
@@ -57,7 +56,7 @@ impl SnapshotIndex {
     }
 
     /// Forgets one, whether or not it is there.
-    pub(super) fn remove(&self, owner: &KeyId, id: &SandboxName) -> Result<(), StoreError> {
+    pub(crate) fn remove(&self, owner: &KeyId, id: &SandboxName) -> Result<(), StoreError> {
         self.records.remove_durably(id.as_str())?;
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = by_owner.get_mut(owner) {
@@ -73,8 +72,8 @@ impl SnapshotIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::record::{FORMAT, TemplateId};
-    use sandboxvm_protocol::ids::SandboxId;
+    use crate::{store::FORMAT, templates::TemplateId};
+    use sandboxvm_manager::SandboxId;
     use std::fs;
 
     fn record(owner: &str, id: &str, created_at: u64) -> SnapshotRecord {

@@ -1,6 +1,6 @@
-//! What a sandbox says of itself: that it lives, what it takes, the environment of its processes.
+//! Status of a sandbox: health, metrics, and the environment of its processes.
 
-use crate::sandbox_plane::SharedReached;
+use super::state::SharedTarget;
 use axum::{
     Json, Router,
     extract::Extension,
@@ -21,8 +21,8 @@ pub(super) fn router() -> Router {
 }
 
 /// What the host sees of it, as of the last sample.
-async fn metrics(Extension(reached): Extension<SharedReached>) -> Response {
-    let Some(sample) = reached.entry.samples().pop() else {
+async fn metrics(Extension(target): Extension<SharedTarget>) -> Response {
+    let Some(sample) = target.entry().samples.last() else {
         let body = Json(json!({ "code": 503, "message": "no sample was taken yet; try again in ten seconds" }));
         return (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
     };
@@ -41,8 +41,8 @@ async fn metrics(Extension(reached): Extension<SharedReached>) -> Response {
 }
 
 /// What its processes are given besides what each is started with.
-async fn envs(Extension(reached): Extension<SharedReached>) -> Json<Map<String, Value>> {
-    let env = reached.sandbox.record().env.iter();
+async fn envs(Extension(target): Extension<SharedTarget>) -> Json<Map<String, Value>> {
+    let env = target.sandbox().record().env.iter();
     let pairs = env.filter_map(|entry| entry.split_once('='));
     Json(pairs.map(|(key, value)| (key.to_owned(), value.into())).collect())
 }

@@ -1,7 +1,6 @@
-//! The starts under way: how many machines are made at a time in all, and how many of them for one key. A start holds its
-//! permit for the work of the host alone and gives it back before it waits for a guest, which takes its time as it pleases.
+//! Limits how many sandboxes are started at a time: in all, and for each key. A start holds its permit for the work of the
+//! host alone, and returns it before it waits for a guest, whose speed is not ours to bound.
 
-use super::error::RegistryError;
 use crate::access::keys::KeyId;
 use std::{
     collections::HashMap,
@@ -13,46 +12,54 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a start waits for its turn; then its client is asked to come again.
+/// Maximum time that a start waits for its turn. Its client is then told to try again.
 const TURN_WITHIN: Duration = Duration::from_secs(120);
 
-/// See the module.
+/// Why a start got no turn.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartsError {
+    #[error("too many sandboxes are being started; none could begin within {} s", TURN_WITHIN.as_secs())]
+    TooMany,
+    #[error("the server is shutting down; try again in a moment")]
+    ShuttingDown,
+}
+
 #[derive(Debug)]
-pub(super) struct Starts {
+pub(crate) struct Starts {
     all: Arc<Semaphore>,
-    /// Of one key: half of all, so that a key that takes all it can leaves the other half.
+    /// Maximum for one key: half of all, so that no key can keep the others from starting.
     most_of_one: usize,
     own: Mutex<HashMap<KeyId, Weak<Semaphore>>>,
 }
 
-/// One start under way; dropping it lets the next begin.
+/// A place among the starts under way; dropping it lets the next start begin.
 #[derive(Debug)]
-pub(super) struct StartPermit {
+pub(crate) struct StartPermit {
     _of_key: OwnedSemaphorePermit,
     _of_all: Option<OwnedSemaphorePermit>,
 }
 
 impl Starts {
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         let most = most.max(1);
         Self { all: Arc::new(Semaphore::new(most)), most_of_one: (most / 2).max(1), own: Mutex::default() }
     }
 
-    /// Waits for a place among the starts of this key, then among those of all. In order of arrival.
-    pub(super) async fn begin(&self, key: &KeyId) -> Result<StartPermit, RegistryError> {
+    /// Waits for a place among the starts of this key, then among all starts; first come, first served.
+    pub(crate) async fn begin(&self, key: &KeyId) -> Result<StartPermit, StartsError> {
         let turn = async {
             // The key's own first: those that wait for it must not hold a place of all.
-            let of_key = self.of(key).acquire_owned().await.map_err(|_| RegistryError::ShuttingDown)?;
-            let of_all = Arc::clone(&self.all).acquire_owned().await.map_err(|_| RegistryError::ShuttingDown)?;
+            let of_key = self.of(key).acquire_owned().await.map_err(|_| StartsError::ShuttingDown)?;
+            let of_all = Arc::clone(&self.all).acquire_owned().await.map_err(|_| StartsError::ShuttingDown)?;
             Ok(StartPermit { _of_key: of_key, _of_all: Some(of_all) })
         };
-        timeout(TURN_WITHIN, turn).await.map_err(|_| too_many())?
+        timeout(TURN_WITHIN, turn).await.map_err(|_| StartsError::TooMany)?
     }
 
-    /// Waits for a place among the starts of this key alone: for work that cannot be parted from a wait for guests.
-    pub(super) async fn begin_own(&self, key: &KeyId) -> Result<StartPermit, RegistryError> {
-        let turn = timeout(TURN_WITHIN, self.of(key).acquire_owned()).await.map_err(|_| too_many())?;
-        Ok(StartPermit { _of_key: turn.map_err(|_| RegistryError::ShuttingDown)?, _of_all: None })
+    /// Waits for a place among the starts of this key alone: for work that includes a wait for guests.
+    pub(crate) async fn begin_own(&self, key: &KeyId) -> Result<StartPermit, StartsError> {
+        let turn = timeout(TURN_WITHIN, self.of(key).acquire_owned()).await.map_err(|_| StartsError::TooMany)?;
+        Ok(StartPermit { _of_key: turn.map_err(|_| StartsError::ShuttingDown)?, _of_all: None })
     }
 
     fn of(&self, key: &KeyId) -> Arc<Semaphore> {
@@ -66,13 +73,6 @@ impl Starts {
         own.insert(key.clone(), Arc::downgrade(&made));
         made
     }
-}
-
-fn too_many() -> RegistryError {
-    RegistryError::Full(format!(
-        "too many sandboxes are being started; none could begin within {} s",
-        TURN_WITHIN.as_secs()
-    ))
 }
 
 #[cfg(test)]
@@ -101,8 +101,8 @@ mod tests {
     async fn a_start_waits_for_its_turn_only_so_long() {
         let starts = Starts::new(1);
         let _held = starts.begin(&key("a")).await.unwrap();
-        assert!(matches!(starts.begin(&key("b")).await, Err(RegistryError::Full(_))));
-        assert!(matches!(starts.begin_own(&key("a")).await, Err(RegistryError::Full(_))));
+        assert!(matches!(starts.begin(&key("b")).await, Err(StartsError::TooMany)));
+        assert!(matches!(starts.begin_own(&key("a")).await, Err(StartsError::TooMany)));
         drop(starts.begin_own(&key("b")).await.unwrap());
     }
 }

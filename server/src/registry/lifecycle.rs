@@ -1,4 +1,4 @@
-//! What is done to a sandbox that is there: prolonging, pausing to disk, resuming, killing, forking.
+//! Changes of an existing sandbox: extending its time, pausing to disk, resuming, killing, forking.
 //!
 //! Calls on one sandbox come one after the other. Each takes the sandbox's `change` lock first ([`Registry::alter`]), sees
 //! only then what the sandbox is, and answers what is true of it before it gives the lock back. What changes between
@@ -6,17 +6,14 @@
 //! processes are excluded by the manager's lock where they matter, and found out by looking where they cannot be.
 
 use super::{
-    Intent, Registry, ends,
     entry::Entry,
     error::RegistryError,
-    quota::Reserved,
-    record::{OnTimeout, Phase, Record, unix_millis},
+    record::{OnTimeout, Phase, Record},
+    state::{Intent, Registry, paused_name},
 };
-use crate::access::keys::Key;
+use crate::{access::keys::Key, quotas::count::Reserved, store::unix_millis};
 use sandboxvm_manager::{AtEnd, FindError, RemoveError, Sandbox, StopError, Stopped};
-use sandboxvm_protocol::ids::SandboxName;
 use std::{
-    io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -123,20 +120,6 @@ impl Registry {
         self.resume_held(entry, timeout, back).await.map(|()| true)
     }
 
-    /// Brings back one that rests, unless another call did meanwhile.
-    pub(super) async fn wake(&self, entry: &Entry) -> Result<(), RegistryError> {
-        let _change = self.alter(entry).await?;
-        let record = entry.record();
-        if !record.is_paused() {
-            return Ok(());
-        }
-        if !record.wakes() {
-            return Err(RegistryError::Paused(entry.id.to_string()));
-        }
-        let lived = record.end_at.duration_since(record.started_at).unwrap_or_default();
-        self.resume_held(entry, lived.max(AUTO_RESUMED_FOR), Back::WithMemory).await
-    }
-
     /// Puts all of it on disk, or its disk alone, and ends its VMM. With `healthy`, and always without memory, only where
     /// its agent answers.
     pub(crate) async fn pause(&self, key: &Key, entry: &Entry, back: Back, healthy: bool) -> Result<(), RegistryError> {
@@ -160,7 +143,7 @@ impl Registry {
         }
     }
 
-    /// Ends it in order, so that everything its processes wrote is on its disk.
+    /// Stops it gracefully, so that everything its processes wrote is on its disk.
     #[tracing::instrument(skip_all)]
     async fn pause_filesystem_held(&self, entry: &Entry) -> Result<(), RegistryError> {
         let sandbox = self.running(entry).await?;
@@ -217,7 +200,7 @@ impl Registry {
 
     /// Brings a paused one back, with so much time.
     #[tracing::instrument(skip_all)]
-    async fn resume_held(&self, entry: &Entry, timeout: Duration, back: Back) -> Result<(), RegistryError> {
+    pub(super) async fn resume_held(&self, entry: &Entry, timeout: Duration, back: Back) -> Result<(), RegistryError> {
         let record = entry.record();
         let _gate = entry.gate.close();
         let permit = self.starts.begin(&record.owner).await?;
@@ -347,7 +330,7 @@ impl Registry {
         if self.or_gone(entry, is_live.await).await? {
             return Ok(sandbox);
         }
-        ends::note(&self.ends, entry, &sandbox.state()?);
+        self.note_end(entry, &sandbox.state()?);
         // Its VMM ended by itself, or another process ended it.
         self.kill_held(entry).await?;
         Err(RegistryError::Unknown(entry.id.to_string()))
@@ -373,20 +356,4 @@ impl Registry {
             sleep(POLL).await;
         }
     }
-
-    pub(super) fn sandbox(&self, entry: &Entry) -> Result<Sandbox, RegistryError> {
-        self.manager.find(entry.id.as_str()).map_err(|error| match error {
-            FindError::Unknown(_) => RegistryError::Unknown(entry.id.to_string()),
-            error => error.into(),
-        })
-    }
-}
-
-/// What a sandbox that a request woke has at least.
-const AUTO_RESUMED_FOR: Duration = Duration::from_secs(300);
-
-/// The snapshot that holds a paused sandbox.
-pub(super) fn paused_name(entry: &Entry) -> Result<SandboxName, RegistryError> {
-    SandboxName::try_from(format!("paused-{}", entry.id))
-        .map_err(|error| RegistryError::Entropy(io::Error::other(error)))
 }
