@@ -4,9 +4,9 @@
 #![doc = include_str!("../examples/run_python.rs")]
 //! ```
 //!
-//! A sandbox is one directory and one VMM process. The files have the whole state: it consists of
-//! what is on disk and which process holds the lock (`vmm::state`). So every [`Manager`] sees the
-//! same, needs no daemon, and survives a kill -9 of any process.
+//! A sandbox is one directory and one VMM process. The whole state is on disk: the files, and which
+//! process holds the lock (`vmm::state`). So every [`Manager`] sees the same, needs no daemon, and
+//! survives a kill -9 of any process.
 //!
 //! ```text
 //! Manager ── create ──> staging/<id> ──rename──> sandboxes/<id> ── launch ──> sandboxvm-vmm (holds `lock`)

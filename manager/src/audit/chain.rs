@@ -3,8 +3,8 @@
 //!
 //! A hash is SHA-256 in hexadecimal over the line as it is, without its `hash` member and its
 //! newline. The chain shows that lines were changed, removed or reordered; a process that can write
-//! the whole file can make a new chain. Against that, keep the last hash elsewhere (`sandboxvm
-//! audit verify` prints it).
+//! the whole file can make a new chain. Against that, keep the last hash elsewhere
+//! (`sandboxvm audit verify` prints it).
 
 use crate::{audit::event::Event, record::rfc3339};
 use sandboxvm_protocol::ids::SandboxId;

@@ -223,8 +223,8 @@ pub enum Event {
         /// The reason.
         because: String,
     },
-    /// The process that wrote the line before was killed while it wrote another one, which was
-    /// removed.
+    /// The writer of the line before was killed while it wrote another line, and that incomplete
+    /// line was removed.
     Torn {
         /// Length of the removed part in bytes.
         bytes: u64,

@@ -86,8 +86,8 @@ pub enum AuditError {
 pub struct Trail {
     sandbox: SandboxId,
     path: PathBuf,
-    /// Maximum size of the log in bytes. A sandbox with a full log cannot run anything until the
-    /// log was archived and removed.
+    /// Maximum size of the log in bytes. A sandbox whose log is full cannot start anything new
+    /// until the log was archived and removed.
     max: u64,
 }
 

@@ -124,8 +124,8 @@ impl ArmedMachine {
         self.made_from.iter().all(|(path, identity)| identity_of(path).is_ok_and(|now| now == *identity))
     }
 
-    /// Gives the machine the name, variables and owner that `spec` asks for. If this fails, the
-    /// machine is unchanged.
+    /// Gives the machine the name, the variables and the `ephemeral` flag that `spec` asks for. If
+    /// this fails, the machine is unchanged.
     pub(crate) fn become_wanted(&mut self, spec: &SandboxSpec) -> Result<(), CreateError> {
         check_env(&spec.env)?;
         Ok(self.staged.become_wanted(spec.name.clone(), merged(&self.env, &spec.env), spec.ephemeral)?)

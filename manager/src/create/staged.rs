@@ -53,7 +53,7 @@ impl Staged {
         &self.record
     }
 
-    /// Sets name, variables and owner, and claims the name. The ID stays.
+    /// Sets name, variables and `ephemeral`, and claims the name. The ID stays.
     pub(crate) fn become_wanted(
         &mut self,
         name: Option<SandboxName>,

@@ -14,7 +14,7 @@ pub(crate) fn new_id() -> io::Result<SandboxId> {
 pub(crate) fn fill_random(buffer: &mut [u8]) -> io::Result<()> {
     let len = buffer.len();
     let got = rustix::rand::getrandom(buffer, rustix::rand::GetRandomFlags::empty())?;
-    // The kernel returns up to 256 bytes at a time once the generator is initialised
+    // The kernel returns up to 256 bytes completely once the generator is initialised
     // (getrandom(2)).
     if got == len { Ok(()) } else { Err(io::Error::other(format!("only {got} of {len} random bytes"))) }
 }

@@ -67,9 +67,9 @@ const FORKED_WITHIN: Duration = Duration::from_secs(60);
 /// Time from the fork until the agent of a child has answered: what a restored machine gets, plus
 /// this time for each of its siblings, with which it shares the host's CPUs.
 const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
-/// The VMM of a guest in which no process listens refuses the connection sooner than this. A child
-/// whose VMM took longer lacked the CPU to answer, among many busy ones, for as long as its VMM
-/// waits.
+/// The VMM of a guest in which no process listens refuses a connection sooner than this. If the
+/// refusal took longer, the guest lacked the CPU time to answer, among many busy ones, for as long
+/// as its VMM waits.
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 /// Maximum number of copies in one fork: more than any host can hold.
 pub(crate) const MAX_CHILDREN: u32 = 10_000;

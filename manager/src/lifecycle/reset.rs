@@ -298,8 +298,8 @@ impl Sandbox {
                 ResetDone::Anew
             }
         };
-        // Between the two steps, another command may have given the old machine its identity, which
-        // removed the mark. Set it again.
+        // Meanwhile another command may have given the old machine its identity, which removed the
+        // mark, so it is set again.
         identity::make_due(&self.directory)?;
         self.trail().note(Event::Reset { to: snapshot.cloned() });
         // The agent of a snapshot is not trusted: it must not keep others from changing the

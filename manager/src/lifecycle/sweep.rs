@@ -1,6 +1,6 @@
-//! Removes what processes left behind that were killed with SIGKILL: incomplete and half-deleted
-//! sandboxes, sandboxes of a `run` that has ended, and names without a sandbox. Every `create` and
-//! `list` sweeps in passing; [`Manager::prune`] also removes sandboxes that have ended.
+//! Removes the remains of processes that were killed with SIGKILL: incomplete and half-deleted
+//! sandboxes, and sandboxes of a `run` that has ended. Every `create` and `list` sweeps in passing;
+//! [`Manager::prune`] also removes sandboxes that have ended, and names without a sandbox.
 //!
 //! Locks (flock) show what still has an owner, and a sweep may not remove any of that: a maker or a
 //! `run` claims its directory as long as it lives, and a VMM holds the lock of its sandbox.
@@ -106,7 +106,7 @@ fn sweep_ephemeral(home: &Home, id: &SandboxId, swept: &mut Swept) -> Result<(),
 }
 
 impl Manager {
-    /// Removes what processes left behind that were killed or ended by a reboot. Sandboxes that do
+    /// Removes the remains of processes that were killed, or ended by a reboot. Sandboxes that do
     /// not belong to a `run` stay, even if they have ended.
     ///
     /// # Errors

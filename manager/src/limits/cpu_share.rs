@@ -114,8 +114,8 @@ impl Groups<'_> {
     }
 
     /// Limits memory and processes too, if possible. An error is ignored, because no user asked for
-    /// this explicitly. The memory limit is twice the guest memory, because while a snapshot is
-    /// written, pages that the guest rewrites exist twice.
+    /// this explicitly. The memory limit is twice the guest memory plus [`OVERHEAD`], because while
+    /// a snapshot is written, pages that the guest rewrites exist twice.
     fn bound(&mut self, memory: MemorySize, vmm: Pid) -> Result<(), DirectoryError> {
         let memory = 2 * memory.bytes() + OVERHEAD;
         let settings =

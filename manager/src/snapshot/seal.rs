@@ -119,8 +119,8 @@ impl Seal {
     /// Seals a file that no process writes to any more, at least no process that keeps to the
     /// rules. Gives the file a time in the past, so that no later write can leave the time as it
     /// is, but keeps a time that is in the past already, because others may have sealed the file
-    /// with it. Syncs the file, so that writes through a mapping are noticed too, where
-    /// [`times_tell`]. Reads the data of the file.
+    /// with it. Syncs the file, so that writes through a mapping are noticed too where
+    /// [`times_tell`] is true. Reads the data of the file.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let past = SystemTime::now() - Duration::from_secs(1);
         if file.metadata()?.modified()? > past {

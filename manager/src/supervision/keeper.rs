@@ -44,7 +44,6 @@ const POLL: Duration = Duration::from_millis(50);
 /// Maintains the services that are recorded for a sandbox, until it has ended, there is nothing
 /// left to maintain, or `told_to_end` resolves. Calls `ready` once the services have started. If
 /// another supervisor already runs them, it calls `ready` too and returns immediately.
-/// this returns immediately.
 ///
 /// # Errors
 /// Every [`SuperviseError`], before `ready` is called; after it, those of the sandbox's files.

@@ -132,7 +132,7 @@ pub enum SuperviseError {
         /// The parse error.
         source: serde_json::Error,
     },
-    /// The boot ID or the clock of the host cannot be read.
+    /// The boot ID of the host cannot be read.
     #[error("cannot tell this boot of the host from others: {0}")]
     Clock(io::Error),
     /// The sandbox does not exist.

@@ -2,8 +2,8 @@
 //!
 //! The manager opens and locks `lock`, passes the open file description to the VMM and closes its
 //! own copy. From then on the kernel releases the lock when the VMM ends, however it ended. Only a
-//! VMM may hold the lock for longer and exclusively; all other processes take it shared, for
-//! moments, to see that it is free.
+//! VMM may hold the lock exclusively; all other processes take it shared, for moments, to see that
+//! it is free.
 
 use crate::{
     home::{
@@ -97,10 +97,10 @@ fn open_if_holder(pid: u32, lock: &File) -> Option<Pidfd> {
 }
 
 /// Returns true if process `pid`, of a user that a VMM may have, has this very file open and locked
-/// exclusively by that descriptor. fdinfo lists the locks of a file description, `lock: 1: FLOCK
-/// ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF` (proc_pid_fdinfo(5)); the descriptor itself
-/// shows which file it is, by device and number. /proc/locks would not do: it names the process
-/// that took the lock, not the one that holds it now.
+/// exclusively by that descriptor. fdinfo lists the locks of a file description,
+/// `lock: 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF` (proc_pid_fdinfo(5)); the
+/// descriptor itself shows which file it is, by device and number. /proc/locks would not do: it
+/// names the process that took the lock, not the one that holds it now.
 fn holds(pid: u32, lock: &File) -> bool {
     let Ok(wanted) = lock.metadata() else { return false };
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };

@@ -1,12 +1,12 @@
 //! The files of a sandbox, as the host sees them.
 //!
 //! ```text
-//! Files ── stat, list, make_directory, rename, remove, set_mode, set_owner           here
-//!   ├─ read, archive  ──> FileStream  chunks, until the guest reports the end        stream
-//!   ├─ write, extract ──> FileSink    chunks, then `finish`; dropping changes nothing    sink
-//!   ├─ watch          ──> FileWatch                                                  watch
-//!   ├─ describe, list_details, write_with_metadata, observe: more of each file       details
-//!   └─ copy_in, copy_out              trees of the host: packed and unpacked here    copy, target
+//! Files ── stat, list, make_directory, rename, remove, set_mode, set_owner             here
+//!   ├─ read, archive  ──> FileStream  chunks, until the guest reports the end          stream
+//!   ├─ write, extract ──> FileSink    chunks, then `finish`; dropping changes nothing  sink
+//!   ├─ watch          ──> FileWatch                                                    watch
+//!   ├─ describe, list_details, write_with_metadata, observe: more of each file         details
+//!   └─ copy_in, copy_out              trees of the host: packed and unpacked here      copy, target
 //! ```
 //! Each request has a separate connection; dropping the value that holds it cancels the request.
 //! Memory is limited to a few frames of 64 KiB, whatever is moved. Everything that comes from the

@@ -135,8 +135,8 @@ impl Group {
     }
 
     /// Limits the memory of all processes in the group, if it has the controller. The limit is
-    /// twice the guest memory, because while a snapshot is written, pages that the guest rewrites
-    /// exist twice.
+    /// twice the guest memory plus [`OVERHEAD`], because while a snapshot is written, pages that
+    /// the guest rewrites exist twice.
     pub(crate) fn bound_memory(&self, memory: MemorySize) -> io::Result<()> {
         self.put_if_there("memory.max", &(2 * memory.bytes() + OVERHEAD).to_string()).map(drop)
     }
