@@ -1,4 +1,5 @@
-//! Creates a sandbox for a caller: starts its machine, writes the audit line, and sweeps what killed processes left behind.
+//! Creates a sandbox for a caller: starts its machine, writes the audit line, and sweeps what
+//! killed processes left behind. May not return an error and leave a sandbox behind.
 
 use crate::{
     audit::Event,
@@ -10,7 +11,8 @@ use crate::{
 use sandboxvm_images::bundle::Bundle;
 
 impl Manager {
-    /// Makes a sandbox and waits until its agent listens. Cancel safe: a dropped future leaves nothing.
+    /// Creates a sandbox and waits until its agent listens. Cancel safe: dropping the future
+    /// removes everything that was created.
     ///
     /// # Errors
     /// Every [`CreateError`].
@@ -19,16 +21,18 @@ impl Manager {
         match started.settled().await {
             Ok(()) => Ok(started),
             Err(error) => {
-                // The cause is what the caller needs; what cannot be removed a sweep will name.
+                // The caller needs the cause; a later sweep reports what could not be removed.
                 let _ = started.finish().await;
                 Err(error)
             }
         }
     }
 
-    /// As [`Self::create`], but returns while a machine that boots does so: [`StartedSandbox::settled`] waits for it.
-    /// For callers who may change their mind meanwhile and want to see the end of it. The first machine of its kind
-    /// takes as long as a boot before this returns. Cancel safe.
+    /// Like [`Self::create`], but returns while the machine still boots:
+    /// [`StartedSandbox::settled`] waits for the boot. This is for callers that may cancel
+    /// meanwhile and want to wait for the end of the sandbox then. The first machine of its kind
+    /// takes as long as a boot before this returns, because its ready snapshot is made first.
+    /// Cancel safe.
     ///
     /// # Errors
     /// Every [`CreateError`].
@@ -36,11 +40,11 @@ impl Manager {
         let started = self.start_machine(bundle, spec).await?;
         let sandbox = started.sandbox();
         sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
-        // The VM runs: what is left of others can be taken away meanwhile.
+        // The VM runs, so this is the time to remove what others left behind.
         let home = self.home.clone();
         tokio::task::spawn_blocking(move || {
             let swept = sweep::abandoned(&home);
-            // The next start finds a control group that is made.
+            // Makes a control group in advance, so that the next start does not wait for one.
             pool::fill(&home).and(swept)
         });
         Ok(started)

@@ -1,5 +1,6 @@
-//! Live fork: running copies of a running sandbox. The parent's VMM forks itself once for each child and hands it the
-//! files that were made here; each child is a sandbox like any other from then on.
+//! Live fork: makes running copies of a running sandbox. The VMM of the parent forks itself once
+//! for each child and passes it the files that were created here. From then on each child is a
+//! sandbox like any other.
 
 use crate::{
     audit::{self, AuditError, Event},
@@ -60,73 +61,75 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// A VMM forks in a millisecond a child; this is for a host that swaps.
+/// Limit for one request to fork. A VMM needs about a millisecond for each child; the limit allows
+/// for a host that swaps.
 const FORKED_WITHIN: Duration = Duration::from_secs(60);
-/// From the fork until a child's agent has answered: what a restored one has, and so much more for each of its siblings,
-/// with which it shares the host's CPUs.
+/// Time from the fork until the agent of a child has answered: what a restored machine gets, plus
+/// this time for each of its siblings, with which it shares the host's CPUs.
 const READY_WITHIN_EACH: Duration = Duration::from_secs(2);
-/// A guest in which nobody listens says so sooner. One that took longer had not the CPU to answer, among many busy ones,
-/// for as long as its VMM waits.
+/// The VMM of a guest in which no process listens refuses a connection sooner than this. If the
+/// refusal took longer, the guest lacked the CPU time to answer, among many busy ones, for as long
+/// as its VMM waits.
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
-/// More than any host could hold.
+/// Maximum number of copies in one fork: more than any host can hold.
 pub(crate) const MAX_CHILDREN: u32 = 10_000;
 
-/// Why a sandbox was not forked. It runs on, and no child is left.
+/// Why a sandbox was not forked. The sandbox keeps running, and no child is left.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
-    /// Not a number of children.
+    /// The number of copies is out of range.
     #[error("invalid number of copies {0}: must be between 1 and {MAX_CHILDREN}")]
     Count(u32),
-    /// The sandbox does not run.
+    /// Only a running sandbox can be forked.
     #[error("cannot fork sandbox {sandbox}: it is {state}, and only a running sandbox can be forked")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it does instead.
+        /// The state of the sandbox.
         state: State,
     },
-    /// The host cannot take so many.
+    /// The host does not have room for the copies.
     #[error("{0}")]
     Admission(#[from] AdmissionError),
-    /// Its VMM refused or failed.
+    /// The VMM of the sandbox refused the request or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
-    /// A child did not come to life.
+    /// The machine of a child did not start.
     #[error("a copy did not start: {0}")]
     Child(ControlError),
-    /// A child did not take its identity.
+    /// A child did not accept its identity.
     #[error("cannot give a copy its identity: {0}")]
     Identity(Box<ExecError>),
-    /// A child took too long.
+    /// A child took too long to answer.
     #[error("a copy was not ready within {} s", .0.as_secs())]
     NotReady(Duration),
-    /// A child is in the control group of its parent.
+    /// The VMM of a child is still in the control group of its parent.
     #[error(
         "cannot move a copy into its own control group; without one it would end with the sandbox of which it is a copy"
     )]
     Group,
-    /// Its disk cannot take another layer.
+    /// The disk of the sandbox cannot have another layer.
     #[error("{0}")]
     Flatten(#[from] FlattenError),
-    /// The sandbox's own record.
+    /// The lineage of the sandbox cannot be read or written.
     #[error("{0}")]
     Lineage(#[from] LineageError),
-    /// A child's record.
+    /// The record of a child cannot be written.
     #[error("{0}")]
     Record(#[from] RecordError),
-    /// A child's directory.
+    /// The directory of a child cannot be created.
     #[error("{0}")]
     Name(#[from] NameError),
-    /// It was paused because nobody used it, and does not go on.
+    /// The idle rule paused the sandbox, and it cannot be resumed.
     #[error("{0}")]
     Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// What cannot be logged is not done.
+    /// The audit log cannot be written, so the fork was not done.
     #[error("{0}")]
     Audit(#[from] AuditError),
-    /// The system gave no randomness or no socket.
+    /// The system provided no randomness or no socket.
     #[error("cannot create a copy: {0}")]
     Io(#[from] io::Error),
 }
@@ -143,19 +146,20 @@ impl From<ChangeError> for ForkError {
     }
 }
 
-/// Copies that were made.
+/// The copies that a fork made.
 #[derive(Debug)]
 pub struct Forked {
-    /// The copies.
+    /// The new sandboxes.
     pub copies: Vec<Sandbox>,
-    /// How long the sandbox stood still, in each of the requests it took.
+    /// How long the sandbox was paused, for each request to its VMM.
     pub pauses: Vec<Duration>,
-    /// From the call until the last copy stood ready to run: the host's own work, with nothing of a copy's guest.
+    /// Time from the call until the last copy was ready to run: the work of the host, without any
+    /// work of a guest.
     pub made: Duration,
 }
 
 impl Sandbox {
-    /// The sandbox that it is a copy of, when it is one.
+    /// Returns the sandbox that this one was forked from, if it is a fork.
     ///
     /// # Errors
     /// When its files cannot be read.
@@ -166,8 +170,9 @@ impl Sandbox {
         })
     }
 
-    /// Makes `count` running copies, all of the same moment as far as one request to the VMM reaches (24 copies). Each
-    /// was told its own identity. Dropping the future takes back what was made.
+    /// Makes `count` running copies. All copies that one request to the VMM makes (24) are of the
+    /// same moment. Each has received its own identity. Dropping the future removes the copies that
+    /// were made.
     ///
     /// # Errors
     /// Every [`ForkError`]; no copy is left then.
@@ -201,7 +206,8 @@ impl Sandbox {
         }
         drop(running);
         let _in_use = change.end();
-        // None runs before all are made: a running guest would take the CPU that its siblings are made with.
+        // No child runs before all are made: a running guest would take the CPU time that making
+        // its siblings needs.
         for child in &mut children {
             child.enclose(&self.directory).await?;
             child.built().await?;
@@ -245,11 +251,12 @@ impl Sandbox {
         children.iter_mut().for_each(|child| child.is_asked_for = true);
         let reply = running.control.request_with(&request, &sent, FORKED_WITHIN).await?;
         children.iter_mut().for_each(|child| child.is_asked_for = false);
-        // With our copies of the locks: from here on they are the children's alone.
+        // This also closes our copies of the locks: from here on only the children hold them.
         drop(handed);
         match reply {
             ControlReply::Fork(report) => {
-                // Where the disk has no room for the record, the one that announced this says the same.
+                // If the disk has no room for the record, the announcement in the lineage says the
+                // same.
                 let _ = running.complete(next);
                 Ok((children, report))
             }
@@ -261,7 +268,8 @@ impl Sandbox {
         }
     }
 
-    /// A child's directory, with links to all that it goes on from, and the files that its VMM is handed.
+    /// Creates the directory of a child, with links to all files that it continues from, and the
+    /// files that its VMM receives.
     fn stage_child(&self, lineage: &Lineage) -> Result<(Child, ChildFiles), ForkError> {
         let record = SandboxRecord {
             id: new_id()?,
@@ -291,7 +299,8 @@ impl Sandbox {
         let parts = Parts::make(directory)?;
         let group = Group::take(&self.home, directory)?;
         let (ours, theirs) = StdUnixStream::pair()?;
-        // Seen before it runs: a VMM must never live on in a directory that a sweep may take.
+        // The directory is published before the VMM runs: a VMM must never live in a directory that
+        // a sweep may remove.
         let child = Child {
             sandbox: Some(staged.publish()?),
             channel: ControlClient::over_signed(ours)?,
@@ -302,12 +311,13 @@ impl Sandbox {
     }
 }
 
-/// Children that are begun at the same time: enough to keep the CPUs busy. With more, each would only wait longer for its turn.
+/// Number of children that are started at the same time: enough to keep the CPUs busy. With more,
+/// each would only wait longer for its turn.
 fn begun_at_once() -> usize {
     2 * thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// What a child's VMM is handed.
+/// The files that the VMM of a child receives.
 struct ChildFiles {
     parts: Parts,
     top: File,
@@ -332,14 +342,15 @@ impl ChildFiles {
     }
 }
 
-/// A child whose VMM exists or is about to, and ends with this process until it is announced; dropping it ends it at once
-/// and removes the sandbox.
+/// A child whose VMM exists or is about to. The VMM is tied to this process until the child is
+/// announced. Dropping the value ends the VMM immediately and removes the sandbox.
 struct Child {
     sandbox: Option<Sandbox>,
     channel: ControlClient,
-    /// Written down in its directory; its VMM is moved into it.
+    /// The control group, which is linked from the child's directory; the VMM is moved into it.
     group: Option<Group>,
-    /// The parent's VMM may be about to make it: then its lock is, for a moment, held by the parent.
+    /// True while the parent's VMM may be about to make the child: then the parent holds the
+    /// child's lock for a moment.
     is_asked_for: bool,
 }
 
@@ -348,7 +359,7 @@ impl Child {
         self.sandbox.as_ref().expect("taken only by let_go, which consumes self")
     }
 
-    /// Waits for its machine to be there.
+    /// Waits until the machine of the child is built.
     async fn built(&mut self) -> Result<(), ForkError> {
         match self.channel.next_event().await.map_err(ControlError::from) {
             Ok(VmmEvent::Ended(reason)) => Err(ForkError::Child(ControlError::Ended(reason))),
@@ -357,7 +368,7 @@ impl Child {
         }
     }
 
-    /// Lets it run and tells it who it is.
+    /// Starts the guest and gives it its identity.
     async fn begin(&mut self) -> Result<(), ForkError> {
         self.channel.ask(ControlRequest::Start).await.map_err(ForkError::Child)?;
         self.channel.ready().await.map_err(ForkError::Child)?;
@@ -372,16 +383,18 @@ impl Child {
         }
     }
 
-    /// From here on it lives without us.
+    /// Announces the child in the audit log and unties its VMM: from here on it lives without this
+    /// process.
     async fn announce(&mut self, parent: &SandboxId) -> Result<(), ForkError> {
         let copy = self.sandbox();
         copy.trail().append(Event::created(&copy.record, audit::Origin::Fork(parent.clone())))?;
         self.channel.ask(ControlRequest::Untie).await.map_err(ForkError::Child)
     }
 
-    /// Waits for its process, which was born into its parent's control group, and moves it into its own before its guest runs:
-    /// it would end with its parent. Which process it is, the kernel says: a parent that was taken over can at most have
-    /// another of its own end with this child.
+    /// Waits for the child's process, which starts in the control group of its parent, and moves it
+    /// into its own group before its guest runs; otherwise it would end with its parent. The kernel
+    /// reports which process it is: a parent that was taken over can at most make another process
+    /// of its own end with this child.
     async fn enclose(&mut self, parent: &SandboxDirectory) -> Result<(), ForkError> {
         let vmm = self.channel.sender().await.map_err(ForkError::Child)?;
         let Sandbox { home: _, directory, record } = self.sandbox();
@@ -413,12 +426,14 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // One that is asked for and not answered about may come to life any moment: it stays, a sandbox or a dead one.
+        // A child that was requested and has no reply yet may start at any moment. It stays, as a
+        // sandbox or as a dead one.
         if let Some(Sandbox { home, directory, record }) = self.sandbox.take()
             && !self.is_asked_for
         {
             kill(&directory);
-            // Ends what is in its own group. The caller has a better error to report; a sweep takes what stays.
+            // Ends the processes in the child's group. The caller has a better error to report; a
+            // sweep removes what stays.
             let _ = discard::discard(&home, directory, &record.id, None);
         }
     }
@@ -426,11 +441,11 @@ impl Drop for Child {
 
 fn kill(directory: &SandboxDirectory) {
     let hint = state::status(directory).ok().flatten().map(|status| status.pid);
-    // Free where the VMM never took it.
+    // The lock is free if the VMM never took it.
     if matches!(lock::try_exclude_vmm(directory), Ok(None))
         && let Some(vmm) = lock::find_holder(directory, hint)
     {
-        // ESRCH: it went meanwhile.
+        // ESRCH: the process has ended meanwhile.
         let _ = vmm.kill();
     }
 }

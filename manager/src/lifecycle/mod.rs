@@ -19,19 +19,20 @@
 //!
 //! | state | who moves a sandbox into it | on disk |
 //! |---|---|---|
-//! | being made | [`create`](crate::create), [`fork`] | `staging/<id>/`, locked by its maker; a sweep removes it once the maker is gone |
+//! | being made | [`create`](crate::create), [`fork`] | `staging/<id>/`, locked by its maker; a sweep removes it once the maker has ended |
 //! | creating | the rename to `sandboxes/<id>/`, then the VMM | complete directory, `lock` held by the VMM, `status` below `Ready` |
-//! | running | the VMM, when the agent listens or a snapshot is restored | `status` says `Ready`; `identity.due` until the agent was told its identity |
+//! | running | the VMM, when the agent listens or a snapshot is restored | `status` says `Ready`; `identity.due` until the agent received its identity |
 //! | paused | a user, or the supervisor (`idle.paused`) | `status` says `Paused` |
 //! | exited | the VMM, in its last write | `status` says `Ended` and why; `lock` free soon after |
 //! | dead | SIGKILL, or a restart of the host | `lock` free, `status` says anything but `Ended` |
 //! | paused to disk | a server ([`paused_to_disk`]) | as exited, with `parked`, and a snapshot in `snapshots/` |
 //! | removed | [`remove`], [`sweep`], the end of a `run` | `trash/<id>/` until its files are deleted; the audit log stays 30 days |
 //!
-//! State is read from these files each time ([`State`](crate::State)); nothing is remembered. The steps that must not be
-//! skipped are types: `Staged` cannot be found by others, and only `Launch`, `Prepared` and `publish` turn it into a
-//! [`Sandbox`](crate::Sandbox) with a machine; a `Change` must exist before what a sandbox is made of is changed, and a
-//! `Running` before its VMM is asked to.
+//! The state is read from these files each time ([`State`](crate::State)); no process keeps it in
+//! memory. The steps that must not be skipped are types: `Staged` cannot be found by others, and
+//! only `Launch`, `Prepared` and `publish` turn it into a [`Sandbox`](crate::Sandbox) with a
+//! machine. A `Change` must exist before the files of a sandbox are changed, and a `Running` before
+//! its VMM is asked to change them.
 
 mod create;
 pub(crate) mod fork;

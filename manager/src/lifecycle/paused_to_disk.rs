@@ -1,5 +1,6 @@
-//! Sandboxes that rest on disk: nothing of them runs, and they are to go on. The mark keeps `prune` from taking such a one
-//! for one that has ended. Set and taken back by whoever keeps the snapshot that it goes on from.
+//! Sandboxes that are paused to disk: no process of theirs runs, and they are to be resumed later.
+//! A mark in the directory keeps `prune` from removing such a sandbox as one that has ended. The
+//! owner of the snapshot that the sandbox resumes from sets and removes the mark.
 
 use crate::{
     home::directory::{DirectoryError, SandboxDirectory},
@@ -13,7 +14,8 @@ pub(crate) fn is_parked(directory: &SandboxDirectory) -> bool {
 }
 
 impl Sandbox {
-    /// Keeps it from [`crate::Manager::prune`], whether or not it runs, until [`Self::unpark`].
+    /// Keeps the sandbox from [`crate::Manager::prune`], whether or not it runs, until
+    /// [`Self::unpark`].
     ///
     /// # Errors
     /// When the mark cannot be made.
@@ -24,7 +26,7 @@ impl Sandbox {
         self.directory.create_file(MARK).map(drop)
     }
 
-    /// Takes the mark away.
+    /// Removes the mark of [`Self::park`].
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -32,7 +34,7 @@ impl Sandbox {
         self.directory.unlink(MARK)
     }
 
-    /// True while it rests on disk.
+    /// Returns true while the sandbox is paused to disk.
     #[must_use]
     pub fn is_parked(&self) -> bool {
         is_parked(&self.directory)

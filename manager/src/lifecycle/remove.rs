@@ -20,18 +20,18 @@ use std::io;
 /// Why a sandbox was not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    /// There is none.
+    /// The reference names no sandbox.
     #[error("{0}")]
     Find(#[from] FindError),
-    /// It runs, and force was not asked for.
+    /// The sandbox runs, and `force` was not set.
     #[error("cannot remove sandbox {id}: it is {}", .state.word())]
     Live {
-        /// Which.
+        /// The ID of the sandbox.
         id: SandboxId,
-        /// What it does.
+        /// The state of the sandbox.
         state: State,
     },
-    /// It cannot be ended.
+    /// The VMM of the sandbox cannot be ended.
     #[error(transparent)]
     End(#[from] EndError),
     /// A file operation failed.
@@ -40,7 +40,8 @@ pub enum RemoveError {
 }
 
 impl Manager {
-    /// Removes a sandbox with all its files; `force` ends it first when it runs. Works whatever state its files are in.
+    /// Removes a sandbox with all its files; with `force` it ends a running sandbox first. Works
+    /// even if the files of the sandbox are damaged.
     ///
     /// # Errors
     /// Every [`RemoveError`].
@@ -59,7 +60,8 @@ impl Manager {
             interruption::announce(&directory, Interruption::Removed);
         }
         end::now(&self.home, &directory, &id).await?;
-        // Shared, so that two who remove do not hinder each other: one rename succeeds.
+        // A shared lock, so that two callers can remove the same sandbox at the same time: one
+        // rename succeeds.
         let _no_vmm = lock::try_exclude_vmm(&directory)?;
         let name = names::of(&self.home, &id)?;
         let home = self.home.clone();
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_of_a_removed_sandbox_is_left() {
+    async fn removal_deletes_directory_name_and_trash() {
         let dir = tempfile::tempdir().unwrap();
         let manager = Manager::open(dir.path()).unwrap();
         let id = sandbox(&manager, "abcdefgh");
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_live_one_needs_force_and_a_damaged_one_does_not_resist() {
+    async fn live_sandboxes_need_force_and_damaged_ones_do_not() {
         let dir = tempfile::tempdir().unwrap();
         let manager = Manager::open(dir.path()).unwrap();
         let id = sandbox(&manager, "abcdefgh");
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_who_remove_both_are_content() {
+    async fn concurrent_removals_both_succeed() {
         let dir = tempfile::tempdir().unwrap();
         let manager = Manager::open(dir.path()).unwrap();
         let id = sandbox(&manager, "abcdefgh");

@@ -1,5 +1,6 @@
-//! Putting a sandbox back to where it began, or to a snapshot. In place where its VMM began from that very snapshot;
-//! otherwise its VMM is replaced, and directory, ID and name stay.
+//! Resets a sandbox to its beginning or to a snapshot. The VMM resets the machine in place if it
+//! started from that very snapshot; otherwise the VMM is replaced. Directory, ID and name stay in
+//! both cases.
 
 use crate::{
     audit::Event,
@@ -48,18 +49,18 @@ use sandboxvm_protocol::{
 use std::{fs::File, path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
-/// Some milliseconds; this is for a host that swaps.
+/// A reset takes some milliseconds; the limit allows for a host that swaps.
 const RESET_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why a sandbox was not reset.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
-    /// It began in the middle of another's run.
+    /// The sandbox started in the middle of another one's run.
     #[error("cannot reset sandbox {sandbox} to its start: it is a fork of {of}, which was already running")]
     Fork {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it was forked from.
+        /// The sandbox that it was forked from.
         of: SandboxId,
     },
     /// The snapshot is of another kind of machine.
@@ -68,65 +69,65 @@ pub enum ResetError {
          has {ours}"
     )]
     OtherMachine {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// Its shape.
+        /// vCPUs, memory and disk of the sandbox.
         ours: String,
         /// Name of the snapshot.
         snapshot: SandboxName,
-        /// Its shape.
+        /// vCPUs, memory and disk of the snapshot.
         theirs: String,
     },
-    /// It rests on disk, and is to continue where it stopped.
+    /// The sandbox is paused to disk, and can only continue where it stopped.
     #[error("cannot reset sandbox {0}: it is paused on disk and can only be resumed or removed")]
     Parked(String),
-    /// A `run` attends it and removes it when its VMM ends.
+    /// A `run` attends the sandbox and removes it when its VMM ends.
     #[error(
         "cannot reset sandbox {0} to another snapshot than the one it started from: it ends with the command that it runs"
     )]
     Attended(String),
-    /// The kernel it booted was replaced.
+    /// The kernel that the sandbox booted was replaced.
     #[error("cannot reset sandbox {sandbox}: the guest kernel {} was replaced since it booted", .path.display())]
     OtherKernel {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// Where the kernel was.
+        /// Path that the kernel had.
         path: PathBuf,
     },
-    /// The host cannot take it again.
+    /// The host does not have room for the sandbox.
     #[error("{0}")]
     Admission(#[from] AdmissionError),
-    /// No such snapshot, or none that can be used.
+    /// The snapshot does not exist or cannot be used.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),
-    /// The sandbox's own record.
+    /// The lineage of the sandbox cannot be read or written.
     #[error("{0}")]
     Lineage(#[from] LineageError),
-    /// The VMM refused or failed.
+    /// The VMM refused the request or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
-    /// Kernel, image, agent or VMM are missing or broken.
+    /// VMM, kernel, image or agent is missing or damaged.
     #[error("{0}")]
     Bundle(#[from] BundleError),
-    /// Its VMM does not end.
+    /// The VMM cannot be ended.
     #[error(transparent)]
     End(#[from] EndError),
     /// The new VMM did not start.
     #[error("{0}")]
     Launch(#[from] LaunchError),
-    /// The new machine did not come up.
+    /// The new machine did not start.
     #[error("{0}; the sandbox is stopped")]
     Start(Box<CreateError>),
-    /// The machine did not take its identity.
+    /// The machine did not accept its identity.
     #[error("cannot give the sandbox its identity: {0}")]
     Identity(Box<ExecError>),
-    /// The machine does not answer.
+    /// The agent does not answer.
     #[error("the sandbox was reset, but its guest agent did not respond within {} s", .0.as_secs())]
     Silent(Duration),
-    /// What is kept up for it cannot begin anew.
+    /// The services of the sandbox cannot be started again.
     #[error("{0}")]
     Supervision(#[from] SuperviseError),
-    /// It was paused because nobody used it, and does not go on.
+    /// The idle rule paused the sandbox, and it cannot be resumed.
     #[error("{0}")]
     Idle(#[from] InUseError),
     /// A file operation failed.
@@ -149,37 +150,37 @@ impl From<ChangeError> for ResetError {
 /// How a sandbox was reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResetDone {
-    /// Its VMM put the machine back.
+    /// The VMM reset the machine.
     InPlace(ResetReport),
-    /// Its VMM was replaced by another.
+    /// Another VMM replaced the one of the sandbox.
     Anew,
 }
 
-/// Whether a sandbox that rests on disk may be put back.
+/// Whether a sandbox that is paused to disk may be reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Parked {
     Allowed,
     Refused,
 }
 
-/// Where a sandbox is put back to.
+/// What a sandbox is reset to.
 #[derive(Debug, Clone, Copy)]
 enum Place<'a> {
-    /// Where it began.
+    /// The state it started from.
     Beginning,
     Snapshot(&'a SandboxName),
     /// Its own disk as it is, without memory.
     OwnDisk,
 }
 
-/// The same, found: what the new machine is restored from.
+/// A [`Place`] with its files opened: what the new machine is restored from.
 enum Found<'a> {
     Beginning,
     Snapshot(&'a SandboxName, &'a StoredSnapshot),
     OwnDisk,
 }
 
-/// What the sandbox is made of now.
+/// The current files of the sandbox, with its VMM if it runs.
 enum Composition<'s> {
     Running(Running<'s>),
     AtRest(Lineage),
@@ -195,8 +196,8 @@ impl Composition<'_> {
 }
 
 impl Sandbox {
-    /// Puts everything back: memory, disk, processes. Without `snapshot` to where the sandbox began; one that does not
-    /// run begins anew. Its open connections are gone.
+    /// Resets memory, disk and processes: to `snapshot`, or without one to where the sandbox
+    /// started. A sandbox that does not run is started again. Open connections are closed.
     ///
     /// # Errors
     /// Every [`ResetError`].
@@ -210,9 +211,10 @@ impl Sandbox {
         self.put_back(bundle, to, boot_timeout, Parked::Refused, || ()).await
     }
 
-    /// Brings a sandbox back that rests on disk (see [`Self::park`]), to the snapshot that it was put to rest with.
-    /// `host_is_done` is called as soon as only the guest is waited for: nothing that others share is to be held from then
-    /// on, since a guest takes its time as it pleases.
+    /// Resumes a sandbox that is paused to disk (see [`Self::park`]) from the snapshot that was
+    /// taken when it was paused. Calls `host_is_done` as soon as only the guest remains to be
+    /// waited for: the caller must not hold anything that others share from then on, because a
+    /// guest can take as long as it wants.
     ///
     /// # Errors
     /// Every [`ResetError`].
@@ -226,8 +228,8 @@ impl Sandbox {
         self.put_back(bundle, Place::Snapshot(snapshot), boot_timeout, Parked::Allowed, host_is_done).await
     }
 
-    /// Boots a sandbox that rests on disk from its own disk, as it was left: nothing of its memory and processes comes
-    /// back. `host_is_done` as in [`Self::resume_from`].
+    /// Boots a sandbox that is paused to disk from its own disk, as it was left: memory and
+    /// processes are lost. `host_is_done` is called as in [`Self::resume_from`].
     ///
     /// # Errors
     /// Every [`ResetError`].
@@ -270,7 +272,7 @@ impl Sandbox {
         let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
         let is_live = matches!(composition, Composition::Running(_));
         if is_live {
-            // What the sandbox writes is kept until the new beginning is there.
+            // The files that the sandbox writes now stay on disk until the new machine is built.
             admission::check_room(&self.home, 0)?;
         }
         self.note_end()?;
@@ -296,10 +298,12 @@ impl Sandbox {
                 ResetDone::Anew
             }
         };
-        // Somebody's command may have told the machine that was who it is, and taken the mark away.
+        // Meanwhile another command may have given the old machine its identity, which removed the
+        // mark, so it is set again.
         identity::make_due(&self.directory)?;
         self.trail().note(Event::Reset { to: snapshot.cloned() });
-        // An agent out of a snapshot may be anybody's: it must not keep others from changing the sandbox.
+        // The agent of a snapshot is not trusted: it must not keep others from changing the
+        // sandbox.
         drop(composition);
         let _in_use = change.end();
         only_the_guest();
@@ -335,7 +339,8 @@ impl Sandbox {
         });
         match running.control.request_with(&request, &sent, RESET_WITHIN).await? {
             ControlReply::Reset(report) => {
-                // Where the disk has no room for the record, the one that announced this says the same.
+                // If the disk has no room for the record, the announcement in the lineage says the
+                // same.
                 let _ = running.complete(next);
                 Ok(report)
             }
@@ -357,12 +362,12 @@ impl Sandbox {
         boot_timeout: Duration,
         only_the_guest: &mut (impl FnMut() + Send),
     ) -> Result<(), ResetError> {
-        // A `prune` must not take the directory while nothing runs in it.
+        // A `prune` must not remove the directory while no VMM runs in it.
         let own = SandboxDirectory::open(self.directory.path().to_owned())?;
         if !own.try_claim()? {
             return Err(ResetError::Attended(self.label()));
         }
-        // Everything that can be refused is refused while the old machine still runs.
+        // All checks that can fail are done while the old machine still runs.
         let directory = &self.directory;
         let template = directory.open_shared(TEMPLATE)?;
         let (mut opened, kernel);
@@ -417,13 +422,15 @@ impl Sandbox {
         let prepared = launch.prepare(directory, beginning, Disks { agent: &agent, image: &image })?;
         let vmm = prepared.hand_over(&self.record, Start::Now, false)?;
         if boots {
-            // A boot reads what a guest wrote to its disk, and takes as long as that makes it.
+            // The kernel that boots reads what the guest wrote to its disk, so the guest decides
+            // how long the boot takes.
             only_the_guest();
         }
         started::attend(self, vmm, boot_timeout).await.map_err(|error| ResetError::Start(Box::new(error)))
     }
 
-    /// Has the host promise the memory of a sandbox that does not run again. Its disk it has.
+    /// Reserves memory of the host for a sandbox that does not run and is started again. The files
+    /// of its disk exist already.
     fn admit_again(&self) -> Result<(), ResetError> {
         if !self.state()?.is_live() {
             let memory = self.record.memory_bytes;
@@ -433,7 +440,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Refuses a snapshot of another kind of machine.
+    /// Rejects a snapshot of another kind of machine.
     fn check_shape(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<(), ResetError> {
         let (manifest, record) = (&snapshot.manifest, &self.record);
         let shape = |vcpus: VcpuCount, memory: MemorySize, disk: u64| {
@@ -447,7 +454,7 @@ impl Sandbox {
         Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs })
     }
 
-    /// Opens the very kernel that the sandbox was booted from: where it was, else the bundle's.
+    /// Opens the kernel that the sandbox booted, by content: at its old path, or else the bundle's.
     fn same_kernel(&self, bundle: &Bundle, content: &Content) -> Result<File, ResetError> {
         content::find(&self.home, content, &bundle.kernel)
             .ok_or_else(|| ResetError::OtherKernel { sandbox: self.label(), path: content.path.clone() })

@@ -1,8 +1,9 @@
-//! Taking away what a kill -9 left: half-made sandboxes, half-deleted ones, those of a `run` that is no more, and names
-//! of nobody. Every `create` and `list` does it in passing; [`Manager::prune`] also takes sandboxes that ended.
+//! Removes the remains of processes that were killed with SIGKILL: incomplete and half-deleted
+//! sandboxes, and sandboxes of a `run` that has ended. Every `create` and `list` sweeps in passing;
+//! [`Manager::prune`] also removes sandboxes that have ended, and names without a sandbox.
 //!
-//! What still has an owner is told by flocks: a maker or `run` claims its directory for as long as it lives, a VMM holds
-//! its sandbox's lock.
+//! Locks (flock) show what still has an owner, and a sweep may not remove any of that: a maker or a
+//! `run` claims its directory as long as it lives, and a VMM holds the lock of its sandbox.
 
 use crate::{
     audit::log::KEPT_FOR,
@@ -25,28 +26,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What was taken away.
+/// What a sweep removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Swept {
-    /// Sandboxes that ended or died, and those of runs that are no more.
+    /// Sandboxes that ended or died, and those of a `run` that has ended.
     pub sandboxes: Vec<SandboxId>,
-    /// Half-made and half-deleted directories, marks and names of nobody.
+    /// Number of incomplete or half-deleted directories, and of marks and names without a sandbox.
     pub remains: usize,
-    /// What should have been taken away and could not be.
+    /// What could not be removed.
     pub failures: Vec<SweepFailure>,
 }
 
-/// One sandbox, or what is left of one, that stays.
+/// A sandbox, or the remains of one, that could not be removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SweepFailure {
-    /// Which.
+    /// The ID of the sandbox.
     pub id: SandboxId,
-    /// Why.
+    /// The error.
     pub reason: String,
 }
 
 impl Swept {
-    /// One that resists does not keep the others from being taken away.
+    /// Records a failure, so that one sandbox that cannot be removed does not keep the others from
+    /// being removed.
     fn note(&mut self, id: &SandboxId, done: Result<(), DirectoryError>) {
         if let Err(error) = done {
             self.failures.push(SweepFailure { id: id.clone(), reason: error.to_string() });
@@ -54,12 +56,12 @@ impl Swept {
     }
 }
 
-/// Takes away what nobody owns any more.
+/// Removes everything that has no owner.
 pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
     let mut swept = Swept::default();
     let staged = match staging::try_lock(home)? {
         Some(_lock) => entries(&home.staging())?,
-        // A maker is about to claim its directory; the rest can wait for the next sweep.
+        // A maker is about to claim its directory. The next sweep handles staging.
         None => Vec::new(),
     };
     for (id, path) in staged {
@@ -77,7 +79,7 @@ pub(crate) fn abandoned(home: &Home) -> Result<Swept, DirectoryError> {
     Ok(swept)
 }
 
-/// One that is being made has an owner.
+/// Removes a staged directory, unless its maker still lives.
 fn sweep_staged(home: &Home, id: &SandboxId, path: PathBuf, swept: &mut Swept) -> Result<(), DirectoryError> {
     if let Some(directory) = open(path)?
         && directory.try_claim()?
@@ -88,9 +90,9 @@ fn sweep_staged(home: &Home, id: &SandboxId, path: PathBuf, swept: &mut Swept) -
     Ok(())
 }
 
-/// One of a `run` that is no more.
+/// Removes a sandbox of a `run` that has ended.
 fn sweep_ephemeral(home: &Home, id: &SandboxId, swept: &mut Swept) -> Result<(), DirectoryError> {
-    // Staging first: a sandbox moves from there to `sandboxes/`, never back.
+    // Staging is checked first: a sandbox moves from there to `sandboxes/`, never back.
     if home.staged(id).exists() {
         return Ok(());
     }
@@ -104,8 +106,8 @@ fn sweep_ephemeral(home: &Home, id: &SandboxId, swept: &mut Swept) -> Result<(),
 }
 
 impl Manager {
-    /// Takes away what a kill -9 or a reboot left and nobody owns. Sandboxes with a name or ID of their own stay, also
-    /// when they ended.
+    /// Removes the remains of processes that were killed, or ended by a reboot. Sandboxes that do
+    /// not belong to a `run` stay, even if they have ended.
     ///
     /// # Errors
     /// When the home cannot be read or files cannot be removed.
@@ -113,8 +115,8 @@ impl Manager {
         abandoned(&self.home)
     }
 
-    /// As [`Self::sweep`], and removes every sandbox that does not run, but for those that rest on disk. With `only_say`, says which those are and
-    /// leaves them.
+    /// Like [`Self::sweep`], and removes every sandbox that does not run, except those that are
+    /// paused to disk. With `only_say`, reports these sandboxes and does not remove them.
     ///
     /// # Errors
     /// When the home cannot be read or files cannot be removed.
@@ -125,9 +127,10 @@ impl Manager {
             swept.note(&id, done);
         }
         swept.remains += names::sweep(&self.home)?;
-        // Of logs, one that cannot be read stays as it is.
+        // A log that cannot be read is kept.
         swept.remains += self.prune_trails(KEPT_FOR, only_say).unwrap_or(0);
-        // Without KVM nothing can start from one, and they may be of use again.
+        // Errors are ignored: without KVM no sandbox can start from a ready snapshot, but they may
+        // be of use again.
         swept.remains += ready_snapshot::prune(&self.home, only_say).unwrap_or(0);
         if !only_say {
             pool::drain(&self.home)?;
@@ -188,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn half_made_and_half_deleted_ones_go_and_those_with_an_owner_stay() {
+    fn incomplete_sandboxes_without_an_owner_are_swept() {
         let (_dir, manager) = manager();
         let home = &manager.home;
         let being_made = new_staged(home, &id("aaaaaaaa")).unwrap();
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_run_left_goes_once_neither_it_nor_its_vmm_lives() {
+    fn ephemeral_sandboxes_are_swept_once_run_and_vmm_have_ended() {
         let (_dir, manager) = manager();
         let home = &manager.home;
         let run = sandbox(home, "aaaaaaaa");
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn pruning_takes_what_ended_whatever_its_files_look_like_and_sweeping_does_not() {
+    fn prune_removes_ended_sandboxes_and_sweep_does_not() {
         let (_dir, manager) = manager();
         let home = &manager.home;
         let live = sandbox(home, "aaaaaaaa");
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn pruning_leaves_what_rests_on_disk() {
+    fn prune_keeps_sandboxes_paused_to_disk() {
         let (_dir, manager) = manager();
         drop(sandbox(&manager.home, "aaaaaaaa"));
         let resting = manager.find("aaaaaaaa").unwrap();
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sandbox_that_cannot_be_removed_keeps_no_other() {
+    fn prune_continues_after_a_sandbox_that_cannot_be_removed() {
         let (_dir, manager) = manager();
         let home = &manager.home;
         for text in ["aaaaaaaa", "cccccccc"] {

@@ -1,4 +1,5 @@
-//! What a sandbox takes of its host now: processor time and memory of its VMM's process, which is all there is of it.
+//! Measures what a sandbox uses of its host: processor time and memory of the process of its VMM,
+//! which is the only process it has.
 
 use crate::{
     home::directory::DirectoryError,
@@ -9,15 +10,15 @@ use rustix::param::{clock_ticks_per_second, page_size};
 use serde::Serialize;
 use std::{fs, io, time::Duration};
 
-/// What a VMM's process took so far, and takes now.
+/// Processor time and memory that the process of a VMM uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// Processor time since the VMM's process began, all its threads together.
+    /// Processor time since the VMM's process started, of all its threads together.
     #[serde(rename = "cpu_ns", serialize_with = "nanoseconds")]
     pub cpu: Duration,
-    /// Bytes of memory it has in use, of which some may be shared with copies of the same snapshot.
+    /// Bytes of memory in use, some of which may be shared with copies of the same snapshot.
     pub resident_bytes: u64,
-    /// Those of them that are its own.
+    /// The part of `resident_bytes` that is not shared.
     pub private_bytes: u64,
 }
 
@@ -26,10 +27,10 @@ fn nanoseconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Resu
 }
 
 impl Sandbox {
-    /// What it takes; `None` when nothing runs.
+    /// Returns what the sandbox uses, or `None` if it does not run.
     ///
     /// # Errors
-    /// When the host does not say.
+    /// When the host does not report it.
     pub fn usage(&self) -> Result<Option<Usage>, DirectoryError> {
         let hint = state::status(&self.directory)?.map(|status| status.pid);
         if lock::try_exclude_vmm(&self.directory)?.is_some() {
@@ -43,7 +44,7 @@ impl Sandbox {
         };
         let texts = read("stat").and_then(|stat| Ok((stat, read("statm")?)));
         let (stat, statm) = match texts {
-            // It ended meanwhile.
+            // The process has ended meanwhile.
             Err(error) if error.is_not_found() => return Ok(None),
             texts => texts?,
         };
@@ -56,7 +57,8 @@ impl Sandbox {
     }
 }
 
-/// proc(5): of `stat` fields 14 and 15, counted behind the name in parentheses; of `statm` resident and shared pages.
+/// Parses the two files, see proc(5): fields 14 and 15 of `stat`, counted after the name in
+/// parentheses, and the resident and shared pages of `statm`.
 fn parse(stat: &str, statm: &str) -> Option<Usage> {
     let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(11).map(|field| field.parse::<u64>().ok());
     let ticks = times.next()?? + times.next()??;
@@ -75,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fields_are_found_behind_any_name() {
+    fn stat_fields_are_found_after_any_process_name() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 4 0 99 1 2";
         let usage = parse(stat, "1000 300 100 1 0 9 0").unwrap();
         assert_eq!(usage.cpu, Duration::from_secs(2) * 100 / u32::try_from(clock_ticks_per_second()).unwrap());
