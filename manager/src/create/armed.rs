@@ -1,5 +1,6 @@
-//! A machine restored ahead of its use: its VMM has done everything but run it. Made and handed out for [`crate::create::pool`],
-//! which sees to it that this happens once.
+//! An armed machine: restored ahead of its use, so that its VMM has done everything except run it.
+//! This module arms machines and hands them out for [`crate::create::pool`], which makes sure that
+//! each is handed out only once. It may not let a machine run before it is handed out.
 
 use crate::{
     audit::Event,
@@ -34,21 +35,21 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// See the module. Dropping it ends its VMM and leaves nothing.
+/// A machine that waits to be handed out. Dropping it ends its VMM and removes its directory.
 #[derive(Debug)]
 pub(crate) struct ArmedMachine {
-    // Field order is drop order: the VMM is killed before its directory goes.
+    // Field order is drop order: the VMM is killed before its directory is removed.
     vmm: VmmProcess,
     staged: Staged,
-    /// What it was made from.
+    /// The files that it was made from.
     made_from: Vec<(PathBuf, FileIdentity)>,
-    /// Variables of the snapshot's that the sandbox has unless it is given others.
+    /// Variables of the snapshot, which the sandbox has unless the request sets them.
     env: Vec<String>,
 }
 
 impl Manager {
-    /// Restores a machine of the kind that `spec` describes and stops short of running it. One that is to boot goes on
-    /// from a ready snapshot all the same. Cancel safe.
+    /// Restores a machine of the kind that `spec` describes, without running it. If `spec` says
+    /// boot, the machine is restored from the ready snapshot of its kind anyway. Cancel safe.
     pub(crate) async fn arm(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<ArmedMachine, CreateError> {
         match &spec.start_from {
             StartFrom::Snapshot(name) => self.arm_named(bundle, spec, name).await,
@@ -70,7 +71,7 @@ impl Manager {
         let made_from = parts.map(|(path, record)| (path.clone(), record.identity.clone())).to_vec();
         let armed = arm(staged, &basis.restored_from(&snapshot, &host), bundle, made_from, spec.boot_timeout).await;
         if armed.as_ref().is_err_and(CreateError::is_bad_snapshot) {
-            // The next one is made anew.
+            // The next attempt makes it again.
             ready_snapshot::remove(&self.home, &key)?;
         }
         armed
@@ -92,7 +93,7 @@ impl Manager {
     }
 }
 
-/// Has a VMM restore a machine and wait.
+/// Starts a VMM that restores a machine and waits.
 async fn arm(
     staged: Staged,
     from: &Restored<'_>,
@@ -118,25 +119,28 @@ async fn arm(
 }
 
 impl ArmedMachine {
-    /// True while what it was made from is there, the very files.
+    /// Returns true while the files that the machine was made from are still the same files.
     pub(crate) fn is_current(&self) -> bool {
         self.made_from.iter().all(|(path, identity)| identity_of(path).is_ok_and(|now| now == *identity))
     }
 
-    /// Makes it what `spec` wants, and takes the name. It is as it was when that is refused.
+    /// Gives the machine the name, the variables and the `ephemeral` flag that `spec` asks for. If
+    /// this fails, the machine is unchanged.
     pub(crate) fn become_wanted(&mut self, spec: &SandboxSpec) -> Result<(), CreateError> {
         check_env(&spec.env)?;
         Ok(self.staged.become_wanted(spec.name.clone(), merged(&self.env, &spec.env), spec.ephemeral)?)
     }
 
-    /// Makes it a sandbox as was wanted, and lets it run. `None` when its VMM is gone: then nothing of it is left.
+    /// Publishes the sandbox and runs its machine. Returns `None` if its VMM has ended; then
+    /// nothing of it is left.
     pub(crate) async fn hand_out(self, spec: &SandboxSpec) -> Result<Option<StartedSandbox>, CreateError> {
-        // Bound in this order, so that the VMM is killed before its directory goes.
+        // Bound in this order, so that the VMM is killed before its directory is removed.
         let Self { staged, vmm, .. } = self;
         staged.record().write(staged.directory())?;
-        // In sight before it runs: a VMM must never live on in a directory that a sweep may take.
+        // The sandbox is published before it runs: a VMM must never live in a directory that a
+        // sweep may remove.
         let mut started = StartedSandbox::new(staged.publish()?, vmm, spec.boot_timeout).of_snapshot();
-        // Nothing of it runs without its limits.
+        // The limits are set before the guest runs.
         let mut requests = Limits::new(spec.limits, started.sandbox().record.memory_bytes).of_the_vmm();
         requests.push(ControlRequest::Start);
         if !spec.ephemeral {

@@ -1,4 +1,5 @@
-//! Opens and identifies the files that a new machine is made of: VMM, kernel, image, agent and the template of its disk.
+//! Opens and identifies the files that a new machine is made of: VMM, kernel, image, agent and the
+//! template of its disk. May not change any of them.
 
 use crate::{
     create::{error::CreateError, spec::SandboxSpec},
@@ -19,7 +20,7 @@ use sandboxvm_images::{
 };
 use std::{fs::File, io, time::SystemTime};
 
-/// Everything that a new machine is made of, open and identified.
+/// The files that a new machine is made of, open and identified.
 #[derive(Debug)]
 pub(crate) struct Basis {
     pub(crate) open: OpenBundle,
@@ -28,11 +29,11 @@ pub(crate) struct Basis {
 }
 
 impl Manager {
-    /// Opens and identifies everything that a new machine is made of.
+    /// Opens and identifies the files that a new machine is made of.
     pub(crate) async fn basis(&self, bundle: &Bundle, disk: DiskSize) -> Result<Basis, CreateError> {
         let open = bundle.open()?;
         let template = self.template(disk).await?;
-        // An image of some hundred MiB is read the first time.
+        // Reading an image for the first time takes long: it has some hundred MiB.
         let (home, paths) = (self.home.clone(), bundle.clone());
         let hashed = tokio::task::spawn_blocking(move || {
             let contents = Contents {

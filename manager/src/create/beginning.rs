@@ -1,8 +1,8 @@
-//! What a machine begins from: its part of the lineage, and the open files that its VMM is handed.
+//! What a machine starts from: its part of the lineage, and the open files that its VMM receives.
 //!
-//! A new sandbox and one that is reset begin in the same ways; each constructor is one of them. Constructors give a
-//! sandbox's directory a new top layer, and link what else the machine needs into it. Files that end up unused are removed
-//! by the next change.
+//! A new sandbox and a sandbox that is reset start in the same ways; each constructor is one of
+//! them. A constructor creates a new top layer in the directory of the sandbox, and links the other
+//! files that the machine needs into it. The next change removes files that end up unused.
 
 use crate::{
     create::basis::Basis,
@@ -18,16 +18,16 @@ use rustix::fs::OFlags;
 use sandboxvm_protocol::identity::SandboxId;
 use std::fs::File;
 
-/// How a machine comes to life.
+/// How a machine starts.
 #[derive(Debug)]
 pub(crate) enum Source<'a> {
-    /// Its kernel boots.
+    /// The kernel boots.
     Kernel(&'a File),
-    /// A snapshot's state and memory are restored.
+    /// State and memory of a snapshot are restored.
     Snapshot { state: &'a File, memory: &'a [File] },
 }
 
-/// See the module.
+/// The start of a machine, in one of the ways that the constructors offer.
 #[derive(Debug)]
 pub(crate) struct Beginning<'a> {
     pub(crate) contents: Contents,
@@ -35,11 +35,11 @@ pub(crate) struct Beginning<'a> {
     pub(crate) parent: Option<SandboxId>,
     pub(crate) files: Files,
     pub(crate) seals: Seals,
-    /// Its kernel boots from a disk that was in use before.
+    /// True if the kernel boots from a disk that was in use before.
     pub(crate) rebooted: bool,
     pub(crate) source: Source<'a>,
     pub(crate) template: &'a File,
-    /// Oldest first; the last is empty, or the sandbox's own top.
+    /// Oldest first. The last is empty, or the sandbox's existing top layer.
     pub(crate) layers: Vec<File>,
 }
 
@@ -50,7 +50,7 @@ impl<'a> Beginning<'a> {
         Self::boot_empty(directory, basis.contents.clone(), &basis.open.kernel, &basis.template)
     }
 
-    /// Boots a kernel with an empty disk, in a directory that has the template.
+    /// Boots a kernel with an empty disk, in a directory that already has the template.
     pub(crate) fn boot_empty(
         directory: &SandboxDirectory,
         contents: Contents,
@@ -83,7 +83,7 @@ impl<'a> Beginning<'a> {
         Ok(Self::of_snapshot(directory, contents, origin, seals, opened)?)
     }
 
-    /// Restores the snapshot that the sandbox itself began from, whose files are `opened`.
+    /// Restores the snapshot that the sandbox started from, whose files are `opened`.
     pub(crate) fn restore_own(
         directory: &SandboxDirectory,
         lineage: &Lineage,
@@ -143,7 +143,7 @@ impl<'a> Beginning<'a> {
         })
     }
 
-    /// Boots a kernel from the sandbox's own disk as its last machine left it.
+    /// Boots a kernel from the disk of the sandbox, as its last machine left it.
     pub(crate) fn boot_own_disk(
         directory: &SandboxDirectory,
         lineage: &Lineage,
@@ -169,7 +169,7 @@ impl<'a> Beginning<'a> {
         })
     }
 
-    /// The lineage of a sandbox that begins like this.
+    /// Returns the lineage of a sandbox that starts like this.
     pub(crate) fn lineage(&self) -> Lineage {
         let Self { contents, origin, parent, files, seals, .. } = self;
         let lineage = Lineage::new(contents.clone(), origin.clone(), parent.clone(), files.clone());

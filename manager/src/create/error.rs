@@ -1,4 +1,4 @@
-//! Why no sandbox was made.
+//! Why a sandbox was not created.
 
 use crate::{
     audit::AuditError,
@@ -14,41 +14,42 @@ use sandboxvm_protocol::vmm::ExitReason;
 use std::io;
 use std::time::Duration;
 
-/// Why a machine did not come up.
+/// Why a machine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// It ended, and said why.
+    /// The machine ended and reported a reason.
     #[error("the sandbox ended while it was booting: {0}")]
     Ended(ExitReason),
-    /// Its VMM ended without a word.
+    /// The VMM ended without reporting a reason.
     #[error("the VMM ended while the sandbox was booting ({0})")]
     Vanished(String),
-    /// It goes on from a snapshot, and its agent does not answer.
+    /// The machine was restored from a snapshot, and its agent does not answer.
     #[error("the sandbox was restored, but its guest agent did not respond within {} s", .0.as_secs())]
     Silent(Duration),
-    /// It took too long.
+    /// The boot took too long.
     #[error("the sandbox did not boot within {} s", .0.as_secs())]
     TimedOut(Duration),
 }
 
-/// Why no sandbox was made. Nothing of it is left.
+/// Why a sandbox was not created. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// The host cannot take it.
+    /// The host does not have room for the sandbox.
     #[error("{0}")]
     Admission(#[from] AdmissionError),
-    /// Kernel, image, agent or VMM are missing or broken.
+    /// VMM, kernel, image or agent is missing or damaged.
     #[error("{0}")]
     Bundle(#[from] BundleError),
-    /// No writable disk.
+    /// The template of the writable disk cannot be made or opened.
     #[error("{0}")]
     Template(#[from] TemplateError),
-    /// A variable that no process can have.
+    /// An environment variable that no process can have.
     #[error("invalid environment variable {variable:?}: {problem}")]
     Environment {
-        /// Its name, cut short; never its value, which may be a secret.
+        /// Name of the variable, cut to its first 40 characters. The value is never shown, because
+        /// it may be a secret.
         variable: String,
-        /// Why.
+        /// Why the variable is invalid.
         problem: String,
     },
     /// The name is taken.
@@ -60,51 +61,51 @@ pub enum CreateError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// No snapshot to start from.
+    /// The snapshot to start from does not exist or cannot be used.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),
-    /// The record of its files cannot be written.
+    /// The lineage of the sandbox cannot be written.
     #[error("{0}")]
     Lineage(#[from] LineageError),
-    /// The host cannot be told from others.
+    /// The identity of the host cannot be read.
     #[error("{0}")]
     Host(#[from] HostError),
     /// The VMM did not start.
     #[error("{0}")]
     Launch(#[from] LaunchError),
-    /// The machine did not come up.
+    /// The machine did not start.
     #[error("{cause}{last_words}")]
     Start {
-        /// Why.
+        /// The cause.
         cause: StartError,
-        /// What its logs end with.
+        /// The last lines of its logs.
         last_words: LastWords,
     },
-    /// A machine restored ahead of its use.
+    /// A machine of the pool failed or does not respond.
     #[error("a machine of the pool does not respond: {0}")]
     Armed(ControlError),
-    /// A machine that has to boot when it is wanted.
+    /// A pool cannot hold machines that have to boot when they are used.
     #[error("cannot keep a machine in a pool that boots from the disk of a snapshot")]
     NotArmed,
-    /// Its VMM does not keep what it may send, or how fast its disks are served.
+    /// The VMM does not accept the limits of its output and of its disks.
     #[error("cannot enforce the limits of output and disks: {0}")]
     VmmLimits(ControlError),
-    /// A machine that was to become a ready snapshot did not run what it was to.
+    /// A machine that was to become a ready snapshot could not run the warm-up commands.
     #[error("cannot warm up a new machine: {0}")]
     Warm(#[from] AgentError),
-    /// The machine did not take its identity.
+    /// The machine did not accept its identity.
     #[error("cannot give the sandbox its identity: {0}")]
     Identity(Box<ExecError>),
-    /// The system gave no randomness for an ID.
+    /// The system provided no randomness for an ID.
     #[error("cannot create an ID for the sandbox: {0}")]
     Entropy(io::Error),
-    /// What cannot be logged is not done.
+    /// The audit log cannot be written, so the sandbox was not created.
     #[error("{0}")]
     Audit(#[from] AuditError),
 }
 
 impl CreateError {
-    /// True when a snapshot's own files are to blame.
+    /// Returns true if the files of a snapshot are the cause.
     pub(crate) fn is_bad_snapshot(&self) -> bool {
         match self {
             Self::Start { cause: StartError::Ended(ExitReason::BadConfig { .. }), .. }

@@ -1,5 +1,6 @@
-//! What a machine that goes on from a snapshot with a name is made of. Read for [`crate::create::spec`], which lets it run at once,
-//! and [`crate::create::armed`], which lets it wait; writes nothing.
+//! The files and the record of a machine that is restored from a named snapshot.
+//! [`crate::create::start`] reads them to run the machine immediately, and [`crate::create::armed`]
+//! to let it wait. This module may not write anything.
 
 use crate::{
     create::{
@@ -29,7 +30,7 @@ use sandboxvm_images::{
 use sandboxvm_protocol::identity::SandboxName;
 use std::{fs::File, time::SystemTime};
 
-/// See the module.
+/// A named snapshot, with everything that a new machine needs to be restored from it.
 #[derive(Debug)]
 pub(crate) struct NamedBasis {
     pub(crate) snapshot: StoredSnapshot,
@@ -49,10 +50,11 @@ impl NamedBasis {
         Ok(Self { snapshot, host, contents, disks })
     }
 
-    /// vCPUs, memory and disk are the snapshot's; so are variables that `spec` has not.
+    /// Returns the record of a new sandbox. vCPUs, memory, disk and the variables that `spec` does
+    /// not set are those of the snapshot.
     pub(crate) fn record(&self, spec: &SandboxSpec) -> Result<SandboxRecord, CreateError> {
         let manifest = &self.snapshot.manifest;
-        // In memory already: the file need not exist any more.
+        // The kernel is part of the restored memory, so its file need not exist any more.
         let identity = FileIdentity { device: 0, inode: 0, size: 0, modified_ns: 0 };
         Ok(SandboxRecord {
             format: SandboxRecord::FORMAT,
@@ -71,7 +73,7 @@ impl NamedBasis {
         })
     }
 
-    /// The kernel that it was made with.
+    /// Opens the kernel that the snapshot was made with.
     pub(crate) fn kernel(&self, home: &Home, bundle: &Bundle) -> Result<File, CreateError> {
         let Content { path, sha256 } = &self.contents.kernel;
         let found = content::find(home, &self.contents.kernel, &bundle.kernel);
@@ -87,7 +89,8 @@ impl NamedBasis {
     }
 }
 
-/// `over` on top of `under`: the last of each variable counts.
+/// Merges environment variables: an entry of `over` replaces the entry of `under` with the same
+/// name.
 pub(crate) fn merged(under: &[String], over: &[String]) -> Vec<String> {
     let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let hidden: Vec<String> = over.iter().map(|entry| key(entry)).collect();

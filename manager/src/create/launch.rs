@@ -1,12 +1,13 @@
-//! Launching a machine in a sandbox's directory, new or used: the one way that boot, restore, reset and the pool take.
+//! Launches a machine in the directory of a sandbox, new or used. Boot, restore, reset and the pool
+//! have no other way to start a VMM.
 //!
 //! ```text
-//! Launch::new, Launch::again   the VMM's process is spawned; it leaves the host while the rest is prepared
-//! Launch::prepare              identity due, read-only disks kept, lineage written: the directory is complete
-//! Prepared::hand_over          the VMM receives its machine in one message
+//! Launch::new, Launch::again  the VMM's process is spawned; it leaves the host meanwhile
+//! Launch::prepare             identity due, read-only disks kept, lineage written: all files exist
+//! Prepared::hand_over         the VMM receives its machine in one message
 //! ```
-//! A directory that others can see is published between the last two steps: a VMM must never run in a directory that a
-//! sweep may remove. Dropping either value kills the VMM.
+//! A directory that others can see is published between the last two steps: a VMM must never run in
+//! a directory that a sweep may remove. Dropping either value kills the VMM.
 
 use crate::{
     create::{
@@ -61,7 +62,7 @@ impl Launch {
         Ok(Self { parts, vmm, is_first: false })
     }
 
-    /// Completes the directory for a machine that begins from `beginning`.
+    /// Completes the directory for a machine that starts from `beginning`.
     pub(crate) fn prepare<'a>(
         self,
         directory: &SandboxDirectory,
@@ -84,9 +85,9 @@ impl Launch {
 /// Whether a machine's vCPUs run as soon as it is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
-    /// They run.
+    /// The vCPUs run immediately.
     Now,
-    /// They wait for a request.
+    /// The vCPUs wait for a request.
     OnRequest,
 }
 
@@ -102,7 +103,8 @@ pub(crate) struct Prepared<'a> {
 }
 
 impl Prepared<'_> {
-    /// Hands the VMM its machine. With `tie_to_launcher` the VMM ends when its launch channel is closed.
+    /// Sends the VMM its machine. With `tie_to_launcher` the VMM ends when its launch channel is
+    /// closed.
     pub(crate) fn hand_over(
         self,
         record: &SandboxRecord,

@@ -1,5 +1,5 @@
-//! How a staged directory becomes the directory of a machine: launched, completed, published, handed over. Decides nothing
-//! of what the sandbox is to be.
+//! Turns a staged directory into the directory of a machine: launches, completes, publishes and
+//! hands over. May not decide what the sandbox is to be.
 
 use crate::{
     create::{
@@ -19,12 +19,12 @@ use crate::{
 };
 use std::{fs::File, path::Path, time::Duration};
 
-/// Where a booting machine's directory is.
+/// Where the directory of a booting machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Visibility {
     /// Among the sandboxes.
     Published,
-    /// In staging; its VMM ends with this process.
+    /// In staging. The VMM ends with this process.
     Hidden,
 }
 
@@ -82,7 +82,8 @@ pub(crate) async fn restore(
     Ok(started.of_snapshot())
 }
 
-/// Restores a snapshot in a staged directory, and has the machine wait instead of run. Its VMM ends with this process.
+/// Restores a snapshot in a staged directory, without running the machine. Its VMM ends with this
+/// process.
 pub(crate) async fn restore_waiting(
     staged: &Staged,
     from: &Restored<'_>,

@@ -1,5 +1,6 @@
-//! Creates sandboxes: checks everything first, builds a directory in staging, launches a VMM that boots a kernel or
-//! restores a snapshot, and waits for its agent. A failure, or a caller that stops waiting, leaves nothing behind.
+//! Creates sandboxes: checks everything first, builds a directory in staging, launches a VMM that
+//! boots a kernel or restores a snapshot, and waits for its agent. If this fails, or the caller
+//! stops waiting, nothing may be left behind.
 
 pub(crate) mod armed;
 pub(crate) mod basis;

@@ -1,4 +1,5 @@
-//! The files of one machine that nobody shares, and handing them and the shared ones to a new VMM.
+//! The files of one machine that it does not share with others. Creates them, and hands them and
+//! the shared files to a new VMM.
 
 use crate::{
     create::beginning::Source,
@@ -23,18 +24,20 @@ use sandboxvm_protocol::{
 };
 use std::{fs::File, os::unix::net::UnixListener, path::Path};
 
-/// The serial console's log: a boot says little, a panic some kilobytes.
+/// Size limit of the log of the serial console. A boot prints little, a panic some kilobytes.
 const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
 
-/// Bounds what is in a sandbox's control group, as far as the group has controllers. True when that keeps the sandbox's share
-/// of the processor.
+/// Limits the processes in the control group of a sandbox, as far as the group has controllers.
+/// Returns true if the group enforces the sandbox's share of the processor.
 pub(crate) fn bound(group: &Group, record: &SandboxRecord) -> bool {
-    // A group without the controller bounds nothing, and does no harm: resource limits bound the process itself.
+    // A group without the memory controller limits nothing and does no harm: resource limits apply
+    // to the process itself.
     let _ = group.bound_memory(record.memory_bytes);
     record.limits.cpu_share.is_some_and(|share| cpu_share::bound(group, share))
 }
 
-/// A machine's own files, open. Our copy of the lock closes when this value goes: from then on it is the VMM's alone.
+/// The files of one machine, open. Our copy of the lock is closed when this value is dropped: from
+/// then on only the VMM holds the lock.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) lock: File,
@@ -45,7 +48,7 @@ pub(crate) struct Parts {
     pub(crate) vsock: UnixListener,
 }
 
-/// How a machine comes to life, and from which files.
+/// How a machine starts, and from which files.
 #[derive(Debug)]
 pub(crate) struct MachineFiles<'a> {
     pub(crate) source: Source<'a>,
@@ -55,12 +58,12 @@ pub(crate) struct MachineFiles<'a> {
     /// Oldest first; the last is empty.
     pub(crate) layers: &'a [File],
     pub(crate) tie_to_launcher: bool,
-    /// Run at once, or wait to be told.
+    /// Run immediately, or wait for a request.
     pub(crate) start: bool,
 }
 
 impl Parts {
-    /// Makes them in a directory that is new.
+    /// Creates the files in a new directory.
     pub(crate) fn make(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
         Ok(Self {
             lock: lock::create(directory)?,
@@ -72,7 +75,8 @@ impl Parts {
         })
     }
 
-    /// Makes them anew in the directory of a sandbox whose VMM has ended; the VMM's own log goes on.
+    /// Creates the files again in the directory of a sandbox whose VMM has ended. The log of the
+    /// VMM is continued.
     pub(crate) fn renew(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
         let lock = lock::take_again(directory)?;
         for name in [STATUS, CONSOLE_LOG, CONTROL_SOCKET, VSOCK_SOCKET, family::FILE] {
@@ -88,8 +92,9 @@ impl Parts {
         })
     }
 
-    /// Starts the VMM's process, early: it takes as long to leave the host as the rest of the sandbox takes to make. It is
-    /// bounded and can be ended, with all that it will start, before it knows what it is for.
+    /// Starts the process of the VMM early, because leaving the host takes it as long as creating
+    /// the rest of the sandbox. Before the process receives its machine it is already limited, and
+    /// can be ended together with all that it will start.
     pub(crate) fn spawn_vmm(
         &self,
         home: &Home,
@@ -118,7 +123,7 @@ impl Parts {
         Ok(vmm)
     }
 
-    /// Tells a waiting VMM its machine.
+    /// Sends a waiting VMM its machine.
     pub(crate) fn hand_over(
         self,
         vmm: &VmmProcess,
@@ -151,7 +156,8 @@ impl Parts {
             control: files.add(&self.control),
             status: files.add(&self.status),
             lock: files.add(&self.lock),
-            // One with a limit of the VMM's is started once that is kept (`started`).
+            // If the VMM has to enforce limits, it is started once it has accepted them
+            // (`started`).
             start: machine.start && record.limits.of_the_vmm().is_empty(),
             tie_to_launcher: machine.tie_to_launcher,
         };

@@ -1,12 +1,13 @@
-//! A pool of machines armed ahead: restored from a ready snapshot or one with a name, with everything behind them but their first
-//! instruction. Handing one out costs a record, a rename and one message to its VMM. For processes that run long; the
-//! pool is theirs alone and ends with them.
+//! A pool of armed machines: restored from a ready or a named snapshot, and ready to execute their
+//! first instruction. Handing one out costs a record, a rename and one message to its VMM. The pool
+//! is meant for processes that run long. It belongs to one process and ends with it.
 //!
-//! An armed machine lives in staging, where nobody looks: it has an ID but no record and no name, and its VMM ends with
-//! this process until it is handed out. A kill -9 leaves what a sweep takes away.
+//! An armed machine lives in staging, where no other process looks: it has an ID but no record and
+//! no name, and its VMM ends with this process until it is handed out. If this process is killed
+//! with SIGKILL, a sweep removes the rest. The pool may never hand out a machine twice.
 //!
 //! ```text
-//! empty place ── restore, start: no ──> armed ── take: record, publish, start, untie ──> a sandbox like any other
+//! empty place ── restore, do not start ──> armed ── take: record, publish, start, untie ──> sandbox
 //! ```
 
 use crate::{
@@ -27,10 +28,10 @@ use std::{
 };
 use tokio::{sync::Notify, task::JoinHandle};
 
-/// How long filling rests after a failure: whatever it is, it takes longer than this to go away.
+/// Delay before the pool is filled again after a failure, whose cause rarely goes away sooner.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// See the module. Dropping it ends the machines that were not handed out.
+/// A pool of armed machines. Dropping it ends the machines that were not handed out.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -44,26 +45,26 @@ struct Shared {
     spec: SandboxSpec,
     size: usize,
     armed: Mutex<VecDeque<ArmedMachine>>,
-    /// One was taken, or one was added.
+    /// Notified when a machine was taken or added, or when filling failed.
     changed: Notify,
     last_failure: Mutex<Option<String>>,
 }
 
-/// What the next sandbox out of a pool is to be.
+/// What the next sandbox of a pool is to be.
 #[derive(Debug, Clone, Default)]
 pub struct PoolRequest {
-    /// Its name, when it gets one.
+    /// Name of the sandbox, if it gets one.
     pub name: Option<SandboxName>,
-    /// `KEY=VALUE`, given to every process started in it.
+    /// `KEY=VALUE` entries, set for every process that is started in the sandbox.
     pub env: Vec<String>,
     /// As in [`SandboxSpec::ephemeral`].
     pub ephemeral: bool,
 }
 
 impl Pool {
-    /// A pool of `size` machines of the kind that `spec` describes, which is filled from now on and again after each
-    /// [`Self::take`]. The spec's name, environment and `ephemeral` are those of each request instead. Must be called
-    /// within a tokio runtime.
+    /// Creates a pool of `size` machines of the kind that `spec` describes. The pool fills itself
+    /// from now on, and again after each [`Self::take`]. Name, environment and `ephemeral` of
+    /// `spec` are ignored; each request has its own. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, bundle: Bundle, spec: SandboxSpec, size: usize) -> Self {
         let start_from = match spec.start_from {
@@ -84,13 +85,13 @@ impl Pool {
         Self { shared, filler }
     }
 
-    /// Machines that wait to be handed out.
+    /// Returns the number of machines that wait to be handed out.
     #[must_use]
     pub fn armed(&self) -> usize {
         self.shared.armed().len()
     }
 
-    /// Why the pool could not be filled, when the last attempt failed.
+    /// Returns why the pool could not be filled, if the last attempt failed.
     #[must_use]
     pub fn last_failure(&self) -> Option<String> {
         self.shared.last_failure().clone()
@@ -99,7 +100,7 @@ impl Pool {
     /// Waits until the pool is full. Cancel safe.
     ///
     /// # Errors
-    /// What filling it failed with.
+    /// The failure of the last attempt to fill the pool.
     pub async fn filled(&self) -> Result<(), String> {
         loop {
             let changed = self.shared.changed.notified();
@@ -113,8 +114,9 @@ impl Pool {
         }
     }
 
-    /// The next sandbox: an armed machine, which runs when this returns, or one made now where there is none. No machine
-    /// is ever handed out twice. As [`Manager::start`], this does not wait for the agent.
+    /// Returns the next sandbox: an armed machine, which runs when this returns, or a new one if
+    /// the pool is empty. No machine is ever handed out twice. Like [`Manager::start`], this does
+    /// not wait for the agent.
     ///
     /// # Errors
     /// Every [`CreateError`].
@@ -127,13 +129,14 @@ impl Pool {
             ..spec.clone()
         };
         loop {
-            // Out of the pool before anything else happens to it: whatever follows, nobody else gets it.
+            // The machine leaves the pool before anything else happens to it, so that no other
+            // caller can get it.
             let Some(mut machine) = self.shared.armed().pop_front() else {
                 return manager.start(bundle, &spec).await;
             };
             if machine.is_current() {
                 if let Err(error) = machine.become_wanted(&spec) {
-                    // Nothing is wrong with the machine.
+                    // The machine is still good: the request was the problem.
                     self.shared.armed().push_front(machine);
                     return Err(error);
                 }
@@ -142,7 +145,7 @@ impl Pool {
                     return Ok(started);
                 }
             } else {
-                // What it was made from was replaced since.
+                // The files that it was made from were replaced since.
                 self.shared.changed.notify_waiters();
             }
         }
@@ -158,7 +161,7 @@ impl Drop for Pool {
 
 impl Shared {
     fn armed(&self) -> MutexGuard<'_, VecDeque<ArmedMachine>> {
-        // Nothing that holds it can panic halfway through a change.
+        // A panic while the lock is held cannot leave the queue in the middle of a change.
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,9 +1,10 @@
-//! Ready snapshots: for each kind of machine one that has just booted, so that a new sandbox need not boot. Made on
-//! first use by whoever gets there first, while the others wait.
+//! Ready snapshots: for each kind of machine a snapshot of one that has just booted, so that a new
+//! sandbox need not boot. The first process that needs one makes it, while others that need it
+//! wait.
 //!
-//! The kind is everything that could make a difference: kernel, image, agent and VMM by content, vCPUs, memory, disk,
-//! host mode, processor and boot of the host (see [`crate::home::host`]). `ready/<key>` is such a snapshot, `ready/<key>.lock`
-//! is locked by its maker.
+//! The kind is everything that could make a difference: kernel, image, agent and VMM by content,
+//! vCPUs, memory, disk, host mode, processor and boot of the host (see [`crate::home::host`]).
+//! `ready/<key>` is such a snapshot, and its maker locks `ready/<key>.lock`.
 
 use crate::{
     create::{
@@ -37,15 +38,15 @@ use std::{
     time::Duration,
 };
 
-/// How often those who wait look whether the maker is done.
+/// Interval at which waiting processes check whether the maker is done.
 const POLL: Duration = Duration::from_millis(20);
 const LOCK_SUFFIX: &str = ".lock";
 
-/// Names a kind of machine.
+/// Identifies a kind of machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ReadyKey(String);
 
-/// The kind of machine that `spec` asks for on `host`.
+/// Returns the key of the kind of machine that `spec` asks for on `host`.
 pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) -> ReadyKey {
     let mut hash = Sha256::new();
     let hashes = [&contents.vmm, &contents.kernel, &contents.image, &contents.agent].map(|content| &content.sha256);
@@ -67,7 +68,8 @@ fn path(home: &Home, key: &ReadyKey) -> PathBuf {
     home.ready().join(&key.0)
 }
 
-/// The ready snapshot of this kind, made now if there is none that can be read. Cancel safe.
+/// Returns the ready snapshot of this kind, and makes it if there is none that can be read. Cancel
+/// safe.
 pub(crate) async fn ensure(
     home: &Home,
     key: &ReadyKey,
@@ -90,7 +92,7 @@ pub(crate) async fn ensure(
     }
 }
 
-/// One that cannot be read is removed.
+/// Opens the ready snapshot. Removes one that cannot be read.
 fn existing(home: &Home, key: &ReadyKey) -> Result<Option<StoredSnapshot>, SnapshotError> {
     match StoredSnapshot::open(path(home, key)) {
         Ok(snapshot) => Ok(snapshot),
@@ -98,12 +100,12 @@ fn existing(home: &Home, key: &ReadyKey) -> Result<Option<StoredSnapshot>, Snaps
     }
 }
 
-/// Removes one that turned out to be no good; what runs already keeps its files.
+/// Removes a ready snapshot that turned out to be unusable. Running machines keep its files.
 pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
     remove_directory(home, path(home, key)).map(drop)
 }
 
-/// Boots a machine that nobody sees, warms it up, and takes its snapshot.
+/// Boots a machine in staging, which no other process sees, warms it up, and takes its snapshot.
 async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
     let limits = WantedLimits::default();
     let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, limits, ..spec.clone() };
@@ -123,8 +125,8 @@ async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) ->
     Ok(finished?)
 }
 
-/// Takes away what no new sandbox can start from any more: made before a restart of the host, or from files that were
-/// replaced since. Says how many.
+/// Removes ready snapshots from which no new sandbox can start any more: made before a restart of
+/// the host, or from files that were replaced since. Returns their number.
 pub(crate) fn prune(home: &Home, only_say: bool) -> Result<usize, SnapshotError> {
     let ready = home.ready();
     let here = HostIdentity::read()?;
@@ -156,7 +158,8 @@ fn is_of_use(home: &Home, manifest: &SnapshotManifest, here: &HostIdentity) -> b
     manifest.host == *here && [vmm, kernel, image, agent].into_iter().all(is_same)
 }
 
-/// A maker's lock file that nobody holds and whose snapshot is there or was given up.
+/// Returns true for the lock file of a maker that no process holds, whose snapshot exists or was
+/// given up.
 fn is_abandoned_lock(path: &Path) -> Result<bool, DirectoryError> {
     Ok(path.to_string_lossy().ends_with(LOCK_SUFFIX) && FileLock::try_named(LockClass::ReadySnapshot, path)?.is_some())
 }
@@ -167,14 +170,14 @@ mod tests {
     use crate::snapshot::{lineage::tests::contents, manifest::tests::example};
 
     #[test]
-    fn everything_that_matters_is_in_the_key() {
+    fn key_covers_everything_that_makes_a_difference() {
         let host = example("abcdefgh").host;
         let base = key(&contents(), &SandboxSpec::default(), &host);
         assert_eq!(base, key(&contents(), &SandboxSpec { name: None, ..SandboxSpec::default() }, &host));
         let mut other = contents();
         other.vmm.sha256 = "1".repeat(64);
         assert_ne!(base, key(&other, &SandboxSpec::default(), &host));
-        // Where a file is does not matter.
+        // The path of a file is not part of the key.
         let mut moved = contents();
         moved.kernel.path = "/elsewhere".into();
         assert_eq!(base, key(&moved, &SandboxSpec::default(), &host));
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_makes_it_and_a_lock_file_taken_away_locks_nobody() {
+    fn maker_lock_is_exclusive_and_abandoned_locks_are_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k.lock");
         let held = FileLock::try_named(LockClass::ReadySnapshot, &path).unwrap().unwrap();

@@ -1,4 +1,5 @@
-//! What a new sandbox is to be, and the checks that need no host: a specification that passes them can be started.
+//! The specification of a new sandbox, and the checks that need nothing of the host: a
+//! specification that passes them can be started.
 
 use crate::{audit::Origin, create::error::CreateError, limits::kept::WantedLimits};
 use sandboxvm_images::template::DiskSize;
@@ -9,45 +10,48 @@ use sandboxvm_protocol::{
 };
 use std::time::Duration;
 
-/// A name of one letter, with its NUL: what the variables must leave room for.
+/// Length of the shortest command in bytes: one letter and its NUL. The variables must leave room
+/// for it.
 const SHORTEST_COMMAND: usize = 2;
-/// Characters of a variable's name that are shown.
+/// Maximum number of characters of a variable's name that an error shows.
 const SHOWN: usize = 40;
 
-/// What a new sandbox goes on from.
+/// What a new sandbox starts from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum StartFrom {
-    /// A snapshot of such a machine just booted, made on first use.
+    /// The ready snapshot of its kind of machine, which is made on first use.
     #[default]
     Ready,
-    /// Nothing: its kernel boots.
+    /// A boot of the kernel.
     Boot,
-    /// A snapshot that was made before; vCPUs, memory and disk are then those of the snapshot.
+    /// A named snapshot. vCPUs, memory and disk are those of the snapshot.
     Snapshot(SandboxName),
-    /// The disk of such a snapshot alone: its kernel boots from it, and nothing of memory and processes comes back.
+    /// Only the disk of a named snapshot: the kernel boots from it, and memory and processes are
+    /// lost.
     SnapshotDisk(SandboxName),
 }
 
-/// What a sandbox is to be.
+/// What a new sandbox is to be.
 #[derive(Debug, Clone)]
 pub struct SandboxSpec {
-    /// Its name, when it gets one.
+    /// Name of the sandbox, if it gets one.
     pub name: Option<SandboxName>,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub vcpus: VcpuCount,
-    /// Guest memory.
+    /// Size of the guest memory.
     pub memory: MemorySize,
-    /// Writable disk.
+    /// Size of the writable disk.
     pub disk: DiskSize,
-    /// What it goes on from.
+    /// What the sandbox starts from.
     pub start_from: StartFrom,
-    /// `KEY=VALUE`, given to every process started in it.
+    /// `KEY=VALUE` entries, set for every process that is started in the sandbox.
     pub env: Vec<String>,
-    /// It belongs to the caller: it ends when the caller does, and a sweep removes what is left of it.
+    /// The sandbox belongs to the caller: it ends with the caller's process, and a sweep removes
+    /// its remains.
     pub ephemeral: bool,
-    /// What it may have; never those of the snapshot it goes on from.
+    /// Limits of the sandbox. Those of a snapshot are never used.
     pub limits: WantedLimits,
-    /// How long the guest may take from start to listening agent.
+    /// Maximum time from the start until the agent listens.
     pub boot_timeout: Duration,
 }
 
@@ -67,7 +71,7 @@ impl Default for SandboxSpec {
     }
 }
 
-/// Refuses what no process could be started with.
+/// Rejects variables with which no process could be started.
 pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
     let refused = |entry: &str, problem| {
         let name = entry.split('=').next().unwrap_or_default();
@@ -117,7 +121,7 @@ mod tests {
     use sandboxvm_protocol::agent::ExecRequest;
 
     #[test]
-    fn an_environment_with_which_nothing_can_run_is_refused_by_the_variables_name_alone() {
+    fn unusable_environments_are_rejected_without_showing_values() {
         let refused = |env: &[String]| check_env(env).unwrap_err().to_string();
         let long = |name: &str, bytes: usize| format!("{name}={}", "s".repeat(bytes - name.len() - 1));
         let one = refused(&["A=1".into(), long("KEY", 128 << 10)]);
@@ -126,7 +130,8 @@ mod tests {
         assert!(refused(&["KEY".into()]).contains("expected KEY=VALUE"));
         assert!(refused(&["=x".into()]).contains("expected KEY=VALUE"));
 
-        // To the byte: the shortest command fits beside what is accepted.
+        // The limit is exact to the byte: the shortest command fits beside the variables that are
+        // accepted.
         let mut most: Vec<String> = (0..7).map(|n| long(&format!("K{n}"), 128 * 1024 - 1)).collect();
         most.push(long("LAST", 128 * 1024 - 3));
         check_env(&most).unwrap();

@@ -1,4 +1,5 @@
-//! A sandbox being made: its directory in `staging/`, where nobody looks, until it is whole and moved into sight.
+//! A sandbox that is being created: its directory stays in `staging/`, where no other process
+//! looks, until it is complete and moved to `sandboxes/`.
 
 use crate::{
     audit::Trail,
@@ -17,7 +18,7 @@ use crate::{
 use sandboxvm_protocol::identity::SandboxName;
 use std::time::SystemTime;
 
-/// A sandbox that nobody can see yet; dropping it takes everything back.
+/// A sandbox that no other process can see yet. Dropping it removes everything again.
 #[derive(Debug)]
 pub(crate) struct Staged {
     home: Home,
@@ -26,7 +27,7 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
-    /// Makes the directory and takes the name.
+    /// Creates the directory and claims the name.
     pub(crate) fn begin(home: &Home, record: SandboxRecord) -> Result<Self, NameError> {
         let directory = new_staged(home, &record.id)?;
         let staged = Self { home: home.clone(), directory: Some(directory), record };
@@ -40,7 +41,8 @@ impl Staged {
         self.directory.as_ref().expect("taken only by methods that consume self")
     }
 
-    /// See [`crate::limits::admission`]. One that is refused is to be dropped.
+    /// Reserves room on the host, see [`crate::limits::admission`]. The caller has to drop a
+    /// sandbox that is rejected.
     pub(crate) fn admit(&self) -> Result<(), AdmissionError> {
         let SandboxRecord { id, memory_bytes, disk_bytes, .. } = &self.record;
         let admitted = admission::admit(&self.home, id, *memory_bytes, *disk_bytes);
@@ -51,7 +53,7 @@ impl Staged {
         &self.record
     }
 
-    /// Makes it what it is now wanted as, and takes the name. The ID stays.
+    /// Sets name, variables and `ephemeral`, and claims the name. The ID stays.
     pub(crate) fn become_wanted(
         &mut self,
         name: Option<SandboxName>,
@@ -69,7 +71,7 @@ impl Staged {
         &self.home
     }
 
-    /// Makes it visible.
+    /// Moves the directory to `sandboxes/`, where others can find it.
     pub(crate) fn publish(mut self) -> Result<Sandbox, DirectoryError> {
         if self.record.ephemeral {
             let mark = self.home.ephemeral_mark(&self.record.id);
@@ -80,7 +82,8 @@ impl Staged {
         Ok(self.into_sandbox())
     }
 
-    /// Lets it run where it is, unseen. Only for a VMM that ends with this process.
+    /// Lets the machine run in staging, where others cannot find it. Only for a VMM that ends with
+    /// this process.
     pub(crate) fn keep_hidden(self) -> Sandbox {
         self.into_sandbox()
     }
@@ -94,7 +97,7 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if let Some(directory) = self.directory.take() {
-            // The caller has a better error to report; a sweep takes what stays.
+            // The caller has a better error to report; a sweep removes what stays.
             let _ = discard::discard(&self.home, directory, &self.record.id, self.record.name.as_ref());
         }
     }

@@ -1,5 +1,5 @@
-//! Starts the machine of a new sandbox by what it begins from: a kernel, the ready snapshot of its kind, or a named
-//! snapshot with or without its memory.
+//! Starts the machine of a new sandbox from what its specification says: a kernel, the ready
+//! snapshot of its kind, or a named snapshot with or without its memory.
 
 use crate::{
     create::{
@@ -19,7 +19,7 @@ use sandboxvm_images::bundle::{Bundle, Part};
 use sandboxvm_protocol::identity::SandboxName;
 
 impl Manager {
-    /// Starts a machine as `spec` says, and returns while one that boots does so.
+    /// Starts a machine as `spec` says. Returns while a machine that boots still does so.
     pub(crate) async fn start_machine(
         &self,
         bundle: &Bundle,
@@ -41,14 +41,15 @@ impl Manager {
         boot(staged, &basis, spec.boot_timeout, Visibility::Published)
     }
 
-    /// From the snapshot of a machine of this kind that has just booted; made now if there is none yet.
+    /// Starts from the ready snapshot of this kind, and makes that if there is none.
     async fn start_ready(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
         let basis = self.basis(bundle, spec.disk).await?;
         let host = HostIdentity::read()?;
         let key = ready_snapshot::key(&basis.contents, spec, &host);
         let mut rebuilt = false;
         loop {
-            // Before anything that takes long: its name is taken from here on, and its memory promised.
+            // This comes before anything that takes long: from here on the name is claimed, and the
+            // memory is reserved.
             let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
             staged.admit()?;
             let snapshot = ready_snapshot::ensure(&self.home, &key, &basis, spec).await?;
@@ -58,7 +59,8 @@ impl Manager {
                 Ok(mut started) => match started.ready().await {
                     Ok(()) => return Ok(started),
                     Err(error) => {
-                        // The cause is what the caller needs; what cannot be removed a sweep will name.
+                        // The caller needs the cause; a later sweep reports what could not be
+                        // removed.
                         let _ = started.finish().await;
                         error
                     }
@@ -91,7 +93,7 @@ impl Manager {
         }
     }
 
-    /// Boots from the disk of a snapshot. Returns while it does.
+    /// Boots from the disk of a snapshot. Returns while the machine still boots.
     async fn start_disk_of(
         &self,
         bundle: &Bundle,

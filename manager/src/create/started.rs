@@ -1,4 +1,5 @@
-//! A sandbox whose VMM this process started: waiting for it to boot, letting it go, or ending it with everything it has.
+//! A sandbox whose VMM this process started: waits for its boot, detaches from it, or ends it and
+//! removes everything of it.
 
 use crate::{
     create::error::StartError,
@@ -26,10 +27,10 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// How long a VMM that reported its end may take to exit before its logs are read.
+/// Maximum time from a VMM's report of its end until it exits, before its logs are read.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
 
-/// A sandbox and the VMM this process started for it. Dropping it ends the machine and removes
+/// A sandbox and the VMM that this process started for it. Dropping it ends the machine and removes
 /// the sandbox, unless [`Self::detach`] or [`Self::finish`] was called.
 #[derive(Debug)]
 pub struct StartedSandbox {
@@ -46,7 +47,8 @@ impl StartedSandbox {
         Self { sandbox: Some(sandbox), vmm: Some(vmm), boot_timeout, is_ready: false, is_restored: false }
     }
 
-    /// Hands a VMM the machine of a sandbox that was just published. Removes the sandbox when that fails.
+    /// Hands a VMM the machine of a sandbox that was just published. Removes the sandbox if that
+    /// fails.
     pub(crate) fn launch(
         sandbox: Sandbox,
         prepared: Prepared<'_>,
@@ -56,34 +58,35 @@ impl StartedSandbox {
         match prepared.hand_over(&sandbox.record, Start::Now, tie_to_launcher) {
             Ok(vmm) => Ok(Self::new(sandbox, vmm, boot_timeout)),
             Err(error) => {
-                // The VMM was killed when it was dropped. What cannot be removed is left to a sweep.
+                // The VMM was killed when it was dropped. A sweep removes what stays.
                 let _ = give_up(sandbox);
                 Err(error.into())
             }
         }
     }
 
-    /// Says that the machine was restored from a snapshot: its agent listened then, and is to answer soon.
+    /// Marks the machine as restored from a snapshot: its agent listened when the snapshot was
+    /// taken, so it has to answer soon.
     pub(crate) fn of_snapshot(mut self) -> Self {
         self.is_restored = true;
         self
     }
 
-    /// The sandbox.
+    /// Returns the sandbox.
     ///
     /// # Panics
-    /// Never: it is there until one of the consuming methods is called.
+    /// Never: the sandbox is present until one of the consuming methods is called.
     #[must_use]
     pub fn sandbox(&self) -> &Sandbox {
         self.sandbox.as_ref().expect("taken only by methods that consume self")
     }
 
-    /// The launch channel.
     pub(crate) fn channel(&mut self) -> &mut ControlClient {
         &mut self.vmm.as_mut().expect("set by new, taken only by methods that consume self").channel
     }
 
-    /// When its VMM's process was asked for (CLOCK_MONOTONIC, as the machine's own timeline).
+    /// Returns when the process of the VMM was requested (CLOCK_MONOTONIC, like the machine's
+    /// timeline).
     #[must_use]
     pub fn spawned_at(&self) -> Option<Instant> {
         self.vmm.as_ref().map(|vmm| vmm.spawned_at)
@@ -92,7 +95,8 @@ impl StartedSandbox {
     /// Waits until the agent listens. Cancel safe.
     ///
     /// # Errors
-    /// [`CreateError::Start`]; the machine is gone then, the sandbox still to be finished.
+    /// [`CreateError::Start`]. The machine has ended then, and the caller still has to call
+    /// [`Self::finish`].
     pub async fn ready(&mut self) -> Result<(), CreateError> {
         if self.is_ready {
             return Ok(());
@@ -105,10 +109,12 @@ impl StartedSandbox {
         Ok(())
     }
 
-    /// As [`Self::ready`], and the machine knows its name, the time and randomness of its own: it can be handed on.
+    /// Like [`Self::ready`], and also gives the machine its name, the time and fresh randomness, so
+    /// that it can be handed on.
     ///
     /// # Errors
-    /// [`CreateError::Start`] and [`CreateError::Identity`]; the sandbox is still to be finished.
+    /// [`CreateError::Start`] and [`CreateError::Identity`]. The caller still has to call
+    /// [`Self::finish`].
     pub async fn settled(&mut self) -> Result<(), CreateError> {
         self.ready().await?;
         let restored_within = host::restored_agent_answers_within().min(self.boot_timeout);
@@ -123,7 +129,7 @@ impl StartedSandbox {
         }
     }
 
-    /// Lets the machine go on without this process.
+    /// Lets the machine run without this process.
     #[must_use]
     pub fn detach(mut self) -> Sandbox {
         if let Some(vmm) = self.vmm.take() {
@@ -132,14 +138,16 @@ impl StartedSandbox {
         self.sandbox.take().expect("taken only by methods that consume self")
     }
 
-    /// Begins the end, for a caller that still has output to write meanwhile: a VM's teardown takes some 15 ms.
+    /// Starts to end the machine, for a caller that still has output to write meanwhile: taking
+    /// down a VM takes some 15 ms.
     pub fn begin_end(&self) {
         if let Some(vmm) = &self.vmm {
             vmm.kill();
         }
     }
 
-    /// Ends the machine, removes the sandbox, and returns when no process, file or lock of it is left.
+    /// Ends the machine, removes the sandbox, and returns when no process, file or lock of it is
+    /// left.
     ///
     /// # Errors
     /// When files cannot be removed.
@@ -147,7 +155,7 @@ impl StartedSandbox {
         self.begin_end();
         let sandbox = self.sandbox.take().expect("taken only by methods that consume self");
         let mut vmm = self.vmm.take();
-        // While the kernel takes the VM down, which removing it waits for.
+        // Removed while the kernel takes down the VM. Removal waits for that.
         let directory = sandbox.directory.path().to_owned();
         let removed = tokio::task::spawn_blocking(move || give_up(sandbox)).await;
         if let Some(vmm) = &mut vmm {
@@ -157,7 +165,8 @@ impl StartedSandbox {
     }
 }
 
-/// Has the limits kept that are the VMM's to keep, and waits until the agent of the machine behind it listens. Cancel safe.
+/// Sets the limits that the VMM enforces, and waits until the agent of its machine listens. Cancel
+/// safe.
 async fn ready(sandbox: &Sandbox, vmm: &mut VmmProcess, within: Duration) -> Result<(), CreateError> {
     let Sandbox { directory, record, .. } = sandbox;
     let limits = record.limits.of_the_vmm();
@@ -165,7 +174,7 @@ async fn ready(sandbox: &Sandbox, vmm: &mut VmmProcess, within: Duration) -> Res
         for request in limits.into_iter().chain([ControlRequest::Start]) {
             match vmm.channel.ask(request).await {
                 Ok(()) => {}
-                // It has ended, and said why.
+                // The VMM has ended and reported why; `boot` reads the reason.
                 Err(ControlError::Wire(error)) if error.is_disconnect() => break,
                 Err(error) => return Err(CreateError::VmmLimits(error)),
             }
@@ -176,7 +185,7 @@ async fn ready(sandbox: &Sandbox, vmm: &mut VmmProcess, within: Duration) -> Res
     if let StartError::Ended(ExitReason::BadConfig { message } | ExitReason::HostFailure { message }) = &cause
         && last_words.vmm.ends_with(message)
     {
-        // The cause says it already.
+        // The cause already contains this.
         last_words.vmm.clear();
     }
     Err(CreateError::Start { cause, last_words })
@@ -192,7 +201,7 @@ async fn boot(directory: &SandboxDirectory, vmm: &mut VmmProcess, within: Durati
             return Err(StartError::TimedOut(within));
         }
     };
-    // Its last words are in the logs and the status file once it is gone.
+    // After its exit, its last words are in the logs and in the status file.
     let exit = timeout(EXIT_WITHIN, vmm.wait()).await.ok().flatten();
     if let ControlError::Ended(reason) = failure {
         return Err(StartError::Ended(reason));
@@ -203,8 +212,9 @@ async fn boot(directory: &SandboxDirectory, vmm: &mut VmmProcess, within: Durati
     }
 }
 
-/// Waits for a machine that replaces another in its directory, and lets it go on without this process. On a failure,
-/// or when nobody waits any more, it is ended; its directory stays.
+/// Waits for a machine that replaces another in its directory, and lets it run without this
+/// process. On a failure, or when the caller stops waiting, the machine is ended; its directory
+/// stays.
 pub(crate) async fn attend(sandbox: &Sandbox, mut vmm: VmmProcess, within: Duration) -> Result<(), CreateError> {
     ready(sandbox, &mut vmm, within).await?;
     vmm.let_go();
@@ -215,7 +225,7 @@ impl Drop for StartedSandbox {
     fn drop(&mut self) {
         self.begin_end();
         if let Some(sandbox) = self.sandbox.take() {
-            // Nobody is left to tell; a sweep takes what stays.
+            // No caller is left to receive the error. A sweep removes what stays.
             let _ = give_up(sandbox);
         }
     }

@@ -1,6 +1,8 @@
-//! Runs in a machine what almost every first command needs (a shell, the dynamic linker, an interpreter), before its
-//! ready snapshot is taken. What they read stays in the guest's page cache, where all machines that go on from the
-//! snapshot find it and share it. Called by `ready`; a program that an image lacks is no failure, nor is one that fails.
+//! Runs in a new machine what almost every first command needs (a shell, the dynamic linker, an
+//! interpreter), before its ready snapshot is taken. The files that these read stay in the page
+//! cache of the guest, where all machines that are restored from the snapshot find and share them.
+//! Called by `ready_snapshot`. It is not an error if an image lacks a program, or if a program
+//! fails.
 
 use crate::{
     guest::{
@@ -12,18 +14,18 @@ use crate::{
 use sandboxvm_protocol::agent::{CText, CTextError, ExecRequest};
 use std::time::Duration;
 
-/// For one command. A guest whose kernel is interpreted takes seconds.
+/// Timeout of one command. A guest whose kernel is interpreted needs seconds.
 const WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) const COMMANDS: [&[&str]; 4] =
     [&["sh", "-c", ":"], &["bash", "-l", "-c", ":"], &["true"], &["python3", "-c", ""]];
-/// Nothing is to be written.
+/// Python must not write its bytecode to the disk.
 const ENVIRONMENT: &str = "PYTHONDONTWRITEBYTECODE=1";
 
-/// Runs them, one after the other.
+/// Runs the commands one after the other.
 pub(crate) async fn up(directory: &SandboxDirectory) -> Result<(), AgentError> {
     for command in COMMANDS {
-        // Constants without NUL.
+        // The commands are constants without NUL.
         let Ok(request) = request(command) else { continue };
         match Exec::start(directory, None, request).await {
             Ok(mut exec) => while !matches!(exec.output.next().await?, None | Some(Output::Exited(_))) {},
@@ -48,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_commands_can_be_asked_for() {
+    fn commands_make_valid_requests() {
         for command in COMMANDS {
             assert_eq!(request(command).unwrap().argv.len(), command.len());
         }
