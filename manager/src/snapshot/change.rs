@@ -1,13 +1,15 @@
-//! A change of what a sandbox is made of: snapshot, fork, flatten and reset go through here, so that none of them can be
-//! written in the wrong order.
+//! Changes of the files that a sandbox consists of. Snapshot, fork, flatten and reset all use these
+//! types, which make it impossible to do their steps in the wrong order.
 //!
 //! ```text
 //! Change::begin      the sandbox counts as in use, then its change lock is taken
-//! Change::running    its VMM answers, so it has carried out every earlier request; then the lineage is read
+//! Change::running    its VMM answers, so it has carried out every earlier request; then the
+//!                    lineage is read
 //! Running::announce  the lineage names what may come to be, before the VMM is asked for it
-//! Running::complete  the VMM did it              Running::conclude  or it did not, or its answer is not known
+//! Running::complete  the VMM has carried it out
+//! Running::conclude  the VMM has refused it, or its answer is not known
 //! ```
-//! Removing the sandbox needs no such lock: it may be gone at any moment.
+//! Removing a sandbox does not take the change lock, so the sandbox may be removed at any moment.
 
 use crate::{
     guest::in_use::{InUse, InUseError},
@@ -23,24 +25,24 @@ use crate::{
     },
 };
 
-/// Why a change did not begin.
+/// Why a change did not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChangeError {
-    /// The sandbox does not run.
+    /// Only a running sandbox can be changed like this.
     #[error("sandbox {sandbox} is {state}")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// Its state.
+        /// The state of the sandbox.
         state: State,
     },
-    /// It was paused by its idle rule and does not resume.
+    /// The idle rule paused the sandbox, and it cannot be resumed.
     #[error(transparent)]
     Idle(#[from] InUseError),
-    /// Its VMM does not answer.
+    /// The VMM does not answer.
     #[error("{0}")]
     Control(#[from] ControlError),
-    /// Its record cannot be used.
+    /// The lineage cannot be read or written.
     #[error(transparent)]
     Lineage(#[from] LineageError),
     /// A file operation failed.
@@ -48,19 +50,19 @@ pub(crate) enum ChangeError {
     Directory(#[from] DirectoryError),
 }
 
-/// The right to change what a sandbox is made of. No other process snapshots, forks or resets it meanwhile, so that what
-/// was observed of it stays true for several steps.
+/// The right to change the files of a sandbox. No other process snapshots, forks or resets it
+/// meanwhile, so that what was observed of it stays true for several steps.
 #[derive(Debug)]
 pub struct Change<'s> {
     sandbox: &'s Sandbox,
-    // Dropped in this order: a sandbox is in use for as long as it is being changed.
+    // Field order is drop order: a sandbox counts as in use as long as it is being changed.
     _lock: ChangeLock,
     in_use: Option<InUse>,
 }
 
 impl Sandbox {
-    /// Waits until no other change is under way, and excludes others. Does not resume a sandbox that its idle rule paused.
-    /// Cancel safe.
+    /// Waits until no other change is under way, and excludes others. Does not resume a sandbox
+    /// that its idle rule paused. Cancel safe.
     ///
     /// # Errors
     /// When its directory cannot be used.
@@ -70,7 +72,7 @@ impl Sandbox {
 }
 
 impl<'s> Change<'s> {
-    /// As [`Sandbox::change`], and resumes a sandbox that its idle rule paused.
+    /// Like [`Sandbox::change`], and resumes a sandbox that its idle rule paused.
     pub(crate) async fn begin(sandbox: &'s Sandbox) -> Result<Self, ChangeError> {
         let in_use = InUse::begin(&sandbox.directory).await?;
         Ok(Self { in_use, ..sandbox.change().await? })
@@ -82,8 +84,8 @@ impl<'s> Change<'s> {
         self.sandbox
     }
 
-    /// Returns the sandbox's state. Between the two machines of a reset a sandbox seems to be dead for a moment, but not
-    /// here.
+    /// Returns the sandbox's state. Between the two machines of a reset a sandbox seems to be dead
+    /// for a moment, but not here.
     ///
     /// # Errors
     /// When its directory cannot be read.
@@ -91,7 +93,7 @@ impl<'s> Change<'s> {
         self.sandbox.state()
     }
 
-    /// Opens a sandbox that runs, for a change that its VMM carries out.
+    /// Opens a running sandbox for a change that its VMM carries out.
     pub(crate) async fn running(&self) -> Result<Running<'s>, ChangeError> {
         let sandbox = self.sandbox;
         let in_use = InUse::begin(&sandbox.directory).await?;
@@ -114,7 +116,7 @@ impl<'s> Change<'s> {
     }
 }
 
-/// A running sandbox under change: a VMM that has answered, and what its disk and memory are made of.
+/// A running sandbox that is being changed: a VMM that has answered, and the lineage.
 #[derive(Debug)]
 pub(crate) struct Running<'s> {
     pub(crate) sandbox: &'s Sandbox,
@@ -126,13 +128,14 @@ pub(crate) struct Running<'s> {
 impl<'s> Running<'s> {
     async fn open(sandbox: &Sandbox) -> Result<(ControlClient, Lineage), ChangeError> {
         let mut control = sandbox.control().await?;
-        // A VMM that answers has carried out what it was asked before, so that files tell what became of it.
+        // A VMM that answers has carried out all earlier requests, so the files show their results.
         control.stats().await?;
         let lineage = Lineage::read(&sandbox.directory)?;
         Ok((control, lineage))
     }
 
-    /// Connects again and reads the lineage again, after a request of which it is not known whether it was carried out.
+    /// Connects again and reads the lineage again, after a request that may or may not have been
+    /// carried out.
     pub(crate) async fn reopen(&mut self) -> Result<(), ChangeError> {
         (self.control, self.lineage) = Self::open(self.sandbox).await?;
         Ok(())
@@ -142,24 +145,24 @@ impl<'s> Running<'s> {
         &self.sandbox.directory
     }
 
-    /// Records that `next`, whose new top layer is `top`, may come to be. Removes that file when this fails, as on a full
-    /// disk: the VMM was not asked for anything yet.
+    /// Records that `next`, whose new top layer is `top`, may come to be. If that fails, as on a
+    /// full disk, removes `top` again: the VMM has not received a request yet.
     pub(crate) fn announce(&mut self, next: Files, top: &str) -> Result<(), LineageError> {
         let announced = self.lineage.announce(&self.sandbox.directory, next);
         if announced.is_err() {
-            // A file that stays is removed by the next change.
+            // The next change removes a file that stays.
             let _ = self.sandbox.directory.unlink(top);
         }
         announced
     }
 
-    /// Records that the change was carried out, and what came of it.
+    /// Records that the change was carried out, and its result.
     pub(crate) fn complete(&mut self, files: Files) -> Result<(), LineageError> {
         self.lineage.complete(&self.sandbox.directory, files)
     }
 
-    /// Decides by the files whether the announced change was carried out. Where this cannot be recorded, the next change
-    /// decides again.
+    /// Decides by the files whether the announced change was carried out. If the decision cannot be
+    /// recorded, the next change decides again.
     pub(crate) fn conclude(&mut self) {
         let _ = self.lineage.conclude(&self.sandbox.directory);
     }

@@ -11,7 +11,7 @@ use std::{fs::File, time::Duration};
 const CHANGE_LOCK: &str = "change.lock";
 const POLL: Duration = Duration::from_millis(10);
 
-/// Held by the process that snapshots, forks, flattens or resets the sandbox.
+/// The lock that a process holds while it snapshots, forks, flattens or resets a sandbox.
 #[derive(Debug)]
 pub(crate) struct ChangeLock(#[expect(dead_code, reason = "held for its lock")] FileLock);
 
@@ -37,7 +37,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let first = ChangeLock::take(&directory).await.unwrap();
-        // Another task: one that holds the lock must not wait for it.
+        // In another task, because a task that holds the lock must not wait for it.
         let mut second = tokio::spawn(async move { ChangeLock::take(&directory).await.map(drop) });
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err());
         drop(first);

@@ -1,4 +1,4 @@
-//! Why there is no snapshot, or none that can be used here.
+//! Why a snapshot was not taken or cannot be used.
 
 use crate::{
     guest::in_use::InUseError,
@@ -12,77 +12,78 @@ use sandboxvm_images::bundle::Part;
 use sandboxvm_protocol::identity::SandboxName;
 use std::{io, path::PathBuf};
 
-/// See the module.
+/// Why a snapshot was not taken or cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// There is none of that name.
+    /// No snapshot has this name.
     #[error("no snapshot has the name {0:?}")]
     Unknown(String),
     /// The name is taken.
     #[error("a snapshot named \"{0}\" already exists")]
     Taken(SandboxName),
-    /// The sandbox does not run.
+    /// Only a running sandbox can be snapshotted.
     #[error("cannot snapshot sandbox {sandbox}: it is {state}, and only a running sandbox can be snapshotted")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it does instead.
+        /// The state of the sandbox.
         state: State,
     },
-    /// It cannot go on on this host.
+    /// The snapshot cannot be restored on this host.
     #[error("the snapshot cannot be used on this host: {0}")]
     OtherHost(String),
-    /// The files it was made with are not there any more.
+    /// The files that the snapshot was made with no longer exist.
     #[error("the snapshot needs the {part} with which it was created (SHA-256 {}...), and neither {} nor the bundle has it", .sha256.get(..12).unwrap_or(.sha256), .path.display())]
     OtherContent {
-        /// Which file.
+        /// The missing file.
         part: Part,
-        /// Its hash then.
+        /// Its SHA-256 when the snapshot was made.
         sha256: String,
-        /// Where it was.
+        /// Its path when the snapshot was made.
         path: PathBuf,
     },
     /// A file is not as long as it was.
     #[error("the snapshot is truncated: {} has {len} of {expected} bytes", .path.display())]
     Truncated {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Its length in bytes.
         len: u64,
-        /// What it should be.
+        /// The length that it should have, in bytes.
         expected: u64,
     },
-    /// A file is not what it was.
+    /// The content of a file has changed.
     #[error("the snapshot is damaged: {} was changed since it was created and does not match its checksum", .0.display())]
     Changed(PathBuf),
-    /// It has no checksums.
+    /// The snapshot has no checksums.
     #[error("snapshot {0:?} has no checksums: it was created by an older sandboxvm")]
     Unsealed(String),
-    /// The host has no room for it.
+    /// The host does not have room for the snapshot.
     #[error("{0}")]
     Admission(#[from] AdmissionError),
-    /// Its manifest.
+    /// The manifest cannot be read or written.
     #[error("{0}")]
     Manifest(#[from] ManifestError),
-    /// The sandbox's own record.
+    /// The lineage of the sandbox cannot be read or written.
     #[error("{0}")]
     Lineage(#[from] LineageError),
-    /// Its disk cannot take another layer.
+    /// The disk of the sandbox cannot have another layer.
     #[error("{0}")]
     Flatten(#[from] FlattenError),
-    /// The VMM refused or failed; the sandbox runs on unless it says otherwise.
+    /// The VMM refused the request or failed. The sandbox keeps running unless the error says
+    /// otherwise.
     #[error("{0}")]
     Control(#[from] ControlError),
-    /// The host cannot be told from others.
+    /// The identity of the host cannot be read.
     #[error("{0}")]
     Host(#[from] HostError),
-    /// It was paused because nobody used it, and does not go on.
+    /// The idle rule paused the sandbox, and it cannot be resumed.
     #[error("{0}")]
     Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The system gave no randomness for an ID.
+    /// The system provided no randomness for an ID.
     #[error("cannot create an ID for the snapshot: {0}")]
     Entropy(io::Error),
 }
@@ -109,7 +110,7 @@ impl From<SealError> for SnapshotError {
 }
 
 impl SnapshotError {
-    /// True when the snapshot's own files are to blame.
+    /// Returns true if the files of the snapshot are the cause.
     pub(crate) fn is_damage(&self) -> bool {
         matches!(self, Self::Truncated { .. } | Self::Changed(_) | Self::Manifest(_))
     }

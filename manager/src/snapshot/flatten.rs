@@ -1,10 +1,12 @@
-//! Keeping a disk's chain of layers short, so that a sandbox can be snapshotted and forked without end. Done before a
-//! snapshot or fork would make a long chain longer, under the change lock; the sandbox runs on meanwhile.
+//! Keeps the chain of a disk's layers short, so that a sandbox can be snapshotted and forked any
+//! number of times. This is done under the change lock, before a snapshot or fork would make a long
+//! chain longer. The sandbox keeps running meanwhile.
 //!
-//! First the VMM merges its frozen layers into a new file, which may take long and changes nothing: whoever is killed
-//! by then leaves a file that the next change takes away. Then, as with any change, the lineage says what may come to
-//! be, the VMM is asked for it, which it does at once, and the file's header tells which of the two chains it uses.
-//! Both read the same.
+//! First the VMM merges its frozen layers into a new file, which may take long and changes nothing:
+//! if this process is killed by then, it leaves a file that the next change removes. Then, as in
+//! any change, the lineage announces the new chain, the VMM is asked to use it, which it does
+//! immediately, and the header of the file shows which of the two chains the VMM uses. Both chains
+//! have the same content.
 
 use crate::{
     home::directory::DirectoryError,
@@ -21,43 +23,43 @@ use crate::{
 use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, MAX_DISK_LAYERS, MergeLayersRequest};
 use std::{fs::File, time::Duration};
 
-/// Frozen layers that a chain may have. Merging costs reading and writing all that was ever written to the disk, so it is
-/// done rarely; a longer chain costs little but descriptors.
+/// Maximum number of frozen layers in a chain. Merging reads and writes everything that was ever
+/// written to the disk, so it is done rarely; a longer chain costs little but descriptors.
 const MAX_FROZEN: usize = 24;
 const _: () = assert!(MAX_FROZEN + 2 <= MAX_DISK_LAYERS, "there must be room where merging fails");
-/// Copying a large disk on a slow host.
+/// Maximum time to copy a large disk on a slow host.
 const MERGED_WITHIN: Duration = Duration::from_secs(600);
 
-/// Why a chain of layers stayed as long as it was.
+/// Why a chain of layers was not shortened.
 #[derive(Debug, thiserror::Error)]
 pub enum FlattenError {
-    /// No file for the merged layer.
+    /// The file for the merged layer cannot be created.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The sandbox's own record.
+    /// The lineage of the sandbox cannot be written.
     #[error("{0}")]
     Lineage(#[from] LineageError),
-    /// The VMM refused or failed.
+    /// The VMM refused the request or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
-    /// The sandbox cannot be reached again after the attempt.
+    /// The sandbox could not be reached again after the attempt.
     #[error("{0}")]
     Unreachable(String),
-    /// It cannot go on like this.
+    /// The chain has its maximum length and cannot grow.
     #[error(
         "the disk of the sandbox has {MAX_DISK_LAYERS} layers, which is the maximum, and they cannot be merged: {0}"
     )]
     Full(Box<FlattenError>),
 }
 
-/// Merges the disk's frozen layers where there are many. Where that fails, as on a full disk or with an older VMM, the
-/// chain stays, as long as it can grow.
+/// Merges the frozen layers of the disk if there are many. If that fails, as on a full disk or with
+/// an older VMM, the chain stays as it is, as long as it can still grow.
 pub(crate) async fn flatten_when_long(running: &mut Running<'_>) -> Result<(), FlattenError> {
     if running.lineage.files.disk.len() <= MAX_FROZEN + 1 {
         return Ok(());
     }
     let Err(error) = flatten(running).await else { return Ok(()) };
-    // An older VMM closes the connection on a request that it does not know.
+    // An older VMM closes the connection when it receives a request that it does not know.
     running.reopen().await.map_err(|error| FlattenError::Unreachable(error.to_string()))?;
     if running.lineage.files.disk.len() < MAX_DISK_LAYERS { Ok(()) } else { Err(FlattenError::Full(Box::new(error))) }
 }
@@ -72,7 +74,7 @@ async fn flatten(running: &mut Running<'_>) -> Result<(), FlattenError> {
         baseline: files.baseline.clone(),
     };
     if let Err(error) = merge(&mut running.control, &file).await {
-        // The VMM was not told to use it.
+        // The VMM was not asked to use the file.
         directory.unlink(&name)?;
         return Err(error.into());
     }

@@ -1,10 +1,14 @@
-//! `lineage.json`: what a sandbox's disk and memory are made of, file by file, and where it began. Snapshot, fork and
-//! reset change it; each does so while it holds the sandbox's change lock ([`ChangeLock`]).
+//! `lineage.json`: the files that the disk and the memory of a sandbox consist of, and what the
+//! sandbox started from. Snapshot, fork and reset change it, and may do so only while they hold the
+//! sandbox's change lock ([`ChangeLock`]).
 //!
-//! A change gives the VMM a file for its disk: an empty one for the top, or one in which older layers are merged. Nobody
-//! can write a record and make a VMM use a file in one step, so the record says beforehand what *may* come to be
-//! (`next`), and which it is can be seen at any later time: a file is a layer from when the VMM writes its header. Whoever
-//! is killed in between loses nothing.
+//! A change gives the VMM a file for its disk: an empty one for the top, or one in which older
+//! layers are merged. It is impossible to write a record and make a VMM use a file in one step. The
+//! record therefore names in advance what *may* come to be (`next`), and any later reader can see
+//! whether it did: a file is a layer from the moment the VMM writes its header. If the process that
+//! makes the change is killed in between, nothing is lost.
+//!
+//! [`ChangeLock`]: crate::snapshot::change_lock::ChangeLock
 
 use crate::{
     home::{
@@ -25,40 +29,41 @@ use std::{
 };
 
 const LINEAGE: &str = "lineage.json";
-/// The raw image below the disk's layers.
+/// The raw image below the layers of the disk.
 pub(crate) const TEMPLATE: &str = "template";
-/// The base image and the agent disk, where the bundle is on the home's file system: an upgrade replaces them there.
+/// Links to the base image and the agent disk, if the bundle is on the file system of the home: an
+/// upgrade replaces the files of the bundle.
 pub(crate) const IMAGE: &str = "image";
 pub(crate) const AGENT: &str = "agent";
-/// A record has a line per file.
+/// Maximum size of the record in bytes. It has a line for each file.
 const MAX_LINEAGE: u64 = 1 << 20;
 const FORMAT: u32 = 1;
 /// First bytes of a layer that a VMM uses (docs/snapshot-format.md).
 const LAYER_MAGIC: &[u8; 8] = b"SBVMLAYR";
 
-/// Why a sandbox's lineage is not known.
+/// Why the lineage of a sandbox cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LineageError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Made before there were snapshots.
+    /// The sandbox was created before there were snapshots.
     #[error("the sandbox was created by an older sandboxvm, which kept no record of its disk layers")]
     Missing,
-    /// Not readable.
+    /// The record is not valid.
     #[error("{} is damaged: {source}", .path.display())]
     Damaged {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// What is wrong.
+        /// The parse error.
         source: serde_json::Error,
     },
-    /// Written by a newer sandboxvm.
+    /// A newer sandboxvm wrote the record.
     #[error("{} has unsupported format {found}: this build reads {FORMAT}", .path.display())]
     Format {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// Its format.
+        /// The format of the record.
         found: u32,
     },
 }
@@ -76,50 +81,52 @@ pub struct Contents {
     pub agent: Content,
 }
 
-/// How a sandbox began.
+/// How a sandbox started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Origin {
     /// Its kernel booted.
     Boot,
-    /// From a snapshot, whose files are here too.
+    /// It was restored from a snapshot. These are the names of the snapshot's files in the
+    /// sandbox's directory.
     Snapshot {
         id: SandboxId,
-        /// `None`: the image's ready snapshot.
+        /// `None` for a ready snapshot.
         name: Option<SandboxName>,
         state: String,
         memory: Vec<String>,
         disk: Vec<String>,
     },
-    /// As a copy of another while that one ran.
+    /// It was forked from another sandbox while that one was running.
     Fork { of: SandboxId },
 }
 
-/// Files of a disk and of the snapshot that the next one is compared with.
+/// The files of a disk, and of the snapshot that the next one is compared with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Files {
-    /// Oldest first; the last is the one being written.
+    /// Oldest first. The VMM writes to the last one.
     pub(crate) disk: Vec<String>,
-    /// The memory files of the VMM's last snapshot. `None` when a snapshot was begun and nobody saw its end: only the
-    /// VMM knows then, and the next snapshot is written whole.
+    /// The memory files of the VMM's last snapshot. `None` if a snapshot was started and its end
+    /// was not observed: then only the VMM knows, and the next snapshot is written in full.
     pub(crate) baseline: Option<Vec<String>>,
 }
 
-/// See the module.
+/// The record of the files of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lineage {
     format: u32,
     pub(crate) contents: Contents,
     pub(crate) origin: Origin,
-    /// The snapshot that `baseline` is of.
+    /// The snapshot that `baseline` belongs to.
     pub(crate) parent: Option<SandboxId>,
     pub(crate) files: Files,
     /// In force as soon as all of its disk files are in use.
     next: Option<Files>,
-    /// Its kernel booted from the sandbox's own disk since it began: its VMM cannot put it back to `origin` in place.
+    /// True if the kernel has booted from the sandbox's own disk since it started: then its VMM
+    /// cannot reset it to `origin` in place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) rebooted: bool,
-    /// Seals that files have from a snapshot, so that the next need not read them again.
+    /// Seals that files have from a snapshot, so that the next snapshot need not read them again.
     #[serde(default)]
     pub(crate) seals: Seals,
 }
@@ -139,8 +146,9 @@ impl Lineage {
         lineage
     }
 
-    /// Reads the record and decides what became of a change that nobody finished. Under the change lock, and after a
-    /// VMM that lives has answered something: then it has carried out all that was asked before.
+    /// Reads the record and decides the result of a change that was not finished. Requires the
+    /// change lock, and that a VMM that lives has answered a request: then it has carried out all
+    /// earlier requests.
     pub(super) fn read(directory: &SandboxDirectory) -> Result<Self, LineageError> {
         let mut lineage = Self::peek(directory)?;
         if lineage.next.is_some() {
@@ -149,7 +157,8 @@ impl Lineage {
         Ok(lineage)
     }
 
-    /// Reads the record as it stands, without the change lock: what an unfinished change announced is not decided.
+    /// Reads the record as it is, without the change lock. Does not decide the result of an
+    /// unfinished change.
     pub(crate) fn peek(directory: &SandboxDirectory) -> Result<Self, LineageError> {
         let path = || directory.path().join(LINEAGE);
         let json = match directory.read(LINEAGE, MAX_LINEAGE) {
@@ -169,8 +178,8 @@ impl Lineage {
         Ok(directory.replace(LINEAGE, &self.json(directory)?)?)
     }
 
-    /// Writes that of a sandbox which is just being made. Not synced: a host that loses power now loses the whole sandbox,
-    /// and a sync takes as long as everything else together.
+    /// Writes the record of a sandbox that is being created. Does not sync it: if the host loses
+    /// power now, the whole sandbox is lost, and a sync takes as long as everything else together.
     pub(crate) fn write_first(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
         let json = self.json(directory)?;
         let mut file = directory.create_file(LINEAGE)?;
@@ -188,10 +197,11 @@ impl Lineage {
         self.write(directory)
     }
 
-    /// Makes what was announced the truth if the disk files that it adds are in use, and forgets it otherwise.
+    /// Makes the announced files the current ones if the disk files that they add are in use, and
+    /// forgets them otherwise.
     pub(crate) fn conclude(&mut self, directory: &SandboxDirectory) -> Result<(), LineageError> {
         if let Some(next) = self.next.take() {
-            // The top first: where it is new, it tells alone.
+            // The top is checked first: if it is new, it decides alone.
             let mut added = next.disk.iter().rev().filter(|name| !self.files.disk.contains(name)).peekable();
             let mut in_use = added.peek().is_some();
             for name in added {
@@ -206,7 +216,7 @@ impl Lineage {
         self.tidy(directory)
     }
 
-    /// The change was carried out; `files` is what came of it.
+    /// Records that the change was carried out with the result `files`.
     pub(crate) fn complete(&mut self, directory: &SandboxDirectory, files: Files) -> Result<(), LineageError> {
         self.files = files;
         self.next = None;
@@ -215,7 +225,7 @@ impl Lineage {
         self.tidy(directory)
     }
 
-    /// Refuses files of the snapshot it began from that are not what they were.
+    /// Rejects files of the snapshot that the sandbox started from if they have changed.
     pub(crate) async fn check_origin(&self, directory: &SandboxDirectory) -> Result<(), SealError> {
         let Origin::Snapshot { state, memory, disk, .. } = &self.origin else { return Ok(()) };
         for name in memory.iter().chain(disk).chain([state]) {
@@ -224,7 +234,7 @@ impl Lineage {
         Ok(())
     }
 
-    /// All files that a part of the record names.
+    /// Returns all files that any part of the record names.
     fn named(&self) -> HashSet<&str> {
         let mut named: HashSet<&str> = HashSet::new();
         if let Origin::Snapshot { state, memory, disk, .. } = &self.origin {
@@ -237,7 +247,8 @@ impl Lineage {
         named
     }
 
-    /// Forgets the seals of files that are taken away: their names are given to others.
+    /// Forgets the seals of files that are being removed, because their names will be given to
+    /// other files.
     fn forget_seals(&mut self) {
         let mut seals = std::mem::take(&mut self.seals);
         let named = self.named();
@@ -245,7 +256,7 @@ impl Lineage {
         self.seals = seals;
     }
 
-    /// Takes away files that no part of the record names.
+    /// Removes files that no part of the record names.
     fn tidy(&self, directory: &SandboxDirectory) -> Result<(), LineageError> {
         let named = self.named();
         for name in directory.names()? {
@@ -257,7 +268,7 @@ impl Lineage {
     }
 }
 
-/// What a numbered file holds.
+/// The content of a numbered file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     State,
@@ -281,23 +292,25 @@ impl Kind {
         })
     }
 
-    /// The file number `number` of this kind.
+    /// Returns the name of file `number` of this kind.
     pub(crate) fn name(self, number: usize) -> String {
         format!("{}{number}", self.prefix())
     }
 }
 
-/// Keeps the read-only disks of a machine, where that can be done without copying.
+/// Links the read-only disks of a machine into its directory, where that is possible without
+/// copying.
 pub(crate) fn keep_disks(directory: &SandboxDirectory, agent: &File, image: &File) -> Result<(), DirectoryError> {
     for (file, name) in [(agent, AGENT), (image, IMAGE)] {
         directory.unlink(name)?;
-        // Otherwise they are found where they were, as long as they are there.
+        // If this fails, they are found at their old path, as long as they are there.
         let _ = directory.link(file, name);
     }
     Ok(())
 }
 
-/// Links everything besides layers and memory that a copy of a machine, or a snapshot of it, is made of.
+/// Links everything except layers and memory that a copy of a machine, or a snapshot of it,
+/// consists of.
 pub(crate) fn share_disks(from: &SandboxDirectory, to: &SandboxDirectory) -> Result<(), DirectoryError> {
     for name in [AGENT, IMAGE].into_iter().filter(|name| from.has(name)) {
         to.link_from(from, name, name)?;
@@ -305,19 +318,21 @@ pub(crate) fn share_disks(from: &SandboxDirectory, to: &SandboxDirectory) -> Res
     to.link_from(from, TEMPLATE, TEMPLATE)
 }
 
-/// A name of this kind that no file of `directory` has. Under the change lock, or while nobody else sees it.
+/// Returns a name of this kind that no file of `directory` has. Requires the change lock, or a
+/// directory that no other process sees.
 pub(crate) fn free_name(directory: &SandboxDirectory, kind: Kind) -> Result<String, DirectoryError> {
     let names = directory.names()?;
     let numbers = names.iter().filter_map(|name| name.strip_prefix(kind.prefix())?.parse::<usize>().ok());
     Ok(kind.name(numbers.max().map_or(0, |last| last + 1)))
 }
 
-/// Opens files that are never written again, in order.
+/// Opens files that are never written again, in the given order.
 pub(crate) fn open_all(directory: &SandboxDirectory, names: &[String]) -> Result<Vec<File>, DirectoryError> {
     names.iter().map(|name| directory.open_shared(name)).collect()
 }
 
-/// Whether the VMM took this file as a layer: it wrote a header, and, while it lives, has it open.
+/// Returns true if the VMM uses this file as a layer: it has written a header and, while it lives,
+/// has the file open.
 fn is_in_use(directory: &SandboxDirectory, name: &str) -> Result<bool, DirectoryError> {
     let file = match directory.open_shared(name) {
         Ok(file) => file,
@@ -334,7 +349,7 @@ fn is_in_use(directory: &SandboxDirectory, name: &str) -> Result<bool, Directory
     }
 }
 
-/// PID of the sandbox's VMM while it lives.
+/// Returns the PID of the sandbox's VMM while it lives.
 pub(crate) fn live_vmm(directory: &SandboxDirectory) -> Result<Option<u32>, DirectoryError> {
     let Some(status) = state::status(directory)? else { return Ok(None) };
     Ok(crate::vmm::lock::is_holder(directory, status.pid).then_some(status.pid))
@@ -343,7 +358,8 @@ pub(crate) fn live_vmm(directory: &SandboxDirectory) -> Result<Option<u32>, Dire
 fn has_open(pid: u32, file: &File) -> bool {
     let Ok(wanted) = file.metadata() else { return false };
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    // The link is followed: what is asked is the file behind the descriptor, whatever it is called by now.
+    // Follows the link: the question is which file is behind the descriptor, whatever its name is
+    // by now.
     descriptors
         .filter_map(|entry| fs::metadata(entry.path()).ok())
         .any(|metadata| (metadata.dev(), metadata.ino()) == (wanted.dev(), wanted.ino()))
@@ -370,7 +386,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_change_that_nobody_finished_is_judged_by_whether_its_layer_was_begun() {
+    fn unfinished_change_is_decided_by_the_header_of_its_layer() {
         let (_home, directory) = directory();
         directory.write_new("disk.0", LAYER_MAGIC).unwrap();
         let mut lineage = Lineage::new(contents(), Origin::Boot, None, files(&["disk.0"]));
@@ -390,10 +406,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_seals_of_its_own_files_are_taken_over() {
+    fn seals_are_kept_only_for_named_files() {
         let seal = Seal { modified_ns: 1, blake3: String::new() };
         let seals = ["disk.0", "memory.0"].map(|name| (name.to_owned(), seal.clone()));
-        // A fork has its parent's layers, and its memory only where snapshots go on from that.
+        // A fork has the layers of its parent, and its memory only if its snapshots continue from
+        // that.
         let origin = Origin::Fork { of: SandboxId::try_from("sandbox00001".to_owned()).unwrap() };
         let lineage = Lineage::new(contents(), origin, None, files(&["disk.0", "disk.1"]));
         let lineage = lineage.with_seals(seals.into_iter().collect());
@@ -401,17 +418,17 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn merged_layers_take_the_place_of_others_once_they_are_a_layer() {
+    fn merged_layer_replaces_others_once_it_has_a_header() {
         let (_home, directory) = directory();
         for name in ["disk.0", "disk.1", "disk.2"] {
             directory.write_new(name, LAYER_MAGIC).unwrap();
         }
-        // Merged, and nobody said so yet: it goes with the next change.
+        // Merged, but not announced: the next change removes it.
         directory.write_new("disk.3", &[0; 4096]).unwrap();
         let mut lineage = Lineage::new(contents(), Origin::Boot, None, files(&["disk.0", "disk.1", "disk.2"]));
         lineage.complete(&directory, lineage.files.clone()).unwrap();
         assert!(!directory.has("disk.3"));
-        // Announced, and the VMM not asked, or asked, before whoever did was killed.
+        // Announced, and the process was killed before or after the VMM carried out the request.
         for (content, disk) in
             [(&[0; 4096][..], &["disk.0", "disk.1", "disk.2"][..]), (LAYER_MAGIC, &["disk.3", "disk.2"])]
         {
@@ -426,7 +443,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_change_that_adds_several_files_needs_all_of_them() {
+    fn change_with_several_files_needs_all_of_them() {
         let (_home, directory) = directory();
         for (name, content) in
             [("disk.0", &LAYER_MAGIC[..]), ("disk.1", LAYER_MAGIC), ("disk.2", b""), ("disk.3", LAYER_MAGIC)]
@@ -443,7 +460,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_what_is_named_nowhere_is_taken_away() {
+    fn tidying_removes_only_unnamed_files() {
         let (_home, directory) = directory();
         for name in ["disk.0", "disk.1", "disk.x", "memory.0", "memory.1", "state.0", "state.4", "template"] {
             directory.write_new(name, b"").unwrap();

@@ -1,4 +1,5 @@
-//! `manifest.json`: what a snapshot is of, which files belong to it, and where it can go on.
+//! `manifest.json`: describes a snapshot, its files, and the hosts on which it can be restored. May
+//! not name a file outside the snapshot's directory.
 
 use super::seal::Seals;
 use crate::{
@@ -28,74 +29,75 @@ pub enum ManifestError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Not valid.
+    /// The manifest is not valid JSON of this format.
     #[error("the snapshot is damaged: {}: {source}", .path.display())]
     Damaged {
-        /// The file.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What is wrong.
+        /// The parse error.
         source: serde_json::Error,
     },
-    /// Another version.
+    /// The manifest has another version.
     #[error("the snapshot has an unsupported format: {} has format {found}, and this build reads {FORMAT}", .path.display())]
     Format {
-        /// The file.
+        /// Path of the manifest.
         path: PathBuf,
-        /// Its format.
+        /// The version of the manifest.
         found: u32,
     },
-    /// Its parts contradict each other.
+    /// Parts of the manifest contradict each other.
     #[error("the snapshot is damaged: {}: {what}", .path.display())]
     Nonsense {
-        /// The file.
+        /// Path of the manifest.
         path: PathBuf,
-        /// What is wrong.
+        /// The contradiction.
         what: &'static str,
     },
 }
 
-/// A memory file.
+/// A memory file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryFile {
-    /// Its name in the snapshot's directory.
+    /// Its name in the directory of the snapshot.
     pub name: String,
-    /// Its length in bytes, that of guest memory; most of it is not stored.
+    /// Its length in bytes, which is that of guest memory. The file is sparse.
     pub size: u64,
 }
 
-/// What a snapshot is.
+/// The description of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotManifest {
     /// Version of this file's format.
     pub format: u32,
-    /// Unique for ever, drawn like a sandbox's.
+    /// Unique ID of the snapshot, drawn like the ID of a sandbox and never used again.
     pub id: SandboxId,
-    /// What the user calls it; an image's ready snapshot has none.
+    /// The name that the user gave it. A ready snapshot has none.
     pub name: Option<SandboxName>,
-    /// When it was made.
+    /// The time at which it was taken.
     #[serde(with = "rfc3339")]
     pub created_at: SystemTime,
-    /// The sandbox it was made of.
+    /// The sandbox that it was taken of.
     pub sandbox: SandboxId,
-    /// The snapshot that this one's memory is a difference to.
+    /// The snapshot that the memory of this one is a difference to.
     pub parent: Option<SandboxId>,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub vcpus: VcpuCount,
-    /// Guest memory.
+    /// Size of the guest memory.
     pub memory_bytes: MemorySize,
     /// Size of the writable disk in bytes.
     pub disk_bytes: u64,
-    /// `KEY=VALUE`, given to every process started in the sandbox.
+    /// `KEY=VALUE` entries, set for every process that is started in the sandbox.
     pub env: Vec<String>,
-    /// The host it can go on on.
+    /// The host on which it can be restored.
     pub host: HostIdentity,
-    /// Kernel, image, agent and VMM by hash.
+    /// Hashes of VMM, kernel, image and agent.
     pub contents: Contents,
-    /// Memory files in the order the state file numbers them.
+    /// Memory files, in the order in which the state file numbers them.
     pub memory: Vec<MemoryFile>,
     /// Disk layers above the template, oldest first.
     pub disk: Vec<String>,
-    /// Of state, memory and disk layers; none in a snapshot made before there were any.
+    /// Seals of state, memory and disk layers. Empty in a snapshot of a version that did not make
+    /// seals.
     #[serde(default)]
     pub seals: Seals,
 }
@@ -171,7 +173,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_manifest_comes_back_and_damage_is_told() {
+    fn manifest_round_trips_and_damage_is_reported() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let manifest = example("abcdefgh");

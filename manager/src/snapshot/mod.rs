@@ -1,16 +1,19 @@
-//! Snapshots on disk: a directory with everything a machine goes on from, and needing no other.
+//! Snapshots on disk. A snapshot is a directory with everything that a machine is restored from; it
+//! needs no other directory.
 //!
 //! ```text
-//! manifest.json  what it is of, its files in order, and where it can go on (`manifest`)
+//! manifest.json  what it is of, its files in order, and where it can be restored (`manifest`)
 //! state          vCPUs, devices, memory map (the VMM's, docs/snapshot-format.md)
-//! memory.<n>     guest memory, sparse; those before the last may be shared with the snapshots before (hard links)
+//! memory.<n>     guest memory, sparse; those before the last may be shared with earlier snapshots
+//!                (hard links)
 //! disk.<n>       frozen disk layers above `template`, oldest first, likewise shared
 //! template       the empty file system below them
 //! image, agent   the read-only disks, where they could be linked
 //! ```
-//! Named ones are `snapshots/<name>`, those that new sandboxes start from `ready/<key>`. Each was written in `staging/`,
-//! synced and renamed, so one that can be seen is whole. Only [`taking`] makes them; [`crate::create::ready_snapshot`] decides which
-//! ready ones there are.
+//! Named snapshots are in `snapshots/<name>`, those that new sandboxes start from in `ready/<key>`.
+//! Each was written in `staging/`, synced and renamed, so a snapshot that others can see is
+//! complete. Only [`taking`] may make snapshots; [`crate::create::ready_snapshot`] decides which
+//! ready snapshots exist.
 
 pub(crate) mod change;
 pub(crate) mod change_lock;

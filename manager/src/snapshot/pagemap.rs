@@ -1,5 +1,6 @@
-//! The page map of a VMM, which the VMM is handed for a snapshot and may keep. It says which pages were written, and not
-//! where in the host's memory they are: the kernel shows that by the privileges of the process that opened the file.
+//! Opens the page map of a VMM, which the VMM receives for a snapshot and may keep. The map shows
+//! which pages were written. It may not show where in the host's memory they are: the kernel
+//! decides this by the privileges of the process that opened the file.
 
 use crate::{
     home::directory::{DirectoryError, SandboxDirectory},
@@ -9,16 +10,18 @@ use crate::{
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use std::{fs::File, io, thread};
 
-/// The page map of the sandbox's VMM, by its PID, which is only believed of the process that holds the lock.
+/// Opens the page map of the sandbox's VMM by its PID. The PID is only trusted if its process holds
+/// the lock.
 pub(super) fn of_vmm(directory: &SandboxDirectory) -> Result<Option<File>, DirectoryError> {
     let Some(pid) = live_vmm(directory)? else { return Ok(None) };
     let path = format!("/proc/{pid}/pagemap");
     let file = open(&path).map_err(|error| DirectoryError::new("open", &path, error))?;
-    // Still the holder, so it was when the file was opened.
+    // The process still holds the lock, so it held the lock when the file was opened.
     Ok(lock::is_holder(directory, pid).then_some(file))
 }
 
-/// On a thread that cannot see frame numbers, if this process can. Privileges are each thread's own.
+/// Opens the file on a thread without the privilege to see frame numbers, if this process has it.
+/// Each thread has its own privileges.
 fn open(path: &str) -> io::Result<File> {
     if !capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN) {
         return File::open(path);
@@ -39,7 +42,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
-    /// Bits 0 to 54 of an entry, Documentation/admin-guide/mm/pagemap.rst.
+    /// Bits 0 to 54 of an entry, see Documentation/admin-guide/mm/pagemap.rst.
     const FRAME: u64 = (1 << 55) - 1;
     const PRESENT: u64 = 1 << 63;
 
@@ -51,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_map_that_is_handed_on_shows_no_frame_numbers() {
+    fn page_map_shows_no_frame_numbers() {
         let page = vec![1_u8; 3 * rustix::param::page_size()];
         let within = &raw const page[rustix::param::page_size()];
         if rustix::process::getuid().is_root() {

@@ -1,13 +1,16 @@
-//! What a file of a snapshot was when it was made: its checksum, and the time it was last written to.
+//! Seals: the checksum of a file of a snapshot when it was made, and the time of its last write.
 //!
-//! Memory and disk layers are mapped or read as the guest touches them, never all at once, so that a restore takes no longer
-//! with more of them. Whether a file is the one that was sealed, its time says in one call; only where that is another
-//! (the file was written to, or copied) all of it is read and its checksum decides. What changes on the medium alone, time
-//! and all, is found by [`Seal::verify`], which always reads. A VMM that was taken over and writes into a snapshot of its own
-//! machine cannot set a file's time, nor find another content with this checksum.
+//! Memory and disk layers are mapped, or read when the guest touches them, and never read as a
+//! whole, so that a restore takes no longer when there are more of them. The time shows in one call
+//! whether a file is the one that was sealed. Only if the time differs (the file was written to, or
+//! copied), all of it is read and the checksum decides. A change of the medium that keeps the time
+//! is found by [`Seal::verify`], which always reads the file. A VMM that was taken over and writes
+//! into a snapshot of its own machine can neither set the time of a file nor find another content
+//! with this checksum.
 //!
-//! A time tells only where the file system sets it for a write through a mapping too, also when the page was written to
-//! before the file was sealed: tmpfs does not. Files on file systems that are not known to do so are always read.
+//! The time is only reliable if the file system also sets it for a write through a mapping, even if
+//! the page was written to before the file was sealed. tmpfs does not do that. Files on file
+//! systems that are not known to do so are always read.
 
 use crate::home::directory::{DirectoryError, SandboxDirectory};
 use rustix::{
@@ -28,15 +31,15 @@ use std::{
 /// Why a file is not accepted as the one that was sealed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealError {
-    /// It does not have its checksum.
+    /// The file does not have its checksum.
     #[error("{} was changed since the snapshot was made: it does not have its checksum", .0.display())]
     Changed(PathBuf),
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
 }
 
-/// Seals by the names of files in one directory. Written down as a list.
+/// The seals of the files in one directory, by file name. Stored as a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<SealedFile>", into = "Vec<SealedFile>")]
 pub struct Seals(BTreeMap<String, Seal>);
@@ -57,18 +60,18 @@ impl Seals {
         self.0.keys()
     }
 
-    /// Takes over other seals of the same directory.
+    /// Adds other seals of the same directory.
     pub(crate) fn extend(&mut self, others: Seals) {
         self.0.extend(others.0);
     }
 
-    /// Forgets those of files that are not wanted.
+    /// Forgets the seals of files that are not wanted.
     pub(crate) fn retain(&mut self, is_wanted: impl Fn(&str) -> bool) {
         self.0.retain(|file, _| is_wanted(file));
     }
 
-    /// Refuses a file that is not what it was, as far as can be told without reading one that was not written to. One
-    /// without a seal is what it is.
+    /// Rejects a file that has changed, as far as this can be found out without reading files that
+    /// were not written to. Accepts a file without a seal.
     pub(crate) async fn check(&self, directory: &SandboxDirectory, name: &str, file: &File) -> Result<(), SealError> {
         let Some(seal) = self.get(name) else { return Ok(()) };
         match seal.holds(file).await {
@@ -98,23 +101,26 @@ impl From<Seals> for Vec<SealedFile> {
 }
 
 const PAGE: usize = 4096;
-/// Read at a time.
+/// Number of bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// See the module.
+/// Checksum and time of last write of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {
-    /// When it was last written to, in nanoseconds since 1970.
+    /// Time of the last write, in nanoseconds since 1970.
     pub modified_ns: i64,
-    /// BLAKE3, in hexadecimal, over that of the numbers of all pages of 4 KiB that are not zero, in order, that of their
-    /// contents, and the file's length in bytes; numbers have 64 bits, little-endian.
+    /// A BLAKE3 hash in hexadecimal. Its input is the hash of the numbers of all 4 KiB pages that
+    /// are not zero, in order, the hash of their contents, and the length of the file in bytes.
+    /// Numbers have 64 bits, little-endian.
     pub blake3: String,
 }
 
 impl Seal {
-    /// Of a file that nobody writes to any more, at least none who keeps to the rules. Has it have a time that is past, which
-    /// no later write can leave it with, and leaves it one that is: others may have sealed it. Syncing it has writes seen that
-    /// come by way of a mapping, too, where [`times_tell`]. Reads what it has.
+    /// Seals a file that no process writes to any more, at least no process that keeps to the
+    /// rules. Gives the file a time in the past, so that no later write can leave the time as it
+    /// is, but keeps a time that is in the past already, because others may have sealed the file
+    /// with it. Syncs the file, so that writes through a mapping are noticed too where
+    /// [`times_tell`] is true. Reads the data of the file.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let past = SystemTime::now() - Duration::from_secs(1);
         if file.metadata()?.modified()? > past {
@@ -131,13 +137,14 @@ impl Seal {
         }
     }
 
-    /// Whether it is known, by its time, that it was not written to since.
+    /// Returns true if the file's time proves that it was not written to since.
     pub(crate) fn is_untouched(&self, file: &File) -> io::Result<bool> {
         Ok(modified(file)? == self.modified_ns && times_tell(file)?)
     }
 
-    /// Whether its content is what it was, as far as can be told without reading a file that was not written to. Others go
-    /// on while one is read: it may have gigabytes.
+    /// Returns true if the content is unchanged, as far as this can be found out without reading a
+    /// file that was not written to. Reading runs on another thread, because the file may have
+    /// gigabytes.
     pub(crate) async fn holds(&self, file: &File) -> io::Result<bool> {
         if self.is_untouched(file)? {
             return Ok(true);
@@ -146,16 +153,17 @@ impl Seal {
         tokio::task::spawn_blocking(move || seal.verify(&file)).await.map_err(io::Error::other)?
     }
 
-    /// Whether its content is what it was. Reads all of it.
+    /// Returns true if the content is unchanged. Reads the whole file.
     pub(crate) fn verify(&self, file: &File) -> io::Result<bool> {
         Ok(checksum(file)? == self.blake3)
     }
 }
 
-/// True where every write gives the file another time: on file systems that write-protect the pages of a mapping when they
-/// are synced, so that the next store into one is seen.
+/// Returns true if every write gives the file another time. This holds on file systems that
+/// write-protect the pages of a mapping when they are synced, so that they notice the next store
+/// into such a page.
 fn times_tell(file: &File) -> io::Result<bool> {
-    /// linux/magic.h: ext2 to ext4, XFS, Btrfs, F2FS.
+    /// From linux/magic.h: ext2 to ext4, XFS, Btrfs, F2FS.
     const KNOWN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
     let kind = fstatfs(file)?.f_type;
     Ok(KNOWN.iter().any(|known| u64::try_from(kind).is_ok_and(|kind| kind == *known)))
@@ -165,15 +173,16 @@ fn modified(file: &File) -> io::Result<i64> {
     Ok(FileIdentity::from(&file.metadata()?).modified_ns)
 }
 
-/// The same for a file with holes and one in which they were filled with zeros. Contents are hashed apart from page numbers,
-/// in long pieces, which is several times as fast.
+/// Computes the checksum, which is the same for a file with holes and one in which the holes were
+/// filled with zeros. Contents are hashed apart from page numbers, in long pieces, which is several
+/// times as fast.
 fn checksum(file: &File) -> io::Result<String> {
     let length = file.metadata()?.len();
     let (mut numbers, mut contents) = (blake3::Hasher::new(), blake3::Hasher::new());
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
     while let Some(data) = next_data(file, at, length)? {
-        // Whole pages, whatever the file system's blocks are.
+        // Whole pages, whatever block size the file system has.
         let end = next_hole(file, data, length)?.next_multiple_of(PAGE as u64).min(length);
         at = data - data % PAGE as u64;
         while at < end {
@@ -202,7 +211,8 @@ fn checksum(file: &File) -> io::Result<String> {
     Ok(all.finalize().to_hex().to_string())
 }
 
-/// Where data begins at `at` or after; all is data on a file system that knows no holes.
+/// Returns the position of the next data at `at` or after it. On a file system without holes,
+/// everything is data.
 fn next_data(file: &File, at: u64, length: u64) -> io::Result<Option<u64>> {
     if at >= length {
         return Ok(None);
@@ -241,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_change_of_content_is_found_and_none_of_form() {
+    async fn seals_detect_content_changes_and_ignore_holes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sealed");
         let (many, few) = (vec![7; 3 * MIB + 5], [9; 10]);
@@ -250,7 +260,7 @@ mod tests {
         let file = sparse(&path, &parts, length);
         let seal = Seal::of(&file).unwrap();
         assert!(seal.holds(&file).await.unwrap() && seal.verify(&file).unwrap());
-        // By whoever else has it: one seal stays as good as the other.
+        // Another process may seal the file too: the seals are equal.
         assert_eq!(Seal::of(&file).unwrap(), seal);
 
         // A copy without holes.
@@ -260,7 +270,7 @@ mod tests {
         dense.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(9)).unwrap();
         assert!(!seal.is_untouched(&dense).unwrap() && seal.holds(&dense).await.unwrap());
 
-        // A bit, zeros where there were others, a page that moved, a longer and a shorter one.
+        // A flipped bit, zeros instead of data, a page that moved, a longer and a shorter file.
         for (at, bytes) in [(8192 + MIB as u64, &[6][..]), (0, &[0; 10]), (50 << 20, &[1])] {
             let other = sparse(&directory.path().join("other"), &parts, length);
             other.write_all_at(bytes, at).unwrap();
@@ -272,11 +282,12 @@ mod tests {
             assert!(!seal.verify(&other).unwrap());
         }
 
-        // Written to at once, with what it has already, by a file system that tells time in ticks.
+        // Written to immediately, with the content it already has, on a file system whose time
+        // advances in ticks.
         file.write_all_at(&few, 0).unwrap();
         assert!(!seal.is_untouched(&file).unwrap() && seal.holds(&file).await.unwrap());
 
-        // What changed without a trace is not looked for, and found when it is.
+        // A change that left no trace is found only by reading the file.
         let time = UNIX_EPOCH + Duration::from_nanos(u64::try_from(seal.modified_ns).unwrap());
         file.write_all_at(&[1], 20 << 20).unwrap();
         assert!(!seal.holds(&file).await.unwrap());
@@ -284,7 +295,8 @@ mod tests {
         assert!(seal.holds(&file).await.unwrap() && !seal.verify(&file).unwrap());
     }
 
-    /// A page that was written to through a mapping before the file was sealed, and once more after.
+    /// Writes to a page through a mapping, seals the file, and writes to the page again. Returns
+    /// true if the seal notices it.
     async fn is_found_when_written_through_a_mapping(directory: &std::path::Path) -> bool {
         let directory = tempfile::tempdir_in(directory).unwrap();
         let file = sparse(&directory.path().join("sealed"), &[(0, &[1])], 1 << 20);
@@ -303,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writes_through_a_mapping_are_found_on_tmpfs_too() {
+    async fn writes_through_a_mapping_are_detected_on_tmpfs_too() {
         assert!(is_found_when_written_through_a_mapping(&std::env::temp_dir()).await);
         assert!(is_found_when_written_through_a_mapping(std::path::Path::new("/dev/shm")).await);
     }

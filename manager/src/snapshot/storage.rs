@@ -1,4 +1,4 @@
-//! What sandboxes and snapshots take on the disk.
+//! Measures the disk space of sandboxes and snapshots.
 
 use crate::{
     manager::Manager,
@@ -7,13 +7,14 @@ use crate::{
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{collections::HashSet, fs, os::unix::fs::MetadataExt, path::Path};
 
-/// Of `st_blocks` (stat(2)).
+/// Unit of `st_blocks` in bytes (stat(2)).
 const BLOCK: u64 = 512;
 
 impl Manager {
-    /// Bytes that these sandboxes and snapshots take on the disk together. A file that several of them have counts once;
-    /// what the home or the bundle has anyway, as base image, agent disk and template, does not count. What is gone
-    /// meanwhile takes nothing.
+    /// Returns the bytes that these sandboxes and snapshots use on the disk together. A file that
+    /// several of them share counts once. Files that the home or the bundle has anyway (base image,
+    /// agent disk and template) do not count. A sandbox or snapshot that was removed meanwhile
+    /// counts as zero.
     #[must_use]
     pub fn disk_usage(&self, sandboxes: &[SandboxId], snapshots: &[SandboxName]) -> u64 {
         let mut seen = HashSet::new();
@@ -26,7 +27,7 @@ impl Manager {
 fn own_bytes(directory: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let own = entries.filter(|entry| ![TEMPLATE, IMAGE, AGENT].iter().any(|shared| entry.file_name() == *shared));
-    // Of the entry itself: a link leads elsewhere.
+    // Metadata of the entry itself, because a symbolic link leads elsewhere.
     let files = own.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);
     files.filter(|file| seen.insert((file.dev(), file.ino()))).map(|file| file.blocks() * BLOCK).sum()
 }
@@ -37,7 +38,7 @@ mod tests {
     use crate::manager::tests::manager_with;
 
     #[test]
-    fn a_file_of_two_counts_once_and_one_of_the_home_does_not() {
+    fn shared_files_count_once_and_files_of_the_home_do_not() {
         let (_dir, manager) = manager_with(&["abcdefgh", "hgfedcba"]);
         let ids = ["abcdefgh", "hgfedcba"].map(|id| SandboxId::try_from(id.to_owned()).unwrap());
         let snapshot = SandboxName::try_from("kept".to_owned()).unwrap();

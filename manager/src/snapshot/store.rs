@@ -1,4 +1,5 @@
-//! Snapshots that are there: opening, listing and removing them, and giving a sandbox their files.
+//! Existing snapshots: opens, lists and removes them, and links their files into a sandbox. May not
+//! make or change one.
 
 use super::{
     error::SnapshotError,
@@ -29,36 +30,36 @@ use std::{
     path::PathBuf,
 };
 
-/// Name of the state file.
 pub(super) const STATE: &str = "state";
 
-/// A snapshot, by an open directory: removing it meanwhile takes its names away, not what was opened.
+/// A snapshot with an open directory: removing it meanwhile removes its names, not the files that
+/// are open.
 #[derive(Debug)]
 pub(crate) struct StoredSnapshot {
     directory: SandboxDirectory,
     pub(crate) manifest: SnapshotManifest,
 }
 
-/// A snapshot as a listing shows it.
+/// A snapshot in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ListedSnapshot {
-    /// What it is.
+    /// The description of the snapshot.
     #[serde(flatten)]
     pub manifest: SnapshotManifest,
-    /// Why nothing can be made of it, where that is known.
+    /// Why the snapshot cannot be used, if it is known to be damaged.
     pub damage: Option<String>,
 }
 
-/// A snapshot that cannot be listed.
+/// A snapshot whose manifest cannot be read.
 #[derive(Debug)]
 pub struct UnreadableSnapshot {
-    /// Its directory's name.
+    /// Name of its directory.
     pub name: String,
-    /// Why.
+    /// Why it cannot be read.
     pub error: SnapshotError,
 }
 
-/// A snapshot's files, open for reading.
+/// The files of a snapshot, open for reading.
 #[derive(Debug)]
 pub(crate) struct SnapshotFiles {
     pub(crate) state: File,
@@ -75,7 +76,7 @@ pub(crate) struct ReadOnlyDisks {
 }
 
 impl StoredSnapshot {
-    /// `None` when there is none at `path`.
+    /// Opens a snapshot. Returns `None` if there is none at `path`.
     pub(crate) fn open(path: PathBuf) -> Result<Option<Self>, SnapshotError> {
         let directory = match SandboxDirectory::open(path) {
             Ok(directory) => directory,
@@ -83,19 +84,19 @@ impl StoredSnapshot {
             Err(error) => return Err(error.into()),
         };
         if !directory.has(MANIFEST) && !directory.exists() {
-            // Removed between the two steps.
+            // It was removed between the two steps.
             return Ok(None);
         }
         let manifest = SnapshotManifest::read(&directory)?;
         Ok(Some(Self { directory, manifest }))
     }
 
-    /// The snapshot of this name.
+    /// Opens the snapshot with this name.
     pub(crate) fn named(home: &Home, name: &SandboxName) -> Result<Self, SnapshotError> {
         Self::open(home.snapshot(name))?.ok_or_else(|| SnapshotError::Unknown(name.to_string()))
     }
 
-    /// Opens its files, and refuses a host that it cannot go on on.
+    /// Opens the files of the snapshot. Rejects a host on which it cannot be restored.
     pub(crate) async fn files(&self, here: &HostIdentity) -> Result<SnapshotFiles, SnapshotError> {
         if let Some(difference) = self.manifest.host.difference(here) {
             return Err(SnapshotError::OtherHost(difference));
@@ -114,7 +115,8 @@ impl StoredSnapshot {
         Ok(SnapshotFiles { state, memory, disk, template: self.directory.open_shared(TEMPLATE)? })
     }
 
-    /// Why nothing can be made of it, as far as is known without reading what was not written to since it was made.
+    /// Returns why the snapshot cannot be used, as far as this can be found out without reading
+    /// files that were not written to since it was made.
     fn damage(&self) -> Option<SnapshotError> {
         let Self { directory, manifest } = self;
         let check = || {
@@ -135,7 +137,7 @@ impl StoredSnapshot {
         check().err()
     }
 
-    /// Refuses a memory file of another length than the machine's memory.
+    /// Rejects a memory file whose length is not that of the machine's memory.
     fn check_length(&self, recorded: &MemoryFile, file: &File) -> Result<(), SnapshotError> {
         let path = self.directory.path().join(&recorded.name);
         let len = file.metadata().map_err(|error| DirectoryError::new("examine", &path, error))?.len();
@@ -145,7 +147,7 @@ impl StoredSnapshot {
         Err(SnapshotError::Truncated { path, len, expected: recorded.size })
     }
 
-    /// Opens the layers of its disk and the template below them, which any host can use.
+    /// Opens the layers of the disk and the template below them, which any host can use.
     pub(crate) async fn disk_files(&self) -> Result<(Vec<File>, File), SnapshotError> {
         let disk = open_all(&self.directory, &self.manifest.disk)?;
         for (name, file) in self.manifest.disk.iter().zip(&disk) {
@@ -154,7 +156,8 @@ impl StoredSnapshot {
         Ok((disk, self.directory.open_shared(TEMPLATE)?))
     }
 
-    /// The seals of its files, by the names that these have where they were linked into.
+    /// Returns the seals of the files, under the names that they have in the directory that they
+    /// were linked into.
     pub(crate) fn seals_as(&self, origin: &Origin) -> Seals {
         let Origin::Snapshot { state, memory, disk, .. } = origin else { return Seals::default() };
         let own_state = STATE.to_owned();
@@ -163,7 +166,8 @@ impl StoredSnapshot {
         memory.chain(self.manifest.disk.iter().zip(disk)).chain([(&own_state, state)]).filter_map(seal).collect()
     }
 
-    /// Where its files are, and which: others for each snapshot of a name, and for one that was written to since.
+    /// Returns the paths and identities of the files. They differ for each snapshot with a name,
+    /// and after a write.
     pub(crate) fn identities(&self) -> Result<Vec<(PathBuf, FileIdentity)>, DirectoryError> {
         let memory = self.manifest.memory.iter().map(|file| file.name.as_str());
         let disk = self.manifest.disk.iter().map(String::as_str);
@@ -175,7 +179,8 @@ impl StoredSnapshot {
         memory.chain(disk).chain([STATE]).map(identity).collect()
     }
 
-    /// Gives its files names in a sandbox's directory, for as long as the sandbox may need them.
+    /// Links the files into the directory of a sandbox, which keeps them as long as it may need
+    /// them.
     pub(crate) fn link_into(&self, into: &SandboxDirectory) -> Result<Origin, SnapshotError> {
         let link = |from: &str, kind| {
             let name = free_name(into, kind)?;
@@ -195,7 +200,8 @@ impl StoredSnapshot {
         Ok(origin)
     }
 
-    /// Finds the read-only disks it was made with: its own links, where they were, else in `bundle`.
+    /// Finds the read-only disks that the snapshot was made with: its own links, the old paths, or
+    /// the files of `bundle`.
     pub(crate) fn read_only_disks(&self, home: &Home, bundle: &Bundle) -> Result<ReadOnlyDisks, SnapshotError> {
         let contents = &self.manifest.contents;
         Ok(ReadOnlyDisks {
@@ -205,7 +211,7 @@ impl StoredSnapshot {
     }
 }
 
-/// Opens the very image or agent disk that a machine was made with.
+/// Opens the image or agent disk that a machine was made with, by content.
 pub(crate) fn find_disk(
     home: &Home,
     directory: &SandboxDirectory,
@@ -230,7 +236,8 @@ pub(crate) fn find_disk(
 }
 
 impl Manager {
-    /// All named snapshots, oldest first. One whose manifest is damaged is left out; using it says what is wrong.
+    /// Returns all named snapshots, oldest first. A snapshot whose manifest is damaged is left out;
+    /// using it reports the damage.
     ///
     /// # Errors
     /// When the home cannot be listed.
@@ -243,8 +250,9 @@ impl Manager {
         Ok(manifests)
     }
 
-    /// As [`Self::snapshots`], each with what is wrong with it, and those whose manifest cannot be read by the name of
-    /// their directory. Files that were not written to since the snapshot was made are not read.
+    /// Like [`Self::snapshots`], with the damage of each snapshot, and with the directory names of
+    /// snapshots whose manifest cannot be read. Files that were not written to since the snapshot
+    /// was made are not read.
     ///
     /// # Errors
     /// When the home cannot be listed.
@@ -256,7 +264,7 @@ impl Manager {
             match StoredSnapshot::open(entry.path()) {
                 Ok(Some(snapshot)) => {
                     let damage = snapshot.damage().map(|damage| damage.to_string());
-                    // Removed while it was looked at.
+                    // A snapshot that was removed meanwhile is not listed.
                     if damage.is_none() || snapshot.directory.exists() {
                         listed.push(ListedSnapshot { manifest: snapshot.manifest, damage });
                     }
@@ -273,10 +281,11 @@ impl Manager {
         Ok((listed, unreadable))
     }
 
-    /// Reads all of a snapshot's state, memory and disk layers, and checks that they are what they were.
+    /// Reads state, memory and disk layers of a snapshot completely, and checks that they are
+    /// unchanged.
     ///
     /// # Errors
-    /// [`SnapshotError::Changed`] when one is not.
+    /// [`SnapshotError::Changed`] when a file has changed.
     pub fn verify_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
         let unknown = || SnapshotError::Unknown(name.to_owned());
         let called = SandboxName::try_from(name.to_owned()).map_err(|_| unknown())?;
@@ -293,7 +302,7 @@ impl Manager {
         Ok(())
     }
 
-    /// The names of all snapshots that have one, also of those whose manifest is damaged.
+    /// Returns the names of all named snapshots, including those whose manifest is damaged.
     ///
     /// # Errors
     /// When the home cannot be listed.
@@ -306,10 +315,11 @@ impl Manager {
         Ok(names)
     }
 
-    /// Removes a snapshot. Sandboxes and snapshots that were made from it keep what they need.
+    /// Removes a snapshot. Sandboxes and snapshots that were made from it keep the files that they
+    /// need.
     ///
     /// # Errors
-    /// When there is none of that name, or its files cannot be removed.
+    /// When no snapshot has this name, or its files cannot be removed.
     pub fn remove_snapshot(&self, name: &str) -> Result<(), SnapshotError> {
         let unknown = || SnapshotError::Unknown(name.to_owned());
         let name = SandboxName::try_from(name.to_owned()).map_err(|_| unknown())?;
@@ -317,7 +327,8 @@ impl Manager {
     }
 }
 
-/// Takes a snapshot's directory out of sight in one step, then away; false when there is none.
+/// Moves the directory of a snapshot to the trash in one step, then deletes it. Returns false if
+/// there is none.
 pub(crate) fn remove_directory(home: &Home, path: PathBuf) -> Result<bool, SnapshotError> {
     let mut directory = match SandboxDirectory::open(path) {
         Ok(directory) => directory,

@@ -1,6 +1,6 @@
-//! Making a snapshot of a running sandbox. The VMM writes state and memory into files of a staged directory; the rest
-//! is links to what the sandbox has already. A kill -9 at any moment leaves a staged directory that a sweep takes away,
-//! or a whole snapshot.
+//! Takes a snapshot of a running sandbox. The VMM writes state and memory into files of a staged
+//! directory; the rest are links to files that the sandbox has. If this process is killed at any
+//! moment, it leaves either a staged directory that a sweep removes, or a complete snapshot.
 
 use super::{
     error::SnapshotError,
@@ -41,32 +41,33 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Writing memory, and syncing it, to a slow disk.
+/// Maximum time to write memory to a slow disk and sync it.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(600);
-/// The new memory file before its number is known.
+/// Name of the new memory file before its number is known.
 const NEW_MEMORY: &str = "memory.new";
 
-/// A snapshot that was made.
+/// A snapshot that was taken.
 #[derive(Debug)]
 pub struct SnapshotTaken {
-    /// What it is.
+    /// The description of the snapshot.
     pub manifest: SnapshotManifest,
-    /// What it took.
+    /// What the VMM reports about its work.
     pub report: SnapshotReport,
 }
 
 impl Sandbox {
-    /// Makes a snapshot of all of it. The sandbox stands still for some milliseconds and runs on.
+    /// Takes a snapshot of memory, disk and processes. The sandbox is paused for some milliseconds
+    /// and then keeps running.
     ///
     /// # Errors
-    /// Every [`SnapshotError`]. The sandbox runs on, and nothing of the snapshot is left.
+    /// Every [`SnapshotError`]. The sandbox keeps running, and nothing of the snapshot is left.
     pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
         Change::begin(self).await?.snapshot(name).await
     }
 }
 
 impl Change<'_> {
-    /// As [`Sandbox::snapshot`].
+    /// Takes a snapshot like [`Sandbox::snapshot`].
     ///
     /// # Errors
     /// Every [`SnapshotError`].
@@ -78,14 +79,14 @@ impl Change<'_> {
 }
 
 impl Manager {
-    /// True when a snapshot of this name is there.
+    /// Returns true if a snapshot has this name.
     #[must_use]
     pub fn has_snapshot(&self, name: &SandboxName) -> bool {
         self.home.snapshot(name).exists()
     }
 }
 
-/// Makes a snapshot with a name where the home's file system has room for all of the sandbox's memory.
+/// Takes a named snapshot if the file system of the home has room for all memory of the sandbox.
 pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
     let sandbox = change.sandbox();
     let destination = sandbox.home.snapshot(&name);
@@ -96,7 +97,7 @@ pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result
     take(change, Some(name), &destination).await
 }
 
-/// Makes a snapshot at `destination`, where nothing may be yet.
+/// Takes a snapshot at `destination`, which must not exist yet.
 pub(crate) async fn take(
     change: &Change<'_>,
     name: Option<SandboxName>,
@@ -118,7 +119,8 @@ pub(crate) async fn take(
     Ok(SnapshotTaken { manifest, report: written.report })
 }
 
-/// Has the VMM write state and memory and begin a new top layer. Returns what the snapshot consists of.
+/// Makes the VMM write state and memory and start a new top layer. Returns what the snapshot
+/// consists of.
 async fn write<'h>(
     running: &mut Running<'_>,
     staged: StagedSnapshot<'h>,
@@ -143,7 +145,7 @@ async fn write<'h>(
     let report = match running.control.request_with(&request, &sent, WRITTEN_WITHIN).await? {
         ControlReply::Snapshot(report) => report,
         ControlReply::Failed { message } => {
-            // First, because it makes room on a full disk.
+            // Dropped first, because that frees space on a full disk.
             drop(staged);
             refused(&mut running.lineage, directory, baseline);
             return Err(ControlError::Refused(message).into());
@@ -157,10 +159,10 @@ async fn write<'h>(
     Ok((staged, Written { state: files.state, top: files.top_name, memory, disk, report }))
 }
 
-/// What the VMM wrote, and the files of the sandbox that the snapshot consists of.
+/// The result of the VMM, and the files of the sandbox that the snapshot consists of.
 struct Written {
     state: File,
-    /// The new top layer, which is no part of the snapshot.
+    /// The new top layer, which does not belong to the snapshot.
     top: String,
     memory: Vec<String>,
     disk: Vec<String>,
@@ -168,7 +170,7 @@ struct Written {
 }
 
 impl Written {
-    /// The sandbox's files, in the order of the manifest.
+    /// Returns the files of the sandbox in the order of the manifest.
     fn names(&self) -> impl Iterator<Item = &String> {
         self.memory.iter().chain(&self.disk)
     }
@@ -206,8 +208,8 @@ impl Written {
     }
 }
 
-/// Seals files that are not written to any more, reading those that have none in `known` and those that were written to
-/// since: that they were changed is found here too, and not sealed over.
+/// Seals files that are not written to any more. Reads those that have no seal in `known` and those
+/// that were written to since: a change is detected here as well, and not sealed over.
 async fn seal_all(
     directory: &SandboxDirectory,
     known: &Seals,
@@ -229,22 +231,23 @@ async fn seal_all(
     Ok(seals.into_iter().collect())
 }
 
-/// Others go on while it is synced and read: a layer may have gigabytes.
+/// Seals a file on another thread, because syncing and reading a layer of gigabytes takes long.
 async fn seal(file: &File) -> io::Result<Seal> {
     let file = file.try_clone()?;
     tokio::task::spawn_blocking(move || Seal::of(&file)).await.map_err(io::Error::other)?
 }
 
-/// The snapshot failed in the VMM, which compares the next one with what it did before.
+/// Restores the baseline after the VMM refused the snapshot: it compares the next one with the same
+/// snapshot as before.
 fn refused(lineage: &mut Lineage, directory: &SandboxDirectory, baseline: Option<Vec<String>>) {
-    // Where this cannot be written down, what was announced is judged again next time.
+    // If this cannot be written, the next change decides the announced change again.
     if lineage.conclude(directory).is_ok() && lineage.files.baseline != baseline {
         lineage.files.baseline = baseline;
         let _ = lineage.write(directory);
     }
 }
 
-/// What the VMM writes to.
+/// The files that the VMM writes to.
 struct NewFiles {
     state: File,
     memory: File,
@@ -264,7 +267,7 @@ impl NewFiles {
     }
 }
 
-/// A snapshot that nobody can see yet; dropping it takes everything back.
+/// A snapshot that no other process can see yet. Dropping it removes everything again.
 struct StagedSnapshot<'a> {
     home: &'a Home,
     directory: SandboxDirectory,
@@ -278,7 +281,7 @@ impl<'a> StagedSnapshot<'a> {
         Ok(Self { home, directory: new_staged(home, &id)?, id, published: false })
     }
 
-    /// Links the files that the sandbox has.
+    /// Links the files of the sandbox into the snapshot.
     fn fill(&self, sandbox: &SandboxDirectory, memory: &[String], disk: &[String]) -> Result<(), DirectoryError> {
         self.directory.unlink(NEW_MEMORY)?;
         for (kind, names) in [(Kind::Memory, memory), (Kind::Disk, disk)] {
@@ -289,7 +292,7 @@ impl<'a> StagedSnapshot<'a> {
         share_disks(sandbox, &self.directory)
     }
 
-    /// Makes it durable, then visible.
+    /// Makes the snapshot durable, then moves it to its destination.
     fn publish(mut self, name: Option<SandboxName>, destination: &Path) -> Result<(), SnapshotError> {
         let manifest = self.directory.open_file(MANIFEST, OFlags::RDONLY)?;
         manifest.sync_all().map_err(|error| self.directory.error("sync", MANIFEST, error))?;
@@ -312,7 +315,7 @@ impl Drop for StagedSnapshot<'_> {
     fn drop(&mut self) {
         if !self.published {
             let path = self.home.trash().join(self.id.as_str());
-            // The caller has a better error to report; a sweep takes what stays.
+            // The caller has a better error to report; a sweep removes what stays.
             if self.directory.rename_to(path.clone()).is_ok() {
                 let _ = trash::delete(&path);
             }
