@@ -1,5 +1,6 @@
-//! Talking to a VMM over its control socket: one request, one reply, events in between when asked for. A VMM that does
-//! not answer in time counts as one that cannot: no caller waits for ever.
+//! The client of a VMM's control socket: one request, one reply, and events in between if the
+//! client asked for them. A VMM that does not answer in time is treated as unable to answer; no
+//! caller may wait without limit.
 
 use crate::{
     home::directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
@@ -34,45 +35,48 @@ use tokio::{
     time::timeout,
 };
 
-/// A VMM answers from its event loop in well under a millisecond; this is for a host that swaps.
+/// A VMM answers from its event loop in well under a millisecond; the limit allows for a host that
+/// swaps.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// A machine boots, is paused and resumed by hand, and ends: far fewer come between a request and its reply.
+/// Maximum number of events between a request and its reply. A machine boots, is paused and resumed
+/// by hand, and ends, which are far fewer events.
 const MAX_EVENTS: usize = 64;
 
-/// Why a VMM did not do what it was asked.
+/// Why a VMM did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// There is no VMM.
+    /// The sandbox has no VMM.
     #[error("sandbox {sandbox} is {state}")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it does instead.
+        /// The state of the sandbox.
         state: State,
     },
-    /// Its socket does not answer.
+    /// The socket does not accept a connection.
     #[error(transparent)]
     Connect(#[from] DirectoryError),
-    /// The conversation failed.
+    /// The exchange of frames failed.
     #[error("cannot talk to the VMM: {0}")]
     Wire(#[from] WireError),
-    /// The request did not get through.
+    /// The request could not be sent.
     #[error("{0}")]
     Send(#[from] LaunchError),
-    /// It did not do what takes longer in time.
+    /// The VMM did not finish a long request in time.
     #[error("the VMM did not finish within {} s", .0.as_secs())]
     Unfinished(Duration),
-    /// No answer in time.
+    /// The VMM did not answer in time.
     #[error("{}its VMM did not answer within {} s", does_not_answer(.0.as_deref()), ANSWER_WITHIN.as_secs())]
     Silent(
-        /// The sandbox's name, else its ID; not known of one that is being made.
+        /// Name of the sandbox, or its ID if it has none. Not known for a sandbox that is being
+        /// created.
         Option<String>,
     ),
-    /// It refused.
+    /// The VMM refused the request.
     #[error("{0}")]
     Refused(String),
-    /// The machine ended instead.
+    /// The machine ended before the VMM answered.
     #[error("{0}")]
     Ended(ExitReason),
 }
@@ -84,43 +88,43 @@ fn does_not_answer(sandbox: Option<&str>) -> String {
 /// A connection to a VMM's control socket.
 #[derive(Debug)]
 pub(crate) struct ControlClient {
-    /// The sandbox's name, else its ID.
+    /// Name of the sandbox, or its ID if it has none.
     sandbox: Option<String>,
     reader: FrameReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
-    /// Came while a reply was awaited; empty unless it watches.
+    /// Events that arrived while a reply was awaited. Empty unless the connection watches.
     events: VecDeque<VmmEvent>,
     watches: bool,
 }
 
 impl ControlClient {
     pub(crate) async fn connect(directory: &SandboxDirectory) -> Result<Self, ControlError> {
-        // Its directory is called by its ID.
+        // The directory has the ID as its name.
         let id = directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         match directory.connect(CONTROL_SOCKET).await {
             Ok(stream) => Ok(Self { watches: false, ..Self::over(stream).called(id) }),
-            // So many wait to be accepted that no more may.
+            // The backlog of the socket is full.
             Err(error) if error.is_would_block() => Err(ControlError::Silent(Some(id))),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Speaks over a stream that is connected already: the launch channel, which watches from its beginning.
+    /// Uses a stream that is connected already: the launch channel, which watches from its start.
     pub(crate) fn over(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
         let reader = FrameReader::new(reader, WIRE, MAX_MESSAGE);
         Self { sandbox: None, reader, writer, events: VecDeque::new(), watches: true }
     }
 
-    /// As [`Self::over`], for a channel on which [`Self::sender`] is to be asked for.
+    /// Like [`Self::over`], for a channel on which [`Self::sender`] will be called.
     pub(crate) fn over_signed(stream: StdUnixStream) -> io::Result<Self> {
         set_socket_passcred(&stream, true)?;
         stream.set_nonblocking(true)?;
         Ok(Self::over(UnixStream::from_std(stream)?))
     }
 
-    /// Which process sent what comes next, as the kernel says: no sender can name another. Takes nothing off the channel.
-    /// Cancel safe.
+    /// Returns the process that sent the next message, as reported by the kernel: a sender cannot
+    /// claim to be another process. Does not consume the message. Cancel safe.
     pub(crate) async fn sender(&self) -> Result<UCred, ControlError> {
         let stream = self.writer.as_ref();
         let ended = || ControlError::from(WireError::Closed);
@@ -134,19 +138,19 @@ impl ControlClient {
         }
     }
 
-    /// Asks for events from here on.
+    /// Asks for events from now on.
     pub(crate) async fn watch(&mut self) -> Result<(), ControlError> {
         self.watches = true;
         self.ask(ControlRequest::Watch).await
     }
 
-    /// Calls the sandbox this in what goes wrong.
+    /// Sets the name under which errors report the sandbox.
     pub(crate) fn called(mut self, sandbox: String) -> Self {
         self.sandbox = Some(sandbox);
         self
     }
 
-    /// Asks for something that is answered with Done.
+    /// Sends a request whose reply is Done.
     pub(crate) async fn ask(&mut self, request: ControlRequest) -> Result<(), ControlError> {
         match self.request(&request).await? {
             ControlReply::Done => Ok(()),
@@ -179,7 +183,8 @@ impl ControlClient {
         timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent(self.sandbox.clone()))?
     }
 
-    /// Asks for something with files; takes `within` at most. Nothing may be under way on this connection.
+    /// Sends a request with files and waits at most `within` for the reply. No other request may be
+    /// in progress on this connection.
     pub(crate) async fn request_with(
         &mut self,
         request: &ControlRequest,
@@ -190,13 +195,14 @@ impl ControlClient {
         timeout(within, self.reply()).await.map_err(|_| ControlError::Unfinished(within))?
     }
 
-    /// Sends a message with files in one go. Nothing may be under way on this connection.
+    /// Sends a message with files in one system call. No other request may be in progress on this
+    /// connection.
     pub(crate) fn send_with(&self, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
         descriptors::send(self.writer.as_ref(), message, files)
     }
 
-    /// A VMM that was taken over may send events for as long as a reply is awaited: so only those that were asked for are
-    /// kept, and of those no more than a machine has.
+    /// Waits for a reply. A VMM that was taken over may send events as long as a reply is awaited:
+    /// so only events that were asked for are kept, and no more of them than a machine has.
     async fn reply(&mut self) -> Result<ControlReply, ControlError> {
         for _ in 0..=MAX_EVENTS {
             match self.next_message().await? {
@@ -213,7 +219,7 @@ impl ControlClient {
         Err(WireError::Unexpected("more events than one machine has in its life").into())
     }
 
-    /// What the VMM says next, made safe to show where it is text.
+    /// Reads the next message of the VMM, and makes text in it safe to show.
     async fn next_message(&mut self) -> Result<VmmMessage, WireError> {
         Ok(match self.reader.next_message().await? {
             VmmMessage::Event(VmmEvent::Ended(reason)) => VmmMessage::Event(VmmEvent::Ended(shown(reason))),
@@ -221,7 +227,7 @@ impl ControlClient {
         })
     }
 
-    /// The next event; for connections that watch. Cancel safe.
+    /// Returns the next event. For connections that watch. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Result<VmmEvent, WireError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(event);
@@ -233,7 +239,7 @@ impl ControlClient {
         }
     }
 
-    /// Waits for the agent to listen; for connections that watch. Cancel safe.
+    /// Waits until the agent listens. For connections that watch. Cancel safe.
     pub(crate) async fn ready(&mut self) -> Result<(), ControlError> {
         loop {
             match self.next_event().await? {
@@ -245,7 +251,7 @@ impl ControlClient {
     }
 }
 
-/// `None` at the channel's end.
+/// Returns `None` at the end of the channel.
 fn peek_sender(stream: &UnixStream) -> io::Result<Option<UCred>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
@@ -276,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_between_replies_are_passed_over() {
+    async fn events_between_replies_are_skipped() {
         let mut client = vmm_that_says(vec![
             VmmMessage::Event(VmmEvent::Phase(Phase::Paused)),
             VmmMessage::Reply(ControlReply::Done),
@@ -288,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn words_of_a_vmm_drive_no_terminal_and_are_one_line() {
+    async fn vmm_messages_are_escaped_and_on_one_line() {
         let forged = "no\nsandboxvm: yes\x1b[2J";
         let reason = ExitReason::HostFailure { message: forged.into() };
         let mut client = vmm_that_says(vec![
@@ -303,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_is_awaited_and_an_end_is_not_mistaken_for_it() {
+    async fn ready_waits_for_readiness_and_reports_an_end() {
         let mut client = vmm_that_says(vec![
             VmmMessage::Event(VmmEvent::Phase(Phase::Booting)),
             VmmMessage::Event(VmmEvent::Phase(Phase::Ready)),
@@ -315,14 +321,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_vmm_that_says_nothing_is_given_up() {
+    async fn request_to_a_silent_vmm_times_out() {
         let mut client = vmm_that_says(vec![]).await;
         let error = client.ask(ControlRequest::Stop).await.unwrap_err().to_string();
         assert_eq!(error, "sandbox demo does not answer: its VMM did not answer within 5 s");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn events_without_end_are_neither_kept_nor_waited_through() {
+    async fn endless_events_are_neither_stored_nor_awaited() {
         let flood = || (0..10_000).map(|_| VmmMessage::Event(VmmEvent::Phase(Phase::Paused)));
         for watches in [false, true] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -343,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_did_not_ask_to_watch_keeps_no_event() {
+    async fn connection_that_does_not_watch_stores_no_event() {
         let messages = vec![
             VmmMessage::Event(VmmEvent::Phase(Phase::Paused)),
             VmmMessage::Reply(ControlReply::Done),
@@ -358,12 +364,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sender_is_named_by_the_kernel_and_its_message_stays() {
+    async fn kernel_identifies_the_sender_and_the_message_stays() {
         let (ours, mut theirs) = StdUnixStream::pair().unwrap();
         let mut client = ControlClient::over_signed(ours).unwrap();
         let mut frame = Vec::new();
         WIRE.append_message(&mut frame, &VmmMessage::Event(VmmEvent::Phase(Phase::Created)), MAX_MESSAGE).unwrap();
-        // Another process than that which made the channel.
+        // Sent by another process than the one that made the channel.
         let script = std::process::Command::new("cat")
             .stdin(std::process::Stdio::piped())
             .stdout(std::os::fd::OwnedFd::from(theirs.try_clone().unwrap()))

@@ -1,4 +1,5 @@
-//! Messages to a VMM that carry open files: one frame, and the descriptors that it names by index, in one packet.
+//! Messages to a VMM that carry open files: one frame, and the descriptors that it refers to by
+//! index, in one packet.
 
 use crate::home::directory::DirectoryError;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -13,13 +14,13 @@ use std::{
     path::PathBuf,
 };
 
-/// Why no VMM was started.
+/// Why a VMM was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The process did not start.
     #[error("cannot run the VMM {}: {source}", .path.display())]
     Spawn {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -27,7 +28,7 @@ pub enum LaunchError {
     /// Setting up or using the launch channel failed.
     #[error("cannot send the VMM its configuration: {0}")]
     Channel(#[from] io::Error),
-    /// Where its processes are cannot be written down.
+    /// The record of its process cannot be written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The configuration does not fit a frame.
@@ -40,7 +41,8 @@ pub enum LaunchError {
 pub(crate) struct LaunchFiles<'a>(Vec<BorrowedFd<'a>>);
 
 impl<'a> LaunchFiles<'a> {
-    /// Adds a file and says what to call it. A launch has some dozen; the protocol's cap is checked on sending.
+    /// Adds a file and returns its index. A launch has some dozen files; the maximum of the
+    /// protocol is checked on sending.
     pub(crate) fn add(&mut self, file: &'a impl AsFd) -> FdIndex {
         let index = FdIndex(u8::try_from(self.0.len()).unwrap_or(u8::MAX));
         self.0.push(file.as_fd());
@@ -48,7 +50,8 @@ impl<'a> LaunchFiles<'a> {
     }
 }
 
-/// One sendmsg with frame and descriptors: a stream delivers descriptors with the first byte they were sent with.
+/// Sends frame and descriptors in one sendmsg(2): a stream delivers descriptors with the first byte
+/// they were sent with.
 pub(crate) fn send(channel: impl AsFd, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
     let mut frame = Vec::new();
     WIRE.append_message(&mut frame, message, MAX_MESSAGE)?;
@@ -57,7 +60,8 @@ pub(crate) fn send(channel: impl AsFd, message: &impl Message, files: &LaunchFil
     if !ancillary.push(SendAncillaryMessage::ScmRights(&files.0)) {
         return Err(io::Error::other(format!("{} files are more than one message takes", files.0.len())).into());
     }
-    // The socket's buffer is empty and larger than any launch frame, so a short write cannot be.
+    // The buffer of the socket is empty and larger than any launch frame, so the write cannot be
+    // short.
     let sent = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
         .map_err(io::Error::from)?;
     if sent == frame.len() {
@@ -101,7 +105,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_peer_reads_the_configuration_and_the_very_files_in_one_message() {
+    fn peer_receives_configuration_and_files_in_one_message() {
         let (ours, theirs) = StdUnixStream::pair().unwrap();
         let mut first = tempfile::tempfile().unwrap();
         first.write_all(b"first").unwrap();

@@ -1,6 +1,7 @@
-//! Ending a VMM from outside, with everything that it started: asked over its control socket first, killed when that takes
-//! too long. Neither its answer nor its lock says when it is over, since both are the VMM's to give: its control group is
-//! empty, or where it has none, nothing is found of its family any more. Every way in which a sandbox ends leads here.
+//! Ends a VMM from outside, with everything that it started. It is asked over its control socket
+//! first, and killed if that takes too long. The VMM controls both its answer and its lock, so
+//! neither proves that it has ended: only an empty control group does, or, if it has none, that no
+//! process of its family is found any more. Every way in which a sandbox ends uses this module.
 
 use crate::{
     home::{
@@ -13,16 +14,17 @@ use sandboxvm_protocol::{identity::SandboxId, vmm::ControlRequest};
 use std::{thread, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a VMM may take to let go of its lock once it ends: teardown is some 15 ms, on a loaded host more.
+/// Maximum time until a VMM releases its lock once it ends. Teardown takes some 15 ms, and more on
+/// a loaded host.
 pub(crate) const NOTICE_WITHIN: Duration = Duration::from_secs(1);
-/// After SIGKILL only the kernel is left to wait for.
+/// Maximum time after SIGKILL, when only the kernel is left to wait for.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) const POLL: Duration = Duration::from_millis(2);
 
 /// Why a VMM did not end.
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
-    /// Neither request nor SIGKILL ended it.
+    /// Neither a request nor SIGKILL ended the VMM.
     #[error(
         "cannot end sandbox {0}: its VMM cannot be signalled (it belongs to another user or is stuck in the kernel)"
     )]
@@ -32,7 +34,7 @@ pub enum EndError {
     Directory(#[from] DirectoryError),
 }
 
-/// Everything that a sandbox's VMM started, and itself, wherever its lock is.
+/// The VMM of a sandbox and everything that it started, no matter which of them holds its lock.
 #[derive(Debug)]
 pub(crate) struct Remains<'a> {
     home: &'a Home,
@@ -45,7 +47,7 @@ impl<'a> Remains<'a> {
         Self { home, directory, group: Group::of(directory) }
     }
 
-    /// True while any process of it is there.
+    /// Returns true while any of these processes exists.
     pub(crate) fn exist(&self) -> bool {
         match &self.group {
             Some(group) => group.is_populated(),
@@ -53,28 +55,31 @@ impl<'a> Remains<'a> {
         }
     }
 
-    /// Ends all of it; nothing happens when there is nothing. Returns before it is gone.
+    /// Kills all of these processes. Does nothing if there are none. Returns before they have
+    /// ended.
     pub(crate) fn kill(&self) {
         match &self.group {
-            // What cannot be ended shows by being there.
+            // A process that cannot be killed is noticed because it still exists.
             Some(group) => drop(group.kill()),
             None => {
                 for process in family::of(self.home, self.directory) {
-                    // ESRCH: it went meanwhile.
+                    // ESRCH: the process has ended meanwhile.
                     let _ = process.kill();
                 }
             }
         }
     }
 
-    /// As [`Self::kill`], of what may have been started since. A group is ended as a whole, with what it starts meanwhile.
+    /// Like [`Self::kill`], for processes that may have been started since. A group needs no second
+    /// kill: it ends as a whole, including what it starts meanwhile.
     fn kill_again(&self) {
         if self.group.is_none() {
             self.kill();
         }
     }
 
-    /// Waits until all of it is gone. False when it is not in time.
+    /// Waits until all of these processes have ended. Returns false if they have not within the
+    /// given time.
     pub(crate) fn gone_within(&self, within: Duration) -> bool {
         let deadline = std::time::Instant::now() + within;
         while self.exist() {
@@ -88,8 +93,9 @@ impl<'a> Remains<'a> {
     }
 }
 
-/// Ends the VMM of `directory` now, with all that it started. False when there was nothing to end. Returns when its lock is free and,
-/// where it can be seen, its processes gone.
+/// Ends the VMM of `directory` now, with everything that it started. Returns false if there was
+/// nothing to end. Otherwise returns when the lock is free and, where processes can be observed,
+/// all of them have ended.
 pub(crate) async fn now(home: &Home, directory: &SandboxDirectory, id: &SandboxId) -> Result<bool, EndError> {
     let remains = Remains::of(home, directory);
     if lock::try_exclude_vmm(directory)?.is_some() {
@@ -99,7 +105,7 @@ pub(crate) async fn now(home: &Home, directory: &SandboxDirectory, id: &SandboxI
     } else {
         ask(directory).await?;
     }
-    // A VMM made by an older build, of which nothing was written down, is known by its lock alone.
+    // A VMM of an older build has no record of its process, and only its lock identifies it.
     let mut holder = lock::find_holder(directory, hint(directory)?);
     remains.kill();
     let deadline = Instant::now() + KILLED_WITHIN;
@@ -115,11 +121,11 @@ pub(crate) async fn now(home: &Home, directory: &SandboxDirectory, id: &SandboxI
         remains.kill_again();
         if !left {
             if !free && holder.as_ref().is_none_or(|holder| !holder.is_alive()) {
-                // A process that it started, with the same lock.
+                // A process that the VMM started has the same lock.
                 holder = lock::find_holder(directory, None);
             }
             if let Some(holder) = &holder {
-                // ESRCH: it went meanwhile. Anything else shows in the lock.
+                // ESRCH: the process has ended meanwhile. Any other error shows in the lock.
                 let _ = holder.kill();
             }
         }
@@ -127,7 +133,7 @@ pub(crate) async fn now(home: &Home, directory: &SandboxDirectory, id: &SandboxI
     }
 }
 
-/// Asks the VMM to end, so that it can say why it did.
+/// Asks the VMM to end, so that it can report why it did.
 async fn ask(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     let stop = async { ControlClient::connect(directory).await?.ask(ControlRequest::Stop).await };
     if timeout(NOTICE_WITHIN, stop).await.is_ok() {
@@ -136,12 +142,12 @@ async fn ask(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     Ok(())
 }
 
-/// Which process is the VMM, in its own words.
+/// Returns the PID of the VMM as reported by the VMM.
 fn hint(directory: &SandboxDirectory) -> Result<Option<u32>, DirectoryError> {
     Ok(state::status(directory)?.map(|status| status.pid))
 }
 
-/// Waits for the lock to be free; false when it is not in time.
+/// Waits until the lock is free. Returns false if it is not within the given time.
 pub(crate) async fn gone_within(directory: &SandboxDirectory, within: Duration) -> Result<bool, DirectoryError> {
     let deadline = Instant::now() + within;
     while lock::try_exclude_vmm(directory)?.is_none() {
@@ -162,9 +168,9 @@ mod tests {
         process::{Command, Stdio},
     };
 
-    /// A VMM that holds its lock and answers nothing.
+    /// This VMM holds its lock and does not answer.
     #[tokio::test]
-    async fn a_vmm_that_does_not_answer_is_killed() {
+    async fn silent_vmm_is_killed() {
         let home = tempfile::tempdir().unwrap();
         let home = Home::open(home.path()).unwrap();
         let directory = SandboxDirectory::create(home.root().join("x")).unwrap();

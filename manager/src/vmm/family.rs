@@ -1,10 +1,13 @@
-//! Finding what a VMM started, where no control group holds it together: by the session that it made first of all. Every
-//! process that a VMM forks is in that session, and none can leave it: the filter of system calls has no setsid(2).
+//! Finds the processes that a VMM started if no control group holds them together: by the session
+//! that the VMM makes before anything else. Every process that a VMM forks is in that session, and
+//! none can leave it, because the filter of system calls does not allow setsid(2).
 //!
-//! A VMM is written down when it is started, where the VMM cannot write: its number, its session, and when it began, which
-//! together mean this process and no later one. The kernel gives no number again while it is a session's. Live forks are in
-//! their parent's session, so a process that belongs to another sandbox is never touched: such a one is written down as
-//! that sandbox's VMM, or was started by it, or is in that sandbox's control group.
+//! When a VMM is started, this module records it in a file that the VMM cannot write: its PID, its
+//! session, and the time of its start, which together identify this process and no later one. The
+//! kernel does not assign a number again while it is the number of a session. Live forks are in the
+//! session of their parent, so this module may never return a process that belongs to another
+//! sandbox: a process that is recorded as that sandbox's VMM, was started by it, or is in that
+//! sandbox's control group.
 
 use crate::{
     home::{
@@ -18,23 +21,24 @@ use sandboxvm_protocol::vmm::users;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, fs};
 
-/// In a sandbox's directory: which process is its VMM.
+/// The file in a sandbox's directory that identifies the process of its VMM.
 pub(crate) const FILE: &str = "vmm.json";
 const MAX_FILE: u64 = 4096;
-/// More processes than a family may have (`vmm/src/confine/bounds.rs`), in a row, each the parent of the next.
+/// Maximum length of a chain of parents: more processes than a family may have
+/// (`vmm/src/confine/bounds.rs`).
 const MOST_ANCESTORS: u32 = 8192;
 
-/// Names one process for all time, as long as the host runs.
+/// Identifies one process among all that run during this boot of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Vmm {
     pid: i32,
     session: i32,
-    /// Clock ticks after the host's boot.
+    /// Time of its start in clock ticks after the host's boot.
     began: u64,
     boot: String,
 }
 
-/// What the kernel says of a process.
+/// What the kernel reports about a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
     parent: i32,
@@ -42,8 +46,9 @@ struct Process {
     began: u64,
 }
 
-/// Writes down that `pid` is the VMM of the sandbox in `directory`. A VMM that was just started makes a session with its own
-/// number; a live fork, which is `in_session_of_parent`, is in one already.
+/// Records that `pid` is the VMM of the sandbox in `directory`. A VMM that was just started makes a
+/// session with its own number; a live fork, for which `in_session_of_parent` is set, is in one
+/// already.
 pub(crate) fn write_down(
     directory: &SandboxDirectory,
     pid: Pid,
@@ -54,12 +59,13 @@ pub(crate) fn write_down(
     let session = if in_session_of_parent { process.session } else { pid };
     let vmm = Vmm { pid, session, began: process.began, boot: boot_id() };
     let text = serde_json::to_vec(&vmm).map_err(|error| directory.error("write", FILE, error))?;
-    // Not synced: of another boot of the host it means nothing.
+    // Not synced: after a restart of the host the file means nothing.
     directory.unlink(FILE)?;
     directory.write_new(FILE, &text)
 }
 
-/// What runs of the sandbox in `directory`, if its VMM was written down: it and what it started, but for other sandboxes.
+/// Returns the running processes of the sandbox in `directory` if its VMM was recorded: the VMM and
+/// what it started, except processes of other sandboxes.
 pub(crate) fn of(home: &Home, directory: &SandboxDirectory) -> Vec<Pidfd> {
     let Some(own) = read(directory) else { return Vec::new() };
     let processes = all();
@@ -82,7 +88,7 @@ pub(crate) fn of(home: &Home, directory: &SandboxDirectory) -> Vec<Pidfd> {
         }
         false
     };
-    // Of a session whose number was given again, nothing is ours.
+    // If the number of the session was assigned again, no process in it is ours.
     if processes.get(&own.session).is_some_and(|leader| own.session == own.pid && leader.began != own.began) {
         return Vec::new();
     }
@@ -91,7 +97,8 @@ pub(crate) fn of(home: &Home, directory: &SandboxDirectory) -> Vec<Pidfd> {
         .filter(|(pid, process)| is(**pid, &own) || process.session == own.session && process.began >= own.began)
         .filter(|(pid, _)| !belongs_to_another(**pid))
         .filter_map(|(pid, process)| {
-            // Opened before it is looked at again: what is alive after that is what was looked at.
+            // Opened before it is examined again: if it is alive after that, it is the process that
+            // was examined.
             let pidfd = Pidfd::open(Pid::from_raw(*pid)?).ok()?;
             let is_same = self::process(*pid).as_ref() == Some(process);
             let is_ours = || is(*pid, &own) || is_confined(*pid, own.session) && !has_group(*pid);
@@ -100,7 +107,9 @@ pub(crate) fn of(home: &Home, directory: &SandboxDirectory) -> Vec<Pidfd> {
         .collect()
 }
 
-/// A session's number may come to be a stranger's; a filter of system calls cannot be dropped, nor a VMM's user changed.
+/// Returns true if the process has a filter of system calls and a user of a VMM. The number of a
+/// session may be assigned to a foreign process, but a filter cannot be dropped, nor the user of a
+/// VMM changed.
 fn is_confined(pid: i32, session: i32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let field = |name: &str| {
@@ -112,7 +121,8 @@ fn is_confined(pid: i32, session: i32) -> bool {
     field("Seccomp:") == Some(2) && field("Uid:").is_some_and(|user| users.contains(&user))
 }
 
-/// A process in the control group of a sandbox belongs to another one, since this one has none.
+/// Returns true if the process is in the control group of a sandbox. It then belongs to another
+/// sandbox, since this one has no group.
 fn has_group(pid: i32) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let unified = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
@@ -124,7 +134,7 @@ fn read(directory: &SandboxDirectory) -> Option<Vmm> {
     (vmm.boot == boot_id()).then_some(vmm)
 }
 
-/// VMMs of all other sandboxes of the home.
+/// Returns the VMMs of all other sandboxes of the home.
 fn others<'h>(home: &'h Home, directory: &SandboxDirectory) -> impl Iterator<Item = Vmm> + 'h {
     let own = rustix::fs::fstat(directory.fd()).map(|stat| (stat.st_dev, stat.st_ino)).ok();
     let directories =
@@ -146,7 +156,8 @@ fn process(pid: i32) -> Option<Process> {
     parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// proc_pid_stat(5): fields 4, 6 and 22, counted behind the name in parentheses. A zombie runs no more.
+/// Parses fields 4, 6 and 22 of proc_pid_stat(5), counted after the name in parentheses. A zombie
+/// does not count as running.
 fn parse(stat: &str) -> Option<Process> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     if matches!(*fields.first()?, "Z" | "X") {
@@ -170,7 +181,7 @@ mod tests {
     };
 
     #[test]
-    fn the_fields_are_found_behind_any_name() {
+    fn stat_fields_are_found_after_any_process_name() {
         let stat = "7 (a) b (c) S 1 7 9 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 4 0 99 1 2";
         assert_eq!(parse(stat), Some(Process { parent: 1, session: 9, began: 99 }));
         assert_eq!(parse(&stat.replace(" S ", " Z ")), None, "it runs no more");
@@ -204,14 +215,14 @@ mod tests {
         Pid::from_child(child)
     }
 
-    /// A process with a filter, as a VMM has, in a session that it made.
+    /// Starts a process with a filter, like a VMM, in its own session.
     fn vmm() -> Child {
         let mut command = Command::new("sleep");
         confined(command.arg("60")).spawn().unwrap()
     }
 
     fn confined(command: &mut Command) -> &mut Command {
-        // SAFETY: only system calls between fork and exec.
+        // SAFETY: the closure only makes system calls between fork and exec.
         unsafe {
             command.pre_exec(|| {
                 rustix::process::setsid()?;
@@ -222,10 +233,10 @@ mod tests {
     }
 
     fn allow_everything_by_a_filter() -> std::io::Result<()> {
-        // Return SECCOMP_RET_ALLOW.
+        // The only instruction returns SECCOMP_RET_ALLOW.
         let mut allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7fff_0000 };
         let program = libc::sock_fprog { len: 1, filter: &raw mut allow };
-        // SAFETY: a program of one instruction, which outlives the call.
+        // SAFETY: the program has one instruction and outlives the call.
         match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) } {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
@@ -238,14 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn a_vmm_is_found_by_what_was_written_down_and_no_later_process_is() {
+    fn recorded_vmm_is_found_and_later_processes_are_not() {
         let place = Place::new();
         let directory = place.sandbox("a");
         assert!(of(&place.home, &directory).is_empty(), "nothing is written down");
         let mut child = vmm();
         write_down(&directory, pid(&child), false).unwrap();
         assert_eq!(pids(&of(&place.home, &directory)), [child.id()]);
-        // As if the number had been given to this process since.
+        // As if the number had been assigned to another process since.
         let text = directory.read(FILE, MAX_FILE).unwrap();
         let mut written: Vmm = serde_json::from_slice(&text).unwrap();
         written.began -= 1;
@@ -259,9 +270,9 @@ mod tests {
         end(&mut child);
     }
 
-    /// Two processes in the session of the first, of which the second is another sandbox's.
+    /// Starts processes in the session of the first, one of which belongs to another sandbox.
     #[test]
-    fn what_shares_a_session_is_found_but_for_other_sandboxes() {
+    fn processes_of_a_session_are_found_except_other_sandboxes() {
         let place = Place::new();
         let (parent, child) = (place.sandbox("a"), place.sandbox("b"));
         let script = "sleep 60 & sleep 60 & wait";
@@ -281,7 +292,7 @@ mod tests {
         let of_parent = pids(&of(&place.home, &parent));
         assert!(of_parent.len() == 2 && !of_parent.contains(&forked), "{of_parent:?}");
         assert_eq!(pids(&of(&place.home, &child)), [forked]);
-        // The rest of the family is ended, and the other sandbox runs on.
+        // Ends the rest of the family; the other sandbox keeps running.
         for process in of(&place.home, &parent) {
             process.kill().unwrap();
         }
@@ -293,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_a_vmms_filter_is_nobodys() {
+    fn process_without_a_filter_belongs_to_no_sandbox() {
         let place = Place::new();
         let directory = place.sandbox("a");
         let mut leader = vmm();

@@ -1,5 +1,5 @@
-//! What a sandbox that failed said last, for the message that reports it: its directory may be gone by the time
-//! somebody could look.
+//! Reads the last messages of a sandbox that failed, for the error that reports the failure: the
+//! directory may be removed by the time a user could look into it.
 
 use crate::{
     home::directory::{CONSOLE_LOG, SandboxDirectory, VMM_LOG},
@@ -7,20 +7,23 @@ use crate::{
 };
 use std::fmt;
 
-/// How much of each log is kept, in bytes, and of what follows where a kernel's report began.
+/// Maximum number of bytes of each log that are shown, and of the end of the log after the start of
+/// a kernel's report.
 const CAP: usize = 2048;
 const REST: usize = 512;
-/// The end of the console's log that such a report is looked for in, in bytes: of a fault upon a fault the first counts.
+/// Number of bytes at the end of the console log that are searched for a report. If a fault follows
+/// a fault, the first one is shown.
 const SEARCHED: u64 = 32 << 10;
-/// How Linux begins to report that it cannot go on (arch/x86/mm/fault.c, lib/bug.c, kernel/panic.c).
+/// How Linux starts a report of a fatal error (arch/x86/mm/fault.c, lib/bug.c, kernel/panic.c).
 const REPORTS: [&str; 5] = ["BUG: ", "Oops: ", "kernel BUG at", "general protection fault", "Kernel panic"];
 
-/// The ends of a failed sandbox's logs. The console's is hostile text: show it escaped.
+/// The ends of the logs of a failed sandbox. The log of the console is hostile text and must be
+/// escaped when shown.
 #[derive(Debug, Clone, Default)]
 pub struct LastWords {
-    /// Of the guest's console.
+    /// The end of the guest's console log.
     pub console: String,
-    /// Of the VMM.
+    /// The end of the VMM's log.
     pub vmm: String,
 }
 
@@ -34,7 +37,7 @@ impl LastWords {
     }
 }
 
-/// The beginning of a kernel's report and its end, else the end.
+/// Returns the start and the end of a kernel's report, or the end of the log if there is no report.
 fn excerpt(console: &str) -> String {
     let Some(at) = REPORTS.iter().filter_map(|report| console.find(report)).min() else {
         return end(console, CAP).to_owned();
@@ -74,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_said_is_shown_escaped_and_indented() {
+    fn logs_are_shown_escaped_and_indented() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         assert_eq!(LastWords::read(&directory).to_string(), "");
@@ -83,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_kernels_report_the_beginning_is_shown() {
+    fn start_of_a_kernel_report_is_shown() {
         assert_eq!(excerpt("hello\nBUG: unable\nRIP"), "BUG: unable\nRIP");
         let trace = format!(
             "hello\n[1.0] BUG: first\n{}BUG: second\n{}Kernel panic\nthe end",

@@ -1,8 +1,9 @@
-//! Starting a VMM process and handing it its machine: one frame with every open file, over a socket that is the VMM's
-//! standard input and stays open as its launch channel.
+//! Starts the process of a VMM and hands it its machine: one frame with every open file, over a
+//! socket that is the VMM's standard input and stays open as its launch channel.
 //!
-//! The VMM gets no argument, no environment and no path: it opens nothing but /dev/kvm itself. It makes a session of its
-//! own first of all (a terminal's Ctrl-C is not for it); doing that here would take fork(2) instead of vfork(2).
+//! The VMM may not receive an argument, an environment or a path: it opens nothing but /dev/kvm
+//! itself. The first thing it does is to make its own session, because Ctrl-C on a terminal is not
+//! meant for it; doing that here would require fork(2) instead of vfork(2).
 
 use crate::vmm::{
     control::ControlClient,
@@ -23,24 +24,25 @@ use std::{
 };
 use tokio::{net::UnixStream, sync::watch};
 
-/// A VMM process that this process started. Dropping it kills the VMM unless it was let go.
+/// The process of a VMM that this process started. Dropping the value kills the VMM unless
+/// [`Self::let_go`] was called.
 #[derive(Debug)]
 pub(crate) struct VmmProcess {
-    /// The launch channel.
     pub(crate) channel: ControlClient,
     pidfd: Pidfd,
     exited: watch::Receiver<Option<ExitStatus>>,
     kill_on_drop: bool,
-    /// Its process, for as long as it is not reaped.
+    /// PID of the VMM, valid as long as it is not reaped.
     pub(crate) pid: Pid,
-    /// It is in the control group that it was given.
+    /// True if the VMM is in the control group that was chosen for it.
     pub(crate) is_in_group: bool,
-    /// When it was asked for.
+    /// When the process was requested.
     pub(crate) spawned_at: Instant,
 }
 
 impl VmmProcess {
-    /// Starts `program` in `group` with `log` as its stderr. It leaves the host meanwhile, and waits to be told its machine.
+    /// Starts `program` in `group`, with `log` as its stderr. The process leaves the host while
+    /// this process continues, and then waits for its machine.
     pub(crate) fn spawn(program: &Path, log: File, group: Option<&Group>) -> Result<Self, LaunchError> {
         let spawned_at = Instant::now();
         let (ours, theirs) = StdUnixStream::pair()?;
@@ -53,8 +55,8 @@ impl VmmProcess {
         Ok(Self { channel, pidfd, exited, kill_on_drop: true, pid, is_in_group, spawned_at })
     }
 
-    /// Hands it `config` with `files`, in one message, and returns at once: what becomes of the machine comes as events
-    /// on the channel, and of a VMM that is gone already as the channel's end.
+    /// Hands the VMM `config` with `files` in one message, and returns immediately. The fate of the
+    /// machine arrives as events on the channel; if the VMM has ended already, the channel ends.
     pub(crate) fn hand_over(&self, config: &LaunchConfig, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
         match self.channel.send_with(config, files) {
             Err(LaunchError::Channel(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -62,18 +64,18 @@ impl VmmProcess {
         }
     }
 
-    /// Lets the VMM live on after this value, and after this process.
+    /// Lets the VMM outlive this value and this process.
     pub(crate) fn let_go(mut self) {
         self.kill_on_drop = false;
     }
 
-    /// Sends SIGKILL; nothing happens when it is gone already.
+    /// Sends SIGKILL. Does nothing if the VMM has ended already.
     pub(crate) fn kill(&self) {
-        // ESRCH is the only failure that can be: the pidfd is of our own child.
+        // ESRCH is the only possible failure: the pidfd is of our own child.
         let _ = self.pidfd.kill();
     }
 
-    /// Waits until the process is gone and its files and locks with it. Cancel safe.
+    /// Waits until the process has ended and its files and locks are released. Cancel safe.
     pub(crate) async fn wait(&mut self) -> Option<ExitStatus> {
         self.exited.wait_for(Option::is_some).await.ok().and_then(|status| *status)
     }
@@ -87,11 +89,12 @@ impl Drop for VmmProcess {
     }
 }
 
-/// A task of its own waits for the child, so that no zombie stays whatever becomes of the [`VmmProcess`].
+/// Waits for the child in a separate task, so that no zombie stays whatever happens to the
+/// [`VmmProcess`].
 fn reap(pid: Pid, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
     let (told, exited) = watch::channel(None);
     tokio::spawn(async move {
-        // The wait after it does not block, and the number is the child's until then.
+        // The wait after this does not block, and the PID belongs to the child until then.
         if pidfd.ended().await.is_ok() {
             let status = waitpid(Some(pid), WaitOptions::empty()).ok().flatten();
             told.send_replace(status.map(|(_, status)| ExitStatus::from_raw(status.as_raw())));
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_process_has_no_environment_and_its_words_in_the_log() {
+    async fn vmm_has_no_environment_and_stderr_goes_to_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "echo $$ >&2; tr '\\0' '\\n' </proc/$$/environ >&2; exit 3");
         let log = File::create(dir.path().join("log")).unwrap();
@@ -133,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_vmm_is_killed_and_reaped_and_one_let_go_lives_on() {
+    async fn dropped_vmm_is_killed_and_detached_vmm_keeps_running() {
         let dir = tempfile::tempdir().unwrap();
         let path = program(dir.path(), "exec sleep 60");
         let launch = || {
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_program_is_named() {
+    async fn missing_program_is_named_in_the_error() {
         let log = tempfile::tempfile().unwrap();
         let error = VmmProcess::spawn(Path::new("/no/vmm"), log, None).unwrap_err();
         assert!(error.to_string().contains("/no/vmm"), "{error}");

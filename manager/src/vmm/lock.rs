@@ -1,8 +1,9 @@
-//! The flock that says a VMM is alive, and the finding of the process that holds it.
+//! The lock (flock) that shows that a VMM is alive, and the search for the process that holds it.
 //!
-//! The manager opens and locks `lock`, hands the open file description to the VMM and closes its own copy. From then on
-//! the kernel drops the lock when the VMM is gone, however it went. Only a VMM ever holds it exclusively; everybody
-//! else takes it shared, for moments, to see that it is free.
+//! The manager opens and locks `lock`, passes the open file description to the VMM and closes its
+//! own copy. From then on the kernel releases the lock when the VMM ends, however it ended. Only a
+//! VMM may hold the lock exclusively; all other processes take it shared, for moments, to see that
+//! it is free.
 
 use crate::{
     home::{
@@ -22,14 +23,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Those who hold the lock shared do so for microseconds.
+/// Maximum time to wait for processes that hold the lock shared, which they do for microseconds.
 const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// Makes the lock file and locks it.
+/// Creates the lock file and locks it.
 pub(crate) fn create(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
     let file = directory.create_file(LOCK)?;
     let fail = |error| directory.error("lock", LOCK, error);
-    // A new file, which no other process has opened.
+    // The file is new, so no other process has opened it.
     if flock::try_take(Sharing::Exclusive, &file).map_err(fail)? {
         Ok(file)
     } else {
@@ -37,7 +38,8 @@ pub(crate) fn create(directory: &SandboxDirectory) -> Result<File, DirectoryErro
     }
 }
 
-/// Locks the file again, for a sandbox whose VMM ended. Somebody may hold it shared for a moment, to see that it is free.
+/// Locks the file again, for a sandbox whose VMM has ended. Another process may hold it shared for
+/// a moment, to see that it is free.
 pub(crate) fn take_again(directory: &SandboxDirectory) -> Result<File, DirectoryError> {
     let file = directory.open_file(LOCK, OFlags::RDWR)?;
     let fail = |error: io::Error| directory.error("lock", LOCK, error);
@@ -51,16 +53,17 @@ pub(crate) fn take_again(directory: &SandboxDirectory) -> Result<File, Directory
     Ok(file)
 }
 
-/// True when process `pid` holds the lock: then it is the VMM.
+/// Returns true if process `pid` holds the lock: then it is the VMM.
 pub(crate) fn is_holder(directory: &SandboxDirectory, pid: u32) -> bool {
     directory.open_file(LOCK, OFlags::RDONLY).is_ok_and(|lock| holds(pid, &lock))
 }
 
-/// Holds the lock shared while it lives: no VMM runs, and none can start.
+/// Holds the lock shared while it lives: no VMM runs, and none can be started.
 #[derive(Debug)]
 pub(crate) struct NoVmm(#[expect(dead_code, reason = "held for its lock")] Option<FileLock>);
 
-/// `None` while a VMM runs. A directory without a lock file was never a sandbox, so nothing runs in it.
+/// Takes the lock shared. Returns `None` while a VMM runs. A directory without a lock file was
+/// never a sandbox, so no VMM runs in it.
 pub(crate) fn try_exclude_vmm(directory: &SandboxDirectory) -> Result<Option<NoVmm>, DirectoryError> {
     let file = match directory.open_file(LOCK, OFlags::RDONLY) {
         Ok(file) => file,
@@ -71,8 +74,9 @@ pub(crate) fn try_exclude_vmm(directory: &SandboxDirectory) -> Result<Option<NoV
     Ok(held.map_err(|error| directory.error("lock", LOCK, error))?.map(|lock| NoVmm(Some(lock))))
 }
 
-/// Finds the VMM. `hint` is the PID from the status file, which is only believed when that process holds the lock:
-/// after a reboot or PID reuse it may be anybody's. Without a true hint every process we may look into is tried.
+/// Finds the VMM. `hint` is the PID from the status file, which is only trusted if that process
+/// holds the lock: after a reboot, or if the PID was reused, it may be the PID of any process. If
+/// the hint is wrong, every process that this one may examine is tried.
 pub(crate) fn find_holder(directory: &SandboxDirectory, hint: Option<u32>) -> Option<Pidfd> {
     let lock = directory.open_file(LOCK, OFlags::RDONLY).ok()?;
     hint.and_then(|pid| open_if_holder(pid, &lock)).or_else(|| {
@@ -85,16 +89,18 @@ pub(crate) fn find_holder(directory: &SandboxDirectory, hint: Option<u32>) -> Op
     })
 }
 
-/// The pidfd is opened before the check: if the process still exists after the check, the check was about it.
+/// Opens the pidfd before the check: if the process still exists after the check, it is the process
+/// that was checked.
 fn open_if_holder(pid: u32, lock: &File) -> Option<Pidfd> {
     let pidfd = Pidfd::open(Pid::from_raw(i32::try_from(pid).ok()?)?).ok()?;
     (holds(pid, lock) && pidfd.is_alive()).then_some(pidfd)
 }
 
-/// True when process `pid`, of a user that may be a VMM's, has this very file open and locked exclusively by that
-/// descriptor. fdinfo lists a file description's locks, `lock: 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF`
-/// (proc_pid_fdinfo(5)); which file that is, the descriptor itself says, by device and number. /proc/locks would not do: it
-/// names the process that took the lock, not who holds it now.
+/// Returns true if process `pid`, of a user that a VMM may have, has this very file open and locked
+/// exclusively by that descriptor. fdinfo lists the locks of a file description,
+/// `lock: 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF` (proc_pid_fdinfo(5)); the
+/// descriptor itself shows which file it is, by device and number. /proc/locks would not do: it
+/// names the process that took the lock, not the one that holds it now.
 fn holds(pid: u32, lock: &File) -> bool {
     let Ok(wanted) = lock.metadata() else { return false };
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
@@ -134,13 +140,14 @@ mod tests {
         (home, directory)
     }
 
-    /// A child with the lock as its stdin, as a VMM has it: by open file description, not by having locked it.
+    /// Starts a child with the lock as its stdin. Like a VMM, it holds the lock by its open file
+    /// description, and did not take it itself.
     fn child_with(lock: File) -> std::process::Child {
         Command::new("sleep").arg("60").stdin(Stdio::from(lock)).process_group(0).spawn().unwrap()
     }
 
     #[test]
-    fn held_by_a_description_that_was_handed_on_and_free_after_its_holders_death() {
+    fn lock_is_held_by_the_inherited_description_until_its_holder_dies() {
         let (_home, directory) = directory();
         let mut child = child_with(create(&directory).unwrap());
         assert!(try_exclude_vmm(&directory).unwrap().is_none());
@@ -151,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_is_found_with_a_true_hint_a_false_one_and_none() {
+    fn holder_is_found_with_right_wrong_and_no_hint() {
         let (_home, directory) = directory();
         let mut child = child_with(create(&directory).unwrap());
         let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
@@ -166,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_of_the_lock_is_no_holder() {
+    fn process_with_a_shared_lock_is_not_the_holder() {
         let (_home, directory) = directory();
         drop(create(&directory).unwrap());
         let shared = directory.open_file(LOCK, OFlags::RDONLY).unwrap();
@@ -177,10 +184,10 @@ mod tests {
         child.wait().unwrap();
     }
 
-    /// Two file systems that have just been made number their files alike. In a mount namespace of a thread's, since mounts
-    /// are the host's otherwise.
+    /// Two new file systems number their files alike. They are mounted in the mount namespace of a
+    /// thread, because the mounts would otherwise be visible on the host.
     #[test]
-    fn a_file_of_the_same_number_elsewhere_is_not_the_lock() {
+    fn file_with_the_same_inode_number_elsewhere_is_not_the_lock() {
         use rustix::{
             mount::{MountFlags, MountPropagationFlags, mount, mount_change},
             thread::{UnshareFlags, unshare_unsafe},
@@ -216,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn another_local_users_process_is_no_holder() {
+    fn process_of_another_local_user_is_not_the_holder() {
         if !rustix::process::getuid().is_root() {
             return;
         }

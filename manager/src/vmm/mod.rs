@@ -1,7 +1,8 @@
-//! The VMM as a process of the host: how it is spawned, what it is sent, what it reports, and how it is ended with
-//! everything that it started.
+//! The VMM as a process of the host: how it is spawned, what it receives, what it reports, and how
+//! it is ended with everything that it started.
 //!
-//! Only [`spawn`] starts a VMM, and only [`end`] ends one. Knows nothing of the guest behind it.
+//! Only [`spawn`] may start a VMM, and only [`end`] may end one. This module knows nothing about
+//! the guest of a VMM.
 
 pub(crate) mod control;
 pub(crate) mod descriptors;

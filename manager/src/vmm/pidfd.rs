@@ -1,4 +1,5 @@
-//! Processes by descriptor: unlike a PID, a pidfd cannot come to mean another process (pidfd_open(2)).
+//! Processes by descriptor. Unlike a PID, a pidfd can never refer to another process
+//! (pidfd_open(2)).
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -7,7 +8,7 @@ use rustix::{
 use std::{io, os::fd::OwnedFd};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// One process.
+/// A descriptor of one process.
 #[derive(Debug)]
 pub(crate) struct Pidfd {
     fd: OwnedFd,
@@ -23,7 +24,7 @@ impl Pidfd {
         Ok(Self { fd: self.fd.try_clone()?, pid: self.pid })
     }
 
-    /// Its number, which means this process for as long as it is alive.
+    /// Returns the PID, which refers to this process as long as it is alive.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
@@ -33,17 +34,18 @@ impl Pidfd {
         Ok(pidfd_send_signal(&self.fd, Signal::KILL)?)
     }
 
-    /// False once the process ended, reaped or not.
+    /// Returns false once the process has ended, whether or not it was reaped.
     pub(crate) fn is_alive(&self) -> bool {
-        // It turns readable when the process ends (pidfd_open(2)).
+        // The descriptor becomes readable when the process ends (pidfd_open(2)).
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
     }
 
-    /// Waits until the process ended.
+    /// Waits until the process has ended.
     pub(crate) async fn ended(self) -> io::Result<()> {
-        // SAFETY: an OwnedFd owns its descriptor, keeps it open until it is dropped, which AsyncFd does after it
-        // deregistered it, and answers as_raw_fd with that one descriptor at all times.
+        // SAFETY: an OwnedFd owns its descriptor, keeps it open until it is dropped, which AsyncFd
+        // does after it deregistered it, and answers as_raw_fd with that one descriptor at all
+        // times.
         let registered = unsafe { AsyncFd::register_with_interest(self.fd, Interest::READABLE) };
         registered?.readable().await.map(|_| ())
     }

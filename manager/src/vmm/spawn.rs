@@ -1,7 +1,9 @@
-//! A VMM's process: made in its control group, with nothing of this process but the three descriptors that it is given.
+//! Spawns the process of a VMM: in its control group, and with nothing of this process but the
+//! three descriptors that it receives.
 //!
-//! What runs between clone and exec does so in this process's memory, while the calling thread waits (vfork(2)) and others
-//! run: it only makes system calls, and leaves its error where the caller finds it.
+//! Code between clone and exec runs in the memory of this process, while the calling thread waits
+//! (vfork(2)) and other threads run. It may only make system calls, and stores its error where the
+//! caller finds it.
 
 use crate::vmm::group::Group;
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -20,9 +22,9 @@ use std::{
     ptr,
 };
 
-/// Of the child until its exec; little of it is used.
+/// Size in bytes of the stack that the child has until its exec, which uses little of it.
 const STACK: usize = 16 * 1024;
-/// Of the kernel's own signal set.
+/// Size in bytes of the kernel's signal set.
 const SIGNAL_SET: usize = size_of::<u64>();
 
 /// What the child does. Pointers are to strings that end with NUL; arrays of them end with null.
@@ -30,9 +32,10 @@ struct Plan<'a> {
     program: *const c_char,
     argv: &'a [*const c_char],
     envp: &'a [*const c_char],
-    /// Become stdin, stdout and stderr. Each is above 2, so that the copies do not close on exec.
+    /// These become stdin, stdout and stderr. Each is above 2, so that the copies are not closed on
+    /// exec.
     streams: [RawFd; 3],
-    /// Errno of what failed.
+    /// Errno of the call that failed.
     failure: Cell<c_int>,
 }
 
@@ -40,11 +43,13 @@ struct Plan<'a> {
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) pid: Pid,
-    /// It is in the group it was meant for, and was from its beginning or before it knew anything.
+    /// True if it is in the group that was chosen for it, either from its start or before it
+    /// received anything.
     pub(crate) is_in_group: bool,
 }
 
-/// Starts `program` without arguments or environment in `/`, with `channel` as its stdin and `log` as its stderr.
+/// Starts `program` without arguments or environment in `/`, with `channel` as its stdin and `log`
+/// as its stderr.
 pub(crate) fn spawn(program: &Path, channel: OwnedFd, log: File, group: Option<&Group>) -> io::Result<Spawned> {
     let path = CString::new(program.as_os_str().as_bytes())?;
     let null = above_streams(File::options().write(true).open("/dev/null")?.into())?;
@@ -65,12 +70,14 @@ pub(crate) fn spawn(program: &Path, channel: OwnedFd, log: File, group: Option<&
             }
         },
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => Err(error),
-        // Before Linux 5.7; a container that filters clone3(2); a group that does not take processes any more.
+        // Before Linux 5.7; in a container that filters clone3(2); or with a group that does not
+        // accept processes any more.
         Err(_) => spawn_and_move(program, channel, log.into(), group),
     }
 }
 
-/// By the standard library. Moved into its group while nothing was handed to it yet.
+/// Starts the process with the standard library, and moves it into its group before it receives
+/// anything.
 fn spawn_and_move(program: &Path, channel: OwnedFd, log: File, group: Option<&Group>) -> io::Result<Spawned> {
     let mut command = Command::new(program);
     command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
@@ -78,9 +85,10 @@ fn spawn_and_move(program: &Path, channel: OwnedFd, log: File, group: Option<&Gr
     Ok(Spawned { pid, is_in_group: group.is_some_and(|group| group.admit(pid).is_ok()) })
 }
 
-/// A program may have been started without standard streams.
+/// Returns a descriptor above 2. A program may have been started without standard streams, so `fd`
+/// may be one of their numbers.
 fn above_streams(fd: OwnedFd) -> io::Result<OwnedFd> {
-    // A copy gets a number above 2.
+    // A copy has a number above 2.
     if fd.as_raw_fd() > 2 { Ok(fd) } else { fd.try_clone() }
 }
 
@@ -88,15 +96,16 @@ fn clone(plan: &Plan<'_>, group: Option<&Group>) -> io::Result<Pid> {
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
     let beginning = Beginning { cgroup: group.map(Group::fd), clear_handlers: true };
     let (all, mut before) = (u64::MAX, 0u64);
-    // SAFETY: reads one signal set of the size given and writes another.
+    // SAFETY: the call reads one signal set of the size given and writes another.
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, SIGNAL_SET);
     }
     let argument = (&raw const *plan).cast_mut().cast();
-    // SAFETY: all signals are blocked in this thread, and so in the child, whose handlers are cleared. `run` only makes
-    // system calls and writes to `plan.failure`, a Cell of this thread's, which is suspended meanwhile.
+    // SAFETY: all signals are blocked in this thread, and so in the child, whose handlers are
+    // cleared. `run` only makes system calls and writes to `plan.failure`, a Cell of this thread's,
+    // which is suspended meanwhile.
     let pid = unsafe { vfork(run, argument, &mut stack, beginning) };
-    // SAFETY: reads one signal set of the size given.
+    // SAFETY: the call reads one signal set of the size given.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -109,7 +118,7 @@ fn clone(plan: &Plan<'_>, group: Option<&Group>) -> io::Result<Pid> {
     Ok(pid?)
 }
 
-/// In the child. Returns, with an exit code, only when something failed.
+/// Runs in the child. Returns, with an exit code, only if a call failed.
 extern "C" fn run(plan: *mut c_void) -> c_int {
     // SAFETY: `clone` passes a pointer to a `Plan` that outlives the child's use of it.
     let plan = unsafe { &*plan.cast::<Plan<'_>>() };
@@ -123,7 +132,8 @@ extern "C" fn run(plan: *mut c_void) -> c_int {
 
 fn is_prepared(plan: &Plan<'_>) -> bool {
     for (target, source) in (0..).zip(plan.streams) {
-        // SAFETY: the descriptors are the child's own since the clone; this process's table is another.
+        // SAFETY: the descriptors are the child's own since the clone; this process's table is
+        // another.
         if unsafe { libc::dup2(source, target) } < 0 {
             return false;
         }
@@ -131,7 +141,7 @@ fn is_prepared(plan: &Plan<'_>) -> bool {
     let none = 0u64;
     // SAFETY: a NUL-terminated literal.
     (unsafe { libc::chdir(c"/".as_ptr()) }) == 0
-        // Ignored by every program whose runtime is Rust's.
+        // Every program whose runtime is Rust's ignores SIGPIPE, and exec would keep that.
         // SAFETY: SIG_DFL is a valid disposition; the table is the child's own.
         && (unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) }) != libc::SIG_ERR
         // SAFETY: reads one signal set of the size given.

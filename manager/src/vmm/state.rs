@@ -1,5 +1,6 @@
-//! What a sandbox is doing, derived from its directory each time it is asked: the lock says whether a VMM lives, the
-//! status file what it last said. Nothing is remembered, so nothing goes stale after a kill -9 or a reboot.
+//! The state of a sandbox, derived from its directory each time: the lock shows whether a VMM
+//! lives, and the status file has the last report of the VMM. This module may not remember a state,
+//! so none can be outdated after a kill -9 or a reboot.
 
 use crate::{
     home::directory::{DirectoryError, STATUS, SandboxDirectory},
@@ -10,32 +11,33 @@ use sandboxvm_protocol::vmm::{ExitReason, Phase, VmStatus};
 use serde::Serialize;
 use std::fmt;
 
-/// A status is some hundred bytes; an exit reason may carry a message.
+/// Maximum size of a status in bytes. It has some hundred; the reason of an exit may contain a
+/// message.
 const MAX_STATUS: u64 = 64 * 1024;
-/// A write of a status takes a microsecond.
+/// Attempts to read a status while it is being written, which takes a microsecond.
 const ATTEMPTS: u32 = 5;
 
-/// What a sandbox is doing.
+/// The state of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
-    /// Its VMM lives; the agent does not answer yet.
+    /// The VMM lives, and the agent does not answer yet.
     Creating,
-    /// Processes can be run in it.
+    /// Processes can be run in the sandbox.
     Running,
-    /// All its vCPUs stand still.
+    /// All vCPUs are stopped.
     Paused,
-    /// Over, and its VMM said why.
+    /// The machine has ended, and the VMM reported why.
     Exited {
-        /// Why.
+        /// The reason.
         reason: ExitReason,
     },
-    /// Its VMM vanished without a word: killed, or the host restarted.
+    /// The VMM ended without a report: it was killed, or the host was restarted.
     Dead,
 }
 
 impl State {
-    /// One word, as `ls` shows it.
+    /// Returns the state as one word, as `ls` shows it.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -47,7 +49,7 @@ impl State {
         }
     }
 
-    /// How its machine ended, if it did.
+    /// Returns how the machine ended, if it did.
     pub(crate) fn end(&self) -> Option<String> {
         match self {
             Self::Exited { reason } => Some(reason.to_string()),
@@ -56,7 +58,7 @@ impl State {
         }
     }
 
-    /// True while it has a VMM.
+    /// Returns true while the sandbox has a VMM.
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Creating | Self::Running | Self::Paused)
@@ -64,7 +66,7 @@ impl State {
 
     fn derive(vmm_lives: bool, status: Option<&VmStatus>) -> Self {
         match (status, vmm_lives) {
-            // Said before the VMM lets go of its lock, some 15 ms of teardown earlier.
+            // The VMM reports this before it releases its lock, some 15 ms of teardown earlier.
             (Some(VmStatus { phase: Phase::Ended, reason: Some(reason), .. }), _) => {
                 Self::Exited { reason: reason.clone() }
             }
@@ -88,27 +90,30 @@ impl fmt::Display for State {
     }
 }
 
-/// The state now.
+/// Returns the current state.
 pub(crate) fn read(directory: &SandboxDirectory) -> Result<State, DirectoryError> {
-    // In this order: a VMM that ends in between has written its last status before the lock is free.
+    // In this order: a VMM that ends in between has written its last status before the lock is
+    // free.
     let vmm_lives = lock::try_exclude_vmm(directory)?.is_none();
     Ok(State::derive(vmm_lives, status(directory)?.as_ref()))
 }
 
-/// What the VMM last said; `None` before its first word, and where the file is not one that a VMM of ours writes: it is the
-/// VMM's to write, so no content of it may keep a sandbox from being listed, ended or removed.
+/// Returns the last report of the VMM. Returns `None` before the first one, and if the file is not
+/// one that our VMM writes: the VMM can write anything, so no content may keep a sandbox from being
+/// listed, ended or removed.
 ///
 /// # Errors
-/// When the disk cannot be read, which says nothing about the sandbox.
+/// When the disk cannot be read, which shows nothing about the sandbox.
 pub(crate) fn status(directory: &SandboxDirectory) -> Result<Option<VmStatus>, DirectoryError> {
-    // The VMM replaces the content in place with one write, so a reader that meets half of it finds the rest next time.
+    // The VMM replaces the content in place with one write, so a reader that sees half of it finds
+    // the rest the next time.
     for _ in 0..ATTEMPTS {
         let json = match directory.read_beginning(STATUS, MAX_STATUS) {
             Ok(json) => json,
             Err(error) if error.is_disk_failure() => return Err(error),
             Err(_) => return Ok(None),
         };
-        // What follows the object is of no interest.
+        // Data after the object is ignored.
         match serde_json::Deserializer::from_slice(&json).into_iter().next() {
             None => return Ok(None),
             Some(Ok(status)) => {
@@ -135,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_wins_over_what_was_last_said() {
+    fn lock_takes_precedence_over_the_last_status() {
         for phase in [Phase::Created, Phase::Booting, Phase::Ready, Phase::Paused] {
             assert_eq!(State::derive(false, Some(&status(phase, None))), State::Dead, "{phase:?}");
         }
@@ -147,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stated_reason_is_reported_whether_or_not_the_vmm_is_gone_yet() {
+    fn reported_reason_counts_before_and_after_the_vmm_ends() {
         let ended = status(Phase::Ended, Some(ExitReason::GuestPanic));
         for vmm_lives in [true, false] {
             assert_eq!(State::derive(vmm_lives, Some(&ended)), State::Exited { reason: ExitReason::GuestPanic });
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_drives_no_terminal_and_is_one_line() {
+    fn exit_reasons_are_escaped_and_on_one_line() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let message = "no\nsandboxvm: yes\x1b[2J".into();
@@ -172,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_was_half_made_is_dead() {
+    fn incomplete_directory_is_dead() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         assert_eq!(read(&directory).unwrap(), State::Dead);
@@ -181,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_file_that_a_vmm_spoiled_is_no_status() {
+    fn invalid_status_files_are_ignored() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let _vmm = lock::create(&directory).unwrap();

@@ -1,15 +1,15 @@
-//! Frames over a tokio stream: the one place where both wires' framing meets I/O. A reader holds at most one frame and
-//! one read; everything a frame may hold is capped by the protocol crate.
+//! Frames over a tokio stream: the only place where the framing of both wires meets I/O. A reader
+//! may hold at most one frame and one read; the protocol crate limits the content of a frame.
 
 use sandboxvm_protocol::frame::{FrameDecoder, FrameError, FrameKind, MAX_STREAM_BODY, Message, Wire};
 use serde::de::DeserializeOwned;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Why a conversation ended.
+/// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The peer closed the connection; nothing was cut short.
+    /// The peer closed the connection between two frames.
     #[error("the connection was closed")]
     Closed,
     /// The peer closed the connection inside a frame.
@@ -18,7 +18,7 @@ pub enum WireError {
     /// The peer broke the protocol.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The peer sent something that has no place here.
+    /// The peer sent a message that is not expected here.
     #[error("unexpected {0}")]
     Unexpected(&'static str),
     /// The transport failed.
@@ -27,7 +27,7 @@ pub enum WireError {
 }
 
 impl WireError {
-    /// True when the peer went away, as against misbehaved.
+    /// Returns true if the peer closed the connection, and false if it broke the protocol.
     #[must_use]
     pub fn is_disconnect(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
@@ -39,14 +39,14 @@ impl WireError {
     }
 }
 
-/// A frame with a body of its own.
+/// A frame that owns its body.
 #[derive(Debug)]
 pub(crate) struct OwnedFrame {
     pub(crate) kind: FrameKind,
     pub(crate) body: Vec<u8>,
 }
 
-/// Reads frames.
+/// Reads frames from a stream.
 #[derive(Debug)]
 pub(crate) struct FrameReader<R> {
     stream: R,
@@ -61,12 +61,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, wire, decoder: FrameDecoder::new(wire, message_cap), buffer }
     }
 
-    /// Returns the stream, and the bytes that were read beyond the last frame: for a stream that carries no more frames.
+    /// Returns the stream, and the bytes that were read beyond the last frame: for a stream that
+    /// carries no more frames.
     pub(crate) fn into_parts(self) -> (R, Vec<u8>) {
         (self.stream, self.decoder.into_rest())
     }
 
-    /// The next frame. Cancel safe: a frame is either returned or still to come.
+    /// Returns the next frame. Cancel safe: a cancelled call loses no frame.
     pub(crate) async fn next(&mut self) -> Result<OwnedFrame, WireError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
@@ -80,7 +81,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// The next frame, which must be a message. Cancel safe.
+    /// Returns the next frame, which must be a message. Cancel safe.
     pub(crate) async fn next_message<T: DeserializeOwned>(&mut self) -> Result<T, WireError> {
         let frame = self.next().await?;
         if frame.kind != FrameKind::Message {
@@ -108,7 +109,7 @@ mod tests {
     use sandboxvm_protocol::{agent, agent::HostMessage};
 
     #[tokio::test]
-    async fn messages_arrive_one_by_one_and_the_end_is_told_from_a_cut() {
+    async fn messages_arrive_one_by_one_and_a_truncated_frame_is_detected() {
         let (mut a, b) = tokio::io::duplex(7);
         let mut reader = FrameReader::new(b, agent::WIRE, agent::MAX_HOST_MESSAGE);
         let writer = tokio::spawn(async move {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stream_data_is_no_message() {
+    async fn stream_data_is_not_a_message() {
         let (mut a, b) = tokio::io::duplex(64);
         let mut reader = FrameReader::new(b, agent::WIRE, 64);
         a.write_all(&agent::WIRE.header(FrameKind::Stdout, 0).unwrap()).await.unwrap();

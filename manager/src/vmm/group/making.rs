@@ -1,4 +1,5 @@
-//! Making a group, with the controllers that bound what is in it where the host has them to give; and what this host gives.
+//! Makes a control group, with the controllers that limit its processes if the host can pass them
+//! on, and reports what this host offers.
 
 use super::{Group, PREFIX, place};
 use crate::home::ids::new_id;
@@ -10,18 +11,20 @@ use std::{
     sync::OnceLock,
 };
 
-/// What is bounded.
+/// The controllers that a group should have.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Processes and threads of a VMM with its writers, and of forks until they are in groups of their own.
+/// Maximum number of processes and threads in a group: a VMM with its writers, and forks until they
+/// are in separate groups.
 const PROCESSES: u64 = 512;
 
-/// A path for a new group in the best place there is.
+/// Returns a path for a new group in the best place that exists.
 pub(super) fn new_path() -> Option<PathBuf> {
     let id = new_id().ok()?;
     Some(best_place()?.join(format!("{PREFIX}{id}")))
 }
 
-/// A place with all controllers, else any that can be written to. Looked for once: where this process is then.
+/// Returns a place with all controllers, or else any that can be written to. Searched for only
+/// once, where this process is at that time.
 fn best_place() -> Option<&'static Path> {
     static PLACE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
@@ -34,7 +37,7 @@ fn best_place() -> Option<&'static Path> {
     PLACE.get_or_init(find).as_deref()
 }
 
-/// Makes the group; nothing happens when it exists.
+/// Makes the group. Does nothing if it exists.
 pub(super) fn make(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -57,7 +60,7 @@ fn is_writable(place: &Path) -> bool {
             .is_ok()
 }
 
-/// Has the groups below `place` have `controller`.
+/// Enables `controller` for the groups below `place`.
 fn give(place: &Path, controller: &str) -> io::Result<()> {
     let has = |file: &str| -> io::Result<bool> {
         Ok(fs::read_to_string(place.join(file))?.split_whitespace().any(|name| name == controller))
@@ -71,19 +74,19 @@ fn give(place: &Path, controller: &str) -> io::Result<()> {
     put(&place.join("cgroup.subtree_control"), &format!("+{controller}"))
 }
 
-/// Never makes a file: what is not there is not offered by the kernel.
+/// Writes to an existing file. Never creates one: the kernel does not offer what has no file.
 fn put(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
-/// How the VMMs of this host are contained and ended.
+/// How the VMMs of this host are confined and ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Containment {
-    /// A control group for each VMM can be made.
+    /// True if a control group can be made for each VMM.
     pub group: bool,
-    /// The kernel ends a group in one step.
+    /// True if the kernel can kill a group in one step.
     pub kill: bool,
-    /// Which of memory, processes and processor time a group bounds.
+    /// Which of memory, processes and processor time a group limits.
     pub controllers: Vec<&'static str>,
 }
 
@@ -101,7 +104,7 @@ impl fmt::Display for Containment {
     }
 }
 
-/// What this host gives this process, found by making a group and removing it again.
+/// Returns what this host offers to this process, found by making a group and removing it again.
 #[must_use]
 pub fn containment() -> Containment {
     let none = Containment { group: false, kill: false, controllers: Vec::new() };

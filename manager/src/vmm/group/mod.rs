@@ -1,17 +1,20 @@
-//! A control group for each VMM, in the version 2 hierarchy: everything that a VMM starts is in it too and cannot leave it, so
-//! that ending all processes of the group ends the sandbox, whatever code took the VMM over. A VMM is in its group from its
-//! beginning ([`crate::vmm::spawn`]); a live fork is moved before its guest runs, since the filter of system calls could not let a
-//! VMM choose a group without letting it make namespaces.
+//! A control group for each VMM, in the version 2 hierarchy. Everything that a VMM starts is in its
+//! group too and cannot leave it, so that killing all processes of the group ends the sandbox,
+//! whatever code took over the VMM. A VMM is in its group from its start ([`crate::vmm::spawn`]). A
+//! live fork is moved before its guest runs, since the filter of system calls could not let a VMM
+//! choose a group without letting it make namespaces.
 //!
 //! ```text
 //! place   where groups can be made
-//! making  makes one, with the controllers that are to be had
+//! making  makes one, with the controllers that are available
 //! pool    made ahead, so that a start does not wait for one
 //! ```
-//! The group's path is written down in the sandbox's directory before it is used, as a symbolic link, so that any process that removes
-//! the sandbox finds it, also after a kill -9 of anybody; it goes with the sandbox and not with its VMM. Where the group has
-//! controllers, it bounds memory and processes of the VMM and all that it starts. Where there is no group, [`crate::vmm::family`]
-//! ends what can be found.
+//! The path of the group is recorded in the sandbox's directory before it is used, as a symbolic
+//! link, so that any process that removes the sandbox finds it, even after a kill -9 of any
+//! process. The group is removed with the sandbox and not with its VMM. If the group has
+//! controllers, it limits memory and processes of the VMM and of everything that it starts. If
+//! there is no group, [`crate::vmm::family`] ends what can be found. This module may never end or
+//! remove a group whose name does not start with [`PREFIX`].
 
 mod making;
 pub(crate) mod place;
@@ -40,16 +43,17 @@ use std::{
     time::Duration,
 };
 
-/// In a sandbox's directory: where its group is.
+/// The link in a sandbox's directory that leads to its group.
 pub(crate) const LINK: &str = "group";
-/// Of the names of all groups: nothing else is ever ended or removed.
+/// Prefix of the names of all groups. Other groups are never ended or removed.
 pub(crate) const PREFIX: &str = "sandboxvm-";
 
 /// `CGROUP2_SUPER_MAGIC`, linux/magic.h.
 const CGROUP2: u64 = 0x6367_7270;
-/// What a VMM takes beside guest memory.
+/// Memory in bytes that a VMM needs besides guest memory.
 const OVERHEAD: u64 = 512 * MIB;
-/// Rounds of stopping and killing all of a group, where the kernel does not do it in one step.
+/// Maximum number of rounds of killing all processes of a group, if the kernel does not do it in
+/// one step.
 const ROUNDS: u32 = 1000;
 const POLL: Duration = Duration::from_millis(1);
 
@@ -61,8 +65,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// A group for a VMM that is about to be started in `directory`: the sandbox's own, if it had a VMM before, one of the
-    /// pool's, or one made now. `None` where there is none to be had; nothing is written down then.
+    /// Returns a group for a VMM that is about to be started in `directory`: the one that the
+    /// sandbox had before, one of the pool, or a new one. Returns `None` if no group can be made;
+    /// then no link is left.
     pub(crate) fn take(home: &Home, directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
         let found = match readlinkat(directory.fd(), LINK, Vec::new()) {
             Ok(_) => Self::renew(directory),
@@ -72,7 +77,7 @@ impl Group {
         };
         match found {
             Some(group) => Ok(Some(group)),
-            // The host restarted since it was made, or what it was in is gone.
+            // The host was restarted since the group was made, or its parent group was removed.
             None => {
                 directory.unlink(LINK)?;
                 Self::make_for(directory)
@@ -80,8 +85,9 @@ impl Group {
         }
     }
 
-    /// The group that the sandbox had before, made again under its path. Linux 6.18 kills a process that clone3(2) starts in a
-    /// group that was killed at any time before: it compares the count of kills of the caller's group with that of the new one.
+    /// Makes the group that the sandbox had before again, under its path. Linux 6.18 kills a
+    /// process that clone3(2) starts in a group that was killed at any time before: it compares the
+    /// count of kills of the caller's group with that of the new one.
     fn renew(directory: &SandboxDirectory) -> Option<Self> {
         let path = target(directory.fd(), LINK).filter(|path| is_ours(path))?;
         if Self::remove(&path) {
@@ -103,8 +109,8 @@ impl Group {
         Ok(None)
     }
 
-    /// The group of the sandbox in `directory`; `None` when it has none, or the group does not exist any more, and then
-    /// nothing runs in it.
+    /// Returns the group of the sandbox in `directory`. Returns `None` if it has none or if the
+    /// group does not exist any more, in which case no process runs in it.
     pub(crate) fn of(directory: &SandboxDirectory) -> Option<Self> {
         Self::at(&target(directory.fd(), LINK)?)
     }
@@ -119,7 +125,7 @@ impl Group {
         (u64::try_from(kind) == Ok(CGROUP2)).then(|| Self { fd, path: path.to_owned() })
     }
 
-    /// For clone3(2).
+    /// Returns the descriptor for clone3(2).
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -128,28 +134,30 @@ impl Group {
         &self.path
     }
 
-    /// Bounds the memory of all in it, where the group has that controller. While a snapshot is written, what the guest
-    /// rewrites exists twice.
+    /// Limits the memory of all processes in the group, if it has the controller. The limit is
+    /// twice the guest memory plus [`OVERHEAD`], because while a snapshot is written, pages that
+    /// the guest rewrites exist twice.
     pub(crate) fn bound_memory(&self, memory: MemorySize) -> io::Result<()> {
         self.put_if_there("memory.max", &(2 * memory.bytes() + OVERHEAD).to_string()).map(drop)
     }
 
-    /// False where the group does not have the controller.
+    /// Limits the processor time of the group. Returns false if it does not have the controller.
     pub(crate) fn bound_cpu(&self, quota_us: u64, period_us: u64) -> io::Result<bool> {
         self.put_if_there("cpu.max", &format!("{quota_us} {period_us}"))
     }
 
-    /// Moves a process into it, which takes up to a grace period of the kernel.
+    /// Moves a process into the group, which takes up to a grace period of the kernel.
     pub(crate) fn admit(&self, pid: Pid) -> io::Result<()> {
         self.put("cgroup.procs", &pid.as_raw_nonzero().to_string())
     }
 
-    /// True while there is a process in it, ended ones that nobody waited for aside.
+    /// Returns true while there is a process in the group, except ended ones that no process has
+    /// waited for.
     pub(crate) fn is_populated(&self) -> bool {
         self.read("cgroup.events").is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
     }
 
-    /// Ends every process in it. Returns before they are gone.
+    /// Kills every process in the group. Returns before they have ended.
     pub(crate) fn kill(&self) -> io::Result<()> {
         match self.put_if_there("cgroup.kill", "1") {
             Ok(true) => Ok(()),
@@ -159,7 +167,8 @@ impl Group {
         }
     }
 
-    /// Frozen, they start no others meanwhile; a frozen process dies of SIGKILL.
+    /// Kills the processes one by one. They are frozen first, so that they cannot start others
+    /// meanwhile; a frozen process dies of SIGKILL.
     fn kill_one_by_one(&self) -> io::Result<()> {
         self.put_if_there("cgroup.freeze", "1")?;
         for _ in 0..ROUNDS {
@@ -169,22 +178,23 @@ impl Group {
                 break;
             }
             for pid in pids {
-                // ESRCH: it went meanwhile. A number is not given again before its process was waited for.
+                // ESRCH: the process has ended meanwhile. A number is not assigned again before its
+                // process was waited for.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
             thread::sleep(POLL);
         }
-        // Used again by a sandbox that is reset.
+        // Thawed, because a sandbox that is reset uses the group again.
         self.put_if_there("cgroup.freeze", "0").map(drop)
     }
 
-    /// Removes a group that is empty. False when it is not.
+    /// Removes a group that is empty. Returns false if it is not empty.
     pub(crate) fn remove(path: &Path) -> bool {
-        // Not there, or not ours to remove: nothing more can be done about it.
+        // If it does not exist or is not ours to remove, nothing more can be done.
         !is_ours(path) || !matches!(fs::remove_dir(path), Err(error) if error.kind() == io::ErrorKind::ResourceBusy)
     }
 
-    /// Removes the group that is written down in `directory`. False while there is a process in it.
+    /// Removes the group that `directory` links to. Returns false while there is a process in it.
     pub(crate) fn release(directory: &SandboxDirectory) -> bool {
         target(directory.fd(), LINK).is_none_or(|path| Self::remove(&path))
     }
@@ -197,10 +207,10 @@ impl Group {
         }
     }
 
-    /// Never makes a file: what is not there is not offered by the kernel.
+    /// Writes to an existing file. Never creates one: the kernel does not offer what has no file.
     fn put(&self, file: &str, text: &str) -> io::Result<()> {
         let file = openat(&self.fd, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        // The kernel takes each of these whole or not at all.
+        // The kernel accepts each of these texts as a whole or not at all.
         rustix::io::write(file, text.as_bytes())?;
         Ok(())
     }
@@ -215,7 +225,7 @@ fn is_ours(path: &Path) -> bool {
     path.is_absolute() && path.file_name().is_some_and(|name| name.as_bytes().starts_with(PREFIX.as_bytes()))
 }
 
-/// Where the link `name` in `directory` leads.
+/// Returns the target of the link `name` in `directory`.
 fn target(directory: BorrowedFd<'_>, name: &str) -> Option<PathBuf> {
     let path = readlinkat(directory, name, Vec::new()).ok()?;
     Some(PathBuf::from(OsStr::from_bytes(path.as_bytes())))

@@ -1,5 +1,6 @@
-//! Where control groups can be made: by the kernel's two tables, which hierarchies are mounted and where in them this process
-//! is (proc_pid_mountinfo(5), cgroups(7)). Makes nothing.
+//! Finds the places where control groups can be made, from the two tables of the kernel: which
+//! hierarchies are mounted, and where in them this process is (proc_pid_mountinfo(5), cgroups(7)).
+//! May not make a group.
 
 use std::{
     ffi::OsStr,
@@ -21,19 +22,19 @@ pub(crate) enum Version {
     V2,
 }
 
-/// Where a group can be made in version 1 that has `controller`.
+/// Returns the places in version 1 hierarchies that have `controller`.
 pub(crate) fn with_controller(controller: &str) -> Vec<Place> {
     let all = places_in(&read("/proc/self/mountinfo"), &own(), Some(controller));
     all.into_iter().filter(|place| place.version == Version::V1).collect()
 }
 
-/// Where a group can be made in version 2, best first: below the caller's own group, and beside it, since a group with
-/// processes of its own can pass no controllers on.
+/// Returns the places in version 2, best first: below the group of the caller, and beside it, since
+/// a group that has processes cannot pass on controllers.
 pub(crate) fn unified() -> Vec<PathBuf> {
     places_in(&read("/proc/self/mountinfo"), &own(), None).into_iter().map(|place| place.path).collect()
 }
 
-/// Names where the caller is in the version 2 hierarchy.
+/// Returns the path of the caller in the version 2 hierarchy.
 pub(super) fn own_unified() -> Option<String> {
     own_path(&own(), Version::V2, None).map(str::to_owned)
 }
@@ -46,7 +47,8 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Hierarchies of version 2, and with `controller` those of version 1 that have it. A controller is in one hierarchy only.
+/// Returns the places in version 2, and those in version 1 that have `controller`. A controller is
+/// in one hierarchy only.
 fn places_in(mounts: &str, own: &str, controller: Option<&str>) -> Vec<Place> {
     let mut places = Vec::new();
     for line in mounts.lines() {
@@ -61,7 +63,7 @@ fn places_in(mounts: &str, own: &str, controller: Option<&str>) -> Vec<Place> {
             _ => continue,
         };
         let Some(path) = own_path(own, version, controller) else { continue };
-        // What of the hierarchy is mounted may begin further down, as in a container.
+        // The mount may start further down in the hierarchy, as in a container.
         let Ok(below) = Path::new(path).strip_prefix(root) else { continue };
         let at = unescaped(at);
         let here = at.join(below);
@@ -84,7 +86,7 @@ fn own_path<'t>(table: &'t str, version: Version, controller: Option<&str>) -> O
     })
 }
 
-/// A path as mountinfo has it, with white space and backslashes as octal numbers.
+/// Decodes a path in mountinfo, in which white space and backslashes are octal numbers.
 fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hierarchy_with_processor_time_is_found_in_both_versions() {
+    fn cpu_hierarchy_is_found_in_both_versions() {
         let v1 = "25 22 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                   26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid - cgroup cgroup rw,cpu,cpuacct\n\
                   27 25 0:24 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
@@ -120,7 +122,7 @@ mod tests {
         let beside = [("/sys/fs/cgroup/a/b".to_owned(), Version::V2), ("/sys/fs/cgroup/a".to_owned(), Version::V2)];
         assert_eq!(paths(v2, "0::/a/b\n"), beside);
         assert_eq!(paths(v2, "0::/\n"), [("/sys/fs/cgroup/".to_owned(), Version::V2)]);
-        // Only a part of the hierarchy is mounted: what is above it cannot be reached.
+        // Only a part of the hierarchy is mounted: groups above it cannot be reached.
         let part = "26 25 0:23 /pod /with\\040space rw - cgroup2 cgroup2 rw\n";
         assert_eq!(paths(part, "0::/pod/me\n")[0].0, "/with space/me");
         assert!(paths(part, "0::/elsewhere\n").is_empty());
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_version_2_hierarchy_beside_version_1_is_found() {
+    fn empty_version_2_hierarchy_beside_version_1_is_found() {
         let mounts = "26 25 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       27 25 0:24 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let places = places_in(mounts, "4:cpu:/x\n0::/\n", None);

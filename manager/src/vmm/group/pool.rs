@@ -1,8 +1,10 @@
-//! Control groups made ahead, so that a start does not wait for one: empty ones, each with a symbolic link to it in the home's
-//! `groups/`, `<place>.<number>`. Taking one is a rename of the link into the sandbox's directory, which hands it to one
-//! taker alone and writes it down in one step. Filled after a start by the process that started it.
+//! A pool of empty control groups that are made ahead, so that a start does not wait for one. For
+//! each there is a symbolic link in the home's `groups/`, named `<place>.<number>`. A taker renames
+//! the link into the sandbox's directory, which hands the group to exactly one taker and records it
+//! in one step. The process that started a sandbox fills the pool afterwards.
 //!
-//! `<place>` stands for where in the hierarchy the maker is: a group in another service's part would be ended with that.
+//! `<place>` stands for where in the hierarchy the maker is: a group in the part of another service
+//! would be ended with that service.
 
 use super::{Group, LINK, making, place, target};
 use crate::home::{
@@ -20,19 +22,19 @@ use std::{
     sync::OnceLock,
 };
 
-/// As many as a host of the usual size starts at a time.
+/// Number of groups in the pool: as many sandboxes as a host of the usual size starts at a time.
 const SLOTS: usize = 4;
-/// Begins the name of a link to a group that is being made.
+/// Prefix of the name of a link to a group that is being made or removed.
 const NEW: &str = "new";
 
-/// Where this process is, as the beginning of a link's name. Looked up once: a process that is moved later hands out groups
-/// of where it was, which work as well.
+/// Returns where this process is, as the prefix of a link's name. Determined only once: a process
+/// that is moved later hands out groups of its old place, which work as well.
 fn place_name() -> Option<&'static str> {
     static NAME: OnceLock<Option<String>> = OnceLock::new();
     NAME.get_or_init(|| Some(hex(&Sha256::digest(place::own_unified()?)[..6]))).as_deref()
 }
 
-/// Moves the link to a group into `directory`. False when there is none.
+/// Moves the link to a group into `directory`. Returns false if there is none.
 pub(super) fn take_into(home: &Home, directory: &SandboxDirectory) -> bool {
     let Some(place) = place_name() else { return false };
     (0..SLOTS).any(|slot| {
@@ -41,7 +43,8 @@ pub(super) fn take_into(home: &Home, directory: &SandboxDirectory) -> bool {
     })
 }
 
-/// Makes what is missing, unless another process is doing that. Where no group can be made, none is.
+/// Makes the groups that are missing, unless another process does. Does nothing if no group can be
+/// made.
 pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
     let (Some(place), Some(groups)) = (place_name(), lock(home)?) else { return Ok(()) };
     remove_links(home, groups.file().as_fd(), |name| {
@@ -52,7 +55,8 @@ pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
         if target(groups.file().as_fd(), &name).is_some() {
             continue;
         }
-        // The link first, under another name: a group that nothing names would stay for ever.
+        // The link is made first, under another name: a group without a link would stay
+        // indefinitely.
         let fail = |error| DirectoryError::new("link", home.groups().join(&name), error);
         let Some(path) = making::new_path() else { return Ok(()) };
         let being_made = format!("{NEW}.{slot}");
@@ -65,7 +69,7 @@ pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
     Ok(())
 }
 
-/// Removes all of them: for a home that may not be used again soon.
+/// Removes all groups of the pool, for a home that may not be used again soon.
 pub(crate) fn drain(home: &Home) -> Result<(), DirectoryError> {
     match lock(home)? {
         Some(groups) => remove_links(home, groups.file().as_fd(), |_| true),
@@ -73,7 +77,7 @@ pub(crate) fn drain(home: &Home) -> Result<(), DirectoryError> {
     }
 }
 
-/// `None` while another process fills or drains.
+/// Locks the pool. Returns `None` while another process fills or drains it.
 fn lock(home: &Home) -> Result<Option<FileLock>, DirectoryError> {
     let path = home.groups();
     FileLock::try_on(LockClass::Groups, Sharing::Exclusive, directory_file(&path)?)
@@ -84,8 +88,9 @@ fn is_dangling(groups: BorrowedFd<'_>, name: &str) -> bool {
     target(groups, name).is_some_and(|path| Group::at(&path).is_none())
 }
 
-/// Removes those links with their groups. A taker may be quicker, and then its link is not touched. The link goes last, out of
-/// takers' sight: a group that nothing names would stay.
+/// Removes those links with their groups. If a taker is faster, its link is not touched. The link
+/// is renamed first, so that takers do not see it, and removed last, because a group without a link
+/// would stay indefinitely.
 fn remove_links(home: &Home, groups: BorrowedFd<'_>, which: impl Fn(&str) -> bool) -> Result<(), DirectoryError> {
     let path = home.groups();
     let entries = fs::read_dir(&path).map_err(|error| DirectoryError::new("list", &path, error))?;
@@ -95,7 +100,7 @@ fn remove_links(home: &Home, groups: BorrowedFd<'_>, which: impl Fn(&str) -> boo
             continue;
         }
         if target(groups, &going).is_none_or(|group| Group::remove(&group)) {
-            // Gone already where the home is being removed.
+            // The link does not exist any more if the home is being removed.
             let _ = unlinkat(groups, &going, AtFlags::empty());
         }
     }

@@ -1,7 +1,8 @@
 use super::*;
 use std::process::{Child, Command};
 
-/// A sandbox's directory in a home; `None` where this host has no control groups that can be written to.
+/// Returns the directory of a sandbox in a home, or `None` if no control group can be made on this
+/// host.
 fn sandbox() -> Option<(tempfile::TempDir, Home, SandboxDirectory)> {
     if !containment().group {
         eprintln!("left out: no control group can be made here");
@@ -13,7 +14,7 @@ fn sandbox() -> Option<(tempfile::TempDir, Home, SandboxDirectory)> {
     Some((dir, home, directory))
 }
 
-/// A shell in `group` with a child that left its session and closed all that it had.
+/// Starts a shell in `group`, with a child that leaves its session and closes all its streams.
 fn family_in(group: &Group) -> Child {
     let script = format!(
         "echo $$ >{}/cgroup.procs; setsid sh -c 'sleep 60 & sleep 60' </dev/null >/dev/null 2>&1 & sleep 60",
@@ -37,7 +38,7 @@ fn wait_until_empty(group: &Group) {
 }
 
 #[test]
-fn a_group_ends_all_that_is_in_it_in_both_ways() {
+fn group_kills_all_its_processes_in_both_ways() {
     let Some((_dir, home, directory)) = sandbox() else { return };
     let group = Group::take(&home, &directory).unwrap().unwrap();
     for kill in [Group::kill, Group::kill_one_by_one] {
@@ -54,7 +55,7 @@ fn a_group_ends_all_that_is_in_it_in_both_ways() {
 }
 
 #[test]
-fn a_sandbox_keeps_its_group_and_has_it_made_again_when_it_is_gone() {
+fn sandbox_keeps_its_group_path() {
     let Some((_dir, home, directory)) = sandbox() else { return };
     let first = Group::take(&home, &directory).unwrap().unwrap();
     let again = Group::take(&home, &directory).unwrap().unwrap();
@@ -65,9 +66,10 @@ fn a_sandbox_keeps_its_group_and_has_it_made_again_when_it_is_gone() {
     assert!(Group::release(&directory));
 }
 
-/// As a reset does, and a resume from disk: the machine's VMM is ended by its group, and another is started in its place.
+/// A reset and a resume from disk do this: the VMM is ended by its group, and another is started in
+/// its place.
 #[test]
-fn a_process_lives_in_a_group_that_was_killed_before() {
+fn process_survives_in_a_group_that_was_killed_before() {
     let Some((_dir, home, directory)) = sandbox() else { return };
     let cat = Path::new("/bin/cat");
     for round in 0..2 {
@@ -86,7 +88,7 @@ fn a_process_lives_in_a_group_that_was_killed_before() {
 }
 
 #[test]
-fn nothing_but_a_group_of_ours_is_ended_or_removed() {
+fn foreign_groups_are_not_killed_or_removed() {
     let dir = tempfile::tempdir().unwrap();
     let directory = SandboxDirectory::create(dir.path().join("x")).unwrap();
     let innocent = dir.path().join("innocent");
@@ -102,7 +104,7 @@ fn nothing_but_a_group_of_ours_is_ended_or_removed() {
 }
 
 #[test]
-fn the_pool_hands_each_group_to_one_and_leaves_none() {
+fn pool_hands_out_each_group_once_and_drains() {
     let Some((_dir, home, _)) = sandbox() else { return };
     pool::fill(&home).unwrap();
     let ready = fs::read_dir(home.groups()).unwrap().count();
@@ -133,9 +135,10 @@ fn the_pool_hands_each_group_to_one_and_leaves_none() {
     assert!(directories.iter().all(Group::release));
 }
 
-/// Written down and never made, made and never used, and of a host that restarted since.
+/// Remains that are possible: a group with a link that was never made, one that was made and never
+/// used, and one from before a restart of the host.
 #[test]
-fn what_a_killed_filler_left_goes_with_the_next() {
+fn filling_removes_remains_of_a_killed_filler() {
     let Some((_dir, home, _)) = sandbox() else { return };
     let half_made = making::new_path().unwrap();
     making::make(&half_made).unwrap();
