@@ -1,8 +1,9 @@
-//! Which content a file has: its SHA-256, remembered per version of the file, so that an image of some hundred MiB is
-//! read once and not at every start.
+//! Identifies files by content: by their SHA-256, which is stored for each version of a file, so
+//! that an image of some hundred MiB is read once and not at every start.
 //!
 //! `contents/<device>-<inode>-<size>-<mtime>` in the home holds the hash of that version (see
-//! [`FileIdentity`]). A wrong entry can only be written by whoever owns the home.
+//! [`FileIdentity`]). Only the owner of the home can write a wrong entry. This module may not
+//! change the files that it hashes.
 
 use crate::home::{directory::DirectoryError, host::hex, layout::Home, private};
 use sandboxvm_images::{identity::FileIdentity, regular};
@@ -15,16 +16,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file and what was in it.
+/// A path, and the hash of the file that was there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
-    /// Where it was.
+    /// Path of the file when it was hashed.
     pub path: PathBuf,
     /// SHA-256 in hexadecimal.
     pub sha256: String,
 }
 
-/// The content of `file`, which was opened at `path`. Reads all of it the first time.
+/// Returns the content of `file`, which was opened at `path`. Reads the whole file the first time.
 pub(crate) fn of(home: &Home, file: &File, path: &Path) -> Result<Content, DirectoryError> {
     let fail = |source| DirectoryError::new("read", path, source);
     let identity = FileIdentity::from(&file.metadata().map_err(fail)?);
@@ -35,7 +36,8 @@ pub(crate) fn of(home: &Home, file: &File, path: &Path) -> Result<Content, Direc
         Some(sha256) => sha256,
         None => {
             let sha256 = hash(file).map_err(fail)?;
-            // What cannot be remembered is read again next time; half an entry is none (see `is_hash`).
+            // A hash that cannot be stored is computed again next time. An incomplete entry is not
+            // accepted (see `is_hash`).
             let _ = private::write(&entry, &sha256);
             sha256
         }
@@ -43,13 +45,13 @@ pub(crate) fn of(home: &Home, file: &File, path: &Path) -> Result<Content, Direc
     Ok(Content { path: path.to_owned(), sha256 })
 }
 
-/// As [`of`], for a file that may not be there any more.
+/// Like [`of`], for a file that may not exist any more.
 pub(crate) fn at(home: &Home, path: &Path) -> Result<Content, DirectoryError> {
     let file = File::open(path).map_err(|source| DirectoryError::new("open", path, source))?;
     of(home, &file, path)
 }
 
-/// Opens the file that has this very content: where it was, else at `or`.
+/// Opens the file that has this content: at its old path, or else at `or`.
 pub(crate) fn find(home: &Home, content: &Content, or: &Path) -> Option<File> {
     [content.path.as_path(), or].into_iter().find_map(|path| {
         let file = regular::open(path).ok()?;
@@ -81,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_read_once_and_a_damaged_entry_is_not_believed() {
+    fn versions_are_hashed_once_and_damaged_entries_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
         let path = dir.path().join("file");

@@ -1,5 +1,6 @@
-//! One sandbox's directory: its files by name, reached through a descriptor, so that renaming the directory (staging to
-//! sandboxes, sandboxes to trash) never pulls it from under its user.
+//! The directory of one sandbox: its files by name, reached through a descriptor, so that renaming
+//! the directory (staging to sandboxes, sandboxes to trash) never affects a process that uses it.
+//! May not follow a symbolic link in the directory.
 //!
 //! ```text
 //! config.json   `record`, written once
@@ -7,14 +8,17 @@
 //! lock          flock held by the VMM for its life
 //! control.sock  VMM's control socket          vsock.sock  guest's vsock ports
 //! console.log   serial console, bounded       vmm.log     VMM's own messages
-//! supervision.json, supervisor.*   ports and rules that are kept up for it (`supervision`)
+//! supervision.json, supervisor.*   ports and rules that the supervisor maintains (`supervision`)
 //! use, idle.paused   whether it is used, for its idle rule (`in_use`)
-//! ending        why its machine is being ended, for those who use it (`ending`)
-//! identity.due  empty; the machine was not yet told who it is (`identity`)
-//! cgroup        where the control group of its processor share is (`cpu_share`); unkept.*: limits not in force (`limits`)
-//! lineage.json  which files its disk and memory are made of (`lineage`); changed under change.lock
-//! template      raw image below the disk's layers; image, agent: the read-only disks, where they could be linked
-//! disk.<n>      layers of its disk; memory.<n>, state.<n>: of snapshots it began from or was compared with
+//! ending        why its machine is being ended, for those who use it (`interruption`)
+//! identity.due  empty; the machine has not received its identity yet (`identity`)
+//! cgroup        path of the control group of its processor share (`cpu_share`)
+//! unkept.*      limits not in force (`limits::kept`)
+//! lineage.json  which files its disk and memory consist of (`lineage`); changed under change.lock
+//! template      raw image below the disk's layers
+//! image, agent  the read-only disks, where they could be linked
+//! disk.<n>      layers of its disk
+//! memory.<n>, state.<n>   of snapshots that it started from or was compared with
 //! ```
 
 use crate::{
@@ -42,10 +46,10 @@ pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
 pub(crate) const CONSOLE_LOG: &str = "console.log";
 pub(crate) const VMM_LOG: &str = "vmm.log";
 
-/// `sun_path` has 108 bytes with its NUL (unix(7)).
+/// Maximum length of a socket path: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// A file operation in a sandbox's directory failed.
+/// A failed file operation in the directory of a sandbox.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {}: {source}", .path.display())]
 pub struct DirectoryError {
@@ -55,7 +59,7 @@ pub struct DirectoryError {
 }
 
 impl DirectoryError {
-    /// True when the directory or file does not exist.
+    /// Returns true if the directory or file does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
@@ -65,7 +69,7 @@ impl DirectoryError {
         self.source.kind() == io::ErrorKind::WouldBlock
     }
 
-    /// True when the file may be whole and the disk does not give it.
+    /// Returns true if the disk failed to read the file, which may be intact.
     pub(crate) fn is_disk_failure(&self) -> bool {
         self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
     }
@@ -81,7 +85,7 @@ impl DirectoryError {
 
 type Result<T> = std::result::Result<T, DirectoryError>;
 
-/// An open sandbox directory. The path is where it was when opened, for messages.
+/// An open sandbox directory. The path is the one at which it was opened, for messages.
 #[derive(Debug)]
 pub(crate) struct SandboxDirectory {
     path: PathBuf,
@@ -98,7 +102,7 @@ impl SandboxDirectory {
         }
     }
 
-    /// Makes the directory; it must not exist.
+    /// Creates the directory, which must not exist.
     pub(crate) fn create(path: PathBuf) -> Result<Self> {
         rustix::fs::mkdir(&path, Mode::RWXU).map_err(|e| DirectoryError::new("create", &path, e))?;
         Self::open(path)
@@ -108,7 +112,7 @@ impl SandboxDirectory {
         &self.path
     }
 
-    /// When, since the host's boot.
+    /// Returns when the directory was opened, as time since the host's boot.
     pub(crate) fn opened_at(&self) -> Duration {
         self.opened_at
     }
@@ -117,7 +121,7 @@ impl SandboxDirectory {
         self.fd.as_fd()
     }
 
-    /// Moves the directory to `path`, where nothing may be yet.
+    /// Moves the directory to `path`, which must not exist.
     pub(crate) fn rename_to(&mut self, path: PathBuf) -> Result<()> {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         rustix::fs::renameat_with(CWD, &self.path, CWD, &path, flags)
@@ -126,8 +130,8 @@ impl SandboxDirectory {
         Ok(())
     }
 
-    /// Claims the directory for whoever makes or owns the sandbox, as long as this value lives. Sweepers leave claimed
-    /// directories alone. False when somebody else has it.
+    /// Claims the directory for the maker or owner of the sandbox, as long as this value lives.
+    /// Sweeps do not modify claimed directories. Returns false if another process has claimed it.
     pub(crate) fn try_claim(&self) -> Result<bool> {
         flock::try_take(Sharing::Exclusive, &self.fd).map_err(|error| self.error("claim", "", error))
     }
@@ -136,14 +140,14 @@ impl SandboxDirectory {
         DirectoryError::new(what, self.path.join(name), source)
     }
 
-    /// Opens a file that exists.
+    /// Opens an existing file.
     pub(crate) fn open_file(&self, name: &str, flags: OFlags) -> Result<File> {
         rustix::fs::openat(&self.fd, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
             .map(File::from)
             .map_err(|e| self.error("open", name, e))
     }
 
-    /// Makes a file that does not exist yet, 0600, open for reading and writing.
+    /// Creates a file with mode 0600, open for reading and writing. The file must not exist.
     pub(crate) fn create_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
@@ -151,12 +155,13 @@ impl SandboxDirectory {
             .map_err(|e| self.error("create", name, e))
     }
 
-    /// Makes a file with `content`. For a directory nobody else sees yet: elsewhere a reader could meet half of it.
+    /// Creates a file with `content`. Only for a directory that no other process sees yet:
+    /// elsewhere a reader could see an incomplete file.
     pub(crate) fn write_new(&self, name: &str, content: &[u8]) -> Result<()> {
         self.create_file(name)?.write_all(content).map_err(|e| self.error("write", name, e))
     }
 
-    /// The whole of a small file.
+    /// Reads a small file completely. Fails if it has more than `cap` bytes.
     pub(crate) fn read(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
         let mut content = Vec::new();
         let read = self.open_file(name, OFlags::RDONLY)?.take(cap + 1).read_to_end(&mut content);
@@ -167,7 +172,7 @@ impl SandboxDirectory {
         }
     }
 
-    /// At most the first `cap` bytes of a file that something hostile may have written.
+    /// Reads at most the first `cap` bytes of a file that a hostile process may have written.
     pub(crate) fn read_beginning(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
         let mut content = Vec::new();
         self.open_file(name, OFlags::RDONLY | OFlags::NONBLOCK)?
@@ -177,7 +182,7 @@ impl SandboxDirectory {
         Ok(content)
     }
 
-    /// At most the last `cap` bytes of a file; empty when it does not exist.
+    /// Reads at most the last `cap` bytes of a file. Returns nothing if it does not exist.
     pub(crate) fn read_tail(&self, name: &str, cap: u64) -> Result<Vec<u8>> {
         let mut file = match self.open_file(name, OFlags::RDONLY) {
             Ok(file) => file,
@@ -192,7 +197,7 @@ impl SandboxDirectory {
         Ok(content)
     }
 
-    /// A listening Unix socket, 0600.
+    /// Creates a listening Unix socket with mode 0600.
     pub(crate) fn listen(&self, name: &str) -> Result<UnixListener> {
         let path = self.socket_path(name);
         let listener = UnixListener::bind(&path).map_err(|e| self.error("listen on", name, e))?;
@@ -201,8 +206,9 @@ impl SandboxDirectory {
         Ok(listener)
     }
 
-    /// Connects to a Unix socket, if whoever owns the directory, or root, made it. What is behind it cannot check who
-    /// connects: a VMM knows none of the host's users. Who may connect is for the socket's mode and the directory's.
+    /// Connects to a Unix socket if the owner of the directory, or root, made it. The process
+    /// behind the socket cannot check who connects, because a VMM knows no user of the host: the
+    /// modes of the socket and of the directory decide who may connect.
     pub(crate) async fn connect(&self, name: &str) -> Result<UnixStream> {
         let stream =
             UnixStream::connect(self.socket_path(name)).await.map_err(|e| self.error("connect to", name, e))?;
@@ -215,7 +221,7 @@ impl SandboxDirectory {
         Err(self.error("trust", name, io::Error::new(io::ErrorKind::PermissionDenied, problem)))
     }
 
-    /// A path of a socket that fits `sun_path` however deep the home is.
+    /// Returns a path of a socket that fits `sun_path`, no matter how deep the home is.
     fn socket_path(&self, name: &str) -> PathBuf {
         let path = self.path.join(name);
         if path.as_os_str().as_bytes().len() <= MAX_SOCKET_PATH {
@@ -225,7 +231,7 @@ impl SandboxDirectory {
         }
     }
 
-    /// True while the path still leads to this very directory.
+    /// Returns true while the path still leads to this directory.
     pub(crate) fn exists(&self) -> bool {
         let same = || {
             let here = rustix::fs::fstat(&self.fd)?;
@@ -241,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tails_and_caps() {
+    fn reads_are_limited_and_tails_are_returned() {
         let home = tempfile::tempdir().unwrap();
         let dir = SandboxDirectory::create(home.path().join("x")).unwrap();
         dir.write_new("file", b"0123456789").unwrap();
@@ -266,17 +272,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_another_user_made_is_not_spoken_to() {
+    async fn socket_of_another_user_is_rejected() {
         if !rustix::process::getuid().is_root() {
             return;
         }
         let home = tempfile::tempdir().unwrap();
         let dir = SandboxDirectory::create(home.path().join("x")).unwrap();
         let listener = dir.listen("s.sock").unwrap();
-        // A socket's maker is who listens on it last.
+        // The maker of a socket is the last user that called listen(2) on it.
         let other = std::thread::spawn(move || {
             let user = rustix::process::Uid::from_raw(64_999);
-            // Of this thread alone, which ends at once.
+            // Changes the user of this thread alone, which ends immediately.
             rustix::thread::set_thread_res_uid(user, user, user).unwrap();
             rustix::net::listen(&listener, 1).unwrap();
             listener
@@ -287,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_directory_is_still_usable() {
+    fn moved_directory_is_still_usable() {
         let home = tempfile::tempdir().unwrap();
         let mut dir = SandboxDirectory::create(home.path().join("a")).unwrap();
         let other = SandboxDirectory::open(home.path().join("a")).unwrap();
@@ -300,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_lasts_as_long_as_its_holder() {
+    fn claim_lasts_as_long_as_its_holder() {
         let home = tempfile::tempdir().unwrap();
         let dir = SandboxDirectory::create(home.path().join("a")).unwrap();
         assert!(dir.try_claim().unwrap());

@@ -1,4 +1,5 @@
-//! flock(2), with the answers that callers act on. `locks` names the locks; only it and the claim of a directory call this.
+//! flock(2), with the results that callers act on. Only `locks`, which names the locks, and the
+//! claim of a directory may call this.
 
 use rustix::{
     fs::{FlockOperation, flock},
@@ -6,7 +7,7 @@ use rustix::{
 };
 use std::{io, os::fd::AsFd};
 
-/// Whether other holders are admitted beside this one.
+/// Whether a lock excludes other holders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sharing {
     /// Any number of shared holders.
@@ -15,8 +16,9 @@ pub(crate) enum Sharing {
     Exclusive,
 }
 
-/// Takes a file's lock if that is possible now. The lock lives as long as the open file description, which the caller may
-/// hand to another process. Returns false while another holder excludes it.
+/// Takes a file's lock if that is possible now. The lock lives as long as the open file
+/// description, which the caller may hand to another process. Returns false while another holder
+/// excludes it.
 pub(crate) fn try_take(sharing: Sharing, file: impl AsFd) -> io::Result<bool> {
     let how = match sharing {
         Sharing::Shared => FlockOperation::NonBlockingLockShared,

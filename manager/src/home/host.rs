@@ -1,5 +1,6 @@
-//! What a snapshot depends on beside its files: the mode this host's KVM runs guests in, its processor, and this boot.
-//! A snapshot restored on another would fault, or find a clock that went backwards.
+//! What a snapshot depends on besides its files: the mode in which KVM runs guests on this host,
+//! its processor, and this boot. A machine that is restored on another host would fault, or find a
+//! clock that ran backwards.
 
 use sandboxvm_protocol::machine::HostMode;
 use serde::{Deserialize, Serialize};
@@ -11,49 +12,52 @@ use std::{
     time::Duration,
 };
 
-/// The first processor's paragraph of /proc/cpuinfo is below this; reading all of a large host's takes milliseconds.
+/// Number of bytes that are read of /proc/cpuinfo. The paragraph of the first processor is shorter,
+/// and reading the whole file takes milliseconds on a large host.
 const CPUINFO: u64 = 8192;
 
-/// Why the host cannot be told from others.
+/// Why the identity of the host cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// No KVM.
+    /// KVM is not available.
     #[error("KVM is not available: none of the modules kvm_intel, kvm_amd and kvm_pvm is loaded")]
     NoKvm,
-    /// A file in /proc.
+    /// A file in /proc cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which.
+        /// Path of the file.
         path: &'static str,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// This host, as far as a restored guest can tell.
+/// The identity of this host, as far as a restored guest can notice a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostIdentity {
-    /// What executes guest ring 0.
+    /// What executes ring 0 of the guest.
     pub mode: HostMode,
     /// Hash of the processor's vendor, model and features.
     pub cpu: String,
-    /// /proc/sys/kernel/random/boot_id.
+    /// The content of /proc/sys/kernel/random/boot_id.
     pub boot_id: String,
 }
 
-/// What executes guest ring 0 on this host.
+/// Returns what executes ring 0 of a guest on this host.
 ///
 /// # Errors
 /// [`HostError::NoKvm`].
 pub(crate) fn mode() -> Result<HostMode, HostError> {
     let modules = [("kvm_pvm", HostMode::Pvm), ("kvm_intel", HostMode::Vmx), ("kvm_amd", HostMode::Svm)];
-    // kvm_pvm first: it can be loaded beside a vendor module whose hardware this machine does not expose.
+    // kvm_pvm is checked first: it can be loaded beside a vendor module whose hardware this machine
+    // does not expose.
     let mode = modules.into_iter().find(|(name, _)| Path::new("/sys/module").join(name).exists());
     mode.map(|(_, mode)| mode).ok_or(HostError::NoKvm)
 }
 
-/// How long the agent of a restored machine may take to answer. It listened when the snapshot was made, so that a
-/// longer silence is the guest's doing. A guest whose kernel is interpreted is slower by an order of magnitude.
+/// Returns how long the agent of a restored machine may take to answer. It listened when the
+/// snapshot was made, so the guest is the cause of a longer silence. A guest whose kernel is
+/// interpreted is slower by an order of magnitude.
 pub(crate) fn restored_agent_answers_within() -> Duration {
     match mode() {
         Ok(HostMode::Vmx | HostMode::Svm) => Duration::from_secs(10),
@@ -62,7 +66,7 @@ pub(crate) fn restored_agent_answers_within() -> Duration {
 }
 
 impl HostIdentity {
-    /// Reads it.
+    /// Reads the identity of this host.
     ///
     /// # Errors
     /// Every [`HostError`].
@@ -74,7 +78,7 @@ impl HostIdentity {
         Ok(Self { mode, cpu: cpu_hash(&cpuinfo), boot_id: boot_id.trim().to_owned() })
     }
 
-    /// Why a snapshot made on `self` cannot go on here, if it cannot.
+    /// Returns why a snapshot made on `self` cannot be restored here, or `None` if it can.
     pub(crate) fn difference(&self, here: &Self) -> Option<String> {
         if self.mode != here.mode {
             return Some(format!(
@@ -85,7 +89,7 @@ impl HostIdentity {
         if self.cpu != here.cpu {
             return Some("it was created on a processor with different features".into());
         }
-        // There the guest's user mode reads the host's own TSC, which a reboot sets back.
+        // In this mode the guest's user mode reads the host's TSC, which a reboot resets.
         if self.mode == HostMode::Pvm && self.boot_id != here.boot_id {
             return Some("it was created before this host was restarted, and its clock would run backwards".into());
         }
@@ -112,7 +116,7 @@ fn cpu_hash(cpuinfo: &str) -> String {
     hex(&hash.finalize())
 }
 
-/// Lower-case hexadecimal.
+/// Formats bytes as lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -126,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_counts_only_where_the_guest_reads_the_hosts_tsc() {
+    fn reboot_matters_only_where_the_guest_reads_the_hosts_tsc() {
         let here = host(HostMode::Vmx, "c", "b");
         assert_eq!(host(HostMode::Vmx, "c", "a").difference(&here), None);
         let message = host(HostMode::Pvm, "c", "a").difference(&host(HostMode::Pvm, "c", "b")).unwrap();
@@ -136,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_from_second_to_second_is_no_part_of_a_processor() {
+    fn varying_values_are_not_part_of_the_cpu_hash() {
         let cpu = |mhz: &str| cpu_hash(&format!("model\t\t: 1\ncpu MHz\t\t: {mhz}\nflags\t\t: fpu\n\nmodel\t\t: 9\n"));
         assert_eq!(cpu("1000.0"), cpu("2000.0"));
         assert_ne!(cpu("1"), cpu_hash("model\t\t: 1\nflags\t\t: fpu sse\n"));

@@ -1,20 +1,21 @@
-//! The home directory's layout: which path means what, and nothing of what is in the files.
+//! The layout of the home directory: what each path means. Knows nothing about the content of the
+//! files.
 //!
 //! ```text
 //! sandboxes/<id>/   one per sandbox (see `directory`)
 //! names/<name>      symbolic link to ../sandboxes/<id>
-//! ephemeral/<id>    empty file: the sandbox belongs to a `run` and goes with it
-//! staging/<id>/     a sandbox being made; renamed into sandboxes/ when whole
+//! ephemeral/<id>    empty file: the sandbox belongs to a `run` and is removed with it
+//! staging/<id>/     a sandbox being created; renamed into sandboxes/ when complete
 //! trash/<id>/       a sandbox being deleted; renamed out of sandboxes/ first
 //! snapshots/<name>/ a snapshot (see `snapshot`)
-//! ready/<key>/      the snapshot that new sandboxes of one kind start from (see `ready`)
+//! ready/<key>/      the snapshot that new sandboxes of one kind start from (see `ready_snapshot`)
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
-//! contents/         remembered hashes of files (see `content`)
-//! audit/            what was done with each sandbox, longer than it is there (see `audit`)
+//! contents/         stored hashes of files (see `content`)
+//! audit/            audit logs, which outlive their sandboxes (see `audit`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)
-//! admitted          who was promised memory (see `ledger`)
+//! admitted          which sandboxes have reserved memory (see `ledger`)
 //! ```
-//! All directories are 0700: whoever may enter the home owns every guest in it.
+//! All directories have mode 0700: a user who can enter the home controls every guest in it.
 
 use crate::home::rules::AdmissionRules;
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
@@ -31,23 +32,24 @@ pub enum HomeError {
     /// Creating a directory failed.
     #[error("cannot create {}: {source}", .path.display())]
     Create {
-        /// Which directory.
+        /// Path of the directory.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
-    /// Who else could change what is in it could run anything as whoever uses it.
+    /// The home is not safe to use: another user who can change its content could run anything as
+    /// the user of the home.
     #[error("cannot use the home {}: {problem}", .path.display())]
     Untrusted {
-        /// Which directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// Why it is not safe.
         problem: String,
     },
 }
 
-/// A home directory that exists with all its parts, by which rules sandboxes are admitted to it, and how much is logged of
-/// each.
+/// A home directory with all its parts, the rules for admitting sandboxes to it, and the maximum
+/// size of their audit logs.
 #[derive(Debug, Clone)]
 pub struct Home {
     root: PathBuf,
@@ -55,11 +57,11 @@ pub struct Home {
     max_audit_log: u64,
 }
 
-/// Maximum size of the audit log of one sandbox in bytes, unless its caller wants less.
+/// Maximum size of the audit log of one sandbox in bytes, unless the caller sets a lower one.
 const MAX_AUDIT_LOG: u64 = 1 << 30;
 
 impl Home {
-    /// Makes what is missing under `root`.
+    /// Opens the home at `root`, and creates what is missing.
     ///
     /// # Errors
     /// Every [`HomeError`].
@@ -73,7 +75,7 @@ impl Home {
                 _ => Ok(()),
             }
         };
-        // Absolute, because a long-running process may change its directory.
+        // Absolute, because a long-running process may change its working directory.
         let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
         create(&root, true)?;
         check_owner(&root)?;
@@ -116,7 +118,7 @@ impl Home {
         self.root.join("admitted")
     }
 
-    /// The home itself.
+    /// Returns the path of the home.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -174,7 +176,7 @@ impl Home {
         self.root.join("groups")
     }
 
-    /// What was done with sandboxes.
+    /// Returns the directory of the audit logs.
     pub(crate) fn audit(&self) -> PathBuf {
         self.root.join("audit")
     }
@@ -184,7 +186,8 @@ impl Home {
     }
 }
 
-/// One that existed may be anybody's. What is in it was made below a directory that only its owner could change.
+/// Checks a directory that may have existed before and belong to any user. Its content was made
+/// below a directory that only its owner could change.
 fn check_owner(root: &Path) -> Result<(), HomeError> {
     let metadata = std::fs::metadata(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
     let (owner, user, mode) = (metadata.uid(), rustix::process::geteuid().as_raw(), metadata.mode() & 0o7777);
@@ -204,7 +207,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn everything_is_private_and_opening_twice_is_fine() {
+    fn home_is_private_and_can_be_opened_twice() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
         let home = Home::open(&root).unwrap();
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_is_an_error_that_names_it() {
+    fn file_in_place_of_a_directory_is_named_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("file/home");
         std::fs::write(dir.path().join("file"), "").unwrap();
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_that_others_can_write_to_is_refused() {
+    fn home_that_others_can_write_to_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("home");
         Home::open(&root).unwrap();
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn another_users_home_is_refused() {
+    fn home_of_another_user_is_rejected() {
         if !rustix::process::getuid().is_root() {
             return;
         }

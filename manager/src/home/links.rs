@@ -1,25 +1,26 @@
-//! Files that several directories of a home share by hard links: a sandbox and its snapshots each have all they need,
-//! so that removing one never breaks another. Such a file is never written again, or only by its one VMM.
+//! Files that several directories of a home share by hard links: a sandbox and each of its
+//! snapshots have all files that they need, so that removing one never breaks another. Such a file
+//! may never be written again, except by the one VMM that it belongs to.
 
 use crate::home::directory::{DirectoryError, SandboxDirectory};
 use rustix::fs::{AtFlags, CWD, OFlags};
 use std::{fs::File, io::Write, os::fd::AsRawFd};
 
 impl SandboxDirectory {
-    /// Gives `file`, wherever it is on this file system, the name `name` here too.
+    /// Links `file`, which may be anywhere on this file system, into this directory as `name`.
     pub(crate) fn link(&self, file: &File, name: &str) -> Result<(), DirectoryError> {
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());
         rustix::fs::linkat(CWD, &source, self.fd(), name, AtFlags::SYMLINK_FOLLOW)
             .map_err(|error| self.error("link", name, error))
     }
 
-    /// As [`Self::link`], for a file of another directory.
+    /// Like [`Self::link`], for a file of another directory.
     pub(crate) fn link_from(&self, from: &Self, from_name: &str, name: &str) -> Result<(), DirectoryError> {
         rustix::fs::linkat(from.fd(), from_name, self.fd(), name, AtFlags::empty())
             .map_err(|error| self.error("link", name, error))
     }
 
-    /// Takes a name away; one that is not there is no error.
+    /// Removes a name. Succeeds if it does not exist.
     pub(crate) fn unlink(&self, name: &str) -> Result<(), DirectoryError> {
         match rustix::fs::unlinkat(self.fd(), name, AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
@@ -35,7 +36,7 @@ impl SandboxDirectory {
         rustix::fs::statat(self.fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Replaces a small file's content in one step, durably.
+    /// Replaces the content of a small file in one step, durably.
     pub(crate) fn replace(&self, name: &str, content: &[u8]) -> Result<(), DirectoryError> {
         let beside = format!(".{name}.new");
         self.unlink(&beside)?;
@@ -43,14 +44,14 @@ impl SandboxDirectory {
             file.write_all(content).and_then(|()| file.sync_data()).map_err(|e| self.error("write", name, e))
         });
         if let Err(error) = written.and_then(|()| self.rename(&beside, name)) {
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _ = self.unlink(&beside);
             return Err(error);
         }
         self.sync()
     }
 
-    /// Names of all that is in it.
+    /// Returns the names of all entries.
     pub(crate) fn names(&self) -> Result<Vec<String>, DirectoryError> {
         let fail = |error| self.error("list", "", error);
         let mut names = Vec::new();
@@ -62,12 +63,12 @@ impl SandboxDirectory {
         Ok(names)
     }
 
-    /// Makes the directory's own entries durable.
+    /// Makes the entries of the directory durable.
     pub(crate) fn sync(&self) -> Result<(), DirectoryError> {
         rustix::fs::fsync(self.fd()).map_err(|error| self.error("sync", "", error))
     }
 
-    /// Opens a file that is shared and never written.
+    /// Opens a shared file, which is never written, for reading.
     pub(crate) fn open_shared(&self, name: &str) -> Result<File, DirectoryError> {
         self.open_file(name, OFlags::RDONLY)
     }
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_linked_file_outlives_its_first_name_and_replacing_is_whole() {
+    fn linked_files_outlive_their_first_name_and_replace_is_complete() {
         let home = tempfile::tempdir().unwrap();
         let a = SandboxDirectory::create(home.path().join("a")).unwrap();
         let b = SandboxDirectory::create(home.path().join("b")).unwrap();

@@ -1,16 +1,20 @@
-//! Every advisory file lock (flock(2)) of a home: its name, what it protects, and its rank in the order of locks.
+//! Every advisory file lock (flock(2)) of a home: its name, what it protects, and its rank in the
+//! order of locks.
 //!
-//! The kernel releases a lock when the last descriptor of its open file description is closed, however its holder ended.
-//! A lock whose file a sweep may delete is taken with [`FileLock::try_named`], which checks that the file still has its
-//! name: a lock on a deleted file excludes no process.
+//! The kernel releases a lock when the last descriptor of its open file description is closed,
+//! however its holder ended. A lock whose file a sweep may delete is taken with
+//! [`FileLock::try_named`], which checks that the file still has its name: a lock on a deleted file
+//! excludes no process.
 //!
-//! **Order.** A task that holds a lock may wait without bound only for locks of a higher rank ([`LockClass`], in the order
-//! of its variants). A lock that is tried, or waited for with a bound, may be taken in any order: such a taker gives up
-//! instead of blocking, so it is never part of a deadlock. Debug builds panic when the order is violated. The page
-//! docs/design/locks.md describes who holds which lock for how long.
+//! **Order.** A task that holds a lock may wait without bound only for locks of a higher rank
+//! ([`LockClass`], in the order of its variants). A lock that is tried, or waited for with a bound,
+//! may be taken in any order: such a taker gives up instead of blocking, so it is never part of a
+//! deadlock. Debug builds panic when the order is violated. The page docs/design/locks.md describes
+//! who holds which lock for how long.
 //!
 //! A sandbox's directory itself is locked too, by its maker or by the `run` that owns it
-//! ([`SandboxDirectory::try_claim`](crate::home::directory::SandboxDirectory::try_claim)): always tried, never waited for.
+//! ([`SandboxDirectory::try_claim`](crate::home::directory::SandboxDirectory::try_claim)): always
+//! tried, never waited for.
 
 use crate::home::{
     directory::{DirectoryError, SandboxDirectory},
@@ -25,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two attempts of a bounded wait that blocks its thread.
+/// Time between two attempts of a bounded wait that blocks its thread.
 const BLOCKING_POLL: Duration = Duration::from_millis(1);
 
 /// The locks of a home, lowest rank first.
@@ -33,7 +37,8 @@ const BLOCKING_POLL: Duration = Duration::from_millis(1);
 pub(crate) enum LockClass {
     /// `ready/<key>.lock`: making one ready snapshot.
     ReadySnapshot,
-    /// `use` of a sandbox: shared while a client is connected to its agent, exclusive while the idle rule pauses it.
+    /// `use` of a sandbox: shared while a client is connected to its agent, exclusive while the
+    /// idle rule pauses it.
     Activity,
     /// `idle.paused` of a sandbox: resuming a machine that the idle rule paused.
     IdleResume,
@@ -43,7 +48,8 @@ pub(crate) enum LockClass {
     Supervisor,
     /// `lock` of a sandbox: exclusive for the life of its VMM, shared to keep a VMM from starting.
     Vmm,
-    /// `staging/` itself: shared between making a directory in it and claiming that, exclusive while a sweep lists it.
+    /// `staging/` itself: shared between making a directory in it and claiming that, exclusive
+    /// while a sweep lists it.
     Staging,
     /// `names/` itself: claiming and releasing names.
     Names,
@@ -64,13 +70,14 @@ pub(crate) struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock if that is possible now. Returns `None` while another process or task excludes it.
+    /// Takes the lock if that is possible now. Returns `None` while another process or task
+    /// excludes it.
     pub(crate) fn try_on(class: LockClass, sharing: Sharing, file: File) -> io::Result<Option<Self>> {
         Ok(if flock::try_take(sharing, &file)? { Some(Self::held(class, file)) } else { None })
     }
 
-    /// Opens the file at `path`, creating it with mode 0600, and takes the lock exclusively. Returns `None` while another
-    /// process has it, or when the file was deleted meanwhile.
+    /// Opens the file at `path`, creating it with mode 0600, and takes the lock exclusively.
+    /// Returns `None` while another process has it, or when the file was deleted meanwhile.
     pub(crate) fn try_named(class: LockClass, path: &Path) -> Result<Option<Self>, DirectoryError> {
         let fail = |error| DirectoryError::new("lock", path, error);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -83,7 +90,8 @@ impl FileLock {
         Ok(is_named.then(|| Self::held(class, file)))
     }
 
-    /// Waits for the lock without bound, blocking the thread. For locks that are held for microseconds.
+    /// Waits for the lock without bound, blocking the thread. For locks that are held for
+    /// microseconds.
     pub(crate) fn wait(class: LockClass, sharing: Sharing, file: File) -> io::Result<Self> {
         check_order(class);
         flock::wait(sharing, &file)?;
@@ -118,7 +126,7 @@ impl FileLock {
         Ok(Self::held(class, file))
     }
 
-    /// As [`Self::wait_async`], for at most `within`. Returns `None` after that. Cancel safe.
+    /// Like [`Self::wait_async`], for at most `within`. Returns `None` after that. Cancel safe.
     pub(crate) async fn wait_async_within(
         class: LockClass,
         sharing: Sharing,
@@ -136,7 +144,7 @@ impl FileLock {
         Ok(Some(Self::held(class, file)))
     }
 
-    /// The locked file.
+    /// Returns the locked file.
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -151,7 +159,8 @@ impl FileLock {
     }
 }
 
-/// Returns true while another process or task holds the file's lock so that it excludes shared holders.
+/// Returns true while another process or task holds the file's lock so that it excludes shared
+/// holders.
 pub(crate) fn is_held_exclusively(directory: &SandboxDirectory, name: &str) -> Result<bool, DirectoryError> {
     let file = match directory.open_file(name, OFlags::RDONLY) {
         Ok(file) => file,
@@ -176,7 +185,7 @@ fn check_order(class: LockClass) {
 #[cfg(not(debug_assertions))]
 fn check_order(_: LockClass) {}
 
-/// Which locks each task, or each thread outside of tasks, holds.
+/// The locks that each task, or each thread outside of tasks, holds.
 #[cfg(debug_assertions)]
 mod order {
     use super::LockClass;
@@ -256,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_a_deleted_file_is_not_accepted() {
+    fn lock_on_a_deleted_file_is_not_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k.lock");
         let held = FileLock::try_named(LockClass::ReadySnapshot, &path).unwrap().unwrap();
@@ -268,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bounded_wait_gives_up() {
+    fn bounded_wait_times_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let _held = FileLock::wait(LockClass::Supervisor, Sharing::Exclusive, open(&path)).unwrap();
@@ -278,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_wait_leaves_the_lock_to_others() {
+    async fn cancelled_wait_does_not_take_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = FileLock::try_on(LockClass::Change, Sharing::Exclusive, open(&path)).unwrap().unwrap();

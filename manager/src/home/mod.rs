@@ -1,6 +1,7 @@
-//! The home directory: which path holds what, and files, links and names in it.
+//! The home directory: what each path holds, and its files, links, names and locks.
 //!
-//! Knows no process and no socket. Everything above this module reads and writes the home through it.
+//! May not use any other module of the manager except `clock`. Everything above this module reads
+//! and writes the home through it.
 
 pub(crate) mod content;
 pub(crate) mod directory;

@@ -1,6 +1,7 @@
-//! Names: a name is a symbolic link `names/<name>` to its sandbox. Making a link either succeeds or finds another, so
-//! two sandboxes never get one name. A link is dead when its sandbox is neither there nor being made; then the name is
-//! free, and whoever wants it takes the link away under the lock of `names/`.
+//! Names of sandboxes. A name is a symbolic link `names/<name>` to its sandbox. Making a link
+//! either succeeds or finds another link, so two sandboxes can never get the same name. A link is
+//! dead when its sandbox neither exists nor is being created. Then the name is free, and a process
+//! that wants it removes the link under the lock of `names/`.
 
 use crate::home::{
     directory::DirectoryError,
@@ -11,15 +12,15 @@ use crate::home::{
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{fs, io, path::Path};
 
-/// Why a name was not given.
+/// Why a name was not assigned.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
-    /// Another sandbox has it.
+    /// Another sandbox has the name.
     #[error("the name \"{name}\" is already used by sandbox {holder}")]
     Taken {
         /// The name.
         name: SandboxName,
-        /// Who has it.
+        /// The sandbox that has it.
         holder: SandboxId,
     },
     /// A file operation failed.
@@ -27,7 +28,7 @@ pub enum NameError {
     Directory(#[from] DirectoryError),
 }
 
-/// Gives `name` to `id`, whose directory is being made.
+/// Assigns `name` to `id`, whose directory is being made.
 pub(crate) fn claim(home: &Home, name: &SandboxName, id: &SandboxId) -> Result<(), NameError> {
     let link = home.names().join(name.as_str());
     let target = Path::new("../sandboxes").join(id.as_str());
@@ -45,7 +46,7 @@ pub(crate) fn claim(home: &Home, name: &SandboxName, id: &SandboxId) -> Result<(
     }
 }
 
-/// Takes `name` from `id`; nothing happens when another sandbox has it by now.
+/// Removes `name` from `id`. Does nothing if another sandbox has it by now.
 pub(crate) fn release(home: &Home, name: &SandboxName, id: &SandboxId) -> Result<(), DirectoryError> {
     let _lock = lock(home)?;
     if resolve(home, name).as_ref() == Some(id) {
@@ -54,18 +55,18 @@ pub(crate) fn release(home: &Home, name: &SandboxName, id: &SandboxId) -> Result
     Ok(())
 }
 
-/// Who has `name`.
+/// Returns the sandbox that has `name`.
 pub(crate) fn resolve(home: &Home, name: &SandboxName) -> Option<SandboxId> {
     let target = fs::read_link(home.names().join(name.as_str())).ok()?;
     SandboxId::try_from(target.file_name()?.to_str()?.to_owned()).ok()
 }
 
-/// The name of `id`, from the links themselves: its record may be damaged.
+/// Returns the name of `id`. Reads the links, because the record of the sandbox may be damaged.
 pub(crate) fn of(home: &Home, id: &SandboxId) -> Result<Option<SandboxName>, DirectoryError> {
     Ok(all(home)?.into_iter().find(|name| resolve(home, name).as_ref() == Some(id)))
 }
 
-/// Takes away the names of sandboxes that are gone; says how many.
+/// Removes the names of sandboxes that do not exist any more. Returns their number.
 pub(crate) fn sweep(home: &Home) -> Result<usize, DirectoryError> {
     let mut removed = 0;
     for name in all(home)? {
@@ -87,7 +88,8 @@ fn all(home: &Home) -> Result<Vec<SandboxName>, DirectoryError> {
     Ok(entries.flatten().filter_map(|e| SandboxName::try_from(e.file_name().into_string().ok()?).ok()).collect())
 }
 
-/// Staging first: a sandbox moves from there to `sandboxes/`, never back.
+/// Returns true if the sandbox neither is being created nor exists. Staging is checked first: a
+/// sandbox moves from there to `sandboxes/`, never back.
 fn is_dead(home: &Home, id: &SandboxId) -> bool {
     !home.staged(id).exists() && !home.sandbox(id).exists()
 }
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_who_want_a_name_one_gets_it() {
+    fn concurrent_claims_of_a_name_have_one_winner() {
         let (_dir, home) = home();
         let winners = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..16)
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_taken_while_its_sandbox_is_made_and_while_it_exists_and_free_after() {
+    fn name_is_taken_from_creation_to_removal_of_its_sandbox() {
         let (_dir, home) = home();
         let (a, b) = (id("aaaaaaaa"), id("bbbbbbbb"));
         fs::create_dir(home.staged(&a)).unwrap();
@@ -153,7 +155,7 @@ mod tests {
         fs::rename(home.staged(&a), home.sandbox(&a)).unwrap();
         let message = claim(&home, &name("demo"), &b).unwrap_err().to_string();
         assert!(message.contains("used by sandbox aaaaaaaa"), "{message}");
-        // Killed between deleting the directory and the name.
+        // As if its process was killed between deleting the directory and the name.
         fs::remove_dir(home.sandbox(&a)).unwrap();
         fs::create_dir(home.staged(&b)).unwrap();
         claim(&home, &name("demo"), &b).unwrap();
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn sweeping_takes_dead_names_only() {
+    fn sweeping_removes_only_dead_names() {
         let (_dir, home) = home();
         let (a, b) = (id("aaaaaaaa"), id("bbbbbbbb"));
         fs::create_dir(home.sandbox(&a)).unwrap();

@@ -1,5 +1,5 @@
-//! Files of a home outside of a sandbox's directory: with a mode that is stated, so that a caller's umask of 0 shows no
-//! user of the host what is in them.
+//! Files of a home outside of a sandbox's directory. They are created with an explicit mode, so
+//! that even with a umask of 0 no other user of the host can read them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,12 +8,12 @@ use std::{
     path::Path,
 };
 
-/// Makes a file, 0600, or empties the one that is there.
+/// Creates a file with mode 0600, or empties the existing one.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-/// As [`create`], with `content`.
+/// Like [`create`], with `content`.
 pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
     create(path)?.write_all(content.as_ref())
 }

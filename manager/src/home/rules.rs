@@ -1,15 +1,16 @@
 //! The rules by which a home admits sandboxes. `limits::admission` applies them.
 
-/// What new sandboxes may take of the host. 0 switches a rule off.
+/// How much of the host new sandboxes may use. 0 disables a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdmissionRules {
-    /// Most sandboxes of a home, running or not.
+    /// Maximum number of sandboxes in a home, running or not.
     pub sandboxes: u32,
-    /// How many times the host's memory all that run may have together, in hundredths.
+    /// Maximum memory of all running sandboxes together, in percent of the host's memory.
     pub overcommit_percent: u32,
-    /// Memory of the host that no new sandbox may count on, in bytes; a share of it when not stated.
+    /// Memory of the host, in bytes, that has to stay free. `None` for a share of its memory.
     pub free_memory: Option<u64>,
-    /// Room in the home's file system that no new sandbox may count on, in bytes; a share of it when not stated.
+    /// Space in the home's file system, in bytes, that has to stay free. `None` for a share of its
+    /// size.
     pub free_disk: Option<u64>,
 }
 
