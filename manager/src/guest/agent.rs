@@ -1,5 +1,6 @@
-//! Connections to a sandbox's guest agent: through the VM's vsock socket, one per request, versions agreed on each.
-//! Everything that comes from the guest is hostile: it is capped by the wire, and its text is for people only.
+//! Connections to the guest agent of a sandbox: through the vsock socket of the VM, one for each
+//! request, with a version that is agreed on for each. Everything that comes from the guest is
+//! hostile: the wire limits its size, and its text may only be shown to users.
 
 use crate::{
     guest::{
@@ -27,60 +28,61 @@ use tokio::{
     time::sleep,
 };
 
-/// Between two attempts to connect to a VMM that is slow to accept.
+/// Time between two attempts to connect to a VMM that is slow to accept.
 const BACKLOG_POLL: Duration = Duration::from_millis(50);
-/// `OK 4294967295\n`.
+/// Length of `OK 4294967295\n`.
 const MAX_CONNECT_ANSWER: usize = 14;
 
-/// Why the agent did not do what it was asked.
+/// Why the agent did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The VM's vsock socket does not answer.
+    /// The vsock socket of the VM does not accept a connection.
     #[error(transparent)]
     Connect(#[from] DirectoryError),
-    /// It was paused because nobody used it, and does not go on.
+    /// The idle rule paused the sandbox, and it cannot be resumed.
     #[error("{0}")]
     Idle(#[from] InUseError),
-    /// The VM has nobody to connect to.
+    /// No process in the VM listens for connections.
     #[error("the guest agent does not accept connections")]
     NotListening,
-    /// It, or the VMM before it, says nothing.
+    /// The agent, or the VMM in front of it, does not answer.
     #[error("{0}")]
     Silent(#[from] Silence),
-    /// The conversation failed.
+    /// The exchange of frames failed.
     #[error("cannot talk to the guest agent: {0}")]
     Wire(#[from] WireError),
-    /// The machine was made with an older agent, which goes on in it and in all that comes of it.
+    /// The machine was made with an older agent, which keeps running in it and in all its copies.
     #[error(
         "the guest agent of the sandbox is too old: it speaks wire version {agent}, and version {needed} is needed"
     )]
     TooOld {
-        /// What the agent speaks.
+        /// The wire version of the agent.
         agent: u8,
-        /// What the request needs.
+        /// The wire version that the request needs.
         needed: u8,
     },
-    /// As [`Self::TooOld`], of limits that were asked for.
+    /// Like [`Self::TooOld`], for limits that the user set explicitly.
     #[error(
         "the guest agent of the sandbox is too old to limit processes and open files: it speaks wire version {agent}, and \
          version {SINCE_LIMITS} is needed"
     )]
     CannotLimit {
-        /// What the agent speaks.
+        /// The wire version of the agent.
         agent: u8,
     },
-    /// The agent answered that it cannot.
+    /// The agent answered with a failure.
     #[error("{message}")]
     Refused {
-        /// For programs.
+        /// The kind of failure, for programs.
         kind: FailureKind,
-        /// For people, from the guest, escaped.
+        /// The message of the guest, escaped, for users.
         message: String,
     },
 }
 
 impl AgentError {
-    /// True when the other side went away, as against refused or misbehaved.
+    /// Returns true if the other side closed the connection, and false if it refused the request or
+    /// broke the protocol.
     #[must_use]
     pub fn is_disconnect(&self) -> bool {
         match self {
@@ -103,8 +105,8 @@ pub(crate) struct AgentConnection {
 }
 
 impl AgentConnection {
-    /// Connects and makes a request; returns with the agent's first answer to it. With `identity` the machine is told
-    /// who it is first.
+    /// Connects and sends a request, and returns the agent's first answer to it. With `identity`
+    /// the machine receives its identity before that.
     pub(crate) async fn request(
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
@@ -118,15 +120,17 @@ impl AgentConnection {
         Ok((connection, first))
     }
 
-    /// Tells the machine who it is, unless it was told since it was restored. Returns when the agent has answered.
+    /// Sends the machine its identity, unless it has received it since it was restored. Returns
+    /// when the agent has answered.
     pub(crate) async fn settle(directory: &SandboxDirectory, record: &SandboxRecord) -> Result<(), AgentError> {
         let Some(identity) = identity::due(directory, record) else { return Ok(()) };
         Self::open(directory, Some(&identity), None).await?;
         Ok(identity::is_set(directory)?)
     }
 
-    /// Connects, agrees on the version and has `identity` and its limits put in force; `request` is on its way by then. An
-    /// agent that knows no limits goes on without, if none were asked for.
+    /// Connects, agrees on the version, and sets `identity` and its limits; `request` has been sent
+    /// by then. An agent that does not support limits is accepted, unless the user set them
+    /// explicitly.
     async fn open(
         directory: &SandboxDirectory,
         identity: Option<&Identity>,
@@ -158,7 +162,8 @@ impl AgentConnection {
         limits: Option<&HostMessage>,
         request: Option<&HostMessage>,
     ) -> Result<Self, AgentError> {
-        // Ending it is no use of it, and must not wait for its supervisor, which may be who ends it.
+        // A shutdown does not count as use of the sandbox, and must not wait for the supervisor,
+        // which may be the one that requests it.
         let in_use = match request {
             Some(HostMessage::Shutdown { .. }) => None,
             _ => InUse::begin(directory).await?,
@@ -177,7 +182,7 @@ impl AgentConnection {
     ) -> Result<Self, AgentError> {
         let (reader, mut writer) = connect(directory).await?.into_split();
         let mut reader = FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE);
-        // All in one packet: the agent wakes once, and handles them in order.
+        // All messages go in one packet: the agent wakes up once, and handles them in order.
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: WIRE.oldest, newest: WIRE.version };
         let identity = identity.map(Identity::message).transpose().map_err(WireError::from)?;
@@ -187,7 +192,8 @@ impl AgentConnection {
         writer.write_all(&bytes).await.map_err(WireError::from)?;
         let needed = [limits, request].into_iter().flatten().map(HostMessage::since).max().unwrap_or(WIRE.oldest);
         match answer(&mut reader).await? {
-            // What it cannot read it refuses by its frame's header; what was said before that is in force.
+            // The agent rejects a message that it cannot read by the header of its frame; the
+            // messages before that are in force.
             AgentMessage::Hello { version } if (WIRE.oldest..needed).contains(&version) => {
                 return Err(AgentError::TooOld { agent: version, needed });
             }
@@ -209,7 +215,7 @@ impl AgentConnection {
     }
 }
 
-/// The answer to a further request on `connection`.
+/// Sends a further request on `connection`, and returns the answer.
 pub(crate) async fn ask(
     directory: &SandboxDirectory,
     connection: &mut AgentConnection,
@@ -222,7 +228,7 @@ pub(crate) async fn ask(
     bounded(directory, Step::answer_to(request), asked).await?
 }
 
-/// The next message, with a refusal turned into an error.
+/// Returns the next message, or an error if it is a failure.
 async fn answer(reader: &mut FrameReader<OwnedReadHalf>) -> Result<AgentMessage, AgentError> {
     match reader.next_message().await? {
         AgentMessage::Failed(failure) => Err(refused(failure.kind, &failure.message)),
@@ -231,15 +237,16 @@ async fn answer(reader: &mut FrameReader<OwnedReadHalf>) -> Result<AgentMessage,
 }
 
 pub(crate) fn refused(kind: FailureKind, message: &str) -> AgentError {
-    // One line: a second one could be taken for ours.
+    // On one line: a second line could be taken for a message of sandboxvm.
     AgentError::Refused { kind, message: printable(message).replace('\n', "\\n") }
 }
 
-/// `CONNECT <port>\n`, answered by `OK <host port>\n`; without an answer nobody listens.
+/// Sends `CONNECT <port>\n`, which the VMM answers with `OK <host port>\n`. If it closes the
+/// connection without an answer, no process listens on the port.
 async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError> {
     let mut stream = loop {
         match directory.connect(VSOCK_SOCKET).await {
-            // So many wait to be accepted that no more may: the caller's bound ends this.
+            // The backlog of the socket is full. The time limit of the caller ends these attempts.
             Err(error) if error.is_would_block() => sleep(BACKLOG_POLL).await,
             connected => break connected?,
         }
@@ -250,7 +257,7 @@ async fn connect(directory: &SandboxDirectory) -> Result<UnixStream, AgentError>
         if line.len() == MAX_CONNECT_ANSWER {
             return Err(WireError::Unexpected("answer to CONNECT").into());
         }
-        // Byte by byte: what follows the line belongs to the agent.
+        // Byte by byte, because the bytes after the line belong to the agent.
         match stream.read_u8().await {
             Ok(byte) => line.push(byte),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(AgentError::NotListening),
@@ -267,7 +274,8 @@ mod tests {
     use sandboxvm_protocol::frame::{FrameDecoder, Wire};
     use tokio::net::UnixListener;
 
-    /// An agent of wire version 2, as a snapshot may hold: it closes a connection on which it is told something newer.
+    /// An agent of wire version 2, as a snapshot may contain: it closes a connection when it
+    /// receives a newer message.
     async fn old_agent(listener: UnixListener) {
         let wire = Wire { version: 2, ..WIRE };
         loop {
@@ -293,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_knows_no_limits_goes_on_without_unless_they_were_asked_for() {
+    async fn agent_without_limits_is_accepted_unless_limits_are_explicit() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let listener = directory.listen(VSOCK_SOCKET).unwrap();

@@ -1,4 +1,4 @@
-//! Why a request to a guest failed, in terms of the sandbox that its caller named.
+//! Why a request to a guest failed, in terms of the sandbox that the caller named.
 
 use crate::{
     audit::AuditError,
@@ -15,18 +15,18 @@ use sandboxvm_protocol::{
     vmm::ExitReason,
 };
 
-/// Why a process was not run, or its end is not known.
+/// Why a process was not run, or why its end is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// Nothing to run.
+    /// The command has no program.
     #[error("the command is empty")]
     NoCommand,
-    /// An argument that no program can be given.
+    /// An argument that cannot be passed to a program.
     #[error("{what}: {source}")]
     Argument {
-        /// Which.
+        /// Which argument it is.
         what: String,
-        /// Why.
+        /// What is wrong with it.
         source: CTextError,
     },
     /// Arguments and environment together are too long.
@@ -35,65 +35,65 @@ pub enum ExecError {
     /// The sandbox does not run.
     #[error("sandbox {sandbox} is {state}")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it does instead.
+        /// The state of the sandbox.
         state: State,
     },
-    /// The sandbox ended meanwhile.
+    /// The sandbox ended during the request.
     #[error("sandbox {sandbox} ended while the command was running: {reason}{last_words}")]
     Ended {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// Why.
+        /// The reason of its end.
         reason: ExitReason,
-        /// What its logs end with; nothing when nothing went wrong.
+        /// The last lines of its logs. Empty after an orderly end.
         last_words: LastWords,
     },
-    /// Its VMM vanished meanwhile.
+    /// The VMM ended during the request without reporting a reason.
     #[error("sandbox {sandbox} ended while the command was running: its VMM disappeared (killed?){last_words}")]
     Vanished {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What its logs end with.
+        /// The last lines of its logs.
         last_words: LastWords,
     },
-    /// It was taken away from under the request.
+    /// The sandbox was reset or removed, or it expired, during the request.
     #[error("sandbox {sandbox} {how} before the request was completed")]
     Interrupted {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What became of it.
+        /// What happened to the sandbox.
         how: Interruption,
     },
-    /// It is there, and does not answer.
+    /// The sandbox exists and does not answer.
     #[error("sandbox {sandbox} does not answer: {silence}")]
     Unresponsive {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// Which part of it.
+        /// Which part of it does not answer.
         silence: Silence,
     },
-    /// The agent refused or failed.
+    /// The agent refused the request or failed.
     #[error("{0}")]
     Agent(#[from] AgentError),
-    /// The VMM's control socket failed.
+    /// The request to the VMM failed.
     #[error("{0}")]
     Control(#[from] ControlError),
-    /// The sandbox did not become ready.
+    /// The sandbox did not become ready in time.
     #[error("sandbox {0} is still booting after {limit} s", limit = silence::BOOT.as_secs())]
     NotReady(String),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// What cannot be logged is not done.
+    /// The audit log cannot be written, so the request was not sent.
     #[error("{0}")]
     Audit(#[from] AuditError),
 }
 
 impl ExecError {
-    /// True when the request cannot succeed again since its machine, or all of the sandbox, is gone: it was removed, it
-    /// expired, or its machine ended.
+    /// Returns true if the request can never succeed, because the machine or the whole sandbox does
+    /// not exist any more: the sandbox was removed, it expired, or its machine ended.
     #[must_use]
     pub fn is_of_an_ended_sandbox(&self) -> bool {
         match self {

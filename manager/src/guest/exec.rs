@@ -1,7 +1,8 @@
-//! A process in a sandbox, from the host's side: its standard input as a sink that waits for credit, its output as a
-//! stream that stalls the process when nobody reads, signals beside both.
+//! A process in a sandbox, as the host sees it: its standard input as a sink that waits for credit,
+//! its output as a stream that stalls the process when it is not read, and signals beside both.
 //!
-//! Memory is bounded by construction: one frame of at most 64 KiB in each direction, whatever the process does.
+//! Memory is bounded by construction: at most one frame of 64 KiB is held in each direction,
+//! whatever the process does.
 
 use crate::{
     audit::{Event, Trail},
@@ -30,32 +31,34 @@ use tokio::{
     sync::{Mutex, Semaphore},
 };
 
-/// A process that was started, or attached to. The parts are independent: input and output may be moved in different tasks.
+/// A process that was started, or that a client attached to. The parts are independent: input and
+/// output may be moved to different tasks.
 #[derive(Debug)]
 pub struct Exec {
-    /// PID in the guest.
+    /// PID of the process in the guest.
     pub pid: u32,
-    /// Its standard input; closed from the start when the request did not ask for it.
+    /// Its standard input. Closed from the start if the request did not ask for it.
     pub stdin: StdinSink,
     /// Its output and its end.
     pub output: OutputStream,
-    /// Signals and terminal size.
+    /// Its signals and the size of its terminal.
     pub control: ProcessControl,
 }
 
-/// What a process did.
+/// An event of a process.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
-    /// It wrote to stdout, or to its terminal.
+    /// The process wrote to stdout, or to its terminal.
     Stdout(Vec<u8>),
-    /// It wrote to stderr.
+    /// The process wrote to stderr.
     Stderr(Vec<u8>),
-    /// So many bytes of its output are missing at this place: they were written while nobody took them, and are not
-    /// kept any more. Only of processes whose output is kept.
+    /// This number of bytes is missing from its output at this place: they were written while no
+    /// client read them, and are not kept any more. Only for processes whose output is kept.
     Dropped(u64),
-    /// All that is kept of its output was given, and it runs on; nothing follows. Only for [`View::Kept`].
+    /// All output that is kept was returned, and the process keeps running. Nothing follows. Only
+    /// for [`View::Kept`].
     RunsOn,
-    /// It ended; nothing follows.
+    /// The process ended. Nothing follows.
     Exited(ExitStatus),
 }
 
@@ -88,7 +91,7 @@ impl Exec {
         Ok(Self::on(connection, request.pid, credit, request.view))
     }
 
-    /// Has its end logged by whoever reads its output.
+    /// Makes the reader of the output log the end of the process.
     pub(crate) fn log_end(&mut self, trail: Trail) {
         self.output.log_end = Some((trail, self.pid));
     }
@@ -113,7 +116,7 @@ impl Exec {
     }
 }
 
-/// Standard input of a process.
+/// The standard input of a process.
 #[derive(Debug)]
 pub struct StdinSink {
     writer: Arc<Mutex<OwnedWriteHalf>>,
@@ -121,11 +124,11 @@ pub struct StdinSink {
 }
 
 impl StdinSink {
-    /// Sends all of `bytes`, as fast as the process takes them.
+    /// Sends all of `bytes`, as fast as the process reads them.
     ///
     /// # Errors
-    /// When the process or the connection is gone; a process that ends without reading all its input is no failure of
-    /// the caller's, so most callers just stop.
+    /// When the process or the connection has ended. A process that ends without reading all its
+    /// input is not a failure of the caller, so most callers just stop.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         for chunk in bytes.chunks(MAX_STREAM_BODY) {
             self.credit.take(chunk.len()).await?;
@@ -137,16 +140,17 @@ impl StdinSink {
         Ok(())
     }
 
-    /// No more input follows: the process reads end of file.
+    /// Ends the input: the process reads end of file.
     ///
     /// # Errors
-    /// As [`Self::write`].
+    /// Like [`Self::write`].
     pub async fn finish(self) -> Result<(), WireError> {
         AgentConnection::send(&mut *self.writer.lock().await, &HostMessage::StdinEof).await
     }
 }
 
-/// Output of a process. Not reading it stalls the process once the buffers on the way are full.
+/// The output of a process. If it is not read, the process stalls once the buffers in between are
+/// full.
 #[derive(Debug)]
 pub struct OutputStream {
     reader: FrameReader<OwnedReadHalf>,
@@ -154,14 +158,15 @@ pub struct OutputStream {
     credit: Arc<Credit>,
     view: View,
     ended: bool,
-    /// Where the end of the process of this PID is logged, by whoever started it.
+    /// Where to log the end of the process with this PID. Set by the caller that started it.
     log_end: Option<(Trail, u32)>,
-    /// Once: a guest has no more than a line of the log for this.
+    /// False after the first report: a guest may add only one line to the log for this.
     may_tell_limits: bool,
 }
 
 impl OutputStream {
-    /// What the process does next; `None` after [`Output::Exited`] and [`Output::RunsOn`]. Cancel safe.
+    /// Returns the next event of the process, or `None` after [`Output::Exited`] and
+    /// [`Output::RunsOn`]. Cancel safe.
     ///
     /// # Errors
     /// When the connection ends before the process does, or the guest breaks the protocol.
@@ -209,12 +214,13 @@ impl OutputStream {
 
 impl Drop for OutputStream {
     fn drop(&mut self) {
-        // Whoever waits for credit would wait for ever: nobody reads it any more.
+        // A task that waits for credit would wait indefinitely, because credit is not read any
+        // more.
         self.credit.close();
     }
 }
 
-/// Signals and terminal size of a process.
+/// Sends signals to a process, and the size of its terminal.
 #[derive(Debug, Clone)]
 pub struct ProcessControl {
     writer: Arc<Mutex<OwnedWriteHalf>>,
@@ -224,15 +230,15 @@ impl ProcessControl {
     /// Sends a signal to the process group.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// When the connection has ended.
     pub async fn signal(&self, signal: SignalNumber) -> Result<(), WireError> {
         self.send(&HostMessage::Signal(signal)).await
     }
 
-    /// Changes the size of its terminal.
+    /// Changes the size of the terminal.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// When the connection has ended.
     pub async fn resize(&self, size: TerminalSize) -> Result<(), WireError> {
         self.send(&HostMessage::Resize(size)).await
     }
@@ -242,22 +248,24 @@ impl ProcessControl {
     }
 }
 
-/// Bytes of standard input that may be under way.
+/// The number of bytes of standard input that may be sent.
 #[derive(Debug)]
 struct Credit {
     available: Semaphore,
-    /// Sent and not yet credited, so that a guest cannot hand out more than it took.
+    /// Bytes that were sent and not credited yet, so that a guest cannot credit more than it
+    /// received.
     under_way: AtomicU32,
 }
 
 impl Credit {
-    /// `available` of the window; the rest was sent by somebody before, and is credited as the process takes it.
+    /// Creates credit of `available` bytes of the window. Another client sent the rest before, and
+    /// it is credited as the process reads it.
     fn new(available: u32) -> Self {
         let under_way = STDIN_WINDOW.saturating_sub(available);
         Self { available: Semaphore::new(available as usize), under_way: AtomicU32::new(under_way) }
     }
 
-    /// For a process whose input is not ours to send.
+    /// Creates credit for a process to whose input this client may not write.
     fn none() -> Self {
         let credit = Self { available: Semaphore::new(0), under_way: AtomicU32::new(0) };
         credit.close();
@@ -265,7 +273,7 @@ impl Credit {
     }
 
     async fn take(&self, bytes: usize) -> Result<(), WireError> {
-        // Chunks are at most MAX_STREAM_BODY, a quarter of the window.
+        // Chunks have at most MAX_STREAM_BODY bytes, a quarter of the window.
         let bytes = u32::try_from(bytes).map_err(|_| WireError::Unexpected("chunk size"))?;
         let permit = self.available.acquire_many(bytes).await.map_err(|_| WireError::Closed)?;
         self.under_way.fetch_add(bytes, Ordering::Relaxed);
@@ -294,7 +302,8 @@ mod tests {
     use std::time::Duration;
     use tokio::{net::UnixStream, time::timeout};
 
-    /// What comes of a guest that says this while a process runs, and what the log has of limits then.
+    /// Returns the result of a guest that sends these messages while a process runs, and the number
+    /// of lines about limits in the log.
     async fn said(messages: &[AgentMessage]) -> (Result<Option<Output>, AgentError>, usize) {
         let root = tempfile::tempdir().unwrap();
         let trail = Trail::of(&Home::open(root.path()).unwrap(), &"abcdefgh".to_owned().try_into().unwrap());
@@ -315,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_has_one_line_of_the_log_for_limits_however_often_it_says_so() {
+    async fn limits_are_logged_once_per_process() {
         let hit = AgentMessage::LimitsHit(LimitsHit { processes_refused: 3, ..LimitsHit::default() });
         let exited = AgentMessage::Exited(ExitStatus::Code(1));
         let (next, lines) = said(&[hit.clone(), exited.clone()]).await;
@@ -325,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credit_bounds_what_is_under_way_and_cannot_be_invented() {
+    async fn credit_bounds_sent_input_and_cannot_be_forged() {
         let credit = Credit::new(STDIN_WINDOW);
         for _ in 0..4 {
             credit.take(MAX_STREAM_BODY).await.unwrap();
@@ -339,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_another_sent_before_is_credited_too() {
+    async fn input_of_another_client_is_credited_too() {
         let credit = Credit::new(10);
         credit.take(10).await.unwrap();
         assert!(credit.give(STDIN_WINDOW + 1).is_err());
@@ -349,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_that_waits_for_credit_is_woken_by_the_end() {
+    async fn waiting_writer_is_woken_by_the_end() {
         let credit = Arc::new(Credit::new(STDIN_WINDOW));
         credit.take(STDIN_WINDOW as usize).await.unwrap();
         let waiting = tokio::spawn({

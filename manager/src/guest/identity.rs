@@ -1,9 +1,11 @@
-//! Telling a machine who it is before anything else runs in it: clock, entropy, hostname, machine-id, limits.
+//! Gives a machine its identity before anything else runs in it: clock, entropy, hostname,
+//! machine-id and limits.
 //!
-//! A machine that was restored, forked or reset is a copy: until it is told, its random numbers are another's. The file
-//! `identity.due` in its directory says that it was not told yet; it is made before the machine can run, and whoever
-//! wants to run something while it is there tells the machine first, on the same connection. Telling it twice is
-//! harmless.
+//! A machine that was restored, forked or reset is a copy: until it receives its identity, it has
+//! the random numbers of another machine. The file `identity.due` in its directory means that it
+//! has not received its identity yet. The file is created before the machine can run. A client that
+//! wants to run a process while the file exists has to send the identity first, on the same
+//! connection. Sending it twice is harmless.
 
 use crate::{
     home::{
@@ -25,7 +27,7 @@ use std::{
 
 const DUE: &str = "identity.due";
 
-/// What a machine is to be called, and what it may have.
+/// The identity of a machine, and its limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     hostname: SandboxName,
@@ -35,7 +37,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn of(record: &SandboxRecord) -> Self {
-        // An ID is a valid name: its characters and lengths are among those of names.
+        // An ID is always a valid name: names allow its characters and lengths.
         let own = SandboxName::try_from(record.id.to_string()).expect("every ID is a valid name");
         let digest = Sha256::digest(format!("sandboxvm machine-id {}", record.id));
         let mut machine_id = [0; 16];
@@ -43,12 +45,13 @@ impl Identity {
         Self { hostname: record.name.clone().unwrap_or(own), machine_id, limits: record.limits }
     }
 
-    /// What its processes may have.
+    /// Returns the limits of its processes.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// To be sent at once: it holds the time. An agent that can ask its VMM for that does, since it may be slow to hear.
+    /// Returns the message, which must be sent immediately, because it contains the time. An agent
+    /// that can ask its VMM for the time does so, since it may be slow to read the message.
     pub(crate) fn message(&self) -> io::Result<HostMessage> {
         let mut entropy = [0; 32];
         fill_random(&mut entropy)?;
@@ -62,17 +65,17 @@ impl Identity {
     }
 }
 
-/// Says that the machine of `directory` is to be told who it is.
+/// Records that the machine of `directory` has to receive its identity.
 pub(crate) fn make_due(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     if directory.has(DUE) { Ok(()) } else { directory.create_file(DUE).map(drop) }
 }
 
-/// The identity that is to be set first, if one is.
+/// Returns the identity that has to be sent first, if there is one.
 pub(crate) fn due(directory: &SandboxDirectory, record: &SandboxRecord) -> Option<Identity> {
     directory.has(DUE).then(|| Identity::of(record))
 }
 
-/// It was told.
+/// Records that the machine has received its identity.
 pub(crate) fn is_set(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     directory.unlink(DUE)
 }
@@ -83,7 +86,7 @@ mod tests {
     use crate::record::tests::example;
 
     #[test]
-    fn two_sandboxes_have_nothing_in_common_and_one_is_always_itself() {
+    fn identities_differ_between_sandboxes_and_are_stable() {
         let (mut a, b) = (example("aaaaaaaa"), example("bbbbbbbb"));
         assert_ne!(Identity::of(&a).machine_id, Identity::of(&b).machine_id);
         assert_eq!(Identity::of(&a).machine_id, Identity::of(&a).machine_id);
@@ -97,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_due_until_it_is_set() {
+    fn identity_is_due_until_it_is_set() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let record = example("abcdefgh");

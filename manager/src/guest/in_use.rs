@@ -1,14 +1,17 @@
-//! Whether somebody uses a sandbox that has an idle rule, and pausing it when nobody does.
+//! Tracks whether a sandbox with an idle rule is in use, and pauses it when it is not.
 //!
 //! ```text
-//! use          flock: shared by everybody connected to the agent, exclusive by the supervisor while it pauses or ends
-//!              the sandbox. Content: when the last use began or ended (CLOCK_BOOTTIME, milliseconds)
-//! idle.paused  empty; the supervisor paused the machine, and the next use resumes it. flock: by whoever does
+//! use          flock: shared by every client connected to the agent, exclusive by the supervisor
+//!              while it pauses or ends the sandbox. Content: when the last use began or ended
+//!              (CLOCK_BOOTTIME, milliseconds)
+//! idle.paused  empty; the supervisor paused the machine, and the next use resumes it. flock: by
+//!              the client that resumes it
 //! ```
-//! A user takes its lock first and looks for the mark then; the supervisor pauses only while it has the lock alone. So a
-//! machine is never paused under its user, and no user finds it paused and leaves it so. A kill -9 of either lets go of
-//! the lock, and a mark that is left says what is still to be done. Sandboxes without an idle rule have no such file, and
-//! cost one look for it.
+//! A client takes its lock first and checks for the mark then; the supervisor pauses only while it
+//! holds the lock exclusively. So a machine is never paused while a client uses it, and no client
+//! finds it paused and leaves it paused. A kill -9 of either releases the lock, and a mark that is
+//! left shows what is still to be done. Sandboxes without an idle rule have no such file, and the
+//! check for it is all they cost.
 
 use crate::{
     clock,
@@ -28,19 +31,20 @@ use std::{fs::File, os::unix::fs::FileExt, time::Duration};
 
 const USE: &str = "use";
 const PAUSED: &str = "idle.paused";
-/// Ending a sandbox in order takes this long at most, pausing it some milliseconds.
+/// Maximum time to wait for the supervisor. Stopping a sandbox gracefully takes at most this long,
+/// pausing it some milliseconds.
 const FREE_WITHIN: Duration = Duration::from_secs(35);
 const POLL: Duration = Duration::from_millis(2);
-/// Digits of 2^64.
+/// Number of digits of 2^64.
 const STAMP: usize = 20;
 
 /// Why a sandbox cannot be used now.
 #[derive(Debug, thiserror::Error)]
 pub enum InUseError {
-    /// Its supervisor does not let go of it.
+    /// The supervisor does not release the sandbox.
     #[error("the supervisor of the sandbox has been pausing or ending it for {} s", FREE_WITHIN.as_secs())]
     Busy,
-    /// It was paused for being idle and does not resume.
+    /// The idle rule paused the sandbox, and it cannot be resumed.
     #[error("cannot resume the sandbox, which was paused because it was idle: {0}")]
     Resume(#[from] ControlError),
     /// A file operation failed.
@@ -48,12 +52,13 @@ pub enum InUseError {
     Directory(#[from] DirectoryError),
 }
 
-/// Somebody is using the sandbox, as long as this lives.
+/// A use of the sandbox, as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct InUse(FileLock);
 
 impl InUse {
-    /// Begins to use it, and resumes it when it was paused for being idle. `None` where there is no idle rule.
+    /// Starts a use, and resumes the sandbox if the idle rule paused it. Returns `None` if there is
+    /// no idle rule.
     pub(crate) async fn begin(directory: &SandboxDirectory) -> Result<Option<Self>, InUseError> {
         let Some(file) = open(directory, USE)? else { return Ok(None) };
         let lock = FileLock::wait_async_within(LockClass::Activity, Sharing::Shared, file, POLL, FREE_WITHIN);
@@ -63,7 +68,8 @@ impl InUse {
         Ok(Some(in_use))
     }
 
-    /// A file that cannot be written leaves it to the supervisor, which looks for users now and then.
+    /// Records the time. If the file cannot be written, the supervisor still notices users, which
+    /// it looks for from time to time.
     fn stamp(&self) {
         stamp(self.0.file());
     }
@@ -79,14 +85,14 @@ fn stamp(file: &File) {
     let _ = file.write_all_at(format!("{:0STAMP$}", clock::since_boot().as_millis()).as_bytes(), 0);
 }
 
-/// Resumes a machine that was paused for being idle. The caller keeps it in use.
+/// Resumes a machine that the idle rule paused. The caller keeps it in use.
 async fn wake(directory: &SandboxDirectory) -> Result<(), InUseError> {
     let Some(mark) = open(directory, PAUSED)? else { return Ok(()) };
     let lock = FileLock::wait_async_within(LockClass::IdleResume, Sharing::Exclusive, mark, POLL, FREE_WITHIN);
     let _lock = lock.await.map_err(|error| directory.error("lock", PAUSED, error))?.ok_or(InUseError::Busy)?;
-    // Another may have done it while this one waited.
+    // Another client may have resumed it while this one waited.
     if directory.has(PAUSED) {
-        // One that ended meanwhile, or that somebody reset, is not to be resumed.
+        // A machine that ended or was reset meanwhile must not be resumed.
         if state::read(directory)? == State::Paused {
             ControlClient::connect(directory).await?.ask(ControlRequest::Resume).await?;
         }
@@ -95,17 +101,17 @@ async fn wake(directory: &SandboxDirectory) -> Result<(), InUseError> {
     Ok(())
 }
 
-/// True while the machine stands because nobody used it.
+/// Returns true while the machine is paused by the idle rule.
 pub(crate) fn is_idle_paused(directory: &SandboxDirectory) -> bool {
     directory.has(PAUSED)
 }
 
-/// From now on it stands because somebody wants that: using it does not resume it.
+/// Records that a user paused the machine: from now on, using it does not resume it.
 pub(crate) fn stay_paused(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     directory.unlink(PAUSED)
 }
 
-/// Has uses of the sandbox be noticed from now on.
+/// Records uses of the sandbox from now on.
 pub(crate) fn watch(directory: &SandboxDirectory) -> Result<(), DirectoryError> {
     if !directory.has(USE) {
         stamp(&directory.create_file(USE)?);
@@ -113,30 +119,31 @@ pub(crate) fn watch(directory: &SandboxDirectory) -> Result<(), DirectoryError> 
     Ok(())
 }
 
-/// Nobody uses the sandbox, and nobody can begin to, as long as this lives.
+/// As long as this value lives, no client uses the sandbox, and none can start to.
 #[derive(Debug)]
 pub(crate) struct Unused(FileLock);
 
 impl Unused {
-    /// `None` while it is in use.
+    /// Returns `None` while the sandbox is in use.
     pub(crate) fn try_begin(directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
         let file = directory.open_file(USE, OFlags::RDWR)?;
         let lock = FileLock::try_on(LockClass::Activity, Sharing::Exclusive, file);
         Ok(lock.map_err(|error| directory.error("lock", USE, error))?.map(Self))
     }
 
-    /// When it was used last, as far as users said so; since boot.
+    /// Returns when the sandbox was last used, as far as clients recorded it, as time since boot.
     pub(crate) fn last_use(&self) -> Duration {
         let mut stamp = [0; STAMP];
         let read = self.0.file().read_exact_at(&mut stamp, 0).ok();
         let text = read.and_then(|()| std::str::from_utf8(&stamp).ok());
-        // Of a host's boot before this one, maybe; a machine does not survive that.
+        // The time may be from an earlier boot of the host, but no machine survives a reboot.
         text.and_then(|text| text.parse().ok()).map_or(Duration::ZERO, Duration::from_millis)
     }
 
     /// Pauses the machine until it is used again.
     pub(crate) async fn pause(&self, directory: &SandboxDirectory) -> Result<(), InUseError> {
-        // The mark first: whoever comes after a kill -9 in between finds a machine that runs, and just takes it away.
+        // The mark comes first: after a kill -9 in between, the next client finds a running machine
+        // and just removes the mark.
         if !directory.has(PAUSED) {
             directory.create_file(PAUSED)?;
         }
@@ -185,7 +192,7 @@ mod tests {
         directory.replace(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
     }
 
-    /// Does what it is asked, and says so; the value counts how often.
+    /// Carries out each request, and reports that it did.
     fn vmm(directory: &SandboxDirectory) -> tokio::task::JoinHandle<()> {
         let listener = directory.listen(CONTROL_SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -205,13 +212,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sandbox_without_an_idle_rule_is_not_looked_after() {
+    async fn sandbox_without_an_idle_rule_is_not_tracked() {
         let (_home, directory) = directory();
         assert!(InUse::begin(&directory).await.unwrap().is_none());
     }
 
     #[tokio::test]
-    async fn nobody_is_paused_while_in_use_and_the_next_use_resumes() {
+    async fn sandbox_is_not_paused_while_in_use_and_the_next_use_resumes_it() {
         let (_home, directory) = directory();
         let _lock = lock::create(&directory).unwrap();
         say(&directory, Phase::Ready);
@@ -225,7 +232,8 @@ mod tests {
         assert!(unused.last_use() <= before && before - unused.last_use() < Duration::from_secs(5));
         unused.pause(&directory).await.unwrap();
         assert_eq!(state::read(&directory).unwrap(), State::Paused);
-        // Whoever comes now waits for the supervisor, and then resumes it; of two, one does.
+        // A client that arrives now waits for the supervisor and then resumes the machine; of two
+        // clients, one resumes it.
         let comers = [0, 1].map(|_| {
             let directory = SandboxDirectory::open(directory.path().to_owned()).unwrap();
             tokio::spawn(async move { InUse::begin(&directory).await.unwrap() })
@@ -242,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_its_user_paused_stays_so() {
+    async fn sandbox_paused_by_a_user_stays_paused() {
         let (_home, directory) = directory();
         let _lock = lock::create(&directory).unwrap();
         say(&directory, Phase::Ready);
@@ -256,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mark_that_outlived_its_machine_is_no_hindrance() {
+    async fn stale_pause_mark_is_removed() {
         let (_home, directory) = directory();
         watch(&directory).unwrap();
         directory.create_file(PAUSED).unwrap();

@@ -1,12 +1,13 @@
-//! Why a sandbox was taken away from under those who use it: written down before it is, so that a command whose
-//! connection breaks can say so.
+//! Records why a sandbox is about to be ended or reset while clients use it, so that a command
+//! whose connection breaks can report the reason.
 //!
 //! ```text
 //! ending   when (CLOCK_BOOTTIME, milliseconds, 20 digits), and `reset`, `removed` or `expired`
 //! ```
-//! It counts for those who opened the sandbox's directory before that moment. A sandbox that is gone with its directory
-//! has its audit log left, which says whether it had expired. All of it is for people: where it cannot be written, as on
-//! a full disk, reasons become vaguer and nothing else changes.
+//! The record counts for clients that opened the sandbox's directory before that moment. If the
+//! directory was removed, the audit log is left, which shows whether the sandbox had expired. All
+//! of this is only for messages to users: if it cannot be written, as on a full disk, reasons
+//! become vaguer, and nothing else may change.
 
 use crate::{
     audit::{Event, Line, Trail},
@@ -17,17 +18,18 @@ use rustix::fs::OFlags;
 use std::{fmt, os::unix::fs::FileExt};
 
 const ENDING: &str = "ending";
-/// Digits of 2^64, a space, the longest word and a line feed: written in place, by one write of one length.
+/// Length of the record in bytes: the digits of 2^64, a space, the longest word and a line feed.
+/// Written in place, by one write with a fixed length.
 const LENGTH: usize = 29;
 
-/// What became of a sandbox while it was used.
+/// What happened to a sandbox while it was in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interruption {
-    /// It was put back to a snapshot, or to where it began: all its processes are gone.
+    /// The sandbox was reset to a snapshot or to its start: all its processes have ended.
     Reset,
-    /// It was removed.
+    /// The sandbox was removed.
     Removed,
-    /// Its time to live, or the time it may be idle, was over.
+    /// The time to live was over, or the sandbox was idle for too long.
     Expired,
 }
 
@@ -53,7 +55,8 @@ impl fmt::Display for Interruption {
     }
 }
 
-/// Says that `directory`'s machine is about to be ended, and why. One that expired is removed for that reason.
+/// Records that the machine of `directory` is about to be ended, and why. A sandbox that is removed
+/// because it expired keeps that reason.
 pub(crate) fn announce(directory: &SandboxDirectory, why: Interruption) {
     if why == Interruption::Removed && matches!(written(directory), Some((_, Interruption::Expired))) {
         return;
@@ -63,17 +66,18 @@ pub(crate) fn announce(directory: &SandboxDirectory, why: Interruption) {
         Err(error) if error.is_already_there() => directory.open_file(ENDING, OFlags::WRONLY),
         created => created,
     };
-    // See above: readers learn less, and that is all.
+    // An error is ignored: it only makes reasons vaguer.
     let _ = file.map(|file| file.write_all_at(text.as_bytes(), 0));
 }
 
-/// It was not done.
+/// Removes the record of an act that was not carried out.
 pub(crate) fn withdraw(directory: &SandboxDirectory) {
-    // What stays misleads only those whose connection breaks for another reason.
+    // A record that stays misleads only clients whose connection breaks for another reason.
     let _ = directory.unlink(ENDING);
 }
 
-/// What became of the sandbox since `directory` was opened; `None` while nothing did, as far as was written down.
+/// Returns what happened to the sandbox since `directory` was opened, or `None` if nothing was
+/// recorded.
 pub(crate) fn since_opened(directory: &SandboxDirectory, trail: &Trail) -> Option<Interruption> {
     if !directory.exists() {
         return Some(if had_expired(trail) { Interruption::Expired } else { Interruption::Removed });
@@ -82,7 +86,7 @@ pub(crate) fn since_opened(directory: &SandboxDirectory, trail: &Trail) -> Optio
     (moment >= directory.opened_at().as_millis()).then_some(why)
 }
 
-/// Milliseconds since the host's boot, and what was announced then.
+/// Returns the time of the record in milliseconds since the host's boot, and the reason.
 fn written(directory: &SandboxDirectory) -> Option<(u128, Interruption)> {
     let text = directory.read(ENDING, LENGTH as u64).ok()?;
     let (moment, word) = std::str::from_utf8(&text).ok()?.trim_end().split_once(' ')?;
@@ -90,7 +94,7 @@ fn written(directory: &SandboxDirectory) -> Option<(u128, Interruption)> {
     Some((moment.parse().ok()?, why))
 }
 
-/// True when the last that the log of a removed sandbox says of it is that its time was over.
+/// Returns true if the log of a removed sandbox ends with the fact that its time was over.
 fn had_expired(trail: &Trail) -> bool {
     let Ok((text, _)) = trail.read_before(None) else { return false };
     let text = String::from_utf8_lossy(&text);
@@ -98,7 +102,7 @@ fn had_expired(trail: &Trail) -> bool {
     for event in events {
         match event {
             Event::TimeUp { .. } | Event::IdleEnded { .. } => return true,
-            // A machine that was started since: what ended it is something else.
+            // Another machine was started after that, so it ended for another reason.
             Event::Created { .. } | Event::Reset { .. } | Event::Resumed => return false,
             _ => {}
         }
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_used_it_before_learn_why_and_those_who_come_later_do_not() {
+    fn earlier_users_receive_the_reason_and_later_ones_do_not() {
         let (_root, directory, trail) = sandbox();
         assert_eq!(since_opened(&directory, &trail), None);
         for why in Interruption::ALL {
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_directory_that_is_gone_the_log_says_whether_it_had_expired() {
+    fn log_of_a_removed_sandbox_tells_whether_it_expired() {
         let (_root, directory, trail) = sandbox();
         std::fs::remove_dir_all(directory.path()).unwrap();
         assert_eq!(since_opened(&directory, &trail), Some(Interruption::Removed), "without a log");

@@ -1,6 +1,7 @@
-//! The agent in the guest, by request: processes, files, ports, identity and shutdown.
+//! Requests to the agent in the guest: processes, files, ports, identity and shutdown.
 //!
-//! Everything that arrives here was written by a guest and is hostile. Only this module opens connections to the agent.
+//! A guest wrote everything that arrives here, and it is hostile. Only this module may open
+//! connections to the agent.
 
 pub(crate) mod agent;
 pub(crate) mod error;

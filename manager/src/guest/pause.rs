@@ -9,8 +9,8 @@ use crate::{
 use sandboxvm_protocol::vmm::ControlRequest;
 
 impl Sandbox {
-    /// Stops all vCPUs between two instructions. Nothing but [`Self::resume`] has them go on, also where the sandbox was
-    /// paused already because nobody used it.
+    /// Stops all vCPUs between two instructions. Only [`Self::resume`] makes them continue, even if
+    /// the idle rule had paused the sandbox before.
     ///
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
@@ -21,13 +21,13 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Lets the vCPUs go on.
+    /// Makes the vCPUs continue.
     ///
     /// # Errors
     /// When there is no VMM, it does not answer, or it refuses.
     pub async fn resume(&self) -> Result<(), ControlError> {
         let mut control = self.control().await?;
-        // Its idle time begins anew.
+        // Starts the idle time again.
         let in_use = InUse::begin(&self.directory).await;
         control.ask(ControlRequest::Resume).await?;
         drop(in_use);

@@ -1,5 +1,6 @@
-//! Connections to programs in a sandbox: a TCP port of the guest's loopback as a stream of bytes on the host, over a vsock
-//! connection of its own. What comes out of it is the guest's: whoever takes it must not believe it.
+//! Connections to programs in a sandbox: a TCP port of the guest's loopback as a stream of bytes on
+//! the host, over a separate vsock connection. The bytes come from the guest, and their reader must
+//! not trust them.
 
 use crate::{
     guest::{
@@ -24,12 +25,12 @@ use tokio::{
     net::UnixStream,
 };
 
-/// A connection to a program. Each direction has an end of its own: shutting it down for writing lets the program read the
-/// end of its input and go on writing.
+/// A connection to a program. Each direction ends separately: after a shutdown for writing, the
+/// program reads the end of its input and can still write.
 #[derive(Debug)]
 pub struct PortStream {
     stream: UnixStream,
-    /// Came right behind the agent's answer.
+    /// Bytes that arrived right after the agent's answer.
     first: Vec<u8>,
     _in_use: Option<InUse>,
 }
@@ -38,7 +39,8 @@ impl Sandbox {
     /// Connects to a TCP port of the guest's loopback.
     ///
     /// # Errors
-    /// Every [`ExecError`] but those of requests; [`AgentError::Refused`] when nothing listens there.
+    /// Every [`ExecError`] except those of requests; [`AgentError::Refused`] if no program listens
+    /// on the port.
     pub async fn connect(&self, port: PortNumber) -> Result<PortStream, ExecError> {
         let identity = self.reachable().await?;
         let request = HostMessage::Connect(PortRequest { port });
@@ -84,7 +86,7 @@ impl AsyncWrite for PortStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // One whose guest has ended it already has nothing to shut down.
+        // If the guest has closed the connection already, there is nothing to shut down.
         match ready!(Pin::new(&mut self.stream).poll_shutdown(context)) {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             result => Poll::Ready(result),
@@ -102,7 +104,7 @@ mod tests {
         net::UnixListener,
     };
 
-    /// Connects to a guest that answers with `answer`, says back all that follows, and ends.
+    /// Connects to a guest that sends `answer`, echoes the data that follows, and ends.
     async fn connect(answer: Vec<u8>) -> Result<PortStream, AgentError> {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
@@ -133,7 +135,7 @@ mod tests {
     const HELLO: AgentMessage = AgentMessage::Hello { version: WIRE.version };
 
     #[tokio::test]
-    async fn what_comes_with_the_answer_comes_first_and_each_direction_ends_by_itself() {
+    async fn early_data_comes_first_and_directions_end_separately() {
         let mut answer = messages(&[HELLO, AgentMessage::Connected]);
         answer.extend(b"220 ready ");
         let mut stream = connect(answer).await.unwrap();
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refusals_and_nonsense_are_errors() {
+    async fn refusals_and_invalid_answers_are_errors() {
         let kind = FailureKind::ConnectionRefused;
         let refused = AgentMessage::Failed(Failure { kind, message: "nothing\x1b[2J there".into() });
         let error = connect(messages(&[HELLO, refused])).await.unwrap_err();

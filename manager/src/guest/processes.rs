@@ -1,8 +1,10 @@
-//! Processes of a sandbox, found again by their PID: listed, attached to, signalled, waited for.
+//! The processes of a sandbox, found by PID: lists them, attaches to them, signals them and waits
+//! for them.
 //!
-//! The guest's agent keeps them; nothing of them is on the host, so everybody who finds the sandbox finds its processes,
-//! also in a fork of it. What the agent says of them is a guest's word: capped in number here and in size by the wire,
-//! and not yet fit for a terminal (see [`crate::printable`]).
+//! The guest's agent keeps them, and the host stores nothing about them, so every client that finds
+//! the sandbox finds its processes, also in a fork of it. The reports of the agent are untrusted:
+//! this module caps their number and the wire their size, and their text may not be printed to a
+//! terminal as it is (see [`crate::printable`]).
 
 use crate::{
     audit::Event,
@@ -22,39 +24,39 @@ use sandboxvm_protocol::agent::{
 };
 use serde::Serialize;
 
-/// Far more than an agent runs and remembers.
+/// Maximum number of processes in a list: far more than an agent runs and remembers.
 const MOST: usize = 4096;
 
-/// A process that somebody started in a sandbox.
+/// A process that a client started in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProcessSummary {
-    /// Its PID in the guest.
+    /// PID of the process in the guest.
     pub pid: u32,
-    /// What it was started as. The guest's text.
+    /// Its program and arguments, as the guest reports them.
     pub argv: Vec<String>,
-    /// Something of that is missing.
+    /// True if a part of the arguments is missing.
     pub argv_is_cut: bool,
     /// `running` or `ended`.
     pub state: &'static str,
-    /// Once it ended, as a shell has it: its own, 128 + signal, 124 for one whose time ran out.
+    /// Exit code after its end, as in a shell: its own, 128 + signal, or 124 after a timeout.
     pub exit_code: Option<u8>,
     /// The signal that killed it.
     pub signal: Option<u8>,
-    /// Its time ran out.
+    /// True if its timeout was reached.
     pub timed_out: bool,
     /// Milliseconds since it ended.
     pub ended_ago_ms: Option<u64>,
     /// Milliseconds since it was started.
     pub age_ms: u64,
-    /// Its input takes more.
+    /// True if its input accepts more data.
     pub stdin_is_open: bool,
-    /// It has a terminal.
+    /// True if it has a terminal.
     pub has_terminal: bool,
-    /// How many take part in it now.
+    /// Number of clients that are attached now.
     pub connections: u32,
     /// Bytes of its output that are kept.
     pub kept_bytes: u64,
-    /// Bytes of its output that are kept no longer.
+    /// Bytes of its output that are not kept any more.
     pub dropped_bytes: u64,
 }
 
@@ -84,11 +86,11 @@ impl From<ProcessInfo> for ProcessSummary {
 }
 
 impl Sandbox {
-    /// The processes that were started from outside, by anybody: those that run, and those that ended and are
-    /// remembered; by PID. What they started themselves is not among them.
+    /// Returns the processes that any client started, by PID: those that run, and those that ended
+    /// and are remembered. Their child processes are not included.
     ///
     /// # Errors
-    /// Every [`ExecError`] but those of requests.
+    /// Every [`ExecError`] except those of requests.
     pub async fn processes(&self) -> Result<Vec<ProcessSummary>, ExecError> {
         let identity = self.reachable().await?;
         match list(&self.directory, identity.as_ref()).await {
@@ -97,10 +99,11 @@ impl Sandbox {
         }
     }
 
-    /// Takes part in a process that runs or that ended and is remembered, whoever started it.
+    /// Attaches to a process that runs, or that ended and is remembered, no matter which client
+    /// started it.
     ///
     /// # Errors
-    /// Every [`ExecError`] but those of requests.
+    /// Every [`ExecError`] except those of requests.
     pub async fn attach(&self, request: AttachRequest) -> Result<Exec, ExecError> {
         let identity = self.reachable().await?;
         match Exec::attach(&self.directory, identity.as_ref(), request).await {
@@ -117,7 +120,7 @@ impl Sandbox {
     /// Signals the process group of a process.
     ///
     /// # Errors
-    /// Every [`ExecError`] but those of requests.
+    /// Every [`ExecError`] except those of requests.
     pub async fn signal(&self, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
         let identity = self.reachable().await?;
         let request = HostMessage::SignalProcess { pid, signal };
@@ -134,7 +137,7 @@ impl Sandbox {
     /// Waits for the end of a process.
     ///
     /// # Errors
-    /// Every [`ExecError`] but those of requests.
+    /// Every [`ExecError`] except those of requests.
     pub async fn wait(&self, pid: u32) -> Result<ExitStatus, ExecError> {
         let mut exec = self.attach(AttachRequest { pid, view: View::End, stdin: false, terminal: None }).await?;
         loop {
@@ -148,7 +151,8 @@ impl Sandbox {
     }
 }
 
-/// All pages. Each must go on where the one before ended, so that a guest cannot have us ask for ever.
+/// Returns the processes of all pages. Each page must continue where the one before ended, so that
+/// a guest cannot make the host ask without limit.
 async fn list(directory: &SandboxDirectory, identity: Option<&Identity>) -> Result<Vec<ProcessSummary>, AgentError> {
     let mut processes: Vec<ProcessSummary> = Vec::new();
     let first = HostMessage::ListProcesses { after: 0 };
@@ -175,7 +179,7 @@ async fn list(directory: &SandboxDirectory, identity: Option<&Identity>) -> Resu
 }
 
 impl ExecError {
-    /// True when the guest's agent is older than the request; see [`AgentError::TooOld`].
+    /// Returns true if the guest's agent is older than the request, see [`AgentError::TooOld`].
     #[must_use]
     pub fn is_of_old_agent(&self) -> bool {
         matches!(self, Self::Agent(AgentError::TooOld { .. }))
@@ -199,7 +203,8 @@ mod tests {
         net::UnixListener,
     };
 
-    /// Answers each message on one connection with the next of `answers`, as a guest could; a wire as old as `wire`.
+    /// Answers each message on one connection with the next of `answers`, as a guest could, with a
+    /// wire as old as `wire`. Returns the number of messages.
     async fn guest(listener: UnixListener, wire: Wire, mut answers: Vec<AgentMessage>) -> usize {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut decoder = FrameDecoder::new(wire, MAX_HOST_MESSAGE);
@@ -253,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_are_put_together_and_a_guest_cannot_have_us_ask_for_ever() {
+    async fn pages_are_joined_and_endless_lists_are_rejected() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let hello = || AgentMessage::Hello { version: WIRE.version };
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_of_an_older_snapshot_is_told_apart_and_still_runs_commands() {
+    async fn old_agents_are_detected_and_still_run_commands() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let old = Wire { version: 1, ..WIRE };

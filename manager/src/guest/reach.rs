@@ -1,5 +1,5 @@
-//! Reaches a sandbox's agent: waits until it listens, tells it its identity, and explains a broken connection by what
-//! became of the sandbox.
+//! Reaches the agent of a sandbox: waits until it listens, gives it its identity, and explains a
+//! broken connection by what happened to the sandbox.
 
 use crate::{
     audit::Event,
@@ -24,11 +24,13 @@ use crate::{
 use tokio::time::{Instant, sleep};
 
 impl Sandbox {
-    /// Waits until its agent can be asked something. The value is what it is to be told first.
+    /// Waits until the agent accepts requests. Returns the identity that has to be sent first, if
+    /// any.
     pub(crate) async fn reachable(&self) -> Result<Option<Identity>, ExecError> {
         let mut state = self.state()?;
         if state == State::Paused && in_use::is_idle_paused(&self.directory) {
-            // From here until the connection is there the idle rule's time is what keeps it awake.
+            // From here until the connection is open, the time of the idle rule keeps the sandbox
+            // running.
             drop(InUse::begin(&self.directory).await.map_err(AgentError::from)?);
             state = self.state()?;
         }
@@ -40,12 +42,13 @@ impl Sandbox {
         Ok(identity::due(&self.directory, &self.record))
     }
 
-    /// Turns the failure of a connection to the agent into what became of the sandbox behind it, when something did: call
-    /// it with what [`crate::OutputStream::next`] failed with. Takes up to a second.
+    /// Turns the failure of a connection to the agent into what happened to the sandbox, if
+    /// something did. Call it with the error of [`crate::OutputStream::next`]. Takes up to a
+    /// second.
     pub async fn explain(&self, error: AgentError) -> ExecError {
         if let AgentError::Silent(silence) = error {
             return match self.state() {
-                // Paused while it was asked, say.
+                // For example, it was paused during the request.
                 Ok(state @ (State::Paused | State::Exited { .. } | State::Dead))
                     if silence.part == SilentPart::Agent =>
                 {
@@ -62,7 +65,7 @@ impl Sandbox {
             if let Some(how) = interruption::since_opened(&self.directory, &self.trail()) {
                 return ExecError::Interrupted { sandbox: self.label(), how };
             }
-            // A VMM that is being ended by somebody who said why has that written down before.
+            // A process that ends a VMM for a reason records the reason before.
             if let Ok(Some(_no_vmm)) = lock::try_exclude_vmm(&self.directory) {
                 return self.how_it_ended();
             }
@@ -73,7 +76,7 @@ impl Sandbox {
         }
     }
 
-    /// Why there is no VMM any more.
+    /// Returns why there is no VMM any more.
     fn how_it_ended(&self) -> ExecError {
         let sandbox = self.label();
         match self.state() {
@@ -87,14 +90,16 @@ impl Sandbox {
         }
     }
 
-    /// What became of it since it was found, if something did: of a process that was killed, whether it was for that.
+    /// Returns what happened to the sandbox since it was found, if anything. For a process that was
+    /// killed, this shows whether that was the cause.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
         interruption::since_opened(&self.directory, &self.trail())
     }
 
-    /// Says that its time is over and that it is about to be ended for that: those who use it learn why, and so does its
-    /// log. For owners that keep a sandbox's time themselves; a supervisor does it for those it keeps.
+    /// Announces that the sandbox has expired and is about to be ended, for clients that use it and
+    /// in its audit log. For owners that maintain the timeout of a sandbox themselves; a supervisor
+    /// does this for its own sandbox.
     pub fn announce_expiry(&self, then: AtEnd) {
         interruption::announce(&self.directory, Interruption::Expired);
         self.trail().note(Event::TimeUp { then });
@@ -120,8 +125,9 @@ impl Sandbox {
         }
     }
 
-    /// Tells the machine who it is, if it was not told since it was restored, forked or reset: clock, entropy,
-    /// hostname, machine-id. [`Self::exec`] does it by itself; this is for whoever hands the sandbox on.
+    /// Sends the machine its identity (clock, entropy, hostname, machine-id) if it has not received
+    /// it since it was restored, forked or reset. [`Self::exec`] does this automatically; this
+    /// method is for a caller that hands the sandbox on.
     ///
     /// # Errors
     /// When the agent does not answer or refuses.

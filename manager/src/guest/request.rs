@@ -1,5 +1,5 @@
-//! Starts a process in a sandbox: checks the request, adds the sandbox's environment, and writes the audit line before
-//! anything is sent.
+//! Starts a process in a sandbox: checks the request, adds the environment of the sandbox, and
+//! writes the audit line. Nothing may be sent to the guest before the line is written.
 
 use crate::{
     audit::Event,
@@ -9,8 +9,8 @@ use crate::{
 use sandboxvm_protocol::agent::{CText, ExecRequest, MAX_ARGUMENTS_TOTAL};
 
 impl Sandbox {
-    /// Runs a process. The sandbox's own environment comes before the request's; a sandbox that still boots is waited
-    /// for.
+    /// Runs a process. Variables of the request replace those of the sandbox. Waits for a sandbox
+    /// that still boots.
     ///
     /// # Errors
     /// Every [`ExecError`].
@@ -39,13 +39,13 @@ impl Sandbox {
     }
 }
 
-/// True when `env` sets the variable that `entry` sets.
+/// Returns true if `env` sets the variable that `entry` sets.
 fn is_set(env: &[CText], entry: &str) -> bool {
     let key_and_equals = entry.split_inclusive('=').next().unwrap_or(entry).as_bytes();
     env.iter().any(|other| other.as_bytes().starts_with(key_and_equals))
 }
 
-/// Refuses what the agent could not run, before anything is sent.
+/// Rejects a request that the agent could not run, before anything is sent.
 pub(crate) fn check_request(request: &ExecRequest) -> Result<(), ExecError> {
     if request.argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
         return Err(ExecError::NoCommand);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_before_anything_is_sent() {
+    fn invalid_commands_are_rejected_before_they_are_sent() {
         assert!(matches!(check_request(&request(&[])), Err(ExecError::NoCommand)));
         assert!(matches!(check_request(&request(&[""])), Err(ExecError::NoCommand)));
         check_request(&request(&["echo", ""])).unwrap();
@@ -75,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_of_the_request_hides_the_sandboxs() {
+    fn request_variables_replace_those_of_the_sandbox() {
         let env = [CText::try_from("AB=1").unwrap()];
         assert!(is_set(&env, "AB=2") && is_set(&env, "AB="));
         assert!(!is_set(&env, "A=2") && !is_set(&env, "ABC=2"));
     }
 
     #[tokio::test]
-    async fn nothing_runs_in_a_dead_sandbox_and_it_says_so_by_name() {
+    async fn dead_sandbox_is_named_in_the_error() {
         let (_dir, manager) = manager_with(&["abcdefgh"]);
         let sandbox = manager.find("abcdefgh").unwrap();
         assert_eq!(sandbox.state().unwrap(), State::Dead);

@@ -1,10 +1,11 @@
-//! How long a request waits for a sandbox that does not answer, and which part of it is silent.
+//! How long a request waits for a sandbox that does not answer, and which part of it does not.
 //!
-//! A VMM answers its control socket from its event loop whatever its guest does, so a VMM that was stopped is told from a
-//! guest that is slow within seconds. A guest has longer, by how its kernel is executed. Requests that are answered in
-//! time pay for one timer: the VMM and its host mode are looked at only after [`FIRST_LOOK`].
+//! A VMM answers its control socket from its event loop whatever its guest does, so a stopped VMM
+//! can be distinguished from a slow guest within seconds. A guest gets more time, depending on how
+//! its kernel is executed. A request that is answered in time costs one timer: the VMM and its host
+//! mode are checked only after [`FIRST_LOOK`].
 //!
-//! Streams have no bound here: a process may write nothing for a year.
+//! Streams have no limit here: a process may write nothing for a year.
 
 use crate::{
     home::directory::SandboxDirectory,
@@ -20,38 +21,42 @@ use sandboxvm_protocol::{
 use std::{fmt, future::Future, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// After this the VMM is asked whether it is there.
+/// Time after which the VMM is checked for the first time.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
-/// And then again and again.
+/// Time between further checks.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// A loopback of memory: an agent that runs natively takes its connection within a millisecond.
+/// Time for the handshake with a native guest. The connection stays in memory, and an agent that
+/// runs natively accepts it within a millisecond.
 const NATIVE_HANDSHAKE: Duration = Duration::from_secs(10);
-/// Guests whose kernel is interpreted, many on one processor: the VMM itself waits two minutes for a connection.
+/// The same for guests whose kernel is interpreted, of which many may share one processor: the VMM
+/// itself waits two minutes for a connection.
 const INTERPRETED_HANDSHAKE: Duration = Duration::from_secs(150);
-/// Starting a process may read its program from a disk that others keep busy.
+/// Time for an answer of a native guest. Starting a process may read its program from a disk that
+/// others keep busy.
 const NATIVE_ANSWER: Duration = Duration::from_secs(60);
 const INTERPRETED_ANSWER: Duration = Duration::from_secs(150);
-/// Removing a tree of a million files, or syncing a file that was written.
+/// Time for work of the guest, such as removing a tree of a million files or syncing a file that
+/// was written.
 const WORK: Duration = Duration::from_secs(600);
-/// A boot that another process began.
+/// Time for a boot that another process started.
 pub(crate) const BOOT: Duration = Duration::from_secs(300);
 
-/// A part of a sandbox did not answer in time.
+/// A part of a sandbox that did not answer in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("its {part} did not answer within {} s", .within.as_secs())]
 pub struct Silence {
-    /// Which.
+    /// The part.
     pub part: SilentPart,
-    /// How long it had.
+    /// The time that it had.
     pub within: Duration,
 }
 
 /// A part of a sandbox that may not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SilentPart {
-    /// The process that runs the machine: stopped, or stuck in the host's kernel.
+    /// The process that runs the machine. It was stopped, or is stuck in the host's kernel.
     Vmm,
-    /// The guest, which runs and says nothing.
+    /// The guest, which runs and does not answer.
     Agent,
 }
 
@@ -64,24 +69,24 @@ impl fmt::Display for SilentPart {
     }
 }
 
-/// What is waited for.
+/// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A connection, the agreed version, the machine's identity.
+    /// The connection, the agreed version and the machine's identity.
     Handshake,
     /// An answer that comes before any work.
     Answer,
-    /// An answer that comes after work of the guest's.
+    /// An answer that comes after work of the guest.
     Work,
     /// The end of a boot.
     Boot,
 }
 
 impl Step {
-    /// The first answer to `request`.
+    /// Returns the step of the first answer to `request`.
     pub(crate) fn answer_to(request: &HostMessage) -> Self {
         match request {
-            // A program of the guest's may be slow to take the connection.
+            // A program in the guest may be slow to accept the connection.
             HostMessage::Connect(_) => Self::Work,
             HostMessage::Files(request) => match request.operation {
                 FileOperation::List { .. }
@@ -107,7 +112,8 @@ impl Step {
     }
 }
 
-/// What `answer` resolves to, unless a part of the sandbox that it depends on is silent for too long.
+/// Returns the result of `answer`, unless a part of the sandbox that it depends on does not answer
+/// for too long.
 pub(crate) async fn bounded<T>(
     directory: &SandboxDirectory,
     step: Step,
@@ -123,7 +129,7 @@ pub(crate) async fn bounded<T>(
 async fn watch(directory: &SandboxDirectory, step: Step) -> Silence {
     let began = Instant::now();
     sleep(FIRST_LOOK).await;
-    // The VMM's word: a false one buys it the longer of two bounds.
+    // The VMM reports the mode: with a wrong one it only gets the longer of two limits.
     let host_mode = state::status(directory).ok().flatten().map(|status| status.host_mode);
     let limit = step.limit(host_mode);
     loop {
@@ -138,7 +144,8 @@ async fn watch(directory: &SandboxDirectory, step: Step) -> Silence {
     }
 }
 
-/// False when it takes no connection, or no request. One that has ended shows in the connection that is waited for.
+/// Returns false if the VMM accepts no connection or no request. If it has ended, the connection
+/// that the caller waits for shows that.
 async fn vmm_answers(directory: &SandboxDirectory) -> bool {
     let asked = async { ControlClient::connect(directory).await?.timeline().await };
     !matches!(asked.await, Err(ControlError::Silent(_)))
@@ -156,7 +163,7 @@ mod tests {
 
     const TIMELINE: Timeline = Timeline { process_start: 1, confined: 2, launched: 3, built: None, first_run: None };
 
-    /// A directory of a VMM that says it is in this mode, and its control socket.
+    /// Creates a directory of a VMM that reports this mode, and its control socket.
     fn directory(host_mode: HostMode) -> (tempfile::TempDir, SandboxDirectory, UnixListener) {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
@@ -187,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_vmm_that_takes_no_request_is_told_from_a_slow_guest_within_seconds() {
+    async fn stopped_vmm_is_distinguished_from_a_slow_guest_within_seconds() {
         for mode in [HostMode::Vmx, HostMode::Pvm] {
             let (_home, directory, _listener) = directory(mode);
             let began = Instant::now();
@@ -198,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_that_says_nothing_has_as_long_as_its_host_mode_and_the_step_allow() {
+    async fn silent_guest_gets_the_time_of_its_host_mode_and_step() {
         for (mode, step, limit) in [
             (HostMode::Vmx, Step::Handshake, 10),
             (HostMode::Svm, Step::Handshake, 10),
@@ -220,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_answer_of_a_vmm_that_is_there_is_waited_for() {
+    async fn slow_answer_is_awaited_while_the_vmm_answers() {
         let (_home, directory, listener) = directory(HostMode::Pvm);
         let vmm = tokio::spawn(answering(listener));
         let slow = async {

@@ -1,5 +1,6 @@
-//! Ending a sandbox in order: its agent is asked, and the machine is ended from outside when that comes to nothing. Says
-//! which of the two it was; `end` does the latter. Called by users and by a sandbox's supervisor.
+//! Stops a sandbox gracefully: asks its agent, and ends the machine from outside if that fails.
+//! Reports which of the two it was; `end` does the latter. Called for users and by the supervisor
+//! of a sandbox.
 
 use crate::{
     audit::Event,
@@ -21,30 +22,31 @@ use sandboxvm_protocol::{
 use std::{fmt, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// What the guest itself may take to shut down after its processes' time is up: two seconds for what does not die, two for
-/// its last words (`guest-agent/src/server/ending.rs`), and the rest for its disks.
+/// Time that the guest gets to shut down after the grace period of its processes: two seconds for
+/// processes that do not die, two for its last messages (`guest-agent/src/server/ending.rs`), and
+/// the rest for its disks.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(7);
 
-/// How a sandbox came to its end.
+/// How a sandbox was stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Stopped {
-    /// Processes were told, file systems synced.
+    /// The processes received a signal, and the file systems were synced.
     InOrder,
-    /// Its machine was ended from outside: what it had not written to its disk is gone.
+    /// The machine was ended from outside: data that it had not written to its disk is lost.
     ByForce(ForceCause),
-    /// It ended meanwhile for another reason, as when its kernel panicked or somebody removed it.
+    /// The machine ended meanwhile for another reason, such as a kernel panic or a removal.
     Otherwise(String),
 }
 
 /// Why a sandbox was ended by force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForceCause {
-    /// Its vCPUs stood still, or had not booted it yet.
+    /// The vCPUs were stopped, or the machine was still booting.
     NotRunning(State),
-    /// Its agent could not be asked, or refused.
+    /// The agent could not be asked, or refused.
     Agent(String),
-    /// It was asked, and did not end in this time.
+    /// The machine was asked to end, and did not within this time.
     TooSlow(Duration),
 }
 
@@ -58,18 +60,18 @@ impl fmt::Display for ForceCause {
     }
 }
 
-/// Why a sandbox did not stop.
+/// Why a sandbox was not stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    /// It does not run.
+    /// The sandbox does not run.
     #[error("cannot stop sandbox {sandbox}: it is {state}")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it does instead.
+        /// The state of the sandbox.
         state: State,
     },
-    /// It cannot be ended.
+    /// The VMM of the sandbox cannot be ended.
     #[error(transparent)]
     End(#[from] EndError),
     /// A file operation failed.
@@ -78,22 +80,24 @@ pub enum StopError {
 }
 
 impl Sandbox {
-    /// Ends it in order: processes get SIGTERM and `grace` to end, file systems are synced. What does not end by then is
-    /// ended as by [`Self::kill`]. A paused sandbox cannot be asked and is ended at once.
+    /// Stops the sandbox gracefully: processes get SIGTERM and have `grace` to end, and file
+    /// systems are synced. A machine that has not ended by then is ended as by [`Self::kill`]. A
+    /// paused sandbox cannot be asked, and is ended immediately.
     ///
     /// # Errors
     /// Every [`StopError`].
     pub async fn stop(&self, grace: Duration) -> Result<Stopped, StopError> {
-        // One that was paused because nobody used it ends in order too; one that cannot be used ends all the same.
+        // A sandbox that the idle rule paused is stopped gracefully too. If it cannot be used, it
+        // is ended anyway.
         let _in_use = InUse::begin(&self.directory).await;
         self.stop_unused(grace).await
     }
 
-    /// As [`Self::stop`], by whoever sees to it that nobody uses the sandbox.
+    /// Like [`Self::stop`], for a caller that makes sure that no client uses the sandbox.
     pub(crate) async fn stop_unused(&self, grace: Duration) -> Result<Stopped, StopError> {
         let state = self.state()?;
         if !state.is_live() {
-            // A VMM that let go of its lock may be there, or something that it started.
+            // A VMM that released its lock may still exist, or a process that it started.
             if self.end().await? {
                 return Ok(self.ended_by_force(ForceCause::NotRunning(state)));
             }
@@ -120,7 +124,7 @@ impl Sandbox {
         Stopped::ByForce(cause)
     }
 
-    /// What it came to when the VMM has ended, which has said so by then.
+    /// Returns the result after the VMM has ended, which has reported its reason by then.
     fn note_stopped(&self) -> Result<Stopped, StopError> {
         let reason = match self.state()? {
             State::Exited { reason: ExitReason::GuestShutdown } => {
@@ -133,26 +137,29 @@ impl Sandbox {
         Ok(Stopped::Otherwise(reason))
     }
 
-    /// Asks the agent, and waits for the VMM to end.
+    /// Asks the agent to shut down, and waits until the VMM has ended.
     async fn shut_down(&self, grace: Duration) -> Result<Asked, DirectoryError> {
-        // 49 days are the most that it can be told.
+        // The message can hold at most 49 days.
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         let request = HostMessage::Shutdown { grace_ms };
-        // After its processes the guest itself needs a moment; one that stalls gets no more than that.
+        // After its processes have ended, the guest itself needs a moment. A guest that stalls gets
+        // no more than that.
         let within = Duration::from_millis(grace_ms.into()) + SHUTDOWN_WITHIN;
         let deadline = Instant::now() + within;
         let asked = timeout_at(deadline, AgentConnection::request(&self.directory, None, &request)).await;
         let (patience, cause) = match &asked {
-            // The connection stays open until the end, so that the agent is not told the caller went away.
+            // The connection stays open until the end, so that the agent does not see its client
+            // disconnect.
             Ok(Ok((_, AgentMessage::ShuttingDown))) => (within, ForceCause::TooSlow(within)),
             Ok(Ok(_)) => {
                 return Ok(Asked::Refused(ForceCause::Agent("its guest agent sent an unexpected response".to_owned())));
             }
-            // It was not asked, but somebody else may have done that before.
+            // This request did not reach the agent, but another client may have sent one before.
             Ok(Err(error @ (AgentError::NotListening | AgentError::Connect(_)))) => {
                 (SHUTDOWN_WITHIN, ForceCause::Agent(error.to_string()))
             }
-            // Once asked, a machine may stop its devices before the answer is out.
+            // Once it has received the request, a machine may stop its devices before the answer is
+            // sent.
             Ok(Err(error)) if error.is_disconnect() => (within, ForceCause::Agent(error.to_string())),
             Ok(Err(error)) => return Ok(Asked::Refused(ForceCause::Agent(error.to_string()))),
             Err(_) => return Ok(Asked::Refused(ForceCause::TooSlow(within))),
@@ -163,11 +170,11 @@ impl Sandbox {
     }
 }
 
-/// What came of asking the agent.
+/// The result of asking the agent.
 #[derive(Debug)]
 enum Asked {
     /// The VMM has ended.
     Ended,
-    /// It goes on, or cannot be asked.
+    /// The machine keeps running, or cannot be asked.
     Refused(ForceCause),
 }

@@ -1,8 +1,9 @@
-//! Copies between host and sandbox, by docker's rules: into a directory that is there, else in place of what the path
-//! names; of a source that ends in `/.`, its content.
+//! Copies between host and sandbox, by docker's rules: into an existing directory, or else in place
+//! of the path. Of a source that ends in `/.`, only the content is copied.
 //!
-//! A thread of its own packs or unpacks, since files block; two pieces of 64 KiB are between it and the connection.
-//! Giving up closes that, and waits for the thread to remove what it had begun.
+//! A separate thread packs or unpacks, since file operations block; two pieces of 64 KiB are
+//! between the thread and the connection. Cancelling a copy closes the channel and waits for the
+//! thread to remove the file that it had started.
 
 use super::{CopyError, FileError, Files, HostTarget, target::Copied};
 use rustix::fs::CWD;
@@ -23,51 +24,52 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
-/// Bytes that a piece between thread and connection holds.
+/// Size in bytes of a piece between the thread and the connection.
 const PIECE: usize = 64 * 1024;
-/// Bytes after an archive's end that are read over.
+/// Maximum number of bytes after the end of an archive that are read and ignored.
 const MAX_TRAILING: usize = 1 << 20;
 
-/// What a copy out of a sandbox may take of the host.
+/// Limits for a copy out of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyLimits {
-    /// Bytes of files together, holes counted.
+    /// Maximum number of bytes of all files together, with holes counted.
     pub max_bytes: u64,
-    /// Files, directories and links.
+    /// Maximum number of files, directories and links.
     pub max_entries: u64,
-    /// Bits of the guest's modes that nothing on the host gets, as of umask(2).
+    /// Mode bits that no file on the host gets, as in umask(2).
     pub umask: u32,
 }
 
 impl Default for CopyLimits {
-    /// 16 GiB in 100,000 files that only their owner may write to.
+    /// Returns limits of 16 GiB and 100,000 files that only their owner may write to.
     fn default() -> Self {
         Self { max_bytes: 16 << 30, max_entries: 100_000, umask: 0o022 }
     }
 }
 
-/// What was copied.
+/// The result of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyReport {
-    /// Counted where they were written.
+    /// Totals, counted on the side that wrote the files.
     pub totals: FileTotals,
 }
 
-/// One side's pieces of an archive.
+/// A piece of an archive, or its end.
 enum Piece {
     Data(Vec<u8>),
-    /// That was all, and meant.
+    /// The archive is complete.
     End,
 }
 
 impl Files<'_> {
-    /// Copies a file or tree of the sandbox to `to` on the host. What comes is taken as hostile: it stays below that
-    /// path, follows no links, and keeps to `limits`. Files belong to the caller, without set-user-ID bits. With `follow`,
-    /// of a symbolic link what it points to. `progress` is told the bytes written. When `given_up` resolves, no half file
-    /// is left.
+    /// Copies a file or tree of the sandbox to `to` on the host. The data is treated as hostile: it
+    /// stays below that path, follows no links, and is limited by `limits`. Files belong to the
+    /// caller and have no set-user-ID bits. With `follow`, the target of a symbolic link is copied.
+    /// Adds the written bytes to `progress`. If `given_up` resolves, the copy is cancelled, and no
+    /// incomplete file is left.
     ///
     /// # Errors
-    /// Every [`CopyError`]; what was copied before stays.
+    /// Every [`CopyError`]. Files that were copied before stay.
     pub async fn copy_out(
         &self,
         from: &FilePath,
@@ -94,7 +96,7 @@ impl Files<'_> {
             let mut trailing = 0;
             while let Some(bytes) = stream.next().await? {
                 if sender.is_closed() || sender.send(Piece::Data(bytes)).await.is_err() {
-                    // The thread has its archive, or will have none of it: either way it says so below.
+                    // The thread has the whole archive or rejected it; its result below says which.
                     trailing += PIECE;
                     if trailing > MAX_TRAILING {
                         break;
@@ -116,7 +118,8 @@ impl Files<'_> {
         };
         let unpacked = unpacked.unwrap_or(Err(UnpackError::NotSingle));
         let totals = match (sent, unpacked) {
-            // Of a stream that broke, the reason is on its side; of one that was refused here, on ours.
+            // If the stream broke, its side has the reason; if the archive was rejected, ours has
+            // it.
             (Err(error), Ok(_) | Err(UnpackError::Archive(_))) => return Err(error.into()),
             (_, Err(error)) => return Err(error.into()),
             (Ok(sent), Ok(totals)) => of(totals, sent.map_or(0, |sent| sent.left_out)),
@@ -124,11 +127,12 @@ impl Files<'_> {
         Ok(CopyReport { totals })
     }
 
-    /// Copies a file or tree of the host to `to` in the sandbox. With `keep_owner`, owners and set-user-ID bits are the
-    /// host's, else files belong to the user of these [`Files`]. The rest as in [`Self::copy_out`].
+    /// Copies a file or tree of the host to `to` in the sandbox. With `keep_owner`, owners and
+    /// set-user-ID bits are those of the host; otherwise files belong to the user of these
+    /// [`Files`]. The other parameters are as in [`Self::copy_out`].
     ///
     /// # Errors
-    /// Every [`CopyError`]; what was copied before stays.
+    /// Every [`CopyError`]. Files that were copied before stay.
     pub async fn copy_in(
         &self,
         from: &Path,
@@ -169,7 +173,7 @@ impl Files<'_> {
                     Piece::End => return sink.finish().await.map(Some),
                 }
             }
-            // Without an end: the thread says why.
+            // The archive has no end: the result of the thread says why.
             Ok(None)
         };
         let pumped = tokio::select! {
@@ -189,7 +193,7 @@ impl Files<'_> {
         }
     }
 
-    /// Where in the guest a copy goes.
+    /// Returns the place in the guest to which a copy goes.
     async fn guest_place(&self, to: &FilePath, name: Option<&[u8]>, is_directory: bool) -> Result<Place, CopyError> {
         let text = to.as_bytes();
         let must_be_directory = text.ends_with(b"/") || text.ends_with(b"/.");
@@ -217,7 +221,7 @@ impl Files<'_> {
             (None, false) if must_be_directory => problem("there is no such directory; make it first"),
             (None, false) => place(above, last, false),
             (None, true) => {
-                // What is missing above is a mistake more often than not.
+                // Missing directories above it are more often a mistake than intended.
                 let above = FilePath::try_from(above.to_vec()).map_err(FileError::from)?;
                 self.stat(above, true).await?;
                 place(text, b".", true)
@@ -226,25 +230,26 @@ impl Files<'_> {
     }
 }
 
-/// Where in the guest an archive goes, and what it calls its tree.
+/// A place in the guest for an archive, and the name of its tree in the archive.
 struct Place {
     directory: FilePath,
     name: Vec<u8>,
     create: bool,
 }
 
-/// What to copy, and what it is called; nothing for a directory whose content is meant.
+/// Returns the path to copy, and its name. The name is `None` for a directory of which only the
+/// content is copied.
 fn source(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     let mut trimmed = path;
     while trimmed.len() > 1 && trimmed.ends_with(b"/") {
         trimmed = &trimmed[..trimmed.len() - 1];
     }
     let (_, last) = above(trimmed);
-    // `/`, `.` and `dir/.` are their content.
+    // For `/`, `.` and `dir/.` the content is copied.
     if matches!(last, b"" | b"." | b"..") { (path, None) } else { (trimmed, Some(last)) }
 }
 
-/// The directory above a path, and the last of its names.
+/// Returns the directory above a path, and the last component.
 fn above(path: &[u8]) -> (&[u8], &[u8]) {
     let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |at| at + 1);
     let path = &path[..end];
@@ -260,7 +265,7 @@ fn of(totals: Totals, left_out: u64) -> FileTotals {
     FileTotals { entries, bytes, left_out, attributes_lost }
 }
 
-/// The thread's part of a copy out.
+/// Unpacks a copy out of the sandbox, on the thread.
 fn take(
     pieces: PieceReader,
     target: HostTarget,
@@ -283,7 +288,7 @@ fn take(
     }
 }
 
-/// Pieces as a reader.
+/// Reads the content of the pieces.
 struct PieceReader {
     pieces: mpsc::Receiver<Piece>,
     piece: Vec<u8>,
@@ -314,7 +319,7 @@ impl Read for PieceReader {
     }
 }
 
-/// A writer into pieces.
+/// Writes into pieces.
 struct PieceWriter {
     sender: mpsc::Sender<Piece>,
     buffer: Vec<u8>,
@@ -355,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_is_itself_or_its_content() {
+    fn source_is_a_path_or_its_content() {
         for (path, expected, name) in [
             ("/a/b", "/a/b", Some("b")),
             ("/a/b//", "/a/b", Some("b")),
@@ -374,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_whose_writer_goes_without_an_end_fails() {
+    fn reader_fails_if_the_writer_is_dropped_before_the_end() {
         let (sender, receiver) = mpsc::channel(2);
         let writer = std::thread::spawn(move || {
             let mut writer = PieceWriter { sender, buffer: Vec::new() };

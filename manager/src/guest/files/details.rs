@@ -1,5 +1,5 @@
-//! Files with all that is known of them, and metadata of new ones. Of an agent from before wire version 5, which a snapshot
-//! may hold, less is known: where links lead and metadata are missing then.
+//! Files with all their details, and metadata for new files. An agent from before wire version 5,
+//! which a snapshot may contain, knows less: then the targets of links and metadata are missing.
 
 use super::{FileError, FileSink, FileWatch, Files, MAX_LISTED, MAX_LISTED_BYTES};
 use crate::guest::{agent::AgentError, error::ExecError};
@@ -8,18 +8,19 @@ use sandboxvm_protocol::agent::{
     files::{FileEntry, FileOperation, FilePath, FileReply},
 };
 
-/// What an older agent says of a file.
+/// Converts the report of an older agent.
 fn plain(entry: FileEntry) -> FileDetails {
     FileDetails { entry, target: None, metadata: FileMetadata::default() }
 }
 
-/// True when the agent does not know what it was asked.
+/// Returns true if the agent does not know the request.
 fn is_too_old(error: &FileError) -> bool {
     matches!(error, FileError::Sandbox(ExecError::Agent(AgentError::TooOld { .. })))
 }
 
 impl<'s> Files<'s> {
-    /// What a path is, with all that is known of it; of a symbolic link, the link itself and where it leads.
+    /// Returns all details of a path. For a symbolic link, these are the link itself and its
+    /// target.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -32,7 +33,7 @@ impl<'s> Files<'s> {
         }
     }
 
-    /// As [`Files::list`], with all that is known of each entry.
+    /// Like [`Files::list`], with all details of each entry.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -61,11 +62,12 @@ impl<'s> Files<'s> {
         }
     }
 
-    /// As [`Files::write`]; the file gets this metadata and no other. [`FileSink::finish_described`] says what it got: a
-    /// file system without extended attributes takes none.
+    /// Like [`Files::write`]. The file gets this metadata and no other.
+    /// [`FileSink::finish_described`] returns what it actually got: a file system without extended
+    /// attributes stores none.
     ///
     /// # Errors
-    /// Every [`FileError`]; an agent from before wire version 5 takes no metadata.
+    /// Every [`FileError`]. An agent from before wire version 5 rejects metadata.
     pub async fn write_with_metadata(
         &self,
         path: FilePath,
@@ -74,14 +76,15 @@ impl<'s> Files<'s> {
         metadata: FileMetadata,
     ) -> Result<FileSink<'s>, FileError> {
         if metadata.is_empty() {
-            // A file that is written is a new one: of an old one's metadata it has nothing.
+            // A written file is always a new one, so it has no metadata of an old file.
             return self.write(path, mode, parents).await;
         }
         self.sink(FileOperation::WriteWithMetadata { path, mode, parents, metadata }).await
     }
 
-    /// As [`Files::watch`]. With `details` there is with each change what is known of the file by then, where it is there.
-    /// Unless `network` is set, a directory on a network file system is refused: what others change there is not seen.
+    /// Like [`Files::watch`]. With `details`, each change has the details of the file at that time,
+    /// if it exists. Unless `network` is set, a directory on a network file system is rejected:
+    /// changes that others make there are not noticed.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -101,7 +104,7 @@ impl<'s> Files<'s> {
     }
 }
 
-/// Bytes that count against [`MAX_LISTED_BYTES`].
+/// Returns the number of bytes that count against [`MAX_LISTED_BYTES`].
 fn size(details: &FileDetails) -> usize {
     let target = details.target.as_ref().map_or(0, |target| target.path.as_bytes().len());
     details.entry.path.as_bytes().len() + target + details.metadata.size()

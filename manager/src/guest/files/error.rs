@@ -1,45 +1,45 @@
-//! Why something could not be done with files: in the guest, or on the host.
+//! Why an operation on files failed, in the guest or on the host.
 
 use crate::{guest::error::ExecError, hostile_text::printable};
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileFailure, FilePathError, FileReply};
 use sandboxvm_tree::{PackError, UnpackError};
 use std::{fmt, io, path::PathBuf};
 
-/// Why something could not be done with the files of a sandbox.
+/// Why an operation on the files of a sandbox failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The sandbox cannot be asked, or the conversation failed.
+    /// The request could not be sent, or the exchange failed.
     #[error("{0}")]
     Sandbox(#[from] ExecError),
-    /// The guest refused.
+    /// The guest refused the request.
     #[error(transparent)]
     Refused(#[from] FileRefusal),
     /// A path that no file can have.
     #[error("{0}")]
     Path(#[from] FilePathError),
-    /// More entries than are taken from a guest.
+    /// The directory has more entries than are accepted from a guest.
     #[error("the directory has more than {0} entries")]
     TooMany(usize),
 }
 
 impl FileError {
-    /// The kind of what the guest refused.
+    /// Returns the kind of the guest's refusal.
     #[must_use]
     pub fn kind(&self) -> Option<FileErrorKind> {
         if let Self::Refused(refusal) = self { Some(refusal.kind) } else { None }
     }
 }
 
-/// What the guest says it could not do. Its text is escaped.
+/// The failure that the guest reported. Its text is escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRefusal {
-    /// For programs.
+    /// The kind of failure, for programs.
     pub kind: FileErrorKind,
-    /// Linux's error number, where it was Linux that refused.
+    /// The error number of Linux, if Linux refused.
     pub errno: Option<i32>,
-    /// The file.
+    /// Path of the file.
     pub path: Option<String>,
-    /// What was tried and why it failed.
+    /// The operation, and why it failed.
     pub message: String,
 }
 
@@ -54,7 +54,7 @@ impl fmt::Display for FileRefusal {
 
 impl std::error::Error for FileRefusal {}
 
-/// A reply that is no failure.
+/// Returns the reply, or an error if it is a failure.
 pub(super) fn unless_failed(reply: FileReply) -> Result<FileReply, FileError> {
     match reply {
         FileReply::Failed(failure) => Err(refusal(failure).into()),
@@ -63,7 +63,7 @@ pub(super) fn unless_failed(reply: FileReply) -> Result<FileReply, FileError> {
 }
 
 fn refusal(failure: FileFailure) -> FileRefusal {
-    // One line: a second one could be taken for ours.
+    // On one line: a second line could be taken for a message of sandboxvm.
     let line = |text: &str| printable(text).replace('\n', "\\n");
     FileRefusal {
         kind: failure.kind,
@@ -76,46 +76,48 @@ fn refusal(failure: FileFailure) -> FileRefusal {
 /// Why files were not copied between host and sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The sandbox's side.
+    /// An operation in the sandbox failed.
     #[error("{0}")]
     Files(#[from] FileError),
-    /// A file of the host.
+    /// An operation on a file of the host failed.
     #[error("cannot {step} {}: {error}", path.display())]
     Host {
-        /// What was tried.
+        /// The operation.
         step: &'static str,
-        /// With what.
+        /// Path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// The system's error.
         error: io::Error,
     },
-    /// What is there stands in the way.
+    /// The target cannot be replaced by the copy.
     #[error("{}: {problem}", path.display())]
     Target {
-        /// What is there.
+        /// Path of the target.
         path: PathBuf,
-        /// Why it is in the way.
+        /// Why it cannot be replaced.
         problem: &'static str,
     },
-    /// The host's files cannot be packed.
+    /// The files of the host cannot be packed.
     #[error("cannot read the files of the host: {0}")]
     Pack(#[from] PackError),
-    /// What the guest sent was not unpacked to its end.
+    /// The archive of the guest was not unpacked completely.
     #[error("cannot copy from the sandbox: {}", printable(&.0.to_string()))]
     Unpack(#[from] UnpackError),
-    /// Given up by the caller.
+    /// The caller cancelled the copy.
     #[error("the copy was interrupted; each file is either complete or unchanged")]
     GivenUp,
 }
 
 impl CopyError {
-    /// Returns true if the sandbox sent more bytes than [`CopyLimits::max_bytes`](crate::CopyLimits::max_bytes).
+    /// Returns true if the sandbox sent more bytes than
+    /// [`CopyLimits::max_bytes`](crate::CopyLimits::max_bytes).
     #[must_use]
     pub fn exceeds_bytes(&self) -> bool {
         matches!(self, Self::Unpack(UnpackError::TooLarge(_)))
     }
 
-    /// Returns true if the sandbox sent more entries than [`CopyLimits::max_entries`](crate::CopyLimits::max_entries).
+    /// Returns true if the sandbox sent more entries than
+    /// [`CopyLimits::max_entries`](crate::CopyLimits::max_entries).
     #[must_use]
     pub fn exceeds_entries(&self) -> bool {
         matches!(self, Self::Unpack(UnpackError::TooMany(_)))

@@ -1,16 +1,17 @@
-//! Files of a sandbox, from the host's side.
+//! The files of a sandbox, as the host sees them.
 //!
 //! ```text
-//! Files ── stat, list, make_directory, rename, remove, set_mode, set_owner      here
-//!   ├─ read, archive  ──> FileStream   chunks until the guest says that it was all      stream
-//!   ├─ write, extract ──> FileSink     chunks, then `finish`; dropped, it never was     sink
-//!   ├─ watch          ──> FileWatch                                                     watch
-//!   ├─ describe, list_details, write_with_metadata, observe: more of each file            details
-//!   └─ copy_in, copy_out                trees of the host: packed and unpacked here      copy, target
+//! Files ── stat, list, make_directory, rename, remove, set_mode, set_owner             here
+//!   ├─ read, archive  ──> FileStream  chunks, until the guest reports the end          stream
+//!   ├─ write, extract ──> FileSink    chunks, then `finish`; dropping changes nothing  sink
+//!   ├─ watch          ──> FileWatch                                                    watch
+//!   ├─ describe, list_details, write_with_metadata, observe: more of each file         details
+//!   └─ copy_in, copy_out              trees of the host: packed and unpacked here      copy, target
 //! ```
-//! Each request has a connection of its own; dropping what it is on gives it up. Memory is a few frames of 64 KiB,
-//! whatever is moved. Everything that comes from the guest is its word: lists are capped, names are not fit for a
-//! terminal (see [`crate::printable`]), and what is unpacked on the host is taken as hostile.
+//! Each request has a separate connection; dropping the value that holds it cancels the request.
+//! Memory is limited to a few frames of 64 KiB, whatever is moved. Everything that comes from the
+//! guest is untrusted: lists are capped, names may not be printed to a terminal as they are (see
+//! [`crate::printable`]), and an archive that is unpacked on the host is treated as hostile.
 
 mod copy;
 mod details;
@@ -41,12 +42,12 @@ use sandboxvm_protocol::agent::{
     files::{FileEntry, FileOperation, FilePath, FileReply, FileRequest, FileTotals},
 };
 
-/// Most entries of one list.
+/// Maximum number of entries in one list.
 const MAX_LISTED: usize = 100_000;
-/// Most bytes of paths in one list.
+/// Maximum number of bytes of paths in one list.
 const MAX_LISTED_BYTES: usize = 32 << 20;
 
-/// The files of a sandbox as one of its users sees them.
+/// The files of a sandbox, as one of its users sees them.
 #[derive(Debug, Clone)]
 pub struct Files<'s> {
     sandbox: &'s Sandbox,
@@ -54,14 +55,14 @@ pub struct Files<'s> {
 }
 
 impl Sandbox {
-    /// Its files, as root sees them.
+    /// Returns the files of the sandbox, as root sees them.
     #[must_use]
     pub fn files(&self) -> Files<'_> {
         Files { sandbox: self, user: None }
     }
 }
 
-/// `ls -l`'s ten letters.
+/// Returns the ten letters of `ls -l`.
 #[must_use]
 pub fn permissions(entry: &FileEntry) -> String {
     use sandboxvm_protocol::agent::files::FileKind;
@@ -88,14 +89,15 @@ pub fn permissions(entry: &FileEntry) -> String {
 }
 
 impl<'s> Files<'s> {
-    /// As this user: `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest. What is made is this user's, and
-    /// a path that does not begin at the root begins at this user's home.
+    /// Returns the same files as this user sees them: `name`, `uid`, `name:group` or `uid:gid`,
+    /// looked up in the guest. New files belong to this user, and a relative path starts at this
+    /// user's home.
     #[must_use]
     pub fn as_user(&self, user: CText) -> Self {
         Self { sandbox: self.sandbox, user: Some(user) }
     }
 
-    /// What a path is; with `follow`, what the symbolic link there points to.
+    /// Returns what a path is. With `follow`, returns what the symbolic link points to.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -103,7 +105,8 @@ impl<'s> Files<'s> {
         self.entry(FileOperation::Stat { path, follow }).await
     }
 
-    /// What is in a directory and, with a `depth` above 1, in those below it; in no order.
+    /// Returns the entries of a directory and, with a `depth` above 1, of those below it, in no
+    /// particular order.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -126,10 +129,10 @@ impl<'s> Files<'s> {
         }
     }
 
-    /// Makes a directory and those missing above it.
+    /// Creates a directory and missing ones above it.
     ///
     /// # Errors
-    /// Every [`FileError`]; with `must_be_new`, also when it is there already.
+    /// Every [`FileError`]. With `must_be_new`, also if the directory exists.
     pub async fn make_directory(
         &self,
         path: FilePath,
@@ -139,7 +142,7 @@ impl<'s> Files<'s> {
         self.entry(FileOperation::MakeDirectory { path, mode, must_be_new }).await
     }
 
-    /// Renames, in one step.
+    /// Renames a file or directory in one step.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -147,7 +150,7 @@ impl<'s> Files<'s> {
         self.entry(FileOperation::Move { from, to }).await
     }
 
-    /// Removes a file or directory; one that is not empty only with `recursive`.
+    /// Removes a file or directory. A directory that is not empty is removed only with `recursive`.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -174,7 +177,7 @@ impl<'s> Files<'s> {
         self.entry(FileOperation::SetOwner { path, owner, recursive }).await
     }
 
-    /// The bytes of a regular file.
+    /// Reads the content of a regular file.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -182,8 +185,8 @@ impl<'s> Files<'s> {
         self.stream(FileOperation::Read { path }).await
     }
 
-    /// A file or tree as a tar archive that calls it `name`; `.` for a directory's content alone. With `follow`, of a
-    /// symbolic link what it points to.
+    /// Reads a file or tree as a tar archive, in which it is called `name`; `.` stands for the
+    /// content of a directory only. With `follow`, the target of a symbolic link is read.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -191,8 +194,8 @@ impl<'s> Files<'s> {
         self.stream(FileOperation::Archive { path, name, follow }).await
     }
 
-    /// Puts a regular file in place of what is at `path`, in one step, once [`FileSink::finish`] was called. With
-    /// `parents`, missing directories above it are made.
+    /// Replaces `path` by a regular file, in one step, when [`FileSink::finish`] is called. With
+    /// `parents`, creates missing directories above it.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -200,9 +203,9 @@ impl<'s> Files<'s> {
         self.sink(FileOperation::Write { path, mode, parents }).await
     }
 
-    /// Takes a tar archive into a directory. Each of its files gets its place in one step; what was taken before a
-    /// failure stays. With `create` the directory is made, with `keep_owner` owners and set-user-ID bits are the
-    /// archive's.
+    /// Extracts a tar archive into a directory. Each of its files is put in place in one step;
+    /// files that were extracted before a failure stay. With `create`, the directory is created.
+    /// With `keep_owner`, owners and set-user-ID bits are those of the archive.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -210,7 +213,7 @@ impl<'s> Files<'s> {
         self.sink(FileOperation::Extract { path, create, keep_owner }).await
     }
 
-    /// What changes in a directory from now on; with `recursive`, also in those below it.
+    /// Watches a directory for changes from now on. With `recursive`, also those below it.
     ///
     /// # Errors
     /// Every [`FileError`].
@@ -243,7 +246,7 @@ impl<'s> Files<'s> {
         }
     }
 
-    /// Connects and asks; the value has the first reply that is no failure.
+    /// Connects and sends a request. Returns the first reply, unless it is a failure.
     async fn begin(&self, operation: FileOperation) -> Result<(AgentConnection, FileReply), FileError> {
         let identity = self.sandbox.reachable().await?;
         let event = Event::files(&operation, self.user.as_ref());
@@ -261,13 +264,14 @@ impl<'s> Files<'s> {
         }
     }
 
-    /// The next reply of several.
+    /// Returns the next reply of several.
     async fn next(&self, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
         next_reply(self.sandbox, connection).await
     }
 }
 
-/// The next reply, which is no part of a stream: it comes after work of the guest's, and then it must come.
+/// Returns the next reply outside of a stream. It comes after work of the guest, within the time
+/// limit for work.
 async fn next_reply(sandbox: &Sandbox, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
     let next = bounded(&sandbox.directory, Step::Work, connection.reader.next_message()).await;
     match next.map_err(AgentError::from).and_then(|message| Ok(message?)) {
@@ -276,7 +280,7 @@ async fn next_reply(sandbox: &Sandbox, connection: &mut AgentConnection) -> Resu
     }
 }
 
-/// What is said of files; anything else has no place on such a connection.
+/// Returns a reply about files. Any other message is an error on such a connection.
 fn reply_of(message: AgentMessage) -> Result<FileReply, FileError> {
     match message {
         AgentMessage::File(reply) => error::unless_failed(reply),

@@ -1,4 +1,4 @@
-//! Data into a guest.
+//! Data that is written into a guest.
 
 use super::{FileError, next_reply, reply_of};
 use crate::{guest::agent::AgentConnection, sandbox::Sandbox, vmm::wire::WireError};
@@ -12,7 +12,8 @@ use sandboxvm_protocol::{
 };
 use tokio::io::AsyncWriteExt;
 
-/// Takes a file's bytes, or an archive's. Nothing is in place of a file before [`Self::finish`]; dropping it gives up.
+/// A sink for the content of a file or for an archive. A file is not replaced before
+/// [`Self::finish`]; dropping the sink cancels the request.
 #[derive(Debug)]
 pub struct FileSink<'s> {
     sandbox: &'s Sandbox,
@@ -24,11 +25,12 @@ impl<'s> FileSink<'s> {
         Self { sandbox, connection }
     }
 
-    /// Sends all of `bytes`, as fast as the guest takes them. Not cancel safe: what was begun must be gone on with or
-    /// dropped.
+    /// Sends all of `bytes`, as fast as the guest reads them. Not cancel safe: a started write must
+    /// be continued, or the sink dropped.
     ///
     /// # Errors
-    /// When the guest fails, which may be about what was sent before, or the connection ends.
+    /// When the guest fails, possibly because of data that was sent before, or when the connection
+    /// ends.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         for chunk in bytes.chunks(MAX_STREAM_BODY) {
             let header = WIRE.header(FrameKind::Stdin, chunk.len()).map_err(WireError::from);
@@ -38,10 +40,10 @@ impl<'s> FileSink<'s> {
         Ok(())
     }
 
-    /// No more follows. Returns when everything is in its place.
+    /// Ends the data. Returns when everything is in its place.
     ///
     /// # Errors
-    /// As [`Self::write`]; what a file replaces is as it was then.
+    /// Like [`Self::write`]. A file that was to be replaced is unchanged then.
     pub async fn finish(mut self) -> Result<FileDone, FileError> {
         match self.end().await? {
             FileReply::Entry(entry) | FileReply::Details(FileDetails { entry, .. }) => {
@@ -52,7 +54,7 @@ impl<'s> FileSink<'s> {
         }
     }
 
-    /// As [`Self::finish`], of a file that was written; the value has its metadata.
+    /// Like [`Self::finish`], for a file that was written. Returns the file with its metadata.
     ///
     /// # Errors
     /// As [`Self::finish`].
@@ -72,7 +74,8 @@ impl<'s> FileSink<'s> {
         self.reply().await
     }
 
-    /// Writes, but hears it when the guest has failed: it reads no more then, only the connection's end would show.
+    /// Writes a frame, and notices at the same time if the guest has failed: it does not read any
+    /// more then, and otherwise only the end of the connection would show it.
     async fn send(&mut self, frame: &[u8]) -> Result<(), FileError> {
         let sent = tokio::select! {
             sent = self.connection.writer.write_all(frame) => sent,
@@ -85,7 +88,7 @@ impl<'s> FileSink<'s> {
         };
         match sent {
             Ok(()) => Ok(()),
-            // Why may have come before.
+            // The guest may have sent the reason before.
             Err(_) => Err(self.reply().await.err().unwrap_or_else(|| FileError::unexpected("early answer"))),
         }
     }
@@ -95,17 +98,17 @@ impl<'s> FileSink<'s> {
     }
 }
 
-/// What came of what was sent.
+/// The result of a sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileDone {
-    /// Of [`super::Files::write`]: the file.
+    /// The file that [`super::Files::write`] created.
     Entry(Box<FileEntry>),
-    /// Of [`super::Files::extract`].
+    /// The totals of [`super::Files::extract`].
     Totals(FileTotals),
 }
 
 impl FileDone {
-    /// Of an archive.
+    /// Returns the totals of an archive. A file counts as one entry.
     #[must_use]
     pub fn totals(&self) -> FileTotals {
         match self {

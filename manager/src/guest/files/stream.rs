@@ -1,4 +1,4 @@
-//! Data out of a guest.
+//! Data that is read from a guest.
 
 use super::{FileError, reply_of};
 use crate::{guest::agent::AgentConnection, sandbox::Sandbox, vmm::wire::WireError};
@@ -10,8 +10,8 @@ use sandboxvm_protocol::{
     frame::FrameKind,
 };
 
-/// A file's bytes, or an archive's, as they come. Not reading stalls the guest's side, and nothing grows; dropping it
-/// gives up.
+/// The content of a file or an archive, as it arrives. If it is not read, the guest stalls, and no
+/// memory grows. Dropping the stream cancels the request.
 #[derive(Debug)]
 pub struct FileStream<'s> {
     sandbox: &'s Sandbox,
@@ -25,22 +25,23 @@ impl<'s> FileStream<'s> {
         Self { sandbox, connection, entry, totals: None }
     }
 
-    /// What is being read.
+    /// Returns the file that is being read.
     #[must_use]
     pub fn entry(&self) -> &FileEntry {
         &self.entry
     }
 
-    /// What it came to, once [`Self::next`] gave `None`.
+    /// Returns the totals, once [`Self::next`] has returned `None`.
     #[must_use]
     pub fn totals(&self) -> Option<FileTotals> {
         self.totals
     }
 
-    /// At most 64 KiB; `None` when that was all. Cancel safe.
+    /// Returns at most 64 KiB, or `None` at the end. Cancel safe.
     ///
     /// # Errors
-    /// When the guest fails or the connection ends before the data does: what came until then is not all there is.
+    /// When the guest fails, or the connection ends before the data does. The data that arrived
+    /// until then is incomplete.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, FileError> {
         if self.totals.is_some() {
             return Ok(None);

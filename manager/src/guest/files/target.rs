@@ -1,6 +1,7 @@
-//! Where on the host a copy out of a sandbox goes, by docker's rules: into a directory that is there, else in place of
-//! what the path names. The path is the user's and its links are followed; what is below it may be what a guest left
-//! there, and no link there is.
+//! The place on the host for a copy out of a sandbox, by docker's rules: into an existing
+//! directory, or else in place of the path. The path comes from the user, and links in it are
+//! followed. Below the path there may be files that a guest left there, so no link may be followed
+//! there.
 
 use super::CopyError;
 use rustix::{
@@ -14,27 +15,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An open directory, and what is to become of it.
+/// An open directory on the host, and what is to be replaced in it.
 #[derive(Debug)]
 pub struct HostTarget {
     pub(super) directory: OwnedFd,
-    /// The file to be replaced in it; nothing for a tree, whose content goes into the directory itself.
+    /// The file to be replaced in the directory. `None` for a tree, whose content goes into the
+    /// directory itself.
     pub(super) name: Option<OsString>,
-    /// It was made for this.
+    /// True if the directory was created for this copy.
     pub(super) is_new: bool,
     path: PathBuf,
 }
 
-/// What is to be copied.
+/// The source of a copy.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Copied<'a> {
-    /// What it is called; nothing for a directory whose content is meant.
+    /// Its name. `None` for a directory of which only the content is copied.
     pub(super) name: Option<&'a [u8]>,
     pub(super) is_directory: bool,
 }
 
 impl HostTarget {
-    /// The path that the copy has.
+    /// Returns the path of the copy.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -75,11 +77,12 @@ impl HostTarget {
         }
     }
 
-    /// In place of a file or link; anything else that is there stays.
+    /// Finds a place for a file, in place of a regular file or a link. Anything else is not
+    /// replaced.
     fn file_in(directory: OwnedFd, name: &OsStr, path: PathBuf) -> Result<Self, CopyError> {
         match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map(|about| kind(&about)) {
             Ok(FileType::RegularFile) | Err(Errno::NOENT) => {}
-            // Of a link to a device, the device is meant: `-` is for that.
+            // A link to a device stands for the device: `-` is the way to write to one.
             Ok(FileType::Symlink) => match statat(&directory, name, AtFlags::empty()).map(|about| kind(&about)) {
                 Ok(FileType::RegularFile | FileType::Directory) | Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS) => {}
                 _ => return Err(target(&path, "is a link to no regular file; '-' writes to standard output")),
@@ -95,7 +98,7 @@ impl HostTarget {
         Self { directory, name, is_new: false, path }
     }
 
-    /// A directory in another; made, or there already as a real one.
+    /// Opens a directory in another one, which is created or exists as a real directory.
     fn directory_in(above: &OwnedFd, name: &OsStr, above_path: &Path) -> Result<Self, CopyError> {
         let path = above_path.join(name);
         let is_new = match mkdirat(above, name, Mode::RWXU) {
@@ -145,7 +148,7 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     #[test]
-    fn a_copy_goes_where_docker_puts_it() {
+    fn copies_go_where_docker_puts_them() {
         let home = tempfile::tempdir().unwrap();
         let at = |name: &str| home.path().join(name);
         fs::create_dir(at("dir")).unwrap();

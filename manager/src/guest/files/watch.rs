@@ -1,4 +1,4 @@
-//! Changes in a guest's directory, as they happen.
+//! Changes in a directory of a guest, as they happen.
 
 use super::{FileError, reply_of};
 use crate::{guest::agent::AgentConnection, sandbox::Sandbox};
@@ -9,12 +9,13 @@ use sandboxvm_protocol::agent::{
 use sandboxvm_tree::temporary_replaces;
 use std::collections::VecDeque;
 
-/// Changes as they are told. Not reading makes the guest's kernel drop some, which is told too; dropping it ends it.
+/// A stream of changes. If it is not read, the kernel of the guest drops some, which is reported as
+/// well. Dropping the value ends the watch.
 #[derive(Debug)]
 pub struct FileWatch<'s> {
     sandbox: &'s Sandbox,
     connection: AgentConnection,
-    /// Of one message: it is capped.
+    /// The rest of one message, whose size is capped.
     changes: VecDeque<Observation>,
     ended: bool,
 }
@@ -24,18 +25,19 @@ impl<'s> FileWatch<'s> {
         Self { sandbox, connection, changes: VecDeque::new(), ended: false }
     }
 
-    /// The next change; `None` once the directory itself is gone. Cancel safe.
+    /// Returns the next change, or `None` once the directory itself has been removed. Cancel safe.
     ///
     /// # Errors
-    /// When the connection ends, as it does by a restore or reset of the machine.
+    /// When the connection ends, as it does when the machine is restored or reset.
     pub async fn next(&mut self) -> Result<Option<FileChange>, FileError> {
         Ok(self.next_observed().await?.map(|observed| observed.change))
     }
 
-    /// As [`Self::next`], with the file where [`super::Files::observe`] asked for it.
+    /// Like [`Self::next`], with the details of the file if [`super::Files::observe`] asked for
+    /// them.
     ///
     /// # Errors
-    /// As [`Self::next`].
+    /// Like [`Self::next`].
     pub async fn next_observed(&mut self) -> Result<Option<Observation>, FileError> {
         loop {
             if let Some(observed) = self.changes.pop_front() {
@@ -61,7 +63,8 @@ impl<'s> FileWatch<'s> {
     }
 }
 
-/// True for a file that is on its way to its place, of which older agents tell too.
+/// Returns true for a temporary file that has not reached its place yet. Older agents report these
+/// too.
 fn is_temporary(change: &FileChange) -> bool {
     let name = change.path.as_ref().and_then(|path| path.as_bytes().rsplit(|byte| *byte == b'/').next());
     name.is_some_and(|name| temporary_replaces(name).is_some())
@@ -73,7 +76,7 @@ mod tests {
     use sandboxvm_protocol::agent::files::{ChangeKind, FilePath};
 
     #[test]
-    fn files_on_their_way_to_their_place_are_not_shown() {
+    fn temporary_files_are_not_reported() {
         let of =
             |path: &str| is_temporary(&FileChange { kind: ChangeKind::Created, path: FilePath::try_from(path).ok() });
         assert!(of(".sandboxvm-0123456789abcdef") && of("sub/.sandboxvm-0123456789abcdef-r"));
