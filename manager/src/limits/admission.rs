@@ -1,17 +1,21 @@
-//! What the host can take: a refusal with numbers, before anything of a sandbox is made, instead of an out-of-memory kill
-//! or a full disk later.
+//! Admission of new sandboxes to the host: a rejection with numbers, before anything of a sandbox
+//! is created, instead of an out-of-memory kill or a full disk later.
 //!
-//! Four rules, each of which 0 switches off:
+//! There are four rules, and 0 disables a rule:
 //!
-//! * No more sandboxes than a number.
-//! * The memory of all sandboxes that run, together, stays below a multiple of what the host has above its floor. At 1
-//!   every guest can fill its memory at the same time; at the 4 that is the default, the guests of one host are counted on
-//!   to be idle for the most part, or to share what they have with the snapshot they come from.
-//! * What the host has to give at this moment, above its floor, is enough for all the memory of a new sandbox.
-//! * So is the room in the home's file system for all of its disk.
+//! * The home has at most a given number of sandboxes.
+//! * The memory of all running sandboxes together stays below a multiple of the host's memory above
+//!   its floor. With 1, every guest can fill its memory at the same time. With 4, the default, the
+//!   guests of a host are expected to be idle for the most part, or to share memory with the
+//!   snapshot they were restored from.
+//! * The available memory of the host at this moment, above its floor, is enough for all the memory
+//!   of a new sandbox.
+//! * The free space in the home's file system, above its floor, is enough for its whole disk.
 //!
-//! So a single guest, whatever it does, leaves the host above both floors; many that were idle and all begin to write at
-//! once need not. Sandboxes of other homes are seen only in what they use. Who was admitted stands in the `ledger`.
+//! So a single guest, whatever it does, leaves the host above both floors; many guests that were
+//! idle and all start to write at the same time may not. Sandboxes of other homes count only with
+//! what they use. The `ledger` records which sandboxes were admitted. This module may not create or
+//! end a sandbox.
 
 use crate::{
     home::rules::AdmissionRules,
@@ -29,74 +33,74 @@ const MIB_U128: u128 = MIB as u128;
 /// Why a sandbox is not admitted.
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
-    /// More memory than there is.
+    /// The sandbox would have more memory than the host.
     #[error("cannot give a sandbox {} MiB of memory: this host has {host_mib} MiB in total", .asked.mib())]
     MoreThanTheHost {
-        /// Asked for.
+        /// Requested memory.
         asked: MemorySize,
         /// The host's memory in MiB.
         host_mib: u64,
     },
-    /// Too many sandboxes.
+    /// The home would have too many sandboxes.
     #[error("cannot create {count} more sandboxes: this home has {there} of at most {most}")]
     TooMany {
-        /// Asked for.
+        /// Number of requested sandboxes.
         count: u32,
-        /// There already.
+        /// Number of existing sandboxes.
         there: usize,
-        /// Allowed.
+        /// Maximum number of sandboxes.
         most: u32,
     },
-    /// Too much memory promised.
+    /// All running sandboxes together would have too much memory.
     #[error(
         "cannot give a sandbox {asked_mib} MiB of memory: running sandboxes have {promised_mib} MiB, and the limit for all \
          sandboxes of this host together is {most_mib} MiB"
     )]
     Overcommitted {
-        /// Asked for.
+        /// Requested memory in MiB.
         asked_mib: u64,
-        /// What others may take.
+        /// Memory of the other running sandboxes in MiB.
         promised_mib: u64,
-        /// What all may take.
+        /// Maximum memory of all running sandboxes in MiB.
         most_mib: u64,
     },
-    /// Too little memory free.
+    /// The host has too little available memory.
     #[error(
         "cannot give a sandbox {asked_mib} MiB of memory: this host has {available_mib} MiB available, of which {floor_mib} MiB \
          must stay free"
     )]
     NoMemory {
-        /// Asked for.
+        /// Requested memory in MiB.
         asked_mib: u64,
-        /// MemAvailable.
+        /// `MemAvailable` of the host in MiB.
         available_mib: u64,
-        /// To stay free.
+        /// Memory in MiB that has to stay free.
         floor_mib: u64,
     },
-    /// Too little room.
+    /// The file system of the home has too little free space.
     #[error(
         "cannot give a sandbox {asked_mib} MiB of disk: the file system of {home} has {available_mib} MiB available, of which \
          {floor_mib} MiB must stay free"
     )]
     NoDisk {
-        /// Asked for.
+        /// Requested disk space in MiB.
         asked_mib: u64,
-        /// Left.
+        /// Free space in MiB.
         available_mib: u64,
-        /// To stay free.
+        /// Space in MiB that has to stay free.
         floor_mib: u64,
-        /// Where.
+        /// Path of the home.
         home: String,
     },
-    /// The host's memory is not known.
+    /// The memory of the host cannot be read.
     #[error("cannot read the host's memory from /proc/meminfo: {0}")]
     Unknown(io::Error),
-    /// Who was admitted cannot be read or written.
+    /// The ledger cannot be read or written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
 }
 
-/// What asks to be admitted: so many machines alike.
+/// A request for a number of equal machines.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
     pub(crate) count: u32,
@@ -104,26 +108,27 @@ pub(crate) struct Request {
     pub(crate) disk_bytes: u64,
 }
 
-/// Refuses a guest of `asked` memory on a host that has less, whatever else is there.
+/// Rejects a guest with more memory than the host has, no matter what else runs.
 fn check_memory(asked: MemorySize, host: HostMemory) -> Result<(), AdmissionError> {
     let host_mib = host.total / MIB;
     if asked.mib() <= host_mib { Ok(()) } else { Err(AdmissionError::MoreThanTheHost { asked, host_mib }) }
 }
 
-/// Admits a sandbox whose directory exists, in staging or among the sandboxes: others see by that that it is still there.
-/// One that was admitted before is so again, as if it had not been.
+/// Admits a sandbox whose directory exists, in staging or among the sandboxes: others recognise by
+/// the directory that the sandbox still exists. If the sandbox was admitted before, its old entry
+/// does not count.
 pub(crate) fn admit(home: &Home, id: &SandboxId, memory: MemorySize, disk_bytes: u64) -> Result<(), AdmissionError> {
     let mut ledger = checked(home, Some(id), Request { count: 1, memory, disk_bytes })?;
     ledger.entries.push(Entry { id: id.clone(), mib: memory.mib() });
     Ok(ledger.write(home)?)
 }
 
-/// Refuses what would be refused now, and promises nothing.
+/// Rejects a request that would be rejected now. Reserves nothing.
 pub(crate) fn foresee(home: &Home, request: Request) -> Result<(), AdmissionError> {
     checked(home, None, request).map(drop)
 }
 
-/// All sandboxes but `but`.
+/// Checks a request against all sandboxes except `but`.
 fn checked(home: &Home, but: Option<&SandboxId>, request: Request) -> Result<Ledger, AdmissionError> {
     let (rules, host) = (home.rules(), host_memory().map_err(AdmissionError::Unknown)?);
     check_memory(request.memory, host)?;
@@ -137,7 +142,7 @@ fn checked(home: &Home, but: Option<&SandboxId>, request: Request) -> Result<Led
     Ok(ledger)
 }
 
-/// What there is now.
+/// Checks the memory and disk space that are free now.
 fn check_free(home: &Home, rules: &AdmissionRules, host: HostMemory, request: Request) -> Result<(), AdmissionError> {
     let floor = rules.free_memory.unwrap_or_else(|| default_memory_floor(host.total));
     let asked = request.memory.bytes();
@@ -151,7 +156,7 @@ fn check_free(home: &Home, rules: &AdmissionRules, host: HostMemory, request: Re
     check_room_by(home, rules, request.disk_bytes)
 }
 
-/// Refuses what may write `asked` bytes where the home's file system would then be below its floor.
+/// Fails if the home's file system would be below its floor after `asked` bytes were written.
 pub(crate) fn check_room(home: &Home, asked: u64) -> Result<(), AdmissionError> {
     check_room_by(home, home.rules(), asked)
 }
@@ -173,7 +178,7 @@ fn check_room_by(home: &Home, rules: &AdmissionRules, asked: u64) -> Result<(), 
     Ok(())
 }
 
-/// What others were promised.
+/// Checks the number and the memory of all sandboxes.
 fn check_sums(
     rules: &AdmissionRules,
     host: HostMemory,
@@ -195,12 +200,12 @@ fn check_sums(
     Ok(())
 }
 
-/// A twentieth, from 256 MiB to 2 GiB.
+/// Returns a twentieth of the memory, clamped to 256 MiB to 2 GiB.
 fn default_memory_floor(total: u64) -> u64 {
     (total / 20).clamp(256 * MIB, 2048 * MIB)
 }
 
-/// A twentieth, 1 GiB at most.
+/// Returns a twentieth of the file system, at most 1 GiB.
 fn default_disk_floor(size: u64) -> u64 {
     (size / 20).min(1024 * MIB)
 }
@@ -208,16 +213,16 @@ fn default_disk_floor(size: u64) -> u64 {
 /// The host's memory in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostMemory {
-    /// All of it.
+    /// Total memory.
     pub total: u64,
-    /// What new processes can have without swapping.
+    /// Memory that new processes can use without swapping.
     pub available: u64,
 }
 
-/// Reads /proc/meminfo.
+/// Reads the host's memory from /proc/meminfo.
 ///
 /// # Errors
-/// When it cannot be read or lacks the two lines.
+/// When the file cannot be read or lacks one of the two lines.
 pub fn host_memory() -> io::Result<HostMemory> {
     parse(&fs::read_to_string("/proc/meminfo")?)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no MemTotal or MemAvailable in it"))
@@ -257,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_admitted_and_more_than_the_host_is_not() {
+    fn memory_beyond_the_hosts_is_rejected() {
         let host = HostMemory { total: 24 << 30, available: 0 };
         check_memory(MemorySize::try_from(MemorySize::MIN).unwrap(), host).unwrap();
         let message = check_memory(MemorySize::try_from(MemorySize::MAX).unwrap(), host).unwrap_err().to_string();
@@ -265,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn three_hundred_idle_clones_fit_where_their_sum_does_not() {
+    fn clones_fit_by_overcommit_where_their_sum_does_not() {
         let host = HostMemory { total: 24 << 30, available: 20 << 30 };
         let others = |count: usize| (0..count).map(|n| Entry { id: id(n), mib: 256 }).collect::<Vec<_>>();
         let check = |rules: AdmissionRules, count| check_sums(&rules, host, request(1, 256), &others(count));
@@ -284,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn floors_are_kept() {
+    fn memory_and_disk_floors_are_preserved() {
         let none = AdmissionRules { free_memory: Some(0), free_disk: Some(0), ..AdmissionRules::default() };
         let (_dir, plain) = home(none);
         let host = HostMemory { total: 8 << 30, available: 300 * MIB };
@@ -299,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn of_those_who_ask_at_once_only_as_many_are_admitted_as_fit() {
+    fn concurrent_admissions_stay_within_the_limit() {
         let (_dir, home) = home(AdmissionRules {
             sandboxes: 5,
             free_memory: Some(0),
@@ -319,7 +324,7 @@ mod tests {
             all.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(admitted, 5);
-        // Room is made by those that go, whether or not anybody says so.
+        // Sandboxes that are gone make room, even if no process removed their entries.
         let gone = Ledger::open(&home).unwrap().entries.remove(0).id;
         fs::remove_dir(home.staged(&gone)).unwrap();
         fs::create_dir(home.staged(&id(77))).unwrap();

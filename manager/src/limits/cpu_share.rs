@@ -1,11 +1,14 @@
-//! A sandbox's share of the host's processors: a quota of processor time for its VMM and all that the VMM starts. In version
-//! 2 of control groups the sandbox's own group ([`crate::vmm::group`]) keeps it; this module adds what version 1 takes: groups of
-//! the `cpu` controller, and since its VMM is moved there anyhow, which costs up to a grace period, also of those that bound
-//! its memory and processes.
+//! A sandbox's share of the host's processors: a quota of processor time for its VMM and everything
+//! that the VMM starts. In version 2 of control groups the group of the sandbox
+//! ([`crate::vmm::group`]) enforces it. This module adds what version 1 needs: groups of the `cpu`
+//! controller, and, since the VMM has to be moved anyway, which costs up to a grace period, also
+//! groups that limit its memory and processes.
 //!
-//! A group's path is written down in the sandbox's directory before it is made, so that whoever removes the sandbox finds
-//! it, also after a kill -9 of anybody; it goes with the sandbox and not with its VMM. Where no hierarchy has the controller,
-//! or it may not be written to, the sandbox runs without a share and says so.
+//! The path of a group is recorded in the sandbox's directory before the group is made, so that any
+//! process that removes the sandbox finds it, even after a kill -9 of any process. The group is
+//! removed with the sandbox and not with its VMM. If no hierarchy has the controller, or it cannot
+//! be written to, the sandbox runs without a share and reports that. This module may never remove a
+//! group whose name does not start with [`PREFIX`].
 
 use crate::{
     home::directory::{DirectoryError, SandboxDirectory},
@@ -26,18 +29,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// In a sandbox's directory: the paths of its control groups in version 1; of those of older sandboxes, in either.
+/// File in a sandbox's directory with the paths of its control groups in version 1. Of older
+/// sandboxes it has those in either version.
 pub(crate) const GROUP: &str = "cgroup";
 
-/// Processes and threads of a VMM with its writers, and of forks until they are in groups of their own.
+/// Maximum number of processes and threads in a group: a VMM with its writers, and forks until they
+/// are in separate groups.
 const PROCESSES: u64 = 512;
-/// What a VMM takes beside guest memory.
+/// Memory in bytes that a VMM needs besides guest memory.
 const OVERHEAD: u64 = 512 * MIB;
 
-/// How often processor time is handed out, in microseconds.
+/// Period of the quota, in microseconds.
 const PERIOD_US: u64 = 100_000;
 
-/// Has all that is in `group` use no more than `share`. False where the group cannot.
+/// Limits everything in `group` to `share`. Returns false if the group cannot do that.
 pub(crate) fn bound(group: &Group, share: CpuShare) -> bool {
     matches!(group.bound_cpu(quota_us(share), PERIOD_US), Ok(true))
 }
@@ -46,8 +51,8 @@ fn quota_us(share: CpuShare) -> u64 {
     u64::from(share.percent()) * PERIOD_US / 100
 }
 
-/// Has process `vmm` and all that it starts use no more than the sandbox's share, if it has one, unless its own group sees
-/// to that.
+/// Limits process `vmm` and everything that it starts to the sandbox's share, if it has one, unless
+/// its group already does.
 pub(crate) fn hold(
     directory: &SandboxDirectory,
     id: &SandboxId,
@@ -89,7 +94,7 @@ fn cpu_settings(share: CpuShare) -> Settings {
     vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota_us(share).to_string())]
 }
 
-/// The version 1 groups of one sandbox. Each is written down before it is made.
+/// The version 1 groups of one sandbox. Each is recorded before it is made.
 struct Groups<'a> {
     directory: &'a SandboxDirectory,
     name: String,
@@ -108,22 +113,23 @@ impl Groups<'_> {
         Ok(make(&group, settings, vmm))
     }
 
-    /// Bounds memory and processes too, where that can be had: nobody asked for it in so many words. While a snapshot is
-    /// written, what the guest rewrites exists twice.
+    /// Limits memory and processes too, if possible. An error is ignored, because no user asked for
+    /// this explicitly. The memory limit is twice the guest memory plus [`OVERHEAD`], because while
+    /// a snapshot is written, pages that the guest rewrites exist twice.
     fn bound(&mut self, memory: MemorySize, vmm: Pid) -> Result<(), DirectoryError> {
         let memory = 2 * memory.bytes() + OVERHEAD;
         let settings =
             [("memory", "memory.limit_in_bytes", memory.to_string()), ("pids", "pids.max", PROCESSES.to_string())];
         for (controller, file, text) in settings {
             for place in place::with_controller(controller) {
-                // A group without the controller bounds nothing, and does no harm.
+                // A group without the controller limits nothing and does no harm.
                 let _ = self.join(&place, &vec![(file, text.clone())], vmm)?;
             }
         }
         Ok(())
     }
 
-    /// Takes the last one away again.
+    /// Removes the last group again.
     fn leave(&self) -> PathBuf {
         let last = self.paths.last().cloned().unwrap_or_default();
         let _ = fs::remove_dir(&last);
@@ -131,11 +137,12 @@ impl Groups<'_> {
     }
 }
 
-/// Takes the version 1 groups of a sandbox's directory away, if there are any. False while there is still a process in one.
+/// Removes the version 1 groups of a sandbox's directory, if there are any. Returns false while
+/// there is a process in one.
 pub(crate) fn release(directory: &SandboxDirectory) -> bool {
     let Ok(paths) = fs::read(directory.path().join(GROUP)) else { return true };
     let busy = paths.split(|byte| *byte == b'\n').filter(|path| !Group::remove(Path::new(OsStr::from_bytes(path))));
-    // Counted to the end, so that one busy group does not keep the others from being removed.
+    // Counts all of them, so that one busy group does not keep the others from being removed.
     busy.count() == 0
 }
 
@@ -150,7 +157,7 @@ fn make(group: &Path, settings: &Settings, vmm: Pid) -> io::Result<()> {
     put(&group.join("cgroup.procs"), &vmm.as_raw_nonzero().to_string())
 }
 
-/// Never makes a file: what is not there is not offered by the kernel.
+/// Writes to an existing file. Never creates one: the kernel does not offer what has no file.
 fn put(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
@@ -160,16 +167,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_none_can_be_made_there_is_an_error() {
+    fn making_a_group_fails_where_there_are_no_control_groups() {
         let home = tempfile::tempdir().unwrap();
-        // As a version 1 hierarchy looks, but with a file system that offers nothing.
+        // A directory like a version 1 hierarchy, but in a file system that offers none of its
+        // files.
         let group = home.path().join("sandboxvm-abcdefgh");
         let settings = cpu_settings(CpuShare::try_from(50).unwrap());
         assert!(make(&group, &settings, Pid::INIT).is_err());
     }
 
     #[test]
-    fn only_a_group_of_ours_is_ever_removed() {
+    fn foreign_groups_are_not_removed() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let innocent = home.path().join("innocent");

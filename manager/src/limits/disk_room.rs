@@ -1,26 +1,28 @@
-//! Room in a home's file system, taken before a step that cannot be taken back and given back for it: an operation that
-//! would fail for want of room fails before that step.
+//! Space in a home's file system that is reserved before a step that cannot be undone, and released
+//! for that step: an operation that would fail for lack of space fails before the step.
 //!
-//! Other processes may take the room in the moment between; what is kept here makes that rare, not impossible.
+//! Other processes may use the space in the moment between. The reservation makes that rare, not
+//! impossible.
 
 use crate::home::directory::{DirectoryError, SandboxDirectory};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use std::fs::File;
 
-/// For what a machine writes until its guest runs: records, a layer's header, the VMM's status and the first lines of its
-/// logs, each of which takes a block at least.
+/// Space in bytes that a machine uses until its guest runs: records, the header of a layer, the
+/// VMM's status and the first lines of its logs, each of which uses at least one block.
 const OF_A_START: u64 = 256 * 1024;
 
-/// Held until it is dropped, or its process ends: the file has no name.
+/// A reservation. It ends when the value is dropped or the process ends, because the file has no
+/// name.
 #[derive(Debug)]
 pub(crate) struct Room(#[expect(dead_code, reason = "held for its blocks")] Option<File>);
 
 impl Room {
-    /// Takes the room that starting a machine in `directory` needs beside the guest's own writes. Nothing is taken on a
-    /// file system that has no files without a name, or no way to allocate blocks.
+    /// Reserves the space that starting a machine in `directory` needs besides the guest's writes.
+    /// Reserves nothing on a file system without unnamed files or without a way to allocate blocks.
     ///
     /// # Errors
-    /// When there is less.
+    /// When there is not enough space.
     pub(crate) fn for_a_start(directory: &SandboxDirectory) -> Result<Self, DirectoryError> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(directory.fd(), ".", flags, Mode::RUSR | Mode::WUSR) {

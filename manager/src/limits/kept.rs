@@ -1,8 +1,10 @@
-//! What a sandbox may have of its own machine and of the host's processor, and what of that is not in force.
+//! The limits of a sandbox within its machine and on the host's processor, and which of them are
+//! not in force.
 //!
-//! Limits are the sandbox's, not those of the snapshot it goes on from: whatever the machine had before, it is told
-//! them with its identity. Where one cannot be kept, because the host or an older agent lacks the means, the sandbox
-//! runs all the same, unless it was asked for in so many words, and says so for as long as it lives.
+//! Limits belong to the sandbox, not to the snapshot it was restored from: whatever limits the
+//! machine had before, it receives those of the sandbox with its identity. If a limit cannot be
+//! enforced, because the host or an older agent lacks the means, the sandbox runs anyway and
+//! reports that as long as it lives, unless the user set this limit explicitly.
 
 use crate::home::directory::{DirectoryError, SandboxDirectory};
 use sandboxvm_protocol::{
@@ -13,24 +15,24 @@ use sandboxvm_protocol::{
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A reason is a sentence or two.
+/// Maximum size of a reason in bytes. It is a sentence or two.
 const MAX_REASON: u64 = 16 * 1024;
 
-/// Not a share of the processor.
+/// A number that is not a valid processor share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("invalid processor share {0}%: must be between 1% and {max}%, where 100% is one processor", max = CpuShare::MAX)]
 pub struct CpuShareError(u32);
 
-/// How much processor time a sandbox may use, in hundredths of one processor.
+/// Maximum processor time of a sandbox, in percent of one processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct CpuShare(u32);
 
 impl CpuShare {
-    /// Most: far more than a sandbox has vCPUs.
+    /// Maximum share in percent: far more than a sandbox has vCPUs.
     pub const MAX: u32 = 6400;
 
-    /// In hundredths of a processor.
+    /// Returns the share in percent of one processor.
     #[must_use]
     pub fn percent(self) -> u32 {
         self.0
@@ -57,31 +59,33 @@ impl fmt::Display for CpuShare {
     }
 }
 
-/// What is asked for.
+/// The limits that a request asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WantedLimits {
-    /// Processes and threads; [`ProcessCount::default_for`] its memory when not stated.
+    /// Maximum number of processes and threads. `None` for [`ProcessCount::default_for`] the
+    /// memory.
     pub processes: Option<ProcessCount>,
-    /// Open files of each process.
+    /// Maximum number of open files of each process.
     pub files: Option<FileCount>,
-    /// Processor time.
+    /// Maximum processor time.
     pub cpu_share: Option<CpuShare>,
-    /// What it sends.
+    /// Maximum rate of data that the sandbox sends.
     pub output_rate: Option<OutputRate>,
-    /// How fast its disks are served.
+    /// Maximum rates of the disks.
     pub disk: DiskLimits,
 }
 
-/// What a sandbox has.
+/// The limits of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Processes and threads.
+    /// Maximum number of processes and threads.
     pub processes: ProcessCount,
-    /// Open files of each process, where they are not the guest's own 8192.
+    /// Maximum number of open files of each process. `None` for the guest's default of 8192.
     pub files: Option<FileCount>,
-    /// Processor time in hundredths of a processor, where it is limited.
+    /// Maximum processor time. `None` for no limit.
     pub cpu_share: Option<CpuShare>,
-    /// Bytes a second that it may send: its processes' output, files and traffic to its ports together.
+    /// Maximum rate in bytes per second at which the sandbox sends: output of processes, files and
+    /// traffic to its ports together.
     #[serde(default)]
     pub output_rate: Option<OutputRate>,
     /// Maximum rate at which its disks are served together, in bytes per second.
@@ -90,7 +94,7 @@ pub struct Limits {
     /// Maximum number of operations per second that its disks serve together.
     #[serde(default)]
     pub disk_operations: Option<DiskOperations>,
-    /// Processes or files were asked for: then nothing runs without them.
+    /// True if processes or files were set explicitly: then no process runs without these limits.
     pub must_hold: bool,
 }
 
@@ -107,20 +111,21 @@ impl Limits {
         }
     }
 
-    /// What the VMM is asked to keep, before the machine runs.
+    /// Returns the requests for the limits that the VMM enforces, which it receives before the
+    /// machine runs.
     pub(crate) fn of_the_vmm(&self) -> Vec<ControlRequest> {
         let disk = DiskLimits { rate: self.disk_rate, operations: self.disk_operations };
         let disk = (!disk.is_unlimited()).then_some(ControlRequest::LimitDisk(disk));
         self.output_rate.map(ControlRequest::LimitOutput).into_iter().chain(disk).collect()
     }
 
-    /// What the agent is told.
+    /// Returns the limits that the agent receives.
     pub(crate) fn of_processes(&self) -> ProcessLimits {
         ProcessLimits { processes: self.processes, files: self.files }
     }
 }
 
-/// Of a sandbox that was made before there were limits.
+/// The limits of a sandbox that was created before there were limits.
 impl Default for Limits {
     fn default() -> Self {
         let least = MemorySize::try_from(MemorySize::MIN).expect("the least is a size");
@@ -128,7 +133,7 @@ impl Default for Limits {
     }
 }
 
-/// Which limit is not in force.
+/// A limit that is not in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unkept {
     /// Processes and open files.
@@ -147,18 +152,18 @@ impl Unkept {
         }
     }
 
-    /// Has the sandbox say so from here on.
+    /// Records that the limit is not in force, and why.
     pub(crate) fn because(self, directory: &SandboxDirectory, reason: &str) -> Result<(), DirectoryError> {
         directory.replace(self.file(), reason.as_bytes())
     }
 
-    /// It is in force.
+    /// Records that the limit is in force.
     pub(crate) fn is_kept(self, directory: &SandboxDirectory) -> Result<(), DirectoryError> {
         directory.unlink(self.file())
     }
 }
 
-/// Which limits of a sandbox are not in force, and why; one sentence each.
+/// Returns why limits of a sandbox are not in force, one sentence for each.
 pub(crate) fn unkept(directory: &SandboxDirectory) -> Vec<String> {
     let reason = |unkept: Unkept| directory.read(unkept.file(), MAX_REASON).ok();
     Unkept::ALL.into_iter().filter_map(reason).map(|text| String::from_utf8_lossy(&text).into_owned()).collect()
@@ -169,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_asked_for_must_hold_and_the_rest_goes_by_memory() {
+    fn explicit_limits_must_hold_and_defaults_depend_on_memory() {
         let memory = MemorySize::try_from(256 << 20).unwrap();
         let plain = Limits::new(WantedLimits::default(), memory);
         assert_eq!((plain.processes.get(), plain.files, plain.must_hold), (1024, None, false));
@@ -182,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_is_said_until_it_is() {
+    fn unenforced_limits_are_reported_until_they_are_enforced() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         assert!(unkept(&directory).is_empty());

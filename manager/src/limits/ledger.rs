@@ -1,6 +1,8 @@
-//! Who was admitted to a home: its file `admitted`, a line for each sandbox, read and written under its lock. Two who are
-//! admitted at the same time each count the other. Nobody takes a line out when a sandbox goes: those that are no more are
-//! looked for when their lines are in somebody's way. Called by `admission`, which decides.
+//! The ledger of a home: its file `admitted` with a line for each admitted sandbox, read and
+//! written under its lock, so that two sandboxes that are admitted at the same time count each
+//! other. A line is not removed together with its sandbox: sandboxes that do not exist any more are
+//! looked for when their lines would cause a rejection. `admission`, which makes the decision,
+//! calls this module.
 
 use crate::{
     home::{
@@ -23,11 +25,11 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) id: SandboxId,
-    /// Its memory; none once it does not run.
+    /// Its memory in MiB. 0 once it is known not to run.
     pub(crate) mib: u64,
 }
 
-/// The file, locked.
+/// The locked file.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     lock: FileLock,
@@ -35,7 +37,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Waits for whoever has it.
+    /// Opens the file, and waits for its lock.
     pub(crate) fn open(home: &Home) -> Result<Self, DirectoryError> {
         let path = home.admitted();
         let fail = |what| {
@@ -50,7 +52,8 @@ impl Ledger {
         Ok(Self { lock, entries: parse_entries(&text) })
     }
 
-    /// Leaves out those that are no more, and counts no memory for those that do not run.
+    /// Removes sandboxes that do not exist any more, and sets the memory of those that do not run
+    /// to 0.
     pub(crate) fn forget_the_gone(&mut self, home: &Home) {
         self.entries.retain(|entry| home.staged(&entry.id).exists() || home.sandbox(&entry.id).exists());
         for entry in &mut self.entries {
@@ -61,10 +64,10 @@ impl Ledger {
         }
     }
 
-    /// A line that a kill -9 cuts is one sandbox not counted.
+    /// Writes the entries. If a kill -9 cuts a line, one sandbox is not counted.
     pub(crate) fn write(self, home: &Home) -> Result<(), DirectoryError> {
         let text = self.entries.iter().fold(String::new(), |mut text, entry| {
-            // Writing to a String does not fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "{} {}", entry.id, entry.mib);
             text
         });
@@ -75,7 +78,7 @@ impl Ledger {
     }
 }
 
-/// What is no entry is left out.
+/// Parses the entries. Ignores invalid lines.
 fn parse_entries(text: &str) -> Vec<Entry> {
     let entry = |line: &str| {
         let (id, mib) = line.split_once(' ')?;
@@ -90,7 +93,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn one_that_does_not_run_counts_as_a_sandbox_and_not_for_its_memory() {
+    fn stopped_sandboxes_count_without_their_memory() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(&dir.path().join("home")).unwrap();
         let id = |number: usize| SandboxId::try_from(format!("sandbox{number:05}")).unwrap();

@@ -1,49 +1,50 @@
-//! The two rules a sandbox can have, as they are written down and shown.
+//! The two rules for the lifetime of a sandbox, as they are stored and shown.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
 
-/// How long a sandbox lives from its start, whether or not anything runs or it is paused.
+/// The time to live of a sandbox, which runs from its start, whether or not a process runs in it or
+/// it is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeToLive {
-    /// How long.
+    /// The time to live.
     #[serde(rename = "after_ms", with = "milliseconds")]
     pub after: Duration,
-    /// What happens then.
+    /// What happens when it is over.
     pub then: AtEnd,
 }
 
-/// How a sandbox ends.
+/// How a sandbox ends when its time to live is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AtEnd {
-    /// In order; its files stay.
+    /// It is stopped gracefully, and its files stay.
     Stop,
-    /// In order, and its files go.
+    /// It is stopped gracefully, and its files are removed.
     #[serde(rename = "rm")]
     Remove,
 }
 
-/// What becomes of a sandbox that nobody used for so long. A use is a connection of the host's: a process that is attended,
-/// a published port's connection, any command on it.
+/// What happens to a sandbox that was not used for a time. A use is a connection from the host: to
+/// a process that a client is attached to, to a published port, or for any command on the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleRule {
-    /// How long.
+    /// The time without a use.
     #[serde(rename = "after_ms", with = "milliseconds")]
     pub after: Duration,
     /// What happens then.
     pub then: WhenIdle,
 }
 
-/// See [`IdleRule`].
+/// What an [`IdleRule`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenIdle {
-    /// Its vCPUs stop until the next use.
+    /// The vCPUs stop until the next use.
     Pause,
-    /// It ends in order; its files stay.
+    /// The sandbox is stopped gracefully, and its files stay.
     Stop,
-    /// It ends in order, and its files go.
+    /// The sandbox is stopped gracefully, and its files are removed.
     #[serde(rename = "rm")]
     Remove,
 }
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_json_is_pinned() {
+    fn lifetime_rules_have_stable_json() {
         let rule = IdleRule { after: Duration::from_secs(300), then: WhenIdle::Remove };
         let json = serde_json::to_string(&rule).unwrap();
         assert_eq!(json, r#"{"after_ms":300000,"then":"rm"}"#);

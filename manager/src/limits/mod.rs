@@ -1,4 +1,5 @@
-//! What a sandbox may use, and whether the host has room for another one.
+//! The limits of a sandbox, and whether the host has room for another one. May not create or end a
+//! sandbox.
 
 pub(crate) mod admission;
 pub(crate) mod cpu_share;
