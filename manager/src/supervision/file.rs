@@ -1,4 +1,5 @@
-//! `supervision.json`: what is wanted for a sandbox, and what of it is in force.
+//! `supervision.json`: the services that a sandbox is to have, and which of them are in force. Only
+//! the holder of the supervisor's lock may write it.
 
 use super::{
     FILE, SuperviseError, SupervisionSpec,
@@ -11,11 +12,11 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A rule or two and at most [`MAX_PORTS`] paths.
+/// Maximum size in bytes: two rules and at most [`MAX_PORTS`] paths.
 const MAX_FILE: u64 = 256 << 10;
 const FORMAT: u32 = 1;
 
-/// See the module.
+/// The record of the services of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Supervision {
     format: u32,
@@ -24,7 +25,7 @@ pub(crate) struct Supervision {
     pub(crate) ports: Vec<Port>,
 }
 
-/// A time to live that runs.
+/// A time to live with its deadline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunningTime {
     #[serde(flatten)]
@@ -32,7 +33,8 @@ pub(crate) struct RunningTime {
     pub(crate) deadline: Deadline,
 }
 
-/// A port, and whether it was ever listened on: then its place is its own.
+/// A port, and whether a supervisor ever listened on it: then its place on the host belongs to the
+/// sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Port {
     #[serde(flatten)]
@@ -52,7 +54,7 @@ impl Supervision {
         Ok(Self { format: FORMAT, ttl: spec.ttl.map(running).transpose()?, idle: spec.idle, ports: ports.collect() })
     }
 
-    /// `None` for a sandbox that has none.
+    /// Reads the record. Returns `None` for a sandbox without one.
     pub(crate) fn read(directory: &SandboxDirectory) -> Result<Option<Self>, SuperviseError> {
         let json = match directory.read(FILE, MAX_FILE) {
             Ok(json) => json,
@@ -68,12 +70,12 @@ impl Supervision {
         Ok(directory.replace(FILE, &serde_json::to_vec_pretty(self).map_err(damaged)?)?)
     }
 
-    /// True when there is nothing to keep up.
+    /// Returns true if there is nothing to maintain.
     pub(crate) fn is_empty(&self) -> bool {
         self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty()
     }
 
-    /// Its time begins anew.
+    /// Starts the time to live again.
     pub(crate) fn start_time_anew(&mut self) -> Result<(), SuperviseError> {
         if let Some(ttl) = &mut self.ttl {
             *ttl = running(ttl.rule)?;
@@ -93,7 +95,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn supervision_record_round_trips() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         assert!(Supervision::read(&directory).unwrap().is_none());

@@ -1,12 +1,13 @@
-//! The supervisor itself: one sandbox, from when a command starts it until the sandbox has ended.
+//! The supervisor of one sandbox, which runs from when a command starts it until the sandbox has
+//! ended.
 //!
 //! ```text
 //!                 ┌ a request arrives ────────> the service that it is for answers
 //! lock ─ start ───┤ a service's deadline ─────> it acts; it may have stopped the sandbox ──> stop services, rm: the end
-//!                 └ no VMM any more, nothing to maintain, told to end ───────────────────────> stop services: the end
+//!                 └ no VMM any more, nothing to maintain, asked to end ──────────────────────> stop services: the end
 //! ```
-//! Everything in here is one task but for the connections that services pass on. It waits for events and for the next
-//! deadline of a service; it never looks at the machine in between.
+//! Everything in this module is one task, except the connections that services forward. The task
+//! waits for events and for the next deadline of a service; it may not poll the machine in between.
 
 use super::{
     FILE, SOCKET, SuperviseError,
@@ -29,19 +30,20 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// What a supervisor writes to its stdout when it is told that it is ready.
+/// The text that a supervisor writes to its stdout when it is ready.
 pub const READY: &str = start::READY;
 
-/// A client that asks for something has written it by the time it connects.
+/// Maximum time to read a request. A client has written it by the time it connects.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
-/// For a supervisor that was started to be asked for a port.
+/// Time that a supervisor without anything to maintain waits for a request for a port, for which it
+/// may have been started.
 const FIRST_PORT_WITHIN: Duration = Duration::from_secs(30);
-/// Between two looks at a sandbox whose VMM is being replaced, or cannot be watched.
+/// Time between two checks of a sandbox whose VMM is being replaced or cannot be watched.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Maintains what is written down for a sandbox, until it has ended or there is nothing left to maintain, or `told_to_end`
-/// resolves. `ready` is called once its services have started; also when another supervisor runs them already, and then
-/// this returns immediately.
+/// Maintains the services that are recorded for a sandbox, until it has ended, there is nothing
+/// left to maintain, or `told_to_end` resolves. Calls `ready` once the services have started. If
+/// another supervisor already runs them, it calls `ready` too and returns immediately.
 ///
 /// # Errors
 /// Every [`SuperviseError`], before `ready` is called; after it, those of the sandbox's files.
@@ -80,7 +82,7 @@ struct Keeper<'m> {
     services: Vec<Box<dyn Service>>,
 }
 
-/// What happened.
+/// What the supervisor has to act on.
 enum Due {
     Gone,
     ToldToEnd,
@@ -124,7 +126,7 @@ impl Keeper<'_> {
                 Due::Asked(mut stream) => {
                     self.answer(&mut stream).await;
                     if !self.is_needed() {
-                        // The next command that asks for something starts another supervisor.
+                        // The next command that needs a service starts another supervisor.
                         return;
                     }
                 }
@@ -136,7 +138,7 @@ impl Keeper<'_> {
         self.services.iter().any(|service| service.is_needed(&self.context.record))
     }
 
-    /// True when the sandbox has ended.
+    /// Returns true if the sandbox has ended.
     async fn serve_deadlines(&mut self, deadlines: &[Option<Instant>]) -> bool {
         let now = Instant::now();
         for (at, deadline) in deadlines.iter().enumerate() {
@@ -165,7 +167,8 @@ impl Keeper<'_> {
             Ok(Stopped::ByForce(cause)) => log.note(format_args!("it was ended by force: {cause}")),
             Ok(Stopped::InOrder | Stopped::Otherwise(_)) | Err(_) => {}
         }
-        // Before its directory: a client that finds that gone finds nothing of the sandbox elsewhere.
+        // Services stop before the directory is removed: a client that finds the directory gone
+        // must not find anything of the sandbox elsewhere.
         self.stop_services().await;
         if remove && let Err(error) = self.manager.remove(self.context.sandbox.id().as_str(), true).await {
             self.context.log.note(format_args!("cannot remove the sandbox: {error}"));
@@ -174,9 +177,9 @@ impl Keeper<'_> {
         true
     }
 
-    /// Ends a VMM that gave up its lock and still runs, or what it started: no later step would.
+    /// Ends a VMM that released its lock and still runs, or what it started: no later step would.
     async fn end_what_is_left(&mut self) {
-        // Claimed, so that no reset starts another VMM meanwhile.
+        // Claims the directory, so that no reset starts another VMM meanwhile.
         let claimed = SandboxDirectory::open(self.context.directory.path().to_owned());
         if let Ok(directory) = claimed
             && matches!(directory.try_claim(), Ok(true))
@@ -203,12 +206,12 @@ impl Keeper<'_> {
         }
         let Some(answer) = answer else { return };
         let reply = answer.map_or_else(|error| talk::failed(&error), Reply::Done);
-        // A client that does not wait finds it in the file.
+        // A client that does not wait for the reply finds the result in the file.
         let _ = timeout(HEARD_WITHIN, talk::say(stream, &reply)).await;
     }
 }
 
-/// At that time, or never.
+/// Waits until that time, or indefinitely.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
@@ -216,13 +219,13 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// When the sandbox has no VMM any more and nobody is giving it another.
+/// Waits until the sandbox has no VMM and no process is giving it another one.
 async fn gone(directory: &SandboxDirectory) {
     loop {
         let hint = state::status(directory).ok().flatten().map(|status| status.pid);
         match lock::find_holder(directory, hint) {
             Some(vmm) => drop(vmm.ended().await),
-            // Another user's, which we cannot look into.
+            // The VMM belongs to another user, and its process cannot be examined.
             None => sleep(POLL).await,
         }
         loop {
@@ -237,12 +240,14 @@ async fn gone(directory: &SandboxDirectory) {
     }
 }
 
-/// Somebody has claimed the directory: a reset that replaces the VMM, or a `run` that is about to remove it.
+/// Returns true if a process has claimed the directory: a reset that replaces the VMM, or a `run`
+/// that is about to remove the sandbox.
 fn is_being_made(directory: &SandboxDirectory) -> bool {
     is_held_exclusively(directory, ".").unwrap_or(false)
 }
 
-/// Whoever may do what this process does: its own user, and root. The socket's mode says so too.
+/// Returns true for users that may do what this process may do: its own user, and root. The mode of
+/// the socket allows the same users.
 fn is_of_owner(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
@@ -269,7 +274,7 @@ mod tests {
 
     const ID: &str = "abcdefgh";
 
-    /// A sandbox whose VMM holds its lock and answers nothing.
+    /// Starts a VMM that holds its lock and does not answer.
     fn sandbox(spec: &SupervisionSpec) -> (tempfile::TempDir, Manager, SandboxDirectory, Child) {
         let (home, manager) = manager_with(&[ID]);
         let directory = SandboxDirectory::open(manager.find(ID).unwrap().path()).unwrap();
@@ -293,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_ends_with_the_vmm_and_nothing_of_it_stays() {
+    async fn supervisor_ends_with_the_vmm_and_leaves_nothing() {
         let (_home, manager, directory, mut vmm) = sandbox(&a_port());
         let kept = keep(&manager, ID, || vmm.kill().unwrap(), pending());
         timeout(Duration::from_secs(20), kept).await.unwrap().unwrap();
@@ -302,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn time_ends_a_sandbox_that_does_not_answer() {
+    async fn ttl_ends_a_sandbox_that_does_not_answer() {
         let ttl = Some(TimeToLive { after: Duration::from_millis(100), then: AtEnd::Remove });
         let (_home, manager, directory, mut vmm) = sandbox(&SupervisionSpec { ttl, ..a_port() });
         timeout(Duration::from_secs(20), keep(&manager, ID, || (), pending())).await.unwrap().unwrap();
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_is_one_at_a_time_and_its_place_stays_the_same_for_the_next() {
+    async fn supervisors_exclude_each_other_and_keep_the_port() {
         let (_home, manager, directory, mut vmm) = sandbox(&a_port());
         let port = || Supervision::read(&directory).unwrap().unwrap().ports.remove(0).shown;
         let mut places = Vec::new();
@@ -326,7 +331,8 @@ mod tests {
         }
         assert_eq!(places[0], places[1]);
         let HostEnd::Tcp(address) = &places[0].host else { panic!() };
-        // Somebody else has the place by now: shown, and no reason to give up the rest.
+        // Another process has the place by now: this is reported, and does not stop the other
+        // services.
         let _taken = std::net::TcpListener::bind(address).unwrap();
         keep(&manager, ID, || (), ready(())).await.unwrap();
         assert!(port().error.is_some(), "{:?}", port());

@@ -1,14 +1,14 @@
-//! A supervisor's own log: a bounded number of lines for people.
+//! The log of a supervisor: a limited number of lines for users.
 
 use super::LOG;
 use crate::home::directory::{DirectoryError, SandboxDirectory};
 use rustix::fs::{Mode, OFlags, openat};
 use std::{fmt, fs::File, io::Write, time::SystemTime};
 
-/// Lines that one supervisor writes.
+/// Maximum number of lines that one supervisor writes.
 const MOST_LINES: u32 = 200;
 
-/// See the module.
+/// An open log.
 pub(super) struct Log {
     file: File,
     left: u32,
@@ -23,7 +23,7 @@ impl Log {
         if self.left > 0 {
             self.left -= 1;
             let now = humantime::format_rfc3339_seconds(SystemTime::now());
-            // A log that cannot be written has no reader.
+            // An error is ignored: there is no other place to report it.
             let _ = writeln!(self.file, "{now} {what}");
         }
     }

@@ -1,18 +1,23 @@
-//! What is kept up for a sandbox while no command of ours runs: its time to live, its idle rule, its published ports.
+//! The services of a sandbox that continue while no command runs: its time to live, its idle rule
+//! and its published ports.
 //!
 //! ```text
-//! supervision.json  what is wanted and what is in force; written by the supervisor, and before there is one
-//! supervisor.lock   flock held by the supervisor for its life      supervisor.sock  where it is asked for ports
-//! supervisor.log    what it had to say, bounded
+//! supervision.json  what is wanted and what is in force; written by the supervisor, and before
+//!                   there is one
+//! supervisor.lock   flock held by the supervisor for its life
+//! supervisor.sock   where it is asked for ports
+//! supervisor.log    its messages, bounded
 //!
-//! create, port, fork ── write supervision.json ──> start ── SupervisorProgram ──> keeper (holds supervisor.lock)
-//! any other command ── finds the lock free ──────────┘                              │ listeners: ports
-//!                                                                                   │ rules: stop, remove, pause
-//!                                              sandbox's agent and VMM <────────────┘ watches: VMM's end
+//! create, port, fork ── write supervision.json ──> start ── SupervisorProgram ──> keeper
+//! any other command ── finds the lock free ──────────┘       holds supervisor.lock  │
+//!                                                      services: ports, ttl, idle   │
+//!                        sandbox's agent and VMM <── stop, remove, pause, watch ────┘
 //! ```
-//! One small process for each sandbox that has any of these, and none for others. It ends by itself when the sandbox does.
-//! Killing it changes nothing but that nobody keeps the rules until the next command on the sandbox starts another: all
-//! that counts is in the files. It belongs to one sandbox: forks, snapshots and what is made of them have none of it.
+//! There is one small process for each sandbox that has such a service, and none for others. It
+//! ends when the sandbox does. If it is killed, the services stop until the next command on the
+//! sandbox starts another supervisor, and nothing else changes: the whole state is in the files. A
+//! supervisor may not act on another sandbox, and forks and snapshots of its sandbox do not inherit
+//! its services.
 
 mod file;
 pub mod keeper;
@@ -40,96 +45,97 @@ pub(crate) const LOCK: &str = "supervisor.lock";
 pub(crate) const SOCKET: &str = "supervisor.sock";
 pub(crate) const LOG: &str = "supervisor.log";
 
-/// What is to be kept up for a sandbox.
+/// The services that a sandbox is to have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SupervisionSpec {
-    /// When it ends.
+    /// Ends the sandbox after a time.
     pub ttl: Option<TimeToLive>,
-    /// What becomes of it when nobody uses it.
+    /// Pauses, stops or removes the sandbox when it is not used.
     pub idle: Option<IdleRule>,
     /// Ports to publish.
     pub ports: Vec<Publish>,
 }
 
 impl SupervisionSpec {
-    /// True when there is nothing to keep up.
+    /// Returns true if there is nothing to maintain.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// How a supervisor is started: a program that calls [`keeper::keep`] for the home and the ID that follow `arguments`,
-/// writes `ready` to its stdout when told to and closes it, or writes there why it cannot.
+/// How a supervisor is started: a program that calls [`keeper::keep`] for the home and the ID that
+/// follow `arguments`. When `keep` reports that it is ready, the program writes `ready` to its
+/// stdout and closes it; otherwise it writes there why it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SupervisorProgram {
-    /// The program.
+    /// Path of the program.
     pub program: PathBuf,
     /// Its first arguments.
     pub arguments: Vec<OsString>,
 }
 
-/// Why something is not kept up.
+/// Why a service is not maintained.
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
-    /// The supervisor did not start.
+    /// The supervisor cannot be started.
     #[error("cannot run the supervisor {}: {source}", .program.display())]
     Spawn {
-        /// Which program.
+        /// Path of the program.
         program: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// It started and refused.
+    /// The supervisor started and rejected the request.
     #[error("{0}")]
     Refused(String),
-    /// It started and ended, or does not answer.
+    /// The supervisor ended or does not answer.
     #[error("the supervisor of the sandbox {what}; its log is {}", .log.display())]
     Lost {
-        /// What it does.
+        /// What it does instead.
         what: String,
-        /// Its log.
+        /// Path of its log.
         log: PathBuf,
     },
-    /// The sandbox does not run.
+    /// Only a running sandbox can publish ports.
     #[error("cannot publish ports of sandbox {sandbox}: it is {state}")]
     NotRunning {
-        /// Its name, else its ID.
+        /// Name of the sandbox, or its ID if it has none.
         sandbox: String,
-        /// What it does instead.
+        /// The state of the sandbox.
         state: crate::vmm::state::State,
     },
-    /// Nothing could listen there.
+    /// Listening on the end on the host failed.
     #[error("cannot publish port {port} on {end}: {source}")]
     Listen {
-        /// Of the guest.
+        /// Port of the guest.
         port: PortNumber,
-        /// Where.
+        /// The end on the host.
         end: HostEnd,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is there already.
+    /// The end on the host is already published.
     #[error("{0} is already published")]
     Taken(HostEnd),
-    /// It is not there.
+    /// The port is not published.
     #[error("port {0} of the sandbox is not published")]
     Unknown(PortNumber),
-    /// Too many.
+    /// The sandbox has too many ports.
     #[error("cannot publish the port: the sandbox already has {MAX_PORTS} published ports, which is the maximum")]
     TooMany,
-    /// The record cannot be read.
+    /// The record is not valid.
     #[error("{} is damaged: {source}", .path.display())]
     Damaged {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// What is wrong.
+        /// The parse error.
         source: serde_json::Error,
     },
-    /// The system does not tell the time.
+    /// The boot ID of the host cannot be read.
     #[error("cannot tell this boot of the host from others: {0}")]
     Clock(io::Error),
-    /// There is no such sandbox.
+    /// The sandbox does not exist.
     #[error("{0}")]
     Find(#[from] FindError),
     /// A file operation failed.

@@ -1,5 +1,6 @@
-//! Where on the host a port of a sandbox is to be found, as users write it: `GUEST`, `HOST:GUEST`, `ADDRESS:HOST:GUEST` or
-//! `/PATH:GUEST`. Without an address it is this host's loopback, so that nothing of a sandbox is open to others by mistake.
+//! The place on the host where a port of a sandbox is published, in the syntax of users: `GUEST`,
+//! `HOST:GUEST`, `ADDRESS:HOST:GUEST` or `/PATH:GUEST`. Without an address it is the loopback of
+//! this host, so that a sandbox is never open to other hosts by mistake.
 
 use sandboxvm_protocol::agent::port::PortNumber;
 use serde::{Deserialize, Serialize};
@@ -11,13 +12,13 @@ use std::{
     str::FromStr,
 };
 
-/// Most ports of one sandbox.
+/// Maximum number of published ports of one sandbox.
 pub(crate) const MAX_PORTS: usize = 64;
 
-/// `sun_path` has 108 bytes with its NUL (unix(7)).
+/// Maximum length of a socket path: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Why something is no place to publish a port at.
+/// Why a text is not a valid place to publish a port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}: expected GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST")]
 pub struct PublishError(String);
@@ -26,7 +27,7 @@ pub struct PublishError(String);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum HostEnd {
-    /// A TCP port; 0 is any that is free.
+    /// A TCP port. 0 is any free port.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
@@ -36,7 +37,7 @@ impl HostEnd {
     /// Any free port of the loopback.
     pub const ANY: Self = Self::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
 
-    /// True when others than this host can reach it.
+    /// Returns true if other hosts can reach it.
     #[must_use]
     pub fn is_open_to_others(&self) -> bool {
         matches!(self, Self::Tcp(address) if !address.ip().is_loopback())
@@ -133,14 +134,14 @@ fn unix(text: &str) -> Result<HostEnd, PublishError> {
     Ok(HostEnd::Unix(path.to_owned()))
 }
 
-/// A port that is published, or was to be.
+/// A port that is published, or that was lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     /// Port of the guest's loopback.
     pub guest_port: PortNumber,
     /// Its end on the host.
     pub host: HostEnd,
-    /// Why nobody listens there: something else has taken it while the supervisor was gone.
+    /// Why no process listens there: another process took the place while no supervisor ran.
     pub error: Option<String>,
 }
 
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_to_write_it() {
+    fn every_syntax_of_a_port_is_parsed() {
         for (text, host, guest) in [
             ("8000", "127.0.0.1:0", 8000),
             ("8080:8000", "127.0.0.1:8080", 8000),
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_loopback_is_for_this_host_alone() {
+    fn only_the_loopback_is_closed_to_other_hosts() {
         let open = |text: &str| text.parse::<Publish>().unwrap().host.is_open_to_others();
         assert!(!open("80") && !open("127.9.9.9:1:80") && !open("[::1]:1:80") && !open("/x:80"));
         assert!(open("0.0.0.0:1:80") && open("10.0.0.1::80") && open("[::]:1:80"));

@@ -1,9 +1,12 @@
-//! What a supervisor runs for its sandbox: services, each of which maintains one thing while no command runs.
+//! The services that a supervisor runs for its sandbox. Each maintains one thing while no command
+//! runs.
 //!
-//! A service reads what is wanted of it from the supervision record, and keeps in that record what must survive a SIGKILL
-//! of the supervisor: the next supervisor starts the same service from it. It holds nothing of a machine beyond one
-//! client's connection, so a reset or restore needs no step of its own. [`Service::stop`] returns once the outside world
-//! has nothing of the service any more. To add one: implement [`Service`], and add it to `services::all`.
+//! A service reads its configuration from the supervision record, and keeps in that record
+//! everything that must survive a SIGKILL of the supervisor: the next supervisor starts the same
+//! service from it. A service may not hold anything of a machine beyond one client's connection, so
+//! a reset or restore needs no step for it. [`Service::stop`] returns once nothing of the service
+//! is left outside the sandbox. To add a service, implement [`Service`] and add it to
+//! `services::all`.
 
 use super::{SuperviseError, file::Supervision, log::Log, publish::PublishedPort, talk::Request};
 use crate::{
@@ -20,10 +23,11 @@ use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What services work with.
+/// The state that services share.
 pub(super) struct Context {
     pub(super) sandbox: Arc<Sandbox>,
-    /// Opened for the supervisor alone: the sandbox's own says for how long it is being made.
+    /// A separate descriptor for the supervisor: the one of the sandbox shows how long it is being
+    /// created.
     pub(super) directory: SandboxDirectory,
     pub(super) record: Supervision,
     pub(super) log: Log,
@@ -35,12 +39,13 @@ impl Context {
         Self { sandbox: Arc::new(sandbox), directory, record, log, end_was_told: false }
     }
 
-    /// Makes the record durable as it is.
+    /// Writes the record durably.
     pub(super) fn write_record(&self) -> Result<(), SuperviseError> {
         self.record.write(&self.directory)
     }
 
-    /// Says why the sandbox is about to be ended; in its audit log once, though ending it may take several attempts.
+    /// Announces why the sandbox is about to be ended. The audit log has this only once, although
+    /// ending it may take several attempts.
     pub(super) fn announce_end(&mut self, event: Event) {
         interruption::announce(&self.directory, Interruption::Expired);
         if !std::mem::replace(&mut self.end_was_told, true) {
@@ -49,35 +54,37 @@ impl Context {
     }
 }
 
-/// What follows from a deadline.
+/// The result of a deadline.
 pub(super) enum Outcome {
-    /// Nothing; the service says when its next deadline is.
+    /// Nothing. The service reports its next deadline.
     Continue,
-    /// The service stopped the sandbox, or tried to. If it still runs, the service's next deadline is the next attempt.
+    /// The service stopped the sandbox, or tried to. If the sandbox still runs, the service's next
+    /// deadline is the next attempt.
     Stopped {
-        /// How.
+        /// How the sandbox ended, or why it did not.
         stopped: Result<Stopped, StopError>,
-        /// Remove it too.
+        /// Whether to remove the sandbox too.
         remove: bool,
-        /// Held until that is done, so that no client begins to use the sandbox meanwhile.
+        /// Held until the sandbox has ended, so that no client starts to use it meanwhile.
         unused: Option<Unused>,
     },
 }
 
-/// What a request to the supervisor brought about.
+/// The result of a request to the supervisor.
 pub(super) type Answer = Result<Vec<PublishedPort>, SuperviseError>;
 
-/// See the module. All methods but [`Self::is_needed`] have a default for services that lack what they are about.
+/// One service. All methods except [`Self::is_needed`] have a default, for services that do not
+/// need them.
 pub(super) trait Service: Send {
-    /// True while the record asks for this service.
+    /// Returns true while the record asks for this service.
     fn is_needed(&self, record: &Supervision) -> bool;
 
-    /// Begins, before the supervisor reports that it is ready.
+    /// Starts the service, before the supervisor reports that it is ready.
     fn start<'a>(&'a mut self, _context: &'a mut Context) -> BoxFuture<'a, Result<(), SuperviseError>> {
         Box::pin(async { Ok(()) })
     }
 
-    /// When [`Self::on_deadline`] is to be called, if at all.
+    /// Returns when [`Self::on_deadline`] is to be called, if at all.
     fn next_deadline(&self, _record: &Supervision) -> Option<Instant> {
         None
     }
@@ -87,12 +94,12 @@ pub(super) trait Service: Send {
         Box::pin(async { Outcome::Continue })
     }
 
-    /// Answers a request that is this service's; `None` leaves it to others.
+    /// Answers a request that is for this service. Returns `None` for requests to others.
     fn on_request<'a>(&'a mut self, _context: &'a mut Context, _request: &'a Request) -> BoxFuture<'a, Option<Answer>> {
         Box::pin(async { None })
     }
 
-    /// Ends: nothing of it is left outside the sandbox's directory.
+    /// Stops the service: nothing of it is left outside the sandbox's directory.
     fn stop(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }

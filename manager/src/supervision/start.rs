@@ -1,5 +1,6 @@
-//! Having a sandbox supervised: writing down what is wanted, starting the supervisor where there is none, asking it for
-//! ports. `supervision.json` is written only under the supervisor's lock, so it never has two writers.
+//! Asks for the supervision of a sandbox: records the wanted services, starts the supervisor if
+//! there is none, and sends it requests for ports. `supervision.json` may be written only under the
+//! supervisor's lock, so it never has two writers.
 
 use super::{
     FILE, LOCK, LOG, SuperviseError, SupervisionSpec, SupervisorProgram,
@@ -28,22 +29,24 @@ use std::{
 };
 use tokio::{io::AsyncReadExt, net::UnixStream, time::timeout};
 
-/// Those who only look whether the lock is free hold it for microseconds.
+/// Maximum time to wait for processes that only check whether the lock is free, which hold it for
+/// microseconds.
 const LOCKED_WITHIN: Duration = Duration::from_secs(1);
-/// Binding ports is a matter of microseconds; this is for a host that swaps.
+/// Maximum time until a supervisor is ready. Binding ports takes microseconds; the limit allows for
+/// a host that swaps.
 const READY_WITHIN: Duration = Duration::from_secs(10);
-/// What a supervisor writes when it is ready.
+/// The text that a supervisor writes when it is ready.
 pub(super) const READY: &str = "ready\n";
-/// What it has to say otherwise is a line or two.
+/// Maximum size in bytes of an error that it writes instead, which is a line or two.
 const MAX_WORDS: u64 = 8192;
 const ATTEMPTS: u32 = 3;
 
-/// The right to be the supervisor, or to write its file where there is none.
+/// The right to be the supervisor, or to write its file if there is none.
 #[derive(Debug)]
 pub(super) struct SupervisorLock(#[expect(dead_code, reason = "held for its lock")] FileLock);
 
 impl SupervisorLock {
-    /// `None` while somebody else has it.
+    /// Takes the lock. Returns `None` while another process has it.
     pub(super) fn try_take(directory: &SandboxDirectory) -> Result<Option<Self>, DirectoryError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(directory.fd(), LOCK, flags, Mode::RUSR | Mode::WUSR)
@@ -54,11 +57,11 @@ impl SupervisorLock {
 }
 
 impl Sandbox {
-    /// Has all of `spec` kept up for a sandbox that just came to be: its time begins now, and its ports are listened on
-    /// when this returns.
+    /// Starts the services of `spec` for a new sandbox: its time to live starts now, and its ports
+    /// are listened on when this returns.
     ///
     /// # Errors
-    /// Every [`SuperviseError`]; nothing is kept up then.
+    /// Every [`SuperviseError`]; no service is started then.
     pub async fn supervise(&self, program: &SupervisorProgram, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
         if spec.is_empty() {
             return Ok(());
@@ -77,7 +80,8 @@ impl Sandbox {
         started
     }
 
-    /// Starts a supervisor where there should be one and is none, and does not wait for it. True when it did.
+    /// Starts a supervisor if the sandbox needs one and has none, and does not wait for it. Returns
+    /// true if it started one.
     ///
     /// # Errors
     /// When it cannot be started, or the sandbox's files cannot be read.
@@ -107,8 +111,8 @@ impl Sandbox {
         ports.pop().ok_or_else(|| self.lost("gave no answer"))
     }
 
-    /// Takes back a published port: all its ends on the host, or that one. Connections that are open go on. The value is
-    /// what was taken back.
+    /// Unpublishes a port: all its ends on the host, or only `host`. Open connections continue.
+    /// Returns what was unpublished.
     ///
     /// # Errors
     /// Every [`SuperviseError`].
@@ -125,7 +129,7 @@ impl Sandbox {
         self.ask_supervisor(program, &Request::Unpublish { guest, host }).await
     }
 
-    /// The sandbox begins anew after its end, and its time with it.
+    /// Starts the time to live again, for a sandbox that is started again after its end.
     pub(crate) fn start_time_anew(&self) -> Result<(), SuperviseError> {
         let Some(_lock) = SupervisorLock::try_take(&self.directory)? else { return Ok(()) };
         if let Some(mut supervision) = Supervision::read(&self.directory)? {
@@ -153,7 +157,7 @@ impl Sandbox {
             match talk::ask(&self.directory, request).await {
                 Ok(Reply::Done(ports)) => return Ok(ports),
                 Ok(Reply::Failed(message)) => return Err(SuperviseError::Refused(message)),
-                // It may have been about to end, or to begin.
+                // The supervisor may have been about to end or to start.
                 Err(_) if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_millis(100)).await,
                 Err(error) => return Err(self.lost(&format!("does not answer ({error})"))),
             }
@@ -161,7 +165,7 @@ impl Sandbox {
         }
     }
 
-    /// Starts one and waits until it is ready.
+    /// Starts a supervisor and waits until it is ready.
     async fn start_supervisor(&self, program: &SupervisorProgram) -> Result<(), SuperviseError> {
         let spawn = |source| SuperviseError::Spawn { program: program.program.clone(), source };
         let (ours, theirs) = StdUnixStream::pair().map_err(spawn)?;
@@ -185,7 +189,7 @@ impl Sandbox {
         command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(stdout).stderr(log::open(&self.directory)?);
         let mut child =
             command.spawn().map_err(|source| SuperviseError::Spawn { program: program.program.clone(), source })?;
-        // Where this process lives as long, it takes note of the end.
+        // If this process lives as long, it reaps the child.
         thread::spawn(move || child.wait());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What is kept up for a sandbox, as it is shown.
+//! The services of a sandbox, as they are shown.
 
 use super::{LOCK, SuperviseError, file::Supervision, publish::PublishedPort};
 use crate::{
@@ -12,28 +12,29 @@ use crate::{
 };
 use serde::Serialize;
 
-/// See the module.
+/// The services of a sandbox and their state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SupervisionStatus {
-    /// Somebody keeps it up now. False when its supervisor was killed; the next command on the sandbox starts another.
+    /// True while a supervisor runs. False when it was killed; the next command on the sandbox
+    /// starts another one.
     pub supervised: bool,
-    /// The sandbox is paused because nobody used it.
+    /// True if the idle rule paused the sandbox.
     pub idle_paused: bool,
-    /// When it ends.
+    /// The time to live.
     pub ttl: Option<TimeToLive>,
-    /// How long that still is.
+    /// Rest of the time to live in milliseconds.
     pub ttl_left_ms: Option<u64>,
-    /// What becomes of it when nobody uses it.
+    /// The idle rule.
     pub idle: Option<IdleRule>,
-    /// Its published ports.
+    /// The published ports.
     pub ports: Vec<PublishedPort>,
 }
 
 impl Sandbox {
-    /// What is kept up for it; `None` when nothing is to be.
+    /// Returns the services of the sandbox, or `None` if it has none.
     ///
     /// # Errors
-    /// When its files cannot be read.
+    /// When the files of the sandbox cannot be read.
     pub fn supervision(&self) -> Result<Option<SupervisionStatus>, SuperviseError> {
         let Some(supervision) = Supervision::read(&self.directory)?.filter(|supervision| !supervision.is_empty())
         else {
@@ -51,7 +52,7 @@ impl Sandbox {
     }
 }
 
-/// True while the lock is held.
+/// Returns true while a supervisor holds the lock.
 pub(crate) fn is_supervised(directory: &SandboxDirectory) -> Result<bool, DirectoryError> {
     is_held_exclusively(directory, LOCK)
 }

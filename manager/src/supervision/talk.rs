@@ -1,5 +1,6 @@
-//! Asking a supervisor for ports: one request a connection, one line of JSON each way. Between processes of one user, in
-//! the sandbox's own directory.
+//! The protocol for requests to a supervisor: one request for each connection, and one line of JSON
+//! in each direction. Only processes of one user may use it, through a socket in the sandbox's
+//! directory.
 
 use super::{
     SOCKET, SuperviseError,
@@ -15,16 +16,17 @@ use tokio::{
     time::timeout,
 };
 
-/// Longest line: [`super::publish::MAX_PORTS`] paths.
+/// Maximum length of a line in bytes: [`super::publish::MAX_PORTS`] paths.
 const MAX_LINE: u64 = 64 << 10;
-/// It answers from its event loop in well under a millisecond; this is for a host that swaps.
+/// Maximum time until the supervisor answers. It answers from its event loop in well under a
+/// millisecond; the limit allows for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request {
     Publish(Publish),
-    /// All ends of a port, or that one.
+    /// All ends of a port, or only `host`.
     Unpublish {
         guest: PortNumber,
         host: Option<HostEnd>,
@@ -34,12 +36,13 @@ pub(super) enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
-    /// Of these ports.
+    /// The ports that the request was about.
     Done(Vec<PublishedPort>),
     Failed(String),
 }
 
-/// Asks. Failing to get an answer is an [`io::Error`]: the supervisor may be just ending.
+/// Sends a request. If there is no answer, the error is an [`io::Error`]: the supervisor may be
+/// about to end.
 pub(super) async fn ask(directory: &SandboxDirectory, request: &Request) -> io::Result<Reply> {
     let answer = async {
         let mut stream = directory.connect(SOCKET).await.map_err(io::Error::other)?;

@@ -16,13 +16,13 @@ use futures_util::future::BoxFuture;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Shortest and longest wait between two looks at a sandbox that is in use, or paused.
+/// Shortest and longest time between two checks of a sandbox that is in use or paused.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
-/// See the module.
+/// The service of the idle rule.
 pub(super) struct Idle {
     look_at: Instant,
-    /// When a client was last seen to use it, since the host's boot.
+    /// When a client was last seen using the sandbox, as time since the host's boot.
     last_seen: Duration,
 }
 
@@ -36,7 +36,7 @@ impl Idle {
         let soon = (rule.after / 4).clamp(shortest, longest);
         self.look_at = Instant::now() + soon.min(LONGEST_WAIT);
         if !matches!(context.sandbox.state(), Ok(State::Running)) {
-            // A user who paused it wants it to stay paused, and says when to resume it.
+            // A user who paused it wants it to stay paused, and decides when to resume it.
             return Outcome::Continue;
         }
         let unused = match Unused::try_begin(&context.directory) {
@@ -71,7 +71,8 @@ impl Idle {
             WhenIdle::Stop | WhenIdle::Remove => {
                 context.log.note(format_args!("nobody used it: {}", rule.then));
                 context.announce_end(Event::IdleEnded { then: rule.then });
-                // A client that tries to use it meanwhile waits, and learns of the end.
+                // A client that tries to use the sandbox meanwhile waits, and receives the reason
+                // of its end.
                 let stopped = context.sandbox.stop_unused(GRACE).await;
                 self.look_at = Instant::now() + RETRY_AFTER;
                 Outcome::Stopped { stopped, remove: rule.then == WhenIdle::Remove, unused: Some(unused) }

@@ -1,7 +1,9 @@
-//! Published ports: listening on their ends on the host, and a connection to the guest for each that comes in.
+//! Published ports: listens on their ends on the host, and opens a connection to the guest for each
+//! incoming connection.
 //!
-//! Bounds: [`MAX_CONNECTIONS`] of one sandbox at a time, two buffers each; more wait in the kernel's backlog. What a guest
-//! answers, or does not, ends its own connection and nothing else.
+//! A sandbox has at most [`MAX_CONNECTIONS`] at the same time, with two buffers each; further
+//! connections wait in the kernel's backlog. Whatever a guest answers may only affect its own
+//! connection.
 
 use crate::{
     home::directory::SandboxDirectory,
@@ -31,28 +33,30 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Of one sandbox: what its agent takes.
+/// Maximum number of connections of one sandbox: as many as its agent accepts.
 pub(super) const MAX_CONNECTIONS: usize = 256;
-/// In each direction.
+/// Size in bytes of the buffer for each direction.
 const BUFFER: usize = 32 * 1024;
-/// How long a guest may take to connect. Generous: it may be booting, its kernel interpreted.
+/// Maximum time until the guest has connected. It is long, because the guest may be booting, with
+/// an interpreted kernel.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(120);
-/// How long accepting rests when there is no descriptor for another connection.
+/// Delay before the next connection is accepted when there is no free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An end on the host that is listened on. Dropping it stops that soon; connections that are open go on.
+/// An end on the host that is listened on. Dropping it stops the listener soon after; open
+/// connections continue.
 #[derive(Debug)]
 pub(super) struct Listening {
     task: JoinHandle<()>,
-    /// A Unix socket's path, and which file it is.
+    /// The path of a Unix socket, and its inode number.
     file: Option<(PathBuf, u64)>,
 }
 
 impl Listening {
-    /// Stops it, and returns when its place is free.
+    /// Stops listening, and returns when the place is free.
     pub(super) async fn close(mut self) {
         self.task.abort();
-        // An error says that it was stopped.
+        // An error reports that the task was stopped.
         let _ = (&mut self.task).await;
     }
 }
@@ -63,7 +67,7 @@ impl Drop for Listening {
         if let Some((path, inode)) = &self.file
             && fs::symlink_metadata(path).is_ok_and(|now| now.ino() == *inode)
         {
-            // Nobody is left to tell.
+            // No caller is left to receive an error.
             let _ = fs::remove_file(path);
         }
     }
@@ -75,7 +79,8 @@ enum Listener {
     Unix(UnixListener),
 }
 
-/// Listens on the port's end and serves it. The value's second part is where it turned out to be.
+/// Listens on the end of the port and serves it. Also returns the actual place, which differs if
+/// the port was 0.
 pub(super) async fn listen(
     port: &Port,
     sandbox: &Arc<Sandbox>,
@@ -103,13 +108,14 @@ pub(super) async fn listen(
 
 async fn serve(listener: Listener, sandbox: Arc<Sandbox>, guest: PortNumber, room: Arc<Semaphore>) {
     loop {
-        // Taken before a connection is accepted: those there is no room for wait where they hold nothing of ours.
+        // The permit is taken before a connection is accepted: connections for which there is no
+        // room wait where they use nothing of this process.
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let sandbox = Arc::clone(&sandbox);
         match &listener {
             Listener::Tcp(listener) => match listener.accept().await {
                 Ok((client, _)) => {
-                    // What one side sends in one piece is not to wait for the other's acknowledgement.
+                    // Data that one side sends must not wait for the other side's acknowledgement.
                     let _ = client.set_nodelay(true);
                     tokio::spawn(async move {
                         let _permit = permit;
@@ -134,19 +140,20 @@ async fn serve(listener: Listener, sandbox: Arc<Sandbox>, guest: PortNumber, roo
 async fn forward(sandbox: &Sandbox, guest: PortNumber, mut client: impl AsyncRead + AsyncWrite + AsFd + Unpin) {
     match timeout(CONNECTED_WITHIN, sandbox.connect(guest)).await {
         Ok(Ok(mut stream)) => {
-            // How it ends is between the two.
+            // How the connection ends is between the client and the program.
             let _ = copy_bidirectional_with_sizes(&mut client, &mut stream, BUFFER, BUFFER).await;
         }
-        // As if nothing listened: a reset, not an answer without content. Fails for Unix sockets, which know none.
+        // Resets the connection, as if no program listened, instead of closing it like an empty
+        // response. Fails for Unix sockets, which have no resets.
         _ => drop(sockopt::set_socket_linger(&client, Some(Duration::ZERO))),
     }
 }
 
-/// Takes a socket away that one before us left.
+/// Removes a socket that an earlier supervisor left.
 fn remove_stale(path: &Path) {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     if is_socket && nobody_listens(path) {
-        // What remains shows in the bind that follows.
+        // If the file stays, the bind that follows fails.
         let _ = fs::remove_file(path);
     }
 }
@@ -158,7 +165,7 @@ fn nobody_listens(path: &Path) -> bool {
     connected == Err(rustix::io::Errno::CONNREFUSED)
 }
 
-/// Takes away what a killed supervisor of a sandbox that is being removed left outside its directory.
+/// Removes what a killed supervisor left outside the directory of a sandbox that is being removed.
 pub(crate) fn forget(directory: &SandboxDirectory) {
     let Ok(Some(supervision)) = Supervision::read(directory) else { return };
     for port in supervision.ports {

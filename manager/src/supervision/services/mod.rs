@@ -7,7 +7,7 @@ mod ttl;
 
 use super::service::Service;
 
-/// All of them. Each decides by the record whether it has anything to do.
+/// Returns all services. Each decides by the record whether it has anything to do.
 pub(super) fn all() -> Vec<Box<dyn Service>> {
     vec![Box::new(ports::Ports::new()), Box::new(ttl::TimeToLive::new()), Box::new(idle::Idle::new())]
 }

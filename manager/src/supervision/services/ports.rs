@@ -1,4 +1,4 @@
-//! Publishes ports of the guest on the host, and takes them back.
+//! Publishes ports of the guest on the host, and unpublishes them.
 
 use super::listeners::{self, Listening, MAX_CONNECTIONS};
 use crate::{
@@ -16,9 +16,9 @@ use sandboxvm_protocol::agent::port::PortNumber;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// See the module.
+/// The service of the published ports.
 pub(super) struct Ports {
-    /// Of each port of the record; `None` where something else has its place.
+    /// The listener of each port of the record. `None` if another process has its place.
     listening: Vec<Option<Listening>>,
     room: Arc<Semaphore>,
 }
@@ -28,8 +28,8 @@ impl Ports {
         Self { listening: Vec::new(), room: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
     }
 
-    /// Begins to listen on all ports. Those that this sandbox had before are shown as lost when their place is taken; a new
-    /// one whose place is taken is an error.
+    /// Starts to listen on all ports. If the place of a port that the sandbox had before is taken,
+    /// the port is shown as lost; for a new port that is an error.
     async fn listen(&mut self, context: &mut Context) -> Result<(), SuperviseError> {
         for port in &mut context.record.ports {
             match listeners::listen(port, &context.sandbox, &self.room).await {

@@ -12,14 +12,14 @@ use futures_util::future::BoxFuture;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Processes have this long between SIGTERM and SIGKILL, as with `stop`.
+/// Time between SIGTERM and SIGKILL for processes, as with `stop`.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
-/// Longest wait by a clock that does not count while the host sleeps.
+/// Longest wait with a clock that stops while the host sleeps.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Between two attempts at something that should have worked.
+/// Delay before an action that failed is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// The service of the time to live.
 pub(super) struct TimeToLive {
     retry_at: Instant,
 }
@@ -36,7 +36,7 @@ impl Service for TimeToLive {
     }
 
     fn next_deadline(&self, record: &Supervision) -> Option<Instant> {
-        // Looked at again after a while, since the host may have slept.
+        // Checked again after a while, since the host may have slept.
         let left = record.ttl.as_ref()?.deadline.left().min(LONGEST_WAIT);
         Some(self.retry_at.max(Instant::now() + left))
     }
