@@ -1,9 +1,10 @@
-//! A line of an audit log, and what makes a log whole: numbers without a gap from 1 on, each line naming the hash of the
-//! line before, and its own.
+//! The format of a line of an audit log, and the check of a log: numbers without a gap from 1 on,
+//! with the hash of the line before and the line's own hash in each line.
 //!
-//! A hash is SHA-256 in hexadecimal over the line as it stands, without its own `hash` member and newline. The chain
-//! shows that lines were changed, removed or put in another order; whoever can write the whole file can make a new chain.
-//! Against that, keep the last hash elsewhere (`sandboxvm audit verify` prints it).
+//! A hash is SHA-256 in hexadecimal over the line as it is, without its `hash` member and its
+//! newline. The chain shows that lines were changed, removed or reordered; a process that can write
+//! the whole file can make a new chain. Against that, keep the last hash elsewhere
+//! (`sandboxvm audit verify` prints it).
 
 use crate::{audit::event::Event, record::rfc3339};
 use sandboxvm_protocol::identity::SandboxId;
@@ -11,41 +12,42 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt::Write, io::BufRead, time::SystemTime};
 
-/// Longest line in bytes: an event's text comes from arguments of at most 1 MiB, which JSON may write six times as long.
+/// Maximum length of a line in bytes. The text of an event comes from arguments of at most 1 MiB,
+/// which JSON may write six times as long.
 pub(crate) const MAX_LINE: u64 = 8 << 20;
 
-/// What the first line names as the hash before it.
+/// The hash before the first line.
 pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Who acted.
+/// The process that acted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
-    /// User ID on the host.
+    /// Its user ID on the host.
     pub uid: u32,
-    /// Process on the host.
+    /// Its PID on the host.
     pub pid: u32,
 }
 
-/// One line.
+/// One line of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// Its number, from 1 on.
+    /// The number of the line, from 1 on.
     pub seq: u64,
-    /// When.
+    /// The time of the event.
     #[serde(with = "rfc3339")]
     pub time: SystemTime,
-    /// Which sandbox.
+    /// The sandbox.
     pub sandbox: SandboxId,
-    /// Who acted.
+    /// The process that acted.
     pub by: Actor,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
-    /// Hash of the line before.
+    /// The hash of the line before.
     pub prev: String,
 }
 
-/// Where a log ends.
+/// The end of a log: number and hash of its last line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) seq: u64,
@@ -58,10 +60,10 @@ impl Head {
     }
 }
 
-/// What is wrong with a log.
+/// Why a log is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A line is no line of a log.
+    /// A line is not a line of an audit log.
     #[error("line {0} is not a line of an audit log: {1}")]
     NotALine(u64, String),
     /// A line was changed.
@@ -73,40 +75,40 @@ pub enum Violation {
     /// The last lines are missing.
     #[error("the log ends after {found} of {expected} lines: lines were removed from its end")]
     Shortened {
-        /// Lines that are there.
+        /// Number of lines in the log.
         found: u64,
-        /// Lines that were written.
+        /// Number of lines that were written.
         expected: u64,
     },
     /// The last line is not the one that was written last.
     #[error("line {0} is not the line that was written last: the log was replaced")]
     Replaced(u64),
-    /// A line of another sandbox.
+    /// A line belongs to another sandbox.
     #[error("line {0} belongs to another sandbox")]
     Foreign(u64),
 }
 
-/// A log that is whole.
+/// The result of checking a valid log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verified {
-    /// How many lines.
+    /// Number of lines.
     pub lines: u64,
-    /// The hash of the last.
+    /// The hash of the last line.
     pub head: String,
 }
 
-/// The text of a line, its newline included, and the head it makes.
+/// Returns the text of a line, with its newline, and the new head.
 pub(crate) fn seal(line: &Line) -> Result<(Vec<u8>, Head), serde_json::Error> {
     let mut text = serde_json::to_string(line)?;
     let hash = hash(&text);
-    // In the place of the closing brace.
+    // Replaces the closing brace.
     text.pop();
-    // Writing to a String does not fail.
+    // Writing to a String cannot fail.
     let _ = writeln!(text, ",\"hash\":\"{hash}\"}}");
     Ok((text.into_bytes(), Head { seq: line.seq, hash }))
 }
 
-/// The text that was hashed, and the hash that is stated, of a line without its newline.
+/// Splits a line without its newline into the text that was hashed and the stated hash.
 pub(crate) fn unseal(text: &str) -> Option<(String, &str)> {
     let (before, rest) = text.rsplit_once(",\"hash\":\"")?;
     let stated = rest.strip_suffix("\"}")?;
@@ -120,7 +122,7 @@ fn hash(text: &str) -> String {
     })
 }
 
-/// Checks every line of `log`, and that it ends where `last` says.
+/// Checks every line of `log`, and that the log ends as `last` says.
 pub(crate) fn verify(log: impl BufRead, of: &SandboxId, last: Option<&Head>) -> Result<Verified, Violation> {
     let mut head = Head::genesis();
     let mut log = log.take(u64::MAX);

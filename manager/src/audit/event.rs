@@ -1,4 +1,4 @@
-//! The acts that are logged.
+//! The events that are logged. An event may never contain the value of an environment variable.
 
 use crate::{
     audit::mask::Mask,
@@ -12,222 +12,227 @@ use sandboxvm_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What a new sandbox goes on from.
+/// What a new sandbox starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// A kernel that boots.
+    /// A boot of the kernel.
     Boot,
-    /// The snapshot of a machine of its kind that just booted.
+    /// The ready snapshot of its kind of machine.
     Ready,
-    /// A snapshot with a name.
+    /// A named snapshot.
     Snapshot(SandboxName),
-    /// A running sandbox, of which it is a copy.
+    /// A running sandbox, which was forked.
     Fork(SandboxId),
 }
 
-/// What was done with files.
+/// An operation on files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileAct {
-    /// A file's bytes went out.
+    /// The content of a file was read.
     Read,
-    /// A file's bytes came in.
+    /// The content of a file was written.
     Write,
-    /// A directory was made, or was there.
+    /// A directory was created, or existed.
     MakeDirectory,
-    /// Renamed.
+    /// A file was renamed.
     Move,
-    /// Removed, with all that was in it.
+    /// A file or directory was removed, with its content.
     Remove,
-    /// Given another mode.
+    /// The mode was set.
     SetMode,
-    /// Given another owner.
+    /// The owner was set.
     SetOwner,
-    /// Watched for changes.
+    /// A directory was watched for changes.
     Watch,
-    /// A tree went out.
+    /// A tree was read.
     Archive,
-    /// A tree came in.
+    /// A tree was written.
     Extract,
 }
 
-/// An act on a sandbox, or what became of it. Bytes that are not UTF-8 are shown as U+FFFD.
+/// An act on a sandbox, or its result. Bytes that are not UTF-8 are shown as U+FFFD.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// It was made.
+    /// The sandbox was created.
     Created {
-        /// Its name.
+        /// Name of the sandbox.
         name: Option<SandboxName>,
-        /// Its vCPUs.
+        /// Number of vCPUs.
         vcpus: VcpuCount,
-        /// Its memory.
+        /// Size of the guest memory.
         memory_bytes: MemorySize,
-        /// Size of its disk in bytes.
+        /// Size of the disk in bytes.
         disk_bytes: u64,
-        /// What it goes on from.
+        /// What it starts from.
         from: Origin,
         /// Names of the variables that all its processes get.
         env: Vec<String>,
     },
-    /// A process is about to be started. Logged before it is, and nothing is started when that fails.
+    /// A process is about to be started. If this line cannot be written, the process is not
+    /// started.
     Exec {
         /// Program and arguments, in which the values of variables are masked.
         argv: Vec<String>,
-        /// Names of the variables it is given.
+        /// Names of the variables of the process.
         env: Vec<String>,
-        /// Its working directory, if one was asked for.
+        /// The working directory, if the request sets one.
         cwd: Option<String>,
-        /// Its user, if one was asked for.
+        /// The user, if the request sets one.
         user: Option<String>,
-        /// It has a terminal.
+        /// True if the process has a terminal.
         terminal: bool,
     },
-    /// It was started.
+    /// A process was started.
     Started {
-        /// `seq` of the line that says what it is.
+        /// `seq` of the line that announced the process.
         exec: u64,
-        /// Its PID in the guest.
+        /// PID in the guest.
         pid: u32,
     },
-    /// It was not.
+    /// A process could not be started.
     NotStarted {
-        /// `seq` of the line that says what it is.
+        /// `seq` of the line that announced the process.
         exec: u64,
-        /// Why.
+        /// The error.
         reason: String,
     },
-    /// A process ended, as far as whoever attended it saw.
+    /// A process ended, as far as the client that attended it observed.
     Ended {
-        /// Its PID.
+        /// PID in the guest.
         pid: u32,
-        /// As a shell has it.
+        /// Exit code as in a shell.
         exit_code: u8,
         /// The signal that killed it.
         signal: Option<u8>,
-        /// Its time ran out.
+        /// True if its timeout was reached.
         timed_out: bool,
     },
-    /// Somebody took part in a process that ran.
+    /// A client attached to a running process.
     Attached {
-        /// Its PID.
+        /// PID in the guest.
         pid: u32,
-        /// Also in its input.
+        /// True if the client also writes to its input.
         stdin: bool,
     },
     /// A process was signalled.
     Signalled {
-        /// Its PID.
+        /// PID in the guest.
         pid: u32,
         /// The signal.
         signal: u8,
     },
-    /// Its files were worked on: read from, written to, or changed. Of what takes a while, logged when it has begun.
+    /// Files of the sandbox were read, written or changed. A long operation is logged when it has
+    /// started.
     Files {
-        /// What was done.
+        /// The operation.
         act: FileAct,
-        /// With which.
+        /// Path of the file.
         path: String,
-        /// Where it was moved.
+        /// Path that the file was moved to.
         to: Option<String>,
-        /// As which user, if one was asked for.
+        /// The user, if the request sets one.
         user: Option<String>,
     },
-    /// A snapshot was made of it.
+    /// A snapshot of the sandbox was taken.
     SnapshotCreated {
-        /// Its name.
+        /// Name of the snapshot.
         snapshot: SandboxName,
     },
-    /// Copies were made of it.
+    /// The sandbox was forked.
     Forked {
-        /// Their IDs.
+        /// IDs of the copies.
         copies: Vec<SandboxId>,
     },
-    /// It was rolled back.
+    /// The sandbox was reset.
     Reset {
-        /// To this snapshot; else to where it began.
+        /// The snapshot that it was reset to, or `None` for its start.
         to: Option<SandboxName>,
     },
-    /// It was paused.
+    /// The sandbox was paused.
     Paused,
-    /// It was resumed.
+    /// The sandbox was resumed.
     Resumed,
-    /// It was stopped in order.
+    /// The sandbox was stopped gracefully.
     Stopped,
-    /// A machine of its ended otherwise; said by the first who noticed.
+    /// A machine of the sandbox ended in another way. Logged by the first process that noticed.
     MachineEnded {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// It was removed.
+    /// The sandbox was removed.
     Removed,
-    /// One of its ports can be reached on the host.
+    /// A port of the sandbox was published on the host.
     PortPublished {
         /// Port of the guest.
         guest_port: u16,
-        /// Where on the host.
+        /// The end on the host.
         host: String,
     },
-    /// It cannot any more.
+    /// A port was unpublished.
     PortTakenBack {
         /// Port of the guest.
         guest_port: u16,
-        /// Where on the host it was.
+        /// The end on the host that it had.
         host: String,
     },
-    /// It was paused because nobody used it.
+    /// The idle rule paused the sandbox.
     IdlePaused,
-    /// It was to be made, or to run again, and was not: the host had no room for it.
+    /// The sandbox was to be created or started again, and was rejected, because the host had no
+    /// room for it.
     NotAdmitted {
-        /// The memory it asked for.
+        /// The requested memory.
         memory_bytes: MemorySize,
-        /// The disk it asked for, in bytes.
+        /// The requested disk space in bytes.
         disk_bytes: u64,
-        /// Which limit, with numbers.
+        /// The limit, with numbers.
         reason: String,
     },
-    /// Its time to live was up, and it is about to be ended.
+    /// The sandbox has expired and is about to be ended.
     TimeUp {
-        /// How.
+        /// How it is ended.
         then: AtEnd,
     },
-    /// Nobody used it for as long as its idle rule says, and it is about to be ended.
+    /// The sandbox was not used for the time of its idle rule, and is about to be ended.
     IdleEnded {
-        /// How.
+        /// How it is ended.
         then: WhenIdle,
     },
-    /// Its programs met limits since this was last said. The guest's word, which its root can withhold or make up; said by
-    /// whoever attended the next process to end other than with 0.
+    /// Programs reached limits since the last such line. This is reported by the guest, whose root
+    /// can withhold or forge it. Logged by the client that attended the next process to end with a
+    /// code other than 0.
     LimitsHit {
-        /// How often a program could start no process, since there were as many as there may be.
+        /// How often a program could not start a process, because the maximum number was reached.
         processes_refused: u64,
-        /// How many processes its kernel killed because memory ran out.
+        /// How many processes the guest's kernel killed because memory ran out.
         killed_for_memory: u64,
-        /// Its disk has no room left.
+        /// True if the disk is full.
         disk_is_full: bool,
     },
-    /// Copies were to be made of it, and none was.
+    /// The sandbox was to be forked, and no copy was made.
     NotForked {
-        /// How many.
+        /// Number of requested copies.
         copies: u32,
-        /// Why.
+        /// The error.
         reason: String,
     },
-    /// It was to be ended in order, and was ended from outside.
+    /// The sandbox was to be stopped gracefully, and was ended from outside.
     StoppedByForce {
-        /// Why.
+        /// The reason.
         because: String,
     },
-    /// Whoever wrote the line before was ended while writing one; that one was taken away.
+    /// The writer of the line before was killed while it wrote another line, and that incomplete
+    /// line was removed.
     Torn {
-        /// Bytes of it.
+        /// Length of the removed part in bytes.
         bytes: u64,
     },
 }
 
 impl Event {
-    /// Work on files; nothing for a mere look.
+    /// Returns the event of an operation on files, or `None` if it only looks at them.
     pub(crate) fn files(operation: &FileOperation, user: Option<&CText>) -> Option<Self> {
         let (act, path, to) = match operation {
             FileOperation::Stat { .. }
@@ -256,7 +261,7 @@ impl Event {
         })
     }
 
-    /// A new sandbox.
+    /// Returns the event of a new sandbox.
     pub(crate) fn created(record: &SandboxRecord, from: Origin) -> Self {
         Self::Created {
             name: record.name.clone(),
@@ -268,7 +273,7 @@ impl Event {
         }
     }
 
-    /// A process that is about to be started.
+    /// Returns the event of a process that is about to be started.
     pub(crate) fn exec(request: &ExecRequest) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mask = Mask::of(request.env.iter().map(|entry| entry.as_bytes()));
@@ -281,13 +286,13 @@ impl Event {
         }
     }
 
-    /// What a guest's agent says.
+    /// Returns the event of the limits that a guest's agent reports.
     pub(crate) fn limits_hit(hit: LimitsHit) -> Self {
         let LimitsHit { processes_refused, killed_for_memory, disk_is_full } = hit;
         Self::LimitsHit { processes_refused, killed_for_memory, disk_is_full }
     }
 
-    /// The end of a process.
+    /// Returns the event of the end of a process.
     pub(crate) fn ended(pid: u32, status: ExitStatus) -> Self {
         let signal = if let ExitStatus::Signal(signal) = status { Some(SignalNumber::get(signal)) } else { None };
         let timed_out = status == ExitStatus::TimedOut;
@@ -295,7 +300,7 @@ impl Event {
     }
 }
 
-/// The names of variables, of `KEY=VALUE` each.
+/// Returns the names of variables in `KEY=VALUE` entries.
 fn names<'a>(entries: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
     entries
         .map(|entry| entry.split(|byte| *byte == b'=').next().unwrap_or_default())

@@ -1,5 +1,6 @@
-//! The format of the log, pinned: a line of every kind, in a log that is whole. `events --json` prints these lines as they
-//! are; logs outlive the program that wrote them, so what is here is read for ever.
+//! Pins the format of the log: a line of every kind, in a valid log. `events --json` prints these
+//! lines as they are. Logs outlive the program that wrote them, so every later version has to read
+//! these lines.
 
 use super::{
     chain::{self, Actor, GENESIS, Line},
@@ -23,7 +24,7 @@ fn name(text: &str) -> SandboxName {
     SandboxName::try_from(text.to_owned()).unwrap()
 }
 
-/// Every kind of event, every kind of what is in one, with and without what may be missing.
+/// Returns every kind of event and every kind of member, with and without optional members.
 fn examples() -> Vec<Event> {
     let memory_bytes = MemorySize::try_from(256 << 20).unwrap();
     let created = |from, name: Option<SandboxName>, env: Vec<String>| Event::Created {
@@ -98,7 +99,7 @@ fn examples() -> Vec<Event> {
     events
 }
 
-/// A new kind does not compile here until it has a place; give it an example above, too.
+/// A new kind of event does not compile until it has a place here. Add an example above, too.
 fn place(event: &Event) -> usize {
     match event {
         Event::Created { .. } => 0,
@@ -131,7 +132,7 @@ fn place(event: &Event) -> usize {
 }
 
 #[test]
-fn every_kind_of_line_is_as_it_always_was() {
+fn line_format_of_every_event_is_stable() {
     let mut prev = GENESIS.to_owned();
     let mut log = String::new();
     let mut places = std::collections::BTreeSet::new();
@@ -156,7 +157,7 @@ fn every_kind_of_line_is_as_it_always_was() {
          outlive us. UPDATE_GOLDEN=1 cargo test -p sandboxvm-manager writes it anew. The first that differs: {differs:?}",
         path.display()
     );
-    // Read in the other direction, too.
+    // The golden file must also be readable.
     let verified = chain::verify(golden.as_bytes(), &id("aaaaaaaa"), None).unwrap();
     assert_eq!(verified.head, prev);
 }

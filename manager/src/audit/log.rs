@@ -1,13 +1,16 @@
-//! The file of a sandbox's audit log: appending a line, checking all.
+//! The file of a sandbox's audit log: appends a line, and checks all of them.
 //!
-//! `<id>.jsonl` holds the lines, `<id>.head` the number and hash of the last, so that lines missing at the end are found.
-//! Both are changed under an exclusive flock on the log, by whichever process acts. A writer that is killed leaves either
-//! no line, a whole line that the head does not know yet, or a part of one, which the next writer takes away and says so.
+//! `<id>.jsonl` holds the lines, and `<id>.head` the number and hash of the last, so that lines
+//! missing at the end are noticed. The process that acts changes both under an exclusive lock
+//! (flock) on the log. A writer that is killed leaves either no line, a complete line that the head
+//! does not include yet, or a part of one, which the next writer removes and reports. Lines may
+//! only be appended, never changed.
 //!
-//! Lines are not synced to the disk. A sync before each command takes milliseconds, more than a command does, and what it would
-//! keep is the last seconds before a power failure, in which the sandboxes themselves end. So a host that loses its power may
-//! lose the last lines of its logs, and a head that reached the disk before its line makes [`Trail::verify`] report the log as
-//! shortened: nothing tells a line that was lost from one that was taken away.
+//! Lines are not synced to the disk. A sync before each command takes milliseconds, which is more
+//! than a command takes, and it would only preserve the last seconds before a power failure, in
+//! which the sandboxes themselves end. So a host that loses power may lose the last lines of its
+//! logs, and a head that reached the disk before its line makes [`Trail::verify`] report the log as
+//! shortened: a line that was lost cannot be distinguished from one that was removed.
 
 use crate::{
     audit::{
@@ -38,42 +41,42 @@ use std::{
 const MAX_HEAD: u64 = 4096;
 pub(crate) const EXTENSION: &str = "jsonl";
 pub(crate) const HEAD: &str = "head";
-/// How long the log of a sandbox that is gone stays, unless a caller says otherwise.
+/// How long the log of a removed sandbox is kept, unless a caller says otherwise.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Why a line was not written, or a log not read.
+/// Why a line was not written, or a log could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// A file operation failed.
     #[error("cannot {what} the audit log {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// It holds what no audit log holds.
+    /// The log is not valid.
     #[error("audit log {} is damaged: {source}", .path.display())]
     Damaged {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// How.
+        /// What is wrong.
         source: Violation,
     },
-    /// Its last line is not as a line is.
+    /// The last line is incomplete.
     #[error("audit log {} is corrupt: the last line is incomplete", .0.display())]
     NoEnd(PathBuf),
-    /// It is as long as it may be.
+    /// The log has its maximum size.
     #[error("audit log {} is full: it has reached its maximum of {max} bytes", .path.display())]
     Full {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its maximum size.
+        /// Its maximum size in bytes.
         max: u64,
     },
-    /// There is none.
+    /// The sandbox has no log.
     #[error("sandbox {0} has no audit log")]
     None(SandboxId),
 }
@@ -83,11 +86,12 @@ pub enum AuditError {
 pub struct Trail {
     sandbox: SandboxId,
     path: PathBuf,
-    /// Maximum size of the log in bytes. A sandbox whose log is full runs nothing new until it is archived and removed.
+    /// Maximum size of the log in bytes. A sandbox whose log is full cannot start anything new
+    /// until the log was archived and removed.
     max: u64,
 }
 
-/// What `<id>.head` holds.
+/// The content of `<id>.head`.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredHead {
     seq: u64,
@@ -103,25 +107,25 @@ impl Trail {
         }
     }
 
-    /// Whose it is.
+    /// Returns the sandbox that the log belongs to.
     #[must_use]
     pub fn sandbox(&self) -> &SandboxId {
         &self.sandbox
     }
 
-    /// Where it is.
+    /// Returns the path of the log.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// True when something of it is there.
+    /// Returns true if the log or its head exists.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.path.exists() || self.head_path().exists()
     }
 
-    /// Bytes that it takes on the disk.
+    /// Returns the number of bytes that the log uses on the disk.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         let files = [self.path.clone(), self.head_path()];
@@ -140,7 +144,7 @@ impl Trail {
     /// Appends a line and returns its number.
     ///
     /// # Errors
-    /// Every [`AuditError`]; nothing was appended then.
+    /// Every [`AuditError`]; the line was not appended then.
     pub(crate) fn append(&self, event: Event) -> Result<u64, AuditError> {
         let log = self.open(OFlags::RDWR | OFlags::CREATE | OFlags::APPEND)?;
         let lock = FileLock::wait(LockClass::Audit, Sharing::Exclusive, log).map_err(self.fail("lock"))?;
@@ -155,10 +159,12 @@ impl Trail {
             head = self.seal_into(&mut text, head, Event::Torn { bytes: torn })?;
         }
         head = self.seal_into(&mut text, head, event)?;
-        // One write, so that a process that is killed leaves a part of it only where the disk is full.
+        // One write, so that a process that is killed leaves a part of the text only if the disk is
+        // full.
         let mut writer = log;
         if let Err(error) = writer.write_all(&text) {
-            // What was written of it must not stay; if that fails too, the next writer finds it.
+            // The part that was written must not stay. If that fails too, the next writer removes
+            // it.
             let _ = log.set_len(end);
             return Err(self.fail("write to")(error));
         }
@@ -166,13 +172,14 @@ impl Trail {
         Ok(head.seq)
     }
 
-    /// Appends a line about what was done or happened already, if that is possible.
+    /// Appends a line about something that was done or happened already, if that is possible.
     pub(crate) fn note(&self, event: Event) {
-        // Failing now would say that it was not done. The next act that is logged before it is done fails instead.
+        // An error here would say that it was not done. The next act that is logged before it is
+        // done fails instead.
         let _ = self.append(event);
     }
 
-    /// As [`Self::note`], for a sandbox that may be of no interest to the log: one that was never finished.
+    /// Like [`Self::note`], for a sandbox that may have no log because it was never completed.
     pub(crate) fn note_if_any(&self, event: Event) {
         if self.exists() {
             self.note(event);
@@ -199,13 +206,14 @@ impl Trail {
         Ok(head)
     }
 
-    /// The head that the last whole line makes, where that line ends, and how many bytes of a part of one follow.
+    /// Returns the head after the last complete line, the position where that line ends, and the
+    /// number of bytes of an incomplete line that follow.
     fn end_of(&self, log: &File) -> Result<(Head, u64, u64), AuditError> {
         let length = log.metadata().map_err(self.fail("read"))?.len();
         if length == 0 {
             return Ok((Head::genesis(), 0, 0));
         }
-        // Mostly a line is short.
+        // Most lines are short.
         let mut window = 4096_u64;
         loop {
             let start = length.saturating_sub(window);
@@ -217,7 +225,7 @@ impl Trail {
                 (Some(end), Some(Some(begin))) => return self.parse_end(&tail, start, begin, end),
                 (Some(end), Some(None)) if start == 0 => return self.parse_end(&tail, start, 0, end),
                 (None, _) if start == 0 => return Ok((Head::genesis(), 0, length)),
-                // A whole line and a part of one.
+                // The window would hold a complete line and a part of one.
                 _ if window > 2 * MAX_LINE => return Err(AuditError::NoEnd(self.path.clone())),
                 _ => window *= 8,
             }
@@ -240,7 +248,8 @@ impl Trail {
     fn store_head(&self, head: &Head) -> Result<(), AuditError> {
         let stored = StoredHead { seq: head.seq, hash: head.hash.clone() };
         let json = serde_json::to_vec(&stored).map_err(|error| self.fail("write the head of")(error.into()))?;
-        // Beside and renamed: its reader takes no lock that this process would have to wait for.
+        // Written to another file and renamed: readers of the head take no lock, so they never
+        // block this process.
         let beside = self.path.with_extension("head.new");
         private::write(&beside, json)
             .and_then(|()| fs::rename(&beside, self.head_path()))
@@ -263,10 +272,10 @@ impl Trail {
         Ok(Some(Head { seq: stored.seq, hash: stored.hash }))
     }
 
-    /// Checks that every line is there as it was written.
+    /// Checks that every line is present and unchanged.
     ///
     /// # Errors
-    /// [`AuditError::Damaged`] when one is not.
+    /// [`AuditError::Damaged`] when a line is not.
     pub fn verify(&self) -> Result<Verified, AuditError> {
         let damaged = |source| AuditError::Damaged { path: self.path.clone(), source };
         let log = match self.open_existing() {
@@ -278,7 +287,7 @@ impl Trail {
             }
             opened => opened?,
         };
-        // Nobody writes between the two.
+        // The lock keeps others from writing between the two reads.
         let lock = FileLock::wait(LockClass::Audit, Sharing::Shared, log).map_err(self.fail("lock"))?;
         let log = lock.file();
         let last = self.stored_head()?;
@@ -294,7 +303,7 @@ impl Trail {
         }
     }
 
-    /// How long ago it was last written to, if it is there.
+    /// Returns the time since the last write, if the log exists.
     pub(super) fn age(&self) -> Option<Duration> {
         fs::metadata(&self.path).ok()?.modified().ok()?.elapsed().ok()
     }
@@ -329,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_whole_and_nothing_else_is() {
+    fn written_log_is_valid_and_changed_logs_are_not() {
         let (_dir, trail) = trail();
         assert!(matches!(trail.verify(), Err(AuditError::None(_))));
         for seq in 1..=5 {
@@ -359,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn another_log_in_its_place_is_noticed() {
+    fn replaced_log_is_noticed() {
         let (_dir, trail) = trail();
         trail.append(Event::Paused).unwrap();
         trail.append(Event::Resumed).unwrap();
@@ -372,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_line_is_taken_away_and_told() {
+    fn incomplete_line_is_removed_and_reported() {
         let (_dir, trail) = trail();
         trail.append(Event::Paused).unwrap();
         let mut text = fs::read_to_string(trail.path()).unwrap();
@@ -391,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_followed_by_others() {
+    fn lines_can_follow_long_lines() {
         let (_dir, trail) = trail();
         trail.append(Event::NotStarted { exec: 0, reason: "x".repeat(300_000) }).unwrap();
         assert_eq!(trail.append(Event::Paused).unwrap(), 2);
@@ -402,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_at_the_same_time_make_one_chain() {
+    fn concurrent_writers_make_one_chain() {
         let (_dir, trail) = trail();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -413,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_no_link() {
+    fn symbolic_link_is_not_accepted_as_a_log() {
         let (dir, trail) = trail();
         let elsewhere = dir.path().join("elsewhere");
         fs::write(&elsewhere, "").unwrap();

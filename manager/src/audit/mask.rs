@@ -1,18 +1,19 @@
-//! Takes the values of environment variables out of what is logged beside them.
+//! Masks the values of environment variables in text that is logged beside them.
 
-/// Shorter values are found in too much that is not them; whoever has such a secret has none.
+/// Minimum length in bytes of a value that is masked. A shorter one occurs in too much other text,
+/// and is too short to be a secret.
 const SHORTEST: usize = 6;
 const MASKED: &str = "***";
 
-/// Values that must not be seen.
+/// The values to mask.
 #[derive(Debug)]
 pub(crate) struct Mask {
-    /// The longest first: one may be part of another.
+    /// Longest first, because one may be part of another.
     values: Vec<String>,
 }
 
 impl Mask {
-    /// Of `KEY=VALUE` each.
+    /// Takes the values of `KEY=VALUE` entries.
     pub(crate) fn of<'a>(entries: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut values: Vec<String> = entries
             .filter_map(|entry| {
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_masked_wherever_they_are() {
+    fn values_are_masked_anywhere_in_text() {
         let entries: [&[u8]; 4] = [b"TOKEN=s3cret-value", b"PART=s3cret", b"SHORT=ab", b"NONE"];
         let mask = Mask::of(entries.into_iter());
         assert_eq!(mask.apply("curl -H s3cret-value"), "curl -H ***");

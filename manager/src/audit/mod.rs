@@ -1,9 +1,11 @@
-//! What was done with each sandbox, and by whom: an append-only log of JSON lines per sandbox, each bound to the one
-//! before by its hash, so that a changed, removed or reordered line is found.
+//! Audit logs: an append-only log of JSON lines for each sandbox, which records each act on it and
+//! the process that acted. Each line contains the hash of the line before, so that a changed,
+//! removed or reordered line is noticed.
 //!
-//! A log is `audit/<id>.jsonl` in the home. It outlives its sandbox. [`chain`] owns the format of a line and the check,
-//! [`log`] the file, [`reading`] looking at parts of it, [`event`] what can be said. Written by whoever acts on a sandbox, through [`Trail`]; read by
-//! `sandboxvm events` and `sandboxvm audit`. It never holds the value of an environment variable.
+//! A log is `audit/<id>.jsonl` in the home, and outlives its sandbox. [`chain`] owns the format of
+//! a line and the check, [`log`] the file, [`reading`] access to parts of it, [`event`] the events.
+//! Every process that acts on a sandbox writes to its log, through [`Trail`]; `sandboxvm events`
+//! and `sandboxvm audit` read it. A log may never contain the value of an environment variable.
 
 pub(crate) mod chain;
 pub(crate) mod event;

@@ -1,7 +1,8 @@
-//! Reading parts of an audit log: from a byte on, up to one, and from a time on, none of which reads all of it. Takes no
-//! lock, so that no reader holds up what is to be logged; a line that is being written is left for later.
+//! Reads parts of an audit log: from a byte on, up to a byte, or from a time on. None of these
+//! reads the whole log. Takes no lock, so that a reader never delays a writer; a line that is being
+//! written is left for the next read.
 //!
-//! Whether the lines are those that were written is not looked at: `Trail::verify` does that.
+//! This module does not check that the lines are those that were written: `Trail::verify` does.
 
 use super::{
     chain::MAX_LINE,
@@ -11,13 +12,15 @@ use crate::record::rfc3339;
 use serde::Deserialize;
 use std::{fs::File, io, os::unix::fs::FileExt, time::SystemTime};
 
-/// Most bytes read at a time: the longest line is among them whole, wherever they begin.
+/// Maximum number of bytes that are read at a time. They contain the longest line completely,
+/// wherever it starts.
 const AT_ONCE: u64 = 2 * MAX_LINE;
-/// Mostly lines are short: some hundred of them.
+/// Number of bytes that are read first. Most lines are short, so these are some hundred lines.
 const WINDOW: u64 = 64 << 10;
 
 impl Trail {
-    /// The lines from byte `offset` on, as they stand, at most 16 MiB of them, and where they end.
+    /// Returns the lines from byte `offset` on, as they are, at most 16 MiB of them, and the
+    /// position where they end.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -29,8 +32,8 @@ impl Trail {
         Ok((text, offset + whole as u64))
     }
 
-    /// The last lines that end at byte `end` or before, as they stand, at most 16 MiB of them, and where they begin.
-    /// `None`: those at the end of the log.
+    /// Returns the last lines that end at byte `end` or before, as they are, at most 16 MiB of
+    /// them, and the position where they start. With `None`, returns those at the end of the log.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -44,7 +47,7 @@ impl Trail {
             let mut text = self.read(&log, start, end)?;
             let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             text.truncate(whole);
-            // What begins before is another time's.
+            // The line that starts before the window is left for another call.
             let cut = if start == 0 { Some(0) } else { text.iter().position(|byte| *byte == b'\n').map(|at| at + 1) };
             match cut {
                 Some(cut) if cut < text.len() || start == 0 => return Ok((text.split_off(cut), start + cut as u64)),
@@ -54,15 +57,16 @@ impl Trail {
         }
     }
 
-    /// Where the first line begins that is no older than `time`; the end of the last when there is none. Found by
-    /// halves: where the host's clock was put back, it may be another line near there.
+    /// Returns the position of the first line that is not older than `time`, or of the end of the
+    /// last line. Uses a binary search: if the host's clock was set back, it may be another line
+    /// near that one.
     ///
     /// # Errors
-    /// When the log cannot be read, or holds there what is no line of one.
+    /// When the log cannot be read, or contains an invalid line at that place.
     pub fn first_since(&self, time: SystemTime) -> Result<u64, AuditError> {
         let log = self.open_existing()?;
         let (mut low, mut high) = (0, log.metadata().map_err(self.fail("read"))?.len());
-        // Lines that begin before `low` are older, those that begin at `high` or after are not.
+        // Lines that start before `low` are older, and lines that start at `high` or after are not.
         while low < high {
             let middle = low + (high - low) / 2;
             match self.line_after(&log, middle)? {
@@ -73,7 +77,7 @@ impl Trail {
         Ok(low)
     }
 
-    /// The first line that begins at byte `offset` or after it.
+    /// Returns the first line that starts at byte `offset` or after it.
     fn line_after(&self, log: &File, offset: u64) -> Result<Option<TimedLine>, AuditError> {
         #[derive(Deserialize)]
         struct Timed {
@@ -82,7 +86,7 @@ impl Trail {
         }
         let mut window = WINDOW;
         loop {
-            // From the byte before, which says whether a line begins here.
+            // Starts one byte earlier, which shows whether a line starts at `offset`.
             let from = offset.saturating_sub(1);
             let text = self.read(log, from, from + window)?;
             let is_all = (text.len() as u64) < window;
@@ -101,21 +105,21 @@ impl Trail {
         }
     }
 
-    /// The bytes from `start` up to `end`, or to the end of the log.
+    /// Returns the bytes from `start` to `end`, or to the end of the log.
     fn read(&self, log: &File, start: u64, end: u64) -> Result<Vec<u8>, AuditError> {
         let length = log.metadata().map_err(self.fail("read"))?.len();
         let wanted = end.min(length).saturating_sub(start).min(AT_ONCE);
         let mut text = vec![0; usize::try_from(wanted).unwrap_or(usize::MAX)];
         match log.read_exact_at(&mut text, start) {
             Ok(()) => Ok(text),
-            // A part of a line was taken away meanwhile: whole ones never are.
+            // A part of a line was removed meanwhile. Complete lines never are.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.read(log, start, end),
             Err(error) => Err(self.fail("read")(error)),
         }
     }
 }
 
-/// Where a line is, and when it was written.
+/// The position of a line, and its time.
 struct TimedLine {
     begin: u64,
     end: u64,
@@ -129,7 +133,7 @@ mod tests {
     use sandboxvm_protocol::identity::SandboxId;
     use std::{fs, time::Duration};
 
-    /// A log with lines of these lengths, and where each begins.
+    /// Creates a log with lines of these lengths, and returns the position of each.
     fn log_of(lengths: &[usize]) -> (tempfile::TempDir, Trail, Vec<u64>) {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
@@ -149,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn backwards_is_forwards_turned_round() {
+    fn reading_backwards_returns_the_same_lines_in_reverse() {
         let lengths = [0, 70_000, 10, 10, 200_000, 600_000, 3, 60_000, 5_000_000, 1];
         let (_dir, trail, begins) = log_of(&lengths);
         let (all, end) = trail.read_from(0).unwrap();
@@ -166,7 +170,7 @@ mod tests {
         }
         assert_eq!(found, (1..=10).rev().collect::<Vec<_>>());
         assert_eq!(trail.read_before(Some(0)).unwrap(), (Vec::new(), 0));
-        // Not from the middle of a line, and not into one that is being written.
+        // Not from the middle of a line, and not up to one that is being written.
         assert_eq!(numbers(&trail.read_before(Some(begins[3] + 5)).unwrap().0).last(), Some(&3));
         let log = fs::OpenOptions::new().append(true).open(trail.path()).unwrap();
         std::io::Write::write_all(&mut &log, b"{\"seq\":11,\"ti").unwrap();
@@ -175,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_found_without_reading_all() {
+    fn first_line_since_a_time_is_found() {
         for lengths in [vec![], vec![0], vec![1, 2, 300_000, 4, 5], vec![100; 500]] {
             let (_dir, trail, begins) = log_of(&lengths);
             if begins.is_empty() {
@@ -188,7 +192,7 @@ mod tests {
                 begins.iter().map(|begin| trail.line_after(&log, *begin).unwrap().unwrap().time).collect();
             assert!(times.is_sorted());
             for (begin, time) in begins.iter().zip(&times) {
-                // Of those of the same moment, the first.
+                // The first of the lines with the same time.
                 let first = begins[times.iter().position(|other| other == time).unwrap()];
                 assert_eq!(trail.first_since(*time).unwrap(), first, "{begin}");
             }

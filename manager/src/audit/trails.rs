@@ -1,4 +1,5 @@
-//! The audit logs of one home: finding, listing and pruning them, and the log of a sandbox that is there.
+//! The audit logs of a home: finds, lists and prunes them. May not remove the log of a sandbox that
+//! exists.
 
 use crate::{
     audit::{
@@ -13,13 +14,13 @@ use sandboxvm_protocol::{identity::SandboxId, machine::MemorySize};
 use std::{collections::BTreeSet, ffi::OsStr, fmt::Display, fs, path::PathBuf, time::Duration};
 
 impl Manager {
-    /// The audit log of a sandbox that is there or was.
+    /// Returns the audit log of a sandbox that exists or existed.
     #[must_use]
     pub fn trail(&self, sandbox: &SandboxId) -> Trail {
         Trail::of(&self.home, sandbox)
     }
 
-    /// All audit logs, those of sandboxes that are gone too, by ID.
+    /// Returns all audit logs by ID, including those of removed sandboxes.
     ///
     /// # Errors
     /// When the home cannot be read.
@@ -29,7 +30,7 @@ impl Manager {
         let mut sandboxes = BTreeSet::new();
         for entry in fs::read_dir(&path).map_err(list)? {
             let name = PathBuf::from(entry.map_err(list)?.file_name());
-            // Of a log that was removed the head may be left.
+            // If a log was removed, its head may be left.
             if name.extension().is_some_and(|extension| extension == EXTENSION || extension == HEAD)
                 && let Some(stem) = name.file_stem().and_then(OsStr::to_str)
                 && let Ok(id) = SandboxId::try_from(stem.to_owned())
@@ -40,7 +41,8 @@ impl Manager {
         Ok(sandboxes.iter().map(|id| Trail::of(&self.home, id)).collect())
     }
 
-    /// Removes the logs of sandboxes that are gone and that were not written to for `kept_for`. Returns how many.
+    /// Removes the logs of removed sandboxes that were not written to for `kept_for`. Returns their
+    /// number.
     ///
     /// # Errors
     /// When the home cannot be read, or a log cannot be removed.
@@ -48,7 +50,7 @@ impl Manager {
         self.prune_trails(kept_for, false)
     }
 
-    /// The same; with `only_say` they stay.
+    /// Like [`Self::prune_audit`]. With `only_say`, only counts the logs.
     pub(crate) fn prune_trails(&self, kept_for: Duration, only_say: bool) -> Result<usize, AuditError> {
         let mut pruned = 0;
         for trail in self.trails()? {
@@ -72,13 +74,13 @@ impl Trail {
 }
 
 impl Sandbox {
-    /// Its audit log.
+    /// Returns the audit log of the sandbox.
     #[must_use]
     pub fn trail(&self) -> Trail {
         Trail::of(&self.home, &self.record.id)
     }
 
-    /// Logs how its machine ended, if it did: before another takes its place.
+    /// Logs how the machine ended, if it did, before another machine replaces it.
     pub(crate) fn note_end(&self) -> Result<(), DirectoryError> {
         if let Some(reason) = self.state()?.end() {
             self.trail().note(Event::MachineEnded { reason });
