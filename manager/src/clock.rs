@@ -1,5 +1,5 @@
-//! Moments that other processes, and this one after a restart, agree on: by the clock that counts from the host's boot
-//! and is never set, and where that was another boot, by the wall clock.
+//! Points in time that other processes, and this one after a restart, agree on: by the clock that
+//! counts from the host's boot and cannot be set, or after another boot by the wall clock.
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -8,10 +8,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Since the host's boot, time asleep included.
+/// Returns the time since the host's boot, including time asleep.
 pub(crate) fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
-    // The kernel's are never negative.
+    // The kernel's values are never negative.
     Duration::try_from(now).unwrap_or_default()
 }
 
@@ -23,7 +23,7 @@ fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A moment to come.
+/// A point in time in the future.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Deadline {
     boot_id: String,
@@ -32,7 +32,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// So long from now.
+    /// Returns the point in time after `wait`.
     pub(crate) fn after(wait: Duration) -> io::Result<Self> {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Ok(Self {
@@ -42,7 +42,7 @@ impl Deadline {
         })
     }
 
-    /// How long it is until then; zero from then on.
+    /// Returns the time until then, or zero afterwards.
     pub(crate) fn left(&self) -> Duration {
         let (then, now) = match boot_id() {
             Ok(id) if id == self.boot_id => (self.since_boot_ms, since_boot()),
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_set_moves_no_deadline_of_this_boot() {
+    fn setting_the_clock_does_not_move_a_deadline_of_this_boot() {
         let hour = Duration::from_secs(3600);
         let mut deadline = Deadline::after(hour).unwrap();
         assert!(deadline.left() <= hour && deadline.left() > hour - Duration::from_secs(60));

@@ -1,5 +1,6 @@
-//! Deletes a sandbox's files: renames the directory into the trash, which hides it in one step, then deletes file by file.
-//! A SIGKILL in between leaves only what a sweep deletes.
+//! Deletes the files of a sandbox: renames the directory into the trash, which hides it in one
+//! step, then deletes file by file. A SIGKILL in between leaves only files that a sweep deletes.
+//! May not delete the files that identify processes of the sandbox while one of these still runs.
 
 use crate::{
     audit::{Event, Trail},
@@ -20,12 +21,13 @@ use crate::{
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{fs, io, path::Path, time::Duration};
 
-/// In a sandbox's directory, the files without which its processes could not be found.
+/// The files in a sandbox's directory without which its processes could not be found.
 const NAMES_OF_PROCESSES: [&str; 3] = [group::LINK, family::FILE, cpu_share::GROUP];
-/// A VMM that was killed is there until its machine is taken down: some 15 ms, on a loaded host more.
+/// Maximum time until a killed VMM has ended. It exists until its machine is taken down, which
+/// takes some 15 ms, and more on a loaded host.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Takes a directory, its name and its mark away. One that is gone already is no error.
+/// Deletes a directory, its name and its mark. Succeeds if it does not exist any more.
 pub(crate) fn discard(
     home: &Home,
     mut directory: SandboxDirectory,
@@ -59,8 +61,9 @@ pub(crate) fn delete_mark(home: &Home, id: &SandboxId) -> Result<(), DirectoryEr
     gone(fs::remove_file(&mark)).map_err(|e| DirectoryError::new("remove", mark, e))
 }
 
-/// Deletes a directory tree, which others may be deleting too, after ending what is left of the machine in it. It stays for
-/// the next sweep, with what names the machine's processes, while one of those is there.
+/// Ends the processes that are left of the machine in a directory, then deletes the directory,
+/// which others may be deleting too. While one of these processes still runs, the directory stays
+/// for the next sweep, with the files that identify them.
 pub(crate) fn delete(home: &Home, path: &Path) -> Result<(), DirectoryError> {
     let directory = match SandboxDirectory::open(path.to_owned()) {
         Ok(directory) => directory,
@@ -70,11 +73,12 @@ pub(crate) fn delete(home: &Home, path: &Path) -> Result<(), DirectoryError> {
     if NAMES_OF_PROCESSES.iter().any(|name| directory.has(name)) {
         let remains = Remains::of(home, &directory);
         remains.kill();
-        // While the kernel takes the machine down; its open files do not mind.
+        // Deletes files while the kernel takes the machine down; this does not affect its open
+        // files.
         for name in
             directory.names().unwrap_or_default().iter().filter(|name| !NAMES_OF_PROCESSES.contains(&name.as_str()))
         {
-            // What else is there goes below.
+            // An entry that cannot be unlinked here is removed below.
             let _ = directory.unlink(name);
         }
         if !remains.gone_within(GONE_WITHIN) || !cpu_share::release(&directory) || !Group::release(&directory) {

@@ -1,9 +1,10 @@
-//! Text that a guest or a VMM wrote, made safe to show: it must not drive the reader's terminal.
+//! Makes text that a guest or a VMM wrote safe to show: it may not control the terminal of the
+//! reader.
 
 use sandboxvm_protocol::vmm::ExitReason;
 
-/// `text` with every control character but newline and tab written as an escape, and every character that changes the
-/// order or the line in which others are shown.
+/// Returns `text` in which every control character except newline and tab is escaped, and every
+/// character that changes the order or the line in which others are shown.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -17,13 +18,13 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// As [`printable`], on one line: a second one could be taken for ours.
+/// Like [`printable`], on one line: a second line could be taken for a message of sandboxvm.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     printable(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
-/// The reason that a VMM gives, with its own words on one line.
+/// Returns the reason that a VMM reports, with its text on one line.
 pub(crate) fn shown(reason: ExitReason) -> ExitReason {
     match reason {
         ExitReason::InternalError { suberror, rip, bytes } => {
@@ -36,7 +37,7 @@ pub(crate) fn shown(reason: ExitReason) -> ExitReason {
     }
 }
 
-/// False for those that [`printable`] escapes.
+/// Returns false for characters that [`printable`] escapes.
 #[must_use]
 pub fn is_printable(c: char) -> bool {
     let rearranges = matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

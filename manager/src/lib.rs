@@ -1,7 +1,8 @@
 //! The life of a sandbox: create, run, exec, stop, remove.
 //!
-//! One sandbox is one directory and one VMM process. The files are the truth: state is what is on disk and who holds the
-//! lock (`state`), so every [`Manager`] sees the same, needs no daemon, and survives a kill -9 of anything.
+//! A sandbox is one directory and one VMM process. The whole state is on disk: the files, and which
+//! process holds the lock (`vmm::state`). So every [`Manager`] sees the same, needs no daemon, and
+//! survives a kill -9 of any process.
 //!
 //! ```text
 //! Manager ── create ──> staging/<id> ──rename──> sandboxes/<id> ── launch ──> sandboxvm-vmm (holds `lock`)
@@ -11,11 +12,13 @@
 //!                         ├─ fork ──> sandboxes/<id>, ...      reset: the same directory, another machine in it
 //!                         └─ remove ──rename──> trash/<id> ──> gone
 //! ```
-//! A sandbox with a time to live, an idle rule or published ports has a second process, its supervisor (`supervision`).
+//! A sandbox with a time to live, an idle rule or published ports has a second process, its
+//! supervisor (`supervision`).
 //!
-//! Who may do what: only `launch` and `supervision` start processes, only `end` ends a VMM with all that it started (`group`, `family`, `lock`),
-//! only `agent`, `exec`, `processes` and `files` read what a guest wrote. The library never touches a terminal, the
-//! environment or KVM. Called by `cli` and `server`, within a tokio runtime.
+//! Only `vmm::spawn` and `supervision` may start processes, only `vmm::end` may end a VMM with
+//! everything that it started, and only `guest` may talk to the agent in a guest. The library may
+//! not touch a terminal, the environment or KVM. `cli`, `server` and `mcp` call it, within a tokio
+//! runtime.
 
 pub mod audit;
 mod clock;

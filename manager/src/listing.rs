@@ -1,4 +1,4 @@
-//! Lists the sandboxes of a home, each with its state and what its supervisor maintains.
+//! Lists the sandboxes of a home, each with its state and its services. May not change any of them.
 
 use crate::{
     home::directory::DirectoryError,
@@ -10,30 +10,31 @@ use crate::{
 use sandboxvm_protocol::identity::SandboxId;
 use serde::Serialize;
 
-/// A sandbox whose files say no more what it is: it may run, and can be removed by its ID.
+/// A sandbox whose record cannot be read. It may run, and can be removed by its ID.
 #[derive(Debug)]
 pub struct Unreadable {
-    /// Its ID.
+    /// The ID of the sandbox.
     pub id: SandboxId,
-    /// What is wrong with it.
+    /// Why it cannot be read.
     pub error: FindError,
 }
 
-/// One row of `ls`.
+/// A row of `ls`.
 #[derive(Debug, Clone, Serialize)]
 pub struct SandboxSummary {
-    /// What it was made as.
+    /// The record of the sandbox.
     #[serde(flatten)]
     pub record: SandboxRecord,
-    /// What it does.
+    /// The state of the sandbox.
     #[serde(flatten)]
     pub state: State,
-    /// What is kept up for it.
+    /// The services of the sandbox, if it has any.
     pub supervision: Option<SupervisionStatus>,
 }
 
 impl Manager {
-    /// All sandboxes, oldest first, with what they do. Those that cannot be read are in [`Self::list_with_unreadable`].
+    /// Returns all sandboxes with their states, oldest first. [`Self::list_with_unreadable`] also
+    /// returns those that cannot be read.
     ///
     /// # Errors
     /// When the home cannot be listed.
@@ -41,7 +42,7 @@ impl Manager {
         Ok(self.list_with_unreadable()?.0)
     }
 
-    /// The same, and those that cannot be read.
+    /// Like [`Self::list`], and also returns the sandboxes that cannot be read.
     ///
     /// # Errors
     /// When the home cannot be listed.
@@ -58,7 +59,7 @@ impl Manager {
         Ok((summaries, unreadable))
     }
 
-    /// `None` when there is none with this ID.
+    /// Returns `None` if no sandbox has this ID.
     fn summary(&self, id: &SandboxId) -> Result<Option<SandboxSummary>, FindError> {
         let Some(sandbox) = self.open_sandbox(id)? else { return Ok(None) };
         let supervision = sandbox.supervision().ok().flatten();
@@ -72,7 +73,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn the_list_is_in_order_and_leaves_out_what_cannot_be_read() {
+    fn list_is_sorted_and_omits_unreadable_sandboxes() {
         let (_dir, manager) = manager_with(&["bbbbbbbb", "aaaaaaaa"]);
         fs::create_dir(manager.home.sandboxes().join("cccccccc")).unwrap();
         let ids: Vec<String> = manager.list().unwrap().iter().map(|s| s.record.id.to_string()).collect();

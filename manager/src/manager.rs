@@ -1,4 +1,5 @@
-//! The sandboxes of one home, found by ID, name or prefix. Every other module adds its methods to [`Manager`].
+//! The sandboxes of a home, found by ID, name or prefix. Other modules add their methods to
+//! [`Manager`].
 
 use crate::{
     home::{
@@ -13,26 +14,26 @@ use crate::{
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 use std::{fs, path::Path};
 
-/// Shortest ID prefix that is looked up.
+/// Minimum length of an ID prefix.
 const MIN_PREFIX: usize = 4;
 
 /// Why a sandbox was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// None is called that.
+    /// No sandbox has this name or ID.
     #[error("no sandbox has the name or ID {0:?}")]
     Unknown(String),
-    /// Several IDs begin like that.
+    /// Several IDs start with this prefix.
     #[error("sandbox ID {prefix:?} is ambiguous: it matches {first}, {second} and possibly others")]
     Ambiguous {
-        /// What was asked for.
+        /// The prefix.
         prefix: String,
-        /// One.
+        /// One of the IDs.
         first: SandboxId,
-        /// Another.
+        /// Another of the IDs.
         second: SandboxId,
     },
-    /// Its record cannot be read.
+    /// The record of the sandbox cannot be read.
     #[error("{0}")]
     Record(#[from] RecordError),
     /// A file operation failed.
@@ -47,33 +48,34 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Opens the home at `root`, making it first where it is missing.
+    /// Opens the home at `root`, and creates it if it is missing.
     ///
     /// # Errors
-    /// [`HomeError::Create`].
+    /// Every [`HomeError`].
     pub fn open(root: &Path) -> Result<Self, HomeError> {
         Ok(Self { home: Home::open(root)? })
     }
 
-    /// The same, with other rules for new sandboxes.
+    /// Sets the rules for new sandboxes.
     #[must_use]
     pub fn with_rules(self, rules: AdmissionRules) -> Self {
         Self { home: self.home.with_rules(rules) }
     }
 
-    /// The same, with at most so many bytes of audit log for each sandbox. One whose log is full runs nothing new.
+    /// Sets the maximum size in bytes of the audit log of each sandbox. A sandbox whose log is full
+    /// cannot run anything new.
     #[must_use]
     pub fn with_max_audit_log(self, bytes: u64) -> Self {
         Self { home: self.home.with_max_audit_log(bytes) }
     }
 
-    /// Path of the home.
+    /// Returns the path of the home.
     #[must_use]
     pub fn root(&self) -> &Path {
         self.home.root()
     }
 
-    /// Finds a sandbox by ID, name, or the beginning of an ID (at least four characters).
+    /// Finds a sandbox by ID, name, or a prefix of its ID (at least four characters).
     ///
     /// # Errors
     /// Every [`FindError`].
@@ -82,7 +84,7 @@ impl Manager {
         self.open_sandbox(&id)?.ok_or_else(|| FindError::Unknown(reference.to_owned()))
     }
 
-    /// Which sandbox is meant; it may be gone by the time it is opened.
+    /// Returns the ID of the sandbox that `reference` names. It may be removed before it is opened.
     pub(crate) fn resolve(&self, reference: &str) -> Result<SandboxId, FindError> {
         if let Ok(id) = SandboxId::try_from(reference.to_owned())
             && self.home.sandbox(&id).exists()
@@ -109,7 +111,7 @@ impl Manager {
         Ok(entries.flatten().filter_map(|e| SandboxId::try_from(e.file_name().into_string().ok()?).ok()).collect())
     }
 
-    /// `None` when there is none with this ID.
+    /// Opens a sandbox. Returns `None` if no sandbox has this ID.
     pub(crate) fn open_sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, FindError> {
         let directory = match SandboxDirectory::open(self.home.sandbox(id)) {
             Ok(directory) => directory,
@@ -118,7 +120,7 @@ impl Manager {
         };
         match SandboxRecord::read(&directory) {
             Ok(record) => Ok(Some(Sandbox { home: self.home.clone(), directory, record })),
-            // Deleted between the two steps.
+            // It was deleted between the two steps.
             Err(RecordError::Directory(error)) if error.is_not_found() && !directory.exists() => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -142,7 +144,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn sandboxes_are_found_by_id_name_and_beginning() {
+    fn sandboxes_are_found_by_id_name_and_prefix() {
         let (_dir, manager) = manager_with(&["abcdefgh", "abcdxxxx", "zzzzzzzz"]);
         let zz = SandboxId::try_from("zzzzzzzz".to_owned()).unwrap();
         names::claim(&manager.home, &SandboxName::try_from("demo".to_owned()).unwrap(), &zz).unwrap();

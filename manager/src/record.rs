@@ -1,4 +1,5 @@
-//! `config.json`: what a sandbox was made as. Written once, before the sandbox can be seen, and never changed.
+//! `config.json`: the configuration with which a sandbox was created. Written once, before others
+//! can see the sandbox, and may never be changed.
 
 use crate::{
     home::directory::{CONFIG, DirectoryError, SandboxDirectory},
@@ -12,7 +13,7 @@ use sandboxvm_protocol::{
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::SystemTime};
 
-/// A record is some hundred bytes plus the environment given at create.
+/// Maximum size of the record in bytes: some hundred bytes, and the environment set at create.
 const MAX_RECORD: u64 = 4 << 20;
 const FORMAT: u32 = 1;
 
@@ -22,68 +23,68 @@ pub enum RecordError {
     /// Reading or writing failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Not valid.
+    /// The record is not valid.
     #[error("{} is damaged: {source}", .path.display())]
     Damaged {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// What is wrong.
+        /// The parse error.
         source: serde_json::Error,
     },
-    /// Written by a newer sandboxvm.
+    /// A newer sandboxvm wrote the record.
     #[error("{} has unsupported format {found}: this build reads {FORMAT}", .path.display())]
     Format {
-        /// The file.
+        /// Path of the record.
         path: PathBuf,
-        /// Its format.
+        /// The format of the record.
         found: u32,
     },
 }
 
-/// A file a sandbox is made of.
+/// A file that a sandbox was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
-    /// Where it was.
+    /// Path that the file had.
     pub path: PathBuf,
-    /// Which version of it.
+    /// The version of the file.
     pub identity: FileIdentity,
 }
 
-/// What a sandbox was made as.
+/// The configuration of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    /// Version of this file's format.
+    /// Version of the format of this file.
     pub format: u32,
-    /// The sandbox.
+    /// ID of the sandbox.
     pub id: SandboxId,
-    /// Its name, when it has one.
+    /// Name of the sandbox, if it has one.
     pub name: Option<SandboxName>,
-    /// When it was made.
+    /// The time at which it was created.
     #[serde(with = "rfc3339")]
     pub created_at: SystemTime,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub vcpus: VcpuCount,
-    /// Guest memory.
+    /// Size of the guest memory.
     pub memory_bytes: MemorySize,
     /// Size of the writable disk in bytes.
     pub disk_bytes: u64,
-    /// Guest kernel.
+    /// The guest kernel.
     pub kernel: FileRecord,
-    /// Base image.
+    /// The base image.
     pub image: FileRecord,
-    /// Agent disk.
+    /// The agent disk.
     pub agent: FileRecord,
-    /// `KEY=VALUE`, given to every process started in the sandbox.
+    /// `KEY=VALUE` entries, set for every process that is started in the sandbox.
     pub env: Vec<String>,
-    /// It belongs to one `run` and goes with it.
+    /// True if it belongs to one `run` and is removed with it.
     pub ephemeral: bool,
-    /// What it may have.
+    /// The limits of the sandbox.
     #[serde(default)]
     pub limits: Limits,
 }
 
 impl SandboxRecord {
-    /// The format this build writes.
+    /// The format that this build writes.
     pub(crate) const FORMAT: u32 = FORMAT;
 
     pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), RecordError> {
@@ -148,7 +149,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_record_comes_back_as_it_was_written() {
+    fn record_round_trips() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         let record = example("abcdefgh");
@@ -159,7 +160,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn damage_and_other_formats_are_told_apart() {
+    fn damage_and_other_formats_are_distinguished() {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         directory.write_new(CONFIG, b"{\"format\": 9}").unwrap();

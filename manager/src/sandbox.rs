@@ -1,7 +1,7 @@
 //! One sandbox, as a caller holds it: its record, its state, and its VMM.
 //!
-//! What can be asked of the guest behind it is in `guest`, what changes it in `snapshot` and `lifecycle`: each of those
-//! modules adds its methods to [`Sandbox`].
+//! Requests to its guest are in `guest`, and changes of the sandbox in `snapshot` and `lifecycle`:
+//! each of those modules adds its methods to [`Sandbox`].
 
 use crate::{
     home::{
@@ -25,13 +25,13 @@ use std::path::PathBuf;
 /// A log of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {
-    /// The guest's serial console: kernel and agent. Hostile bytes.
+    /// The serial console of the guest, with output of its kernel and the agent. Hostile bytes.
     Console,
-    /// The VMM's own messages.
+    /// The messages of the VMM.
     Vmm,
 }
 
-/// One sandbox.
+/// A sandbox that exists, or did when it was opened.
 #[derive(Debug)]
 pub struct Sandbox {
     pub(crate) home: Home,
@@ -40,7 +40,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Its ID.
+    /// Returns the ID of the sandbox.
     #[must_use]
     pub fn id(&self) -> &SandboxId {
         &self.record.id
@@ -50,19 +50,19 @@ impl Sandbox {
         self.record.name.as_ref().map_or_else(|| self.record.id.to_string(), ToString::to_string)
     }
 
-    /// What it was made as.
+    /// Returns the configuration with which the sandbox was created.
     #[must_use]
     pub fn record(&self) -> &SandboxRecord {
         &self.record
     }
 
-    /// Its directory.
+    /// Returns the path of its directory.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.directory.path().to_owned()
     }
 
-    /// What it does now.
+    /// Returns the current state.
     ///
     /// # Errors
     /// When its directory cannot be read.
@@ -70,7 +70,7 @@ impl Sandbox {
         state::read(&self.directory)
     }
 
-    /// What its VMM last said of itself, true or not any more.
+    /// Returns the last report of the VMM about itself, which may be outdated.
     ///
     /// # Errors
     /// When its directory cannot be read.
@@ -78,16 +78,16 @@ impl Sandbox {
         state::status(&self.directory)
     }
 
-    /// Which of its limits are not in force, and why; one sentence each.
+    /// Returns which limits are not in force and why, one sentence for each.
     #[must_use]
     pub fn unkept_limits(&self) -> Vec<String> {
         kept::unkept(&self.directory)
     }
 
-    /// At most the last `cap` bytes of a log.
+    /// Returns at most the last `cap` bytes of a log.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the log cannot be read.
     pub fn log(&self, log: Log, cap: u64) -> Result<Vec<u8>, DirectoryError> {
         let name = match log {
             Log::Console => CONSOLE_LOG,
@@ -96,7 +96,7 @@ impl Sandbox {
         self.directory.read_tail(name, cap)
     }
 
-    /// Counters of its VMM.
+    /// Returns the counters of the VMM.
     ///
     /// # Errors
     /// When there is no VMM or it does not answer.
@@ -104,7 +104,7 @@ impl Sandbox {
         self.control().await?.stats().await
     }
 
-    /// When its machine came to life.
+    /// Returns when the machine went through the steps of its start.
     ///
     /// # Errors
     /// When there is no VMM or it does not answer.
@@ -114,14 +114,15 @@ impl Sandbox {
 
     pub(crate) async fn control(&self) -> Result<ControlClient, ControlError> {
         match (ControlClient::connect(&self.directory).await, self.state()) {
-            // Nobody listens where nothing runs.
+            // No process listens if no VMM runs.
             (Err(_), Ok(state)) if !state.is_live() => Err(ControlError::NotRunning { sandbox: self.label(), state }),
             (connected, _) => Ok(connected?.called(self.label())),
         }
     }
 
-    /// Ends its VMM now, with everything that it started: by request, and by SIGKILL when that takes more than a second.
-    /// Nothing happens when all of it is gone. Returns when it has let go of everything.
+    /// Ends the VMM now, with everything that it started: by request, or by SIGKILL if that takes
+    /// more than a second. Does nothing if all of it has ended. Returns when all of it has been
+    /// released.
     ///
     /// # Errors
     /// Every [`EndError`].
@@ -129,7 +130,7 @@ impl Sandbox {
         self.end().await.map(drop)
     }
 
-    /// As [`Self::kill`]; false when there was nothing to end.
+    /// Like [`Self::kill`]. Returns false if there was nothing to end.
     pub(crate) async fn end(&self) -> Result<bool, EndError> {
         end::now(&self.home, &self.directory, self.id()).await
     }
