@@ -1,5 +1,6 @@
-//! The bundle: the four files every sandbox is made of, where they are looked for, and the check of each before use.
-//! Files are checked through the descriptor that is handed on, so what was checked is what boots.
+//! The bundle: the four files that every sandbox is made from, where they are looked for, and the
+//! check of each before use. A file is checked through the descriptor that is passed on, so what
+//! boots is what was checked. May not change any file.
 
 use crate::{
     erofs::{self, ErofsError},
@@ -15,31 +16,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where to look. Every field may be absent; `cli` fills them from its environment and flags.
+/// Where to look for the files. Every field is optional; `cli` fills them from its environment and
+/// flags.
 #[derive(Debug, Clone, Default)]
 pub struct BundleSources {
-    /// The bundle directory, when stated.
+    /// The bundle directory, if the user sets it.
     pub directory: Option<PathBuf>,
-    /// Directory of the running program: the bundle is then in `../lib/sandboxvm` or `bundle`.
+    /// Directory of the running program. The bundle is then in `../lib/sandboxvm` or `bundle`.
     pub program_directory: Option<PathBuf>,
-    /// The VMM, whatever the directory holds.
+    /// Path of the VMM, which takes precedence over the directory.
     pub vmm: Option<PathBuf>,
-    /// The guest kernel, likewise.
+    /// Path of the guest kernel, likewise.
     pub kernel: Option<PathBuf>,
-    /// The base image, likewise.
+    /// Path of the base image, likewise.
     pub image: Option<PathBuf>,
-    /// The agent disk, likewise.
+    /// Path of the agent disk, likewise.
     pub agent: Option<PathBuf>,
 }
 
-/// The paths of a bundle's files, not yet looked at.
+/// The paths of a bundle's files, which are not checked yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bundle {
     /// `sandboxvm-vmm`, the program.
     pub vmm: PathBuf,
     /// `vmlinux`, the guest kernel.
     pub kernel: PathBuf,
-    /// `base.erofs`, the image the guest's processes see.
+    /// `base.erofs`, the image with the root file system of guests.
     pub image: PathBuf,
     /// `agent.erofs`, the disk with the guest agent.
     pub agent: PathBuf,
@@ -62,7 +64,7 @@ impl Part {
     /// All parts.
     pub const ALL: [Self; 4] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent];
 
-    /// Its file's name in a bundle directory.
+    /// Returns the name of its file in a bundle directory.
     #[must_use]
     pub fn file_name(self) -> &'static str {
         match self {
@@ -88,61 +90,61 @@ impl fmt::Display for Part {
 /// Why a bundle cannot be used. Every variant names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// Not there.
+    /// The file does not exist.
     #[error("cannot use the {part} {}: the file does not exist", .path.display())]
     Missing {
-        /// Which part.
+        /// The part of the bundle.
         part: Part,
-        /// Where it was looked for.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A directory, device or the like.
+    /// The path is not a regular file.
     #[error("cannot use the {part} {}: not a regular file", .path.display())]
     NotAFile {
-        /// Which part.
+        /// The part of the bundle.
         part: Part,
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// No execute permission.
+    /// The file is not executable.
     #[error("cannot use the {part} {}: the file is not executable", .path.display())]
     NotExecutable {
-        /// Which part.
+        /// The part of the bundle.
         part: Part,
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Not a bootable kernel.
+    /// The file is not a bootable kernel.
     #[error("cannot use the {} {}: {source}", Part::Kernel, .path.display())]
     Kernel {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong.
         source: KernelError,
     },
-    /// Not a whole EROFS image.
+    /// The file is not a complete EROFS image.
     #[error("cannot use the {part} {}: {source}", .path.display())]
     Erofs {
-        /// Which part.
+        /// The part of the bundle.
         part: Part,
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong.
         source: ErofsError,
     },
-    /// Opening failed for another reason.
+    /// Opening the file failed for another reason.
     #[error("cannot open the {part} {}: {source}", .path.display())]
     Io {
-        /// Which part.
+        /// The part of the bundle.
         part: Part,
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
 }
 
-/// A bundle's files, open and checked.
+/// The files of a bundle, open and checked.
 #[derive(Debug)]
 pub struct OpenBundle {
     /// Path of the VMM program.
@@ -153,17 +155,18 @@ pub struct OpenBundle {
     pub image: File,
     /// The agent disk.
     pub agent: File,
-    /// Which kernel this is.
+    /// Identity of the kernel file.
     pub kernel_identity: FileIdentity,
-    /// Which base image this is.
+    /// Identity of the base image file.
     pub image_identity: FileIdentity,
-    /// Which agent disk this is.
+    /// Identity of the agent disk file.
     pub agent_identity: FileIdentity,
 }
 
 impl Bundle {
-    /// The files of the stated directory, else of the first of the usual ones that exists, each replaced by the file
-    /// stated for it. What does not exist is found out when the bundle is opened.
+    /// Finds the files of the given directory, or else of the first default directory that exists.
+    /// A file that is given by itself takes precedence. A missing file is reported when the bundle
+    /// is opened.
     #[must_use]
     pub fn find(sources: &BundleSources) -> Self {
         let usual = || {
@@ -174,7 +177,8 @@ impl Bundle {
         let directory = sources.directory.clone().unwrap_or_else(usual);
         let part = |stated: &Option<PathBuf>, part: Part| {
             let path = stated.clone().unwrap_or_else(|| directory.join(part.file_name()));
-            // The VMM is started in another directory, and records outlive ours. Fails for an empty path alone.
+            // The VMM is started in another directory, and records outlive this process. This fails
+            // only for an empty path.
             std::path::absolute(&path).unwrap_or(path)
         };
         Self {
@@ -185,7 +189,7 @@ impl Bundle {
         }
     }
 
-    /// Path of one part.
+    /// Returns the path of a part.
     #[must_use]
     pub fn path(&self, part: Part) -> &Path {
         match part {
@@ -224,7 +228,7 @@ impl Bundle {
         Ok(file)
     }
 
-    /// Opens and checks everything.
+    /// Opens and checks all parts.
     ///
     /// # Errors
     /// Every [`BundleError`], for the first part that has one.
@@ -255,7 +259,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn stated_files_win_over_the_stated_directory_and_that_over_the_usual_ones() {
+    fn given_files_take_precedence_over_the_given_directory_and_that_over_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir_all(bin.join("bundle")).unwrap();
@@ -273,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_part_is_named() {
+    fn errors_name_the_bad_part() {
         let dir = tempfile::tempdir().unwrap();
         let sources = BundleSources { directory: Some(dir.path().to_owned()), ..BundleSources::default() };
         let bundle = Bundle::find(&sources);

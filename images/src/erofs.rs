@@ -1,5 +1,6 @@
-//! Checks that a file is a whole EROFS image, by its superblock (Linux fs/erofs/erofs_fs.h), before a guest is booted
-//! from it. The guest's kernel checks every block it reads; here the point is a clear message.
+//! Checks that a file is a complete EROFS image, by its superblock (Linux fs/erofs/erofs_fs.h),
+//! before a guest is booted from it. The guest's kernel checks every block that it reads; the
+//! purpose here is a clear message.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -7,31 +8,31 @@ const SUPERBLOCK_OFFSET: u64 = 1024;
 const SUPERBLOCK_LEN: usize = 128;
 const MAGIC: u32 = 0xe0f5_e1e2;
 
-/// What the superblock states.
+/// What the superblock states about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErofsImage {
-    /// Bytes the file system takes, its blocks times their size.
+    /// Size of the file system in bytes: its blocks times their size.
     pub bytes: u64,
-    /// The volume's UUID.
+    /// UUID of the volume.
     pub uuid: [u8; 16],
 }
 
 /// Why a file is not a usable image.
 #[derive(Debug, thiserror::Error)]
 pub enum ErofsError {
-    /// Zero bytes.
+    /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// Ends before its superblock does.
+    /// The file ends before its superblock does.
     #[error("the file is truncated: {0} bytes cannot hold a superblock")]
     NoSuperblock(u64),
-    /// Some other file.
+    /// The file has another format.
     #[error("not an EROFS image")]
     NotErofs,
-    /// Block size that no kernel mounts.
+    /// The block size is one that no kernel mounts.
     #[error("invalid block size of 2^{0} bytes")]
     BlockSize(u8),
-    /// Ends before its last block does.
+    /// The file ends before its last block does.
     #[error("the file is truncated: it has {size} of {need} bytes")]
     Truncated {
         /// Size of the file in bytes.
@@ -39,7 +40,7 @@ pub enum ErofsError {
         /// Size of the file system in bytes.
         need: u64,
     },
-    /// Reading failed.
+    /// The file cannot be read.
     #[error("cannot read the file: {0}")]
     Io(#[from] io::Error),
 }
@@ -99,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_image_passes() {
+    fn complete_image_passes() {
         assert_eq!(checked(&image(2)).unwrap(), ErofsImage { bytes: 8192, uuid: [7; 16] });
     }
 
     #[test]
-    fn bad_images_are_told_apart() {
+    fn bad_images_are_distinguished() {
         assert!(matches!(checked(b""), Err(ErofsError::Empty)));
         assert!(matches!(checked(&[0; 1100]), Err(ErofsError::NoSuperblock(1100))));
         assert!(matches!(checked(&[0; 4096]), Err(ErofsError::NotErofs)));

@@ -1,10 +1,11 @@
-//! Which file a sandbox was made from, cheaply enough to ask at every start.
+//! Identifies the file that a sandbox was made from, cheaply enough for every start. May not read
+//! the file.
 
 use serde::{Deserialize, Serialize};
 use std::{fs::Metadata, os::unix::fs::MetadataExt};
 
-/// Tells one version of a file from another without reading it: builds replace files by rename, so a changed file has
-/// another inode, size or time.
+/// Distinguishes versions of a file without reading it: builds replace files by rename, so a
+/// changed file has another inode, size or time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Device number.
@@ -13,7 +14,7 @@ pub struct FileIdentity {
     pub inode: u64,
     /// Size in bytes.
     pub size: u64,
-    /// Modification time, nanoseconds since the Unix epoch.
+    /// Modification time in nanoseconds since the Unix epoch.
     pub modified_ns: i64,
 }
 

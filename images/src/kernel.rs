@@ -1,11 +1,13 @@
-//! Checks that a file is a guest kernel the VMM can load, before a VM is started: an x86-64 ELF executable whose
-//! segments lie inside the file. The VMM checks again while it loads; here the point is a clear message.
+//! Checks that a file is a guest kernel that the VMM can load, before a VM is started: an x86-64
+//! ELF executable whose segments lie inside the file. The VMM checks again while it loads; the
+//! purpose here is a clear message.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 const HEADER_LEN: usize = 64;
 const PROGRAM_HEADER_LEN: usize = 56;
-/// vmlinux has five; the cap only bounds what a wrong file can make us read.
+/// Maximum number of program headers. vmlinux has five; the maximum only limits what is read of a
+/// wrong file.
 const MAX_PROGRAM_HEADERS: u16 = 64;
 
 const ELFCLASS64: u8 = 2;
@@ -17,19 +19,19 @@ const PT_LOAD: u32 = 1;
 /// Why a file cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// Zero bytes.
+    /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// Not an ELF file.
+    /// The file is not an ELF file.
     #[error("not an ELF file{look}: expected an uncompressed x86-64 vmlinux")]
     NotElf {
         /// What it looks like instead.
         look: &'static str,
     },
-    /// ELF for something else.
+    /// The file is an ELF file of another kind.
     #[error("not an x86-64 ELF executable ({what}): expected an uncompressed x86-64 vmlinux")]
     WrongKind {
-        /// What differs.
+        /// The difference.
         what: String,
     },
     /// Headers or segments reach beyond the end of the file.
@@ -37,13 +39,13 @@ pub enum KernelError {
     Truncated {
         /// Size of the file in bytes.
         size: u64,
-        /// Bytes its headers ask for.
+        /// Number of bytes that its headers require.
         need: u64,
     },
-    /// Nothing to load.
+    /// The file has no segment to load.
     #[error("not a kernel: it has no loadable segment")]
     NothingToLoad,
-    /// Reading failed.
+    /// The file cannot be read.
     #[error("cannot read the file: {0}")]
     Io(#[from] io::Error),
 }
@@ -60,7 +62,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// Reads the ELF headers of `file` (ELF-64 object file format, version 1.5) and no more.
+/// Reads only the ELF headers of `file` (ELF-64 object file format, version 1.5), and checks them.
 ///
 /// # Errors
 /// Every [`KernelError`].
@@ -111,16 +113,16 @@ pub fn check(file: &File) -> Result<(), KernelError> {
     if loadable { Ok(()) } else { Err(KernelError::NothingToLoad) }
 }
 
-/// Returns the release of the Linux kernel in `file` (`6.1.170`), from the text that the kernel prints when it boots; `None`
-/// if there is no such text in the first 256 MiB.
+/// Returns the release of the Linux kernel in `file` (`6.1.170`), from the text that the kernel
+/// prints when it boots; `None` if there is no such text in the first 256 MiB.
 ///
 /// # Errors
-/// Reading failed.
+/// When the file cannot be read.
 pub fn version(file: &File) -> io::Result<Option<String>> {
     const MARK: &[u8] = b"Linux version ";
     const MAX_RELEASE: usize = 64;
     const CHUNK: usize = 256 * 1024;
-    /// Larger than any kernel that the VMM loads in practice.
+    /// Number of bytes that are searched: more than any kernel has that the VMM loads in practice.
     const MAX_SEARCHED: u64 = 256 << 20;
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
@@ -139,7 +141,7 @@ pub fn version(file: &File) -> io::Result<Option<String>> {
         if have < buffer.len() || at > MAX_SEARCHED {
             return Ok(None);
         }
-        // The text may be cut by the end of the chunk.
+        // The end of the chunk may cut the text.
         at += (have - MARK.len()) as u64;
     }
 }
@@ -158,7 +160,7 @@ fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(have)
 }
 
-/// What people hand in by mistake.
+/// Recognises files that users often pass by mistake.
 fn look_of(file: &File, header: &[u8]) -> io::Result<&'static str> {
     // Documentation/arch/x86/boot.rst: "HdrS" at 0x202.
     let mut magic = [0; 4];
@@ -179,7 +181,8 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// A minimal executable: header, one PT_LOAD of `segment_len` bytes right behind it.
+    /// Returns a minimal executable: the header and one PT_LOAD of `segment_len` bytes right after
+    /// it.
     fn elf(segment_len: u64) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_LEN + PROGRAM_HEADER_LEN];
         bytes[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', ELFCLASS64, ELFDATA2LSB]);
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_no_kernel_say_what_they_are() {
+    fn errors_say_what_a_wrong_file_is() {
         assert!(matches!(checked(b""), Err(KernelError::Empty)));
         assert!(checked(b"hello").unwrap_err().to_string().contains("not an ELF"));
         assert!(checked(b"\x1f\x8bxx").unwrap_err().to_string().contains("gzip"));
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn elf_files_of_another_kind_are_refused() {
+    fn other_kinds_of_elf_files_are_rejected() {
         let mut shared_object = elf(100);
         shared_object[16] = 3;
         assert!(matches!(checked(&shared_object), Err(KernelError::WrongKind { .. })));
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn truncation_is_seen_anywhere() {
+    fn truncation_is_detected_at_every_length() {
         let whole = elf(100);
         for len in 4..whole.len() {
             assert!(matches!(checked(&whole[..len]), Err(KernelError::Truncated { .. })), "{len}");
@@ -239,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_release_is_found_wherever_it_is() {
+    fn release_is_found_at_any_offset() {
         let release = |before: usize, text: &str| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&vec![0; before]).unwrap();

@@ -1,5 +1,6 @@
-//! Opening a file by a path that a record states, which may come from anywhere: only a regular file is opened. A FIFO would
-//! wait for a writer without end, and opening a device can do something to it.
+//! Opens a file by a path that a record states, which may come from anywhere. May only open regular
+//! files: a FIFO would wait for a writer indefinitely, and opening a device can have an effect on
+//! it.
 
 use rustix::{
     fd::{AsRawFd, OwnedFd},
@@ -10,15 +11,15 @@ use std::{fs::File, io, path::Path};
 /// Why a path was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum RegularFileError {
-    /// The host failed, or there is nothing.
+    /// The file does not exist, or the host failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A directory, device, socket or FIFO.
+    /// The path is a directory, device, socket or FIFO.
     #[error("not a regular file")]
     NotAFile,
 }
 
-/// Opens `path` for reading, links followed. What is there is looked at before it is opened.
+/// Opens `path` for reading, following links. Checks what is there before it is opened.
 ///
 /// # Errors
 /// Every [`RegularFileError`].
@@ -28,7 +29,7 @@ pub fn open(path: &Path) -> Result<File, RegularFileError> {
     if kind != FileType::RegularFile {
         return Err(RegularFileError::NotAFile);
     }
-    // The same file again, whatever the path leads to by now.
+    // Opens the same file again, no matter where the path leads by now.
     Ok(File::open(format!("/proc/self/fd/{}", place.as_raw_fd()))?)
 }
 
@@ -45,7 +46,7 @@ mod tests {
         symlink(at("file"), at("link")).unwrap();
         assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
         assert_eq!(open(&at("link")).unwrap().metadata().unwrap().len(), 1);
-        // A FIFO without a writer: an ordinary open would not return.
+        // A FIFO without a writer: an ordinary open(2) would not return.
         for other in [at("fifo"), directory.path().to_owned(), "/dev/null".into()] {
             assert!(matches!(open(&other), Err(RegularFileError::NotAFile)), "{other:?}");
         }

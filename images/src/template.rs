@@ -1,10 +1,11 @@
-//! The template of a sandbox's writable disk: an empty ext4 file system, made once per size by mke2fs and shared,
-//! read-only, by every sandbox with a disk of that size.
+//! The template of a sandbox's writable disk: an empty ext4 file system, made once for each size by
+//! mke2fs, and shared read-only by every sandbox with a disk of that size. A template may never be
+//! changed.
 //!
-//! The guest's kernel may be interpreted, so each feature is chosen by what it costs there: no journal (a sandbox's
-//! disk is dropped or forked, never recovered), no metadata checksums, all metadata in one place, and inode tables that
-//! count as zeroed, so that no lazy initialisation runs. UUID, hash seed and times are fixed: the same size gives the
-//! same bytes.
+//! The guest's kernel may be interpreted, so each feature is chosen by its cost there: no journal
+//! (a sandbox's disk is dropped or forked, never recovered), no metadata checksums, all metadata in
+//! one place, and inode tables that count as zeroed, so that no lazy initialisation runs. UUID,
+//! hash seed and times are fixed: the same size gives the same bytes.
 
 use rustix::fs::{FlockOperation, flock};
 use std::{
@@ -16,7 +17,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Part of each template's file name: raised with every change of the options below, so old files are never reused.
+/// Part of each template's file name. Increased with every change of the options below, so that old
+/// files are never reused.
 const FORMAT: u32 = 1;
 const UUID: &str = "5bd0f6a2-6b0e-4c5e-9a53-8f2d1f0b5e02";
 const HASH_SEED: &str = "5bd0f6a2-6b0e-4c5e-9a53-8f2d1f0b5e03";
@@ -32,20 +34,20 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DiskSize(u64);
 
-/// Not a disk size.
+/// A number that is not a valid disk size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid disk size of {0} bytes: must be whole MiB between 64 MiB and 1 TiB")]
 pub struct DiskSizeError(u64);
 
 impl DiskSize {
-    /// Smallest, in bytes.
+    /// Minimum size in bytes.
     pub const MIN: u64 = 64 * MIB;
-    /// Largest, in bytes.
+    /// Maximum size in bytes.
     pub const MAX: u64 = MIB * MIB;
-    /// Size unless another is asked for: 2 GiB, of which only what is written takes room.
+    /// Default size: 2 GiB, of which only written blocks use space.
     pub const DEFAULT: Self = Self(2048 * MIB);
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.0
@@ -70,7 +72,7 @@ impl fmt::Display for DiskSize {
     }
 }
 
-/// Why there is no template.
+/// Why a template cannot be made or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// mke2fs is not installed.
@@ -79,19 +81,19 @@ pub enum TemplateError {
     /// mke2fs failed.
     #[error("cannot make a writable disk of {size}: mke2fs failed ({status}): {output}")]
     Mke2fs {
-        /// Size asked for.
+        /// The requested size.
         size: DiskSize,
-        /// How it ended.
+        /// Exit status of mke2fs.
         status: std::process::ExitStatus,
-        /// What it said.
+        /// Error output of mke2fs.
         output: String,
     },
     /// A file operation failed.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which path.
+        /// The path.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -102,7 +104,7 @@ fn path_of(directory: &Path, size: DiskSize) -> PathBuf {
     directory.join(format!("ext4-v{FORMAT}-{}", size.0))
 }
 
-/// Opens the template for disks of `size` in `directory`, if it was made before.
+/// Opens the template for disks of `size` in `directory`, if it exists.
 ///
 /// # Errors
 /// [`TemplateError::Io`].
@@ -115,8 +117,8 @@ pub fn existing(directory: &Path, size: DiskSize) -> Result<Option<File>, Templa
     }
 }
 
-/// Opens the template for disks of `size` in `directory` (which exists), making it first where it is missing. Blocks
-/// while another process makes one; takes some 20 ms the first time.
+/// Opens the template for disks of `size` in the existing directory `directory`, and makes it if it
+/// is missing. Blocks while another process makes one. Making one takes some 20 ms.
 ///
 /// # Errors
 /// Every [`TemplateError`].
@@ -141,7 +143,8 @@ pub fn open(directory: &Path, size: DiskSize) -> Result<File, TemplateError> {
     if let Some(file) = existing(directory, size)? {
         return Ok(file);
     }
-    // Only the lock's holder uses this name; what lies here is of a process that was killed.
+    // Only the holder of the lock uses this name; an existing file was left by a process that was
+    // killed.
     let temporary = directory.join("making");
     let file = OpenOptions::new()
         .write(true)
@@ -158,7 +161,7 @@ pub fn open(directory: &Path, size: DiskSize) -> Result<File, TemplateError> {
     File::open(&path).map_err(io_error("open", &path))
 }
 
-/// Path of the mke2fs that [`open`] would run, if there is one at a usual place.
+/// Returns the path of the mke2fs that [`open`] would run, if it is installed at a default place.
 #[must_use]
 pub fn installed_mke2fs() -> Option<&'static Path> {
     MKE2FS.iter().map(Path::new).find(|path| path.is_absolute() && path.is_file())
@@ -174,7 +177,7 @@ fn make_file_system(path: &Path, size: DiskSize) -> Result<(), TemplateError> {
                  root_owner=0:0,hash_seed={HASH_SEED}"
             ))
             .arg(path)
-            // Neither the machine's own defaults nor the time may show in the result.
+            // Neither the defaults of the machine nor the time may affect the result.
             .env_clear()
             .env("MKE2FS_CONFIG", "/dev/null")
             .env("E2FSPROGS_FAKE_TIME", EPOCH)
@@ -208,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_small_read_only_reproducible_and_made_once() {
+    fn template_is_small_read_only_reproducible_and_made_once() {
         let size = DiskSize::try_from(256 * MIB).unwrap();
         let mut contents = Vec::new();
         for _ in 0..2 {
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_makers_remains_do_no_harm() {
+    fn remains_of_a_killed_maker_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("making"), vec![0xff; 1 << 20]).unwrap();
         let size = DiskSize::try_from(64 * MIB).unwrap();

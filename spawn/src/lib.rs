@@ -1,8 +1,10 @@
-//! clone3(2) as vfork(2) does it, with a separate stack for the child and a control group to begin in. Used by the guest's
-//! agent for processes and by the manager for VMMs; knows nothing of either.
+//! clone3(2) used like vfork(2), with a separate stack for the child and a control group to start
+//! in. The guest's agent uses it for processes, and the manager for VMMs; this crate knows nothing
+//! about either.
 //!
-//! By hand, since libc's clone(2) takes no control group, and moving a process that exists into one stops all of the
-//! kernel's forks meanwhile (`cgroup_threadgroup_rwsem`), which takes a grace period.
+//! It is written by hand, since libc's clone(2) does not take a control group, and moving an
+//! existing process into one stops all forks of the kernel meanwhile (`cgroup_threadgroup_rwsem`),
+//! which takes a grace period.
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -10,12 +12,12 @@ use std::arch::asm;
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// `CLONE_INTO_CGROUP` (linux/sched.h): above what fits the flags of clone(2).
+/// `CLONE_INTO_CGROUP` (linux/sched.h), which does not fit into the flags of clone(2).
 const INTO_CGROUP: u64 = 0x2_0000_0000;
-/// `CLONE_CLEAR_SIGHAND`: signals that are handled get their default disposition in the child.
+/// `CLONE_CLEAR_SIGHAND`: in the child, signals that are handled get their default disposition.
 const CLEAR_HANDLERS: u64 = 0x1_0000_0000;
 
-/// `struct clone_args` (clone(2)), as long as it was when control groups came into it.
+/// `struct clone_args` (clone(2)), with the length that it had when control groups were added.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Arguments {
@@ -32,25 +34,26 @@ struct Arguments {
     cgroup: u64,
 }
 
-/// How a child begins.
+/// How a child starts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Beginning<'a> {
-    /// A directory of a cgroup v2 hierarchy; the parent's group when there is none.
+    /// A directory of a cgroup v2 hierarchy. `None` for the group of the parent.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// Reset the dispositions of signals that this process handles.
+    /// Resets the dispositions of signals that this process handles.
     pub clear_handlers: bool,
 }
 
-/// Runs `entry(argument)` in a child that shares this process's memory, on `stack`, and returns when that has executed
-/// a program or ended; the value of `entry` is its exit code.
+/// Runs `entry(argument)` in a child that shares the memory of this process, on `stack`. Returns
+/// when the child has executed a program or ended. The return value of `entry` is its exit code.
 ///
 /// # Safety
-/// No signal handler may run in the child: the process has one thread and handles no signals, or the calling thread has
-/// all signals blocked and `entry` unblocks them only after their handlers are cleared. `entry` only makes system calls and
-/// writes to what `argument` points to, which must be valid for the time of this call.
+/// No signal handler may run in the child: either the process has one thread and handles no
+/// signals, or the calling thread has all signals blocked and `entry` unblocks them only after
+/// their handlers are cleared. `entry` may only make system calls and write to what `argument`
+/// points to, which must be valid during this call.
 ///
 /// # Errors
-/// What the kernel says.
+/// The error of the kernel.
 pub unsafe fn vfork(
     entry: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
@@ -70,10 +73,11 @@ pub unsafe fn vfork(
         ..Arguments::default()
     };
     let result: i64;
-    // SAFETY: the parent goes on behind the first `syscall` with nothing changed but the registers named, once the child
-    // has let go of its memory. The child begins there with all registers the same but rax, which is 0, and rsp, which
-    // is the 16-byte aligned top of `stack`: it calls `entry` as the C ABI says, and never comes back from the second
-    // `syscall`. What it writes below the parent's frames is none of it: its stack is its own.
+    // SAFETY: the parent continues after the first `syscall`, once the child has stopped using its
+    // memory, and nothing has changed except the registers that are named. The child starts there
+    // with the same registers except rax, which is 0, and rsp, which is the 16-byte aligned top of
+    // `stack`: it calls `entry` according to the C ABI and never returns from the second `syscall`.
+    // The child has a separate stack, so it writes nothing into the parent's frames or below them.
     unsafe {
         asm!(
             "syscall",
@@ -113,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn the_child_runs_on_its_own_stack_and_shares_memory() {
+    fn child_has_a_separate_stack_and_shares_memory() {
         let mut stack = vec![0u128; 1024];
         let mut number = 41u64;
-        // SAFETY: `note` makes no call at all, and `number` is there until its end.
+        // SAFETY: `note` makes no calls, and `number` lives until the end of the child.
         let pid = unsafe { vfork(note, (&raw mut number).cast(), &mut stack, Beginning::default()) }.unwrap();
         let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
         assert_eq!((status.exit_status(), number), (Some(7), 42));
@@ -124,12 +128,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_control_group_is_refused() {
+    fn file_that_is_not_a_control_group_is_rejected() {
         let mut stack = vec![0u128; 1024];
         let file = std::fs::File::open("/dev/null").unwrap();
         let cgroup = std::os::fd::AsFd::as_fd(&file);
         let beginning = Beginning { cgroup: Some(cgroup), ..Beginning::default() };
-        // SAFETY: no child comes of it.
+        // SAFETY: the call fails before a child exists.
         let refused = unsafe { vfork(note, std::ptr::null_mut(), &mut stack, beginning) };
         assert_eq!(refused.unwrap_err(), Errno::BADF);
     }
