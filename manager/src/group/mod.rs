@@ -4,9 +4,10 @@
 //! VMM choose a group without letting it make namespaces.
 //!
 //! ```text
-//! place   where groups can be made
-//! making  makes one, with the controllers that are to be had
-//! pool    made ahead, so that a start does not wait for one
+//! place    where groups can be made
+//! making   makes one, with the controllers that are to be had
+//! pool     made ahead, so that a start does not wait for one
+//! renewal  bounds existing ones again when a service starts again
 //! ```
 //! The group's path is written down in the sandbox's directory before it is used, as a symbolic link, so that any process that removes
 //! the sandbox finds it, also after a kill -9 of anybody; it goes with the sandbox and not with its VMM. Where the group has
@@ -16,6 +17,7 @@
 mod making;
 pub(crate) mod place;
 pub(crate) mod pool;
+mod renewal;
 
 use crate::{
     directory::{DirectoryError, SandboxDirectory},

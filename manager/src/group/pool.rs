@@ -61,6 +61,16 @@ pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
     Ok(())
 }
 
+/// Bounds all of them again.
+pub(super) fn renew(home: &Home) {
+    for entry in fs::read_dir(home.groups()).into_iter().flatten().flatten() {
+        // One that was taken meanwhile is bounded by its taker; one that does not exist is made again by the next filler.
+        if let Some(group) = fs::read_link(entry.path()).ok().and_then(|path| Group::at(&path)) {
+            let _ = making::make(group.path());
+        }
+    }
+}
+
 /// Removes all of them: for a home that may not be used again soon.
 pub(crate) fn drain(home: &Home) -> Result<(), DirectoryError> {
     match lock(home)? {
