@@ -26,7 +26,7 @@ use axum::{
 };
 use rustix::fs::{FlockOperation, flock};
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::Manager;
+use sandboxvm_manager::{Manager, containment};
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     future::Future,
@@ -131,6 +131,8 @@ impl Server {
             rates: RateLimits::default(),
             failures: Failures::default(),
         };
+        manager.renew_bounds();
+        tracing::info!("{}", containment());
         let registry = Registry::open(&config, manager, bundle)?;
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "recovered sandboxes from the previous run");

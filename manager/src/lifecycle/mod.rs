@@ -38,6 +38,7 @@ mod create;
 pub(crate) mod fork;
 pub(crate) mod paused_to_disk;
 pub(crate) mod remove;
+mod renew_bounds;
 pub(crate) mod reset;
 pub(crate) mod sweep;
 pub(crate) mod usage;

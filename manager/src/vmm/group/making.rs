@@ -11,30 +11,61 @@ use std::{
     sync::OnceLock,
 };
 
-/// The controllers that a group should have.
+/// What is bounded.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Maximum number of processes and threads in a group: a VMM with its writers, and forks until they
-/// are in separate groups.
+/// Processes and threads of a VMM with its writers, and of forks until they are in groups of their own.
 const PROCESSES: u64 = 512;
 
-/// Returns a path for a new group in the best place that exists.
+/// A path for a new group in the best place there is.
 pub(super) fn new_path() -> Option<PathBuf> {
     let id = new_id().ok()?;
     Some(best_place()?.join(format!("{PREFIX}{id}")))
 }
 
-/// Returns a place with all controllers, or else any that can be written to. Searched for only
-/// once, where this process is at that time.
+/// Gives controllers to the place in which groups are made. Returns false if no group can be made.
+pub(crate) fn give_controllers() -> bool {
+    best_place().is_some()
+}
+
+/// Returns the place with the most controllers, the first of several. Looks for it once, where this
+/// process is then.
 fn best_place() -> Option<&'static Path> {
     static PLACE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
-        let mut places = place::unified();
-        places.retain(|place| is_writable(place));
-        let has_all = |place: &Path| CONTROLLERS.iter().all(|controller| give(place, controller).is_ok());
-        let best = places.iter().position(|place| has_all(place)).unwrap_or(0);
-        (best < places.len()).then(|| places.swap_remove(best))
+        let mut best = None;
+        for place in place::unified().into_iter().filter(|place| is_writable(place) && !is_for_threads(place)) {
+            let given = give_all(&place);
+            if best.as_ref().is_none_or(|(most, _)| given > *most) {
+                best = Some((given, place));
+            }
+            if given == CONTROLLERS.len() {
+                break;
+            }
+        }
+        best.map(|(_, place)| place)
     };
     PLACE.get_or_init(find).as_deref()
+}
+
+/// Returns true if the groups below `place` accept only threads of its processes, and no process.
+fn is_for_threads(place: &Path) -> bool {
+    has_processes(place)
+        && fs::read_to_string(place.join("cgroup.subtree_control")).is_ok_and(|given| !given.trim().is_empty())
+}
+
+/// Gives the groups below `place` as many controllers as it can. Returns how many they have.
+fn give_all(place: &Path) -> usize {
+    let is_shared = has_processes(place);
+    CONTROLLERS.iter().filter(|controller| give(place, controller, is_shared).is_ok()).count()
+}
+
+/// Returns true where controllers must not be given. The kernel refuses `memory` below a group with
+/// processes. It gives `cpu` and `pids`, but then accepts no process in the groups below it any
+/// more, since it expects threads there (cgroups(7)). The root of the hierarchy, which alone has no
+/// `cgroup.type`, is exempt.
+fn has_processes(place: &Path) -> bool {
+    place.join("cgroup.type").exists()
+        && fs::read_to_string(place.join("cgroup.procs")).map_or(true, |processes| !processes.is_empty())
 }
 
 /// Makes the group. Does nothing if it exists.
@@ -60,8 +91,8 @@ fn is_writable(place: &Path) -> bool {
             .is_ok()
 }
 
-/// Enables `controller` for the groups below `place`.
-fn give(place: &Path, controller: &str) -> io::Result<()> {
+/// Gives the groups below `place` this controller. `is_shared` says that `place` has processes.
+fn give(place: &Path, controller: &str, is_shared: bool) -> io::Result<()> {
     let has = |file: &str| -> io::Result<bool> {
         Ok(fs::read_to_string(place.join(file))?.split_whitespace().any(|name| name == controller))
     };
@@ -70,6 +101,9 @@ fn give(place: &Path, controller: &str) -> io::Result<()> {
     }
     if !has("cgroup.controllers")? {
         return Err(io::Error::other(format!("its parent has no {controller} controller to give")));
+    }
+    if is_shared {
+        return Err(io::Error::other("it has processes of its own"));
     }
     put(&place.join("cgroup.subtree_control"), &format!("+{controller}"))
 }
@@ -118,4 +152,39 @@ pub fn containment() -> Containment {
     let found = Containment { group: true, kill: has("cgroup.kill"), controllers };
     Group::remove(&path);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group with all controllers, as its files show it.
+    fn group(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let all = [("cgroup.controllers", "cpuset cpu io memory pids\n"), ("cgroup.type", "domain\n")];
+        all.iter().chain(files).for_each(|(file, text)| fs::write(dir.path().join(file), text).unwrap());
+        dir
+    }
+
+    #[test]
+    fn a_group_with_processes_gives_no_controllers() {
+        let shared = group(&[("cgroup.procs", "1\n"), ("cgroup.subtree_control", "")]);
+        assert_eq!(give_all(shared.path()), 0);
+        assert_eq!(fs::read_to_string(shared.path().join("cgroup.subtree_control")).unwrap(), "");
+        assert!(!is_for_threads(shared.path()));
+        let empty = group(&[("cgroup.procs", ""), ("cgroup.subtree_control", "")]);
+        assert_eq!(give_all(empty.path()), CONTROLLERS.len());
+        // The root has processes, and no type.
+        let root = group(&[("cgroup.procs", "1\n"), ("cgroup.subtree_control", "")]);
+        fs::remove_file(root.path().join("cgroup.type")).unwrap();
+        assert_eq!(give_all(root.path()), CONTROLLERS.len());
+    }
+
+    #[test]
+    fn a_group_that_gives_controllers_to_threads_takes_no_vmm() {
+        let threads = group(&[("cgroup.procs", "1\n"), ("cgroup.subtree_control", "cpu\n")]);
+        assert!(is_for_threads(threads.path()));
+        let domain = group(&[("cgroup.procs", ""), ("cgroup.subtree_control", "cpu memory pids\n")]);
+        assert!(!is_for_threads(domain.path()));
+    }
 }

@@ -5,9 +5,9 @@
 //! choose a group without letting it make namespaces.
 //!
 //! ```text
-//! place   where groups can be made
-//! making  makes one, with the controllers that are available
-//! pool    made ahead, so that a start does not wait for one
+//! place    where groups can be made
+//! making   makes one, with the controllers that the place can give
+//! pool     groups made ahead, so that a start does not wait for one
 //! ```
 //! The path of the group is recorded in the sandbox's directory before it is used, as a symbolic
 //! link, so that any process that removes the sandbox finds it, even after a kill -9 of any
@@ -24,6 +24,7 @@ use crate::home::{
     directory::{DirectoryError, SandboxDirectory},
     layout::Home,
 };
+pub(crate) use making::give_controllers;
 pub use making::{Containment, containment};
 use rustix::{
     fs::{Mode, OFlags, fstatfs, open, openat, readlinkat},
@@ -65,6 +66,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// Gives the group its controllers again, and makes it if it was removed.
+    pub(crate) fn remake(&self) {
+        // A group that cannot be made bounds nothing, as on a host without groups.
+        let _ = making::make(self.path());
+    }
+
     /// Returns a group for a VMM that is about to be started in `directory`: the one that the
     /// sandbox had before, one of the pool, or a new one. Returns `None` if no group can be made;
     /// then no link is left.

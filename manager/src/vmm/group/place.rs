@@ -14,6 +14,8 @@ use std::{
 pub(crate) struct Place {
     pub(crate) path: PathBuf,
     pub(crate) version: Version,
+    /// The group above it, where that is mounted too; of version 2 alone.
+    above: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +30,35 @@ pub(crate) fn with_controller(controller: &str) -> Vec<Place> {
     all.into_iter().filter(|place| place.version == Version::V1).collect()
 }
 
-/// Returns the places in version 2, best first: below the group of the caller, and beside it, since
-/// a group that has processes cannot pass on controllers.
+/// Returns where a group can be made in version 2: below the caller's own group, and beside it, since
+/// a group with processes can pass no controllers on. Not beside it where a VMM would leave what
+/// bounds the caller.
 pub(crate) fn unified() -> Vec<PathBuf> {
-    places_in(&read("/proc/self/mountinfo"), &own(), None).into_iter().map(|place| place.path).collect()
+    let own = places_in(&read("/proc/self/mountinfo"), &own(), None);
+    let places = own.into_iter().flat_map(|place| {
+        let above = place.above.filter(|above| is_delegated(above) || may_be_left(&place.path));
+        [Some(place.path), above]
+    });
+    places.flatten().collect()
+}
+
+/// True where systemd handed a group, with all below it, to the unit whose it is (`Delegate=`).
+fn is_delegated(group: &Path) -> bool {
+    // The latter since systemd 251; only root may read the former.
+    ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        let mut value = [0; 2];
+        matches!(rustix::fs::getxattr(group, *name, &mut value), Ok(1)) && value[0] == b'1'
+    })
+}
+
+/// True for a group that bounds nothing and is not a service. A service's VMMs stay below it: a service manager ends and
+/// bounds a service by its group, and owns the group above.
+fn may_be_left(group: &Path) -> bool {
+    const BOUNDS: [&str; 3] = ["memory.max", "memory.high", "cpu.max"];
+    let is_service = group.extension() == Some(OsStr::new("service"));
+    // Where there is no such file the group has no such bound.
+    let is_bound = |file: &&str| fs::read_to_string(group.join(file)).is_ok_and(|text| !text.starts_with("max"));
+    !is_service && !BOUNDS.iter().any(is_bound)
 }
 
 /// Returns the path of the caller in the version 2 hierarchy.
@@ -67,9 +94,8 @@ fn places_in(mounts: &str, own: &str, controller: Option<&str>) -> Vec<Place> {
         let Ok(below) = Path::new(path).strip_prefix(root) else { continue };
         let at = unescaped(at);
         let here = at.join(below);
-        let beside = (version == Version::V2 && here != at).then(|| here.parent().map(Path::to_owned)).flatten();
-        let paths = [Some(here), beside].into_iter().flatten();
-        places.extend(paths.map(|path| Place { path, version }));
+        let above = (version == Version::V2 && here != at).then(|| here.parent().map(Path::to_owned)).flatten();
+        places.push(Place { path: here, version, above });
     }
     places
 }
@@ -114,14 +140,15 @@ mod tests {
                   27 25 0:24 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";
         let paths = |mounts: &str, own: &str| {
             let all = places_in(mounts, own, Some("cpu")).into_iter();
-            all.map(|place| (place.path.display().to_string(), place.version)).collect::<Vec<_>>()
+            let text = |path: PathBuf| path.display().to_string();
+            all.map(|place| (text(place.path), place.version, place.above.map(text))).collect::<Vec<_>>()
         };
         let own = "5:cpuset:/x\n4:cpu,cpuacct:/user/me\n0::/\n";
-        assert_eq!(paths(v1, own), [("/sys/fs/cgroup/cpu,cpuacct/user/me".to_owned(), Version::V1)]);
+        assert_eq!(paths(v1, own), [("/sys/fs/cgroup/cpu,cpuacct/user/me".to_owned(), Version::V1, None)]);
         let v2 = "26 25 0:23 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let beside = [("/sys/fs/cgroup/a/b".to_owned(), Version::V2), ("/sys/fs/cgroup/a".to_owned(), Version::V2)];
-        assert_eq!(paths(v2, "0::/a/b\n"), beside);
-        assert_eq!(paths(v2, "0::/\n"), [("/sys/fs/cgroup/".to_owned(), Version::V2)]);
+        let below_another = ("/sys/fs/cgroup/a/b".to_owned(), Version::V2, Some("/sys/fs/cgroup/a".to_owned()));
+        assert_eq!(paths(v2, "0::/a/b\n"), [below_another]);
+        assert_eq!(paths(v2, "0::/\n"), [("/sys/fs/cgroup/".to_owned(), Version::V2, None)]);
         // Only a part of the hierarchy is mounted: groups above it cannot be reached.
         let part = "26 25 0:23 /pod /with\\040space rw - cgroup2 cgroup2 rw\n";
         assert_eq!(paths(part, "0::/pod/me\n")[0].0, "/with space/me");
@@ -134,6 +161,23 @@ mod tests {
         let mounts = "26 25 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       27 25 0:24 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let places = places_in(mounts, "4:cpu:/x\n0::/\n", None);
-        assert_eq!(places, [Place { path: "/sys/fs/cgroup/unified/".into(), version: Version::V2 }]);
+        assert_eq!(places, [Place { path: "/sys/fs/cgroup/unified/".into(), version: Version::V2, above: None }]);
+    }
+
+    #[test]
+    fn groups_that_bound_a_service_are_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = |name: &str, files: &[(&str, &str)]| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            files.iter().for_each(|(file, text)| fs::write(path.join(file), text).unwrap());
+            path
+        };
+        let unbound = [("memory.max", "max\n"), ("memory.high", "max\n"), ("cpu.max", "max 100000\n")];
+        assert!(may_be_left(&group("session-3.scope", &unbound)));
+        assert!(may_be_left(&group("without-controllers", &[])));
+        assert!(!may_be_left(&group("sandboxvm.service", &unbound)));
+        assert!(!may_be_left(&group("memory", &[("memory.max", "1073741824\n")])));
+        assert!(!may_be_left(&group("cpu", &[("memory.max", "max\n"), ("cpu.max", "50000 100000\n")])));
     }
 }

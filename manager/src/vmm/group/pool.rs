@@ -69,6 +69,17 @@ pub(crate) fn fill(home: &Home) -> Result<(), DirectoryError> {
     Ok(())
 }
 
+/// Bounds all groups of the pool again.
+pub(crate) fn renew(home: &Home) {
+    for entry in fs::read_dir(home.groups()).into_iter().flatten().flatten() {
+        // A group that was taken meanwhile is bounded by its taker; one that does not exist is made
+        // again by the next filler.
+        if let Some(group) = fs::read_link(entry.path()).ok().and_then(|path| Group::at(&path)) {
+            let _ = making::make(group.path());
+        }
+    }
+}
+
 /// Removes all groups of the pool, for a home that may not be used again soon.
 pub(crate) fn drain(home: &Home) -> Result<(), DirectoryError> {
     match lock(home)? {

@@ -150,3 +150,26 @@ fn filling_removes_remains_of_a_killed_filler() {
     assert!(!home.groups().join("new.0").is_symlink() && !home.groups().join("0123456789ab.0").is_symlink());
     pool::drain(&home).unwrap();
 }
+
+/// As systemd does to what is below a service that starts again; on a host without controllers nothing is there to be lost.
+#[test]
+fn bounds_that_were_lost_are_set_again() {
+    let Some((_dir, home, directory)) = sandbox() else { return };
+    let record = crate::record::tests::example("abcdefgh");
+    drop(directory);
+    let directory = SandboxDirectory::create(home.sandbox(&record.id)).unwrap();
+    record.write(&directory).unwrap();
+    let group = Group::take(&home, &directory).unwrap().unwrap();
+    pool::fill(&home).unwrap();
+    let waiting = fs::read_link(fs::read_dir(home.groups()).unwrap().next().unwrap().unwrap().path()).unwrap();
+    let files = [("pids.max", group.path()), ("memory.max", group.path()), ("pids.max", waiting.as_path())];
+    let there = files.map(|(file, path)| path.join(file)).into_iter().filter(|file| file.exists());
+    let there: Vec<PathBuf> = there.collect();
+    there.iter().for_each(|file| fs::write(file, "max").unwrap());
+    crate::Manager { home: home.clone() }.renew_bounds();
+    for file in &there {
+        assert_ne!(fs::read_to_string(file).unwrap(), "max\n", "{}", file.display());
+    }
+    pool::drain(&home).unwrap();
+    assert!(Group::release(&directory));
+}
