@@ -289,6 +289,14 @@ mod tests {
     }
 
     #[test]
+    fn a_clients_word_on_its_host_is_not_passed_on_where_there_is_no_host() {
+        let request = Request::builder().uri("/a").header("x-forwarded-host", "evil.example");
+        let mut request = request.body(Body::empty()).unwrap();
+        prepare(&mut request, false, None).unwrap();
+        assert!(!request.headers().contains_key("x-forwarded-host"), "{:?}", request.headers());
+    }
+
+    #[test]
     fn a_masked_host_is_what_the_server_sees() {
         let mut request = request(&[]);
         prepare(&mut request, true, Some("localhost:8000")).unwrap();
