@@ -66,10 +66,7 @@ impl Home {
     /// `sandboxvm` where no control group of version 2 can be reached, as on a host without them.
     #[must_use]
     pub fn cli_without_groups<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
-        const HIDE: &str =
-            "for at in $(findmnt -n -l -t cgroup2 -o TARGET); do umount \"$at\"; done; exec \"$0\" \"$@\"";
-        let mut command = self.prepared(Command::new("unshare"));
-        command.args(["--mount", "--propagation", "private", "sh", "-ec", HIDE]).arg(&self.artefacts.program);
+        let mut command = self.prepared(without_groups(&self.artefacts.program));
         command.args(arguments);
         Invocation::new(command)
     }
@@ -195,6 +192,15 @@ impl Home {
             }
         }
     }
+}
+
+/// A command that replaces itself by `program`, in a mount namespace where no control group of version 2 is mounted.
+#[must_use]
+pub fn without_groups(program: &Path) -> Command {
+    const HIDE: &str = "for at in $(findmnt -n -l -t cgroup2 -o TARGET); do umount \"$at\"; done; exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", HIDE]).arg(program);
+    command
 }
 
 /// A sandbox that `create` or `run -d` made.

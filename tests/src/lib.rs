@@ -7,6 +7,7 @@
 //! - [`seed`]: the booted machine that all homes share.
 //! - [`server`]: `sandboxvm serve`, and requests to it.
 //! - [`envd`], [`server_load`]: one sandbox of a server, and many clients at once.
+//! - [`server_attack`]: one key of a server at its worst.
 //! - [`snapshots`]: the snapshots of a home.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
 //! - [`processes`]: the processes of the host that have to do with a home.
@@ -35,6 +36,7 @@ pub mod memory;
 pub mod processes;
 pub mod seed;
 pub mod server;
+pub mod server_attack;
 pub mod server_load;
 pub mod snapshots;
 pub mod standstill;

@@ -1,6 +1,9 @@
 //! `sandboxvm serve` under test: a real server on loopback ports of its own, asked over real HTTP.
 
-use crate::{cli, home::Home};
+use crate::{
+    cli,
+    home::{Home, without_groups},
+};
 use serde_json::Value;
 use std::{
     fs,
@@ -73,15 +76,24 @@ impl Server {
         Self::start_with(home, config, &[])
     }
 
+    /// Starts one where no control group of version 2 can be reached.
+    #[must_use]
+    pub fn start_without_groups(home: &Home, config: &str) -> Self {
+        Self::begin(home, without_groups(&home.artefacts().program), config, &[])
+    }
+
     /// The same with more flags.
     #[must_use]
     pub fn start_with(home: &Home, config: &str, flags: &[&str]) -> Self {
+        Self::begin(home, Command::new(&home.artefacts().program), config, flags)
+    }
+
+    fn begin(home: &Home, mut command: Command, config: &str, flags: &[&str]) -> Self {
         let path = home.scratch("server.toml");
         fs::write(&path, config).expect("the test's directory can be written");
         let log = home.scratch("server.log");
         let err =
             fs::File::options().append(true).create(true).open(&log).expect("the test's directory can be written");
-        let mut command = Command::new(&home.artefacts().program);
         command.args(["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0", "--log", "json", "--config"]);
         command.arg(&path).args(flags).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("SANDBOXVM_HOME", home.path()).env("SANDBOXVM_BUNDLE", &home.artefacts().bundle);

@@ -6,11 +6,13 @@
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_protocol::vmm::users;
 use sandboxvm_tests::{
+    cli::Invocation,
     drills,
     home::{Home, SMALL, Sandbox, eventually},
     server::Server,
 };
-use std::{fs, time::Duration};
+use serde_json::json;
+use std::{fs, thread, time::Duration};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -42,16 +44,47 @@ fn ended(pid: u32) -> Option<()> {
 fn goes_away(vmm: u32, what: &str) {
     let gone = eventually(SOON, || family(vmm).is_empty().then_some(()));
     assert!(gone.is_some(), "{what}: processes {:?} live on", family(vmm));
+    eprintln!("ended: {what}");
 }
 
-/// Makes a sandbox with the program that `cli` gives, and has the guest do the attack. The number is its VMM's.
+/// A host with control groups, or one without.
+#[derive(Clone, Copy)]
+struct Host<'h> {
+    home: &'h Home,
+    groups: bool,
+}
+
+impl<'h> Host<'h> {
+    fn cli(self, arguments: &[&str]) -> Invocation {
+        if self.groups { self.home.cli(arguments) } else { self.home.cli_without_groups(arguments) }
+    }
+
+    fn server(self) -> Server {
+        let config = sandboxvm_tests::server::small_config();
+        if self.groups { Server::start(self.home, &config) } else { Server::start_without_groups(self.home, &config) }
+    }
+
+    /// Creates a sandbox and makes its guest perform the attack. The number is the PID of its VMM.
+    #[track_caller]
+    fn taken_over(self, attack: &str, flags: &[&str]) -> (Sandbox<'h>, u32) {
+        let made = self.cli(&["create", "-m", SMALL]).args(flags).run().succeeds();
+        let sandbox = Sandbox::printed(self.home, &made);
+        let vmm = self.take_over(&sandbox, attack);
+        (sandbox, vmm)
+    }
+
+    #[track_caller]
+    fn take_over(self, sandbox: &Sandbox<'_>, attack: &str) -> u32 {
+        assert_eq!(sandbox.directory().join("group").is_symlink(), self.groups, "{:?}", sandbox.directory());
+        let vmm = sandbox.vmm_pid();
+        attacks(sandbox, vmm, attack);
+        vmm
+    }
+}
+
+/// Makes the guest have its VMM perform the attack, and waits until it has worked.
 #[track_caller]
-fn taken_over<'h>(home: &'h Home, attack: &str, flags: &[&str], groups: bool) -> (Sandbox<'h>, u32) {
-    let cli = if groups { home.cli(["create"]) } else { home.cli_without_groups(["create"]) };
-    let made = cli.args(["-m", SMALL]).args(flags).run().succeeds();
-    let sandbox = Sandbox::printed(home, &made);
-    assert_eq!(sandbox.directory().join("group").is_symlink(), groups, "{:?}", sandbox.directory());
-    let vmm = sandbox.vmm_pid();
+fn attacks(sandbox: &Sandbox<'_>, vmm: u32, attack: &str) {
     let lock = fs::metadata(sandbox.directory().join("lock")).unwrap();
     // The guest cannot know how the connection ends that its VMM carries.
     let _ = sandbox.sh(&drills::asked_from_within(attack));
@@ -62,7 +95,6 @@ fn taken_over<'h>(home: &'h Home, attack: &str, flags: &[&str], groups: bool) ->
     });
     let log = fs::read_to_string(sandbox.directory().join("vmm.log")).unwrap_or_default();
     assert!(worked.is_some(), "{attack} does not work: {log}");
-    (sandbox, vmm)
 }
 
 fn holds(pid: u32, file: &fs::Metadata) -> bool {
@@ -70,6 +102,113 @@ fn holds(pid: u32, file: &fs::Metadata) -> bool {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let mut files = descriptors.filter_map(|descriptor| fs::metadata(descriptor.path()).ok());
     files.any(|open| (open.dev(), open.ino()) == (file.dev(), file.ino()))
+}
+
+/// Every attack, every way in which a sandbox ends, with control groups and without: no process of the VMM is left, and
+/// nothing of the sandbox that should not be. In one home, since its first sandbox boots.
+#[test]
+fn a_vmm_that_was_taken_over_is_ended_by_every_way_in_which_a_sandbox_ends() {
+    if !drills::are_wanted() {
+        return;
+    }
+    let Some(home) = Home::with_drills("", "") else { return };
+    home.create(&["-m", SMALL]).remove();
+    let hosts = [true, false].map(|groups| Host { home: &home, groups });
+    let cells: Vec<(Host<'_>, &str)> = hosts.iter().flat_map(|host| ATTACKS.map(|attack| (*host, attack))).collect();
+
+    // These expire while the others are ended.
+    let expiring = each(&cells, |host, attack| (host.taken_over(attack, &["--ttl", "60s=rm"]), what(host, attack)));
+    let mut key = None;
+    for host in hosts {
+        let mut server = host.server();
+        key = server.key.take().or(key);
+        server.key.clone_from(&key);
+        let cells = ATTACKS.map(|attack| (host, attack));
+        each(&cells, |host, attack| {
+            let what = what(host, attack);
+            let (sandbox, vmm) = host.taken_over(attack, &[]);
+            let _ = host.cli(&["rm", "-f", &sandbox.id]).run().succeeds();
+            goes_away(vmm, &format!("rm of {what}"));
+            assert!(!sandbox.directory().exists(), "rm of {what}");
+
+            let (sandbox, vmm) = host.taken_over(attack, &[]);
+            let _ = host.cli(&["stop", "-t", "1s", &sandbox.id]).run().succeeds();
+            goes_away(vmm, &format!("stop of {what}"));
+            let state = home.row(&sandbox.id)["state"].clone();
+            assert!(state == "dead" || state == "exited", "stop of {what}: {state}");
+            let _ = host.cli(&["rm", &sandbox.id]).run().succeeds();
+
+            for way in ["DELETE", "timeout"] {
+                ended_by_server(host, &server, attack, way);
+            }
+        });
+        server.stop();
+    }
+    for ((sandbox, vmm), what) in &expiring {
+        goes_away(*vmm, &format!("expiry of {what}"));
+        let removed = || (!sandbox.directory().exists()).then_some(());
+        assert!(eventually(SOON, removed).is_some(), "expiry of {what}");
+    }
+    for host in hosts {
+        let doomed = each(&ATTACKS.map(|attack| (host, attack)), |host, attack| (host.taken_over(attack, &[]), attack));
+        let _ = host.cli(&["prune"]).run().succeeds();
+        for ((sandbox, vmm), attack) in &doomed {
+            let what = format!("prune of {}", what(host, attack));
+            if *attack == "fill-status" {
+                // It holds its lock, so it runs as far as any other process can tell; what its status says keeps no command from it.
+                assert_eq!(home.row(&sandbox.id)["state"], "running", "{what}");
+                let _ = host.cli(&["inspect", &sandbox.id]).run().succeeds();
+                attacks(sandbox, *vmm, "close-lock");
+                let _ = host.cli(&["prune"]).run().succeeds();
+            }
+            goes_away(*vmm, &what);
+            assert!(!sandbox.directory().exists(), "{what}");
+        }
+    }
+    home.assert_nothing_left();
+}
+
+fn what(host: Host<'_>, attack: &str) -> String {
+    format!("{attack}, {} control groups", if host.groups { "with" } else { "without" })
+}
+
+/// All cells, two at a time: each is one guest, which keeps a processor busy.
+fn each<'h, T: Send>(cells: &[(Host<'h>, &'static str)], act: impl Fn(Host<'h>, &'static str) -> T + Sync) -> Vec<T> {
+    let parts = cells.chunks(cells.len().div_ceil(2));
+    let act = &act;
+    thread::scope(|scope| {
+        let threads: Vec<_> = parts
+            .map(|part| scope.spawn(move || part.iter().map(|(host, attack)| act(*host, attack)).collect::<Vec<T>>()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("the words of a cell that failed are above"))
+            .collect()
+    })
+}
+
+/// By the call that ends it, or by the timeout that a client gave it.
+#[track_caller]
+fn ended_by_server(host: Host<'_>, server: &Server, attack: &str, way: &str) {
+    let what = format!("{way} at the server of {}", what(host, attack));
+    let made = server.create(&json!({ "templateID": "base", "timeout": 600 }));
+    let id = made["sandboxID"].as_str().unwrap().to_owned();
+    let sandbox = Sandbox::called(host.home, &id);
+    let vmm = host.take_over(&sandbox, attack);
+    let path = format!("/sandboxes/{id}");
+    if way == "DELETE" {
+        let _ = server.ask("DELETE", &path, None).expect(204);
+    } else {
+        let _ = server.ask("POST", &format!("{path}/timeout"), Some(&json!({ "timeout": 1 }))).expect(204);
+    }
+    goes_away(vmm, &what);
+    let record = host.home.path().join("server/sandboxes").join(format!("{id}.json"));
+    // The server forgets it before its record goes.
+    let gone = || {
+        let is_unknown = server.ask("GET", &path, None).status == 404;
+        (is_unknown && !sandbox.directory().exists() && !record.exists()).then_some(())
+    };
+    assert!(eventually(SOON, gone).is_some(), "{what}: something is left of it");
 }
 
 #[test]
@@ -80,7 +219,7 @@ fn a_server_ends_a_vmm_that_was_taken_over() {
     let Some(home) = Home::with_drills("", "") else { return };
     let server = Server::start(&home, &sandboxvm_tests::server::small_config());
     for attack in ATTACKS {
-        let made = server.create(&serde_json::json!({ "templateID": "base", "timeout": 600 }));
+        let made = server.create(&json!({ "templateID": "base", "timeout": 600 }));
         let id = made["sandboxID"].as_str().unwrap().to_owned();
         let sandbox = Sandbox::called(&home, &id);
         let vmm = sandbox.vmm_pid();
@@ -99,14 +238,15 @@ fn a_child_outlives_its_sandbox_only_without_group_and_filter() {
         return;
     }
     let Some(home) = Home::with_drills("seccomp", "1") else { return };
-    let (sandbox, vmm) = taken_over(&home, "leave-child", &[], false);
+    let [with, without] = [true, false].map(|groups| Host { home: &home, groups });
+    let (sandbox, vmm) = without.taken_over("leave-child", &[]);
     let child = family(vmm).into_iter().find(|pid| *pid != vmm).unwrap();
     let _ = home.cli_without_groups(["rm", "-f", &sandbox.id]).run().succeeds();
     assert!(eventually(SOON, || (family(vmm) == [child]).then_some(())).is_some(), "{:?}", family(vmm));
     kill_process(Pid::from_raw(child.cast_signed()).unwrap(), Signal::KILL).unwrap();
     goes_away(vmm, "the test's own kill");
 
-    let (sandbox, vmm) = taken_over(&home, "leave-child", &[], true);
+    let (sandbox, vmm) = with.taken_over("leave-child", &[]);
     let _ = home.cli(["rm", "-f", &sandbox.id]).run().succeeds();
     goes_away(vmm, "with a group");
 }

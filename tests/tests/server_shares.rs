@@ -3,6 +3,7 @@
 use sandboxvm_tests::{
     home::{Home, eventually},
     server::{Answer, Server, small_config},
+    server_attack::freeze,
 };
 use serde_json::{Value, json};
 use std::{
@@ -15,10 +16,6 @@ fn id(created: &Value) -> String {
     created["sandboxID"].as_str().expect("a sandbox has an ID").to_owned()
 }
 
-/// Stops PID 1, which is the agent, for good, and says so on the console.
-const FREEZE: &str = "cd /sys/fs/cgroup && mkdir z && echo 1 >z/cgroup.procs && echo 1 >z/cgroup.freeze && \
-    until grep -q 'frozen 1' z/cgroup.events; do :; done; echo '<1>AGENT-IS-FROZEN' >/dev/kmsg";
-
 #[test]
 fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
     let Some(home) = Home::with_kvm() else { return };
@@ -27,12 +24,7 @@ fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
     let other = other.trim();
     let frozen = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
     let paused = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
-    for one in [&frozen, &paused] {
-        let freezing = home.cli(["exec", one, "--", "sh", "-c", FREEZE]).spawn();
-        let says_so = || home.cli(["logs", one]).run().succeeds().out().contains("AGENT-IS-FROZEN").then_some(());
-        assert!(eventually(Duration::from_secs(60), says_so).is_some(), "{}", home.cli(["logs", one]).run().out());
-        drop(freezing);
-    }
+    freeze(&home, &[&frozen, &paused]);
     let _ = server.ask("POST", &format!("/sandboxes/{paused}/pause"), None).expect(204);
     let snapshot = server.ask("POST", &format!("/sandboxes/{frozen}/snapshots"), None).expect(201).json();
     let snapshot = snapshot["snapshotID"].as_str().expect("an ID").to_owned();

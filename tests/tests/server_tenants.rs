@@ -4,12 +4,15 @@ use sandboxvm_tests::{
     envd::Envd,
     home::{Home, eventually},
     server::{Server, request, small_config},
+    server_attack::{Attack, Request, Seen, Then, during, freeze},
+    server_load::{Times, client},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
+    fmt::Write as _,
     io::{Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A connection with a request whose body does not come.
@@ -78,6 +81,230 @@ fn requests_without_bodies_keep_no_other_key_out_and_are_given_up() {
         let _ = server.ask("DELETE", &format!("/sandboxes/{}", created["sandboxID"].as_str().unwrap()), None);
     }
     let _ = server.ask_as(other, "DELETE", &format!("/sandboxes/{}", theirs["sandboxID"].as_str().unwrap()), None);
+    server.stop();
+    home.assert_nothing_left();
+}
+
+/// What one key may have at a time, far below what the server has.
+const SHARES: &str = "concurrent_requests = 48\nconcurrent_requests_per_key = 24\nconcurrent_requests_per_sandbox = 8\n\
+    streams = 64\nstreams_per_key = 40\nstreams_per_sandbox = 16\nconnections = 512\nconnections_per_address = 224\n\
+    snapshots_per_key = 3\naudit_per_sandbox = 1\n";
+/// As much as the server has.
+const NO_SHARES: &str = "concurrent_requests = 48\nconcurrent_requests_per_key = 48\nconcurrent_requests_per_sandbox = 48\n\
+    streams = 64\nstreams_per_key = 64\nstreams_per_sandbox = 64\nconnections = 512\nconnections_per_address = 512\n";
+
+fn config(shares: &str) -> String {
+    format!("body_timeout = 40\nrequests_per_second = 1000\n{shares}{}", small_config())
+}
+
+fn text<'v>(created: &'v Value, name: &str) -> &'v str {
+    created[name].as_str().unwrap_or_else(|| panic!("no {name}: {created}"))
+}
+
+/// A message of the Connect protocol's streams.
+fn frame(message: &Value) -> Vec<u8> {
+    let message = message.to_string();
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).expect("a short message").to_be_bytes());
+    frame.extend(message.as_bytes());
+    frame
+}
+
+/// The sandboxes that one key has for its attacks.
+struct Arsenal {
+    key: String,
+    /// Its agent never answers.
+    frozen: Value,
+    /// The same, and it rests on disk.
+    paused: Value,
+    /// A snapshot of the first.
+    snapshot: String,
+    /// Its processes write without end.
+    busy: Value,
+    /// Fills its audit log.
+    logger: Value,
+}
+
+impl Arsenal {
+    fn new(home: &Home, server: &Server) -> Self {
+        let base = json!({ "templateID": "base", "timeout": 3000 });
+        let [frozen, paused, busy, logger] = [(); 4].map(|()| server.create(&base));
+        freeze(home, &[text(&frozen, "sandboxID"), text(&paused, "sandboxID")]);
+        let path = |of: &Value, what: &str| format!("/sandboxes/{}/{what}", text(of, "sandboxID"));
+        let _ = server.ask("POST", &path(&paused, "pause"), None).expect(204);
+        let snapshot = server.ask("POST", &path(&frozen, "snapshots"), None).expect(201).json();
+        let key = server.key().to_owned();
+        Self { key, frozen, paused, snapshot: text(&snapshot, "snapshotID").to_owned(), busy, logger }
+    }
+
+    /// Everything at once. `theirs` is a running sandbox of another key, `resting` a paused one.
+    fn attacks(&self, server: &Server, theirs: &str, resting: &str) -> Vec<Attack> {
+        let api = |name, count, then, first| Attack::on_api(server, name, count, then, first);
+        let plane = |name, count, then, first| Attack::on_sandboxes(server, name, count, then, first);
+        let control = |path: &str| Request::new("POST", path).with("X-API-Key", &self.key);
+        let path = |of: &Value, what: &str| format!("/sandboxes/{}/{what}", text(of, "sandboxID"));
+        let start = json!({ "templateID": self.snapshot, "timeout": 3000 }).to_string();
+        let list = |of: &Value| to(of, "49983", "POST", "/process.Process/List");
+        let run = |of: &Value, command: &str, argument: &str| {
+            let process = json!({ "cmd": command, "args": [argument] });
+            let message = frame(&json!({ "process": process, "stdin": false }));
+            to(of, "49983", "POST", "/process.Process/Start").whole("application/connect+json", &message)
+        };
+        let stranger = |id: &str, method: &str, path: &str| {
+            Request::new(method, path).with("E2b-Sandbox-Id", id).with("E2b-Sandbox-Port", 49983)
+        };
+        let (json, yes) = ("application/json", "/usr/bin/yes");
+        let forged = format!("/files?path=/etc/passwd&username=user&signature=v1_{}", "A".repeat(43));
+        vec![
+            // A3
+            api("starts of silent guests", 8, Then::Wait, control("/v2/sandboxes").whole(json, start.as_bytes())),
+            api("resumes of a silent guest", 2, Then::Wait, control(&path(&self.paused, "connect")).whole(json, b"{}")),
+            // A4, A11
+            api(BODIES, 64, Then::Wait, control("/v2/sandboxes").with("Content-Length", 1000).head()),
+            api("bodies that drip", 16, Then::Drip, control("/v2/sandboxes").with("Content-Length", 1000).head()),
+            plane(UNANSWERED, 64, Then::Wait, list(&self.frozen).whole(json, b"{}")),
+            plane(
+                "messages that do not come",
+                8,
+                Then::Wait,
+                list(&self.logger).with("Content-Type", json).with("Content-Length", 100).head(),
+            ),
+            // A5
+            api("silent connections", 100, Then::Wait, Vec::new()),
+            api("heads that drip", 32, Then::Drip, b"GET /health HTTP/1.1\r\nX: ".to_vec()),
+            plane("silent connections to sandboxes", 100, Then::Wait, b"P".to_vec()),
+            // A6
+            api("snapshots", 2, Then::Repeat, control(&path(&self.busy, "snapshots")).whole(json, b"{}")),
+            plane("lines in audit logs", 2, Then::Repeat, run(&self.logger, "/bin/true", &"x".repeat(60_000))),
+            // A9
+            plane("health without a token", 4, Then::Repeat, stranger(resting, "GET", "/health").head()),
+            plane(
+                "wrong tokens",
+                4,
+                Then::Repeat,
+                stranger(theirs, "POST", "/process.Process/List").with("X-Access-Token", "wrong").whole(json, b"{}"),
+            ),
+            plane("signatures of no sandbox", 4, Then::Repeat, Request::new("GET", &forged).head()),
+            plane("signatures of another's sandbox", 4, Then::Repeat, stranger(theirs, "GET", &forged).head()),
+            api("wrong keys", 4, Then::Repeat, Request::new("GET", "/v2/sandboxes").with("X-API-Key", "wrong").head()),
+            // Answers without end, unread and read.
+            plane("output that is not read", 8, Then::Wait, run(&self.busy, yes, "y")),
+            plane("floods of output", 2, Then::Read, run(&self.busy, yes, "y")),
+        ]
+    }
+}
+
+const BODIES: &str = "bodies that do not come";
+const UNANSWERED: &str = "requests that are not answered";
+
+/// A request to a sandbox, with its token.
+fn to(created: &Value, port: &str, method: &str, path: &str) -> Request {
+    Request::new(method, path)
+        .with("E2b-Sandbox-Id", text(created, "sandboxID"))
+        .with("E2b-Sandbox-Port", port)
+        .with("X-Access-Token", text(created, "envdAccessToken"))
+}
+
+/// True when each attack has all that it can get, without which the test would prove nothing.
+fn are_in_force(attacks: &[Attack]) -> bool {
+    let all = |names: &[&str], is: fn(&Seen) -> bool| {
+        names.iter().all(|name| attacks.iter().any(|attack| attack.name == *name && is(&attack.seen)))
+    };
+    all(&[BODIES, UNANSWERED, "snapshots"], |seen| seen.refused() > 0)
+        && all(&["output that is not read"], |seen| seen.served() > 0)
+        && all(&["wrong tokens", "wrong keys", "health without a token"], |seen| seen.failed() > 0)
+        && all(&["floods of output"], |seen| seen.bytes() > 0)
+        && all(
+            &["starts of silent guests", "resumes of a silent guest", "heads that drip", "bodies that drip"],
+            |seen| seen.held() > 0,
+        )
+}
+
+fn report(quiet: &[Times], attacked: &[Times]) -> String {
+    let mut table = "milliseconds           quiet: median   most   attacked: median   most\n".to_owned();
+    let kinds: [(&str, fn(&Times) -> Vec<Duration>); 4] = [
+        ("create", |times| vec![times.create]),
+        ("command", |times| times.commands.clone()),
+        ("files", |times| vec![times.files]),
+        ("kill", |times| vec![times.kill]),
+    ];
+    for (name, of) in kinds {
+        let [quiet, attacked] = [quiet, attacked].map(|times| {
+            let mut all: Vec<u128> = times.iter().flat_map(of).map(|time| time.as_millis()).collect();
+            all.sort_unstable();
+            (all[all.len() / 2], all[all.len() - 1])
+        });
+        let _ = writeln!(table, "{name:<22} {:>13} {:>6} {:>18} {:>6}", quiet.0, quiet.1, attacked.0, attacked.1);
+    }
+    table
+}
+
+#[test]
+fn a_key_that_runs_every_attack_fails_no_request_of_another_key() {
+    let Some(home) = Home::with_kvm() else { return };
+    let server = Server::start(&home, &config(SHARES));
+    let other = home.cli(["key", "create", "other"]).run().succeeds().out();
+    let other = other.trim();
+    let lasting =
+        json!({ "templateID": "base", "timeout": 3000, "autoPause": true, "autoResume": { "enabled": true } });
+    let [theirs, resting] =
+        [(); 2].map(|()| server.ask_as(other, "POST", "/v2/sandboxes", Some(&lasting)).expect(201).json());
+    let resting = text(&resting, "sandboxID");
+    let _ = server.ask_as(other, "POST", &format!("/sandboxes/{resting}/pause"), None).expect(204);
+    let arsenal = Arsenal::new(&home, &server);
+
+    eprintln!("measuring another key without the attacker");
+    let quiet: Vec<Times> = (0..1).map(|number| client(&server, other, number, 3)).collect();
+    let attacks = arsenal.attacks(&server, text(&theirs, "sandboxID"), resting);
+    let attacked = during(&attacks, || {
+        let in_force = || are_in_force(&attacks).then_some(());
+        assert!(eventually(Duration::from_secs(30), in_force).is_some(), "{attacks:#?}");
+        eprintln!("measuring it with the attacker");
+        let begun = Instant::now();
+        let mut attacked = Vec::new();
+        while attacked.is_empty() || begun.elapsed() < Duration::from_secs(20) {
+            attacked.push(client(&server, other, 100 + attacked.len(), 3));
+        }
+        let listed = server.ask_as(other, "GET", "/v2/sandboxes", None).expect(200).json();
+        assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+        let info = server.ask_as(other, "GET", &format!("/sandboxes/{resting}"), None).expect(200).json();
+        assert_eq!(info["state"], "paused", "an attack woke it");
+        assert_eq!(Envd::of(&server, &theirs).run("echo here").stdout, "here\n");
+        attacked
+    });
+    eprintln!("{}", report(&quiet, &attacked));
+    server.stop();
+    eprintln!("without shares");
+
+    // With nothing but the shares taken away, the same attacks keep the other key out.
+    let mut server = Server::start(&home, &config(NO_SHARES));
+    server.key = Some(arsenal.key.clone());
+    let attacks: Vec<Attack> = arsenal
+        .attacks(&server, text(&theirs, "sandboxID"), resting)
+        .into_iter()
+        .filter(|attack| [BODIES, UNANSWERED].contains(&attack.name))
+        .collect();
+    during(&attacks, || {
+        let wrong = json!({ "templateID": "no-such-template" });
+        let refused = || (server.ask_as(other, "POST", "/v2/sandboxes", Some(&wrong)).status == 429).then_some(());
+        assert!(eventually(Duration::from_secs(30), refused).is_some(), "requests that a key has are counted for all");
+        let headers =
+            [("e2b-sandbox-id", text(&theirs, "sandboxID")), ("x-access-token", text(&theirs, "envdAccessToken"))];
+        let url = format!("{}/process.Process/List", server.sandboxes);
+        let list = || request("POST", &url, &headers, Some(("application/json", b"{}".to_vec())));
+        assert!(eventually(Duration::from_secs(30), || (list().status == 429).then_some(())).is_some());
+    });
+
+    for key in [arsenal.key.as_str(), other] {
+        let listed = server.ask_as(key, "GET", "/v2/sandboxes", None).expect(200).json();
+        for one in listed.as_array().expect("a list") {
+            let _ = server.ask_as(key, "DELETE", &format!("/sandboxes/{}", text(one, "sandboxID")), None);
+        }
+        let listed = server.ask_as(key, "GET", "/snapshots", None).expect(200).json();
+        for one in listed.as_array().expect("a list") {
+            let _ = server.ask_as(key, "DELETE", &format!("/templates/{}", text(one, "snapshotID")), None);
+        }
+    }
     server.stop();
     home.assert_nothing_left();
 }

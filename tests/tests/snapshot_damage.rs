@@ -34,6 +34,14 @@ fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
         let copied = Command::new("cp").args(["-al"]).args([&good, &copy]).status().expect("cp");
         assert!(copied.success());
         change(&copy.join(file));
+        // What can be seen without reading files that have not changed, a listing says.
+        let shown = match name {
+            "memory" | "layer" | "state" => "is damaged",
+            "manifest" | "format" => "is not listed",
+            _ => "",
+        };
+        let listed = home.cli(["snapshot", "ls"]).run().succeeds();
+        assert!(listed.err().contains(shown), "{}", listed.transcript());
         for command in [&["create", "--from", name][..], &["run", "--from", name, "--", "true"]] {
             let _ = home.cli(command).run().fails_with(hints);
         }

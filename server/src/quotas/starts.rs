@@ -79,6 +79,7 @@ impl Starts {
 mod tests {
     use super::*;
     use futures_util::FutureExt;
+    use tokio::time::Instant;
 
     fn key(name: &str) -> KeyId {
         KeyId(name.to_owned())
@@ -101,8 +102,11 @@ mod tests {
     async fn a_start_waits_for_its_turn_only_so_long() {
         let starts = Starts::new(1);
         let _held = starts.begin(&key("a")).await.unwrap();
+        let begun = Instant::now();
         assert!(matches!(starts.begin(&key("b")).await, Err(StartsError::TooMany)));
+        assert_eq!(begun.elapsed().as_secs(), TURN_WITHIN.as_secs());
         assert!(matches!(starts.begin_own(&key("a")).await, Err(StartsError::TooMany)));
+        assert_eq!(begun.elapsed().as_secs(), 2 * TURN_WITHIN.as_secs());
         drop(starts.begin_own(&key("b")).await.unwrap());
     }
 }

@@ -288,6 +288,14 @@ mod tests {
     }
 
     #[test]
+    fn clients_cannot_set_the_forwarded_host_of_a_request_without_host() {
+        let request = Request::builder().uri("/a").header("x-forwarded-host", "evil.example");
+        let mut request = request.body(Body::empty()).unwrap();
+        prepare(&mut request, false, None).unwrap();
+        assert!(!request.headers().contains_key("x-forwarded-host"), "{:?}", request.headers());
+    }
+
+    #[test]
     fn guest_servers_see_the_masked_host() {
         let mut request = request(&[]);
         prepare(&mut request, true, Some("localhost:8000")).unwrap();
