@@ -21,16 +21,16 @@ from pathlib import Path
 # Areas of code that are not rewritten yet, with the number of findings that each may still have.
 # A file belongs to the longest area that its path starts with; a file of no area may have none.
 ALLOWED = {
-    "cli": 76,
-    "guest-agent": 111,
+    "archive": 12,
+    "cli": 2,
+    "guest-agent": 41,
     "images": 9,
-    "manager": 19,
-    "mcp": 30,
-    "protocol": 42,
-    "server": 89,
-    "tests": 264,
-    "tree": 24,
-    "vmm": 182,
+    "manager": 21,
+    "mcp": 2,
+    "protocol": 20,
+    "server": 24,
+    "tests": 265,
+    "vmm": 59,
 }
 
 COLUMNS = 100  # of a line of Markdown

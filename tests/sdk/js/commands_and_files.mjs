@@ -8,7 +8,7 @@ import { pathToFileURL } from 'node:url'
 const require = createRequire(pathToFileURL(`${process.env.E2B_JS ?? process.cwd()}/`))
 const {
   Sandbox, CommandExitError, TimeoutError, NotFoundError, FileNotFoundError, InvalidArgumentError, AuthenticationError,
-  FilesystemEventType,
+  FilesystemEventType, SandboxNotFoundError,
 } = require('e2b')
 
 const until = async (what, done) => {
@@ -122,7 +122,8 @@ try {
   await sandbox.kill()
   await assert.rejects(running.wait(), (error) => error instanceof TimeoutError &&
     error.message.endsWith('The sandbox was killed or reached its end of life while the request was in flight.'))
-  await assert.rejects(sandbox.commands.run('true'), TimeoutError)
+  // The client's own error where a process cannot be started since the sandbox is unavailable.
+  await assert.rejects(sandbox.commands.run('true'), SandboxNotFoundError)
 } finally {
   await sandbox.kill()
 }
