@@ -1,4 +1,4 @@
-//! The server that E2B's own clients talk to, on one machine, with nothing beside it.
+//! A server for E2B's own clients, on one machine and without other services.
 //!
 //! ```text
 //! control plane (api listener)      ─┐
@@ -8,9 +8,10 @@
 //!   Host or E2b-Sandbox-Id ─> envd ──┤      └─ what is known of each sandbox: owner, time, metadata; on disk
 //!                          └> traffic ┘         before it is answered, read again after a restart
 //! ```
-//! `registry` alone decides over the life of a sandbox; `access` alone knows keys and tokens; `control_plane` and
-//! `sandbox_plane` translate requests and own no state. The guest is asked through the manager, which takes everything
-//! it says for a guest's word. Called by the `sandboxvm` program's `serve`, within a multi-threaded tokio runtime.
+//! `registry` alone decides over the life of a sandbox; below it, `templates` says what sandboxes are made from, `quotas` what a
+//! key may have, and `metering` what sandboxes took. `access` alone knows keys and tokens. `control_plane` and `sandbox_plane`
+//! translate requests; the only state of their own is what envd remembers of a sandbox until the server ends. The guest is
+//! reached through the manager, which treats everything that it says as a guest's word. Called by the `sandboxvm` program's `serve`, within a multi-threaded tokio runtime.
 
 mod access;
 mod app;

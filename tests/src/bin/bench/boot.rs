@@ -1,26 +1,26 @@
 //! `bench boot`: from the VMM's start to the agent's listening. The instruction count is the figure to compare: it does
 //! not depend on what else the machine does. It is there where KVM counts emulated instructions (host mode `pvm`).
 
-use crate::table::{self, Row};
+use crate::{
+    rig::Runs,
+    table::{self, Row},
+};
 use sandboxvm_manager::{HostMode, VmStats};
 use sandboxvm_tests::{home::Home, memory};
 use serde::Serialize;
 use std::{collections::BTreeMap, fs, path::Path};
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("runs", |runs| runs.default_value("5")))]
 pub struct Arguments {
-    /// How many boots
-    #[arg(short = 'n', long = "runs", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
+    #[command(flatten)]
+    pub all: Runs,
     /// Guest memory in MiB
     #[arg(short, long, default_value_t = 256)]
     memory: u64,
     /// vCPUs
     #[arg(short, long, default_value_t = 1)]
     cpus: u8,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -43,21 +43,21 @@ struct Boot {
 
 pub fn run(arguments: &Arguments) {
     let home = Home::with_kvm().expect("a benchmark without KVM measures nothing: unset SANDBOXVM_NO_KVM");
-    let boots: Vec<Boot> = (1..=arguments.runs)
+    let boots: Vec<Boot> = (1..=arguments.all.runs)
         .map(|run| {
-            eprintln!("bench: boot {run} of {}", arguments.runs);
+            eprintln!("bench: boot {run} of {}", arguments.all.runs);
             boot(&home, arguments)
         })
         .collect();
     let report = Report {
-        runs: arguments.runs,
+        runs: arguments.all.runs,
         memory_mib: arguments.memory,
         vcpus: arguments.cpus,
         host_mode: boots[0].stats.host_mode,
         results: rows(&boots),
         sizes: sizes(&home),
     };
-    if arguments.json {
+    if arguments.all.json {
         println!("{}", serde_json::to_string_pretty(&report).expect("a report is JSON"));
     } else {
         print(&report);

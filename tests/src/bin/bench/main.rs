@@ -72,3 +72,21 @@ fn main() {
         Benchmark::Server(arguments) => server::run(&arguments),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_benchmarks_run_less_often() {
+        let runs = |words: &[&str]| match Arguments::try_parse_from([&["bench"], words].concat()).unwrap().benchmark {
+            Benchmark::Boot(boot) => boot.all.runs,
+            Benchmark::Reclaim(reclaim) => reclaim.all.runs,
+            Benchmark::Neighbours(neighbours) => neighbours.all.runs,
+            Benchmark::Pool(all) => all.runs,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([["boot"], ["neighbours"], ["reclaim"], ["pool"]].map(|words| runs(&words)), [5, 5, 3, 50]);
+        assert_eq!(runs(&["boot", "-n", "7"]), 7);
+    }
+}

@@ -2,7 +2,7 @@
 //! time it takes while the other is idle. Measured in turns, so that both are of the same minute on a busy machine.
 
 use crate::{
-    rig::{Rig, instructions},
+    rig::{Rig, Runs, instructions},
     table::{self, Row},
 };
 use sandboxvm_manager::{OnDisconnect, ProcessSpec, Sandbox, SignalNumber};
@@ -26,16 +26,13 @@ const ATTACKS: [(&str, &str); 5] = [
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("runs", |runs| runs.default_value("5")))]
 pub struct Arguments {
-    /// How many commands in each turn
-    #[arg(short = 'n', long = "runs", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
+    #[command(flatten)]
+    pub all: Runs,
     /// Guest memory in MiB
     #[arg(short, long, default_value_t = 256)]
     memory: u64,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 pub fn run(arguments: &Arguments) {
@@ -47,10 +44,10 @@ pub fn run(arguments: &Arguments) {
         exec(neighbour.sandbox(), &["true"]).await;
         for (name, script) in ATTACKS {
             eprintln!("bench: {name}");
-            let (quiet, cost) = answers(neighbour.sandbox(), arguments.runs).await;
+            let (quiet, cost) = answers(neighbour.sandbox(), arguments.all.runs).await;
             let pid = begin(attacked.sandbox(), script).await;
             tokio::time::sleep(UNDER_WAY).await;
-            let (busy, cost_beside) = answers(neighbour.sandbox(), arguments.runs).await;
+            let (busy, cost_beside) = answers(neighbour.sandbox(), arguments.all.runs).await;
             attacked.sandbox().signal(pid, SignalNumber::KILL).await.expect("the agent answers");
             let (quiet, busy) = (Row::of("idle", "s", quiet), Row::of("busy", "s", busy));
             let times = busy.p50 / quiet.p50;
@@ -66,8 +63,8 @@ pub fn run(arguments: &Arguments) {
             started.finish().await.expect("it can be removed");
         }
     });
-    let title = format!("neighbours: {} commands each, guests of {} MiB", arguments.runs, arguments.memory);
-    table::report(&title, &rows, arguments.json);
+    let title = format!("neighbours: {} commands each, guests of {} MiB", arguments.all.runs, arguments.memory);
+    table::report(&title, &rows, arguments.all.json);
 }
 
 /// Seconds and guest-kernel instructions of each of so many commands.

@@ -1,7 +1,7 @@
 //! `bench reclaim`: memory that a guest took and freed, and what of it the host has back by free page reporting.
 
 use crate::{
-    rig::{Rig, instructions},
+    rig::{Rig, Runs, instructions},
     table::{self, Row},
 };
 use sandboxvm_manager::{ExitStatus, Sandbox};
@@ -19,16 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(8);
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("runs", |runs| runs.default_value("3")))]
 pub struct Arguments {
-    /// How many runs
-    #[arg(short = 'n', long = "runs", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
-    runs: u16,
+    #[command(flatten)]
+    pub all: Runs,
     /// MiB the guest takes and frees
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=256))]
     mib: u64,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 /// MiB of memory that are the guest's alone, at each step.
@@ -43,8 +40,8 @@ struct Reclaim {
 pub fn run(arguments: &Arguments) {
     let rig = Rig::new(MEMORY_MIB);
     let mut runs = Vec::new();
-    for run in 1..=arguments.runs {
-        eprintln!("bench: reclaim {run} of {}", arguments.runs);
+    for run in 1..=arguments.all.runs {
+        eprintln!("bench: reclaim {run} of {}", arguments.all.runs);
         runs.push(rig.block_on(async {
             let started = rig.create().await;
             let reclaim = reclaim(started.sandbox(), arguments.mib).await;
@@ -63,7 +60,7 @@ pub fn run(arguments: &Arguments) {
     ];
     let title =
         format!("reclaim: {} runs, {} MiB taken and freed, guest of {MEMORY_MIB} MiB", runs.len(), arguments.mib);
-    table::report(&title, &rows, arguments.json);
+    table::report(&title, &rows, arguments.all.json);
 }
 
 async fn reclaim(sandbox: &Sandbox, mib: u64) -> Reclaim {

@@ -24,13 +24,13 @@ while not os.path.exists('/dev/shm/rest'):
 open('/dev/shm/rests', 'w').close()
 time.sleep(1e9)";
 
-/// What all of them take.
+/// What all benchmarks of single runs take. One whose runs are slow sets another default with `mut_arg`.
 #[derive(Debug, clap::Args)]
 pub struct Runs {
-    /// How many runs
+    /// Number of runs
     #[arg(short = 'n', long = "runs", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
     pub runs: u16,
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
 }
