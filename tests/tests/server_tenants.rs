@@ -222,7 +222,8 @@ fn are_in_force(attacks: &[Attack]) -> bool {
 
 fn report(quiet: &[Times], attacked: &[Times]) -> String {
     let mut table = "milliseconds           quiet: median   most   attacked: median   most\n".to_owned();
-    let kinds: [(&str, fn(&Times) -> Vec<Duration>); 4] = [
+    type Kind = (&'static str, fn(&Times) -> Vec<Duration>);
+    let kinds: [Kind; 4] = [
         ("create", |times| vec![times.create]),
         ("command", |times| times.commands.clone()),
         ("files", |times| vec![times.files]),

@@ -183,7 +183,7 @@ enum Found<'a> {
 /// The current files of the sandbox, with its VMM if it runs.
 enum Composition<'s> {
     Running(Box<Running<'s>>),
-    AtRest(Lineage),
+    AtRest(Box<Lineage>),
 }
 
 impl Composition<'_> {
@@ -262,7 +262,7 @@ impl Sandbox {
         let mut composition = if self.state()?.is_live() {
             Composition::Running(Box::new(change.running().await?))
         } else {
-            Composition::AtRest(change.lineage_at_rest()?)
+            Composition::AtRest(Box::new(change.lineage_at_rest()?))
         };
         let lineage = composition.lineage();
         let began_from = match &lineage.origin {
