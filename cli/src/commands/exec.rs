@@ -14,14 +14,14 @@ use std::ffi::OsString;
 pub(crate) struct Exec {
     /// Name or ID of the sandbox
     sandbox: String,
+    /// Command to run, and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
     #[command(flatten)]
     process: ProcessOptions,
     /// Print the ID of the process and leave it running; use it with `attach`, `logs`, `wait` and `kill`
     #[arg(short, long, help_heading = "Process")]
     detach: bool,
-    /// The command and its arguments
-    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
 }
 
 impl Exec {

@@ -6,7 +6,7 @@ use clap::Args;
 use sandboxvm_manager::{ProcessSummary, printable};
 use std::time::Duration;
 
-/// List processes that run and exec started, running or recently ended
+/// List the processes of run and exec, running or recently ended
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
     /// Name or ID of the sandbox

@@ -20,6 +20,9 @@ use std::ffi::OsString;
                   failed; 126 if the command is not executable; 127 if it was not found."
 )]
 pub(crate) struct Run {
+    /// Command to run, and its arguments
+    #[arg(trailing_var_arg = true, required_unless_present = "detach", value_name = "COMMAND")]
+    command: Vec<OsString>,
     #[command(flatten)]
     machine: MachineOptions,
     #[command(flatten)]
@@ -32,9 +35,6 @@ pub(crate) struct Run {
     /// Remove the sandbox when the command ends; this is the default without --detach
     #[arg(long, help_heading = "Lifetime", conflicts_with = "detach")]
     rm: bool,
-    /// The command and its arguments
-    #[arg(trailing_var_arg = true, required_unless_present = "detach", value_name = "COMMAND")]
-    command: Vec<OsString>,
 }
 
 impl Run {

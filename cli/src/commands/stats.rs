@@ -15,7 +15,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Moves the cursor to the top left corner and clears the screen below (ECMA-48 CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Show the resource usage of running sandboxes, or the counters of one
+/// Show resource usage of running sandboxes, or the counters of one
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     /// Name or ID of a sandbox whose VMM counters to show [default: a line of usage for each running sandbox]

@@ -46,6 +46,6 @@ mod tests {
         let error = sandbox.exec(ProcessSpec::builder(["true"]).build().unwrap()).await.unwrap_err().to_string();
         assert!(error.contains("sandbox demo is not running"), "{error}");
         let error = sandbox.stop(Duration::ZERO).await.unwrap_err().to_string();
-        assert!(error.contains("sandbox demo is not running"), "{error}");
+        assert!(error.contains("sandbox demo: it is not running"), "{error}");
     }
 }
