@@ -8,27 +8,30 @@ use sandboxvm_protocol::{
     machine::{DiskLimits, DiskOperations, DiskRate, OutputRate},
 };
 
-/// What a new sandbox may have.
+/// The limits of a new sandbox.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
 pub(crate) struct LimitOptions {
-    /// Most processes and threads at a time: 1 to 30000; four for each MiB of memory unless stated, from 256 to 4096.
-    /// A few more may be started from outside, to look into a sandbox that has as many as it may
+    /// Maximum number of processes and threads (1-30000). `exec` may use a small reserve when the sandbox is at its limit
+    /// [default: 4 per MiB of memory, clamped to 256-4096]
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = pids)]
     pids: Option<ProcessCount>,
-    /// Most open files of each process: 8 to 1048576; 8192 unless stated, which a process may raise
+    /// Maximum number of open files per process (8-1048576) [default: 8192, which a process may raise]
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = files)]
     nofile: Option<FileCount>,
-    /// Most processor time, in hundredths of one processor of the host: 50%, or 150% for two vCPUs
+    /// Maximum processor time, in percent of one processor of the host (1%-6400%) [default: no limit]
     #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = share)]
     cpu_share: Option<CpuShare>,
-    /// Most bytes a second that it sends, 256K at least: output of its processes, files copied out of it and traffic of its
-    /// ports together. What is more waits in the sandbox
+    /// Maximum rate in bytes per second at which the sandbox sends process output, file copies and port traffic together
+    /// (256K-64G). Excess data stays queued in the guest [default: no limit]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = output_rate)]
     output_rate: Option<OutputRate>,
-    /// Maximum rate at which the sandbox's disks are served together, reads and writes: 256K or more per second
+    /// Maximum rate in bytes per second of reads and writes on the disks of the sandbox together (256K-64G)
+    /// [default: no limit]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = disk_rate)]
     disk_rate: Option<DiskRate>,
-    /// Maximum number of disk operations per second, 10 or more: reads, writes and flushes together
+    /// Maximum number of reads, writes and flushes per second on the disks of the sandbox together (10-10000000)
+    /// [default: no limit]
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = disk_operations)]
     disk_ops: Option<DiskOperations>,
 }

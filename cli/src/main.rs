@@ -10,6 +10,7 @@
 //! 125 when we failed; 126 and 127 when it was not executable or not found.
 
 mod background;
+mod command_list;
 mod commands;
 mod detach_keys;
 mod environment;
@@ -30,11 +31,11 @@ mod umask;
 mod values;
 mod wall;
 
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use failure::Failure;
 use std::process::ExitCode;
 
-/// Runs commands in microVMs of their own: hardware-virtualised Linux machines at container speed.
+/// Run commands in microVMs: hardware-virtualised Linux machines that start as fast as containers
 #[derive(Debug, Parser)]
 #[command(name = "sandboxvm", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
@@ -42,9 +43,15 @@ struct Cli {
     command: commands::Command,
 }
 
+/// Returns the command line as it is parsed and described.
+fn command() -> clap::Command {
+    command_list::in_groups(Cli::command())
+}
+
 fn main() -> ExitCode {
     umask::take_on_ours();
-    let outcome = match Cli::try_parse() {
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let outcome = match parsed {
         Ok(cli) => cli.command.run(),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => stdio::print(&error.render().to_string()).map(|()| 0),

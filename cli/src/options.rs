@@ -28,31 +28,32 @@ use std::{
     time::Duration,
 };
 
-/// What machine a new sandbox is.
+/// The machine of a new sandbox.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
 pub(crate) struct MachineOptions {
-    /// Name to call the sandbox by: a-z, 0-9 and '-'
+    /// Name of the sandbox: 1-63 characters from a-z, 0-9 and '-', not starting with '-' [default: none, only an ID]
     #[arg(long, allow_hyphen_values = true, value_parser = name)]
     name: Option<SandboxName>,
-    /// Guest memory: 64M to 64G
+    /// Guest memory (64M-64G)
     #[arg(short, long, value_name = "SIZE", default_value = "256M", allow_hyphen_values = true, value_parser = memory)]
     memory: MemorySize,
-    /// Number of vCPUs: 1 to 8
+    /// Number of vCPUs (1-8)
     #[arg(short, long, value_name = "N", default_value = "1", allow_hyphen_values = true, value_parser = vcpus)]
     cpus: VcpuCount,
-    /// Size of the writable disk; only what is written takes room
+    /// Size of the writable disk (64M-1T); it takes up space on the host only as it is written
     #[arg(long, value_name = "SIZE", default_value = "2G", allow_hyphen_values = true, value_parser = disk)]
     disk: DiskSize,
-    /// Guest kernel to boot instead of the bundle's (an x86-64 vmlinux)
+    /// Guest kernel to boot, an uncompressed x86-64 vmlinux [default: the bundle's]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Base image to boot instead of the bundle's (EROFS)
+    /// Base image to boot, an EROFS file system [default: the bundle's]
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Boot the kernel, instead of going on from the snapshot of a machine of this kind that just booted
+    /// Boot the kernel instead of restoring the ready snapshot of a freshly booted machine
     #[arg(long)]
     cold: bool,
-    /// Go on from this snapshot; memory, vCPUs, disk and image are the snapshot's
+    /// Restore from this snapshot; memory, vCPUs, disk and image are those of the snapshot
     #[arg(long, value_name = "SNAPSHOT", value_parser = name,
           conflicts_with_all = ["cold", "memory", "cpus", "disk", "kernel", "image"])]
     from: Option<SandboxName>,
@@ -122,11 +123,12 @@ impl MachineOptions {
 
 /// Environment variables.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
 pub(crate) struct EnvOptions {
-    /// Set an environment variable; KEY alone takes the caller's value
+    /// Set an environment variable; KEY alone passes the caller's value on, if it has one
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     env: Vec<OsString>,
-    /// Read environment variables from a file, one KEY[=VALUE] a line
+    /// Read environment variables from a file with one KEY[=VALUE] per line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
 }
@@ -195,22 +197,23 @@ impl Variables {
 
 /// How a process is run.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Process")]
 pub(crate) struct ProcessOptions {
     #[command(flatten)]
     env: EnvOptions,
-    /// Working directory; the user's home unless stated
+    /// Working directory of the command [default: the home directory of the user]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<OsString>,
-    /// User to run as: NAME or UID, also with :GROUP or :GID; root unless stated
+    /// User to run the command as: NAME or UID, optionally followed by :GROUP or :GID [default: root]
     #[arg(short, long)]
     user: Option<OsString>,
-    /// Kill the command after this time (30s, 5m) and exit with 124
+    /// Kill the command after this time, such as 30s or 5m, and exit with 124 [default: no timeout]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     timeout: Option<Duration>,
-    /// Pass standard input on to the command
+    /// Pass standard input to the command
     #[arg(short, long)]
     interactive: bool,
-    /// Give the command a terminal
+    /// Allocate a terminal for the command
     #[arg(short, long)]
     tty: bool,
 }

@@ -10,24 +10,27 @@ use std::{env, fmt::Display, time::Duration};
 
 /// Published ports, and rules.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
 pub(crate) struct SupervisionOptions {
-    /// Publish a TCP port of the sandbox on this host: GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST. On
-    /// 127.0.0.1 unless another address is stated; HOST is any free port unless stated, and `port` shows which
+    /// Publish a TCP port of the sandbox on this host: GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST. ADDRESS
+    /// defaults to 127.0.0.1 and HOST to any free port, which `port` shows
     #[arg(short, long, value_name = "PORT", allow_hyphen_values = true)]
     publish: Vec<Publish>,
     #[command(flatten)]
     rules: RuleOptions,
 }
 
-/// When a sandbox ends by itself, or rests.
+/// When a sandbox ends or is paused without a command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Lifetime")]
 pub(crate) struct RuleOptions {
-    /// End the sandbox this long after its start, used or not, paused or not, as `stop` does; with =rm its files go too
+    /// Stop the sandbox gracefully this long after its start, even if it is in use or paused; with =rm, remove its files too
+    /// [default: no time limit]
     #[arg(long, value_name = "TIME[=rm]", allow_hyphen_values = true, value_parser = ttl)]
     ttl: Option<TimeToLive>,
-    /// Pause, stop or remove the sandbox when nobody has used it for this long. Commands on it, attended processes and
-    /// connections to published ports are uses; a process in the background is none. The next use resumes what was
-    /// paused like this, but not what `pause` paused
+    /// Pause, stop or remove the sandbox when it has not been used for this long. Commands, attached processes and
+    /// connections to published ports are uses; a process in the background is not. The next use resumes a sandbox that
+    /// this rule paused, but not one that `pause` paused [default: no rule]
     #[arg(long, value_name = "TIME=pause|stop|rm", allow_hyphen_values = true, value_parser = idle)]
     idle: Option<IdleRule>,
 }

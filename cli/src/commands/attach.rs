@@ -11,23 +11,23 @@ use crate::{
 use clap::Args;
 use sandboxvm_protocol::agent::process::{AttachRequest, View};
 
-/// Show what is kept of a process's output and all that follows, to its end
+/// Attach to a process: show its recent and new output until it ends
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Leaving it does not end it: Ctrl-P Ctrl-Q with -it, else a second Ctrl-C (the first is passed on), or \
-                  the end of the terminal.\n\n\
-                  Exit code: the process's own; 128+N killed by signal N, or left by it; 124 out of time; 125 sandboxvm \
-                  failed."
+    after_help = "Detaching does not end the process. To detach, type Ctrl-P Ctrl-Q with -it, otherwise Ctrl-C twice (the \
+                  first is passed to the process), or close the terminal.\n\n\
+                  Exit code: that of the process; 128+N if signal N killed it or made this command detach; 124 on timeout; \
+                  125 if sandboxvm failed."
 )]
 pub(crate) struct Attach {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// ID of the process, as `exec -d` and `ps` print it
+    /// ID of the process, as printed by `exec -d` and `ps`
     pid: u32,
-    /// Pass standard input on to it, in place of whoever did so far; it must have been started with -i
+    /// Pass standard input to the process, in place of the client that did so before; it must have been started with -i
     #[arg(short, long)]
     interactive: bool,
-    /// Have its terminal follow the size of this one; it must have been started with -t
+    /// Resize the terminal of the process with this one; it must have been started with -t
     #[arg(short, long)]
     tty: bool,
 }

@@ -4,7 +4,7 @@ use crate::{commands::events, environment, failure::Failure, json, stdio, table}
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-/// Check the logs of what was done with sandboxes
+/// Verify audit logs
 #[derive(Debug, Args)]
 pub(crate) struct Audit {
     #[command(subcommand)]
@@ -16,18 +16,18 @@ enum AuditCommand {
     Verify(Verify),
 }
 
-/// Check that no line of a log was changed, removed or added since it was written
+/// Check that no line of an audit log was changed, removed or added since it was written
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each line names the hash of the line before it. Whoever can write the whole log can make another \
-                  that is whole: keep the hash of its last line elsewhere, it is printed here. \
-                  Exit code: 0 when every log is whole, else 125."
+    after_help = "Each line of a log has the hash of the line before it. A process that can write to the log can replace all \
+                  of it with another consistent one; to detect that, keep the printed hash of the last line elsewhere.\n\n\
+                  Exit code: 0 if every log is intact, otherwise 125."
 )]
 struct Verify {
-    /// Names or IDs of sandboxes, or full IDs of those that are gone; all when left out
+    /// Names or IDs of sandboxes, or full IDs of removed ones [default: all]
     sandboxes: Vec<String>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -1,7 +1,7 @@
 //! `cli-reference`: docs/cli.md, made from the commands themselves.
 
-use crate::{Cli, failure::Failure, stdio};
-use clap::{Args, CommandFactory};
+use crate::{failure::Failure, stdio};
+use clap::Args;
 use std::fmt::Write;
 
 /// Print docs/cli.md
@@ -16,7 +16,7 @@ impl CliReference {
 }
 
 fn reference() -> String {
-    let mut root = Cli::command().term_width(100);
+    let mut root = crate::command().term_width(100);
     root.build();
     let mut text = String::from(
         "# The command line\n\n\

@@ -24,44 +24,45 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-/// Copy files and directories between the host and a running sandbox
+/// Copy files and directories between the host and a sandbox
 #[derive(Debug, Args)]
 #[command(
-    after_help = "One of SRC and DEST is SANDBOX:PATH, the other a path of the host (write ./a:b for one with a \
-    colon in it) or '-'. PATH begins at the sandbox's root.\n\n\
-    A file or directory is copied into DEST where that is a directory, and takes its place where it is not; the directory \
-    above DEST must be there. Of a directory SRC that ends in '/.', its content is copied. Directories are copied whole, \
-    with modes, times, symbolic and hard links, user attributes and holes, and merged into what is there; other file \
-    systems mounted in the sandbox, sockets, devices and named pipes are left out. Each file gets its place in one step: a \
-    copy that breaks leaves the old one.\n\n\
-    With DEST '-' a file's own bytes go to standard output, and of a directory a tar archive. With SRC '-' standard \
-    input is always a tar archive, and DEST a directory that is there.\n\n\
-    On the host nothing outside DEST is touched, whatever the sandbox sends, and no symbolic link below it is followed."
+    after_help = "One of SRC and DEST is SANDBOX:PATH; the other is a path on the host, or '-'. PATH is relative to the root \
+    directory of the sandbox. Write ./a:b for a path on the host that contains a colon.\n\n\
+    If DEST is an existing directory, SRC is copied into it; otherwise the copy becomes DEST, whose parent directory must \
+    exist. If SRC is a directory and ends in '/.', its contents are copied instead of the directory itself. Directories are \
+    copied recursively and merged with existing ones, with modes, times, symbolic and hard links, user extended attributes \
+    and holes. Sockets, devices, named pipes and other file systems mounted in the sandbox are skipped. Each file is replaced \
+    in one step: an interrupted copy leaves the old file in place.\n\n\
+    With DEST '-', the content of a file is written to standard output, and a directory as a tar archive. With SRC '-', \
+    standard input must be a tar archive, and DEST an existing directory.\n\n\
+    On the host, nothing outside DEST is changed, whatever the sandbox sends: no symbolic link below DEST is followed."
 )]
 pub(crate) struct Cp {
-    /// What to copy: PATH, SANDBOX:PATH or '-'
+    /// File or directory to copy: PATH, SANDBOX:PATH or '-'
     #[arg(value_name = "SRC", allow_hyphen_values = true)]
     source: OsString,
-    /// Where to: SANDBOX:PATH, PATH or '-'
+    /// Where to copy it: SANDBOX:PATH, PATH or '-'
     #[arg(value_name = "DEST", allow_hyphen_values = true)]
     destination: OsString,
-    /// Do nothing: directories are copied whole without this too
+    /// Accepted for docker compatibility; directories are always copied recursively
     #[arg(short, long)]
     recursive: bool,
-    /// Of a symbolic link SRC, copy what it points to
+    /// If SRC is a symbolic link, copy its target instead of the link
     #[arg(short = 'L', long)]
     follow_link: bool,
-    /// Into the sandbox: keep owners, and set-user-ID and set-group-ID bits; else files belong to the user
+    /// Keep owners and the set-user-ID and set-group-ID bits when copying into the sandbox; otherwise files belong to the
+    /// user of --user
     #[arg(short, long)]
     archive: bool,
-    /// User of the sandbox to read and write as: NAME or UID, also with :GROUP or :GID; root unless stated
+    /// User of the sandbox to read and write files as: NAME or UID, optionally followed by :GROUP or :GID [default: root]
     #[arg(short, long)]
     user: Option<OsString>,
-    /// Out of the sandbox: most bytes of files to take, holes counted
-    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = values::size)]
+    /// Maximum total size of the files to copy out of the sandbox, including holes
+    #[arg(long, help_heading = "Limits", value_name = "SIZE", default_value = "16G", value_parser = values::size)]
     max_size: u64,
-    /// Out of the sandbox: most files, directories and links to take
-    #[arg(long, value_name = "N", default_value_t = CopyLimits::default().max_entries)]
+    /// Maximum number of files, directories and links to copy out of the sandbox
+    #[arg(long, help_heading = "Limits", value_name = "N", default_value_t = CopyLimits::default().max_entries)]
     max_files: u64,
 }
 

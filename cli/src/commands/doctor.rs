@@ -28,11 +28,11 @@ const ENOUGH_MEMORY: u64 = 512 * MIB;
 /// A few sandboxes that write some.
 const ENOUGH_DISK: u64 = 1024 * MIB;
 
-/// Check whether this machine can run sandboxes, and say what to fix
+/// Check whether this host can run sandboxes, and show what to fix
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -13,18 +13,20 @@ use std::{collections::HashMap, time::Duration};
 /// How often a log that is followed is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Show what was done with sandboxes and by whom, oldest first
+/// Show the audit logs: what was done with sandboxes, and by whom
 #[derive(Debug, Args)]
-#[command(after_help = "The log of a sandbox stays for 30 days after the sandbox is gone; then `prune` removes it. \
-                        It has the names of variables, never their values.")]
+#[command(
+    after_help = "Events are shown oldest first. The log of a sandbox is kept for 30 days after the sandbox was removed; \
+                        then `prune` removes it. It contains names of environment variables, never their values."
+)]
 pub(crate) struct Events {
-    /// Name or ID of a sandbox, or the full ID of one that is gone; all when left out
+    /// Name or ID of a sandbox, or the full ID of a removed one [default: all sandboxes]
     sandbox: Option<String>,
-    /// Go on with what happens from now on, until interrupted
+    /// Keep showing new events until interrupted
     #[arg(short, long)]
     follow: bool,
-    /// Print the lines of the logs, JSON each
-    #[arg(long)]
+    /// Print the lines of the logs, each a JSON object
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -8,20 +8,20 @@ use std::ffi::OsString;
 /// Run a command in a running sandbox
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
-                        126 not executable; 127 not found."
+    after_help = "Exit code: that of the command; 128+N if signal N killed it; 124 on timeout; 125 if sandboxvm \
+                  failed; 126 if the command is not executable; 127 if it was not found."
 )]
 pub(crate) struct Exec {
     /// Name or ID of the sandbox
     sandbox: String,
-    #[command(flatten)]
-    process: ProcessOptions,
-    /// Print the ID of the process and leave it running; `attach`, `logs`, `wait`, `kill` and `ps` find it again
-    #[arg(short, long)]
-    detach: bool,
-    /// The command and its arguments
+    /// Command to run, and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+    #[command(flatten)]
+    process: ProcessOptions,
+    /// Print the ID of the process and leave it running; use it with `attach`, `logs`, `wait` and `kill`
+    #[arg(short, long, help_heading = "Process")]
+    detach: bool,
 }
 
 impl Exec {

@@ -11,13 +11,15 @@ use crate::{
 use clap::Args;
 use sandboxvm_manager::Forked;
 
-/// Make running copies of a running sandbox, which goes on, and print their IDs; they have none of its published ports and
-/// rules
+/// Create running copies of a running sandbox and print their IDs
 #[derive(Debug, Args)]
+#[command(
+    after_help = "The sandbox itself keeps running. The copies do not inherit its published ports, --ttl and --idle."
+)]
 pub(crate) struct Fork {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// Number of copies
+    /// Number of copies (1-10000)
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
     count: u32,
     #[command(flatten)]

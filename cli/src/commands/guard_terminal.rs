@@ -3,7 +3,7 @@
 use crate::{failure::Failure, terminal::guardian};
 use clap::Args;
 
-/// Put the terminal on stdin back when stdout ends
+/// Restore the terminal on stdin when stdout is closed
 #[derive(Debug, Args)]
 pub(crate) struct GuardTerminal {}
 

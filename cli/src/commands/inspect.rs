@@ -7,7 +7,7 @@ use sandboxvm_protocol::vmm::VmStatus;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Show everything known of one or more sandboxes, as JSON
+/// Show all details of sandboxes as JSON
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Names or IDs of sandboxes

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use sandboxvm_server::{KeyLimits, KeyStore, WantedKey};
 use std::time::{Duration, SystemTime};
 
-/// API keys of the server
+/// Create, list, rotate and remove API keys of the server
 #[derive(Debug, Args)]
 pub(crate) struct Key {
     #[command(subcommand)]
@@ -14,20 +14,20 @@ pub(crate) struct Key {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a key and print it; it is shown this once
+    /// Create a key and print it; it is not shown again
     Create(Create),
     /// List keys
     Ls {
         /// Print JSON
-        #[arg(long)]
+        #[arg(long, help_heading = "Output")]
         json: bool,
     },
-    /// Give a key another secret and print it; the old one is refused from now on
+    /// Replace the secret of a key and print the new one; the old one is rejected from now on
     Rotate {
         /// ID of the key
         id: String,
     },
-    /// Remove a key; its sandboxes live as long as they were to
+    /// Remove a key; its sandboxes keep running until their timeout
     Rm {
         /// ID of the key
         id: String,
@@ -36,34 +36,36 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Create {
-    /// What to call it
+    /// Name of the key
     name: String,
-    /// Sandboxes it may have at a time
-    #[arg(long, value_name = "N")]
+    /// Maximum number of sandboxes of this key at a time [default: sandboxes_per_key of the configuration]
+    #[arg(long, help_heading = "Limits", value_name = "N")]
     sandboxes: Option<u32>,
-    /// Snapshots it may have at a time
-    #[arg(long, value_name = "N")]
+    /// Maximum number of snapshots of this key at a time [default: snapshots_per_key of the configuration]
+    #[arg(long, help_heading = "Limits", value_name = "N")]
     snapshots: Option<u32>,
-    /// Disk space that its sandboxes and snapshots may take together, in MiB
-    #[arg(long, value_name = "MIB")]
+    /// Maximum disk space of its sandboxes and snapshots together, in MiB [default: storage_per_key of the configuration]
+    #[arg(long, help_heading = "Limits", value_name = "MIB")]
     storage: Option<u64>,
-    /// Disk space that the audit logs of its sandboxes may take together, in MiB
-    #[arg(long, value_name = "MIB")]
+    /// Maximum disk space of the audit logs of its sandboxes together, in MiB [default: audit_per_key of the
+    /// configuration]
+    #[arg(long, help_heading = "Limits", value_name = "MIB")]
     audit: Option<u64>,
-    /// Requests it may make in a second, over ten seconds
-    #[arg(long, value_name = "N")]
+    /// Maximum number of requests per second, averaged over ten seconds [default: requests_per_second of the
+    /// configuration]
+    #[arg(long, help_heading = "Limits", value_name = "N")]
     requests_per_second: Option<u32>,
-    /// It may look, and make, change or end nothing; it gets no tokens of sandboxes
-    #[arg(long)]
+    /// Allow only requests that read; the key can create, change and end nothing and receives no sandbox tokens
+    #[arg(long, help_heading = "Permissions")]
     read_only: bool,
-    /// Key whose sandboxes it looks at; of its own it has none
-    #[arg(long, value_name = "ID", requires = "read_only")]
+    /// ID of the key whose sandboxes a read-only key sees; it has none of its own
+    #[arg(long, help_heading = "Permissions", value_name = "ID", requires = "read_only")]
     of: Option<String>,
-    /// Time after which it is refused, as 12h or 30d; never unless given
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// Time after which the key expires, such as 12h or 30d [default: never]
+    #[arg(long, help_heading = "Lifetime", value_name = "TIME", value_parser = humantime::parse_duration)]
     expires: Option<Duration>,
-    /// Template it may use; all unless given
-    #[arg(long = "template", value_name = "TEMPLATE")]
+    /// Template that the key may use; repeat for more [default: all templates]
+    #[arg(long = "template", help_heading = "Permissions", value_name = "TEMPLATE")]
     templates: Vec<String>,
 }
 

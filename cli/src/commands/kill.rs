@@ -4,15 +4,15 @@ use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
 use sandboxvm_protocol::agent::SignalNumber;
 
-/// Send a signal to processes in a sandbox, each with all of its process group
+/// Send a signal to processes and their process groups
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// IDs of processes, as `exec -d` and `ps` print them
+    /// IDs of processes, as printed by `exec -d` and `ps`
     #[arg(required = true, value_name = "PID")]
     pids: Vec<u32>,
-    /// Signal to send: a name as TERM or SIGTERM, or a number
+    /// Signal to send: a name such as TERM or SIGTERM, or a number (1-64)
     #[arg(short, long, default_value = "TERM", value_parser = signal)]
     signal: SignalNumber,
 }

@@ -17,20 +17,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The console log is bounded; this is above its bound.
 const WHOLE: u64 = 16 << 20;
 
-/// Show what the guest's kernel and agent wrote to the console, or what is kept of a process's output
+/// Show the console of a sandbox, or the recent output of a process
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// ID of a process, as `exec -d` and `ps` print it: show its stdout on stdout and its stderr on stderr
+    /// ID of a process, as printed by `exec -d` and `ps`: show its stdout on stdout and its stderr on stderr
     pid: Option<u32>,
-    /// Go on until the process, or the sandbox, ends; what is written faster than this is read is left out
+    /// Keep showing new output until the process or the sandbox ends; output that is written faster than it is read is
+    /// skipped
     #[arg(short, long)]
     follow: bool,
-    /// Show the console, as without a PID
+    /// Show the console of the guest: messages of its kernel and agent [default without a PID]
     #[arg(long, conflicts_with_all = ["pid", "vmm"])]
     console: bool,
-    /// Show the VMM's own messages instead
+    /// Show the messages of the VMM
     #[arg(long, conflicts_with = "pid")]
     vmm: bool,
     /// Show only the last N lines

@@ -5,14 +5,14 @@ use clap::Args;
 use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus, Unreadable};
 use std::time::{Duration, SystemTime};
 
-/// List sandboxes
+/// List sandboxes and their states
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
     /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
+    #[arg(long, help_heading = "Output", conflicts_with = "quiet")]
     json: bool,
-    /// Print IDs alone
-    #[arg(short, long)]
+    /// Print only IDs
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 

@@ -9,29 +9,33 @@ use std::{fmt::Write, net::SocketAddr};
 /// Bytes of a token that is made here.
 const TOKEN: usize = 32;
 
-/// Serve sandboxes as tools to an AI agent (Model Context Protocol), on stdin and stdout or over HTTP
+/// Serve sandboxes as tools to AI agents (Model Context Protocol)
 #[derive(Debug, Args)]
-#[command(after_help = "An agent's host starts this by itself; docs/mcp.md says how it is told to. Agents reach the \
-                        sandboxes they make here and those of --sandbox, and no others. With --http the path is /mcp, and \
-                        clients show the token in SANDBOXVM_MCP_TOKEN, or the one that is printed on stderr.")]
+#[command(
+    after_help = "The host program of an agent starts this command and talks to it on stdin and stdout; docs/mcp.md \
+                        describes how to configure it. Agents can use the sandboxes that they create here and those of \
+                        --sandbox, and no others.\n\n\
+                        With --http, the path is /mcp, and clients authenticate with the token in SANDBOXVM_MCP_TOKEN or, \
+                        without that variable, a new one that is printed on stderr."
+)]
 pub(crate) struct Mcp {
-    /// Serve over HTTP instead; on 127.0.0.1:3003 unless an address is stated
-    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:3003")]
+    /// Serve over HTTP instead of stdin and stdout; the address defaults to 127.0.0.1:3003
+    #[arg(long, help_heading = "Network", value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:3003")]
     http: Option<SocketAddr>,
-    /// Name by which clients call this server over HTTP, where it is neither localhost nor the address
-    #[arg(long, value_name = "HOST", requires = "http")]
+    /// Accept requests with this Host header, besides localhost and the address of --http
+    #[arg(long, help_heading = "Network", value_name = "HOST", requires = "http")]
     allow_host: Vec<String>,
-    /// Let agents use this sandbox too, though not remove it
-    #[arg(long, value_name = "SANDBOX")]
+    /// Let agents use this existing sandbox; they cannot remove it
+    #[arg(long, help_heading = "Scope", value_name = "SANDBOX")]
     sandbox: Vec<String>,
-    /// Let agents make sandboxes from this snapshot
-    #[arg(long, value_name = "SNAPSHOT", value_parser = name)]
+    /// Let agents create sandboxes from this snapshot
+    #[arg(long, help_heading = "Scope", value_name = "SNAPSHOT", value_parser = name)]
     template: Vec<SandboxName>,
-    /// Most sandboxes that agents may have at a time
-    #[arg(long, value_name = "N", default_value = "16")]
+    /// Maximum number of sandboxes that agents have at a time
+    #[arg(long, help_heading = "Limits", value_name = "N", default_value = "16")]
     max_sandboxes: usize,
-    /// Leave the sandboxes and snapshots that agents made when this ends
-    #[arg(long)]
+    /// Keep the sandboxes and snapshots that agents created when the server ends
+    #[arg(long, help_heading = "Lifetime")]
     keep: bool,
 }
 

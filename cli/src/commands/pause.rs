@@ -3,7 +3,7 @@
 use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;
 
-/// Stop all vCPUs of sandboxes until they are resumed
+/// Pause sandboxes: none of their vCPUs runs until they are resumed
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
     /// Names or IDs of sandboxes

@@ -4,24 +4,25 @@ use crate::{failure::Failure, json, runtime, stdio, supervision};
 use clap::Args;
 use sandboxvm_manager::{HostEnd, Publish, PublishedPort, Sandbox};
 
-/// List the published ports of a sandbox, publish one, or take one back
+/// List, publish or unpublish ports of a sandbox
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With a port and nothing else, prints where it is published, and publishes it on a free port of 127.0.0.1 \
-                  if it is not. The port is one of the sandbox's own loopback; nothing needs to listen on it yet.\n\n\
-                  Every user of this host can connect to a TCP port, also of 127.0.0.1. A Unix socket (/PATH/TO.SOCK) has \
-                  mode 0600 and is its owner's alone: use one for what executes code or asks for no password."
+    after_help = "With GUEST alone, prints where the port is published, and publishes it on a free port of 127.0.0.1 if it is \
+                  not published yet. Connections go to the port on the loopback interface of the sandbox; no process needs to \
+                  listen on it yet.\n\n\
+                  Every user of this host can connect to a TCP port, even on 127.0.0.1. A Unix socket (/PATH/TO.SOCK) has \
+                  mode 0600, so only its owner can connect: use one for services that execute code or require no password."
 )]
 pub(crate) struct Port {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST
+    /// Port to publish: GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST
     port: Option<Publish>,
-    /// Take it back: everywhere it is published, or only where is stated. Open connections go on
+    /// Unpublish the port, at all addresses or only at the given one; open connections stay open
     #[arg(long, requires = "port")]
     rm: bool,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -3,14 +3,18 @@
 use crate::{environment, failure::Failure, json, stdio};
 use clap::Args;
 
-/// Remove all sandboxes that do not run, and whatever killed processes left behind
+/// Remove all sandboxes that are not running, and clean up leftovers
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Also removes files that killed processes left behind, and audit logs of sandboxes that were removed \
+                        more than 30 days ago."
+)]
 pub(crate) struct Prune {
-    /// Only say which sandboxes would be removed
+    /// Only print which sandboxes would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -6,16 +6,16 @@ use clap::Args;
 use sandboxvm_manager::{ProcessSummary, printable};
 use std::time::Duration;
 
-/// List the processes that run, run -d and exec started in a sandbox, and those that ended lately
+/// List the processes of run and exec, running or recently ended
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
     /// Name or ID of the sandbox
     sandbox: String,
     /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
+    #[arg(long, help_heading = "Output", conflicts_with = "quiet")]
     json: bool,
-    /// Print the IDs of those that run alone
-    #[arg(short, long)]
+    /// Print only the IDs of running processes
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 

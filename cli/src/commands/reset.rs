@@ -5,12 +5,13 @@ use clap::Args;
 use sandboxvm_manager::SandboxSpec;
 use sandboxvm_protocol::identity::SandboxName;
 
-/// Put a sandbox back to where it began, or to a snapshot: memory, processes and disk
+/// Reset a sandbox to its start or to a snapshot
 #[derive(Debug, Args)]
+#[command(after_help = "Memory, processes and disk are restored. Everything since then is lost.")]
 pub(crate) struct Reset {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// Name of a snapshot; where the sandbox began unless stated
+    /// Name of a snapshot to restore [default: the state in which the sandbox started]
     #[arg(value_parser = name)]
     snapshot: Option<SandboxName>,
 }

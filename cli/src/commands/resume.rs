@@ -1,9 +1,9 @@
-//! `resume`: the vCPUs of a paused sandbox go on.
+//! `resume`: the vCPUs of a paused sandbox continue.
 
 use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;
 
-/// Let paused sandboxes go on
+/// Resume paused sandboxes
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
     /// Names or IDs of sandboxes

@@ -3,13 +3,13 @@
 use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
 use clap::Args;
 
-/// Remove sandboxes with all their files
+/// Remove sandboxes and all their files
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// Names or IDs of sandboxes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// End those that run first, at once
+    /// Kill running sandboxes first
     #[arg(short, long)]
     force: bool,
 }

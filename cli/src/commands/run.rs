@@ -14,28 +14,28 @@ use sandboxvm_manager::{ExecError, Sandbox};
 use sandboxvm_protocol::agent::{ExecRequest, OnDisconnect};
 use std::ffi::OsString;
 
-/// Run a command in a new sandbox and remove the sandbox when it ends
+/// Run a command in a new sandbox, then remove the sandbox
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit code: the command's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed; \
-                        126 not executable; 127 not found."
+    after_help = "Exit code: that of the command; 128+N if signal N killed it; 124 on timeout; 125 if sandboxvm \
+                  failed; 126 if the command is not executable; 127 if it was not found."
 )]
 pub(crate) struct Run {
+    /// Command to run, and its arguments
+    #[arg(trailing_var_arg = true, required_unless_present = "detach", value_name = "COMMAND")]
+    command: Vec<OsString>,
     #[command(flatten)]
     machine: MachineOptions,
     #[command(flatten)]
     process: ProcessOptions,
     #[command(flatten)]
     supervision: SupervisionOptions,
-    /// Print the sandbox's ID and leave it running, also when the command ends; `ps` and `logs` find the command again
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    /// Print the ID of the sandbox and leave it running, even after the command has ended; `ps` and `logs` show the command
+    #[arg(short, long, help_heading = "Process", conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
-    /// Remove the sandbox when the command ends; always so without --detach
-    #[arg(long, conflicts_with = "detach")]
+    /// Remove the sandbox when the command ends; this is the default without --detach
+    #[arg(long, help_heading = "Lifetime", conflicts_with = "detach")]
     rm: bool,
-    /// The command and its arguments
-    #[arg(trailing_var_arg = true, required_unless_present = "detach", value_name = "COMMAND")]
-    command: Vec<OsString>,
 }
 
 impl Run {

@@ -11,42 +11,42 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 /// Largest configuration file.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Answer E2B's API on this machine, for its own clients
+/// Serve the E2B API for E2B's client libraries
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Configuration (TOML); what flags and variables say counts before it
+    /// Configuration file (TOML); options and environment variables override it
     #[arg(long, value_name = "FILE", env = "SANDBOXVM_SERVE_CONFIG")]
     config: Option<PathBuf>,
-    /// Where the control plane listens [default: 127.0.0.1:3000]
-    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_API")]
+    /// Address on which the control plane listens [default: 127.0.0.1:3000]
+    #[arg(long, help_heading = "Network", value_name = "ADDRESS", env = "SANDBOXVM_SERVE_API")]
     api: Option<SocketAddr>,
-    /// Where requests to sandboxes are taken [default: 127.0.0.1:3002]
-    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_SANDBOXES")]
+    /// Address on which requests to sandboxes are accepted [default: 127.0.0.1:3002]
+    #[arg(long, help_heading = "Network", value_name = "ADDRESS", env = "SANDBOXVM_SERVE_SANDBOXES")]
     sandboxes: Option<SocketAddr>,
-    /// Where /metrics is for Prometheus; nowhere unless given
-    #[arg(long, value_name = "ADDRESS", env = "SANDBOXVM_SERVE_METRICS")]
+    /// Address on which /metrics is served for Prometheus [default: not served]
+    #[arg(long, help_heading = "Output", value_name = "ADDRESS", env = "SANDBOXVM_SERVE_METRICS")]
     metrics: Option<SocketAddr>,
-    /// Base domain of PORT-ID.DOMAIN, which must lead to the sandboxes' address
-    #[arg(long, value_name = "DOMAIN", env = "SANDBOXVM_SERVE_DOMAIN")]
+    /// Base domain of the host names PORT-ID.DOMAIN, which must resolve to the address of --sandboxes
+    #[arg(long, help_heading = "Network", value_name = "DOMAIN", env = "SANDBOXVM_SERVE_DOMAIN")]
     domain: Option<String>,
-    /// Keep so many machines of a template ready
-    #[arg(long, value_name = "TEMPLATE=N", value_parser = pool)]
+    /// Number of machines of a template to keep ready in a pool (0-1000) [default: 0, or as configured]
+    #[arg(long, help_heading = "Machine", value_name = "TEMPLATE=N", value_parser = pool)]
     pool: Vec<(String, usize)>,
-    /// Certificate chain (PEM): both addresses speak TLS alone
-    #[arg(long, value_name = "FILE", requires = "tls_key", env = "SANDBOXVM_SERVE_TLS_CERT")]
+    /// Certificate chain (PEM); with it, both addresses accept only TLS
+    #[arg(long, help_heading = "Network", value_name = "FILE", requires = "tls_key", env = "SANDBOXVM_SERVE_TLS_CERT")]
     tls_cert: Option<PathBuf>,
-    /// The certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
+    /// Private key of the certificate (PEM)
+    #[arg(long, help_heading = "Network", value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
     tls_key: Option<PathBuf>,
-    /// OpenTelemetry collector that traces go to by OTLP over HTTP, as http://127.0.0.1:4318
-    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    /// OpenTelemetry collector to send traces to by OTLP over HTTP, such as http://127.0.0.1:4318 [default: no traces]
+    #[arg(long, help_heading = "Output", value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp: Option<String>,
-    /// Refuse to start where this host weakens the wall between guests: SMT without core scheduling, KSM, a processor's
-    /// hole that is not mitigated, an incomplete confinement, mode pvm
-    #[arg(long, env = "SANDBOXVM_SERVE_STRICT")]
+    /// Refuse to start if this host weakens the isolation between guests: SMT without core scheduling, KSM, a processor
+    /// vulnerability that is not mitigated, incomplete confinement, or mode pvm
+    #[arg(long, help_heading = "Security", env = "SANDBOXVM_SERVE_STRICT")]
     strict: bool,
-    /// How the log on stderr is written
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
+    /// Format of the log on stderr
+    #[arg(long, help_heading = "Output", value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
     log: LogFormat,
 }
 

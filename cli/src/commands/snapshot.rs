@@ -1,4 +1,4 @@
-//! `snapshot`: a running sandbox, kept to go on from later.
+//! `snapshot`: saved states of running sandboxes, to restore from later.
 
 use crate::{environment, failure::Failure, json, progress, runtime, stdio, supervision, table, values::name};
 use clap::{Args, Subcommand};
@@ -6,7 +6,7 @@ use sandboxvm_manager::{ListedSnapshot, SnapshotManifest, UnreadableSnapshot};
 use sandboxvm_protocol::identity::SandboxName;
 use std::time::SystemTime;
 
-/// Make, list and remove snapshots of running sandboxes
+/// Create, list, verify and remove snapshots
 #[derive(Debug, Args)]
 pub(crate) struct Snapshot {
     #[command(subcommand)]
@@ -21,12 +21,12 @@ enum Action {
     Verify(Verify),
 }
 
-/// Make a snapshot of a running sandbox, memory, processes and disk; the sandbox runs on
+/// Create a snapshot of a running sandbox: its memory, processes and disk; the sandbox keeps running
 #[derive(Debug, Args)]
 struct Create {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// Name to call the snapshot by: a-z, 0-9 and '-'
+    /// Name of the snapshot: 1-63 characters from a-z, 0-9 and '-', not starting with '-'
     #[arg(value_parser = name, allow_hyphen_values = true)]
     name: SandboxName,
 }
@@ -35,14 +35,14 @@ struct Create {
 #[derive(Debug, Args)]
 struct Ls {
     /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
+    #[arg(long, help_heading = "Output", conflicts_with = "quiet")]
     json: bool,
-    /// Print names alone
-    #[arg(short, long)]
+    /// Print only names
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
-/// Remove snapshots; what was made from them keeps what it needs
+/// Remove snapshots; sandboxes that were restored from them keep working
 #[derive(Debug, Args)]
 struct Rm {
     /// Names of snapshots
@@ -50,10 +50,10 @@ struct Rm {
     snapshots: Vec<String>,
 }
 
-/// Read all of a snapshot, and check that it is what was written
+/// Read all files of snapshots and verify their checksums
 #[derive(Debug, Args)]
 struct Verify {
-    /// Names of snapshots; all unless stated
+    /// Names of snapshots [default: all]
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
 }

@@ -16,16 +16,16 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Cursor to the corner, and everything below it away (ECMA-48 CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Show what running sandboxes take of the host, or all counters of one sandbox's VMM
+/// Show resource usage of running sandboxes, or the counters of one
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Name or ID of a sandbox; without one, a line for each that runs
+    /// Name or ID of a sandbox whose VMM counters to show [default: a line of usage for each running sandbox]
     sandbox: Option<String>,
-    /// Go on, once a second, until interrupted
+    /// Show usage once a second until interrupted
     #[arg(short, long)]
     watch: bool,
-    /// Print JSON; with --watch a line each time
-    #[arg(long)]
+    /// Print JSON; with --watch, one line each second
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

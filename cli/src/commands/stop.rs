@@ -1,17 +1,20 @@
-//! `stop`: ends sandboxes in order and keeps their files.
+//! `stop`: ends sandboxes gracefully and keeps their files.
 
 use crate::{commands::for_each, environment, failure::Failure, progress, runtime, stdio, values::duration};
 use clap::Args;
 use sandboxvm_manager::Stopped;
 use std::time::Duration;
 
-/// End sandboxes in order: processes get SIGTERM, then SIGKILL; logs and files stay until `rm`
+/// Stop sandboxes gracefully and keep their files
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Processes receive SIGTERM, and SIGKILL after the time of --time. Logs and files stay until `rm`."
+)]
 pub(crate) struct Stop {
     /// Names or IDs of sandboxes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// How long processes have between SIGTERM and SIGKILL
+    /// Time between SIGTERM and SIGKILL
     #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     time: Duration,
 }

@@ -6,7 +6,7 @@ use sandboxvm_manager::{Manager, keeper};
 use std::{fs::OpenOptions, io::Write, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Keep up ports and rules of a sandbox until it ends
+/// Serve the ports and apply the rules of a sandbox until it ends
 #[derive(Debug, Args)]
 pub(crate) struct Supervise {
     /// The home

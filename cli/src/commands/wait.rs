@@ -4,15 +4,15 @@ use crate::{failure::Failure, runtime, supervision};
 use clap::Args;
 use sandboxvm_manager::exit_code;
 
-/// Wait until a process in a sandbox has ended, and exit with its code
+/// Wait for a process to end and exit with its exit code
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit code: the process's own; 128+N killed by signal N; 124 out of time; 125 sandboxvm failed."
+    after_help = "Exit code: that of the process; 128+N if signal N killed it; 124 on timeout; 125 if sandboxvm failed."
 )]
 pub(crate) struct Wait {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// ID of the process, as `exec -d` and `ps` print it
+    /// ID of the process, as printed by `exec -d` and `ps`
     pid: u32,
 }
 
