@@ -29,6 +29,7 @@ mod table;
 mod terminal;
 mod umask;
 mod values;
+mod version;
 mod wall;
 
 use clap::{CommandFactory, FromArgMatches, Parser, error::ErrorKind};
@@ -54,7 +55,8 @@ fn main() -> ExitCode {
     let outcome = match parsed {
         Ok(cli) => cli.command.run(),
         Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => stdio::print(&error.render().to_string()).map(|()| 0),
+            ErrorKind::DisplayHelp => stdio::print(&error.render().to_string()).map(|()| 0),
+            ErrorKind::DisplayVersion => stdio::print(&version::text()).map(|()| 0),
             _ => Err(Failure::usage(&error)),
         },
     };

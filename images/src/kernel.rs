@@ -70,7 +70,7 @@ pub fn check(file: &File) -> Result<(), KernelError> {
         return Err(KernelError::Empty);
     }
     let mut header = [0; HEADER_LEN];
-    let have = read_up_to(file, &mut header)?;
+    let have = read_up_to(file, &mut header, 0)?;
     if !header.starts_with(b"\x7fELF") {
         return Err(KernelError::NotElf { hint: look_of(file, &header)? });
     }
@@ -111,10 +111,44 @@ pub fn check(file: &File) -> Result<(), KernelError> {
     if loadable { Ok(()) } else { Err(KernelError::NothingToLoad) }
 }
 
-fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+/// Returns the release of the Linux kernel in `file` (`6.1.170`), from the text that the kernel prints when it boots; `None`
+/// if there is no such text in the first 256 MiB.
+///
+/// # Errors
+/// Reading failed.
+pub fn version(file: &File) -> io::Result<Option<String>> {
+    const MARK: &[u8] = b"Linux version ";
+    const MAX_RELEASE: usize = 64;
+    const CHUNK: usize = 256 * 1024;
+    /// Larger than any kernel that the VMM loads in practice.
+    const MAX_SEARCHED: u64 = 256 << 20;
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    loop {
+        let have = read_up_to(file, &mut buffer, at)?;
+        let found = buffer[..have].windows(MARK.len()).position(|window| window == MARK);
+        if let Some(found) = found {
+            let mut release = [0; MAX_RELEASE];
+            let begin = at + (found + MARK.len()) as u64;
+            let len = read_up_to(file, &mut release, begin)?;
+            let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b".-+~_".contains(byte);
+            let release: String =
+                release[..len].iter().take_while(|byte| is_plain(byte)).map(|b| char::from(*b)).collect();
+            return Ok(release.starts_with(|c: char| c.is_ascii_digit()).then_some(release));
+        }
+        if have < buffer.len() || at > MAX_SEARCHED {
+            return Ok(None);
+        }
+        // The text may be cut by the end of the chunk.
+        at += (have - MARK.len()) as u64;
+    }
+}
+
+/// Reads from offset `at` until `buffer` is full or the file ends.
+fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut have = 0;
     while have < buffer.len() {
-        match file.read_at(&mut buffer[have..], have as u64) {
+        match file.read_at(&mut buffer[have..], at + have as u64) {
             Ok(0) => break,
             Ok(n) => have += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -202,5 +236,22 @@ mod tests {
             assert!(matches!(checked(&whole[..len]), Err(KernelError::Truncated { .. })), "{len}");
         }
         assert!(matches!(checked(&elf(u64::MAX)), Err(KernelError::Truncated { .. })));
+    }
+
+    #[test]
+    fn the_release_is_found_wherever_it_is() {
+        let release = |before: usize, text: &str| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![0; before]).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            version(&file).unwrap()
+        };
+        for before in [0, 100, 256 * 1024 - 20, 256 * 1024 - 7, 256 * 1024, 700_000] {
+            let found = release(before, "Linux version 6.1.170 (user@host) #1\n");
+            assert_eq!(found.as_deref(), Some("6.1.170"), "{before}");
+        }
+        assert_eq!(release(0, "Linux version 6.1.9\x1b[2J").as_deref(), Some("6.1.9"));
+        assert_eq!(release(0, "Linux version %s"), None);
+        assert_eq!(release(300_000, "no kernel"), None);
     }
 }

@@ -38,6 +38,15 @@ build_artifacts() {
     "$repository/images/base/agent-disk" "$musl_dir/sandboxvm-agent" "$agent" || exit 125
 }
 
+# stamp_commit: the commit that `sandboxvm -V` prints. For installations only: the
+# compiler builds the command line tool again whenever the variable changes, so other
+# builds leave it unset.
+stamp_commit() {
+    local commit
+    commit=$(git -C "$repository" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null) || return 0
+    export SANDBOXVM_COMMIT=$commit
+}
+
 # place copy|share|link SOURCE DESTINATION: replaces DESTINATION in one step, since a
 # running sandbox may have the old one open. `share` may be a hard link: for files
 # that nobody ever writes to again.
