@@ -1,24 +1,278 @@
-//! What to type next, for failures of which the library says only what is wrong.
+//! What to type next, for failures of which the library says only what is wrong. The library names no command, option or
+//! variable of this program; this module maps its error variants to them.
 
-use sandboxvm_manager::{ControlError, ExecError};
+use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
+use sandboxvm_manager::{
+    AdmissionError, AgentError, ControlError, CopyError, CreateError, ExecError, FileError, FindError, ForkError,
+    HomeError, HostError, InUseError, LineageError, ManifestError, NameError, RecordError, RemoveError, ResetError,
+    SnapshotError, StartError, State, SuperviseError, audit::AuditError,
+};
+use sandboxvm_mcp::HttpError;
+use sandboxvm_protocol::agent::{CTextError, files::FileErrorKind};
+use sandboxvm_server::{KeyError, ServerError, TokenError};
 use std::error::Error;
 
-/// The hint for `error` or, when it has none, for what caused it.
+const OVERLOADED: &str = "the host may be overloaded";
+const SNAPSHOT_AGAIN: &str = "create the snapshot again";
+const OTHER_VERSION: &str = "use the version of sandboxvm that wrote the file";
+const BUILD: &str = "scripts/quickstart builds it again";
+
+/// Returns the hint for `error` or, if it has none, for what caused it.
 pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<String> {
     std::iter::successors(Some(error), |error| (*error).source()).find_map(|error| {
-        let silent = match (error.downcast_ref::<ExecError>(), error.downcast_ref::<ControlError>()) {
-            (Some(ExecError::Unresponsive { sandbox, .. }), _) => Some(sandbox),
-            (_, Some(ControlError::Silent(sandbox))) => sandbox.as_ref(),
+        of_sandboxes(error)
+            .or_else(|| of_snapshots(error))
+            .or_else(|| of_processes(error))
+            .or_else(|| of_the_host(error))
+            .or_else(|| of_servers(error))
+    })
+}
+
+fn is<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
+    error.downcast_ref()
+}
+
+fn fixed(hint: &str) -> Option<String> {
+    Some(hint.to_owned())
+}
+
+/// Finding, naming, starting and ending sandboxes.
+fn of_sandboxes(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = is::<FindError>(error) {
+        return match error {
+            FindError::Unknown(_) => fixed("`sandboxvm ls` lists the sandboxes"),
+            FindError::Ambiguous { .. } => fixed("give more characters of the ID"),
             _ => None,
         };
-        silent.map(|sandbox| format!("`sandboxvm rm -f {sandbox}` ends and removes it"))
+    }
+    if let Some(RemoveError::Live { id, .. }) = is(error) {
+        return Some(removes(id.as_str()));
+    }
+    if let Some(NameError::Taken { name, .. }) = is(error) {
+        return Some(format!("choose another name, or remove that sandbox with `sandboxvm rm {name}`"));
+    }
+    if let Some(error) = is::<RecordError>(error) {
+        return match error {
+            RecordError::Damaged { .. } => fixed("`sandboxvm rm` removes the sandbox"),
+            RecordError::Format { .. } => fixed(OTHER_VERSION),
+            RecordError::Directory(_) => None,
+        };
+    }
+    if let Some(error) = is::<SuperviseError>(error) {
+        return match error {
+            SuperviseError::Unknown(_) => fixed("`sandboxvm port SANDBOX` lists the published ports"),
+            SuperviseError::Damaged { .. } => fixed("`sandboxvm rm` removes the sandbox"),
+            _ => None,
+        };
+    }
+    match is(error)? {
+        CreateError::Start { cause: StartError::Silent(_) | StartError::TimedOut(_), .. } => fixed(OVERLOADED),
+        _ => None,
+    }
+}
+
+/// Snapshots, forks, and going back to one.
+fn of_snapshots(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = is::<SnapshotError>(error) {
+        return match error {
+            SnapshotError::Unknown(_) => fixed("`sandboxvm snapshot ls` lists the snapshots"),
+            SnapshotError::Taken(name) => {
+                Some(format!("choose another name, or remove that snapshot with `sandboxvm snapshot rm {name}`"))
+            }
+            SnapshotError::OtherHost(_)
+            | SnapshotError::OtherContent { .. }
+            | SnapshotError::Truncated { .. }
+            | SnapshotError::Changed(_) => fixed(SNAPSHOT_AGAIN),
+            _ => None,
+        };
+    }
+    if let Some(ManifestError::Damaged { .. } | ManifestError::Nonsense { .. } | ManifestError::Format { .. }) =
+        is(error)
+    {
+        return fixed(SNAPSHOT_AGAIN);
+    }
+    if let Some(error) = is::<LineageError>(error) {
+        return match error {
+            LineageError::Missing => fixed("create another sandbox"),
+            LineageError::Format { .. } => fixed(OTHER_VERSION),
+            _ => None,
+        };
+    }
+    if let Some(ForkError::NotReady(_)) = is(error) {
+        return fixed(OVERLOADED);
+    }
+    match is(error)? {
+        ResetError::Fork { .. } => fixed("name a snapshot to reset it to"),
+        ResetError::OtherMachine { snapshot, .. } => {
+            Some(format!("`sandboxvm create --from {snapshot}` creates a sandbox from it"))
+        }
+        ResetError::OtherKernel { .. } => fixed("create a new sandbox"),
+        ResetError::Start(_) => fixed("reset the sandbox again, or remove it"),
+        _ => None,
+    }
+}
+
+/// Processes, files, and talking to a sandbox.
+fn of_processes(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = is::<ExecError>(error) {
+        return match error {
+            ExecError::NoCommand => fixed("give a program and its arguments after `--`"),
+            ExecError::TooLong(_) => fixed("pass large data on standard input or in a file"),
+            ExecError::NotRunning { sandbox, state } => of_state(sandbox, state),
+            ExecError::Unresponsive { sandbox, .. } => Some(removes(sandbox)),
+            ExecError::NotReady(sandbox) => Some(format!("`sandboxvm logs {sandbox}` shows its console")),
+            _ => None,
+        };
+    }
+    if let Some(CTextError::TooLong(_)) = is(error) {
+        return fixed("pass large data on standard input or in a file");
+    }
+    if let Some(error) = is::<ControlError>(error) {
+        return match error {
+            ControlError::Silent(Some(sandbox)) => Some(removes(sandbox)),
+            ControlError::NotRunning { sandbox, state } => of_state(sandbox, state),
+            ControlError::Unfinished(_) => fixed(OVERLOADED),
+            _ => None,
+        };
+    }
+    if let Some(error) = is::<AgentError>(error) {
+        return match error {
+            AgentError::NotListening => fixed("`sandboxvm logs SANDBOX` shows the console of the guest"),
+            AgentError::TooOld { .. } => fixed("create the sandbox, or the snapshot it was restored from, again"),
+            AgentError::CannotLimit { .. } => fixed("leave out --pids and --nofile, or create the snapshot again"),
+            _ => None,
+        };
+    }
+    if let Some(InUseError::Busy) = is(error) {
+        return fixed("`sandboxvm rm -f` ends both and removes the sandbox");
+    }
+    if let Some(FileError::Refused(refusal)) = is(error) {
+        return of_refusal(refusal.kind);
+    }
+    match is::<CopyError>(error)? {
+        error if error.exceeds_bytes() => fixed("--max-size sets a higher limit"),
+        error if error.exceeds_entries() => fixed("--max-files sets a higher limit"),
+        _ => None,
+    }
+}
+
+fn of_state(sandbox: &str, state: &State) -> Option<String> {
+    match state {
+        State::Paused => Some(format!("`sandboxvm resume {sandbox}` resumes it")),
+        State::Exited { .. } | State::Dead => {
+            Some(format!("`sandboxvm logs {sandbox}` shows its console, and `sandboxvm rm {sandbox}` removes it"))
+        }
+        State::Creating | State::Running => None,
+    }
+}
+
+fn of_refusal(kind: FileErrorKind) -> Option<String> {
+    fixed(match kind {
+        FileErrorKind::NoSpace => "remove files in the sandbox, or create one with a larger --disk",
+        FileErrorKind::PermissionDenied => "use another user, or change the mode or owner of the file",
+        FileErrorKind::ReadOnly => "choose a path on another file system",
+        FileErrorKind::NotEmpty => "remove the directory with its content",
+        FileErrorKind::Resources => "end processes in the sandbox, or create one with more --memory",
+        FileErrorKind::BadArchive => "files that were unpacked before the error remain",
+        _ => return None,
     })
+}
+
+/// What the host provides: the home, the bundle, KVM, memory and disk.
+fn of_the_host(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = is::<AdmissionError>(error) {
+        return match error {
+            AdmissionError::MoreThanTheHost { .. } => fixed("ask for less with --memory"),
+            AdmissionError::TooMany { .. } => {
+                fixed("remove some (`sandboxvm ls`, `sandboxvm prune`), or raise SANDBOXVM_MAX_SANDBOXES")
+            }
+            AdmissionError::Overcommitted { .. } => {
+                fixed("stop some sandboxes, ask for less with --memory, or raise SANDBOXVM_OVERCOMMIT")
+            }
+            AdmissionError::NoMemory { .. } => {
+                fixed("stop some sandboxes, ask for less with --memory, or lower SANDBOXVM_MIN_FREE_MEMORY")
+            }
+            AdmissionError::NoDisk { .. } => {
+                fixed("remove sandboxes or snapshots, ask for less with --disk, or lower SANDBOXVM_MIN_FREE_DISK")
+            }
+            _ => None,
+        };
+    }
+    if let Some(error) = is::<BundleError>(error) {
+        return match error {
+            BundleError::Missing { part, .. } => Some(format!(
+                "scripts/quickstart builds it; otherwise set SANDBOXVM_BUNDLE to the directory that contains {}",
+                part.file_name()
+            )),
+            BundleError::NotExecutable { path, .. } => Some(format!("run `chmod +x {}`", path.display())),
+            BundleError::Kernel { source, .. } => of_kernel(source),
+            BundleError::Erofs { source: ErofsError::Io(_), .. } => None,
+            BundleError::Erofs { .. } => fixed(BUILD),
+            _ => None,
+        };
+    }
+    if let Some(TemplateError::NoMke2fs) = is(error) {
+        return fixed("install it with `apt-get install e2fsprogs`");
+    }
+    if let Some(HostError::NoKvm) = is(error) {
+        return fixed("`sandboxvm doctor` shows what to fix");
+    }
+    if let Some(AuditError::NoEnd(_)) = is(error) {
+        return fixed("run `sandboxvm audit verify`, then move the file aside");
+    }
+    match is(error)? {
+        HomeError::Create { .. } => fixed("set SANDBOXVM_HOME to a directory that you can write to"),
+        HomeError::Untrusted { .. } => {
+            fixed("use a directory that belongs to you and that no other user can write to (chmod go-w)")
+        }
+    }
+}
+
+fn of_kernel(error: &KernelError) -> Option<String> {
+    match error {
+        KernelError::NotElf { look } if look.contains("bzImage") => {
+            fixed("extract the vmlinux with scripts/extract-vmlinux of the kernel source")
+        }
+        KernelError::NotElf { look } if look.contains("data") => fixed("decompress it first"),
+        KernelError::Empty | KernelError::Truncated { .. } => fixed(BUILD),
+        _ => None,
+    }
+}
+
+/// The servers that this program runs.
+fn of_servers(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = is::<ServerError>(error) {
+        return match error {
+            ServerError::Taken(_) => fixed("stop that server, or set SANDBOXVM_HOME to another directory"),
+            ServerError::Listen { .. } => fixed("choose another address with --api, --sandboxes or --metrics"),
+            _ => None,
+        };
+    }
+    if let Some(error) = is::<KeyError>(error) {
+        return match error {
+            KeyError::Unknown(_) => fixed("`sandboxvm key ls` lists the keys"),
+            KeyError::Damaged { .. } => fixed("restore the file from a copy, or remove it to start without keys"),
+            KeyError::Io { .. } => None,
+        };
+    }
+    if let Some(TokenError::Damaged(_)) = is(error) {
+        return fixed("remove the file; the server then creates another secret, and all tokens change");
+    }
+    match is(error)? {
+        HttpError::ShortToken(_) => fixed("`openssl rand -hex 32` prints a suitable token"),
+        HttpError::Listen { .. } => fixed("choose another address with --http"),
+        HttpError::Serve(_) => None,
+    }
+}
+
+fn removes(sandbox: &str) -> String {
+    format!("`sandboxvm rm -f {sandbox}` ends and removes it")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{CopyError, FileError, Silence, SilentPart, SnapshotError};
+    use sandboxvm_manager::{Silence, SilentPart};
     use std::time::Duration;
 
     #[test]
@@ -32,6 +286,37 @@ mod tests {
         assert_eq!(of(&SnapshotError::from(control())), hint);
         assert_eq!(of(&ExecError::from(control())), hint);
         assert_eq!(of(&ControlError::Silent(None)), None);
-        assert_eq!(of(&ExecError::NoCommand), None);
+    }
+
+    #[test]
+    fn hints_are_found_below_the_errors_that_wrap_them() {
+        let named = |error: &(dyn Error + 'static), text: &str| {
+            let hint = of(error).unwrap_or_default();
+            assert!(hint.contains(text), "{error}: {hint:?}");
+        };
+        let admission = || AdmissionError::TooMany { count: 1, there: 2, most: 2 };
+        named(&CreateError::from(admission()), "SANDBOXVM_MAX_SANDBOXES");
+        named(&CreateError::from(SnapshotError::from(admission())), "SANDBOXVM_MAX_SANDBOXES");
+        named(&ResetError::from(admission()), "SANDBOXVM_MAX_SANDBOXES");
+        named(&CreateError::from(SnapshotError::Unknown("x".into())), "sandboxvm snapshot ls");
+        named(&RemoveError::from(FindError::Unknown("x".into())), "sandboxvm ls");
+        named(&SuperviseError::from(FindError::Unknown("x".into())), "sandboxvm ls");
+        named(&ForkError::from(AuditError::NoEnd("/x".into())), "audit verify");
+        named(&CreateError::from(HostError::NoKvm), "sandboxvm doctor");
+        let name = "demo".to_owned().try_into().expect("a name");
+        let holder = "aaaaaaaa".to_owned().try_into().expect("an ID");
+        named(&ForkError::from(NameError::Taken { name, holder }), "sandboxvm rm demo");
+        named(&ExecError::from(AgentError::from(InUseError::Busy)), "rm -f");
+        let missing = BundleError::Missing { part: sandboxvm_images::bundle::Part::Kernel, path: "/x".into() };
+        named(&CreateError::from(missing), "vmlinux");
+        named(&ServerError::from(KeyError::Unknown("x".into())), "key ls");
+    }
+
+    #[test]
+    fn states_have_hints_of_their_own() {
+        let exec = |state| of(&ExecError::NotRunning { sandbox: "demo".to_owned(), state });
+        assert_eq!(exec(State::Paused).as_deref(), Some("`sandboxvm resume demo` resumes it"));
+        assert!(exec(State::Dead).is_some_and(|hint| hint.contains("sandboxvm logs demo")));
+        assert_eq!(exec(State::Creating), None);
     }
 }

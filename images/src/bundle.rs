@@ -89,7 +89,7 @@ impl fmt::Display for Part {
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// Not there.
-    #[error("{part} {}: not found; scripts/quickstart builds it, or point SANDBOXVM_BUNDLE at the directory that has {}", .path.display(), .part.file_name())]
+    #[error("cannot use the {part} {}: the file does not exist", .path.display())]
     Missing {
         /// Which part.
         part: Part,
@@ -97,7 +97,7 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// A directory, device or the like.
-    #[error("{part} {}: is not a regular file", .path.display())]
+    #[error("cannot use the {part} {}: not a regular file", .path.display())]
     NotAFile {
         /// Which part.
         part: Part,
@@ -105,7 +105,7 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// No execute permission.
-    #[error("{part} {}: is not executable; chmod +x it", .path.display())]
+    #[error("cannot use the {part} {}: the file is not executable", .path.display())]
     NotExecutable {
         /// Which part.
         part: Part,
@@ -113,7 +113,7 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// Not a bootable kernel.
-    #[error("{} {}: {source}", Part::Kernel, .path.display())]
+    #[error("cannot use the {} {}: {source}", Part::Kernel, .path.display())]
     Kernel {
         /// Its path.
         path: PathBuf,
@@ -121,7 +121,7 @@ pub enum BundleError {
         source: KernelError,
     },
     /// Not a whole EROFS image.
-    #[error("{part} {}: {source}", .path.display())]
+    #[error("cannot use the {part} {}: {source}", .path.display())]
     Erofs {
         /// Which part.
         part: Part,
@@ -131,7 +131,7 @@ pub enum BundleError {
         source: ErofsError,
     },
     /// Opening failed for another reason.
-    #[error("{part} {}: cannot be opened: {source}", .path.display())]
+    #[error("cannot open the {part} {}: {source}", .path.display())]
     Io {
         /// Which part.
         part: Part,

@@ -20,19 +20,19 @@ pub struct ErofsImage {
 #[derive(Debug, thiserror::Error)]
 pub enum ErofsError {
     /// Zero bytes.
-    #[error("is empty; build it again")]
+    #[error("the file is empty")]
     Empty,
     /// Ends before its superblock does.
-    #[error("is truncated: {0} bytes do not even hold a superblock; build it again")]
+    #[error("the file is truncated: {0} bytes cannot hold a superblock")]
     NoSuperblock(u64),
     /// Some other file.
-    #[error("is not an EROFS image; images/base/build makes one")]
+    #[error("not an EROFS image")]
     NotErofs,
     /// Block size that no kernel mounts.
-    #[error("states a block size of 2^{0} bytes, which no kernel mounts; build it again")]
+    #[error("invalid block size of 2^{0} bytes")]
     BlockSize(u8),
     /// Ends before its last block does.
-    #[error("is truncated: it has {size} bytes of {need}; build it again")]
+    #[error("the file is truncated: it has {size} of {need} bytes")]
     Truncated {
         /// Size of the file in bytes.
         size: u64,
@@ -40,7 +40,7 @@ pub enum ErofsError {
         need: u64,
     },
     /// Reading failed.
-    #[error("cannot be read: {0}")]
+    #[error("cannot read the file: {0}")]
     Io(#[from] io::Error),
 }
 

@@ -18,22 +18,22 @@ const PT_LOAD: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// Zero bytes.
-    #[error("is empty; build it again")]
+    #[error("the file is empty")]
     Empty,
     /// Not an ELF file.
-    #[error("is not an ELF file; a guest kernel is an uncompressed x86-64 `vmlinux`{hint}")]
+    #[error("not an ELF file{look}: expected an uncompressed x86-64 vmlinux")]
     NotElf {
         /// What it looks like instead.
-        hint: &'static str,
+        look: &'static str,
     },
     /// ELF for something else.
-    #[error("is not an x86-64 ELF executable ({what}); a guest kernel is an uncompressed x86-64 `vmlinux`")]
+    #[error("not an x86-64 ELF executable ({what}): expected an uncompressed x86-64 vmlinux")]
     WrongKind {
         /// What differs.
         what: String,
     },
     /// Headers or segments reach beyond the end of the file.
-    #[error("is truncated: it has {size} bytes and its headers name {need}; build it again")]
+    #[error("the file is truncated: it has {size} of {need} bytes")]
     Truncated {
         /// Size of the file in bytes.
         size: u64,
@@ -41,10 +41,10 @@ pub enum KernelError {
         need: u64,
     },
     /// Nothing to load.
-    #[error("has no loadable segment; it is not a kernel")]
+    #[error("not a kernel: it has no loadable segment")]
     NothingToLoad,
     /// Reading failed.
-    #[error("cannot be read: {0}")]
+    #[error("cannot read the file: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -72,7 +72,7 @@ pub fn check(file: &File) -> Result<(), KernelError> {
     let mut header = [0; HEADER_LEN];
     let have = read_up_to(file, &mut header, 0)?;
     if !header.starts_with(b"\x7fELF") {
-        return Err(KernelError::NotElf { hint: look_of(file, &header)? });
+        return Err(KernelError::NotElf { look: look_of(file, &header)? });
     }
     if have < HEADER_LEN {
         return Err(KernelError::Truncated { size, need: HEADER_LEN as u64 });
@@ -163,13 +163,13 @@ fn look_of(file: &File, header: &[u8]) -> io::Result<&'static str> {
     // Documentation/arch/x86/boot.rst: "HdrS" at 0x202.
     let mut magic = [0; 4];
     if file.read_at(&mut magic, 0x202)? == 4 && &magic == b"HdrS" {
-        return Ok("; this is a bzImage: unpack it with the kernel's scripts/extract-vmlinux");
+        return Ok(" but a bzImage");
     }
     Ok(match header {
-        [0x1f, 0x8b, ..] => "; this is gzip data: unpack it first",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "; this is zstd data: unpack it first",
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => "; this is xz data: unpack it first",
-        [b'#', b'!', ..] => "; this is a script",
+        [0x1f, 0x8b, ..] => " but gzip data",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => " but zstd data",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => " but xz data",
+        [b'#', b'!', ..] => " but a script",
         _ => "",
     })
 }

@@ -14,7 +14,7 @@ pub enum RegularFileError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A directory, device, socket or FIFO.
-    #[error("it is not a regular file")]
+    #[error("not a regular file")]
     NotAFile,
 }
 

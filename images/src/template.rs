@@ -34,7 +34,7 @@ pub struct DiskSize(u64);
 
 /// Not a disk size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} bytes of disk: a sandbox has whole MiB, from 64 MiB to 1 TiB")]
+#[error("invalid disk size of {0} bytes: must be whole MiB between 64 MiB and 1 TiB")]
 pub struct DiskSizeError(u64);
 
 impl DiskSize {
@@ -74,10 +74,10 @@ impl fmt::Display for DiskSize {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// mke2fs is not installed.
-    #[error("mke2fs is missing, it makes the writable disk: apt-get install e2fsprogs")]
+    #[error("cannot make a writable disk: mke2fs is not installed")]
     NoMke2fs,
     /// mke2fs failed.
-    #[error("mke2fs could not make a writable disk of {size} ({status}): {output}")]
+    #[error("cannot make a writable disk of {size}: mke2fs failed ({status}): {output}")]
     Mke2fs {
         /// Size asked for.
         size: DiskSize,

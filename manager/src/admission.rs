@@ -50,7 +50,7 @@ impl Default for AdmissionRules {
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
     /// More memory than there is.
-    #[error("{} MiB of memory: this host has {host_mib} MiB in all; ask for less", .asked.mib())]
+    #[error("cannot give a sandbox {} MiB of memory: this host has {host_mib} MiB in total", .asked.mib())]
     MoreThanTheHost {
         /// Asked for.
         asked: MemorySize,
@@ -58,10 +58,7 @@ pub enum AdmissionError {
         host_mib: u64,
     },
     /// Too many sandboxes.
-    #[error(
-        "{count} more: this home has {there} sandboxes and at most {most} are allowed; remove some \
-         (`sandboxvm ls`, `sandboxvm prune`), or raise SANDBOXVM_MAX_SANDBOXES"
-    )]
+    #[error("cannot create {count} more sandboxes: this home has {there} of at most {most}")]
     TooMany {
         /// Asked for.
         count: u32,
@@ -72,8 +69,8 @@ pub enum AdmissionError {
     },
     /// Too much memory promised.
     #[error(
-        "{asked_mib} MiB of memory: the sandboxes that run have {promised_mib} MiB, and {most_mib} MiB is the most that they may \
-         have together on this host; stop some, ask for less, or raise SANDBOXVM_OVERCOMMIT"
+        "cannot give a sandbox {asked_mib} MiB of memory: running sandboxes have {promised_mib} MiB, and the limit for all \
+         sandboxes of this host together is {most_mib} MiB"
     )]
     Overcommitted {
         /// Asked for.
@@ -85,8 +82,8 @@ pub enum AdmissionError {
     },
     /// Too little memory free.
     #[error(
-        "{asked_mib} MiB of memory: this host has {available_mib} MiB to give, of which {floor_mib} MiB are to stay free; stop \
-         something, ask for less, or lower SANDBOXVM_MIN_FREE_MEMORY"
+        "cannot give a sandbox {asked_mib} MiB of memory: this host has {available_mib} MiB available, of which {floor_mib} MiB \
+         must stay free"
     )]
     NoMemory {
         /// Asked for.
@@ -98,8 +95,8 @@ pub enum AdmissionError {
     },
     /// Too little room.
     #[error(
-        "{asked_mib} MiB of disk: the file system of {home} has {available_mib} MiB left, of which {floor_mib} MiB are to stay \
-         free; remove something, ask for less (--disk), or lower SANDBOXVM_MIN_FREE_DISK"
+        "cannot give a sandbox {asked_mib} MiB of disk: the file system of {home} has {available_mib} MiB available, of which \
+         {floor_mib} MiB must stay free"
     )]
     NoDisk {
         /// Asked for.

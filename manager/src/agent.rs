@@ -39,21 +39,20 @@ pub enum AgentError {
     #[error(transparent)]
     Connect(#[from] DirectoryError),
     /// It was paused because nobody used it, and does not go on.
-    #[error(transparent)]
+    #[error("{0}")]
     Idle(#[from] InUseError),
     /// The VM has nobody to connect to.
-    #[error("the guest agent does not answer on its port; `sandboxvm logs` may say why")]
+    #[error("the guest agent does not accept connections")]
     NotListening,
     /// It, or the VMM before it, says nothing.
     #[error("{0}")]
     Silent(#[from] Silence),
     /// The conversation failed.
-    #[error("the guest agent: {0}")]
+    #[error("cannot talk to the guest agent: {0}")]
     Wire(#[from] WireError),
     /// The machine was made with an older agent, which goes on in it and in all that comes of it.
     #[error(
-        "this needs wire version {needed} and the sandbox's guest agent speaks {agent}: the sandbox, or the snapshot it \
-         comes from, was made by an older sandboxvm; make it anew"
+        "the guest agent of the sandbox is too old: it speaks wire version {agent}, and version {needed} is needed"
     )]
     TooOld {
         /// What the agent speaks.
@@ -63,8 +62,8 @@ pub enum AgentError {
     },
     /// As [`Self::TooOld`], of limits that were asked for.
     #[error(
-        "--pids and --nofile need wire version {SINCE_LIMITS} and the sandbox's guest agent speaks {agent}: the snapshot it \
-         comes from was made by an older sandboxvm; make that anew, or leave both out"
+        "the guest agent of the sandbox is too old to limit processes and open files: it speaks wire version {agent}, and \
+         version {SINCE_LIMITS} is needed"
     )]
     CannotLimit {
         /// What the agent speaks.

@@ -52,13 +52,13 @@ pub enum ControlError {
     #[error(transparent)]
     Connect(#[from] DirectoryError),
     /// The conversation failed.
-    #[error("the VMM's control socket: {0}")]
+    #[error("cannot talk to the VMM: {0}")]
     Wire(#[from] WireError),
     /// The request did not get through.
-    #[error(transparent)]
+    #[error("{0}")]
     Send(#[from] LaunchError),
     /// It did not do what takes longer in time.
-    #[error("the VMM did not finish within {} s; the host may be overloaded", .0.as_secs())]
+    #[error("the VMM did not finish within {} s", .0.as_secs())]
     Unfinished(Duration),
     /// No answer in time.
     #[error("{}its VMM did not answer within {} s", does_not_answer(.0.as_deref()), ANSWER_WITHIN.as_secs())]

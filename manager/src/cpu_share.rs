@@ -74,11 +74,10 @@ pub(crate) fn hold(
     }
     directory.unlink(GROUP)?;
     let why = match &reasons[..] {
-        [] => "this host has no control groups with a `cpu` controller to give".to_owned(),
-        reasons => format!("no control group could be made ({})", reasons.join("; ")),
+        [] => "this host provides no control group with a cpu controller".to_owned(),
+        reasons => format!("cannot create a control group ({})", reasons.join("; ")),
     };
-    let what_to_do = "mount one and allow writing to it, as root or by delegation";
-    Unkept::CpuShare.because(directory, &format!("its processor share of {share} is not kept: {why}; {what_to_do}"))
+    Unkept::CpuShare.because(directory, &format!("its processor share of {share} is not enforced: {why}"))
 }
 
 /// Files of a control group, and what to write into them.

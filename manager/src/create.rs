@@ -120,16 +120,16 @@ impl Default for SandboxSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The host cannot take it.
-    #[error(transparent)]
+    #[error("{0}")]
     Admission(#[from] AdmissionError),
     /// Kernel, image, agent or VMM are missing or broken.
-    #[error(transparent)]
+    #[error("{0}")]
     Bundle(#[from] BundleError),
     /// No writable disk.
-    #[error(transparent)]
+    #[error("{0}")]
     Template(#[from] TemplateError),
     /// A variable that no process can have.
-    #[error("environment variable {variable:?}: {problem}")]
+    #[error("invalid environment variable {variable:?}: {problem}")]
     Environment {
         /// Its name, cut short; never its value, which may be a secret.
         variable: String,
@@ -137,25 +137,25 @@ pub enum CreateError {
         problem: String,
     },
     /// The name is taken.
-    #[error(transparent)]
+    #[error("{0}")]
     Name(#[from] NameError),
     /// The record cannot be written.
-    #[error(transparent)]
+    #[error("{0}")]
     Record(#[from] RecordError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// No snapshot to start from.
-    #[error(transparent)]
+    #[error("{0}")]
     Snapshot(#[from] SnapshotError),
     /// The record of its files cannot be written.
-    #[error(transparent)]
+    #[error("{0}")]
     Lineage(#[from] LineageError),
     /// The host cannot be told from others.
-    #[error(transparent)]
+    #[error("{0}")]
     Host(#[from] HostError),
     /// The VMM did not start.
-    #[error(transparent)]
+    #[error("{0}")]
     Launch(#[from] LaunchError),
     /// The machine did not come up.
     #[error("{cause}{last_words}")]
@@ -166,25 +166,25 @@ pub enum CreateError {
         last_words: LastWords,
     },
     /// A machine restored ahead of its use.
-    #[error("a machine of the pool does not answer: {0}")]
+    #[error("a machine of the pool does not respond: {0}")]
     Armed(ControlError),
     /// A machine that has to boot when it is wanted.
-    #[error("a machine that boots from a snapshot's disk cannot wait in a pool")]
+    #[error("cannot keep a machine in a pool that boots from the disk of a snapshot")]
     NotArmed,
     /// Its VMM does not keep what it may send, or how fast its disks are served.
-    #[error("the limits of its output and its disks cannot be kept: {0}")]
+    #[error("cannot enforce the limits of output and disks: {0}")]
     VmmLimits(ControlError),
     /// A machine that was to become a ready snapshot did not run what it was to.
-    #[error("a new machine cannot be warmed up: {0}")]
+    #[error("cannot warm up a new machine: {0}")]
     Warm(#[from] AgentError),
     /// The machine did not take its identity.
-    #[error("the sandbox cannot be told its identity: {0}")]
+    #[error("cannot give the sandbox its identity: {0}")]
     Identity(Box<ExecError>),
     /// The system gave no randomness for an ID.
-    #[error("cannot make a sandbox ID: {0}")]
+    #[error("cannot create an ID for the sandbox: {0}")]
     Entropy(io::Error),
     /// What cannot be logged is not done.
-    #[error(transparent)]
+    #[error("{0}")]
     Audit(#[from] AuditError),
 }
 
@@ -354,7 +354,7 @@ pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
         match CText::try_from(entry.as_str()) {
             Err(error @ (CTextError::Nul(_) | CTextError::TooLong(_))) => return refused(entry, error.to_string()),
             Ok(_) if !entry.contains('=') || entry.starts_with('=') => {
-                return refused(entry, "is not KEY=VALUE".to_owned());
+                return refused(entry, "expected KEY=VALUE".to_owned());
             }
             Ok(_) => {}
         }
@@ -365,13 +365,13 @@ pub(crate) fn check_env(env: &[String]) -> Result<(), CreateError> {
         && let Some(longest) = env.iter().max_by_key(|entry| entry.len())
     {
         let problem = format!(
-            "all variables together take {total} bytes, of which {} are this one's; at most {most} are possible",
+            "all variables together take {total} bytes, {} of them this one, and the maximum is {most}",
             longest.len() + 1
         );
         return refused(longest, problem);
     }
     if let Some(entry) = env.get(MAX_ARGUMENT_COUNT) {
-        let problem = format!("{MAX_ARGUMENT_COUNT} variables come before it, and no more are possible");
+        let problem = format!("{MAX_ARGUMENT_COUNT} variables come before it, and that is the maximum");
         return refused(entry, problem);
     }
     Ok(())

@@ -212,7 +212,7 @@ impl SandboxDirectory {
         if maker == owner || maker == 0 {
             return Ok(stream);
         }
-        let problem = format!("user {maker} made it, and the directory is user {owner}'s; remove the sandbox");
+        let problem = format!("user {maker} created it, but the directory belongs to user {owner}");
         Err(self.error("trust", name, io::Error::new(io::ErrorKind::PermissionDenied, problem)))
     }
 

@@ -24,7 +24,9 @@ pub(crate) const POLL: Duration = Duration::from_millis(2);
 #[derive(Debug, thiserror::Error)]
 pub enum EndError {
     /// Neither request nor SIGKILL ended it.
-    #[error("sandbox {0} does not end: its VMM cannot be signalled (another user's, or stuck in the kernel)")]
+    #[error(
+        "cannot end sandbox {0}: its VMM cannot be signalled (it belongs to another user or is stuck in the kernel)"
+    )]
     Stuck(SandboxId),
     /// A file operation failed.
     #[error(transparent)]

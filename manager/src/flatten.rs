@@ -31,13 +31,15 @@ pub enum FlattenError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The sandbox's own record.
-    #[error(transparent)]
+    #[error("{0}")]
     Lineage(#[from] LineageError),
     /// The VMM refused or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
     /// It cannot go on like this.
-    #[error("the sandbox's disk has {MAX_DISK_LAYERS} layers, the most there can be, and they cannot be merged: {0}")]
+    #[error(
+        "the disk of the sandbox has {MAX_DISK_LAYERS} layers, which is the maximum, and they cannot be merged: {0}"
+    )]
     Full(Box<FlattenError>),
 }
 

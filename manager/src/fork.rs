@@ -56,10 +56,10 @@ pub(crate) const MAX_CHILDREN: u32 = 10_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
     /// Not a number of children.
-    #[error("{0} copies: 1 to {MAX_CHILDREN} can be made at a time")]
+    #[error("invalid number of copies {0}: must be between 1 and {MAX_CHILDREN}")]
     Count(u32),
     /// The sandbox does not run.
-    #[error("sandbox {sandbox} is {state}: only a running one can be forked")]
+    #[error("cannot fork sandbox {sandbox}: it is {state}, and only a running sandbox can be forked")]
     NotRunning {
         /// Its name, else its ID.
         sandbox: String,
@@ -67,46 +67,48 @@ pub enum ForkError {
         state: State,
     },
     /// The host cannot take so many.
-    #[error(transparent)]
+    #[error("{0}")]
     Admission(#[from] AdmissionError),
     /// Its VMM refused or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
     /// A child did not come to life.
-    #[error("a copy did not come to life: {0}")]
+    #[error("a copy did not start: {0}")]
     Child(ControlError),
     /// A child did not take its identity.
-    #[error("a copy cannot be told its identity: {0}")]
+    #[error("cannot give a copy its identity: {0}")]
     Identity(Box<ExecError>),
     /// A child took too long.
-    #[error("a copy was not ready within {} s; the host may be overloaded", .0.as_secs())]
+    #[error("a copy was not ready within {} s", .0.as_secs())]
     NotReady(Duration),
     /// A child is in the control group of its parent.
-    #[error("a copy cannot be moved into its own control group, and would end with the sandbox that it is a copy of")]
+    #[error(
+        "cannot move a copy into its own control group; without one it would end with the sandbox of which it is a copy"
+    )]
     Group,
     /// Its disk cannot take another layer.
     #[error("{0}")]
     Flatten(#[from] FlattenError),
     /// The sandbox's own record.
-    #[error(transparent)]
+    #[error("{0}")]
     Lineage(#[from] LineageError),
     /// A child's record.
-    #[error(transparent)]
+    #[error("{0}")]
     Record(#[from] RecordError),
     /// A child's directory.
-    #[error(transparent)]
+    #[error("{0}")]
     Name(#[from] NameError),
     /// It was paused because nobody used it, and does not go on.
-    #[error(transparent)]
+    #[error("{0}")]
     Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// What cannot be logged is not done.
-    #[error(transparent)]
+    #[error("{0}")]
     Audit(#[from] AuditError),
     /// The system gave no randomness or no socket.
-    #[error("cannot make a copy: {0}")]
+    #[error("cannot create a copy: {0}")]
     Io(#[from] io::Error),
 }
 

@@ -29,7 +29,7 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
     /// Creating a directory failed.
-    #[error("cannot create {}: {source}; set SANDBOXVM_HOME to a directory you may write to", .path.display())]
+    #[error("cannot create {}: {source}", .path.display())]
     Create {
         /// Which directory.
         path: PathBuf,
@@ -191,7 +191,7 @@ fn check_owner(root: &Path) -> Result<(), HomeError> {
     let problem = if owner != user {
         format!("it belongs to user {owner}, not to user {user}")
     } else if mode & 0o022 != 0 {
-        format!("users other than its owner may write to it (mode {mode:04o}); remove their permission (chmod go-w)")
+        format!("users other than its owner can write to it (mode {mode:04o})")
     } else {
         return Ok(());
     };

@@ -18,7 +18,7 @@ const CPUINFO: u64 = 8192;
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// No KVM.
-    #[error("none of the modules kvm_intel, kvm_amd and kvm_pvm is loaded; `sandboxvm doctor` says more")]
+    #[error("KVM is not available: none of the modules kvm_intel, kvm_amd and kvm_pvm is loaded")]
     NoKvm,
     /// A file in /proc.
     #[error("cannot read {path}: {source}")]
@@ -77,14 +77,17 @@ impl HostIdentity {
     /// Why a snapshot made on `self` cannot go on here, if it cannot.
     pub(crate) fn difference(&self, here: &Self) -> Option<String> {
         if self.mode != here.mode {
-            return Some(format!("it was made in host mode {}, this host's is {}", self.mode, here.mode));
+            return Some(format!(
+                "it was created in host mode {}, and the mode of this host is {}",
+                self.mode, here.mode
+            ));
         }
         if self.cpu != here.cpu {
-            return Some("it was made on a processor with other features".into());
+            return Some("it was created on a processor with different features".into());
         }
         // There the guest's user mode reads the host's own TSC, which a reboot sets back.
         if self.mode == HostMode::Pvm && self.boot_id != here.boot_id {
-            return Some("it was made before this host was restarted, and its clock would go backwards".into());
+            return Some("it was created before this host was restarted, and its clock would run backwards".into());
         }
         None
     }

@@ -33,10 +33,10 @@ const STAMP: usize = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum InUseError {
     /// Its supervisor does not let go of it.
-    #[error("the sandbox's supervisor has been pausing or ending it for {} s; `sandboxvm rm -f` ends both", FREE_WITHIN.as_secs())]
+    #[error("the supervisor of the sandbox has been pausing or ending it for {} s", FREE_WITHIN.as_secs())]
     Busy,
     /// It was paused for being idle and does not resume.
-    #[error("the sandbox was paused because nobody used it, and cannot be resumed: {0}")]
+    #[error("cannot resume the sandbox, which was paused because it was idle: {0}")]
     Resume(#[from] ControlError),
     /// A file operation failed.
     #[error(transparent)]

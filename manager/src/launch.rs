@@ -45,13 +45,13 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// Setting up or using the launch channel failed.
-    #[error("cannot hand the VMM its machine: {0}")]
+    #[error("cannot send the VMM its configuration: {0}")]
     Channel(#[from] io::Error),
     /// Where its processes are cannot be written down.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The configuration does not fit a frame.
-    #[error("cannot hand the VMM its machine: {0}")]
+    #[error("cannot send the VMM its configuration: {0}")]
     Frame(#[from] FrameError),
 }
 

@@ -18,7 +18,7 @@ const MAX_REASON: u64 = 16 * 1024;
 
 /// Not a share of the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}% of a processor: 1% to {max}% can be given; 100% is one whole processor", max = CpuShare::MAX)]
+#[error("invalid processor share {0}%: must be between 1% and {max}%, where 100% is one processor", max = CpuShare::MAX)]
 pub struct CpuShareError(u32);
 
 /// How much processor time a sandbox may use, in hundredths of one processor.

@@ -48,7 +48,7 @@ pub enum LineageError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// Made before there were snapshots.
-    #[error("this sandbox was made by an older sandboxvm, which kept no record of its disk's layers; create another")]
+    #[error("the sandbox was created by an older sandboxvm, which kept no record of its disk layers")]
     Missing,
     /// Not readable.
     #[error("{} is damaged: {source}", .path.display())]
@@ -59,7 +59,7 @@ pub enum LineageError {
         source: serde_json::Error,
     },
     /// Written by a newer sandboxvm.
-    #[error("{} has format {found}, this build reads {FORMAT}; use the sandboxvm that wrote it", .path.display())]
+    #[error("{} has unsupported format {found}: this build reads {FORMAT}", .path.display())]
     Format {
         /// The file.
         path: PathBuf,

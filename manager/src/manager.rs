@@ -21,10 +21,10 @@ const MIN_PREFIX: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// None is called that.
-    #[error("no sandbox has the name or ID {0:?}; `sandboxvm ls` lists them")]
+    #[error("no sandbox has the name or ID {0:?}")]
     Unknown(String),
     /// Several IDs begin like that.
-    #[error("{prefix:?} begins the IDs of several sandboxes, {first} and {second} among them; give more of the ID")]
+    #[error("sandbox ID {prefix:?} is ambiguous: it matches {first}, {second} and possibly others")]
     Ambiguous {
         /// What was asked for.
         prefix: String,
@@ -34,7 +34,7 @@ pub enum FindError {
         second: SandboxId,
     },
     /// Its record cannot be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Record(#[from] RecordError),
     /// A file operation failed.
     #[error(transparent)]

@@ -11,7 +11,7 @@ use std::{fs, io, os::fd::OwnedFd, path::Path};
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     /// Another sandbox has it.
-    #[error("the name \"{name}\" is taken by sandbox {holder}; choose another, or `sandboxvm rm {name}` first")]
+    #[error("the name \"{name}\" is already used by sandbox {holder}")]
     Taken {
         /// The name.
         name: SandboxName,

@@ -23,7 +23,7 @@ pub enum RecordError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// Not valid.
-    #[error("{} is damaged: {source}; `sandboxvm rm` removes the sandbox", .path.display())]
+    #[error("{} is damaged: {source}", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// Written by a newer sandboxvm.
-    #[error("{} has format {found}, this build reads {FORMAT}; use the sandboxvm that made the sandbox", .path.display())]
+    #[error("{} has unsupported format {found}: this build reads {FORMAT}", .path.display())]
     Format {
         /// The file.
         path: PathBuf,

@@ -28,10 +28,10 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     /// There is none.
-    #[error(transparent)]
+    #[error("{0}")]
     Find(#[from] FindError),
     /// It runs, and force was not asked for.
-    #[error("sandbox {id} is {}; `sandboxvm rm -f {id}` ends and removes it", .state.word())]
+    #[error("cannot remove sandbox {id}: it is {}", .state.word())]
     Live {
         /// Which.
         id: SandboxId,

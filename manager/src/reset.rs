@@ -45,7 +45,7 @@ const RESET_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
     /// It began in the middle of another's run.
-    #[error("sandbox {sandbox} is a fork of {of}: there is no beginning to go back to; name a snapshot")]
+    #[error("cannot reset sandbox {sandbox} to its start: it is a fork of {of}, which was already running")]
     Fork {
         /// Its name, else its ID.
         sandbox: String,
@@ -54,8 +54,8 @@ pub enum ResetError {
     },
     /// The snapshot is of another kind of machine.
     #[error(
-        "snapshot {snapshot} is of a machine with {theirs}, sandbox {sandbox} has {ours}; \
-         `sandboxvm create --from {snapshot}` makes a sandbox of it"
+        "cannot reset sandbox {sandbox} to snapshot {snapshot}: the snapshot is of a machine with {theirs}, and the sandbox \
+         has {ours}"
     )]
     OtherMachine {
         /// Its name, else its ID.
@@ -68,13 +68,15 @@ pub enum ResetError {
         theirs: String,
     },
     /// It rests on disk, and is to continue where it stopped.
-    #[error("sandbox {0} is paused on disk: it can be resumed or removed, not reset")]
+    #[error("cannot reset sandbox {0}: it is paused on disk and can only be resumed or removed")]
     Parked(String),
     /// A `run` attends it and removes it when its VMM ends.
-    #[error("sandbox {0} belongs to a `sandboxvm run` and can only be reset to the snapshot it began from")]
+    #[error(
+        "cannot reset sandbox {0} to another snapshot than the one it started from: it ends with the command that it runs"
+    )]
     Attended(String),
     /// The kernel it booted was replaced.
-    #[error("sandbox {sandbox} booted another guest kernel than is at {} now; create a new sandbox", .path.display())]
+    #[error("cannot reset sandbox {sandbox}: the guest kernel {} was replaced since it booted", .path.display())]
     OtherKernel {
         /// Its name, else its ID.
         sandbox: String,
@@ -82,40 +84,40 @@ pub enum ResetError {
         path: PathBuf,
     },
     /// The host cannot take it again.
-    #[error(transparent)]
+    #[error("{0}")]
     Admission(#[from] AdmissionError),
     /// No such snapshot, or none that can be used.
-    #[error(transparent)]
+    #[error("{0}")]
     Snapshot(#[from] SnapshotError),
     /// The sandbox's own record.
-    #[error(transparent)]
+    #[error("{0}")]
     Lineage(#[from] LineageError),
     /// The VMM refused or failed.
     #[error("{0}")]
     Control(#[from] ControlError),
     /// Kernel, image, agent or VMM are missing or broken.
-    #[error(transparent)]
+    #[error("{0}")]
     Bundle(#[from] BundleError),
     /// Its VMM does not end.
     #[error(transparent)]
     End(#[from] EndError),
     /// The new VMM did not start.
-    #[error(transparent)]
+    #[error("{0}")]
     Launch(#[from] LaunchError),
     /// The new machine did not come up.
-    #[error("{0}; the sandbox is stopped, reset it again or remove it")]
+    #[error("{0}; the sandbox is stopped")]
     Start(Box<CreateError>),
     /// The machine did not take its identity.
-    #[error("the sandbox cannot be told its identity: {0}")]
+    #[error("cannot give the sandbox its identity: {0}")]
     Identity(Box<ExecError>),
     /// The machine does not answer.
-    #[error("the sandbox was reset, and its agent does not answer within {} s", .0.as_secs())]
+    #[error("the sandbox was reset, but its guest agent did not respond within {} s", .0.as_secs())]
     Silent(Duration),
     /// What is kept up for it cannot begin anew.
-    #[error(transparent)]
+    #[error("{0}")]
     Supervision(#[from] SuperviseError),
     /// It was paused because nobody used it, and does not go on.
-    #[error(transparent)]
+    #[error("{0}")]
     Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]

@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep};
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// Nothing to run.
-    #[error("no command: state a program and its arguments after `--`")]
+    #[error("the command is empty")]
     NoCommand,
     /// An argument that no program can be given.
     #[error("{what}: {source}")]
@@ -42,12 +42,10 @@ pub enum ExecError {
         source: CTextError,
     },
     /// Arguments and environment together are too long.
-    #[error(
-        "arguments and environment take {0} bytes, {MAX_ARGUMENTS_TOTAL} is the most; pass data by stdin or a file"
-    )]
+    #[error("arguments and environment take {0} bytes, and Linux accepts at most {MAX_ARGUMENTS_TOTAL}")]
     TooLong(usize),
     /// The sandbox does not run.
-    #[error("sandbox {sandbox} is {state}{}", hint(.state, .sandbox))]
+    #[error("sandbox {sandbox} is {state}")]
     NotRunning {
         /// Its name, else its ID.
         sandbox: String,
@@ -55,7 +53,7 @@ pub enum ExecError {
         state: State,
     },
     /// The sandbox ended meanwhile.
-    #[error("sandbox {sandbox} ended while the command ran: {reason}{last_words}")]
+    #[error("sandbox {sandbox} ended while the command was running: {reason}{last_words}")]
     Ended {
         /// Its name, else its ID.
         sandbox: String,
@@ -65,7 +63,7 @@ pub enum ExecError {
         last_words: LastWords,
     },
     /// Its VMM vanished meanwhile.
-    #[error("sandbox {sandbox} ended while the command ran: its VMM vanished (killed?){last_words}")]
+    #[error("sandbox {sandbox} ended while the command was running: its VMM disappeared (killed?){last_words}")]
     Vanished {
         /// Its name, else its ID.
         sandbox: String,
@@ -73,7 +71,7 @@ pub enum ExecError {
         last_words: LastWords,
     },
     /// It was taken away from under the request.
-    #[error("sandbox {sandbox} {how} before this was done")]
+    #[error("sandbox {sandbox} {how} before the request was completed")]
     Interrupted {
         /// Its name, else its ID.
         sandbox: String,
@@ -95,13 +93,13 @@ pub enum ExecError {
     #[error("{0}")]
     Control(#[from] ControlError),
     /// The sandbox did not become ready.
-    #[error("sandbox {0} is still booting after {limit} s; `sandboxvm logs {0}` may say why", limit = silence::BOOT.as_secs())]
+    #[error("sandbox {0} is still booting after {limit} s", limit = silence::BOOT.as_secs())]
     NotReady(String),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// What cannot be logged is not done.
-    #[error(transparent)]
+    #[error("{0}")]
     Audit(#[from] AuditError),
 }
 
@@ -116,16 +114,6 @@ impl ExecError {
             Self::NotRunning { state, .. } => matches!(state, State::Exited { .. } | State::Dead),
             _ => false,
         }
-    }
-}
-
-fn hint(state: &State, id: &str) -> String {
-    match state {
-        State::Paused => format!("; `sandboxvm resume {id}` lets it go on"),
-        State::Exited { .. } | State::Dead => {
-            format!("; `sandboxvm logs {id}` shows its console, `sandboxvm rm {id}` removes it")
-        }
-        State::Creating | State::Running => String::new(),
     }
 }
 

@@ -26,16 +26,16 @@ const EXIT_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// It ended, and said why.
-    #[error("the sandbox ended while it booted: {0}")]
+    #[error("the sandbox ended while it was booting: {0}")]
     Ended(ExitReason),
     /// Its VMM ended without a word.
-    #[error("the VMM ended while the sandbox booted ({0})")]
+    #[error("the VMM ended while the sandbox was booting ({0})")]
     Vanished(String),
     /// It goes on from a snapshot, and its agent does not answer.
-    #[error("the sandbox was restored, and its agent does not answer within {} s", .0.as_secs())]
+    #[error("the sandbox was restored, but its guest agent did not respond within {} s", .0.as_secs())]
     Silent(Duration),
     /// It took too long.
-    #[error("the sandbox did not boot within {} s; the host may be overloaded", .0.as_secs())]
+    #[error("the sandbox did not boot within {} s", .0.as_secs())]
     TimedOut(Duration),
 }
 

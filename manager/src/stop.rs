@@ -49,7 +49,7 @@ impl fmt::Display for ForceCause {
         match self {
             Self::NotRunning(state) => write!(f, "it was {state}"),
             Self::Agent(error) => f.write_str(error),
-            Self::TooSlow(within) => write!(f, "it did not end within {} s", within.as_secs()),
+            Self::TooSlow(within) => write!(f, "it did not stop within {} s", within.as_secs()),
         }
     }
 }
@@ -58,7 +58,7 @@ impl fmt::Display for ForceCause {
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
     /// It does not run.
-    #[error("sandbox {sandbox} is {state}")]
+    #[error("cannot stop sandbox {sandbox}: it is {state}")]
     NotRunning {
         /// Its name, else its ID.
         sandbox: String,
@@ -123,7 +123,7 @@ impl Sandbox {
                 self.trail().note(Event::Stopped);
                 return Ok(Stopped::InOrder);
             }
-            state => state.end().unwrap_or_else(|| "somebody had it begin anew".to_owned()),
+            state => state.end().unwrap_or_else(|| "another process started it again".to_owned()),
         };
         self.trail().note(Event::MachineEnded { reason: reason.clone() });
         Ok(Stopped::Otherwise(reason))
@@ -141,7 +141,9 @@ impl Sandbox {
         let (patience, cause) = match &asked {
             // The connection stays open until the end, so that the agent is not told the caller went away.
             Ok(Ok((_, AgentMessage::ShuttingDown))) => (within, ForceCause::TooSlow(within)),
-            Ok(Ok(_)) => return Ok(Asked::Refused(ForceCause::Agent("its agent answered something else".to_owned()))),
+            Ok(Ok(_)) => {
+                return Ok(Asked::Refused(ForceCause::Agent("its guest agent sent an unexpected response".to_owned())));
+            }
             // It was not asked, but somebody else may have done that before.
             Ok(Err(error @ (AgentError::NotListening | AgentError::Connect(_)))) => {
                 (SHUTDOWN_WITHIN, ForceCause::Agent(error.to_string()))

@@ -14,7 +14,7 @@ pub enum WireError {
     #[error("the connection was closed")]
     Closed,
     /// The peer closed the connection inside a frame.
-    #[error("the connection was closed inside a frame")]
+    #[error("the connection was closed in the middle of a frame")]
     CutShort,
     /// The peer broke the protocol.
     #[error(transparent)]

@@ -93,10 +93,10 @@ pub const MAX_ARGUMENT_COUNT: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CTextError {
     /// Contains a NUL byte.
-    #[error("contains a NUL byte at offset {0}; remove it")]
+    #[error("contains a NUL byte at offset {0}")]
     Nul(usize),
     /// Too long for one exec argument.
-    #[error("{0} bytes is longer than the {MAX_ARGUMENT} that Linux takes in one argument; pass it by stdin or a file")]
+    #[error("{0} bytes is longer than the {MAX_ARGUMENT} bytes that Linux accepts in one argument")]
     TooLong(usize),
 }
 
@@ -367,7 +367,7 @@ impl SignalNumber {
 
 /// Not a signal number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is not a signal number: 1 to 64 are")]
+#[error("invalid signal number {0}: must be between 1 and 64")]
 pub struct SignalError(u8);
 
 impl TryFrom<u8> for SignalNumber {

@@ -70,7 +70,7 @@ impl FrameKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The peer is not speaking this wire at all.
-    #[error("frame starts with {found:02x?} where {expected:02x?} was expected; the peer speaks another protocol")]
+    #[error("frame starts with {found:02x?} instead of {expected:02x?}: the peer speaks another protocol")]
     Magic {
         /// Bytes found.
         found: [u8; 2],
@@ -78,7 +78,7 @@ pub enum FrameError {
         expected: [u8; 2],
     },
     /// The peer's version lies outside what this build reads.
-    #[error("peer speaks wire version {found}, this build reads {oldest} to {newest}; use matching builds")]
+    #[error("unsupported wire version {found}: this build reads {oldest} to {newest}")]
     Version {
         /// Version in the frame.
         found: u8,
@@ -91,7 +91,7 @@ pub enum FrameError {
     #[error("unknown frame kind {0:#04x}")]
     Kind(u8),
     /// The stated length passes the cap; nothing was buffered.
-    #[error("{kind:?} frame of {len} bytes is over the cap of {cap}")]
+    #[error("{kind:?} frame of {len} bytes exceeds the limit of {cap}")]
     TooLong {
         /// Kind of the frame.
         kind: FrameKind,
@@ -101,13 +101,13 @@ pub enum FrameError {
         cap: usize,
     },
     /// The body is not a valid message of this wire.
-    #[error("message body does not decode: {0}")]
+    #[error("cannot decode the message body: {0}")]
     Body(postcard::Error),
     /// Bytes follow the message inside its body.
     #[error("{0} stray bytes after the message in its frame")]
     Trailing(usize),
     /// The value does not encode (never for the types of this crate below their caps).
-    #[error("message does not encode: {0}")]
+    #[error("cannot encode the message: {0}")]
     Encode(postcard::Error),
 }
 

@@ -8,13 +8,13 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     /// Not an ID.
-    #[error("{0:?} is not a sandbox ID: 8 to 32 characters of a-z and 0-9 are")]
+    #[error("invalid sandbox ID {0:?}: use 8-32 characters from a-z and 0-9")]
     Id(String),
     /// Not a name.
-    #[error("{0:?} is not a sandbox name: 1 to 63 characters of a-z, 0-9 and '-', not starting with '-', are")]
+    #[error("invalid sandbox name {0:?}: use 1-63 characters from a-z, 0-9 and '-', not starting with '-'")]
     Name(String),
     /// Not a CID a guest may have.
-    #[error("{0} cannot be a guest's vsock CID: 0 to 2 and 4294967295 are reserved (virtio 1.2, 5.10.4)")]
+    #[error("invalid vsock CID {0}: 0 to 2 and 4294967295 are reserved (virtio 1.2, 5.10.4)")]
     Cid(u32),
 }
 

@@ -10,19 +10,19 @@ pub const MIB: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MachineError {
     /// vCPU count out of range.
-    #[error("{0} vCPUs: a sandbox has 1 to {max}", max = VcpuCount::MAX)]
+    #[error("invalid number of vCPUs {0}: must be between 1 and {max}", max = VcpuCount::MAX)]
     Vcpus(u32),
     /// Memory size out of range.
-    #[error("{0} bytes of memory: a sandbox has whole MiB, from 64 MiB to 64 GiB")]
+    #[error("invalid memory size of {0} bytes: must be whole MiB between 64 MiB and 64 GiB")]
     Memory(u64),
     /// Output rate out of range.
-    #[error("{0} bytes a second: a sandbox sends 256 KiB to 64 GiB a second, or as much as it can")]
+    #[error("invalid output rate of {0} bytes per second: must be between 256 KiB and 64 GiB")]
     OutputRate(u64),
     /// Disk rate out of range.
-    #[error("{0} bytes a second: a sandbox's disks are served at 256 KiB to 64 GiB a second, or as fast as they can")]
+    #[error("invalid disk rate of {0} bytes per second: must be between 256 KiB and 64 GiB")]
     DiskRate(u64),
     /// Disk operations out of range.
-    #[error("{0} operations a second: a sandbox's disks are served 10 to 10000000 a second, or as many as they can")]
+    #[error("invalid number of disk operations per second {0}: must be between 10 and 10000000")]
     DiskOperations(u64),
 }
 

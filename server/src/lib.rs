@@ -26,7 +26,10 @@ mod server;
 mod telemetry;
 mod unread;
 
-pub use access::keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey};
+pub use access::{
+    keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey},
+    tokens::TokenError,
+};
 pub use config::{Config, TemplateConfig, TlsFiles};
 pub use server::{Server, ServerError};
 pub use telemetry::traces::{Traces, TracesError};

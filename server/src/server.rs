@@ -55,7 +55,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// Two servers would end each other's sandboxes.
-    #[error("another server uses the home {}; end it first, or set SANDBOXVM_HOME to another", .0.display())]
+    #[error("cannot use the home {}: another server uses it", .0.display())]
     Taken(PathBuf),
     /// Nobody can listen there.
     #[error("cannot listen on {address}: {source}")]
@@ -72,10 +72,10 @@ pub enum ServerError {
     #[error(transparent)]
     Tls(#[from] listen::TlsError),
     /// Keys.
-    #[error(transparent)]
+    #[error("{0}")]
     Key(#[from] KeyError),
     /// Tokens.
-    #[error(transparent)]
+    #[error("{0}")]
     Token(#[from] TokenError),
 }
 
@@ -133,7 +133,7 @@ impl Server {
         };
         let registry = Registry::open(&config, manager, bundle)?;
         let recovered = registry.recover().await?;
-        tracing::info!(?recovered, "sandboxes of the server before");
+        tracing::info!(?recovered, "recovered sandboxes from the previous run");
         let app = Arc::new(App { rooms: Rooms::of(&config), config, access, registry });
         Ok(Self { app, api, sandboxes, metrics, tls, _lock: lock })
     }
@@ -192,7 +192,7 @@ impl Server {
         connections.close();
         let grace = Duration::from_secs(self.app.config.shutdown_grace);
         if tokio::time::timeout(grace, connections.wait()).await.is_err() {
-            tracing::warn!(open = connections.len(), "connections are still open: closing them");
+            tracing::warn!(open = connections.len(), "closing connections that are still open");
         }
     }
 }

@@ -125,10 +125,10 @@ fn kvm(path: &Path) -> Check {
         ),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Check::failed(
             NAME,
-            "may not be opened",
+            "cannot be opened: permission denied",
             "run as root, or join its group (usermod -aG kvm USER) and log in again",
         ),
-        Err(error) => Check::failed(NAME, format!("cannot be opened: {error}"), "see dmesg for what KVM says"),
+        Err(error) => Check::failed(NAME, format!("cannot be opened: {error}"), "look for messages of KVM in dmesg"),
     }
 }
 
@@ -139,10 +139,10 @@ pub(super) fn probe(bundle: &Bundle) -> Result<Value, String> {
         .env_clear()
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| format!("not known: {} --probe does not run: {error}", bundle.vmm.display()))?;
+        .map_err(|error| format!("unknown: cannot run {} --probe: {error}", bundle.vmm.display()))?;
     serde_json::from_slice(&output.stdout).map_err(|_| {
         let said = String::from_utf8_lossy(&output.stderr);
-        format!("not known: {} --probe failed ({}): {}", bundle.vmm.display(), output.status, said.trim())
+        format!("unknown: {} --probe failed ({}): {}", bundle.vmm.display(), output.status, said.trim())
     })
 }
 
@@ -154,12 +154,12 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
         }
         Some("pvm") => checks.push(Check::warning(
             "host mode",
-            "pvm: guest programs run natively, the guest's kernel is interpreted, so system calls are slow; \
-             docs/threat-model.md calls it unfit against a determined attacker",
-            "use a host with VMX or SVM where speed counts or guests do not trust each other",
+            "pvm: guest programs run natively, but the guest kernel is interpreted, so system calls are slow; this mode \
+             does not withstand a determined attacker (docs/threat-model.md)",
+            "use a host with VMX or SVM if speed matters or guests do not trust each other",
         )),
         Some(other) => checks.push(Check::ok("host mode", other)),
-        None => checks.push(Check::failed("host mode", "not known", "see the check of /dev/kvm")),
+        None => checks.push(Check::failed("host mode", "unknown", "see the check of /dev/kvm")),
     }
     checks.push(confinement(&probe["missing"]));
     for problem in probe["problems"].as_array().into_iter().flatten() {
@@ -174,20 +174,20 @@ fn confinement(missing: &Value) -> Check {
     const NAME: &str = "confinement";
     let missing: Vec<JailPart> = serde_json::from_value(missing.clone()).unwrap_or_default();
     if missing.is_empty() {
-        return Check::ok(NAME, "all of it is in force");
+        return Check::ok(NAME, "complete");
     }
-    let detail = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; no ");
+    let detail = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let fix = match &missing[..] {
         [JailPart::OwnUser] => {
-            "run as root where sandboxes must be kept from each other and from you by user as well; in a container, give it \
-             a range of users from 1879048192 on"
+            "run as root if sandboxes must be separated from each other and from you by user as well; in a container, give \
+             it a range of users that starts at 1879048192"
         }
         _ => {
             "run as root, or allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0)"
         }
     };
-    Check::warning(NAME, format!("no {detail}"), fix)
+    Check::warning(NAME, format!("missing: {detail}"), fix)
 }
 
 /// What ends a VMM that was taken over, with all that it started, and what bounds them.
@@ -199,24 +199,24 @@ fn ending(found: &Containment) -> Check {
         return Check::warning(
             NAME,
             format!(
-                "{detail}: what it starts is found by its session, and killed process by process; nothing bounds what they \
-                 take together"
+                "{detail}: processes that a VMM starts are found by their session and killed one by one, and nothing bounds \
+                 what they use together"
             ),
-            "run as root, or in a control group that is delegated (systemd: Delegate=yes), on a host with cgroup version 2",
+            "run as root or in a delegated control group (systemd: Delegate=yes), on a host with cgroup version 2",
         );
     }
     if found.controllers.len() < ALL {
         return Check::warning(
             NAME,
-            format!("{detail}; resource limits bound each process of it alone, not what they take together"),
-            "use a host with cgroup version 2 alone (systemd.unified_cgroup_hierarchy=1) and delegate a group without processes \
-             of its own (systemd: Delegate=yes, DelegateSubgroup=), or limit the group that this runs in (MemoryMax=, TasksMax=)",
+            format!("{detail}; resource limits bound each of its processes, but not what they use together"),
+            "use a host with only cgroup version 2 (systemd.unified_cgroup_hierarchy=1) and delegate a group that contains no \
+             processes (systemd: Delegate=yes, DelegateSubgroup=), or limit the group of this process (MemoryMax=, TasksMax=)",
         );
     }
     if found.kill {
         Check::ok(NAME, detail)
     } else {
-        Check::ok(NAME, format!("{detail}; process by process, as this kernel is older than 5.14"))
+        Check::ok(NAME, format!("{detail}; its processes are killed one by one, since this kernel is older than 5.14"))
     }
 }
 
@@ -241,7 +241,7 @@ fn side_channels(weaknesses: &[Weakness]) -> Check {
         }
     }
     if found.is_empty() {
-        Check::ok(NAME, "no core is shared, no pages are merged, all known holes of the processor are mitigated")
+        Check::ok(NAME, "no core is shared, no pages are merged, and all known processor vulnerabilities are mitigated")
     } else {
         Check::warning(NAME, found.join("; "), fixes.join("; "))
     }
@@ -259,15 +259,14 @@ fn part(bundle: &Bundle, part: Part) -> Check {
             let mib = file.metadata().map_or(0.0, |metadata| metadata.len() as f64 / MIB as f64);
             Check::ok(name, format!("{} ({mib:.1} MiB)", bundle.path(part).display()))
         }
-        // The error says what to do as well.
-        Err(error) => Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: None },
+        Err(error) => Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: crate::hint::of(&error) },
     }
 }
 
 fn mke2fs() -> Check {
     match template::installed_mke2fs() {
         Some(path) => Check::ok("mke2fs", path.display().to_string()),
-        None => Check::failed("mke2fs", "not found; it makes the writable disk", "apt-get install e2fsprogs"),
+        None => Check::failed("mke2fs", "not installed; it makes writable disks", "apt-get install e2fsprogs"),
     }
 }
 
@@ -278,7 +277,7 @@ fn memory() -> Check {
             if memory.available >= ENOUGH_MEMORY {
                 Check::ok("memory", detail)
             } else {
-                Check::warning("memory", detail, "end something, or give sandboxes less with -m")
+                Check::warning("memory", detail, "stop some programs, or give sandboxes less memory with -m")
             }
         }
         Err(error) => Check::warning("memory", format!("/proc/meminfo: {error}"), "mount /proc"),
@@ -287,11 +286,11 @@ fn memory() -> Check {
 
 fn disk() -> Check {
     const NAME: &str = "home";
-    let opened = environment::home().map_err(|_| "its place is not known".to_owned());
+    let opened = environment::home().map_err(|_| "cannot find a home directory".to_owned());
     let opened = opened.and_then(|path| Home::open(&path).map_err(|error| error.to_string()));
     let home = match opened {
         Ok(home) => home,
-        Err(problem) => return Check::failed(NAME, problem, "set SANDBOXVM_HOME to a directory you may write to"),
+        Err(problem) => return Check::failed(NAME, problem, "set SANDBOXVM_HOME to a directory that you can write to"),
     };
     match rustix::fs::statvfs(home.root()) {
         Ok(stat) => {
@@ -300,7 +299,7 @@ fn disk() -> Check {
             if free >= ENOUGH_DISK {
                 Check::ok(NAME, detail)
             } else {
-                Check::warning(NAME, detail, "free some space, or set SANDBOXVM_HOME to a roomier file system")
+                Check::warning(NAME, detail, "free some space, or set SANDBOXVM_HOME to a file system with more space")
             }
         }
         Err(error) => Check::warning(NAME, format!("{}: {error}", home.root().display()), "check the file system"),

@@ -62,16 +62,16 @@ impl Head {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// A line is no line of a log.
-    #[error("line {0} is no line of an audit log: {1}")]
+    #[error("line {0} is not a line of an audit log: {1}")]
     NotALine(u64, String),
     /// A line was changed.
-    #[error("line {0} was changed: its text does not have the hash it states")]
+    #[error("line {0} was changed: its text does not match its hash")]
     Changed(u64),
     /// A line was removed, added or moved.
     #[error("line {0} does not follow the line before it: lines were removed, added or moved")]
     Broken(u64),
     /// The last lines are missing.
-    #[error("the log ends with line {found}, and {expected} were written: lines were removed from its end")]
+    #[error("the log ends after {found} of {expected} lines: lines were removed from its end")]
     Shortened {
         /// Lines that are there.
         found: u64,
@@ -79,10 +79,10 @@ pub enum Violation {
         expected: u64,
     },
     /// The last line is not the one that was written last.
-    #[error("line {0} is not the one that was written last: the log was replaced")]
+    #[error("line {0} is not the line that was written last: the log was replaced")]
     Replaced(u64),
     /// A line of another sandbox.
-    #[error("line {0} is of another sandbox")]
+    #[error("line {0} belongs to another sandbox")]
     Foreign(u64),
 }
 

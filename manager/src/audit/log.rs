@@ -54,7 +54,7 @@ pub enum AuditError {
         source: io::Error,
     },
     /// It holds what no audit log holds.
-    #[error("the audit log {} is damaged: {source}", .path.display())]
+    #[error("audit log {} is damaged: {source}", .path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -62,10 +62,10 @@ pub enum AuditError {
         source: Violation,
     },
     /// Its last line is not as a line is.
-    #[error("the audit log {} does not end with a line of one; `sandboxvm audit verify` says more, move it away to go on", .0.display())]
+    #[error("audit log {} is corrupt: the last line is incomplete", .0.display())]
     NoEnd(PathBuf),
     /// It is as long as it may be.
-    #[error("the audit log {} is full: it has {max} bytes, the most there may be", .path.display())]
+    #[error("audit log {} is full: it has reached its maximum of {max} bytes", .path.display())]
     Full {
         /// Which file.
         path: PathBuf,
@@ -73,7 +73,7 @@ pub enum AuditError {
         max: u64,
     },
     /// There is none.
-    #[error("there is no audit log of {0}")]
+    #[error("sandbox {0} has no audit log")]
     None(SandboxId),
 }
 

@@ -18,7 +18,7 @@ pub enum FileError {
     #[error("{0}")]
     Path(#[from] FilePathError),
     /// More entries than are taken from a guest.
-    #[error("the directory holds more than {0} entries; list it level by level")]
+    #[error("the directory has more than {0} entries")]
     TooMany(usize),
 }
 
@@ -43,28 +43,12 @@ pub struct FileRefusal {
     pub message: String,
 }
 
-impl FileRefusal {
-    /// What whoever asked can do about it.
-    fn hint(&self) -> Option<&'static str> {
-        Some(match self.kind {
-            FileErrorKind::NoSpace => "remove something in the sandbox, or make one with a larger --disk",
-            FileErrorKind::PermissionDenied => "ask as another user, or change the file's mode or owner",
-            FileErrorKind::ReadOnly => "write to another place",
-            FileErrorKind::NotEmpty => "remove it with all that is in it",
-            FileErrorKind::Resources => "end something in the sandbox, or make one with more --memory",
-            FileErrorKind::BadArchive => "what was there before it stays as it was unpacked",
-            _ => return None,
-        })
-    }
-}
-
 impl fmt::Display for FileRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(path) = &self.path {
             write!(f, "{path} in the sandbox: ")?;
         }
-        f.write_str(&self.message)?;
-        self.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+        f.write_str(&self.message)
     }
 }
 
@@ -114,20 +98,26 @@ pub enum CopyError {
         problem: &'static str,
     },
     /// The host's files cannot be packed.
-    #[error("reading the host's files: {0}")]
+    #[error("cannot read the files of the host: {0}")]
     Pack(#[from] PackError),
     /// What the guest sent was not unpacked to its end.
-    #[error("what the sandbox sends: {}{}", printable(&.0.to_string()), cap_hint(.0))]
+    #[error("cannot copy from the sandbox: {}", printable(&.0.to_string()))]
     Unpack(#[from] UnpackError),
     /// Given up by the caller.
-    #[error("the copy was given up; each file is either whole or as it was")]
+    #[error("the copy was interrupted; each file is either complete or unchanged")]
     GivenUp,
 }
 
-fn cap_hint(error: &UnpackError) -> &'static str {
-    match error {
-        UnpackError::TooLarge(_) => "; --max-size allows more",
-        UnpackError::TooMany(_) => "; --max-files allows more",
-        _ => "",
+impl CopyError {
+    /// Returns true if the sandbox sent more bytes than [`CopyLimits::max_bytes`](crate::CopyLimits::max_bytes).
+    #[must_use]
+    pub fn exceeds_bytes(&self) -> bool {
+        matches!(self, Self::Unpack(UnpackError::TooLarge(_)))
+    }
+
+    /// Returns true if the sandbox sent more entries than [`CopyLimits::max_entries`](crate::CopyLimits::max_entries).
+    #[must_use]
+    pub fn exceeds_entries(&self) -> bool {
+        matches!(self, Self::Unpack(UnpackError::TooMany(_)))
     }
 }

@@ -13,13 +13,13 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// There is none of that name.
-    #[error("no snapshot has the name {0:?}; `sandboxvm snapshot ls` lists them")]
+    #[error("no snapshot has the name {0:?}")]
     Unknown(String),
     /// The name is taken.
-    #[error("there is a snapshot named \"{0}\" already; choose another name, or `sandboxvm snapshot rm {0}` first")]
+    #[error("a snapshot named \"{0}\" already exists")]
     Taken(SandboxName),
     /// The sandbox does not run.
-    #[error("sandbox {sandbox} is {state}: only a running one can be snapshotted")]
+    #[error("cannot snapshot sandbox {sandbox}: it is {state}, and only a running sandbox can be snapshotted")]
     NotRunning {
         /// Its name, else its ID.
         sandbox: String,
@@ -27,10 +27,10 @@ pub enum SnapshotError {
         state: State,
     },
     /// It cannot go on on this host.
-    #[error("the snapshot cannot be used here: {0}; make it again")]
+    #[error("the snapshot cannot be used on this host: {0}")]
     OtherHost(String),
     /// The files it was made with are not there any more.
-    #[error("the snapshot needs the {part} it was made with (SHA-256 {}...), and neither {} nor the bundle has it; make it again", .sha256.get(..12).unwrap_or(.sha256), .path.display())]
+    #[error("the snapshot needs the {part} with which it was created (SHA-256 {}...), and neither {} nor the bundle has it", .sha256.get(..12).unwrap_or(.sha256), .path.display())]
     OtherContent {
         /// Which file.
         part: Part,
@@ -40,7 +40,7 @@ pub enum SnapshotError {
         path: PathBuf,
     },
     /// A file is not as long as it was.
-    #[error("{} has {len} bytes where {expected} belong: the snapshot is truncated; make it again", .path.display())]
+    #[error("the snapshot is truncated: {} has {len} of {expected} bytes", .path.display())]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -50,19 +50,19 @@ pub enum SnapshotError {
         expected: u64,
     },
     /// A file is not what it was.
-    #[error("{} was changed since the snapshot was made: it does not have its checksum; make the snapshot again", .0.display())]
+    #[error("the snapshot is damaged: {} was changed since it was created and does not match its checksum", .0.display())]
     Changed(PathBuf),
     /// It has no checksums.
-    #[error("snapshot {0:?} has no checksums: an older sandboxvm made it")]
+    #[error("snapshot {0:?} has no checksums: it was created by an older sandboxvm")]
     Unsealed(String),
     /// The host has no room for it.
-    #[error(transparent)]
+    #[error("{0}")]
     Admission(#[from] AdmissionError),
     /// Its manifest.
-    #[error(transparent)]
+    #[error("{0}")]
     Manifest(#[from] ManifestError),
     /// The sandbox's own record.
-    #[error(transparent)]
+    #[error("{0}")]
     Lineage(#[from] LineageError),
     /// Its disk cannot take another layer.
     #[error("{0}")]
@@ -71,16 +71,16 @@ pub enum SnapshotError {
     #[error("{0}")]
     Control(#[from] ControlError),
     /// The host cannot be told from others.
-    #[error(transparent)]
+    #[error("{0}")]
     Host(#[from] HostError),
     /// It was paused because nobody used it, and does not go on.
-    #[error(transparent)]
+    #[error("{0}")]
     Idle(#[from] InUseError),
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The system gave no randomness for an ID.
-    #[error("cannot make a snapshot's ID: {0}")]
+    #[error("cannot create an ID for the snapshot: {0}")]
     Entropy(io::Error),
 }
 

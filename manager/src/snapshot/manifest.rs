@@ -27,7 +27,7 @@ pub enum ManifestError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// Not valid.
-    #[error("{} is damaged: {source}; make the snapshot again", .path.display())]
+    #[error("the snapshot is damaged: {}: {source}", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// Another version.
-    #[error("{} has format {found}, this build reads {FORMAT}; make the snapshot again with this build", .path.display())]
+    #[error("the snapshot has an unsupported format: {} has format {found}, and this build reads {FORMAT}", .path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ManifestError {
         found: u32,
     },
     /// Its parts contradict each other.
-    #[error("{} is damaged: {what}; make the snapshot again", .path.display())]
+    #[error("the snapshot is damaged: {}: {what}", .path.display())]
     Nonsense {
         /// The file.
         path: PathBuf,

@@ -69,7 +69,7 @@ pub struct SupervisorProgram {
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
     /// The supervisor did not start.
-    #[error("cannot run the sandbox's supervisor, {}: {source}", .program.display())]
+    #[error("cannot run the supervisor {}: {source}", .program.display())]
     Spawn {
         /// Which program.
         program: PathBuf,
@@ -80,7 +80,7 @@ pub enum SuperviseError {
     #[error("{0}")]
     Refused(String),
     /// It started and ended, or does not answer.
-    #[error("the sandbox's supervisor {what}; {} may say why", .log.display())]
+    #[error("the supervisor of the sandbox {what}; its log is {}", .log.display())]
     Lost {
         /// What it does.
         what: String,
@@ -88,7 +88,7 @@ pub enum SuperviseError {
         log: PathBuf,
     },
     /// The sandbox does not run.
-    #[error("sandbox {sandbox} is {state}: {what} only while it runs", what = "ports are published")]
+    #[error("cannot publish ports of sandbox {sandbox}: it is {state}")]
     NotRunning {
         /// Its name, else its ID.
         sandbox: String,
@@ -106,16 +106,16 @@ pub enum SuperviseError {
         source: io::Error,
     },
     /// It is there already.
-    #[error("{0} is published already")]
+    #[error("{0} is already published")]
     Taken(HostEnd),
     /// It is not there.
-    #[error("port {0} of the sandbox is not published; `sandboxvm port` lists what is")]
+    #[error("port {0} of the sandbox is not published")]
     Unknown(PortNumber),
     /// Too many.
-    #[error("a sandbox can have {MAX_PORTS} published ports")]
+    #[error("cannot publish the port: the sandbox already has {MAX_PORTS} published ports, which is the maximum")]
     TooMany,
     /// The record cannot be read.
-    #[error("{} is damaged: {source}; `sandboxvm rm` removes the sandbox", .path.display())]
+    #[error("{} is damaged: {source}", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -126,7 +126,7 @@ pub enum SuperviseError {
     #[error("cannot tell this boot of the host from others: {0}")]
     Clock(io::Error),
     /// There is no such sandbox.
-    #[error(transparent)]
+    #[error("{0}")]
     Find(#[from] FindError),
     /// A file operation failed.
     #[error(transparent)]

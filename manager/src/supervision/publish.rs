@@ -19,7 +19,7 @@ const MAX_SOCKET_PATH: usize = 107;
 
 /// Why something is no place to publish a port at.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}; write it as GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST")]
+#[error("{0}: expected GUEST, HOST:GUEST, ADDRESS:HOST:GUEST or /PATH/TO.SOCK:GUEST")]
 pub struct PublishError(String);
 
 /// An end on the host.
@@ -65,7 +65,7 @@ impl TryFrom<String> for HostEnd {
         if text.contains('/') {
             return unix(&text);
         }
-        text.parse().map(Self::Tcp).map_err(|_| PublishError(format!("{text:?} is no address")))
+        text.parse().map(Self::Tcp).map_err(|_| PublishError(format!("invalid address {text:?}")))
     }
 }
 
@@ -95,7 +95,7 @@ impl FromStr for Publish {
 
 fn port_of_guest(text: &str) -> Result<PortNumber, PublishError> {
     let number = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let number: u16 = number.ok_or_else(|| PublishError(format!("{text:?} is no port of the guest")))?;
+    let number: u16 = number.ok_or_else(|| PublishError(format!("invalid guest port {text:?}")))?;
     PortNumber::try_from(number).map_err(|error| PublishError(error.to_string()))
 }
 
@@ -108,12 +108,12 @@ fn host_end(text: &str) -> Result<HostEnd, PublishError> {
         None => (None, text),
     };
     let number = if port.is_empty() { Some(0) } else { port.parse::<u16>().ok() };
-    let number = number.ok_or_else(|| PublishError(format!("{port:?} is no port of the host")))?;
+    let number = number.ok_or_else(|| PublishError(format!("invalid host port {port:?}")))?;
     let address = match address {
         None | Some("localhost") => IpAddr::V4(Ipv4Addr::LOCALHOST),
         Some(address) => {
             let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-            bare.parse().map_err(|_| PublishError(format!("{address:?} is no address of the host")))?
+            bare.parse().map_err(|_| PublishError(format!("invalid host address {address:?}")))?
         }
     };
     Ok(HostEnd::Tcp(SocketAddr::new(address, number)))
@@ -122,10 +122,13 @@ fn host_end(text: &str) -> Result<HostEnd, PublishError> {
 fn unix(text: &str) -> Result<HostEnd, PublishError> {
     let path = Path::new(text);
     if !path.is_absolute() {
-        return Err(PublishError(format!("the path {text:?} does not begin with '/'")));
+        return Err(PublishError(format!("invalid socket path {text:?}, which does not begin with '/'")));
     }
     if path.as_os_str().as_bytes().len() > MAX_SOCKET_PATH {
-        return Err(PublishError(format!("a socket's path has at most {MAX_SOCKET_PATH} bytes, not {}", text.len())));
+        return Err(PublishError(format!(
+            "the socket path has {} bytes, and the maximum is {MAX_SOCKET_PATH}",
+            text.len()
+        )));
     }
     Ok(HostEnd::Unix(path.to_owned()))
 }

@@ -44,13 +44,13 @@ pub const MAX_FILE_FAILURE: usize = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FilePathError {
     /// Nothing at all.
-    #[error("the path is empty; name a file")]
+    #[error("the path is empty")]
     Empty,
     /// Contains a NUL byte.
-    #[error("the path contains a NUL byte; no file is called so")]
+    #[error("the path contains a NUL byte")]
     Nul,
     /// Longer than Linux takes.
-    #[error("the path has {0} bytes, Linux takes {MAX_PATH}; use a shorter one")]
+    #[error("the path has {0} bytes, and Linux accepts at most {MAX_PATH}")]
     TooLong(usize),
 }
 

@@ -12,10 +12,10 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
     /// Processes.
-    #[error("{0} processes: a sandbox may have {min} to {max}", min = ProcessCount::MIN, max = ProcessCount::MAX)]
+    #[error("invalid number of processes {0}: must be between {min} and {max}", min = ProcessCount::MIN, max = ProcessCount::MAX)]
     Processes(u32),
     /// Open files.
-    #[error("{0} open files: a process may have {min} to {max}", min = FileCount::MIN, max = FileCount::MAX)]
+    #[error("invalid number of open files {0}: must be between {min} and {max}", min = FileCount::MIN, max = FileCount::MAX)]
     Files(u32),
 }
 

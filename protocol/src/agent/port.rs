@@ -11,7 +11,7 @@ pub struct PortNumber(u16);
 
 /// Not a port number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("0 is not a port of the guest: 1 to 65535 are")]
+#[error("invalid guest port 0: must be between 1 and 65535")]
 pub struct PortError;
 
 impl PortNumber {
