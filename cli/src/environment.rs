@@ -9,7 +9,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 pub(crate) fn home() -> Result<PathBuf, Failure> {
     let root = rustix::process::geteuid().is_root();
     home_from(root, |name| env::var_os(name).filter(|value| !value.is_empty()))
-        .ok_or_else(|| Failure::new("no home directory is known: set SANDBOXVM_HOME"))
+        .ok_or_else(|| Failure::new("cannot find a home directory").hinted("set SANDBOXVM_HOME".to_owned()))
 }
 
 fn home_from(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
@@ -37,7 +37,7 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
         None => Ok(None),
         Some(value) => match value.to_str().and_then(parse) {
             Some(number) => Ok(Some(number)),
-            None => Err(format!("{name} is {value:?}: set it to {what}, or not at all")),
+            None => Err(format!("invalid {name} {value:?}: expected {what}")),
         },
     };
     let number = |text: &str| text.parse::<u32>().ok().map(u64::from);
@@ -55,8 +55,8 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
             read("SANDBOXVM_OVERCOMMIT", "a factor from 0 to 1000", &factor)?,
             default.overcommit_percent,
         ),
-        free_memory: read("SANDBOXVM_MIN_FREE_MEMORY", "a size, as 2G", &size)?,
-        free_disk: read("SANDBOXVM_MIN_FREE_DISK", "a size, as 2G", &size)?,
+        free_memory: read("SANDBOXVM_MIN_FREE_MEMORY", "a size such as 2G", &size)?,
+        free_disk: read("SANDBOXVM_MIN_FREE_DISK", "a size such as 2G", &size)?,
     })
 }
 
@@ -65,9 +65,11 @@ pub(crate) fn mcp_token() -> Option<Result<String, Failure>> {
     let token = env::var_os("SANDBOXVM_MCP_TOKEN").filter(|value| !value.is_empty())?;
     let is_plain = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
     let token = token.into_string().ok().filter(is_plain);
-    Some(token.ok_or_else(|| {
-        Failure::new("SANDBOXVM_MCP_TOKEN has characters that no HTTP client can send; use a-z and 0-9")
-    }))
+    Some(
+        token.ok_or_else(|| {
+            Failure::new("invalid SANDBOXVM_MCP_TOKEN: expected printable ASCII characters without spaces")
+        }),
+    )
 }
 
 /// The bundle, with files stated on the command line before those of the environment.

@@ -23,12 +23,17 @@ impl Failure {
         Self { message: Some(message.to_string()), hint: None, code: OURS }
     }
 
-    /// Everything was said already.
+    /// Adds what the user can do about it.
+    pub(crate) fn hinted(self, hint: impl Into<Option<String>>) -> Self {
+        Self { hint: hint.into(), ..self }
+    }
+
+    /// The message and its hint were already printed.
     pub(crate) fn silent(code: u8) -> Self {
         Self { message: None, hint: None, code }
     }
 
-    /// Clap's message, in our dress.
+    /// The message of the argument parser, in the form of ours.
     pub(crate) fn usage(error: &clap::Error) -> Self {
         let text = error.render().to_string();
         let text = text.trim_end();
@@ -45,7 +50,7 @@ impl Failure {
         Self { message: Some(error.to_string()), hint: hint::of(error), code }
     }
 
-    /// What it says; nothing when everything was said already.
+    /// Returns the message; empty for a silent failure.
     pub(crate) fn text(&self) -> &str {
         self.message.as_deref().unwrap_or_default()
     }

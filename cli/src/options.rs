@@ -3,6 +3,7 @@
 use crate::{
     environment,
     failure::Failure,
+    hint,
     limit_options::{self, LimitOptions},
     process_io::{Attendance, Leaving},
     progress,
@@ -12,7 +13,7 @@ use crate::{
 };
 use clap::Args;
 use sandboxvm_images::template::DiskSize;
-use sandboxvm_manager::{SandboxSpec, StartFrom, StartedSandbox};
+use sandboxvm_manager::{ExecError, SandboxSpec, StartFrom, StartedSandbox};
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, OnDisconnect, StdinSource},
     identity::SandboxName,
@@ -138,21 +139,25 @@ impl EnvOptions {
     pub(crate) fn variables(&self) -> Result<Vec<OsString>, Failure> {
         let mut variables = Variables::default();
         for path in &self.env_file {
-            let fail = |problem: String| Failure::new(format_args!("--env-file {}: {problem}", path.display()));
-            let content = fs::read(path).map_err(|error| fail(error.to_string()))?;
+            let content = fs::read(path).map_err(|error| {
+                Failure::new(format_args!("cannot read the environment file {}: {error}", path.display()))
+            })?;
             for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
                 let line = line.strip_suffix(b"\r").unwrap_or(line);
                 let start = line.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(line.len());
                 if !line[start..].is_empty() && line[start] != b'#' {
-                    let problem = |problem: String| fail(format!("line {}: {problem}", number + 1));
-                    variables.set(OsString::from_vec(line[start..].to_vec())).map_err(problem)?;
+                    let invalid = |problem: String| {
+                        let (path, line) = (path.display(), number + 1);
+                        Failure::new(format_args!("invalid environment file {path}: line {line}: {problem}"))
+                    };
+                    variables.set(OsString::from_vec(line[start..].to_vec())).map_err(invalid)?;
                 }
             }
         }
         for entry in &self.env {
             variables
                 .set(entry.clone())
-                .map_err(|problem| Failure::new(format_args!("--env {}: {problem}", shortened(entry))))?;
+                .map_err(|problem| Failure::new(format_args!("invalid --env {}: {problem}", shortened(entry))))?;
         }
         Ok(variables.0)
     }
@@ -160,7 +165,8 @@ impl EnvOptions {
     /// The same as text, for a sandbox's record.
     pub(crate) fn texts(&self) -> Result<Vec<String>, Failure> {
         let texts = self.variables()?.into_iter().map(|entry| {
-            let not_text = |entry: OsString| Failure::new(format_args!("--env {}: is not UTF-8", shortened(&entry)));
+            let not_text =
+                |entry: OsString| Failure::new(format_args!("invalid --env {}: not valid UTF-8", shortened(&entry)));
             entry.into_string().map_err(not_text)
         });
         texts.collect()
@@ -175,7 +181,7 @@ impl Variables {
         let bytes = entry.as_bytes();
         let key_len = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
         if key_len == 0 {
-            return Err("has no name before '='".into());
+            return Err("expected KEY or KEY=VALUE".into());
         }
         let key = bytes[..key_len].to_vec();
         let entry = if key_len < bytes.len() {
@@ -229,11 +235,13 @@ impl ProcessOptions {
     pub(crate) fn request(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ExecRequest, Failure> {
         let text = |what: &str, value: &OsString| {
             let text = CText::try_from(value.as_bytes().to_vec());
-            text.map_err(|error| Failure::new(format_args!("{what} {}: {error}", shortened(value))))
+            text.map_err(|error| {
+                Failure::new(format_args!("invalid {what} {}: {error}", shortened(value))).hinted(hint::of(&error))
+            })
         };
         let argv: Vec<CText> = command.iter().map(|word| text("argument", word)).collect::<Result<_, _>>()?;
         if argv.first().is_none_or(|program| program.as_bytes().is_empty()) {
-            return Err(Failure::new("the command is empty: state a program after `--`"));
+            return Err(ExecError::NoCommand.into());
         }
         let mut env: Vec<CText> = Vec::new();
         if self.tty {
@@ -261,7 +269,8 @@ impl ProcessOptions {
 /// Whether our terminal is to be raw; with `-it` our stdin must be one.
 pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
     if interactive && tty && !io::stdin().is_terminal() {
-        return Err(Failure::new("-it needs a terminal as standard input; leave -t out to pass a pipe or file on"));
+        let hint = "leave out -t to pass a pipe or a file".to_owned();
+        return Err(Failure::new("cannot use -it: standard input is not a terminal").hinted(hint));
     }
     Ok(interactive && tty)
 }

@@ -101,7 +101,7 @@ pub(crate) async fn run(
             Ok(exit_code(status))
         }
         End::GivenUp(code) => Ok(code),
-        End::RunsOn => Err(Failure::new("the process's output ended without its exit status")),
+        End::RunsOn => Err(Failure::new("the output of the process ended without an exit status")),
     }
 }
 
@@ -164,7 +164,7 @@ async fn attend(
 
 fn timed_out(attendance: &Attendance) -> u8 {
     let limit = humantime::format_duration(attendance.timeout.unwrap_or_default());
-    Failure::new(format_args!("the command ran out of its time, {limit}")).report();
+    Failure::new(format_args!("the command was killed after its timeout of {limit}")).report();
     TIMED_OUT
 }
 
@@ -213,7 +213,7 @@ impl Attending {
                     Some(Output::RunsOn) => return Ok(End::RunsOn),
                     Some(Output::Exited(status)) => return Ok(End::Exited(status)),
                     None => {
-                        let failure = Failure::new("the process's output ended without its exit status");
+                        let failure = Failure::new("the output of the process ended without an exit status");
                         return Err(Trouble::Failed(failure));
                     }
                 },
@@ -284,7 +284,10 @@ impl Attending {
 
 /// Says that output is missing at about this place.
 fn say_dropped(bytes: u64) {
-    Failure::new(format_args!("{bytes} bytes of output are missing here: they are not kept any more")).report();
+    Failure::new(format_args!(
+        "{bytes} bytes of output are missing here: they were discarded before they could be shown"
+    ))
+    .report();
 }
 
 /// When somebody typed the keys for it; never once nobody can.

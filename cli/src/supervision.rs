@@ -98,7 +98,7 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
     ];
     let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
     Some(format!(
-        "warning: {sandbox} is unsupervised: nobody keeps its {} now; the next command that uses it mends that",
+        "warning: sandbox {sandbox} is unsupervised, and its {} have no effect; the next command that uses it starts a supervisor",
         rules.join(" and ")
     ))
 }
@@ -107,7 +107,7 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
 pub(crate) fn see_to(sandbox: &Sandbox) {
     let ensured = program().and_then(|program| Ok(sandbox.ensure_supervised(&program)?));
     if let Err(failure) = ensured {
-        Failure::new("warning: nobody keeps the sandbox's ports, --ttl and --idle").report();
+        Failure::new("warning: published ports, --ttl and --idle of the sandbox have no effect").report();
         failure.report();
     }
 }
@@ -124,7 +124,7 @@ fn ttl(text: &str) -> Result<TimeToLive, String> {
     let then = match then {
         None | Some("stop") => AtEnd::Stop,
         Some("rm") => AtEnd::Remove,
-        Some(other) => return Err(format!("{other:?} is not stop or rm")),
+        Some(other) => return Err(format!("invalid action {other:?}: expected stop or rm")),
     };
     Ok(TimeToLive { after, then })
 }
@@ -135,7 +135,7 @@ fn idle(text: &str) -> Result<IdleRule, String> {
         Some("pause") => WhenIdle::Pause,
         Some("stop") => WhenIdle::Stop,
         Some("rm") => WhenIdle::Remove,
-        _ => return Err("what happens then is missing: write it as 5m=pause, 5m=stop or 5m=rm".into()),
+        _ => return Err("expected a time and an action, such as 5m=pause, 5m=stop or 5m=rm".into()),
     };
     Ok(IdleRule { after, then })
 }

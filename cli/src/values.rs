@@ -1,7 +1,7 @@
 //! What the values of flags and variables mean: names, sizes, times and limits, each with a message that says what is
 //! expected. Reads nothing but its argument; the flags themselves are in `options`, `limit_options` and the commands.
 
-use parse_size::Config;
+use parse_size::{Config, Error};
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::CpuShare;
 use sandboxvm_protocol::{
@@ -9,7 +9,7 @@ use sandboxvm_protocol::{
     identity::SandboxName,
     machine::{DiskOperations, DiskRate, MemorySize, OutputRate, VcpuCount},
 };
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, fmt::Display, time::Duration};
 
 /// A value as it appears in a message: cut, and without control characters.
 pub(crate) fn shortened(value: &OsString) -> String {
@@ -26,55 +26,58 @@ pub(crate) fn name(text: &str) -> Result<SandboxName, String> {
 }
 
 pub(crate) fn size(text: &str) -> Result<u64, String> {
-    Config::new().with_binary().parse_size(text).map_err(|error| format!("{error}; write it as 512M or 2G"))
+    Config::new().with_binary().parse_size(text).map_err(|error| match error {
+        Error::PosOverflow => "the size is too large".to_owned(),
+        _ => "expected a size such as 512M or 2G".to_owned(),
+    })
 }
 
 pub(crate) fn memory(text: &str) -> Result<MemorySize, String> {
-    MemorySize::try_from(size(text)?).map_err(|error| error.to_string())
+    MemorySize::try_from(size(text)?).map_err(expected)
 }
 
 pub(crate) fn disk(text: &str) -> Result<DiskSize, String> {
-    DiskSize::try_from(size(text)?).map_err(|error| error.to_string())
+    DiskSize::try_from(size(text)?).map_err(expected)
 }
 
 pub(crate) fn vcpus(text: &str) -> Result<VcpuCount, String> {
-    let number: u32 = text.parse().map_err(|_| format!("not a number: a sandbox has 1 to {}", VcpuCount::MAX))?;
-    VcpuCount::try_from(number).map_err(|error| error.to_string())
+    let number: u32 = text.parse().map_err(|_| format!("expected a number between 1 and {}", VcpuCount::MAX))?;
+    VcpuCount::try_from(number).map_err(expected)
 }
 
 /// `30s`, `5m`, `1h 30m`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse::<u64>() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 30s or 5m")),
+        Err(_) => humantime::parse_duration(text).map_err(|_| "expected a time such as 30s or 5m".to_owned()),
     }?;
-    if parsed.is_zero() { Err("no time at all".into()) } else { Ok(parsed) }
+    if parsed.is_zero() { Err("the time must be longer than zero".into()) } else { Ok(parsed) }
 }
 
 fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| "not a whole number".to_owned())
+    text.parse().map_err(|_| "expected a whole number".to_owned())
 }
 
 pub(crate) fn pids(text: &str) -> Result<ProcessCount, String> {
-    ProcessCount::try_from(number(text)?).map_err(|error| error.to_string())
+    ProcessCount::try_from(number(text)?).map_err(expected)
 }
 
 pub(crate) fn files(text: &str) -> Result<FileCount, String> {
-    FileCount::try_from(number(text)?).map_err(|error| error.to_string())
+    FileCount::try_from(number(text)?).map_err(expected)
 }
 
 pub(crate) fn share(text: &str) -> Result<CpuShare, String> {
     let percent = text.strip_suffix('%').unwrap_or(text);
-    let percent = percent.parse::<u32>().map_err(|_| "not a percentage; write it as 50% or 150%".to_owned())?;
-    CpuShare::try_from(percent).map_err(|error| error.to_string())
+    let percent = percent.parse::<u32>().map_err(|_| "expected a percentage such as 50% or 150%".to_owned())?;
+    CpuShare::try_from(percent).map_err(expected)
 }
 
 pub(crate) fn output_rate(text: &str) -> Result<OutputRate, String> {
-    OutputRate::try_from(rate(text)?).map_err(|error| error.to_string())
+    OutputRate::try_from(rate(text)?).map_err(expected)
 }
 
 pub(crate) fn disk_rate(text: &str) -> Result<DiskRate, String> {
-    DiskRate::try_from(rate(text)?).map_err(|error| error.to_string())
+    DiskRate::try_from(rate(text)?).map_err(expected)
 }
 
 fn rate(text: &str) -> Result<u64, String> {
@@ -82,8 +85,14 @@ fn rate(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn disk_operations(text: &str) -> Result<DiskOperations, String> {
-    let count = text.parse::<u64>().map_err(|_| "not a whole number".to_owned())?;
-    DiskOperations::try_from(count).map_err(|error| error.to_string())
+    let count = text.parse::<u64>().map_err(|_| "expected a whole number".to_owned())?;
+    DiskOperations::try_from(count).map_err(expected)
+}
+
+/// What a type of the library expects of a value, without the value, which the argument parser shows.
+fn expected(error: impl Display) -> String {
+    let message = error.to_string();
+    message.rsplit_once(": ").map_or(message.clone(), |(_, expected)| expected.to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What of this host weakens the wall between guests that do not trust each other (docs/threat-model.md): found by `doctor`,
+//! What of this host weakens the isolation between guests that do not trust each other (docs/threat-model.md): found by `doctor`,
 //! said by `serve` when it starts, and a reason not to start with `serve --strict`.
 
 use sandboxvm_protocol::vmm::JailPart;
@@ -30,13 +30,13 @@ impl fmt::Display for Weakness {
         match self {
             Self::SharedCores => f.write_str("two threads share a core (SMT) and the kernel has no core scheduling"),
             Self::MergedPages => f.write_str("the kernel merges equal pages (KSM)"),
-            Self::Mitigation(name, says) => write!(f, "the processor's {name} is not mitigated: {says}"),
-            Self::Jail(part) => write!(f, "VMMs are not fully confined: no {part}"),
+            Self::Mitigation(name, says) => write!(f, "the processor vulnerability {name} is not mitigated: {says}"),
+            Self::Jail(part) => write!(f, "VMMs are not fully confined: {part} is missing"),
             Self::InterpretedKernel => f.write_str(
-                "mode pvm: the host's kernel interprets the guest's, which docs/threat-model.md calls unfit against a \
-                 determined attacker",
+                "mode pvm: the host kernel interprets the guest kernel, which does not withstand a determined attacker \
+                 (docs/threat-model.md)",
             ),
-            Self::Unknown(problem) => write!(f, "it is not known how VMMs are confined here: {problem}"),
+            Self::Unknown(problem) => write!(f, "cannot determine how VMMs are confined: {problem}"),
         }
     }
 }

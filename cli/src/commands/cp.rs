@@ -84,13 +84,14 @@ impl Side {
         let colon = bytes.iter().position(|byte| matches!(byte, b':' | b'/')).filter(|at| bytes[*at] == b':');
         let Some(colon) = colon.filter(|_| !bytes.starts_with(b".")) else {
             if bytes.is_empty() {
-                return Err(Failure::new("SRC and DEST must not be empty: name a file or directory"));
+                return Err(Failure::new("invalid path \"\": SRC and DEST must not be empty"));
             }
             return Ok(Self::Host(PathBuf::from(text)));
         };
         let sandbox = String::from_utf8(bytes[..colon].to_vec());
-        let sandbox =
-            sandbox.map_err(|_| Failure::new(format_args!("{}: is no sandbox", shortened(&text.to_owned()))))?;
+        let sandbox = sandbox.map_err(|_| {
+            Failure::new(format_args!("invalid sandbox name in {}: not valid UTF-8", shortened(&text.to_owned())))
+        })?;
         let path = &bytes[colon + 1..];
         let absolute = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
         Ok(Self::Sandbox(sandbox, FilePath::try_from(absolute)?))
@@ -101,12 +102,13 @@ impl Cp {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let user = self.user.as_ref().map(|user| {
             let text = CText::try_from(user.as_bytes().to_vec());
-            text.map_err(|error| Failure::new(format_args!("--user {}: {error}", shortened(user))))
+            text.map_err(|error| Failure::new(format_args!("invalid --user {}: {error}", shortened(user))))
         });
         let user = user.transpose()?;
         let sides = (Side::parse(&self.source)?, Side::parse(&self.destination)?);
         let ((Side::Sandbox(sandbox, _), _) | (_, Side::Sandbox(sandbox, _))) = &sides else {
-            return Err(Failure::new("neither SRC nor DEST is in a sandbox: write one of them as SANDBOX:PATH"));
+            let hint = "write one of them as SANDBOX:PATH".to_owned();
+            return Err(Failure::new("cannot copy: neither SRC nor DEST is in a sandbox").hinted(hint));
         };
         let sandbox = supervision::find(sandbox)?;
         let files = sandbox.files();
@@ -115,7 +117,8 @@ impl Cp {
             let mut signals = Signals::catch()?;
             match &sides {
                 (Side::Sandbox(..), Side::Sandbox(..)) => {
-                    Err(Failure::new("SRC and DEST are both in a sandbox: copy by way of the host"))
+                    let hint = "copy to the host first".to_owned();
+                    Err(Failure::new("cannot copy: SRC and DEST are both in a sandbox").hinted(hint))
                 }
                 (Side::Sandbox(_, from), Side::Host(to)) => self.to_host(&files, from, to, &mut signals).await,
                 (Side::Host(from), Side::Sandbox(_, to)) => self.to_sandbox(&files, from, to, &mut signals).await,
@@ -174,15 +177,15 @@ fn finish(copied: Result<CopyReport, CopyError>, signals: &Signals) -> Result<u8
     }
 }
 
-/// What a copy cannot hold is no failure, but worth a word.
+/// Reports what a copy cannot hold, which is not a failure.
 fn say_what_is_missing(totals: FileTotals) {
     if totals.left_out > 0 {
-        Failure::new(format_args!("{} sockets, devices or named pipes were left out", totals.left_out)).report();
+        Failure::new(format_args!("warning: skipped {} sockets, devices or named pipes", totals.left_out)).report();
     }
     if totals.attributes_lost > 0 {
-        let message =
-            format!("{} user attributes were left out: the file system there takes none", totals.attributes_lost);
-        Failure::new(message).report();
+        let lost = totals.attributes_lost;
+        let reason = "the file system of the destination does not support them";
+        Failure::new(format_args!("warning: skipped {lost} user attributes: {reason}")).report();
     }
 }
 
@@ -199,7 +202,8 @@ async fn to_stdout(files: &Files<'_>, from: &FilePath) -> Result<u8, Failure> {
     let is_directory = files.stat(from.clone(), true).await?.kind == FileKind::Directory;
     if is_directory {
         if io::stdout().is_terminal() {
-            return Err(Failure::new("a tar archive is not for a terminal: redirect standard output, or name a DEST"));
+            let hint = "redirect standard output, or give a DEST on the host".to_owned();
+            return Err(Failure::new("cannot write a tar archive to a terminal").hinted(hint));
         }
         let name = Path::new(OsStr::from_bytes(from.as_bytes())).file_name();
         let name = name.map_or(b".".to_vec(), |name| name.as_bytes().to_vec());
@@ -242,7 +246,8 @@ async fn pass_on(mut stream: FileStream<'_>) -> Result<u8, Failure> {
 
 async fn from_stdin(files: &Files<'_>, to: &FilePath, keep_owner: bool) -> Result<u8, Failure> {
     if io::stdin().is_terminal() {
-        return Err(Failure::new("SRC '-' is a tar archive, which no terminal types: redirect standard input"));
+        let hint = "redirect standard input".to_owned();
+        return Err(Failure::new("cannot read a tar archive from a terminal").hinted(hint));
     }
     let mut sink = files.extract(to.clone(), false, keep_owner).await?;
     let mut chunks = stdio::stdin_chunks();

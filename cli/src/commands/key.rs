@@ -62,11 +62,15 @@ struct Create {
     #[arg(long, help_heading = "Permissions", value_name = "ID", requires = "read_only")]
     of: Option<String>,
     /// Time after which the key expires, such as 12h or 30d [default: never]
-    #[arg(long, help_heading = "Lifetime", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = "Lifetime", value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
     /// Template that the key may use; repeat for more [default: all templates]
     #[arg(long = "template", help_heading = "Permissions", value_name = "TEMPLATE")]
     templates: Vec<String>,
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "expected a time such as 12h or 30d".to_owned())
 }
 
 impl Key {
@@ -84,7 +88,7 @@ impl Key {
                     templates: create.templates.into_iter().collect(),
                 };
                 let expires_at = create.expires.map(|after| {
-                    let too_late = || Failure::new("--expires: the time is too far away");
+                    let too_late = || Failure::new("invalid --expires: the time is too far in the future");
                     SystemTime::now().checked_add(after).ok_or_else(too_late)
                 });
                 let wanted =

@@ -41,7 +41,7 @@ const NAMES: [&str; 31] = [
 ];
 
 fn signal(text: &str) -> Result<SignalNumber, String> {
-    let unknown = || format!("{text:?} is no signal: name one as TERM or SIGTERM, or give a number from 1 to 64");
+    let unknown = || "expected a name such as TERM or SIGTERM, or a number between 1 and 64".to_owned();
     let number = match text.parse::<u8>() {
         Ok(number) => number,
         Err(_) => {

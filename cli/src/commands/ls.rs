@@ -32,7 +32,7 @@ impl Ls {
         };
         stdio::print(&text)?;
         for Unreadable { id, error } in unreadable {
-            eprintln!("sandboxvm: warning: sandbox {id} is not listed: {error}");
+            eprintln!("sandboxvm: warning: cannot list sandbox {id}: {error}");
         }
         if !self.json && !self.quiet {
             for SandboxSummary { record, state, supervision } in &sandboxes {

@@ -2,6 +2,7 @@
 
 use crate::{environment, failure::Failure, runtime, signals::Signals, supervision, values::name};
 use clap::Args;
+use sandboxvm_manager::SnapshotError;
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
 use sandboxvm_protocol::identity::SandboxName;
 use std::{fmt::Write, net::SocketAddr};
@@ -74,9 +75,7 @@ impl Mcp {
             sandboxes.push(manager.find(reference)?.id().clone());
         }
         if let Some(missing) = self.template.iter().find(|name| !manager.has_snapshot(name)) {
-            return Err(Failure::new(format_args!(
-                "no snapshot is called {missing}; `sandboxvm snapshot ls` lists them"
-            )));
+            return Err(SnapshotError::Unknown(missing.to_string()).into());
         }
         Ok(Settings {
             manager,
@@ -91,7 +90,7 @@ impl Mcp {
 
     fn http_settings(&self, address: SocketAddr) -> Result<HttpSettings, Failure> {
         if !address.ip().is_loopback() {
-            let message = format!("warning: other machines can reach {address}, and what passes is not encrypted");
+            let message = format!("warning: other machines can reach {address}, and the traffic is not encrypted");
             Failure::new(message).report();
         }
         let token = match environment::mcp_token() {
@@ -111,11 +110,12 @@ fn say_where(address: SocketAddr) {
 }
 
 fn fresh_token() -> Result<String, Failure> {
+    let hint = || "set SANDBOXVM_MCP_TOKEN".to_owned();
     let mut bytes = [0; TOKEN];
     let filled = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Failure::new(format_args!("cannot make a token: {error}; set SANDBOXVM_MCP_TOKEN")))?;
+        .map_err(|error| Failure::new(format_args!("cannot create a token: {error}")).hinted(hint()))?;
     if filled < TOKEN {
-        return Err(Failure::new("cannot make a token: too little randomness; set SANDBOXVM_MCP_TOKEN"));
+        return Err(Failure::new("cannot create a token: too little randomness").hinted(hint()));
     }
     Ok(bytes.iter().fold(String::new(), |mut hex, byte| {
         // Writing to a String does not fail.

@@ -69,7 +69,7 @@ fn published(sandbox: &Sandbox) -> Result<Vec<PublishedPort>, Failure> {
 }
 
 fn line(port: &PublishedPort) -> String {
-    let problem = port.error.as_ref().map(|error| format!(" (not listened on: {error})")).unwrap_or_default();
+    let problem = port.error.as_ref().map(|error| format!(" (not listening: {error})")).unwrap_or_default();
     format!("{}/tcp -> {}{problem}\n", port.guest_port, port.host)
 }
 

@@ -58,7 +58,9 @@ enum LogFormat {
 
 fn pool(text: &str) -> Result<(String, usize), String> {
     let parsed = text.split_once('=').and_then(|(name, count)| Some((name.to_owned(), count.parse().ok()?)));
-    parsed.filter(|(_, count)| *count <= 1000).ok_or_else(|| "TEMPLATE=N, N from 0 to 1000, as base=4".to_owned())
+    parsed
+        .filter(|(_, count)| *count <= 1000)
+        .ok_or_else(|| "expected TEMPLATE=N with N between 0 and 1000, such as base=4".to_owned())
 }
 
 impl Serve {
@@ -86,11 +88,12 @@ impl Serve {
                 let first = WantedKey { name: "first".to_owned(), ..WantedKey::default() };
                 text += &format!("export E2B_API_KEY={}\n", keys.create(first)?.secret);
             } else {
-                eprintln!("sandboxvm: keys are there already; `sandboxvm key create NAME` makes another");
+                eprintln!("sandboxvm: the server already has API keys");
+                eprintln!("sandboxvm: hint: `sandboxvm key create NAME` creates another");
             }
             stdio::print(&text)?;
             if let Some(list) = weakness {
-                tracing::warn!("this host weakens the wall between guests: {list}");
+                tracing::warn!("this host weakens the isolation between guests: {list}");
             }
             sd_notify::notify(false, &[sd_notify::NotifyState::Ready])?;
             let told_to_end = async {
@@ -128,14 +131,15 @@ impl Serve {
             config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });
         }
         for (name, count) in &self.pool {
-            let unknown = || Failure::new(format_args!("--pool {name}={count}: no template is called {name:?}"));
+            let unknown =
+                || Failure::new(format_args!("invalid --pool {name}={count}: no template has the name {name:?}"));
             config.templates.get_mut(name).ok_or_else(unknown)?.pool = *count;
         }
         Ok(config)
     }
 }
 
-/// Returns what of this host weakens the wall between guests, for a warning once the server has started; with `strict` that is a
+/// Returns what of this host weakens the isolation between guests, for a warning once the server has started; with `strict` that is a
 /// reason not to start.
 fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> {
     let found = weaknesses(&super::doctor::probe(bundle));
@@ -145,7 +149,7 @@ fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> 
     let list = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if strict {
         return Err(Failure::new(format_args!(
-            "this host weakens the wall between guests, and strict mode refuses that: {list}"
+            "this host weakens the isolation between guests, and strict mode does not allow that: {list}"
         )));
     }
     Ok(Some(list))

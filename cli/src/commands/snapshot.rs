@@ -94,7 +94,7 @@ impl Ls {
         };
         stdio::print(&text)?;
         for UnreadableSnapshot { name, error } in unreadable {
-            Failure::new(format_args!("warning: snapshot {name} is not listed: {error}")).report();
+            Failure::new(format_args!("warning: cannot list snapshot {name}: {error}")).report();
         }
         if !self.json && !self.quiet {
             for ListedSnapshot { manifest, damage } in &snapshots {

@@ -27,10 +27,10 @@ impl Stop {
             match progress::during("stopping", sandbox.stop(self.time)).await? {
                 Stopped::InOrder => {}
                 Stopped::ByForce(cause) => {
-                    eprintln!("sandboxvm: warning: sandbox {reference} was ended by force: {cause}");
+                    eprintln!("sandboxvm: warning: sandbox {reference} was killed: {cause}");
                 }
                 Stopped::Otherwise(reason) => {
-                    eprintln!("sandboxvm: warning: sandbox {reference} did not end in order: {reason}");
+                    eprintln!("sandboxvm: warning: sandbox {reference} did not stop gracefully: {reason}");
                 }
             }
             stdio::print(&format!("{reference}\n"))

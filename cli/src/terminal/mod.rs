@@ -33,8 +33,9 @@ impl RawMode {
         let before = tcgetattr(rustix::stdio::stdin())?;
         let guardian = Guardian::start();
         if let Err(error) = &guardian {
-            let message =
-                format!("warning: the terminal stays raw if this program is killed (`reset` mends it): {error}");
+            let message = format!(
+                "warning: the terminal stays in raw mode if this program is killed (`reset` restores it): {error}"
+            );
             Failure::new(message).report();
         }
         let mut raw = before.clone();
