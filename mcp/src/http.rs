@@ -55,10 +55,10 @@ impl fmt::Debug for HttpSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// A token that could be guessed.
-    #[error("the token has {0} characters: {MIN_TOKEN} at least are taken; `openssl rand -hex 32` makes one")]
+    #[error("invalid token of {0} characters: must have at least {MIN_TOKEN}")]
     ShortToken(usize),
     /// Nobody could listen there.
-    #[error("cannot listen on {address}: {source}; choose another with --http")]
+    #[error("cannot listen on {address}: {source}")]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -145,6 +145,6 @@ async fn authorize(State(token): State<Arc<str>>, request: Request, next: Next) 
     if shown.is_some_and(|shown| bool::from(shown.as_bytes().ct_eq(token.as_bytes()))) {
         return next.run(request).await;
     }
-    let message = "this MCP server wants its token: Authorization: Bearer TOKEN\n";
+    let message = "this MCP server requires its token: Authorization: Bearer TOKEN\n";
     (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], message).into_response()
 }

@@ -11,6 +11,7 @@
 //! runtime.
 
 mod capture;
+mod hint;
 mod http;
 mod lines;
 mod scope;

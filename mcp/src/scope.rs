@@ -18,19 +18,19 @@ const MAX_SNAPSHOTS: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScopeError {
     /// Not one of those. Whether another's is called that is not said.
-    #[error("this server has no sandbox called {0:?}: sandbox_list lists those it has, sandbox_create makes one")]
+    #[error("this server has no sandbox {0:?}: sandbox_list lists its sandboxes, sandbox_create creates one")]
     Unknown(String),
     /// It was ended by its time to live, or by somebody else.
-    #[error("sandbox {0:?} is gone: its time was up, or somebody removed it; sandbox_create makes another")]
+    #[error("sandbox {0:?} is gone: it expired or was removed; sandbox_create creates another")]
     Gone(String),
     /// It was given to be used.
-    #[error("sandbox {0:?} was given to this server to be used and cannot be removed by it")]
+    #[error("cannot remove sandbox {0:?}: it was not created by this server, which may only use it")]
     NotOurs(String),
     /// Not one of those.
-    #[error("this server has no snapshot called {0:?}: sandbox_list lists those it has, sandbox_snapshot makes one")]
+    #[error("this server has no snapshot {0:?}: sandbox_list lists its snapshots, sandbox_snapshot creates one")]
     UnknownSnapshot(String),
     /// The server's own limit.
-    #[error("this server may have {most} sandboxes at a time and has {now}: remove one with sandbox_remove")]
+    #[error("this server has {now} of at most {most} sandboxes: remove one with sandbox_remove")]
     TooMany {
         /// The limit.
         most: usize,
@@ -38,12 +38,10 @@ pub(crate) enum ScopeError {
         now: usize,
     },
     /// As for sandboxes.
-    #[error(
-        "this server may have {MAX_SNAPSHOTS} snapshots and has them: go on from one of those that sandbox_list lists"
-    )]
+    #[error("this server has reached its limit of {MAX_SNAPSHOTS} snapshots: use one of those that sandbox_list lists")]
     TooManySnapshots,
     /// The server is told to end.
-    #[error("the server is ending; what it made is removed")]
+    #[error("the server is shutting down and removes the sandboxes that it created")]
     Closing,
     /// The manager cannot open it.
     #[error(transparent)]
@@ -208,14 +206,14 @@ impl Scope {
         for id in made.keys() {
             match self.manager().remove(id.as_str(), true).await {
                 Ok(_) | Err(RemoveError::Find(FindError::Unknown(_))) => {}
-                Err(error) => failures.push(format!("sandbox {id} is not removed: {error}")),
+                Err(error) => failures.push(format!("cannot remove sandbox {id}: {error}")),
             }
         }
         for name in snapshots {
             if self.manager().has_snapshot(&name)
                 && let Err(error) = self.manager().remove_snapshot(name.as_str())
             {
-                failures.push(format!("snapshot {name} is not removed: {error}"));
+                failures.push(format!("cannot remove snapshot {name}: {error}"));
             }
         }
         failures

@@ -20,7 +20,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// The server failed.
-    #[error("the MCP conversation failed: {0}")]
+    #[error("the MCP connection failed: {0}")]
     Failed(#[from] JoinError),
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// An argument that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("argument {name}: {problem}")]
+#[error("invalid argument {name}: {problem}")]
 pub(crate) struct BadArgument {
     name: &'static str,
     problem: String,
@@ -29,7 +29,7 @@ impl BadArgument {
 pub(crate) enum Encoding {
     /// UTF-8.
     Text,
-    /// Base64, for bytes that are no text.
+    /// Base64, for bytes that are not text.
     Base64,
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn name(argument: &'static str, value: &str) -> Result<SandboxName, B
 
 /// A size in MiB as what it has to be.
 pub(crate) fn mib<T: TryFrom<u64, Error: ToString>>(name: &'static str, mib: u64) -> Result<T, BadArgument> {
-    let bytes = mib.checked_mul(MIB).ok_or_else(|| BadArgument::new(name, "is too large"))?;
+    let bytes = mib.checked_mul(MIB).ok_or_else(|| BadArgument::new(name, "the size is too large"))?;
     T::try_from(bytes).map_err(|error| BadArgument::new(name, error))
 }
 

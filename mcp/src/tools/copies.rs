@@ -29,7 +29,7 @@ const MAX_COPIES: u64 = 16;
 pub(crate) struct SnapshotArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Name to call the snapshot by: a-z, 0-9 and '-'.
+    /// Name of the snapshot: 1-63 characters from a-z, 0-9 and '-', not starting with '-'.
     name: String,
 }
 
@@ -46,14 +46,14 @@ pub(crate) struct SnapshotShown {
 pub(crate) struct ForkArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// How many copies, 1 to 16; 1 unless stated.
+    /// Number of copies (1-16). Default: 1.
     count: Option<u64>,
 }
 
 /// Copies that were made.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ForksShown {
-    /// The copies, all of them running.
+    /// The copies. All of them are running.
     copies: Vec<SandboxShown>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct ForksShown {
 pub(crate) struct ResetArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Snapshot to go back to, one of those that sandbox_list lists; where the sandbox began unless stated.
+    /// Snapshot to reset to, one of those that sandbox_list lists. Default: the state in which the sandbox started.
     snapshot: Option<String>,
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct ResetArguments {
 pub(crate) struct ResetShown {
     /// ID of the sandbox.
     reset: String,
-    /// Its machine was put back as it is; otherwise another took its place.
+    /// True if the machine was reset in place, false if it was replaced.
     in_place: bool,
 }
 
@@ -83,13 +83,13 @@ pub(crate) enum CopyFailure {
     Argument(#[from] BadArgument),
     #[error(transparent)]
     Scope(#[from] ScopeError),
-    #[error("no snapshot was made: {0}")]
+    #[error("cannot create the snapshot: {0}")]
     Snapshot(#[from] SnapshotError),
-    #[error("no copy was made: {0}")]
+    #[error("cannot fork the sandbox: {0}")]
     Fork(#[from] ForkError),
-    #[error("the copies' time to live cannot be kept, so they were removed: {0}")]
+    #[error("cannot set the time to live of the copies, which were removed: {0}")]
     Supervise(#[from] SuperviseError),
-    #[error("the sandbox was not put back: {0}")]
+    #[error("cannot reset the sandbox: {0}")]
     Reset(#[from] ResetError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -97,7 +97,7 @@ pub(crate) enum CopyFailure {
 
 #[tool_router(router = copies_router, vis = "pub(crate)")]
 impl SandboxTools {
-    /// Keeps a running sandbox as it is now, memory, processes and files, under a name. The sandbox runs on.
+    /// Saves the memory, processes and files of a running sandbox as a snapshot with a name. The sandbox keeps running.
     #[tool(annotations(
         title = "Snapshot sandbox",
         read_only_hint = false,
@@ -112,8 +112,8 @@ impl SandboxTools {
         self.work(context, snapshot(&self.scope, arguments)).await
     }
 
-    /// Makes running copies of a running sandbox, each with its memory, processes and files as they are now. They go
-    /// their own ways from here.
+    /// Creates running copies of a running sandbox, each with its memory, processes and files as they are now. The copies
+    /// are independent of the sandbox and of each other.
     #[tool(annotations(
         title = "Fork sandbox",
         read_only_hint = false,
@@ -128,7 +128,7 @@ impl SandboxTools {
         self.work(context, fork(&self.scope, arguments)).await
     }
 
-    /// Puts a sandbox back to where it began, or to a snapshot: everything since then is gone, files and processes.
+    /// Resets a sandbox to the state in which it started, or to a snapshot. All files and processes since then are lost.
     #[tool(annotations(
         title = "Reset sandbox",
         read_only_hint = false,

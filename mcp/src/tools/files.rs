@@ -30,28 +30,28 @@ const MAX_ENTRIES: usize = 1000;
 pub(crate) struct ReadArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Path of the file; one that does not begin with '/' begins at the user's home.
+    /// Path of the file. A path that does not begin with '/' is relative to the home directory of the user.
     path: String,
-    /// First byte to read; 0 unless stated.
+    /// Offset of the first byte to read. Default: 0.
     offset: Option<u64>,
-    /// Most bytes to read, up to 1048576; 65536 unless stated.
+    /// Maximum number of bytes to read (1-1048576). Default: 65536.
     max_bytes: Option<u64>,
-    /// How the content is answered; unless stated as text where it is UTF-8, else as base64.
+    /// Encoding of the content in the result. Default: text if the content is UTF-8, otherwise base64.
     encoding: Option<Encoding>,
-    /// User to read as; root unless stated.
+    /// User to read the file as. Default: root.
     user: Option<String>,
 }
 
 /// A file's content, or a part of it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ReadDone {
-    /// The content, as encoding says.
+    /// The content in this encoding.
     content: String,
-    /// How the content is written.
+    /// Encoding of the content.
     encoding: Encoding,
-    /// Size of the whole file in bytes, as it was when reading began.
+    /// Size of the whole file in bytes when reading started.
     size: u64,
-    /// Where to go on reading; absent when the end was reached.
+    /// Offset at which to continue reading. Absent if the end was reached.
     next_offset: Option<u64>,
 }
 
@@ -61,15 +61,15 @@ pub(crate) struct ReadDone {
 pub(crate) struct WriteArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Path of the file; one that does not begin with '/' begins at the user's home. Missing directories are made.
+    /// Path of the file. A path that does not begin with '/' is relative to the home directory of the user. Missing directories are created.
     path: String,
-    /// The whole content, which takes the place of what was there.
+    /// The whole new content of the file, which replaces the old content.
     content: String,
-    /// How the content is written; text unless stated.
+    /// Encoding of the content. Default: text.
     encoding: Option<Encoding>,
-    /// Permissions in octal, as 755; unless stated those of the file that was there, else 644.
+    /// Permissions in octal, such as 755. Default: those of the existing file, otherwise 644.
     mode: Option<String>,
-    /// User whose file it is; root unless stated.
+    /// User who owns the file. Default: root.
     user: Option<String>,
 }
 
@@ -79,11 +79,11 @@ pub(crate) struct WriteArguments {
 pub(crate) struct ListArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// Path of the directory; one that does not begin with '/' begins at the user's home.
+    /// Path of the directory. A path that does not begin with '/' is relative to the home directory of the user.
     path: String,
-    /// How many levels, 1 to 10; 1 unless stated.
+    /// Number of directory levels to list (1-10). Default: 1.
     depth: Option<u64>,
-    /// User to look as; root unless stated.
+    /// User to list the directory as. Default: root.
     user: Option<String>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct ListArguments {
 pub(crate) struct FileShown {
     /// Its absolute path.
     path: String,
-    /// What it is: file, directory, symlink, fifo, socket, character_device or block_device.
+    /// Kind of file: file, directory, symlink, fifo, socket, character_device or block_device.
     kind: String,
     /// Size in bytes.
     size: u64,
@@ -100,18 +100,18 @@ pub(crate) struct FileShown {
     permissions: String,
     /// Its owner.
     owner: String,
-    /// When its content last changed, in seconds since 1970.
+    /// Time of the last change of its content, in seconds since 1970.
     modified: i64,
-    /// What a symbolic link points to.
+    /// Target of a symbolic link.
     link_target: Option<String>,
 }
 
 /// What is in a directory.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct FilesShown {
-    /// The first 1000 by name.
+    /// The first 1000 entries by path.
     entries: Vec<FileShown>,
-    /// Entries that are left out here; list a directory below for those.
+    /// Number of entries that were left out. List a subdirectory to see those.
     left_out: usize,
 }
 
@@ -124,13 +124,13 @@ pub(crate) enum FilesFailure {
     Scope(#[from] ScopeError),
     #[error("{0}")]
     File(#[from] FileError),
-    #[error("{0} is not UTF-8 there; ask for encoding base64, or for none")]
+    #[error("{0} is not UTF-8 text; use encoding base64, or leave encoding out")]
     NotText(String),
 }
 
 #[tool_router(router = files_router, vis = "pub(crate)")]
 impl SandboxTools {
-    /// Reads a file of a sandbox, 64 KiB unless more is asked for, as text or base64.
+    /// Reads a file of a sandbox as text or base64, up to 64 KiB by default.
     #[tool(annotations(title = "Read file", read_only_hint = true, destructive_hint = false, open_world_hint = false))]
     async fn file_read(
         &self,
@@ -140,7 +140,7 @@ impl SandboxTools {
         self.work(context, read(&self.scope, arguments)).await
     }
 
-    /// Writes a file of a sandbox in one step: it has its whole new content, or is as it was. Missing directories are made.
+    /// Writes a file of a sandbox in one step: if the call fails, the old content remains. Missing directories are created.
     #[tool(annotations(
         title = "Write file",
         read_only_hint = false,
@@ -239,7 +239,7 @@ async fn write(scope: &Scope, arguments: WriteArguments) -> Result<FileShown, Fi
 
 fn mode(text: &str) -> Result<u32, BadArgument> {
     let number = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777 && !text.starts_with('+'));
-    number.ok_or_else(|| BadArgument::new("mode", format_args!("{text:?} is not octal permissions, as 644 or 755")))
+    number.ok_or_else(|| BadArgument::new("mode", format_args!("{text:?} is not octal permissions such as 644 or 755")))
 }
 
 async fn list(scope: &Scope, arguments: ListArguments) -> Result<FilesShown, FilesFailure> {

@@ -26,38 +26,38 @@ const MAX_TTL: u64 = 30 * 24 * 3600;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreateArguments {
-    /// Name to call it by: a-z, 0-9 and '-'. Without one it is called by its ID.
+    /// Name of the sandbox: 1-63 characters from a-z, 0-9 and '-', not starting with '-'. Default: only an ID.
     name: Option<String>,
-    /// Snapshot or template to begin from, one of those that sandbox_list lists. Its memory, CPUs and disk are then the
-    /// snapshot's.
+    /// Snapshot or template to start from, one of those that sandbox_list lists. Memory, CPUs and disk are then those of
+    /// the snapshot.
     snapshot: Option<String>,
-    /// Memory in MiB, 64 to 65536; 256 unless stated.
+    /// Memory in MiB (64-65536). Default: 256.
     memory_mib: Option<u64>,
-    /// Number of CPUs, 1 to 8; 1 unless stated.
+    /// Number of CPUs (1-8). Default: 1.
     cpus: Option<u32>,
-    /// Writable disk in MiB; 2048 unless stated. Only what is written takes room.
+    /// Size of the writable disk in MiB (64-1048576). Default: 2048. It takes up space only as it is written.
     disk_mib: Option<u64>,
-    /// Environment variables that every command in it gets.
+    /// Environment variables of every command in the sandbox.
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// It is removed after so many seconds, used or not; a day unless stated.
+    /// Time in seconds after which the sandbox is removed, even if it is in use (1-2592000). Default: 86400, one day.
     ttl_seconds: Option<u64>,
 }
 
 /// A sandbox.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct SandboxShown {
-    /// Its ID, by which every tool knows it.
+    /// ID of the sandbox, which every tool accepts.
     id: String,
-    /// Its name, where it has one; as good as its ID.
+    /// Name of the sandbox, if it has one. Every tool accepts it in place of the ID.
     name: Option<String>,
-    /// What it does: running, paused, exited, dead or creating.
+    /// State: running, paused, exited, dead or creating.
     state: String,
     /// Memory in MiB.
     memory_mib: u64,
-    /// CPUs.
+    /// Number of CPUs.
     cpus: u8,
-    /// Made by this server, and so can be removed by it.
+    /// True if this server created the sandbox and can remove it.
     made_here: bool,
 }
 
@@ -80,7 +80,7 @@ impl SandboxShown {
 pub(crate) struct Listed {
     /// Sandboxes that can be used.
     sandboxes: Vec<SandboxShown>,
-    /// Snapshots and templates that sandboxes can begin from or be reset to.
+    /// Snapshots and templates that sandboxes can start from or be reset to.
     snapshots: Vec<String>,
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct RemoveArguments {
 /// What was removed.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Removed {
-    /// ID of the sandbox that is gone.
+    /// ID of the sandbox that was removed.
     removed: String,
 }
 
@@ -113,9 +113,9 @@ pub(crate) enum LifecycleFailure {
     Argument(#[from] BadArgument),
     #[error(transparent)]
     Scope(#[from] ScopeError),
-    #[error("cannot make a sandbox: {0}")]
+    #[error("cannot create the sandbox: {0}")]
     Create(#[from] CreateError),
-    #[error("the sandbox's time to live cannot be kept, so it was not made: {0}")]
+    #[error("cannot set the time to live of the sandbox, which was removed: {0}")]
     Supervise(#[from] SuperviseError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -123,8 +123,8 @@ pub(crate) enum LifecycleFailure {
 
 #[tool_router(router = lifecycle_router, vis = "pub(crate)")]
 impl SandboxTools {
-    /// Makes a sandbox: a small virtual machine (Debian 12, Python 3, git, root, no network) that keeps its files and
-    /// processes until it is removed. Takes seconds; the first one of its kind on a computer takes longer.
+    /// Creates a sandbox: a small virtual machine (Debian 12, Python 3, git, root, no network) that keeps its files and
+    /// processes until it is removed. This takes seconds, and longer for the first sandbox of its kind on a computer.
     #[tool(annotations(
         title = "Create sandbox",
         read_only_hint = false,
@@ -139,7 +139,7 @@ impl SandboxTools {
         self.work(context, create(&self.scope, arguments)).await
     }
 
-    /// Lists the sandboxes that can be used, what they do, and the snapshots that new ones can begin from.
+    /// Lists the sandboxes that can be used with their states, and the snapshots that new ones can start from.
     #[tool(annotations(
         title = "List sandboxes",
         read_only_hint = true,
@@ -162,7 +162,7 @@ impl SandboxTools {
         self.work(context, list).await
     }
 
-    /// Removes a sandbox with everything in it. Snapshots of it and forks stay.
+    /// Removes a sandbox and everything in it. Its snapshots and forks stay.
     #[tool(annotations(
         title = "Remove sandbox",
         read_only_hint = false,
@@ -207,7 +207,7 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
     };
     if let Some(snapshot) = &arguments.snapshot {
         if arguments.memory_mib.is_some() || arguments.cpus.is_some() || arguments.disk_mib.is_some() {
-            let problem = "memory_mib, cpus and disk_mib are those of the snapshot: leave them out";
+            let problem = "leave out memory_mib, cpus and disk_mib, which are those of the snapshot";
             return Err(BadArgument::new("snapshot", problem).into());
         }
         spec.start_from = StartFrom::Snapshot(scope.snapshot(snapshot)?);
@@ -222,7 +222,7 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
         spec.vcpus = cpus.try_into().map_err(|error| BadArgument::new("cpus", error))?;
     }
     if let Some(key) = arguments.env.keys().find(|key| key.is_empty() || key.contains('=')) {
-        return Err(BadArgument::new("env", format_args!("{key:?} is no name of a variable")).into());
+        return Err(BadArgument::new("env", format_args!("{key:?} is not a name of a variable")).into());
     }
     Ok(spec)
 }

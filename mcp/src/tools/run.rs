@@ -28,41 +28,41 @@ const MAX_TIMEOUT: u64 = 24 * 3600;
 pub(crate) struct RunArguments {
     /// ID or name of the sandbox.
     sandbox: String,
-    /// A command line for `bash -lc`. Either this or argv.
+    /// Command line for `bash -lc`. Give either this or argv.
     command: Option<String>,
-    /// A program and its arguments, run without a shell. Either this or command.
+    /// Program and arguments, run without a shell. Give either this or command.
     argv: Option<Vec<String>>,
-    /// Working directory; the user's home unless stated.
+    /// Working directory. Default: the home directory of the user.
     cwd: Option<String>,
-    /// User to run as: a name or number, root unless stated; 'user' is an unprivileged one.
+    /// User to run the command as, by name or number; 'user' is an unprivileged user. Default: root.
     user: Option<String>,
-    /// Environment variables.
+    /// Environment variables of the command.
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// What the command reads from its standard input; nothing unless stated.
+    /// Standard input of the command. Default: empty.
     stdin: Option<String>,
-    /// It is killed after so many seconds; 120 unless stated.
+    /// Time in seconds after which the command is killed (1-86400). Default: 120.
     timeout_seconds: Option<u64>,
 }
 
 /// What came of a command.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct RunDone {
-    /// Its exit code: its own, 128 + N when signal N killed it, 124 when its time was up.
+    /// Exit code: that of the command, 128 + N if signal N killed it, or 124 if it timed out.
     exit_code: u8,
-    /// What it wrote to stdout. Of more than 128 KiB the middle is cut, which a line in its place says.
+    /// Standard output. If it is longer than 128 KiB, its middle is cut and a line in its place says so.
     stdout: String,
-    /// What it wrote to stderr, likewise.
+    /// Standard error, cut in the same way.
     stderr: String,
-    /// Bytes it wrote to stdout altogether.
+    /// Total number of bytes that were written to stdout.
     stdout_bytes: u64,
-    /// Bytes it wrote to stderr altogether.
+    /// Total number of bytes that were written to stderr.
     stderr_bytes: u64,
-    /// Bytes of both that are cut here. Redirect large output to a file and read that in parts.
+    /// Number of bytes of both that were cut. Redirect large output to a file and read the file in parts.
     cut_bytes: u64,
-    /// It was killed because its time was up.
+    /// True if the command was killed because it timed out.
     timed_out: bool,
-    /// The signal that killed it, if one did.
+    /// Signal that killed the command, if one did.
     signal: Option<u8>,
 }
 
@@ -73,16 +73,16 @@ pub(crate) enum RunFailure {
     Argument(#[from] BadArgument),
     #[error(transparent)]
     Scope(#[from] ScopeError),
-    #[error("cannot run that: {0}")]
+    #[error("cannot run the command: {0}")]
     Exec(#[from] ExecError),
-    #[error("the sandbox stopped talking before it said how the command ended; run it again")]
+    #[error("the connection to the sandbox ended before the command reported its exit code; run the command again")]
     Unfinished,
 }
 
 #[tool_router(router = run_router, vis = "pub(crate)")]
 impl SandboxTools {
-    /// Runs a command in a sandbox and waits for its end. A command that fails is no failure of this tool: look at
-    /// exit_code. What is to go on afterwards is put into the background with its output redirected, as in
+    /// Runs a command in a sandbox and waits until it ends. If the command fails, this tool still succeeds: check exit_code.
+    /// To keep a program running, start it in the background with its output redirected, as in
     /// `nohup server >/tmp/log 2>&1 &`.
     #[tool(annotations(
         title = "Run command",
@@ -153,13 +153,13 @@ fn request(arguments: &RunArguments) -> Result<ExecRequest, BadArgument> {
     let argv = match (&arguments.command, &arguments.argv) {
         (Some(command), None) => vec![text("command", "bash")?, text("command", "-lc")?, text("command", command)?],
         (None, Some(argv)) if argv.first().is_some_and(|program| !program.is_empty()) => texts("argv", argv)?,
-        (None, Some(_)) => return Err(BadArgument::new("argv", "names no program")),
-        _ => return Err(BadArgument::new("command", "state either command or argv")),
+        (None, Some(_)) => return Err(BadArgument::new("argv", "the program is empty")),
+        _ => return Err(BadArgument::new("command", "give either command or argv")),
     };
     let timeout = within("timeout_seconds", arguments.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT), 1, MAX_TIMEOUT)?;
     let variable = |(key, value): (&String, &String)| {
         if key.is_empty() || key.contains('=') {
-            return Err(BadArgument::new("env", format_args!("{key:?} is no name of a variable")));
+            return Err(BadArgument::new("env", format_args!("{key:?} is not a name of a variable")));
         }
         text("env", &format!("{key}={value}"))
     };
