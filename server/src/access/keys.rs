@@ -31,7 +31,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// It is not what was written.
-    #[error("{} is damaged: {source}; restore it from a copy, or remove it to begin without keys", .path.display())]
+    #[error("{} is damaged: {source}", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

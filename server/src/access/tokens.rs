@@ -18,7 +18,7 @@ const SECRET_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The secret cannot be read or made.
-    #[error("cannot read or make the server's secret {}: {source}", .path.display())]
+    #[error("cannot read or create the secret of the server {}: {source}", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum TokenError {
         source: io::Error,
     },
     /// It is no secret.
-    #[error("{} is not a secret of {SECRET_BYTES} bytes; remove it to have another made (all tokens change)", .0.display())]
+    #[error("{} is damaged: expected a secret of {SECRET_BYTES} bytes", .0.display())]
     Damaged(PathBuf),
 }
 

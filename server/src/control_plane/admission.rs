@@ -34,10 +34,10 @@ pub(super) async fn admit(
     app.access
         .rates
         .take(&key.account, rate, Instant::now())
-        .map_err(|wait| ApiError::later(format!("this API key has {rate} requests a second"), wait))?;
+        .map_err(|wait| ApiError::later(format!("this API key is limited to {rate} requests per second"), wait))?;
     let looks_only = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if key.limits.read_only && !looks_only {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "this API key may only look"));
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "this API key is read-only"));
     }
     let body = whole(&app, &key, std::mem::take(request.body_mut())).await?;
     *request.body_mut() = Body::from(body);
@@ -64,7 +64,7 @@ async fn whole(app: &App, key: &Key, body: Body) -> Result<Bytes, ApiError> {
             let message = format!("the request did not arrive within {} s", within.as_secs());
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
         }
-        Err(error) => Err(ApiError::bad(format!("the request broke off: {error}"))),
+        Err(error) => Err(ApiError::bad(format!("the request was interrupted: {error}"))),
     }
 }
 
@@ -84,11 +84,11 @@ fn key(app: &App, request: &Request<Body>) -> Result<Key, ApiError> {
         Ok(None) => match app.access.failures.note(Credential::Key, request.extensions().get::<Peer>(), Instant::now())
         {
             Ok(()) => Err(unauthorized("the API key is not valid")),
-            Err(wait) => Err(ApiError::later("this address sent too many API keys that are not valid", wait)),
+            Err(wait) => Err(ApiError::later("this address sent too many invalid API keys", wait)),
         },
         Err(error) => {
-            tracing::error!(%error, "keys cannot be checked");
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "keys cannot be checked; the server's log says why"))
+            tracing::error!(%error, "cannot check API keys");
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot check API keys; see the log of the server"))
         }
     }
 }

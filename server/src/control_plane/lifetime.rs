@@ -38,7 +38,7 @@ fn optional<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, ApiError> 
     if body.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(body).map_err(|error| ApiError::bad(format!("the body is not as it should be: {error}")))
+    serde_json::from_slice(body).map_err(|error| ApiError::bad(format!("invalid body: {error}")))
 }
 
 /// `POST /sandboxes/{id}/connect`: 200 when it runs, 201 when it was resumed.
@@ -151,7 +151,7 @@ pub(super) async fn set_network(
     let network = body?.0;
     network.check()?;
     if network.is_about_ports() {
-        return Err(ApiError::bad("maskRequestHost and httpsPorts are said when a sandbox is made"));
+        return Err(ApiError::bad("maskRequestHost and httpsPorts can only be set when a sandbox is created"));
     }
     app.registry.find(&key.id, &id)?;
     Ok(StatusCode::NO_CONTENT)
@@ -183,7 +183,7 @@ pub(super) async fn fork(
     let body: ForkBody = optional(&body)?;
     let count = body.count.unwrap_or(1);
     if !(1..=MAX_FORKS).contains(&count) {
-        return Err(ApiError::bad(format!("count: 1 to {MAX_FORKS}")));
+        return Err(ApiError::bad(format!("invalid count: must be between 1 and {MAX_FORKS}")));
     }
     let timeout = timeout(&app, body.timeout.unwrap_or(FORK_TIMEOUT))?;
     let entry = app.registry.find(&key.id, &id)?;

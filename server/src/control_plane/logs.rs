@@ -90,7 +90,7 @@ async fn entries(app: &SharedApp, key: &Key, id: &str, query: LogsQuery) -> Resu
     let sandbox = app.registry.manager.find(entry.id.as_str()).map_err(|error| failed(error.to_string()))?;
     let place =
         app.rooms.logs.try_enter(&entry.record().owner, Some(&entry.id)).map_err(|_| {
-            ApiError::later("the server reads as many logs as it does at a time", Duration::from_secs(1))
+            ApiError::later("the server is reading too many logs at the same time", Duration::from_secs(1))
         })?;
     let wanted = Arc::new(());
     let asked = Arc::downgrade(&wanted);

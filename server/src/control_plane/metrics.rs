@@ -57,7 +57,7 @@ pub(super) async fn of_many(
     let Query(Many { sandbox_ids }) = query?;
     let asked: Vec<&str> = sandbox_ids.split(',').collect();
     if asked.len() > MAX_ASKED {
-        return Err(ApiError::bad(format!("sandbox_ids: {MAX_ASKED} at most")));
+        return Err(ApiError::bad(format!("invalid sandbox_ids: must have at most {MAX_ASKED} entries")));
     }
     let mut all = Map::new();
     for id in asked {

@@ -51,10 +51,13 @@ pub(crate) fn router(app: SharedApp) -> Router {
         .route("/templates/aliases/{alias}", get(templates::alias))
         .route("/templates/{id}", delete(snapshots::remove))
         .fallback(|| async {
-            ApiError::new(StatusCode::NOT_IMPLEMENTED, "this server has no such call; docs/e2b.md lists what it has")
+            ApiError::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "this server does not have this call; docs/e2b.md lists the calls that it has",
+            )
         })
         .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this call is made with another method")
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this call requires another method")
         })
         .route_layer(middleware::from_fn(name_route))
         // `admission` has read the body, and bounded it.

@@ -15,13 +15,13 @@ pub(super) fn page<'f, T>(
 ) -> Result<(HeaderMap, &'f [T]), ApiError> {
     let limit = limit.unwrap_or(MAX_PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(ApiError::bad(format!("limit: 1 to {MAX_PAGE}")));
+        return Err(ApiError::bad(format!("invalid limit: must be between 1 and {MAX_PAGE}")));
     }
     let start = match token {
         None => 0,
         Some(last) => match found.iter().position(|item| id(item) == last) {
             Some(at) => at + 1,
-            None => return Err(ApiError::bad("nextToken: not one of this list any more; begin anew")),
+            None => return Err(ApiError::bad("invalid nextToken: the list has changed; start again without a token")),
         },
     };
     let rest = &found[start..];

@@ -138,7 +138,7 @@ async fn make(
         .map_err(|error| ApiError::bad(error.to_string()))?;
     let metadata = body.metadata.unwrap_or_default();
     if metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_METADATA {
-        return Err(ApiError::bad(format!("metadata may have {MAX_METADATA} bytes")));
+        return Err(ApiError::bad(format!("invalid metadata: must have at most {MAX_METADATA} bytes")));
     }
     let wanted = NewSandbox {
         template: body.template_id,
@@ -161,7 +161,7 @@ async fn make(
 /// Runs `work` to its end whatever becomes of the request.
 pub(super) async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
     let ended = tokio::spawn(work).await;
-    ended.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the request did not end: {error}")))
+    ended.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the request failed: {error}")))
 }
 
 /// Seconds as a client states them.
@@ -258,14 +258,14 @@ fn rows(app: &App, entries: &[Arc<Entry>]) -> Result<Vec<Listed>, RegistryError>
 fn matching(app: &App, key: &Key, query: &ListQuery) -> Result<Vec<Arc<Entry>>, ApiError> {
     let states: Option<Vec<&str>> = query.state.as_deref().map(|states| states.split(',').collect());
     if let Some(unknown) = states.iter().flatten().find(|state| !matches!(**state, "running" | "paused")) {
-        return Err(ApiError::bad(format!("state: {unknown:?} is neither running nor paused")));
+        return Err(ApiError::bad(format!("invalid state {unknown:?}: expected running or paused")));
     }
     let wanted = query.metadata.as_deref().map_or_else(|| Ok(BTreeMap::new()), metadata)?;
     let after = match &query.started_after {
         None => SystemTime::UNIX_EPOCH,
         Some(text) => {
             let at: jiff::Timestamp =
-                text.parse().map_err(|_| ApiError::bad("startedAfter: not a time of RFC 3339"))?;
+                text.parse().map_err(|_| ApiError::bad("invalid startedAfter: expected a time in RFC 3339 format"))?;
             SystemTime::from(at)
         }
     };
@@ -282,7 +282,7 @@ fn matching(app: &App, key: &Key, query: &ListQuery) -> Result<Vec<Arc<Entry>>, 
 /// `key=value&...`, whose keys and values clients encode once more each.
 fn metadata(text: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let pairs: Vec<(String, String)> = serde_urlencoded::from_str(text)
-        .map_err(|error| ApiError::bad(format!("metadata: not key=value&...: {error}")))?;
+        .map_err(|error| ApiError::bad(format!("invalid metadata: expected key=value&...: {error}")))?;
     let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
     Ok(pairs.iter().map(|(key, value)| (decoded(key), decoded(value))).collect())
 }

@@ -44,15 +44,17 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<Shown>), ApiError> {
     let body: SnapshotBody = match body.is_empty() {
         true => SnapshotBody::default(),
-        false => serde_json::from_slice(&body).map_err(|error| ApiError::bad(format!("the body: {error}")))?,
+        false => serde_json::from_slice(&body).map_err(|error| ApiError::bad(format!("invalid body: {error}")))?,
     };
     if let Some(name) = &body.name {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:".contains(&byte);
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(fits) {
-            return Err(ApiError::bad(format!("name: 1 to {MAX_NAME} of a-z, A-Z, 0-9 and -_./:")));
+            return Err(ApiError::bad(format!(
+                "invalid name: use 1-{MAX_NAME} characters from a-z, A-Z, 0-9 and -_./:"
+            )));
         }
         if app.registry.templates.contains_key(name.as_str()) {
-            return Err(ApiError::bad(format!("name: {name:?} is a template of this server; choose another")));
+            return Err(ApiError::bad(format!("invalid name {name:?}: a template of this server has this name")));
         }
     }
     let entry = app.registry.find(&key.id, &id)?;
@@ -97,7 +99,10 @@ pub(super) async fn remove(
         return Ok(StatusCode::NO_CONTENT);
     }
     if app.registry.templates.contains_key(&id) {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, format!("template {id} is of the server's configuration")));
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            format!("template {id} belongs to the configuration of the server"),
+        ));
     }
     Err(ApiError::new(StatusCode::NOT_FOUND, format!("template {id} was not found")))
 }

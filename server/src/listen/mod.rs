@@ -77,13 +77,13 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, limits: Limits
             () = ending.cancelled() => return,
         };
         let Some(connection) = entered else {
-            tracing::debug!(%address, "refused a connection: its address has as many as it may have");
+            tracing::debug!(%address, "rejected a connection: its address has reached its limit");
             continue;
         };
         let (router, tls) = (router.clone(), tls.clone());
         tracker.spawn(async move {
             if let Err(error) = begin(stream, router, tls, &connection).await {
-                tracing::debug!(%error, "a connection ended");
+                tracing::debug!(%error, "a connection failed");
             }
         });
     }

@@ -35,7 +35,7 @@ pub(super) fn note(ends: &Ends, entry: &Entry, state: &State) {
     let Some(how) = how(state) else { return };
     if entry.counts_its_end() {
         ends.get_or_create(&Ended { how }).inc();
-        tracing::warn!(sandbox = %entry.id, %state, "a machine ended by itself");
+        tracing::warn!(sandbox = %entry.id, %state, "a machine ended unexpectedly");
     }
 }
 

@@ -15,10 +15,10 @@ pub(crate) enum RegistryError {
     #[error("sandbox {0} is paused; connect to it to resume it")]
     Paused(String),
     /// Its agent was to answer first.
-    #[error("sandbox {0} was not paused: its guest agent does not answer")]
+    #[error("cannot pause sandbox {0}: its guest agent does not respond")]
     Unresponsive(String),
     /// Its guest was to write everything to its disk.
-    #[error("no snapshot was made of sandbox {0}: its guest does not write what it has to its disk")]
+    #[error("cannot snapshot sandbox {0}: its guest does not write its data to disk")]
     Unwritten(String),
     /// It was to be paused.
     #[error("sandbox {0} is already paused")]
@@ -30,15 +30,15 @@ pub(crate) enum RegistryError {
     #[error("this API key may not use template {0:?}")]
     ForbiddenTemplate(String),
     /// The key has as many as it may have.
-    #[error("this API key has {0} sandboxes, which is as many as it may have; kill one first")]
+    #[error("this API key has reached its limit of {0} sandboxes; kill one first")]
     Quota(u32),
     /// The key has as many snapshots as it may have.
-    #[error("this API key has {0} snapshots, which is as many as it may have; delete one first")]
+    #[error("this API key has reached its limit of {0} snapshots; delete one first")]
     SnapshotQuota(u32),
     /// The key's sandboxes and snapshots take all the disk they may.
     #[error(
-        "this API key's sandboxes and snapshots take {used_mib} MiB of disk, {more_mib} MiB more may be needed, and \
-         {most_mib} MiB is the most they may take; delete a snapshot or kill a sandbox first"
+        "the sandboxes and snapshots of this API key use {used_mib} MiB of disk, {more_mib} MiB more may be needed, and the \
+         limit is {most_mib} MiB; delete a snapshot or kill a sandbox first"
     )]
     StorageQuota {
         /// Taken.
@@ -50,8 +50,8 @@ pub(crate) enum RegistryError {
     },
     /// The audit logs of the key's sandboxes take all the disk they may.
     #[error(
-        "the audit logs of this API key's sandboxes take {used_mib} MiB, and {most_mib} MiB is the most they may take; \
-         they are removed some time after their sandboxes"
+        "the audit logs of the sandboxes of this API key use {used_mib} MiB, and the limit is {most_mib} MiB; logs are \
+         removed some time after their sandboxes"
     )]
     AuditQuota {
         /// Taken.
@@ -69,16 +69,16 @@ pub(crate) enum RegistryError {
     #[error("{0}")]
     Full(String),
     /// No machine.
-    #[error("the sandbox could not be made: {0}")]
+    #[error("cannot create the sandbox: {0}")]
     Create(Box<CreateError>),
     /// No copies.
-    #[error("the sandbox could not be forked: {0}")]
+    #[error("cannot fork the sandbox: {0}")]
     Fork(Box<ForkError>),
     /// No snapshot.
-    #[error("no snapshot was made: {0}")]
+    #[error("cannot create the snapshot: {0}")]
     Snapshot(SnapshotError),
     /// It did not come back.
-    #[error("the sandbox could not be resumed: {0}")]
+    #[error("cannot resume the sandbox: {0}")]
     Resume(Box<ResetError>),
     /// Its VMM does not do as it is told.
     #[error(transparent)]
@@ -99,10 +99,10 @@ pub(crate) enum RegistryError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Work apart from requests did not end well.
-    #[error("the server's own work failed: {0}")]
+    #[error("a task of the server failed: {0}")]
     Task(std::io::Error),
     /// The system gave no randomness.
-    #[error("cannot make a name: {0}")]
+    #[error("cannot create a name: {0}")]
     Entropy(std::io::Error),
 }
 

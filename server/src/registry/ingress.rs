@@ -17,9 +17,9 @@ pub(crate) enum IngressError {
     NotAscii(String),
     #[error("mask request host is not valid: {0}")]
     Mask(String),
-    #[error("httpsPorts: {0} is not a port that a server in a sandbox can have: 1 to 65535, without {ENVD}", ENVD = crate::sandbox_plane::ENVD_PORT)]
+    #[error("invalid port {0} in httpsPorts: must be between 1 and 65535, and not {ENVD}", ENVD = crate::sandbox_plane::ENVD_PORT)]
     Port(u64),
-    #[error("httpsPorts: more than {MAX_PORTS} ports")]
+    #[error("invalid httpsPorts: must have at most {MAX_PORTS} ports")]
     Ports,
 }
 

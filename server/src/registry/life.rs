@@ -177,7 +177,7 @@ impl Registry {
             match sandbox.stop(GRACE).await {
                 Ok(Stopped::InOrder) | Err(StopError::NotRunning { .. }) => Ok(()),
                 Ok(stopped) => {
-                    tracing::warn!(sandbox = %entry.id, ?stopped, "paused without memory, and not ended in order");
+                    tracing::warn!(sandbox = %entry.id, ?stopped, "paused without memory, but did not stop gracefully");
                     Ok(())
                 }
                 Err(StopError::End(error)) => Err(error.into()),
@@ -318,7 +318,7 @@ impl Registry {
         if record.is_paused() || record.end_at > SystemTime::now() {
             return Ok(());
         }
-        tracing::info!(sandbox = %entry.id, then = ?record.on_timeout, "its time is up");
+        tracing::info!(sandbox = %entry.id, then = ?record.on_timeout, "sandbox expired");
         let ended = match record.on_timeout {
             OnTimeout::Pause => self.pause_held(entry).await,
             OnTimeout::PauseFilesystem => self.pause_filesystem_held(entry).await,

@@ -52,7 +52,7 @@ impl Registry {
                 Ok(true) => recovered.found += 1,
                 Ok(false) => recovered.lost += 1,
                 // One that cannot be dealt with must not keep the others from their users.
-                Err(error) => tracing::error!(sandbox = %id, %error, "not recovered: left as it is"),
+                Err(error) => tracing::error!(sandbox = %id, %error, "cannot recover a sandbox, skipping it"),
             }
         }
         Ok(recovered)

@@ -38,7 +38,7 @@ impl Registry {
             for entry in self.entries() {
                 self.notice_removal(&entry);
                 if let Err(error) = self.sample(&entry) {
-                    tracing::debug!(sandbox = %entry.id, %error, "no sample");
+                    tracing::debug!(sandbox = %entry.id, %error, "cannot take a sample");
                 }
             }
         }
@@ -51,7 +51,7 @@ impl Registry {
             && !entry.is_gone()
             && let Err(error) = self.lose(entry)
         {
-            tracing::warn!(sandbox = %entry.id, %error, "what is left of a removed sandbox stays");
+            tracing::warn!(sandbox = %entry.id, %error, "cannot remove the remaining files of a removed sandbox");
         }
     }
 

@@ -88,7 +88,7 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
             match read(&path) {
                 Ok(value) => all.push(value),
                 Err(reason) => {
-                    tracing::error!(path = %path.display(), %reason, "a record cannot be read: left as it is")
+                    tracing::error!(path = %path.display(), %reason, "cannot read a record, skipping it")
                 }
             }
         }

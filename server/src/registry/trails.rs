@@ -118,7 +118,7 @@ impl Registry {
             match tokio::task::block_in_place(|| self.trails.prune(&self.manager)) {
                 Ok(0) => {}
                 Ok(count) => tracing::info!(count, "removed old audit logs"),
-                Err(error) => tracing::warn!(%error, "old audit logs stay"),
+                Err(error) => tracing::warn!(%error, "cannot remove old audit logs"),
             }
             self.trails.counted().retain(|_, (at, _)| at.elapsed() < BELIEVED_FOR);
             tokio::time::sleep(PRUNE_EVERY).await;

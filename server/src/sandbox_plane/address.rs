@@ -14,10 +14,10 @@ pub(crate) struct Address {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressError {
     /// No sandbox has such an ID.
-    #[error("the sandbox ID is not one: [a-z0-9]{{8,32}}")]
+    #[error("invalid sandbox ID: use 8-32 characters from a-z and 0-9")]
     Id,
     /// Not a port.
-    #[error("the port is not one: 1 to 65535")]
+    #[error("invalid port: must be between 1 and 65535")]
     Port,
 }
 

@@ -38,7 +38,7 @@ pub(crate) enum Refusal {
     #[error("{problem}")]
     NoTrafficToken { id: String, problem: &'static str },
     /// Too many tokens from there did not match.
-    #[error("this address sent too many tokens that are not valid")]
+    #[error("this address sent too many invalid tokens")]
     Slowed(Duration),
     /// Nothing listens there.
     #[error("The sandbox is running but port is not open")]

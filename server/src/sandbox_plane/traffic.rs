@@ -123,7 +123,7 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
             // Ends with the request, its answer, or the upgraded connection.
             tokio::spawn(async move {
                 if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(%error, "a connection to a guest's port ended");
+                    tracing::debug!(%error, "a connection to a guest port failed");
                 }
             });
             sender

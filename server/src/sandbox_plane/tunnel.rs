@@ -47,7 +47,7 @@ where
     tokio::select! {
         // Either side may end at any moment, and in any way.
         _ = copy_bidirectional(&mut client, &mut guest) => {}
-        () = is_idle(&moved, idle) => tracing::debug!("closed an upgraded connection on which nothing moved"),
+        () = is_idle(&moved, idle) => tracing::debug!("closed an idle upgraded connection"),
         () = ending => {}
     }
 }

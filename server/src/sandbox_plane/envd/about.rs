@@ -23,7 +23,7 @@ pub(super) fn router() -> Router {
 /// What the host sees of it, as of the last sample.
 async fn metrics(Extension(reached): Extension<SharedReached>) -> Response {
     let Some(sample) = reached.entry.samples().pop() else {
-        let body = Json(json!({ "code": 503, "message": "no sample was taken yet; ask again in ten seconds" }));
+        let body = Json(json!({ "code": 503, "message": "no sample was taken yet; try again in ten seconds" }));
         return (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
     };
     Json(json!({

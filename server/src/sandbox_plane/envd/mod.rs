@@ -144,7 +144,7 @@ pub(super) fn router() -> Router {
         .merge(filesystem::router())
         .merge(files::router())
         .fallback(|request: Request<Body>| async move {
-            let message = format!("{} is not served here; docs/e2b.md lists what is", request.uri().path());
+            let message = format!("{} is not served here; docs/e2b.md lists the calls that are", request.uri().path());
             let mut response = ConnectError::new(Code::Unimplemented, message).into_response();
             *response.status_mut() = StatusCode::NOT_FOUND;
             response

@@ -42,8 +42,7 @@ pub(super) async fn read<M: DeserializeOwned>(headers: &HeaderMap, body: Body) -
 }
 
 pub(super) fn parse<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, ConnectError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| ConnectError::invalid(format!("the message is no valid JSON: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| ConnectError::invalid(format!("invalid JSON message: {error}")))
 }
 
 pub(super) fn gunzip(bytes: &[u8], most: usize) -> Result<Vec<u8>, ConnectError> {
@@ -52,12 +51,12 @@ pub(super) fn gunzip(bytes: &[u8], most: usize) -> Result<Vec<u8>, ConnectError>
     GzDecoder::new(bytes)
         .take(limit.saturating_add(1))
         .read_to_end(&mut plain)
-        .map_err(|error| ConnectError::invalid(format!("the message is no valid gzip: {error}")))?;
+        .map_err(|error| ConnectError::invalid(format!("invalid gzip message: {error}")))?;
     if plain.len() > most { Err(too_large(most)) } else { Ok(plain) }
 }
 
 fn too_large(most: usize) -> ConnectError {
-    ConnectError::new(Code::ResourceExhausted, format!("the message is over the cap of {most} bytes"))
+    ConnectError::new(Code::ResourceExhausted, format!("the message exceeds the limit of {most} bytes"))
 }
 
 /// The answer to a unary request.

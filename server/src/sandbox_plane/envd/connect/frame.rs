@@ -61,8 +61,12 @@ impl Frames {
         let bytes = match flags {
             0 => bytes,
             COMPRESSED if self.is_gzip => gunzip(&bytes, MAX_MESSAGE)?.into(),
-            COMPRESSED => return Err(ConnectError::invalid("a compressed message in a stream without compression")),
-            flags => return Err(ConnectError::invalid(format!("frame flags {flags:#04x} are not a message's"))),
+            COMPRESSED => {
+                return Err(ConnectError::invalid(
+                    "invalid frame: a compressed message in a stream without compression",
+                ));
+            }
+            flags => return Err(ConnectError::invalid(format!("invalid frame flags {flags:#04x}"))),
         };
         super::body::parse(&bytes).map(Some)
     }
@@ -72,7 +76,7 @@ impl Frames {
             if let Some(header) = self.buffer.first_chunk::<HEADER>() {
                 let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
                 if length > MAX_MESSAGE {
-                    let message = format!("a message of {length} bytes is over the cap of {MAX_MESSAGE}");
+                    let message = format!("a message of {length} bytes exceeds the limit of {MAX_MESSAGE}");
                     return Err(ConnectError::new(Code::ResourceExhausted, message));
                 }
                 if self.buffer.len() >= HEADER + length {
