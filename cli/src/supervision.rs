@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(unkept(&kept, State::Running), None);
         let killed = SupervisionStatus { supervised: false, idle: None, ..kept };
         let message = unkept(&killed, State::Paused).unwrap();
-        assert!(message.contains("demo is unsupervised: nobody keeps its --ttl and published ports now"), "{message}");
+        assert!(message.contains("demo is unsupervised, and its --ttl and published ports have no effect"), "{message}");
         assert_eq!(unkept(&killed, State::Dead), None);
         assert_eq!(super::unkept(&"demo", &State::Running, None), None);
     }

@@ -104,11 +104,11 @@ mod tests {
         assert_eq!(memory("512M").unwrap().mib(), 512);
         assert_eq!(memory("1g").unwrap().mib(), 1024);
         assert_eq!(disk("2GiB").unwrap(), DiskSize::DEFAULT);
-        assert!(memory("0").unwrap_err().contains("64 MiB to 64 GiB"));
+        assert!(memory("0").unwrap_err().contains("between 64 MiB and 64 GiB"));
         assert!(memory("lots").unwrap_err().contains("512M"));
-        assert!(vcpus("0").unwrap_err().contains("1 to 8"));
-        assert!(vcpus("9").unwrap_err().contains("1 to 8"));
-        assert!(vcpus("two").unwrap_err().contains("1 to 8"));
+        assert!(vcpus("0").unwrap_err().contains("between 1 and 8"));
+        assert!(vcpus("9").unwrap_err().contains("between 1 and 8"));
+        assert!(vcpus("two").unwrap_err().contains("between 1 and 8"));
         assert!(name("a\nb").unwrap_err().contains("\\n"));
     }
 
@@ -123,21 +123,21 @@ mod tests {
     #[test]
     fn bounds_are_said() {
         assert_eq!(pids("256").unwrap().get(), 256);
-        assert!(pids("0").unwrap_err().contains("1 to 30000"));
+        assert!(pids("0").unwrap_err().contains("between 1 and 30000"));
         assert!(pids("-1").is_err() && pids("many").is_err());
-        assert!(files("7").unwrap_err().contains("8 to 1048576"));
+        assert!(files("7").unwrap_err().contains("between 8 and 1048576"));
         assert_eq!(share("50%"), share("50"));
         assert_eq!(share("150%").unwrap().percent(), 150);
-        assert!(share("0%").unwrap_err().contains("1% to 6400%"));
+        assert!(share("0%").unwrap_err().contains("between 1% and 6400%"));
         assert!(share("half").unwrap_err().contains("50%"));
         assert_eq!(output_rate("1M/s"), output_rate("1MiB"));
         assert_eq!(output_rate("256k").unwrap().bytes_per_second(), 256 << 10);
-        assert!(output_rate("255K").unwrap_err().contains("256 KiB to 64 GiB"));
+        assert!(output_rate("255K").unwrap_err().contains("between 256 KiB and 64 GiB"));
         assert!(output_rate("fast").unwrap_err().contains("512M"));
         assert_eq!(disk_rate("1M/s").unwrap().bytes_per_second(), 1 << 20);
-        assert!(disk_rate("1K").unwrap_err().contains("256 KiB to 64 GiB"));
+        assert!(disk_rate("1K").unwrap_err().contains("between 256 KiB and 64 GiB"));
         assert_eq!(disk_operations("500").unwrap().per_second(), 500);
-        assert!(disk_operations("9").unwrap_err().contains("10 to 10000000"));
+        assert!(disk_operations("9").unwrap_err().contains("between 10 and 10000000"));
         assert!(disk_operations("-1").is_err() && disk_operations("1M").is_err());
     }
 }

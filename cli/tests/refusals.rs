@@ -87,14 +87,14 @@ fn machines_that_cannot_be() {
             }
             place.refuses(&arguments, hint);
         };
-        refuses(&["-m", "0"], "64 MiB to 64 GiB");
-        refuses(&["-m", "100T"], "64 MiB to 64 GiB");
+        refuses(&["-m", "0"], "between 64 MiB and 64 GiB");
+        refuses(&["-m", "100T"], "between 64 MiB and 64 GiB");
         refuses(&["-m", "-1"], "--memory");
-        refuses(&["-c", "0"], "1 to 8");
-        refuses(&["-c", "9"], "1 to 8");
-        refuses(&["--disk", "1M"], "64 MiB to 1 TiB");
+        refuses(&["-c", "0"], "between 1 and 8");
+        refuses(&["-c", "9"], "between 1 and 8");
+        refuses(&["--disk", "1M"], "between 64 MiB and 1 TiB");
         for name in ["a\nb", "-a", "A", "a/b", "..", "a b"] {
-            refuses(&[&format!("--name={name}")], "is not a sandbox name");
+            refuses(&[&format!("--name={name}")], "invalid sandbox name");
         }
         refuses(&["-e", "=x"], "=x");
     }
@@ -145,13 +145,13 @@ fn sandboxes_that_are_not_there() {
 #[test]
 fn bundles_that_do_not_boot() {
     let place = Place::new();
-    place.refuses(&["run", "--", "true"], "vmlinux: is not an ELF file");
+    place.refuses(&["run", "--", "true"], "vmlinux: not an ELF file");
     fs::write(place.bundle().join("vmlinux"), minimal_elf()).expect("a file of ours");
-    place.refuses(&["run", "--", "true"], "base.erofs: is truncated");
+    place.refuses(&["run", "--", "true"], "base.erofs: the file is truncated");
     fs::write(place.bundle().join("base.erofs"), "").expect("a file of ours");
-    place.refuses(&["create"], "base.erofs: is empty");
+    place.refuses(&["create"], "base.erofs: the file is empty");
     fs::write(place.bundle().join("base.erofs"), vec![0; 8192]).expect("a file of ours");
-    place.refuses(&["create"], "base.erofs: is not an EROFS image");
+    place.refuses(&["create"], "base.erofs: not an EROFS image");
     fs::remove_file(place.bundle().join("sandboxvm-vmm")).expect("a file of ours");
     place.refuses(&["create"], "scripts/quickstart");
     let stated = place.0.path().join("other");
@@ -162,7 +162,7 @@ fn bundles_that_do_not_boot() {
     assert_eq!(report["usable"], false);
     let checks = report["checks"].as_array().expect("a list");
     let kernel = checks.iter().find(|check| check["name"] == "guest kernel").expect("it is checked");
-    assert!(kernel["detail"].as_str().is_some_and(|text| text.contains("this is a script")), "{kernel}");
+    assert!(kernel["detail"].as_str().is_some_and(|text| text.contains("but a script")), "{kernel}");
 }
 
 /// The smallest file that is an x86-64 ELF executable with something to load.
@@ -250,8 +250,8 @@ fn processes_that_cannot_be_asked_for() {
     place.refuses(&["logs", "-n", "5", "demo", "3"], "--tail");
     place.refuses(&["attach", "demo"], "PID");
     place.refuses(&["wait", "demo", "init"], "init");
-    place.refuses(&["kill", "demo", "3", "-s", "NOPE"], "no signal");
-    place.refuses(&["kill", "demo", "3", "-s", "65"], "1 to 64");
+    place.refuses(&["kill", "demo", "3", "-s", "NOPE"], "name such as TERM");
+    place.refuses(&["kill", "demo", "3", "-s", "65"], "between 1 and 64");
     place.refuses(&["attach", "-it", "demo", "3"], "terminal");
     // Without a PID it is the console that would be followed.
     place.refuses(&["logs", "-f", "demo"], "no sandbox");

@@ -278,13 +278,13 @@ mod tests {
         let sources = BundleSources { directory: Some(dir.path().to_owned()), ..BundleSources::default() };
         let bundle = Bundle::find(&sources);
         let message = bundle.open().unwrap_err().to_string();
-        assert!(message.contains("VMM") && message.contains("quickstart"), "{message}");
+        assert!(message.contains("VMM") && message.contains("does not exist"), "{message}");
         fs::write(&bundle.vmm, "").unwrap();
         assert!(matches!(bundle.open_part(Part::Vmm), Err(BundleError::NotExecutable { .. })));
         fs::write(&bundle.kernel, "not a kernel").unwrap();
         assert!(bundle.open_part(Part::Kernel).unwrap_err().to_string().contains("not an ELF"));
         fs::write(&bundle.image, "").unwrap();
-        assert!(bundle.open_part(Part::Image).unwrap_err().to_string().contains("is empty"));
+        assert!(bundle.open_part(Part::Image).unwrap_err().to_string().contains("file is empty"));
         fs::create_dir(&bundle.agent).unwrap();
         assert!(matches!(bundle.open_part(Part::Agent), Err(BundleError::NotAFile { .. })));
     }

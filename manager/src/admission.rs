@@ -295,7 +295,7 @@ mod tests {
         let rules = AdmissionRules::default();
         check(rules, 299).unwrap();
         let message = check(rules, 400).unwrap_err().to_string();
-        assert!(message.contains("have 102400 MiB") && message.contains("SANDBOXVM_OVERCOMMIT"), "{message}");
+        assert!(message.contains("have 102400 MiB"), "{message}");
         let honest = AdmissionRules { overcommit_percent: 100, ..rules };
         check(honest, 80).unwrap();
         assert!(matches!(check(honest, 299), Err(AdmissionError::Overcommitted { .. })));
@@ -314,11 +314,11 @@ mod tests {
         check_free(&plain, &none, host, request(1, 256)).unwrap();
         let rules = AdmissionRules { free_memory: Some(100 * MIB), ..none };
         let message = check_free(&plain, &rules, host, request(1, 256)).unwrap_err().to_string();
-        assert!(message.contains("has 300 MiB to give, of which 100 MiB are to stay free"), "{message}");
+        assert!(message.contains("has 300 MiB available, of which 100 MiB must stay free"), "{message}");
         check_free(&plain, &rules, host, request(1, 128)).unwrap();
         let rules = AdmissionRules { free_disk: Some(1 << 60), ..none };
         let message = check_free(&plain, &rules, host, request(1, 256)).unwrap_err().to_string();
-        assert!(message.contains("64 MiB of disk") && message.contains("SANDBOXVM_MIN_FREE_DISK"), "{message}");
+        assert!(message.contains("64 MiB of disk"), "{message}");
     }
 
     #[test]

@@ -412,9 +412,9 @@ mod tests {
         let long = |name: &str, bytes: usize| format!("{name}={}", "s".repeat(bytes - name.len() - 1));
         let one = refused(&["A=1".into(), long("KEY", 128 << 10)]);
         assert!(one.contains("\"KEY\"") && one.contains("131072 bytes") && !one.contains("sss"), "{one}");
-        assert!(refused(&["KEY=\0secret".into()]).starts_with("environment variable \"KEY\": contains a NUL"));
-        assert!(refused(&["KEY".into()]).contains("is not KEY=VALUE"));
-        assert!(refused(&["=x".into()]).contains("is not KEY=VALUE"));
+        assert!(refused(&["KEY=\0secret".into()]).starts_with("invalid environment variable \"KEY\": contains a NUL"));
+        assert!(refused(&["KEY".into()]).contains("expected KEY=VALUE"));
+        assert!(refused(&["=x".into()]).contains("expected KEY=VALUE"));
 
         // To the byte: the shortest command fits beside what is accepted.
         let mut most: Vec<String> = (0..7).map(|n| long(&format!("K{n}"), 128 * 1024 - 1)).collect();

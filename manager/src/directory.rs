@@ -284,7 +284,7 @@ mod tests {
         });
         let _listener = other.join().unwrap();
         let error = dir.connect("s.sock").await.unwrap_err().to_string();
-        assert!(error.contains("user 64999 made it"), "{error}");
+        assert!(error.contains("user 64999 created it"), "{error}");
     }
 
     #[test]

@@ -150,7 +150,7 @@ mod tests {
         assert!(matches!(claim(&home, &name("demo"), &b), Err(NameError::Taken { holder, .. }) if holder == a));
         fs::rename(home.staged(&a), home.sandbox(&a)).unwrap();
         let message = claim(&home, &name("demo"), &b).unwrap_err().to_string();
-        assert!(message.contains("taken by sandbox aaaaaaaa"), "{message}");
+        assert!(message.contains("used by sandbox aaaaaaaa"), "{message}");
         // Killed between deleting the directory and the name.
         fs::remove_dir(home.sandbox(&a)).unwrap();
         fs::create_dir(home.staged(&b)).unwrap();

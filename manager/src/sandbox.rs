@@ -463,6 +463,6 @@ mod tests {
         let error = sandbox.exec(request(&["true"])).await.unwrap_err().to_string();
         assert!(error.contains("sandbox demo is not running"), "{error}");
         let error = sandbox.stop(Duration::ZERO).await.unwrap_err().to_string();
-        assert!(error.contains("sandbox demo is not running"), "{error}");
+        assert!(error.contains("sandbox demo: it is not running"), "{error}");
     }
 }

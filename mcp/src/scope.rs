@@ -298,7 +298,7 @@ pub(crate) mod tests {
         let scope = scope(&home, 3);
         let two = scope.room(2).unwrap();
         let error = scope.room(2).unwrap_err().to_string();
-        assert!(error.contains("may have 3 sandboxes at a time and has 2"), "{error}");
+        assert!(error.contains("has 2 of at most 3 sandboxes"), "{error}");
         drop(two);
         drop(scope.room(3).unwrap());
         assert!(scope.room(usize::MAX).is_err());

@@ -46,12 +46,12 @@ fn memory_that_is_no_number() {
 
 #[test]
 fn no_vcpu() {
-    refused(&["-c", "0"], &["1 to 8"]);
+    refused(&["-c", "0"], &["between 1 and 8"]);
 }
 
 #[test]
 fn nine_vcpus() {
-    refused(&["-c", "9"], &["1 to 8"]);
+    refused(&["-c", "9"], &["between 1 and 8"]);
 }
 
 #[test]

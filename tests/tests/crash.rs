@@ -123,7 +123,7 @@ fn a_damaged_record_hides_no_machine() {
     std::fs::write(sandbox.directory().join("config.json"), "garbage").expect("it is ours");
     let listed = home.cli(["ls"]).run().succeeds();
     assert!(!listed.out().contains(&sandbox.id), "{}", listed.transcript());
-    assert!(listed.err().contains(&format!("sandbox {} is not listed", sandbox.id)), "{}", listed.transcript());
+    assert!(listed.err().contains(&format!("cannot list sandbox {}", sandbox.id)), "{}", listed.transcript());
     let _ = sandbox.sh("true").fails_with(&["damaged", "rm"]);
     let _ = home.cli(["rm", "-f", &sandbox.id]).run().succeeds();
     assert_eq!(home.cli(["ls"]).run().succeeds().err(), "");

@@ -165,7 +165,7 @@ fn a_reset_or_snapshot_that_would_go_below_the_floor_is_refused() {
     let pid = sandbox.vmm_pid();
     for command in [&["reset", &sandbox.id][..], &["snapshot", "create", &sandbox.id, "s"]] {
         let run = home.cli(command).env("SANDBOXVM_MIN_FREE_DISK", "100T").run();
-        let _ = run.fails_with(&["are to stay free"]);
+        let _ = run.fails_with(&["must stay free"]);
     }
     assert_eq!(sandbox.vmm_pid(), pid);
     assert_eq!(sandbox.sh("echo runs").succeeds().out(), "runs\n");

@@ -40,7 +40,7 @@ fn from_create_to_rm() {
     assert!(stats.first_run_ns.is_some_and(|elapsed| elapsed > 0));
 
     // A name is one sandbox's.
-    let taken = home.cli(["create", "-m", SMALL, "--name", "demo"]).run().fails_with(&["demo", "taken"]);
+    let taken = home.cli(["create", "-m", SMALL, "--name", "demo"]).run().fails_with(&["demo", "already used"]);
     assert!(taken.err().contains(&sandbox.id), "{}", taken.transcript());
     assert_eq!(home.listed(), [sandbox.id.as_str()]);
 

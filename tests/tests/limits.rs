@@ -334,7 +334,7 @@ fn a_sandbox_sends_no_more_than_it_may_and_neither_does_its_copy() {
         // What comes in is not slowed, and an answer comes through.
         assert_eq!(sandbox.sh("echo still here").succeeds().out(), "still here\n");
     }
-    let _ = home.cli(["create", "--output-rate", "1K"]).run().fails_with(&["256 KiB to 64 GiB"]);
+    let _ = home.cli(["create", "--output-rate", "1K"]).run().fails_with(&["between 256 KiB and 64 GiB"]);
     let _ = home.cli(["rm", "-f", forked.out().trim()]).run().succeeds();
     sandbox.remove();
     home.assert_nothing_left();
@@ -349,13 +349,13 @@ fn what_the_host_cannot_take_is_refused_before_anything_is_made() {
         let _ = made.fails_with(&[hints, &[variable]].concat());
         assert_eq!(home.listed(), [one.id.as_str()]);
     };
-    refused("SANDBOXVM_MAX_SANDBOXES", "1", &["1 more: this home has 1 sandboxes and at most 1 are allowed"]);
-    refused("SANDBOXVM_OVERCOMMIT", "0.01", &["128 MiB of memory: the sandboxes that run have 128 MiB"]);
-    refused("SANDBOXVM_MIN_FREE_MEMORY", "1000G", &["of which 1024000 MiB are to stay free"]);
-    refused("SANDBOXVM_MIN_FREE_DISK", "100T", &["2048 MiB of disk", "to stay free"]);
+    refused("SANDBOXVM_MAX_SANDBOXES", "1", &["cannot create 1 more sandboxes: this home has 1 of at most 1"]);
+    refused("SANDBOXVM_OVERCOMMIT", "0.01", &["128 MiB of memory: running sandboxes have 128 MiB"]);
+    refused("SANDBOXVM_MIN_FREE_MEMORY", "1000G", &["of which 1024000 MiB must stay free"]);
+    refused("SANDBOXVM_MIN_FREE_DISK", "100T", &["2048 MiB of disk", "must stay free"]);
     refused("SANDBOXVM_OVERCOMMIT", "much", &["a factor"]);
     let forked = home.cli(["fork", &one.id, "-n", "3"]).env("SANDBOXVM_MAX_SANDBOXES", "3").run();
-    let _ = forked.fails_with(&["3 more: this home has 1 sandboxes and at most 3"]);
+    let _ = forked.fails_with(&["cannot create 3 more sandboxes: this home has 1 of at most 3"]);
     assert_eq!(home.listed(), [one.id.as_str()]);
     // One that does not run has no memory, but is one; and whoever goes makes room.
     let _ = home.cli(["stop", &one.id]).run().succeeds();
@@ -394,8 +394,8 @@ fn disks_are_served_no_faster_than_they_may_also_after_a_fork_and_a_reset() {
     let _ = home.cli(["rm", "-f", forked.out().trim()]).run().succeeds();
     let _ = home.cli(["reset", &sandbox.id]).run().succeeds();
     is_held(&sandbox);
-    let _ = home.cli(["create", "--disk-rate", "1K"]).run().fails_with(&["256 KiB to 64 GiB"]);
-    let _ = home.cli(["create", "--disk-ops", "1"]).run().fails_with(&["10 to 10000000"]);
+    let _ = home.cli(["create", "--disk-rate", "1K"]).run().fails_with(&["between 256 KiB and 64 GiB"]);
+    let _ = home.cli(["create", "--disk-ops", "1"]).run().fails_with(&["between 10 and 10000000"]);
     sandbox.remove();
     home.assert_nothing_left();
 }

@@ -126,6 +126,6 @@ fn a_command_under_way_is_given_up_and_answered_at_the_servers_end() {
     let ended = server.finish();
     let messages = messages(&ended.stdout);
     let given_up = &answer(&messages, &json!(2))["result"];
-    assert!(given_up["isError"] == true && given_up.to_string().contains("given up"), "{given_up}");
+    assert!(given_up["isError"] == true && given_up.to_string().contains("cancelled"), "{given_up}");
     home.assert_nothing_left();
 }

@@ -73,7 +73,7 @@ fn machines_of_a_pool_are_sandboxes_of_their_own() {
         }
         // A name is taken for as long as its sandbox is there, and a refused machine leaves nothing.
         let refused = pool.take(&request("first")).await.unwrap_err().to_string();
-        assert!(refused.contains("first") && refused.contains("taken"), "{refused}");
+        assert!(refused.contains("first") && refused.contains("already used"), "{refused}");
 
         // What was handed out outlives the pool; what was not goes with it.
         let first = first.detach();

@@ -216,7 +216,7 @@ fn ports_are_published_and_taken_back_while_it_runs() {
     let _ = home.cli(["port", "demo", &at_socket]).run().succeeds();
     assert_eq!(published(&home, "demo").len(), 2);
     let host_port = first.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
-    let _ = home.cli(["port", "demo", &format!("{host_port}:7001")]).run().fails_with(&["published already"]);
+    let _ = home.cli(["port", "demo", &format!("{host_port}:7001")]).run().fails_with(&["already published"]);
     let _ = home.cli(["create", "-m", SMALL, "-p", &format!("{host_port}:80")]).run().fails_with(&["in use"]);
     assert_eq!(home.listed(), std::slice::from_ref(&sandbox.id), "a sandbox whose port is taken stays");
     let _ =

@@ -170,7 +170,7 @@ fn nothing_of_one_key_is_anothers() {
     let theirs = made[0].json();
     for full in full {
         assert_eq!(full.status, 429, "{full:?}");
-        assert!(full.header("retry-after").is_some() && full.body.contains("as many as it may have"), "{full:?}");
+        assert!(full.header("retry-after").is_some() && full.body.contains("has reached its limit"), "{full:?}");
     }
     let _ = server.ask_as(looker, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(403);
     let _ = server.ask_as(looker, "GET", "/v2/sandboxes", None).expect(200);

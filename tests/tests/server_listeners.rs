@@ -82,17 +82,17 @@ fn a_strict_server_does_not_start_where_the_host_weakens_the_wall() {
     let server = Server::start(&home, &small_config());
     let log = server.log();
     server.stop();
-    let weak = log.contains("this host weakens the wall between guests");
+    let weak = log.contains("this host weakens the isolation between guests");
     let pvm = Path::new("/sys/module/kvm_pvm").exists();
     assert!(weak || !pvm, "mode pvm is a weakness: {log}");
     if weak {
         let addresses = ["--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"];
         let strict = home.cli(["serve", "--strict"]).args(addresses).run();
-        let _ = strict.fails_with(&["strict mode refuses that", if pvm { "mode pvm" } else { "" }]);
+        let _ = strict.fails_with(&["strict mode does not allow that", if pvm { "mode pvm" } else { "" }]);
         let config = home.scratch("strict.toml");
         std::fs::write(&config, "strict = true\n").expect("the test's directory can be written");
         let strict = home.cli(["serve", "--config"]).arg(&config).args(addresses).run();
-        let _ = strict.fails_with(&["strict mode refuses that"]);
+        let _ = strict.fails_with(&["strict mode does not allow that"]);
     } else {
         Server::start_with(&home, &small_config(), &["--strict"]).stop();
     }

@@ -78,7 +78,7 @@ fn a_home_has_one_server_and_its_end_leaves_the_sandboxes() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &format!("{}pool = 1\n", small_config()));
     let second = home.cli(["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"]).run();
-    let _ = second.fails_with(&["another server uses the home"]);
+    let _ = second.fails_with(&["another server uses it"]);
     let made = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
     server.stop();
     // What waited in the pool was nobody's.

@@ -55,10 +55,10 @@ fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
         assert_eq!(answered.load(Ordering::Relaxed), 0, "the other key's start waited for the first key's");
         for thread in creating {
             let answer = thread.join().expect("an answer").expect(500);
-            assert!(answer.body.contains("agent does not answer within"), "{answer:?}");
+            assert!(answer.body.contains("agent did not respond within"), "{answer:?}");
         }
         let answer = resuming.join().expect("an answer").expect(500);
-        assert!(answer.body.contains("agent does not answer within"), "{answer:?}");
+        assert!(answer.body.contains("agent did not respond within"), "{answer:?}");
         let _ = server.ask_as(other, "DELETE", &format!("/sandboxes/{}", id(&theirs.json())), None).expect(204);
     });
 
@@ -94,7 +94,7 @@ fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
     });
     let (made, refused): (Vec<&Answer>, Vec<&Answer>) = answers.iter().partition(|answer| answer.status == 201);
     assert_eq!((made.len(), refused.len()), (2, 1), "{answers:?}");
-    assert!(refused[0].status == 429 && refused[0].body.contains("has 2 snapshots"), "{refused:?}");
+    assert!(refused[0].status == 429 && refused[0].body.contains("limit of 2 snapshots"), "{refused:?}");
     assert!(refused[0].header("retry-after").is_some());
     // The next server counts what this one made.
     let key = server.key().to_owned();
@@ -114,7 +114,7 @@ fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
     let theirs = id(&server.ask_as(small, "POST", "/v2/sandboxes", Some(&new)).expect(201).json());
     for path in ["snapshots", "pause", "fork"] {
         let answer = server.ask_as(small, "POST", &format!("/sandboxes/{theirs}/{path}"), None).expect(429);
-        assert!(answer.body.contains("64 MiB is the most they may take"), "{path}: {answer:?}");
+        assert!(answer.body.contains("the limit is 64 MiB"), "{path}: {answer:?}");
     }
     assert_eq!(home.row(&theirs)["state"], "running");
     // Time ends it all the same.

@@ -62,7 +62,7 @@ fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
         fs::File::create(&shorter).and_then(|file| file.set_len(1 << 20)).expect("a new file");
         fs::rename(shorter, path).expect("the snapshot's directory");
     });
-    let changed = |file| ["changed since the snapshot was made", file];
+    let changed = |file| ["changed since it was created", file];
     let flip = |bytes: &mut Vec<u8>| {
         let at = bytes.iter().rposition(|byte| *byte != 0).expect("memory is not empty");
         bytes[at] ^= 1;

@@ -142,7 +142,7 @@ fn whoever_is_killed_the_rules_are_kept() {
     for looking in [vec!["ls"], vec!["inspect", "demo"]] {
         let looked = home.cli(&looking).run().succeeds();
         assert!(
-            looked.err().contains("demo is unsupervised: nobody keeps its --ttl and published ports"),
+            looked.err().contains("demo is unsupervised, and its --ttl and published ports have no effect"),
             "{looking:?}"
         );
         assert_eq!(looked.out().contains("(unsupervised)"), looking == ["ls"], "{}", looked.transcript());

@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(unbounded.verdict, Verdict::Warning);
         assert!(unbounded.detail.contains("bounds nothing") && unbounded.fix.unwrap().contains("MemoryMax="));
         let none = judged(false, false, &[]);
-        assert!(none.detail.contains("by its session") && none.fix.unwrap().contains("Delegate=yes"));
+        assert!(none.detail.contains("by their session") && none.fix.unwrap().contains("Delegate=yes"));
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn an_interpreted_kernel_is_called_unfit_against_an_attacker() {
         let checks = judge_probe(&serde_json::json!({ "host_mode": "pvm", "missing": [] }));
-        assert!(checks[0].detail.contains("unfit against a determined attacker"), "{}", checks[0].detail);
+        assert!(checks[0].detail.contains("does not withstand a determined attacker"), "{}", checks[0].detail);
     }
 
     #[test]

@@ -83,7 +83,7 @@ mod tests {
         let ports = super::super::ls::tests::example_supervision().ports;
         assert_golden("port.json", &json::pretty(&ports).unwrap());
         let lines: Vec<String> = ports.iter().map(line).collect();
-        let problem = "443/tcp -> /run/x.sock (not listened on: Address in use (os error 98))\n";
+        let problem = "443/tcp -> /run/x.sock (not listening: Address in use (os error 98))\n";
         assert_eq!(lines, ["80/tcp -> 127.0.0.1:8080\n", problem]);
     }
 }

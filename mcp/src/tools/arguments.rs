@@ -81,9 +81,12 @@ mod tests {
     #[test]
     fn what_is_wrong_names_the_argument_and_the_bounds() {
         let message = mib::<MemorySize>("memory_mib", 1).unwrap_err().to_string();
-        assert!(message.starts_with("argument memory_mib: ") && message.contains("64 MiB"), "{message}");
+        assert!(message.starts_with("invalid argument memory_mib: ") && message.contains("64 MiB"), "{message}");
         assert!(mib::<MemorySize>("memory_mib", u64::MAX).is_err());
-        assert_eq!(within("count", 0, 1, 16).unwrap_err().to_string(), "argument count: 0 is not between 1 and 16");
+        assert_eq!(
+            within("count", 0, 1, 16).unwrap_err().to_string(),
+            "invalid argument count: 0 is not between 1 and 16"
+        );
         assert!(text("user", "a\0b").is_err() && path("").is_err() && name("name", "A").is_err());
     }
 

@@ -263,7 +263,7 @@ mod tests {
             (serde_json::json!({"name": "A B"}), "name"),
             (serde_json::json!({"env": {"A=B": "x"}}), "env"),
             (serde_json::json!({"snapshot": "others"}), "others"),
-            (serde_json::json!({"snapshot": "given", "cpus": 1}), "leave them out"),
+            (serde_json::json!({"snapshot": "given", "cpus": 1}), "leave out"),
         ] {
             let message = spec(&scope, &arguments(json)).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

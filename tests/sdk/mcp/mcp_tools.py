@@ -209,7 +209,7 @@ async def over_http(foreign):
                 await tools_are_described(tools)
                 done = await tools.ok("sandbox_run", sandbox="foreign", argv=["hostname"])
                 assert done["stdout"] == "foreign\n", done
-                await tools.refused("sandbox_remove", "cannot be removed", sandbox="foreign")
+                await tools.refused("sandbox_remove", "cannot remove", sandbox="foreign")
                 made = await tools.ok("sandbox_create", snapshot="theirs")
             # Another client of the same server has the same sandboxes.
             async with Client(streamable_http_client(url, http_client=http), mode="legacy") as client:
