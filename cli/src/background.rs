@@ -1,12 +1,12 @@
-//! Becoming a process that has nothing to do with the caller that started it: what the hidden subcommands do first.
+//! Detaching from the caller: the first step of the hidden subcommands.
 
 use rustix::io::close;
 use std::{fs, os::fd::RawFd};
 
-/// A session of its own, so that no terminal's Ctrl-C is for it, and none of the files that the caller's caller left open.
-/// To be called before anything else of this process is open.
+/// Moves the process to a separate session, so that Ctrl-C on a terminal does not reach it, and closes all files that it
+/// inherited. Must be called before this process opens any file.
 pub(crate) fn leave_the_caller() {
-    // Fails for the leader of a process group, which a shell makes of it when somebody starts it by hand.
+    // Fails for the leader of a process group, which a process is when a user starts it from a shell.
     let _ = rustix::process::setsid();
     let inherited: Vec<RawFd> = fs::read_dir("/proc/self/fd")
         .into_iter()
@@ -15,7 +15,7 @@ pub(crate) fn leave_the_caller() {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|fd| *fd > 2)
         .collect();
-    // The listing's own is closed by now; closing what is not open would be a mistake that debug builds stop at.
+    // The descriptor of the listing is closed by now, and debug builds abort on closing a descriptor that is not open.
     for fd in inherited.into_iter().filter(|fd| fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok()) {
         // SAFETY: this is the first thing the process does, on its only thread: above the standard streams there are only
         // descriptors that it was started with, which nothing in it owns.

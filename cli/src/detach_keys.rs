@@ -1,17 +1,17 @@
-//! The keys by which somebody at a terminal leaves a process that goes on: Ctrl-P Ctrl-Q, as docker has it.
+//! The keys with which a user at a terminal detaches from a process that keeps running: Ctrl-P Ctrl-Q, as in docker.
 
 const CTRL_P: u8 = 0x10;
 const CTRL_Q: u8 = 0x11;
 
-/// Looks for the keys in what is typed.
+/// Finds the keys in typed input.
 #[derive(Debug, Default)]
 pub(crate) struct DetachKeys {
-    /// Ctrl-P came, and is for the process unless Ctrl-Q follows.
+    /// Ctrl-P was typed. It is sent to the process unless Ctrl-Q follows.
     has_first: bool,
 }
 
 impl DetachKeys {
-    /// What of `typed` is for the process, and whether the keys came.
+    /// Returns the part of `typed` that is for the process, and whether the keys were typed.
     pub(crate) fn pass(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let mut passed = Vec::with_capacity(typed.len() + 1);
         for byte in typed {
@@ -36,7 +36,7 @@ mod tests {
     use super::DetachKeys;
 
     #[test]
-    fn the_keys_are_found_wherever_they_are_cut() {
+    fn keys_are_found_across_chunks() {
         for (typed, passed, left) in [
             (&b"ls\x10\x11rest"[..], &b"ls"[..], true),
             (b"\x10\x10\x11", b"\x10", true),

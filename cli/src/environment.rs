@@ -1,4 +1,4 @@
-//! The only place that reads the caller's environment: where the home and the bundle are, and how full the host may get.
+//! The only module that reads the environment of the caller: the home, the bundle, and how much of the host may be used.
 
 use crate::{failure::Failure, values};
 use sandboxvm_images::bundle::{Bundle, BundleSources};
@@ -24,14 +24,14 @@ fn home_from(root: bool, var: impl Fn(&str) -> Option<OsString>) -> Option<PathB
     Some(data.join("sandboxvm"))
 }
 
-/// The manager of the home.
+/// Opens the home.
 pub(crate) fn manager() -> Result<Manager, Failure> {
     let rules = rules_from(|name| env::var_os(name).filter(|value| !value.is_empty())).map_err(Failure::new)?;
     Ok(Manager::open(&home()?)?.with_rules(rules))
 }
 
-/// Which new sandboxes are taken: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and
-/// `SANDBOXVM_MIN_FREE_DISK`; 0 switches a rule off.
+/// Returns the limits for new sandboxes: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and
+/// `SANDBOXVM_MIN_FREE_DISK`. 0 switches a limit off.
 fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, String> {
     let read = |name: &str, what: &str, parse: &dyn Fn(&str) -> Option<u64>| match var(name) {
         None => Ok(None),
@@ -60,7 +60,7 @@ fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, 
     })
 }
 
-/// What clients of `mcp --http` must show: `SANDBOXVM_MCP_TOKEN`, when it is set.
+/// Returns the token of clients of `mcp --http`: `SANDBOXVM_MCP_TOKEN`, if it is set.
 pub(crate) fn mcp_token() -> Option<Result<String, Failure>> {
     let token = env::var_os("SANDBOXVM_MCP_TOKEN").filter(|value| !value.is_empty())?;
     let is_plain = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
@@ -72,7 +72,7 @@ pub(crate) fn mcp_token() -> Option<Result<String, Failure>> {
     )
 }
 
-/// The bundle, with files stated on the command line before those of the environment.
+/// Finds the bundle. Files on the command line take precedence over those of the environment.
 pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle {
     let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     Bundle::find(&BundleSources {

@@ -1,11 +1,11 @@
-//! How a command fails: a message for people, what they can do about it, and an exit code for programs.
+//! How a command fails: a message and a hint for people, and an exit code for programs.
 
 use crate::hint;
 use sandboxvm_manager::{AgentError, ExecError, one_line, printable};
 use sandboxvm_protocol::agent::FailureKind;
 use std::{error::Error, fmt::Display, io::Write};
 
-/// Our own failures.
+/// Exit code of failures of this program.
 const OURS: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
@@ -40,7 +40,7 @@ impl Failure {
         Self::new(text.strip_prefix("error: ").unwrap_or(text))
     }
 
-    /// A process that could not be run, or whose end is not known.
+    /// Returns the failure of a process that could not be run, or whose exit status is unknown.
     pub(crate) fn of_exec(error: &ExecError) -> Self {
         let code = match error {
             ExecError::Agent(AgentError::Refused { kind: FailureKind::NotFound, .. }) => NOT_FOUND,
@@ -59,13 +59,13 @@ impl Failure {
         self.code
     }
 
-    /// Writes the message to stderr. A stderr that is closed has no reader.
+    /// Writes the message to stderr; ignores errors, since there is no other place to report them.
     pub(crate) fn report(&self) {
         let _ = std::io::stderr().write_all(self.shown().as_bytes());
     }
 
-    /// Nothing in it drives a terminal, and of a message of several lines no line but the first begins as ours do: what a
-    /// guest or VMM wrote may be among them.
+    /// Returns the message as it is printed: without terminal sequences, and with no line but the first that looks like one of
+    /// our messages, since text from a guest or VMM may be in it.
     fn shown(&self) -> String {
         let Some(message) = &self.message else { return String::new() };
         let mut text = format!("sandboxvm: {}\n", printable(message).replace("\nsandboxvm:", "\n  sandboxvm:"));
@@ -87,14 +87,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_drives_no_terminal_and_has_one_beginning() {
+    fn messages_are_escaped_and_only_their_first_line_has_the_prefix() {
         let failure = Failure::new("a\x1b[2J\nsandboxvm: b\n  c");
         assert_eq!(failure.shown(), "sandboxvm: a\\u{1b}[2J\n  sandboxvm: b\n  c\n");
         assert_eq!(Failure::silent(3).shown(), "");
     }
 
     #[test]
-    fn exit_codes_tell_what_could_not_be_run() {
+    fn exit_codes_say_why_a_command_was_not_run() {
         let refused = |kind| ExecError::Agent(AgentError::Refused { kind, message: "x".into() });
         assert_eq!(Failure::of_exec(&refused(FailureKind::NotFound)).code(), 127);
         assert_eq!(Failure::of_exec(&refused(FailureKind::NotExecutable)).code(), 126);

@@ -276,7 +276,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_does_not_answer_can_be_removed_however_deep_the_error_is() {
+    fn hint_for_an_unresponsive_sandbox_is_found_below_other_errors() {
         let silence = Silence { part: SilentPart::Vmm, within: Duration::from_secs(5) };
         let exec = || ExecError::Unresponsive { sandbox: "demo".to_owned(), silence };
         let hint = Some("`sandboxvm rm -f demo` ends and removes it".to_owned());
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn states_have_hints_of_their_own() {
+    fn hints_depend_on_the_state_of_the_sandbox() {
         let exec = |state| of(&ExecError::NotRunning { sandbox: "demo".to_owned(), state });
         assert_eq!(exec(State::Paused).as_deref(), Some("`sandboxvm resume demo` resumes it"));
         assert!(exec(State::Dead).is_some_and(|hint| hint.contains("sandboxvm logs demo")));

@@ -1,25 +1,25 @@
-//! What `--json` prints: programs read it, and people on a terminal. Its keys and types are described in docs/json.md and
-//! pinned by the files in tests/golden: members may be added, not changed.
+//! The output of `--json`, for programs and for people on a terminal. docs/json.md describes its keys and types, and the files
+//! in tests/golden pin them: members may be added, but not changed.
 //!
-//! Used by every command that lists something. Never prints; what a guest wrote drives no terminal through it.
+//! Used by every command that lists something. Never prints, and escapes what a terminal would interpret.
 
 use crate::failure::Failure;
 use sandboxvm_manager::is_printable;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// On several lines, for one listing.
+/// Returns `value` on several lines, for a listing.
 pub(crate) fn pretty(value: &impl Serialize) -> Result<String, Failure> {
     Ok(escaped(&serde_json::to_string_pretty(value)?))
 }
 
-/// On one line, for one of many.
+/// Returns `value` on one line, for one of many.
 pub(crate) fn line(value: &impl Serialize) -> Result<String, Failure> {
     Ok(escaped(&serde_json::to_string(value)?))
 }
 
-/// What serde leaves as it is among the characters that a terminal takes for commands is escaped too, and it ends with a
-/// newline. Such characters are nowhere but in strings.
+/// Escapes the characters that a terminal would interpret and serde does not escape, and appends a newline. Such characters
+/// occur only in strings.
 fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len() + 1);
     for c in json.chars() {
@@ -47,7 +47,7 @@ pub(crate) mod tests {
         time::{Duration, SystemTime, UNIX_EPOCH},
     };
 
-    /// Holds what a command would print against its golden file; `UPDATE_GOLDEN=1` writes that anew.
+    /// Compares `printed` with its golden file; with `UPDATE_GOLDEN=1`, writes the file.
     #[track_caller]
     pub(crate) fn assert_golden(file: &str, printed: &str) {
         let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(file);
@@ -58,7 +58,7 @@ pub(crate) mod tests {
         assert!(
             golden == printed,
             "{} is not what is printed. Members may be added, not changed: programs read them. \
-             UPDATE_GOLDEN=1 cargo test -p sandboxvm-cli writes it anew; docs/json.md says what each means.\n{printed}",
+             UPDATE_GOLDEN=1 cargo test -p sandboxvm-cli updates it; docs/json.md describes each member.\n{printed}",
             path.display()
         );
     }
@@ -71,7 +71,7 @@ pub(crate) mod tests {
         MemorySize::try_from(256 << 20).unwrap()
     }
 
-    /// A sandbox with everything that one can have.
+    /// A record with all optional members.
     pub(crate) fn example_record(id: &str) -> SandboxRecord {
         let identity =
             FileIdentity { device: 2049, inode: 131, size: 9_000_000, modified_ns: 1_690_000_000_000_000_000 };
@@ -101,7 +101,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// One that was made with no flags at all.
+    /// The record of a sandbox that was created without options.
     pub(crate) fn plain_record(id: &str) -> SandboxRecord {
         let WantedLimits { files, cpu_share, output_rate, disk, .. } = WantedLimits::default();
         let (disk_rate, disk_operations) = (disk.rate, disk.operations);
@@ -111,7 +111,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_terminal_takes_it_for_commands_and_programs_read_what_it_was() {
+    fn terminal_sequences_are_escaped_and_programs_read_the_original() {
         let said = "a\u{1b}[1m\u{9b}1m\u{202e}\u{7f}\n\t\u{e9}\u{1f600}";
         let text = line(&said).unwrap();
         assert_eq!(text, "\"a\\u001b[1m\\u009b1m\\u202e\\u007f\\n\\t\u{e9}\u{1f600}\"\n");

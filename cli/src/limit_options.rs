@@ -1,4 +1,4 @@
-//! Flags that say what a sandbox may have, and saying which of that is not kept.
+//! Options for the limits of a sandbox, and warnings about limits that are not enforced.
 
 use crate::values::{disk_operations, disk_rate, files, output_rate, pids, share};
 use clap::Args;
@@ -48,7 +48,7 @@ impl LimitOptions {
     }
 }
 
-/// Says on stderr which limits of a sandbox are not in force, but for those said `before`. The value is all of them.
+/// Warns of limits of a sandbox that are not enforced, except those in `before`. Returns all of them.
 pub(crate) fn warn(sandbox: &Sandbox, before: &[String]) -> Vec<String> {
     let unkept = sandbox.unkept_limits();
     for reason in unkept.iter().filter(|reason| !before.contains(reason)) {

@@ -1,13 +1,13 @@
-//! `sandboxvm`: what people type.
+//! `sandboxvm`: the command line program.
 //!
 //! ```text
 //! main ── parses ──> commands/<one per subcommand> ──> manager (library)
 //!                        │ run, exec, attach, logs: process_io, terminal, signals, stdio
 //!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several, read by values)
 //! ```
-//! Only a guest's output, or what a command is asked to print, goes to stdout. Everything of ours goes to stderr and
-//! starts with `sandboxvm:`. Exit codes: the command's own; 128 + N when signal N killed it; 124 when its time ran out;
-//! 125 when we failed; 126 and 127 when it was not executable or not found.
+//! Only the output of a guest, or what a command is asked to print, is written to stdout. Messages of this program are written
+//! to stderr and start with `sandboxvm:`. Exit codes: that of the command; 128 + N if signal N killed it; 124 if it timed out;
+//! 125 if this program failed; 126 if the command was not executable and 127 if it was not found.
 
 mod background;
 mod command_list;

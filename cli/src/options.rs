@@ -1,4 +1,4 @@
-//! Flags that several commands share, and what their values mean.
+//! Options that several commands share.
 
 use crate::{
     environment,
@@ -71,8 +71,8 @@ impl MachineOptions {
         }
     }
 
-    /// Starts such a sandbox and waits until it runs, and with `settled` until it knows its name and the time, which
-    /// otherwise the first exec tells it on the way. `None` when a signal came first, and nothing is left.
+    /// Starts a sandbox and waits until it runs; with `settled`, also until it has its name and the time, which otherwise the
+    /// first exec sends it. Returns `None`, and leaves nothing behind, if a signal arrived first.
     pub(crate) async fn start(
         &self,
         env: Vec<String>,
@@ -94,7 +94,7 @@ impl MachineOptions {
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {
-            // The first of its kind boots in here.
+            // The first machine of its kind boots during this call.
             started = progress::during("starting", manager.start(&bundle, &spec)) => started,
             _ = signals.next() => return Ok(None),
         };
@@ -135,7 +135,7 @@ pub(crate) struct EnvOptions {
 }
 
 impl EnvOptions {
-    /// `KEY=VALUE` for each variable, the last of each key.
+    /// Returns `KEY=VALUE` for each variable, with the last value of each key.
     pub(crate) fn variables(&self) -> Result<Vec<OsString>, Failure> {
         let mut variables = Variables::default();
         for path in &self.env_file {
@@ -162,7 +162,7 @@ impl EnvOptions {
         Ok(variables.0)
     }
 
-    /// The same as text, for a sandbox's record.
+    /// Returns the same as text, for the record of a sandbox.
     pub(crate) fn texts(&self) -> Result<Vec<String>, Failure> {
         let texts = self.variables()?.into_iter().map(|entry| {
             let not_text =
@@ -187,7 +187,7 @@ impl Variables {
         let entry = if key_len < bytes.len() {
             entry
         } else {
-            // As docker does: a variable the caller does not have is not set.
+            // As in docker: a variable that the caller does not have is not set.
             let Some(value) = env::var_os(&entry) else { return Ok(()) };
             let mut entry = entry;
             entry.push("=");
@@ -225,7 +225,7 @@ pub(crate) struct ProcessOptions {
 }
 
 impl ProcessOptions {
-    /// How the process is attended.
+    /// Returns how to attend the process.
     pub(crate) fn attendance(&self) -> Result<Attendance, Failure> {
         let raw = is_raw(self.interactive, self.tty)?;
         let leaving = Leaving::EndsIt;
@@ -266,7 +266,7 @@ impl ProcessOptions {
     }
 }
 
-/// Whether our terminal is to be raw; with `-it` our stdin must be one.
+/// Returns true if the terminal is to be set to raw mode. Fails with `-it` if stdin is not a terminal.
 pub(crate) fn is_raw(interactive: bool, tty: bool) -> Result<bool, Failure> {
     if interactive && tty && !io::stdin().is_terminal() {
         let hint = "leave out -t to pass a pipe or a file".to_owned();
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_each_variable_counts_and_files_come_first() {
+    fn later_variables_win_and_files_are_read_first() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         fs::write(&file, "# comment\n\n  A=file\r\nB=file=2\nSANDBOXVM_NO_SUCH_VARIABLE\n").unwrap();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_program_can_be_given_is_refused_with_its_place() {
+    fn invalid_variables_are_rejected_with_file_and_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         fs::write(&file, [b"OK=1\nBIG=".as_slice(), &vec![b'x'; 1 << 20]].concat()).unwrap();

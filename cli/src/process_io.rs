@@ -1,5 +1,5 @@
-//! Attending a process in a sandbox: its streams joined to ours, our signals and terminal size passed on, until it has
-//! ended and its output is written.
+//! Attending a process in a sandbox: connects its streams to ours and passes our signals and terminal size on until the
+//! process has ended and its output is written.
 
 use crate::{
     detach_keys::DetachKeys,
@@ -18,15 +18,15 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// The agent keeps the time; this long after it we stop believing that it does.
+/// The agent enforces the timeout. This long after it, the CLI stops waiting for the agent.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
-/// The agent's time begins when the process does; a slow guest may take this long to start it.
+/// The timeout of the agent starts with the process, which a slow guest may take this long to start.
 const START_GRACE: Duration = Duration::from_secs(60);
-/// How long a process may go on after its output has no reader any more.
+/// How long a process may keep running after our stdout has lost its reader.
 const PIPE_GRACE: Duration = Duration::from_secs(2);
-/// Reads from the terminal that may wait for the process to take them.
+/// Maximum number of reads from the terminal that are queued for the process.
 const TYPED_AHEAD: usize = 16;
-/// How long what was typed before the keys for leaving has to be taken.
+/// How long the process has to read the input before the keys for detaching.
 const LAST_TYPED: Duration = Duration::from_millis(500);
 const SIGHUP: u8 = 1;
 const SIGPIPE: u8 = 13;
@@ -37,45 +37,45 @@ const TIMED_OUT: u8 = 124;
 /// How to attend.
 #[derive(Debug)]
 pub(crate) struct Attendance {
-    /// Pass stdin on.
+    /// Pass stdin to the process.
     pub(crate) interactive: bool,
-    /// Stdin is a terminal that is to be raw.
+    /// Stdin is a terminal, which is set to raw mode.
     pub(crate) raw: bool,
     /// The process has a terminal, whose size follows ours.
     pub(crate) tty: bool,
-    /// The agent's limit.
+    /// Timeout that the agent enforces.
     pub(crate) timeout: Option<Duration>,
-    /// What our leaving means for the process.
+    /// What happens to the process when the CLI leaves.
     pub(crate) leaving: Leaving,
 }
 
-/// What it means for a process that its attendant leaves before it has ended.
+/// What happens to a process when the CLI leaves before it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaving {
-    /// It is ours, and ends with us.
+    /// The CLI started it, and it ends.
     EndsIt,
-    /// It was there before us.
+    /// It was already running, and keeps running.
     LetsItBe,
 }
 
 impl Attendance {
-    /// Of somebody who only looks.
+    /// Returns how to attend a process whose output is only shown.
     pub(crate) fn looking_on() -> Self {
         Self { interactive: false, raw: false, tty: false, timeout: None, leaving: Leaving::LetsItBe }
     }
 }
 
-/// How attending somebody else's process came to its end, each with an exit code.
+/// How attending a process that another command started has ended, each with an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// There is no more to see: the process ended, or it runs on and all that was asked for was shown.
+    /// The process ended, or everything that was asked for was shown.
     Ended(u8),
-    /// We left.
+    /// The CLI left.
     Left(u8),
 }
 
-/// Starts a process and attends it to its end; returns the exit code. `ended` is called when the process has ended,
-/// while its last output may still be on the way to our reader.
+/// Starts a process, attends it until it ends, and returns the exit code. Calls `ended` when the process has ended; its last
+/// output may not be written yet.
 pub(crate) async fn run(
     sandbox: &Sandbox,
     request: ExecRequest,
@@ -105,7 +105,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Attends a process that somebody else started.
+/// Attends a process that another command started.
 pub(crate) async fn attach(
     sandbox: &Sandbox,
     request: AttachRequest,
@@ -123,7 +123,7 @@ pub(crate) async fn attach(
     })
 }
 
-/// Attends a process until it has ended, or we leave, and all that it wrote is passed on.
+/// Attends a process until it has ended or the CLI leaves, and all of its output is written.
 async fn attend(
     sandbox: &Sandbox,
     exec: Exec,
@@ -150,7 +150,7 @@ async fn attend(
     if writing {
         tokio::select! {
             result = written.wait() => refuse_write_error(result)?,
-            // Somebody does not want to wait for our reader.
+            // The user does not wait for the reader of our output.
             (number, _) = signals.next() => return Ok(End::GivenUp(128 + number.get())),
         }
     }
@@ -171,9 +171,9 @@ fn timed_out(attendance: &Attendance) -> u8 {
 /// How attending ended.
 enum End {
     Exited(ExitStatus),
-    /// All that is kept was shown, and that was asked for.
+    /// The retained output was shown, and no more was asked for.
     RunsOn,
-    /// We left, with this exit code.
+    /// The CLI left, with this exit code.
     GivenUp(u8),
 }
 
@@ -188,12 +188,12 @@ struct Attending {
     control: ProcessControl,
     sink: OutputSink,
     written: OutputEnd,
-    /// False once our streams take no more.
+    /// False when our streams accept no more output.
     writing: bool,
     /// When to stop attending, and with which exit code.
     give_up: Option<(Instant, u8)>,
     leaving: Leaving,
-    /// Resolves when somebody typed that we are to leave; nothing once nobody can any more.
+    /// Resolves when the user typed the keys for detaching; `None` when the keys can no longer be typed.
     left: Option<oneshot::Receiver<()>>,
 }
 
@@ -218,7 +218,7 @@ impl Attending {
                     }
                 },
                 room = self.sink.room(), if pending.is_some() => {
-                    // Without a reader the rest of the output goes nowhere.
+                    // Without a reader the rest of the output is dropped.
                     if let (Some(room), Some(chunk)) = (room, pending.take()) {
                         room.send(chunk);
                     }
@@ -238,7 +238,7 @@ impl Attending {
                 Some(()) = resized.recv(), if tty => { let _ = self.control.resize(terminal::size()).await; },
                 () = asked_to_leave(&mut self.left) => return Ok(End::GivenUp(0)),
                 () = at(self.give_up.map(|(at, _)| at)) => {
-                    // Closing the connection kills the process group too, where anybody is left to do it.
+                    // Closing the connection kills the process group too, if the agent still runs.
                     self.send(SIGKILL).await;
                     return Ok(End::GivenUp(self.give_up.map_or(128 + SIGKILL, |(_, code)| code)));
                 },
@@ -249,22 +249,22 @@ impl Attending {
         }
     }
 
-    /// What is left to do once nothing is read from our streams any more.
+    /// Handles the loss of the reader of our streams.
     async fn lose_reader(&mut self) -> Option<End> {
         self.writing = false;
         if self.leaving == Leaving::LetsItBe {
             return Some(End::GivenUp(128 + SIGPIPE));
         }
-        // What a local command would get by its next write.
+        // A local command would receive this signal at its next write.
         self.send(SIGPIPE).await;
         self.give_up = Some((Instant::now() + PIPE_GRACE, 128 + SIGPIPE));
         None
     }
 
-    /// Passes a signal on, or takes it as meant for us.
+    /// Passes a signal to the process, or leaves because of it.
     async fn pass_signal(&self, number: u8, before: usize) -> Option<End> {
         match (self.leaving, before) {
-            // Of somebody else's process only what is typed is passed on, and that once: there must be a way out.
+            // To a process of another command, only the first typed signal is passed; the second detaches.
             (Leaving::LetsItBe, 0) if number != SIGHUP && number != SIGTERM => self.send(number).await,
             (Leaving::LetsItBe, _) => return Some(End::GivenUp(128 + number)),
             (Leaving::EndsIt, 0) => self.send(number).await,
@@ -282,7 +282,7 @@ impl Attending {
     }
 }
 
-/// Says that output is missing at about this place.
+/// Reports that output is missing at about this place.
 fn say_dropped(bytes: u64) {
     Failure::new(format_args!(
         "{bytes} bytes of output are missing here: they were discarded before they could be shown"
@@ -290,7 +290,7 @@ fn say_dropped(bytes: u64) {
     .report();
 }
 
-/// When somebody typed the keys for it; never once nobody can.
+/// Resolves when the user typed the keys for detaching; never if they can no longer be typed.
 async fn asked_to_leave(left: &mut Option<oneshot::Receiver<()>>) {
     if let Some(receiver) = left {
         if receiver.await.is_ok() {
@@ -301,7 +301,7 @@ async fn asked_to_leave(left: &mut Option<oneshot::Receiver<()>>) {
     std::future::pending().await
 }
 
-/// At that time, or never.
+/// Resolves at this time, or never.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -309,7 +309,7 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// A reader that went away is no failure of ours; any other error is.
+/// Fails on every error except that the reader closed our stream.
 fn refuse_write_error(result: Result<(), WriteError>) -> Result<(), Failure> {
     match result {
         Err(WriteError { stream, errno }) if errno != Errno::PIPE => {
@@ -319,8 +319,8 @@ fn refuse_write_error(result: Result<(), WriteError>) -> Result<(), Failure> {
     }
 }
 
-/// A process that ends, or stops reading, before its input does is its own affair. With `keys`, typing them ends our
-/// input, but not the process's, and is told.
+/// Passes stdin to the process. It is not an error if the process stops reading before the input ends. With `keys`, typing
+/// them ends our input but not that of the process, and notifies the sender.
 async fn pass_stdin(mut sink: StdinSink, keys: Option<(DetachKeys, oneshot::Sender<()>)>) {
     let mut chunks = stdio::stdin_chunks();
     if let Some((keys, tell)) = keys {
@@ -334,8 +334,8 @@ async fn pass_stdin(mut sink: StdinSink, keys: Option<(DetachKeys, oneshot::Send
     let _ = sink.finish().await;
 }
 
-/// The keys are looked for whether or not the process, or its guest, takes what is typed: there must be a way out. What is
-/// typed too far ahead of it is dropped, as a terminal does.
+/// Passes typed input to the process. Finds the keys even if the process or its guest does not read, so that the user can
+/// always detach. Input that is typed too far ahead is dropped, as a terminal does.
 async fn pass_typed(
     mut sink: StdinSink,
     mut chunks: mpsc::Receiver<Vec<u8>>,
@@ -366,13 +366,13 @@ async fn pass_typed(
     tokio::pin!(writing);
     let left = tokio::select! {
         left = typing => left,
-        // The process, or its connection, is gone: that shows in its output.
+        // The process or its connection is gone, which its output reports.
         _ = &mut writing => return,
     };
     if left {
-        // What was typed before the keys is still the process's, if it wants it.
+        // Input before the keys is still sent to the process.
         let _ = timeout(LAST_TYPED, writing).await;
-        // Nobody waits for it any more when the process has ended.
+        // The receiver is gone if the process has ended.
         let _ = tell.send(());
     } else if let Some(sink) = writing.await {
         let _ = sink.finish().await;

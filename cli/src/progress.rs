@@ -1,4 +1,4 @@
-//! Something to see while a command waits: a spinner on stderr, only on a terminal, only when it takes a while.
+//! Progress of a command that waits: a spinner on stderr, only on a terminal and only if the wait is noticeable.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 const SHOWN_AFTER: Duration = Duration::from_millis(300);
 const TICK: Duration = Duration::from_millis(100);
 
-/// Waits for `work`, showing `message` and the time that passed.
+/// Waits for `work` and shows `message` and the elapsed time.
 pub(crate) async fn during<T>(message: &'static str, work: impl Future<Output = T>) -> T {
     if !std::io::stderr().is_terminal() {
         return work.await;
@@ -32,7 +32,7 @@ pub(crate) async fn during<T>(message: &'static str, work: impl Future<Output = 
     work.await
 }
 
-/// Waits for `work`, showing `message` and how many bytes `moved` has come to.
+/// Waits for `work` and shows `message` and the number of bytes in `moved`.
 pub(crate) async fn transfer<T>(message: &'static str, moved: &AtomicU64, work: impl Future<Output = T>) -> T {
     if !std::io::stderr().is_terminal() {
         return work.await;

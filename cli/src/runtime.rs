@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use std::future::Future;
 
-/// Runs `work` to its end. Threads that are blocked for good (on a stdin nobody writes to) are left behind.
+/// Runs `work` until it is done. Does not wait for threads that may block forever, such as one that reads stdin.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

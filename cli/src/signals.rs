@@ -1,11 +1,11 @@
-//! Signals that are for the command we run, not for us.
+//! Signals that this program catches to pass them to the command that it runs.
 
 use sandboxvm_protocol::agent::SignalNumber;
 use std::{fs, future::poll_fn, io, task::Poll};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT, SIGTERM, SIGHUP and SIGQUIT, from now on caught, but for those our caller made us ignore (nohup, a shell's
-/// background job).
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT, which are caught from now on, except those that our caller made us ignore (nohup, a
+/// background job of a shell).
 #[derive(Debug)]
 pub(crate) struct Signals {
     caught: Vec<(SignalNumber, Signal)>,
@@ -28,12 +28,12 @@ impl Signals {
         Ok(Self { caught, seen: Vec::new() })
     }
 
-    /// None is caught: they do to us what they do.
+    /// Returns a value that catches no signal: each has its default effect.
     pub(crate) fn none() -> Self {
         Self { caught: Vec::new(), seen: Vec::new() }
     }
 
-    /// The next signal, and how many came before it. Cancel safe.
+    /// Waits for the next signal, and returns it with the number of signals before it. Cancel safe.
     pub(crate) async fn next(&mut self) -> (SignalNumber, usize) {
         let number = poll_fn(|context| {
             for (number, signal) in &mut self.caught {
@@ -44,7 +44,7 @@ impl Signals {
             Poll::Pending
         })
         .await;
-        // Only the first two mean anything to anybody.
+        // No caller distinguishes more than two.
         let before = self.seen.len();
         if before < 2 {
             self.seen.push(number);
@@ -52,13 +52,13 @@ impl Signals {
         (number, before)
     }
 
-    /// The exit code of a command that the first signal ended before it began.
+    /// Returns the exit code of a command that the first signal ended before it started.
     pub(crate) fn exit_code(&self) -> u8 {
         128 + self.seen.first().map_or(SignalNumber::TERM, |number| *number).get()
     }
 }
 
-/// The mask of ignored signals, signal 1 in bit 0 (proc_pid_status(5)).
+/// Returns the mask of ignored signals, with signal 1 in bit 0 (proc_pid_status(5)).
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

@@ -1,5 +1,5 @@
-//! Our own standard streams. Reads and writes that may block for ever happen on threads of their own, so that signals
-//! and the other streams are always served; a chunk or two of 64 KiB is all that is held.
+//! The standard streams of this process. Reads and writes that may block indefinitely run on separate threads, so that signals
+//! and the other streams are always served. At most two chunks of 64 KiB are buffered.
 
 use crate::failure::Failure;
 use rustix::{
@@ -28,14 +28,14 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Resolves when stdout has no reader any more, though nothing is written to it. Never for a terminal, whose end is a
-/// signal, and for a file. The thread is left behind when the future goes: one for each call.
+/// Resolves when stdout has no reader any more, even if nothing is written to it. Never resolves for a file or a terminal,
+/// which sends a signal when it hangs up. Each call starts a thread, which outlives the future.
 pub(crate) fn hung_up() -> impl Future<Output = ()> {
     let stdout = rustix::stdio::stdout();
     let (tell, told) = oneshot::channel();
     if !isatty(stdout) {
         thread::spawn(move || {
-            // POLLERR of a pipe and POLLHUP of a socket come unasked.
+            // POLLERR of a pipe and POLLHUP of a socket are always reported.
             wait_for(stdout, PollFlags::empty());
             let _ = tell.send(());
         });
@@ -47,13 +47,13 @@ pub(crate) fn hung_up() -> impl Future<Output = ()> {
     }
 }
 
-/// The failure of a command whose reader went away: it has seen what it wanted, so nothing is said, and the exit code is
-/// that of a process killed by SIGPIPE.
+/// Returns the failure of a command whose reader closed stdout. That is not an error, so there is no message, and the exit
+/// code is that of a process killed by SIGPIPE.
 pub(crate) fn reader_left() -> Failure {
     Failure::silent(141)
 }
 
-/// Standard input in chunks, `None` at its end. The thread is left behind when the receiver goes.
+/// Returns standard input in chunks, and `None` at its end. The thread that reads outlives the receiver.
 pub(crate) fn stdin_chunks() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(1);
     thread::spawn(move || {
@@ -67,7 +67,7 @@ pub(crate) fn stdin_chunks() -> mpsc::Receiver<Vec<u8>> {
                     wait_for(rustix::stdio::stdin(), PollFlags::IN);
                     continue;
                 }
-                // EIO: a terminal that hung up. Whatever else: there is no more input.
+                // EIO is a terminal that hung up; any other error ends the input too.
                 Err(_) => break,
             };
             if sender.blocking_send(buffer[..n].to_vec()).is_err() {
@@ -78,7 +78,7 @@ pub(crate) fn stdin_chunks() -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// Which of our streams.
+/// A stream for output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
@@ -94,15 +94,15 @@ impl fmt::Display for Stream {
     }
 }
 
-/// Takes a process's output for our streams, in its order. Dropping it says that no more follows.
+/// Receives the output of a process for our streams, in order. Dropping it ends the output.
 #[derive(Debug)]
 pub(crate) struct OutputSink(mpsc::Sender<(Stream, Vec<u8>)>);
 
-/// Tells when everything that an [`OutputSink`] took is written.
+/// Resolves when everything that an [`OutputSink`] received is written.
 #[derive(Debug)]
 pub(crate) struct OutputEnd(oneshot::Receiver<Result<(), WriteError>>);
 
-/// A stream took no more.
+/// A write failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriteError {
     pub(crate) stream: Stream,
@@ -129,16 +129,16 @@ pub(crate) fn output() -> (OutputSink, OutputEnd) {
 }
 
 impl OutputSink {
-    /// Room for one more chunk; `None` once nothing is written any more. Cancel safe.
+    /// Waits for room for one more chunk; `None` if writing has ended. Cancel safe.
     pub(crate) async fn room(&self) -> Option<mpsc::Permit<'_, (Stream, Vec<u8>)>> {
         self.0.reserve().await.ok()
     }
 }
 
 impl OutputEnd {
-    /// Waits until everything is written, or cannot be. Cancel safe; must not be awaited again once it resolved.
+    /// Waits until everything is written or a write failed. Cancel safe; must not be awaited again after it resolved.
     pub(crate) async fn wait(&mut self) -> Result<(), WriteError> {
-        // A thread that panicked has written what it could.
+        // A thread that panicked writes nothing more.
         (&mut self.0).await.unwrap_or(Ok(()))
     }
 }
@@ -159,8 +159,8 @@ fn write_all(stream: Stream, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Our streams may have been made non-blocking by whoever shares them.
+/// Waits until a stream is ready: another process that shares it may have made it non-blocking.
 fn wait_for(fd: BorrowedFd<'static>, what: PollFlags) {
-    // An error here shows again in the read or write that follows.
+    // The read or write that follows reports any error.
     while poll(&mut [PollFd::from_borrowed_fd(fd, what)], None) == Err(Errno::INTR) {}
 }

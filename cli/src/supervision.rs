@@ -1,4 +1,5 @@
-//! Flags for what is kept up while no command runs, the program that keeps it up, and seeing to it that it runs.
+//! Options for published ports and rules, which a supervisor process serves while no command runs. This module starts the
+//! supervisor, and replaces one that was killed.
 
 use crate::{environment, failure::Failure, values::duration};
 use clap::Args;
@@ -36,7 +37,7 @@ pub(crate) struct RuleOptions {
 }
 
 impl SupervisionOptions {
-    /// Has it kept up for a sandbox that just started, which is ended when it cannot be.
+    /// Starts a supervisor for a sandbox that just started; ends the sandbox if that fails.
     pub(crate) async fn keep_up(self, started: StartedSandbox) -> Result<StartedSandbox, Failure> {
         warn_of_open(&self.publish);
         match self.rules.keep_up(started.sandbox(), self.publish).await {
@@ -50,12 +51,12 @@ impl SupervisionOptions {
 }
 
 impl RuleOptions {
-    /// True when there is no rule.
+    /// Returns true if there is no rule.
     pub(crate) fn is_empty(&self) -> bool {
         self.ttl.is_none() && self.idle.is_none()
     }
 
-    /// Has them kept up for a sandbox.
+    /// Starts a supervisor for these rules and `ports` of a sandbox.
     pub(crate) async fn keep_up(&self, sandbox: &Sandbox, ports: Vec<Publish>) -> Result<(), Failure> {
         let spec = SupervisionSpec { ttl: self.ttl, idle: self.idle, ports };
         if spec.is_empty() {
@@ -65,7 +66,7 @@ impl RuleOptions {
     }
 }
 
-/// Says which of these others than this host can reach.
+/// Warns of ports that other machines can reach.
 pub(crate) fn warn_of_open(ports: &[Publish]) {
     for publish in ports.iter().filter(|publish| publish.host.is_open_to_others()) {
         let message =
@@ -74,14 +75,14 @@ pub(crate) fn warn_of_open(ports: &[Publish]) {
     }
 }
 
-/// The sandbox that is meant, with what is kept up for it in good hands: a supervisor that was killed is replaced.
+/// Finds a sandbox, and replaces its supervisor if that was killed.
 pub(crate) fn find(reference: &str) -> Result<Sandbox, Failure> {
     let sandbox = environment::manager()?.find(reference)?;
     see_to(&sandbox);
     Ok(sandbox)
 }
 
-/// Says so of a sandbox whose supervisor was killed. For commands that only look: they change nothing.
+/// Warns if the supervisor of a sandbox was killed. For commands that only read: they do not replace it.
 pub(crate) fn warn_of_unkept(sandbox: &impl Display, state: &State, supervision: Option<&SupervisionStatus>) {
     if let Some(message) = unkept(sandbox, state, supervision) {
         Failure::new(message).report();
@@ -89,7 +90,7 @@ pub(crate) fn warn_of_unkept(sandbox: &impl Display, state: &State, supervision:
 }
 
 fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&SupervisionStatus>) -> Option<String> {
-    // Of one that has ended nothing is to be kept.
+    // A sandbox that has ended needs no supervisor.
     let supervision = supervision.filter(|supervision| !supervision.supervised && state.is_live())?;
     let rules = [
         (supervision.ttl.is_some(), "--ttl"),
@@ -103,7 +104,7 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
     ))
 }
 
-/// Starts a supervisor where one should be and none is. What was asked for is done without it, too.
+/// Starts a supervisor if one is missing. A failure is only a warning: the command continues without it.
 pub(crate) fn see_to(sandbox: &Sandbox) {
     let ensured = program().and_then(|program| Ok(sandbox.ensure_supervised(&program)?));
     if let Err(failure) = ensured {
@@ -112,7 +113,7 @@ pub(crate) fn see_to(sandbox: &Sandbox) {
     }
 }
 
-/// This very program, as a supervisor.
+/// Returns this program with the arguments that make it a supervisor.
 pub(crate) fn program() -> Result<SupervisorProgram, Failure> {
     let program =
         env::current_exe().map_err(|error| Failure::new(format_args!("cannot find this program: {error}")))?;
@@ -150,19 +151,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_keeps_is_named() {
+    fn rules_without_a_supervisor_are_named() {
         let kept = crate::commands::ls::tests::example_supervision();
         let unkept = |supervision: &SupervisionStatus, state| super::unkept(&"demo", &state, Some(supervision));
         assert_eq!(unkept(&kept, State::Running), None);
         let killed = SupervisionStatus { supervised: false, idle: None, ..kept };
         let message = unkept(&killed, State::Paused).unwrap();
-        assert!(message.contains("demo is unsupervised, and its --ttl and published ports have no effect"), "{message}");
+        assert!(
+            message.contains("demo is unsupervised, and its --ttl and published ports have no effect"),
+            "{message}"
+        );
         assert_eq!(unkept(&killed, State::Dead), None);
         assert_eq!(super::unkept(&"demo", &State::Running, None), None);
     }
 
     #[test]
-    fn rules_are_read_and_what_is_missing_is_said() {
+    fn rules_are_parsed_and_errors_show_an_example() {
         let minutes = |n: u64| Duration::from_secs(60 * n);
         assert_eq!(ttl("30m"), Ok(TimeToLive { after: minutes(30), then: AtEnd::Stop }));
         assert_eq!(ttl("1h=rm"), Ok(TimeToLive { after: minutes(60), then: AtEnd::Remove }));

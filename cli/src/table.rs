@@ -1,10 +1,10 @@
-//! Tables as the field prints them: no frames, a heading line, columns two spaces apart.
+//! Tables in the style of docker: no frames, a heading, columns separated by two spaces.
 
 use comfy_table::{Table, presets};
 use sandboxvm_manager::one_line;
 
-/// Renders `rows` under `heading`, each line ending without spaces. Cells drive no terminal and are one line each: what a
-/// guest or VMM wrote may be in them.
+/// Renders `rows` under `heading` without trailing spaces. Cells are escaped to one line each, since they may contain text
+/// from a guest or VMM.
 pub(crate) fn render<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     let rows = rows.into_iter().map(|row| row.map(|cell| one_line(&cell)));

@@ -1,5 +1,5 @@
-//! What the values of flags and variables mean: names, sizes, times and limits, each with a message that says what is
-//! expected. Reads nothing but its argument; the flags themselves are in `options`, `limit_options` and the commands.
+//! Parsers of values of options and variables: names, sizes, times and limits. Errors say what is expected. Reads nothing but
+//! its argument; the options themselves are in `options`, `limit_options` and the commands.
 
 use parse_size::{Config, Error};
 use sandboxvm_images::template::DiskSize;
@@ -11,7 +11,7 @@ use sandboxvm_protocol::{
 };
 use std::{ffi::OsString, fmt::Display, time::Duration};
 
-/// A value as it appears in a message: cut, and without control characters.
+/// Returns a value as it appears in a message: shortened, and without control characters.
 pub(crate) fn shortened(value: &OsString) -> String {
     let text = value.to_string_lossy();
     let mut short: String = text.chars().take(40).collect();
@@ -45,7 +45,7 @@ pub(crate) fn vcpus(text: &str) -> Result<VcpuCount, String> {
     VcpuCount::try_from(number).map_err(expected)
 }
 
-/// `30s`, `5m`, `1h 30m`; a bare number is seconds.
+/// Parses `30s`, `5m` or `1h 30m`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse::<u64>() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
@@ -89,7 +89,7 @@ pub(crate) fn disk_operations(text: &str) -> Result<DiskOperations, String> {
     DiskOperations::try_from(count).map_err(expected)
 }
 
-/// What a type of the library expects of a value, without the value, which the argument parser shows.
+/// Returns what a type of the library expects of a value, without the value, which the argument parser shows.
 fn expected(error: impl Display) -> String {
     let message = error.to_string();
     message.rsplit_once(": ").map_or(message.clone(), |(_, expected)| expected.to_owned())
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_binary_and_bounds_are_said() {
+    fn sizes_are_binary_and_errors_state_the_range() {
         assert_eq!(memory("512M").unwrap().mib(), 512);
         assert_eq!(memory("1g").unwrap().mib(), 1024);
         assert_eq!(disk("2GiB").unwrap(), DiskSize::DEFAULT);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read_with_and_without_unit() {
+    fn times_are_parsed_with_and_without_unit() {
         assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_said() {
+    fn limits_outside_their_range_are_rejected() {
         assert_eq!(pids("256").unwrap().get(), 256);
         assert!(pids("0").unwrap_err().contains("between 1 and 30000"));
         assert!(pids("-1").is_err() && pids("many").is_err());

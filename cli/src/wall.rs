@@ -8,20 +8,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// One weakness.
+/// A weakness of the isolation between guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Weakness {
-    /// Two threads share a core, and the kernel cannot keep VMMs on cores of their own.
+    /// Two threads share a core, and the kernel cannot keep VMMs on separate cores.
     SharedCores,
     /// The kernel merges equal pages of guests.
     MergedPages,
-    /// A hole of the processor that the kernel does not close: its name and what the kernel says.
+    /// A processor vulnerability that the kernel does not mitigate: its name and the status that the kernel reports.
     Mitigation(String, String),
-    /// A part of the VMM's confinement that this host does not give.
+    /// A part of the confinement of VMMs that this host does not provide.
     Jail(JailPart),
-    /// The guest's kernel is interpreted.
+    /// The guest kernel is interpreted.
     InterpretedKernel,
-    /// The VMM does not say what this host gives it.
+    /// The VMM does not report what this host provides.
     Unknown(String),
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Weakness {
     }
 }
 
-/// All of them. `probe` is what the VMM says of the host.
+/// Returns all weaknesses of this host. `probe` is what the VMM reports about it.
 pub(crate) fn weaknesses(probe: &Result<Value, String>) -> Vec<Weakness> {
     weaknesses_below(Path::new("/"), probe)
 }

@@ -1,4 +1,4 @@
-//! `attach`: taking part in a process that somebody started in a sandbox.
+//! `attach`: connects to a process that another command started in a sandbox.
 
 use crate::{
     failure::Failure,

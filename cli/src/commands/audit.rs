@@ -1,4 +1,4 @@
-//! `audit`: whether the audit logs are as they were written.
+//! `audit`: verifies audit logs.
 
 use crate::{commands::events, environment, failure::Failure, json, stdio, table};
 use clap::{Args, Subcommand};
@@ -31,16 +31,16 @@ struct Verify {
     json: bool,
 }
 
-/// One log.
+/// The result for one log.
 #[derive(Debug, Serialize)]
 struct Verdict {
     sandbox: String,
     is_whole: bool,
-    /// Of a whole one.
+    /// Number of lines of an intact log.
     lines: Option<u64>,
-    /// Hash of the last line of a whole one.
+    /// Hash of the last line of an intact log.
     head: Option<String>,
-    /// What is wrong.
+    /// What is wrong with a damaged log.
     problem: Option<String>,
 }
 

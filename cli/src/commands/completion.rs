@@ -1,4 +1,4 @@
-//! `completion`: a script that completes our commands in a shell.
+//! `completion`: prints a shell completion script.
 
 use crate::{failure::Failure, stdio};
 use clap::Args;

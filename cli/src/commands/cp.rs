@@ -1,4 +1,4 @@
-//! `cp`: files and directories between the host and a sandbox.
+//! `cp`: copies files and directories between the host and a sandbox.
 
 use crate::{
     failure::Failure,
@@ -66,7 +66,7 @@ pub(crate) struct Cp {
     max_files: u64,
 }
 
-/// One of the two sides.
+/// SRC or DEST.
 #[derive(Debug, PartialEq, Eq)]
 enum Side {
     Host(PathBuf),
@@ -75,7 +75,7 @@ enum Side {
 }
 
 impl Side {
-    /// As docker has it: a colon before the first slash is a sandbox's.
+    /// As in docker: a colon before the first slash separates a sandbox from a path.
     fn parse(text: &OsStr) -> Result<Self, Failure> {
         let bytes = text.as_bytes();
         if bytes == b"-" {
@@ -126,7 +126,7 @@ impl Cp {
                 (Side::Stream, Side::Sandbox(_, to)) => {
                     until_signal(&mut signals, from_stdin(&files, to, self.archive)).await
                 }
-                // Refused above.
+                // Rejected above.
                 _ => Ok(125),
             }
         })
@@ -189,7 +189,7 @@ fn say_what_is_missing(totals: FileTotals) {
     }
 }
 
-/// What is begun is dropped, which gives it up on the other side.
+/// Runs `work` until a signal arrives. Dropping it cancels it in the guest.
 async fn until_signal(signals: &mut Signals, work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     let interrupted = tokio::select! {
         done = work => return done,

@@ -1,4 +1,4 @@
-//! `create`: a sandbox that stays until it is removed.
+//! `create`: creates a sandbox that stays until it is removed.
 
 use crate::{
     failure::Failure,

@@ -1,4 +1,4 @@
-//! `doctor`: whether sandboxes can run on this machine, and what to do when not.
+//! `doctor`: checks whether this host can run sandboxes, and shows what to fix.
 
 use crate::{
     environment,
@@ -23,9 +23,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Below this a default sandbox may fail or push others out.
+/// With less, a default sandbox may fail or make others swap.
 const ENOUGH_MEMORY: u64 = 512 * MIB;
-/// A few sandboxes that write some.
+/// Enough for a few sandboxes that write some data.
 const ENOUGH_DISK: u64 = 1024 * MIB;
 
 /// Check whether this host can run sandboxes, and show what to fix
@@ -36,15 +36,15 @@ pub(crate) struct Doctor {
     json: bool,
 }
 
-/// What is found; `usable` alone decides the exit code.
+/// The result of all checks. Only `usable` decides the exit code.
 #[derive(Debug, Serialize)]
 struct Report {
     /// No check failed.
     usable: bool,
-    /// What executes guest ring 0: vmx, svm or pvm.
+    /// How the guest kernel is executed: vmx, svm or pvm.
     host_mode: Option<String>,
     checks: Vec<Check>,
-    /// What the VMM says of KVM.
+    /// What the VMM reports about KVM.
     probe: Option<Value>,
 }
 
@@ -53,7 +53,7 @@ struct Check {
     name: &'static str,
     verdict: Verdict,
     detail: String,
-    /// What to do, where something is to be done.
+    /// What to do if the check did not pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     fix: Option<String>,
 }
@@ -132,7 +132,7 @@ fn kvm(path: &Path) -> Check {
     }
 }
 
-/// `sandboxvm-vmm --probe` prints what KVM offers, as JSON.
+/// Runs `sandboxvm-vmm --probe`, which prints what KVM offers as JSON.
 pub(super) fn probe(bundle: &Bundle) -> Result<Value, String> {
     let output = Command::new(&bundle.vmm)
         .arg("--probe")
@@ -169,7 +169,7 @@ fn judge_probe(probe: &Value) -> Vec<Check> {
     checks
 }
 
-/// What of a VMM's confinement this host does not give to whoever runs this.
+/// Checks which parts of the confinement of VMMs this host does not provide to the current user.
 fn confinement(missing: &Value) -> Check {
     const NAME: &str = "confinement";
     let missing: Vec<JailPart> = serde_json::from_value(missing.clone()).unwrap_or_default();
@@ -190,7 +190,7 @@ fn confinement(missing: &Value) -> Check {
     Check::warning(NAME, format!("missing: {detail}"), fix)
 }
 
-/// What ends a VMM that was taken over, with all that it started, and what bounds them.
+/// Checks how a compromised VMM and the processes that it started are ended and bounded.
 fn ending(found: &Containment) -> Check {
     const NAME: &str = "ending";
     const ALL: usize = 3;
@@ -220,7 +220,7 @@ fn ending(found: &Containment) -> Check {
     }
 }
 
-/// What guests could learn of each other through what they share: see docs/threat-model.md.
+/// Checks what guests could learn of each other through shared hardware: see docs/threat-model.md.
 fn side_channels(weaknesses: &[Weakness]) -> Check {
     const NAME: &str = "side channels";
     let mut fixes: Vec<&str> = Vec::new();
@@ -232,7 +232,7 @@ fn side_channels(weaknesses: &[Weakness]) -> Check {
             }
             Weakness::MergedPages => "echo 2 >/sys/kernel/mm/ksm/run",
             Weakness::Mitigation(..) => "update microcode and kernel, and boot without mitigations=off",
-            // Checks of their own.
+            // Other checks report these.
             Weakness::Jail(_) | Weakness::InterpretedKernel | Weakness::Unknown(_) => continue,
         };
         found.push(weakness.to_string());

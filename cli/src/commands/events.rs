@@ -1,4 +1,4 @@
-//! `events`: what was done with sandboxes, from their audit logs.
+//! `events`: shows the audit logs of sandboxes.
 
 use crate::{environment, failure::Failure, runtime, signals::Signals, stdio};
 use clap::Args;
@@ -10,7 +10,7 @@ use sandboxvm_manager::{
 use sandboxvm_protocol::identity::SandboxId;
 use std::{collections::HashMap, time::Duration};
 
-/// How often a log that is followed is looked at.
+/// Interval at which a log is read with --follow.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Show the audit logs: what was done with sandboxes, and by whom
@@ -59,7 +59,7 @@ impl Events {
     }
 }
 
-/// The log of a sandbox, found by a name only while it is there.
+/// Returns the log of a sandbox; of a removed sandbox, only by its full ID.
 pub(super) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure> {
     match manager.find(reference) {
         Ok(sandbox) => Ok(sandbox.trail()),
@@ -70,11 +70,11 @@ pub(super) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure
     }
 }
 
-/// The lines that were not read yet.
+/// Reads the lines that were not read before.
 struct Reader {
     manager: Manager,
     only: Option<Trail>,
-    /// How far each log was read.
+    /// Offset up to which each log was read.
     read: HashMap<SandboxId, u64>,
 }
 
@@ -93,7 +93,7 @@ impl Reader {
                     break;
                 }
                 *offset = end;
-                // Damage is for `audit verify` to find; what can be read is shown.
+                // Shows every line that can be read; `audit verify` reports damage.
                 let texts = String::from_utf8_lossy(&text);
                 lines
                     .extend(texts.lines().filter_map(|text| Some((serde_json::from_str(text).ok()?, text.to_owned()))));
@@ -104,7 +104,7 @@ impl Reader {
     }
 }
 
-/// One line: when, which sandbox, by whom, and the event as it is in the log.
+/// Formats one line: the time, the sandbox, the user and process, and the event as it is in the log.
 fn show(line: &Line) -> String {
     let mut event = serde_json::to_value(&line.event).unwrap_or_default();
     let name = event.as_object_mut().and_then(|members| members.remove("event"));

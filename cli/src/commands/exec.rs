@@ -1,4 +1,4 @@
-//! `exec`: a command in a sandbox that runs.
+//! `exec`: runs a command in a running sandbox.
 
 use crate::{failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals, stdio, supervision};
 use clap::Args;

@@ -1,4 +1,4 @@
-//! `fork`: running copies of a running sandbox.
+//! `fork`: creates running copies of a running sandbox.
 
 use crate::{
     environment,

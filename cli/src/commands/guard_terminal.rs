@@ -1,4 +1,4 @@
-//! `guard-terminal`: what commands that make a terminal raw start to have it put back if they are killed. Not for people.
+//! `guard-terminal`: restores a terminal. Internal; started by commands that set a terminal to raw mode.
 
 use crate::{failure::Failure, terminal::guardian};
 use clap::Args;

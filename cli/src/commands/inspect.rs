@@ -1,4 +1,4 @@
-//! `inspect`: everything that is known of sandboxes, as JSON.
+//! `inspect`: shows all details of sandboxes as JSON.
 
 use crate::{environment, failure::Failure, json, stdio, supervision};
 use clap::Args;
@@ -22,13 +22,13 @@ struct Details {
     #[serde(flatten)]
     state: State,
     directory: PathBuf,
-    /// Limits that are not in force, and why.
+    /// Limits that are not enforced, and why.
     unkept_limits: Vec<String>,
-    /// What the VMM last said of itself; of a sandbox that does not run, how it was.
+    /// The last status that the VMM reported.
     vmm: Option<VmStatus>,
-    /// Parts of the VMM's confinement that this host did not give it; `doctor` says what to do.
+    /// Parts of the confinement of the VMM that this host does not provide; `doctor` shows what to fix.
     unconfined: Vec<String>,
-    /// Ports and rules.
+    /// Published ports and rules.
     supervision: Option<SupervisionStatus>,
 }
 

@@ -1,4 +1,4 @@
-//! `key`: who may use the server of `serve`.
+//! `key`: manages the API keys of the server.
 
 use crate::{environment, failure::Failure, json, stdio, table};
 use clap::{Args, Subcommand};

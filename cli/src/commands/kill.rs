@@ -1,4 +1,4 @@
-//! `kill`: a signal for processes in a sandbox.
+//! `kill`: sends a signal to processes in a sandbox.
 
 use crate::{failure::Failure, runtime, supervision};
 use clap::Args;

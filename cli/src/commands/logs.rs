@@ -1,4 +1,4 @@
-//! `logs`: what a sandbox's console, its VMM or one of its processes said.
+//! `logs`: shows the output of the console, the VMM or a process of a sandbox.
 
 use crate::{
     failure::Failure,
@@ -12,7 +12,7 @@ use sandboxvm_manager::{Log, Sandbox, printable};
 use sandboxvm_protocol::agent::process::{AttachRequest, View};
 use std::time::Duration;
 
-/// How often a log that is followed is looked at.
+/// Interval at which a log is read with --follow.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The console log is bounded; this is above its bound.
 const WHOLE: u64 = 16 << 20;
@@ -46,7 +46,7 @@ impl Logs {
             return of_process(&sandbox, pid, self.follow);
         }
         let which = if self.vmm { Log::Vmm } else { Log::Console };
-        // Before the log is read: what is written in between belongs to it.
+        // Checked before the log is read, so that the last lines are not missed.
         let mut is_live = sandbox.state()?.is_live();
         let mut log = sandbox.log(which, WHOLE)?;
         stdio::print(&shown(last_lines(&String::from_utf8_lossy(&log), self.tail)))?;
@@ -79,14 +79,14 @@ impl Logs {
     }
 }
 
-/// As a terminal may be given it: whoever reads it must not be driven by a guest.
+/// Escapes terminal sequences of the guest.
 fn shown(log: &str) -> String {
     printable(&log.replace("\r\n", "\n"))
 }
 
-/// What `now` has behind all of `before`, of which the older half may be gone. `None` when nothing of `before` is left.
+/// Returns the part of `now` that follows `before`, of which the older half may be gone; `None` if all of `before` is gone.
 fn what_is_new<'a>(before: &[u8], now: &'a [u8]) -> Option<&'a [u8]> {
-    /// Long enough not to be there twice by chance.
+    /// Long enough that it does not occur twice by chance.
     const MARK: usize = 1024;
     if now.starts_with(before) {
         return Some(&now[before.len()..]);
@@ -96,14 +96,14 @@ fn what_is_new<'a>(before: &[u8], now: &'a [u8]) -> Option<&'a [u8]> {
     Some(&now[at + mark.len()..])
 }
 
-/// As it is, since a process's output is for whoever asks for it.
+/// Shows the output of a process without escaping it, as `exec` does.
 fn of_process(sandbox: &Sandbox, pid: u32, follow: bool) -> Result<u8, Failure> {
     let view = if follow { View::Follow } else { View::Kept };
     let request = AttachRequest { pid, view, stdin: false, terminal: None };
     runtime::block_on(async {
         let attendance = Attendance::looking_on();
         Ok(match process_io::attach(sandbox, request, &attendance, &mut Signals::none()).await? {
-            // How the process ended is not what was asked.
+            // The exit code of the process is not that of this command.
             Outcome::Ended(_) => 0,
             Outcome::Left(code) => code,
         })

@@ -1,4 +1,4 @@
-//! `ls`: all sandboxes and what they do.
+//! `ls`: lists sandboxes and their states.
 
 use crate::{environment, failure::Failure, json, stdio, supervision, table};
 use clap::Args;
@@ -46,7 +46,7 @@ impl Ls {
 
 fn row(sandbox: &SandboxSummary, now: SystemTime) -> [String; 8] {
     let record = &sandbox.record;
-    // Of one that has ended nothing is kept up.
+    // The rules of a sandbox that has ended have no effect.
     let supervision = sandbox.supervision.as_ref().filter(|_| sandbox.state.is_live());
     let state = match &sandbox.state {
         State::Exited { reason } => format!("exited: {reason}"),
@@ -77,7 +77,7 @@ fn port(port: &PublishedPort) -> String {
     format!("{}->{}", port.host, port.guest_port)
 }
 
-/// The largest unit alone, as nobody needs the rest.
+/// Formats an age in its largest unit.
 pub(super) fn age(age: Duration) -> String {
     format!("{} ago", in_one_unit(age))
 }

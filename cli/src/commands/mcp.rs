@@ -1,4 +1,4 @@
-//! `mcp`: sandboxes as tools for an AI agent, over the Model Context Protocol.
+//! `mcp`: serves sandboxes as tools to AI agents, over the Model Context Protocol.
 
 use crate::{environment, failure::Failure, runtime, signals::Signals, supervision, values::name};
 use clap::Args;
@@ -7,7 +7,7 @@ use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
 use sandboxvm_protocol::identity::SandboxName;
 use std::{fmt::Write, net::SocketAddr};
 
-/// Bytes of a token that is made here.
+/// Length of a generated token in bytes.
 const TOKEN: usize = 32;
 
 /// Serve sandboxes as tools to AI agents (Model Context Protocol)

@@ -1,4 +1,4 @@
-//! The subcommands, one file each. A command owns its flags and what it prints; everything it does is the manager's.
+//! The subcommands, one file each. A command owns its options and its output; the manager does the work.
 
 mod attach;
 mod audit;
@@ -35,7 +35,7 @@ mod wait;
 use crate::failure::Failure;
 use clap::Subcommand;
 
-/// What can be asked for.
+/// A subcommand.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(run::Run),
@@ -75,7 +75,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Runs it and returns its exit code.
+    /// Runs the command and returns its exit code.
     pub(crate) fn run(self) -> Result<u8, Failure> {
         match self {
             Self::Run(command) => command.run(),
@@ -113,7 +113,7 @@ impl Command {
     }
 }
 
-/// Does `action` for each of `sandboxes`, goes on after a failure, and fails if any did.
+/// Runs `action` for each of `sandboxes`, also after a failure, and fails if any of them failed.
 async fn for_each(sandboxes: &[String], action: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
     let mut outcome = Ok(0);
     for sandbox in sandboxes {

@@ -1,4 +1,4 @@
-//! `pause`: no instruction of the guest is executed.
+//! `pause`: stops the vCPUs of sandboxes.
 
 use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;

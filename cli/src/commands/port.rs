@@ -1,4 +1,4 @@
-//! `port`: which ports of a sandbox can be reached from this host, and at what address.
+//! `port`: lists, publishes and unpublishes ports of a sandbox.
 
 use crate::{failure::Failure, json, runtime, stdio, supervision};
 use clap::Args;
@@ -28,7 +28,7 @@ pub(crate) struct Port {
 
 impl Port {
     pub(crate) fn run(self) -> Result<u8, Failure> {
-        // Whoever asks where a port is goes there next: also for that somebody is to listen.
+        // The caller connects to the port next, so a supervisor must listen.
         let sandbox = supervision::find(&self.sandbox)?;
         let ports = match &self.port {
             None => published(&sandbox)?,

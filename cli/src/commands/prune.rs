@@ -1,4 +1,4 @@
-//! `prune`: takes away what does not run, and what a killed process left.
+//! `prune`: removes sandboxes that are not running, and files that killed processes left behind.
 
 use crate::{environment, failure::Failure, json, stdio};
 use clap::Args;

@@ -1,4 +1,4 @@
-//! `ps`: the processes that were started in a sandbox from outside.
+//! `ps`: lists the processes that run and exec started in a sandbox.
 
 use super::ls::age;
 use crate::{failure::Failure, json, runtime, stdio, supervision, table};
@@ -54,7 +54,7 @@ fn state(process: &ProcessSummary) -> String {
     }
 }
 
-/// On one line, whatever the guest called it.
+/// Formats a command on one line, escaped and shortened.
 fn command(argv: &[String], is_cut: bool) -> String {
     let mut line = printable(&argv.join(" ")).replace('\n', "\\n").replace('\t', "\\t");
     let is_long = line.chars().count() > 80;

@@ -1,4 +1,4 @@
-//! `reset`: a sandbox as it was when it began, or at a snapshot.
+//! `reset`: returns a sandbox to its start or to a snapshot.
 
 use crate::{environment, failure::Failure, progress, runtime, stdio, supervision, values::name};
 use clap::Args;
@@ -23,7 +23,7 @@ impl Reset {
         let boot_timeout = SandboxSpec::default().boot_timeout;
         runtime::block_on(async {
             progress::during("resetting", sandbox.reset(&bundle, self.snapshot.as_ref(), boot_timeout)).await?;
-            // One that had ended has begun anew, and what is kept up for it with it.
+            // A sandbox that had ended runs again and needs a supervisor.
             supervision::see_to(&sandbox);
             stdio::print(&format!("{}\n", self.sandbox))?;
             Ok(0)

@@ -1,4 +1,4 @@
-//! `resume`: the vCPUs of a paused sandbox continue.
+//! `resume`: resumes the vCPUs of paused sandboxes.
 
 use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;

@@ -1,4 +1,4 @@
-//! `rm`: takes sandboxes away with all their files.
+//! `rm`: removes sandboxes and all their files.
 
 use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
 use clap::Args;

@@ -1,4 +1,4 @@
-//! `run`: a command in a sandbox of its own, gone when the command ends.
+//! `run`: runs a command in a new sandbox, which is removed when the command ends.
 
 use crate::{
     failure::Failure,
@@ -86,7 +86,7 @@ impl Run {
     }
 }
 
-/// Starts the command. An agent of an older snapshot runs it too, but keeps nothing of it.
+/// Starts the command. The agent of an older snapshot runs it too, but retains no output.
 async fn begin(sandbox: &Sandbox, mut request: ExecRequest) -> Result<(), ExecError> {
     match sandbox.exec(request.clone()).await {
         Err(error) if error.is_of_old_agent() => {

@@ -1,4 +1,4 @@
-//! `serve`: the server that E2B's clients talk to.
+//! `serve`: runs the server for E2B's client libraries.
 
 use crate::{environment, failure::Failure, stdio, wall::weaknesses};
 use clap::{Args, ValueEnum};
@@ -139,8 +139,8 @@ impl Serve {
     }
 }
 
-/// Returns what of this host weakens the isolation between guests, for a warning once the server has started; with `strict` that is a
-/// reason not to start.
+/// Returns what weakens the isolation between guests on this host, for a warning when the server has started; fails with
+/// `strict`.
 fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> {
     let found = weaknesses(&super::doctor::probe(bundle));
     if found.is_empty() {
@@ -155,12 +155,12 @@ fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> 
     Ok(Some(list))
 }
 
-/// The log on stderr and, where a collector is named, traces, for as long as the value lives.
+/// Starts the log on stderr and, if there is a collector, traces, for as long as the returned value lives.
 fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
     let traces = collector.map(Traces::to).transpose()?;
     let filter = EnvFilter::try_from_env("SANDBOXVM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
-    // Reported by `eprintln!`, which panics where nothing can be written.
+    // `eprintln!` would report them, and it panics if stderr is closed.
     let log = log.log_internal_errors(false);
     let log = match format {
         LogFormat::Text => log.with_ansi(false).boxed(),

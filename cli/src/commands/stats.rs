@@ -1,4 +1,4 @@
-//! `stats`: what sandboxes take of their host, or everything that one's VMM counts.
+//! `stats`: shows the resource usage of sandboxes, or the counters of the VMM of one.
 
 use crate::{environment, failure::Failure, json, runtime, signals::Signals, stdio, table};
 use clap::Args;
@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Time over which the share of a processor is taken.
+/// Time over which processor usage is measured.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Cursor to the corner, and everything below it away (ECMA-48 CUP, ED).
+/// Moves the cursor to the top left corner and clears the screen below (ECMA-48 CUP, ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Show resource usage of running sandboxes, or the counters of one
@@ -29,7 +29,7 @@ pub(crate) struct Stats {
     json: bool,
 }
 
-/// A sandbox over the last moment.
+/// Usage of one sandbox.
 #[derive(Debug, Serialize)]
 struct Row {
     id: SandboxId,
@@ -39,7 +39,7 @@ struct Row {
     cpu_percent: f64,
     #[serde(flatten)]
     usage: Usage,
-    /// What it was made with.
+    /// The memory that it was created with.
     memory_limit_bytes: u64,
 }
 
@@ -105,14 +105,14 @@ impl Row {
     }
 }
 
-/// Processor times as they were when they were last looked at.
+/// Processor times at the last measurement.
 #[derive(Debug, Default)]
 struct Watch {
     before: HashMap<SandboxId, (Instant, Duration)>,
 }
 
 impl Watch {
-    /// All that run.
+    /// Measures all running sandboxes.
     fn rows(&mut self, manager: &Manager, only: Option<&SandboxId>) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
         let mut seen = HashMap::new();
@@ -121,7 +121,7 @@ impl Watch {
             if only.is_some_and(|only| *only != id) {
                 continue;
             }
-            // None for one that does not run, and one may be gone by now.
+            // There is no usage of a sandbox that is not running or that was removed.
             let Some(usage) = manager.find(id.as_str()).ok().and_then(|sandbox| sandbox.usage().ok().flatten()) else {
                 continue;
             };

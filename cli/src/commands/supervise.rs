@@ -1,4 +1,4 @@
-//! `supervise`: what other commands start to keep up a sandbox's ports and rules. Not for people.
+//! `supervise`: serves the ports and applies the rules of a sandbox. Internal; started by other commands.
 
 use crate::{background::leave_the_caller, failure::Failure, runtime};
 use clap::Args;
@@ -23,7 +23,7 @@ impl Supervise {
         if let Err(failure) = &kept
             && !is_ready
         {
-            // To whoever started it; what comes later is for the log alone.
+            // For the command that started it; later failures are only logged.
             let _ = std::io::stdout().write_all(failure.text().as_bytes());
         }
         kept
@@ -54,9 +54,9 @@ impl Supervise {
     }
 }
 
-/// Says so, and lets go of the caller's end.
+/// Reports to the caller that the supervisor is ready, and closes the pipe to it.
 fn say_ready() {
-    // A caller that is gone, or did not want to know, is as good.
+    // The caller may be gone, or may not read.
     let _ = std::io::stdout().write_all(keeper::READY.as_bytes());
     let _ = std::io::stdout().flush();
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {

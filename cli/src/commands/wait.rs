@@ -1,4 +1,4 @@
-//! `wait`: the end of a process in a sandbox.
+//! `wait`: waits until a process in a sandbox ends.
 
 use crate::{failure::Failure, runtime, supervision};
 use clap::Args;

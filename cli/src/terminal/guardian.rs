@@ -1,14 +1,14 @@
-//! A process that puts the terminal back when ours is killed while it is raw. SIGKILL leaves nobody else to do it.
+//! A process that restores the terminal if ours is killed while the terminal is raw: after SIGKILL, ours cannot do it.
 //!
 //! ```text
 //! RawMode ── starts ──> guardian: notes the settings, says so          stdin: the terminal     stdout: a socket to us
 //!    │ raw                  │ waits for the end of the socket
-//!    ├ undone in order ────>│ is killed: nothing left to do
+//!    ├ terminal restored ──>│ is killed: nothing left to do
 //!    └ killed ─ the kernel ─┴> sees the end, puts the settings back, ends
 //! ```
-//! It is this very program with a hidden subcommand, in a session of its own: what is typed, and what ends our process
-//! group, is not for it. It never touches settings that somebody changed since, so a shell that was quicker is not
-//! disturbed. Started by [`super::RawMode`] alone, so only for a terminal that is made raw.
+//! It is the same program with a hidden subcommand, in a separate session, so that neither keys nor signals for our process
+//! group reach it. It does not modify settings that another process changed in the meantime, such as a shell that was
+//! faster. Only [`super::RawMode`] starts it, so it exists only for a terminal in raw mode.
 
 use crate::{background, failure::Failure};
 use rustix::{
@@ -27,23 +27,23 @@ use std::{
 
 /// The hidden subcommand's name.
 pub(crate) const SUBCOMMAND: &str = "guard-terminal";
-/// Starting a program takes milliseconds; this is for a host that swaps.
+/// Starting a program takes milliseconds; a host that swaps may need longer.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
-/// Our end: dropping it, after the terminal was put back, ends the guardian.
+/// Our end of the guardian. Dropping it after the terminal was restored ends the guardian.
 #[derive(Debug)]
 pub(super) struct Guardian {
     child: Child,
-    /// Its end is how the guardian is told.
+    /// The guardian restores the terminal when this is closed.
     _line: UnixStream,
 }
 
 impl Guardian {
-    /// Returns once the settings of the terminal on stdin are noted: from then on they may be changed.
+    /// Starts a guardian, and returns when it has saved the settings of the terminal on stdin. Then they may be changed.
     pub(super) fn start() -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let terminal = rustix::stdio::stdin().as_fd().try_clone_to_owned()?;
-        // Not by its path, under which there may be another version by now.
+        // The path of the program may name another version by now.
         let child = Command::new("/proc/self/exe")
             .arg0("sandboxvm")
             .arg(SUBCOMMAND)
@@ -62,13 +62,13 @@ impl Guardian {
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        // It may be stopped, or have been killed by somebody.
+        // The guardian may be stopped or dead already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The guardian's own life.
+/// Runs the guardian: saves the settings, waits until stdout is closed, and restores the settings.
 pub(crate) fn guard() -> Result<(), Failure> {
     background::leave_the_caller();
     let (terminal, line) = (rustix::stdio::stdin(), rustix::stdio::stdout());
@@ -77,7 +77,7 @@ pub(crate) fn guard() -> Result<(), Failure> {
     raw.make_raw();
     rustix::io::write(line, &[1])?;
     while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(line, &mut [0; 16]) {}
-    // Not waiting for output to be shown: nobody may be there to look at it.
+    // Does not wait for pending output, which the terminal may never show.
     if modes(&tcgetattr(terminal)?) == modes(&raw) {
         tcsetattr(terminal, OptionalActions::Now, &before)?;
     }

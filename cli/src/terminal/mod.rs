@@ -1,4 +1,4 @@
-//! The caller's terminal: its size, and raw mode that is undone on every way out; after SIGKILL, by a [`guardian`].
+//! The terminal of the caller: its size, and raw mode that is always undone, after SIGKILL by a [`guardian`].
 
 pub(crate) mod guardian;
 
@@ -8,10 +8,10 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 use sandboxvm_protocol::agent::TerminalSize;
 use std::io;
 
-/// Size when none of our streams is a terminal.
+/// The size to use if none of our streams is a terminal.
 const USUAL: TerminalSize = TerminalSize { rows: 24, columns: 80 };
 
-/// Size of the terminal we run on.
+/// Returns the size of our terminal.
 pub(crate) fn size() -> TerminalSize {
     [rustix::stdio::stdout(), rustix::stdio::stdin(), rustix::stdio::stderr()]
         .into_iter()
@@ -20,11 +20,11 @@ pub(crate) fn size() -> TerminalSize {
         .map_or(USUAL, |size| TerminalSize { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// Raw mode of stdin while this value lives: every key goes to the guest, Ctrl-C too.
+/// Keeps stdin in raw mode while this value lives: every key is sent to the guest, including Ctrl-C.
 #[derive(Debug)]
 pub(crate) struct RawMode {
     before: Termios,
-    /// Dropped when the terminal is as it was.
+    /// Dropped after the terminal was restored.
     _guardian: Option<Guardian>,
 }
 
@@ -47,7 +47,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // Drain first, so that the last output is still shown as it was meant. A terminal that hung up needs nothing.
+        // Drain first, so that the last output is shown in raw mode. A terminal that hung up needs no settings.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.before);
     }
 }
