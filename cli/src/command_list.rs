@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_text_has_headings_and_options() {
+    fn help_text_has_headings_and_options() {
         let help = in_groups(Cli::command()).render_help().to_string();
         for text in [
             "Usage: sandboxvm",

@@ -91,7 +91,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn rules_are_read_and_nonsense_is_refused_by_name() {
+    fn admission_rules_are_parsed_and_invalid_ones_are_named() {
         let with = |pairs: &'static [(&str, &str)]| {
             move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_home_follows_its_rules() {
+    fn home_depends_on_user_and_variables() {
         let with = |pairs: &'static [(&str, &str)]| {
             move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mask_of_ignored_signals_is_read() {
+    fn mask_of_ignored_signals_is_parsed() {
         assert_eq!(ignored("Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001003\n"), 0x1003);
         assert_eq!(ignored("Name:\tx\n"), 0);
     }

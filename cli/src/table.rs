@@ -29,7 +29,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_drives_no_terminal_and_is_one_line() {
+    fn cells_are_escaped_and_take_one_line() {
         let text = super::render(["ID", "STATE"], [["a".into(), "b\nsandboxvm: c\x1b[2J".into()]]);
         assert_eq!(text, "ID  STATE\na   b\\nsandboxvm: c\\u{1b}[2J\n");
     }

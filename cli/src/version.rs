@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_begins_with_the_version_and_names_the_protocols() {
+    fn text_starts_with_the_version_and_names_the_protocols() {
         let text = text();
         assert!(text.starts_with(concat!("sandboxvm ", env!("CARGO_PKG_VERSION"), "\n")), "{text}");
         assert!(text.contains("\ncommit: ") && text.contains("\nguest kernel: "), "{text}");
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_compatible_version_is_shown_if_it_differs() {
+    fn oldest_compatible_version_is_shown_if_it_differs() {
         let wire = |version, oldest| Wire { magic: *b"XX", version, oldest };
         assert_eq!(versions(wire(1, 1)), "1");
         assert_eq!(versions(wire(5, 2)), "5 (compatible with 2 and later)");

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_weaknesses_has_none() {
+    fn host_without_weaknesses_reports_none() {
         let root = host("0\n", "0\n", &[("l1tf", "Not affected\n"), ("mds", "Mitigation: Clear CPU buffers\n")]);
         let probe = Ok(json!({ "host_mode": "vmx", "missing": [], "capabilities": { "core_scheduling": false } }));
         assert_eq!(weaknesses_below(root.path(), &probe), []);

@@ -1,5 +1,5 @@
-//! What is refused before any machine is started, as a user sees it: exit code 125, a message that says what is wrong,
-//! nothing on stdout, nothing left behind. No KVM is needed.
+//! Commands that fail before a machine is started, as a user sees them: exit code 125, a message that says what is wrong,
+//! nothing on stdout, nothing left behind. Needs no KVM.
 
 use std::{
     fs::{self, Permissions},
@@ -12,7 +12,7 @@ use std::{
 struct Place(tempfile::TempDir);
 
 impl Place {
-    /// A home to be, and a bundle in which nothing but the VMM passes for what it should be.
+    /// A path for a home, and a bundle in which only the VMM is of the right kind.
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let bundle = dir.path().join("bundle");
@@ -65,7 +65,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in entries.flatten() {
         let path = entry.path();
-        // A home has directories of its own; below those everything is somebody's.
+        // The directories of the home itself do not count; everything in them belongs to a sandbox.
         if path.is_dir() && directory.ends_with("home") {
             files.extend(files_below(&path));
         } else {
@@ -76,7 +76,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn machines_that_cannot_be() {
+fn invalid_machines_are_rejected() {
     let place = Place::new();
     for command in ["run", "create"] {
         let refuses = |flags: &[&str], hint: &str| {
@@ -101,7 +101,7 @@ fn machines_that_cannot_be() {
 }
 
 #[test]
-fn commands_that_are_none() {
+fn missing_and_unknown_commands_are_rejected() {
     let place = Place::new();
     for arguments in [&["run"][..], &["run", "--"], &["exec", "demo"], &["exec", "demo", "--"]] {
         place.refuses(arguments, "COMMAND");
@@ -115,7 +115,7 @@ fn commands_that_are_none() {
 }
 
 #[test]
-fn a_variable_of_a_mebibyte() {
+fn oversized_variables_are_rejected() {
     let place = Place::new();
     let file = place.0.path().join("env");
     fs::write(&file, format!("BIG={}", "x".repeat(1 << 20))).expect("a new file");
@@ -124,7 +124,7 @@ fn a_variable_of_a_mebibyte() {
 }
 
 #[test]
-fn sandboxes_that_are_not_there() {
+fn unknown_sandboxes_are_reported() {
     let place = Place::new();
     for id in ["zzzzzzzzzzzzzzzz", "demo", "../x", "", "-"] {
         for arguments in [
@@ -143,7 +143,7 @@ fn sandboxes_that_are_not_there() {
 }
 
 #[test]
-fn bundles_that_do_not_boot() {
+fn unusable_bundles_are_rejected() {
     let place = Place::new();
     place.refuses(&["run", "--", "true"], "vmlinux: not an ELF file");
     fs::write(place.bundle().join("vmlinux"), minimal_elf()).expect("a file of ours");
@@ -179,7 +179,7 @@ fn minimal_elf() -> Vec<u8> {
 }
 
 #[test]
-fn a_vmm_that_only_dies_is_reported_and_leaves_nothing() {
+fn failing_vmm_is_reported_and_leaves_nothing() {
     let place = Place::new();
     let erofs = {
         let mut image = vec![0u8; 4096];
@@ -199,8 +199,8 @@ fn a_vmm_that_only_dies_is_reported_and_leaves_nothing() {
         assert_eq!(output.status.code(), Some(125), "{said}");
         assert!(said.contains("exit status: 3") && said.contains("last VMM messages"), "{said}");
         assert!(said.contains("no \\u{1b}[31mKVM here"), "escaped: {said}");
-        // What all sandboxes share stays, and the lock of whoever tried to make a ready snapshot: removing it at once
-        // could part two makers. No snapshot stays, and prune takes the lock.
+        // Files that all sandboxes share stay, and so does the lock of the ready snapshot: if a failed attempt removed it, two
+        // other processes could hold it at the same time. No snapshot stays, and prune removes the lock.
         let home = place.home();
         let is_shared =
             |path: &PathBuf| ["templates", "contents", "admitted"].iter().any(|name| path.starts_with(home.join(name)));
@@ -215,7 +215,7 @@ fn a_vmm_that_only_dies_is_reported_and_leaves_nothing() {
 }
 
 #[test]
-fn a_reader_that_went_away_is_no_error() {
+fn closed_stdout_is_not_an_error() {
     let place = Place::new();
     let mut child = place
         .command(&["completion", "bash"])
@@ -232,7 +232,7 @@ fn a_reader_that_went_away_is_no_error() {
 }
 
 #[test]
-fn help_and_version_are_asked_for_and_so_on_stdout() {
+fn help_and_version_are_printed_on_stdout() {
     let place = Place::new();
     for arguments in [&["--help"][..], &["--version"], &["run", "--help"], &["ls"], &["ls", "--json"], &["prune"]] {
         let output = place.run(arguments);
@@ -243,7 +243,7 @@ fn help_and_version_are_asked_for_and_so_on_stdout() {
 }
 
 #[test]
-fn processes_that_cannot_be_asked_for() {
+fn invalid_process_arguments_are_rejected() {
     let place = Place::new();
     place.refuses(&["logs", "--vmm", "demo", "3"], "--vmm");
     place.refuses(&["logs", "--console", "demo", "3"], "--console");

@@ -91,7 +91,7 @@ mod tests {
     use crate::json::tests::assert_golden;
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let whole = Verdict {
             sandbox: "aaaaaaaa".into(),
             is_whole: true,

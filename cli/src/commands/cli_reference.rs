@@ -53,7 +53,7 @@ fn section(text: &mut String, command: &mut clap::Command) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_page_in_docs_is_up_to_date() {
+    fn docs_cli_md_is_up_to_date() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
         let page = std::fs::read_to_string(path).unwrap_or_default();
         assert!(page == super::reference(), "run `sandboxvm cli-reference >docs/cli.md`");

@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sides_are_told_apart_as_docker_does() {
+    fn source_and_destination_are_parsed_as_in_docker() {
         let side = |text: &str| Side::parse(OsStr::new(text)).unwrap();
         let sandbox = |name: &str, path: &str| Side::Sandbox(name.into(), FilePath::try_from(path).unwrap());
         let host = |path: &str| Side::Host(path.into());

@@ -330,14 +330,14 @@ mod tests {
     use crate::json::tests::assert_golden;
 
     #[test]
-    fn a_missing_device_says_what_to_enable() {
+    fn missing_kvm_device_shows_what_to_enable() {
         let check = kvm(Path::new("/no/kvm"));
         assert_eq!(check.verdict, Verdict::Failed);
         assert!(check.fix.unwrap().contains("firmware"));
     }
 
     #[test]
-    fn the_probe_is_judged() {
+    fn probe_results_become_checks() {
         let verdicts = |json: &str| -> Vec<Verdict> {
             judge_probe(&serde_json::from_str(json).unwrap()).iter().map(|check| check.verdict).collect()
         };
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_confinement_lacks_is_named_with_what_to_do() {
+    fn missing_confinement_is_named_with_a_fix() {
         let own_user = confinement(&serde_json::json!(["own_user"]));
         assert_eq!(own_user.verdict, Verdict::Warning);
         assert!(own_user.detail.contains("a user of its own") && own_user.fix.unwrap().contains("run as root"));
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn how_a_vmm_is_ended_is_said_with_what_is_not_covered() {
+    fn missing_control_groups_are_named_with_a_fix() {
         let judged = |group, kill, controllers: &[&'static str]| {
             ending(&Containment { group, kill, controllers: controllers.to_vec() })
         };
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_guests_share_is_named_with_what_to_do() {
+    fn shared_hardware_is_named_with_a_fix() {
         assert_eq!(side_channels(&[Weakness::InterpretedKernel]).verdict, Verdict::Ok);
         let hole = |name: &str| Weakness::Mitigation(name.into(), "Vulnerable".into());
         let all = side_channels(&[Weakness::SharedCores, Weakness::MergedPages, hole("mds"), hole("retbleed")]);
@@ -384,13 +384,13 @@ mod tests {
     }
 
     #[test]
-    fn an_interpreted_kernel_is_called_unfit_against_an_attacker() {
+    fn interpreted_kernel_is_a_warning() {
         let checks = judge_probe(&serde_json::json!({ "host_mode": "pvm", "missing": [] }));
         assert!(checks[0].detail.contains("does not withstand a determined attacker"), "{}", checks[0].detail);
     }
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let probe = r#"{"api_version":12,"host_mode":"vmx","capabilities":{"core_scheduling":true,"ext_cpuid":true,
             "immediate_exit":true,"ioeventfd":true,"irqchip":true,"irqfd":false,"set_tss_addr":true,"user_memory":true},
             "missing":["own_user"],"problems":["no irqfd"]}"#;
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_of_the_report_has_its_fix_below() {
+    fn report_shows_each_fix_below_its_check() {
         let report = Report {
             usable: false,
             host_mode: None,

@@ -71,7 +71,7 @@ mod tests {
     };
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let status = |phase, reason| VmStatus {
             pid: 4711,
             phase,

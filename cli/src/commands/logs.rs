@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_shown_is_not_shown_again() {
+    fn followed_log_is_not_repeated() {
         assert_eq!(what_is_new(b"", b"abc"), Some(&b"abc"[..]));
         assert_eq!(what_is_new(b"abc", b"abc"), Some(&b""[..]));
         assert_eq!(what_is_new(b"abc", b"abcde"), Some(&b"de"[..]));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_are_counted_from_the_end() {
+    fn tail_counts_lines_from_the_end() {
         let text = "a\nb\nc\n";
         assert_eq!(last_lines(text, None), text);
         assert_eq!(last_lines(text, Some(0)), "");

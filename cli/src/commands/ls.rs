@@ -137,12 +137,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         assert_golden("ls.json", &json::pretty(&examples()).unwrap());
     }
 
     #[test]
-    fn what_is_kept_up_and_whether_it_is_shows_in_the_row() {
+    fn rows_show_rules_and_missing_supervisors() {
         let now = crate::json::tests::example_time() + Duration::from_secs(60);
         let cells: Vec<String> = examples().iter().map(|summary| row(summary, now)[2..].join("|")).collect();
         assert_eq!(

@@ -79,7 +79,7 @@ mod tests {
     use crate::json::tests::assert_golden;
 
     #[test]
-    fn lines_are_as_docker_has_them_and_the_json_is_pinned() {
+    fn lines_match_docker_and_json_is_pinned() {
         let ports = super::super::ls::tests::example_supervision().ports;
         assert_golden("port.json", &json::pretty(&ports).unwrap());
         let lines: Vec<String> = ports.iter().map(line).collect();

@@ -42,7 +42,7 @@ mod tests {
     use sandboxvm_manager::{SweepFailure, Swept};
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let ids = ["aaaaaaaa", "bbbbbbbb"].map(|id| id.to_owned().try_into().unwrap());
         let failures = vec![SweepFailure {
             id: "cccccccc".to_owned().try_into().unwrap(),

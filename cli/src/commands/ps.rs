@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_pinned_and_drives_no_terminal() {
+    fn json_is_pinned_and_escaped() {
         let code = ProcessSummary { pid: 302, exit_code: Some(124), signal: None, timed_out: true, ..example() };
         let running = ProcessSummary {
             pid: 303,
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_one_line_and_says_how_it_ended() {
+    fn rows_take_one_line_and_show_how_a_process_ended() {
         let row_of = |process: &ProcessSummary| row(process).join("|");
         let ended = example();
         assert_eq!(row_of(&ended), "301|killed by signal 9|1 minute ago|sh -c a\\u{9b}1m\\n");

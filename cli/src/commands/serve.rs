@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pools_are_read_and_nonsense_is_refused() {
+    fn pools_are_parsed_and_invalid_ones_are_rejected() {
         assert_eq!(pool("base=4"), Ok(("base".to_owned(), 4)));
         for wrong in ["base", "base=", "base=-1", "base=1001", "=x"] {
             pool(wrong).unwrap_err();

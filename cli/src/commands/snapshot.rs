@@ -152,7 +152,7 @@ mod tests {
     use sandboxvm_protocol::machine::{HostMode, VcpuCount};
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let id = |text: &str| text.to_owned().try_into().unwrap();
         let content = |path: &str, digit: &str| Content { path: path.into(), sha256: digit.repeat(64) };
         let memory = |number: u32| MemoryFile { name: format!("memory.{number}"), size: 256 << 20 };

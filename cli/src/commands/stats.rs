@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_pinned() {
+    fn json_is_pinned() {
         let rows = [example("aaaaaaaa", Some("demo")), example("bbbbbbbb", None)];
         let show = |watch| Stats { sandbox: None, watch, json: true }.show(&rows).unwrap();
         assert_golden("stats.json", &show(false));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_of_one_sandbox_is_pinned() {
+    fn json_of_one_sandbox_is_pinned() {
         let vcpu = VcpuStats { exits: 1000, insn_emulation: 2000, irq_injections: 30, port_exits: 40, mmio_exits: 500 };
         let stats = VmStats {
             phase: Phase::Ready,
