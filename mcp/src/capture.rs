@@ -1,13 +1,13 @@
-//! What is kept of a guest's output: its beginning and its end, as text that is valid and says what is missing. Memory is
-//! bounded whatever a guest writes. Called by the tools.
+//! Keeps the beginning and the end of the output of a guest, as valid text that says what is missing. Memory use is bounded,
+//! whatever a guest writes. Called by the tools.
 
 use sandboxvm_manager::is_printable;
 use std::collections::VecDeque;
 
-/// Most bytes kept of the beginning, and as many of the end.
+/// Maximum number of bytes of the beginning, and of the end.
 pub(crate) const KEPT: usize = 64 * 1024;
 
-/// Takes bytes as they come.
+/// Receives output.
 #[derive(Debug)]
 pub(crate) struct Capture {
     each: usize,
@@ -17,7 +17,7 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// One that keeps `each` bytes of the beginning and of the end.
+    /// Returns a capture that keeps `each` bytes of the beginning and of the end.
     pub(crate) fn new(each: usize) -> Self {
         Self { each, head: Vec::new(), tail: VecDeque::new(), total: 0 }
     }
@@ -32,17 +32,17 @@ impl Capture {
         self.tail.extend(rest);
     }
 
-    /// All that was written, kept or not.
+    /// Returns the number of all bytes that were written.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// Bytes that are not in [`Self::text`].
+    /// Returns the number of bytes that are missing in [`Self::text`].
     pub(crate) fn cut(&self) -> u64 {
         self.total - (self.head.len() + self.tail.len()) as u64
     }
 
-    /// The text, with a line of ours in place of what was cut.
+    /// Returns the text, with a line in place of the bytes that were cut.
     pub(crate) fn text(self) -> String {
         let cut = self.cut();
         let tail: Vec<u8> = self.tail.into();
@@ -53,18 +53,18 @@ impl Capture {
     }
 }
 
-/// Valid UTF-8 without characters that would drive the terminal of whoever looks at it.
+/// Returns valid UTF-8 without terminal sequences.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        // A carriage return is a progress bar's, and drives nothing.
+        // Progress bars use carriage returns, which are harmless.
         if is_printable(c) || c == '\r' { safe.push(c) } else { safe.extend(c.escape_default()) }
     }
     safe
 }
 
-/// `text`, cut after so many bytes at most, for messages.
+/// Returns `text`, cut to `most` bytes, for messages.
 pub(crate) fn bounded(mut text: String, most: usize) -> String {
     if text.len() > most {
         let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
@@ -74,7 +74,7 @@ pub(crate) fn bounded(mut text: String, most: usize) -> String {
     text
 }
 
-/// Without a character's beginning at the end.
+/// Returns `bytes` without an incomplete character at the end.
 pub(crate) fn before_cut(bytes: &[u8]) -> &[u8] {
     let begun = bytes.iter().rev().take(4).position(|byte| !is_continuation(*byte));
     match begun.map(|back| bytes.len() - 1 - back) {
@@ -83,7 +83,7 @@ pub(crate) fn before_cut(bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// Without a character's end at the beginning.
+/// Returns `bytes` without an incomplete character at the beginning.
 fn after_cut(bytes: &[u8]) -> &[u8] {
     let skipped = bytes.iter().take(3).take_while(|byte| is_continuation(**byte)).count();
     &bytes[skipped..]
@@ -93,7 +93,7 @@ fn is_continuation(byte: u8) -> bool {
     byte & 0xc0 == 0x80
 }
 
-/// Bytes of the character that begins so.
+/// Returns the length of the character that starts with this byte.
 fn length_of(first: u8) -> usize {
     match first {
         0xc0..=0xdf => 2,

@@ -1,6 +1,6 @@
-//! Any number of clients over streamable HTTP. All of them are one authority: whoever has the token may use every sandbox
-//! of the server. Requests without it, or with a Host or Origin that is not ours (a web page in somebody's browser), are
-//! refused before anything looks at them.
+//! Any number of clients over streamable HTTP. All of them have the same rights: a client with the token can use every sandbox
+//! of the server. Requests without the token, or with another Host or Origin (from a web page in a browser), are rejected
+//! before they are parsed.
 
 use crate::{scope::Scope, server::SandboxTools, settings::Settings};
 use axum::{
@@ -25,20 +25,20 @@ use subtle::ConstantTimeEq;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Shortest token that is taken.
+/// Minimum length of a token.
 const MIN_TOKEN: usize = 16;
 /// Room for a file of 3 MiB in base64.
 const MAX_BODY: usize = 5 << 20;
-/// What requests have once they are told to end.
+/// How long requests may take after they are cancelled.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Where to listen, and for whom.
+/// The address of the server, and who may connect.
 pub struct HttpSettings {
-    /// The address.
+    /// The address on which the server listens.
     pub address: SocketAddr,
-    /// Names that requests may call this server by, besides the loopback's and the address.
+    /// Host names that requests may use for this server, besides those of the loopback interface and the address.
     pub hosts: Vec<String>,
-    /// What clients must show.
+    /// The token that clients must send.
     pub token: String,
 }
 
@@ -51,13 +51,13 @@ impl fmt::Debug for HttpSettings {
     }
 }
 
-/// Why nothing is served.
+/// Why the server does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// A token that could be guessed.
+    /// The token could be guessed.
     #[error("invalid token of {0} characters: must have at least {MIN_TOKEN}")]
     ShortToken(usize),
-    /// Nobody could listen there.
+    /// The address cannot be used.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// Where.
@@ -70,8 +70,8 @@ pub enum HttpError {
     Serve(io::Error),
 }
 
-/// Serves clients until `until` is done, then ends what they made. `ready` is told where, once it listens. The value says
-/// what could not be removed.
+/// Serves clients until `until` is done, then removes what they created. Calls `ready` with the address when the server
+/// listens. Returns what could not be removed.
 ///
 /// # Errors
 /// Every [`HttpError`].
@@ -102,7 +102,7 @@ pub async fn serve(
     let failures = scope.end().await;
     let served = match served {
         Some(served) => served,
-        // A client that holds its connection open is not waited for.
+        // Does not wait for clients that keep their connections open.
         None => timeout(ENDED_WITHIN, serving).await.unwrap_or(Ok(Ok(()))),
     };
     served.map_err(io::Error::other).and_then(|served| served).map_err(HttpError::Serve)?;
@@ -123,7 +123,7 @@ fn app(scope: &Arc<Scope>, http: &HttpSettings, address: SocketAddr, end: Cancel
     Router::new().nest_service("/mcp", service).layer(middleware::from_fn_with_state(token, authorize))
 }
 
-/// Names by which requests may call the server.
+/// Returns the host names that requests may use for the server.
 fn hosts(http: &HttpSettings, address: SocketAddr) -> Vec<String> {
     let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "[::1]", "::1"].map(str::to_owned).into();
     if !address.ip().is_unspecified() {

@@ -1,5 +1,6 @@
-//! Which sandboxes and snapshots a client may reach: those this server made, and those it was told to use. Every tool asks
-//! here, so a model that was talked into it cannot touch another's. Also the end: what was made goes when the server does.
+//! Which sandboxes and snapshots a client may use: those that this server created, and those that its settings name. Every tool
+//! checks here, so a model that follows malicious instructions cannot reach others. Also removes what was created when the
+//! server ends.
 
 use crate::settings::Settings;
 use sandboxvm_manager::{FindError, Manager, RemoveError, Sandbox};
@@ -11,36 +12,36 @@ use std::{
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio_util::sync::CancellationToken;
 
-/// Snapshots that one server keeps at a time.
+/// Maximum number of snapshots of one server.
 const MAX_SNAPSHOTS: usize = 32;
 
-/// Why something is out of reach.
+/// Why a client cannot use something.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScopeError {
-    /// Not one of those. Whether another's is called that is not said.
+    /// It is not in scope. Does not reveal whether another sandbox has this name.
     #[error("this server has no sandbox {0:?}: sandbox_list lists its sandboxes, sandbox_create creates one")]
     Unknown(String),
-    /// It was ended by its time to live, or by somebody else.
+    /// It expired, or another program removed it.
     #[error("sandbox {0:?} is gone: it expired or was removed; sandbox_create creates another")]
     Gone(String),
-    /// It was given to be used.
+    /// The settings name it, so the server did not create it.
     #[error("cannot remove sandbox {0:?}: it was not created by this server, which may only use it")]
     NotOurs(String),
-    /// Not one of those.
+    /// It is not in scope.
     #[error("this server has no snapshot {0:?}: sandbox_list lists its snapshots, sandbox_snapshot creates one")]
     UnknownSnapshot(String),
-    /// The server's own limit.
+    /// The limit of the server is reached.
     #[error("this server has {now} of at most {most} sandboxes: remove one with sandbox_remove")]
     TooMany {
         /// The limit.
         most: usize,
-        /// Made, or being made.
+        /// Created, or being created.
         now: usize,
     },
     /// As for sandboxes.
     #[error("this server has reached its limit of {MAX_SNAPSHOTS} snapshots: use one of those that sandbox_list lists")]
     TooManySnapshots,
-    /// The server is told to end.
+    /// The server is shutting down.
     #[error("the server is shutting down and removes the sandboxes that it created")]
     Closing,
     /// The manager cannot open it.
@@ -51,19 +52,19 @@ pub(crate) enum ScopeError {
 #[derive(Debug, Default)]
 struct Held {
     made: BTreeMap<SandboxId, Option<SandboxName>>,
-    /// Being made.
+    /// Being created.
     coming: usize,
     snapshots: Vec<SandboxName>,
     snapshots_coming: usize,
 }
 
-/// What the clients of a server share.
+/// The state that the clients of a server share.
 #[derive(Debug)]
 pub(crate) struct Scope {
     settings: Settings,
     held: Mutex<Held>,
     closing: CancellationToken,
-    /// Read by every call while it works, written by the end.
+    /// Locked for reading by every call while it runs, and for writing by the end of the server.
     calls: RwLock<()>,
 }
 
@@ -81,22 +82,22 @@ impl Scope {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        // Whole between any two of its statements.
+        // No panic can leave it inconsistent: it is consistent between any two statements.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds the end up while a call works. The call gives up when [`Self::closing`] says so.
+    /// Delays the end of the server while a call runs. The call is cancelled by [`Self::closing`].
     pub(crate) async fn begin_call(&self) -> Result<RwLockReadGuard<'_, ()>, ScopeError> {
         let call = self.calls.read().await;
         if self.closing.is_cancelled() { Err(ScopeError::Closing) } else { Ok(call) }
     }
 
-    /// Done when the server is to end.
+    /// Resolves when the server is to end.
     pub(crate) async fn closing(&self) {
         self.closing.cancelled().await;
     }
 
-    /// The sandbox that is meant by an ID or a name.
+    /// Finds a sandbox by its ID or name.
     pub(crate) fn find(&self, reference: &str) -> Result<Sandbox, ScopeError> {
         let id = self.resolve(reference)?;
         let sandbox = match self.manager().find(id.as_str()) {
@@ -107,7 +108,7 @@ impl Scope {
             }
             Err(error) => return Err(error.into()),
         };
-        // What was asked for is done without it, too; the next call tries again.
+        // The call continues without a supervisor; the next call tries again.
         let _ = sandbox.ensure_supervised(&self.settings.supervisor);
         Ok(sandbox)
     }
@@ -127,7 +128,7 @@ impl Scope {
         given.cloned().ok_or_else(|| ScopeError::Unknown(reference.to_owned()))
     }
 
-    /// All that are there.
+    /// Returns all sandboxes in scope, and whether this server created them.
     pub(crate) fn sandboxes(&self) -> Vec<(Sandbox, bool)> {
         let made: Vec<SandboxId> = self.held().made.keys().cloned().collect();
         let given = self.settings.sandboxes.iter().cloned().map(|id| (id, false));
@@ -135,18 +136,18 @@ impl Scope {
         all.filter_map(|(id, made)| Some((self.find(id.as_str()).ok()?, made))).collect()
     }
 
-    /// Names of the snapshots that can be gone on from.
+    /// Returns the names of the snapshots in scope.
     pub(crate) fn snapshots(&self) -> Vec<SandboxName> {
         self.settings.templates.iter().chain(&self.held().snapshots).cloned().collect()
     }
 
-    /// A snapshot that may be gone on from.
+    /// Finds a snapshot in scope.
     pub(crate) fn snapshot(&self, name: &str) -> Result<SandboxName, ScopeError> {
         let found = self.snapshots().into_iter().find(|snapshot| snapshot.as_str() == name);
         found.ok_or_else(|| ScopeError::UnknownSnapshot(name.to_owned()))
     }
 
-    /// Room for so many sandboxes that are about to be made.
+    /// Reserves room for `count` sandboxes that are about to be created.
     pub(crate) fn room(&self, count: usize) -> Result<Room<'_>, ScopeError> {
         let most = self.settings.max_sandboxes;
         let gone: Vec<SandboxId> = {
@@ -164,7 +165,7 @@ impl Scope {
         Ok(Room { scope: self, count })
     }
 
-    /// Room for a snapshot that is about to be made.
+    /// Reserves room for a snapshot that is about to be created.
     pub(crate) fn room_for_snapshot(&self) -> Result<SnapshotRoom<'_>, ScopeError> {
         let mut held = self.held();
         if held.snapshots.len() + held.snapshots_coming >= MAX_SNAPSHOTS {
@@ -174,7 +175,7 @@ impl Scope {
         Ok(SnapshotRoom { scope: self })
     }
 
-    /// Removes one that this server made.
+    /// Removes a sandbox that this server created.
     pub(crate) async fn remove(&self, reference: &str) -> Result<SandboxId, RemoveFailure> {
         let id = self.resolve(reference)?;
         if !self.held().made.contains_key(&id) {
@@ -188,13 +189,12 @@ impl Scope {
         Ok(id)
     }
 
-    /// Gives up what is being done: calls end, and say so.
+    /// Cancels all calls, which report that.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Gives up what is being done, and removes what was made unless it is to be kept. The value says what could not be
-    /// removed.
+    /// Cancels all calls and, unless the settings say otherwise, removes what was created. Returns what could not be removed.
     pub(crate) async fn end(&self) -> Vec<String> {
         self.close();
         let _none_works = self.calls.write().await;
@@ -223,7 +223,7 @@ impl Scope {
 /// Why a sandbox was not removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoveFailure {
-    /// It is out of reach.
+    /// It is not in scope.
     #[error(transparent)]
     Scope(#[from] ScopeError),
     /// The manager failed.
@@ -231,7 +231,7 @@ pub(crate) enum RemoveFailure {
     Remove(#[from] RemoveError),
 }
 
-/// Promised to sandboxes that are being made.
+/// Room that is reserved for sandboxes that are being created.
 #[derive(Debug)]
 pub(crate) struct Room<'s> {
     scope: &'s Scope,
@@ -239,7 +239,7 @@ pub(crate) struct Room<'s> {
 }
 
 impl Room<'_> {
-    /// One of them is there.
+    /// Turns one reservation into a sandbox.
     pub(crate) fn made(&mut self, sandbox: &Sandbox) {
         let mut held = self.scope.held();
         held.made.insert(sandbox.id().clone(), sandbox.record().name.clone());
@@ -254,14 +254,14 @@ impl Drop for Room<'_> {
     }
 }
 
-/// Promised to a snapshot that is being made.
+/// Room that is reserved for a snapshot that is being created.
 #[derive(Debug)]
 pub(crate) struct SnapshotRoom<'s> {
     scope: &'s Scope,
 }
 
 impl SnapshotRoom<'_> {
-    /// It is there.
+    /// Turns the reservation into a snapshot.
     pub(crate) fn made(self, name: SandboxName) {
         self.scope.held().snapshots.push(name);
     }

@@ -1,24 +1,24 @@
-//! What a server may do, as its caller decided. Read by `scope` and the tools; nothing a client says changes it.
+//! The settings of a server. Read by `scope` and the tools; a client cannot change them.
 
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{Manager, SupervisorProgram};
 use sandboxvm_protocol::identity::{SandboxId, SandboxName};
 
-/// What a server may do.
+/// The settings of a server.
 #[derive(Debug)]
 pub struct Settings {
-    /// The sandboxes' home.
+    /// The home of the sandboxes.
     pub manager: Manager,
-    /// What new sandboxes boot from.
+    /// The bundle that new sandboxes boot.
     pub bundle: Bundle,
-    /// What keeps up a time to live.
+    /// The program that ends sandboxes that have expired.
     pub supervisor: SupervisorProgram,
-    /// Sandboxes that were there before and may be used, though not removed.
+    /// Existing sandboxes that clients can use, but not remove.
     pub sandboxes: Vec<SandboxId>,
-    /// Snapshots that were there before and may be gone on from.
+    /// Existing snapshots that clients can create sandboxes from.
     pub templates: Vec<SandboxName>,
-    /// Most sandboxes that this server has made at a time.
+    /// Maximum number of sandboxes that the server has created at a time.
     pub max_sandboxes: usize,
-    /// What was made stays when the server ends.
+    /// Keeps what was created when the server ends.
     pub keep: bool,
 }

@@ -11,12 +11,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often the output is looked at: its reader may go while commands run and nothing is written.
+/// Interval at which the output is checked: its reader may close it while commands run and nothing is written.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// What calls have to say that they were given up, and a client to read it.
+/// How long cancelled calls have to report that, and a client to read it.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Why the conversation did not end as it should.
+/// Why the connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
     /// The server failed.
@@ -24,11 +24,11 @@ pub enum StdioError {
     Failed(#[from] JoinError),
 }
 
-/// Serves the client until its input ended and each of its requests has an answer, until nothing reads the answers, or until
-/// `until` is done. Then ends what it made. Returns what could not be removed.
+/// Serves the client until its input has ended and each of its requests is answered, until nothing reads the answers, or until
+/// `until` is done. Then removes what it created. Returns what could not be removed.
 ///
 /// # Errors
-/// Every [`StdioError`]; what was made is ended then, too.
+/// Every [`StdioError`]. What was created is removed then, too.
 pub async fn serve(settings: Settings, until: impl Future<Output = ()>) -> Result<Vec<String>, StdioError> {
     let scope = Arc::new(Scope::new(settings));
     let served = converse(&scope, until).await;
@@ -54,12 +54,12 @@ async fn converse(scope: &Arc<Scope>, until: impl Future<Output = ()>) -> Result
         }
     };
     drop((served, lines));
-    // A client that does not read its answers is not waited for.
+    // Does not wait for a client that does not read its answers.
     let _ = timeout(ENDED_WITHIN, written).await;
     done
 }
 
-/// Until the input ends. A client that begins otherwise than the protocol says has been answered, and may begin again.
+/// Serves until the input ends. A client whose handshake failed has received an error and may start again.
 async fn serve_lines(scope: &Arc<Scope>, lines: Lines<BufReader<Stdin>>) -> Result<(), StdioError> {
     loop {
         let tools = SandboxTools::new(Arc::clone(scope));
@@ -71,7 +71,7 @@ async fn serve_lines(scope: &Arc<Scope>, lines: Lines<BufReader<Stdin>>) -> Resu
     }
 }
 
-/// Done when no process has the other end of the output any more.
+/// Resolves when no process has the other end of the output open.
 async fn reader_left() {
     let output = io::stdout();
     let now = Timespec::default();

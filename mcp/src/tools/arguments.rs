@@ -1,4 +1,4 @@
-//! Arguments of several tools, and what is wrong with one.
+//! Arguments that several tools share, and their errors.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sandboxvm_protocol::{
@@ -9,7 +9,7 @@ use sandboxvm_protocol::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// An argument that cannot be used.
+/// An invalid argument.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid argument {name}: {problem}")]
 pub(crate) struct BadArgument {
@@ -23,7 +23,7 @@ impl BadArgument {
     }
 }
 
-/// How the bytes of a file are written as text.
+/// Encoding of the content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Encoding {
@@ -58,13 +58,13 @@ pub(crate) fn name(argument: &'static str, value: &str) -> Result<SandboxName, B
     SandboxName::try_from(value.to_owned()).map_err(|error| BadArgument::new(argument, error))
 }
 
-/// A size in MiB as what it has to be.
+/// Converts a size in MiB.
 pub(crate) fn mib<T: TryFrom<u64, Error: ToString>>(name: &'static str, mib: u64) -> Result<T, BadArgument> {
     let bytes = mib.checked_mul(MIB).ok_or_else(|| BadArgument::new(name, "the size is too large"))?;
     T::try_from(bytes).map_err(|error| BadArgument::new(name, error))
 }
 
-/// A number within bounds.
+/// Checks that a number is within bounds.
 pub(crate) fn within(name: &'static str, value: u64, least: u64, most: u64) -> Result<u64, BadArgument> {
     if (least..=most).contains(&value) {
         Ok(value)

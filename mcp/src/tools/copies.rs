@@ -1,4 +1,4 @@
-//! Snapshots, forks, and going back.
+//! Snapshots, forks and resets.
 
 use super::{
     arguments::{BadArgument, name, within},
@@ -20,10 +20,10 @@ use sandboxvm_manager::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Copies made by one call.
+/// Maximum number of copies per call.
 const MAX_COPIES: u64 = 16;
 
-/// Of which sandbox, and its name.
+/// Arguments of sandbox_snapshot.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SnapshotArguments {
@@ -33,14 +33,14 @@ pub(crate) struct SnapshotArguments {
     name: String,
 }
 
-/// A snapshot that was made.
+/// A new snapshot.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct SnapshotShown {
     /// Its name, for sandbox_create and sandbox_reset.
     snapshot: String,
 }
 
-/// Of which sandbox, and how many.
+/// Arguments of sandbox_fork.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ForkArguments {
@@ -50,14 +50,14 @@ pub(crate) struct ForkArguments {
     count: Option<u64>,
 }
 
-/// Copies that were made.
+/// New copies.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ForksShown {
     /// The copies. All of them are running.
     copies: Vec<SandboxShown>,
 }
 
-/// Which sandbox, and to what.
+/// Arguments of sandbox_reset.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResetArguments {
@@ -67,7 +67,7 @@ pub(crate) struct ResetArguments {
     snapshot: Option<String>,
 }
 
-/// A sandbox that was put back.
+/// A sandbox that was reset.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ResetShown {
     /// ID of the sandbox.
@@ -76,7 +76,7 @@ pub(crate) struct ResetShown {
     in_place: bool,
 }
 
-/// Why that was not done.
+/// Why such a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyFailure {
     #[error(transparent)]
@@ -161,12 +161,12 @@ async fn fork(scope: &Scope, arguments: ForkArguments) -> Result<ForksShown, Cop
     let mut room = scope.room(count as usize)?;
     let rules = rules(scope, None)?;
     let Forked { copies, .. } = sandbox.fork(count as u32).await?;
-    // From here on they are known to the end: nothing is waited for in between.
+    // No await separates this from the fork, so the end of the server always removes the copies.
     copies.iter().for_each(|copy| room.made(copy));
     for copy in &copies {
         if let Err(error) = copy.supervise(&scope.settings().supervisor, &rules).await {
             for copy in &copies {
-                // What stays, the end of the server removes.
+                // The end of the server removes what stays.
                 let _ = scope.remove(copy.id().as_str()).await;
             }
             return Err(error.into());

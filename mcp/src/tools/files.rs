@@ -1,4 +1,4 @@
-//! Reading, writing and listing files of a sandbox, in bounded pieces.
+//! Reads, writes and lists files of a sandbox, with bounded sizes.
 
 use super::arguments::{BadArgument, Encoding, path, text, within};
 use crate::{
@@ -21,10 +21,10 @@ use serde::{Deserialize, Serialize};
 const DEFAULT_READ: u64 = 64 * 1024;
 const MAX_READ: u64 = 1024 * 1024;
 const MAX_DEPTH: u64 = 10;
-/// Entries of one list.
+/// Maximum number of entries of a list.
 const MAX_ENTRIES: usize = 1000;
 
-/// What is to be read.
+/// Arguments of file_read.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReadArguments {
@@ -42,7 +42,7 @@ pub(crate) struct ReadArguments {
     user: Option<String>,
 }
 
-/// A file's content, or a part of it.
+/// The content of a file, or a part of it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ReadDone {
     /// The content in this encoding.
@@ -55,7 +55,7 @@ pub(crate) struct ReadDone {
     next_offset: Option<u64>,
 }
 
-/// What is to be written.
+/// Arguments of file_write.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WriteArguments {
@@ -73,7 +73,7 @@ pub(crate) struct WriteArguments {
     user: Option<String>,
 }
 
-/// What is to be listed.
+/// Arguments of file_list.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListArguments {
@@ -90,7 +90,7 @@ pub(crate) struct ListArguments {
 /// A file.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct FileShown {
-    /// Its absolute path.
+    /// Absolute path of the file.
     path: String,
     /// Kind of file: file, directory, symlink, fifo, socket, character_device or block_device.
     kind: String,
@@ -98,7 +98,7 @@ pub(crate) struct FileShown {
     size: u64,
     /// Permissions as `ls -l` shows them.
     permissions: String,
-    /// Its owner.
+    /// Owner of the file.
     owner: String,
     /// Time of the last change of its content, in seconds since 1970.
     modified: i64,
@@ -106,7 +106,7 @@ pub(crate) struct FileShown {
     link_target: Option<String>,
 }
 
-/// What is in a directory.
+/// The entries of a directory.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct FilesShown {
     /// The first 1000 entries by path.
@@ -115,7 +115,7 @@ pub(crate) struct FilesShown {
     left_out: usize,
 }
 
-/// Why that was not done.
+/// Why such a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilesFailure {
     #[error(transparent)]
@@ -189,7 +189,7 @@ async fn read(scope: &Scope, arguments: ReadArguments) -> Result<ReadDone, Files
     let mut stream = files.read(path(&arguments.path)?).await?;
     let size = stream.entry().size;
     let (mut bytes, mut skipped) = (Vec::new(), 0);
-    // One byte more tells whether that was all.
+    // One byte more shows whether the end was reached.
     while bytes.len() <= most
         && let Some(chunk) = stream.next().await?
     {
@@ -204,7 +204,7 @@ async fn read(scope: &Scope, arguments: ReadArguments) -> Result<ReadDone, Files
     Ok(ReadDone { content, encoding, size, next_offset: (!is_all).then_some(offset.saturating_add(len)) })
 }
 
-/// The bytes as text, and how many of them that are: a character that goes on beyond them is left for the next part.
+/// Returns the bytes as text, and how many of them it has: an incomplete character at the end is left for the next part.
 fn written(
     bytes: Vec<u8>,
     is_all: bool,

@@ -1,4 +1,4 @@
-//! Making, listing and removing sandboxes.
+//! Creates, lists and removes sandboxes.
 
 use super::arguments::{BadArgument, mib, name, within};
 use crate::{
@@ -18,11 +18,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
-/// For sandboxes whose client states none: what a server leaves behind that was killed outright goes by then.
+/// Default time to live in seconds: removes the sandboxes of a server that was killed.
 const DEFAULT_TTL: u64 = 24 * 3600;
 const MAX_TTL: u64 = 30 * 24 * 3600;
 
-/// What a sandbox is to be.
+/// Arguments of sandbox_create.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreateArguments {
@@ -75,7 +75,7 @@ impl SandboxShown {
     }
 }
 
-/// What there is.
+/// Sandboxes and snapshots.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Listed {
     /// Sandboxes that can be used.
@@ -84,14 +84,14 @@ pub(crate) struct Listed {
     snapshots: Vec<String>,
 }
 
-/// Nothing to say.
+/// No arguments.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-// There are clients that take no schema without it.
+// Some clients reject a schema without it.
 #[schemars(extend("properties" = {}))]
 pub(crate) struct NoArguments {}
 
-/// Which sandbox.
+/// Arguments of sandbox_remove.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RemoveArguments {
@@ -99,14 +99,14 @@ pub(crate) struct RemoveArguments {
     sandbox: String,
 }
 
-/// What was removed.
+/// A removed sandbox.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Removed {
     /// ID of the sandbox that was removed.
     removed: String,
 }
 
-/// Why there is no such sandbox.
+/// Why such a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LifecycleFailure {
     #[error(transparent)]
@@ -193,7 +193,7 @@ async fn create(scope: &Scope, arguments: CreateArguments) -> Result<SandboxShow
         started.finish().await?;
         return Err(error.into());
     }
-    // From here on it is known to the end: nothing is waited for in between.
+    // No await separates this from the registration, so the end of the server always removes the sandbox.
     let sandbox = started.detach();
     room.made(&sandbox);
     Ok(SandboxShown::of(&sandbox, true)?)
@@ -227,7 +227,7 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
     Ok(spec)
 }
 
-/// What is kept up for a sandbox. One that is to outlive the server has no time unless it is stated.
+/// Returns the rules of a sandbox. A sandbox that outlives the server has no time to live by default.
 pub(super) fn rules(scope: &Scope, ttl: Option<u64>) -> Result<SupervisionSpec, BadArgument> {
     let ttl = match ttl {
         Some(seconds) => Some(within("ttl_seconds", seconds, 1, MAX_TTL)?),

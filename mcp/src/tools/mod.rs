@@ -1,4 +1,4 @@
-//! The tools. Each file has what its tools take and answer, and how they do it; all go through `scope` for a sandbox.
+//! The tools. Each file has the arguments and results of its tools and their implementation; all find sandboxes by `scope`.
 
 mod arguments;
 mod copies;

@@ -1,5 +1,5 @@
-//! Running a command in a sandbox: attended to its end, its output captured and bounded, killed when its time is up or the
-//! client gives up.
+//! Runs a command in a sandbox until it ends. Captures a bounded part of its output, and kills it on timeout or if the client
+//! cancels the call.
 
 use super::arguments::{BadArgument, text, texts, within};
 use crate::{
@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 const DEFAULT_TIMEOUT: u64 = 120;
 const MAX_TIMEOUT: u64 = 24 * 3600;
 
-/// What is to be run.
+/// Arguments of sandbox_run.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunArguments {
@@ -45,7 +45,7 @@ pub(crate) struct RunArguments {
     timeout_seconds: Option<u64>,
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct RunDone {
     /// Exit code: that of the command, 128 + N if signal N killed it, or 124 if it timed out.
@@ -66,7 +66,7 @@ pub(crate) struct RunDone {
     signal: Option<u8>,
 }
 
-/// Why nothing was run, or how it ended is not known.
+/// Why a command was not run, or why its exit code is unknown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunFailure {
     #[error(transparent)]
@@ -103,21 +103,21 @@ impl SandboxTools {
 async fn run(scope: &Scope, arguments: RunArguments) -> Result<RunDone, RunFailure> {
     let request = request(&arguments)?;
     let sandbox = scope.find(&arguments.sandbox)?;
-    // The connection is the process's life: held until its end, also when there is nothing more to send.
+    // Closing the connection kills the process, so it is held until the process ends.
     let Exec { stdin, output, control: _connection, .. } = sandbox.exec(request).await?;
     let input = feed(stdin, arguments.stdin.unwrap_or_default());
     let attended = attend(&sandbox, output);
     tokio::pin!(input, attended);
     tokio::select! {
         done = &mut attended => done,
-        // A program need not read what it is given.
+        // A program need not read its input.
         () = &mut input => attended.await,
     }
 }
 
 async fn feed(mut stdin: StdinSink, text: String) {
     if !text.is_empty() && stdin.write(text.as_bytes()).await.is_ok() {
-        // As above: the end of the process is what counts.
+        // As above: only the end of the process matters.
         let _ = stdin.finish().await;
     }
 }
