@@ -22,13 +22,13 @@ from pathlib import Path
 # A file belongs to the longest area that its path starts with; a file of no area may have none.
 ALLOWED = {
     "archive": 12,
-    "cli": 2,
+    "cli": 3,
     "guest-agent": 41,
     "images": 9,
     "manager": 21,
     "mcp": 2,
     "protocol": 20,
-    "server": 24,
+    "server": 25,
     "tests": 265,
     "vmm": 59,
 }
