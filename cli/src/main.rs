@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     umask::take_on_ours();
     let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
-        Ok(cli) => cli.command.run(),
+        Ok(cli) => cli.command.run(command),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp => stdio::print(&error.render().to_string()).map(|()| 0),
             ErrorKind::DisplayVersion => stdio::print(&version::text()).map(|()| 0),

@@ -3,9 +3,10 @@
 
     scripts/lib/module_cycles.py [--arrows] [CRATE...]     every crate of the workspace unless some are named
 
-A module is a file. It imports another one when its code, tests aside, names an item of it by a path that begins with
-`crate`, `self` or `super`; a path through a re-export leads to the module that defines the item. Re-exports and `mod`
-declarations do not count as imports: a parent may present what its children define.
+A module is a file. It imports another one when its code, tests aside, names an item of it by a path
+that begins with `crate`, `self`, `super` or a child of the module. A path through a re-export leads
+to the module that defines the item. Re-exports and `mod` declarations do not count as imports: a
+parent may present what its children define.
 """
 
 import re
@@ -22,6 +23,7 @@ STRING = re.compile(
 USE = re.compile(r"(?<![\w#])((?:pub(?:\s*\([^)]*\))?\s+)?)use\s+([^;]+);")
 PATH = re.compile(r"(?<![\w:$])((?:crate|self|super)(?:\s*::\s*(?:r#)?\w+)+)")
 TEST_ITEM = re.compile(r"#\[cfg\(test\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))?\s+)?(mod\s+\w+\s*)?")
+VISIBILITY = re.compile(r"pub\s*\(\s*in\s+[^)]*\)")
 MOD = re.compile(r"(?:#\[path\s*=[^\]]*\]\s*)?(?<!\w)mod\s+(\w+)\s*;")
 
 
@@ -108,7 +110,12 @@ class Crate:
                     self.exports[module][name] = path
                 if not visibility:
                     named.add(path)
-        for path in PATH.findall(USE.sub(" ", source)):
+        body = VISIBILITY.sub(" ", USE.sub(" ", source))
+        for found in re.findall(r"(?<![\w:$.])((?:\w+)(?:::\w+)+)", body):
+            parts = tuple(found.split("::"))
+            if module + parts[:1] in self.modules:
+                named.add(module + parts)
+        for path in PATH.findall(body):
             if path := self.absolute(module, tuple(part.strip() for part in path.split("::"))):
                 named.add(path)
         return named

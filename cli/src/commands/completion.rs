@@ -13,9 +13,9 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    pub(crate) fn run(self) -> Result<u8, Failure> {
+    pub(crate) fn run(self, mut command_line: clap::Command) -> Result<u8, Failure> {
         let mut script = Vec::new();
-        generate(self.shell, &mut crate::command(), "sandboxvm", &mut script);
+        generate(self.shell, &mut command_line, "sandboxvm", &mut script);
         stdio::print(&String::from_utf8_lossy(&script))?;
         Ok(0)
     }

@@ -7,6 +7,7 @@ mod completion;
 mod cp;
 mod create;
 mod doctor;
+mod each;
 mod events;
 mod exec;
 mod fork;
@@ -75,8 +76,8 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Runs the command and returns its exit code.
-    pub(crate) fn run(self) -> Result<u8, Failure> {
+    /// Runs the command and returns its exit code. `description` returns the whole command line, for commands that print it.
+    pub(crate) fn run(self, description: fn() -> clap::Command) -> Result<u8, Failure> {
         match self {
             Self::Run(command) => command.run(),
             Self::Create(command) => command.run(),
@@ -105,22 +106,10 @@ impl Command {
             Self::Key(command) => command.run(),
             Self::Doctor(command) => command.run(),
             Self::Mcp(command) => command.run(),
-            Self::Completion(command) => command.run(),
+            Self::Completion(command) => command.run(description()),
             Self::Supervise(command) => command.run(),
             Self::GuardTerminal(command) => command.run(),
-            Self::CliReference(command) => command.run(),
+            Self::CliReference(command) => command.run(description()),
         }
     }
-}
-
-/// Runs `action` for each of `sandboxes`, also after a failure, and fails if any of them failed.
-async fn for_each(sandboxes: &[String], action: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
-    let mut outcome = Ok(0);
-    for sandbox in sandboxes {
-        if let Err(failure) = action(sandbox).await {
-            failure.report();
-            outcome = Err(Failure::silent(failure.code()));
-        }
-    }
-    outcome
 }

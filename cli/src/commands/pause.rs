@@ -1,6 +1,6 @@
 //! `pause`: stops the vCPUs of sandboxes.
 
-use crate::{commands::for_each, failure::Failure, runtime, stdio, supervision};
+use crate::{commands::each::for_each, failure::Failure, runtime, stdio, supervision};
 use clap::Args;
 
 /// Pause sandboxes: none of their vCPUs runs until they are resumed

@@ -1,6 +1,6 @@
 //! `rm`: removes sandboxes and all their files.
 
-use crate::{commands::for_each, environment, failure::Failure, runtime, stdio};
+use crate::{commands::each::for_each, environment, failure::Failure, runtime, stdio};
 use clap::Args;
 
 /// Remove sandboxes and all their files

@@ -124,7 +124,7 @@ fn row(ListedSnapshot { manifest: snapshot, damage }: &ListedSnapshot, now: Syst
 impl Rm {
     fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
-        runtime::block_on(super::for_each(&self.snapshots, async |name| {
+        runtime::block_on(super::each::for_each(&self.snapshots, async |name| {
             manager.remove_snapshot(name)?;
             stdio::print(&format!("{name}\n"))
         }))
@@ -136,7 +136,7 @@ impl Verify {
         let manager = environment::manager()?;
         let all = || Ok::<_, Failure>(manager.snapshot_names()?.iter().map(ToString::to_string).collect());
         let names = if self.snapshots.is_empty() { all()? } else { self.snapshots };
-        runtime::block_on(super::for_each(&names, async |name| {
+        runtime::block_on(super::each::for_each(&names, async |name| {
             manager.verify_snapshot(name)?;
             stdio::print(&format!("{name}\n"))
         }))

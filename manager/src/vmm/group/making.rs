@@ -1,7 +1,10 @@
 //! Makes a control group, with the controllers that limit its processes if the host can pass them
 //! on, and reports what this host offers.
 
-use super::{Group, PREFIX, place};
+use super::{
+    handle::{Group, PREFIX},
+    place,
+};
 use crate::home::ids::new_id;
 use std::{
     fmt,

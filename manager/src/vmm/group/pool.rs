@@ -6,7 +6,10 @@
 //! `<place>` stands for where in the hierarchy the maker is: a group in the part of another service
 //! would be ended with that service.
 
-use super::{Group, LINK, making, place, target};
+use super::{
+    handle::{Group, LINK, target},
+    making, place,
+};
 use crate::home::{
     directory::{DirectoryError, SandboxDirectory},
     flock::Sharing,

@@ -1,5 +1,12 @@
 use super::*;
+use crate::home::{directory::SandboxDirectory, layout::Home};
 use std::process::{Child, Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 /// Returns the directory of a sandbox in a home, or `None` if no control group can be made on this
 /// host.
@@ -24,7 +31,7 @@ fn family_in(group: &Group) -> Child {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while group.read("cgroup.procs").unwrap().lines().count() < 4 {
         assert!(std::time::Instant::now() < deadline, "the processes do not start");
-        thread::sleep(POLL);
+        thread::sleep(Duration::from_millis(1));
     }
     child
 }
@@ -33,7 +40,7 @@ fn wait_until_empty(group: &Group) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while group.is_populated() {
         assert!(std::time::Instant::now() < deadline, "{} does not empty", group.path().display());
-        thread::sleep(POLL);
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -53,6 +53,10 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
+/// An answer without content.
+#[derive(Debug, Serialize)]
+pub(in crate::sandbox_plane::envd) struct Empty {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! Content of a file to a client.
 
-use super::{FilesError, Query};
+use super::{error::FilesError, query::Query};
 use crate::sandbox_plane::envd::{
     connect::{Call, ConnectError, text},
     filesystem::{Step, as_root, failed, name},

@@ -5,7 +5,7 @@
 //! the connection has ready before a part is parsed, and it waits for the end of a part's headers without a maximum. Its
 //! only limits are on the body as a whole and on a part's content, and uploads have no such limits.
 
-use super::FilesError;
+use super::error::FilesError;
 use axum::{
     body::{Body, BodyDataStream},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},

@@ -1,6 +1,6 @@
 //! Metadata that a client gives a file: a header `X-Metadata-KEY: VALUE` for each pair. Limits and errors are E2B's.
 
-use super::FilesError;
+use super::error::FilesError;
 use axum::http::{HeaderMap, StatusCode};
 use sandboxvm_manager::FileMetadata;
 

@@ -1,7 +1,7 @@
 //! Addresses of files that carry their own permission. A client that has a sandbox's token signs a path, an operation and a
 //! user with it, and can give the address to others.
 
-use super::Query;
+use super::query::Query;
 use crate::{
     access::tokens::Scope,
     app::{App, SharedApp},

@@ -1,7 +1,7 @@
 //! Content of files from a client: one as it is, or some as parts of a form. Each is put in place when all of it has come;
 //! directories above it are made.
 
-use super::{FilesError, Query, form::Form, metadata};
+use super::{error::FilesError, form::Form, metadata, query::Query};
 use crate::sandbox_plane::envd::{
     connect::{Call, text},
     filesystem::{Paths, Step, failed, name, own_what_was_made, pairs, topmost_missing},

@@ -16,7 +16,11 @@ pub(super) use entry::{name, pairs};
 pub(super) use failure::{Step, failed};
 
 use super::{
-    connect::{self, Call, Code, ConnectError, json::Number, text},
+    connect::{
+        self, Call, Code, ConnectError,
+        json::{Empty, Number},
+        text,
+    },
     paths::path,
 };
 use axum::{Router, body::Body, http::Request, routing::post};
@@ -65,9 +69,6 @@ impl From<FileDetails> for EntryResponse {
         Self { entry: (&details).into() }
     }
 }
-
-#[derive(Debug, Serialize)]
-struct Empty {}
 
 async fn stat(call: Call, request: PathRequest) -> Result<EntryResponse, ConnectError> {
     let path = path(&request.path)?;

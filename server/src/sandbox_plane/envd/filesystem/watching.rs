@@ -1,14 +1,13 @@
 //! Requests of clients that ask now and then what changed, instead of keeping a stream.
 
 use super::{
-    Empty,
     change::Change,
     watch::{WatchRequest, begin},
     watchers::{Seen, lock},
 };
 use crate::{
     access::tokens::random,
-    sandbox_plane::envd::connect::{Call, Code, ConnectError},
+    sandbox_plane::envd::connect::{Call, Code, ConnectError, json::Empty},
 };
 use serde::{Deserialize, Serialize};
 use std::{

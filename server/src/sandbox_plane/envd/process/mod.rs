@@ -6,16 +6,22 @@
 mod config;
 mod events;
 mod input;
+mod pty;
+mod selector;
 mod send_input;
 mod start;
 pub(super) mod table;
 
-use super::connect::{self, Call, Code, ConnectError, json::Number};
+use super::connect::{
+    self, Call, ConnectError,
+    json::{Empty, Number},
+};
 use axum::{Router, body::Body, http::Request, routing::post};
 use config::ProcessConfig;
-use sandboxvm_manager::{AttachSpec, SignalNumber, TerminalSize, View};
+use pty::Pty;
+use sandboxvm_manager::{AttachSpec, SignalNumber, View};
+use selector::Selector;
 use serde::{Deserialize, Serialize};
-use table::Processes;
 
 pub(super) fn router() -> Router {
     Router::new()
@@ -33,30 +39,6 @@ pub(super) fn router() -> Router {
         )
         .route("/process.Process/CloseStdin", post(|request: Request<Body>| connect::unary(request, send_input::close)))
         .route("/process.Process/SendSignal", post(|request: Request<Body>| connect::unary(request, signal)))
-}
-
-/// An answer that says nothing.
-#[derive(Debug, Serialize)]
-struct Empty {}
-
-/// Which process is meant.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Selector {
-    pid: Option<Number>,
-    tag: Option<String>,
-}
-
-impl Selector {
-    fn find(selector: Option<&Self>, processes: &Processes) -> Result<u32, ConnectError> {
-        match selector {
-            Some(Self { pid: Some(Number(pid)), tag: None }) => Ok(*pid),
-            Some(Self { pid: None, tag: Some(tag) }) => processes
-                .tagged(tag)
-                .ok_or_else(|| ConnectError::new(Code::NotFound, format!("process with tag {tag:?} not found"))),
-            _ => Err(ConnectError::invalid("the request names no process: a pid or a tag must be selected")),
-        }
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -88,31 +70,6 @@ async fn list(call: Call, _: ListRequest) -> Result<ListResponse, ConnectError> 
         None => ProcessInfo { config: ProcessConfig::of_argv(process.argv), pid: process.pid, tag: None },
     });
     Ok(ListResponse { processes: described.collect() })
-}
-
-/// A terminal.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Pty {
-    size: Option<PtySize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct PtySize {
-    cols: Option<Number>,
-    rows: Option<Number>,
-}
-
-impl Pty {
-    fn size(&self) -> Result<TerminalSize, ConnectError> {
-        let size = self.size.as_ref().ok_or_else(|| ConnectError::invalid("pty: it has no size"))?;
-        let cells = |number: Option<Number>, what: &str| {
-            u16::try_from(number.unwrap_or_default().0)
-                .map_err(|_| ConnectError::invalid(format!("pty: {what} must be below 65536")))
-        };
-        Ok(TerminalSize { rows: cells(size.rows, "rows")?, columns: cells(size.cols, "cols")? })
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -168,6 +125,7 @@ async fn signal(call: Call, request: SignalRequest) -> Result<Empty, ConnectErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandboxvm_manager::TerminalSize;
 
     #[test]
     fn requests_are_read_as_clients_write_them() {
@@ -184,19 +142,5 @@ mod tests {
         let request: UpdateRequest = serde_json::from_str(r#"{"pty":{"size":{"cols":65536}}}"#).unwrap();
         assert!(request.pty.unwrap().size().is_err());
         serde_json::from_str::<ListRequest>("{}").unwrap();
-    }
-
-    #[test]
-    fn a_process_is_selected_by_one_thing() {
-        let processes = Processes::default();
-        let find = |text: &str| {
-            let selector: Option<Selector> = serde_json::from_str(text).unwrap();
-            Selector::find(selector.as_ref(), &processes).map_err(|error| error.code)
-        };
-        assert_eq!(find(r#"{"pid":7}"#), Ok(7));
-        assert_eq!(find(r#"{"tag":"x"}"#), Err(Code::NotFound));
-        for wrong in ["null", "{}", r#"{"pid":7,"tag":"x"}"#] {
-            assert_eq!(find(wrong), Err(Code::InvalidArgument), "{wrong}");
-        }
     }
 }

@@ -1,7 +1,10 @@
 //! Requests that carry input for a process, or end it.
 
-use super::{Empty, Selector};
-use crate::sandbox_plane::envd::connect::{Call, Code, ConnectError, Incoming, json::Base64};
+use super::selector::Selector;
+use crate::sandbox_plane::envd::connect::{
+    Call, Code, ConnectError, Incoming,
+    json::{Base64, Empty},
+};
 use serde::Deserialize;
 
 /// Bytes for a process.

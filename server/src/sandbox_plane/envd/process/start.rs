@@ -4,10 +4,11 @@
 //! leaves it running.
 
 use super::{
-    Pty, Selector,
     config::{ProcessConfig, refused},
     events::Event,
     input::{Attendance, Input},
+    pty::Pty,
+    selector::Selector,
 };
 use crate::sandbox_plane::envd::{
     connect::{Call, Code, ConnectError, Messages, silence},
