@@ -316,26 +316,26 @@ mod tests {
         let none: [&str; 0] = [];
         assert_eq!(ProcessSpec::builder(none).build(), Err(ProcessSpecError::NoProgram));
         assert_eq!(ProcessSpec::builder([""]).build(), Err(ProcessSpecError::NoProgram));
-        assert!(refused(ProcessSpec::builder(["a", "b\0"])).starts_with("argument 1: contains a NUL"));
-        assert!(refused(ProcessSpec::builder(["a"]).user("a\0")).starts_with("user: contains a NUL"));
-        assert!(refused(ProcessSpec::builder(["a"]).working_directory("\0")).starts_with("working directory: "));
+        assert!(refused(ProcessSpec::builder(["a", "b\0"])).starts_with("invalid argument 1: contains a NUL"));
+        assert!(refused(ProcessSpec::builder(["a"]).user("a\0")).starts_with("invalid user: contains a NUL"));
+        assert!(refused(ProcessSpec::builder(["a"]).working_directory("\0")).starts_with("invalid working directory: "));
         let part = "x".repeat(127 * 1024);
         let message = refused(ProcessSpec::builder([part.as_str(); 9]));
         assert!(message.contains("arguments and environment take 1170441 bytes"), "{message}");
         let many = refused(ProcessSpec::builder(vec!["x"; MAX_ARGUMENT_COUNT + 1]));
-        assert!(many.starts_with("65537 arguments or variables"), "{many}");
+        assert!(many.starts_with("too many arguments or variables: 65537"), "{many}");
     }
 
     #[test]
     fn variables_are_rejected_by_name_and_their_values_are_not_shown() {
         let of = |entry: &str| refused(ProcessSpec::builder(["a"]).env([entry]));
-        assert_eq!(of("KEY"), "environment variable \"KEY\": is not KEY=VALUE");
-        assert_eq!(of("=x"), "environment variable \"\": is not KEY=VALUE");
+        assert_eq!(of("KEY"), "invalid environment variable \"KEY\": expected KEY=VALUE");
+        assert_eq!(of("=x"), "invalid environment variable \"\": expected KEY=VALUE");
         let message = of("KEY=\0secret");
-        assert!(message.starts_with("environment variable \"KEY\": contains a NUL"), "{message}");
+        assert!(message.starts_with("invalid environment variable \"KEY\": contains a NUL"), "{message}");
         assert!(!message.contains("secret"));
         let keyed = |key: &str| refused(ProcessSpec::builder(["a"]).variable(key, "secret"));
-        assert_eq!(keyed("A=B"), "environment variable \"A=B\": is not KEY=VALUE");
+        assert_eq!(keyed("A=B"), "invalid environment variable \"A=B\": expected KEY=VALUE");
         let long = keyed(&format!("{}=", "K".repeat(200)));
         assert!(long.len() < 100 && !long.contains("secret"), "{long}");
     }
