@@ -20,19 +20,19 @@ fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
     let mut run = sandbox.spawn_sh(RUNS_ON);
     attached(&mut run);
     let _ = home.cli(["reset", "demo"]).run().succeeds();
-    says(run, "was reset before this was done");
+    says(run, "was reset before the request was completed");
 
     // Its VMM is replaced.
     let _ = home.cli(["snapshot", "create", "demo", "kept"]).run().succeeds();
     let mut run = sandbox.spawn_sh(RUNS_ON);
     attached(&mut run);
     let _ = home.cli(["reset", "demo", "kept"]).run().succeeds();
-    says(run, "was reset before this was done");
+    says(run, "was reset before the request was completed");
 
     let mut run = sandbox.spawn_sh(RUNS_ON);
     attached(&mut run);
     let _ = home.cli(["rm", "-f", "demo"]).run().succeeds();
-    says(run, "was removed before this was done");
+    says(run, "was removed before the request was completed");
 
     // Which ends its processes first, so that this one's end is known.
     let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", "45s=rm"]);
@@ -50,7 +50,7 @@ fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
     kill_process(vmm, Signal::KILL).expect("the VMM is this user's");
     let run = run.finish().exits(125);
     assert!(
-        run.err().starts_with("sandboxvm: sandbox demo ended while the command ran: its VMM vanished"),
+        run.err().starts_with("sandboxvm: sandbox demo ended while the command was running: its VMM disappeared"),
         "{}",
         run.transcript()
     );
