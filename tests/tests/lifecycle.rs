@@ -124,7 +124,7 @@ fn who_ends_a_sandbox_by_force_is_told() {
     let sandbox = home.create(&["-m", SMALL]);
     let _ = home.cli(["pause", &sandbox.id]).run().succeeds();
     let stopped = home.cli(["stop", &sandbox.id]).run().succeeds();
-    assert!(stopped.err().contains("ended by force: it was paused"), "{}", stopped.transcript());
+    assert!(stopped.err().contains("was killed: it was paused"), "{}", stopped.transcript());
     let events = home.cli(["events", "--json", &sandbox.id]).run().succeeds().out();
     assert!(events.contains(r#""event":"stopped_by_force","because":"it was paused""#), "{events}");
     assert!(!events.contains(r#""event":"stopped""#), "{events}");

@@ -37,7 +37,7 @@ fn a_damaged_snapshot_is_refused_by_name_of_the_damage() {
         // What can be seen without reading files that have not changed, a listing says.
         let shown = match name {
             "memory" | "layer" | "state" => "is damaged",
-            "manifest" | "format" => "is not listed",
+            "manifest" | "format" => "cannot list snapshot",
             _ => "",
         };
         let listed = home.cli(["snapshot", "ls"]).run().succeeds();
