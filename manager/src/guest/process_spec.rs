@@ -318,7 +318,9 @@ mod tests {
         assert_eq!(ProcessSpec::builder([""]).build(), Err(ProcessSpecError::NoProgram));
         assert!(refused(ProcessSpec::builder(["a", "b\0"])).starts_with("invalid argument 1: contains a NUL"));
         assert!(refused(ProcessSpec::builder(["a"]).user("a\0")).starts_with("invalid user: contains a NUL"));
-        assert!(refused(ProcessSpec::builder(["a"]).working_directory("\0")).starts_with("invalid working directory: "));
+        assert!(
+            refused(ProcessSpec::builder(["a"]).working_directory("\0")).starts_with("invalid working directory: ")
+        );
         let part = "x".repeat(127 * 1024);
         let message = refused(ProcessSpec::builder([part.as_str(); 9]));
         assert!(message.contains("arguments and environment take 1170441 bytes"), "{message}");
