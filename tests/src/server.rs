@@ -111,7 +111,7 @@ impl Server {
             panic!("the server does not start: {}", fs::read_to_string(&log).unwrap_or_default());
         };
         // A server whose home has keys prints none, and says so before: its log is there then.
-        let has_keys = fs::read_to_string(&log).is_ok_and(|log| log.contains("keys are there already"));
+        let has_keys = fs::read_to_string(&log).is_ok_and(|log| log.contains("already has API keys"));
         let key = if has_keys { None } else { value("E2B_API_KEY") };
         Self { child, log, api, sandboxes, key }
     }
