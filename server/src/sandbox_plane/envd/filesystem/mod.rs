@@ -80,9 +80,11 @@ async fn make_dir(call: Call, request: PathRequest) -> Result<EntryResponse, Con
     let path = path(&request.path)?;
     match authority::make_directory(&call, path.clone()).await {
         Ok(entry) => Ok(FileDetails { entry, target: None, metadata: FileMetadata::default() }.into()),
-        Err(error) if error.kind() == Some(FileErrorKind::AlreadyExists) => {
-            let there =
-                as_root(&call, path, |files, path| Box::pin(async move { files.stat(path, true).await })).await?;
+        // A file in the place of the directory is either of these to the guest's kernel.
+        Err(error) if matches!(error.kind(), Some(FileErrorKind::AlreadyExists | FileErrorKind::NotADirectory)) => {
+            let there = as_root(&call, path, |files, path| Box::pin(async move { files.stat(path, true).await })).await;
+            // A file above it is not: then the path cannot be looked at.
+            let Ok(there) = there else { return Err(error.into()) };
             Err(if there.kind == FileKind::Directory {
                 ConnectError::new(Code::AlreadyExists, format!("directory already exists: {}", text(&there.path)))
             } else {
