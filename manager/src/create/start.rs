@@ -54,17 +54,11 @@ impl Manager {
             staged.admit()?;
             let snapshot = ready_snapshot::ensure(&self.home, &key, &basis, spec).await?;
             let from = basis.restored_from(&snapshot, &host);
-            let failure = match restore(staged, &from, &basis.open.vmm, spec.boot_timeout).await {
+            let restored =
+                async { ready_or_finished(restore(staged, &from, &basis.open.vmm, spec.boot_timeout).await?).await };
+            let failure = match restored.await {
+                Ok(started) => return Ok(started),
                 Err(error) => error,
-                Ok(mut started) => match started.ready().await {
-                    Ok(()) => return Ok(started),
-                    Err(error) => {
-                        // The caller needs the cause; a later sweep reports what could not be
-                        // removed.
-                        let _ = started.finish().await;
-                        error
-                    }
-                },
             };
             if rebuilt || !failure.is_bad_snapshot() {
                 return Err(failure);
@@ -83,14 +77,8 @@ impl Manager {
         let basis = NamedBasis::read(self, bundle, name)?;
         let staged = Staged::begin(&self.home, basis.record(spec)?)?;
         staged.admit()?;
-        let mut started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout).await?;
-        match started.ready().await {
-            Ok(()) => Ok(started),
-            Err(error) => {
-                let _ = started.finish().await;
-                Err(error)
-            }
-        }
+        let started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout).await?;
+        ready_or_finished(started).await
     }
 
     /// Boots from the disk of a snapshot. Returns while the machine still boots.
@@ -105,5 +93,17 @@ impl Manager {
         staged.admit()?;
         let kernel = basis.kernel(&self.home, bundle)?;
         boot_disk(staged, &basis.restored(), &kernel, bundle.path(Part::Vmm), spec.boot_timeout).await
+    }
+}
+
+/// Returns a machine whose agent listens. Ends it and removes the sandbox if it does not come up.
+async fn ready_or_finished(mut started: StartedSandbox) -> Result<StartedSandbox, CreateError> {
+    match started.ready().await {
+        Ok(()) => Ok(started),
+        Err(error) => {
+            // The caller needs the cause; a later sweep reports what could not be removed.
+            let _ = started.finish().await;
+            Err(error)
+        }
     }
 }

@@ -96,13 +96,12 @@ impl<'s> Change<'s> {
     /// Opens a running sandbox for a change that its VMM carries out.
     pub(crate) async fn running(&self) -> Result<Running<'s>, ChangeError> {
         let sandbox = self.sandbox;
-        let in_use = InUse::begin(&sandbox.directory).await?;
         let state = sandbox.state()?;
         if !state.is_live() {
             return Err(ChangeError::NotRunning { sandbox: sandbox.label(), state });
         }
         let (control, lineage) = Running::open(sandbox).await?;
-        Ok(Running { sandbox, control, lineage, _in_use: in_use })
+        Ok(Running { sandbox, control, lineage })
     }
 
     /// Reads the lineage of a sandbox that does not run.
@@ -122,7 +121,6 @@ pub(crate) struct Running<'s> {
     pub(crate) sandbox: &'s Sandbox,
     pub(crate) control: ControlClient,
     pub(crate) lineage: Lineage,
-    _in_use: Option<InUse>,
 }
 
 impl<'s> Running<'s> {

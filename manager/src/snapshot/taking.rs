@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     audit::Event,
+    guest::in_use::InUse,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         host::HostIdentity,
@@ -72,6 +73,8 @@ impl Change<'_> {
     /// # Errors
     /// Every [`SnapshotError`].
     pub async fn snapshot(&self, name: SandboxName) -> Result<SnapshotTaken, SnapshotError> {
+        // A caller that only took the lock does not keep the idle rule from pausing the sandbox.
+        let _in_use = InUse::begin(&self.sandbox().directory).await?;
         let taken = take_named(self, name.clone()).await?;
         self.sandbox().trail().note(Event::SnapshotCreated { snapshot: name });
         Ok(taken)
