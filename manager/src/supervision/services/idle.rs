@@ -69,7 +69,7 @@ impl Idle {
                 Outcome::Continue
             }
             WhenIdle::Stop | WhenIdle::Remove => {
-                context.log.note(format_args!("nobody used it: {}", rule.then));
+                context.log.note(format_args!("the idle time was reached: {}", rule.then));
                 context.announce_end(Event::IdleEnded { then: rule.then });
                 // A client that tries to use the sandbox meanwhile waits, and receives the reason
                 // of its end.

@@ -46,7 +46,7 @@ impl Service for TimeToLive {
             let expired = context.record.ttl.as_ref().filter(|ttl| ttl.deadline.left().is_zero());
             let Some(then) = expired.map(|ttl| ttl.rule.then) else { return Outcome::Continue };
             self.retry_at = Instant::now() + RETRY_AFTER;
-            context.log.note(format_args!("its time is up: {then}"));
+            context.log.note(format_args!("the time to live was reached: {then}"));
             context.announce_end(Event::TimeUp { then });
             let stopped = context.sandbox.stop(GRACE).await;
             Outcome::Stopped { stopped, remove: then == AtEnd::Remove, unused: None }

@@ -106,7 +106,7 @@ fn give(place: &Path, controller: &str, is_shared: bool) -> io::Result<()> {
         return Err(io::Error::other(format!("its parent has no {controller} controller to give")));
     }
     if is_shared {
-        return Err(io::Error::other("it has processes of its own"));
+        return Err(io::Error::other("processes run in it"));
     }
     put(&place.join("cgroup.subtree_control"), &format!("+{controller}"))
 }
