@@ -25,7 +25,7 @@ ALLOWED = {
     "cli": 3,
     "guest-agent": 41,
     "images": 9,
-    "manager": 21,
+    "manager": 19,
     "mcp": 2,
     "protocol": 20,
     "server": 25,
