@@ -1,9 +1,11 @@
-//! The only module that reads the environment of the caller: the home, the bundle, and how much of the host may be used.
+//! The only module that reads the environment of the caller: the home, the bundle, how much of the host may be used, and what
+//! a server logs.
 
 use crate::{failure::Failure, values};
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{AdmissionRules, Manager};
 use std::{env, ffi::OsString, path::PathBuf};
+use tracing_subscriber::filter::Targets;
 
 /// `SANDBOXVM_HOME`, else `/var/lib/sandboxvm` as root, else `$XDG_DATA_HOME/sandboxvm`.
 pub(crate) fn home() -> Result<PathBuf, Failure> {
@@ -70,6 +72,11 @@ pub(crate) fn mcp_token() -> Option<Result<String, Failure>> {
             Failure::new("invalid SANDBOXVM_MCP_TOKEN: expected printable ASCII characters without spaces")
         }),
     )
+}
+
+/// Returns what the log of a server shows: `SANDBOXVM_LOG`, if it is set to a level or to levels by target.
+pub(crate) fn log_filter() -> Option<Targets> {
+    env::var("SANDBOXVM_LOG").ok()?.parse().ok()
 }
 
 /// Finds the bundle. Files on the command line take precedence over those of the environment.

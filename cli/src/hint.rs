@@ -8,7 +8,7 @@ use sandboxvm_manager::{
     RecordError, RemoveError, ResetError, SnapshotError, StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
-use sandboxvm_server::{KeyError, ServerError, TokenError};
+use sandboxvm_server::{KeyError, ServerError, TokenError, TracesError};
 use std::error::Error;
 
 const OVERLOADED: &str = "the host may be overloaded";
@@ -251,6 +251,11 @@ fn of_servers(error: &(dyn Error + 'static)) -> Option<String> {
             ServerError::Listen { .. } => fixed("choose another address with --api, --sandboxes or --metrics"),
             _ => None,
         };
+    }
+    if let Some(TracesError::NotBuilt) = is(error) {
+        return fixed(
+            "leave out --otlp and OTEL_EXPORTER_OTLP_ENDPOINT, or build with `cargo build --release --features otlp`",
+        );
     }
     if let Some(error) = is::<KeyError>(error) {
         return match error {

@@ -6,7 +6,12 @@ use sandboxvm_images::bundle::Bundle;
 use sandboxvm_server::{Config, KeyStore, Server, TlsFiles, Traces, WantedKey};
 use std::{fs, io, net::SocketAddr, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// Largest configuration file.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -38,7 +43,8 @@ pub(crate) struct Serve {
     /// Private key of the certificate (PEM)
     #[arg(long, help_heading = "Network", value_name = "FILE", requires = "tls_cert", env = "SANDBOXVM_SERVE_TLS_KEY")]
     tls_key: Option<PathBuf>,
-    /// OpenTelemetry collector to send traces to by OTLP over HTTP, such as http://127.0.0.1:4318 [default: no traces]
+    /// OpenTelemetry collector to send traces to by OTLP over HTTP, such as http://127.0.0.1:4318; for builds
+    /// with the feature otlp [default: no traces]
     #[arg(long, help_heading = "Output", value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp: Option<String>,
     /// Refuse to start if this host weakens the isolation between guests: SMT without core scheduling, KSM, a processor
@@ -158,7 +164,7 @@ fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> 
 /// Starts the log on stderr and, if there is a collector, traces, for as long as the returned value lives.
 fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
     let traces = collector.map(Traces::to).transpose()?;
-    let filter = EnvFilter::try_from_env("SANDBOXVM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = environment::log_filter().unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
     // `eprintln!` would report them, and it panics if stderr is closed.
     let log = log.log_internal_errors(false);

@@ -2,6 +2,7 @@
 //! sent `traceparent` (W3C Trace Context), and spans for what the registry did meanwhile. What they say is what the log
 //! says, and no more.
 
+use super::TracesError;
 use axum::http::HeaderMap;
 use opentelemetry::{
     KeyValue,
@@ -18,14 +19,6 @@ use tracing::{Span, Subscriber};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
 use tracing_subscriber::registry::LookupSpan;
 
-/// No traces are exported.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot export traces to {endpoint}: {problem}")]
-pub struct TracesError {
-    endpoint: String,
-    problem: String,
-}
-
 /// Exports in the background; what is left is sent when dropped.
 #[derive(Debug)]
 pub struct Traces(SdkTracerProvider);
@@ -36,7 +29,7 @@ impl Traces {
     /// # Errors
     /// When it is no address. A collector that does not answer costs spans and nothing else.
     pub fn to(endpoint: &str) -> Result<Self, TracesError> {
-        let failed = |problem: String| TracesError { endpoint: endpoint.to_owned(), problem };
+        let failed = |problem: String| TracesError::Endpoint { endpoint: endpoint.to_owned(), problem };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
@@ -64,7 +57,7 @@ impl Drop for Traces {
 }
 
 /// Makes a request's span a child of the client's, where it says that it has one.
-pub(super) fn continue_from(headers: &HeaderMap, span: &Span) {
+pub(in crate::telemetry) fn continue_from(headers: &HeaderMap, span: &Span) {
     if headers.contains_key("traceparent") {
         let context = TraceContextPropagator::new().extract(&Headers(headers));
         // Where nothing is exported there is no context to set.
