@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/sdks.sh"
 target_dir=${CARGO_TARGET_DIR:-$repository/target}
 # shellcheck disable=SC2034 # for the scripts that source this
 release_dir=$target_dir/release
-musl_dir=$target_dir/$MUSL_TARGET/release
+musl_dir=$target_dir/$MUSL_TARGET/machine
 if ((EUID == 0)); then
     cache_dir=${SANDBOXVM_CACHE:-/var/cache/sandboxvm}
 else
@@ -22,16 +22,23 @@ else
 fi
 log_dir=$cache_dir/logs
 
-# build_artifacts: builds every artefact that is out of date, and sets vmm, kernel,
-# image and agent to the paths of the results.
+# build_artifacts [FEATURE...]: builds every artefact that is out of date, the command line
+# tool with FEATUREs, and sets vmm, kernel, image and agent to the paths of the results.
 build_artifacts() {
-    kernel=$("$repository/images/kernel/build") || exit 125
-    image=$("$repository/images/base/build") || exit 125
+    local cargo_features=() paths
+    (($# == 0)) || cargo_features=(--features "$*")
+    # The kernel's build leaves a core idle for much of its time, and so does cargo's.
+    paths=$(mktemp)
+    beside "$paths" bash -euc '"$1/images/kernel/build"; "$1/images/base/build"' bash "$repository"
     step "building the command line tool" "$log_dir/cargo-host.log" \
-        cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli || exit 125
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli \
+        "${cargo_features[@]}" || exit 125
     step "building the monitor and the guest agent" "$log_dir/cargo-musl.log" \
-        cargo build --manifest-path "$repository/Cargo.toml" --locked --release --target "$MUSL_TARGET" \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --profile machine --target "$MUSL_TARGET" \
         -p sandboxvm-vmm -p sandboxvm-guest-agent || exit 125
+    join_beside || exit 125
+    { read -r kernel && read -r image; } <"$paths" || refuse "the builds of kernel and image printed no paths"
+    rm -f "$paths"
     vmm=$musl_dir/sandboxvm-vmm
     agent=$musl_dir/agent.erofs
     "$repository/images/base/agent-disk" "$musl_dir/sandboxvm-agent" "$agent" || exit 125
@@ -90,7 +97,8 @@ prepare_guest() {
     require_x86_64
     require_packages "$log_dir" "${build_packages[@]}" "$@"
     require_rust "$log_dir"
-    build_artifacts
+    # Tests and benchmarks are of everything that can be built.
+    build_artifacts otlp
     # Both profiles use one bundle: a debug build of the CLI drives the same guest.
     link_bundle "$release_dir/bundle"
     mkdir -p "$target_dir/debug"
@@ -102,7 +110,7 @@ prepare_guest() {
 # and sets SANDBOXVM_DRILLS. It is a separate program, which no bundle contains.
 build_drills() {
     step "building the escape drills" "$log_dir/cargo-drills.log" \
-        cargo build --manifest-path "$repository/Cargo.toml" --locked --release --target "$MUSL_TARGET" \
+        cargo build --manifest-path "$repository/Cargo.toml" --locked --profile machine --target "$MUSL_TARGET" \
         -p sandboxvm-vmm --features escape-drills --bin sandboxvm-vmm-drills || exit 125
     export SANDBOXVM_DRILLS=$musl_dir/sandboxvm-vmm-drills
 }

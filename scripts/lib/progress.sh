@@ -10,6 +10,7 @@
 
 : "${PROGRESS_NAME:=${0##*/}}"
 _step_pid=''
+_beside_pid=''
 
 # say MESSAGE...: prints one line to stderr.
 say() { printf '%s: %s\n' "$PROGRESS_NAME" "$*" >&2; }
@@ -20,20 +21,53 @@ refuse() {
     exit 125
 }
 
-# stop_step: ends the running step and everything that it started. Call it from the
-# script's EXIT trap: a step runs in a separate session, so Ctrl-C does not reach it.
-stop_step() {
-    [[ -n $_step_pid ]] || return 0
-    if [[ -t 2 ]]; then echo >&2; fi
-    kill -TERM -- "-$_step_pid" 2>/dev/null || true
+# _end_group PID: ends the process group PID, by force after five seconds.
+_end_group() {
+    kill -TERM -- "-$1" 2>/dev/null || true
     local i
     for ((i = 0; i < 50; i++)); do
-        kill -0 -- "-$_step_pid" 2>/dev/null || break
+        kill -0 -- "-$1" 2>/dev/null || break
         sleep 0.1
     done
-    kill -KILL -- "-$_step_pid" 2>/dev/null || true
-    wait "$_step_pid" 2>/dev/null || true
-    _step_pid=''
+    kill -KILL -- "-$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
+
+# stop_step: ends the running step, what runs beside it, and everything that they started. Call it
+# from the script's EXIT trap: a step runs in a separate session, so Ctrl-C does not reach it.
+stop_step() {
+    if [[ -n $_step_pid ]]; then
+        if [[ -t 2 ]]; then echo >&2; fi
+        _end_group "$_step_pid"
+        _step_pid=''
+    fi
+    if [[ -n $_beside_pid ]]; then
+        _end_group "$_beside_pid"
+        _beside_pid=''
+    fi
+}
+
+# beside OUTPUT COMMAND...: starts COMMAND, which runs while the script takes other steps, with its
+# stdout in the file OUTPUT. One at a time; join_beside waits for it.
+beside() {
+    local output=$1
+    shift
+    # Its messages are whole lines, also on a terminal: the live line belongs to the steps.
+    setsid -- "$@" </dev/null >"$output" 2> >(
+        while IFS= read -r line; do
+            if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
+            printf '%s\n' "$line" >&2
+        done
+    ) &
+    _beside_pid=$!
+}
+
+# join_beside: waits for the command of `beside`, and returns its exit code.
+join_beside() {
+    local code=0
+    wait "$_beside_pid" || code=$?
+    _beside_pid=''
+    return "$code"
 }
 
 # _elapsed SECONDS: prints a duration, for example 7s or 1m07s.

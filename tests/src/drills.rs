@@ -235,7 +235,7 @@ impl Drill {
 #[must_use]
 pub fn program() -> PathBuf {
     let stated = std::env::var_os("SANDBOXVM_DRILLS").map(PathBuf::from);
-    let built = "x86_64-unknown-linux-musl/release/sandboxvm-vmm-drills";
+    let built = "x86_64-unknown-linux-musl/machine/sandboxvm-vmm-drills";
     let program = stated.unwrap_or_else(|| crate::artefacts::target_directory().join(built));
     assert!(program.is_file(), "{} is missing: scripts/test builds it and sets SANDBOXVM_DRILLS", program.display());
     program
