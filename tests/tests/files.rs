@@ -369,7 +369,7 @@ fn a_file_that_is_cut_short_while_it_is_copied_out_is_refused_and_leaves_nothing
         assert!(eventually(SOON, is_it).is_some(), "{act} never began");
     };
     for (to, act) in [(out.join("log").to_str().unwrap(), "archive"), ("-", "read")] {
-        let _ = sandbox.sh("head -c 16M /dev/zero >/srv/log").succeeds();
+        let _ = sandbox.sh("head -c 6M /dev/zero >/srv/log").succeeds();
         let copying = cp(&home, &["demo:/srv/log", to]).spawn();
         begun(act);
         let _ = sandbox.sh("truncate -s 1000 /srv/log").succeeds();

@@ -143,6 +143,7 @@ fn pause_of_a_day(vcpus: &str) {
 }
 
 #[test]
+#[ignore = "soak: the same with two vCPUs runs always"]
 fn pause_of_a_day_does_not_exist_for_one_vcpu() {
     pause_of_a_day("1");
 }
@@ -194,7 +195,7 @@ fn newest_memory(home: &Home, snapshot: &str) -> std::path::PathBuf {
 
 /// A VMM that is stopped by a signal hears nothing of it, and finds out.
 fn stopped_by_a_signal(vcpus: &str) {
-    const AWAY: Duration = Duration::from_secs(40);
+    const AWAY: Duration = Duration::from_secs(20);
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--cpus", vcpus]);
     start_busy(&sandbox);
@@ -221,11 +222,12 @@ fn signal_that_stops_the_vmm_does_not_exist_for_one_vcpu() {
 }
 
 #[test]
+#[ignore = "soak: the same with one vCPU runs always"]
 fn signal_that_stops_the_vmm_does_not_exist_for_two_vcpus() {
     stopped_by_a_signal("2");
 }
 
-/// Sets one timer of a minute of monotonic time, and one each that falls due in an hour of wall clock and boot time; says
+/// Sets one timer of half a minute of monotonic time, and one each that falls due in an hour of wall clock and boot time; says
 /// when which fired, by the monotonic clock, and how often.
 const TIMERS: &str = "import ctypes, os, select, struct, sys, time
 libc = ctypes.CDLL(None)
@@ -235,7 +237,7 @@ def timer(clock, absolute, after):
     assert libc.timerfd_settime(fd, absolute, struct.pack('4q', 0, 0, int(due), 0), None) == 0
     return fd
 begun = time.monotonic()
-timers = {timer(time.CLOCK_MONOTONIC, 0, 60): 'monotonic',
+timers = {timer(time.CLOCK_MONOTONIC, 0, 30): 'monotonic',
           timer(time.CLOCK_REALTIME, 1, 3600): 'realtime',
           timer(time.CLOCK_BOOTTIME, 1, 3600): 'boottime'}
 print('set', flush=True)
@@ -267,9 +269,9 @@ fn timers_keep_their_remaining_time_or_fire_once_when_they_fell_due() {
     assert!(fired.iter().all(|(_, times, _)| *times == 1), "{out}");
     let after =
         |name: &str| fired.iter().find(|(fired, ..)| fired == name).map(|(.., after)| *after).expect("it fired");
-    assert!(after("realtime") < 45.0 && after("boottime") < 45.0, "they did not fire when they were due: {out}");
-    let late = 60.0 + f64::from(10 * patience());
-    assert!((60.0..late).contains(&after("monotonic")), "it did not keep its remaining time: {out}");
+    assert!(after("realtime") < 25.0 && after("boottime") < 25.0, "they did not fire when they were due: {out}");
+    let late = 30.0 + f64::from(10 * patience());
+    assert!((30.0..late).contains(&after("monotonic")), "it did not keep its remaining time: {out}");
     sandbox.remove();
     home.assert_nothing_left();
 }

@@ -68,7 +68,8 @@ fn two_sandboxes_do_not_see_each_other() {
     let Some(home) = Home::with_kvm() else { return };
     let (one, two) = (home.create(&["-m", SMALL, "--name", "one"]), home.create(&["-m", SMALL, "--name", "two"]));
     for (sandbox, mark) in [(&one, "first"), (&two, "second")] {
-        let script = format!("echo {mark} > /root/mark; rm -rf /usr/share/doc; echo {mark} >> /etc/hostname.test");
+        let script =
+            format!("echo {mark} > /root/mark; rm -rf /usr/share/base-files; echo {mark} >> /etc/hostname.test");
         let _ = sandbox.sh(&script).succeeds();
     }
     for (sandbox, mark) in [(&one, "first"), (&two, "second")] {
@@ -83,7 +84,7 @@ fn two_sandboxes_do_not_see_each_other() {
     assert_eq!(home.listed(), [two.id.as_str()]);
     // Its name is free again.
     let again = home.create(&["-m", SMALL, "--name", "one"]);
-    let run = again.sh("ls -A /root; test -e /usr/share/doc && echo whole").succeeds();
+    let run = again.sh("ls -A /root; test -e /usr/share/base-files/profile && echo whole").succeeds();
     assert!(!run.out().contains("mark") && run.out().ends_with("whole\n"), "{}", run.transcript());
     let _ = home.cli(["rm", "-f", "one", "two"]).run().succeeds();
     home.assert_nothing_left();

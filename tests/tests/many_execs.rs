@@ -35,7 +35,7 @@ fn parallel(count: usize) {
 
 #[test]
 fn commands_at_the_same_time_keep_their_output_apart() {
-    parallel(24);
+    parallel(12);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn serial(count: usize) {
 
 #[test]
 fn one_command_after_the_other_leaves_nothing_behind() {
-    serial(20);
+    serial(12);
 }
 
 #[test]

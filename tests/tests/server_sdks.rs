@@ -14,11 +14,12 @@ use std::{
 };
 
 macro_rules! programs {
-    ($($test:ident: $path:literal,)*) => {
+    ($($test:ident: $path:literal $(, soak = $soak:literal)?;)*) => {
         /// All of them, below `tests/sdk`.
         const PROGRAMS: &[&str] = &[GIT, CELLS, $($path),*];
         $(
             #[test]
+            $(#[ignore = $soak])?
             fn $test() {
                 run($path);
             }
@@ -27,25 +28,25 @@ macro_rules! programs {
 }
 
 programs! {
-    sandboxes_as_the_python_client_has_them: "python/sandboxes.py",
-    everything_as_the_asynchronous_python_client_has_it: "python/everything_async.py",
-    sandboxes_as_the_javascript_client_has_them: "js/sandboxes.cjs",
-    pauses_without_memory_as_the_python_client_has_them: "python/pause_without_memory.py",
-    pauses_without_memory_as_the_javascript_client_has_them: "js/pause_without_memory.cjs",
-    commands_and_files_as_the_javascript_client_has_them: "js/commands_and_files.mjs",
-    commands_as_the_python_client_has_them: "python/commands.py",
-    files_as_the_python_client_has_them: "python/files.py",
-    sandboxes_that_end_meanwhile_as_the_python_client_has_them: "python/ended.py",
-    watched_directories_as_the_python_client_has_them: "python/watch.py",
-    terminals_as_the_python_client_has_them: "python/pty.py",
-    ports_reached_from_outside: "python/ports.py",
-    hostile_requests_to_a_sandbox: "python/hostile.py",
-    power_off_as_the_python_client_has_it: "python/power_off.py",
-    power_off_as_the_javascript_client_has_it: "js/power_off.mjs",
-    example_of_the_python_client: "../../examples/python_sdk.py",
-    example_of_the_javascript_client: "../../examples/javascript_sdk.cjs",
-    example_of_a_langchain_tool: "../../examples/langchain_tool.py",
-    example_of_a_rollout: "../../examples/rollout.py",
+    sandboxes_as_the_python_client_has_them: "python/sandboxes.py";
+    everything_as_the_asynchronous_python_client_has_it: "python/everything_async.py", soak = "soak: what the synchronous client does, once more";
+    sandboxes_as_the_javascript_client_has_them: "js/sandboxes.cjs";
+    pauses_without_memory_as_the_python_client_has_them: "python/pause_without_memory.py";
+    pauses_without_memory_as_the_javascript_client_has_them: "js/pause_without_memory.cjs", soak = "soak: the Python client does the same";
+    commands_and_files_as_the_javascript_client_has_them: "js/commands_and_files.mjs";
+    commands_as_the_python_client_has_them: "python/commands.py";
+    files_as_the_python_client_has_them: "python/files.py";
+    sandboxes_that_end_meanwhile_as_the_python_client_has_them: "python/ended.py";
+    watched_directories_as_the_python_client_has_them: "python/watch.py";
+    terminals_as_the_python_client_has_them: "python/pty.py";
+    ports_reached_from_outside: "python/ports.py";
+    hostile_requests_to_a_sandbox: "python/hostile.py";
+    power_off_as_the_python_client_has_it: "python/power_off.py";
+    power_off_as_the_javascript_client_has_it: "js/power_off.mjs", soak = "soak: the Python client does the same";
+    example_of_the_python_client: "../../examples/python_sdk.py";
+    example_of_the_javascript_client: "../../examples/javascript_sdk.cjs";
+    example_of_a_langchain_tool: "../../examples/langchain_tool.py";
+    example_of_a_rollout: "../../examples/rollout.py";
 }
 
 const GIT: &str = "python/git.py";
