@@ -29,6 +29,7 @@ build_artifacts() {
     (($# == 0)) || cargo_features=(--features "$*")
     # The kernel's build leaves a core idle for much of its time, and so does cargo's.
     paths=$(mktemp)
+    # shellcheck disable=SC2016 # the inner shell expands it
     beside "$paths" bash -euc '"$1/images/kernel/build"; "$1/images/base/build"' bash "$repository"
     step "building the command line tool" "$log_dir/cargo-host.log" \
         cargo build --manifest-path "$repository/Cargo.toml" --locked --release -p sandboxvm-cli \
