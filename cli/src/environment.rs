@@ -1,7 +1,7 @@
 //! The only module that reads the environment of the caller: the home, the bundle, how much of the host may be used, and what
 //! a server logs.
 
-use crate::{failure::Failure, values};
+use crate::{failure::Failure, options::values};
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{AdmissionRules, Manager};
 use std::{env, ffi::OsString, path::PathBuf};

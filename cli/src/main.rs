@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! main ── parses ──> commands/<one per subcommand> ──> manager (library)
-//!                        │ run, exec, attach, logs: process_io, terminal, signals, stdio
-//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several, read by values)
+//!                        │ run, exec, attach, logs: process_io (streams, signals, terminal), stdio; all others: output
+//!                        └ environment (the only reader of SANDBOXVM_* and of $HOME), options (flags shared by several)
 //! ```
 //! Only the output of a guest, or what a command is asked to print, is written to stdout. Messages of this program are written
 //! to stderr and start with `sandboxvm:`. Exit codes: that of the command; 128 + N if signal N killed it; 124 if it timed out;
@@ -12,23 +12,14 @@
 mod background;
 mod command_list;
 mod commands;
-mod detach_keys;
 mod environment;
 mod failure;
-mod hint;
-mod json;
-mod limit_options;
 mod options;
+mod output;
 mod process_io;
-mod progress;
 mod runtime;
-mod signals;
 mod stdio;
-mod supervision;
-mod table;
-mod terminal;
 mod umask;
-mod values;
 mod version;
 mod wall;
 

@@ -3,10 +3,9 @@
 use crate::{
     failure::Failure,
     options,
-    process_io::{self, Attendance, Leaving, Outcome},
+    options::supervision,
+    process_io::{self, Attendance, Leaving, Outcome, signals::Signals, terminal},
     runtime,
-    signals::Signals,
-    supervision, terminal,
 };
 use clap::Args;
 use sandboxvm_manager::{AttachSpec, View};

@@ -1,6 +1,12 @@
 //! `audit`: verifies audit logs.
 
-use crate::{commands::events, environment, failure::Failure, json, stdio, table};
+use crate::{
+    commands::events,
+    environment,
+    failure::Failure,
+    output::{json, table},
+    stdio,
+};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -88,7 +94,7 @@ impl Audit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::assert_golden;
+    use crate::output::json::tests::assert_golden;
 
     #[test]
     fn json_is_pinned() {

@@ -2,11 +2,15 @@
 
 use crate::{
     failure::Failure,
-    progress, runtime,
-    signals::Signals,
+    options::{
+        supervision,
+        values::{self, shortened},
+    },
+    output::progress,
+    process_io::signals::Signals,
+    runtime,
     stdio::{self, Stream, WriteError},
-    supervision, umask,
-    values::{self, shortened},
+    umask,
 };
 use clap::Args;
 use rustix::io::Errno;

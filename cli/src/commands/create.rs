@@ -2,11 +2,9 @@
 
 use crate::{
     failure::Failure,
-    options::{EnvOptions, MachineOptions},
-    runtime,
-    signals::Signals,
-    stdio,
-    supervision::SupervisionOptions,
+    options::{EnvOptions, MachineOptions, supervision::SupervisionOptions},
+    process_io::signals::Signals,
+    runtime, stdio,
 };
 use clap::Args;
 

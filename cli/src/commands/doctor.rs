@@ -3,7 +3,8 @@
 use crate::{
     environment,
     failure::Failure,
-    json, stdio,
+    output::json,
+    stdio,
     wall::{Weakness, weaknesses},
 };
 use clap::Args;
@@ -258,7 +259,9 @@ fn part(bundle: &Bundle, part: Part) -> Check {
             let mib = file.metadata().map_or(0.0, |metadata| metadata.len() as f64 / MIB as f64);
             Check::ok(name, format!("{} ({mib:.1} MiB)", bundle.path(part).display()))
         }
-        Err(error) => Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: crate::hint::of(&error) },
+        Err(error) => {
+            Check { name, verdict: Verdict::Failed, detail: error.to_string(), fix: crate::failure::hint::of(&error) }
+        }
     }
 }
 
@@ -326,7 +329,7 @@ fn shown(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::assert_golden;
+    use crate::output::json::tests::assert_golden;
 
     #[test]
     fn missing_kvm_device_shows_what_to_enable() {

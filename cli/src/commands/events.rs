@@ -1,6 +1,6 @@
 //! `events`: shows the audit logs of sandboxes.
 
-use crate::{environment, failure::Failure, runtime, signals::Signals, stdio};
+use crate::{environment, failure::Failure, process_io::signals::Signals, runtime, stdio};
 use clap::Args;
 use sandboxvm_manager::{
     Manager, SandboxId,

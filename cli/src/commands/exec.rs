@@ -1,6 +1,12 @@
 //! `exec`: runs a command in a running sandbox.
 
-use crate::{failure::Failure, options::ProcessOptions, process_io, runtime, signals::Signals, stdio, supervision};
+use crate::{
+    failure::Failure,
+    options::{ProcessOptions, supervision},
+    process_io,
+    process_io::signals::Signals,
+    runtime, stdio,
+};
 use clap::Args;
 use sandboxvm_manager::OnDisconnect;
 use std::ffi::OsString;

@@ -3,10 +3,13 @@
 use crate::{
     environment,
     failure::Failure,
-    limit_options, progress, runtime,
-    signals::Signals,
-    stdio,
-    supervision::{self, RuleOptions},
+    options::{
+        limits,
+        supervision::{self, RuleOptions},
+    },
+    output::progress,
+    process_io::signals::Signals,
+    runtime, stdio,
 };
 use clap::Args;
 use sandboxvm_manager::Forked;
@@ -42,7 +45,7 @@ impl Fork {
                 return Err(failure);
             }
             for copy in &forked.copies {
-                limit_options::warn(copy, &[]);
+                limits::warn(copy, &[]);
             }
             stdio::print(&forked.copies.iter().map(|copy| format!("{}\n", copy.id())).collect::<String>())?;
             Ok(0)

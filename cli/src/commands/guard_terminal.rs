@@ -1,6 +1,6 @@
 //! `guard-terminal`: restores a terminal. Internal; started by commands that set a terminal to raw mode.
 
-use crate::{failure::Failure, terminal::guardian};
+use crate::{failure::Failure, process_io::terminal::guardian};
 use clap::Args;
 
 /// Restore the terminal on stdin when stdout is closed

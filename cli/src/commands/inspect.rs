@@ -1,6 +1,6 @@
 //! `inspect`: shows all details of sandboxes as JSON.
 
-use crate::{environment, failure::Failure, json, stdio, supervision};
+use crate::{environment, failure::Failure, options::supervision, output::json, stdio};
 use clap::Args;
 use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus, VmStatus};
 use serde::Serialize;
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
     use crate::{
         commands::ls::tests::example_supervision,
-        json::tests::{assert_golden, example_record, plain_record},
+        output::json::tests::{assert_golden, example_record, plain_record},
     };
     use sandboxvm_manager::{ExitReason, HostMode, JailPart, Phase};
 

@@ -1,6 +1,11 @@
 //! `key`: manages the API keys of the server.
 
-use crate::{environment, failure::Failure, json, stdio, table};
+use crate::{
+    environment,
+    failure::Failure,
+    output::{json, table},
+    stdio,
+};
 use clap::{Args, Subcommand};
 use sandboxvm_server::{KeyLimits, KeyStore, WantedKey};
 use std::time::{Duration, SystemTime};

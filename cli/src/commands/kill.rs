@@ -1,6 +1,6 @@
 //! `kill`: sends a signal to processes in a sandbox.
 
-use crate::{failure::Failure, runtime, supervision};
+use crate::{failure::Failure, options::supervision, runtime};
 use clap::Args;
 use sandboxvm_manager::SignalNumber;
 

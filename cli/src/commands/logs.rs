@@ -2,10 +2,9 @@
 
 use crate::{
     failure::Failure,
-    process_io::{self, Attendance, Outcome},
-    runtime,
-    signals::Signals,
-    stdio, supervision,
+    options::supervision,
+    process_io::{self, Attendance, Outcome, signals::Signals},
+    runtime, stdio,
 };
 use clap::Args;
 use sandboxvm_manager::{AttachSpec, Log, Sandbox, View, printable};

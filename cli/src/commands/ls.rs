@@ -1,6 +1,12 @@
 //! `ls`: lists sandboxes and their states.
 
-use crate::{environment, failure::Failure, json, stdio, supervision, table};
+use crate::{
+    environment,
+    failure::Failure,
+    options::supervision,
+    output::{json, table},
+    stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{PublishedPort, SandboxSummary, State, SupervisionStatus, Unreadable};
 use std::time::{Duration, SystemTime};
@@ -96,7 +102,7 @@ fn in_one_unit(time: Duration) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::json::tests::{assert_golden, example_record, plain_record};
+    use crate::output::json::tests::{assert_golden, example_record, plain_record};
     use sandboxvm_manager::{AtEnd, ExitReason, IdleRule, Publish, TimeToLive, WhenIdle};
 
     pub(crate) fn example_supervision() -> SupervisionStatus {
@@ -142,7 +148,7 @@ pub(crate) mod tests {
 
     #[test]
     fn rows_show_rules_and_missing_supervisors() {
-        let now = crate::json::tests::example_time() + Duration::from_secs(60);
+        let now = crate::output::json::tests::example_time() + Duration::from_secs(60);
         let cells: Vec<String> = examples().iter().map(|summary| row(summary, now)[2..].join("|")).collect();
         assert_eq!(
             cells,

@@ -1,6 +1,12 @@
 //! `mcp`: serves sandboxes as tools to AI agents, over the Model Context Protocol.
 
-use crate::{environment, failure::Failure, runtime, signals::Signals, supervision, values::name};
+use crate::{
+    environment,
+    failure::Failure,
+    options::{supervision, values::name},
+    process_io::signals::Signals,
+    runtime,
+};
 use clap::Args;
 use sandboxvm_manager::{SandboxName, SnapshotError};
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};

@@ -1,6 +1,6 @@
 //! `pause`: stops the vCPUs of sandboxes.
 
-use crate::{commands::each::for_each, failure::Failure, runtime, stdio, supervision};
+use crate::{commands::each::for_each, failure::Failure, options::supervision, runtime, stdio};
 use clap::Args;
 
 /// Pause sandboxes: none of their vCPUs runs until they are resumed

@@ -1,6 +1,6 @@
 //! `port`: lists, publishes and unpublishes ports of a sandbox.
 
-use crate::{failure::Failure, json, runtime, stdio, supervision};
+use crate::{failure::Failure, options::supervision, output::json, runtime, stdio};
 use clap::Args;
 use sandboxvm_manager::{HostEnd, Publish, PublishedPort, Sandbox};
 
@@ -76,7 +76,7 @@ fn line(port: &PublishedPort) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::assert_golden;
+    use crate::output::json::tests::assert_golden;
 
     #[test]
     fn lines_match_docker_and_json_is_pinned() {

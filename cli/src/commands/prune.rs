@@ -1,6 +1,6 @@
 //! `prune`: removes sandboxes that are not running, and files that killed processes left behind.
 
-use crate::{environment, failure::Failure, json, stdio};
+use crate::{environment, failure::Failure, output::json, stdio};
 use clap::Args;
 
 /// Remove all sandboxes that are not running, and clean up leftovers
@@ -38,7 +38,7 @@ impl Prune {
 
 #[cfg(test)]
 mod tests {
-    use crate::json::{self, tests::assert_golden};
+    use crate::output::json::{self, tests::assert_golden};
     use sandboxvm_manager::{SweepFailure, Swept};
 
     #[test]

@@ -1,7 +1,12 @@
 //! `ps`: lists the processes that run and exec started in a sandbox.
 
 use super::ls::age;
-use crate::{failure::Failure, json, runtime, stdio, supervision, table};
+use crate::{
+    failure::Failure,
+    options::supervision,
+    output::{json, table},
+    runtime, stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{ProcessSummary, printable};
 use std::time::Duration;
@@ -70,7 +75,7 @@ fn command(argv: &[String], is_cut: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::assert_golden;
+    use crate::output::json::tests::assert_golden;
 
     fn example() -> ProcessSummary {
         ProcessSummary {

@@ -1,6 +1,12 @@
 //! `reset`: returns a sandbox to its start or to a snapshot.
 
-use crate::{environment, failure::Failure, progress, runtime, stdio, supervision, values::name};
+use crate::{
+    environment,
+    failure::Failure,
+    options::{supervision, values::name},
+    output::progress,
+    runtime, stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{SandboxName, SandboxSpec};
 

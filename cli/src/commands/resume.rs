@@ -1,6 +1,6 @@
 //! `resume`: resumes the vCPUs of paused sandboxes.
 
-use crate::{commands::each::for_each, failure::Failure, runtime, stdio, supervision};
+use crate::{commands::each::for_each, failure::Failure, options::supervision, runtime, stdio};
 use clap::Args;
 
 /// Resume paused sandboxes

@@ -2,12 +2,10 @@
 
 use crate::{
     failure::Failure,
-    limit_options,
-    options::{MachineOptions, ProcessOptions},
-    process_io, runtime,
-    signals::Signals,
-    stdio,
-    supervision::SupervisionOptions,
+    options::{MachineOptions, ProcessOptions, limits, supervision::SupervisionOptions},
+    process_io,
+    process_io::signals::Signals,
+    runtime, stdio,
 };
 use clap::Args;
 use sandboxvm_manager::{ExecError, OnDisconnect, ProcessSpec, Sandbox};
@@ -53,7 +51,7 @@ impl Run {
         let warned = started.sandbox().unkept_limits();
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), spec, &attendance, &mut signals, ended).await;
-        limit_options::warn(started.sandbox(), &warned);
+        limits::warn(started.sandbox(), &warned);
         let removed = started.finish().await;
         let code = outcome?;
         removed?;
@@ -78,7 +76,7 @@ impl Run {
             started.finish().await?;
             return Err(failure);
         }
-        limit_options::warn(started.sandbox(), &warned);
+        limits::warn(started.sandbox(), &warned);
         let sandbox = started.detach();
         stdio::print(&format!("{}\n", sandbox.id()))?;
         Ok(0)

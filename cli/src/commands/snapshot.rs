@@ -1,6 +1,12 @@
 //! `snapshot`: saved states of running sandboxes, to restore from later.
 
-use crate::{environment, failure::Failure, json, progress, runtime, stdio, supervision, table, values::name};
+use crate::{
+    environment,
+    failure::Failure,
+    options::{supervision, values::name},
+    output::{json, progress, table},
+    runtime, stdio,
+};
 use clap::{Args, Subcommand};
 use sandboxvm_manager::{ListedSnapshot, SandboxName, SnapshotManifest, UnreadableSnapshot};
 use std::time::SystemTime;
@@ -146,7 +152,7 @@ impl Verify {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::{assert_golden, example_memory, example_time};
+    use crate::output::json::tests::{assert_golden, example_memory, example_time};
     use sandboxvm_manager::{Content, Contents, HostIdentity, HostMode, MemoryFile, Seal, VcpuCount};
 
     #[test]

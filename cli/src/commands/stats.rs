@@ -1,6 +1,12 @@
 //! `stats`: shows the resource usage of sandboxes, or the counters of the VMM of one.
 
-use crate::{environment, failure::Failure, json, runtime, signals::Signals, stdio, table};
+use crate::{
+    environment,
+    failure::Failure,
+    output::{json, table},
+    process_io::signals::Signals,
+    runtime, stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{Manager, SandboxId, SandboxRecord, Usage, VmStats};
 use serde::Serialize;
@@ -174,7 +180,7 @@ fn tables(stats: &VmStats) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::tests::assert_golden;
+    use crate::output::json::tests::assert_golden;
     use sandboxvm_manager::{BootMark, HostMode, Phase, VcpuStats};
 
     fn example(id: &str, name: Option<&str>) -> Row {

@@ -1,6 +1,9 @@
 //! `stop`: ends sandboxes gracefully and keeps their files.
 
-use crate::{commands::each::for_each, environment, failure::Failure, progress, runtime, stdio, values::duration};
+use crate::{
+    commands::each::for_each, environment, failure::Failure, options::values::duration, output::progress, runtime,
+    stdio,
+};
 use clap::Args;
 use sandboxvm_manager::Stopped;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! `wait`: waits until a process in a sandbox ends.
 
-use crate::{failure::Failure, runtime, supervision};
+use crate::{failure::Failure, options::supervision, runtime};
 use clap::Args;
 
 /// Wait for a process to end and exit with its exit code

@@ -1,15 +1,18 @@
 //! Options that several commands share.
 
+pub(crate) mod limits;
+pub(crate) mod supervision;
+pub(crate) mod values;
+
 use crate::{
     environment,
-    failure::Failure,
-    hint,
-    limit_options::{self, LimitOptions},
-    process_io::{Attendance, Leaving},
-    progress,
-    signals::Signals,
-    terminal,
-    values::{disk, duration, memory, name, shortened, vcpus},
+    failure::{Failure, hint},
+    options::{
+        limits::LimitOptions,
+        values::{disk, duration, memory, name, shortened, vcpus},
+    },
+    output::progress,
+    process_io::{Attendance, Leaving, signals::Signals, terminal},
 };
 use clap::Args;
 use sandboxvm_images::template::DiskSize;
@@ -105,7 +108,7 @@ impl MachineOptions {
         };
         match ready {
             Some(Ok(())) => {
-                limit_options::warn(started.sandbox(), &[]);
+                limits::warn(started.sandbox(), &[]);
                 Ok(Some(started))
             }
             Some(Err(error)) => {

@@ -66,7 +66,7 @@ fn ignored(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::process_io::signals::*;
 
     #[test]
     fn mask_of_ignored_signals_is_parsed() {

@@ -1,12 +1,14 @@
 //! Attending a process in a sandbox: connects its streams to ours and passes our signals and terminal size on until the
 //! process has ended and its output is written.
 
+pub(crate) mod detach_keys;
+pub(crate) mod signals;
+pub(crate) mod terminal;
+
 use crate::{
-    detach_keys::DetachKeys,
     failure::Failure,
-    signals::Signals,
+    process_io::{detach_keys::DetachKeys, signals::Signals, terminal::RawMode},
     stdio::{self, OutputEnd, OutputSink, Stream, WriteError},
-    terminal::{self, RawMode},
 };
 use rustix::io::Errno;
 use sandboxvm_manager::{

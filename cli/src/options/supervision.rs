@@ -1,7 +1,7 @@
 //! Options for published ports and rules, which a supervisor process serves while no command runs. This module starts the
 //! supervisor, and replaces one that was killed.
 
-use crate::{environment, failure::Failure, values::duration};
+use crate::{environment, failure::Failure, options::values::duration};
 use clap::Args;
 use sandboxvm_manager::{
     AtEnd, IdleRule, Publish, Sandbox, StartedSandbox, State, SupervisionSpec, SupervisionStatus, SupervisorProgram,

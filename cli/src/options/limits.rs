@@ -1,6 +1,6 @@
 //! Options for the limits of a sandbox, and warnings about limits that are not enforced.
 
-use crate::values::{disk_operations, disk_rate, files, output_rate, pids, share};
+use crate::options::values::{disk_operations, disk_rate, files, output_rate, pids, share};
 use clap::Args;
 use sandboxvm_manager::{
     CpuShare, DiskLimits, DiskOperations, DiskRate, FileCount, OutputRate, ProcessCount, Sandbox, WantedLimits,

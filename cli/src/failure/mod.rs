@@ -1,6 +1,7 @@
 //! How a command fails: a message and a hint for people, and an exit code for programs.
 
-use crate::hint;
+pub(crate) mod hint;
+
 use sandboxvm_manager::{AgentError, ExecError, FailureKind, one_line, printable};
 use std::{error::Error, fmt::Display, io::Write};
 

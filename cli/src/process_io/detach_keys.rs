@@ -33,7 +33,7 @@ impl DetachKeys {
 
 #[cfg(test)]
 mod tests {
-    use super::DetachKeys;
+    use crate::process_io::detach_keys::DetachKeys;
 
     #[test]
     fn keys_are_found_across_chunks() {
