@@ -17,7 +17,7 @@ fn under_filter(attack: impl FnOnce() -> bool) -> libc::c_int {
     assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
     if child == 0 {
         unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-        let code = match restrict_syscalls() {
+        let code = match restrict_syscalls(sandboxvm_vmm::devices::set::system_calls()) {
             Ok(()) if attack() => 0,
             Ok(()) => 1,
             Err(_) => 2,

@@ -75,6 +75,7 @@ mod tests {
             reason,
             missing: vec![],
             clocks_jump: false,
+            wire: 1,
         };
         let failed = ExitReason::HostFailure { message: "cannot write to the disk: No space left on device".into() };
         let running = Details {

@@ -108,7 +108,7 @@ impl Machine {
     }
 
     fn mailbox(&self) -> Option<Mailbox<'_>> {
-        Mailbox::find(&self.memory, layout::MAILBOX)
+        Mailbox::find(&self.context.memory, layout::MAILBOX)
     }
 
     fn now(&self) -> Result<Moment, MachineError> {

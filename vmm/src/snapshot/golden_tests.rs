@@ -24,13 +24,13 @@ use crate::{
         virtio::{
             balloon::{self, BalloonDevice},
             block::BlockDevice,
-            device::{DeviceType, VirtioDevice},
+            device::VirtioDevice,
             rng::RngDevice,
             transport::{QueueRegisters, QueueState, TransportState},
             vsock::{VsockDevice, VsockOptions},
         },
     },
-    machine::{self, BootSource, Machine, MachineParts},
+    machine::{self, BootSource, Machine, MachineParts, context::MachineContext},
     memory,
     memory::{
         GuestMemory,
@@ -134,6 +134,7 @@ impl Rig {
             file
         };
         let memory = Arc::new(memory::allocate(size()).unwrap());
+        let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
             Box::new(BlockDevice::read_only(disk()).unwrap()),
             Box::new(BlockDevice::writable(disk(), vec![tempfile::tempfile().unwrap()]).unwrap()),
@@ -141,19 +142,22 @@ impl Rig {
             Box::new(VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).unwrap()),
         ];
         if with_balloon {
-            let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
-            devices.push(Box::new(BalloonDevice::new(released).unwrap()));
+            devices.push(Box::new(BalloonDevice::new(Arc::clone(&released)).unwrap()));
         }
         let kvm = machine::open_kvm().expect("KVM; SANDBOXVM_NO_KVM=1 leaves this test out");
         let console = tempfile::tempfile().unwrap();
         let parts = MachineParts {
             start_times: StartTimes::of_fork(),
-            host_mode: host_mode::detect().unwrap(),
             vm: machine::create_vm(&kvm).unwrap(),
-            kvm,
-            memory: Arc::clone(&memory),
-            memory_size: size(),
-            console: (console.try_clone().unwrap(), 1 << 20),
+            console: console.try_clone().unwrap(),
+            context: MachineContext {
+                kvm,
+                host_mode: host_mode::detect().unwrap(),
+                memory: Arc::clone(&memory),
+                memory_size: size(),
+                released: Arc::clone(&released),
+                console_limit: 1 << 20,
+            },
             devices,
         };
         (Self { memory, console, _vsock: vsock }, make(parts))
@@ -393,7 +397,7 @@ fn the_golden_machine_goes_on_where_it_stood() {
 
 fn goes_on(version: u32) {
     let (_, mut state) = pinned(version);
-    let has_balloon = state.machine.has(DeviceType::Balloon);
+    let has_balloon = state.machine.devices.len() > BALLOON;
     assert_eq!(has_balloon, version > 1);
     // See the module: what belongs to the processor is this one's, as a machine that boots here has it.
     let (_rig, here) = Rig::boot();
@@ -407,7 +411,7 @@ fn goes_on(version: u32) {
 
     let files = [Arc::new(memory_file(version))];
     let (rig, machine) = Rig::build(has_balloon, |parts| {
-        state.memory.map_over(&parts.memory, &files).unwrap();
+        state.memory.map_over(&parts.context.memory, &files).unwrap();
         Machine::restore(parts, &state.machine).unwrap()
     });
     // All is as it was saved, but for the vsock device, which tells its driver that connections are gone.

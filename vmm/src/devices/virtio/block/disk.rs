@@ -93,7 +93,7 @@ impl Disk {
     }
 }
 
-fn lock(disk: &Mutex<LayeredDisk>) -> MutexGuard<'_, LayeredDisk> {
+pub(super) fn lock(disk: &Mutex<LayeredDisk>) -> MutexGuard<'_, LayeredDisk> {
     // The table is changed after the file, in one step: a panic elsewhere leaves a whole disk.
     disk.lock().unwrap_or_else(PoisonError::into_inner)
 }

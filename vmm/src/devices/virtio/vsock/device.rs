@@ -25,6 +25,9 @@ use std::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+/// Socket device (virtio 1.2, 5.10).
+pub(super) const TYPE: DeviceType = DeviceType::new(19, "Vsock");
+
 /// The queues, in the order of virtio 1.2, 5.10.2.
 pub(super) const RECEIVE: usize = 0;
 pub(super) const TRANSMIT: usize = 1;
@@ -420,7 +423,7 @@ impl VsockDevice {
 
 impl VirtioDevice for VsockDevice {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Vsock
+        TYPE
     }
 
     fn queue_limits(&self) -> &'static [u16] {

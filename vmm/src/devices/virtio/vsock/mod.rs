@@ -22,6 +22,7 @@ mod credit;
 mod deadlines;
 mod device;
 mod handshake;
+mod kind;
 mod limits;
 mod mux;
 mod pace;
@@ -37,4 +38,5 @@ mod transport_reset;
 mod tests;
 
 pub use device::{VsockDevice, VsockOptions};
+pub use kind::VsockKind;
 pub use pace::OutputLimit;

@@ -16,6 +16,10 @@
 //! A hostile guest gives away its own memory or stops its own device: ranges are checked by [`Chain`], rounded inwards to
 //! pages, and counted. Reports are hints, so what goes beyond [`PAGES_PER_REPORT`] is taken and ignored.
 
+mod kind;
+
+pub use kind::BalloonKind;
+
 use super::{
     chain::{Buffers, Chain},
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice},
@@ -36,6 +40,9 @@ use std::{
     sync::Arc,
 };
 use virtio_queue::QueueT;
+
+/// Memory balloon device (virtio 1.2, 5.5).
+const TYPE: DeviceType = DeviceType::new(5, "Balloon");
 
 /// The guest reports free pages (5.5.3); virtio-bindings has no balloon.
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
@@ -120,7 +127,7 @@ fn whole_pages(regions: &[(Range<u64>, u64)], addresses: Range<u64>) -> Option<R
 
 impl VirtioDevice for BalloonDevice {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Balloon
+        TYPE
     }
 
     fn queue_limits(&self) -> &'static [u16] {

@@ -1,10 +1,10 @@
 //! One control connection: frames in, frames out, never blocking. The event loop carries the requests
 //! out. A peer that sends nonsense or does not read loses its connection and nothing else happens.
 
-use crate::descriptors::{self, ReceivedFds};
+use super::descriptors::{self, ReceivedFds};
 use sandboxvm_protocol::{
     frame::{FrameDecoder, FrameError, FrameKind},
-    vmm::{ControlReply, ControlRequest, MAX_MESSAGE, VmmEvent, VmmMessage, WIRE},
+    vmm::{ControlReply, ControlRequest, MAX_MESSAGE, Refusal, SINCE_REFUSALS, VmmEvent, VmmMessage, WIRE},
 };
 use std::{
     io::{self, Write},
@@ -29,7 +29,7 @@ pub enum ControlError {
     /// Not our wire.
     #[error("control connection: {0}")]
     Frame(#[from] FrameError),
-    /// A frame that is no message.
+    /// A frame that is not a message.
     #[error("control connection: unexpected {0:?} frame")]
     Kind(FrameKind),
     /// The peer does not read.
@@ -45,14 +45,16 @@ pub struct ControlConnection {
     fds: ReceivedFds,
     unsent: Vec<u8>,
     watches: bool,
+    /// The newest version of the wire that the peer stated: what it is sent has no newer parts.
+    version: u8,
 }
 
 impl ControlConnection {
-    /// Serves `stream`; a watching connection gets events.
+    /// Serves `stream`, whose peer speaks at least `version` of the wire; a watching connection gets events.
     ///
     /// # Errors
     /// When the socket cannot be made non-blocking.
-    pub fn new(stream: UnixStream, watches: bool) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, watches: bool, version: u8) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -60,6 +62,7 @@ impl ControlConnection {
             fds: ReceivedFds::default(),
             unsent: Vec::new(),
             watches,
+            version,
         })
     }
 
@@ -80,7 +83,7 @@ impl ControlConnection {
         !self.unsent.is_empty()
     }
 
-    /// Reads what is there and returns the requests in it. Files belong to the first request whose frame is whole after
+    /// Reads what is there and returns the requests in it, in the words of the newest version. Files belong to the first request whose frame is whole after
     /// they came.
     ///
     /// # Errors
@@ -98,7 +101,9 @@ impl ControlConnection {
             if frame.kind != FrameKind::Message {
                 return Err(ControlError::Kind(frame.kind));
             }
-            requests.push((WIRE.decode_message(frame.body)?, std::mem::take(&mut self.fds)));
+            self.version = self.version.max(frame.version);
+            let request: ControlRequest = WIRE.decode_message(frame.body)?;
+            requests.push((request.newest(), std::mem::take(&mut self.fds)));
         }
         Ok(requests)
     }
@@ -108,6 +113,12 @@ impl ControlConnection {
     /// # Errors
     /// When the connection is over.
     pub fn reply(&mut self, reply: ControlReply) -> Result<(), ControlError> {
+        let reply = match reply {
+            ControlReply::Refused(Refusal { message, .. }) if self.version < SINCE_REFUSALS => {
+                ControlReply::Failed { message }
+            }
+            reply => reply,
+        };
         self.send(&VmmMessage::Reply(reply))
     }
 
