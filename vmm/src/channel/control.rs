@@ -152,3 +152,55 @@ impl ControlConnection {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_protocol::{
+        frame::Wire,
+        vmm::{FdIndex, RefusalKind, ResetDevice, v1},
+    };
+    use std::io::Read;
+
+    fn refusal() -> Refusal {
+        Refusal { kind: RefusalKind::NoSpace, message: "cannot write the snapshot".to_owned() }
+    }
+
+    /// Sends a request whose frame states `version`. Returns what the VMM reads, and its refusal as the client reads it.
+    fn ask(version: u8, request: &ControlRequest) -> (ControlRequest, ControlReply) {
+        let (mut client, vmm) = UnixStream::pair().unwrap();
+        let mut connection = ControlConnection::new(vmm, false, WIRE.oldest).unwrap();
+        let mut frame = Vec::new();
+        WIRE.speaking(version).append_message(&mut frame, request, MAX_MESSAGE).unwrap();
+        client.write_all(&frame).unwrap();
+        let (received, _) = connection.receive().unwrap().remove(0);
+        connection.reply(ControlReply::Refused(refusal())).unwrap();
+        let mut bytes = [0; 4096];
+        let length = client.read(&mut bytes).unwrap();
+        // As a client of that build reads it.
+        let mut decoder = FrameDecoder::new(Wire { version, ..WIRE }, MAX_MESSAGE);
+        decoder.push(&bytes[..length]);
+        let frame = decoder.next_frame().unwrap().unwrap();
+        match WIRE.decode_message(frame.body).unwrap() {
+            VmmMessage::Reply(reply) => (received, reply),
+            VmmMessage::Event(event) => panic!("{event:?}"),
+        }
+    }
+
+    #[test]
+    fn client_receives_a_refusal_in_the_version_that_it_states() {
+        let (_, reply) = ask(1, &ControlRequest::Pause);
+        assert_eq!(reply, ControlReply::Failed { message: refusal().message });
+        let (_, reply) = ask(2, &ControlRequest::Pause);
+        assert_eq!(reply, ControlReply::Refused(refusal()));
+    }
+
+    #[test]
+    fn request_of_version_1_arrives_in_the_words_of_the_newest() {
+        let layers = vec![FdIndex(1), FdIndex(2)];
+        let disks = vec![v1::DiskLayers(layers.clone())];
+        let (received, _) = ask(1, &ControlRequest::ResetV1(v1::ResetRequest { state: FdIndex(0), disks }));
+        let ControlRequest::Reset(request) = received else { panic!("{received:?}") };
+        assert_eq!(request.devices, [ResetDevice::Block { layers }]);
+    }
+}

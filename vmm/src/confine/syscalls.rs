@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn every_filter_is_short() {
         for left in [Left::EventLoop, Left::Vcpu, Left::Writer] {
-            let length = program(left, &DeviceCalls::default()).len();
+            let length = program(left, &crate::devices::set::system_calls()).len();
             assert!(length < 400, "{length} instructions are left to {left:?}: each is compiled at a machine's start");
         }
     }

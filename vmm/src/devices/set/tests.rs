@@ -67,6 +67,38 @@ fn the_order_of_kinds_is_that_of_the_list() {
     assert!(set.disks().push_tops(Vec::new()).is_err(), "one disk can be written");
 }
 
+/// What the filter of each kind of thread has for devices: a change here is one of the jail.
+#[test]
+fn the_system_calls_of_devices_are_these() {
+    let sorted = |mut calls: Vec<libc::c_long>| {
+        calls.sort_unstable();
+        calls.dedup();
+        calls
+    };
+    let DeviceCalls { event_loop, vcpu } = system_calls();
+    let vsock = [
+        libc::SYS_epoll_ctl,
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_timerfd_settime,
+        libc::SYS_recvfrom,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_shutdown,
+    ];
+    assert_eq!(sorted(vcpu), sorted(vsock.to_vec()));
+    let more = [
+        libc::SYS_accept4,
+        libc::SYS_accept,
+        libc::SYS_recvmsg,
+        libc::SYS_getsockopt,
+        libc::SYS_eventfd2,
+        libc::SYS_timerfd_create,
+        libc::SYS_epoll_create1,
+    ];
+    assert_eq!(sorted(event_loop), sorted([&vsock[..], &more].concat()));
+}
+
 #[test]
 fn a_machine_may_lack_every_kind() {
     let mut files = files();
