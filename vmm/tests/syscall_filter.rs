@@ -1,5 +1,5 @@
 //! Attacks on the system call filter: a process takes it on and then makes the call that code injected into a VMM would
-//! make. Each must end that process with SIGSYS; what a VMM needs must go on working.
+//! make. Each must end that process with SIGSYS; what a VMM needs must keep working.
 
 #![expect(
     clippy::undocumented_unsafe_blocks,

@@ -1,4 +1,4 @@
-//! fork(2) of the VMM, and letting go of the parent's descriptors in the child. Knows nothing of what the child is for.
+//! fork(2) of the VMM, and closing the parent's descriptors in the child. Knows nothing of what the child is for.
 
 use super::failure::kind_of;
 use crate::confine;

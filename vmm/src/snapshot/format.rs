@@ -56,7 +56,7 @@ pub enum FormatError {
     /// Written by an older build.
     #[error(
         "the snapshot has format version {0}, which is older than version {OLDEST_VERSION}, the oldest that this build \
-         reads: a machine only goes on over the devices of its time; make it again with this build"
+         reads: a machine only continues with the devices of its time; make it again with this build"
     )]
     Older(u32),
     /// Written by a newer build.

@@ -142,7 +142,7 @@ pub trait VirtioDevice: fmt::Debug + Send {
             return Ok(());
         }
         Err(DeviceError::SavedState(format!(
-            "{} bytes for a {:?} device, which keeps no state of its own",
+            "{} bytes for a {:?} device, which keeps no state",
             state.len(),
             self.device_type()
         )))

@@ -49,7 +49,7 @@ pub(super) enum Outcome {
     Continue,
     /// It is over, and the guest knows or never knew of it.
     Gone,
-    /// It is over and the guest is to be told with RST.
+    /// It is over, and the guest has yet to receive an RST.
     Reset,
     /// The guest ended it, and waits for a RST if `answer`. Unless it is [`Phase::Draining`] now, it is over.
     EndedByGuest { answer: bool },

@@ -105,7 +105,7 @@ impl VsockDevice {
     ///
     /// A machine restored from a snapshot, or forked from a running one, gets a new device that takes over the state of
     /// the old one. In a child of fork(2) the old one is dropped: that closes the child's copies of its descriptors and
-    /// leaves the parent's connections alone.
+    /// does not affect the parent's connections.
     ///
     /// # Errors
     /// When an epoll set, eventfd or timerfd cannot be made.
