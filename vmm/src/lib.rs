@@ -21,7 +21,6 @@ pub mod fork;
 pub mod gate;
 pub mod log;
 pub mod machine;
-pub mod mailbox;
 pub mod memory;
 pub mod probe;
 pub mod process;

@@ -7,6 +7,7 @@
 pub mod context;
 pub(crate) mod drill_hooks;
 mod error;
+pub(crate) mod mailbox;
 pub mod phase;
 mod standstill;
 pub(crate) mod timeslice;

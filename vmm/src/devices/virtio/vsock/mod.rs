@@ -15,10 +15,8 @@
 //! A restored or forked machine gets a new device with a separate listener, which takes over the saved state and begins with
 //! a transport reset.
 
-mod backlog;
 mod completions;
 mod connection;
-mod credit;
 mod deadlines;
 mod device;
 mod handshake;

@@ -12,13 +12,16 @@
 //! that the guest's program reads an end of file; it sees a connection reset only when the whole transport is reset
 //! after a restore. Knows nothing of queues or epoll: [`super::mux`] calls it and acts on what it returns.
 
+mod backlog;
+mod credit;
+
 use super::{
-    backlog::Backlog,
-    credit::{ReceiveWindow, SendCredit},
     packet::{Address, GuestPort, HOST_CID, Header, HostPort, MAX_PAYLOAD, Operation, Shutdown},
     poller::Readiness,
     transfer::Part,
 };
+use backlog::Backlog;
+use credit::{ReceiveWindow, SendCredit};
 use rustix::net::{SendFlags, Shutdown as HowShut};
 use sandboxvm_protocol::ids::GuestCid;
 use std::{

@@ -1,6 +1,6 @@
 //! Flow control of one connection in both directions (virtio 1.2, 5.10.6.3). All counters are modulo 2^32.
 
-use super::packet::CreditFields;
+use crate::devices::virtio::vsock::packet::CreditFields;
 
 /// The peer broke the rules of flow control; its connection is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
