@@ -19,7 +19,7 @@ use super::{
     kind::{BuildError, DeviceKind, HostSide, Limit, SystemCalls, UnbuiltDevice},
     virtio::{
         balloon::BalloonKind,
-        block::{BlockKind, WritableDisks},
+        block::{BlockKind, DisksError, PreparedDisks, WritableDisks},
         device::{DeviceType, VirtioDevice},
         rng::RngKind,
         transport::TransportState,
@@ -32,7 +32,7 @@ use crate::{
     memory::released::ReleasedPages,
     process::failure::kind_of,
 };
-use sandboxvm_protocol::vmm::{ChildDevice, DeviceConfig, RefusalKind};
+use sandboxvm_protocol::vmm::{ChildDevice, DeviceConfig, RefusalKind, ResetDevice};
 use std::{
     fmt, io,
     os::fd::{OwnedFd, RawFd},
@@ -184,6 +184,12 @@ impl fmt::Debug for DeviceSet {
     }
 }
 
+/// The files that a reset gives the devices.
+#[derive(Debug)]
+pub struct PreparedReset {
+    disks: PreparedDisks,
+}
+
 /// The files of a copy's devices, one for each device that needs one.
 #[derive(Debug)]
 pub struct CopyFiles(Vec<Option<OwnedFd>>);
@@ -198,6 +204,20 @@ impl DeviceSet {
     /// Sets a limit of every device that has it. Copies of the machine begin with it.
     pub fn limit(&self, limit: Limit) {
         self.hosts.iter().for_each(|(_, host)| host.limit(limit));
+    }
+
+    /// Takes the files that a reset gives the devices. Nothing changes for the guest.
+    ///
+    /// # Errors
+    /// When a file is missing, cannot be used, or is for a device that the machine does not have.
+    pub fn prepare_reset(&self, given: &[ResetDevice], fds: &mut ReceivedFds) -> Result<PreparedReset, DisksError> {
+        let layers: Vec<_> = given.iter().map(|ResetDevice::Block { layers }| layers.as_slice()).collect();
+        Ok(PreparedReset { disks: self.disks.prepare_switch(&layers, fds)? })
+    }
+
+    /// Gives the devices of a standing machine the files that were prepared. Their state is restored later.
+    pub fn reset(&self, prepared: PreparedReset) {
+        self.disks.switch(prepared.disks);
     }
 
     /// Takes the files of a copy of the machine from those that came with the request.

@@ -5,8 +5,7 @@ use super::{
     state::{EventLoop, nanoseconds_since},
 };
 use crate::{
-    channel::descriptors::ReceivedFds, devices::virtio::block::PreparedDisks, memory, snapshot::SnapshotState,
-    snapshot::format,
+    channel::descriptors::ReceivedFds, devices::set::PreparedReset, memory, snapshot::SnapshotState, snapshot::format,
 };
 use sandboxvm_protocol::vmm::{ExitReason, ResetReport, ResetRequest};
 use std::{fs::File, time::Instant};
@@ -26,11 +25,11 @@ impl EventLoop {
         }
         setup.machine.check(&saved.machine)?;
         // All that can fail for lack of space is done while the machine is still what it was.
-        let disks = setup.devices.disks().prepare_switch(&request.devices, &mut fds)?;
+        let prepared = setup.devices.prepare_reset(&request.devices, &mut fds)?;
         self.tracking = None;
         let stopping = Instant::now();
         self.setup.machine.pause();
-        let result = self.return_to(&saved, disks);
+        let result = self.return_to(&saved, prepared);
         let result = result.and_then(|()| Ok(self.resume()?));
         if let Err(error) = &result {
             // Half of the machine is of another time than the rest.
@@ -41,10 +40,10 @@ impl EventLoop {
     }
 
     /// Puts the standing machine back to `saved`.
-    fn return_to(&mut self, saved: &SnapshotState, disks: PreparedDisks) -> Result<(), RequestError> {
+    fn return_to(&mut self, saved: &SnapshotState, prepared: PreparedReset) -> Result<(), RequestError> {
         let setup = &mut self.setup;
         memory::forget_writes(&setup.context().memory).map_err(RequestError::Memory)?;
-        setup.devices.disks().switch(disks);
+        setup.devices.reset(prepared);
         setup.machine.reset_to(&saved.machine)?;
         setup.baseline = setup.origin.clone().unwrap_or_default();
         // All of memory is as the origin has it.

@@ -246,3 +246,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_reset_with_other_files_than_the_disks_need_is_refused() {
+    let layers = |layers: &[u8]| ResetDevice::Block { layers: layers.iter().map(|index| FdIndex(*index)).collect() };
+    for given in
+        [vec![], vec![layers(&[4]), layers(&[5])], vec![layers(&[4, 4])], vec![layers(&[99])], vec![layers(&[])]]
+    {
+        let (set, mut files) = machine();
+        let refused = set.prepare_reset(&given, &mut files.fds).unwrap_err();
+        assert_eq!(refused.kind(), RefusalKind::BadRequest, "{given:?}: {refused}");
+    }
+    let (set, mut files) = machine();
+    let prepared = set.prepare_reset(&[layers(&[4])], &mut files.fds).unwrap();
+    set.reset(prepared);
+}

@@ -12,7 +12,7 @@ use crate::{
         writer::{WriteFailure, WriterError, WriterProcess},
     },
 };
-use sandboxvm_protocol::vmm::{RefusalKind, ResetDevice};
+use sandboxvm_protocol::vmm::{FdIndex, RefusalKind};
 use std::{
     fs::File,
     io,
@@ -149,9 +149,9 @@ impl WritableDisks {
     ///
     /// # Errors
     /// When one cannot be had, as on a full disk.
-    pub fn prepare_switch(&self, given: &[ResetDevice], fds: &mut ReceivedFds) -> Result<PreparedDisks, DisksError> {
+    pub fn prepare_switch(&self, given: &[&[FdIndex]], fds: &mut ReceivedFds) -> Result<PreparedDisks, DisksError> {
         self.check_count(given.len())?;
-        let prepared = self.0.iter().zip(given).map(|(disk, ResetDevice::Block { layers })| {
+        let prepared = self.0.iter().zip(given).map(|(disk, layers)| {
             let files = fds.take_files(layers, "a disk layer")?;
             Ok(lock(&disk.layers).prepare_layers(files)?)
         });
