@@ -98,7 +98,7 @@ pub use supervision::{
     publish::{HostEnd, Publish, PublishError, PublishedPort},
     status::SupervisionStatus,
 };
-pub use vmm::control::ControlError;
+pub use vmm::control::{ControlError, VmmRefusal};
 pub use vmm::descriptors::LaunchError;
 pub use vmm::end::EndError;
 pub use vmm::group::{Containment, containment};
@@ -126,5 +126,7 @@ pub use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 pub use sandboxvm_protocol::machine::{
     DiskLimits, DiskOperations, DiskRate, HostMode, MIB, MachineError, MemorySize, OutputRate, VcpuCount,
 };
-pub use sandboxvm_protocol::vmm::{BootMark, ExitReason, JailPart, Phase, VcpuStats, VmStats, VmStatus, VmmThread};
+pub use sandboxvm_protocol::vmm::{
+    BootMark, ExitReason, JailPart, Phase, RefusalKind, VcpuStats, VmStats, VmStatus, VmmThread,
+};
 pub use sandboxvm_protocol::{agent::WIRE as AGENT_WIRE, frame::Wire, vmm::WIRE as VMM_WIRE};

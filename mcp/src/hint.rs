@@ -3,7 +3,7 @@
 
 use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, ControlError, ExecError, FileError, FileErrorKind, NameError,
-    ProcessSpecError, ResetError, SnapshotError, State,
+    ProcessSpecError, RefusalKind, ResetError, SnapshotError, State,
 };
 use std::error::Error;
 
@@ -32,8 +32,16 @@ fn one(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if let Some(CTextError::TooLong(_)) = error.downcast_ref() {
         return Some(LARGE);
     }
-    if let Some(ControlError::NotRunning { .. } | ControlError::Silent(_)) = error.downcast_ref() {
-        return Some(REMOVE);
+    if let Some(error) = error.downcast_ref::<ControlError>() {
+        return match error {
+            ControlError::NotRunning { .. } | ControlError::Silent(_) => Some(REMOVE),
+            ControlError::Refused(refusal) => match refusal.kind? {
+                RefusalKind::NoSpace | RefusalKind::Resources => Some("remove a sandbox with sandbox_remove"),
+                RefusalKind::Superseded => Some("call the tool again"),
+                _ => None,
+            },
+            _ => None,
+        };
     }
     if let Some(AgentError::TooOld { .. } | AgentError::NotListening) = error.downcast_ref() {
         return Some(REMOVE);
@@ -70,7 +78,7 @@ fn one(error: &(dyn Error + 'static)) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{CreateError, ForkError};
+    use sandboxvm_manager::{CreateError, ForkError, VmmRefusal};
 
     #[test]
     fn hints_name_tools_and_are_found_below_wrapping_errors() {
@@ -79,5 +87,7 @@ mod tests {
         assert_eq!(of(&ForkError::from(admission())), Some("remove a sandbox with sandbox_remove"));
         assert_eq!(of(&ExecError::NotRunning { sandbox: "demo".into(), state: State::Dead }), Some(REMOVE));
         assert_eq!(of(&ExecError::Spec(ProcessSpecError::NoProgram)), None);
+        let full = VmmRefusal { kind: Some(RefusalKind::NoSpace), message: "cannot write the snapshot".into() };
+        assert_eq!(of(&SnapshotError::from(ControlError::Refused(full))), Some("remove a sandbox with sandbox_remove"));
     }
 }

@@ -8,7 +8,8 @@
 //! 4       4     body length in bytes, little endian, at most the receiver's cap for that kind
 //! ```
 //! A frame states the oldest version that has what is in it, not the sender's: so peers of different age read each other as
-//! long as they say nothing new, also before they have agreed on a version ([`Message::since`]).
+//! long as they say nothing new, also before they have agreed on a version ([`Message::since`]). A sender that knows which
+//! version its peer speaks may state that one ([`Wire::speaking`]), so that the peer knows that it may answer in it.
 //!
 //! The transports (vsock, Unix streams) are reliable and stay within one machine, so there is no checksum here; files
 //! that outlive a process carry one. A receiver never buffers more than one body of the cap it was built with.
@@ -123,6 +124,13 @@ pub struct FrameHeader {
 }
 
 impl Wire {
+    /// Returns the wire with a peer that is known to speak `version`: every frame states at least that. A version that
+    /// this build does not speak becomes the nearest one that it does.
+    #[must_use]
+    pub fn speaking(self, version: u8) -> Self {
+        Self { oldest: version.clamp(self.oldest, self.version), ..self }
+    }
+
     /// Reads a header, refusing lengths above `message_cap` (messages) or [`MAX_STREAM_BODY`] (streams).
     ///
     /// # Errors
@@ -198,6 +206,8 @@ pub struct FrameDecoder {
 /// One frame, borrowing its body from the decoder.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
+    /// Version that the sender stated.
+    pub version: u8,
     /// What the body is.
     pub kind: FrameKind,
     /// The body.
@@ -258,6 +268,6 @@ impl FrameDecoder {
             return Ok(None);
         }
         self.consumed = end;
-        Ok(Some(Frame { kind: header.kind, body: &self.buffer[start..end] }))
+        Ok(Some(Frame { version: header.version, kind: header.kind, body: &self.buffer[start..end] }))
     }
 }

@@ -92,6 +92,8 @@ fn no_message_costs_more_than_its_cap_allows() {
             assert!(peak <= 4 * MAX_TEXT, "VmmMessage: {peak} bytes");
             let peak = peak_of(|| decode::<LaunchConfig>(vmm::WIRE, &body));
             assert!(peak <= 64 * 1024, "LaunchConfig: {peak} bytes");
+            let peak = peak_of(|| decode::<vmm::v1::LaunchConfig>(vmm::WIRE, &body));
+            assert!(peak <= 64 * 1024, "LaunchConfig of version 1: {peak} bytes");
         }
     }
 

@@ -9,8 +9,9 @@ use sandboxvm_protocol::{
     ids::{GuestCid, SandboxId},
     machine::{MIB, MemorySize, VcpuCount},
     vmm::{
-        ConsoleConfig, ControlReply, ControlRequest, DiskConfig, ExitReason, FdIndex, LaunchConfig, MAX_FDS,
-        MAX_MESSAGE, MachineSource, SnapshotRequest, Timeline, VmStatus, VmmMessage, VmmThread, VsockConfig, WIRE,
+        ConsoleConfig, ControlReply, ControlRequest, DeviceConfig, DiskConfig, ExitReason, FdIndex, LaunchConfig,
+        MAX_FDS, MAX_MESSAGE, MachineSource, SnapshotRequest, Timeline, VmStatus, VmmMessage, VmmThread, VsockConfig,
+        WIRE,
     },
 };
 use std::{
@@ -211,11 +212,15 @@ impl Drill {
             vcpus: VcpuCount::ONE,
             memory: MemorySize::try_from(MEMORY).expect("a size"),
             source,
-            disks: vec![DiskConfig::ReadOnly { image: files.add(File::open(image).expect("it is there")) }],
-            vsock: VsockConfig {
-                listener: files.add(UnixListener::bind(path("vsock")).expect("a new socket")),
-                cid: GuestCid::DEFAULT,
-            },
+            devices: vec![
+                DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(File::open(image).expect("it is there")) }),
+                DeviceConfig::Rng,
+                DeviceConfig::Vsock(VsockConfig {
+                    listener: files.add(UnixListener::bind(path("vsock")).expect("a new socket")),
+                    cid: GuestCid::DEFAULT,
+                }),
+                DeviceConfig::Balloon,
+            ],
             console: ConsoleConfig { log: files.add(new("console.log")), limit: 1 << 20 },
             control: files.add(UnixListener::bind(path("control")).expect("a new socket")),
             status: files.add(new("status.json")),

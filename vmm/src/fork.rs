@@ -6,23 +6,20 @@
 //! turns a [`ForkedChild`] into a running machine.
 
 use crate::{
-    descriptors::{DescriptorError, ReceivedFds},
-    devices::virtio::{block::DiskPace, vsock::VsockOptions},
-    disks::{DiskFiles, Disks, DisksError, take_files},
-    memory::{GuestMemory, released::ReleasedPages},
-    process::split::{SplitError, close_all_but},
+    channel::descriptors::{DescriptorError, ReceivedFds},
+    devices::set::{CopyFiles, DeviceSet, DeviceSetError, UnbuiltDevices},
+    machine::context::MachineContext,
+    process::{
+        failure::kind_of,
+        split::{SplitError, close_all_but},
+    },
     snapshot::{MachineState, writer::Baseline},
 };
-use kvm_ioctls::Kvm;
 use rustix::{
     pipe::{PipeFlags, pipe_with},
     stdio::dup2_stderr,
 };
-use sandboxvm_protocol::{
-    ids::SandboxId,
-    machine::MemorySize,
-    vmm::{ForkChild, JailPart},
-};
+use sandboxvm_protocol::vmm::{ForkChild, JailPart, RefusalKind};
 use std::{
     fs::File,
     io::{self, Read},
@@ -30,7 +27,6 @@ use std::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
-    sync::Arc,
 };
 
 /// Why there is no child.
@@ -39,9 +35,9 @@ pub enum ForkError {
     /// A file is missing.
     #[error(transparent)]
     Fd(#[from] DescriptorError),
-    /// Disks.
+    /// Devices.
     #[error(transparent)]
-    Disks(#[from] DisksError),
+    Devices(#[from] DeviceSetError),
     /// fork(2), or closing the parent's descriptors.
     #[error(transparent)]
     Split(#[from] SplitError),
@@ -51,6 +47,19 @@ pub enum ForkError {
     /// The pipe that children wait at.
     #[error("cannot make the pipe at which copies wait for each other: {0}; the host may be out of descriptors")]
     Barrier(io::Error),
+}
+
+impl ForkError {
+    /// Returns the kind of refusal that a client receives.
+    #[must_use]
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Fd(_) => RefusalKind::BadRequest,
+            Self::Devices(error) => error.kind(),
+            Self::Split(error) => error.kind(),
+            Self::Log(source) | Self::Barrier(source) => kind_of(source),
+        }
+    }
 }
 
 /// Where a child waits until all of its siblings exist and the parent continues: before that, it would take CPU time from
@@ -83,12 +92,8 @@ impl StartBarrier {
 /// What one child is handed.
 #[derive(Debug)]
 pub struct ChildFiles {
-    /// Its ID.
-    pub sandbox: SandboxId,
     /// Its launch channel.
     pub launcher: UnixStream,
-    /// Listener of its vsock.
-    pub vsock: UnixListener,
     /// Its console log.
     pub console: File,
     /// Its control socket.
@@ -100,49 +105,54 @@ pub struct ChildFiles {
     /// End with the launcher.
     pub tie_to_launcher: bool,
     log: OwnedFd,
-    disk_tops: Vec<File>,
 }
 
 impl ChildFiles {
-    /// Takes the files of `child` from those that came with the request.
+    fn descriptors(&self) -> [RawFd; 6] {
+        [
+            self.launcher.as_raw_fd(),
+            self.console.as_raw_fd(),
+            self.control.as_raw_fd(),
+            self.status.as_raw_fd(),
+            self.lock.as_raw_fd(),
+            self.log.as_raw_fd(),
+        ]
+    }
+}
+
+/// What one child is handed, with the files of its devices.
+#[derive(Debug)]
+pub struct Handed {
+    files: ChildFiles,
+    devices: CopyFiles,
+}
+
+impl Handed {
+    /// Takes the files of `child`, a copy of a machine with `devices`, from those that came with the request.
     ///
     /// # Errors
     /// When one is missing.
-    pub fn take(child: &ForkChild, fds: &mut ReceivedFds) -> Result<Self, DescriptorError> {
-        Ok(Self {
-            sandbox: child.sandbox.clone(),
+    pub fn take(child: &ForkChild, devices: &DeviceSet, fds: &mut ReceivedFds) -> Result<Self, ForkError> {
+        let files = ChildFiles {
             launcher: UnixStream::from(fds.take(child.launcher, "a child's launch channel")?),
-            vsock: UnixListener::from(fds.take(child.vsock, "a child's vsock listener")?),
             console: File::from(fds.take(child.console, "a child's console log")?),
             control: UnixListener::from(fds.take(child.control, "a child's control listener")?),
             status: File::from(fds.take(child.status, "a child's status file")?),
             lock: fds.take(child.lock, "a child's lock")?,
             tie_to_launcher: child.tie_to_launcher,
             log: fds.take(child.log, "a child's log")?,
-            disk_tops: take_files(&child.disk_tops, fds)?,
-        })
+        };
+        Ok(Self { files, devices: devices.take_for_copy(&child.devices, fds)? })
     }
 }
 
-/// What a child inherits from its parent's machine.
+/// What a child inherits from its parent's machine, beside its devices.
 #[derive(Debug)]
 pub struct Inheritance {
-    /// /dev/kvm.
-    pub kvm: Arc<Kvm>,
-    /// The guest's memory, copy-on-write from here.
-    pub memory: Arc<GuestMemory>,
-    /// Its size.
-    pub memory_size: MemorySize,
+    /// The parent's. The guest's memory is copy-on-write from here.
+    pub context: MachineContext,
     /// Last snapshot.
     pub baseline: Baseline,
-    /// What the guest gave back since then: the child's memory is mapped from what the parent's is.
-    pub released: Arc<ReleasedPages>,
-    /// Its vsock device's.
-    pub vsock: VsockOptions,
-    /// How fast its disks are served.
-    pub disk_pace: DiskPace,
-    /// Bytes of console log kept.
-    pub console_limit: u64,
     /// Parts of the confinement that the parent, and so this process, does without.
     pub missing: Vec<JailPart>,
 }
@@ -154,8 +164,8 @@ pub struct ForkedChild {
     pub state: MachineState,
     /// Its own files.
     pub files: ChildFiles,
-    /// The files of its disks.
-    pub disks: Vec<DiskFiles>,
+    /// Copies of the parent's devices.
+    pub devices: UnbuiltDevices,
     /// From the parent.
     pub inherited: Inheritance,
 }
@@ -168,14 +178,15 @@ impl ForkedChild {
     /// When a descriptor cannot be copied, moved, closed or read.
     pub fn take_over(
         state: MachineState,
-        mut files: ChildFiles,
-        parent_disks: &Disks,
+        handed: Handed,
+        parent_devices: &DeviceSet,
         inherited: Inheritance,
         barrier: StartBarrier,
     ) -> Result<Self, ForkError> {
-        let disks = parent_disks.fork(std::mem::take(&mut files.disk_tops))?;
+        let Handed { files, devices } = handed;
+        let devices = parent_devices.copy(devices)?;
         dup2_stderr(&files.log).map_err(|error| ForkError::Log(error.into()))?;
-        let child = Self { state, files, disks, inherited };
+        let child = Self { state, files, devices, inherited };
         let mut keep = child.descriptors();
         keep.push(barrier.0.as_raw_fd());
         close_all_but(&keep)?;
@@ -184,20 +195,11 @@ impl ForkedChild {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let files = &self.files;
-        let mut keep = vec![
-            std::io::stderr().as_raw_fd(),
-            files.launcher.as_raw_fd(),
-            files.vsock.as_raw_fd(),
-            files.console.as_raw_fd(),
-            files.control.as_raw_fd(),
-            files.status.as_raw_fd(),
-            files.lock.as_raw_fd(),
-            files.log.as_raw_fd(),
-            self.inherited.kvm.as_raw_fd(),
-        ];
-        keep.extend(self.inherited.baseline.files.iter().map(|file| file.as_raw_fd()));
-        keep.extend(self.disks.iter().flat_map(DiskFiles::descriptors));
+        let Self { state: _, files, devices, inherited } = self;
+        let mut keep = vec![std::io::stderr().as_raw_fd(), inherited.context.kvm.as_raw_fd()];
+        keep.extend(files.descriptors());
+        keep.extend(inherited.baseline.files.iter().map(|file| file.as_raw_fd()));
+        keep.extend(devices.descriptors());
         keep
     }
 }

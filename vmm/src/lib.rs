@@ -5,31 +5,26 @@
 //! file and socket as an open descriptor by the manager.
 //!
 //! ```text
-//! main -> bring_up { confine, launch (fd 0) } -> machine { memory, arch, vcpu threads -> devices::board }
-//!      -> event_loop { control, devices, snapshot, fork }
+//! main -> bring_up { confine, channel::launch (fd 0) } -> machine { memory, arch, vcpu threads -> devices::board }
+//!      -> event_loop { channel::control, devices::set, snapshot, fork }
 //! ```
 
 pub mod arch;
 pub mod bring_up;
+pub mod channel;
 pub mod confine;
-pub mod control;
-pub mod descriptors;
 pub mod devices;
-pub mod disks;
 #[cfg(feature = "escape-drills")]
 pub mod drills;
 pub mod event_loop;
 pub mod fork;
 pub mod gate;
-pub mod launch;
 pub mod log;
 pub mod machine;
-pub mod mailbox;
 pub mod memory;
 pub mod probe;
 pub mod process;
 pub mod snapshot;
-pub mod spare_descriptor;
 pub mod stats;
 pub mod status;
 pub mod timeline;

@@ -1,7 +1,7 @@
 //! `sandboxvm-vmm --probe`: what this host's KVM offers and how far a VMM can be confined, as JSON on standard output. Starts
 //! no machine.
 
-use crate::{arch::x86_64::host_mode, confine};
+use crate::{arch::x86_64::host_mode, confine, devices::set};
 use kvm_ioctls::{Cap, Kvm};
 use sandboxvm_protocol::{machine::HostMode, vmm::JailPart};
 use serde::Serialize;
@@ -69,7 +69,8 @@ pub fn probe() -> Probe {
         )),
     }
     capabilities.insert("core_scheduling", confine::separate_cores());
-    let confined = confine::isolate().and_then(|missing| confine::restrict_syscalls().map(|()| missing));
+    let confined =
+        confine::isolate().and_then(|missing| confine::restrict_syscalls(set::system_calls()).map(|()| missing));
     let missing = confined.unwrap_or_else(|error| {
         problems.push(error.to_string());
         Vec::new()

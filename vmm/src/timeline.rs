@@ -23,7 +23,7 @@ fn nanoseconds(clock: ClockId) -> u64 {
 /// What is known before there is a machine.
 #[derive(Debug, Clone, Copy)]
 pub struct StartTimes {
-    /// The process began; in a fork, the child's going on.
+    /// The process began. In a fork: when the child continued.
     pub process_start: u64,
     /// It was confined and waited for its machine.
     pub confined: u64,

@@ -1,5 +1,5 @@
 //! Attacks on the system call filter: a process takes it on and then makes the call that code injected into a VMM would
-//! make. Each must end that process with SIGSYS; what a VMM needs must go on working.
+//! make. Each must end that process with SIGSYS; what a VMM needs must keep working.
 
 #![expect(
     clippy::undocumented_unsafe_blocks,
@@ -17,7 +17,7 @@ fn under_filter(attack: impl FnOnce() -> bool) -> libc::c_int {
     assert!(child >= 0, "fork: {}", std::io::Error::last_os_error());
     if child == 0 {
         unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-        let code = match restrict_syscalls() {
+        let code = match restrict_syscalls(sandboxvm_vmm::devices::set::system_calls()) {
             Ok(()) if attack() => 0,
             Ok(()) => 1,
             Err(_) => 2,

@@ -75,6 +75,7 @@ mod tests {
             reason,
             missing: vec![],
             clocks_jump: false,
+            wire: 1,
         };
         let failed = ExitReason::HostFailure { message: "cannot write to the disk: No space left on device".into() };
         let running = Details {
@@ -83,7 +84,12 @@ mod tests {
             directory: "/var/lib/sandboxvm/sandboxes/aaaaaaaa".into(),
             unkept_limits: vec!["its share of the processor is not limited: no control group can be made".into()],
             unconfined: vec![JailPart::OwnUser.to_string()],
-            vmm: Some(VmStatus { missing: vec![JailPart::OwnUser], clocks_jump: true, ..status(Phase::Ready, None) }),
+            vmm: Some(VmStatus {
+                missing: vec![JailPart::OwnUser],
+                clocks_jump: true,
+                wire: 2,
+                ..status(Phase::Ready, None)
+            }),
             supervision: Some(example_supervision()),
         };
         let ended = |id: &str, vmm, state| Details {

@@ -5,7 +5,8 @@ use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelErr
 use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, ControlError, CopyError, CreateError, ExecError, FileError, FileErrorKind,
     FindError, ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, ProcessSpecError,
-    RecordError, RemoveError, ResetError, SnapshotError, StartError, State, SuperviseError, audit::AuditError,
+    RecordError, RefusalKind, RemoveError, ResetError, SnapshotError, StartError, State, SuperviseError,
+    audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
 use sandboxvm_server::{KeyError, ServerError, TokenError, TracesError};
@@ -136,6 +137,8 @@ fn of_processes(error: &(dyn Error + 'static)) -> Option<String> {
             ControlError::Silent(Some(sandbox)) => Some(removes(sandbox)),
             ControlError::NotRunning { sandbox, state } => of_state(sandbox, state),
             ControlError::Unfinished(_) => fixed(OVERLOADED),
+            ControlError::TooOld => fixed("stop the sandbox and start it again"),
+            ControlError::Refused(refusal) => of_vmm_refusal(refusal.kind?),
             _ => None,
         };
     }
@@ -167,6 +170,18 @@ fn of_state(sandbox: &str, state: &State) -> Option<String> {
             Some(format!("`sandboxvm logs {sandbox}` shows its console, and `sandboxvm rm {sandbox}` removes it"))
         }
         State::Creating | State::Running => None,
+    }
+}
+
+/// What the user can do about a request that a VMM refused.
+fn of_vmm_refusal(kind: RefusalKind) -> Option<String> {
+    match kind {
+        RefusalKind::NoSpace => fixed("remove sandboxes or snapshots to free space on the host"),
+        RefusalKind::Resources => fixed("stop some sandboxes, or raise the limits of processes and open files"),
+        RefusalKind::BadSnapshot => fixed(SNAPSHOT_AGAIN),
+        RefusalKind::Superseded => fixed("repeat the command"),
+        // The message of a busy VMM says to wait, and the user cannot cause the others.
+        RefusalKind::Busy | RefusalKind::WrongPhase | RefusalKind::BadRequest | RefusalKind::Host => None,
     }
 }
 
@@ -281,7 +296,7 @@ fn removes(sandbox: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{CopyError, FileError, Silence, SilentPart, SnapshotError};
+    use sandboxvm_manager::{CopyError, FileError, Silence, SilentPart, SnapshotError, VmmRefusal};
     use std::time::Duration;
 
     #[test]
@@ -295,6 +310,18 @@ mod tests {
         assert_eq!(of(&SnapshotError::from(control())), hint);
         assert_eq!(of(&ExecError::from(control())), hint);
         assert_eq!(of(&ControlError::Silent(None)), None);
+    }
+
+    #[test]
+    fn hint_for_a_request_that_a_vmm_refused_depends_on_the_kind() {
+        let refused = |kind| {
+            let message = "cannot write the snapshot: No space left on device (os error 28)".to_owned();
+            of(&SnapshotError::from(ControlError::Refused(VmmRefusal { kind, message })))
+        };
+        assert!(refused(Some(RefusalKind::NoSpace)).is_some_and(|hint| hint.contains("free space")));
+        assert_eq!(refused(Some(RefusalKind::Host)), None);
+        // A VMM that runs since before an upgrade does not say the kind.
+        assert_eq!(refused(None), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
     ids::GuestCid,
-    vmm::{ConsoleConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
+    vmm::{ConsoleConfig, DeviceConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
 };
 use std::{fs::File, os::unix::net::UnixListener, path::Path};
 
@@ -143,15 +143,17 @@ impl Parts {
             vcpus: record.vcpus,
             memory: record.memory_bytes,
             source,
-            disks: vec![
-                DiskConfig::ReadOnly { image: files.add(machine.agent) },
-                DiskConfig::ReadOnly { image: files.add(machine.image) },
-                DiskConfig::Writable {
+            devices: vec![
+                DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.agent) }),
+                DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.image) }),
+                DeviceConfig::Block(DiskConfig::Writable {
                     template: files.add(machine.template),
                     layers: machine.layers.iter().map(|layer| files.add(layer)).collect(),
-                },
+                }),
+                DeviceConfig::Rng,
+                DeviceConfig::Vsock(VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT }),
+                DeviceConfig::Balloon,
             ],
-            vsock: VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT },
             console: ConsoleConfig { log: files.add(&self.console), limit: CONSOLE_LOG_LIMIT },
             control: files.add(&self.control),
             status: files.add(&self.status),

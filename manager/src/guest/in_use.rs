@@ -187,8 +187,15 @@ mod tests {
     }
 
     fn say(directory: &SandboxDirectory, phase: Phase) {
-        let status =
-            VmStatus { pid: 1, phase, host_mode: HostMode::Vmx, reason: None, missing: Vec::new(), clocks_jump: false };
+        let status = VmStatus {
+            pid: 1,
+            phase,
+            host_mode: HostMode::Vmx,
+            reason: None,
+            missing: Vec::new(),
+            clocks_jump: false,
+            wire: 1,
+        };
         directory.replace(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
     }
 

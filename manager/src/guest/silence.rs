@@ -167,8 +167,15 @@ mod tests {
     fn directory(host_mode: HostMode) -> (tempfile::TempDir, SandboxDirectory, UnixListener) {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
-        let status =
-            VmStatus { pid: 1, phase: Phase::Ready, host_mode, reason: None, missing: Vec::new(), clocks_jump: false };
+        let status = VmStatus {
+            pid: 1,
+            phase: Phase::Ready,
+            host_mode,
+            reason: None,
+            missing: Vec::new(),
+            clocks_jump: false,
+            wire: 1,
+        };
         directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
         let listener = directory.listen(CONTROL_SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();

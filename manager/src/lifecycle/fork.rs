@@ -49,7 +49,7 @@ use crate::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::{
     ids::SandboxId,
-    vmm::{ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
+    vmm::{ChildDevice, ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
 };
 use std::{
     fs::File,
@@ -233,7 +233,7 @@ impl Sandbox {
         let mut children = Vec::with_capacity(count);
         let mut handed = Vec::with_capacity(count);
         for _ in 0..count {
-            let (child, files) = self.stage_child(&running.lineage)?;
+            let (child, files) = self.stage_child(&running.lineage, running.control.version())?;
             children.push(child);
             handed.push(files);
         }
@@ -249,28 +249,28 @@ impl Sandbox {
             children: children.iter().zip(&handed).map(|(child, files)| files.request(child, &mut sent)).collect(),
         });
         children.iter_mut().for_each(|child| child.is_asked_for = true);
-        let reply = running.control.request_with(&request, &sent, FORKED_WITHIN).await?;
+        let reply = running.control.request_with(request, &sent, FORKED_WITHIN).await?;
         children.iter_mut().for_each(|child| child.is_asked_for = false);
         // This also closes our copies of the locks: from here on only the children hold them.
         drop(handed);
         match reply {
-            ControlReply::Fork(report) => {
+            Ok(ControlReply::Fork(report)) => {
                 // If the disk has no room for the record, the announcement in the lineage says the
                 // same.
                 let _ = running.complete(next);
                 Ok((children, report))
             }
-            ControlReply::Failed { message } => {
+            Err(refusal) => {
                 running.conclude();
-                Err(ControlError::Refused(message).into())
+                Err(ControlError::from(refusal).into())
             }
-            _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+            Ok(_) => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
         }
     }
 
     /// Creates the directory of a child, with links to all files that it continues from, and the
-    /// files that its VMM receives.
-    fn stage_child(&self, lineage: &Lineage) -> Result<(Child, ChildFiles), ForkError> {
+    /// files that its VMM receives. Like its parent, that VMM speaks `version`.
+    fn stage_child(&self, lineage: &Lineage, version: u8) -> Result<(Child, ChildFiles), ForkError> {
         let record = SandboxRecord {
             id: new_id()?,
             name: None,
@@ -303,7 +303,7 @@ impl Sandbox {
         // a sweep may remove.
         let child = Child {
             sandbox: Some(staged.publish()?),
-            channel: ControlClient::over_signed(ours)?,
+            channel: ControlClient::over_signed(ours)?.speaking(version),
             group,
             is_asked_for: false,
         };
@@ -330,8 +330,10 @@ impl ChildFiles {
         ForkChild {
             sandbox: child.sandbox().record.id.clone(),
             launcher: files.add(&self.launcher),
-            disk_tops: vec![files.add(&self.top)],
-            vsock: files.add(&parts.vsock),
+            devices: vec![
+                ChildDevice::Block { top: files.add(&self.top) },
+                ChildDevice::Vsock { listener: files.add(&parts.vsock) },
+            ],
             console: files.add(&parts.console),
             log: files.add(&parts.vmm_log),
             control: files.add(&parts.control),

@@ -44,7 +44,7 @@ use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
     ids::{SandboxId, SandboxName},
     machine::{MIB, MemorySize, VcpuCount},
-    vmm::{ControlReply, ControlRequest, DiskLayers, ResetReport, ResetRequest},
+    vmm::{ControlReply, ControlRequest, ResetDevice, ResetReport, ResetRequest},
 };
 use std::{fs::File, path::PathBuf, time::Duration};
 use tokio::time::timeout;
@@ -335,21 +335,21 @@ impl Sandbox {
         let mut sent = LaunchFiles::default();
         let request = ControlRequest::Reset(ResetRequest {
             state: sent.add(&state),
-            disks: vec![DiskLayers(layers.iter().map(|layer| sent.add(layer)).collect())],
+            devices: vec![ResetDevice::Block { layers: layers.iter().map(|layer| sent.add(layer)).collect() }],
         });
-        match running.control.request_with(&request, &sent, RESET_WITHIN).await? {
-            ControlReply::Reset(report) => {
+        match running.control.request_with(request, &sent, RESET_WITHIN).await? {
+            Ok(ControlReply::Reset(report)) => {
                 // If the disk has no room for the record, the announcement in the lineage says the
                 // same.
                 let _ = running.complete(next);
                 Ok(report)
             }
-            ControlReply::Failed { message } => {
+            Err(refusal) => {
                 interruption::withdraw(directory);
                 running.conclude();
-                Err(ControlError::Refused(message).into())
+                Err(ControlError::from(refusal).into())
             }
-            _ => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+            Ok(_) => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
         }
     }
 

@@ -86,9 +86,8 @@ async fn flatten(running: &mut Running<'_>) -> Result<(), FlattenError> {
 async fn merge(control: &mut ControlClient, file: &File) -> Result<(), ControlError> {
     let mut sent = LaunchFiles::default();
     let request = ControlRequest::MergeLayers(MergeLayersRequest { files: vec![sent.add(file)] });
-    match control.request_with(&request, &sent, MERGED_WITHIN).await? {
+    match control.request_with(request, &sent, MERGED_WITHIN).await?? {
         ControlReply::Done => Ok(()),
-        ControlReply::Failed { message } => Err(ControlError::Refused(message)),
         _ => Err(WireError::Unexpected("another request's reply").into()),
     }
 }

@@ -145,15 +145,15 @@ async fn write<'h>(
         disk_tops: vec![sent.add(&files.top)],
         full: baseline.is_none(),
     });
-    let report = match running.control.request_with(&request, &sent, WRITTEN_WITHIN).await? {
-        ControlReply::Snapshot(report) => report,
-        ControlReply::Failed { message } => {
+    let report = match running.control.request_with(request, &sent, WRITTEN_WITHIN).await? {
+        Ok(ControlReply::Snapshot(report)) => report,
+        Err(refusal) => {
             // Dropped first, because that frees space on a full disk.
             drop(staged);
             refused(&mut running.lineage, directory, baseline);
-            return Err(ControlError::Refused(message).into());
+            return Err(ControlError::from(refusal).into());
         }
-        _ => return Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
+        Ok(_) => return Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
     };
     let memory_name = free_name(directory, Kind::Memory)?;
     directory.link_from(&staged.directory, NEW_MEMORY, &memory_name)?;

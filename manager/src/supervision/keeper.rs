@@ -287,6 +287,7 @@ mod tests {
             reason: None,
             missing: Vec::new(),
             clocks_jump: false,
+            wire: 1,
         };
         directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
         Supervision::of(spec).unwrap().write(&directory).unwrap();

@@ -1,6 +1,9 @@
 //! The client of a VMM's control socket: one request, one reply, and events in between if the
 //! client asked for them. A VMM that does not answer in time is treated as unable to answer; no
 //! caller may wait without limit.
+//!
+//! A VMM may be of an older build: it runs since before an upgrade. The version of the wire that it
+//! speaks is in its status file, and is what every frame states that is sent to it.
 
 use crate::{
     home::directory::{CONTROL_SOCKET, DirectoryError, SandboxDirectory},
@@ -8,15 +11,16 @@ use crate::{
     vmm::{
         descriptors,
         descriptors::{LaunchError, LaunchFiles},
-        state::State,
+        state::{self, State},
         wire::{self, FrameReader, WireError},
     },
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, UCred, recvmsg, sockopt::set_socket_passcred};
 use sandboxvm_protocol::{
-    frame::Message,
+    frame::{Message, Wire},
     vmm::{
-        ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Timeline, VmStats, VmmEvent, VmmMessage, WIRE,
+        ControlReply, ControlRequest, ExitReason, MAX_MESSAGE, Phase, Refusal, RefusalKind, Timeline, VmStats,
+        VmmEvent, VmmMessage, WIRE,
     },
 };
 use std::{
@@ -75,11 +79,44 @@ pub enum ControlError {
     ),
     /// The VMM refused the request.
     #[error("{0}")]
-    Refused(String),
+    Refused(VmmRefusal),
+    /// The VMM is of a build that does not know the request.
+    #[error("the VMM is of an older build, which cannot do this")]
+    TooOld,
     /// The machine ended before the VMM answered.
     #[error("{0}")]
     Ended(ExitReason),
 }
+
+/// Why a VMM refused a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct VmmRefusal {
+    /// The kind, for programs. Not known from a VMM of a build that does not say it.
+    pub kind: Option<RefusalKind>,
+    /// What was tried and why it failed.
+    pub message: String,
+}
+
+impl From<VmmRefusal> for ControlError {
+    fn from(refusal: VmmRefusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl ControlError {
+    /// Returns of what kind the refusal of the VMM is, if it refused and says so.
+    #[must_use]
+    pub fn refusal(&self) -> Option<RefusalKind> {
+        match self {
+            Self::Refused(refusal) => refusal.kind,
+            _ => None,
+        }
+    }
+}
+
+/// The reply to a request, or the VMM's refusal.
+pub(crate) type Answer = Result<ControlReply, VmmRefusal>;
 
 fn does_not_answer(sandbox: Option<&str>) -> String {
     sandbox.map_or_else(String::new, |sandbox| format!("sandbox {sandbox} does not answer: "))
@@ -95,25 +132,49 @@ pub(crate) struct ControlClient {
     /// Events that arrived while a reply was awaited. Empty unless the connection watches.
     events: VecDeque<VmmEvent>,
     watches: bool,
+    /// What the VMM speaks: its oldest version is the one that every frame states.
+    wire: Wire,
 }
 
 impl ControlClient {
+    /// Connects to the control socket of a VMM, which may be of an older build.
     pub(crate) async fn connect(directory: &SandboxDirectory) -> Result<Self, ControlError> {
+        // Without a status there is no VMM yet, or one that says nothing.
+        let version = state::status(directory)?.map_or(WIRE.oldest, |status| status.wire);
         // The directory has the ID as its name.
         let id = directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         match directory.connect(CONTROL_SOCKET).await {
-            Ok(stream) => Ok(Self { watches: false, ..Self::over(stream).called(id) }),
+            Ok(stream) => Ok(Self { watches: false, ..Self::over(stream).speaking(version).called(id) }),
             // The backlog of the socket is full.
             Err(error) if error.is_would_block() => Err(ControlError::Silent(Some(id))),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Uses a stream that is connected already: the launch channel, which watches from its start.
+    /// Uses a stream that is connected already: the launch channel of a VMM of the present build.
+    /// It watches from its start.
     pub(crate) fn over(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
         let reader = FrameReader::new(reader, WIRE, MAX_MESSAGE);
-        Self { sandbox: None, reader, writer, events: VecDeque::new(), watches: true }
+        Self {
+            sandbox: None,
+            reader,
+            writer,
+            events: VecDeque::new(),
+            watches: true,
+            wire: WIRE.speaking(WIRE.version),
+        }
+    }
+
+    /// Sets the version of the wire that the VMM speaks.
+    pub(crate) fn speaking(mut self, version: u8) -> Self {
+        self.wire = WIRE.speaking(version);
+        self
+    }
+
+    /// Returns the version of the wire that the VMM speaks, as far as it is known here.
+    pub(crate) fn version(&self) -> u8 {
+        self.wire.oldest
     }
 
     /// Like [`Self::over`], for a channel on which [`Self::sender`] will be called.
@@ -152,32 +213,30 @@ impl ControlClient {
 
     /// Sends a request whose reply is Done.
     pub(crate) async fn ask(&mut self, request: ControlRequest) -> Result<(), ControlError> {
-        match self.request(&request).await? {
+        match self.request(request).await?? {
             ControlReply::Done => Ok(()),
-            ControlReply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(WireError::Unexpected("another request's reply").into()),
         }
     }
 
     pub(crate) async fn stats(&mut self) -> Result<VmStats, ControlError> {
-        match self.request(&ControlRequest::Stats).await? {
+        match self.request(ControlRequest::Stats).await?? {
             ControlReply::Stats(stats) => Ok(*stats),
-            ControlReply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(WireError::Unexpected("reply without statistics").into()),
         }
     }
 
     pub(crate) async fn timeline(&mut self) -> Result<Timeline, ControlError> {
-        match self.request(&ControlRequest::Timeline).await? {
+        match self.request(ControlRequest::Timeline).await?? {
             ControlReply::Timeline(timeline) => Ok(timeline),
-            ControlReply::Failed { message } => Err(ControlError::Refused(message)),
             _ => Err(WireError::Unexpected("reply without a timeline").into()),
         }
     }
 
-    async fn request(&mut self, request: &ControlRequest) -> Result<ControlReply, ControlError> {
+    async fn request(&mut self, request: ControlRequest) -> Result<Answer, ControlError> {
+        let request = request.for_version(self.version()).ok_or(ControlError::TooOld)?;
         let answer = async {
-            wire::send(&mut self.writer, WIRE, request, MAX_MESSAGE).await?;
+            wire::send(&mut self.writer, self.wire, &request, MAX_MESSAGE).await?;
             self.reply().await
         };
         timeout(ANSWER_WITHIN, answer).await.map_err(|_| ControlError::Silent(self.sandbox.clone()))?
@@ -187,29 +246,33 @@ impl ControlClient {
     /// in progress on this connection.
     pub(crate) async fn request_with(
         &mut self,
-        request: &ControlRequest,
+        request: ControlRequest,
         files: &LaunchFiles<'_>,
         within: Duration,
-    ) -> Result<ControlReply, ControlError> {
-        self.send_with(request, files)?;
+    ) -> Result<Answer, ControlError> {
+        let request = request.for_version(self.version()).ok_or(ControlError::TooOld)?;
+        self.send_with(&request, files)?;
         timeout(within, self.reply()).await.map_err(|_| ControlError::Unfinished(within))?
     }
 
     /// Sends a message with files in one system call. No other request may be in progress on this
     /// connection.
     pub(crate) fn send_with(&self, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
-        descriptors::send(self.writer.as_ref(), message, files)
+        descriptors::send(self.writer.as_ref(), self.wire, message, files)
     }
 
     /// Waits for a reply. A VMM that was taken over may send events as long as a reply is awaited:
     /// so only events that were asked for are kept, and no more of them than a machine has.
-    async fn reply(&mut self) -> Result<ControlReply, ControlError> {
+    async fn reply(&mut self) -> Result<Answer, ControlError> {
         for _ in 0..=MAX_EVENTS {
             match self.next_message().await? {
                 VmmMessage::Reply(ControlReply::Failed { message }) => {
-                    return Ok(ControlReply::Failed { message: one_line(&message) });
+                    return Ok(Err(VmmRefusal { kind: None, message: one_line(&message) }));
                 }
-                VmmMessage::Reply(reply) => return Ok(reply),
+                VmmMessage::Reply(ControlReply::Refused(Refusal { kind, message })) => {
+                    return Ok(Err(VmmRefusal { kind: Some(kind), message: one_line(&message) }));
+                }
+                VmmMessage::Reply(reply) => return Ok(Ok(reply)),
                 VmmMessage::Event(event) if self.watches && self.events.len() < MAX_EVENTS => {
                     self.events.push_back(event);
                 }
@@ -306,6 +369,54 @@ mod tests {
         assert_eq!(refused, "no\\nsandboxvm: yes\\u{1b}[2J");
         let ended = client.ready().await.unwrap_err().to_string();
         assert_eq!(ended, "host failure: no\\nsandboxvm: yes\\u{1b}[2J");
+    }
+
+    #[tokio::test]
+    async fn kind_of_a_refusal_is_kept_and_an_older_vmm_has_none() {
+        let message = || "cannot write the snapshot".to_owned();
+        let mut client = vmm_that_says(vec![
+            VmmMessage::Reply(ControlReply::Refused(Refusal { kind: RefusalKind::NoSpace, message: message() })),
+            VmmMessage::Reply(ControlReply::Failed { message: message() }),
+        ])
+        .await;
+        for kind in [Some(RefusalKind::NoSpace), None] {
+            let refused = client.ask(ControlRequest::Pause).await.unwrap_err();
+            assert_eq!((refused.refusal(), refused.to_string()), (kind, message()));
+        }
+    }
+
+    /// Sends a request to a VMM that speaks `version`. Returns the frame.
+    async fn frame_to(version: u8, request: ControlRequest) -> Vec<u8> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let answer = VmmMessage::Reply(ControlReply::Done);
+        wire::send(&mut theirs, WIRE, &answer, MAX_MESSAGE).await.unwrap();
+        let mut client = ControlClient::over(ours).speaking(version);
+        client.request_with(request, &LaunchFiles::default(), ANSWER_WITHIN).await.unwrap().unwrap();
+        let mut frame = vec![0; 4096];
+        let length = tokio::io::AsyncReadExt::read(&mut theirs, &mut frame).await.unwrap();
+        frame.truncate(length);
+        frame
+    }
+
+    #[tokio::test]
+    async fn vmm_of_an_older_build_receives_what_it_understands() {
+        use sandboxvm_protocol::vmm::{FdIndex, ResetDevice, ResetRequest, v1};
+        let request = || {
+            let devices = vec![ResetDevice::Block { layers: vec![FdIndex(1), FdIndex(2)] }];
+            ControlRequest::Reset(ResetRequest { state: FdIndex(0), devices })
+        };
+        let older = frame_to(1, request()).await;
+        let disks = vec![v1::DiskLayers(vec![FdIndex(1), FdIndex(2)])];
+        let expected = ControlRequest::ResetV1(v1::ResetRequest { state: FdIndex(0), disks });
+        assert_eq!((older[2], WIRE.decode_message(&older[8..])), (1, Ok(expected)));
+        let present = frame_to(2, request()).await;
+        assert_eq!((present[2], WIRE.decode_message(&present[8..])), (2, Ok(request())));
+        // From this the VMM knows that it may answer in version 2, also to what version 1 has.
+        assert_eq!(frame_to(1, ControlRequest::Pause).await[2], 1);
+        assert_eq!(frame_to(2, ControlRequest::Pause).await[2], 2);
+        // A hostile VMM may claim any version.
+        assert_eq!(frame_to(0, ControlRequest::Pause).await[2], 1);
+        assert_eq!(frame_to(255, ControlRequest::Pause).await[2], 2);
     }
 
     #[tokio::test]

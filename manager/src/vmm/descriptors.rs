@@ -4,8 +4,8 @@
 use crate::home::directory::DirectoryError;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandboxvm_protocol::{
-    frame::{FrameError, Message},
-    vmm::{FdIndex, MAX_FDS, MAX_MESSAGE, WIRE},
+    frame::{FrameError, Message, Wire},
+    vmm::{FdIndex, MAX_FDS, MAX_MESSAGE},
 };
 use std::{
     io::{self, IoSlice},
@@ -36,7 +36,7 @@ pub enum LaunchError {
     Frame(#[from] FrameError),
 }
 
-/// Collects the descriptors that a [`LaunchConfig`] names by index.
+/// Collects the descriptors that a message names by index.
 #[derive(Debug, Default)]
 pub(crate) struct LaunchFiles<'a>(Vec<BorrowedFd<'a>>);
 
@@ -52,9 +52,14 @@ impl<'a> LaunchFiles<'a> {
 
 /// Sends frame and descriptors in one sendmsg(2): a stream delivers descriptors with the first byte
 /// they were sent with.
-pub(crate) fn send(channel: impl AsFd, message: &impl Message, files: &LaunchFiles<'_>) -> Result<(), LaunchError> {
+pub(crate) fn send(
+    channel: impl AsFd,
+    wire: Wire,
+    message: &impl Message,
+    files: &LaunchFiles<'_>,
+) -> Result<(), LaunchError> {
     let mut frame = Vec::new();
-    WIRE.append_message(&mut frame, message, MAX_MESSAGE)?;
+    wire.append_message(&mut frame, message, MAX_MESSAGE)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(&files.0)) {
@@ -77,9 +82,9 @@ pub(crate) mod tests {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     use sandboxvm_protocol::{
         frame::FrameDecoder,
-        ids::{GuestCid, SandboxId},
+        ids::SandboxId,
         machine::{MemorySize, VcpuCount},
-        vmm::{ConsoleConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
+        vmm::{ConsoleConfig, DeviceConfig, DiskConfig, LaunchConfig, MachineSource, WIRE},
     };
     use std::{
         fs::File,
@@ -93,8 +98,7 @@ pub(crate) mod tests {
             vcpus: VcpuCount::ONE,
             memory: MemorySize::try_from(256 << 20).unwrap(),
             source: MachineSource::Boot { kernel: FdIndex(0), cmdline_extra: String::new() },
-            disks: vec![DiskConfig::ReadOnly { image: FdIndex(1) }],
-            vsock: VsockConfig { listener: FdIndex(0), cid: GuestCid::DEFAULT },
+            devices: vec![DeviceConfig::Block(DiskConfig::ReadOnly { image: FdIndex(1) }), DeviceConfig::Rng],
             console: ConsoleConfig { log: FdIndex(0), limit: 1 << 20 },
             control: FdIndex(0),
             status: FdIndex(0),
@@ -113,7 +117,7 @@ pub(crate) mod tests {
         second.write_all(b"second").unwrap();
         let mut files = LaunchFiles::default();
         assert_eq!((files.add(&first), files.add(&second)), (FdIndex(0), FdIndex(1)));
-        send(&ours, &config(), &files).unwrap();
+        send(&ours, WIRE, &config(), &files).unwrap();
 
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];

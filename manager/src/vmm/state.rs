@@ -136,7 +136,7 @@ mod tests {
     }
 
     fn status(phase: Phase, reason: Option<ExitReason>) -> VmStatus {
-        VmStatus { pid: 1, phase, host_mode: HostMode::Vmx, reason, missing: Vec::new(), clocks_jump: false }
+        VmStatus { pid: 1, phase, host_mode: HostMode::Vmx, reason, missing: Vec::new(), clocks_jump: false, wire: 1 }
     }
 
     #[test]

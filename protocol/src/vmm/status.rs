@@ -153,6 +153,18 @@ pub struct VmStatus {
     /// after a pause or a restore, and a busy process may stand still for as long.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clocks_jump: bool,
+    /// The version of the wire that the VMM speaks. VMMs of version 1 do not say it.
+    #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
+    pub wire: u8,
+}
+
+fn first_version() -> u8 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_first_version(version: &u8) -> bool {
+    *version == 1
 }
 
 /// A part of the VMM's confinement that a host may withhold.

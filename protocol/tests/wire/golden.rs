@@ -83,6 +83,7 @@ fn wire_lines() -> Lines {
     }
     message_lines(agent::WIRE, "HostMessage", agent::MAX_HOST_MESSAGE, &samples::host_messages(), &mut lines);
     message_lines(agent::WIRE, "AgentMessage", agent::MAX_AGENT_MESSAGE, &samples::agent_messages(), &mut lines);
+    message_lines(vmm::WIRE, "LaunchConfig", vmm::MAX_MESSAGE, &samples::launch_configs_v1(), &mut lines);
     message_lines(vmm::WIRE, "LaunchConfig", vmm::MAX_MESSAGE, &samples::launch_configs(), &mut lines);
     message_lines(vmm::WIRE, "ControlRequest", vmm::MAX_MESSAGE, &samples::control_requests(), &mut lines);
     message_lines(vmm::WIRE, "VmmMessage", vmm::MAX_MESSAGE, &samples::vmm_messages(), &mut lines);
@@ -200,6 +201,7 @@ fn still_read<T: WireMessage>(wire: Wire, type_name: &str, cap: usize, samples: 
 fn the_golden_bytes_are_still_read() {
     still_read(agent::WIRE, "HostMessage", agent::MAX_HOST_MESSAGE, &samples::host_messages());
     still_read(agent::WIRE, "AgentMessage", agent::MAX_AGENT_MESSAGE, &samples::agent_messages());
+    still_read(vmm::WIRE, "LaunchConfig", vmm::MAX_MESSAGE, &samples::launch_configs_v1());
     still_read(vmm::WIRE, "LaunchConfig", vmm::MAX_MESSAGE, &samples::launch_configs());
     still_read(vmm::WIRE, "ControlRequest", vmm::MAX_MESSAGE, &samples::control_requests());
     still_read(vmm::WIRE, "VmmMessage", vmm::MAX_MESSAGE, &samples::vmm_messages());

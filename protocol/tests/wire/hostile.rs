@@ -45,6 +45,7 @@ fn decode_as_everything(wire: Wire, body: &[u8]) {
     one::<HostMessage>(wire, body);
     one::<AgentMessage>(wire, body);
     one::<LaunchConfig>(wire, body);
+    one::<vmm::v1::LaunchConfig>(wire, body);
     one::<ControlRequest>(wire, body);
     one::<VmmMessage>(wire, body);
 }
@@ -115,6 +116,18 @@ proptest! {
         receive(agent::WIRE, MAX_AGENT_MESSAGE, &[frame]);
     }
 
+    /// A machine's description with one byte changed.
+    #[test]
+    fn flipped_bytes_of_a_launch_never_panic(
+        config in launch_config(), at in any::<prop::sample::Index>(), mask in 1u8..
+    ) {
+        let mut frame = Vec::new();
+        vmm::WIRE.append_message(&mut frame, &config, MAX_MESSAGE).expect("below the cap");
+        let at = at.index(frame.len());
+        frame[at] ^= mask;
+        receive(vmm::WIRE, MAX_MESSAGE, &[frame]);
+    }
+
     #[test]
     fn stray_bytes_after_a_message_are_refused(message in vmm_message(), stray in vec(any::<u8>(), 1..20)) {
         let mut body = postcard::to_stdvec(&message).expect("encodes");
@@ -128,6 +141,24 @@ proptest! {
         let body = postcard::to_stdvec(&message).expect("encodes");
         let short = &body[..cut.index(body.len())];
         prop_assert!(matches!(agent::WIRE.decode_message::<HostMessage>(short), Err(FrameError::Body(_))));
+    }
+}
+
+/// Devices of a kind that this build does not know come from a newer manager.
+#[test]
+fn unknown_kinds_of_devices_are_refused() {
+    let [config, _] = &samples::launch_configs()[..] else { panic!("two samples") };
+    let bytes = |devices| {
+        let config = LaunchConfig { devices, ..config.message.clone() };
+        postcard::to_stdvec(&config).expect("encodes")
+    };
+    let (none, one) = (bytes(vec![]), bytes(vec![DeviceConfig::Balloon]));
+    let count = none.iter().zip(&one).position(|(none, one)| none != one).expect("the count of devices differs");
+    assert_eq!(one[count..count + 2], [1, 3]);
+    for kind in 4..0x80 {
+        let mut forged = one.clone();
+        forged[count + 1] = kind;
+        assert!(matches!(vmm::WIRE.decode_message::<LaunchConfig>(&forged), Err(FrameError::Body(_))), "{kind}");
     }
 }
 

@@ -156,14 +156,13 @@ fn the_largest_request_fits_the_host_message_cap() {
     agent::WIRE.append_message(&mut Vec::new(), &message, MAX_HOST_MESSAGE).expect("fits");
 }
 
-fn launch(disks: Vec<DiskConfig>, cmdline_extra: String) -> LaunchConfig {
+fn launch(devices: Vec<DeviceConfig>, cmdline_extra: String) -> LaunchConfig {
     LaunchConfig {
         sandbox: SandboxId::from_entropy([7; 10]),
         vcpus: VcpuCount::ONE,
         memory: MemorySize::try_from(64 * MIB).expect("the smallest"),
         source: MachineSource::Boot { kernel: FdIndex(0), cmdline_extra },
-        disks,
-        vsock: VsockConfig { listener: FdIndex(1), cid: GuestCid::DEFAULT },
+        devices,
         console: ConsoleConfig { log: FdIndex(2), limit: 0 },
         control: FdIndex(3),
         status: FdIndex(4),
@@ -173,31 +172,91 @@ fn launch(disks: Vec<DiskConfig>, cmdline_extra: String) -> LaunchConfig {
     }
 }
 
+fn launch_v1(disks: Vec<DiskConfig>, cmdline_extra: String) -> v1::LaunchConfig {
+    let LaunchConfig { sandbox, vcpus, memory, source, console, control, status, lock, start, tie_to_launcher, .. } =
+        launch(vec![], cmdline_extra);
+    let vsock = VsockConfig { listener: FdIndex(1), cid: GuestCid::DEFAULT };
+    v1::LaunchConfig {
+        sandbox,
+        vcpus,
+        memory,
+        source,
+        disks,
+        vsock,
+        console,
+        control,
+        status,
+        lock,
+        start,
+        tie_to_launcher,
+    }
+}
+
+/// Replaces the empty command line and the empty list after it in `valid`.
+fn forge_launch(valid: &[u8], line: &[u8], list: &[u8]) -> Vec<u8> {
+    let head = postcard::to_stdvec(&(SandboxId::from_entropy([7; 10]), 1u32, 64 * MIB, 0u8, 0u8)).expect("encodes");
+    assert_eq!(valid[..head.len()], head);
+    [&head, line, list, &valid[head.len() + 2..]].concat()
+}
+
 #[test]
 fn a_launch_config_is_capped() {
-    let disks = |count: usize| launch(vec![DiskConfig::ReadOnly { image: FdIndex(9) }; count], String::new());
+    let disk = || DeviceConfig::Block(DiskConfig::ReadOnly { image: FdIndex(9) });
+    let devices = |count: usize| launch(vec![disk(); count], String::new());
     let line = |len: usize| launch(vec![], "c".repeat(len));
-    // Replaces the empty command line and the empty disk list of a valid encoding.
-    let forge = |line: &[u8], disks: &[u8]| {
-        let head = postcard::to_stdvec(&(SandboxId::from_entropy([7; 10]), 1u32, 64 * MIB, 0u8, 0u8)).expect("encodes");
-        let valid = postcard::to_stdvec(&launch(vec![], String::new())).expect("encodes");
-        assert_eq!(valid[..head.len()], head);
-        [&head, line, disks, &valid[head.len() + 2..]].concat()
-    };
+    let valid = postcard::to_stdvec(&devices(0)).expect("encodes");
+    let forge = |line: &[u8], devices: &[u8]| forge_launch(&valid, line, devices);
     assert_eq!(
-        postcard::from_bytes::<LaunchConfig>(&forge(&[0], &forged_list(2, &[0, 9]))).expect("well forged"),
-        disks(2)
+        postcard::from_bytes::<LaunchConfig>(&forge(&[0], &forged_list(2, &[0, 0, 9]))).expect("well forged"),
+        devices(2)
     );
-    capped(&disks(MAX_DISKS), &disks(MAX_DISKS + 1), &forge(&[0], &forged_list(MAX_DISKS + 1, &[0, 9])));
+    let many = forged_list(MAX_DEVICES + 1, &[0, 0, 9]);
+    capped(&devices(MAX_DEVICES), &devices(MAX_DEVICES + 1), &forge(&[0], &many));
     let long = forged_list(MAX_CMDLINE_EXTRA + 1, b"c");
     capped(&line(MAX_CMDLINE_EXTRA), &line(MAX_CMDLINE_EXTRA + 1), &forge(&long, &[0]));
 }
 
 #[test]
+fn a_launch_config_of_version_1_is_capped() {
+    let disks = |count: usize| launch_v1(vec![DiskConfig::ReadOnly { image: FdIndex(9) }; count], String::new());
+    let valid = postcard::to_stdvec(&disks(0)).expect("encodes");
+    let forge = |disks: &[u8]| forge_launch(&valid, &[0], disks);
+    assert_eq!(
+        postcard::from_bytes::<v1::LaunchConfig>(&forge(&forged_list(2, &[0, 9]))).expect("well forged"),
+        disks(2)
+    );
+    capped(&disks(MAX_DISKS), &disks(MAX_DISKS + 1), &forge(&forged_list(MAX_DISKS + 1, &[0, 9])));
+}
+
+#[test]
 fn the_largest_launch_config_fits_the_message_cap() {
     let disk = DiskConfig::Writable { template: FdIndex(255), layers: vec![FdIndex(255); MAX_FDS] };
-    let config = launch(vec![disk; MAX_DISKS], "c".repeat(MAX_CMDLINE_EXTRA));
+    let config = launch(vec![DeviceConfig::Block(disk); MAX_DEVICES], "c".repeat(MAX_CMDLINE_EXTRA));
     vmm::WIRE.append_message(&mut Vec::new(), &config, MAX_MESSAGE).expect("fits");
+}
+
+#[test]
+fn the_devices_of_copies_and_resets_are_capped() {
+    let files = |count: usize| ResetRequest {
+        state: FdIndex(0),
+        devices: vec![ResetDevice::Block { layers: vec![FdIndex(1)] }; count],
+    };
+    let forged = [&[0][..], &forged_list(MAX_DEVICES + 1, &[0, 1, 1])].concat();
+    capped(&files(MAX_DEVICES), &files(MAX_DEVICES + 1), &forged);
+    let child = |count: usize| ForkChild {
+        sandbox: SandboxId::from_entropy([7; 10]),
+        launcher: FdIndex(0),
+        devices: vec![ChildDevice::Vsock { listener: FdIndex(1) }; count],
+        console: FdIndex(2),
+        log: FdIndex(3),
+        control: FdIndex(4),
+        status: FdIndex(5),
+        lock: FdIndex(6),
+        tie_to_launcher: true,
+    };
+    let head = postcard::to_stdvec(&(SandboxId::from_entropy([7; 10]), 0u8)).expect("encodes");
+    let forged = [&head[..], &forged_list(MAX_DEVICES + 1, &[1, 1]), &[2, 3, 4, 5, 6, 1]].concat();
+    capped(&child(MAX_DEVICES), &child(MAX_DEVICES + 1), &forged);
 }
 
 #[test]

@@ -40,8 +40,35 @@ proptest! {
     }
 
     #[test]
+    fn launch_configs_of_version_1_survive(config in launch_config_v1()) {
+        survives(vmm::WIRE, vmm::MAX_MESSAGE, &config);
+    }
+
+    #[test]
     fn control_requests_survive(request in control_request()) {
         survives(vmm::WIRE, vmm::MAX_MESSAGE, &request);
+    }
+
+    /// What an older VMM reads of a request says the same.
+    #[test]
+    fn requests_in_older_words_say_the_same(request in control_request()) {
+        use sandboxvm_protocol::frame::Message;
+        let newest = request.newest();
+        if let Some(older) = newest.clone().for_version(1) {
+            prop_assert_eq!(older.since(), 1);
+            let again = older.newest();
+            match (&again, &newest) {
+                // Version 1 has the files of disks before that of the socket device.
+                (vmm::ControlRequest::Fork(again), vmm::ControlRequest::Fork(newest)) => {
+                    for (again, newest) in again.children.iter().zip(&newest.children) {
+                        let mut sorted = newest.devices.clone();
+                        sorted.sort_by_key(|device| matches!(device, vmm::ChildDevice::Vsock { .. }));
+                        prop_assert_eq!(&again.devices, &sorted);
+                    }
+                }
+                _ => prop_assert_eq!(again, newest),
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! proptest strategies for every message of both wires.
 
+use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
     agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, ids::*,
@@ -316,9 +317,33 @@ fn machine_source() -> impl Strategy<Value = MachineSource> {
     ]
 }
 
+fn child_device() -> impl Strategy<Value = ChildDevice> {
+    prop_oneof![
+        fd().prop_map(|top| ChildDevice::Block { top }),
+        fd().prop_map(|listener| ChildDevice::Vsock { listener }),
+    ]
+}
+
 fn fork_child() -> impl Strategy<Value = ForkChild> {
+    let fds = any::<[u8; 6]>().prop_map(|fds| fds.map(FdIndex));
+    (sandbox_id(), fds, vec(child_device(), 0..=MAX_DEVICES), any::<bool>()).prop_map(
+        |(sandbox, [launcher, console, log, control, status, lock], devices, tie_to_launcher)| ForkChild {
+            sandbox,
+            launcher,
+            devices,
+            console,
+            log,
+            control,
+            status,
+            lock,
+            tie_to_launcher,
+        },
+    )
+}
+
+fn fork_child_v1() -> impl Strategy<Value = v1::ForkChild> {
     (sandbox_id(), any::<[u8; 7]>().prop_map(|fds| fds.map(FdIndex)), vec(fd(), 0..3), any::<bool>()).prop_map(
-        |(sandbox, [launcher, vsock, console, log, control, status, lock], disk_tops, tie_to_launcher)| ForkChild {
+        |(sandbox, [launcher, vsock, console, log, control, status, lock], disk_tops, tie_to_launcher)| v1::ForkChild {
             sandbox,
             launcher,
             disk_tops,
@@ -333,7 +358,39 @@ fn fork_child() -> impl Strategy<Value = ForkChild> {
     )
 }
 
+fn device() -> impl Strategy<Value = DeviceConfig> {
+    prop_oneof![
+        disk().prop_map(DeviceConfig::Block),
+        (fd(), guest_cid()).prop_map(|(listener, cid)| DeviceConfig::Vsock(VsockConfig { listener, cid })),
+        Just(DeviceConfig::Rng),
+        Just(DeviceConfig::Balloon),
+    ]
+}
+
 pub fn launch_config() -> impl Strategy<Value = LaunchConfig> {
+    let machine = (sandbox_id(), vcpu_count(), memory_size(), machine_source(), vec(device(), 0..=MAX_DEVICES));
+    let channels = (fd(), any::<u64>(), fd(), fd(), fd());
+    (machine, channels, any::<bool>(), any::<bool>()).prop_map(
+        |((sandbox, vcpus, memory, source, devices), (log, limit, control, status, lock), start, tie_to_launcher)| {
+            let console = ConsoleConfig { log, limit };
+            LaunchConfig {
+                sandbox,
+                vcpus,
+                memory,
+                source,
+                devices,
+                console,
+                control,
+                status,
+                lock,
+                start,
+                tie_to_launcher,
+            }
+        },
+    )
+}
+
+pub fn launch_config_v1() -> impl Strategy<Value = v1::LaunchConfig> {
     let machine = (sandbox_id(), vcpu_count(), memory_size(), machine_source(), vec(disk(), 0..=MAX_DISKS));
     let channels = (fd(), guest_cid(), fd(), any::<u64>(), fd(), fd(), fd());
     (machine, channels, any::<bool>(), any::<bool>()).prop_map(
@@ -342,7 +399,7 @@ pub fn launch_config() -> impl Strategy<Value = LaunchConfig> {
             (listener, cid, log, limit, control, status, lock),
             start,
             tie_to_launcher,
-        )| LaunchConfig {
+        )| v1::LaunchConfig {
             sandbox,
             vcpus,
             memory,
@@ -372,10 +429,14 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
                 ControlRequest::Snapshot(SnapshotRequest { state, memory, pagemap, disk_tops, full })
             }
         ),
+        (vec(fd(), 0..3), vec(fork_child_v1(), 0..4))
+            .prop_map(|(disk_tops, children)| ControlRequest::ForkV1(v1::ForkRequest { disk_tops, children })),
+        (fd(), vec(vec(fd(), 0..9).prop_map(v1::DiskLayers), 0..3))
+            .prop_map(|(state, disks)| ControlRequest::ResetV1(v1::ResetRequest { state, disks })),
         (vec(fd(), 0..3), vec(fork_child(), 0..4))
             .prop_map(|(disk_tops, children)| ControlRequest::Fork(ForkRequest { disk_tops, children })),
-        (fd(), vec(vec(fd(), 0..9).prop_map(DiskLayers), 0..3))
-            .prop_map(|(state, disks)| ControlRequest::Reset(ResetRequest { state, disks })),
+        (fd(), vec(vec(fd(), 0..9).prop_map(|layers| ResetDevice::Block { layers }), 0..=MAX_DEVICES))
+            .prop_map(|(state, devices)| ControlRequest::Reset(ResetRequest { state, devices })),
         Just(ControlRequest::Timeline),
         Just(ControlRequest::Untie),
         vec(fd(), 0..=MAX_DISKS).prop_map(|files| ControlRequest::MergeLayers(MergeLayersRequest { files })),
@@ -472,6 +533,8 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
         }),
         any::<u64>().prop_map(|pause_ns| VmmMessage::Reply(ControlReply::Reset(ResetReport { pause_ns }))),
         ".{0,200}".prop_map(|message| VmmMessage::Reply(ControlReply::Failed { message })),
+        (prop::sample::select(REFUSALS.map(|(_, kind)| kind).to_vec()), ".{0,200}")
+            .prop_map(|(kind, message)| { VmmMessage::Reply(ControlReply::Refused(Refusal { kind, message })) }),
         phase().prop_map(|phase| VmmMessage::Event(VmmEvent::Phase(phase))),
         exit_reason().prop_map(|reason| VmmMessage::Event(VmmEvent::Ended(reason))),
     ]
@@ -479,6 +542,14 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
 
 pub fn vm_status() -> impl Strategy<Value = VmStatus> {
     (any::<u32>(), phase(), host_mode(), option::of(exit_reason())).prop_map(|(pid, phase, host_mode, reason)| {
-        VmStatus { pid, phase, host_mode, reason, missing: Vec::new(), clocks_jump: pid % 2 == 0 }
+        VmStatus {
+            pid,
+            phase,
+            host_mode,
+            reason,
+            missing: Vec::new(),
+            clocks_jump: pid % 2 == 0,
+            wire: 1 + u8::from(pid % 3 == 0),
+        }
     })
 }

@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
+use sandboxvm_manager::RefusalKind;
 use serde_json::json;
 use std::time::Duration;
 
@@ -73,7 +74,12 @@ impl From<RegistryError> for ApiError {
             RegistryError::ShuttingDown | RegistryError::Unresponsive(_) | RegistryError::Unwritten(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => match error.vmm_refusal() {
+                Some(RefusalKind::NoSpace) => StatusCode::INSUFFICIENT_STORAGE,
+                Some(RefusalKind::Resources) => StatusCode::SERVICE_UNAVAILABLE,
+                Some(RefusalKind::Busy | RefusalKind::WrongPhase | RefusalKind::Superseded) => StatusCode::CONFLICT,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            },
         };
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(%error, "a request failed");
@@ -91,5 +97,24 @@ impl From<JsonRejection> for ApiError {
 impl From<QueryRejection> for ApiError {
     fn from(rejection: QueryRejection) -> Self {
         Self::bad(rejection.body_text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_manager::{ControlError, SnapshotError, VmmRefusal};
+
+    #[test]
+    fn status_of_a_request_that_a_vmm_refused_depends_on_the_kind() {
+        let status = |kind| {
+            let refusal = VmmRefusal { kind, message: "cannot write the snapshot".to_owned() };
+            let error = SnapshotError::from(ControlError::Refused(refusal));
+            ApiError::from(RegistryError::from(error)).status
+        };
+        assert_eq!(status(Some(RefusalKind::NoSpace)), StatusCode::INSUFFICIENT_STORAGE);
+        assert_eq!(status(Some(RefusalKind::Busy)), StatusCode::CONFLICT);
+        assert_eq!(status(Some(RefusalKind::Host)), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(status(None), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -2,8 +2,10 @@
 
 use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
 use sandboxvm_manager::{
-    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RemoveError, ResetError, SnapshotError,
+    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RefusalKind, RemoveError, ResetError,
+    SnapshotError,
 };
+use std::error::Error;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
@@ -100,6 +102,22 @@ pub(crate) enum RegistryError {
     /// The system gave no randomness.
     #[error("cannot create a name: {0}")]
     Entropy(std::io::Error),
+}
+
+impl RegistryError {
+    /// Returns of what kind the refusal of a VMM is, if one refused and says so.
+    pub(crate) fn vmm_refusal(&self) -> Option<RefusalKind> {
+        let cause: &(dyn Error + 'static) = match self {
+            Self::Create(error) => error.as_ref(),
+            Self::Fork(error) => error.as_ref(),
+            Self::Snapshot(error) => error,
+            Self::Resume(error) => error.as_ref(),
+            Self::Control(error) => error,
+            _ => return None,
+        };
+        std::iter::successors(Some(cause), |error| (*error).source())
+            .find_map(|error| error.downcast_ref::<ControlError>()?.refusal())
+    }
 }
 
 impl From<CreateError> for RegistryError {

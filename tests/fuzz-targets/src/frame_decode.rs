@@ -7,7 +7,7 @@
 use sandboxvm_protocol::{
     agent::{self, AgentMessage, HostMessage},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Message, Wire},
-    vmm::{self, ControlRequest, LaunchConfig, VmmMessage},
+    vmm::{self, ControlRequest, LaunchConfig, VmmMessage, v1},
 };
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -28,6 +28,7 @@ fn agent_bodies(wire: Wire, body: &[u8]) {
 
 fn vmm_bodies(wire: Wire, body: &[u8]) {
     message::<LaunchConfig>(wire, body);
+    message::<v1::LaunchConfig>(wire, body);
     message::<ControlRequest>(wire, body);
     message::<VmmMessage>(wire, body);
 }

@@ -7,7 +7,10 @@ use sandboxvm_protocol::{
     frame::Message,
     ids::{GuestCid, SandboxId},
     machine::{MIB, MemorySize, VcpuCount},
-    vmm::{ConsoleConfig, DiskConfig, FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, MachineSource, VsockConfig, WIRE},
+    vmm::{
+        ConsoleConfig, DeviceConfig, DiskConfig, FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, MachineSource,
+        VsockConfig, WIRE,
+    },
 };
 use std::{
     fs::{self, File},
@@ -75,7 +78,7 @@ pub struct Saved {
 
 /// Starts `vmm` with all its files in `directory`, which is empty.
 ///
-/// The devices come in this order: a read-only disk of ones, a writable one of twos, entropy, vsock.
+/// The devices come in this order: a read-only disk of ones, a writable one of twos, entropy, vsock, balloon.
 pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, shape: Shape) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let log = new_file(directory, LOG);
@@ -116,11 +119,13 @@ pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, sh
         vcpus: VcpuCount::try_from(u32::from(shape.vcpus)).expect("a few"),
         memory: MemorySize::try_from(shape.memory_mib * MIB).expect("a guest's memory"),
         source,
-        disks: vec![
-            DiskConfig::ReadOnly { image: add(disk(directory, "image", 8 << 20, 0x11)) },
-            DiskConfig::Writable { template: add(template(directory, shape)), layers },
+        devices: vec![
+            DeviceConfig::Block(DiskConfig::ReadOnly { image: add(disk(directory, "image", 8 << 20, 0x11)) }),
+            DeviceConfig::Block(DiskConfig::Writable { template: add(template(directory, shape)), layers }),
+            DeviceConfig::Rng,
+            DeviceConfig::Vsock(VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT }),
+            DeviceConfig::Balloon,
         ],
-        vsock: VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT },
         console: ConsoleConfig { log: add(new_file(directory, CONSOLE).into()), limit: shape.console_limit },
         control: add(listen(CONTROL).into()),
         status: add(new_file(directory, "status.json").into()),

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_is_meant_and_says_it_soon() {
+    fn compiled_filter_answers_as_its_rules_and_in_few_steps() {
         for many in [20, 60, 450, 900] {
             let rules = rules(many);
             let program = compile(rules.clone(), &SeccompAction::Trap);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_allowed_by_no_rules() {
+    fn filter_without_rules_allows_nothing() {
         let program = compile(BTreeMap::new(), &SeccompAction::KillProcess);
         assert_eq!(run(&program, X86_64, 0, 0).0, KILL);
     }

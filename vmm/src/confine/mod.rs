@@ -28,9 +28,13 @@ use sandboxvm_protocol::{
 };
 use std::{
     os::fd::AsFd,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use switches::{Protection, is_off};
+pub use syscalls::DeviceCalls;
 use syscalls::Left;
 
 /// Closes what the starting process left open by mistake. To be called first of all, before anything is opened here.
@@ -75,20 +79,24 @@ pub fn isolate() -> Result<Vec<JailPart>, ConfineError> {
     Ok(missing)
 }
 
+/// The system calls of the devices, from [`restrict_syscalls`] on.
+static DEVICES: OnceLock<DeviceCalls> = OnceLock::new();
+
 /// True once there is a filter to narrow. Without one, as in a test, threads are not confined.
 static RESTRICTED: AtomicBool = AtomicBool::new(false);
 
 /// Leaves this process, all threads it will start and every process forked off it the system calls that build and run a
-/// machine. Called after [`isolate`], before the process knows what machine that is.
+/// machine, those of its `devices` included. Called after [`isolate`], before the process knows what machine that is.
 ///
 /// # Errors
 /// See [`ConfineError`].
-pub fn restrict_syscalls() -> Result<(), ConfineError> {
+pub fn restrict_syscalls(devices: DeviceCalls) -> Result<(), ConfineError> {
     if is_off(Protection::Seccomp) {
         return Ok(());
     }
     last_call::listen().map_err(step("listening for refused system calls"))?;
-    syscalls::leave(Left::EventLoop)?;
+    let devices = DEVICES.get_or_init(|| devices);
+    syscalls::leave(Left::EventLoop, devices)?;
     RESTRICTED.store(true, Ordering::Relaxed);
     Ok(())
 }
@@ -115,7 +123,10 @@ fn narrow(left: Left) -> Result<(), ConfineError> {
     if is_off(Protection::ThreadSeccomp) {
         return Ok(());
     }
-    if RESTRICTED.load(Ordering::Relaxed) { syscalls::leave(left) } else { Ok(()) }
+    match DEVICES.get() {
+        Some(devices) if RESTRICTED.load(Ordering::Relaxed) => syscalls::leave(left, devices),
+        _ => Ok(()),
+    }
 }
 
 /// Bounds what this process can use to what its machine takes: memory, and the length of files. `disk` is the size of the

@@ -3,7 +3,8 @@
 //! no longer ours.
 //!
 //! The first filter is the event loop's, taken before any thread is started and before it is known what the process is
-//! for, so it also holds all that a live fork needs to build its machine. Other threads inherit it and take a narrower
+//! for, so it also holds all that a live fork needs to build its machine, and the calls of every kind of device. Which
+//! those are is handed in ([`DeviceCalls`]): a device names its calls in its own module. Other threads inherit it and take a narrower
 //! one on top: of two filters the stricter answer counts.
 
 use super::{
@@ -24,6 +25,15 @@ pub(super) enum Left {
     Vcpu,
     /// To a process that writes a snapshot or merges layers.
     Writer,
+}
+
+/// System calls of devices, beside those that every thread of a kind has.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceCalls {
+    /// Of the event loop.
+    pub event_loop: Vec<libc::c_long>,
+    /// Of a thread that runs a vCPU.
+    pub vcpu: Vec<libc::c_long>,
 }
 
 /// On memory of this process, its threads and signals, time and entropy; ending.
@@ -66,22 +76,10 @@ const FILES: &[libc::c_long] = &[
     libc::SYS_fdatasync,
 ];
 
-/// Of a thread that runs a vCPU: the console's log, and what becomes of a device's connections when the guest resets it.
-const VCPU: &[libc::c_long] = &[
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_ftruncate,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_timerfd_settime,
-    libc::SYS_recvfrom,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_shutdown,
-];
+/// Of a thread that runs a vCPU: the console's log.
+const VCPU: &[libc::c_long] = &[libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_ftruncate];
 
-/// Of the event loop: descriptors and sockets, threads and forks.
+/// Of the event loop: descriptors and the manager's sockets, threads and forks.
 const EVENT_LOOP: &[libc::c_long] = &[
     libc::SYS_close_range,
     libc::SYS_dup2,
@@ -89,17 +87,11 @@ const EVENT_LOOP: &[libc::c_long] = &[
     libc::SYS_pipe2,
     libc::SYS_accept4,
     libc::SYS_accept,
-    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_shutdown,
-    libc::SYS_getsockopt,
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_wait,
@@ -192,11 +184,11 @@ fn one_of(argument: u32, values: impl IntoIterator<Item = u32>) -> Vec<Check> {
     vec![Check { argument, test: Test::OneOf(values.into_iter().collect()) }]
 }
 
-fn program(left: Left) -> BpfProgram {
-    let more: [&[libc::c_long]; 2] = match left {
-        Left::EventLoop => [FILES, EVENT_LOOP],
-        Left::Vcpu => [VCPU, &[]],
-        Left::Writer => [FILES, &[]],
+fn program(left: Left, devices: &DeviceCalls) -> BpfProgram {
+    let more: [&[libc::c_long]; 3] = match left {
+        Left::EventLoop => [FILES, EVENT_LOOP, &devices.event_loop],
+        Left::Vcpu => [VCPU, &[], &devices.vcpu],
+        Left::Writer => [FILES, &[], &[]],
     };
     let always = EVERYWHERE.iter().chain(more.into_iter().flatten()).map(|call| (*call, Vec::new()));
     let trap = |(call, checks)| (call, Rule { checks, otherwise: SeccompAction::Trap });
@@ -215,8 +207,8 @@ fn program(left: Left) -> BpfProgram {
 }
 
 /// Leaves the calling thread, and all that it starts or forks from here on, no more than this.
-pub(super) fn leave(left: Left) -> Result<(), ConfineError> {
-    Ok(apply_filter(&program(left))?)
+pub(super) fn leave(left: Left, devices: &DeviceCalls) -> Result<(), ConfineError> {
+    Ok(apply_filter(&program(left, devices))?)
 }
 
 #[cfg(test)]
@@ -226,7 +218,7 @@ mod tests {
     #[test]
     fn every_filter_is_short() {
         for left in [Left::EventLoop, Left::Vcpu, Left::Writer] {
-            let length = program(left).len();
+            let length = program(left, &crate::devices::set::system_calls()).len();
             assert!(length < 400, "{length} instructions are left to {left:?}: each is compiled at a machine's start");
         }
     }

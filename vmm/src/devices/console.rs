@@ -156,7 +156,7 @@ impl SerialConsole {
 
     /// The guest wrote register `offset` (0 to 7).
     pub fn write(&mut self, offset: u8, value: u8) {
-        // A log that cannot be written (disk full) loses text; that is no reason to stop the guest.
+        // A log that cannot be written (disk full) loses text, and the guest keeps running.
         let _ = self.uart.write(offset, value);
     }
 

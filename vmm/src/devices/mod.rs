@@ -1,10 +1,13 @@
 //! Device models: everything a guest can reach by port or MMIO access.
 //!
-//! [`board`] puts them at their addresses; the others are one device each. A device never sees an address, only an
-//! offset, and never a length it did not check.
+//! [`board`] puts them at their addresses; [`set`] lists the virtio devices, and says how to add one; [`kind`] is what
+//! each of them tells the rest of the VMM about itself. A device never sees an address, only an offset, and never a
+//! length it did not check.
 
 pub mod board;
 pub mod console;
+pub mod kind;
+pub mod set;
 pub mod virtio;
 
 use sandboxvm_protocol::vmm::ExitReason;

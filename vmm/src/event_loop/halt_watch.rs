@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_looked_into_once_for_each_time_that_it_stands() {
+    fn idle_machine_is_examined_once_for_each_standstill() {
         let mut watch = HaltWatch::default();
         assert!(!watch.is_suspicious(ran(5)));
         assert!(watch.is_suspicious(ran(5)));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_does_not_run_is_not_waited_for() {
+    fn event_loop_does_not_wait_for_a_machine_that_does_not_run() {
         let mut watch = HaltWatch::default();
         assert_eq!(watch.patience(false), None);
         assert!(watch.patience(true).is_some_and(|patience| patience <= INTERVAL));

@@ -9,12 +9,14 @@
 //! writing    requests answered once a process forked off the VMM has written files (work: what it writes)
 //! forking    live fork
 //! resetting  reset in place
+//! refusal    why a request was not carried out, with its kind
 //! halted     a guest that can never run again (halt_watch: when to look)
 //! ```
 
 mod forking;
 mod halt_watch;
 mod halted;
+mod refusal;
 mod resetting;
 mod serving;
 mod source;
@@ -25,18 +27,22 @@ mod writing;
 pub use state::{EventLoop, EventLoopError, MachineSetup, Reporter};
 
 use crate::{
-    control::ControlConnection, descriptors::ReceivedFds, devices::board::lock, fork::ForkedChild, log,
-    machine::drill_hooks, spare_descriptor::SpareDescriptor,
+    channel::{control::ControlConnection, descriptors::ReceivedFds, spare_descriptor::SpareDescriptor},
+    devices::{board::lock, kind::Limit},
+    fork::ForkedChild,
+    log,
+    machine::drill_hooks,
 };
 use forking::Forked;
 use halt_watch::HaltWatch;
+use refusal::RequestError;
 use rustix::{
     event::epoll::{self, EventFlags},
     io::Errno,
 };
-use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ExitReason, Phase, VmStatus, VmmEvent};
+use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ExitReason, Phase, VmStatus, VmmEvent, WIRE};
 use source::{AsFdOfEventFd, Source};
-use state::{LAUNCHER, failed};
+use state::LAUNCHER;
 use std::{
     collections::HashMap,
     os::{
@@ -61,7 +67,7 @@ pub enum Outcome {
 }
 
 impl EventLoop {
-    /// A loop for these setup.
+    /// Returns a loop for this machine.
     ///
     /// # Errors
     /// When the epoll set cannot be made.
@@ -171,7 +177,7 @@ impl EventLoop {
     }
 
     fn add_connection(&mut self, stream: UnixStream) -> Result<(), EventLoopError> {
-        let connection = ControlConnection::new(stream, false)?;
+        let connection = ControlConnection::new(stream, false, WIRE.oldest)?;
         let id = self.next_connection;
         // 2^32 connections later an ID could only meet one that is still open after all of them.
         self.next_connection = self.next_connection.checked_add(1).unwrap_or(LAUNCHER + 1);
@@ -213,18 +219,18 @@ impl EventLoop {
             ControlRequest::Start | ControlRequest::Resume => {
                 if let Err(error) = self.resume() {
                     shared.end(ExitReason::HostFailure { message: error.to_string() });
-                    return Some(failed(error));
+                    return Some(RequestError::from(error).into());
                 }
             }
             ControlRequest::Pause if shared.phase() == Phase::Created => {
-                return Some(failed("the machine was not started yet; start it first"));
+                return Some(RequestError::NotStarted.into());
             }
             ControlRequest::Pause => self.setup.machine.pause(),
             ControlRequest::Stop => shared.end(ExitReason::Stopped),
             ControlRequest::Stats => return Some(ControlReply::Stats(Box::new(shared.stats()))),
             ControlRequest::Timeline => return Some(ControlReply::Timeline(shared.timeline())),
-            ControlRequest::LimitOutput(rate) => self.setup.vsock.output_limit.set(*rate),
-            ControlRequest::LimitDisk(limits) => self.setup.disks.pace().limit(*limits),
+            ControlRequest::LimitOutput(rate) => self.setup.devices.limit(Limit::Output(*rate)),
+            ControlRequest::LimitDisk(limits) => self.setup.devices.limit(Limit::Disk(*limits)),
             ControlRequest::Untie => self.setup.tie_to_launcher = false,
             ControlRequest::Watch => {
                 let phase = shared.phase();
@@ -236,18 +242,18 @@ impl EventLoop {
                 }
                 return None;
             }
-            ControlRequest::Snapshot(request) => return self.snapshot(id, request, fds).err().map(failed),
+            ControlRequest::Snapshot(request) => return self.snapshot(id, request, fds).err().map(Into::into),
             ControlRequest::Reset(request) => {
-                return Some(self.reset(request, fds).map_or_else(failed, ControlReply::Reset));
+                return Some(self.reset(request, fds).map_or_else(Into::into, ControlReply::Reset));
             }
-            ControlRequest::MergeLayers(request) => return self.merge_layers(id, request, fds).err().map(failed),
+            ControlRequest::MergeLayers(request) => return self.merge_layers(id, request, fds).err().map(Into::into),
             ControlRequest::UseMerged => {
-                if let Err(message) = self.use_merged(id) {
-                    return Some(failed(message));
+                if let Err(error) = self.use_merged(id) {
+                    return Some(error.into());
                 }
             }
-            // Taken out by `serve`.
-            ControlRequest::Fork(_) => return None,
+            // `serve` takes the first out, and the connection puts the others in newer words.
+            ControlRequest::Fork(_) | ControlRequest::ForkV1(_) | ControlRequest::ResetV1(_) => return None,
         }
         self.tell_phase();
         Some(ControlReply::Done)
@@ -275,6 +281,7 @@ impl EventLoop {
             // Before the agent listens, the kernel may not have come so far.
             clocks_jump: !matches!(phase, Phase::Created | Phase::Booting)
                 && !self.setup.machine.leaves_out_standstill(),
+            wire: WIRE.version,
         };
         if let Err(error) = self.reporter.status.write(&status) {
             log::line(format_args!("cannot write the status file: {error}"));

@@ -2,13 +2,10 @@
 
 use super::{halt_watch::HaltWatch, source::Source, work::Work};
 use crate::{
-    control::ControlConnection,
-    devices::virtio::vsock::VsockOptions,
-    disks::{Disks, MergedLayers},
-    machine::Machine,
-    memory::released::ReleasedPages,
+    channel::{control::ControlConnection, spare_descriptor::SpareDescriptor},
+    devices::{set::DeviceSet, virtio::block::MergedLayers},
+    machine::{Machine, context::MachineContext},
     snapshot::{tracking::WriteTracking, writer::Baseline},
-    spare_descriptor::SpareDescriptor,
     status::StatusFile,
 };
 use rustix::{
@@ -23,7 +20,6 @@ use std::{
         fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::net::UnixListener,
     },
-    sync::Arc,
     time::Instant,
 };
 
@@ -41,31 +37,28 @@ pub enum EventLoopError {
 /// The launch channel's place among the connections.
 pub(super) const LAUNCHER: u32 = 0;
 
-/// The answer to a request that a writer at work forbids.
-pub(super) const BEING_WRITTEN: &str = "a snapshot of this sandbox is being written, or its disk layers are being merged; \
-                             try again when that is done";
-
 /// A machine with its files, ready for its event loop.
 #[derive(Debug)]
 pub struct MachineSetup {
     /// The machine.
     pub machine: Machine,
+    /// The host's side of its devices.
+    pub devices: DeviceSet,
     /// Control socket.
     pub control: UnixListener,
-    /// Disks.
-    pub disks: Disks,
     /// The snapshot the machine began from.
     pub origin: Option<Baseline>,
     /// The snapshot that the next one is compared with.
     pub baseline: Baseline,
-    /// What the guest gave back since that snapshot.
-    pub released: Arc<ReleasedPages>,
-    /// Its vsock device's options.
-    pub vsock: VsockOptions,
-    /// Bytes of console log kept.
-    pub console_limit: u64,
     /// Whether the machine ends with its launch channel.
     pub tie_to_launcher: bool,
+}
+
+impl MachineSetup {
+    /// Returns what the machine keeps, and what its forks continue with.
+    pub(super) fn context(&self) -> &MachineContext {
+        self.machine.context()
+    }
 }
 
 /// Where the machine's phase and end are reported.
@@ -142,10 +135,6 @@ impl EventLoop {
             self.hang_up(id);
         }
     }
-}
-
-pub(super) fn failed(message: impl ToString) -> ControlReply {
-    ControlReply::Failed { message: message.to_string() }
 }
 
 pub(super) fn nanoseconds_since(start: Instant) -> u64 {

@@ -1,7 +1,7 @@
 //! What a process forked off the VMM is writing, and what the event loop needs when it is done.
 
 use crate::{
-    disks::Merging,
+    devices::virtio::block::Merging,
     snapshot::{taking::Taking, tracking::WriteTracking},
 };
 use std::{ops::Range, os::fd::BorrowedFd};

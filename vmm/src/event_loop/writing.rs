@@ -2,13 +2,13 @@
 //! keep running. One at a time.
 
 use super::{
+    refusal::RequestError,
     source::Source,
-    state::{BEING_WRITTEN, EventLoop, failed, nanoseconds_since},
+    state::{EventLoop, EventLoopError, nanoseconds_since},
     work::{BeingTaken, Work},
 };
 use crate::{
-    descriptors::ReceivedFds,
-    disks::take_files,
+    channel::descriptors::ReceivedFds,
     snapshot::{
         candidates::{Known, candidates},
         taking::Writing,
@@ -20,46 +20,51 @@ use std::{fs::File, os::fd::AsFd, sync::Arc, time::Instant};
 
 impl EventLoop {
     /// Begins a snapshot; the answer is sent by [`EventLoop::advance_writing`].
-    pub(super) fn snapshot(&mut self, id: u32, request: &SnapshotRequest, mut fds: ReceivedFds) -> Result<(), String> {
+    pub(super) fn snapshot(
+        &mut self,
+        id: u32,
+        request: &SnapshotRequest,
+        mut fds: ReceivedFds,
+    ) -> Result<(), RequestError> {
         if self.writing.is_some() {
-            return Err(BEING_WRITTEN.into());
+            return Err(RequestError::Busy);
         }
-        let mut take = |index, what| fds.take(index, what).map(File::from).map_err(|error| error.to_string());
+        let mut take = |index, what| fds.take(index, what).map(File::from);
         let state_file = take(request.state, "the state file")?;
         let memory_file = Arc::new(take(request.memory, "the memory file")?);
         let pagemap = take(request.pagemap, "pagemap")?;
-        let disk_tops = take_files(&request.disk_tops, &mut fds).map_err(|error| error.to_string())?;
+        let disk_tops = fds.take_files(&request.disk_tops, "a disk layer")?;
 
         let setup = &self.setup;
+        let context = setup.context();
         // Whatever fails from here on, this does not tell any more what was written since the last snapshot.
         let mut tracking = self.tracking.take();
         let was_running = setup.machine.hold();
         let stopped = Instant::now();
-        let released = setup.released.take();
+        let released = context.released.take();
         let taking = (|| {
-            let state = setup.machine.save().map_err(|error| error.to_string())?;
+            let state = setup.machine.save()?;
             let known = Known {
-                memory: setup.machine.memory(),
+                memory: &context.memory,
                 pagemap: &pagemap,
                 origin: setup.origin.as_ref(),
                 baseline: &setup.baseline,
                 released: &released,
             };
-            let candidates = candidates(&known, &mut tracking)
-                .map_err(|error| format!("cannot find the pages the guest wrote: {error}"))?;
-            setup.disks.push_tops(disk_tops).map_err(|error| error.to_string())?;
+            let candidates = candidates(&known, &mut tracking).map_err(RequestError::Candidates)?;
+            setup.devices.disks().push_tops(disk_tops)?;
             let writing = Writing {
-                memory: setup.machine.memory(),
-                memory_size: setup.machine.memory_size(),
+                memory: &context.memory,
+                memory_size: context.memory_size,
                 candidates,
                 baseline: &setup.baseline,
                 state,
-                disks: &setup.disks,
+                disks: setup.devices.disks(),
                 state_file,
                 memory_file,
                 full: request.full,
             };
-            writing.start(|| nanoseconds_since(stopped)).map_err(|error| error.to_string())
+            Ok(writing.start(|| nanoseconds_since(stopped))?)
         })();
         if was_running {
             setup.machine.resume();
@@ -69,7 +74,7 @@ impl EventLoop {
             .and_then(|taking| {
                 self.await_writer(Work::Snapshot(Box::new(BeingTaken { taking, tracking, released })), id)
             })
-            .inspect_err(|_| self.setup.released.put_back(kept))
+            .inspect_err(|_| self.setup.context().released.put_back(kept))
     }
 
     /// Begins to merge disk layers; the answer is sent by [`EventLoop::advance_writing`]. The machine does not stop.
@@ -78,13 +83,13 @@ impl EventLoop {
         id: u32,
         request: &MergeLayersRequest,
         mut fds: ReceivedFds,
-    ) -> Result<(), String> {
+    ) -> Result<(), RequestError> {
         if self.writing.is_some() {
-            return Err(BEING_WRITTEN.into());
+            return Err(RequestError::Busy);
         }
         self.merged = None;
-        let files = take_files(&request.files, &mut fds).map_err(|error| error.to_string())?;
-        let merging = self.setup.disks.merge(files, self.setup.machine.memory()).map_err(|error| error.to_string())?;
+        let files = fds.take_files(&request.files, "a disk layer")?;
+        let merging = self.setup.devices.disks().merge(files, &self.setup.context().memory)?;
         self.await_writer(Work::Merge(merging), id)
     }
 
@@ -94,9 +99,9 @@ impl EventLoop {
         self.writing.take_if(|(work, by)| *by == id && matches!(work, Work::Merge(_)));
     }
 
-    fn await_writer(&mut self, work: Work, id: u32) -> Result<(), String> {
+    fn await_writer(&mut self, work: Work, id: u32) -> Result<(), RequestError> {
         epoll::add(self.epoll.as_fd(), work.fd(), Source::Writer.data(), EventFlags::IN)
-            .map_err(|error| error.to_string())?;
+            .map_err(EventLoopError::from)?;
         self.writing = Some((work, id));
         Ok(())
     }
@@ -113,9 +118,9 @@ impl EventLoop {
                     self.tracking = snapshot.tracking.take();
                     ControlReply::Snapshot(taken.report)
                 }
-                Some(Err(message)) => {
-                    self.setup.released.put_back(std::mem::take(&mut snapshot.released));
-                    failed(format!("cannot write the snapshot: {message}"))
+                Some(Err(failure)) => {
+                    self.setup.context().released.put_back(std::mem::take(&mut snapshot.released));
+                    RequestError::Snapshot(failure).into()
                 }
             },
             Work::Merge(merging) => match merging.advance() {
@@ -124,7 +129,7 @@ impl EventLoop {
                     self.merged = Some((merged, id));
                     ControlReply::Done
                 }
-                Some(Err(message)) => failed(format!("cannot merge the disk's layers: {message}")),
+                Some(Err(failure)) => RequestError::Merge(failure).into(),
             },
         };
         self.writing = None;
@@ -136,8 +141,8 @@ impl EventLoop {
     }
 
     /// Puts the disks onto the merged layers. No request of the guest is in progress between two turns of the loop.
-    pub(super) fn use_merged(&mut self, id: u32) -> Result<(), String> {
-        let merged = self.merged.take_if(|(_, by)| *by == id).ok_or("no disk layers were merged on this connection")?;
-        self.setup.disks.use_merged(merged.0).map_err(|error| error.to_string())
+    pub(super) fn use_merged(&mut self, id: u32) -> Result<(), RequestError> {
+        let merged = self.merged.take_if(|(_, by)| *by == id).ok_or(RequestError::NothingMerged)?;
+        Ok(self.setup.devices.disks().use_merged(merged.0)?)
     }
 }

@@ -4,8 +4,9 @@ use crate::{
     arch::x86_64::{boot, cmdline, layout, registers, state},
     devices::virtio::transport::{QueueLimitError, RestoreError},
     memory,
+    process::failure::kind_of,
 };
-use sandboxvm_protocol::machine::HostMode;
+use sandboxvm_protocol::{machine::HostMode, vmm::RefusalKind};
 use std::io;
 
 /// Why a machine cannot be built.
@@ -92,6 +93,20 @@ impl MachineError {
                 | Self::OtherHostMode { .. }
                 | Self::OtherShape { .. }
         )
+    }
+}
+
+impl MachineError {
+    /// Returns the kind of refusal that a client receives.
+    #[must_use]
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Host { source, .. } => kind_of(source),
+            Self::State(_) | Self::Device(_) | Self::OtherHostMode { .. } | Self::OtherShape { .. } => {
+                RefusalKind::BadSnapshot
+            }
+            _ => RefusalKind::Host,
+        }
     }
 }
 

@@ -4,8 +4,10 @@
 //! irqchip before vCPUs (they get their local APIC from it), CPUID before everything that depends on it. Knows
 //! nothing of sockets or of the process that launched it. Stopping and continuing is in [`standstill`].
 
+pub mod context;
 pub(crate) mod drill_hooks;
 mod error;
+pub(crate) mod mailbox;
 pub mod phase;
 mod standstill;
 pub(crate) mod timeslice;
@@ -33,11 +35,12 @@ use crate::{
     timeline::StartTimes,
     vcpu::{self, VcpuContext, VcpuThread},
 };
+use context::MachineContext;
 use error::{host, kvm};
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use phase::Shared;
-use sandboxvm_protocol::machine::{HostMode, MemorySize, VcpuCount};
+use sandboxvm_protocol::machine::VcpuCount;
 use std::{
     fs::File,
     io,
@@ -52,20 +55,14 @@ fn eventfd() -> Result<EventFd, MachineError> {
 /// What every machine is built from.
 #[derive(Debug)]
 pub struct MachineParts {
+    /// What it keeps. Its memory is filled, or about to be.
+    pub context: MachineContext,
     /// When the process started and what it did since.
     pub start_times: StartTimes,
-    /// What executes guest ring 0.
-    pub host_mode: HostMode,
-    /// /dev/kvm. Kept by the machine: a fork makes its own machine from it.
-    pub kvm: Arc<Kvm>,
     /// From [`create_vm`].
     pub vm: VmFd,
-    /// Guest memory, filled or about to be.
-    pub memory: Arc<GuestMemory>,
-    /// Its size.
-    pub memory_size: MemorySize,
-    /// Console log and its limit in bytes.
-    pub console: (File, u64),
+    /// Console log.
+    pub console: File,
     /// virtio devices in window order.
     pub devices: Vec<Box<dyn VirtioDevice>>,
 }
@@ -92,15 +89,13 @@ pub fn open_kvm() -> Result<Arc<Kvm>, MachineError> {
 /// A machine whose vCPUs wait at the gate.
 #[derive(Debug)]
 pub struct Machine {
-    // Field order is drop order: threads hold vCPUs, the VM holds memslots into `memory`.
+    // Field order is drop order: threads hold vCPUs, the VM holds memslots into the memory of `context`.
     vcpus: Vec<VcpuThread>,
     board: Arc<Board>,
     shared: Arc<Shared>,
     queue_events: Vec<Vec<EventFd>>,
     vm: VmFd,
-    memory: Arc<GuestMemory>,
-    memory_size: MemorySize,
-    kvm: Arc<Kvm>,
+    context: MachineContext,
 }
 
 impl Machine {
@@ -109,11 +104,11 @@ impl Machine {
     /// # Errors
     /// See [`MachineError`].
     pub fn boot(parts: MachineParts, mut boot: BootSource) -> Result<Self, MachineError> {
-        let mode = parts.host_mode;
+        let context = &parts.context;
         add_memory_and_irqchip(&parts)?;
-        let line = cmdline::build(mode, parts.devices.len(), &boot.cmdline_extra)?;
-        let entry = boot::load(&parts.memory, parts.memory_size, boot.vcpus, &mut boot.kernel, &line)?;
-        let fds = create_boot_vcpus(&parts.kvm, &parts.vm, boot.vcpus)?;
+        let line = cmdline::build(context.host_mode, parts.devices.len(), &boot.cmdline_extra)?;
+        let entry = boot::load(&context.memory, context.memory_size, boot.vcpus, &mut boot.kernel, &line)?;
+        let fds = create_boot_vcpus(&context.kvm, &parts.vm, boot.vcpus)?;
         registers::set_boot_state(&fds[0], entry)?;
         Self::assemble(fds, parts, None)
     }
@@ -123,7 +118,7 @@ impl Machine {
     /// # Errors
     /// See [`MachineError`]; nothing has run then.
     pub fn restore(parts: MachineParts, state: &MachineState) -> Result<Self, MachineError> {
-        let here = parts.host_mode;
+        let here = parts.context.host_mode;
         if state.host_mode != here {
             return Err(MachineError::OtherHostMode { saved: state.host_mode, here });
         }
@@ -153,10 +148,10 @@ impl Machine {
             .map(VcpuCounters::open)
             .collect::<io::Result<_>>()
             .map_err(host("cannot open KVM statistics"))?;
-        let vm = parts.vm;
-        let shared = Arc::new(Shared::new(parts.start_times, parts.host_mode, counters, eventfd()?, state.is_some()));
-        let (log, limit) = parts.console;
-        let log = BoundedLog::new(log, limit).map_err(host("cannot read the console log's size"))?;
+        let MachineParts { context, start_times, vm, console, devices } = parts;
+        let shared = Arc::new(Shared::new(start_times, context.host_mode, counters, eventfd()?, state.is_some()));
+        let log =
+            BoundedLog::new(console, context.console_limit).map_err(host("cannot read the console log's size"))?;
         let serial_line = eventfd()?;
         vm.register_irqfd(&serial_line, layout::SERIAL_GSI).map_err(kvm("KVM_IRQFD"))?;
         let serial = match state {
@@ -166,11 +161,11 @@ impl Machine {
             None => SerialConsole::new(serial_line, log),
         };
 
-        let (transports, queue_events) = wire_virtio(&vm, &parts.memory, parts.devices)?;
+        let (transports, queue_events) = wire_virtio(&vm, &context.memory, devices)?;
         let board = Arc::new(Board::new(Arc::clone(&shared), serial, transports));
 
         vcpu::install_kick_handler().map_err(host("cannot install the vCPU kick handler"))?;
-        let run_size = parts.kvm.get_vcpu_mmap_size().map_err(kvm("KVM_GET_VCPU_MMAP_SIZE"))?;
+        let run_size = context.kvm.get_vcpu_mmap_size().map_err(kvm("KVM_GET_VCPU_MMAP_SIZE"))?;
         let vcpus = fds
             .into_iter()
             .enumerate()
@@ -179,22 +174,13 @@ impl Machine {
                     index,
                     shared: Arc::clone(&shared),
                     devices: Arc::clone(&board) as Arc<dyn GuestAccess>,
-                    memory: Arc::clone(&parts.memory),
+                    memory: Arc::clone(&context.memory),
                 };
                 VcpuThread::start(fd, run_size, context)
             })
             .collect::<io::Result<_>>()
             .map_err(host("cannot start a vCPU thread"))?;
-        Ok(Self {
-            vcpus,
-            board,
-            shared,
-            queue_events,
-            vm,
-            memory: parts.memory,
-            memory_size: parts.memory_size,
-            kvm: parts.kvm,
-        })
+        Ok(Self { vcpus, board, shared, queue_events, vm, context })
     }
 
     /// Reads the machine's state. All vCPUs must stand (see [`Machine::pause`]) and the event loop must be the caller,
@@ -203,7 +189,7 @@ impl Machine {
     /// # Errors
     /// When KVM does not give it.
     pub fn save(&self) -> Result<MachineState, MachineError> {
-        let indices = state::msr_indices(&self.kvm)?;
+        let indices = state::msr_indices(&self.context.kvm)?;
         let vcpus = self
             .vcpus
             .iter()
@@ -235,7 +221,7 @@ impl Machine {
                 return Err(MachineError::OtherShape { what, saved, here });
             }
         }
-        Ok(saved_cpu::check_msrs(&self.kvm, &state.vcpus)?)
+        Ok(saved_cpu::check_msrs(&self.context.kvm, &state.vcpus)?)
     }
 
     /// Puts a standing machine back to `state`, over memory that is as it was then.
@@ -271,22 +257,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Guest memory.
+    /// What the machine keeps, and what its forks continue with.
     #[must_use]
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
-    }
-
-    /// Size of guest memory.
-    #[must_use]
-    pub fn memory_size(&self) -> MemorySize {
-        self.memory_size
-    }
-
-    /// /dev/kvm.
-    #[must_use]
-    pub fn kvm(&self) -> &Arc<Kvm> {
-        &self.kvm
+    pub fn context(&self) -> &MachineContext {
+        &self.context
     }
 
     /// State shared with the vCPU threads.
@@ -368,7 +342,7 @@ fn leave_out_performance_counters(kvm_file: &Kvm, vm: &VmFd) -> Result<(), Machi
 }
 
 fn add_memory_and_irqchip(parts: &MachineParts) -> Result<(), MachineError> {
-    memory::register(&parts.vm, &parts.memory)?;
+    memory::register(&parts.vm, &parts.context.memory)?;
     parts.vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))
 }
 

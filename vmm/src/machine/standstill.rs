@@ -1,15 +1,15 @@
 //! Stopping a machine and letting it run again, so that for its guest the time between the two did not exist: scheduler
 //! and monotonic clocks continue where they stood, wall clock and boot time are set to the present, and a copy has other
 //! random numbers, all before a vCPU executes anything. Also where the stop was not ours: a signal to this process, a
-//! freezer, a host that slept. What guest and host say to each other is [`crate::mailbox`]'s.
+//! freezer, a host that slept. What guest and host say to each other is [`super::mailbox`]'s.
 
 use super::{
     Machine,
     error::{MachineError, host},
+    mailbox::{Mailbox, Moment},
 };
 use crate::{
     arch::x86_64::{layout, state},
-    mailbox::{Mailbox, Moment},
     timeline,
 };
 use std::sync::PoisonError;
@@ -108,7 +108,7 @@ impl Machine {
     }
 
     fn mailbox(&self) -> Option<Mailbox<'_>> {
-        Mailbox::find(&self.memory, layout::MAILBOX)
+        Mailbox::find(&self.context.memory, layout::MAILBOX)
     }
 
     fn now(&self) -> Result<Moment, MachineError> {

@@ -23,7 +23,7 @@ pub(crate) fn suit(mode: HostMode) {
     }
     // SAFETY: getpriority(2) takes two numbers, here those of the calling thread.
     let nice = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
-    // The call answers 20 less the nice value, so that it is never negative; what fails is left alone.
+    // The call answers 20 less the nice value, so that it is never negative; after a failure nothing is changed.
     let Ok(nice @ 1..=40) = i32::try_from(nice) else { return };
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).expect("it has 48 bytes"),

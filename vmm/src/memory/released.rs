@@ -1,7 +1,7 @@
 //! Pages that the guest gave back (free page reporting): they read again as what memory was mapped from, which is not
 //! what a snapshot taken since may have of them.
 //!
-//! Neither way of finding written pages sees that: a dropped page is no page of the process's own any more
+//! Neither way of finding written pages sees that: a dropped page does not belong to the process any more
 //! ([`crate::snapshot::pagemap`]), and write tracking takes a page that is not there for unwritten ([`crate::snapshot::tracking`]). So they are
 //! kept here, a bit each, and the next snapshot looks at them. A
 //! process forked off the VMM has a copy.

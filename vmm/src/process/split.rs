@@ -1,6 +1,8 @@
-//! fork(2) of the VMM, and letting go of the parent's descriptors in the child. Knows nothing of what the child is for.
+//! fork(2) of the VMM, and closing the parent's descriptors in the child. Knows nothing of what the child is for.
 
+use super::failure::kind_of;
 use crate::confine;
+use sandboxvm_protocol::vmm::RefusalKind;
 use std::{io, os::fd::RawFd};
 
 /// Why there is no child, or one that must not continue.
@@ -12,6 +14,15 @@ pub enum SplitError {
     /// close_range(2).
     #[error("cannot close the descriptors of the VMM that was forked: {0}")]
     Close(io::Error),
+}
+
+impl SplitError {
+    /// Returns the kind of refusal that a client receives.
+    #[must_use]
+    pub fn kind(&self) -> RefusalKind {
+        let (Self::Fork(source) | Self::Close(source)) = self;
+        kind_of(source)
+    }
 }
 
 /// Which process this is after [`split`].

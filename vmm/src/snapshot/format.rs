@@ -13,6 +13,8 @@
 //! stop a build in which they would not.
 
 use super::SnapshotState;
+use crate::process::failure::kind_of;
+use sandboxvm_protocol::vmm::RefusalKind;
 use std::{
     fs::File,
     io::{self, Read},
@@ -54,7 +56,7 @@ pub enum FormatError {
     /// Written by an older build.
     #[error(
         "the snapshot has format version {0}, which is older than version {OLDEST_VERSION}, the oldest that this build \
-         reads: a machine only goes on over the devices of its time; make it again with this build"
+         reads: a machine only continues with the devices of its time; make it again with this build"
     )]
     Older(u32),
     /// Written by a newer build.
@@ -72,6 +74,26 @@ pub enum FormatError {
     /// The body is nonsense although its checksum is right.
     #[error("the snapshot's state does not decode: {0}")]
     Body(postcard::Error),
+}
+
+impl FormatError {
+    /// Returns the kind of refusal for a state file that cannot be read.
+    #[must_use]
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Io(source) => kind_of(source),
+            _ => RefusalKind::BadSnapshot,
+        }
+    }
+
+    /// Returns the kind of refusal for a state file that cannot be written.
+    #[must_use]
+    pub fn kind_of_write(&self) -> RefusalKind {
+        match self {
+            Self::Io(source) => kind_of(source),
+            _ => RefusalKind::Host,
+        }
+    }
 }
 
 /// Encodes `state` as a whole file.

@@ -2,12 +2,12 @@
 //! bare machine without Linux. What is written today must be the newest one's bytes, and all that is pinned must still
 //! come to life in real KVM.
 //!
-//! The golden machine was made on one processor and is to go on on any. So what belongs to the processor (CPUID, MSRs,
+//! The golden machine was made on one processor and has to continue on any. So what belongs to the processor (CPUID, MSRs,
 //! XCRs, XSAVE area) and the host mode are the present host's in the test that runs it; a real restore refuses another
 //! host (`host.mode` and `host.cpu` of the manifest). All else comes from the golden bytes: general, special and debug
 //! registers, local APIC, interrupt controllers, clock, UART, virtio devices, memory map and memory.
 //!
-//! `UPDATE_GOLDEN=1 cargo test -p sandboxvm-vmm the_golden_state` makes the files anew (with KVM). That is right after
+//! `UPDATE_GOLDEN=1 cargo test -p sandboxvm-vmm the_golden_state` makes the files again (with KVM). That is right after
 //! [`format::VERSION`] was raised, and only then: snapshots that people have are of the old version.
 
 use super::{
@@ -24,13 +24,13 @@ use crate::{
         virtio::{
             balloon::{self, BalloonDevice},
             block::BlockDevice,
-            device::{DeviceType, VirtioDevice},
+            device::VirtioDevice,
             rng::RngDevice,
             transport::{QueueRegisters, QueueState, TransportState},
             vsock::{VsockDevice, VsockOptions},
         },
     },
-    machine::{self, BootSource, Machine, MachineParts},
+    machine::{self, BootSource, Machine, MachineParts, context::MachineContext},
     memory,
     memory::{
         GuestMemory,
@@ -73,7 +73,7 @@ const AVAILABLE: u64 = 0x80;
 const USED: u64 = 0x100;
 
 /// The guest. It puts a byte in a register, one in memory and one in the UART's scratch register, says `B`, and waits in
-/// a loop, where the snapshot is taken. Once it goes on, it says those three bytes and resets the machine.
+/// a loop, where the snapshot is taken. Once it continues, it says those three bytes and resets the machine.
 #[rustfmt::skip]
 const GUEST: &[u8] = &[
     0xb3, b'R',                                                 // mov bl, 'R'
@@ -106,7 +106,7 @@ fn pinned(version: u32) -> (Vec<u8>, SnapshotState) {
 
 const CHANGED: &str = "What a state file holds has changed: snapshots that people have would be misread. Either undo \
     it, or raise VERSION in vmm/src/snapshot/format.rs, say so in docs/snapshot-format.md and CHANGELOG.md, and make \
-    the golden files anew with UPDATE_GOLDEN=1";
+    the golden files again with UPDATE_GOLDEN=1";
 
 fn kvm_is_wanted() -> bool {
     let wanted = std::env::var_os("SANDBOXVM_NO_KVM").is_none_or(|value| value != "1");
@@ -134,6 +134,7 @@ impl Rig {
             file
         };
         let memory = Arc::new(memory::allocate(size()).unwrap());
+        let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
         let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
             Box::new(BlockDevice::read_only(disk()).unwrap()),
             Box::new(BlockDevice::writable(disk(), vec![tempfile::tempfile().unwrap()]).unwrap()),
@@ -141,19 +142,22 @@ impl Rig {
             Box::new(VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).unwrap()),
         ];
         if with_balloon {
-            let released = Arc::new(ReleasedPages::none_of(page_count(&memory)));
-            devices.push(Box::new(BalloonDevice::new(released).unwrap()));
+            devices.push(Box::new(BalloonDevice::new(Arc::clone(&released)).unwrap()));
         }
         let kvm = machine::open_kvm().expect("KVM; SANDBOXVM_NO_KVM=1 leaves this test out");
         let console = tempfile::tempfile().unwrap();
         let parts = MachineParts {
             start_times: StartTimes::of_fork(),
-            host_mode: host_mode::detect().unwrap(),
             vm: machine::create_vm(&kvm).unwrap(),
-            kvm,
-            memory: Arc::clone(&memory),
-            memory_size: size(),
-            console: (console.try_clone().unwrap(), 1 << 20),
+            console: console.try_clone().unwrap(),
+            context: MachineContext {
+                kvm,
+                host_mode: host_mode::detect().unwrap(),
+                memory: Arc::clone(&memory),
+                memory_size: size(),
+                released: Arc::clone(&released),
+                console_limit: 1 << 20,
+            },
             devices,
         };
         (Self { memory, console, _vsock: vsock }, make(parts))
@@ -384,16 +388,16 @@ fn the_golden_state_is_read_and_written_as_it_was() {
 }
 
 #[test]
-fn the_golden_machine_goes_on_where_it_stood() {
+fn golden_machine_continues_where_it_stood() {
     if !kvm_is_wanted() {
         return;
     }
-    (format::OLDEST_VERSION..=format::VERSION).for_each(goes_on);
+    (format::OLDEST_VERSION..=format::VERSION).for_each(continues);
 }
 
-fn goes_on(version: u32) {
+fn continues(version: u32) {
     let (_, mut state) = pinned(version);
-    let has_balloon = state.machine.has(DeviceType::Balloon);
+    let has_balloon = state.machine.devices.len() > BALLOON;
     assert_eq!(has_balloon, version > 1);
     // See the module: what belongs to the processor is this one's, as a machine that boots here has it.
     let (_rig, here) = Rig::boot();
@@ -407,7 +411,7 @@ fn goes_on(version: u32) {
 
     let files = [Arc::new(memory_file(version))];
     let (rig, machine) = Rig::build(has_balloon, |parts| {
-        state.memory.map_over(&parts.memory, &files).unwrap();
+        state.memory.map_over(&parts.context.memory, &files).unwrap();
         Machine::restore(parts, &state.machine).unwrap()
     });
     // All is as it was saved, but for the vsock device, which tells its driver that connections are gone.
@@ -415,7 +419,7 @@ fn goes_on(version: u32) {
     assert_eq!(restored.serial, state.machine.serial);
     assert_eq!(restored.devices[..=RNG], state.machine.devices[..=RNG]);
     assert_eq!(state.machine.devices[RNG].queues[0].next_available, 1, "a machine whose devices did something");
-    // The queue goes on with its second request.
+    // The queue continues with its second request.
     let (entropy, served) = rig.draw(&machine, 2);
     assert_eq!(served, 2);
     assert_ne!(entropy, [0; 16]);
@@ -428,7 +432,7 @@ fn goes_on(version: u32) {
     rig.memory.write_obj(1_u8, GuestAddress(GO_ON)).unwrap();
     machine.resume();
     eventually("the guest's end", || machine.shared().reason().is_some());
-    // Its register, its memory, its UART's register; not `B`, which a guest says that begins anew.
+    // Its register, its memory, its UART's register; not `B`, which a guest says that boots.
     assert_eq!(String::from_utf8(rig.said()).unwrap(), "RMS", "{:?}", machine.shared().reason());
     assert_eq!(machine.shared().reason(), Some(ExitReason::GuestReset));
     machine.end();
@@ -439,7 +443,7 @@ fn goes_on(version: u32) {
 }
 
 #[test]
-fn a_golden_state_of_another_version_is_refused_with_what_to_do() {
+fn golden_state_of_another_version_is_refused_with_what_to_do() {
     let (bytes, _) = pinned(format::VERSION);
     let refused = |version: u32| {
         let mut bytes = bytes.clone();

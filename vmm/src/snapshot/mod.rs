@@ -19,10 +19,7 @@ pub mod writer;
 
 use crate::{
     arch::x86_64::state::{ChipsetState, VcpuState},
-    devices::{
-        console::SerialState,
-        virtio::{device::DeviceType, transport::TransportState},
-    },
+    devices::{console::SerialState, virtio::transport::TransportState},
 };
 use memory_map::MemoryMap;
 use sandboxvm_protocol::machine::{HostMode, MemorySize, VcpuCount};
@@ -41,14 +38,6 @@ pub struct MachineState {
     pub serial: SerialState,
     /// virtio devices in window order.
     pub devices: Vec<TransportState>,
-}
-
-impl MachineState {
-    /// Returns whether the machine has such a device: older snapshots have fewer kinds, and are restored without the others.
-    #[must_use]
-    pub fn has(&self, device: DeviceType) -> bool {
-        self.devices.iter().any(|saved| saved.device_type == device as u32)
-    }
 }
 
 /// Content of a state file.

@@ -6,9 +6,9 @@ use super::{
     writer::{self, Baseline, WrittenMemory},
 };
 use crate::{
-    disks::Disks,
+    devices::virtio::block::WritableDisks,
     memory::GuestMemory,
-    process::writer::{WriterError, WriterProcess},
+    process::writer::{WriteFailure, WriterError, WriterProcess},
 };
 use sandboxvm_protocol::{
     machine::{MemorySize, VcpuCount},
@@ -38,7 +38,7 @@ pub struct Writing<'a> {
     /// The machine.
     pub state: MachineState,
     /// Its disks, whose frozen layers are to be durable.
-    pub disks: &'a Disks,
+    pub disks: &'a WritableDisks,
     /// Where the state goes.
     pub state_file: File,
     /// Where memory goes.
@@ -105,6 +105,12 @@ impl Writing<'_> {
     }
 }
 
+impl From<format::FormatError> for WriteFailure {
+    fn from(error: format::FormatError) -> Self {
+        Self { kind: error.kind_of_write(), message: error.to_string() }
+    }
+}
+
 impl Taking {
     /// Readable when [`Taking::advance`] has something to do.
     #[must_use]
@@ -113,7 +119,7 @@ impl Taking {
     }
 
     /// Takes what the writer has reported; `Some` once it is done. `baseline` is the one it was given.
-    pub fn advance(&mut self, baseline: &Baseline) -> Option<Result<Taken, String>> {
+    pub fn advance(&mut self, baseline: &Baseline) -> Option<Result<Taken, WriteFailure>> {
         let report = self.writer.advance()?;
         Some(report.map(|report| self.finish(report, baseline)))
     }

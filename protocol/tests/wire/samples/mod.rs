@@ -7,8 +7,15 @@ mod files;
 
 use files::{file_operations, file_replies};
 use sandboxvm_protocol::{
-    agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, frame::Message, ids::*, machine::*,
-    vmm::*,
+    agent::files::*,
+    agent::limits::*,
+    agent::port::*,
+    agent::process::*,
+    agent::*,
+    frame::Message,
+    ids::*,
+    machine::*,
+    vmm::{self, *},
 };
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, fmt::Debug};
@@ -76,11 +83,17 @@ variants! {
         ReadOnly (), NotAFile (), NoSuchUser (), BadPath (), BadArchive (), Resources (), BadRequest (), Other (),
         NetworkMount (),
     }
+    DeviceConfig { Block (_), Vsock (_), Rng (), Balloon () }
     DiskConfig { ReadOnly {}, Writable {} }
+    ChildDevice { Block {}, Vsock {} }
+    ResetDevice { Block {} }
     MachineSource { Boot {}, Snapshot {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), Fork (_), Reset (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_), LimitDisk (_) }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), ForkV1 (_), ResetV1 (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_), LimitDisk (_), Fork (_), Reset (_) }
     VmmMessage { Reply (_), Event (_) }
-    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_) }
+    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_), Refused (_) }
+    RefusalKind {
+        BadRequest (), WrongPhase (), Busy (), Superseded (), BadSnapshot (), NoSpace (), Resources (), Host (),
+    }
     VmmEvent { Phase (_), Ended (_) }
     Phase { Created (), Booting (), Ready (), Paused (), Ended () }
     HostMode { Vmx (), Svm (), Pvm () }
@@ -261,7 +274,23 @@ pub fn agent_messages() -> Vec<Sample<AgentMessage>> {
 }
 
 pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
-    let config = LaunchConfig {
+    launch_configs_v1()
+        .into_iter()
+        .map(|Sample { label, message, .. }| {
+            let message = LaunchConfig::from(message);
+            let disks = message.devices.iter().filter_map(|device| match device {
+                DeviceConfig::Block(disk) => Some(disk.variant()),
+                _ => None,
+            });
+            let covers = disks.chain(message.devices.iter().map(Named::variant)).chain([message.source.variant()]);
+            Sample { label, covers: covers.collect(), message }
+        })
+        .collect()
+}
+
+/// What servers send that have run since before an upgrade.
+pub fn launch_configs_v1() -> Vec<Sample<vmm::v1::LaunchConfig>> {
+    let config = vmm::v1::LaunchConfig {
         sandbox: id(),
         vcpus: VcpuCount::try_from(2).expect("a valid sample"),
         memory: MemorySize::try_from(256 * MIB).expect("a valid sample"),
@@ -278,14 +307,11 @@ pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
         start: true,
         tie_to_launcher: false,
     };
-    let restore = LaunchConfig {
+    let restore = vmm::v1::LaunchConfig {
         source: MachineSource::Snapshot { state: FdIndex(0), memory: vec![FdIndex(10), FdIndex(11)] },
         ..config.clone()
     };
-    let covers = |config: &LaunchConfig| {
-        config.disks.iter().map(Named::variant).chain([config.source.variant()]).collect::<Vec<_>>()
-    };
-    vec![sample("launch", covers(&config), config), sample("launch-snapshot", covers(&restore), restore)]
+    vec![sample("launch", Vec::new(), config), sample("launch-snapshot", Vec::new(), restore)]
 }
 
 pub fn control_requests() -> Vec<Sample<ControlRequest>> {
@@ -308,9 +334,9 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ),
         (
             "fork",
-            ControlRequest::Fork(ForkRequest {
+            ControlRequest::ForkV1(vmm::v1::ForkRequest {
                 disk_tops: vec![FdIndex(0)],
-                children: vec![ForkChild {
+                children: vec![vmm::v1::ForkChild {
                     sandbox: id(),
                     launcher: FdIndex(1),
                     disk_tops: vec![FdIndex(2)],
@@ -326,9 +352,33 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ),
         (
             "reset",
+            ControlRequest::ResetV1(vmm::v1::ResetRequest {
+                state: FdIndex(0),
+                disks: vec![vmm::v1::DiskLayers(vec![FdIndex(1), FdIndex(2)])],
+            }),
+        ),
+        (
+            "fork-devices",
+            ControlRequest::Fork(ForkRequest {
+                disk_tops: vec![FdIndex(0)],
+                children: vec![ForkChild {
+                    sandbox: id(),
+                    launcher: FdIndex(1),
+                    devices: vec![ChildDevice::Block { top: FdIndex(2) }, ChildDevice::Vsock { listener: FdIndex(3) }],
+                    console: FdIndex(4),
+                    log: FdIndex(5),
+                    control: FdIndex(6),
+                    status: FdIndex(7),
+                    lock: FdIndex(8),
+                    tie_to_launcher: false,
+                }],
+            }),
+        ),
+        (
+            "reset-devices",
             ControlRequest::Reset(ResetRequest {
                 state: FdIndex(0),
-                disks: vec![DiskLayers(vec![FdIndex(1), FdIndex(2)])],
+                devices: vec![ResetDevice::Block { layers: vec![FdIndex(1), FdIndex(2)] }],
             }),
         ),
         ("timeline", ControlRequest::Timeline),
@@ -345,9 +395,30 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
         ),
         ("limit-disk-not", ControlRequest::LimitDisk(DiskLimits::default())),
     ]
-    .map(|(label, request)| sample(label, vec![request.variant()], request))
+    .map(|(label, request)| {
+        let mut covers = vec![request.variant()];
+        match &request {
+            ControlRequest::Fork(request) => {
+                covers.extend(request.children.iter().flat_map(|child| &child.devices).map(Named::variant));
+            }
+            ControlRequest::Reset(request) => covers.extend(request.devices.iter().map(Named::variant)),
+            _ => {}
+        }
+        sample(label, covers, request)
+    })
     .into()
 }
+
+pub const REFUSALS: [(&str, RefusalKind); 8] = [
+    ("bad-request", RefusalKind::BadRequest),
+    ("wrong-phase", RefusalKind::WrongPhase),
+    ("busy", RefusalKind::Busy),
+    ("superseded", RefusalKind::Superseded),
+    ("bad-snapshot", RefusalKind::BadSnapshot),
+    ("no-space", RefusalKind::NoSpace),
+    ("resources", RefusalKind::Resources),
+    ("host", RefusalKind::Host),
+];
 
 pub fn exit_reasons() -> Vec<(&'static str, ExitReason)> {
     vec![
@@ -436,6 +507,11 @@ pub fn vmm_messages() -> Vec<Sample<VmmMessage>> {
     add("reply-reset", vec![], VmmMessage::Reply(ControlReply::Reset(ResetReport { pause_ns: 1_900_000 })));
     let failed = ControlReply::Failed { message: "the machine is not running".to_owned() };
     add("reply-failed", vec![], VmmMessage::Reply(failed));
+    for (label, kind) in REFUSALS {
+        let refusal = Refusal { kind, message: "cannot write the snapshot".to_owned() };
+        let reply = VmmMessage::Reply(ControlReply::Refused(refusal));
+        add(&format!("reply-refused-{label}"), vec![kind.variant()], reply);
+    }
     for (label, phase) in PHASES {
         add(&format!("event-phase-{label}"), vec![phase.variant()], VmmMessage::Event(VmmEvent::Phase(phase)));
     }
@@ -455,6 +531,7 @@ pub fn statuses() -> Vec<(String, VmStatus)> {
         reason,
         missing: Vec::new(),
         clocks_jump: false,
+        wire: 1,
     };
     let phases = PHASES.map(|(label, phase)| (format!("phase-{label}"), status(phase, HostMode::Vmx, None)));
     let modes = HOST_MODES.map(|(label, mode)| (format!("mode-{label}"), status(Phase::Ready, mode, None)));
@@ -464,6 +541,10 @@ pub fn statuses() -> Vec<(String, VmStatus)> {
     let parts = vec![JailPart::UserNamespace, JailPart::Namespaces, JailPart::EmptyRoot, JailPart::OwnUser];
     let missing = VmStatus { missing: parts, ..status(Phase::Ready, HostMode::Svm, None) };
     let clocks = VmStatus { clocks_jump: true, ..status(Phase::Ready, HostMode::Pvm, None) };
-    let clocks = ("clocks-jump".to_owned(), clocks);
-    phases.into_iter().chain(modes).chain(reasons).chain([("missing".to_owned(), missing), clocks]).collect()
+    let others = [
+        ("missing".to_owned(), missing),
+        ("clocks-jump".to_owned(), clocks),
+        ("wire-2".to_owned(), VmStatus { wire: 2, ..status(Phase::Ready, HostMode::Vmx, None) }),
+    ];
+    phases.into_iter().chain(modes).chain(reasons).chain(others).collect()
 }

@@ -26,7 +26,7 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 pub const CMDLINE_MAX: usize = 2048;
 /// `struct setup_data` with the RNG seed.
 pub const RNG_SEED: GuestAddress = GuestAddress(0x3_0000);
-/// A page that no kernel uses, since Linux keeps off everything below 1 MiB: see [`crate::mailbox`].
+/// A page that no kernel uses, since Linux keeps off everything below 1 MiB: see [`crate::machine::mailbox`].
 pub const MAILBOX: GuestAddress = GuestAddress(0x3_1000);
 /// MP table, and the end of usable base memory.
 pub const MPTABLE: GuestAddress = GuestAddress(0x9_fc00);

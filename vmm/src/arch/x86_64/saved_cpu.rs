@@ -65,7 +65,7 @@ pub fn check_cpuid(kvm: &Kvm, mode: HostMode, vcpus: &[VcpuState]) -> Result<(),
     Ok(())
 }
 
-/// Refuses saved vCPUs that set MSRs which are no part of a vCPU's state on `kvm`.
+/// Refuses saved vCPUs that set MSRs which do not belong to a vCPU's state on `kvm`.
 ///
 /// # Errors
 /// [`StateError::Msr`], or when KVM does not say which are.
@@ -197,7 +197,7 @@ mod tests {
         check(entry(0x99, 0, [0; 4])).unwrap();
     }
 
-    /// KVM's own additions to what a vCPU is given are no reason to refuse it.
+    /// KVM's own additions to what a vCPU is given do not make it refused.
     #[test]
     fn what_this_host_gives_a_vcpu_is_accepted() {
         if std::env::var_os("SANDBOXVM_NO_KVM").is_some_and(|value| value == "1") {

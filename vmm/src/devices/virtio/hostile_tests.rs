@@ -460,7 +460,7 @@ fn carry_out(driver: &mut MockDriver, attack: Attack) {
         Attack::Scribble { address, bytes } => {
             let _ = memory.write_slice(&bytes, GuestAddress(address));
         }
-        // Rings on top of each other may keep a device busy for ever; each turn must end, and that is all.
+        // Rings on top of each other may keep a device busy without limit; only each turn must end.
         Attack::Kick => _ = driver.kick_for(driver.attacked(), 20),
         Attack::HostReady => driver.transport.host_ready(),
         Attack::Status(status) => driver.write(VIRTIO_MMIO_STATUS, status),

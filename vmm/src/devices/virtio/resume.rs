@@ -2,6 +2,7 @@
 //! its budget, or a limit holds them back.
 
 use super::device::DeviceError;
+use crate::devices::kind::SystemCalls;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -9,6 +10,13 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
+};
+
+/// The calls of a device that does no more than this.
+pub(super) const SYSTEM_CALLS: SystemCalls = SystemCalls {
+    event_loop: &[libc::SYS_timerfd_create, libc::SYS_timerfd_settime],
+    // A register access serves no request, but the reset of a device takes its request for a turn back.
+    vcpu: &[libc::SYS_timerfd_settime],
 };
 
 /// A descriptor that becomes readable when the device is to be served again (see [`super::device::VirtioDevice::host_fd`]).

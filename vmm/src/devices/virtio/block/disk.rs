@@ -65,7 +65,7 @@ impl Disk {
         Ok(())
     }
 
-    /// The layers to write to; a driver was told of a read-only disk not to ask.
+    /// The layers to write to. A read-only disk says so in its features, so a driver does not ask.
     fn writable(&self, otherwise: RequestError) -> Result<MutexGuard<'_, LayeredDisk>, RequestError> {
         match self {
             Self::ReadOnly(_) => Err(otherwise),
@@ -93,7 +93,7 @@ impl Disk {
     }
 }
 
-fn lock(disk: &Mutex<LayeredDisk>) -> MutexGuard<'_, LayeredDisk> {
+pub(super) fn lock(disk: &Mutex<LayeredDisk>) -> MutexGuard<'_, LayeredDisk> {
     // The table is changed after the file, in one step: a panic elsewhere leaves a whole disk.
     disk.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,9 +11,12 @@ use super::{
     layer::{BLOCK, BLOCK_SIZE, BLOCKS_PER_BYTE, Layer, LayerError, State, check_disk_size},
     scatter,
 };
-use crate::devices::virtio::chain::Buffers;
+use crate::{
+    devices::virtio::chain::Buffers,
+    process::{failure::kind_of, writer::WriteFailure},
+};
 use rustix::fs::{FallocateFlags, fallocate};
-use sandboxvm_protocol::vmm::MAX_DISK_LAYERS;
+use sandboxvm_protocol::vmm::{MAX_DISK_LAYERS, RefusalKind};
 use std::{
     fs::File,
     io,
@@ -66,6 +69,27 @@ pub enum LayeredDiskError {
         /// What is wrong with it.
         source: LayerError,
     },
+}
+
+impl LayeredDiskError {
+    /// Returns the kind of refusal that a client receives.
+    #[must_use]
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::Size(source) | Self::Merge(source) | Self::Layer { source: LayerError::Io { source, .. }, .. } => {
+                kind_of(source)
+            }
+            Self::Changed => RefusalKind::Superseded,
+            Self::NoLayer | Self::TooManyLayers(_) | Self::Frozen | Self::NotBlank => RefusalKind::BadRequest,
+            Self::Template { .. } | Self::Layer { .. } => RefusalKind::BadSnapshot,
+        }
+    }
+}
+
+impl From<LayeredDiskError> for WriteFailure {
+    fn from(error: LayeredDiskError) -> Self {
+        Self { kind: error.kind(), message: error.to_string() }
+    }
 }
 
 /// Where a block's content is, in one byte.

@@ -14,8 +14,8 @@ const GROUP: usize = BLOCKS_PER_BYTE as usize;
 const CHUNK: usize = 256;
 
 impl LayeredDisk {
-    /// Writes what all frozen layers say, the newest first, into `into`, an empty file, and makes it durable. It is no
-    /// layer before [`LayeredDisk::replace_frozen`] makes it one: a header is what tells that a disk uses it.
+    /// Writes what all frozen layers say, the newest first, into `into`, an empty file, and makes it durable. It is not
+    /// a layer before [`LayeredDisk::replace_frozen`] makes it one: a header is what tells that a disk uses it.
     ///
     /// What the template has, and no layer, stays the template's. Blocks full of zeros are recorded as such and take no
     /// space.

@@ -7,7 +7,9 @@
 //! `REQUESTS_PER_WAKE` requests or `BYTES_PER_WAKE` bytes and then hands the event loop back.
 
 mod disk;
+mod disks;
 mod error;
+mod kind;
 mod layer;
 mod layered;
 mod merging;
@@ -18,7 +20,9 @@ mod scatter;
 mod tests;
 
 pub use disk::SharedLayeredDisk;
+pub use disks::{DisksError, MergedLayers, Merging, PreparedDisks, WritableDisk, WritableDisks};
 pub use error::BlockError;
+pub use kind::BlockKind;
 pub use layer::{BLOCK_SIZE, DISK_SIZE_MAX, LayerError};
 pub use layered::{LAYERS_MAX, LayeredDisk, LayeredDiskError, PreparedLayers};
 pub use pace::DiskPace;
@@ -43,6 +47,9 @@ use virtio_bindings::{
     virtio_ring::VIRTIO_RING_F_EVENT_IDX,
 };
 use virtio_queue::QueueT;
+
+/// Block device (virtio 1.2, 5.2).
+const TYPE: DeviceType = DeviceType::new(2, "Block");
 
 /// Requests served before the event loop gets its turn.
 const REQUESTS_PER_WAKE: u32 = 32;
@@ -75,9 +82,16 @@ impl BlockDevice {
     /// # Errors
     /// As [`LayeredDisk::open`].
     pub fn writable(template: File, layers: Vec<File>) -> Result<Self, BlockError> {
+        Ok(Self::writable_and_layers(template, layers)?.0)
+    }
+
+    /// As [`BlockDevice::writable`], with the layers for the event loop alone to freeze, switch or merge them.
+    fn writable_and_layers(template: File, layers: Vec<File>) -> Result<(Self, SharedLayeredDisk), BlockError> {
         let disk = LayeredDisk::open(template, layers)?;
         let size = disk.size();
-        Self::new(Disk::Layered(Arc::new(Mutex::new(disk)), size), "sandboxvm-disk")
+        let layers = Arc::new(Mutex::new(disk));
+        let device = Self::new(Disk::Layered(Arc::clone(&layers), size), "sandboxvm-disk")?;
+        Ok((device, layers))
     }
 
     fn new(disk: Disk, id: &str) -> Result<Self, BlockError> {
@@ -94,15 +108,6 @@ impl BlockDevice {
     #[must_use]
     pub fn at_pace(self, pace: DiskPace) -> Self {
         Self { pace, ..self }
-    }
-
-    /// The layers of a writable disk, for the event loop alone to freeze, switch or merge them.
-    #[must_use]
-    pub fn layered_disk(&self) -> Option<SharedLayeredDisk> {
-        match &self.disk {
-            Disk::ReadOnly(_) => None,
-            Disk::Layered(disk, _) => Some(Arc::clone(disk)),
-        }
     }
 
     fn serve(&mut self, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
@@ -145,7 +150,7 @@ impl BlockDevice {
 
 impl VirtioDevice for BlockDevice {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Block
+        TYPE
     }
 
     fn queue_limits(&self) -> &'static [u16] {

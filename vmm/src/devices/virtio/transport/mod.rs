@@ -174,7 +174,7 @@ impl MmioTransport {
         match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => LAYOUT_VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device.device_type() as u32,
+            VIRTIO_MMIO_DEVICE_ID => self.device.device_type().number(),
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
             VIRTIO_MMIO_DEVICE_FEATURES => half(self.offered_features(), self.device_features_sel),
             VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected_queue().map_or(0, |index| self.queues[index].max_size().into()),

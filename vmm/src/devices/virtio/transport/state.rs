@@ -143,7 +143,7 @@ impl MmioTransport {
             next_used: queue.next_used(),
         };
         TransportState {
-            device_type: self.device.device_type() as u32,
+            device_type: self.device.device_type().number(),
             status: self.status,
             device_features_sel: self.device_features_sel,
             driver_features_sel: self.driver_features_sel,
@@ -172,7 +172,7 @@ impl MmioTransport {
 
     fn try_restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         let device = self.device.device_type();
-        if state.device_type != device as u32 {
+        if state.device_type != device.number() {
             return Err(RestoreError::DeviceType { saved: state.device_type, device });
         }
         if state.queues.len() != self.queues.len() {

@@ -405,7 +405,7 @@ fn a_restored_device_goes_on_where_the_saved_one_was() {
     let mut restored = MockDriver::with_memory(rng(), Arc::clone(&driver.memory));
     restored.transport.restore(&saved).unwrap();
     assert_eq!(restored.transport.save(), saved);
-    assert_eq!(restored.take_interrupts(), 1, "the unacknowledged interrupt is raised anew");
+    assert_eq!(restored.take_interrupts(), 1, "the unacknowledged interrupt is raised again");
     restored.transport.notify_all();
     assert_eq!(restored.used_index(0), 6);
     restored.transport.notify_all();
@@ -474,7 +474,7 @@ fn positions_that_cannot_be_only_stop_the_device() {
     }
 }
 
-/// A device that were ahead in the used ring would feed itself for ever, where its driver laid both rings in one place.
+/// A device that were ahead in the used ring would feed itself without limit, where its driver laid both rings in one place.
 #[test]
 fn a_device_that_returned_more_than_it_took_is_refused() {
     for (next_available, next_used) in [(0, 1), (0, 0x8000), (65, 0), (0x8000, 1), (u16::MAX, 0)] {

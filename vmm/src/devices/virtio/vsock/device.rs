@@ -25,6 +25,9 @@ use std::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+/// Socket device (virtio 1.2, 5.10).
+pub(super) const TYPE: DeviceType = DeviceType::new(19, "Vsock");
+
 /// The queues, in the order of virtio 1.2, 5.10.2.
 pub(super) const RECEIVE: usize = 0;
 pub(super) const TRANSMIT: usize = 1;
@@ -102,7 +105,7 @@ impl VsockDevice {
     ///
     /// A machine restored from a snapshot, or forked from a running one, gets a new device that takes over the state of
     /// the old one. In a child of fork(2) the old one is dropped: that closes the child's copies of its descriptors and
-    /// leaves the parent's connections alone.
+    /// does not affect the parent's connections.
     ///
     /// # Errors
     /// When an epoll set, eventfd or timerfd cannot be made.
@@ -420,7 +423,7 @@ impl VsockDevice {
 
 impl VirtioDevice for VsockDevice {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Vsock
+        TYPE
     }
 
     fn queue_limits(&self) -> &'static [u16] {

@@ -125,7 +125,7 @@ fn parse_line(line: &[u8]) -> Option<GuestPort> {
         return None;
     }
     let port = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    // VMADDR_PORT_ANY is no port to connect to.
+    // No client can connect to VMADDR_PORT_ANY.
     (port != u32::MAX).then_some(GuestPort(port))
 }
 

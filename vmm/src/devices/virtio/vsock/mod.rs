@@ -15,13 +15,12 @@
 //! A restored or forked machine gets a new device with a separate listener, which takes over the saved state and begins with
 //! a transport reset.
 
-mod backlog;
 mod completions;
 mod connection;
-mod credit;
 mod deadlines;
 mod device;
 mod handshake;
+mod kind;
 mod limits;
 mod mux;
 mod pace;
@@ -37,4 +36,5 @@ mod transport_reset;
 mod tests;
 
 pub use device::{VsockDevice, VsockOptions};
+pub use kind::VsockKind;
 pub use pace::OutputLimit;

@@ -13,7 +13,7 @@ pub(super) struct HostPorts {
 const FIRST: u32 = 1024;
 /// Where a new machine begins.
 const START: u32 = 1 << 30;
-/// VMADDR_PORT_ANY is no port.
+/// VMADDR_PORT_ANY is not a port.
 const LAST: u32 = u32::MAX - 1;
 
 impl HostPorts {

@@ -14,7 +14,7 @@ pub(super) struct VsockState {
     pub(super) held_transmit_heads: Vec<u16>,
 }
 
-/// Bytes that are no saved device.
+/// Bytes that are not a saved device.
 #[derive(Debug, Error)]
 pub(super) enum StateError {
     #[error("{0} bytes cannot be a saved vsock device")]

@@ -42,7 +42,7 @@ impl TransportReset {
         self != Self::Idle
     }
 
-    /// The connections are gone; the guest is to be told, also when it was told of an earlier reset.
+    /// The connections are gone, and the guest has yet to receive the event, also when it received one for an earlier reset.
     pub(super) fn begin(&mut self) {
         *self = Self::Owed { earlier: self.noted_at().map(Wrapping) };
     }
@@ -52,7 +52,7 @@ impl TransportReset {
         if !self.under_way() {
             return Ok(false);
         }
-        // A driver without an event queue cannot be told, and has said so by leaving it out.
+        // A driver without an event queue cannot receive the event, and has said so by leaving it out.
         if !ring.ready() {
             *self = Self::Idle;
             return Ok(false);

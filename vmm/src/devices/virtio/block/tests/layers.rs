@@ -449,7 +449,7 @@ fn what_is_merged_is_no_layer_before_it_is_used_and_is_not_used_over_others() {
     subject.disk.merge_frozen(early.try_clone().unwrap()).unwrap();
     let generation = subject.disk.generation();
     assert!(matches!(layer_error(open_one(&early)), LayerError::Magic));
-    // A disk that goes on with others keeps them, and the file stays no layer.
+    // A disk that continues with others keeps them, and the file does not become a layer.
     subject.apply(&Step::Fork);
     let refused = subject.disk.replace_frozen(early.try_clone().unwrap(), generation);
     assert!(matches!(refused, Err(LayeredDiskError::Changed)));

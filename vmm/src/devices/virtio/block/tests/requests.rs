@@ -221,7 +221,7 @@ fn the_driver_is_interrupted_no_more_often_than_it_asked() {
         assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &[Part::Writable(DATA, 512)]), OK);
         assert_eq!(driver.take_interrupts() > 0, done == 5, "request {done}");
     }
-    // A driver without event indices is told every time.
+    // A driver without event indices gets an interrupt every time.
     let device = Box::new(BlockDevice::read_only(image()).unwrap());
     let mut driver = MockDriver::live_without(device, 1 << VIRTIO_RING_F_EVENT_IDX);
     for _ in 0..3 {

@@ -29,7 +29,7 @@ fn assert_resets(what: &str, forge: impl Fn(&Header) -> (Header, Vec<u8>)) {
     let (header, payload) = forge(&peer.socket(port).packet(Operation::ReadWrite));
     peer.guest.send(&header, &payload);
     peer.run();
-    assert!(peer.socket(port).reset, "{what}: the guest is told");
+    assert!(peer.socket(port).reset, "{what}: the guest receives a reset");
     assert!(matches!(client.read(&mut [0]), Ok(0)), "{what}: the client is closed");
     assert_eq!(peer.guest.footprint().connections, 1, "{what}");
     other.write_all(b"still here").unwrap();
@@ -111,7 +111,7 @@ fn a_buffer_that_grows_shrinks_and_vanishes_is_believed_only_for_the_future() {
     assert_eq!(tell(1), 1);
     assert_eq!(tell(3000), 3000);
     assert_eq!(tell(u32::MAX), 100_000, "all there is, not all there could be");
-    // Shrinking below what is in flight is no error and gives nothing.
+    // Shrinking below what is in flight is not an error and gives nothing.
     peer.sockets.get_mut(&port).unwrap().buffer_size = 10;
     let update = peer.socket(port).packet(Operation::CreditUpdate);
     peer.guest.send(&update, &[]);
@@ -207,7 +207,7 @@ fn a_full_transmit_queue_is_worked_off_in_bounded_turns() {
     let (_client, port) = peer.connect();
     let header = peer.socket(port).packet(Operation::CreditUpdate);
     for _ in 0..3 {
-        // As many as the queue has descriptors, less those the device still holds, at once.
+        // As many as the queue has descriptors, less those the device still holds, at the same time.
         peer.guest.reclaim();
         let free = usize::from(peer.guest.rings[TRANSMIT].size) - peer.guest.rings[TRANSMIT].outstanding();
         for _ in 0..free {
@@ -287,7 +287,7 @@ fn a_storm_of_credit_requests_gets_few_answers() {
 fn break_queue(prepare: impl FnOnce(&mut Peer, u32)) -> String {
     let mut peer = peer();
     let (mut client, port) = peer.connect();
-    // Without receive buffers of its own, so that the forged one comes next.
+    // Without other receive buffers, so that the forged one comes next.
     peer.guest.device.reset();
     peer.guest.forget_queues();
     peer.guest.activate();

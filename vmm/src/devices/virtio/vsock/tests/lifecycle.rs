@@ -255,7 +255,7 @@ fn a_guest_that_does_not_answer_costs_the_client_a_timeout() {
     assert!(!is_closed(&mut client));
     peer.run_until("response timeout", |peer| peer.guest.footprint().connections == 0);
     assert!(is_closed(&mut client));
-    assert_eq!(peer.count(Operation::Reset), 1, "a late guest is told that nobody waits any more");
+    assert_eq!(peer.count(Operation::Reset), 1, "a late guest receives a reset, since no client waits any more");
 }
 
 #[test]
@@ -407,7 +407,7 @@ fn a_client_killed_with_bytes_unread_becomes_an_end_of_file_too() {
     assert_eq!(peer.socket(port).unread, b"partial");
     assert_eq!(peer.socket(port).shut, Shutdown::BOTH);
     assert_eq!(peer.count(Operation::Reset), 0);
-    // What the guest sent before it saw the end is no reason for a reset either.
+    // What the guest sent before it saw the end does not cause a reset either.
     assert_eq!(peer.guest.footprint().connections, 0);
 }
 
@@ -447,9 +447,9 @@ fn the_guest_closes_and_a_slow_client_still_gets_everything() {
     assert!(peer.write(port, &sent) > 250_000);
     peer.shut(port, Shutdown::BOTH);
     peer.run();
-    assert!(peer.socket(port).reset, "the guest is released at once");
+    assert!(peer.socket(port).reset, "the guest is released immediately");
     assert!(peer.guest.footprint().waiting > 0, "else this tests nothing");
-    // It has no connection any more, so whatever it sends now is for nobody.
+    // It has no connection any more, so whatever it sends now reaches no client.
     let mut stray = peer.socket(port).packet(Operation::CreditUpdate);
     stray.credit.forwarded = 1;
     let before = peer.log.len();

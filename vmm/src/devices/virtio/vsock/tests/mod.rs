@@ -36,7 +36,7 @@ fn in_child_and_here<T>(value: T, work: impl FnOnce(T)) -> T {
     assert!(child >= 0);
     if child == 0 {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(value)));
-        // SAFETY: ends the child at once, with nothing of this process run twice.
+        // SAFETY: ends the child immediately, with nothing of this process run twice.
         unsafe { libc::_exit(i32::from(result.is_err())) };
     }
     let mut status = 0;

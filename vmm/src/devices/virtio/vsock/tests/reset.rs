@@ -1,4 +1,4 @@
-//! Restore and fork: the guest is told that its connections are gone before anything else reaches it.
+//! Restore and fork: the guest learns that its connections are gone before anything else reaches it.
 
 use super::super::{
     device::{EVENT, RECEIVE, TRANSMIT, VsockDevice, VsockOptions},
@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RELEASES_SOON: Limits = Limits { completion_delay: Duration::from_millis(300), ..Limits::DEFAULT };
 
-/// Puts a new device in the old one's place, as a restore does; the memory and queues go on.
+/// Puts a new device in the old one's place, as a restore does; the memory and queues stay.
 fn restore(guest: &mut Guest) {
     let state = guest.device.save_state();
     std::fs::remove_file(guest.path()).unwrap();
@@ -272,7 +272,7 @@ fn what_a_machine_owed_for_its_output_is_forgotten_when_it_is_put_back() {
     assert_eq!(note(&mut peer.guest), 1);
     peer.run();
     let (mut client, port) = peer.connect();
-    assert_eq!(peer.write(port, b"at once"), 7);
+    assert_eq!(peer.write(port, b"without"), 7);
     peer.run();
-    assert_eq!(read_now(&mut client, 100).unwrap(), b"at once");
+    assert_eq!(read_now(&mut client, 100).unwrap(), b"without");
 }

@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 const MIB: usize = 1 << 20;
 
-/// Moves `total` bytes each way at once. Every round the guest reads `guest_reads` bytes and the client `client_reads`.
+/// Moves `total` bytes each way at the same time. Every round the guest reads `guest_reads` bytes and the client `client_reads`.
 fn move_both_ways(setup: Setup, total: usize, guest_reads: usize, client_reads: usize) -> Peer {
     let mut peer = Peer::new(setup);
     let (mut client, port) = peer.connect();
@@ -73,7 +73,7 @@ fn a_guest_that_may_send_less_is_held_to_it_and_nothing_is_lost() {
             received.extend(read_now(&mut client, MIB).expect("the stream has not ended"));
             received.len() == TOTAL
         });
-        // The first quarter of a second's was let through at once.
+        // The first quarter of a second's was let through immediately.
         assert!(begun.elapsed() >= Duration::from_millis(1600), "{:?}", begun.elapsed());
         assert!(received == sent, "bytes for the client were changed");
     }

@@ -12,13 +12,16 @@
 //! that the guest's program reads an end of file; it sees a connection reset only when the whole transport is reset
 //! after a restore. Knows nothing of queues or epoll: [`super::mux`] calls it and acts on what it returns.
 
+mod backlog;
+mod credit;
+
 use super::{
-    backlog::Backlog,
-    credit::{ReceiveWindow, SendCredit},
     packet::{Address, GuestPort, HOST_CID, Header, HostPort, MAX_PAYLOAD, Operation, Shutdown},
     poller::Readiness,
     transfer::Part,
 };
+use backlog::Backlog;
+use credit::{ReceiveWindow, SendCredit};
 use rustix::net::{SendFlags, Shutdown as HowShut};
 use sandboxvm_protocol::ids::GuestCid;
 use std::{
@@ -49,7 +52,7 @@ pub(super) enum Outcome {
     Continue,
     /// It is over, and the guest knows or never knew of it.
     Gone,
-    /// It is over and the guest is to be told with RST.
+    /// It is over, and the guest has yet to receive an RST.
     Reset,
     /// The guest ended it, and waits for a RST if `answer`. Unless it is [`Phase::Draining`] now, it is over.
     EndedByGuest { answer: bool },

@@ -4,7 +4,7 @@
 //! What a reported range reads as is undefined until the guest writes it (5.5.6.7). Here it is the content of a page that
 //! this machine never wrote: zero where it booted, its snapshot's content where it was restored. Both were this machine's
 //! memory before, so no other machine's memory ever shows. A Linux that relies on the content of free pages (`init_on_free`, page
-//! poisoning) reports nothing to a device without VIRTIO_BALLOON_F_PAGE_POISON. Which pages were let go is noted for
+//! poisoning) reports nothing to a device without VIRTIO_BALLOON_F_PAGE_POISON. Which pages were released is noted for
 //! the next snapshot ([`ReleasedPages`]), since write tracking takes them for unwritten.
 //!
 //! The balloon itself stays empty: `num_pages` is always 0. Two queues for it exist because the driver requires them;
@@ -15,6 +15,10 @@
 //!
 //! A hostile guest gives away its own memory or stops its own device: ranges are checked by [`Chain`], rounded inwards to
 //! pages, and counted. Reports are hints, so what goes beyond [`PAGES_PER_REPORT`] is taken and ignored.
+
+mod kind;
+
+pub use kind::BalloonKind;
 
 use super::{
     chain::{Buffers, Chain},
@@ -37,6 +41,9 @@ use std::{
 };
 use virtio_queue::QueueT;
 
+/// Memory balloon device (virtio 1.2, 5.5).
+const TYPE: DeviceType = DeviceType::new(5, "Balloon");
+
 /// The guest reports free pages (5.5.3); virtio-bindings has no balloon.
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
@@ -47,7 +54,7 @@ pub const REPORTING: usize = 2;
 /// Linux reports 32 ranges at a time (PAGE_REPORTING_CAPACITY), without indirect descriptors, and refuses less.
 const REPORTING_QUEUE_SIZE: u16 = 32;
 
-/// Pages of one report that are let go, the rest is kept: what Linux reports at most, 32 blocks of 4 MiB.
+/// Pages of one report that are released, the rest is kept: what Linux reports at most, 32 blocks of 4 MiB.
 const PAGES_PER_REPORT: u64 = 32 * 1024;
 
 /// A virtio-balloon device.
@@ -59,7 +66,7 @@ pub struct BalloonDevice {
 }
 
 impl BalloonDevice {
-    /// A device that notes in `released` what it lets go.
+    /// A device that notes in `released` what it releases.
     ///
     /// # Errors
     /// When timerfd_create(2) fails.
@@ -120,7 +127,7 @@ fn whole_pages(regions: &[(Range<u64>, u64)], addresses: Range<u64>) -> Option<R
 
 impl VirtioDevice for BalloonDevice {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Balloon
+        TYPE
     }
 
     fn queue_limits(&self) -> &'static [u16] {

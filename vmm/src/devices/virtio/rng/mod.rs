@@ -4,6 +4,10 @@
 //! Entropy costs the host CPU time, so a guest gets `BYTES_PER_PERIOD` in each `PERIOD` (1.3 MB/s); requests beyond
 //! that stay in the queue until a timer takes them up again.
 
+mod kind;
+
+pub use kind::RngKind;
+
 use super::{
     chain::Chain,
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice},
@@ -19,6 +23,9 @@ use std::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
+
+/// Entropy device (virtio 1.2, 5.4).
+const TYPE: DeviceType = DeviceType::new(4, "Rng");
 
 /// Descriptors in the queue; Linux keeps one request in flight.
 const QUEUE_SIZE: u16 = 8;
@@ -123,7 +130,7 @@ fn fill(bytes: &mut [u8]) -> Result<(), Errno> {
 
 impl VirtioDevice for RngDevice {
     fn device_type(&self) -> DeviceType {
-        DeviceType::Rng
+        TYPE
     }
 
     fn queue_limits(&self) -> &'static [u16] {

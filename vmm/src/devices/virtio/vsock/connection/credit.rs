@@ -1,13 +1,13 @@
 //! Flow control of one connection in both directions (virtio 1.2, 5.10.6.3). All counters are modulo 2^32.
 
-use super::packet::CreditFields;
+use crate::devices::virtio::vsock::packet::CreditFields;
 
 /// The peer broke the rules of flow control; its connection is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CreditError {
     #[error("the guest says that it consumed bytes it was never sent")]
     ConsumedTooMuch,
-    #[error("the guest sent more than the buffer it was told of can hold")]
+    #[error("the guest sent more than the buffer that was announced to it can hold")]
     Overrun,
 }
 
@@ -90,7 +90,7 @@ impl ReceiveWindow {
         self.forwarded = self.forwarded.wrapping_add(bytes);
     }
 
-    /// Whether the guest should be told of its credit though nothing else is to be sent.
+    /// Whether the guest should receive its credit although nothing else is to be sent.
     ///
     /// Each packet costs the guest thousands of kernel instructions, so only when it believes that at most a quarter
     /// is left and would learn of at least another quarter. While nothing waits in the buffer all that was received has

@@ -1,10 +1,10 @@
 //! One control connection: frames in, frames out, never blocking. The event loop carries the requests
 //! out. A peer that sends nonsense or does not read loses its connection and nothing else happens.
 
-use crate::descriptors::{self, ReceivedFds};
+use super::descriptors::{self, ReceivedFds};
 use sandboxvm_protocol::{
     frame::{FrameDecoder, FrameError, FrameKind},
-    vmm::{ControlReply, ControlRequest, MAX_MESSAGE, VmmEvent, VmmMessage, WIRE},
+    vmm::{ControlReply, ControlRequest, MAX_MESSAGE, Refusal, SINCE_REFUSALS, VmmEvent, VmmMessage, WIRE},
 };
 use std::{
     io::{self, Write},
@@ -29,7 +29,7 @@ pub enum ControlError {
     /// Not our wire.
     #[error("control connection: {0}")]
     Frame(#[from] FrameError),
-    /// A frame that is no message.
+    /// A frame that is not a message.
     #[error("control connection: unexpected {0:?} frame")]
     Kind(FrameKind),
     /// The peer does not read.
@@ -45,14 +45,16 @@ pub struct ControlConnection {
     fds: ReceivedFds,
     unsent: Vec<u8>,
     watches: bool,
+    /// The newest version of the wire that the peer stated: what it is sent has no newer parts.
+    version: u8,
 }
 
 impl ControlConnection {
-    /// Serves `stream`; a watching connection gets events.
+    /// Serves `stream`, whose peer speaks at least `version` of the wire; a watching connection gets events.
     ///
     /// # Errors
     /// When the socket cannot be made non-blocking.
-    pub fn new(stream: UnixStream, watches: bool) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, watches: bool, version: u8) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -60,6 +62,7 @@ impl ControlConnection {
             fds: ReceivedFds::default(),
             unsent: Vec::new(),
             watches,
+            version,
         })
     }
 
@@ -80,7 +83,7 @@ impl ControlConnection {
         !self.unsent.is_empty()
     }
 
-    /// Reads what is there and returns the requests in it. Files belong to the first request whose frame is whole after
+    /// Reads what is there and returns the requests in it, in the words of the newest version. Files belong to the first request whose frame is whole after
     /// they came.
     ///
     /// # Errors
@@ -98,7 +101,9 @@ impl ControlConnection {
             if frame.kind != FrameKind::Message {
                 return Err(ControlError::Kind(frame.kind));
             }
-            requests.push((WIRE.decode_message(frame.body)?, std::mem::take(&mut self.fds)));
+            self.version = self.version.max(frame.version);
+            let request: ControlRequest = WIRE.decode_message(frame.body)?;
+            requests.push((request.newest(), std::mem::take(&mut self.fds)));
         }
         Ok(requests)
     }
@@ -108,6 +113,12 @@ impl ControlConnection {
     /// # Errors
     /// When the connection is over.
     pub fn reply(&mut self, reply: ControlReply) -> Result<(), ControlError> {
+        let reply = match reply {
+            ControlReply::Refused(Refusal { message, .. }) if self.version < SINCE_REFUSALS => {
+                ControlReply::Failed { message }
+            }
+            reply => reply,
+        };
         self.send(&VmmMessage::Reply(reply))
     }
 
@@ -139,5 +150,57 @@ impl ControlConnection {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_protocol::{
+        frame::Wire,
+        vmm::{FdIndex, RefusalKind, ResetDevice, v1},
+    };
+    use std::io::Read;
+
+    fn refusal() -> Refusal {
+        Refusal { kind: RefusalKind::NoSpace, message: "cannot write the snapshot".to_owned() }
+    }
+
+    /// Sends a request whose frame states `version`. Returns what the VMM reads, and its refusal as the client reads it.
+    fn ask(version: u8, request: &ControlRequest) -> (ControlRequest, ControlReply) {
+        let (mut client, vmm) = UnixStream::pair().unwrap();
+        let mut connection = ControlConnection::new(vmm, false, WIRE.oldest).unwrap();
+        let mut frame = Vec::new();
+        WIRE.speaking(version).append_message(&mut frame, request, MAX_MESSAGE).unwrap();
+        client.write_all(&frame).unwrap();
+        let (received, _) = connection.receive().unwrap().remove(0);
+        connection.reply(ControlReply::Refused(refusal())).unwrap();
+        let mut bytes = [0; 4096];
+        let length = client.read(&mut bytes).unwrap();
+        // As a client of that build reads it.
+        let mut decoder = FrameDecoder::new(Wire { version, ..WIRE }, MAX_MESSAGE);
+        decoder.push(&bytes[..length]);
+        let frame = decoder.next_frame().unwrap().unwrap();
+        match WIRE.decode_message(frame.body).unwrap() {
+            VmmMessage::Reply(reply) => (received, reply),
+            VmmMessage::Event(event) => panic!("{event:?}"),
+        }
+    }
+
+    #[test]
+    fn client_receives_a_refusal_in_the_version_that_it_states() {
+        let (_, reply) = ask(1, &ControlRequest::Pause);
+        assert_eq!(reply, ControlReply::Failed { message: refusal().message });
+        let (_, reply) = ask(2, &ControlRequest::Pause);
+        assert_eq!(reply, ControlReply::Refused(refusal()));
+    }
+
+    #[test]
+    fn request_of_version_1_arrives_in_the_words_of_the_newest() {
+        let layers = vec![FdIndex(1), FdIndex(2)];
+        let disks = vec![v1::DiskLayers(layers.clone())];
+        let (received, _) = ask(1, &ControlRequest::ResetV1(v1::ResetRequest { state: FdIndex(0), disks }));
+        let ControlRequest::Reset(request) = received else { panic!("{received:?}") };
+        assert_eq!(request.devices, [ResetDevice::Block { layers }]);
     }
 }

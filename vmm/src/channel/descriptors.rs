@@ -7,6 +7,7 @@ use rustix::{
 };
 use sandboxvm_protocol::vmm::{FdIndex, MAX_FDS};
 use std::{
+    fs::File,
     io::IoSliceMut,
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -26,6 +27,12 @@ pub struct DescriptorError {
 pub struct ReceivedFds(Vec<Option<OwnedFd>>);
 
 impl ReceivedFds {
+    /// Returns descriptors as if they had come with a message, in this order.
+    #[cfg(test)]
+    pub(crate) fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into_iter().map(Some).collect())
+    }
+
     /// Takes the descriptor at `index`.
     ///
     /// # Errors
@@ -34,6 +41,14 @@ impl ReceivedFds {
         let fail = |why| DescriptorError { index: index.0, what, why };
         let slot = self.0.get_mut(usize::from(index.0)).ok_or_else(|| fail("did not come with it"))?;
         slot.take().ok_or_else(|| fail("is already in use"))
+    }
+
+    /// Takes the files at `indices`.
+    ///
+    /// # Errors
+    /// When one did not come with the message.
+    pub fn take_files(&mut self, indices: &[FdIndex], what: &'static str) -> Result<Vec<File>, DescriptorError> {
+        indices.iter().map(|index| self.take(*index, what).map(File::from)).collect()
     }
 }
 

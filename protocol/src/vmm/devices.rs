@@ -1,0 +1,77 @@
+//! The virtio devices of a machine, as the manager describes them: what each is launched with, what
+//! each copy of a machine gets, and what a reset replaces.
+//!
+//! A new kind of device is a new variant at the end of each enum in which it needs something, and a
+//! new version of the wire (`Message::since`): a machine without it is described as before.
+
+use super::limits::{FdIndex, MAX_FDS};
+use crate::{capped, ids::GuestCid};
+use serde::{Deserialize, Serialize};
+
+/// One device of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceConfig {
+    /// A disk. A machine has up to [`super::MAX_DISKS`].
+    Block(DiskConfig),
+    /// The socket device.
+    Vsock(VsockConfig),
+    /// The entropy device.
+    Rng,
+    /// The balloon, through which the guest reports free pages. Left out of a machine that is
+    /// restored from a snapshot without it.
+    Balloon,
+}
+
+/// One virtio-blk disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskConfig {
+    /// A raw image that is never written.
+    ReadOnly {
+        /// The image.
+        image: FdIndex,
+    },
+    /// A raw template under copy-on-write layers.
+    Writable {
+        /// Raw image at the bottom; never written.
+        template: FdIndex,
+        /// Oldest first; the last is written, the others are frozen. An empty last file becomes a
+        /// new layer.
+        #[serde(with = "capped::List::<MAX_FDS>")]
+        layers: Vec<FdIndex>,
+    },
+}
+
+/// The vsock device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// Listening Unix socket; clients write `CONNECT <port>\n`.
+    pub listener: FdIndex,
+    /// The guest's CID.
+    pub cid: GuestCid,
+}
+
+/// What a device of a forked machine does not share with the device that it is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChildDevice {
+    /// Of a writable disk.
+    Block {
+        /// Empty file: the top layer of the copy.
+        top: FdIndex,
+    },
+    /// Of the socket device.
+    Vsock {
+        /// As in [`VsockConfig`].
+        listener: FdIndex,
+    },
+}
+
+/// The files that a device of a machine gets when the machine is reset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResetDevice {
+    /// Of a writable disk.
+    Block {
+        /// Oldest first: the layers of the snapshot, and an empty file on top.
+        #[serde(with = "capped::List::<MAX_FDS>")]
+        layers: Vec<FdIndex>,
+    },
+}
