@@ -1,6 +1,7 @@
 //! What the manager says went wrong, in Connect's codes: clients make their own exceptions of these.
 
 use super::connect::{Code, ConnectError};
+use crate::channel::failure::Failure;
 use sandboxvm_manager::{AgentError, ExecError, FailureClass, FailureKind, FileError, FileErrorKind};
 
 impl From<ExecError> for ConnectError {
@@ -15,6 +16,12 @@ impl From<ExecError> for ConnectError {
         };
         let is_end_of_sandbox = error.is_of_an_ended_sandbox();
         Self { is_end_of_sandbox, ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl From<Failure> for ConnectError {
+    fn from(failure: Failure) -> Self {
+        Self::new(Code::Internal, failure.message)
     }
 }
 
