@@ -21,6 +21,8 @@ pub(crate) enum Weakness {
     Jail(JailPart),
     /// The guest kernel is interpreted.
     InterpretedKernel,
+    /// The process that parses requests runs as the user that owns the home.
+    FrontSharesUser,
     /// The VMM does not report what this host provides.
     Unknown(String),
 }
@@ -35,6 +37,10 @@ impl fmt::Display for Weakness {
             Self::InterpretedKernel => f.write_str(
                 "mode pvm: the host kernel interprets the guest kernel, which does not withstand a determined attacker \
                  (docs/threat-model.md)",
+            ),
+            Self::FrontSharesUser => f.write_str(
+                "the process that parses requests has the user of the home, and only its system call filter keeps it from \
+                 the home (docs/design/server.md)",
             ),
             Self::Unknown(problem) => write!(f, "cannot determine how VMMs are confined: {problem}"),
         }

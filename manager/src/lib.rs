@@ -49,7 +49,8 @@ pub use create::{
 pub use create::{error::StartError, started::StartedSandbox};
 pub use guest::agent::AgentError;
 pub use guest::attach_spec::AttachSpec;
-pub use guest::error::ExecError;
+pub use guest::courier::{Carried, Courier};
+pub use guest::error::{ExecError, FailureClass};
 pub use guest::exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
 pub use guest::files::{
     CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
@@ -62,6 +63,7 @@ pub use guest::process_spec::{
     ProcessSpec, ProcessSpecBuilder, ProcessSpecError, VariableProblem, check_variable, environment_entry,
 };
 pub use guest::processes::ProcessSummary;
+pub use guest::remote::{Answered, GuestScope, InUseElsewhere, RemoteSandbox};
 pub use guest::silence::{Silence, SilentPart};
 pub use guest::stop::{ForceCause, StopError, Stopped};
 pub use home::content::Content;

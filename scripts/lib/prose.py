@@ -28,7 +28,7 @@ ALLOWED = {
     "manager": 19,
     "mcp": 2,
     "protocol": 20,
-    "server": 25,
+    "server": 20,
     "tests": 265,
     "vmm": 0,
 }

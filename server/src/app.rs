@@ -1,10 +1,10 @@
 //! The state that all request handlers share.
 
 use crate::{
-    access::Access,
+    access::Pace,
+    channel::client::Launcher,
     concurrency::{Places, Room},
     config::Config,
-    registry::Registry,
 };
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: Config,
-    pub(crate) access: Access,
-    pub(crate) registry: Registry,
+    pub(crate) pace: Pace,
+    pub(crate) launcher: Launcher,
     pub(crate) rooms: Rooms,
 }
 
@@ -62,10 +62,3 @@ pub(crate) type SharedApp = Arc<App>;
 
 /// The envd version that clients receive. It switches their features on, so it is the version of the API served here.
 pub(crate) const ENVD_VERSION: &str = "0.6.4";
-
-impl App {
-    /// Every pool has at least one machine.
-    pub(crate) fn pools_are_warm(&self) -> bool {
-        self.registry.templates.values().all(|template| template.config.pool == 0 || template.armed() > 0)
-    }
-}

@@ -1,25 +1,29 @@
-//! A server for E2B's own clients, on one machine and without other services.
+//! A server for E2B's own clients, on one machine and without other services, in two processes.
 //!
 //! ```text
-//! control plane (api listener)      ─┐
-//!   X-API-KEY ──> access ────────────┤
-//!                                    ├──> registry ──> manager (library) ──> microVMs
-//! sandbox plane (sandboxes listener)─┤      │
-//!   Host or E2b-Sandbox-Id ─> envd ──┤      └─ what is known of each sandbox: owner, time, metadata; on disk
-//!                          └> traffic ┘         before it is answered, read again after a restart
+//! front: no privileges                         │ launcher: root, or the owner of the home
+//! control plane (api listener)      ─┐         │
+//! sandbox plane (sandboxes listener)─┴> channel ─┬─> operations ──> registry ──> manager (library) ──> microVMs
+//!   envd, traffic <── connections to guests ──┘│ └─> doors           │
+//!                                              │ access: keys, tokens└─ what is known of each sandbox, on disk
 //! ```
-//! `registry` alone decides over the life of a sandbox; below it, `templates` says what sandboxes are made from, `quotas` what a
-//! key may have, and `metering` what sandboxes took. `access` alone knows keys and tokens. `control_plane` and `sandbox_plane`
-//! translate requests; the only state of their own is what envd remembers of a sandbox until the server ends. The guest is
-//! reached through the manager, which treats everything that it says as a guest's word. Called by the `sandboxvm` program's `serve`, within a multi-threaded tokio runtime.
+//! `front` reads requests, `launcher` decides. `registry` alone decides over the life of a sandbox; below it, `templates` says
+//! what sandboxes are made from, `quotas` what a key may have, and `metering` what sandboxes took. `access` alone knows keys and
+//! tokens. `control_plane` and `sandbox_plane` translate requests; the only state they have is what envd remembers of a
+//! sandbox until the front ends. The guest is reached through the manager, which treats everything that it says as a guest's
+//! word. Called by the `sandboxvm` program's `serve`, within a multi-threaded tokio runtime.
 
 mod access;
 mod app;
+mod channel;
 mod concurrency;
 mod config;
 mod control_plane;
 mod deadline;
+mod front;
+mod front_process;
 mod held;
+mod launcher;
 mod lingering_close;
 mod listen;
 mod metering;
@@ -30,11 +34,15 @@ mod server;
 mod store;
 mod telemetry;
 mod templates;
+mod traces;
 
 pub use access::{
     keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey},
     tokens::TokenError,
 };
 pub use config::{Config, TemplateConfig, TlsFiles};
+pub use front::{ConfineError, FrontError, FrontUser, confine, serve_front, user_of_front};
+pub use front_process::FrontMode;
+pub use listen::TlsError;
 pub use server::{Server, ServerError};
-pub use telemetry::traces::{Traces, TracesError};
+pub use traces::{Traces, TracesError};

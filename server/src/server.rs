@@ -1,47 +1,44 @@
-//! A server from its configuration to its end.
+//! A server from its configuration to its end: the launcher, in the process that calls it, and its front.
 
 use crate::{
     access::{
-        Access,
+        Credentials,
         keys::{KeyError, KeyStore},
-        rate::{Failures, RateLimits},
         tokens::{TokenError, Tokens},
     },
-    app::{App, Rooms, SharedApp},
     config::Config,
-    control_plane, listen,
+    front_process::{Front, FrontMode},
+    launcher::{Launcher, SharedLauncher},
+    listen,
     registry::{OpenError, Registry, error::RegistryError},
-    sandbox_plane,
-    telemetry::{
-        metrics::{Metrics, Plane},
-        request::observe,
-    },
 };
-use axum::{
-    Router,
-    http::{StatusCode, header::CONTENT_TYPE},
-    middleware,
-    response::IntoResponse,
-    routing::get,
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
-use rustix::fs::{FlockOperation, flock};
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_manager::{Manager, containment};
 use std::{
+    collections::VecDeque,
     fs::{DirBuilder, File, OpenOptions},
     future::Future,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
-use tokio::net::TcpListener;
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A front that ends is replaced so often within [`WINDOW`].
+const RESTARTS: usize = 5;
+const WINDOW: Duration = Duration::from_secs(60);
+const BEFORE_RESTART: Duration = Duration::from_millis(200);
+/// How long an address may be in use by the front of a server that was killed, which ends a moment later.
+const BIND_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +71,9 @@ pub enum ServerError {
     /// The file of API keys.
     #[error("{0}")]
     Key(#[from] KeyError),
+    /// The front does not start, or ends again and again.
+    #[error("the front does not serve: {0}")]
+    Front(String),
     /// The secret that tokens are derived from.
     #[error("{0}")]
     Token(#[from] TokenError),
@@ -94,20 +94,21 @@ impl From<RegistryError> for ServerError {
 /// A server that listens and has found its sandboxes.
 #[derive(Debug)]
 pub struct Server {
-    app: SharedApp,
-    api: TcpListener,
-    sandboxes: TcpListener,
-    metrics: Option<TcpListener>,
-    tls: Option<listen::Tls>,
+    launcher: SharedLauncher,
+    /// API, sandboxes, metrics.
+    listeners: Vec<TcpListener>,
+    mode: FrontMode,
+    front: Front,
     _lock: File,
 }
 
 impl Server {
-    /// Locks the home, listens, and recovers the sandboxes of the previous run.
+    /// Locks the home, listens, recovers the sandboxes of the previous run, and starts the front.
     ///
     /// # Errors
     /// Every [`ServerError`].
-    pub async fn open(config: Config, manager: Manager, bundle: Bundle) -> Result<Self, ServerError> {
+    pub async fn open(config: Config, manager: Manager, bundle: Bundle, mode: FrontMode) -> Result<Self, ServerError> {
+        allow_descriptors();
         let directory = manager.root().join("server");
         let failed = |source| ServerError::Io { path: directory.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
@@ -119,25 +120,23 @@ impl Server {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(ServerError::Taken(manager.root().to_owned())),
             Err(error) => return Err(failed(error.into())),
         }
-        let tls = config.tls.as_ref().map(listen::Tls::read).transpose()?;
-        let (api, sandboxes) = (bind(config.api).await?, bind(config.sandboxes).await?);
-        let metrics = match config.metrics {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
-        let access = Access {
+        let tls = config.tls.as_ref().map(|files| files.read()).transpose()?;
+        let mut listeners = Vec::new();
+        for address in [Some(config.api), Some(config.sandboxes), config.metrics].into_iter().flatten() {
+            listeners.push(bind(address).await?);
+        }
+        let credentials = Credentials {
             keys: KeyStore::open(&KeyStore::path_in(manager.root()))?,
             tokens: Tokens::open(&directory.join("secret"))?,
-            rates: RateLimits::default(),
-            failures: Failures::default(),
         };
         manager.renew_bounds();
         tracing::info!("{}", containment());
         let registry = Registry::open(&config, manager, bundle)?;
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "recovered sandboxes from the previous run");
-        let app = Arc::new(App { rooms: Rooms::of(&config), config, access, registry });
-        Ok(Self { app, api, sandboxes, metrics, tls, _lock: lock })
+        let launcher = Arc::new(Launcher { config, credentials, registry, tls });
+        let front = Front::start(&launcher, &listeners, &mode).await.map_err(ServerError::Front)?;
+        Ok(Self { launcher, listeners, mode, front, _lock: lock })
     }
 
     /// Where the control plane listens.
@@ -145,7 +144,7 @@ impl Server {
     /// # Errors
     /// When the system does not say.
     pub fn api_address(&self) -> io::Result<SocketAddr> {
-        self.api.local_addr()
+        self.listeners[0].local_addr()
     }
 
     /// Where requests to sandboxes are taken.
@@ -153,63 +152,61 @@ impl Server {
     /// # Errors
     /// When the system does not say.
     pub fn sandboxes_address(&self) -> io::Result<SocketAddr> {
-        self.sandboxes.local_addr()
+        self.listeners[1].local_addr()
     }
 
-    /// Serves until `end`, then waits for requests in flight as long as the configuration says. The sandboxes keep running.
-    pub async fn run(self, end: impl Future<Output = ()>) {
-        let (ending, connections) = (CancellationToken::new(), TaskTracker::new());
-        let limits = listen::limits(self.app.config.connections, self.app.config.connections_per_address);
-        let measured = Arc::new(Metrics::of(&self.app));
-        let observed = |plane, router: Router| {
-            router.layer(middleware::from_fn_with_state((plane, Arc::clone(&measured)), observe))
-        };
-        let control = observed(Plane::Control, control_plane::router(Arc::clone(&self.app)));
-        let traffic = observed(Plane::Sandbox, sandbox_plane::router(Arc::clone(&self.app)));
-        let scraped = scraped(Arc::clone(&self.app), Arc::clone(&measured));
-        let shared = (self.tls, ending.clone(), connections.clone());
-        let listeners = async {
-            tokio::join!(
-                listen::accept(self.api, control, limits, shared.clone()),
-                listen::accept(self.sandboxes, traffic, limits, shared.clone()),
-                async {
-                    if let Some(metrics) = self.metrics {
-                        listen::accept(metrics, scraped, limits, (None, shared.1.clone(), shared.2.clone())).await;
-                    }
-                },
-            );
-        };
-        // Separate tasks: slow work there must not keep a connection waiting.
-        let (of_time, of_samples) = (Arc::clone(&self.app), Arc::clone(&self.app));
+    /// Serves until `end`, then lets the front complete requests in flight for as long as the configuration says. The
+    /// sandboxes keep running. A front that ends is replaced.
+    ///
+    /// # Errors
+    /// When fronts end again and again.
+    pub async fn run(mut self, end: impl Future<Output = ()>) -> Result<(), ServerError> {
+        // Separate tasks: slow work there must not keep a request waiting.
+        let keep = || Arc::clone(&self.launcher);
+        let (of_time, of_samples, of_trails) = (keep(), keep(), keep());
         let _time = AbortOnDropHandle::new(tokio::spawn(async move { of_time.registry.keep_time().await }));
         let _samples = AbortOnDropHandle::new(tokio::spawn(async move { of_samples.registry.keep_samples().await }));
-        let of_trails = Arc::clone(&self.app);
         let _trails = AbortOnDropHandle::new(tokio::spawn(async move { of_trails.registry.keep_trails().await }));
-        tokio::select! {
-            () = listeners => {}
-            () = end => {}
+        let mut end = pin!(end);
+        let mut restarts = VecDeque::new();
+        loop {
+            let ended = tokio::select! {
+                ended = self.front.ended() => ended,
+                () = &mut end => break,
+            };
+            let now = Instant::now();
+            restarts.retain(|at: &Instant| now.duration_since(*at) < WINDOW);
+            if restarts.len() >= RESTARTS {
+                return Err(ServerError::Front(ended));
+            }
+            restarts.push_back(now);
+            tracing::error!(%ended, "the front has ended; starting another");
+            sleep(BEFORE_RESTART).await;
+            let started = Front::start(&self.launcher, &self.listeners, &self.mode).await;
+            self.front = started.map_err(ServerError::Front)?;
         }
-        ending.cancel();
-        connections.close();
-        let grace = Duration::from_secs(self.app.config.shutdown_grace);
-        if tokio::time::timeout(grace, connections.wait()).await.is_err() {
-            tracing::warn!(open = connections.len(), "closing connections that are still open");
-        }
+        self.front.end(Duration::from_secs(self.launcher.config.shutdown_grace)).await;
+        Ok(())
     }
 }
 
-/// What Prometheus reads.
-fn scraped(app: SharedApp, metrics: Arc<Metrics>) -> Router {
-    let render = move || async move {
-        let kind = (CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8");
-        match metrics.render(&app.registry) {
-            Ok(text) => ([kind], text).into_response(),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-        }
-    };
-    Router::new().route("/metrics", get(render))
+/// Connections of clients and guests are descriptors: as many as the host allows, for this process and for the front.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Without it, the server has fewer connections.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+    let until = Instant::now() + BIND_WITHIN;
+    loop {
+        // As tokio does it: the address may be bound again while connections of a previous server linger.
+        match tokio::net::TcpListener::bind(address).await.and_then(tokio::net::TcpListener::into_std) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            Err(source) => return Err(ServerError::Listen { address, source }),
+        }
+    }
 }

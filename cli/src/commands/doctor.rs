@@ -232,8 +232,10 @@ fn side_channels(weaknesses: &[Weakness]) -> Check {
             }
             Weakness::MergedPages => "echo 2 >/sys/kernel/mm/ksm/run",
             Weakness::Mitigation(..) => "update microcode and kernel, and boot without mitigations=off",
-            // Other checks report these.
-            Weakness::Jail(_) | Weakness::InterpretedKernel | Weakness::Unknown(_) => continue,
+            // Other checks and `serve` report these.
+            Weakness::Jail(_) | Weakness::InterpretedKernel | Weakness::FrontSharesUser | Weakness::Unknown(_) => {
+                continue;
+            }
         };
         found.push(weakness.to_string());
         if !fixes.contains(&fix) {

@@ -27,6 +27,7 @@ mod resume;
 mod rm;
 mod run;
 mod serve;
+mod serve_front;
 mod snapshot;
 mod stats;
 mod stop;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Mcp(mcp::Mcp),
     Completion(completion::Completion),
     #[command(hide = true)]
+    ServeFront(serve_front::ServeFront),
+    #[command(hide = true)]
     Supervise(supervise::Supervise),
     #[command(hide = true)]
     GuardTerminal(guard_terminal::GuardTerminal),
@@ -107,6 +110,7 @@ impl Command {
             Self::Doctor(command) => command.run(),
             Self::Mcp(command) => command.run(),
             Self::Completion(command) => command.run(description()),
+            Self::ServeFront(command) => command.run(),
             Self::Supervise(command) => command.run(),
             Self::GuardTerminal(command) => command.run(),
             Self::CliReference(command) => command.run(description()),

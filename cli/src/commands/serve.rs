@@ -1,10 +1,21 @@
 //! `serve`: runs the server for E2B's client libraries.
 
-use crate::{environment, failure::Failure, stdio, wall::weaknesses};
+use crate::{
+    environment,
+    failure::Failure,
+    stdio,
+    wall::{Weakness, weaknesses},
+};
 use clap::{Args, ValueEnum};
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_server::{Config, KeyStore, Server, TlsFiles, Traces, WantedKey};
-use std::{fs, io, net::SocketAddr, path::PathBuf};
+use sandboxvm_server::{Config, FrontMode, FrontUser, KeyStore, Server, TlsFiles, Traces, WantedKey, user_of_front};
+use std::{
+    env, fs, io,
+    net::SocketAddr,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::{
     Layer,
@@ -48,16 +59,19 @@ pub(crate) struct Serve {
     #[arg(long, help_heading = "Output", value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp: Option<String>,
     /// Refuse to start if this host weakens the isolation between guests: SMT without core scheduling, KSM, a processor
-    /// vulnerability that is not mitigated, incomplete confinement, or mode pvm
+    /// vulnerability that is not mitigated, incomplete confinement, mode pvm, or a server that is not root
     #[arg(long, help_heading = "Security", env = "SANDBOXVM_SERVE_STRICT")]
     strict: bool,
+    /// Parse requests in the process that holds the home, with all its privileges (for debugging only)
+    #[arg(long, hide = true)]
+    single_process: bool,
     /// Format of the log on stderr
     #[arg(long, help_heading = "Output", value_enum, default_value_t = LogFormat::Text, env = "SANDBOXVM_SERVE_LOG")]
     log: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
+pub(super) enum LogFormat {
     Text,
     Json,
 }
@@ -76,7 +90,10 @@ impl Serve {
         let manager = environment::manager()?;
         let keys = KeyStore::open(&KeyStore::path_in(manager.root()))?;
         let bundle = environment::bundle(None, None);
-        let weakness = check_wall(&bundle, config.strict)?;
+        let user = user_of_front();
+        let shares_user = user.is_none() || self.single_process;
+        let weakness = check_wall(&bundle, config.strict, shares_user)?;
+        let mode = self.front_mode(user);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -84,7 +101,7 @@ impl Serve {
         runtime.block_on(async {
             let mut ends = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             let scheme = if config.tls.is_some() { "https" } else { "http" };
-            let server = Server::open(config, manager, bundle).await?;
+            let server = Server::open(config, manager, bundle, mode).await?;
             let mut text = format!(
                 "export E2B_API_URL={scheme}://{}\nexport E2B_SANDBOX_URL={scheme}://{}\n",
                 server.api_address()?,
@@ -109,9 +126,34 @@ impl Serve {
                 }
                 let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
             };
-            server.run(told_to_end).await;
+            server.run(told_to_end).await?;
             Ok(0)
         })
+    }
+
+    /// Returns where the front runs, as which user.
+    fn front_mode(&self, user: Option<FrontUser>) -> FrontMode {
+        if self.single_process {
+            return FrontMode::SingleProcess;
+        }
+        let log = self.log.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let otlp = self.otlp.clone();
+        FrontMode::Process(Box::new(move || {
+            // This program, also after an update has replaced its file.
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0("sandboxvm").args(["serve-front", "--log", &log]).stdout(Stdio::null());
+            // Ctrl-C is for this process: it tells the front to end.
+            command.process_group(0).current_dir("/").env_clear();
+            let kept = env::vars_os().filter(|(name, _)| is_for_the_front(&name.to_string_lossy(), otlp.is_some()));
+            command.envs(kept);
+            if let Some(user) = user {
+                command.args(["--uid", &user.uid.to_string(), "--gid", &user.gid.to_string()]);
+            }
+            if let Some(otlp) = &otlp {
+                command.args(["--otlp", otlp]);
+            }
+            command
+        }))
     }
 
     fn configuration(&self) -> Result<Config, Failure> {
@@ -145,10 +187,22 @@ impl Serve {
     }
 }
 
+/// Variables of the log, and of the export of traces. Others may be secrets of this process.
+fn is_for_the_front(name: &str, exports: bool) -> bool {
+    let is_of_export = || {
+        let name = name.to_ascii_uppercase();
+        name.starts_with("OTEL_") || name.starts_with("SSL_CERT_") || name.ends_with("_PROXY")
+    };
+    matches!(name, "SANDBOXVM_LOG" | "RUST_BACKTRACE") || exports && is_of_export()
+}
+
 /// Returns what weakens the isolation between guests on this host, for a warning when the server has started; fails with
 /// `strict`.
-fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> {
-    let found = weaknesses(&super::doctor::probe(bundle));
+fn check_wall(bundle: &Bundle, strict: bool, front_shares_user: bool) -> Result<Option<String>, Failure> {
+    let mut found = weaknesses(&super::doctor::probe(bundle));
+    if front_shares_user {
+        found.push(Weakness::FrontSharesUser);
+    }
     if found.is_empty() {
         return Ok(None);
     }
@@ -162,7 +216,7 @@ fn check_wall(bundle: &Bundle, strict: bool) -> Result<Option<String>, Failure> 
 }
 
 /// Starts the log on stderr and, if there is a collector, traces, for as long as the returned value lives.
-fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
+pub(super) fn observe(format: LogFormat, collector: Option<&str>) -> Result<Option<Traces>, Failure> {
     let traces = collector.map(Traces::to).transpose()?;
     let filter = environment::log_filter().unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);

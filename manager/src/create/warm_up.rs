@@ -27,7 +27,7 @@ pub(crate) async fn up(directory: &SandboxDirectory) -> Result<(), AgentError> {
     for command in COMMANDS {
         // Constants that can be run: a test holds that.
         let Ok(spec) = spec(command) else { continue };
-        match Exec::start(directory, None, spec).await {
+        match Exec::start_unlogged(directory, spec).await {
             Ok(mut exec) => while !matches!(exec.output.next().await?, None | Some(Output::Exited(_))) {},
             Err(AgentError::Refused { .. }) => {}
             Err(error) => return Err(error),

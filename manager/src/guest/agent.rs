@@ -4,6 +4,7 @@
 
 use crate::{
     guest::{
+        courier::Use,
         identity::{self, Identity},
         in_use::{InUse, InUseError},
         silence::{Silence, Step, bounded},
@@ -101,7 +102,7 @@ pub(crate) struct AgentConnection {
     pub(crate) reader: FrameReader<OwnedReadHalf>,
     pub(crate) writer: OwnedWriteHalf,
     /// Keeps the idle rule from pausing the sandbox while the connection is open.
-    pub(crate) in_use: Option<InUse>,
+    pub(crate) in_use: Option<Use>,
 }
 
 impl AgentConnection {
@@ -166,7 +167,7 @@ impl AgentConnection {
         // which may be the one that requests it.
         let in_use = match request {
             Some(HostMessage::Shutdown { .. }) => None,
-            _ => InUse::begin(directory).await?,
+            _ => InUse::begin(directory).await?.map(Use::Lock),
         };
         let handshake = Self::handshake(directory, identity, limits, request);
         let mut connection = bounded(directory, Step::Handshake, handshake).await??;

@@ -11,7 +11,10 @@ use crate::{
     home::directory::DirectoryError,
     vmm::{control::ControlError, last_words::LastWords, state::State, wire::WireError},
 };
+#[cfg(doc)]
+use sandboxvm_protocol::agent::FailureKind;
 use sandboxvm_protocol::vmm::ExitReason;
+use serde::{Deserialize, Serialize};
 
 /// Why a process was not run, or why its end is not known.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +73,16 @@ pub enum ExecError {
     /// The sandbox did not become ready in time.
     #[error("sandbox {0} is still booting after {limit} s", limit = silence::BOOT.as_secs())]
     NotReady(String),
+    /// Another process carried the request, and reported this.
+    #[error("{message}")]
+    Reported {
+        /// What kind of failure it is.
+        class: FailureClass,
+        /// True if the sandbox does not exist any more, see [`Self::is_of_an_ended_sandbox`].
+        ended: bool,
+        /// What the process reported.
+        message: String,
+    },
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -78,7 +91,37 @@ pub enum ExecError {
     Audit(#[from] AuditError),
 }
 
+/// What kind of failure an [`ExecError`] is, for callers that only report it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureClass {
+    /// The request is invalid.
+    Invalid,
+    /// The sandbox cannot be used now, or not any more.
+    Unavailable,
+    /// The host failed, or the guest broke the protocol.
+    Internal,
+}
+
 impl ExecError {
+    /// Returns what kind of failure it is. A refusal of the agent says more ([`FailureKind`]).
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::Spec(_) => FailureClass::Invalid,
+            Self::Agent(AgentError::Idle(_)) => FailureClass::Unavailable,
+            Self::Agent(error) if error.is_disconnect() => FailureClass::Unavailable,
+            Self::Agent(_) | Self::Directory(_) | Self::Audit(_) => FailureClass::Internal,
+            Self::NotRunning { .. }
+            | Self::Ended { .. }
+            | Self::Vanished { .. }
+            | Self::Interrupted { .. }
+            | Self::Unresponsive { .. }
+            | Self::Control(_)
+            | Self::NotReady(_) => FailureClass::Unavailable,
+            Self::Reported { class, .. } => *class,
+        }
+    }
+
     /// Returns true if the request can never succeed, because the machine or the whole sandbox does
     /// not exist any more: the sandbox was removed, it expired, or its machine ended.
     #[must_use]
@@ -86,6 +129,7 @@ impl ExecError {
         match self {
             Self::Interrupted { how, .. } => *how != Interruption::Reset,
             Self::Ended { .. } | Self::Vanished { .. } => true,
+            Self::Reported { ended, .. } => *ended,
             Self::NotRunning { state, .. } => matches!(state, State::Exited { .. } | State::Dead),
             _ => false,
         }

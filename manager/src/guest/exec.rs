@@ -5,12 +5,12 @@
 //! whatever the process does.
 
 use crate::{
-    audit::{Event, Trail},
-    guest::in_use::InUse,
     guest::{
+        access::{Access, EndLog},
         agent::{AgentConnection, AgentError, refused},
         attach_spec::AttachSpec,
-        identity::Identity,
+        courier::Use,
+        error::ExecError,
         process_spec::ProcessSpec,
     },
     home::directory::SandboxDirectory,
@@ -65,26 +65,29 @@ pub enum Output {
 }
 
 impl Exec {
-    pub(crate) async fn start(
-        directory: &SandboxDirectory,
-        identity: Option<&Identity>,
-        spec: ProcessSpec,
-    ) -> Result<Self, AgentError> {
+    pub(crate) async fn start(sandbox: &dyn Access, spec: ProcessSpec) -> Result<Self, ExecError> {
+        let (connection, first) = sandbox.request(HostMessage::Exec(spec.into_request())).await?;
+        let mut exec = Self::started(connection, &first)?;
+        exec.output.log_end = Some(sandbox.end_log(exec.pid));
+        Ok(exec)
+    }
+
+    /// Starts a process in a machine that is not a sandbox yet and has no audit log.
+    pub(crate) async fn start_unlogged(directory: &SandboxDirectory, spec: ProcessSpec) -> Result<Self, AgentError> {
         let request = HostMessage::Exec(spec.into_request());
-        let (connection, first) = AgentConnection::request(directory, identity, &request).await?;
-        let AgentMessage::Started { pid } = first else {
+        let (connection, first) = AgentConnection::request(directory, None, &request).await?;
+        Self::started(connection, &first)
+    }
+
+    fn started(connection: AgentConnection, first: &AgentMessage) -> Result<Self, AgentError> {
+        let AgentMessage::Started { pid } = *first else {
             return Err(WireError::Unexpected("answer to a request to run a process").into());
         };
         Ok(Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend))
     }
 
-    pub(crate) async fn attach(
-        directory: &SandboxDirectory,
-        identity: Option<&Identity>,
-        spec: AttachSpec,
-    ) -> Result<Self, AgentError> {
-        let request = HostMessage::Attach(spec.into());
-        let (connection, first) = AgentConnection::request(directory, identity, &request).await?;
+    pub(crate) async fn attach(sandbox: &dyn Access, spec: AttachSpec) -> Result<Self, ExecError> {
+        let (connection, first) = sandbox.request(HostMessage::Attach(spec.into())).await?;
         let credit = match first {
             AgentMessage::Attached(Attached { stdin_credit: None }) => Credit::none(),
             AgentMessage::Attached(Attached { stdin_credit: Some(bytes) }) if bytes <= STDIN_WINDOW => {
@@ -93,11 +96,6 @@ impl Exec {
             _ => return Err(WireError::Unexpected("answer to a request to attach to a process").into()),
         };
         Ok(Self::on(connection, spec.pid, credit, spec.view))
-    }
-
-    /// Makes the reader of the output log the end of the process.
-    pub(crate) fn log_end(&mut self, trail: Trail) {
-        self.output.log_end = Some((trail, self.pid));
     }
 
     fn on(connection: AgentConnection, pid: u32, credit: Credit, view: View) -> Self {
@@ -162,12 +160,12 @@ impl StdinSink {
 #[derive(Debug)]
 pub struct OutputStream {
     reader: FrameReader<OwnedReadHalf>,
-    _in_use: Option<InUse>,
+    _in_use: Option<Use>,
     credit: Arc<Credit>,
     view: View,
     ended: bool,
-    /// Where to log the end of the process with this PID. Set by the caller that started it.
-    log_end: Option<(Trail, u32)>,
+    /// Set for the caller that started the process.
+    log_end: Option<EndLog>,
     /// False after the first report: a guest may add only one line to the log for this.
     may_tell_limits: bool,
 }
@@ -186,8 +184,8 @@ impl OutputStream {
         if matches!(next, Ok(Output::Exited(_) | Output::RunsOn) | Err(_)) {
             self.ended = true;
             self.credit.close();
-            if let (Some((trail, pid)), Ok(Output::Exited(status))) = (self.log_end.take(), &next) {
-                trail.note(Event::ended(pid, *status));
+            if let (Some(log), Ok(Output::Exited(status))) = (self.log_end.take(), &next) {
+                log.ended(*status);
             }
         }
         next.map(Some)
@@ -208,8 +206,8 @@ impl OutputStream {
                 AgentMessage::RunsOn if self.view == View::Kept => return Ok(Output::RunsOn),
                 AgentMessage::LimitsHit(hit) if self.may_tell_limits => {
                     self.may_tell_limits = false;
-                    if let Some((trail, _)) = &self.log_end {
-                        trail.note(Event::limits_hit(hit));
+                    if let Some(log) = &self.log_end {
+                        log.limits_hit(hit);
                     }
                 }
                 AgentMessage::Exited(status) => return Ok(Output::Exited(status)),
@@ -305,7 +303,7 @@ impl Credit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::layout::Home;
+    use crate::{audit::Trail, home::layout::Home};
     use sandboxvm_protocol::agent::{MAX_AGENT_MESSAGE, limits::LimitsHit};
     use std::time::Duration;
     use tokio::{net::UnixStream, time::timeout};
@@ -320,7 +318,7 @@ mod tests {
         let connection =
             AgentConnection { reader: FrameReader::new(reader, WIRE, MAX_AGENT_MESSAGE), writer, in_use: None };
         let mut exec = Exec::on(connection, 301, Credit::new(STDIN_WINDOW), View::Attend);
-        exec.log_end(trail.clone());
+        exec.output.log_end = Some(EndLog::Trail(trail.clone(), 301));
         let mut bytes = Vec::new();
         for message in messages {
             WIRE.append_message(&mut bytes, message, MAX_AGENT_MESSAGE).unwrap();

@@ -3,8 +3,11 @@
 //! A guest wrote everything that arrives here, and it is hostile. Only this module may open
 //! connections to the agent.
 
+pub(crate) mod access;
 pub(crate) mod agent;
 pub(crate) mod attach_spec;
+pub(crate) mod courier;
+mod direct;
 pub(crate) mod error;
 pub(crate) mod exec;
 pub(crate) mod files;
@@ -16,6 +19,7 @@ pub(crate) mod ports;
 pub(crate) mod process_spec;
 pub(crate) mod processes;
 mod reach;
+pub(crate) mod remote;
 pub(crate) mod request;
 pub(crate) mod silence;
 pub(crate) mod stop;

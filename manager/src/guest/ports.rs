@@ -4,9 +4,10 @@
 
 use crate::{
     guest::{
+        access::Access,
         agent::{AgentConnection, AgentError},
+        courier::Use,
         error::ExecError,
-        in_use::InUse,
     },
     sandbox::Sandbox,
     vmm::wire::WireError,
@@ -32,7 +33,7 @@ pub struct PortStream {
     stream: UnixStream,
     /// Bytes that arrived right after the agent's answer.
     first: Vec<u8>,
-    _in_use: Option<InUse>,
+    _in_use: Option<Use>,
 }
 
 impl Sandbox {
@@ -42,17 +43,19 @@ impl Sandbox {
     /// Every [`ExecError`] except those of requests; [`AgentError::Refused`] if no program listens
     /// on the port.
     pub async fn connect(&self, port: PortNumber) -> Result<PortStream, ExecError> {
-        let identity = self.reachable().await?;
-        let request = HostMessage::Connect(PortRequest { port });
-        let connected = AgentConnection::request(&self.directory, identity.as_ref(), &request).await;
-        match connected.and_then(|(connection, answer)| PortStream::on(connection, &answer)) {
-            Ok(stream) => Ok(stream),
-            Err(error) => Err(self.explain(error).await),
-        }
+        PortStream::open(self, PortRequest { port }).await
     }
 }
 
 impl PortStream {
+    pub(crate) async fn open(sandbox: &dyn Access, request: PortRequest) -> Result<Self, ExecError> {
+        let (connection, answer) = sandbox.request(HostMessage::Connect(request)).await?;
+        match Self::on(connection, &answer) {
+            Ok(stream) => Ok(stream),
+            Err(error) => Err(sandbox.explained(error).await),
+        }
+    }
+
     fn on(connection: AgentConnection, answer: &AgentMessage) -> Result<Self, AgentError> {
         if *answer != AgentMessage::Connected {
             return Err(WireError::Unexpected("answer to a request for a port").into());

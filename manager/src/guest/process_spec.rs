@@ -94,12 +94,17 @@ impl ProcessSpec {
         self.0.argv.iter().map(CText::as_bytes)
     }
 
+    #[cfg(test)]
     pub(crate) fn request(&self) -> &ExecRequest {
         &self.0
     }
 
     pub(crate) fn into_request(self) -> ExecRequest {
         self.0
+    }
+
+    pub(crate) fn of_request(request: ExecRequest) -> Self {
+        Self(request)
     }
 
     /// The same process with a sandbox's own environment before the variables of the request, which count where both set

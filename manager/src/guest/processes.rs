@@ -7,8 +7,8 @@
 //! terminal as it is (see [`crate::printable`]).
 
 use crate::{
-    audit::Event,
     guest::{
+        access::Access,
         agent::{self, AgentConnection, AgentError},
         attach_spec::AttachSpec,
         error::ExecError,
@@ -93,11 +93,7 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`] except those of requests.
     pub async fn processes(&self) -> Result<Vec<ProcessSummary>, ExecError> {
-        let identity = self.reachable().await?;
-        match list(&self.directory, identity.as_ref()).await {
-            Ok(processes) => Ok(processes),
-            Err(error) => Err(self.explain(error).await),
-        }
+        Ok(Access::processes(self).await?.into_iter().map(ProcessSummary::from).collect())
     }
 
     /// Attaches to a process that runs, or that ended and is remembered, no matter which client
@@ -106,16 +102,7 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`] except those of requests.
     pub async fn attach(&self, spec: AttachSpec) -> Result<Exec, ExecError> {
-        let identity = self.reachable().await?;
-        match Exec::attach(&self.directory, identity.as_ref(), spec).await {
-            Ok(exec) => {
-                if spec.view == View::Attend {
-                    self.trail().note(Event::Attached { pid: spec.pid, stdin: spec.stdin });
-                }
-                Ok(exec)
-            }
-            Err(error) => Err(self.explain(error).await),
-        }
+        Exec::attach(self, spec).await
     }
 
     /// Signals the process group of a process.
@@ -123,16 +110,7 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`] except those of requests.
     pub async fn signal(&self, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
-        let identity = self.reachable().await?;
-        let request = HostMessage::SignalProcess { pid, signal };
-        match AgentConnection::request(&self.directory, identity.as_ref(), &request).await {
-            Ok((_, AgentMessage::Signalled)) => {
-                self.trail().note(Event::Signalled { pid, signal: signal.get() });
-                Ok(())
-            }
-            Ok(_) => Err(WireError::Unexpected("answer to a signal").into()),
-            Err(error) => Err(self.explain(error).await),
-        }
+        self::signal(self, pid, signal).await
     }
 
     /// Waits for the end of a process.
@@ -152,10 +130,20 @@ impl Sandbox {
     }
 }
 
+pub(crate) async fn signal(sandbox: &dyn Access, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
+    match sandbox.request(HostMessage::SignalProcess { pid, signal }).await? {
+        (_, AgentMessage::Signalled) => Ok(()),
+        _ => Err(WireError::Unexpected("answer to a signal").into()),
+    }
+}
+
 /// Returns the processes of all pages. Each page must continue where the one before ended, so that
 /// a guest cannot make the host ask without limit.
-async fn list(directory: &SandboxDirectory, identity: Option<&Identity>) -> Result<Vec<ProcessSummary>, AgentError> {
-    let mut processes: Vec<ProcessSummary> = Vec::new();
+pub(crate) async fn list(
+    directory: &SandboxDirectory,
+    identity: Option<&Identity>,
+) -> Result<Vec<ProcessInfo>, AgentError> {
+    let mut processes: Vec<ProcessInfo> = Vec::new();
     let first = HostMessage::ListProcesses { after: 0 };
     let (mut connection, mut answer) = AgentConnection::request(directory, identity, &first).await?;
     loop {
@@ -169,7 +157,7 @@ async fn list(directory: &SandboxDirectory, identity: Option<&Identity>) -> Resu
             if info.pid <= processes.last().map_or(0, |last| last.pid) || processes.len() == MOST {
                 return Err(WireError::Unexpected("order or number of processes").into());
             }
-            processes.push(info.into());
+            processes.push(info);
         }
         if !page.more {
             return Ok(processes);
@@ -270,7 +258,7 @@ mod tests {
             (guest, listed)
         };
         let (asked, listed) = ask(vec![page(&[3, 9], true), page(&[10], false)]).await;
-        let listed = listed.unwrap();
+        let listed: Vec<ProcessSummary> = listed.unwrap().into_iter().map(ProcessSummary::from).collect();
         assert_eq!((asked, listed.iter().map(|process| process.pid).collect::<Vec<_>>()), (3, vec![3, 9, 10]));
         assert_eq!((listed[0].state, listed[0].exit_code, listed[0].signal), ("ended", Some(137), Some(9)));
         for pages in [

@@ -1,11 +1,18 @@
-//! Starts a process in a sandbox: checks the request, adds the environment of the sandbox, and
-//! writes the audit line. Nothing may be sent to the guest before the line is written.
+//! Sends requests to the guest: checks a request for a process, adds the environment of the sandbox,
+//! and writes the audit line. No process may be started in the guest before its line is written.
 
 use crate::{
     audit::Event,
-    guest::{error::ExecError, exec::Exec, process_spec::ProcessSpec},
+    guest::{
+        agent::{AgentConnection, AgentError},
+        error::ExecError,
+        exec::Exec,
+        process_spec::ProcessSpec,
+    },
     sandbox::Sandbox,
+    vmm::wire::WireError,
 };
+use sandboxvm_protocol::agent::{AgentMessage, HostMessage, files::FileReply, process::View};
 
 impl Sandbox {
     /// Runs a process. Variables of the request replace those of the sandbox. Waits for a sandbox
@@ -14,21 +21,62 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`].
     pub async fn exec(&self, spec: ProcessSpec) -> Result<Exec, ExecError> {
-        let spec = spec.below_environment(&self.record.env)?;
+        Exec::start(self, spec).await
+    }
+
+    /// Connects, sends a request, and returns the first answer to it. Waits for a sandbox that
+    /// still boots.
+    pub(crate) async fn send(&self, request: HostMessage) -> Result<(AgentConnection, AgentMessage), ExecError> {
+        let request = match request {
+            HostMessage::Exec(request) => {
+                let spec = ProcessSpec::of_request(request).below_environment(&self.record.env)?;
+                HostMessage::Exec(spec.into_request())
+            }
+            request => request,
+        };
         let identity = self.reachable().await?;
         let trail = self.trail();
-        let exec = trail.append(Event::exec(spec.request()))?;
-        match Exec::start(&self.directory, identity.as_ref(), spec).await {
-            Ok(mut started) => {
-                trail.note(Event::Started { exec, pid: started.pid });
-                started.log_end(trail);
-                Ok(started)
+        let exec = match &request {
+            HostMessage::Exec(request) => Some(trail.append(Event::exec(request))?),
+            _ => None,
+        };
+        let sent = AgentConnection::request(&self.directory, identity.as_ref(), &request).await;
+        let sent = sent.and_then(|(connection, first)| match (exec, &first) {
+            (Some(_), AgentMessage::Started { .. }) | (None, _) => Ok((connection, first)),
+            _ => Err(AgentError::from(WireError::Unexpected("answer to a request to run a process"))),
+        });
+        match &sent {
+            Ok((_, first)) => {
+                if let Some(event) = done(exec, &request, first) {
+                    trail.note(event);
+                }
             }
             Err(error) => {
-                trail.note(Event::NotStarted { exec, reason: error.to_string() });
-                Err(self.explain(error).await)
+                if let Some(exec) = exec {
+                    trail.note(Event::NotStarted { exec, reason: error.to_string() });
+                }
             }
         }
+        match sent {
+            Ok(sent) => Ok(sent),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+}
+
+/// Returns what the audit log says of a request that was answered.
+fn done(exec: Option<u64>, request: &HostMessage, first: &AgentMessage) -> Option<Event> {
+    match (request, first) {
+        (HostMessage::Exec(_), AgentMessage::Started { pid }) => Some(Event::Started { exec: exec?, pid: *pid }),
+        (HostMessage::Attach(attach), AgentMessage::Attached(_)) if attach.view == View::Attend => {
+            Some(Event::Attached { pid: attach.pid, stdin: attach.stdin })
+        }
+        (HostMessage::SignalProcess { pid, signal }, AgentMessage::Signalled) => {
+            Some(Event::Signalled { pid: *pid, signal: signal.get() })
+        }
+        (HostMessage::Files(_), AgentMessage::File(FileReply::Failed(_))) => None,
+        (HostMessage::Files(request), AgentMessage::File(_)) => Event::files(&request.operation, request.user.as_ref()),
+        _ => None,
     }
 }
 

@@ -18,11 +18,12 @@ use sandboxvm_protocol::{
     agent::{HostMessage, files::FileOperation},
     machine::HostMode,
 };
+use serde::{Deserialize, Serialize};
 use std::{fmt, future::Future, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// Time after which the VMM is checked for the first time.
-const FIRST_LOOK: Duration = Duration::from_secs(2);
+pub(crate) const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// Time between further checks.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Time for the handshake with a native guest. The connection stays in memory, and an agent that
@@ -42,7 +43,7 @@ const WORK: Duration = Duration::from_secs(600);
 pub(crate) const BOOT: Duration = Duration::from_secs(300);
 
 /// A part of a sandbox that did not answer in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("its {part} did not answer within {} s", .within.as_secs())]
 pub struct Silence {
     /// The part.
@@ -52,7 +53,7 @@ pub struct Silence {
 }
 
 /// A part of a sandbox that may not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SilentPart {
     /// The process that runs the machine. It was stopped, or is stuck in the host's kernel.
     Vmm,
@@ -70,7 +71,7 @@ impl fmt::Display for SilentPart {
 }
 
 /// What a request waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Step {
     /// The connection, the agreed version and the machine's identity.
     Handshake,
@@ -126,7 +127,8 @@ pub(crate) async fn bounded<T>(
     }
 }
 
-async fn watch(directory: &SandboxDirectory, step: Step) -> Silence {
+/// Returns once a part of the sandbox has not answered for too long.
+pub(crate) async fn watch(directory: &SandboxDirectory, step: Step) -> Silence {
     let began = Instant::now();
     sleep(FIRST_LOOK).await;
     // The VMM reports the mode: with a wrong one it only gets the longer of two limits.

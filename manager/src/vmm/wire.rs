@@ -61,6 +61,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, wire, decoder: FrameDecoder::new(wire, message_cap), buffer }
     }
 
+    /// Like [`Self::new`], for a stream of which another process has read these bytes.
+    pub(crate) fn resumed(stream: R, wire: Wire, message_cap: usize, early: &[u8]) -> Self {
+        let mut reader = Self::new(stream, wire, message_cap);
+        reader.decoder.push(early);
+        reader
+    }
+
     /// Returns the stream, and the bytes that were read beyond the last frame: for a stream that
     /// carries no more frames.
     pub(crate) fn into_parts(self) -> (R, Vec<u8>) {

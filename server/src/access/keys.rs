@@ -141,7 +141,7 @@ impl std::fmt::Debug for NewKey {
 }
 
 /// A key that was presented and is valid.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Key {
     /// The key whose sandboxes it finds: itself, unless it looks at another's.
     pub(crate) id: KeyId,

@@ -4,6 +4,10 @@ use super::error::ApiError;
 use crate::{
     access::{keys::Key, rate::Credential},
     app::{App, SharedApp},
+    channel::{
+        failure::Failure,
+        request::{Operation, Request as Asked},
+    },
     concurrency::NoPlace,
     deadline::{self, Deadlines},
     listen::connections::Peer,
@@ -11,27 +15,49 @@ use crate::{
 use axum::{
     body::{Body, Bytes, HttpBody},
     extract::State,
-    http::{Method, Request, StatusCode},
+    http::{HeaderValue, Method, Request, StatusCode},
     middleware::Next,
     response::Response,
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use std::time::{Duration, Instant, SystemTime};
+use serde::de::DeserializeOwned;
+use std::time::{Duration, Instant};
 
 /// Longest a key could be.
 const MAX_KEY: usize = 256;
 /// A request's body: metadata and environment, at most.
 const MAX_BODY: usize = 1 << 20;
 
-/// Lets a request in, with its [`Key`] among its extensions.
+/// Who sent a request: the launcher does for it what its key may do.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub(super) key: Key,
+    secret: String,
+}
+
+impl Caller {
+    /// Asks the launcher to do something for the key.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, app: &App, operation: Operation) -> Result<T, ApiError> {
+        Ok(self.try_ask(app, operation).await?)
+    }
+
+    pub(super) async fn try_ask<T: DeserializeOwned>(&self, app: &App, operation: Operation) -> Result<T, Failure> {
+        app.launcher.ask(Asked::Operate { secret: self.secret.clone(), operation }).await
+    }
+}
+
+/// Lets a request in, with its [`Caller`] among its extensions.
 pub(super) async fn admit(
     State(app): State<SharedApp>,
     mut request: Request<Body>,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let key = key(&app, &request)?;
+    let peer = request.extensions().get::<Peer>().copied();
+    let given = request.headers().get("x-api-key").cloned();
+    let caller = caller(&app, given, peer).await?;
+    let key = &caller.key;
     let rate = key.limits.requests_per_second.unwrap_or(app.config.requests_per_second);
-    app.access
+    app.pace
         .rates
         .take(&key.account, rate, Instant::now())
         .map_err(|wait| ApiError::later(format!("this API key is limited to {rate} requests per second"), wait))?;
@@ -39,10 +65,10 @@ pub(super) async fn admit(
     if key.limits.read_only && !looks_only {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "this API key is read-only"));
     }
-    let body = whole(&app, &key, std::mem::take(request.body_mut())).await?;
+    let body = whole(&app, key, std::mem::take(request.body_mut())).await?;
     *request.body_mut() = Body::from(body);
     let _place = app.rooms.control.try_enter(&key.account, None).map_err(busy)?;
-    request.extensions_mut().insert(key);
+    request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
 
@@ -72,23 +98,20 @@ fn busy(full: NoPlace) -> ApiError {
     ApiError::later(full.to_string(), Duration::from_secs(1))
 }
 
-fn key(app: &App, request: &Request<Body>) -> Result<Key, ApiError> {
+async fn caller(app: &App, given: Option<HeaderValue>, peer: Option<Peer>) -> Result<Caller, ApiError> {
     let unauthorized = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message);
-    let given = request.headers().get("x-api-key").ok_or_else(|| unauthorized("send an API key in X-API-KEY"))?;
-    let found = match given.len() {
-        0..=MAX_KEY => app.access.keys.check(given.as_bytes(), SystemTime::now()),
-        _ => Ok(None),
+    let given = given.ok_or_else(|| unauthorized("send an API key in X-API-KEY"))?;
+    // No key has other characters.
+    let secret = given.to_str().unwrap_or_default().to_owned();
+    let found: Option<Key> = match given.len() {
+        0..=MAX_KEY => app.launcher.ask(Asked::Authenticate { secret: secret.clone() }).await?,
+        _ => None,
     };
     match found {
-        Ok(Some(key)) => Ok(key),
-        Ok(None) => match app.access.failures.note(Credential::Key, request.extensions().get::<Peer>(), Instant::now())
-        {
+        Some(key) => Ok(Caller { key, secret }),
+        None => match app.pace.failures.note(Credential::Key, peer.as_ref(), Instant::now()) {
             Ok(()) => Err(unauthorized("the API key is not valid")),
             Err(wait) => Err(ApiError::later("this address sent too many invalid API keys", wait)),
         },
-        Err(error) => {
-            tracing::error!(%error, "cannot check API keys");
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot check API keys; see the log of the server"))
-        }
     }
 }

@@ -1,13 +1,12 @@
 //! Errors in the shape that E2B's clients turn into their own exceptions: `{code, message}` and a status that says which.
 
-use crate::{registry::error::RegistryError, templates::TemplateError};
+use crate::channel::failure::{Failure, Why};
 use axum::{
     Json,
     extract::rejection::{JsonRejection, QueryRejection},
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
-use sandboxvm_manager::RefusalKind;
 use serde_json::json;
 use std::time::Duration;
 
@@ -51,40 +50,31 @@ impl IntoResponse for ApiError {
     }
 }
 
-impl From<RegistryError> for ApiError {
-    fn from(error: RegistryError) -> Self {
-        let status = match &error {
-            RegistryError::Unknown(_) | RegistryError::Template(TemplateError::Unknown(_)) => StatusCode::NOT_FOUND,
-            RegistryError::Paused(_) | RegistryError::AlreadyPaused(_) => StatusCode::CONFLICT,
-            RegistryError::Template(TemplateError::Forbidden(_)) => StatusCode::FORBIDDEN,
-            RegistryError::Invalid(_) => StatusCode::BAD_REQUEST,
-            RegistryError::Quota(_)
-            | RegistryError::SnapshotQuota(_)
-            | RegistryError::StorageQuota { .. }
-            | RegistryError::AuditQuota { .. } => {
-                return Self::later(error.to_string(), Duration::from_secs(5));
-            }
-            RegistryError::Full(_) => {
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let status = match failure.why {
+            Why::Unauthorized => StatusCode::UNAUTHORIZED,
+            Why::NotFound => StatusCode::NOT_FOUND,
+            Why::Paused | Why::AlreadyPaused => StatusCode::CONFLICT,
+            Why::Forbidden => StatusCode::FORBIDDEN,
+            Why::Invalid => StatusCode::BAD_REQUEST,
+            Why::Quota => return Self::later(failure.message, Duration::from_secs(5)),
+            Why::Full => {
                 return Self {
                     status: StatusCode::SERVICE_UNAVAILABLE,
-                    message: error.to_string(),
+                    message: failure.message,
                     retry_after: Some(Duration::from_secs(5)),
                 };
             }
-            RegistryError::ShuttingDown | RegistryError::Unresponsive(_) | RegistryError::Unwritten(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            _ => match error.vmm_refusal() {
-                Some(RefusalKind::NoSpace) => StatusCode::INSUFFICIENT_STORAGE,
-                Some(RefusalKind::Resources) => StatusCode::SERVICE_UNAVAILABLE,
-                Some(RefusalKind::Busy | RefusalKind::WrongPhase | RefusalKind::Superseded) => StatusCode::CONFLICT,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            },
+            Why::ShuttingDown | Why::Unready | Why::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
+            Why::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Why::Conflict => StatusCode::CONFLICT,
+            Why::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(%error, "a request failed");
+            tracing::error!(error = %failure, "a request failed");
         }
-        Self::new(status, error.to_string())
+        Self::new(status, failure.message)
     }
 }
 

@@ -1,163 +1,54 @@
-//! The logs of a sandbox: its audit log, which says what was done in it and to it. Who did it on the host, and how the
-//! lines are bound together, is for the host's owner (`sandboxvm events`, `sandboxvm audit`) and not for a key's.
+//! The logs of a sandbox, as two versions of the API have them.
 
-use super::{error::ApiError, views};
-use crate::{access::keys::Key, app::SharedApp};
+use super::{admission::Caller, error::ApiError};
+use crate::{
+    app::SharedApp,
+    channel::request::{LogsQuery, Operation},
+};
 use axum::{
     Extension, Json,
     extract::{Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
 };
-use sandboxvm_manager::audit::{AuditError, Line, Trail};
-use serde::Deserialize;
+use sandboxvm_manager::SandboxId;
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
-
-/// As E2B's API has it.
-const MAX_LINES: usize = 1000;
-/// Most bytes of a log that one request looks at once it has found something that the next need not find again: that goes
-/// on from the time of the last line.
-const MAX_SCANNED: u64 = 64 << 20;
-/// Lines of so many bytes are enough for one answer.
-const MAX_ANSWER: usize = 16 << 20;
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Direction {
-    /// Oldest first.
-    #[default]
-    Forward,
-    /// Newest first.
-    Backward,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Level {
-    #[default]
-    Debug,
-    /// What every line of ours has.
-    Info,
-    Warn,
-    Error,
-}
-
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct LogsQuery {
-    limit: Option<usize>,
-    /// Where to begin, in milliseconds since 1970; what is as old itself is in the answer.
-    #[serde(alias = "start")]
-    cursor: Option<u64>,
-    #[serde(default)]
-    direction: Direction,
-    /// The least.
-    #[serde(default)]
-    level: Level,
-    /// What the message or one of its fields has in it.
-    search: Option<String>,
-}
+use std::time::Duration;
 
 /// `GET /v2/sandboxes/{id}/logs`.
 pub(super) async fn v2(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     query: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({ "logs": entries(&app, &key, &id, query?.0).await? })))
+    Ok(Json(json!({ "logs": entries(&app, &caller, id, query?.0).await? })))
 }
 
 /// `GET /sandboxes/{id}/logs`.
 pub(super) async fn v1(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     query: Result<Query<LogsQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let entries = entries(&app, &key, &id, query?.0).await?;
+    let entries = entries(&app, &caller, id, query?.0).await?;
     let lines: Vec<Value> =
         entries.iter().map(|entry| json!({ "timestamp": entry["timestamp"], "line": entry["message"] })).collect();
     Ok(Json(json!({ "logs": lines, "logEntries": entries })))
 }
 
-async fn entries(app: &SharedApp, key: &Key, id: &str, query: LogsQuery) -> Result<Vec<Value>, ApiError> {
-    let entry = app.registry.find(&key.id, id)?;
-    let failed = |error: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error);
-    let sandbox = app.registry.manager.find(entry.id.as_str()).map_err(|error| failed(error.to_string()))?;
+async fn entries(app: &SharedApp, caller: &Caller, id: String, query: LogsQuery) -> Result<Vec<Value>, ApiError> {
+    caller.ask::<()>(app, Operation::Find { id: id.clone() }).await?;
+    let sandbox = SandboxId::try_from(id.clone()).ok();
     let place =
-        app.rooms.logs.try_enter(&entry.record().owner, Some(&entry.id)).map_err(|_| {
+        app.rooms.logs.try_enter(&caller.key.id, sandbox.as_ref()).map_err(|_| {
             ApiError::later("the server is reading too many logs at the same time", Duration::from_secs(1))
         })?;
-    let wanted = Arc::new(());
-    let asked = Arc::downgrade(&wanted);
-    let read = move || {
-        // Held until the last byte was read, even when the client has gone away.
+    let (app, caller) = (app.clone(), caller.clone());
+    // To its end even when the client has gone away: the place is that of the work, which the launcher completes.
+    let read = tokio::spawn(async move {
         let _place = place;
-        query.read(&sandbox.trail(), || asked.strong_count() > 0)
-    };
-    let read = tokio::task::spawn_blocking(read).await.map_err(|error| failed(error.to_string()))?;
-    drop(wanted);
-    read.map_err(|error| failed(error.to_string()))
-}
-
-impl LogsQuery {
-    /// For as long as it `is_wanted`.
-    fn read(&self, trail: &Trail, is_wanted: impl Fn() -> bool) -> Result<Vec<Value>, AuditError> {
-        let limit = self.limit.unwrap_or(MAX_LINES).min(MAX_LINES);
-        // A millisecond has many lines: those of the cursor's own are in the answer, whichever way it goes.
-        let moment = |ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms));
-        let own = self.cursor.and_then(|ms| Some(moment(ms)?..moment(ms.saturating_add(1))?));
-        let backward = self.direction == Direction::Backward;
-        let cursor = self.cursor.and_then(|ms| moment(ms.saturating_add(u64::from(backward))));
-        let mut at = match cursor {
-            Some(time) => Some(trail.first_since(time)?),
-            None => None,
-        };
-        let mut found = Vec::new();
-        let mut has_news = false;
-        let (mut scanned, mut answered) = (0, 0);
-        // No line of ours is worse than information.
-        let limit = if self.level > Level::Info { 0 } else { limit };
-        // An empty answer means that there is nothing, and one of the cursor's own moment that there is nothing else.
-        while found.len() < limit && answered < MAX_ANSWER && (!has_news || scanned < MAX_SCANNED) && is_wanted() {
-            let (text, next) = if backward { trail.read_before(at)? } else { trail.read_from(at.unwrap_or(0))? };
-            if text.is_empty() {
-                break;
-            }
-            scanned += text.len() as u64;
-            at = Some(next);
-            let text = String::from_utf8_lossy(&text);
-            let mut lines = text.lines();
-            while found.len() < limit && answered < MAX_ANSWER {
-                let Some(line) = (if backward { lines.next_back() } else { lines.next() }) else { break };
-                if let Some((time, entry)) = self.entry(line) {
-                    answered += line.len();
-                    found.push(entry);
-                    has_news |= own.as_ref().is_none_or(|own| !own.contains(&time));
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// A line as E2B's API has it, when it is one of those asked for. What is no line is for `audit verify` to find.
-    fn entry(&self, line: &str) -> Option<(SystemTime, Value)> {
-        let read: Line = serde_json::from_str(line).ok()?;
-        let Value::Object(mut event) = serde_json::to_value(&read.event).ok()? else { return None };
-        let Value::String(message) = event.remove("event")? else { return None };
-        event.insert("seq".to_owned(), read.seq.into());
-        let text = |value: Value| if let Value::String(text) = value { text } else { value.to_string() };
-        let fields: BTreeMap<String, String> = event.into_iter().map(|(name, value)| (name, text(value))).collect();
-        let has = |search: &String| message.contains(search) || fields.values().any(|field| field.contains(search));
-        if !self.search.as_ref().is_none_or(has) {
-            return None;
-        }
-        let entry =
-            json!({ "timestamp": views::time(read.time), "message": message, "level": "info", "fields": fields });
-        Some((read.time, entry))
-    }
+        caller.ask(&app, Operation::Logs { id, query }).await
+    });
+    read.await.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
 }

@@ -1,19 +1,18 @@
-//! The control plane: E2B's REST API over the registry. Handlers read requests, ask the registry, and put what it says in
-//! E2B's words; they decide nothing.
+//! The control plane: E2B's REST API over the launcher. Handlers read requests, ask the launcher, and pass on what it answers;
+//! they decide nothing.
 
 mod admission;
 mod error;
 mod lifetime;
 mod logs;
 mod metrics;
-mod paging;
 mod sandboxes;
 mod snapshots;
 mod templates;
-mod views;
 
 use crate::{
-    app::{App, SharedApp},
+    app::SharedApp,
+    channel::request::{Figures, Request},
     telemetry::request::name_route,
 };
 use axum::{
@@ -72,7 +71,8 @@ pub(crate) fn router(app: SharedApp) -> Router {
 
 /// Ready when new sandboxes would not have to wait for pools that are still empty.
 async fn ready(axum::extract::State(app): axum::extract::State<SharedApp>) -> Result<StatusCode, ApiError> {
-    match App::pools_are_warm(&app) {
+    let figures: Figures = app.launcher.ask(Request::Measure).await?;
+    match figures.pools_are_warm {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "pools are being filled")),
     }

@@ -1,14 +1,11 @@
 //! Making, finding, listing and killing sandboxes.
 
-use super::{
-    error::ApiError,
-    paging::page,
-    views::{self, Created, Detail, Listed},
-};
+use super::{admission::Caller, error::ApiError};
 use crate::{
-    access::keys::Key,
-    app::{App, SharedApp},
-    registry::{NewSandbox, entry::Entry, error::RegistryError, ingress::Ingress, record::OnTimeout},
+    app::SharedApp,
+    channel::request::{Create, ListFilter, Operation, PageOf, Rows},
+    registry::record::OnTimeout,
+    store::unix_millis,
 };
 use axum::{
     Extension, Json,
@@ -16,20 +13,17 @@ use axum::{
         Path, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode},
 };
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
 };
 
 /// What a sandbox has unless its client says otherwise, in seconds.
 const DEFAULT_TIMEOUT: u64 = 300;
-/// Of all keys and values of a sandbox's metadata.
-const MAX_METADATA: usize = 64 << 10;
 
 /// Body of create. What E2B knows and is not here is refused where it would change what the sandbox may do.
 #[derive(Debug, Deserialize)]
@@ -91,27 +85,27 @@ impl Network {
 /// `POST /v2/sandboxes`: always with a token.
 pub(super) async fn create(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     body: Result<Json<CreateBody>, JsonRejection>,
-) -> Result<(StatusCode, Json<Created>), ApiError> {
-    make(&app, &key, body?.0, true).await
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    make(&app, &caller, body?.0, true).await
 }
 
 /// `POST /sandboxes`: with a token where the client says `secure`.
 pub(super) async fn create_v1(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     body: Result<Json<CreateBody>, JsonRejection>,
-) -> Result<(StatusCode, Json<Created>), ApiError> {
-    make(&app, &key, body?.0, false).await
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    make(&app, &caller, body?.0, false).await
 }
 
 async fn make(
     app: &SharedApp,
-    key: &Key,
+    caller: &Caller,
     body: CreateBody,
     secure: bool,
-) -> Result<(StatusCode, Json<Created>), ApiError> {
+) -> Result<(StatusCode, Json<Value>), ApiError> {
     if body.mcp.as_ref().is_some_and(|mcp| !mcp.is_null()) {
         return Err(ApiError::unsupported("the mcp option of sandboxes"));
     }
@@ -134,78 +128,49 @@ async fn make(
     };
     let network = body.network.unwrap_or_default();
     network.check()?;
-    let ingress = Ingress::new(network.mask_request_host, network.https_ports.as_deref().unwrap_or_default())
-        .map_err(|error| ApiError::bad(error.to_string()))?;
-    let metadata = body.metadata.unwrap_or_default();
-    if metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_METADATA {
-        return Err(ApiError::bad(format!("invalid metadata: must have at most {MAX_METADATA} bytes")));
-    }
-    let wanted = NewSandbox {
+    let env = body.env_vars.unwrap_or_default();
+    let wanted = Create {
         template: body.template_id,
-        timeout: timeout(app, body.timeout.unwrap_or(DEFAULT_TIMEOUT))?,
+        timeout: body.timeout.unwrap_or(DEFAULT_TIMEOUT),
         on_timeout,
         auto_resume,
-        metadata,
-        env: body.env_vars.unwrap_or_default().into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        metadata: body.metadata.unwrap_or_default(),
+        env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
         secure: secure || body.secure == Some(true),
         public_traffic: network.allow_public_traffic.unwrap_or(true),
-        ingress,
+        mask_request_host: network.mask_request_host,
+        https_ports: network.https_ports.unwrap_or_default(),
         allow_internet_access: body.allow_internet_access,
     };
-    // In a task of its own: a client that goes away must not leave half a sandbox, nor one that it never heard of.
-    let (task_app, task_key) = (Arc::clone(app), key.clone());
-    let entry = unbroken(async move { task_app.registry.create(&task_key, wanted).await }).await??;
-    Ok((StatusCode::CREATED, Json(views::created(app, &entry))))
-}
-
-/// Runs `work` to its end whatever becomes of the request.
-pub(super) async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
-    let ended = tokio::spawn(work).await;
-    ended.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the request failed: {error}")))
-}
-
-/// Seconds as a client states them.
-pub(super) fn timeout(app: &App, seconds: u64) -> Result<Duration, ApiError> {
-    let longest = app.config.longest_timeout;
-    if seconds > longest {
-        return Err(ApiError::bad(format!(
-            "timeout: {seconds} s is longer than the {longest} s that a sandbox can have"
-        )));
-    }
-    Ok(Duration::from_secs(seconds))
+    Ok((StatusCode::CREATED, Json(caller.ask(app, Operation::Create(wanted)).await?)))
 }
 
 /// `GET /sandboxes/{id}`.
 pub(super) async fn info(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Detail>, ApiError> {
-    let entry = app.registry.find(&key.id, &id)?;
-    let detail = views::detail(&app, &key, &entry)?;
-    detail.map(Json).ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("sandbox {id} was not found")))
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(caller.ask(&app, Operation::Show { id }).await?))
 }
 
 /// `DELETE /sandboxes/{id}`.
 pub(super) async fn kill(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let entry = app.registry.find(&key.id, &id)?;
-    unbroken(async move { app.registry.kill(&entry).await }).await??;
+    caller.ask::<()>(&app, Operation::Kill { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /sandboxes/{id}/tokens`: the sandbox's tokens open nothing from now on, and others do, which are answered.
 pub(super) async fn revoke_tokens(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<(StatusCode, Json<Created>), ApiError> {
-    let entry = app.registry.find(&key.id, &id)?;
-    app.registry.revoke_tokens(&entry).await?;
-    Ok((StatusCode::CREATED, Json(views::created(&app, &entry))))
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    Ok((StatusCode::CREATED, Json(caller.ask(&app, Operation::RevokeTokens { id }).await?)))
 }
 
 /// What a list may be narrowed to.
@@ -226,57 +191,52 @@ pub(super) struct ListQuery {
 /// `GET /v2/sandboxes`, a page at a time.
 pub(super) async fn list(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<ListQuery>, QueryRejection>,
-) -> Result<(HeaderMap, Json<Vec<Listed>>), ApiError> {
+) -> Result<(HeaderMap, Json<Value>), ApiError> {
     let Query(query) = query?;
-    let mut found = matching(&app, &key, &query)?;
-    if query.order.as_deref() == Some("asc") {
-        found.reverse();
-    }
-    let (headers, page) = page(&found, query.limit, query.next_token.as_deref(), |entry| entry.id.as_str())?;
-    Ok((headers, Json(rows(&app, page)?)))
+    let page = PageOf { limit: query.limit, token: query.next_token.clone() };
+    let rows = caller.ask(&app, Operation::List(ListFilter { page: Some(page), ..filter(query)? })).await?;
+    Ok(paged(rows))
 }
 
 /// `GET /sandboxes`: all that run.
 pub(super) async fn list_v1(
     State(app): State<SharedApp>,
-    Extension(key): Extension<Key>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<ListQuery>, QueryRejection>,
-) -> Result<Json<Vec<Listed>>, ApiError> {
+) -> Result<Json<Value>, ApiError> {
     let query = ListQuery { metadata: query?.0.metadata, state: Some("running".into()), ..ListQuery::default() };
-    let found = matching(&app, &key, &query)?;
-    Ok(Json(rows(&app, &found)?))
+    let rows: Rows = caller.ask(&app, Operation::List(filter(query)?)).await?;
+    Ok(Json(rows.rows))
 }
 
-/// Without those that are gone meanwhile.
-fn rows(app: &App, entries: &[Arc<Entry>]) -> Result<Vec<Listed>, RegistryError> {
-    entries.iter().filter_map(|entry| views::listed(app, entry).transpose()).collect()
+/// Rows as the body, and the token of the next page as a header.
+pub(super) fn paged(rows: Rows) -> (HeaderMap, Json<Value>) {
+    let mut headers = HeaderMap::new();
+    if let Some(next) = rows.next.and_then(|next| HeaderValue::from_str(&next).ok()) {
+        headers.insert("x-next-token", next);
+    }
+    (headers, Json(rows.rows))
 }
 
-/// Newest first.
-fn matching(app: &App, key: &Key, query: &ListQuery) -> Result<Vec<Arc<Entry>>, ApiError> {
-    let states: Option<Vec<&str>> = query.state.as_deref().map(|states| states.split(',').collect());
-    if let Some(unknown) = states.iter().flatten().find(|state| !matches!(**state, "running" | "paused")) {
+fn filter(query: ListQuery) -> Result<ListFilter, ApiError> {
+    let states: Option<BTreeSet<String>> =
+        query.state.as_deref().map(|states| states.split(',').map(str::to_owned).collect());
+    if let Some(unknown) = states.iter().flatten().find(|state| !matches!(state.as_str(), "running" | "paused")) {
         return Err(ApiError::bad(format!("invalid state {unknown:?}: expected running or paused")));
     }
-    let wanted = query.metadata.as_deref().map_or_else(|| Ok(BTreeMap::new()), metadata)?;
-    let after = match &query.started_after {
-        None => SystemTime::UNIX_EPOCH,
+    let metadata = query.metadata.as_deref().map_or_else(|| Ok(BTreeMap::new()), metadata)?;
+    let started_after = match &query.started_after {
+        None => 0,
         Some(text) => {
             let at: jiff::Timestamp =
                 text.parse().map_err(|_| ApiError::bad("invalid startedAfter: expected a time in RFC 3339 format"))?;
-            SystemTime::from(at)
+            unix_millis(SystemTime::from(at))
         }
     };
-    let matches = |entry: &Arc<Entry>| {
-        let record = entry.record();
-        states.as_ref().is_none_or(|states| states.contains(&views::state(&record)))
-            && wanted.iter().all(|(key, value)| record.metadata.get(key) == Some(value))
-            && query.template.as_ref().is_none_or(|template| record.template.0 == *template)
-            && record.started_at >= after
-    };
-    Ok(app.registry.list(&key.id).into_iter().filter(matches).collect())
+    let oldest_first = query.order.as_deref() == Some("asc");
+    Ok(ListFilter { states, metadata, template: query.template, started_after, oldest_first, page: None })
 }
 
 /// `key=value&...`, whose keys and values clients encode once more each.

@@ -6,9 +6,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
 };
 use sandboxvm_manager::{ExitReason, State};
+use serde::{Deserialize, Serialize};
 
 /// How a machine ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue, Serialize, Deserialize)]
 pub(crate) enum How {
     /// Its VMM made a system call that is not left to it.
     ForbiddenCall,
@@ -23,6 +24,18 @@ pub(crate) enum How {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Ended {
     pub(crate) how: How,
+}
+
+impl How {
+    const ALL: [Self; 4] = [Self::ForbiddenCall, Self::Vanished, Self::Guest, Self::Host];
+}
+
+impl Ended {
+    /// How many ended in each way, where there were any.
+    pub(crate) fn counts(ends: &Ends) -> Vec<(How, u64)> {
+        let count = |how| Some((how, ends.get(&Self { how })?.get()));
+        How::ALL.into_iter().filter_map(count).collect()
+    }
 }
 
 pub(crate) type Ends = Family<Ended, Counter>;

@@ -1,6 +1,7 @@
 //! Samples of what a sandbox takes of the host, every ten seconds of the last hour.
 
 use sandboxvm_manager::{SandboxRecord, Usage};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
     fs,
@@ -16,7 +17,7 @@ pub(crate) const EVERY: Duration = Duration::from_secs(10);
 const KEPT: usize = 360;
 
 /// What a sandbox took at one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) at: SystemTime,
     pub(crate) cpus: u32,

@@ -116,6 +116,11 @@ impl Registry {
         entry
     }
 
+    #[cfg(test)]
+    pub(crate) fn add_for_test(&self, record: Record) {
+        self.add(record);
+    }
+
     /// Writes it down, then lets it count. Under the entry's `change` lock, while it is not gone. What rests on disk outlives
     /// a loss of power, and so must the record that says so; what runs does not.
     pub(super) fn update(&self, entry: &Entry, record: Record) -> Result<(), RegistryError> {

@@ -12,10 +12,15 @@ pub(crate) mod tunnel;
 
 use crate::{
     app::SharedApp,
+    channel::{
+        failure::{Failure, Why},
+        reached::Reached,
+        request::{Knock, Request as Asked, Verdict},
+    },
     config::Config,
     deadline::{self, Deadlines},
     held::Held,
-    registry::{error::RegistryError, ingress::ENVD_PORT},
+    registry::ingress::ENVD_PORT,
 };
 use address::Address;
 use axum::{
@@ -54,34 +59,34 @@ async fn dispatch(app: SharedApp, envd: Router, states: &SandboxStates, mut requ
         Err(error) => return Refusal::Address(error).into_response(),
     };
     let id = address.id.to_string();
-    let entry = app.registry.entry(&address.id);
     // Before anything happens to it: a client without a token must not wake it.
-    let allowed = match (address.port, &entry) {
-        (ENVD_PORT, entry) => envd::allowed(&app, &address.id, entry.as_deref(), &request),
-        (port, Some(entry)) => traffic::allowed(&app, entry, port, &request),
-        (_, None) => Ok(()),
+    let knock = knock(&address, &request);
+    let facts = match app.launcher.ask(Asked::Knock(knock.clone())).await {
+        Ok(Verdict::Allowed(facts)) => facts,
+        Ok(Verdict::NoSandbox) => return Refusal::NotFound(id).into_response(),
+        // Clients ask so whether it runs, some without its token.
+        Ok(Verdict::Denied(_)) if address.port == ENVD_PORT && request.uri().path() == "/health" => {
+            return match app.launcher.ask(Asked::Runs { id: address.id }).await {
+                Ok(true) => StatusCode::NO_CONTENT.into_response(),
+                Ok(false) => Refusal::NotFound(id).into_response(),
+                Err(failure) => Refusal::Launcher(failure).into_response(),
+            };
+        }
+        Ok(Verdict::Denied(denied)) => return envd::refusal(&app, &address, &request, denied).into_response(),
+        Err(failure) => return Refusal::Launcher(failure).into_response(),
     };
-    if let Err(refusal) = allowed {
-        return match request.uri().path() {
-            // Clients ask so whether it runs, some without its token.
-            "/health" if address.port == ENVD_PORT => envd::health(&app, &address.id, entry.as_deref()),
-            _ => refusal.into_response(),
-        };
-    }
-    let Some(entry) = entry else { return Refusal::NotFound(id).into_response() };
-    let owner = entry.record().owner;
     let (place, stream) = match (
-        app.rooms.sandbox.try_enter(&owner, Some(&address.id)),
-        app.rooms.streams.try_enter(&owner, Some(&address.id)),
+        app.rooms.sandbox.try_enter(&facts.owner, Some(&address.id)),
+        app.rooms.streams.try_enter(&facts.owner, Some(&address.id)),
     ) {
         (Ok(place), Ok(stream)) => (place, Arc::new(stream)),
         (Err(full), _) | (_, Err(full)) => return Refusal::Busy(full).into_response(),
     };
-    let reached = match app.registry.reach(&address.id).await {
+    let reached = match Reached::open(&app.launcher, knock, facts).await {
         Ok(reached) => reached,
-        Err(RegistryError::Unknown(_)) => return Refusal::NotFound(id).into_response(),
-        Err(RegistryError::Paused(_)) => return Refusal::Paused(id).into_response(),
-        Err(error) => return Refusal::Registry(error).into_response(),
+        Err(Failure { why: Why::NotFound, .. }) => return Refusal::NotFound(id).into_response(),
+        Err(Failure { why: Why::Paused, .. }) => return Refusal::Paused(id).into_response(),
+        Err(failure) => return Refusal::Launcher(failure).into_response(),
     };
     let deadlines = deadlines(&app.config, address.port, request.uri().path());
     request.extensions_mut().insert(Arc::clone(&stream));
@@ -89,7 +94,7 @@ async fn dispatch(app: SharedApp, envd: Router, states: &SandboxStates, mut requ
         if address.port != ENVD_PORT {
             return traffic::forward(&app, reached, address.port, request).await;
         }
-        request.extensions_mut().insert(Target::new(reached, states));
+        request.extensions_mut().insert(Target::new(reached, states, &app.launcher));
         request.extensions_mut().insert(app);
         match envd.oneshot(request).await {
             Ok(response) => response,
@@ -99,6 +104,21 @@ async fn dispatch(app: SharedApp, envd: Router, states: &SandboxStates, mut requ
     let response = answered.await.unwrap_or_else(|late| Refusal::Late(late).into_response());
     drop(place);
     response.map(|body| Held::body(body, stream))
+}
+
+/// What a request presents. The launcher says what it opens.
+fn knock(address: &Address, request: &Request<Body>) -> Knock {
+    let header = |name| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let is_file = address.port == ENVD_PORT && envd::is_about_a_file(request);
+    Knock {
+        id: address.id.clone(),
+        port: address.port,
+        token: header(envd::ACCESS_TOKEN),
+        traffic_token: header("e2b-traffic-access-token"),
+        is_file,
+        claim: is_file.then(|| envd::claim(request).ok()).flatten(),
+        path_is_open: traffic::is_open(request.uri().path()),
+    }
 }
 
 /// A message is to arrive as a whole, an upload piece by piece; input of a process, and what goes to the sandbox's own
@@ -115,5 +135,5 @@ fn deadlines(config: &Config, port: u16, path: &str) -> Deadlines {
 
 /// The sandbox that a request without an address is for.
 async fn signer(app: &SharedApp, signed: Option<Result<envd::SignedRequest, Refusal>>) -> Result<SandboxId, Refusal> {
-    signed.ok_or(Refusal::NoAddress)??.signer(Arc::clone(app)).await
+    signed.ok_or(Refusal::NoAddress)??.signer(app).await
 }

@@ -1,7 +1,11 @@
 //! Requests that reach no sandbox, in the words that clients tell apart.
 
 use super::address::AddressError;
-use crate::{concurrency::NoPlace, deadline::Late, registry::error::RegistryError};
+use crate::{
+    channel::failure::{Failure, Why},
+    concurrency::NoPlace,
+    deadline::Late,
+};
 use axum::{
     Json,
     http::{StatusCode, header::RETRY_AFTER},
@@ -50,7 +54,7 @@ pub(crate) enum Refusal {
     Malformed,
     /// It cannot be reached.
     #[error("{0}")]
-    Registry(RegistryError),
+    Launcher(Failure),
 }
 
 /// Why a request may not reach a sandbox's commands and files. The texts are E2B's: clients show them, and programs compare
@@ -86,8 +90,8 @@ impl Refusal {
             Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::NoTrafficToken { .. } => StatusCode::FORBIDDEN,
-            Self::Registry(RegistryError::Full(_) | RegistryError::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Registry(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Launcher(Failure { why: Why::Full | Why::ShuttingDown, .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Launcher(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 

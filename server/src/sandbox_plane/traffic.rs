@@ -4,12 +4,8 @@
 //! headers are bounded, and nothing of its framing is passed on but the bytes that were framed. What is for this server or
 //! for one hop alone goes no further in either direction.
 
-use super::{Refusal, Unauthorized, address::text, envd, guest_tls, tunnel};
-use crate::{
-    access::tokens::Scope,
-    app::App,
-    registry::entry::{Entry, Reached},
-};
+use super::{Refusal, address::text, guest_tls, tunnel};
+use crate::{app::App, channel::reached::Reached};
 use axum::{
     body::Body,
     http::{
@@ -46,33 +42,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Whether a request may reach a port of the sandbox's own.
-pub(super) fn allowed(app: &App, entry: &Entry, port: u16, request: &Request<Body>) -> Result<(), Refusal> {
-    let record = entry.record();
-    if record.secure && app.config.token_ports.contains(&port) && !is_open(request.uri().path()) {
-        envd::has_token(app, &entry.id, Some(entry), request, Unauthorized::Token)?;
-    }
-    if record.public_traffic {
-        return Ok(());
-    }
-    let generation = Some(record.token_generation);
-    let problem = match text(request.headers(), "e2b-traffic-access-token") {
-        None | Some("") => {
-            "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"
-        }
-        Some(token) if app.access.tokens.opens(Scope::Traffic, &entry.id, generation, token.as_bytes()) => {
-            return Ok(());
-        }
-        Some(_) => {
-            "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid"
-        }
-    };
-    Err(Refusal::NoTrafficToken { id: entry.id.to_string(), problem })
-}
-
 /// What E2B's clients ask of a code interpreter without the sandbox's token, which they send to execute code: whether it is
 /// there, and its contexts. Nothing that a server in the sandbox could read as another path.
-fn is_open(path: &str) -> bool {
+pub(super) fn is_open(path: &str) -> bool {
     let mut segments = path.split('/').skip(1);
     match (segments.next(), segments.next(), segments.next(), segments.next()) {
         (Some("health" | "contexts"), None, None, None) => true,
@@ -86,7 +58,7 @@ fn is_open(path: &str) -> bool {
 /// Forwards it.
 pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request: Request<Body>) -> Response {
     let wants_page = text(request.headers(), ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/html"));
-    let id = reached.entry.id.to_string();
+    let id = reached.id.to_string();
     let Ok(number) = PortNumber::try_from(port) else { return Refusal::PortClosed { id, port }.into_response() };
     let stream = match reached.sandbox.connect(number).await {
         Ok(stream) => stream,
@@ -96,7 +68,7 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
         Err(error) => return Refusal::Unreachable { id, port, problem: error.to_string() }.answer(wants_page),
     };
     let (client, holds) = (hyper::upgrade::on(&mut request), tunnel::Holds::of(request.extensions()));
-    let ingress = reached.entry.record().ingress;
+    let ingress = &reached.facts.ingress;
     let asks_upgrade = match prepare(&mut request, app.config.tls.is_some(), ingress.host(port).as_deref()) {
         Ok(asks_upgrade) => asks_upgrade,
         Err(refusal) => return refusal.into_response(),
@@ -235,7 +207,7 @@ fn upgrade(
 }
 
 fn unasked_upgrade(reached: Reached, port: u16) -> Response {
-    let id = reached.entry.id.to_string();
+    let id = reached.id.to_string();
     let problem = "what listens there changes to a protocol that nobody asked for".to_owned();
     Refusal::Unreachable { id, port, problem }.into_response()
 }

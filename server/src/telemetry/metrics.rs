@@ -1,6 +1,10 @@
 //! Metrics for Prometheus, on a separate listener: how busy a server is concerns its operator alone.
 
-use crate::{app::App, registry::Registry};
+use crate::{
+    app::App,
+    channel::request::Figures,
+    metering::ends::{Ended, Ends},
+};
 use axum::http::StatusCode;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
@@ -58,6 +62,7 @@ pub(crate) struct Metrics {
     in_flight: Family<Of, Gauge>,
     sandboxes: Family<InState, Gauge>,
     armed: Family<OfTemplate, Gauge>,
+    ends: Ends,
 }
 
 /// From a millisecond to two minutes.
@@ -96,14 +101,11 @@ impl Metrics {
         register.register(
             "failed_credentials",
             "Keys, tokens and signatures that did not match",
-            app.access.failures.count.clone(),
+            app.pace.failures.count.clone(),
         );
-        register.register(
-            "machines_ended_oddly",
-            "Machines that ended by themselves, by how",
-            app.registry.ends.clone(),
-        );
-        Self { register, answered, took, in_flight, sandboxes, armed }
+        let ends = Ends::default();
+        register.register("machines_ended_oddly", "Machines that ended by themselves, by how", ends.clone());
+        Self { register, answered, took, in_flight, sandboxes, armed, ends }
     }
 
     pub(super) fn begin(&self, plane: Plane) -> InFlight {
@@ -118,15 +120,18 @@ impl Metrics {
     }
 
     /// All of it, in the text format of OpenMetrics.
-    pub(crate) fn render(&self, registry: &Registry) -> Result<String, fmt::Error> {
-        let count =
-            |paused: bool| registry.entries().iter().filter(|entry| entry.record().is_paused() == paused).count();
-        for (state, paused) in [("running", false), ("paused", true)] {
-            self.sandboxes.get_or_create(&InState { state }).set(i64::try_from(count(paused)).unwrap_or(i64::MAX));
+    pub(crate) fn render(&self, figures: &Figures) -> Result<String, fmt::Error> {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for (state, count) in [("running", figures.running), ("paused", figures.paused)] {
+            self.sandboxes.get_or_create(&InState { state }).set(gauge(count));
         }
-        for (name, template) in &registry.templates {
-            let gauge = self.armed.get_or_create(&OfTemplate { template: name.clone() }).clone();
-            gauge.set(i64::try_from(template.armed()).unwrap_or(i64::MAX));
+        for (name, armed) in &figures.armed {
+            self.armed.get_or_create(&OfTemplate { template: name.clone() }).set(gauge(*armed));
+        }
+        for (how, count) in &figures.ends {
+            // The launcher counts. It outlives fronts, so its count is never behind this one.
+            let counter = self.ends.get_or_create(&Ended { how: *how });
+            counter.inc_by(count.saturating_sub(counter.get()));
         }
         let mut text = String::new();
         text::encode(&mut text, &self.register)?;

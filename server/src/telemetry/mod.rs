@@ -3,4 +3,3 @@
 
 pub(crate) mod metrics;
 pub(crate) mod request;
-pub(crate) mod traces;

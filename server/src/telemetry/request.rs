@@ -1,9 +1,7 @@
 //! Around every request: an ID that client and log share, a line of log, a measurement.
 
-use super::{
-    metrics::{Metrics, Plane},
-    traces::continue_from,
-};
+use super::metrics::{Metrics, Plane};
+use crate::traces::continue_from;
 use axum::{
     body::Body,
     extract::{MatchedPath, Request, State},

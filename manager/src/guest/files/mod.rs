@@ -29,10 +29,10 @@ pub use target::HostTarget;
 pub use watch::FileWatch;
 
 use crate::{
-    audit::Event,
     guest::{
+        access::Access,
         agent::{AgentConnection, AgentError},
-        silence::{Step, bounded},
+        silence::Step,
     },
     sandbox::Sandbox,
     vmm::wire::WireError,
@@ -50,7 +50,7 @@ const MAX_LISTED_BYTES: usize = 32 << 20;
 /// The files of a sandbox, as one of its users sees them.
 #[derive(Debug, Clone)]
 pub struct Files<'s> {
-    sandbox: &'s Sandbox,
+    sandbox: &'s dyn Access,
     user: Option<CText>,
 }
 
@@ -58,7 +58,7 @@ impl Sandbox {
     /// Returns the files of the sandbox, as root sees them.
     #[must_use]
     pub fn files(&self) -> Files<'_> {
-        Files { sandbox: self, user: None }
+        Files::of(self)
     }
 }
 
@@ -89,6 +89,10 @@ pub fn permissions(entry: &FileEntry) -> String {
 }
 
 impl<'s> Files<'s> {
+    pub(crate) fn of(sandbox: &'s dyn Access) -> Self {
+        Self { sandbox, user: None }
+    }
+
     /// Returns the same files as this user sees them: `name`, `uid`, `name:group` or `uid:gid`,
     /// looked up in the guest. New files belong to this user, and a relative path starts at this
     /// user's home.
@@ -248,19 +252,10 @@ impl<'s> Files<'s> {
 
     /// Connects and sends a request. Returns the first reply, unless it is a failure.
     async fn begin(&self, operation: FileOperation) -> Result<(AgentConnection, FileReply), FileError> {
-        let identity = self.sandbox.reachable().await?;
-        let event = Event::files(&operation, self.user.as_ref());
         let request = HostMessage::Files(FileRequest { user: self.user.clone(), operation });
-        match AgentConnection::request(&self.sandbox.directory, identity.as_ref(), &request).await {
-            Ok((connection, AgentMessage::File(reply))) => {
-                let reply = error::unless_failed(reply)?;
-                if let Some(event) = event {
-                    self.sandbox.trail().note(event);
-                }
-                Ok((connection, reply))
-            }
-            Ok(_) => Err(FileError::unexpected("answer to a request about files")),
-            Err(error) => Err(self.sandbox.explain(error).await.into()),
+        match self.sandbox.request(request).await? {
+            (connection, AgentMessage::File(reply)) => Ok((connection, error::unless_failed(reply)?)),
+            _ => Err(FileError::unexpected("answer to a request about files")),
         }
     }
 
@@ -272,11 +267,15 @@ impl<'s> Files<'s> {
 
 /// Returns the next reply outside of a stream. It comes after work of the guest, within the time
 /// limit for work.
-async fn next_reply(sandbox: &Sandbox, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
-    let next = bounded(&sandbox.directory, Step::Work, connection.reader.next_message()).await;
-    match next.map_err(AgentError::from).and_then(|message| Ok(message?)) {
+async fn next_reply(sandbox: &dyn Access, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
+    let next = tokio::select! {
+        biased;
+        message = connection.reader.next_message() => message.map_err(AgentError::from),
+        silence = sandbox.silence(Step::Work) => Err(silence.into()),
+    };
+    match next {
         Ok(message) => reply_of(message),
-        Err(error) => Err(sandbox.explain(error).await.into()),
+        Err(error) => Err(sandbox.explained(error).await.into()),
     }
 }
 

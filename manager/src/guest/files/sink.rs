@@ -1,7 +1,10 @@
 //! Data that is written into a guest.
 
 use super::{FileError, next_reply, reply_of};
-use crate::{guest::agent::AgentConnection, sandbox::Sandbox, vmm::wire::WireError};
+use crate::{
+    guest::{access::Access, agent::AgentConnection},
+    vmm::wire::WireError,
+};
 use sandboxvm_protocol::{
     agent::{
         HostMessage, WIRE,
@@ -16,12 +19,12 @@ use tokio::io::AsyncWriteExt;
 /// [`Self::finish`]; dropping the sink cancels the request.
 #[derive(Debug)]
 pub struct FileSink<'s> {
-    sandbox: &'s Sandbox,
+    sandbox: &'s dyn Access,
     connection: AgentConnection,
 }
 
 impl<'s> FileSink<'s> {
-    pub(super) fn new(sandbox: &'s Sandbox, connection: AgentConnection) -> Self {
+    pub(super) fn new(sandbox: &'s dyn Access, connection: AgentConnection) -> Self {
         Self { sandbox, connection }
     }
 
@@ -82,7 +85,7 @@ impl<'s> FileSink<'s> {
             message = self.connection.reader.next_message() => {
                 return match message {
                     Ok(message) => Err(reply_of(message).err().unwrap_or_else(|| FileError::unexpected("early answer"))),
-                    Err(error) => Err(self.sandbox.explain(error.into()).await.into()),
+                    Err(error) => Err(self.sandbox.explained(error.into()).await.into()),
                 };
             }
         };

@@ -1,7 +1,10 @@
 //! Data that is read from a guest.
 
 use super::{FileError, reply_of};
-use crate::{guest::agent::AgentConnection, sandbox::Sandbox, vmm::wire::WireError};
+use crate::{
+    guest::{access::Access, agent::AgentConnection},
+    vmm::wire::WireError,
+};
 use sandboxvm_protocol::{
     agent::{
         WIRE,
@@ -14,14 +17,14 @@ use sandboxvm_protocol::{
 /// memory grows. Dropping the stream cancels the request.
 #[derive(Debug)]
 pub struct FileStream<'s> {
-    sandbox: &'s Sandbox,
+    sandbox: &'s dyn Access,
     connection: AgentConnection,
     entry: FileEntry,
     totals: Option<FileTotals>,
 }
 
 impl<'s> FileStream<'s> {
-    pub(super) fn new(sandbox: &'s Sandbox, connection: AgentConnection, entry: FileEntry) -> Self {
+    pub(super) fn new(sandbox: &'s dyn Access, connection: AgentConnection, entry: FileEntry) -> Self {
         Self { sandbox, connection, entry, totals: None }
     }
 
@@ -48,7 +51,7 @@ impl<'s> FileStream<'s> {
         }
         let frame = match self.connection.reader.next().await {
             Ok(frame) => frame,
-            Err(error) => return Err(self.sandbox.explain(error.into()).await.into()),
+            Err(error) => return Err(self.sandbox.explained(error.into()).await.into()),
         };
         match frame.kind {
             FrameKind::Stdout => Ok(Some(frame.body)),

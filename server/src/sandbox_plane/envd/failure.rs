@@ -1,24 +1,27 @@
 //! What the manager says went wrong, in Connect's codes: clients make their own exceptions of these.
 
 use super::connect::{Code, ConnectError};
-use sandboxvm_manager::{AgentError, ExecError, FailureKind, FileError, FileErrorKind};
+use crate::channel::failure::Failure;
+use sandboxvm_manager::{AgentError, ExecError, FailureClass, FailureKind, FileError, FileErrorKind};
 
 impl From<ExecError> for ConnectError {
     fn from(error: ExecError) -> Self {
-        let code = match &error {
-            ExecError::Spec(_) => Code::InvalidArgument,
-            ExecError::Agent(error) => return of_agent(error),
-            ExecError::NotRunning { .. }
-            | ExecError::Ended { .. }
-            | ExecError::Vanished { .. }
-            | ExecError::Interrupted { .. }
-            | ExecError::Unresponsive { .. }
-            | ExecError::Control(_)
-            | ExecError::NotReady(_) => Code::Unavailable,
-            ExecError::Directory(_) | ExecError::Audit(_) => Code::Internal,
+        if let ExecError::Agent(error) = &error {
+            return of_agent(error);
+        }
+        let code = match error.class() {
+            FailureClass::Invalid => Code::InvalidArgument,
+            FailureClass::Unavailable => Code::Unavailable,
+            FailureClass::Internal => Code::Internal,
         };
         let is_end_of_sandbox = error.is_of_an_ended_sandbox();
         Self { is_end_of_sandbox, ..Self::new(code, error.to_string()) }
+    }
+}
+
+impl From<Failure> for ConnectError {
+    fn from(failure: Failure) -> Self {
+        Self::new(Code::Internal, failure.message)
     }
 }
 

@@ -19,71 +19,59 @@ pub(super) mod state;
 mod status;
 
 use super::{
-    address::text,
+    address::Address,
     refusal::{Refusal, Unauthorized},
 };
 use crate::{
-    access::{rate::Credential, tokens::Scope},
-    app::{App, SharedApp},
+    access::{rate::Credential, signature::Claim},
+    app::App,
+    channel::request::{Denied, Request as Asked, Signer},
     listen::connections::Peer,
-    registry::entry::Entry,
 };
 use axum::{
     Router,
     body::Body,
     http::{Method, Request, StatusCode},
-    response::{IntoResponse, Response},
+    response::IntoResponse,
 };
 use connect::{Code, ConnectError};
 use sandboxvm_manager::SandboxId;
 use std::time::Instant;
 
 /// The header that has a sandbox's token.
-const ACCESS_TOKEN: &str = "x-access-token";
+pub(super) const ACCESS_TOKEN: &str = "x-access-token";
 
-/// Whether a request may reach envd: it has the sandbox's token, or the signature for a file, or none is wanted.
-///
-/// Except for sandboxes that want none, the answer depends on the request and the ID in it alone, not on whether there is
-/// such a sandbox (`entry`): a client without its token cannot find out.
-pub(super) fn allowed(
-    app: &App,
-    id: &SandboxId,
-    entry: Option<&Entry>,
-    request: &Request<Body>,
-) -> Result<(), Refusal> {
-    if entry.is_some_and(|entry| !entry.record().secure) {
-        return Ok(());
-    }
-    let is_file = request.uri().path() == files::ROUTE;
-    if request.headers().contains_key(ACCESS_TOKEN) {
-        let problem = if is_file { Unauthorized::FileToken } else { Unauthorized::Token };
-        return has_token(app, id, entry, request, problem);
-    }
-    if !is_file {
-        return Err(Refusal::Unauthorized(Unauthorized::Token));
-    }
+pub(super) fn is_about_a_file(request: &Request<Body>) -> bool {
+    request.uri().path() == files::ROUTE
+}
+
+/// What a request about a file without a token says that it may do.
+pub(super) fn claim(request: &Request<Body>) -> Result<Claim, Refusal> {
     let query = files::Query::of(request.uri()).map_err(|_| Refusal::Malformed)?;
-    files::check(app, id, generation(entry), request.method(), &query).map_err(|problem| failed(app, request, problem))
+    files::claim(request.method(), &query).map_err(Refusal::Unauthorized)
 }
 
-/// Whether a request has the sandbox's token.
-pub(super) fn has_token(
-    app: &App,
-    id: &SandboxId,
-    entry: Option<&Entry>,
-    request: &Request<Body>,
-    problem: Unauthorized,
-) -> Result<(), Refusal> {
-    let Some(token) = text(request.headers(), ACCESS_TOKEN) else { return Err(Refusal::Unauthorized(problem)) };
-    match app.access.tokens.opens(Scope::Envd, id, generation(entry), token.as_bytes()) {
-        true => Ok(()),
-        false => Err(failed(app, request, problem)),
+/// The answer to a request that may not reach a sandbox.
+pub(super) fn refusal(app: &App, address: &Address, request: &Request<Body>, denied: Denied) -> Refusal {
+    let no_traffic = |problem| Refusal::NoTrafficToken { id: address.id.to_string(), problem };
+    match denied {
+        Denied::NoToken => Refusal::Unauthorized(Unauthorized::Token),
+        Denied::WrongToken => failed(app, request, Unauthorized::Token),
+        Denied::WrongFileToken => failed(app, request, Unauthorized::FileToken),
+        Denied::NoClaim => match claim(request) {
+            Err(Refusal::Unauthorized(problem)) => failed(app, request, problem),
+            Err(refusal) => refusal,
+            Ok(_) => Refusal::Unauthorized(Unauthorized::NoSignature),
+        },
+        Denied::WrongSignature => failed(app, request, Unauthorized::Signature),
+        Denied::Expired => failed(app, request, Unauthorized::Expired),
+        Denied::NoTrafficToken => no_traffic(
+            "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing",
+        ),
+        Denied::WrongTrafficToken => no_traffic(
+            "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid",
+        ),
     }
-}
-
-/// Which of the sandbox's tokens counts, where it is there.
-fn generation(entry: Option<&Entry>) -> Option<u32> {
-    entry.map(Entry::token_generation)
 }
 
 /// The answer to what did not match, which counts for the client's address.
@@ -93,19 +81,10 @@ pub(super) fn failed(app: &App, request: &Request<Body>, problem: Unauthorized) 
         Unauthorized::Token | Unauthorized::FileToken => Credential::Token,
         Unauthorized::NoSignature | Unauthorized::Expired => return Refusal::Unauthorized(problem),
     };
-    match app.access.failures.note(credential, request.extensions().get::<Peer>(), Instant::now()) {
+    match app.pace.failures.note(credential, request.extensions().get::<Peer>(), Instant::now()) {
         Ok(()) => Refusal::Unauthorized(problem),
         Err(wait) => Refusal::Slowed(wait),
     }
-}
-
-/// Answers a client without the sandbox's token: whether the sandbox runs. It is not resumed for that.
-pub(super) fn health(app: &App, id: &SandboxId, entry: Option<&Entry>) -> Response {
-    let runs = entry.is_some_and(|entry| {
-        let sandbox = app.registry.manager.find(entry.id.as_str());
-        !entry.record().is_paused() && sandbox.is_ok_and(|sandbox| sandbox.state().is_ok_and(|state| state.is_live()))
-    });
-    if runs { StatusCode::NO_CONTENT.into_response() } else { Refusal::NotFound(id.to_string()).into_response() }
 }
 
 /// A request that does not say which sandbox it is for, but is signed for one of its files.
@@ -128,8 +107,14 @@ impl SignedRequest {
     }
 
     /// The sandbox whose token it was signed with.
-    pub(super) async fn signer(self, app: SharedApp) -> Result<SandboxId, Refusal> {
-        files::signer(app, self.method, self.query).await.map_err(Refusal::Unauthorized)
+    pub(super) async fn signer(self, app: &App) -> Result<SandboxId, Refusal> {
+        let claim = files::claim(&self.method, &self.query).map_err(Refusal::Unauthorized)?;
+        match app.launcher.ask(Asked::FindSigner(claim)).await {
+            Ok(Signer::Found(id)) => Ok(id),
+            Ok(Signer::Denied(Denied::Expired)) => Err(Refusal::Unauthorized(Unauthorized::Expired)),
+            Ok(Signer::Denied(_)) => Err(Refusal::Unauthorized(Unauthorized::Signature)),
+            Err(failure) => Err(Refusal::Launcher(failure)),
+        }
     }
 }
 

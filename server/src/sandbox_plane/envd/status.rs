@@ -1,6 +1,7 @@
 //! Status of a sandbox: health, metrics, and the environment of its processes.
 
-use super::state::SharedTarget;
+use super::{connect::ConnectError, state::SharedTarget};
+use crate::{app::SharedApp, channel::request::Request, metering::samples::Sample};
 use axum::{
     Json, Router,
     extract::Extension,
@@ -21,12 +22,16 @@ pub(super) fn router() -> Router {
 }
 
 /// What the host sees of it, as of the last sample.
-async fn metrics(Extension(target): Extension<SharedTarget>) -> Response {
-    let Some(sample) = target.entry().samples.last() else {
+async fn metrics(
+    Extension(app): Extension<SharedApp>,
+    Extension(target): Extension<SharedTarget>,
+) -> Result<Response, ConnectError> {
+    let sample: Option<Sample> = app.launcher.ask(Request::Sample { handle: target.handle() }).await?;
+    let Some(sample) = sample else {
         let body = Json(json!({ "code": 503, "message": "no sample was taken yet; try again in ten seconds" }));
-        return (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+        return Ok((StatusCode::SERVICE_UNAVAILABLE, body).into_response());
     };
-    Json(json!({
+    Ok(Json(json!({
         "ts": sample.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         "cpu_count": sample.cpus,
         "cpu_used_pct": sample.cpu_percent,
@@ -37,12 +42,15 @@ async fn metrics(Extension(target): Extension<SharedTarget>) -> Response {
         "disk_total": sample.disk_total,
         "disk_used": sample.disk,
     }))
-    .into_response()
+    .into_response())
 }
 
 /// What its processes are given besides what each is started with.
-async fn envs(Extension(target): Extension<SharedTarget>) -> Json<Map<String, Value>> {
-    let env = target.sandbox().record().env.iter();
-    let pairs = env.filter_map(|entry| entry.split_once('='));
-    Json(pairs.map(|(key, value)| (key.to_owned(), value.into())).collect())
+async fn envs(
+    Extension(app): Extension<SharedApp>,
+    Extension(target): Extension<SharedTarget>,
+) -> Result<Json<Map<String, Value>>, ConnectError> {
+    let env: Vec<String> = app.launcher.ask(Request::Environment { handle: target.handle() }).await?;
+    let pairs = env.iter().filter_map(|entry| entry.split_once('='));
+    Ok(Json(pairs.map(|(key, value)| (key.to_owned(), value.into())).collect()))
 }

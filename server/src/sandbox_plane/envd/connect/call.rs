@@ -7,7 +7,7 @@ use crate::sandbox_plane::{
 };
 use axum::http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use sandboxvm_manager::{CText, Files, Sandbox};
+use sandboxvm_manager::{CText, Files, RemoteSandbox};
 use std::time::Duration;
 
 /// Most digits of a timeout, as Connect has it.
@@ -30,7 +30,7 @@ impl Call {
         let target = target.ok_or_else(|| ConnectError::invalid("the request is for no sandbox"))?;
         let user = match user(&parts.headers)? {
             Some(user) => user,
-            None => target.entry().record().user,
+            None => target.user().to_owned(),
         };
         Ok(Self {
             user: CText::try_from(user.as_str()).map_err(|error| ConnectError::invalid(format!("user: {error}")))?,
@@ -40,7 +40,7 @@ impl Call {
         })
     }
 
-    pub(crate) fn sandbox(&self) -> &Sandbox {
+    pub(crate) fn sandbox(&self) -> &RemoteSandbox {
         self.target.sandbox()
     }
 

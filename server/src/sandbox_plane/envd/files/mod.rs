@@ -10,7 +10,7 @@ mod signature;
 mod upload;
 
 pub(super) use query::Query;
-pub(super) use signature::{check, signer};
+pub(super) use signature::claim;
 
 use axum::{Router, extract::DefaultBodyLimit, http::StatusCode, routing::get};
 use tower_http::{

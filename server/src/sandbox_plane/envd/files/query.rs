@@ -28,7 +28,7 @@ impl Query {
 
     pub(super) fn call(&self, Extension(target): Extension<SharedTarget>) -> Result<Call, FilesError> {
         let user = match self.username.as_deref() {
-            None | Some("") => target.entry().record().user,
+            None | Some("") => target.user().to_owned(),
             Some(user) => user.to_owned(),
         };
         let user = CText::try_from(user.as_str())

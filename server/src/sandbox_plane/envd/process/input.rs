@@ -2,7 +2,7 @@
 //! between them: that of the stream which started it while that lasts, else one made for this alone.
 
 use crate::sandbox_plane::envd::connect::{Code, ConnectError};
-use sandboxvm_manager::{AttachSpec, Sandbox, StdinSink, View, WireError};
+use sandboxvm_manager::{AttachSpec, RemoteSandbox, StdinSink, View, WireError};
 use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::task::AbortOnDropHandle;
@@ -49,7 +49,7 @@ impl Input {
     }
 
     /// Makes the way now, so that a process without input is known before any arrives.
-    pub(super) async fn prepare(&self, sandbox: &Sandbox, pid: u32) -> Result<(), ConnectError> {
+    pub(super) async fn prepare(&self, sandbox: &RemoteSandbox, pid: u32) -> Result<(), ConnectError> {
         let mut way = Arc::clone(&self.way).lock_owned().await;
         make(&mut way, sandbox, pid).await
     }
@@ -69,7 +69,7 @@ impl Input {
     }
 
     /// Writes all of it, on a new way where the connection of the old one has ended.
-    pub(super) async fn write(&self, sandbox: &Sandbox, pid: u32, bytes: Vec<u8>) -> Result<(), ConnectError> {
+    pub(super) async fn write(&self, sandbox: &RemoteSandbox, pid: u32, bytes: Vec<u8>) -> Result<(), ConnectError> {
         let mut way = Arc::clone(&self.way).lock_owned().await;
         let was_open = matches!(*way, Way::Open { .. });
         make(&mut way, sandbox, pid).await?;
@@ -89,7 +89,7 @@ impl Input {
     }
 
     /// Ends the input: the process reads end of file.
-    pub(super) async fn finish(&self, sandbox: &Sandbox, pid: u32) -> Result<(), ConnectError> {
+    pub(super) async fn finish(&self, sandbox: &RemoteSandbox, pid: u32) -> Result<(), ConnectError> {
         let mut way = Arc::clone(&self.way).lock_owned().await;
         make(&mut way, sandbox, pid).await?;
         match std::mem::replace(&mut *way, Way::Closed) {
@@ -132,7 +132,7 @@ impl Drop for Attendance {
     }
 }
 
-async fn make(way: &mut Way, sandbox: &Sandbox, pid: u32) -> Result<(), ConnectError> {
+async fn make(way: &mut Way, sandbox: &RemoteSandbox, pid: u32) -> Result<(), ConnectError> {
     match way {
         Way::Open { .. } => return Ok(()),
         Way::Closed => return Err(closed(pid)),

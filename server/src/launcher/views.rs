@@ -1,13 +1,15 @@
 //! Sandboxes as E2B's clients read them.
 
+use super::Launcher;
 use crate::{
     access::{keys::Key, tokens::Scope},
-    app::{App, ENVD_VERSION},
+    app::ENVD_VERSION,
     registry::{
         entry::Entry,
         error::RegistryError,
         record::{OnTimeout, Phase, Record},
     },
+    templates::SnapshotRecord,
 };
 use sandboxvm_manager::{FindError, SandboxRecord};
 use serde::Serialize;
@@ -51,15 +53,16 @@ pub(super) struct Created {
     domain: Option<String>,
 }
 
-pub(super) fn created(app: &App, entry: &Entry) -> Created {
+pub(super) fn created(launcher: &Launcher, entry: &Entry) -> Created {
     let record = entry.record();
-    let token = |scope, wanted: bool| wanted.then(|| app.access.tokens.of(scope, &entry.id, record.token_generation));
+    let token =
+        |scope, wanted: bool| wanted.then(|| launcher.credentials.tokens.of(scope, &entry.id, record.token_generation));
     Created {
         ids: Ids::of(entry, &record),
         envd_version: ENVD_VERSION,
         envd_access_token: token(Scope::Envd, record.secure),
         traffic_access_token: token(Scope::Traffic, !record.public_traffic),
-        domain: app.config.domain.clone(),
+        domain: launcher.config.domain.clone(),
     }
 }
 
@@ -100,8 +103,8 @@ pub(super) struct Detail {
 }
 
 /// Nothing when it is gone meanwhile.
-pub(super) fn listed(app: &App, entry: &Entry) -> Result<Option<Listed>, RegistryError> {
-    let machine = match app.registry.manager.find(entry.id.as_str()) {
+pub(super) fn listed(launcher: &Launcher, entry: &Entry) -> Result<Option<Listed>, RegistryError> {
+    let machine = match launcher.registry.manager.find(entry.id.as_str()) {
         Ok(sandbox) => sandbox.record().clone(),
         Err(FindError::Unknown(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -125,14 +128,14 @@ fn row(entry: &Entry, record: &Record, machine: &SandboxRecord) -> Listed {
 }
 
 /// Nothing when it is gone meanwhile.
-pub(super) fn detail(app: &App, key: &Key, entry: &Entry) -> Result<Option<Detail>, RegistryError> {
+pub(super) fn detail(launcher: &Launcher, key: &Key, entry: &Entry) -> Result<Option<Detail>, RegistryError> {
     let record = entry.record();
     let pause_mode = match record.phase {
         Phase::Running => None,
         Phase::Paused { .. } => Some("full"),
         Phase::PausedFilesystem => Some("filesystem"),
     };
-    let Some(listed) = listed(app, entry)? else { return Ok(None) };
+    let Some(listed) = listed(launcher, entry)? else { return Ok(None) };
     let on_timeout = match record.on_timeout {
         OnTimeout::Kill => "kill",
         OnTimeout::Pause | OnTimeout::PauseFilesystem => "pause",
@@ -141,8 +144,8 @@ pub(super) fn detail(app: &App, key: &Key, entry: &Entry) -> Result<Option<Detai
         listed,
         // Who has it runs commands, which a key that only looks may not.
         envd_access_token: (record.secure && !key.limits.read_only)
-            .then(|| app.access.tokens.of(Scope::Envd, &entry.id, record.token_generation)),
-        domain: app.config.domain.clone(),
+            .then(|| launcher.credentials.tokens.of(Scope::Envd, &entry.id, record.token_generation)),
+        domain: launcher.config.domain.clone(),
         allow_internet_access: record.allow_internet_access,
         network: network(&record),
         lifecycle: json!({ "autoResume": record.auto_resume, "onTimeout": on_timeout }),
@@ -169,4 +172,24 @@ pub(super) fn state(record: &Record) -> &'static str {
 /// RFC 3339, to the millisecond.
 pub(super) fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// A snapshot as clients read it.
+pub(super) fn snapshot_row(snapshot: &SnapshotRecord) -> Value {
+    json!({ "snapshotID": snapshot.id.as_str(), "names": snapshot.names })
+}
+
+/// A template, or a snapshot as one: vCPUs, MiB of memory and of disk.
+pub(super) fn template_row(
+    id: &str,
+    names: &[String],
+    (cpus, memory, disk): (u32, u64, u64),
+    made: SystemTime,
+    public: bool,
+) -> Value {
+    json!({
+        "templateID": id, "buildID": id, "cpuCount": cpus, "memoryMB": memory, "diskSizeMB": disk, "public": public,
+        "aliases": names, "names": names, "createdAt": time(made), "updatedAt": time(made), "createdBy": null,
+        "lastSpawnedAt": null, "spawnCount": 0, "buildCount": 1, "envdVersion": ENVD_VERSION, "buildStatus": "ready",
+    })
 }

@@ -9,11 +9,11 @@ mod export;
 #[cfg(not(feature = "otlp"))]
 pub use absent::Traces;
 #[cfg(not(feature = "otlp"))]
-pub(super) use absent::continue_from;
+pub(crate) use absent::{continue_from, continued, current};
 #[cfg(feature = "otlp")]
 pub use export::Traces;
 #[cfg(feature = "otlp")]
-pub(super) use export::continue_from;
+pub(crate) use export::{continue_from, continued, current};
 
 /// Why no traces are exported.
 #[derive(Debug, thiserror::Error)]

@@ -15,6 +15,7 @@ use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{SdkTracer, SdkTracerProvider},
 };
+use std::collections::HashMap;
 use tracing::{Span, Subscriber};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -57,12 +58,29 @@ impl Drop for Traces {
 }
 
 /// Makes a request's span a child of the client's, where it says that it has one.
-pub(in crate::telemetry) fn continue_from(headers: &HeaderMap, span: &Span) {
+pub(crate) fn continue_from(headers: &HeaderMap, span: &Span) {
     if headers.contains_key("traceparent") {
         let context = TraceContextPropagator::new().extract(&Headers(headers));
         // Where nothing is exported there is no context to set.
         let _ = span.set_parent(context);
     }
+}
+
+/// `traceparent` of the current span, where it is exported.
+pub(crate) fn current() -> Option<String> {
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut carrier);
+    carrier.remove("traceparent")
+}
+
+/// A span that continues the one whose `traceparent` this is.
+pub(crate) fn continued(name: &'static str, parent: Option<&str>) -> Span {
+    let Some(parent) = parent else { return Span::none() };
+    let span = tracing::info_span!("continued", otel.name = name);
+    let carrier = HashMap::from([("traceparent".to_owned(), parent.to_owned())]);
+    // Where nothing is exported there is no context to set.
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
+    span
 }
 
 struct Headers<'h>(&'h HeaderMap);

@@ -1,0 +1,42 @@
+//! A sandbox of this process, as `guest` reaches it.
+
+use crate::{
+    guest::{
+        access::{Access, EndLog},
+        agent::{AgentConnection, AgentError},
+        courier::Reaching,
+        error::ExecError,
+        processes,
+        silence::{self, Silence, Step},
+    },
+    sandbox::Sandbox,
+};
+use sandboxvm_protocol::agent::{AgentMessage, HostMessage, process::ProcessInfo};
+
+impl Access for Sandbox {
+    fn request(&self, request: HostMessage) -> Reaching<'_, Result<(AgentConnection, AgentMessage), ExecError>> {
+        Box::pin(self.send(request))
+    }
+
+    fn processes(&self) -> Reaching<'_, Result<Vec<ProcessInfo>, ExecError>> {
+        Box::pin(async {
+            let identity = self.reachable().await?;
+            match processes::list(&self.directory, identity.as_ref()).await {
+                Ok(processes) => Ok(processes),
+                Err(error) => Err(self.explain(error).await),
+            }
+        })
+    }
+
+    fn explained(&self, error: AgentError) -> Reaching<'_, ExecError> {
+        Box::pin(self.explain(error))
+    }
+
+    fn silence(&self, step: Step) -> Reaching<'_, Silence> {
+        Box::pin(silence::watch(&self.directory, step))
+    }
+
+    fn end_log(&self, pid: u32) -> EndLog {
+        EndLog::Trail(self.trail(), pid)
+    }
+}

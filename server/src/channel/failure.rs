@@ -1,0 +1,82 @@
+//! Why the launcher did not do something, on its way to the front, which gives it a status of HTTP.
+
+use crate::{registry::error::RegistryError, templates::TemplateError};
+use sandboxvm_manager::RefusalKind;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) why: Why,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Why {
+    /// The API key is not valid, or not any more.
+    Unauthorized,
+    /// It is not there, or belongs to another key.
+    NotFound,
+    Forbidden,
+    Invalid,
+    Paused,
+    AlreadyPaused,
+    /// The key has reached a quota.
+    Quota,
+    /// The host cannot take it now.
+    Full,
+    ShuttingDown,
+    /// The guest did not do its part.
+    Unready,
+    /// The host's disk is full.
+    NoSpace,
+    /// The host lacks memory or another resource for it.
+    Exhausted,
+    /// The machine does something else now, or is in a state that does not allow it.
+    Conflict,
+    Internal,
+}
+
+impl Failure {
+    pub(crate) fn new(why: Why, message: impl Into<String>) -> Self {
+        Self { why, message: message.into() }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Why::Invalid, message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Why::Internal, message)
+    }
+
+    pub(crate) fn no_sandbox(id: &str) -> Self {
+        RegistryError::Unknown(id.to_owned()).into()
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        let why = match &error {
+            RegistryError::Unknown(_) | RegistryError::Template(TemplateError::Unknown(_)) => Why::NotFound,
+            RegistryError::Paused(_) => Why::Paused,
+            RegistryError::AlreadyPaused(_) => Why::AlreadyPaused,
+            RegistryError::Template(TemplateError::Forbidden(_)) => Why::Forbidden,
+            RegistryError::Invalid(_) => Why::Invalid,
+            RegistryError::Quota(_)
+            | RegistryError::SnapshotQuota(_)
+            | RegistryError::StorageQuota { .. }
+            | RegistryError::AuditQuota { .. } => Why::Quota,
+            RegistryError::Full(_) => Why::Full,
+            RegistryError::ShuttingDown => Why::ShuttingDown,
+            RegistryError::Unresponsive(_) | RegistryError::Unwritten(_) => Why::Unready,
+            _ => match error.vmm_refusal() {
+                Some(RefusalKind::NoSpace) => Why::NoSpace,
+                Some(RefusalKind::Resources) => Why::Exhausted,
+                Some(RefusalKind::Busy | RefusalKind::WrongPhase | RefusalKind::Superseded) => Why::Conflict,
+                _ => Why::Internal,
+            },
+        };
+        Self::new(why, error.to_string())
+    }
+}

@@ -1,0 +1,51 @@
+//! The process that holds the home: it creates, changes and ends sandboxes, and alone has keys, tokens and records. It never
+//! parses what comes from the network: the front does, and asks over a [`channel`](crate::channel).
+//!
+//! ```text
+//! serve ── one channel to one front ──> operations ── what a key asks for ──────────> registry
+//!                                  └──> doors ─────── what a token or signature opens ──> registry, guest
+//! ```
+//! The front may have been taken over. So nothing that it sends is believed: the key of each operation, the token of each
+//! sandbox, the bounds of each value are checked here, and what one front holds at the same time is bounded.
+
+mod doors;
+#[cfg(test)]
+mod drill_tests;
+mod logs;
+mod operations;
+mod paging;
+pub(crate) mod serve;
+mod snapshots;
+mod views;
+
+use crate::{
+    access::Credentials, channel::request::Figures, config::Config, metering::ends::Ended, registry::Registry,
+};
+use std::sync::Arc;
+
+/// Shared by all channels.
+#[derive(Debug)]
+pub(crate) struct Launcher {
+    pub(crate) config: Config,
+    pub(crate) credentials: Credentials,
+    pub(crate) registry: Registry,
+    /// Certificate chain and key, PEM.
+    pub(crate) tls: Option<(String, String)>,
+}
+
+pub(crate) type SharedLauncher = Arc<Launcher>;
+
+impl Launcher {
+    fn figures(&self) -> Figures {
+        let entries = self.registry.entries();
+        let paused = entries.iter().filter(|entry| entry.record().is_paused()).count();
+        let templates = || self.registry.templates.iter();
+        Figures {
+            running: entries.len() - paused,
+            paused,
+            armed: templates().map(|(name, template)| (name.clone(), template.armed())).collect(),
+            pools_are_warm: templates().all(|(_, template)| template.config.pool == 0 || template.armed() > 0),
+            ends: Ended::counts(&self.registry.ends),
+        }
+    }
+}

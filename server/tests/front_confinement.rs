@@ -1,0 +1,126 @@
+//! What a front can still do once it is confined, tried by a process that confines itself as a front does. Each attempt also
+//! succeeds in the same process before it is confined: otherwise it would show nothing.
+
+use sandboxvm_server::{FrontUser, confine};
+use std::{
+    env, fs, io,
+    os::fd::{AsRawFd, OwnedFd},
+    process::Command,
+};
+
+/// Set for the process that tries.
+const HOME: &str = "FRONT_DRILL_HOME";
+const SECRET: &str = "a secret of the home";
+/// A user of the range of fronts.
+const USER: u32 = 0x6000_0000;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn result(value: libc::c_long) -> io::Result<()> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn call(number: libc::c_long, arguments: [libc::c_long; 3]) -> io::Result<()> {
+    // SAFETY: the calls below take numbers, or pointers that are null or to constants.
+    result(unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2], 0, 0, 0) })
+}
+
+/// The process that runs the tests.
+fn parent() -> libc::c_long {
+    env::var("FRONT_DRILL_PARENT").expect("it is set").parse().expect("a PID")
+}
+
+/// An attack, by name. One that succeeds must leave the process able to try the others.
+type Attempt = (&'static str, fn(&str) -> io::Result<()>);
+
+const ATTEMPTS: [Attempt; 12] = [
+    ("read a file of the home", |home| fs::read_to_string(format!("{home}/secret")).map(drop)),
+    ("list the home", |home| fs::read_dir(home).map(drop)),
+    ("write a file of the home", |home| fs::write(format!("{home}/new"), "x")),
+    ("open a file through /proc", |_| fs::read("/proc/self/environ").map(drop)),
+    ("run a program", |_| Command::new("/bin/true").status().map(drop)),
+    ("trace its parent", |_| {
+        let parent = parent();
+        // PTRACE_SEIZE, and its opposite.
+        call(libc::SYS_ptrace, [0x4206, parent, 0]).and_then(|()| call(libc::SYS_ptrace, [17, parent, 0])).or_else(
+            |error| {
+                // A tracee that does not stop cannot be detached: that it could be seized is enough.
+                if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+            },
+        )
+    }),
+    ("signal its parent", |_| {
+        let parent = parent();
+        call(libc::SYS_kill, [parent, 0, 0])
+    }),
+    ("make a socket", |_| call(libc::SYS_socket, [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0])),
+    ("make a namespace", |_| call(libc::SYS_unshare, [libc::CLONE_NEWUTS.into(), 0, 0])),
+    ("change its user", |_| call(libc::SYS_setresuid, [0, 0, 0])),
+    ("map executable memory", |_| {
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        // SAFETY: a new mapping at a place that the kernel chooses.
+        let mapped = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }),
+    ("open a descriptor of another process", |_| call(libc::SYS_pidfd_open, [1, 0, 0])),
+];
+
+#[test]
+fn a_confined_front_reaches_nothing_of_the_host() {
+    if !is_root() {
+        eprintln!("skipped: only root can change to another user");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("secret"), SECRET).unwrap();
+    for user in [Some(USER), None] {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", "attacker", "--nocapture", "--include-ignored"]);
+        command.env(HOME, home.path()).env("FRONT_DRILL_PARENT", std::process::id().to_string());
+        command.env("FRONT_DRILL_USER", user.map_or(String::new(), |uid| uid.to_string()));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        for (name, _) in ATTEMPTS {
+            assert!(said.contains(&format!("before: {name}: ok")), "{user:?} {name}: {said}{errors}");
+            assert!(said.contains(&format!("confined: {name}: refused")), "{user:?} {name}: {said}{errors}");
+        }
+        assert!(said.contains("confined: uses what it has: ok"), "{user:?}: {said}{errors}");
+        assert!(said.contains("NoNewPrivs:\t1") && said.contains("Seccomp:\t2"), "{said}");
+        assert!(said.contains("CapEff:\t0000000000000000") && said.contains("CapPrm:\t0000000000000000"), "{said}");
+        if let Some(uid) = user {
+            assert!(said.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")), "{said}");
+        }
+        let _ = fs::remove_file(home.path().join("new"));
+    }
+}
+
+/// The process that tries. The tests are threads, and each thread is confined on its own: this one confines itself.
+#[test]
+#[ignore = "run by the test above, in a separate process"]
+fn attacker() {
+    let Ok(home) = env::var(HOME) else { return };
+    let user = env::var("FRONT_DRILL_USER").ok().and_then(|uid| uid.parse().ok());
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let status = fs::File::open("/proc/thread-self/status").unwrap();
+    let try_all = |when: &str| {
+        for (name, attempt) in ATTEMPTS {
+            match attempt(&home) {
+                Ok(()) => println!("{when}: {name}: ok"),
+                Err(error) => println!("{when}: {name}: refused ({error})"),
+            }
+        }
+    };
+    try_all("before");
+    confine(user.map(|uid| FrontUser { uid, gid: uid }), false).unwrap();
+    try_all("confined");
+    let used = io::Write::write_all(&mut &ours, b"x").and_then(|()| io::Read::read_exact(&mut &theirs, &mut [0]));
+    println!("confined: uses what it has: {}", if used.is_ok() { "ok" } else { "refused" });
+    // Opened before, and read now: it says what the thread is now.
+    println!("{}", io::read_to_string(status).unwrap());
+    let _: [i32; 2] = [OwnedFd::from(ours).as_raw_fd(), OwnedFd::from(theirs).as_raw_fd()];
+}
