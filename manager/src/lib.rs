@@ -23,6 +23,10 @@
 //! everything that it started, and only `guest` may talk to the agent in a guest. The library may
 //! not touch a terminal, the environment or KVM. `cli`, `server` and `mcp` call it, within a tokio
 //! runtime.
+//!
+//! Functions where one part of the library enters another return a boxed future. The compiler
+//! generates the code of an `async fn` in each crate that awaits it: without the boxes, most of this
+//! library would be compiled again for `server`, `mcp` and `cli`.
 
 pub mod audit;
 mod clock;

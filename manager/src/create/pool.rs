@@ -19,6 +19,7 @@ use crate::{
     },
     manager::Manager,
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_protocol::ids::SandboxName;
 use std::{
@@ -120,35 +121,37 @@ impl Pool {
     ///
     /// # Errors
     /// Every [`CreateError`].
-    pub async fn take(&self, request: &PoolRequest) -> Result<StartedSandbox, CreateError> {
-        let Shared { manager, bundle, spec, .. } = &*self.shared;
-        let spec = SandboxSpec {
-            name: request.name.clone(),
-            env: request.env.clone(),
-            ephemeral: request.ephemeral,
-            ..spec.clone()
-        };
-        loop {
-            // The machine leaves the pool before anything else happens to it, so that no other
-            // caller can get it.
-            let Some(mut machine) = self.shared.armed().pop_front() else {
-                return manager.start(bundle, &spec).await;
+    pub fn take<'a>(&'a self, request: &'a PoolRequest) -> BoxFuture<'a, Result<StartedSandbox, CreateError>> {
+        Box::pin(async move {
+            let Shared { manager, bundle, spec, .. } = &*self.shared;
+            let spec = SandboxSpec {
+                name: request.name.clone(),
+                env: request.env.clone(),
+                ephemeral: request.ephemeral,
+                ..spec.clone()
             };
-            if machine.is_current() {
-                if let Err(error) = machine.become_wanted(&spec) {
-                    // The machine is still good: the request was the problem.
-                    self.shared.armed().push_front(machine);
-                    return Err(error);
+            loop {
+                // The machine leaves the pool before anything else happens to it, so that no other
+                // caller can get it.
+                let Some(mut machine) = self.shared.armed().pop_front() else {
+                    return manager.start(bundle, &spec).await;
+                };
+                if machine.is_current() {
+                    if let Err(error) = machine.become_wanted(&spec) {
+                        // The machine is still good: the request was the problem.
+                        self.shared.armed().push_front(machine);
+                        return Err(error);
+                    }
+                    self.shared.changed.notify_waiters();
+                    if let Some(started) = machine.hand_out(&spec).await? {
+                        return Ok(started);
+                    }
+                } else {
+                    // The files that it was made from were replaced since.
+                    self.shared.changed.notify_waiters();
                 }
-                self.shared.changed.notify_waiters();
-                if let Some(started) = machine.hand_out(&spec).await? {
-                    return Ok(started);
-                }
-            } else {
-                // The files that it was made from were replaced since.
-                self.shared.changed.notify_waiters();
             }
-        }
+        })
     }
 }
 

@@ -15,23 +15,26 @@ use crate::{
     home::host::HostIdentity,
     manager::Manager,
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::{Bundle, Part};
 use sandboxvm_protocol::ids::SandboxName;
 
 impl Manager {
     /// Starts a machine as `spec` says. Returns while a machine that boots still does so.
-    pub(crate) async fn start_machine(
-        &self,
-        bundle: &Bundle,
-        spec: &SandboxSpec,
-    ) -> Result<StartedSandbox, CreateError> {
-        check_env(&spec.env)?;
-        match &spec.start_from {
-            StartFrom::Boot => self.start_booting(bundle, spec).await,
-            StartFrom::Ready => self.start_ready(bundle, spec).await,
-            StartFrom::Snapshot(name) => self.start_named(bundle, spec, name).await,
-            StartFrom::SnapshotDisk(name) => self.start_disk_of(bundle, spec, name).await,
-        }
+    pub(crate) fn start_machine<'a>(
+        &'a self,
+        bundle: &'a Bundle,
+        spec: &'a SandboxSpec,
+    ) -> BoxFuture<'a, Result<StartedSandbox, CreateError>> {
+        Box::pin(async move {
+            check_env(&spec.env)?;
+            match &spec.start_from {
+                StartFrom::Boot => self.start_booting(bundle, spec).await,
+                StartFrom::Ready => self.start_ready(bundle, spec).await,
+                StartFrom::Snapshot(name) => self.start_named(bundle, spec, name).await,
+                StartFrom::SnapshotDisk(name) => self.start_disk_of(bundle, spec, name).await,
+            }
+        })
     }
 
     async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {

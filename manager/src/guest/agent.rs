@@ -15,6 +15,7 @@ use crate::{
     record::SandboxRecord,
     vmm::wire::{self, FrameReader, WireError},
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::{
     agent::{AgentMessage, FailureKind, HostMessage, MAX_AGENT_MESSAGE, MAX_HOST_MESSAGE, PORT, SINCE_LIMITS, WIRE},
     frame::Message,
@@ -108,17 +109,19 @@ pub(crate) struct AgentConnection {
 impl AgentConnection {
     /// Connects and sends a request, and returns the agent's first answer to it. With `identity`
     /// the machine receives its identity before that.
-    pub(crate) async fn request(
-        directory: &SandboxDirectory,
-        identity: Option<&Identity>,
-        request: &HostMessage,
-    ) -> Result<(Self, AgentMessage), AgentError> {
-        let mut connection = Self::open(directory, identity, Some(request)).await?;
-        if identity.is_some() {
-            identity::is_set(directory)?;
-        }
-        let first = bounded(directory, Step::answer_to(request), answer(&mut connection.reader)).await??;
-        Ok((connection, first))
+    pub(crate) fn request<'a>(
+        directory: &'a SandboxDirectory,
+        identity: Option<&'a Identity>,
+        request: &'a HostMessage,
+    ) -> BoxFuture<'a, Result<(Self, AgentMessage), AgentError>> {
+        Box::pin(async move {
+            let mut connection = Self::open(directory, identity, Some(request)).await?;
+            if identity.is_some() {
+                identity::is_set(directory)?;
+            }
+            let first = bounded(directory, Step::answer_to(request), answer(&mut connection.reader)).await??;
+            Ok((connection, first))
+        })
     }
 
     /// Sends the machine its identity, unless it has received it since it was restored. Returns
@@ -157,22 +160,24 @@ impl AgentConnection {
         }
     }
 
-    async fn attempt(
-        directory: &SandboxDirectory,
-        identity: Option<&Identity>,
-        limits: Option<&HostMessage>,
-        request: Option<&HostMessage>,
-    ) -> Result<Self, AgentError> {
-        // A shutdown does not count as use of the sandbox, and must not wait for the supervisor,
-        // which may be the one that requests it.
-        let in_use = match request {
-            Some(HostMessage::Shutdown { .. }) => None,
-            _ => InUse::begin(directory).await?.map(Use::Lock),
-        };
-        let handshake = Self::handshake(directory, identity, limits, request);
-        let mut connection = bounded(directory, Step::Handshake, handshake).await??;
-        connection.in_use = in_use;
-        Ok(connection)
+    fn attempt<'a>(
+        directory: &'a SandboxDirectory,
+        identity: Option<&'a Identity>,
+        limits: Option<&'a HostMessage>,
+        request: Option<&'a HostMessage>,
+    ) -> BoxFuture<'a, Result<Self, AgentError>> {
+        Box::pin(async move {
+            // A shutdown does not count as use of the sandbox, and must not wait for the supervisor,
+            // which may be the one that requests it.
+            let in_use = match request {
+                Some(HostMessage::Shutdown { .. }) => None,
+                _ => InUse::begin(directory).await?.map(Use::Lock),
+            };
+            let handshake = Self::handshake(directory, identity, limits, request);
+            let mut connection = bounded(directory, Step::Handshake, handshake).await??;
+            connection.in_use = in_use;
+            Ok(connection)
+        })
     }
 
     async fn handshake(

@@ -25,6 +25,7 @@ use crate::{
         state::{self, State},
     },
 };
+use futures_util::future::BoxFuture;
 use rustix::fs::OFlags;
 use sandboxvm_protocol::vmm::ControlRequest;
 use std::{fs::File, os::unix::fs::FileExt, time::Duration};
@@ -59,13 +60,16 @@ pub(crate) struct InUse(FileLock);
 impl InUse {
     /// Starts a use, and resumes the sandbox if the idle rule paused it. Returns `None` if there is
     /// no idle rule.
-    pub(crate) async fn begin(directory: &SandboxDirectory) -> Result<Option<Self>, InUseError> {
-        let Some(file) = open(directory, USE)? else { return Ok(None) };
-        let lock = FileLock::wait_async_within(LockClass::Activity, Sharing::Shared, file, POLL, FREE_WITHIN);
-        let in_use = Self(lock.await.map_err(|error| directory.error("lock", USE, error))?.ok_or(InUseError::Busy)?);
-        in_use.stamp();
-        wake(directory).await?;
-        Ok(Some(in_use))
+    pub(crate) fn begin<'a>(directory: &'a SandboxDirectory) -> BoxFuture<'a, Result<Option<Self>, InUseError>> {
+        Box::pin(async move {
+            let Some(file) = open(directory, USE)? else { return Ok(None) };
+            let lock = FileLock::wait_async_within(LockClass::Activity, Sharing::Shared, file, POLL, FREE_WITHIN);
+            let in_use =
+                Self(lock.await.map_err(|error| directory.error("lock", USE, error))?.ok_or(InUseError::Busy)?);
+            in_use.stamp();
+            wake(directory).await?;
+            Ok(Some(in_use))
+        })
     }
 
     /// Records the time. If the file cannot be written, the supervisor still notices users, which

@@ -19,6 +19,7 @@ use crate::{
     sandbox::Sandbox,
     vmm::wire::WireError,
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::agent::{
     AgentMessage, ExitStatus, HostMessage, SignalNumber,
     process::{ProcessInfo, ProcessState, View},
@@ -101,8 +102,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// Every [`ExecError`] except those of requests.
-    pub async fn attach(&self, spec: AttachSpec) -> Result<Exec, ExecError> {
-        Exec::attach(self, spec).await
+    pub fn attach<'a>(&'a self, spec: AttachSpec) -> BoxFuture<'a, Result<Exec, ExecError>> {
+        Box::pin(async move { Exec::attach(self, spec).await })
     }
 
     /// Signals the process group of a process.

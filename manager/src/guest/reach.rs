@@ -21,59 +21,64 @@ use crate::{
         state::State,
     },
 };
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 impl Sandbox {
     /// Waits until the agent accepts requests. Returns the identity that has to be sent first, if
     /// any.
-    pub(crate) async fn reachable(&self) -> Result<Option<Identity>, ExecError> {
-        let mut state = self.state()?;
-        if state == State::Paused && in_use::is_idle_paused(&self.directory) {
-            // From here until the connection is open, the time of the idle rule keeps the sandbox
-            // running.
-            drop(InUse::begin(&self.directory).await.map_err(AgentError::from)?);
-            state = self.state()?;
-        }
-        match state {
-            State::Running => {}
-            State::Creating => self.ready().await?,
-            state => return Err(ExecError::NotRunning { sandbox: self.label(), state }),
-        }
-        Ok(identity::due(&self.directory, &self.record))
+    pub(crate) fn reachable<'a>(&'a self) -> BoxFuture<'a, Result<Option<Identity>, ExecError>> {
+        Box::pin(async move {
+            let mut state = self.state()?;
+            if state == State::Paused && in_use::is_idle_paused(&self.directory) {
+                // From here until the connection is open, the time of the idle rule keeps the sandbox
+                // running.
+                drop(InUse::begin(&self.directory).await.map_err(AgentError::from)?);
+                state = self.state()?;
+            }
+            match state {
+                State::Running => {}
+                State::Creating => self.ready().await?,
+                state => return Err(ExecError::NotRunning { sandbox: self.label(), state }),
+            }
+            Ok(identity::due(&self.directory, &self.record))
+        })
     }
 
     /// Turns the failure of a connection to the agent into what happened to the sandbox, if
     /// something did. Call it with the error of [`crate::OutputStream::next`]. Takes up to a
     /// second.
-    pub async fn explain(&self, error: AgentError) -> ExecError {
-        if let AgentError::Silent(silence) = error {
-            return match self.state() {
-                // For example, it was paused during the request.
-                Ok(state @ (State::Paused | State::Exited { .. } | State::Dead))
-                    if silence.part == SilentPart::Agent =>
-                {
-                    ExecError::NotRunning { sandbox: self.label(), state }
-                }
-                _ => ExecError::Unresponsive { sandbox: self.label(), silence },
-            };
-        }
-        if !error.is_disconnect() {
-            return error.into();
-        }
-        let deadline = Instant::now() + NOTICE_WITHIN;
-        loop {
-            if let Some(how) = interruption::since_opened(&self.directory, &self.trail()) {
-                return ExecError::Interrupted { sandbox: self.label(), how };
+    pub fn explain<'a>(&'a self, error: AgentError) -> BoxFuture<'a, ExecError> {
+        Box::pin(async move {
+            if let AgentError::Silent(silence) = error {
+                return match self.state() {
+                    // For example, it was paused during the request.
+                    Ok(state @ (State::Paused | State::Exited { .. } | State::Dead))
+                        if silence.part == SilentPart::Agent =>
+                    {
+                        ExecError::NotRunning { sandbox: self.label(), state }
+                    }
+                    _ => ExecError::Unresponsive { sandbox: self.label(), silence },
+                };
             }
-            // A process that ends a VMM for a reason records the reason before.
-            if let Ok(Some(_no_vmm)) = lock::try_exclude_vmm(&self.directory) {
-                return self.how_it_ended();
-            }
-            if Instant::now() >= deadline {
+            if !error.is_disconnect() {
                 return error.into();
             }
-            sleep(POLL).await;
-        }
+            let deadline = Instant::now() + NOTICE_WITHIN;
+            loop {
+                if let Some(how) = interruption::since_opened(&self.directory, &self.trail()) {
+                    return ExecError::Interrupted { sandbox: self.label(), how };
+                }
+                // A process that ends a VMM for a reason records the reason before.
+                if let Ok(Some(_no_vmm)) = lock::try_exclude_vmm(&self.directory) {
+                    return self.how_it_ended();
+                }
+                if Instant::now() >= deadline {
+                    return error.into();
+                }
+                sleep(POLL).await;
+            }
+        })
     }
 
     /// Returns why there is no VMM any more.

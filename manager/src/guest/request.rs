@@ -12,6 +12,7 @@ use crate::{
     sandbox::Sandbox,
     vmm::wire::WireError,
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::agent::{AgentMessage, HostMessage, files::FileReply, process::View};
 
 impl Sandbox {
@@ -20,8 +21,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// Every [`ExecError`].
-    pub async fn exec(&self, spec: ProcessSpec) -> Result<Exec, ExecError> {
-        Exec::start(self, spec).await
+    pub fn exec<'a>(&'a self, spec: ProcessSpec) -> BoxFuture<'a, Result<Exec, ExecError>> {
+        Box::pin(async move { Exec::start(self, spec).await })
     }
 
     /// Connects, sends a request, and returns the first answer to it. Waits for a sandbox that

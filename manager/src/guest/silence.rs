@@ -14,6 +14,7 @@ use crate::{
         state,
     },
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::{
     agent::{HostMessage, files::FileOperation},
     machine::HostMode,
@@ -128,22 +129,24 @@ pub(crate) async fn bounded<T>(
 }
 
 /// Returns once a part of the sandbox has not answered for too long.
-pub(crate) async fn watch(directory: &SandboxDirectory, step: Step) -> Silence {
-    let began = Instant::now();
-    sleep(FIRST_LOOK).await;
-    // The VMM reports the mode: with a wrong one it only gets the longer of two limits.
-    let host_mode = state::status(directory).ok().flatten().map(|status| status.host_mode);
-    let limit = step.limit(host_mode);
-    loop {
-        if !vmm_answers(directory).await {
-            return Silence { part: SilentPart::Vmm, within: ANSWER_WITHIN };
+pub(crate) fn watch<'a>(directory: &'a SandboxDirectory, step: Step) -> BoxFuture<'a, Silence> {
+    Box::pin(async move {
+        let began = Instant::now();
+        sleep(FIRST_LOOK).await;
+        // The VMM reports the mode: with a wrong one it only gets the longer of two limits.
+        let host_mode = state::status(directory).ok().flatten().map(|status| status.host_mode);
+        let limit = step.limit(host_mode);
+        loop {
+            if !vmm_answers(directory).await {
+                return Silence { part: SilentPart::Vmm, within: ANSWER_WITHIN };
+            }
+            let left = limit.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Silence { part: SilentPart::Agent, within: limit };
+            }
+            sleep(left.min(LOOK_EVERY)).await;
         }
-        let left = limit.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return Silence { part: SilentPart::Agent, within: limit };
-        }
-        sleep(left.min(LOOK_EVERY)).await;
-    }
+    })
 }
 
 /// Returns false if the VMM accepts no connection or no request. If it has ended, the connection

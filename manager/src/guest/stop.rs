@@ -15,6 +15,7 @@ use crate::{
         state::State,
     },
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::{
     agent::{AgentMessage, HostMessage},
     vmm::ExitReason,
@@ -94,29 +95,31 @@ impl Sandbox {
     }
 
     /// Like [`Self::stop`], for a caller that makes sure that no client uses the sandbox.
-    pub(crate) async fn stop_unused(&self, grace: Duration) -> Result<Stopped, StopError> {
-        let state = self.state()?;
-        if !state.is_live() {
-            // A VMM that released its lock may still exist, or a process that it started.
-            if self.end().await? {
-                return Ok(self.ended_by_force(ForceCause::NotRunning(state)));
+    pub(crate) fn stop_unused<'a>(&'a self, grace: Duration) -> BoxFuture<'a, Result<Stopped, StopError>> {
+        Box::pin(async move {
+            let state = self.state()?;
+            if !state.is_live() {
+                // A VMM that released its lock may still exist, or a process that it started.
+                if self.end().await? {
+                    return Ok(self.ended_by_force(ForceCause::NotRunning(state)));
+                }
+                return Err(StopError::NotRunning { sandbox: self.label(), state });
             }
-            return Err(StopError::NotRunning { sandbox: self.label(), state });
-        }
-        let asked = match state {
-            State::Running => self.shut_down(grace).await?,
-            state => Asked::Refused(ForceCause::NotRunning(state)),
-        };
-        match asked {
-            Asked::Ended => {
-                self.kill().await?;
-                self.note_stopped()
+            let asked = match state {
+                State::Running => self.shut_down(grace).await?,
+                state => Asked::Refused(ForceCause::NotRunning(state)),
+            };
+            match asked {
+                Asked::Ended => {
+                    self.kill().await?;
+                    self.note_stopped()
+                }
+                Asked::Refused(cause) => {
+                    self.kill().await?;
+                    Ok(self.ended_by_force(cause))
+                }
             }
-            Asked::Refused(cause) => {
-                self.kill().await?;
-                Ok(self.ended_by_force(cause))
-            }
-        }
+        })
     }
 
     fn ended_by_force(&self, cause: ForceCause) -> Stopped {

@@ -46,6 +46,7 @@ use crate::{
         wire::WireError,
     },
 };
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::{
     ids::SandboxId,
@@ -187,46 +188,48 @@ impl Sandbox {
         forked
     }
 
-    async fn fork_all(&self, count: u32) -> Result<Forked, ForkError> {
-        let began = Instant::now();
-        let change = Change::begin(self).await?;
-        let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
-        let mut running = change.running().await?;
-        admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
-        let mut children = Vec::new();
-        let mut pauses = Vec::new();
-        let mut left = count as usize;
-        while left > 0 {
-            let batch = left.min(MAX_FORK_CHILDREN);
-            flatten_when_long(&mut running).await?;
-            let (made, report) = self.fork_batch(&mut running, batch).await?;
-            children.extend(made);
-            pauses.push(Duration::from_nanos(report.pause_ns));
-            left -= batch;
-        }
-        drop(running);
-        let _in_use = change.end();
-        // No child runs before all are made: a running guest would take the CPU time that making
-        // its siblings needs.
-        for child in &mut children {
-            child.enclose(&self.directory).await?;
-            child.built().await?;
-        }
-        let made = began.elapsed();
-        let within = host::restored_agent_answers_within() + READY_WITHIN_EACH * count;
-        let parent = &self.record.id;
-        stream::iter(&mut children)
-            .map(Ok)
-            .try_for_each_concurrent(begun_at_once(), |child| async move {
-                timeout(within, child.begin()).await.map_err(|_| ForkError::NotReady(within))??;
-                child.announce(parent).await
-            })
-            .await?;
-        let copies: Vec<Sandbox> = children.into_iter().map(Child::let_go).collect();
-        self.trail().note(Event::Forked { copies: copies.iter().map(|copy| copy.record.id.clone()).collect() });
-        let home = self.home.clone();
-        tokio::task::spawn_blocking(move || group::pool::fill(&home));
-        Ok(Forked { copies, pauses, made })
+    fn fork_all<'a>(&'a self, count: u32) -> BoxFuture<'a, Result<Forked, ForkError>> {
+        Box::pin(async move {
+            let began = Instant::now();
+            let change = Change::begin(self).await?;
+            let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
+            let mut running = change.running().await?;
+            admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
+            let mut children = Vec::new();
+            let mut pauses = Vec::new();
+            let mut left = count as usize;
+            while left > 0 {
+                let batch = left.min(MAX_FORK_CHILDREN);
+                flatten_when_long(&mut running).await?;
+                let (made, report) = self.fork_batch(&mut running, batch).await?;
+                children.extend(made);
+                pauses.push(Duration::from_nanos(report.pause_ns));
+                left -= batch;
+            }
+            drop(running);
+            let _in_use = change.end();
+            // No child runs before all are made: a running guest would take the CPU time that making
+            // its siblings needs.
+            for child in &mut children {
+                child.enclose(&self.directory).await?;
+                child.built().await?;
+            }
+            let made = began.elapsed();
+            let within = host::restored_agent_answers_within() + READY_WITHIN_EACH * count;
+            let parent = &self.record.id;
+            stream::iter(&mut children)
+                .map(Ok)
+                .try_for_each_concurrent(begun_at_once(), |child| async move {
+                    timeout(within, child.begin()).await.map_err(|_| ForkError::NotReady(within))??;
+                    child.announce(parent).await
+                })
+                .await?;
+            let copies: Vec<Sandbox> = children.into_iter().map(Child::let_go).collect();
+            self.trail().note(Event::Forked { copies: copies.iter().map(|copy| copy.record.id.clone()).collect() });
+            let home = self.home.clone();
+            tokio::task::spawn_blocking(move || group::pool::fill(&home));
+            Ok(Forked { copies, pauses, made })
+        })
     }
 
     async fn fork_batch(&self, running: &mut Running<'_>, count: usize) -> Result<(Vec<Child>, ForkReport), ForkError> {

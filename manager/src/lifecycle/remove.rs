@@ -14,6 +14,7 @@ use crate::{
         state::{self, State},
     },
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::ids::SandboxId;
 use std::io;
 
@@ -45,32 +46,34 @@ impl Manager {
     ///
     /// # Errors
     /// Every [`RemoveError`].
-    pub async fn remove(&self, reference: &str, force: bool) -> Result<SandboxId, RemoveError> {
-        let id = self.resolve(reference)?;
-        let directory = match SandboxDirectory::open(self.home.sandbox(&id)) {
-            Ok(directory) => directory,
-            Err(error) if error.is_not_found() => return Err(FindError::Unknown(reference.to_owned()).into()),
-            Err(error) => return Err(error.into()),
-        };
-        let state = state::read(&directory)?;
-        if state.is_live() && !force {
-            return Err(RemoveError::Live { id, state });
-        }
-        if state.is_live() {
-            interruption::announce(&directory, Interruption::Removed);
-        }
-        end::now(&self.home, &directory, &id).await?;
-        // A shared lock, so that two callers can remove the same sandbox at the same time: one
-        // rename succeeds.
-        let _no_vmm = lock::try_exclude_vmm(&directory)?;
-        let name = names::of(&self.home, &id)?;
-        let home = self.home.clone();
-        let removed = tokio::task::spawn_blocking({
-            let id = id.clone();
-            move || discard::discard(&home, directory, &id, name.as_ref())
-        });
-        removed.await.map_err(|e| DirectoryError::new("remove", self.home.sandbox(&id), io::Error::other(e)))??;
-        Ok(id)
+    pub fn remove<'a>(&'a self, reference: &'a str, force: bool) -> BoxFuture<'a, Result<SandboxId, RemoveError>> {
+        Box::pin(async move {
+            let id = self.resolve(reference)?;
+            let directory = match SandboxDirectory::open(self.home.sandbox(&id)) {
+                Ok(directory) => directory,
+                Err(error) if error.is_not_found() => return Err(FindError::Unknown(reference.to_owned()).into()),
+                Err(error) => return Err(error.into()),
+            };
+            let state = state::read(&directory)?;
+            if state.is_live() && !force {
+                return Err(RemoveError::Live { id, state });
+            }
+            if state.is_live() {
+                interruption::announce(&directory, Interruption::Removed);
+            }
+            end::now(&self.home, &directory, &id).await?;
+            // A shared lock, so that two callers can remove the same sandbox at the same time: one
+            // rename succeeds.
+            let _no_vmm = lock::try_exclude_vmm(&directory)?;
+            let name = names::of(&self.home, &id)?;
+            let home = self.home.clone();
+            let removed = tokio::task::spawn_blocking({
+                let id = id.clone();
+                move || discard::discard(&home, directory, &id, name.as_ref())
+            });
+            removed.await.map_err(|e| DirectoryError::new("remove", self.home.sandbox(&id), io::Error::other(e)))??;
+            Ok(id)
+        })
     }
 }
 

@@ -40,6 +40,7 @@ use crate::{
         wire::WireError,
     },
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
 use sandboxvm_protocol::{
     ids::{SandboxId, SandboxName},
@@ -208,7 +209,7 @@ impl Sandbox {
         boot_timeout: Duration,
     ) -> Result<ResetDone, ResetError> {
         let to = snapshot.map_or(Place::Beginning, Place::Snapshot);
-        self.put_back(bundle, to, boot_timeout, Parked::Refused, || ()).await
+        self.put_back(bundle, to, boot_timeout, Parked::Refused, Box::new(|| ())).await
     }
 
     /// Resumes a sandbox that is paused to disk (see [`Self::park`]) from the snapshot that was
@@ -225,7 +226,7 @@ impl Sandbox {
         boot_timeout: Duration,
         host_is_done: impl FnOnce() + Send,
     ) -> Result<ResetDone, ResetError> {
-        self.put_back(bundle, Place::Snapshot(snapshot), boot_timeout, Parked::Allowed, host_is_done).await
+        self.put_back(bundle, Place::Snapshot(snapshot), boot_timeout, Parked::Allowed, Box::new(host_is_done)).await
     }
 
     /// Boots a sandbox that is paused to disk from its own disk, as it was left: memory and
@@ -239,82 +240,84 @@ impl Sandbox {
         boot_timeout: Duration,
         host_is_done: impl FnOnce() + Send,
     ) -> Result<ResetDone, ResetError> {
-        self.put_back(bundle, Place::OwnDisk, boot_timeout, Parked::Allowed, host_is_done).await
+        self.put_back(bundle, Place::OwnDisk, boot_timeout, Parked::Allowed, Box::new(host_is_done)).await
     }
 
-    async fn put_back(
-        &self,
-        bundle: &Bundle,
-        to: Place<'_>,
+    fn put_back<'a>(
+        &'a self,
+        bundle: &'a Bundle,
+        to: Place<'a>,
         boot_timeout: Duration,
         parked: Parked,
-        host_is_done: impl FnOnce() + Send,
-    ) -> Result<ResetDone, ResetError> {
-        let snapshot = match to {
-            Place::Snapshot(name) => Some(name),
-            Place::Beginning | Place::OwnDisk => None,
-        };
-        let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
-        let change = Change::begin(self).await?;
-        if parked == Parked::Refused && self.is_parked() {
-            return Err(ResetError::Parked(self.label()));
-        }
-        let mut composition = if self.state()?.is_live() {
-            Composition::Running(Box::new(change.running().await?))
-        } else {
-            Composition::AtRest(Box::new(change.lineage_at_rest()?))
-        };
-        let lineage = composition.lineage();
-        let began_from = match &lineage.origin {
-            Origin::Snapshot { id, .. } if !lineage.rebooted => Some(id.clone()),
-            Origin::Snapshot { .. } | Origin::Boot | Origin::Fork { .. } => None,
-        };
-        let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
-        let is_live = matches!(composition, Composition::Running(_));
-        if is_live {
-            // The files that the sandbox writes now stay on disk until the new machine is built.
-            admission::check_room(&self.home, 0)?;
-        }
-        self.note_end()?;
-        let mut host_is_done = Some(host_is_done);
-        let mut only_the_guest = || {
-            if let Some(host_is_done) = host_is_done.take() {
-                host_is_done();
+        host_is_done: Box<dyn FnOnce() + Send + 'a>,
+    ) -> BoxFuture<'a, Result<ResetDone, ResetError>> {
+        Box::pin(async move {
+            let snapshot = match to {
+                Place::Snapshot(name) => Some(name),
+                Place::Beginning | Place::OwnDisk => None,
+            };
+            let named = snapshot.map(|name| StoredSnapshot::named(&self.home, name)).transpose()?;
+            let change = Change::begin(self).await?;
+            if parked == Parked::Refused && self.is_parked() {
+                return Err(ResetError::Parked(self.label()));
             }
-        };
-        let can_stay = named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
-        let done = match &mut composition {
-            Composition::Running(running) if can_stay => ResetDone::InPlace(self.reset_in_place(running).await?),
-            other => {
-                let from = match (to, snapshot.zip(named.as_ref())) {
-                    (Place::OwnDisk, _) => Found::OwnDisk,
-                    (_, Some((name, snapshot))) => Found::Snapshot(name, snapshot),
-                    (_, None) => Found::Beginning,
-                };
-                self.begin_again(bundle, other.lineage(), from, boot_timeout, &mut only_the_guest).await?;
-                if !is_live {
-                    self.start_time_anew()?;
+            let mut composition = if self.state()?.is_live() {
+                Composition::Running(Box::new(change.running().await?))
+            } else {
+                Composition::AtRest(Box::new(change.lineage_at_rest()?))
+            };
+            let lineage = composition.lineage();
+            let began_from = match &lineage.origin {
+                Origin::Snapshot { id, .. } if !lineage.rebooted => Some(id.clone()),
+                Origin::Snapshot { .. } | Origin::Boot | Origin::Fork { .. } => None,
+            };
+            let named = named.filter(|named| began_from.as_ref() != Some(&named.manifest.id));
+            let is_live = matches!(composition, Composition::Running(_));
+            if is_live {
+                // The files that the sandbox writes now stay on disk until the new machine is built.
+                admission::check_room(&self.home, 0)?;
+            }
+            self.note_end()?;
+            let mut host_is_done = Some(host_is_done);
+            let mut only_the_guest = || {
+                if let Some(host_is_done) = host_is_done.take() {
+                    host_is_done();
                 }
-                ResetDone::Anew
+            };
+            let can_stay = named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
+            let done = match &mut composition {
+                Composition::Running(running) if can_stay => ResetDone::InPlace(self.reset_in_place(running).await?),
+                other => {
+                    let from = match (to, snapshot.zip(named.as_ref())) {
+                        (Place::OwnDisk, _) => Found::OwnDisk,
+                        (_, Some((name, snapshot))) => Found::Snapshot(name, snapshot),
+                        (_, None) => Found::Beginning,
+                    };
+                    self.begin_again(bundle, other.lineage(), from, boot_timeout, &mut only_the_guest).await?;
+                    if !is_live {
+                        self.start_time_anew()?;
+                    }
+                    ResetDone::Anew
+                }
+            };
+            // Meanwhile another command may have given the old machine its identity, which removed the
+            // mark, so it is set again.
+            identity::make_due(&self.directory)?;
+            self.trail().note(Event::Reset { to: snapshot.cloned() });
+            // The agent of a snapshot is not trusted: it must not keep others from changing the
+            // sandbox.
+            drop(composition);
+            let _in_use = change.end();
+            only_the_guest();
+            let is_restored = !matches!(to, Place::OwnDisk) && (snapshot.is_some() || began_from.is_some());
+            let restored_within = host::restored_agent_answers_within().min(boot_timeout);
+            let within = if is_restored { restored_within } else { boot_timeout };
+            match timeout(within, self.settle()).await {
+                Ok(settled) => settled.map_err(|error| ResetError::Identity(Box::new(error)))?,
+                Err(_) => return Err(ResetError::Silent(within)),
             }
-        };
-        // Meanwhile another command may have given the old machine its identity, which removed the
-        // mark, so it is set again.
-        identity::make_due(&self.directory)?;
-        self.trail().note(Event::Reset { to: snapshot.cloned() });
-        // The agent of a snapshot is not trusted: it must not keep others from changing the
-        // sandbox.
-        drop(composition);
-        let _in_use = change.end();
-        only_the_guest();
-        let is_restored = !matches!(to, Place::OwnDisk) && (snapshot.is_some() || began_from.is_some());
-        let restored_within = host::restored_agent_answers_within().min(boot_timeout);
-        let within = if is_restored { restored_within } else { boot_timeout };
-        match timeout(within, self.settle()).await {
-            Ok(settled) => settled.map_err(|error| ResetError::Identity(Box::new(error)))?,
-            Err(_) => return Err(ResetError::Silent(within)),
-        }
-        Ok(done)
+            Ok(done)
+        })
     }
 
     async fn reset_in_place(&self, running: &mut Running<'_>) -> Result<ResetReport, ResetError> {

@@ -24,6 +24,7 @@ use crate::{
         state::State,
     },
 };
+use futures_util::future::BoxFuture;
 
 /// Why a change did not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +74,11 @@ impl Sandbox {
 
 impl<'s> Change<'s> {
     /// Like [`Sandbox::change`], and resumes a sandbox that its idle rule paused.
-    pub(crate) async fn begin(sandbox: &'s Sandbox) -> Result<Self, ChangeError> {
-        let in_use = InUse::begin(&sandbox.directory).await?;
-        Ok(Self { in_use, ..sandbox.change().await? })
+    pub(crate) fn begin(sandbox: &'s Sandbox) -> BoxFuture<'s, Result<Self, ChangeError>> {
+        Box::pin(async move {
+            let in_use = InUse::begin(&sandbox.directory).await?;
+            Ok(Self { in_use, ..sandbox.change().await? })
+        })
     }
 
     /// Returns the sandbox.
@@ -124,12 +127,14 @@ pub(crate) struct Running<'s> {
 }
 
 impl<'s> Running<'s> {
-    async fn open(sandbox: &Sandbox) -> Result<(ControlClient, Lineage), ChangeError> {
-        let mut control = sandbox.control().await?;
-        // A VMM that answers has carried out all earlier requests, so the files show their results.
-        control.stats().await?;
-        let lineage = Lineage::read(&sandbox.directory)?;
-        Ok((control, lineage))
+    fn open<'a>(sandbox: &'a Sandbox) -> BoxFuture<'a, Result<(ControlClient, Lineage), ChangeError>> {
+        Box::pin(async move {
+            let mut control = sandbox.control().await?;
+            // A VMM that answers has carried out all earlier requests, so the files show their results.
+            control.stats().await?;
+            let lineage = Lineage::read(&sandbox.directory)?;
+            Ok((control, lineage))
+        })
     }
 
     /// Connects again and reads the lineage again, after a request that may or may not have been

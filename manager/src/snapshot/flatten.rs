@@ -20,6 +20,7 @@ use crate::{
         wire::WireError,
     },
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, MAX_DISK_LAYERS, MergeLayersRequest};
 use std::{fs::File, time::Duration};
 
@@ -54,14 +55,20 @@ pub enum FlattenError {
 
 /// Merges the frozen layers of the disk if there are many. If that fails, as on a full disk or with
 /// an older VMM, the chain stays as it is, as long as it can still grow.
-pub(crate) async fn flatten_when_long(running: &mut Running<'_>) -> Result<(), FlattenError> {
-    if running.lineage.files.disk.len() <= MAX_FROZEN + 1 {
-        return Ok(());
-    }
-    let Err(error) = flatten(running).await else { return Ok(()) };
-    // An older VMM closes the connection when it receives a request that it does not know.
-    running.reopen().await.map_err(|error| FlattenError::Unreachable(error.to_string()))?;
-    if running.lineage.files.disk.len() < MAX_DISK_LAYERS { Ok(()) } else { Err(FlattenError::Full(Box::new(error))) }
+pub(crate) fn flatten_when_long<'a>(running: &'a mut Running<'_>) -> BoxFuture<'a, Result<(), FlattenError>> {
+    Box::pin(async move {
+        if running.lineage.files.disk.len() <= MAX_FROZEN + 1 {
+            return Ok(());
+        }
+        let Err(error) = flatten(running).await else { return Ok(()) };
+        // An older VMM closes the connection when it receives a request that it does not know.
+        running.reopen().await.map_err(|error| FlattenError::Unreachable(error.to_string()))?;
+        if running.lineage.files.disk.len() < MAX_DISK_LAYERS {
+            Ok(())
+        } else {
+            Err(FlattenError::Full(Box::new(error)))
+        }
+    })
 }
 
 async fn flatten(running: &mut Running<'_>) -> Result<(), FlattenError> {

@@ -30,6 +30,7 @@ use crate::{
     },
     vmm::{control::ControlError, descriptors::LaunchFiles, wire::WireError},
 };
+use futures_util::future::BoxFuture;
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
     ids::{SandboxId, SandboxName},
@@ -101,25 +102,27 @@ pub(crate) async fn take_named(change: &Change<'_>, name: SandboxName) -> Result
 }
 
 /// Takes a snapshot at `destination`, which must not exist yet.
-pub(crate) async fn take(
-    change: &Change<'_>,
+pub(crate) fn take<'a>(
+    change: &'a Change<'a>,
     name: Option<SandboxName>,
-    destination: &Path,
-) -> Result<SnapshotTaken, SnapshotError> {
-    let mut running = change.running().await?;
-    flatten_when_long(&mut running).await?;
-    let staged = StagedSnapshot::begin(&running.sandbox.home)?;
-    let (staged, written) = write(&mut running, staged).await?;
-    let seals = seal_all(running.directory(), &running.lineage.seals, written.names()).await?;
-    let manifest = written.manifest(&running, &staged, name.clone(), &seals).await?;
-    staged.fill(running.directory(), &written.memory, &written.disk)?;
-    manifest.write(&staged.directory)?;
-    running.lineage.parent = Some(staged.id.clone());
-    running.lineage.seals.extend(seals);
-    let disk = written.disk.iter().cloned().chain([written.top.clone()]).collect();
-    running.complete(Files { disk, baseline: Some(written.memory) })?;
-    staged.publish(name, destination)?;
-    Ok(SnapshotTaken { manifest, report: written.report })
+    destination: &'a Path,
+) -> BoxFuture<'a, Result<SnapshotTaken, SnapshotError>> {
+    Box::pin(async move {
+        let mut running = change.running().await?;
+        flatten_when_long(&mut running).await?;
+        let staged = StagedSnapshot::begin(&running.sandbox.home)?;
+        let (staged, written) = write(&mut running, staged).await?;
+        let seals = seal_all(running.directory(), &running.lineage.seals, written.names()).await?;
+        let manifest = written.manifest(&running, &staged, name.clone(), &seals).await?;
+        staged.fill(running.directory(), &written.memory, &written.disk)?;
+        manifest.write(&staged.directory)?;
+        running.lineage.parent = Some(staged.id.clone());
+        running.lineage.seals.extend(seals);
+        let disk = written.disk.iter().cloned().chain([written.top.clone()]).collect();
+        running.complete(Files { disk, baseline: Some(written.memory) })?;
+        staged.publish(name, destination)?;
+        Ok(SnapshotTaken { manifest, report: written.report })
+    })
 }
 
 /// Makes the VMM write state and memory and start a new top layer. Returns what the snapshot

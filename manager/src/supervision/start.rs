@@ -19,6 +19,7 @@ use crate::{
     },
     sandbox::Sandbox,
 };
+use futures_util::future::BoxFuture;
 use rustix::fs::{Mode, OFlags, openat};
 use sandboxvm_protocol::agent::port::PortNumber;
 use std::{
@@ -139,48 +140,52 @@ impl Sandbox {
         Ok(())
     }
 
-    async fn ask_supervisor(
-        &self,
-        program: &SupervisorProgram,
-        request: &Request,
-    ) -> Result<Vec<PublishedPort>, SuperviseError> {
-        let mut attempt = 1;
-        loop {
-            if !is_supervised(&self.directory)? {
-                if let Some(_lock) = SupervisorLock::try_take(&self.directory)?
-                    && Supervision::read(&self.directory)?.is_none()
-                {
-                    Supervision::of(&SupervisionSpec::default())?.write(&self.directory)?;
+    fn ask_supervisor<'a>(
+        &'a self,
+        program: &'a SupervisorProgram,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Vec<PublishedPort>, SuperviseError>> {
+        Box::pin(async move {
+            let mut attempt = 1;
+            loop {
+                if !is_supervised(&self.directory)? {
+                    if let Some(_lock) = SupervisorLock::try_take(&self.directory)?
+                        && Supervision::read(&self.directory)?.is_none()
+                    {
+                        Supervision::of(&SupervisionSpec::default())?.write(&self.directory)?;
+                    }
+                    self.start_supervisor(program).await?;
                 }
-                self.start_supervisor(program).await?;
+                match talk::ask(&self.directory, request).await {
+                    Ok(Reply::Done(ports)) => return Ok(ports),
+                    Ok(Reply::Failed(message)) => return Err(SuperviseError::Refused(message)),
+                    // The supervisor may have been about to end or to start.
+                    Err(_) if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_millis(100)).await,
+                    Err(error) => return Err(self.lost(&format!("does not answer ({error})"))),
+                }
+                attempt += 1;
             }
-            match talk::ask(&self.directory, request).await {
-                Ok(Reply::Done(ports)) => return Ok(ports),
-                Ok(Reply::Failed(message)) => return Err(SuperviseError::Refused(message)),
-                // The supervisor may have been about to end or to start.
-                Err(_) if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_millis(100)).await,
-                Err(error) => return Err(self.lost(&format!("does not answer ({error})"))),
-            }
-            attempt += 1;
-        }
+        })
     }
 
     /// Starts a supervisor and waits until it is ready.
-    async fn start_supervisor(&self, program: &SupervisorProgram) -> Result<(), SuperviseError> {
-        let spawn = |source| SuperviseError::Spawn { program: program.program.clone(), source };
-        let (ours, theirs) = StdUnixStream::pair().map_err(spawn)?;
-        ours.set_nonblocking(true).map_err(spawn)?;
-        self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
-        let mut words = Vec::new();
-        let ours = UnixStream::from_std(ours).map_err(spawn)?;
-        let said = timeout(READY_WITHIN, ours.take(MAX_WORDS).read_to_end(&mut words)).await;
-        let words = String::from_utf8_lossy(&words);
-        match said {
-            Ok(Ok(_)) if words == READY => Ok(()),
-            Ok(Ok(_)) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
-            Ok(_) => Err(self.lost("ended at once")),
-            Err(_) => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
-        }
+    fn start_supervisor<'a>(&'a self, program: &'a SupervisorProgram) -> BoxFuture<'a, Result<(), SuperviseError>> {
+        Box::pin(async move {
+            let spawn = |source| SuperviseError::Spawn { program: program.program.clone(), source };
+            let (ours, theirs) = StdUnixStream::pair().map_err(spawn)?;
+            ours.set_nonblocking(true).map_err(spawn)?;
+            self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
+            let mut words = Vec::new();
+            let ours = UnixStream::from_std(ours).map_err(spawn)?;
+            let said = timeout(READY_WITHIN, ours.take(MAX_WORDS).read_to_end(&mut words)).await;
+            let words = String::from_utf8_lossy(&words);
+            match said {
+                Ok(Ok(_)) if words == READY => Ok(()),
+                Ok(Ok(_)) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
+                Ok(_) => Err(self.lost("ended at once")),
+                Err(_) => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
+            }
+        })
     }
 
     fn spawn_supervisor(&self, program: &SupervisorProgram, stdout: Stdio) -> Result<(), SuperviseError> {

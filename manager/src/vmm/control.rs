@@ -15,6 +15,7 @@ use crate::{
         wire::{self, FrameReader, WireError},
     },
 };
+use futures_util::future::BoxFuture;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, UCred, recvmsg, sockopt::set_socket_passcred};
 use sandboxvm_protocol::{
     frame::{Message, Wire},
@@ -138,17 +139,19 @@ pub(crate) struct ControlClient {
 
 impl ControlClient {
     /// Connects to the control socket of a VMM, which may be of an older build.
-    pub(crate) async fn connect(directory: &SandboxDirectory) -> Result<Self, ControlError> {
-        // Without a status there is no VMM yet, or one that says nothing.
-        let version = state::status(directory)?.map_or(WIRE.oldest, |status| status.wire);
-        // The directory has the ID as its name.
-        let id = directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match directory.connect(CONTROL_SOCKET).await {
-            Ok(stream) => Ok(Self { watches: false, ..Self::over(stream).speaking(version).called(id) }),
-            // The backlog of the socket is full.
-            Err(error) if error.is_would_block() => Err(ControlError::Silent(Some(id))),
-            Err(error) => Err(error.into()),
-        }
+    pub(crate) fn connect<'a>(directory: &'a SandboxDirectory) -> BoxFuture<'a, Result<Self, ControlError>> {
+        Box::pin(async move {
+            // Without a status there is no VMM yet, or one that says nothing.
+            let version = state::status(directory)?.map_or(WIRE.oldest, |status| status.wire);
+            // The directory has the ID as its name.
+            let id = directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match directory.connect(CONTROL_SOCKET).await {
+                Ok(stream) => Ok(Self { watches: false, ..Self::over(stream).speaking(version).called(id) }),
+                // The backlog of the socket is full.
+                Err(error) if error.is_would_block() => Err(ControlError::Silent(Some(id))),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 
     /// Uses a stream that is connected already: the launch channel of a VMM of the present build.
@@ -212,11 +215,13 @@ impl ControlClient {
     }
 
     /// Sends a request whose reply is Done.
-    pub(crate) async fn ask(&mut self, request: ControlRequest) -> Result<(), ControlError> {
-        match self.request(request).await?? {
-            ControlReply::Done => Ok(()),
-            _ => Err(WireError::Unexpected("another request's reply").into()),
-        }
+    pub(crate) fn ask<'a>(&'a mut self, request: ControlRequest) -> BoxFuture<'a, Result<(), ControlError>> {
+        Box::pin(async move {
+            match self.request(request).await?? {
+                ControlReply::Done => Ok(()),
+                _ => Err(WireError::Unexpected("another request's reply").into()),
+            }
+        })
     }
 
     pub(crate) async fn stats(&mut self) -> Result<VmStats, ControlError> {

@@ -10,6 +10,7 @@ use crate::{
     },
     vmm::{control::ControlClient, family, group::Group, lock, state},
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::{ids::SandboxId, vmm::ControlRequest};
 use std::{thread, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
@@ -96,41 +97,47 @@ impl<'a> Remains<'a> {
 /// Ends the VMM of `directory` now, with everything that it started. Returns false if there was
 /// nothing to end. Otherwise returns when the lock is free and, where processes can be observed,
 /// all of them have ended.
-pub(crate) async fn now(home: &Home, directory: &SandboxDirectory, id: &SandboxId) -> Result<bool, EndError> {
-    let remains = Remains::of(home, directory);
-    if lock::try_exclude_vmm(directory)?.is_some() {
-        if !remains.exist() {
-            return Ok(false);
-        }
-    } else {
-        ask(directory).await?;
-    }
-    // A VMM of an older build has no record of its process, and only its lock identifies it.
-    let mut holder = lock::find_holder(directory, hint(directory)?);
-    remains.kill();
-    let deadline = Instant::now() + KILLED_WITHIN;
-    loop {
-        let free = lock::try_exclude_vmm(directory)?.is_some();
-        let left = remains.exist();
-        if free && !left && holder.as_ref().is_none_or(|holder| !holder.is_alive()) {
-            return Ok(true);
-        }
-        if Instant::now() >= deadline {
-            return Err(EndError::Stuck(id.clone()));
-        }
-        remains.kill_again();
-        if !left {
-            if !free && holder.as_ref().is_none_or(|holder| !holder.is_alive()) {
-                // A process that the VMM started has the same lock.
-                holder = lock::find_holder(directory, None);
+pub(crate) fn now<'a>(
+    home: &'a Home,
+    directory: &'a SandboxDirectory,
+    id: &'a SandboxId,
+) -> BoxFuture<'a, Result<bool, EndError>> {
+    Box::pin(async move {
+        let remains = Remains::of(home, directory);
+        if lock::try_exclude_vmm(directory)?.is_some() {
+            if !remains.exist() {
+                return Ok(false);
             }
-            if let Some(holder) = &holder {
-                // ESRCH: the process has ended meanwhile. Any other error shows in the lock.
-                let _ = holder.kill();
-            }
+        } else {
+            ask(directory).await?;
         }
-        sleep(POLL).await;
-    }
+        // A VMM of an older build has no record of its process, and only its lock identifies it.
+        let mut holder = lock::find_holder(directory, hint(directory)?);
+        remains.kill();
+        let deadline = Instant::now() + KILLED_WITHIN;
+        loop {
+            let free = lock::try_exclude_vmm(directory)?.is_some();
+            let left = remains.exist();
+            if free && !left && holder.as_ref().is_none_or(|holder| !holder.is_alive()) {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Err(EndError::Stuck(id.clone()));
+            }
+            remains.kill_again();
+            if !left {
+                if !free && holder.as_ref().is_none_or(|holder| !holder.is_alive()) {
+                    // A process that the VMM started has the same lock.
+                    holder = lock::find_holder(directory, None);
+                }
+                if let Some(holder) = &holder {
+                    // ESRCH: the process has ended meanwhile. Any other error shows in the lock.
+                    let _ = holder.kill();
+                }
+            }
+            sleep(POLL).await;
+        }
+    })
 }
 
 /// Asks the VMM to end, so that it can report why it did.

@@ -37,6 +37,7 @@ use crate::{
     sandbox::Sandbox,
     vmm::wire::WireError,
 };
+use futures_util::future::BoxFuture;
 use sandboxvm_protocol::agent::{
     AgentMessage, CText, HostMessage,
     files::{FileEntry, FileOperation, FilePath, FileReply, FileRequest, FileTotals},
@@ -251,17 +252,19 @@ impl<'s> Files<'s> {
     }
 
     /// Connects and sends a request. Returns the first reply, unless it is a failure.
-    async fn begin(&self, operation: FileOperation) -> Result<(AgentConnection, FileReply), FileError> {
-        let request = HostMessage::Files(FileRequest { user: self.user.clone(), operation });
-        match self.sandbox.request(request).await? {
-            (connection, AgentMessage::File(reply)) => Ok((connection, error::unless_failed(reply)?)),
-            _ => Err(FileError::unexpected("answer to a request about files")),
-        }
+    fn begin<'a>(&'a self, operation: FileOperation) -> BoxFuture<'a, Result<(AgentConnection, FileReply), FileError>> {
+        Box::pin(async move {
+            let request = HostMessage::Files(FileRequest { user: self.user.clone(), operation });
+            match self.sandbox.request(request).await? {
+                (connection, AgentMessage::File(reply)) => Ok((connection, error::unless_failed(reply)?)),
+                _ => Err(FileError::unexpected("answer to a request about files")),
+            }
+        })
     }
 
     /// Returns the next reply of several.
-    async fn next(&self, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
-        next_reply(self.sandbox, connection).await
+    fn next<'a>(&'a self, connection: &'a mut AgentConnection) -> BoxFuture<'a, Result<FileReply, FileError>> {
+        Box::pin(async move { next_reply(self.sandbox, connection).await })
     }
 }
 
