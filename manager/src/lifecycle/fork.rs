@@ -236,7 +236,7 @@ impl Sandbox {
         let mut children = Vec::with_capacity(count);
         let mut handed = Vec::with_capacity(count);
         for _ in 0..count {
-            let (child, files) = self.stage_child(&running.lineage, running.control.version())?;
+            let (child, files) = self.stage_child(&running.lineage, running.control.speaks())?;
             children.push(child);
             handed.push(files);
         }

@@ -176,7 +176,7 @@ impl ControlClient {
     }
 
     /// Returns the version of the wire that the VMM speaks, as far as it is known here.
-    pub(crate) fn version(&self) -> u8 {
+    pub(crate) fn speaks(&self) -> u8 {
         self.wire.oldest
     }
 
@@ -239,7 +239,7 @@ impl ControlClient {
     }
 
     async fn request(&mut self, request: ControlRequest) -> Result<Answer, ControlError> {
-        let request = request.for_version(self.version()).ok_or(ControlError::TooOld)?;
+        let request = request.for_version(self.speaks()).ok_or(ControlError::TooOld)?;
         let answer = async {
             wire::send(&mut self.writer, self.wire, &request, MAX_MESSAGE).await?;
             self.reply().await
@@ -255,7 +255,7 @@ impl ControlClient {
         files: &LaunchFiles<'_>,
         within: Duration,
     ) -> Result<Answer, ControlError> {
-        let request = request.for_version(self.version()).ok_or(ControlError::TooOld)?;
+        let request = request.for_version(self.speaks()).ok_or(ControlError::TooOld)?;
         self.send_with(&request, files)?;
         timeout(within, self.reply()).await.map_err(|_| ControlError::Unfinished(within))?
     }
