@@ -52,6 +52,7 @@ pub use create::{
 };
 pub use create::{error::StartError, started::StartedSandbox};
 pub use guest::agent::AgentError;
+pub use guest::answer::{Answered, GuestScope, InUseElsewhere};
 pub use guest::attach_spec::AttachSpec;
 pub use guest::courier::{Carried, Courier};
 pub use guest::error::{ExecError, FailureClass};
@@ -67,7 +68,7 @@ pub use guest::process_spec::{
     ProcessSpec, ProcessSpecBuilder, ProcessSpecError, VariableProblem, check_variable, environment_entry,
 };
 pub use guest::processes::ProcessSummary;
-pub use guest::remote::{Answered, GuestScope, InUseElsewhere, RemoteSandbox};
+pub use guest::remote::RemoteSandbox;
 pub use guest::silence::{Silence, SilentPart};
 pub use guest::stop::{ForceCause, StopError, Stopped};
 pub use home::content::Content;

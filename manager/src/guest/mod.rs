@@ -5,7 +5,9 @@
 
 pub(crate) mod access;
 pub(crate) mod agent;
+pub(crate) mod answer;
 pub(crate) mod attach_spec;
+mod conveyed;
 pub(crate) mod courier;
 mod direct;
 pub(crate) mod error;
