@@ -30,6 +30,9 @@ mod server;
 mod store;
 mod telemetry;
 mod templates;
+#[cfg(test)]
+#[path = "../../tests/host/without_fsync.rs"]
+mod without_fsync;
 
 pub use access::{
     keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey},
