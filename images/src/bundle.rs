@@ -288,4 +288,17 @@ mod tests {
         fs::create_dir(&bundle.agent).unwrap();
         assert!(matches!(bundle.open_part(Part::Agent), Err(BundleError::NotAFile { .. })));
     }
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_part_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = BundleSources { directory: Some(dir.path().to_owned()), ..BundleSources::default() };
+        let bundle = Bundle::find(&sources);
+        assert!(std::process::Command::new("mkfifo").arg(&bundle.image).status().unwrap().success());
+        let (tell, told) = std::sync::mpsc::channel();
+        // Opening a FIFO would wait for a writer.
+        std::thread::spawn(move || tell.send(bundle.open_part(Part::Image).map(drop)));
+        let opened = told.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for a writer");
+        assert!(matches!(opened, Err(BundleError::NotAFile { .. })), "{opened:?}");
+    }
 }

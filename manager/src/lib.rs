@@ -44,6 +44,9 @@ mod sandbox;
 mod snapshot;
 mod supervision;
 mod vmm;
+#[cfg(test)]
+#[path = "../../tests/host/without_fsync.rs"]
+mod without_fsync;
 
 pub use create::pool::{Pool, PoolRequest};
 pub use create::{

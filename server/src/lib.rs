@@ -35,6 +35,9 @@ mod store;
 mod telemetry;
 mod templates;
 mod traces;
+#[cfg(test)]
+#[path = "../../tests/host/without_fsync.rs"]
+mod without_fsync;
 
 pub use access::{
     keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey},

@@ -138,4 +138,14 @@ mod tests {
         store.remove("a").unwrap();
         assert!(store.all().unwrap().is_empty() && dir.path().join("x/b.json").exists());
     }
+    #[test]
+    fn durable_changes_sync_the_directory() {
+        crate::without_fsync::act("store::tests::durable_changes_sync_the_directory", || {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::<String>::open(dir.path().join("x")).unwrap();
+            store.put("a", &"1".to_owned()).unwrap();
+            store.put_durably("a", &"2".to_owned()).unwrap_err();
+            store.remove_durably("a").unwrap_err();
+        });
+    }
 }

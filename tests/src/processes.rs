@@ -114,16 +114,20 @@ pub fn kill(pid: u32) {
     pidfd_send_signal(&descriptor, Signal::KILL).expect("the process can be killed");
 }
 
+/// SIGKILL to a process if it exists and has to do with `path`. Returns whether it was sent.
+#[must_use]
+pub fn kill_if_it_holds(pid: u32, path: &Path) -> bool {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    // The descriptor first, then the look: what is killed is what was looked at.
+    let Ok(descriptor) = pidfd_open(raw, PidfdFlags::empty()) else { return false };
+    is_alive(pid) && relation(pid, path).is_some() && pidfd_send_signal(&descriptor, Signal::KILL).is_ok()
+}
+
 /// SIGKILL to everything that holds something below `path`. For cleaning up after a failed test: `path` is the test's
 /// own temporary directory, so nothing else has business there.
 pub fn kill_all_of(path: &Path) {
     for process in that_hold(path) {
-        let Some(raw) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { continue };
-        // The descriptor first, then the look: what is killed is what was looked at.
-        let Ok(descriptor) = pidfd_open(raw, PidfdFlags::empty()) else { continue };
-        if relation(process.pid, path).is_some() {
-            // It may have ended by itself, which is just as well.
-            let _ = pidfd_send_signal(&descriptor, Signal::KILL);
-        }
+        // It may have ended by itself, which is just as well.
+        let _ = kill_if_it_holds(process.pid, path);
     }
 }

@@ -6,7 +6,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_protocol::vmm::users;
 use sandboxvm_tests::{
-    cli::Invocation,
+    cli::{Invocation, patience},
     drills,
     home::{Home, SMALL, Sandbox, eventually},
     server::Server,
@@ -127,8 +127,9 @@ fn ends_by_every_way(groups: bool) {
     let hosts = [Host { home: &home, groups }];
     let cells = ATTACKS.map(|attack| (hosts[0], attack));
 
-    // These expire while the others are ended.
-    let expiring = each(&cells, |host, attack| (host.taken_over(attack, &["--ttl", "60s=rm"]), what(host, attack)));
+    // These expire while the others are ended, and not before the attack has worked, which takes minutes on a busy host.
+    let ttl = format!("{}s=rm", 60 * patience());
+    let expiring = each(&cells, |host, attack| (host.taken_over(attack, &["--ttl", &ttl]), what(host, attack)));
     let mut key = None;
     for host in hosts {
         let mut server = host.server();

@@ -34,6 +34,28 @@ fn ticks(pid: u32) -> u64 {
     fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
 }
 
+/// A sandbox that its creator left when it was killed still ends, and has its ports.
+#[test]
+fn a_sandbox_has_its_services_as_soon_as_it_can_be_seen() {
+    let Some(home) = Home::with_kvm() else { return };
+    let create = home.cli(["create", "-m", SMALL, "--name", "left", "-p", "8000", "--ttl", "1h"]).spawn();
+    let seen = || {
+        let mut there = fs::read_dir(home.path().join("sandboxes")).ok()?.flatten();
+        there.next()
+    };
+    let id = eventually(SOON, seen).expect("it appears").file_name().into_string().expect("an ID");
+    create.signal(rustix::process::Signal::KILL);
+    let _ = create.finish();
+    let sandbox = Sandbox::called(&home, &id);
+    assert!(deadline(&sandbox).is_object(), "{}", deadline(&sandbox));
+    let _ = sandbox.exec(["--", "true"]).run().succeeds();
+    assert!(eventually(SOON, || supervisor(&sandbox)).is_some(), "the next command starts no supervisor");
+    let published = home.cli(["port", "left"]).run().succeeds().out();
+    assert!(published.contains("8000/tcp -> 127.0.0.1:"), "{published}");
+    sandbox.remove();
+    home.assert_nothing_left();
+}
+
 #[test]
 fn sandboxes_expire_without_a_client() {
     let Some(home) = Home::with_kvm() else { return };

@@ -24,7 +24,8 @@ impl Create {
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             let env = self.env.texts()?;
-            let Some(started) = self.machine.start(env, false, true, &mut signals).await? else {
+            let Some(started) = self.machine.start(env, self.supervision.services(), false, true, &mut signals).await?
+            else {
                 return Ok(signals.exit_code());
             };
             let sandbox = self.supervision.keep_up(started).await?.detach();

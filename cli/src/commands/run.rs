@@ -44,7 +44,8 @@ impl Run {
         let attendance = self.process.attendance()?;
         let spec = self.process.spec(&self.command, OnDisconnect::Kill)?;
         let mut signals = Signals::catch()?;
-        let Some(started) = self.machine.start(Vec::new(), true, false, &mut signals).await? else {
+        let services = self.supervision.services();
+        let Some(started) = self.machine.start(Vec::new(), services, true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
@@ -64,7 +65,8 @@ impl Run {
             command => Some(self.process.spec(command, OnDisconnect::Keep)?),
         };
         let mut signals = Signals::catch()?;
-        let Some(started) = self.machine.start(Vec::new(), false, spec.is_none(), &mut signals).await? else {
+        let services = self.supervision.services();
+        let Some(started) = self.machine.start(Vec::new(), services, false, spec.is_none(), &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;

@@ -18,7 +18,7 @@ use clap::Args;
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
     MemorySize, OnDisconnect, ProcessSpec, ProcessSpecError, SandboxName, SandboxSpec, StartFrom, StartedSandbox,
-    VcpuCount, check_variable,
+    SupervisionSpec, VcpuCount, check_variable,
 };
 use std::{
     env,
@@ -77,6 +77,7 @@ impl MachineOptions {
     pub(crate) async fn start(
         &self,
         env: Vec<String>,
+        services: SupervisionSpec,
         ephemeral: bool,
         settled: bool,
         signals: &mut Signals,
@@ -92,6 +93,7 @@ impl MachineOptions {
             env,
             ephemeral,
             limits: self.limits.wanted(),
+            services,
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {

@@ -37,6 +37,11 @@ pub(crate) struct RuleOptions {
 }
 
 impl SupervisionOptions {
+    /// The services that these options ask for.
+    pub(crate) fn services(&self) -> SupervisionSpec {
+        self.rules.services(self.publish.clone())
+    }
+
     /// Starts a supervisor for a sandbox that just started; ends the sandbox if that fails.
     pub(crate) async fn keep_up(self, started: StartedSandbox) -> Result<StartedSandbox, Failure> {
         warn_of_open(&self.publish);
@@ -56,9 +61,13 @@ impl RuleOptions {
         self.ttl.is_none() && self.idle.is_none()
     }
 
+    fn services(&self, ports: Vec<Publish>) -> SupervisionSpec {
+        SupervisionSpec { ttl: self.ttl, idle: self.idle, ports }
+    }
+
     /// Starts a supervisor for these rules and `ports` of a sandbox.
     pub(crate) async fn keep_up(&self, sandbox: &Sandbox, ports: Vec<Publish>) -> Result<(), Failure> {
-        let spec = SupervisionSpec { ttl: self.ttl, idle: self.idle, ports };
+        let spec = self.services(ports);
         if spec.is_empty() {
             return Ok(());
         }

@@ -7,6 +7,7 @@ use crate::{
     limits::admission::AdmissionError,
     record::RecordError,
     snapshot::{error::SnapshotError, lineage::LineageError},
+    supervision::SuperviseError,
     vmm::{control::ControlError, descriptors::LaunchError, last_words::LastWords},
 };
 use sandboxvm_images::{bundle::BundleError, template::TemplateError};
@@ -61,6 +62,9 @@ pub enum CreateError {
     /// A file operation failed.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// The services that the sandbox is to have cannot be written down.
+    #[error("{0}")]
+    Services(#[from] SuperviseError),
     /// The snapshot to start from does not exist or cannot be used.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),

@@ -18,6 +18,7 @@ use crate::{
         started::StartedSandbox,
     },
     manager::Manager,
+    supervision::SupervisionSpec,
 };
 use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::Bundle;
@@ -64,15 +65,16 @@ pub struct PoolRequest {
 
 impl Pool {
     /// Creates a pool of `size` machines of the kind that `spec` describes. The pool fills itself
-    /// from now on, and again after each [`Self::take`]. Name, environment and `ephemeral` of
-    /// `spec` are ignored; each request has its own. Must be called within a tokio runtime.
+    /// from now on, and again after each [`Self::take`]. Name, environment, `ephemeral` and services
+    /// of `spec` are ignored. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, bundle: Bundle, spec: SandboxSpec, size: usize) -> Self {
         let start_from = match spec.start_from {
             StartFrom::Boot => StartFrom::Ready,
             start_from => start_from,
         };
-        let spec = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, start_from, ..spec };
+        let services = SupervisionSpec::default();
+        let spec = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, start_from, services, ..spec };
         let shared = Arc::new(Shared {
             manager,
             bundle,

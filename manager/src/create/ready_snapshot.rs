@@ -30,6 +30,7 @@ use crate::{
         store::{StoredSnapshot, remove_directory},
         taking,
     },
+    supervision::SupervisionSpec,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -108,7 +109,8 @@ pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
 /// Boots a machine in staging, which no other process sees, warms it up, and takes its snapshot.
 async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
     let limits = WantedLimits::default();
-    let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, limits, ..spec.clone() };
+    let services = SupervisionSpec::default();
+    let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, limits, services, ..spec.clone() };
     let staged = Staged::begin(home, new_record(&plain, basis)?)?;
     let mut started = boot(staged, basis, spec.boot_timeout, Visibility::Hidden)?;
     let taken: Result<(), CreateError> = async {

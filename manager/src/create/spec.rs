@@ -3,6 +3,7 @@
 
 use crate::{
     audit::Origin, create::error::CreateError, guest::process_spec::check_variable, limits::kept::WantedLimits,
+    supervision::SupervisionSpec,
 };
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
@@ -53,6 +54,10 @@ pub struct SandboxSpec {
     pub ephemeral: bool,
     /// Limits of the sandbox. Those of a snapshot are never used.
     pub limits: WantedLimits,
+    /// Services of the sandbox, written down before any other process sees it: if its creator is
+    /// killed, the next command that uses the sandbox starts them. The creator starts them by
+    /// [`Sandbox::supervise`](crate::Sandbox::supervise).
+    pub services: SupervisionSpec,
     /// Maximum time from the start until the agent listens.
     pub boot_timeout: Duration,
 }
@@ -68,6 +73,7 @@ impl Default for SandboxSpec {
             env: Vec::new(),
             ephemeral: false,
             limits: WantedLimits::default(),
+            services: SupervisionSpec::default(),
             boot_timeout: Duration::from_secs(300),
         }
     }

@@ -14,6 +14,8 @@ use crate::{
     },
     home::host::HostIdentity,
     manager::Manager,
+    record::SandboxRecord,
+    supervision,
 };
 use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::{Bundle, Part};
@@ -39,8 +41,7 @@ impl Manager {
 
     async fn start_booting(&self, bundle: &Bundle, spec: &SandboxSpec) -> Result<StartedSandbox, CreateError> {
         let basis = self.basis(bundle, spec.disk).await?;
-        let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
-        staged.admit()?;
+        let staged = self.staged(new_record(spec, &basis)?, spec)?;
         boot(staged, &basis, spec.boot_timeout, Visibility::Published)
     }
 
@@ -53,8 +54,7 @@ impl Manager {
         loop {
             // This comes before anything that takes long: from here on the name is claimed, and the
             // memory is reserved.
-            let staged = Staged::begin(&self.home, new_record(spec, &basis)?)?;
-            staged.admit()?;
+            let staged = self.staged(new_record(spec, &basis)?, spec)?;
             let snapshot = ready_snapshot::ensure(&self.home, &key, &basis, spec).await?;
             let from = basis.restored_from(&snapshot, &host);
             let restored =
@@ -78,8 +78,7 @@ impl Manager {
         name: &SandboxName,
     ) -> Result<StartedSandbox, CreateError> {
         let basis = NamedBasis::read(self, bundle, name)?;
-        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
-        staged.admit()?;
+        let staged = self.staged(basis.record(spec)?, spec)?;
         let started = restore(staged, &basis.restored(), bundle.path(Part::Vmm), spec.boot_timeout).await?;
         ready_or_finished(started).await
     }
@@ -92,10 +91,19 @@ impl Manager {
         name: &SandboxName,
     ) -> Result<StartedSandbox, CreateError> {
         let basis = NamedBasis::read(self, bundle, name)?;
-        let staged = Staged::begin(&self.home, basis.record(spec)?)?;
-        staged.admit()?;
+        let staged = self.staged(basis.record(spec)?, spec)?;
         let kernel = basis.kernel(&self.home, bundle)?;
         boot_disk(staged, &basis.restored(), &kernel, bundle.path(Part::Vmm), spec.boot_timeout).await
+    }
+}
+
+impl Manager {
+    /// Claims the name, reserves room on the host, and writes down the services.
+    fn staged(&self, record: SandboxRecord, spec: &SandboxSpec) -> Result<Staged, CreateError> {
+        let staged = Staged::begin(&self.home, record)?;
+        staged.admit()?;
+        supervision::plan(staged.directory(), &spec.services)?;
+        Ok(staged)
     }
 }
 

@@ -96,4 +96,19 @@ mod tests {
         fs::write(&entry, "0").unwrap();
         assert_eq!(at(&home, &path).unwrap(), first);
     }
+
+    /// The path is of a record that may come from anywhere.
+    #[test]
+    fn content_is_not_looked_for_in_what_is_not_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let (file, fifo) = (dir.path().join("file"), dir.path().join("fifo"));
+        fs::write(&file, "abc").unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let stated = Content { path: fifo, ..at(&home, &file).unwrap() };
+        let (tell, told) = std::sync::mpsc::channel();
+        // Opening a FIFO would wait for a writer.
+        std::thread::spawn(move || tell.send(find(&home, &stated, &file).is_some()));
+        assert!(told.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for a writer"));
+    }
 }

@@ -97,4 +97,13 @@ mod tests {
         names.sort();
         assert_eq!(names, ["disk.7", "disk.8", "x"]);
     }
+
+    #[test]
+    fn replaced_files_sync_the_directory() {
+        crate::without_fsync::act("home::links::tests::replaced_files_sync_the_directory", || {
+            let home = tempfile::tempdir().unwrap();
+            let directory = SandboxDirectory::create(home.path().join("a")).unwrap();
+            directory.replace("x", b"one").unwrap_err();
+        });
+    }
 }

@@ -30,6 +30,7 @@ pub(crate) mod status;
 mod talk;
 
 pub(crate) use services::listeners::forget;
+pub(crate) use start::plan;
 
 use crate::{
     home::directory::DirectoryError,

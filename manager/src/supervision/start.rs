@@ -57,6 +57,22 @@ impl SupervisorLock {
     }
 }
 
+/// Writes down the services of a new sandbox unless a supervisor has them already. A supervisor
+/// that is started later maintains them.
+pub(crate) fn plan(directory: &SandboxDirectory, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
+    if spec.is_empty() {
+        return Ok(());
+    }
+    if spec.idle.is_some() {
+        in_use::watch(directory)?;
+    }
+    let supervision = Supervision::of(spec)?;
+    if let Some(_lock) = SupervisorLock::try_take(directory)? {
+        supervision.write(directory)?;
+    }
+    Ok(())
+}
+
 impl Sandbox {
     /// Starts the services of `spec` for a new sandbox: its time to live starts now, and its ports
     /// are listened on when this returns.
@@ -67,13 +83,7 @@ impl Sandbox {
         if spec.is_empty() {
             return Ok(());
         }
-        if spec.idle.is_some() {
-            in_use::watch(&self.directory)?;
-        }
-        let supervision = Supervision::of(spec)?;
-        if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
-            supervision.write(&self.directory)?;
-        }
+        plan(&self.directory, spec)?;
         let started = self.start_supervisor(program).await;
         if started.is_err() {
             self.directory.unlink(FILE)?;

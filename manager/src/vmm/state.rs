@@ -204,4 +204,24 @@ mod tests {
         std::fs::create_dir(directory.path().join(STATUS)).unwrap();
         assert_eq!(read(&directory).unwrap(), State::Creating);
     }
+
+    /// How often this thread has slept.
+    fn sleeps() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse().unwrap()
+    }
+
+    #[test]
+    fn invalid_status_files_put_no_thread_to_sleep() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        directory.write_new(STATUS, b"{\"pid\":").unwrap();
+        let before = sleeps();
+        for _ in 0..50 {
+            assert_eq!(super::status(&directory).unwrap(), None);
+        }
+        // Opening a file may wait for a moment.
+        assert!(sleeps() - before < 50, "{} sleeps", sleeps() - before);
+    }
 }

@@ -185,8 +185,8 @@ impl SandboxTools {
 }
 
 async fn create(scope: &Scope, arguments: CreateArguments) -> Result<SandboxShown, LifecycleFailure> {
-    let spec = spec(scope, &arguments)?;
     let rules = rules(scope, arguments.ttl_seconds)?;
+    let spec = SandboxSpec { services: rules.clone(), ..spec(scope, &arguments)? };
     let mut room = scope.room(1)?;
     let settings = scope.settings();
     let started = scope.manager().create(&settings.bundle, &spec).await?;

@@ -318,7 +318,7 @@ impl KeyStore {
         // Made with mode 0600.
         let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
         let bytes = serde_json::to_vec_pretty(&keys).map_err(|error| failed(error.into()))?;
-        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        file.write_all(&bytes).and_then(|()| file.as_file().sync_data()).map_err(failed)?;
         file.persist(&self.path).map_err(|error| failed(error.error))?;
         // A key that was removed is not to be good again after a power failure.
         fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
@@ -397,5 +397,14 @@ mod tests {
         let path = dir.path().join("keys.json");
         fs::write(&path, "[{]").unwrap();
         assert!(matches!(KeyStore::open(&path), Err(KeyError::Damaged { .. })));
+    }
+
+    #[test]
+    fn changed_keys_sync_the_directory() {
+        crate::without_fsync::act("access::keys::tests::changed_keys_sync_the_directory", || {
+            let dir = tempfile::tempdir().unwrap();
+            let store = KeyStore::open(&KeyStore::path_in(dir.path())).unwrap();
+            assert!(matches!(store.create(WantedKey::default()), Err(KeyError::Io { .. })));
+        });
     }
 }

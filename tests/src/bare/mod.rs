@@ -5,6 +5,7 @@
 //! - [`machine`]: one such machine, from its start to what is said about its end.
 //! - [`shape`]: what kind of machine it is.
 //! - [`launch`]: the process and its launch frame.
+//! - [`forgery`]: what a file of a saved machine says, changed.
 //! - [`channel`]: the launch channel, from then on.
 //! - [`vitals`]: what the process uses, as `/proc` has it.
 //! - [`driver`]: the steps of a virtio driver, as parts of a script.
@@ -12,6 +13,7 @@
 
 mod channel;
 pub mod driver;
+mod forgery;
 mod launch;
 pub mod machine;
 mod shape;

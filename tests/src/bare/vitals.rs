@@ -4,6 +4,7 @@
 use crate::{memory, processes};
 use std::{
     fs,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -94,15 +95,22 @@ fn threads(pid: u32) -> Option<usize> {
     Some(names.filter(|name| !name.starts_with("kvm-")).count())
 }
 
-/// Processor time so far, in clock ticks (proc_pid_stat(5), utime and stime), of what `path` in /proc is.
-fn ticks(path: &str) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{path}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split_whitespace().skip(11);
-    let mut next = || fields.next()?.parse::<u64>().ok();
-    Some(next()? + next()?)
+/// How long the threads of what `path` in /proc is have used a processor so far, or waited for one
+/// (Documentation/scheduler/sched-stats.rst). A thread that spins does one of both at any moment, however busy the host is.
+fn demand(path: &str) -> Option<Duration> {
+    let files: Vec<PathBuf> = match fs::read_dir(format!("/proc/{path}/task")) {
+        Ok(tasks) => tasks.flatten().map(|task| task.path().join("schedstat")).collect(),
+        Err(_) => vec![format!("/proc/{path}/schedstat").into()],
+    };
+    let of = |file: &PathBuf| {
+        let text = fs::read_to_string(file).ok()?;
+        let mut fields = text.split_whitespace().map(|field| field.parse().ok());
+        Some(Duration::from_nanos(fields.next()??) + Duration::from_nanos(fields.next()??))
+    };
+    files.iter().map(of).sum()
 }
 
-/// Whether the process uses (almost) no processor time for a moment, within some patience: one that spins never does.
+/// Whether the process wants (almost) no processor time for a moment, within some patience. One that spins always wants it.
 pub(super) fn comes_to_rest(pid: u32) -> bool {
     rests(pid, &pid.to_string())
 }
@@ -112,23 +120,24 @@ pub(super) fn loop_comes_to_rest(pid: u32) -> bool {
     rests(pid, &format!("{pid}/task/{pid}"))
 }
 
-/// Whether its first thread uses the processor for a moment, within some patience.
+/// Whether its first thread wants the processor for a moment, within some patience.
 pub(super) fn loop_works(pid: u32) -> bool {
     let path = format!("{pid}/task/{pid}");
     (0..100).any(|_| {
-        let Some(before) = ticks(&path) else { return false };
+        let Some(before) = demand(&path) else { return false };
         thread::sleep(LOOK);
-        ticks(&path).is_some_and(|after| after > before + 1)
+        demand(&path).is_some_and(|after| after > before + A_MOMENT)
     })
 }
 
 const LOOK: Duration = Duration::from_millis(200);
+/// Part of a look in which a process at rest may have something to do.
+const A_MOMENT: Duration = Duration::from_millis(20);
 
 fn rests(pid: u32, path: &str) -> bool {
     (0..50).any(|_| {
-        let Some(before) = ticks(path) else { return false };
+        let Some(before) = demand(path) else { return false };
         thread::sleep(LOOK);
-        // One tick of twenty: whatever else there was to do in between.
-        processes::is_alive(pid) && ticks(path).is_some_and(|after| after <= before + 1)
+        processes::is_alive(pid) && demand(path).is_some_and(|after| after <= before + A_MOMENT)
     })
 }

@@ -112,3 +112,23 @@ fn a_stopped_device_is_stopped_in_a_copy() {
     BareMachine::restore(&artefacts, &saved, shape).finish().in_order();
     machine.finish().in_order();
 }
+
+/// A state file may come from anywhere: its vCPUs show their guest nothing that is hidden from one that boots.
+#[test]
+fn a_forged_processor_is_not_restored() {
+    let Some(artefacts) = artefacts() else { return };
+    let mut image = Image::new();
+    image.script.say("saved\n").push(Instruction::Delay { turns: 300_000 });
+    image.script.end();
+    let shape = Shape::default();
+    let mut machine = BareMachine::boot(&artefacts, &image, shape);
+    machine.wait_for_console("saved\n");
+    let saved = machine.save();
+    // SVM where the processor has none, or else VMX: in mode pvm a guest sees what the processor shows.
+    let has_svm = std::arch::x86_64::__cpuid(0x8000_0001).ecx & 1 << 2 != 0;
+    let (function, feature) = if has_svm { (1, 1 << 5) } else { (0x8000_0001, 1 << 2) };
+    saved.add_to_cpuid(function, 2, feature);
+    let ended = BareMachine::restore(&artefacts, &saved, shape).finish();
+    assert!(format!("{:?}", ended.reason).contains("CPUID leaf"), "{ended:#?}");
+    machine.finish().in_order();
+}
