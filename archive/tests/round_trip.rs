@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
+mod tree;
+
 use proptest::prelude::*;
-use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat};
+use crate::tree::{description, set_time};
+use rustix::fs::{XattrFlags, setxattr};
 use sandboxvm_archive::{
     Entry, Extent, Kind, PackError, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer,
     pack, unpack, unpack_single,
@@ -43,46 +46,6 @@ fn packed(base: &Path, path: &str, name: &str) -> (Vec<u8>, Totals) {
 
 fn unpacked(bytes: &[u8], into: &Path) -> Result<Totals, UnpackError> {
     unpack(&mut Reader::new(bytes), open(into), &POLICY)
-}
-
-fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
-    utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-}
-
-/// Everything about a tree that is to survive, by path.
-fn description(root: &Path) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    let mut inodes = BTreeMap::new();
-    describe(root, root, &mut all, &mut inodes);
-    all
-}
-
-fn describe(root: &Path, path: &Path, all: &mut BTreeMap<String, String>, inodes: &mut BTreeMap<u64, String>) {
-    let about = fs::symlink_metadata(path).unwrap();
-    let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-    let kind = about.file_type();
-    let content = if kind.is_symlink() {
-        format!("-> {:?}", fs::read_link(path).unwrap())
-    } else if kind.is_dir() {
-        String::from("/")
-    } else {
-        let first = inodes.entry(about.ino()).or_insert_with(|| name.clone());
-        let mut attribute = [0; 64];
-        let len = getxattr(path, "user.test", &mut attribute[..]).unwrap_or(0);
-        let attribute = String::from_utf8_lossy(&attribute[..len]).into_owned();
-        let content = fs::read(path).unwrap();
-        let sum = content.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-        format!("{} {sum} first={first} {attribute}", content.len())
-    };
-    let mode = if kind.is_symlink() { 0 } else { about.mode() & 0o7777 };
-    all.insert(name, format!("{mode:o} {}.{} {content}", about.mtime(), about.mtime_nsec()));
-    if kind.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            describe(root, &entry.unwrap().path(), all, inodes);
-        }
-    }
 }
 
 /// A tree with everything in it.

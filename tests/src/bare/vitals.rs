@@ -1,5 +1,5 @@
-//! What a VMM's process uses while its guest does its worst: peaks of memory beside the guest's, of descriptors and of
-//! threads, and whether it comes to rest.
+//! The use of resources by a VMM while its guest attacks it: peaks of memory without the guest's,
+//! of descriptors and of threads, and whether the VMM becomes idle.
 
 use crate::{memory, processes};
 use std::{
@@ -12,21 +12,22 @@ use std::{
     time::Duration,
 };
 
-/// The most that a VMM may use.
+/// Maximum use of resources by a VMM.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Memory that is nobody else's and not the guest's, in KiB.
+    /// Memory in KiB that no other process shares and that is not the guest's.
     pub private_kib: u64,
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub descriptors: usize,
 }
 
 impl Bounds {
-    /// For a guest without connections from the host. An idle VMM has some 500 KiB and 40 descriptors.
+    /// For a guest without connections from the host. An idle VMM has about 500 KiB and 40
+    /// descriptors.
     pub const QUIET: Self = Self { private_kib: 4 << 10, descriptors: 64 };
 }
 
-/// The most that was seen.
+/// The highest values that were measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Peaks {
     pub(super) private_kib: u64,
@@ -35,7 +36,7 @@ pub struct Peaks {
     samples: u64,
 }
 
-/// Looks at a process until it is stopped.
+/// Measures a process until it is stopped.
 #[derive(Debug)]
 pub(super) struct Watcher {
     stop: Arc<AtomicBool>,
@@ -66,14 +67,15 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It only reads files and does not panic; if it did, the test has its say.
+            // The thread only reads files and does not panic. If it does, the test has failed
+            // already.
             let _ = thread.join();
         }
     }
 }
 
 fn look(pid: u32, guest_mib: u64, seen: &Mutex<Peaks>) {
-    // A process that is gone, or has not got its memory yet, is not measured.
+    // A process that has ended, or that has no guest memory yet, is not measured.
     let Some(memory) = memory::try_of_vmm(pid, guest_mib) else { return };
     let (Some(descriptors), Some(threads)) = (entries(pid, "fd"), threads(pid)) else { return };
     let mut peaks = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,14 +89,17 @@ fn entries(pid: u32, what: &str) -> Option<usize> {
     Some(fs::read_dir(format!("/proc/{pid}/{what}")).ok()?.count())
 }
 
-/// Threads but those that the kernel's KVM adds to a process of its own accord (`kvm-nx-lpage-re...`).
+/// Returns the number of threads, without those that KVM in the kernel adds to the process
+/// (`kvm-nx-lpage-re...`).
 fn threads(pid: u32) -> Option<usize> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
     let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
     Some(names.filter(|name| !name.starts_with("kvm-")).count())
 }
 
-/// Processor time so far, in clock ticks (proc_pid_stat(5), utime and stime), of what `path` in /proc is.
+/// Returns the processor time in clock ticks (proc_pid_stat(5), utime and stime) of a process or
+/// thread, given its path in
+/// /proc.
 fn ticks(path: &str) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{path}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split_whitespace().skip(11);
@@ -102,17 +107,18 @@ fn ticks(path: &str) -> Option<u64> {
     Some(next()? + next()?)
 }
 
-/// Whether the process uses (almost) no processor time for a moment, within some patience: one that spins never does.
+/// Returns whether the process uses almost no processor time for a moment, before a deadline. One
+/// that spins never does.
 pub(super) fn comes_to_rest(pid: u32) -> bool {
     rests(pid, &pid.to_string())
 }
 
-/// The same of its first thread, which runs the event loop.
+/// As [`comes_to_rest`], for the first thread of the process, which runs the event loop.
 pub(super) fn loop_comes_to_rest(pid: u32) -> bool {
     rests(pid, &format!("{pid}/task/{pid}"))
 }
 
-/// Whether its first thread uses the processor for a moment, within some patience.
+/// Returns whether the first thread uses the processor for a moment, before a deadline.
 pub(super) fn loop_works(pid: u32) -> bool {
     let path = format!("{pid}/task/{pid}");
     (0..100).any(|_| {
@@ -128,7 +134,7 @@ fn rests(pid: u32, path: &str) -> bool {
     (0..50).any(|_| {
         let Some(before) = ticks(path) else { return false };
         thread::sleep(LOOK);
-        // One tick of twenty: whatever else there was to do in between.
+        // One tick of twenty is allowed for other work.
         processes::is_alive(pid) && ticks(path).is_some_and(|after| after <= before + 1)
     })
 }
