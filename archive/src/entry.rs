@@ -1,49 +1,49 @@
-//! One entry of an archive, as neither a header nor a file.
+//! An entry of an archive, independent of headers and files.
 
-/// Longest path or link target in bytes (Linux `PATH_MAX` less its NUL).
+/// Maximum length of a path or link target in bytes (Linux `PATH_MAX` without its NUL).
 pub const MAX_PATH: usize = 4095;
 
 /// A file of a tree, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its path as the archive states it: hostile until looked at.
+    /// Path as the archive states it. It is hostile until it was checked.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Kind of the file.
     pub kind: Kind,
-    /// The low twelve bits.
+    /// The low twelve bits of the mode.
     pub mode: u32,
-    /// User.
+    /// User ID of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group ID of the owner.
     pub gid: u32,
-    /// When its content last changed.
+    /// Time at which the content last changed.
     pub modified: Timestamp,
-    /// Extended attributes, names with their `user.`.
+    /// Extended attributes. The names include their prefix `user.`.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Regular file.
     File {
-        /// Bytes, holes included.
+        /// Size in bytes, holes included.
         size: u64,
-        /// Where its data is, the rest being holes; nothing for a file without holes.
+        /// Ranges of data, between which there are holes. None for a file without holes.
         extents: Option<Vec<Extent>>,
     },
     /// Directory.
     Directory,
-    /// Symbolic link to this.
+    /// Symbolic link to this target.
     Symlink(Vec<u8>),
-    /// The same file as an entry before it, by its path in the archive.
+    /// Another name of the file of an earlier entry, which is named by its path in the archive.
     HardLink(Vec<u8>),
-    /// Anything else, by its type in the header: devices, named pipes, what only some tar knows.
+    /// Any other type in the header: devices, named pipes, and extensions of some tar programs.
     Other(u8),
 }
 
 impl Kind {
-    /// Bytes of content that the archive holds for it.
+    /// Returns how many bytes of content the archive stores for it.
     #[must_use]
     pub fn stored(&self) -> u64 {
         match self {
@@ -56,33 +56,33 @@ impl Kind {
     }
 }
 
-/// A run of data in a file with holes.
+/// A range of data in a file with holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it begins.
+    /// Offset of the first byte.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
 /// Seconds and nanoseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timestamp {
-    /// Negative before the epoch.
+    /// Seconds, negative before the epoch.
     pub seconds: i64,
-    /// Below 1,000,000,000.
+    /// Nanoseconds, below 1,000,000,000.
     pub nanoseconds: u32,
 }
 
-/// What was copied.
+/// The totals of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Entries.
+    /// Number of entries.
     pub entries: u64,
-    /// Bytes of files, holes included.
+    /// Size of all files in bytes, holes included.
     pub bytes: u64,
-    /// Sockets, named pipes and devices left out of an archive.
+    /// Number of sockets, named pipes and devices that were omitted.
     pub left_out: u64,
-    /// Extended attributes that the target's file system would not take.
+    /// Number of extended attributes that the target's file system did not accept.
     pub attributes_lost: u64,
 }

@@ -1,4 +1,4 @@
-//! The 512 bytes that begin every entry: fields, numbers and checksum (tar(5), pax(1)).
+//! The header of 512 bytes that begins every entry: fields, numbers and checksum (tar(5), pax(1)).
 
 use std::ops::Range;
 
@@ -17,11 +17,12 @@ const LINK: Range<usize> = 157..257;
 const MAGIC: Range<usize> = 257..265;
 const PREFIX: Range<usize> = 345..500;
 
-/// Old GNU tar's sparse files: four extents, whether more blocks of them follow, the size with holes.
+/// Sparse files of old GNU tar: four extents, whether blocks with more extents follow, and the size
+/// with holes.
 pub(crate) const GNU_EXTENTS: usize = 386;
 const GNU_MORE: usize = 482;
 const GNU_REAL_SIZE: Range<usize> = 483..495;
-/// Of a block of further extents.
+/// Number of extents in a block of further extents.
 pub(crate) const GNU_EXTENTS_IN_BLOCK: usize = 21;
 const GNU_MORE_IN_BLOCK: usize = 504;
 
@@ -35,12 +36,12 @@ pub(crate) const GNU_LONG_LINK: u8 = b'K';
 pub(crate) const PAX: u8 = b'x';
 pub(crate) const PAX_GLOBAL: u8 = b'g';
 
-/// A header's fields as they stand there.
+/// The fields of a header, not decoded yet.
 #[derive(Debug)]
 pub(crate) struct Header<'a>(pub(crate) &'a Block);
 
 impl<'a> Header<'a> {
-    /// True when the bytes are what their checksum says.
+    /// Returns true if the checksum is right.
     pub(crate) fn is_intact(&self) -> bool {
         let stated = number(&self.0[CHECKSUM]);
         stated == Some(checksum(self.0, u64::from)) || stated == Some(checksum(self.0, |b| b as i8 as u64))
@@ -93,12 +94,12 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Whether further extents follow a block of them.
+/// Returns whether another block of extents follows this one.
 pub(crate) fn gnu_more_in_block(block: &Block) -> bool {
     block[GNU_MORE_IN_BLOCK] != 0
 }
 
-/// What a header is made of, as far as it fits one.
+/// The values of a header, as far as they fit.
 #[derive(Debug)]
 pub(crate) struct Fields<'a> {
     pub(crate) path: &'a [u8],
@@ -112,7 +113,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// What does not fit is cut: pax records say it in full.
+    /// Encodes the header. Values that do not fit are cut, because pax records state them in full.
     pub(crate) fn to_block(&self) -> Block {
         let mut block = [0; BLOCK];
         put_text(&mut block[NAME], self.path);
@@ -130,9 +131,9 @@ impl Fields<'_> {
     }
 }
 
-/// Longest name that a header holds in full.
+/// Maximum length of a name that fits a header.
 pub(crate) const MAX_NAME: usize = 100;
-/// Largest user, group and size that it does.
+/// Maximum user ID, group ID and size that fit a header.
 pub(crate) const MAX_ID: u64 = (1 << 21) - 1;
 pub(crate) const MAX_SIZE: u64 = (1 << 33) - 1;
 
@@ -141,7 +142,8 @@ fn put_text(field: &mut [u8], text: &[u8]) {
     field[..len].copy_from_slice(&text[..len]);
 }
 
-/// Octal digits and a NUL; of a number that does not fit, the largest that does.
+/// Writes octal digits and a NUL. A number that does not fit is replaced by the largest one that
+/// does.
 fn put_number(field: &mut [u8], number: u64) {
     let digits = field.len() - 1;
     let largest = (1u64 << (3 * digits).min(63)) - 1;
@@ -149,7 +151,9 @@ fn put_number(field: &mut [u8], number: u64) {
     field.copy_from_slice(text.as_bytes());
 }
 
-/// Octal digits between blanks, or GNU's binary form; `None` for anything else, and for negative numbers.
+/// Reads octal digits between blanks, or a number in GNU's binary form. Returns `None` for anything
+/// else and for negative
+/// numbers.
 pub(crate) fn number(field: &[u8]) -> Option<u64> {
     if field.first().is_some_and(|first| first & 0x80 != 0) {
         let (first, rest) = field.split_first()?;
@@ -171,7 +175,8 @@ fn text(field: &[u8]) -> &[u8] {
     &field[..end]
 }
 
-/// The sum of all bytes, those of the checksum itself counted as blanks; some old tar took them for signed.
+/// Returns the sum of all bytes, with blanks in place of the checksum. Some old tar programs used
+/// signed bytes.
 fn checksum(block: &Block, value: impl Fn(u8) -> u64) -> u64 {
     let byte = |(at, byte): (usize, &u8)| if CHECKSUM.contains(&at) { u64::from(b' ') } else { value(*byte) };
     block.iter().enumerate().map(byte).fold(0, u64::wrapping_add)
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_into_a_header_is_read_from_it() {
+    fn values_that_are_put_into_a_header_are_read_from_it() {
         let fields = Fields {
             path: b"dir/a",
             link: b"",

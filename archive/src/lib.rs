@@ -1,17 +1,19 @@
-//! Directory trees as tar streams: modes, times, symbolic and hard links, `user.*` attributes and holes survive.
+//! Directory trees as tar streams. Modes, times, symbolic and hard links, `user.*` attributes and
+//! holes are preserved.
 //!
 //! ```text
 //! directory ── pack ──> writer ──> bytes ──> reader ──> unpack ──> directory
 //! ```
-//! Both ends of a copy use it: the guest's agent, in a process that serves one request, and the manager. Everything is
-//! blocking I/O on descriptors, and memory is bounded whatever a stream or a directory holds: a block, one entry's
-//! names and attributes, and what [`pack`] and [`unpack`] state. Neither end believes the other: a reader takes nothing
-//! for granted of its stream, and [`unpack`] can keep all it does below one directory (see [`Trust`]). It knows nothing
-//! of sandboxes, wires or terminals.
+//! Both ends of a copy use this crate: the agent of the guest, in a process that serves one
+//! request, and the manager. It uses blocking I/O on descriptors. Its memory is bounded for every
+//! stream and directory: one block, the names and attributes of one entry, and the limits of
+//! [`pack`] and [`unpack`]. Neither end trusts the other: the reader checks everything in its
+//! stream, and [`unpack`] can confine itself to one directory (see [`Trust`]). The crate knows
+//! nothing about sandboxes, wires or terminals.
 //!
-//! What is written is POSIX pax (pax(1)), which GNU tar, bsdtar and Python's tarfile read; what is read is that, old GNU
-//! tar and ustar. A tar library is not used because those of Rust read long names and attributes of any stated length
-//! into memory, and know no sparse files of pax.
+//! It writes POSIX pax (pax(1)), which GNU tar, bsdtar and Python's tarfile read. It reads that,
+//! old GNU tar and ustar. It uses no tar library, because those of Rust read long names and
+//! attributes of any stated length into memory, and do not support sparse files of pax.
 
 mod entry;
 mod header;

@@ -1,9 +1,11 @@
-//! A regular file on its way to its place. Where the file system allows it, the file has no name until it is complete, so a
-//! process that is killed meanwhile leaves nothing behind. The file that it replaces stays until then.
+//! A regular file that is being written. If the file system allows it, the file has no name until
+//! it is complete, so a process that is killed meanwhile leaves nothing behind. The file that it
+//! replaces stays until then.
 //!
-//! Not every file system makes files without names (NFS, FUSE and others do not, nor overlayfs in older kernels): there
-//! the file has one of our own beside its place from the start, which stays when we are killed. No call replaces a name
-//! by a file that has none, so in place of an old file the new one has such a name too, from one system call to the next.
+//! Some file systems cannot create files without names (NFS, FUSE and others, and overlayfs in
+//! older kernels). There the file has a temporary name beside its place from the start, which stays
+//! if this process is killed. No system call replaces a name by a file without one. So a file that
+//! replaces another one also has a temporary name, between two system calls.
 
 use crate::place::Temporary;
 use rustix::{
@@ -12,23 +14,25 @@ use rustix::{
     io::Errno,
 };
 
-/// See the module; dropped, it is gone.
+/// The new file. If the value is dropped, the file is removed.
 #[derive(Debug)]
 pub(crate) struct NewFile<'d> {
     directory: BorrowedFd<'d>,
     pub(crate) file: OwnedFd,
-    /// Its name, if it has one yet.
+    /// The temporary name, if the file has one yet.
     temporary: Option<Temporary<'d>>,
 }
 
 impl<'d> NewFile<'d> {
-    /// An empty file, open for writing. `may_be_unnamed` is made false where that turns out not to be so.
+    /// Creates an empty file that is open for writing. Sets `may_be_unnamed` to false if the file
+    /// system cannot create files
+    /// without names.
     pub(crate) fn make(directory: BorrowedFd<'d>, may_be_unnamed: &mut bool) -> Result<Self, Errno> {
         let mode = Mode::RUSR | Mode::WUSR;
         if *may_be_unnamed {
             match openat(directory, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode) {
                 Ok(file) => return Ok(Self { directory, file, temporary: None }),
-                // The last two from kernels that do not know the flag (open(2)).
+                // Kernels that do not know the flag return the last two (open(2)).
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => *may_be_unnamed = false,
                 Err(errno) => return Err(errno),
             }
@@ -38,7 +42,7 @@ impl<'d> NewFile<'d> {
         Ok(Self { directory, file, temporary: Some(temporary) })
     }
 
-    /// Puts it in the place of `name`.
+    /// Gives the file its final name, replacing an existing file.
     pub(crate) fn put(self, name: &[u8]) -> Result<(), Errno> {
         if let Some(temporary) = self.temporary {
             return temporary.rename(name);
@@ -54,7 +58,8 @@ impl<'d> NewFile<'d> {
     }
 }
 
-/// Gives a file without a name one, by its descriptor; for those who may not do that, by its place in /proc (open(2)).
+/// Gives a file without a name its name, by its descriptor. Without the privilege for that, uses
+/// its path in /proc (open(2)).
 fn link(file: &OwnedFd, directory: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     match linkat(file, "", directory, name, AtFlags::EMPTY_PATH) {
         Err(Errno::NOENT | Errno::PERM) => {
@@ -82,19 +87,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_to_be_seen_of_it_until_it_is_whole() {
+    fn a_new_file_is_invisible_until_it_is_complete() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("old"), "old").unwrap();
         fs::create_dir(home.path().join("taken")).unwrap();
         let directory = File::open(home.path()).unwrap();
-        // The second time around as on a file system that knows no better.
+        // The second round is as on a file system that cannot create files without names.
         for unnamed in [true, false] {
             let make = || NewFile::make(directory.as_fd(), &mut unnamed.clone()).unwrap();
             for name in ["old", "new"] {
                 let file = make();
                 write(&file.file, name.as_bytes()).unwrap();
                 if unnamed {
-                    assert!(names_in(home.path()).iter().all(|name| !name.starts_with('.')), "it has a name");
+                    assert!(
+                        names_in(home.path()).iter().all(|name| !name.starts_with('.')),
+                        "the file has a temporary name"
+                    );
                 }
                 let before = fs::read(home.path().join(name)).ok();
                 assert_ne!(before.as_deref(), Some(name.as_bytes()).filter(|_| name == "new"));
@@ -102,15 +110,15 @@ mod tests {
                 assert_eq!(fs::read_to_string(home.path().join(name)).unwrap(), name);
             }
             drop(make());
-            assert!(make().put(b"taken").is_err(), "in the place of a directory");
+            assert!(make().put(b"taken").is_err(), "a file replaced a directory");
             assert_eq!(names_in(home.path()), ["new", "old", "taken"]);
             fs::remove_file(home.path().join("new")).unwrap();
         }
     }
 
     #[test]
-    fn where_files_have_names_from_the_start_it_has_one() {
-        // /proc makes no files of either kind: what it says of the first is what is gone by.
+    fn file_systems_without_unnamed_files_are_recognised() {
+        // /proc creates no files of either kind. The error of the first attempt decides.
         let proc = File::open("/proc").unwrap();
         let mut may_be_unnamed = true;
         assert!(NewFile::make(proc.as_fd(), &mut may_be_unnamed).is_err());

@@ -1,11 +1,12 @@
-//! From a directory to an archive, while others may change it: what vanishes is left out, a file that grows is taken as
-//! long as it was. One that shrinks is taken as it is then where all of it fits the buffer; a longer one ends the archive
-//! with an error, since its length was written already and bytes that no file had must not stand in for the rest. So it
-//! ends whatever happens, and each entry is whole.
+//! Packs a directory into an archive, while other processes may change it. Files that vanish are
+//! omitted. Of a file that grows, only its former length is packed. A file that shrinks is packed
+//! with its new length if it fits the buffer. If it is longer, its length was already written, and
+//! no other bytes may replace the missing ones: the archive ends with an error. So packing always
+//! ends, and each entry is complete.
 //!
-//! No symbolic link is followed but, when asked, the one that the tree is named by. Memory: one directory's names being
-//! read and one open file descriptor for each level, at most [`MAX_DEPTH`], and the places of files with several names
-//! up to [`MAX_LINK_MEMORY`].
+//! No symbolic link is followed, except the one that names the tree if the caller asks for it.
+//! Memory: the names of one directory that is being read, one open file descriptor for each level,
+//! at most [`MAX_DEPTH`], and the paths of files with several names, at most [`MAX_LINK_MEMORY`].
 
 use crate::{
     entry::{Entry, Extent, Kind, MAX_PATH, Timestamp, Totals},
@@ -23,32 +24,33 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Most levels of directories.
+/// Maximum number of levels of directories.
 const MAX_DEPTH: usize = 256;
-/// Bytes for remembering files with several names; further ones are packed once for each name.
+/// Maximum memory in bytes for files with several names. Further ones are packed once for each
+/// name.
 const MAX_LINK_MEMORY: usize = 8 << 20;
 const CHUNK: usize = 64 * 1024;
 
-/// Why a tree was not packed to its end.
+/// Why a tree could not be packed completely.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// A file that cannot be read.
+    /// A file cannot be read.
     #[error("cannot {step} {}: {errno}", crate::place::shown(path))]
     File {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// With what, relative to the tree.
+        /// The file, relative to the tree.
         path: Vec<u8>,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
-    /// A file was cut short while it was read.
+    /// A file became shorter while it was read.
     #[error("{} became shorter while it was read", crate::place::shown(.0))]
     Shrank(Vec<u8>),
-    /// The tree itself is of a kind that no archive holds.
+    /// An archive cannot contain a file of this kind, and it is the tree itself.
     #[error("{} is neither a regular file, a directory nor a symbolic link", crate::place::shown(.0))]
     NotAFile(Vec<u8>),
-    /// A path longer than Linux takes, or directories deeper than any tree needs.
+    /// A path is longer than Linux accepts, or a directory is too deep.
     #[error("{} is too long a path or too deep a directory to be copied", crate::place::shown(.0))]
     TooDeep(Vec<u8>),
     /// The archive cannot be written.
@@ -59,18 +61,19 @@ pub enum PackError {
 /// How a tree is packed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PackOptions<'a> {
-    /// Take what a symbolic link points to, where the tree itself is named by one.
+    /// If a symbolic link names the tree, pack its target.
     pub follow: bool,
-    /// Leave out the content of directories that other file systems are mounted on.
+    /// Omit the content of directories on which other file systems are mounted.
     pub one_filesystem: bool,
-    /// Told how many bytes of content were packed.
+    /// Counter to which the number of packed bytes of content is written.
     pub progress: Option<&'a AtomicU64>,
 }
 
-/// Packs what is at `path`, relative to `base`, under `name`; `.` packs a directory's content alone.
+/// Packs the file or directory `path`, relative to `base`, as `name`. The name `.` packs only the
+/// content of a directory.
 ///
 /// # Errors
-/// Every [`PackError`]; the archive then has no end.
+/// Every [`PackError`]. The archive is then incomplete.
 pub fn pack<W: Write>(
     writer: &mut Writer<W>,
     base: BorrowedFd<'_>,
@@ -106,7 +109,7 @@ struct Packing<'a, W> {
     writer: &'a mut Writer<W>,
     options: PackOptions<'a>,
     device: u64,
-    /// Files with several names, and the first of those.
+    /// Files with several names, and the first name of each.
     links: BTreeMap<(u64, u64), Vec<u8>>,
     link_memory: usize,
     totals: Totals,
@@ -114,7 +117,7 @@ struct Packing<'a, W> {
 }
 
 impl<W: Write> Packing<'_, W> {
-    /// Packs `file` of directory `parent` as `path`; false when it is not there any more.
+    /// Packs `file` of directory `parent` as `path`. Returns false if it no longer exists.
     fn one(
         &mut self,
         parent: BorrowedFd<'_>,
@@ -128,7 +131,7 @@ impl<W: Write> Packing<'_, W> {
         if path.len() > MAX_PATH || depth > MAX_DEPTH {
             return Err(PackError::TooDeep(path.to_vec()));
         }
-        // Nothing blocks on being opened, whatever took the file's place.
+        // Another file may have taken its place. With these flags opening it does not block.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | follow;
         match FileType::from_raw_mode(about.st_mode) {
             FileType::Symlink => {
@@ -170,7 +173,7 @@ impl<W: Write> Packing<'_, W> {
 
     fn file(&mut self, file: &OwnedFd, path: &[u8]) -> Result<(), PackError> {
         let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
-        // Of what was opened, which may not be what was looked at.
+        // Checks the opened file, which may be another one than before.
         let about = fstat(file).map_err(fail("look at"))?;
         if FileType::from_raw_mode(about.st_mode) != FileType::RegularFile {
             self.totals.left_out += 1;
@@ -186,7 +189,8 @@ impl<W: Write> Packing<'_, W> {
         let whole = [Extent { offset: 0, len: size }];
         let extents = extents.as_deref().unwrap_or(&whole);
         for (index, extent) in extents.iter().enumerate() {
-            // What ends with a hole may lose it without a byte missing; seen before a reader has all of the bytes.
+            // A file that ends with a hole may have lost it without losing a byte. This is noticed
+            // before a reader has all bytes.
             let must_be = if index + 1 == extents.len() { size } else { 0 };
             self.extent(file, path, *extent, must_be)?;
         }
@@ -195,7 +199,7 @@ impl<W: Write> Packing<'_, W> {
         Ok(())
     }
 
-    /// Packs a file that fits the buffer, as long as it turns out to be.
+    /// Packs a file that fits the buffer, with the length that it has when it is read.
     fn small_file(&mut self, file: &OwnedFd, path: &[u8], about: &Stat, size: u64) -> Result<(), PackError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let wanted = buffer.len().min(usize::try_from(size).unwrap_or(CHUNK));
@@ -229,7 +233,7 @@ impl<W: Write> Packing<'_, W> {
         Ok(())
     }
 
-    /// Packs an extent of a file that must still be so long before the extent's end is packed.
+    /// Packs an extent. Before its end is packed, the file must still have the length `must_be`.
     fn extent(&mut self, file: &OwnedFd, path: &[u8], extent: Extent, must_be: u64) -> Result<(), PackError> {
         let Extent { offset: mut at, len: mut left } = extent;
         let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
@@ -287,7 +291,7 @@ impl<W: Write> Packing<'_, W> {
     }
 }
 
-/// `None` when it vanished, or something of another kind took its place.
+/// Opens a file. Returns `None` if it vanished, or if a file of another kind took its place.
 fn open_if_there(parent: BorrowedFd<'_>, file: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
     match openat(parent, file, flags, Mode::empty()) {
         Ok(opened) => Ok(Some(opened)),
@@ -311,10 +315,11 @@ fn entry(path: Vec<u8>, kind: Kind, about: &Stat, attributes: Vec<(Vec<u8>, Vec<
     }
 }
 
-/// Attributes that any user may set; none where the file system has none, or they change while they are read.
+/// Returns the attributes that any user may set. Returns none if the file system has none, or if
+/// they change meanwhile.
 fn attributes(file: BorrowedFd<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut list = [0; 4096];
-    // More than fits is rare enough to go without.
+    // More names than fit are rare, so such a file is packed without them.
     let Ok(len) = flistxattr(file, &mut list[..]) else { return Vec::new() };
     let names = list[..len.min(list.len())].split(|byte| *byte == 0);
     let mut attributes = Vec::new();

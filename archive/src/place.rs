@@ -1,6 +1,7 @@
-//! Where an entry of an archive goes: its path, cut into names, and the open directory above it. All reaching into the
-//! target is here, and with [`Reach::Beneath`] the kernel itself sees to it that none of it leaves the directory it
-//! began at: openat2(2) with `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`.
+//! Finds the place of an entry: splits its path into names and opens the directory above it. Only
+//! this module resolves paths of the target. With [`Reach::Beneath`] the kernel guarantees that no
+//! path leaves the directory in which it begins: openat2(2) with `RESOLVE_BENEATH`,
+//! `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`.
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -9,29 +10,29 @@ use rustix::{
     rand::{GetRandomFlags, getrandom},
 };
 
-/// A path of an archive that leads nowhere it may.
+/// Why a path of an archive is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
-    /// Begins at the root.
+    /// It begins at the root.
     #[error("its path begins at the root")]
     Absolute,
-    /// Has `..` in it.
+    /// It contains `..`.
     #[error("its path leads upwards by '..'")]
     Upwards,
-    /// Has a NUL in it.
+    /// It contains a NUL.
     #[error("its path has a NUL in it")]
     Nul,
-    /// Has no name where one must be.
+    /// It has no last name.
     #[error("its path names no file")]
     Nameless,
 }
 
-/// How far paths may reach.
+/// Which files paths may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Nowhere but below the directory, through real directories only.
+    /// Only files below the directory, without symbolic links.
     Beneath,
-    /// Wherever the symbolic links of the target lead.
+    /// Any file to which the symbolic links of the target lead.
     Anywhere,
 }
 
@@ -44,7 +45,8 @@ impl Reach {
     }
 }
 
-/// Names without `.` and empty ones, joined by `/`; empty for the directory itself.
+/// Returns the names of a path, without `.` and empty ones, joined by `/`. It is empty for the
+/// directory itself.
 pub(crate) fn normal(path: &[u8], reach: Reach) -> Result<Vec<u8>, PlaceError> {
     if path.contains(&0) {
         return Err(PlaceError::Nul);
@@ -68,7 +70,7 @@ pub(crate) fn normal(path: &[u8], reach: Reach) -> Result<Vec<u8>, PlaceError> {
     Ok(normal)
 }
 
-/// The part above the last name, and that name.
+/// Splits a path into the part above the last name, and that name.
 pub(crate) fn split(normal: &[u8]) -> (&[u8], &[u8]) {
     match normal.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (&normal[..at], &normal[at + 1..]),
@@ -76,7 +78,7 @@ pub(crate) fn split(normal: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Opens a directory below `base` by its normal path.
+/// Opens a directory below `base`, given its normal path.
 pub(crate) fn open_directory(
     base: BorrowedFd<'_>,
     normal: &[u8],
@@ -88,14 +90,14 @@ pub(crate) fn open_directory(
     let mut tries = 0;
     loop {
         match openat2(base, path, flags, Mode::empty(), reach.resolve()) {
-            // A rename somewhere made the kernel unsure (openat2(2)); it is to be asked again.
+            // A rename somewhere made the result uncertain (openat2(2)), so this tries again.
             Err(Errno::AGAIN | Errno::INTR) if tries < 10_000 => tries += 1,
             opened => return opened,
         }
     }
 }
 
-/// The directory above entries, kept from one entry to the next.
+/// The directory above the last entry. It stays open for the next one.
 #[derive(Debug)]
 pub(crate) struct Parents {
     base: OwnedFd,
@@ -116,7 +118,7 @@ impl Parents {
         self.reach
     }
 
-    /// Opens the directory of this normal path, making what is missing of it.
+    /// Opens the directory of this normal path, creating missing levels.
     pub(crate) fn open(&mut self, normal: &[u8]) -> Result<BorrowedFd<'_>, Errno> {
         if normal.is_empty() {
             return Ok(self.base.as_fd());
@@ -131,7 +133,7 @@ impl Parents {
         Ok(self.last.as_ref().map_or(self.base.as_fd(), |(_, directory)| directory.as_fd()))
     }
 
-    /// Level by level, each opened through the ones above it.
+    /// Creates and opens level after level, each through the one above.
     fn make(&self, normal: &[u8]) -> Result<OwnedFd, Errno> {
         let mut end = 0;
         let mut parent = open_directory(self.base.as_fd(), b"", self.reach, OFlags::PATH)?;
@@ -148,12 +150,13 @@ impl Parents {
     }
 }
 
-/// How every name of a [`Temporary`] begins; 16 hexadecimal digits follow.
+/// Prefix of every name of a [`Temporary`]. 16 hexadecimal digits follow.
 const TEMPORARY_PREFIX: &[u8] = b".sandboxvm-";
-/// How the name of one ends that is to take the place of a file.
+/// Suffix of the name of a file that will replace another one.
 const REPLACING: &[u8] = b"-r";
 
-/// Whether a name is one of a [`Temporary`], and if so, whether it was to take the place of a file that was there.
+/// Returns whether a name is that of a [`Temporary`], and if so, whether it replaces an existing
+/// file.
 #[must_use]
 pub fn temporary_replaces(name: &[u8]) -> Option<bool> {
     let rest = name.strip_prefix(TEMPORARY_PREFIX)?;
@@ -166,8 +169,9 @@ pub fn temporary_replaces(name: &[u8]) -> Option<bool> {
     }
 }
 
-/// A name of our own beside a file that is to be replaced; what is there when this goes is removed. Programs that watch
-/// the directory can recognize it ([`temporary_replaces`]).
+/// A temporary name beside a file that will be replaced. When the value is dropped, the file of
+/// this name is removed. Programs that watch the directory can recognise the name
+/// ([`temporary_replaces`]).
 #[derive(Debug)]
 pub struct Temporary<'d> {
     directory: BorrowedFd<'d>,
@@ -175,11 +179,11 @@ pub struct Temporary<'d> {
 }
 
 impl<'d> Temporary<'d> {
-    /// Finds a name by having `make` make something of it, and only of a name that is free. `replaces` says whether it
-    /// is to take the place of a file that is there.
+    /// Calls `make` with names until one is free. `make` creates the file, and must only do so if
+    /// the name is free. `replaces` says whether the file will replace an existing one.
     ///
     /// # Errors
-    /// What `make` fails with, or EEXIST when no name is free.
+    /// The error of `make`, or EEXIST if no name is free.
     pub fn make<T>(
         directory: BorrowedFd<'d>,
         replaces: bool,
@@ -199,24 +203,25 @@ impl<'d> Temporary<'d> {
         Err(Errno::EXIST)
     }
 
-    /// Takes the place of `name`.
+    /// Renames the file to `name`.
     ///
     /// # Errors
     /// As rename(2).
     pub fn rename(self, name: &[u8]) -> Result<(), Errno> {
-        // Dropped after that: of two names of one file, rename(2) leaves both.
+        // The drop then removes the temporary name if rename(2) left it, as it does for two names
+        // of the same file.
         rustix::fs::renameat(self.directory, self.name.as_str(), self.directory, name)
     }
 }
 
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
-        // Not there after a rename.
+        // The name does not exist after a rename.
         let _ = unlinkat(self.directory, self.name.as_str(), AtFlags::empty());
     }
 }
 
-/// A path as it is fit to be shown: quoted, with every control character escaped, and cut.
+/// Returns a path that can be shown: quoted, with all control characters escaped, and cut.
 pub(crate) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     let mut shown = format!("{:?}", text.chars().take(256).collect::<String>());
@@ -250,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_drives_no_terminal() {
+    fn control_characters_of_paths_are_escaped() {
         assert_eq!(shown(b"a\x1b[1m\n\xff"), "\"a\\u{1b}[1m\\n\u{fffd}\"");
         assert!(shown(&[b'x'; 5000]).len() < 300);
     }

@@ -1,5 +1,6 @@
-//! From bytes to entries. The stream may be hostile: what it holds in memory is one block, one entry's names and
-//! attributes (at most [`MAX_RECORDS`]) and one map of extents, and every number is checked before it is used.
+//! Reads entries from bytes. The stream may be hostile: the reader has at most one block, the names
+//! and attributes of one entry (at most [`MAX_RECORDS`]) and one map of extents in memory, and it
+//! checks every number before it uses it.
 
 use crate::{
     entry::{Entry, Extent, Kind, MAX_PATH, Timestamp},
@@ -9,24 +10,25 @@ use crate::{
 };
 use std::io::{self, Read};
 
-/// Most bytes of headers that are about an entry, before its own; its names and attributes are in there.
+/// Maximum size in bytes of the headers before an entry that describe it, with its names and
+/// attributes.
 const MAX_RECORDS: u64 = 1 << 20;
 /// Prefix of extended attributes in pax records.
 pub(crate) const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
-/// Why bytes are no archive.
+/// Why bytes are not an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// They could not be had.
+    /// Reading failed.
     #[error("cannot read the archive: {0}")]
     Input(#[from] io::Error),
-    /// They end within an entry.
+    /// The archive ends within an entry.
     #[error("the archive is cut short")]
     CutShort,
-    /// They are no tar archive, or a damaged one.
+    /// The archive is damaged, or the bytes are not a tar archive.
     #[error("the archive is damaged, or is no tar archive: {0}")]
     Damaged(&'static str),
-    /// It holds what is not read.
+    /// The archive contains something that this reader does not support.
     #[error("the archive holds {0}")]
     NotSupported(&'static str),
 }
@@ -35,14 +37,14 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct Reader<R> {
     input: R,
-    /// Bytes of the current entry's content that were not read yet.
+    /// Number of bytes of the current entry's content that were not read yet.
     left: u64,
-    /// After them, up to the next header.
+    /// Number of bytes after the content, up to the next header.
     padding: u64,
     ended: bool,
 }
 
-/// What the headers before an entry say of it.
+/// What the headers before an entry state about it.
 #[derive(Debug, Default)]
 struct Overrides {
     path: Option<Vec<u8>>,
@@ -64,15 +66,16 @@ struct PaxSparse {
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads from `input`, which need not be buffered for content, but better is for headers.
+    /// Reads from `input`. Buffering it makes headers faster, but not content.
     pub fn new(input: R) -> Self {
         Self { input, left: 0, padding: 0, ended: false }
     }
 
-    /// The next entry; what was not read of the one before is passed over. `None` at the archive's end.
+    /// Returns the next entry, or `None` at the archive's end. Skips the unread content of the
+    /// entry before.
     ///
     /// # Errors
-    /// Every [`ReadError`]; nothing more can be read after one.
+    /// Every [`ReadError`]. Nothing more can be read after an error.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, ReadError> {
         let mut overrides = Overrides::default();
         let mut spent = 0;
@@ -88,7 +91,7 @@ impl<R: Read> Reader<R> {
             if !matches!(kind, header::PAX | header::GNU_LONG_NAME | header::GNU_LONG_LINK | header::PAX_GLOBAL) {
                 return self.entry(&header, size, overrides).map(Some);
             }
-            // However many headers say it: neither memory nor time is without bound.
+            // Limits all headers of an entry together, so that memory and time are bounded.
             spent = size.saturating_add(spent).saturating_add(BLOCK as u64);
             if spent > MAX_RECORDS {
                 return Err(ReadError::Damaged("the names or attributes of an entry are too long"));
@@ -97,16 +100,17 @@ impl<R: Read> Reader<R> {
                 header::PAX => self.content(size).and_then(|bytes| overrides.take(&bytes))?,
                 header::GNU_LONG_NAME => overrides.path = Some(self.long_name(size)?),
                 header::GNU_LONG_LINK => overrides.link = Some(self.long_name(size)?),
-                // Not about any entry: skipped.
+                // Not about an entry, so it is skipped.
                 _ => self.begin_content(size)?,
             }
         }
     }
 
-    /// Bytes of the current entry's content, of a file with holes the data alone; 0 at their end.
+    /// Reads content of the current entry, of a file with holes only the data. Returns 0 at its
+    /// end.
     ///
     /// # Errors
-    /// When the archive ends before its entry does, or cannot be read.
+    /// Fails if the archive ends before its entry, or cannot be read.
     pub fn read_content(&mut self, buffer: &mut [u8]) -> Result<usize, ReadError> {
         let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if wanted == 0 {
@@ -120,7 +124,7 @@ impl<R: Read> Reader<R> {
         Ok(count)
     }
 
-    /// What the archive was read from.
+    /// Returns the input.
     pub fn into_input(self) -> R {
         self.input
     }
@@ -134,7 +138,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Fills `block`; false when the input ended before its first byte.
+    /// Fills `block`. Returns false if the input has ended before its first byte.
     fn read_block(&mut self, block: &mut Block) -> Result<bool, ReadError> {
         let mut filled = 0;
         while filled < BLOCK {
@@ -149,7 +153,7 @@ impl<R: Read> Reader<R> {
 
     fn next_header(&mut self) -> Result<Option<Block>, ReadError> {
         let mut block = [0; BLOCK];
-        // A block of zeros ends an archive; some end without.
+        // A block of zeros ends an archive. Some archives end without one.
         if self.ended || !self.read_block(&mut block)? || block.iter().all(|byte| *byte == 0) {
             self.ended = true;
             return Ok(None);
@@ -179,7 +183,8 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// The whole content of a header that is about another, whose size is bounded already.
+    /// Reads the complete content of a header that describes another one. Its size was limited
+    /// before.
     fn content(&mut self, size: u64) -> Result<Vec<u8>, ReadError> {
         self.begin_content(size)?;
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -205,7 +210,7 @@ impl<R: Read> Reader<R> {
         let is_directory = path.ends_with(b"/");
         let link = overrides.link.unwrap_or_else(|| header.link().to_vec());
         let kind = match header.kind() {
-            // Before ustar a directory was a file whose name said so.
+            // Before ustar, a directory was a file whose name ended with '/'.
             0 | header::FILE if is_directory => Kind::Directory,
             0 | header::FILE | b'7' if is_pax_sparse => {
                 if overrides.sparse.major != Some(1) || overrides.sparse.minor != Some(0) {
@@ -222,7 +227,7 @@ impl<R: Read> Reader<R> {
             header::HARD_LINK => Kind::HardLink(link),
             header::SYMLINK => Kind::Symlink(link),
             header::DIRECTORY => Kind::Directory,
-            // Devices and named pipes have no content, whatever their size is said to be.
+            // Devices and named pipes have no content, even if their headers state a size.
             other @ (b'3' | b'4' | b'6') => Kind::Other(other),
             other => {
                 self.begin_content(size)?;
@@ -246,7 +251,7 @@ impl<R: Read> Reader<R> {
             mode: (mode & 0o7777) as u32,
             uid: id(uid)?,
             gid: id(gid)?,
-            // A time that is none is no reason to refuse a file.
+            // An invalid time is not a reason to refuse a file.
             modified: overrides.modified.unwrap_or_else(|| Timestamp {
                 seconds: header.mtime().and_then(|seconds| i64::try_from(seconds).ok()).unwrap_or(0),
                 nanoseconds: 0,
@@ -255,7 +260,7 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// Format 1.0: the map of extents is at the beginning of the content.
+    /// Reads the map of a sparse file of format 1.0, at the beginning of the content.
     fn pax_sparse(&mut self, stored: u64, size: u64) -> Result<Kind, ReadError> {
         let damaged = || ReadError::Damaged("the map of a sparse file makes no sense");
         self.begin_content(stored)?;
@@ -276,7 +281,7 @@ impl<R: Read> Reader<R> {
         self.sparse(map.into_extents(), size)
     }
 
-    /// Old GNU form: the extents are in the header and in blocks behind it.
+    /// Reads the map of a sparse file of old GNU tar, in the header and in blocks behind it.
     fn gnu_sparse(&mut self, header: &Header<'_>, stored: u64) -> Result<Kind, ReadError> {
         let damaged = || ReadError::Damaged("the map of a sparse file makes no sense");
         let size = header.gnu_real_size().ok_or_else(damaged)?;
@@ -288,7 +293,7 @@ impl<R: Read> Reader<R> {
                 if extents.len() == sparse::MAX_EXTENTS {
                     return Err(damaged());
                 }
-                // The last, empty, only says where the file ends.
+                // The last, empty extent only states where the file ends.
                 if len > 0 {
                     extents.push(Extent { offset, len });
                 }
@@ -300,7 +305,7 @@ impl<R: Read> Reader<R> {
         while more {
             let mut block = [0; BLOCK];
             blocks += 1;
-            // Blocks may be empty, so their number has a separate bound.
+            // Blocks may be empty, so their number has a separate limit.
             if blocks > sparse::MAX_EXTENTS || !self.read_block(&mut block)? {
                 return Err(damaged());
             }
@@ -346,7 +351,8 @@ impl Overrides {
                     return Err(ReadError::NotSupported("a sparse file of an old pax form; pack it with -H gnu"));
                 }
                 _ => {
-                    // Only those that any user may set: others are the system's that wrote the archive.
+                    // Only attributes that any user may set. Others belong to the system that wrote
+                    // the archive.
                     if let Some(name) = key.strip_prefix(ATTRIBUTE).filter(|name| name.starts_with(b"user.")) {
                         self.attributes.push((name.to_vec(), value.to_vec()));
                     }

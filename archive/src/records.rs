@@ -1,6 +1,6 @@
-//! Pax records: `length key=value\n`, the length counting itself (pax(1)).
+//! Pax records: `length key=value\n`, where the length includes itself (pax(1)).
 
-/// Records that are none.
+/// The bytes are not pax records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotRecords;
 
@@ -23,7 +23,7 @@ fn digits(number: usize) -> usize {
     number.to_string().len()
 }
 
-/// Key and value of each record.
+/// Returns key and value of each record.
 pub(crate) fn parse(mut bytes: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), NotRecords>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -46,7 +46,7 @@ fn take<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((&record[..equals], &record[equals + 1..]))
 }
 
-/// A number of decimal digits alone.
+/// Reads a number that consists only of decimal digits.
 pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
@@ -57,7 +57,7 @@ pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Seconds with a fraction, as `mtime` has them; digits below a nanosecond are cut.
+/// Reads seconds with a fraction, as in `mtime`. Digits below a nanosecond are ignored.
 pub(crate) fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (is_negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
@@ -80,7 +80,7 @@ pub(crate) fn time(text: &[u8]) -> Option<(i64, u32)> {
     }
 }
 
-/// The inverse of [`time`].
+/// Formats a time: the inverse of [`time`].
 pub(crate) fn time_text(seconds: i64, nanoseconds: u32) -> String {
     match (seconds, nanoseconds) {
         (_, 0) => seconds.to_string(),
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_counts_its_own_length_whatever_that_takes() {
+    fn the_length_of_a_record_includes_its_own_digits() {
         for len in (0..=120).chain(985..=1010) {
             let mut bytes = Vec::new();
             push(&mut bytes, b"path", &vec![b'x'; len]);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_told() {
+    fn invalid_records_are_errors() {
         for bytes in
             [&b"x"[..], b"5 a=b\n", b"7 a=b\n", b"6 ab c\n", b"99999999999999999999 a=b\n", b"6 =ab\n", b"0 a=b\n"]
         {

@@ -1,4 +1,5 @@
-//! Where the data of files with holes is: found in files, checked in archives, written as pax has it.
+//! The extents of files with holes: found in files, checked in archives, and written in the format
+//! of pax.
 
 use crate::entry::Extent;
 use rustix::{
@@ -7,17 +8,20 @@ use rustix::{
     io::Errno,
 };
 
-/// Most extents of one file. A file with more is packed with its last holes as data, and refused when read.
+/// Maximum number of extents of one file. If a file has more, its last holes are packed as data. An
+/// archive with more is
+/// refused.
 pub(crate) const MAX_EXTENTS: usize = 16 * 1024;
 
-/// The data of an open file of `size` bytes; `None` when it has no holes or they cannot be told.
+/// Returns the extents of an open file of `size` bytes, or `None` if it has no holes or they cannot
+/// be found.
 pub(crate) fn find(file: BorrowedFd<'_>, size: u64) -> Option<Vec<Extent>> {
     let mut extents = Vec::new();
     let mut at = 0;
     while at < size {
         let offset = match seek(file, SeekFrom::Data(at)) {
             Ok(offset) => offset.min(size),
-            // No data any more.
+            // There is no more data.
             Err(Errno::NXIO) => break,
             Err(_) => return None,
         };
@@ -26,7 +30,7 @@ pub(crate) fn find(file: BorrowedFd<'_>, size: u64) -> Option<Vec<Extent>> {
         if end > offset {
             extents.push(Extent { offset, len: end - offset });
         } else if offset < size {
-            // Data without end: the file changes under us.
+            // There is too much data, because another process changes the file.
             return None;
         }
         at = end.max(offset);
@@ -48,8 +52,9 @@ pub(crate) fn are_valid(extents: &[Extent], size: u64) -> bool {
     })
 }
 
-/// The map that begins the data of a sparse file in pax, format 1.0. A last, empty extent tells where a file ends that
-/// ends with a hole: GNU tar takes its length from there.
+/// Returns the map at the beginning of the data of a sparse file in pax, format 1.0. If the file
+/// ends with a hole, a last, empty extent states where it ends, because GNU tar takes the length
+/// from there.
 pub(crate) fn map(extents: &[Extent], size: u64) -> String {
     let end = extents.last().map_or(0, |last| last.offset.saturating_add(last.len));
     let last = (end != size).then_some(Extent { offset: size, len: 0 });
@@ -57,7 +62,7 @@ pub(crate) fn map(extents: &[Extent], size: u64) -> String {
     std::iter::once(format!("{}\n", extents.len() + usize::from(last.is_some()))).chain(lines).collect()
 }
 
-/// Reads such a map as it comes, block by block.
+/// Reads such a map, block by block.
 #[derive(Debug, Default)]
 pub(crate) struct MapReader {
     number: Option<u64>,
@@ -66,12 +71,12 @@ pub(crate) struct MapReader {
     extents: Vec<Extent>,
 }
 
-/// A map that is none.
+/// The bytes are not a map.
 #[derive(Debug)]
 pub(crate) struct NotAMap;
 
 impl MapReader {
-    /// Takes the next block; true when the map ended in it, the rest being padding.
+    /// Reads the next block. Returns true if the map ended in it. The rest of the block is padding.
     pub(crate) fn push(&mut self, block: &[u8]) -> Result<bool, NotAMap> {
         for byte in block {
             match byte {
@@ -106,7 +111,7 @@ impl MapReader {
         Ok(self.extents.len() as u64 == count)
     }
 
-    /// What the map said of data.
+    /// Returns the extents of the map.
     pub(crate) fn into_extents(mut self) -> Vec<Extent> {
         self.extents.retain(|extent| extent.len > 0);
         self.extents
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_survives_its_text_however_it_is_cut() {
+    fn a_map_is_the_same_after_its_text_was_read_in_pieces() {
         let extents = vec![Extent { offset: 0, len: 5 }, Extent { offset: 1 << 40, len: 7 }];
         assert_eq!(map(&extents, (1 << 40) + 7).lines().count(), 5);
         let text = map(&extents, u64::MAX);

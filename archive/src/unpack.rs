@@ -1,14 +1,15 @@
-//! From an archive to a directory. Each file is written without a name, or under one of our own, and then put in its place,
-//! so that no process sees half a file and the previous file stays until then; no existing file is ever opened for writing.
+//! Unpacks an archive into a directory. Each file is written without a name or under a temporary
+//! one, and then moved to its place. So no process sees an incomplete file, and the previous file
+//! stays until then. No existing file is ever opened for writing.
 //!
-//! With [`Trust::Nothing`] the archive may be hostile: nothing outside the directory is touched, whatever the archive
-//! says and whatever an archive before it left there. Such an archive makes regular files, directories, symbolic links
-//! and further names of files it made itself, and nothing else. No symbolic link is ever followed, so where one points
-//! does not matter. What it may take of disk and inodes is capped by [`UnpackPolicy`], holes counted as if they were
-//! data.
+//! With [`Trust::Nothing`] the archive may be hostile. Nothing outside the directory is touched,
+//! whatever the archive states and whatever an earlier archive has left in the directory. Such an
+//! archive creates regular files, directories, symbolic links, and further names of its own files,
+//! and nothing else. No symbolic link is ever followed, so its target does not matter.
+//! [`UnpackPolicy`] limits the use of disk space and inodes. Holes count as data.
 //!
-//! Directories that were there keep their modes and times. Those of new ones are set once the archive is done with
-//! them, deepest first.
+//! Existing directories keep their modes and times. Those of new directories are set when no more
+//! entries can be in them, deepest first.
 
 use crate::{
     entry::{Entry, Extent, Kind, Totals},
@@ -31,80 +32,80 @@ use std::{
 };
 
 const CHUNK: usize = 64 * 1024;
-/// Levels of directories whose modes and times are set in the end; archives in any sane order need no more than the
-/// depth of their trees.
+/// Maximum number of levels of directories whose modes and times are set at the end. An archive in
+/// a usual order needs only the depth of its tree.
 const MAX_PENDING: usize = 512;
 
-/// Why an archive was not unpacked to its end. What was unpacked before stays.
+/// Why an archive could not be unpacked completely. The entries before the error stay.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// The archive is none.
+    /// The archive cannot be read.
     #[error(transparent)]
     Archive(#[from] ReadError),
-    /// An entry that leads where it may not.
+    /// The path of an entry is not allowed.
     #[error("refused {} of the archive: {problem}", place::shown(path))]
     Place {
-        /// Its path.
+        /// Path of the entry.
         path: Vec<u8>,
-        /// What is wrong with it.
+        /// Why it is not allowed.
         problem: PlaceError,
     },
-    /// An entry that is not made.
+    /// An entry is of a kind that is not created.
     #[error("refused {} of the archive: {problem}", place::shown(path))]
     Refused {
-        /// Its path.
+        /// Path of the entry.
         path: Vec<u8>,
-        /// What is wrong with it.
+        /// Why it is refused.
         problem: &'static str,
     },
-    /// More content than may be.
+    /// The content exceeds the maximum.
     #[error("the archive holds more than {0} bytes, holes counted")]
     TooLarge(u64),
-    /// More entries than may be.
+    /// The number of entries exceeds the maximum.
     #[error("the archive holds more than {0} files and directories")]
     TooMany(u64),
     /// A single file was expected.
     #[error("the archive is not of one file")]
     NotSingle,
-    /// The target's file system.
+    /// The file system of the target returned an error.
     #[error("cannot {step} {}: {errno}", place::shown(path))]
     File {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// With what, relative to the target.
+        /// The file, relative to the target.
         path: Vec<u8>,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
 }
 
-/// Whose archive it is.
+/// How far an archive is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
     /// The archive may be hostile: everything stays below the directory, and no symbolic link is followed.
     Nothing,
-    /// The archive is trusted as much as the directory: existing symbolic links to directories are followed, and paths from
-    /// the root are taken as from the directory.
+    /// The archive is trusted as much as the directory. Existing symbolic links to directories are
+    /// followed, and paths from the root begin at the directory.
     Target,
 }
 
-/// What an archive may do.
+/// The limits and options of unpacking.
 #[derive(Debug, Clone, Copy)]
 pub struct UnpackPolicy<'a> {
-    /// Whose it is.
+    /// How far the archive is trusted.
     pub trust: Trust,
-    /// Most bytes of content together, holes counted.
+    /// Maximum number of bytes of all content, holes included.
     pub max_bytes: u64,
-    /// Most entries.
+    /// Maximum number of entries.
     pub max_entries: u64,
     /// Give files the owners and the set-user-ID and set-group-ID bits that the archive states. Otherwise they
     /// belong to the user that unpacks, and have none of these bits.
     pub keep_owner: bool,
     /// Give the directory itself the mode and time that the archive states for `.`.
     pub adopt_root: bool,
-    /// Bits of a mode that nothing unpacked has, whatever the archive says.
+    /// Bits that are cleared in all modes, whatever the archive states.
     pub umask: u32,
-    /// Told how many bytes of content were written.
+    /// Counter to which the number of written bytes of content is written.
     pub progress: Option<&'a AtomicU64>,
 }
 
@@ -128,10 +129,11 @@ pub fn unpack<R: Read>(
     Ok(unpacking.totals)
 }
 
-/// Unpacks an archive of one regular file or symbolic link as `name` in `directory`, whatever it is called in there.
+/// Unpacks an archive of one regular file or symbolic link as `name` in `directory`, whatever its
+/// name in the archive.
 ///
 /// # Errors
-/// Every [`UnpackError`]; there is nothing new then.
+/// Every [`UnpackError`]. Nothing was created then.
 pub fn unpack_single<R: Read>(
     reader: &mut Reader<R>,
     directory: OwnedFd,
@@ -153,11 +155,13 @@ struct Unpacking<'a> {
     policy: &'a UnpackPolicy<'a>,
     parents: Parents,
     totals: Totals,
-    /// Device and inode of the files made, where only they may get further names.
+    /// Device and inode of the files that were created, if only these may get further names.
     made: BTreeSet<(u64, u64)>,
-    /// Files have no name until they are complete. Not in a sandbox: its agent is never killed, so that would only cost more.
+    /// Whether files have no name until they are complete. False in a sandbox: its agent is never
+    /// killed, so that would only
+    /// cost time.
     may_be_unnamed: bool,
-    /// New directories that entries may still come for, each within the one before.
+    /// New directories in which more entries may follow, each within the one before.
     pending: Vec<(Vec<u8>, Entry)>,
     buffer: Vec<u8>,
 }
@@ -176,7 +180,7 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Holds an entry against the caps, before anything is done for it.
+    /// Checks an entry against the limits, before anything is created.
     fn count(&mut self, entry: &Entry) -> Result<(), UnpackError> {
         self.totals.entries += 1;
         if self.totals.entries > self.policy.max_entries {
@@ -193,7 +197,7 @@ impl<'a> Unpacking<'a> {
 
     fn entry<R: Read>(&mut self, reader: &mut Reader<R>, entry: Entry) -> Result<(), UnpackError> {
         let normal = self.normal(&entry, &entry.path)?;
-        // What is not within a directory comes after all that is.
+        // Entries that are not within a directory come after all that are.
         while let Some(pending) = self.pending.pop_if(|(directory, _)| !is_within(directory, &normal)) {
             self.settle(&pending)?;
         }
@@ -235,7 +239,7 @@ impl<'a> Unpacking<'a> {
         match mkdirat(parent, name, Mode::RWXU) {
             Ok(()) => self.pend(normal, entry),
             Err(Errno::EXIST) => {
-                // A link to a directory is good enough where the target is trusted.
+                // If the target is trusted, a link to a directory can replace a directory.
                 let flags = if reach == Reach::Beneath { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
                 let about = statat(parent, name, flags).map_err(fail("look at", &entry))?;
                 if FileType::from_raw_mode(about.st_mode) == FileType::Directory {
@@ -248,7 +252,8 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Gives a new directory its attributes, which may be large, and remembers the rest for when it is done with.
+    /// Gives a new directory its attributes, which may be large, and stores the rest until no more
+    /// entries are in it.
     fn pend(&mut self, normal: Vec<u8>, mut entry: Entry) -> Result<(), UnpackError> {
         if !entry.attributes.is_empty() {
             let (base, reach) = (self.parents.base(), self.parents.reach());
@@ -263,12 +268,12 @@ impl<'a> Unpacking<'a> {
         Ok(())
     }
 
-    /// Gives a new directory the mode, owner and time that the archive said.
+    /// Gives a new directory its mode, owner and time.
     fn settle(&mut self, (normal, entry): &(Vec<u8>, Entry)) -> Result<(), UnpackError> {
         let fail = fail("set mode and time of", entry);
         let (base, reach) = (self.parents.base(), self.parents.reach());
         let directory = match place::open_directory(base, normal, reach, OFlags::RDONLY) {
-            // It was replaced since, by a later entry with the same name.
+            // A later entry with the same name has replaced it.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             opened => opened.map_err(&fail)?,
         };
@@ -350,7 +355,7 @@ impl<'a> Unpacking<'a> {
     }
 }
 
-/// Owner, mode, time, in the order in which none undoes another.
+/// Sets owner, mode and time, in an order in which none changes another.
 fn adopt(file: BorrowedFd<'_>, entry: &Entry, policy: &UnpackPolicy<'_>) -> Result<(), Errno> {
     if policy.keep_owner {
         fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
@@ -411,7 +416,7 @@ fn times(entry: &Entry) -> Timestamps {
     }
 }
 
-/// How many of its attributes the file system would not take.
+/// Sets the attributes. Returns how many the file system did not accept.
 fn set_attributes(file: BorrowedFd<'_>, entry: &Entry) -> u64 {
     let lost = entry
         .attributes

@@ -1,4 +1,4 @@
-//! From entries to bytes: POSIX pax, with records only for what a plain header cannot say.
+//! Writes entries as bytes: POSIX pax, with records only for values that do not fit a plain header.
 
 use crate::{
     entry::{Entry, Kind},
@@ -8,25 +8,25 @@ use crate::{
 };
 use std::io::{self, Write};
 
-/// Writes an archive. Content is written in whatever pieces it comes.
+/// Writes an archive. Content may be written in pieces of any length.
 #[derive(Debug)]
 pub struct Writer<W> {
     output: W,
-    /// Bytes of the current entry's content that are still to come.
+    /// Number of bytes of the current entry's content that are missing.
     left: u64,
     padding: usize,
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes to `output`, which is better buffered.
+    /// Writes to `output`, which should be buffered.
     pub fn new(output: W) -> Self {
         Self { output, left: 0, padding: 0 }
     }
 
-    /// Begins an entry, whose content ([`Kind::stored`]) is to follow.
+    /// Begins an entry. Its content ([`Kind::stored`]) must follow.
     ///
     /// # Errors
-    /// When the output takes no more.
+    /// Fails if the output does.
     pub fn begin(&mut self, entry: &Entry) -> io::Result<()> {
         debug_assert_eq!(self.left, 0, "the content of the entry before is whole");
         let mut pax = Vec::new();
@@ -48,7 +48,8 @@ impl<W: Write> Writer<W> {
             records::push(&mut pax, b"GNU.sparse.minor", b"0");
             records::push(&mut pax, b"GNU.sparse.name", &entry.path);
             records::push(&mut pax, b"GNU.sparse.realsize", size.to_string().as_bytes());
-            // What a program that knows nothing of this makes of it is not to take the file's place.
+            // A program that does not support this extracts another name, so it does not overwrite
+            // the file.
             path = [b"GNUSparseFile.0/", &entry.path[..]].concat();
         } else if path.len() > header::MAX_NAME {
             records::push(&mut pax, b"path", &path);
@@ -94,10 +95,10 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Writes some of the content of the entry that was begun. Bytes beyond the size that it stated are left out.
+    /// Writes content of the current entry. Bytes beyond its size are ignored.
     ///
     /// # Errors
-    /// When the output takes no more.
+    /// Fails if the output does.
     pub fn content(&mut self, bytes: &[u8]) -> io::Result<()> {
         let len = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         self.output.write_all(&bytes[..len])?;
@@ -105,10 +106,10 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Ends the entry that was begun.
+    /// Ends the current entry.
     ///
     /// # Errors
-    /// When the output takes no more, or some of the entry's content is missing: nothing stands in for it.
+    /// Fails if the output does, or if some of the content is missing.
     pub fn end(&mut self) -> io::Result<()> {
         if self.left > 0 {
             let problem = format!("{} bytes of an entry's content are missing", self.left);
@@ -120,7 +121,7 @@ impl<W: Write> Writer<W> {
     /// Ends the archive.
     ///
     /// # Errors
-    /// When the output takes no more.
+    /// Fails if the output does.
     pub fn finish(mut self) -> io::Result<W> {
         self.output.write_all(&[0; 2 * BLOCK])?;
         self.output.flush()?;

@@ -1,4 +1,4 @@
-//! Archives that want out: nothing outside the target is touched, and no more is taken than the caps say.
+//! Hostile archives: nothing outside the target is touched, and the limits hold.
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
@@ -60,7 +60,7 @@ fn archive(entries: &[(Entry, Vec<u8>)]) -> Vec<u8> {
     writer.finish().unwrap()
 }
 
-/// A target in a directory whose other content must stay as it is.
+/// A target in a directory whose other files must not change.
 struct Place {
     home: tempfile::TempDir,
 }
@@ -89,7 +89,7 @@ impl Place {
         assert_eq!(names(&self.home.path().join("outside")), ["victim"]);
         assert_eq!(fs::read(self.home.path().join("outside/victim")).unwrap(), b"untouched");
         let about = fs::metadata(self.home.path().join("outside/victim")).unwrap();
-        assert!(about.modified().unwrap().elapsed().unwrap().as_secs() < 3600, "not even its time is touched");
+        assert!(about.modified().unwrap().elapsed().unwrap().as_secs() < 3600, "its time has changed");
         unpacked
     }
 
@@ -123,7 +123,7 @@ fn no_path_leads_out() {
 }
 
 #[test]
-fn no_symbolic_link_is_followed_whoever_made_it() {
+fn no_symbolic_link_is_followed_whatever_its_origin() {
     let place = Place::new();
     let outside = place.home.path().join("outside").to_string_lossy().into_owned();
     for target in [outside.as_str(), "../outside", "/proc/self/cwd"] {
@@ -134,24 +134,24 @@ fn no_symbolic_link_is_followed_whoever_made_it() {
         place.refuses(&[link("a", target), other("a/", Kind::Directory)], "Not a directory");
         fs::remove_file(place.target().join("a")).unwrap();
     }
-    // Nor one within the tree, nor one that was there before.
+    // Nor a link within the tree, nor one that existed before.
     place.refuses(&[other("d/", Kind::Directory), link("a", "d"), file("a/x", "x")], "symbolic links");
     symlink(&outside, place.target().join("before")).unwrap();
     place.refuses(&[file("before/victim", "x")], "symbolic links");
-    // A file in the place of a link replaces the link.
+    // A file with the same name replaces a link.
     symlink(format!("{outside}/victim"), place.target().join("file")).unwrap();
     place.unpack(&archive(&[file("file", "x"), link("a", "nowhere"), file("a", "y")])[..]).unwrap();
     for (name, content) in [("file", "x"), ("a", "y")] {
         assert!(fs::symlink_metadata(place.target().join(name)).unwrap().is_file());
         assert_eq!(fs::read_to_string(place.target().join(name)).unwrap(), content);
     }
-    // A directory that a link replaces while it still is to get its mode.
+    // A link replaces a directory whose mode has not been set yet.
     let swapped = [other("q/", Kind::Directory), file("q/x", "x"), link("q", &outside), file("z", "z")];
     assert!(place.unpack(&archive(&swapped)[..]).is_err());
 }
 
 #[test]
-fn hard_links_are_to_files_of_the_archive_alone() {
+fn hard_links_may_only_name_files_of_the_archive() {
     let place = Place::new();
     fs::write(place.target().join("mine"), "mine").unwrap();
     place.refuses(&[hard_link("a", "mine")], "not from the archive");
@@ -161,13 +161,13 @@ fn hard_links_are_to_files_of_the_archive_alone() {
         [file("one", "1"), hard_link("two", "one"), hard_link("one", "two"), link("l", "x"), hard_link("m", "l")];
     place.unpack(&archive(&fine)[..]).unwrap();
     assert_eq!(names(&place.target()), ["d", "l", "m", "mine", "one", "two"]);
-    // Writing to one name later replaces that name alone.
+    // Writing to one name later replaces only that name.
     place.unpack(&archive(&[file("two", "other")])[..]).unwrap();
     assert_eq!(fs::read_to_string(place.target().join("one")).unwrap(), "1");
 }
 
 #[test]
-fn devices_and_pipes_are_not_made_and_bits_are_dropped() {
+fn devices_and_pipes_are_not_created_and_bits_are_cleared() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();
     place.refuses(&[other("a", Kind::Other(b'3'))], "devices");
@@ -182,7 +182,7 @@ fn devices_and_pipes_are_not_made_and_bits_are_dropped() {
 }
 
 #[test]
-fn the_caps_hold_before_anything_is_written() {
+fn limits_are_checked_before_anything_is_written() {
     let place = Place::new();
     let tebibyte = Kind::File { size: 1 << 40, extents: Some(vec![Extent { offset: 5, len: 1 }]) };
     let bomb = archive(&[(entry("bomb", tebibyte), b"x".to_vec())]);
@@ -198,11 +198,11 @@ fn the_caps_hold_before_anything_is_written() {
     let many: Vec<_> = (0..20).map(|number| file(&number.to_string(), "")).collect();
     let few = UnpackPolicy { max_entries: 15, ..POLICY };
     assert!(matches!(place.unpack_with(&archive(&many)[..], &few), Err(UnpackError::TooMany(15))));
-    assert_eq!(names(&place.target()).len(), 15 + 1, "and the one from before");
+    assert_eq!(names(&place.target()).len(), 15 + 1, "the number of files, and the earlier one");
 }
 
 #[test]
-fn the_last_of_two_of_a_name_counts_and_kinds_do_not_change() {
+fn the_last_entry_of_a_name_counts_and_kinds_do_not_change() {
     let place = Place::new();
     place.unpack(&archive(&[file("a", "first"), file("./a", "second")])[..]).unwrap();
     assert_eq!(fs::read_to_string(place.target().join("a")).unwrap(), "second");
@@ -211,7 +211,7 @@ fn the_last_of_two_of_a_name_counts_and_kinds_do_not_change() {
     assert_eq!(names(&place.target()), ["a", "d", "f"]);
 }
 
-/// Gives the same bytes again and again.
+/// Returns the same bytes again and again.
 struct Endless<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -223,13 +223,13 @@ impl Read for Endless<'_> {
         let count = rest.len().min(buffer.len());
         buffer[..count].copy_from_slice(&rest[..count]);
         self.at += count;
-        assert!(self.at < 1 << 30, "it does not end");
+        assert!(self.at < 1 << 30, "unpacking does not end");
         Ok(count)
     }
 }
 
 fn header(kind: u8, size: u64) -> Vec<u8> {
-    // Our own writer states only what it has: made by hand from an entry of it.
+    // The writer always writes valid headers, so this changes one of an entry of it.
     let mut block = archive(&[file("a", "")])[..512].to_vec();
     block[156] = kind;
     block[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
@@ -240,7 +240,7 @@ fn header(kind: u8, size: u64) -> Vec<u8> {
 }
 
 #[test]
-fn names_and_records_of_any_length_take_no_memory() {
+fn names_and_records_of_any_length_take_bounded_memory() {
     let place = Place::new();
     for kind in [b'L', b'K', b'x', b'g'] {
         for size in [2 << 20, 8 << 30] {
@@ -249,20 +249,20 @@ fn names_and_records_of_any_length_take_no_memory() {
             assert!(matches!(error, UnpackError::Archive(ReadError::Damaged(_))), "{error}");
         }
     }
-    // Global records and empty long names without end.
+    // Global records and empty long names, without end.
     let global = [header(b'g', 512), vec![0; 512]].concat();
     assert!(place.unpack(Endless { bytes: &global, at: 0 }).is_err());
-    // Attributes without end, a few with each of many headers.
+    // Attributes without end, some in each of many headers.
     let record = b"30 SCHILY.xattr.user.aaa=1234\n";
     let mut attributes = header(b'x', record.len() as u64);
     attributes.extend_from_slice(record);
     attributes.resize(1024, 0);
     let error = place.unpack(Endless { bytes: &attributes, at: 0 }).unwrap_err();
     assert!(error.to_string().contains("too long"), "{error}");
-    // Entries without end meet the cap.
+    // Entries without end reach the limit.
     let forever = header(b'0', 0);
     assert!(matches!(place.unpack(Endless { bytes: &forever, at: 0 }), Err(UnpackError::TooMany(1000))));
-    // Blocks of old GNU extents without end.
+    // Blocks of extents of old GNU tar, without end.
     let mut sparse = header(b'S', 0);
     sparse[482] = 1;
     sparse[483..495].copy_from_slice(b"00000000000\0");
@@ -308,7 +308,7 @@ fn long_names_are_refused_by_the_kernel_or_before() {
     place.unpack(&archive(&[file(&deep, "x")])[..]).unwrap();
 }
 
-/// Between two entries somebody swaps a directory of the target for a link that leads out.
+/// Between two entries another process replaces a directory of the target by a link that leads out.
 #[test]
 fn a_swapped_directory_is_noticed() {
     let place = Place::new();
@@ -332,7 +332,7 @@ fn a_swapped_directory_is_noticed() {
 }
 
 #[test]
-fn whoever_trusts_the_target_follows_its_links_and_takes_paths_from_its_root() {
+fn with_a_trusted_target_links_are_followed_and_paths_begin_at_its_root() {
     let place = Place::new();
     fs::create_dir(place.target().join("usr")).unwrap();
     symlink("usr", place.target().join("bin")).unwrap();

@@ -1,9 +1,13 @@
-//! Trees come out as they went in, and other programs' archives are read as ours are by them.
+//! An unpacked tree equals the packed one, and this crate and other programs read each other's
+//! archives.
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
+mod tree;
+
+use crate::tree::{description, set_time};
 use proptest::prelude::*;
-use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat};
+use rustix::fs::{XattrFlags, setxattr};
 use sandboxvm_archive::{
     Entry, Extent, Kind, PackError, PackOptions, Reader, Timestamp, Totals, Trust, UnpackError, UnpackPolicy, Writer,
     pack, unpack, unpack_single,
@@ -45,47 +49,7 @@ fn unpacked(bytes: &[u8], into: &Path) -> Result<Totals, UnpackError> {
     unpack(&mut Reader::new(bytes), open(into), &POLICY)
 }
 
-fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
-    utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-}
-
-/// Everything about a tree that is to survive, by path.
-fn description(root: &Path) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    let mut inodes = BTreeMap::new();
-    describe(root, root, &mut all, &mut inodes);
-    all
-}
-
-fn describe(root: &Path, path: &Path, all: &mut BTreeMap<String, String>, inodes: &mut BTreeMap<u64, String>) {
-    let about = fs::symlink_metadata(path).unwrap();
-    let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-    let kind = about.file_type();
-    let content = if kind.is_symlink() {
-        format!("-> {:?}", fs::read_link(path).unwrap())
-    } else if kind.is_dir() {
-        String::from("/")
-    } else {
-        let first = inodes.entry(about.ino()).or_insert_with(|| name.clone());
-        let mut attribute = [0; 64];
-        let len = getxattr(path, "user.test", &mut attribute[..]).unwrap_or(0);
-        let attribute = String::from_utf8_lossy(&attribute[..len]).into_owned();
-        let content = fs::read(path).unwrap();
-        let sum = content.iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-        format!("{} {sum} first={first} {attribute}", content.len())
-    };
-    let mode = if kind.is_symlink() { 0 } else { about.mode() & 0o7777 };
-    all.insert(name, format!("{mode:o} {}.{} {content}", about.mtime(), about.mtime_nsec()));
-    if kind.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            describe(root, &entry.unwrap().path(), all, inodes);
-        }
-    }
-}
-
-/// A tree with everything in it.
+/// Creates a directory tree with everything that an archive can contain.
 fn plant(root: &Path) {
     fs::create_dir_all(root.join("sub/deep")).unwrap();
     fs::write(root.join("empty"), "").unwrap();
@@ -103,7 +67,7 @@ fn plant(root: &Path) {
     }
     sparse.set_len(64 << 20).unwrap();
     File::create(root.join("hole")).unwrap().set_len(1 << 20).unwrap();
-    // Not every file system has them.
+    // Not every file system has attributes.
     let _ = setxattr(root.join("plain"), "user.test", b"attribute", XattrFlags::empty());
     set_time(&root.join("plain"), 1_000_000_000, 123_456_789);
     set_time(&root.join("empty"), -5, 250_000_000);
@@ -114,28 +78,28 @@ fn plant(root: &Path) {
 }
 
 #[test]
-fn a_tree_survives() {
+fn an_unpacked_tree_equals_the_packed_one() {
     let home = tempfile::tempdir().unwrap();
     let (from, to) = (home.path().join("from"), home.path().join("to"));
     plant(&from);
     fs::create_dir(&to).unwrap();
     let (bytes, sent) = packed(home.path(), "from", ".");
-    assert!(bytes.len() < 300_000, "{} bytes: holes are not packed as data", bytes.len());
+    assert!(bytes.len() < 300_000, "{} bytes: holes were packed as data", bytes.len());
     let got = unpacked(&bytes, &to).unwrap();
     assert_eq!(got, sent);
     assert_eq!(description(&to), description(&from));
     let blocks = |name: &str| fs::metadata(to.join(name)).unwrap().blocks();
-    assert!(blocks("sparse") < 200 && blocks("hole") == 0, "holes survive");
-    // And again, over what is there.
+    assert!(blocks("sparse") < 200 && blocks("hole") == 0, "holes were filled");
+    // Unpacks again, over the existing files.
     fs::set_permissions(to.join("sub"), Permissions::from_mode(0o1755)).unwrap();
     unpacked(&bytes, &to).unwrap();
     let mut names: Vec<_> = description(&to).into_keys().collect();
     names.sort();
-    assert_eq!(names, description(&from).into_keys().collect::<Vec<_>>(), "nothing of ours is left beside");
+    assert_eq!(names, description(&from).into_keys().collect::<Vec<_>>(), "a temporary file was left");
 }
 
 #[test]
-fn gnu_tar_reads_what_we_write_and_we_what_it_writes() {
+fn gnu_tar_and_this_crate_read_each_others_archives() {
     let home = tempfile::tempdir().unwrap();
     let from = home.path().join("from");
     plant(&from);
@@ -160,7 +124,8 @@ fn gnu_tar_reads_what_we_write_and_we_what_it_writes() {
         let to = home.path().join(format);
         fs::create_dir(&to).unwrap();
         unpacked(&fs::read(home.path().join(&archive)).unwrap(), &to).unwrap();
-        // The GNU format has neither attributes nor parts of seconds, and no time before the epoch for us.
+        // The GNU format has no attributes, no fractions of seconds, and no times before the epoch
+        // that this crate reads.
         let plain = |description: BTreeMap<String, String>| -> Vec<String> {
             let cut = |text: String| {
                 let (mode, rest) = text.split_once(' ').unwrap();
@@ -178,7 +143,7 @@ fn gnu_tar_reads_what_we_write_and_we_what_it_writes() {
 }
 
 #[test]
-fn a_single_file_takes_the_name_it_is_given() {
+fn a_single_file_gets_the_requested_name() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("a"), "new").unwrap();
     let (bytes, _) = packed(home.path(), "a", "whatever");
@@ -208,7 +173,7 @@ fn a_broken_archive_leaves_the_old_file_and_nothing_beside_it() {
     assert_eq!(fs::read(to.join("file")).unwrap().len(), 100_000);
 }
 
-/// Takes an archive, and cuts a file short once so many bytes were taken.
+/// Stores an archive. Truncates a file when it has so many bytes.
 struct Cutting {
     taken: Vec<u8>,
     after: usize,
@@ -231,7 +196,7 @@ impl Write for Cutting {
 }
 
 #[test]
-fn nothing_unpacked_has_a_bit_of_the_umask() {
+fn no_unpacked_file_has_a_bit_of_the_umask() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("tree")).unwrap();
     fs::write(home.path().join("tree/file"), "x").unwrap();
@@ -255,11 +220,12 @@ fn nothing_unpacked_has_a_bit_of_the_umask() {
 }
 
 #[test]
-fn a_file_that_shrinks_while_it_is_packed_is_refused_and_nothing_takes_its_place() {
+fn a_file_that_shrinks_while_it_is_packed_is_refused_and_nothing_replaces_its_bytes() {
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("tree")).unwrap();
     let file = File::create(home.path().join("tree/log")).unwrap();
-    // Its length, where its data is, and to what it is cut: in the middle of the data, and where a hole ends it.
+    // The length of the file, where its data is, and the new length: within the data, and at the
+    // start of a hole.
     for (len, offset, data, to) in [(1 << 20, 0, 1 << 20, 100_000), (4 << 20, 1 << 20, 300_000, (1 << 20) + 300_000)] {
         file.set_len(0).unwrap();
         file.set_len(len).unwrap();
@@ -273,7 +239,7 @@ fn a_file_that_shrinks_while_it_is_packed_is_refused_and_nothing_takes_its_place
 }
 
 #[test]
-fn an_entry_holds_what_it_says_and_no_more() {
+fn an_entry_has_exactly_its_stated_content() {
     let mut writer = Writer::new(Vec::new());
     let entry = |path: &str, size| Entry {
         path: path.as_bytes().to_vec(),
@@ -285,7 +251,7 @@ fn an_entry_holds_what_it_says_and_no_more() {
         attributes: vec![],
     };
     writer.begin(&entry("long", 3)).unwrap();
-    writer.content(b"more than was said").unwrap();
+    writer.content(b"more than was stated").unwrap();
     writer.end().unwrap();
     let bytes = writer.finish().unwrap();
     let to = tempfile::tempdir().unwrap();
@@ -313,7 +279,7 @@ fn kinds() -> impl Strategy<Value = Kind> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(
+    fn every_entry_is_read_as_it_was_written(
         path in proptest::collection::vec(1u8.., 1..300),
         kind in kinds(),
         numbers in any::<(u32, u32, u32)>(),
@@ -349,7 +315,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_an_archive_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+    fn reading_any_bytes_succeeds_or_fails_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
         let mut reader = Reader::new(&bytes[..]);
         while let Ok(Some(_)) = reader.next_entry() {}
     }

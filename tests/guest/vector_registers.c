@@ -1,5 +1,6 @@
-// Keeps changing values in all vector registers for some seconds, with other processes, a timer and its signal handler
-// taking turns, and says whether each was found as it was left. Given to a guest by tests/tests/vector_registers.rs.
+// Keeps changing the values of all vector registers for some seconds, while other processes, a
+// timer and its signal handler interrupt it. Prints whether each register kept its value.
+// tests/tests/vector_registers.rs runs it in a guest.
 #include <cpuid.h>
 #include <signal.h>
 #include <stdint.h>
@@ -18,7 +19,8 @@ enum { REGISTERS = 16, WORDS = 4 };
 
 static volatile sig_atomic_t signals;
 
-// Its own values are no business of the code it interrupts: the kernel has saved that code's.
+// The handler may use its own values, because the kernel has saved those of the code that it
+// interrupts.
 static void on_alarm(int signal) {
     (void)signal;
     signals++;

@@ -1,31 +1,32 @@
-//! Where the programs and guest images under test are: what `scripts/test` states in the environment, else the target
-//! directory this test was built into.
+//! Finds the programs and guest images under test: those that `scripts/test` names in the
+//! environment, or those in the target directory of this test.
 
 use std::{
     fs::{self, OpenOptions},
     path::{Path, PathBuf},
 };
 
-/// The CLI under test and the bundle it is to use.
+/// The CLI under test and its bundle.
 #[derive(Debug, Clone)]
 pub struct Artefacts {
-    /// `sandboxvm`.
+    /// Path of `sandboxvm`.
     pub program: PathBuf,
     /// Directory with `sandboxvm-vmm`, `vmlinux`, `base.erofs` and `agent.erofs`.
     pub bundle: PathBuf,
 }
 
-/// False when the caller asked to leave out everything that needs KVM, with `SANDBOXVM_NO_KVM=1`.
+/// Returns false if `SANDBOXVM_NO_KVM=1` is set: the user then wants no test that needs KVM.
 #[must_use]
 pub fn kvm_is_wanted() -> bool {
     std::env::var_os("SANDBOXVM_NO_KVM").is_none_or(|value| value != "1")
 }
 
 impl Artefacts {
-    /// Finds both, and makes sure that KVM can be used.
+    /// Finds the CLI and the bundle, and checks that KVM can be used.
     ///
     /// # Panics
-    /// When one is missing or `/dev/kvm` cannot be opened: an end-to-end test fails then, it does not pass unrun.
+    /// Panics if one is missing or `/dev/kvm` cannot be opened. An end-to-end test must fail then,
+    /// not pass without running.
     #[must_use]
     pub fn find() -> Self {
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
@@ -49,13 +50,13 @@ impl Artefacts {
         Self { program, bundle }
     }
 
-    /// Path of a file of the bundle.
+    /// Returns the path of a file of the bundle.
     #[must_use]
     pub fn part(&self, name: &str) -> PathBuf {
         self.bundle.join(name)
     }
 
-    /// `uname -r` of the guest kernel, read from the kernel file itself.
+    /// Returns `uname -r` of the guest kernel, read from the kernel file.
     #[must_use]
     pub fn kernel_release(&self) -> String {
         let vmlinux = fs::read(self.part("vmlinux")).expect("the kernel is readable");
@@ -70,7 +71,7 @@ impl Artefacts {
             .expect("a kernel states its version")
     }
 
-    /// A bundle directory like this one, but with `name` replaced by `replacement`.
+    /// Creates a bundle directory like this one in which `replacement` replaces `name`.
     #[must_use]
     pub fn bundle_with(&self, into: &Path, name: &str, replacement: &Path) -> PathBuf {
         fs::create_dir(into).expect("a new directory");
@@ -86,7 +87,8 @@ impl Artefacts {
     }
 }
 
-/// `target/` of the build this program belongs to: its executable is `target/PROFILE/deps/NAME` or `target/PROFILE/NAME`.
+/// Returns `target/` of the build of this program, whose path is `target/PROFILE/deps/NAME` or
+/// `target/PROFILE/NAME`.
 pub(crate) fn target_directory() -> PathBuf {
     let program = std::env::current_exe().expect("a running program has a path");
     let mut profile = program.parent().expect("an executable is in a directory");

@@ -1,5 +1,5 @@
-//! One invocation of `sandboxvm`: its arguments, what goes in, what came out, and a deadline after which it is killed
-//! and the test fails with everything it said.
+//! One invocation of `sandboxvm`: its arguments, input and output, and a deadline. After the
+//! deadline the CLI is killed, and the test fails with all output.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -13,19 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest that any invocation may take unless a test says otherwise: a boot and an exec several times over, while
-/// other guests compete for the processor.
+/// Longest time for an invocation unless a test sets another one. It is enough for several boots
+/// and commands while other guests compete for the processor.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// `SANDBOXVM_TEST_PATIENCE`, a factor for every deadline: for a machine that is busy with other things, where a guest
-/// whose kernel is interpreted may take minutes to boot. 1 unless set.
+/// Returns `SANDBOXVM_TEST_PATIENCE`, a factor for every deadline. It is for busy machines, on
+/// which a guest whose kernel is interpreted may take minutes to boot. Defaults to 1.
 #[must_use]
 pub fn patience() -> u32 {
     let stated = std::env::var("SANDBOXVM_TEST_PATIENCE").ok();
     stated.map_or(1, |text| text.parse().expect("SANDBOXVM_TEST_PATIENCE is a whole number"))
 }
 
-/// An invocation to be.
+/// An invocation that has not started yet.
 #[derive(Debug)]
 pub struct Invocation {
     command: Command,
@@ -41,7 +41,7 @@ enum Input {
 }
 
 impl Invocation {
-    /// Any program, with a deadline.
+    /// Returns an invocation of any program.
     #[must_use]
     pub fn new(command: Command) -> Self {
         Self { command, input: Input::Null, deadline: DEADLINE * patience() }
@@ -61,41 +61,41 @@ impl Invocation {
         self
     }
 
-    /// Sets a variable of the CLI's own environment.
+    /// Sets an environment variable of the CLI.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
     }
 
-    /// What it reads from stdin, then end of file. Without this stdin is `/dev/null`.
+    /// Sets the content of stdin. Without this stdin is `/dev/null`.
     #[must_use]
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = Input::Bytes(bytes.into());
         self
     }
 
-    /// stdin is a pipe that stays open: for [`Running::write`] and [`Running::close_stdin`].
+    /// Makes stdin a pipe that stays open, for [`Running::write`] and [`Running::close_stdin`].
     #[must_use]
     pub fn open_stdin(mut self) -> Self {
         self.input = Input::Open;
         self
     }
 
-    /// Another deadline than two minutes.
+    /// Sets another deadline than two minutes.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline * patience();
         self
     }
 
-    /// Runs it to its end.
+    /// Runs the program to its end.
     #[must_use]
     pub fn run(self) -> Finished {
         self.spawn().finish()
     }
 
-    /// Starts it; its output is collected as it comes.
+    /// Starts the program and collects its output.
     #[must_use]
     pub fn spawn(self) -> Running {
         let mut running = self.spawn_unread();
@@ -103,7 +103,7 @@ impl Invocation {
         running
     }
 
-    /// Starts it and reads nothing of its output until [`Running::read_output`].
+    /// Starts the program and does not read its output until [`Running::read_output`].
     #[must_use]
     pub fn spawn_unread(mut self) -> Running {
         let shown = shown(&self.command);
@@ -138,7 +138,7 @@ fn shown(command: &Command) -> String {
     format!("sandboxvm {}", words.collect::<Vec<_>>().join(" "))
 }
 
-/// Collects one output stream on a thread.
+/// Collects one output stream in a thread.
 struct Collector {
     shared: Arc<(Mutex<Collected>, Condvar)>,
     thread: JoinHandle<()>,
@@ -174,7 +174,8 @@ impl Collector {
         self.shared.0.lock().unwrap().bytes.clone()
     }
 
-    /// Waits until `done` says so of what was read and whether it ended; false at the deadline.
+    /// Waits until `done` returns true for the output so far and whether it has ended. Returns
+    /// false at the deadline.
     fn wait(&self, deadline: Instant, done: impl Fn(&[u8], bool) -> bool) -> bool {
         let mut collected = self.shared.0.lock().unwrap();
         while !done(&collected.bytes, collected.ended) {
@@ -193,7 +194,7 @@ impl Collector {
     }
 }
 
-/// An invocation under way.
+/// An invocation that is running.
 pub struct Running {
     child: Child,
     shown: String,
@@ -213,50 +214,51 @@ impl fmt::Debug for Running {
 }
 
 impl Running {
-    /// Its process ID.
+    /// Returns the process ID.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Starts collecting its output.
+    /// Starts to collect the output.
     pub fn read_output(&mut self) {
         self.stdout = self.child.stdout.take().map(Collector::start);
         self.stderr = self.child.stderr.take().map(Collector::start);
     }
 
-    /// Reads one line of its stdout and closes it, as `head -1` does. For one whose output was not read.
+    /// Reads one line of stdout and closes it, as `head -1` does. The output must not be read
+    /// otherwise.
     pub fn leave_after_line(&mut self) {
         let mut stdout = self.child.stdout.take().expect("the output was not read");
         let mut byte = [0];
         while byte != *b"\n" {
-            stdout.read_exact(&mut byte).expect("it writes a line");
+            stdout.read_exact(&mut byte).expect("the CLI writes a line");
         }
         drop(stdout);
         self.stderr = self.child.stderr.take().map(Collector::start);
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("a child that was not waited for exists");
     }
 
-    /// Writes to its stdin.
+    /// Writes to stdin.
     pub fn write(&mut self, bytes: &[u8]) {
         let stdin = self.stdin.as_mut().expect("stdin was left open");
         stdin.write_all(bytes).and_then(|()| stdin.flush()).expect("the CLI reads its stdin");
     }
 
-    /// Ends its stdin.
+    /// Closes stdin.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
-    /// Waits until its stdout holds `text`.
+    /// Waits until stdout contains `text`.
     ///
     /// # Panics
-    /// At the deadline, or when it ends without having printed that.
+    /// Panics at the deadline, or when the program has ended without printing the text.
     pub fn wait_for_stdout(&mut self, text: &str) {
         let stdout = self.stdout.as_ref().expect("the output is read");
         let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
@@ -266,22 +268,22 @@ impl Running {
         }
     }
 
-    /// What it wrote to stdout so far.
+    /// Returns the output on stdout so far.
     #[must_use]
     pub fn stdout_so_far(&self) -> Vec<u8> {
         self.stdout.as_ref().map(Collector::so_far).unwrap_or_default()
     }
 
-    /// True once it has ended.
+    /// Returns whether the program has ended.
     #[must_use]
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("a child can be waited for").is_some()
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the program.
     ///
     /// # Panics
-    /// At the deadline, after killing it.
+    /// Panics at the deadline, after killing the program.
     #[must_use]
     pub fn finish(mut self) -> Finished {
         if self.stderr.is_none() {
@@ -293,7 +295,8 @@ impl Running {
         if let Some(writer) = self.writer.take() {
             writer.join().expect("stdin could be written");
         }
-        // Whoever inherited its stdout would keep these open: that is a leak too, and the deadline finds it.
+        // A process that inherited stdout would keep it open. That is a leak too, which this
+        // detects.
         for stream in [&self.stdout, &self.stderr].into_iter().flatten() {
             let ended = stream.wait(self.deadline.max(Instant::now() + Duration::from_secs(5)), |_, ended| ended);
             assert!(ended, "{} ended, but something keeps its output open: {}", self.shown, self.transcript());
@@ -329,14 +332,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.reaped {
-            // Failing here changes nothing: the test has failed already, or the process has ended by itself.
+            // Errors do not matter: the test has failed already, or the process has ended.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
 }
 
-/// The last of an output, readable.
+/// Returns the end of an output as text.
 fn tail(bytes: &[u8]) -> String {
     let shown = &bytes[bytes.len().saturating_sub(4000)..];
     let cut = if shown.len() < bytes.len() {
@@ -347,45 +350,45 @@ fn tail(bytes: &[u8]) -> String {
     format!("{cut}{:?}", String::from_utf8_lossy(shown))
 }
 
-/// An invocation that ended.
+/// An invocation that has ended.
 #[derive(Debug)]
 pub struct Finished {
     shown: String,
     status: ExitStatus,
-    /// All of stdout.
+    /// Complete output on stdout.
     pub stdout: Vec<u8>,
-    /// All of stderr.
+    /// Complete output on stderr.
     pub stderr: Vec<u8>,
-    /// From start to end.
+    /// Time from start to end.
     pub elapsed: Duration,
 }
 
 impl Finished {
-    /// Its exit code; `None` when a signal killed the CLI itself.
+    /// Returns the exit code, or `None` if a signal killed the CLI itself.
     #[must_use]
     pub fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
-    /// Signal that killed the CLI itself.
+    /// Returns the signal that killed the CLI itself.
     #[must_use]
     pub fn signal(&self) -> Option<i32> {
         self.status.signal()
     }
 
-    /// stdout as text.
+    /// Returns stdout as text.
     #[must_use]
     pub fn out(&self) -> String {
         String::from_utf8(self.stdout.clone()).unwrap_or_else(|_| panic!("stdout is not UTF-8: {}", self.transcript()))
     }
 
-    /// stderr as text.
+    /// Returns stderr as text.
     #[must_use]
     pub fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// stdout as JSON.
+    /// Returns stdout as JSON.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.stdout)
@@ -406,13 +409,13 @@ impl Finished {
         self.exits(0)
     }
 
-    /// Asserts a failure of ours: exit code 125, nothing on stdout, and on stderr at least one line, every one of
-    /// which is ours, and which together hold every one of `hints` (case does not matter).
+    /// Asserts a failure of sandboxvm itself: exit code 125, nothing on stdout, and on stderr only
+    /// lines of sandboxvm, which contain all `hints` in upper or lower case.
     #[track_caller]
     pub fn fails_with(self, hints: &[&str]) -> Self {
         let finished = self.exits(125);
         let transcript = finished.transcript();
-        assert!(finished.stdout.is_empty(), "something was on stdout: {transcript}");
+        assert!(finished.stdout.is_empty(), "stdout is not empty: {transcript}");
         let stderr = finished.err();
         assert!(stderr.starts_with("sandboxvm: "), "stderr does not start with `sandboxvm: `: {transcript}");
         for hint in hints {
@@ -422,7 +425,7 @@ impl Finished {
         finished
     }
 
-    /// Command, code, time and the ends of both streams, for messages.
+    /// Returns the command, its exit code, its duration and the ends of both streams, for messages.
     #[must_use]
     pub fn transcript(&self) -> String {
         format!(

@@ -1,6 +1,7 @@
-//! Escape drills: a VMM of its own kind (`sandboxvm-vmm-drills`, see `vmm/src/drills/mod.rs`) runs a machine whose guest is a few
-//! instructions long and has the VMM itself attack what confines it. Started here as the manager starts a VMM, but for
-//! what a test leaves out.
+//! Drills: attacks of a VMM on its own confinement. A separate build of the VMM
+//! (`sandboxvm-vmm-drills`, see `vmm/src/drills/mod.rs`) runs a machine whose guest consists of a
+//! few instructions and requests a drill. The VMM is started as the manager starts it, except for
+//! the protections that a test omits.
 
 use crate::{artefacts::kvm_is_wanted, waiting::eventually};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -31,12 +32,12 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Guest memory of a drill.
+/// Memory of the guest of a drill.
 pub const MEMORY: u64 = 64 * MIB;
-/// A drill takes milliseconds; the machine may be busy.
+/// Longest time for a drill. It takes milliseconds, but the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The drills in the order of `vmm/src/drills/attacks.rs`: the guest names them by number.
+/// The drills in the order of `vmm/src/drills/attacks.rs`: the guest requests them by number.
 const NAMES: &[&str] = &[
     "read-file",
     "open-socket",
@@ -71,30 +72,30 @@ const NAMES: &[&str] = &[
     "fill-status",
 ];
 
-/// What a guest's root writes to `/dev/port` to have that drill done by the event loop of its VMM.
+/// Returns the command by which root of a guest requests this drill from the event loop of its VMM.
 ///
 /// # Panics
-/// When there is no such drill.
+/// Panics if there is no such drill.
 #[must_use]
 pub fn asked_from_within(name: &str) -> String {
     let number = 1 + NAMES.iter().position(|known| *known == name).expect("a drill's name");
     format!("printf '\\{number:03o}' | dd of=/dev/port bs=1 seek={} conv=notrunc 2>/dev/null", 0x5d2)
 }
 
-/// How an attack went.
+/// The result of an attack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It worked.
+    /// The attack succeeded.
     Done,
     /// The call failed with this error number.
     Failed(i32),
-    /// The system call filter ended the VMM, which said so: this call, in this kind of thread.
+    /// The system call filter ended the VMM, which reported the call and the kind of thread.
     Refused(&'static str, VmmThread),
-    /// The system call filter ended the VMM, which could not say anything.
+    /// The system call filter ended the VMM, which could not report anything.
     Killed,
 }
 
-/// A drill: what is attacked, from where, and with which protections off.
+/// A drill: what it attacks, from which thread, and without which protections.
 #[derive(Debug, Clone)]
 pub struct Drill {
     name: &'static str,
@@ -106,56 +107,57 @@ pub struct Drill {
 }
 
 impl Drill {
-    /// By the thread of the vCPU, with everything on.
+    /// Returns a drill in the thread of the vCPU, with all protections.
     #[must_use]
     pub fn of(name: &'static str) -> Self {
         let target = String::new();
         Self { name, thread: VmmThread::Vcpu, target, without: "", wrapper: None, memory_files_writable: false }
     }
 
-    /// What it aims at.
+    /// Sets the target of the attack.
     #[must_use]
     pub fn at(mut self, target: impl ToString) -> Self {
         self.target = target.to_string();
         self
     }
 
-    /// By the event loop.
+    /// Makes the event loop perform the attack.
     #[must_use]
     pub fn by_event_loop(mut self) -> Self {
         self.thread = VmmThread::EventLoop;
         self
     }
 
-    /// With these protections off (`vmm/src/confine/switches.rs`).
+    /// Turns these protections off (`vmm/src/confine/switches.rs`).
     #[must_use]
     pub fn without(mut self, protections: &'static str) -> Self {
         self.without = protections;
         self
     }
 
-    /// The VMM started by a program that is given its command line.
+    /// Starts the VMM by a program that receives its command line.
     #[must_use]
     pub fn wrapped_by(mut self, program: &Path) -> Self {
         self.wrapper = Some(program.to_owned());
         self
     }
 
-    /// A snapshot's memory handed over as no manager does it.
+    /// Passes the memory files of a snapshot with write access, which the manager never does.
     #[must_use]
     pub fn with_writable_memory_files(mut self) -> Self {
         self.memory_files_writable = true;
         self
     }
 
-    /// Does it in a new machine, to its end.
+    /// Performs the drill in a new machine, and returns its result.
     #[track_caller]
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         self.start(None).outcome(self.name)
     }
 
-    /// The same in a machine that goes on from `snapshot`, whose guest repeats what the guest of the machine it was made of did.
+    /// As [`Self::outcome`], in a machine restored from `snapshot`. Its guest repeats the request
+    /// that it made when it was saved.
     #[track_caller]
     #[must_use]
     pub fn outcome_from(&self, snapshot: &Snapshot) -> Outcome {
@@ -165,7 +167,7 @@ impl Drill {
     /// Starts the machine.
     ///
     /// # Panics
-    /// When there is no VMM for drills, or it does not start.
+    /// Panics if there is no VMM for drills, or if it does not start.
     #[track_caller]
     #[must_use]
     pub fn start(&self, from: Option<&Snapshot>) -> DrillVmm {
@@ -233,10 +235,10 @@ impl Drill {
     }
 }
 
-/// `sandboxvm-vmm-drills`, which `scripts/test` builds.
+/// Returns the path of `sandboxvm-vmm-drills`, which `scripts/test` builds.
 ///
 /// # Panics
-/// When it is not there.
+/// Panics if the file is missing.
 #[must_use]
 pub fn program() -> PathBuf {
     let stated = std::env::var_os("SANDBOXVM_DRILLS").map(PathBuf::from);
@@ -246,13 +248,13 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// False with `SANDBOXVM_NO_KVM=1`, where a test is to return at once.
+/// Returns false with `SANDBOXVM_NO_KVM=1`. The test then returns immediately.
 #[must_use]
 pub fn are_wanted() -> bool {
     kvm_is_wanted()
 }
 
-/// A machine in a VMM for drills. Dropping it ends it.
+/// A machine in a VMM for drills. It ends when the value is dropped.
 #[derive(Debug)]
 pub struct DrillVmm {
     child: Child,
@@ -261,25 +263,25 @@ pub struct DrillVmm {
 }
 
 impl DrillVmm {
-    /// Its process.
+    /// Returns the PID of the VMM.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// A file of the machine's.
+    /// Returns the path of a file of the machine.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What the VMM last wrote of itself.
+    /// Returns the status that the VMM last wrote.
     #[must_use]
     pub fn status(&self) -> Option<VmStatus> {
         serde_json::from_slice(&fs::read(self.file("status.json")).ok()?).ok()
     }
 
-    /// What the VMM said.
+    /// Returns the log of the VMM.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.file("vmm.log")).expect("the log is there")
@@ -292,13 +294,13 @@ impl DrillVmm {
         assert!(eventually(PATIENCE, running).is_some(), "the machine does not run: {}", self.log());
     }
 
-    /// How the process ended, when it did.
+    /// Returns how the process ended, or `None` while it runs.
     #[must_use]
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("it is our child")
+        self.child.try_wait().expect("a child can be waited for")
     }
 
-    /// Waits for the drill to be over.
+    /// Waits for the end of the drill.
     #[track_caller]
     fn outcome(mut self, name: &str) -> Outcome {
         let prefix = format!("drill {name}: ");
@@ -311,15 +313,15 @@ impl DrillVmm {
             let ended = self.ended()?;
             Some(match ended.signal() {
                 Some(signal) if signal == rustix::process::Signal::SYS.as_raw() => self.refused(),
-                // Replaced by another program, which ended well.
+                // The VMM was replaced by another program, which succeeded.
                 None if ended.success() => Outcome::Done,
                 _ => panic!("the VMM ended by itself ({ended}): {log}"),
             })
         });
-        over.unwrap_or_else(|| panic!("nothing came of {name}: {}", self.log()))
+        over.unwrap_or_else(|| panic!("the drill {name} did not end: {}", self.log()))
     }
 
-    /// Ended by SIGSYS: what status file and log say of it.
+    /// Returns what the status file and the log report about an end by SIGSYS.
     #[track_caller]
     fn refused(&self) -> Outcome {
         let Some(VmStatus { reason: Some(ExitReason::ForbiddenCall { number, thread }), .. }) = self.status() else {
@@ -333,7 +335,7 @@ impl DrillVmm {
     /// Takes a snapshot of the machine.
     ///
     /// # Panics
-    /// When there is none to be had.
+    /// Panics if the VMM takes no snapshot.
     #[track_caller]
     #[must_use]
     pub fn snapshot(&mut self) -> Snapshot {
@@ -347,7 +349,7 @@ impl DrillVmm {
         let request = ControlRequest::Snapshot(SnapshotRequest {
             state: files.add(new("state")),
             memory: files.add(new("memory")),
-            pagemap: files.add(File::open(format!("/proc/{}/pagemap", self.pid())).expect("ours to read")),
+            pagemap: files.add(File::open(format!("/proc/{}/pagemap", self.pid())).expect("the pagemap can be read")),
             disk_tops: Vec::new(),
             full: false,
         });
@@ -357,10 +359,10 @@ impl DrillVmm {
         }
     }
 
-    /// When the machine came to life. Waits until it runs.
+    /// Returns when the phases of the machine's start happened. Waits until the machine runs.
     ///
     /// # Panics
-    /// When it does not.
+    /// Panics if it does not run.
     #[track_caller]
     #[must_use]
     pub fn timeline(&mut self) -> Timeline {
@@ -406,14 +408,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Its file of guest memory.
+    /// Returns the path of its memory file.
     #[must_use]
     pub fn memory(&self) -> PathBuf {
         self.directory.path().join("memory")
     }
 }
 
-/// Files that go with a message.
+/// Files that are sent with a message.
 #[derive(Debug, Default)]
 struct Files(Vec<OwnedFd>);
 
@@ -431,11 +433,11 @@ fn send(channel: &UnixStream, message: &impl Message, files: &Files) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     assert!(fds.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "a few files");
-    // A VMM that is gone already is for the test to notice.
+    // The test notices if the VMM has ended.
     let _ = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL);
 }
 
-/// An ELF kernel that asks for drill `name` again and again, a moment in between.
+/// Returns an ELF kernel that requests drill `name` repeatedly, with pauses.
 fn guest(thread: VmmThread, name: &str) -> Vec<u8> {
     const LOAD: u64 = 0x20_0000;
     const HEADERS: u64 = 64 + 56;

@@ -1,31 +1,32 @@
-//! One sandbox over the sandbox plane, as a client without an SDK speaks to it: the Connect protocol by hand.
+//! A client of the sandbox plane without an SDK, which implements the Connect protocol itself, for
+//! one sandbox.
 
 use crate::server::{Answer, Server, request};
 use serde_json::{Value, json};
 
-/// A sandbox that was made, and its token.
+/// A sandbox of a server, and its token.
 #[derive(Debug, Clone)]
 pub struct Envd {
     base: String,
-    /// Its ID.
+    /// ID of the sandbox.
     pub id: String,
     token: String,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
-    /// Its exit code.
+    /// Exit code.
     pub code: i64,
-    /// What it wrote.
+    /// Output on stdout.
     pub stdout: String,
 }
 
 impl Envd {
-    /// The sandbox that `created` says was made.
+    /// Returns the sandbox that the response `created` describes.
     ///
     /// # Panics
-    /// When it says no such thing.
+    /// Panics if the response describes no sandbox.
     #[must_use]
     pub fn of(server: &Server, created: &Value) -> Self {
         let text = |name: &str| created[name].as_str().unwrap_or_else(|| panic!("no {name}: {created}")).to_owned();
@@ -41,7 +42,7 @@ impl Envd {
     /// Runs a shell command to its end.
     ///
     /// # Panics
-    /// When the answer is no stream of events that comes to its end.
+    /// Panics unless the response is a complete stream of events.
     #[must_use]
     pub fn run(&self, command: &str) -> Ran {
         let start = json!({ "process": { "cmd": "/bin/bash", "args": ["-c", command] }, "stdin": false }).to_string();
@@ -59,11 +60,11 @@ impl Envd {
                 ran.stdout += &unbase64(data);
             }
             if let Some(end) = message["event"].get("end") {
-                // Proto3's JSON leaves zeros out.
+                // The JSON of proto3 omits zeros.
                 ran.code = end.get("exitCode").and_then(Value::as_i64).unwrap_or(0);
             }
             rest = &body[length..];
-            assert!(*flags & 2 == 0 || rest.is_empty(), "something follows the end");
+            assert!(*flags & 2 == 0 || rest.is_empty(), "data follows the end");
         }
         ran
     }
@@ -74,14 +75,14 @@ impl Envd {
         let _ = self.ask("POST", &path, Some(("application/octet-stream", content.to_vec()))).expect(200);
     }
 
-    /// Reads a file of text.
+    /// Reads a text file.
     #[must_use]
     pub fn read(&self, path: &str) -> String {
         self.ask("GET", &format!("/files?path={path}&username=user"), None).expect(200).body
     }
 }
 
-/// Text out of base64 with padding (RFC 4648, section 4).
+/// Decodes base64 with padding to text (RFC 4648, section 4).
 fn unbase64(text: &str) -> String {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => byte - b'A',
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_read() {
+    fn base64_is_decoded() {
         assert_eq!(unbase64("aGVsbG8="), "hello");
         assert_eq!(unbase64("aGVsbG8h"), "hello!");
         assert_eq!(unbase64(""), "");

@@ -1,4 +1,5 @@
-//! A fresh `SANDBOXVM_HOME` per test, the sandboxes made in it, and taking all of it away, also after a failure.
+//! A new `SANDBOXVM_HOME` for each test and the sandboxes in it. All of it is removed at the end,
+//! also after a failure.
 
 use crate::{
     artefacts::{Artefacts, kvm_is_wanted},
@@ -18,7 +19,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A home directory that is this test's alone.
+/// A home directory that only one test uses.
 #[derive(Debug)]
 pub struct Home {
     directory: TempDir,
@@ -26,10 +27,12 @@ pub struct Home {
 }
 
 impl Home {
-    /// A new home without sandboxes, which need not boot (see [`seed`]); `None` with `SANDBOXVM_NO_KVM=1`, where the test is to return at once.
+    /// Returns a new home without sandboxes, which usually need not boot (see [`seed`]). Returns
+    /// `None` with
+    /// `SANDBOXVM_NO_KVM=1`: the test then returns immediately.
     ///
     /// # Panics
-    /// When KVM or something to test is missing.
+    /// Panics if KVM or an artefact under test is missing.
     #[must_use]
     pub fn with_kvm() -> Option<Self> {
         if !kvm_is_wanted() {
@@ -43,11 +46,12 @@ impl Home {
         Some(home)
     }
 
-    /// The same, with the VMM for drills, whose named protections are off (`vmm/src/confine/switches.rs`) and which aims at
-    /// `target`. Its first sandbox boots: no other home has a machine of that kind.
+    /// As [`Self::with_kvm`], with the VMM for drills. `without` names the protections that are off
+    /// (`vmm/src/confine/switches.rs`), and `target` is the target of the attack. The first sandbox
+    /// boots, as no other home has a ready snapshot of such a machine.
     ///
     /// # Panics
-    /// As [`Self::with_kvm`], and where there is no VMM for drills.
+    /// Panics as [`Self::with_kvm`], and if there is no VMM for drills.
     #[must_use]
     pub fn with_drills(without: &str, target: &str) -> Option<Self> {
         let mut home = Self::with_kvm()?;
@@ -63,7 +67,7 @@ impl Home {
         Some(home)
     }
 
-    /// `sandboxvm` where no control group of version 2 can be reached, as on a host without them.
+    /// As [`Self::cli`], but without any control group of version 2, as on a host that has none.
     #[must_use]
     pub fn cli_without_groups<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
         let mut command = self.prepared(without_groups(&self.artefacts.program));
@@ -71,25 +75,26 @@ impl Home {
         Invocation::new(command)
     }
 
-    /// A path of the test's own, beside the home proper, that goes away with it.
+    /// Returns a path beside the home that the test may use. It is removed with the home.
     #[must_use]
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// The value of `SANDBOXVM_HOME`.
+    /// Returns the value of `SANDBOXVM_HOME`.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("home")
     }
 
-    /// What is being tested.
+    /// Returns the artefacts under test.
     #[must_use]
     pub fn artefacts(&self) -> &Artefacts {
         &self.artefacts
     }
 
-    /// `sandboxvm` with these arguments, in this home and an environment that holds little else.
+    /// Returns `sandboxvm` with these arguments, in this home and with hardly any environment
+    /// variables.
     #[must_use]
     pub fn cli<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
         let mut command = self.prepared(Command::new(&self.artefacts.program));
@@ -97,7 +102,8 @@ impl Home {
         Invocation::new(command)
     }
 
-    /// The same, started by another program, which executes what stands behind its arguments.
+    /// As [`Self::cli`], started by another program, which executes the command behind its
+    /// arguments.
     #[must_use]
     pub fn cli_under(&self, launcher: &str, its: &[String], arguments: &[&str]) -> Invocation {
         let mut command = self.prepared(Command::new(launcher));
@@ -105,7 +111,7 @@ impl Home {
         Invocation::new(command)
     }
 
-    /// The same on a terminal of its own.
+    /// As [`Self::cli`], on a new terminal.
     #[must_use]
     pub fn cli_on_terminal(&self, arguments: &[&str], rows: u16, columns: u16) -> TerminalSession {
         let mut command = self.prepared(Command::new("setsid"));
@@ -123,7 +129,7 @@ impl Home {
         command
     }
 
-    /// Makes a sandbox and expects that to work.
+    /// Creates a sandbox. Asserts that it succeeds.
     #[track_caller]
     #[must_use]
     pub fn create(&self, flags: &[&str]) -> Sandbox<'_> {
@@ -131,7 +137,7 @@ impl Home {
         Sandbox::printed(self, &made)
     }
 
-    /// IDs of the sandboxes that `ls` shows.
+    /// Returns the IDs of the sandboxes that `ls` shows.
     #[track_caller]
     #[must_use]
     pub fn listed(&self) -> Vec<String> {
@@ -140,7 +146,7 @@ impl Home {
         rows.iter().map(|row| row["id"].as_str().expect("a row has an id").to_owned()).collect()
     }
 
-    /// The row of `ls --json` for this sandbox.
+    /// Returns the row of this sandbox in `ls --json`.
     #[track_caller]
     #[must_use]
     pub fn row(&self, id: &str) -> serde_json::Value {
@@ -149,7 +155,7 @@ impl Home {
         row.unwrap_or_else(|| panic!("ls does not show {id}: {rows}"))
     }
 
-    /// Fails unless every trace of every sandbox is gone, now or within a moment.
+    /// Asserts that nothing of any sandbox is left, now or within a moment.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         leaks::assert_nothing_left(&self.path());
@@ -161,7 +167,8 @@ impl Drop for Home {
         if std::thread::panicking() {
             self.show_logs();
         }
-        // By descriptor and only what holds this very home: a sandbox may have outlived its test's failure.
+        // Kills only processes that use this home, by descriptor: after a failure a sandbox may
+        // still run.
         processes::kill_all_of(&self.path());
         self.remove_groups();
         interruption::end(self.directory.path());
@@ -169,7 +176,7 @@ impl Drop for Home {
 }
 
 impl Home {
-    /// Control groups that the home's sandboxes had or were to have. One with a process in it stays.
+    /// Removes the control groups of the home's sandboxes. One that has a process stays.
     fn remove_groups(&self) {
         let below = |name: &str| fs::read_dir(self.path().join(name)).into_iter().flatten().flatten();
         let of_sandboxes =
@@ -181,7 +188,7 @@ impl Home {
         }
     }
 
-    /// Shows what the VMMs said, for the report of a failure.
+    /// Prints the logs of the VMMs, to explain a failure.
     fn show_logs(&self) {
         let Ok(sandboxes) = fs::read_dir(self.path().join("sandboxes")) else { return };
         for directory in sandboxes.flatten().map(|entry| entry.path()) {
@@ -194,7 +201,8 @@ impl Home {
     }
 }
 
-/// A command that replaces itself by `program`, in a mount namespace where no control group of version 2 is mounted.
+/// Returns a command that executes `program` in a mount namespace without a control group of
+/// version 2.
 #[must_use]
 pub fn without_groups(program: &Path) -> Command {
     const HIDE: &str = "for at in $(findmnt -n -l -t cgroup2 -o TARGET); do umount \"$at\"; done; exec \"$0\" \"$@\"";
@@ -203,16 +211,16 @@ pub fn without_groups(program: &Path) -> Command {
     command
 }
 
-/// A sandbox that `create` or `run -d` made.
+/// A sandbox that `create` or `run -d` created.
 #[derive(Debug, Clone)]
 pub struct Sandbox<'h> {
     home: &'h Home,
-    /// Its ID.
+    /// ID of the sandbox.
     pub id: String,
 }
 
 impl<'h> Sandbox<'h> {
-    /// The sandbox whose ID `made` printed, alone on its line.
+    /// Returns the sandbox whose ID is the only output of `made`.
     #[track_caller]
     #[must_use]
     pub fn printed(home: &'h Home, made: &Finished) -> Self {
@@ -223,43 +231,43 @@ impl<'h> Sandbox<'h> {
         Self { home, id }
     }
 
-    /// The sandbox with this ID.
+    /// Returns the sandbox with this ID.
     #[must_use]
     pub fn called(home: &'h Home, id: &str) -> Self {
         Self { home, id: id.to_owned() }
     }
 
-    /// `sandboxvm exec ID ...`.
+    /// Returns `sandboxvm exec ID ...`.
     #[must_use]
     pub fn exec<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Invocation {
         self.home.cli(["exec", &self.id]).args(arguments)
     }
 
-    /// Runs a shell script in it.
+    /// Runs a shell script in the sandbox.
     #[must_use]
     pub fn sh(&self, script: &str) -> Finished {
         self.exec(["--", "sh", "-c", script]).run()
     }
 
-    /// Starts a shell script in it.
+    /// Starts a shell script in the sandbox.
     #[must_use]
     pub fn spawn_sh(&self, script: &str) -> Running {
         self.exec(["--", "sh", "-c", script]).spawn()
     }
 
-    /// Its directory.
+    /// Returns the directory of the sandbox.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
         self.home.path().join("sandboxes").join(&self.id)
     }
 
-    /// What its VMM last wrote of itself.
+    /// Returns the status that the VMM last wrote.
     #[must_use]
     pub fn status(&self) -> VmStatus {
         read_status(&self.directory())
     }
 
-    /// PID of its VMM.
+    /// Returns the PID of the VMM.
     #[must_use]
     pub fn vmm_pid(&self) -> u32 {
         let pid = self.status().pid;
@@ -272,14 +280,14 @@ impl<'h> Sandbox<'h> {
         pid
     }
 
-    /// Removes it, running or not, and expects that to work.
+    /// Removes the sandbox, whether it runs or not. Asserts that it succeeds.
     #[track_caller]
     pub fn remove(&self) {
         let _ = self.home.cli(["rm", "-f", &self.id]).run().succeeds();
     }
 }
 
-/// The status file, which its VMM rewrites in place: read again when it is caught half written.
+/// Reads the status file. The VMM rewrites it in place, so this reads again if it is incomplete.
 fn read_status(directory: &Path) -> VmStatus {
     let path = directory.join("status.json");
     eventually(Duration::from_secs(1), || serde_json::from_slice(&fs::read(&path).ok()?).ok())

@@ -1,5 +1,5 @@
-//! What becomes of the sandboxes of a benchmark that is interrupted. They are nobody's children and would run on, beside
-//! whatever is measured next.
+//! Ends the sandboxes of a benchmark that is interrupted. They are not children of the benchmark,
+//! so they would keep running and disturb the next measurement.
 
 use crate::processes;
 use std::{
@@ -11,7 +11,7 @@ use std::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Temporary directories of this process in which sandboxes may be.
+/// Temporary directories of this process that may contain sandboxes.
 static PLACES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn places() -> MutexGuard<'static, Vec<PathBuf>> {
@@ -26,11 +26,11 @@ pub(crate) fn end(place: &Path) {
     places().retain(|other| other != place);
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP end every sandbox of this process, and then the process; but for those that it was
-/// started to ignore, as by nohup(1).
+/// From now on SIGINT, SIGTERM and SIGHUP end every sandbox of this process, and then the process.
+/// Signals that the process was started to ignore, as by nohup(1), stay ignored.
 ///
 /// # Panics
-/// When the host has no thread for that.
+/// Panics if no thread can be started.
 pub fn takes_sandboxes_along() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let watch = move || runtime.block_on(wait_and_end());
@@ -51,10 +51,10 @@ async fn wait_and_end() {
         kind = received(SignalKind::terminate()) => kind,
         kind = received(SignalKind::hangup()) => kind,
     };
-    // Held to the end: nobody makes another one meanwhile.
+    // The lock is held until the process ends, so that no further sandbox is created.
     let places = places();
     for place in places.iter() {
-        // Twice: a command that was just making a sandbox may have come between look and kill.
+        // Twice, as a command may have created a sandbox between the search and the kill.
         processes::kill_all_of(place);
         processes::kill_all_of(place);
         let _ = fs::remove_dir_all(place);
@@ -62,7 +62,7 @@ async fn wait_and_end() {
     exit(128 + number.as_raw_value());
 }
 
-/// A bit for each, the first for signal 1 (proc_pid_status(5)).
+/// Returns the ignored signals, one bit each, the lowest for signal 1 (proc_pid_status(5)).
 fn ignored_signals() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

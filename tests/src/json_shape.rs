@@ -1,30 +1,30 @@
-//! The shape of JSON: which members there are, and of which types. Golden files hold examples of every listing; what the
-//! program prints has other values, but must have their shape.
+//! The shape of JSON: which members it has, and their types. Golden files contain examples of every
+//! listing. The output of the program has other values, but must have the same shape.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What examples of one value have in common.
+/// What the examples of one value have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shape {
     types: BTreeSet<&'static str>,
-    /// Of its objects.
+    /// Members of the objects among the examples.
     members: BTreeMap<String, Member>,
-    /// How many objects there were.
+    /// Number of objects among the examples.
     objects: usize,
-    /// Of its arrays' elements, together.
+    /// The common shape of all elements of arrays among the examples.
     elements: Option<Box<Shape>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Member {
     shape: Shape,
-    /// In how many of the objects it was.
+    /// Number of objects that have this member.
     seen: usize,
 }
 
 impl Shape {
-    /// The shape of examples.
+    /// Returns the common shape of examples.
     pub fn of<'v>(examples: impl IntoIterator<Item = &'v Value>) -> Self {
         let mut shape = Self::default();
         examples.into_iter().for_each(|example| shape.add(example));
@@ -50,7 +50,7 @@ impl Shape {
         }
     }
 
-    /// What of `value` is not of this shape, a line each.
+    /// Returns the differences of `value` from this shape, one per line.
     #[must_use]
     pub fn differences(&self, value: &Value) -> Vec<String> {
         let mut differences = Vec::new();
@@ -88,7 +88,9 @@ impl Shape {
         }
     }
 
-    /// Each member, by its path, with its types as docs/json.md has them: `string`, `number or null`, `array of string`.
+    /// Returns the types of each member by its path, as docs/json.md states them: `string`, `number
+    /// or null`,
+    /// `array of string`.
     #[must_use]
     pub fn described(&self) -> BTreeMap<String, String> {
         let mut described = BTreeMap::new();
@@ -153,7 +155,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_differs_is_found_and_what_may_differ_is_not() {
+    fn differences_of_shape_are_found_and_differences_of_values_ignored() {
         let golden = json!([{"a": 1, "b": null, "c": [{"d": "x"}]}, {"a": 2, "b": "x", "c": []}, {"a": 2, "b": null, "c": [], "e": 1}]);
         let shape = Shape::of([&golden]);
         let same = [

@@ -1,4 +1,4 @@
-//! What a home's sandboxes left behind: processes, files, mounts, sockets.
+//! Finds what the sandboxes of a home left behind: processes, files, mounts, sockets.
 
 use crate::{
     processes,
@@ -11,22 +11,23 @@ use std::{
     time::Duration,
 };
 
-/// Who was ever admitted to a home: a list that is tidied when it is in somebody's way.
+/// The list of admitted sandboxes. The manager cleans it up at the next admission.
 const ADMITTED: &str = "admitted";
 
 /// Links to control groups that wait for a sandbox.
 const GROUPS: &str = "groups";
 
-/// What a server keeps.
+/// The directory of a server.
 const SERVER: &str = "server";
 
-/// Whose the audit logs of sandboxes are that are gone: it stays as long as those.
+/// The owners of audit logs of removed sandboxes. They stay as long as the logs.
 const OWNERS: &str = "gone";
 
-/// How long a VMM that was told to end may take to be gone: tearing KVM down takes some 15 ms.
+/// How long a VMM may take to end after the request: the kernel needs about 15 ms to remove a
+/// virtual machine.
 const TEARDOWN: Duration = Duration::from_secs(2);
 
-/// Fails unless every trace of every sandbox of `home` is gone, at once or soon.
+/// Asserts that nothing of any sandbox of `home` is left, now or soon.
 #[track_caller]
 pub fn assert_nothing_left(home: &Path) {
     let clean = eventually(TEARDOWN, || what_is_left(home).is_empty().then_some(()));
@@ -35,7 +36,7 @@ pub fn assert_nothing_left(home: &Path) {
     }
 }
 
-/// Everything that is left, one line each. What all sandboxes share is no trace of one.
+/// Returns everything that is left, one line each. Files that all sandboxes share do not count.
 #[must_use]
 pub fn what_is_left(home: &Path) -> Vec<String> {
     let mut left = Vec::new();
@@ -48,7 +49,8 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
             continue;
         }
         if entry.file_name() == SERVER {
-            // Its keys, its secret and its locks are no sandbox's; whatever is in its directories is.
+            // The server's keys, secret and locks belong to no sandbox, but everything in its
+            // directories does.
             for directory in fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|entry| entry.path()) {
                 if directory.is_dir() && !directory.ends_with(OWNERS) {
                     files_below(&directory, &mut files);
@@ -67,7 +69,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     left
 }
 
-/// Whatever is not a directory, and every directory that is two levels deep or more (a sandbox's own).
+/// Returns every file, and every directory at least two levels deep, which belongs to one sandbox.
 fn files_below(top: &Path, into: &mut Vec<PathBuf>) {
     if !top.is_dir() || top.is_symlink() {
         into.push(top.to_owned());

@@ -1,24 +1,24 @@
-//! Harness of the end-to-end tests and benchmarks: drives the real `sandboxvm` on real guests, in a home of its own
-//! per test, and looks at the host from outside for what it left.
+//! Harness of the end-to-end tests and benchmarks. It runs the real `sandboxvm` with real guests,
+//! in a separate home for each test, and checks from outside what is left on the host.
 //!
-//! - [`home`]: a fresh `SANDBOXVM_HOME`, the sandboxes made in it, and taking all of it away again.
+//! - [`home`]: a new `SANDBOXVM_HOME`, the sandboxes in it, and its removal.
 //! - [`cli`]: one invocation of `sandboxvm`, with a deadline.
-//! - [`bare`]: machines without an operating system, whose kernel is a script of the test's.
+//! - [`bare`]: machines without an operating system, whose kernel is a script of the test.
 //! - [`seed`]: the booted machine that all homes share.
 //! - [`server`]: `sandboxvm serve`, and requests to it.
-//! - [`envd`], [`server_load`]: one sandbox of a server, and many clients at once.
-//! - [`server_attack`]: one key of a server at its worst.
+//! - [`envd`], [`server_load`]: one sandbox of a server, and many clients at the same time.
+//! - [`server_attack`]: attacks of one key on a server.
 //! - [`snapshots`]: the snapshots of a home.
 //! - [`terminal`]: an invocation on a pseudo-terminal.
-//! - [`processes`]: the processes of the host that have to do with a home.
-//! - [`leaks`]: what is left of it: processes, files, mounts, sockets.
-//! - [`memory`]: what a VMM and a CLI keep resident, guest memory apart.
+//! - [`processes`]: the processes of the host that use a home.
+//! - [`leaks`]: what is left of a home: processes, files, mounts, sockets.
+//! - [`memory`]: the resident memory of a VMM, without the guest's memory, and of a CLI.
 //! - [`json_shape`]: which members JSON has, and of which types.
-//! - [`waiting`]: asking again and again until another process has done something.
-//! - [`artefacts`]: where the binaries and guest images under test are.
+//! - [`waiting`]: repeats a question until another process has done something.
+//! - [`artefacts`]: finds the programs and guest images under test.
 //!
-//! Everything here panics when it cannot do its work: its callers are tests. It never touches a process or a file that
-//! does not belong to the home it was asked about.
+//! Functions here panic when they fail, as their callers are tests. They never touch a process or a
+//! file that does not belong to the home they work on.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 

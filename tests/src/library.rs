@@ -1,26 +1,26 @@
-//! The manager as a library, as a long-running process uses it, in a home of the test's own.
+//! The manager as a library, as a long-running process uses it, in the home of a test.
 
 use crate::home::Home;
 use sandboxvm_images::bundle::{Bundle, BundleSources};
 use sandboxvm_manager::{ExitStatus, MIB, Manager, Output, ProcessSpec, Sandbox, SandboxSpec};
 
-/// See the module.
+/// A manager and the runtime in which it works.
 #[derive(Debug)]
 pub struct Library {
     runtime: tokio::runtime::Runtime,
     /// The manager of the home.
     pub manager: Manager,
-    /// What is under test.
+    /// The bundle under test.
     pub bundle: Bundle,
-    /// A sandbox of the home's usual kind.
+    /// The usual kind of sandbox of this home.
     pub spec: SandboxSpec,
 }
 
 impl Library {
-    /// For sandboxes in `home` with this much memory.
+    /// Returns a library for sandboxes in `home` with this much memory.
     ///
     /// # Panics
-    /// When there is no runtime, or no home.
+    /// Panics if there is no runtime or no home.
     #[must_use]
     pub fn of(home: &Home, memory_mib: u64) -> Self {
         let directory = Some(home.artefacts().bundle.clone());
@@ -38,20 +38,20 @@ impl Library {
     }
 }
 
-/// Runs a command, and returns what it wrote to stdout.
+/// Runs a command and returns its output on stdout.
 ///
 /// # Panics
-/// When it does not succeed.
+/// Panics if the command fails.
 pub async fn run(sandbox: &Sandbox, command: &[&str]) -> String {
     let (status, out) = execute(sandbox, command).await;
     assert_eq!(status, ExitStatus::Code(0), "{command:?}: {out}");
     out
 }
 
-/// Runs a command, and returns how it ended and what it wrote to stdout.
+/// Runs a command. Returns how it ended, and its output on stdout.
 ///
 /// # Panics
-/// When it cannot be run.
+/// Panics if the command cannot be run.
 pub async fn execute(sandbox: &Sandbox, command: &[&str]) -> (ExitStatus, String) {
     let spec = ProcessSpec::builder(command).build().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut exec = sandbox.exec(spec).await.unwrap_or_else(|error| panic!("{command:?}: {error}"));

@@ -1,5 +1,6 @@
-//! Resident memory of processes, from `/proc/PID/smaps` (proc_pid_smaps(5)), with a VMM's guest memory told apart: it
-//! is one mapping, or two around the MMIO hole, of the guest's size.
+//! Resident memory of processes, from `/proc/PID/smaps` (proc_pid_smaps(5)). The guest memory of a
+//! VMM is counted separately: it is the mapping with the size of the guest's memory, or two around
+//! the MMIO hole.
 
 use std::{
     fs,
@@ -11,18 +12,19 @@ use std::{
     time::Duration,
 };
 
-/// What a VMM keeps resident, in KiB.
+/// Resident memory of a VMM in KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VmmMemory {
-    /// Pages of the guest's memory.
+    /// Guest memory.
     pub guest_kib: u64,
-    /// The part of them that no other process shares.
+    /// The part of the guest memory that no other process shares.
     pub guest_private_kib: u64,
-    /// Everything else, shared file pages included.
+    /// All other memory, including shared pages of files.
     pub overhead_kib: u64,
     /// The part of the overhead that no other process shares.
     pub overhead_private_kib: u64,
-    /// The part of that which was written: it does not depend on who else runs the same program.
+    /// The part of that which was written. It does not depend on other processes of the same
+    /// program.
     pub overhead_dirty_kib: u64,
 }
 
@@ -56,19 +58,20 @@ fn mappings(pid: u32) -> Option<Vec<Mapping>> {
     Some(mappings)
 }
 
-/// Measures a VMM whose guest has `guest_mib` of memory, below the MMIO hole (at most 3 GiB).
+/// Measures a VMM whose guest has `guest_mib` of memory, which must be below the MMIO hole (at most
+/// 3 GiB).
 ///
 /// # Panics
-/// When the process has no mapping that could be the guest's memory.
+/// Panics if the process has no mapping that could be the guest's memory.
 #[must_use]
 pub fn of_vmm(pid: u32, guest_mib: u64) -> VmmMemory {
     try_of_vmm(pid, guest_mib).unwrap_or_else(|| panic!("process {pid} maps no guest memory of {guest_mib} MiB"))
 }
 
-/// As [`of_vmm`]; `None` when there is no such process, or not with such memory.
+/// As [`of_vmm`], but returns `None` if there is no such process, or if it has no such memory.
 pub(crate) fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
     let mappings = mappings(pid)?;
-    // The kernel may have merged a small neighbour into it, hence not exactly.
+    // The mapping may be somewhat larger, as the kernel may have merged a small neighbour into it.
     let wanted = guest_mib * 1024..guest_mib * 1024 + 4096;
     let guest = mappings.iter().filter(|mapping| wanted.contains(&mapping.size_kib)).max_by_key(|m| m.rss_kib)?;
     let sum = |of: fn(&Mapping) -> u64| mappings.iter().map(of).sum::<u64>() - of(guest);
@@ -81,7 +84,7 @@ pub(crate) fn try_of_vmm(pid: u32, guest_mib: u64) -> Option<VmmMemory> {
     })
 }
 
-/// `VmRSS` of a process in KiB; `None` once it is gone.
+/// Returns `VmRSS` of a process in KiB, or `None` if it has ended.
 #[must_use]
 pub fn resident_kib(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -89,7 +92,7 @@ pub fn resident_kib(pid: u32) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-/// Follows a process's memory until it is stopped, and keeps the peak.
+/// Measures the memory of a process until it is stopped, and keeps the peak.
 #[derive(Debug)]
 pub struct Sampler {
     stop: Arc<AtomicBool>,
@@ -99,13 +102,13 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Samples `VmRSS`, every 20 ms.
+    /// Samples `VmRSS` every 20 ms.
     #[must_use]
     pub fn of_process(pid: u32) -> Self {
         Self::start(move || resident_kib(pid))
     }
 
-    /// Samples a VMM's memory beside its guest's, every 20 ms.
+    /// Samples the memory of a VMM without its guest's, every 20 ms.
     #[must_use]
     pub fn of_vmm_overhead(pid: u32, guest_mib: u64) -> Self {
         Self::start(move || Some(try_of_vmm(pid, guest_mib)?.overhead_kib))
@@ -128,10 +131,10 @@ impl Sampler {
         Self { stop, peak, samples, thread }
     }
 
-    /// Stops, and says the peak in KiB.
+    /// Stops, and returns the peak in KiB.
     ///
     /// # Panics
-    /// When it never saw the process: then it measured nothing.
+    /// Panics if the process was never measured.
     #[must_use]
     pub fn peak_kib(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);

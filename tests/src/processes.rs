@@ -1,5 +1,5 @@
-//! The processes of this host that have to do with a path: by what they hold open, what they run, and what they were
-//! started with.
+//! Finds the processes of this host that use a path: with an open file, as their program, or in
+//! their arguments.
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::{
@@ -8,18 +8,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A process that has to do with a path, and how that shows.
+/// A process that uses a path, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelatedProcess {
     /// Its process ID.
     pub pid: u32,
-    /// Its command line, for people.
+    /// Its command line, for messages.
     pub command: String,
-    /// What of it names the path.
+    /// How it uses the path.
     pub evidence: String,
 }
 
-/// Processes other than this one with an open file, mapping, working directory, executable or argument below `path`.
+/// Returns all other processes with an open file, mapping, working directory, executable or
+/// argument below `path`.
 #[must_use]
 pub fn that_hold(path: &Path) -> Vec<RelatedProcess> {
     let own = std::process::id();
@@ -47,7 +48,8 @@ fn relation(pid: u32, path: &Path) -> Option<RelatedProcess> {
             return found(format!("{link} is {}", target.display()));
         }
     }
-    // A descriptor may close between listing and reading: that process let go of it.
+    // A descriptor may be closed between listing and reading. Then the process no longer uses the
+    // file.
     for entry in fs::read_dir(proc.join("fd")).into_iter().flatten().flatten() {
         if let Ok(target) = fs::read_link(entry.path())
             && names_it(target.as_os_str().as_bytes())
@@ -56,26 +58,26 @@ fn relation(pid: u32, path: &Path) -> Option<RelatedProcess> {
         }
     }
     if names_it(&fs::read(proc.join("maps")).unwrap_or_default()) {
-        return found("it maps a file there".to_owned());
+        return found("it maps a file below the path".to_owned());
     }
     if names_it(&arguments) {
         return found("its command line names it".to_owned());
     }
-    // A VMM whose files were all handed over could still be told by the environment it inherited.
+    // A VMM that has closed its files is still found by the environment that it inherited.
     if names_it(&fs::read(proc.join("environ")).unwrap_or_default()) {
         return found("its environment names it".to_owned());
     }
     None
 }
 
-/// True while the process exists and is not a zombie.
+/// Returns true while the process exists and is not a zombie.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
 }
 
-/// Open descriptors of a process.
+/// Returns the open descriptors of a process.
 #[must_use]
 pub fn descriptors(pid: u32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process exists").flatten();
@@ -85,7 +87,7 @@ pub fn descriptors(pid: u32) -> Vec<String> {
     targets
 }
 
-/// True while the process has a file of this directory open, under whatever name, or none.
+/// Returns true while the process has a file of this directory open, with any name or without one.
 #[must_use]
 pub fn writes_in(pid: u32, directory: &Path) -> bool {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
@@ -93,7 +95,7 @@ pub fn writes_in(pid: u32, directory: &Path) -> bool {
     targets.any(|target| target.parent() == Some(directory))
 }
 
-/// The processes that were started by a process, whichever of its threads did it.
+/// Returns the children of a process, from all of its threads.
 #[must_use]
 pub fn children(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -101,13 +103,13 @@ pub fn children(pid: u32) -> Vec<u32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Threads of a process.
+/// Returns the number of threads of a process.
 #[must_use]
 pub fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).expect("the process exists").count()
 }
 
-/// SIGKILL to one process that the test knows to be its own.
+/// Sends SIGKILL to a process that the test knows to be its own.
 pub fn kill(pid: u32) {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a PID");
     let descriptor = pidfd_open(raw, PidfdFlags::empty()).expect("the process exists");

@@ -1,6 +1,7 @@
-//! Ready snapshots that the tests share. A cold boot is the dearest thing there is where the guest's kernel is
-//! interpreted, and nearly every test begins with the same kind of machine: it is booted once, in a home of its own, and
-//! each test's home gets hard links to what that left to start from. A test that wants to see a boot says `--cold`.
+//! Ready snapshots that the tests share. A cold boot is the most expensive operation if the guest's
+//! kernel is interpreted, and nearly every test uses the same kind of machine. So it boots once, in
+//! a separate home, and the home of each test gets hard links to its ready snapshot. A test that
+//! needs a boot uses `--cold`.
 
 use crate::artefacts::Artefacts;
 use rustix::fs::{FlockOperation, flock};
@@ -11,44 +12,47 @@ use std::{
     process::Command,
 };
 
-/// What a home keeps for all its sandboxes, and for any other home on this machine.
+/// Directories of a home that another home on this host can use too.
 pub const SHARED: [&str; 3] = ["templates", "ready", "contents"];
-/// Memory of the guests of most tests, in MiB: enough for Python, and less for a guest kernel to set up.
+/// Memory of most guests in tests: enough for Python, and less work for the guest kernel than more
+/// memory.
 pub const SMALL: &str = "128M";
-/// What stays of sandboxes that are gone.
+/// The directory of the logs of sandboxes, which outlive them.
 pub const AUDIT: &str = "audit";
 
-/// Where the seed is: on the file system of the tests' homes, since hard links do not leave one.
+/// Returns the directory of the seed. It is on the file system of the tests' homes, so that hard
+/// links are possible.
 fn place() -> PathBuf {
     std::env::temp_dir().join(format!("sandboxvm-test-seed-{}", rustix::process::getuid().as_raw()))
 }
 
-/// Puts what is shared into `home`, which does not exist yet. Makes the seed first if there is none for these artefacts.
+/// Links the shared files into `home`, which must not exist yet. Creates the seed first if there is
+/// none for these artefacts.
 ///
 /// # Panics
-/// When the seed cannot be made: then no sandbox can be either.
+/// Panics if the seed cannot be created, because then no sandbox can be created either.
 pub fn plant(home: &Path, artefacts: &Artefacts) {
     let seed = place();
     fs::create_dir_all(&seed).expect("the temporary directory can be written");
-    let lock = File::create(seed.join("lock")).expect("the seed's directory is ours");
+    let lock = File::create(seed.join("lock")).expect("the seed's directory can be written");
     flock(&lock, FlockOperation::LockExclusive).expect("a lock can be waited for");
     let kind = describe(artefacts);
     if fs::read_to_string(seed.join("kind")).ok().as_deref() != Some(kind.as_str()) {
         let _ = fs::remove_dir_all(seed.join("home"));
         grow(&seed.join("home"), artefacts);
-        fs::write(seed.join("kind"), kind).expect("the seed's directory is ours");
+        fs::write(seed.join("kind"), kind).expect("the seed's directory can be written");
     }
     for name in SHARED {
         link_tree(&seed.join("home").join(name), &home.join(name));
     }
 }
 
-/// The files under test, each by path and version, and the boot of the host.
+/// Returns the files under test, each with path and version, and the boot ID of the host.
 fn describe(artefacts: &Artefacts) -> String {
     let parts = ["sandboxvm-vmm", "vmlinux", "base.erofs", "agent.erofs"].map(|name| artefacts.part(name));
     let mut text = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("/proc is mounted");
     for path in parts.iter().chain([&artefacts.program]) {
-        let version = fs::metadata(path).expect("what is under test exists");
+        let version = fs::metadata(path).expect("the file under test exists");
         text += &format!("{} {} {} {}\n", path.display(), version.ino(), version.size(), version.mtime_nsec());
     }
     text
@@ -63,12 +67,13 @@ fn grow(home: &Path, artefacts: &Artefacts) {
         .env("SANDBOXVM_BUNDLE", &artefacts.bundle)
         .output()
         .expect("the program under test can be executed");
-    assert!(made.status.success(), "the first run of all failed: {}", String::from_utf8_lossy(&made.stderr));
+    assert!(made.status.success(), "the run that creates the seed failed: {}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// Hard links of all files below `from`, but for locks: a lock says who is at work in one home.
+/// Links all files below `from`, except locks, which belong to one home.
 fn link_tree(from: &Path, to: &Path) {
-    // As the manager makes them: whoever may enter the home owns every guest in it.
+    // The same mode as the manager uses, because every user who may enter a home controls its
+    // guests.
     DirBuilder::new().recursive(true).mode(0o700).create(to).expect("the home can be written");
     for entry in fs::read_dir(from).into_iter().flatten().flatten() {
         let (source, target) = (entry.path(), to.join(entry.file_name()));

@@ -1,4 +1,4 @@
-//! `sandboxvm serve` under test: a real server on loopback ports of its own, asked over real HTTP.
+//! `sandboxvm serve` under test: a real server on free loopback ports, and real HTTP requests.
 
 use crate::{
     cli,
@@ -13,42 +13,42 @@ use std::{
     time::Duration,
 };
 
-/// Most of an answer that is looked at.
+/// Maximum number of bytes that are read of a response.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// A server; killed when dropped, and its sandboxes with the home.
+/// A server. It is killed when the value is dropped, and its sandboxes with the home.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
     log: PathBuf,
-    /// Base of the control plane.
+    /// Base URL of the control plane.
     pub api: String,
-    /// Base of the sandbox plane.
+    /// Base URL of the sandbox plane.
     pub sandboxes: String,
-    /// The key that it made; none for a server whose home had keys.
+    /// The key that the server created, or none if the home had keys.
     pub key: Option<String>,
 }
 
-/// What was answered.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
-    /// Of HTTP.
+    /// HTTP status.
     pub status: u16,
-    /// Names in lower case.
+    /// Headers, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// All of it.
+    /// The complete body.
     pub body: String,
 }
 
 impl Answer {
-    /// The body as JSON.
+    /// Returns the body as JSON.
     #[track_caller]
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Expects a status.
+    /// Asserts the status.
     #[track_caller]
     #[must_use]
     pub fn expect(self, status: u16) -> Self {
@@ -56,33 +56,34 @@ impl Answer {
         self
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// A configuration whose `base` is the machine that all tests share (see [`crate::seed`]).
+/// Returns a configuration whose template `base` is the machine that all tests share (see
+/// [`crate::seed`]).
 #[must_use]
 pub fn small_config() -> String {
     "concurrent_starts = 4\n[templates.base]\nmemory = 128\n".to_owned()
 }
 
 impl Server {
-    /// Starts one in `home` with this configuration (TOML).
+    /// Starts a server in `home` with this configuration (TOML).
     #[must_use]
     pub fn start(home: &Home, config: &str) -> Self {
         Self::start_with(home, config, &[])
     }
 
-    /// Starts one where no control group of version 2 can be reached.
+    /// As [`Self::start`], but without any control group of version 2.
     #[must_use]
     pub fn start_without_groups(home: &Home, config: &str) -> Self {
         Self::begin(home, without_groups(&home.artefacts().program), config, &[])
     }
 
-    /// The same with more flags.
+    /// As [`Self::start`], with more flags.
     #[must_use]
     pub fn start_with(home: &Home, config: &str, flags: &[&str]) -> Self {
         Self::begin(home, Command::new(&home.artefacts().program), config, flags)
@@ -110,54 +111,54 @@ impl Server {
             let _ = child.wait();
             panic!("the server does not start: {}", fs::read_to_string(&log).unwrap_or_default());
         };
-        // A server whose home has keys prints none, and says so before: its log is there then.
+        // A server whose home has keys prints none. It logs that before it prints its addresses.
         let has_keys = fs::read_to_string(&log).is_ok_and(|log| log.contains("already has API keys"));
         let key = if has_keys { None } else { value("E2B_API_KEY") };
         Self { child, log, api, sandboxes, key }
     }
 
-    /// What it wrote to stderr.
+    /// Returns the output on stderr so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its PID.
+    /// Returns the PID.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// kill -9.
+    /// Kills the server.
     pub fn kill(mut self) {
-        self.child.kill().expect("it is ours");
-        self.child.wait().expect("it is ours");
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
     }
 
-    /// SIGTERM, and waits for its end.
+    /// Sends SIGTERM and waits for the end of the server.
     ///
     /// # Panics
-    /// When it does not end in order.
+    /// Panics if the server does not end gracefully.
     pub fn stop(mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
-        let status = self.child.wait().expect("it is ours");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child can be signalled");
+        let status = self.child.wait().expect("a child can be waited for");
         assert!(status.success(), "{status}: {}", self.log());
     }
 
-    /// The key it printed.
+    /// Returns the key that the server printed.
     #[must_use]
     pub fn key(&self) -> &str {
         self.key.as_deref().expect("the home had no keys")
     }
 
-    /// Asks the control plane with the key it printed.
+    /// Sends a request to the control plane, with the key that the server printed.
     #[must_use]
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         self.ask_as(self.key(), method, path, body)
     }
 
-    /// The same with another key.
+    /// As [`Self::ask`], with another key.
     #[must_use]
     pub fn ask_as(&self, key: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let url = format!("{}{path}", self.api);
@@ -169,14 +170,15 @@ impl Server {
         )
     }
 
-    /// Makes a sandbox and returns what was answered.
+    /// Creates a sandbox and returns the response.
     #[track_caller]
     #[must_use]
     pub fn create(&self, body: &Value) -> Value {
         self.ask("POST", "/v2/sandboxes", Some(body)).expect(201).json()
     }
 
-    /// Runs a program of `tests/sdk`, which is to end with 0, with the variables that E2B's users set.
+    /// Runs a program of `tests/sdk` with the variables that users of E2B set. Asserts that it
+    /// exits with 0.
     #[track_caller]
     pub fn runs(&self, interpreter: &Path, program: &Path, node_modules: &Path, within: Duration) {
         let mut command = Command::new(interpreter);
@@ -206,20 +208,20 @@ fn tail(text: &str) -> &str {
     text.get(start..).unwrap_or(text)
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 ///
 /// # Panics
-/// When there is no answer at all.
+/// Panics if there is no response.
 #[track_caller]
 #[must_use]
 pub fn request(method: &str, url: &str, headers: &[(&str, &str)], body: Option<(&str, Vec<u8>)>) -> Answer {
     try_request(method, url, headers, body).unwrap_or_else(|error| panic!("{method} {url}: {error}"))
 }
 
-/// The same of a server that may vanish meanwhile.
+/// As [`request`], for a server that may end meanwhile.
 ///
 /// # Errors
-/// When there is no answer.
+/// Fails if there is no response.
 pub fn try_request(
     method: &str,
     url: &str,

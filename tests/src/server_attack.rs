@@ -1,5 +1,6 @@
-//! One key of a server at its worst: many connections at a time, each kept as it is for as long as the server lets it be and
-//! opened again when the server ends or refuses it. Raw HTTP/1.1, since no client library sends half a request.
+//! Attacks of one key on a server: many connections at the same time, each kept open as long as the
+//! server allows, and opened again when the server closes or refuses it. Uses raw HTTP/1.1, as no
+//! client library sends half of a request.
 
 use crate::{
     home::{Home, eventually},
@@ -15,23 +16,23 @@ use std::{
     time::Duration,
 };
 
-/// Where an attacker's connections come from, so that they have another address than those of other clients.
+/// Source address of the attacker's connections, which differs from that of other clients.
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-/// Between two looks at each connection.
+/// Time between two visits of each connection.
 const ROUND: Duration = Duration::from_millis(250);
-/// A listener whose queue is full does not answer.
+/// Longest time to connect. A listener with a full queue does not respond.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
-/// Most that is read of one connection in a round.
+/// Maximum number of bytes that are read from one connection in a round.
 const GULP: usize = 1 << 20;
 
-/// Stops PID 1, which is the agent, and reports that on the console.
+/// Freezes PID 1, which is the agent, and reports that on the console.
 const FREEZE: &str = "cd /sys/fs/cgroup && mkdir z && echo 1 >z/cgroup.procs && echo 1 >z/cgroup.freeze && \
     until grep -q 'frozen 1' z/cgroup.events; do :; done; echo '<1>AGENT-IS-FROZEN' >/dev/kmsg";
 
-/// Makes the agents of these sandboxes never answer again.
+/// Makes the agents of these sandboxes never respond again.
 ///
 /// # Panics
-/// When one does not freeze.
+/// Panics if one cannot be frozen.
 #[track_caller]
 pub fn freeze(home: &Home, sandboxes: &[&str]) {
     let freezing: Vec<_> =
@@ -44,33 +45,33 @@ pub fn freeze(home: &Home, sandboxes: &[&str]) {
     drop(freezing);
 }
 
-/// What the attacker does with a connection once its first bytes are sent.
+/// What the attacker does with a connection after it has sent the first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// Nothing: an answer that succeeds stays unread.
+    /// Nothing. It does not read a successful response.
     Wait,
     /// Sends one more byte in each round.
     Drip,
-    /// Reads an answer for as long as it lasts.
+    /// Reads the response as long as it lasts.
     Read,
-    /// Sends the request again on a new connection when it is answered.
+    /// Sends the request again, on a new connection, after a response.
     Repeat,
 }
 
 /// Many connections of one kind.
 #[derive(Debug)]
 pub struct Attack {
-    /// For the report.
+    /// Name in the report.
     pub name: &'static str,
     address: SocketAddr,
     first: Vec<u8>,
     then: Then,
     count: usize,
-    /// What came of them.
+    /// Results so far.
     pub seen: Seen,
 }
 
-/// What came of an attack's connections so far.
+/// Results of an attack so far.
 #[derive(Debug, Default)]
 pub struct Seen {
     opened: AtomicUsize,
@@ -83,43 +84,43 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Connections that were opened.
+    /// Returns the number of connections that were opened.
     #[must_use]
     pub fn opened(&self) -> usize {
         self.opened.load(Ordering::Relaxed)
     }
 
-    /// Answers that began with success: 2xx or 101.
+    /// Returns the number of successful responses: 2xx or 101.
     #[must_use]
     pub fn served(&self) -> usize {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Answers 429.
+    /// Returns the number of responses with status 429.
     #[must_use]
     pub fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Other answers.
+    /// Returns the number of other responses.
     #[must_use]
     pub fn failed(&self) -> usize {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Connections that the server closed without an answer.
+    /// Returns the number of connections that the server closed without a response.
     #[must_use]
     pub fn closed(&self) -> usize {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were read.
+    /// Returns the number of bytes that were read.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Connections that are open and unanswered, or whose answer succeeded.
+    /// Returns the number of open connections without a response or with a successful one.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
@@ -139,31 +140,31 @@ impl Seen {
     }
 }
 
-/// A request as bytes, all of it or the beginning.
+/// A request as bytes, complete or only its beginning.
 #[derive(Debug, Clone)]
 pub struct Request(String);
 
 impl Request {
-    /// Without headers but the host's.
+    /// Returns a request with no header but `Host`.
     #[must_use]
     pub fn new(method: &str, path: &str) -> Self {
         Self(format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"))
     }
 
-    /// With one more header.
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Display) -> Self {
         let _ = write!(self.0, "{name}: {value}\r\n");
         self
     }
 
-    /// Without a body, or up to its body.
+    /// Returns the head: a request without a body, or the part before its body.
     #[must_use]
     pub fn head(self) -> Vec<u8> {
         (self.0 + "\r\n").into_bytes()
     }
 
-    /// With this body.
+    /// Returns the request with this body.
     #[must_use]
     pub fn whole(self, kind: &str, body: &[u8]) -> Vec<u8> {
         let mut bytes = self.with("Content-Type", kind).with("Content-Length", body.len()).head();
@@ -173,13 +174,13 @@ impl Request {
 }
 
 impl Attack {
-    /// On the control plane.
+    /// Returns an attack on the control plane.
     #[must_use]
     pub fn on_api(server: &Server, name: &'static str, count: usize, then: Then, first: Vec<u8>) -> Self {
         Self::at(&server.api, name, count, then, first)
     }
 
-    /// On the sandbox plane.
+    /// Returns an attack on the sandbox plane.
     #[must_use]
     pub fn on_sandboxes(server: &Server, name: &'static str, count: usize, then: Then, first: Vec<u8>) -> Self {
         Self::at(&server.sandboxes, name, count, then, first)
@@ -220,14 +221,14 @@ impl Attack {
         Ok(Connection { stream, is_served: false })
     }
 
-    /// The connection if it is worth keeping.
+    /// Returns the connection if it should be kept.
     fn look(&self, mut connection: Connection) -> Option<Connection> {
         if !connection.is_served {
             let mut begin = [0; 12];
             match connection.stream.peek(&mut begin) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.then == Then::Drip {
-                        // One that the server closed is noticed in the next round.
+                        // If the server has closed the connection, the next round notices.
                         let _ = connection.stream.write(b"x");
                     }
                     return Some(connection);
@@ -282,14 +283,14 @@ fn count(of: &AtomicUsize) {
     of.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Keeps all of them up while `other` runs, and prints what came of them.
+/// Keeps all attacks running while `other` runs, and prints their results.
 pub fn during<T>(attacks: &[Attack], other: impl FnOnce() -> T) -> T {
     let is_over = AtomicBool::new(false);
     let done = thread::scope(|scope| {
         for attack in attacks {
             scope.spawn(|| attack.keep(&is_over));
         }
-        // Also when it panics, or the threads would be waited for without end.
+        // Ends the attacks if `other` panics too, as the scope waits for their threads.
         let _ends = SetWhenDropped(&is_over);
         other()
     });

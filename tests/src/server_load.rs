@@ -1,5 +1,5 @@
-//! Many clients of one server at once, each of whom makes a sandbox, runs commands, writes and reads files, and kills it;
-//! for the benchmark and the tests.
+//! Many clients of one server at the same time. Each creates a sandbox, runs commands, writes and
+//! reads files, and kills the sandbox. The benchmark and the tests use them.
 
 use crate::{envd::Envd, server::Server};
 use serde_json::json;
@@ -8,39 +8,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What one client does in its sandbox.
+/// Number of commands that each client runs.
 pub const COMMANDS: usize = 10;
 
-/// How long the parts of one client's work took.
+/// Durations of the parts of one client's work.
 #[derive(Debug, Clone, Default)]
 pub struct Times {
-    /// From asking for a sandbox to having it.
+    /// Creating the sandbox.
     pub create: Duration,
     /// Each command.
     pub commands: Vec<Duration>,
     /// Writing and reading a file.
     pub files: Duration,
-    /// From asking for its end to having it.
+    /// Ending the sandbox.
     pub kill: Duration,
 }
 
-/// So many clients at once.
+/// Runs `count` clients at the same time.
 ///
 /// # Panics
-/// When one of them does not get what is its own.
+/// Panics if a client sees anything but its own data.
 #[must_use]
 pub fn clients(server: &Server, count: usize) -> Vec<Times> {
     thread::scope(|scope| {
         let threads: Vec<_> =
             (0..count).map(|number| scope.spawn(move || client(server, server.key(), number, COMMANDS))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a client failed; its words are above")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("a client failed, and its message is above")).collect()
     })
 }
 
-/// One of them, with this key, that runs so many commands.
+/// Runs one client, with this key, that runs `commands` commands.
 ///
 /// # Panics
-/// As [`clients`].
+/// Panics as [`clients`].
 #[track_caller]
 #[must_use]
 pub fn client(server: &Server, key: &str, number: usize, commands: usize) -> Times {
@@ -61,7 +61,7 @@ pub fn client(server: &Server, key: &str, number: usize, commands: usize) -> Tim
     sandbox.write("/home/user/file", content.as_bytes());
     assert_eq!(sandbox.read("/home/user/file"), content);
     let log: String = (0..commands).map(|command| format!("{own} {command}\n")).collect();
-    assert_eq!(sandbox.read("/home/user/log"), log, "of this client alone, and all of it");
+    assert_eq!(sandbox.read("/home/user/log"), log, "the log has exactly the lines of this client");
     times.files = lap();
     let _ = server.ask_as(key, "DELETE", &format!("/sandboxes/{}", sandbox.id), None).expect(204);
     times.kill = lap();

@@ -1,4 +1,4 @@
-//! A pseudo-terminal with the CLI on it, as a person would sit before: what is typed, what is shown, and its size.
+//! A pseudoterminal on which the CLI runs, as a user has it: keys, screen and size.
 
 use crate::cli;
 use rustix::{
@@ -21,21 +21,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest wait for anything on the screen.
+/// Longest wait for text on the screen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A command on a terminal of its own.
+/// A command on a separate terminal.
 #[derive(Debug)]
 pub struct TerminalSession {
     leader: Option<Arc<File>>,
-    /// Kept open, so that the terminal and its modes outlive the command.
+    /// The command's end. Kept open, so that the terminal and its modes outlive the command.
     follower: Option<File>,
     child: Child,
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
     bytes: Receiver<Vec<u8>>,
     screen: Vec<u8>,
-    /// Up to here the screen was matched already.
+    /// The part of the screen before this position has been matched.
     seen: usize,
 }
 
@@ -43,7 +43,8 @@ fn size(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-/// Passes on what is shown. Looks up now and then, so that its copy of the leader can be closed.
+/// Sends the output of the terminal to `tell`. Checks `stop` now and then, so that its copy of the
+/// leader can be closed.
 fn read_until_stopped(mut leader: &File, stop: &AtomicBool, tell: &Sender<Vec<u8>>) {
     let mut buffer = [0; 4096];
     let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -52,7 +53,7 @@ fn read_until_stopped(mut leader: &File, stop: &AtomicBool, tell: &Sender<Vec<u8
         if ready == 0 {
             continue;
         }
-        // EIO once nothing has the other end open any more.
+        // EIO as soon as no process has the other end open.
         match leader.read(&mut buffer) {
             Ok(read @ 1..) if tell.send(buffer[..read].to_vec()).is_ok() => {}
             _ => return,
@@ -61,10 +62,10 @@ fn read_until_stopped(mut leader: &File, stop: &AtomicBool, tell: &Sender<Vec<u8
 }
 
 impl TerminalSession {
-    /// Runs `command`, which is to make the terminal on its stdin its controlling one (`setsid --ctty`).
+    /// Runs `command`, which must make its stdin its controlling terminal (`setsid --ctty`).
     pub(crate) fn start(mut command: Command, rows: u16, columns: u16) -> Self {
         let leader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a pseudo-terminal");
-        grantpt(&leader).and_then(|()| unlockpt(&leader)).expect("a pseudo-terminal is ours");
+        grantpt(&leader).and_then(|()| unlockpt(&leader)).expect("a new pseudoterminal can be unlocked");
         let name = ptsname(&leader, Vec::new()).expect("a pseudo-terminal has a name");
         let path = name.to_str().expect("its name is ASCII");
         let noctty = i32::try_from(rustix::fs::OFlags::NOCTTY.bits()).expect("a flag of open(2)");
@@ -81,11 +82,11 @@ impl TerminalSession {
         Self { leader: Some(leader), follower: Some(follower), child, stop, reader, bytes, screen: Vec::new(), seen: 0 }
     }
 
-    /// Takes the terminal away from its command, as a closed window or a lost connection does.
+    /// Hangs the terminal up, as when its window is closed or a connection is lost.
     pub fn hang_up(mut self) {
         self.follower = None;
         self.stop_reading();
-        // Its last descriptor closed, the leader is gone: that hangs up.
+        // The last descriptor of the leader is closed, which hangs up.
         self.leader = None;
         let _ = self.wait();
     }
@@ -101,17 +102,17 @@ impl TerminalSession {
         self.leader.as_deref().expect("not hung up")
     }
 
-    /// Types.
+    /// Types these keys.
     pub fn keys(&mut self, keys: &str) {
         self.leader().write_all(keys.as_bytes()).expect("the terminal takes keys");
     }
 
-    /// Changes the terminal's size; the kernel tells the foreground process.
+    /// Changes the terminal's size. The kernel notifies the foreground process.
     pub fn resize(&self, rows: u16, columns: u16) {
         tcsetwinsize(self.leader(), size(rows, columns)).expect("a terminal has a size");
     }
 
-    /// Waits until `text` is shown, after whatever was waited for before.
+    /// Waits until `text` is shown after the text of the last wait.
     pub fn expect(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE * cli::patience();
         loop {
@@ -129,27 +130,27 @@ impl TerminalSession {
         }
     }
 
-    /// All that was shown until what was last waited for.
+    /// Returns all output until the text of the last wait.
     #[must_use]
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen).into_owned()
     }
 
-    /// True while keys are echoed and taken line by line: not in raw mode.
+    /// Returns true while keys are echoed and read by line, so not in raw mode.
     #[must_use]
     pub fn is_cooked(&self) -> bool {
         let modes = tcgetattr(self.follower.as_ref().expect("not hung up")).expect("a terminal has modes").local_modes;
         modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
     }
 
-    /// All of its settings, to be compared.
+    /// Returns all settings of the terminal, to compare them.
     #[must_use]
     pub fn settings(&self) -> String {
         let terminal = self.follower.as_ref().expect("not hung up");
         format!("{:?}", tcgetattr(terminal).expect("a terminal has settings"))
     }
 
-    /// Process ID of the command.
+    /// Returns the process ID of the command.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -160,14 +161,14 @@ impl TerminalSession {
         kill_process(Pid::from_child(&self.child), signal).expect("a child that was not waited for exists");
     }
 
-    /// Waits for the command's end.
+    /// Waits for the end of the command.
     pub fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE * cli::patience();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "does not end: {:?}", String::from_utf8_lossy(&self.screen));
+            assert!(Instant::now() < deadline, "the command does not end: {:?}", String::from_utf8_lossy(&self.screen));
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -176,7 +177,7 @@ impl TerminalSession {
 impl Drop for TerminalSession {
     fn drop(&mut self) {
         self.stop_reading();
-        // It may have ended long ago.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

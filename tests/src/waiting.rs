@@ -1,9 +1,10 @@
-//! Waiting for what another process does.
+//! Waits until another process has done something.
 
 use crate::cli;
 use std::time::{Duration, Instant};
 
-/// Asks again and again until there is an answer, for at most `patience` (times [`cli::patience`]).
+/// Calls `ask` repeatedly until it returns a value, for at most `patience` (times
+/// [`cli::patience`]).
 pub fn eventually<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + patience * cli::patience();
     loop {

@@ -1,11 +1,11 @@
-//! What was done with a sandbox can be read afterwards, and cannot be changed unnoticed.
+//! The audit log records every action on a sandbox, and a change to the log is detected.
 
 use rustix::process::Signal;
 use sandboxvm_tests::home::{Home, eventually};
 use serde_json::Value;
 use std::{collections::HashMap, fs, thread};
 
-/// Events of a sandbox that may be gone, as `events --json` has them.
+/// Returns the events of a sandbox, which may be removed already, as `events --json` prints them.
 fn events(home: &Home, of: &str) -> Vec<Value> {
     let listed = home.cli(["events", "--json", of]).run().succeeds();
     listed.out().lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
@@ -15,7 +15,8 @@ fn names(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["event"].as_str().expect("an event has a name")).collect()
 }
 
-/// Other logs are told to be whole beside it.
+/// Asserts that `audit verify` reports one damaged log, with this hint, and lists the intact logs
+/// too.
 fn assert_damaged(home: &Home, hint: &str) {
     let verified = home.cli(["audit", "verify"]).run().exits(125);
     assert!(verified.err().contains(hint) && verified.out().lines().count() > 1, "{}", verified.transcript());
@@ -28,14 +29,15 @@ fn actions_are_logged_and_tampering_is_detected() {
     let id = sandbox.id.clone();
     let _ = sandbox.exec(["-e", "TOKEN=s3cr3t-t0k3n", "--", "sh", "-c", "exit 3", "s3cr3t-t0k3n"]).run().exits(3);
     let _ = sandbox.exec(["--", "/no/such/program"]).run().exits(127);
-    // At the same time: every line is there, and they are one chain.
+    // The commands run at the same time: each has its lines, and all lines form one chain.
     thread::scope(|scope| {
         for n in 0..3 {
             let sandbox = &sandbox;
             scope.spawn(move || drop(sandbox.exec(["--", "true", &format!("parallel-{n}")]).run().succeeds()));
         }
     });
-    // Its command is killed: what it began is in the log, and the next line follows.
+    // The CLI of this command is killed: the start of its process is logged, and the next action
+    // follows it.
     let mut killed = sandbox.exec(["--", "sh", "-c", "echo on; sleep 1000"]).spawn();
     killed.wait_for_stdout("on");
     killed.signal(Signal::KILL);
@@ -58,7 +60,9 @@ fn actions_are_logged_and_tampering_is_detected() {
     };
     let ended = |asked: &Value| {
         let pid = &by_exec[&asked["seq"].as_u64().expect("a number")]["pid"];
-        log.iter().find(|event| event["event"] == "ended" && event["pid"] == *pid).expect("its end is logged")
+        log.iter()
+            .find(|event| event["event"] == "ended" && event["pid"] == *pid)
+            .expect("the end of the process is logged")
     };
     assert_eq!(log[0]["event"], "created");
     assert_eq!(log[0]["name"], "watched");
@@ -113,7 +117,8 @@ fn unloggable_commands_do_not_run_and_rejected_ones_are_logged() {
     fs::rename(&kept, &log).expect("the log is ours");
     assert_eq!(sandbox.sh("ls /ran").exits(2).out(), "");
 
-    // As on a file system that is full, or taken away: nothing new is made either.
+    // The directory of the logs cannot be written, as on a full file system: nothing new is created
+    // either.
     let (audit, aside) = (home.path().join("audit"), home.scratch("audit-aside"));
     fs::rename(&audit, &aside).expect("the logs are ours");
     std::os::unix::fs::symlink("/proc/self/task", &audit).expect("their place is free");
@@ -122,9 +127,9 @@ fn unloggable_commands_do_not_run_and_rejected_ones_are_logged() {
     }
     fs::remove_file(&audit).expect("the link is ours");
     fs::rename(&aside, &audit).expect("the logs are ours");
-    assert_eq!(home.listed(), [sandbox.id.as_str()], "something was made");
+    assert_eq!(home.listed(), [sandbox.id.as_str()], "a sandbox was created");
 
-    // Refused for want of room.
+    // The manager refuses these: the home has its maximum number of sandboxes.
     let refuse = || home.cli(["create", "-m", "128M"]).env("SANDBOXVM_MAX_SANDBOXES", "1").run();
     let _ = refuse().fails_with(&["at most 1"]);
     let all = home.cli(["events", "--json"]).run().succeeds().out();
@@ -144,7 +149,7 @@ fn unloggable_commands_do_not_run_and_rejected_ones_are_logged() {
     home.assert_nothing_left();
 }
 
-/// What the log of a sandbox has of limits that its programs met.
+/// Returns the events of a sandbox that say that its programs reached a limit.
 fn limits_hit(home: &Home, of: &str) -> Vec<Value> {
     events(home, of).into_iter().filter(|event| event["event"] == "limits_hit").collect()
 }
@@ -153,7 +158,8 @@ fn limits_hit(home: &Home, of: &str) -> Vec<Value> {
 fn limits_that_programs_meet_and_ends_by_time_are_logged() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M", "--name", "demo", "--pids", "12"]);
-    // Met in the guest: once said, not again. A program that succeeds is not asked after.
+    // Limits inside the guest are logged the first time only. Commands that succeed cause no check
+    // of them.
     let hits = || limits_hit(&home, &sandbox.id);
     assert_eq!(hits(), Vec::<Value>::new());
     let many = "import os, time\ntry:\n  while 1:\n    if os.fork() == 0: time.sleep(600)\nexcept OSError: pass\n";
@@ -171,14 +177,15 @@ fn limits_that_programs_meet_and_ends_by_time_are_logged() {
     assert!(events(&home, &sandbox.id).iter().any(|event| event["event"] == "ended" && event["timed_out"] == true));
     sandbox.remove();
 
-    // Ended by its time.
+    // A sandbox whose time to live is over.
     let brief = home.create(&["-m", "128M", "--ttl", "1s=rm"]);
     let gone = eventually(std::time::Duration::from_secs(120), || (!brief.directory().exists()).then_some(()));
-    assert!(gone.is_some(), "its time does not end it");
-    // What was done is logged after it was.
+    assert!(gone.is_some(), "the sandbox is still there after its time to live");
+    // An event is logged after the action.
     let logged = || Some(events(&home, &brief.id)).filter(|log| names(log).contains(&"removed"));
     let log = eventually(std::time::Duration::from_secs(20), logged).unwrap_or_else(|| events(&home, &brief.id));
-    // The end of the machine is logged by whoever finds it ended, here the one who removes it.
+    // The end of the machine is logged by the process that finds it ended. Here that is the one
+    // that removes it.
     assert_eq!(names(&log), ["created", "time_up", "stopped", "machine_ended", "removed"], "{log:#?}");
     assert_eq!(log[1]["then"], "rm");
     home.assert_nothing_left();

@@ -1,9 +1,12 @@
-//! Bad input, one test each: exit code 125, a message that names what is wrong, nothing on stdout, and nothing made.
+//! Bad input, one test each: the exit code is 125, the message names what is wrong, stdout stays
+//! empty, and nothing is
+//! created.
 
 use sandboxvm_tests::home::{Home, SMALL};
 use std::{fs, path::Path};
 
-/// `create` with these flags is refused, saying `hints`, and nothing of it is left.
+/// Asserts that `create` and `run` with these flags fail with `hints` in the message, and leave
+/// nothing behind.
 #[track_caller]
 fn refused(flags: &[&str], hints: &[&str]) {
     let Some(home) = Home::with_kvm() else { return };
@@ -23,7 +26,7 @@ fn memory_of_zero() {
 }
 
 #[test]
-fn memory_below_the_least() {
+fn memory_below_the_minimum() {
     refused(&["-m", "63M"], &["memory", "64 MiB"]);
 }
 
@@ -39,7 +42,7 @@ fn memory_beyond_all_limits() {
 }
 
 #[test]
-fn memory_that_is_no_number() {
+fn memory_that_is_not_a_number() {
     refused(&["-m", "lots"], &["memory", "lots"]);
     refused(&["--memory=-5M"], &["memory", "-5M"]);
 }
@@ -60,7 +63,7 @@ fn vcpus_beyond_any_type() {
     refused(&["-c", "18446744073709551617"], &["18446744073709551617"]);
 }
 
-/// A bundle in which `name` is `content` instead.
+/// Asserts that commands fail with `hints` if the file `name` of the bundle has `content` instead.
 #[track_caller]
 fn refused_bundle(name: &str, content: &[u8], hints: &[&str]) {
     let Some(home) = Home::with_kvm() else { return };
@@ -74,7 +77,7 @@ fn refused_bundle(name: &str, content: &[u8], hints: &[&str]) {
     home.assert_nothing_left();
 }
 
-/// The first `len` bytes of a file of the bundle under test.
+/// Returns the first `len` bytes of a file of the bundle under test.
 fn beginning_of(name: &str, len: fn(u64) -> u64) -> Vec<u8> {
     let Some(home) = Home::with_kvm() else { return vec![] };
     let path = home.artefacts().part(name);
@@ -90,7 +93,7 @@ fn read_up_to(path: &Path, len: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_kernel_that_is_no_elf() {
+fn a_kernel_that_is_not_an_elf_file() {
     refused_bundle("vmlinux", b"#!/bin/sh\necho I am a script\n", &["kernel", "ELF"]);
 }
 
@@ -104,19 +107,20 @@ fn a_truncated_kernel() {
     refused_bundle("vmlinux", &beginning_of("vmlinux", |size| size / 2), &["kernel", "truncated"]);
 }
 
-/// Whole by its headers, but nothing in it is code: whatever happens, it is told, and in time.
+/// The headers of this kernel are valid, but it contains no code. The failure must be reported, and
+/// in time.
 #[test]
 fn a_kernel_of_garbage() {
     let Some(home) = Home::with_kvm() else { return };
     let mut kernel = fs::read(home.artefacts().part("vmlinux")).expect("the bundle is readable");
-    // Headers stay; the rest becomes bytes that are no instruction anywhere.
+    // The headers stay. All other bytes become 0xff, which is not an instruction anywhere.
     kernel[4096..].fill(0xff);
     let replacement = home.scratch("garbage");
     fs::write(&replacement, kernel).expect("a new file");
     let bundle = home.artefacts().bundle_with(&home.scratch("bundle"), "vmlinux", &replacement);
     let run = home.cli(["run", "-m", SMALL, "--", "true"]).env("SANDBOXVM_BUNDLE", &bundle).run();
     let run = run.fails_with(&[]);
-    // Refused while it is loaded where that shows, else ended by its first instruction.
+    // The kernel is refused while it is loaded, or its first instruction ends the machine.
     let reasons = ["does not load", "fault", "instruction"];
     assert!(reasons.iter().any(|reason| run.err().contains(reason)), "{}", run.transcript());
     home.assert_nothing_left();
@@ -134,7 +138,7 @@ fn a_truncated_image() {
 }
 
 #[test]
-fn an_image_that_is_something_else() {
+fn an_image_that_is_not_erofs() {
     refused_bundle("base.erofs", &[0x5a; 8192], &["image", "EROFS"]);
 }
 
@@ -151,17 +155,18 @@ fn an_empty_command() {
 }
 
 #[test]
-fn names_that_are_none() {
+fn invalid_names() {
     let long = "n".repeat(64);
     for name in ["two\nlines", "-x", "Upper", "dot.dot", "..", "a/b", "", "sp ace", "\u{fc}", long.as_str()] {
         refused(&[&format!("--name={name}")], &["name"]);
     }
 }
 
-/// A NUL cannot be passed as an argument on any Unix: the system call refuses it before the CLI is there. It can be
-/// passed where names are read, so a name never reaches the file system unchecked: see the protocol's newtype tests.
+/// A NUL cannot be part of an argument on any Unix: the system call fails before the CLI starts. It
+/// can reach the code that parses names in other ways, so that code refuses it: see the tests of
+/// the protocol's newtypes.
 #[test]
-fn a_nul_in_a_name_does_not_even_start() {
+fn a_command_with_a_nul_in_a_name_cannot_be_started() {
     let Some(home) = Home::with_kvm() else { return };
     let mut command = std::process::Command::new(&home.artefacts().program);
     let error = command.args(["create", "--name", "a\0b"]).spawn().expect_err("no such argument");
@@ -191,7 +196,7 @@ fn an_unknown_flag_and_an_unknown_command() {
 }
 
 #[test]
-fn a_timeout_that_is_none() {
+fn invalid_timeouts() {
     let Some(home) = Home::with_kvm() else { return };
     for timeout in ["0", "never", "-1s", ""] {
         let _ = home.cli(["run", &format!("--timeout={timeout}"), "--", "true"]).run().fails_with(&["timeout"]);
@@ -199,8 +204,8 @@ fn a_timeout_that_is_none() {
     home.assert_nothing_left();
 }
 
-/// Linux itself takes no argument of more than 128 KiB, so a megabyte comes as several; each way ends in a clear
-/// message, and the sandbox is none the worse.
+/// Linux accepts no argument of more than 128 KiB, so a megabyte is passed as several. Each way
+/// must end in a clear message, and the sandbox must keep working.
 #[test]
 fn arguments_of_a_megabyte() {
     let Some(home) = Home::with_kvm() else { return };
@@ -210,14 +215,18 @@ fn arguments_of_a_megabyte() {
 
     let sandbox = home.create(&["-m", SMALL]);
     let part = "y".repeat(127 * 1024);
-    // What fits arrives whole.
+    // Arguments within the limits arrive complete.
     let run = sandbox.exec(["--", "echo", &part]).run().succeeds();
     assert!(run.stdout.len() == part.len() + 1 && run.out().trim_end() == part, "{}", run.transcript());
-    // Over the protocol's megabyte in all.
+    // All arguments together exceed the protocol's megabyte.
     let many = vec![part.as_str(); 9];
     let run = sandbox.exec(["--", "echo"]).args(&many).run().fails_with(&["argument"]);
-    assert!(run.err().contains("stdin") || run.err().contains("file"), "no way out is told: {}", run.transcript());
-    // As a variable of the environment likewise.
+    assert!(
+        run.err().contains("stdin") || run.err().contains("file"),
+        "the message names no alternative: {}",
+        run.transcript()
+    );
+    // The same limit applies to the environment.
     let flags = many.iter().enumerate().map(|(n, part)| format!("-eV{n}={part}"));
     let _ = sandbox.exec(flags).args(["--", "true"]).run().fails_with(&["environment"]);
     assert_eq!(sandbox.sh("echo fine").succeeds().out(), "fine\n");
@@ -235,7 +244,7 @@ fn a_home_that_is_a_file() {
 }
 
 #[test]
-fn a_bundle_that_is_not_there() {
+fn a_missing_bundle() {
     let Some(home) = Home::with_kvm() else { return };
     let nowhere = home.scratch("nowhere");
     let run = home.cli(["run", "--", "true"]).env("SANDBOXVM_BUNDLE", &nowhere).run().fails_with(&["quickstart"]);

@@ -1,5 +1,7 @@
-//! The code interpreter's service without a guest: run by Debian's Python on this machine, as in the image, and asked by E2B's
-//! own client. What is asserted is in `images/code-interpreter/tests`. In a guest: `server_sdks.rs`, among the long tests.
+//! Runs the service of the code interpreter without a guest, with Debian's Python on this host, as
+//! in the image. E2B's own client sends the requests. The assertions are in
+//! `images/code-interpreter/tests`. `server_sdks.rs`, one of the long tests, runs the service in a
+//! guest.
 
 use sandboxvm_tests::{artefacts::kvm_is_wanted, cli::Invocation};
 use std::{
@@ -22,7 +24,8 @@ fn results_are_strict_json_as_clients_read_it() {
     run(RESULTS);
 }
 
-/// Their packages come with the clients that the server is tested with, which a run without guests does not install.
+/// The Python packages are installed with the clients for the server's tests. A run without guests
+/// does not install them.
 fn run(program: &str) {
     if !kvm_is_wanted() {
         return;
@@ -39,7 +42,7 @@ fn programs() -> PathBuf {
 }
 
 #[test]
-fn no_program_of_the_interpreter_is_forgotten() {
+fn every_test_program_of_the_interpreter_is_run() {
     let mut there: Vec<String> = fs::read_dir(programs())
         .expect("the programs are there")
         .flatten()
@@ -47,6 +50,6 @@ fn no_program_of_the_interpreter_is_forgotten() {
         .filter(|name| name.ends_with(".py"))
         .collect();
     there.sort();
-    // The last one is what both import.
+    // `cells.py` and `results.py` import `interpreter.py`.
     assert_eq!(there, [CELLS, "interpreter.py", RESULTS]);
 }

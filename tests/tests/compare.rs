@@ -1,5 +1,5 @@
-//! The comparison's judge tells a sandbox from none: the same rogue in a chroot, where root reaches the host, and in
-//! sandboxvm.
+//! The comparison program distinguishes a sandbox from an environment that isolates nothing. The
+//! same rogue runs in a chroot, from which root reaches the host, and in sandboxvm.
 
 use sandboxvm_tests::{artefacts::kvm_is_wanted, cli::patience};
 use serde_json::Value;
@@ -11,10 +11,10 @@ use std::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(300);
-/// What costs no more than one short run in each.
+/// The probes that need only one short run in each environment.
 const PROBES: &str = "processes,kill,escape,file,network,abstract,ipc,hostname,clock";
 
-/// The program's report, and the ID it had as a process.
+/// Runs the comparison. Returns its report and its PID.
 fn compare(arguments: &[&str]) -> (Value, u32) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_compare"));
     command.args(arguments).args(["--runs", "0", "--json"]).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -31,7 +31,7 @@ fn compare(arguments: &[&str]) -> (Value, u32) {
         std::thread::sleep(Duration::from_millis(50));
     };
     let mut report = String::new();
-    // A report of this size fits a pipe.
+    // The report fits into the buffer of a pipe, so the program never blocks.
     child.stdout.take().expect("stdout is piped").read_to_string(&mut report).expect("a report is text");
     assert!(status.success(), "{status}: {report}");
     (serde_json::from_str(&report).expect("--json prints JSON"), child.id())
@@ -55,7 +55,7 @@ fn a_rogue_reaches_the_host_from_a_chroot_and_not_from_a_sandbox() {
     assert_nothing_left(pid);
 }
 
-/// The program's names have its PID in them.
+/// Names of everything that the comparison creates contain its PID.
 #[track_caller]
 fn assert_nothing_left(pid: u32) {
     let ours = format!("sandboxvm-compare-{pid}-");

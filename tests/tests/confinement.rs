@@ -1,6 +1,6 @@
-//! What a process that took over a VMM would find: no files, no network, no privileges, no way back. Looked at from
-//! outside, on a VMM that runs a guest restored from a snapshot and on a forked one alike. What it meets when it tries all
-//! the same is in `drills.rs`.
+//! What a process that took over a VMM would find: no files, no network, no privileges, and no way
+//! to get them back. These tests look from outside at a VMM whose guest was restored from a
+//! snapshot, and at a forked one. `drills.rs` attacks the same restrictions from inside.
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
@@ -26,7 +26,7 @@ fn namespace(pid: &str, kind: &str) -> PathBuf {
     fs::read_link(Path::new("/proc").join(pid).join("ns").join(kind)).expect("the process lives")
 }
 
-/// `user`: of the VMM itself, or of the one it was forked off.
+/// `user` is the user of this VMM. A live fork has the user of its parent.
 fn assert_confined(pid: u32, user: u32) {
     let process = Path::new("/proc").join(pid.to_string());
     let tasks: Vec<u32> = fs::read_dir(process.join("task"))
@@ -36,9 +36,9 @@ fn assert_confined(pid: u32, user: u32) {
     assert!(tasks.len() >= 2, "an event loop and a vCPU at least");
     for task in tasks {
         assert_eq!(status_field(task, "NoNewPrivs"), "1");
-        assert_eq!(status_field(task, "Seccomp:").split_whitespace().next(), Some("2"), "a filter, in every thread");
+        assert_eq!(status_field(task, "Seccomp:").split_whitespace().next(), Some("2"), "every thread has a filter");
         let filters = if task == pid { "1" } else { "2" };
-        assert_eq!(status_field(task, "Seccomp_filters"), filters, "and a narrower one for a vCPU");
+        assert_eq!(status_field(task, "Seccomp_filters"), filters, "a vCPU thread has a second, narrower filter");
         for capabilities in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             assert_eq!(status_field(task, capabilities), "0000000000000000", "{capabilities}");
         }
@@ -48,11 +48,11 @@ fn assert_confined(pid: u32, user: u32) {
         }
         assert_eq!(status_field(task, "Groups"), "");
     }
-    assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "its root holds something");
+    assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "its root directory is not empty");
     for kind in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
         assert_ne!(namespace(&pid.to_string(), kind), namespace("self", kind), "{kind} namespace is the host's");
     }
-    assert_eq!(fs::read_to_string(process.join("uid_map")).unwrap(), "", "a user of the host's is one of its own");
+    assert_eq!(fs::read_to_string(process.join("uid_map")).unwrap(), "", "its user namespace maps a user of the host");
     let limits = fs::read_to_string(process.join("limits")).unwrap();
     let limit = |name: &str| {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{limits}"));
@@ -66,29 +66,33 @@ fn assert_confined(pid: u32, user: u32) {
         ("Max open files", 4096),
         ("Max processes", 4096),
         ("Max stack size", 8 << 20),
-        // 128 MiB of guest, and 1 GiB; a byte for each 2 KiB of disk.
+        // 128 MiB for the guest, and 1 GiB in addition; one byte for each 2 KiB of disk.
         ("Max address space", 1300 << 20),
         ("Max file size", 32 << 30),
     ] {
         let bounded = limit(name).iter().all(|limit| limit.parse::<u64>().is_ok_and(|limit| limit <= most));
         assert!(bounded, "{name}: {:?}", limit(name));
     }
-    assert_eq!(fs::read_to_string(process.join("oom_score_adj")).unwrap(), "500\n", "the kernel ends others before it");
+    assert_eq!(fs::read_to_string(process.join("oom_score_adj")).unwrap(), "500\n", "the OOM killer prefers VMMs");
     let environment = fs::read(process.join("environ")).unwrap();
     assert!(environment.is_empty(), "{}", String::from_utf8_lossy(&environment));
 }
 
-/// Where the host has a control group of version 2 to give: one for each VMM, with nothing else in it.
+/// If the host can provide control groups of version 2, each VMM has one, and nothing else is in
+/// it.
 fn assert_alone_in_its_group(sandbox: &Sandbox<'_>) {
     let Ok(group) = fs::read_link(sandbox.directory().join("group")) else {
-        assert!(!sandboxvm_manager::containment().group, "a group can be made, and the sandbox has none");
+        assert!(
+            !sandboxvm_manager::containment().group,
+            "the host can provide a control group, but the sandbox has none"
+        );
         return;
     };
     let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap();
     assert_eq!(processes, format!("{}\n", sandbox.vmm_pid()), "{}", group.display());
 }
 
-/// What several machines share is open for reading alone.
+/// Files that several machines share are open for reading only.
 fn assert_shared_files_are_read_only(home: &Home, pid: u32) {
     let mut shared = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
@@ -101,7 +105,7 @@ fn assert_shared_files_are_read_only(home: &Home, pid: u32) {
         shared += 1;
         let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap();
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("fdinfo has flags").trim();
-        // Octal; O_ACCMODE is the lowest two bits, O_RDONLY is 0.
+        // The flags are octal. O_ACCMODE is the lowest two bits, and O_RDONLY is 0.
         assert!(flags.ends_with(['0', '4']), "{} is open for writing: {flags}", path.display());
     }
     assert!(shared >= 4, "image, agent, template and memory: {shared}");
@@ -117,12 +121,13 @@ fn a_running_vmm_has_nothing_of_the_host() {
     assert_alone_in_its_group(&sandbox);
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let session = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(3));
-    assert_eq!(session, Some(pid.to_string().as_str()), "a session of its own: {stat}");
+    assert_eq!(session, Some(pid.to_string().as_str()), "the VMM does not lead its own session: {stat}");
     assert_eq!(sandbox.sh("echo and it works").succeeds().out(), "and it works\n");
 
     let forked = home.cli(["fork", &sandbox.id]).deadline(Duration::from_secs(240)).run().succeeds();
     let child = Sandbox::called(&home, forked.out().trim());
-    // A fork is made when there are no privileges left to become somebody else with.
+    // When the VMM forks, it has no privilege left with which the fork could change to another
+    // user.
     assert_confined(child.vmm_pid(), users::of_vmm(pid));
     assert_alone_in_its_group(&child);
     assert_alone_in_its_group(&sandbox);
@@ -132,7 +137,7 @@ fn a_running_vmm_has_nothing_of_the_host() {
 }
 
 #[test]
-fn a_sandboxs_sockets_and_files_are_its_owners_alone() {
+fn only_the_owner_can_use_the_sockets_and_files_of_a_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -141,8 +146,9 @@ fn a_sandboxs_sockets_and_files_are_its_owners_alone() {
     }
     for entry in fs::read_dir(sandbox.directory()).unwrap() {
         let path = entry.unwrap().path();
-        // Links to files of the bundle, which are everybody's to read where the bundle is.
-        // A link to its control group, which the VMM's user can only look at.
+        // Some files are links. Those to the bundle lead to files that every user may read if the
+        // bundle is readable. The link to the control group leads to files that the VMM's user can
+        // only read.
         if !["agent", "image", "group"].iter().any(|shared| path.ends_with(shared)) {
             assert_eq!(mode(&path) & 0o177, 0, "{}", path.display());
         }
@@ -150,15 +156,15 @@ fn a_sandboxs_sockets_and_files_are_its_owners_alone() {
 }
 
 #[test]
-fn a_vmm_ended_by_its_filter_says_so_wherever_it_is_looked_at() {
+fn listings_name_the_system_call_for_which_a_vmm_was_ended() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "taken-over"]);
     let mut drill = Drill::of("exec").at("/bin/true").start(None);
     assert!(sandboxvm_tests::home::eventually(Duration::from_secs(20), || drill.ended()).is_some());
-    let reason = drill.status().expect("it said so").reason;
+    let reason = drill.status().expect("the VMM wrote its status").reason;
     assert_eq!(reason, Some(ExitReason::ForbiddenCall { number: 59, thread: VmmThread::Vcpu }));
     assert_eq!(Drill::of("exec").at("/bin/true").outcome(), Outcome::Refused("execve", VmmThread::Vcpu));
-    // That VMM's last words in the place of this one's.
+    // Puts the status file of that VMM into the place of this one's.
     let pid = rustix::process::Pid::from_raw(i32::try_from(sandbox.vmm_pid()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let gone = || (!Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()).then_some(());
@@ -179,5 +185,5 @@ fn doctor_says_how_far_a_vmm_is_confined() {
     let Some(home) = Home::with_kvm() else { return };
     let report = home.cli(["doctor", "--json"]).run().succeeds().json();
     let check = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "confinement").cloned();
-    assert_eq!(check.expect("it is checked")["verdict"], "ok", "as root");
+    assert_eq!(check.expect("doctor checks the confinement")["verdict"], "ok", "as root");
 }

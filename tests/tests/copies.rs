@@ -1,4 +1,5 @@
-//! What copies of a machine do not have in common: the random numbers they draw, from the first on, and their names.
+//! What copies of a machine do not share: their random numbers, from the first one on, and their
+//! names.
 
 use sandboxvm_tests::home::{Home, SMALL, Sandbox, eventually};
 use std::{
@@ -6,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-/// Draws random numbers without end, by one of the ways to the kernel's, and writes each down with whether this machine
-/// was a copy before it was drawn. A copy has stood still while it was made, so its boot time is ahead of its monotonic
-/// time by more than before, from its first instruction on.
+/// Draws random numbers without end through one of the kernel's interfaces. It logs each number,
+/// and whether this machine was a copy before the number was drawn. A copy stands still while it is
+/// created. So its boot time is ahead of its monotonic time by more than before, from its first
+/// instruction on.
 const DRAW: &str = "import os, sys, time
 def ahead():
     while True:
@@ -25,7 +27,7 @@ while True:
 
 const WAYS: [&str; 3] = ["short", "long", "file"];
 
-/// Waits for the generation file to be written, once.
+/// Waits until the generation file is written, once.
 const WATCH: &str = "import ctypes, os
 libc = ctypes.CDLL(None)
 fd = libc.inotify_init()
@@ -45,7 +47,7 @@ fn start(sandbox: &Sandbox<'_>) {
     let _ = sandbox.exec(["--", "sh", "-c", script, DRAW, WATCH]).run().succeeds();
 }
 
-/// Ends what draws without end: it keeps the guest's processor from whatever else is asked of it.
+/// Ends the processes that draw numbers. They would slow all other processes of the guest down.
 fn stop_drawing(sandbox: &Sandbox<'_>) {
     let _ = sandbox.sh("kill $(cat /dev/shm/drawers)").succeeds();
 }
@@ -54,7 +56,8 @@ fn generation(sandbox: &Sandbox<'_>) -> String {
     sandbox.sh("cat /run/sandboxvm/generation").succeeds().out()
 }
 
-/// Numbers that were drawn after the machine became a copy, by way; waits until there are some of each.
+/// Returns the numbers that were drawn after the machine became a copy, by interface. Waits until
+/// each has some.
 fn drawn_since_copied(sandbox: &Sandbox<'_>) -> HashMap<&'static str, Vec<String>> {
     let mut drawn = HashMap::new();
     for way in WAYS {
@@ -68,8 +71,8 @@ fn drawn_since_copied(sandbox: &Sandbox<'_>) -> HashMap<&'static str, Vec<String
     drawn
 }
 
-/// Four copies of a machine whose processes draw random numbers all the time draw none that another draws, and neither do programs
-/// that start in them.
+/// Four copies of a machine whose processes draw random numbers all the time never draw the same
+/// number, and neither do programs that start in the copies.
 #[test]
 #[ignore = "soak: four busy guests on two processors take many minutes where their kernels are interpreted"]
 fn forks_draw_no_random_number_twice() {
@@ -98,22 +101,26 @@ print(secrets.token_hex(16)); print(ssl.RAND_bytes(16).hex())'";
         let fresh = fork.sh(fresh).succeeds().out();
         assert_eq!(fresh.lines().count(), 3, "{fresh}");
         for number in fresh.lines() {
-            assert!(seen.insert(number.to_owned()), "a program that just started draws {number} again");
+            assert!(
+                seen.insert(number.to_owned()),
+                "a program that just started drew {number}, which was drawn before"
+            );
         }
         let new = generation(fork);
         assert_eq!(new.len(), 33, "{new:?}");
         assert!(generations.insert(new.clone()), "two machines have the generation {new}");
         let event = "until [ -s /dev/shm/event ]; do sleep 0.1; done; cat /dev/shm/event";
-        assert_eq!(fork.sh(event).succeeds().out(), new, "the process that watches was told of another");
+        assert_eq!(fork.sh(event).succeeds().out(), new, "the watching process read another generation");
     }
-    assert_eq!(generation(&parent), generations_before, "the parent is no copy");
+    assert_eq!(generation(&parent), generations_before, "the parent is not a copy");
     for sandbox in forks.iter().chain([&parent]) {
         sandbox.remove();
     }
     home.assert_nothing_left();
 }
 
-/// A sandbox resolves the name it has, whichever way it came to it, and lines of others in the file stay.
+/// A sandbox resolves its own name, however the sandbox was created, and other lines of
+/// `/etc/hosts` stay.
 #[test]
 fn every_machine_resolves_its_own_name() {
     #[track_caller]

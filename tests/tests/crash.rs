@@ -1,4 +1,5 @@
-//! kill -9 of anything, and guests that break themselves: noticed within a second, told truly, and cleaned up.
+//! Processes that are ended by `kill -9`, and guests that break themselves: the failure is noticed
+//! within a second, reported with its reason, and cleaned up.
 
 use sandboxvm_protocol::vmm::{ExitReason, Phase};
 use sandboxvm_tests::{
@@ -8,7 +9,7 @@ use sandboxvm_tests::{
 };
 use std::time::{Duration, Instant};
 
-/// "The others notice within a second."
+/// How soon every waiting command notices the end.
 const NOTICE: Duration = Duration::from_secs(1);
 
 #[test]
@@ -36,7 +37,7 @@ fn a_killed_vmm_is_noticed_by_everyone() {
     let row = home.row(&sandbox.id);
     assert_eq!(row["state"], "dead", "{row}");
     let _ = sandbox.sh("true").fails_with(&["not running", "victim"]);
-    // What it said is still there to read, and it goes without force: nothing runs.
+    // The console log can still be read. Removal needs no force, as nothing runs.
     let _ = home.cli(["logs", "victim"]).run().succeeds();
     let _ = home.cli(["rm", "victim"]).run().succeeds();
     assert!(home.listed().is_empty());
@@ -44,7 +45,7 @@ fn a_killed_vmm_is_noticed_by_everyone() {
 }
 
 #[test]
-fn a_killed_exec_takes_its_process_along_and_nothing_else() {
+fn a_killed_exec_ends_its_process_and_nothing_else() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let other = sandbox.spawn_sh("sleep 10; echo unharmed");
@@ -53,10 +54,11 @@ fn a_killed_exec_takes_its_process_along_and_nothing_else() {
     run.signal(rustix::process::Signal::KILL);
     let run = run.finish();
     assert_eq!(run.signal(), Some(9));
-    // One look takes an exec, which takes a good part of a second where the guest's kernel is interpreted.
+    // Each check runs an exec, which takes a good part of a second if the guest's kernel is
+    // interpreted.
     let gone =
         eventually(Duration::from_secs(5), || (sandbox.sh("pgrep -f 'sleep 61[12]'").code() == Some(1)).then_some(()));
-    assert!(gone.is_some(), "the process of a killed exec runs on");
+    assert!(gone.is_some(), "the process of a killed exec still runs");
     assert_eq!(home.row(&sandbox.id)["state"], "running");
     assert_eq!(other.finish().succeeds().out(), "unharmed\n");
     sandbox.remove();
@@ -64,7 +66,7 @@ fn a_killed_exec_takes_its_process_along_and_nothing_else() {
 }
 
 #[test]
-fn a_killed_child_of_the_agent_is_told_as_what_it_is() {
+fn exec_reports_the_signal_that_ended_its_process() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let mut run = sandbox.spawn_sh("echo $$; exec sleep 613");
@@ -75,13 +77,13 @@ fn a_killed_child_of_the_agent_is_told_as_what_it_is() {
     let ended = eventually(Duration::from_secs(5), || run.has_ended().then(|| killed.elapsed()));
     assert!(ended.is_some(), "exec does not notice that its process was killed");
     let _ = run.finish().exits(128 + 9);
-    // PID 1 is not to be killed from inside.
+    // No process of the guest can kill PID 1.
     let _ = sandbox.sh("kill -9 1; kill -TERM 1; kill -SEGV 1");
     let _ = sandbox.sh("true").succeeds();
 }
 
 #[test]
-fn a_killed_run_takes_its_machine_along() {
+fn a_killed_run_ends_its_machine() {
     let Some(home) = Home::with_kvm() else { return };
     let mut run = home.cli(["run", "-m", SMALL, "--name", "short", "--", "sh", "-c", "echo up; sleep 600"]).spawn();
     run.wait_for_stdout("up\n");
@@ -90,8 +92,8 @@ fn a_killed_run_takes_its_machine_along() {
     run.signal(rustix::process::Signal::KILL);
     assert_eq!(run.finish().signal(), Some(9));
     let gone = eventually(NOTICE, || vmms().is_empty().then_some(()));
-    assert!(gone.is_some(), "its VMM runs on: {:?}", vmms());
-    // Whatever it could not clean up is nobody's any more, and its name is free.
+    assert!(gone.is_some(), "its VMM still runs: {:?}", vmms());
+    // The next command cleans up what the killed CLI could not, and the name is free again.
     let _ = home.cli(["ls"]).run().succeeds();
     let again = home.create(&["-m", SMALL, "--name", "short"]);
     again.remove();
@@ -100,7 +102,7 @@ fn a_killed_run_takes_its_machine_along() {
 }
 
 #[test]
-fn a_killed_create_leaves_nothing_that_prune_cannot_take_away() {
+fn prune_removes_all_that_a_killed_create_leaves() {
     let Some(home) = Home::with_kvm() else { return };
     for pause in [1, 5, 20, 100, 500, 1500] {
         let run = home.cli(["create", "-m", SMALL, "--name", "half"]).spawn();
@@ -117,10 +119,10 @@ fn a_killed_create_leaves_nothing_that_prune_cannot_take_away() {
 }
 
 #[test]
-fn a_damaged_record_hides_no_machine() {
+fn a_sandbox_with_a_damaged_record_is_reported_and_can_be_removed() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
-    std::fs::write(sandbox.directory().join("config.json"), "garbage").expect("it is ours");
+    std::fs::write(sandbox.directory().join("config.json"), "garbage").expect("the test may write the record");
     let listed = home.cli(["ls"]).run().succeeds();
     assert!(!listed.out().contains(&sandbox.id), "{}", listed.transcript());
     assert!(listed.err().contains(&format!("cannot list sandbox {}", sandbox.id)), "{}", listed.transcript());
@@ -130,14 +132,14 @@ fn a_damaged_record_hides_no_machine() {
     home.assert_nothing_left();
 }
 
-/// Lets a guest break itself and returns what the waiting exec said.
+/// Lets a guest break itself, and returns the result of the exec that waits.
 fn broken(sandbox: &Sandbox<'_>, script: &str) -> sandboxvm_tests::cli::Finished {
     let run = sandbox.sh(&format!("{script}; sleep 60")).exits(125);
     assert!(run.err().starts_with("sandboxvm: "), "{}", run.transcript());
     run
 }
 
-/// One byte to an I/O port, from the guest's root.
+/// Returns a command that writes one byte to an I/O port, as the guest's root.
 fn port_write(port: u16, byte: u8) -> String {
     format!("printf '\\{byte:03o}' | dd of=/dev/port bs=1 seek={port} conv=notrunc status=none")
 }
@@ -161,9 +163,9 @@ fn an_access_to_an_unknown_port_ends_the_machine_with_that_reason() {
     home.assert_nothing_left();
 }
 
-/// The byte that our kernel's panic notifier writes, then the reset that follows a panic.
+/// Writes the byte that our kernel's panic notifier writes, then the reset that follows a panic.
 #[test]
-fn a_guest_that_says_it_panicked_is_told_as_that() {
+fn a_panic_that_the_guest_reports_is_the_reason_of_its_end() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let (port, byte) = RESET;
@@ -174,9 +176,10 @@ fn a_guest_that_says_it_panicked_is_told_as_that() {
     home.assert_nothing_left();
 }
 
-/// A panic that the guest's kernel really has: its root wipes the agent's code, and a Linux without PID 1 panics.
+/// A real panic of the guest's kernel: root of the guest overwrites the agent's code, and Linux
+/// panics without PID 1.
 #[test]
-fn a_real_kernel_panic_is_told_with_the_last_console_lines() {
+fn a_kernel_panic_is_reported_with_the_last_console_lines() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let script = "set -- $(grep -m1 r-xp /proc/1/maps | tr - ' '); \
@@ -192,9 +195,9 @@ fn a_real_kernel_panic_is_told_with_the_last_console_lines() {
     home.assert_nothing_left();
 }
 
-/// The guest asks the machine to reset, behind its agent's back.
+/// Root of the guest resets the machine without telling the agent.
 #[test]
-fn a_reset_without_shutdown_is_told_as_that() {
+fn a_reset_without_shutdown_is_reported() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let run = broken(&sandbox, &port_write(RESET.0, RESET.1));
@@ -204,7 +207,7 @@ fn a_reset_without_shutdown_is_told_as_that() {
     home.assert_nothing_left();
 }
 
-/// reboot(2) with this command, by the guest's root and behind its agent's back.
+/// Returns a command that calls reboot(2), as the guest's root and without telling the agent.
 fn reboot(command: u32) -> String {
     format!("perl -e 'syscall(169, 0xfee1dead, 0x28121969, {command}, 0)'")
 }

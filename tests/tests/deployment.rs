@@ -1,10 +1,12 @@
-//! The systemd unit that is shipped: systemd takes it, it bounds what docs/threat-model.md says it bounds, and sandboxes work
-//! with the capabilities that it leaves.
+//! The systemd unit of the project: systemd accepts it, it sets the limits that
+//! docs/threat-model.md names, and sandboxes work with the capabilities that it leaves.
 
 use sandboxvm_tests::home::{Home, Sandbox};
 use std::{fs, path::PathBuf, process::Command};
 
-/// 0 is closed, 10 open, in tenths; systemd 252 says 48, and 86 of a unit that bounds next to nothing.
+/// The highest accepted exposure that `systemd-analyze security` computes, in tenths: 0 is closed,
+/// 100 is open. systemd 252
+/// rates this unit 48, and a unit with hardly any limit 86.
 const MOST_EXPOSURE: &str = "55";
 
 fn unit() -> PathBuf {
@@ -18,14 +20,18 @@ fn setting(name: &str) -> String {
 }
 
 #[test]
-fn the_unit_bounds_memory_and_processes_and_systemd_takes_it() {
+fn the_unit_limits_memory_and_processes_and_systemd_accepts_it() {
     for (name, value) in [("DevicePolicy", "closed"), ("DeviceAllow", "/dev/kvm rw"), ("UMask", "0077")] {
         assert_eq!(setting(name), value, "{name}");
     }
     assert!(setting("TasksMax").parse::<u32>().is_ok_and(|most| most <= 32768), "TasksMax= is a number");
     assert!(setting("MemoryMax").strip_suffix('%').is_some_and(|share| share.parse::<u32>().is_ok()));
     assert!(setting("Delegate").contains("memory") && setting("Delegate").contains("pids"));
-    assert_eq!(setting("DelegateSubgroup"), "server", "a group with processes passes no controllers on");
+    assert_eq!(
+        setting("DelegateSubgroup"),
+        "server",
+        "a group that has processes cannot have groups with controllers below it"
+    );
     assert_eq!(setting("OOMPolicy"), "continue", "one VMM that the kernel ends must not end the server");
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
         eprintln!("skipped: systemd is not installed");
@@ -34,7 +40,8 @@ fn the_unit_bounds_memory_and_processes_and_systemd_takes_it() {
     let unit = unit().display().to_string();
     let said = Command::new("systemd-analyze").args(["verify", &unit]).output().expect("systemd-analyze runs");
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    // The program is not installed where tests run; systemd before 254 ignores that key.
+    // systemd also reports these two: the program is not installed where tests run, and systemd
+    // before 254 ignores the key.
     let expected = ["is not executable: No such file", "'DelegateSubgroup' in section"];
     let wrong: Vec<&str> = said
         .lines()
@@ -46,7 +53,8 @@ fn the_unit_bounds_memory_and_processes_and_systemd_takes_it() {
     assert!(rated.status.success(), "{}", String::from_utf8_lossy(&rated.stdout));
 }
 
-/// The drop-in for systemd before 254 repeats the unit's command, in the leaf that the unit names.
+/// The drop-in for systemd before 254 repeats the unit's command, and starts it in the subgroup
+/// that the unit names.
 #[test]
 fn the_drop_in_for_old_systemd_starts_the_units_command_in_its_leaf() {
     let drop_in = fs::read_to_string(unit().with_file_name("systemd-before-254.conf")).expect("the drop-in is there");
@@ -61,7 +69,7 @@ fn the_drop_in_for_old_systemd_starts_the_units_command_in_its_leaf() {
 fn sandboxes_work_with_the_units_capabilities() {
     let Some(home) = Home::with_kvm() else { return };
     if !rustix::process::geteuid().is_root() || Command::new("setpriv").arg("--version").output().is_err() {
-        eprintln!("skipped: this wants root and setpriv");
+        eprintln!("skipped: this test needs root and setpriv");
         return;
     }
     let kept = setting("CapabilityBoundingSet");
@@ -77,7 +85,7 @@ fn sandboxes_work_with_the_units_capabilities() {
     let sandbox = Sandbox::printed(&home, &made);
     assert_eq!(cli(&["exec", "bounded", "--", "echo", "here"]).succeeds().out(), "here\n");
     let inspected = cli(&["inspect", "bounded"]).succeeds().json();
-    // As root without a bound.
+    // As root with all capabilities.
     let free = home.create(&["--memory", "128M"]);
     let unbounded = home.cli(["inspect", &free.id]).run().succeeds().json();
     let unconfined = |inspected: &serde_json::Value| {
@@ -85,7 +93,8 @@ fn sandboxes_work_with_the_units_capabilities() {
         (inspected["unconfined"].clone(), inspected["unkept_limits"].clone())
     };
     assert_eq!(unconfined(&inspected), unconfined(&unbounded));
-    // What ends another user's process, and what reads which memory it wrote.
+    // `snapshot` and `create --from` signal processes of other users and read which memory they
+    // wrote.
     let _ = cli(&["snapshot", "create", "bounded", "kept"]).succeeds();
     let _ = cli(&["create", "--from", "kept", "--name", "restored"]).succeeds();
     let _ = cli(&["fork", "bounded"]).succeeds();

@@ -1,6 +1,7 @@
-//! Escape drills: a VMM that was taken over attacks what confines it, from the thread that runs the guest and from the event
-//! loop, while its machine runs. Each attack must fail, and the test says how; and each works once the protections that
-//! are named are off, or the test would prove nothing.
+//! Drills: a VMM that was taken over attacks its own confinement while its machine runs, from the
+//! thread that runs the guest and from the event loop. Each attack must fail in the way that the
+//! test states. Each must also succeed when the named protections are off, because otherwise the
+//! test would prove nothing.
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
@@ -29,7 +30,7 @@ const EMFILE: i32 = 24;
 const EFBIG: i32 = 27;
 const ENETUNREACH: i32 = 101;
 
-/// Neither the thread of the vCPU nor the event loop gets the call through.
+/// Asserts that the system call filter refuses the call in the vCPU thread and in the event loop.
 #[track_caller]
 fn assert_refused(drill: &Drill, call: &'static str) {
     assert_eq!(drill.outcome(), Refused(call, Vcpu), "{drill:?}");
@@ -60,7 +61,7 @@ fn another_sandboxs_directory_cannot_be_seen() {
     let drill = Drill::of("read-file").at(secret.display());
     assert_refused(&drill, "open");
     assert_eq!(drill.clone().without("seccomp").outcome(), Failed(ENOENT), "its root is empty");
-    assert_eq!(drill.clone().without("seccomp,mount").outcome(), Failed(EACCES), "its user is nobody");
+    assert_eq!(drill.clone().without("seccomp,mount").outcome(), Failed(EACCES), "its user owns no file");
     assert_eq!(drill.without("seccomp,mount,user").outcome(), Done);
 }
 
@@ -85,8 +86,12 @@ fn another_vmm_cannot_be_traced() {
     victim.runs();
     let drill = Drill::of("ptrace").at(victim.pid());
     assert_refused(&drill, "ptrace");
-    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "another user, and no privilege");
-    assert_eq!(drill.clone().without("seccomp,own-user").outcome(), Failed(EPERM), "as live forks are: not dumpable");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "it is another user, without privileges");
+    assert_eq!(
+        drill.clone().without("seccomp,own-user").outcome(),
+        Failed(EPERM),
+        "the same user, as live forks have: the victim is not dumpable"
+    );
     assert_eq!(drill.without("seccomp,user").outcome(), Done);
 }
 
@@ -99,9 +104,9 @@ fn another_vmm_cannot_be_signalled() {
     victim.runs();
     let drill = Drill::of("kill").at(victim.pid());
     assert_refused(&drill, "kill");
-    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "another user");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "it is another user");
     let kick = Drill::of("tkill").at(victim.pid());
-    // The one call with a process in it that is left, with the one signal that is.
+    // The filter allows one call that names a process, with one signal.
     assert_eq!(kick.outcome(), Failed(EPERM));
     assert_eq!(kick.clone().by_event_loop().outcome(), Failed(EPERM));
     assert_eq!(kick.without("own-user").outcome(), Done);
@@ -112,11 +117,11 @@ fn another_vmm_cannot_be_signalled() {
 }
 
 #[test]
-fn two_vmms_are_two_users() {
+fn each_vmm_has_its_own_user() {
     if !are_wanted() {
         return;
     }
-    // Nothing that ends them.
+    // This drill does not end its VMM.
     let vmms = [Drill::of("read-inherited").start(None), Drill::of("read-inherited").start(None)];
     let users = vmms.each_ref().map(|vmm| {
         vmm.runs();
@@ -129,14 +134,14 @@ fn two_vmms_are_two_users() {
 }
 
 #[test]
-fn a_fork_bomb_ends_at_a_bound() {
+fn a_fork_bomb_ends_at_the_limit() {
     if !are_wanted() {
         return;
     }
     let drill = Drill::of("fork-bomb");
     assert_eq!(drill.outcome(), Refused("fork", Vcpu));
     let drill = drill.by_event_loop();
-    assert_eq!(drill.outcome(), Failed(EAGAIN), "it forks machines, so it may fork, but only so often");
+    assert_eq!(drill.outcome(), Failed(EAGAIN), "the event loop forks machines, so it may fork until the limit");
     assert_eq!(drill.without("limits").outcome(), Done);
 }
 
@@ -152,20 +157,20 @@ fn no_program_can_be_executed() {
 }
 
 #[test]
-fn nothing_can_be_mounted_and_no_namespace_made() {
+fn nothing_can_be_mounted_and_no_namespace_created() {
     if !are_wanted() {
         return;
     }
     for (name, call) in [("mount", "mount"), ("new-namespace", "unshare")] {
         let drill = Drill::of(name);
         assert_refused(&drill, call);
-        assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "no privilege: {name}");
+        assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "it has no privileges: {name}");
         assert_eq!(drill.without("seccomp,user").outcome(), Done, "{name}");
     }
 }
 
 #[test]
-fn root_cannot_be_had_again() {
+fn root_privileges_cannot_be_regained() {
     if !are_wanted() {
         return;
     }
@@ -176,7 +181,7 @@ fn root_cannot_be_had_again() {
 }
 
 #[test]
-fn descriptors_of_others_cannot_be_had() {
+fn descriptors_of_other_processes_cannot_be_taken() {
     if !are_wanted() {
         return;
     }
@@ -184,19 +189,19 @@ fn descriptors_of_others_cannot_be_had() {
     victim.runs();
     let drill = Drill::of("steal-descriptor").at(victim.pid());
     assert_refused(&drill, "pidfd_open");
-    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "another user, and no privilege");
+    assert_eq!(drill.clone().without("seccomp").outcome(), Failed(EPERM), "it is another user, without privileges");
     assert_eq!(drill.without("seccomp,user").outcome(), Done);
 }
 
 #[test]
-fn what_its_starter_left_open_is_closed() {
+fn inherited_descriptors_are_closed() {
     if !are_wanted() {
         return;
     }
     let mut secret = tempfile::tempfile().unwrap();
     secret.write_all(b"secret").unwrap();
-    // Without close-on-exec, as a careless embedder has it.
-    // A number that no VMM has in use itself.
+    // Clears close-on-exec, as a careless program that embeds the manager may. No VMM uses this
+    // number itself.
     let left_open = rustix::io::fcntl_dupfd_cloexec(&secret, 500).unwrap();
     rustix::io::fcntl_setfd(&left_open, rustix::io::FdFlags::empty()).unwrap();
     let drill = Drill::of("read-inherited").at(left_open.as_raw_fd());
@@ -205,7 +210,7 @@ fn what_its_starter_left_open_is_closed() {
 }
 
 #[test]
-fn memory_ends_at_a_bound() {
+fn memory_ends_at_the_limit() {
     if !are_wanted() {
         return;
     }
@@ -216,12 +221,12 @@ fn memory_ends_at_a_bound() {
 }
 
 #[test]
-fn open_files_end_at_a_bound() {
+fn open_files_end_at_the_limit() {
     if !are_wanted() {
         return;
     }
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    // What the VMM is started with, and would have without a bound of its own.
+    // The VMM inherits this limit, and would have it if it did not lower it.
     let most = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
     assert!(most.is_none_or(|most| most > 5100), "this test needs 5100 open files, not {most:?}");
@@ -232,26 +237,27 @@ fn open_files_end_at_a_bound() {
 }
 
 #[test]
-fn nothing_of_the_host_is_outranked() {
+fn a_vmm_cannot_raise_its_priority() {
     if !are_wanted() {
         return;
     }
     use rustix::process::{Resource, Rlimit, setrlimit};
-    // What a generous starter may be allowed, and a VMM would inherit without a bound of its own.
+    // A starter with generous limits, which the VMM inherits and would have if it did not lower
+    // them.
     let allow = |resource, most| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
     let is_generous = allow(Resource::Nice, 40).and_then(|()| allow(Resource::Rtprio, 1)).is_ok();
     for name in ["outrank", "run-in-real-time"] {
         assert_eq!(Drill::of(name).outcome(), Refused("sched_setattr", Vcpu), "{name}");
         let drill = Drill::of(name).by_event_loop();
-        assert_eq!(drill.outcome(), Failed(EPERM), "no privilege: {name}");
+        assert_eq!(drill.outcome(), Failed(EPERM), "it has no privileges: {name}");
         assert_eq!(drill.clone().without("user").outcome(), Done, "{name}");
-        // Root in a container may not raise limits.
+        // Root in a container may not be allowed to raise limits.
         assert!(!is_generous || drill.without("limits").outcome() == Done, "{name}");
     }
 }
 
 #[test]
-fn a_snapshots_memory_cannot_be_changed_by_those_who_share_it() {
+fn a_sandbox_cannot_change_the_memory_of_the_snapshot_it_was_restored_from() {
     if !are_wanted() {
         return;
     }
@@ -261,12 +267,13 @@ fn a_snapshots_memory_cannot_be_changed_by_those_who_share_it() {
     let memory = fs::read(snapshot.memory()).unwrap();
     let unchanged = || fs::read(snapshot.memory()).unwrap() == memory;
     let inode = fs::metadata(snapshot.memory()).unwrap().ino();
-    // The guest goes on where the snapshot's did: it names the drill that the first one's named.
+    // The guest continues where the snapshot's guest was. So it requests the same drill as the
+    // first machine.
     let drill = Drill::of("write-file").at(inode);
     assert_eq!(drill.outcome_from(&snapshot), Failed(EBADF));
     assert!(unchanged());
     assert_eq!(drill.with_writable_memory_files().outcome_from(&snapshot), Done);
-    assert!(!unchanged(), "the file is what is shared");
+    assert!(!unchanged(), "without the protection, the drill writes to the shared file");
 
     let mut first = Drill::of("map-file-shared").by_event_loop().start(None);
     first.runs();
@@ -281,11 +288,11 @@ fn a_snapshots_memory_cannot_be_changed_by_those_who_share_it() {
     let memory = fs::read(snapshot.memory()).unwrap();
     let drill = Drill::of("write-guest-memory").at(fs::metadata(snapshot.memory()).unwrap().ino());
     assert_eq!(drill.outcome_from(&snapshot), Done, "a machine may write its own memory");
-    assert!(fs::read(snapshot.memory()).unwrap() == memory, "and nobody else's");
+    assert!(fs::read(snapshot.memory()).unwrap() == memory, "and not the memory of the snapshot");
 }
 
 #[test]
-fn a_file_grows_to_a_bound() {
+fn a_file_grows_up_to_the_limit() {
     if !are_wanted() {
         return;
     }
@@ -299,7 +306,7 @@ fn a_file_grows_to_a_bound() {
 }
 
 #[test]
-fn no_memory_becomes_code() {
+fn writable_memory_cannot_be_made_executable() {
     if !are_wanted() {
         return;
     }
@@ -310,21 +317,25 @@ fn no_memory_becomes_code() {
 }
 
 #[test]
-fn harmless_calls_have_no_harmful_arguments() {
+fn allowed_calls_are_refused_with_harmful_arguments() {
     if !are_wanted() {
         return;
     }
     assert_refused(&Drill::of("set-owner").at(std::process::id()), "fcntl");
     assert_eq!(Drill::of("set-owner").at(std::process::id()).without("seccomp").outcome(), Done);
     assert_refused(&Drill::of("unused-kvm-request"), "ioctl");
-    assert_eq!(Drill::of("unused-kvm-request").without("seccomp").outcome(), Failed(EBADF), "the kernel looked at it");
+    assert_eq!(
+        Drill::of("unused-kvm-request").without("seccomp").outcome(),
+        Failed(EBADF),
+        "the request reached the kernel"
+    );
     assert_refused(&Drill::of("merge-pages"), "madvise");
     let merged = Drill::of("merge-pages").without("seccomp").outcome();
     assert!(matches!(merged, Done | Failed(EINVAL)), "{merged:?}");
 }
 
 #[test]
-fn a_vcpus_thread_has_less_than_the_event_loop() {
+fn a_vcpu_thread_has_fewer_calls_than_the_event_loop() {
     if !are_wanted() {
         return;
     }
@@ -335,7 +346,7 @@ fn a_vcpus_thread_has_less_than_the_event_loop() {
 }
 
 #[test]
-fn the_report_of_a_refused_call_cannot_be_taken_for_a_way_out() {
+fn the_handler_of_refused_calls_cannot_be_used_to_escape() {
     if !are_wanted() {
         return;
     }
@@ -346,7 +357,9 @@ fn the_report_of_a_refused_call_cannot_be_taken_for_a_way_out() {
     }
 }
 
-/// `/dev/kvm` for a group of the user's alone, in a mount namespace of the VMM's starter; the host's is as it was.
+/// Returns a program that starts a VMM as an ordinary user. The user's group may open `/dev/kvm`,
+/// in a private mount
+/// namespace, so the host's `/dev/kvm` keeps its mode.
 fn as_an_ordinary_user(directory: &tempfile::TempDir) -> PathBuf {
     let script = directory.path().join("as-user");
     let text = "#!/bin/sh\nset -e\nexec unshare --mount --propagation private sh -ec '\n\
@@ -361,7 +374,7 @@ fn as_an_ordinary_user(directory: &tempfile::TempDir) -> PathBuf {
 }
 
 #[test]
-fn an_ordinary_user_has_all_but_a_user_of_its_own() {
+fn vmms_of_an_ordinary_user_lack_only_the_separate_user() {
     use sandboxvm_protocol::vmm::JailPart;
     if !are_wanted() {
         return;
@@ -380,7 +393,7 @@ fn an_ordinary_user_has_all_but_a_user_of_its_own() {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
         assert_ne!(namespace(&vmm.pid().to_string()), namespace("self"), "{kind}");
     }
-    assert_eq!(fs::read_dir(format!("/proc/{}/root", vmm.pid())).unwrap().count(), 0, "an empty root");
+    assert_eq!(fs::read_dir(format!("/proc/{}/root", vmm.pid())).unwrap().count(), 0, "its root is not empty");
     assert_eq!(drill("read-file").at("/etc/passwd").outcome(), Refused("open", Vcpu));
     assert_eq!(drill("read-file").at("/etc/passwd").without("seccomp").outcome(), Failed(ENOENT));
     assert_eq!(drill("mount").without("seccomp").outcome(), Failed(EPERM));
@@ -388,7 +401,7 @@ fn an_ordinary_user_has_all_but_a_user_of_its_own() {
 }
 
 #[test]
-fn an_ordinary_user_without_user_namespaces_is_told_what_is_missing() {
+fn without_user_namespaces_the_status_names_what_the_jail_lacks() {
     use sandboxvm_protocol::vmm::JailPart;
     if !are_wanted() {
         return;
@@ -396,7 +409,8 @@ fn an_ordinary_user_without_user_namespaces_is_told_what_is_missing() {
     let directory = tempfile::tempdir().unwrap();
     let wrapper = as_an_ordinary_user(&directory);
     let inner = directory.path().join("without");
-    // In a user namespace that may make no more of them: the host's own limit is left alone.
+    // Runs in a user namespace in which no further ones may be created, so that the host's limit
+    // does not change.
     let text = format!(
         "#!/bin/sh\nexec {} unshare --user --map-current-user --keep-caps sh -ec \
          'echo 0 >/proc/sys/user/max_user_namespaces; exec \"$0\"' \"$@\"\n",
@@ -410,11 +424,11 @@ fn an_ordinary_user_without_user_namespaces_is_told_what_is_missing() {
     let missing = vmm.status().unwrap().missing;
     assert_eq!(missing, [JailPart::UserNamespace, JailPart::Namespaces, JailPart::EmptyRoot, JailPart::OwnUser]);
     assert_eq!(drill.outcome(), Refused("open", Vcpu), "the filter needs no privilege");
-    assert_eq!(drill.without("seccomp").outcome(), Done, "and is all there is");
+    assert_eq!(drill.without("seccomp").outcome(), Done, "the filter is the only protection");
 }
 
 #[test]
-fn no_bundle_has_drills_in_it() {
+fn the_vmm_of_a_bundle_contains_no_drills() {
     if !are_wanted() {
         return;
     }

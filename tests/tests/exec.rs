@@ -1,4 +1,5 @@
-//! `sandboxvm exec`: what a command is given and what comes back of it. Each story shares one machine.
+//! `sandboxvm exec`: what a command receives, and what the CLI returns of it. The cases of a test
+//! share one machine.
 
 use sandboxvm_tests::{
     cli::{Finished, patience},
@@ -10,13 +11,17 @@ use std::{
 };
 
 #[test]
-fn exit_codes() {
+fn exit_codes_are_those_of_the_command_or_say_what_failed() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
 
     for code in [0, 1, 7, 124, 125, 126, 127, 128, 255] {
         let run = sandbox.sh(&format!("exit {code}")).exits(code);
-        assert!(run.stderr.is_empty(), "the code was the command's own: {}", run.transcript());
+        assert!(
+            run.stderr.is_empty(),
+            "the CLI printed a message, but the exit code is the command's: {}",
+            run.transcript()
+        );
     }
     for (name, number) in [("HUP", 1), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15), ("USR1", 10)] {
         let _ = sandbox.sh(&format!("kill -{name} $$")).exits(128 + number);
@@ -32,14 +37,14 @@ fn exit_codes() {
     ours(exec("/no/such/program"), 127, "/no/such/program");
     ours(exec("/etc/passwd"), 126, "/etc/passwd");
     ours(exec("/tmp"), 126, "/tmp");
-    // Executable by its mode, but no program.
-    let _ = sandbox.sh("printf 'no program' > /tmp/odd; chmod +x /tmp/odd").succeeds();
+    // The file is executable by its mode, but is not a program.
+    let _ = sandbox.sh("printf 'not a program' > /tmp/odd; chmod +x /tmp/odd").succeeds();
     ours(exec("/tmp/odd"), 126, "/tmp/odd");
 
     let before = Instant::now();
     let _ = sandbox.exec(["--timeout", "1s", "--", "sleep", "600"]).run().exits(124);
     assert!(before.elapsed() < Duration::from_secs(20) * patience(), "a timeout of 1 s took {:?}", before.elapsed());
-    // A command that ignores SIGTERM runs out of its time all the same, and its children with it.
+    // A command that ignores SIGTERM ends at its timeout too, and its children with it.
     let stubborn = "trap '' TERM; sleep 601 & sleep 602";
     let _ = sandbox.exec(["--timeout", "1s", "--", "sh", "-c", stubborn]).run().exits(124);
     let _ = sandbox.sh("! pgrep -f 'sleep 60[012]'").succeeds();
@@ -56,10 +61,10 @@ fn environment(run: &Finished) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn environment_directory_and_user() {
+fn commands_get_the_requested_environment_directory_and_user() {
     let Some(home) = Home::with_kvm() else { return };
     let created = home.cli(["create", "-m", SMALL, "-e", "FROM_CREATE=1", "-e", "BOTH=create"]);
-    // What the CLI itself has must not get in.
+    // The guest must not receive variables of the CLI's environment.
     let made = created.env("HOST_SECRET", "hunter2").env("LANG", "xx_XX").run().succeeds();
     let sandbox = Sandbox::printed(&home, &made);
 
@@ -97,14 +102,14 @@ fn environment_directory_and_user() {
     let run = sandbox.exec(["-u", "4321:1234", "--", "sh", "-c", "id -u; id -g"]).run().succeeds();
     assert_eq!(run.out(), "4321\n1234\n", "IDs need no entry in /etc/passwd");
 
-    // The user's shell script is found by PATH, from the request's environment.
+    // PATH of the request's environment finds the user's shell script.
     let _ = sandbox
         .sh("mkdir /opt/bin; printf '#!/bin/sh\\necho tool $1' > /opt/bin/tool; chmod +x /opt/bin/tool")
         .succeeds();
     let run = sandbox.exec(["-e", "PATH=/opt/bin:/usr/bin:/bin", "--", "tool", "5"]).run().succeeds();
     assert_eq!(run.out(), "tool 5\n");
 
-    // By its name a sandbox is reached as by its ID.
+    // A sandbox has a name and an ID, and commands accept both.
     let failed = |arguments: &[&str], hint: &str| {
         let _ = sandbox.exec(arguments).run().fails_with(&[hint]);
     };
@@ -122,18 +127,18 @@ fn streams() {
     let run = sandbox.sh("echo one; echo two >&2; echo three; echo four >&2").succeeds();
     assert_eq!((run.out().as_str(), run.err().as_str()), ("one\nthree\n", "two\nfour\n"));
 
-    // Nothing is taken for text on the way, in either direction.
+    // No byte is interpreted as text, in either direction.
     let every_byte: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
     let run = sandbox.exec(["-i", "--", "sh", "-c", "tee /dev/stderr"]).input(every_byte.clone()).run().succeeds();
     assert!(run.stdout == every_byte && run.stderr == every_byte, "{}", run.transcript());
 
-    // Without -i there is no input, whatever the caller has there.
+    // Without -i the command has no input, even if the CLI's stdin has some.
     let run = sandbox.exec(["--", "cat"]).input("not for you").run().succeeds();
     assert_eq!(run.out(), "");
     let run = sandbox.exec(["--", "readlink", "/proc/self/fd/0"]).run().succeeds();
     assert_eq!(run.out(), "/dev/null\n");
 
-    // End of input is passed on while the output goes on: half-close.
+    // The end of input reaches the command while its output continues (half-close).
     let mut run =
         sandbox.exec(["-i", "--", "sh", "-c", "cat; echo end of input; sleep 1; echo still here"]).open_stdin().spawn();
     run.write(b"first\n");
@@ -145,30 +150,31 @@ fn streams() {
     let run = run.finish().succeeds();
     assert_eq!(run.out(), "first\nsecond\nend of input\nstill here\n");
 
-    // A command that does not want its input does not keep anybody waiting.
+    // The CLI does not wait for a command that reads no input.
     let run = sandbox.exec(["-i", "--", "true"]).input(vec![b'x'; 4 << 20]).run().succeeds();
     assert!(run.stdout.is_empty());
     let run = sandbox.exec(["-i", "--", "head", "-c", "10"]).input(vec![b'x'; 4 << 20]).run().succeeds();
     assert_eq!(run.out(), "xxxxxxxxxx");
-    // Nor does one that ends while the caller's input stays open.
+    // Nor does it wait when the command ends while the CLI's stdin stays open.
     let mut run = sandbox.exec(["-i", "--", "sh", "-c", "echo done"]).open_stdin().spawn();
     run.wait_for_stdout("done\n");
     let ended = eventually(Duration::from_secs(5), || run.has_ended().then_some(()));
-    assert!(ended.is_some(), "exec waits for input that nobody reads");
+    assert!(ended.is_some(), "exec waits for input although its command has ended");
     let _ = run.finish().succeeds();
 
-    // A process left in the background does not hold the caller, and what was written before the end arrives.
+    // A background process does not keep exec waiting, and all output written before the end
+    // arrives.
     let run = sandbox.sh("sleep 600 & echo started").succeeds();
     assert_eq!(run.out(), "started\n");
     assert!(run.elapsed < Duration::from_secs(20) * patience(), "{}", run.transcript());
-    // PID 1 reaps what nobody waits for.
+    // PID 1 reaps orphans.
     let _ = sandbox.sh("(sleep 0.1 &) ; (sh -c 'kill -9 $$' &) ; sleep 0.5").succeeds();
     let run = sandbox.sh("ps -eo stat,comm | grep ^Z").exits(1);
     assert_eq!(run.out(), "", "zombies");
 }
 
 #[test]
-fn from_several_shells_at_once() {
+fn commands_of_several_clients_do_not_mix_their_streams() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "-c", "2", "--name", "shared"]);
 
@@ -185,13 +191,13 @@ fn from_several_shells_at_once() {
         assert!(run.out() == expected && run.err() == expected, "{}", run.transcript());
     }
 
-    // One that stalls does not stall another.
+    // A command whose output is not read does not delay another.
     let stalled = sandbox.exec(["--", "cat", "/dev/zero"]).spawn_unread();
     let run = sandbox.sh("echo through").succeeds();
     assert_eq!(run.out(), "through\n");
     drop(stalled);
     let gone = eventually(Duration::from_secs(10), || (sandbox.sh("pgrep -x cat").code() == Some(1)).then_some(()));
-    assert!(gone.is_some(), "the command of a CLI that was killed runs on");
+    assert!(gone.is_some(), "the command of a killed CLI still runs");
     sandbox.remove();
     home.assert_nothing_left();
 }

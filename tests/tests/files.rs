@@ -1,9 +1,13 @@
-//! Files between host and sandbox: copied by the CLI, worked on through the library.
+//! Files between host and sandbox: copies by the CLI, and file operations of the library.
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
+#[path = "../../archive/tests/tree/mod.rs"]
+mod tree;
+
+use crate::tree::{description, set_time};
 use rustix::{
-    fs::{AtFlags, Timespec, Timestamps, XattrFlags, getxattr, setxattr, utimensat},
+    fs::{XattrFlags, setxattr},
     process::Signal,
 };
 use sandboxvm_manager::{FileDone, FileError, Files};
@@ -18,7 +22,6 @@ use sandboxvm_tests::{
     processes,
 };
 use std::{
-    collections::BTreeMap,
     fs::{self, File, Permissions},
     io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -27,21 +30,15 @@ use std::{
     time::Duration,
 };
 
-/// What the CLI may keep resident, whatever passes through it.
+/// Maximum resident memory of the CLI, however much it copies.
 const CLI_LIMIT_KIB: u64 = 16 * 1024;
-/// What the VMM may keep resident beside its guest's memory.
+/// Maximum resident memory of the VMM, without its guest's memory.
 const VMM_LIMIT_KIB: u64 = 6 * 1024;
-/// What the process that serves a request in the guest may ever have had resident.
+/// Maximum resident memory, at any time, of the guest's process that serves a request.
 const WORKER_LIMIT_KIB: u64 = 4 * 1024;
 const SOON: Duration = Duration::from_secs(60);
 
-fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
-    utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-}
-
-/// A tree with everything in it that is to survive.
+/// Creates a directory tree with everything that a copy must preserve.
 fn plant(root: &Path) {
     fs::create_dir_all(root.join("sub/deep")).unwrap();
     fs::write(root.join("plain"), "hello\n").unwrap();
@@ -62,39 +59,6 @@ fn plant(root: &Path) {
     set_time(&root.join("sub"), 1_111_111_111, 0);
 }
 
-/// Everything about a tree that is to survive, by path.
-fn description(root: &Path) -> BTreeMap<String, String> {
-    let (mut all, mut inodes) = (BTreeMap::new(), BTreeMap::new());
-    describe(root, root, &mut all, &mut inodes);
-    all
-}
-
-fn describe(root: &Path, path: &Path, all: &mut BTreeMap<String, String>, inodes: &mut BTreeMap<u64, usize>) {
-    let about = fs::symlink_metadata(path).unwrap();
-    let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-    let kind = about.file_type();
-    let content = if kind.is_symlink() {
-        format!("-> {:?}", fs::read_link(path).unwrap())
-    } else if kind.is_dir() {
-        "directory".to_owned()
-    } else {
-        let names = *inodes.entry(about.ino()).and_modify(|names| *names += 1).or_insert(1);
-        let mut attribute = [0; 64];
-        let len = getxattr(path, "user.test", &mut attribute[..]).unwrap_or(0);
-        let attribute = String::from_utf8_lossy(&attribute[..len]).into_owned();
-        let sum =
-            fs::read(path).unwrap().iter().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
-        format!("{} {sum} links={} {} {attribute}", about.len(), about.nlink(), names > 0)
-    };
-    let mode = if kind.is_symlink() { 0 } else { about.mode() & 0o7777 };
-    all.insert(name, format!("{mode:o} {}.{} {content}", about.mtime(), about.mtime_nsec()));
-    if kind.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            describe(root, &entry.unwrap().path(), all, inodes);
-        }
-    }
-}
-
 fn temporaries(directory: &Path) -> usize {
     let entries = fs::read_dir(directory).unwrap().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".sandboxvm-")).count()
@@ -104,7 +68,7 @@ fn cp(home: &Home, arguments: &[&str]) -> sandboxvm_tests::cli::Invocation {
     home.cli(["cp"]).args(arguments)
 }
 
-/// Under 90 seconds together with the others: one sandbox for everything that the CLI copies.
+/// One sandbox for everything that the CLI copies, because each boot costs time.
 #[test]
 fn trees_are_copied_both_ways_and_streamed() {
     let Some(home) = Home::with_kvm() else { return };
@@ -114,7 +78,7 @@ fn trees_are_copied_both_ways_and_streamed() {
     let at = |name: &str| work.join(name).to_str().unwrap().to_owned();
     plant(&work.join("tree"));
 
-    // Into a directory that is there, and out to a name that is not.
+    // Into a directory that exists, and out to a name that does not.
     let _ = cp(&home, &["-r", &at("tree"), "demo:/home"]).run().succeeds();
     let out = cp(&home, &["demo:/home/tree", &at("back")]).run().succeeds();
     assert_eq!((out.out(), out.err()), (String::new(), String::new()));
@@ -128,7 +92,7 @@ fn trees_are_copied_both_ways_and_streamed() {
         look.transcript()
     );
 
-    // A file's own bytes, and a tree as an archive, on stdout; an archive from stdin.
+    // stdout receives the content of a file, or a directory as an archive. stdin is an archive.
     let plain = cp(&home, &["demo:/home/tree/plain", "-"]).run().succeeds();
     assert_eq!(plain.out(), "hello\n");
     let archive = cp(&home, &["demo:/home/tree/sub", "-"]).run().succeeds();
@@ -142,7 +106,7 @@ fn trees_are_copied_both_ways_and_streamed() {
     let owners = sandbox.sh("stat -c '%U %a %h' /tmp/plain /tmp/sub/twin; test -z \"$(ls -A /tmp | grep sandboxvm-)\"");
     assert_eq!(owners.succeeds().out(), "nobody 751 2\nnobody 751 2\n");
 
-    // As somebody who may not, to where nothing is, of what is not there, and from what is no sandbox.
+    // A user without permission, a missing directory, a missing source, and an unknown sandbox.
     let plain = at("tree/plain");
     let _ =
         cp(&home, &["-u", "nobody", &plain, "demo:/root/x"]).run().fails_with(&["Permission denied", "another user"]);
@@ -160,9 +124,9 @@ fn trees_are_copied_both_ways_and_streamed() {
     home.assert_nothing_left();
 }
 
-/// What a copy that breaks leaves: the old file.
+/// An interrupted copy leaves the old file.
 fn interrupted(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
-    // Into the sandbox, killed with half of a file on its way.
+    // A copy into the sandbox is killed when half of the file has arrived.
     let _ = sandbox.sh("mkdir /home/old && echo old > /home/old/file").succeeds();
     fs::create_dir(work.join("new")).unwrap();
     fs::write(work.join("new/file"), vec![b'n'; 300_000]).unwrap();
@@ -170,13 +134,13 @@ fn interrupted(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let mut killed = cp(home, &["-", "demo:/home/old"]).open_stdin().spawn();
     killed.write(&archive[..200_000]);
     let half = || (sandbox.sh("ls -A /home/old").out().contains(".sandboxvm-")).then_some(());
-    assert!(eventually(SOON, half).is_some(), "it is not being written");
+    assert!(eventually(SOON, half).is_some(), "the copy does not write the file");
     killed.signal(Signal::KILL);
     assert_eq!(killed.finish().signal(), Some(9));
     let old = || (sandbox.sh("ls -A /home/old; cat /home/old/file").out() == "file\nold\n").then_some(());
     assert!(eventually(SOON, old).is_some(), "{}", sandbox.sh("ls -lA /home/old").transcript());
 
-    // Out of it, interrupted as by Ctrl-C.
+    // A copy out of the sandbox is interrupted as by Ctrl-C.
     let local = work.join("local");
     fs::create_dir(&local).unwrap();
     fs::write(local.join("file"), "old").unwrap();
@@ -185,7 +149,7 @@ fn interrupted(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let running = cp(home, &["-L", big, &target]).spawn();
     assert!(
         eventually(SOON, || processes::writes_in(running.pid(), &local).then_some(())).is_some(),
-        "it is not being written"
+        "the copy does not write the file"
     );
     running.signal(Signal::INT);
     let _ = running.finish().exits(130);
@@ -193,21 +157,21 @@ fn interrupted(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let running = cp(home, &["-L", big, &target]).spawn();
     assert!(
         eventually(SOON, || processes::writes_in(running.pid(), &local).then_some(())).is_some(),
-        "it is not being written"
+        "the copy does not write the file"
     );
     running.signal(Signal::KILL);
     assert_eq!(running.finish().signal(), Some(9));
     assert_eq!((temporaries(&local), fs::read(local.join("file")).unwrap()), (0, b"old".to_vec()));
 }
 
-/// A guest that wants more than it is given.
+/// A hostile guest tries to write outside of the destination, and to send too much.
 fn hostile(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let out = work.join("out");
     fs::create_dir(&out).unwrap();
     let outside = work.join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("victim"), "untouched").unwrap();
-    // A link is planted by one copy, for the next to go through.
+    // One copy brings a symbolic link, and the next one tries to write through it.
     let plant =
         format!("mkdir -p /evil && ln -s {} /evil/d && ln -s {}/victim /evil/f", outside.display(), outside.display());
     let _ = sandbox.sh(&format!("{plant} && mkfifo /evil/pipe && truncate -s 1T /huge")).succeeds();
@@ -219,20 +183,20 @@ fn hostile(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let _ = sandbox.sh(swap).succeeds();
     let _ = cp(home, &["demo:/evil/.", &format!("{evil}/evil")]).run().fails_with(&["Not a directory"]);
     let _ = cp(home, &["demo:/evil/f", &format!("{evil}/evil/f")]).run().succeeds();
-    assert_eq!(fs::read_to_string(out.join("evil/f")).unwrap(), "mine\n", "the link itself was replaced");
+    assert_eq!(fs::read_to_string(out.join("evil/f")).unwrap(), "mine\n", "the copy replaces the link itself");
     let _ = cp(home, &["demo:/evil/d", &format!("{evil}/evil")]).run().fails_with(&["symbolic link"]);
     let names: Vec<_> = fs::read_dir(&outside).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(names, ["victim"]);
     assert_eq!(fs::read_to_string(outside.join("victim")).unwrap(), "untouched");
 
-    // More than the caps.
+    // Copies beyond the maximum size and the maximum number of files.
     let huge = out.join("huge").to_str().unwrap().to_owned();
     let _ = cp(home, &["demo:/huge", &huge]).run().fails_with(&["17179869184 bytes", "--max-size"]);
     let many = ["--max-files", "3", "demo:/etc", &huge];
     let _ = cp(home, &many).run().fails_with(&["more than 3", "--max-files"]);
     assert_eq!(temporaries(&out), 0);
 
-    // A directory that never stands still: the copy ends all the same.
+    // The copy of a directory that changes all the time ends too.
     let busy = "mkdir /busy && cd /busy && echo up && while :; do for n in 1 2 3 4 5 6; do echo $n > a$n; mkdir -p d$n; \
                 done; rm -rf a* d*; done";
     let mut busy = sandbox.spawn_sh(busy);
@@ -240,7 +204,7 @@ fn hostile(home: &Home, sandbox: &Sandbox<'_>, work: &Path) {
     let _ = cp(home, &["demo:/busy", out.join("busy").to_str().unwrap()]).run().succeeds();
     busy.signal(Signal::TERM);
     let _ = busy.finish();
-    // A name that would drive a terminal is shown escaped.
+    // A name that would control a terminal is shown escaped.
     let _ = sandbox.sh("mkdir /ansi && mkfifo \"/ansi/$(printf '\\033[31mred')\"").succeeds();
     let shown = cp(home, &["demo:/ansi/\x1b[31mred", &huge]).run().fails_with(&["regular file"]);
     assert!(!shown.err().contains('\x1b'), "{}", shown.transcript());
@@ -259,7 +223,7 @@ async fn content(files: &Files<'_>, from: &str) -> Result<Vec<u8>, FileError> {
     Ok(all)
 }
 
-/// What the HTTP server will be made of; then 24 MiB in bounded memory.
+/// The operations on which the server is built. Then a stream of 24 MiB in bounded memory.
 #[test]
 fn the_library_works_on_files_and_streams_in_bounded_memory() {
     let Some(home) = Home::with_kvm() else { return };
@@ -283,7 +247,7 @@ fn the_library_works_on_files_and_streams_in_bounded_memory() {
         }
         drop(watch);
 
-        // Dropped before its end, nothing came of it.
+        // A writer that is dropped before its end has no effect.
         let mut sink = files.write(path("/srv/a/b"), None, false).await.unwrap();
         sink.write(&vec![b'x'; 200_000]).await.unwrap();
         drop(sink);
@@ -310,10 +274,10 @@ fn the_library_works_on_files_and_streams_in_bounded_memory() {
     home.assert_nothing_left();
 }
 
-/// Passes a file of zeros to a reader that is slow at first.
+/// Copies a file of zeros to a reader that is slow at first.
 fn streams(home: &Home, sandbox: &Sandbox<'_>, size: u64) {
     let vmm_memory = Sampler::of_vmm_overhead(sandbox.vmm_pid(), 128);
-    // Not by way of the harness, which keeps all that is written.
+    // Not through the harness, which stores all output.
     let mut copy = Command::new(&home.artefacts().program)
         .args(["cp", "lib:/dev/shm/zeros", "-"])
         .env("SANDBOXVM_HOME", home.path())
@@ -326,7 +290,7 @@ fn streams(home: &Home, sandbox: &Sandbox<'_>, size: u64) {
         let out = sandbox.sh(worker).out();
         out.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok())
     });
-    let worker_kib = measured.expect("a process serves the request while nobody reads");
+    let worker_kib = measured.expect("no process serves the request while the reader waits");
     let (mut passed, mut buffer) = (0, vec![0; 64 * 1024]);
     let mut stdout = copy.stdout.take().unwrap();
     loop {
@@ -357,9 +321,9 @@ fn four_gib_stream_in_bounded_memory() {
 }
 
 #[test]
-fn a_file_that_is_cut_short_while_it_is_copied_out_is_refused_and_leaves_nothing() {
+fn a_file_that_becomes_shorter_during_its_copy_is_rejected_and_leaves_nothing() {
     let Some(home) = Home::with_kvm() else { return };
-    // So slow that the file can be cut in the middle of it.
+    // The rate is so low that the file can be truncated during the copy.
     let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--output-rate", "512K"]);
     let out = home.scratch("out");
     fs::create_dir(&out).unwrap();

@@ -1,5 +1,5 @@
-//! A sandbox is snapshotted and forked without end: its chain of disk layers is merged when it is long, and nobody sees
-//! the difference.
+//! A sandbox that is snapshotted and forked again and again merges its chain of disk layers when it
+//! is long, and its files stay the same.
 
 use rustix::process::Signal;
 use sandboxvm_tests::{
@@ -8,12 +8,14 @@ use sandboxvm_tests::{
 };
 use std::{fs, path::Path, time::Duration};
 
-/// Frozen layers at which a chain is merged (manager/src/flatten.rs): this many snapshots do it.
+/// Number of frozen layers at which a chain is merged (manager/src/flatten.rs). As many snapshots
+/// reach it.
 const MAX_FROZEN: usize = 24;
-/// Files of one snapshot that a sandbox was made from, those of its chain, and its top.
+/// Maximum number of layer files of a sandbox: one of the snapshot it was created from, its chain,
+/// and its top layer.
 const MOST_FILES: usize = 1 + MAX_FROZEN + 2;
 
-/// Names of the disk layers in a directory.
+/// Returns the names of the disk layers in a directory.
 fn layers(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("the directory is there").flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -24,10 +26,12 @@ fn frozen_layers(home: &Home, snapshot: &str) -> usize {
     layers(&home.path().join("snapshots").join(snapshot)).len()
 }
 
-/// The hash of the one file, as the disk has it: the page cache, which a snapshot keeps too, is left out.
+/// Prints the hash of the file as the disk has it. It bypasses the page cache, which a snapshot
+/// contains too.
 const SUM: &str = "dd if=/root/all iflag=direct bs=1M 2>/dev/null | sha256sum";
 
-/// Writes blocks of the file, some that an earlier layer has and some new ones. Returns its hash after.
+/// Overwrites some blocks of the file and appends new ones. Returns the hash of the file
+/// afterwards.
 fn write(sandbox: &Sandbox<'_>, n: usize) -> String {
     let blocks = format!("bs=16k seek={} count=5 conv=notrunc,fsync", 3 * n);
     sum(sandbox, &format!("dd if=/dev/urandom of=/root/all {blocks} 2>/dev/null && {SUM}"))
@@ -51,7 +55,7 @@ impl Chain<'_> {
         format!("s{n}")
     }
 
-    /// Takes a snapshot; true when the chain was merged for it.
+    /// Takes a snapshot. Returns whether the chain was merged for it.
     fn snapshot(&mut self) -> bool {
         let before = layers(&self.sandbox.directory()).len();
         let _ = self.home.cli(["snapshot", "create", "long", &Self::name(self.taken)]).run().succeeds();
@@ -63,7 +67,7 @@ impl Chain<'_> {
         after < before
     }
 
-    /// Takes snapshots until the next one would merge the chain.
+    /// Takes snapshots until the next one will merge the chain.
     fn lengthen(&mut self) {
         while frozen_layers(self.home, &Self::name(self.taken - 1)) <= MAX_FROZEN {
             assert!(!self.snapshot(), "merged early: before snapshot {}", self.taken - 1);
@@ -71,7 +75,7 @@ impl Chain<'_> {
     }
 }
 
-/// The files of a sandbox made of snapshot `n`.
+/// Returns the hash of the file in a sandbox restored from snapshot `n`.
 fn restored(home: &Home, n: usize) -> String {
     let sandbox = home.create(&["--from", &Chain::name(n)]);
     let found = sum(&sandbox, SUM);
@@ -85,7 +89,7 @@ fn a_sandbox_is_snapshotted_and_forked_without_end() {
     let sandbox = home.create(&["-m", SMALL, "--name", "long"]);
     let mut chain = Chain { home: &home, sandbox: sandbox.clone(), taken: 0 };
 
-    // Written under the chain, in its middle, and, below, at its end.
+    // The file is written below the chain, in its middle and, further down, at its end.
     let _ = write(&sandbox, 0);
     let _ = chain.snapshot();
     while chain.taken < MAX_FROZEN / 2 {
@@ -95,14 +99,15 @@ fn a_sandbox_is_snapshotted_and_forked_without_end() {
     let _ = chain.snapshot();
     let early_snapshot = chain.taken - 1;
     chain.lengthen();
-    // Whoever asks is killed, at whatever it is doing: the chain is the old one or the new one, and works.
+    // The command is killed at various moments. The chain is then the old one or the merged one,
+    // and works.
     let delays = [2, 6, 12, 20, 30, 45, 70];
     for (round, delay) in delays.into_iter().enumerate() {
         let asked = home.cli(["snapshot", "create", "long", &format!("killed{round}")]).spawn();
         std::thread::sleep(Duration::from_millis(delay));
         asked.signal(Signal::KILL);
         let _: Finished = asked.finish();
-        // One more may be there that was merged and is not used: the next change takes it away.
+        // There may be one more layer that was merged and is not used. The next change removes it.
         let files = layers(&sandbox.directory()).len();
         assert!(files <= MOST_FILES + 2, "{files} layers after {delay} ms");
     }
@@ -112,20 +117,20 @@ fn a_sandbox_is_snapshotted_and_forked_without_end() {
     let frozen = frozen_layers(&home, &Chain::name(late_snapshot));
     assert!(frozen <= 2 + delays.len(), "the chain was not merged: {frozen} layers");
 
-    // A fork does it too, and its copies have what was there.
+    // A fork also merges the chain, and its copies have the same files.
     chain.lengthen();
     let forked = home.cli(["fork", "long"]).deadline(Duration::from_secs(120)).run().succeeds();
     let copy = Sandbox::called(&home, forked.out().trim());
-    assert_eq!(layers(&copy.directory()).len(), 2 + 1, "the merged layer, the top that was, and its own");
+    assert_eq!(layers(&copy.directory()).len(), 2 + 1, "the merged layer, the former top layer, and the fork's own");
     assert_eq!(sum(&copy, SUM), late);
     copy.remove();
-    // What is merged goes on being read and written, and kept.
+    // The merged layer can be read, written above and snapshotted.
     let last = write(&sandbox, 3);
     assert!(!chain.snapshot());
     let last_snapshot = chain.taken - 1;
     sandbox.remove();
 
-    // Snapshots need no sandbox and not each other.
+    // Snapshots depend neither on the sandbox nor on each other.
     for n in 0..chain.taken {
         if ![early_snapshot, late_snapshot, last_snapshot].contains(&n) {
             let _ = home.cli(["snapshot", "rm", &Chain::name(n)]).run().succeeds();

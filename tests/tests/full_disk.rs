@@ -1,5 +1,5 @@
-//! A home on a file system with little room left, or none: what cannot be done is refused with that as the reason, ends no
-//! sandbox and leaves each as it was; and what cannot be logged panics nowhere.
+//! A home on a file system with little or no room. What does not fit is refused with that reason,
+//! no sandbox ends, and each stays as it was. A program that cannot write its log does not panic.
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use sandboxvm_tests::{
@@ -15,12 +15,12 @@ use std::{
     time::Duration,
 };
 
-/// Bytes left in the file system.
+/// Number of bytes that are free in the file system.
 const LEVELS: [u64; 4] = [1 << 20, 64 << 10, 4 << 10, 0];
-/// The file that takes all but that.
+/// The file that occupies the rest.
 const FILLER: &str = "filler";
 
-/// A tmpfs for a home, with what the tests' homes share in it.
+/// A tmpfs with a home, and with the files that all homes of the tests share.
 struct SmallDisk<'h> {
     home: &'h Home,
     mounted: PathBuf,
@@ -29,10 +29,10 @@ struct SmallDisk<'h> {
 impl<'h> SmallDisk<'h> {
     fn mount(home: &'h Home) -> Self {
         let mounted = home.scratch("disk");
-        fs::create_dir(&mounted).expect("a directory of the test's own");
+        fs::create_dir(&mounted).expect("the test may create a directory");
         let options = ["-t", "tmpfs", "-o", "size=700m,mode=0700", "tmpfs"];
         let done = Command::new("mount").args(options).arg(&mounted).status().expect("mount(8) can be executed");
-        assert!(done.success(), "a tmpfs cannot be mounted: these tests need root");
+        assert!(done.success(), "cannot mount a tmpfs: these tests need root");
         let disk = Self { home, mounted };
         let copied = Command::new("cp").args(["-a", "--sparse=always"]).arg(home.path()).arg(disk.root()).status();
         assert!(copied.expect("cp(1) can be executed").success());
@@ -43,7 +43,8 @@ impl<'h> SmallDisk<'h> {
         self.mounted.join("home")
     }
 
-    /// Without a floor, which would refuse nearly everything beforehand.
+    /// Runs the CLI without the floor for free space, which would refuse nearly everything before
+    /// it starts.
     fn run(&self, arguments: &[&str]) -> Finished {
         let invocation = self.home.cli(arguments).env("SANDBOXVM_HOME", self.root());
         invocation.env("SANDBOXVM_MIN_FREE_DISK", "0").run()
@@ -54,12 +55,12 @@ impl<'h> SmallDisk<'h> {
         room.f_bavail * room.f_frsize
     }
 
-    /// Leaves this many bytes.
+    /// Leaves `bytes` bytes free.
     fn leave(&self, bytes: u64) {
         self.make_room();
         let file = File::create(self.mounted.join(FILLER)).expect("a new file");
         let mut length = 0;
-        // What others take or give back meanwhile is made up for.
+        // Repeats until the number is right, as other processes write and remove files meanwhile.
         while let Some(more) = self.left().checked_sub(bytes).filter(|more| *more > 0) {
             if fallocate(&file, FallocateFlags::empty(), length, more).is_ok() {
                 length += more;
@@ -71,7 +72,7 @@ impl<'h> SmallDisk<'h> {
         let _ = fs::remove_file(self.mounted.join(FILLER));
     }
 
-    /// Its state and the PID of its VMM.
+    /// Returns the state of a sandbox and the PID of its VMM.
     fn machine(&self, name: &str) -> (String, u64) {
         let said = self.run(&["inspect", name]).succeeds().json();
         let state = said[0]["state"].as_str().unwrap_or_else(|| panic!("no state: {said}")).to_owned();
@@ -92,7 +93,8 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
-/// Done, or refused because there is no room; nothing that fell over.
+/// Returns whether a command succeeded. If not, asserts that it failed for want of room, and in no
+/// other way.
 #[track_caller]
 fn is_done_or_refused_for_room(run: &Finished) -> bool {
     let said = run.err();
@@ -111,14 +113,14 @@ fn is_done_or_refused_for_room(run: &Finished) -> bool {
 }
 
 #[test]
-fn commands_on_a_full_disk_end_no_sandbox_and_name_the_reason() {
+fn commands_on_a_full_disk_name_the_reason_and_end_no_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let disk = SmallDisk::mount(&home);
     let _ = disk.run(&["create", "-m", SMALL, "--name", "keeper"]).succeeds();
     let _ = disk.run(&["exec", "keeper", "--", "sh", "-c", "echo kept > /mark; sync"]).succeeds();
     let _ = disk.run(&["snapshot", "create", "keeper", "before"]).succeeds();
     let file = home.scratch("file");
-    fs::write(&file, "content").expect("a file of the test's own");
+    fs::write(&file, "content").expect("the test may create a file");
     let file = file.display().to_string();
     for (number, bytes) in LEVELS.into_iter().enumerate() {
         let more = format!("more{number}");
@@ -148,9 +150,9 @@ fn commands_on_a_full_disk_end_no_sandbox_and_name_the_reason() {
             let (state, after) = disk.machine("keeper");
             let expected = if command[0] == "pause" && done { "paused" } else { "running" };
             assert_eq!(state, expected, "{bytes} bytes left, after {command:?}: {}", run.transcript());
-            assert!(done || after == before, "another VMM after {command:?}, which was refused");
+            assert!(done || after == before, "{command:?} was refused, but changed the VMM");
         }
-        // There is room again: all of it works, and nothing is in the way.
+        // With room again, every command works.
         disk.make_room();
         let _ = disk.run(&["reset", "keeper", "before"]).succeeds();
         let kept = disk.run(&["exec", "keeper", "--", "cat", "/mark"]).succeeds();
@@ -173,9 +175,9 @@ fn a_reset_or_snapshot_that_would_go_below_the_floor_is_refused() {
     home.assert_nothing_left();
 }
 
-/// Its log is a file on a full disk: `/dev/full` refuses every write as such a file does.
+/// The log of this server is `/dev/full`, which refuses every write as a file on a full disk does.
 #[test]
-fn a_server_whose_log_cannot_be_written_serves_on() {
+fn a_server_that_cannot_write_its_log_keeps_serving() {
     let Some(home) = Home::with_kvm() else { return };
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (api, sandboxes) = (free.local_addr().expect("bound"), "127.0.0.1:0");
@@ -190,7 +192,7 @@ fn a_server_whose_log_cannot_be_written_serves_on() {
         .stdout(Stdio::null())
         .stderr(full())
         .spawn()
-        .expect("it can be executed");
+        .expect("the server can be started");
     let answers = eventually(Duration::from_secs(20), || {
         let over = server.try_wait().expect("our own child");
         assert!(over.is_none(), "the server ended: {over:?}");

@@ -1,9 +1,10 @@
-//! What a command finds around it: the guest as promised, and nothing of the host.
+//! What a command finds in the guest: Linux as the documentation promises it, and nothing of the
+//! host.
 
 use sandboxvm_tests::home::{Home, SMALL, Sandbox};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Runs `checks` in one Python program: each an expression that must be true.
+/// Runs `checks` in one Python program. Each is an expression that must be true.
 fn all_true(sandbox: &Sandbox<'_>, preamble: &str, checks: &[&str]) {
     let list: String = checks.iter().map(|check| format!("    {check:?},\n")).collect();
     let script = format!(
@@ -12,11 +13,11 @@ fn all_true(sandbox: &Sandbox<'_>, preamble: &str, checks: &[&str]) {
          seen)\nraise SystemExit(failed)\n"
     );
     let run = sandbox.exec(["-i", "--", "python3", "-"]).input(script).run();
-    assert!(run.code() == Some(0), "not so in the guest: {}", run.transcript());
+    assert!(run.code() == Some(0), "these checks failed in the guest: {}", run.transcript());
 }
 
 #[test]
-fn a_linux_as_promised() {
+fn the_guest_is_the_linux_that_is_documented() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "256M", "-c", "2", "--name", "linux"]);
     let preamble = r#"
@@ -78,7 +79,7 @@ def threads():
         "os.path.exists('/etc/ssl/certs/ca-certificates.crt')",
         "os.stat('/home/user').st_uid == 1000",
         "[i for i in os.listdir('/sys/class/net') if i not in ('lo',)] == []",
-        // A write that would reach a shared image must fail, whoever tries.
+        // A write that would reach a shared image must fail for every user.
         "sh('dd if=/dev/zero of=/dev/vda bs=512 count=1 conv=fsync').returncode != 0",
         "sh('dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync').returncode != 0",
     ];
@@ -90,13 +91,14 @@ def threads():
     let out = run.out();
     let mut lines = out.lines();
     let guest: u64 = lines.next().and_then(|seconds| seconds.parse().ok()).expect("seconds");
-    // However long that took.
+    // The guest's time lies in the time that the command took.
     let host = before - 1..=now() + 1;
     assert!(host.contains(&guest), "the guest's clock says {guest}, the host's {host:?}");
     assert!(["linux", sandbox.id.as_str()].contains(&lines.next().expect("a hostname")), "{out}");
 }
 
-/// The images are shared by all: what a guest's root does to its own root directory stays its own.
+/// All sandboxes share the images. What the root user of one guest changes in its root directory
+/// stays in that sandbox.
 #[test]
 fn the_shared_image_is_never_written() {
     let Some(home) = Home::with_kvm() else { return };
@@ -112,7 +114,7 @@ fn the_shared_image_is_never_written() {
 }
 
 #[test]
-fn nothing_of_the_host_shows() {
+fn the_guest_sees_nothing_of_the_host() {
     let Some(home) = Home::with_kvm() else { return };
     let created = home.cli(["create", "-m", SMALL]).env("HOST_SECRET", "hunter2").run().succeeds();
     let sandbox = Sandbox::printed(&home, &created);
@@ -143,7 +145,8 @@ fn nothing_of_the_host_shows() {
         assert!(secret.len() < 4 || !seen.contains(secret), "the guest sees {secret:?}: {seen}");
     }
     assert!(seen.contains("zone=UTC"), "{seen}");
-    // CPUID is the processor's own where guests' user mode runs on it without hardware virtualisation.
+    // If the guest's user mode runs on the processor without hardware virtualisation, CPUID is the
+    // processor's.
     let is_pvm = std::path::Path::new("/sys/module/kvm_pvm").exists();
     let own = std::fs::read_to_string("/proc/cpuinfo").expect("/proc is mounted");
     let own: Vec<_> =
@@ -151,7 +154,7 @@ fn nothing_of_the_host_shows() {
     for flag in seen.lines().filter_map(|line| line.strip_prefix("processor:")) {
         assert!(is_pvm && own.contains(&flag), "the guest sees {flag}: {seen}");
     }
-    // Its own logs are its owner's alone.
+    // Only the owner can read the logs and files of a home.
     use std::os::unix::fs::PermissionsExt;
     for path in [home.path(), sandbox.directory()] {
         let mode = std::fs::metadata(&path).expect("it exists").permissions().mode();

@@ -1,7 +1,8 @@
-//! Time in which a machine does not run does not exist for its guest: schedulers and monotonic clocks continue where they
-//! stopped, wall clock and boot time are set to the present, and nothing goes back. Whether the machine was paused,
-//! restored, forked or reset, or its VMM was stopped by a signal. Long absences are made by taking the moment of the stop
-//! back (`standstill`), not by waiting.
+//! Time in which a machine does not run does not exist for its guest. Schedulers and monotonic
+//! clocks continue where they stopped, wall clock and boot time are set to the present, and no
+//! clock goes back. That holds when the machine was paused, restored, forked or reset, and when its
+//! VMM was stopped by a signal. The tests do not wait for long absences: `standstill` moves the
+//! recorded moment of the stop back.
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_tests::{
@@ -16,12 +17,12 @@ use std::{
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Longest that a busy process may stand still by its own clock, whatever the machine went through: far above the turns of
-/// two processes on one vCPU of a busy host, far below every absence here (times [`patience`], as every deadline).
+/// Longest time for which a busy process may stand still by its own clock. It is far above the time slices of two processes
+/// on one vCPU of a busy host, and far below every absence in these tests (multiplied by [`patience`], as every deadline).
 const STANDS: Duration = Duration::from_secs(15);
 
-/// Looks at the clocks without end, and keeps in a file in memory: how often it looked, the longest time between two
-/// looks, how often a clock went back, and the clocks.
+/// Reads the clocks without end. Keeps in a file in memory how often it read them, the longest time
+/// between two readings, how often a clock went back, and the clocks.
 const BUSY: &str = "import mmap, struct, sys, time
 clocks = time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME, time.CLOCK_REALTIME
 look = lambda: [time.clock_gettime_ns(clock) for clock in clocks]
@@ -38,7 +39,7 @@ while True:
     page[:48] = struct.pack('6Q', count, worst, back, *now)
     last = now";
 
-/// What one of the processes says.
+/// The state that one of the busy processes reports.
 #[derive(Debug, Clone, Copy)]
 struct Busy {
     count: u64,
@@ -69,11 +70,11 @@ fn look_at(sandbox: &Sandbox<'_>) -> [Busy; 2] {
     [(); 2].map(|()| lines.next().unwrap_or_else(|| panic!("{out}")))
 }
 
-/// Waits until both processes have run again, and holds what they saw against an absence of `away` (and what the test took
-/// itself) since `before`.
+/// Waits until both processes have run again. Then compares what they saw since `before` with an
+/// absence of `away` and the time that the test itself took.
 #[track_caller]
-fn assert_nobody_noticed(sandbox: &Sandbox<'_>, before: [Busy; 2], since: Instant, away: Duration) -> [Busy; 2] {
-    // A process that stands still for a day does not say so: it does not count.
+fn assert_no_process_noticed(sandbox: &Sandbox<'_>, before: [Busy; 2], since: Instant, away: Duration) -> [Busy; 2] {
+    // A process that stood still does not report it, so both must have counted on.
     let mut seen = before;
     let runs = |seen: &[Busy; 2]| seen.iter().zip(&before).all(|(now, then)| now.count > then.count + 1000);
     let ran = eventually(Duration::from_secs(60), || {
@@ -86,16 +87,16 @@ fn assert_nobody_noticed(sandbox: &Sandbox<'_>, before: [Busy; 2], since: Instan
         assert!(now.worst < STANDS * patience(), "a busy process stood still: {seen:#?}");
         assert_eq!(now.back, 0, "a clock went back: {seen:#?}");
         let (monotonic, boot) = (now.monotonic - then.monotonic, now.boot - then.boot);
-        // What a process said last may be as old as it ever stood for.
+        // The last report of a process may be as old as its longest standstill.
         let most = elapsed + now.worst;
         assert!(monotonic <= most, "monotonic time advanced by {monotonic:?} in {most:?}");
         let expected = away..away + most + Duration::from_secs(1);
-        assert!(expected.contains(&boot), "boot time went on by {boot:?} and not by {expected:?}");
+        assert!(expected.contains(&boot), "boot time advanced by {boot:?} and not by {expected:?}");
     }
     seen
 }
 
-/// Nothing in the kernel believes that something stalled, or that its clock is broken.
+/// Asserts that the guest's kernel reported neither a stall nor a broken clock.
 #[track_caller]
 fn assert_no_report(sandbox: &Sandbox<'_>) {
     let said =
@@ -115,8 +116,8 @@ fn seconds_to_answer(sandbox: &Sandbox<'_>) -> f64 {
     asked.elapsed().as_secs_f64()
 }
 
-/// A pause of a day: neither of two busy processes stands, no clock goes back, wall clock and boot time have the day, and
-/// the first command is answered as quickly as any.
+/// After a pause of a day no busy process has stood still and no clock went back. Wall clock and
+/// boot time include the day, and the first command is answered as quickly as before.
 fn pause_of_a_day(vcpus: &str) {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--cpus", vcpus]);
@@ -132,8 +133,8 @@ fn pause_of_a_day(vcpus: &str) {
         away += DAY;
         let first = seconds_to_answer(&sandbox);
         assert!(first < usual * 4.0 + 5.0, "answered after {first} s, and after {usual} s before the pause");
-        let seen = assert_nobody_noticed(&sandbox, before, since, away);
-        // The guest had the right time at the stop, which is said to have been a day earlier.
+        let seen = assert_no_process_noticed(&sandbox, before, since, away);
+        // The guest had the right time when it stopped, and that moment was moved back by a day.
         let wall = seen[0].wall.as_secs_f64() - (wall_now() + away).as_secs_f64();
         assert!(wall.abs() < 30.0, "the wall clock is {wall} s off");
     }
@@ -153,7 +154,7 @@ fn pause_of_a_day_does_not_exist_for_two_vcpus() {
     pause_of_a_day("2");
 }
 
-/// A snapshot that is a day old, restored, forked and reset.
+/// A snapshot that is a day old is restored, forked and reset.
 #[test]
 fn restore_fork_and_reset_continue_the_clocks_of_an_old_snapshot() {
     let Some(home) = Home::with_kvm() else { return };
@@ -165,26 +166,26 @@ fn restore_fork_and_reset_continue_the_clocks_of_an_old_snapshot() {
     standstill::age_snapshot(&newest_memory(&home, "old"), DAY);
 
     let restored = home.create(&["--from", "old"]);
-    let seen = assert_nobody_noticed(&restored, before, since, DAY);
+    let seen = assert_no_process_noticed(&restored, before, since, DAY);
     let wall = seen[0].wall.as_secs_f64() - wall_now().as_secs_f64();
     assert!(wall.abs() < 30.0, "the wall clock is {wall} s off");
     assert_no_report(&restored);
 
     let forked = home.cli(["fork", &restored.id]).deadline(Duration::from_secs(240)).run().succeeds();
     let fork = Sandbox::called(&home, forked.out().trim());
-    let _ = assert_nobody_noticed(&fork, before, since, DAY);
-    let _ = assert_nobody_noticed(&restored, before, since, DAY);
+    let _ = assert_no_process_noticed(&fork, before, since, DAY);
+    let _ = assert_no_process_noticed(&restored, before, since, DAY);
     fork.remove();
 
     let _ = home.cli(["reset", &restored.id]).run().succeeds();
-    let _ = assert_nobody_noticed(&restored, before, since, DAY);
+    let _ = assert_no_process_noticed(&restored, before, since, DAY);
     assert_no_report(&restored);
     restored.remove();
     home.remove_snapshots();
     home.assert_nothing_left();
 }
 
-/// The memory file of a snapshot that was made last.
+/// Returns the newest memory file of a snapshot.
 fn newest_memory(home: &Home, snapshot: &str) -> std::path::PathBuf {
     let directory = home.path().join("snapshots").join(snapshot);
     let manifest = fs::read(directory.join("manifest.json")).expect("a manifest");
@@ -193,7 +194,7 @@ fn newest_memory(home: &Home, snapshot: &str) -> std::path::PathBuf {
     directory.join(newest["name"].as_str().expect("a name"))
 }
 
-/// A VMM that is stopped by a signal hears nothing of it, and finds out.
+/// A VMM that is stopped by SIGSTOP receives no notice, and finds the absence out itself.
 fn stopped_by_a_signal(vcpus: &str) {
     const AWAY: Duration = Duration::from_secs(20);
     let Some(home) = Home::with_kvm() else { return };
@@ -202,14 +203,14 @@ fn stopped_by_a_signal(vcpus: &str) {
     let (since, before) = (Instant::now(), look_at(&sandbox));
     let vmm = Pid::from_raw(i32::try_from(sandbox.vmm_pid()).expect("a PID")).expect("not 0");
     kill_process(vmm, Signal::STOP).expect("it is stopped");
-    // The absence itself; nothing is waited for.
+    // This is the absence itself, not a wait for anything.
     std::thread::sleep(AWAY);
     kill_process(vmm, Signal::CONT).expect("it continues");
-    let seen = assert_nobody_noticed(&sandbox, before, since, AWAY);
+    let seen = assert_no_process_noticed(&sandbox, before, since, AWAY);
     let elapsed = since.elapsed();
     for (now, then) in seen.iter().zip(&before) {
         let monotonic = now.monotonic - then.monotonic;
-        assert!(monotonic < elapsed - AWAY / 2, "monotonic time went on by {monotonic:?} in {elapsed:?}");
+        assert!(monotonic < elapsed - AWAY / 2, "monotonic time advanced by {monotonic:?} in {elapsed:?}");
     }
     assert_no_report(&sandbox);
     sandbox.remove();
@@ -227,8 +228,8 @@ fn signal_that_stops_the_vmm_does_not_exist_for_two_vcpus() {
     stopped_by_a_signal("2");
 }
 
-/// Sets one timer of half a minute of monotonic time, and one each that falls due in an hour of wall clock and boot time; says
-/// when which fired, by the monotonic clock, and how often.
+/// Sets one timer of half a minute of monotonic time, and two that are due in an hour of wall clock
+/// time and of boot time. Prints when each fired, by the monotonic clock, and how often.
 const TIMERS: &str = "import ctypes, os, select, struct, sys, time
 libc = ctypes.CDLL(None)
 def timer(clock, absolute, after):
@@ -247,7 +248,7 @@ while timers:
         print(timers.pop(fd), times, round(time.monotonic() - begun, 1), flush=True)";
 
 #[test]
-fn timers_keep_their_remaining_time_or_fire_once_when_they_fell_due() {
+fn timers_keep_their_remaining_time_or_fire_once_when_due() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let mut timers = sandbox.exec(["--", "python3", "-S", "-c", TIMERS]).deadline(Duration::from_secs(300)).spawn();
@@ -269,9 +270,9 @@ fn timers_keep_their_remaining_time_or_fire_once_when_they_fell_due() {
     assert!(fired.iter().all(|(_, times, _)| *times == 1), "{out}");
     let after =
         |name: &str| fired.iter().find(|(fired, ..)| fired == name).map(|(.., after)| *after).expect("it fired");
-    assert!(after("realtime") < 25.0 && after("boottime") < 25.0, "they did not fire when they were due: {out}");
+    assert!(after("realtime") < 25.0 && after("boottime") < 25.0, "the timers did not fire when they were due: {out}");
     let late = 30.0 + f64::from(10 * patience());
-    assert!((30.0..late).contains(&after("monotonic")), "it did not keep its remaining time: {out}");
+    assert!((30.0..late).contains(&after("monotonic")), "the monotonic timer did not keep its remaining time: {out}");
     sandbox.remove();
     home.assert_nothing_left();
 }

@@ -1,4 +1,5 @@
-//! What a command says whose sandbox was taken away from under it.
+//! What a command reports when its sandbox is reset, removed, expires or ends while the command
+//! runs.
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_tests::home::{Home, SMALL, eventually};
@@ -22,7 +23,7 @@ fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
     let _ = home.cli(["reset", "demo"]).run().succeeds();
     says(run, "was reset before the request was completed");
 
-    // Its VMM is replaced.
+    // This reset replaces the VMM.
     let _ = home.cli(["snapshot", "create", "demo", "kept"]).run().succeeds();
     let mut run = sandbox.spawn_sh(RUNS_ON);
     attached(&mut run);
@@ -34,14 +35,15 @@ fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
     let _ = home.cli(["rm", "-f", "demo"]).run().succeeds();
     says(run, "was removed before the request was completed");
 
-    // Which ends its processes first, so that this one's end is known.
+    // Expiry ends the processes of a sandbox before its machine, so this command has a known exit
+    // code.
     let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", "45s=rm"]);
     let mut run = sandbox.exec(["--", "sh", "-c", RUNS_ON]).deadline(Duration::from_secs(300)).spawn();
     attached(&mut run);
     let run = run.finish().exits(128 + 15);
     assert_eq!(run.err(), "sandboxvm: sandbox demo expired\n", "{}", run.transcript());
     let gone = eventually(Duration::from_secs(60), || (!sandbox.directory().exists()).then_some(()));
-    assert!(gone.is_some(), "it expired and is still there");
+    assert!(gone.is_some(), "the sandbox has expired and is still there");
 
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
     let mut run = sandbox.spawn_sh(RUNS_ON);

@@ -1,5 +1,5 @@
-//! What `--json` prints: as the golden files of `cli` and `manager` have it, whose values those crates pin, and as
-//! docs/json.md describes it.
+//! The output of `--json` has the shape of the golden files of `cli` and `manager`, and
+//! docs/json.md describes it. Tests of those two crates check the values.
 
 use sandboxvm_tests::{
     home::{Home, SMALL},
@@ -12,7 +12,8 @@ use std::{
     path::Path,
 };
 
-/// A listing in docs/json.md, its golden files, and those of the listing whose members it has as well.
+/// A listing in docs/json.md, its golden files, and those of another listing whose members it also
+/// has.
 const LISTINGS: [(&str, &[&str], &[&str]); 10] = [
     ("ls", &["ls.json"], &[]),
     ("inspect", &["inspect.json"], &["ls.json"]),
@@ -37,7 +38,7 @@ fn golden(files: &[&str]) -> Shape {
     Shape::of(&examples)
 }
 
-/// Of the lines of an audit log, one shape for each event.
+/// Returns the shape of each event in the lines of an audit log.
 fn golden_events() -> BTreeMap<String, Shape> {
     let mut lines: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for line in repository("manager/tests/golden/events.jsonl").lines() {
@@ -47,7 +48,7 @@ fn golden_events() -> BTreeMap<String, Shape> {
     lines.iter().map(|(event, lines)| (event.clone(), Shape::of(lines))).collect()
 }
 
-/// The first cells of the rows of the `number`-th table below a heading, unquoted.
+/// Returns the first cells of the rows of the `number`-th table below a heading, without backticks.
 fn table(page: &str, heading: &str, number: usize) -> Vec<[String; 2]> {
     let section = page.split("\n## ").find(|section| section.lines().next() == Some(heading));
     let section = section.unwrap_or_else(|| panic!("docs/json.md has no section {heading:?}"));
@@ -56,7 +57,7 @@ fn table(page: &str, heading: &str, number: usize) -> Vec<[String; 2]> {
     let cells = |row: &str| row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
     rows.map(|row| match cells(row).as_slice() {
         [first, second, meaning] if !meaning.is_empty() => [first.replace('`', ""), second.replace('`', "")],
-        _ => panic!("{heading}: three cells, the last of which says something: {row}"),
+        _ => panic!("{heading}: expected three cells, of which the last is not empty: {row}"),
     })
     .collect()
 }
@@ -64,7 +65,7 @@ fn table(page: &str, heading: &str, number: usize) -> Vec<[String; 2]> {
 #[test]
 fn the_page_describes_every_member_of_every_listing() {
     let page = repository("docs/json.md");
-    // The reasons of ends have a golden file of their own, which the page names.
+    // The reasons of ends have a separate golden file, which the page names.
     let described = |files| {
         let mut described = golden(files).described();
         described.retain(|path, _| !path.contains("reason."));
@@ -92,7 +93,7 @@ fn the_page_describes_every_member_of_every_listing() {
 }
 
 #[test]
-fn what_is_printed_of_a_real_sandbox_has_the_shape_of_the_golden_files() {
+fn listings_of_a_real_sandbox_have_the_shape_of_the_golden_files() {
     let Some(home) = Home::with_kvm() else { return };
     let flags =
         ["-m", SMALL, "--name", "demo", "-e", "A=1", "--ttl", "1h", "--idle", "1h=stop", "-p", "80", "--pids", "64"];
@@ -111,7 +112,7 @@ fn what_is_printed_of_a_real_sandbox_has_the_shape_of_the_golden_files() {
         let (_, files, _) = LISTINGS.into_iter().find(|(name, ..)| *name == listing).expect("a listing");
         let differences = golden(files).differences(&printed);
         assert!(differences.is_empty(), "{arguments:?}: {differences:#?}\n{printed:#}");
-        // Of an empty list anything would be true.
+        // Any shape would match an empty list.
         assert!(printed.as_array().is_none_or(|rows| !rows.is_empty()), "{arguments:?} prints nothing");
         checked.insert(listing.to_owned());
         printed

@@ -1,4 +1,5 @@
-//! The CLI killed at any moment: the terminal is as it was, the sandbox is usable, and nothing is left on the host.
+//! The CLI is killed at various moments: its terminal is restored, the sandbox stays usable, and no
+//! process is left.
 
 use rustix::process::Signal;
 use sandboxvm_tests::{
@@ -16,7 +17,7 @@ use std::{
 const SOON: Duration = Duration::from_secs(60);
 const SIGNALS: [Signal; 3] = [Signal::KILL, Signal::TERM, Signal::HUP];
 
-/// Waits until a signal that was sent has ended the command, and its terminal is as it was before it.
+/// Waits until a signal has ended the command and its terminal has its former settings again.
 #[track_caller]
 fn assert_ends_sanely(mut terminal: TerminalSession, before: &str, what: &str) {
     let _ = terminal.wait();
@@ -25,7 +26,7 @@ fn assert_ends_sanely(mut terminal: TerminalSession, before: &str, what: &str) {
     assert!(terminal.is_cooked(), "{what}");
 }
 
-/// Answers, is listed as running, and has no process but those that are to be there.
+/// Asserts that the sandbox responds, is listed as running, and has only the expected processes.
 #[track_caller]
 fn assert_usable(home: &Home, sandbox: &Sandbox<'_>, expected: &[&str]) {
     let _ = sandbox.exec(["--", "true"]).run().succeeds();
@@ -36,10 +37,11 @@ fn assert_usable(home: &Home, sandbox: &Sandbox<'_>, expected: &[&str]) {
         let pids: Vec<String> = running.map(|row| row["pid"].to_string()).collect();
         (pids == expected).then_some(())
     };
-    assert!(eventually(SOON, left).is_some(), "a process outlives whoever attended it");
+    assert!(eventually(SOON, left).is_some(), "a process outlives the command that started it");
 }
 
-/// Guardians of terminals whose command is gone; other tests may have some of their own under way.
+/// Returns the guardians of terminals whose command has ended. Guardians of other tests are not
+/// included.
 fn orphaned_guardians(home: &Home) -> Vec<PathBuf> {
     let program = fs::canonicalize(&home.artefacts().program).expect("the program is there");
     let is_it = |proc: &Path| fs::read_link(proc.join("exe")).is_ok_and(|exe| exe == program);
@@ -54,7 +56,7 @@ fn orphaned_guardians(home: &Home) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
+fn killed_commands_restore_their_terminal_at_any_moment() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
     let started = sandbox.exec(["-d", "-i", "-t", "--", "sh"]).run().succeeds().out();
@@ -62,14 +64,16 @@ fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
     let attach = ["attach", "-it", "demo", shell];
     let exec = ["exec", "-it", "demo", "--", "sh", "-c", "echo u''p; exec cat"];
     let run = ["run", "-it", "-m", SMALL, "--", "sh", "-c", "echo u''p; exec cat"];
-    // When keys go to the guest already; one that is passed on once ends what runs there, or says to leave.
+    // These are killed when keys already reach the guest. There, a key that was passed on ends the
+    // process or detaches from
+    // it.
     let attended: [(&[&str], &str, &[Signal]); 3] =
         [(&exec, "up", &SIGNALS), (&attach, "", &[Signal::KILL, Signal::HUP]), (&run, "up", &[Signal::KILL])];
     for (arguments, shown, signals) in attended {
         for signal in signals {
             let what = format!("{arguments:?} {signal:?}");
             let mut terminal = home.cli_on_terminal(arguments, 24, 80);
-            // Noted by a terminal of the same kind: this one may be raw by now.
+            // Another terminal shows the default settings, as this one may be raw by now.
             let before = home.cli_on_terminal(&["--version"], 24, 80).settings();
             let raw = eventually(SOON, || (!terminal.is_cooked()).then_some(()));
             assert!(raw.is_some(), "{what}: never raw: {}", terminal.screen());
@@ -81,7 +85,8 @@ fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
         }
         assert_usable(&home, &sandbox, &[shell]);
     }
-    // At moments spread over the start of it, whatever it does then: reading its record, starting its guardian, asking.
+    // At moments spread over the start: the CLI may be reading a record, starting the guardian or
+    // sending its request.
     for (number, (arguments, ..)) in attended.iter().enumerate() {
         for step in 1..4_u32 {
             let terminal = home.cli_on_terminal(arguments, 24, 80);
@@ -94,7 +99,7 @@ fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
     assert_usable(&home, &sandbox, &[shell]);
     let gone = eventually(SOON, || orphaned_guardians(&home).is_empty().then_some(()));
     assert!(gone.is_some(), "{:?}", orphaned_guardians(&home));
-    // A guardian that was killed itself takes nothing along.
+    // The end of a guardian does not end its command.
     let mut terminal = home.cli_on_terminal(&exec, 24, 80);
     terminal.expect("up");
     let [guardian] = processes::children(terminal.pid())[..] else { panic!("it has one child") };
@@ -102,13 +107,13 @@ fn a_terminal_is_as_it_was_whoever_is_killed_and_when() {
     terminal.keys("\x04");
     assert_eq!(terminal.wait().code(), Some(0));
     assert!(terminal.is_cooked());
-    // What `run` began is swept up by who looks next.
+    // The next command removes the sandbox of the killed `run`.
     assert_eq!(home.listed(), [sandbox.id.as_str()]);
     sandbox.remove();
     home.assert_nothing_left();
 }
 
-/// Bytes that a process has asked the kernel for.
+/// Returns the number of bytes that a process has read.
 fn bytes_read(pid: u32) -> u64 {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).unwrap_or_default()
@@ -119,7 +124,7 @@ fn names_in(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_copy_that_is_killed_leaves_nothing_half_and_nothing_beside() {
+fn a_killed_copy_leaves_the_old_file_and_no_temporary_one() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
     let _ = sandbox.sh("mkdir /in; echo old > /in/big; echo said > /dev/console").succeeds();
@@ -131,7 +136,8 @@ fn a_copy_that_is_killed_leaves_nothing_half_and_nothing_beside() {
     let out = ["cp", "demo:/big", &place.display().to_string()].map(str::to_owned);
     let into = ["cp", &source.display().to_string(), "demo:/in/big"].map(str::to_owned);
     for signal in SIGNALS {
-        // Out of the sandbox, once the file that is to take the old one's place is being written.
+        // A copy out of the sandbox is killed while it writes the file that will replace the old
+        // one.
         let mut copy = home.cli(&out).spawn();
         let pid = copy.pid();
         let begun = eventually(SOON, || (processes::writes_in(pid, &place) || copy.has_ended()).then_some(()));
@@ -141,7 +147,7 @@ fn a_copy_that_is_killed_leaves_nothing_half_and_nothing_beside() {
         assert_eq!(names_in(&place), [place.join("big")], "{signal:?}");
         assert_eq!(fs::read_to_string(place.join("big")).ok().as_deref(), Some("old"), "{signal:?}");
 
-        // Into the sandbox, with a mebibyte or two on the way.
+        // A copy into the sandbox is killed when it has read a mebibyte or two.
         let mut copy = home.cli(&into).spawn();
         let pid = copy.pid();
         let begun = eventually(SOON, || (bytes_read(pid) > 3 << 20 || copy.has_ended()).then_some(()));
@@ -151,7 +157,7 @@ fn a_copy_that_is_killed_leaves_nothing_half_and_nothing_beside() {
         let clean = || (sandbox.sh("ls -A /in; cat /in/big").succeeds().out() == "big\nold\n").then_some(());
         assert!(eventually(SOON, clean).is_some(), "{signal:?}: {}", sandbox.sh("ls -lA /in").out());
     }
-    // What only looks on, or asks for something.
+    // Commands that only read, or that only send a request.
     for signal in [Signal::KILL, Signal::TERM] {
         let mut logs = home.cli(["logs", "-f", "demo"]).spawn();
         logs.wait_for_stdout("said");

@@ -1,5 +1,5 @@
-//! Many sandboxes made, used and removed, several at a time: nothing of them is left, and a long-lived one does not
-//! grow.
+//! Many sandboxes are created, used and removed, several at the same time: nothing of them is left.
+//! A long-lived sandbox does not grow.
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 const AT_A_TIME: usize = 5;
 
-/// The host's mounts and the names in its temporary directories, to see what changes.
+/// Returns the host's mounts and the names in its temporary directories, to compare them later.
 fn surroundings() -> Vec<String> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
     let mut seen: Vec<String> = mounts.lines().map(str::to_owned).collect();
     for directory in ["/tmp", "/run", "/dev/shm", "/var/tmp"] {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        // Tests beside this one have their own.
+        // Excludes directories of tests that run at the same time.
         let names = entries.map(|entry| entry.path().display().to_string());
         seen.extend(names.filter(|name| name.contains("sandboxvm") && !name.contains("sandboxvm-test-")));
     }
@@ -57,9 +57,9 @@ fn fifty_sandboxes_five_at_a_time_leave_nothing() {
     leave_nothing(10);
 }
 
-/// The check must be able to find what it looks for.
+/// The leak check reports a sandbox that exists. Otherwise it would prove nothing.
 #[test]
-fn the_leak_check_sees_a_sandbox_that_is_there() {
+fn the_leak_check_finds_an_existing_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "64M"]);
     let left = leaks::what_is_left(&home.path());
@@ -70,13 +70,13 @@ fn the_leak_check_sees_a_sandbox_that_is_there() {
     home.assert_nothing_left();
 }
 
-/// What a machine holds, the host's side and the guest's, once the last exec's connection is closed: that is told to
-/// the caller before it is done.
+/// What a machine uses, on the host and in the guest. The connection of the last exec may still be
+/// open: the caller gets the exit code before it is closed.
 #[derive(Debug, PartialEq)]
 struct Holdings {
     descriptors: usize,
     threads: usize,
-    /// The agent's descriptors, its threads, and the guest's processes.
+    /// The number of the agent's descriptors, of its threads, and of the guest's processes.
     guest: String,
 }
 
@@ -84,7 +84,7 @@ impl Holdings {
     fn of(sandbox: &Sandbox<'_>, vmm: u32) -> Self {
         let script = "ls /proc/1/fd | wc -l; ls /proc/1/task | wc -l; ps -e --no-headers | grep -vc kworker";
         let guest = sandbox.sh(script).succeeds().out();
-        // The least of a while: more is on its way out.
+        // The minimum of several samples: whatever is above it is about to end.
         let samples = (0..20).map(|_| {
             std::thread::sleep(Duration::from_millis(50));
             (processes::descriptors(vmm).len(), processes::threads(vmm))
@@ -115,12 +115,12 @@ fn a_long_lived_sandbox_does_not_grow() {
         }
     }
     let mut after = None;
-    // The agent reaps what a killed caller left when its next turn comes.
+    // The agent reaps the processes of a killed command a moment later.
     let same = eventually(Duration::from_secs(10), || {
         let now = Holdings::of(&sandbox, vmm);
         let same = now == before;
         after = Some(now);
         same.then_some(())
     });
-    assert!(same.is_some(), "it grew from {before:?} to {after:?}: {:#?}", processes::descriptors(vmm));
+    assert!(same.is_some(), "the sandbox grew from {before:?} to {after:?}: {:#?}", processes::descriptors(vmm));
 }

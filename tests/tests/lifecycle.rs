@@ -1,9 +1,9 @@
-//! A sandbox from `create` to `rm`, as the commands beside `exec` show it.
+//! A sandbox from `create` to `rm`, and the commands that describe and end it.
 
 use sandboxvm_tests::home::{Home, SMALL};
 
 #[test]
-fn from_create_to_rm() {
+fn a_sandbox_works_from_create_to_rm() {
     let Some(home) = Home::with_kvm() else { return };
     let empty = home.cli(["ls", "--json"]).run().succeeds();
     assert_eq!(empty.json(), serde_json::json!([]));
@@ -18,7 +18,7 @@ fn from_create_to_rm() {
     let total: u64 = words.nth(1).and_then(|kib| kib.parse().ok()).expect("MemTotal in KiB");
     assert!((200 * 1024..256 * 1024).contains(&total), "{total} KiB of 256 MiB");
 
-    // As a table and as JSON.
+    // The listing as a table and as JSON.
     let table = home.cli(["ls"]).run().succeeds().out();
     let row = table.lines().find(|line| line.contains(&sandbox.id)).unwrap_or_else(|| panic!("not listed: {table}"));
     assert!(row.contains("demo") && row.contains("running"), "{table}");
@@ -39,16 +39,16 @@ fn from_create_to_rm() {
     assert_eq!(stats.vcpus.len(), 2);
     assert!(stats.first_run_ns.is_some_and(|elapsed| elapsed > 0));
 
-    // A name is one sandbox's.
+    // Two sandboxes cannot have the same name.
     let taken = home.cli(["create", "-m", SMALL, "--name", "demo"]).run().fails_with(&["demo", "already used"]);
     assert!(taken.err().contains(&sandbox.id), "{}", taken.transcript());
     assert_eq!(home.listed(), [sandbox.id.as_str()]);
 
-    // What it writes stays while it runs.
+    // Files stay as long as the sandbox runs.
     let _ = sandbox.sh("echo kept > /root/file").succeeds();
     assert_eq!(sandbox.sh("cat /root/file").succeeds().out(), "kept\n");
 
-    // A running sandbox is not removed by accident.
+    // `rm` does not remove a running sandbox without -f.
     let refused = home.cli(["rm", "demo"]).run().fails_with(&["running", "-f"]);
     assert!(refused.err().contains("demo") || refused.err().contains(&sandbox.id), "{}", refused.transcript());
     let _ = sandbox.sh("true").succeeds();
@@ -78,7 +78,7 @@ fn two_sandboxes_do_not_see_each_other() {
     }
     let random = |sandbox: &sandboxvm_tests::home::Sandbox<'_>| sandbox.sh("head -c 16 /dev/urandom").succeeds().stdout;
     assert_ne!(random(&one), random(&two));
-    // Removing one leaves the other alone, also when both are named at once later.
+    // The removal of one sandbox does not affect the other. A removed name can be used again.
     one.remove();
     assert_eq!(two.sh("cat /root/mark").succeeds().out(), "second\n");
     assert_eq!(home.listed(), [two.id.as_str()]);
@@ -91,7 +91,7 @@ fn two_sandboxes_do_not_see_each_other() {
 }
 
 #[test]
-fn doctor_says_what_this_host_is() {
+fn doctor_describes_this_host() {
     let Some(home) = Home::with_kvm() else { return };
     let text = home.cli(["doctor"]).run().succeeds();
     assert!(text.out().contains("/dev/kvm"), "{}", text.transcript());
@@ -106,9 +106,9 @@ fn doctor_says_what_this_host_is() {
     assert_eq!(report["usable"], true, "{shown}");
 }
 
-/// Without a bundle the doctor says what is missing and what to do.
+/// Without a bundle, `doctor` names the missing files and says how to get them.
 #[test]
-fn doctor_says_what_to_fix() {
+fn doctor_says_what_is_missing_without_a_bundle() {
     let Some(home) = Home::with_kvm() else { return };
     let empty = home.scratch("empty");
     std::fs::create_dir(&empty).expect("a new directory");
@@ -120,7 +120,7 @@ fn doctor_says_what_to_fix() {
 }
 
 #[test]
-fn who_ends_a_sandbox_by_force_is_told() {
+fn stop_says_when_it_had_to_kill_a_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL]);
     let _ = home.cli(["pause", &sandbox.id]).run().succeeds();
@@ -130,7 +130,7 @@ fn who_ends_a_sandbox_by_force_is_told() {
     assert!(events.contains(r#""event":"stopped_by_force","because":"it was paused""#), "{events}");
     assert!(!events.contains(r#""event":"stopped""#), "{events}");
     let _ = home.cli(["rm", &sandbox.id]).run().succeeds();
-    // One that is asked ends in order, and what ran in it says its last.
+    // A sandbox that can shut down is stopped gracefully, and its processes can still write output.
     let sandbox = home.create(&["-m", SMALL]);
     let script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 1; done";
     let mut attended = sandbox.exec(["--", "sh", "-c", script]).spawn();

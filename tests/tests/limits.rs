@@ -1,4 +1,5 @@
-//! What a sandbox may have, and that no program in it can take more: from itself, from its neighbours, from the host.
+//! The limits of a sandbox. No program in it can take more, neither from its own sandbox nor from
+//! others nor the host.
 
 use rustix::fs::statvfs;
 use sandboxvm_tests::{
@@ -11,33 +12,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Of what takes seconds on a machine that has nothing else to do.
+/// For what takes seconds on an idle machine.
 const SOON: Duration = Duration::from_secs(180);
 const SIZE_OF_CONSOLE_LOG: u64 = 1 << 20;
 
-/// Starts a shell script that goes on by itself; the value is its PID.
+/// Starts a shell script in the background and returns its PID.
 #[track_caller]
 fn detach(sandbox: &Sandbox<'_>, script: &str) -> String {
     sandbox.exec(["-d", "--", "sh", "-c", script]).run().succeeds().out().trim().to_owned()
 }
 
-/// What is in a file of the guest, as a number.
+/// Returns the number in a file of the guest.
 #[track_caller]
 fn number_in(sandbox: &Sandbox<'_>, file: &str) -> u64 {
     let out = sandbox.exec(["--", "cat", file]).run().succeeds().out();
-    out.trim().parse().unwrap_or_else(|_| panic!("{file} holds {out:?}"))
+    out.trim().parse().unwrap_or_else(|_| panic!("{file} contains {out:?}"))
 }
 
-/// Ends a process with all its group, and waits until it is alone with the agent.
+/// Ends a process and its group, and waits until the agent is the only process left.
 #[track_caller]
 fn end(home: &Home, sandbox: &Sandbox<'_>, pid: &str) {
     let _ = home.cli(["kill", &sandbox.id, pid, "-s", "KILL"]).run().succeeds();
     let _ = home.cli(["wait", &sandbox.id, pid]).run().exits(137);
     let alone = || (number_in(sandbox, "/sys/fs/cgroup/sandbox/pids.current") == 1).then_some(());
-    assert!(eventually(SOON, alone).is_some(), "something of process {pid} lives on");
+    assert!(eventually(SOON, alone).is_some(), "a process of the group {pid} still runs");
 }
 
-/// The host stays as roomy as the rules of admission promise, whatever a guest of this size does.
+/// Free memory and disk space of the host, which no guest may use beyond its limits.
 #[derive(Debug)]
 struct Host {
     available_kib: u64,
@@ -51,7 +52,8 @@ impl Host {
         Self { available_kib: available_kib(), room: room(&path), home: path }
     }
 
-    /// Neither more memory nor more disk went than the sandbox has, and some for what else this machine does.
+    /// Asserts that the host has lost no more memory and disk space than the sandbox may use, plus
+    /// some for other processes.
     #[track_caller]
     fn assert_spared(&self, memory_kib: u64, disk: u64) {
         const OTHERS: u64 = 3 << 20;
@@ -63,7 +65,8 @@ impl Host {
 
 fn available_kib() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("the kernel says");
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).expect("/proc/meminfo has MemAvailable");
     line.trim().strip_suffix(" kB").and_then(|number| number.parse().ok()).expect("a number of KiB")
 }
 
@@ -72,7 +75,8 @@ fn room(path: &std::path::Path) -> u64 {
     stat.f_bavail * stat.f_frsize
 }
 
-/// What `ps` says is kept of a process's output, in bytes: the agent answers it alone, without a process.
+/// Returns how many bytes of a process's output are kept, as `ps` shows it. The agent needs no
+/// process to respond.
 #[track_caller]
 fn kept_bytes(home: &Home, sandbox: &Sandbox<'_>, pid: &str) -> u64 {
     let rows = home.cli(["ps", "--json", &sandbox.id]).run().succeeds().json();
@@ -91,25 +95,29 @@ os.closerange(3, 100)
 for group in ('self', '1'): print(open(f'/proc/{group}/cgroup').read().strip())
 ";
 
-/// Has as many processes as it gets, all of them asleep. A shell that can start no other ends, which leaves room for one.
+/// Starts as many sleeping processes as the sandbox may have. The shell that cannot start another
+/// one ends, so there is room
+/// for one more.
 const FILL: &str = "mkfifo /tmp/never; sh -c 'while :; do (read x </tmp/never) & done' 2>/tmp/said
                     (read x </tmp/never) & echo full; read x </tmp/never";
 
 #[test]
-fn processes_and_open_files_are_limited_and_a_fork_bomb_leaves_the_agent_alone() {
+fn processes_and_open_files_are_limited_and_a_fork_bomb_does_not_stop_the_agent() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--pids", "20", "--nofile", "100"]);
     let ordinary = sandbox.exec(["--", "python3", "-c", ORDINARY]).run().succeeds();
     assert_eq!(ordinary.out(), "0 0 (100, 100)\n97 24\n0::/sandbox\n0::/\n");
 
-    // As many as it may have: a program gets no further one, and whoever comes from outside does, before all others.
+    // At the limit no program can start another process. A command from the host can, in the reserve and with a higher
+    // priority.
     let pid = detach(&sandbox, FILL);
     let said = || home.cli(["logs", &sandbox.id, &pid]).run().succeeds().out();
     let full = eventually(SOON, || Some(said()).filter(|said| !said.is_empty()));
     assert_eq!(full.as_deref(), Some("full\n"));
     let rescue = sandbox.sh("cat /proc/self/cgroup; (nice); cat /sys/fs/cgroup/sandbox/pids.current /tmp/said");
     assert_eq!(rescue.succeeds().out(), "0::/reserve\n-15\n20\nsh: 0: Cannot fork\n");
-    // Files come and go: what works on them is none of the sandbox's processes, nor as eager as the agent.
+    // A process that copies files is not a process of the sandbox, and has a lower priority than
+    // the agent.
     let of_worker = |file| home.cli(["cp", &format!("{}:/proc/self/{file}", sandbox.id), "-"]).run().succeeds().out();
     assert_eq!(of_worker("cgroup"), "0::/\n");
     let nice = of_worker("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16).map(str::to_owned));
@@ -120,13 +128,15 @@ fn processes_and_open_files_are_limited_and_a_fork_bomb_leaves_the_agent_alone()
     assert_eq!(home.cli(["cp", &place, "-"]).run().succeeds().out(), "put");
     end(&home, &sandbox, &pid);
 
-    // The real thing, a byte for each process that ever was. The agent answers all the while, and ends it.
+    // A real fork bomb, which writes a byte for each process. The agent responds all the time, and
+    // ends it.
     let pid = detach(&sandbox, "b() { echo >&2; b | b & }; b; exec sleep 1000");
     let many = || (kept_bytes(&home, &sandbox, &pid) > 20).then_some(());
-    assert!(eventually(SOON, many).is_some(), "no fork bomb");
+    assert!(eventually(SOON, many).is_some(), "the fork bomb did not start");
     end(&home, &sandbox, &pid);
 
-    // The limits are the sandbox's own: a copy of the machine under other limits has those.
+    // The limits belong to the sandbox. A copy of the machine that is created with other limits has
+    // those.
     let _ = home.cli(["snapshot", "create", &sandbox.id, "limited"]).run().succeeds();
     sandbox.remove();
     let plain = home.create(&["--from", "limited"]);
@@ -137,7 +147,8 @@ fn processes_and_open_files_are_limited_and_a_fork_bomb_leaves_the_agent_alone()
     home.assert_nothing_left();
 }
 
-/// Fills the disk, the most of it without writing it: two GiB take a guest whose kernel is interpreted an hour.
+/// Fills the disk, mostly without writing to it: to write 2 GiB takes an hour if the guest's kernel
+/// is interpreted.
 const GREEDY: &str = "
 import os
 disk, size, step = os.open('/big', os.O_CREAT | os.O_WRONLY), 0, 1 << 30
@@ -153,16 +164,18 @@ os.unlink('/big')
 bytes(100 << 30)
 ";
 
-/// 100 GiB that the kernel does not refuse, since nobody asked it to set them aside: it gives what it has.
+/// Allocates 100 GiB, which the kernel does not refuse because the program does not reserve them,
+/// and writes to all.
 const GREEDIER: &str = "
 import mmap
 mmap.mmap(-1, 100 << 30, 0x4000 | 0x8000 | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 ";
 
-/// Its memory given up page by page takes an interpreted kernel a minute, mostly looking for pages it could take back.
+/// An interpreted kernel takes a minute to run out of memory, mostly because it looks for pages
+/// that it can reclaim.
 #[test]
 #[ignore = "soak: takes minutes on a busy machine; scripts/soak runs it"]
-fn an_allocation_without_end_ends_its_own_process_alone() {
+fn an_allocation_without_end_ends_only_its_own_process() {
     let Some(home) = Home::with_kvm() else { return };
     let (neighbour, sandbox) = (home.create(&["-m", SMALL]), home.create(&["-m", SMALL]));
     let host = Host::look(&home);
@@ -173,7 +186,7 @@ fn an_allocation_without_end_ends_its_own_process_alone() {
     }
     let _ = greedy.finish().exits(137);
     let listed = home.cli(["ps", "-q", &sandbox.id]).run().succeeds().out();
-    assert!(listed.lines().any(|line| line == sleeper), "the sleeper was taken: {listed}");
+    assert!(listed.lines().any(|line| line == sleeper), "the kernel ended the sleeper: {listed}");
     assert_eq!(sandbox.sh("echo fine").succeeds().out(), "fine\n");
     host.assert_spared(256 << 10, 0);
 }
@@ -187,31 +200,32 @@ fn exhausted_resources_stay_within_their_sandbox() {
     let vmm = sandbox.vmm_pid();
     let answers = |while_it: &str| {
         let answered = neighbour.exec(["--", "true"]).run();
-        assert_eq!(answered.code(), Some(0), "the neighbour, while {while_it}: {}", answered.transcript());
+        assert_eq!(answered.code(), Some(0), "the other sandbox, while {while_it}: {}", answered.transcript());
     };
 
-    // Its disk is as large as it is, and what is written beyond is an error of the guest's; so is more memory at once than
+    // A write to a full disk is an error in the guest, and so is an allocation of more memory than
     // it has.
     let mut greedy = sandbox.exec(["--", "python3", "-S", "-c", GREEDY]).deadline(SOON).spawn();
     greedy.wait_for_stdout("begun");
-    answers("its disk fills");
+    answers("the sandbox fills its disk");
     let greedy = greedy.finish().exits(1);
     assert_eq!(greedy.out(), "begun\n28 True\n");
     assert!(greedy.err().contains("MemoryError"), "{}", greedy.transcript());
 
-    // Output without end: onto the console, to nobody, and to a reader who does not read.
+    // Output without end: to the console, to a process that no client attaches to, and to a client
+    // that does not read.
     let console = detach(&sandbox, "exec yes >/dev/ttyS0");
     let kept = detach(&sandbox, "exec yes");
     let unread = home.cli(["exec", &sandbox.id, "--", "yes"]).spawn_unread();
     let spinning = detach(&sandbox, "while :; do :; done");
-    answers("it writes without end and spins");
+    answers("the sandbox writes without end and spins");
     let log = sandbox.directory().join("console.log");
     let log_size = || fs::metadata(&log).expect("a console log").len();
     assert!(eventually(SOON, || (log_size() > 1000).then_some(())).is_some(), "nothing on the console");
     std::thread::sleep(Duration::from_secs(1));
     assert!(log_size() <= SIZE_OF_CONSOLE_LOG, "{} bytes of console log", log_size());
-    let resident = memory::resident_kib(vmm).expect("its VMM lives");
-    assert!(resident < (128 + 40) << 10, "its VMM takes {resident} KiB");
+    let resident = memory::resident_kib(vmm).expect("the VMM runs");
+    assert!(resident < (128 + 40) << 10, "the VMM uses {resident} KiB");
     for pid in [&console, &kept, &spinning] {
         let _ = home.cli(["kill", &sandbox.id, pid, "-s", "KILL"]).run().succeeds();
     }
@@ -225,7 +239,7 @@ fn exhausted_resources_stay_within_their_sandbox() {
     home.assert_nothing_left();
 }
 
-/// Processor time that a process has used, in seconds.
+/// Returns the processor time of a process in seconds.
 fn processor_time(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process exists");
     let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name in parentheses").1.split(' ').collect();
@@ -233,20 +247,22 @@ fn processor_time(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// The control group that a sandbox says is its own.
+/// Returns the control groups that the sandbox records.
 fn control_groups(sandbox: &Sandbox<'_>) -> Vec<PathBuf> {
-    let paths = fs::read_to_string(sandbox.directory().join("cgroup")).expect("it has a control group");
+    let paths = fs::read_to_string(sandbox.directory().join("cgroup")).expect("the sandbox has a control group");
     let groups: Vec<PathBuf> = paths.lines().map(PathBuf::from).collect();
     assert!(groups.iter().all(|group| group.ends_with(format!("sandboxvm-{}", sandbox.id))), "{paths}");
     groups
 }
 
-/// The one with the share.
+/// Returns the control group with the processor share.
 fn control_group(sandbox: &Sandbox<'_>) -> PathBuf {
     control_groups(sandbox).swap_remove(0)
 }
 
-/// Where there are such controllers, a VMM that is in a group for its share is bounded in memory and processes too.
+/// Asserts that the control groups of a VMM with a processor share limit memory and processes too,
+/// if the host has these
+/// controllers.
 fn assert_bounded(sandbox: &Sandbox<'_>) {
     let memory = (2 * (128 << 20) + (512 << 20)).to_string();
     let settings = [("memory.limit_in_bytes", memory.as_str()), ("memory.max", &memory), ("pids.max", "512")];
@@ -254,7 +270,7 @@ fn assert_bounded(sandbox: &Sandbox<'_>) {
         let members = fs::read_to_string(group.join("cgroup.procs")).expect("a control group");
         assert_eq!(members, format!("{}\n", sandbox.vmm_pid()), "{}", group.display());
         for (file, value) in settings {
-            // The hierarchy may be another controller's, which has no such file.
+            // In version 1 the group may be of another controller, which does not have this file.
             if let Ok(found) = fs::read_to_string(group.join(file)) {
                 assert_eq!(found.trim(), value, "{}/{file}", group.display());
             }
@@ -263,7 +279,7 @@ fn assert_bounded(sandbox: &Sandbox<'_>) {
 }
 
 #[test]
-fn a_share_of_the_processor_is_kept_and_its_control_group_goes_with_the_sandbox() {
+fn a_processor_share_is_enforced_and_its_control_group_is_removed_with_the_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let made = home.cli(["create", "-m", SMALL, "--cpu-share", "40%"]).run().succeeds();
     let sandbox = Sandbox::printed(&home, &made);
@@ -277,22 +293,24 @@ fn a_share_of_the_processor_is_kept_and_its_control_group_goes_with_the_sandbox(
     assert_bounded(&sandbox);
     let groups = control_groups(&sandbox);
     let _ = detach(&sandbox, "while :; do :; done");
-    // Both from the same moment on, so that it does not matter how busy this machine is: it only makes the guest slower.
+    // Measures processor time and elapsed time from the same moment on. A busy host only makes the
+    // guest slower.
     let pid = sandbox.vmm_pid();
     let (used, begun) = (processor_time(pid), Instant::now());
     std::thread::sleep(Duration::from_secs(4));
     let (used, passed) = (processor_time(pid) - used, begun.elapsed().as_secs_f64());
     assert!(used < passed * 0.6, "{used} s of processor time in {passed} s");
-    assert!(used > passed * 0.05, "{used} s of processor time in {passed} s: it hardly ran");
+    assert!(used > passed * 0.05, "{used} s of processor time in {passed} s: the guest hardly ran");
 
-    // A copy has as much, of its own.
+    // A copy has the same share in a separate group.
     let forked = home.cli(["fork", &sandbox.id]).run().succeeds();
     let copy = Sandbox::printed(&home, &forked);
     let copy_group = control_group(&copy);
     assert_ne!(copy_group, group);
     let members = |group: &PathBuf| fs::read_to_string(group.join("cgroup.procs")).expect("a control group");
     assert_eq!((members(&group), members(&copy_group)), (format!("{pid}\n"), format!("{}\n", copy.vmm_pid())));
-    // One whose VMM is killed leaves it behind until it is removed; so does one that is put back with a new VMM.
+    // The group of a killed VMM stays until the sandbox is removed, or continues with the VMM of a
+    // reset.
     processes::kill(copy.vmm_pid());
     assert!(eventually(SOON, || members(&copy_group).is_empty().then_some(())).is_some());
     let _ = home.cli(["prune"]).run().succeeds();
@@ -304,19 +322,19 @@ fn a_share_of_the_processor_is_kept_and_its_control_group_goes_with_the_sandbox(
     assert_eq!(members(&group), format!("{}\n", sandbox.vmm_pid()));
     sandbox.remove();
     assert!(!groups.iter().any(|group| group.exists()), "one of {groups:?} is left");
-    // Of a `run` too, however it ends.
+    // The group of a `run` is removed too, however it ends.
     let run = home.cli(["run", "-m", SMALL, "--cpu-share", "90%", "--", "echo", "ran"]).run().succeeds();
     assert_eq!((run.out().as_str(), run.err().as_str()), ("ran\n", ""));
-    let parent = group.parent().expect("a control group of ours is in another");
+    let parent = group.parent().expect("the group of a sandbox is in another one");
     let of_ours = fs::read_dir(parent).expect("a directory").flatten().map(|entry| entry.path());
     let left: Vec<PathBuf> = of_ours.filter(|path| path.join("cgroup.procs").exists()).collect();
     assert!(!left.iter().any(|path| path.display().to_string().contains(&sandbox.id)), "{left:?}");
     home.assert_nothing_left();
 }
 
-/// A lower bound of time alone, which no busy host can make wrong.
+/// Only lower bounds of time are asserted, which hold on a busy host too.
 #[test]
-fn a_sandbox_sends_no_more_than_it_may_and_neither_does_its_copy() {
+fn the_output_rate_limits_a_sandbox_and_its_copy() {
     const BYTES: usize = 1 << 20;
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--output-rate", "256K"]);
@@ -329,9 +347,9 @@ fn a_sandbox_sends_no_more_than_it_may_and_neither_does_its_copy() {
         let copied = home.cli(["cp", &format!("{}:/big", sandbox.id), "-"]).run().succeeds();
         let took = begun.elapsed();
         assert!(copied.out().len() == BYTES && copied.out().bytes().all(|byte| byte == 0));
-        // But for the quarter of a second's that goes at once.
+        // Without the quarter of a second that is sent immediately.
         assert!(took > Duration::from_millis(3600), "{BYTES} bytes took {took:?}");
-        // What comes in is not slowed, and an answer comes through.
+        // The rate does not apply to input, and small output passes.
         assert_eq!(sandbox.sh("echo still here").succeeds().out(), "still here\n");
     }
     let _ = home.cli(["create", "--output-rate", "1K"]).run().fails_with(&["between 256 KiB and 64 GiB"]);
@@ -341,7 +359,7 @@ fn a_sandbox_sends_no_more_than_it_may_and_neither_does_its_copy() {
 }
 
 #[test]
-fn what_the_host_cannot_take_is_refused_before_anything_is_made() {
+fn what_the_host_has_no_room_for_is_refused_before_anything_is_created() {
     let Some(home) = Home::with_kvm() else { return };
     let one = home.create(&["-m", SMALL]);
     let refused = |variable: &str, value: &str, hints: &[&str]| {
@@ -357,7 +375,8 @@ fn what_the_host_cannot_take_is_refused_before_anything_is_made() {
     let forked = home.cli(["fork", &one.id, "-n", "3"]).env("SANDBOXVM_MAX_SANDBOXES", "3").run();
     let _ = forked.fails_with(&["cannot create 3 more sandboxes: this home has 1 of at most 3"]);
     assert_eq!(home.listed(), [one.id.as_str()]);
-    // One that does not run has no memory, but is one; and whoever goes makes room.
+    // A stopped sandbox has no memory, but counts as a sandbox. The removal of one makes room for
+    // another.
     let _ = home.cli(["stop", &one.id]).run().succeeds();
     let run = || home.cli(["run", "-m", SMALL, "--", "echo", "ran"]);
     let _ = run().env("SANDBOXVM_MAX_SANDBOXES", "1").run().fails_with(&["SANDBOXVM_MAX_SANDBOXES"]);
@@ -367,9 +386,9 @@ fn what_the_host_cannot_take_is_refused_before_anything_is_made() {
     home.assert_nothing_left();
 }
 
-/// Lower bounds of time alone, which no busy host can make wrong.
+/// Only lower bounds of time are asserted, which hold on a busy host too.
 #[test]
-fn disks_are_served_no_faster_than_they_may_also_after_a_fork_and_a_reset() {
+fn disk_rates_hold_after_a_fork_and_a_reset_too() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--disk-rate", "1M", "--disk-ops", "20"]);
     let said = home.cli(["inspect", &sandbox.id]).run().succeeds().json();
@@ -382,7 +401,7 @@ fn disks_are_served_no_faster_than_they_may_also_after_a_fork_and_a_reset() {
         begun.elapsed()
     };
     let is_held = |sandbox: &Sandbox<'_>| {
-        // But for the quarter of a second's that goes at once, and the last request.
+        // Without the quarter of a second that is served immediately, and the last request.
         let took = read(sandbox, "256K", 20);
         assert!(took > Duration::from_millis(4400), "5 MiB took {took:?}");
         let took = read(sandbox, "4K", 80);

@@ -1,4 +1,4 @@
-//! Many commands in one sandbox: at the same time, and one after the other.
+//! Many commands in one sandbox, at the same time and one after the other.
 
 use sandboxvm_tests::{
     home::{Home, Sandbox},
@@ -7,13 +7,13 @@ use sandboxvm_tests::{
 use std::thread;
 
 const MEMORY_MIB: u64 = 256;
-/// Lines that each of many commands writes, in turn with all the others.
+/// Number of lines that each command writes while the others do the same.
 const LINES: usize = 40;
 
 fn parallel(count: usize) {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "256M"]);
-    // By the shell alone: programs cost a guest more.
+    // Uses the shell only, as starting programs costs a guest more.
     let script =
         "i=0; while [ $i -lt $1 ]; do echo \"$0 $i\"; i=$((i+1)); done; read -r line; echo \"$0 got $line\"; exit $2";
     thread::scope(|scope| {
@@ -44,7 +44,7 @@ fn a_hundred_commands_at_the_same_time_keep_their_output_apart() {
     parallel(100);
 }
 
-/// What must not grow with the number of commands.
+/// The numbers that must not grow with the number of commands.
 #[derive(Debug)]
 struct Footprint {
     vmm_descriptors: usize,
@@ -77,7 +77,7 @@ fn serial(count: usize) {
     let sandbox = home.create(&["-m", &format!("{MEMORY_MIB}M")]);
     let run =
         |times: usize| (0..times).for_each(|_| drop(sandbox.exec(["--", "sh", "-c", "echo out"]).run().succeeds()));
-    // What is allocated once is by then.
+    // The first commands may allocate memory that is used again later.
     run(5);
     let before = Footprint::of(&sandbox);
     run(count);
@@ -87,7 +87,8 @@ fn serial(count: usize) {
         (before.vmm_descriptors, before.vmm_threads, before.agent_descriptors),
         "{before:?} {after:?}"
     );
-    // Room for what an allocator rounds up, once; a leak of some hundred bytes a command would be more in the long run.
+    // An allocator may round up once. A leak of a few hundred bytes per command would exceed this
+    // in many rounds.
     assert!(after.vmm_dirty_kib <= before.vmm_dirty_kib + 128, "{before:?} {after:?}");
     assert!(after.agent_kib <= before.agent_kib + 64, "{before:?} {after:?}");
     println!("after {count} commands: {before:?} {after:?}");

@@ -1,5 +1,5 @@
-//! `sandboxvm mcp` driven by the MCP project's own client library, over stdio and over HTTP, on real microVMs. What is
-//! asserted is in `tests/sdk/mcp`.
+//! The client library of the MCP project uses `sandboxvm mcp` over stdio and over HTTP, with real
+//! microVMs. The assertions are in `tests/sdk/mcp`.
 
 use sandboxvm_tests::{
     cli::{self, Invocation},
@@ -8,7 +8,7 @@ use sandboxvm_tests::{
 use std::{env, path::Path, process::Command, time::Duration};
 
 #[test]
-fn tools_as_a_client_library_of_others_has_them() {
+fn tools_work_for_the_client_library_of_the_mcp_project() {
     let Some(home) = Home::with_kvm() else { return };
     let sdks = env::var_os("SANDBOXVM_TEST_SDKS").expect("scripts/test sets SANDBOXVM_TEST_SDKS: scripts/lib/sdks.sh");
     let mut command = Command::new(Path::new(&sdks).join("python/bin/python"));

@@ -1,5 +1,5 @@
-//! The wire of `sandboxvm mcp` over stdio, line by line: every request has one answer, whatever else is on the wire and however
-//! the conversation ends, and nothing is left behind.
+//! Messages of `sandboxvm mcp` over stdio, line by line: every request gets exactly one response,
+//! whatever other lines there are and however the conversation ends, and nothing is left behind.
 
 use rustix::process::Signal;
 use sandboxvm_tests::{cli::Running, home::Home};
@@ -25,10 +25,10 @@ fn call(id: u32, tool: &str, arguments: &Value) -> String {
 
 fn messages(stdout: &[u8]) -> Vec<Value> {
     let text = std::str::from_utf8(stdout).expect("UTF-8");
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("a message: {line}"))).collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not a message: {line}"))).collect()
 }
 
-/// The one answer to a request.
+/// Returns the only response to a request.
 fn answer<'a>(messages: &'a [Value], id: &Value) -> &'a Value {
     let answers: Vec<&Value> = messages.iter().filter(|message| &message["id"] == id).collect();
     assert_eq!(answers.len(), 1, "answers to {id}: {answers:?}");
@@ -36,11 +36,11 @@ fn answer<'a>(messages: &'a [Value], id: &Value) -> &'a Value {
 }
 
 fn code(message: &Value) -> i64 {
-    message["error"]["code"].as_i64().unwrap_or_else(|| panic!("an error: {message}"))
+    message["error"]["code"].as_i64().unwrap_or_else(|| panic!("not an error: {message}"))
 }
 
 #[test]
-fn every_line_that_asks_for_an_answer_has_one() {
+fn every_request_gets_one_response() {
     let Some(home) = Home::with_kvm() else { return };
     let mut input = Vec::new();
     input.extend_from_slice(b"nonsense\n\n{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n");
@@ -65,7 +65,7 @@ fn every_line_that_asks_for_an_answer_has_one() {
     input
         .extend_from_slice(call(7, "sandbox_run", &json!({ "sandbox": "x", "command": "x", "unknown": 1 })).as_bytes());
     input.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":8,\"method\":\"no/such\"}\n");
-    // The last line ends with the input.
+    // The last line has no line break.
     input.extend_from_slice(b"{\"jsonrpc\":\"2.0\",\"id\":9,\"method\":\"tools/list\"}");
 
     let ended = home.cli(["mcp"]).input(input).run().succeeds();
@@ -73,7 +73,8 @@ fn every_line_that_asks_for_an_answer_has_one() {
     for id in 1..=5 {
         assert_eq!(code(answer(&messages, &json!(id))), -32602, "{id}");
     }
-    // A tool's own arguments: the protocol tells the model by a result of the tool.
+    // An invalid argument of a tool is reported in the result of the tool, so that the model sees
+    // it.
     for id in 6..=7 {
         assert_eq!(answer(&messages, &json!(id))["result"]["isError"], true, "{id}");
     }
@@ -83,18 +84,18 @@ fn every_line_that_asks_for_an_answer_has_one() {
     assert!(answer(&messages, &json!("begin"))["result"].is_object());
     assert!(answer(&messages, &json!(9))["result"]["tools"].is_array());
     let unnamed: Vec<i64> = messages.iter().filter(|message| message["id"].is_null()).map(code).collect();
-    assert_eq!(unnamed, [-32700, -32700, -32700, -32600], "nonsense, bytes, length, batch");
+    assert_eq!(unnamed, [-32700, -32700, -32700, -32600], "not JSON, not UTF-8, too long, a batch");
     assert_eq!(messages.len(), 12 + unnamed.len(), "{messages:?}");
 }
 
-/// A server with one sandbox, in which a command runs as request 2.
+/// Starts a server with one sandbox, in which a command runs as request 2.
 fn running_command(home: &Home, command: &str) -> Running {
     let mut server = home.cli(["mcp"]).open_stdin().deadline(Duration::from_secs(90)).spawn();
     server.write(initialize().as_bytes());
     let arguments: Value = serde_json::from_str(SMALL_SANDBOX).expect("JSON");
     server.write(call(1, "sandbox_create", &arguments).as_bytes());
     server.wait_for_stdout("\"id\":1,");
-    // Its ID is taken until it has its answer.
+    // The ID 2 cannot be used again until its response.
     let command = format!("touch /tmp/begun; {command}");
     server.write(call(2, "sandbox_run", &json!({ "sandbox": "mcp", "command": command })).as_bytes());
     server.write(call(2, "sandbox_list", &json!({})).as_bytes());
@@ -106,7 +107,7 @@ fn running_command(home: &Home, command: &str) -> Running {
 }
 
 #[test]
-fn a_command_under_way_is_answered_after_the_input_ended() {
+fn a_running_command_is_answered_after_the_input_ended() {
     let Some(home) = Home::with_kvm() else { return };
     let mut server = running_command(&home, "sleep 3; echo finished");
     server.close_stdin();
@@ -118,7 +119,7 @@ fn a_command_under_way_is_answered_after_the_input_ended() {
 }
 
 #[test]
-fn a_command_under_way_is_given_up_and_answered_at_the_servers_end() {
+fn a_running_command_is_cancelled_and_answered_at_the_servers_end() {
     let Some(home) = Home::with_kvm() else { return };
     let mut server = running_command(&home, "sleep 100000");
     server.close_stdin();

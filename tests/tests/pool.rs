@@ -1,4 +1,4 @@
-//! The pool of machines armed ahead, as a long-running process uses it.
+//! The pool of armed machines, as a long-running process uses it.
 
 use sandboxvm_manager::{Pool, PoolRequest, SandboxSpec, StartFrom};
 use sandboxvm_protocol::ids::SandboxName;
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// PIDs of the VMMs that wait in staging.
+/// Returns the PIDs of the VMMs that wait in staging.
 fn waiting(home: &Home) -> Vec<u32> {
     let staged = fs::read_dir(home.path().join("staging")).expect("the home is there").flatten();
     let own = std::process::id();
@@ -27,8 +27,9 @@ fn waiting(home: &Home) -> Vec<u32> {
         .collect()
 }
 
-/// What is being made ends with its task, when the runtime comes to that.
-async fn all_go(home: &Home) -> bool {
+/// Waits until no armed machine is left. One that is being created ends with its task, when the
+/// runtime polls that.
+async fn all_end(home: &Home) -> bool {
     let gone = async {
         while !waiting(home).is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -38,18 +39,18 @@ async fn all_go(home: &Home) -> bool {
 }
 
 #[test]
-fn machines_of_a_pool_are_sandboxes_of_their_own() {
+fn machines_of_a_pool_become_separate_sandboxes() {
     let Some(home) = Home::with_kvm() else { return };
     let library = Library::of(&home, 128);
     library.block_on(async {
         let pool = Pool::new(library.manager.clone(), library.bundle.clone(), library.spec.clone(), 2);
         pool.filled().await.unwrap();
         assert_eq!(pool.armed(), 2);
-        assert!(library.manager.list().unwrap().is_empty(), "an armed machine is seen");
+        assert!(library.manager.list().unwrap().is_empty(), "an armed machine is listed as a sandbox");
         let armed = waiting(&home);
         assert_eq!(armed.len(), 2, "{armed:?}");
 
-        // One dies unseen: it is not handed out, and nothing of it stays.
+        // A VMM that dies while it waits is not handed out, and nothing of it stays.
         processes::kill(armed[0]);
         let gone = eventually(Duration::from_secs(5), || (!waiting(&home).contains(&armed[0])).then_some(()));
         assert!(gone.is_some());
@@ -69,17 +70,17 @@ fn machines_of_a_pool_are_sandboxes_of_their_own() {
             let out = run(started.sandbox(), &["sh", "-c", script]).await;
             let mut lines = out.lines();
             assert_eq!((lines.next(), lines.next()), (Some(name), Some(name)), "{out}");
-            assert!(lines.all(|line| said.insert(line.to_owned())), "both have it: {out}");
+            assert!(lines.all(|line| said.insert(line.to_owned())), "both machines have it: {out}");
         }
-        // A name is taken for as long as its sandbox is there, and a refused machine leaves nothing.
+        // A name belongs to one sandbox at a time, and a machine that is refused leaves nothing.
         let refused = pool.take(&request("first")).await.unwrap_err().to_string();
         assert!(refused.contains("first") && refused.contains("already used"), "{refused}");
 
-        // What was handed out outlives the pool; what was not goes with it.
+        // A machine that was handed out outlives the pool, and all others end with it.
         let first = first.detach();
         pool.filled().await.unwrap();
         drop(pool);
-        assert!(all_go(&home).await, "{:?} outlive their pool", waiting(&home));
+        assert!(all_end(&home).await, "{:?} outlive their pool", waiting(&home));
         assert_eq!(run(&first, &["echo", "alive"]).await, "alive\n");
         second.finish().await.unwrap();
         library.manager.remove("first", true).await.unwrap();
@@ -88,7 +89,7 @@ fn machines_of_a_pool_are_sandboxes_of_their_own() {
 }
 
 #[test]
-fn machines_of_a_pool_go_on_from_a_snapshot_with_a_name_while_it_is_there() {
+fn machines_of_a_pool_restore_a_named_snapshot_while_it_exists() {
     let Some(home) = Home::with_kvm() else { return };
     let library = Library::of(&home, 128);
     let name = |text: &str| SandboxName::try_from(text.to_owned()).unwrap();
@@ -110,19 +111,19 @@ fn machines_of_a_pool_go_on_from_a_snapshot_with_a_name_while_it_is_there() {
         assert_eq!(out, "kept\nsnapshot own\n");
         started.finish().await.unwrap();
 
-        // What waits goes on from files that somebody wrote to: nobody gets it. (The first memory file is the ready
-        // snapshot's, from which the machines of other tests go on.)
+        // A machine that was armed from a file which was then changed is never handed out. (The
+        // first memory file is that of the ready snapshot, which other tests use too.)
         pool.filled().await.unwrap();
         let memory = File::options().write(true).open(manager.root().join("snapshots/kept/memory.1")).unwrap();
         memory.write_all_at(b"evil", 1 << 20).unwrap();
         let refused = pool.take(&request).await.unwrap_err().to_string();
         assert!(refused.contains("was changed"), "{refused}");
-        // Nor of a snapshot that is no more.
+        // Nor is a machine of a snapshot that was removed.
         manager.remove_snapshot("kept").unwrap();
         let refused = pool.take(&request).await.unwrap_err().to_string();
         assert!(refused.contains("kept"), "{refused}");
         drop(pool);
-        assert!(all_go(&home).await, "{:?} outlive their pool", waiting(&home));
+        assert!(all_end(&home).await, "{:?} outlive their pool", waiting(&home));
     });
     home.assert_nothing_left();
 }

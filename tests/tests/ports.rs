@@ -1,5 +1,5 @@
-//! Ports of sandboxes on the host: each direction of a connection with its own end, many at once, and nothing of one
-//! sandbox's in another.
+//! Published ports of sandboxes: each direction of a connection ends separately, many connections
+//! work at the same time, and no sandbox reaches another one's ports.
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
@@ -17,9 +17,9 @@ use std::{
 
 const SOON: Duration = Duration::from_secs(240);
 
-/// What it does with a connection is up to the first byte: E says all of the rest backwards once that has ended, F ends
-/// its own stream first and counts what comes after, N takes no more, R breaks off, and GET is
-/// answered by numbers.
+/// The first byte of a connection selects what the server does: E sends the rest reversed after the
+/// client's end of stream, F ends its stream first and counts what it receives afterwards, N reads
+/// nothing, R closes the connection, and GET returns numbers over HTTP.
 const SERVER: &str = r#"use Socket;
 $SIG{PIPE} = "IGNORE";
 socket S, PF_INET, SOCK_STREAM, 0;
@@ -46,7 +46,8 @@ while (accept my $c, S) {
 fn serve(home: &Home, sandbox: &Sandbox<'_>) {
     let made = sandbox.exec(["-d", "--", "perl", "-e", SERVER]).run().succeeds();
     let up = eventually(SOON, || {
-        // Asking is dear where the guest's kernel is interpreted, and keeps it from starting.
+        // Each check is expensive if the guest's kernel is interpreted, and delays the start of the
+        // server.
         thread::sleep(Duration::from_secs(1));
         (home.cli(["logs", &sandbox.id, made.out().trim()]).run().succeeds().out() == "up\n").then_some(())
     });
@@ -60,19 +61,19 @@ fn connect(address: &str) -> TcpStream {
     stream
 }
 
-/// All that comes until the end of the stream; `None` when it was broken off.
+/// Reads until the end of the stream. Returns `None` if the connection was reset.
 fn read_all(mut stream: impl Read) -> Option<Vec<u8>> {
     let mut all = Vec::new();
     match stream.read_to_end(&mut all) {
         Ok(_) => Some(all),
         Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "nothing came in time");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "no data arrived in time");
             None
         }
     }
 }
 
-/// Has the server say `text` backwards; `None` when nothing listens.
+/// Lets the server return `text` reversed. Returns `None` if nothing listens.
 fn backwards(address: &str, text: &[u8]) -> Option<Vec<u8>> {
     let mut stream = connect(address);
     stream.write_all(&[b"E", text].concat()).ok()?;
@@ -95,7 +96,7 @@ fn published(home: &Home, sandbox: &str) -> Vec<(u64, String)> {
 }
 
 #[test]
-fn ports_are_found_on_the_host_and_each_direction_has_its_own_end() {
+fn published_ports_are_listed_and_connect_programs_of_the_host_to_the_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let socket = home.scratch("web.sock");
     let at_socket = format!("{}:7000", socket.display());
@@ -109,68 +110,17 @@ fn ports_are_found_on_the_host_and_each_direction_has_its_own_end() {
     assert_eq!(listed, format!("7000/tcp -> {echo}\n7001/tcp -> {shut}\n7000/tcp -> {unix}\n"));
     assert_eq!(home.row(&sandbox.id)["supervision"]["ports"].as_array().map(Vec::len), Some(3));
 
-    // Nothing listens in the guest: the connection is over at once.
+    // Nothing listens in the guest yet, so the supervisor closes the connection.
     assert_eq!(read_all(connect(shut)).unwrap_or_default(), b"");
     serve(&home, &sandbox);
     assert_eq!(backwards(echo, b"abc").as_deref(), Some(&b"cba"[..]));
 
-    // Many at once, each with its own; each ends its stream first and has its answer all the same.
-    let talks: Vec<_> = (0..50u32)
-        .map(|number| {
-            let echo = echo.clone();
-            thread::spawn(move || {
-                let text: Vec<u8> = (0..1000u32).flat_map(|at| (at.wrapping_mul(number + 1)).to_le_bytes()).collect();
-                let said = backwards(&echo, &text).expect("an answer");
-                assert!(said.iter().rev().eq(&text), "connection {number} has another's bytes");
-            })
-        })
-        .collect();
-    talks.into_iter().for_each(|talk| talk.join().expect("all have their answer"));
+    assert_connections_do_not_mix(echo);
+    assert_a_program_that_ends_its_stream_keeps_reading(&sandbox, echo);
+    assert_stuck_connections_do_not_delay_others(echo, shut);
+    assert_curl_reads_numbers(echo, unix);
 
-    // The program ends first, and goes on reading.
-    let mut stream = connect(echo);
-    stream.write_all(b"F").expect("it is read");
-    assert_eq!(read_all(&stream).as_deref(), Some(&b"that is all"[..]));
-    stream.write_all(&vec![b'x'; 70_000]).expect("it is read");
-    drop(stream);
-    let got = eventually(SOON, || Some(sandbox.sh("cat /tmp/got")).filter(|got| got.code() == Some(0)));
-    assert_eq!(got.map(|got| got.out()).as_deref(), Some("70000"));
-
-    // A program that takes nothing, one that breaks off, clients that say nothing: others do not notice.
-    let mut stuck = connect(echo);
-    stuck.write_all(b"N").expect("it is read");
-    stuck.set_nonblocking(true).expect("a stream can be so");
-    let mut taken = 0;
-    let full = eventually(SOON, || match stuck.write(&[0; 65536]) {
-        Ok(count) => {
-            taken += count;
-            assert!(taken < 64 << 20, "somebody takes it all");
-            None
-        }
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::WouldBlock);
-            thread::sleep(Duration::from_millis(300));
-            matches!(stuck.write(&[0; 65536]), Err(error) if error.kind() == ErrorKind::WouldBlock).then_some(())
-        }
-    });
-    assert!(full.is_some(), "{taken} bytes and no end");
-    let silent: Vec<TcpStream> = (0..8).map(|_| connect(shut)).collect();
-    let mut broken = connect(echo);
-    broken.write_all(b"Rest").expect("it is read");
-    assert_eq!(read_all(broken).unwrap_or_default(), b"");
-    assert_eq!(backwards(echo, b"still there").as_deref(), Some(&b"ereht llits"[..]));
-    drop((stuck, silent));
-
-    // A client that is no part of this, over both ends.
-    let numbers = (1..=5000).map(|number| number.to_string()).collect::<Vec<_>>().join("\n");
-    let url = format!("http://{echo}/");
-    for arguments in [&[url.as_str()][..], &["--unix-socket", unix, "http://sandbox/"]] {
-        let done = Command::new("curl").args(["-sS", "-m", "100"]).args(arguments).output().expect("curl is installed");
-        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-        assert!(out == numbers, "{} bytes by {arguments:?}: {err}", out.len());
-    }
-
-    // A copy has none of them, and they stay where they were.
+    // A copy has no published ports, and those of the original keep working.
     let copy = home.cli(["fork", "demo"]).run().succeeds();
     let copy = Sandbox::called(&home, copy.out().trim());
     assert_eq!(published(&home, &copy.id), []);
@@ -178,9 +128,9 @@ fn ports_are_found_on_the_host_and_each_direction_has_its_own_end() {
     assert_eq!(backwards(echo, b"12").as_deref(), Some(&b"21"[..]));
     copy.remove();
 
-    // After a reset they lead to the machine as it is then.
+    // After a reset the ports lead to the new machine.
     let mut open = connect(echo);
-    open.write_all(b"E").expect("it is read");
+    open.write_all(b"E").expect("the supervisor reads");
     let _ = home.cli(["reset", "demo"]).run().succeeds();
     assert_eq!(read_all(open).unwrap_or_default(), b"");
     assert_eq!(backwards(echo, b"gone"), None);
@@ -192,8 +142,69 @@ fn ports_are_found_on_the_host_and_each_direction_has_its_own_end() {
     home.assert_nothing_left();
 }
 
+/// Opens many connections at the same time. Each client ends its stream before it reads, and gets its own bytes back.
+fn assert_connections_do_not_mix(echo: &str) {
+    thread::scope(|scope| {
+        for number in 0..50u32 {
+            scope.spawn(move || {
+                let text: Vec<u8> = (0..1000u32).flat_map(|at| (at.wrapping_mul(number + 1)).to_le_bytes()).collect();
+                let said = backwards(echo, &text).expect("the server responds");
+                assert!(said.iter().rev().eq(&text), "connection {number} has the bytes of another one");
+            });
+        }
+    });
+}
+
+fn assert_a_program_that_ends_its_stream_keeps_reading(sandbox: &Sandbox<'_>, echo: &str) {
+    let mut stream = connect(echo);
+    stream.write_all(b"F").expect("the supervisor reads");
+    assert_eq!(read_all(&stream).as_deref(), Some(&b"that is all"[..]));
+    stream.write_all(&vec![b'x'; 70_000]).expect("the supervisor reads");
+    drop(stream);
+    let got = eventually(SOON, || Some(sandbox.sh("cat /tmp/got")).filter(|got| got.code() == Some(0)));
+    assert_eq!(got.map(|got| got.out()).as_deref(), Some("70000"));
+}
+
+/// A program that reads nothing, one that closes its connection, and clients that send nothing do not affect others.
+fn assert_stuck_connections_do_not_delay_others(echo: &str, shut: &str) {
+    let mut stuck = connect(echo);
+    stuck.write_all(b"N").expect("the supervisor reads");
+    stuck.set_nonblocking(true).expect("a stream can be non-blocking");
+    let mut taken = 0;
+    let full = eventually(SOON, || match stuck.write(&[0; 65536]) {
+        Ok(count) => {
+            taken += count;
+            assert!(taken < 64 << 20, "the connection accepts data without limit");
+            None
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            thread::sleep(Duration::from_millis(300));
+            matches!(stuck.write(&[0; 65536]), Err(error) if error.kind() == ErrorKind::WouldBlock).then_some(())
+        }
+    });
+    assert!(full.is_some(), "the connection still accepts data after {taken} bytes");
+    let silent: Vec<TcpStream> = (0..8).map(|_| connect(shut)).collect();
+    let mut broken = connect(echo);
+    broken.write_all(b"Rest").expect("the supervisor reads");
+    assert_eq!(read_all(broken).unwrap_or_default(), b"");
+    assert_eq!(backwards(echo, b"still there").as_deref(), Some(&b"ereht llits"[..]));
+    drop((stuck, silent));
+}
+
+/// A client of another project reads from the TCP port and from the Unix socket.
+fn assert_curl_reads_numbers(echo: &str, unix: &str) {
+    let numbers = (1..=5000).map(|number| number.to_string()).collect::<Vec<_>>().join("\n");
+    let url = format!("http://{echo}/");
+    for arguments in [&[url.as_str()][..], &["--unix-socket", unix, "http://sandbox/"]] {
+        let done = Command::new("curl").args(["-sS", "-m", "100"]).args(arguments).output().expect("curl is installed");
+        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(out == numbers, "{} bytes by {arguments:?}: {err}", out.len());
+    }
+}
+
 #[test]
-fn ports_are_published_and_taken_back_while_it_runs() {
+fn ports_are_published_and_withdrawn_while_the_sandbox_runs() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
     assert_eq!(published(&home, "demo"), []);
@@ -201,14 +212,18 @@ fn ports_are_published_and_taken_back_while_it_runs() {
         let all = processes::that_hold(&home.path());
         all.into_iter().filter(|process| process.command.contains(" supervise ")).count()
     };
-    assert_eq!(supervisors(), 0, "nothing is to be kept up");
+    assert_eq!(supervisors(), 0, "a supervisor runs without a reason");
     serve(&home, &sandbox);
 
     let first = home.cli(["port", "demo", "7000"]).run().succeeds().out();
     let first = first.trim();
-    assert_eq!(home.cli(["port", "demo", "7000"]).run().succeeds().out().trim(), first, "it is published already");
+    assert_eq!(
+        home.cli(["port", "demo", "7000"]).run().succeeds().out().trim(),
+        first,
+        "the port is published already, so its address is printed again"
+    );
     assert_eq!(backwards(first, b"ab").as_deref(), Some(&b"ba"[..]));
-    // A second end of the same port, and what cannot be.
+    // The same port is published a second time. Invalid requests are refused.
     let second = home.cli(["port", "demo", "localhost:0:7000"]).run().succeeds().out();
     assert_eq!(published(&home, "demo"), [(7000, first.to_owned())], "printed again: {second}");
     let socket = home.scratch("p.sock");
@@ -218,14 +233,14 @@ fn ports_are_published_and_taken_back_while_it_runs() {
     let host_port = first.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
     let _ = home.cli(["port", "demo", &format!("{host_port}:7001")]).run().fails_with(&["already published"]);
     let _ = home.cli(["create", "-m", SMALL, "-p", &format!("{host_port}:80")]).run().fails_with(&["in use"]);
-    assert_eq!(home.listed(), std::slice::from_ref(&sandbox.id), "a sandbox whose port is taken stays");
+    assert_eq!(home.listed(), std::slice::from_ref(&sandbox.id), "a sandbox whose host port is in use was left behind");
     let _ =
         home.cli(["port", "demo", "0.0.0.0:0:7001"]).run().succeeds().err().find("other machines").expect("a warning");
     for bad in ["0", "70000", "x:80", "80/udp"] {
         let _ = home.cli(["port", "demo", bad]).run().fails_with(&["GUEST"]);
     }
 
-    // Taken back: one end, then all.
+    // One end of the port is withdrawn, then all.
     let _ = home.cli(["port", "--rm", "demo", &at_socket]).run().succeeds();
     assert!(!socket.exists() && backwards(first, b"ab").is_some());
     assert_eq!(home.cli(["port", "--rm", "demo", "7000"]).run().succeeds().out().trim(), first);
@@ -233,8 +248,8 @@ fn ports_are_published_and_taken_back_while_it_runs() {
     let _ = home.cli(["port", "--rm", "demo", "7000"]).run().fails_with(&["7000", "not published"]);
     let _ = home.cli(["port", "--rm", "demo", "7001"]).run().succeeds();
     let ended = eventually(SOON, || (supervisors() == 0).then_some(()));
-    assert!(ended.is_some(), "a supervisor with nothing to keep up stays");
-    // And another for the next.
+    assert!(ended.is_some(), "a supervisor still runs without a reason");
+    // The next published port starts another supervisor.
     let _ = home.cli(["port", "demo", "7000"]).run().succeeds();
     assert_eq!(supervisors(), 1);
 

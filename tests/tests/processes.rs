@@ -1,4 +1,5 @@
-//! Processes that outlive the command that started them: found again by anybody, in the sandbox and in its copies.
+//! Processes that outlive the command that started them can be found again by any client, in the
+//! sandbox and in its copies.
 
 use rustix::process::Signal;
 use sandboxvm_tests::{
@@ -10,17 +11,17 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Starts a shell script that goes on by itself; the value is its PID, which was alone on stdout.
+/// Starts a shell script in the background. Returns its PID, which must be the only output.
 #[track_caller]
 fn detach(sandbox: &Sandbox<'_>, script: &str) -> String {
     let made = sandbox.exec(["-d", "--", "sh", "-c", script]).run().succeeds();
     let out = made.out();
     let pid = out.strip_suffix('\n').unwrap_or(&out).to_owned();
-    assert!(pid.parse::<u32>().is_ok_and(|pid| pid > 1), "not a PID alone: {}", made.transcript());
+    assert!(pid.parse::<u32>().is_ok_and(|pid| pid > 1), "not just a PID: {}", made.transcript());
     pid
 }
 
-/// What `ps --json` says of a process.
+/// Returns the row of a process in `ps --json`.
 #[track_caller]
 fn row(home: &Home, sandbox: &str, pid: &str) -> Value {
     let rows = home.cli(["ps", "--json", sandbox]).run().succeeds().json();
@@ -37,9 +38,11 @@ fn said_by(running: &Running) -> String {
 fn a_background_process_is_found_again() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
-    let pid = detach(&sandbox, "mkfifo /tmp/go; echo begun; echo trouble >&2; read x </tmp/go; echo went $x; exit 7");
+    let pid =
+        detach(&sandbox, "mkfifo /tmp/go; echo begun; echo trouble >&2; read x </tmp/go; echo resumed $x; exit 7");
 
-    // Its command line, and what it wrote, each to where it belongs, also before its end.
+    // `ps` shows the command line, and `logs` shows the output of both streams while the process
+    // still runs.
     let written = || (row(&home, "demo", &pid)["kept_bytes"] == 14).then_some(());
     assert!(eventually(SOON, written).is_some(), "{}", row(&home, "demo", &pid));
     let shown = row(&home, "demo", &pid);
@@ -47,7 +50,7 @@ fn a_background_process_is_found_again() {
     let logs = home.cli(["logs", "demo", &pid]).run().succeeds();
     assert_eq!((logs.out().as_str(), logs.err().as_str()), ("begun\n", "trouble\n"));
 
-    // Whoever attaches may vanish in any way, and the process goes on.
+    // A client that attaches may end in any way, and the process keeps running.
     let mut looker = home.cli(["attach", "demo", &pid]).spawn();
     looker.wait_for_stdout("begun\n");
     looker.signal(Signal::TERM);
@@ -63,16 +66,16 @@ fn a_background_process_is_found_again() {
     followed.wait_for_stdout("begun\n");
     let _ = sandbox.sh("echo on > /tmp/go").succeeds();
     let attached = attached.finish().exits(7);
-    assert_eq!((attached.out().as_str(), attached.err().as_str()), ("begun\nwent on\n", "trouble\n"));
-    assert_eq!(followed.finish().succeeds().out(), "begun\nwent on\n");
+    assert_eq!((attached.out().as_str(), attached.err().as_str()), ("begun\nresumed on\n", "trouble\n"));
+    assert_eq!(followed.finish().succeeds().out(), "begun\nresumed on\n");
     assert_eq!(waited.finish().exits(7).out(), "");
 
-    // After its end all of it still is there.
+    // All of it can still be read after the end of the process.
     let _ = home.cli(["wait", "demo", &pid]).run().exits(7);
-    assert_eq!(home.cli(["attach", "demo", &pid]).run().exits(7).out(), "begun\nwent on\n");
+    assert_eq!(home.cli(["attach", "demo", &pid]).run().exits(7).out(), "begun\nresumed on\n");
     assert_eq!(row(&home, "demo", &pid)["exit_code"], 7);
 
-    // Ended by its PID; by name and by number; and nobody else's process is.
+    // `kill` accepts a signal as a name or a number. Unknown PIDs are refused.
     for (signal, code) in [("KILL", 137), ("15", 143)] {
         let pid = detach(&sandbox, "exec sleep 615");
         assert!(home.cli(["ps", "-q", "demo"]).run().succeeds().out().contains(&pid));
@@ -87,7 +90,7 @@ fn a_background_process_is_found_again() {
         let _ = home.cli(command).run().fails_with(&["no process", command[2]]);
     }
 
-    // Input that comes later.
+    // Input can be sent later.
     let made = sandbox.exec(["-d", "-i", "--", "cat"]).run().succeeds().out();
     let fed = home.cli(["attach", "-i", "demo", made.trim()]).input("hello\n").run().succeeds();
     assert_eq!(fed.out(), "hello\n");
@@ -98,7 +101,7 @@ fn a_background_process_is_found_again() {
 }
 
 #[test]
-fn the_command_of_run_d_is_found_again_and_a_terminal_is_left_and_entered() {
+fn the_command_of_run_d_is_found_again_and_a_terminal_can_be_detached_and_attached() {
     let Some(home) = Home::with_kvm() else { return };
     let made =
         home.cli(["run", "-d", "-m", SMALL, "--", "sh", "-c", "echo out; echo err >&2; exit 3"]).run().succeeds();
@@ -121,9 +124,9 @@ fn the_command_of_run_d_is_found_again_and_a_terminal_is_left_and_entered() {
     assert_eq!(terminal.wait().code(), Some(0));
     assert!(terminal.is_cooked(), "the caller's terminal is left in raw mode");
     let mut terminal = home.cli_on_terminal(&["attach", "-it", &sandbox.id, pid], 31, 99);
-    // What it showed before, and what it is told now.
+    // The client sees what the terminal showed before, and what it shows now.
     terminal.expect("42");
-    // A process that takes nothing of what is typed can be left all the same.
+    // A client can detach from a process that reads no input, too.
     let stuck = sandbox.exec(["-d", "-it", "--", "sh", "-c", "stty raw -echo; echo deaf; sleep 600"]).run().succeeds();
     let mut deaf = home.cli_on_terminal(&["attach", "-it", &sandbox.id, stuck.out().trim()], 31, 99);
     deaf.expect("deaf");
@@ -136,10 +139,10 @@ fn the_command_of_run_d_is_found_again_and_a_terminal_is_left_and_entered() {
     home.assert_nothing_left();
 }
 
-/// Numbers as they are counted, without one that was cut.
+/// Returns the numbers in a text, one per line, without an incomplete last line.
 fn numbers(text: &str) -> Vec<u64> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("no number: {line:?}"))).collect()
+    whole.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("not a number: {line:?}"))).collect()
 }
 
 #[track_caller]
@@ -147,29 +150,30 @@ fn assert_no_gap(numbers: &[u64]) {
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
 }
 
-/// The streams of the parent go on; in the copy their processes do, and are there for whoever asks.
+/// The streams of the parent continue. In the copy the processes continue, and any client can
+/// attach to them.
 #[test]
 fn processes_with_open_streams_are_found_again_in_a_fork() {
     let Some(home) = Home::with_kvm() else { return };
     let parent = home.create(&["-m", SMALL, "--name", "parent"]);
     let mut counting = parent.spawn_sh("n=0; while :; do n=$((n+1)); echo $n; sleep 0.3; done");
     counting.wait_for_stdout("\n3\n");
-    // Its host takes nothing, so that it stands with output on the way.
+    // The client reads nothing, so the process blocks while output is on its way.
     let mut stalled = parent.exec(["--", "sh", "-c", "seq 1 200000; echo end >&2"]).spawn_unread();
     let rows = || home.cli(["ps", "--json", "parent"]).run().succeeds().json();
     let both = eventually(SOON, || Some(rows()).filter(|rows| rows.as_array().is_some_and(|all| all.len() == 2)));
     let both = both.unwrap_or_else(|| panic!("two processes are not listed: {}", rows()));
     let pids: Vec<String> = both.as_array().into_iter().flatten().map(|row| row["pid"].to_string()).collect();
     std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(row(&home, "parent", &pids[1])["state"], "running", "it does not stand");
+    assert_eq!(row(&home, "parent", &pids[1])["state"], "running", "the process does not block");
 
     let forked = home.cli(["fork", "parent", "-n", "1"]).deadline(Duration::from_secs(240)).run().succeeds();
     let copy = Sandbox::called(&home, forked.out().trim());
 
-    // In the copy both are listed and run on; the one that stood runs to its end.
+    // In the copy both are listed and run. The one that was blocked runs to its end.
     for pid in &pids {
         assert_eq!(row(&home, &copy.id, pid)["argv"][1], "-c");
-        // Nobody attached to it yet: it is kept since the fork.
+        // No client has attached since the fork, so the agent keeps the output.
         let kept = || (row(&home, &copy.id, pid)["kept_bytes"].as_u64() > Some(0)).then_some(());
         assert!(eventually(SOON, kept).is_some(), "{}", row(&home, &copy.id, pid));
     }
@@ -184,14 +188,15 @@ fn processes_with_open_streams_are_found_again_in_a_fork() {
     assert_no_gap(&seen);
     assert_eq!(seen.last(), Some(&200_000));
     let mut attached = home.cli(["attach", &copy.id, &pids[0]]).spawn();
-    let first = eventually(SOON, || numbers(&said_by(&attached)).first().copied()).expect("it counts on in the copy");
-    assert!(first > 1, "it counts from anew");
+    let first = eventually(SOON, || numbers(&said_by(&attached)).first().copied())
+        .expect("the process keeps counting in the copy");
+    assert!(first > 1, "the process starts counting again");
     attached.wait_for_stdout(&format!("\n{}\n", first + 3));
     let _ = home.cli(["kill", &copy.id, &pids[0]]).run().succeeds();
     let attached = attached.finish().exits(143);
     assert_no_gap(&numbers(&attached.out()));
 
-    // In the parent nobody noticed.
+    // The processes of the parent are not affected.
     let reached = numbers(&said_by(&counting)).last().copied().unwrap_or(0);
     counting.wait_for_stdout(&format!("\n{}\n", reached + 3));
     assert_eq!(row(&home, "parent", &pids[0])["state"], "running");

@@ -1,10 +1,11 @@
-//! A reader of a followed output that goes away: the command ends, also when nothing more is written.
+//! A command that follows output ends when the reader of its stdout does, even if nothing more is
+//! written.
 
 use sandboxvm_tests::home::{Home, SMALL, eventually};
 use std::time::Duration;
 
 #[test]
-fn what_is_followed_ends_with_its_reader_and_not_with_the_next_line() {
+fn commands_that_follow_output_end_with_their_reader_without_another_line() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "demo"]);
     let pid = sandbox.exec(["-d", "--", "sh", "-c", "echo one; exec sleep 1000"]).run().succeeds().out();
@@ -22,9 +23,9 @@ fn what_is_followed_ends_with_its_reader_and_not_with_the_next_line() {
         let run = run.finish().exits(141);
         assert!(run.stderr.is_empty(), "{}", run.transcript());
     }
-    // The process that was only looked at runs on, the one of `exec` does not.
+    // The process that `attach` followed keeps running, and that of `exec` ends.
     let left = || (sandbox.sh("pgrep -x sleep").succeeds().out().lines().count() == 1).then_some(());
-    assert!(eventually(Duration::from_secs(60), left).is_some(), "the command of `exec` runs on");
+    assert!(eventually(Duration::from_secs(60), left).is_some(), "the command of `exec` still runs");
     sandbox.remove();
     home.assert_nothing_left();
 }

@@ -1,4 +1,4 @@
-//! Memory that a guest no longer uses goes back to the host, and snapshots stay true.
+//! Memory that a guest frees is returned to the host, and snapshots stay correct.
 
 use sandboxvm_tests::{
     home::{Home, Sandbox, eventually},
@@ -6,23 +6,25 @@ use sandboxvm_tests::{
 };
 use std::time::Duration;
 
-/// Linux reports what is free while that is more than 128 MiB (32 blocks of 4 MiB) and a reserve.
+/// Linux reports free memory only above 128 MiB (32 blocks of 4 MiB) and a reserve.
 const MEMORY_MIB: u64 = 256;
-/// What the guest takes and gives back; every page costs its kernel a fault, which is dear where that is interpreted.
+/// Memory that the guest allocates and frees. Each page costs a page fault, which is expensive if
+/// the kernel is interpreted.
 const TAKEN_MIB: u64 = 24;
 
-/// Takes that much memory, says so, and keeps it until its stdin ends.
+/// Allocates that much memory, says so, and keeps it until its stdin ends.
 const TAKER: &str = r#"$| = 1; vec($taken, (24 << 20) - 1, 8) = 1; print "taken\n"; <STDIN>;"#;
 
-/// Memory of a guest that no other process shares, in MiB.
+/// Returns the guest memory, in MiB, that no other process shares.
 fn private_mib(sandbox: &Sandbox<'_>) -> u64 {
     memory::of_vmm(sandbox.vmm_pid(), MEMORY_MIB).guest_private_kib / 1024
 }
 
-/// A machine that boots, takes memory, is kept while it has it, frees it and is kept again. Most of it is back at the host
-/// then, and what the second snapshot restores has what is to be kept, although the first had other pages there.
+/// A machine allocates memory, is snapshotted, frees the memory, and is snapshotted again. Most of
+/// the memory is then returned to the host. The second snapshot restores the file correctly,
+/// although the first has other pages at that place.
 #[test]
-fn what_a_guest_frees_is_given_back_and_snapshots_of_that_are_true() {
+fn freed_guest_memory_is_returned_and_later_snapshots_are_correct() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "256M", "--cold", "--name", "taker"]);
     let expected = sandbox.sh("seq 2000 > /dev/shm/kept; sha256sum /dev/shm/kept").succeeds().out();
@@ -37,7 +39,8 @@ fn what_a_guest_frees_is_given_back_and_snapshots_of_that_are_true() {
     taker.close_stdin();
     let _ = taker.finish().succeeds();
 
-    // Linux waits two seconds before it reports; without the device this never comes true.
+    // Linux waits two seconds before it reports free pages. Without the device the memory is never
+    // returned.
     let given_back = eventually(Duration::from_secs(60), || {
         let now = private_mib(&sandbox);
         (now + TAKEN_MIB * 3 / 4 <= taken).then_some(now)

@@ -1,4 +1,4 @@
-//! `sandboxvm run`: one command in a machine of its own, which is gone when the command is.
+//! `sandboxvm run`: one command in a separate machine, which ends with the command.
 
 use sandboxvm_tests::{
     cli::patience,
@@ -7,19 +7,19 @@ use sandboxvm_tests::{
 use std::time::Duration;
 
 #[test]
-fn a_program_runs_on_a_kernel_of_its_own() {
+fn a_program_runs_on_the_guests_kernel() {
     let Some(home) = Home::with_kvm() else { return };
     let script = "import platform; print(platform.release())";
     let run = home.cli(["run", "--", "python3", "-c", script]).run().succeeds();
     assert_eq!(run.out(), format!("{}\n", home.artefacts().kernel_release()));
     let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc is mounted");
-    assert_ne!(run.out().trim(), host.trim(), "that is the host's kernel");
+    assert_ne!(run.out().trim(), host.trim(), "the program runs on the host's kernel");
     assert!(home.listed().is_empty());
     home.assert_nothing_left();
 }
 
 #[test]
-fn code_and_both_streams_come_back_and_the_machine_is_gone() {
+fn run_returns_exit_code_and_streams_and_removes_the_machine() {
     let Some(home) = Home::with_kvm() else { return };
     let script = "printf out; printf err >&2; exit 7";
     let run = home.cli(["run", "-m", SMALL, "--", "sh", "-c", script]).run().exits(7);
@@ -28,7 +28,7 @@ fn code_and_both_streams_come_back_and_the_machine_is_gone() {
 }
 
 #[test]
-fn stdin_reaches_the_program_whole() {
+fn all_of_stdin_reaches_the_program() {
     let Some(home) = Home::with_kvm() else { return };
     let input: Vec<u8> = (0u32..300_000).flat_map(u32::to_le_bytes).collect();
     let run = home.cli(["run", "-i", "-m", SMALL, "--", "sha256sum"]).input(input.clone()).run().succeeds();
@@ -39,7 +39,7 @@ fn stdin_reaches_the_program_whole() {
 }
 
 #[test]
-fn a_signal_is_128_and_its_number() {
+fn a_signal_is_exit_code_128_plus_its_number() {
     let Some(home) = Home::with_kvm() else { return };
     let run = home.cli(["run", "-m", SMALL, "--", "sh", "-c", "kill -9 $$"]).run();
     let _ = run.exits(128 + 9);
@@ -47,7 +47,7 @@ fn a_signal_is_128_and_its_number() {
 }
 
 #[test]
-fn running_out_of_time_is_124() {
+fn a_timeout_is_exit_code_124() {
     let Some(home) = Home::with_kvm() else { return };
     let run = home.cli(["run", "-m", SMALL, "--timeout", "1s", "--", "sleep", "600"]).run().exits(124);
     assert!(run.elapsed < Duration::from_secs(60) * patience(), "{}", run.transcript());
@@ -56,7 +56,7 @@ fn running_out_of_time_is_124() {
 }
 
 #[test]
-fn a_missing_program_is_127_and_leaves_nothing() {
+fn a_missing_program_is_exit_code_127_and_leaves_nothing() {
     let Some(home) = Home::with_kvm() else { return };
     let run = home.cli(["run", "-m", SMALL, "--", "no-such-program"]).run().exits(127);
     assert!(run.err().starts_with("sandboxvm: ") && run.err().contains("no-such-program"), "{}", run.transcript());
@@ -64,9 +64,9 @@ fn a_missing_program_is_127_and_leaves_nothing() {
     home.assert_nothing_left();
 }
 
-/// As an agent platform uses it: start in the background, look, use, remove.
+/// As an agent platform uses it: start a command in the background, use the sandbox, remove it.
 #[test]
-fn detached_it_prints_the_id_alone_and_goes_on() {
+fn a_detached_run_prints_only_the_id_and_keeps_running() {
     let Some(home) = Home::with_kvm() else { return };
     let script = "echo working > /tmp/state; sleep 600";
     let run = home.cli(["run", "-d", "-m", SMALL, "--name", "bg", "--", "sh", "-c", script]).run().succeeds();
@@ -82,7 +82,7 @@ fn detached_it_prints_the_id_alone_and_goes_on() {
 }
 
 #[test]
-fn ended_by_a_signal_it_takes_its_machine_along() {
+fn a_run_that_is_ended_by_a_signal_ends_its_machine() {
     let Some(home) = Home::with_kvm() else { return };
     let mut run = home.cli(["run", "-m", SMALL, "--", "sh", "-c", "echo up; sleep 600"]).spawn();
     run.wait_for_stdout("up\n");

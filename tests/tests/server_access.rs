@@ -1,4 +1,4 @@
-//! What clients of the server without a sandbox's token, or with a key that only looks, can do and find out.
+//! What clients can do and find out that have no token of a sandbox, or a key that may only read.
 
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -13,7 +13,7 @@ fn text<'v>(value: &'v Value, name: &str) -> &'v str {
     value[name].as_str().unwrap_or_else(|| panic!("no {name}: {value}"))
 }
 
-/// A request to envd, or to another port, of a sandbox.
+/// Sends a request to envd, or to another port, of a sandbox.
 fn ask(server: &Server, id: &str, port: &str, path: &str, token: Option<&str>) -> Answer {
     let mut headers = vec![("e2b-sandbox-id", id), ("e2b-sandbox-port", port)];
     headers.extend(token.map(|token| ("x-access-token", token)));
@@ -25,7 +25,7 @@ fn ask(server: &Server, id: &str, port: &str, path: &str, token: Option<&str>) -
 }
 
 #[test]
-fn a_client_without_a_token_neither_wakes_a_sandbox_nor_learns_that_it_is_there() {
+fn a_client_without_a_token_neither_resumes_a_sandbox_nor_learns_that_it_exists() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let lasting = json!({
@@ -35,7 +35,7 @@ fn a_client_without_a_token_neither_wakes_a_sandbox_nor_learns_that_it_is_there(
     let (id, token) = (text(&created, "sandboxID"), text(&created, "envdAccessToken"));
     let state = || server.ask("GET", &format!("/sandboxes/{id}"), None).expect(200).json()["state"].clone();
 
-    // Clients ask whether it runs, some without its token.
+    // A client may ask whether a sandbox runs. It does not always send the token.
     assert_eq!(ask(&server, id, "49983", "/health", None).status, 204);
     for phase in ["running", "paused"] {
         if phase == "paused" {
@@ -58,12 +58,12 @@ fn a_client_without_a_token_neither_wakes_a_sandbox_nor_learns_that_it_is_there(
     let [known, unknown] = [id, UNKNOWN].map(|id| ask(&server, id, "49983", "/health", None));
     assert_eq!((known.status, known.body.replace(id, UNKNOWN)), (unknown.status, unknown.body));
     assert_eq!(known.status, 502);
-    assert_eq!(state(), "paused", "nothing of that woke it");
-    // Its token does.
+    assert_eq!(state(), "paused", "a request without a token resumed the sandbox");
+    // A request with the token resumes the sandbox.
     assert_eq!(ask(&server, id, "49983", "/process.Process/List", Some(token)).status, 200);
     assert_eq!(state(), "running");
     let _ = server.ask("DELETE", &format!("/sandboxes/{id}"), None).expect(204);
-    // A client whose sandbox is gone hears that it is.
+    // A client with the token learns that its sandbox has ended.
     assert_eq!(ask(&server, id, "49983", "/process.Process/List", Some(token)).status, 502);
     server.stop();
     home.assert_nothing_left();
@@ -75,13 +75,13 @@ fn the_code_interpreter_of_a_secure_sandbox_executes_nothing_without_its_token()
     let server = Server::start(&home, &small_config());
     let created = server.create(&json!({ "templateID": "base", "timeout": 600 }));
     let (id, token) = (text(&created, "sandboxID"), text(&created, "envdAccessToken"));
-    // Nothing listens there: 502 is the answer of a request that reached the sandbox.
+    // Nothing listens at the port, so 502 means that the request reached the sandbox.
     for (path, given, status) in [
         ("/execute", None, 401),
         ("/execute", Some("x"), 401),
         ("/contexts/../execute", None, 401),
         ("/execute", Some(token), 502),
-        // E2B's clients send the token with code alone.
+        // E2B's clients send the token only with code.
         ("/contexts", None, 502),
     ] {
         let answer = ask(&server, id, "49999", path, given);
@@ -91,7 +91,11 @@ fn the_code_interpreter_of_a_secure_sandbox_executes_nothing_without_its_token()
     assert_eq!(ask(&server, id, "8000", "/execute", None).status, 502, "other ports are public");
     let plain = server.ask("POST", "/sandboxes", Some(&json!({ "templateID": "base", "timeout": 600 })));
     let plain = plain.expect(201).json();
-    assert_eq!(ask(&server, text(&plain, "sandboxID"), "49999", "/execute", None).status, 502, "not a secure one");
+    assert_eq!(
+        ask(&server, text(&plain, "sandboxID"), "49999", "/execute", None).status,
+        502,
+        "a sandbox that is not secure needs no token"
+    );
     for one in [id, text(&plain, "sandboxID")] {
         let _ = server.ask("DELETE", &format!("/sandboxes/{one}"), None).expect(204);
     }
@@ -100,7 +104,7 @@ fn the_code_interpreter_of_a_secure_sandbox_executes_nothing_without_its_token()
 }
 
 #[test]
-fn revoked_tokens_and_expired_keys_open_nothing() {
+fn revoked_tokens_and_expired_keys_are_refused() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let created = server.create(&json!({ "templateID": "base", "timeout": 600 }));
@@ -117,7 +121,7 @@ fn revoked_tokens_and_expired_keys_open_nothing() {
     let looker = home.cli(["key", "create", "looker", "--read-only", "--of", &owner]).run().succeeds().out();
     let seen = server.ask_as(looker.trim(), "GET", &format!("/sandboxes/{id}"), None).expect(200).json();
     assert_eq!(seen["state"], "running");
-    assert!(seen.get("envdAccessToken").is_none(), "with its token one runs commands: {seen}");
+    assert!(seen.get("envdAccessToken").is_none(), "a key that may only read received the token: {seen}");
     for (method, path) in [("POST", "/tokens"), ("DELETE", ""), ("POST", "/connect")] {
         let _ = server.ask_as(looker.trim(), method, &format!("/sandboxes/{id}{path}"), None).expect(403);
     }

@@ -1,4 +1,5 @@
-//! The server's control plane over HTTP: what sandboxes go through, whose they are, and what is refused.
+//! The control plane over HTTP: the states of a sandbox, the separation of keys, and requests that
+//! are refused.
 
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -18,7 +19,7 @@ fn id(created: &Value) -> String {
 }
 
 #[test]
-fn a_sandbox_is_made_paused_to_disk_resumed_forked_and_killed() {
+fn a_sandbox_is_created_paused_to_disk_resumed_forked_and_killed() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let body = json!({ "templateID": "base", "timeout": 600, "metadata": { "user": "1" }, "envVars": { "A": "b" } });
@@ -36,7 +37,7 @@ fn a_sandbox_is_made_paused_to_disk_resumed_forked_and_killed() {
 
     assert_logs_are_read_both_ways(&server, &id);
 
-    // On disk alone: no process, and not taken for one that has ended.
+    // The sandbox is on disk only: it has no process, and is not reported as ended.
     let vmm = home.row(&id);
     assert_eq!(vmm["state"], "running", "{vmm}");
     let _ = server.ask("POST", &format!("/sandboxes/{id}/pause"), None).expect(204);
@@ -67,7 +68,7 @@ fn a_sandbox_is_made_paused_to_disk_resumed_forked_and_killed() {
     home.assert_nothing_left();
 }
 
-/// Of a sandbox that was made and ran one command.
+/// The sandbox was created and has run one command.
 fn assert_logs_are_read_both_ways(server: &Server, id: &str) {
     let logs = |query: &str| {
         let answer = server.ask("GET", &format!("/v2/sandboxes/{id}/logs?{query}"), None).expect(200).json();
@@ -80,7 +81,7 @@ fn assert_logs_are_read_both_ways(server: &Server, id: &str) {
     assert_eq!(messages(&all), ["created", "exec", "started", "ended"], "{all:#?}");
     assert_eq!(all[1]["level"], "info");
     assert!(all[1]["fields"]["argv"].as_str().is_some_and(|argv| argv.contains("echo kept")), "{all:#?}");
-    // Nothing of the host's, and no hashes.
+    // An entry has nothing of the host and no hashes.
     let fields = |entry: &Value| entry["fields"].as_object().expect("fields").keys().cloned().collect::<Vec<_>>();
     assert_eq!(fields(&all[3]), ["exit_code", "pid", "seq", "signal", "timed_out"]);
     let mut backward = logs("direction=backward");
@@ -98,7 +99,7 @@ fn assert_logs_are_read_both_ways(server: &Server, id: &str) {
 }
 
 #[test]
-fn time_ends_a_sandbox_or_pauses_it_and_a_list_has_pages() {
+fn an_expired_sandbox_is_ended_or_paused_and_listings_have_pages() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let short = id(&server.create(&json!({ "templateID": "base", "timeout": 600 })));
@@ -124,7 +125,7 @@ fn time_ends_a_sandbox_or_pauses_it_and_a_list_has_pages() {
 }
 
 #[test]
-fn nothing_of_one_key_is_anothers() {
+fn keys_cannot_see_or_use_each_others_sandboxes() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let other = home.cli(["key", "create", "other", "--sandboxes", "1"]).run().succeeds().out();
@@ -134,7 +135,7 @@ fn nothing_of_one_key_is_anothers() {
     let snapshot = server.ask("POST", &format!("/sandboxes/{id}/snapshots"), Some(&json!({ "name": "mine" })));
     let snapshot = snapshot.expect(201).json()["snapshotID"].as_str().expect("an ID").to_owned();
 
-    // As if it were not there: the same status and words as for one that never was.
+    // A sandbox of another key gives the same response as one that never existed.
     for (method, path) in [
         ("GET", ""),
         ("DELETE", ""),
@@ -157,8 +158,7 @@ fn nothing_of_one_key_is_anothers() {
         let _ = server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": template }))).expect(404);
     }
 
-    // Its own limits.
-    // ... which many requests at once do not get around.
+    // A key has separate limits, which it cannot exceed by requests at the same time.
     let base = json!({ "templateID": "base" });
     let answers: Vec<Answer> = thread::scope(|scope| {
         let ask = || server.ask_as(other, "POST", "/v2/sandboxes", Some(&base));
@@ -175,7 +175,7 @@ fn nothing_of_one_key_is_anothers() {
     let _ = server.ask_as(looker, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(403);
     let _ = server.ask_as(looker, "GET", "/v2/sandboxes", None).expect(200);
 
-    // The token of one sandbox is not another's, and no token is none.
+    // The token of one sandbox is not valid for another, and the token is required.
     let health = |token: Option<&str>| {
         let mut headers = vec![("e2b-sandbox-id", id.as_str()), ("content-type", "application/json")];
         headers.extend(token.map(|token| ("x-access-token", token)));
@@ -185,13 +185,13 @@ fn nothing_of_one_key_is_anothers() {
     assert_eq!(health(theirs["envdAccessToken"].as_str()), 401);
     assert_eq!(health(None), 401);
 
-    // A rotated key is refused from now on, and no secret is in the log or the files.
+    // A rotated key is refused immediately, and neither the log nor any file contains a secret.
     let keys = home.cli(["key", "ls", "--json"]).run().succeeds().json();
     let first = keys[0]["id"].as_str().expect("an ID").to_owned();
     let rotated = home.cli(["key", "rotate", &first]).run().succeeds().out();
     let _ = server.ask("GET", "/v2/sandboxes", None).expect(401);
     let list = server.ask_as(rotated.trim(), "GET", "/v2/sandboxes", None).expect(200).json();
-    assert_eq!(list[0]["sandboxID"], id.as_str(), "what it made stays its: {list}");
+    assert_eq!(list[0]["sandboxID"], id.as_str(), "the sandboxes of a rotated key stay its own: {list}");
     let token = theirs["envdAccessToken"].as_str().expect("a token");
     for secret in [server.key(), other, looker, rotated.trim(), token] {
         assert!(!server.log().contains(secret), "a secret is in the log");
@@ -245,11 +245,11 @@ fn malformed_requests_are_answered_and_delay_no_others() {
     }
     assert_eq!(request("GET", &format!("{}/v2/sandboxes", server.api), &[], None).status, 401);
 
-    // Addresses of no sandbox.
+    // Addresses that name no sandbox.
     for (headers, status) in [
         (vec![], 400),
         (vec![("e2b-sandbox-id", "../../etc")], 400),
-        // As one that is there and wants a token.
+        // The same response as for an existing sandbox that requires a token.
         (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa")], 401),
         (vec![("e2b-sandbox-id", "aaaaaaaaaaaaaaaa"), ("e2b-sandbox-port", "99999")], 400),
     ] {
@@ -257,7 +257,8 @@ fn malformed_requests_are_answered_and_delay_no_others() {
         assert_eq!(answer.status, status, "{headers:?}: {answer:?}");
     }
 
-    // Not HTTP, too much of it, and a client that begins and waits: each connection's own trouble.
+    // Not HTTP, too much data, and a client that starts a request and waits: only this connection
+    // is affected.
     for (bytes, expected) in [
         (b"\x16\x03\x01\x02\x00 hello\r\n\r\n".to_vec(), "HTTP/1.1 400"),
         (format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(200 << 10)).into_bytes(), "HTTP/1.1 431"),
@@ -269,7 +270,7 @@ fn malformed_requests_are_answered_and_delay_no_others() {
     ] {
         let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("it listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        // It may hang up before it has read all.
+        // The server may close the connection before it has read everything.
         let _ = stream.write_all(&bytes);
         let mut answer = [0; 64];
         let n = stream.read(&mut answer).unwrap_or(0);
@@ -289,11 +290,11 @@ fn malformed_requests_are_answered_and_delay_no_others() {
 }
 
 #[test]
-fn keys_are_held_to_their_rate_and_served_after_retry_after() {
+fn keys_are_limited_to_their_rate_and_served_after_retry_after() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &format!("requests_per_second = 2\n{}", small_config()));
     let refused = (0..200).map(|_| server.ask("GET", "/templates", None)).find(|answer| answer.status == 429);
-    let refused = refused.expect("200 requests at once are more than 2 a second over ten seconds");
+    let refused = refused.expect("200 requests in a row exceed 2 per second over ten seconds");
     let seconds: u64 =
         refused.header("retry-after").and_then(|text| text.parse().ok()).expect("Retry-After in seconds");
     std::thread::sleep(Duration::from_secs(seconds));
@@ -326,7 +327,7 @@ fn a_request_is_traced_to_a_collector() {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         let mut received = Vec::new();
         let mut buffer = [0; 4096];
-        // The name of the service comes before all spans, the route within.
+        // The name of the service comes before all spans, and the route is in a span.
         while !contains(&received, b"/v2/sandboxes") || !contains(&received, &hex(trace)) {
             match stream.read(&mut buffer) {
                 Ok(n @ 1..) => received.extend(&buffer[..n]),

@@ -1,5 +1,5 @@
-//! How the server is reached: by TLS with a certificate of one's own, over HTTP/1.1 and HTTP/2. Asked by clients that are
-//! not ours.
+//! How clients reach the server: over TLS with the user's certificate, over HTTP/1.1 and over
+//! HTTP/2. The clients are those of other projects.
 
 use sandboxvm_tests::{
     cli::{Finished, Invocation},
@@ -14,7 +14,7 @@ fn run<const N: usize>(program: impl AsRef<Path>, arguments: [&str; N], variable
     Invocation::new(command).run()
 }
 
-/// What `/health` of `url` answers curl, and by which version of HTTP.
+/// Requests `/health` with curl. Returns the status and the version of HTTP.
 fn curl(url: &str, certificate: &str, how: &str) -> String {
     let format = "%{http_code} over %{http_version}";
     let url = format!("{url}/health");
@@ -23,11 +23,13 @@ fn curl(url: &str, certificate: &str, how: &str) -> String {
 }
 
 #[test]
-fn tls_and_both_versions_of_http_are_spoken() {
+fn clients_connect_by_tls_and_both_versions_of_http() {
     let Some(home) = Home::with_kvm() else { return };
     let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| home.scratch(name).display().to_string());
     let subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"];
-    // What signs itself is an authority unless it says that it is none, and E2B's client takes no server for one.
+    // A self-signed certificate is that of an authority unless it says otherwise, and E2B's client
+    // accepts no authority as a
+    // server.
     let no_authority = ["-addext", "basicConstraints=critical,CA:FALSE"];
     let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
     let files = ["-keyout", &key, "-out", &certificate];
@@ -40,7 +42,8 @@ fn tls_and_both_versions_of_http_are_spoken() {
         assert!(url.starts_with("https://127.0.0.1:"), "{url}");
         assert_eq!(curl(url, &certificate, "--http2"), "204 over 2");
         assert_eq!(curl(url, &certificate, "--http1.1"), "204 over 1.1");
-        // Nobody who does not know the certificate takes it for ours, and nothing is said in the clear.
+        // A client without the certificate does not trust the server, and a client without TLS
+        // receives nothing.
         let plain = url.replace("https:", "http:");
         let stranger = run("curl", ["-sS", &format!("{url}/health")], &[]);
         assert_eq!(stranger.code(), Some(60), "{}", stranger.transcript());
@@ -67,7 +70,7 @@ fn tls_and_both_versions_of_http_are_spoken() {
     }
     plain.stop();
 
-    // A key of another certificate is refused before anything listens.
+    // A key that does not fit the certificate is refused before the server listens.
     let wrong = home.scratch("wrong.toml").display().to_string();
     std::fs::write(&wrong, small_config()).expect("the test's directory can be written");
     let flags = ["serve", "--config", &wrong, "--tls-cert", &certificate, "--tls-key", &certificate];
@@ -75,14 +78,15 @@ fn tls_and_both_versions_of_http_are_spoken() {
     home.assert_nothing_left();
 }
 
-/// What the host lacks is the host's; that both ways of asking say the same of it is ours.
+/// Whether this host has weaknesses depends on the host. The test checks that the log and strict
+/// mode agree about them.
 #[test]
-fn a_strict_server_does_not_start_where_the_host_weakens_the_wall() {
+fn a_strict_server_does_not_start_on_a_host_with_weak_isolation() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let pvm = Path::new("/sys/module/kvm_pvm").exists();
     let warned = || server.log().contains("this host weakens the isolation between guests").then_some(());
-    // The server probes the host once it has started.
+    // The server probes the host after its start.
     let weak = if pvm { eventually(Duration::from_secs(30), warned) } else { warned() }.is_some();
     let log = server.log();
     server.stop();

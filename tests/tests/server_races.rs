@@ -1,6 +1,6 @@
-//! Two calls on one sandbox at the same time end as if one had come after the other: what each answers, and what is there
-//! afterwards, is what one of the two orders gives. Calls of the server's clients, and what the command line does to the
-//! same sandbox beside it.
+//! Two calls on one sandbox at the same time end as if one had come after the other. Both responses
+//! and the final state must match one of the two orders. The calls are requests of clients, and
+//! commands of the CLI on the same sandbox.
 
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// What is done to the sandbox. Timeouts are in seconds.
+/// A call on the sandbox. Timeouts are in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Call {
     Connect(u64),
@@ -39,11 +39,11 @@ enum State {
     Gone,
 }
 
-/// A sandbox as the sequence of calls so far leaves it.
+/// The expected state of a sandbox after the calls so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Model {
     state: State,
-    /// What it was last given; none where that is not looked at.
+    /// The timeout that was last set, or none if the test does not check it.
     timeout: Option<u64>,
 }
 
@@ -51,7 +51,9 @@ const MADE_WITH: u64 = 900;
 const FAILED: u16 = 1;
 
 impl Call {
-    /// What it answers when it comes alone (a status of HTTP, or 0 and 1 of the command line), and what it leaves.
+    /// Returns the response to this call if no other is under way (an HTTP status, or exit code 0
+    /// or 1 of the CLI), and the
+    /// state after it.
     fn alone(self, before: Model) -> (u16, Model) {
         use State::{Gone, Paused, Running};
         let to = |state| Model { state, ..before };
@@ -76,12 +78,13 @@ impl Call {
     }
 }
 
-/// Whether `answer` may be what `call` answers where it would answer `expected` alone, with `other` at the same time.
+/// Returns whether `answer` is allowed for `call`, with `other` at the same time, if it would be
+/// `expected` alone.
 fn agrees(call: Call, other: Call, answer: u16, expected: u16) -> bool {
     match (call, other) {
-        // Two who remove are both content.
+        // Concurrent removals both succeed.
         (Remove, Kill | Remove) | (Kill, Remove) => true,
-        // Cut off by the end of its machine.
+        // The end of the machine may interrupt the command.
         (Command, Kill | Remove | Reset) => true,
         _ => answer == expected,
     }
@@ -92,7 +95,7 @@ struct Race<'a> {
     server: &'a Server,
     /// How long each call takes alone.
     took: HashMap<Call, Duration>,
-    /// One to go on with, its token, and its state.
+    /// A sandbox for the next case, its token, and its state.
     ready: Option<(String, String, State)>,
 }
 
@@ -105,7 +108,7 @@ impl<'a> Race<'a> {
         self.server.ask("POST", &format!("/sandboxes/{id}{path}"), Some(body)).status
     }
 
-    /// Makes the call and returns what it answered. What it made besides is taken away.
+    /// Makes the call and returns the response. Removes any copy or snapshot that the call created.
     fn call(&self, call: Call, id: &str, token: &str) -> u16 {
         let cli = |arguments: &[&str]| u16::from(self.home.cli(arguments).run().code() != Some(0));
         match call {
@@ -141,7 +144,7 @@ impl<'a> Race<'a> {
         }
     }
 
-    /// A sandbox in this state.
+    /// Returns a sandbox in this state.
     fn sandbox(&mut self, state: State) -> (String, String) {
         let (id, token, now) = self.ready.take().unwrap_or_else(|| {
             let body = json!({ "templateID": "base", "timeout": MADE_WITH, "autoPause": true,
@@ -160,7 +163,7 @@ impl<'a> Race<'a> {
         (id, token)
     }
 
-    /// Makes both calls, the second after a part of the time that the first takes.
+    /// Makes both calls, the second when a part of the first one's usual time has passed.
     fn run(&mut self, from: State, first: Call, second: Call, part: f64) {
         let (id, token) = self.sandbox(from);
         let kind = if let Connect(_) = first { Connect(0) } else { first };
@@ -203,7 +206,8 @@ impl<'a> Race<'a> {
         self.ready = (end.state != State::Gone).then_some((id, token, end.state));
     }
 
-    /// Of a sandbox: its record, the snapshot it rests in, and what the command line shows.
+    /// Returns the traces of a sandbox: its record, the snapshot of its pause, and its state in the
+    /// CLI's listing.
     fn traces(&self, id: &str) -> (bool, bool, Option<String>) {
         let home = self.home.path();
         let rows = self.home.cli(["ls", "--json"]).run().succeeds().json();
@@ -213,7 +217,7 @@ impl<'a> Race<'a> {
         (record, home.join(format!("snapshots/paused-{id}")).exists(), state)
     }
 
-    /// Whether everything that can be seen of the sandbox is as `end` says.
+    /// Returns whether everything that can be observed of the sandbox matches `end`.
     fn is(&self, id: &str, end: Model) -> bool {
         let traces = self.traces(id);
         let info = self.server.ask("GET", &format!("/sandboxes/{id}"), None);
@@ -228,7 +232,7 @@ impl<'a> Race<'a> {
         let end_at = info.json()["endAt"].as_str().and_then(|text| humantime::parse_rfc3339_weak(text).ok());
         let end_at = end_at.expect("a time");
         let left = end_at.duration_since(SystemTime::now()).unwrap_or_default();
-        // Given some time ago, never more than it says.
+        // The timeout was set some time ago, and never exceeds its value.
         end.timeout.is_none_or(|timeout| (timeout.saturating_sub(300)..=timeout).contains(&left.as_secs()))
     }
 }

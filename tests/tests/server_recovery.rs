@@ -1,4 +1,5 @@
-//! A server that is killed or restarted loses no sandbox, keeps its promises of time, and leaves nothing half-made.
+//! A server that is killed or restarted loses no sandbox, keeps their expiry, and leaves no partial
+//! state.
 
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -22,7 +23,7 @@ fn a_server_killed_under_load_finds_its_sandboxes_again_and_ends_them_on_time() 
     let _ = home.cli(["exec", &paused, "--", "sh", "-c", "echo kept > /root/f"]).run().succeeds();
     let _ = server.ask("POST", &format!("/sandboxes/{paused}/pause"), None).expect(204);
     let _ = server.ask("POST", &format!("/sandboxes/{short}/timeout"), Some(&json!({ "timeout": 2 }))).expect(204);
-    // While others are being made and copied.
+    // The server is killed while clients create and fork other sandboxes.
     let answered: Vec<String> = thread::scope(|scope| {
         let made: Vec<_> = (0..4)
             .map(|_| {
@@ -50,17 +51,18 @@ fn a_server_killed_under_load_finds_its_sandboxes_again_and_ends_them_on_time() 
     assert_eq!((&info["state"], &info["metadata"]["a"]), (&json!("running"), &json!("1")), "{info}");
     assert_eq!(info["envdAccessToken"], long["envdAccessToken"], "tokens outlive the server");
     assert_eq!(home.cli(["exec", &id(&long), "--", "echo", "on"]).run().succeeds().out(), "on\n");
-    // Its time ran out while nobody was there to see it.
+    // This sandbox expired while no server was running.
     let gone = || (ask("GET", &format!("/sandboxes/{short}"), None).status == 404).then_some(());
     assert!(eventually(Duration::from_secs(20), gone).is_some());
     let _ = ask("POST", &format!("/v2/sandboxes/{paused}/connect"), Some(&json!({ "timeout": 3000 }))).expect(201);
     assert_eq!(home.cli(["exec", &paused, "--", "cat", "/root/f"]).run().succeeds().out(), "kept\n");
 
-    // Every sandbox that a client heard of is there, and every one that is there can be found by its owner.
+    // The server still has every sandbox that a client knows of, and the owner can find every
+    // sandbox that exists.
     let listed = ask("GET", "/v2/sandboxes", None).expect(200).json();
     let mut known: Vec<String> = listed.as_array().expect("a list").iter().map(id).collect();
     for answered in &answered {
-        assert!(known.contains(answered), "{answered} was answered and is lost: {known:?}");
+        assert!(known.contains(answered), "{answered} was returned to a client and is lost: {known:?}");
     }
     let mut there = home.listed();
     known.sort();
@@ -74,27 +76,28 @@ fn a_server_killed_under_load_finds_its_sandboxes_again_and_ends_them_on_time() 
 }
 
 #[test]
-fn a_home_has_one_server_and_its_end_leaves_the_sandboxes() {
+fn a_home_has_one_server_and_sandboxes_outlive_it() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &format!("{}pool = 1\n", small_config()));
     let second = home.cli(["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"]).run();
     let _ = second.fails_with(&["another server uses it"]);
     let made = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
     server.stop();
-    // What waited in the pool was nobody's.
+    // Machines that waited in the pool belonged to no client.
     assert_eq!(home.listed(), [made.as_str()]);
     assert_eq!(home.cli(["exec", &made, "--", "echo", "on"]).run().succeeds().out(), "on\n");
     home.cli(["rm", "-f", &made]).run().succeeds();
-    // The next one is told by the records, and by what runs.
+    // The next server learns from the records, and from the processes that run.
     let server = Server::start(&home, &small_config());
     assert!(server.log().contains("lost: 1"), "{}", server.log());
     server.stop();
     home.assert_nothing_left();
 }
 
-/// What a loss of power leaves when the record was not on the disk yet: the snapshot whole, and the record as before.
+/// The state after a loss of power before the record was stored: the snapshot is complete, and the
+/// record is the old one.
 #[test]
-fn a_paused_sandbox_whose_record_says_otherwise_is_not_lost() {
+fn a_paused_sandbox_with_an_outdated_record_is_not_lost() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let key = server.key().to_owned();

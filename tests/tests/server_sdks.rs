@@ -1,5 +1,6 @@
-//! E2B's own clients, unchanged and at pinned versions, against a real server with real microVMs. What is asserted is in
-//! `tests/sdk`, a program an area; here each becomes a test, and `no_program_is_forgotten` sees to it that each does.
+//! E2B's own clients, unmodified and at pinned versions, use a real server with real microVMs. The
+//! assertions are in `tests/sdk`, with one program for each area. Each program is one test here,
+//! and `every_program_is_a_test` checks that.
 
 use sandboxvm_tests::{
     cli::Invocation,
@@ -15,7 +16,7 @@ use std::{
 
 macro_rules! programs {
     ($($test:ident: $path:literal $(, soak = $soak:literal)?;)*) => {
-        /// All of them, below `tests/sdk`.
+        /// All programs, below `tests/sdk`.
         const PROGRAMS: &[&str] = &[GIT, CELLS, $($path),*];
         $(
             #[test]
@@ -28,42 +29,42 @@ macro_rules! programs {
 }
 
 programs! {
-    sandboxes_as_the_python_client_has_them: "python/sandboxes.py";
-    everything_as_the_asynchronous_python_client_has_it: "python/everything_async.py", soak = "soak: what the synchronous client does, once more";
-    sandboxes_as_the_javascript_client_has_them: "js/sandboxes.cjs";
-    pauses_without_memory_as_the_python_client_has_them: "python/pause_without_memory.py";
-    pauses_without_memory_as_the_javascript_client_has_them: "js/pause_without_memory.cjs", soak = "soak: the Python client does the same";
-    commands_and_files_as_the_javascript_client_has_them: "js/commands_and_files.mjs";
-    commands_as_the_python_client_has_them: "python/commands.py";
-    files_as_the_python_client_has_them: "python/files.py";
-    sandboxes_that_end_meanwhile_as_the_python_client_has_them: "python/ended.py";
-    watched_directories_as_the_python_client_has_them: "python/watch.py";
-    terminals_as_the_python_client_has_them: "python/pty.py";
-    ports_reached_from_outside: "python/ports.py";
-    hostile_requests_to_a_sandbox: "python/hostile.py";
-    power_off_as_the_python_client_has_it: "python/power_off.py";
-    power_off_as_the_javascript_client_has_it: "js/power_off.mjs", soak = "soak: the Python client does the same";
-    example_of_the_python_client: "../../examples/python_sdk.py";
-    example_of_the_javascript_client: "../../examples/javascript_sdk.cjs";
-    example_of_a_langchain_tool: "../../examples/langchain_tool.py";
-    example_of_a_rollout: "../../examples/rollout.py";
+    sandboxes_work_for_the_python_client: "python/sandboxes.py";
+    everything_works_for_the_asynchronous_python_client: "python/everything_async.py", soak = "soak: what the synchronous client does, once more";
+    sandboxes_work_for_the_javascript_client: "js/sandboxes.cjs";
+    pauses_without_memory_work_for_the_python_client: "python/pause_without_memory.py";
+    pauses_without_memory_work_for_the_javascript_client: "js/pause_without_memory.cjs", soak = "soak: the Python client does the same";
+    commands_and_files_work_for_the_javascript_client: "js/commands_and_files.mjs";
+    commands_work_for_the_python_client: "python/commands.py";
+    files_work_for_the_python_client: "python/files.py";
+    ends_of_sandboxes_are_reported_to_the_python_client: "python/ended.py";
+    watched_directories_work_for_the_python_client: "python/watch.py";
+    terminals_work_for_the_python_client: "python/pty.py";
+    ports_of_sandboxes_can_be_reached: "python/ports.py";
+    hostile_requests_do_not_harm_a_sandbox: "python/hostile.py";
+    power_off_works_for_the_python_client: "python/power_off.py";
+    power_off_works_for_the_javascript_client: "js/power_off.mjs", soak = "soak: the Python client does the same";
+    example_of_the_python_client_works: "../../examples/python_sdk.py";
+    example_of_the_javascript_client_works: "../../examples/javascript_sdk.cjs";
+    example_of_a_langchain_tool_works: "../../examples/langchain_tool.py";
+    example_of_a_rollout_works: "../../examples/rollout.py";
 }
 
 const GIT: &str = "python/git.py";
 const CELLS: &str = "code_interpreter/cells.py";
-/// What the Python programs import; no program itself.
+/// A module that the Python programs import. It is not a program.
 const EXPECT: &str = "python/expect.py";
 
 #[test]
 #[ignore = "soak: three minutes of a guest's processor for what git itself does"]
-fn git_as_the_python_client_has_it() {
+fn git_works_for_the_python_client() {
     run(GIT);
 }
 
-/// The template is made by the command that makes it for everybody, its image too where there is none in the cache.
+/// The command that users run creates the template, and its image too if the cache has none.
 #[test]
 #[ignore = "soak: a Python kernel warms up for minutes"]
-fn the_code_interpreter_as_its_client_has_it() {
+fn the_code_interpreter_works_for_its_client() {
     let Some(home) = Home::with_kvm() else { return };
     let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/code-interpreter"));
     let artefacts = home.artefacts();
@@ -87,7 +88,7 @@ fn run(path: &str) {
     home.assert_nothing_left();
 }
 
-/// Runs a program against a server of this configuration.
+/// Runs a program against a server with this configuration.
 fn run_in(home: &Home, config: &str, path: &str, within: Duration) {
     let sdks = env::var_os("SANDBOXVM_TEST_SDKS").expect("scripts/test sets SANDBOXVM_TEST_SDKS: scripts/lib/sdks.sh");
     let interpreter = match Path::new(path).extension().and_then(|extension| extension.to_str()) {
@@ -100,7 +101,7 @@ fn run_in(home: &Home, config: &str, path: &str, within: Duration) {
 }
 
 #[test]
-fn no_program_is_forgotten() {
+fn every_program_is_a_test() {
     let mut there = Vec::new();
     for directory in ["python", "js", "code_interpreter", "../../examples"] {
         for entry in fs::read_dir(sdk_programs().join(directory)).expect("the programs are there").flatten() {

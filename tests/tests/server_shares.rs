@@ -1,4 +1,4 @@
-//! What one key takes of the machine: its share, while other keys keep theirs.
+//! The share of the host that one key may use, while other keys keep theirs.
 
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -17,7 +17,7 @@ fn id(created: &Value) -> String {
 }
 
 #[test]
-fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
+fn a_key_whose_guests_never_respond_does_not_keep_other_keys_from_starting() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &small_config());
     let other = home.cli(["key", "create", "other"]).run().succeeds().out();
@@ -40,7 +40,7 @@ fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
     thread::scope(|scope| {
         let creating: Vec<_> = (0..4).map(|_| scope.spawn(create)).collect();
         let resuming = scope.spawn(resume);
-        // All of them wait for their guests, or for a permit that one of those holds.
+        // All requests wait for their guests, or for a permit that such a request holds.
         let made = || (home.listed().len() >= 4).then_some(());
         assert!(eventually(Duration::from_secs(60), made).is_some(), "{:?}", home.listed());
         let theirs = server.ask_as(other, "POST", "/v2/sandboxes", Some(&json!({ "templateID": "base" }))).expect(201);
@@ -54,7 +54,7 @@ fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
         let _ = server.ask_as(other, "DELETE", &format!("/sandboxes/{}", id(&theirs.json())), None).expect(204);
     });
 
-    // What did not come up is gone, and what did not come back still rests on disk.
+    // A sandbox that did not start is removed, and one that did not resume is still on disk.
     let info = server.ask("GET", &format!("/sandboxes/{paused}"), None).expect(200).json();
     assert_eq!(info["state"], "paused");
     assert_eq!(home.row(&paused)["state"], "exited");
@@ -72,14 +72,14 @@ fn a_key_whose_guests_never_answer_does_not_keep_other_keys_from_starting() {
 }
 
 #[test]
-fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
+fn a_key_has_a_share_of_the_disk_and_a_snapshot_respects_the_floor_of_the_host() {
     let Some(home) = Home::with_kvm() else { return };
     let config = format!("snapshots_per_key = 2\nrequests_per_second = 1000\n{}", small_config());
     let server = Server::start(&home, &config);
     let new = json!({ "templateID": "base", "timeout": 3000 });
     let sandbox = id(&server.create(&new));
     let snapshot = |key: &str, id: &str| server.ask_as(key, "POST", &format!("/sandboxes/{id}/snapshots"), None);
-    // Also those that are asked for at the same time.
+    // The limit also holds for requests at the same time.
     let answers: Vec<Answer> = thread::scope(|scope| {
         let asking: Vec<_> = (0..3).map(|_| scope.spawn(|| snapshot(server.key(), &sandbox))).collect();
         asking.into_iter().map(|thread| thread.join().expect("an answer")).collect()
@@ -88,7 +88,7 @@ fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
     assert_eq!((made.len(), refused.len()), (2, 1), "{answers:?}");
     assert!(refused[0].status == 429 && refused[0].body.contains("limit of 2 snapshots"), "{refused:?}");
     assert!(refused[0].header("retry-after").is_some());
-    // The next server counts what this one made.
+    // The next server counts the snapshots of this one.
     let key = server.key().to_owned();
     server.stop();
     let server = Server::start(&home, &config);
@@ -97,7 +97,7 @@ fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
     let listed = server.ask_as(&key, "GET", "/snapshots", None).expect(200).json();
     assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
 
-    // Bytes: of a key that may have 64 MiB, which the memory of its sandbox does not fit in.
+    // This key may store 64 MiB, which is less than the memory of its sandbox.
     let small = home.cli(["key", "create", "small", "--storage", "64", "--audit", "0"]).run().succeeds().out();
     let none = server.ask_as(small.trim(), "POST", "/v2/sandboxes", Some(&new)).expect(429);
     assert!(none.body.contains("audit logs"), "{none:?}");
@@ -109,11 +109,11 @@ fn a_key_has_a_share_of_the_disk_and_a_snapshot_leaves_the_host_its_floor() {
         assert!(answer.body.contains("the limit is 64 MiB"), "{path}: {answer:?}");
     }
     assert_eq!(home.row(&theirs)["state"], "running");
-    // Time ends it all the same.
+    // The sandbox can be removed anyway.
     let _ = server.ask_as(small, "DELETE", &format!("/sandboxes/{theirs}"), None).expect(204);
     server.stop();
 
-    // The floor of the host, which holds for every snapshot and pause as for every create.
+    // The floor of the host holds for snapshots and pauses as it does for new sandboxes.
     let mut floor = home.cli(["snapshot", "create", &sandbox, "above"]).env("SANDBOXVM_MIN_FREE_DISK", "900T");
     let _ = floor.run().fails_with(&["SANDBOXVM_MIN_FREE_DISK"]);
     floor = home.cli(["ls", "--json"]);

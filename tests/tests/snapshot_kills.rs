@@ -1,6 +1,6 @@
-//! kill -9 of the CLI or of the VMM at moments inside snapshot, fork and restore. A snapshot is whole or absent, whoever
-//! lives on is as before, and what is left can be taken away. Only what a guest shows, the exit code and the files of the
-//! home are looked at.
+//! `kill -9` of the CLI or of the VMM at many moments of a snapshot, fork or restore. A snapshot is
+//! then complete or absent, the surviving processes are unaffected, and all that is left can be
+//! removed. The tests look only at the guest, the exit code and the files of the home.
 
 use Killed::{Cli, Vmm};
 use Moment::{After, Memory, Seen, Staged, State};
@@ -18,37 +18,37 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What is interrupted.
+/// The operation that is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     /// `snapshot create` of the victim.
     Snapshot,
     /// `fork` of the victim.
     Fork,
-    /// `create --from` the snapshot that the victim began from.
+    /// `create --from` the snapshot from which the victim was restored.
     Restore,
 }
 
-/// Who is killed.
+/// The process that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Killed {
     Cli,
-    /// The victim's; of a restore the new sandbox's.
+    /// The VMM of the victim, or of the new sandbox if the operation is a restore.
     Vmm,
 }
 
-/// When.
+/// The moment of the kill.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Moment {
-    /// A directory is in `staging`; of a restore: its VMM is started.
+    /// A directory is in `staging`. In a restore: its VMM has started.
     Staged,
-    /// The snapshot's state file is there: the VMM is about to be asked.
+    /// The state file of the snapshot exists: the VMM is about to receive the request.
     State,
-    /// The snapshot's memory file is not empty: the VMM is at work.
+    /// The memory file of the snapshot is not empty: the VMM is writing it.
     Memory,
-    /// A new sandbox can be seen.
+    /// A new sandbox is listed.
     Seen,
-    /// This part of the time an undisturbed one takes.
+    /// This part of the usual duration has passed.
     After(f64),
 }
 
@@ -60,11 +60,11 @@ struct Kill {
     moment: Moment,
 }
 
-/// How often a moment that passes in less than a millisecond may be missed before that is an error.
+/// How often a moment that lasts less than a millisecond may be missed before the test fails.
 const TRIES: usize = 8;
-/// The snapshot that the victim begins from.
+/// The snapshot from which the victim is restored.
 const BASE: &str = "base";
-/// Prints what the guest's disk and memory hold, and its name.
+/// Prints the content of a file on the guest's disk and of one in its memory, and its hostname.
 const SHOW: &str = "for f in /root/round /dev/shm/round /proc/sys/kernel/hostname; do read -r x < $f; echo $x; done";
 
 fn names(directory: &Path) -> BTreeSet<String> {
@@ -72,17 +72,17 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.file_name().into_string().expect("our names are ASCII")).collect()
 }
 
-/// Files of a sandbox's directory that a snapshot, fork or reset adds to.
+/// Returns the number of files that snapshots, forks and resets add to a sandbox's directory.
 fn layers(sandbox: &Sandbox<'_>) -> usize {
     let numbered = |name: &String| ["state.", "memory.", "disk."].iter().any(|kind| name.starts_with(kind));
     names(&sandbox.directory()).iter().filter(|name| numbered(name)).count()
 }
 
-/// A sandbox that has one thing after another done to it.
+/// A sandbox on which operations are interrupted, one after the other.
 struct Scene<'h> {
     home: &'h Home,
     victim: Sandbox<'h>,
-    /// What its files hold.
+    /// The content of its two files.
     content: String,
 }
 
@@ -104,7 +104,7 @@ impl<'h> Scene<'h> {
         }
     }
 
-    /// Writes something that no snapshot has yet.
+    /// Writes content that no snapshot has yet.
     fn write(&mut self, content: &str) {
         let script = format!("echo {content} > /root/round; echo {content} > /dev/shm/round");
         let _ = self.victim.sh(&script).succeeds();
@@ -121,7 +121,7 @@ impl<'h> Scene<'h> {
         others.map(|id| Sandbox::called(self.home, &id)).collect()
     }
 
-    /// How long it takes when nobody interferes.
+    /// Returns how long the operation takes if it is not interrupted.
     fn measure(&self, operation: Operation) -> Duration {
         let begin = Instant::now();
         let _ = self.start(operation, "measured").finish().succeeds();
@@ -133,7 +133,7 @@ impl<'h> Scene<'h> {
         took
     }
 
-    /// True once the moment has come.
+    /// Returns whether the moment has come.
     fn has_come(&self, kill: &Kill, cli: u32, begin: Instant, usual: Duration) -> bool {
         let staging = self.home.path().join("staging");
         let staged = || names(&staging).into_iter().map(|name| staging.join(name));
@@ -147,7 +147,9 @@ impl<'h> Scene<'h> {
         }
     }
 
-    /// Does it and kills; `None` when it was over before the moment was seen. Else the CLI's exit code, if it has one.
+    /// Starts the operation and kills the process. Returns `None` if the operation ended before the
+    /// moment was seen. Otherwise
+    /// returns the CLI's exit code, if it has one.
     fn interrupt(&self, kill: &Kill, name: &str, usual: Duration) -> Option<Option<i32>> {
         let vmm = self.victim.vmm_pid();
         let mut run = self.start(kill.operation, name);
@@ -165,7 +167,7 @@ impl<'h> Scene<'h> {
         match kill.killed {
             Cli if run.has_ended() => {}
             Cli => run.signal(Signal::KILL),
-            // There is none yet, or none any more, at a moment that is only a time.
+            // If the moment is only a time, there may be no VMM yet, or it may have ended.
             Vmm if kill.operation == Restore => processes::children(run.pid()).into_iter().for_each(processes::kill),
             Vmm => processes::kill(vmm),
         }
@@ -190,11 +192,15 @@ impl<'h> Scene<'h> {
             self.others().iter().for_each(Sandbox::remove);
         };
         println!("{operation:?}, {killed:?} killed at {moment:?} (try {tries}): exit code {code:?}");
-        // What the command says of itself is so.
+        // The exit code is true.
         assert!([None, Some(0), Some(125)].contains(&code), "{code:?}");
 
         let listed = self.home.snapshot_names();
-        assert_eq!(names(&self.home.path().join("snapshots")), listed.iter().cloned().collect(), "half a snapshot");
+        assert_eq!(
+            names(&self.home.path().join("snapshots")),
+            listed.iter().cloned().collect(),
+            "an incomplete snapshot is visible"
+        );
         assert!(listed.contains(&BASE.to_owned()));
         if operation == Snapshot
             && let Some(code) = code
@@ -205,7 +211,7 @@ impl<'h> Scene<'h> {
         if killed == Vmm && operation != Restore {
             let state = || self.home.row(&self.victim.id)["state"].clone();
             let is_dead = eventually(Duration::from_secs(10), || (state() == "dead").then_some(()));
-            assert!(is_dead.is_some(), "its VMM was killed, and it is {}", state());
+            assert!(is_dead.is_some(), "the VMM was killed, and the sandbox is {}", state());
             let _ = self.home.cli(["reset", "victim"]).run().succeeds();
             BASE.clone_into(&mut self.content);
         }
@@ -215,7 +221,8 @@ impl<'h> Scene<'h> {
             wanted.push((name.to_owned(), name.to_owned()));
         }
         if operation == Snapshot && killed == Cli {
-            // The VMM may still be writing what nobody waits for any more; after that the next one is as good as any.
+            // The VMM may still be writing the interrupted snapshot. After that, the next one
+            // succeeds.
             let next = format!("{name}-next");
             let made = eventually(Duration::from_secs(30), || {
                 (self.home.cli(["snapshot", "create", "victim", &next]).run().code() == Some(0)).then_some(())
@@ -233,7 +240,8 @@ impl<'h> Scene<'h> {
         self.assert_only_the_victim_is_left();
     }
 
-    /// Whatever sandbox came of it is whole, or does not run; then it is removed, if `prune` is not to do that.
+    /// Asserts that every other sandbox is complete or does not run. Removes them unless `prune`
+    /// should do that.
     fn assert_others_are_whole(&self, operation: Operation) {
         for other in self.others() {
             let is = || self.home.row(&other.id)["state"].clone();
@@ -243,7 +251,7 @@ impl<'h> Scene<'h> {
             }
             let content = if operation == Fork { self.content.as_str() } else { BASE };
             let run = other.sh(SHOW);
-            // A copy that was not announced ends with the command that made it, a moment after that was killed.
+            // A copy whose command was killed before it printed the ID ends a moment later.
             if run.code() == Some(0) || is() == "running" {
                 assert_eq!(run.succeeds().out(), format!("{content}\n{content}\n{0}\n", other.id), "{}", other.id);
                 other.remove();
@@ -252,7 +260,7 @@ impl<'h> Scene<'h> {
     }
 
     fn assert_only_the_victim_is_left(&self) {
-        // Its sockets are known by where they were made.
+        // The sockets of the victim are recognised by their paths.
         let its = format!("/{}", self.victim.id);
         let left = || -> Vec<String> {
             let process = format!("process {} ", self.victim.vmm_pid());
@@ -281,7 +289,7 @@ fn kill_at(rounds: &[(Operation, Killed, Moment)]) {
         let took = usual.iter().find(|(o, _)| *o == operation).map_or(Duration::ZERO, |(_, took)| *took);
         scene.round(&Kill { operation, killed, moment }, &format!("s{number}"), took);
     }
-    // Nothing of all that is kept by the one who went through it.
+    // After all these operations the sandbox has kept no file of them.
     let _ = home.cli(["reset", "victim"]).run().succeeds();
     assert_eq!(layers(&scene.victim), before, "{:?}", names(&scene.victim.directory()));
     scene.victim.remove();
@@ -291,7 +299,7 @@ fn kill_at(rounds: &[(Operation, Killed, Moment)]) {
 }
 
 #[test]
-fn whatever_is_killed_a_snapshot_is_whole_or_absent_and_nothing_is_left() {
+fn kills_leave_snapshots_complete_or_absent_and_nothing_else() {
     kill_at(&[
         (Snapshot, Cli, Staged),
         (Snapshot, Vmm, State),
@@ -308,7 +316,7 @@ fn whatever_is_killed_a_snapshot_is_whole_or_absent_and_nothing_is_left() {
 
 #[test]
 #[ignore = "soak: a hundred moments"]
-fn a_hundred_kills_leave_snapshots_whole_or_absent() {
+fn a_hundred_kills_leave_snapshots_complete_or_absent() {
     let mut rounds = Vec::new();
     for operation in [Snapshot, Fork, Restore] {
         for killed in [Cli, Vmm] {

@@ -1,4 +1,5 @@
-//! Snapshots, forks and resets, as their users see them: what was so is so again, and what was not shared is not seen.
+//! Snapshots, forks and resets, as their users see them: files and memory are restored, and copies
+//! share nothing.
 
 use sandboxvm_tests::{
     cli::Finished,
@@ -13,16 +14,17 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// Counts, and writes each number to a file in memory twice a second; started once, it never looks at the file. All of
-/// it in the shell and on no disk: five guests of this kind are to leave one processor of a busy host idle.
+/// Counts, and writes each number to a file in memory twice a second. It reads the file only when
+/// it starts. It uses only the shell and no disk, because five such guests must leave one processor
+/// of a busy host idle.
 const COUNTER: &str = "mkfifo /root/never; exec 3<>/root/never
 n=0
 while :; do n=$((n+1)); echo $n > /dev/shm/n; read -t 0.5 -u 3; done";
 
-/// Reads the counter's number into $n; it may be met half written.
+/// Reads the counter's number into $n. The file may be incomplete when it is read, so this repeats.
 const READ_NUMBER: &str = "until read n < /dev/shm/n && [ -n \"$n\" ]; do :; done";
 
-/// Starts the counter, which outlives its exec, and waits until it counts; says where it is.
+/// Starts the counter, which outlives its exec, and waits until it counts. Returns its number.
 fn start_counter(sandbox: &Sandbox<'_>) -> u64 {
     let script = format!("setsid bash -c \"$0\" >/dev/null 2>&1 </dev/null & {READ_NUMBER} 2>/dev/null; echo $n");
     number(&sandbox.exec(["--", "sh", "-c", &script, COUNTER]).run().succeeds())
@@ -32,10 +34,10 @@ fn number(run: &Finished) -> u64 {
     run.out().lines().next().and_then(|line| line.parse().ok()).unwrap_or_else(|| panic!("{}", run.transcript()))
 }
 
-/// A process counts on in its sandbox and in three copies of it, each from where it was, and none sees what another
-/// writes.
+/// A process keeps counting in its sandbox and in three copies, each from the number it had, and no
+/// copy sees the files of another.
 #[test]
-fn forks_go_on_from_one_number_and_share_nothing_after() {
+fn forks_continue_from_one_state_and_share_nothing_afterwards() {
     let Some(home) = Home::with_kvm() else { return };
     let parent = home.create(&["-m", SMALL, "--name", "parent"]);
     let before = start_counter(&parent);
@@ -49,33 +51,35 @@ fn forks_go_on_from_one_number_and_share_nothing_after() {
         assert_eq!(home.row(&sandbox.id)["state"], "running");
         let script = "; echo $n; read h < /proc/sys/kernel/hostname; echo $h; echo $0 > /root/own";
         let run = sandbox.exec(["--", "sh", "-c", &format!("{READ_NUMBER}{script}"), &sandbox.id]).run().succeeds();
-        assert!(number(&run) >= before, "it counts from anew: {}", run.transcript());
+        assert!(number(&run) >= before, "the counter started again: {}", run.transcript());
         let name = if sandbox.id == parent.id { "parent" } else { &sandbox.id };
         assert!(run.out().ends_with(&format!("\n{name}\n")), "{}", run.transcript());
     }
     for sandbox in &all {
-        // Ends when the number has grown; a counter that stands still meets the deadline.
+        // Ends when the number has grown. A counter that stands still reaches the deadline.
         let grows = format!("{READ_NUMBER}; was=$n; while [ $n -le $was ]; do {READ_NUMBER}; done; cat /root/own");
         let run = sandbox.exec(["--timeout", "60s", "--", "sh", "-c", &grows]).run().succeeds();
-        assert_eq!(run.out(), format!("{}\n", sandbox.id), "it has what another wrote");
+        assert_eq!(run.out(), format!("{}\n", sandbox.id), "the sandbox has a file of another one");
     }
-    // A copy of a copy is one like any other; the beginning of a copy is nowhere.
+    // A copy of a copy is a sandbox like any other.
     let again = home.cli(["fork", &ids[0]]).deadline(Duration::from_secs(240)).run().succeeds();
     let grandchild = Sandbox::called(&home, again.out().trim());
     assert_eq!(grandchild.sh("cat /root/own").succeeds().out(), format!("{}\n", ids[0]));
     let _ = home.cli(["reset", &ids[0]]).run().fails_with(&["fork", "snapshot"]);
-    // Whoever goes first takes nothing away from the rest.
+    // A sandbox can be removed in any order without harm to the others.
     parent.remove();
     assert_eq!(all[1].sh("cat /root/own").succeeds().out(), format!("{}\n", ids[1]));
     let _ = home.cli(["rm", "-f", &ids[0], &ids[1], &ids[2], &grandchild.id]).run().succeeds();
     home.assert_nothing_left();
 }
 
-/// Snapshot after snapshot with writes between; each one, in any order, has its own files and memory and nothing later.
+/// Takes a chain of snapshots with writes in between. Each, restored in any order, has its own
+/// files and memory, and no
+/// later ones.
 fn chain(depth: usize) {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "chain"]);
-    // To disk, and to memory alone (/dev/shm), each with content of its own.
+    // Writes to the disk and to memory only (/dev/shm), with different content.
     let write =
         |n: usize| format!("for d in /root /dev/shm; do seq -f $d-{n}-%g 5000 > $d/f{n}; done; echo {n} > /root/last");
     let sums = "cat /root/last; sha256sum /root/f* /dev/shm/f*";
@@ -87,7 +91,7 @@ fn chain(depth: usize) {
         home.snapshot("chain", &format!("s{n}"));
     }
     sandbox.remove();
-    // Without those before it a snapshot is still whole.
+    // A snapshot is complete without those before it.
     let _ = home.cli(["snapshot", "rm", "s0"]).run().succeeds();
     for n in (1..depth).rev() {
         let restored = home.create(&["--from", &format!("s{n}")]);
@@ -101,32 +105,33 @@ fn chain(depth: usize) {
 }
 
 #[test]
-fn a_chain_of_snapshots_restores_each_to_its_own() {
+fn each_snapshot_of_a_chain_restores_its_own_state() {
     chain(4);
 }
 
 #[test]
 #[ignore = "soak: thirty deep"]
-fn a_long_chain_of_snapshots_restores_each_to_its_own() {
+fn each_snapshot_of_a_long_chain_restores_its_own_state() {
     chain(30);
 }
 
-/// Runs in the machine that is cloned and gives out random values, as programs get them, whenever it is asked through its
-/// pipe: it goes on in every clone, with everything it ever had in memory.
+/// Runs in the machine that is cloned, and returns random values of Python whenever it is asked
+/// through its pipe. It continues in every clone, with everything that was in its memory.
 const PYTHON: &str = "import os, secrets, uuid
 print(file=open('/root/ready', 'w'))
 while 1:
   open('/root/ask').read()
   with open('/root/said', 'w') as said:
     print(secrets.token_hex(16), uuid.uuid4(), os.urandom(16).hex(), sep='\\n', file=said)";
-/// Starts it, and ends when it has what it needs. (A Python started in each clone costs a guest whose kernel is
-/// interpreted half a minute.)
+/// Starts the program, and ends when it is ready. (To start Python in each clone would take half a
+/// minute if the guest's kernel is interpreted.)
 const START_PYTHON: &str = r#"mkfifo /root/ready /root/ask /root/said
     setsid python3 -c "$0" >/dev/null 2>&1 </dev/null &
     read -r < /root/ready"#;
-/// Answers questions for the time until its stdin ends, then says what should be a machine's own: how long it is up, a
-/// UUID of the kernel's, its name, its machine-id, random bytes (of which the shell drops zeros), and what Python says.
-/// In the shell alone, which costs a guest less than programs do.
+/// Answers questions for the time until its stdin ends. Then it prints what must differ between
+/// machines: the uptime, a UUID of the kernel, the hostname, the machine-id, random bytes (the
+/// shell drops zeros), and Python's values. It uses only the shell, which costs a guest less than
+/// other programs.
 const WHO_ARE_YOU: &str = r#"while read -r question; do echo "$question $EPOCHREALTIME"; done
     read -r uptime _ < /proc/uptime; echo $uptime
     read -r uuid < /proc/sys/kernel/random/uuid; echo $uuid
@@ -134,9 +139,9 @@ const WHO_ARE_YOU: &str = r#"while read -r question; do echo "$question $EPOCHRE
     read -r id < /etc/machine-id; echo $id
     LC_ALL=C; read -r -N 24 bytes < /dev/urandom; printf '%q\n' "$bytes"
     echo > /root/ask; while read -r value; do echo $value; done < /root/said"#;
-/// Lines of an answer: its uptime, then what no two machines may have in common.
+/// Number of lines of an answer: the uptime, then values that no two machines may share.
 const SAID: usize = 8;
-/// How wrong a guest's clock may be.
+/// Maximum error of a guest's clock in seconds.
 const CLOCK_ERROR: f64 = 0.05;
 const QUESTIONS: usize = 5;
 
@@ -144,7 +149,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
 }
 
-/// What a machine says of itself, its uptime first.
+/// Returns what a machine prints about itself, its uptime first.
 fn ask_who(machine: &Sandbox<'_>) -> Vec<String> {
     let mut run = machine.exec(["-i", "--", "bash", "-c", WHO_ARE_YOU]).open_stdin().spawn();
     let asked_and_answered: Vec<(f64, f64)> = (0..QUESTIONS)
@@ -161,7 +166,7 @@ fn ask_who(machine: &Sandbox<'_>) -> Vec<String> {
         let time: f64 = line.split_once(' ').and_then(|(_, time)| time.parse().ok()).expect("seconds");
         assert!(
             (asked - CLOCK_ERROR..answered + CLOCK_ERROR).contains(&time),
-            "asked at {asked}, answered at {answered}: the guest has {time}"
+            "asked at {asked}, answered at {answered}: the guest's time is {time}"
         );
         println!(
             "answered within {:.4} s, {:.4} s after it was asked by its own clock",
@@ -174,9 +179,11 @@ fn ask_who(machine: &Sandbox<'_>) -> Vec<String> {
     lines
 }
 
-/// Makes snapshot `one` while a process sleeps and another waits for it; returns the sandbox's uptime before that.
+/// Makes the snapshot `one` while a process sleeps and another waits for it. Returns the sandbox's
+/// uptime before.
 fn snapshot_of_a_sleeper(home: &Home, sandbox: &Sandbox<'_>) -> f64 {
-    // On a busy machine three seconds may be over before the snapshot is made: then it is not what was wanted.
+    // On a busy machine three seconds may be over before the snapshot is complete. Then the test
+    // tries again.
     for seconds in [3, 12, 48] {
         let sleeper = format!("sleep {seconds} & echo $! > /dev/shm/pid; wait $!; echo $? > /dev/shm/slept");
         let script = "rm -f /dev/shm/*; setsid sh -c \"$0\" >/dev/null 2>&1 </dev/null &
@@ -187,7 +194,7 @@ fn snapshot_of_a_sleeper(home: &Home, sandbox: &Sandbox<'_>) -> f64 {
         run.wait_for_stdout("begun ");
         home.snapshot(&sandbox.id, "one");
         let said = String::from_utf8(run.stdout_so_far()).expect("ASCII");
-        // Nor is the one that sleeps on disturbed.
+        // The sleeper of the original is not disturbed either.
         let _ = run.finish().succeeds();
         if !said.contains("over") {
             return said.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("an uptime");
@@ -197,9 +204,9 @@ fn snapshot_of_a_sleeper(home: &Home, sandbox: &Sandbox<'_>) -> f64 {
     panic!("a snapshot takes longer than 48 s");
 }
 
-/// Clones of one snapshot have nothing in common that should be theirs alone, nor with the machine they are clones of,
-/// and know what time it is. What slept in the original wakes in them, and their monotonic clock goes on from where it
-/// was.
+/// Clones of one snapshot share no value that must be unique, neither with each other nor with the
+/// original, and their clocks are right. A process that slept in the original wakes in them, and
+/// their monotonic clocks continue.
 fn clones(count: usize, at_a_time: usize) {
     let Some(home) = Home::with_kvm() else { return };
     let original = home.create(&["-m", SMALL]);
@@ -220,11 +227,14 @@ fn clones(count: usize, at_a_time: usize) {
                         let mut lines = ask_who(&clone);
                         let its: f64 = lines.remove(0).parse().expect("an uptime");
                         let latest = uptime + begun.elapsed().as_secs_f64() + 1.0;
-                        assert!((uptime..latest).contains(&its), "uptime went from {uptime} to {its}, not {latest}");
+                        assert!(
+                            (uptime..latest).contains(&its),
+                            "the uptime was {uptime}, is {its}, and may be at most {latest}"
+                        );
                         if number == 0 {
                             let wakes =
                                 "until read status < /dev/shm/slept; do sleep 0.2; done 2>/dev/null; echo $status";
-                            assert_eq!(clone.sh(wakes).succeeds().out(), "0\n", "the sleeper did not end by itself");
+                            assert_eq!(clone.sh(wakes).succeeds().out(), "0\n", "the sleeper did not end at its time");
                         }
                         clone.remove();
                         lines
@@ -233,13 +243,13 @@ fn clones(count: usize, at_a_time: usize) {
                 })
             })
             .collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a lane does not panic")).collect()
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker does not panic")).collect()
     });
     answers.push(originals);
     assert_eq!(answers.len(), count + 1);
     for column in 0..SAID - 1 {
         let distinct: HashSet<&String> = answers.iter().map(|lines| &lines[column]).collect();
-        assert_eq!(distinct.len(), answers.len(), "two machines agree in line {column}: {answers:#?}");
+        assert_eq!(distinct.len(), answers.len(), "two machines have the same line {column}: {answers:#?}");
     }
     original.remove();
     home.remove_snapshots();
@@ -247,51 +257,54 @@ fn clones(count: usize, at_a_time: usize) {
 }
 
 #[test]
-fn clones_of_a_snapshot_are_told_apart() {
+fn clones_of_a_snapshot_are_distinct() {
     clones(24, 2);
 }
 
 #[test]
 #[ignore = "soak: 200 clones, ten at a time"]
-fn two_hundred_clones_of_a_snapshot_are_told_apart() {
+fn two_hundred_clones_of_a_snapshot_are_distinct() {
     clones(200, 10);
 }
 
-/// A wiped system is back after a reset: to the beginning, to a snapshot, and after the machine itself is gone.
-/// Wiping all of it takes minutes where the guest's kernel is interpreted; what goes first is enough to break it.
+/// A sandbox whose files were removed has them again after a reset: to its beginning, to a
+/// snapshot, and after its machine has ended. To remove all files takes minutes if the guest's
+/// kernel is interpreted, and the first ones are enough to break it.
 #[test]
-fn reset_brings_everything_back() {
+fn a_reset_restores_a_sandbox_whose_files_were_removed() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "wiped"]);
     wiped_and_reset(&home, &sandbox, |sandbox| {
         let wipe = sandbox.exec(["--timeout", "20s", "--", "rm", "-rf", "--no-preserve-root", "/"]);
         let wiped = wipe.deadline(Duration::from_secs(600)).run();
-        // A quick guest is done before its time is up, and fails by what cannot be removed: mounts.
+        // A fast guest finishes before the timeout, and fails because mounts cannot be removed.
         assert!([Some(124), Some(1)].contains(&wiped.code()), "{}", wiped.transcript());
     });
 }
 
-/// Wipes what it is on, but for two mounts that hold ten thousand names of which none can be removed: those go whole.
+/// Removes all files. Two mounts with ten thousand names that cannot be removed are unmounted
+/// before.
 const WIPE: &str = "for (my @mounts = ('/sys', '/proc')) { syscall(166, $_, 2) == 0 or die \"umount $_: $!\" }
     exec qw(rm -rf --no-preserve-root /)";
 
 #[test]
-#[ignore = "soak: until nothing is left"]
-fn reset_brings_everything_back_from_nothing() {
+#[ignore = "soak: removes all files"]
+fn a_reset_restores_a_sandbox_without_any_file() {
     let Some(home) = Home::with_kvm() else { return };
     let image = small_image(&home);
-    let image = image.to_str().expect("a path of ours is UTF-8");
+    let image = image.to_str().expect("the path is UTF-8");
     let sandbox = home.create(&["-m", SMALL, "--name", "wiped", "--image", image]);
     wiped_and_reset(&home, &sandbox, |sandbox| {
         let wiped = sandbox.exec(["--", "perl", "-e", WIPE]).deadline(Duration::from_secs(600)).run().exits(1);
-        // It fails by the mounts alone, and by what is in that of terminals: the rest is gone.
+        // Only mounts, and terminals in one of them, cannot be removed. All other files are gone.
         let kept = |line: &str| line.ends_with("Device or resource busy") || line.contains("'/dev/pts");
         assert!(wiped.err().lines().all(kept), "{}", wiped.transcript());
     });
 }
 
-/// A base image with a shell, what is needed to wipe it and to look at it, and a few hundred files to lose: removing one
-/// of the base's seven thousand costs an interpreted kernel a tenth of a second.
+/// Builds a base image with a shell, the programs that remove and list files, and a few hundred
+/// files. To remove one of the seven thousand files of the real base image costs an interpreted
+/// kernel a tenth of a second.
 fn small_image(home: &Home) -> PathBuf {
     let (tree, image) = (home.scratch("tree"), home.scratch("small.erofs"));
     let make = |program: &str, arguments: &[&Path]| {
@@ -301,12 +314,12 @@ fn small_image(home: &Home) -> PathBuf {
     let extract = format!("--extract={}", tree.display());
     make("fsck.erofs", &[Path::new(&extract), &home.artefacts().part("base.erofs")]);
     let keep = |directory: &str, kept: &dyn Fn(&str) -> bool| {
-        for entry in fs::read_dir(tree.join(directory)).expect("the base has it") {
-            let entry = entry.expect("it is readable");
+        for entry in fs::read_dir(tree.join(directory)).expect("the base image has the directory") {
+            let entry = entry.expect("the directory can be read");
             if !kept(entry.file_name().to_str().expect("ASCII")) {
-                let is_directory = entry.file_type().expect("it has a type").is_dir();
+                let is_directory = entry.file_type().expect("the entry has a type").is_dir();
                 let remove = if is_directory { fs::remove_dir_all } else { fs::remove_file };
-                remove(&entry.path()).expect("it is ours");
+                remove(&entry.path()).expect("the test may remove the file");
             }
         }
     };
@@ -321,7 +334,7 @@ fn small_image(home: &Home) -> PathBuf {
     image
 }
 
-/// Wipes a new sandbox and has everything back.
+/// Removes the files of a new sandbox and resets it.
 fn wiped_and_reset(home: &Home, sandbox: &Sandbox<'_>, wipe: impl Fn(&Sandbox<'_>)) {
     let _ = sandbox.sh("echo precious > /root/file; echo here > /dev/shm/memory").succeeds();
     home.snapshot("wiped", "before");
@@ -330,21 +343,22 @@ fn wiped_and_reset(home: &Home, sandbox: &Sandbox<'_>, wipe: impl Fn(&Sandbox<'_
     let _ = sandbox.exec(["--", "/bin/sh", "-c", "true"]).run().exits(127);
 
     let _ = home.cli(["reset", "wiped"]).run().succeeds();
-    assert_eq!(sandbox.vmm_pid(), vmm, "in place");
+    assert_eq!(sandbox.vmm_pid(), vmm, "the reset replaced the VMM");
     let run = sandbox.sh("ls -A /root; test -e /bin/ls && hostname").succeeds();
     assert!(!run.out().lines().any(|name| name == "file") && run.out().ends_with("wiped\n"), "{}", run.transcript());
 
-    // To a snapshot it did not begin from: another machine in the same place.
+    // A reset to a snapshot from which the sandbox was not created starts another machine in its
+    // place.
     let _ = home.cli(["reset", "wiped", "before"]).run().succeeds();
     assert_eq!(sandbox.sh("cat /root/file /dev/shm/memory").succeeds().out(), "precious\nhere\n");
     let vmm = sandbox.vmm_pid();
-    // From now on that is where it began, in place again.
+    // That snapshot is now the beginning of the sandbox, and a reset happens in place again.
     let _ = sandbox.sh("rm /root/file /dev/shm/memory").succeeds();
     let _ = home.cli(["reset", "wiped"]).run().succeeds();
-    assert_eq!(sandbox.vmm_pid(), vmm, "in place");
+    assert_eq!(sandbox.vmm_pid(), vmm, "the reset replaced the VMM");
     assert_eq!(sandbox.sh("cat /root/file /dev/shm/memory").succeeds().out(), "precious\nhere\n");
 
-    // Also without its VMM, and without the snapshot itself.
+    // A reset also works without a VMM, and after the snapshot was removed.
     let _ = home.cli(["snapshot", "rm", "before"]).run().succeeds();
     processes::kill(vmm);
     let dead = eventually(Duration::from_secs(2), || (home.row(&sandbox.id)["state"] == "dead").then_some(()));
@@ -356,9 +370,10 @@ fn wiped_and_reset(home: &Home, sandbox: &Sandbox<'_>, wipe: impl Fn(&Sandbox<'_
     home.assert_nothing_left();
 }
 
-/// Snapshots of the same sandbox before and after a reset, a fork and a failed snapshot fit what it then is.
+/// Snapshots of a sandbox before and after a reset, a fork and a failed snapshot have its files at
+/// that moment.
 #[test]
-fn a_snapshot_after_a_reset_has_nothing_of_the_time_before() {
+fn a_snapshot_after_a_reset_has_no_earlier_files() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "turned"]);
     let _ = sandbox.sh("echo old > /root/old").succeeds();
@@ -396,10 +411,11 @@ fn flags_that_contradict_a_snapshot_are_refused() {
     home.assert_nothing_left();
 }
 
-/// A snapshot costs whoever runs in the sandbox nothing: what is printed before, during and after it arrives, each line
-/// once and in order. (How long the machine stands is for the benchmark to say.)
+/// A snapshot does not disturb the processes of the sandbox. Their output before, during and after
+/// it arrives, each line once and in order. (The benchmark measures how long the machine stands
+/// still.)
 #[test]
-fn a_sandbox_answers_while_its_snapshot_is_written() {
+fn a_sandbox_keeps_running_while_its_snapshot_is_written() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "busy"]);
     let tick = "mkfifo /root/never; exec 3<>/root/never; i=0

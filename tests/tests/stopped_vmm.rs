@@ -1,4 +1,6 @@
-//! A VMM that stands still: every command about its sandbox says so within a bound, and none about another waits for it.
+//! A VMM that stands still: every command about its sandbox reports that within a bounded time, and
+//! commands about other
+//! sandboxes do not wait for it.
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_tests::{
@@ -11,7 +13,7 @@ use std::{
 };
 
 #[test]
-fn a_vmm_that_stands_still_is_named_within_a_bound_and_slows_no_other() {
+fn a_vmm_that_stands_still_is_reported_soon_and_delays_no_other_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
     let stuck = home.create(&["-m", SMALL, "--name", "stuck"]);
     let other = home.create(&["-m", SMALL, "--name", "other"]);
@@ -39,7 +41,7 @@ fn a_vmm_that_stands_still_is_named_within_a_bound_and_slows_no_other() {
     ]
     .map(|arguments| home.cli(arguments).spawn())
     .into();
-    // Meanwhile.
+    // Commands about other sandboxes, meanwhile.
     for arguments in [&["ls"][..], &["stats"], &["prune"], &["exec", "other", "--", "true"], &["ps", "other"]] {
         let run = home.cli(arguments).run().succeeds();
         assert!(run.elapsed < Duration::from_secs(5) * patience(), "{}", run.transcript());

@@ -1,4 +1,4 @@
-//! Streams of any length pass in bounded memory: the CLI's, the VMM's and the guest's.
+//! Streams of any length pass through the CLI, the VMM and the guest in bounded memory.
 
 use sandboxvm_tests::{
     home::{Home, eventually},
@@ -10,12 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the CLI may keep resident, whatever passes through it: program, runtime, and one frame each way.
+/// Maximum resident memory of the CLI for any stream: program, runtime, and one frame for each
+/// direction.
 const CLI_LIMIT_KIB: u64 = 16 * 1024;
-/// What the VMM may keep resident beside its guest's memory while it streams.
+/// Maximum resident memory of the VMM, without its guest's memory, while it streams.
 const VMM_LIMIT_KIB: u64 = 6 * 1024;
 
-/// PID of the VMM that works for this home, once there is one.
+/// Returns the PID of the VMM that works for this home, once there is one.
 fn vmm_of(home: &Path) -> u32 {
     let found = eventually(Duration::from_secs(20), || {
         processes::that_hold(home).into_iter().find(|p| p.command.contains("sandboxvm-vmm")).map(|p| p.pid)
@@ -23,10 +24,10 @@ fn vmm_of(home: &Path) -> u32 {
     found.expect("a VMM started")
 }
 
-/// `mib` MiB through `run -i -- cat`, with both sides' memory watched meanwhile.
+/// Sends `mib` MiB through `run -i -- cat`, and measures the memory of both sides meanwhile.
 fn there_and_back(mib: usize, deadline: Duration) {
     let Some(home) = Home::with_kvm() else { return };
-    // No two blocks alike, so that one lost, doubled or swapped shows.
+    // No two blocks are equal, so lost, repeated and swapped blocks are detected.
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let input: Vec<u8> = (0..mib << 17)
         .flat_map(|_| {
@@ -63,16 +64,16 @@ fn two_hundred_fifty_six_mib_come_back_byte_for_byte() {
     there_and_back(256, Duration::from_secs(1800));
 }
 
-/// A caller that stops reading stalls the command, and nothing on the way grows.
+/// If a client stops reading, the command blocks, and no memory on the way grows.
 #[test]
-fn a_slow_reader_stalls_the_writer() {
+fn a_slow_reader_blocks_the_writer() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M"]);
     let vmm = sandbox.vmm_pid();
     let _ = sandbox.sh("truncate -s 16M /tmp/zeros").succeeds();
     let mut stalled = sandbox.exec(["--", "sh", "-c", "exec cat < /tmp/zeros"]).spawn_unread();
     let cli = stalled.pid();
-    // How far it got, from the position of its stdin.
+    // The position of its stdin shows how much the command has read.
     let position = || {
         let out = sandbox.sh("grep pos: /proc/$(pgrep -x cat)/fdinfo/0").out();
         out.split_whitespace().nth(1).and_then(|pos| pos.parse::<u64>().ok())
@@ -85,7 +86,7 @@ fn a_slow_reader_stalls_the_writer() {
         still.then_some(now?)
     });
     let settled = settled.expect("the writer stalls");
-    assert!(settled > 0 && settled < 8 << 20, "{settled} bytes of 16 MiB are on their way to a reader that reads none");
+    assert!(settled > 0 && settled < 8 << 20, "{settled} bytes of 16 MiB are under way to a reader that reads nothing");
     let (cli_kib, vmm) = (memory::resident_kib(cli).expect("it runs"), memory::of_vmm(vmm, 128));
     assert!(cli_kib <= CLI_LIMIT_KIB && vmm.overhead_kib <= VMM_LIMIT_KIB, "CLI {cli_kib} KiB, VMM {vmm:?}");
     stalled.read_output();
@@ -93,10 +94,10 @@ fn a_slow_reader_stalls_the_writer() {
     assert!(run.stdout.len() == 16 << 20 && run.stdout.iter().all(|byte| *byte == 0), "{} bytes", run.stdout.len());
 }
 
-/// A command that does not read its input stalls the caller, and nothing on the way grows; and its end, and signals to
-/// it, still get through.
+/// If a command does not read its input, its client blocks, and no memory on the way grows. Its
+/// end, and signals to it, still pass.
 #[test]
-fn a_slow_command_stalls_its_caller() {
+fn a_slow_command_blocks_its_client() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M"]);
     let vmm = sandbox.vmm_pid();
@@ -105,7 +106,7 @@ fn a_slow_command_stalls_its_caller() {
     let cli_memory = Sampler::of_process(run.pid());
     let vmm_memory = Sampler::of_vmm_overhead(vmm, 128);
     run.wait_for_stdout("up\n");
-    // The connection is full, and a control message still passes beside it.
+    // The connection is full, and a control message still passes.
     let stuck = sandbox.exec(["-i", "--", "sh", "-c", "echo up; exec sleep 600"]).input(vec![b'z'; 1 << 20]);
     let mut stuck = stuck.spawn();
     stuck.wait_for_stdout("up\n");

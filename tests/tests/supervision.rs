@@ -1,4 +1,4 @@
-//! Times to live and idle rules, kept while nobody is there, whoever is killed.
+//! Times to live and idle rules take effect without any client, and after the kill of any process.
 
 use sandboxvm_tests::{
     home::{Home, SMALL, Sandbox, eventually},
@@ -9,13 +9,13 @@ use std::{fs, net::TcpStream, os::unix::net::UnixStream, thread, time::Duration}
 
 const SOON: Duration = Duration::from_secs(240);
 
-/// The supervisor's PID, if there is one.
+/// Returns the PID of the supervisor, if there is one.
 fn supervisor(sandbox: &Sandbox<'_>) -> Option<u32> {
     let holding = processes::that_hold(&sandbox.directory());
     holding.into_iter().find(|process| process.command.contains(" supervise ")).map(|process| process.pid)
 }
 
-/// What its own files say, so that no command of ours helps along.
+/// Reads the state from the sandbox's files, because a command of the CLI might change it.
 fn phase(sandbox: &Sandbox<'_>) -> String {
     let status = fs::read(sandbox.directory().join("status.json")).ok();
     let status: Option<Value> = status.and_then(|status| serde_json::from_slice(&status).ok());
@@ -23,11 +23,11 @@ fn phase(sandbox: &Sandbox<'_>) -> String {
 }
 
 fn deadline(sandbox: &Sandbox<'_>) -> Value {
-    let json = fs::read(sandbox.directory().join("supervision.json")).expect("it is supervised");
+    let json = fs::read(sandbox.directory().join("supervision.json")).expect("the sandbox is supervised");
     serde_json::from_slice::<Value>(&json).expect("JSON")["ttl"]["deadline"].clone()
 }
 
-/// Clock ticks that a process has spent, in user and kernel mode.
+/// Returns the clock ticks that a process has used, in user and kernel mode.
 fn ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process exists");
     let fields: Vec<&str> = stat.rsplit_once(") ").expect("a command's name").1.split(' ').collect();
@@ -61,7 +61,7 @@ fn sandboxes_expire_without_a_client() {
     let Some(home) = Home::with_kvm() else { return };
     let kept = home.create(&["-m", SMALL, "--ttl", "4s"]);
     let removed = home.create(&["-m", SMALL, "--ttl", "4s=rm"]);
-    // Paused or not.
+    // A paused sandbox expires too.
     let _ = home.cli(["pause", &kept.id]).run().succeeds();
     let stays = home.create(&["-m", SMALL, "--ttl", "1h"]);
     let ended = eventually(SOON, || (!removed.directory().exists() && phase(&kept) == "ended").then_some(()));
@@ -69,11 +69,11 @@ fn sandboxes_expire_without_a_client() {
     assert_eq!(phase(&stays), "ready");
     let row = home.row(&kept.id);
     assert_eq!(row["state"], "exited", "{row}");
-    let left = home.row(&stays.id)["supervision"]["ttl_left_ms"].as_u64().expect("it has a time to live");
+    let left = home.row(&stays.id)["supervision"]["ttl_left_ms"].as_u64().expect("the sandbox has a time to live");
     assert!((3_000_000..3_600_000).contains(&left), "{left}");
     let ended = eventually(SOON, || supervisor(&kept).is_none().then_some(()));
     assert!(ended.is_some(), "a supervisor outlives its sandbox");
-    // One that has ended and begins anew has its time again.
+    // A reset of an expired sandbox starts its time to live again.
     let before = deadline(&kept);
     let _ = home.cli(["reset", &kept.id]).run().succeeds();
     assert_ne!(deadline(&kept), before);
@@ -85,7 +85,7 @@ fn sandboxes_expire_without_a_client() {
 }
 
 #[test]
-fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
+fn an_idle_sandbox_is_paused_and_the_next_use_resumes_it() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--idle", "1s=pause", "-p", "7000"]);
     let rests = || (phase(&sandbox) == "paused").then_some(());
@@ -96,7 +96,7 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
     thread::sleep(Duration::from_secs(2));
     assert!(ticks(vmm) <= before + 1, "a paused machine spends processor time");
 
-    // Used for longer than the rule's time: not paused under its user. A background process is no user.
+    // A command that runs longer than the idle rule's time is a use. A background process is not.
     assert_eq!(sandbox.sh("sleep 4; echo done").succeeds().out(), "done\n");
     let server = r#"use Socket;
         socket S, PF_INET, SOCK_STREAM, 0; bind S, sockaddr_in 7000, INADDR_LOOPBACK or die; listen S, 9;
@@ -110,21 +110,21 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
     assert!(eventually(SOON, rests).is_some(), "never paused again");
     // A connection to a published port is a use.
     let ports = home.cli(["port", "--json", "demo"]).run().succeeds().json();
-    let address = ports[0]["host"].as_str().expect("it is published");
-    let said = std::io::read_to_string(TcpStream::connect(address).expect("somebody listens")).ok();
-    assert_eq!(said.as_deref(), Some("hello"), "the port does not wake it");
+    let address = ports[0]["host"].as_str().expect("the port is published");
+    let said = std::io::read_to_string(TcpStream::connect(address).expect("the supervisor listens")).ok();
+    assert_eq!(said.as_deref(), Some("hello"), "a connection to the port does not resume the sandbox");
 
-    // So is what is done with files.
+    // A copy of a file is a use.
     assert!(eventually(SOON, rests).is_some(), "never paused again");
     assert_eq!(home.cli(["cp", "demo:/etc/hostname", "-"]).run().succeeds().out(), "demo\n");
 
-    // What somebody paused stays so, also where it rested already.
+    // A sandbox that the user paused stays paused, even if the idle rule had paused it before.
     assert!(eventually(SOON, rests).is_some(), "never paused again");
     let _ = home.cli(["pause", "demo"]).run().succeeds();
     let _ = sandbox.sh("true").fails_with(&["paused", "resume"]);
     let _ = home.cli(["resume", "demo"]).run().succeeds();
     let _ = sandbox.sh("true").succeeds();
-    // Snapshots and resets are uses too; and it ends in order, though it rests.
+    // Snapshots and resets are uses. A sandbox that the idle rule paused still stops gracefully.
     assert!(eventually(SOON, rests).is_some(), "never paused again");
     let _ = home.cli(["reset", "demo"]).run().succeeds();
     assert!(eventually(SOON, rests).is_some(), "never paused again");
@@ -134,13 +134,13 @@ fn an_unused_sandbox_rests_and_the_next_use_wakes_it() {
     assert!(!stopped.err().contains("force"), "{}", stopped.err());
     let _ = home.cli(["rm", "demo"]).run().succeeds();
 
-    // Other rules, and rules of copies.
+    // Other idle rules, and rules for copies.
     let parent = home.create(&["-m", SMALL]);
     let copies = home.cli(["fork", &parent.id, "-n", "2", "--idle", "1s=rm"]).run().succeeds().out();
     let copies: Vec<_> = copies.lines().map(|id| Sandbox::called(&home, id)).collect();
     assert_eq!(copies.len(), 2);
     let gone = eventually(SOON, || copies.iter().all(|copy| !copy.directory().exists()).then_some(()));
-    assert!(gone.is_some(), "copies that nobody uses stay");
+    assert!(gone.is_some(), "unused copies were not removed");
     assert_eq!(phase(&parent), "ready");
     parent.remove();
     home.assert_nothing_left();
@@ -154,11 +154,12 @@ fn rules_survive_the_kill_of_any_process() {
     let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", "20s=rm", "-p", "80", "-p", &at_socket]);
     let (until, ports) = (deadline(&sandbox), home.cli(["port", "demo"]).run().succeeds().out());
 
-    let first = supervisor(&sandbox).expect("it is supervised");
+    let first = supervisor(&sandbox).expect("the sandbox is supervised");
     processes::kill(first);
     let gone = eventually(SOON, || (!processes::is_alive(first)).then_some(()));
-    assert!(gone.is_some(), "it cannot be killed");
-    // Said truly by who only looks, and mended by the next who does something.
+    assert!(gone.is_some(), "the supervisor still runs");
+    // Commands that only read report that the sandbox is unsupervised. The next command that uses
+    // it starts a supervisor.
     let row = home.row(&sandbox.id);
     assert_eq!((&row["state"], &row["supervision"]["supervised"]), (&Value::from("running"), &Value::from(false)));
     for looking in [vec!["ls"], vec!["inspect", "demo"]] {
@@ -170,24 +171,28 @@ fn rules_survive_the_kill_of_any_process() {
         assert_eq!(looked.out().contains("(unsupervised)"), looking == ["ls"], "{}", looked.transcript());
     }
     let _ = home.cli(["stats", "--json", "demo"]).run().succeeds();
-    assert_eq!(home.row(&sandbox.id)["supervision"]["supervised"], false, "looking changes something");
+    assert_eq!(
+        home.row(&sandbox.id)["supervision"]["supervised"],
+        false,
+        "a command that only reads started a supervisor"
+    );
     let _ = sandbox.sh("true").succeeds();
-    let second = eventually(SOON, || supervisor(&sandbox)).expect("another is started");
+    let second = eventually(SOON, || supervisor(&sandbox)).expect("the command starts another supervisor");
     assert_ne!(first, second);
-    // In the same places, until the same moment.
+    // The new supervisor has the same ports and the same deadline.
     let listens = eventually(SOON, || UnixStream::connect(&socket).ok());
-    assert!(listens.is_some(), "the socket of the one that was killed is in the way");
+    assert!(listens.is_some(), "the new supervisor did not replace the old socket");
     assert_eq!(home.cli(["port", "demo"]).run().succeeds().out(), ports);
     assert_eq!(home.row(&sandbox.id)["supervision"]["supervised"], true);
     assert_eq!(deadline(&sandbox), until);
     let removed = eventually(SOON, || (!sandbox.directory().exists()).then_some(()));
-    assert!(removed.is_some(), "its time was lost");
+    assert!(removed.is_some(), "the sandbox did not expire");
     assert!(!socket.exists());
     home.assert_nothing_left();
 
-    // The VMM: its supervisor ends with it.
+    // The VMM is killed, and its supervisor ends with it.
     let sandbox = home.create(&["-m", SMALL, "--ttl", "1h", "-p", &at_socket]);
-    let supervisor_pid = supervisor(&sandbox).expect("it is supervised");
+    let supervisor_pid = supervisor(&sandbox).expect("the sandbox is supervised");
     processes::kill(sandbox.vmm_pid());
     let ended = eventually(SOON, || (!processes::is_alive(supervisor_pid)).then_some(()));
     assert!(ended.is_some(), "a supervisor outlives its sandbox");
@@ -195,17 +200,17 @@ fn rules_survive_the_kill_of_any_process() {
     let _ = home.cli(["prune"]).run().succeeds();
     home.assert_nothing_left();
 
-    // Both, and the socket that is left goes with the sandbox.
+    // Both are killed, and the remaining socket is removed with the sandbox.
     let sandbox = home.create(&["-m", SMALL, "-p", &at_socket]);
-    processes::kill(supervisor(&sandbox).expect("it is supervised"));
+    processes::kill(supervisor(&sandbox).expect("the sandbox is supervised"));
     assert!(socket.exists());
     sandbox.remove();
-    assert!(!socket.exists(), "it outlives its sandbox");
+    assert!(!socket.exists(), "the socket outlives its sandbox");
     home.assert_nothing_left();
 
-    // With a command that is attended: the sandbox is that one's to remove.
+    // In the foreground, `run` removes the sandbox.
     let run = home.cli(["run", "-m", SMALL, "--ttl", "5s", "--", "sleep", "600"]).run();
-    // In order: its command has a SIGTERM.
+    // The end is graceful: the command receives SIGTERM.
     assert_eq!(run.exits(143).out(), "");
     home.assert_nothing_left();
 }

@@ -1,5 +1,6 @@
-//! A guest program that jumps to the kernel's SYSCALL entry point by itself, with registers of its choice
-//! (images/kernel/patches/0001): it gains nothing, in whichever mode this host makes the guest kernel run.
+//! A guest program jumps to the kernel's SYSCALL entry point, with registers of its choice
+//! (images/kernel/patches/0001). It gains no privilege, in every mode in which the host runs the
+//! guest's kernel.
 
 use sandboxvm_tests::home::{Home, SMALL};
 use std::{fs, process::Command};
@@ -13,10 +14,10 @@ fn a_jump_to_the_syscall_entry_gains_nothing() {
     let compiled = compiler.expect("gcc is installed, the kernel was built with it");
     assert!(compiled.status.success(), "gcc: {}", String::from_utf8_lossy(&compiled.stderr));
 
-    let kernel = fs::canonicalize(home.artefacts().part("vmlinux")).expect("the bundle is whole");
+    let kernel = fs::canonicalize(home.artefacts().part("vmlinux")).expect("the bundle has a kernel");
     let map = kernel.with_file_name("System.map");
     let symbols = fs::read_to_string(&map)
-        .unwrap_or_else(|error| panic!("{}: {error}; images/kernel/build leaves it beside vmlinux", map.display()));
+        .unwrap_or_else(|error| panic!("{}: {error}; images/kernel/build writes it beside vmlinux", map.display()));
     let entry = symbols.lines().find_map(|line| line.strip_suffix(" T entry_SYSCALL_64")).expect("a 64-bit kernel");
 
     let sandbox = home.create(&["-m", SMALL]);

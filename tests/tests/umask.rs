@@ -1,4 +1,5 @@
-//! What commands make in a home is its owner's alone, and usable by its owner, whatever the umask they are called with.
+//! Only the owner can read the files that commands create in a home, and the owner can use them,
+//! whatever the umask is.
 
 use sandboxvm_tests::home::{Home, SMALL};
 use std::{
@@ -11,7 +12,7 @@ use std::{
 
 const UMASKS: [&str; 4] = ["000", "022", "077", "777"];
 
-/// `sandboxvm` in `home`, called by a shell with this umask; returns what it printed.
+/// Runs `sandboxvm` in `home` from a shell with this umask, and returns its output.
 fn cli(home: &Home, at: &Path, umask: &str, arguments: &[&str]) -> String {
     let mut command = shell(home, at, umask, arguments);
     let out = command.output().expect("a shell can be run");
@@ -28,21 +29,22 @@ fn shell(home: &Home, at: &Path, umask: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// A sandbox keeps the disks that all of them share by another name for the bundle's own files, whose mode the bundle's owner
-/// chose.
+/// The disks that all sandboxes share are second names of files of the bundle, whose owner chose
+/// their mode.
 fn is_of_the_bundle(path: &Path, about: &fs::Metadata) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     about.is_file() && about.nlink() > 1 && matches!(name, Some("agent" | "image"))
 }
 
-/// Fails unless everything below `path` is its owner's alone. The value is how much there is.
+/// Asserts that only the owner can use everything below `path`. Returns the number of files and
+/// directories.
 fn assert_private(path: &Path, umask: &str) -> usize {
-    let about = fs::symlink_metadata(path).expect("nothing is removed meanwhile");
+    let about = fs::symlink_metadata(path).expect("the file exists");
     let (kind, mode) = (about.file_type(), about.mode() & 0o7777);
     let shown = || format!("umask {umask}: {} has mode {mode:o}", path.display());
     if kind.is_dir() {
         assert_eq!(mode, 0o700, "{}", shown());
-        let entries = fs::read_dir(path).expect("it is this user's").flatten();
+        let entries = fs::read_dir(path).expect("the directory can be read").flatten();
         return 1 + entries.map(|entry| assert_private(&entry.path(), umask)).sum::<usize>();
     }
     if is_of_the_bundle(path, &about) {
@@ -58,7 +60,7 @@ fn assert_private(path: &Path, umask: &str) -> usize {
 }
 
 #[test]
-fn everything_in_a_home_has_a_mode_of_its_own_whatever_the_umask() {
+fn modes_of_all_files_in_a_home_are_independent_of_the_umask() {
     let Some(home) = Home::with_kvm() else { return };
     thread::scope(|scope| {
         for umask in UMASKS {
@@ -72,7 +74,7 @@ fn everything_in_a_home_has_a_mode_of_its_own_whatever_the_umask() {
             });
         }
     });
-    // Real sandboxes, with the extremes.
+    // With real sandboxes only the extreme umasks are tested.
     for umask in ["000", "777"] {
         let Some(home) = Home::with_kvm() else { return };
         let at = home.path();
@@ -90,12 +92,12 @@ fn everything_in_a_home_has_a_mode_of_its_own_whatever_the_umask() {
         run(&["exec", "copy", "--", "sh", "-c", "mkdir -m 777 /tmp/d; echo x >/tmp/d/f; chmod 777 /tmp/d/f"]);
         run(&["cp", "copy:/tmp/d", into.to_str().expect("UTF-8")]);
         let allowed = 0o777 & !u32::from_str_radix(umask, 8).expect("octal");
-        assert_eq!(fs::metadata(&into).expect("it was made").mode() & 0o7777, allowed);
+        assert_eq!(fs::metadata(&into).expect("the file exists").mode() & 0o7777, allowed);
         run(&["prune"]);
     }
 }
 
-/// Starts a server and ends it once it listens.
+/// Starts a server, and ends it when it listens.
 fn serve(home: &Home, at: &Path, umask: &str) {
     let arguments = ["serve", "--api", "127.0.0.1:0", "--sandboxes", "127.0.0.1:0"];
     let mut command = shell(home, at, umask, &arguments);
@@ -106,6 +108,6 @@ fn serve(home: &Home, at: &Path, umask: &str) {
         .expect("the server prints its address");
     assert!(line.contains("E2B_API_URL"), "{line}");
     assert_private(at, umask);
-    child.kill().expect("it is a child");
-    child.wait().expect("it is a child");
+    child.kill().expect("a child can be killed");
+    child.wait().expect("a child can be waited for");
 }

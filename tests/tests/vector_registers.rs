@@ -1,11 +1,12 @@
-//! The vector registers of processes are their own: across each other, signals, and a restore. Their user mode has
-//! whatever the host's processor has, also where the guest's kernel is interpreted by a KVM that cannot save it.
+//! Each process keeps its vector registers: across other processes, signals, and a restore.
+//! Programs see the processor of the host, even if a KVM that cannot save its registers interprets
+//! the guest's kernel.
 
 use sandboxvm_tests::home::{Home, SMALL};
 use std::{fs, process::Command};
 
 #[test]
-fn vector_registers_are_kept_apart() {
+fn each_process_keeps_its_vector_registers() {
     let Some(home) = Home::with_kvm() else { return };
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/vector_registers.c");
     let program = home.scratch("vector_registers");
@@ -23,7 +24,7 @@ fn vector_registers_are_kept_apart() {
         |line: &String| line == "no AVX2" || (line.starts_with("kept: 0 of ") && line.ends_with(", signalled"));
     assert!(said.len() == 2 && said.iter().all(is_good), "{}", both.transcript());
 
-    // Begun before a snapshot is made, ended in a copy.
+    // The program starts before a snapshot and ends in a copy.
     let begin = "setsid sh -c '> /dev/shm/on; /opt/probe 12 > /dev/shm/said; echo $? > /dev/shm/code' >/dev/null 2>&1 </dev/null &
         until [ -e /dev/shm/on ]; do :; done";
     let _ = sandbox.sh(begin).succeeds();

@@ -1,9 +1,9 @@
-//! Looking on: what a sandbox takes of its host, and its console, for as long as it runs.
+//! Commands that follow a running sandbox: its use of the host's resources, and its console.
 
 use sandboxvm_tests::home::Home;
 
 #[test]
-fn what_a_sandbox_takes_and_says_is_followed_to_its_end() {
+fn resources_and_console_of_a_sandbox_are_followed_to_its_end() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", "128M", "--name", "seen"]);
     let mut console = home.cli(["logs", "-f", "--console", "seen"]).spawn();

@@ -1,4 +1,4 @@
-//! Everything a guest starts with, as the ELF file that the VMM takes for a kernel.
+//! Everything with which a guest starts, as the ELF file that the VMM loads as a kernel.
 
 use crate::{
     instruction::{INSTRUCTION_SIZE, Instruction},
@@ -10,49 +10,49 @@ use crate::{
     script::Script,
 };
 
-/// Why there can be no such guest.
+/// Why an image cannot be built.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// A script is longer than its place.
+    /// A script is longer than the memory for it.
     #[error("a script of {bytes} bytes has {room} bytes of room: use loops")]
     ScriptTooLong {
-        /// Its bytes.
+        /// Length of the script.
         bytes: usize,
-        /// The bytes of its place.
+        /// Length of the memory for it.
         room: u64,
     },
-    /// More pieces of memory than an ELF file has segments.
+    /// There are more pieces of memory than an ELF file may have segments.
     #[error("{0} pieces of memory are too many for an ELF file: join some")]
     TooManyPieces(usize),
-    /// A piece below [`FREE`], where the guest itself is.
+    /// A piece is below [`FREE`], where the guest's own program is.
     #[error("{0:#x} is the guest's own memory: use {FREE:#x} and above")]
     NotFree(u64),
 }
 
-/// A guest.
+/// A guest: the scripts of its vCPUs and the initial content of its memory.
 #[derive(Debug, Clone, Default)]
 pub struct Image {
-    /// What the first vCPU does.
+    /// The script of the first vCPU.
     pub script: Script,
-    /// What the second does once [`Script::start_second_vcpu`] was called.
+    /// The script that the second vCPU runs after [`Script::start_second_vcpu`].
     pub second: Script,
     memory: Vec<(u64, Vec<u8>)>,
 }
 
 impl Image {
-    /// One whose first vCPU has nothing to do yet.
+    /// Returns an image with empty scripts.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Has memory at `address` begin as `bytes`.
+    /// Sets the initial content of memory at `address`.
     pub fn put(&mut self, address: u64, bytes: &[u8]) -> &mut Self {
         self.memory.push((address, bytes.to_vec()));
         self
     }
 
-    /// The ELF file.
+    /// Returns the image as an ELF file.
     ///
     /// # Errors
     /// See [`ImageError`].
@@ -73,7 +73,7 @@ impl Image {
     }
 }
 
-/// A script ends by halting, whatever it says itself.
+/// Encodes a script. Each script ends by halting, even if it does not say so.
 fn encode(script: &Script, room: u64) -> Result<Vec<u8>, ImageError> {
     let instructions = script.instructions().iter().chain([&Instruction::Rest]);
     let bytes: Vec<u8> = instructions.flat_map(|instruction| instruction.encode()).collect();
@@ -81,7 +81,7 @@ fn encode(script: &Script, room: u64) -> Result<Vec<u8>, ImageError> {
     if bytes.len() as u64 <= room { Ok(bytes) } else { Err(ImageError::ScriptTooLong { bytes: bytes.len(), room }) }
 }
 
-/// An identity map up to [`MAPPED_END`] in 2 MiB pages (SDM vol. 3A, 4.5).
+/// Returns an identity map up to [`MAPPED_END`] in 2 MiB pages (SDM vol. 3A, 4.5).
 fn page_tables() -> Vec<u8> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
@@ -98,7 +98,7 @@ fn page_tables() -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// 64-bit interrupt gates (SDM vol. 3A, 6.14.1) from [`FIRST_VECTOR`] on.
+/// Returns 64-bit interrupt gates (SDM vol. 3A, 6.14.1) from [`FIRST_VECTOR`] on.
 fn interrupt_table() -> Vec<u8> {
     const PRESENT_INTERRUPT_GATE: u8 = 0x8e;
     let [a, b, c, d, e, f, g, h] = program::interrupt_handler().to_le_bytes();
@@ -117,7 +117,7 @@ fn interrupt_table_pointer() -> Vec<u8> {
     [&limit.to_le_bytes()[..], &IDT.to_le_bytes()].concat()
 }
 
-/// A static x86-64 executable with these segments, entered at [`PROGRAM`].
+/// Returns a static x86-64 executable with these segments. Its entry point is [`PROGRAM`].
 fn elf(segments: &[(u64, &[u8])]) -> Result<Vec<u8>, ImageError> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_holds_what_was_put_into_it() {
+    fn an_image_contains_the_memory_that_was_put_into_it() {
         let mut image = Image::new();
         image.script.say("hello").end();
         image.put(FREE, b"somewhere");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_must_fit() {
+    fn a_script_that_is_too_long_is_refused() {
         let mut image = Image::new();
         for _ in 0..=(FREE - SCRIPT_1) / INSTRUCTION_SIZE as u64 {
             image.second.push(Instruction::Print);

@@ -1,18 +1,19 @@
-//! What a script is made of, and how it lies in the guest's memory: 24 bytes each, read by [`crate::program`].
+//! The instructions of a script, and their encoding in the guest's memory: 24 bytes each, which
+//! [`crate::program`] reads.
 //!
 //! ```text
 //! offset  size  field
-//! 0       1     operation: its place in the program's table
+//! 0       1     operation: its index in the program's table
 //! 2       2     slot or flags
-//! 4       4     count: looks, bytes, or a distance in instructions
+//! 4       4     count: attempts, bytes, or a distance in instructions
 //! 8       8     a: mostly an address or a port
 //! 16      8     b: mostly a value
 //! ```
 
-/// Bytes of one instruction.
+/// Length of an encoded instruction in bytes.
 pub const INSTRUCTION_SIZE: usize = 24;
 
-/// Width of an access.
+/// The width of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Width {
     /// One byte.
@@ -21,162 +22,166 @@ pub enum Width {
     Half,
     /// Four bytes.
     Word,
-    /// Eight bytes; there is no such port access.
+    /// Eight bytes. Ports do not have this width.
     Double,
 }
 
 impl Width {
-    /// All four.
+    /// All widths.
     pub const ALL: [Self; 4] = [Self::Byte, Self::Half, Self::Word, Self::Double];
-    /// Those of port accesses.
+    /// The widths of port accesses.
     pub const PORT: [Self; 3] = [Self::Byte, Self::Half, Self::Word];
 
-    /// Bytes.
+    /// Returns the width in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         1 << self as u8
     }
 }
 
-/// One thing the guest does. "The accumulator" is one register of each vCPU.
+/// One action of the guest. Each vCPU has one register that is called "the accumulator" here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instruction {
-    /// Halts with interrupts enabled, again after each interrupt.
+    /// Halts with interrupts enabled, and halts again after each interrupt.
     Rest,
     /// Halts with interrupts disabled: this vCPU never executes another instruction.
     Halt,
-    /// Writes `value` at `address`, memory or device.
+    /// Writes `value` to memory or to a device.
     Write {
-        /// How wide.
+        /// The width of the access.
         width: Width,
-        /// Where.
+        /// The address.
         address: u64,
-        /// What.
+        /// The value.
         value: u64,
     },
-    /// Reads into the accumulator.
+    /// Reads into the accumulator, from memory or from a device.
     Read {
-        /// How wide.
+        /// The width of the access.
         width: Width,
-        /// Where.
+        /// The address.
         address: u64,
     },
-    /// OUT.
+    /// Writes to a port (OUT).
     Out {
-        /// How wide; not [`Width::Double`].
+        /// The width of the access, except [`Width::Double`].
         width: Width,
-        /// Port.
+        /// The port.
         port: u16,
-        /// What.
+        /// The value.
         value: u32,
     },
-    /// IN, into the accumulator.
+    /// Reads from a port into the accumulator (IN).
     In {
-        /// How wide; not [`Width::Double`].
+        /// The width of the access, except [`Width::Double`].
         width: Width,
-        /// Port.
+        /// The port.
         port: u16,
     },
-    /// REP OUTSB: `count` bytes from `address`.
+    /// Writes `count` bytes from `address` to a port (REP OUTSB).
     OutString {
-        /// Port.
+        /// The port.
         port: u16,
-        /// From where.
+        /// The address of the first byte.
         address: u64,
-        /// How many.
+        /// The number of bytes.
         count: u32,
     },
-    /// REP INSB: `count` bytes to `address`.
+    /// Reads `count` bytes from a port to `address` (REP INSB).
     InString {
-        /// Port.
+        /// The port.
         port: u16,
-        /// To where.
+        /// The address of the first byte.
         address: u64,
-        /// How many.
+        /// The number of bytes.
         count: u32,
     },
     /// Copies one value from `from` to `to`.
     Copy {
-        /// How wide.
+        /// The width of the value.
         width: Width,
-        /// To where.
+        /// The address to which the value is copied.
         to: u64,
-        /// From where.
+        /// The address from which the value is copied.
         from: u64,
     },
     /// Adds to the 16 bits at `address`.
     Add {
-        /// Where.
+        /// The address.
         address: u64,
-        /// How much.
+        /// The number that is added.
         value: u16,
     },
-    /// Gives up unless the accumulator, under `mask`, is `value`.
+    /// Gives up unless the accumulator, under `mask`, is `value`. The machine then ends with a
+    /// panic of the guest.
     Expect {
-        /// What it must be.
+        /// The expected value.
         value: u64,
-        /// The bits that count.
+        /// The bits that are compared.
         mask: u64,
     },
-    /// Looks at 32 bits until they are `value` under `mask`, and gives up after `looks`.
+    /// Reads 32 bits repeatedly until they are `value` under `mask`. Gives up after `looks`
+    /// attempts.
     Wait {
-        /// Where.
+        /// The address.
         address: u64,
-        /// What they must become.
+        /// The expected value.
         value: u32,
-        /// The bits that count.
+        /// The bits that are compared.
         mask: u32,
-        /// How often to look.
+        /// The maximum number of attempts.
         looks: u32,
-        /// Halt between two looks, until an interrupt comes.
+        /// Whether to halt until an interrupt between two attempts.
         halting: bool,
-        /// Beyond `value` is as good: for a counter in the upper half, which may go on meanwhile and come round.
+        /// Whether higher values are accepted too, as for a wrapping counter in the upper half that
+        /// may have advanced.
         or_beyond: bool,
     },
-    /// Goes on `distance` instructions further, or back.
+    /// Continues `distance` instructions further, or back if it is negative.
     Jump {
-        /// From this instruction on.
+        /// The distance from this instruction.
         distance: i32,
     },
-    /// Sets loop counter `slot`.
+    /// Sets the loop counter `slot`.
     Set {
-        /// Which.
+        /// The index of the loop counter.
         slot: u16,
-        /// To what.
+        /// The new value.
         count: u64,
     },
-    /// Counts loop counter `slot` down, and jumps unless it is zero.
+    /// Decrements the loop counter `slot`, and jumps unless it is zero.
     Loop {
-        /// Which.
+        /// The index of the loop counter.
         slot: u16,
         /// As in [`Instruction::Jump`].
         distance: i32,
     },
     /// Jumps while the 32 bits at `address` are zero.
     WhileZero {
-        /// Where.
+        /// The address.
         address: u64,
         /// As in [`Instruction::Jump`].
         distance: i32,
     },
-    /// Writes the accumulator to the console: 16 hexadecimal digits and a line feed.
+    /// Writes the accumulator to the console, as 16 hexadecimal digits and a line feed.
     Print,
-    /// Calls machine code at `address` with the accumulator in RAX and `argument` in RDI; RAX is the accumulator after.
+    /// Calls machine code at `address`, with the accumulator in RAX and `argument` in RDI. RAX is
+    /// the accumulator afterwards.
     Call {
-        /// Where.
+        /// The address of the code.
         address: u64,
-        /// For it.
+        /// The argument.
         argument: u64,
     },
     /// Does nothing, `turns` times.
     Delay {
-        /// How often.
+        /// The number of iterations.
         turns: u32,
     },
 }
 
 impl Instruction {
-    /// As it lies in the guest's memory.
+    /// Returns the encoding in the guest's memory.
     #[must_use]
     pub fn encode(self) -> [u8; INSTRUCTION_SIZE] {
         let wide = |first: u8, width: Width| first + width as u8;

@@ -1,14 +1,16 @@
-//! A guest without an operating system. It is an interpreter of some two hundred machine instructions ([`program`]) that
-//! a VMM boots as its kernel, and that then does, in ring 0 and with nothing in between, what a [`Script`] says: write
-//! this to that register, wait for that word in memory, knock on that port. Scripts are written in Rust by the test that
-//! wants them and put into the guest's memory with everything else the guest starts with ([`Image`]), so a case of a
-//! test is one ELF file in memory, made in a millisecond, and no guest code has to be built for it.
+//! A guest without an operating system: an interpreter of about two hundred machine instructions
+//! ([`program`]), which a VMM boots as its kernel. In ring 0, without any other software, it
+//! executes a [`Script`]: write to this register, wait for that word in memory, write to that port.
+//! The test writes the script in Rust, and puts it into the guest's memory with everything else
+//! that the guest needs at its start ([`Image`]). So a test case is one ELF file in memory, which
+//! is made in a millisecond, and no guest code has to be compiled for it.
 //!
-//! Owns the guest's memory map ([`layout`]), its instructions ([`Instruction`]) and the machine code. Knows no device
-//! and no VMM. Called by the harness of the end-to-end tests.
+//! Owns the guest's memory map ([`layout`]), its instructions ([`Instruction`]) and the machine
+//! code. Knows no device and no VMM. The harness of the end-to-end tests uses it.
 //!
-//! Why not a program per case: where ring 0 is interpreted each instruction takes up to a microsecond, so what the guest
-//! would have to compute is computed here, by the host, beforehand.
+//! A separate program per case would be slower: if ring 0 is interpreted, each instruction takes up
+//! to a microsecond. So the host computes everything beforehand that the guest would have to
+//! compute.
 
 mod image;
 mod instruction;

@@ -1,8 +1,8 @@
-//! The machine code of the guest: an interpreter of [`crate::Instruction`]. The host never executes it: it lies among the
-//! test program's constants, and [`code`] is where.
+//! The machine code of the guest: an interpreter of [`crate::Instruction`]. The host never executes
+//! it. It is part of the constants of the test program, and [`code`] returns it.
 //!
-//! It runs wherever [`layout::PROGRAM`] says; all its jumps are relative. No instruction is used that an interpreting
-//! KVM lacks. Registers for the length of a script:
+//! Its entry point is [`layout::PROGRAM`], and all its jumps are relative. It uses no instruction
+//! that KVM's interpreter lacks. Registers during a script:
 //!
 //! ```text
 //! RSI  the instruction being executed      R12  the accumulator
@@ -18,7 +18,7 @@ global_asm!(
     .balign 16
     .globl sandboxvm_bare_guest_start
 sandboxvm_bare_guest_start:
-    // vCPU 0 begins here, in 64-bit mode on the VMM's own tables, which end at 1 GiB.
+    // vCPU 0 starts here, in 64-bit mode with the VMM's page tables, which end at 1 GiB.
     cli
     mov eax, {page_tables}
     mov cr3, rax
@@ -27,7 +27,7 @@ sandboxvm_bare_guest_start:
     mov esi, {script_0}
     jmp 20f
 
-10: // vCPU 1, in 64-bit mode, from 80 below.
+10: // vCPU 1 arrives here in 64-bit mode, from label 80 below.
     mov eax, 0x10
     mov ds, eax
     mov es, eax
@@ -36,14 +36,14 @@ sandboxvm_bare_guest_start:
     mov r14d, {slots_1}
     mov esi, {script_1}
 
-20: // Either, ready.
+20: // Both vCPUs continue here.
     mov eax, {idt_pointer}
     lidt [rax]
     jmp 31f
 
-30: // Next instruction.
+30: // Go to the next instruction.
     add rsi, 24
-31: // This instruction.
+31: // Execute this instruction.
     movzx eax, byte ptr [rsi]
     mov ecx, dword ptr [rsi + 4]
     mov rdi, qword ptr [rsi + 8]
@@ -54,7 +54,7 @@ sandboxvm_bare_guest_start:
     jmp rax
 
     .balign 4
-40: // Where each operation is done; the order is that of Instruction::encode.
+40: // The table of operations, in the order of Instruction::encode.
     .long 100f - 40b
     .long 101f - 40b, 102f - 40b, 103f - 40b, 104f - 40b
     .long 105f - 40b, 106f - 40b, 107f - 40b, 108f - 40b
@@ -64,7 +64,7 @@ sandboxvm_bare_guest_start:
     .long 119f - 40b, 120f - 40b, 121f - 40b, 122f - 40b, 123f - 40b
     .long 124f - 40b, 125f - 40b, 126f - 40b, 127f - 40b, 128f - 40b, 129f - 40b, 130f - 40b, 131f - 40b
 
-100: // Rest; with the PIC masked, which would bring a device's line as an exception's vector
+100: // Rest. The PIC is masked, because it would deliver interrupts of devices at the vectors of exceptions.
     mov al, 0xff
     out 0x21, al
     out 0xa1, al
@@ -195,7 +195,7 @@ sandboxvm_bare_guest_start:
     dec ecx
     test byte ptr [rsi + 2], 1
     jz 1b
-    // STI lets the next instruction through before any interrupt: none is lost between the look and the HLT.
+    // STI enables interrupts only after the next instruction, so none is lost before the HLT.
     sti
     hlt
     cli
@@ -254,7 +254,7 @@ sandboxvm_bare_guest_start:
     hlt
     jmp 131b
 
-200: // Something was not as expected: says which instruction, and the accumulator, and gives up.
+200: // An expectation is not met: prints the instruction's address and the accumulator, and gives up.
     mov al, 33
     mov edx, {uart}
     out dx, al
@@ -290,7 +290,7 @@ sandboxvm_bare_guest_start:
     ret
 
     .globl sandboxvm_bare_guest_interrupt
-sandboxvm_bare_guest_interrupt: // Counts, and tells the local APIC that it is over.
+sandboxvm_bare_guest_interrupt: // Counts the interrupt and signals its end to the local APIC.
     push rax
     mov eax, {interrupts}
     inc qword ptr [rax]
@@ -299,7 +299,7 @@ sandboxvm_bare_guest_interrupt: // Counts, and tells the local APIC that it is o
     pop rax
     iretq
 
-    // vCPU 1 begins at 80, in real mode at AP_START: CR4.PAE, our tables, EFER.LME, then paging and protection at once.
+    // vCPU 1 starts at 80, in real mode at AP_START. Sets CR4.PAE, page tables, EFER.LME, then paging and protection.
     .globl sandboxvm_bare_guest_ap_start
 sandboxvm_bare_guest_ap_start:
     .code16
@@ -367,21 +367,21 @@ unsafe extern "C" {
 
 fn between(first: *const u8, end: *const u8) -> &'static [u8] {
     let length = end.addr() - first.addr();
-    // SAFETY: both are labels of the block above in this order, so the bytes between them are constants of this program.
+    // SAFETY: both are labels of the assembly above, in this order, so all bytes between them are constants of this program.
     unsafe { std::slice::from_raw_parts(first, length) }
 }
 
-/// All of it.
+/// Returns all of the machine code.
 pub(crate) fn code() -> &'static [u8] {
     between(&raw const START, &raw const END)
 }
 
-/// The part that vCPU 1 begins with.
+/// Returns the part with which vCPU 1 starts.
 pub(crate) fn ap_code() -> &'static [u8] {
     between(&raw const AP_START, &raw const END)
 }
 
-/// Where in the guest's memory interrupts are handled.
+/// Returns the address of the interrupt handler in the guest's memory.
 pub(crate) fn interrupt_handler() -> u64 {
     let offset = (&raw const INTERRUPT).addr() - (&raw const START).addr();
     layout::PROGRAM + offset as u64
@@ -392,7 +392,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_fits_its_place() {
+    fn the_program_fits_into_its_memory() {
         assert!(code().len() as u64 <= layout::PAGE_TABLES - layout::PROGRAM);
         assert!(!ap_code().is_empty() && ap_code().len() < 256);
         assert!(code().ends_with(ap_code()));
@@ -400,8 +400,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_it_is_left_to_a_linker() {
-        // The table of operations is 32 distances into the program: a relocation would have left zeros.
+    fn the_program_has_no_relocations() {
+        // The table of operations has 32 distances within the program. Relocations would have left
+        // zeros there.
         let distances = code().windows(128).any(|table| {
             table.chunks_exact(4).all(|bytes| {
                 let distance = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);

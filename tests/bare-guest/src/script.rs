@@ -1,4 +1,4 @@
-//! Writing scripts: instructions one after the other, loops, and the ways to end.
+//! Builds scripts: sequences of instructions, loops, and the ways to end.
 
 use crate::{
     instruction::{Instruction, Width},
@@ -7,29 +7,31 @@ use crate::{
     },
 };
 
-/// How often to look for what should come by itself: some seconds in memory where ring 0 is interpreted, more at a device.
+/// Maximum number of attempts when a script waits. That is some seconds for memory if ring 0 is
+/// interpreted, and more for a
+/// device.
 const LOOKS: u32 = 400_000;
 
-/// Instructions for one vCPU.
+/// A sequence of instructions for one vCPU.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     instructions: Vec<Instruction>,
-    /// Loops that the place being written is in.
+    /// Number of loops around the current position.
     depth: u16,
 }
 
-/// A place in a script to come back to.
+/// A position in a script to which an instruction can jump.
 #[derive(Debug, Clone, Copy)]
 struct Label(usize);
 
 impl Script {
-    /// One without instructions.
+    /// Returns an empty script.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Its instructions.
+    /// Returns the instructions.
     #[must_use]
     pub fn instructions(&self) -> &[Instruction] {
         &self.instructions
@@ -46,41 +48,43 @@ impl Script {
         self.push(Instruction::Write { width, address, value })
     }
 
-    /// Writes 32 bits, as most registers want it.
+    /// Writes 32 bits, the width of most registers.
     pub fn set(&mut self, address: u64, value: u32) -> &mut Self {
         self.write(Width::Word, address, value.into())
     }
 
-    /// Reads, and gives up unless the value is this one.
+    /// Reads a value, and gives up unless it is this one.
     pub fn expect(&mut self, width: Width, address: u64, value: u64) -> &mut Self {
         self.push(Instruction::Read { width, address }).push(Instruction::Expect { value, mask: u64::MAX })
     }
 
-    /// Waits until 32 bits under `mask` are `value`. Patient: how long a look takes depends on the host.
+    /// Waits until 32 bits under `mask` are `value`. The number of attempts is large, as their
+    /// duration depends on the host.
     pub fn wait(&mut self, address: u64, mask: u32, value: u32) -> &mut Self {
         self.push(Instruction::Wait { address, value, mask, looks: LOOKS, halting: false, or_beyond: false })
     }
 
-    /// Waits until the 16 bits at `address` plus two, a ring's index, are `index` or beyond. `halting` lets interrupts
-    /// through and halts until one comes, however long that takes.
+    /// Waits until the 16 bits at `address` plus two, the index of a ring, are `index` or beyond.
+    /// With `halting` the vCPU enables interrupts and halts between attempts, without a limit of
+    /// time.
     pub fn wait_for_index(&mut self, address: u64, index: u16, halting: bool) -> &mut Self {
         let (value, mask) = (u32::from(index) << 16, 0xffff_0000);
         let looks = if halting { u32::MAX } else { LOOKS };
         self.push(Instruction::Wait { address, value, mask, looks, halting, or_beyond: true })
     }
 
-    /// Halts until there have been `count` interrupts.
+    /// Halts until there were `count` interrupts.
     pub fn wait_for_interrupts(&mut self, count: u32) -> &mut Self {
         let (address, value, mask) = (INTERRUPTS, count, u32::MAX);
         self.push(Instruction::Wait { address, value, mask, looks: u32::MAX, halting: true, or_beyond: true })
     }
 
-    /// OUT of one byte.
+    /// Writes one byte to a port.
     pub fn out(&mut self, port: u16, value: u8) -> &mut Self {
         self.push(Instruction::Out { width: Width::Byte, port, value: value.into() })
     }
 
-    /// Writes text to the console. Each byte is an exit.
+    /// Writes text to the console. Each byte causes an exit.
     pub fn say(&mut self, text: &str) -> &mut Self {
         for byte in text.bytes() {
             self.out(UART, byte);
@@ -92,10 +96,10 @@ impl Script {
         Label(self.instructions.len())
     }
 
-    /// Does what `body` writes, `count` times, which is at least once.
+    /// Repeats the instructions of `body` `count` times, which must be at least once.
     ///
     /// # Panics
-    /// When loops are nested deeper than there are counters.
+    /// Panics if loops are nested deeper than there are loop counters.
     pub fn repeat(&mut self, count: u64, body: impl FnOnce(&mut Self)) -> &mut Self {
         let slot = self.depth;
         assert!(slot < SLOTS, "loops in {SLOTS} loops");
@@ -108,7 +112,7 @@ impl Script {
         self.push(Instruction::Loop { slot, distance })
     }
 
-    /// Does what `body` writes until the 32 bits at `address` are not zero.
+    /// Repeats the instructions of `body` until the 32 bits at `address` are not zero.
     pub fn until(&mut self, address: u64, body: impl FnOnce(&mut Self)) -> &mut Self {
         let label = self.here();
         body(self);
@@ -121,7 +125,7 @@ impl Script {
         -back
     }
 
-    /// Starts the second vCPU on its script (SDM vol. 3A, 9.4.4: INIT, SIPI, SIPI).
+    /// Starts the second vCPU with its script (SDM vol. 3A, 9.4.4: INIT, SIPI, SIPI).
     pub fn start_second_vcpu(&mut self) -> &mut Self {
         const COMMAND_LOW: u64 = LOCAL_APIC + 0x300;
         const COMMAND_HIGH: u64 = LOCAL_APIC + 0x310;
@@ -135,12 +139,12 @@ impl Script {
         self
     }
 
-    /// Ends the machine in order.
+    /// Ends the machine gracefully.
     pub fn end(&mut self) -> &mut Self {
         self.out(NOTIFY, NOTIFY_SHUTDOWN).out(I8042, I8042_RESET).push(Instruction::Rest)
     }
 
-    /// Ends the machine as if something was not as expected.
+    /// Ends the machine as if an expectation was not met.
     pub fn give_up(&mut self) -> &mut Self {
         self.out(NOTIFY, NOTIFY_PANIC).out(I8042, I8042_RESET).push(Instruction::Rest)
     }

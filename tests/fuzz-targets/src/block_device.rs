@@ -1,4 +1,4 @@
-//! A disk and a driver that does anything with it.
+//! A disk, with a driver that does anything.
 
 use crate::{
     driver::Driver,
@@ -6,7 +6,7 @@ use crate::{
 };
 use sandboxvm_vmm::devices::virtio::block::BlockDevice;
 
-/// Input: which kind of disk, then what the driver does.
+/// Input: the kind of disk, then the actions of the driver.
 pub fn block_device(data: &[u8]) {
     let mut input = Input::new(data);
     let Some(kind) = input.byte() else { return };
@@ -15,5 +15,5 @@ pub fn block_device(data: &[u8]) {
     } else {
         BlockDevice::writable(file(&[0x22; 64 << 10]), vec![file(b"")])
     };
-    Driver::new(Box::new(device.expect("disks that can be"))).run(input, |_, _| ());
+    Driver::new(Box::new(device.expect("the disk is valid"))).run(input, |_, _| ());
 }

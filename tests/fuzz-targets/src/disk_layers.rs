@@ -1,16 +1,17 @@
-//! Disk layers from anybody: opened, merged in the mind, read, written, frozen. What must hold: a layer that is refused is
-//! refused before anything is read from it, and one that is taken makes a disk that answers.
+//! Untrusted disk layers are opened, read, written and frozen. A layer that is refused must be
+//! refused before anything is read from it, and one that is accepted must make a disk that works.
 
 use crate::input::{Input, file};
 use sandboxvm_vmm::devices::virtio::block::{BlockDevice, LayeredDisk};
 
-/// Size of the disk: 16 blocks, so a layer has one page of states.
+/// Size of the disk. It has 16 blocks, so a layer has one page of block states.
 const DISK: usize = 64 << 10;
 const HEADER: usize = 4096;
 const STATES: usize = 4096;
 const CRC: std::ops::Range<usize> = 44..48;
 
-/// Input: how the layers are made, then for each its header's and its states' first bytes.
+/// Input: how the layers are made, then for each layer the first bytes of its header and of its
+/// states.
 pub fn disk_layers(data: &[u8]) {
     let mut input = Input::new(data);
     let Some(how) = input.byte() else { return };
@@ -22,17 +23,17 @@ pub fn disk_layers(data: &[u8]) {
     let files = || layers.iter().map(|bytes| file(bytes)).collect();
     let Ok(mut disk) = LayeredDisk::open(template(), files()) else { return };
     assert_eq!(disk.size(), DISK as u64);
-    // A disk that could be opened goes on as any other.
-    disk.flush().expect("files of our own");
+    // A disk that could be opened works like any other.
+    disk.flush().expect("the files are in memory");
     disk.freeze_and_push(file(b"")).expect("an empty file is a new layer");
-    let device = BlockDevice::writable(template(), files()).expect("the same layers once more");
+    let device = BlockDevice::writable(template(), files()).expect("the same layers can be opened again");
     drop(device);
 }
 
 fn layer(how: u8, input: &mut Input<'_>) -> Vec<u8> {
     let mut bytes = vec![0; HEADER + STATES + DISK];
     if how & 1 == 0 {
-        // A right header, over which the input then writes.
+        // A valid header, parts of which the input then overwrites.
         bytes[..8].copy_from_slice(b"SBVMLAYR");
         bytes[8..12].copy_from_slice(&1_u32.to_le_bytes());
         bytes[12..16].copy_from_slice(&4096_u32.to_le_bytes());

@@ -1,6 +1,7 @@
-//! A guest's side of a virtio-mmio device, as an input describes it: registers, descriptors, rings and memory, written in
-//! any order, most of the time nearly right. What must hold, whatever is written: no panic, no access outside guest
-//! memory, and a device that comes to rest when nobody asks anything of it any more.
+//! The guest's side of a virtio-mmio device, as the input describes it: writes to registers,
+//! descriptors, rings and memory in any order, mostly nearly valid. The device must not panic, must
+//! not access anything outside of guest memory, and must become idle when its driver requests
+//! nothing more.
 
 use crate::input::Input;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,15 +20,16 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const LOW_END: u64 = 0x10_0000;
 const HIGH_START: u64 = 0x20_0000;
 const HIGH_END: u64 = 0x30_0000;
-/// Pages of both.
+/// Number of pages in both ranges.
 pub(crate) const PAGES: u64 = (LOW_END + HIGH_END - HIGH_START) / 4096;
-/// Rings, unless the input puts them elsewhere: 64 KiB for each queue from here.
+/// Address of the rings unless the input moves them: 64 KiB for each queue.
 const RINGS: u64 = 0x1_0000;
-/// Where buffers mostly are.
+/// Address near which most buffers are.
 const BUFFERS: u64 = 0x8_0000;
-/// Operations of one input.
+/// Maximum number of actions of one input.
 const STEPS: usize = 400;
-/// Turns of the event loop after which a device that still wants one is spinning.
+/// Number of turns of the event loop after which a device that still wants one is considered to
+/// spin.
 const TURNS: usize = 10_000;
 
 const DEVICE_FEATURES: u64 = 0x10;
@@ -41,7 +43,7 @@ const QUEUE_READY: u64 = 0x44;
 const STATUS: u64 = 0x70;
 const QUEUE_ADDRESSES: [u64; 3] = [0x80, 0x90, 0xa0];
 
-/// A device, its memory, and where its driver last said that the rings are.
+/// A device, its memory, and the addresses of the rings that the driver last set.
 pub(crate) struct Driver {
     transport: MmioTransport,
     memory: Arc<GuestMemory>,
@@ -55,7 +57,7 @@ impl Driver {
         let memory = Arc::new(GuestMemory::from_ranges(&ranges).expect("memory for a small guest"));
         let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
         let transport =
-            MmioTransport::new(device, Arc::clone(&memory), interrupt).expect("our devices have possible queues");
+            MmioTransport::new(device, Arc::clone(&memory), interrupt).expect("the device has valid queues");
         let rings = (0..transport.queue_count() as u64).map(Self::usual_rings).collect();
         Self { transport, memory, rings }
     }
@@ -75,7 +77,7 @@ impl Driver {
         u32::from_le_bytes(bytes)
     }
 
-    /// As a good driver does it, with all features but those in `refused`.
+    /// Sets the device up as a good driver does, with all features but those in `refused`.
     fn bring_up(&mut self, refused: u64) {
         for status in [0, 1, 3] {
             self.set(STATUS, status);
@@ -104,7 +106,7 @@ impl Driver {
             self.set(offset, address as u32);
             self.set(offset + 4, (address >> 32) as u32);
         }
-        // As good drivers leave them; what is no memory stays what it is.
+        // A good driver clears the indices. Addresses outside of memory are ignored.
         for ring in &rings[1..] {
             let _ = self.memory.write_obj(0_u16, GuestAddress(ring.wrapping_add(2)));
         }
@@ -114,7 +116,7 @@ impl Driver {
         }
     }
 
-    /// Does what the input says; `host` is what happens on the other side of the device, where there is one.
+    /// Executes the input. `host` acts on the host's side of the device, if it has one.
     pub(crate) fn run(mut self, mut input: Input<'_>, mut host: impl FnMut(u8, &mut Input<'_>)) {
         self.bring_up(0);
         for _ in 0..STEPS {
@@ -123,11 +125,11 @@ impl Driver {
             }
         }
         self.come_to_rest();
-        // And it can be begun with again, and saved and restored where it stands.
+        // The device can be saved and restored in this state, and set up again.
         let state = self.transport.save();
         let _ = self.transport.restore(&state);
         self.bring_up(0);
-        assert!(self.transport.is_live(), "a good driver is refused: {:?}", self.transport.last_failure());
+        assert!(self.transport.is_live(), "the device refuses a good driver: {:?}", self.transport.last_failure());
         self.come_to_rest();
     }
 
@@ -197,7 +199,7 @@ impl Driver {
         Some(())
     }
 
-    /// Memory that is not there is not written.
+    /// Writes to guest memory. An address outside of memory is ignored.
     fn put(&self, address: u64, bytes: &[u8]) {
         let _ = self.memory.write_slice(bytes, GuestAddress(address));
     }
@@ -208,7 +210,7 @@ impl Driver {
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
 
-    /// At most `count` turns of the event loop; true when the device wants no more.
+    /// Runs the event loop for at most `count` turns, or until the device wants no more.
     fn turns(&mut self, count: usize) {
         for _ in 0..count {
             if !self.is_ready() {
@@ -224,7 +226,7 @@ impl Driver {
     }
 }
 
-/// An address that is mostly one of memory.
+/// Returns an address that is mostly in memory.
 fn address(input: &mut Input<'_>) -> Option<u64> {
     let kind = input.byte()?;
     Some(match kind {
@@ -239,7 +241,7 @@ fn address(input: &mut Input<'_>) -> Option<u64> {
     })
 }
 
-/// A length that is mostly a request's.
+/// Returns a length that is mostly valid for a request.
 fn length(input: &mut Input<'_>) -> Option<u32> {
     let kind = input.byte()?;
     Some(match kind {

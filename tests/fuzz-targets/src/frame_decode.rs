@@ -1,8 +1,9 @@
-//! A peer that sends anything, cut anywhere, on either wire.
+//! A peer that sends any bytes, in pieces of any length, on either wire. `protocol/tests/wire/hostile.rs` includes this
+//! file and calls the target with frames that are nearly valid.
 //!
-//! Input: one byte choosing the receiver, one byte seeding the cut lengths, then the stream. What must hold: no panic;
-//! no frame over its cap; the first error stands; the cuts make no difference; what decodes encodes and decodes to the
-//! same value again.
+//! Input: one byte that selects the receiver, one byte that seeds the lengths of the pieces, then the stream. The target
+//! panics unless: no frame exceeds its maximum size, the first error is final, the pieces make no difference, and each
+//! message that decodes can be encoded and decoded to the same value again.
 
 use sandboxvm_protocol::{
     agent::{self, AgentMessage, HostMessage},
@@ -12,12 +13,12 @@ use sandboxvm_protocol::{
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 
-/// Decodes one body as `T`, and whatever came of it once more.
+/// Decodes one body as `T`. If that succeeds, encodes the value and decodes it again.
 fn message<T: Message + DeserializeOwned + PartialEq + Debug>(wire: Wire, body: &[u8]) {
     if let Ok(value) = wire.decode_message::<T>(body) {
         let mut frame = Vec::new();
         wire.append_message(&mut frame, &value, usize::MAX).expect("a decoded message encodes");
-        assert_eq!(wire.decode_message::<T>(&frame[HEADER_LEN..]).expect("and decodes"), value);
+        assert_eq!(wire.decode_message::<T>(&frame[HEADER_LEN..]).expect("an encoded message decodes"), value);
     }
 }
 
@@ -33,7 +34,7 @@ fn vmm_bodies(wire: Wire, body: &[u8]) {
     message::<VmmMessage>(wire, body);
 }
 
-/// What a receiver made of a stream.
+/// What a receiver decodes of a stream.
 #[derive(Debug, PartialEq)]
 struct Received {
     frames: Vec<(FrameKind, Vec<u8>)>,
@@ -56,7 +57,7 @@ fn receive<'a>(wire: Wire, cap: usize, chunks: impl Iterator<Item = &'a [u8]>) -
                     frames.push((frame.kind, frame.body.to_vec()));
                 }
                 Err(found) => {
-                    assert_eq!(*error.get_or_insert(found.clone()), found, "the first error stands");
+                    assert_eq!(*error.get_or_insert(found.clone()), found, "the first error is final");
                     break;
                 }
             }
@@ -66,15 +67,21 @@ fn receive<'a>(wire: Wire, cap: usize, chunks: impl Iterator<Item = &'a [u8]>) -
     Received { frames, error, at_boundary }
 }
 
-/// See the module.
-pub fn frame_decode(data: &[u8]) {
-    let [receiver, seed, stream @ ..] = data else { return };
-    let (wire, cap) = match receiver % 3 {
-        0 => (agent::WIRE, agent::MAX_HOST_MESSAGE),
-        1 => (agent::WIRE, agent::MAX_AGENT_MESSAGE),
+/// The wire and the maximum size of messages of a receiver. The last one accepts only very short messages.
+pub(crate) fn receiver(number: u8) -> (Wire, usize) {
+    match number {
+        u8::MAX => (agent::WIRE, 16),
+        number if number % 3 == 0 => (agent::WIRE, agent::MAX_HOST_MESSAGE),
+        number if number % 3 == 1 => (agent::WIRE, agent::MAX_AGENT_MESSAGE),
         _ => (vmm::WIRE, vmm::MAX_MESSAGE),
-    };
-    let bodies = if receiver % 3 == 2 { vmm_bodies } else { agent_bodies };
+    }
+}
+
+/// Decodes the stream of the input as its receiver does. The module describes the input.
+pub fn frame_decode(data: &[u8]) {
+    let [number, seed, stream @ ..] = data else { return };
+    let (wire, cap) = receiver(*number);
+    let bodies = if wire == vmm::WIRE { vmm_bodies } else { agent_bodies };
 
     let whole = receive(wire, cap, std::iter::once(stream));
     let mut rest = stream;
@@ -89,13 +96,13 @@ pub fn frame_decode(data: &[u8]) {
             (!chunk.is_empty()).then_some(chunk)
         }),
     );
-    assert_eq!(whole, cut, "the cuts made a difference");
+    assert_eq!(whole, cut, "the pieces made a difference");
 
     for (kind, body) in &whole.frames {
         if *kind == FrameKind::Message {
             bodies(wire, body);
         }
     }
-    // The stream without framing as a body: most mutations then reach the message decoders.
+    // Also decodes the whole stream as the body of a message, so that most mutations reach the message decoders.
     bodies(wire, stream);
 }

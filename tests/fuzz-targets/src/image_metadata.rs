@@ -1,5 +1,5 @@
-//! What is looked at of images before they are used: the superblock of an EROFS image, the headers of a kernel, and the
-//! kernel itself as the VMM loads it.
+//! The checks of images before their use: the superblock of an EROFS image, the headers of a
+//! kernel, and the VMM's loader of kernels.
 
 use crate::input::{Input, file};
 use sandboxvm_images::{erofs, kernel};
@@ -8,7 +8,7 @@ use sandboxvm_vmm::{arch::x86_64::boot, memory::GuestMemory};
 use std::sync::OnceLock;
 use vm_memory::GuestAddress;
 
-/// Input: which kind, then the file. An EROFS superblock gets the 1024 bytes that come before it.
+/// Input: the kind of image, then the file. An EROFS superblock is placed behind 1024 zero bytes.
 pub fn image_metadata(data: &[u8]) {
     let mut input = Input::new(data);
     match input.byte() {
@@ -20,11 +20,12 @@ pub fn image_metadata(data: &[u8]) {
         }
         Some(_) => {
             let checked = kernel::check(&file(input.rest()));
-            let size = MemorySize::try_from(MemorySize::MIN).expect("the smallest there is");
+            let size = MemorySize::try_from(MemorySize::MIN).expect("the minimum is a valid size");
             let loaded = boot::load(memory(), size, VcpuCount::ONE, &mut file(input.rest()), "quiet");
             if let Ok(entry) = loaded {
                 assert!(entry.0 < MemorySize::MIN);
-                // The check may be stricter than the loader, not the other way round: it is what people are told.
+                // The check may be stricter than the loader, but not less strict, because its
+                // message is for the user.
                 let _ = checked;
             }
         }
@@ -32,11 +33,11 @@ pub fn image_metadata(data: &[u8]) {
     }
 }
 
-/// Memory that kernels are loaded into, one over the other.
+/// Returns memory into which all kernels are loaded, one over the other.
 fn memory() -> &'static GuestMemory {
     static MEMORY: OnceLock<GuestMemory> = OnceLock::new();
     MEMORY.get_or_init(|| {
-        let bytes = usize::try_from(MemorySize::MIN.max(MIB)).expect("the smallest there is");
+        let bytes = usize::try_from(MemorySize::MIN.max(MIB)).expect("the minimum fits a usize");
         GuestMemory::from_ranges(&[(GuestAddress(0), bytes)]).expect("memory for a small guest")
     })
 }

@@ -1,8 +1,8 @@
-//! Bytes taken off the front of an input, as numbers. Whatever is asked for beyond its end is not there.
+//! Reads numbers from the front of an input. At its end there are no more.
 
 use std::{fs::File, io::Write};
 
-/// The rest of an input.
+/// The unread rest of an input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Input<'a>(&'a [u8]);
 
@@ -33,7 +33,7 @@ impl<'a> Input<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Up to `count` bytes.
+    /// Returns up to `count` bytes.
     pub(crate) fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
@@ -45,7 +45,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// A file in memory that holds `bytes`.
+/// Returns a file in memory that contains `bytes`.
 pub(crate) fn file(bytes: &[u8]) -> File {
     let mut file =
         File::from(rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).expect("memory for a small file"));

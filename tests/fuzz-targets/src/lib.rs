@@ -1,9 +1,10 @@
-//! What is done with bytes from anybody, one function per place where such bytes come in. Each takes any bytes at all, and
-//! panics when something is broken that must hold whatever they are.
+//! Fuzz targets: one function for each place at which untrusted bytes arrive. Each accepts any
+//! bytes, and panics if the code under test violates a rule that must hold for all of them.
 //!
-//! The programs in `fuzz/` hand these functions to libFuzzer, which needs a nightly compiler and runs for as long as it is
-//! let; `tests/replay.rs` runs them on the corpora in `fuzz/corpus` and on some thousand mutations of those, in seconds,
-//! with any compiler. Owns no format and no device: everything here is called as its own callers call it.
+//! The programs in `fuzz/` pass these functions to libFuzzer, which needs a nightly compiler and
+//! runs without end. `tests/replay.rs` runs them for seconds, with any compiler, on the corpora in
+//! `fuzz/corpus` and on some thousand mutations of them. This crate owns no format and no device:
+//! it calls everything as its real callers do.
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a target says that it found something")]
 
@@ -35,16 +36,17 @@ pub use tar_unpack::tar_unpack;
 pub use virtqueue::virtqueue;
 pub use vsock_device::vsock_device;
 
-/// A function of this crate, by the name of its program in `fuzz/fuzz_targets` and its corpus in `fuzz/corpus`.
+/// A function of this crate. Its program in `fuzz/fuzz_targets` and its corpus in `fuzz/corpus`
+/// have the same name.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Its name.
+    /// The name of the function.
     pub name: &'static str,
-    /// What to do with some bytes.
+    /// The function.
     pub run: fn(&[u8]),
 }
 
-/// All of them.
+/// All fuzz targets.
 pub const TARGETS: &[Target] = &[
     Target { name: "balloon_device", run: balloon_device },
     Target { name: "block_device", run: block_device },

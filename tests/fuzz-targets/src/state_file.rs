@@ -1,5 +1,6 @@
-//! A snapshot's state file from anybody, and what a restore does with it: decoded, its devices' states put into devices,
-//! its memory map laid over memory. KVM's own structures end here: they go to the kernel, which checks them.
+//! An untrusted state file of a snapshot, and its restore: it is decoded, the states of devices are
+//! applied to devices, and the memory map is applied to memory. KVM's own structures are not
+//! applied: the kernel checks them.
 
 use crate::input::{Input, file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,7 +35,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const MEMORY: usize = MIB as usize;
 
-/// Input: how it is taken, then a state file, or (bit 0) a body that gets a right header, or (bit 1) one device's state.
+/// Input: how it is used, then a state file, or (bit 0) a body that gets a valid header, or (bit 1)
+/// the state of one device.
 pub fn state_file(data: &[u8]) {
     let mut input = Input::new(data);
     let Some(how) = input.byte() else { return };
@@ -46,14 +48,14 @@ pub fn state_file(data: &[u8]) {
     }
     let decoded = if how & 1 == 1 { format::decode(&with_header(input.rest())) } else { format::decode(input.rest()) };
     let Ok(state) = decoded else { return };
-    // What decodes is what was encoded.
-    let again = format::encode(&state).expect("it came out of a file");
-    let again = format::decode(&again).expect("it was just encoded");
+    // A state that was decoded can be encoded and decoded again.
+    let again = format::encode(&state).expect("the state came from a file");
+    let again = format::decode(&again).expect("the state was just encoded");
     assert_eq!(again.memory, state.memory);
     take_up(&state);
 }
 
-/// The file that holds this body.
+/// Returns the file with this body.
 fn with_header(body: &[u8]) -> Vec<u8> {
     let mut bytes = format::MAGIC.to_vec();
     bytes.extend(format::VERSION.to_le_bytes());
@@ -68,9 +70,9 @@ fn take_up(state: &SnapshotState) {
     let memory = memory();
     let page = Arc::new(file(&[7; 4096]));
     page.set_len(MEMORY as u64).expect("a file in memory");
-    // Any files will do: the map says which it wants, and how long they must be.
+    // Any files can be used here, as the map selects them and checks their length.
     let _ = state.memory.map_over(&memory, &[Arc::clone(&page), page]);
-    let log = BoundedLog::new(file(b""), MIN_LIMIT).expect("a file of our own");
+    let log = BoundedLog::new(file(b""), MIN_LIMIT).expect("the log is in memory");
     let line = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
     if let Ok(console) = SerialConsole::restored(line, log, &state.machine.serial) {
         let _ = console.save();
@@ -87,10 +89,8 @@ fn memory() -> GuestMemory {
 fn device_for(kind: u32, writable: bool) -> Box<dyn VirtioDevice> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     match kind {
-        2 if writable => {
-            Box::new(BlockDevice::writable(file(&[0; 8192]), vec![file(b"")]).expect("a disk that can be"))
-        }
-        2 => Box::new(BlockDevice::read_only(file(&[0; 8192])).expect("a disk that can be")),
+        2 if writable => Box::new(BlockDevice::writable(file(&[0; 8192]), vec![file(b"")]).expect("the disk is valid")),
+        2 => Box::new(BlockDevice::read_only(file(&[0; 8192])).expect("the disk is valid")),
         5 => {
             let released = Arc::new(ReleasedPages::none_of(MEMORY as u64 / 4096));
             Box::new(BalloonDevice::new(released).expect("an eventfd"))
@@ -98,29 +98,31 @@ fn device_for(kind: u32, writable: bool) -> Box<dyn VirtioDevice> {
         19 => {
             let name = format!("sandboxvm-fuzz-state-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
             let address = SocketAddr::from_abstract_name(name).expect("a short name");
-            let listener = UnixListener::bind_addr(&address).expect("a name of our own");
+            let listener = UnixListener::bind_addr(&address).expect("the name is unique");
             Box::new(VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).expect("an epoll set"))
         }
         _ => Box::new(RngDevice::new().expect("a timer")),
     }
 }
 
-/// What a restored device is put through before its machine runs, and just after.
+/// Applies a state to a device, and does what happens to a restored device before and just after
+/// its machine runs.
 fn restore_device(state: &TransportState, how: u8) {
     let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
     let device = device_for(state.device_type, how & 4 == 4);
-    let mut transport = MmioTransport::new(device, Arc::new(memory()), interrupt).expect("our devices' queues");
+    let mut transport = MmioTransport::new(device, Arc::new(memory()), interrupt).expect("the device has valid queues");
     if transport.restore(state).is_err() {
         return;
     }
     let saved = transport.save();
     transport.notify_all();
     assert!(come_to_rest(&mut transport), "a restored device spins");
-    // Saved again it can be restored again.
+    // The state can be saved and restored again.
     transport.restore(&saved).expect("a state that was restored once");
 }
 
-/// Serves the device's descriptor until it wants no more; entropy waits for its time, which passes meanwhile.
+/// Serves the device's descriptor until it wants no more. The entropy device waits for its rate, so
+/// some time passes.
 fn come_to_rest(transport: &mut MmioTransport) -> bool {
     (0..10_000).any(|_| {
         transport.host_ready();
@@ -130,12 +132,12 @@ fn come_to_rest(transport: &mut MmioTransport) -> bool {
     })
 }
 
-/// A device's state as a machine saves it, with `how` before it, to begin a corpus with.
+/// Returns the state of a device as a machine saves it, preceded by `how`: a start for a corpus.
 #[must_use]
 pub fn example(kind: u32) -> Vec<u8> {
     let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
     let mut transport =
-        MmioTransport::new(device_for(kind, true), Arc::new(memory()), interrupt).expect("our devices' queues");
+        MmioTransport::new(device_for(kind, true), Arc::new(memory()), interrupt).expect("the device has valid queues");
     for (offset, value) in [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11_u32)] {
         transport.write(offset, &value.to_le_bytes());
     }

@@ -1,8 +1,8 @@
-//! An archive from anybody, unpacked where nothing may be touched but the directory it is for.
+//! An untrusted archive is unpacked. Nothing outside of the destination may change.
 //!
-//! Input: one byte choosing how it is taken, then the archive. Half of the mutations get their headers' checksums set
-//! right, or hardly any would get past them. What must hold: no panic; what was there beside the directory stays as it
-//! was; the caps hold.
+//! Input: one byte that selects the options, then the archive. For half of the inputs the checksums
+//! of headers are corrected, because otherwise hardly any header would be accepted. The target
+//! panics unless files beside the destination are unchanged and the limits hold.
 
 use sandboxvm_archive::{Reader, Trust, UnpackPolicy, unpack, unpack_single};
 use std::{
@@ -18,13 +18,13 @@ fn home() -> &'static Path {
     static HOME: OnceLock<PathBuf> = OnceLock::new();
     HOME.get_or_init(|| {
         let home = std::env::temp_dir().join(format!("sandboxvm-fuzz-{}", std::process::id()));
-        fs::create_dir_all(&home).expect("a directory of our own");
-        fs::write(home.join("victim"), "untouched").expect("a file of our own");
+        fs::create_dir_all(&home).expect("the temporary directory can be written");
+        fs::write(home.join("victim"), "untouched").expect("the temporary directory can be written");
         home
     })
 }
 
-/// Sets the checksum of every block that could be a header.
+/// Corrects the checksum of every block that may be a header.
 fn mend(archive: &mut [u8]) {
     for block in archive.chunks_exact_mut(512).filter(|block| block.starts_with(b"a") || block[257..262] == *b"ustar") {
         block[148..156].fill(b' ');
@@ -33,7 +33,7 @@ fn mend(archive: &mut [u8]) {
     }
 }
 
-/// See the module.
+/// Unpacks an archive. The module describes the input.
 pub fn tar_unpack(data: &[u8]) {
     let [how, archive @ ..] = data else { return };
     let mut archive = archive.to_vec();
@@ -42,7 +42,7 @@ pub fn tar_unpack(data: &[u8]) {
     }
     let target = home().join("target");
     let _ = fs::remove_dir_all(&target);
-    fs::create_dir(&target).expect("it was removed");
+    fs::create_dir(&target).expect("the directory was removed");
     let policy = UnpackPolicy {
         trust: Trust::Nothing,
         max_bytes: MAX_BYTES,
@@ -52,7 +52,7 @@ pub fn tar_unpack(data: &[u8]) {
         umask: 0o022,
         progress: None,
     };
-    let directory = File::open(&target).expect("it was made").into();
+    let directory = File::open(&target).expect("the directory exists").into();
     let mut reader = Reader::new(&archive[..]);
     let unpacked = if how & 4 == 4 {
         unpack_single(&mut reader, directory, b"name", &policy)
@@ -63,8 +63,8 @@ pub fn tar_unpack(data: &[u8]) {
         assert!(totals.bytes <= MAX_BYTES && totals.entries <= MAX_ENTRIES);
     }
     let mut names: Vec<_> =
-        fs::read_dir(home()).expect("it is ours").flatten().map(|entry| entry.file_name()).collect();
+        fs::read_dir(home()).expect("the directory can be read").flatten().map(|entry| entry.file_name()).collect();
     names.sort();
     assert_eq!(names, ["target", "victim"]);
-    assert_eq!(fs::read(home().join("victim")).expect("it is there"), b"untouched");
+    assert_eq!(fs::read(home().join("victim")).expect("the file exists"), b"untouched");
 }

@@ -1,5 +1,6 @@
-//! A virtqueue of any content. What must hold: every chain that is handed out is whole and lies in guest memory; there
-//! is an end of them, also where the rings lie on each other and what is returned changes what is to come; nothing panics.
+//! A virtqueue with any content. Every chain that the queue returns must be complete and in guest
+//! memory. The number of chains must be finite, even if the rings overlap and a returned chain
+//! changes the next one. Nothing may panic.
 
 use crate::input::Input;
 use sandboxvm_vmm::{devices::virtio::chain::Chain, memory::GuestMemory};
@@ -7,23 +8,24 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 const MEMORY: usize = 0x1_0000;
-/// Far more than there can be: once round both indices, with a queue in each place of the other.
+/// Far more chains than possible: both indices wrap once, with a full queue at each value.
 const MOST_CHAINS: u32 = 1 << 17;
 
-/// Input: ring addresses and size, where the device is in the ring, then memory from its beginning.
+/// Input: addresses and size of the rings, the device's position in the ring, then the content of
+/// memory.
 pub fn virtqueue(data: &[u8]) {
     let _ = run(Input::new(data));
 }
 
 fn run(mut input: Input<'_>) -> Option<()> {
-    // Two regions with nothing between them, and one with a gap before it.
+    // Two adjacent regions, and one behind a gap.
     let ranges =
         [(GuestAddress(0), MEMORY / 2), (GuestAddress(0x8000), MEMORY / 4), (GuestAddress(0x1_4000), MEMORY / 4)];
     let memory = GuestMemory::from_ranges(&ranges).expect("memory for a small guest");
     let mut queue = Queue::new(64).expect("a power of two");
     let size = 1 << (input.byte()? % 7);
     queue.try_set_size(size).expect("at most 64");
-    // Multiples of what the rings must be aligned to, in memory and somewhat beyond.
+    // Aligned addresses, in memory and somewhat beyond.
     let mut place = |step: u64| Some(u64::from(input.half()?) * 2 / step * step);
     let (table, available, used) = (place(16)?, place(2)?, place(4)?);
     queue.try_set_desc_table_address(GuestAddress(table)).expect("aligned to 16");
@@ -41,14 +43,14 @@ fn run(mut input: Input<'_>) -> Option<()> {
     let mut chains = 0;
     while let Ok(Some(mut chain)) = Chain::pop(&mut queue, &memory) {
         chains += 1;
-        assert!(chains <= MOST_CHAINS, "the queue feeds itself");
+        assert!(chains <= MOST_CHAINS, "the queue never ends");
         assert!(chain.head < size);
         let total = chain.readable.len() + chain.writable.len();
         assert!(total > 0 && total <= u64::from(u32::MAX));
         let pieces: Vec<_> = chain.readable.slices().chain(chain.writable.slices()).map(|slice| slice.len()).collect();
         assert!(pieces.iter().all(|length| *length > 0));
         assert_eq!(pieces.iter().map(|length| *length as u64).sum::<u64>(), total);
-        // A buffer may be named many times, but each time it is one in memory.
+        // Many descriptors may name the same buffer, but each must be in memory.
         assert!(total <= u64::from(size) * MEMORY as u64 && memory.num_regions() == 3);
         let mut some = [0; 300];
         let read = chain.readable.read(&mut some) as u64;
@@ -58,7 +60,7 @@ fn run(mut input: Input<'_>) -> Option<()> {
         chain.readable.advance(7);
         chain.writable.write_zeros(5000);
         assert!(read + written <= total);
-        // The ring itself may just have been written over.
+        // The write may have overwritten the ring itself.
         if queue.add_used(&memory, chain.head, 1).is_err() || queue.needs_notification(&memory).is_err() {
             break;
         }

@@ -1,5 +1,5 @@
-//! The vsock device between a driver and clients that both do anything: packets of any content, lines that are none,
-//! clients that come, write, read and go at any time.
+//! The vsock device between a driver and clients that do anything: packets with any content,
+//! invalid lines, and clients that connect, write, read and disconnect at any time.
 
 use crate::{driver::Driver, input::Input};
 use sandboxvm_protocol::ids::GuestCid;
@@ -13,15 +13,15 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Clients at once.
+/// Maximum number of clients at the same time.
 const CLIENTS: usize = 20;
 
-/// Input: what the driver does, and in between what the clients do.
+/// Input: the actions of the driver, mixed with those of the clients.
 pub fn vsock_device(data: &[u8]) {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = format!("sandboxvm-fuzz-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let address = SocketAddr::from_abstract_name(name).expect("a short name");
-    let listener = UnixListener::bind_addr(&address).expect("a name of our own");
+    let listener = UnixListener::bind_addr(&address).expect("the name is unique");
     let device = VsockDevice::new(VsockOptions::unlimited(GuestCid::DEFAULT), listener).expect("an epoll set");
     let mut clients: Vec<UnixStream> = Vec::new();
     Driver::new(Box::new(device)).run(Input::new(data), |action, input| {
@@ -30,8 +30,8 @@ pub fn vsock_device(data: &[u8]) {
         match (action & 7, clients.get_mut(chosen)) {
             (0..=2, _) if is_room => {
                 let Ok(mut client) = UnixStream::connect_addr(&address) else { return };
-                client.set_nonblocking(true).expect("a socket of our own");
-                // Whole lines to a low port, or whatever the input says.
+                client.set_nonblocking(true).expect("a socket can be non-blocking");
+                // A complete line with a low port, or bytes of the input.
                 let _ = match action & 7 {
                     0 => client.write(format!("CONNECT {}\n", action >> 3).as_bytes()),
                     _ => client.write(input.bytes(usize::from(action >> 3))),

@@ -1,23 +1,24 @@
-//! Every fuzz target on its corpus, and on mutations of it: what libFuzzer does at length, for as long as CI has. The
-//! mutations are the same in every run unless `SANDBOXVM_FUZZ_SEED` says otherwise; `SANDBOXVM_FUZZ_ROUNDS` asks for more.
+//! Runs every fuzz target on its corpus and on mutations of it, as libFuzzer does for much longer.
+//! The mutations are the same in every run unless `SANDBOXVM_FUZZ_SEED` is set.
+//! `SANDBOXVM_FUZZ_ROUNDS` sets their number.
 
 use sandboxvm_fuzz_targets::{TARGETS, Target, state_file_example};
 use std::{env, fs, panic, path::PathBuf};
 
-/// Mutations of each target's inputs.
+/// Number of mutations for each target.
 const ROUNDS: u32 = 1500;
-/// Longest input that is made.
+/// Maximum length of a mutation, unless the corpus has longer inputs.
 const LONGEST: usize = 2048;
 
 fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target.name);
     let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let paths = entries.map(|entry| entry.expect("a directory of ours").path());
-    // Those that a run of libFuzzer left are named by their hash, and are as many as it liked.
+    let paths = entries.map(|entry| entry.expect("the corpus can be read").path());
+    // libFuzzer names its own inputs by their hash. There may be very many of them.
     let is_kept = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() != 40);
     let mut corpus: Vec<_> = paths
         .filter(is_kept)
-        .map(|path| (path.display().to_string(), fs::read(&path).expect("a file of ours")))
+        .map(|path| (path.display().to_string(), fs::read(&path).expect("the corpus can be read")))
         .collect();
     corpus.sort();
     assert!(!corpus.is_empty(), "{} is empty", directory.display());
@@ -106,9 +107,9 @@ fn every_target_is_replayed_and_has_a_program() {
     assert_eq!(REPLAYED.len(), TARGETS.len());
 }
 
-/// The examples in the corpus are states of today's devices. With UPDATE_GOLDEN=1 they are written anew.
+/// The examples in the corpus are states of the current devices. UPDATE_GOLDEN=1 writes them again.
 #[test]
-fn examples_of_device_states_are_of_today() {
+fn examples_of_device_states_are_current() {
     for (kind, name) in [(2, "block"), (4, "rng"), (5, "balloon"), (19, "vsock")] {
         let path = format!("{}/../../fuzz/corpus/state_file/device-{name}", env!("CARGO_MANIFEST_DIR"));
         let example = state_file_example(kind);
@@ -116,6 +117,6 @@ fn examples_of_device_states_are_of_today() {
             fs::write(&path, &example).expect("the corpus can be written");
         }
         let kept = fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}; run with UPDATE_GOLDEN=1"));
-        assert!(kept == example, "{path} is not what such a device saves; run with UPDATE_GOLDEN=1");
+        assert!(kept == example, "{path} is not the state that the device saves; run with UPDATE_GOLDEN=1");
     }
 }

@@ -1,6 +1,6 @@
-// Commands, files, terminals and watches by the JavaScript client. Exit status 0 when all is as E2B has it.
-// Run where node finds the package `e2b`: NODE_PATH does not count for modules, so E2B_JS names the directory of
-// node_modules where this file is not below it.
+// Commands, files, terminals and watches with the JavaScript client. Exits with 0 if all is as with E2B.
+// node must find the package `e2b`. It ignores NODE_PATH for modules, so E2B_JS names the directory that has node_modules if
+// that is not above this file.
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'
@@ -33,7 +33,7 @@ try {
   await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), (error) =>
     error instanceof AuthenticationError && error.message.includes("invalid username: 'nobody-of-that-name'"))
   const cat = await sandbox.commands.run('cat; echo over', { background: true, stdin: true })
-  // The guest's clock for the one above began after the client's.
+  // The guest's timeout of the command above began after the client's, so the command may still run.
   await until('the end of sleep', async () => (await sandbox.commands.list()).length === 1)
   assert.deepEqual((await sandbox.commands.list()).map((one) => [one.pid, one.args.at(-1)]), [[cat.pid, 'cat; echo over']])
   await sandbox.commands.sendStdin(cat.pid, 'one\n')
@@ -72,7 +72,7 @@ try {
   await sandbox.commands.run(make, { timeoutMs: 0 })
   const links = (await sandbox.files.list('links')).map((one) => [one.name, one.type, one.symlinkTarget])
   assert.deepEqual(links, [['directory', 'dir', '/home/user/made'], ['file', 'file', '/home/user/empty']])
-  // One that leads nowhere has no type, and clients leave it out of lists.
+  // A broken link has no type, and clients omit it from lists.
   const nowhere = await sandbox.files.getInfo('links/nowhere')
   assert.deepEqual([nowhere.type, nowhere.symlinkTarget], [undefined, '/home/user/links/nowhere'])
   const tagged = await sandbox.files.write('tagged', 'x', { metadata: { Author: 'me' } })
@@ -84,7 +84,7 @@ try {
     error instanceof InvalidArgumentError && error.message.includes('total metadata size 4106 exceeds 4096 bytes'))
   await assert.rejects(sandbox.files.read('none'), FileNotFoundError)
   await assert.rejects(sandbox.files.list('made/b.txt'), InvalidArgumentError)
-  // Nothing but the address itself says which sandbox it is.
+  // Only the address names the sandbox.
   const signed = await sandbox.downloadUrl('made/b.txt', { useSignatureExpiration: 60 })
   assert.equal(await (await fetch(signed)).text(), 'größe')
   const refused = async (url, message) => {
@@ -98,7 +98,7 @@ try {
   const upload = await fetch(await sandbox.uploadUrl('made/sent'), { method: 'POST', body: form })
   assert.equal((await upload.json())[0].path, '/home/user/made/sent')
 
-  // A directory that is watched.
+  // A watched directory.
   const changes = []
   const watch = await sandbox.files.watchDir('made', (change) => changes.push(change), { includeEntry: true })
   await sandbox.files.write('made/new', 'x')
@@ -122,7 +122,7 @@ try {
   await sandbox.kill()
   await assert.rejects(running.wait(), (error) => error instanceof TimeoutError &&
     error.message.endsWith('The sandbox was killed or reached its end of life while the request was in flight.'))
-  // The client's own error where a process cannot be started since the sandbox is unavailable.
+  // The client's own error if a process cannot be started because the sandbox is unavailable.
   await assert.rejects(sandbox.commands.run('true'), SandboxNotFoundError)
 } finally {
   await sandbox.kill()

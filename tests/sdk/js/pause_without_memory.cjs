@@ -1,5 +1,5 @@
-// Pause without memory by the JavaScript client: the disk stays, processes end, and what comes back has booted. Exit status 0 when
-// all is as E2B has it.
+// Pause without memory with the JavaScript client: files stay, processes end, and the machine boots. Exits with 0 if all is as
+// with E2B.
 'use strict'
 const assert = require('node:assert/strict')
 const { Sandbox } = require('e2b')
@@ -13,7 +13,7 @@ async function main() {
     const sleeps = async (one) =>
       (await one.commands.list()).some((process) => process.args.some((argument) => argument.includes('sleep 1000')))
     assert.ok(await sleeps(sandbox))
-    // By its time, as was asked for at create.
+    // Pause at expiry, as requested at the creation.
     await sandbox.setTimeout(0)
     while ((await sandbox.getInfo()).state !== 'paused') await new Promise((resolve) => setTimeout(resolve, 200))
     assert.ok(!(await sandbox.isRunning()))
@@ -21,7 +21,7 @@ async function main() {
     assert.equal(await again.files.read('/home/user/state'), '1')
     assert.ok(!(await sleeps(again)))
 
-    // By a call.
+    // Pause by a call.
     assert.ok(await again.pause({ keepMemory: false }))
     assert.ok(!(await again.pause({ keepMemory: false })))
     const third = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 3_000_000, requestTimeoutMs: 600_000 })

@@ -1,9 +1,9 @@
-// A guest that powers itself off or halts: its sandbox is not running. Exit status 0 when all is as E2B has it.
+// A guest that powers itself off or halts is not running afterwards. Exits with 0 if all is as with E2B.
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'
 
-// NODE_PATH does not count for modules: see commands_and_files.mjs.
+// node ignores NODE_PATH for modules: see commands_and_files.mjs.
 const require = createRequire(pathToFileURL(`${process.env.E2B_JS ?? process.cwd()}/`))
 const { Sandbox } = require('e2b')
 

@@ -1,4 +1,4 @@
-// Sandboxes by the JavaScript client: made, found, listed, snapshot, forked, paused, killed. Exit status 0 when all is as E2B has it.
+// Sandboxes with the JavaScript client: create, connect, list, snapshot, fork, pause, kill. Exits with 0 if all is as with E2B.
 'use strict'
 const assert = require('node:assert/strict')
 const { NotFoundError, Sandbox, SandboxNotFoundError } = require('e2b')

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Drives the real `sandboxvm mcp` with the MCP project's own client library, over stdio and over HTTP, on real microVMs.
+"""Uses the real `sandboxvm mcp` with the client library of the MCP project, over stdio and over HTTP, with real microVMs.
 
-Needs the Python package `mcp` (2.3) and, in the environment: SANDBOXVM, the program to test; SANDBOXVM_HOME, an empty home
-of the test's own; SANDBOXVM_BUNDLE where the program does not find one by itself. Exit code 0 when everything held.
+Needs the Python package `mcp` (2.3) and, in the environment: SANDBOXVM, the program to test; SANDBOXVM_HOME, an empty home;
+SANDBOXVM_BUNDLE, if the program does not find its bundle by itself. Exits with 0 if all assertions hold.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def cli(*arguments):
 
 
 class Tools:
-    """A client, its tools as methods."""
+    """A client whose methods are the tools."""
 
     def __init__(self, client):
         self.client = client
@@ -48,13 +48,13 @@ class Tools:
     async def ok(self, tool, **arguments):
         result = await self.client.call_tool(tool, arguments, read_timeout_seconds=300)
         assert not result.is_error, f"{tool} {arguments}: {result.content}"
-        # Both forms that the protocol has say the same.
+        # The protocol has two forms of a result, which must be equal.
         assert json.loads(result.content[0].text) == result.structured_content
         return result.structured_content
 
     async def refused(self, tool, *words, **arguments):
         result = await self.client.call_tool(tool, arguments, read_timeout_seconds=300)
-        assert result.is_error, f"{tool} {arguments} was done: {result.structured_content}"
+        assert result.is_error, f"{tool} {arguments} succeeded: {result.structured_content}"
         text = result.content[0].text
         for word in words:
             assert word in text, f"{tool}: {word!r} is not in {text!r}"
@@ -87,13 +87,13 @@ async def commands_run(tools, sandbox):
     assert done["stdout_bytes"] == 400013 and done["cut_bytes"] == 400013 - 2 * 65536, done["cut_bytes"]
     assert len(done["stdout"]) < 2 * 65536 + 200 and f"[... {done['cut_bytes']} bytes cut here ...]" in done["stdout"]
     assert done["stdout"].startswith("BEGINx") and done["stdout"].endswith("xEND\ufffd\\u{1b}[2J"), done["stdout"][-40:]
-    say("large output is cut, says so, and is text")
+    say("large output is cut, reports that, and is text")
 
     done = await tools.ok("sandbox_run", sandbox=sandbox, argv=["sleep", "100"], timeout_seconds=1)
     assert done["timed_out"] and done["exit_code"] == 124, done
     await tools.refused("sandbox_run", "no-such-program", sandbox=sandbox, argv=["no-such-program"])
     await tools.refused("sandbox_run", "either command or argv", sandbox=sandbox)
-    say("commands end when their time is up, and what cannot be run is said")
+    say("commands end at their timeout, and invalid ones are refused")
 
 
 async def files_work(tools, sandbox):
@@ -101,7 +101,7 @@ async def files_work(tools, sandbox):
     assert (written["size"], written["permissions"], written["owner"]) == (24, "-rw-------", "root"), written
     read = await tools.ok("file_read", sandbox=sandbox, path="/srv/a/text")
     assert read == {"content": "grüße\n" * 3, "encoding": "text", "size": 24, "next_offset": None}, read
-    # Byte 4 lies within a character: what comes first ends before it.
+    # Byte 4 lies within a character, so the first part ends before that.
     part = await tools.ok("file_read", sandbox=sandbox, path="/srv/a/text", max_bytes=3)
     assert (part["content"], part["next_offset"]) == ("gr", 2), part
     rest = await tools.ok("file_read", sandbox=sandbox, path="/srv/a/text", offset=part["next_offset"])
@@ -132,7 +132,7 @@ async def others_are_out_of_reach(tools, foreign):
         await tools.refused("sandbox_remove", sandbox=reference)
     await tools.refused("sandbox_create", "theirs", snapshot="theirs")
     assert foreign not in json.dumps(await tools.ok("sandbox_list"))
-    say("sandboxes and snapshots of others are out of reach")
+    say("sandboxes and snapshots of others cannot be reached")
 
 
 async def copies_go_their_own_ways(tools, sandbox):
@@ -152,12 +152,12 @@ async def copies_go_their_own_ways(tools, sandbox):
     listed = await tools.ok("sandbox_list")
     assert {shown["id"] for shown in listed["sandboxes"]} == {sandbox, made["id"]}, listed
     assert listed["snapshots"] == ["before"]
-    say("snapshot, fork, reset, remove; no more sandboxes than the server may have")
+    say("snapshot, fork, reset, remove; and the maximum number of sandboxes")
 
 
 async def over_stdio(foreign):
     parameters = StdioServerParameters(command=PROGRAM, args=["mcp", "--max-sandboxes", "3"], env=ENVIRONMENT)
-    # With the handshake that clients of 2025 begin with; over HTTP both are tried.
+    # Uses the handshake of clients of 2025. Over HTTP both handshakes are used.
     async with Client(parameters, mode="legacy") as client:
         tools = Tools(client)
         await tools_are_described(tools)
@@ -169,7 +169,7 @@ async def over_stdio(foreign):
         await others_are_out_of_reach(tools, foreign)
         await copies_go_their_own_ways(tools, made["id"])
     assert cli("ls", "-q") == foreign and cli("snapshot", "ls", "-q") == "theirs"
-    say("what a session made ends with it, and nothing else does")
+    say("the sandboxes and snapshots of a session end with it, and no others")
 
 
 async def refuses_strangers(url):
@@ -211,7 +211,7 @@ async def over_http(foreign):
                 assert done["stdout"] == "foreign\n", done
                 await tools.refused("sandbox_remove", "cannot remove", sandbox="foreign")
                 made = await tools.ok("sandbox_create", snapshot="theirs")
-            # Another client of the same server has the same sandboxes.
+            # Another client of the same server sees the same sandboxes.
             async with Client(streamable_http_client(url, http_client=http), mode="legacy") as client:
                 listed = await Tools(client).ok("sandbox_list")
                 assert {shown["id"]: shown["made_here"] for shown in listed["sandboxes"]} == {
@@ -229,7 +229,7 @@ async def over_http(foreign):
 def main():
     foreign = cli("create", "--name", "foreign", "-m", "128M")
     cli("snapshot", "create", "foreign", "theirs")
-    say("a sandbox and a snapshot of somebody else")
+    say("a sandbox and a snapshot that the server may not reach")
     try:
         asyncio.run(over_stdio(foreign))
         asyncio.run(over_http(foreign))

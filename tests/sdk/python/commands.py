@@ -1,4 +1,4 @@
-"""Commands: run, in the background, fed, found again, killed. Exit status 0 when all is as E2B has it."""
+"""Commands: foreground, background, input, reconnect, kill. Exits with 0 if all is as with E2B."""
 
 from e2b import (
     AuthenticationException,
@@ -32,7 +32,7 @@ try:
     assert commands.run("pwd", cwd="below/it").stdout == "/home/user/below/it\n"
     assert commands.run("pwd", cwd="~/below").stdout == "/home/user/below\n"
 
-    # Ends.
+    # Failures.
     failed = raises(CommandExitException, lambda: commands.run("echo x; exit 3"))
     assert (failed.exit_code, failed.stdout, failed.error) == (3, "x\n", "exit status 3"), failed
     unknown = raises(AuthenticationException, lambda: commands.run("true", user="nobody-of-that-name"))
@@ -42,15 +42,15 @@ try:
     late = raises(TimeoutException, lambda: commands.run("sleep 600", timeout=4))
     assert "timeout" in str(late), late
 
-    # Much output, in pieces that cut characters.
+    # Much output, in pieces that split characters.
     much = commands.run("yes 'über' | head -c 1500000")
     assert len(much.stdout.encode()) == 1500000 and "\ufffd" not in much.stdout[:-1]
 
-    # In the background: listed, fed, left, found again.
+    # In the background: list, send input, disconnect, reconnect.
     cat = commands.run("cat; echo over", background=True, stdin=True)
     listed = {process.pid: process for process in commands.list()}
     assert listed[cat.pid].cmd == "/bin/bash" and listed[cat.pid].args == ["-l", "-c", "cat; echo over"], listed
-    assert all("sleep 600" not in process.args for process in listed.values()), "it ran out of its time"
+    assert all("sleep 600" not in process.args for process in listed.values()), "the command did not end at its timeout"
     commands.send_stdin(cat.pid, "one\n")
     cat.disconnect()
     commands.send_stdin(cat.pid, b"two\n")
@@ -60,13 +60,14 @@ try:
     assert again.wait().stdout.endswith("two\nthree\nfour\nover\n")
     raises(SandboxException, lambda: commands.send_stdin(cat.pid, "more"))
 
-    # Fed and ended on the stream that started it; more than is taken without being read.
+    # Sends input and its end on the stream that started the command, more than fits without being
+    # read.
     count = commands.run("wc -c; echo over", background=True, stdin=True)
     count.send_stdin(b"x" * 400_000)
     count.close_stdin()
     assert count.wait().stdout == "400000\nover\n"
 
-    # Killed.
+    # Kill.
     sleep = commands.run("sleep 600", background=True)
     assert sleep.kill() is True
     killed = raises(CommandExitException, sleep.wait)
@@ -76,7 +77,7 @@ try:
     raises(NotFoundException, lambda: commands.send_stdin(999999, "x"))
     assert commands.list() == [], commands.list()
 
-    # A pause ends streams and no process: it is fed again when the sandbox goes on.
+    # A pause ends streams but not processes: the command accepts input again after the resume.
     cat = commands.run("cat; echo over", background=True, stdin=True)
     commands.send_stdin(cat.pid, "before\n")
     assert sandbox.pause()

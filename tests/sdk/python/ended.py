@@ -1,5 +1,5 @@
-"""Commands and files of a sandbox that ends meanwhile: the client's own exception, with its text. Exit status 0 when all is as
-E2B has it."""
+"""Commands and files of a sandbox that ends meanwhile fail with the client's exception and its text. Exits with 0 if all is as
+with E2B."""
 
 import asyncio
 import os
@@ -12,11 +12,11 @@ OVER = "The sandbox was killed or reached its end of life while the request was 
 
 
 def soon(work):
-    """Runs `work` when the request under way has begun."""
+    """Runs `work` a little later, when the current request has begun."""
     threading.Timer(2, work).start()
 
 
-# Killed by its client; by its time; ended from inside.
+# Killed by its client, by expiry, and from inside.
 sandbox = Sandbox.create(timeout=900)
 try:
     running = sandbox.commands.run("echo begun; sleep 600", background=True)
@@ -35,7 +35,7 @@ try:
     soon(lambda: sandbox.set_timeout(0))
     assert OVER in str(raises(SandboxNotRunningException, lambda: sandbox.commands.run("sleep 600", timeout=0)))
 
-    # A pause is the end of it as well, until it is resumed.
+    # A pause also ends the requests, until the sandbox is resumed.
     sandbox = Sandbox.create(timeout=900)
     running = sandbox.commands.run("sleep 600", background=True, timeout=0)
     sandbox.pause()
@@ -70,7 +70,7 @@ async def asynchronous():
             except SandboxNotRunningException as error:
                 assert "sandbox was killed or reached its" in str(error), error
             else:
-                raise AssertionError("it did not end")
+                raise AssertionError("the stream did not end")
     finally:
         over.set()
         await sandbox.kill()
@@ -78,5 +78,6 @@ async def asynchronous():
 
 asyncio.run(asynchronous())
 print("ended: passed", flush=True)
-# Without the interpreter's own end: threads of the client's HTTP library that still hold the upload abort it.
+# Ends without the interpreter's own cleanup, which threads of the client's HTTP library that hold
+# the upload would abort.
 os._exit(0)

@@ -1,4 +1,4 @@
-"""The same through the asynchronous client: every kind of method once. Exit status 0 when all is as E2B has it."""
+"""The asynchronous client: every kind of method once. Exits with 0 if all is as with E2B."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from expect import raises_async
 
 
 async def use(sandbox):
-    # Several at once on one connection.
+    # Several requests at the same time on one connection.
     results = await asyncio.gather(*(sandbox.commands.run(f"echo {n}") for n in range(3)))
     assert [result.stdout for result in results] == ["0\n", "1\n", "2\n"], results
     error = await raises_async(CommandExitException, sandbox.commands.run("echo no >&2; exit 3"))

@@ -1,4 +1,4 @@
-"""What the programs here expect to fail. Not a program itself."""
+"""Helpers for failures that the programs expect. Not a program itself."""
 
 
 def raises(kind, work):

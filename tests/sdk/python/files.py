@@ -1,4 +1,4 @@
-"""Files: read, written, listed, moved, removed, by signed addresses. Exit status 0 when all is as E2B has it."""
+"""Files: read, write, list, move, remove, signed addresses. Exits with 0 if all is as with E2B."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from expect import raises
 
 
 def request(url, data=None, headers=None):
-    """As anybody to whom a signed address was given: nothing but the address says which sandbox it is."""
+    """Sends a request as any holder of a signed address: only the address names the sandbox."""
     headers = headers or {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers)) as answer:
@@ -33,7 +33,7 @@ sandbox = Sandbox.create(timeout=900)
 try:
     files = sandbox.files
 
-    # Written and read in every way there is.
+    # All ways to write and read.
     written = files.write("a.txt", "größe")
     assert (written.name, written.path, written.type) == ("a.txt", "/home/user/a.txt", FileType.FILE), written
     assert files.read("a.txt") == "größe"
@@ -53,19 +53,19 @@ try:
     assert [one.path for one in both] == ["/tmp/one", '/home/user/sub/t"wo'], both
     assert files.read('sub/t"wo') == "2"
 
-    # Where the user may not, root does, for the user.
+    # Where the user has no permission, root acts for the user.
     assert files.write("/app/src/main.py", "pass").path == "/app/src/main.py"
     info = files.get_info("/app/src/main.py")
     assert (info.owner, info.group, info.permissions, info.mode, info.size) == ("user", "user", "-rw-r--r--", 0o644, 4)
     assert files.get_info("/app").owner == "user"
     assert "root:" in files.read("/etc/shadow")
 
-    # What there is.
+    # Listings and information.
     assert files.exists("a.txt") and not files.exists("none")
     info = files.get_info("deep")
     assert (info.name, info.type, info.path, info.owner) == ("deep", FileType.DIR, "/home/user/deep", "user"), info
     assert info.permissions == "drwxr-xr-x" and info.modified_time.year >= 2024, info
-    # A symbolic link is what it leads to.
+    # A symbolic link is described as its target.
     sandbox.commands.run("mkdir links && cd links && ln -s ../a.txt file && ln -s /tmp directory && ln -s none nowhere", timeout=0)
     sandbox.commands.run("ln -s links/file link")
     link = files.get_info("link")
@@ -73,14 +73,14 @@ try:
     assert (link.permissions, link.path) == ("Lrwxrwxrwx", "/home/user/link"), link
     links = {entry.name: (entry.type, entry.symlink_target) for entry in files.list("links")}
     assert links == {"file": (FileType.FILE, link.symlink_target), "directory": (FileType.DIR, "/tmp")}, links
-    # One that leads nowhere has no type, and clients leave it out of lists.
+    # A broken link has no type, and clients omit it from lists.
     nowhere = files.get_info("links/nowhere")
     assert (nowhere.type, nowhere.mode, nowhere.symlink_target) == (None, 0, "/home/user/links/nowhere"), nowhere
     assert files.get_info("/tmp").permissions == "dtrwxrwxrwx" and files.get_info("/tmp").mode == 0o777
     assert files.rename("link", "moved").symlink_target == "/home/user/a.txt"
     sandbox.commands.run("rm -r links moved; ln -s a.txt link")
 
-    # Metadata is what the last write gave, whatever was there before; programs in the sandbox see and set it.
+    # Metadata is that of the last write only. Programs in the sandbox see it and can set it.
     tagged = files.write("tagged", "x", metadata={"Author": "me", "empty": ""})
     assert tagged.metadata == {"author": "me", "empty": ""}, tagged
     assert files.get_info("tagged").metadata == {"author": "me", "empty": ""}
@@ -110,7 +110,7 @@ try:
     assert [entry.path for entry in files.list("deep", depth=2)] == ["/home/user/deep/er", "/home/user/deep/er/noise"]
     assert {"a.txt", "deep", "link"} <= {entry.name for entry in files.list("")}
 
-    # Refused with the words of E2B.
+    # Errors have the messages of E2B.
     def says(words, kind, work):
         error = raises(kind, work)
         assert words in str(error), error
@@ -125,7 +125,7 @@ try:
     says("unknown user no-one", AuthenticationException, lambda: files.read("a.txt", user="no-one"))
     says("unknown user no-one", AuthenticationException, lambda: files.write("a.txt", "", user="no-one"))
 
-    # Made, moved, removed.
+    # Create, move, remove.
     assert files.make_dir("made/deep") is True and files.make_dir("made/deep") is False
     says("path already exists but it is not a directory", InvalidArgumentException, lambda: files.make_dir("a.txt"))
     moved = files.rename("a.txt", "new/place/b.txt")
@@ -136,16 +136,16 @@ try:
     assert not files.exists("deep")
     assert files.write("mine", "x", user="root").path == "/root/mine"
 
-    # By an address that carries its own permission.
+    # With a signed address, which carries its permission.
     path = "/home/user/new/place/b.txt"
     for expiration in (None, 60):
         status, body, headers = request(sandbox.download_url(path, use_signature_expiration=expiration))
         assert (status, body.decode(), headers["content-length"]) == (200, "größe", "7"), (status, body)
     signed = sandbox.download_url(path)
-    assert request(sandbox.download_url("x", user="root"))[0] == 404, "another user's home"
+    assert request(sandbox.download_url("x", user="root"))[0] == 404, "the file is in another user's home"
 
     def refused(url, words, of=sandbox):
-        # The same whether the address says which sandbox it is or not.
+        # The response is the same with and without headers that name the sandbox.
         for headers in (None, {"E2b-Sandbox-Id": of.sandbox_id, "E2b-Sandbox-Port": "49983"}):
             status, body, _ = request(url, None, headers)
             assert (status, json.loads(body)) == (401, {"code": 401, "message": words}), (url, status, body)
@@ -162,17 +162,17 @@ try:
     assert wrong == {"code": 401, "message": "access token present in header but does not match"}, wrong
     form = b'--B\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nsent\r\n--B--\r\n'
     form_type = {"Content-Type": "multipart/form-data; boundary=B"}
-    assert request(signed, form, form_type)[0] == 401, "signed for reading"
+    assert request(signed, form, form_type)[0] == 401, "the address is signed for reading only"
     status, body, _ = request(sandbox.upload_url("signed.txt"), form, form_type)
     assert status == 200 and b'"path":"/home/user/signed.txt"' in body, body
     assert files.read("signed.txt") == "sent"
 
-    # A form that breaks off leaves the old file.
+    # An incomplete form leaves the old file.
     status, body, _ = request(sandbox.upload_url("signed.txt"), form[:-12], form_type)
     assert status == 400, (status, body)
     assert files.read("signed.txt") == "sent" and not [e for e in files.list("") if "sandboxvm" in e.name]
 
-    # A disk without room says so, and what was there stays. (285 is fallocate.)
+    # A full disk is reported, and the old file stays. (285 is fallocate.)
     fill = "open F, '>', '/full'; for ($at = 0, $step = 1 << 30; $step >= 4096;)"
     fill += "{ if (syscall(285, fileno F, 0, $at, $step) == 0) { $at += $step } else { $step >>= 1 } }"
     sandbox.commands.run(f'perl -e "{fill}"'.replace("$", "\\$"), user="root")
@@ -181,7 +181,7 @@ try:
     sandbox.commands.run("rm /full", user="root")
     files.write("signed.txt", "again")
 
-    # An address is good for a sandbox that rests: it wakes it, and one that is not good does not.
+    # A valid address of a paused sandbox resumes it, and an invalid one does not.
     resting = Sandbox.create(timeout=900, lifecycle={"on_timeout": "pause", "auto_resume": True})
     try:
         resting.files.write("kept", "here")
@@ -195,7 +195,7 @@ try:
         assert resting.get_info().state == SandboxState.RUNNING
     finally:
         resting.kill()
-    assert request(signed)[0] == 401, "its sandbox is gone"
+    assert request(signed)[0] == 401, "the sandbox was killed"
 finally:
     sandbox.kill()
 print("files: passed")

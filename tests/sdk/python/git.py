@@ -1,4 +1,4 @@
-"""The client's git helpers, on a repository in the sandbox. Exit status 0 when all is as E2B has it."""
+"""The client's git helpers, with a repository in the sandbox. Exits with 0 if all is as with E2B."""
 
 from e2b import Sandbox
 

@@ -1,5 +1,5 @@
-"""Requests that no client of E2B makes: each is refused with the status that says why, and the server goes on. Exit status 0
-when it does."""
+"""Requests that no client of E2B makes: each is refused with the right status, and the server keeps working. Exits with 0 if
+it does."""
 
 import base64
 import gzip
@@ -46,7 +46,8 @@ def code(status_and_body):
 
 try:
     listing = "/process.Process/List"
-    # Who may not, and what is not there: a client without the token cannot tell one from the other.
+    # A client without the token cannot distinguish a sandbox that requires it from one that does
+    # not exist.
     for sandbox_id in (sandbox.sandbox_id, "a" * 16):
         without = {"E2b-Sandbox-Id": sandbox_id}
         for token in ({}, {"X-Access-Token": "x" * 48}):
@@ -88,7 +89,8 @@ try:
         assert last[1]["error"]["code"] in ("invalid_argument", "resource_exhausted"), (body[:20], last)
     assert ask("POST", start, {**own, **UNARY}, "{}")[0] == 415
 
-    # A plain start, by hand; keepalives come where they are asked for.
+    # A valid request to start a command, built by hand. The server sends keepalives if the client
+    # asks for them.
     status, said = ask(
         "POST", start, {**own, **STREAM, "Keepalive-Ping-Interval": "1", "Connect-Content-Encoding": "gzip"},
         frame(gzip.compress(json.dumps({"process": {"cmd": "/bin/sleep", "args": ["3"]}, "stdin": False}).encode()), 1),
@@ -116,9 +118,9 @@ try:
     try:
         assert ask("POST", "/files", form, b"--B\r\nX: " + b"x" * (4 << 20))[0] == 400
     except ConnectionError:
-        pass  # It was refused before all of it was sent.
+        pass  # The server refused the request before it was complete.
 
-    # Watchers are so many and no more.
+    # The number of watchers is limited.
     watch = json.dumps({"path": "/tmp"})
     made = []
     while len(made) < 100:
@@ -131,7 +133,7 @@ try:
     assert ask("POST", "/filesystem.Filesystem/RemoveWatcher", {**own, **UNARY}, gone) == (200, b"{}")
     assert code(ask("POST", "/filesystem.Filesystem/GetWatcherEvents", {**own, **UNARY}, gone)) == (404, "not_found")
 
-    # It all goes on.
+    # The server still works.
     user = base64.b64encode(b"root:").decode()
     status, said = ask("POST", "/filesystem.Filesystem/Stat", {**own, **UNARY, "Authorization": f"Basic {user}"}, '{"path":""}')
     assert status == 200 and json.loads(said)["entry"]["path"] == "/root", said

@@ -1,10 +1,10 @@
-"""Pause, resume and snapshot without memory: the disk stays, processes end, and what comes back has booted. Exit status 0 when all is as E2B has it."""
+"""Pause, resume and snapshot without memory: files stay, processes end, the machine boots. Exits with 0 if all is as with E2B."""
 
 from e2b import InvalidArgumentException, Sandbox, SandboxException, SandboxState
 from expect import raises
 
 
-# Seconds that a kernel may take to boot where it is interpreted, on a host that is busy.
+# Longest boot in seconds of a kernel that is interpreted, on a busy host.
 BOOT = 600
 
 
@@ -17,7 +17,7 @@ def sleeps(sandbox):
 
 
 def begin(sandbox):
-    """A process that runs, and a file that was written just now. Returns which boot of its kernel this is."""
+    """Starts a process and writes a file. Returns the boot ID of the kernel."""
     sandbox.files.write("/home/user/state", "1")
     sandbox.commands.run("echo 2 >> /home/user/state", timeout=600)
     sandbox.commands.run("sleep 1000", background=True, timeout=0)
@@ -39,13 +39,14 @@ try:
     assert not sandbox.is_running()
     info = sandbox.get_info()
     assert info.state == SandboxState.PAUSED and info.metadata == {"a": "b"}, info
-    # No request wakes what has to boot.
+    # No request resumes a sandbox that has to boot.
     raises(SandboxException, lambda: sandbox.commands.run("true"))
     again = Sandbox.connect(sandbox.sandbox_id, timeout=3000, request_timeout=BOOT)
     assert again.sandbox_id == sandbox.sandbox_id and again.is_running()
     has_booted_from_its_disk(again, before)
 
-    # A snapshot without memory: the sandbox runs on, and what is made from it boots.
+    # A snapshot without memory: the sandbox keeps running, and sandboxes created from the snapshot
+    # boot.
     before = begin(again)
     snapshot = again.create_snapshot(mode="filesystem")
     assert sleeps(again) and boot(again) == before
@@ -54,7 +55,7 @@ try:
     has_booted_from_its_disk(other, before)
     assert Sandbox.delete_snapshot(snapshot.snapshot_id)
 
-    # What was paused with memory can be resumed without: what was on its disk is there.
+    # A sandbox that was paused with memory can be resumed without it, with the files of its disk.
     before = begin(other)
     other.commands.run("sync", timeout=600)
     assert other.pause()

@@ -1,5 +1,5 @@
-"""Servers in a sandbox, by its host's ports; and what is said of a sandbox that is gone. Exit status 0 when all is as it
-should be."""
+"""Servers in a sandbox, reached through the sandbox plane, and the responses for a sandbox that is gone. Exits with 0 if all
+is as with E2B."""
 
 import base64
 import http.client
@@ -12,7 +12,7 @@ import urllib.parse
 
 from e2b import Sandbox, SandboxException, SandboxNotRunningException
 
-# By hand: importing http.server takes its time where a guest's kernel is interpreted.
+# Written by hand, because importing http.server takes long if the guest's kernel is interpreted.
 SERVER = r'''
 import socket, _thread
 
@@ -86,26 +86,26 @@ def ask(method, path, headers, body=None):
 
 
 def pair():
-    """A key and a certificate that no authority knows."""
+    """Creates a key and a self-signed certificate."""
     asked = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     asked += ["-subj", "/CN=guest", "-days", "2", "-keyout", "/dev/stdout", "-out", "/dev/stdout"]
     return subprocess.run(asked, check=True, capture_output=True, text=True).stdout
 
 
 def wait_for(headers):
-    """Until something listens there."""
+    """Waits until a program listens at the port."""
     for _ in range(600):
         if b"port is not open" not in ask("GET", "/", headers)[1]:
             return
         time.sleep(0.2)
-    raise AssertionError(f"nothing came to listen: {headers}")
+    raise AssertionError(f"no program listens: {headers}")
 
 
 sandbox = Sandbox.create(timeout=900)
 try:
     by_header = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"}
 
-    # Nothing listens yet.
+    # No program listens yet.
     status, said, _ = ask("GET", "/", by_header)
     closed = {"sandboxId": sandbox.sandbox_id, "message": "The sandbox is running but port is not open"}
     assert (status, json.loads(said)) == (502, {**closed, "port": 8000, "code": 502}), said
@@ -117,7 +117,7 @@ try:
     sandbox.commands.run("exec python3 -S server.py", background=True, timeout=0)
     wait_for(by_header)
 
-    # By header and by host; what is for this server or one hop alone stays here.
+    # By header and by host name. Headers for this server or for one hop are not forwarded.
     own = {"X-Access-Token": "secret", "Connection": "X-Mine", "X-Mine": "1", "Cookie": "d=e"}
     status, said, answer = ask("GET", "/a?b=c", {**by_header, **own})
     size, line, *headers = said.decode().splitlines()
@@ -130,7 +130,7 @@ try:
     status, said, _ = ask("GET", "/", {"Host": host})
     assert status == 201 and f"host: {host}" in said.decode().splitlines(), said
 
-    # Both ways, in one piece and in many.
+    # In both directions, in one piece and in many.
     status, said, _ = ask("POST", "/", by_header, os.urandom(500_000))
     assert status == 201 and said.startswith(b"500000\n"), said
     status, said, _ = ask("GET", "/stream", by_header)
@@ -139,7 +139,7 @@ try:
         status, said, _ = ask("GET", hostile, by_header)
         assert status == 502 and json.loads(said)["port"] == 8000, (hostile, status, said[:100])
 
-    # A WebSocket, as bytes.
+    # A WebSocket, as raw bytes.
     with socket.create_connection((edge.hostname, edge.port), timeout=120) as web:
         key = base64.b64encode(os.urandom(16)).decode()
         web.sendall(
@@ -159,7 +159,8 @@ try:
 finally:
     sandbox.kill()
 
-# One whose ports want a token, are told another host, and one of which speaks TLS itself.
+# This sandbox requires a token for its ports and masks the host name, and one of its ports uses
+# TLS.
 network = {"allow_public_traffic": False, "mask_request_host": "localhost:${PORT}", "https_ports": [8443, 8444]}
 masked = Sandbox.create(timeout=900, network=network)
 try:
@@ -182,7 +183,7 @@ try:
     own["E2b-Sandbox-Port"] = "8443"
     wait_for(own)
     assert ask("GET", "/", own)[:2] == (200, b"by TLS to localhost:8443")
-    # A server that does not speak TLS there gives no answer.
+    # A server that should speak TLS but does not gives no response.
     own["E2b-Sandbox-Port"] = "8444"
     status, said, _ = ask("GET", "/", own)
     assert status == 502 and "gives no answer" in json.loads(said)["message"], said
@@ -191,7 +192,7 @@ finally:
 for wrong in ({"https_ports": [49983]}, {"mask_request_host": "http://x"}):
     try:
         Sandbox.create(network=wrong)
-        raise AssertionError(f"{wrong} was taken")
+        raise AssertionError(f"{wrong} was accepted")
     except SandboxException as error:
         assert error.status_code == 400, error
 

@@ -1,4 +1,4 @@
-"""A guest that powers itself off, halts or restarts: its sandbox is not running. Exit status 0 when all is as E2B has it."""
+"""A guest that powers itself off, halts or restarts is not running afterwards. Exits with 0 if all is as with E2B."""
 
 from e2b import Sandbox
 
@@ -8,7 +8,7 @@ for command in [0x4321FEDC, 0xCDEF0123, 0x01234567]:
     assert sandbox.is_running()
     waits = sandbox.commands.run("sleep 600", background=True)
     sandbox.commands.run(f"perl -e 'syscall(169, 0xfee1dead, 0x28121969, {command}, 0)'", user="root", background=True)
-    # Its end, whatever the error is: a command that is gone with its machine does not wait for ever.
+    # Any error will do, but a command must end with its machine.
     try:
         waits.wait()
         raise AssertionError("a command outlived its machine")

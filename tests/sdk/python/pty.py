@@ -1,4 +1,4 @@
-"""Terminals: made, typed into, resized, found again, killed. Exit status 0 when all is as E2B has it."""
+"""Terminals: create, input, resize, reconnect, kill. Exits with 0 if all is as with E2B."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ sandbox = Sandbox.create(timeout=900)
 
 
 class Screen:
-    """What a terminal shows, read in a thread of its own."""
+    """The output of a terminal, read in a separate thread."""
 
     def __init__(self, handle):
         self.text, self.error, self.handle = b"", None, handle
@@ -47,7 +47,7 @@ try:
 
     try:
         sandbox.commands.send_stdin(handle.pid, "x")
-        raise AssertionError("input for no terminal was taken")
+        raise AssertionError("input for a process without a terminal was accepted")
     except SandboxException:
         pass
 
@@ -64,7 +64,7 @@ try:
     assert sandbox.pty.kill(other.pid) is True
     try:
         other.wait()
-        raise AssertionError("a killed terminal ended in order")
+        raise AssertionError("a killed terminal ended with success")
     except CommandExitException as error:
         assert error.exit_code == -1, error
     assert sandbox.pty.kill(other.pid) is False

@@ -1,4 +1,4 @@
-"""Sandboxes: made, found, listed, prolonged, measured, snapshot, forked, paused, killed. Exit status 0 when all is as E2B has it."""
+"""Sandboxes: create, connect, list, extend, measure, snapshot, fork, pause, kill. Exits with 0 if all is as with E2B."""
 
 import datetime
 
@@ -31,7 +31,7 @@ try:
     sandbox.set_timeout(1500)
     assert (sandbox.get_info().end_at - info.end_at).total_seconds() > 500
 
-    # Lists: by metadata, by state, by pages.
+    # Listings by metadata, by state and in pages.
     def listed(**query):
         pages, found = Sandbox.list(query=SandboxQuery(**query) if query else None, limit=1), []
         while pages.has_next:
@@ -46,7 +46,7 @@ try:
     metrics = sandbox.get_metrics()
     assert metrics and metrics[-1].mem_total == info.memory_mb << 20 and metrics[-1].mem_used > 0, metrics
 
-    # Found again by its ID, from anywhere.
+    # Any client of the key can connect to the sandbox by its ID.
     again = Sandbox.connect(sandbox.sandbox_id)
     sandbox.files.write("/home/user/state", "1")
     assert again.files.read("/home/user/state") == "1"
@@ -66,7 +66,7 @@ try:
     assert Sandbox.delete_snapshot(snapshot.snapshot_id) and not Sandbox.delete_snapshot(snapshot.snapshot_id)
     assert from_snapshot.files.read("/home/user/state") == "1"
 
-    # Copies go on from the same state and then their own ways.
+    # Copies continue from the same state, and then differ.
     copies = sandbox.fork(timeout=900, count=2)
     assert len(copies) == 2 and all(isinstance(copy, Sandbox) for copy in copies), copies
     made += copies
@@ -74,7 +74,8 @@ try:
     assert copies[1].files.read("/home/user/state") == "2" and sandbox.files.read("/home/user/state") == "2"
     assert copies[0].get_info().metadata == {"user": "1", "kind": "a b"}
 
-    # Paused: on disk, found, and not running; connected to: as it was.
+    # A paused sandbox is on disk, is listed and does not run. A connection resumes it in its old
+    # state.
     background = sandbox.commands.run("sleep 1000", background=True)
     assert sandbox.pause() and not sandbox.pause()
     assert not sandbox.is_running() and sandbox.get_info().state == SandboxState.PAUSED
@@ -84,7 +85,7 @@ try:
     assert sandbox.is_running() and sandbox.files.read("/home/user/state") == "2"
     assert background.pid in [process.pid for process in sandbox.commands.list()]
 
-    # Resumed by the first request, where that was asked for.
+    # The first request resumes a paused sandbox that was created with auto_resume.
     resting = Sandbox.create(timeout=900, lifecycle={"on_timeout": "pause", "auto_resume": True})
     made.append(resting)
     assert resting.get_info().lifecycle == {"on_timeout": "pause", "auto_resume": True}, resting.get_info().lifecycle
@@ -92,14 +93,14 @@ try:
     assert resting.commands.run("echo woken").stdout == "woken\n"
     assert resting.get_info().state == SandboxState.RUNNING
 
-    # Refused in the SDK's own words.
+    # Failures are the exceptions of the SDK.
     raises(NotFoundException, lambda: Sandbox.connect("aaaaaaaaaaaaaaaa"))
     raises(AuthenticationException, lambda: Sandbox.create(api_key="e2b_" + "0" * 40))
     assert "was not found" in str(raises(SandboxException, lambda: Sandbox.create("no-such-template")))
     raises(SandboxException, lambda: Sandbox.create(network={"allow_out": ["8.8.8.8"]}))
     assert RateLimitException
 
-    # Killed: gone for everybody.
+    # A killed sandbox is gone for every client.
     assert sandbox.kill() and not sandbox.kill() and not Sandbox.kill("aaaaaaaaaaaaaaaa")
     assert not sandbox.is_running()
     raises(NotFoundException, sandbox.get_info)

@@ -1,4 +1,4 @@
-"""Directories that are watched. Exit status 0 when all is as E2B has it."""
+"""Watched directories. Exits with 0 if all is as with E2B."""
 
 import asyncio
 import http.client
@@ -21,7 +21,7 @@ from expect import raises
 
 
 def until(handle, wanted):
-    """Events, until all that are wanted have come."""
+    """Returns the events until all wanted ones have arrived."""
     seen = []
     for _ in range(300):
         seen += [(event.name, event.type) for event in handle.get_new_events()]
@@ -36,7 +36,8 @@ try:
     files = sandbox.files
     kinds = FilesystemEventType
 
-    # A write is a file that is made and written to, and one over an old file is written to: nothing else is seen of either.
+    # A write of a new file is CREATE and WRITE, and one of an existing file is WRITE. There are no
+    # other events.
     files.make_dir("quiet/deep")
     handle = files.watch_dir("quiet", recursive=True)
     files.write("quiet/a", "1")
@@ -48,7 +49,7 @@ try:
     assert seen == [*expected, ("a", kinds.WRITE), ("last", kinds.CREATE), ("last", kinds.WRITE)], seen
     handle.stop()
 
-    # With what is known of each file, where that is asked for.
+    # Events have the information about each file if the client asks for it.
     handle = files.watch_dir("quiet", include_entry=True)
     files.write("quiet/told", "12345", metadata={"k": "v"})
     sandbox.commands.run("ln -s deep quiet/link; chmod 600 quiet/told; rm quiet/told")
@@ -92,16 +93,16 @@ try:
                 break
             await asyncio.sleep(0.1)
         else:
-            raise AssertionError(f"nothing came: {seen}")
+            raise AssertionError(f"no event came: {seen}")
         await handle.stop()
-        # One whose time is up says so.
+        # A watch that has expired reports that.
         await other.files.watch_dir("watched", on_event=seen.append, on_exit=ended.append, timeout=2)
         await asyncio.sleep(4)
-        assert any(ended), "its end was not told"
+        assert any(ended), "the end of the watch was not reported"
 
     asyncio.run(streamed())
 
-    # One that nothing happens to says from time to time that it is there, when asked to.
+    # A watch without events sends keepalives if the client asks for them.
     edge = urllib.parse.urlparse(os.environ["E2B_SANDBOX_URL"])
     connection = http.client.HTTPConnection(edge.hostname, edge.port, timeout=60)
     message = json.dumps({"path": "/home/user/watched"}).encode()

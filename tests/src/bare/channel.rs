@@ -1,4 +1,5 @@
-//! The launch channel after the launch: requests, their answers, and what the VMM tells of its own accord.
+//! The launch channel after the launch: requests, their responses, and the events that the VMM
+//! sends without a request.
 
 use super::launch::send;
 use sandboxvm_protocol::{
@@ -11,13 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What came of waiting.
+/// The result of waiting for a message.
 #[derive(Debug)]
 enum Received {
     Message(VmmMessage),
-    /// The VMM closed it.
+    /// The VMM closed the channel.
     Closed,
-    /// Nothing in time.
+    /// No message arrived in time.
     Silence,
 }
 
@@ -25,7 +26,7 @@ enum Received {
 pub(super) struct Channel {
     stream: UnixStream,
     decoder: FrameDecoder,
-    /// How the machine ended, once that was told.
+    /// Why the machine ended, after the VMM reported it.
     pub(super) ended: Option<ExitReason>,
     closed: bool,
 }
@@ -66,7 +67,7 @@ impl Channel {
         }
     }
 
-    /// Waits until the VMM has closed the channel; false when it did not in time.
+    /// Waits until the VMM has closed the channel. Returns false if it did not in time.
     pub(super) fn wait_for_end(&mut self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         while !self.closed {
@@ -77,15 +78,15 @@ impl Channel {
         true
     }
 
-    /// Asks, and waits for the answer; `None` when the machine ended instead.
+    /// Sends a request and waits for the response. Returns `None` if the machine ended instead.
     ///
     /// # Panics
-    /// When neither comes in time: then something in the VMM holds its event loop up.
+    /// Panics if neither happens in time: then something blocks the VMM's event loop.
     pub(super) fn ask(&mut self, request: &ControlRequest, within: Duration) -> Option<ControlReply> {
         self.ask_with(request, &[], within)
     }
 
-    /// As [`Channel::ask`], with the files that the request names.
+    /// As [`Channel::ask`], with the files that the request needs.
     pub(super) fn ask_with(
         &mut self,
         request: &ControlRequest,

@@ -1,11 +1,12 @@
-//! The steps of a virtio driver (virtio 1.2, 3.1.1 and 4.2.3) as parts of a script, and virtqueues as memory that a guest
-//! begins with. Nothing here keeps a rule of its own accord: it writes what it is told, right or wrong.
+//! The steps of a virtio driver (virtio 1.2, 3.1.1 and 4.2.3) as parts of a script, and virtqueues
+//! as initial content of the guest's memory. Nothing here enforces a rule of virtio: a test may
+//! write any value, valid or not.
 
 use sandboxvm_bare_guest::{Image, Script, Width, layout};
 
-/// First device's window, and the distance of the next.
+/// Address of the first device's window. The others follow.
 pub const FIRST_WINDOW: u64 = 0xd000_0000;
-/// See [`FIRST_WINDOW`].
+/// Size of a window, and so the distance of the windows.
 pub const WINDOW_SIZE: u64 = 0x1000;
 /// Interrupt line of the first device; the next ones follow.
 pub const FIRST_LINE: u32 = 5;
@@ -30,7 +31,7 @@ pub mod register {
     pub const CONFIG: u64 = 0x100;
 }
 
-/// VIRTIO_F_VERSION_1, without which no device here works.
+/// VIRTIO_F_VERSION_1, which every device of the VMM requires.
 pub const VERSION_1: u64 = 1 << 32;
 /// VIRTIO_RING_F_EVENT_IDX.
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -52,7 +53,7 @@ pub const INDIRECT: u16 = 4;
 pub struct Window(pub u64);
 
 impl Window {
-    /// That of device `index`.
+    /// Returns the window of device `index`.
     #[must_use]
     pub fn of(index: u64) -> Self {
         Self(FIRST_WINDOW + index * WINDOW_SIZE)
@@ -63,7 +64,7 @@ impl Window {
         script.set(self.0 + register::STATUS, 0);
     }
 
-    /// From a reset to FEATURES_OK.
+    /// Goes from a reset to FEATURES_OK.
     pub fn negotiate(self, script: &mut Script, features: u64) {
         let status = self.0 + register::STATUS;
         script.set(status, 0).set(status, 1).set(status, 3);
@@ -74,7 +75,7 @@ impl Window {
         script.set(status, 11).expect(Width::Word, status, 11);
     }
 
-    /// Tells the device where a queue is.
+    /// Tells the device the addresses of a queue.
     pub fn set_up_queue(self, script: &mut Script, queue: u32, rings: &Rings) {
         script.set(self.0 + register::QUEUE_SEL, queue).set(self.0 + register::QUEUE_NUM, rings.size);
         let places = [
@@ -89,7 +90,7 @@ impl Window {
         script.set(self.0 + register::QUEUE_READY, 1);
     }
 
-    /// DRIVER_OK.
+    /// Sets DRIVER_OK.
     pub fn go_live(self, script: &mut Script) {
         script.set(self.0 + register::STATUS, LIVE);
     }
@@ -99,7 +100,7 @@ impl Window {
         script.expect(Width::Word, self.0 + register::STATUS, LIVE.into());
     }
 
-    /// Waits until the device has stopped for what its driver did.
+    /// Waits until the device has stopped because of an error of its driver.
     pub fn wait_for_stop(self, script: &mut Script) {
         script.wait(self.0 + register::STATUS, NEEDS_RESET, NEEDS_RESET);
     }
@@ -110,13 +111,14 @@ impl Window {
     }
 }
 
-/// Has interrupts of line `line` come to the first vCPU, which counts them while it lets any through.
+/// Routes interrupts of `line` to the first vCPU, which counts them while it has interrupts
+/// enabled.
 pub fn route_interrupt(script: &mut Script, line: u32) {
     const SPURIOUS: u64 = layout::LOCAL_APIC + 0xf0;
     const ENABLED: u32 = 0x1ff;
     const ENTRIES: u32 = 0x10;
     let vector = u32::from(layout::FIRST_VECTOR) + line;
-    // The PIC would bring the same line as an exception's vector.
+    // The PIC would deliver the same line at the vector of an exception.
     script.out(0x21, 0xff).out(0xa1, 0xff);
     script.set(SPURIOUS, ENABLED);
     for (index, value) in [(ENTRIES + 2 * line + 1, 0), (ENTRIES + 2 * line, vector)] {
@@ -129,16 +131,16 @@ pub fn route_interrupt(script: &mut Script, line: u32) {
 pub struct Descriptor {
     /// Guest-physical address.
     pub address: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u32,
-    /// [`NEXT`], [`WRITE`], [`INDIRECT`].
+    /// A combination of [`NEXT`], [`WRITE`] and [`INDIRECT`].
     pub flags: u16,
-    /// The next one's index.
+    /// Index of the next descriptor.
     pub next: u16,
 }
 
 impl Descriptor {
-    /// As it lies in memory.
+    /// Returns the encoding in memory.
     #[must_use]
     pub fn encode(self) -> [u8; 16] {
         let mut bytes = [0; 16];
@@ -150,44 +152,44 @@ impl Descriptor {
     }
 }
 
-/// A piece of a proper chain: address and bytes.
+/// A buffer of a valid chain: address and length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// For the device to read.
+    /// The device reads the buffer.
     Readable(u64, u32),
-    /// For the device to write.
+    /// The device writes the buffer.
     Writable(u64, u32),
 }
 
-/// Where a virtqueue is.
+/// The addresses of a virtqueue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rings {
-    /// Descriptors.
+    /// Number of descriptors.
     pub size: u32,
-    /// Descriptor table.
+    /// Address of the descriptor table.
     pub descriptors: u64,
-    /// Available ring.
+    /// Address of the available ring.
     pub available: u64,
-    /// Used ring.
+    /// Address of the used ring.
     pub used: u64,
 }
 
 impl Rings {
-    /// Bytes that [`Rings::at`] takes.
+    /// Size of the memory that [`Rings::at`] uses.
     pub const BYTES: u64 = 0x3000;
 
-    /// A page each for the three parts, from `base` on.
+    /// Returns a queue from `base` on, with one page for each of its three parts.
     #[must_use]
     pub fn at(base: u64, size: u32) -> Self {
         Self { size, descriptors: base, available: base + 0x1000, used: base + 0x2000 }
     }
 
-    /// Has descriptor `index` begin as this.
+    /// Sets the initial content of descriptor `index`.
     pub fn put(&self, image: &mut Image, index: u16, descriptor: Descriptor) {
         image.put(self.descriptors + 16 * u64::from(index), &descriptor.encode());
     }
 
-    /// Describes `parts` in descriptors `first`, `first + 1`, ...
+    /// Describes `parts` in the descriptors `first`, `first + 1` and so on.
     pub fn put_chain(&self, image: &mut Image, first: u16, parts: &[Part]) {
         let last = parts.len().saturating_sub(1);
         for (position, (index, part)) in (first..).zip(parts).enumerate() {
@@ -200,23 +202,23 @@ impl Rings {
         }
     }
 
-    /// Has the available ring begin with these heads, none of them published.
+    /// Sets the initial heads of the available ring. None of them is published.
     pub fn put_heads(&self, image: &mut Image, heads: &[u16]) {
         let bytes: Vec<u8> = heads.iter().flat_map(|head| head.to_le_bytes()).collect();
         image.put(self.available + 4, &bytes);
     }
 
-    /// Sets the available index: everything before it is the device's.
+    /// Sets the available index, which passes all heads before it to the device.
     pub fn publish(&self, script: &mut Script, index: u16) {
         script.write(Width::Half, self.available + 2, index.into());
     }
 
-    /// Waits until the device has returned this many chains in all.
+    /// Waits until the device has returned `count` chains in total.
     pub fn wait_used(&self, script: &mut Script, count: u16) {
         script.wait_for_index(self.used, count, false);
     }
 
-    /// Gives up unless the device has returned this many chains.
+    /// Gives up unless the device has returned exactly this many chains.
     pub fn expect_used(&self, script: &mut Script, count: u16) {
         script.expect(Width::Half, self.used + 2, count.into());
     }

@@ -1,5 +1,5 @@
-//! Starting the VMM's process and handing it a machine. Beside the manager's own code for that, which takes sandboxes
-//! only; [`sandboxvm_protocol::vmm::LaunchConfig`] is the contract of both.
+//! Starts a VMM and sends it a machine. The manager's code for that takes only sandboxes, so this
+//! is separate; [`sandboxvm_protocol::vmm::LaunchConfig`] is the contract of both.
 
 use super::shape::Shape;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -24,19 +24,19 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// The files of a machine, by the names the manager gives them.
+/// The files of a machine, with the names that the manager gives them.
 pub(super) const CONSOLE: &str = "console.log";
 pub(super) const LOG: &str = "vmm.log";
 pub(super) const VSOCK: &str = "vsock.sock";
 pub(super) const CONTROL: &str = "control.sock";
-/// The layer that the machine writes.
+/// The disk layer to which the machine writes.
 pub(super) const LAYER: &str = "layer";
 
 pub(super) fn new_file(directory: &Path, name: &str) -> File {
     File::options().read(true).write(true).create_new(true).open(directory.join(name)).expect("a new file")
 }
 
-/// A disk of this size whose first MiB is made of `byte`.
+/// Creates a disk of this size whose first MiB consists of `byte`.
 fn disk(directory: &Path, name: &str, size: u64, byte: u8) -> OwnedFd {
     let mut file = new_file(directory, name);
     file.write_all(&vec![byte; 1 << 20]).expect("space for a disk");
@@ -44,7 +44,7 @@ fn disk(directory: &Path, name: &str, size: u64, byte: u8) -> OwnedFd {
     file.into()
 }
 
-/// What is below the layers of the writable disk.
+/// Creates the disk below the layers of the writable disk.
 fn template(directory: &Path, shape: Shape) -> OwnedFd {
     const SECTOR: usize = 512;
     if !shape.disk_is_numbered {
@@ -59,12 +59,12 @@ fn template(directory: &Path, shape: Shape) -> OwnedFd {
     file.into()
 }
 
-/// What a machine begins with.
+/// The initial state of a machine.
 #[derive(Debug)]
 pub(super) enum Beginning<'a> {
-    /// An ELF file for a kernel.
+    /// It boots an ELF file as its kernel.
     Boot(&'a [u8]),
-    /// Another machine's snapshot.
+    /// It is restored from the snapshot of another machine.
     Snapshot(&'a Saved),
 }
 
@@ -76,15 +76,16 @@ pub struct Saved {
     pub(super) layers: Vec<File>,
 }
 
-/// Starts `vmm` with all its files in `directory`, which is empty.
+/// Starts `vmm` with all its files in `directory`, which must be empty.
 ///
-/// The devices come in this order: a read-only disk of ones, a writable one of twos, entropy, vsock, balloon.
+/// The devices are, in this order: a read-only disk of ones, a writable disk of twos, entropy,
+/// vsock and balloon.
 pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, shape: Shape) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let log = new_file(directory, LOG);
     let mut command = match shape.descriptor_limit {
         None => Command::new(vmm),
-        // Executes the VMM in its own place: the process stays the same.
+        // prlimit(1) executes the VMM in its own process, so the PID stays the same.
         Some(limit) => {
             let mut command = Command::new("/usr/bin/prlimit");
             command.arg(format!("--nofile={limit}:{limit}")).arg(vmm);
@@ -131,14 +132,14 @@ pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, sh
         status: add(new_file(directory, "status.json").into()),
         lock: add(new_file(directory, "lock").into()),
         start: true,
-        // A test that fails takes its machine along.
+        // If the test fails, its machine ends too.
         tie_to_launcher: true,
     };
     send(&ours, &config, &files);
     (child, ours)
 }
 
-/// Sends a message and the files it names.
+/// Sends a message and its files.
 pub(super) fn send(channel: &UnixStream, message: &impl Message, files: &[OwnedFd]) {
     let mut frame = Vec::new();
     WIRE.append_message(&mut frame, message, MAX_MESSAGE).expect("our messages are small");
@@ -148,6 +149,7 @@ pub(super) fn send(channel: &UnixStream, message: &impl Message, files: &[OwnedF
     if !borrowed.is_empty() {
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)), "a dozen files fit a message");
     }
-    // One that is not taken is never answered: whoever waits for that finds the VMM gone.
+    // A message that was not sent is never answered. The caller that waits for the response notices
+    // that the VMM ended.
     let _ = sendmsg(channel, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL);
 }

@@ -1,4 +1,4 @@
-//! One machine with a script for a kernel, from its start to the verdict on it.
+//! A machine whose kernel is a script, from its start to the checks of its end.
 
 use super::{
     channel::Channel,
@@ -22,11 +22,12 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How long a machine may take to its end, and a VMM to an answer. There to end what hangs, not to measure.
+/// Longest time until a machine ends, and until a VMM responds. They end what hangs, and measure
+/// nothing.
 const END: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// A machine at work.
+/// A running machine.
 #[derive(Debug)]
 pub struct BareMachine {
     directory: TempDir,
@@ -36,16 +37,16 @@ pub struct BareMachine {
     shape: Shape,
 }
 
-/// How a machine ended.
+/// How a machine ended, and what was written until then.
 #[derive(Debug)]
 pub struct Ending {
-    /// As its VMM told it; `None` when it told nothing.
+    /// The reason that the VMM reported, or `None` if it reported nothing.
     pub reason: Option<ExitReason>,
-    /// Of its VMM's process.
+    /// The exit status of the VMM.
     pub exit: ExitStatus,
-    /// What the guest said.
+    /// The console output of the guest.
     pub console: String,
-    /// What the VMM said.
+    /// The log of the VMM.
     pub log: String,
 }
 
@@ -53,16 +54,16 @@ impl BareMachine {
     /// Boots `image`.
     ///
     /// # Panics
-    /// When there can be no such machine.
+    /// Panics if the machine cannot be started.
     #[must_use]
     pub fn boot(artefacts: &Artefacts, image: &Image, shape: Shape) -> Self {
         Self::begin(artefacts, &Beginning::Boot(&image.to_elf().expect("the test's own image")), shape)
     }
 
-    /// Goes on where a machine of the same shape was saved.
+    /// Restores a machine of the same shape that was saved.
     ///
     /// # Panics
-    /// When there can be no such machine.
+    /// Panics if the machine cannot be started.
     #[must_use]
     pub fn restore(artefacts: &Artefacts, saved: &Saved, shape: Shape) -> Self {
         Self::begin(artefacts, &Beginning::Snapshot(saved), shape)
@@ -75,16 +76,16 @@ impl BareMachine {
         Self { directory, child, channel: Channel::new(stream), watcher, shape }
     }
 
-    /// PID of its VMM.
+    /// Returns the PID of the VMM.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// A client of its vsock, which has said nothing yet.
+    /// Returns a client of the vsock socket that has sent nothing yet.
     ///
     /// # Panics
-    /// When the socket does not take it.
+    /// Panics if the socket does not accept it.
     #[must_use]
     pub fn client(&self) -> UnixStream {
         let client = UnixStream::connect(self.directory.path().join(VSOCK)).expect("the socket listens");
@@ -92,10 +93,10 @@ impl BareMachine {
         client
     }
 
-    /// A client that asked for a port of the guest and was connected.
+    /// Returns a client that is connected to a port of the guest.
     ///
     /// # Panics
-    /// When it was not.
+    /// Panics if the connection is refused.
     #[must_use]
     pub fn connect(&self, port: u32) -> UnixStream {
         let mut client = self.client();
@@ -112,19 +113,19 @@ impl BareMachine {
         client
     }
 
-    /// Another connection to its control socket.
+    /// Returns another connection to the control socket.
     ///
     /// # Panics
-    /// When the socket does not take it.
+    /// Panics if the socket does not accept it.
     #[must_use]
     pub fn control(&self) -> UnixStream {
         UnixStream::connect(self.directory.path().join(CONTROL)).expect("the socket listens")
     }
 
-    /// Fails unless a new connection to its control socket is served, within some patience.
+    /// Asserts that the VMM serves a new connection to its control socket in time.
     ///
     /// # Panics
-    /// When none is.
+    /// Panics if it does not.
     pub fn assert_control_answers(&self) {
         let answered = eventually(ANSWER, || {
             let mut channel = Channel::new(self.control());
@@ -133,19 +134,19 @@ impl BareMachine {
         assert!(answered.is_some(), "the control socket is not served\n{}", self.said());
     }
 
-    /// Path of a file of its own.
+    /// Returns the path of a file of the machine.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What guest and VMM have said so far, for people.
+    /// Returns what guest and VMM have written so far, for messages.
     #[must_use]
     pub fn said(&self) -> String {
         format!("console: {:?}\nVMM: {:?}", self.read(CONSOLE), self.read(LOG))
     }
 
-    /// What the guest has said so far.
+    /// Returns the console output of the guest so far.
     #[must_use]
     pub fn console(&self) -> String {
         self.read(CONSOLE)
@@ -155,10 +156,10 @@ impl BareMachine {
         String::from_utf8_lossy(&fs::read(self.path(name)).expect("its files are there")).into_owned()
     }
 
-    /// Waits until the guest has said this on its console.
+    /// Waits until the guest has written this text to its console.
     ///
     /// # Panics
-    /// When it does not.
+    /// Panics if it does not.
     pub fn wait_for_console(&mut self, text: &str) {
         let said = eventually(END, || (self.read(CONSOLE).contains(text) || self.is_over()).then_some(()));
         assert!(said.is_some() && self.read(CONSOLE).contains(text), "the guest never said {text:?}\n{}", self.said());
@@ -168,7 +169,8 @@ impl BareMachine {
         !crate::processes::is_alive(self.pid())
     }
 
-    /// Its counters, by which its event loop shows that nothing holds it up; `None` when it has ended.
+    /// Returns the VMM's counters, or `None` if it has ended. A response shows that nothing blocks
+    /// the event loop.
     pub fn stats(&mut self) -> Option<VmStats> {
         match self.channel.ask(&ControlRequest::Stats, ANSWER * cli::patience())? {
             ControlReply::Stats(stats) => Some(*stats),
@@ -176,10 +178,10 @@ impl BareMachine {
         }
     }
 
-    /// Has its VMM do something that is answered with nothing.
+    /// Sends a request whose response has no content.
     ///
     /// # Panics
-    /// When that is not done.
+    /// Panics if the VMM does not execute it.
     pub fn order(&mut self, request: &ControlRequest) {
         match self.channel.ask(request, ANSWER * cli::patience()) {
             Some(ControlReply::Done) => {}
@@ -187,10 +189,10 @@ impl BareMachine {
         }
     }
 
-    /// Saves it as it stands, all of it; it runs on. To be called once.
+    /// Saves the whole machine in its present state. The machine keeps running. Can be called once.
     ///
     /// # Panics
-    /// When that does not work.
+    /// Panics if that fails.
     pub fn save(&mut self) -> Saved {
         let file = |name: &str| launch::new_file(self.directory.path(), name);
         let shared = |file: &File| OwnedFd::from(file.try_clone().expect("a descriptor"));
@@ -211,10 +213,10 @@ impl BareMachine {
         }
     }
 
-    /// Fails unless the VMM stops using the processor once its guest has.
+    /// Asserts that the VMM stops using the processor after its guest has.
     ///
     /// # Panics
-    /// When it goes on.
+    /// Panics if it keeps using the processor.
     pub fn assert_at_rest(&self) {
         assert!(
             vitals::comes_to_rest(self.pid()),
@@ -223,26 +225,26 @@ impl BareMachine {
         );
     }
 
-    /// Fails unless the VMM's event loop comes to rest, whatever the guest's vCPUs do.
+    /// Asserts that the event loop of the VMM becomes idle, whatever the vCPUs do.
     ///
     /// # Panics
-    /// When it goes on.
+    /// Panics if it does not.
     pub fn assert_loop_at_rest(&self) {
         assert!(vitals::loop_comes_to_rest(self.pid()), "the VMM's event loop does not come to rest\n{}", self.said());
     }
 
-    /// Fails unless the VMM's event loop is seen at work, within some patience.
+    /// Asserts that the event loop of the VMM uses the processor at some moment.
     ///
     /// # Panics
-    /// When it is not.
+    /// Panics if it does not.
     pub fn assert_loop_at_work(&self) {
         assert!(vitals::loop_works(self.pid()), "the VMM's event loop has nothing to do\n{}", self.said());
     }
 
-    /// Fails unless the VMM has kept within its bounds, now and at any time looked at since it began.
+    /// Asserts that the VMM has stayed within its bounds in all measurements since its start.
     ///
     /// # Panics
-    /// When it has not.
+    /// Panics if it has not.
     pub fn assert_within_bounds(&self) {
         let bounds = self.shape.bounds;
         let peaks = self.watcher.peaks();
@@ -250,28 +252,28 @@ impl BareMachine {
         let kept = peaks.private_kib <= bounds.private_kib
             && peaks.descriptors <= bounds.descriptors
             && peaks.threads <= threads;
-        assert!(kept, "{peaks:?} is more than {bounds:?} and {threads} threads\n{}", self.said());
+        assert!(kept, "{peaks:?} exceeds {bounds:?} and {threads} threads\n{}", self.said());
         let console = fs::metadata(self.path(CONSOLE)).expect("its files are there").len();
         let limit = self.shape.console_limit;
         assert!(console <= limit, "the console log has {console} bytes, the limit is {limit}");
     }
 
-    /// Stops it from outside, as the manager would.
+    /// Stops the machine from outside, as the manager would.
     #[must_use]
     pub fn stop(mut self) -> Ending {
         let _ = self.channel.ask(&ControlRequest::Stop, ANSWER * cli::patience());
         self.finish()
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the machine.
     ///
     /// # Panics
-    /// When it does not end by itself, or did not keep within its bounds.
+    /// Panics if it does not end by itself, or if the VMM did not stay within its bounds.
     #[must_use]
     pub fn finish(mut self) -> Ending {
         let within = END * cli::patience();
         assert!(self.channel.wait_for_end(within), "the machine did not end within {within:?}\n{}", self.said());
-        let exit = self.child.wait().expect("our own child");
+        let exit = self.child.wait().expect("a child can be waited for");
         self.assert_within_bounds();
         Ending { reason: self.channel.ended.clone(), exit, console: self.read(CONSOLE), log: self.read(LOG) }
     }
@@ -282,18 +284,18 @@ impl Drop for BareMachine {
         if std::thread::panicking() {
             eprintln!("{}", self.said());
         }
-        // Reaped already when it ended: both fail then, and nothing is left to be done.
+        // If the process has already been waited for, both calls fail, and nothing is left to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Ending {
-    /// The reason, after making sure of what holds for every end: the VMM said why, and went by itself with the exit code
-    /// that goes with it; no signal, no panic, nothing unsaid.
+    /// Returns the reason, after checking what must hold for every end. The VMM has reported the
+    /// reason and exited with the matching exit code, without a signal and without a panic.
     ///
     /// # Panics
-    /// When one of these does not hold.
+    /// Panics if one of these does not hold.
     #[track_caller]
     #[must_use]
     pub fn typed(&self) -> &ExitReason {
@@ -309,9 +311,9 @@ impl Ending {
         reason
     }
 
-    /// As [`Ending::typed`], and the guest got through its script.
+    /// As [`Ending::typed`], and asserts that the guest reached the end of its script.
     #[track_caller]
-    pub fn in_order(&self) {
+    pub fn assert_script_completed(&self) {
         assert_eq!(self.typed(), &ExitReason::GuestShutdown, "{self:#?}");
     }
 }

@@ -1,15 +1,16 @@
-//! Machines whose kernel is a [`sandboxvm_bare_guest`], in the real VMM process, launched as the manager launches it: the
-//! same frame over the same kind of channel, so its namespaces, identity and system call filter are those of a sandbox.
-//! What the manager adds, the agent above all, is not there: nothing stands between the script and the devices.
+//! Machines whose kernel is a [`sandboxvm_bare_guest`], in the real VMM, launched as the manager
+//! launches it: with the same frame over the same kind of channel. So its namespaces, user and
+//! system call filter are those of a sandbox. There is no agent and nothing else of the manager:
+//! nothing is between the script and the devices.
 //!
-//! - [`machine`]: one such machine, from its start to what is said about its end.
-//! - [`shape`]: what kind of machine it is.
+//! - [`machine`]: such a machine, from its start to the checks of its end.
+//! - [`shape`]: the configuration of a machine.
 //! - [`launch`]: the process and its launch frame.
-//! - [`forgery`]: what a file of a saved machine says, changed.
-//! - [`channel`]: the launch channel, from then on.
-//! - [`vitals`]: what the process uses, as `/proc` has it.
+//! - [`forgery`]: a changed state of a saved machine.
+//! - [`channel`]: the launch channel after the launch.
+//! - [`vitals`]: the use of resources by the VMM, from `/proc`.
 //! - [`driver`]: the steps of a virtio driver, as parts of a script.
-//! - [`socket_driver`]: the guest's end of vsock connections, likewise.
+//! - [`socket_driver`]: the guest's end of vsock connections, as parts of a script.
 
 mod channel;
 pub mod driver;

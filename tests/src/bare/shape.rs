@@ -1,23 +1,24 @@
-//! What kind of machine a test wants.
+//! The configuration of a machine that a test needs.
 
 use super::vitals::Bounds;
 
-/// What kind of machine.
+/// The configuration of a machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// vCPUs.
+    /// Number of vCPUs.
     pub vcpus: u8,
-    /// Memory.
+    /// Memory in MiB.
     pub memory_mib: u64,
-    /// Bytes of console log kept.
+    /// Maximum size of the console log in bytes.
     pub console_limit: u64,
-    /// Size of its writable disk.
+    /// Size of the writable disk in bytes.
     pub disk_bytes: u64,
-    /// What is on that: its number plus two at the beginning of each sector, in place of twos in the first MiB.
+    /// Whether each sector of that disk begins with its number plus two. Otherwise the first MiB
+    /// consists of twos.
     pub disk_is_numbered: bool,
-    /// Descriptors that its VMM is started with room for; as many as this process has, unless stated.
+    /// Limit of open descriptors of the VMM. Defaults to that of the test process.
     pub descriptor_limit: Option<u32>,
-    /// What its VMM may use, looked at when it ends.
+    /// Maximum use of resources by the VMM, checked when it ends.
     pub bounds: Bounds,
 }
 

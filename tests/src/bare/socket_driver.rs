@@ -1,18 +1,18 @@
-//! The guest's end of vsock connections (virtio 1.2, 5.10) as parts of a script: packets of any content, in the order in
-//! which the script sends and takes them.
+//! The guest's end of vsock connections (virtio 1.2, 5.10) as parts of a script: packets with any
+//! content, in the order in which the script sends and receives them.
 
 use super::driver::{Descriptor, Part, Rings, VERSION_1, WRITE, Window, route_interrupt};
 use sandboxvm_bare_guest::{Image, Script, Width};
 
-/// The guest's CID.
+/// CID of the guest.
 pub const GUEST: u64 = 3;
-/// The host's.
+/// CID of the host.
 pub const HOST: u64 = 2;
-/// Bytes of a packet's header.
+/// Length of the header of a packet in bytes.
 pub const HEADER: u32 = 44;
-/// The queues.
+/// The queue from the host.
 pub const RECEIVE: u32 = 0;
-/// The queue towards the host.
+/// The queue to the host.
 pub const TRANSMIT: u32 = 1;
 /// The queue of events.
 pub const EVENT: u32 = 2;
@@ -46,7 +46,8 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// A truthful one from the guest's `port`, with plenty of credit for the host.
+    /// Returns the header of a valid packet from the guest's `port`, with plenty of credit for the
+    /// host.
     #[must_use]
     pub fn new(port: u32, operation: u16) -> Self {
         Self {
@@ -63,7 +64,7 @@ impl Packet {
         }
     }
 
-    /// As it lies in memory.
+    /// Returns the encoding in memory.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER as usize);
@@ -81,7 +82,7 @@ impl Packet {
     }
 }
 
-/// A connection, by the place in guest memory where the host's port is kept.
+/// A connection. The address in guest memory at which the host's port is stored identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
     cell: u64,
@@ -89,22 +90,25 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Where in guest memory the host's port is, once the request was taken.
+    /// Returns the address in guest memory of the host's port, which is known after the request was
+    /// received.
     #[must_use]
     pub fn cell(self) -> u64 {
         self.cell
     }
 }
 
-/// Buffers on the receive queue, and descriptors on the transmit queue: so few that each comes back at once.
+/// Number of buffers on the receive queue, and of descriptors on the transmit queue. There are so
+/// few that the tests soon
+/// use each again.
 const RECEIVE_SIZE: u16 = 32;
 const TRANSMIT_SIZE: u16 = 4;
 const EVENT_SIZE: u16 = 4;
-/// Bytes of each receive buffer, and their distance.
+/// Size of each receive buffer, and the distance of the buffers.
 const BUFFER: u32 = HEADER + 4096;
 const BUFFER_STRIDE: u64 = 0x2000;
 
-/// The driver, as far as the script is written.
+/// The state of the driver at the present end of the script.
 #[derive(Debug)]
 pub struct SocketDriver {
     window: Window,
@@ -112,7 +116,7 @@ pub struct SocketDriver {
     transmit: Rings,
     event: Rings,
     buffers: u64,
-    /// Next free address for packets and cells.
+    /// Next free address for packets and for ports of hosts.
     free: u64,
     received: u16,
     transmitted: u16,
@@ -120,8 +124,8 @@ pub struct SocketDriver {
 }
 
 impl SocketDriver {
-    /// Takes the device in `window` into use, with everything it needs from `base` on: 2 MiB and what is sent.
-    /// `interrupt` is the device's line where the guest is to halt while it waits.
+    /// Sets up the device in `window`, with memory from `base` on: 2 MiB and the packets that are
+    /// sent. `interrupt` is the line of the device if the guest should halt while it waits.
     pub fn begin(image: &mut Image, window: Window, base: u64, interrupt: Option<u32>) -> Self {
         let [receive, transmit, event] = [(0, RECEIVE_SIZE), (1, TRANSMIT_SIZE), (2, EVENT_SIZE)]
             .map(|(index, size)| Rings::at(base + index * Rings::BYTES, size.into()));
@@ -151,7 +155,7 @@ impl SocketDriver {
         driver
     }
 
-    /// From a reset to a device that has all its receive buffers.
+    /// Sets the device up after a reset and gives it all receive buffers.
     fn bring_up(&self, script: &mut Script) {
         self.window.negotiate(script, VERSION_1);
         for (queue, rings) in [(RECEIVE, &self.receive), (TRANSMIT, &self.transmit), (EVENT, &self.event)] {
@@ -164,7 +168,7 @@ impl SocketDriver {
         self.window.expect_live(script);
     }
 
-    /// The device was reset, or is to be: begins again.
+    /// Sets the device up again, after it was reset.
     pub fn again(&mut self, script: &mut Script) {
         (self.received, self.transmitted) = (0, 0);
         self.bring_up(script);
@@ -174,39 +178,42 @@ impl SocketDriver {
         self.buffers + u64::from(index % RECEIVE_SIZE) * BUFFER_STRIDE
     }
 
-    /// Memory of the script's own.
+    /// Reserves memory for the script.
     pub fn allocate(&mut self, bytes: u64) -> u64 {
         let address = self.free;
         self.free += bytes.next_multiple_of(64);
         address
     }
 
-    /// Waits for a packet and gives up unless it has this operation; returns where it is, until 31 more have come.
+    /// Waits for a packet, and gives up unless it has this operation. Returns the address of the
+    /// packet, which is valid until
+    /// 31 more packets have arrived.
     pub fn take(&mut self, script: &mut Script, operation: u16) -> u64 {
         let at = self.take_any(script);
         script.expect(Width::Half, at + 30, operation.into());
         at
     }
 
-    /// As [`SocketDriver::take`], whatever it is.
+    /// As [`SocketDriver::take`], for any operation.
     pub fn take_any(&mut self, script: &mut Script) -> u64 {
         let at = self.buffer(self.received);
         self.received = self.received.wrapping_add(1);
         script.wait_for_index(self.receive.used, self.received, self.halting);
-        // The buffer is the device's again: by the time it comes round it has been looked at.
+        // Gives the buffer back to the device. When it is used again, the script has read it.
         self.receive.publish(script, RECEIVE_SIZE.wrapping_add(self.received));
         self.window.notify(script, RECEIVE);
         at
     }
 
-    /// Takes the host's request for `port` and accepts it, with `credit` bytes for the host to send.
+    /// Receives the host's request for `port` and accepts it, with `credit` bytes for the host to
+    /// send.
     pub fn accept(&mut self, image: &mut Image, port: u32, credit: u32) -> Connection {
         let connection = self.take_request(image, port);
         self.send(image, connection, Packet { buffer_size: credit, ..Packet::new(port, operation::RESPONSE) }, b"");
         connection
     }
 
-    /// Takes the host's request for `port`, and leaves it at that.
+    /// Receives the host's request for `port`, and does not respond.
     pub fn take_request(&mut self, image: &mut Image, port: u32) -> Connection {
         let cell = self.allocate(4);
         let at = self.take(&mut image.script, operation::REQUEST);
@@ -215,7 +222,8 @@ impl SocketDriver {
         Connection { cell, port }
     }
 
-    /// Sends a packet on a connection: its ports are put right, everything else is as it is given.
+    /// Sends a packet on a connection. Its ports are those of the connection, and all other fields
+    /// are as given.
     pub fn send(&mut self, image: &mut Image, connection: Connection, packet: Packet, payload: &[u8]) {
         let at = self.put(image, Packet { source_port: connection.port, ..packet }, payload);
         let to = at + 20;
@@ -223,13 +231,13 @@ impl SocketDriver {
         self.transmit(&mut image.script, at, HEADER + u32::try_from(payload.len()).expect("a small payload"));
     }
 
-    /// Sends data on a connection, truthfully.
+    /// Sends data on a connection in a valid packet.
     pub fn write(&mut self, image: &mut Image, connection: Connection, payload: &[u8]) {
         let length = u32::try_from(payload.len()).expect("a small payload");
         self.send(image, connection, Packet { length, ..Packet::new(0, operation::READ_WRITE) }, payload);
     }
 
-    /// Sends a packet just as it is given.
+    /// Sends a packet exactly as given.
     pub fn send_raw(&mut self, image: &mut Image, packet: Packet, payload: &[u8]) {
         let at = self.put(image, packet, payload);
         self.transmit(&mut image.script, at, HEADER + u32::try_from(payload.len()).expect("a small payload"));
@@ -242,7 +250,8 @@ impl SocketDriver {
         at
     }
 
-    /// Hands `length` bytes at `address` to the device as one packet, and waits until it has given them back.
+    /// Passes `length` bytes at `address` to the device as one packet, and waits until the device
+    /// has returned them.
     pub fn transmit(&mut self, script: &mut Script, address: u64, length: u32) {
         let index = self.transmitted % TRANSMIT_SIZE;
         let descriptor = Descriptor { address, length, flags: 0, next: 0 }.encode();
@@ -256,7 +265,7 @@ impl SocketDriver {
         self.transmit.wait_used(script, self.transmitted);
     }
 
-    /// The device's window.
+    /// Returns the window of the device.
     #[must_use]
     pub fn window(&self) -> Window {
         self.window

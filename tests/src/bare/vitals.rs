@@ -1,5 +1,5 @@
-//! What a VMM's process uses while its guest does its worst: peaks of memory beside the guest's, of descriptors and of
-//! threads, and whether it comes to rest.
+//! The use of resources by a VMM while its guest attacks it: peaks of memory without the guest's,
+//! of descriptors and of threads, and whether the VMM becomes idle.
 
 use crate::{memory, processes};
 use std::{
@@ -13,21 +13,22 @@ use std::{
     time::Duration,
 };
 
-/// The most that a VMM may use.
+/// Maximum use of resources by a VMM.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Memory that is nobody else's and not the guest's, in KiB.
+    /// Memory in KiB that no other process shares and that is not the guest's.
     pub private_kib: u64,
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub descriptors: usize,
 }
 
 impl Bounds {
-    /// For a guest without connections from the host. An idle VMM has some 500 KiB and 40 descriptors.
+    /// For a guest without connections from the host. An idle VMM has about 500 KiB and 40
+    /// descriptors.
     pub const QUIET: Self = Self { private_kib: 4 << 10, descriptors: 64 };
 }
 
-/// The most that was seen.
+/// The highest values that were measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Peaks {
     pub(super) private_kib: u64,
@@ -36,7 +37,7 @@ pub struct Peaks {
     samples: u64,
 }
 
-/// Looks at a process until it is stopped.
+/// Measures a process until it is stopped.
 #[derive(Debug)]
 pub(super) struct Watcher {
     stop: Arc<AtomicBool>,
@@ -67,14 +68,15 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It only reads files and does not panic; if it did, the test has its say.
+            // The thread only reads files and does not panic. If it does, the test has failed
+            // already.
             let _ = thread.join();
         }
     }
 }
 
 fn look(pid: u32, guest_mib: u64, seen: &Mutex<Peaks>) {
-    // A process that is gone, or has not got its memory yet, is not measured.
+    // A process that has ended, or that has no guest memory yet, is not measured.
     let Some(memory) = memory::try_of_vmm(pid, guest_mib) else { return };
     let (Some(descriptors), Some(threads)) = (entries(pid, "fd"), threads(pid)) else { return };
     let mut peaks = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +90,8 @@ fn entries(pid: u32, what: &str) -> Option<usize> {
     Some(fs::read_dir(format!("/proc/{pid}/{what}")).ok()?.count())
 }
 
-/// Threads but those that the kernel's KVM adds to a process of its own accord (`kvm-nx-lpage-re...`).
+/// Returns the number of threads, without those that KVM in the kernel adds to the process
+/// (`kvm-nx-lpage-re...`).
 fn threads(pid: u32) -> Option<usize> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
     let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
@@ -115,7 +118,7 @@ pub(super) fn comes_to_rest(pid: u32) -> bool {
     rests(pid, &pid.to_string())
 }
 
-/// The same of its first thread, which runs the event loop.
+/// As [`comes_to_rest`], for the first thread of the process, which runs the event loop.
 pub(super) fn loop_comes_to_rest(pid: u32) -> bool {
     rests(pid, &format!("{pid}/task/{pid}"))
 }

@@ -1,5 +1,5 @@
-//! The devices of a machine of the harness, and what each takes for a good request. Whoever adds a device to the VMM
-//! adds it here: [`crate::first_light`] fails until then.
+//! The devices of a machine of the harness, and what each accepts as a valid request. A new device
+//! of the VMM has to be added here: [`crate::first_light`] fails until then.
 
 use sandboxvm_bare_guest::Image;
 use sandboxvm_tests::bare::{
@@ -21,36 +21,38 @@ pub const BALLOON: u64 = 4;
 /// A device.
 #[derive(Debug, Clone, Copy)]
 pub struct Device {
-    /// For people.
+    /// Its name in messages.
     pub name: &'static str,
     /// Its position, which gives its window and interrupt.
     pub index: u64,
     /// virtio device type.
     pub kind: u32,
-    /// It offers VIRTIO_RING_F_EVENT_IDX.
+    /// Whether it offers VIRTIO_RING_F_EVENT_IDX.
     pub event_idx: bool,
-    /// The largest size of each of its queues.
+    /// The maximum size of each of its queues.
     pub queues: &'static [u32],
-    /// The queues on which the driver's chains are looked at as soon as they come, and how.
+    /// The queues whose chains the device processes as soon as the driver offers them.
     pub served: &'static [Served],
 }
 
-/// A queue whose chains the device takes at once.
+/// A queue whose chains the device processes immediately.
 #[derive(Debug, Clone, Copy)]
 pub struct Served {
-    /// Which.
+    /// Its index.
     pub queue: u32,
-    /// The chains of a good driver point to what the device reads, at least to begin with.
+    /// Whether the chains of a good driver begin with buffers that the device reads.
     pub readable: bool,
-    /// Descriptors to set the queue up with. Small where the device keeps returned buffers until it has some.
+    /// Number of descriptors to set the queue up with. Small if the device returns buffers only in
+    /// groups.
     pub size: u32,
-    /// What the driver names there is given away: not for all of the guest's own memory.
+    /// Whether the guest gives the memory away that its chains name. So they may not name all of
+    /// the guest's memory.
     pub gives_away: bool,
-    /// Makes a good request with 4 KiB of memory from an address on.
+    /// Makes a valid request that uses 4 KiB of memory at an address.
     pub good: fn(&mut Image, u64) -> Vec<Part>,
 }
 
-/// All of them, in the order of their windows.
+/// Returns all devices, in the order of their windows.
 pub fn all() -> &'static [Device] {
     const BLOCK: u32 = 2;
     &[
@@ -116,7 +118,7 @@ const TRANSMIT_QUEUE: Served = Served {
     },
 };
 
-/// Inflating and deflating alike: handed back unread.
+/// The device returns the chains of the queues for inflating and deflating unread.
 const INFLATE_QUEUE: Served =
     Served { queue: 0, readable: true, size: 16, gives_away: false, good: |_, at| vec![Part::Readable(at, 64)] };
 

@@ -1,5 +1,6 @@
-//! The guest itself: that it runs, that what it expects in vain is noticed, and that vCPU 1 and interrupts work. Without
-//! these a test of the others could pass for want of an attack.
+//! Tests of the bare guest itself: it runs, it notices when an expectation is not met, and vCPU 1
+//! and interrupts work. Without them, a test of another module could pass because its attack never
+//! ran.
 
 use crate::{artefacts, devices};
 use sandboxvm_bare_guest::{Image, Instruction, Width, layout};
@@ -23,18 +24,18 @@ fn a_script_runs_to_its_end() {
     });
     image.script.end();
     let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
-    ending.in_order();
+    ending.assert_script_completed();
     assert_eq!(ending.console, "hello 1122334455667788\n......");
 }
 
 #[test]
-fn what_is_not_as_expected_is_told() {
+fn an_unmet_expectation_is_reported() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     image.script.expect(Width::Word, FIRST_WINDOW + register::MAGIC, 0x7472_6977).end();
     let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
     assert_eq!(ending.typed(), &ExitReason::GuestPanic);
-    // The instruction it was, and what it found there.
+    // The console has the address of the instruction and the value that it found.
     let place = layout::SCRIPT_0 + sandboxvm_bare_guest::INSTRUCTION_SIZE as u64;
     assert_eq!(ending.console, format!("!{place:016x}\n{:016x}\n", 0x7472_6976));
 }
@@ -59,11 +60,11 @@ fn the_second_vcpu_and_interrupts_work() {
     script.wait_for_interrupts(1);
     rings.expect_used(script, 1);
     script.end();
-    BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() }).finish().in_order();
+    BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() }).finish().assert_script_completed();
 }
 
 #[test]
-fn every_device_there_is_is_attacked() {
+fn every_device_of_the_machine_is_attacked() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     for device in devices::all() {
@@ -74,12 +75,12 @@ fn every_device_there_is_is_attacked() {
     let after = FIRST_WINDOW + devices::all().len() as u64 * WINDOW_SIZE;
     image.script.push(Instruction::Read { width: Width::Word, address: after }).end();
     let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
-    // A device that this suite does not know would answer there.
+    // Only a device that this suite does not know would respond there.
     assert_eq!(ending.typed(), &ExitReason::UnknownMmio { address: after, write: false, size: 4 });
 }
 
 #[test]
-fn an_idle_machine_keeps_within_its_bounds() {
+fn an_idle_machine_stays_within_its_limits() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     image.script.say("idle");
@@ -96,7 +97,7 @@ fn a_guest_that_can_never_run_again_is_ended() {
     for vcpus in [1, 2] {
         let mut image = Image::new();
         image.script.say("halts").push(Instruction::Halt);
-        // Of two the second was never started.
+        // If the machine has two vCPUs, the second was never started.
         let ending = BareMachine::boot(&artefacts, &image, Shape { vcpus, ..Shape::default() }).finish();
         assert_eq!(ending.typed(), &ExitReason::VcpusHalted);
         assert_eq!(ending.console, "halts");
@@ -108,9 +109,9 @@ fn a_guest_that_can_never_run_again_is_ended() {
     assert_eq!(ending.typed(), &ExitReason::VcpusHalted);
 }
 
-/// The other vCPU is at work for longer than the VMM takes to notice that all of them are halted.
+/// The other vCPU works for longer than the VMM needs to notice that all vCPUs are halted.
 #[test]
-fn a_guest_of_which_one_vcpu_is_halted_for_good_runs_on() {
+fn a_guest_with_one_permanently_halted_vcpu_keeps_running() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     image.second.push(Instruction::Halt);
@@ -121,7 +122,7 @@ fn a_guest_of_which_one_vcpu_is_halted_for_good_runs_on() {
     image.script.end();
     let begun = std::time::Instant::now();
     let ending = BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() }).finish();
-    ending.in_order();
-    // For people: how long there was to notice.
+    ending.assert_script_completed();
+    // Shows how much time the VMM had to notice.
     eprintln!("ran for {:?} beside a halted vCPU", begun.elapsed());
 }

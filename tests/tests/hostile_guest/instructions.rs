@@ -1,16 +1,17 @@
-//! Machine code in place of a device's driver: the instructions that the VMM executes for a guest whose ring 0 is
-//! interpreted, ways to stop a processor for good, and registers of the hypervisor's own.
+//! Machine code in place of a device driver: the instructions that the VMM executes for a guest
+//! whose ring 0 is interpreted, ways to stop a processor permanently, and model-specific registers
+//! of hypervisors.
 
 use crate::artefacts;
 use sandboxvm_bare_guest::{Image, Instruction, layout};
 use sandboxvm_protocol::vmm::ExitReason;
 use sandboxvm_tests::bare::{BareMachine, Shape};
 
-/// Where the code is, and what it may use.
+/// The address of the code, and of the memory that it uses.
 const CODE: u64 = layout::FREE;
 const AREA: u64 = layout::FREE + 0x1_0000;
 
-/// Calls `code` with `argument` in RDI.
+/// Returns an image that calls `code` with `argument` in RDI.
 fn calling(code: &[u8], argument: u64) -> Image {
     let mut image = Image::new();
     image.put(CODE, code);
@@ -20,15 +21,17 @@ fn calling(code: &[u8], argument: u64) -> Image {
 }
 
 fn run(image: &Image) -> sandboxvm_tests::bare::Ending {
-    let artefacts = artefacts().expect("the caller has looked");
+    let artefacts = artefacts().expect("the test checked for artefacts before");
     BareMachine::boot(&artefacts, image, Shape::default()).finish()
 }
 
 const RET: u8 = 0xc3;
-/// OR of CR4 with OSFXSR and OSXSAVE, without which XSAVE is no instruction.
+/// Sets OSFXSR and OSXSAVE in CR4, without which XSAVE is an invalid instruction.
 const ALLOW_XSAVE: [u8; 14] = [0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x02, 0x04, 0x00, 0x0f, 0x22, 0xe0, 0x31, 0xd2, 0x90];
 
-/// A program that can be executed, or cannot and is a triple fault, or that KVM gives up on: each is told as it is.
+/// Asserts that the machine runs the code to its end, or ends with the reason: a triple fault, or
+/// an instruction that KVM
+/// cannot execute.
 fn may_fail(what: &str, image: &Image) {
     let ending = run(image);
     let reason = ending.typed();
@@ -45,9 +48,9 @@ fn may_fail(what: &str, image: &Image) {
     assert!(expected, "{what}: {ending:#?}");
 }
 
-/// XSAVE and XRSTOR of all components, wherever the guest says.
+/// XSAVE and XRSTOR of all components, at many addresses.
 #[test]
-fn extended_state_anywhere() {
+fn extended_state_at_any_address_is_executed_or_ends_the_machine() {
     if artefacts().is_none() {
         return;
     }
@@ -77,9 +80,9 @@ fn extended_state_anywhere() {
     }
 }
 
-/// XRSTOR of an area that holds anything: reserved bits, components that are not there, a header of ones.
+/// XRSTOR of an area with random content: reserved bits, missing components, a header of ones.
 #[test]
-fn extended_state_of_nonsense() {
+fn invalid_extended_state_is_executed_or_ends_the_machine() {
     if artefacts().is_none() {
         return;
     }
@@ -89,7 +92,7 @@ fn extended_state_of_nonsense() {
         let mut image = calling(&code, AREA);
         let mut area: Vec<u8> = (0..4096).map(|_| if round < 4 { 0xff } else { random.u8(..) }).collect();
         if round % 2 == 0 {
-            // A header that a processor takes, so that the state behind it is looked at.
+            // The processor accepts this header, so it also reads the state behind it.
             area[512..576].fill(0);
             area[512] = round;
             area[24..32].copy_from_slice(&[0x80, 0x1f, 0, 0, 0xff, 0xff, 0, 0]); // MXCSR and its mask
@@ -99,9 +102,9 @@ fn extended_state_of_nonsense() {
     }
 }
 
-/// Breakpoints and waits without end: each is an exit on a host that interprets.
+/// Many breakpoints and waits. Each is an exit on a host that interprets ring 0.
 #[test]
-fn instructions_that_are_executed_here() {
+fn instructions_that_the_vmm_executes_work() {
     if artefacts().is_none() {
         return;
     }
@@ -111,18 +114,18 @@ fn instructions_that_are_executed_here() {
     assert_eq!(run(&calling(&[0xcc, RET], 0)).typed(), &ExitReason::TripleFault);
 }
 
-/// Prefixes, operands and lengths that a decoder could trip over.
+/// Prefixes, operands and lengths with which a decoder may make mistakes.
 #[test]
-fn instructions_that_are_hardly_any() {
+fn unusual_instructions_are_executed_or_end_the_machine() {
     if artefacts().is_none() {
         return;
     }
     let mut codes: Vec<Vec<u8>> = vec![
         vec![0x0f, 0x0b],                                           // UD2
         vec![0xf0, 0x0f, 0xae, 0x27],                               // LOCK XSAVE
-        vec![0x66, 0x0f, 0xae, 0x27],                               // CLWB's prefix before it
-        [vec![0x66; 14], vec![0x90]].concat(),                      // as long as there is
-        [vec![0x66; 15], vec![0x90]].concat(),                      // longer
+        vec![0x66, 0x0f, 0xae, 0x27],                               // with the prefix of CLWB
+        [vec![0x66; 14], vec![0x90]].concat(),                      // the maximum length
+        [vec![0x66; 15], vec![0x90]].concat(),                      // above the maximum length
         vec![0x48, 0x0f, 0xae, 0x24, 0x25, 0, 0, 0, 0x80],          // at a negative displacement
         vec![0x43, 0x0f, 0xae, 0xa4, 0xff, 0xff, 0xff, 0xff, 0x7f], // R15 + R15 * 8 + much
         vec![0x0f, 0xae, 0x25, 0xff, 0xff, 0xff, 0x7f],             // relative to RIP
@@ -144,13 +147,13 @@ fn instructions_that_are_hardly_any() {
         let name = format!("{code:02x?}");
         code.push(RET);
         let mut image = calling(&code, AREA);
-        // Whatever it was, it does not go on for ever.
+        // Whatever the instruction does, the code then returns.
         image.put(CODE + code.len() as u64, &[RET; 64]);
         may_fail_or_hang(&name, &image);
     }
 }
 
-/// As [`may_fail`]; a machine that goes on doing nothing can be stopped.
+/// As [`may_fail`], but the machine may also run until it is stopped from outside.
 fn may_fail_or_hang(what: &str, image: &Image) {
     let artefacts = artefacts().expect("the caller has looked");
     let mut machine = BareMachine::boot(&artefacts, image, Shape::default());
@@ -166,8 +169,8 @@ fn may_fail_or_hang(what: &str, image: &Image) {
     assert!(!matches!(reason, ExitReason::GuestReset), "{what}: {ending:#?}");
 }
 
-/// Registers of the processor and of hypervisors that ours is not, with values that mean something there: a reset, a
-/// crash, pages to be written.
+/// Registers of the processor and of other hypervisors, with values that have an effect there: a
+/// reset, a crash, pages to be written.
 #[test]
 fn model_specific_registers() {
     if artefacts().is_none() {
@@ -198,7 +201,8 @@ fn model_specific_registers() {
     }
 }
 
-/// Interrupts of every kind to the vCPU itself and to those that are not there: INIT, SIPI, NMI, SMI.
+/// Interrupts of every kind, to the vCPU itself and to vCPUs that do not exist: INIT, SIPI, NMI,
+/// SMI.
 #[test]
 fn interprocessor_interrupts() {
     if artefacts().is_none() {
@@ -219,7 +223,7 @@ fn interprocessor_interrupts() {
     }
 }
 
-/// A processor that is stopped for good does not hold its VMM up, nor its end.
+/// A processor that has stopped permanently blocks neither its VMM nor the end of the machine.
 #[test]
 fn processors_that_stand_still() {
     let Some(artefacts) = artefacts() else { return };

@@ -1,21 +1,25 @@
-//! Guests that attack: a kernel that is nothing but a script drives our devices, in the real VMM under its real
-//! confinement, in every way they must not be driven.
+//! Guests that attack. The kernel of these guests is only a script, which drives the devices in
+//! every forbidden way. The VMM and its confinement are the real ones.
 //!
-//! The verdict is passed from outside, and always the same: a device that was misused has stopped, or a machine that did
-//! the impossible has ended, with the reason that says so; the VMM did not die of it, kept within its bounds and answers
-//! its control channel; what had no part in it goes on. After each attack the guest resets the device and expects it to
-//! work again, so nothing of the attack is left either.
+//! The tests judge from outside, always by the same rules. A device that was misused has stopped,
+//! or a machine that reached an impossible state has ended with that reason. The VMM has survived,
+//! stayed within its limits, and responds on its control channel. All other devices keep working.
+//! After each attack the guest resets the device and expects it to work again, so no effect of the
+//! attack remains.
 //!
-//! - [`devices`]: what is attacked. A new device belongs there, and every family below attacks it.
-//! - [`rings`]: virtqueues that break every rule there is.
-//! - [`queue_setup`]: queues that cannot be, or lie where none may.
+//! - [`devices`]: the devices that are attacked. A new device has to be added there; every module
+//!   below attacks it.
+//! - [`rings`]: virtqueues that break every rule.
+//! - [`queue_setup`]: queues with invalid sizes, or at forbidden addresses.
 //! - [`registers`]: accesses of every width at every offset and port.
-//! - [`storms`]: too much of everything, and resets at the worst moment.
-//! - [`sockets`]: vsock packets that lie, with hosts at the other end.
-//! - [`second_vcpu`]: rings that change while the device looks at them.
-//! - [`snapshots`]: machines saved in the midst of it.
-//! - [`instructions`]: what the VMM executes for its guest, and ways to stop a processor.
-//! - [`random`]: all of it at random; for as long as asked by `SANDBOXVM_HOSTILE_MINUTES` under `scripts/soak`.
+//! - [`storms`]: the maximum of everything, and resets at the worst moment.
+//! - [`sockets`]: vsock packets with false content, with hosts at the other end.
+//! - [`second_vcpu`]: rings that change while the device reads them.
+//! - [`snapshots`]: machines that are saved during attacks.
+//! - [`instructions`]: instructions that the VMM executes for its guest, and ways to stop a
+//!   processor.
+//! - [`random`]: all of this at random. `scripts/soak` sets the duration with
+//!   `SANDBOXVM_HOSTILE_MINUTES`.
 
 mod devices;
 mod first_light;
@@ -31,7 +35,8 @@ mod storms;
 
 use sandboxvm_tests::artefacts::{Artefacts, kvm_is_wanted};
 
-/// What is under test; `None` with `SANDBOXVM_NO_KVM=1`, where the test is to return at once.
+/// Returns the artefacts under test, or `None` with `SANDBOXVM_NO_KVM=1`: the test then returns
+/// immediately.
 fn artefacts() -> Option<Artefacts> {
     if kvm_is_wanted() {
         return Some(Artefacts::find());
@@ -40,7 +45,8 @@ fn artefacts() -> Option<Artefacts> {
     None
 }
 
-/// Where randomness begins: the same in every run unless `SANDBOXVM_HOSTILE_SEED` says otherwise.
+/// Returns the seed of random attacks. It is the same in every run unless `SANDBOXVM_HOSTILE_SEED`
+/// sets it.
 fn seed() -> u64 {
     let stated = std::env::var("SANDBOXVM_HOSTILE_SEED").ok();
     let seed = stated.map_or(1, |text| text.parse().expect("SANDBOXVM_HOSTILE_SEED is a number"));

@@ -1,5 +1,6 @@
-//! Queues that cannot be: sizes that are none, rings that lie outside memory, on devices, on each other, around the end
-//! of the address space. What must come of it: a device that stops or works as far as it can, and works after a reset.
+//! Invalid queues: sizes that are not allowed, and rings outside of memory, on devices, on each
+//! other, or around the end of the address space. The device must stop or work as far as it can,
+//! and must work after a reset.
 
 use crate::{
     artefacts,
@@ -12,7 +13,7 @@ use sandboxvm_tests::bare::{
     driver::{EVENT_IDX, NEEDS_RESET, Rings, VERSION_1, Window, register},
 };
 
-/// Memory of the guest, and so the first address after it.
+/// Size of the guest's memory, and so the first address behind it.
 const END: u64 = 64 << 20;
 
 /// A queue, and whether the device must refuse it.
@@ -33,7 +34,7 @@ fn setups(base: u64, most: u32) -> Vec<Setup> {
     let windows = (0..devices::all().len() as u64).map(|index| Window::of(index).0);
     let wrapping = [u64::MAX - 15, u64::MAX - 1023, !0xfff];
     for address in outside.into_iter().chain(windows).chain(wrapping) {
-        // The last 16 bytes of memory have room for a small ring's parts.
+        // The last 16 bytes of memory have room for the parts of a small ring.
         let must = !(address == END - 16 && most <= 4);
         for rings in [
             Rings { descriptors: address & !15, ..good },
@@ -48,7 +49,7 @@ fn setups(base: u64, most: u32) -> Vec<Setup> {
     }
     setups.push(refused(Rings { available: good.available + 1, ..good }));
     setups.extend([1, 2, 3].map(|off| refused(Rings { used: good.used + off, ..good })));
-    // All in one place, or one on the other: each sees what the others write.
+    // All parts at one address, or one part on another: each contains what the others write.
     setups.push(either(Rings { available: base, used: base, ..good }));
     setups.push(either(Rings { used: good.available, ..good }));
     setups.push(either(Rings { available: good.descriptors, ..good }));
@@ -65,17 +66,17 @@ fn try_out(image: &mut Image, device: &Device, queue: u32, setup: &Setup, featur
     if setup.refused {
         window.wait_for_stop(&mut image.script);
     }
-    // Whatever lies there is the available ring now.
+    // The content of this memory is now the available ring.
     for queue in 0..4 {
         window.notify(&mut image.script, queue);
     }
-    // The registers of a queue that is in use, or was, do not take another.
+    // The registers of a queue ignore new values while the device is live or has stopped.
     window.set_up_queue(&mut image.script, queue, &Rings::at(layout::FREE, 2));
     window.notify(&mut image.script, queue);
 }
 
 #[test]
-fn queues_that_cannot_be_are_refused() {
+fn invalid_queues_are_refused() {
     let Some(artefacts) = artefacts() else { return };
     for device in devices::all() {
         let mut image = Image::new();
@@ -97,13 +98,13 @@ fn queues_that_cannot_be_are_refused() {
         image.script.end();
         let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
         eprintln!("{}: {count} queues: {:?}", device.name, ending.reason);
-        ending.in_order();
+        ending.assert_script_completed();
     }
 }
 
-/// Every way through Status but the right one, and features that were not offered.
+/// Every order of writes to Status except the right one, and features that were not offered.
 #[test]
-fn a_device_is_not_live_before_its_driver_is_done() {
+fn a_device_is_live_only_after_its_driver_is_set_up() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut place = layout::FREE;
@@ -124,11 +125,11 @@ fn a_device_is_not_live_before_its_driver_is_done() {
                 image.script.set(window.0 + register::DRIVER_FEATURES_SEL, half);
                 image.script.set(window.0 + register::DRIVER_FEATURES, value);
             }
-            // FEATURES_OK stays clear, and DRIVER_OK does not come through.
+            // FEATURES_OK stays clear, and DRIVER_OK has no effect.
             image.script.set(status, 11).wait(status, u32::MAX, 3);
             image.script.set(status, 15).wait(status, u32::MAX, 3);
         }
-        // Live without a queue: nothing to serve, nothing to stop for.
+        // A device that is live without a queue has nothing to serve and no reason to stop.
         window.negotiate(&mut image.script, VERSION_1);
         window.go_live(&mut image.script);
         for queue in 0..4 {
@@ -141,5 +142,5 @@ fn a_device_is_not_live_before_its_driver_is_done() {
         }
     }
     image.script.end();
-    BareMachine::boot(&artefacts, &image, Shape::default()).finish().in_order();
+    BareMachine::boot(&artefacts, &image, Shape::default()).finish().assert_script_completed();
 }

@@ -1,5 +1,6 @@
-//! All of it at random: register writes that nearly make sense, rings that nearly do, memory rewritten in between, hosts
-//! that come and go. Whatever the guest did, every device works for a good driver afterwards.
+//! All attacks at random: nearly valid register writes and rings, memory that changes in between,
+//! and hosts that connect and disconnect. Whatever the guest did, every device works for a good
+//! driver afterwards.
 
 use crate::{
     artefacts,
@@ -20,11 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Memory that everything random points into: rings, buffers and packets, on each other where it comes so.
+/// Memory to which all random addresses point: rings, buffers and packets, which may overlap.
 const ARENA: u64 = layout::FREE;
 const ARENA_SIZE: u64 = 0x2_0000;
 
-/// What a random driver does.
+/// A driver that acts at random.
 struct Chaos<'r> {
     random: &'r mut fastrand::Rng,
     image: Image,
@@ -35,7 +36,7 @@ impl Chaos<'_> {
         from[self.random.usize(..from.len())]
     }
 
-    /// An address that is often good.
+    /// Returns an address that is often valid.
     fn address(&mut self) -> u64 {
         match self.random.u8(..20) {
             0 => self.pick(&[
@@ -77,7 +78,7 @@ impl Chaos<'_> {
         packet
     }
 
-    /// Sets a device up, nearly as it should be.
+    /// Sets a device up, nearly correctly.
     fn set_up(&mut self, device: &Device) -> Vec<Rings> {
         let window = Window::of(device.index);
         let mut all = Vec::new();
@@ -110,7 +111,7 @@ impl Chaos<'_> {
         let window = Window::of(device.index);
         let queue = self.random.usize(..queues.len());
         let rings = queues[queue];
-        // Writes go where the guest's memory or a device is: what happens elsewhere is tested elsewhere.
+        // Writes only to guest memory or a device. Other modules test other addresses.
         let in_arena = |address: u64| (ARENA..ARENA + ARENA_SIZE + 0x3000).contains(&address);
         match self.random.u8(..12) {
             0..4 => {
@@ -141,7 +142,7 @@ impl Chaos<'_> {
                 self.image.script.write(width, window.0 + offset, value);
             }
             8 => {
-                // A request for a disk, should it be taken for one.
+                // A request for a disk, if the device interprets it as one.
                 let at = ARENA + self.random.u64(..ARENA_SIZE / 16) * 16;
                 let kind = self.pick(&[0, 1, 4, 8, 11, 13, 99]);
                 let sector = if self.random.bool() { self.random.u64(..20_000) } else { self.random.u64(..) };
@@ -152,9 +153,9 @@ impl Chaos<'_> {
     }
 }
 
-/// One machine's worth of chaos.
+/// Runs one machine with random attacks.
 fn round(random: &mut fastrand::Rng) {
-    let artefacts = artefacts().expect("the caller has looked");
+    let artefacts = artefacts().expect("the test checked for artefacts before");
     let mut chaos = Chaos { random, image: Image::new() };
     let filling: Vec<u8> =
         (0..ARENA_SIZE).map(|_| if chaos.random.u8(..4) == 0 { chaos.random.u8(..) } else { 0 }).collect();
@@ -181,17 +182,18 @@ fn round(random: &mut fastrand::Rng) {
     let clients: Vec<UnixStream> = (0..hosts)
         .map(|host| {
             let mut client = machine.client();
-            // Some say nothing, some leave at once; the machine may have ended by now.
+            // Some clients send nothing, and some disconnect immediately. The machine may have
+            // ended by now.
             let _ = client.write_all(format!("CONNECT {host}\nand more").as_bytes());
             client
         })
         .collect();
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
     drop(clients);
 }
 
 #[test]
-fn a_guest_that_does_anything() {
+fn a_random_guest_leaves_every_device_working() {
     if artefacts().is_none() {
         return;
     }
@@ -201,10 +203,11 @@ fn a_guest_that_does_anything() {
     }
 }
 
-/// For as many minutes as `SANDBOXVM_HOSTILE_MINUTES` says (10 unless stated), each round with a seed of its own.
+/// Runs for as many minutes as `SANDBOXVM_HOSTILE_MINUTES` says (default: 10). Each round has a
+/// different seed.
 #[test]
-#[ignore = "soak: as long as asked by SANDBOXVM_HOSTILE_MINUTES"]
-fn for_as_long_as_asked() {
+#[ignore = "soak: runs for SANDBOXVM_HOSTILE_MINUTES"]
+fn random_guests_leave_every_device_working_for_many_rounds() {
     if artefacts().is_none() {
         return;
     }
@@ -214,7 +217,7 @@ fn for_as_long_as_asked() {
     let mut rounds: u64 = 0;
     while Instant::now() < end {
         let seed = first.wrapping_add(rounds);
-        // The last one named is the one that failed.
+        // If a round fails, its seed is the last one printed.
         eprintln!("round {rounds}, SANDBOXVM_HOSTILE_SEED={seed}");
         let mut random = fastrand::Rng::with_seed(seed);
         round(&mut random);

@@ -1,5 +1,6 @@
-//! Accesses of every width, at every offset of every device's window and at the ports. A device answers, or takes no
-//! notice; where nobody is, the machine ends and says exactly which access it was.
+//! Accesses of every width, at every offset of every device's window, and at the ports. A device
+//! responds or ignores the access. An access to which no device responds ends the machine, and the
+//! reason names it exactly.
 
 use crate::{
     artefacts,
@@ -16,7 +17,7 @@ use sandboxvm_tests::{
     },
 };
 
-/// Writes that hurt least and most: nothing, everything, and something in between.
+/// The values that are written: no bit, all bits, and a value with different bytes.
 const VALUES: [u64; 3] = [0, u64::MAX, 0x0102_0304_0506_0708];
 
 fn touch(script: &mut Script, width: Width, address: u64, value: u64) {
@@ -24,7 +25,7 @@ fn touch(script: &mut Script, width: Width, address: u64, value: u64) {
 }
 
 #[test]
-fn every_register_takes_every_access() {
+fn every_register_survives_every_access() {
     let Some(artefacts) = artefacts() else { return };
     for device in devices::all() {
         let window = Window::of(device.index);
@@ -34,7 +35,7 @@ fn every_register_takes_every_access() {
                 for offset in 0..register::CONFIG + 0x60 {
                     touch(&mut image.script, width, window.0 + offset, value);
                 }
-                // The rest of the window is configuration space that is not there.
+                // The rest of the window is configuration space that does not exist.
                 for offset in (register::CONFIG + 0x60..WINDOW_SIZE - width.bytes()).step_by(127) {
                     touch(&mut image.script, width, window.0 + offset, value);
                 }
@@ -45,12 +46,12 @@ fn every_register_takes_every_access() {
             works_again(&mut image, device, served, place);
         }
         image.script.end();
-        BareMachine::boot(&artefacts, &image, Shape::default()).finish().in_order();
+        BareMachine::boot(&artefacts, &image, Shape::default()).finish().assert_script_completed();
     }
 }
 
 #[test]
-fn an_access_across_two_windows_is_no_access_to_either() {
+fn an_access_across_two_windows_reaches_neither_device() {
     let Some(artefacts) = artefacts() else { return };
     for width in [Width::Half, Width::Word, Width::Double] {
         let mut image = Image::new();
@@ -61,7 +62,7 @@ fn an_access_across_two_windows_is_no_access_to_either() {
         }
         image.script.end();
         let ending = BareMachine::boot(&artefacts, &image, Shape::default()).finish();
-        // KVM hands it on in two pieces, or as the one that has no place.
+        // KVM passes the access to the VMM in two pieces, or as one that has no device.
         let reason = ending.typed();
         assert!(matches!(reason, ExitReason::GuestShutdown | ExitReason::UnknownMmio { .. }), "{reason:?}");
     }
@@ -70,13 +71,13 @@ fn an_access_across_two_windows_is_no_access_to_either() {
 fn ends_with(artefacts: &Artefacts, write: impl FnOnce(&mut Image), reason: &ExitReason) {
     let mut image = Image::new();
     write(&mut image);
-    image.script.say("went on").end();
+    image.script.say("continued").end();
     let ending = BareMachine::boot(artefacts, &image, Shape::default()).finish();
     assert_eq!(ending.typed(), reason, "{ending:#?}");
 }
 
 #[test]
-fn where_nobody_is_the_machine_ends_and_says_where() {
+fn an_access_without_a_device_ends_the_machine_with_its_address() {
     let Some(artefacts) = artefacts() else { return };
     let after_last = FIRST_WINDOW + devices::all().len() as u64 * WINDOW_SIZE;
     let addresses = [64 << 20, 0xbfff_f000, 0xc000_0000, FIRST_WINDOW - 8, after_last, 0xfed0_0000, 0xffff_fff8];
@@ -93,8 +94,8 @@ fn where_nobody_is_the_machine_ends_and_says_where() {
     }
 }
 
-/// Ports that somebody answers at, in every width or as single bytes, or where hardware would be that a kernel probes.
-/// The VMM's own table, written down once more.
+/// Returns whether the VMM or KVM responds at a port: at real devices, in every width or in single
+/// bytes, and where a kernel probes for hardware. This repeats the VMM's own table.
 fn is_answered(port: u16, width: Width, write: bool) -> bool {
     let byte = width == Width::Byte;
     match port {
@@ -102,7 +103,7 @@ fn is_answered(port: u16, width: Width, write: bool) -> bool {
         0x60 | 0x64 => true,
         0x510 => byte && write,
         0x518..=0x51f => byte && !write,
-        // The PICs and their trigger modes are KVM's own.
+        // KVM itself serves the PICs and their trigger modes.
         0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1 => byte,
         0x40..=0x43 | 0x61 | 0x70 | 0x71 | 0x80 | 0xed => true,
         0x2e8..=0x2ef | 0x2f8..=0x2ff | 0x3e8..=0x3ef | 0xcf8..=0xcff => true,
@@ -110,13 +111,13 @@ fn is_answered(port: u16, width: Width, write: bool) -> bool {
     }
 }
 
-/// An access that would end the machine in a way of its own.
+/// Returns whether an access ends the machine for another reason.
 fn is_eventful(port: u16, value: u32) -> bool {
     port == layout::I8042 && value & 0xff == u32::from(layout::I8042_RESET)
 }
 
 #[test]
-fn every_port_that_answers_takes_every_width() {
+fn every_known_port_survives_every_width() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut count = 0;
@@ -134,17 +135,18 @@ fn every_port_that_answers_takes_every_width() {
             }
         }
     }
-    // Every notification but those by which the guest ends its machine.
+    // All notifications except those by which the guest ends its machine.
     let ends = [layout::NOTIFY_PANIC, layout::NOTIFY_SHUTDOWN, layout::NOTIFY_POWER_OFF, layout::NOTIFY_HALT];
     for code in (0..=0xff_u8).filter(|code| !ends.contains(code)) {
         image.script.out(layout::NOTIFY, code);
     }
     image.script.end();
-    BareMachine::boot(&artefacts, &image, Shape::default()).finish().in_order();
+    BareMachine::boot(&artefacts, &image, Shape::default()).finish().assert_script_completed();
     assert!(count > 300, "{count}");
 }
 
-/// A port and a width that nobody answers at: the machine ends, and names both.
+/// Asserts that an access to a port without a device ends the machine, and that the reason names
+/// port and width.
 pub fn unknown_port(artefacts: &Artefacts, port: u16, width: Width, write: bool) {
     let size = u8::try_from(width.bytes()).expect("at most four bytes");
     let access = |image: &mut Image| {
@@ -158,7 +160,7 @@ pub fn unknown_port(artefacts: &Artefacts, port: u16, width: Width, write: bool)
 }
 
 #[test]
-fn ports_that_nobody_answers_at_end_the_machine() {
+fn unknown_ports_end_the_machine() {
     let Some(artefacts) = artefacts() else { return };
     let mut random = fastrand::Rng::with_seed(crate::seed());
     let edges = [
@@ -173,7 +175,7 @@ fn ports_that_nobody_answers_at_end_the_machine() {
     let chance = (0..10).map(|_| (random.u16(..), Width::PORT[random.usize(..3)]));
     for (port, width) in edges.into_iter().chain(narrow).chain(chance.collect::<Vec<_>>()) {
         for write in [false, true] {
-            // KVM splits what straddles a port of its own.
+            // KVM splits an access that overlaps one of its own ports.
             let near_own =
                 (0..4).any(|next| matches!(port.saturating_add(next), 0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1));
             if !is_answered(port, width, write) && !near_own {
@@ -183,9 +185,9 @@ fn ports_that_nobody_answers_at_end_the_machine() {
     }
 }
 
-/// REP OUTSB and REP INSB come as many bytes at once, which no device here has a use for.
+/// REP OUTSB and REP INSB transfer many bytes in one exit, which no device of the VMM supports.
 #[test]
-fn strings_of_bytes_at_a_port() {
+fn string_accesses_to_ports_end_the_machine_or_are_served() {
     let Some(artefacts) = artefacts() else { return };
     for port in [layout::UART, layout::NOTIFY, layout::I8042, 0x80, 0x1234] {
         for count in [1, 2, 256, 5000] {
@@ -211,9 +213,9 @@ fn strings_of_bytes_at_a_port() {
     }
 }
 
-/// What a driver writes while the device is at work changes nothing of it but what may change.
+/// Register writes while the device is live change only what the driver may change then.
 #[test]
-fn registers_of_a_live_device() {
+fn registers_of_a_live_device_ignore_forbidden_writes() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let device = devices::all()[SOCKET as usize];
@@ -222,7 +224,7 @@ fn registers_of_a_live_device() {
     window.go_live(&mut image.script);
     for offset in (0..register::CONFIG + 0x20).filter(|offset| *offset != register::STATUS) {
         for width in Width::ALL {
-            // One that covers Status is not 32 bits at Status, and is ignored.
+            // An access that covers Status but is not 32 bits at its address is ignored.
             touch(&mut image.script, width, window.0 + offset, 0);
             touch(&mut image.script, width, window.0 + offset, u64::MAX);
         }
@@ -232,5 +234,5 @@ fn registers_of_a_live_device() {
         works_again(&mut image, &device, served, place);
     }
     image.script.end();
-    BareMachine::boot(&artefacts, &image, Shape::default()).finish().in_order();
+    BareMachine::boot(&artefacts, &image, Shape::default()).finish().assert_script_completed();
 }

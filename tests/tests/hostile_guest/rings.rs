@@ -1,5 +1,6 @@
-//! Virtqueues that break every rule there is, on every queue whose chains a device takes at once. All attacks on a device
-//! come from one guest, one after the other: after each the guest resets the device and has a good request answered.
+//! Virtqueues that break every rule, on every queue whose chains a device processes immediately.
+//! One guest makes all attacks on a device, one after the other. After each it resets the device,
+//! and a valid request must succeed.
 
 use crate::{
     artefacts,
@@ -11,19 +12,20 @@ use sandboxvm_tests::bare::{
     driver::{Descriptor, FIRST_WINDOW, INDIRECT, NEXT, Rings, VERSION_1, WRITE, Window},
 };
 
-/// Memory of the guest, and so the first address after it.
+/// Size of the guest's memory, and so the first address behind it.
 const END: u64 = 64 << 20;
-/// Memory of one attack: its rings, those of the good request after it, and a page for each to point to.
+/// Memory of one attack: its rings, the rings of the valid request after it, and a page of buffers
+/// for each.
 const STRIDE: u64 = 2 * Rings::BYTES + 2 * 0x1000;
 
-/// A ring that a driver may not make.
+/// A ring that violates a rule.
 struct Attack {
     name: String,
     descriptors: Vec<(u16, Descriptor)>,
-    /// The available ring, and the index that publishes it.
+    /// The content of the available ring, and the index that publishes it.
     heads: Vec<u16>,
     index: u16,
-    /// The device must stop; otherwise it may also answer.
+    /// Whether the device must stop. Otherwise it may also respond.
     stops: bool,
 }
 
@@ -38,7 +40,7 @@ fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> Descriptor {
     Descriptor { address, length, flags, next }
 }
 
-/// Where a buffer may not be: address and length.
+/// Returns buffers at forbidden places: address and length.
 fn wild_buffers() -> Vec<(u64, u32)> {
     let mut buffers = vec![
         (END, 1),
@@ -57,13 +59,13 @@ fn wild_buffers() -> Vec<(u64, u32)> {
         (0xc000_0000, 16),
         (0xffff_ffff, 2),
     ];
-    // The devices' own windows.
+    // The windows of the devices.
     buffers.extend((0..devices::all().len() as u64).map(|index| (Window::of(index).0, 0x100)));
     buffers.push((FIRST_WINDOW - 16, 32));
     buffers
 }
 
-/// All attacks on a queue, with buffers in the page at `page`.
+/// Returns all attacks on a queue, with buffers in the page at `page`.
 fn attacks(served: &Served, page: u64) -> Vec<Attack> {
     let size = u16::try_from(served.size).expect("a queue has at most 32768 descriptors");
     let way = if served.readable { 0 } else { WRITE };
@@ -71,14 +73,14 @@ fn attacks(served: &Served, page: u64) -> Vec<Attack> {
     let last = descriptor(page, 16, way, 0);
     let mut attacks = vec![
         Attack::new("a descriptor that is its own next", &[(0, good(0))]),
-        Attack::new("two that are each other's next", &[(1, good(2)), (2, good(1))]),
+        Attack::new("two descriptors that are each other's next", &[(1, good(2)), (2, good(1))]),
         Attack::new(
-            "the way it does not go",
+            "the wrong direction",
             &[(0, descriptor(page, 16, WRITE | NEXT, 1)), (1, descriptor(page, 16, 0, 0))],
         ),
         Attack::new("no length", &[(0, descriptor(page, 0, way, 0))]),
-        Attack::new("no length, no address", &[(0, descriptor(u64::MAX, 0, way, 0))]),
-        Attack::new("no length behind a good one", &[(0, good(1)), (1, descriptor(page, 0, way, 0))]),
+        Attack::new("no length and an invalid address", &[(0, descriptor(u64::MAX, 0, way, 0))]),
+        Attack::new("no length behind a valid descriptor", &[(0, good(1)), (1, descriptor(page, 0, way, 0))]),
     ];
     let ring: Vec<_> = (0..size).map(|index| (index, good((index + 1) % size))).collect();
     attacks.push(Attack::new("all descriptors in a circle", &ring));
@@ -93,7 +95,7 @@ fn attacks(served: &Served, page: u64) -> Vec<Attack> {
             let name = format!("{length:#x} bytes at {address:#x}, flags {flags}");
             attacks.push(Attack::new(name.clone(), &[(0, descriptor(address, length, flags, 0))]));
             let behind = [(0, good(1)), (1, descriptor(address, length, flags | way, 0))];
-            attacks.push(Attack::new(name + ", behind a good one", &behind));
+            attacks.push(Attack::new(name + ", behind a valid descriptor", &behind));
         }
     }
     for flags in [INDIRECT, INDIRECT | NEXT, INDIRECT | WRITE, u16::MAX] {
@@ -106,7 +108,7 @@ fn attacks(served: &Served, page: u64) -> Vec<Attack> {
     for jump in [size + 1, size + 2, 1000, 0x7fff, 0x8000, u16::MAX] {
         attacks.push(Attack { index: jump, ..Attack::new(format!("available index {jump}"), &[(0, last)]) });
     }
-    // Much of what may be asked for, at once: refused or served, but not for long.
+    // Very large requests in one chain: the device refuses or serves them, but not for long.
     let first = if served.gives_away { END / 2 } else { 0 };
     let all = descriptor(first, (END - first) as u32, WRITE | NEXT, 0);
     let huge: Vec<_> = (0..size).map(|index| (index, Descriptor { next: index + 1, ..all })).collect();
@@ -115,7 +117,8 @@ fn attacks(served: &Served, page: u64) -> Vec<Attack> {
     if let Some((_, last)) = ended.last_mut() {
         last.flags = WRITE;
     }
-    attacks.push(Attack { stops: false, ..Attack::new("all of memory in each, ended", &ended) });
+    attacks
+        .push(Attack { stops: false, ..Attack::new("all of memory in each descriptor, and the chain ends", &ended) });
     let same: Vec<u16> = vec![0; usize::from(size)];
     attacks.push(Attack {
         heads: same,
@@ -126,7 +129,7 @@ fn attacks(served: &Served, page: u64) -> Vec<Attack> {
     attacks
 }
 
-/// Has `device` stop on `attack`, and work again.
+/// Makes `device` stop on `attack`, and then work again.
 fn attack(image: &mut Image, device: &Device, served: &Served, attack: &Attack, base: u64) {
     let window = Window::of(device.index);
     let rings = Rings::at(base, served.size);
@@ -140,7 +143,7 @@ fn attack(image: &mut Image, device: &Device, served: &Served, attack: &Attack, 
     if attack.stops {
         window.wait_for_stop(&mut image.script);
         rings.expect_used(&mut image.script, 0);
-        // A stopped device is deaf.
+        // A stopped device ignores notifications.
         window.notify(&mut image.script, served.queue);
     }
     works_again(image, device, served, base + Rings::BYTES);
@@ -153,7 +156,7 @@ fn bring_up(script: &mut Script, window: Window, queue: u32, rings: &Rings) {
     window.expect_live(script);
 }
 
-/// Resets the device and has a good request answered, with memory from `base` on.
+/// Resets the device and expects a valid request to succeed, with memory from `base` on.
 pub fn works_again(image: &mut Image, device: &Device, served: &Served, base: u64) {
     let window = Window::of(device.index);
     let rings = Rings::at(base, served.size);
@@ -176,7 +179,7 @@ fn broken_rings_stop_their_device_and_nothing_else() {
             let mut names = Vec::new();
             let page = layout::FREE;
             for (base, broken) in (layout::FREE + 0x1000..).step_by(STRIDE as usize).zip(attacks(served, page)) {
-                // Where the script is, should it give up.
+                // The position in the script at which each attack begins, to find one that failed.
                 names.push(format!("{} from {}", broken.name, image.script.instructions().len()));
                 attack(&mut image, device, served, &broken, base);
             }
@@ -187,7 +190,7 @@ fn broken_rings_stop_their_device_and_nothing_else() {
             if ending.console.contains('!') {
                 panic!("{}: {}: see which instruction among {names:#?}", device.name, ending.console);
             }
-            ending.in_order();
+            ending.assert_script_completed();
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Rings that change while the device looks at them: one vCPU drives a device by the book, the other rewrites descriptors,
-//! rings and buffers all the time. What the device read once counts; whatever it read, it answers or stops, and nothing
-//! outside of guest memory is touched.
+//! Rings that change while the device reads them. One vCPU drives a device correctly, and the other
+//! rewrites descriptors, rings and buffers all the time. A device uses the values of its first
+//! reading. Whatever it read, it responds or stops, and never accesses anything outside of guest
+//! memory.
 
 use crate::{
     artefacts,
@@ -13,13 +14,13 @@ use sandboxvm_tests::bare::{
     driver::{Descriptor, INDIRECT, LIVE, NEXT, Part, Rings, VERSION_1, WRITE, Window, register},
 };
 
-/// Rings that are fought over, and a page of buffers behind them.
+/// The rings that both vCPUs write, and a page of buffers behind them.
 const RINGS: u64 = layout::FREE;
 const BUFFERS: u64 = layout::FREE + Rings::BYTES;
-/// The second vCPU rewrites them while this is zero.
+/// The second vCPU rewrites the rings while this is zero.
 const STOP: u64 = layout::FREE + 0x8000;
 
-/// What the second vCPU writes: descriptors as they should be and as they should not, indices and heads of all kinds.
+/// What the second vCPU writes: valid and invalid descriptors, and indices and heads of all kinds.
 fn scribbles(random: &mut fastrand::Rng, served: &Served, good: &[Part]) -> Vec<Instruction> {
     let rings = Rings::at(RINGS, served.size);
     let mut writes = Vec::new();
@@ -32,7 +33,7 @@ fn scribbles(random: &mut fastrand::Rng, served: &Served, good: &[Part]) -> Vec<
     };
     for _ in 0..60 {
         let index = random.u64(..4);
-        // Back to what it was, so that good chains are seen as well.
+        // Often restores the original value, so that the device also reads valid chains.
         let honest = good.get(usize::try_from(index).unwrap_or(0)).copied();
         if let (Some(part), true) = (honest, random.u8(..) < 200) {
             let more = if index as usize + 1 < good.len() { NEXT } else { 0 };
@@ -64,7 +65,7 @@ fn scribbles(random: &mut fastrand::Rng, served: &Served, good: &[Part]) -> Vec<
     writes
 }
 
-/// Drives a device whose ring is not its own, over and over.
+/// Drives a device repeatedly while the other vCPU writes to its ring.
 fn drive(script: &mut Script, device: &Device, served: &Served, rounds: u64) {
     let window = Window::of(device.index);
     let rings = Rings::at(RINGS, served.size);
@@ -80,9 +81,10 @@ fn drive(script: &mut Script, device: &Device, served: &Served, rounds: u64) {
     });
 }
 
-/// Both vCPUs against one device, `rounds` times; then the second one stops and the device works.
+/// Runs both vCPUs against one device for `rounds` rounds. Then the second one stops, and the
+/// device must work.
 pub fn race(random: &mut fastrand::Rng, device: &Device, served: &Served, rounds: u64) {
-    let artefacts = artefacts().expect("the caller has looked");
+    let artefacts = artefacts().expect("the test checked for artefacts before");
     let mut image = Image::new();
     let rings = Rings::at(RINGS, served.size);
     let good = (served.good)(&mut image, BUFFERS);
@@ -101,11 +103,11 @@ pub fn race(random: &mut fastrand::Rng, device: &Device, served: &Served, rounds
     works_again(&mut image, device, served, layout::FREE + 0x1_0000);
     image.script.end();
     let machine = BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() });
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
 }
 
 #[test]
-fn rings_that_change_under_the_devices_eyes() {
+fn rings_that_change_while_the_device_reads_them_do_no_harm() {
     if artefacts().is_none() {
         return;
     }
@@ -117,7 +119,7 @@ fn rings_that_change_under_the_devices_eyes() {
     }
 }
 
-/// Sets a device up without looking: another one is in the way of what would be expected.
+/// Sets a device up without checking its registers, as the other vCPU may change them.
 fn blind(script: &mut Script, window: Window, queue: u32, rings: &Rings) {
     let status = window.0 + register::STATUS;
     script.set(status, 0).set(status, 1).set(status, 3);
@@ -129,9 +131,10 @@ fn blind(script: &mut Script, window: Window, queue: u32, rings: &Rings) {
     window.notify(script, queue);
 }
 
-/// Registers from both sides: one vCPU sets the device up, the other resets it, notifies it and sets it up otherwise.
+/// Both vCPUs write registers: one sets the device up, the other resets it, notifies it and sets it
+/// up differently.
 #[test]
-fn two_drivers_for_one_device() {
+fn two_drivers_of_one_device_do_no_harm() {
     let Some(artefacts) = artefacts() else { return };
     for device in devices::all() {
         let served = &device.served[0];
@@ -155,6 +158,6 @@ fn two_drivers_for_one_device() {
         works_again(&mut image, device, served, layout::FREE + 0x1_0000);
         image.script.end();
         let machine = BareMachine::boot(&artefacts, &image, Shape { vcpus: 2, ..Shape::default() });
-        machine.finish().in_order();
+        machine.finish().assert_script_completed();
     }
 }

@@ -1,5 +1,6 @@
-//! Machines saved while their guests misbehave, and gone on with in another process. Whatever state a guest can put its
-//! devices into, there is a snapshot of it that works: else a guest could make itself impossible to keep.
+//! Machines that are saved while their guests misbehave, and restored in another process. A
+//! snapshot works whatever state the guest puts its devices into. Otherwise a guest could prevent
+//! that it is saved.
 
 use crate::{
     artefacts,
@@ -13,7 +14,8 @@ use sandboxvm_tests::bare::{
 };
 use std::{thread, time::Duration};
 
-/// Goes round all devices, in a different state with each: half set up, live, stopped, failed, with rings anywhere.
+/// Visits all devices and puts each into another state: half set up, live, stopped, failed, with
+/// rings anywhere.
 fn misbehave(script: &mut Script, random: &mut fastrand::Rng) {
     for device in devices::all() {
         let window = Window::of(device.index);
@@ -30,7 +32,7 @@ fn misbehave(script: &mut Script, random: &mut fastrand::Rng) {
             script.set(status, 15);
         }
         for _ in 0..random.u32(..6) {
-            // As parts of a descriptor these make no address of the guest's own program.
+            // With these values no descriptor gets an address of the guest's own program.
             let value = [0, 1, 2, 3, 4, 5, 0x100, 0x7fff, 0xffff][random.usize(..9)];
             script.write(sandboxvm_bare_guest::Width::Half, layout::FREE + random.u64(..0x1_0000) / 2 * 2, value);
             window.notify(script, random.u32(..3));
@@ -78,7 +80,8 @@ fn a_misbehaving_machine_can_be_saved_at_any_moment() {
     }
 }
 
-/// Devices that stopped, each for a broken ring: the copy finds them stopped, and can reset them.
+/// Each device stopped because of a broken ring. The devices of a copy are stopped too, and the
+/// copy can reset them.
 #[test]
 fn a_stopped_device_is_stopped_in_a_copy() {
     let Some(artefacts) = artefacts() else { return };
@@ -95,7 +98,7 @@ fn a_stopped_device_is_stopped_in_a_copy() {
         window.notify(&mut image.script, 0);
         window.wait_for_stop(&mut image.script);
     }
-    // Time to be saved in.
+    // The delay is long enough to save the machine.
     image.script.say("stopped\n").push(Instruction::Delay { turns: 300_000 });
     for index in [DISK, ENTROPY] {
         let window = Window::of(index);
@@ -109,8 +112,8 @@ fn a_stopped_device_is_stopped_in_a_copy() {
     let mut machine = BareMachine::boot(&artefacts, &image, shape);
     machine.wait_for_console("stopped\n");
     let saved = machine.save();
-    BareMachine::restore(&artefacts, &saved, shape).finish().in_order();
-    machine.finish().in_order();
+    BareMachine::restore(&artefacts, &saved, shape).finish().assert_script_completed();
+    machine.finish().assert_script_completed();
 }
 
 /// A state file may come from anywhere: its vCPUs show their guest nothing that is hidden from one that boots.

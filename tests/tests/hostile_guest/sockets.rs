@@ -1,5 +1,6 @@
-//! vsock packets that lie, flood, come from others, or belong to nothing, with real hosts at the other end. A connection
-//! that is lied about is reset; another on the same device goes on, and so does another machine's.
+//! vsock packets with false content, floods, packets from other addresses, and packets of no
+//! connection, with real hosts at the other end. A connection with false packets is reset. Other
+//! connections of the device, and those of other machines, keep working.
 
 use crate::{artefacts, devices::SOCKET};
 use sandboxvm_bare_guest::{Image, Instruction, Width, layout};
@@ -18,44 +19,48 @@ use std::{
     thread,
 };
 
-/// Port of the connection that nothing may disturb.
+/// Port of the connection that must keep working.
 const GOOD: u32 = 1;
-/// Port of the one that is abused.
+/// Port of the connection that is attacked.
 const BAD: u32 = 2;
 
-/// A window's worth of bounds: what a connection's client does not take is kept for it.
+/// Bounds of one window: the VMM keeps that much data for a client that does not read.
 const TALKING: Bounds = Bounds { private_kib: 8 << 10, descriptors: 80 };
 
 fn begin(image: &mut Image) -> SocketDriver {
     SocketDriver::begin(image, Window::of(SOCKET), layout::FREE, None)
 }
 
-/// Reads to the end of the stream.
+/// Reads until the end of the stream.
 fn rest(mut client: UnixStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reset connection may end in an error in place of an end.
+    // A reset connection may end with an error instead of an end of stream.
     let _ = client.read_to_end(&mut bytes);
     bytes
 }
 
-/// What a guest may do to a connection of its own that gets it reset at once.
+/// Returns packets of the guest on one of its connections after which the connection must be reset.
 fn lies() -> Vec<(&'static str, Packet, &'static [u8])> {
     let data = Packet { length: 4, ..Packet::new(BAD, operation::READ_WRITE) };
     vec![
-        ("more data than there is", Packet { length: 5, ..data }, b"four"),
-        ("far more", Packet { length: u32::MAX, ..data }, b"four"),
-        ("more than a packet holds", Packet { length: 64 * 1024 + 1, ..data }, b"four"),
+        ("more data than the packet contains", Packet { length: 5, ..data }, b"four"),
+        ("much more data than the packet contains", Packet { length: u32::MAX, ..data }, b"four"),
+        ("more data than a packet may contain", Packet { length: 64 * 1024 + 1, ..data }, b"four"),
         ("no such operation", Packet::new(BAD, 0), b""),
-        ("none of a later version either", Packet::new(BAD, 8), b""),
-        ("the last operation there could be", Packet::new(BAD, u16::MAX), b""),
-        ("a second answer", Packet::new(BAD, operation::RESPONSE), b""),
+        ("no operation of a later version", Packet::new(BAD, 8), b""),
+        ("the highest operation number", Packet::new(BAD, u16::MAX), b""),
+        ("a second response", Packet::new(BAD, operation::RESPONSE), b""),
         ("a second request", Packet::new(BAD, operation::REQUEST), b""),
-        ("more bytes taken than were sent", Packet { forwarded: 1, ..Packet::new(BAD, operation::CREDIT_UPDATE) }, b""),
-        ("2 GiB taken", Packet { forwarded: i32::MAX as u32, ..Packet::new(BAD, operation::CREDIT_UPDATE) }, b""),
+        (
+            "credit for more bytes than were sent",
+            Packet { forwarded: 1, ..Packet::new(BAD, operation::CREDIT_UPDATE) },
+            b"",
+        ),
+        ("credit for 2 GiB", Packet { forwarded: i32::MAX as u32, ..Packet::new(BAD, operation::CREDIT_UPDATE) }, b""),
     ]
 }
 
-/// Packets that belong to no connection, whatever they say.
+/// Returns packets that belong to no connection.
 fn strays() -> Vec<Packet> {
     let mut strays = Vec::new();
     for operation in [0, 1, 2, 3, 4, 5, 6, 7, 8, 0xffff] {
@@ -76,7 +81,7 @@ fn strays() -> Vec<Packet> {
 }
 
 #[test]
-fn a_lie_costs_its_own_connection() {
+fn a_false_packet_resets_only_its_connection() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut driver = begin(&mut image);
@@ -102,19 +107,22 @@ fn a_lie_costs_its_own_connection() {
         assert!(got.is_empty(), "{name}: the host got {got:?}");
     }
     assert_eq!(String::from_utf8(rest(undisturbed)).unwrap(), format!("before {} after", ".".repeat(lies().len())));
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
 }
 
-/// Everything from everywhere to everybody: answered with a reset or not at all, and the one connection there is goes on.
+/// Packets of no connection, from and to many addresses: the device responds with a reset or not at
+/// all, and the existing
+/// connection keeps working.
 #[test]
-fn packets_of_no_connection() {
+fn packets_of_no_connection_disturb_no_connection() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut driver = begin(&mut image);
     let good = driver.accept(&mut image, GOOD, 1 << 20);
     for stray in strays() {
         driver.send_raw(&mut image, stray, b"");
-        // A reset is not answered, nor is what comes from an address that an answer would not reach.
+        // The device never responds to a reset, nor to a packet from an address that a response
+        // would not reach.
         if stray.operation != operation::RESET && stray.source_cid == GUEST {
             let _ = driver.take(&mut image.script, operation::RESET);
         }
@@ -126,12 +134,12 @@ fn packets_of_no_connection() {
     let machine = BareMachine::boot(&artefacts, &image, Shape::default());
     let undisturbed = machine.connect(GOOD);
     assert_eq!(rest(undisturbed), b"here");
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
 }
 
-/// Packets in buffers that hold none: too short, in pieces, pointing the wrong way.
+/// Buffers that contain no packet: too short, in pieces, or with the wrong direction.
 #[test]
-fn buffers_that_hold_no_packet() {
+fn buffers_without_a_packet_disturb_no_connection() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut driver = begin(&mut image);
@@ -143,18 +151,19 @@ fn buffers_that_hold_no_packet() {
     driver.transmit(&mut image.script, at, HEADER);
     let _ = driver.take(&mut image.script, operation::RESET);
     image.script.end();
-    BareMachine::boot(&artefacts, &image, Shape::default()).finish().in_order();
+    BareMachine::boot(&artefacts, &image, Shape::default()).finish().assert_script_completed();
 }
 
-/// Requests that nobody answers, thousands of them, while the guest takes no buffer back: replies do not pile up.
+/// Thousands of requests while the guest reads no responses. The responses must not pile up.
 #[test]
-fn a_flood_that_is_never_read() {
+fn responses_that_the_guest_never_reads_do_not_pile_up() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut driver = begin(&mut image);
     let at = driver.allocate(64);
     image.put(at, &Packet { destination_port: 9, ..Packet::new(GOOD, operation::REQUEST) }.encode());
-    // Sixteen-bit counters in a loop of four: the ring comes back to where it was.
+    // The counters have 16 bits and the ring has four entries, so the ring is in its original state
+    // again.
     for _ in 0..1500 {
         driver.transmit(&mut image.script, at, HEADER);
     }
@@ -166,9 +175,10 @@ fn a_flood_that_is_never_read() {
     assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
 }
 
-/// The host sends, the guest says that there is no room, or room without end: the host's bytes wait where they are.
+/// The guest grants no credit, or far too much, while the host sends. The host's data waits in the
+/// socket.
 #[test]
-fn credit_that_is_not_there() {
+fn false_credit_of_the_guest_is_harmless() {
     let Some(artefacts) = artefacts() else { return };
     for credit in [0, 1, u32::MAX] {
         let mut image = Image::new();
@@ -204,9 +214,9 @@ fn credit_that_is_not_there() {
     }
 }
 
-/// The guest sends more than it was told there is room for, to a client that reads nothing.
+/// The guest sends more data than the device granted credit for, to a client that reads nothing.
 #[test]
-fn credit_that_is_overdrawn() {
+fn data_beyond_the_credit_of_the_device_is_not_stored() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let mut driver = begin(&mut image);
@@ -217,7 +227,7 @@ fn credit_that_is_overdrawn() {
     let packet = Packet { length: 32 << 10, source_port: BAD, ..Packet::new(BAD, operation::READ_WRITE) };
     image.put(at, &[packet.encode(), payload].concat());
     image.script.push(Instruction::Copy { width: Width::Word, to: at + 20, from: bad.cell() });
-    // A socket's buffer and a window hold well under 2 MiB.
+    // The buffer of a socket and a window are together well under 2 MiB.
     for _ in 0..64 {
         driver.transmit(&mut image.script, at, HEADER + (32 << 10));
     }
@@ -235,9 +245,10 @@ fn credit_that_is_overdrawn() {
     assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
 }
 
-/// Connections that the guest neither takes nor refuses, ends in one direction, or ends without waiting for the answer.
+/// Connections that the guest does not respond to, ends in one direction, or ends without waiting
+/// for the response.
 #[test]
-fn half_open_connections() {
+fn half_open_connections_are_cleaned_up() {
     let Some(artefacts) = artefacts() else { return };
     const EACH: usize = 12;
     let mut image = Image::new();
@@ -275,15 +286,16 @@ fn half_open_connections() {
     undisturbed.read_exact(&mut here).unwrap();
     assert_eq!(&here, b"here");
     machine.wait_for_console("done");
-    // Clients that give up take what is held for them along.
+    // When clients disconnect, the VMM releases the data that it keeps for them.
     drop(waiting);
     machine.assert_at_rest();
     assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
 }
 
-/// The device is reset, again and again, with connections on it: their hosts read an end, and the next ones are served.
+/// The device is reset repeatedly while connections exist. Their hosts read an end of stream, and
+/// later connections work.
 #[test]
-fn resets_with_connections() {
+fn resets_of_the_device_end_its_connections() {
     let Some(artefacts) = artefacts() else { return };
     const ROUNDS: usize = 20;
     let mut image = Image::new();
@@ -301,13 +313,13 @@ fn resets_with_connections() {
     for _ in 0..ROUNDS {
         assert_eq!(rest(machine.connect(GOOD)), b"once");
     }
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
 }
 
-/// A guest that lets go of no connection, and hosts that make more of them than the VMM has descriptors for: the ones
-/// too many wait or are turned away, nothing spins, and whoever has a connection keeps it.
+/// The guest ends no connection, and hosts open more than the VMM has descriptors for. The excess
+/// ones wait or are refused, nothing spins, and established connections keep working.
 #[test]
-fn more_connections_than_descriptors() {
+fn connections_beyond_the_descriptors_disturb_no_other() {
     let Some(artefacts) = artefacts() else { return };
     let limit: u32 = 64;
     let mut image = Image::new();
@@ -323,19 +335,19 @@ fn more_connections_than_descriptors() {
             client
         })
         .collect();
-    // Knocks on the control socket as well: there is no descriptor left for any of them.
+    // Also connects to the control socket: no descriptor is left for these connections.
     let knocking: Vec<UnixStream> = (0..4).map(|_| machine.control()).collect();
     assert!(machine.stats().is_some());
     machine.assert_loop_at_rest();
     drop(knocking);
     clients.clear();
     drop(undisturbed);
-    // As soon as there are descriptors again, there is an answer.
+    // As soon as descriptors are free again, the control socket responds.
     machine.assert_control_answers();
     assert_eq!(machine.stop().typed(), &ExitReason::Stopped);
 }
 
-/// A machine that says back what it is told, over one connection, halting in between.
+/// Returns a machine that echoes what it receives over one connection, and halts in between.
 fn echoing(artefacts: &Artefacts, words: usize) -> (BareMachine, UnixStream) {
     let mut image = Image::new();
     let line = FIRST_LINE + u32::try_from(SOCKET).expect("a few devices");
@@ -351,9 +363,10 @@ fn echoing(artefacts: &Artefacts, words: usize) -> (BareMachine, UnixStream) {
     (machine, client)
 }
 
-/// Another machine's connection goes on while this one's guest does all of the above at once.
+/// A connection of another machine keeps working while this machine's guest makes all of these
+/// attacks.
 #[test]
-fn another_machine_is_not_disturbed() {
+fn attacks_do_not_disturb_another_machine() {
     let Some(artefacts) = artefacts() else { return };
     const WORDS: usize = 200;
     let (bystander, mut client) = echoing(&artefacts, WORDS);
@@ -370,12 +383,12 @@ fn another_machine_is_not_disturbed() {
     let talker = thread::spawn(move || {
         for _ in 0..WORDS {
             let mut answer = [0];
-            client.write_all(b"?").expect("the bystander lives");
-            client.read_exact(&mut answer).expect("the bystander answers");
+            client.write_all(b"?").expect("the other machine runs");
+            client.read_exact(&mut answer).expect("the other machine responds");
             assert_eq!(&answer, b"!");
         }
     });
     assert_eq!(hostile.finish().typed(), &ExitReason::GuestPanic);
-    talker.join().expect("the bystander's connection was disturbed");
-    bystander.finish().in_order();
+    talker.join().expect("the other machine's connection was disturbed");
+    bystander.finish().assert_script_completed();
 }

@@ -1,5 +1,5 @@
-//! Too much of everything: notifications, interrupts, resets, console output, requests of the largest kind. The VMM's
-//! event loop goes on answering, and comes to rest when the guest does.
+//! Floods of notifications, interrupts, resets, console output and requests of the maximum size.
+//! The VMM's event loop keeps responding, and becomes idle when the guest does.
 
 use crate::{
     artefacts,
@@ -17,9 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Boots, sees that the VMM answers all the while, and that it comes to rest after.
-fn weather(image: &mut Image, shape: Shape) -> String {
-    let artefacts = artefacts().expect("the caller has looked");
+/// Boots the image. Asserts that the VMM responds all the time and becomes idle afterwards.
+fn assert_vmm_responds(image: &mut Image, shape: Shape) -> String {
+    let artefacts = artefacts().expect("the test checked for artefacts before");
     image.script.say("#over\n");
     let mut machine = BareMachine::boot(&artefacts, image, shape);
     let (mut answers, mut slowest) = (0, Duration::ZERO);
@@ -30,7 +30,7 @@ fn weather(image: &mut Image, shape: Shape) -> String {
         answers += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
-    // For people: what is asserted is that there was an answer each time.
+    // The times are only printed. The test asserts that each request had a response.
     eprintln!("{answers} answers, the slowest after {slowest:?}");
     assert!(answers > 0);
     machine.assert_at_rest();
@@ -39,7 +39,8 @@ fn weather(image: &mut Image, shape: Shape) -> String {
     console
 }
 
-/// Every queue that a device serves works again, each in 64 KiB of memory of its own from `place` on.
+/// Asserts that every queue of a device works again, each in a separate 64 KiB of memory from
+/// `place` on.
 fn all_work_again(image: &mut Image, device: &devices::Device, place: &mut u64) {
     for served in device.served {
         works_again(image, device, served, *place);
@@ -48,7 +49,7 @@ fn all_work_again(image: &mut Image, device: &devices::Device, place: &mut u64) 
 }
 
 #[test]
-fn notifications() {
+fn floods_of_notifications_leave_the_vmm_responsive() {
     if artefacts().is_none() {
         return;
     }
@@ -56,7 +57,7 @@ fn notifications() {
     let mut place = layout::FREE;
     for device in devices::all() {
         let window = Window::of(device.index);
-        // To a device that is not there yet, one that lives, and one that has stopped.
+        // To a device that is not set up, to a live one, and to a stopped one.
         for round in 0..3 {
             if round > 0 {
                 window.negotiate(&mut image.script, VERSION_1);
@@ -80,11 +81,11 @@ fn notifications() {
         }
         all_work_again(&mut image, device, &mut place);
     }
-    let _ = weather(&mut image, Shape::default());
+    let _ = assert_vmm_responds(&mut image, Shape::default());
 }
 
 #[test]
-fn interrupts() {
+fn floods_of_interrupts_leave_the_vmm_responsive() {
     if artefacts().is_none() {
         return;
     }
@@ -99,22 +100,24 @@ fn interrupts() {
     window.negotiate(&mut image.script, VERSION_1);
     window.set_up_queue(&mut image.script, 0, &rings);
     window.go_live(&mut image.script);
-    // One request, one interrupt, no end of them; the status is never acknowledged.
+    // One interrupt per request, without end, and the guest never acknowledges the interrupt
+    // status.
     image.script.repeat(1000, |script| {
         script.push(Instruction::Add { address: rings.available + 2, value: 1 });
         window.notify(script, 0);
-        // Interrupts come through for as long as it takes to halt once.
+        // Interrupts are enabled just long enough for one HLT.
         script.push(Instruction::Call { address: let_one_through, argument: 0 });
     });
     image.script.push(Instruction::Read { width: Width::Word, address: window.0 + register::INTERRUPT_STATUS });
     image.script.push(Instruction::Expect { value: 1, mask: 1 });
     rings.wait_used(&mut image.script, 1000);
-    let _ = weather(&mut image, Shape::default());
+    let _ = assert_vmm_responds(&mut image, Shape::default());
 }
 
-/// Reads of all there is, and in the midst of them a reset: no request survives it, and none is waited for.
+/// A reset while the device reads the whole disk: the requests are dropped, and the VMM waits for
+/// none of them.
 #[test]
-fn resets_in_the_midst_of_requests() {
+fn resets_drop_requests_under_way() {
     if artefacts().is_none() {
         return;
     }
@@ -145,12 +148,13 @@ fn resets_in_the_midst_of_requests() {
         let device = devices::all()[device as usize];
         works_again(&mut image, &device, &device.served[0], layout::FREE + 0x80_0000 + device.index * 0x1_0000);
     }
-    let _ = weather(&mut image, Shape::default());
+    let _ = assert_vmm_responds(&mut image, Shape::default());
 }
 
-/// The largest DISCARD and WRITE_ZEROES there are, of a disk that has room for them, as many as the queue takes.
+/// DISCARD and WRITE_ZEROES of the maximum size, as many as the queue has room for, on a disk that
+/// is large enough.
 #[test]
-fn the_largest_requests_for_a_disk() {
+fn the_largest_disk_requests_leave_the_vmm_responsive() {
     if artefacts().is_none() {
         return;
     }
@@ -189,15 +193,16 @@ fn the_largest_requests_for_a_disk() {
     }
     let device = devices::all()[DISK as usize];
     works_again(&mut image, &device, &device.served[0], layout::FREE + 0x80_0000);
-    // Its table of blocks is what it takes in memory.
+    // The memory is the disk's table of blocks.
     let bounds = Bounds { private_kib: 64 << 10, ..Bounds::QUIET };
     let disk_bytes = RANGES * u64::from(RANGE_SECTORS) * 512;
-    let _ = weather(&mut image, Shape { disk_bytes, bounds, ..Shape::default() });
+    let _ = assert_vmm_responds(&mut image, Shape { disk_bytes, bounds, ..Shape::default() });
 }
 
-/// More entropy than there is to be had: the guest waits, and the VMM does nothing meanwhile.
+/// The guest requests more entropy than the device provides. The guest waits, and the VMM is idle
+/// meanwhile.
 #[test]
-fn entropy_without_measure() {
+fn entropy_beyond_the_rate_makes_only_the_guest_wait() {
     if artefacts().is_none() {
         return;
     }
@@ -209,18 +214,19 @@ fn entropy_without_measure() {
     window.negotiate(&mut image.script, VERSION_1);
     window.set_up_queue(&mut image.script, 0, &rings);
     window.go_live(&mut image.script);
-    // 64 KiB in 50 ms: this is two thirds of a second's worth, however fast it is asked for.
+    // The rate is 64 KiB per 50 ms, so this takes two thirds of a second, however fast the guest
+    // requests it.
     for round in 1..=25 {
         rings.publish(&mut image.script, 8 * round);
         window.notify(&mut image.script, 0);
         image.script.repeat(50, |script| window.notify(script, 0));
         rings.wait_used(&mut image.script, 8 * round);
     }
-    let _ = weather(&mut image, Shape::default());
+    let _ = assert_vmm_responds(&mut image, Shape::default());
 }
 
 #[test]
-fn console_output() {
+fn floods_of_console_output_are_bounded() {
     if artefacts().is_none() {
         return;
     }
@@ -229,14 +235,14 @@ fn console_output() {
     image.script.repeat(2500, |script| {
         script.say("<noise>\n");
     });
-    let console = weather(&mut image, shape);
-    // The newest is kept.
+    let console = assert_vmm_responds(&mut image, shape);
+    // The log keeps the newest output.
     assert!(console.len() <= 8 << 10 && console.ends_with("<noise>\n#over\n"), "{} bytes", console.len());
 }
 
-/// A device made and unmade as fast as it goes.
+/// A device is set up and reset as fast as possible.
 #[test]
-fn resets() {
+fn rapid_resets_leave_the_vmm_responsive() {
     if artefacts().is_none() {
         return;
     }
@@ -255,12 +261,12 @@ fn resets() {
         place += 0x1_0000;
         all_work_again(&mut image, device, &mut place);
     }
-    let _ = weather(&mut image, Shape::default());
+    let _ = assert_vmm_responds(&mut image, Shape::default());
 }
 
-/// What the guest says about itself, said without end: nothing of it piles up, not even in the status file.
+/// The guest sends notifications without end. Nothing grows, not even the status file.
 #[test]
-fn announcements() {
+fn floods_of_announcements_are_not_stored() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     image.script.repeat(5000, |script| {
@@ -273,14 +279,15 @@ fn announcements() {
         std::thread::yield_now();
     }
     assert!(fs::metadata(&status).unwrap().len() < 4096);
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
 }
 
-/// A queue that never ends: each request reads a sector whose number is the used index, and what is there onto the available
-/// index. A machine that is paused while it runs must stand still, and goes on with it when it is resumed.
+/// A queue that never becomes empty: each request reads the sector whose number is the used index,
+/// and writes it to the available index. If the machine is paused, the device must stand still, and
+/// continue after the resume.
 #[test]
 fn a_paused_machine_serves_no_queue() {
-    /// The available index has 16 bits, so this many sectors make it a circle.
+    /// The available index has 16 bits, so after this many sectors it is zero again.
     const SECTORS: u64 = 1 << 16;
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();

@@ -1,5 +1,6 @@
-//! `bench boot`: from the VMM's start to the agent's listening. The instruction count is the figure to compare: it does
-//! not depend on what else the machine does. It is there where KVM counts emulated instructions (host mode `pvm`).
+//! `bench boot`: from the start of the VMM until the agent listens. Compare the instruction counts,
+//! which do not depend on the load of the machine. They exist where KVM counts emulated
+//! instructions (host mode `pvm`).
 
 use crate::{
     rig::Runs,
@@ -30,11 +31,11 @@ struct Report {
     vcpus: u8,
     host_mode: HostMode,
     results: Vec<Row>,
-    /// Bytes, by file.
+    /// Size of each file in bytes.
     sizes: BTreeMap<&'static str, Option<u64>>,
 }
 
-/// One boot, observed from outside once the agent listens.
+/// Measurements of one boot, taken when the agent listens.
 struct Boot {
     stats: VmStats,
     create_ms: f64,
@@ -112,7 +113,8 @@ fn millis(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
 
-/// The agent's own size is known where it was built beside the VMM; an installed bundle has it inside its disk only.
+/// The agent's size is known if it was built beside the VMM. An installed bundle has it only inside
+/// its disk.
 fn sizes(home: &Home) -> BTreeMap<&'static str, Option<u64>> {
     let size = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.len());
     let part = |name: &str| size(&home.artefacts().part(name));

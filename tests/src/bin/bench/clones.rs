@@ -1,4 +1,5 @@
-//! `bench clones`: so many sandboxes of one snapshot alive at once, each after one command, and what they cost the host.
+//! `bench clones`: many sandboxes of one snapshot run at the same time, each after one command.
+//! Measures their cost.
 
 use crate::{
     rig::Rig,
@@ -9,10 +10,10 @@ use std::fs;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// How many
+    /// Number of clones
     #[arg(short = 'n', long = "clones", default_value_t = 300, value_parser = clap::value_parser!(u16).range(2..))]
     clones: u16,
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -37,7 +38,7 @@ pub fn run(arguments: &Arguments) {
                 eprintln!("bench: {run} clones alive");
             }
         }
-        // All of them still answer.
+        // All clones still respond.
         for started in &all {
             started.sandbox().stats().await.expect("a clone lives");
         }
@@ -52,20 +53,21 @@ pub fn run(arguments: &Arguments) {
         Row::of("host memory for one more clone", "KiB", [slope]),
         Row::of("projected for 1000 clones", "MiB", [slope * 1000.0 / 1024.0]),
     ];
-    table::report(&format!("clones: {} alive at once, guest of 256 MiB", arguments.clones), &rows, arguments.json);
+    table::report(&format!("clones: {} at the same time, guest of 256 MiB", arguments.clones), &rows, arguments.json);
 }
 
-/// Memory the host has in use and cannot take back: all, less what it says is available (proc_meminfo(5)).
+/// Returns the memory of the host that is in use and cannot be reclaimed: all except the available
+/// memory (proc_meminfo(5)).
 fn used_kib() -> f64 {
     let text = fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
     let of = |key: &str| -> f64 {
-        let line = text.lines().find(|line| line.starts_with(key)).expect("the kernel says");
+        let line = text.lines().find(|line| line.starts_with(key)).expect("/proc/meminfo has the line");
         line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number of KiB")
     };
     of("MemTotal:") - of("MemAvailable:")
 }
 
-/// Least squares.
+/// Returns the slope of the least squares line.
 fn slope(points: &[(f64, f64)]) -> f64 {
     let count = points.len() as f64;
     let (sum_x, sum_y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));

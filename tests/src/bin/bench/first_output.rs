@@ -1,5 +1,5 @@
-//! `bench first-output`: a guest that writes to its console without end, snapshotted in the middle of it; from asking for
-//! a copy to the copy's first byte on the console.
+//! `bench first-output`: a guest that writes to its console without end is snapshotted. Measures
+//! the time from the request for a copy to the copy's first byte on the console.
 
 use crate::{
     rig::{Rig, Runs, instructions, micros},
@@ -23,7 +23,7 @@ pub fn run(arguments: &Runs) {
     let spec = SandboxSpec { start_from: StartFrom::Snapshot(name.clone()), ..rig.spec.clone() };
     rig.block_on(async {
         let started = rig.create().await;
-        // One write to the console after the other, with as little between them as a shell can do.
+        // Writes to the console as often as a shell can.
         let ticker = "exec >/dev/console 2>/dev/null </dev/null; while :; do printf t; done";
         exec(started.sandbox(), &["sh", "-c", &format!("setsid sh -c '{ticker}' &")]).await;
         let console = started.sandbox().path().join("console.log");
@@ -45,7 +45,7 @@ pub fn run(arguments: &Runs) {
         rig.block_on(async {
             let started = rig.manager.start(&rig.bundle, &spec).await.unwrap_or_else(|error| panic!("{error}"));
             let spawn = started.spawned_at().expect("its VMM was started");
-            // The runtime may wait here: the VMM needs nothing of it.
+            // The runtime may block here, because the VMM does not need it.
             let first = watcher.join().expect("the console speaks");
             asked.push(micros(first - begun));
             spawned.push(micros(first - spawn));
@@ -66,7 +66,8 @@ fn entries(directory: &Path) -> HashSet<OsString> {
     fs::read_dir(directory).expect("the home is there").flatten().map(|entry| entry.file_name()).collect()
 }
 
-/// Waits, without sleeping, for a sandbox that is not in `before` and for something in its console log.
+/// Waits, without sleeping, for a sandbox that is not in `before` and for output in its console
+/// log.
 fn first_byte(sandboxes: &Path, before: &HashSet<OsString>) -> Instant {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut log: Option<PathBuf> = None;

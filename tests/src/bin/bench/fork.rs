@@ -1,5 +1,5 @@
-//! `bench fork`: live forks of a sandbox in which 64 MiB were written and 4 MiB are rewritten all the time;
-//! then many copies of it at once, when it has come to rest.
+//! `bench fork`: live forks of a sandbox that has written 64 MiB and rewrites 4 MiB of them all the
+//! time. Then many copies of it in one request, while it is idle.
 
 use crate::{
     rig::{Rig, Runs, micros},
@@ -12,7 +12,7 @@ use std::time::Duration;
 pub struct Arguments {
     #[command(flatten)]
     all: Runs,
-    /// Then so many copies in one go
+    /// Number of copies of the last request
     #[arg(long, default_value_t = 100)]
     many: u32,
 }
@@ -51,13 +51,14 @@ pub fn run(arguments: &Arguments) {
     table::report(&title, &rows, arguments.all.json);
 }
 
-/// What one request took.
+/// Durations of one request.
 struct Taken {
-    /// The parent stood so long, in all.
+    /// Total time for which the parent stood still.
     pause: Duration,
-    /// From the request until all copies stood ready to run.
+    /// Time from the request until all copies were ready to run.
     made: Duration,
-    /// Per copy, from its process's beginning to its machine's standing ready: microseconds.
+    /// For each copy, the time in microseconds from the start of its process until its machine was
+    /// ready.
     builds: Vec<f64>,
 }
 

@@ -1,5 +1,6 @@
-//! `bench jail`: what each part of the VMM's confinement costs a restored machine, from its process's first instruction to its
-//! guest's, by leaving it out. A machine of a few instructions, in the build that can leave parts out.
+//! `bench jail`: the cost of each part of the VMM's jail for a restored machine, from the first
+//! instruction of its process to that of its guest. Measured by leaving the part out, in the build
+//! that can, with a machine of a few instructions.
 
 use crate::{
     rig::Runs,
@@ -7,12 +8,12 @@ use crate::{
 };
 use sandboxvm_tests::drills::{Drill, Snapshot};
 
-/// Protections as `vmm/src/confine/switches.rs` names them.
+/// Names of protections in `vmm/src/confine/switches.rs`.
 const VARIANTS: [(&str, &str); 7] = [
     ("all of it", ""),
     ("no network namespace", "network"),
     ("no mount namespace", "mount"),
-    ("no user of its own", "user"),
+    ("no separate user", "user"),
     ("no narrower filters", "thread-seccomp"),
     ("no filters", "seccomp"),
     ("nothing", "descriptors,mount,network,user,limits,seccomp"),
@@ -23,7 +24,7 @@ pub fn run(arguments: &Runs) {
     first.runs();
     let snapshot = first.snapshot();
     let mut times = vec![(Vec::new(), Vec::new()); VARIANTS.len()];
-    // In turns: whatever else the machine does meets all of them.
+    // The variants take turns, so that other work on the machine affects all of them.
     for _ in 0..arguments.runs {
         for ((_, without), (confined, first_run)) in VARIANTS.iter().zip(&mut times) {
             let (until_confined, until_first_run) = measure(without, &snapshot);
@@ -48,14 +49,17 @@ pub fn run(arguments: &Runs) {
     table::report(&title, &rows, arguments.json);
 }
 
-/// The fastest quarter: parts are compared with each other here, and a busy machine must not hide what they cost.
+/// Returns the fastest quarter. The variants are compared with each other, and a busy machine must
+/// not hide their cost.
 fn fastest(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
     values.truncate(values.len().div_ceil(4));
     values
 }
 
-/// Microseconds from the process's start to being confined, and to the first guest instruction but for waiting.
+/// Returns two times in microseconds: from the start of the process until it is confined, and until
+/// the first guest
+/// instruction without the time that it waits.
 fn measure(without: &'static str, snapshot: &Snapshot) -> (f64, f64) {
     let times = Drill::of("read-inherited").at(-1).without(without).start(Some(snapshot)).timeline();
     let confined = times.confined - times.process_start;

@@ -1,5 +1,5 @@
-//! Benchmarks of this checkout on this machine; `scripts/bench` builds everything and calls this. Results on stdout as
-//! a table or JSON, everything else on stderr.
+//! Benchmarks of this checkout on this machine. `scripts/bench` builds everything and runs this
+//! program. The results are on stdout, as a table or JSON, and everything else is on stderr.
 
 mod boot;
 mod clones;
@@ -28,29 +28,30 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Benchmark {
-    /// From the VMM's start to the agent's listening: time, guest-kernel instructions, exits, memory, sizes
+    /// From the start of the VMM until the agent listens: time, guest-kernel instructions, exits,
+    /// memory, sizes
     Boot(boot::Arguments),
-    /// From a snapshot to the first guest instruction, and to the first command's end
+    /// From a snapshot to the first guest instruction, and to the end of the first command
     Restore(restore::Arguments),
     /// From a snapshot to the first byte on the console
     FirstOutput(rig::Runs),
-    /// From a pool of machines armed ahead to the first guest instruction
+    /// From a pool of armed machines to the first guest instruction
     Pool(rig::Runs),
-    /// What each part of the VMM's confinement costs a restore
+    /// Cost of each part of the VMM's jail for a restore
     Jail(rig::Runs),
     /// Live forks of a sandbox with 64 MiB of written memory
     Fork(fork::Arguments),
-    /// Back to the beginning, in place
+    /// Reset to the beginning, in place
     Reset(rig::Runs),
-    /// Snapshots of what 4 MiB of writes changed, and of everything
+    /// Snapshots of 4 MiB of changes, and of everything
     Snapshot(rig::Runs),
-    /// What idle clones of one snapshot cost in memory
+    /// Memory of idle clones of one snapshot
     Clones(clones::Arguments),
-    /// Memory that a guest frees, and what of it the host has back
+    /// Memory that a guest frees, and how much of it the host gets back
     Reclaim(reclaim::Arguments),
-    /// How long one sandbox takes to answer while another is attacked from within
+    /// Response time of one sandbox while another one attacks from the inside
     Neighbours(neighbours::Arguments),
-    /// Many clients of `serve` at once, with and without a pool
+    /// Many clients of `serve` at the same time, with and without a pool
     Server(server::Arguments),
 }
 

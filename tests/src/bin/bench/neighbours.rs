@@ -1,5 +1,6 @@
-//! `bench neighbours`: how long one sandbox takes to answer `exec true` while another is attacked from within, against the
-//! time it takes while the other is idle. Measured in turns, so that both are of the same minute on a busy machine.
+//! `bench neighbours`: how long one sandbox takes for `exec true` while another one attacks from
+//! the inside, compared with the time while the other one is idle. The two measurements take turns,
+//! so that they compare on a busy machine.
 
 use crate::{
     rig::{Rig, Runs, instructions},
@@ -9,11 +10,11 @@ use sandboxvm_manager::{OnDisconnect, ProcessSpec, Sandbox, SignalNumber};
 use sandboxvm_tests::library::run as exec;
 use std::time::{Duration, Instant};
 
-/// What is done in the other sandbox, as a shell has it.
+/// Names of the attacks, and their shell scripts.
 const ATTACKS: [(&str, &str); 5] = [
     ("while :; do :; done", "while :; do :; done"),
     ("a fork bomb", "b() { b | b & }; b; exec sleep 1000"),
-    ("yes, which nobody reads", "exec yes"),
+    ("yes without a reader", "exec yes"),
     ("dd onto its disk", "while :; do dd if=/dev/zero of=/big bs=64k; done"),
     (
         "100 GiB of memory",
@@ -22,7 +23,7 @@ const ATTACKS: [(&str, &str); 5] = [
     ),
 ];
 
-/// From its start until an attack is under way.
+/// Time that an attack needs to start.
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
@@ -40,7 +41,7 @@ pub fn run(arguments: &Arguments) {
     let mut rows = Vec::new();
     rig.block_on(async {
         let (neighbour, attacked) = (rig.create().await, rig.create().await);
-        // The first finds nothing in the guest's page cache.
+        // The first command finds nothing in the guest's page cache, so it is not measured.
         exec(neighbour.sandbox(), &["true"]).await;
         for (name, script) in ATTACKS {
             eprintln!("bench: {name}");
@@ -67,7 +68,7 @@ pub fn run(arguments: &Arguments) {
     table::report(&title, &rows, arguments.all.json);
 }
 
-/// Seconds and guest-kernel instructions of each of so many commands.
+/// Returns the duration in seconds and the guest-kernel instructions of each of `runs` commands.
 async fn answers(sandbox: &Sandbox, runs: u16) -> (Vec<f64>, Vec<f64>) {
     let count = async || instructions(&sandbox.stats().await.expect("its VMM answers"));
     let (mut seconds, mut costs) = (Vec::new(), Vec::new());
@@ -80,7 +81,7 @@ async fn answers(sandbox: &Sandbox, runs: u16) -> (Vec<f64>, Vec<f64>) {
     (seconds, costs)
 }
 
-/// Starts a shell script that goes on by itself, and returns its PID.
+/// Starts a shell script in the background and returns its PID.
 async fn begin(sandbox: &Sandbox, script: &str) -> u32 {
     let spec = ProcessSpec::builder(["sh", "-c", script]).on_disconnect(OnDisconnect::Keep).build();
     sandbox.exec(spec.expect("a command that can be run")).await.expect("the other sandbox answers").pid

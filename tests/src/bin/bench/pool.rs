@@ -1,4 +1,4 @@
-//! `bench pool`: from asking a full pool for a sandbox to its first guest instruction.
+//! `bench pool`: from a request to a full pool for a sandbox to its first guest instruction.
 
 use crate::{
     rig::{Rig, Runs, monotonic_ns},

@@ -1,4 +1,5 @@
-//! `bench reclaim`: memory that a guest took and freed, and what of it the host has back by free page reporting.
+//! `bench reclaim`: a guest takes and frees memory. Measures how much of it the host gets back by
+//! free page reporting.
 
 use crate::{
     rig::{Rig, Runs, instructions},
@@ -11,11 +12,11 @@ use sandboxvm_tests::{
 };
 use std::time::{Duration, Instant};
 
-/// Linux reports while more than 128 MiB and a reserve are free.
+/// Linux reports only while more than 128 MiB and a reserve are free.
 const MEMORY_MIB: u64 = 512;
-/// How long to wait for reports; Linux makes one every two seconds while there is something to report.
+/// Longest wait for reports. Linux makes one every two seconds while it has something to report.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Without a change for so long, there is nothing more to come.
+/// After this time without a change no more reports are expected.
 const QUIET: Duration = Duration::from_secs(8);
 
 #[derive(Debug, clap::Args)]
@@ -23,12 +24,12 @@ const QUIET: Duration = Duration::from_secs(8);
 pub struct Arguments {
     #[command(flatten)]
     pub all: Runs,
-    /// MiB the guest takes and frees
+    /// Memory in MiB that the guest takes and frees
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=256))]
     mib: u64,
 }
 
-/// MiB of memory that are the guest's alone, at each step.
+/// Memory in MiB that only the guest has, at each step.
 struct Reclaim {
     before: f64,
     taken: f64,

@@ -1,4 +1,4 @@
-//! `bench reset`: a sandbox that ran something, put back to its beginning in place.
+//! `bench reset`: a sandbox that has run a command is reset to its beginning in place.
 
 use crate::{
     rig::{Rig, Runs, micros},
@@ -22,7 +22,7 @@ pub fn run(arguments: &Runs) {
             wholes.push(begun.elapsed().as_secs_f64() * 1e3);
             match done.unwrap_or_else(|error| panic!("reset: {error}")) {
                 ResetDone::InPlace(report) => pauses.push(micros(Duration::from_nanos(report.pause_ns))),
-                ResetDone::Anew => panic!("the sandbox was made anew, not reset in place"),
+                ResetDone::Anew => panic!("the sandbox was not reset in place"),
             }
         }
         started.finish().await.expect("it can be removed");

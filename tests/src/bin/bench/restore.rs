@@ -1,5 +1,5 @@
-//! `bench restore`: what lies between asking for a sandbox and its first guest instruction, and what its first command
-//! costs in the guest.
+//! `bench restore`: the steps from the request for a sandbox to its first guest instruction, and
+//! the cost of its first command in the guest.
 
 use crate::{
     rig::{Rig, Runs, instructions, micros, monotonic_ns},
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub struct Arguments {
     #[command(flatten)]
     all: Runs,
-    /// In how many of them a command is run
+    /// Number of sandboxes in which a command is run
     #[arg(long, default_value_t = 5)]
     execs: u16,
     /// Guest memory in MiB
@@ -20,7 +20,7 @@ pub struct Arguments {
     memory: u64,
 }
 
-/// Microseconds of one restore.
+/// Durations of one restore in microseconds.
 struct Restore {
     staged: f64,
     spawned: f64,
@@ -32,7 +32,7 @@ struct Restore {
     total: f64,
 }
 
-/// One first command.
+/// Cost of the first command.
 struct FirstExec {
     answered: f64,
     executed: f64,
@@ -87,7 +87,7 @@ async fn restore(asked: Instant, started: &sandboxvm_manager::StartedSandbox) ->
 
 async fn first_exec(started: &mut sandboxvm_manager::StartedSandbox, memory_mib: u64) -> FirstExec {
     let begun = Instant::now();
-    // Quiet first: what a restored kernel does by itself is over then.
+    // Waits until the restored kernel has done its own work.
     tokio::time::sleep(Duration::from_millis(50)).await;
     started.settled().await.expect("it takes its identity");
     let sandbox = started.sandbox();
@@ -119,7 +119,7 @@ fn rows(restores: &[Restore], execs: &[FirstExec]) -> Vec<Row> {
         of("    leaving the host", |r| r.confined),
         of("    machine known -> first guest instruction", |r| r.from_launch),
         of("      machine built", |r| r.built),
-        of("      vCPU let go", |r| r.first_run),
+        of("      vCPU started", |r| r.first_run),
     ];
     if !execs.is_empty() {
         let of = |name, unit, value: fn(&FirstExec) -> f64| Row::of(name, unit, execs.iter().map(value));

@@ -1,4 +1,5 @@
-//! What the snapshot benchmarks share: a home of their own, the manager as a library, and running a command to its end.
+//! Shared parts of the benchmarks of snapshots: a separate home, the manager as a library, and a
+//! writer in the guest.
 
 use sandboxvm_manager::{ExitStatus, Sandbox, StartedSandbox, VmStats};
 use sandboxvm_tests::{
@@ -10,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Takes 64 MiB of memory, page by page, and then rewrites 4 MiB of them several times a second, until told to rest.
+/// Takes 64 MiB of memory, page by page. Then rewrites 4 MiB of them several times a second, until
+/// a file tells it to stop.
 pub const WRITER: &str = "
 import os, time
 b = bytearray(64 << 20)
@@ -24,7 +26,8 @@ while not os.path.exists('/dev/shm/rest'):
 open('/dev/shm/rests', 'w').close()
 time.sleep(1e9)";
 
-/// What all benchmarks of single runs take. One whose runs are slow sets another default with `mut_arg`.
+/// Options of all benchmarks of single runs. A benchmark with slow runs sets another default with
+/// `mut_arg`.
 #[derive(Debug, clap::Args)]
 pub struct Runs {
     /// Number of runs
@@ -35,10 +38,10 @@ pub struct Runs {
     pub json: bool,
 }
 
-/// See the module.
+/// A manager in a home that is removed at the end.
 pub struct Rig {
     library: Library,
-    // Dropped last: everything above is in it.
+    // Dropped last, because everything above is in it.
     _home: Home,
 }
 
@@ -56,12 +59,12 @@ impl Rig {
         Self { library: Library::of(&home, memory_mib), _home: home }
     }
 
-    /// A sandbox from the ready snapshot, which the first one makes.
+    /// Creates a sandbox from the ready snapshot, which the first call creates.
     pub async fn create(&self) -> StartedSandbox {
         self.manager.create(&self.bundle, &self.spec).await.unwrap_or_else(|error| panic!("create: {error}"))
     }
 
-    /// One in which [`WRITER`] is at work.
+    /// Creates a sandbox in which [`WRITER`] runs.
     pub async fn create_writing(&self) -> StartedSandbox {
         let started = self.create().await;
         let command = format!("(setsid python3 -c \"{WRITER}\"; echo ended with $?) </dev/null >/dev/shm/said 2>&1 &");
@@ -76,13 +79,14 @@ impl Rig {
         started
     }
 
-    /// Has [`WRITER`] keep its memory and write no more: many copies of one that writes do nothing but compete.
+    /// Makes [`WRITER`] keep its memory and stop writing, because many copies that write only
+    /// compete with each other.
     pub async fn rest(&self, writing: &Sandbox) {
         run(writing, &["sh", "-c", "> /dev/shm/rest; until [ -e /dev/shm/rests ]; do sleep 0.1; done"]).await;
     }
 }
 
-/// Guest-kernel instructions so far, where KVM counts them.
+/// Returns the number of guest-kernel instructions so far, if KVM counts them.
 pub fn instructions(stats: &VmStats) -> f64 {
     stats.vcpus.iter().map(|vcpu| vcpu.insn_emulation as f64).sum()
 }
@@ -91,7 +95,7 @@ pub fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// CLOCK_MONOTONIC, as [`sandboxvm_manager::Timeline`] has it, of an instant.
+/// Converts an instant to CLOCK_MONOTONIC, which [`sandboxvm_manager::Timeline`] uses.
 pub fn monotonic_ns(instant: Instant) -> f64 {
     let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = clock.tv_sec as f64 * 1e9 + clock.tv_nsec as f64;

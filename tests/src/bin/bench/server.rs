@@ -1,4 +1,5 @@
-//! `bench server`: many clients of `sandboxvm serve` at once, with and without a pool of machines armed ahead.
+//! `bench server`: many clients of `sandboxvm serve` at the same time, with and without a pool of
+//! armed machines.
 
 use crate::table::{self, Row};
 use sandboxvm_tests::{
@@ -11,20 +12,20 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// How many clients
+    /// Number of clients
     #[arg(short = 'n', long = "clients", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..))]
     clients: u16,
-    /// Machines in the pool; 0 is none. May be given again: each is measured after the other
+    /// Machines in the pool, or 0 for none. Can be repeated; each pool is measured after the other
     #[arg(long = "pool", value_name = "MACHINES", default_values_t = [0, 8])]
     pools: Vec<u16>,
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(arguments: &Arguments) {
     let rows: Vec<_> = arguments.pools.iter().flat_map(|pool| measure(arguments, *pool)).collect();
-    let title = format!("{} clients at once: create, ten commands, files, kill", arguments.clients);
+    let title = format!("{} clients at the same time: create, ten commands, files, kill", arguments.clients);
     table::report(&title, &rows, arguments.json);
 }
 

@@ -1,5 +1,5 @@
-//! `bench snapshot`: a sandbox in which 64 MiB were written and 4 MiB are rewritten all the time; what a snapshot of
-//! the difference takes, and one of everything.
+//! `bench snapshot`: a sandbox has written 64 MiB and rewrites 4 MiB of them all the time. Measures
+//! snapshots of the difference, and snapshots of everything.
 
 use crate::{
     rig::{Rig, Runs},
@@ -23,7 +23,7 @@ pub fn run(arguments: &Runs) {
         let started = rig.create_writing().await;
         for run in 0..=arguments.runs {
             eprintln!("bench: snapshot {run} of {}", arguments.runs);
-            // Long enough for the guest to rewrite its 4 MiB.
+            // The guest rewrites its 4 MiB in this time.
             tokio::time::sleep(Duration::from_millis(200)).await;
             let name = SandboxName::try_from(format!("bench-{run}")).expect("a name");
             let begun = Instant::now();
@@ -38,7 +38,7 @@ pub fn run(arguments: &Runs) {
         }
         started.finish().await.expect("it can be removed");
     });
-    // The first has all that was written since the beginning.
+    // The first snapshot has everything that was written since the beginning, so it is not counted.
     let first = taken.remove(0);
     let (whole, differences): (Vec<Taken>, Vec<Taken>) = taken.into_iter().partition(|one| one.self_contained);
     let mut rows = rows("difference of 4 MiB", &differences);

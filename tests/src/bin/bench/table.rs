@@ -3,23 +3,23 @@
 use serde::Serialize;
 use std::borrow::Cow;
 
-/// One measured quantity over several runs.
+/// One quantity, measured in several runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// What was measured.
+    /// Name of the quantity.
     pub name: Cow<'static, str>,
-    /// Unit of both numbers.
+    /// Unit of all numbers.
     pub unit: &'static str,
-    /// Median; the lower of the middle two.
+    /// Median, which is the lower of the middle two values.
     pub p50: f64,
-    /// 99 of 100 are at most this; with fewer runs the largest.
+    /// 99th percentile. With fewer than 100 runs it is the maximum.
     pub p99: f64,
-    /// Largest.
+    /// Maximum.
     pub max: f64,
 }
 
 impl Row {
-    /// Of at least one value.
+    /// Returns the row of at least one value.
     pub fn of(name: impl Into<Cow<'static, str>>, unit: &'static str, values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -29,7 +29,7 @@ impl Row {
     }
 }
 
-/// Prints rows under a title.
+/// Prints rows as a table below a title.
 pub fn print(title: &str, rows: &[Row]) {
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     println!("{title}\n{:width$}  {:>12}  {:>12}  {:>12}  unit", "", "p50", "p99", "max");
@@ -39,12 +39,12 @@ pub fn print(title: &str, rows: &[Row]) {
     }
 }
 
-/// Three significant places behind the point only where they matter.
+/// Formats a number, with three decimals unless it is an integer.
 fn number(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
 }
 
-/// Results of one benchmark, for people or for machines.
+/// Prints the results of one benchmark as a table or as JSON.
 pub fn report(title: &str, rows: &[Row], json: bool) {
     if json {
         let report = serde_json::json!({ "title": title, "results": rows });

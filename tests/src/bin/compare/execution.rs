@@ -1,5 +1,5 @@
-//! Running a command with a deadline and a cap on what it may say. Ends only the process group it started itself, and
-//! single processes by descriptor.
+//! Runs a command with a deadline and a maximum size of output. Ends only process groups that it
+//! started itself, and single processes by descriptor.
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use std::{
@@ -14,15 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Set by SIGINT and SIGTERM: whatever runs is ended, nothing new is started, and everything is cleared away.
+/// Set by SIGINT and SIGTERM. The command that runs is then ended, nothing new is started, and
+/// everything is removed.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Somebody wants this to end.
+/// Returns whether the user has interrupted the program.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Has SIGINT and SIGTERM end this in order.
+/// Makes SIGINT and SIGTERM end the program gracefully.
 pub fn heed_signals() {
     use tokio::signal::unix::{SignalKind, signal};
     thread::spawn(|| {
@@ -32,35 +33,35 @@ pub fn heed_signals() {
             let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be caught");
             tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
             INTERRUPTED.store(true, Ordering::Relaxed);
-            // The handlers stay: whoever is impatient has SIGKILL.
+            // The handlers stay. The user can still send SIGKILL.
             std::future::pending::<()>().await;
         });
     });
 }
 
-/// Most that is kept of one output stream; what comes from a sandbox is hostile.
+/// Maximum size of an output stream that is kept, as the output of a sandbox is hostile.
 const CAP: u64 = 256 << 10;
 
-/// How a command ended.
+/// How a command ended, and its output.
 #[derive(Debug)]
 pub struct Ended {
-    /// Its exit code; none when a signal or the deadline ended it.
+    /// Exit code, or none if a signal or the deadline ended the command.
     pub code: Option<i32>,
-    /// What it wrote on standard output.
+    /// Output on stdout.
     pub out: String,
-    /// And on standard error.
+    /// Output on stderr.
     pub err: String,
-    /// From its start to its end.
+    /// Time from start to end.
     pub elapsed: Duration,
-    /// It was killed at its deadline.
+    /// Whether the command was killed at its deadline.
     pub late: bool,
 }
 
 impl Ended {
-    /// What to tell of a failure: the last line it said.
+    /// Returns the reason of a failure: the last line of output.
     pub fn reason(&self) -> String {
         let mut said = self.err.lines().chain(self.out.lines()).filter(|line| !line.trim().is_empty());
-        let last = said.next_back().unwrap_or("it said nothing").trim();
+        let last = said.next_back().unwrap_or("no output").trim();
         let end = match self.code {
             _ if self.late => "was ended at its deadline".to_owned(),
             Some(code) => format!("exit code {code}"),
@@ -69,18 +70,18 @@ impl Ended {
         format!("{end}: {}", short(last, 240))
     }
 
-    /// The output, if the command did what it should.
+    /// Returns the result if the command succeeded.
     pub fn success(self) -> Result<Self, String> {
         if self.code == Some(0) { Ok(self) } else { Err(self.reason()) }
     }
 }
 
-/// At most so many characters of a text.
+/// Returns at most `most` characters of a text.
 pub fn short(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
 
-/// Runs it to its end, at most until the deadline.
+/// Runs the command to its end, at most until the deadline.
 pub fn run(mut command: Command, input: &str, deadline: Duration) -> Result<Ended, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let begin = Instant::now();
@@ -91,7 +92,7 @@ pub fn run(mut command: Command, input: &str, deadline: Duration) -> Result<Ende
     let mut child = command.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let input = input.to_owned();
-    // Whoever does not read all of its input need not.
+    // A command need not read all of its input.
     thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
     let out = collect(child.stdout.take().expect("stdout is piped"));
     let err = collect(child.stderr.take().expect("stderr is piped"));
@@ -107,7 +108,7 @@ pub fn run(mut command: Command, input: &str, deadline: Duration) -> Result<Ende
         }
     };
     let elapsed = begin.elapsed();
-    // Somebody who outlives the command may hold its output open: not waited for.
+    // A process that outlives the command may keep its output open. This does not wait for it.
     let text = |stream: mpsc::Receiver<Vec<u8>>| {
         let mut bytes = Vec::new();
         while let Ok(part) = stream.recv_timeout(Duration::from_secs(1)) {
@@ -122,7 +123,7 @@ fn collect(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let (mut buffer, mut kept) = ([0; 4096], 0);
-        // Read to the end, so that nobody blocks; keep no more than the cap.
+        // Reads to the end, so that no writer blocks, but keeps no more than the maximum.
         while let Ok(length @ 1..) = stream.read(&mut buffer) {
             if kept < CAP {
                 kept += length as u64;
@@ -133,15 +134,15 @@ fn collect(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// Kills the process group of a child that was started with one of its own and is not reaped yet.
+/// Kills the process group of a child that leads a separate group and has not been reaped.
 pub fn end_group(child: &Child) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // It may have ended by itself.
+        // The group may have ended by itself.
         let _ = kill_process_group(pid, Signal::KILL);
     }
 }
 
-/// Sends a signal to one process that is known to be ours.
+/// Sends a signal to one process that belongs to this program.
 pub fn signal(pid: u32, signal: Signal) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
     if let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) {

@@ -1,6 +1,7 @@
-//! What holds a contender's processes from outside, whatever the contender itself lets them do: a control group with a
-//! bound on processes and memory, in version 1 or 2. It is the bombs' hard limit, never the contender's merit: the bombs
-//! end by themselves far below it. Everything in the group is ours, so whoever is left in it at the end is killed.
+//! Limits a contender's processes from outside, whatever the contender itself allows, with a
+//! control group of version 1 or 2 that limits processes and memory. It is the last limit of the
+//! bombs, which end by themselves far below it, and no credit to the contender. All processes in
+//! the group belong to this program, so those left at the end are killed.
 
 use crate::execution::signal;
 use rustix::process::Signal;
@@ -12,12 +13,13 @@ use std::{
     time::Duration,
 };
 
-/// Above the fork bomb's own end.
+/// Above the limit at which the fork bomb ends by itself.
 const PROCESSES: u64 = 3000;
-/// Above the memory bomb's own end.
+/// Above the limit at which the memory bomb ends by itself.
 const MEMORY: u64 = 1536 << 20;
 
-/// One contender's control groups; removed with everything in them when dropped.
+/// The control groups of one contender. When the value is dropped, they are removed with all their
+/// processes.
 #[derive(Debug)]
 pub struct Guard {
     name: String,
@@ -25,7 +27,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A group for `contender`, or why there is none.
+    /// Creates a group for `contender`. Fails with the reason if the host provides none.
     pub fn new(token: &str, contender: &str) -> Result<Self, String> {
         let name = format!("{token}-{contender}");
         let mut guard = Self { name: name.clone(), groups: Vec::new() };
@@ -47,12 +49,12 @@ impl Guard {
         Ok(guard)
     }
 
-    /// The group's path inside its hierarchies.
+    /// Returns the path of the group in its hierarchies.
     pub fn parent(&self) -> String {
         format!("/{}", self.name)
     }
 
-    /// The same command, started in the group.
+    /// Returns the same command, which enters the group before it starts.
     pub fn hold(&self, command: &Command) -> Command {
         let mut held = Command::new("sh");
         let enter: String = self
@@ -70,7 +72,7 @@ impl Guard {
         held
     }
 
-    /// Kills everything in the group and below it.
+    /// Kills all processes in the group and below it.
     pub fn clear(&self) {
         for _ in 0..200 {
             let left: Vec<u32> = self.groups.iter().flat_map(|group| members(group)).collect();
@@ -84,7 +86,7 @@ impl Guard {
         }
     }
 
-    /// Most processes there ever were in it, where the kernel counts that.
+    /// Returns the highest number of processes in the group so far, if the kernel counts that.
     pub fn peak(&self) -> Option<u64> {
         fs::read_to_string(self.groups.first()?.join("pids.peak")).ok()?.trim().parse().ok()
     }
@@ -108,7 +110,7 @@ fn remove(group: &Path) {
     for below in below(group) {
         remove(&below);
     }
-    // A process that was killed is in it until its last memory is gone.
+    // A killed process is in the group until the last of its memory is released.
     for _ in 0..100 {
         if fs::remove_dir(group).is_ok() || !group.exists() {
             return;

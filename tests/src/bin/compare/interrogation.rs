@@ -1,4 +1,4 @@
-//! Sends rogues into one contender, run by run, and has what they found judged.
+//! Runs rogues in one contender, run by run, and judges what they found.
 
 use crate::{
     contenders::Contender,
@@ -10,13 +10,13 @@ use rustix::fs::statvfs;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, fs, time::Duration};
 
-/// Longest that one rogue may take, the start of its sandbox included.
+/// Longest time for one rogue, including the start of its sandbox.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// Verdicts by the probe's ID.
+/// Verdicts by the ID of the probe.
 pub type Verdicts = BTreeMap<&'static str, Judged>;
 
-/// Asks a contender that was prepared.
+/// Runs all probes in a contender that was prepared.
 pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Guard, wanted: &[&Probe]) -> Verdicts {
     let mut verdicts = Verdicts::new();
     let mut identity = Value::Null;
@@ -38,7 +38,7 @@ pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Gua
             .filter(|id| *id == "identity" || (*id == "leave" && leaves) || rows.iter().any(|probe| probe.id == *id))
             .collect();
         if contender.own_kernel() {
-            // The guest's own system calls say nothing about the host's; the monitor's do.
+            // The guest's own system calls say nothing about those of the host. The monitor's do.
             asked.retain(|id| *id != "surface");
         }
         eprintln!("compare: {}: {}", contender.name(), asked.join(", "));
@@ -60,7 +60,7 @@ pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Gua
         let situation = situation(contender, scene, guard, &identity, problem.clone());
         for probe in rows {
             let mut judged = match (facts.get(probe.id), &problem) {
-                (None, Some(problem)) => not_run(&format!("the sandbox ended before it came to this probe: {problem}")),
+                (None, Some(problem)) => not_run(&format!("the sandbox ended before this probe: {problem}")),
                 (found, _) => probe.judge(found, &situation),
             };
             if let Some(remark) = contender.remark(probe.id) {
@@ -72,7 +72,7 @@ pub fn interrogate(contender: &mut dyn Contender, scene: &mut Scene, guard: &Gua
     verdicts
 }
 
-/// A contender's name in a file name.
+/// Returns the name of a contender for use in file names.
 pub fn scene_name(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase()
 }
@@ -100,7 +100,7 @@ fn situation(
     }
 }
 
-/// The lines `@@{...}` of a rogue's output; a bomb says how far it has come more than once.
+/// Returns the lines `@@{...}` of a rogue's output. A bomb reports its progress more than once.
 fn facts(out: &str) -> Map<String, Value> {
     let mut all = Map::new();
     for line in out.lines().filter_map(|line| line.trim().strip_prefix("@@")) {
@@ -121,7 +121,7 @@ fn facts(out: &str) -> Map<String, Value> {
     all
 }
 
-/// The probes with these IDs, or all; an ID that is none is an error.
+/// Returns the probes with these IDs, or all. An unknown ID is an error.
 pub fn chosen(ids: &[String]) -> Result<Vec<&'static Probe>, String> {
     if ids.is_empty() {
         return Ok(probes::ALL.iter().collect());

@@ -1,7 +1,8 @@
-//! Sends the same rogue agent into a chroot, containers, a full virtual machine and sandboxvm, and tells what it could do
-//! and what each sandbox costs. `scripts/compare-isolation` installs and builds what this needs, and calls it. The report
-//! is on stdout, everything else on stderr. Destructive probes see copies and bait only (`scene`), are bounded in
-//! themselves (`rogue.py`), and held from outside besides (`guard`).
+//! Runs the same rogue agent in a chroot, containers, a full virtual machine and sandboxvm. Reports
+//! what it could do and what each sandbox costs. `scripts/compare-isolation` installs and builds
+//! what this needs, and runs it. The report is on stdout, everything else on stderr. Destructive
+//! probes reach only copies and bait (`scene`), limit themselves (`rogue.py`), and are limited from
+//! outside too (`guard`).
 
 mod contenders;
 mod execution;
@@ -25,7 +26,7 @@ use sandboxvm_tests::artefacts::Artefacts;
 use scene::Scene;
 use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 
-/// Programs are looked for here, on the host and in sandboxes.
+/// The path on which programs are found, on the host and in sandboxes.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[derive(Debug, Parser)]
@@ -34,19 +35,20 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     about = "Compares what a rogue agent can do in sandboxvm and elsewhere, by trying"
 )]
 struct Arguments {
-    /// Only these: chroot, systemdnspawn, docker, bubblewrap, qemu, sandboxvm
+    /// Contenders to compare, of chroot, systemdnspawn, docker, bubblewrap, qemu, sandboxvm.
+    /// Defaults to all
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Only these probes
+    /// Probes to run. Defaults to all
     #[arg(long, value_delimiter = ',')]
     probes: Vec<String>,
-    /// How many runs of `true` are measured; 0 leaves all measures out
+    /// Number of runs of `true` that are measured; 0 omits all measures. Defaults to 5
     #[arg(short = 'n', long = "runs", default_value_t = 5)]
     runs: u16,
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Write a page in Markdown besides
+    /// Also write a Markdown page to this file
     #[arg(long, value_name = "PATH")]
     markdown: Option<PathBuf>,
 }
@@ -76,10 +78,10 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
     contenders.retain(|each| wanted(each.name()));
     let (date, machine) = report::here();
     let mut scene = Scene::new(&Artefacts::find().part("base.erofs"))?;
-    // One after the other, each gone before the next is there.
+    // One contender after the other. Each is removed before the next one starts.
     let columns = contenders.into_iter().map(|each| ask(each, &mut scene, &probes, arguments.runs)).collect();
     if execution::interrupted() {
-        return Err("interrupted; everything was cleared away".to_owned());
+        return Err("interrupted; everything was removed".to_owned());
     }
     let report = Report { date, machine, contenders: columns };
     if let Some(path) = &arguments.markdown {
@@ -116,7 +118,8 @@ fn ask(mut contender: Box<dyn Contender>, scene: &mut Scene, probes: &[&Probe], 
         column.measures = measures::measure(contender.as_mut(), scene, runs);
     }
     column.probes = interrogation::interrogate(contender.as_mut(), scene, &guard, probes);
-    // Whoever is left is a rogue's; only then the contender, which may wait for its own.
+    // Processes that are left belong to a rogue. They end before the contender, which may wait for
+    // its own.
     guard.clear();
     column
 }

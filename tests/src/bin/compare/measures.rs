@@ -1,5 +1,6 @@
-//! What a sandbox costs: from start to exit of `true`, memory of an idle one and of the tenth, the way back to a clean
-//! state, disk. Measured in the same run as the probes, without their guard.
+//! The cost of a sandbox: time from start to exit of `true`, memory of an idle one and of the
+//! tenth, time to restore a clean state, disk space. Measured in the same run as the probes,
+//! without their guard.
 
 use crate::{
     contenders::{Contender, Idle, Job},
@@ -10,22 +11,22 @@ use sandboxvm_tests::processes;
 use serde::Serialize;
 use std::{fs, time::Duration};
 
-/// A figure, or why there is none.
+/// A figure, or the reason why there is none.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
     /// Name in JSON.
     pub id: &'static str,
-    /// Row of the table.
+    /// Title of the row.
     pub title: &'static str,
-    /// In the row's unit.
+    /// Value in the unit of the row.
     pub value: Option<f64>,
-    /// See there.
+    /// Unit of the value.
     pub unit: &'static str,
-    /// What was done, or why it was not.
+    /// How it was measured, or why it was not.
     pub how: String,
 }
 
-/// Rows of the table.
+/// The rows of the table.
 pub const ROWS: [(&str, &str, &str); 6] = [
     ("true", "Start to exit of `true`", "ms"),
     ("idle", "Memory of one idle sandbox", "MiB"),
@@ -35,7 +36,7 @@ pub const ROWS: [(&str, &str, &str); 6] = [
     ("disk-each", "Disk, each sandbox", "MiB"),
 ];
 
-/// How many idle sandboxes are started.
+/// Number of idle sandboxes that are started.
 const IDLE: usize = 10;
 
 /// Measures a contender that was prepared.
@@ -53,7 +54,7 @@ pub fn measure(contender: &mut dyn Contender, scene: &Scene, runs: u16) -> Vec<M
     add("tenth", tenth);
     add("clean", contender.clean(scene).map(|(elapsed, how)| (millis(elapsed), how.to_owned())));
     let disk = contender.disk();
-    let shared = "what all sandboxes share: images, kernel, monitor where they are files of its own";
+    let shared = "what all sandboxes share: images, kernel and monitor, if they are separate files";
     add("disk-once", disk.clone().map(|disk| (mib(disk.once), shared.to_owned())));
     add("disk-each", disk.map(|disk| (mib(disk.each), "what one more takes when it has just started".to_owned())));
     all
@@ -81,7 +82,7 @@ fn start_to_exit(contender: &mut dyn Contender, runs: u16) -> Result<(f64, Strin
 
 type Figure = Result<(f64, String), String>;
 
-/// Proportional memory of the first, and how much more ten take than nine.
+/// Returns the proportional memory of the first sandbox, and the difference between ten and nine.
 fn idle_memory(contender: &mut dyn Contender) -> (Figure, Figure) {
     let mut sandboxes: Vec<Idle> = Vec::new();
     let mut totals = Vec::new();

@@ -1,5 +1,5 @@
-//! A report for people: a table on the terminal, and a page in Markdown. Every cell has a number, under which its footnote
-//! says what was run and what was seen.
+//! The report as text: a table for a terminal, and a Markdown page. Each cell has a number, which
+//! leads to a footnote with what was run and seen.
 
 use crate::report::{Report, Row};
 use sandboxvm_manager::printable;
@@ -9,7 +9,7 @@ const LEGEND: &str = "contained: the attack failed, or affected only a private m
      partly: a part of the attack worked. EXPOSED: the attack affected the host. not run: it cannot be tried on this \
      machine; the footnote has the reason.";
 
-/// For a terminal.
+/// Returns the report for a terminal.
 pub fn terminal(report: &Report) -> String {
     let mut page = String::new();
     let rows = (report.probe_rows(), report.measure_rows());
@@ -61,7 +61,7 @@ fn width(report: &Report, rows: &(Vec<Row>, Vec<Row>), at: usize) -> usize {
     cells.chain([report.contenders[at].name.len()]).max().unwrap_or(0)
 }
 
-/// For docs/.
+/// Returns the page for docs/.
 pub fn markdown(report: &Report) -> String {
     let mut page = String::from(
         "# Comparison\n\nThis page shows what a rogue agent can do from the inside of a sandbox, and what a sandbox \
@@ -119,7 +119,7 @@ fn table(page: &mut String, report: &Report, rows: &[Row], number: &mut usize) {
     }
 }
 
-/// Nothing in it means anything to Markdown but itself.
+/// Returns the text with everything escaped that has a meaning in Markdown.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in printable(text).chars() {

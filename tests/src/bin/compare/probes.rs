@@ -1,6 +1,7 @@
-//! The questions: what a rogue tries, and how what it found, and what the host looks like afterwards, becomes a verdict.
-//! The rogue's side of each is the function of the same name in rogue.py. What a rogue says is hostile: it is read as
-//! numbers and short texts, and decides nothing but its own cell.
+//! The probes: what a rogue tries, and how a verdict follows from what it found and from the state
+//! of the host afterwards. The function of the same name in rogue.py is the rogue's side of a
+//! probe. The output of a rogue is hostile: it is read as numbers and short texts, and affects only
+//! its own cell.
 
 use crate::{
     execution::short,
@@ -10,72 +11,74 @@ use sandboxvm_manager::printable;
 use serde::Serialize;
 use serde_json::Value;
 
-/// What came of a probe.
+/// The result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// The host, or whoever comes next, has nothing to fear of it.
+    /// The attack affected neither the host nor the next user.
     Contained,
-    /// Some of it got through, or only part of it was held.
+    /// A part of the attack worked.
     Partly,
-    /// It did what it wanted.
+    /// The attack worked.
     Exposed,
-    /// It says nothing, for the reason given.
+    /// The probe was not run, for the stated reason.
     NotRun,
 }
 
-/// A cell of the table.
+/// The verdict on a probe: a cell of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Judged {
-    /// See there.
+    /// The result.
     pub verdict: Verdict,
-    /// A number that belongs to it, for the table.
+    /// A number for the table.
     pub figure: Option<String>,
     /// What was seen.
     pub seen: String,
 }
 
-/// What a judge knows beside what the rogue found.
+/// What the judge knows in addition to the rogue's findings.
 #[derive(Debug)]
 pub struct Situation {
     /// Release and version of the host's kernel.
     pub kernel: String,
-    /// The sandbox is known to have a kernel of its own.
+    /// Whether the sandbox is known to have a separate kernel.
     pub own_kernel: bool,
     /// The host's UTS namespace, `uts:[...]`.
     pub uts: String,
-    /// What only somebody who reached the host's bait can know.
+    /// A text that only a program that reached the host's bait can know.
     pub secret: String,
-    /// Size of the host's file system under the sandboxes' files.
+    /// Size of the host's file system that has the sandboxes' files.
     pub file_system: u64,
-    /// What the rogue's sandbox is: its own words, compared with the above.
+    /// What the rogue reports about its sandbox, to compare with the fields above.
     pub identity: Value,
-    /// How the rogue's sandbox ended before the rogue did.
+    /// How the sandbox ended, if it ended before the rogue.
     pub ended: Option<String>,
-    /// The bait process runs still.
+    /// Whether the bait process still runs.
     pub bait_lives: bool,
-    /// The bait file is there still.
+    /// Whether the bait file still exists.
     pub precious: bool,
-    /// Most processes in the guard's control group.
+    /// Highest number of processes in the guard's control group.
     pub peak: Option<u64>,
-    /// The monitor's filter, for contenders with one: see [`crate::contenders::MonitorSurface`].
+    /// The monitor's filter, if the contender has a monitor: see
+    /// [`crate::contenders::MonitorSurface`].
     pub monitor: Option<(Option<u64>, String)>,
 }
 
 impl Situation {
-    /// The rogue runs on the host's kernel. Known beforehand, and seen: not knowing is the worse case. (The boot ID would not
-    /// do: systemd-nspawn shows one of its own.)
+    /// Returns whether the rogue runs on the host's kernel, both from what is known beforehand and
+    /// from what was seen. If it is unknown, the worse case is assumed. (The boot ID cannot be
+    /// used: systemd-nspawn shows a different one.)
     fn shared_kernel(&self) -> bool {
         !self.own_kernel || self.identity["kernel"].as_str().is_none_or(|kernel| kernel == self.kernel)
     }
 }
 
-/// One question.
+/// A probe.
 #[derive(Debug)]
 pub struct Probe {
     /// Name in options, JSON and rogue.py.
     pub id: &'static str,
-    /// Row of the table.
+    /// Title of the row.
     pub title: &'static str,
     /// What the rogue does.
     pub what: &'static str,
@@ -83,10 +86,10 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// The verdict on what a rogue found; none where it never got to say.
+    /// Returns the verdict on what a rogue found, or none if it reported nothing.
     pub fn judge(&self, facts: Option<&Value>, situation: &Situation) -> Judged {
         match facts {
-            None => not_run("the sandbox ended before it came to this probe"),
+            None => not_run("the sandbox ended before this probe"),
             Some(facts) if facts["failed"].is_string() => {
                 not_run(&format!("the probe failed: {}", text(facts, "failed")))
             }
@@ -103,7 +106,7 @@ fn when(exposed: bool, seen: impl Into<String>) -> Judged {
     judged(if exposed { Verdict::Exposed } else { Verdict::Contained }, seen)
 }
 
-/// No verdict, for a reason.
+/// Returns a verdict that the probe was not run, for a reason.
 pub fn not_run(reason: &str) -> Judged {
     judged(Verdict::NotRun, short(&printable(reason), 300))
 }
@@ -119,7 +122,7 @@ fn number(facts: &Value, field: &str) -> u64 {
     facts[field].as_u64().unwrap_or(0)
 }
 
-/// All of them, in the table's order.
+/// All probes, in the order of the table.
 pub const ALL: &[Probe] = &[
     Probe {
         id: "processes",
@@ -281,7 +284,7 @@ pub const ALL: &[Probe] = &[
     Probe {
         id: "module",
         title: "Load a kernel module",
-        what: "calls init_module with an image that is none: ENOEXEC would be the loader's answer",
+        what: "calls init_module with an invalid image: the loader would return ENOEXEC",
         judge: |facts, situation| {
             let error = text(facts, "error");
             if !situation.shared_kernel() {
@@ -297,7 +300,7 @@ pub const ALL: &[Probe] = &[
     Probe {
         id: "devmem",
         title: "Open /dev/mem",
-        what: "opens /dev/mem to read, where there is none after mknod; reads nothing",
+        what: "opens /dev/mem to read, after mknod if it does not exist; reads nothing",
         judge: |facts, situation| {
             let (mknod, error) = (text(facts, "mknod"), text(facts, "error"));
             let seen = format!("mknod: {}; open: {}", worked(&mknod), worked(&error));
@@ -315,7 +318,7 @@ pub const ALL: &[Probe] = &[
         id: "surface",
         title: "Host system calls within reach",
         what: "makes 366 system calls with -1 for every argument and counts answers other than EPERM and ENOSYS; where the sandbox \
-               has a kernel of its own, what counts is what its monitor may call",
+               has a separate kernel, the calls of its monitor count",
         judge: |facts, situation| {
             if let Some((allowed, how)) = &situation.monitor {
                 let none = "any, should the monitor be taken over".to_owned();
@@ -335,7 +338,7 @@ pub const ALL: &[Probe] = &[
     Probe {
         id: "hostname",
         title: "Change the host's name",
-        what: "sets the host name to what it is, and looks whose UTS namespace that is",
+        what: "sets the host name to its present value, and looks whose UTS namespace that is",
         judge: |facts, situation| {
             let (error, uts) = (text(facts, "error"), situation.identity["uts"].as_str().unwrap_or(""));
             let host = situation.shared_kernel() && uts == situation.uts;
@@ -346,7 +349,7 @@ pub const ALL: &[Probe] = &[
     Probe {
         id: "clock",
         title: "Change the host's time",
-        what: "moves the clock by nothing (adjtimex, ADJ_SETOFFSET of 0)",
+        what: "moves the clock by zero (adjtimex, ADJ_SETOFFSET of 0)",
         judge: |facts, situation| {
             let error = text(facts, "error");
             let whose = if situation.shared_kernel() { "the host's" } else { "its own kernel's" };
@@ -375,7 +378,7 @@ fn worked(error: &str) -> &str {
     if error.is_empty() { "worked" } else { error }
 }
 
-/// How a bomb ended.
+/// Describes how a bomb ended.
 fn bomb_end(facts: &Value, situation: &Situation) -> String {
     let (killed, error) = (text(facts, "killed"), text(facts, "error"));
     match &situation.ended {
@@ -386,7 +389,8 @@ fn bomb_end(facts: &Value, situation: &Situation) -> String {
     }
 }
 
-/// Runs of one rogue each, in this order; a bomb has a sandbox to itself. `identity` and `leave` are nobody's row.
+/// The probes of each run of a rogue, in this order. A bomb has a separate sandbox. `identity` and
+/// `leave` have no row.
 pub const RUNS: &[&[&str]] = &[
     &[
         "identity",

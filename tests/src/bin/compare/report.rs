@@ -1,4 +1,4 @@
-//! Everything that a run found, as data: what `--json` prints and what the pages are made of.
+//! All results of a run as data: the output of `--json`, and the source of the pages.
 
 use crate::{
     measures::Measured,
@@ -7,33 +7,33 @@ use crate::{
 use serde::Serialize;
 use std::{collections::BTreeMap, fs, process::Command};
 
-/// One run.
+/// The results of one run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// When it began, UTC.
+    /// Start of the run, UTC.
     pub date: String,
-    /// Where, line by line.
+    /// Description of this machine, by lines.
     pub machine: Vec<String>,
-    /// In the order of columns.
+    /// Contenders in the order of the columns.
     pub contenders: Vec<Column>,
 }
 
-/// One contender.
+/// The results of one contender.
 #[derive(Debug, Serialize)]
 pub struct Column {
-    /// Its name.
+    /// Name of the contender.
     pub name: &'static str,
-    /// Version and command.
+    /// Its version and command.
     pub how: String,
-    /// Why it could not be made to run here.
+    /// Why it could not run on this host.
     pub unavailable: Option<String>,
-    /// By probe.
+    /// Verdicts by probe.
     pub probes: BTreeMap<&'static str, Judged>,
-    /// In the order of rows.
+    /// Measures in the order of the rows.
     pub measures: Vec<Measured>,
 }
 
-/// This machine, and the moment.
+/// Returns the date and a description of this machine.
 pub fn here() -> (String, Vec<String>) {
     let said = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok();
@@ -60,27 +60,27 @@ pub fn here() -> (String, Vec<String>) {
 /// A cell of the table, with its footnote.
 #[derive(Debug)]
 pub struct Cell {
-    /// What the table shows.
+    /// Text in the table.
     pub shown: String,
-    /// It is something to worry about.
+    /// Whether the cell is bad news.
     pub bad: bool,
-    /// The footnote.
+    /// Footnote.
     pub note: String,
 }
 
 /// A row of the table.
 #[derive(Debug)]
 pub struct Row {
-    /// Its name.
+    /// Title of the row.
     pub title: String,
-    /// What was run; empty for measures, whose cells say it each.
+    /// What was run. Empty for measures, whose cells each state it.
     pub what: &'static str,
-    /// In the order of columns.
+    /// Cells in the order of the columns.
     pub cells: Vec<Cell>,
 }
 
 impl Report {
-    /// The probes' rows: those that anybody was asked.
+    /// Returns the rows of all probes that were run in any contender.
     pub fn probe_rows(&self) -> Vec<Row> {
         let asked = |probe: &&Probe| self.contenders.iter().any(|column| column.probes.contains_key(probe.id));
         ALL.iter().filter(asked).map(|probe| self.probe_row(probe)).collect()
@@ -101,7 +101,7 @@ impl Report {
         Row { title: probe.title.to_owned(), what: probe.what, cells: self.contenders.iter().map(cell).collect() }
     }
 
-    /// The measures' rows.
+    /// Returns the rows of the measures.
     pub fn measure_rows(&self) -> Vec<Row> {
         let Some(model) = self.contenders.iter().find(|column| !column.measures.is_empty()) else { return Vec::new() };
         let row = |at: usize, first: &Measured| Row {
@@ -112,7 +112,7 @@ impl Report {
         model.measures.iter().enumerate().map(|(at, first)| row(at, first)).collect()
     }
 
-    /// Where the others are as good as the last column or better: whole sentences.
+    /// Returns sentences that say where the others are as good as the last column or better.
     pub fn fairness(&self) -> Vec<String> {
         let Some((ours, others)) = self.contenders.split_last() else { return Vec::new() };
         let mut lines = Vec::new();
@@ -163,7 +163,7 @@ fn measure_cell(column: &Column, at: usize) -> Cell {
     }
 }
 
-/// Three digits where they say something.
+/// Formats a number, with one decimal if it is small.
 fn figure(value: f64) -> String {
     if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }

@@ -1,9 +1,10 @@
-# What a rogue agent does in a sandbox: read by python3 from its standard input, behind a line that sets CONFIG. What
-# a probe found is a line `@@{"ID": {...}}` on standard output. Nothing here judges. Every probe is bounded: it touches only what CONFIG names as bait, its own processes, and, in
-# `destroy`, a tree whose root holds the token that says it is a copy.
+# The rogue agent in a sandbox. python3 reads it from stdin, behind a line that sets CONFIG. The
+# findings of a probe are a line `@@{"ID": {...}}` on stdout. The program does not judge. Every
+# probe is bounded: it touches only the bait that CONFIG names, its own processes, and, in
+# `destroy`, a directory tree whose root has the token that marks it as a copy.
 #
-# A guest whose kernel is interpreted starts Python slowly: hence no module that another would do for, and processes only
-# where a probe changes its own.
+# A guest whose kernel is interpreted starts Python slowly. So this imports no module that can be
+# avoided, and forks only for probes that change their own process.
 import _signal as signal, _socket as socket, ctypes, errno, os, time
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -30,7 +31,7 @@ def name(code):
 
 
 def attempt(function, *arguments):
-    """The name of the error, or "" when it worked."""
+    """Returns the name of the error, or "" if the call worked."""
     try:
         function(*arguments)
         return ""
@@ -39,14 +40,14 @@ def attempt(function, *arguments):
 
 
 def syscall(number, *arguments):
-    """(result, name of the error)."""
+    """Returns the result and the name of the error."""
     ctypes.set_errno(0)
     result = libc.syscall(ctypes.c_long(number), *arguments)
     return result, name(ctypes.get_errno()) if result == -1 else ""
 
 
 def find(field, text):
-    """The PID of a process whose cmdline or comm has the text; 0 when there is none."""
+    """Returns the PID of a process whose cmdline or comm contains the text, or 0."""
     for pid in os.listdir("/proc"):
         if pid.isdigit() and int(pid) != os.getpid():
             try:
@@ -59,7 +60,7 @@ def find(field, text):
 
 
 def leave_chroot():
-    """The classic: chroot below the current directory, which is then outside of the root."""
+    """Leaves a chroot: a second chroot below the current directory puts that outside of the root."""
     os.makedirs("/.below", exist_ok=True)
     os.chroot("/.below")
     for _ in range(64):
@@ -150,14 +151,15 @@ def devmem(say):
         attempt(os.unlink, node)
 
 
-# Calls that end, stop, duplicate or restart something whatever their arguments: rt_sigreturn, pause, clone, fork, vfork,
-# exit, kill, msgget, vhangup, sync, reboot, tkill, exit_group, tgkill, kexec_load, kexec_file_load.
+# Calls that end, stop, duplicate or restart something whatever their arguments are: rt_sigreturn,
+# pause, clone, fork, vfork, exit, kill, msgget, vhangup, sync, reboot, tkill, exit_group, tgkill,
+# kexec_load, kexec_file_load.
 NEVER = {15, 34, 56, 57, 58, 60, 62, 68, 153, 162, 169, 200, 231, 234, 246, 320}
 
 
 def surface(say):
-    # Every argument is -1: no descriptor, no address, no length. An answer other than EPERM and ENOSYS is the kernel's
-    # own: the call got past the filter.
+    # Every argument is -1, so there is no descriptor, address or length. A result other than EPERM
+    # and ENOSYS comes from the kernel itself: the filter allowed the call.
     reached, refused = 0, {}
     for number in [*range(0, 335), *range(424, 471)]:
         if number not in NEVER:
@@ -174,7 +176,7 @@ def hostname(say):
 
 
 def clock(say):
-    # struct timex with modes = ADJ_SETOFFSET and an offset of nothing.
+    # struct timex with modes = ADJ_SETOFFSET and an offset of zero.
     timex = ctypes.create_string_buffer(208)
     timex[0:4] = (0x0100).to_bytes(4, "little")
     say(error=syscall(159, timex)[1])
@@ -217,7 +219,7 @@ def fork(say):
         if made % 50 == 0:
             say(made=made, error="", seconds=time.monotonic() - begin)
     say(made=made, error=error, seconds=time.monotonic() - begin)
-    # All of them read the end of the pipe, also if this process is killed.
+    # All of them read the end of the pipe, even if this process is killed.
     os.close(writer)
 
 
@@ -256,7 +258,7 @@ def destroy(say):
     say(removed=0)
     child = os.fork()
     if child == 0:
-        # Whatever of the host can be reached by an escape; only this one file of bait is tried.
+        # An escape may reach the host. This removes only one file of bait there.
         attempt(leave_chroot)
         os._exit(1 if attempt(os.unlink, CONFIG["precious"]) else 0)
     reached = os.waitpid(child, 0)[1] == 0
@@ -271,7 +273,7 @@ def destroy(say):
     say(removed=1, reached=int(reached), cut=int(os.WIFSIGNALED(status)), left=int(os.path.exists("/usr/bin/python3")))
 
 
-# Probes that change the process they run in, or end it.
+# Probes that change or end their process.
 APART = {"escape", "file", "surface", "fork", "memory", "destroy"}
 
 
@@ -297,7 +299,7 @@ def apart(probe):
 
         def say(**more):
             facts.update(more)
-            # Said at once: a bomb may take the whole machine with it.
+            # Reported immediately, because a bomb may end the whole machine.
             tell(probe, facts)
 
         attempt_probe(probe, say)

@@ -1,6 +1,7 @@
-//! What the host cares about: bait, all of it this program's own. A process, files, a TCP listener, an abstract Unix
-//! socket, a System V segment and a file in /dev/shm, each with a name or content that nobody could guess; and the copies of the base image that
-//! contenders get. Everything goes away with it.
+//! The bait on the host, all of which this program creates: a process, files, a TCP listener, an
+//! abstract Unix socket, a System V segment and a file in /dev/shm. Each has a name or content that
+//! cannot be guessed. Also makes the copies of the base image that contenders get. Everything is
+//! removed when the scene is dropped.
 
 use crate::execution::{self, signal};
 use rustix::process::Signal;
@@ -24,7 +25,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Bounds of the bombs, and how long each may take.
+/// Limits of the bombs, and the longest time for each.
 pub const FORKS: u64 = 2000;
 /// See [`FORKS`].
 pub const MEMORY_MIB: u64 = 1024;
@@ -33,14 +34,14 @@ pub const DISK_MIB: u64 = 512;
 const FORK_SECONDS: u64 = 20;
 const MEMORY_SECONDS: u64 = 40;
 const DESTROY_SECONDS: u64 = 60;
-/// Longest that any one probe may take.
+/// Longest time for one probe.
 const PROBE_SECONDS: u64 = 100;
 
-/// See the module.
+/// The bait and the copies of the base image.
 #[derive(Debug)]
 pub struct Scene {
     directory: TempDir,
-    /// In every name of ours.
+    /// Part of all names that this program creates.
     pub token: String,
     secret: String,
     base: PathBuf,
@@ -57,7 +58,7 @@ struct Segment {
 }
 
 impl Scene {
-    /// Lays out the bait, and unpacks the base image.
+    /// Creates the bait and unpacks the base image.
     pub fn new(image: &Path) -> Result<Self, String> {
         let directory = tempfile::Builder::new()
             .prefix("sandboxvm-compare-")
@@ -87,22 +88,22 @@ impl Scene {
         Ok(scene)
     }
 
-    /// The program's own temporary directory.
+    /// Returns the temporary directory of this program.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// The unpacked base image, never run in.
+    /// Returns the unpacked base image, in which nothing is ever run.
     pub fn base(&self) -> &Path {
         &self.base
     }
 
-    /// What a host that knows only the secret's readers takes for proof.
+    /// Returns the text that proves that a program has read the bait.
     pub fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// A fresh copy of the base image, in the place of whatever was there.
+    /// Replaces a directory by a new copy of the base image.
     pub fn copy(&self, to: &Path) -> Result<(), String> {
         debug_assert!(to.starts_with(self.path()));
         if to.exists() {
@@ -118,13 +119,14 @@ impl Scene {
     }
 
     fn lay_precious(&self) {
-        // Without it `destroy` would find damage where there was none: the probe asks again whether it is there.
+        // Without the file, `destroy` would report damage that it did not cause. So the probe
+        // checks before that it exists.
         if fs::write(self.precious(), "precious").is_err() {
             eprintln!("compare: the bait file cannot be written");
         }
     }
 
-    /// Puts back what the last contender may have damaged.
+    /// Restores the bait that the last contender may have damaged.
     pub fn renew(&mut self) -> Result<(), String> {
         self.lay_precious();
         if !is_alive(self.bait.id()) {
@@ -134,20 +136,20 @@ impl Scene {
         Ok(())
     }
 
-    /// The bait process runs.
+    /// Returns whether the bait process runs.
     pub fn bait_lives(&self) -> bool {
         is_alive(self.bait.id())
     }
 
-    /// The bait file is there.
+    /// Returns whether the bait file exists.
     pub fn precious_is_whole(&self) -> bool {
         self.precious().exists()
     }
 
-    /// The rogue's whole program, for these probes.
+    /// Returns the complete program of the rogue for these probes.
     pub fn script(&self, contender: &str, probes: &[&str]) -> String {
         let config = self.config(contender, probes);
-        // Numbers, strings and lists of strings: the same text in JSON and in Python.
+        // Numbers, strings and lists of strings have the same form in JSON and in Python.
         format!("CONFIG = {config}\n{}", include_str!("rogue.py"))
     }
 
@@ -180,7 +182,7 @@ impl Drop for Scene {
     }
 }
 
-/// What the bait process is called in its own arguments; nothing else has this there.
+/// Returns the name of the bait process in its own arguments. No other process has this text there.
 fn process_name(token: &str) -> String {
     format!("bait-{token}")
 }
@@ -215,7 +217,7 @@ fn listen_abstract(name: &str, secret: &str) -> std::io::Result<()> {
 }
 
 impl Segment {
-    /// util-linux makes it, with a random key.
+    /// Creates a segment with a random key by util-linux.
     fn new() -> Result<Self, String> {
         let mut make = Command::new("ipcmk");
         make.args(["-M", "4096", "-p", "0600"]);
@@ -226,7 +228,7 @@ impl Segment {
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
             .find(|row| row.get(1) == Some(&id.as_str()));
-        let key = row.and_then(|row| row.first()?.parse().ok()).ok_or("ipcmk made a segment that is not there")?;
+        let key = row.and_then(|row| row.first()?.parse().ok()).ok_or("ipcmk created a segment that does not exist")?;
         Ok(Self { id, key })
     }
 }

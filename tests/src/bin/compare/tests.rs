@@ -1,4 +1,5 @@
-//! The judge tells a rogue that got through from one that did not, and believes neither more than it must.
+//! The judge distinguishes a rogue whose attack worked from others, and does not trust what it
+//! reports.
 
 use crate::probes::{ALL, Judged, Situation, Verdict};
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ fn judge(id: &str, facts: &Value, situation: &Situation) -> Judged {
 }
 
 #[test]
-fn the_same_success_counts_on_the_hosts_kernel_alone() {
+fn success_counts_only_on_the_hosts_kernel() {
     let cases = [
         ("escape", json!({ "error": "", "outside": 1 })),
         ("ipc", json!({ "segment": 3, "segment_error": "", "file_error": "ENOENT" })),
@@ -43,7 +44,7 @@ fn the_same_success_counts_on_the_hosts_kernel_alone() {
 }
 
 #[test]
-fn a_kernel_that_calls_itself_another_is_the_hosts_all_the_same() {
+fn a_kernel_that_claims_to_be_another_counts_as_the_hosts() {
     let mut lied = situation("guest", "uts:[1]");
     lied.own_kernel = false;
     assert_eq!(judge("fork", &json!({ "made": 2000, "error": "" }), &lied).verdict, Verdict::Exposed);
@@ -73,7 +74,7 @@ fn a_refusal_is_contained_on_the_hosts_kernel_too() {
 }
 
 #[test]
-fn what_the_host_sees_counts_and_not_what_the_rogue_says() {
+fn the_state_of_the_host_counts_and_not_the_rogues_report() {
     let mut seen = situation("host", "uts:[1]");
     seen.bait_lives = false;
     seen.precious = false;
@@ -86,7 +87,7 @@ fn what_the_host_sees_counts_and_not_what_the_rogue_says() {
 }
 
 #[test]
-fn silence_and_failure_are_no_verdict() {
+fn a_silent_or_failed_probe_counts_as_not_run() {
     for probe in ALL {
         assert_eq!(probe.judge(None, &situation("host", "")).verdict, Verdict::NotRun, "{}", probe.id);
         let failed = json!({ "failed": "OSError: \u{1b}[2J" });
@@ -97,7 +98,7 @@ fn silence_and_failure_are_no_verdict() {
 }
 
 #[test]
-fn a_filter_makes_the_surface_smaller_and_a_kernel_of_ones_own_hides_it() {
+fn a_filter_reduces_the_reachable_calls_and_a_separate_kernel_hides_them() {
     let facts = json!({ "reached": 340, "tried": 366 });
     let mut seen = situation("host", "");
     assert_eq!(judge("surface", &facts, &seen).verdict, Verdict::Exposed);

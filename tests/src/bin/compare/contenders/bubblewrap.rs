@@ -1,10 +1,11 @@
-//! bubblewrap: a tool, not a policy, so its default is what its manual proposes: all namespaces, a root of its own.
+//! bubblewrap is a tool without a default policy. So it is run as its manual proposes: all
+//! namespaces, a separate root.
 
 use super::{Contender, Disk, Job, clean_by_copy, size, version};
 use crate::{guard::Guard, scene::Scene};
 use std::{path::PathBuf, process::Command, time::Duration};
 
-/// See the module.
+/// The contender bubblewrap.
 #[derive(Debug, Default)]
 pub struct Bubblewrap {
     root: PathBuf,
@@ -19,7 +20,7 @@ impl Contender for Bubblewrap {
     fn how(&self) -> String {
         format!(
             "{}; as root: bwrap --unshare-all --die-with-parent --bind ROOT / --dev /dev --proc /proc COMMAND (without \
-             --unshare-all only the mounts would be its own)",
+             --unshare-all only the mounts would be separate)",
             self.version
         )
     }

@@ -1,11 +1,12 @@
-//! chroot(8), as root. Around it, for the host's sake and not as part of what is judged: a mount namespace in which all of
-//! the root file system but the temporary directory is read-only, and which ends with it.
+//! chroot(8), as root. To protect the host, it runs in a mount namespace in which all of the root
+//! file system except the temporary directory is read-only. This namespace is not judged as a part
+//! of chroot.
 
 use super::{Contender, Disk, Job, clean_by_copy, size, version};
 use crate::{guard::Guard, scene::Scene};
 use std::{path::PathBuf, process::Command, time::Duration};
 
-/// See the module.
+/// The contender chroot.
 #[derive(Debug, Default)]
 pub struct Chroot {
     root: PathBuf,

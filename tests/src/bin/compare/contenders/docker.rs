@@ -1,6 +1,7 @@
-//! Docker: Debian's docker.io, with a daemon of this program's own, whose data, state and socket are in the temporary
-//! directory. It makes no bridge and no firewall rules, so containers have no network; in a mount namespace of its own,
-//! so what it mounts, and keeps in /run, /etc/docker and /opt, goes away with it.
+//! Docker: Debian's docker.io with a separate daemon, whose data, state and socket are in the
+//! temporary directory. The daemon creates no bridge and no firewall rules, so containers have no
+//! network. It runs in a separate mount namespace, so that its mounts and its files in /run,
+//! /etc/docker and /opt are removed with it.
 
 use super::{Contender, DAMAGE, Disk, Idle, Job, idle_child, size};
 use crate::{
@@ -19,7 +20,7 @@ use std::{
 
 const IMAGE: &str = "compare:1";
 
-/// See the module.
+/// The contender Docker.
 #[derive(Debug, Default)]
 pub struct Docker {
     directory: PathBuf,
@@ -31,7 +32,7 @@ pub struct Docker {
 
 impl Docker {
     fn client(&self, arguments: &[&str]) -> Command {
-        // Debian's, whatever else is installed.
+        // Debian's client, even if another one is installed.
         let program = if fs::exists("/usr/bin/docker").unwrap_or(false) { "/usr/bin/docker" } else { "docker" };
         let mut command = Command::new(program);
         command.env("DOCKER_HOST", format!("unix://{}", self.directory.join("d.sock").display()));
@@ -128,7 +129,7 @@ impl Contender for Docker {
         command.args(Job::Idle.command());
         let mut idle = idle_child(&mut command)?;
         let pid = self.ask(&["inspect", "--format", "{{.State.Pid}}", &name])?;
-        // Its shim, with all that it started; the client could have left.
+        // The process of the container's shim, and all that it started. The client may have ended.
         let stat =
             fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|error| format!("process {pid}: {error}"))?;
         let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());

@@ -1,6 +1,6 @@
-//! What is compared, each behind the same trait: starting a job in a sandbox of its default kind, an idle sandbox, a clean
-//! state, and what it takes of the disk. A contender touches the scene's temporary directory and its guard's control group,
-//! and nothing else.
+//! The contenders, each behind the same trait: it runs a job in a sandbox of its default kind,
+//! starts an idle sandbox, restores a clean state, and measures its disk space. A contender uses
+//! only the temporary directory of the scene and the control group of its guard.
 
 mod bubblewrap;
 mod chroot;
@@ -21,27 +21,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest that a sandbox may take to be there, or a command on it to its end.
+/// Longest time until a sandbox is ready, or until a command in it ends.
 pub fn patience() -> Duration {
     Duration::from_secs(120) * sandboxvm_tests::cli::patience()
 }
 
-/// The memory that a virtual machine gets.
+/// Memory of a virtual machine in MiB.
 pub const MACHINE_MIB: u64 = 128;
 
-/// What is to be done in a sandbox.
+/// What a sandbox should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// The program of a rogue, which comes on standard input.
+    /// Runs the program of a rogue, which arrives on stdin.
     Rogue,
-    /// Nothing, successfully.
+    /// Succeeds without doing anything.
     True,
-    /// Say `ready` and stay.
+    /// Prints `ready` and keeps running.
     Idle,
 }
 
 impl Job {
-    /// The command that does it, where commands can be run.
+    /// Returns the command for this job, if commands can be run.
     pub const fn command(self) -> &'static [&'static str] {
         match self {
             Self::Rogue => &["python3", "-S", "-E", "-"],
@@ -51,22 +51,22 @@ impl Job {
     }
 }
 
-/// What is done to a sandbox before its way back is measured; some of it may be busy.
+/// Damages a sandbox before a clean state is restored. Some of its files may be in use.
 const DAMAGE: &str = "rm -rf /etc /usr/lib/python3; true";
 
-/// Bytes on disk.
+/// Disk space in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Disk {
-    /// Once, however many sandboxes there are.
+    /// Used once, however many sandboxes exist.
     pub once: u64,
-    /// For each sandbox besides.
+    /// Used by each sandbox in addition.
     pub each: u64,
 }
 
-/// An idle sandbox, ended by [`Contender::end`] or with its processes' group.
+/// An idle sandbox. [`Contender::end`] ends it, or the end of its process group.
 #[derive(Debug)]
 pub struct Idle {
-    /// The processes it began with: all of them and all they started are the sandbox.
+    /// The first processes of the sandbox. They and all that they started are the sandbox.
     pub roots: Vec<u32>,
     child: Option<Child>,
     name: Option<String>,
@@ -81,38 +81,38 @@ impl Drop for Idle {
     }
 }
 
-/// What system calls of the host's kernel a sandbox's escape would have to do with.
+/// The system calls of the host's kernel that an attacker who took over the monitor could make.
 #[derive(Debug, Clone)]
 pub struct MonitorSurface {
-    /// How many the monitor's own filter lets through; none when it has no filter.
+    /// Number of calls that the monitor's filter allows, or none if the monitor has no filter.
     pub allowed: Option<u64>,
-    /// Where the number is from.
+    /// Where the number comes from.
     pub how: String,
 }
 
-/// See the module.
+/// A way to isolate programs that is compared.
 pub trait Contender {
-    /// What tables call it.
+    /// Returns its name in tables.
     fn name(&self) -> &'static str;
-    /// Its version and what is run, for people.
+    /// Returns its version and the command that is run, for the report.
     fn how(&self) -> String;
-    /// Makes it ready, or says why it cannot run here.
+    /// Prepares it. Fails with the reason if it cannot run on this host.
     fn prepare(&mut self, scene: &Scene, guard: &Guard) -> Result<(), String>;
-    /// The host's command that does a job in a new sandbox of the default kind.
+    /// Returns the command of the host that does a job in a new sandbox of the default kind.
     fn command(&mut self, job: Job, script: &str) -> Result<Command, String>;
-    /// True where a kernel of its own is between its programs and the host's.
+    /// Returns whether a separate kernel is between its programs and the host's kernel.
     fn own_kernel(&self) -> bool {
         false
     }
-    /// What must be said with the verdict on a probe.
+    /// Returns a remark that belongs to the verdict on a probe.
     fn remark(&self, _probe: &str) -> Option<&'static str> {
         None
     }
-    /// Filter of the monitor, where there is one.
+    /// Returns the filter of the monitor, if there is one.
     fn monitor(&mut self) -> Option<MonitorSurface> {
         None
     }
-    /// A sandbox in which nothing happens, once it is there.
+    /// Starts a sandbox in which nothing happens, and returns when it is ready.
     fn idle(&mut self) -> Result<Idle, String> {
         let mut command = self.command(Job::Idle, "")?;
         idle_child(&mut command)
@@ -121,12 +121,13 @@ pub trait Contender {
     fn end(&mut self, idle: Idle) {
         drop(idle);
     }
-    /// Damages a sandbox with `rm -rf` and makes its state clean again; the time of the latter, and what was done.
+    /// Damages a sandbox with `rm -rf` and restores a clean state. Returns how long the latter
+    /// took, and how it was done.
     fn clean(&mut self, scene: &Scene) -> Result<(Duration, &'static str), String>;
-    /// What it takes of the disk.
+    /// Returns its use of disk space.
     fn disk(&mut self) -> Result<Disk, String>;
 
-    /// Runs a rogue's program to its end.
+    /// Runs the program of a rogue to its end.
     fn run(&mut self, guard: &Guard, script: &str, deadline: Duration) -> Result<Ended, String> {
         let command = self.command(Job::Rogue, script)?;
         let ended = execution::run(guard.hold(&command), script, deadline);
@@ -137,7 +138,7 @@ pub trait Contender {
     }
 }
 
-/// Every contender, in the order of the table's columns.
+/// Returns all contenders, in the order of the table's columns.
 pub fn all() -> Vec<Box<dyn Contender>> {
     vec![
         Box::<chroot::Chroot>::default(),
@@ -149,13 +150,14 @@ pub fn all() -> Vec<Box<dyn Contender>> {
     ]
 }
 
-/// Starts a command that says `ready` and stays.
+/// Starts a command that prints `ready` and keeps running.
 fn idle_child(command: &mut Command) -> Result<Idle, String> {
     use std::os::unix::process::CommandExt;
     let log = tempfile::NamedTempFile::new().map_err(|error| format!("cannot make a log: {error}"))?;
     let (out, err) = (log.reopen(), log.reopen());
     let both = out.and_then(|out| err.map(|err| (out, err))).map_err(|error| format!("cannot open a log: {error}"))?;
-    // A pipe that stays open would have to be kept; whoever reads gets the end of file.
+    // stdin is empty, so that no pipe has to be kept open. A command that reads gets the end of
+    // file.
     command.stdin(Stdio::null()).stdout(both.0).stderr(both.1).process_group(0);
     let child = command.spawn().map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
     let mut idle = Idle { roots: vec![child.id()], child: Some(child), name: None };
@@ -172,13 +174,13 @@ fn idle_child(command: &mut Command) -> Result<Idle, String> {
         let ended = idle.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
         if ended || begin.elapsed() > patience() {
             let last = said.lines().last().unwrap_or("nothing").to_owned();
-            return Err(format!("no idle sandbox came to be; the last it said: {}", execution::short(&last, 240)));
+            return Err(format!("the idle sandbox did not start; its last output: {}", execution::short(&last, 240)));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// First line of what a program says of its version.
+/// Returns the first line of a program's version.
 fn version(program: &str, argument: &str) -> Result<String, String> {
     let mut command = Command::new(program);
     command.arg(argument);
@@ -186,23 +188,23 @@ fn version(program: &str, argument: &str) -> Result<String, String> {
     Ok(execution::short(said.out.lines().next().unwrap_or_default().trim(), 80))
 }
 
-/// Disk blocks below a path, as du has it.
+/// Returns the disk blocks below a path in bytes, as du(1) counts them.
 fn size(path: &Path) -> Result<u64, String> {
     size_together(&[path.to_owned()])
 }
 
-/// Disk blocks below some paths; a file that is linked at several of them counts once.
+/// Returns the disk blocks below some paths. A file with several links counts once.
 fn size_together(paths: &[PathBuf]) -> Result<u64, String> {
     let mut du = Command::new("du");
     du.args(["-s", "-c", "-B1"]).args(paths);
     let said = execution::run(du, "", Duration::from_secs(120))?;
     let total = said.out.lines().last().and_then(|line| line.split_whitespace().next()?.parse().ok());
-    total.ok_or_else(|| format!("du of {paths:?} says nothing"))
+    total.ok_or_else(|| format!("du of {paths:?} prints nothing"))
 }
 
-/// How the contenders that use a plain directory get a clean one: the copy is made anew.
+/// Restores a clean state for contenders that use a plain directory, by copying it again.
 fn clean_by_copy(scene: &Scene, root: &Path) -> Result<(Duration, &'static str), String> {
     let begin = Instant::now();
     scene.copy(root)?;
-    Ok((begin.elapsed(), "the directory removed and copied anew"))
+    Ok((begin.elapsed(), "the directory was removed and copied again"))
 }

@@ -1,11 +1,11 @@
-//! systemd-nspawn on a directory. Unregistered, so that it needs no systemd on the host; in a mount namespace whose /run
-//! is its own, so that what it keeps there goes away with it.
+//! systemd-nspawn on a directory. It is not registered, so that it needs no systemd on the host. It
+//! runs in a mount namespace with a separate /run, whose files are removed with it.
 
 use super::{Contender, Disk, Job, clean_by_copy, size, version};
 use crate::{guard::Guard, scene::Scene};
 use std::{path::PathBuf, process::Command, time::Duration};
 
-/// See the module.
+/// The contender systemd-nspawn.
 #[derive(Debug, Default)]
 pub struct Nspawn {
     root: PathBuf,
@@ -38,7 +38,8 @@ impl Contender for Nspawn {
         command.args(["--mount", "--propagation", "private", "sh", "-c", INSIDE, "sh", "--quiet", "--register=no"]);
         command.args(["--keep-unit", "--pipe"]).arg(format!("--machine=compare{}", self.idle));
         if matches!(job, Job::Idle) {
-            // One directory is one container at a time: the tenth of them is another, and read-only is a shared lock.
+            // A directory can be used by one container at a time, so ten idle ones share it
+            // read-only, which is a shared lock.
             command.arg("--read-only");
         }
         command.arg("-D").arg(&self.root).args(job.command()).env("PATH", super::super::PATH);
@@ -48,7 +49,7 @@ impl Contender for Nspawn {
 
     fn remark(&self, probe: &str) -> Option<&'static str> {
         match probe {
-            "network" | "abstract" => Some("With --private-network it has a network of its own"),
+            "network" | "abstract" => Some("With --private-network it has a separate network"),
             "found" => Some("With --volatile=overlay or --ephemeral each run begins clean"),
             _ => None,
         }

@@ -1,5 +1,6 @@
-//! A full virtual machine: QEMU's microvm machine with the same kernel, the base image on a disk of its own, a shell script
-//! as init, the serial console as its only way out. With KVM where QEMU can use it, else with TCG, and then that is said.
+//! A full virtual machine: QEMU's microvm machine with the same kernel, the base image on a
+//! separate disk, a shell script as init, and only the serial console as output. It uses KVM if
+//! QEMU can, and otherwise TCG, which the report states.
 
 use super::{Contender, Disk, Job, MACHINE_MIB, MonitorSurface, size};
 use crate::{
@@ -15,7 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// `$job` comes with the kernel's command line. The end of init is a panic, which ends the machine at once.
+/// The kernel's command line sets `$job`. The end of init is a panic, which ends the machine
+/// immediately.
 const INIT: &str = "#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 case $job in
@@ -26,13 +28,13 @@ case $job in
 esac
 ";
 
-/// In front of the rogue's program: the base image has no mount(8).
+/// Runs before the rogue's program, because the base image has no mount(8).
 const MOUNTS: &str = "import ctypes
 for t, d in (('proc', '/proc'), ('sysfs', '/sys')): ctypes.CDLL(None).mount(t.encode(), d.encode(), t.encode(), 0, None)
 del t, d
 ";
 
-/// See the module.
+/// The contender QEMU.
 #[derive(Debug, Default)]
 pub struct Qemu {
     directory: PathBuf,
@@ -44,7 +46,9 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Debian's packages cannot always be installed beside others of QEMU; the script unpacks them then and says where.
+    /// Debian's packages cannot always be installed beside those of another QEMU. Then the script
+    /// unpacks them and sets
+    /// COMPARE_QEMU_ROOT.
     fn program(&self) -> Command {
         let Some(root) = env::var_os("COMPARE_QEMU_ROOT").map(PathBuf::from) else {
             return Command::new("qemu-system-x86_64");
@@ -62,11 +66,11 @@ impl Qemu {
         let disk = self.directory.join(if job == "idle" { "idle.raw" } else { "root.raw" });
         let input = self.directory.join(format!("job{}", self.jobs));
         let mut text = format!("{MOUNTS}{script}");
-        // A disk is whole sectors; Python does not mind empty lines.
+        // A disk consists of whole sectors, and Python ignores empty lines.
         text.push_str(&"\n".repeat(512 - text.len() % 512));
         fs::write(&input, text).map_err(|error| format!("cannot write {}: {error}", input.display()))?;
         let mut command = self.program();
-        // Where `snapshot=on` keeps what is written.
+        // `snapshot=on` stores writes in this directory.
         command.env("TMPDIR", &self.directory);
         let (pic, cpu) = if accelerator == "kvm" { ("off", "host") } else { ("on", "max") };
         command.arg("-M").arg(format!("microvm,x-option-roms=off,rtc=on,pit={pic},pic={pic},isa-serial=on,acpi=off"));
@@ -91,11 +95,11 @@ impl Qemu {
         execution::run(make, "", super::patience())?.success().map(drop)
     }
 
-    /// Boots once with an accelerator; what it said when that fails.
+    /// Boots once with an accelerator. Returns the output if that fails.
     fn try_boot(&self, accelerator: &str) -> Result<(), String> {
         let command = self.machine(accelerator, "true", "")?;
         let ended = execution::run(command, "", Duration::from_secs(60))?;
-        // A machine that boots ends with init's end, and QEMU with it.
+        // If the machine boots, init ends, and QEMU ends with it.
         if ended.code == Some(0) && ended.out.contains("Attempted to kill init") {
             return Ok(());
         }
@@ -136,7 +140,7 @@ impl Contender for Qemu {
             self.reason = format!(" (a pure emulator, slower than KVM: with KVM it {with_kvm})");
             self.try_boot("tcg").map_err(|with_tcg| format!("with KVM it {with_kvm}; with TCG it {with_tcg}"))?;
         }
-        // Idle machines must not depend on what a rogue did to the disk.
+        // Idle machines must not depend on a disk that a rogue has changed.
         fs::copy(self.directory.join("root.raw"), self.directory.join("idle.raw")).map(drop).map_err(told)
     }
 
@@ -172,7 +176,7 @@ impl Contender for Qemu {
         let idle = self.idle()?;
         let elapsed = begin.elapsed();
         self.end(idle);
-        Ok((elapsed, "the disk made anew and the machine booted (with -snapshot, the boot alone)"))
+        Ok((elapsed, "the disk was created again and the machine booted (with -snapshot, only the boot)"))
     }
 
     fn disk(&mut self) -> Result<Disk, String> {

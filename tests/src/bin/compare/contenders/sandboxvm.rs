@@ -1,4 +1,4 @@
-//! sandboxvm itself: the real command line, in a home in the temporary directory.
+//! sandboxvm itself: the real CLI, with a home in the temporary directory.
 
 use super::{Contender, DAMAGE, Disk, Idle, Job, MACHINE_MIB, MonitorSurface, size_together};
 use crate::{execution, guard::Guard, scene::Scene};
@@ -11,21 +11,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What its monitor may call, as it was built.
+/// The system calls that the VMM may make, as it was built.
 const FILTER: &str = include_str!("../../../../../vmm/src/confine/syscalls.rs");
 
-/// See the module.
+/// The contender sandboxvm.
 #[derive(Debug, Default)]
 pub struct Sandboxvm {
     home: Option<Home>,
     memory: String,
-    /// What tells a root that may be destroyed from any other.
+    /// Marks a root directory that may be destroyed.
     token: String,
 }
 
 impl Sandboxvm {
     fn home(&self) -> &Home {
-        self.home.as_ref().expect("it was prepared before anything is run")
+        self.home.as_ref().expect("it was prepared before")
     }
 
     fn cli(&self, arguments: &[&str]) -> Command {
@@ -77,14 +77,16 @@ impl Contender for Sandboxvm {
         self.memory = format!("{MACHINE_MIB}M");
         self.token.clone_from(&scene.token);
         self.home = Some(Home::with_kvm().ok_or("SANDBOXVM_NO_KVM=1 is set")?);
-        // The first sandbox of a kind boots, and leaves the snapshot that all others begin with.
+        // The first sandbox boots, and leaves the snapshot from which all others are restored.
         self.ask(&["run", "-m", &self.memory, "--", "true"]).map(drop)
     }
 
     fn command(&mut self, job: Job, _: &str) -> Result<Command, String> {
         let mut command = self.cli(&["run", "-m", &self.memory, "-i", "--"]);
         if job == Job::Rogue {
-            // Its root is no copy that was made here, but as good as one: it is this sandbox's alone and ends with it.
+            // The root directory is not a copy that this program made. But it belongs to this
+            // sandbox and ends with it, so it may
+            // be destroyed too.
             command.args(["sh", "-c", "printf %s \"$0\" > /.compare-copy; exec \"$@\"", &self.token]);
         }
         command.args(job.command());
@@ -131,7 +133,7 @@ impl Contender for Sandboxvm {
         let id = self.create()?;
         let elapsed = self.damage_and_reset(&id);
         self.ask(&["rm", "-f", &id])?;
-        Ok((elapsed?, "sandboxvm reset: memory, processes and disk; /etc was looked for afterwards"))
+        Ok((elapsed?, "sandboxvm reset: memory, processes and disk; afterwards /etc was there"))
     }
 
     fn disk(&mut self) -> Result<Disk, String> {
