@@ -107,7 +107,7 @@ prepare_guest() {
     export SANDBOXVM_BUNDLE=$release_dir/bundle SANDBOXVM_BIN=$release_dir/sandboxvm
 }
 
-# build_drills: builds the VMM that attacks its own confinement, for tests/tests/drills.rs,
+# build_drills: builds the VMM that attacks its own confinement, for tests/tests/isolation/drills.rs,
 # and sets SANDBOXVM_DRILLS. It is a separate program, which no bundle contains.
 build_drills() {
     step "building the escape drills" "$log_dir/cargo-drills.log" \

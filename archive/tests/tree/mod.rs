@@ -1,5 +1,5 @@
 //! Describes directory trees, so that a test can compare a tree with its copy. The tests of this crate use it, and
-//! `tests/tests/files.rs` includes it for the end-to-end tests of copies.
+//! `tests/tests/files/transfer.rs` includes it for the end-to-end tests of copies.
 
 use rustix::fs::{AtFlags, Timespec, Timestamps, getxattr, utimensat};
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path};

@@ -133,5 +133,5 @@ fn a_forged_processor_is_not_restored() {
     saved.add_to_cpuid(function, 2, feature);
     let ended = BareMachine::restore(&artefacts, &saved, shape).finish();
     assert!(format!("{:?}", ended.reason).contains("CPUID leaf"), "{ended:#?}");
-    machine.finish().in_order();
+    machine.finish().assert_script_completed();
 }

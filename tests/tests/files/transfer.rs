@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
-#[path = "../../archive/tests/tree/mod.rs"]
+#[path = "../../../archive/tests/tree/mod.rs"]
 mod tree;
 
-use crate::tree::{description, set_time};
 use rustix::{
     fs::{XattrFlags, setxattr},
     process::Signal,
@@ -29,6 +28,7 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
+use tree::{description, set_time};
 
 /// Maximum resident memory of the CLI, however much it copies.
 const CLI_LIMIT_KIB: u64 = 16 * 1024;

@@ -1,0 +1,5 @@
+//! Files of a sandbox: copies, streams, watches, and full disks.
+
+mod full_disk;
+mod transfer;
+mod watching;

@@ -1,0 +1,8 @@
+//! The Linux in a sandbox: what it has, its clocks, its processor, its random numbers and its memory.
+
+mod copies;
+mod linux;
+mod reclaim;
+mod syscall_entry;
+mod time;
+mod vector_registers;

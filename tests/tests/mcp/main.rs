@@ -1,0 +1,4 @@
+//! `sandboxvm mcp`, over HTTP and over stdio.
+
+mod stdio;
+mod tools;
