@@ -1,5 +1,8 @@
 //! What makes a restored machine unlike the machine it is a copy of: wall clock, randomness, names.
 //!
+//! The guest's kernel has reseeded from the VMM's mailbox before this (docs/design/time.md). The agent
+//! reseeds again, for snapshots whose kernel has no mailbox.
+//!
 //! Applied on the host's word, before anything else that came with it. Clock, random numbers and hostname must succeed.
 
 use crate::{generation::GenerationFile, names::NameFiles};

@@ -1,5 +1,7 @@
 //! A vCPU and the thread that runs it: enter the guest, serve its exit, again. Owns the vCPU's file; started by
 //! [`crate::machine`]. Never blocks on anything but KVM_RUN, the run gate and a device's lock.
+//!
+//! An access to an MSR never gets here: KVM answers it (docs/threat-model.md says why there is no filter).
 
 use crate::{
     arch::x86_64::emulation::{self, Emulated},

@@ -1,4 +1,4 @@
-//! The format of a line of an audit log, and the check of a log: numbers without a gap from 1 on,
+//! The chain of an audit log, and the check of a log: numbers without a gap from 1 on,
 //! with the hash of the line before and the line's own hash in each line.
 //!
 //! A hash is SHA-256 in hexadecimal over the line as it is, without its `hash` member and its
@@ -6,11 +6,11 @@
 //! the whole file can make a new chain. Against that, keep the last hash elsewhere
 //! (`sandboxvm audit verify` prints it).
 
-use crate::{audit::event::Event, record::rfc3339};
+use crate::audit::line::Line;
 use sandboxvm_protocol::ids::SandboxId;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::{fmt::Write, io::BufRead, time::SystemTime};
+use std::{fmt::Write, io::BufRead};
 
 /// Maximum length of a line in bytes. The text of an event comes from arguments of at most 1 MiB,
 /// which JSON may write six times as long.
@@ -18,34 +18,6 @@ pub(crate) const MAX_LINE: u64 = 8 << 20;
 
 /// The hash before the first line.
 pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
-/// The process that acted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Actor {
-    /// Its user ID on the host.
-    pub uid: u32,
-    /// Its PID on the host.
-    pub pid: u32,
-}
-
-/// One line of a log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// The number of the line, from 1 on.
-    pub seq: u64,
-    /// The time of the event.
-    #[serde(with = "rfc3339")]
-    pub time: SystemTime,
-    /// The sandbox.
-    pub sandbox: SandboxId,
-    /// The process that acted.
-    pub by: Actor,
-    /// The event.
-    #[serde(flatten)]
-    pub event: Event,
-    /// The hash of the line before.
-    pub prev: String,
-}
 
 /// The end of a log: number and hash of its last line.
 #[derive(Debug, Clone, PartialEq, Eq)]

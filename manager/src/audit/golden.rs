@@ -3,8 +3,9 @@
 //! these lines.
 
 use super::{
-    chain::{self, Actor, GENESIS, Line},
+    chain::{self, GENESIS},
     event::{Event, FileAct, Origin},
+    line::{Actor, Line},
 };
 use crate::limits::lifetime::{AtEnd, WhenIdle};
 use sandboxvm_protocol::{

@@ -14,8 +14,9 @@
 
 use crate::{
     audit::{
-        chain::{self, Actor, Head, Line, MAX_LINE, Verified, Violation},
+        chain::{self, Head, MAX_LINE, Verified, Violation},
         event::Event,
+        line::{Actor, Line},
     },
     home::{
         flock::Sharing,

@@ -4,12 +4,12 @@
 use crate::{
     audit::Event,
     guest::{
-        access::Access,
         agent::{AgentConnection, AgentError},
         conveyed::Answer,
         courier::{Call, Use},
         error::{ExecError, FailureClass},
         in_use::InUse,
+        route::Route,
     },
     sandbox::Sandbox,
     vmm::wire::WireError,
@@ -110,8 +110,8 @@ impl Sandbox {
                 });
                 Ok((Answer::Begun { first, early }, Some((stream, in_use))))
             }
-            Call::Processes => Ok((Answer::Processes(Access::processes(self).await?), None)),
-            Call::Silence(step) => Ok((Answer::Silence(Access::silence(self, step).await), None)),
+            Call::Processes => Ok((Answer::Processes(Route::processes(self).await?), None)),
+            Call::Silence(step) => Ok((Answer::Silence(Route::silence(self, step).await), None)),
             Call::Explain(silence) => {
                 let error = silence.map_or(AgentError::Wire(WireError::Closed), AgentError::Silent);
                 match self.explain(error).await {

@@ -2,18 +2,18 @@
 
 use crate::{
     guest::{
-        access::{Access, EndLog},
         agent::{AgentConnection, AgentError},
         courier::Reaching,
         error::ExecError,
         processes,
+        route::{EndLog, Route},
         silence::{self, Silence, Step},
     },
     sandbox::Sandbox,
 };
 use sandboxvm_protocol::agent::{AgentMessage, HostMessage, process::ProcessInfo};
 
-impl Access for Sandbox {
+impl Route for Sandbox {
     fn request(&self, request: HostMessage) -> Reaching<'_, Result<(AgentConnection, AgentMessage), ExecError>> {
         Box::pin(self.send(request))
     }

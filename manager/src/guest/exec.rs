@@ -6,12 +6,12 @@
 
 use crate::{
     guest::{
-        access::{Access, EndLog},
         agent::{AgentConnection, AgentError, refused},
         attach_spec::AttachSpec,
         courier::Use,
         error::ExecError,
         process_spec::ProcessSpec,
+        route::{EndLog, Route},
     },
     home::directory::SandboxDirectory,
     vmm::wire::{FrameReader, WireError},
@@ -65,7 +65,7 @@ pub enum Output {
 }
 
 impl Exec {
-    pub(crate) async fn start(sandbox: &dyn Access, spec: ProcessSpec) -> Result<Self, ExecError> {
+    pub(crate) async fn start(sandbox: &dyn Route, spec: ProcessSpec) -> Result<Self, ExecError> {
         let (connection, first) = sandbox.request(HostMessage::Exec(spec.into_request())).await?;
         let mut exec = Self::started(connection, &first)?;
         exec.output.log_end = Some(sandbox.end_log(exec.pid));
@@ -86,7 +86,7 @@ impl Exec {
         Ok(Self::on(connection, pid, Credit::new(STDIN_WINDOW), View::Attend))
     }
 
-    pub(crate) async fn attach(sandbox: &dyn Access, spec: AttachSpec) -> Result<Self, ExecError> {
+    pub(crate) async fn attach(sandbox: &dyn Route, spec: AttachSpec) -> Result<Self, ExecError> {
         let (connection, first) = sandbox.request(HostMessage::Attach(spec.into())).await?;
         let credit = match first {
             AgentMessage::Attached(Attached { stdin_credit: None }) => Credit::none(),

@@ -3,7 +3,6 @@
 //! A guest wrote everything that arrives here, and it is hostile. Only this module may open
 //! connections to the agent.
 
-pub(crate) mod access;
 pub(crate) mod agent;
 pub(crate) mod answer;
 pub(crate) mod attach_spec;
@@ -23,5 +22,6 @@ pub(crate) mod processes;
 mod reach;
 pub(crate) mod remote;
 pub(crate) mod request;
+pub(crate) mod route;
 pub(crate) mod silence;
 pub(crate) mod stop;

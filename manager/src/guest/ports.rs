@@ -4,10 +4,10 @@
 
 use crate::{
     guest::{
-        access::Access,
         agent::{AgentConnection, AgentError},
         courier::Use,
         error::ExecError,
+        route::Route,
     },
     sandbox::Sandbox,
     vmm::wire::WireError,
@@ -48,7 +48,7 @@ impl Sandbox {
 }
 
 impl PortStream {
-    pub(crate) async fn open(sandbox: &dyn Access, request: PortRequest) -> Result<Self, ExecError> {
+    pub(crate) async fn open(sandbox: &dyn Route, request: PortRequest) -> Result<Self, ExecError> {
         let (connection, answer) = sandbox.request(HostMessage::Connect(request)).await?;
         match Self::on(connection, &answer) {
             Ok(stream) => Ok(stream),

@@ -8,12 +8,12 @@
 
 use crate::{
     guest::{
-        access::Access,
         agent::{self, AgentConnection, AgentError},
         attach_spec::AttachSpec,
         error::ExecError,
         exec::{Exec, Output},
         identity::Identity,
+        route::Route,
     },
     home::directory::SandboxDirectory,
     sandbox::Sandbox,
@@ -94,7 +94,7 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`] except those of requests.
     pub async fn processes(&self) -> Result<Vec<ProcessSummary>, ExecError> {
-        Ok(Access::processes(self).await?.into_iter().map(ProcessSummary::from).collect())
+        Ok(Route::processes(self).await?.into_iter().map(ProcessSummary::from).collect())
     }
 
     /// Attaches to a process that runs, or that ended and is remembered, no matter which client
@@ -131,7 +131,7 @@ impl Sandbox {
     }
 }
 
-pub(crate) async fn signal(sandbox: &dyn Access, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
+pub(crate) async fn signal(sandbox: &dyn Route, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
     match sandbox.request(HostMessage::SignalProcess { pid, signal }).await? {
         (_, AgentMessage::Signalled) => Ok(()),
         _ => Err(WireError::Unexpected("answer to a signal").into()),

@@ -13,7 +13,6 @@
 use crate::{guest::answer::GuestScope, sandbox::Sandbox};
 use crate::{
     guest::{
-        access::{Access, EndLog},
         agent::{AgentConnection, AgentError},
         attach_spec::AttachSpec,
         conveyed::Answer,
@@ -24,6 +23,7 @@ use crate::{
         ports::PortStream,
         process_spec::ProcessSpec,
         processes::{self, ProcessSummary},
+        route::{EndLog, Route},
         silence::{FIRST_LOOK, Silence, Step},
     },
     vmm::wire::{FrameReader, WireError},
@@ -82,7 +82,7 @@ impl RemoteSandbox {
     /// # Errors
     /// Every [`ExecError`].
     pub async fn processes(&self) -> Result<Vec<ProcessSummary>, ExecError> {
-        Ok(Access::processes(self).await?.into_iter().map(ProcessSummary::from).collect())
+        Ok(Route::processes(self).await?.into_iter().map(ProcessSummary::from).collect())
     }
 
     /// See [`Sandbox::signal`].
@@ -126,7 +126,7 @@ fn unexpected() -> ExecError {
     elsewhere("the answer about the sandbox is not the expected one".to_owned())
 }
 
-impl Access for RemoteSandbox {
+impl Route for RemoteSandbox {
     fn request(&self, request: HostMessage) -> Reaching<'_, Result<(AgentConnection, AgentMessage), ExecError>> {
         Box::pin(async move {
             let (Answer::Begun { first, early }, Some(stream)) = self.call(Call::Request(request)).await? else {

@@ -1,4 +1,5 @@
-//! Removes a sandbox at a user's request: ends its machine first, then discards its directory.
+//! Removes a sandbox at a user's request: ends its machine first, then discards its directory. It takes
+//! no change lock, so it does not wait for a fork or a snapshot of the sandbox; these fail instead.
 
 use crate::{
     discard,

@@ -13,7 +13,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// Maximum size in bytes: two rules and at most [`MAX_PORTS`] paths.
-const MAX_FILE: u64 = 256 << 10;
+const MAX_FILE: u64 = MAX_PORTS as u64 * (4 << 10);
 const FORMAT: u32 = 1;
 
 /// The record of the services of one sandbox.

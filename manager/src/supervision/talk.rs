@@ -4,7 +4,7 @@
 
 use super::{
     SOCKET, SuperviseError,
-    publish::{HostEnd, Publish, PublishedPort},
+    publish::{HostEnd, MAX_PORTS, Publish, PublishedPort},
 };
 use crate::home::directory::SandboxDirectory;
 use sandboxvm_protocol::agent::port::PortNumber;
@@ -16,8 +16,8 @@ use tokio::{
     time::timeout,
 };
 
-/// Maximum length of a line in bytes: [`super::publish::MAX_PORTS`] paths.
-const MAX_LINE: u64 = 64 << 10;
+/// Maximum length of a line in bytes: [`MAX_PORTS`] paths.
+const MAX_LINE: u64 = MAX_PORTS as u64 * (1 << 10);
 /// Maximum time until the supervisor answers. It answers from its event loop in well under a
 /// millisecond; the limit allows for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ const MAX_HOST: usize = 253 + ":65535".len() + PORT.len();
 /// Stands for the port in a mask.
 const PORT: &str = "${PORT}";
 /// Maximum number of ports that speak TLS.
-const MAX_PORTS: usize = 64;
+const MAX_HTTPS_PORTS: usize = 64;
 
 /// Why a client's word makes no sense. The texts are E2B's where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +21,7 @@ pub(crate) enum IngressError {
     Mask(String),
     #[error("invalid port {0} in httpsPorts: must be between 1 and 65535, and not {ENVD}", ENVD = ENVD_PORT)]
     Port(u64),
-    #[error("invalid httpsPorts: must have at most {MAX_PORTS} ports")]
+    #[error("invalid httpsPorts: must have at most {MAX_HTTPS_PORTS} ports")]
     Ports,
 }
 
@@ -46,7 +46,7 @@ impl Ingress {
             _ => Err(IngressError::Port(*port)),
         };
         let https_ports: BTreeSet<u16> = https_ports.iter().map(port).collect::<Result<_, _>>()?;
-        if https_ports.len() > MAX_PORTS {
+        if https_ports.len() > MAX_HTTPS_PORTS {
             return Err(IngressError::Ports);
         }
         Ok(Self { mask_request_host: mask, https_ports })

@@ -30,8 +30,8 @@ pub use watch::FileWatch;
 
 use crate::{
     guest::{
-        access::Access,
         agent::{AgentConnection, AgentError},
+        route::Route,
         silence::Step,
     },
     sandbox::Sandbox,
@@ -51,7 +51,7 @@ const MAX_LISTED_BYTES: usize = 32 << 20;
 /// The files of a sandbox, as one of its users sees them.
 #[derive(Debug, Clone)]
 pub struct Files<'s> {
-    sandbox: &'s dyn Access,
+    sandbox: &'s dyn Route,
     user: Option<CText>,
 }
 
@@ -90,7 +90,7 @@ pub fn permissions(entry: &FileEntry) -> String {
 }
 
 impl<'s> Files<'s> {
-    pub(crate) fn of(sandbox: &'s dyn Access) -> Self {
+    pub(crate) fn of(sandbox: &'s dyn Route) -> Self {
         Self { sandbox, user: None }
     }
 
@@ -270,7 +270,7 @@ impl<'s> Files<'s> {
 
 /// Returns the next reply outside of a stream. It comes after work of the guest, within the time
 /// limit for work.
-async fn next_reply(sandbox: &dyn Access, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
+async fn next_reply(sandbox: &dyn Route, connection: &mut AgentConnection) -> Result<FileReply, FileError> {
     let next = tokio::select! {
         biased;
         message = connection.reader.next_message() => message.map_err(AgentError::from),

@@ -2,7 +2,7 @@
 
 use super::{FileError, next_reply, reply_of};
 use crate::{
-    guest::{access::Access, agent::AgentConnection},
+    guest::{agent::AgentConnection, route::Route},
     vmm::wire::WireError,
 };
 use sandboxvm_protocol::{
@@ -19,12 +19,12 @@ use tokio::io::AsyncWriteExt;
 /// [`Self::finish`]; dropping the sink cancels the request.
 #[derive(Debug)]
 pub struct FileSink<'s> {
-    sandbox: &'s dyn Access,
+    sandbox: &'s dyn Route,
     connection: AgentConnection,
 }
 
 impl<'s> FileSink<'s> {
-    pub(super) fn new(sandbox: &'s dyn Access, connection: AgentConnection) -> Self {
+    pub(super) fn new(sandbox: &'s dyn Route, connection: AgentConnection) -> Self {
         Self { sandbox, connection }
     }
 

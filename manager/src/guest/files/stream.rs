@@ -2,7 +2,7 @@
 
 use super::{FileError, reply_of};
 use crate::{
-    guest::{access::Access, agent::AgentConnection},
+    guest::{agent::AgentConnection, route::Route},
     vmm::wire::WireError,
 };
 use sandboxvm_protocol::{
@@ -17,14 +17,14 @@ use sandboxvm_protocol::{
 /// memory grows. Dropping the stream cancels the request.
 #[derive(Debug)]
 pub struct FileStream<'s> {
-    sandbox: &'s dyn Access,
+    sandbox: &'s dyn Route,
     connection: AgentConnection,
     entry: FileEntry,
     totals: Option<FileTotals>,
 }
 
 impl<'s> FileStream<'s> {
-    pub(super) fn new(sandbox: &'s dyn Access, connection: AgentConnection, entry: FileEntry) -> Self {
+    pub(super) fn new(sandbox: &'s dyn Route, connection: AgentConnection, entry: FileEntry) -> Self {
         Self { sandbox, connection, entry, totals: None }
     }
 

@@ -1,7 +1,7 @@
 //! Changes in a directory of a guest, as they happen.
 
 use super::{FileError, reply_of};
-use crate::guest::{access::Access, agent::AgentConnection};
+use crate::guest::{agent::AgentConnection, route::Route};
 use sandboxvm_archive::temporary_replaces;
 use sandboxvm_protocol::agent::{
     details::Observation,
@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 /// well. Dropping the value ends the watch.
 #[derive(Debug)]
 pub struct FileWatch<'s> {
-    sandbox: &'s dyn Access,
+    sandbox: &'s dyn Route,
     connection: AgentConnection,
     /// The rest of one message, whose size is capped.
     changes: VecDeque<Observation>,
@@ -21,7 +21,7 @@ pub struct FileWatch<'s> {
 }
 
 impl<'s> FileWatch<'s> {
-    pub(super) fn new(sandbox: &'s dyn Access, connection: AgentConnection) -> Self {
+    pub(super) fn new(sandbox: &'s dyn Route, connection: AgentConnection) -> Self {
         Self { sandbox, connection, changes: VecDeque::new(), ended: false }
     }
 

@@ -1,7 +1,7 @@
 //! How requests reach the agent of a sandbox: through its directory (`direct`), or through another
 //! process that may open it (`remote`).
 //!
-//! Everything else in `guest` is written against [`Access`], so that both ways have the same
+//! Everything else in `guest` is written against [`Route`], so that both ways have the same
 //! requests, limits and errors.
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, HostMessage, limits::LimitsHit, process::ProcessInfo};
 use std::{fmt, sync::Arc};
 
-pub(crate) trait Access: fmt::Debug + Send + Sync {
+pub(crate) trait Route: fmt::Debug + Send + Sync {
     /// Connects, sends a request, and returns the first answer. The request is in the audit log
     /// before the guest receives it.
     fn request(&self, request: HostMessage) -> Reaching<'_, Result<(AgentConnection, AgentMessage), ExecError>>;
