@@ -93,14 +93,15 @@ impl From<QueryRejection> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_manager::{ControlError, SnapshotError, VmmRefusal};
+    use crate::registry::error::RegistryError;
+    use sandboxvm_manager::{ControlError, RefusalKind, SnapshotError, VmmRefusal};
 
     #[test]
     fn status_of_a_request_that_a_vmm_refused_depends_on_the_kind() {
         let status = |kind| {
             let refusal = VmmRefusal { kind, message: "cannot write the snapshot".to_owned() };
             let error = SnapshotError::from(ControlError::Refused(refusal));
-            ApiError::from(RegistryError::from(error)).status
+            ApiError::from(Failure::from(RegistryError::from(error))).status
         };
         assert_eq!(status(Some(RefusalKind::NoSpace)), StatusCode::INSUFFICIENT_STORAGE);
         assert_eq!(status(Some(RefusalKind::Busy)), StatusCode::CONFLICT);

@@ -90,7 +90,8 @@ fn is_writable(place: &Path) -> bool {
     let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
     let flags = rustix::fs::AtFlags::EACCESS;
     rustix::fs::accessat(rustix::fs::CWD, place, access, flags).is_ok()
-        && rustix::fs::accessat(rustix::fs::CWD, place.join("cgroup.procs"), rustix::fs::Access::WRITE_OK, flags).is_ok()
+        && rustix::fs::accessat(rustix::fs::CWD, place.join("cgroup.procs"), rustix::fs::Access::WRITE_OK, flags)
+            .is_ok()
 }
 
 /// Gives the groups below `place` this controller. `is_shared` says that `place` has processes.
