@@ -98,8 +98,7 @@ fn threads(pid: u32) -> Option<usize> {
 }
 
 /// Returns the processor time in clock ticks (proc_pid_stat(5), utime and stime) of a process or
-/// thread, given its path in
-/// /proc.
+/// thread, given its path in /proc.
 fn ticks(path: &str) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{path}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split_whitespace().skip(11);
