@@ -1,11 +1,12 @@
-//! Manager <-> VMM: a Unix stream. The launch channel (the VMM's stdin) starts with [`LaunchConfig`] and every open
-//! file it names; later the same messages flow on it as on the control socket.
+//! Manager <-> VMM: a Unix stream. The launch channel (the VMM's stdin) starts with
+//! [`LaunchConfig`] and all open files that it names. Later it carries the same messages as the
+//! control socket.
 //!
 //! Requests are answered in order, one [`VmmMessage::Reply`] each. A connection that asked to [`ControlRequest::Watch`]
 //! (the launch channel always does) also gets [`VmmMessage::Event`]s between replies.
 //!
-//! Append enum variants, never reorder them: postcard numbers by position. A VMM and its manager may be of different
-//! builds (a running sandbox outlives an upgrade).
+//! Append enum variants, and never reorder them: postcard numbers them by position. A VMM and its
+//! manager may be of different builds (a running sandbox outlives an upgrade).
 
 pub mod stats;
 pub mod status;
@@ -28,13 +29,15 @@ pub const WIRE: Wire = Wire { magic: *b"SC", version: 1, oldest: 1 };
 /// Largest message in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 256 * 1024;
 
-/// Most file descriptors with one message; the kernel's own limit is 253 (unix(7), SCM_MAX_FD).
+/// Maximum number of file descriptors in one message. The kernel's limit is 253 (unix(7),
+/// SCM_MAX_FD).
 pub const MAX_FDS: usize = 253;
 
-/// Most disks of one machine.
+/// Maximum number of disks of one machine.
 pub const MAX_DISKS: usize = 16;
 
-/// Longest [`LaunchConfig::cmdline_extra`] in bytes; x86 Linux takes 2047 in all (COMMAND_LINE_SIZE).
+/// Maximum length of [`LaunchConfig::cmdline_extra`] in bytes. x86 Linux accepts 2047 in total
+/// (COMMAND_LINE_SIZE).
 pub const MAX_CMDLINE_EXTRA: usize = 1024;
 
 /// Position of a file descriptor among those that came with the message (SCM_RIGHTS). Each is taken exactly once.
@@ -44,92 +47,97 @@ pub struct FdIndex(pub u8);
 /// Everything a VMM needs to know about its machine. All files are open already; the VMM opens none but `/dev/kvm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchConfig {
-    /// For logs and the process title.
+    /// ID of the sandbox, for logs and the process title.
     pub sandbox: SandboxId,
     /// vCPUs.
     pub vcpus: VcpuCount,
     /// Guest memory.
     pub memory: MemorySize,
-    /// How the machine comes to life.
+    /// What the machine starts from.
     pub source: MachineSource,
-    /// vda, vdb, ... in this order; at most [`MAX_DISKS`].
+    /// The disks vda, vdb and so on, in this order. At most [`MAX_DISKS`].
     #[serde(with = "capped::List::<MAX_DISKS>")]
     pub disks: Vec<DiskConfig>,
     /// vsock device.
     pub vsock: VsockConfig,
-    /// Where the serial console goes.
+    /// The serial console.
     pub console: ConsoleConfig,
     /// Listening Unix socket for [`ControlRequest`]s.
     pub control: FdIndex,
     /// Status file; the VMM replaces its content with a JSON [`VmStatus`].
     pub status: FdIndex,
-    /// Open file description that holds the sandbox's flock; kept open for the VMM's life.
+    /// Open file description that holds the sandbox's flock. It stays open until the VMM ends.
     pub lock: FdIndex,
-    /// Run immediately, or wait for [`ControlRequest::Start`].
+    /// Run immediately. Otherwise wait for [`ControlRequest::Start`].
     pub start: bool,
     /// End the machine when the launch channel closes.
     pub tie_to_launcher: bool,
 }
 
-/// How a machine comes to life.
+/// What a machine starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MachineSource {
     /// A kernel boots.
     Boot {
-        /// An ELF vmlinux.
+        /// The kernel, an ELF vmlinux.
         kernel: FdIndex,
-        /// Added to the command line the VMM builds; printable ASCII, at most [`MAX_CMDLINE_EXTRA`] bytes.
+        /// Text that is added to the VMM's command line: printable ASCII, at most
+        /// [`MAX_CMDLINE_EXTRA`] bytes.
         #[serde(with = "capped::Line::<MAX_CMDLINE_EXTRA>")]
         cmdline_extra: String,
     },
-    /// The machine is restored from a snapshot. vCPUs, memory size and disks are those that the snapshot was made with.
+    /// The machine is restored from a snapshot, with the vCPUs, memory size and disks of that
+    /// snapshot.
     Snapshot {
-        /// Its state file.
+        /// The state file.
         state: FdIndex,
-        /// Its memory files, in the order the state file numbers them; mapped, never read as a whole.
+        /// The memory files, in the order of their numbers in the state file. They are mapped, and
+        /// never read completely.
         #[serde(with = "capped::List::<MAX_MEMORY_FILES>")]
         memory: Vec<FdIndex>,
     },
 }
 
-/// Most memory files of one snapshot: a longer chain of differences is flattened.
+/// Maximum number of memory files of one snapshot. A longer chain of differences is flattened.
 pub const MAX_MEMORY_FILES: usize = 16;
 
-/// Most layers of one disk, the one being written included: a longer chain is merged before (see
-/// [`MergeLayersRequest`]).
+/// Maximum number of layers of one disk, including the one that is written. A longer chain is
+/// merged before (see [`MergeLayersRequest`]).
 pub const MAX_DISK_LAYERS: usize = 64;
 
-/// Most children of one [`ForkRequest`]: their files must fit one message.
+/// Maximum number of children of one [`ForkRequest`]: their files must fit one message.
 pub const MAX_FORK_CHILDREN: usize = 24;
 
-/// Write a snapshot of the machine, which runs on as soon as its vCPUs' state is taken.
+/// Writes a snapshot of the machine, which continues as soon as the state of its vCPUs was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRequest {
     /// Empty file for the state.
     pub state: FdIndex,
-    /// Empty file for the memory that is not in the files of the snapshot before.
+    /// Empty file for memory that is not in the files of the previous snapshot.
     pub memory: FdIndex,
-    /// `/proc/PID/pagemap` of the VMM, to find the pages the guest wrote (the VMM has no /proc of its own).
+    /// `/proc/PID/pagemap` of the VMM, to find the pages that the guest wrote. The VMM itself has
+    /// no /proc.
     pub pagemap: FdIndex,
-    /// One empty file per writable disk: the new top layer. What was on top belongs to the snapshot from then on.
+    /// One empty file per writable disk: the new top layer. The previous top layer then belongs to
+    /// the snapshot.
     #[serde(with = "capped::List::<MAX_DISKS>")]
     pub disk_tops: Vec<FdIndex>,
-    /// Write all memory instead of what changed since the last snapshot.
+    /// Write all memory instead of the changes since the last snapshot.
     pub full: bool,
 }
 
-/// What a snapshot took.
+/// The cost of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotReport {
-    /// How long the vCPUs stood, in nanoseconds.
+    /// How long the vCPUs stood still, in nanoseconds.
     pub pause_ns: u64,
     /// Bytes of memory written.
     pub memory_bytes: u64,
-    /// True when the memory file holds everything, so that no earlier one belongs to the snapshot.
+    /// True if the memory file has all memory, so that the snapshot needs no earlier one.
     pub self_contained: bool,
 }
 
-/// Make copies of a running machine.
+/// Copies a running machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkRequest {
     /// One empty file per writable disk: the parent's new top layer.
@@ -140,22 +148,22 @@ pub struct ForkRequest {
     pub children: Vec<ForkChild>,
 }
 
-/// One copy of a running machine: a process forked off its VMM, with separate files. It starts to run at
+/// One copy of a running machine: a process forked off its VMM, with separate files. It starts at
 /// [`ControlRequest::Start`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkChild {
-    /// Its ID.
+    /// ID of the copy.
     pub sandbox: SandboxId,
-    /// Its launch channel: it gets the same events as any VMM's.
+    /// Its launch channel, on which it sends the same events as every VMM.
     pub launcher: FdIndex,
     /// One empty file per writable disk.
     #[serde(with = "capped::List::<MAX_DISKS>")]
     pub disk_tops: Vec<FdIndex>,
     /// As in [`LaunchConfig`].
     pub vsock: FdIndex,
-    /// As in [`LaunchConfig`]; the limit is the parent's.
+    /// As in [`LaunchConfig`], with the limit of the parent.
     pub console: FdIndex,
-    /// What the process reports goes here: its standard error.
+    /// The standard error of the process.
     pub log: FdIndex,
     /// As in [`LaunchConfig`].
     pub control: FdIndex,
@@ -167,18 +175,19 @@ pub struct ForkChild {
     pub tie_to_launcher: bool,
 }
 
-/// What a fork took.
+/// The cost of a fork.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkReport {
-    /// How long the parent's vCPUs stood, in nanoseconds.
+    /// How long the parent's vCPUs stood still, in nanoseconds.
     pub pause_ns: u64,
-    /// Process IDs of the children as the parent VMM sees them, in the order of the request.
+    /// Process IDs of the children in the PID namespace of the parent VMM, in the order of the
+    /// request.
     #[serde(with = "capped::List::<MAX_FORK_CHILDREN>")]
     pub pids: Vec<u32>,
 }
 
-/// Merge the frozen layers of each writable disk into one file, while the machine runs on. Nothing uses that file until
-/// [`ControlRequest::UseMerged`].
+/// Merges the frozen layers of each writable disk into one file, while the machine keeps running.
+/// The file is not used before [`ControlRequest::UseMerged`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MergeLayersRequest {
     /// One empty file per writable disk.
@@ -186,20 +195,20 @@ pub struct MergeLayersRequest {
     pub files: Vec<FdIndex>,
 }
 
-/// Put the machine back, in place, to the snapshot it was started from.
+/// Resets the machine in place to the snapshot from which it was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResetRequest {
     /// The snapshot's state file.
     pub state: FdIndex,
-    /// Per writable disk its layers: the snapshot's, and an empty file on top.
+    /// The layers of each writable disk: those of the snapshot, and an empty file on top.
     #[serde(with = "capped::List::<MAX_DISKS>")]
     pub disks: Vec<DiskLayers>,
 }
 
-/// What a reset took.
+/// The cost of a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResetReport {
-    /// From the first vCPU's being stopped to all running again, in nanoseconds.
+    /// Time in nanoseconds from the stop of the first vCPU until all run again.
     pub pause_ns: u64,
 }
 
@@ -219,7 +228,8 @@ pub enum DiskConfig {
     Writable {
         /// Raw image at the bottom; never written.
         template: FdIndex,
-        /// Oldest first; the last is written, the others are frozen. An empty last file becomes a new layer.
+        /// Oldest first. The last one is written, and the others are frozen. An empty last file
+        /// becomes a new layer.
         #[serde(with = "capped::List::<MAX_FDS>")]
         layers: Vec<FdIndex>,
     },
@@ -228,7 +238,7 @@ pub enum DiskConfig {
 /// The vsock device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockConfig {
-    /// Listening Unix socket; clients write `CONNECT <port>\n`.
+    /// Listening Unix socket. Clients write `CONNECT <port>\n`.
     pub listener: FdIndex,
     /// The guest's CID.
     pub cid: GuestCid,
@@ -239,84 +249,90 @@ pub struct VsockConfig {
 pub struct ConsoleConfig {
     /// Log file.
     pub log: FdIndex,
-    /// Bytes kept: the file never grows beyond this; the oldest half is dropped when it would.
+    /// Maximum size of the file in bytes. When it is reached, the oldest half is dropped.
     pub limit: u64,
 }
 
-/// Asked of a VMM.
+/// A request to a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlRequest {
-    /// Let the vCPUs run for the first time.
+    /// Starts the vCPUs for the first time.
     Start,
-    /// Stop all vCPUs between two instructions.
+    /// Stops all vCPUs between two instructions.
     Pause,
-    /// Let all vCPUs run again.
+    /// Lets all vCPUs run again.
     Resume,
-    /// End the machine now (the manager asks the agent first when it wants an orderly end).
+    /// Ends the machine immediately. The manager asks the agent before if it wants an orderly end.
     Stop,
-    /// Counters.
+    /// Requests the counters.
     Stats,
-    /// Send events on this connection from now on. The first event is the current phase.
+    /// Sends events on this connection from now on. The first event is the current phase.
     Watch,
-    /// Answered by [`ControlReply::Snapshot`] once everything is written.
+    /// Takes a snapshot. The VMM responds with [`ControlReply::Snapshot`] when everything is
+    /// written.
     Snapshot(SnapshotRequest),
-    /// Answered by [`ControlReply::Fork`] once the children exist.
+    /// Forks the machine. The VMM responds with [`ControlReply::Fork`] when the children exist.
     Fork(ForkRequest),
-    /// Answered by [`ControlReply::Reset`]; the machine runs again.
+    /// Resets the machine. The VMM responds with [`ControlReply::Reset`] when the machine runs
+    /// again.
     Reset(ResetRequest),
-    /// Answered by [`ControlReply::Timeline`].
+    /// Requests the times of the start. The VMM responds with [`ControlReply::Timeline`].
     Timeline,
-    /// Let the machine live on when the launch channel closes, whatever [`LaunchConfig::tie_to_launcher`] said.
+    /// Keeps the machine running when the launch channel closes, whatever
+    /// [`LaunchConfig::tie_to_launcher`] was.
     Untie,
-    /// Answered by [`ControlReply::Done`] once the layers are merged and that is durable.
+    /// Merges layers. The VMM responds with [`ControlReply::Done`] when they are merged and
+    /// durable.
     MergeLayers(MergeLayersRequest),
-    /// Put what was merged on this connection in the place of the layers it was merged from: in force when this is
-    /// answered. Refused when a snapshot, fork or reset came in between.
+    /// Replaces layers by the files into which this connection merged them, with effect from the
+    /// response on. Refused if a snapshot, fork or reset came in between.
     UseMerged,
-    /// Take no more than this from the guest from now on; forks of the machine begin with it.
+    /// Limits the rate of the guest's output from now on. Forks of the machine start with this
+    /// limit.
     LimitOutput(OutputRate),
-    /// Serve the guest's disks no faster than this from now on; forks of the machine begin with it.
+    /// Limits the rates of the guest's disks from now on. Forks of the machine start with these
+    /// limits.
     LimitDisk(DiskLimits),
 }
 
-/// Sent by a VMM.
+/// A message of a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmMessage {
-    /// Answer to the oldest unanswered request.
+    /// Response to the oldest request without one.
     Reply(ControlReply),
-    /// To watchers.
+    /// An event, for connections that watch.
     Event(VmmEvent),
 }
 
-/// Answers.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlReply {
-    /// Done.
+    /// The request is complete.
     Done,
     /// Counters.
     Stats(Box<VmStats>),
-    /// Not done; the machine is as it was.
+    /// The request failed. The machine is unchanged.
     Failed {
-        /// What was tried and why it failed.
+        /// What failed and why.
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
-    /// A snapshot is written and durable.
+    /// A snapshot is complete and durable.
     Snapshot(SnapshotReport),
     /// The children exist.
     Fork(ForkReport),
-    /// How the machine came to life.
+    /// The times of the machine's start.
     Timeline(Timeline),
-    /// The machine is back where it began, and runs.
+    /// The machine was reset, and runs.
     Reset(ResetReport),
 }
 
-/// Things that happen to a machine.
+/// An event of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmEvent {
     /// The phase changed.
     Phase(Phase),
-    /// The machine ended, or never began; the VMM process exits after this.
+    /// The machine has ended, or was never started. The VMM then exits.
     Ended(ExitReason),
 }
 
