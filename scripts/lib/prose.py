@@ -21,13 +21,13 @@ from pathlib import Path
 # Areas of code that are not rewritten yet, with the number of findings that each may still have.
 # A file belongs to the longest area that its path starts with; a file of no area may have none.
 ALLOWED = {
-    "archive": 12,
+    "archive": 4,
     "cli": 3,
-    "guest-agent": 41,
-    "images": 9,
+    "guest-agent": 2,
+    "images": 7,
     "manager": 19,
     "mcp": 2,
-    "protocol": 20,
+    "protocol": 4,
     "server": 25,
     "tests": 3,
     "vmm": 59,
