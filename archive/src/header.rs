@@ -152,8 +152,7 @@ fn put_number(field: &mut [u8], number: u64) {
 }
 
 /// Reads octal digits between blanks, or a number in GNU's binary form. Returns `None` for anything
-/// else and for negative
-/// numbers.
+/// else and for negative numbers.
 pub(crate) fn number(field: &[u8]) -> Option<u64> {
     if field.first().is_some_and(|first| first & 0x80 != 0) {
         let (first, rest) = field.split_first()?;

@@ -25,8 +25,7 @@ pub(crate) struct NewFile<'d> {
 
 impl<'d> NewFile<'d> {
     /// Creates an empty file that is open for writing. Sets `may_be_unnamed` to false if the file
-    /// system cannot create files
-    /// without names.
+    /// system cannot create files without names.
     pub(crate) fn make(directory: BorrowedFd<'d>, may_be_unnamed: &mut bool) -> Result<Self, Errno> {
         let mode = Mode::RUSR | Mode::WUSR;
         if *may_be_unnamed {

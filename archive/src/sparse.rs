@@ -9,8 +9,7 @@ use rustix::{
 };
 
 /// Maximum number of extents of one file. If a file has more, its last holes are packed as data. An
-/// archive with more is
-/// refused.
+/// archive with more is refused.
 pub(crate) const MAX_EXTENTS: usize = 16 * 1024;
 
 /// Returns the extents of an open file of `size` bytes, or `None` if it has no holes or they cannot

@@ -158,8 +158,7 @@ struct Unpacking<'a> {
     /// Device and inode of the files that were created, if only these may get further names.
     made: BTreeSet<(u64, u64)>,
     /// Whether files have no name until they are complete. False in a sandbox: its agent is never
-    /// killed, so that would only
-    /// cost time.
+    /// killed, so that would only cost time.
     may_be_unnamed: bool,
     /// New directories in which more entries may follow, each within the one before.
     pending: Vec<(Vec<u8>, Entry)>,

@@ -1,6 +1,7 @@
-//! `/run/sandboxvm/generation`: a value that differs in every copy of a machine, for programs that keep random numbers, or
-//! anything else that two machines must not share, in their own memory. [`crate::identity`] writes the file when a machine
-//! was restored, forked or reset, and a program that watches it (inotify(7), IN_MODIFY) is notified.
+//! `/run/sandboxvm/generation`: a value that differs in every copy of a machine. It is for programs
+//! that have random numbers, or anything else that two machines must not share, in their memory.
+//! [`crate::identity`] writes the file after a restore, fork or reset. A program that watches it
+//! (inotify(7), IN_MODIFY) is notified.
 
 use rustix::{
     fs::{Mode, OFlags, mkdir, open},
@@ -12,12 +13,12 @@ use std::{fmt::Write, os::fd::OwnedFd};
 const DIRECTORY: &str = "/run/sandboxvm";
 const FILE: &str = "/run/sandboxvm/generation";
 
-/// The open file; none where it could not be made.
+/// The open file, or none if it could not be created.
 #[derive(Debug, Default)]
 pub(crate) struct GenerationFile(Option<OwnedFd>);
 
 impl GenerationFile {
-    /// Makes the file, with a first value. `/run` must be a file system in memory.
+    /// Creates the file with a first value. `/run` must be a file system in memory.
     pub(crate) fn make() -> Self {
         let file = mkdir(DIRECTORY, Mode::from_raw_mode(0o755)).and_then(|()| {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -28,7 +29,8 @@ impl GenerationFile {
         made
     }
 
-    /// Puts another value in: 32 hexadecimal digits of the kernel's random numbers and a line feed, in one write.
+    /// Writes a new value: 32 hexadecimal digits of random numbers of the kernel and a line feed,
+    /// in one write.
     pub(crate) fn renew(&self) {
         let Some(file) = &self.0 else { return };
         if let Err(errno) = value().and_then(|value| pwrite(file, value.as_bytes(), 0)) {
@@ -39,7 +41,8 @@ impl GenerationFile {
 
 fn value() -> Result<String, Errno> {
     let mut bytes = [0; 16];
-    // Up to 256 bytes come whole once the kernel's generator is initialised (getrandom(2)).
+    // If the kernel's generator is initialised, up to 256 bytes are returned completely
+    // (getrandom(2)).
     if getrandom(&mut bytes, GetRandomFlags::empty())? != bytes.len() {
         return Err(Errno::AGAIN);
     }

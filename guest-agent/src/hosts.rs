@@ -1,16 +1,18 @@
-//! The content of `/etc/hosts` (hosts(5)) with the line that names this machine. Text in, text out; the file is
-//! [`crate::names`]'s. The line is the one of 127.0.1.1, as Debian has it; every other line belongs to the image and to
-//! what runs in the sandbox, and stays byte for byte.
+//! The content of `/etc/hosts` (hosts(5)) with a line that names this machine. This module only
+//! changes text; [`crate::names`] owns the file. The line is that of 127.0.1.1, as in Debian. All
+//! other lines belong to the image and to programs of the sandbox, and stay byte for byte.
 
-/// Longest content that is rewritten, in bytes: above what any image has, and little to read.
+/// Maximum size in bytes of a file that is rewritten. It is larger than in any image, and fast to
+/// read.
 pub(crate) const MAX: usize = 16 * 1024;
 
-/// Of an image without the file.
+/// Content for an image without the file.
 pub(crate) const DEFAULT: &[u8] = b"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
 
 const OWN_ADDRESS: &[u8] = b"127.0.1.1";
 
-/// `content` with `hostname` for 127.0.1.1: in the place of the first such line, or at the end where there is none.
+/// Returns `content` with `hostname` for 127.0.1.1. Replaces the first such line, or adds one at
+/// the end.
 pub(crate) fn naming(content: &[u8], hostname: &str) -> Vec<u8> {
     let mut named = Vec::with_capacity(content.len() + OWN_ADDRESS.len() + hostname.len() + 3);
     let mut is_named = false;
@@ -55,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_own_line_is_added_on_a_line_of_its_own() {
+    fn a_missing_own_line_is_added_as_a_separate_line() {
         assert_eq!(naming(b"", "a"), b"127.0.1.1 a\n");
         assert_eq!(naming(b"10.0.0.1 db", "a"), b"10.0.0.1 db\n127.0.1.1 a\n");
         assert_eq!(naming(&naming(DEFAULT, "a"), "b"), naming(DEFAULT, "b"));

@@ -1,9 +1,11 @@
-//! What makes a restored machine unlike the machine it is a copy of: wall clock, randomness, names.
+//! Sets what distinguishes a restored machine from the one it is a copy of: wall clock, random
+//! numbers, names.
 //!
-//! The guest's kernel has reseeded from the VMM's mailbox before this (docs/design/time.md). The agent
-//! reseeds again, for snapshots whose kernel has no mailbox.
+//! The guest's kernel has reseeded from the VMM's mailbox before this (docs/design/time.md). The
+//! agent reseeds again, for snapshots whose kernel has no mailbox.
 //!
-//! Applied on the host's word, before anything else that came with it. Clock, random numbers and hostname must succeed.
+//! It is applied on request of the host, before anything else that the host sent. Clock, random
+//! numbers and hostname must succeed.
 
 use crate::{generation::GenerationFile, names::NameFiles};
 use rustix::fs::{Mode, OFlags, open};
@@ -21,7 +23,7 @@ pub(crate) struct IdentityError {
     errno: Errno,
 }
 
-/// `struct rand_pool_info` with 32 bytes in it (random(4)).
+/// `struct rand_pool_info` with 32 bytes (random(4)).
 #[repr(C)]
 struct Entropy {
     bits: i32,
@@ -29,11 +31,12 @@ struct Entropy {
     bytes: [u8; 32],
 }
 
-/// The opcode is made from the type the header names, not from the larger struct that is passed.
+/// The opcode contains the size of the type that the kernel's header names, not of the larger
+/// struct that is passed.
 const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
 const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 
-/// What is to be seen of a machine's identity in files; nothing for an agent that does not own its machine.
+/// The files that show a machine's identity. None for an agent that is not PID 1.
 #[derive(Debug, Default)]
 pub(crate) struct IdentityFiles {
     names: NameFiles,
@@ -41,13 +44,13 @@ pub(crate) struct IdentityFiles {
 }
 
 impl IdentityFiles {
-    /// Makes them for a machine that boots. `/run` must be a file system in memory.
+    /// Creates them when a machine boots. `/run` must be a file system in memory.
     pub(crate) fn make(hostname: &str) -> Self {
         Self { names: NameFiles::mount(hostname), generation: GenerationFile::make() }
     }
 }
 
-/// Puts `identity` in force.
+/// Sets the identity.
 pub(crate) fn apply(identity: &GuestIdentity, files: &IdentityFiles) -> Result<(), IdentityError> {
     let fail = |part| move |errno| IdentityError { part, errno };
     set_clock(identity.wall_clock_ns).map_err(fail("wall clock"))?;
@@ -61,20 +64,22 @@ pub(crate) fn apply(identity: &GuestIdentity, files: &IdentityFiles) -> Result<(
         let _ = write!(machine_id, "{byte:02x}");
     }
     files.names.write(name, &machine_id);
-    // Last: a program that hears of it finds all the rest done.
+    // Last, so that a program that is notified finds everything else done.
     files.generation.renew();
     Ok(())
 }
 
-/// First of the eight I/O ports at which the VMM says what time it is, in nanoseconds, the lowest byte first.
+/// First of the eight I/O ports with the VMM's wall clock in nanoseconds, lowest byte first.
 const WALL_CLOCK: u64 = 0x518;
 
-/// How far behind a clock that was just set may be, and how often that is tried.
+/// Maximum delay in nanoseconds between reading the VMM's clock and setting the guest's, and how
+/// often that is tried.
 const CLOCK_STEP: u64 = 10_000_000;
 const CLOCK_TRIES: usize = 8;
 
-/// Sets the wall clock: by the VMM's, where it has one, until the time between reading that and having set ours is short.
-/// On a busy host a vCPU may stand still for long between the two, and the clock would be behind by as much.
+/// Sets the wall clock to that of the VMM, if it has one. Repeats that until the delay between
+/// reading and setting is short: on a busy host a vCPU may stand still between the two, and the
+/// guest's clock would be late by that time.
 fn set_clock(told: u64) -> Result<(), Errno> {
     let port = open("/dev/port", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let read = || port.as_ref().ok().and_then(|port| vmm_clock(port, told)).unwrap_or(told);
@@ -90,8 +95,8 @@ fn set_clock(told: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The time by the VMM, if it has a clock. `told` is as old as this machine was slow to hear it, which may be seconds
-/// after a restore: believed is what can be later than that.
+/// Returns the VMM's time, if it has a clock. `told` is the time that the host sent, which may be
+/// seconds old after a restore. The VMM's time is used only if it is later by less than an hour.
 fn vmm_clock(port: impl AsFd, told: u64) -> Option<u64> {
     const HOUR: u64 = 3600 * 1_000_000_000;
     let mut bytes = [0; 8];

@@ -1,23 +1,25 @@
 //! The guest agent of sandboxvm: PID 1 of every sandbox.
 //!
 //! ```text
-//! boot     mounts, loopback, hostname; any failure stops the machine          boot::run
-//! server   one epoll loop over listener, SIGCHLD, connections and pipes       server::Server
-//! process  finds, starts and describes the processes run for the host         process::*
-//! names    /etc/hostname, /etc/machine-id and /etc/hosts, held open          names::NameFiles
-//! hosts    the content of the last                                           hosts::naming
-//! generation a file that differs between copies of a machine               generation::GenerationFile
-//! files    work on files, each request in a forked process                   files::start
-//! identity what makes a restored machine unlike its siblings                  identity::apply
-//! shutdown sync, read-only remount, reset                                     shutdown::*
-//! notify   one-byte progress reports to the VMM                               notify::NotifyPort
+//! boot       mounts, loopback, hostname; any failure stops the machine  boot::run
+//! server     one epoll loop over listener, SIGCHLD, connections, pipes  server::Server
+//! process    finds, starts and describes the processes of the host      process::*
+//! names      /etc/hostname, /etc/machine-id, /etc/hosts, held open      names::NameFiles
+//! hosts      the content of /etc/hosts                                  hosts::naming
+//! generation a file that differs between copies of a machine            generation::GenerationFile
+//! files      operations on files, each in a forked process              files::start
+//! identity   what distinguishes a restored machine from other copies    identity::apply
+//! shutdown   sync, read-only remount, reset                             shutdown::*
+//! notify     one-byte progress reports to the VMM                       notify::NotifyPort
 //! ```
-//! Two rules shape all of it. Guest-kernel instructions are the budget: one thread, few system calls, a vfork-like
-//! clone, nothing looked up that can be known. And everything is bounded: no host or guest input makes the agent
-//! allocate, spin, block or panic without limit.
+//! Two rules apply everywhere. Guest-kernel instructions are the budget: so there is one thread,
+//! there are few system calls, processes start by a vfork-like clone, and nothing is looked up that
+//! is known. And everything is bounded: no input of host or guest makes the agent allocate, spin,
+//! block or panic without limit.
 //!
-//! Besides PID 1 there is one other way to run: `sandboxvm-agent serve SOCKET` answers the same protocol on a Unix
-//! socket as an ordinary process. It touches nothing but the processes it is asked to start; the tests use it.
+//! `sandboxvm-agent serve SOCKET` runs the agent as an ordinary process instead of PID 1, with the
+//! same protocol on a Unix socket. Then it only touches the processes that it was asked to start.
+//! The tests use it.
 
 mod boot;
 mod files;
@@ -35,7 +37,8 @@ use identity::IdentityFiles;
 use server::{Role, Server, ServerError, listener::Listener};
 use std::ffi::CStr;
 
-/// Runs the agent with the arguments after the program's name; the value is the exit code, where one is possible.
+/// Runs the agent with the arguments after the program's name. Returns the exit code, if the agent
+/// can end.
 #[must_use]
 pub fn run(arguments: &[&CStr]) -> i32 {
     match arguments {
@@ -48,7 +51,8 @@ pub fn run(arguments: &[&CStr]) -> i32 {
     }
 }
 
-/// Boots the machine and serves the host until told to shut down. Never returns: PID 1 must not.
+/// Boots the machine and serves the host until a shutdown is requested. Never returns, as PID 1
+/// must not end.
 fn run_as_init() -> ! {
     let mut machine = match boot::run() {
         Ok(machine) => machine,
@@ -67,10 +71,11 @@ fn run_as_init() -> ! {
     }
 }
 
-/// Serves on a Unix socket as an ordinary process, until told to shut down.
+/// Serves on a Unix socket as an ordinary process, until a shutdown is requested.
 fn serve(socket: &CStr) -> i32 {
     let served = Listener::unix(socket).and_then(|listener| {
-        // As PID 1 the agent is at the root, and the spawning of processes counts on it.
+        // As PID 1 the agent is in the root directory, and the code that starts processes relies on
+        // that.
         rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
         Server::new(Role::Service, listener, IdentityFiles::default(), None)?.run()
     });

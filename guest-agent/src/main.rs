@@ -1,14 +1,15 @@
 //! Entry of the `sandboxvm-agent` binary.
 //!
-//! Panic policy: nothing a guest or a host sends may reach a panic. One that happens anyway unwinds into the
-//! C frame below and aborts; as PID 1 that is a guest kernel panic, which the VMM sees on its notify port and reports.
+//! Panic policy: no input of a guest or a host may cause a panic. A panic would unwind into the C
+//! frame below and abort. For PID 1 that is a panic of the guest's kernel, which the VMM sees on
+//! its notify port and reports.
 
 #![no_main]
 
 use std::ffi::{CStr, c_char, c_int};
 
-/// C entry point, so that none of std's start-up runs: on musl that is some fifty system calls (the stack probing of
-/// its overflow guard alone), and system calls are the guest's budget.
+/// A C entry point, so that std's start-up does not run. On musl that is about fifty system calls
+/// (for the stack probing of its overflow guard), and system calls are the guest's budget.
 ///
 /// # Safety
 /// Called once, by libc's start code.

@@ -1,7 +1,8 @@
-//! The files in which a machine's names stand: `/etc/hostname`, `/etc/machine-id` and `/etc/hosts`. Each is a file of its
-//! own in memory, mounted over the image's at boot and held open from then on. So naming a restored machine is one write
-//! to each, where replacing a file on the overlay takes some fifty thousand instructions, and nothing that processes do
-//! to `/etc` makes the agent follow it anywhere. Made by boot, written by [`crate::identity`].
+//! The files with a machine's names: `/etc/hostname`, `/etc/machine-id` and `/etc/hosts`. Each is a
+//! separate file in memory, mounted over the image's file at boot and kept open. So to name a
+//! restored machine costs one write to each, while to replace a file on the overlay costs some
+//! fifty thousand instructions. And whatever processes do to `/etc`, the agent does not follow it.
+//! Boot creates the files, and [`crate::identity`] writes them.
 
 use crate::hosts;
 use rustix::{
@@ -11,7 +12,7 @@ use rustix::{
 };
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The files; one that could not be mounted stays as the image has it.
+/// The files. Of one that could not be mounted, the image's file stays.
 #[derive(Debug, Default)]
 pub(crate) struct NameFiles {
     hostname: Option<OwnedFd>,
@@ -20,9 +21,9 @@ pub(crate) struct NameFiles {
 }
 
 impl NameFiles {
-    /// Mounts them. `/run` must be a file system in memory.
+    /// Mounts the files. `/run` must be a file system in memory.
     pub(crate) fn mount(hostname: &str) -> Self {
-        // Before the mount hides it.
+        // Read before the mount hides it.
         let image_hosts = open("/etc/hosts", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).and_then(read);
         let files = Self {
             hostname: mounted("/run/.hostname.sandboxvm", "/etc/hostname"),
@@ -35,8 +36,8 @@ impl NameFiles {
         files
     }
 
-    /// Puts a machine's names in, a newline after each. What processes wrote to `/etc/hosts` beside the line with the
-    /// name stays.
+    /// Writes a machine's names. In `/etc/hosts` only the line with the name is replaced, and the
+    /// lines of processes stay.
     pub(crate) fn write(&self, hostname: &str, machine_id: &str) {
         write(self.hostname.as_ref(), "/etc/hostname", format!("{hostname}\n").as_bytes());
         write(self.machine_id.as_ref(), "/etc/machine-id", format!("{machine_id}\n").as_bytes());
@@ -54,20 +55,20 @@ fn mounted(beside: &str, path: &str) -> Option<OwnedFd> {
     let create = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = open(beside, create | OFlags::RDWR, mode).and_then(|file| {
         match mount_bind(beside, path) {
-            // An image need not have it.
+            // The image may lack the file.
             Err(Errno::NOENT) => open(path, create | OFlags::WRONLY, mode).and_then(|_| mount_bind(beside, path)),
             bound => bound,
         }?;
-        // The mount is all that is to be seen of it.
+        // Only the mount stays visible.
         unlink(beside)?;
         Ok(file)
     });
     file.inspect_err(|errno| eprintln!("sandboxvm-agent: boot: {path} stays as the image has it: {errno}")).ok()
 }
 
-/// A file from its beginning; `None` for one over [`hosts::MAX`], which processes may have made of it.
+/// Reads a file from its beginning. Returns `None` if a process made it longer than [`hosts::MAX`].
 fn read(file: impl AsFd) -> Result<Option<Vec<u8>>, Errno> {
-    /// Above what the file mostly has: each page of memory costs a fault.
+    /// Mostly more than the length of the file: each page of memory costs a fault.
     const STEP: usize = 1024;
     let mut content = Vec::new();
     let mut length = 0;
@@ -78,7 +79,7 @@ fn read(file: impl AsFd) -> Result<Option<Vec<u8>>, Errno> {
             return Ok(None);
         }
         if length < content.len() {
-            // Short: the end, since it is in memory or on a disk.
+            // A short read is the end, as the file is in memory or on a disk.
             content.truncate(length);
             return Ok(Some(content));
         }
@@ -87,7 +88,8 @@ fn read(file: impl AsFd) -> Result<Option<Vec<u8>>, Errno> {
 
 fn write(file: Option<&OwnedFd>, path: &str, content: &[u8]) {
     let Some(file) = file else { return };
-    // Truncated afterwards: names mostly have one length, so that a process that reads meanwhile finds a whole one.
+    // Truncated after the write: names mostly have the same length, so a process that reads
+    // meanwhile gets a complete one.
     let written = pwrite(file, content, 0).and_then(|count| ftruncate(file, count as u64));
     if let Err(errno) = written {
         eprintln!("sandboxvm-agent: identity: {path} stays as it is: {errno}");

@@ -1,12 +1,12 @@
 //! One-byte progress reports to the VMM through the guest-notify I/O port.
 //!
-//! Owns `/dev/port`. A report that cannot be made is dropped: under another VMM no device listens, and the agent
-//! continues.
+//! Owns `/dev/port`. A report that fails is dropped: under another VMM no device listens, and the
+//! agent continues.
 
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::OwnedFd;
 
-/// I/O port the VMM listens on, one byte a write.
+/// I/O port of the VMM for reports of one byte each.
 const PORT: u64 = 0x510;
 
 /// The open guest-notify port, if this machine has one.
@@ -19,17 +19,17 @@ impl NotifyPort {
         Self(open("/dev/port", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok())
     }
 
-    /// The agent runs.
+    /// Reports that the agent runs.
     pub(crate) fn started(&mut self) {
         self.write(0x01);
     }
 
-    /// The agent listens.
+    /// Reports that the agent listens.
     pub(crate) fn ready(&mut self) {
         self.write(0x02);
     }
 
-    /// The reset that follows is an orderly shutdown.
+    /// Reports that the reset that follows is an orderly shutdown.
     pub(crate) fn shutting_down(&mut self) {
         self.write(0x03);
     }

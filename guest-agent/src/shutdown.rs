@@ -1,7 +1,9 @@
-//! The end of the machine: disks to a clean state, then a reset that the VMM takes as the stop.
+//! The end of the machine: brings the disks into a clean state, then resets the machine, which ends
+//! the VMM.
 //!
-//! For PID 1 only, once the server has ended every process. A sandbox cannot power off: the reset through the
-//! i8042 (`reboot=k`) is what the VMM stops at, and the notify byte before it tells an orderly end from any other.
+//! For PID 1 only, after the server has ended every process. A sandbox cannot power off: the VMM
+//! ends at the reset through the i8042 (`reboot=k`), and the byte on the notify port before it
+//! distinguishes an orderly end.
 
 use crate::{boot, notify::NotifyPort};
 use rustix::system::{RebootCommand, reboot};
@@ -26,7 +28,8 @@ fn reset() -> ! {
     if let Err(error) = reboot(RebootCommand::Restart) {
         eprintln!("sandboxvm-agent: cannot reset the machine: {error}");
     }
-    // Only reached when the reset was refused. PID 1 that ends is a guest kernel panic, which the VMM also stops at.
+    // Reached only if the reset was refused. The end of PID 1 is then a panic of the guest kernel,
+    // which also ends the VMM.
     std::thread::sleep(Duration::from_secs(1));
     std::process::exit(125)
 }

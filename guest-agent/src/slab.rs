@@ -1,12 +1,14 @@
-//! A table whose keys stay unambiguous: a key of a removed entry never finds the entry that took its place.
+//! A table with unambiguous keys: the key of a removed entry never finds a later entry in its
+//! place.
 //!
-//! The server stores keys in epoll; events of one batch may speak of what an earlier event of the batch removed.
+//! The server stores keys in epoll, and an event may name an entry that an earlier event of the
+//! same batch has removed.
 //!
-//! The crate `slotmap` has such keys too. It would not replace much: the limit, the value that is handed back at the limit and
-//! the 24 bits of index (see `server/token.rs`) would still be written here, and PID 1 would get a dependency that is built on
-//! unions and `unsafe`.
+//! The crate `slotmap` has such keys too, but would replace little code: the limit, the value that
+//! is returned at the limit, and the 24 bits of index (see `server/token.rs`) would still be here.
+//! And PID 1 would get a dependency that uses unions and `unsafe`.
 
-/// Names one entry of a [`Slab`]: 24 bits of index, 32 of generation.
+/// The key of one entry of a [`Slab`]: 24 bits of index, 32 bits of generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) index: u32,
@@ -19,7 +21,7 @@ struct Slot<T> {
     value: Option<T>,
 }
 
-/// At most `limit` values by [`Key`].
+/// A table of at most `limit` values.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     slots: Vec<Slot<T>>,
@@ -28,17 +30,17 @@ pub(crate) struct Slab<T> {
 }
 
 impl<T> Slab<T> {
-    /// An empty table for at most `limit` values, which must be below 2^24.
+    /// Creates an empty table for at most `limit` values, which must be below 2^24.
     pub(crate) const fn new(limit: u32) -> Self {
         Self { slots: Vec::new(), free: Vec::new(), limit }
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Stores `value`, or gives it back when the table is full.
+    /// Stores `value`, or returns it if the table is full.
     pub(crate) fn insert(&mut self, value: T) -> Result<Key, T> {
         if let Some(index) = self.free.pop()
             && let Some(slot) = self.slots.get_mut(index as usize)
@@ -59,12 +61,12 @@ impl<T> Slab<T> {
         self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)
     }
 
-    /// The value of `key`, if it is still there.
+    /// Returns the value of `key`, if it still exists.
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.slot(key)?.value.as_mut()
     }
 
-    /// Takes the value of `key` out.
+    /// Removes and returns the value of `key`.
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         let slot = self.slot(key)?;
         let value = slot.value.take()?;
@@ -73,7 +75,7 @@ impl<T> Slab<T> {
         Some(value)
     }
 
-    /// All values with their keys.
+    /// Returns all values with their keys.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
         (0u32..).zip(&mut self.slots).filter_map(|(index, slot)| {
             let key = Key { index, generation: slot.generation };

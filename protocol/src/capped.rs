@@ -1,6 +1,7 @@
-//! Lists and texts with a cap, for `#[serde(with = "capped::List::<MAX>")]`: what is over the cap is refused before
-//! memory is taken for it, so that a short hostile message cannot become a large value (an empty argument is one byte
-//! on the wire and twenty-four in memory). Used by the message types of this crate only.
+//! Lists and texts with a maximum length, for `#[serde(with = "capped::List::<MAX>")]`. A longer
+//! value is refused before memory is allocated for it, so a short hostile message cannot become a
+//! large value (an empty argument is one byte on the wire and 24 in memory). Only the message types
+//! of this crate use it.
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -9,7 +10,7 @@ use serde::{
 };
 use std::{fmt, marker::PhantomData};
 
-/// A list of at most `MAX` elements; a longer one is refused on both sides.
+/// A list of at most `MAX` elements. Both sides refuse a longer one.
 pub(crate) struct List<const MAX: usize>;
 
 impl<const MAX: usize> List<MAX> {
@@ -37,7 +38,7 @@ impl<'de, const MAX: usize, T: Deserialize<'de>> Visitor<'de> for ListVisitor<MA
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
-        // The stated length reserves nothing: the list grows as elements really arrive.
+        // The stated length reserves no memory. The list grows with the elements that arrive.
         let mut list = Vec::new();
         while let Some(element) = elements.next_element()? {
             if list.len() == MAX {
@@ -49,7 +50,8 @@ impl<'de, const MAX: usize, T: Deserialize<'de>> Visitor<'de> for ListVisitor<MA
     }
 }
 
-/// A text of at most `MAX` bytes that people read; a longer one is cut when sent and refused when received.
+/// A text of at most `MAX` bytes for users. A longer one is cut when sent, and refused when
+/// received.
 pub(crate) struct Text<const MAX: usize>;
 
 impl<const MAX: usize> Text<MAX> {
@@ -66,7 +68,7 @@ impl<const MAX: usize> Text<MAX> {
     }
 }
 
-/// A text of at most `MAX` bytes that machines read; a longer one is refused on both sides.
+/// A text of at most `MAX` bytes for programs. Both sides refuse a longer one.
 pub(crate) struct Line<const MAX: usize>;
 
 impl<const MAX: usize> Line<MAX> {

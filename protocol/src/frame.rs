@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field
 //! 0       2     magic: b"SA" host <-> agent, b"SC" manager <-> VMM
-//! 2       1     oldest wire version that has this message; of a stream frame, the oldest there is
+//! 2       1     oldest wire version that has this message; for a stream frame, the oldest version
 //! 3       1     kind (see `FrameKind`)
 //! 4       4     body length in bytes, little endian, at most the receiver's cap for that kind
 //! ```
@@ -11,8 +11,9 @@
 //! long as they say nothing new, also before they have agreed on a version ([`Message::since`]). A sender that knows which
 //! version its peer speaks may state that one ([`Wire::speaking`]), so that the peer knows that it may answer in it.
 //!
-//! The transports (vsock, Unix streams) are reliable and stay within one machine, so there is no checksum here; files
-//! that outlive a process carry one. A receiver never buffers more than one body of the cap it was built with.
+//! The transports (vsock, Unix streams) are reliable and stay within one machine, so frames have no
+//! checksum. Files that outlive a process have one. A receiver never stores more than one body of
+//! the maximum size that it was created with.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -22,36 +23,36 @@ pub const HEADER_LEN: usize = 8;
 /// Largest body of a stream (stdin, stdout, stderr) frame, in bytes.
 pub const MAX_STREAM_BODY: usize = 64 * 1024;
 
-/// Which of the two wires a frame belongs to, and the version spoken on it.
+/// One of the two wires, and its versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wire {
     /// First two bytes of every frame.
     pub magic: [u8; 2],
-    /// Newest version that is spoken and understood.
+    /// Newest version that is sent and understood.
     pub version: u8,
-    /// Oldest version still understood.
+    /// Oldest version that is understood.
     pub oldest: u8,
 }
 
 /// A type that travels as the body of a message frame.
 pub trait Message: Serialize {
-    /// The wire version that first had all of this value.
+    /// Returns the first wire version that has all of this value.
     fn since(&self) -> u8 {
         1
     }
 }
 
-/// What the body of a frame is.
+/// The content of a frame's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// A postcard-encoded message of the wire's enum.
+    /// A message of the wire's enum, encoded with postcard.
     Message = 0x01,
     /// Raw bytes for the standard input of the process on this connection.
     Stdin = 0x10,
-    /// Raw bytes from its standard output (or from its terminal).
+    /// Raw bytes of its standard output (or of its terminal).
     Stdout = 0x11,
-    /// Raw bytes from its standard error.
+    /// Raw bytes of its standard error.
     Stderr = 0x12,
 }
 
@@ -67,10 +68,10 @@ impl FrameKind {
     }
 }
 
-/// Why bytes could not be read as a frame or a value could not be written as one.
+/// Why bytes are not a valid frame, or a value cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The peer is not speaking this wire at all.
+    /// The peer uses another protocol.
     #[error("frame starts with {found:02x?} instead of {expected:02x?}: the peer speaks another protocol")]
     Magic {
         /// Bytes found.
@@ -78,7 +79,7 @@ pub enum FrameError {
         /// Bytes of this wire.
         expected: [u8; 2],
     },
-    /// The peer's version lies outside what this build reads.
+    /// This build does not read the peer's version.
     #[error("unsupported wire version {found}: this build reads {oldest} to {newest}")]
     Version {
         /// Version in the frame.
@@ -91,7 +92,7 @@ pub enum FrameError {
     /// Unknown frame kind.
     #[error("unknown frame kind {0:#04x}")]
     Kind(u8),
-    /// The stated length passes the cap; nothing was buffered.
+    /// The stated length exceeds the maximum. Nothing was stored.
     #[error("{kind:?} frame of {len} bytes exceeds the limit of {cap}")]
     TooLong {
         /// Kind of the frame.
@@ -107,7 +108,8 @@ pub enum FrameError {
     /// Bytes follow the message inside its body.
     #[error("{0} stray bytes after the message in its frame")]
     Trailing(usize),
-    /// The value does not encode (never for the types of this crate below their caps).
+    /// The value cannot be encoded. Does not happen for types of this crate below their maximum
+    /// sizes.
     #[error("cannot encode the message: {0}")]
     Encode(postcard::Error),
 }
@@ -115,9 +117,9 @@ pub enum FrameError {
 /// A decoded header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// Version the sender wrote.
+    /// Version that the sender stated.
     pub version: u8,
-    /// What the body is.
+    /// Kind of the body.
     pub kind: FrameKind,
     /// Body length in bytes.
     pub len: usize,
@@ -134,7 +136,7 @@ impl Wire {
     /// Reads a header, refusing lengths above `message_cap` (messages) or [`MAX_STREAM_BODY`] (streams).
     ///
     /// # Errors
-    /// Every [`FrameError`] a header can show; the connection cannot be resynchronised after one.
+    /// Every [`FrameError`] of a header. The next frame cannot be found after an error.
     pub fn parse_header(&self, bytes: &[u8; HEADER_LEN], message_cap: usize) -> Result<FrameHeader, FrameError> {
         let [m0, m1, version, kind, l0, l1, l2, l3] = *bytes;
         if [m0, m1] != self.magic {
@@ -152,7 +154,7 @@ impl Wire {
         Ok(FrameHeader { version, kind, len })
     }
 
-    /// The header for a stream frame of `len` bytes.
+    /// Returns the header for a stream frame of `len` bytes.
     ///
     /// # Errors
     /// [`FrameError::TooLong`] when `len` does not fit the length field.
@@ -166,7 +168,7 @@ impl Wire {
         Ok([self.magic[0], self.magic[1], since, kind as u8, l0, l1, l2, l3])
     }
 
-    /// Appends `message` to `out` as one frame. On error `out` is as it was.
+    /// Appends `message` to `out` as one frame. On an error `out` is unchanged.
     ///
     /// # Errors
     /// [`FrameError::TooLong`] above `cap`, [`FrameError::Encode`] when serde refuses the value.
@@ -181,7 +183,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Decodes the whole of `body` as one message.
+    /// Decodes all of `body` as one message.
     ///
     /// # Errors
     /// [`FrameError::Body`] or [`FrameError::Trailing`].
@@ -191,9 +193,10 @@ impl Wire {
     }
 }
 
-/// Cuts a byte stream into frames without I/O: push what arrived, take frames until `None`.
+/// Splits a byte stream into frames without I/O: push the bytes that arrived, then take frames
+/// until `None`.
 ///
-/// After an error the stream has no known boundary any more: every later call repeats the error.
+/// After an error the next frame cannot be found, so every later call returns the same error.
 #[derive(Debug)]
 pub struct FrameDecoder {
     wire: Wire,
@@ -203,7 +206,7 @@ pub struct FrameDecoder {
     failed: Option<FrameError>,
 }
 
-/// One frame, borrowing its body from the decoder.
+/// One frame. The decoder owns its body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// Version that the sender stated.
@@ -215,14 +218,14 @@ pub struct Frame<'a> {
 }
 
 impl FrameDecoder {
-    /// A decoder for `wire` that refuses messages above `message_cap` bytes.
+    /// Returns a decoder for `wire` that refuses messages above `message_cap` bytes.
     #[must_use]
     pub fn new(wire: Wire, message_cap: usize) -> Self {
         Self { wire, message_cap, buffer: Vec::new(), consumed: 0, failed: None }
     }
 
-    /// Adds bytes as they came from the transport. Callers push at most one read buffer between drains, which keeps
-    /// the buffer within one frame and one read.
+    /// Adds bytes of the transport. Callers push at most one read buffer before they take all
+    /// frames, which limits the memory to one frame and one read.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.consumed > 0 {
             self.buffer.drain(..self.consumed);
@@ -231,23 +234,24 @@ impl FrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// True when no partial frame is held: the only place where an end of stream is not a truncation.
+    /// Returns true if there is no partial frame. Only then an end of stream does not truncate it.
     #[must_use]
     pub fn is_at_boundary(&self) -> bool {
         self.consumed == self.buffer.len()
     }
 
-    /// What was pushed and not taken as frames: for a stream that stops being one of frames.
+    /// Returns the bytes that were pushed and not taken as frames, for a stream that stops using
+    /// frames.
     #[must_use]
     pub fn into_rest(mut self) -> Vec<u8> {
         self.buffer.drain(..self.consumed);
         self.buffer
     }
 
-    /// The next whole frame, or `None` until more bytes are pushed.
+    /// Returns the next complete frame, or `None` until more bytes are pushed.
     ///
     /// # Errors
-    /// The first [`FrameError`] of the stream, again and again.
+    /// The first [`FrameError`] of the stream, in every later call too.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());

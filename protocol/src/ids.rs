@@ -1,5 +1,5 @@
-//! Names of things: sandbox IDs, sandbox names, vsock addresses. Each type can only hold a valid value, also when it
-//! was decoded from a hostile peer or file.
+//! Names: sandbox IDs, sandbox names, vsock addresses. Each type contains only valid values, even
+//! if it was decoded from a hostile peer or file.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -33,7 +33,7 @@ impl SandboxId {
         Self(text)
     }
 
-    /// The ID as text.
+    /// Returns the ID as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -74,7 +74,7 @@ impl fmt::Debug for SandboxId {
 pub struct SandboxName(String);
 
 impl SandboxName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -110,10 +110,10 @@ impl fmt::Display for SandboxName {
 pub struct GuestCid(u32);
 
 impl GuestCid {
-    /// The CID every sandbox's guest has.
+    /// The CID of every sandbox's guest.
     pub const DEFAULT: Self = Self(3);
 
-    /// The CID as the device states it.
+    /// Returns the CID in the form of the device.
     #[must_use]
     pub fn get(self) -> u32 {
         self.0

@@ -1,4 +1,4 @@
-//! The shape of a virtual machine as both sides of the control wire state it: vCPU count, memory size, host mode.
+//! The shape of a virtual machine on both wires: number of vCPUs, memory size, rates, host mode.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 /// One mebibyte in bytes.
 pub const MIB: u64 = 1 << 20;
 
-/// Why a number is not a machine dimension.
+/// Why a number is not a valid part of a machine's shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MachineError {
     /// vCPU count out of range.
@@ -32,12 +32,12 @@ pub enum MachineError {
 pub struct VcpuCount(u8);
 
 impl VcpuCount {
-    /// Most vCPUs of one sandbox; the guest kernel's NR_CPUS.
+    /// Maximum number of vCPUs: NR_CPUS of the guest kernel.
     pub const MAX: u8 = 8;
     /// One vCPU.
     pub const ONE: Self = Self(1);
 
-    /// The count.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u8 {
         self.0
@@ -73,18 +73,18 @@ impl fmt::Display for VcpuCount {
 pub struct MemorySize(u64);
 
 impl MemorySize {
-    /// Smallest guest, in bytes.
+    /// Minimum size in bytes.
     pub const MIN: u64 = 64 * MIB;
-    /// Largest guest, in bytes.
+    /// Maximum size in bytes.
     pub const MAX: u64 = 64 * 1024 * MIB;
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.0
     }
 
-    /// The size in MiB.
+    /// Returns the size in MiB.
     #[must_use]
     pub fn mib(self) -> u64 {
         self.0 / MIB
@@ -116,12 +116,12 @@ impl From<MemorySize> for u64 {
 pub struct OutputRate(u64);
 
 impl OutputRate {
-    /// Least, in bytes a second.
+    /// Minimum in bytes per second.
     pub const MIN: u64 = MIB / 4;
-    /// Most, in bytes a second.
+    /// Maximum in bytes per second.
     pub const MAX: u64 = 64 * 1024 * MIB;
 
-    /// In bytes a second.
+    /// Returns the rate in bytes per second.
     #[must_use]
     pub fn bytes_per_second(self) -> u64 {
         self.0
@@ -148,12 +148,13 @@ impl From<OutputRate> for u64 {
 pub struct DiskRate(u64);
 
 impl DiskRate {
-    /// Least, in bytes per second: with less, one request of a guest would take longer than its kernel waits.
+    /// Minimum in bytes per second. With less, one request of a guest would take longer than its
+    /// kernel waits.
     pub const MIN: u64 = MIB / 4;
-    /// Most, in bytes per second.
+    /// Maximum in bytes per second.
     pub const MAX: u64 = 64 * 1024 * MIB;
 
-    /// In bytes per second.
+    /// Returns the rate in bytes per second.
     #[must_use]
     pub fn bytes_per_second(self) -> u64 {
         self.0
@@ -181,12 +182,12 @@ impl From<DiskRate> for u64 {
 pub struct DiskOperations(u64);
 
 impl DiskOperations {
-    /// Least per second.
+    /// Minimum per second.
     pub const MIN: u64 = 10;
-    /// Most per second.
+    /// Maximum per second.
     pub const MAX: u64 = 10_000_000;
 
-    /// Per second.
+    /// Returns the number of operations per second.
     #[must_use]
     pub fn per_second(self) -> u64 {
         self.0
@@ -211,24 +212,24 @@ impl From<DiskOperations> for u64 {
     }
 }
 
-/// How fast a guest's disks are served together. Both rates hold at the same time.
+/// Maximum rates of a guest's disks together. Both apply at the same time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLimits {
-    /// Bytes per second, where they are limited.
+    /// Maximum rate in bytes, if limited.
     pub rate: Option<DiskRate>,
-    /// Operations per second, where they are limited.
+    /// Maximum number of operations, if limited.
     pub operations: Option<DiskOperations>,
 }
 
 impl DiskLimits {
-    /// True when neither is limited.
+    /// Returns true if neither is limited.
     #[must_use]
     pub fn is_unlimited(self) -> bool {
         self == Self::default()
     }
 }
 
-/// What executes guest ring 0 on this host.
+/// What executes ring 0 of the guest on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostMode {

@@ -1,5 +1,5 @@
-//! Decoding takes no more memory than the caps allow, whatever the bytes say. A test program of its own, since the
-//! counting allocator sees the whole process: one test, one thread.
+//! Decoding takes no more memory than the limits allow, for any bytes. This is a separate test
+//! program with one test and one thread, because the counting allocator sees the whole process.
 
 use sandboxvm_protocol::{
     agent::{self, process::*, *},
@@ -36,7 +36,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Most bytes allocated at once while `work` runs, beyond what was there before.
+/// Returns the peak of the bytes that `work` allocates, in addition to those allocated before.
 fn peak_of(work: impl FnOnce()) -> usize {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
@@ -48,7 +48,8 @@ fn decode<T: DeserializeOwned>(wire: Wire, body: &[u8]) {
     drop(std::hint::black_box(wire.decode_message::<T>(body)));
 }
 
-/// Bodies that say "here come very many elements": a list length after every prefix of some lengths, then filler.
+/// Returns bodies that state very many elements: a list length after every prefix of some lengths,
+/// then filler.
 fn inflated(cap: usize, filler: u8) -> Vec<Vec<u8>> {
     let mut bodies = Vec::new();
     for variant in 0..16u8 {
@@ -71,11 +72,13 @@ fn inflated(cap: usize, filler: u8) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn no_message_costs_more_than_its_cap_allows() {
-    // (type, cap, bound): a text or list costs at most twice itself while it grows; argv and env are 24 bytes an
-    // element at most MAX_ARGUMENT_COUNT times, twice that while growing.
+fn no_message_takes_more_memory_than_its_limit_allows() {
+    // (type, maximum size, bound): a text or list takes at most twice its size while it grows. argv
+    // and env take 24 bytes for each of at most MAX_ARGUMENT_COUNT elements, and twice that while
+    // they grow.
     let arguments = 2 * MAX_ARGUMENT_COUNT * size_of::<CText>() * 3 / 2;
-    // A full page of processes with as many arguments as are shown; their text is within the message.
+    // A full page of processes with the maximum number of arguments. Their text is part of the
+    // message.
     let arguments_shown = MAX_PAGE * MAX_SHOWN_ARGUMENTS * size_of::<ShownText>();
     let page = MAX_PAGE * size_of::<ProcessInfo>() + arguments_shown + MAX_AGENT_MESSAGE;
     for filler in [0, 1, b'x'] {
@@ -97,7 +100,7 @@ fn no_message_costs_more_than_its_cap_allows() {
         }
     }
 
-    // A peer that states the largest frame and then sends it a page at a time, for ever.
+    // A peer that states the largest frame and then sends one page after the other, without end.
     let cap = MAX_AGENT_MESSAGE;
     let peak = peak_of(|| {
         let mut decoder = FrameDecoder::new(agent::WIRE, cap);

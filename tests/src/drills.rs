@@ -78,7 +78,7 @@ const NAMES: &[&str] = &[
 /// Panics if there is no such drill.
 #[must_use]
 pub fn asked_from_within(name: &str) -> String {
-    let number = 1 + NAMES.iter().position(|known| *known == name).expect("a drill's name");
+    let number = 1 + NAMES.iter().position(|known| *known == name).expect("the drill exists");
     format!("printf '\\{number:03o}' | dd of=/dev/port bs=1 seek={} conv=notrunc 2>/dev/null", 0x5d2)
 }
 
@@ -195,15 +195,15 @@ impl Drill {
             None => {
                 let kernel = path("kernel");
                 fs::write(&kernel, guest(self.thread, self.name)).expect("a new file");
-                let kernel = files.add(File::open(kernel).expect("it is there"));
+                let kernel = files.add(File::open(kernel).expect("the file exists"));
                 MachineSource::Boot { kernel, cmdline_extra: String::new() }
             }
             Some(snapshot) => {
                 let open = |name: &str, write| {
                     OpenOptions::new().read(true).write(write).open(snapshot.directory.path().join(name))
                 };
-                let state = files.add(open("state", false).expect("it is there"));
-                let memory = open("memory", self.memory_files_writable).expect("it is there");
+                let state = files.add(open("state", false).expect("the file exists"));
+                let memory = open("memory", self.memory_files_writable).expect("the file exists");
                 MachineSource::Snapshot { state, memory: vec![files.add(memory)] }
             }
         };
@@ -387,7 +387,7 @@ impl DrillVmm {
                 }
             }
             let mut bytes = [0; 4096];
-            let count = self.channel.read(&mut bytes).expect("the VMM's answer");
+            let count = self.channel.read(&mut bytes).expect("the VMM responds");
             assert!(count > 0, "the VMM ended: {}", self.log());
             decoder.push(&bytes[..count]);
         }
@@ -442,7 +442,7 @@ fn guest(thread: VmmThread, name: &str) -> Vec<u8> {
     const LOAD: u64 = 0x20_0000;
     const HEADERS: u64 = 64 + 56;
     let port: u16 = if thread == VmmThread::EventLoop { 0x5d2 } else { 0x5d1 };
-    let number = NAMES.iter().position(|known| *known == name).expect("a drill's name") + 1;
+    let number = NAMES.iter().position(|known| *known == name).expect("the drill exists") + 1;
     let [low, high] = port.to_le_bytes();
     let mut code = vec![0x66, 0xba, low, high]; // mov dx, port
     code.extend([0xb0, u8::try_from(number).expect("a few")]); // 1: mov al, number

@@ -28,8 +28,7 @@ pub struct Home {
 
 impl Home {
     /// Returns a new home without sandboxes, which usually need not boot (see [`seed`]). Returns
-    /// `None` with
-    /// `SANDBOXVM_NO_KVM=1`: the test then returns immediately.
+    /// `None` with `SANDBOXVM_NO_KVM=1`: the test then returns immediately.
     ///
     /// # Panics
     /// Panics if KVM or an artefact under test is missing.
@@ -62,7 +61,7 @@ impl Home {
             program.display()
         );
         fs::write(&script, text).expect("the test's directory can be written");
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("our own file");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("the test may change the file");
         home.artefacts.bundle = home.artefacts.bundle_with(&home.scratch("bundle"), "sandboxvm-vmm", &script);
         Some(home)
     }

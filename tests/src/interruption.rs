@@ -31,7 +31,7 @@ pub(crate) fn end(place: &Path) {
 ///
 /// # Panics
 /// Panics if no thread can be started.
-pub fn takes_sandboxes_along() {
+pub fn end_sandboxes_on_signals() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let watch = move || runtime.block_on(wait_and_end());
     let _ = thread::Builder::new().name("interruption".into()).spawn(watch).expect("a thread");

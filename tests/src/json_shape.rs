@@ -89,8 +89,7 @@ impl Shape {
     }
 
     /// Returns the types of each member by its path, as docs/json.md states them: `string`, `number
-    /// or null`,
-    /// `array of string`.
+    /// or null`, `array of string`.
     #[must_use]
     pub fn described(&self) -> BTreeMap<String, String> {
         let mut described = BTreeMap::new();

@@ -28,7 +28,7 @@ impl Library {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let memory = (memory_mib * MIB).try_into().expect("memory of a guest");
         let spec = SandboxSpec { memory, ..SandboxSpec::default() };
-        let manager = Manager::open(&home.path()).expect("the home is ours");
+        let manager = Manager::open(&home.path()).expect("the home can be opened");
         Self { runtime, manager, bundle, spec }
     }
 

@@ -26,7 +26,7 @@ const STOP_WALL: u64 = PAGE + 32;
 pub fn age_paused(pid: u32, age: Duration) {
     let memory =
         OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).expect("the memory can be opened");
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its mappings");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the mappings can be read");
     let mut magic = [0; 4];
     let base = maps.lines().find_map(|line| {
         let (range, rest) = line.split_once(' ')?;

@@ -67,10 +67,14 @@ impl TerminalSession {
         let leader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a pseudo-terminal");
         grantpt(&leader).and_then(|()| unlockpt(&leader)).expect("a new pseudoterminal can be unlocked");
         let name = ptsname(&leader, Vec::new()).expect("a pseudo-terminal has a name");
-        let path = name.to_str().expect("its name is ASCII");
+        let path = name.to_str().expect("the name of a terminal is ASCII");
         let noctty = i32::try_from(rustix::fs::OFlags::NOCTTY.bits()).expect("a flag of open(2)");
-        let follower =
-            OpenOptions::new().read(true).write(true).custom_flags(noctty).open(path).expect("its other end");
+        let follower = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(noctty)
+            .open(path)
+            .expect("the other end can be opened");
         tcsetwinsize(&leader, size(rows, columns)).expect("a terminal has a size");
         let stream = || Stdio::from(follower.try_clone().expect("a descriptor"));
         let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().expect("setsid is installed");

@@ -11,8 +11,8 @@ pub(crate) fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
     utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// Returns a description of everything in a tree that a copy must preserve, by path: mode, time, content, the attribute
-/// `user.test`, and which names are hard links of the same file.
+/// Returns a description of everything in a tree that a copy must preserve, by path: mode, time,
+/// content, the attribute `user.test`, and which names are hard links of the same file.
 pub(crate) fn description(root: &Path) -> BTreeMap<String, String> {
     let (mut all, mut inodes) = (BTreeMap::new(), BTreeMap::new());
     describe(root, root, &mut all, &mut inodes);
@@ -40,7 +40,8 @@ fn describe(root: &Path, path: &Path, all: &mut BTreeMap<String, String>, inodes
     all.insert(name, format!("{mode:o} {}.{} {content}", about.mtime(), about.mtime_nsec()));
     if kind.is_dir() {
         let mut entries: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
-        // File systems list names in different orders, and the first name of a file is in its description.
+        // File systems list names in different orders, and the first name of a file is in its
+        // description.
         entries.sort();
         for entry in entries {
             describe(root, &entry, all, inodes);

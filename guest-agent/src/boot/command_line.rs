@@ -1,12 +1,12 @@
-//! What the VMM tells the agent on the kernel command line, as `sandboxvm.KEY=VALUE`.
+//! Reads what the VMM passes to the agent on the kernel command line, as `sandboxvm.KEY=VALUE`.
 //!
-//! The kernel hands words with a dot neither to init's arguments nor to its environment, so they are read from
-//! `/proc/cmdline` once, at boot.
+//! The kernel passes words with a dot neither to init's arguments nor to its environment. So they
+//! are read once from `/proc/cmdline`, at boot.
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read};
 
-/// More than the longest command line of x86 (`COMMAND_LINE_SIZE`).
+/// More than the maximum length of a command line of x86 (`COMMAND_LINE_SIZE`).
 const LONGEST: usize = 4096;
 
 /// The kernel command line.
@@ -22,7 +22,8 @@ impl CommandLine {
         Ok(Self(String::from_utf8_lossy(&buffer[..len]).into_owned()))
     }
 
-    /// `sandboxvm.hostname=`, the last one if there are several, as the kernel does with its own.
+    /// Returns the value of `sandboxvm.hostname=`, the last one if there are several, as the kernel
+    /// does with its own options.
     pub(super) fn hostname(&self) -> Option<&str> {
         self.value("sandboxvm.hostname=")
     }

@@ -1,4 +1,4 @@
-//! Brings `lo` up; the kernel then gives it 127.0.0.1 and ::1 by itself.
+//! Brings `lo` up. The kernel then gives it 127.0.0.1 and ::1.
 
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl};

@@ -1,12 +1,14 @@
-//! From the kernel's hand-over to a machine that can run processes.
+//! The boot of the agent: from the start by the kernel to a machine that can run processes.
 //!
-//! Order matters and is all here: notify port (so that the VMM hears of the start), file systems, then what needs them.
-//! Every step that fails ends the boot with a message naming it; nothing is retried and nothing waits.
+//! The order of the steps matters, and this module owns it: the notify port first, so that the VMM
+//! receives the report of the start, then the file systems, then everything that needs them. A step
+//! that fails ends the boot with a message that names it. Nothing is retried, and nothing waits.
 //!
-//! Nothing that runs in the sandbox can starve the agent unless it is root and means to: it is in a control group of its
-//! own, so that no limit of the sandbox's is its own, and the scheduler lets it run before everything else. It needs no
-//! `oom_score_adj`: the OOM killer never takes PID 1 of the initial namespace (mm/oom_kill.c, `oom_unkillable_task`), and
-//! children therefore start with the 0 they should have, at no cost.
+//! No process of the sandbox can starve the agent, except root on purpose. The agent is in a
+//! separate control group, so the limits of the sandbox do not apply to it, and the scheduler
+//! prefers it to all processes. It needs no `oom_score_adj`: the OOM killer never kills PID 1 of
+//! the initial namespace (mm/oom_kill.c, `oom_unkillable_task`). So children start with the right
+//! value, 0, at no cost.
 
 mod command_line;
 mod loopback;
@@ -17,33 +19,33 @@ use crate::{identity::IdentityFiles, notify::NotifyPort};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 
-/// Why the machine could not be set up.
+/// Why the machine cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
-    /// A file system.
+    /// A file system cannot be mounted.
     #[error(transparent)]
     Mount(#[from] mounts::MountError),
-    /// Kernel command line.
+    /// The kernel command line cannot be read.
     #[error("boot: cannot read /proc/cmdline: {0}")]
     CommandLine(Errno),
-    /// Hostname.
+    /// The hostname cannot be set.
     #[error("boot: cannot set the hostname {name:?}: {errno}")]
     Hostname {
-        /// The name refused.
+        /// The refused name.
         name: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
-    /// Loopback.
+    /// The loopback interface cannot be brought up.
     #[error("boot: cannot bring up the loopback interface: {0}")]
     Loopback(Errno),
-    /// Limits.
+    /// The limits cannot be set.
     #[error("boot: cannot set the limit of open files: {0}")]
     Limits(Errno),
-    /// Control groups.
+    /// The control groups cannot be created.
     #[error("boot: {0}")]
     Cgroups(#[from] CgroupError),
-    /// Scheduling.
+    /// The scheduling policy cannot be set.
     #[error("boot: cannot have the agent scheduled as it should be: {0}")]
     Scheduling(Errno),
 }
@@ -53,27 +55,29 @@ pub(crate) enum BootError {
 pub(crate) struct Machine {
     /// The VMM's notify port.
     pub(crate) notify: NotifyPort,
-    /// Where its identity stands.
+    /// The files with its identity.
     pub(crate) identity: IdentityFiles,
-    /// Where its processes are to be, until the server takes them.
+    /// The control groups of its processes, until the server takes them.
     pub(crate) cgroups: Option<Cgroups>,
 }
 
-/// Hostname of a sandbox whose VMM names none.
+/// Hostname of a sandbox for which the VMM sets none.
 const DEFAULT_HOSTNAME: &str = "sandbox";
 
-/// Soft limit of open files, inherited by every process: above what the server's own caps can use (a connection and
-/// three pipes each), low enough for programs that loop over it.
+/// Soft limit of open files, which every process inherits. It is above what the server's own limits
+/// can use (a connection and three pipes each), and low enough for programs that loop over all
+/// numbers.
 const OPEN_FILES: u64 = 8192;
 
-/// Hard limit of open files: a process may raise its own.
+/// Hard limit of open files. A process may raise its soft limit up to this.
 const OPEN_FILES_HARD: u64 = 1 << 20;
 
-/// The agent's own nice value. Among hundreds of processes that all want to run it would otherwise wait its turn for each
-/// tick that it needs, which is seconds where the guest's kernel is interpreted. It never runs long.
+/// Nice value of the agent. With the default, the agent would wait for its turn among hundreds of
+/// busy processes for each tick that it needs, which is seconds if the guest's kernel is
+/// interpreted. It never runs long.
 const FIRST_OF_ALL: i32 = -20;
 
-/// `SCHED_RESET_ON_FORK` (sched(7)): processes start with the nice value 0.
+/// `SCHED_RESET_ON_FORK` (sched(7)): processes of the agent start with the nice value 0.
 const RESET_ON_FORK: libc::c_int = 0x4000_0000;
 
 /// Sets the machine up.
@@ -96,12 +100,13 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     Ok(Machine { notify, identity, cgroups })
 }
 
-/// A batch task never preempts the task that wakes it (sched(7)). So a process that writes keeps writing until it
-/// waits, ends or has used up its time slice, and the agent then takes in one turn what it would have been woken for
-/// line by line. Processes are given the normal policy back before they execute their program.
+/// Makes the agent a batch task, which never preempts the task that wakes it (sched(7)). So a
+/// process that writes keeps writing until it waits, ends or has used its time slice. The agent
+/// then reads all of it in one turn, and is not woken for every line. Processes return to the
+/// normal policy before they execute their program.
 fn become_batch_task() -> Result<(), Errno> {
     let priority: libc::c_int = 0;
-    // SAFETY: reads one `struct sched_param`, which is one integer. By number, as musl offers no such function.
+    // SAFETY: reads one `struct sched_param`, which is one integer. Uses the number of the call, as musl lacks the function.
     let set = unsafe {
         libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH | RESET_ON_FORK, &raw const priority)
     };

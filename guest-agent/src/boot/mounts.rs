@@ -1,12 +1,13 @@
-//! The sandbox's file systems, from three disks to the root that processes see.
+//! Builds the file systems of the sandbox: from three disks to the root that processes see.
 //!
 //! ```text
-//! vda  EROFS  the agent's own disk: /sbin/init and empty mount points; left behind, detached
+//! vda  EROFS  the agent's disk: /sbin/init and empty mount points; detached at the end
 //! vdb  EROFS  the image                      -> /lower   \
 //! vdc  ext4   this sandbox's changes         -> /rw       > overlay -> /newroot -> /
 //! ```
-//! After [`enter_root`] the agent's disk and the overlay's layers are in no mount tree any more: processes cannot name
-//! them. (Guest root can mount the disks again by their device; the agent's is read-only at the VMM.)
+//! After [`enter_root`] the agent's disk and the layers of the overlay are in no mount tree, so
+//! processes cannot name them. (Root of the guest can mount the disks again by their devices. The
+//! agent's disk is read-only in the VMM.)
 
 use rustix::fs::{Access, Mode, access, mkdir, symlink};
 use rustix::io::Errno;
@@ -14,35 +15,35 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, mount_remount, 
 use rustix::process::{chdir, pivot_root};
 use std::ffi::CStr;
 
-/// A file system that could not be put in its place.
+/// Why a file system cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
-    /// mount(2).
+    /// mount(2) failed.
     #[error("boot: cannot mount {what} on {target}: {errno}; {hint}")]
     Mount {
         /// Source or file system type.
         what: &'static str,
-        /// Where.
+        /// The mount point.
         target: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
-        /// What to look at.
+        /// What to check.
         hint: &'static str,
     },
-    /// A directory that a mount needs.
+    /// A directory for a mount cannot be created.
     #[error("boot: cannot make {path}: {errno}; the writable disk may be full or read-only")]
     Directory {
         /// The directory.
         path: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
-    /// Changing into the new root.
+    /// The root cannot be changed.
     #[error("boot: cannot make the overlay the root ({step}): {errno}")]
     Pivot {
-        /// Which call.
+        /// The call that failed.
         step: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
 }
@@ -93,8 +94,8 @@ const OVERLAY: Mount = Mount {
     hint: "upper and work directory must be on one writable file system",
 };
 
-/// Mounted inside the new root, in this order. `/tmp` is deliberately absent: it stays on the sandbox's disk, where
-/// there is room, rather than in guest memory.
+/// File systems in the new root, in the order in which they are mounted. `/tmp` is deliberately
+/// missing: it stays on the sandbox's disk, which has more room than the guest's memory.
 const KERNEL_FILESYSTEMS: [Mount; 6] = [
     Mount { source: "proc", target: "/proc", kind: "proc", flags: NO_SUID_DEV_EXEC, data: None, hint: KERNEL_HINT },
     Mount { source: "sysfs", target: "/sys", kind: "sysfs", flags: NO_SUID_DEV_EXEC, data: None, hint: KERNEL_HINT },
@@ -132,7 +133,7 @@ const KERNEL_FILESYSTEMS: [Mount; 6] = [
     },
 ];
 
-/// Names in `/dev` that programs expect and devtmpfs does not make.
+/// Names in `/dev` that programs expect and devtmpfs does not provide.
 const DEV_LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -140,7 +141,7 @@ const DEV_LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Makes sure that `/dev` is populated; the kernel has done it when it has DEVTMPFS_MOUNT.
+/// Makes sure that `/dev` is populated. A kernel with DEVTMPFS_MOUNT has done that.
 pub(super) fn ensure_dev() -> Result<(), MountError> {
     if access("/dev/null", Access::EXISTS).is_ok() { Ok(()) } else { do_mount(&DEV) }
 }
@@ -156,14 +157,14 @@ pub(super) fn enter_root() -> Result<(), MountError> {
     move_dev()?;
     let pivot = |step| move |errno| MountError::Pivot { step, errno };
     chdir("/newroot").map_err(pivot("chdir to it"))?;
-    // Both "." : the old root lands on top of the new one and is detached next, so no directory has to hold it
-    // (pivot_root(2), NOTES).
+    // Both are ".": the old root is put over the new one and then detached, so it needs no
+    // directory (pivot_root(2), NOTES).
     pivot_root(".", ".").map_err(pivot("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(pivot("detach the old root"))?;
     chdir("/").map_err(pivot("chdir to /"))
 }
 
-/// Mounts what the kernel provides inside the sandbox's root.
+/// Mounts the file systems of the kernel in the sandbox's root.
 pub(super) fn mount_kernel_filesystems() -> Result<(), MountError> {
     for filesystem in &KERNEL_FILESYSTEMS {
         mount_making_target(filesystem)?;
@@ -177,8 +178,8 @@ pub(super) fn mount_kernel_filesystems() -> Result<(), MountError> {
     make_directory("/run/lock", 0o755)
 }
 
-/// Leaves the writable disk as after an unmount. Its mount is in no tree any more, so it is mounted once again, which
-/// gives the same file system, and made read-only; processes must be gone by then.
+/// Leaves the writable disk as after an unmount. Its mount is in no tree, so this mounts it again,
+/// which returns the same file system, and makes it read-only. Processes must have ended before.
 pub(crate) fn seal_writable_disk() {
     const TARGET: &str = "/run";
     rustix::fs::sync();
@@ -205,7 +206,8 @@ fn move_dev() -> Result<(), MountError> {
     })
 }
 
-/// devtmpfs comes without the directories of two mounts; an image may lack any other, but most have them.
+/// Mounts a file system. devtmpfs lacks two mount points. An image may lack others, but most images
+/// have them.
 fn mount_making_target(filesystem: &Mount) -> Result<(), MountError> {
     if filesystem.target.starts_with("/dev/") {
         make_directory(filesystem.target, 0o755)?;

@@ -1,4 +1,4 @@
-//! Trees as tar archives, in and out.
+//! Packs and unpacks directory trees as tar archives.
 
 use super::change::make_directories;
 use super::channel::{Channel, DataWriter};
@@ -28,19 +28,19 @@ pub(super) fn unpack(channel: &mut Channel, path: &[u8], create: bool, keep_owne
     channel.reply(&FileReply::Begun(None))?;
     let policy = UnpackPolicy {
         trust: Trust::Target,
-        // The sandbox's disk is the cap.
+        // The sandbox's disk is the only limit.
         max_bytes: u64::MAX,
         max_entries: u64::MAX,
         keep_owner,
         adopt_root: is_new,
-        // What is copied in is as it was on the host.
+        // Files get the modes that they have on the host.
         umask: 0,
         progress: None,
     };
     let mut reader = Reader::new(&mut *channel);
     let totals =
         sandboxvm_archive::unpack(&mut reader, directory, &policy).map_err(|error| unpack_trouble(error, path))?;
-    // What follows an archive's end, tar's filling up of its last record for one.
+    // Other data may follow the end of the archive, for example the padding of tar's last record.
     channel.finish_input()?;
     Ok(FileReply::Done(of_wire(totals)))
 }

@@ -1,4 +1,4 @@
-//! Changes to what files are called, to whom they belong and whether they are there.
+//! Changes to the names, owners and modes of files, and their removal.
 
 use super::failure::{Trouble, failure, refused};
 use super::inspect::describe;
@@ -13,7 +13,7 @@ use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply, FileTotals};
 use std::os::fd::BorrowedFd;
 
 const MAX_DEPTH: usize = 256;
-/// How often a directory is emptied that others fill again.
+/// How often a directory is emptied if other processes add files to it.
 const PASSES: usize = 64;
 
 pub(super) fn make_directory(path: &[u8], mode: Option<u32>, must_be_new: bool) -> Result<FileReply, Trouble> {
@@ -24,7 +24,7 @@ pub(super) fn make_directory(path: &[u8], mode: Option<u32>, must_be_new: bool) 
     describe(path, true).map(FileReply::Entry)
 }
 
-/// Makes a directory and those above it; false when it was there.
+/// Creates a directory and the missing ones above it. Returns false if it existed.
 pub(super) fn make_directories(path: &[u8], mode: u32) -> Result<bool, Trouble> {
     let path = path.strip_suffix(b"/").unwrap_or(path);
     match mkdir(if path.is_empty() { b"/" } else { path }, Mode::from_raw_mode(mode)) {
@@ -78,7 +78,7 @@ fn remove_at(
             totals.entries += 1;
             return Ok(());
         }
-        // Of a directory, Linux says EISDIR, and POSIX EPERM.
+        // For a directory, Linux returns EISDIR, and POSIX allows EPERM.
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(errno) => return Err(fail(errno)),
     }
@@ -89,7 +89,7 @@ fn remove_at(
                 return Ok(());
             }
             Err(Errno::NOTEMPTY) if recursive && depth < MAX_DEPTH => {}
-            // A file that may not be removed, after all.
+            // It is a file that may not be removed.
             Err(Errno::NOTDIR) => return Err(fail(Errno::PERM)),
             Err(errno) => return Err(fail(errno)),
         }
@@ -121,7 +121,8 @@ pub(super) fn set_owner(path: &[u8], owner: &CText, recursive: bool) -> Result<F
     describe(path, false).map(FileReply::Entry)
 }
 
-/// Calls `set` for a file and, if asked, for all below it, and then for itself: its own mode must not lock us out.
+/// Calls `set` for a file and, if `recursive`, for all files below it first. Otherwise its new mode
+/// could prevent access to them.
 fn for_all(
     directory: BorrowedFd<'_>,
     name: &[u8],
@@ -142,12 +143,13 @@ fn for_all(
             for_all(directory, name, path, true, depth + 1, step, set)
         })?;
     }
-    // What the request names may be a link, which it means the target of; below that, links are left alone.
+    // If the request names a link, `set` changes its target. Links below a directory are not
+    // followed.
     set(directory, name, depth > 0 && kind == FileType::Symlink).map_err(fail)
 }
 
-/// Calls `visit` for every entry of the directory `name`, with that directory, the entry's name and its path. An entry that
-/// is removed before it is visited is skipped. `step` says in an error what was tried.
+/// Calls `visit` for every entry of the directory `name`, with that directory, the entry's name and
+/// its path. Skips an entry that is removed meanwhile. `step` is the operation in error messages.
 fn for_each_entry(
     directory: BorrowedFd<'_>,
     name: &[u8],

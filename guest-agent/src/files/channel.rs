@@ -1,5 +1,5 @@
-//! The connection of one request: data frames in as a reader, data frames out as a writer, replies between. Blocking;
-//! holds one frame in each direction.
+//! The connection of one request: frames of data in as a reader, frames of data out as a writer,
+//! and replies in between. Blocking; stores one frame in each direction.
 
 use super::failure::Trouble;
 use rustix::io::Errno;
@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// How long a host may take to hang up once it was told that its request failed.
+/// How long a host may take to close the connection after it received a failure.
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 
 /// The connection.
@@ -21,15 +21,15 @@ pub(super) struct Channel {
     decoder: FrameDecoder,
     unsent: Vec<u8>,
     received: Box<[u8]>,
-    /// Data of the last frame, and how much of it was taken.
+    /// Data of the last frame, and how much of it was read.
     body: Vec<u8>,
     taken: usize,
-    /// The host said that no more data follows.
+    /// Whether the host has ended its data.
     ended: bool,
 }
 
 impl Channel {
-    /// `unsent` goes out with the first that is sent.
+    /// Creates a channel. `unsent` is sent before anything else.
     pub(super) fn new(socket: OwnedFd, decoder: FrameDecoder, unsent: Vec<u8>) -> Self {
         let received = vec![0; MAX_STREAM_BODY].into_boxed_slice();
         Self { socket, decoder, unsent, received, body: Vec::new(), taken: 0, ended: false }
@@ -54,8 +54,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Reads over everything up to the end of the host's data. That it ends is the host's promise that it meant all it
-    /// sent.
+    /// Skips the rest of the host's data. The host confirms with the end of the data that they are
+    /// complete.
     pub(super) fn finish_input(&mut self) -> Result<(), Trouble> {
         loop {
             self.taken = self.body.len();
@@ -65,13 +65,14 @@ impl Channel {
         }
     }
 
-    /// Reads over everything until the host hangs up, or for a while.
+    /// Skips everything until the host closes the connection, or for a limited time.
     pub(super) fn drain(&mut self) {
         let _ = sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(DRAINED_WITHIN));
         while matches!(self.receive(), Ok(1..)) {}
     }
 
-    /// Returns true when the host has hung up, or has sent a message that is not expected here.
+    /// Returns true if the host has closed the connection, or has sent a message that is not
+    /// expected here.
     pub(super) fn is_over(&self) -> bool {
         let mut byte = [0];
         !matches!(recv(&self.socket, &mut byte, RecvFlags::DONTWAIT | RecvFlags::PEEK), Err(Errno::AGAIN | Errno::INTR))
@@ -86,7 +87,7 @@ impl Channel {
         }
     }
 
-    /// Takes the next frame of data; false when none follows.
+    /// Receives the next frame of data. Returns false if the host has ended its data.
     fn next_data(&mut self) -> io::Result<bool> {
         while !self.ended {
             let out_of_order = || io::Error::from(io::ErrorKind::InvalidData);
@@ -108,7 +109,7 @@ impl Channel {
                 continue;
             }
             match self.receive()? {
-                // Gone before it was done.
+                // The host closed the connection before it had ended its data.
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => self.decoder.push(&self.received[..count]),
             }
@@ -124,7 +125,7 @@ impl AsFd for Channel {
 }
 
 impl Read for Channel {
-    /// 0 only where the host said so.
+    /// Returns 0 only if the host has ended its data.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.taken == self.body.len() && !self.next_data()? {
             return Ok(0);
@@ -137,7 +138,7 @@ impl Read for Channel {
     }
 }
 
-/// Data frames, each as full as it can be.
+/// Writes frames of data, each as full as possible.
 #[derive(Debug)]
 pub(super) struct DataWriter<'c> {
     channel: &'c mut Channel,
@@ -151,7 +152,7 @@ impl<'c> DataWriter<'c> {
         Self { channel, frame }
     }
 
-    /// Fills one frame straight from `read`, and sends it; what it read.
+    /// Fills one frame directly with `read` and sends it. Returns the number of bytes.
     pub(super) fn fill(&mut self, read: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> Result<usize, FillError> {
         self.frame.resize(HEADER_LEN + MAX_STREAM_BODY, 0);
         let count = read(&mut self.frame[HEADER_LEN..]).map_err(FillError::Read)?;
@@ -161,12 +162,12 @@ impl<'c> DataWriter<'c> {
     }
 }
 
-/// Why a frame was not filled and sent.
+/// Why a frame was not sent.
 #[derive(Debug)]
 pub(super) enum FillError {
-    /// There was nothing to be read.
+    /// Reading failed.
     Read(Errno),
-    /// The host is gone.
+    /// The host has closed the connection.
     Gone,
 }
 

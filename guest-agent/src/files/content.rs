@@ -1,4 +1,5 @@
-//! A file's bytes. What is written gets its place in one step, by rename, once the host has said that it was all.
+//! The content of files. A written file is moved to its place in one step, by a rename, after the
+//! host has confirmed its end.
 
 use super::change::make_directories;
 use super::channel::{Channel, DataWriter, FillError};
@@ -21,7 +22,7 @@ const CHUNK: usize = 64 * 1024;
 
 pub(super) fn read(channel: &mut Channel, path: &[u8]) -> Result<FileReply, Trouble> {
     let fail = |errno| refused("read it", path, errno);
-    // Nothing blocks on being opened.
+    // Opening the file must not block.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = open(path, flags, Mode::empty()).map_err(fail)?;
     let size = || Ok::<_, Errno>(u64::try_from(fstat(&file)?.st_size).unwrap_or(0));
@@ -33,9 +34,9 @@ pub(super) fn read(channel: &mut Channel, path: &[u8]) -> Result<FileReply, Trou
             return Err(failure(FileErrorKind::NotAFile, Some(path), message));
         }
     }
-    // Of what was opened: another file may be there by now.
+    // Describes the opened file, as another one may have its name by now.
     let begun = FileEntry { size: size().map_err(fail)?, ..describe(path, true)? };
-    // Files of /proc have content and no size.
+    // Files of /proc have content, but their size is 0.
     let has_size = begun.size > 0;
     channel.reply(&FileReply::Begun(Some(begun)))?;
     let mut writer = DataWriter::new(channel);
@@ -50,20 +51,20 @@ pub(super) fn read(channel: &mut Channel, path: &[u8]) -> Result<FileReply, Trou
         }
     }
     if has_size && size().map_err(fail)? < bytes {
-        // The bytes of two moments, and the file was at none as they are together.
+        // The bytes come from two moments, and together they were never the content of the file.
         let message = "it became shorter while it was read".to_owned();
         return Err(failure(FileErrorKind::Other, Some(path), message));
     }
     Ok(FileReply::Done(FileTotals { entries: 1, bytes, ..FileTotals::default() }))
 }
 
-/// Where a file is to be, symbolic links resolved, and what it is to look like.
+/// The place of a new file, with symbolic links resolved, and its attributes.
 struct Target {
     directory: Vec<u8>,
     name: Vec<u8>,
     mode: u32,
     owner: Option<(u32, u32)>,
-    /// A file is there.
+    /// Whether a file exists there.
     exists: bool,
 }
 
@@ -130,7 +131,7 @@ pub(super) fn write_with_metadata(
     details::describe(path)
 }
 
-/// Takes a file from the host and puts it in its place.
+/// Receives a file from the host and moves it to its place.
 fn put(
     channel: &mut Channel,
     path: &[u8],

@@ -1,4 +1,4 @@
-//! What one file is, with the names of its owners.
+//! Describes one file, with the names of its owners.
 
 use super::failure::{Trouble, failure, refused};
 use crate::process::user::Names;
@@ -18,7 +18,7 @@ impl Describer {
         Self { users: Names::of_users(), groups: Names::of_groups() }
     }
 
-    /// What `name` in `directory` is, as `path`.
+    /// Describes the file `name` in `directory`, whose path is `path`.
     pub(super) fn describe(
         &self,
         directory: BorrowedFd<'_>,
@@ -49,7 +49,7 @@ impl Describer {
     }
 }
 
-/// The kind of the file that was looked at.
+/// Returns the kind of a file.
 pub(super) fn kind(about: &Stat) -> FileKind {
     match FileType::from_raw_mode(about.st_mode) {
         FileType::Directory => FileKind::Directory,

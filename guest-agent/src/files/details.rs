@@ -1,4 +1,5 @@
-//! What is known of a file beyond stat(2): where a symbolic link leads, and metadata in extended attributes.
+//! Details of a file beyond stat(2): the target of a symbolic link, and metadata in extended
+//! attributes.
 
 use super::describer::{Describer, kind};
 use super::failure::{Trouble, refused};
@@ -13,10 +14,10 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// Names of all attributes of a file (Linux `XATTR_LIST_MAX`).
+/// Maximum size of the names of a file's attributes (Linux `XATTR_LIST_MAX`).
 const MAX_NAMES: usize = 64 * 1024;
 
-/// Reads details; holds the buffers for it.
+/// Reads details, and owns the buffers for that.
 #[derive(Debug)]
 pub(super) struct Reader {
     names: Vec<u8>,
@@ -28,30 +29,30 @@ impl Reader {
         Self { names: vec![0; MAX_NAMES], value: vec![0; MAX_METADATA] }
     }
 
-    /// All that is known of `entry`, which is at `path`.
+    /// Returns the details of `entry`, whose path is `path`.
     pub(super) fn read(&mut self, entry: FileEntry, path: &[u8]) -> FileDetails {
         let target = (entry.kind == FileKind::Symlink).then(|| target(path)).flatten();
         FileDetails { target, metadata: self.metadata(path), entry }
     }
 
-    /// The metadata; what cannot be read is not there.
+    /// Returns the metadata. Omits everything that cannot be read.
     fn metadata(&mut self, path: &[u8]) -> FileMetadata {
         let mut metadata = FileMetadata::default();
         let Ok(length) = listxattr(path, &mut self.names[..]) else { return metadata };
         for name in self.names[..length].split(|byte| *byte == 0) {
             let Some(key) = name.strip_prefix(METADATA_PREFIX.as_bytes()) else { continue };
             let Ok(key) = std::str::from_utf8(key) else { continue };
-            // A value that does not fit the buffer fits no file's metadata.
+            // A value that does not fit the buffer is longer than metadata may be.
             let Ok(length) = getxattr(path, name, &mut self.value[..]) else { continue };
             let Ok(value) = std::str::from_utf8(&self.value[..length]) else { continue };
-            // Programs in the guest may have set more than hosts take.
+            // Programs in the guest may have set more metadata than hosts accept.
             let _ = metadata.insert(key.to_owned(), value.to_owned());
         }
         metadata
     }
 }
 
-/// Where the symbolic link at `path` leads.
+/// Returns the target of the symbolic link at `path`.
 fn target(path: &[u8]) -> Option<LinkTarget> {
     let real = std::fs::canonicalize(Path::new(OsStr::from_bytes(path))).ok();
     let found = real.as_ref().and_then(|real| stat(real).ok());
@@ -68,12 +69,13 @@ pub(super) fn describe(path: &[u8]) -> Result<FileReply, Trouble> {
     Ok(FileReply::Details(Reader::new().read(entry, path)))
 }
 
-/// Gives a new file its metadata.
+/// Sets the metadata of a new file.
 pub(super) fn set_metadata(file: impl AsFd, metadata: &FileMetadata, path: &[u8]) -> Result<(), Trouble> {
     for (key, value) in metadata.iter() {
         match fsetxattr(&file, format!("{METADATA_PREFIX}{key}"), value.as_bytes(), XattrFlags::empty()) {
             Ok(()) => {}
-            // There are no attributes on such a file system, and none are claimed: they are read back.
+            // This file system has no attributes. The host notices, because the reply has the
+            // metadata that was stored.
             Err(Errno::OPNOTSUPP) => return Ok(()),
             Err(errno) => return Err(refused("give it metadata", path, errno)),
         }

@@ -1,24 +1,24 @@
-//! Errors of file work, as the wire has them.
+//! Errors of operations on files, in the form of the wire.
 
 use rustix::io::Errno;
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileFailure, FilePath};
 
-/// Why a request came to no good end.
+/// Why a request was not completed.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// It failed, and the host is to be told.
+    /// It failed, and the host receives the failure.
     Failed(Box<FileFailure>),
-    /// The host is gone, or makes no sense.
+    /// The host has closed the connection, or breaks the rules of the wire.
     Gone,
 }
 
-/// A failure.
+/// Returns a failure.
 pub(super) fn failure(kind: FileErrorKind, path: Option<&[u8]>, message: String) -> Trouble {
     let path = path.and_then(|path| FilePath::try_from(path.to_vec()).ok());
     Trouble::Failed(Box::new(FileFailure { kind, errno: None, path, message }))
 }
 
-/// What the kernel refused.
+/// Returns the failure of a system call.
 pub(super) fn refused(step: &str, path: &[u8], errno: Errno) -> Trouble {
     let message = format!("cannot {step}: {errno}");
     Trouble::Failed(Box::new(FileFailure {
@@ -29,7 +29,7 @@ pub(super) fn refused(step: &str, path: &[u8], errno: Errno) -> Trouble {
     }))
 }
 
-/// Returns what an errno means for the host.
+/// Returns the kind of failure for an errno.
 pub(super) fn kind(errno: Errno) -> FileErrorKind {
     match errno {
         Errno::NOENT => FileErrorKind::NotFound,

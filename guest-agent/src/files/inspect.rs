@@ -1,4 +1,4 @@
-//! What files are: stat and list.
+//! Describes files: stat and list.
 
 use super::channel::Channel;
 use super::describer::Describer;
@@ -12,10 +12,10 @@ use sandboxvm_protocol::agent::files::{
 };
 use std::os::fd::AsFd;
 
-/// Most levels of a list, each of which is an open directory.
+/// Maximum number of levels of a list. Each is an open directory.
 const MAX_DEPTH: u32 = 256;
 
-/// What is at `path`.
+/// Describes the file at `path`.
 pub(super) fn describe(path: &[u8], follow: bool) -> Result<FileEntry, Trouble> {
     Describer::new().describe(CWD, path, path, follow)
 }
@@ -42,14 +42,14 @@ fn walk(channel: &mut Channel, path: &[u8], depth: u32, page: Page) -> Result<Fi
     Ok(FileReply::Done(listing.totals))
 }
 
-/// What is to be sent next.
+/// The entries that are sent next.
 enum Page {
     Entries(Vec<FileEntry>),
     Details(Vec<FileDetails>, Reader),
 }
 
 impl Page {
-    /// Adds an entry, which is at `path`; the value is the bytes of its paths and metadata.
+    /// Adds an entry, whose path is `path`. Returns the size of its paths and metadata in bytes.
     fn push(&mut self, entry: FileEntry, path: &[u8]) -> usize {
         let length = |path: Option<&FilePath>| path.map_or(0, |path| path.as_bytes().len());
         let bytes = length(Some(&entry.path)) + length(entry.link_target.as_ref());
@@ -74,7 +74,8 @@ impl Page {
         }
     }
 
-    /// True when it has as much as one message takes, `bytes` of paths and metadata among it.
+    /// Returns true if the page is as large as one message may be. `bytes` is the size of its paths
+    /// and metadata.
     fn is_full(&self, bytes: usize) -> bool {
         match self {
             Self::Entries(page) => page.len() == MAX_ENTRIES || bytes >= PAGE_BUDGET,
@@ -94,7 +95,7 @@ struct Listing<'c> {
     channel: &'c mut Channel,
     describer: Describer,
     page: Page,
-    /// Bytes of paths and metadata in the page.
+    /// Size of paths and metadata in the page, in bytes.
     budget: usize,
     totals: FileTotals,
 }
@@ -115,7 +116,7 @@ impl Listing<'_> {
             let directory = names.fd().map_err(fail)?;
             let entry = match self.describer.describe(directory, name, &below, false) {
                 Ok(entry) => entry,
-                // Gone meanwhile.
+                // The file was removed meanwhile.
                 Err(Trouble::Failed(failure)) if failure.kind == FileErrorKind::NotFound => continue,
                 Err(trouble) => return Err(trouble),
             };

@@ -1,21 +1,22 @@
-//! Work on files for the host: one request, one connection, one process.
+//! Operations on files for the host: one request, one connection, one process.
 //!
 //! ```text
 //! worker    the fork, what the new process gives up, and its end
 //! channel   frames on the connection: data in, data and replies out
-//! operation which part does what
+//! operation selects the function of a request
 //! inspect   stat, list                      failure   errors as the wire has them
-//! describer what one file is
-//! details   where links lead, metadata      mounts    file systems that are not the guest's own
+//! describer describes one file
+//! details   targets of links, metadata      mounts    network file systems
 //! change    mkdir, move, remove, chmod, chown
-//! content   a file's bytes, in and out      archive   trees, in and out
+//! content   content of files, in and out    archive   trees, in and out
 //! watch     inotify
 //! ```
-//! The agent itself never waits for a disk or for a host that reads slowly: it forks (it is a single thread, so that the
-//! copy is whole) and forgets the connection. The process takes on the user it was asked to be, keeps no descriptor of
-//! the agent's but the connection, and blocks: vsock's credit holds it back, its end is the end of the request, and
-//! killing it is how a request is given up. The process notices the connection's end with the next byte either way, or
-//! immediately where it waits for nothing else. PID 1 executes nothing here.
+//! The agent itself never waits for a disk or for a host that reads slowly. It forks (it has one
+//! thread, so the copy is complete) and forgets the connection. The process changes to the
+//! requested user, keeps no descriptor of the agent but the connection, and blocks. The credit of
+//! vsock limits its speed, its end is the end of the request, and a kill cancels the request. It
+//! notices the end of the connection with the next byte in either direction, or immediately if it
+//! waits for nothing else. PID 1 executes nothing of this.
 
 mod archive;
 mod change;

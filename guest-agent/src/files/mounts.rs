@@ -1,10 +1,11 @@
-//! File systems whose files others change too, without this kernel hearing of it.
+//! File systems whose files other machines can change without notice to this kernel.
 
 use super::failure::{Trouble, failure, refused};
 use rustix::fs::statfs;
 use sandboxvm_protocol::agent::files::FileErrorKind;
 
-/// Their types, as statfs(2) has them: NFS, CIFS, SMB, SMB 2, FUSE (virtiofs too), 9P, Ceph, AFS. `linux/magic.h`.
+/// The types of network file systems in statfs(2): NFS, CIFS, SMB, SMB 2, FUSE (virtiofs too), 9P,
+/// Ceph, AFS. From `linux/magic.h`.
 const NETWORK: [u32; 8] =
     [0x6969, 0xff53_4d42, 0x517b, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
 
@@ -12,10 +13,10 @@ fn is_network(kind: u32) -> bool {
     NETWORK.contains(&kind)
 }
 
-/// Refuses a path on one of them.
+/// Refuses a path on a network file system.
 pub(super) fn refuse_network(path: &[u8]) -> Result<(), Trouble> {
     let about = statfs(path).map_err(|errno| refused("watch it", path, errno))?;
-    // The kernel's types have 32 bits, whatever the field has.
+    // The kernel's types have 32 bits, but the field may be wider.
     #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a bit pattern of 32 bits")]
     match is_network(about.f_type as u32) {
         false => Ok(()),

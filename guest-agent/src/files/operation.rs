@@ -1,4 +1,4 @@
-//! Which part does what, and where paths begin.
+//! Selects the function of a request, and resolves where its paths begin.
 
 use super::channel::Channel;
 use super::failure::Trouble;
@@ -6,7 +6,7 @@ use super::watch::Watched;
 use super::{archive, change, content, details, inspect, mounts, watch};
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
 
-/// Where the paths of a request begin.
+/// The directory at which the paths of a request begin.
 #[derive(Debug)]
 pub(super) struct Place {
     home: Vec<u8>,
@@ -17,7 +17,7 @@ impl Place {
         Self { home }
     }
 
-    /// From the root.
+    /// Returns an absolute path.
     pub(super) fn absolute(&self, path: &FilePath) -> Vec<u8> {
         match path.as_bytes() {
             path if path.starts_with(b"/") => path.to_vec(),
@@ -26,7 +26,7 @@ impl Place {
     }
 }
 
-/// Does what is asked; the value is the last reply.
+/// Executes a request. Returns the last reply.
 pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation) -> Result<FileReply, Trouble> {
     let at = |path: &FilePath| place.absolute(path);
     match operation {

@@ -1,8 +1,10 @@
-//! What changes in a directory, by inotify(7), until the host hangs up. At most [`MAX_WATCHES`] directories; where there
-//! are more, and where the kernel drops events, the host receives [`ChangeKind::Missed`].
+//! Reports what changes in a directory, by inotify(7), until the host closes the connection.
+//! Watches at most [`MAX_WATCHES`] directories. If there are more, or if the kernel drops events,
+//! the host receives [`ChangeKind::Missed`].
 //!
-//! A file that a host writes comes to its place under another name ([`temporary_replaces`]). The host does not hear of
-//! that name, but of a file that was made, if none was there, and written to.
+//! A file that a host writes has a temporary name first ([`temporary_replaces`]). Events of that
+//! name are not reported. Instead the host receives that the file was created, if it is new, and
+//! written.
 
 use super::channel::Channel;
 use super::describer::Describer;
@@ -22,17 +24,18 @@ use std::os::fd::{AsFd, OwnedFd};
 
 const MAX_WATCHES: usize = 4096;
 const MAX_DEPTH: usize = 256;
-/// Files on the way from one name to another. Both halves of a move come one after the other, mostly.
+/// Maximum number of moves of which only the first half was seen. Both halves mostly follow each
+/// other.
 const MAX_MOVING: usize = 64;
 
-/// What the host receives.
+/// The kind of reports that the host receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watched {
     /// [`FileReply::Changes`].
     Changes,
-    /// [`FileReply::Observed`] without files.
+    /// [`FileReply::Observed`] without details of files.
     Names,
-    /// [`FileReply::Observed`] with the files that are there.
+    /// [`FileReply::Observed`] with details of the files that exist.
     Files,
 }
 
@@ -41,15 +44,16 @@ struct Watching<'c> {
     root: Vec<u8>,
     recursive: bool,
     watched: Watched,
-    /// Of [`Watched::Files`].
+    /// Only for [`Watched::Files`].
     files: Option<(Describer, Reader)>,
-    /// Temporary names that were moved away: inotify's cookie, and whether a file is replaced.
+    /// Temporary names that were moved away: inotify's cookie, and whether the file replaces
+    /// another one.
     moving: VecDeque<(u32, bool)>,
     inotify: OwnedFd,
-    /// Directories relative to the root, empty for itself.
+    /// Watched directories, relative to the root, which is empty.
     directories: BTreeMap<i32, Vec<u8>>,
     changes: Vec<Observation>,
-    /// Bytes of paths and metadata in `changes`.
+    /// Size of paths and metadata in `changes`, in bytes.
     budget: usize,
 }
 
@@ -78,7 +82,7 @@ pub(super) fn watch(
     if recursive {
         watching.add_below(b"", false, 0);
     }
-    // A change to a directory that was being read is reported once the directory is watched.
+    // Changes to a directory that was being read are reported after the directory is watched.
     watching.channel.reply(&FileReply::Begun(Some(begun)))?;
     loop {
         let mut ready = [
@@ -100,22 +104,22 @@ pub(super) fn watch(
     }
 }
 
-/// An event, apart from the buffer it was read into.
+/// An event, copied out of the buffer.
 struct Event {
     watch: i32,
     flags: ReadFlags,
-    /// The same of both halves of a move.
+    /// The same for both halves of a move.
     cookie: u32,
     name: Vec<u8>,
 }
 
 impl Watching<'_> {
-    /// Takes all events there are; false when the directory itself is gone.
+    /// Reads all events. Returns false if the directory itself is gone.
     fn take(&mut self) -> Result<bool, Errno> {
         let mut buffer = [const { MaybeUninit::uninit() }; 16 * 1024];
         let mut events = Vec::new();
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
-        // One buffer's worth at a time: what is left comes with the next.
+        // Reads one buffer at a time. The rest follows in the next turn.
         loop {
             match reader.next() {
                 Ok(event) => {
@@ -141,14 +145,14 @@ impl Watching<'_> {
         let Some(directory) = self.directories.get(&event.watch).cloned() else { return true };
         if has(ReadFlags::IGNORED) {
             self.directories.remove(&event.watch);
-            // The last that is heard of a directory: it was removed, or its file system unmounted.
+            // The last event of a directory: it was removed, or its file system was unmounted.
             if directory.is_empty() {
                 self.tell(ChangeKind::Removed, None);
             }
             return !directory.is_empty();
         }
         if event.name.is_empty() {
-            // Of a directory below, the one above tells.
+            // For a directory below the root, the event of the directory above is reported.
             if has(ReadFlags::ATTRIB) && directory.is_empty() {
                 self.tell(ChangeKind::AttributesChanged, None);
             }
@@ -195,7 +199,7 @@ impl Watching<'_> {
         true
     }
 
-    /// Something that had a temporary name is in its place: a file that was written, or a link that was made.
+    /// A file with a temporary name was moved to its place: a written file, or a new link.
     fn placed(&mut self, path: &[u8], replaces: bool) {
         if !replaces {
             self.tell(ChangeKind::Created, Some(path));
@@ -207,16 +211,16 @@ impl Watching<'_> {
         }
     }
 
-    /// The path of a directory or file below the one that is watched.
+    /// Returns the path of a directory or file, given its path relative to the root.
     fn full(&self, path: &[u8]) -> Vec<u8> {
         if path.is_empty() { self.root.clone() } else { [&self.root, &b"/"[..], path].concat() }
     }
 
-    /// A directory that is new here, and what is in it by now.
+    /// Adds a new directory, and reports everything in it.
     fn add_below_of(&mut self, path: &[u8]) {
         match self.add(path) {
             Ok(()) => self.add_below(path, true, 0),
-            // Gone again.
+            // It was removed again.
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(_) => self.tell(ChangeKind::Missed, Some(path)),
         }
@@ -243,7 +247,7 @@ impl Watching<'_> {
         Ok(())
     }
 
-    /// Watches the directories below one, and with `tell` reports all files that are there.
+    /// Watches the directories below one. With `tell` also reports all files that exist.
     fn add_below(&mut self, path: &[u8], tell: bool, depth: usize) {
         let full = self.full(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -272,7 +276,8 @@ impl Watching<'_> {
         }
     }
 
-    /// Forgets a directory that was moved away. If it was moved to another watched place, that is the next event.
+    /// Forgets a directory that was moved away. If its new place is watched too, the next event
+    /// adds it again.
     fn forget(&mut self, path: &[u8]) {
         let is_below = |other: &[u8]| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
         let gone: Vec<i32> =
@@ -285,7 +290,7 @@ impl Watching<'_> {
 
     fn tell(&mut self, kind: ChangeKind, path: Option<&[u8]>) {
         let change = FileChange { kind, path: path.and_then(|path| FilePath::try_from(path.to_vec()).ok()) };
-        // Several writes to a file are one change until it is reported.
+        // Several writes to a file are one change until they are reported.
         if self.changes.last().is_some_and(|last| last.change == change) {
             return;
         }
@@ -293,14 +298,14 @@ impl Watching<'_> {
             ChangeKind::Created | ChangeKind::Written | ChangeKind::AttributesChanged => {
                 self.details(path.unwrap_or_default())
             }
-            // What was there is gone, and what is there by now is something else.
+            // The old file is gone, and another one may have its name by now.
             ChangeKind::Removed | ChangeKind::Renamed | ChangeKind::Missed => None,
         };
         self.budget += change.path.as_ref().map_or(0, |path| path.as_bytes().len());
         self.budget += details.as_ref().map_or(0, |details| size(details));
         self.changes.push(Observation { change, details });
         if self.changes.len() == MAX_DETAILS || self.budget >= DETAILS_BUDGET {
-            // A host that is gone is noticed in the next turn.
+            // If the host has closed the connection, the next turn notices.
             let _ = self.send();
         }
     }
@@ -317,7 +322,7 @@ impl Watching<'_> {
         })
     }
 
-    /// What is at a path by now, where the host wants to know and something is there.
+    /// Returns the details of a path, if the host wants them and the file exists.
     fn details(&mut self, path: &[u8]) -> Option<Box<FileDetails>> {
         let full = self.full(path);
         let (describer, reader) = self.files.as_mut()?;
@@ -326,7 +331,7 @@ impl Watching<'_> {
     }
 }
 
-/// Bytes of paths and metadata.
+/// Returns the size of paths and metadata in bytes.
 fn size(details: &FileDetails) -> usize {
     let length = |path: Option<&FilePath>| path.map_or(0, |path| path.as_bytes().len());
     length(Some(&details.entry.path))

@@ -1,4 +1,4 @@
-//! The process that serves one request: how it comes to be, what it gives up first, and how it ends.
+//! The process that serves one request: its start, what it gives up first, and its end.
 
 use super::channel::Channel;
 use super::failure::{Trouble, failure};
@@ -11,24 +11,25 @@ use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply, FileRequest};
 use sandboxvm_protocol::frame::FrameDecoder;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Where the connection is in the new process; the three below are the agent's console.
+/// Descriptor of the connection in the new process. Those below are the agent's console.
 const CONNECTION: i32 = 3;
 
-/// Data the process may have, the agent's own at its fork included: far more than any request needs.
+/// Maximum size of the process's data, which includes that of the agent at the fork. It is far more
+/// than a request needs.
 const LARGEST_DATA: u64 = 256 << 20;
 
-/// A connection and what is left of it in the agent.
+/// A connection, and its data that are still in the agent.
 #[derive(Debug)]
 pub(crate) struct Handover<'a> {
     /// The socket.
     pub(crate) socket: BorrowedFd<'a>,
-    /// Bytes that came behind the request.
+    /// Bytes behind the request.
     pub(crate) decoder: FrameDecoder,
-    /// Bytes that wait to be sent before anything else.
+    /// Bytes that have to be sent before anything else.
     pub(crate) unsent: Vec<u8>,
 }
 
-/// Starts a process that serves `request` and ends. Only for a process with a single thread.
+/// Starts a process that serves `request` and then ends. The caller must have a single thread.
 pub(crate) fn start(handover: Handover<'_>, request: FileRequest) -> Result<Pid, Errno> {
     // SAFETY: there is one thread, so the child's copy of memory is whole: no lock is held by a thread it lacks.
     let pid = unsafe { libc::fork() };
@@ -45,21 +46,22 @@ fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)
 }
 
-/// All of the new process's life.
+/// Runs the new process until its end.
 fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
     let code = match isolate(&handover) {
         Ok(socket) => {
             answer(Channel::new(socket, handover.decoder, handover.unsent), request);
             0
         }
-        // No reply can be sent: the host sees the connection end.
+        // No reply can be sent. The host notices that the connection ends.
         Err(_) => 1,
     };
     // SAFETY: ends the process without running any destructor. Nothing of the agent's is flushed, closed or dropped twice.
     unsafe { libc::_exit(code) }
 }
 
-/// Keeps nothing of the agent's but the console and the connection, whose reads and writes wait from now on.
+/// Closes everything of the agent except the console and the connection, and makes the connection
+/// blocking.
 fn isolate(handover: &Handover<'_>) -> Result<OwnedFd, Errno> {
     // SAFETY: only descriptors of this process change, and none of the agent's is used again: it never returns there.
     if unsafe { libc::dup2(handover.socket.as_raw_fd(), CONNECTION) } < 0 {
@@ -70,10 +72,10 @@ fn isolate(handover: &Handover<'_>) -> Result<OwnedFd, Errno> {
     // SAFETY: open, since it was duplicated there, and no other object owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(CONNECTION) };
     fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
-    // Exact modes are what requests state.
+    // Requests state the exact modes of files.
     umask(Mode::empty());
     let limit = Rlimit { current: Some(LARGEST_DATA), maximum: getrlimit(Resource::Data).maximum };
-    // Only a guard.
+    // The limit is only a safeguard, so an error does not matter.
     let _ = setrlimit(Resource::Data, limit);
     let _ = rustix::thread::set_name(c"sandboxvm-files");
     Ok(socket)
@@ -88,12 +90,13 @@ fn answer(mut channel: Channel, request: FileRequest) {
         });
     let Ok(last) = served else { return };
     if channel.reply(&last).is_ok() && matches!(last, FileReply::Failed(_)) {
-        // The host may still be sending. It must be able to read the failure before the connection is closed.
+        // The host may still be sending. It must be able to read the failure before the connection
+        // is closed.
         channel.drain();
     }
 }
 
-/// Takes on the user of the request; the value is where its paths begin.
+/// Changes to the user of the request. Returns the directory at which its paths begin.
 fn become_user(request: &FileRequest) -> Result<Place, Trouble> {
     let Some(wanted) = &request.user else { return Ok(Place::new(User::root().home)) };
     let user =
@@ -106,7 +109,7 @@ fn become_user(request: &FileRequest) -> Result<Place, Trouble> {
     Ok(Place::new(user.home))
 }
 
-/// By raw system calls, as they stand in [`crate::process`].
+/// Changes user and groups by raw system calls, for the reasons that [`crate::process`] states.
 fn change_to(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Errno> {
     // SAFETY: length and pointer are of one slice of 32-bit IDs, which the call only reads.
     let set_groups = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };

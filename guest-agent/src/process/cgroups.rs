@@ -1,16 +1,17 @@
-//! The control groups that the sandbox's processes are in, and how many they may be.
+//! The control groups of the sandbox's processes, which limit their number.
 //!
 //! ```text
-//! /sys/fs/cgroup            the agent and what it has working on files: no limit of the sandbox's is theirs
-//!   sandbox                 everything a host has started, and all that came of it: pids.max is the sandbox's limit
-//!   reserve                 what a host starts when that is reached, so that a user can still look into the sandbox
+//! /sys/fs/cgroup   the agent and its processes for files, without any limit of the sandbox
+//!   sandbox        all processes that a host started, and their children, limited by pids.max
+//!   reserve        processes that a host starts at that limit, to look into the sandbox
 //! ```
-//! Only `pids` is switched on: with the memory controller every page fault would be charged, which is dear where the
-//! guest's kernel is interpreted, and needless, since all of the machine's memory is the sandbox's. When that runs out,
-//! the kernel's OOM killer takes the largest process, and never PID 1 (mm/oom_kill.c, `oom_unkillable_task`).
+//! Only the `pids` controller is enabled. The memory controller would charge every page fault,
+//! which is expensive if the guest's kernel is interpreted, and which is not needed: all memory of
+//! the machine belongs to the sandbox. When it runs out, the OOM killer kills the largest process,
+//! and never PID 1 (mm/oom_kill.c, `oom_unkillable_task`).
 //!
-//! Root in the guest may rearrange all of this. Nothing here counts on what it made being there still: what cannot be
-//! limited any more is said on the console, and runs.
+//! Root of the guest may rearrange all of this, so nothing here relies on the groups that it
+//! created. If a limit can no longer be set, the agent reports that on the console and continues.
 
 use rustix::fs::{Mode, OFlags, mkdir, open, openat};
 use rustix::io::{Errno, pwrite, write};
@@ -23,14 +24,14 @@ const SANDBOX: &str = "/sys/fs/cgroup/sandbox";
 const RESERVE: &str = "/sys/fs/cgroup/reserve";
 const THREADS_MAX: &str = "/proc/sys/kernel/threads-max";
 
-/// What a thread takes, as the kernel reckons when it sets `threads-max` at boot: eight times its stack (kernel/fork.c,
-/// `set_max_threads`).
+/// Memory of a thread, as the kernel calculates it when it sets `threads-max` at boot: eight times
+/// its stack (kernel/fork.c, `set_max_threads`).
 const MEMORY_OF_THREAD: u64 = 8 * 16 * 1024;
 
-/// Threads that the machine has beside the sandbox's: the kernel's own, and the agent.
+/// Number of threads besides those of the sandbox: those of the kernel, and the agent.
 const OTHER_THREADS: u32 = 256;
 
-/// A control group that could not be made.
+/// A control group could not be created.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step} the control group {path}: {errno}; is CONFIG_CGROUP_PIDS in the guest kernel's configuration?")]
 pub(crate) struct CgroupError {
@@ -39,19 +40,20 @@ pub(crate) struct CgroupError {
     errno: Errno,
 }
 
-/// See the module.
+/// The control groups.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     sandbox: OwnedFd,
     reserve: OwnedFd,
-    /// pids.max of `sandbox`, kept open: opening it is the dearer part of a change.
+    /// pids.max of `sandbox`. It stays open, because opening it is the more expensive part of a
+    /// change.
     limit: OwnedFd,
-    /// What was written there last.
+    /// The last limit that was written.
     processes: Option<ProcessCount>,
 }
 
 impl Cgroups {
-    /// Makes them. They have no limit yet.
+    /// Creates the control groups, without limits.
     pub(crate) fn make() -> Result<Self, CgroupError> {
         let root = directory(ROOT)?;
         put(&root, "cgroup.subtree_control", "+pids").map_err(fail("give controllers to", ROOT))?;
@@ -62,17 +64,17 @@ impl Cgroups {
         Ok(Self { sandbox, reserve, limit, processes: None })
     }
 
-    /// Where the processes of hosts belong.
+    /// Returns the group for processes of hosts.
     pub(super) fn sandbox(&self) -> BorrowedFd<'_> {
         self.sandbox.as_fd()
     }
 
-    /// Where they go when that is full.
+    /// Returns the group for such processes at the limit.
     pub(super) fn reserve(&self) -> BorrowedFd<'_> {
         self.reserve.as_fd()
     }
 
-    /// Lets the sandbox have `processes` from here on. Those that are too many already run on.
+    /// Sets the maximum number of processes of the sandbox. Excess processes keep running.
     pub(crate) fn limit(&mut self, processes: ProcessCount) {
         if self.processes == Some(processes) {
             return;
@@ -85,7 +87,7 @@ impl Cgroups {
     fn try_limit(&mut self, processes: ProcessCount) -> Result<(), CgroupError> {
         let text = processes.to_string();
         match pwrite(&self.limit, text.as_bytes(), 0) {
-            // Removed by the guest's root.
+            // Root of the guest has removed the group.
             Err(Errno::NODEV) => {
                 *self = Self::make()?;
                 pwrite(&self.limit, text.as_bytes(), 0)
@@ -98,8 +100,8 @@ impl Cgroups {
     }
 }
 
-/// Raises the kernel's own limit, which depends on the machine's memory, well above the sandbox's: at the kernel's limit the
-/// agent could start nothing either.
+/// Raises the kernel's own limit, which depends on the machine's memory, well above that of the
+/// sandbox. At the kernel's limit the agent could not start anything either.
 fn allow_threads(processes: ProcessCount) -> Result<(), Errno> {
     let memory = sysinfo();
     let by_memory = memory.totalram.saturating_mul(u64::from(memory.mem_unit)) / MEMORY_OF_THREAD;

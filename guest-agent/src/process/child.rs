@@ -1,21 +1,22 @@
-//! What a new process does between clone and exec.
+//! The steps of a new process between clone and exec.
 //!
-//! It runs on a separate stack in the agent's memory, while the agent is suspended (vfork(2)): so it only makes system
-//! calls, allocates nothing, panics nowhere, and leaves its report in the plan, where the agent reads it.
+//! The process runs on a separate stack in the agent's memory, while the agent is suspended
+//! (vfork(2)). So it only makes system calls, does not allocate or panic, and leaves its report in
+//! the plan, where the agent reads it.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::RawFd;
 use std::ptr;
 
-/// What failed in a child.
+/// The step that failed in a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// New session, or the terminal as its own.
+    /// A new session, or its controlling terminal.
     Session,
     /// Standard streams.
     Streams,
-    /// Open files.
+    /// The limit of open files.
     Limits,
     /// User and groups.
     User,
@@ -26,7 +27,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// For messages.
+    /// Returns the name for messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Session => "open a session",
@@ -39,7 +40,7 @@ impl Step {
     }
 }
 
-/// User and groups to change to.
+/// User and groups to which the process changes.
 #[derive(Debug)]
 pub(super) struct Credentials<'a> {
     pub(super) uid: u32,
@@ -47,33 +48,34 @@ pub(super) struct Credentials<'a> {
     pub(super) groups: &'a [u32],
 }
 
-/// Everything the child needs. All pointers are to NUL-terminated strings, and arrays of them end with null.
+/// Everything that the child needs. All pointers are to NUL-terminated strings, and arrays of them
+/// end with null.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
-    /// Files to try in order.
+    /// Files to try, in order.
     pub(super) programs: &'a [*const c_char],
     pub(super) argv: &'a [*const c_char],
     pub(super) envp: &'a [*const c_char],
-    /// Become stdin, stdout and stderr. Each is above 2.
+    /// Descriptors that become stdin, stdout and stderr. Each is above 2.
     pub(super) streams: [RawFd; 3],
-    /// Stdin is a terminal, to become the session's.
+    /// Whether stdin is a terminal, which becomes that of the session.
     pub(super) terminal: bool,
     pub(super) credentials: Option<Credentials<'a>>,
-    /// The agent is a batch task; its processes are not.
+    /// Whether the agent is a batch task. Its processes are not.
     pub(super) is_batch: bool,
-    /// Open files it may have, where that is not as many as the agent.
+    /// Maximum number of open files, if it differs from the agent's.
     pub(super) files: Option<u64>,
-    /// The sandbox has as many processes as it may: this one comes before them all.
+    /// Whether the sandbox is at its limit of processes. Then this process gets a higher priority.
     pub(super) is_urgent: Cell<bool>,
-    /// Null: stay where the agent is, at the root.
+    /// Working directory. Null to stay in the agent's, which is the root.
     pub(super) directory: *const c_char,
-    /// Take the root instead of a working directory that cannot be entered.
+    /// Whether to use the root if the working directory cannot be entered.
     pub(super) directory_is_optional: bool,
-    /// Left by a child that failed.
+    /// The failure, if the child failed.
     pub(super) failure: Cell<Option<(Step, c_int)>>,
 }
 
-/// Entry for clone(2). Returns, with an exit code, only when it failed.
+/// Entry for clone(2). Returns only if it failed, with an exit code.
 ///
 /// Must be called with a pointer to a [`Plan`], in a process that shares memory with an agent that is suspended.
 pub(super) extern "C" fn run(plan: *mut c_void) -> c_int {
@@ -88,12 +90,12 @@ pub(super) extern "C" fn run(plan: *mut c_void) -> c_int {
     127
 }
 
-/// Of the call that has just failed.
+/// Returns the error of the call that has just failed.
 fn errno() -> c_int {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// Makes the calls before exec, one after the other; an error names the step whose errno is not yet overwritten.
+/// Makes all calls before exec. On an error, errno is still that of the step that is returned.
 fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
     // SAFETY: no memory involved.
     if unsafe { libc::setsid() } < 0 {
@@ -132,7 +134,7 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
     Ok(())
 }
 
-/// Soft and hard limit are the same.
+/// Sets the soft and the hard limit.
 fn limit_files(files: u64) -> bool {
     let limit = libc::rlimit64 { rlim_cur: files, rlim_max: files };
     let none = ptr::null_mut::<libc::rlimit64>();
@@ -140,15 +142,17 @@ fn limit_files(files: u64) -> bool {
     (unsafe { libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const limit, none) }) == 0
 }
 
-/// Hundreds of processes that all want to run leave another a hundredth of the processor: too little to see what they
-/// are, and end them. Where it is refused, that is so.
+/// Raises the priority. Hundreds of busy processes would leave this one a hundredth of the
+/// processor, which is too little to look at them and to end them. If the call is refused, nothing
+/// changes.
 fn come_first() {
     const NICE: c_int = -15;
     // SAFETY: no memory involved.
     unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, NICE) };
 }
 
-/// By raw system calls: libc's wrappers would try to change all threads of what it takes for its own process.
+/// Changes user and groups by raw system calls, because libc's functions would try to change all
+/// threads of the process.
 fn change_user(credentials: &Credentials<'_>) -> bool {
     let Credentials { uid, gid, groups } = credentials;
     // SAFETY: length and pointer are of one slice of 32-bit IDs, which the call only reads.
@@ -168,9 +172,10 @@ fn enter_directory(plan: &Plan<'_>) -> bool {
     plan.directory_is_optional && unsafe { libc::chdir(c"/".as_ptr()) } == 0
 }
 
-/// The agent blocks SIGCHLD and SIGPIPE; its dispositions are all default, so nothing else needs a reset.
+/// Unblocks all signals. The agent blocks SIGCHLD and SIGPIPE. Its dispositions are all default, so
+/// nothing else is reset.
 fn unblock_signals() {
-    // The kernel's own signal set: 64 bits.
+    // The kernel's signal set has 64 bits.
     let none: u64 = 0;
     let size = size_of::<u64>();
     // SAFETY: the pointer is to a signal set of the size given, which the call only reads.
@@ -179,15 +184,16 @@ fn unblock_signals() {
     };
 }
 
-/// Cannot fail for a task that may be a batch task.
+/// Returns to the normal policy. This cannot fail for a task that may be a batch task.
 fn become_normal_task() {
     let priority: c_int = 0;
     // SAFETY: reads one `struct sched_param`, which is one integer.
     unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority) };
 }
 
-/// Tries one program after the other and continues where execvp(3) does; returns only the errno of its failure. A refusal
-/// outlives later misses, so that what was found but may not be run is not reported as missing.
+/// Tries one program after the other, as execvp(3) does. Returns only if all fail, with the errno.
+/// A refusal takes precedence over later missing files, so that a program that may not be executed
+/// is not reported as missing.
 fn exec(plan: &Plan<'_>) -> c_int {
     let mut failure = libc::ENOENT;
     for program in plan.programs.iter().take_while(|program| !program.is_null()) {

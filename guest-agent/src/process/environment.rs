@@ -1,20 +1,20 @@
-//! The variables a process starts with: the agent's defaults, overridden by the request.
+//! The environment of a process: the agent's defaults, overridden by the request.
 
 use super::strings::CStrings;
 use super::user::User;
 use sandboxvm_protocol::agent::CText;
 
-/// Where programs are looked for when the request does not say.
+/// PATH, if the request sets none.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A variable of the request that is none.
+/// An entry of the request is not a variable.
 #[derive(Debug, thiserror::Error)]
 #[error("exec: environment entry {index} is not KEY=VALUE")]
 pub(crate) struct EnvironmentError {
     index: usize,
 }
 
-/// A whole environment: each name once.
+/// A complete environment. Each name occurs once.
 #[derive(Debug)]
 pub(super) struct Environment<'a> {
     /// Name and value, ordered by name.
@@ -22,7 +22,8 @@ pub(super) struct Environment<'a> {
 }
 
 impl<'a> Environment<'a> {
-    /// `requested` over the defaults for `user`; of several entries with one name, the last counts.
+    /// Returns the defaults for `user`, overridden by `requested`. Of several entries with one
+    /// name, the last counts.
     pub(super) fn new(requested: &'a [CText], user: &'a User, terminal: bool) -> Result<Self, EnvironmentError> {
         let mut variables: Vec<(&[u8], &[u8])> = Vec::with_capacity(requested.len() + 7);
         variables.extend([
@@ -42,19 +43,20 @@ impl<'a> Environment<'a> {
             let at = at.ok_or(EnvironmentError { index })?;
             variables.push((&entry[..at], &entry[at + 1..]));
         }
-        // Stable, so that of equal names the last given is the last of its run; then the runs are cut to their last.
+        // The sort is stable, so the last entry of equal names stays the last, and is then the only
+        // one that is kept.
         variables.sort_by_key(|(name, _)| *name);
         variables.reverse();
         variables.dedup_by_key(|(name, _)| *name);
         Ok(Self { variables })
     }
 
-    /// The value of `name`.
+    /// Returns the value of `name`.
     pub(super) fn get(&self, name: &[u8]) -> Option<&'a [u8]> {
         self.variables.iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| *value)
     }
 
-    /// `NAME=VALUE` strings.
+    /// Returns the entries as `NAME=VALUE` strings.
     pub(super) fn to_strings(&self) -> CStrings {
         let total = self.variables.iter().map(|(name, value)| name.len() + 1 + value.len()).sum();
         let mut strings = CStrings::with_capacity(self.variables.len(), total);

@@ -1,4 +1,5 @@
-//! Which limits the sandbox's programs met, for hosts to log: as the kernel tells, looked at when a program failed.
+//! Finds which limits the sandbox's programs reached, so that hosts can log them. It asks the
+//! kernel when a program has failed.
 //!
 //! | what | where from |
 //! |---|---|
@@ -6,9 +7,9 @@
 //! | killed for memory | the kernel's log: with neither the memory controller nor event counters, nothing else says so |
 //! | disk full | statfs(2) of the root |
 //!
-//! Nothing is looked at while programs run well. A turn reads a bounded number of records, whatever is in the log; what a
-//! program writes there itself is recognised by its facility, which the kernel sets (kernel/printk/printk.c,
-//! `devkmsg_write`).
+//! Nothing is read while programs succeed. One turn reads a bounded number of records, whatever the
+//! log contains. What a program itself writes to the log is recognised by its facility, which the
+//! kernel sets (kernel/printk/printk.c, `devkmsg_write`).
 
 use rustix::fs::{Mode, OFlags, SeekFrom, open, seek, statvfs};
 use rustix::io::{Errno, read};
@@ -17,29 +18,30 @@ use std::os::fd::OwnedFd;
 
 const PIDS_EVENTS: &str = "/sys/fs/cgroup/sandbox/pids.events";
 const KERNEL_LOG: &str = "/dev/kmsg";
-/// How the kernel begins what it says of a process that it kills because memory ran out (mm/oom_kill.c).
+/// Start of the kernel's message about a process that it killed because memory ran out
+/// (mm/oom_kill.c).
 const KILLED: &[u8] = b"Out of memory: Killed process ";
-/// Records of the kernel's log in one look; it holds some hundreds.
+/// Maximum number of records of the kernel's log in one turn. The log has some hundreds.
 const MOST_RECORDS: usize = 512;
-/// The kernel refuses to give a longer one.
+/// Maximum size of a record, which the kernel enforces.
 const RECORD: usize = 8192;
-/// Priorities below this are of facility 0, the kernel's own (syslog(2)).
+/// Priorities below this are of facility 0, which is the kernel's (syslog(2)).
 const KERNEL_FACILITY: u32 = 8;
-/// With less than this no file gets any.
+/// Number of free bytes below which no file gets more.
 const NO_ROOM: u64 = 64 * 1024;
 
-/// See the module.
+/// The counts at the last report.
 #[derive(Debug)]
 pub(crate) struct LimitCounts {
-    /// At the record that is next; `None` without such a log.
+    /// The kernel's log, at the next record. `None` if it cannot be read.
     log: Option<OwnedFd>,
-    /// As `pids.events` counted when a host was last told.
+    /// Count of `pids.events` at the last report.
     refused: u64,
     disk_was_full: bool,
 }
 
 impl LimitCounts {
-    /// Counts from here on.
+    /// Starts to count.
     pub(crate) fn begin() -> Self {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let log = open(KERNEL_LOG, flags, Mode::empty()).ok().filter(|log| seek(log, SeekFrom::End(0)).is_ok());
@@ -48,9 +50,9 @@ impl LimitCounts {
 
     /// Returns the limits that were met since the last call, if any.
     pub(crate) fn since_last(&mut self) -> Option<LimitsHit> {
-        // Missing where the guest's root has removed the group; a new group starts to count at zero.
+        // Root of the guest may have removed the group. A new group starts at zero.
         let refused = std::fs::read(PIDS_EVENTS).ok().and_then(|text| refused_of(&text)).unwrap_or(0);
-        // Not all that is free: ext4 keeps some of that for itself.
+        // ext4 reserves some blocks, so not all free ones are available.
         let is_full = statvfs("/").is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NO_ROOM);
         let hit = LimitsHit {
             processes_refused: refused.checked_sub(self.refused).unwrap_or(refused),
@@ -68,7 +70,8 @@ impl LimitCounts {
         for _ in 0..MOST_RECORDS {
             match read(log, &mut record) {
                 Ok(length) => killed += u64::from(is_kill(record.get(..length).unwrap_or_default())),
-                // Records were overwritten before they were read: the next read returns the oldest that is left.
+                // Records were overwritten before they were read. The next read returns the oldest
+                // one left.
                 Err(Errno::PIPE | Errno::INTR) => {}
                 Err(_) => break,
             }
@@ -77,12 +80,13 @@ impl LimitCounts {
     }
 }
 
-/// The number in the line `max N`.
+/// Returns the number in the line `max N`.
 fn refused_of(events: &[u8]) -> Option<u64> {
     std::str::from_utf8(events).ok()?.lines().find_map(|line| line.strip_prefix("max ")?.parse().ok())
 }
 
-/// `priority,sequence,time,flags;text`, by the kernel itself.
+/// Returns whether a record `priority,sequence,time,flags;text` is the kernel's message about a
+/// kill.
 fn is_kill(record: &[u8]) -> bool {
     let Some(end) = record.iter().position(|byte| *byte == b';') else { return false };
     let priority = record.split(|byte| *byte == b',').next().and_then(|text| std::str::from_utf8(text).ok());
@@ -95,10 +99,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_told_from_who_writes_into_its_log() {
+    fn messages_of_the_kernel_are_distinguished_from_those_of_programs() {
         let text = "Out of memory: Killed process 211 (python3) total-vm:1kB\n";
         assert!(is_kill(format!("3,412,81000123,-;{text}").as_bytes()));
-        // As a program's own words come out, whatever facility it states.
+        // The form in which the log has a program's own message, whatever facility it states.
         assert!(!is_kill(format!("11,412,81000123,-;{text}").as_bytes()));
         assert!(!is_kill(format!("3,412,81000123,-;x {text}").as_bytes()));
         for nonsense in [&b""[..], b";", b"3", text.as_bytes(), b"3,1,1,-;", b"\xff,1;Out"] {

@@ -1,19 +1,19 @@
-//! Processes run for the host: how they are found, started, fed and drained.
+//! Processes of the host: how they are found, started, fed and read.
 //!
 //! ```text
 //! environment  variables a process starts with
-//! user         who it runs as
-//! program      which file its name means
+//! user         the user of a process
+//! program      the file that a name means
 //! spawn        pipes or terminal, and the clone (`sandboxvm_spawn`); child is the part that runs between clone and exec
-//! cgroups      how many there may be, and where they are counted
-//! limit_counts which limits they met
-//! stdin        bytes on their way into it, and the credit for them
+//! cgroups      their maximum number, and the groups in which they are counted
+//! limit_counts which limits they reached
+//! stdin        bytes for a process, and the credit for them
 //! output       its stdout, stderr or terminal
-//! title        what it was started as, cut to be shown
-//! scrollback   the last of its output, for hosts that read it later
-//! scrollback_state  that, and the connections that watch the process
+//! title        the command that it was started with, cut to be shown
+//! scrollback   the end of its output, for hosts that read it later
+//! scrollback_state  the scrollback, and the connections that watch the process
 //! ```
-//! Nothing here waits: the server does, and owns the table of [`Process`]es.
+//! Nothing here waits: the server does, and it owns the table of [`Process`]es.
 
 pub(crate) mod cgroups;
 mod child;
@@ -38,46 +38,47 @@ use scrollback_state::ScrollbackState;
 use stdin::Stdin;
 use title::Title;
 
-/// A process and what connects it to its host.
+/// A process, and its connections to hosts.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// Leader of a session and of a process group, so also the ID of both.
     pub(crate) pid: Pid,
-    /// What it was started as.
+    /// The command that it was started with.
     pub(crate) title: Title,
-    /// When, in nanoseconds of the monotonic clock.
+    /// Time of the start, in nanoseconds of the monotonic clock.
     pub(crate) started_at: u64,
-    /// The connection that started it, while it is there. Takes the output, unless something is kept.
+    /// The connection that started it, while it exists. It receives the output, unless the output
+    /// is kept.
     pub(crate) owner: Option<Key>,
-    /// Its output and the connections that watch it, once there may be others than its owner. Always there for a process
-    /// without an owner, except one that was killed for that.
+    /// The kept output and the connections that watch it, if there may be others than the owner.
+    /// Every process without an owner has it, except one that was killed because its owner left.
     pub(crate) kept: Option<Box<ScrollbackState>>,
-    /// The connection whose stdin it takes.
+    /// The connection that feeds its stdin.
     pub(crate) feeder: Option<Key>,
-    /// It was given a terminal.
+    /// Whether it has a terminal.
     pub(crate) has_terminal: bool,
-    /// Way in, until its end was passed on.
+    /// Its stdin, until the end of input was passed on.
     pub(crate) stdin: Option<Stdin>,
-    /// Ways out: stdout and stderr, or the terminal alone.
+    /// Its stdout and stderr, or only the terminal.
     pub(crate) outputs: [Option<Output>; 2],
-    /// Which of them to read first, so that neither starves the other.
+    /// Which of them is read first, so that neither starves the other.
     pub(crate) first_output: usize,
-    /// When it is to be killed, in nanoseconds of the monotonic clock.
+    /// When it will be killed, in nanoseconds of the monotonic clock.
     pub(crate) deadline: Option<u64>,
-    /// It was killed at its deadline.
+    /// Whether it was killed at its deadline.
     pub(crate) timed_out: bool,
-    /// What the host's vanishing means.
+    /// What happens to it when the host disconnects.
     pub(crate) on_disconnect: OnDisconnect,
-    /// How it ended, once it was reaped. From then on its PID is no longer ours to signal.
+    /// How it ended, after it was reaped. From then on another process may have its PID.
     pub(crate) ended: Option<ExitStatus>,
-    /// Its end is on the way to its owner, and nothing is left to do but to see it sent.
+    /// Whether its exit status was queued for the owner. Then nothing is left to do but to send it.
     pub(crate) was_told: bool,
-    /// The server will look at it in this turn.
+    /// Whether the server will look at it in this turn.
     pub(crate) is_due: bool,
 }
 
 impl Process {
-    /// Signals the process group, unless its leader was reaped.
+    /// Signals the process group, unless the leader was reaped.
     pub(crate) fn signal(&self, signal: SignalNumber) {
         if self.ended.is_none() {
             // SAFETY: kill(2) touches no memory. The leader is not reaped, so the group is still its own.
@@ -85,7 +86,7 @@ impl Process {
         }
     }
 
-    /// Its PID as hosts know it.
+    /// Returns the PID as hosts know it.
     pub(crate) fn number(&self) -> u32 {
         self.pid.as_raw_pid().unsigned_abs()
     }
@@ -99,7 +100,8 @@ impl Process {
         }
     }
 
-    /// Its leader was reaped with `status`: what its pipes hold now is the rest of its output.
+    /// Notes that its leader was reaped with `status`. What its pipes contain now is the rest of
+    /// its output.
     pub(crate) fn end(&mut self, status: ExitStatus) {
         self.ended = Some(if self.timed_out { ExitStatus::TimedOut } else { status });
         self.deadline = None;
@@ -109,12 +111,12 @@ impl Process {
         }
     }
 
-    /// True when it ended and all its output was read.
+    /// Returns true if it has ended and all its output was read.
     pub(crate) fn is_finished(&self) -> bool {
         self.ended.is_some() && self.outputs.iter().flatten().all(Output::is_drained)
     }
 
-    /// True when reading more of its output is worth a try.
+    /// Returns true if a read may return more output.
     pub(crate) fn has_output(&self) -> bool {
         self.outputs.iter().flatten().any(Output::is_readable)
     }

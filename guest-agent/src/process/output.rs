@@ -1,14 +1,16 @@
-//! A stream out of a process: the read end of a pipe, or the master side of a terminal.
+//! An output stream of a process: the read end of a pipe, or the master side of a terminal.
 //!
-//! Keeps what epoll (edge-triggered) and the last read told, so that no read is made that can bring nothing: a pipe
-//! that gave less than was asked for is empty, and one that hung up without data never has any.
+//! Remembers the events of epoll (edge-triggered) and the result of the last read, so that no read
+//! is made that cannot return data. A pipe that returned less than requested is empty, and one that
+//! hung up without data stays empty.
 
 use rustix::io::{Errno, ioctl_fionread, read};
 use sandboxvm_protocol::frame::FrameKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Maximum number of bytes read from a terminal after its process ended. A pipe reports how much it holds; a terminal does
-/// not, and a process left behind could write without end.
+/// Maximum number of bytes that are read from a terminal after its process ended. A pipe reports
+/// how many bytes it contains. A terminal does not, and a process that is left could write without
+/// end.
 const TERMINAL_REST: usize = 256 * 1024;
 
 /// A readable stream of a process.
@@ -21,17 +23,18 @@ pub(crate) struct Output {
     hung_up: bool,
     writer_ended: bool,
     drained: bool,
-    /// Bytes that still count after the process ended; unknown for a pipe until it matters.
+    /// Number of bytes that still count after the process ended. Unknown for a pipe until it is
+    /// needed.
     rest: Option<usize>,
 }
 
 impl Output {
-    /// The read end of a pipe; must be non-blocking.
+    /// Takes the read end of a pipe, which must be non-blocking.
     pub(super) fn pipe(fd: OwnedFd, kind: FrameKind) -> Self {
         Self::new(fd, kind, false)
     }
 
-    /// The master side of a terminal; must be non-blocking.
+    /// Takes the master side of a terminal, which must be non-blocking.
     pub(super) fn terminal(fd: OwnedFd) -> Self {
         Self::new(fd, FrameKind::Stdout, true)
     }
@@ -40,7 +43,7 @@ impl Output {
         Self { fd, kind, terminal, readable: false, hung_up: false, writer_ended: false, drained: false, rest: None }
     }
 
-    /// Kind of the frames its bytes go into.
+    /// Returns the kind of frames for its bytes.
     pub(crate) fn kind(&self) -> FrameKind {
         self.kind
     }
@@ -49,14 +52,15 @@ impl Output {
         self.terminal
     }
 
-    /// Epoll said that there is data, or that no writer is left, or both.
+    /// Notes an event of epoll: there is data, or no writer is left, or both.
     pub(crate) fn note(&mut self, data: bool, hung_up: bool) {
         self.readable |= data || (hung_up && self.terminal);
         self.hung_up |= hung_up;
         self.drained |= self.hung_up && !self.readable;
     }
 
-    /// The process was reaped: what is in the stream now is the last that counts, even if other processes hold it open.
+    /// Notes that the process was reaped. What is in the stream now is all that counts, even if
+    /// other processes have it open.
     pub(super) fn writer_ended(&mut self) {
         self.writer_ended = true;
         self.readable |= !self.drained;
@@ -65,17 +69,17 @@ impl Output {
         }
     }
 
-    /// True when a read may bring something.
+    /// Returns true if a read may return data.
     pub(crate) fn is_readable(&self) -> bool {
         self.readable && !self.drained
     }
 
-    /// True when nothing of the process's output is left in it.
+    /// Returns true if no output of the process is left in it.
     pub(crate) fn is_drained(&self) -> bool {
         self.drained
     }
 
-    /// Reads once, without waiting. 0 means nothing for now or ever.
+    /// Reads once without blocking. Returns 0 if there is nothing now, or nothing more at all.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> usize {
         let want = self.rest.map_or(buffer.len(), |rest| rest.min(buffer.len()));
         let buffer = &mut buffer[..want];
@@ -88,7 +92,7 @@ impl Output {
                     self.drained |= self.writer_ended;
                     return 0;
                 }
-                // End of file; of a terminal whose last user is gone, EIO.
+                // End of file, or EIO for a terminal that no process uses any more.
                 Ok(_) | Err(_) => {
                     self.readable = false;
                     self.drained = true;
@@ -107,7 +111,7 @@ impl Output {
         count
     }
 
-    /// Bytes the pipe holds now.
+    /// Returns the number of bytes in the pipe.
     fn held(&self) -> usize {
         ioctl_fionread(&self.fd).map_or(0, |held| usize::try_from(held).unwrap_or(usize::MAX))
     }
@@ -132,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_end_only_what_was_held_then_is_read_although_a_writer_goes_on() {
+    fn output_that_is_written_after_the_end_of_the_process_is_not_read() {
         let (mut output, writer) = pipe();
         rustix::io::write(&writer, &[7; 50_000]).unwrap();
         output.writer_ended();
@@ -142,7 +146,8 @@ mod tests {
             total += output.read(&mut buffer);
             rustix::io::write(&writer, &[8; 10_000]).ok();
         }
-        // The first read is full, so the pipe is asked what is left; the write after it no longer counts.
+        // The first read is full, so the pipe is asked for the rest. The write after that no longer
+        // counts.
         assert_eq!(total, 50_000);
         assert!(output.is_drained());
     }

@@ -1,55 +1,56 @@
-//! Which file a program's name means.
+//! Finds the file of a program, given its name.
 //!
-//! A failed execve(2) costs the guest kernel a whole new address space before it says so; access(2) only walks a path.
-//! So PATH is searched with the latter, and the rest of PATH after the first hit goes along for the case that the
-//! process's user may not run what root could.
+//! A failed execve(2) makes the guest kernel build a whole address space before it fails, while
+//! access(2) only resolves a path. So PATH is searched with access(2). The rest of PATH after the
+//! first match is tried too, because the process's user may not execute what root could.
 
 use super::strings::CStrings;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use std::ffi::CStr;
 
-/// More of PATH is not searched: each directory is a call, and everything waits meanwhile.
+/// Maximum number of directories of PATH that are searched: each is a system call, and the agent
+/// waits meanwhile.
 const MOST_DIRECTORIES: usize = 256;
 
-/// A program that cannot be run.
+/// Why a program cannot be executed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
-    /// Nowhere.
+    /// No directory of PATH has it.
     #[error("exec: {0:?} was not found in PATH; name a program of the sandbox, or its path")]
     NotInPath(String),
     /// No such file.
     #[error("exec: {0:?} does not exist in the sandbox")]
     NoFile(String),
-    /// A file, but the interpreter it names is missing.
+    /// The file exists, but the interpreter that it names does not.
     #[error("exec: {0:?} exists, but the interpreter or loader it names does not")]
     NoInterpreter(String),
-    /// A file that is no program.
+    /// The file is not a program.
     #[error("exec: {0:?} is neither a program for this machine nor a script that begins with #!")]
     BadFormat(String),
-    /// A file that may not be run.
+    /// The file may not be executed.
     #[error("exec: {name:?} cannot be executed: {errno}")]
     Refused {
-        /// As requested.
+        /// Name in the request.
         name: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
 }
 
 impl ProgramError {
-    /// True for exit code 127, false for 126.
+    /// Returns true for exit code 127, and false for 126.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::NotInPath(_) | Self::NoFile(_))
     }
 }
 
-/// The files to try, best first; at least one.
+/// The files to try, best first. There is at least one.
 #[derive(Debug)]
 pub(super) struct Candidates(CStrings);
 
 impl Candidates {
-    /// Files that `name` may mean, given PATH.
+    /// Returns the files that `name` may mean, given PATH.
     pub(super) fn find(name: &[u8], path: &[u8]) -> Result<Self, ProgramError> {
         let mut candidates = CStrings::default();
         if name.contains(&b'/') {
@@ -59,10 +60,10 @@ impl Candidates {
         let mut refused = None;
         let directories = path.split(|byte| *byte == b':').take(MOST_DIRECTORIES).filter(|_| !name.is_empty());
         for directory in directories {
-            // An empty entry is the working directory (execvp(3)).
+            // An empty entry means the working directory (execvp(3)).
             let directory = if directory.is_empty() { b"." } else { directory };
             let found = candidates.len() > 0;
-            // What is relative depends on the working directory, which only the child enters.
+            // Relative paths depend on the working directory, which only the child enters.
             if !found && directory.starts_with(b"/") {
                 let mut one = CStrings::default();
                 one.push(&[directory, b"/", name]);
@@ -84,12 +85,13 @@ impl Candidates {
         })
     }
 
-    /// For the child to try.
+    /// Returns the files for the child to try.
     pub(super) fn strings(&self) -> &CStrings {
         &self.0
     }
 
-    /// What it means that execve of the candidates ended in `errno`, with `directory` as working directory.
+    /// Returns the error if execve of all candidates ended with `errno`, in the working directory
+    /// `directory`.
     pub(super) fn explain(&self, name: &[u8], directory: &[u8], errno: Errno) -> ProgramError {
         let name_text = text(name);
         match errno {

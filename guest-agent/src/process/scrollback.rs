@@ -1,29 +1,29 @@
-//! The last of a process's output, stdout and stderr in the order they came, within a fixed number of bytes.
+//! The end of a process's output, stdout and stderr in their order, within a fixed number of bytes.
 //!
-//! Positions count all bytes the process ever wrote into it, so that a reader that fell behind knows how many it missed.
-//! A process that changes between its streams with every byte costs no more than one that does not: what it takes to
-//! remember a change counts as well.
+//! Positions count all bytes of the process's output, so a reader that fell behind knows how many
+//! it missed. A process that changes between its streams with every byte costs no more than others,
+//! because the memory for a change counts too.
 
 use sandboxvm_protocol::agent::WIRE;
 use sandboxvm_protocol::frame::{FrameKind, HEADER_LEN, MAX_STREAM_BODY};
 use std::collections::VecDeque;
 
-/// Most that is kept of one process, in bytes.
+/// Maximum number of bytes that are kept of one process.
 pub(crate) const SCROLLBACK: usize = 256 * 1024;
 
-/// A stretch of output of one stream, up to the next one.
+/// Consecutive output of one stream.
 #[derive(Debug)]
 struct Stretch {
     begins: u64,
     kind: FrameKind,
 }
 
-/// Output of one process.
+/// The kept output of one process.
 #[derive(Debug)]
 pub(crate) struct Scrollback {
     bytes: VecDeque<u8>,
     stretches: VecDeque<Stretch>,
-    /// Position of the first byte that is kept; so many came before it.
+    /// Position of the first byte that is kept, which is also the number of bytes before it.
     start: u64,
     limit: usize,
 }
@@ -33,27 +33,27 @@ impl Scrollback {
         Self { bytes: VecDeque::new(), stretches: VecDeque::new(), start: 0, limit: SCROLLBACK }
     }
 
-    /// Position of the first byte that is kept.
+    /// Returns the position of the first byte that is kept.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
-    /// Position behind the last byte.
+    /// Returns the position behind the last byte.
     pub(crate) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
 
-    /// How many bytes are kept.
+    /// Returns how many bytes are kept.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Memory that it takes, about.
+    /// Returns approximately how much memory is used.
     pub(crate) fn cost(&self) -> usize {
         self.bytes.len() + self.stretches.len() * size_of::<Stretch>()
     }
 
-    /// Appends output, and lets go of the oldest for it.
+    /// Appends output, and drops the oldest output to make room for it.
     pub(crate) fn push(&mut self, kind: FrameKind, output: &[u8]) {
         if output.is_empty() {
             return;
@@ -63,7 +63,7 @@ impl Scrollback {
             self.drop_oldest(self.bytes.len());
             self.start += before.len() as u64;
         }
-        // Before it is longer, so that its memory never grows beyond the limit.
+        // Drops bytes before the buffer grows, so that its memory never exceeds the limit.
         self.make_room(kept.len() + size_of::<Stretch>());
         let needed = self.bytes.len() + kept.len();
         if needed > self.bytes.capacity() {
@@ -77,14 +77,14 @@ impl Scrollback {
         self.make_room(0);
     }
 
-    /// Changes how much is kept, and gives memory back.
+    /// Changes how much is kept, and releases memory.
     pub(crate) fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
         self.make_room(0);
         self.bytes.shrink_to(limit);
     }
 
-    /// Gives back memory that holds nothing: no more comes.
+    /// Releases unused memory, as no more output follows.
     pub(crate) fn finish(&mut self) {
         self.bytes.shrink_to_fit();
         self.stretches.shrink_to_fit();
@@ -108,8 +108,9 @@ impl Scrollback {
         }
     }
 
-    /// Writes what there is from position `at` to `until` into `buffer`, as frames, as much as it takes, and moves `at`
-    /// behind it. The value is the length of the frames. `at` must not lie before the start.
+    /// Writes the output from position `at` to `until` into `buffer`, as frames, as much as fits,
+    /// and moves `at` behind it. Returns the length of the frames. `at` must not be before the
+    /// start.
     pub(crate) fn read(&self, at: &mut u64, until: u64, buffer: &mut [u8]) -> usize {
         let until = until.min(self.end());
         let mut filled = 0;
@@ -123,7 +124,7 @@ impl Scrollback {
             let end = self.stretches.get(index + 1).map_or(until, |next| next.begins.min(until));
             let left = usize::try_from(end - *at).unwrap_or(usize::MAX);
             let len = left.min(body.len()).min(MAX_STREAM_BODY);
-            // Cannot fail: the length is below the cap of a stream frame.
+            // This cannot fail, because the length is below the maximum of a stream frame.
             let Ok(bytes) = WIRE.header(stretch.kind, len) else { break };
             *header = bytes;
             self.copy(*at, &mut body[..len]);
@@ -154,7 +155,7 @@ mod tests {
     use super::{FrameKind, SCROLLBACK, Scrollback, WIRE};
     use sandboxvm_protocol::frame::FrameDecoder;
 
-    /// Everything from `at` on, read in pieces of `piece` bytes.
+    /// Returns everything from `at` on, read in pieces of `piece` bytes.
     fn read(scrollback: &Scrollback, mut at: u64, piece: usize) -> Vec<(FrameKind, Vec<u8>)> {
         let mut decoder = FrameDecoder::new(WIRE, 0);
         let mut buffer = vec![0; piece];
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_come_back_in_their_order_whatever_the_pieces() {
+    fn streams_are_read_in_their_order_in_pieces_of_any_length() {
         let mut scrollback = Scrollback::new();
         let mut expected = Vec::new();
         for (index, text) in ["one", "two", "three"].into_iter().enumerate() {
@@ -191,11 +192,11 @@ mod tests {
         assert!(read(&scrollback, 11, 50).is_empty());
         let mut at = 0;
         scrollback.read(&mut at, 2, &mut [0; 100]);
-        assert_eq!(at, 2, "no further than asked for");
+        assert_eq!(at, 2, "the read passed the requested end");
     }
 
     #[test]
-    fn the_oldest_goes_and_what_is_kept_is_exact() {
+    fn the_oldest_output_is_dropped_and_the_rest_is_exact() {
         let mut scrollback = Scrollback::new();
         let all: Vec<u8> = (0..3 * SCROLLBACK).map(|index| (index / 7) as u8).collect();
         for chunk in all.chunks(50_001) {
@@ -207,7 +208,7 @@ mod tests {
         let kept = read(&scrollback, scrollback.start(), 65_536);
         assert_eq!(kept.len(), 1);
         assert!(kept[0].1 == all[all.len() - scrollback.len()..]);
-        // More in one call than is kept in total.
+        // More bytes in one call than are kept in total.
         scrollback.set_limit(1000);
         assert!(scrollback.cost() <= 1000 && scrollback.bytes.capacity() <= 2000);
         scrollback.push(FrameKind::Stderr, &all[..5000]);

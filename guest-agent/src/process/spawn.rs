@@ -1,4 +1,4 @@
-//! From a request to a running process.
+//! Starts the process of a request.
 //!
 //! What an exec costs in system calls, for a program found in the fourth directory of PATH, run as root with its
 //! stdin from /dev/null, that writes one line and ends (from accept to close, both sides counted):
@@ -41,49 +41,50 @@ use std::cell::Cell;
 use std::ffi::c_char;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// Stack of a child until its exec. It calls little and deeply nothing; only the pages used are ever there.
+/// Stack of a child until its exec. Its calls are few and not deep, and only the pages that it uses
+/// exist.
 const CHILD_STACK: usize = 64 * 1024;
 
-/// Why no process came of a request.
+/// Why no process was started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpawnError {
-    /// No program named.
+    /// The request names no program.
     #[error("exec: argv is empty; name a program")]
     EmptyArgv,
-    /// More than the wire's rules allow.
+    /// The request is longer than the wire allows.
     #[error("exec: argv and environment take {0} bytes together, at most {MAX_ARGUMENTS_TOTAL} are possible")]
     TooLong(usize),
-    /// Environment.
+    /// The environment is invalid.
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
-    /// User.
+    /// The user cannot be found.
     #[error(transparent)]
     User(#[from] UserError),
-    /// Program.
+    /// The program cannot be executed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// Working directory.
+    /// The working directory cannot be entered.
     #[error("exec: cannot enter the working directory {path:?}: {errno}")]
     WorkingDirectory {
-        /// As requested.
+        /// Path in the request.
         path: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
-    /// Something the sandbox has run out of.
+    /// The sandbox has run out of a resource.
     #[error("exec: cannot {step}: {errno}; the sandbox is out of processes, files or memory")]
     Resources {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
-    /// Anything else.
+    /// The child failed for another reason.
     #[error("exec: the new process cannot {step}: {errno}")]
     Child {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
 }
@@ -109,28 +110,30 @@ pub(crate) struct Spawner {
     stack: Vec<u128>,
     null: OwnedFd,
     is_batch: bool,
-    /// Of an agent that is PID 1.
+    /// Only of an agent that is PID 1.
     cgroups: Option<Cgroups>,
-    /// Open files of each process, where that is not what the agent has.
+    /// Maximum number of open files of each process, if it differs from the agent's.
     files: Option<u64>,
 }
 
 impl Spawner {
-    /// Opens `/dev/null` and makes sure that the standard streams are taken, so that no other file gets their numbers.
+    /// Opens `/dev/null` and makes sure that the standard streams are open, so that no other file
+    /// gets their numbers.
     ///
-    /// `is_batch` says whether the agent is a batch task, which its processes are not to be. They are put into `cgroups`.
+    /// `is_batch` says whether the agent is a batch task, which its processes must not be.
+    /// Processes are put into `cgroups`.
     pub(crate) fn new(is_batch: bool, cgroups: Option<Cgroups>) -> Result<Self, Errno> {
         let open_null = || open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let mut null = open_null()?;
         while null.as_raw_fd() <= 2 {
-            // Stays open for good: it stands in for a standard stream the kernel gave us none for.
+            // Stays open, in place of a standard stream that the kernel did not provide.
             std::mem::forget(null);
             null = open_null()?;
         }
         Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null, is_batch, cgroups, files: None })
     }
 
-    /// What processes may have from here on.
+    /// Sets the limits of processes from now on.
     pub(crate) fn limit(&mut self, limits: &ProcessLimits) {
         if let Some(cgroups) = &mut self.cgroups {
             cgroups.limit(limits.processes);
@@ -179,7 +182,8 @@ impl Spawner {
         let pid = self.clone_child(&plan)?;
         let failure = plan.failure.take();
         if let Some((step, errno)) = failure {
-            // It ends right after its report; waited for here, so that it is never taken for a process of the table.
+            // The child ends right after its report. It is reaped here, so that it is never taken
+            // for a process of the table.
             let _ = waitpid(Some(pid), WaitOptions::empty());
             let errno = Errno::from_raw_os_error(errno);
             return Err(match (step, errno) {
@@ -196,8 +200,8 @@ impl Spawner {
         Ok(ends.into_process(pid, request))
     }
 
-    /// Makes the process in the sandbox's control group. When the sandbox has reached its limit, a few processes that hosts
-    /// start are made in the reserve instead, with priority.
+    /// Creates the process in the sandbox's control group. If the sandbox has reached its limit, a
+    /// few processes of hosts are created in the reserve instead, with priority.
     fn clone_child(&mut self, plan: &Plan<'_>) -> Result<Pid, SpawnError> {
         let pid = match &self.cgroups {
             None => run_child(&mut self.stack, plan, None),
@@ -207,7 +211,7 @@ impl Spawner {
                     run_child(&mut self.stack, plan, Some(cgroups.reserve()))
                 }
                 made @ (Ok(_) | Err(Errno::NOMEM)) => made,
-                // The guest's root has removed the group, or enabled controllers for it.
+                // Root of the guest has removed the group, or enabled controllers for it.
                 Err(_) => run_child(&mut self.stack, plan, None),
             },
         };
@@ -215,8 +219,8 @@ impl Spawner {
     }
 }
 
-/// No copy of the agent's address space is made, and the agent runs on once the child has executed its program or
-/// failed, so that `plan` may lie on the stack here.
+/// Starts the child without a copy of the agent's address space. The agent continues after the
+/// child has executed its program or failed, so `plan` may be on the stack.
 fn run_child(stack: &mut [u128], plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>) -> Result<Pid, Errno> {
     let argument = (&raw const *plan).cast_mut().cast();
     let beginning = Beginning { cgroup, clear_handlers: false };
@@ -225,16 +229,17 @@ fn run_child(stack: &mut [u128], plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>
     unsafe { vfork(child::run, argument, stack, beginning) }
 }
 
-/// Null when it is where the agent is.
+/// Returns null if it is the directory of the agent.
 fn directory_pointer(directory: &[u8], string: &CStrings) -> *const c_char {
     let path = string.get(0).filter(|_| directory != b"/");
     path.map_or(std::ptr::null(), |path| path.as_ptr())
 }
 
-/// Both ends of what connects a process to the agent.
+/// Both ends of the streams between a process and the agent.
 #[derive(Debug)]
 struct Ends {
-    /// Its stdin, stdout and stderr; a missing stdin is `/dev/null`. A terminal is all three.
+    /// Stdin, stdout and stderr of the process. A missing stdin is `/dev/null`. A terminal is all
+    /// three.
     child: [Option<OwnedFd>; 3],
     stdin: Option<Stdin>,
     outputs: [Option<Output>; 2],

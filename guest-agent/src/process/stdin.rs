@@ -1,7 +1,7 @@
-//! Bytes on their way into a process, and the credit that lets the host send more.
+//! Bytes for a process's stdin, and the credit with which the host may send more.
 //!
-//! At most [`STDIN_WINDOW`] bytes are held; a host that sends more than it has credit for breaks the protocol. Credit is
-//! given back in halves of the window, so that short input costs no message at all.
+//! At most [`STDIN_WINDOW`] bytes are stored. A host that sends more than its credit violates the
+//! protocol. Credit is returned in halves of the window, so short input costs no message.
 
 use rustix::io::{Errno, write};
 use sandboxvm_protocol::agent::STDIN_WINDOW;
@@ -12,13 +12,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[error("{0} bytes of stdin are more than the credit given; wait for StdinCredit")]
 pub(crate) struct Overrun(usize);
 
-/// A terminal's end-of-file character (VEOF, Ctrl-D).
+/// The end-of-file character of a terminal (VEOF, Ctrl-D).
 const END_OF_FILE: u8 = 4;
 
-/// The way into a process.
+/// The stdin of a process.
 #[derive(Debug)]
 pub(crate) struct Stdin {
-    /// Gone once the process will take nothing more.
+    /// None if the process accepts no more input.
     fd: Option<OwnedFd>,
     terminal: bool,
     queue: Vec<u8>,
@@ -26,17 +26,17 @@ pub(crate) struct Stdin {
     ends: bool,
     last_byte: u8,
     uncredited: u32,
-    /// Epoll tells when there is room.
+    /// Whether epoll reports when there is room.
     pub(crate) is_watched: bool,
 }
 
 impl Stdin {
-    /// The write end of a pipe; must be non-blocking.
+    /// Takes the write end of a pipe, which must be non-blocking.
     pub(super) fn pipe(fd: OwnedFd) -> Self {
         Self::new(fd, false)
     }
 
-    /// The master side of a terminal; must be non-blocking.
+    /// Takes the master side of a terminal, which must be non-blocking.
     pub(super) fn terminal(fd: OwnedFd) -> Self {
         Self::new(fd, true)
     }
@@ -55,12 +55,12 @@ impl Stdin {
         }
     }
 
-    /// The file to watch for room, while bytes wait for it.
+    /// Returns the file to watch for room, while bytes wait for it.
     pub(crate) fn blocked_on(&self) -> Option<BorrowedFd<'_>> {
         if self.queue.is_empty() { None } else { self.fd.as_ref().map(AsFd::as_fd) }
     }
 
-    /// Takes bytes from the host and passes on what the process has room for.
+    /// Receives bytes from the host, and writes what the process has room for.
     pub(crate) fn offer(&mut self, bytes: &[u8]) -> Result<(), Overrun> {
         let held = self.queue.len() - self.written + self.uncredited as usize + bytes.len();
         if held > STDIN_WINDOW as usize {
@@ -84,7 +84,7 @@ impl Stdin {
         Ok(())
     }
 
-    /// Passes on more of what is held.
+    /// Writes more of the stored bytes.
     pub(crate) fn drain(&mut self) {
         let queue = std::mem::take(&mut self.queue);
         while self.written < queue.len() {
@@ -104,7 +104,7 @@ impl Stdin {
         }
     }
 
-    /// No more follows: the process sees the end of its input once it has taken what is held.
+    /// Ends the input: the process reads the end of file after the stored bytes.
     pub(crate) fn end(&mut self) {
         self.ends = true;
         if self.queue.is_empty() {
@@ -112,18 +112,18 @@ impl Stdin {
         }
     }
 
-    /// Credit due for what the process took, if it is enough to be worth a message.
+    /// Returns the credit for bytes that the process has read, if it is large enough for a message.
     pub(crate) fn take_credit(&mut self) -> Option<u32> {
         (self.uncredited >= STDIN_WINDOW / 2 && !self.ends).then(|| std::mem::take(&mut self.uncredited))
     }
 
-    /// True while it takes input.
+    /// Returns true while more input is accepted.
     pub(crate) fn is_open(&self) -> bool {
         self.fd.is_some() && !self.ends
     }
 
-    /// Another connection feeds it from here on. The value is the credit it begins with: what is held already is
-    /// credited to it as the process takes it.
+    /// Lets another connection feed the process from now on. Returns its initial credit. It
+    /// receives the credit for the bytes that are stored when the process reads them.
     pub(crate) fn change_feeder(&mut self) -> u32 {
         self.uncredited = 0;
         let held = u32::try_from(self.queue.len() - self.written).unwrap_or(STDIN_WINDOW);
@@ -132,8 +132,9 @@ impl Stdin {
 
     fn finish(&mut self) {
         if self.terminal {
-            // Its end is a character, not the closing of a file: the output shares it. After a half line the first
-            // one only hands that over (termios(3), VEOF).
+            // The end of input of a terminal is a character, because the output uses the same file.
+            // After an incomplete line, the first character only passes the line on (termios(3),
+            // VEOF).
             let characters = [END_OF_FILE; 2];
             let count = if self.last_byte == b'\n' { 1 } else { 2 };
             self.write(&characters[..count]);
@@ -141,7 +142,8 @@ impl Stdin {
         self.fd = None;
     }
 
-    /// Writes without waiting. What a process will never take is dropped, and counts as taken.
+    /// Writes without blocking. Bytes that the process will never read are dropped, and count as
+    /// read.
     fn write(&mut self, bytes: &[u8]) -> usize {
         let Some(fd) = &self.fd else {
             self.credit(bytes.len());
@@ -212,9 +214,9 @@ mod tests {
     }
 
     #[test]
-    fn the_next_to_feed_it_has_what_room_the_one_before_left() {
+    fn the_credit_of_the_next_feeder_is_the_room_that_is_left() {
         let (mut stdin, reader) = pipe();
-        // The pipe takes 64 KiB, and the rest is held.
+        // The pipe takes 64 KiB, and the rest is stored.
         stdin.offer(&[1; 0x1_8000]).unwrap();
         let credit = stdin.change_feeder();
         assert_eq!(credit, STDIN_WINDOW - 0x8000);
@@ -227,11 +229,11 @@ mod tests {
             stdin.drain();
             credited += stdin.take_credit().unwrap_or(0);
         }
-        assert_eq!(credited, STDIN_WINDOW, "as much as it may send, and no more");
+        assert_eq!(credited, STDIN_WINDOW, "the credit equals the window");
     }
 
     #[test]
-    fn a_closed_reader_takes_everything() {
+    fn input_for_a_closed_reader_is_dropped_and_credited() {
         let (mut stdin, reader) = pipe();
         stdin.offer(&[0; 0x1_0000]).unwrap();
         stdin.offer(&[0; 0x1_0000]).unwrap();
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_follows_what_is_held() {
+    fn the_end_of_input_follows_the_stored_bytes() {
         let (mut stdin, reader) = pipe();
         stdin.offer(&vec![1; 100_000]).unwrap();
         stdin.end();

@@ -1,4 +1,4 @@
-//! Argument vectors in the shape execve(2) wants, in two allocations whatever their number.
+//! Argument vectors in the form that execve(2) needs, in two allocations.
 
 use std::ffi::{CStr, c_char};
 
@@ -10,12 +10,12 @@ pub(super) struct CStrings {
 }
 
 impl CStrings {
-    /// Room for `count` strings of `total` bytes together.
+    /// Reserves room for `count` strings with `total` bytes.
     pub(super) fn with_capacity(count: usize, total: usize) -> Self {
         Self { bytes: Vec::with_capacity(total + count), starts: Vec::with_capacity(count) }
     }
 
-    /// Appends the concatenation of `parts`, which hold no NUL.
+    /// Appends the concatenation of `parts`, which contain no NUL.
     pub(super) fn push(&mut self, parts: &[&[u8]]) {
         self.starts.push(self.bytes.len());
         for part in parts {
@@ -24,18 +24,19 @@ impl CStrings {
         self.bytes.push(0);
     }
 
-    /// The string at `index`.
+    /// Returns the string at `index`.
     pub(super) fn get(&self, index: usize) -> Option<&CStr> {
         let start = *self.starts.get(index)?;
         CStr::from_bytes_until_nul(self.bytes.get(start..)?).ok()
     }
 
-    /// How many there are.
+    /// Returns the number of strings.
     pub(super) fn len(&self) -> usize {
         self.starts.len()
     }
 
-    /// Pointers to all of them and a null pointer; good while `self` is neither changed nor dropped.
+    /// Returns pointers to all strings and a null pointer. They are valid until `self` is changed
+    /// or dropped.
     pub(super) fn pointers(&self) -> Vec<*const c_char> {
         let strings = self.starts.iter().map(|start| self.bytes.as_ptr().wrapping_add(*start).cast());
         let mut pointers = Vec::with_capacity(self.starts.len() + 1);

@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, OwnedFd};
 /// A new terminal.
 #[derive(Debug)]
 pub(super) struct Terminal {
-    /// The agent's side, for output.
+    /// The side of the agent, for output.
     pub(super) master: OwnedFd,
-    /// The same, for input.
+    /// The same side, for input.
     pub(super) input: OwnedFd,
-    /// The process's side.
+    /// The side of the process.
     pub(super) slave: OwnedFd,
 }
 
@@ -24,7 +24,7 @@ pub(super) fn open_terminal(size: TerminalSize, owner: Option<u32>) -> Result<Te
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let master = open("/dev/ptmx", flags, Mode::empty())?;
     unlockpt(&master)?;
-    // By ioctl, not by name: /dev/pts may hold anything.
+    // By ioctl, not by name, because /dev/pts may contain anything.
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     resize(&master, size);
     if let Some(uid) = owner {
@@ -34,9 +34,10 @@ pub(super) fn open_terminal(size: TerminalSize, owner: Option<u32>) -> Result<Te
     Ok(Terminal { master, input, slave })
 }
 
-/// Sets the size; the foreground process group gets SIGWINCH when it changed.
+/// Sets the size. The foreground process group receives SIGWINCH if it changes.
 pub(super) fn resize(terminal: impl AsFd, size: TerminalSize) {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // Fails only for what is no terminal, or one that is gone: nothing to resize either way.
+    // Fails only if the file is not a terminal, or if the terminal is gone. Then nothing has a
+    // size.
     let _ = tcsetwinsize(terminal, size);
 }

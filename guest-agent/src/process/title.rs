@@ -1,4 +1,4 @@
-//! What a process was started as, cut to what is shown of it.
+//! The command that a process was started with, cut to the length that is shown.
 
 use sandboxvm_protocol::agent::CText;
 use sandboxvm_protocol::agent::process::{MAX_SHOWN_ARGUMENTS, MAX_SHOWN_TEXT, ShownText};
@@ -11,7 +11,7 @@ pub(crate) struct Title {
 }
 
 impl Title {
-    /// Of all arguments together [`MAX_SHOWN_TEXT`] bytes.
+    /// Keeps [`MAX_SHOWN_TEXT`] bytes of all arguments together.
     pub(super) fn new(argv: &[CText]) -> Self {
         let mut left = MAX_SHOWN_TEXT;
         let mut is_cut = argv.len() > MAX_SHOWN_ARGUMENTS;
@@ -25,13 +25,14 @@ impl Title {
         Self { arguments: arguments.into(), is_cut }
     }
 
-    /// The arguments as text, again of [`MAX_SHOWN_TEXT`] bytes together, and whether something is missing.
+    /// Returns the arguments as text, again [`MAX_SHOWN_TEXT`] bytes together, and whether
+    /// something is missing.
     pub(crate) fn shown(&self) -> (Vec<ShownText>, bool) {
         let mut left = MAX_SHOWN_TEXT;
         let mut is_cut = self.is_cut;
         let mut shown = Vec::with_capacity(self.arguments.len());
         for argument in &self.arguments {
-            // What is no UTF-8 takes more room as text.
+            // Bytes that are not UTF-8 need more room as text.
             let mut text = String::from_utf8_lossy(argument).into_owned();
             let mut len = text.len().min(left);
             while !text.is_char_boundary(len) {

@@ -1,56 +1,57 @@
-//! Who a process runs as: `name`, `uid`, `name:group`, `uid:gid`, looked up in the guest's own files.
+//! Finds the user of a process: `name`, `uid`, `name:group` or `uid:gid`, in the files of the
+//! guest.
 //!
-//! Root, the default, is looked up nowhere: the agent is root already, so such a process costs no call at all.
-//! The files are the guest's and therefore hostile: they must be regular, are read up to a cap, and bad lines are
-//! passed over.
+//! Root, the default, is not looked up: the agent is root, so such a process costs no call. The
+//! files belong to the guest and are hostile: they must be regular, are read up to a maximum size,
+//! and invalid lines are skipped.
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, read};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-/// More of a file is not read.
+/// Maximum number of bytes that are read of a file.
 const LARGEST_FILE: usize = 1 << 20;
 
-/// Most supplementary groups (Linux `NGROUPS_MAX`).
+/// Maximum number of supplementary groups (Linux `NGROUPS_MAX`).
 const MOST_GROUPS: usize = 65536;
 
-/// A user that cannot be had.
+/// Why a user cannot be found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UserError {
-    /// Not in the guest.
+    /// The guest has no such user.
     #[error("the sandbox has no user {0:?}; name one of its /etc/passwd, or a number")]
     NoUser(String),
-    /// Not in the guest.
+    /// The guest has no such group.
     #[error("the sandbox has no group {0:?}; name one of its /etc/group, or a number")]
     NoGroup(String),
-    /// A file that cannot be read.
+    /// A file cannot be read.
     #[error("cannot read the sandbox's {file}: {errno}")]
     File {
-        /// Which.
+        /// The file.
         file: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
 }
 
-/// Numbers to change to.
+/// The IDs of a user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ids {
-    /// User.
+    /// User ID.
     pub(crate) uid: u32,
-    /// Primary group.
+    /// ID of the primary group.
     pub(crate) gid: u32,
-    /// Supplementary groups.
+    /// IDs of the supplementary groups.
     pub(crate) groups: Vec<u32>,
 }
 
-/// A user and what its environment is made of.
+/// A user, with the values for its environment.
 #[derive(Debug)]
 pub(crate) struct User {
-    /// What to change to; nothing for the agent's own root.
+    /// IDs to change to, or none for the agent's own root.
     pub(crate) ids: Option<Ids>,
-    /// Login name, or the number of a user without one.
+    /// Login name, or the number of a user without a name.
     pub(super) name: Vec<u8>,
     /// Home directory.
     pub(crate) home: Vec<u8>,
@@ -59,7 +60,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// The default: what the agent itself is.
+    /// Returns root, the default and the user of the agent.
     pub(crate) fn root() -> Self {
         Self { ids: None, name: b"root".to_vec(), home: b"/root".to_vec(), shell: b"/bin/sh".to_vec() }
     }
@@ -101,19 +102,19 @@ impl User {
     }
 }
 
-/// Names of users or groups by their number.
+/// Names of users or groups by number.
 #[derive(Debug, Default)]
 pub(crate) struct Names(BTreeMap<u32, String>);
 
 impl Names {
-    /// Those of `/etc/passwd`; none where that cannot be read.
+    /// Returns the names in `/etc/passwd`, or none if it cannot be read.
     pub(crate) fn of_users() -> Self {
         let file = read_file("/etc/passwd").unwrap_or_default();
         let accounts = lines(&file).filter_map(Account::parse);
         Self::first_of_each(accounts.map(|account| (account.uid, account.name)))
     }
 
-    /// Those of `/etc/group`.
+    /// Returns the names in `/etc/group`, or none if it cannot be read.
     pub(crate) fn of_groups() -> Self {
         let file = read_file("/etc/group").unwrap_or_default();
         Self::first_of_each(group_entries(&file).map(|(name, gid, _)| (gid, name)))
@@ -127,13 +128,13 @@ impl Names {
         Self(names)
     }
 
-    /// The name, or the number again.
+    /// Returns the name, or the number as text.
     pub(crate) fn get(&self, number: u32) -> String {
         self.0.get(&number).cloned().unwrap_or_else(|| number.to_string())
     }
 }
 
-/// One line of passwd(5).
+/// A line of passwd(5).
 struct Account<'a> {
     name: &'a [u8],
     uid: u32,
@@ -150,13 +151,13 @@ impl<'a> Account<'a> {
         let gid = number(fields.next()?)?;
         let home = fields.nth(1)?;
         let shell = fields.next().unwrap_or_default();
-        // Both go into the environment, which ends at a NUL.
+        // Both become variables of the environment, which end at a NUL.
         let is_text = |field: &[u8]| !field.contains(&0);
         (is_text(name) && is_text(home) && is_text(shell)).then_some(Self { name, uid, gid, home, shell })
     }
 }
 
-/// Name, number and members of each line of group(5).
+/// Returns name, number and members of each line of group(5).
 fn group_entries(groups: &[u8]) -> impl Iterator<Item = (&[u8], u32, &[u8])> {
     lines(groups).filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
@@ -186,7 +187,7 @@ fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
     file.split(|byte| *byte == b'\n')
 }
 
-/// A user or group number; all ones means "no change" to the kernel and is none.
+/// Parses a user or group number. All ones mean "no change" to the kernel, so that is not a number.
 fn number(digits: &[u8]) -> Option<u32> {
     let digits = std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     u32::from_str(digits).ok().filter(|number| *number != u32::MAX)
@@ -196,12 +197,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().take(256).collect()
 }
 
-/// Reads a regular file. Opened without blocking: a FIFO in its place must not stop PID 1.
+/// Reads a regular file. Opens it without blocking, because a FIFO in its place must not block PID
+/// 1.
 fn read_file(file: &'static str) -> Result<Vec<u8>, UserError> {
     let fail = |errno| UserError::File { file, errno };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = match open(file, flags, Mode::empty()) {
-        // Numbers need no file.
+        // Numbers can be used without the file.
         Err(Errno::NOENT) => return Ok(Vec::new()),
         opened => opened.map_err(fail)?,
     };
@@ -210,7 +212,7 @@ fn read_file(file: &'static str) -> Result<Vec<u8>, UserError> {
         return Err(fail(Errno::INVAL));
     }
     let size = usize::try_from(about.st_size).unwrap_or(0).min(LARGEST_FILE);
-    // One byte more: a short read then says that this was all.
+    // One byte more, so a short read shows that the file is complete.
     let mut content = vec![0; size + 1];
     let mut len = 0;
     while let Some(room) = content.get_mut(len..).filter(|room| !room.is_empty()) {
@@ -242,14 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_brings_its_groups_home_and_shell() {
+    fn a_user_has_the_groups_home_and_shell_of_its_name() {
         let user = find("user").unwrap();
         assert_eq!(user.ids, Some(Ids { uid: 1000, gid: 1001, groups: vec![50, 44] }));
         assert_eq!((&user.home[..], &user.shell[..]), (&b"/home/user"[..], &b"/bin/zsh"[..]));
     }
 
     #[test]
-    fn a_number_finds_its_account_but_a_name_goes_first() {
+    fn a_number_finds_its_account_but_names_take_precedence() {
         assert_eq!(find("1000").unwrap().name, b"user");
         assert_eq!(find("1234").unwrap().ids.unwrap().uid, 77);
         let stranger = find("4242").unwrap();
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_refused() {
+    fn unknown_users_and_groups_are_refused() {
         for (wanted, group) in
             [("nobody", false), ("", false), ("max", false), ("4294967295", false), ("user:none", true)]
         {

@@ -1,6 +1,6 @@
 //! Requests about processes that other connections started, found again by PID.
 //!
-//! Only the table of processes is searched: a PID that no host ever received is not found.
+//! Only the table of processes is searched, so a PID that no host ever received is not found.
 
 use super::answer::{Outcome, bad_request};
 use super::clock::now;
@@ -13,7 +13,7 @@ use sandboxvm_protocol::agent::process::{
 use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind, SignalNumber};
 
 impl Server {
-    /// Answers with the processes whose PIDs come after `after`.
+    /// Responds with the processes whose PIDs come after `after`.
     pub(super) fn list(&mut self, key: Key, after: u32) {
         let mut keys: Vec<(u32, bool, Key)> = self
             .processes
@@ -21,7 +21,7 @@ impl Server {
             .map(|(key, process)| (process.number(), process.ended.is_some(), key))
             .filter(|(pid, ..)| *pid > after)
             .collect();
-        // Of two with the same PID the one that runs.
+        // Of two with the same PID, the running one.
         keys.sort_unstable_by_key(|(pid, has_ended, _)| (*pid, *has_ended));
         keys.dedup_by_key(|(pid, ..)| *pid);
         let more = keys.len() > MAX_PAGE;
@@ -34,7 +34,7 @@ impl Server {
         }
     }
 
-    /// Makes a connection one of those that take part in a process.
+    /// Attaches a connection to a process.
     pub(super) fn attach(&mut self, key: Key, request: &AttachRequest) -> Outcome {
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         if connection.process.is_some() {
@@ -42,20 +42,22 @@ impl Server {
         }
         let process_key = self.find(request.pid)?;
         self.keep(process_key);
-        // The new host's input counts from now on, and input that another host sent before may still be on its connection.
+        // From now on the new host feeds the process. Input that the other host sent before may
+        // still be on its connection.
         if request.stdin
             && let Some(feeder) = self.processes.get_mut(process_key).and_then(|process| process.feeder)
         {
             self.hear_out(feeder);
-            // What is answered to that, if anything.
+            // Sends the responses to that, if there are any.
             self.flush(feeder);
         }
         let Some(process) = self.processes.get_mut(process_key) else { return Ok(()) };
         let pid = request.pid;
         let mut stdin_credit = None;
-        // One that has ended shows what is left of it, whatever the host wanted to do with it.
+        // A process that has ended only shows its remaining output, whatever the host requested.
         if process.ended.is_none() {
-            // Every check that can refuse comes before the connection that feeds the process now loses anything.
+            // All checks that can refuse the request come before the present feeder loses its
+            // place.
             if request.terminal.is_some() && !process.has_terminal {
                 return Err(bad_request(&format!("process {pid} has no terminal: it was started without")));
             }
@@ -102,7 +104,7 @@ impl Server {
         Ok(())
     }
 
-    /// The process of this PID: the one that runs, else the one that ended.
+    /// Returns the process with this PID: the running one, or otherwise the one that has ended.
     fn find(&mut self, pid: u32) -> Result<Key, Failure> {
         let with_pid = self.processes.iter_mut().filter(|(_, process)| process.number() == pid);
         let found = with_pid.min_by_key(|(_, process)| process.ended.is_some());

@@ -1,15 +1,16 @@
-//! The clock deadlines are kept by: monotonic, so that setting the time or restoring a machine moves none of them.
+//! The clock of deadlines. It is monotonic, so deadlines do not change when the time is set or a
+//! machine is restored.
 
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-/// Monotonic time in nanoseconds; in a guest, no system call. By libc, which has the vDSO from its start: rustix opens a
-/// file of /proc to find it, on older kernels.
+/// Returns the monotonic time in nanoseconds. In a guest this needs no system call. It uses libc,
+/// which finds the vDSO at its start: on older kernels rustix opens a file in /proc to find it.
 pub(super) fn now() -> u64 {
     let mut now = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: writes one timespec, which it is given.
     if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, now.as_mut_ptr()) } != 0 {
-        // Never: every Linux has this clock.
+        // Cannot happen: every Linux has this clock.
         return 0;
     }
     // SAFETY: written, since the call did not fail.
@@ -18,7 +19,7 @@ pub(super) fn now() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// The time `wait` from now.
+/// Returns the time after `wait`.
 pub(super) fn later(wait: Duration) -> u64 {
     now().saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }

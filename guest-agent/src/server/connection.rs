@@ -1,8 +1,8 @@
-//! One host connection: bytes in, frames out, and what its end means.
+//! One connection of a host: received bytes, frames to send, and the meaning of its end.
 //!
-//! Owns the socket, the partial frame received and the bytes the socket would not take. The latter are at most what
-//! one pass of the server produced, because a pass only reads from a process while nothing is left from the last one.
-//! Knows nothing of processes but a key.
+//! Owns the socket, the partial frame that was received, and the bytes that the socket did not
+//! accept. The latter are at most what one turn of the server produced, because a turn reads from a
+//! process only if nothing is left from the last one. Knows nothing about processes except a key.
 
 use super::listener::Transport;
 use crate::slab::Key;
@@ -15,30 +15,32 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// Replies that may wait for a host that sends requests and reads nothing, in bytes; such a host is hung up on.
+/// Maximum size in bytes of replies for a host that sends requests and reads nothing. Beyond it the
+/// connection is closed.
 const MAX_UNSENT: usize = 256 * 1024;
 
-/// How a connection came to its end.
+/// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// The host closed it, or died.
+    /// The host closed it or ended.
     HostGone,
-    /// The transport was reset: this is a restored or forked machine, and the host of this stream is elsewhere.
+    /// The transport was reset: this is a restored or forked machine, and the host of this stream
+    /// has another connection.
     TransportReset,
 }
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Debug)]
 pub(super) enum Received {
-    /// This many bytes.
+    /// The number of bytes that were received.
     Bytes(usize),
-    /// Nothing for now.
+    /// There are no bytes now.
     Nothing,
-    /// Nothing ever again.
+    /// There are no more bytes.
     End(End),
 }
 
-/// A host connection.
+/// A connection of a host.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: OwnedFd,
@@ -46,21 +48,23 @@ pub(super) struct Connection {
     unsent: Vec<u8>,
     sent: usize,
     overflowed: bool,
-    /// Cuts what arrives into frames.
+    /// Splits received bytes into frames.
     pub(super) decoder: FrameDecoder,
-    /// The version that was agreed on, once Hello was exchanged.
+    /// The agreed version, after the exchange of Hello.
     pub(super) version: Option<u8>,
-    /// Nothing more is taken from the host; ends when all is sent.
+    /// Whether nothing more is received. The connection is closed when everything is sent.
     pub(super) closing: bool,
-    /// The host's end of the stream was seen: read until it says how it ended.
+    /// Whether the end of the host's stream was reported. It is then read until it is known how it
+    /// ended.
     pub(super) hung_up: bool,
-    /// Epoll also tells when the socket takes bytes again.
+    /// Whether epoll also reports when the socket accepts bytes again.
     pub(super) watches_room: bool,
-    /// The process that was started on this connection, or that it is attached to.
+    /// The process that was started on this connection, or to which it is attached.
     pub(super) process: Option<Key>,
-    /// It became one to a program's port: frames are over.
+    /// The relay, if it became a connection to a port. Then it has no more frames.
     pub(super) relay: Option<Key>,
-    /// It was granted the feeding of that, also if another took over since.
+    /// Whether it was allowed to feed the process. This stays true if another connection has taken
+    /// over.
     pub(super) may_feed: bool,
 }
 
@@ -83,12 +87,12 @@ impl Connection {
         }
     }
 
-    /// A decoder at a frame boundary, holding no memory.
+    /// Returns a decoder at a frame boundary, without memory.
     pub(super) fn fresh_decoder() -> FrameDecoder {
         FrameDecoder::new(WIRE, MAX_HOST_MESSAGE)
     }
 
-    /// Takes what has arrived, up to the size of `buffer`.
+    /// Receives bytes, up to the size of `buffer`.
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
         loop {
             match recv(&self.socket, &mut *buffer, RecvFlags::DONTWAIT) {
@@ -101,8 +105,9 @@ impl Connection {
         }
     }
 
-    /// A vsock stream whose host went away ends with a plain 0 or EPIPE, whether by SHUTDOWN or RST; any other error
-    /// (ECONNRESET, then ENOTCONN) comes from a transport reset. A Unix socket has no such thing.
+    /// Returns what an error means. A vsock stream ends with 0 or EPIPE if the host closed it, by
+    /// SHUTDOWN or RST. Any other error (ECONNRESET, then ENOTCONN) is a transport reset. A Unix
+    /// socket has no such reset.
     fn meaning(&self, errno: Errno) -> End {
         match self.transport {
             Transport::Vsock if errno != Errno::PIPE => End::TransportReset,
@@ -110,7 +115,8 @@ impl Connection {
         }
     }
 
-    /// Appends `message` to what is to be sent. One that would pass the cap is dropped, and the next flush hangs up.
+    /// Queues `message`. If it exceeds the maximum, it is dropped, and the next flush closes the
+    /// connection.
     pub(super) fn queue(&mut self, message: &AgentMessage) {
         if self.unsent.len() > MAX_UNSENT || WIRE.append_message(&mut self.unsent, message, MAX_AGENT_MESSAGE).is_err()
         {
@@ -118,22 +124,24 @@ impl Connection {
         }
     }
 
-    /// Bytes that wait to be sent.
+    /// Returns the bytes that wait to be sent.
     pub(super) fn unsent(&self) -> &[u8] {
         self.unsent.get(self.sent..).unwrap_or_default()
     }
 
-    /// True while bytes wait that the socket would not take: nothing more is to be produced for it.
+    /// Returns true while the socket has not accepted all bytes. Nothing more may be produced for
+    /// it then.
     pub(super) fn is_stalled(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Sends `frames`, which are whole; what the socket does not take now is kept. Only for a connection that is not
-    /// stalled.
+    /// Sends `frames`, which must be complete. Bytes that the socket does not accept now are
+    /// stored. Only for a connection that is not stalled.
     pub(super) fn transmit(&mut self, frames: &[u8]) -> Result<(), End> {
         let sent = self.send(frames)?;
         if sent < frames.len() {
-            // From the beginning of the frame that was cut, so that what waits can still be told apart.
+            // Stores from the beginning of the incomplete frame, so that the frames can still be
+            // distinguished.
             let begin = frame_ranges(frames).find(|(_, range)| range.end > sent).map_or(sent, |(_, range)| range.start);
             self.unsent.extend_from_slice(&frames[begin..]);
             self.sent = sent - begin;
@@ -141,7 +149,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Output of its process that the socket never took.
+    /// Returns the output of the process that the socket never accepted.
     pub(super) fn unsent_output(&self) -> impl Iterator<Item = (FrameKind, &[u8])> {
         let frames = frame_ranges(&self.unsent).filter(|(kind, _)| *kind != FrameKind::Message);
         frames.filter_map(|(kind, range)| {
@@ -150,7 +158,7 @@ impl Connection {
         })
     }
 
-    /// Sends what waits, as far as the socket takes it.
+    /// Sends waiting bytes, as far as the socket accepts them.
     pub(super) fn flush(&mut self) -> Result<(), End> {
         if self.overflowed {
             return Err(End::HostGone);
@@ -162,14 +170,16 @@ impl Connection {
         self.sent += self.send(waiting)?;
         if self.sent == self.unsent.len() {
             self.sent = 0;
-            // The memory is kept: a host that is slow once is slow again, and fresh pages cost more than anything here.
+            // Keeps the memory: a slow host is slow again, and new pages are the most expensive
+            // part here.
             self.unsent.clear();
         }
         Ok(())
     }
 
-    /// Has closing wait until the VMM confirms it, which it does after it has received everything; a second at most
-    /// (net/vmw_vsock/virtio_transport_common.c, virtio_transport_wait_close). Without it closing does not wait.
+    /// Makes the close wait until the VMM confirms it, which it does after it has received
+    /// everything, or for a second (net/vmw_vsock/virtio_transport_common.c,
+    /// virtio_transport_wait_close). Otherwise closing does not wait.
     pub(super) fn linger(&self) {
         let _ = set_socket_linger(&self.socket, Some(Duration::from_secs(1)));
     }
@@ -186,12 +196,12 @@ impl Connection {
     }
 }
 
-/// Kind and place of each frame in `frames`.
+/// Returns kind and range of each frame in `frames`.
 fn frame_ranges(frames: &[u8]) -> impl Iterator<Item = (FrameKind, Range<usize>)> {
     let mut start = 0;
     std::iter::from_fn(move || {
         let header = frames.get(start..)?.first_chunk::<HEADER_LEN>()?;
-        // They are our own: no length is refused here.
+        // The agent wrote these frames, so every length is valid.
         let header = WIRE.parse_header(header, usize::MAX).ok()?;
         let range = start..start + HEADER_LEN + header.len;
         start = range.end;
@@ -212,7 +222,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn what_was_not_sent_of_cut_frames_is_told_apart() {
+    fn unsent_output_is_found_in_frames_that_were_sent_in_part() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(ours.into(), Transport::Unix);
         let mut frames = Vec::new();
@@ -229,7 +239,7 @@ mod tests {
         connection.flush().unwrap();
         let unsent: Vec<u8> = connection.unsent_output().flat_map(|(_, body)| body.to_vec()).collect();
         assert!(!unsent.is_empty() && all.ends_with(&unsent));
-        // The socket has all the rest, headers included.
+        // The socket has all other bytes, headers included.
         drop(connection);
         theirs.read_to_end(&mut got).unwrap();
         assert!(frames.starts_with(&got));

@@ -1,12 +1,12 @@
-//! Processes that outlive their connection, or have several: what they write goes through a scrollback, and what ends
-//! is remembered for a while.
+//! Processes that outlive their connection or have several. Their output goes through a scrollback,
+//! and a process that has ended is remembered for a while.
 //!
 //! ```text
-//! pipes --read--> scrollback --each at its own pace--> connections that watch
+//! pipes --read--> scrollback --each at its speed--> connections that watch
 //! ```
-//! Such a process is read from whether or not a host watches it, and waits only for hosts that attend it. Bounds: one
-//! [`SCROLLBACK`] each, [`ALL_SCROLLBACK`] of all that run together, [`MAX_REMEMBERED`] that ended with
-//! [`REMEMBERED_OUTPUT`] between them.
+//! Such a process is read whether or not a host watches it, and waits only for hosts that attend
+//! it. Limits: one [`SCROLLBACK`] each, [`ALL_SCROLLBACK`] for all running processes together, and
+//! [`MAX_REMEMBERED`] ended ones with [`REMEMBERED_OUTPUT`] together.
 
 use super::clock::now;
 use super::connection::{Connection, End};
@@ -20,28 +20,30 @@ use sandboxvm_protocol::agent::process::View;
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus};
 use sandboxvm_protocol::frame::MAX_STREAM_BODY;
 
-/// Most processes that ended and are remembered; one more, and the first is forgotten.
+/// Maximum number of ended processes that are remembered. If there are more, the first is
+/// forgotten.
 pub(super) const MAX_REMEMBERED: usize = 64;
 
-/// Most kept of the output of those, in bytes.
+/// Maximum size in bytes of the kept output of those.
 const REMEMBERED_OUTPUT: usize = 4 << 20;
 
-/// Most kept of the output of all processes that run, in bytes: with many, each has its share.
+/// Maximum size in bytes of the kept output of all running processes. If there are many, each has a
+/// share.
 const ALL_SCROLLBACK: usize = 8 << 20;
 
-/// How far a watcher was brought.
+/// How much of the output a watcher has received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     /// There is more for it.
     Behind,
-    /// It was sent all there is now.
+    /// It was sent everything there is now.
     UpToDate,
-    /// It was sent all that it will ever be.
+    /// It was sent everything that it will ever receive.
     Finished,
 }
 
 impl Server {
-    /// Keeps the output of a process from now on, whether or not a host takes it.
+    /// Keeps the output of a process from now on, whether or not a host reads it.
     pub(super) fn keep(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key).filter(|process| process.kept.is_none()) else { return };
         let mut kept = Box::new(ScrollbackState::new());
@@ -61,7 +63,7 @@ impl Server {
         }
     }
 
-    /// Moves what can be moved of one process that has a scrollback, once.
+    /// Moves data of one process with a scrollback, once.
     pub(super) fn serve_kept(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key) else { return };
         let Some(mut kept) = process.kept.take() else { return };
@@ -76,7 +78,7 @@ impl Server {
         watchers.retain_mut(|watcher| {
             let Some(connection) = self.connections.get_mut(watcher.connection) else { return false };
             if connection.is_stalled() {
-                // Its room is watched: that brings this process back.
+                // Epoll reports when there is room, and then this process is served again.
                 return true;
             }
             let (filled, progress) = show(scrollback, watcher, end, &mut self.scratch);
@@ -117,8 +119,8 @@ impl Server {
         }
     }
 
-    /// A process ended and all its output is kept: releases what it still holds, and forgets processes that ended before it
-    /// if there are too many now.
+    /// Notes that a process has ended and all its output is kept. Releases its resources, and
+    /// forgets older ended processes if there are too many.
     fn remember(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key) else { return };
         process.outputs = [None, None];
@@ -140,7 +142,7 @@ impl Server {
         kept.filter(|kept| kept.is_remembered).map(|kept| kept.scrollback.cost()).sum()
     }
 
-    /// A process starts with this PID: a remembered process that had the same PID is forgotten.
+    /// Forgets a remembered process whose PID a new process has.
     pub(super) fn pid_is_reused(&mut self, pid: u32) {
         let processes = &mut self.processes;
         let mut has_it = |key: &Key| processes.get_mut(*key).is_some_and(|process| process.number() == pid);
@@ -151,8 +153,8 @@ impl Server {
         }
     }
 
-    /// Forgets a process that ended. Connections that still watch it receive the number of bytes that they miss, and its exit
-    /// status.
+    /// Forgets an ended process. Connections that still watch it receive the number of bytes that
+    /// they miss, and its exit status.
     fn forget(&mut self, key: Key) {
         let Some(process) = self.processes.remove(key) else { return };
         let (Some(kept), Some(status)) = (process.kept, process.ended) else { return };
@@ -171,13 +173,14 @@ impl Server {
     }
 }
 
-/// True while a host that attends the process takes nothing: then the process is not read from either.
+/// Returns true while a host that attends the process reads nothing. Then the process is not read
+/// either.
 fn is_waited_for(kept: &ScrollbackState, connections: &mut Slab<Connection>) -> bool {
     let mut attending = kept.watchers.iter().filter(|watcher| watcher.view == View::Attend);
     attending.any(|watcher| connections.get_mut(watcher.connection).is_some_and(|connection| connection.is_stalled()))
 }
 
-/// Takes what a process wrote: once from each of its streams, so that neither starves the other.
+/// Reads the output of a process, once from each of its streams, so that neither starves the other.
 fn read_into(scrollback: &mut Scrollback, process: &mut Process, scratch: &mut [u8]) {
     for output in process.outputs.iter_mut().flatten().filter(|output| output.is_readable()) {
         let count = output.read(&mut scratch[..MAX_STREAM_BODY]);
@@ -185,7 +188,8 @@ fn read_into(scrollback: &mut Scrollback, process: &mut Process, scratch: &mut [
     }
 }
 
-/// Puts what a watcher is to be sent next into `buffer`. The value is its length, and how far that brings the watcher.
+/// Writes the next output for a watcher into `buffer`. Returns its length, and how much the watcher
+/// will then have received.
 fn show(
     scrollback: &Scrollback,
     watcher: &mut Watcher,

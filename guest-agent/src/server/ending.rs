@@ -1,22 +1,22 @@
-//! The end of the machine as the server sees it: every process gets the chance to end, then no choice.
+//! The end of the machine in the server: every process gets the chance to end, and then is killed.
 //!
-//! The server keeps serving meanwhile, so that last output and exit statuses reach their hosts. What comes after the last
-//! process (disks, reset) is up to the caller.
+//! The server keeps serving meanwhile, so that last output and exit statuses reach their hosts. The
+//! caller does everything after the last process (disks, reset).
 
 use super::clock::{later, now};
 use super::state::{Ending, Role, Server};
 use sandboxvm_protocol::agent::SignalNumber;
 use std::time::Duration;
 
-/// Between SIGKILL to everything and giving up on what did not die of it.
+/// Time between SIGKILL to all processes and giving up on those that did not end.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 
-/// How long hosts may take to read what was said last, and then the VMM to receive it: none of the connections is waited
-/// for that begins to close later than this.
+/// How long hosts may take to read the last messages, and then the VMM to receive them. A
+/// connection that begins to close later is not waited for.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Starts the end of the machine: everything gets SIGTERM now, and SIGKILL after `grace`.
+    /// Starts the end of the machine: all processes get SIGTERM now, and SIGKILL after `grace`.
     pub(super) fn begin_ending(&mut self, grace: Duration) {
         if self.ending == Ending::No {
             self.signal_everything(SignalNumber::TERM);
@@ -27,13 +27,13 @@ impl Server {
 
     fn signal_everything(&mut self, signal: SignalNumber) {
         match self.role {
-            // SAFETY: kill(2) touches no memory. Of PID 1, -1 means every process but itself.
+            // SAFETY: kill(2) touches no memory. For PID 1, -1 means every process but itself.
             Role::Init => drop(unsafe { libc::kill(-1, i32::from(signal.get())) }),
             Role::Service => self.processes.iter_mut().for_each(|(_, process)| process.signal(signal)),
         }
     }
 
-    /// Takes the next step, if its time has come.
+    /// Takes the next step, if it is due.
     pub(super) fn go_on_ending(&mut self, now: u64) {
         match self.ending {
             Ending::Terminating(at) if at <= now => {
@@ -45,9 +45,9 @@ impl Server {
         }
     }
 
-    /// Closes all connections and waits for the VMM to confirm that. The kernel sends the bytes of a vsock connection later,
-    /// and a reset of the machine would lose the rest: the answer to the shutdown, exit statuses. What a client does not read
-    /// from the VMM is lost anyway.
+    /// Closes all connections and waits for the VMM to confirm that. The kernel sends the bytes of
+    /// a vsock connection later, and a reset of the machine would lose them: the response to the
+    /// shutdown, and exit statuses. Bytes that a client does not read from the VMM are lost anyway.
     pub(super) fn part_with_hosts(&mut self) {
         let deadline = later(LAST_WORDS_WITHIN);
         let open: Vec<_> = self.connections.iter_mut().map(|(key, _)| key).collect();
@@ -58,7 +58,8 @@ impl Server {
         }
     }
 
-    /// True when nothing is left to wait for: no process, and nothing of theirs that a host is about to take.
+    /// Returns true if nothing is left to wait for: no process, and no data of one that a host is
+    /// about to receive.
     pub(super) fn has_ended(&mut self) -> bool {
         if self.ending == Ending::No || !self.is_childless {
             return false;

@@ -5,15 +5,15 @@ use rustix::io::Errno;
 /// Why the server cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
-    /// No listening socket.
+    /// It cannot listen.
     #[error("server: cannot listen: {0}; is vsock in the kernel's configuration, and the socket's path free?")]
     Listen(Errno),
-    /// Something every turn needs.
+    /// A part that the server needs failed.
     #[error("server: cannot {step}: {errno}")]
     Setup {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         errno: Errno,
     },
 }

@@ -10,11 +10,12 @@ use sandboxvm_protocol::agent::{Failure, FailureKind};
 use sandboxvm_protocol::frame::FrameDecoder;
 use std::os::fd::AsFd;
 
-/// Most processes at a time that work on files.
+/// Maximum number of processes for files at the same time.
 const MAX_FILE_WORKERS: usize = 64;
 
 impl Server {
-    /// Notes the request; the connection is handed over after the frames that were received with it.
+    /// Notes the request. The connection is handed over after the frames that were received with
+    /// it.
     pub(super) fn work_on_files(&mut self, key: Key, request: FileRequest) -> Outcome {
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         if connection.process.is_some() {
@@ -31,7 +32,8 @@ impl Server {
         Ok(())
     }
 
-    /// Leaves a connection to a process that serves `request` on it. Frames that came behind it are in `decoder`.
+    /// Hands a connection over to a process that serves `request`. Frames behind the request are in
+    /// `decoder`.
     pub(super) fn hand_over(&mut self, key: Key, decoder: FrameDecoder, request: FileRequest) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let handover = Handover { socket: connection.as_fd(), decoder, unsent: connection.unsent().to_vec() };
@@ -41,7 +43,8 @@ impl Server {
                 self.is_childless = false;
                 self.pid_is_reused(worker.as_raw_pid().unsigned_abs());
                 if let Some(connection) = self.connections.remove(key) {
-                    // Closing our descriptor would not do it: the socket stays open elsewhere. It may not be watched yet.
+                    // Closing this descriptor does not stop the events, as the socket stays open
+                    // elsewhere. It may not be watched yet.
                     let _ = epoll::delete(&self.epoll, &connection);
                 }
             }

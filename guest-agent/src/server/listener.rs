@@ -1,4 +1,5 @@
-//! The socket hosts connect to: vsock in a sandbox, a Unix socket when the agent runs as an ordinary process.
+//! The socket to which hosts connect: vsock in a sandbox, a Unix socket if the agent runs as an
+//! ordinary process.
 //!
 //! A listening vsock socket survives a transport reset (only connected ones are reset, net/vmw_vsock/virtio_transport.c),
 //! so a restored machine is reachable immediately.
@@ -12,12 +13,12 @@ use sandboxvm_protocol::agent::PORT;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Connections the kernel may hold for us.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
-/// What carries the connections; decides what their errors mean.
+/// The transport of connections, which decides what their errors mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// Virtio vsock.
@@ -26,16 +27,16 @@ pub(crate) enum Transport {
     Unix,
 }
 
-/// What came of one accept.
+/// The result of one accept.
 #[derive(Debug)]
 pub(super) enum Accepted {
-    /// A host.
+    /// A connection of a host.
     Host(OwnedFd),
-    /// No connection after all, or one from a peer that may not talk to the agent.
+    /// No connection, or one from a peer that may not connect to the agent.
     None,
-    /// No file descriptor or memory for it now.
+    /// There is no file descriptor or memory for it now.
     Exhausted,
-    /// The listening socket itself is of no use any more.
+    /// The listening socket itself is broken.
     Broken,
 }
 
@@ -59,13 +60,13 @@ impl Listener {
         Ok(Self { socket, transport: Transport::Unix })
     }
 
-    /// What carries the connections.
+    /// Returns the transport of its connections.
     pub(super) fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// Accepts one connection, without waiting. Only the host may connect: with vsock loopback any process of the
-    /// guest could, and would run commands as root.
+    /// Accepts one connection without blocking. Only the host may connect: with vsock loopback any
+    /// process of the guest could connect, and would run commands as root.
     pub(super) fn accept(&self) -> Accepted {
         match acceptfrom_with(&self.socket, FLAGS) {
             Ok((socket, address)) => {
@@ -83,10 +84,12 @@ impl Listener {
         }
     }
 
-    /// Replaces a socket that stopped listening. A Unix socket cannot be had back: its path is taken.
+    /// Replaces a socket that stopped listening. A Unix socket cannot be replaced, because its path
+    /// exists.
     pub(super) fn renew(&mut self) -> Result<(), ServerError> {
         if self.transport == Transport::Vsock {
-            // The port is only free once the old socket is gone: put a socket that is bound to nothing in its place.
+            // The port is free only after the old socket is closed, so an unbound socket replaces
+            // it first.
             self.socket = vsock_socket().map_err(ServerError::Listen)?;
             self.socket = bind_vsock().map_err(ServerError::Listen)?;
         }
@@ -105,7 +108,7 @@ fn vsock_socket() -> Result<OwnedFd, Errno> {
     socket_with(family, SocketType::STREAM, FLAGS, None)
 }
 
-/// A listening vsock socket on any CID: a clone may get another one.
+/// Returns a vsock socket that listens on any CID, as a clone may get another one.
 fn bind_vsock() -> Result<OwnedFd, Errno> {
     let socket = vsock_socket()?;
     let address = libc::sockaddr_vm {
@@ -132,7 +135,7 @@ fn bind_unix(path: &CStr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// The CID a vsock connection comes from.
+/// Returns the CID of the peer of a vsock connection.
 fn peer_cid(address: &SocketAddrAny) -> Option<u32> {
     let is_vsock = address.address_family().as_raw() == libc::AF_VSOCK as u16
         && address.addr_len() as usize >= size_of::<libc::sockaddr_vm>();

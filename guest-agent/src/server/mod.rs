@@ -1,17 +1,19 @@
-//! The event loop: one thread, one epoll, every wait of the agent.
+//! The event loop: one thread and one epoll, in which all waits of the agent happen.
 //!
 //! ```text
 //! listener --accept--> Connection --requests--> Process --streams--> Connection
 //!                                     SIGCHLD --reap--^
 //!                        Connection <--Relay--> program's TCP socket
 //! ```
-//! A turn takes a batch of events and only notes what they say; then it reaps, so that a process's last output and its
-//! exit status leave in one packet; then it lets each process that has something to do read, send and be fed once.
-//! Connections and pipes are edge-triggered and added once: no call is spent on changing what epoll watches while a
-//! slow host stalls a process. What has more to give than one turn takes is kept for the next one, with no waiting.
+//! A turn takes a batch of events and only notes them. Then it reaps, so that the last output of a
+//! process and its exit status are sent in one packet. Then it serves each process once that has
+//! something to read, send or feed. Connections and pipes are edge-triggered and added once, so no
+//! call is needed to change what epoll watches while a slow host stalls a process. If a process has
+//! more data than one turn moves, the next turn serves it without waiting.
 //!
-//! Bounds: [`MAX_CONNECTIONS`], [`state::MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks each, one frame and one read
-//! buffer for each connection, one stdin window for each process, and what [`detached`] keeps of their output.
+//! Limits: [`MAX_CONNECTIONS`], [`state::MAX_PROCESSES`], [`relay::MAX_RELAYS`] with two chunks
+//! each, one frame and one read buffer for each connection, one stdin window for each process, and
+//! the output that [`detached`] keeps.
 
 mod answer;
 mod attach;
@@ -56,21 +58,22 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 use token::{Pipe, Token};
 
-/// Maximum number of connections. One more receives a failure and is closed.
+/// Maximum number of connections. An additional one receives a failure and is closed.
 const MAX_CONNECTIONS: u32 = 1024;
 
-/// How long accepting pauses when there is no file or memory for another connection.
+/// How long accepting pauses if there is no file descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Most children reaped in one turn: a guest can make orphans as fast as they are reaped.
+/// Maximum number of children that are reaped in one turn, because a guest can create orphans as
+/// fast as that.
 const REAPED: usize = 256;
 
-/// Events taken in one turn.
+/// Maximum number of events in one turn.
 const BATCH: usize = 64;
 
 impl Server {
-    /// Takes over signals and starts to listen. Only for a process with a single thread. Its processes are put into
-    /// `cgroups`.
+    /// Takes over signals and starts to listen. The caller must have a single thread. Processes are
+    /// put into `cgroups`.
     pub(crate) fn new(
         role: Role,
         listener: Listener,
@@ -92,7 +95,7 @@ impl Server {
             listener,
             accept_again: None,
             connections: Slab::new(MAX_CONNECTIONS),
-            // One too many is remembered for the moment in which the first is forgotten.
+            // One more is remembered for a moment, until the first is forgotten.
             processes: Slab::new((MAX_PROCESSES + MAX_REMEMBERED + 1) as u32),
             remembered: VecDeque::new(),
             relays: Slab::new(MAX_RELAYS),
@@ -110,13 +113,13 @@ impl Server {
         };
         server.watch(&server.listener, Token::Listener, epoll::EventFlags::IN).map_err(setup("watch the listener"))?;
         server.watch(&server.signals, Token::Signals, epoll::EventFlags::IN).map_err(setup("watch for children"))?;
-        // The first look at the clock maps pages: better here, once for all machines restored from this one, than in
-        // the first exec of each.
+        // The first use of the clock maps pages. It happens here once for all machines that are
+        // restored from this one, and not in the first exec of each.
         let _ = now();
         Ok(server)
     }
 
-    /// Serves until a shutdown was asked for and all processes are gone.
+    /// Serves until a shutdown was requested and all processes have ended.
     pub(crate) fn run(&mut self) -> Result<(), ServerError> {
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; BATCH];
         loop {
@@ -139,7 +142,7 @@ impl Server {
         }
     }
 
-    /// Does what is due; true when the agent is to end.
+    /// Does everything that is due. Returns true when the agent should end.
     fn turn(&mut self) -> bool {
         for key in std::mem::take(&mut self.receiving) {
             self.receive(key);
@@ -157,7 +160,7 @@ impl Server {
         self.has_ended()
     }
 
-    /// Remembers what an event says.
+    /// Notes an event.
     fn note(&mut self, token: Token, flags: epoll::EventFlags) -> Result<(), ServerError> {
         let has = |flag| flags.intersects(flag);
         let error = epoll::EventFlags::ERR;
@@ -200,7 +203,7 @@ impl Server {
         Ok(())
     }
 
-    /// Takes one connection and, since the host speaks first and in one packet, what it has said already.
+    /// Accepts one connection and reads its first packet, because the host sends first.
     fn accept(&mut self, listener_failed: bool) -> Result<(), ServerError> {
         match if listener_failed { Accepted::Broken } else { self.listener.accept() } {
             Accepted::Host(socket) => {
@@ -220,7 +223,7 @@ impl Server {
             }
             Accepted::None => {}
             Accepted::Exhausted => {
-                // The listener is level-triggered: it would wake the agent without end.
+                // The listener is level-triggered, so it would wake the agent without end.
                 let _ = epoll::delete(&self.epoll, &self.listener);
                 self.accept_again = Some(later(ACCEPT_PAUSE));
             }
@@ -237,7 +240,7 @@ impl Server {
         epoll::add(&self.epoll, file, epoll::EventData::new_u64(token.pack()), flags)
     }
 
-    /// Watches a connection that outlived its first turn.
+    /// Watches a connection that exists after its first turn.
     fn watch_connection(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
@@ -251,17 +254,18 @@ impl Server {
         }
     }
 
-    /// Collects every child that has ended, the process table's and orphans alike.
+    /// Reaps all children that have ended: processes of the table and orphans.
     fn reap(&mut self) {
         self.reap_due = false;
         let mut information = [0; size_of::<libc::signalfd_siginfo>()];
-        // Only re-arms the descriptor: one SIGCHLD may stand for many children, so they are asked for below.
+        // This only re-arms the descriptor. One SIGCHLD may stand for many children, so the loop
+        // below asks for them.
         let _ = rustix::io::read(&self.signals, &mut information);
         for _ in 0..REAPED {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     self.file_workers.retain(|worker| *worker != pid);
-                    // One that ended may have had the same PID.
+                    // A process that ended before may have had the same PID.
                     let is_it = |process: &Process| process.pid == pid && process.ended.is_none();
                     let found = self.processes.iter_mut().find(|(_, process)| is_it(process));
                     if let Some((key, process)) = found
@@ -285,7 +289,7 @@ impl Server {
         self.is_childless = false;
     }
 
-    /// Has a process looked at in this turn, or the next.
+    /// Makes the server look at a process in this turn or the next.
     fn make_due(&mut self, key: Key) {
         if let Some(process) = self.processes.get_mut(key)
             && !process.is_due
@@ -295,14 +299,14 @@ impl Server {
         }
     }
 
-    /// How long the next wait may last.
+    /// Returns how long the next wait may last.
     fn timeout(&mut self) -> Option<Timespec> {
         if self.reap_due || ![&self.due, &self.receiving, &self.relays_due].iter().all(|list| list.is_empty()) {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let next = self.deadlines().min()?;
         let left = Duration::from_nanos(next.saturating_sub(now()));
-        // Rounded up to milliseconds, for the call with the plainest timeout.
+        // Rounded up to milliseconds, because the call then needs only a simple timeout.
         let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
         let longest = Duration::from_secs(3600);
         Timespec::try_from(left.min(longest)).ok()
@@ -333,7 +337,7 @@ impl Server {
         self.go_on_ending(now);
     }
 
-    /// Forgets a connection and lets its process know.
+    /// Forgets a connection and notifies its process.
     fn disconnect(&mut self, key: Key, end: End) {
         self.end_relay_of(key);
         let Some(connection) = self.connections.remove(key) else { return };
@@ -352,7 +356,7 @@ impl Server {
         self.make_due(process_key);
     }
 
-    /// Does what the end of the connection that started a process means for that process.
+    /// Handles the end of the connection that started a process, as the process requests.
     fn lose_owner(&mut self, key: Key, connection: &Connection, end: End) {
         let Some(process) = self.processes.get_mut(key) else { return };
         match (end, process.on_disconnect) {
@@ -360,7 +364,7 @@ impl Server {
             (End::HostGone, OnDisconnect::Kill) => {
                 process.signal(SignalNumber::KILL);
                 process.stdin = None;
-                // Other connections may want to see its last output.
+                // Other connections may read its last output.
                 if process.kept.is_none() {
                     process.outputs = [None, None];
                 }
@@ -372,8 +376,8 @@ impl Server {
                 self.keep(key);
             }
             (End::HostGone, OnDisconnect::Keep) => {}
-            // The process of a restored machine is as it was, its input just quiet. What its host was not sent is the
-            // first that is kept.
+            // The process of a restored machine is unchanged, and its input only pauses. The output
+            // that its host did not receive is the first that is kept.
             (End::TransportReset, _) => {
                 let has_scrollback = process.kept.is_some();
                 self.keep(key);

@@ -1,5 +1,5 @@
-//! A connection of a host to a program in the guest as data: its two directions, and dialling a port of the loopback.
-//! What the server does with it is in [`super::relaying`].
+//! A relay between a host and a program in the guest as data: its two directions, and the
+//! connection to a port of the loopback. [`super::relaying`] uses it.
 
 use super::answer::internal;
 use crate::slab::Key;
@@ -12,24 +12,24 @@ use sandboxvm_protocol::agent::port::PortNumber;
 use sandboxvm_protocol::agent::{Failure, FailureKind};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Most relays at a time.
+/// Maximum number of relays.
 pub(super) const MAX_RELAYS: u32 = 256;
 
-/// Read at a time, and the most that is held in each direction.
+/// Size of a read, and maximum number of bytes that are stored in each direction.
 const CHUNK: usize = 32 * 1024;
 
-/// Chunks moved in each direction in one turn: the others' turn comes then.
+/// Number of chunks that are moved in each direction in one turn, before other relays are served.
 const CHUNKS_PER_TURN: usize = 4;
 
-/// A host's connection to a program.
+/// A connection of a host to a program.
 #[derive(Debug)]
 pub(super) struct Relay {
-    /// The host's.
+    /// The connection of the host.
     pub(super) connection: Key,
     pub(super) port: PortNumber,
     pub(super) program: OwnedFd,
     pub(super) stage: Stage,
-    /// What came of dialling.
+    /// The result of dialling.
     pub(super) dialled: Option<Dialled>,
     pub(super) to_program: Stream,
     pub(super) to_host: Stream,
@@ -38,9 +38,9 @@ pub(super) struct Relay {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// 127.0.0.1 was asked.
+    /// Connecting to 127.0.0.1.
     Dialling,
-    /// ::1 was asked.
+    /// Connecting to ::1.
     DiallingV6,
     Open,
 }
@@ -51,22 +51,22 @@ pub(super) enum Dialled {
     Failed,
 }
 
-/// One direction.
+/// One direction of a relay.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// An event reported bytes, and no read has come up empty since.
+    /// Whether an event reported bytes, and no read has returned nothing since.
     pub(super) readable: bool,
-    /// The source has ended its stream.
+    /// Whether the source has ended its stream.
     pub(super) ended: bool,
-    /// What the sink would not take yet.
+    /// Bytes that the sink has not accepted yet.
     pub(super) pending: Vec<u8>,
-    /// How many of those bytes the sink took.
+    /// How many of those bytes the sink has accepted.
     sent: usize,
-    /// The end was passed on, or the sink takes nothing any more.
+    /// Whether the end was passed on, or the sink accepts nothing any more.
     pub(super) over: bool,
 }
 
-/// Which side of a direction failed.
+/// The side of a direction that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Broken {
     Source,
@@ -74,7 +74,7 @@ pub(super) enum Broken {
 }
 
 impl Stream {
-    /// Moves some of the pending bytes. Returns true when more may be moved right away.
+    /// Moves some of the pending bytes. Returns true if more can be moved immediately.
     pub(super) fn pump(&mut self, source: impl AsFd, sink: impl AsFd, buffer: &mut [u8]) -> Result<bool, Broken> {
         let room = buffer.len().min(CHUNK);
         let buffer = &mut buffer[..room];
@@ -83,7 +83,7 @@ impl Stream {
                 return Ok(false);
             }
             if self.ended {
-                // Fails only when the sink is gone, which is as good.
+                // Fails only if the sink is gone, which has the same effect.
                 let _ = shutdown(&sink, Shutdown::Write);
                 self.over = true;
                 return Ok(false);
@@ -106,7 +106,7 @@ impl Stream {
         Ok(true)
     }
 
-    /// Sends what waits; true when nothing does any more.
+    /// Sends pending bytes. Returns true if none are left.
     fn flush(&mut self, sink: impl AsFd) -> Result<bool, Broken> {
         if self.pending.is_empty() {
             return Ok(true);
@@ -115,12 +115,13 @@ impl Stream {
         if self.sent < self.pending.len() {
             return Ok(false);
         }
-        // The memory goes with it: there may be many of these, and few are slow at a time.
+        // Releases the memory too, because there may be many relays, of which few are slow at a
+        // time.
         (self.pending, self.sent) = (Vec::new(), 0);
         Ok(true)
     }
 
-    /// Drops this direction: its sink takes nothing any more.
+    /// Drops this direction, because its sink accepts nothing any more.
     pub(super) fn give_up(&mut self) {
         *self = Self { over: true, ended: true, ..Self::default() };
     }
@@ -137,12 +138,12 @@ pub(super) fn send_some(sink: impl AsFd, bytes: &[u8]) -> Result<usize, Broken> 
     }
 }
 
-/// A connection under way to a port of the loopback.
+/// Starts to connect to a port of the loopback.
 pub(super) fn dial(port: PortNumber, stage: Stage) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let family = if stage == Stage::DiallingV6 { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    // What one side sends in one piece is not to wait for the other's acknowledgement.
+    // Data of one side are sent without waiting for the acknowledgement of the other.
     let _ = sockopt::set_tcp_nodelay(&socket, true);
     let dialled = match stage {
         Stage::DiallingV6 => connect(&socket, &SocketAddrV6::new(Ipv6Addr::LOCALHOST, port.get(), 0, 0)),

@@ -1,13 +1,14 @@
-//! Connections of hosts to programs in the guest: a host's connection on one side, a TCP connection to the guest's own
-//! loopback on the other, bytes in between, each direction closed separately.
+//! Connections of hosts to programs in the guest: a host's connection on one side, a TCP connection
+//! to the guest's loopback on the other. Bytes are moved in between, and each direction is closed
+//! separately.
 //!
 //! ```text
 //! Connect ──> Dialling ──refused, 127.0.0.1──> Dialling, ::1 ──refused──> Failed
 //!                └──────────────connected──────────┴──────────> Open ──both directions over──> gone
 //! ```
-//! A direction reads only while nothing waits to be sent, so a side that takes nothing stalls the other, and one chunk is
-//! all that is held. Either side may end its stream and keep reading. A program or a host that misbehaves ends this
-//! relay and no other.
+//! A direction reads only if nothing waits to be sent. So a side that reads nothing stalls the
+//! other, and at most one chunk is stored. Either side may end its stream and keep reading. A
+//! program or host that misbehaves ends only its own relay.
 
 use super::answer::{Outcome, bad_request, internal};
 use super::connection::End;
@@ -22,7 +23,7 @@ use sandboxvm_protocol::agent::port::PortRequest;
 use sandboxvm_protocol::agent::{AgentMessage, Failure, FailureKind};
 
 impl Server {
-    /// Begins to make a connection one to a program.
+    /// Starts to turn a connection into a relay to a program.
     pub(super) fn connect(&mut self, key: Key, request: PortRequest) -> Outcome {
         match self.connections.get_mut(key) {
             Some(connection) if connection.process.is_some() => {
@@ -50,7 +51,7 @@ impl Server {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.relay = Some(relay_key);
         }
-        // What comes of it is an event.
+        // The result is an event.
         self.watch_program(relay_key).map_err(|errno| internal(format!("cannot watch port {port}: {errno}")))
     }
 
@@ -80,14 +81,14 @@ impl Server {
         }
     }
 
-    /// Something happened to the host's side.
+    /// Handles an event of the host's side.
     pub(super) fn note_host(&mut self, key: Key, flags: epoll::EventFlags) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let gone = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
         if relay.stage == Stage::Open {
             relay.to_program.readable = true;
             if gone {
-                // What it sent before is still the program's.
+                // Data that the host sent before are still passed to the program.
                 relay.to_host.give_up();
             }
         } else if gone || flags.intersects(epoll::EventFlags::RDHUP) {
@@ -97,25 +98,25 @@ impl Server {
         self.make_relay_due(key);
     }
 
-    /// Something happened to the program's side.
+    /// Handles an event of the program's side.
     pub(super) fn note_program(&mut self, key: Key, flags: epoll::EventFlags) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         if relay.stage == Stage::Open {
             relay.to_host.readable = true;
             if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
-                // What it sent before is still the host's.
+                // Data that the program sent before are still passed to the host.
                 relay.to_program.give_up();
             }
         } else if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
             relay.dialled = Some(Dialled::Failed);
         } else if flags.intersects(epoll::EventFlags::OUT) {
-            // A socket takes bytes only once it is connected.
+            // A socket accepts bytes only after it is connected.
             relay.dialled = Some(Dialled::Connected);
         }
         self.make_relay_due(key);
     }
 
-    /// Moves what can be moved of one relay, once.
+    /// Moves data of one relay, once.
     pub(super) fn serve_relay(&mut self, key: Key) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.is_due = false;
@@ -124,16 +125,16 @@ impl Server {
             return;
         }
         let host = relay.connection;
-        // The answer that opened it may still be on its way.
+        // The response that opened the relay may not be sent yet.
         self.flush(host);
         let Some(relay) = self.relays.get_mut(key) else { return };
         let Some(connection) = self.connections.get_mut(host) else { return };
         let mut more = false;
         match relay.to_program.pump(&*connection, &relay.program, &mut self.scratch) {
             Ok(again) => more |= again,
-            // The program takes no more; what it sends still counts.
+            // The program reads no more, but its data still count.
             Err(Broken::Sink) => relay.to_program.give_up(),
-            // The transport was reset, or the host broke off.
+            // The transport was reset, or the host closed the connection.
             Err(Broken::Source) => return self.disconnect(host, End::HostGone),
         }
         if !connection.is_stalled() {
@@ -143,7 +144,8 @@ impl Server {
                 Err(Broken::Source) => return self.disconnect(host, End::HostGone),
             }
         }
-        // A host that is gone ends its stream as one that only has nothing more to say: sending tells them apart.
+        // The stream of a host that is gone ends as that of a host that only has no more data.
+        // Sending distinguishes them.
         if relay.to_program.ended && !relay.to_host.over && send_some(&*connection, &[]).is_err() {
             relay.to_host.give_up();
         }
@@ -160,7 +162,7 @@ impl Server {
         }
     }
 
-    /// Sees whether the program has answered.
+    /// Checks whether the program has accepted the connection.
     fn look_at_dial(&mut self, key: Key) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         let (host, port, stage) = (relay.connection, relay.port, relay.stage);
@@ -168,7 +170,7 @@ impl Server {
             None => return,
             Some(Dialled::Connected) => Ok(()),
             Some(Dialled::Failed) => {
-                // It hung up without an error: as if it had said no.
+                // It hung up without an error, which is handled as a refusal.
                 Err(sockopt::socket_error(&relay.program).and_then(|said| said).err().unwrap_or(Errno::CONNREFUSED))
             }
         };

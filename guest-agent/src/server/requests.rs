@@ -1,4 +1,4 @@
-//! What hosts ask for: from received bytes to an answer or a process.
+//! Requests of hosts: from received bytes to a response or a process.
 
 use super::answer::{Outcome, bad_request, frame_failure, internal};
 use super::clock::{later, now};
@@ -12,11 +12,12 @@ use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind,
 use sandboxvm_protocol::frame::{Frame, FrameKind};
 use std::time::Duration;
 
-/// Buffers of [`Server::hear_out`] at most: far more than a socket holds, for a host that never stops.
+/// Maximum number of buffers that [`Server::hear_out`] reads, for a host that never stops. A socket
+/// holds far less.
 const HEARD_OUT: usize = 64;
 
 impl Server {
-    /// Takes what a connection has, once, and answers all of it in one send.
+    /// Receives from a connection once, and responds to everything in one send.
     pub(super) fn receive(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if let Some(relay) = connection.relay {
@@ -38,7 +39,8 @@ impl Server {
         }
     }
 
-    /// Takes all that a host has sent so far, since it will not be read later, or not in time.
+    /// Reads everything that a host has sent so far, because it will not be read later, or not in
+    /// time.
     pub(super) fn hear_out(&mut self, key: Key) {
         for _ in 0..HEARD_OUT {
             let Some(connection) = self.connections.get_mut(key).filter(|it| !it.closing && it.relay.is_none()) else {
@@ -49,7 +51,7 @@ impl Server {
         }
     }
 
-    /// The host of a connection reads no more. Requests that it sent before still count.
+    /// Notes that the host of a connection reads no more. Requests that it sent before still count.
     pub(super) fn lose_host(&mut self, key: Key, end: End) {
         if end == End::HostGone {
             self.hear_out(key);
@@ -60,7 +62,8 @@ impl Server {
     /// Handles the frames that end in the first `count` bytes of the scratch buffer.
     fn take_frames(&mut self, key: Key, count: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        // Out of the connection for the while, since a frame borrows it and its handling needs everything else.
+        // Taken out of the connection meanwhile, because a frame borrows it and the handlers need
+        // everything else.
         let mut decoder = std::mem::replace(&mut connection.decoder, Connection::fresh_decoder());
         decoder.push(&self.scratch[..count]);
         let mut started = false;
@@ -80,7 +83,7 @@ impl Server {
                 return;
             }
             if let Some(request) = self.file_request.take() {
-                // What follows on this connection is for the process that serves the request.
+                // Everything behind the request is for the process that serves it.
                 self.hand_over(key, decoder, *request);
                 return;
             }
@@ -91,7 +94,7 @@ impl Server {
                 return;
             }
         }
-        // A request may have been large; what follows it is not, so its memory is not kept.
+        // A request may have been large, and later frames are small, so its memory is released.
         if !(started && decoder.is_at_boundary())
             && let Some(connection) = self.connections.get_mut(key)
         {
@@ -174,7 +177,8 @@ impl Server {
             }
             HostMessage::Shutdown { grace_ms } => {
                 connection.queue(&AgentMessage::ShuttingDown);
-                // Before anything ends: the answer must not wait for the processes. A host that is gone by now shows later.
+                // Sent before any process ends, because the response must not wait for them. If the
+                // host has closed the connection, a later send notices.
                 let _ = connection.flush();
                 self.begin_ending(Duration::from_millis(u64::from(grace_ms)));
             }
@@ -208,7 +212,7 @@ impl Server {
         let pid = process.number();
         let inserted = self.processes.insert(process);
         let Ok(process_key) = inserted else {
-            // Never: there was room above, and nothing ran since.
+            // Cannot happen: there was room above, and nothing was added since.
             return Err(internal("the process table is full".to_owned()));
         };
         self.is_childless = false;
@@ -241,13 +245,14 @@ impl Server {
                 return self.take_stray_stdin(key);
             }
             stdin.offer(bytes).map_err(|error| bad_request(&error.to_string()))?;
-            // For the credit, and for watching the pipe when it is full.
+            // For the credit, and to watch the pipe if it is full.
             self.make_due(process_key);
         }
         Ok(())
     }
 
-    /// Stdin that its process is not to get: of a host whose place another has taken since, or that never asked.
+    /// Handles stdin that its process does not get: from a host that another has replaced, or that
+    /// never asked to send some.
     fn take_stray_stdin(&mut self, key: Key) -> Outcome {
         match self.connections.get_mut(key) {
             Some(connection) if !connection.may_feed => {
@@ -257,7 +262,7 @@ impl Server {
         }
     }
 
-    /// Tells the host what is wrong and ends the connection; for its process, the host is gone.
+    /// Sends a failure and ends the connection. For its process, the host is gone.
     pub(super) fn fail(&mut self, key: Key, failure: Failure) {
         self.end_relay_of(key);
         if let Some(connection) = self.connections.get_mut(key) {
@@ -266,7 +271,7 @@ impl Server {
         }
     }
 
-    /// Sends what waits on a connection, and closes one that has nothing else to do.
+    /// Sends waiting bytes of a connection, and closes it if it has nothing else to do.
     pub(super) fn flush(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         match connection.flush() {
@@ -275,8 +280,9 @@ impl Server {
         }
     }
 
-    /// After a send: closes a connection that was waiting for just that, or has epoll tell when there is room again. While
-    /// the machine ends, its last words are still on their way: `part_with_hosts` closes it then.
+    /// Handles the state after a send: closes a connection that only waited for it, or lets epoll
+    /// report when there is room. While the machine ends, the last messages are still being sent,
+    /// and `part_with_hosts` closes the connection later.
     pub(super) fn settle(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if !connection.is_stalled() {
@@ -288,7 +294,7 @@ impl Server {
         }
     }
 
-    /// Has epoll also tell when a connection takes bytes again.
+    /// Lets epoll also report when a connection accepts bytes again.
     pub(super) fn watch_room(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.watches_room) else {
             return;
@@ -296,7 +302,7 @@ impl Server {
         connection.watches_room = true;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         let data = epoll::EventData::new_u64(Token::Connection(key).pack());
-        // Not watched yet at all in its first turn; watching then begins with this flag.
+        // A connection is not watched in its first turn. Watching then starts with this flag.
         let _ = epoll::modify(&self.epoll, &*connection, data, flags);
     }
 }

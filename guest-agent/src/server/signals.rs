@@ -1,4 +1,5 @@
-//! Signals: which the agent takes over, what it leaves its processes, and how it reads their ends.
+//! Signals: which ones the agent handles, which state its processes get, and how exit statuses are
+//! read.
 
 use rustix::io::Errno;
 use rustix::process::WaitStatus;
@@ -6,8 +7,8 @@ use sandboxvm_protocol::agent::{ExitStatus, SignalNumber};
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Blocks the signals the agent handles or must not die of, and makes a descriptor that reports ended children.
-/// SIGPIPE is blocked rather than ignored: a process would inherit the latter.
+/// Blocks the signals that the agent handles or must survive, and creates a descriptor that reports
+/// ended children. SIGPIPE is blocked and not ignored, because processes would inherit the latter.
 pub(super) fn child_signals() -> Result<OwnedFd, Errno> {
     let last = || Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
@@ -30,8 +31,8 @@ pub(super) fn child_signals() -> Result<OwnedFd, Errno> {
     if fd < 0 { Err(last()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
 }
 
-/// Undoes what the agent's own parent may have left it with, since processes would inherit it: ignored signals and open
-/// files. Init starts with neither.
+/// Resets what the agent has inherited from its parent, because processes would inherit it too:
+/// ignored signals and open files. Init has neither.
 pub(super) fn disinherit() {
     for signal in 1..=64 {
         // SAFETY: no handler is involved. Refused for the two signals that cannot be changed and those libc reserves.
@@ -41,7 +42,7 @@ pub(super) fn disinherit() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// The wire's form of a wait status; `None` for a process that has not ended.
+/// Returns the exit status for the wire, or `None` for a process that has not ended.
 pub(super) fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
     if let Some(code) = status.exit_status() {
         return u8::try_from(code).ok().map(ExitStatus::Code);

@@ -1,4 +1,4 @@
-//! The server as data: what the event loop and the requests work on.
+//! The data of the server, on which the event loop and the requests work.
 
 use super::connection::Connection;
 use super::listener::Listener;
@@ -13,33 +13,33 @@ use sandboxvm_protocol::agent::files::FileRequest;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-/// Most processes at a time that a host has started and that have not ended.
+/// Maximum number of running processes that hosts have started.
 pub(super) const MAX_PROCESSES: usize = 1024;
 
-/// What the agent is to its machine.
+/// The role of the agent in its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// PID 1: owns every process there is.
+    /// PID 1, to which all processes belong.
     Init,
-    /// An ordinary process: owns those it started.
+    /// An ordinary process, to which only the processes belong that it started.
     Service,
 }
 
-/// How far a shutdown has come.
+/// The state of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// None was asked for.
+    /// No shutdown was requested.
     No,
-    /// SIGTERM was sent; SIGKILL follows at this time.
+    /// SIGTERM was sent. SIGKILL follows at this time.
     Terminating(u64),
-    /// SIGKILL was sent; given up at this time.
+    /// SIGKILL was sent. The agent stops waiting at this time.
     Killing(u64),
-    /// No process is left; what they said last has until this time to be sent.
+    /// No process is left. Their last output may be sent until this time.
     Parting(u64),
 }
 
 impl Ending {
-    /// When it next needs attention.
+    /// Returns when the next step is due.
     pub(super) fn deadline(self) -> Option<u64> {
         match self {
             Self::No => None,
@@ -48,7 +48,7 @@ impl Ending {
     }
 }
 
-/// The agent's server. Its methods are where its work is: see [`super`].
+/// The agent's server. Its methods are in the modules that use them: see [`super`].
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(super) role: Role,
@@ -59,19 +59,19 @@ pub(crate) struct Server {
     /// When accepting resumes after a pause.
     pub(super) accept_again: Option<u64>,
     pub(super) connections: Slab<Connection>,
-    /// Those that run, and those that ended and are remembered.
+    /// Running processes, and ended ones that are remembered.
     pub(super) processes: Slab<Process>,
-    /// The latter, in the order they ended.
+    /// The remembered ones, in the order in which they ended.
     pub(super) remembered: VecDeque<Key>,
     pub(super) relays: Slab<Relay>,
     pub(super) spawner: Spawner,
-    /// Of the machine; nothing for an agent that does not own it.
+    /// The limits that programs reached, or none if the agent is not PID 1.
     pub(super) limit_counts: Option<LimitCounts>,
-    /// One read from a socket, or all frames of one turn of a process.
+    /// Buffer for one read from a socket, or for all frames of one turn of a process.
     pub(super) scratch: Box<[u8]>,
-    /// Processes that work on files.
+    /// Processes for files.
     pub(super) file_workers: Vec<Pid>,
-    /// Asked for on the connection whose frames are being handled.
+    /// The request for files on the connection whose frames are being handled.
     pub(super) file_request: Option<Box<FileRequest>>,
     /// Connections to receive from in this turn.
     pub(super) receiving: Vec<Key>,
@@ -79,9 +79,9 @@ pub(crate) struct Server {
     pub(super) due: Vec<Key>,
     /// Relays to look at in this turn.
     pub(super) relays_due: Vec<Key>,
-    /// A child has ended.
+    /// Whether a child has ended.
     pub(super) reap_due: bool,
-    /// At the last reaping no child was left at all.
+    /// Whether there was no child at the last reaping.
     pub(super) is_childless: bool,
     pub(super) ending: Ending,
 }

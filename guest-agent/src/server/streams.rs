@@ -1,9 +1,9 @@
-//! Output of processes on its way to their hosts, and the credit for their input.
+//! Sends the output of processes to their hosts, and the credit for their input.
 //!
-//! What a process wrote is read straight behind a frame header, so that one send carries what both streams hold, the
-//! credit and the exit status. While a connection is stalled its process is not read from: the pipe fills, and the
-//! process waits in its write. This is the way of a process that its owner alone attends; that of others is in
-//! [`super::detached`].
+//! Output is read directly behind a frame header, so one send contains the output of both streams,
+//! the credit and the exit status. While a connection is stalled, its process is not read: the pipe
+//! fills, and the process blocks in its write. This is for a process that only its owner attends.
+//! [`super::detached`] handles the others.
 
 use super::state::Server;
 use super::token::{Pipe, Token};
@@ -15,14 +15,15 @@ use rustix::event::epoll;
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, MAX_AGENT_MESSAGE, SINCE_LIMITS_HIT, WIRE};
 use sandboxvm_protocol::frame::{HEADER_LEN, MAX_STREAM_BODY};
 
-/// Kept free behind the streams for the messages of one turn: credit, limits that were met, and exit status.
+/// Room behind the streams for the messages of one turn: credit, reached limits, and exit status.
 pub(super) const MESSAGES: usize = 96;
 
-/// Size of the server's buffer: a full pipe in one frame, a header for the other stream, and the messages.
+/// Size of the server's buffer: a full pipe in one frame, a header for the other stream, and the
+/// messages.
 pub(super) const SCRATCH: usize = MAX_STREAM_BODY + 2 * HEADER_LEN + MESSAGES;
 
 impl Server {
-    /// Moves what can be moved of one process, once.
+    /// Moves data of one process, once.
     pub(super) fn serve_process(&mut self, key: Key) {
         let Some(process) = self.processes.get_mut(key) else { return };
         process.is_due = false;
@@ -44,7 +45,7 @@ impl Server {
         let connection_key = process.owner;
         let mut connection = connection_key.and_then(|connection| self.connections.get_mut(connection));
         if connection.as_ref().is_some_and(|connection| connection.is_stalled()) {
-            // Its room is watched: that brings this process back.
+            // Epoll reports when there is room, and then this process is served again.
             return;
         }
         let mut filled = collect(process, &mut self.scratch);
@@ -65,7 +66,8 @@ impl Server {
             if is_finished {
                 connection.closing = true;
                 if connection.is_stalled() {
-                    // Stays until the last of it is sent: a transport reset may still come before that.
+                    // Stays until its last byte is sent, because a transport reset may still come
+                    // before that.
                     process.was_told = true;
                 } else {
                     connection.process = None;
@@ -88,7 +90,7 @@ impl Server {
         }
     }
 
-    /// The socket takes bytes again: sends what waited, and lets the process continue.
+    /// Sends waiting bytes when the socket accepts them again, and serves the process.
     pub(super) fn resume(&mut self, key: Key) {
         self.flush(key);
         if let Some(connection) = self.connections.get_mut(key)
@@ -100,7 +102,7 @@ impl Server {
     }
 }
 
-/// Reads what the outputs hold into frames at the start of `buffer`; the value is their length together.
+/// Reads the outputs into frames at the start of `buffer`. Returns the length of all frames.
 fn collect(process: &mut Process, buffer: &mut [u8]) -> usize {
     let first = process.first_output;
     let mut filled = 0;
@@ -119,7 +121,7 @@ fn collect(process: &mut Process, buffer: &mut [u8]) -> usize {
     filled
 }
 
-/// Reads one frame's worth of `output` into `frame`, header first; 0 when there was nothing.
+/// Reads one frame of `output` into `frame`, with its header. Returns 0 if there was nothing.
 fn read_frame(output: &mut Output, frame: &mut [u8]) -> usize {
     let Some((header, body)) = frame.split_first_chunk_mut::<HEADER_LEN>() else { return 0 };
     let room = body.len().min(MAX_STREAM_BODY);
@@ -131,13 +133,13 @@ fn read_frame(output: &mut Output, frame: &mut [u8]) -> usize {
     if len == 0 {
         return 0;
     }
-    // Cannot fail: the length is below the cap of a stream frame.
+    // This cannot fail, because the length is below the maximum of a stream frame.
     let Ok(bytes) = WIRE.header(output.kind(), len) else { return 0 };
     *header = bytes;
     HEADER_LEN + len
 }
 
-/// Puts what there is to say about `process` into `buffer`; the value is its length.
+/// Writes the messages about `process` into `buffer`. Returns their length.
 fn append_messages(process: &mut Process, buffer: &mut [u8]) -> usize {
     let credit = process.stdin.as_mut().and_then(|stdin| stdin.take_credit());
     let credit = credit.map(|bytes| AgentMessage::StdinCredit { bytes });
@@ -149,10 +151,10 @@ fn append_messages(process: &mut Process, buffer: &mut [u8]) -> usize {
     filled
 }
 
-/// Puts a short message into `buffer`, which has room for [`MESSAGES`]; the value is its length.
+/// Writes a short message into `buffer`, which has room for [`MESSAGES`]. Returns its length.
 pub(super) fn put_message(message: &AgentMessage, buffer: &mut [u8]) -> usize {
     let mut frame = Vec::new();
-    // No message that is put here comes near the cap, the only thing that can fail.
+    // The length is far below the maximum, which is the only possible error.
     let _ = WIRE.append_message(&mut frame, message, MAX_AGENT_MESSAGE);
     let len = frame.len().min(buffer.len());
     buffer[..len].copy_from_slice(&frame[..len]);

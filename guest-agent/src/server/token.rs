@@ -1,4 +1,4 @@
-//! What an epoll event is about, packed into the 64 bits that epoll carries for it.
+//! The source of an epoll event, packed into the 64 bits that epoll stores with it.
 
 use crate::slab::Key;
 
@@ -17,19 +17,20 @@ pub(super) enum Token {
     Pipe(Pipe, Key),
 }
 
-/// Which pipe of a process.
+/// A pipe of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pipe {
-    /// Into it.
+    /// Stdin.
     Stdin,
-    /// Out of it; also the terminal.
+    /// Stdout, or the terminal.
     Stdout,
-    /// Out of it.
+    /// Stderr.
     Stderr,
 }
 
 impl Token {
-    /// Kind in bits 56 to 63, index in 32 to 55, generation below.
+    /// Packs the kind into bits 56 to 63, the index into 32 to 55, and the generation into the
+    /// lower bits.
     pub(super) fn pack(self) -> u64 {
         let none = Key { index: 0, generation: 0 };
         let (kind, key): (u64, Key) = match self {
@@ -44,7 +45,7 @@ impl Token {
         kind << 56 | u64::from(key.index) << 32 | u64::from(key.generation)
     }
 
-    /// The inverse of [`Token::pack`]; `None` for what it never makes.
+    /// Reads a packed token: the inverse of [`Token::pack`]. Returns `None` for other values.
     pub(super) fn unpack(bits: u64) -> Option<Self> {
         let [kind, ..] = bits.to_be_bytes();
         let index = (bits >> 32) as u32 & 0x00ff_ffff;

@@ -1,4 +1,4 @@
-//! What is known of files beyond stat(2), and watching with it.
+//! Details of files beyond stat(2), and watches with details.
 
 use crate::files::{ask, eof, last, path, place, reply};
 use crate::host::{Agent, Host};
@@ -23,7 +23,7 @@ fn metadata(pairs: &[(&str, &str)]) -> FileMetadata {
     metadata
 }
 
-/// Writes a file; the value is what is known of it then.
+/// Writes a file. Returns its details.
 fn write(agent: &Agent, to: &Path, content: &[u8], metadata: FileMetadata) -> FileDetails {
     let path = path(to);
     let mut host = ask(agent, FileOperation::WriteWithMetadata { path, mode: None, parents: true, metadata });
@@ -37,7 +37,7 @@ fn write(agent: &Agent, to: &Path, content: &[u8], metadata: FileMetadata) -> Fi
 }
 
 #[test]
-fn a_symbolic_link_is_described_with_what_it_leads_to() {
+fn a_symbolic_link_is_described_with_its_target() {
     let agent = Agent::start();
     let place = place(&agent);
     fs::create_dir(place.join("real")).unwrap();
@@ -65,7 +65,7 @@ fn a_symbolic_link_is_described_with_what_it_leads_to() {
 }
 
 #[test]
-fn metadata_is_what_the_last_write_gave() {
+fn metadata_is_that_of_the_last_write() {
     let agent = Agent::start();
     let file = place(&agent).join("a");
     let given = metadata(&[("author", "me"), ("empty", "")]);
@@ -77,7 +77,7 @@ fn metadata_is_what_the_last_write_gave() {
     let other = metadata(&[("b", "2")]);
     assert_eq!(write(&agent, &file, b"2", other.clone()).metadata, other);
 
-    // What programs set that no host takes is left out, and costs nothing else.
+    // Attributes that programs set and hosts do not accept are omitted, without other effects.
     let set = |name: &str, value: &[u8]| {
         rustix::fs::setxattr(&file, name, value, rustix::fs::XattrFlags::empty()).unwrap();
     };
@@ -88,7 +88,7 @@ fn metadata_is_what_the_last_write_gave() {
     assert!(write(&agent, &file, b"3", FileMetadata::default()).metadata.is_empty());
 }
 
-/// Told changes and the sizes of the files, until there is this one.
+/// Returns the reported changes with the sizes of the files, up to this change.
 fn observed_until(host: &mut Host, kind: ChangeKind, path: &str) -> Vec<(ChangeKind, String, Option<u64>)> {
     let mut all = Vec::new();
     while !all.iter().any(|(told, of, _)| *told == kind && of == path) {
@@ -103,7 +103,7 @@ fn observed_until(host: &mut Host, kind: ChangeKind, path: &str) -> Vec<(ChangeK
 }
 
 #[test]
-fn a_write_of_a_host_is_seen_as_a_file_made_and_written_to() {
+fn a_write_of_a_host_is_reported_as_created_and_written() {
     use ChangeKind::{Created, Removed, Written};
     let agent = Agent::start();
     let place = place(&agent);
@@ -114,7 +114,7 @@ fn a_write_of_a_host_is_seen_as_a_file_made_and_written_to() {
     }
     write(&agent, &place.join("a"), b"12345", FileMetadata::default());
     write(&agent, &place.join("a"), b"123", FileMetadata::default());
-    // One that is given up was never there.
+    // A write that was cancelled is never reported.
     let write = FileOperation::Write { path: path(&place.join("never")), mode: None, parents: false };
     let mut host = ask(&agent, write);
     assert_eq!(reply(&mut host), FileReply::Begun(None));
@@ -126,7 +126,7 @@ fn a_write_of_a_host_is_seen_as_a_file_made_and_written_to() {
     };
     let expected = [Created, Written, Written, Removed].map(|kind| (kind, "a".to_owned()));
     let told = observed_until(&mut with, Removed, "a");
-    // Two writes in a row are one change until it is told.
+    // Two writes in a row are one change until it is reported.
     let mut once = expected.to_vec();
     once.remove(1);
     assert!([&expected[..], &once].contains(&&kinds(&told)[..]), "{told:?}");

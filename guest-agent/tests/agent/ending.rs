@@ -1,4 +1,4 @@
-//! The end of the machine, as far as an ordinary process can show it.
+//! The end of the machine, as far as an agent that is not PID 1 can show it.
 
 use crate::host::{Agent, Event, command, script};
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, SignalNumber};
@@ -11,7 +11,7 @@ fn shut_down(agent: &Agent, grace_ms: u32) {
 }
 
 #[test]
-fn processes_are_asked_to_end_and_their_last_words_are_passed_on() {
+fn processes_get_sigterm_and_their_last_output_is_sent() {
     let mut agent = Agent::start();
     let (mut host, _) =
         agent.start_process(script("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done"));
@@ -23,7 +23,7 @@ fn processes_are_asked_to_end_and_their_last_words_are_passed_on() {
 }
 
 #[test]
-fn a_process_that_does_not_want_to_end_is_killed_after_the_grace() {
+fn a_process_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let mut agent = Agent::start();
     let (mut host, _) = agent.start_process(script("trap '' TERM; echo up; while :; do sleep 0.05; done"));
     host.read_until("up");
@@ -39,11 +39,11 @@ fn a_process_that_does_not_want_to_end_is_killed_after_the_grace() {
 }
 
 #[test]
-fn a_host_that_reads_late_has_the_last_words_all_the_same() {
+fn a_host_that_reads_late_receives_the_last_output() {
     let mut agent = Agent::start();
     let (mut host, _) = agent.start_process(script("echo up; trap '' PIPE; head -c 3000000 /dev/zero; sleep 1000"));
     host.read_until("up\n");
-    // Its output is stuck by now, or is a moment later.
+    // The output is stalled now or a moment later.
     std::thread::sleep(Duration::from_millis(100));
     shut_down(&agent, 10_000);
     std::thread::sleep(Duration::from_millis(300));
@@ -54,7 +54,7 @@ fn a_host_that_reads_late_has_the_last_words_all_the_same() {
 }
 
 #[test]
-fn nobody_is_waited_for_who_reads_nothing() {
+fn hosts_that_read_nothing_do_not_delay_the_end() {
     let mut agent = Agent::start();
     let (_host, _) = agent.start_process(script("yes"));
     std::thread::sleep(Duration::from_millis(100));
@@ -65,7 +65,7 @@ fn nobody_is_waited_for_who_reads_nothing() {
 }
 
 #[test]
-fn with_nothing_running_the_end_is_immediate() {
+fn without_processes_the_end_is_immediate() {
     let mut agent = Agent::start();
     let began = Instant::now();
     shut_down(&agent, 60_000);

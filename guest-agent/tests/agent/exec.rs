@@ -1,4 +1,4 @@
-//! What a process is started with, and how its end is told.
+//! The start of a process, and how its end is reported.
 
 use crate::host::{Agent, Event, command, exists, hello, script, text, wait_until};
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, OnDisconnect, SignalNumber, WIRE};
@@ -10,8 +10,9 @@ fn signal(number: u8) -> SignalNumber {
     SignalNumber::try_from(number).unwrap()
 }
 
-/// Writes a file to be executed. Not by this process: another test's thread may be forking, and while its child holds
-/// the file open for writing nobody can execute it (ETXTBSY).
+/// Writes a program by a process of the agent. If this process wrote it, a fork in the thread of
+/// another test could hold the file open for writing, and then no process could execute it
+/// (ETXTBSY).
 fn write_program(agent: &Agent, path: &Path, content: &str, mode: &str) -> String {
     let path = path.to_str().unwrap();
     let written = agent.run(command(&[
@@ -28,7 +29,7 @@ fn write_program(agent: &Agent, path: &Path, content: &str, mode: &str) -> Strin
 }
 
 #[test]
-fn stdout_and_stderr_come_apart_and_whole() {
+fn stdout_and_stderr_are_separate_and_complete() {
     let finished = Agent::start().run(script("echo out; echo err >&2; echo more"));
     assert_eq!(finished.text(), "out\nmore\n");
     assert_eq!(finished.stderr, b"err\n");
@@ -36,7 +37,7 @@ fn stdout_and_stderr_come_apart_and_whole() {
 }
 
 #[test]
-fn exit_codes_are_the_processes_own() {
+fn exit_codes_of_processes_are_reported() {
     let agent = Agent::start();
     for code in [0, 1, 2, 124, 125, 126, 127, 128, 137, 255] {
         assert_eq!(agent.run(script(&format!("exit {code}"))).status, ExitStatus::Code(code));
@@ -44,7 +45,7 @@ fn exit_codes_are_the_processes_own() {
 }
 
 #[test]
-fn death_by_signal_is_told_apart_from_an_exit_code() {
+fn an_end_by_a_signal_is_distinguished_from_an_exit_code() {
     let agent = Agent::start();
     for number in [1, 2, 6, 9, 11, 13, 15, 34, 64] {
         let finished = agent.run(script(&format!("kill -{number} $$")));
@@ -53,7 +54,7 @@ fn death_by_signal_is_told_apart_from_an_exit_code() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_127() {
+fn a_missing_program_is_exit_code_127() {
     let agent = Agent::start();
     for name in ["no-such-program", "/no/such/program", "./no-such-program", "/etc/passwd/sub", ""] {
         let failure = agent.refusal(command(&[name]));
@@ -65,7 +66,7 @@ fn a_program_that_is_not_there_is_127() {
 }
 
 #[test]
-fn a_program_that_cannot_run_is_126() {
+fn a_program_that_cannot_be_executed_is_exit_code_126() {
     let agent = Agent::start();
     let directory = agent.directory();
     let not_executable = [
@@ -90,7 +91,7 @@ fn a_program_that_cannot_run_is_126() {
 }
 
 #[test]
-fn path_is_searched_in_order_with_the_requests_own_path() {
+fn path_of_the_request_is_searched_in_order() {
     let agent = Agent::start();
     let directory = agent.directory();
     for (name, mode) in [("first", "644"), ("second", "755"), ("third", "755")] {
@@ -109,7 +110,7 @@ fn path_is_searched_in_order_with_the_requests_own_path() {
 }
 
 #[test]
-fn the_environment_is_the_defaults_under_the_requests() {
+fn the_environment_of_the_request_overrides_the_defaults() {
     let agent = Agent::start();
     let mut request = command(&["env"]);
     request.env = vec![text("A=1"), text("LANG=C"), text("A=two words")];
@@ -132,7 +133,7 @@ fn the_environment_is_the_defaults_under_the_requests() {
 }
 
 #[test]
-fn the_working_directory_is_the_one_asked_for_or_home() {
+fn the_working_directory_is_the_requested_one_or_home() {
     let agent = Agent::start();
     let mut request = command(&["pwd"]);
     request.cwd = Some(text("/usr/bin"));
@@ -147,7 +148,7 @@ fn the_working_directory_is_the_one_asked_for_or_home() {
 }
 
 #[test]
-fn another_user_brings_its_own_ids_groups_and_home() {
+fn processes_of_another_user_have_its_ids_groups_and_home() {
     let agent = Agent::start();
     let accounts = fs::read_to_string("/etc/passwd").unwrap();
     for name in accounts.lines().filter_map(|line| line.split(':').next()).take(8) {
@@ -178,7 +179,7 @@ fn another_user_brings_its_own_ids_groups_and_home() {
 }
 
 #[test]
-fn another_user_cannot_run_what_only_root_may() {
+fn another_user_cannot_execute_programs_of_root() {
     let agent = Agent::start();
     let path = agent.directory().join("private");
     write_program(&agent, &path, "#!/bin/sh", "700");
@@ -187,29 +188,30 @@ fn another_user_cannot_run_what_only_root_may() {
     assert_eq!(agent.run(request.clone()).status, ExitStatus::Code(0));
     request.user = Some(text("54321"));
     assert_eq!(agent.refusal(request.clone()).kind, FailureKind::NotExecutable);
-    // Found in PATH by root's eyes, refused to the user: the rest of PATH still counts.
+    // Root finds the program in PATH, but the user may not execute it. The rest of PATH is then
+    // tried.
     request.argv = vec![text("private")];
     request.env = vec![text(&format!("PATH={}", agent.directory().display()))];
     assert_eq!(agent.refusal(request).kind, FailureKind::NotExecutable);
 }
 
 #[test]
-fn a_process_starts_clean() {
+fn a_process_inherits_nothing_from_the_agent() {
     let agent = Agent::start();
-    // Directly: a shell has signal handling of its own.
+    // Without a shell, which would change the handling of signals.
     let signals = agent.run(command(&["grep", "-E", "^(SigBlk|SigIgn|ShdPnd|SigPnd)", "/proc/self/status"]));
     let sets = signals.text().lines().filter_map(|line| u64::from_str_radix(line.split('\t').nth(1)?, 16).ok());
-    // But for the two that libc keeps to itself and whoever runs the tests may have had ignored.
+    // Except the two signals that libc reserves, and those that the test runner may ignore.
     let sets: Vec<u64> = sets.map(|set| set & !(3 << 31)).collect();
     assert_eq!(sets, [0; 4], "{}", signals.text());
     let finished = agent.run(command(&["ls", "-l", "/proc/self/fd"]));
     let links: Vec<&str> = finished.text().lines().skip(1).filter_map(|line| line.rsplit(" -> ").next()).collect();
-    // Its three, and the directory it reads.
+    // Three standard streams, and the directory that the program reads.
     assert_eq!(links.len(), 4, "{links:?}");
     assert_eq!(links[0], "/dev/null");
     assert!(links[1].starts_with("pipe:") && links[2].starts_with("pipe:") && links[1] != links[2]);
     let finished = agent.run(command(&["cut", "-d ", "-f1,5,6,7", "/proc/self/stat"]));
-    // Leader of its process group and session, with no terminal.
+    // The process leads its process group and session, without a terminal.
     let numbers: Vec<&str> = finished.text().trim().split(' ').collect();
     assert_eq!(numbers[0], numbers[1]);
     assert_eq!(numbers[0], numbers[2]);
@@ -217,7 +219,7 @@ fn a_process_starts_clean() {
 }
 
 #[test]
-fn twenty_processes_at_once_do_not_mix() {
+fn twenty_concurrent_processes_do_not_mix() {
     let agent = Agent::start();
     assert!(agent.answers_ping());
     let files = agent.open_files();
@@ -249,14 +251,15 @@ fn a_signal_reaches_the_whole_group() {
     wait_until("the grandchild is gone", || !is_running(child));
 }
 
-/// True while `pid` is a process that still executes: an orphan of a test is reaped by somebody else, later.
+/// Returns true while the process `pid` executes. An orphan of a test is reaped later by another
+/// process.
 fn is_running(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
 }
 
 #[test]
-fn a_timeout_kills_the_group_and_says_so() {
+fn a_timeout_kills_the_group_and_is_reported() {
     let agent = Agent::start();
     let mut request = script("sleep 1000 & echo $!; trap '' TERM; wait; sleep 1000");
     request.timeout_ms = Some(300);
@@ -273,7 +276,7 @@ fn a_timeout_kills_the_group_and_says_so() {
 }
 
 #[test]
-fn the_hosts_end_kills_the_process_or_lets_it_run_on() {
+fn the_end_of_a_host_kills_the_process_or_keeps_it_running() {
     let agent = Agent::start();
     let (mut host, pid) = agent.start_process(script("sleep 1000 & echo $!; wait"));
     let child: u32 = host.read_until("\n").trim().parse().unwrap();
@@ -283,7 +286,7 @@ fn the_hosts_end_kills_the_process_or_lets_it_run_on() {
     wait_until("its child is gone", || !is_running(child));
     assert!(began.elapsed() < Duration::from_secs(5));
 
-    // More output than any buffer holds, to nobody; then a sign of having got there.
+    // More output than any buffer holds, without a reader. Then the process creates a file.
     let sign = agent.directory().join("sign");
     let mut request = script(&format!("echo ready; head -c 3000000 /dev/zero; touch {}; sleep 1000", sign.display()));
     request.on_disconnect = OnDisconnect::RunOn;
@@ -298,7 +301,7 @@ fn the_hosts_end_kills_the_process_or_lets_it_run_on() {
 }
 
 #[test]
-fn kill_nine_from_elsewhere_is_reported() {
+fn a_kill_by_another_process_is_reported() {
     let agent = Agent::start();
     let (host, pid) = agent.start_process(command(&["sleep", "1000"]));
     // SAFETY: kill(2) of a process this test had started.
@@ -312,6 +315,6 @@ fn hello_and_started_arrive_together() {
     let mut host = agent.connect();
     host.send(&[hello(), HostMessage::Exec(command(&["sleep", "1000"]))]);
     assert_eq!(host.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
-    assert!(host.holds_a_frame(), "Started is in the packet of Hello");
+    assert!(host.holds_a_frame(), "Started is not in the packet of Hello");
     assert!(matches!(host.next(), Event::Message(AgentMessage::Started { .. })));
 }

@@ -1,4 +1,4 @@
-//! Work on files, asked for over the wire.
+//! Operations on files over the wire.
 
 use crate::host::{Agent, Event, Host, encode, hello, noise, wait_until};
 use sandboxvm_protocol::agent::files::*;
@@ -12,7 +12,8 @@ pub(super) fn path(path: &Path) -> FilePath {
     FilePath::try_from(path.to_str().unwrap()).unwrap()
 }
 
-/// A connection with one request; Hello and request in one packet, as hosts send them.
+/// Opens a connection with one request. Hello and the request are in one packet, as hosts send
+/// them.
 pub(super) fn ask(agent: &Agent, operation: FileOperation) -> Host {
     let mut host = agent.connect();
     host.send(&[hello(), HostMessage::Files(FileRequest { user: None, operation })]);
@@ -27,7 +28,7 @@ pub(super) fn reply(host: &mut Host) -> FileReply {
     }
 }
 
-/// The last reply, the connection closed after it.
+/// Returns the last reply, after which the connection must be closed.
 pub(super) fn last(mut host: Host) -> FileReply {
     let last = reply(&mut host);
     if !matches!(last, FileReply::Failed(_)) {
@@ -81,7 +82,7 @@ fn files_are_written_in_one_step_and_read_back() {
     let mut host = ask(&agent, FileOperation::Write { path: path(&file), mode: Some(0o640), parents: true });
     assert_eq!(reply(&mut host), FileReply::Begun(None));
     host.send_stdin(&content);
-    assert!(!file.exists(), "not before all is there");
+    assert!(!file.exists(), "the file exists before it is complete");
     eof(&mut host);
     let FileReply::Entry(written) = last(host) else { panic!("no entry") };
     assert_eq!((written.kind, written.size, written.mode), (FileKind::File, 300_000, 0o640));
@@ -103,7 +104,7 @@ fn files_are_written_in_one_step_and_read_back() {
     assert_eq!(host.next(), Event::Closed);
     assert_eq!(read, content);
 
-    // Through a link, the mode kept; and the same request with everything in one packet.
+    // Through a link, with the mode kept. All messages of the request are in one packet.
     let link = file.with_file_name("link");
     symlink("b", &link).unwrap();
     let mut host = agent.connect();
@@ -124,27 +125,27 @@ fn files_are_written_in_one_step_and_read_back() {
 }
 
 #[test]
-fn a_host_that_goes_away_has_changed_nothing() {
+fn an_incomplete_write_changes_nothing() {
     let agent = Agent::start();
     let place = place(&agent);
     fs::write(place.join("a"), "old").unwrap();
     let mut host = ask(&agent, FileOperation::Write { path: path(&place.join("a")), mode: None, parents: false });
     assert_eq!(reply(&mut host), FileReply::Begun(None));
     host.send_stdin(b"half of it");
-    wait_until("it is being written", || names(&place).len() == 2);
+    wait_until("the file is being written", || names(&place).len() == 2);
     drop(host);
-    wait_until("nothing is left beside", || names(&place) == ["a"]);
+    wait_until("the temporary file is removed", || names(&place) == ["a"]);
     assert_eq!(fs::read(place.join("a")).unwrap(), b"old");
 
-    // Nor does one that breaks the wire, or that takes nothing of what it asked for.
+    // Nor do a host that violates the protocol, and one that reads nothing of what it requested.
     let mut host = ask(&agent, FileOperation::Write { path: path(&place.join("a")), mode: None, parents: false });
     assert_eq!(reply(&mut host), FileReply::Begun(None));
     host.send(&[HostMessage::Ping]);
     assert_eq!(host.next(), Event::Closed);
     fs::write(place.join("big"), noise(4 << 20, 1)).unwrap();
     let unread = ask(&agent, FileOperation::Read { path: path(&place.join("big")) });
-    assert_eq!(children(&agent), 1, "held back");
-    assert!(agent.answers_ping(), "and the agent is not");
+    assert_eq!(children(&agent), 1, "the process for the file does not wait");
+    assert!(agent.answers_ping(), "the agent waits too");
     drop(unread);
     wait_until("all are gone", || children(&agent) == 0 && names(&place) == ["a", "big"]);
     assert_eq!(fs::read(place.join("a")).unwrap(), b"old");
@@ -213,7 +214,7 @@ fn files_are_described_listed_moved_and_removed() {
 }
 
 #[test]
-fn what_cannot_be_done_has_a_kind() {
+fn failures_have_a_kind() {
     let agent = Agent::start();
     let place = place(&agent);
     let at = |name: &str| path(&place.join(name));
@@ -243,7 +244,7 @@ fn what_cannot_be_done_has_a_kind() {
         (FileOperation::Stat { path: at(&"n".repeat(300)), follow: true }, FileErrorKind::BadPath),
     ];
     for (operation, kind) in cases {
-        // An archive's stream begins before its tree is looked at.
+        // The stream of an archive begins before the tree is read.
         let shown = format!("{operation:?}");
         let mut host = ask(&agent, operation);
         let mut said = reply(&mut host);
@@ -261,12 +262,12 @@ fn what_cannot_be_done_has_a_kind() {
 }
 
 #[test]
-fn another_user_may_do_what_that_user_may() {
+fn requests_have_the_permissions_of_their_user() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
     let agent = Agent::start();
-    // The directory of the test itself is root's alone.
+    // The directory of the test itself belongs to root.
     let place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::write(place.path().join("secret"), "x").unwrap();
@@ -286,7 +287,7 @@ fn another_user_may_do_what_that_user_may() {
 }
 
 #[test]
-fn trees_go_out_and_in() {
+fn directory_trees_are_packed_and_unpacked() {
     let agent = Agent::start();
     let place = place(&agent);
     fs::create_dir_all(place.join("from/sub")).unwrap();
@@ -304,7 +305,7 @@ fn trees_go_out_and_in() {
         }
     };
     assert_eq!((sent.entries, sent.bytes), (4, 200_000));
-    // As tar fills up its last record.
+    // The padding of tar's last record.
     archive.resize(archive.len().next_multiple_of(10_240), 0);
     let to = path(&place.join("to/here"));
     let mut host = ask(&agent, FileOperation::Extract { path: to, create: true, keep_owner: false });
@@ -320,7 +321,7 @@ fn trees_go_out_and_in() {
     assert!(matches!(last(host), FileReply::Failed(failure) if failure.kind == FileErrorKind::BadArchive));
 }
 
-/// Told changes, until there is this one.
+/// Returns the reported changes, up to this one.
 fn changes_until(host: &mut Host, kind: ChangeKind, path: &str) -> Vec<FileChange> {
     let wanted = FileChange { kind, path: FilePath::try_from(path).ok() };
     let mut all = Vec::new();
@@ -334,7 +335,7 @@ fn changes_until(host: &mut Host, kind: ChangeKind, path: &str) -> Vec<FileChang
 }
 
 #[test]
-fn changes_are_told_also_in_directories_made_later() {
+fn changes_are_reported_also_in_directories_created_later() {
     let agent = Agent::start();
     let place = place(&agent);
     fs::create_dir(place.join("old")).unwrap();
@@ -362,18 +363,18 @@ fn changes_are_told_also_in_directories_made_later() {
         }
     }
 
-    // A host that goes away ends the watching at once.
+    // The watch ends immediately when the host closes the connection.
     fs::create_dir(&place).unwrap();
     let mut host = ask(&agent, FileOperation::Watch { path: path(&place), recursive: false });
     assert!(matches!(reply(&mut host), FileReply::Begun(Some(_))));
     host.stop_waiting_after(Duration::from_millis(200));
-    assert_eq!(host.try_next(), None, "nothing is told while nothing changes");
+    assert_eq!(host.try_next(), None, "a change was reported although there was none");
     drop(host);
-    wait_until("the watching has ended", || children(&agent) == 0);
+    wait_until("the watch has ended", || children(&agent) == 0);
 }
 
 #[test]
-fn there_is_a_limit_and_the_agent_keeps_nothing() {
+fn requests_for_files_are_limited_and_leave_nothing_open() {
     let agent = Agent::start();
     let place = place(&agent);
     let files = agent.open_files();

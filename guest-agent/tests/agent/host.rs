@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus as ProcessStatus};
 use std::time::{Duration, Instant};
 
-/// Longest any single wait of a test may take before it fails.
+/// Longest wait of a test before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running agent and a directory of its own.
+/// A running agent with a separate directory.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
@@ -31,7 +31,7 @@ impl Agent {
         Self::start_by(Command::new(Self::binary()))
     }
 
-    /// With `ulimit -n`.
+    /// Starts an agent with this limit of open files.
     pub fn start_with_open_files(limit: u32) -> Self {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), Self::binary()]);
@@ -55,7 +55,8 @@ impl Agent {
         agent
     }
 
-    /// Has it answer and hang up: it listens before it has opened what it needs, and tests compare how much is open.
+    /// Waits for a response and the end of the connection. The agent listens before it has opened
+    /// all files, and tests compare their number.
     fn settle(first: Host) {
         let mut first = first.greeted();
         first.stream.shutdown(Shutdown::Write).unwrap();
@@ -74,17 +75,17 @@ impl Agent {
         self.child.id()
     }
 
-    /// A connection on which nothing was said yet.
+    /// Returns a connection on which nothing was sent yet.
     pub fn connect(&self) -> Host {
         Host::new(UnixStream::connect(self.socket()).unwrap())
     }
 
-    /// A connection after its Hello.
+    /// Returns a connection after its Hello.
     pub fn greet(&self) -> Host {
         self.connect().greeted()
     }
 
-    /// Starts a process; the value is its connection and PID.
+    /// Starts a process. Returns its connection and PID.
     pub fn start_process(&self, request: ExecRequest) -> (Host, u32) {
         let mut host = self.connect();
         host.send(&[hello(), HostMessage::Exec(request)]);
@@ -100,27 +101,27 @@ impl Agent {
         self.start_process(request).0.finish()
     }
 
-    /// Asks for a process that must not come to be.
+    /// Requests a process that must be refused.
     pub fn refusal(&self, request: ExecRequest) -> Failure {
         let mut host = self.greet();
         host.send(&[HostMessage::Exec(request)]);
         host.expect_failure()
     }
 
-    /// Starts a process that outlives its connection, which is closed at once.
+    /// Starts a process that outlives its connection, which is closed immediately.
     pub fn detach(&self, mut request: ExecRequest) -> u32 {
         request.on_disconnect = OnDisconnect::Keep;
         self.start_process(request).1
     }
 
-    /// One request on a connection of its own, after Hello; the value is the connection.
+    /// Sends one request on a new connection, after Hello. Returns the connection.
     pub fn ask(&self, request: HostMessage) -> Host {
         let mut host = self.greet();
         host.send(&[request]);
         host
     }
 
-    /// Takes part in a process, as `request` says.
+    /// Attaches to a process, as `request` says.
     pub fn attach_as(&self, request: AttachRequest) -> Host {
         let mut host = self.ask(HostMessage::Attach(request));
         match host.next() {
@@ -137,7 +138,7 @@ impl Agent {
         self.attach_as(AttachRequest { pid, view, stdin: false, terminal: None })
     }
 
-    /// All processes, page by page.
+    /// Returns all processes, page by page.
     pub fn list(&self) -> Vec<ProcessInfo> {
         let mut host = self.greet();
         let mut all: Vec<ProcessInfo> = Vec::new();
@@ -155,7 +156,7 @@ impl Agent {
         }
     }
 
-    /// Connects to a port, which must work.
+    /// Connects to a port, and asserts that it succeeds.
     pub fn connect_port(&self, port: u16) -> UnixStream {
         let mut host = self.ask(HostMessage::Connect(PortRequest { port: PortNumber::try_from(port).unwrap() }));
         assert_eq!(host.next(), Event::Message(AgentMessage::Connected));
@@ -168,14 +169,14 @@ impl Agent {
         host.next() == Event::Message(AgentMessage::Pong)
     }
 
-    /// Resident memory in KiB.
+    /// Returns the resident memory in KiB.
     pub fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Stops the agent for as long as `work` takes: it finds all of that at once.
+    /// Stops the agent while `work` runs, so that it then receives all events at the same time.
     pub fn while_stopped<T>(&self, work: impl FnOnce() -> T) -> T {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::STOP).unwrap();
@@ -190,7 +191,7 @@ impl Agent {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
-    /// Waits for the agent to end by itself.
+    /// Waits until the agent ends by itself.
     pub fn wait(&mut self) -> ProcessStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -210,7 +211,7 @@ impl Drop for Agent {
     }
 }
 
-/// What the agent sent.
+/// A message or data of the agent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     Message(AgentMessage),
@@ -219,13 +220,13 @@ pub enum Event {
     Closed,
 }
 
-/// How a process went.
+/// The result of a process.
 #[derive(Debug)]
 pub struct Finished {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub status: ExitStatus,
-    /// Bytes that the agent said are missing.
+    /// Number of bytes that are missing, as the agent reported.
     pub dropped: u64,
 }
 
@@ -235,12 +236,12 @@ impl Finished {
     }
 }
 
-/// One connection, seen from the host.
+/// One connection, from the host's side.
 #[derive(Debug)]
 pub struct Host {
     stream: UnixStream,
     decoder: FrameDecoder,
-    /// Bytes of stdin that may be sent now.
+    /// Number of bytes of stdin that may be sent now.
     pub credit: usize,
 }
 
@@ -251,7 +252,7 @@ impl Host {
         Self { stream, decoder: FrameDecoder::new(WIRE, MAX_AGENT_MESSAGE), credit: STDIN_WINDOW as usize }
     }
 
-    /// After its Hello.
+    /// Returns the connection after its Hello.
     fn greeted(mut self) -> Self {
         self.send(&[hello()]);
         assert_eq!(self.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
@@ -267,7 +268,7 @@ impl Host {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends all of `bytes` as stdin, whatever the credit.
+    /// Sends all of `bytes` as stdin, without regard to the credit.
     pub fn send_stdin(&mut self, bytes: &[u8]) {
         for chunk in bytes.chunks(MAX_STREAM_BODY) {
             let header = WIRE.header(FrameKind::Stdin, chunk.len()).unwrap();
@@ -276,28 +277,29 @@ impl Host {
         }
     }
 
-    /// As [`Host::send_raw`], but false when the agent has hung up or takes no more for a second.
+    /// As [`Host::send_raw`], but returns false if the agent has closed the connection or reads
+    /// nothing for a second.
     pub fn try_send_raw(&mut self, bytes: &[u8]) -> bool {
         self.stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// True when a whole frame was received together with the last one.
+    /// Returns true if another complete frame was received together with the last one.
     pub fn holds_a_frame(&mut self) -> bool {
         !self.decoder.is_at_boundary()
     }
 
-    /// Has [`Host::try_next`] give up after `wait`.
+    /// Makes [`Host::try_next`] give up after `wait`.
     pub fn stop_waiting_after(&mut self, wait: Duration) {
         self.stream.set_read_timeout(Some(wait)).unwrap();
     }
 
-    /// The next thing the agent says. Credit is taken note of, and passed on.
+    /// Returns the next event. Also counts its credit.
     pub fn next(&mut self) -> Event {
-        self.try_next().expect("the agent says something in time")
+        self.try_next().expect("the agent sends something in time")
     }
 
-    /// The next thing the agent says, or `None` when that takes too long.
+    /// Returns the next event, or `None` if there is none in time.
     pub fn try_next(&mut self) -> Option<Event> {
         loop {
             let frame = self.decoder.next_frame().unwrap().map(|frame| (frame.kind, frame.body.to_vec()));
@@ -321,7 +323,7 @@ impl Host {
                     assert!(self.decoder.is_at_boundary(), "the stream ends within a frame");
                     return Some(Event::Closed);
                 }
-                // A Unix socket tells so when the agent closed it with something of ours unread.
+                // A Unix socket returns this if the agent closed it with unread data.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Some(Event::Closed),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -331,13 +333,13 @@ impl Host {
         }
     }
 
-    /// The bare stream, of which everything that came so far was taken as frames.
+    /// Returns the raw stream. All data so far must have been read as frames.
     pub fn into_stream(self) -> UnixStream {
         assert_eq!(self.decoder.into_rest(), b"");
         self.stream
     }
 
-    /// Reads until the process has ended and the connection with it.
+    /// Reads until the process and the connection have ended.
     pub fn finish(mut self) -> Finished {
         let (mut stdout, mut stderr, mut dropped) = (Vec::new(), Vec::new(), 0);
         loop {
@@ -355,7 +357,7 @@ impl Host {
         }
     }
 
-    /// Reads stdout until it contains `text`; the value is all of it.
+    /// Reads stdout until it contains `text`. Returns all of it.
     pub fn read_until(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
         loop {
@@ -372,7 +374,7 @@ impl Host {
         }
     }
 
-    /// Reads over everything else up to a failure and the end of the connection.
+    /// Skips everything until a failure and the end of the connection.
     pub fn expect_failure(mut self) -> Failure {
         loop {
             match self.next() {
@@ -404,31 +406,31 @@ pub fn text(text: &str) -> CText {
     CText::try_from(text).unwrap()
 }
 
-/// A request with nothing but a program and its arguments.
+/// Returns a request with only a program and its arguments.
 pub fn command(argv: &[&str]) -> ExecRequest {
     ExecRequest::plain(argv.iter().map(|argument| text(argument)).collect())
 }
 
-/// A request to run a shell script.
+/// Returns a request to run a shell script.
 pub fn script(script: &str) -> ExecRequest {
     command(&["sh", "-c", script])
 }
 
-/// True while there is a process `pid`, were it a zombie.
+/// Returns true while there is a process `pid`, even if it is a zombie.
 pub fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Waits for something to become true.
+/// Waits until something is true.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "this did not become true in time: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Bytes without pattern, the same for the same seed (xorshift64).
+/// Returns bytes without a pattern, the same for the same seed (xorshift64).
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(len + 8);

@@ -1,11 +1,11 @@
-//! Many, large, and more than there is room for.
+//! Many, large and too many requests.
 
 use crate::host::{Agent, Event, command, script, text, wait_until};
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, MAX_ARGUMENT};
 use std::time::Duration;
 
 #[test]
-fn large_arguments_arrive_whole_and_larger_ones_are_refused() {
+fn large_arguments_arrive_complete_and_larger_ones_are_refused() {
     let agent = Agent::start();
     let longest = "x".repeat(MAX_ARGUMENT);
     let mut argv = vec!["sh", "-c", "echo $# ${#1} ${#7}", "sh"];
@@ -52,7 +52,7 @@ fn hosts_beyond_the_last_file_wait_and_are_served_later() {
 }
 
 #[test]
-fn a_process_that_finds_no_file_left_is_refused_for_want_of_resources() {
+fn a_process_without_a_free_descriptor_is_refused_for_lack_of_resources() {
     let agent = Agent::start_with_open_files(40);
     let mut host = agent.greet();
     let mut idle = Vec::new();
@@ -67,13 +67,13 @@ fn a_process_that_finds_no_file_left_is_refused_for_want_of_resources() {
 }
 
 #[test]
-fn one_connection_too_many_is_told_so() {
+fn a_connection_beyond_the_limit_receives_a_failure() {
     let agent = Agent::start_with_open_files(2000);
     let mut idle = Vec::new();
     let refused = loop {
         assert!(idle.len() <= 1024, "no connection was refused");
         let mut host = agent.connect();
-        // Said at once to one too many; any other waits for our Hello.
+        // An additional connection receives this immediately. All others wait for a Hello.
         host.stop_waiting_after(Duration::from_millis(if idle.len() < 1024 { 1 } else { 5000 }));
         match host.try_next() {
             None => idle.push(host),
@@ -104,12 +104,12 @@ fn a_thousand_processes_leave_nothing() {
 }
 
 #[test]
-fn pings_that_nobody_reads_the_answers_of_are_not_hoarded() {
+fn unread_responses_to_pings_do_not_pile_up() {
     let agent = Agent::start();
     let before = agent.resident();
     let mut host = agent.greet();
     let pings = crate::host::encode(&vec![HostMessage::Ping; 4096]);
-    // Until the agent hangs up on us; it would take in everything otherwise.
+    // Until the agent closes the connection. Otherwise it would read everything.
     let sent = (0..1000).take_while(|_| host.try_send_raw(&pings)).count();
     assert!(sent < 1000);
     let grown = agent.resident().saturating_sub(before);

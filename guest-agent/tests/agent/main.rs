@@ -1,6 +1,7 @@
-//! The agent's real binary, run as an ordinary process on a Unix socket and driven over its real wire.
+//! Runs the real binary of the agent as an ordinary process on a Unix socket, with the real
+//! protocol.
 //!
-//! One module for each part of its promise; `host` is the other end of the wire, as small as it can be.
+//! There is one module for each part of the protocol. `host` is a minimal host.
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 

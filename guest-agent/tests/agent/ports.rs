@@ -1,4 +1,5 @@
-//! Connections to programs' ports: each direction with its own end, neither side able to hurt more than its own relay.
+//! Relays to ports of programs: each direction ends separately, and neither side can harm another
+//! relay.
 
 use crate::host::{Agent, Event, encode, noise, wait_until};
 use sandboxvm_protocol::agent::port::{PortNumber, PortRequest};
@@ -19,7 +20,7 @@ fn connect(port: u16) -> HostMessage {
     HostMessage::Connect(PortRequest { port: PortNumber::try_from(port).unwrap() })
 }
 
-/// A port that nothing listens on.
+/// Returns a port on which no program listens.
 fn closed_port() -> u16 {
     listener().1
 }
@@ -30,7 +31,7 @@ fn read_all(mut stream: impl Read) -> Vec<u8> {
     all
 }
 
-/// A relay, from both of its ends.
+/// Returns both ends of a relay.
 fn pair(agent: &Agent) -> (UnixStream, TcpStream) {
     let (listener, port) = listener();
     let host = agent.connect_port(port);
@@ -40,12 +41,12 @@ fn pair(agent: &Agent) -> (UnixStream, TcpStream) {
 }
 
 #[test]
-fn whoever_ends_its_stream_first_still_reads_all_of_the_others() {
+fn a_side_that_ends_its_stream_first_still_reads_all_data() {
     let agent = Agent::start();
     let question = noise(3 << 20, 1);
     let answer = noise(5 << 20, 2);
 
-    // The host ends first, the program answers after that.
+    // The host ends its stream first, and the program responds after that.
     let (mut host, mut program) = pair(&agent);
     let asked = thread::spawn({
         let (mut host, question) = (host.try_clone().unwrap(), question.clone());
@@ -63,7 +64,7 @@ fn whoever_ends_its_stream_first_still_reads_all_of_the_others() {
     assert!(read_all(&mut host) == answer);
     answered.join().unwrap();
 
-    // The program ends first.
+    // The program ends its stream first.
     let (mut host, mut program) = pair(&agent);
     program.write_all(b"that is all").unwrap();
     program.shutdown(Shutdown::Write).unwrap();
@@ -79,7 +80,7 @@ fn whoever_ends_its_stream_first_still_reads_all_of_the_others() {
 }
 
 #[test]
-fn nothing_listens_and_that_is_said() {
+fn a_port_without_a_listener_is_refused() {
     let agent = Agent::start();
     let before = agent.open_files();
     for _ in 0..20 {
@@ -91,7 +92,7 @@ fn nothing_listens_and_that_is_said() {
 }
 
 #[test]
-fn a_program_on_the_other_loopback_is_found() {
+fn a_program_that_listens_only_on_ipv6_is_found() {
     let Ok(listener) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) else { return };
     let agent = Agent::start();
     let mut host = agent.connect_port(listener.local_addr().unwrap().port());
@@ -100,11 +101,11 @@ fn a_program_on_the_other_loopback_is_found() {
 }
 
 #[test]
-fn many_at_once_are_not_mixed() {
+fn concurrent_relays_do_not_mix() {
     let agent = Agent::start();
     let (listener, port) = listener();
     let before = agent.open_files();
-    // Says back what it is told, then ends.
+    // Returns what it receives, then ends.
     let echo = thread::spawn(move || {
         let served: Vec<_> = (0..50)
             .map(|_| {
@@ -139,7 +140,7 @@ fn many_at_once_are_not_mixed() {
 }
 
 #[test]
-fn a_side_that_takes_nothing_stalls_its_own_relay_alone() {
+fn a_side_that_reads_nothing_stalls_only_its_own_relay() {
     let agent = Agent::start();
     let before = agent.resident();
     let kept: Vec<_> = (0..20)
@@ -147,7 +148,7 @@ fn a_side_that_takes_nothing_stalls_its_own_relay_alone() {
             let (mut host, mut program) = pair(&agent);
             host.set_nonblocking(true).unwrap();
             program.set_nonblocking(true).unwrap();
-            // One way or the other, until nothing more is taken.
+            // In one direction or the other, until no more is accepted.
             let writer: &mut dyn Write = if index % 2 == 0 { &mut host } else { &mut program };
             let chunk = vec![7; 1 << 20];
             let mut refusals = 0;
@@ -178,23 +179,23 @@ fn a_side_that_takes_nothing_stalls_its_own_relay_alone() {
 }
 
 #[test]
-fn one_side_that_is_gone_takes_the_other_with_it() {
+fn the_end_of_one_side_ends_the_other() {
     let agent = Agent::start();
     let before = agent.open_files();
     let (host, mut program) = pair(&agent);
     drop(host);
     assert_eq!(read_all(&mut program), b"");
-    // A program that is reset, with bytes of the host's unread.
+    // A program that resets the connection, with unread bytes of the host.
     let (mut host, program) = pair(&agent);
     host.write_all(b"unread").unwrap();
     wait_until("they have arrived", || program.peek(&mut [0; 6]).unwrap() == 6);
     drop(program);
     let mut rest = Vec::new();
-    // The end, or that it was broken off.
+    // The end of the stream, or an error.
     let _ = host.read_to_end(&mut rest);
     assert_eq!(rest, b"");
     drop(host);
-    // While it is dialled, with a program that never accepts.
+    // During the connection to a program that never accepts.
     let (listener, port) = listener();
     let hosts: Vec<_> = (0..200).map(|_| agent.ask(connect(port))).collect();
     drop(hosts);
@@ -203,7 +204,7 @@ fn one_side_that_is_gone_takes_the_other_with_it() {
 }
 
 #[test]
-fn there_is_a_most_of_them_and_what_comes_too_early_is_refused() {
+fn relays_are_limited_and_early_data_are_refused() {
     let agent = Agent::start();
     let (listener, port) = listener();
     let accepting = thread::spawn(move || (0..256).map(|_| listener.accept().unwrap().0).collect::<Vec<_>>());

@@ -13,7 +13,7 @@ fn fed(mut request: ExecRequest) -> ExecRequest {
     request
 }
 
-/// What is listed of `pid`.
+/// Returns the entry of `pid` in the list.
 fn listed(agent: &Agent, pid: u32) -> ProcessInfo {
     let all = agent.list();
     all.iter().find(|process| process.pid == pid).unwrap_or_else(|| panic!("{pid} is not in {all:?}")).clone()
@@ -27,7 +27,7 @@ fn wait_for_end(agent: &Agent, pid: u32) {
     wait_until("the process ends", || has_ended(agent, pid));
 }
 
-/// A file by which a test lets its process go on.
+/// Returns a file, and a function that creates it, by which a test lets its process continue.
 fn gate(agent: &Agent) -> (String, impl Fn()) {
     let path = agent.directory().join("gate");
     let shown = path.to_str().unwrap().to_owned();
@@ -39,7 +39,7 @@ fn signal(pid: u32, signal: SignalNumber) -> HostMessage {
 }
 
 #[test]
-fn what_was_written_while_nobody_looked_is_shown_and_then_what_follows() {
+fn kept_output_is_shown_before_later_output() {
     let agent = Agent::start();
     let (path, open) = gate(&agent);
     let wait = format!("; while [ ! -e {path} ]; do sleep 0.02; done; rm {path};");
@@ -52,12 +52,12 @@ fn what_was_written_while_nobody_looked_is_shown_and_then_what_follows() {
     }
     let mut host = agent.attach(pid, View::Attend);
     assert_eq!(host.read_until("one\n"), "one\n");
-    assert_eq!(host.next(), Event::Stderr(b"two\n".to_vec()), "in the order it came");
+    assert_eq!(host.next(), Event::Stderr(b"two\n".to_vec()), "the streams are not in their order");
     assert_eq!(host.read_until("three\n"), "three\n");
     open();
     let finished = host.finish();
     assert_eq!((finished.text(), finished.status, finished.dropped), ("four\n", ExitStatus::Code(7), 0));
-    // And again for whoever comes after the end.
+    // And again for a client that attaches after the end.
     for view in [View::Attend, View::Follow, View::Kept] {
         let finished = agent.attach(pid, view).finish();
         assert_eq!((finished.text(), &finished.stderr[..]), ("one\nthree\nfour\n", &b"two\n"[..]));
@@ -75,7 +75,7 @@ fn the_last_of_a_long_output_is_kept_and_what_is_missing_is_counted() {
     let all: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     let finished = agent.attach(pid, View::Kept).finish();
     assert_eq!(finished.dropped + (finished.stdout.len() + finished.stderr.len()) as u64, all.len() as u64 + 4);
-    assert!(all.ends_with(finished.text()), "what is kept is the end of it");
+    assert!(all.ends_with(finished.text()), "the kept output is not the end of all output");
     assert!((200 << 10..=256 << 10).contains(&finished.stdout.len()), "{}", finished.stdout.len());
     assert_eq!(finished.stderr, b"end\n");
     let info = listed(&agent, pid);
@@ -83,7 +83,7 @@ fn the_last_of_a_long_output_is_kept_and_what_is_missing_is_counted() {
 }
 
 #[test]
-fn what_one_host_fed_last_is_not_lost_to_the_next() {
+fn input_of_one_host_is_kept_when_the_next_takes_over() {
     let agent = Agent::start();
     let request = ExecRequest { on_disconnect: OnDisconnect::Keep, ..fed(command(&["cat"])) };
     let (mut first, pid) = agent.start_process(request);
@@ -95,7 +95,11 @@ fn what_one_host_fed_last_is_not_lost_to_the_next() {
         next.send(&[hello(), HostMessage::Attach(attach)]);
         next
     });
-    assert_eq!(first.next(), Event::Message(AgentMessage::Pong), "whatever else it said is answered");
+    assert_eq!(
+        first.next(),
+        Event::Message(AgentMessage::Pong),
+        "the other messages of the first host are not answered"
+    );
     drop(first);
     assert!(matches!(next.next(), Event::Message(AgentMessage::Hello { .. })));
     assert!(matches!(next.next(), Event::Message(AgentMessage::Attached(_))));
@@ -105,23 +109,24 @@ fn what_one_host_fed_last_is_not_lost_to_the_next() {
 }
 
 #[test]
-fn what_a_host_said_before_it_left_counts() {
+fn input_that_a_host_sent_before_it_closed_counts() {
     let agent = Agent::start();
     let said = agent.directory().join("said");
     let request = script(&format!("head -c 3000000 /dev/zero; read line; echo $line > {}", said.display()));
     let request = ExecRequest { on_disconnect: OnDisconnect::Keep, ..fed(request) };
     let (mut host, _) = agent.start_process(request);
-    // Nobody takes its output: the agent is told in one go that there is room again, and that nobody is there.
+    // No client reads the output. The agent receives both events together: there is room again, and
+    // the host is gone.
     std::thread::sleep(std::time::Duration::from_millis(300));
     agent.while_stopped(|| {
         host.send_stdin(b"yes\n");
         drop(host);
     });
-    wait_until("it was told", || fs::read(&said).is_ok_and(|said| said == b"yes\n"));
+    wait_until("the process received the line", || fs::read(&said).is_ok_and(|said| said == b"yes\n"));
 }
 
 #[test]
-fn a_hundred_megabytes_that_nobody_reads_hold_up_nothing_and_cost_nothing() {
+fn a_hundred_megabytes_of_unread_output_block_nothing_and_use_no_memory() {
     let agent = Agent::start();
     let warm = agent.detach(script("head -c 3000000 /dev/zero"));
     wait_for_end(&agent, warm);
@@ -145,7 +150,7 @@ fn a_host_that_attends_stalls_the_process_and_misses_nothing() {
     });
     let end_seen = agent.attach(pid, View::End);
     open();
-    // It cannot end: neither its owner nor anybody else takes its output.
+    // The process cannot end: neither its owner nor another client reads its output.
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert!(!has_ended(&agent, pid));
     let mut last = String::new();
@@ -162,7 +167,7 @@ fn a_host_that_attends_stalls_the_process_and_misses_nothing() {
 }
 
 #[test]
-fn a_host_that_only_follows_stalls_nothing_and_is_told_what_it_missed() {
+fn a_host_that_follows_stalls_nothing_and_learns_how_much_it_missed() {
     let agent = Agent::start();
     let (path, open) = gate(&agent);
     let pid = agent.detach(script(&format!(
@@ -178,7 +183,7 @@ fn a_host_that_only_follows_stalls_nothing_and_is_told_what_it_missed() {
 }
 
 #[test]
-fn several_see_the_same_process_and_none_is_missed_when_it_goes() {
+fn several_hosts_see_the_same_process_and_may_leave_at_any_time() {
     let agent = Agent::start();
     let (path, open) = gate(&agent);
     let pid = agent.detach(script(&format!("echo a; while [ ! -e {path} ]; do sleep 0.02; done; echo b")));
@@ -193,7 +198,7 @@ fn several_see_the_same_process_and_none_is_missed_when_it_goes() {
 }
 
 #[test]
-fn the_last_of_a_process_that_runs_is_shown_without_waiting_for_more() {
+fn the_kept_output_of_a_running_process_is_shown_without_waiting() {
     let agent = Agent::start();
     let pid = agent.detach(script("echo so far; sleep 1000"));
     wait_until("it was written", || listed(&agent, pid).kept_bytes > 0);
@@ -205,7 +210,7 @@ fn the_last_of_a_process_that_runs_is_shown_without_waiting_for_more() {
 }
 
 #[test]
-fn a_process_of_another_connection_can_be_joined_from_where_it_is() {
+fn a_host_can_attach_to_the_process_of_another_connection() {
     let agent = Agent::start();
     let (path, open) = gate(&agent);
     let (mut owner, pid) =
@@ -217,7 +222,7 @@ fn a_process_of_another_connection_can_be_joined_from_where_it_is() {
         let finished = host.finish();
         assert_eq!((finished.text(), finished.status), ("b\n", ExitStatus::Code(4)));
     }
-    // Its owner's end is its own all the same, and whoever joined sees that.
+    // A process with an owner ends with the owner's connection, and clients that joined see that.
     let (owner, pid) = agent.start_process(script("sleep 1000"));
     let joined = agent.attach(pid, View::Attend);
     drop(owner);
@@ -231,13 +236,13 @@ fn a_process_is_signalled_by_its_pid_with_all_its_children() {
     let pid = agent.detach(script("trap 'echo caught; exit 3' USR1; sleep 1000 & echo $!; wait"));
     let mut host = agent.attach(pid, View::Attend);
     let child: u32 = host.read_until("\n").trim().parse().unwrap();
-    // Until then it is a shell, which catches what its parent does.
+    // The child is still a shell until then, and traps the same signal as its parent.
     wait_until("the child sleeps", || fs::read_to_string(format!("/proc/{child}/comm")).unwrap() == "sleep\n");
     let mut asked = agent.ask(signal(pid, SignalNumber::try_from(10).unwrap()));
     assert_eq!(asked.next(), Event::Message(AgentMessage::Signalled));
     let finished = host.finish();
     assert_eq!((finished.text(), finished.status), ("caught\n", ExitStatus::Code(3)));
-    // Nobody may have reaped it: it is no child of the agent's.
+    // No process may have reaped it yet, because it is not a child of the agent.
     let is_gone = || fs::read_to_string(format!("/proc/{child}/stat")).map_or(true, |stat| stat.contains(") Z"));
     wait_until("the child got it too", is_gone);
 
@@ -251,12 +256,12 @@ fn a_process_is_signalled_by_its_pid_with_all_its_children() {
 }
 
 #[test]
-fn a_process_that_no_host_started_is_none_of_theirs() {
+fn processes_that_no_host_started_cannot_be_found() {
     let agent = Agent::start();
     let pid = agent.detach(script("sleep 1000 & echo $!; wait"));
     let mut host = agent.attach(pid, View::Follow);
     let child: u32 = host.read_until("\n").trim().parse().unwrap();
-    // A child of a process of ours, the agent itself, its parent, nobody.
+    // A child of the process, the agent itself, its parent, and PIDs that do not exist.
     for stranger in [child, agent.pid(), std::process::id(), 1, 0, u32::MAX] {
         let attach = AttachRequest { pid: stranger, view: View::Kept, stdin: false, terminal: None };
         for request in [signal(stranger, SignalNumber::KILL), HostMessage::Attach(attach)] {
@@ -270,14 +275,14 @@ fn a_process_that_no_host_started_is_none_of_theirs() {
 }
 
 #[test]
-fn the_list_says_what_runs_and_what_ended() {
+fn the_list_has_running_and_ended_processes() {
     let agent = Agent::start();
     assert!(agent.list().is_empty());
     let (_owner, attended) = agent.start_process(fed(command(&["cat", "-"])));
     let long = "x".repeat(3000);
     let detached = agent.detach(command(&["sh", "-c", "sleep 1000", &long]));
     let ended = agent.detach(script("exit 9"));
-    // One that its host saw end is nobody's concern any more.
+    // A process whose end its host has seen is not listed.
     agent.run(command(&["true"]));
     wait_for_end(&agent, ended);
     let all = agent.list();
@@ -297,20 +302,21 @@ fn the_list_says_what_runs_and_what_ended() {
 }
 
 #[test]
-fn input_can_be_sent_later_by_whoever_asked_for_it_last() {
+fn the_last_host_that_asked_to_feed_a_process_feeds_it() {
     let agent = Agent::start();
     let pid = agent.detach(fed(script("while read line; do echo got $line; done; echo end")));
     let feed = AttachRequest { pid, view: View::Attend, stdin: true, terminal: None };
     let mut first = agent.attach_as(feed);
     first.send_stdin(b"one\n");
     first.read_until("got one\n");
-    // Whoever did not ask for it does not feed it.
+    // A client that did not ask to feed the process may not.
     let mut looker = agent.attach(pid, View::Follow);
     looker.send_stdin(b"x\n");
     assert_eq!(looker.expect_failure().kind, FailureKind::BadRequest);
     let mut looker = agent.attach(pid, View::Follow);
     looker.send(&[HostMessage::StdinEof]);
-    // Another takes its place; neither what it sends from then on nor its end reaches the process.
+    // Another client takes over. Neither the first one's later input nor its end reaches the
+    // process.
     let mut second = agent.attach_as(feed);
     assert_eq!(second.credit, STDIN_WINDOW as usize);
     first.send_stdin(b"lost\n");
@@ -322,7 +328,7 @@ fn input_can_be_sent_later_by_whoever_asked_for_it_last() {
     assert_eq!(second.finish().text(), "got one\ngot two\nend\n");
     assert_eq!(looker.finish().text(), "got one\ngot two\nend\n");
 
-    // Not where there is none, or none any more.
+    // A process without stdin, or whose input has ended, cannot be fed.
     for request in [script("sleep 1000"), fed(script("exec sleep 1000"))] {
         let had_stdin = request.stdin == StdinSource::Connection;
         let pid = agent.detach(request);
@@ -336,7 +342,7 @@ fn input_can_be_sent_later_by_whoever_asked_for_it_last() {
 }
 
 #[test]
-fn input_that_one_left_behind_counts_against_the_next() {
+fn unread_input_of_one_host_reduces_the_credit_of_the_next() {
     let agent = Agent::start();
     let pid = agent.detach(fed(script("sleep 1000")));
     let feed = AttachRequest { pid, view: View::Attend, stdin: true, terminal: None };
@@ -348,7 +354,7 @@ fn input_that_one_left_behind_counts_against_the_next() {
         credit = host.credit;
         drop(host);
         wait_until("gone again", || listed(&agent, pid).connections == 0);
-        // The pipe took 64 KiB.
+        // The pipe has accepted 64 KiB.
         credit == 64 << 10
     });
 }
@@ -383,14 +389,14 @@ fn a_connection_has_one_process() {
         host.send(&[next]);
         assert_eq!(host.expect_failure().kind, FailureKind::BadRequest);
     }
-    assert!(!has_ended(&agent, pid), "what happens to those who look is none of its");
+    assert!(!has_ended(&agent, pid), "a client that was refused ended the process");
     let mut host = agent.attach(pid, View::Follow);
     host.send(&[HostMessage::Signal(SignalNumber::TERM)]);
     assert_eq!(host.finish().status, ExitStatus::Signal(SignalNumber::TERM));
 }
 
 #[test]
-fn the_time_limit_of_a_detached_process_is_kept() {
+fn a_detached_process_ends_at_its_timeout() {
     let agent = Agent::start();
     let mut request = script("echo begun; sleep 1000");
     request.timeout_ms = Some(300);
@@ -400,7 +406,7 @@ fn the_time_limit_of_a_detached_process_is_kept() {
 }
 
 #[test]
-fn a_process_that_runs_on_is_found_again() {
+fn a_process_that_outlives_its_connection_is_found_again() {
     let agent = Agent::start();
     let (path, open) = gate(&agent);
     let (mut owner, pid) = agent.start_process(ExecRequest {

@@ -1,4 +1,4 @@
-//! Processes that ended: how many are remembered, and which are forgotten first.
+//! Ended processes: how many are remembered, and which are forgotten first.
 
 use crate::host::{Agent, Event, script, wait_until};
 use sandboxvm_protocol::agent::process::{AttachRequest, ProcessState, View};
@@ -25,14 +25,15 @@ fn the_first_to_end_are_forgotten_first() {
     let mut expected = ended.split_off(6);
     let last = *expected.last().unwrap();
     expected.sort_unstable();
-    assert_eq!(remembered(&agent), expected, "the last 64");
+    assert_eq!(remembered(&agent), expected, "the last 64 are not the remembered ones");
     for pid in ended {
         let attach = AttachRequest { pid, view: View::Kept, stdin: false, terminal: None };
         assert_eq!(agent.ask(HostMessage::Attach(attach)).expect_failure().kind, FailureKind::NoSuchProcess);
     }
     let finished = agent.attach(last, View::Kept).finish();
     assert_eq!((finished.text(), finished.status), ("69\n", ExitStatus::Code(69)));
-    // What runs is not forgotten for any of that, and those that their hosts saw end do not count.
+    // Running processes are not forgotten because of that, and processes whose end their hosts have
+    // seen do not count.
     for _ in 0..70 {
         agent.run(script("true"));
     }
@@ -42,17 +43,17 @@ fn the_first_to_end_are_forgotten_first() {
 }
 
 #[test]
-fn their_output_has_a_bound_of_its_own() {
+fn the_output_of_remembered_processes_is_limited() {
     let agent = Agent::start();
     let before = agent.resident();
     let all: Vec<u32> = (0..40).map(|_| run_to_its_end(&agent, "head -c 300000 /dev/zero")).collect();
     let left = remembered(&agent);
     assert!((15..=17).contains(&left.len()), "{} of 40 with 256 KiB each", left.len());
-    assert!(left.iter().all(|pid| all[20..].contains(pid)), "the last ones");
+    assert!(left.iter().all(|pid| all[20..].contains(pid)), "an older process is remembered");
     let grown = agent.resident().saturating_sub(before);
     assert!(grown < 6 << 10, "the agent grew by {grown} KiB");
     let files = agent.open_files();
-    // Small ones take their places again, and hold no file.
+    // Small ones replace them, and have no file open.
     for _ in 0..64 {
         run_to_its_end(&agent, "echo");
     }
@@ -61,7 +62,7 @@ fn their_output_has_a_bound_of_its_own() {
 }
 
 #[test]
-fn many_that_run_share_what_is_kept() {
+fn running_processes_share_the_memory_for_kept_output() {
     let agent = Agent::start();
     let before = agent.resident();
     let pids: Vec<u32> = (0..100).map(|_| agent.detach(script("head -c 400000 /dev/zero; sleep 1000"))).collect();
@@ -80,10 +81,10 @@ fn many_that_run_share_what_is_kept() {
 }
 
 #[test]
-fn whoever_still_looks_at_one_that_is_forgotten_is_told() {
+fn a_host_that_watches_a_forgotten_process_learns_how_much_it_missed() {
     let agent = Agent::start();
     let pid = agent.detach(script("head -c 10000000 /dev/zero; exit 5"));
-    // Takes so little that it cannot be shown all.
+    // Reads so little that it cannot receive all.
     let slow = agent.attach(pid, View::Follow);
     wait_until("it ended", || remembered(&agent).contains(&pid));
     for _ in 0..64 {

@@ -1,4 +1,4 @@
-//! Bytes in both directions: order, flow control, ends.
+//! Bytes in both directions: order, flow control and ends.
 
 use crate::host::{Agent, Event, Finished, command, noise, script, wait_until};
 use sandboxvm_protocol::agent::{
@@ -13,7 +13,7 @@ fn fed(mut request: ExecRequest) -> ExecRequest {
     request
 }
 
-/// Sends `input` within credit and its end, reading all the while with `pause` before each read.
+/// Sends `input` within the credit and ends it. Reads all the time, with `pause` before each read.
 fn feed(agent: &Agent, request: ExecRequest, input: &[u8], pause: Duration) -> Finished {
     let (mut host, _) = agent.start_process(fed(request));
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -65,7 +65,7 @@ fn a_slow_process_gets_everything_too() {
 }
 
 #[test]
-fn the_end_of_stdin_is_seen_and_output_goes_on_after_it() {
+fn output_continues_after_the_end_of_stdin() {
     let agent = Agent::start();
     let finished = feed(&agent, script("cat; echo after; sleep 0.1; echo last >&2"), b"before\n", Duration::ZERO);
     assert_eq!(finished.text(), "before\nafter\n");
@@ -75,23 +75,24 @@ fn the_end_of_stdin_is_seen_and_output_goes_on_after_it() {
 }
 
 #[test]
-fn without_stdin_a_process_reads_the_end_at_once() {
+fn a_process_without_stdin_reads_the_end_immediately() {
     assert_eq!(Agent::start().run(command(&["cat"])).status, ExitStatus::Code(0));
 }
 
 #[test]
-fn input_that_nobody_reads_is_credited_all_the_same() {
+fn input_that_no_process_reads_is_credited() {
     let agent = Agent::start();
-    // Closed by the process, and far more than the window is sent.
+    // The process has closed its stdin, and much more than the window is sent.
     let finished = feed(&agent, script("exec <&-; sleep 0.5; echo ok"), &noise(2 << 20, 1), Duration::ZERO);
     assert_eq!(finished.text(), "ok\n");
 }
 
 #[test]
-fn more_stdin_than_there_is_credit_for_ends_the_connection() {
+fn stdin_beyond_the_credit_ends_the_connection() {
     let agent = Agent::start();
     let (mut host, pid) = agent.start_process(fed(command(&["sleep", "1000"])));
-    // The pipe takes some, the window the rest, and that is credited for less than half: one byte more is too many.
+    // The pipe accepts some bytes and the window stores the rest. Less than half is credited, so
+    // one byte more is too many.
     host.send_stdin(&noise(STDIN_WINDOW as usize, 3));
     std::thread::sleep(Duration::from_millis(100));
     host.send_stdin(&[0]);
@@ -103,7 +104,7 @@ fn more_stdin_than_there_is_credit_for_ends_the_connection() {
 fn a_host_that_does_not_read_stalls_the_process_and_nothing_grows() {
     let agent = Agent::start();
     assert!(agent.answers_ping());
-    // Once round, so that what is allocated once is there.
+    // Runs once before, so that memory that is allocated only once is not counted.
     agent.run(script("head -c 1000000 /dev/zero"));
     let before = agent.resident();
     let (mut host, pid) = agent.start_process(command(&["cat", "/dev/zero"]));
@@ -122,9 +123,10 @@ fn a_host_that_does_not_read_stalls_the_process_and_nothing_grows() {
     assert!(last < 2 << 20, "{last} bytes were taken from the process");
     let grown = agent.resident().saturating_sub(before);
     assert!(grown < 512, "the agent grew by {grown} KiB");
-    assert!(agent.answers_ping(), "others are served meanwhile");
+    assert!(agent.answers_ping(), "the agent does not serve others meanwhile");
 
-    // Reading again sets it going again; a signal gets through though output is stalled.
+    // The process continues when the host reads again. A signal reaches it while its output is
+    // stalled.
     let mut received = 0;
     while received < 16 << 20 {
         match host.next() {
@@ -134,7 +136,7 @@ fn a_host_that_does_not_read_stalls_the_process_and_nothing_grows() {
     }
     std::thread::sleep(Duration::from_millis(100));
     host.send(&[HostMessage::Signal(SignalNumber::KILL)]);
-    wait_until("the process died although nobody reads", || {
+    wait_until("the process ended although its host does not read", || {
         fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z"))
     });
     assert_eq!(host.finish().status, ExitStatus::Signal(SignalNumber::KILL));
@@ -162,9 +164,9 @@ fn both_streams_flow_when_both_are_full() {
 }
 
 #[test]
-fn the_last_output_is_whole_however_large_the_pipe() {
+fn the_last_output_is_complete_for_every_size_of_the_pipe() {
     let agent = Agent::start();
-    // It ends with its pipe full.
+    // The process ends while its pipe is full.
     for len in [1, 4096, 65_535, 65_536] {
         let finished = agent.run(script(&format!("head -c {len} /dev/zero")));
         assert_eq!(finished.stdout.len(), len);
@@ -188,7 +190,7 @@ fn a_grandchild_that_keeps_stdout_delays_nothing() {
 }
 
 #[test]
-fn a_grandchild_that_writes_for_ever_delays_nothing() {
+fn a_grandchild_that_writes_without_end_delays_nothing() {
     let agent = Agent::start();
     let (mut host, _) = agent.start_process(script("yes & echo $!; exit 6"));
     let mut output = String::new();

@@ -50,7 +50,7 @@ fn lines_are_echoed_and_the_end_of_stdin_is_control_d() {
         host.send_stdin(input.as_bytes());
         host.send(&[HostMessage::StdinEof]);
         let finished = host.finish();
-        // The terminal may show the control character it took.
+        // The terminal may echo the control character.
         assert_eq!(finished.text().replace("^D\u{8}\u{8}", ""), output);
         assert_eq!(finished.status, ExitStatus::Code(0));
     }

@@ -1,4 +1,4 @@
-//! Hosts that break the rules of the wire, or use all of them.
+//! Hosts that violate the protocol, or use all of it.
 
 use crate::host::{Agent, Event, command, encode, hello, noise, script};
 use sandboxvm_protocol::agent::{
@@ -51,7 +51,7 @@ fn a_version_the_agent_does_not_speak_is_refused() {
 }
 
 #[test]
-fn messages_that_make_no_sense_are_refused() {
+fn invalid_messages_are_refused() {
     let agent = Agent::start();
     let sleep = || HostMessage::Exec(command(&["sleep", "1000"]));
     let mut no_program = command(&[]);
@@ -67,8 +67,8 @@ fn messages_that_make_no_sense_are_refused() {
         ("a process before Hello", encode(&[sleep()])),
         ("two processes", encode(&[hello(), sleep(), sleep()])),
         ("no program", encode(&[hello(), HostMessage::Exec(no_program)])),
-        ("a signal to nobody", encode(&[hello(), HostMessage::Signal(SignalNumber::TERM)])),
-        ("stdin to nobody", stdin),
+        ("a signal without a process", encode(&[hello(), HostMessage::Signal(SignalNumber::TERM)])),
+        ("stdin without a process", stdin),
         ("stdout from the host", stdout),
     ];
     for (what, bytes) in cases {
@@ -80,7 +80,7 @@ fn messages_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn an_ordinary_process_keeps_its_hands_off_the_machine() {
+fn an_agent_that_is_not_pid_1_does_not_change_the_machine() {
     let agent = Agent::start();
     let mut host = agent.greet();
     host.send(&[HostMessage::SetIdentity(GuestIdentity {
@@ -94,7 +94,7 @@ fn an_ordinary_process_keeps_its_hands_off_the_machine() {
 }
 
 #[test]
-fn garbage_is_refused_and_harms_nobody_else() {
+fn garbage_is_refused_and_harms_no_other_connection() {
     let agent = Agent::start();
     let (mut bystander, _) = agent.start_process(script("echo before; sleep 0.5; echo after"));
     bystander.read_until("before");
@@ -120,12 +120,12 @@ fn garbage_is_refused_and_harms_nobody_else() {
         host.send_raw(&bytes);
         assert_eq!(host.expect_failure().kind, FailureKind::BadRequest, "{what}");
     }
-    // Also in the middle of a good connection.
+    // Also on a connection that was valid so far.
     let (mut host, pid) = agent.start_process(command(&["sleep", "1000"]));
     host.send_raw(&noise(100, 5));
     assert_eq!(host.expect_failure().kind, FailureKind::BadRequest);
     crate::host::wait_until("its process is gone", || !crate::host::exists(pid));
-    // Frames that are never finished.
+    // Frames that are never completed.
     for len in [1, 7, 8, 20] {
         let mut host = agent.connect();
         host.send_raw(&encode(&[hello(), HostMessage::Exec(script("true"))])[..len]);

@@ -35,7 +35,7 @@ enum { CF = 0, FIXED = 1, PF = 2, AF = 4, ZF = 6, SF = 7, TF = 8, IF = 9, DF = 1
        NT = 14, RF = 16, VM = 17, AC = 18, VIF = 19, VIP = 20, ID = 21 };
 #define IOPL (3ull << 12)
 
-/* What a program may have in its flags after any system call; TF has a case of its own. */
+/* The flags that a program may have after any system call. TF has a separate case. */
 #define ALLOWED (FLAG(CF) | FLAG(FIXED) | FLAG(PF) | FLAG(AF) | FLAG(ZF) | FLAG(SF) | \
                  FLAG(IF) | FLAG(DF) | FLAG(OF) | FLAG(AC) | FLAG(ID))
 
@@ -290,7 +290,7 @@ static void refused(void)
     }
 }
 
-/* What is no instruction fetch of the entry point is SIGSEGV in both modes. */
+/* Other accesses to the entry point than fetching instructions are SIGSEGV in both modes. */
 static void other_addresses(void)
 {
     struct jump jump = call(SYS_getpid, FLAG(IF));

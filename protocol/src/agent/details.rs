@@ -1,5 +1,5 @@
-//! What E2B's clients know of files beyond [`FileEntry`]: where a symbolic link leads and what is there, and
-//! the metadata that a client gave a file, which is stored as its extended attributes `user.e2b.*`.
+//! Details of files beyond [`FileEntry`], for E2B's clients: the target of a symbolic link, and the
+//! metadata that a client gave a file, which is stored in its extended attributes `user.e2b.*`.
 
 use super::file_entry::{FileChange, FileEntry, FileKind, FilePath};
 use crate::capped;
@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 
 /// Prefix of the extended attributes that are metadata.
 pub const METADATA_PREFIX: &str = "user.e2b.";
-/// Longest key in bytes: what Linux takes as the name of an attribute (255), less the prefix.
+/// Maximum length of a key in bytes: that of an attribute's name in Linux (255) without the prefix.
 pub const MAX_METADATA_KEY: usize = 255 - METADATA_PREFIX.len();
 /// Maximum size of the metadata of one file in bytes: values, keys, and the prefix of each.
 pub const MAX_METADATA: usize = 4096;
-/// Most files in one message that describes them.
+/// Maximum number of files in one message that describes them.
 pub const MAX_DETAILS: usize = 64;
-/// What their paths and metadata may take together before the message is sent, so that it fits the cap of the agent's
-/// messages whatever the last of them takes.
+/// Size of their paths and metadata at which the message is sent. It then fits the maximum size of
+/// the agent's messages, whatever the size of the last file's.
 pub const DETAILS_BUDGET: usize = 24 * 1024;
 /// Maximum number of keys, which follows from the size.
 const MAX_METADATA_KEYS: usize = MAX_METADATA / (METADATA_PREFIX.len() + 1);
@@ -23,19 +23,19 @@ const MAX_METADATA_KEYS: usize = MAX_METADATA / (METADATA_PREFIX.len() + 1);
 /// Why a pair is not metadata.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
-    /// A key without a letter.
+    /// A key is empty.
     #[error("metadata key must not be empty")]
     EmptyKey,
-    /// A key that Linux does not take.
+    /// A key is longer than Linux accepts.
     #[error("metadata key {0:?} exceeds {MAX_METADATA_KEY} bytes")]
     KeyTooLong(String),
-    /// A key with a NUL byte.
+    /// A key contains a NUL byte.
     #[error("metadata key {0:?} contains a NUL byte")]
     Nul(String),
-    /// A key that is there already.
+    /// A key occurs twice.
     #[error("metadata key {0:?} is given twice")]
     Twice(String),
-    /// More than a file can have.
+    /// The metadata exceeds the maximum size.
     #[error("total metadata size {0} exceeds {MAX_METADATA} bytes")]
     TooLarge(usize),
 }
@@ -49,10 +49,10 @@ pub struct FileMetadata {
 }
 
 impl FileMetadata {
-    /// Adds a pair, unless the file cannot have it besides those that are there.
+    /// Adds a pair, if the file can have it in addition to the existing ones.
     ///
     /// # Errors
-    /// Every [`MetadataError`]; nothing has changed then.
+    /// Every [`MetadataError`]. Nothing has changed then.
     pub fn insert(&mut self, key: String, value: String) -> Result<(), MetadataError> {
         if key.is_empty() {
             return Err(MetadataError::EmptyKey);
@@ -75,18 +75,18 @@ impl FileMetadata {
         Ok(())
     }
 
-    /// Keys and values, sorted by key.
+    /// Returns keys and values, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// True when there is no pair.
+    /// Returns true if there is no pair.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
 
-    /// Bytes that count against [`MAX_METADATA`].
+    /// Returns the number of bytes that count towards [`MAX_METADATA`].
     #[must_use]
     pub fn size(&self) -> usize {
         self.size
@@ -123,42 +123,43 @@ impl From<FileMetadata> for Pairs {
     }
 }
 
-/// Where a symbolic link leads in the end.
+/// The final target of a symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkTarget {
-    /// The absolute path without links; that of the link itself where it leads nowhere.
+    /// The absolute path without links. If the link is broken, the path of the link itself.
     pub path: FilePath,
-    /// What is there; nothing where the link leads nowhere.
+    /// The file at that path, or none if the link is broken.
     pub found: Option<FoundTarget>,
 }
 
-/// What a symbolic link leads to.
+/// The file to which a symbolic link leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundTarget {
-    /// What it is; never a symbolic link.
+    /// Kind of the file, never a symbolic link.
     pub kind: FileKind,
     /// The low twelve bits of its mode.
     pub mode: u32,
 }
 
-/// All that is known of a file.
+/// All details of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileDetails {
-    /// The file itself, also where it is a symbolic link.
+    /// The file itself, even if it is a symbolic link.
     pub entry: FileEntry,
-    /// Of a symbolic link, where it leads.
+    /// The target, only of a symbolic link.
     pub target: Option<LinkTarget>,
-    /// Its metadata; of a symbolic link, that of its target. A pair that does not fit [`FileMetadata`] or is not UTF-8,
-    /// which programs in the guest can give a file, is left out.
+    /// Its metadata, or that of the target of a symbolic link. Programs in the guest can set pairs
+    /// that do not fit [`FileMetadata`] or are not UTF-8. Those are omitted.
     pub metadata: FileMetadata,
 }
 
-/// A change and, where it was asked for and the file is there, the file.
+/// A change and, if the host asked for it and the file exists, the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
-    /// What happened.
+    /// The change.
     pub change: FileChange,
-    /// Of a file that was made, written to, or changed in its attributes: what it was soon after.
+    /// The details of the file soon afterwards, if it was created, written, or changed in its
+    /// attributes.
     pub details: Option<Box<FileDetails>>,
 }
 

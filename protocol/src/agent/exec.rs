@@ -1,22 +1,23 @@
-//! Starting a process: what it runs and as whom, where its stdin comes from, its terminal, and how it ends.
+//! The start of a process: its program and user, the source of its stdin, its terminal, and its
+//! end.
 
 use super::text::CText;
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
-/// Most bytes of argv and environment together.
+/// Maximum size of argv and environment together in bytes.
 pub const MAX_ARGUMENTS_TOTAL: usize = 1 << 20;
 
-/// Most elements of argv, and of the environment.
+/// Maximum number of elements of argv, and of the environment.
 pub const MAX_ARGUMENT_COUNT: usize = 64 * 1024;
 
-/// How a process is to be run.
+/// How to run a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
     /// Program and arguments; 1 to [`MAX_ARGUMENT_COUNT`]. A program without '/' is looked up in PATH.
     #[serde(with = "capped::List::<MAX_ARGUMENT_COUNT>")]
     pub argv: Vec<CText>,
-    /// `KEY=VALUE`, over the agent's defaults (PATH, HOME, USER, LOGNAME, SHELL, LANG).
+    /// `KEY=VALUE`, in addition to the agent's defaults (PATH, HOME, USER, LOGNAME, SHELL, LANG).
     #[serde(with = "capped::List::<MAX_ARGUMENT_COUNT>")]
     pub env: Vec<CText>,
     /// Working directory; the user's home when absent.
@@ -25,16 +26,18 @@ pub struct ExecRequest {
     pub user: Option<CText>,
     /// Where stdin comes from.
     pub stdin: StdinSource,
-    /// Give the process a terminal of this size; stderr then arrives as stdout.
+    /// Gives the process a terminal of this size. Its stderr is then part of stdout.
     pub terminal: Option<TerminalSize>,
-    /// Kill the process group after this many milliseconds and report [`ExitStatus::TimedOut`].
+    /// Kills the process group after this number of milliseconds, and reports
+    /// [`ExitStatus::TimedOut`].
     pub timeout_ms: Option<u64>,
-    /// What the host's vanishing means for the process.
+    /// What happens to the process when the host disconnects.
     pub on_disconnect: OnDisconnect,
 }
 
 impl ExecRequest {
-    /// Program and arguments, and nothing else: as root at home, with no input, killed when the host vanishes.
+    /// Returns a request with only program and arguments: run as root in its home, without input,
+    /// and killed when the host disconnects.
     #[must_use]
     pub fn plain(argv: Vec<CText>) -> Self {
         Self {
@@ -63,7 +66,7 @@ pub enum StdinSource {
 /// the process then keeps running in every case, and is treated as one with [`Self::Keep`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnDisconnect {
-    /// SIGKILL to its process group.
+    /// Its process group is killed.
     Kill,
     /// It keeps running and its stdin ends. The last of what it writes from then on is kept; agents of wire version 1 drop
     /// it.
@@ -93,7 +96,7 @@ impl SignalNumber {
     /// SIGTERM.
     pub const TERM: Self = Self(15);
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u8 {
         self.0
@@ -126,12 +129,13 @@ pub enum ExitStatus {
     Code(u8),
     /// It was killed by this signal.
     Signal(SignalNumber),
-    /// It ran out of its time and was killed.
+    /// It was killed at its timeout.
     TimedOut,
 }
 
 impl ExitStatus {
-    /// The exit code that a shell reports for this: the process's own code, 128 plus the signal, or 124 after a timeout.
+    /// Returns the exit code that a shell reports: that of the process, 128 plus the signal, or 124
+    /// after a timeout.
     #[must_use]
     pub fn shell_code(self) -> u8 {
         match self {

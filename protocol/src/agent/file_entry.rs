@@ -1,37 +1,37 @@
-//! What a file is: its path, kind and attributes, and what changes in a watched directory.
+//! A file: its path, kind and attributes, and the changes in a watched directory.
 //!
-//! What the agent says of files is a guest's word: capped here, and paths and names are for the client, which escapes them
-//! before it shows them.
+//! The agent's reports about files come from a guest, so their size is limited here. Clients escape
+//! paths and names before they show them.
 
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
-/// Longest path in bytes (Linux `PATH_MAX` less its NUL).
+/// Maximum length of a path in bytes (Linux `PATH_MAX` without its NUL).
 pub const MAX_PATH: usize = 4095;
-/// Cap on the name of a user or group, in bytes; a longer one is cut.
+/// Maximum length of the name of a user or group in bytes. A longer name is cut.
 pub const MAX_OWNER: usize = 64;
-/// Why bytes are no path.
+/// Why bytes are not a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FilePathError {
-    /// Nothing at all.
+    /// It is empty.
     #[error("the path is empty")]
     Empty,
-    /// Contains a NUL byte.
+    /// It contains a NUL byte.
     #[error("the path contains a NUL byte")]
     Nul,
-    /// Longer than Linux takes.
+    /// It is longer than Linux accepts.
     #[error("the path has {0} bytes, and Linux accepts at most {MAX_PATH}")]
     TooLong(usize),
 }
 
-/// A path in the guest, 1 to [`MAX_PATH`] bytes without NUL. One that does not begin at the root begins at the home of
+/// A path in the guest, 1 to [`MAX_PATH`] bytes without NUL. A relative path begins at the home of
 /// the user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
 pub struct FilePath(Vec<u8>);
 
 impl FilePath {
-    /// The bytes, without a terminating NUL.
+    /// Returns the bytes, without a terminating NUL.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -94,56 +94,57 @@ pub struct FileTime {
     pub nanoseconds: u32,
 }
 
-/// What there is to know of a file.
+/// A file without its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Its absolute path, as far as the request's was resolved.
+    /// Its absolute path, as far as the path of the request was resolved.
     pub path: FilePath,
-    /// What it is.
+    /// Kind of the file.
     pub kind: FileKind,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Permissions, set-user-ID, set-group-ID and sticky bit: the low twelve bits.
     pub mode: u32,
-    /// User.
+    /// User ID.
     pub uid: u32,
-    /// Group.
+    /// Group ID.
     pub gid: u32,
-    /// The user's name, or its number again.
+    /// Name of the user, or its number.
     #[serde(with = "capped::Text::<MAX_OWNER>")]
     pub owner: String,
-    /// The group's name, or its number again.
+    /// Name of the group, or its number.
     #[serde(with = "capped::Text::<MAX_OWNER>")]
     pub group: String,
-    /// When its content last changed.
+    /// Time at which its content last changed.
     pub modified: FileTime,
-    /// What a symbolic link points to.
+    /// Target of a symbolic link.
     pub link_target: Option<FilePath>,
 }
 
-/// Something happened in a watched directory.
+/// A change in a watched directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileChange {
-    /// What.
+    /// The kind of change.
     pub kind: ChangeKind,
-    /// To what, relative to the watched directory; nothing for the directory itself.
+    /// The file, relative to the watched directory. None for the directory itself.
     pub path: Option<FilePath>,
 }
 
-/// What happens to files.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// It is there now: made, or moved here.
+    /// A file was created, or moved here.
     Created,
-    /// Its content was written to.
+    /// The content of a file was written.
     Written,
-    /// It is gone.
+    /// A file was removed.
     Removed,
-    /// It was moved away. If the new place is watched too, it is reported as [`Self::Created`].
+    /// A file was moved away. If its new place is watched too, it is reported there as
+    /// [`Self::Created`].
     Renamed,
     /// Mode, owner or times changed.
     AttributesChanged,
-    /// There were more changes than can be reported: some are missing here.
+    /// Some changes are missing, because there were too many.
     Missed,
 }

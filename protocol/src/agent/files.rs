@@ -1,5 +1,4 @@
-//! Files of a sandbox: what can be asked of them, and what comes back. One request on a connection, which then carries
-//! nothing else:
+//! Operations on files of a sandbox, and their results. Each request has a separate connection:
 //!
 //! ```text
 //! Files(Read | Archive)      ->    File(Begun), then data in stdout frames, then File(Done)
@@ -14,11 +13,12 @@
 //! Files(Observe)             ->    as Watch, with File(Observed) for File(Changes)
 //! the others                 ->    File(Entry), or File(Done) where nothing is left to describe
 //! ```
-//! [`FileReply::Failed`] may come in the place of any answer, also between data, and is the last. Both directions are
-//! held back by the transport's credit alone. A host that goes away before `StdinEof` has changed nothing of what
-//! [`FileOperation::Write`] was to replace.
+//! [`FileReply::Failed`] can replace any reply, also between data, and is the last. Only the credit
+//! of the transport limits both directions. A host that disconnects before `StdinEof` has not
+//! changed the file that [`FileOperation::Write`] would replace.
 //!
-//! What the agent says is a guest's word: capped here, and the client escapes paths and names before it shows them.
+//! The agent's replies come from a guest, so their size is limited here. Clients escape paths and
+//! names before they show them.
 
 use super::details::{FileDetails, FileMetadata, MAX_DETAILS, Observation};
 pub use super::file_entry::{
@@ -29,162 +29,168 @@ use super::version::{SINCE_FILE_DETAILS, SINCE_FILES};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
-/// Most entries in one [`FileReply::Entries`].
+/// Maximum number of entries in one [`FileReply::Entries`].
 pub const MAX_ENTRIES: usize = 128;
-/// Most changes in one [`FileReply::Changes`].
+/// Maximum number of changes in one [`FileReply::Changes`].
 pub const MAX_CHANGES: usize = 256;
-/// What the paths of one message may take together at most, so that it fits the cap of the agent's messages.
+/// Maximum size of the paths of one message, so that it fits the maximum size of the agent's
+/// messages.
 pub const PAGE_BUDGET: usize = 32 * 1024;
-/// Cap on [`FileFailure::message`], in bytes.
+/// Maximum length of [`FileFailure::message`] in bytes.
 pub const MAX_FILE_FAILURE: usize = 1024;
 
-/// What is to be done with files, and as whom.
+/// An operation on files, and its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRequest {
-    /// As for [`super::ExecRequest::user`]: permissions are this user's, and so is what is made. Root when absent.
+    /// As [`super::ExecRequest::user`]. The operation has this user's permissions, and new files
+    /// belong to it. Root if absent.
     pub user: Option<CText>,
-    /// What.
+    /// The operation.
     pub operation: FileOperation,
 }
 
-/// What can be done with files.
+/// An operation on files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileOperation {
-    /// What a path is.
+    /// Describes a file.
     Stat {
         /// Which.
         path: FilePath,
-        /// Of a symbolic link, what it points to.
+        /// For a symbolic link, describe its target.
         follow: bool,
     },
-    /// What is in a directory, itself not included, in no order.
+    /// Lists a directory, without itself, in no order.
     List {
         /// Which.
         path: FilePath,
-        /// Levels below it; 1 is its own entries.
+        /// Number of levels below it. 1 lists only its own entries.
         depth: u32,
     },
-    /// The bytes of a regular file.
+    /// Reads a regular file.
     Read {
-        /// Which; symbolic links are followed.
+        /// The file. Symbolic links are followed.
         path: FilePath,
     },
-    /// Put a regular file in place of what is at a path, in one step once all of its bytes are there. Symbolic links are
-    /// followed; a file that is replaced keeps its mode, and of root its owner.
+    /// Writes a regular file and moves it to its path in one step, when all its bytes have arrived.
+    /// Symbolic links are followed. A replaced file keeps its mode and, if the user is root, its
+    /// owner.
     Write {
         /// Where.
         path: FilePath,
         /// Permissions of a file that is new; 0644 when absent.
         mode: Option<u32>,
-        /// Make missing directories above it.
+        /// Create missing directories above it.
         parents: bool,
     },
-    /// Make a directory and those missing above it. One that is there is no failure, unless it must be new.
+    /// Creates a directory and the missing ones above it. Fails for an existing one only if it must
+    /// be new.
     MakeDirectory {
         /// Where.
         path: FilePath,
-        /// Its permissions if it is made; 0755 when absent.
+        /// Its permissions if it is created. 0755 if absent.
         mode: Option<u32>,
-        /// Fail when something is there already.
+        /// Fail if the path exists.
         must_be_new: bool,
     },
-    /// Rename, in one step; what is at the new place is replaced as rename(2) does.
+    /// Renames a file in one step. A file at the new path is replaced as by rename(2).
     Move {
         /// From.
         from: FilePath,
         /// To.
         to: FilePath,
     },
-    /// Remove a file, symbolic link or directory.
+    /// Removes a file, symbolic link or directory.
     Remove {
         /// Which.
         path: FilePath,
-        /// With all that is in it.
+        /// Also remove everything in it.
         recursive: bool,
     },
-    /// chmod(2); symbolic links are followed.
+    /// Changes the mode by chmod(2). Symbolic links are followed.
     SetMode {
         /// Which.
         path: FilePath,
         /// Permissions, set-user-ID, set-group-ID and sticky bit: the low twelve bits.
         mode: u32,
-        /// Also all that is in it.
+        /// Also change everything in it.
         recursive: bool,
     },
-    /// chown(2), of a symbolic link itself.
+    /// Changes the owner by chown(2), of a symbolic link itself.
     SetOwner {
         /// Which.
         path: FilePath,
         /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest.
         owner: CText,
-        /// Also all that is in it.
+        /// Also change everything in it.
         recursive: bool,
     },
-    /// Tell what changes in a directory, by inotify(7).
+    /// Reports the changes in a directory, by inotify(7).
     Watch {
         /// Which.
         path: FilePath,
-        /// Also in the directories below it, those made later included.
+        /// Also watch the directories below it, and those that are created later.
         recursive: bool,
     },
-    /// A file or tree as a tar archive.
+    /// Packs a file or directory tree into a tar archive.
     Archive {
-        /// Which. Other file systems mounted below it are left out.
+        /// The file or directory. Other file systems that are mounted below it are omitted.
         path: FilePath,
-        /// What it is called in the archive; `.` for its content alone.
+        /// Its name in the archive. `.` packs only its content.
         name: FilePath,
-        /// Of a symbolic link, what it points to.
+        /// For a symbolic link, pack its target.
         follow: bool,
     },
-    /// The content of a tar archive into a directory.
+    /// Unpacks a tar archive into a directory.
     Extract {
-        /// Which; it must be there.
+        /// The directory, which must exist.
         path: FilePath,
-        /// Make the directory if it is missing, and give it what the archive says of `.`.
+        /// Create the directory if it is missing, and give it the attributes that the archive
+        /// states for `.`.
         create: bool,
-        /// Give files the owners and the set-user-ID and set-group-ID bits that the archive states. Else they are the
-        /// user's, without such bits.
+        /// Give files the owners and the set-user-ID and set-group-ID bits that the archive states.
+        /// Otherwise they belong to the user and have none of these bits.
         keep_owner: bool,
     },
-    /// What a path is, with all that is known of it; of a symbolic link, the link and where it leads.
+    /// Describes a file with all details. For a symbolic link, describes the link and its target.
     Describe {
         /// Which.
         path: FilePath,
     },
-    /// As [`Self::List`], with all that is known of each entry.
+    /// As [`Self::List`], with all details of each entry.
     ListDetails {
         /// Which.
         path: FilePath,
-        /// Levels below it; 1 is its own entries.
+        /// Number of levels below it. 1 lists only its own entries.
         depth: u32,
     },
-    /// As [`Self::Write`]; the file gets this metadata and no other. A file system that has no extended attributes
-    /// leaves the file without it.
+    /// As [`Self::Write`]. The file gets exactly this metadata. If the file system has no extended
+    /// attributes, the file has none.
     WriteWithMetadata {
         /// Where.
         path: FilePath,
         /// Permissions of a file that is new; 0644 when absent.
         mode: Option<u32>,
-        /// Make missing directories above it.
+        /// Create missing directories above it.
         parents: bool,
-        /// What the file gets.
+        /// The metadata of the file.
         metadata: FileMetadata,
     },
-    /// As [`Self::Watch`].
+    /// As [`Self::Watch`], with more options.
     Observe {
         /// Which.
         path: FilePath,
-        /// Also in the directories below it, those made later included.
+        /// Also watch the directories below it, and those that are created later.
         recursive: bool,
-        /// With what is known of the files that are there.
+        /// Report the details of files that exist.
         details: bool,
-        /// Also where it is on a network file system, of which the kernel does not report what others do there.
+        /// Also watch a network file system, where the kernel does not report the changes of other
+        /// machines.
         network: bool,
     },
 }
 
 impl FileOperation {
-    /// The wire version that first had it.
+    /// Returns the first wire version that has it.
     pub(super) fn since(&self) -> u8 {
         match self {
             Self::Describe { .. }
@@ -196,45 +202,47 @@ impl FileOperation {
     }
 }
 
-/// What a request came to.
+/// The totals of an operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileTotals {
-    /// Entries that were read, written, listed or removed.
+    /// Number of entries that were read, written, listed or removed.
     pub entries: u64,
-    /// Bytes of content, holes included.
+    /// Size of the content in bytes, holes included.
     pub bytes: u64,
-    /// Sockets, named pipes and devices that were left out, as no archive carries them.
+    /// Number of sockets, named pipes and devices that were omitted, because archives cannot
+    /// contain them.
     pub left_out: u64,
-    /// Extended attributes that the guest's file system would not take.
+    /// Number of extended attributes that the guest's file system did not accept.
     pub attributes_lost: u64,
 }
 
-/// What the agent says of files.
+/// A reply to a request about files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileReply {
-    /// Accepted: data follows, the agent waits for data, or it reports changes from now on. The entry is what is read or
-    /// archived, or the directory that is watched or extracted into.
+    /// The request was accepted. Data follow, the agent waits for data, or it reports changes from
+    /// now on. The entry is the file that is read or archived, or the directory that is watched or
+    /// unpacked into.
     Begun(Option<FileEntry>),
-    /// One entry; the last message.
+    /// One entry. This is the last message.
     Entry(FileEntry),
-    /// Some of a list.
+    /// A part of a list.
     Entries(#[serde(with = "capped::List::<MAX_ENTRIES>")] Vec<FileEntry>),
-    /// Some changes, oldest first.
+    /// Changes, oldest first.
     Changes(#[serde(with = "capped::List::<MAX_CHANGES>")] Vec<FileChange>),
-    /// All is done; the last message.
+    /// The operation is complete. This is the last message.
     Done(FileTotals),
-    /// It failed; the last message.
+    /// The operation failed. This is the last message.
     Failed(FileFailure),
-    /// One file with all that is known of it; the last message.
+    /// One file with all details. This is the last message.
     Details(FileDetails),
-    /// Some of a list.
+    /// A part of a list.
     DetailsPage(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<FileDetails>),
-    /// Some changes, oldest first.
+    /// Changes, oldest first.
     Observed(#[serde(with = "capped::List::<MAX_DETAILS>")] Vec<Observation>),
 }
 
 impl FileReply {
-    /// The wire version that first had it.
+    /// Returns the first wire version that has it.
     pub(super) fn since(&self) -> u8 {
         match self {
             Self::Details(_) | Self::DetailsPage(_) | Self::Observed(_) => SINCE_FILE_DETAILS,
@@ -244,50 +252,50 @@ impl FileReply {
     }
 }
 
-/// Why something could not be done with a file.
+/// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileFailure {
-    /// For programs.
+    /// Kind of the failure, for programs.
     pub kind: FileErrorKind,
-    /// What the kernel said, where it said something.
+    /// The error of the kernel, if it returned one.
     pub errno: Option<i32>,
-    /// The file that it was about.
+    /// The file that caused the failure.
     pub path: Option<FilePath>,
-    /// What was tried and what is wrong with it, for people.
+    /// What failed and why, for users.
     #[serde(with = "capped::Text::<MAX_FILE_FAILURE>")]
     pub message: String,
 }
 
-/// Kinds of failure.
+/// The kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileErrorKind {
-    /// Nothing there.
+    /// The file does not exist.
     NotFound,
-    /// Something there already.
+    /// The path exists already.
     AlreadyExists,
-    /// A directory where none may be.
+    /// The path is a directory, which is not allowed here.
     IsADirectory,
-    /// No directory where one must be.
+    /// The path is not a directory.
     NotADirectory,
-    /// A directory that is not empty.
+    /// The directory is not empty.
     NotEmpty,
-    /// The user may not.
+    /// The user lacks the permission.
     PermissionDenied,
     /// The disk or the user's quota is full.
     NoSpace,
-    /// The file system cannot be written.
+    /// The file system is read-only.
     ReadOnly,
-    /// Neither a regular file nor a directory.
+    /// The file is neither a regular file nor a directory.
     NotAFile,
     /// The guest has no such user or group.
     NoSuchUser,
     /// A name or path is too long, or leads through too many symbolic links.
     BadPath,
-    /// The archive is damaged, or holds what is not taken from one.
+    /// The archive is damaged, or contains something that is not unpacked.
     BadArchive,
     /// The guest is out of memory, processes, open files or watches.
     Resources,
-    /// The host's messages make no sense here.
+    /// The host's message is invalid here.
     BadRequest,
     /// Anything else; the message says what.
     Other,

@@ -1,25 +1,25 @@
-//! What the processes of a sandbox may have together, and each of them.
+//! Limits of a sandbox's processes, together and of each.
 //!
-//! The guest's kernel keeps these, so they protect a sandbox from its own programs, and its agent from a fork bomb; root
-//! in the guest can undo them. What protects the host from a guest is the machine's own size and its share of the
-//! processor, which no guest has a say in.
+//! The guest's kernel enforces these limits. So they protect a sandbox from its own programs, and
+//! its agent from a fork bomb, and root of the guest can remove them. The size of the machine and
+//! its share of the processor protect the host, and no guest can change those.
 
 use crate::machine::MemorySize;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Why a number is not a limit.
+/// Why a number is not a valid limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
-    /// Processes.
+    /// The number of processes is out of range.
     #[error("invalid number of processes {0}: must be between {min} and {max}", min = ProcessCount::MIN, max = ProcessCount::MAX)]
     Processes(u32),
-    /// Open files.
+    /// The number of open files is out of range.
     #[error("invalid number of open files {0}: must be between {min} and {max}", min = FileCount::MIN, max = FileCount::MAX)]
     Files(u32),
 }
 
-/// Most processes and threads that a sandbox may have at a time.
+/// Maximum number of processes and threads of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct ProcessCount(u32);
@@ -27,10 +27,10 @@ pub struct ProcessCount(u32);
 impl ProcessCount {
     /// The minimum: the process of the request itself.
     pub const MIN: u32 = 1;
-    /// Most: below `pid_max` of a guest, less what its kernel and the agent need.
+    /// The maximum, below `pid_max` of a guest minus what its kernel and the agent need.
     pub const MAX: u32 = 30_000;
-    /// How many more than are allowed there may be, so that commands of the host can still be run when a sandbox has as
-    /// many processes as it may.
+    /// Number of additional processes, so that the host can still run commands in a sandbox at its
+    /// limit.
     pub const RESERVE: u32 = 32;
 
     /// Returns the default: four for each MiB of memory, clamped to 256-4096. A guest's kernel by itself allows about eight
@@ -40,7 +40,7 @@ impl ProcessCount {
         Self(u32::try_from(memory.mib()).unwrap_or(u32::MAX).saturating_mul(4).clamp(256, 4096))
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
@@ -67,18 +67,18 @@ impl fmt::Display for ProcessCount {
     }
 }
 
-/// Most files that one process may have open.
+/// Maximum number of open files of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct FileCount(u32);
 
 impl FileCount {
-    /// Fewest: standard streams, and what a dynamic loader opens.
+    /// The minimum: standard streams, and the files that a dynamic loader opens.
     pub const MIN: u32 = 8;
-    /// Most: `fs.nr_open` of a guest.
+    /// The maximum: `fs.nr_open` of a guest.
     pub const MAX: u32 = 1 << 20;
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u32 {
         self.0
@@ -105,23 +105,23 @@ impl fmt::Display for FileCount {
     }
 }
 
-/// See the module.
+/// The limits of a sandbox's processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessLimits {
-    /// Processes and threads together, but for the agent's own and [`ProcessCount::RESERVE`].
+    /// Processes and threads together, except those of the agent and [`ProcessCount::RESERVE`].
     pub processes: ProcessCount,
-    /// Open files of each process started from here on, as soft and hard limit; without it what the agent gives.
+    /// Open files of each new process, as soft and hard limit. If absent, the agent's default.
     pub files: Option<FileCount>,
 }
 
-/// Which limits the sandbox's programs met since a host was last told. A guest's word: its root can withhold it or make
-/// it up.
+/// Which limits the sandbox's programs have reached since the last report. The report comes from
+/// the guest: its root can suppress or invent it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsHit {
-    /// How often a process could not be started because there were [`ProcessLimits::processes`].
+    /// How often a process was refused because of [`ProcessLimits::processes`].
     pub processes_refused: u64,
-    /// How many processes the kernel killed because memory ran out.
+    /// Number of processes that the kernel killed because memory ran out.
     pub killed_for_memory: u64,
-    /// The disk has no room left, and had some when this was last told.
+    /// Whether the disk is full, and was not at the last report.
     pub disk_is_full: bool,
 }

@@ -1,4 +1,4 @@
-//! Host <-> guest agent: one vsock connection per request, host speaks first.
+//! Host <-> guest agent: one vsock connection per request, on which the host sends first.
 //!
 //! ```text
 //! host                                   agent
@@ -9,14 +9,14 @@
 //! Signal, Resize, StdinEof         ->
 //!                                  <-    Exited             (last message; then the agent closes)
 //! ```
-//! A process can be found again on other connections, by its PID ([`process`]):
+//! Other connections can find a process again by its PID ([`process`]):
 //! ```text
-//! ListProcesses{after}             ->    Processes         (asked again while there are more)
+//! ListProcesses{after}             ->    Processes         (repeated while there are more)
 //! Attach{pid, ...}                 ->    Attached, then output and Exited as above; Stdin, Signal, Resize as above
 //! SignalProcess{pid, signal}       ->    Signalled
 //! ```
-//! A request for files has a separate connection ([`files`]).
-//! A connection can become one to a TCP port of the guest's loopback ([`port`]):
+//! A request about files has a separate connection ([`files`]). A connection can become a relay to
+//! a TCP port of the guest's loopback ([`port`]):
 //! ```text
 //! Connect{port}                    ->
 //!                                  <-    Connected | Failed
@@ -24,9 +24,9 @@
 //! The host sends nothing between `Connect` and `Connected`. After that, both directions carry the program's bytes without
 //! frames, and each direction is closed separately (vsock SHUTDOWN).
 //!
-//! Output is held back by vsock credit: a host that does not read stalls the process and nothing grows. Input is held
-//! back by [`AgentMessage::StdinCredit`], so that control messages behind it are never stuck: the host may have at
-//! most [`STDIN_WINDOW`] bytes sent and not yet credited.
+//! The credit of vsock limits output: if a host does not read, the process blocks and nothing
+//! grows. [`AgentMessage::StdinCredit`] limits input, so that control messages behind it are never
+//! stuck: the host may have sent at most [`STDIN_WINDOW`] bytes that are not credited yet.
 //!
 //! Postcard numbers enum variants by position: **append, never reorder or remove**. The golden file in this crate's
 //! tests pins the bytes.
@@ -57,64 +57,69 @@ use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
 
-/// vsock port the agent listens on.
+/// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
 
-/// Largest message from the host in bytes: room for a full argv and environment.
+/// Maximum size of a message from the host in bytes: room for a complete argv and environment.
 pub const MAX_HOST_MESSAGE: usize = 2 << 20;
 
-/// Largest message from the agent in bytes. The guest is hostile: small.
+/// Maximum size of a message from the agent in bytes. It is small because the guest is hostile.
 pub const MAX_AGENT_MESSAGE: usize = 64 * 1024;
 
-/// Bytes of stdin that may be under way without credit.
+/// Number of bytes of stdin that the host may send without credit.
 pub const STDIN_WINDOW: u32 = 256 * 1024;
 
-/// What the host sends.
+/// A message of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostMessage {
-    /// First on every connection.
+    /// The first message on every connection.
     Hello {
-        /// Oldest wire version that the host speaks.
+        /// Oldest wire version of the host.
         oldest: u8,
-        /// Newest.
+        /// Newest wire version of the host.
         newest: u8,
     },
-    /// Answered by [`AgentMessage::Pong`].
+    /// The agent responds with [`AgentMessage::Pong`].
     Ping,
-    /// Run a process on this connection.
+    /// Runs a process on this connection.
     Exec(ExecRequest),
-    /// No more stdin follows.
+    /// Ends stdin.
     StdinEof,
-    /// Send a signal to the process group of this connection's process.
+    /// Sends a signal to the process group of this connection's process.
     Signal(SignalNumber),
-    /// The host's terminal changed size.
+    /// The size of the host's terminal changed.
     Resize(TerminalSize),
-    /// The first message after every restore or fork.
+    /// Sets the identity. The first message after every restore or fork.
     SetIdentity(GuestIdentity),
-    /// Shut the machine down gracefully: processes get SIGTERM, filesystems are synced, the machine resets.
+    /// Shuts the machine down gracefully: processes get SIGTERM, file systems are synced, the
+    /// machine resets.
     Shutdown {
-        /// How long processes have between SIGTERM and SIGKILL, in milliseconds.
+        /// Time between SIGTERM and SIGKILL, in milliseconds.
         grace_ms: u32,
     },
-    /// Answered by [`AgentMessage::Processes`]: those with a PID above `after`, in ascending order.
+    /// The agent responds with [`AgentMessage::Processes`]: those with a PID above `after`, in
+    /// ascending order.
     ListProcesses {
-        /// 0 for the first page, then the last PID of the page before.
+        /// 0 for the first page, then the last PID of the previous page.
         after: u32,
     },
-    /// Take part in a process from here, also one that another connection started.
+    /// Attaches to a process, which another connection may have started.
     Attach(AttachRequest),
-    /// Signal the process group of a process. Answered by [`AgentMessage::Signalled`].
+    /// Signals the process group of a process. The agent responds with [`AgentMessage::Signalled`].
     SignalProcess {
-        /// Its PID.
+        /// PID of the process.
         pid: u32,
-        /// What to send.
+        /// The signal.
         signal: SignalNumber,
     },
-    /// Do something with files; the connection is for nothing else from here on. Answered by [`AgentMessage::File`].
+    /// Requests an operation on files, for which the connection is then used. The agent responds
+    /// with [`AgentMessage::File`].
     Files(FileRequest),
-    /// Make this connection one to a TCP port of the guest. Answered by [`AgentMessage::Connected`].
+    /// Turns this connection into a relay to a TCP port of the guest. The agent responds with
+    /// [`AgentMessage::Connected`].
     Connect(PortRequest),
-    /// What the sandbox's processes may have from here on. Answered by [`AgentMessage::LimitsSet`].
+    /// Sets the limits of the sandbox's processes. The agent responds with
+    /// [`AgentMessage::LimitsSet`].
     SetLimits(ProcessLimits),
 }
 
@@ -131,56 +136,59 @@ impl Message for HostMessage {
     }
 }
 
-/// What the agent sends.
+/// A message of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentMessage {
-    /// Answer to [`HostMessage::Hello`]: the version spoken from here on.
+    /// Response to [`HostMessage::Hello`], with the version of this connection.
     Hello {
         /// Agreed wire version.
         version: u8,
     },
-    /// Answer to [`HostMessage::Ping`].
+    /// Response to [`HostMessage::Ping`].
     Pong,
-    /// The process exists.
+    /// The process was started.
     Started {
         /// Its PID in the guest.
         pid: u32,
     },
-    /// The process took this many bytes of stdin: as many more may be sent.
+    /// The process has read this number of bytes of stdin, so the host may send as many more.
     StdinCredit {
-        /// Bytes.
+        /// Number of bytes.
         bytes: u32,
     },
-    /// The process is gone and all its output was sent.
+    /// The process has ended, and all its output was sent.
     Exited(ExitStatus),
-    /// [`HostMessage::SetIdentity`] is in force.
+    /// The identity of [`HostMessage::SetIdentity`] was set.
     IdentitySet,
     /// [`HostMessage::Shutdown`] has begun.
     ShuttingDown,
     /// The request failed; the connection closes.
     Failed(Failure),
-    /// Answer to [`HostMessage::ListProcesses`].
+    /// Response to [`HostMessage::ListProcesses`].
     Processes(ProcessPage),
-    /// Answer to [`HostMessage::Attach`]; output follows as asked for.
+    /// Response to [`HostMessage::Attach`]. The requested output follows.
     Attached(Attached),
-    /// At this place of the output, this many bytes are missing: no host read them in time, and they were not kept.
+    /// At this position of the output, this number of bytes is missing: no host read them in time,
+    /// and they were not kept.
     OutputDropped {
-        /// Bytes of stdout and stderr together.
+        /// Number of bytes of stdout and stderr together.
         bytes: u64,
     },
-    /// All that was kept of the output was sent and the process has not ended: the last message to
+    /// All kept output was sent and the process is still running. This is the last message for
     /// [`process::View::Kept`].
     RunsOn,
-    /// Answer to [`HostMessage::SignalProcess`].
+    /// Response to [`HostMessage::SignalProcess`].
     Signalled,
-    /// Answer to [`HostMessage::Files`].
+    /// Response to [`HostMessage::Files`].
     File(FileReply),
-    /// Answer to [`HostMessage::Connect`], and the last frame: what follows are the program's bytes.
+    /// Response to [`HostMessage::Connect`], and the last frame. All following bytes are those of
+    /// the program.
     Connected,
-    /// [`HostMessage::SetLimits`] is in force.
+    /// The limits of [`HostMessage::SetLimits`] were set.
     LimitsSet,
-    /// The sandbox's programs met limits since a host was last told so. Before [`Self::Exited`] of a process that a host
-    /// attends from its start and that ended other than with 0; never to hosts of an older version.
+    /// The sandbox's programs have reached limits since the last report. It is sent before
+    /// [`Self::Exited`] of a process that a host attended from its start and that did not end with
+    /// 0. Hosts of older versions never receive it.
     LimitsHit(LimitsHit),
 }
 
@@ -204,12 +212,12 @@ impl Message for AgentMessage {
     }
 }
 
-/// What makes one restored machine differ from the next.
+/// The values that distinguish a restored machine from others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestIdentity {
-    /// Wall clock, nanoseconds since the Unix epoch, read as late as possible.
+    /// Wall clock in nanoseconds since the Unix epoch, read as late as possible.
     pub wall_clock_ns: u64,
-    /// Fresh host entropy for the guest kernel's RNG.
+    /// New entropy of the host for the guest kernel's random numbers.
     pub entropy: [u8; 32],
     /// Hostname, and machine-id derived from the same sandbox ID.
     pub hostname: crate::ids::SandboxName,
@@ -220,14 +228,14 @@ pub struct GuestIdentity {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// For programs.
+    /// Kind of the failure, for programs.
     pub kind: FailureKind,
-    /// For people; cut to [`MAX_FAILURE_TEXT`] bytes when it is sent.
+    /// Message for users. It is cut to [`MAX_FAILURE_TEXT`] bytes when it is sent.
     #[serde(with = "capped::Text::<MAX_FAILURE_TEXT>")]
     pub message: String,
 }
 
-/// Cap on [`Failure::message`], in bytes.
+/// Maximum length of [`Failure::message`] in bytes.
 pub const MAX_FAILURE_TEXT: usize = 4096;
 
 /// Kinds of failure.
@@ -243,14 +251,14 @@ pub enum FailureKind {
     NoSuchUser,
     /// Argument list too long, too many processes or no memory in the guest.
     Resources,
-    /// The message makes no sense here.
+    /// The message is invalid here.
     BadRequest,
-    /// No wire version in common.
+    /// Host and agent have no wire version in common.
     UnsupportedVersion,
     /// Anything else; the message says what.
     Internal,
-    /// No host started a process with this PID, or it was forgotten since it ended.
+    /// No host started a process with this PID, or it ended and was forgotten.
     NoSuchProcess,
-    /// Nothing in the guest listens on the port.
+    /// No program in the guest listens on the port.
     ConnectionRefused,
 }

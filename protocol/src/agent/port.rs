@@ -1,6 +1,7 @@
-//! Connections to programs in the guest: what a host asks for.
+//! Connections to programs in the guest.
 //!
-//! A port is one of the guest's loopback: whatever else a guest's program listens on is for the guest alone.
+//! Only ports of the guest's loopback can be reached. Other addresses on which a program listens
+//! are for the guest only.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ pub struct PortNumber(u16);
 pub struct PortError;
 
 impl PortNumber {
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u16 {
         self.0
@@ -42,7 +43,7 @@ impl std::fmt::Display for PortNumber {
     }
 }
 
-/// What to connect to: 127.0.0.1, and where nothing listens there, ::1.
+/// The target of a connection: 127.0.0.1 or, if no program listens there, ::1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRequest {
     /// The port.

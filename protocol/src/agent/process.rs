@@ -1,54 +1,55 @@
-//! Processes found again by their PID: what is listed of them, and what taking part in one means.
+//! Processes that are found again by their PID: their list, and how to attach to one.
 //!
-//! Only processes that a host had started are ever listed, attached to or signalled; the agent knows no others. What it
-//! says of them is a guest's word: capped here, and for people to look at only.
+//! Only processes that a host started are listed, attached to or signalled. The agent knows no
+//! others. Its reports come from a guest, so their size is limited here, and they are only for
+//! users to read.
 
 use super::exec::{ExitStatus, TerminalSize};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
-/// Most processes in one [`ProcessPage`].
+/// Maximum number of processes in one [`ProcessPage`].
 pub const MAX_PAGE: usize = 32;
 
-/// Most arguments shown of a process.
+/// Maximum number of arguments that are shown of a process.
 pub const MAX_SHOWN_ARGUMENTS: usize = 32;
 
-/// Most bytes shown of one argument.
+/// Maximum number of bytes that are shown of one argument.
 pub const MAX_SHOWN_TEXT: usize = 1024;
 
-/// Some of the processes, in ascending order of PID.
+/// A part of the list of processes, in ascending order of PID.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessPage {
-    /// At most [`MAX_PAGE`].
+    /// The processes, at most [`MAX_PAGE`].
     #[serde(with = "capped::List::<MAX_PAGE>")]
     pub processes: Vec<ProcessInfo>,
-    /// There are others above the last of these.
+    /// Whether there are processes with higher PIDs.
     pub more: bool,
 }
 
-/// A process that a host had started: one that runs, or one that ended and is remembered.
+/// A process that a host started. It runs, or it has ended and is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessInfo {
     /// Its PID in the guest.
     pub pid: u32,
-    /// What it was started as; long arguments and long lists are cut.
+    /// The command that it was started with. Long arguments and long lists are cut.
     #[serde(with = "capped::List::<MAX_SHOWN_ARGUMENTS>")]
     pub argv: Vec<ShownText>,
-    /// Something of `argv` is missing.
+    /// Whether a part of `argv` is missing.
     pub argv_is_cut: bool,
     /// Milliseconds since it was started, by the guest's monotonic clock.
     pub age_ms: u64,
     /// Whether it runs.
     pub state: ProcessState,
-    /// Its stdin takes input.
+    /// Whether its stdin accepts input.
     pub stdin_is_open: bool,
-    /// It was given a terminal.
+    /// Whether it has a terminal.
     pub has_terminal: bool,
-    /// Connections that take part in it now.
+    /// Number of connections that are attached to it.
     pub connections: u32,
-    /// Bytes of its output that are kept.
+    /// Size of its kept output in bytes.
     pub kept_bytes: u64,
-    /// Bytes of its output that were kept no longer, or never.
+    /// Number of bytes of its output that are not kept any more, or never were.
     pub dropped_bytes: u64,
 }
 
@@ -56,50 +57,54 @@ pub struct ProcessInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShownText(#[serde(with = "capped::Text::<MAX_SHOWN_TEXT>")] pub String);
 
-/// What a process does.
+/// The state of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
-    /// It has not ended.
+    /// It is running.
     Running,
-    /// It has.
+    /// It has ended.
     Ended {
-        /// How.
+        /// How it ended.
         status: ExitStatus,
         /// Milliseconds since then, by the guest's monotonic clock.
         ago_ms: u64,
     },
 }
 
-/// How to take part in a process.
+/// How to attach to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachRequest {
-    /// Its PID.
+    /// PID of the process.
     pub pid: u32,
-    /// What to be shown of it.
+    /// The output to receive.
     pub view: View,
-    /// Feed its stdin, in place of whichever connection did so far: what that one still sends is dropped. A host whose
-    /// connection ended unnoticed is thus no obstacle.
+    /// Whether to feed its stdin. The connection that fed it before is replaced, and its later
+    /// input is dropped. So a host whose connection ended unnoticed does not block others.
     pub stdin: bool,
-    /// It has a terminal, which is to be of this size.
+    /// The new size of its terminal.
     pub terminal: Option<TerminalSize>,
 }
 
-/// What a connection is shown of a process. Whatever the view, the end of the connection is none of the process.
+/// The output of a process that a connection receives. In all cases, the end of the connection does
+/// not end the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum View {
-    /// What is kept of its output, all that follows, its end. The process waits for a host that reads slowly.
+    /// The kept output, all later output, and the exit status. The process waits for a host that
+    /// reads slowly.
     Attend,
-    /// The same, but the process does not wait: a host that reads slowly receives the number of bytes that it missed.
+    /// As [`Self::Attend`], but the process does not wait: a host that reads slowly receives the
+    /// number of missing bytes.
     Follow,
-    /// What is kept of its output, and its end if it has ended.
+    /// The kept output, and the exit status if it has ended.
     Kept,
-    /// Its end alone.
+    /// Only the exit status.
     End,
 }
 
-/// How a connection takes part.
+/// The result of attaching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
-    /// Bytes of stdin that may be sent; nothing when its stdin is not this connection's to feed.
+    /// Number of bytes of stdin that may be sent. None if this connection does not feed the
+    /// process.
     pub stdin_credit: Option<u32>,
 }

@@ -1,17 +1,18 @@
-//! Text that the guest hands to a C interface: without a NUL, and no longer than Linux accepts.
+//! Text for a C interface of the guest: without NUL, and no longer than Linux accepts.
 
 use serde::{Deserialize, Serialize};
 
-/// Longest single argument or environment string, in bytes without its NUL (Linux `MAX_ARG_STRLEN` less one).
+/// Maximum length of an argument or environment string, in bytes without its NUL (Linux
+/// `MAX_ARG_STRLEN` minus one).
 pub const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 
-/// Why a byte string cannot be handed to a C interface.
+/// Why bytes cannot be passed to a C interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CTextError {
-    /// Contains a NUL byte.
+    /// They contain a NUL byte.
     #[error("contains a NUL byte at offset {0}")]
     Nul(usize),
-    /// Too long for one exec argument.
+    /// They are too long for one argument.
     #[error("{0} bytes is longer than the {MAX_ARGUMENT} bytes that Linux accepts in one argument")]
     TooLong(usize),
 }
@@ -22,7 +23,7 @@ pub enum CTextError {
 pub struct CText(Vec<u8>);
 
 impl CText {
-    /// The bytes, without a terminating NUL.
+    /// Returns the bytes, without a terminating NUL.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -1,24 +1,27 @@
-//! Versions of the host <-> agent wire: the current one, and the first that had each feature.
+//! Versions of the host <-> agent wire: the current one, and the first version that has each
+//! feature.
 
 use crate::frame::Wire;
 
-/// The host <-> agent wire. A snapshot freezes an agent, so hosts keep reading every version from `oldest` on.
+/// The host <-> agent wire. A snapshot contains an agent, so hosts keep reading all versions from
+/// `oldest` on.
 pub const WIRE: Wire = Wire { magic: *b"SA", version: 5, oldest: 1 };
 
-/// The version that first had processes found again by PID: listed, attached to, signalled, their output kept.
+/// The first version in which processes can be found by PID: listed, attached to, signalled, and
+/// their output kept.
 pub const SINCE_PROCESSES: u8 = 2;
 
-/// The version that first had [`files`].
+/// The first version with [`files`].
 pub const SINCE_FILES: u8 = 3;
 
-/// The version that first connected hosts to TCP ports of the guest.
+/// The first version with connections to TCP ports of the guest.
 pub const SINCE_PORTS: u8 = 3;
 
-/// The version that first had the number and the open files of processes limited.
+/// The first version that limits the number and the open files of processes.
 pub const SINCE_LIMITS: u8 = 3;
 
-/// The version that first told hosts which limits programs met.
+/// The first version that reports which limits programs reached.
 pub const SINCE_LIMITS_HIT: u8 = 4;
 
-/// The version that first described files with [`details`], and wrote metadata.
+/// The first version that describes files with [`details`] and writes metadata.
 pub const SINCE_FILE_DETAILS: u8 = 5;

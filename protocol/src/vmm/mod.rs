@@ -1,5 +1,6 @@
-//! Manager <-> VMM: a Unix stream. The launch channel (the VMM's stdin) starts with [`LaunchConfig`] and every open
-//! file it names; later the same messages flow on it as on the control socket.
+//! Manager <-> VMM: a Unix stream. The launch channel (the VMM's stdin) starts with
+//! [`LaunchConfig`] and all open files that it names. Later it carries the same messages as the
+//! control socket.
 //!
 //! Requests are answered in order, one [`VmmMessage::Reply`] each. A connection that asked to [`ControlRequest::Watch`]
 //! (the launch channel always does) also gets [`VmmMessage::Event`]s between replies.
@@ -47,22 +48,23 @@ use serde::{Deserialize, Serialize};
 /// The manager <-> VMM wire.
 pub const WIRE: Wire = Wire { magic: *b"SC", version: 2, oldest: 1 };
 
-/// Asked of a VMM.
+/// A request to a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlRequest {
-    /// Let the vCPUs run for the first time.
+    /// Starts the vCPUs for the first time.
     Start,
-    /// Stop all vCPUs between two instructions.
+    /// Stops all vCPUs between two instructions.
     Pause,
-    /// Let all vCPUs run again.
+    /// Lets all vCPUs run again.
     Resume,
-    /// End the machine now (the manager asks the agent first when it wants an orderly end).
+    /// Ends the machine immediately. The manager asks the agent before if it wants an orderly end.
     Stop,
-    /// Counters.
+    /// Requests the counters.
     Stats,
-    /// Send events on this connection from now on. The first event is the current phase.
+    /// Sends events on this connection from now on. The first event is the current phase.
     Watch,
-    /// Answered by [`ControlReply::Snapshot`] once everything is written.
+    /// Takes a snapshot. The VMM responds with [`ControlReply::Snapshot`] when everything is
+    /// written.
     Snapshot(SnapshotRequest),
     /// [`Self::Fork`] as a VMM of version 1 reads it.
     ForkV1(v1::ForkRequest),
@@ -70,16 +72,20 @@ pub enum ControlRequest {
     ResetV1(v1::ResetRequest),
     /// Answered by [`ControlReply::Timeline`].
     Timeline,
-    /// Let the machine live on when the launch channel closes, whatever [`LaunchConfig::tie_to_launcher`] said.
+    /// Keeps the machine running when the launch channel closes, whatever
+    /// [`LaunchConfig::tie_to_launcher`] was.
     Untie,
-    /// Answered by [`ControlReply::Done`] once the layers are merged and that is durable.
+    /// Merges layers. The VMM responds with [`ControlReply::Done`] when they are merged and
+    /// durable.
     MergeLayers(MergeLayersRequest),
-    /// Put what was merged on this connection in the place of the layers it was merged from: in force when this is
-    /// answered. Refused when a snapshot, fork or reset came in between.
+    /// Replaces layers by the files into which this connection merged them, with effect from the
+    /// response on. Refused if a snapshot, fork or reset came in between.
     UseMerged,
-    /// Take no more than this from the guest from now on; forks of the machine begin with it.
+    /// Limits the rate of the guest's output from now on. Forks of the machine start with this
+    /// limit.
     LimitOutput(OutputRate),
-    /// Serve the guest's disks no faster than this from now on; forks of the machine begin with it.
+    /// Limits the rates of the guest's disks from now on. Forks of the machine start with these
+    /// limits.
     LimitDisk(DiskLimits),
     /// Answered by [`ControlReply::Fork`] once the children exist.
     Fork(ForkRequest),
@@ -112,46 +118,46 @@ impl ControlRequest {
     }
 }
 
-/// Sent by a VMM.
+/// A message of a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmMessage {
-    /// Answer to the oldest unanswered request.
+    /// Response to the oldest request without one.
     Reply(ControlReply),
-    /// To watchers.
+    /// An event, for connections that watch.
     Event(VmmEvent),
 }
 
-/// Answers.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlReply {
-    /// Done.
+    /// The request is complete.
     Done,
     /// Counters.
     Stats(Box<VmStats>),
-    /// Not done; the machine is as it was.
+    /// The request failed. The machine is unchanged.
     Failed {
-        /// What was tried and why it failed.
+        /// What failed and why.
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
-    /// A snapshot is written and durable.
+    /// A snapshot is complete and durable.
     Snapshot(SnapshotReport),
     /// The children exist.
     Fork(ForkReport),
-    /// How the machine came to life.
+    /// The times of the machine's start.
     Timeline(Timeline),
-    /// The machine is back where it began, and runs.
+    /// The machine was reset, and runs.
     Reset(ResetReport),
     /// Like [`Self::Failed`], to clients that speak version 2.
     Refused(Refusal),
 }
 
-/// Things that happen to a machine.
+/// An event of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmEvent {
     /// The phase changed.
     Phase(Phase),
-    /// The machine ended, or never began; the VMM process exits after this.
+    /// The machine has ended, or was never started. The VMM then exits.
     Ended(ExitReason),
 }
 

@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 /// Counters of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStats {
-    /// Where the machine is.
+    /// Phase of the machine.
     pub phase: Phase,
-    /// What executes guest ring 0.
+    /// What executes ring 0 of the guest.
     pub host_mode: HostMode,
-    /// One per vCPU.
+    /// Counters of each vCPU.
     #[serde(with = "capped::List::<{ VcpuCount::MAX as usize }>")]
     pub vcpus: Vec<VcpuStats>,
-    /// Nanoseconds from VMM process start to the first KVM_RUN, once there.
+    /// Nanoseconds from the start of the VMM process to the first KVM_RUN, if that has happened.
     pub first_run_ns: Option<u64>,
-    /// From VMM process start to the agent's listening, once there.
+    /// Cost from the start of the VMM process until the agent listened, if it does.
     pub boot: Option<BootMark>,
     /// INT3 instructions emulated by the VMM because KVM could not.
     pub int3_emulated: u64,
@@ -27,43 +27,45 @@ pub struct VmStats {
     pub fwait_skipped: u64,
 }
 
-/// When a machine came to life: nanoseconds of CLOCK_MONOTONIC, which all processes of a host share.
+/// When the phases of a machine's start happened, in nanoseconds of CLOCK_MONOTONIC, which all
+/// processes of a host share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// The VMM's process began.
+    /// The VMM's process started.
     pub process_start: u64,
-    /// It was confined but for its system calls, and ready to be told what machine to build.
+    /// It was confined, except for its system calls, and ready to receive its machine.
     pub confined: u64,
-    /// It knew.
+    /// It had received its machine.
     pub launched: u64,
-    /// The machine was built and its vCPUs waited to be let go, once there.
+    /// The machine was built and its vCPUs waited for the start, if that has happened.
     pub built: Option<u64>,
-    /// The first KVM_RUN, once there.
+    /// The first KVM_RUN, if that has happened.
     pub first_run: Option<u64>,
 }
 
-/// Counters of one vCPU, from KVM's own statistics (KVM_GET_STATS_FD) where this host keeps them.
+/// Counters of one vCPU, from KVM's statistics (KVM_GET_STATS_FD) if this host has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuStats {
-    /// Exits, all kinds.
+    /// Number of exits of all kinds.
     pub exits: u64,
-    /// Instructions that KVM emulated; with [`HostMode::Pvm`] this is the guest-kernel instructions executed.
+    /// Number of instructions that KVM emulated. With [`HostMode::Pvm`] these are the executed
+    /// guest-kernel instructions.
     pub insn_emulation: u64,
-    /// Interrupts injected.
+    /// Number of injected interrupts.
     pub irq_injections: u64,
-    /// Exits to this VMM's port handlers.
+    /// Number of exits to this VMM's port handlers.
     pub port_exits: u64,
-    /// Exits to this VMM's MMIO handlers.
+    /// Number of exits to this VMM's MMIO handlers.
     pub mmio_exits: u64,
 }
 
-/// What had been spent when the agent first listened.
+/// The cost until the agent first listened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootMark {
     /// Nanoseconds since the VMM process started.
     pub elapsed_ns: u64,
-    /// Sum over vCPUs of emulated instructions.
+    /// Number of emulated instructions of all vCPUs.
     pub insn_emulation: u64,
-    /// Sum over vCPUs of exits.
+    /// Number of exits of all vCPUs.
     pub exits: u64,
 }

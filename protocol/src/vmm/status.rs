@@ -1,30 +1,31 @@
-//! Where a machine is in its life and why it ended: what the status file, events and replies say of it.
+//! The phase of a machine and the reason of its end, in the status file, events and replies.
 
 use crate::{capped, machine::HostMode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use syscalls::Sysno;
 
-/// Longest message for people in a reply, an event or the status file, in bytes; longer ones are cut when sent.
+/// Maximum length in bytes of a message for users in a reply, an event or the status file. Longer
+/// ones are cut when sent.
 pub const MAX_TEXT: usize = 4096;
 
 /// Length of the status file in bytes. The text is padded with spaces, so that one write replaces the whole file and a
 /// reader never sees a mixture of two.
 pub const STATUS_LEN: usize = 1024;
 
-/// Where a machine is in its life.
+/// The phase of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Set up; no guest instruction was executed yet.
+    /// It is set up, and no guest instruction was executed yet.
     Created,
-    /// vCPUs run, the agent does not answer yet.
+    /// The vCPUs run, and the agent does not respond yet.
     Booting,
     /// The agent listens.
     Ready,
     /// All vCPUs stand still.
     Paused,
-    /// Over.
+    /// The machine has ended.
     Ended,
 }
 
@@ -38,7 +39,7 @@ pub enum ExitReason {
     /// Stopped through the control socket.
     #[error("stopped on request")]
     Stopped,
-    /// The process that launched the VMM is gone and the machine was tied to it.
+    /// The process that launched the VMM has ended, and the machine was tied to it.
     #[error("the launching process ended")]
     LauncherGone,
     /// The guest kernel panicked.
@@ -57,7 +58,7 @@ pub enum ExitReason {
         suberror: u32,
         /// Guest RIP.
         rip: u64,
-        /// Instruction bytes in hex, where KVM gave them.
+        /// Instruction bytes in hex, if KVM reported them.
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         bytes: String,
     },
@@ -87,33 +88,34 @@ pub enum ExitReason {
         /// Access size in bytes.
         size: u8,
     },
-    /// An exit this VMM has no use for.
+    /// An exit that this VMM does not support.
     #[error("unexpected KVM exit: {name}")]
     UnexpectedExit {
         /// Name of the exit.
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         name: String,
     },
-    /// The host failed the VMM: a KVM call, memory, a file.
+    /// The host failed: a KVM call, memory, a file.
     #[error("host failure: {message}")]
     HostFailure {
         /// What was tried and why it failed.
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
-    /// The configuration cannot make a machine.
+    /// No machine can have this configuration.
     #[error("cannot start: {message}")]
     BadConfig {
         /// What is wrong with it.
         #[serde(with = "capped::Text::<MAX_TEXT>")]
         message: String,
     },
-    /// The VMM made a system call that its filter refuses: a bug in the VMM, or it was taken over.
+    /// The VMM made a system call that its filter refuses: because of a bug, or because it was
+    /// taken over.
     #[error("ended by the system call filter: call {number} ({}) in {thread}", system_call_name(*number))]
     ForbiddenCall {
         /// Number of the call (x86-64).
         number: u32,
-        /// Who made it.
+        /// The kind of thread that made it.
         thread: VmmThread,
     },
     /// The guest's kernel powered the machine off, by reboot(2).
@@ -128,7 +130,7 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// True when nothing went wrong.
+    /// Returns true if nothing went wrong.
     #[must_use]
     pub fn is_orderly(&self) -> bool {
         matches!(self, Self::GuestShutdown | Self::Stopped | Self::LauncherGone)
@@ -138,19 +140,19 @@ impl ExitReason {
 /// Content of the status file, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmStatus {
-    /// PID of the VMM as it sees itself.
+    /// PID of the VMM in its own PID namespace.
     pub pid: u32,
-    /// Where the machine is.
+    /// Phase of the machine.
     pub phase: Phase,
-    /// What executes guest ring 0.
+    /// What executes ring 0 of the guest.
     pub host_mode: HostMode,
-    /// Why it ended, once it did.
+    /// Why the machine ended, if it has.
     pub reason: Option<ExitReason>,
-    /// Parts of the VMM's confinement that this host does not give, empty where all of it is in force.
+    /// Parts of the VMM's confinement that this host does not provide. Empty if all are in force.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<JailPart>,
-    /// The guest's kernel is of a build that does not leave out time in which the machine did not run: its clocks jump
-    /// after a pause or a restore, and a busy process may stand still for as long.
+    /// The guest's kernel does not hide time in which the machine did not run. So its clocks jump
+    /// after a pause or a restore, and a busy process may appear to stand still for that time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub clocks_jump: bool,
     /// The version of the wire that the VMM speaks. VMMs of version 1 do not say it.
@@ -167,15 +169,15 @@ fn is_first_version(version: &u8) -> bool {
     *version == 1
 }
 
-/// A part of the VMM's confinement that a host may withhold.
+/// A part of the VMM's confinement that a host may not provide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JailPart {
-    /// Users and groups that are none of the host's.
+    /// Users and groups that do not exist on the host.
     UserNamespace,
-    /// Mounts, network, IPC, host name and control groups of its own.
+    /// Separate mounts, network, IPC, host name and control groups.
     Namespaces,
-    /// An empty root in place of the host's files.
+    /// An empty root directory instead of the host's files.
     EmptyRoot,
     /// A user that no other process has.
     OwnUser,
@@ -192,7 +194,7 @@ impl fmt::Display for JailPart {
     }
 }
 
-/// A kind of thread of a VMM's.
+/// A kind of thread of a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmmThread {
@@ -205,7 +207,7 @@ pub enum VmmThread {
 }
 
 impl VmmThread {
-    /// As JSON has it.
+    /// Returns the name in JSON.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -226,7 +228,8 @@ impl fmt::Display for VmmThread {
     }
 }
 
-/// Returns the name of an x86-64 system call, for people; "unknown" for a call that is newer than the table.
+/// Returns the name of an x86-64 system call for users, or "unknown" for a call that is newer than
+/// the table.
 #[must_use]
 pub fn system_call_name(number: u32) -> &'static str {
     usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name())

@@ -1,22 +1,23 @@
-//! Users of VMMs that root starts: chosen by the VMM, known to the manager.
+//! The users of VMMs that root starts. The VMM chooses its user, and the manager knows the range.
 
-/// First of them: above all that systemd gives to containers, below 2^31.
+/// The first user: above all that systemd uses for containers, and below 2^31.
 const FIRST: u32 = 0x7000_0000;
-/// One more than the highest process ID that Linux gives.
+/// The highest process ID of Linux plus one.
 const PROCESSES: u32 = 1 << 22;
 
-/// User and group where the host has no such range, as in a container with some 65536 users. Not `nobody`: NFS and others
-/// use that one.
+/// User and group if the host lacks such a range, as in a container with some 65536 users. Not
+/// `nobody`, which NFS and others use.
 pub const SHARED: u32 = 64_738;
 
-/// The user of the VMM that was started as process `pid`, and of its live forks. No two that live at a time are the same,
-/// live forks apart: a number is not given again while a session bears it, and a VMM's forks stay in the session it made.
+/// Returns the user of the VMM that was started as process `pid`, and of its live forks. No two
+/// VMMs at the same time have the same user, except live forks: Linux does not reuse a process ID
+/// while a session has it, and the forks of a VMM stay in its session.
 #[must_use]
 pub const fn of_vmm(pid: u32) -> u32 {
     FIRST + pid % PROCESSES
 }
 
-/// True of a user that only a VMM has.
+/// Returns true for a user that only a VMM has.
 #[must_use]
 pub const fn is_of_vmm(user: u32) -> bool {
     user == SHARED || (user >= FIRST && user - FIRST < PROCESSES)

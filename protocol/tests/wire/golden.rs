@@ -1,5 +1,6 @@
-//! The golden files: the exact bytes of every frame header and of every message variant, in the file of the version that
-//! first had it (`wire-v1.txt` and on), and of the status file (`status-v1.txt`). Read in both directions: what we write is what is pinned, and what is pinned we still read.
+//! The golden files: the exact bytes of every frame header and of every message variant, each in
+//! the file of the version that first had it (`wire-v1.txt` and so on), and of the status file
+//! (`status-v1.txt`). Both directions are tested: this build writes these bytes, and it reads them.
 
 use crate::samples::{self, Sample, WireMessage};
 use sandboxvm_protocol::{
@@ -40,7 +41,7 @@ fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// Versions of the wires, each with a golden file of what it brought.
+/// Versions of the wires. Each has a golden file with its new messages.
 const VERSIONS: [u8; 5] = [1, 2, 3, 4, 5];
 
 fn wire_file(version: u8) -> String {
@@ -61,7 +62,7 @@ fn message_lines<T: WireMessage>(wire: Wire, type_name: &str, cap: usize, sample
     }
 }
 
-/// Label, content, variants covered.
+/// Label, content, and variants that the sample shows.
 type Lines = Vec<(String, String, String)>;
 
 fn wire_lines() -> Lines {
@@ -73,7 +74,7 @@ fn wire_lines() -> Lines {
             ("stdout", FrameKind::Stdout),
             ("stderr", FrameKind::Stderr),
         ] {
-            // A compile-time tripwire like `variants!`: FrameKind has no other kinds than the four above.
+            // As `variants!`, this fails to compile if FrameKind gets another kind.
             match kind {
                 FrameKind::Message | FrameKind::Stdin | FrameKind::Stdout | FrameKind::Stderr => {}
             }
@@ -105,7 +106,7 @@ fn read_wires() -> BTreeMap<String, String> {
     VERSIONS.iter().flat_map(|version| read_golden(&wire_file(*version), 3)).collect()
 }
 
-/// Every line of `name` by its label, the first `label_words` words of it.
+/// Returns every line of `name` by its label, which is its first `label_words` words.
 fn read_golden(name: &str, label_words: usize) -> BTreeMap<String, String> {
     let path = golden_path(name);
     let text = std::fs::read_to_string(&path)
@@ -155,7 +156,7 @@ fn compare(name: &str, header: &str, label_words: usize, lines: &Lines) {
 }
 
 #[test]
-fn the_wires_are_the_golden_bytes() {
+fn the_wires_match_the_golden_bytes() {
     for version in VERSIONS {
         let mut lines = wire_lines();
         lines.retain(|(label, ..)| label.contains(&format!(" v{version} ")));
@@ -165,7 +166,7 @@ fn the_wires_are_the_golden_bytes() {
 }
 
 #[test]
-fn the_status_file_is_the_golden_json() {
+fn the_status_file_matches_the_golden_json() {
     compare("status-v1.txt", STATUS_HEADER, 1, &status_lines());
 }
 

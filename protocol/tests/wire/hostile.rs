@@ -1,72 +1,40 @@
-//! A peer that sends anything at all: the answer is an error, once and for ever, and never a panic.
+//! A peer that sends any bytes: the receiver returns an error, always the same one from then on,
+//! and never panics. The fuzz target for frames checks that, and these tests call it with random
+//! and nearly valid streams.
 
-use crate::{samples, strategies::*};
+#[path = "../../../tests/fuzz-targets/src/frame_decode.rs"]
+mod frame_decode;
+
+use crate::strategies::*;
 use proptest::{collection::vec, prelude::*};
 use sandboxvm_protocol::{
     agent::{self, *},
-    frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
+    frame::{FrameDecoder, FrameError, HEADER_LEN, Wire},
     vmm::{self, *},
 };
 
-/// Feeds `chunks` as a receiver does, decoding every message as every type it could be.
-fn receive(wire: Wire, cap: usize, chunks: &[Vec<u8>]) {
-    let mut decoder = FrameDecoder::new(wire, cap);
-    let mut failed = None;
-    for chunk in chunks {
-        decoder.push(chunk);
-        loop {
-            match decoder.next_frame() {
-                Ok(None) => break,
-                Ok(Some(frame)) => {
-                    assert!(failed.is_none(), "a frame after {failed:?}");
-                    let body_cap = if frame.kind == FrameKind::Message { cap } else { MAX_STREAM_BODY };
-                    assert!(frame.body.len() <= body_cap);
-                    decode_as_everything(wire, frame.body);
-                }
-                Err(error) => {
-                    // The first error stands: there is no boundary to find again.
-                    assert_eq!(*failed.get_or_insert(error.clone()), error);
-                    break;
-                }
-            }
-        }
-    }
+/// Numbers of receivers, as the fuzz target has them.
+const OF_HOST_MESSAGES: u8 = 0;
+const OF_AGENT_MESSAGES: u8 = 1;
+const OF_VMM_MESSAGES: u8 = 2;
+
+/// Calls the fuzz target. `seed` selects the lengths of the pieces in which the stream arrives.
+fn receive(receiver: u8, seed: u8, stream: &[u8]) {
+    frame_decode::frame_decode(&[&[receiver, seed], stream].concat());
 }
 
-/// Whatever decodes must encode again: nothing invalid came into being.
-fn decode_as_everything(wire: Wire, body: &[u8]) {
-    fn one<T: samples::WireMessage>(wire: Wire, body: &[u8]) {
-        if let Ok(message) = wire.decode_message::<T>(body) {
-            let mut again = Vec::new();
-            wire.append_message(&mut again, &message, usize::MAX).expect("a decoded message encodes");
-            assert_eq!(wire.decode_message::<T>(&again[HEADER_LEN..]).expect("and decodes again"), message);
-        }
-    }
-    one::<HostMessage>(wire, body);
-    one::<AgentMessage>(wire, body);
-    one::<LaunchConfig>(wire, body);
-    one::<vmm::v1::LaunchConfig>(wire, body);
-    one::<ControlRequest>(wire, body);
-    one::<VmmMessage>(wire, body);
+/// All receivers: of host messages, agent messages, messages of the VMM, and very short messages.
+fn receivers() -> impl Strategy<Value = u8> {
+    prop_oneof![Just(OF_HOST_MESSAGES), Just(OF_AGENT_MESSAGES), Just(OF_VMM_MESSAGES), Just(u8::MAX)]
 }
 
-/// Both wires with the caps their receivers use.
-fn receivers() -> impl Strategy<Value = (Wire, usize)> {
-    prop_oneof![
-        Just((agent::WIRE, MAX_HOST_MESSAGE)),
-        Just((agent::WIRE, MAX_AGENT_MESSAGE)),
-        Just((vmm::WIRE, MAX_MESSAGE)),
-        Just((agent::WIRE, 16)),
-    ]
-}
-
-/// A frame whose header is plausible and whose body is anything.
+/// A frame with a plausible header and a random body.
 fn plausible(wire: Wire) -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![Just(0x01u8), Just(0x10), Just(0x11), Just(0x12), any::<u8>()];
     let version = prop_oneof![4 => Just(wire.version), 1 => any::<u8>()];
     (kind, version, vec(any::<u8>(), 0..100), prop_oneof![4 => Just(None), 1 => any::<u32>().prop_map(Some)]).prop_map(
-        move |(kind, version, body, lie)| {
-            let len = lie.unwrap_or(u32::try_from(body.len()).expect("short"));
+        move |(kind, version, body, stated)| {
+            let len = stated.unwrap_or(u32::try_from(body.len()).expect("short"));
             let mut frame = vec![wire.magic[0], wire.magic[1], version, kind];
             frame.extend(len.to_le_bytes());
             frame.extend(body);
@@ -77,55 +45,53 @@ fn plausible(wire: Wire) -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn random_bytes_never_panic((wire, cap) in receivers(), chunks in vec(vec(any::<u8>(), 0..200), 0..8)) {
-        receive(wire, cap, &chunks);
-    }
-
-    #[test]
-    fn random_bodies_never_panic(body in vec(any::<u8>(), 0..300)) {
-        decode_as_everything(agent::WIRE, &body);
+    fn random_bytes_never_panic(receiver in receivers(), seed: u8, stream in vec(any::<u8>(), 0..1600)) {
+        receive(receiver, seed, &stream);
     }
 
     #[test]
     fn plausible_frames_never_panic(
-        (wire, cap, chunks) in receivers()
-            .prop_flat_map(|(wire, cap)| (Just(wire), Just(cap), vec(plausible(wire), 0..8)))
+        (receiver, frames) in receivers()
+            .prop_flat_map(|number| (Just(number), vec(plausible(frame_decode::receiver(number).0), 0..8))),
+        seed: u8,
     ) {
-        receive(wire, cap, &chunks);
+        receive(receiver, seed, &frames.concat());
     }
 
-    /// One byte of a valid message changed: still no panic, and still nothing invalid.
+    /// One byte of a valid message of the host is changed.
     #[test]
-    fn flipped_bytes_never_panic(message in host_message(), at in any::<prop::sample::Index>(), mask in 1u8..) {
+    fn flipped_bytes_never_panic(
+        message in host_message(), at in any::<prop::sample::Index>(), mask in 1u8.., seed: u8
+    ) {
         let mut frame = Vec::new();
         agent::WIRE.append_message(&mut frame, &message, MAX_HOST_MESSAGE).expect("below the cap");
         let at = at.index(frame.len());
         frame[at] ^= mask;
-        receive(agent::WIRE, MAX_HOST_MESSAGE, &[frame]);
+        receive(OF_HOST_MESSAGES, seed, &frame);
     }
 
-    /// The same of what a guest says.
+    /// One byte of a valid message of the agent is changed.
     #[test]
     fn flipped_bytes_of_the_guests_never_panic(
-        message in agent_message(), at in any::<prop::sample::Index>(), mask in 1u8..
+        message in agent_message(), at in any::<prop::sample::Index>(), mask in 1u8.., seed: u8
     ) {
         let mut frame = Vec::new();
         agent::WIRE.append_message(&mut frame, &message, MAX_AGENT_MESSAGE).expect("below the cap");
         let at = at.index(frame.len());
         frame[at] ^= mask;
-        receive(agent::WIRE, MAX_AGENT_MESSAGE, &[frame]);
+        receive(OF_AGENT_MESSAGES, seed, &frame);
     }
 
     /// A machine's description with one byte changed.
     #[test]
     fn flipped_bytes_of_a_launch_never_panic(
-        config in launch_config(), at in any::<prop::sample::Index>(), mask in 1u8..
+        config in launch_config(), at in any::<prop::sample::Index>(), mask in 1u8.., seed in any::<u8>()
     ) {
         let mut frame = Vec::new();
         vmm::WIRE.append_message(&mut frame, &config, MAX_MESSAGE).expect("below the cap");
         let at = at.index(frame.len());
         frame[at] ^= mask;
-        receive(vmm::WIRE, MAX_MESSAGE, &[frame]);
+        receive(OF_VMM_MESSAGES, seed, &frame);
     }
 
     #[test]
@@ -147,7 +113,7 @@ proptest! {
 /// Devices of a kind that this build does not know come from a newer manager.
 #[test]
 fn unknown_kinds_of_devices_are_refused() {
-    let [config, _] = &samples::launch_configs()[..] else { panic!("two samples") };
+    let [config, _] = &crate::samples::launch_configs()[..] else { panic!("two samples") };
     let bytes = |devices| {
         let config = LaunchConfig { devices, ..config.message.clone() };
         postcard::to_stdvec(&config).expect("encodes")
@@ -176,7 +142,7 @@ fn every_unknown_kind_is_refused() {
 }
 
 #[test]
-fn the_other_wire_and_other_protocols_are_told_by_their_magic() {
+fn the_other_wire_and_other_protocols_are_refused_by_their_magic() {
     for text in [b"SC\x01\x01\0\0\0\0", b"GET / HT", b"CONNECT ", b"\x7fELF\x02\x01\x01\0", &[0; 8]] {
         let refused = FrameError::Magic { found: [text[0], text[1]], expected: *b"SA" };
         assert_eq!(agent::WIRE.parse_header(text, MAX_HOST_MESSAGE), Err(refused));
@@ -184,12 +150,12 @@ fn the_other_wire_and_other_protocols_are_told_by_their_magic() {
 }
 
 #[test]
-fn an_error_stands_even_if_valid_frames_follow() {
+fn an_error_is_final_even_if_valid_frames_follow() {
     let mut decoder = FrameDecoder::new(agent::WIRE, MAX_AGENT_MESSAGE);
     let mut valid = Vec::new();
     agent::WIRE.append_message(&mut valid, &AgentMessage::Pong, MAX_AGENT_MESSAGE).expect("below the cap");
     decoder.push(&[0; HEADER_LEN]);
-    let error = decoder.next_frame().expect_err("no magic");
+    let error = decoder.next_frame().expect_err("the magic is wrong");
     decoder.push(&valid);
     assert_eq!(decoder.next_frame(), Err(error));
 }

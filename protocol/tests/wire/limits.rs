@@ -1,4 +1,4 @@
-//! Every length cap, at the cap and one beyond it.
+//! Every maximum length, at the maximum and one beyond it.
 
 use crate::samples::text;
 use sandboxvm_protocol::{
@@ -11,7 +11,7 @@ use sandboxvm_protocol::{
 
 const STREAMS: [FrameKind; 3] = [FrameKind::Stdin, FrameKind::Stdout, FrameKind::Stderr];
 
-/// A header as a peer without our caps would write it.
+/// Returns a header as a peer without these limits would write it.
 fn header(wire: Wire, kind: u8, len: u32) -> [u8; HEADER_LEN] {
     let [a, b, c, d] = len.to_le_bytes();
     [wire.magic[0], wire.magic[1], wire.version, kind, a, b, c, d]
@@ -22,11 +22,11 @@ fn length(bytes: usize) -> u32 {
 }
 
 #[test]
-fn a_stream_frame_may_be_as_long_as_its_cap_and_no_longer() {
+fn a_stream_frame_beyond_its_maximum_size_is_refused() {
     for wire in [agent::WIRE, vmm::WIRE] {
         for kind in STREAMS {
             let at_cap = header(wire, kind as u8, length(MAX_STREAM_BODY));
-            // The message cap is no concern of a stream frame.
+            // The maximum size of messages does not apply to stream frames.
             assert_eq!(wire.parse_header(&at_cap, 0).expect("at the cap").len, MAX_STREAM_BODY);
             let over = header(wire, kind as u8, length(MAX_STREAM_BODY + 1));
             let refused = FrameError::TooLong { kind, len: MAX_STREAM_BODY + 1, cap: MAX_STREAM_BODY };
@@ -36,7 +36,7 @@ fn a_stream_frame_may_be_as_long_as_its_cap_and_no_longer() {
 }
 
 #[test]
-fn a_message_frame_may_be_as_long_as_its_cap_and_no_longer() {
+fn a_message_frame_beyond_its_maximum_size_is_refused() {
     for (wire, cap) in [
         (agent::WIRE, MAX_HOST_MESSAGE),
         (agent::WIRE, MAX_AGENT_MESSAGE),
@@ -49,7 +49,7 @@ fn a_message_frame_may_be_as_long_as_its_cap_and_no_longer() {
         for len in [cap + 1, u32::MAX as usize] {
             let refused = FrameError::TooLong { kind, len, cap };
             assert_eq!(wire.parse_header(&header(wire, kind as u8, length(len)), cap), Err(refused.clone()));
-            // The decoder refuses on the header alone, before a byte of the body came.
+            // The decoder refuses the header alone, before any byte of the body arrives.
             let mut decoder = FrameDecoder::new(wire, cap);
             decoder.push(&header(wire, kind as u8, length(len)));
             assert_eq!(decoder.next_frame(), Err(refused));
@@ -109,8 +109,8 @@ fn exec(argv: Vec<CText>, env: Vec<CText>) -> ExecRequest {
     }
 }
 
-/// Encodes `at_cap` and expects it back; then asserts that `over` does not encode, and that a peer that encodes it
-/// all the same (`forged`) is not read.
+/// Encodes `at_cap` and expects to decode it. Then asserts that `over` cannot be encoded, and that
+/// `forged`, which a peer may send anyway, cannot be decoded.
 fn capped<T>(at_cap: &T, over: &T, forged: &[u8])
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq,
@@ -121,7 +121,7 @@ where
     assert!(postcard::from_bytes::<T>(forged).is_err(), "one over the cap was decoded");
 }
 
-/// postcard's form of a list of `count` equal elements.
+/// Returns postcard's encoding of a list of `count` equal elements.
 fn forged_list(count: usize, element: &[u8]) -> Vec<u8> {
     let mut bytes = postcard::to_stdvec(&count).expect("encodes");
     bytes.extend(element.repeat(count));
@@ -145,7 +145,7 @@ fn argv_and_environment_are_capped_in_number() {
 
 #[test]
 fn the_largest_request_fits_the_host_message_cap() {
-    // MAX_ARGUMENTS_TOTAL bytes in as many elements as there may be: the worst case for framing overhead.
+    // MAX_ARGUMENTS_TOTAL bytes in the maximum number of elements: the largest framing overhead.
     let each = MAX_ARGUMENTS_TOTAL / (2 * MAX_ARGUMENT_COUNT);
     let list = vec![text(&"x".repeat(each)); MAX_ARGUMENT_COUNT];
     let message = HostMessage::Exec(ExecRequest {
@@ -282,17 +282,17 @@ fn vcpu_counters_are_capped() {
     capped(&stats(cap), &stats(cap + 1), &forged);
 }
 
-/// Texts for people are cut by the sender, at a character boundary, so that no failure is too long to be told; a
-/// receiver still refuses what is over the cap.
+/// The sender cuts texts for users at a character boundary, so that no failure is too long to be
+/// sent. A receiver refuses texts beyond the maximum.
 #[test]
-fn texts_for_people_are_cut_when_sent_and_refused_when_longer() {
+fn texts_for_users_are_cut_when_sent_and_refused_when_longer() {
     let failure = |message: String| Failure { kind: FailureKind::Internal, message };
     let trip = |message: String| -> Failure {
         postcard::from_bytes(&postcard::to_stdvec(&failure(message)).expect("encodes")).expect("decodes")
     };
     assert_eq!(trip("x".repeat(MAX_FAILURE_TEXT)).message, "x".repeat(MAX_FAILURE_TEXT));
     assert_eq!(trip("x".repeat(MAX_FAILURE_TEXT + 1)).message, "x".repeat(MAX_FAILURE_TEXT));
-    // Two bytes each, and the cap falls between the two bytes of the last.
+    // Each character has two bytes, and the maximum is between the two bytes of the last one.
     assert_eq!(trip(format!("x{}", "\u{fc}".repeat(MAX_FAILURE_TEXT))).message.len(), MAX_FAILURE_TEXT - 1);
     let forged = [&[7][..], &forged_list(MAX_FAILURE_TEXT + 1, b"x")].concat();
     assert!(postcard::from_bytes::<Failure>(&forged).is_err());
@@ -355,11 +355,12 @@ fn a_page_of_processes_is_capped_in_each_direction() {
     let trip = |text: &ShownText| -> ShownText {
         postcard::from_bytes(&postcard::to_stdvec(text).expect("encodes")).expect("decodes")
     };
-    assert_eq!(trip(&text(MAX_SHOWN_TEXT + 1)), text(MAX_SHOWN_TEXT), "cut when it is sent");
+    assert_eq!(trip(&text(MAX_SHOWN_TEXT + 1)), text(MAX_SHOWN_TEXT), "the text was not cut when it was sent");
     assert!(postcard::from_bytes::<ShownText>(&forged_list(MAX_SHOWN_TEXT + 1, b"x")).is_err());
 }
 
-/// What the agent shows of one process takes [`MAX_SHOWN_TEXT`] bytes together, so that a page fits its message.
+/// All arguments that are shown of one process have at most [`MAX_SHOWN_TEXT`] bytes, so that a
+/// page fits its message.
 #[test]
 fn the_largest_page_fits_the_agent_message_cap() {
     let argv = vec![ShownText("x".repeat(MAX_SHOWN_TEXT / MAX_SHOWN_ARGUMENTS)); MAX_SHOWN_ARGUMENTS];
@@ -372,9 +373,10 @@ fn files_request() -> FileRequest {
     FileRequest { user: None, operation: FileOperation::Read { path } }
 }
 
-/// An agent in a snapshot reads what it knows, whoever says it, and refuses the rest by its header alone.
+/// An old agent in a snapshot reads the messages that it knows from hosts of every version. It
+/// refuses the others by their header alone.
 #[test]
-fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
+fn a_frame_states_the_oldest_version_that_has_its_content() {
     let old = Wire { version: 1, ..agent::WIRE };
     let processes = ProcessCount::try_from(256).expect("in range");
     let path = || FilePath::try_from("/a").expect("a path");
@@ -405,11 +407,11 @@ fn a_frame_states_the_oldest_version_that_has_what_is_in_it() {
         }
     }
     let header = agent::WIRE.header(FrameKind::Stdin, 3).expect("fits");
-    assert!(old.parse_header(&header, 0).is_ok(), "streams are as old as the wire");
+    assert!(old.parse_header(&header, 0).is_ok(), "the oldest version has stream frames");
 }
 
 #[test]
-fn a_path_is_what_linux_takes_for_one() {
+fn a_path_is_valid_if_linux_accepts_it() {
     let path = |bytes: Vec<u8>| FilePath::try_from(bytes);
     assert_eq!(path(vec![]), Err(FilePathError::Empty));
     assert_eq!(path(vec![b'a', 0]), Err(FilePathError::Nul));
@@ -437,7 +439,8 @@ fn file_entry(path_len: usize, target: Option<usize>) -> FileEntry {
     }
 }
 
-/// A sender fills a message until its paths pass [`PAGE_BUDGET`], which the last entry may do by its own length.
+/// A sender fills a message until its paths pass [`PAGE_BUDGET`]. The last entry may exceed it by
+/// its whole length.
 #[test]
 fn the_largest_list_of_files_fits_the_agent_message_cap() {
     let fits = |reply| {

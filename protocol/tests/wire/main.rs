@@ -1,5 +1,6 @@
-//! What both wires promise: every message survives the trip, whatever the transport cuts it into; nothing a peer sends
-//! panics, passes a cap or makes an invalid value; and the bytes are the golden file's.
+//! The promises of both wires. Every message is the same after it was sent, in whatever pieces it
+//! arrives. No bytes of a peer cause a panic, exceed a limit or create an invalid value. And the
+//! bytes are those of the golden files.
 
 mod golden;
 mod hostile;

@@ -1,11 +1,12 @@
-//! A newtype holds only valid values, however it came to be: constructed, decoded from postcard, or read from JSON.
+//! A newtype contains only valid values, whether it was constructed, decoded from postcard, or read
+//! from JSON.
 
 use proptest::prelude::*;
 use sandboxvm_protocol::{agent::limits::*, agent::*, ids::*, machine::*};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
-/// Asserts that `raw` becomes a `T` exactly when `valid`, by all three ways.
+/// Asserts that `raw` becomes a `T` exactly if `valid`, in all three ways.
 fn check<T, R>(raw: &R, valid: bool)
 where
     R: Clone + Debug + Serialize,
@@ -17,8 +18,8 @@ where
     let text = serde_json::to_string(raw).expect("encodes");
     assert_eq!(serde_json::from_str::<T>(&text).is_ok(), valid, "JSON {text}");
     if let Ok(value) = T::try_from(raw.clone()) {
-        assert_eq!(postcard::to_stdvec(&value).expect("encodes"), bytes, "a newtype is transparent");
-        assert_eq!(serde_json::to_string(&value).expect("encodes"), text, "a newtype is transparent");
+        assert_eq!(postcard::to_stdvec(&value).expect("encodes"), bytes, "the newtype changes the encoding");
+        assert_eq!(serde_json::to_string(&value).expect("encodes"), text, "the newtype changes the encoding");
     }
 }
 
@@ -117,7 +118,7 @@ fn c_texts() {
 }
 
 #[test]
-fn ids_from_entropy_are_valid_and_tell_all_bits_apart() {
+fn ids_from_entropy_are_valid_and_differ_in_every_bit() {
     let zero = SandboxId::from_entropy([0; 10]);
     for bit in 0..80 {
         let mut entropy = [0u8; 10];

@@ -1,4 +1,5 @@
-//! Every message comes back equal, alone and in a stream of frames that the transport cut anywhere.
+//! Every message is the same after it was sent, alone and in a stream of frames in pieces of any
+//! length.
 
 use crate::{samples::WireMessage, strategies::*};
 use proptest::{collection::vec, prelude::*};
@@ -83,7 +84,7 @@ proptest! {
     }
 }
 
-/// A frame as a sender sees it.
+/// A frame of a sender.
 #[derive(Debug, Clone, PartialEq)]
 enum Sent {
     Message(agent::HostMessage),
@@ -142,7 +143,7 @@ proptest! {
         prop_assert_eq!(received, frames);
     }
 
-    /// End of stream inside a frame is told from end of stream between frames.
+    /// The end of the stream inside a frame is distinguished from one between frames.
     #[test]
     fn a_truncated_stream_is_not_at_a_boundary(frame in sent(), cut in any::<prop::sample::Index>()) {
         let bytes = encode(&[frame]);

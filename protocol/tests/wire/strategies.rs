@@ -146,7 +146,7 @@ fn metadata() -> impl Strategy<Value = FileMetadata> {
     vec(("[a-z]{1,20}", "[ -~]{0,40}"), 0..4).prop_map(|pairs| {
         let mut metadata = FileMetadata::default();
         for (key, value) in pairs {
-            // A key may come twice.
+            // A key may occur twice.
             let _ = metadata.insert(key, value);
         }
         metadata

@@ -299,7 +299,8 @@ sandboxvm_bare_guest_interrupt: // Counts the interrupt and signals its end to t
     pop rax
     iretq
 
-    // vCPU 1 starts at 80, in real mode at AP_START. Sets CR4.PAE, page tables, EFER.LME, then paging and protection.
+    // vCPU 1 starts at 80, in real mode at AP_START. Sets CR4.PAE, page tables, EFER.LME, then
+    // paging and protection.
     .globl sandboxvm_bare_guest_ap_start
 sandboxvm_bare_guest_ap_start:
     .code16

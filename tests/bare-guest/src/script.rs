@@ -8,8 +8,7 @@ use crate::{
 };
 
 /// Maximum number of attempts when a script waits. That is some seconds for memory if ring 0 is
-/// interpreted, and more for a
-/// device.
+/// interpreted, and more for a device.
 const LOOKS: u32 = 400_000;
 
 /// A sequence of instructions for one vCPU.

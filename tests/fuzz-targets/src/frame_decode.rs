@@ -1,9 +1,11 @@
-//! A peer that sends any bytes, in pieces of any length, on either wire. `protocol/tests/wire/hostile.rs` includes this
-//! file and calls the target with frames that are nearly valid.
+//! A peer that sends any bytes, in pieces of any length, on either wire.
+//! `protocol/tests/wire/hostile.rs` includes this file and calls the target with frames that are
+//! nearly valid.
 //!
-//! Input: one byte that selects the receiver, one byte that seeds the lengths of the pieces, then the stream. The target
-//! panics unless: no frame exceeds its maximum size, the first error is final, the pieces make no difference, and each
-//! message that decodes can be encoded and decoded to the same value again.
+//! Input: one byte that selects the receiver, one byte that seeds the lengths of the pieces, then
+//! the stream. The target panics unless: no frame exceeds its maximum size, the first error is
+//! final, the pieces make no difference, and each message that decodes can be encoded and decoded
+//! to the same value again.
 
 use sandboxvm_protocol::{
     agent::{self, AgentMessage, HostMessage},
@@ -67,7 +69,8 @@ fn receive<'a>(wire: Wire, cap: usize, chunks: impl Iterator<Item = &'a [u8]>) -
     Received { frames, error, at_boundary }
 }
 
-/// The wire and the maximum size of messages of a receiver. The last one accepts only very short messages.
+/// The wire and the maximum size of messages of a receiver. The last one accepts only very short
+/// messages.
 pub(crate) fn receiver(number: u8) -> (Wire, usize) {
     match number {
         u8::MAX => (agent::WIRE, 16),
@@ -103,6 +106,7 @@ pub fn frame_decode(data: &[u8]) {
             bodies(wire, body);
         }
     }
-    // Also decodes the whole stream as the body of a message, so that most mutations reach the message decoders.
+    // Also decodes the whole stream as the body of a message, so that most mutations reach the
+    // message decoders.
     bodies(wire, stream);
 }

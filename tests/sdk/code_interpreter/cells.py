@@ -1,4 +1,5 @@
-"""The client of the code interpreter: cells, state, results, charts, errors, contexts. Exits with 0 if all is as with E2B.
+"""The client of the code interpreter: cells, state, results, charts, errors, contexts. Exits with 0
+if all is as with E2B.
 
 Needs the template code-interpreter-v1, which scripts/code-interpreter creates."""
 

@@ -1,6 +1,6 @@
-// Commands, files, terminals and watches with the JavaScript client. Exits with 0 if all is as with E2B.
-// node must find the package `e2b`. It ignores NODE_PATH for modules, so E2B_JS names the directory that has node_modules if
-// that is not above this file.
+// Commands, files, terminals and watches with the JavaScript client. Exits with 0 if all is as with
+// E2B. node must find the package `e2b`. It ignores NODE_PATH for modules, so E2B_JS names the
+// directory that has node_modules if that is not above this file.
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'
@@ -33,7 +33,8 @@ try {
   await assert.rejects(sandbox.commands.run('true', { user: 'nobody-of-that-name' }), (error) =>
     error instanceof AuthenticationError && error.message.includes("invalid username: 'nobody-of-that-name'"))
   const cat = await sandbox.commands.run('cat; echo over', { background: true, stdin: true })
-  // The guest's timeout of the command above began after the client's, so the command may still run.
+  // The guest's timeout of the command above began after the client's, so the command may still
+  // run.
   await until('the end of sleep', async () => (await sandbox.commands.list()).length === 1)
   assert.deepEqual((await sandbox.commands.list()).map((one) => [one.pid, one.args.at(-1)]), [[cat.pid, 'cat; echo over']])
   await sandbox.commands.sendStdin(cat.pid, 'one\n')

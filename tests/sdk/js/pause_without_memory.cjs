@@ -1,5 +1,5 @@
-// Pause without memory with the JavaScript client: files stay, processes end, and the machine boots. Exits with 0 if all is as
-// with E2B.
+// Pause without memory with the JavaScript client: files stay, processes end, and the machine
+// boots. Exits with 0 if all is as with E2B.
 'use strict'
 const assert = require('node:assert/strict')
 const { Sandbox } = require('e2b')

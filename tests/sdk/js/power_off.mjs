@@ -1,4 +1,5 @@
-// A guest that powers itself off or halts is not running afterwards. Exits with 0 if all is as with E2B.
+// A guest that powers itself off or halts is not running afterwards. Exits with 0 if all is as with
+// E2B.
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import { pathToFileURL } from 'node:url'

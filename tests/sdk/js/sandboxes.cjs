@@ -1,4 +1,5 @@
-// Sandboxes with the JavaScript client: create, connect, list, snapshot, fork, pause, kill. Exits with 0 if all is as with E2B.
+// Sandboxes with the JavaScript client: create, connect, list, snapshot, fork, pause, kill. Exits
+// with 0 if all is as with E2B.
 'use strict'
 const assert = require('node:assert/strict')
 const { NotFoundError, Sandbox, SandboxNotFoundError } = require('e2b')

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Uses the real `sandboxvm mcp` with the client library of the MCP project, over stdio and over HTTP, with real microVMs.
+"""Uses the real `sandboxvm mcp` with the client library of the MCP project, over stdio and over HTTP,
+with real microVMs.
 
-Needs the Python package `mcp` (2.3) and, in the environment: SANDBOXVM, the program to test; SANDBOXVM_HOME, an empty home;
-SANDBOXVM_BUNDLE, if the program does not find its bundle by itself. Exits with 0 if all assertions hold.
+Needs the Python package `mcp` (2.3) and, in the environment: SANDBOXVM, the program to test;
+SANDBOXVM_HOME, an empty home; SANDBOXVM_BUNDLE, if the program does not find its bundle by itself.
+Exits with 0 if all assertions hold.
 """
 
 import asyncio

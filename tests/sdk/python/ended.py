@@ -1,5 +1,5 @@
-"""Commands and files of a sandbox that ends meanwhile fail with the client's exception and its text. Exits with 0 if all is as
-with E2B."""
+"""Commands and files of a sandbox that ends meanwhile fail with the client's exception and its
+text. Exits with 0 if all is as with E2B."""
 
 import asyncio
 import os

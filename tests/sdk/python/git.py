@@ -1,4 +1,5 @@
-"""The client's git helpers, with a repository in the sandbox. Exits with 0 if all is as with E2B."""
+"""The client's git helpers, with a repository in the sandbox. Exits with 0 if all is as with
+E2B."""
 
 from e2b import Sandbox
 

@@ -1,5 +1,5 @@
-"""Requests that no client of E2B makes: each is refused with the right status, and the server keeps working. Exits with 0 if
-it does."""
+"""Requests that no client of E2B makes: each is refused with the right status, and the server keeps
+working. Exits with 0 if it does."""
 
 import base64
 import gzip

@@ -1,4 +1,5 @@
-"""Pause, resume and snapshot without memory: files stay, processes end, the machine boots. Exits with 0 if all is as with E2B."""
+"""Pause, resume and snapshot without memory: files stay, processes end, the machine boots. Exits
+with 0 if all is as with E2B."""
 
 from e2b import InvalidArgumentException, Sandbox, SandboxException, SandboxState
 from expect import raises

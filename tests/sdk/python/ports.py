@@ -1,5 +1,5 @@
-"""Servers in a sandbox, reached through the sandbox plane, and the responses for a sandbox that is gone. Exits with 0 if all
-is as with E2B."""
+"""Servers in a sandbox, reached through the sandbox plane, and the responses for a sandbox that is
+gone. Exits with 0 if all is as with E2B."""
 
 import base64
 import http.client

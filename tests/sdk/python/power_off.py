@@ -1,4 +1,5 @@
-"""A guest that powers itself off, halts or restarts is not running afterwards. Exits with 0 if all is as with E2B."""
+"""A guest that powers itself off, halts or restarts is not running afterwards. Exits with 0 if all
+is as with E2B."""
 
 from e2b import Sandbox
 

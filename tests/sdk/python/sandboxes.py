@@ -1,4 +1,5 @@
-"""Sandboxes: create, connect, list, extend, measure, snapshot, fork, pause, kill. Exits with 0 if all is as with E2B."""
+"""Sandboxes: create, connect, list, extend, measure, snapshot, fork, pause, kill. Exits with 0 if
+all is as with E2B."""
 
 import datetime
 

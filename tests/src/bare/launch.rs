@@ -142,7 +142,7 @@ pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, sh
 /// Sends a message and its files.
 pub(super) fn send(channel: &UnixStream, message: &impl Message, files: &[OwnedFd]) {
     let mut frame = Vec::new();
-    WIRE.append_message(&mut frame, message, MAX_MESSAGE).expect("our messages are small");
+    WIRE.append_message(&mut frame, message, MAX_MESSAGE).expect("the message is small");
     let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -57,7 +57,7 @@ impl BareMachine {
     /// Panics if the machine cannot be started.
     #[must_use]
     pub fn boot(artefacts: &Artefacts, image: &Image, shape: Shape) -> Self {
-        Self::begin(artefacts, &Beginning::Boot(&image.to_elf().expect("the test's own image")), shape)
+        Self::begin(artefacts, &Beginning::Boot(&image.to_elf().expect("the image is valid")), shape)
     }
 
     /// Restores a machine of the same shape that was saved.
@@ -153,7 +153,7 @@ impl BareMachine {
     }
 
     fn read(&self, name: &str) -> String {
-        String::from_utf8_lossy(&fs::read(self.path(name)).expect("its files are there")).into_owned()
+        String::from_utf8_lossy(&fs::read(self.path(name)).expect("the machine's files exist")).into_owned()
     }
 
     /// Waits until the guest has written this text to its console.
@@ -197,8 +197,8 @@ impl BareMachine {
         let file = |name: &str| launch::new_file(self.directory.path(), name);
         let shared = |file: &File| OwnedFd::from(file.try_clone().expect("a descriptor"));
         let (state, memory) = (file("saved-state"), file("saved-memory"));
-        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid())).expect("the VMM lives");
-        let layer = File::options().read(true).write(true).open(self.path(LAYER)).expect("its files are there");
+        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid())).expect("the VMM runs");
+        let layer = File::options().read(true).write(true).open(self.path(LAYER)).expect("the machine's files exist");
         let files = [shared(&state), shared(&memory), pagemap.into(), file("next-layer").into()];
         let request = ControlRequest::Snapshot(SnapshotRequest {
             state: FdIndex(0),
@@ -253,7 +253,7 @@ impl BareMachine {
             && peaks.descriptors <= bounds.descriptors
             && peaks.threads <= threads;
         assert!(kept, "{peaks:?} exceeds {bounds:?} and {threads} threads\n{}", self.said());
-        let console = fs::metadata(self.path(CONSOLE)).expect("its files are there").len();
+        let console = fs::metadata(self.path(CONSOLE)).expect("the machine's files exist").len();
         let limit = self.shape.console_limit;
         assert!(console <= limit, "the console log has {console} bytes, the limit is {limit}");
     }

@@ -99,8 +99,7 @@ impl Connection {
 }
 
 /// Number of buffers on the receive queue, and of descriptors on the transmit queue. There are so
-/// few that the tests soon
-/// use each again.
+/// few that the tests soon use each again.
 const RECEIVE_SIZE: u16 = 32;
 const TRANSMIT_SIZE: u16 = 4;
 const EVENT_SIZE: u16 = 4;
@@ -186,8 +185,7 @@ impl SocketDriver {
     }
 
     /// Waits for a packet, and gives up unless it has this operation. Returns the address of the
-    /// packet, which is valid until
-    /// 31 more packets have arrived.
+    /// packet, which is valid until 31 more packets have arrived.
     pub fn take(&mut self, script: &mut Script, operation: u16) -> u64 {
         let at = self.take_any(script);
         script.expect(Width::Half, at + 30, operation.into());

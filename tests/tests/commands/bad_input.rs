@@ -1,6 +1,5 @@
 //! Bad input, one test each: the exit code is 125, the message names what is wrong, stdout stays
-//! empty, and nothing is
-//! created.
+//! empty, and nothing is created.
 
 use sandboxvm_tests::home::{Home, SMALL};
 use std::{fs, path::Path};

@@ -65,8 +65,7 @@ fn killed_commands_restore_their_terminal_at_any_moment() {
     let exec = ["exec", "-it", "demo", "--", "sh", "-c", "echo u''p; exec cat"];
     let run = ["run", "-it", "-m", SMALL, "--", "sh", "-c", "echo u''p; exec cat"];
     // These are killed when keys already reach the guest. There, a key that was passed on ends the
-    // process or detaches from
-    // it.
+    // process or detaches from it.
     let attended: [(&[&str], &str, &[Signal]); 3] =
         [(&exec, "up", &SIGNALS), (&attach, "", &[Signal::KILL, Signal::HUP]), (&run, "up", &[Signal::KILL])];
     for (arguments, shown, signals) in attended {
@@ -120,7 +119,7 @@ fn bytes_read(pid: u32) -> u64 {
 }
 
 fn names_in(directory: &Path) -> Vec<PathBuf> {
-    fs::read_dir(directory).expect("it is there").flatten().map(|entry| entry.path()).collect()
+    fs::read_dir(directory).expect("the path exists").flatten().map(|entry| entry.path()).collect()
 }
 
 #[test]
@@ -173,7 +172,7 @@ fn a_killed_copy_leaves_the_old_file_and_no_temporary_one() {
     }
     assert_usable(&home, &sandbox, &[]);
     let _ = home.cli(["cp", "demo:/big", &place.display().to_string()]).run().succeeds();
-    assert_eq!(fs::metadata(place.join("big")).expect("it is there").len(), 6_000_000);
+    assert_eq!(fs::metadata(place.join("big")).expect("the path exists").len(), 6_000_000);
     sandbox.remove();
     home.assert_nothing_left();
 }

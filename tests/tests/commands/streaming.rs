@@ -87,7 +87,7 @@ fn a_slow_reader_blocks_the_writer() {
     });
     let settled = settled.expect("the writer stalls");
     assert!(settled > 0 && settled < 8 << 20, "{settled} bytes of 16 MiB are under way to a reader that reads nothing");
-    let (cli_kib, vmm) = (memory::resident_kib(cli).expect("it runs"), memory::of_vmm(vmm, 128));
+    let (cli_kib, vmm) = (memory::resident_kib(cli).expect("the CLI runs"), memory::of_vmm(vmm, 128));
     assert!(cli_kib <= CLI_LIMIT_KIB && vmm.overhead_kib <= VMM_LIMIT_KIB, "CLI {cli_kib} KiB, VMM {vmm:?}");
     stalled.read_output();
     let run = stalled.finish().succeeds();

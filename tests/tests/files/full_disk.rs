@@ -51,7 +51,7 @@ impl<'h> SmallDisk<'h> {
     }
 
     fn left(&self) -> u64 {
-        let room = statvfs(&self.mounted).expect("it is mounted");
+        let room = statvfs(&self.mounted).expect("the tmpfs is mounted");
         room.f_bavail * room.f_frsize
     }
 
@@ -194,7 +194,7 @@ fn a_server_that_cannot_write_its_log_keeps_serving() {
         .spawn()
         .expect("the server can be started");
     let answers = eventually(Duration::from_secs(20), || {
-        let over = server.try_wait().expect("our own child");
+        let over = server.try_wait().expect("a child can be waited for");
         assert!(over.is_none(), "the server ended: {over:?}");
         TcpStream::connect(api).ok()
     });

@@ -14,8 +14,9 @@ fn resources_and_console_of_a_sandbox_are_followed_to_its_end() {
     busy.wait_for_stdout("on");
     let mut watch = home.cli(["stats", "--watch", "--json", "seen"]).spawn();
     watch.wait_for_stdout("\n");
-    let rows = String::from_utf8(watch.stdout_so_far()).expect("it is JSON");
-    let rows: serde_json::Value = serde_json::from_str(rows.lines().next().expect("a line")).expect("it is JSON");
+    let rows = String::from_utf8(watch.stdout_so_far()).expect("the output is UTF-8");
+    let rows: serde_json::Value =
+        serde_json::from_str(rows.lines().next().expect("a line")).expect("the output is JSON");
     let row = &rows[0];
     assert_eq!((row["id"].as_str(), row["name"].as_str()), (Some(sandbox.id.as_str()), Some("seen")), "{rows}");
     let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("no {key}: {rows}"));

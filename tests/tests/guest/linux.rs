@@ -157,7 +157,7 @@ fn the_guest_sees_nothing_of_the_host() {
     // Only the owner can read the logs and files of a home.
     use std::os::unix::fs::PermissionsExt;
     for path in [home.path(), sandbox.directory()] {
-        let mode = std::fs::metadata(&path).expect("it exists").permissions().mode();
+        let mode = std::fs::metadata(&path).expect("the file exists").permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} is open to others: {mode:o}", path.display());
     }
 }

@@ -17,8 +17,9 @@ use std::{
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Longest time for which a busy process may stand still by its own clock. It is far above the time slices of two processes
-/// on one vCPU of a busy host, and far below every absence in these tests (multiplied by [`patience`], as every deadline).
+/// Longest time for which a busy process may stand still by its own clock. It is far above the time
+/// slices of two processes on one vCPU of a busy host, and far below every absence in these tests
+/// (multiplied by [`patience`], as every deadline).
 const STANDS: Duration = Duration::from_secs(15);
 
 /// Reads the clocks without end. Keeps in a file in memory how often it read them, the longest time
@@ -202,10 +203,10 @@ fn stopped_by_a_signal(vcpus: &str) {
     start_busy(&sandbox);
     let (since, before) = (Instant::now(), look_at(&sandbox));
     let vmm = Pid::from_raw(i32::try_from(sandbox.vmm_pid()).expect("a PID")).expect("not 0");
-    kill_process(vmm, Signal::STOP).expect("it is stopped");
+    kill_process(vmm, Signal::STOP).expect("the VMM can be stopped");
     // This is the absence itself, not a wait for anything.
     std::thread::sleep(AWAY);
-    kill_process(vmm, Signal::CONT).expect("it continues");
+    kill_process(vmm, Signal::CONT).expect("the VMM can be continued");
     let seen = assert_no_process_noticed(&sandbox, before, since, AWAY);
     let elapsed = since.elapsed();
     for (now, then) in seen.iter().zip(&before) {
@@ -269,7 +270,7 @@ fn timers_keep_their_remaining_time_or_fire_once_when_due() {
     assert_eq!(fired.len(), 3, "{out}");
     assert!(fired.iter().all(|(_, times, _)| *times == 1), "{out}");
     let after =
-        |name: &str| fired.iter().find(|(fired, ..)| fired == name).map(|(.., after)| *after).expect("it fired");
+        |name: &str| fired.iter().find(|(fired, ..)| fired == name).map(|(.., after)| *after).expect("the timer fired");
     assert!(after("realtime") < 25.0 && after("boottime") < 25.0, "the timers did not fire when they were due: {out}");
     let late = 30.0 + f64::from(10 * patience());
     assert!((30.0..late).contains(&after("monotonic")), "the monotonic timer did not keep its remaining time: {out}");

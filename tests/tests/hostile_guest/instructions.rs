@@ -30,8 +30,7 @@ const RET: u8 = 0xc3;
 const ALLOW_XSAVE: [u8; 14] = [0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x02, 0x04, 0x00, 0x0f, 0x22, 0xe0, 0x31, 0xd2, 0x90];
 
 /// Asserts that the machine runs the code to its end, or ends with the reason: a triple fault, or
-/// an instruction that KVM
-/// cannot execute.
+/// an instruction that KVM cannot execute.
 fn may_fail(what: &str, image: &Image) {
     let ending = run(image);
     let reason = ending.typed();

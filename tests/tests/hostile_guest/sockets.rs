@@ -111,8 +111,7 @@ fn a_false_packet_resets_only_its_connection() {
 }
 
 /// Packets of no connection, from and to many addresses: the device responds with a reset or not at
-/// all, and the existing
-/// connection keeps working.
+/// all, and the existing connection keeps working.
 #[test]
 fn packets_of_no_connection_disturb_no_connection() {
     let Some(artefacts) = artefacts() else { return };

@@ -17,13 +17,13 @@ use std::{
 };
 
 fn status_field(pid: u32, field: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_else(|| panic!("no {field} in {status}"));
     line.split_once(':').expect("a field has a value").1.trim().to_owned()
 }
 
 fn namespace(pid: &str, kind: &str) -> PathBuf {
-    fs::read_link(Path::new("/proc").join(pid).join("ns").join(kind)).expect("the process lives")
+    fs::read_link(Path::new("/proc").join(pid).join("ns").join(kind)).expect("the process runs")
 }
 
 /// `user` is the user of this VMM. A live fork has the user of its parent.

@@ -358,8 +358,7 @@ fn the_handler_of_refused_calls_cannot_be_used_to_escape() {
 }
 
 /// Returns a program that starts a VMM as an ordinary user. The user's group may open `/dev/kvm`,
-/// in a private mount
-/// namespace, so the host's `/dev/kvm` keeps its mode.
+/// in a private mount namespace, so the host's `/dev/kvm` keeps its mode.
 fn as_an_ordinary_user(directory: &tempfile::TempDir) -> PathBuf {
     let script = directory.path().join("as-user");
     let text = "#!/bin/sh\nset -e\nexec unshare --mount --propagation private sh -ec '\n\

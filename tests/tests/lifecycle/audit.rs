@@ -92,11 +92,11 @@ fn actions_are_logged_and_tampering_is_detected() {
     let without_last: String = text.split_inclusive('\n').take(log.len() - 1).collect();
     for (damage, hint) in [(text.replacen("exit 3", "exit 0", 1), "was changed"), (without_last, "from its end")] {
         assert_ne!(damage, text);
-        fs::write(&path, damage).expect("the log is ours");
+        fs::write(&path, damage).expect("the test may change the log");
         assert_damaged(&home, hint);
         let _ = home.cli(["audit", "verify", &copy]).run().succeeds();
     }
-    fs::remove_file(&path).expect("the log is ours");
+    fs::remove_file(&path).expect("the test may change the log");
     assert_damaged(&home, "from its end");
     let _ = home.cli(["events", &id]).run().fails_with(&["no audit log"]);
     home.assert_nothing_left();
@@ -108,25 +108,25 @@ fn unloggable_commands_do_not_run_and_rejected_ones_are_logged() {
     let sandbox = home.create(&["-m", "128M", "--name", "demo"]);
     let log = home.path().join("audit").join(format!("{}.jsonl", sandbox.id));
     let kept = home.scratch("kept.jsonl");
-    fs::rename(&log, &kept).expect("the log is ours");
-    fs::create_dir(&log).expect("its place is free");
+    fs::rename(&log, &kept).expect("the test may change the log");
+    fs::create_dir(&log).expect("the path is free");
     let refused = sandbox.exec(["--", "touch", "/ran"]).run().fails_with(&["audit log", "directory"]);
     assert!(refused.err().contains(&log.display().to_string()), "{}", refused.transcript());
     let _ = sandbox.exec(["-d", "--", "touch", "/ran"]).run().fails_with(&["audit log"]);
-    fs::remove_dir(&log).expect("it is empty");
-    fs::rename(&kept, &log).expect("the log is ours");
+    fs::remove_dir(&log).expect("the directory is empty");
+    fs::rename(&kept, &log).expect("the test may change the log");
     assert_eq!(sandbox.sh("ls /ran").exits(2).out(), "");
 
     // The directory of the logs cannot be written, as on a full file system: nothing new is created
     // either.
     let (audit, aside) = (home.path().join("audit"), home.scratch("audit-aside"));
-    fs::rename(&audit, &aside).expect("the logs are ours");
-    std::os::unix::fs::symlink("/proc/self/task", &audit).expect("their place is free");
+    fs::rename(&audit, &aside).expect("the test may move the logs");
+    std::os::unix::fs::symlink("/proc/self/task", &audit).expect("the path is free");
     for arguments in [vec!["create", "-m", "128M"], vec!["run", "-m", "128M", "--", "true"]] {
         let _ = home.cli(&arguments).run().fails_with(&["audit log"]);
     }
-    fs::remove_file(&audit).expect("the link is ours");
-    fs::rename(&aside, &audit).expect("the logs are ours");
+    fs::remove_file(&audit).expect("the test may remove the link");
+    fs::rename(&aside, &audit).expect("the test may move the logs");
     assert_eq!(home.listed(), [sandbox.id.as_str()], "a sandbox was created");
 
     // The manager refuses these: the home has its maximum number of sandboxes.

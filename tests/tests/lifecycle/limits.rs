@@ -96,8 +96,7 @@ for group in ('self', '1'): print(open(f'/proc/{group}/cgroup').read().strip())
 ";
 
 /// Starts as many sleeping processes as the sandbox may have. The shell that cannot start another
-/// one ends, so there is room
-/// for one more.
+/// one ends, so there is room for one more.
 const FILL: &str = "mkfifo /tmp/never; sh -c 'while :; do (read x </tmp/never) & done' 2>/tmp/said
                     (read x </tmp/never) & echo full; read x </tmp/never";
 
@@ -108,8 +107,8 @@ fn processes_and_open_files_are_limited_and_a_fork_bomb_does_not_stop_the_agent(
     let ordinary = sandbox.exec(["--", "python3", "-c", ORDINARY]).run().succeeds();
     assert_eq!(ordinary.out(), "0 0 (100, 100)\n97 24\n0::/sandbox\n0::/\n");
 
-    // At the limit no program can start another process. A command from the host can, in the reserve and with a higher
-    // priority.
+    // At the limit no program can start another process. A command from the host can, in the
+    // reserve and with a higher priority.
     let pid = detach(&sandbox, FILL);
     let said = || home.cli(["logs", &sandbox.id, &pid]).run().succeeds().out();
     let full = eventually(SOON, || Some(said()).filter(|said| !said.is_empty()));
@@ -123,7 +122,7 @@ fn processes_and_open_files_are_limited_and_a_fork_bomb_does_not_stop_the_agent(
     let nice = of_worker("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16).map(str::to_owned));
     assert_eq!(nice.as_deref(), Some("0"));
     let (put, place) = (home.scratch("put"), format!("{}:/tmp/put", sandbox.id));
-    fs::write(&put, "put").expect("a scratch file is ours");
+    fs::write(&put, "put").expect("a scratch file can be written");
     let _ = home.cli(["cp".as_ref(), put.as_os_str(), place.as_ref()]).run().succeeds();
     assert_eq!(home.cli(["cp", &place, "-"]).run().succeeds().out(), "put");
     end(&home, &sandbox, &pid);
@@ -261,8 +260,7 @@ fn control_group(sandbox: &Sandbox<'_>) -> PathBuf {
 }
 
 /// Asserts that the control groups of a VMM with a processor share limit memory and processes too,
-/// if the host has these
-/// controllers.
+/// if the host has these controllers.
 fn assert_bounded(sandbox: &Sandbox<'_>) {
     let memory = (2 * (128 << 20) + (512 << 20)).to_string();
     let settings = [("memory.limit_in_bytes", memory.as_str()), ("memory.max", &memory), ("pids.max", "512")];

@@ -142,7 +142,8 @@ fn published_ports_are_listed_and_connect_programs_of_the_host_to_the_sandbox() 
     home.assert_nothing_left();
 }
 
-/// Opens many connections at the same time. Each client ends its stream before it reads, and gets its own bytes back.
+/// Opens many connections at the same time. Each client ends its stream before it reads, and gets
+/// its own bytes back.
 fn assert_connections_do_not_mix(echo: &str) {
     thread::scope(|scope| {
         for number in 0..50u32 {
@@ -165,7 +166,8 @@ fn assert_a_program_that_ends_its_stream_keeps_reading(sandbox: &Sandbox<'_>, ec
     assert_eq!(got.map(|got| got.out()).as_deref(), Some("70000"));
 }
 
-/// A program that reads nothing, one that closes its connection, and clients that send nothing do not affect others.
+/// A program that reads nothing, one that closes its connection, and clients that send nothing do
+/// not affect others.
 fn assert_stuck_connections_do_not_delay_others(echo: &str, shut: &str) {
     let mut stuck = connect(echo);
     stuck.write_all(b"N").expect("the supervisor reads");

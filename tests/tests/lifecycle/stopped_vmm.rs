@@ -1,6 +1,5 @@
 //! A VMM that stands still: every command about its sandbox reports that within a bounded time, and
-//! commands about other
-//! sandboxes do not wait for it.
+//! commands about other sandboxes do not wait for it.
 
 use rustix::process::{Pid, Signal, kill_process};
 use sandboxvm_tests::{

@@ -268,7 +268,7 @@ fn malformed_requests_are_answered_and_delay_no_others() {
             "HTTP/1.1 4",
         ),
     ] {
-        let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("it listens");
+        let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("the server listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         // The server may close the connection before it has read everything.
         let _ = stream.write_all(&bytes);
@@ -279,8 +279,8 @@ fn malformed_requests_are_answered_and_delay_no_others() {
     }
     let waiting: Vec<TcpStream> = (0..50)
         .map(|_| {
-            let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("it listens");
-            stream.write_all(b"GET /v2/sandboxes HTTP/1.1\r\n").expect("it reads");
+            let mut stream = TcpStream::connect(server.api.trim_start_matches("http://")).expect("the server listens");
+            stream.write_all(b"GET /v2/sandboxes HTTP/1.1\r\n").expect("the server reads");
             stream
         })
         .collect();
@@ -316,7 +316,7 @@ fn concurrent_clients_see_only_their_own_sandboxes() {
 fn a_request_is_traced_to_a_collector() {
     let Some(home) = Home::with_kvm() else { return };
     let collector = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = format!("http://{}", collector.local_addr().expect("it listens"));
+    let address = format!("http://{}", collector.local_addr().expect("the collector listens"));
     let server = Server::start_with(&home, &small_config(), &["--otlp", &address]);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");

@@ -5,8 +5,7 @@ use sandboxvm_tests::home::{Home, Sandbox};
 use std::{fs, path::PathBuf, process::Command};
 
 /// The highest accepted exposure that `systemd-analyze security` computes, in tenths: 0 is closed,
-/// 100 is open. systemd 252
-/// rates this unit 48, and a unit with hardly any limit 86.
+/// 100 is open. systemd 252 rates this unit 48, and a unit with hardly any limit 86.
 const MOST_EXPOSURE: &str = "55";
 
 fn unit() -> PathBuf {

@@ -28,8 +28,7 @@ fn clients_connect_by_tls_and_both_versions_of_http() {
     let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| home.scratch(name).display().to_string());
     let subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"];
     // A self-signed certificate is that of an authority unless it says otherwise, and E2B's client
-    // accepts no authority as a
-    // server.
+    // accepts no authority as a server.
     let no_authority = ["-addext", "basicConstraints=critical,CA:FALSE"];
     let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
     let files = ["-keyout", &key, "-out", &certificate];

@@ -52,8 +52,7 @@ const FAILED: u16 = 1;
 
 impl Call {
     /// Returns the response to this call if no other is under way (an HTTP status, or exit code 0
-    /// or 1 of the CLI), and the
-    /// state after it.
+    /// or 1 of the CLI), and the state after it.
     fn alone(self, before: Model) -> (u16, Model) {
         use State::{Gone, Paused, Running};
         let to = |state| Model { state, ..before };

@@ -104,10 +104,10 @@ fn a_paused_sandbox_with_an_outdated_record_is_not_lost() {
     let paused = id(&server.create(&json!({ "templateID": "base", "timeout": 3000 })));
     let _ = home.cli(["exec", &paused, "--", "sh", "-c", "echo kept > /root/f"]).run().succeeds();
     let record = home.path().join(format!("server/sandboxes/{paused}.json"));
-    let before = std::fs::read(&record).expect("it is there");
+    let before = std::fs::read(&record).expect("the record exists");
     let _ = server.ask("POST", &format!("/sandboxes/{paused}/pause"), None).expect(204);
     server.kill();
-    std::fs::write(&record, before).expect("it can be written");
+    std::fs::write(&record, before).expect("the record can be written");
 
     let server = Server::start(&home, &small_config());
     let info = server.ask_as(&key, "GET", &format!("/sandboxes/{paused}"), None).expect(200).json();

@@ -1,5 +1,5 @@
-//! Snapshots with a damaged file, and snapshots on a full disk. A damaged one is refused, with a message that names the
-//! damage. A failed one changes nothing else.
+//! Snapshots with a damaged file, and snapshots on a full disk. A damaged one is refused, with a
+//! message that names the damage. A failed one changes nothing else.
 
 use sandboxvm_tests::{
     home::{Home, SMALL},
@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-/// Replaces a file of a snapshot by a changed copy. The original file is shared with another snapshot by a hard link.
+/// Replaces a file of a snapshot by a changed copy. The original file is shared with another
+/// snapshot by a hard link.
 fn spoil(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut content = fs::read(path).expect("a file of the snapshot");
     change(&mut content);
@@ -55,7 +56,8 @@ impl<'h> Original<'h> {
         self.directory.with_file_name(name)
     }
 
-    /// Asserts that a copy of the snapshot is refused, with `hints`, after `change` has changed this file of it.
+    /// Asserts that a copy of the snapshot is refused, with `hints`, after `change` has changed
+    /// this file of it.
     fn assert_refused(&self, name: &str, file: &str, hints: &[&str], change: impl FnOnce(&Path)) {
         cp("-al", &self.directory, &self.beside(name));
         change(&self.beside(name).join(file));
@@ -74,14 +76,18 @@ impl<'h> Original<'h> {
         assert!(self.home.listed().is_empty(), "{name} left a sandbox");
     }
 
-    /// As [`Self::assert_refused`], for a snapshot without seals, as older builds made them. There the VMM detects the
-    /// damage.
+    /// As [`Self::assert_refused`], for a snapshot without seals, as older builds made them. There
+    /// the VMM detects the damage.
     fn assert_refused_unsealed(&self, name: &str, file: &str, hints: &[&str], change: impl FnOnce(&mut Vec<u8>)) {
         self.assert_refused(name, file, hints, |path| {
             spoil(path, change);
             spoil(&path.with_file_name("manifest.json"), |bytes| {
                 let mut manifest: Value = serde_json::from_slice(bytes).expect("the manifest is JSON");
-                manifest.as_object_mut().expect("the manifest is an object").remove("seals").expect("it has seals");
+                manifest
+                    .as_object_mut()
+                    .expect("the manifest is an object")
+                    .remove("seals")
+                    .expect("the manifest has seals");
                 *bytes = serde_json::to_vec(&manifest).expect("a value can be printed");
             });
         });
@@ -158,7 +164,8 @@ fn assert_wrong_manifests_are_refused(original: &Original<'_>) {
     });
 }
 
-/// `snapshot verify` reads the content of all files. So it also finds a change that left the time of the file as it was.
+/// `snapshot verify` reads the content of all files. So it also finds a change that left the time
+/// of the file as it was.
 fn assert_verify_finds_a_change_that_kept_the_time(original: &Original<'_>) {
     let home = original.home;
     assert_eq!(home.cli(["snapshot", "verify"]).run().succeeds().out(), "good\n");

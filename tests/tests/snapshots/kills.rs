@@ -69,7 +69,7 @@ const SHOW: &str = "for f in /root/round /dev/shm/round /proc/sys/kernel/hostnam
 
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().into_string().expect("our names are ASCII")).collect()
+    entries.map(|entry| entry.file_name().into_string().expect("the name is ASCII")).collect()
 }
 
 /// Returns the number of files that snapshots, forks and resets add to a sandbox's directory.
@@ -148,8 +148,7 @@ impl<'h> Scene<'h> {
     }
 
     /// Starts the operation and kills the process. Returns `None` if the operation ended before the
-    /// moment was seen. Otherwise
-    /// returns the CLI's exit code, if it has one.
+    /// moment was seen. Otherwise returns the CLI's exit code, if it has one.
     fn interrupt(&self, kill: &Kill, name: &str, usual: Duration) -> Option<Option<i32>> {
         let vmm = self.victim.vmm_pid();
         let mut run = self.start(kill.operation, name);

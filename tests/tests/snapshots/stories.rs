@@ -74,8 +74,7 @@ fn forks_continue_from_one_state_and_share_nothing_afterwards() {
 }
 
 /// Takes a chain of snapshots with writes in between. Each, restored in any order, has its own
-/// files and memory, and no
-/// later ones.
+/// files and memory, and no later ones.
 fn chain(depth: usize) {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--name", "chain"]);

@@ -52,7 +52,7 @@ fn metadata() -> FileMetadata {
     metadata
 }
 
-/// Of a file with metadata, of a link to a directory, and of one to nowhere.
+/// Details of a file with metadata, of a link to a directory, and of a broken link.
 fn file_details() -> [FileDetails; 3] {
     let link = |found| FileDetails {
         entry: file_entry(FileKind::Symlink),

@@ -1,7 +1,7 @@
-//! One representative value per message variant of both wires, and the list of variants there are.
+//! One sample value per message variant of both wires, and the list of all variants.
 //!
-//! `variants!` makes the tripwire: its `match` has no wildcard, so a new variant of any enum below does not compile
-//! here until it is listed, and the golden test then fails until it has a sample.
+//! The `match` of `variants!` has no wildcard. So a new variant of any enum below does not compile
+//! until it is listed there, and then the golden test fails until it has a sample.
 
 mod files;
 
@@ -45,7 +45,7 @@ macro_rules! variants {
     (@pattern $enum:ident $variant:ident {}) => { $enum::$variant { .. } };
 }
 
-/// An enum whose value can say which variant it is.
+/// An enum whose values know the name of their variant.
 pub trait Named {
     fn variant(&self) -> &'static str;
 }
@@ -104,7 +104,7 @@ variants! {
     }
 }
 
-/// A sample: its unique label in the golden file, and the variants it is the sample of.
+/// A sample: its unique label in the golden file, and the variants that it shows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample<T> {
     pub label: String,

@@ -28,7 +28,7 @@ pub fn run(arguments: &Arguments) {
         for run in 1..=arguments.clones {
             let started = rig.create().await;
             exec(started.sandbox(), &["true"]).await;
-            let pid = started.sandbox().vmm_status().ok().flatten().expect("its VMM reports itself").pid;
+            let pid = started.sandbox().vmm_status().ok().flatten().expect("the VMM has written its status").pid;
             let memory = memory::of_vmm(pid, 256);
             private.push(memory.overhead_private_kib as f64);
             guests.push(memory.guest_private_kib as f64);
@@ -40,10 +40,10 @@ pub fn run(arguments: &Arguments) {
         }
         // All clones still respond.
         for started in &all {
-            started.sandbox().stats().await.expect("a clone lives");
+            started.sandbox().stats().await.expect("a clone runs");
         }
         for started in all {
-            started.finish().await.expect("it can be removed");
+            started.finish().await.expect("the sandbox can be removed");
         }
     });
     let slope = slope(&used[1..]);

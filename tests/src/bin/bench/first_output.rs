@@ -27,11 +27,11 @@ pub fn run(arguments: &Runs) {
         let ticker = "exec >/dev/console 2>/dev/null </dev/null; while :; do printf t; done";
         exec(started.sandbox(), &["sh", "-c", &format!("setsid sh -c '{ticker}' &")]).await;
         let console = started.sandbox().path().join("console.log");
-        while fs::metadata(&console).expect("it has a console").len() < 100 {
+        while fs::metadata(&console).expect("the sandbox has a console log").len() < 100 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         started.sandbox().snapshot(name).await.unwrap_or_else(|error| panic!("{error}"));
-        started.finish().await.expect("it can be removed");
+        started.finish().await.expect("the sandbox can be removed");
     });
     let sandboxes = rig.manager.root().join("sandboxes");
     let (mut asked, mut spawned, mut instructions_until) = (Vec::new(), Vec::new(), Vec::new());
@@ -44,14 +44,14 @@ pub fn run(arguments: &Runs) {
         };
         rig.block_on(async {
             let started = rig.manager.start(&rig.bundle, &spec).await.unwrap_or_else(|error| panic!("{error}"));
-            let spawn = started.spawned_at().expect("its VMM was started");
+            let spawn = started.spawned_at().expect("the VMM was started");
             // The runtime may block here, because the VMM does not need it.
-            let first = watcher.join().expect("the console speaks");
+            let first = watcher.join().expect("the guest writes to its console");
             asked.push(micros(first - begun));
             spawned.push(micros(first - spawn));
-            let stats = started.sandbox().stats().await.expect("its VMM answers");
+            let stats = started.sandbox().stats().await.expect("the VMM responds");
             instructions_until.push(instructions(&stats));
-            started.finish().await.expect("it can be removed");
+            started.finish().await.expect("the sandbox can be removed");
         });
     }
     let rows = [

@@ -45,7 +45,7 @@ pub fn run(arguments: &Arguments) {
             Row::of("asked -> all copies stand ready to run, many in one go", "us", [micros(many.made)]),
         ]);
     }
-    rig.block_on(parent.finish()).expect("it can be removed");
+    rig.block_on(parent.finish()).expect("the sandbox can be removed");
     let title =
         format!("fork: {} runs, then {} copies in one go, guest of 256 MiB", arguments.all.runs, arguments.many);
     table::report(&title, &rows, arguments.all.json);
@@ -66,9 +66,9 @@ async fn fork(rig: &Rig, parent: &Sandbox, count: u32) -> Taken {
     let forked = parent.fork(count).await.unwrap_or_else(|error| panic!("fork: {error}"));
     let mut builds = Vec::with_capacity(forked.copies.len());
     for copy in forked.copies {
-        let timeline = copy.timeline().await.expect("its VMM answers");
-        builds.push((timeline.built.expect("it was built") - timeline.process_start) as f64 / 1e3);
-        rig.manager.remove(copy.id().as_str(), true).await.expect("it can be removed");
+        let timeline = copy.timeline().await.expect("the VMM responds");
+        builds.push((timeline.built.expect("the machine was built") - timeline.process_start) as f64 / 1e3);
+        rig.manager.remove(copy.id().as_str(), true).await.expect("the sandbox can be removed");
     }
     Taken { pause: forked.pauses.iter().sum(), made: forked.made, builds }
 }

@@ -58,8 +58,7 @@ fn fastest(mut values: Vec<f64>) -> Vec<f64> {
 }
 
 /// Returns two times in microseconds: from the start of the process until it is confined, and until
-/// the first guest
-/// instruction without the time that it waits.
+/// the first guest instruction without the time that it waits.
 fn measure(without: &'static str, snapshot: &Snapshot) -> (f64, f64) {
     let times = Drill::of("read-inherited").at(-1).without(without).start(Some(snapshot)).timeline();
     let confined = times.confined - times.process_start;

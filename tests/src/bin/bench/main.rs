@@ -57,7 +57,7 @@ enum Benchmark {
 
 fn main() {
     let arguments = Arguments::parse();
-    interruption::takes_sandboxes_along();
+    interruption::end_sandboxes_on_signals();
     match arguments.benchmark {
         Benchmark::Boot(arguments) => boot::run(&arguments),
         Benchmark::Restore(arguments) => restore::run(&arguments),

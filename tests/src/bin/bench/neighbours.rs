@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) {
             ]);
         }
         for started in [neighbour, attacked] {
-            started.finish().await.expect("it can be removed");
+            started.finish().await.expect("the sandbox can be removed");
         }
     });
     let title = format!("neighbours: {} commands each, guests of {} MiB", arguments.all.runs, arguments.memory);
@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments) {
 
 /// Returns the duration in seconds and the guest-kernel instructions of each of `runs` commands.
 async fn answers(sandbox: &Sandbox, runs: u16) -> (Vec<f64>, Vec<f64>) {
-    let count = async || instructions(&sandbox.stats().await.expect("its VMM answers"));
+    let count = async || instructions(&sandbox.stats().await.expect("the VMM responds"));
     let (mut seconds, mut costs) = (Vec::new(), Vec::new());
     for _ in 0..runs {
         let (before, begun) = (count().await, Instant::now());

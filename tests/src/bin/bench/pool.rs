@@ -12,16 +12,16 @@ pub fn run(arguments: &Runs) {
     eprintln!("bench: making the ready snapshot");
     let mut taken = Vec::new();
     rig.block_on(async {
-        rig.create().await.finish().await.expect("it can be removed");
+        rig.create().await.finish().await.expect("the sandbox can be removed");
         let pool = Pool::new(rig.manager.clone(), rig.bundle.clone(), rig.spec.clone(), 1);
         for _ in 0..arguments.runs {
             pool.filled().await.expect("the pool can be filled");
             let asked = monotonic_ns(Instant::now());
             let mut started = pool.take(&PoolRequest::default()).await.expect("a sandbox");
-            started.ready().await.expect("it runs");
-            let first_run = started.sandbox().timeline().await.expect("its VMM answers").first_run;
-            taken.push((first_run.expect("it runs") as f64 - asked) / 1e3);
-            started.finish().await.expect("it can be removed");
+            started.ready().await.expect("the machine runs");
+            let first_run = started.sandbox().timeline().await.expect("the VMM responds").first_run;
+            taken.push((first_run.expect("the machine runs") as f64 - asked) / 1e3);
+            started.finish().await.expect("the sandbox can be removed");
         }
     });
     let rows = [Row::of("asked for -> first guest instruction", "us", taken)];

@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) {
         runs.push(rig.block_on(async {
             let started = rig.create().await;
             let reclaim = reclaim(started.sandbox(), arguments.mib).await;
-            started.finish().await.expect("it can be removed");
+            started.finish().await.expect("the sandbox can be removed");
             reclaim
         }));
     }
@@ -65,7 +65,7 @@ pub fn run(arguments: &Arguments) {
 }
 
 async fn reclaim(sandbox: &Sandbox, mib: u64) -> Reclaim {
-    let pid = sandbox.vmm_status().ok().flatten().expect("its VMM reports itself").pid;
+    let pid = sandbox.vmm_status().ok().flatten().expect("the VMM has written its status").pid;
     let private_mib = || memory::of_vmm(pid, MEMORY_MIB).guest_private_kib as f64 / 1024.0;
     let before = private_mib();
     let taker = format!(
@@ -81,7 +81,7 @@ async fn reclaim(sandbox: &Sandbox, mib: u64) -> Reclaim {
     let taken = private_mib();
     exec(sandbox, &["sh", "-c", "> /dev/shm/free"]).await;
     appears(sandbox, "/dev/shm/freed").await;
-    let count = async || instructions(&sandbox.stats().await.expect("its VMM answers"));
+    let count = async || instructions(&sandbox.stats().await.expect("the VMM responds"));
     let (freed, executed) = (Instant::now(), count().await);
     let (mut after, mut changed) = (private_mib(), freed);
     while freed.elapsed() < PATIENCE && changed.elapsed() < QUIET {

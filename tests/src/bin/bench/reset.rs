@@ -25,7 +25,7 @@ pub fn run(arguments: &Runs) {
                 ResetDone::Anew => panic!("the sandbox was not reset in place"),
             }
         }
-        started.finish().await.expect("it can be removed");
+        started.finish().await.expect("the sandbox can be removed");
     });
     let rows = [
         Row::of("vCPU stopped -> runs from the beginning", "us", pauses),

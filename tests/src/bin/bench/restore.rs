@@ -45,20 +45,20 @@ struct FirstExec {
 pub fn run(arguments: &Arguments) {
     let rig = Rig::new(arguments.memory);
     eprintln!("bench: making the ready snapshot");
-    rig.block_on(async { rig.create().await.finish().await.expect("it can be removed") });
+    rig.block_on(async { rig.create().await.finish().await.expect("the sandbox can be removed") });
     let mut restores = Vec::new();
     let mut execs = Vec::new();
     for run in 1..=arguments.all.runs {
         rig.block_on(async {
             let asked = Instant::now();
             let mut started = rig.manager.start(&rig.bundle, &rig.spec).await.expect("a sandbox");
-            started.ready().await.expect("it runs");
+            started.ready().await.expect("the machine runs");
             restores.push(restore(asked, &started).await);
             if run <= arguments.execs {
                 eprintln!("bench: first command {run} of {}", arguments.execs);
                 execs.push(first_exec(&mut started, arguments.memory).await);
             }
-            started.finish().await.expect("it can be removed");
+            started.finish().await.expect("the sandbox can be removed");
         });
     }
     let title =
@@ -67,12 +67,12 @@ pub fn run(arguments: &Arguments) {
 }
 
 async fn restore(asked: Instant, started: &sandboxvm_manager::StartedSandbox) -> Restore {
-    let timeline = started.sandbox().timeline().await.expect("its VMM answers");
-    let spawned_at = started.spawned_at().expect("its VMM was started");
+    let timeline = started.sandbox().timeline().await.expect("the VMM responds");
+    let spawned_at = started.spawned_at().expect("the VMM was started");
     let spawn = monotonic_ns(spawned_at);
     let us = |from: f64, to: u64| (to as f64 - from) / 1e3;
-    let built = timeline.built.expect("it runs");
-    let first_run = timeline.first_run.expect("it runs");
+    let built = timeline.built.expect("the machine runs");
+    let first_run = timeline.first_run.expect("the machine runs");
     Restore {
         staged: micros(spawned_at - asked),
         spawned: us(spawn, timeline.process_start),
@@ -89,14 +89,14 @@ async fn first_exec(started: &mut sandboxvm_manager::StartedSandbox, memory_mib:
     let begun = Instant::now();
     // Waits until the restored kernel has done its own work.
     tokio::time::sleep(Duration::from_millis(50)).await;
-    started.settled().await.expect("it takes its identity");
+    started.settled().await.expect("the guest sets its identity");
     let sandbox = started.sandbox();
-    let stats = async || instructions(&sandbox.stats().await.expect("its VMM answers"));
+    let stats = async || instructions(&sandbox.stats().await.expect("the VMM responds"));
     let answered = stats().await;
     library::run(sandbox, &["true"]).await;
     let executed = stats().await;
     let seconds = begun.elapsed().as_secs_f64();
-    let pid = sandbox.vmm_status().ok().flatten().expect("its VMM reports itself").pid;
+    let pid = sandbox.vmm_status().ok().flatten().expect("the VMM has written its status").pid;
     let memory = memory::of_vmm(pid, memory_mib);
     library::run(sandbox, &["true"]).await;
     FirstExec {

@@ -39,7 +39,7 @@ fn measure(arguments: &Arguments, pool: u16) -> Vec<Row> {
     let readiness = format!("{}/readiness", server.api);
     let ready = || (request("GET", &readiness, &[], None).status == 204).then_some(());
     eventually(Duration::from_secs(120), ready).expect("the pool fills");
-    let memory = || resident_kib(server.pid()).expect("it runs") as f64;
+    let memory = || resident_kib(server.pid()).expect("the server runs") as f64;
     let before = memory();
     eprintln!("bench: {} clients, {name}", arguments.clients);
     let begin = Instant::now();

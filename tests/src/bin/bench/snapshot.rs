@@ -34,9 +34,9 @@ pub fn run(arguments: &Runs) {
                 mib: made.report.memory_bytes as f64 / f64::from(1 << 20),
                 self_contained: made.report.self_contained,
             });
-            rig.manager.remove_snapshot(name.as_str()).expect("it can be removed");
+            rig.manager.remove_snapshot(name.as_str()).expect("the snapshot can be removed");
         }
-        started.finish().await.expect("it can be removed");
+        started.finish().await.expect("the sandbox can be removed");
     });
     // The first snapshot has everything that was written since the beginning, so it is not counted.
     let first = taken.remove(0);

@@ -275,7 +275,7 @@ pub const ALL: &[Probe] = &[
             if number(facts, "removed") == 0 {
                 return not_run(&format!("refused: {}", text(facts, "refused")));
             }
-            let host = if situation.precious { "the host's file is whole" } else { "the host's file is gone" };
+            let host = if situation.precious { "the host's file is unchanged" } else { "the host's file is gone" };
             let own =
                 if number(facts, "left") == 1 { "its own tree was damaged in part" } else { "its own tree is gone" };
             when(!situation.precious, format!("{host}; {own}"))

@@ -47,8 +47,7 @@ pub struct Qemu {
 
 impl Qemu {
     /// Debian's packages cannot always be installed beside those of another QEMU. Then the script
-    /// unpacks them and sets
-    /// COMPARE_QEMU_ROOT.
+    /// unpacks them and sets COMPARE_QEMU_ROOT.
     fn program(&self) -> Command {
         let Some(root) = env::var_os("COMPARE_QEMU_ROOT").map(PathBuf::from) else {
             return Command::new("qemu-system-x86_64");

@@ -85,8 +85,7 @@ impl Contender for Sandboxvm {
         let mut command = self.cli(&["run", "-m", &self.memory, "-i", "--"]);
         if job == Job::Rogue {
             // The root directory is not a copy that this program made. But it belongs to this
-            // sandbox and ends with it, so it may
-            // be destroyed too.
+            // sandbox and ends with it, so it may be destroyed too.
             command.args(["sh", "-c", "printf %s \"$0\" > /.compare-copy; exec \"$@\"", &self.token]);
         }
         command.args(job.command());
