@@ -1,5 +1,5 @@
 //! The hard floor: addresses that no policy of a tenant opens. It is about addresses alone, whatever their disguise, and
-//! is checked last, by whoever opens the connection.
+//! is checked last, by the process that opens the connection.
 
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -44,7 +44,7 @@ pub enum Below {
 pub struct Floor {
     /// Addresses of this host and of its networks.
     host: Vec<IpNet>,
-    /// What the operator lets sandboxes reach all the same.
+    /// What the operator lets sandboxes reach anyway.
     opened: Vec<IpNet>,
 }
 
@@ -86,7 +86,7 @@ fn undisguised(address: IpAddr) -> Result<IpAddr, Below> {
     match segments {
         // IPv4-mapped, ::ffff:a.b.c.d: the kernel makes an IPv4 connection of it.
         [0, 0, 0, 0, 0, 0xffff, _, _] => Ok(tail()),
-        // The unspecified and the loopback address have names of their own; all others below ::/96 are IPv4-compatible
+        // The unspecified and the loopback address are judged below; all others below ::/96 are IPv4-compatible
         // (RFC 4291, 2.5.5.1), and nothing uses them any more.
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Ok(address),
         [0, 0, 0, 0, 0, 0, _, _] => Err(Below::Tunnelled),

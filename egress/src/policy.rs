@@ -94,7 +94,7 @@ pub enum Refusal {
 /// A decision, and the rule that led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision<'p> {
-    /// Go on.
+    /// Let it pass.
     Allow(Option<&'p Rule>),
     /// Wait until the connection has shown its name, then ask [`Policy::named`].
     Inspect,
@@ -126,7 +126,7 @@ impl Policy {
         if is_settled {
             return self.weigh(allowed, denied, Refusal::NotListed);
         }
-        // Names can still change what addresses say: whoever shows one is judged by it.
+        // Names can still change what addresses say: a connection that shows one is judged by it.
         let can_be_allowed = pinned.iter().any(|name| by_name(&self.allow, flow, name).is_some());
         let undecided = self.weigh(allowed, denied, Refusal::NotAsked);
         let waits = match undecided {

@@ -8,7 +8,7 @@ mod http_head;
 
 use crate::policy::Shown;
 
-/// Most bytes that are looked at before a connection counts as hiding its name.
+/// Maximum number of bytes that are looked at before a connection counts as hiding its name.
 pub const MAX_OPENING: usize = 64 * 1024;
 
 /// What the bytes so far say.

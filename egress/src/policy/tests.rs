@@ -78,7 +78,7 @@ fn protocols_without_names_need_a_rule_that_names_the_port() {
     assert_eq!(policy.begun(&tcp(ADDRESS, 22), &pinned), Decision::Inspect);
     assert!(is_allowed(policy.named(&tcp(ADDRESS, 22), &pinned, &Shown::Nameless)));
     assert_refused(policy.begun(&tcp(ADDRESS, 443), &pinned), Refusal::NotAsked);
-    // A protocol that shows names is held to them all the same.
+    // A protocol that shows names is held to them anyway.
     assert_refused(policy.named(&tcp(ADDRESS, 22), &pinned, &Shown::Hidden), Refusal::HiddenName);
     assert_refused(policy.named(&tcp(ADDRESS, 22), &pinned, &shows("evil.example")), Refusal::OtherName);
 }

@@ -10,6 +10,7 @@
 
 mod balloon_device;
 mod block_device;
+mod connection_opening;
 mod disk_layers;
 mod driver;
 mod frame_decode;
@@ -25,6 +26,7 @@ mod vsock_device;
 
 pub use balloon_device::balloon_device;
 pub use block_device::block_device;
+pub use connection_opening::connection_opening;
 pub use disk_layers::disk_layers;
 pub use frame_decode::frame_decode;
 pub use image_metadata::image_metadata;
@@ -50,6 +52,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "balloon_device", run: balloon_device },
     Target { name: "block_device", run: block_device },
+    Target { name: "connection_opening", run: connection_opening },
     Target { name: "disk_layers", run: disk_layers },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_metadata", run: image_metadata },
