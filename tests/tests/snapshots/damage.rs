@@ -28,7 +28,7 @@ fn cp(option: &str, from: &Path, to: &Path) {
 }
 
 /// Changes the last byte of a memory file that is not zero.
-fn flip(bytes: &mut Vec<u8>) {
+fn flip(bytes: &mut [u8]) {
     let at = bytes.iter().rposition(|byte| *byte != 0).expect("memory is not empty");
     bytes[at] ^= 1;
 }
@@ -137,7 +137,7 @@ fn assert_damaged_files_are_refused(original: &Original<'_>) {
         fs::File::create(&shorter).and_then(|file| file.set_len(1 << 20)).expect("the test may create a file");
         fs::rename(shorter, path).expect("the test may replace a file");
     });
-    original.assert_refused("bit", "memory.0", &changed("memory.0"), |path| spoil(path, flip));
+    original.assert_refused("bit", "memory.0", &changed("memory.0"), |path| spoil(path, |bytes| flip(bytes)));
     original.assert_refused("layer", "disk.0", &changed("disk.0"), |path| spoil(path, |bytes| bytes[20] ^= 1));
     original.assert_refused_unsealed("unsealed", "disk.0", &["disk layer"], |bytes| bytes[20] ^= 1);
 }
@@ -172,7 +172,7 @@ fn assert_verify_finds_a_change_that_kept_the_time(original: &Original<'_>) {
     cp("-al", &original.directory, &original.beside("bad"));
     let memory = original.beside("bad").join("memory.0");
     let time = fs::metadata(&memory).and_then(|memory| memory.modified()).expect("a file has a time");
-    spoil(&memory, flip);
+    spoil(&memory, |bytes| flip(bytes));
     let file = fs::File::options().append(true).open(&memory);
     file.and_then(|file| file.set_modified(time)).expect("the test may change the file");
     let verified = home.cli(["snapshot", "verify", "good", "bad"]).run().exits(125);
