@@ -58,6 +58,8 @@ pub(super) struct Connection {
     pub(super) watches_room: bool,
     /// The process that was started on this connection, or that it is attached to.
     pub(super) process: Option<Key>,
+    /// There is or was such a process: other requests are not taken any more.
+    pub(super) serves_process: bool,
     /// It became one to a program's port: frames are over.
     pub(super) relay: Option<Key>,
     /// It was granted the feeding of that, also if another took over since.
@@ -78,6 +80,7 @@ impl Connection {
             hung_up: false,
             watches_room: false,
             process: None,
+            serves_process: false,
             relay: None,
             may_feed: false,
         }
