@@ -95,7 +95,7 @@ const ATTEMPTS: [Attempt; 16] = [
     }),
     ("connect by a listener that was shut down", |_| {
         let socket = shut_listener();
-        // Nobody listens there: that it was tried is enough.
+        // No process listens there: that it was tried is enough.
         let sent = send_to(socket, libc::MSG_FASTOPEN, &loopback());
         sent.or_else(|error| if error.raw_os_error() == Some(libc::ECONNREFUSED) { Ok(()) } else { Err(error) })
     }),

@@ -64,7 +64,7 @@ impl GuestScope {
     fn allows(&self, request: &HostMessage) -> bool {
         use FileOperation::{Describe, Read, SetOwner, Stat, Write, WriteWithMetadata};
         match (self, request) {
-            // A signal is a call of its own: its connection would take further requests.
+            // A signal is a separate call: its connection would take further requests.
             (Self::All, HostMessage::Exec(_) | HostMessage::Attach(_) | HostMessage::Files(_)) => true,
             (Self::Port(port), HostMessage::Connect(request)) => request.port == *port,
             (Self::ReadFile { user, .. } | Self::WriteFile { user, .. }, HostMessage::Files(request)) => {
@@ -152,7 +152,7 @@ impl Sandbox {
         Answered { answer: postcard::to_stdvec(&answer).unwrap_or_default(), stream, in_use }
     }
 
-    /// Notes what another process tells of a connection that it was given. The call may be any bytes.
+    /// Notes what another process reports about a connection that it was given. The call may be any bytes.
     pub fn told(&self, call: &[u8], scope: &GuestScope) {
         match postcard::from_bytes(call) {
             Ok(Call::Ended { pid, status }) if *scope == GuestScope::All => {

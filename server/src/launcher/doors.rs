@@ -177,7 +177,7 @@ impl Launcher {
     }
 
     /// The sandbox whose token a request was signed with, of one that says in no other way which it is for: clients without a
-    /// domain make such addresses. A search that is given up ends all the same, and keeps `permits` until then.
+    /// domain make such addresses. A search that is given up ends anyway, and keeps `permits` until then.
     pub(super) async fn signer(
         self: Arc<Self>,
         claim: Claim,

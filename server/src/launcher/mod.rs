@@ -21,6 +21,7 @@ mod views;
 use crate::{
     access::Credentials, channel::request::Figures, config::Config, metering::ends::Ended, registry::Registry,
 };
+use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -42,7 +43,7 @@ pub(crate) struct Places {
 impl Places {
     pub(crate) fn of(config: &Config) -> Self {
         let operations = OPERATIONS.max(config.concurrent_requests).min(Semaphore::MAX_PERMITS);
-        let calls = (serve::descriptors() / 8).clamp(1, CALLS);
+        let calls = (descriptors() / 8).clamp(1, CALLS);
         let [operations, long_operations, calls] =
             [operations, LONG_OPERATIONS, calls].map(|count| Arc::new(Semaphore::new(count)));
         Self { operations, long_operations, calls }
@@ -75,4 +76,10 @@ impl Launcher {
             ends: Ended::counts(&self.registry.ends),
         }
     }
+}
+
+/// The number of descriptors that this process may have. An open sandbox holds two: a front must leave enough for the work of
+/// the launcher.
+fn descriptors() -> usize {
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
 }

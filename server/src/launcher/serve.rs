@@ -3,7 +3,7 @@
 //! What a front can hold at the same time is bounded: requests and their bytes, open sandboxes, answers that it has not read.
 //! A front that exceeds a bound waits, and no other channel waits with it.
 
-use super::{SharedLauncher, doors::Open};
+use super::{SharedLauncher, descriptors, doors::Open};
 use crate::{
     channel::{
         failure::{Failure, Why},
@@ -12,7 +12,6 @@ use crate::{
     },
     traces,
 };
-use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use std::{
     collections::HashMap,
@@ -252,7 +251,7 @@ impl Channel {
                     _ => &launcher.places.operations,
                 };
                 permits.push(Arc::clone(of_kind).acquire_owned().await.map_err(|_| ended())?);
-                // What has begun is completed; what waited for its turn until now is for nobody.
+                // What has begun is completed; what waited for its turn until now has no front any more.
                 if self.state().has_ended {
                     return Err(ended());
                 }
@@ -334,12 +333,6 @@ fn not_open() -> Failure {
 
 fn ended() -> Failure {
     Failure::new(Why::ShuttingDown, "the server is shutting down; try again in a moment")
-}
-
-/// The number of descriptors that this process may have. An open sandbox holds two: a front must leave enough for the work of
-/// the launcher.
-pub(super) fn descriptors() -> usize {
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 async fn send(socket: Arc<UnixStream>, mut outgoing: mpsc::Receiver<Outgoing>) {
