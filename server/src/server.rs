@@ -8,12 +8,13 @@ use crate::{
     },
     config::Config,
     front_process::{Front, FrontMode},
-    launcher::{Launcher, SharedLauncher},
+    launcher::{Launcher, Places, SharedLauncher},
     listen,
     registry::{OpenError, Registry, error::RegistryError},
 };
 use rustix::{
     fs::{FlockOperation, flock},
+    net::sockopt::socket_acceptconn,
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use sandboxvm_images::bundle::Bundle;
@@ -97,6 +98,8 @@ pub struct Server {
     launcher: SharedLauncher,
     /// API, sandboxes, metrics.
     listeners: Vec<TcpListener>,
+    /// Where they listen.
+    addresses: Vec<SocketAddr>,
     mode: FrontMode,
     front: Front,
     _lock: File,
@@ -125,6 +128,8 @@ impl Server {
         for address in [Some(config.api), Some(config.sandboxes), config.metrics].into_iter().flatten() {
             listeners.push(bind(address).await?);
         }
+        let addresses =
+            listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>().map_err(failed)?;
         let credentials = Credentials {
             keys: KeyStore::open(&KeyStore::path_in(manager.root()))?,
             tokens: Tokens::open(&directory.join("secret"))?,
@@ -134,9 +139,9 @@ impl Server {
         let registry = Registry::open(&config, manager, bundle)?;
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "recovered sandboxes from the previous run");
-        let launcher = Arc::new(Launcher { config, credentials, registry, tls });
+        let launcher = Arc::new(Launcher { places: Places::of(&config), config, credentials, registry, tls });
         let front = Front::start(&launcher, &listeners, &mode).await.map_err(ServerError::Front)?;
-        Ok(Self { launcher, listeners, mode, front, _lock: lock })
+        Ok(Self { launcher, listeners, addresses, mode, front, _lock: lock })
     }
 
     /// Where the control plane listens.
@@ -182,6 +187,7 @@ impl Server {
             restarts.push_back(now);
             tracing::error!(%ended, "the front has ended; starting another");
             sleep(BEFORE_RESTART).await;
+            replace_ended(&mut self.listeners, &self.addresses).await?;
             let started = Front::start(&self.launcher, &self.listeners, &self.mode).await;
             self.front = started.map_err(ServerError::Front)?;
         }
@@ -197,6 +203,19 @@ fn allow_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
+/// Replaces listeners that do not listen any more: a front can end them, and the next one needs them.
+async fn replace_ended(listeners: &mut Vec<TcpListener>, addresses: &[SocketAddr]) -> Result<(), ServerError> {
+    for (at, address) in addresses.iter().enumerate() {
+        if !socket_acceptconn(&listeners[at]).is_ok_and(|listens| listens) {
+            tracing::warn!(%address, "the front ended a listener; listening again");
+            // Closed first: it may still have the address.
+            drop(listeners.remove(at));
+            listeners.insert(at, bind(*address).await?);
+        }
+    }
+    Ok(())
+}
+
 async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
     let until = Instant::now() + BIND_WITHIN;
     loop {
@@ -207,6 +226,25 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
                 sleep(Duration::from_millis(50)).await;
             }
             Err(source) => return Err(ServerError::Listen { address, source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{Shutdown, shutdown};
+
+    #[tokio::test]
+    async fn a_listener_that_a_front_ended_is_replaced_at_its_address() {
+        let any = || SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut listeners = vec![bind(any()).await.unwrap(), bind(any()).await.unwrap()];
+        let addresses: Vec<SocketAddr> = listeners.iter().map(|it| it.local_addr().unwrap()).collect();
+        shutdown(listeners[0].try_clone().unwrap(), Shutdown::Read).unwrap();
+        replace_ended(&mut listeners, &addresses).await.unwrap();
+        for (listener, address) in listeners.iter().zip(&addresses) {
+            assert_eq!(listener.local_addr().unwrap(), *address);
+            std::net::TcpStream::connect(address).unwrap();
         }
     }
 }

@@ -4,8 +4,9 @@
 use sandboxvm_server::{FrontUser, confine};
 use std::{
     env, fs, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
     process::Command,
+    sync::{Mutex, OnceLock},
 };
 
 /// Set for the process that tries.
@@ -32,10 +33,36 @@ fn parent() -> libc::c_long {
     env::var("FRONT_DRILL_PARENT").expect("it is set").parse().expect("a PID")
 }
 
+/// Made before, as a front has its listeners.
+static LISTENER: OnceLock<libc::c_int> = OnceLock::new();
+static SHUT: Mutex<Vec<libc::c_int>> = Mutex::new(Vec::new());
+
+/// A listener that was shut down, and that no attempt has used.
+fn shut_listener() -> libc::c_int {
+    SHUT.lock().unwrap().pop().expect("there is one for each attempt")
+}
+
+/// Port 1, where nothing listens.
+fn loopback() -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET.try_into().unwrap(),
+        sin_port: 1_u16.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(std::net::Ipv4Addr::LOCALHOST).to_be() },
+        sin_zero: [0; 8],
+    }
+}
+
+fn send_to(socket: libc::c_int, flags: libc::c_int, address: &libc::sockaddr_in) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_in>()).unwrap();
+    let address = (&raw const *address).cast();
+    // SAFETY: nothing is read from the empty buffer, and the address lives until the call returns.
+    result(unsafe { libc::sendto(socket, std::ptr::null(), 0, flags, address, length) }.try_into().unwrap())
+}
+
 /// An attack, by name. One that succeeds must leave the process able to try the others.
 type Attempt = (&'static str, fn(&str) -> io::Result<()>);
 
-const ATTEMPTS: [Attempt; 12] = [
+const ATTEMPTS: [Attempt; 16] = [
     ("read a file of the home", |home| fs::read_to_string(format!("{home}/secret")).map(drop)),
     ("list the home", |home| fs::read_dir(home).map(drop)),
     ("write a file of the home", |home| fs::write(format!("{home}/new"), "x")),
@@ -65,6 +92,38 @@ const ATTEMPTS: [Attempt; 12] = [
             libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
         };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }),
+    ("connect by a listener that was shut down", |_| {
+        let socket = shut_listener();
+        // No process listens there: that it was tried is enough.
+        let sent = send_to(socket, libc::MSG_FASTOPEN, &loopback());
+        sent.or_else(|error| if error.raw_os_error() == Some(libc::ECONNREFUSED) { Ok(()) } else { Err(error) })
+    }),
+    ("connect by a message", |_| {
+        let socket = shut_listener();
+        let mut address = loopback();
+        // SAFETY: all zeroes is an empty message.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_name = (&raw mut address).cast();
+        message.msg_namelen = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
+        // SAFETY: the message names an address that lives until the call returns.
+        let sent = unsafe { libc::sendmsg(socket, &raw const message, libc::MSG_FASTOPEN) };
+        result(sent.try_into().unwrap())
+            .or_else(|error| if error.raw_os_error() == Some(libc::ECONNREFUSED) { Ok(()) } else { Err(error) })
+    }),
+    ("set an option of a listener", |_| {
+        let on: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap();
+        let socket = *LISTENER.get().unwrap();
+        // SAFETY: the option is a number that lives until the call returns.
+        let set =
+            unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, (&raw const on).cast(), length) };
+        result(set.into())
+    }),
+    ("make a pair of sockets for datagrams", |_| {
+        let mut pair = [0; 2];
+        // SAFETY: the array has room for two descriptors.
+        result(unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM, 0, pair.as_mut_ptr()) }.into())
     }),
     ("open a descriptor of another process", |_| call(libc::SYS_pidfd_open, [1, 0, 0])),
 ];
@@ -107,6 +166,14 @@ fn attacker() {
     let user = env::var("FRONT_DRILL_USER").ok().and_then(|uid| uid.parse().ok());
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let status = fs::File::open("/proc/thread-self/status").unwrap();
+    let listener = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().into_raw_fd();
+    LISTENER.set(listener()).unwrap();
+    for _ in 0..4 {
+        let shut = listener();
+        // SAFETY: it is a socket of this process.
+        result(unsafe { libc::shutdown(shut, libc::SHUT_RD) }.into()).unwrap();
+        SHUT.lock().unwrap().push(shut);
+    }
     let try_all = |when: &str| {
         for (name, attempt) in ATTEMPTS {
             match attempt(&home) {

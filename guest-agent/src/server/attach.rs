@@ -82,6 +82,7 @@ impl Server {
         }
         if let Some(connection) = self.connections.get_mut(key) {
             connection.process = Some(process_key);
+            connection.serves_process = true;
             connection.may_feed = stdin_credit.is_some();
             connection.queue(&AgentMessage::Attached(Attached { stdin_credit }));
         }

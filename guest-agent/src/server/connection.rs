@@ -61,6 +61,8 @@ pub(super) struct Connection {
     pub(super) watches_room: bool,
     /// The process that was started on this connection, or to which it is attached.
     pub(super) process: Option<Key>,
+    /// Whether there is or was such a process. Other requests are not accepted then.
+    pub(super) serves_process: bool,
     /// The relay, if it became a connection to a port. Then it has no more frames.
     pub(super) relay: Option<Key>,
     /// Whether it was allowed to feed the process. This stays true if another connection has taken
@@ -82,6 +84,7 @@ impl Connection {
             hung_up: false,
             watches_room: false,
             process: None,
+            serves_process: false,
             relay: None,
             may_feed: false,
         }

@@ -122,6 +122,14 @@ impl Server {
         if connection.version.is_some() == matches!(message, HostMessage::Hello { .. }) {
             return Err(bad_request("Hello comes first on a connection, and once"));
         }
+        // Its host may have handed it to another process, for this one process of the sandbox.
+        let is_of_its_process = matches!(
+            message,
+            HostMessage::StdinEof | HostMessage::Signal(_) | HostMessage::Resize(_) | HostMessage::Ping
+        );
+        if connection.serves_process && !is_of_its_process {
+            return Err(bad_request("this connection belongs to a process; open another for other requests"));
+        }
         match message {
             HostMessage::Hello { oldest, newest } => {
                 let version = newest.min(WIRE.version);
@@ -217,6 +225,7 @@ impl Server {
         };
         self.is_childless = false;
         connection.process = Some(process_key);
+        connection.serves_process = true;
         connection.queue(&AgentMessage::Started { pid });
         self.pid_is_reused(pid);
         if request.on_disconnect == OnDisconnect::Keep {

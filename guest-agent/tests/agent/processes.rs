@@ -420,3 +420,21 @@ fn a_process_that_outlives_its_connection_is_found_again() {
     let finished = agent.attach(pid, View::Attend).finish();
     assert_eq!((finished.text(), finished.status), ("b\n", ExitStatus::Code(0)));
 }
+
+#[test]
+fn a_connection_of_a_process_takes_what_is_for_that_process_alone() {
+    let agent = Agent::start();
+    for other in [
+        HostMessage::Exec(script("true")),
+        HostMessage::ListProcesses { after: 0 },
+        signal(1, SignalNumber::TERM),
+        HostMessage::Shutdown { grace_ms: 0 },
+    ] {
+        let pid = agent.detach(script("sleep 1000"));
+        let mut attached = agent.attach(pid, View::Follow);
+        attached.send(std::slice::from_ref(&other));
+        assert_eq!(attached.expect_failure().kind, FailureKind::BadRequest, "{other:?}");
+        assert!(!has_ended(&agent, pid), "{other:?}");
+    }
+    assert!(agent.answers_ping());
+}

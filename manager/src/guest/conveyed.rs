@@ -16,6 +16,7 @@ pub(crate) enum Answer {
         early: Vec<u8>,
     },
     Processes(Vec<ProcessInfo>),
+    Signalled,
     Silence(Silence),
     Failed(Conveyed),
     /// Nothing happened to the sandbox.

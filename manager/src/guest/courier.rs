@@ -4,7 +4,7 @@ use crate::guest::{
     in_use::InUse,
     silence::{Silence, Step},
 };
-use sandboxvm_protocol::agent::{ExitStatus, HostMessage, limits::LimitsHit};
+use sandboxvm_protocol::agent::{ExitStatus, HostMessage, SignalNumber, limits::LimitsHit};
 use serde::{Deserialize, Serialize};
 use std::{fmt, future::Future, os::fd::OwnedFd, pin::Pin, sync::Arc};
 
@@ -33,6 +33,11 @@ pub struct Carried {
 pub(crate) enum Call {
     Request(HostMessage),
     Processes,
+    /// Without a connection for the caller, which would take further requests.
+    Signal {
+        pid: u32,
+        signal: SignalNumber,
+    },
     /// What happened to the sandbox, whose connection ended or which did not answer?
     Explain(Option<Silence>),
     /// Answered once a part of the sandbox has not answered for too long.

@@ -10,8 +10,9 @@ use crate::{
         silence::{self, Silence, Step},
     },
     sandbox::Sandbox,
+    vmm::wire::WireError,
 };
-use sandboxvm_protocol::agent::{AgentMessage, HostMessage, process::ProcessInfo};
+use sandboxvm_protocol::agent::{AgentMessage, HostMessage, SignalNumber, process::ProcessInfo};
 
 impl Route for Sandbox {
     fn request(&self, request: HostMessage) -> Reaching<'_, Result<(AgentConnection, AgentMessage), ExecError>> {
@@ -24,6 +25,15 @@ impl Route for Sandbox {
             match processes::list(&self.directory, identity.as_ref()).await {
                 Ok(processes) => Ok(processes),
                 Err(error) => Err(self.explain(error).await),
+            }
+        })
+    }
+
+    fn signal(&self, pid: u32, signal: SignalNumber) -> Reaching<'_, Result<(), ExecError>> {
+        Box::pin(async move {
+            match self.send(HostMessage::SignalProcess { pid, signal }).await? {
+                (_, AgentMessage::Signalled) => Ok(()),
+                _ => Err(WireError::Unexpected("answer to a signal").into()),
             }
         })
     }

@@ -111,7 +111,7 @@ impl Sandbox {
     /// # Errors
     /// Every [`ExecError`] except those of requests.
     pub async fn signal(&self, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
-        self::signal(self, pid, signal).await
+        Route::signal(self, pid, signal).await
     }
 
     /// Waits for the end of a process.
@@ -128,13 +128,6 @@ impl Sandbox {
                 Err(error) => return Err(self.explain(error).await),
             }
         }
-    }
-}
-
-pub(crate) async fn signal(sandbox: &dyn Route, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
-    match sandbox.request(HostMessage::SignalProcess { pid, signal }).await? {
-        (_, AgentMessage::Signalled) => Ok(()),
-        _ => Err(WireError::Unexpected("answer to a signal").into()),
     }
 }
 

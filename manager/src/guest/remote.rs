@@ -22,7 +22,7 @@ use crate::{
         files::Files,
         ports::PortStream,
         process_spec::ProcessSpec,
-        processes::{self, ProcessSummary},
+        processes::ProcessSummary,
         route::{EndLog, Route},
         silence::{FIRST_LOOK, Silence, Step},
     },
@@ -90,7 +90,7 @@ impl RemoteSandbox {
     /// # Errors
     /// Every [`ExecError`].
     pub async fn signal(&self, pid: u32, signal: SignalNumber) -> Result<(), ExecError> {
-        processes::signal(self, pid, signal).await
+        Route::signal(self, pid, signal).await
     }
 
     /// See [`Sandbox::connect`].
@@ -150,6 +150,15 @@ impl Route for RemoteSandbox {
         })
     }
 
+    fn signal(&self, pid: u32, signal: SignalNumber) -> Reaching<'_, Result<(), ExecError>> {
+        Box::pin(async move {
+            match self.call(Call::Signal { pid, signal }).await?.0 {
+                Answer::Signalled => Ok(()),
+                _ => Err(unexpected()),
+            }
+        })
+    }
+
     fn explained(&self, error: AgentError) -> Reaching<'_, ExecError> {
         Box::pin(async move {
             let silence = if let AgentError::Silent(silence) = error { Some(silence) } else { None };
@@ -202,7 +211,7 @@ mod tests {
     impl Courier for Near {
         fn carry(&self, call: Vec<u8>) -> Reaching<'_, Result<Carried, String>> {
             Box::pin(async move {
-                let answered = self.0.answer(&call, crate::GuestScope::All).await;
+                let answered = self.0.answer(&call, &crate::GuestScope::All).await;
                 Ok(Carried { answer: answered.answer, stream: answered.stream })
             })
         }

@@ -13,7 +13,9 @@ use crate::{
         silence::{Silence, Step},
     },
 };
-use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, HostMessage, limits::LimitsHit, process::ProcessInfo};
+use sandboxvm_protocol::agent::{
+    AgentMessage, ExitStatus, HostMessage, SignalNumber, limits::LimitsHit, process::ProcessInfo,
+};
 use std::{fmt, sync::Arc};
 
 pub(crate) trait Route: fmt::Debug + Send + Sync {
@@ -22,6 +24,9 @@ pub(crate) trait Route: fmt::Debug + Send + Sync {
     fn request(&self, request: HostMessage) -> Reaching<'_, Result<(AgentConnection, AgentMessage), ExecError>>;
 
     fn processes(&self) -> Reaching<'_, Result<Vec<ProcessInfo>, ExecError>>;
+
+    /// Signals the process group of a process.
+    fn signal(&self, pid: u32, signal: SignalNumber) -> Reaching<'_, Result<(), ExecError>>;
 
     /// Turns the failure of a connection into what happened to the sandbox, if something did.
     fn explained(&self, error: AgentError) -> Reaching<'_, ExecError>;

@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
+/// Of a path of a guest.
+const MAX_PATH: usize = 4096;
+/// Longer than a name of a user, and than a signature.
+const MAX_USER: usize = 256;
+
 /// What a request says that it may do, and the signature that is to prove it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,9 +67,14 @@ impl Claim {
         self.signature_after(begun, token).as_bytes().ct_eq(self.given.as_bytes()) & is_unambiguous
     }
 
+    /// Whether a path and a user are no longer than those of a guest: what is longer is signed for nothing, and is not hashed.
+    pub(crate) fn is_short(&self) -> bool {
+        self.path.len() <= MAX_PATH && self.user.len() <= MAX_USER && self.given.len() <= MAX_USER
+    }
+
     /// Whether it was signed with this token, and has not expired.
     pub(crate) fn check(&self, token: &str, now: u64) -> Result<(), Problem> {
-        match bool::from(self.is_signed_after(&self.begun(), token)) {
+        match self.is_short() && bool::from(self.is_signed_after(&self.begun(), token)) {
             true => self.is_in_time(now),
             false => Err(Problem::Signature),
         }

@@ -77,7 +77,14 @@ impl Launcher {
         let socket = Arc::new(socket);
         let (out, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { next: AtomicU64::new(1), pending: Mutex::new(Some(HashMap::new())), out });
-        tokio::spawn(send(Arc::clone(&socket), requests));
+        tokio::spawn({
+            let (socket, gone) = (Arc::clone(&socket), gone.clone());
+            async move {
+                send(socket, requests).await;
+                // Nothing can be asked any more.
+                gone.cancel();
+            }
+        });
         tokio::spawn({
             let shared = Arc::clone(&shared);
             async move {

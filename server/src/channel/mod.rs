@@ -11,6 +11,8 @@
 
 pub(crate) mod client;
 pub(crate) mod failure;
+pub(crate) mod opening;
+pub(crate) mod paths;
 pub(crate) mod reached;
 pub(crate) mod request;
 pub(crate) mod wire;

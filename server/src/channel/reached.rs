@@ -44,9 +44,10 @@ impl Courier for Lease {
 
 impl Reached {
     /// Opens a sandbox for a request that may reach it. A paused one is resumed first where its client asked for that.
-    pub(crate) async fn open(launcher: &Launcher, knock: Knock, facts: Facts) -> Result<Self, Failure> {
+    /// `body` is that of a request which the launcher sends itself.
+    pub(crate) async fn open(launcher: &Launcher, knock: Knock, facts: Facts, body: Vec<u8>) -> Result<Self, Failure> {
         let id = knock.id.clone();
-        let reply = launcher.ask_with(Request::Reach(knock), Vec::new()).await?;
+        let reply = launcher.ask_with(Request::Reach(knock), body).await?;
         let lease = Arc::new(Lease { launcher: launcher.clone(), handle: reply.id });
         let sandbox = RemoteSandbox::new(Arc::clone(&lease) as Arc<dyn Courier>);
         Ok(Self { id, facts, sandbox, lease })

@@ -2,6 +2,7 @@
 
 use crate::{
     access::{keys::KeyId, signature::Claim},
+    channel::opening::Opening,
     config::Config,
     metering::ends::How,
     registry::{ingress::Ingress, record::OnTimeout},
@@ -33,7 +34,8 @@ pub(crate) enum Request {
     Operate { secret: String, operation: Operation },
     /// May a request reach a sandbox? [`Verdict`].
     Knock(Knock),
-    /// The same, and opens it: the ID of this request is the handle of the sandbox from then on.
+    /// The same, and opens it: the ID of this request is the handle of the sandbox from then on. The tail is the body of a
+    /// request that the launcher sends itself.
     Reach(Knock),
     /// A call of the manager's library about the guest of an open sandbox; it is the tail of the frame.
     Call { handle: u64 },
@@ -265,9 +267,8 @@ pub(crate) struct Knock {
     /// It is about a file.
     pub(crate) is_file: bool,
     pub(crate) claim: Option<Claim>,
-    /// Clients send it without a token although the port wants one. The front alone sees it: the launcher passes on a
-    /// connection, and not a request.
-    pub(crate) path_is_open: bool,
+    /// Clients send it without a token although the port wants one.
+    pub(crate) opening: Option<Opening>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -285,6 +286,8 @@ pub(crate) struct Facts {
     /// Whose commands and files these are unless a request says otherwise.
     pub(crate) user: String,
     pub(crate) ingress: Ingress,
+    /// The launcher sends this request itself: its body is to be the tail of [`Request::Reach`].
+    pub(crate) is_sent_by_launcher: bool,
 }
 
 /// Why a request may not reach a sandbox. Says nothing of whether the sandbox is there.

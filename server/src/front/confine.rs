@@ -23,6 +23,10 @@ const SYSTEM_USER: &str = "sandboxvm-http";
 /// Added to the launcher's PID, the user of its front where the host has none: above all users of the host and below those of
 /// VMMs.
 const FIRST_USER: u32 = 0x6000_0000;
+/// Maximum size of its data in bytes, far above what it uses: some 100 MiB, and 64 MiB for each answer that it reads.
+const MAX_DATA: u64 = 8 << 30;
+/// Maximum number of threads of all fronts with its user: one for each processor, and 512 for blocking work.
+const MAX_THREADS: u64 = 8192;
 /// Where the empty root is built before it becomes the root: any directory that always exists.
 const STAGE: &str = "/tmp";
 
@@ -75,6 +79,11 @@ fn system_user(users: &str) -> Option<FrontUser> {
 pub fn confine(user: Option<FrontUser>, connects: bool) -> Result<(), ConfineError> {
     // The launcher's end must be this process's end.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("tying it to the launcher"))?;
+    // Of all processes of the server, the kernel ends this one first when memory is short: VMMs have 500, and it is replaced.
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "1000") {
+        // As in a container with a read-only /proc.
+        eprintln!("sandboxvm: warning: the front is not the first process to end when memory is short: {error}");
+    }
     if let Some(user) = user {
         if !connects && let Err(error) = leave_the_host() {
             // As in a container. The user and the filter keep it from files and networks in any case.
@@ -97,6 +106,13 @@ pub fn confine(user: Option<FrontUser>, connects: bool) -> Result<(), ConfineErr
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("keeping others from tracing it"))?;
     for resource in [Resource::Core, Resource::Memlock, Resource::Msgqueue] {
         setrlimit(resource, Rlimit { current: Some(0), maximum: Some(0) }).map_err(failed("setting limits"))?;
+    }
+    setrlimit(Resource::Data, Rlimit { current: Some(MAX_DATA), maximum: Some(MAX_DATA) })
+        .map_err(failed("setting limits"))?;
+    if user.is_some() {
+        // Of its user, which has nothing else; without one, it would count what the launcher's user runs.
+        setrlimit(Resource::Nproc, Rlimit { current: Some(MAX_THREADS), maximum: Some(MAX_THREADS) })
+            .map_err(failed("setting limits"))?;
     }
     // The change of the user clears it.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("tying it to the launcher"))?;

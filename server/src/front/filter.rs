@@ -15,14 +15,11 @@ const ALWAYS: &[libc::c_long] = &[
     libc::SYS_close,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
     libc::SYS_accept4,
     libc::SYS_shutdown,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
-    libc::SYS_setsockopt,
     libc::SYS_fstat,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -64,6 +61,9 @@ const CONNECTS: &[libc::c_long] = &[
     libc::SYS_socket,
     libc::SYS_connect,
     libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
     libc::SYS_recvmmsg,
     libc::SYS_openat,
@@ -129,12 +129,28 @@ fn conditions() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Error> {
             | libc::CLONE_NEWUTS
             | libc::CLONE_NEWCGROUP,
     );
+    // Of two arguments.
+    let both = |one: (u8, u64, u64), other: (u8, u64, u64)| -> Result<Vec<SeccompRule>, seccompiler::Error> {
+        let condition = |(argument, mask, value)| {
+            SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value)
+        };
+        Ok(vec![SeccompRule::new(vec![condition(one)?, condition(other)?])?])
+    };
+    // A listener that was shut down could connect by it, in the network that it was made in.
+    let fast_open = number(libc::MSG_FASTOPEN);
+    let int = u64::from(u32::MAX);
     let flags = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC].map(number);
     let rules: Result<Vec<(i64, Vec<SeccompRule>)>, seccompiler::Error> = [
         (libc::SYS_mmap, has(2, executable, 0).map(|rule| vec![rule])),
         (libc::SYS_mprotect, has(2, executable, 0).map(|rule| vec![rule])),
         (libc::SYS_clone, has(0, thread | namespaces, thread).map(|rule| vec![rule])),
-        (libc::SYS_socketpair, is(0, number(libc::AF_UNIX)).map(|rule| vec![rule])),
+        // Not one of datagrams, which can be sent to the path of any socket.
+        (libc::SYS_socketpair, both((0, int, number(libc::AF_UNIX)), (1, 0xf, number(libc::SOCK_STREAM)))),
+        // To no address but that of the connection.
+        (libc::SYS_sendto, both((3, fast_open, 0), (4, u64::MAX, 0))),
+        (libc::SYS_sendmsg, has(2, fast_open, 0).map(|rule| vec![rule])),
+        // Others last as long as the listener, which the next front is to have.
+        (libc::SYS_setsockopt, both((1, int, number(libc::IPPROTO_TCP)), (2, int, number(libc::TCP_NODELAY)))),
         (libc::SYS_fcntl, all(1, &flags)),
         // Also how the standard library makes a socket non-blocking.
         (libc::SYS_ioctl, all(1, &[libc::FIONBIO, libc::FIOCLEX])),

@@ -1,6 +1,10 @@
 //! A front that was taken over: it sends anything, and takes nothing of another key.
 
-use super::{Launcher, SharedLauncher, serve::Channel};
+use super::{
+    Launcher, Places, SharedLauncher,
+    doors::send,
+    serve::{Answer, Channel},
+};
 use crate::{
     access::{
         Credentials,
@@ -11,6 +15,7 @@ use crate::{
     channel::{
         client::Launcher as Client,
         failure::{Failure, Why},
+        opening::Opening,
         request::{
             Create, Denied, Envelope, Facts, Knock, ListFilter, LogsQuery, Operation, PageOf, Request, Signer,
             SnapshotFilter, Verdict,
@@ -24,16 +29,17 @@ use crate::{
     },
 };
 use sandboxvm_images::bundle::{Bundle, BundleSources};
-use sandboxvm_manager::{Manager, SandboxId};
+use sandboxvm_manager::{CText, FilePath, GuestScope, Manager, SandboxId};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     time::{Instant, timeout},
 };
@@ -68,8 +74,9 @@ fn drill() -> Drill {
     for (id, owner) in [(VICTIM, &victim), (OWN, &attacker)] {
         registry.add_for_test(Record { owner: KeyId(owner.id.clone()), ..example(id) });
     }
-    let launcher =
-        Launcher { config: Config::default(), credentials: Credentials { keys, tokens }, registry, tls: None };
+    let config = Config::default();
+    let places = Places::of(&config);
+    let launcher = Launcher { config, credentials: Credentials { keys, tokens }, registry, tls: None, places };
     Drill { home, launcher: Arc::new(launcher), victim, attacker }
 }
 
@@ -264,7 +271,7 @@ fn knock(id: &str, port: u16) -> Knock {
         traffic_token: None,
         is_file: false,
         claim: None,
-        path_is_open: false,
+        opening: None,
     }
 }
 
@@ -324,6 +331,140 @@ async fn a_sandbox_opens_only_to_its_own_token_or_signature() {
     }
     front.ask_with(Request::Setup, Vec::new()).await.unwrap_err();
     let _: Value = front.ask(Request::Measure).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_code_interpreter_is_asked_without_a_token_is_sent_by_the_launcher_alone() {
+    let drill = drill();
+    let token = drill.launcher.credentials.tokens.of(Scope::Envd, &knock(VICTIM, 1).id, 0);
+    let asking = |method: &str, path: &str| Knock { opening: Opening::of(method, path), ..knock(VICTIM, 49999) };
+    let (_, grant) = drill.launcher.admitted(&asking("GET", "/contexts")).unwrap().unwrap();
+    assert!(grant.sends.is_some());
+    // With the token, the front has the connection itself.
+    let with_token = Knock { token: Some(token), ..asking("GET", "/contexts") };
+    assert!(drill.launcher.admitted(&with_token).unwrap().unwrap().1.sends.is_none());
+    // Whatever the front says that the request is.
+    let forged = |method: &str, path: &str| {
+        let opening = serde_json::from_value(serde_json::json!({ "method": method, "path": path })).unwrap();
+        Knock { opening: Some(opening), ..knock(VICTIM, 49999) }
+    };
+    for (method, path) in [
+        ("POST", "/execute"),
+        ("GET", "/contexts/../execute"),
+        ("GET", "/health HTTP/1.1\r\n\r\nPOST /execute"),
+        ("POST /execute HTTP/1.1\r\n\r\nGET", "/health"),
+    ] {
+        let denied = drill.launcher.admitted(&forged(method, path)).unwrap_err();
+        assert_eq!(denied, Denied::NoToken, "{method} {path}");
+    }
+    // What the front writes to its connection reaches no guest.
+    let (guest, far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let request = Opening::of("GET", "/contexts").unwrap().request("localhost", b"");
+    let (theirs, _passing) = send(&request, guest.into()).await.unwrap();
+    let stream = |of: std::os::unix::net::UnixStream| {
+        of.set_nonblocking(true).unwrap();
+        UnixStream::from_std(of).unwrap()
+    };
+    let (mut front, mut far) = (stream(theirs.into()), stream(far));
+    front.write_all(b"POST /execute HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut received = vec![0; request.len()];
+    far.read_exact(&mut received).await.unwrap();
+    assert!(received == request);
+    let more = timeout(Duration::from_millis(200), far.read(&mut received)).await;
+    assert!(more.is_err(), "{more:?}");
+    far.write_all(b"[]").await.unwrap();
+    drop(far);
+    let mut answer = Vec::new();
+    front.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"[]");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handle_is_worth_no_more_than_what_opened_it() {
+    let drill = drill();
+    let id = knock(VICTIM, 1).id;
+    let token = drill.launcher.credentials.tokens.of(Scope::Envd, &id, 0);
+    let signed = |until| {
+        let unsigned = Claim {
+            path: "/a".into(),
+            operation: FileOperation::Read,
+            user: String::new(),
+            until,
+            given: String::new(),
+        };
+        let claim = Claim { given: unsigned.signature(&token), ..unsigned };
+        Knock { is_file: true, claim: Some(claim), ..knock(VICTIM, 49983) }
+    };
+    let grant = |knock: &Knock| drill.launcher.admitted(knock).unwrap().unwrap().1;
+    let entry = || drill.launcher.registry.entry(&id).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let whole = grant(&Knock { token: Some(token.clone()), ..knock(VICTIM, 49983) });
+    let (file, short, port) = (grant(&signed(None)), grant(&signed(Some(now + 1))), grant(&knock(VICTIM, 80)));
+    let user = CText::try_from("user").unwrap();
+    assert_eq!(file.scope, GuestScope::ReadFile { path: FilePath::try_from("/a").unwrap(), user });
+    // Environment and samples are for the token alone.
+    whole.check_whole(&entry()).unwrap();
+    for narrow in [&file, &short, &port] {
+        narrow.check(&entry()).unwrap();
+        assert_eq!(narrow.check_whole(&entry()).unwrap_err().why, Why::Forbidden);
+    }
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert_eq!(short.check(&entry()).unwrap_err().why, Why::Unauthorized);
+    let record = Record { token_generation: 1, ..drill.victims_record() };
+    drill.launcher.registry.add_for_test(record);
+    for revoked in [&whole, &file] {
+        assert_eq!(revoked.check(&entry()).unwrap_err().why, Why::Unauthorized);
+    }
+    port.check(&entry()).unwrap();
+    let long = Claim { path: "x".repeat(5000), ..signed(None).claim.unwrap() };
+    assert!(!long.is_short());
+}
+
+#[test]
+fn an_answer_that_is_too_long_for_a_front_is_a_failure_of_its_request() {
+    let answer = |head, tail| Answer { head: vec![b'x'; head], tail: vec![0; tail], descriptors: Vec::new() };
+    answer(64 << 20, 0).frame(1).unwrap();
+    for (head, tail) in [((64 << 20) + 1, 0), (0, (64 << 20) + 1)] {
+        let failure = answer(head, tail).frame(1).unwrap_err();
+        assert!(failure.message.contains("pages"), "{failure}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operations_that_wait_for_a_turn_end_with_their_front() {
+    let drill = drill();
+    // Another front has all turns.
+    let long = &drill.launcher.places.long_operations;
+    let turns = long.acquire_many(12).await.unwrap();
+    let line = drill.line();
+    let secret = drill.attacker.secret.clone();
+    let operation = Operation::Templates;
+    let request = Request::Operate { secret, operation };
+    let head = serde_json::to_vec(&Envelope { trace: None, request }).unwrap();
+    wire::write(&line.socket, &Frame::new(1, Kind::Request, head)).await.unwrap();
+    // Another channel has the same turns.
+    let (honest, _served) = drill.front();
+    let secret = drill.victim.secret.clone();
+    let waiting = honest.ask::<Value>(Request::Operate { secret, operation: Operation::Templates });
+    let mut waiting = std::pin::pin!(waiting);
+    timeout(Duration::from_millis(200), waiting.as_mut()).await.unwrap_err();
+    drop(line.socket);
+    timeout(SOON, line.served).await.unwrap().unwrap();
+    drop(turns);
+    timeout(SOON, waiting).await.expect("its turn comes").unwrap();
+    let turns = timeout(SOON, long.acquire_many(12)).await.expect("no turn is kept").unwrap();
+    drop(turns);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_environment_of_many_variables_is_too_long() {
+    let drill = drill();
+    let (front, _served) = drill.front();
+    let Operation::Create(create) = operations(OWN, "base").remove(0) else { panic!() };
+    let operation = Operation::Create(Create { env: vec![String::new(); 100_000], ..create });
+    let secret = drill.attacker.secret.clone();
+    let failure = front.ask::<Value>(Request::Operate { secret, operation }).await.unwrap_err();
+    assert!(failure.why == Why::Invalid && failure.message.contains("environment"), "{failure}");
 }
 
 fn resident_mib() -> u64 {

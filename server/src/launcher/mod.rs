@@ -21,7 +21,34 @@ mod views;
 use crate::{
     access::Credentials, channel::request::Figures, config::Config, metering::ends::Ended, registry::Registry,
 };
+use rustix::process::{Resource, getrlimit};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Operations at the same time, until their answers have been sent; more where the front may have more requests.
+const OPERATIONS: usize = 2048;
+/// Operations with long answers.
+const LONG_OPERATIONS: usize = 12;
+/// Calls about guests; fewer where this process may have fewer descriptors, since each has up to two until it is answered.
+const CALLS: usize = 8192;
+
+/// What may be under way at the same time, whichever front asked for it: what one has begun may outlive it.
+#[derive(Debug)]
+pub(crate) struct Places {
+    operations: Arc<Semaphore>,
+    long_operations: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
+}
+
+impl Places {
+    pub(crate) fn of(config: &Config) -> Self {
+        let operations = OPERATIONS.max(config.concurrent_requests).min(Semaphore::MAX_PERMITS);
+        let calls = (descriptors() / 8).clamp(1, CALLS);
+        let [operations, long_operations, calls] =
+            [operations, LONG_OPERATIONS, calls].map(|count| Arc::new(Semaphore::new(count)));
+        Self { operations, long_operations, calls }
+    }
+}
 
 /// Shared by all channels.
 #[derive(Debug)]
@@ -31,6 +58,7 @@ pub(crate) struct Launcher {
     pub(crate) registry: Registry,
     /// Certificate chain and key, PEM.
     pub(crate) tls: Option<(String, String)>,
+    pub(crate) places: Places,
 }
 
 pub(crate) type SharedLauncher = Arc<Launcher>;
@@ -48,4 +76,10 @@ impl Launcher {
             ends: Ended::counts(&self.registry.ends),
         }
     }
+}
+
+/// The number of descriptors that this process may have. An open sandbox holds two: a front must leave enough for the work of
+/// the launcher.
+fn descriptors() -> usize {
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
 }

@@ -1,10 +1,6 @@
 //! What keys ask for: each operation with the key's own sandboxes, and within the bounds of the API.
 
-use super::{
-    Launcher,
-    paging::page,
-    views::{self, Listed},
-};
+use super::{Launcher, paging::page, views};
 use crate::{
     access::keys::Key,
     channel::{
@@ -23,10 +19,14 @@ use std::{
 
 /// Of all keys and values of a sandbox's metadata.
 const MAX_METADATA: usize = 64 << 10;
-/// Of a sandbox's environment.
+/// Of a sandbox's environment, with [`EACH`] for each variable.
 const MAX_ENVIRONMENT: usize = 1 << 20;
+/// What a variable takes besides its text.
+const EACH: usize = 32;
 /// Longest a key could be.
 const MAX_KEY: usize = 256;
+/// Maximum length of a list; that of a page is less.
+const MAX_LIST: usize = 48 << 20;
 /// As many as clients may ask for at a time.
 const MAX_FORKS: u32 = 100;
 /// As E2B's API has it.
@@ -153,8 +153,10 @@ impl Launcher {
         if wanted.metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_METADATA {
             return Err(Failure::invalid(format!("invalid metadata: must have at most {MAX_METADATA} bytes")));
         }
-        if wanted.env.iter().map(String::len).sum::<usize>() > MAX_ENVIRONMENT {
-            return Err(Failure::invalid(format!("invalid environment: must have at most {MAX_ENVIRONMENT} bytes")));
+        if wanted.env.iter().map(|entry| entry.len() + EACH).sum::<usize>() > MAX_ENVIRONMENT {
+            return Err(Failure::invalid(format!(
+                "invalid environment: must have at most {MAX_ENVIRONMENT} bytes, with {EACH} for each variable"
+            )));
         }
         Ok(NewSandbox {
             template: wanted.template,
@@ -192,9 +194,17 @@ impl Launcher {
             Some(asked) => page(&found, asked, |entry| entry.id.as_str())?,
         };
         // Without those that are gone meanwhile.
-        let rows = page.iter().filter_map(|entry| views::listed(self, entry).transpose());
-        let rows = rows.collect::<Result<Vec<Listed>, _>>()?;
-        value(&Rows { rows: value(&rows)?, next })
+        let (mut rows, mut length) = (Vec::new(), 0);
+        for row in page.iter().filter_map(|entry| views::listed(self, entry).transpose()) {
+            let row = value(&row?)?;
+            length += row.to_string().len();
+            if length > MAX_LIST {
+                let most = MAX_LIST >> 20;
+                return Err(Failure::invalid(format!("the list is longer than {most} MiB; use GET /v2/sandboxes")));
+            }
+            rows.push(row);
+        }
+        value(&Rows { rows: rows.into(), next })
     }
 
     fn last_samples(&self, key: &Key, ids: &[String]) -> Result<Value, Failure> {

@@ -3,7 +3,7 @@
 //! What a front can hold at the same time is bounded: requests and their bytes, open sandboxes, answers that it has not read.
 //! A front that exceeds a bound waits, and no other channel waits with it.
 
-use super::{SharedLauncher, doors::Open};
+use super::{SharedLauncher, descriptors, doors::Open};
 use crate::{
     channel::{
         failure::{Failure, Why},
@@ -12,8 +12,6 @@ use crate::{
     },
     traces,
 };
-use rustix::process::{Resource, getrlimit};
-use sandboxvm_manager::Answered;
 use serde::Serialize;
 use std::{
     collections::HashMap,
@@ -25,17 +23,13 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::AbortHandle,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
 /// Requests at the same time. Most of them wait for a guest.
 const REQUESTS: usize = 16_384;
 /// Bytes of all of them.
 const BYTES: u32 = 64 << 20;
-/// Operations at the same time, until their answers have been sent; more where the front may have more requests.
-const OPERATIONS: usize = 2048;
-/// Operations with long answers.
-const LONG_OPERATIONS: usize = 12;
 /// Open sandboxes; more where the front may have more streams.
 const OPEN: usize = 16_384;
 /// Answers that wait to be sent.
@@ -51,8 +45,8 @@ pub(crate) struct Channel {
     state: Mutex<State>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    operations: Arc<Semaphore>,
-    long_operations: Arc<Semaphore>,
+    /// Fired when nothing can be sent any more.
+    is_broken: CancellationToken,
     _sending: AbortOnDropHandle<()>,
 }
 
@@ -65,6 +59,7 @@ struct State {
     /// Requests that may be given up.
     under_way: HashMap<u64, AbortHandle>,
     open: HashMap<u64, Arc<Open>>,
+    has_ended: bool,
 }
 
 #[derive(Debug)]
@@ -75,17 +70,27 @@ struct Outgoing {
 }
 
 /// An answer before it has an ID.
-struct Answer {
-    head: Vec<u8>,
-    tail: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+pub(super) struct Answer {
+    pub(super) head: Vec<u8>,
+    pub(super) tail: Vec<u8>,
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 impl Answer {
-    fn of(value: &impl Serialize) -> Result<Self, Failure> {
+    pub(super) fn of(value: &impl Serialize) -> Result<Self, Failure> {
         let head = serde_json::to_vec(value);
         let head = head.map_err(|error| Failure::internal(format!("cannot encode an answer: {error}")))?;
         Ok(Self { head, tail: Vec::new(), descriptors: Vec::new() })
+    }
+
+    /// A front ends when a frame is too long for it: such an answer is a failure of its request alone.
+    pub(super) fn frame(self, id: u64) -> Result<Frame, Failure> {
+        let Self { head, tail, descriptors } = self;
+        if head.len() > Caps::ANSWERS.head || tail.len() > Caps::ANSWERS.tail {
+            let most = Caps::ANSWERS.head >> 20;
+            return Err(Failure::invalid(format!("the answer is longer than {most} MiB; ask for it in pages")));
+        }
+        Ok(Frame { tail, descriptors, ..Frame::new(id, Kind::Answer, head) })
     }
 }
 
@@ -98,10 +103,16 @@ impl Channel {
         serving: Option<oneshot::Sender<()>>,
     ) -> Arc<Self> {
         let (socket, config) = (Arc::new(socket), &launcher.config);
-        let operations = OPERATIONS.max(config.concurrent_requests);
         let most_open = OPEN.max(config.streams.saturating_add(config.concurrent_requests)).min(descriptors() / 4);
         let (answers, outgoing) = mpsc::channel(ANSWERS);
-        let sending = AbortOnDropHandle::new(tokio::spawn(send(Arc::clone(&socket), outgoing)));
+        let is_broken = CancellationToken::new();
+        let sending = AbortOnDropHandle::new(tokio::spawn({
+            let (socket, is_broken) = (Arc::clone(&socket), is_broken.clone());
+            async move {
+                send(socket, outgoing).await;
+                is_broken.cancel();
+            }
+        }));
         Arc::new(Self {
             socket,
             answers,
@@ -109,8 +120,7 @@ impl Channel {
             state: Mutex::new(State { listeners, serving, ..State::default() }),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             bytes: Arc::new(Semaphore::new(BYTES as usize)),
-            operations: Arc::new(Semaphore::new(operations.min(Semaphore::MAX_PERMITS))),
-            long_operations: Arc::new(Semaphore::new(LONG_OPERATIONS)),
+            is_broken,
             _sending: sending,
             launcher,
         })
@@ -118,24 +128,32 @@ impl Channel {
 
     /// Serves until the front ends or breaks the protocol, and returns which.
     pub(crate) async fn serve(self: &Arc<Self>) -> WireError {
-        let mut reader = Reader::new(Arc::clone(&self.socket), Caps::REQUESTS);
-        let ended = loop {
-            match reader.next().await {
-                Ok(frame) if frame.kind == Kind::Request => {
-                    if let Err(error) = self.take(frame).await {
-                        break error;
-                    }
-                }
-                Ok(_) => break WireError::Malformed("not a request"),
-                Err(error) => break error,
-            }
+        let ended = tokio::select! {
+            ended = self.receive() => ended,
+            () = self.is_broken.cancelled() => WireError::Closed,
         };
         let mut state = self.state();
+        state.has_ended = true;
         for (_, request) in state.under_way.drain() {
             request.abort();
         }
         state.open.clear();
         ended
+    }
+
+    async fn receive(self: &Arc<Self>) -> WireError {
+        let mut reader = Reader::new(Arc::clone(&self.socket), Caps::REQUESTS);
+        loop {
+            match reader.next().await {
+                Ok(frame) if frame.kind == Kind::Request => {
+                    if let Err(error) = self.take(frame).await {
+                        return error;
+                    }
+                }
+                Ok(_) => return WireError::Malformed("not a request"),
+                Err(error) => return error,
+            }
+        }
     }
 
     /// Tells the front to end.
@@ -169,7 +187,7 @@ impl Channel {
             }
             Request::Begun { handle } => {
                 if let Some(open) = self.opened(handle) {
-                    open.reached.has_begun();
+                    open.has_begun();
                 }
                 return Ok(());
             }
@@ -228,38 +246,49 @@ impl Channel {
             Request::Operate { secret, operation } => {
                 let of_kind = match operation {
                     Operation::List(_) | Operation::Logs { .. } | Operation::Snapshots(_) | Operation::Templates => {
-                        &self.long_operations
+                        &launcher.places.long_operations
                     }
-                    _ => &self.operations,
+                    _ => &launcher.places.operations,
                 };
                 permits.push(Arc::clone(of_kind).acquire_owned().await.map_err(|_| ended())?);
+                // What has begun is completed; what waited for its turn until now has no front any more.
+                if self.state().has_ended {
+                    return Err(ended());
+                }
                 Answer::of(&launcher.operate(&secret, operation).await?)?
             }
             Request::Knock(knock) => Answer::of(&launcher.verdict(&knock))?,
             Request::Reach(knock) => {
-                let open = Arc::new(launcher.open(&knock).await?);
+                let open = Arc::new(launcher.open(&knock, &tail).await?);
                 self.keep(id, open)?;
                 Answer::of(&())?
             }
-            Request::Call { handle } | Request::Tell { handle } => {
+            Request::Call { handle } => {
                 let open = self.opened(handle).ok_or_else(not_open)?;
-                let Answered { answer, stream, in_use } = open.reached.sandbox.answer(&tail, open.scope).await;
-                if let Some(in_use) = in_use {
-                    // One is kept; the others are the same.
-                    let _ = open.in_use.set(in_use);
+                for calls in [&open.calls, open.calls_of_sandbox(), &launcher.places.calls] {
+                    permits.push(Arc::clone(calls).acquire_owned().await.map_err(|_| ended())?);
                 }
+                let (answer, stream) = open.call(&tail).await?;
                 Answer { head: Vec::new(), tail: answer, descriptors: stream.into_iter().collect() }
+            }
+            Request::Tell { handle } => {
+                self.opened(handle).ok_or_else(not_open)?.told(&tail);
+                Answer::of(&())?
             }
             Request::Sample { handle } => {
                 let open = self.opened(handle).ok_or_else(not_open)?;
-                Answer::of(&open.reached.entry.samples.last())?
+                Answer::of(&open.whole()?.entry.samples.last())?
             }
             Request::Environment { handle } => {
-                permits.push(Arc::clone(&self.operations).acquire_owned().await.map_err(|_| ended())?);
+                permits.push(Arc::clone(&launcher.places.operations).acquire_owned().await.map_err(|_| ended())?);
                 let open = self.opened(handle).ok_or_else(not_open)?;
-                Answer::of(&open.reached.sandbox.record().env)?
+                Answer::of(&open.whole()?.sandbox.record().env)?
             }
-            Request::FindSigner(claim) => Answer::of(&Arc::clone(launcher).signer(claim).await?)?,
+            Request::FindSigner(claim) => {
+                let (signer, kept) = Arc::clone(launcher).signer(claim, std::mem::take(permits)).await?;
+                permits.extend(kept);
+                Answer::of(&signer)?
+            }
             Request::Runs { id } => Answer::of(&launcher.runs(&id))?,
             Request::Known { ids } => {
                 let known: Vec<_> = ids.into_iter().filter(|id| launcher.registry.entry(id).is_some()).collect();
@@ -268,8 +297,7 @@ impl Channel {
             Request::Measure => Answer::of(&launcher.figures())?,
             Request::Begun { .. } | Request::Release { .. } | Request::Cancel { .. } => Answer::of(&())?,
         };
-        let Answer { head, tail, descriptors } = answer;
-        Ok(Frame { tail, descriptors, ..Frame::new(id, Kind::Answer, head) })
+        answer.frame(id)
     }
 
     fn setup(&self) -> Result<Answer, Failure> {
@@ -305,12 +333,6 @@ fn not_open() -> Failure {
 
 fn ended() -> Failure {
     Failure::new(Why::ShuttingDown, "the server is shutting down; try again in a moment")
-}
-
-/// The number of descriptors that this process may have. An open sandbox holds two: a front must leave enough for the work of
-/// the launcher.
-fn descriptors() -> usize {
-    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 async fn send(socket: Arc<UnixStream>, mut outgoing: mpsc::Receiver<Outgoing>) {

@@ -10,6 +10,10 @@ use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
+use tokio::sync::Semaphore;
+
+/// As many as wait for one guest.
+const CALLS: usize = 2048;
 
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -18,6 +22,8 @@ pub(crate) struct Entry {
     /// What it took of the machine lately.
     pub(crate) samples: Samples,
     end_counted: AtomicBool,
+    /// Calls about its guest at the same time, of all requests to it.
+    pub(crate) calls: Arc<Semaphore>,
     /// Held by every call that changes the sandbox or its record, to its end.
     pub(super) change: tokio::sync::Mutex<()>,
     /// Where requests to the sandbox wait for a change to end.
@@ -52,6 +58,7 @@ impl Entry {
             record: Mutex::new(record),
             samples: Samples::default(),
             end_counted: AtomicBool::new(false),
+            calls: Arc::new(Semaphore::new(CALLS)),
             change: tokio::sync::Mutex::default(),
             gate: Gate::default(),
             gone: AtomicBool::new(false),

@@ -7,6 +7,7 @@ pub(crate) mod address;
 pub(crate) mod envd;
 mod guest_tls;
 mod refusal;
+mod sent;
 mod traffic;
 pub(crate) mod tunnel;
 
@@ -14,6 +15,7 @@ use crate::{
     app::SharedApp,
     channel::{
         failure::{Failure, Why},
+        opening::{self, Opening},
         reached::Reached,
         request::{Knock, Request as Asked, Verdict},
     },
@@ -25,7 +27,7 @@ use crate::{
 use address::Address;
 use axum::{
     Router,
-    body::Body,
+    body::{Body, to_bytes},
     extract::State,
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
@@ -34,6 +36,7 @@ use envd::state::{SandboxStates, Target};
 use refusal::{Refusal, Unauthorized};
 use sandboxvm_manager::SandboxId;
 use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 use tower::ServiceExt;
 
 /// Returns the routes of the sandbox plane.
@@ -82,7 +85,14 @@ async fn dispatch(app: SharedApp, envd: Router, states: &SandboxStates, mut requ
         (Ok(place), Ok(stream)) => (place, Arc::new(stream)),
         (Err(full), _) | (_, Err(full)) => return Refusal::Busy(full).into_response(),
     };
-    let reached = match Reached::open(&app.launcher, knock, facts).await {
+    let body = match facts.is_sent_by_launcher {
+        false => Vec::new(),
+        true => match body(&app.config, &mut request).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
+        },
+    };
+    let reached = match Reached::open(&app.launcher, knock, facts, body).await {
         Ok(reached) => reached,
         Err(Failure { why: Why::NotFound, .. }) => return Refusal::NotFound(id).into_response(),
         Err(Failure { why: Why::Paused, .. }) => return Refusal::Paused(id).into_response(),
@@ -117,7 +127,17 @@ fn knock(address: &Address, request: &Request<Body>) -> Knock {
         traffic_token: header("e2b-traffic-access-token"),
         is_file,
         claim: is_file.then(|| envd::claim(request).ok()).flatten(),
-        path_is_open: traffic::is_open(request.uri().path()),
+        opening: Opening::of(request.method().as_str(), request.uri().path()),
+    }
+}
+
+/// The body of a request that the launcher sends itself.
+async fn body(config: &Config, request: &mut Request<Body>) -> Result<Vec<u8>, Response> {
+    let body = to_bytes(std::mem::take(request.body_mut()), opening::MAX_BODY);
+    match timeout(Duration::from_secs(config.body_timeout), body).await {
+        Ok(Ok(body)) => Ok(body.into()),
+        Ok(Err(_)) => Err(StatusCode::PAYLOAD_TOO_LARGE.into_response()),
+        Err(_) => Err(StatusCode::REQUEST_TIMEOUT.into_response()),
     }
 }
 

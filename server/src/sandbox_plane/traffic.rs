@@ -4,7 +4,7 @@
 //! headers are bounded, and nothing of its framing is passed on but the bytes that were framed. What is for this server or
 //! for one hop alone goes no further in either direction.
 
-use super::{Refusal, address::text, guest_tls, tunnel};
+use super::{Refusal, address::text, guest_tls, sent::Sent, tunnel};
 use crate::{app::App, channel::reached::Reached};
 use axum::{
     body::Body,
@@ -42,19 +42,6 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// What E2B's clients ask of a code interpreter without the sandbox's token, which they send to execute code: whether it is
-/// there, and its contexts. Nothing that a server in the sandbox could read as another path.
-pub(super) fn is_open(path: &str) -> bool {
-    let mut segments = path.split('/').skip(1);
-    match (segments.next(), segments.next(), segments.next(), segments.next()) {
-        (Some("health" | "contexts"), None, None, None) => true,
-        (Some("contexts"), Some(id), None | Some("restart"), None) => {
-            !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        }
-        _ => false,
-    }
-}
-
 /// Forwards it.
 pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request: Request<Body>) -> Response {
     let wants_page = text(request.headers(), ACCEPT.as_str()).is_some_and(|accept| accept.contains("text/html"));
@@ -73,9 +60,10 @@ pub(super) async fn forward(app: &App, reached: Reached, port: u16, mut request:
         Ok(asks_upgrade) => asks_upgrade,
         Err(refusal) => return refusal.into_response(),
     };
-    let stream: Box<dyn Stream> = match ingress.is_https(port) {
-        false => Box::new(stream),
-        true => match guest_tls::begin(stream, text(request.headers(), HOST.as_str())).await {
+    let stream: Box<dyn Stream> = match (reached.facts.is_sent_by_launcher, ingress.is_https(port)) {
+        (true, _) => Box::new(Sent::new(stream)),
+        (false, false) => Box::new(stream),
+        (false, true) => match guest_tls::begin(stream, text(request.headers(), HOST.as_str())).await {
             Ok(stream) => Box::new(stream),
             Err(error) => {
                 let problem = format!("what listens there does not answer as a TLS server does: {error}");
@@ -273,33 +261,6 @@ mod tests {
         prepare(&mut request, true, Some("localhost:8000")).unwrap();
         assert_eq!(request.headers()["host"], "localhost:8000");
         assert_eq!(request.headers()["x-forwarded-host"], "8000-abcdefgh.e2b.app");
-    }
-
-    #[test]
-    fn a_code_interpreters_paths_without_a_token_are_those_of_the_clients() {
-        for open in ["/health", "/contexts", "/contexts/1a-b", "/contexts/1a-b/restart"] {
-            assert!(is_open(open), "{open}");
-        }
-        for closed in [
-            "/",
-            "",
-            "/execute",
-            "//execute",
-            "/contexts/",
-            "/contexts//",
-            "/contexts/../execute",
-            "/contexts/..",
-            "/contexts/%2e%2e/execute",
-            "/contexts/a/execute",
-            "/contexts/a/restart/",
-            "/health/",
-            "/health/../execute",
-            "/contexts/a?b",
-            "/contexts;/a",
-            "/CONTEXTS",
-        ] {
-            assert!(!is_open(closed), "{closed}");
-        }
     }
 
     #[test]
