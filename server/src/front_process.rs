@@ -2,6 +2,7 @@
 
 use crate::{
     front::serve_front,
+    front_log::FrontLog,
     launcher::{SharedLauncher, serve::Channel},
 };
 use std::{
@@ -25,10 +26,18 @@ const SERVES_WITHIN: Duration = Duration::from_secs(30);
 /// How long a front may take to end once its socket is closed, or its grace is over.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long the last lines of a front that has ended may take.
+const LOGGED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Where the front runs.
 pub enum FrontMode {
-    /// In a separate process. Returns the command that runs [`serve_front`] with the socket that is its standard input.
-    Process(Box<dyn Fn() -> StdCommand + Send + Sync>),
+    /// In a separate process.
+    Process {
+        /// Returns the command that runs [`serve_front`] with the socket that is its standard input.
+        command: Box<dyn Fn() -> StdCommand + Send + Sync>,
+        /// How its log is written to stderr, from where this process takes it.
+        log: FrontLog,
+    },
     /// In this process, with all that it may do. For debugging.
     SingleProcess,
 }
@@ -36,7 +45,7 @@ pub enum FrontMode {
 impl fmt::Debug for FrontMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Process(_) => "Process",
+            Self::Process { .. } => "Process",
             Self::SingleProcess => "SingleProcess",
         })
     }
@@ -47,6 +56,8 @@ pub(crate) struct Front {
     channel: Arc<Channel>,
     serving: AbortOnDropHandle<String>,
     running: Running,
+    /// Ends with the front's end of its log.
+    logged: Option<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -71,11 +82,21 @@ impl Front {
         let listeners = listeners.collect::<Result<Vec<_>, _>>().map_err(failed)?;
         let (serves, serving) = oneshot::channel();
         let channel = Channel::new(Arc::clone(launcher), ours, listeners, Some(serves));
+        let mut logged = None;
         let running = match mode {
-            FrontMode::Process(command) => {
+            FrontMode::Process { command, log } => {
                 let mut command = Command::from(command());
-                command.stdin(Stdio::from(OwnedFd::from(theirs))).kill_on_drop(true);
-                Running::Process(command.spawn().map_err(|error| format!("it cannot be started: {error}"))?)
+                command.stdin(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::piped()).kill_on_drop(true);
+                let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+                let (stderr, log) = (child.stderr.take(), *log);
+                logged = stderr.map(|stderr| {
+                    AbortOnDropHandle::new(tokio::spawn(async move {
+                        if let Err(error) = log.pass_on(stderr, std::io::stderr()).await {
+                            tracing::warn!(%error, "cannot read the log of the front");
+                        }
+                    }))
+                });
+                Running::Process(child)
             }
             FrontMode::SingleProcess => Running::Task(AbortOnDropHandle::new(tokio::spawn(async move {
                 if let Err(error) = serve_front(theirs.into()).await {
@@ -87,7 +108,7 @@ impl Front {
             let channel = Arc::clone(&channel);
             async move { channel.serve().await.to_string() }
         }));
-        let mut front = Self { channel, serving: served, running };
+        let mut front = Self { channel, serving: served, running, logged };
         let outcome = tokio::select! {
             serving = timeout(SERVES_WITHIN, serving) => match serving {
                 Ok(Ok(())) => return Ok(front),
@@ -107,6 +128,7 @@ impl Front {
             Ok(status) => status,
             Err(_) => child.kill().await.and_then(|()| child.try_wait().map(Option::unwrap_or_default)),
         };
+        self.has_logged().await;
         match status {
             Ok(status) => format!("{channel} ({status})"),
             Err(error) => format!("{channel} ({error})"),
@@ -125,6 +147,14 @@ impl Front {
         };
         if !ended {
             tracing::warn!("the front did not end in time");
+        }
+        self.has_logged().await;
+    }
+
+    /// Returns once its last lines are in the log.
+    async fn has_logged(&mut self) {
+        if let Some(logged) = &mut self.logged {
+            let _ = timeout(LOGGED_WITHIN, logged).await;
         }
     }
 }

@@ -21,6 +21,7 @@ mod config;
 mod control_plane;
 mod deadline;
 mod front;
+mod front_log;
 mod front_process;
 mod held;
 mod launcher;
@@ -45,6 +46,7 @@ pub use access::{
 };
 pub use config::{Config, TemplateConfig, TlsFiles};
 pub use front::{ConfineError, FrontError, FrontUser, confine, serve_front, user_of_front};
+pub use front_log::FrontLog;
 pub use front_process::FrontMode;
 pub use listen::TlsError;
 pub use server::{Server, ServerError};

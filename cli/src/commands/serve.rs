@@ -8,7 +8,9 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_server::{Config, FrontMode, FrontUser, KeyStore, Server, TlsFiles, Traces, WantedKey, user_of_front};
+use sandboxvm_server::{
+    Config, FrontLog, FrontMode, FrontUser, KeyStore, Server, TlsFiles, Traces, WantedKey, user_of_front,
+};
 use std::{
     env, fs, io,
     net::SocketAddr,
@@ -138,7 +140,7 @@ impl Serve {
         }
         let log = self.log.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         let otlp = self.otlp.clone();
-        FrontMode::Process(Box::new(move || {
+        let command = Box::new(move || {
             // This program, also after an update has replaced its file.
             let mut command = Command::new("/proc/self/exe");
             command.arg0("sandboxvm").args(["serve-front", "--log", &log]).stdout(Stdio::null());
@@ -153,7 +155,12 @@ impl Serve {
                 command.args(["--otlp", otlp]);
             }
             command
-        }))
+        });
+        let log = match self.log {
+            LogFormat::Text => FrontLog::Text,
+            LogFormat::Json => FrontLog::Json,
+        };
+        FrontMode::Process { command, log }
     }
 
     fn configuration(&self) -> Result<Config, Failure> {

@@ -23,7 +23,8 @@ const SYSTEM_USER: &str = "sandboxvm-http";
 /// Added to the launcher's PID, the user of its front where the host has none: above all users of the host and below those of
 /// VMMs.
 const FIRST_USER: u32 = 0x6000_0000;
-/// Maximum size of its data in bytes, far above what it uses: some 100 MiB, and 64 MiB for each answer that it reads.
+/// Maximum size of its data in bytes: 5 MiB when idle, and with load the bodies and answers of its requests, whose number and
+/// lengths are bounded.
 const MAX_DATA: u64 = 8 << 30;
 /// Maximum number of threads of all fronts with its user: one for each processor, and 512 for blocking work.
 const MAX_THREADS: u64 = 8192;
