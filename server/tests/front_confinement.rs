@@ -1,6 +1,8 @@
 //! What a front can still do once it is confined, tried by a process that confines itself as a front does. Each attempt also
 //! succeeds in the same process before it is confined: otherwise it would show nothing.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
 use sandboxvm_server::{FrontUser, confine};
 use std::{
     env, fs, io,
