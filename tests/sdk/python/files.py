@@ -176,7 +176,7 @@ try:
     fill = "open F, '>', '/full'; for ($at = 0, $step = 1 << 30; $step >= 4096;)"
     fill += "{ if (syscall(285, fileno F, 0, $at, $step) == 0) { $at += $step } else { $step >>= 1 } }"
     sandbox.commands.run(f'perl -e "{fill}"'.replace("$", "\\$"), user="root")
-    says("not enough disk space", NotEnoughSpaceException, lambda: files.write("signed.txt", "x" * 2_000_000))
+    says("not enough disk space", NotEnoughSpaceException, lambda: files.write("signed.txt", "x" * 400_000))
     assert files.read("signed.txt") == "sent"
     sandbox.commands.run("rm /full", user="root")
     files.write("signed.txt", "again")
