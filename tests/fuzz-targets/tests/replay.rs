@@ -85,6 +85,7 @@ macro_rules! replay {
 replay!(
     balloon_device,
     block_device,
+    connection_opening,
     disk_layers,
     frame_decode,
     image_metadata,
