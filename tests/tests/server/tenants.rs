@@ -110,33 +110,6 @@ fn frame(message: &Value) -> Vec<u8> {
     frame
 }
 
-/// The port on which [`SERVER`] listens.
-const PORT: &str = "8080";
-/// A server in a guest: it keeps upgraded connections open, answers `/short`, and answers anything else without end.
-const SERVER: &str = r"
-import asyncio
-async def serve(reader, writer):
-    try:
-        head = (await reader.readuntil(b'\r\n\r\n')).lower()
-        if b'upgrade: websocket' in head:
-            writer.write(b'HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n')
-            while await reader.read(4096):
-                pass
-        elif head.startswith(b'get /short'):
-            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok')
-            await writer.drain()
-        else:
-            writer.write(b'HTTP/1.1 200 OK\r\n\r\n')
-            while True:
-                writer.write(b'y' * 65536)
-                await writer.drain()
-    finally:
-        writer.close()
-async def main():
-    await (await asyncio.start_server(serve, '127.0.0.1', 8080, backlog=256)).serve_forever()
-asyncio.run(main())
-";
-
 /// The sandboxes that one key has for its attacks.
 struct Arsenal {
     key: String,
@@ -150,25 +123,18 @@ struct Arsenal {
     busy: Value,
     /// Fills its audit log.
     logger: Value,
-    /// Runs [`SERVER`].
-    serving: Value,
 }
 
 impl Arsenal {
     fn new(home: &Home, server: &Server) -> Self {
         let base = json!({ "templateID": "base", "timeout": 3000 });
-        let [frozen, paused, busy, logger, serving] = [(); 5].map(|()| server.create(&base));
-        let _ = home.cli(["exec", "-d", text(&serving, "sandboxID"), "--", "python3", "-c", SERVER]).run().succeeds();
+        let [frozen, paused, busy, logger] = [(); 4].map(|()| server.create(&base));
         freeze(home, &[text(&frozen, "sandboxID"), text(&paused, "sandboxID")]);
         let path = |of: &Value, what: &str| format!("/sandboxes/{}/{what}", text(of, "sandboxID"));
         let _ = server.ask("POST", &path(&paused, "pause"), None).expect(204);
         let snapshot = server.ask("POST", &path(&frozen, "snapshots"), None).expect(201).json();
-        let headers = [("e2b-sandbox-id", text(&serving, "sandboxID")), ("e2b-sandbox-port", PORT)];
-        let url = format!("{}/short", server.sandboxes);
-        let listens = || (request("GET", &url, &headers, None).status == 200).then_some(());
-        assert!(eventually(Duration::from_secs(60), listens).is_some(), "nothing listens in the guest");
         let key = server.key().to_owned();
-        Self { key, frozen, paused, snapshot: text(&snapshot, "snapshotID").to_owned(), busy, logger, serving }
+        Self { key, frozen, paused, snapshot: text(&snapshot, "snapshotID").to_owned(), busy, logger }
     }
 
     /// Everything at once. `theirs` is a running sandbox of another key, `resting` a paused one.
@@ -221,30 +187,15 @@ impl Arsenal {
             plane("signatures of no sandbox", 4, Then::Repeat, Request::new("GET", &forged).head()),
             plane("signatures of another's sandbox", 4, Then::Repeat, stranger(theirs, "GET", &forged).head()),
             api("wrong keys", 4, Then::Repeat, Request::new("GET", "/v2/sandboxes").with("X-API-Key", "wrong").head()),
-            // A10
-            plane(
-                UPGRADED,
-                64,
-                Then::Wait,
-                self.port("/").with("Connection", "Upgrade").with("Upgrade", "websocket").head(),
-            ),
-            plane("floods of a port", 4, Then::Read, self.port("/").head()),
-            plane("requests to a port", 16, Then::Repeat, self.port("/short").head()),
             // Answers without end, unread and read.
             plane("output that is not read", 8, Then::Wait, run(&self.busy, yes, "y")),
             plane("floods of output", 2, Then::Read, run(&self.busy, yes, "y")),
         ]
     }
-
-    /// A request to the server in its guest.
-    fn port(&self, path: &str) -> Request {
-        to(&self.serving, PORT, "GET", path)
-    }
 }
 
 const BODIES: &str = "bodies that do not come";
 const UNANSWERED: &str = "requests that are not answered";
-const UPGRADED: &str = "upgraded connections";
 
 /// A request to a sandbox, with its token.
 fn to(created: &Value, port: &str, method: &str, path: &str) -> Request {
@@ -259,10 +210,10 @@ fn are_in_force(attacks: &[Attack]) -> bool {
     let all = |names: &[&str], is: fn(&Seen) -> bool| {
         names.iter().all(|name| attacks.iter().any(|attack| attack.name == *name && is(&attack.seen)))
     };
-    all(&[BODIES, UNANSWERED, UPGRADED, "snapshots"], |seen| seen.refused() > 0)
-        && all(&["output that is not read", UPGRADED, "requests to a port"], |seen| seen.served() > 0)
+    all(&[BODIES, UNANSWERED, "snapshots"], |seen| seen.refused() > 0)
+        && all(&["output that is not read"], |seen| seen.served() > 0)
         && all(&["wrong tokens", "wrong keys", "health without a token"], |seen| seen.failed() > 0)
-        && all(&["floods of output", "floods of a port"], |seen| seen.bytes() > 0)
+        && all(&["floods of output"], |seen| seen.bytes() > 0)
         && all(
             &["starts of silent guests", "resumes of a silent guest", "heads that drip", "bodies that drip"],
             |seen| seen.held() > 0,
@@ -329,26 +280,20 @@ fn a_key_that_runs_every_attack_fails_no_request_of_another_key() {
     // With nothing but the shares taken away, the same attacks keep the other key out.
     let mut server = Server::start(&home, &config(NO_SHARES));
     server.key = Some(arsenal.key.clone());
-    let attacks = |names: &[&str]| -> Vec<Attack> {
-        let all = arsenal.attacks(&server, text(&theirs, "sandboxID"), resting).into_iter();
-        all.filter(|attack| names.contains(&attack.name)).collect()
-    };
-    let headers =
-        [("e2b-sandbox-id", text(&theirs, "sandboxID")), ("x-access-token", text(&theirs, "envdAccessToken"))];
-    let url = format!("{}/process.Process/List", server.sandboxes);
-    let list = || request("POST", &url, &headers, Some(("application/json", b"{}".to_vec())));
-    let is_kept_out = || (list().status == 429).then_some(());
-    during(&attacks(&[UPGRADED]), || {
-        let kept_out = eventually(Duration::from_secs(30), is_kept_out);
-        assert!(kept_out.is_some(), "upgraded connections of a key are not counted");
-    });
-    let is_back = || (list().status == 200).then_some(());
-    assert!(eventually(Duration::from_secs(30), is_back).is_some(), "closed connections keep their places");
-    during(&attacks(&[BODIES, UNANSWERED]), || {
+    let attacks: Vec<Attack> = arsenal
+        .attacks(&server, text(&theirs, "sandboxID"), resting)
+        .into_iter()
+        .filter(|attack| [BODIES, UNANSWERED].contains(&attack.name))
+        .collect();
+    during(&attacks, || {
         let wrong = json!({ "templateID": "no-such-template" });
         let refused = || (server.ask_as(other, "POST", "/v2/sandboxes", Some(&wrong)).status == 429).then_some(());
         assert!(eventually(Duration::from_secs(30), refused).is_some(), "requests that a key has are counted for all");
-        assert!(eventually(Duration::from_secs(30), is_kept_out).is_some());
+        let headers =
+            [("e2b-sandbox-id", text(&theirs, "sandboxID")), ("x-access-token", text(&theirs, "envdAccessToken"))];
+        let url = format!("{}/process.Process/List", server.sandboxes);
+        let list = || request("POST", &url, &headers, Some(("application/json", b"{}".to_vec())));
+        assert!(eventually(Duration::from_secs(30), || (list().status == 429).then_some(())).is_some());
     });
 
     for key in [arsenal.key.as_str(), other] {
