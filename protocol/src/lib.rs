@@ -1,4 +1,5 @@
-//! Both wires of sandboxvm, as data: host <-> guest agent ([`agent`]) and manager <-> VMM ([`vmm`]).
+//! The wires of sandboxvm, as data: host <-> guest agent ([`agent`]), manager <-> VMM ([`vmm`]), and those of a
+//! sandbox's network ([`egress`]).
 //!
 //! This crate owns the message types, the framing ([`frame`]), the size limits and the version handshake. It never
 //! performs I/O and never allocates more than the cap its caller states, so the same code serves the VMM, the manager
@@ -6,6 +7,7 @@
 
 pub mod agent;
 mod capped;
+pub mod egress;
 pub mod frame;
 pub mod ids;
 pub mod machine;

@@ -3,7 +3,7 @@
 //! Input: the bytes of the client. The target panics unless a decision stays the same when more
 //! bytes arrive, and unless a decision is made before the limit of bytes.
 
-use sandboxvm_egress::inspect::{MAX_OPENING, Progress, look};
+use sandboxvm_egress_policy::inspect::{MAX_OPENING, Progress, look};
 
 /// Looks at the opening, and at beginnings of it.
 pub fn connection_opening(data: &[u8]) {
