@@ -7,3 +7,4 @@
 pub mod rates;
 pub mod records;
 pub mod session;
+pub mod stack;
