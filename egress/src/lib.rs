@@ -4,6 +4,9 @@
 //! Everything that comes from the guest, and from the network, is hostile. Neither process opens a file once it serves,
 //! and the egress process opens no socket either: its dialer does.
 
+pub mod dialer;
+pub mod dialing;
+pub mod packets;
 pub mod rates;
 pub mod records;
 pub mod session;
