@@ -6,8 +6,12 @@
 
 pub mod dialer;
 pub mod dialing;
+pub mod flows;
+pub mod http;
 pub mod packets;
 pub mod rates;
 pub mod records;
+pub mod resolver;
+pub mod serving;
 pub mod session;
 pub mod stack;

@@ -260,6 +260,17 @@ impl GuestEnd {
         Poll::Pending
     }
 
+    /// Waits until the connection is no more, and all that the guest sent on it was taken.
+    pub(super) fn poll_gone(&self, context: &Context<'_>) -> Poll<()> {
+        let mut tcp = self.tcp.borrow_mut();
+        let socket = tcp.socket();
+        if matches!(socket.state(), State::Closed | State::Listen) && !socket.can_recv() {
+            return Poll::Ready(());
+        }
+        socket.register_recv_waker(context.waker());
+        Poll::Pending
+    }
+
     /// Sends the end of the data to the guest, behind what is queued.
     pub fn close(&self) {
         self.tcp.borrow_mut().socket().close();

@@ -61,6 +61,11 @@ impl GuestStream {
         poll_fn(|context| self.0.poll_closed(context)).await;
     }
 
+    /// Waits until the connection is no more, as after a reset, and all that the guest sent on it was taken.
+    pub async fn gone(&self) {
+        poll_fn(|context| self.0.poll_gone(context)).await;
+    }
+
     /// Sends the end of the data to the guest.
     pub fn close(&self) {
         self.0.close();

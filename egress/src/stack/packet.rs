@@ -103,6 +103,17 @@ pub fn read(frame: &[u8]) -> Inbound<'_> {
     frame_in(frame).unwrap_or(Inbound::Other)
 }
 
+/// Reads an IP packet that was part of a frame before.
+#[must_use]
+pub fn packet_of(bytes: &[u8]) -> Inbound<'_> {
+    let inbound = match bytes.first().map(|byte| byte >> 4) {
+        Some(4) => v4_in(bytes),
+        Some(6) => v6_in(bytes, true),
+        _ => None,
+    };
+    inbound.unwrap_or(Inbound::Other)
+}
+
 fn frame_in(frame: &[u8]) -> Option<Inbound<'_>> {
     let (header, frame) = frame.split_at_checked(VIRTIO_HEADER)?;
     // Segmentation offload was not offered (`gso_type`).
