@@ -62,7 +62,7 @@ impl RuleOptions {
     }
 
     fn services(&self, ports: Vec<Publish>) -> SupervisionSpec {
-        SupervisionSpec { ttl: self.ttl, idle: self.idle, ports }
+        SupervisionSpec { ttl: self.ttl, idle: self.idle, ports, network: false }
     }
 
     /// Starts a supervisor for these rules and `ports` of a sandbox.

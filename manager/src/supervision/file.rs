@@ -23,6 +23,15 @@ pub(crate) struct Supervision {
     pub(crate) ttl: Option<RunningTime>,
     pub(crate) idle: Option<IdleRule>,
     pub(crate) ports: Vec<Port>,
+    /// The network, if the sandbox has one: what it may reach is in a record of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) network: Option<Network>,
+}
+
+/// Whether the network ever worked: if it did, a failure does not end the other services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Network {
+    pub(crate) was_attached: bool,
 }
 
 /// A time to live with its deadline.
@@ -51,7 +60,13 @@ impl Supervision {
             shown: PublishedPort { guest_port: publish.guest, host: publish.host.clone(), error: None },
             was_ours: false,
         });
-        Ok(Self { format: FORMAT, ttl: spec.ttl.map(running).transpose()?, idle: spec.idle, ports: ports.collect() })
+        Ok(Self {
+            format: FORMAT,
+            ttl: spec.ttl.map(running).transpose()?,
+            idle: spec.idle,
+            ports: ports.collect(),
+            network: spec.network.then_some(Network { was_attached: false }),
+        })
     }
 
     /// Reads the record. Returns `None` for a sandbox without one.
@@ -72,7 +87,7 @@ impl Supervision {
 
     /// Returns true if there is nothing to maintain.
     pub(crate) fn is_empty(&self) -> bool {
-        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty()
+        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty() && self.network.is_none()
     }
 
     /// Starts the time to live again.
@@ -103,6 +118,7 @@ mod tests {
             ttl: Some(TimeToLive { after: Duration::from_secs(60), then: AtEnd::Remove }),
             idle: Some(IdleRule { after: Duration::from_millis(1500), then: WhenIdle::Pause }),
             ports: vec!["8080:80".parse().unwrap(), "/tmp/x.sock:80".parse().unwrap()],
+            network: true,
         };
         let supervision = Supervision::of(&spec).unwrap();
         supervision.write(&directory).unwrap();

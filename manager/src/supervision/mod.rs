@@ -55,6 +55,8 @@ pub struct SupervisionSpec {
     pub idle: Option<IdleRule>,
     /// Ports to publish.
     pub ports: Vec<Publish>,
+    /// True to maintain the network that the sandbox was created with.
+    pub network: bool,
 }
 
 impl SupervisionSpec {
