@@ -252,6 +252,9 @@ impl EventLoop {
                     return Some(error.into());
                 }
             }
+            ControlRequest::AttachNetwork { .. } | ControlRequest::NetworkStats => {
+                return Some(RequestError::NoCard.into());
+            }
             // `serve` takes the first out, and the connection puts the others in newer words.
             ControlRequest::Fork(_) | ControlRequest::ForkV1(_) | ControlRequest::ResetV1(_) => return None,
         }

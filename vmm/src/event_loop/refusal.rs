@@ -37,6 +37,9 @@ pub(super) enum RequestError {
     /// Nothing to use.
     #[error("no disk layers were merged on this connection")]
     NothingMerged,
+    /// A machine without a network card.
+    #[error("this machine has no network card")]
+    NoCard,
     /// A file is missing.
     #[error(transparent)]
     Fd(#[from] DescriptorError),
@@ -81,7 +84,7 @@ impl RequestError {
             Self::Busy => RefusalKind::Busy,
             Self::NotStarted | Self::NoOrigin => RefusalKind::WrongPhase,
             Self::OtherSnapshot => RefusalKind::BadSnapshot,
-            Self::NothingMerged | Self::Fd(_) => RefusalKind::BadRequest,
+            Self::NothingMerged | Self::NoCard | Self::Fd(_) => RefusalKind::BadRequest,
             Self::Format(error) => error.kind(),
             Self::Machine(error) => error.kind(),
             Self::Disks(error) => error.kind(),
