@@ -113,7 +113,7 @@ pub use snapshot::{
     taking::SnapshotTaken,
 };
 pub use supervision::{
-    SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
+    NetworkFailure, NetworkReport, SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
     publish::{HostEnd, Publish, PublishError, PublishedPort},
     status::SupervisionStatus,
 };

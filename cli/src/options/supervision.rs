@@ -62,16 +62,12 @@ impl RuleOptions {
     }
 
     fn services(&self, ports: Vec<Publish>) -> SupervisionSpec {
-        SupervisionSpec { ttl: self.ttl, idle: self.idle, ports, network: false }
+        SupervisionSpec { ttl: self.ttl, idle: self.idle, ports }
     }
 
     /// Starts a supervisor for these rules and `ports` of a sandbox.
     pub(crate) async fn keep_up(&self, sandbox: &Sandbox, ports: Vec<Publish>) -> Result<(), Failure> {
-        let spec = self.services(ports);
-        if spec.is_empty() {
-            return Ok(());
-        }
-        Ok(sandbox.supervise(&program()?, &spec).await?)
+        Ok(sandbox.supervise(&program()?, &self.services(ports)).await?)
     }
 }
 

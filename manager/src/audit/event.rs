@@ -3,8 +3,10 @@
 use crate::{
     audit::mask::Mask,
     limits::lifetime::{AtEnd, WhenIdle},
+    network::spec::NetworkSpec,
     record::SandboxRecord,
 };
+use sandboxvm_egress_policy::rule::Rule;
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation, limits::LimitsHit},
     egress::{FlowEnd, Reach, Transport},
@@ -348,6 +350,12 @@ impl Event {
             from,
             env: names(record.env.iter().map(String::as_bytes)),
         }
+    }
+
+    /// Returns the event of a network that is about to be in force.
+    pub(crate) fn network_set(network: &NetworkSpec) -> Self {
+        let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+        Self::NetworkSet { reach: network.reach, allow: texts(&network.allow), deny: texts(&network.deny) }
     }
 
     /// Returns the event of a process that is about to be started.

@@ -160,6 +160,9 @@ impl ArmedMachine {
         }
         let sandbox = started.sandbox();
         sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
+        if let Some(network) = &spec.network {
+            sandbox.trail().append(Event::network_set(network))?;
+        }
         Ok(Some(started))
     }
 }

@@ -66,14 +66,6 @@ pub struct SandboxSpec {
     pub boot_timeout: Duration,
 }
 
-impl SandboxSpec {
-    /// Returns the services that a supervisor maintains, with the network if there is one.
-    #[must_use]
-    pub fn all_services(&self) -> SupervisionSpec {
-        SupervisionSpec { network: self.network.is_some(), ..self.services.clone() }
-    }
-}
-
 impl Default for SandboxSpec {
     fn default() -> Self {
         Self {

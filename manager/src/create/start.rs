@@ -123,7 +123,7 @@ pub(super) fn write_down_services(home: &Home, staged: &Staged, spec: &SandboxSp
         let operator = home.network();
         NetworkRecord::new(operator.admit(network)?, operator.provides.clone()).write(staged.directory())?;
     }
-    Ok(supervision::plan(staged.directory(), &spec.all_services())?)
+    Ok(supervision::plan(staged.directory(), &spec.services)?)
 }
 
 /// Returns a machine whose agent listens. Ends it and removes the sandbox if it does not come up.

@@ -81,6 +81,11 @@ impl NetworkRecord {
         serde_json::from_slice(&json).map(Some).map_err(damaged)
     }
 
+    /// Returns true if the sandbox in `directory` has a record.
+    pub(crate) fn exists(directory: &SandboxDirectory) -> bool {
+        directory.has(FILE)
+    }
+
     pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), DirectoryError> {
         directory.replace(FILE, &json(directory, FILE, self)?)
     }

@@ -8,20 +8,22 @@ use super::{
     log,
     publish::{HostEnd, Publish, PublishedPort},
     status::is_supervised,
-    talk::{self, Reply, Request},
+    talk::{self, NetworkReport, NetworkRequest, Reply, Request},
 };
 use crate::{
+    audit::Event,
     guest::in_use,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         flock::Sharing,
         locks::{FileLock, LockClass},
     },
+    network::{record::NetworkRecord, spec::NetworkSpec},
     sandbox::Sandbox,
 };
 use futures_util::future::BoxFuture;
 use rustix::fs::{Mode, OFlags, openat};
-use sandboxvm_protocol::agent::port::PortNumber;
+use sandboxvm_protocol::{agent::port::PortNumber, egress::SavedPin};
 use std::{
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     process::{Command, Stdio},
@@ -60,13 +62,14 @@ impl SupervisorLock {
 /// Writes down the services of a new sandbox unless a supervisor has them already. A supervisor
 /// that is started later maintains them.
 pub(crate) fn plan(directory: &SandboxDirectory, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
-    if spec.is_empty() {
+    let has_network = NetworkRecord::exists(directory);
+    if spec.is_empty() && !has_network {
         return Ok(());
     }
     if spec.idle.is_some() {
         in_use::watch(directory)?;
     }
-    let supervision = Supervision::of(spec)?;
+    let supervision = Supervision::of(spec, has_network)?;
     if let Some(_lock) = SupervisorLock::try_take(directory)? {
         supervision.write(directory)?;
     }
@@ -74,13 +77,13 @@ pub(crate) fn plan(directory: &SandboxDirectory, spec: &SupervisionSpec) -> Resu
 }
 
 impl Sandbox {
-    /// Starts the services of `spec` for a new sandbox: its time to live starts now, and its ports
-    /// are listened on when this returns.
+    /// Starts the services of `spec` and the network of a new sandbox: its time to live starts now, its
+    /// ports are listened on and its network card has a link when this returns.
     ///
     /// # Errors
     /// Every [`SuperviseError`]; no service is started then.
     pub async fn supervise(&self, program: &SupervisorProgram, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
-        if spec.is_empty() {
+        if spec.is_empty() && !NetworkRecord::exists(&self.directory) {
             return Ok(());
         }
         plan(&self.directory, spec)?;
@@ -103,6 +106,99 @@ impl Sandbox {
         }
         self.spawn_supervisor(program, Stdio::null())?;
         Ok(true)
+    }
+
+    /// Starts a supervisor if the sandbox has a network and no supervisor, and waits until the network
+    /// card has a link.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`].
+    pub async fn ensure_network(&self, program: &SupervisorProgram) -> Result<(), SuperviseError> {
+        let is_wanted = Supervision::read(&self.directory)?.is_some_and(|supervision| supervision.network.is_some());
+        if !is_wanted || is_supervised(&self.directory)? || !self.state()?.is_live() {
+            return Ok(());
+        }
+        self.start_supervisor(program).await
+    }
+
+    /// Replaces what the sandbox may reach. Connections that are not allowed any more are cut. If the
+    /// sandbox does not run, the settings are recorded for when it does.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`]. After [`SuperviseError::NetworkDown`] the settings are recorded, and
+    /// nothing passes until they are in force.
+    pub async fn set_network(&self, program: &SupervisorProgram, network: &NetworkSpec) -> Result<(), SuperviseError> {
+        if !self.record.network_card {
+            return Err(SuperviseError::NoCard(self.label()));
+        }
+        let operator = self.home.network();
+        let record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        if !self.state()?.is_live() || !NetworkRecord::exists(&self.directory) {
+            self.record_network(&record)?;
+        }
+        if self.state()?.is_live() {
+            let set = Request::Network(NetworkRequest::Set(Box::new(record)));
+            self.ask_supervisor(program, &set).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the settings of a network that no supervisor has.
+    fn record_network(&self, record: &NetworkRecord) -> Result<(), SuperviseError> {
+        self.trail().append(Event::network_set(&record.settings))?;
+        record.write(&self.directory)?;
+        if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
+            let supervision = match Supervision::read(&self.directory)? {
+                Some(supervision) => supervision.with_network(),
+                None => Supervision::of(&SupervisionSpec::default(), true)?,
+            };
+            supervision.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the state of the network, or `None` if the sandbox has none or no supervisor.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`].
+    pub async fn network_report(&self) -> Result<Option<NetworkReport>, SuperviseError> {
+        match self.tell_network(NetworkRequest::Report).await? {
+            Some(Reply::Network(report)) => Ok(Some(report)),
+            Some(Reply::Failed(message)) => Err(SuperviseError::Refused(message)),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Returns the addresses that the guest got as answers to its questions, as far as they are alive
+    /// and a supervisor knows them.
+    pub(crate) async fn network_pins(&self, is_replaced: bool) -> Vec<SavedPin> {
+        match self.tell_network(NetworkRequest::Pins { is_replaced }).await {
+            Ok(Some(Reply::Pins(pins))) => pins,
+            // Without pins the guest asks for its names again.
+            _ => Vec::new(),
+        }
+    }
+
+    /// Connects the network to the machine that replaced the one before. If that fails, the supervisor
+    /// tries again.
+    pub(crate) async fn reattach_network(&self) {
+        let _ = self.tell_network(NetworkRequest::Reattach).await;
+    }
+
+    /// Ends the flows of the machine before a reset in place.
+    pub(crate) async fn forget_flows(&self) {
+        let _ = self.tell_network(NetworkRequest::ForgetFlows).await;
+    }
+
+    /// Asks the supervisor about the network. Returns `None` if there is no network or no supervisor.
+    fn tell_network(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Option<Reply>, SuperviseError>> {
+        Box::pin(async move {
+            if !NetworkRecord::exists(&self.directory) || !is_supervised(&self.directory)? {
+                return Ok(None);
+            }
+            let asked = talk::ask(&self.directory, &Request::Network(request)).await;
+            asked.map(Some).map_err(|error| self.lost(&format!("does not answer ({error})")))
+        })
     }
 
     /// Publishes a port of a running sandbox.
@@ -162,12 +258,14 @@ impl Sandbox {
                     if let Some(_lock) = SupervisorLock::try_take(&self.directory)?
                         && Supervision::read(&self.directory)?.is_none()
                     {
-                        Supervision::of(&SupervisionSpec::default())?.write(&self.directory)?;
+                        let has_network = NetworkRecord::exists(&self.directory);
+                        Supervision::of(&SupervisionSpec::default(), has_network)?.write(&self.directory)?;
                     }
                     self.start_supervisor(program).await?;
                 }
                 match talk::ask(&self.directory, request).await {
                     Ok(Reply::Done(ports)) => return Ok(ports),
+                    Ok(Reply::Network(_) | Reply::Pins(_)) => return Err(self.lost("gave another answer")),
                     Ok(Reply::Failed(message)) => return Err(SuperviseError::Refused(message)),
                     // The supervisor may have been about to end or to start.
                     Err(_) if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_millis(100)).await,
