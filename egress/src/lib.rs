@@ -4,6 +4,7 @@
 //! Everything that comes from the guest, and from the network, is hostile. Neither process opens a file once it serves,
 //! and the egress process opens no socket either: its dialer does.
 
+pub mod confinement;
 pub mod dialer;
 pub mod dialing;
 pub mod flows;
