@@ -1,5 +1,7 @@
 //! Connections that have to show a name, with the real egress process and dialer, in a network namespace.
 
+#![allow(clippy::unwrap_used, reason = "a failure of a helper is a failure of its test")]
+
 mod common;
 
 use common::{
@@ -109,7 +111,8 @@ fn tls_passes_with_the_name_that_was_asked_for_and_with_no_other() {
         assert_eq!(record.decided, Decided::Allowed(Some("a.example".to_owned())));
     }
     // Allowed, but not asked for; asked for, but not allowed; neither.
-    for (name, reason) in [("c.example", "not asked for"), ("b.example", "no rule allows"), ("d.example", "not asked")] {
+    for (name, reason) in [("c.example", "not asked for"), ("b.example", "no rule allows"), ("d.example", "not asked")]
+    {
         let tcp = guest.connect(server.at).unwrap();
         guest.send(tcp, &hello(name)).unwrap();
         assert_eq!(guest.read(tcp, 6), Err(Failed::Reset));

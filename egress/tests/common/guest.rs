@@ -175,7 +175,11 @@ impl Guest {
     }
 
     /// Polls until `done` returns something.
-    pub fn until<R>(&mut self, time: Duration, mut done: impl FnMut(&mut SocketSet<'static>) -> Option<R>) -> Option<R> {
+    pub fn until<R>(
+        &mut self,
+        time: Duration,
+        mut done: impl FnMut(&mut SocketSet<'static>) -> Option<R>,
+    ) -> Option<R> {
         let until = Instant::now() + time;
         loop {
             self.poll();
