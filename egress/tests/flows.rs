@@ -1,5 +1,7 @@
 //! What a guest's connections, datagrams and pings lead to, with the real egress process and dialer, in a network namespace.
 
+#![allow(clippy::unwrap_used, reason = "a failure of a helper is a failure of its test")]
+
 mod common;
 
 use common::{

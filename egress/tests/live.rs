@@ -1,6 +1,8 @@
 //! What the supervisor changes while flows are open, and limits, with the real egress process and dialer, in a network
 //! namespace.
 
+#![allow(clippy::unwrap_used, reason = "a failure of a helper is a failure of its test")]
+
 mod common;
 
 use common::{

@@ -1,5 +1,7 @@
 //! Connections that have to show a name, with the real egress process and dialer, in a network namespace.
 
+#![allow(clippy::unwrap_used, reason = "a failure of a helper is a failure of its test")]
+
 mod common;
 
 use common::{
