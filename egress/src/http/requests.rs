@@ -61,8 +61,11 @@ impl Requests {
                 Part::More => Step::More,
             });
         }
-        if input.is_empty() {
-            return Ok(Step::More);
+        match input.first() {
+            None => return Ok(Step::More),
+            // No method begins otherwise, and TLS is not waited for.
+            Some(first) if !first.is_ascii_uppercase() => return Err(RequestError::NotARequest),
+            Some(_) => {}
         }
         let opening = match look(input) {
             Progress::More => return Ok(Step::More),

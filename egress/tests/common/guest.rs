@@ -113,7 +113,7 @@ impl TxToken for Tx<'_> {
 }
 
 /// A connection of the guest.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tcp(SocketHandle);
 
 /// A UDP socket of the guest.
