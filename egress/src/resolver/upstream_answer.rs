@@ -3,7 +3,7 @@
 //! name server.
 
 use super::{
-    query::WireName,
+    question::WireName,
     reply::{PlainRecord, record},
 };
 use domain::{

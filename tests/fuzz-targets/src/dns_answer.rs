@@ -8,7 +8,7 @@ use domain::{
     rdata::AllRecordData,
 };
 use sandboxvm_egress::resolver::{
-    query::{Form, Query, normal_form},
+    question::{Form, Query, normal_form},
     reply::{Reply, Verdict},
     upstream_answer::{Asked, MAX_RECORDS, read},
 };
