@@ -180,7 +180,7 @@ fn evil(
 fn answer_to(query: &[u8], last: u8) -> Vec<u8> {
     let question = Message::from_slice(query).unwrap();
     let mut builder = MessageBuilder::new_vec().start_answer(question, Rcode::NOERROR).unwrap();
-    let name = question.sole_question().unwrap().qname().clone();
+    let name = *question.sole_question().unwrap().qname();
     builder.push((name, Ttl::from_secs(60), domain::rdata::A::from_octets(1, 1, 1, last))).unwrap();
     builder.finish()
 }
@@ -547,4 +547,40 @@ fn a_lost_dialer_fails_questions_without_a_wait() {
         assert_eq!(sandbox.ask("a.example", Rtype::A).await.code, Rcode::SERVFAIL);
         assert!(begun.elapsed() < Duration::from_secs(1));
     });
+}
+
+/// What the resolver does with sockets of the dialer, it can do in a confined process.
+#[test]
+fn a_confined_process_resolves_names() {
+    let Some(internet) = Internet::new() else { return };
+    let Some(_nsd) = Nsd::start(&internet) else { return };
+    let (dialer, requests) = Dialer::start(&[], &[at(nsd::AT)], DialerSettings::default());
+    // SAFETY: the child has this thread alone, and the threads of the harness and of the internet wait and hold no lock.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let resolved = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            sandboxvm_egress::confinement::confine_egress_process().unwrap();
+            tokio::task::LocalSet::new().block_on(&runtime, resolve_over_both(requests));
+        }));
+        // SAFETY: ends the child without what the harness would do at its end.
+        unsafe { libc::_exit(resolved.is_err().into()) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child of above.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+    drop(dialer);
+}
+
+async fn resolve_over_both(requests: std::os::fd::OwnedFd) {
+    let mut session = Session::new(1, TrustAnchors::default());
+    session.configure(listed(&["*.example"], &[])).unwrap();
+    let dialing = Dialing::new(requests).unwrap();
+    let resolver = Resolver::new(dialing, Rc::new(RefCell::new(session)));
+    // The second is too long for UDP.
+    for (name, count) in [("www.example", 1), ("many.example", 120)] {
+        let bytes = resolver.answer(&query(name, Rtype::A, None), ResolverTransport::Tcp).await.unwrap();
+        assert_eq!(Answer::read(&bytes, name).addresses().len(), count);
+    }
 }
