@@ -64,10 +64,10 @@ impl Inspect {
 mod tests {
     use super::*;
     use crate::{
-        commands::ls::tests::example_supervision,
+        commands::{ls::tests::example_supervision, network::show::tests::example_network},
         output::json::tests::{assert_golden, example_record, plain_record},
     };
-    use sandboxvm_manager::{ExitReason, HostMode, JailPart, Phase, Reach};
+    use sandboxvm_manager::{ExitReason, HostMode, JailPart, Phase};
 
     #[test]
     fn json_is_pinned() {
@@ -94,11 +94,7 @@ mod tests {
                 ..status(Phase::Ready, None)
             }),
             supervision: Some(example_supervision()),
-            network: Some(NetworkSpec {
-                reach: Reach::Listed,
-                allow: vec!["index.example:443".parse().unwrap()],
-                ..NetworkSpec::default()
-            }),
+            network: Some(example_network()),
         };
         let ended = |id: &str, vmm, state| Details {
             record: plain_record(id),

@@ -2,7 +2,7 @@
 
 mod log;
 mod set;
-mod show;
+pub(crate) mod show;
 mod suggest;
 
 use crate::failure::Failure;
