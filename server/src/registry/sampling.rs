@@ -38,6 +38,7 @@ impl Registry {
             return Ok(());
         }
         let sandbox = self.sandbox(entry)?;
+        self.keep_network(&sandbox);
         match sandbox.usage()? {
             Some(usage) => entry.samples.take(&usage, sandbox.record(), &sandbox.path()),
             None => self.note_end(entry, &sandbox.state()?),
