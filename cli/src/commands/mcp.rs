@@ -7,8 +7,8 @@ use crate::{
     process_io::signals::Signals,
     runtime,
 };
-use clap::Args;
-use sandboxvm_manager::{SandboxName, SnapshotError};
+use clap::{Args, ValueEnum};
+use sandboxvm_manager::{EgressLimits, Permitted, Reach, Rule, SandboxName, SnapshotError};
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
 use std::{fmt::Write, net::SocketAddr};
 
@@ -31,6 +31,13 @@ pub(crate) struct Mcp {
     /// Accept requests with this Host header, besides localhost and the address of --http
     #[arg(long, help_heading = "Network", value_name = "HOST", requires = "http")]
     allow_host: Vec<String>,
+    /// The most that agents may ask for on the network, without rules [default: none]
+    #[arg(long, help_heading = "Scope", value_enum, value_name = "REACH")]
+    net: Option<Net>,
+    /// Let agents ask for what this rule allows: a domain, *.domain, IP address or network, each optionally with :PORT; or
+    /// host:PORT for a service of this host
+    #[arg(long, help_heading = "Scope", value_name = "RULE", value_delimiter = ',')]
+    allow: Vec<Rule>,
     /// Let agents use this existing sandbox; they cannot remove it
     #[arg(long, help_heading = "Scope", value_name = "SANDBOX")]
     sandbox: Vec<String>,
@@ -43,6 +50,14 @@ pub(crate) struct Mcp {
     /// Keep the sandboxes and snapshots that agents created when the server ends
     #[arg(long, help_heading = "Lifetime")]
     keep: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Net {
+    /// Nothing but what --allow names
+    None,
+    /// The public internet
+    Public,
 }
 
 impl Mcp {
@@ -89,8 +104,19 @@ impl Mcp {
             sandboxes,
             templates: self.template.clone(),
             max_sandboxes: self.max_sandboxes,
+            network: self.network(),
             keep: self.keep,
         })
+    }
+
+    /// Returns the most that agents may ask for on the network.
+    fn network(&self) -> Permitted {
+        let reach = match self.net {
+            Some(Net::Public) => Reach::Public,
+            None | Some(Net::None) if self.allow.is_empty() => Reach::Nothing,
+            None | Some(Net::None) => Reach::Listed,
+        };
+        Permitted { reach, allow: self.allow.clone(), resolvers: false, limits: EgressLimits::default() }
     }
 
     fn http_settings(&self, address: SocketAddr) -> Result<HttpSettings, Failure> {
