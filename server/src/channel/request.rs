@@ -4,7 +4,7 @@ use crate::{
     access::{keys::KeyId, signature::Claim},
     channel::opening::Opening,
     config::Config,
-    metering::ends::How,
+    metering::{ends::How, traffic::Passed},
     registry::{egress::Egress, ingress::Ingress, record::OnTimeout},
 };
 use sandboxvm_manager::SandboxId;
@@ -324,4 +324,5 @@ pub(crate) struct Figures {
     pub(crate) armed: BTreeMap<String, usize>,
     pub(crate) pools_are_warm: bool,
     pub(crate) ends: Vec<(How, u64)>,
+    pub(crate) traffic: Passed,
 }

@@ -28,7 +28,7 @@ pub struct NetworkConfig {
     pub dns_servers: bool,
     /// Limits of each sandbox.
     pub per_sandbox: NetworkLimits,
-    /// Limits of all sandboxes of one key together; 0 is no limit. Each sandbox gets the same share, as if the key had as many as
+    /// Limits of all sandboxes of one key together; 0: no limit. Each sandbox gets the same share, as if the key had as many as
     /// it may have: so the sum holds without one sandbox knowing of the others.
     pub per_key: NetworkLimits,
 }
@@ -190,7 +190,7 @@ impl ServerNetwork {
 
     /// Returns the limits of a sandbox of a key that may have so many.
     pub(crate) fn limits(&self, sandboxes: u32) -> EgressLimits {
-        // 0 is no limit, so a small share is at least 1.
+        // 0 would be without a limit, so a small share is at least 1.
         let count = |own: u32, of_key: u32| if of_key == 0 { own } else { own.min((of_key / sandboxes.max(1)).max(1)) };
         let rate = |of_key: u64| if of_key == 0 { 0 } else { (of_key / u64::from(sandboxes.max(1))).max(1) };
         let (own, key) = (self.permits.limits, self.per_key);

@@ -8,7 +8,12 @@ use super::{
     record::Record,
     state::{Intent, Registry},
 };
-use sandboxvm_manager::{NetworkSpec, Reach, Sandbox, SuperviseError, SupervisionSpec};
+use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Sandbox, SuperviseError, SupervisionSpec};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Maximum time that a supervisor may take to report. It answers within milliseconds; others wait for their turn meanwhile.
+const REPORTS_WITHIN: Duration = Duration::from_secs(1);
 
 impl Registry {
     /// Returns the network of a sandbox that is to be made, or `None` if its machine has no network card.
@@ -98,8 +103,24 @@ impl Registry {
         Ok(())
     }
 
+    /// Counts what passed the network of a running sandbox since the last time, and sees to its supervisor.
+    pub(super) async fn keep_network(&self, entry: &Entry) {
+        if entry.record().is_paused() {
+            return;
+        }
+        let Ok(sandbox) = self.sandbox(entry) else { return };
+        if !sandbox.has_network_card() {
+            return;
+        }
+        self.keep_supervised(&sandbox);
+        let reported = timeout(REPORTS_WITHIN, sandbox.network_report()).await;
+        if let Ok(Ok(Some(NetworkReport { counters: Some(counters), .. }))) = reported {
+            self.traffic.add(entry.traffic.take(counters));
+        }
+    }
+
     /// Replaces a supervisor that was killed. Until then nothing passes.
-    pub(super) fn keep_network(&self, sandbox: &Sandbox) {
+    pub(super) fn keep_supervised(&self, sandbox: &Sandbox) {
         match sandbox.ensure_supervised(&self.supervisor) {
             Ok(false) => {}
             Ok(true) => tracing::warn!(sandbox = %sandbox.id(), "replaced the supervisor of a sandbox"),

@@ -8,7 +8,7 @@ use crate::{
         Config, TemplateConfigError,
         network::{NetworkConfigError, ServerNetwork},
     },
-    metering::ends::Ends,
+    metering::{ends::Ends, traffic::AllTraffic},
     quotas::{StorageLimits, count::Quota, starts::Starts, trails::Trails},
     store::{Store, StoreError},
     templates::{self, Template, snapshot_index::SnapshotIndex},
@@ -56,6 +56,8 @@ pub(crate) struct Registry {
     pub(super) snapshot_quota: Quota,
     /// Machines that ended oddly.
     pub(crate) ends: Ends,
+    /// What passed the networks of all sandboxes.
+    pub(crate) traffic: AllTraffic,
     pub(super) sandboxes_per_key: u32,
     pub(super) storage: StorageLimits,
     pub(super) trails: Trails,
@@ -94,6 +96,7 @@ impl Registry {
             quota: Quota::default(),
             snapshot_quota: Quota::default(),
             ends: Ends::default(),
+            traffic: AllTraffic::default(),
             sandboxes_per_key: config.sandboxes_per_key,
             storage: StorageLimits { snapshots: config.snapshots_per_key, mib: config.storage_per_key },
             trails: Trails::open(directory.join("gone"), config.audit_per_key, config.audit_days)?,
