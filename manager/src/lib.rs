@@ -95,7 +95,7 @@ pub use manager::{FindError, Manager};
 pub use network::{
     advice::Advice,
     operator::{NetworkOperator, Permitted, Provided},
-    policy_file::{NamedReach, PolicyError, PolicyFile},
+    policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
     record::NetworkRecordError,
     spec::{NetworkSpec, NetworkSpecError},
     suggest::{SuggestedRule, Suggester, Suggestion},

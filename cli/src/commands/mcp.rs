@@ -3,12 +3,12 @@
 use crate::{
     environment,
     failure::Failure,
-    options::{supervision, values::name},
+    options::{permitted::PermittedOptions, supervision, values::name},
     process_io::signals::Signals,
     runtime,
 };
-use clap::{Args, ValueEnum};
-use sandboxvm_manager::{EgressLimits, Permitted, Reach, Rule, SandboxName, SnapshotError};
+use clap::Args;
+use sandboxvm_manager::{SandboxName, SnapshotError};
 use sandboxvm_mcp::{HttpSettings, Settings, serve_http, serve_stdio};
 use std::{fmt::Write, net::SocketAddr};
 
@@ -31,33 +31,20 @@ pub(crate) struct Mcp {
     /// Accept requests with this Host header, besides localhost and the address of --http
     #[arg(long, help_heading = "Network", value_name = "HOST", requires = "http")]
     allow_host: Vec<String>,
-    /// The most that agents may ask for on the network, without rules [default: none]
-    #[arg(long, help_heading = "Scope", value_enum, value_name = "REACH")]
-    net: Option<Net>,
-    /// Let agents ask for what this rule allows: a domain, *.domain, IP address or network, each optionally with :PORT; or
-    /// host:PORT for a service of this host
-    #[arg(long, help_heading = "Scope", value_name = "RULE", value_delimiter = ',')]
-    allow: Vec<Rule>,
     /// Let agents use this existing sandbox; they cannot remove it
     #[arg(long, help_heading = "Scope", value_name = "SANDBOX")]
     sandbox: Vec<String>,
     /// Let agents create sandboxes from this snapshot
     #[arg(long, help_heading = "Scope", value_name = "SNAPSHOT", value_parser = name)]
     template: Vec<SandboxName>,
+    #[command(flatten)]
+    network: PermittedOptions,
     /// Maximum number of sandboxes that agents have at a time
     #[arg(long, help_heading = "Limits", value_name = "N", default_value = "16")]
     max_sandboxes: usize,
     /// Keep the sandboxes and snapshots that agents created when the server ends
     #[arg(long, help_heading = "Lifetime")]
     keep: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Net {
-    /// Nothing but what --allow names
-    None,
-    /// The public internet
-    Public,
 }
 
 impl Mcp {
@@ -89,7 +76,8 @@ impl Mcp {
     }
 
     fn settings(&self) -> Result<Settings, Failure> {
-        let manager = environment::manager()?;
+        let (network, operator) = self.network.permitted()?;
+        let manager = environment::manager()?.with_network(operator);
         let mut sandboxes = Vec::new();
         for reference in &self.sandbox {
             sandboxes.push(manager.find(reference)?.id().clone());
@@ -104,19 +92,9 @@ impl Mcp {
             sandboxes,
             templates: self.template.clone(),
             max_sandboxes: self.max_sandboxes,
-            network: self.network(),
+            network,
             keep: self.keep,
         })
-    }
-
-    /// Returns the most that agents may ask for on the network.
-    fn network(&self) -> Permitted {
-        let reach = match self.net {
-            Some(Net::Public) => Reach::Public,
-            None | Some(Net::None) if self.allow.is_empty() => Reach::Nothing,
-            None | Some(Net::None) => Reach::Listed,
-        };
-        Permitted { reach, allow: self.allow.clone(), resolvers: false, limits: EgressLimits::default() }
     }
 
     fn http_settings(&self, address: SocketAddr) -> Result<HttpSettings, Failure> {

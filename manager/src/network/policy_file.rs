@@ -1,11 +1,15 @@
 //! A policy file: named sets of rules that `@name` stands for, and a policy that can be applied as a
 //! whole. Its program reads it from TOML; this module may not open a file.
 
-use super::spec::NetworkSpec;
+use super::{operator::Provided, spec::NetworkSpec};
+use ipnet::IpNet;
 use sandboxvm_egress_policy::rule::{Rule, RuleError};
 use sandboxvm_protocol::egress::{HostName, Reach};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 /// What a policy file contains.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -23,6 +27,24 @@ pub struct PolicyFile {
     pub hosts: BTreeMap<String, IpAddr>,
     /// Named sets of rules.
     pub sets: BTreeMap<String, Vec<String>>,
+    /// What the operator of the host provides. Only the file of the operator may say it.
+    pub operator: Option<OperatorTable>,
+}
+
+/// What the operator of the host provides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OperatorTable {
+    /// Networks that rules may open although they are below the floor.
+    pub open: Vec<IpNet>,
+    /// Resolvers in place of those of the host, as addresses with ports. They may be below the floor.
+    pub resolvers: Vec<SocketAddr>,
+}
+
+impl From<OperatorTable> for Provided {
+    fn from(table: OperatorTable) -> Self {
+        Self { opened: table.open, resolvers: table.resolvers }
+    }
 }
 
 /// What a sandbox reaches before any rule is looked at, in the words of users.

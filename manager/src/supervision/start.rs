@@ -25,6 +25,7 @@ use futures_util::future::BoxFuture;
 use rustix::fs::{Mode, OFlags, openat};
 use sandboxvm_protocol::{agent::port::PortNumber, egress::SavedPin};
 use std::{
+    io::Read,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     process::{Command, Stdio},
     thread,
@@ -94,18 +95,29 @@ impl Sandbox {
         started
     }
 
-    /// Starts a supervisor if the sandbox needs one and has none, and does not wait for it. Returns
-    /// true if it started one.
+    /// Starts a supervisor if the sandbox needs one and has none. Waits for it only if the sandbox has a
+    /// network: then the network card has a link when this returns. Blocks meanwhile; within a runtime,
+    /// [`Self::ensure_network`] does not. Returns true if it started one.
     ///
     /// # Errors
     /// When it cannot be started, or the sandbox's files cannot be read.
     pub fn ensure_supervised(&self, program: &SupervisorProgram) -> Result<bool, SuperviseError> {
-        let wanted = Supervision::read(&self.directory)?.is_some_and(|supervision| !supervision.is_empty());
-        if !wanted || is_supervised(&self.directory)? || !self.state()?.is_live() {
+        let wanted = Supervision::read(&self.directory)?.filter(|supervision| !supervision.is_empty());
+        let Some(supervision) = wanted else { return Ok(false) };
+        if is_supervised(&self.directory)? || !self.state()?.is_live() {
             return Ok(false);
         }
-        self.spawn_supervisor(program, Stdio::null())?;
-        Ok(true)
+        if supervision.network.is_none() {
+            self.spawn_supervisor(program, Stdio::null())?;
+            return Ok(true);
+        }
+        let spawn = |source| SuperviseError::Spawn { program: program.program.clone(), source };
+        let (ours, theirs) = StdUnixStream::pair().map_err(spawn)?;
+        ours.set_read_timeout(Some(READY_WITHIN)).map_err(spawn)?;
+        self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
+        let mut words = Vec::new();
+        let said = ours.take(MAX_WORDS).read_to_end(&mut words).map(drop);
+        self.is_ready(said.ok(), &words).map(|()| true)
     }
 
     /// Starts a supervisor if the sandbox has a network and no supervisor, and waits until the network
@@ -285,15 +297,20 @@ impl Sandbox {
             self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
             let mut words = Vec::new();
             let ours = UnixStream::from_std(ours).map_err(spawn)?;
-            let said = timeout(READY_WITHIN, ours.take(MAX_WORDS).read_to_end(&mut words)).await;
-            let words = String::from_utf8_lossy(&words);
-            match said {
-                Ok(Ok(_)) if words == READY => Ok(()),
-                Ok(Ok(_)) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
-                Ok(_) => Err(self.lost("ended at once")),
-                Err(_) => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
-            }
+            let said = timeout(READY_WITHIN, AsyncReadExt::take(ours, MAX_WORDS).read_to_end(&mut words)).await;
+            self.is_ready(said.ok().map(drop), &words)
         })
+    }
+
+    /// Judges what a supervisor wrote until it closed its stdout. `None` if it did not in time.
+    fn is_ready(&self, said: Option<()>, words: &[u8]) -> Result<(), SuperviseError> {
+        let words = String::from_utf8_lossy(words);
+        match said {
+            Some(()) if words == READY => Ok(()),
+            Some(()) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
+            Some(()) => Err(self.lost("ended at once")),
+            None => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
+        }
     }
 
     fn spawn_supervisor(&self, program: &SupervisorProgram, stdout: Stdio) -> Result<(), SuperviseError> {

@@ -21,7 +21,7 @@ pub struct NetworkConfig {
     /// The most that a client may ask for; the default above unless given.
     pub permits: Option<Reachable>,
     /// Networks below the floor that rules may open, each as `address/length`.
-    pub opened: Vec<String>,
+    pub open: Vec<String>,
     /// Resolvers, each as `address` or `address:port`; those of the host unless given.
     pub resolvers: Vec<String>,
     /// Whether clients may name other resolvers (`dnsServers`).
@@ -101,7 +101,7 @@ impl Default for NetworkConfig {
         Self {
             default: None,
             permits: None,
-            opened: Vec::new(),
+            open: Vec::new(),
             resolvers: Vec::new(),
             dns_servers: true,
             per_sandbox,
@@ -134,7 +134,7 @@ impl NetworkConfig {
         let (reach, rules) = default.parse("default")?;
         let (most, allow) = self.permits.as_ref().unwrap_or(default).parse("permits")?;
         let permits = Permitted { reach: most, allow, resolvers: self.dns_servers, limits: self.per_sandbox.limits() };
-        let opened = self.opened.iter().map(|text| parsed("opened", text));
+        let opened = self.open.iter().map(|text| parsed("open", text));
         let resolvers = self.resolvers.iter().map(|text| match text.parse::<IpAddr>() {
             Ok(address) => Ok(SocketAddr::from((address, DNS_PORT))),
             Err(_) => parsed("resolvers", text),
@@ -274,7 +274,7 @@ pub(crate) mod tests {
         let wrong = read("default = \"all\"").unwrap_err();
         assert!(wrong.contains("expected \"none\", \"public\" or a list of rules"), "{wrong}");
         let provides =
-            "opened = [\"10.0.0.0/8\"]\nresolvers = [\"127.0.0.1\", \"[2001:db8::1]:5353\"]\nper_sandbox.sent_rate = 5";
+            "open = [\"10.0.0.0/8\"]\nresolvers = [\"127.0.0.1\", \"[2001:db8::1]:5353\"]\nper_sandbox.sent_rate = 5";
         let operator = read(provides).unwrap().network().unwrap().operator();
         assert_eq!(operator.provides.opened.len(), 1);
         let resolvers: Vec<String> = operator.provides.resolvers.iter().map(ToString::to_string).collect();
@@ -314,8 +314,8 @@ pub(crate) mod tests {
             "invalid network.default \"a b\": invalid target \"a b\": it contains a character other than letters, digits, \
              hyphens and underscores"
         );
-        let opened = refusal(NetworkConfig { opened: vec!["10.0.0.0".into()], ..some() });
-        assert!(opened.starts_with("invalid network.opened \"10.0.0.0\": "), "{opened}");
+        let opened = refusal(NetworkConfig { open: vec!["10.0.0.0".into()], ..some() });
+        assert!(opened.starts_with("invalid network.open \"10.0.0.0\": "), "{opened}");
         let resolvers = refusal(NetworkConfig { resolvers: vec!["dns.example".into()], ..some() });
         assert!(resolvers.starts_with("invalid network.resolvers \"dns.example\": "), "{resolvers}");
         assert_eq!(

@@ -112,7 +112,7 @@ impl Registry {
         if !sandbox.has_network_card() {
             return;
         }
-        self.keep_supervised(&sandbox);
+        self.keep_supervised(&sandbox).await;
         let reported = timeout(REPORTS_WITHIN, sandbox.network_report()).await;
         if let Ok(Ok(Some(NetworkReport { counters: Some(counters), .. }))) = reported {
             self.traffic.add(entry.traffic.take(counters));
@@ -120,11 +120,9 @@ impl Registry {
     }
 
     /// Replaces a supervisor that was killed. Until then nothing passes.
-    pub(super) fn keep_supervised(&self, sandbox: &Sandbox) {
-        match sandbox.ensure_supervised(&self.supervisor) {
-            Ok(false) => {}
-            Ok(true) => tracing::warn!(sandbox = %sandbox.id(), "replaced the supervisor of a sandbox"),
-            Err(error) => tracing::warn!(sandbox = %sandbox.id(), %error, "cannot replace the supervisor of a sandbox"),
+    pub(super) async fn keep_supervised(&self, sandbox: &Sandbox) {
+        if let Err(error) = sandbox.ensure_network(&self.supervisor).await {
+            tracing::warn!(sandbox = %sandbox.id(), %error, "cannot start the network of a sandbox again");
         }
     }
 }

@@ -100,7 +100,7 @@ impl Registry {
                 if state == State::Paused {
                     sandbox.resume().await?;
                 }
-                self.keep_supervised(&sandbox);
+                self.keep_supervised(&sandbox).await;
                 self.remove_snapshot_of_manager(&snapshot)?;
                 Ok(true)
             }

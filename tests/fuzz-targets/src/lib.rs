@@ -16,6 +16,7 @@ mod driver;
 mod frame_decode;
 mod image_metadata;
 mod input;
+mod net_device;
 mod rng_device;
 mod serial_console;
 mod snapshot_metadata;
@@ -30,6 +31,7 @@ pub use connection_opening::connection_opening;
 pub use disk_layers::disk_layers;
 pub use frame_decode::frame_decode;
 pub use image_metadata::image_metadata;
+pub use net_device::net_device;
 pub use rng_device::rng_device;
 pub use serial_console::serial_console;
 pub use snapshot_metadata::snapshot_metadata;
@@ -56,6 +58,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "disk_layers", run: disk_layers },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_metadata", run: image_metadata },
+    Target { name: "net_device", run: net_device },
     Target { name: "rng_device", run: rng_device },
     Target { name: "serial_console", run: serial_console },
     Target { name: "snapshot_metadata", run: snapshot_metadata },

@@ -316,8 +316,17 @@ impl Keeping {
                 self.traffic.omitted(records);
                 None
             }
+            EgressEvent::Configured(Err(reason)) => {
+                self.log.note(format_args!(
+                    "the settings of the network are not valid, so everything is refused: {reason}"
+                ));
+                self.problem = Some(format!("everything is refused: {reason}"));
+                None
+            }
             // Answers that came too late.
-            EgressEvent::Ready | EgressEvent::Configured(_) | EgressEvent::Pins(_) | EgressEvent::Counters(_) => None,
+            EgressEvent::Ready | EgressEvent::Configured(Ok(())) | EgressEvent::Pins(_) | EgressEvent::Counters(_) => {
+                None
+            }
         };
         self.note(line);
     }
