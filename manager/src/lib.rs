@@ -127,7 +127,7 @@ pub use vmm::wire::WireError;
 
 // Values that callers hand in and get back. They are defined where the wires are, and are part of this library's API: no
 // caller needs `sandboxvm-protocol`, whose messages are an affair of the manager, the VMM and the agent.
-pub use sandboxvm_egress_policy::rule::{Rule, RuleError};
+pub use sandboxvm_egress_policy::rule::{Rule, RuleError, Target};
 pub use sandboxvm_images::{
     bundle::{Bundle, BundleSources},
     template::DiskSize,

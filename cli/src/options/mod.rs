@@ -2,6 +2,7 @@
 
 pub(crate) mod limits;
 pub(crate) mod network;
+pub(crate) mod permitted;
 pub(crate) mod supervision;
 pub(crate) mod values;
 

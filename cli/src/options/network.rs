@@ -111,9 +111,8 @@ impl NetworkOptions {
     }
 
     fn added_to(&self, mut spec: NetworkSpec, files: &Files) -> Result<NetworkSpec, Failure> {
-        let rules = |texts: &[String]| files.policy.rules(texts.iter().map(String::as_str)).map_err(refused);
-        add(&mut spec.allow, rules(&self.allow)?);
-        add(&mut spec.deny, rules(&self.deny)?);
+        add(&mut spec.allow, files.rules(&self.allow)?);
+        add(&mut spec.deny, files.rules(&self.deny)?);
         match self.net {
             Some(Net::None) => spec.reach = Reach::Nothing,
             Some(Net::Allow) => spec.reach = Reach::Listed,
@@ -142,13 +141,19 @@ fn add(rules: &mut Vec<Rule>, more: Vec<Rule>) {
 }
 
 /// The policy file that `@SET` refers to, and what the user's own file says about the host.
-struct Files {
+#[derive(Default)]
+pub(super) struct Files {
     policy: PolicyFile,
-    operator: NetworkOperator,
+    pub(super) operator: NetworkOperator,
 }
 
 impl Files {
-    fn read(policy: Option<&Path>) -> Result<Self, Failure> {
+    /// Returns the rules that `texts` stand for.
+    pub(super) fn rules(&self, texts: &[String]) -> Result<Vec<Rule>, Failure> {
+        self.policy.rules(texts.iter().map(String::as_str)).map_err(refused)
+    }
+
+    pub(super) fn read(policy: Option<&Path>) -> Result<Self, Failure> {
         let own = match environment::policy_file() {
             Some(path) => read(&path)?.unwrap_or_default(),
             None => PolicyFile::default(),
