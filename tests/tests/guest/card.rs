@@ -45,7 +45,7 @@ fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
-    (!u16::try_from(folded).unwrap()).to_be_bytes()
+    (!u16::try_from(folded).expect("it is folded")).to_be_bytes()
 }
 
 /// A packet of the cable from the gateway to the guest. Its checksums are right.
@@ -54,7 +54,7 @@ fn to_guest(kind: [u8; 2], payload: &[u8]) -> Vec<u8> {
 }
 
 fn ipv4(source: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
+    let length = u16::try_from(20 + payload.len()).expect("a packet").to_be_bytes();
     let mut header = vec![0x45, 0, length[0], length[1], 0, 1, 0x40, 0, 64, protocol, 0, 0];
     header.extend(source.octets());
     header.extend(GUEST_IPV4.octets());
@@ -64,7 +64,7 @@ fn ipv4(source: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn ipv6(protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let length = u16::try_from(payload.len()).expect("a packet").to_be_bytes();
     let header = [0x60, 0, 0, 0, length[0], length[1], protocol, 255];
     to_guest(IPV6, &[&header[..], &GATEWAY_IPV6.octets(), &GUEST_IPV6.octets(), payload].concat())
 }
@@ -79,7 +79,7 @@ fn echo(kind: u8, pseudo: &[u8], length: usize) -> Vec<u8> {
 }
 
 fn pseudo_ipv6(from: [u8; 16], to: [u8; 16], length: usize) -> Vec<u8> {
-    [&from[..], &to, &u32::try_from(length).unwrap().to_be_bytes(), &[0, 0, 0, ICMPV6]].concat()
+    [&from[..], &to, &u32::try_from(length).expect("a packet").to_be_bytes(), &[0, 0, 0, ICMPV6]].concat()
 }
 
 /// Waits for a frame of the guest that `is` accepts, and returns what is behind its Ethernet
@@ -142,23 +142,23 @@ impl Agent {
         let mut bytes = Vec::new();
         let hello = HostMessage::Hello { oldest: agent::WIRE.oldest, newest: agent::WIRE.version };
         for message in [&hello, request] {
-            agent::WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).unwrap();
+            agent::WIRE.append_message(&mut bytes, message, MAX_HOST_MESSAGE).expect("a small message");
         }
-        stream.write_all(&bytes).unwrap();
+        stream.write_all(&bytes).expect("the agent reads");
         Self { stream, decoder: FrameDecoder::new(agent::WIRE, MAX_AGENT_MESSAGE) }
     }
 
     fn run(machine: &BareMachine, argv: &[&str]) -> Self {
-        let argv = argv.iter().map(|text| CText::try_from(text.as_bytes().to_vec()).unwrap()).collect();
+        let argv = argv.iter().map(|text| CText::try_from(text.as_bytes().to_vec()).expect("no NUL")).collect();
         Self::ask(machine, &HostMessage::Exec(ExecRequest::plain(argv)))
     }
 
     /// Waits for a message, or adds output to `output`.
     fn next(&mut self, output: &mut String) -> Option<AgentMessage> {
         loop {
-            if let Some(frame) = self.decoder.next_frame().unwrap() {
+            if let Some(frame) = self.decoder.next_frame().expect("an agent sends frames") {
                 if frame.kind == FrameKind::Message {
-                    return Some(agent::WIRE.decode_message(frame.body).unwrap());
+                    return Some(agent::WIRE.decode_message(frame.body).expect("an agent sends messages"));
                 }
                 output.push_str(&String::from_utf8_lossy(frame.body));
                 return None;
@@ -231,7 +231,7 @@ fn inherited_connections_end(machine: &BareMachine, cable: &Cable) {
     let syn = wait_for(cable, IPV4, |payload| is_tcp(payload, SYN));
     assert_eq!(syn[16..20], SERVER.octets());
     let port = &syn[20..22];
-    let number = u32::from_be_bytes(syn[24..28].try_into().unwrap()).wrapping_add(1).to_be_bytes();
+    let number = u32::from_be_bytes(syn[24..28].try_into().expect("four bytes")).wrapping_add(1).to_be_bytes();
     let mut segment = [&[0, 80][..], port, &[0, 0, 3, 232], &number, &[0x50, SYN | ACK, 255, 255, 0, 0, 0, 0]].concat();
     let pseudo = [&SERVER.octets()[..], &GUEST_IPV4.octets(), &[0, TCP, 0, 20]].concat();
     let sum = checksum(&[&pseudo, &segment]);
@@ -243,11 +243,11 @@ fn inherited_connections_end(machine: &BareMachine, cable: &Cable) {
         assert!(!matches!(reader.next(&mut output), Some(AgentMessage::Exited(_))), "{output}");
     }
 
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970").as_nanos();
     let identity = GuestIdentity {
-        wall_clock_ns: u64::try_from(now).unwrap(),
+        wall_clock_ns: u64::try_from(now).expect("it is before 2554"),
         entropy: [7; 32],
-        hostname: SandboxName::try_from("copy".to_owned()).unwrap(),
+        hostname: SandboxName::try_from("copy".to_owned()).expect("letters"),
         machine_id: [9; 16],
     };
     let mut naming = Agent::ask(machine, &HostMessage::SetIdentity(identity));
