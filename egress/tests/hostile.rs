@@ -22,8 +22,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Maximum size of the process in KiB: 256 flows with buffers of 128 KiB, 768 with 32 KiB, and itself.
-const BOUND: u64 = (32 + 24 + 16) * 1024;
+/// Maximum size of the process in KiB: the buffers of 1,024 flows, and itself.
+const BOUND: u64 = (70 + 16) * 1024;
 
 fn soak(count: usize) -> usize {
     if std::env::var_os("EGRESS_SOAK").is_some() { count * 100 } else { count }
