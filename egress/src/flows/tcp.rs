@@ -3,7 +3,7 @@
 use super::{
     Gateway,
     account::{Account, Ended},
-    decision::{Verdict, begun},
+    decision::{Carried, Verdict, begun},
     opening, questions,
     splice::{Ends, reset},
 };
@@ -109,6 +109,11 @@ impl TcpFlow {
         let verdict = begun(&self.account.session().borrow(), &self.account.key);
         if let Verdict::Refuse(decided) = verdict {
             return self.refuse(gateway, &syn, decided);
+        }
+        let is_inspected = matches!(verdict, Verdict::Inspect(..));
+        self.account.is_inspected.set(is_inspected);
+        if !is_inspected {
+            self.account.known.borrow_mut().carried = Carried::Blindly;
         }
         let Some(guest) = self.answer(gateway, &syn).await else {
             reset(&upstream);

@@ -118,10 +118,9 @@ impl GuestEnd {
                 result == PollResult::None && port.outlet.is_free()
             })
         };
-        if !is_done && let Some(me) = self.me.upgrade() {
+        if !is_done {
             self.is_waiting.set(true);
-            drop(tcp);
-            return self.link.wait(me);
+            return self.link.wait(Weak::clone(&self.me));
         }
         if let Some(at) = interface.poll_at(now, sockets) {
             self.set_timer(self.link.moment(at));
@@ -291,6 +290,11 @@ impl GuestEnd {
     pub fn abort(&self) {
         self.tcp.borrow_mut().socket().abort();
         self.settle();
+        if self.is_waiting.get()
+            && let Some(me) = self.me.upgrade()
+        {
+            self.link.keep(me);
+        }
     }
 }
 
