@@ -204,7 +204,8 @@ mod tests {
     async fn connections_that_end_while_the_guest_takes_no_frames_are_not_kept() {
         let (ours, _guests) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
-        let socket = Rc::new(AsyncFd::register(ours).unwrap());
+        // SAFETY: the descriptor of an `OwnedFd` stays the same and open until that is dropped.
+        let socket = Rc::new(unsafe { AsyncFd::register(ours) }.unwrap());
         while rustix::net::send(socket.get_ref(), &[0; 1000], rustix::net::SendFlags::DONTWAIT).is_ok() {}
         let link = Link::new(Outlet::new(socket));
         let open = |port| {
