@@ -276,7 +276,7 @@ impl Drop for SnapshotRoom<'_> {
 pub(crate) mod tests {
     use super::*;
     use sandboxvm_images::bundle::{Bundle, BundleSources};
-    use sandboxvm_manager::SupervisorProgram;
+    use sandboxvm_manager::{EgressLimits, Permitted, Reach, SupervisorProgram};
 
     /// The scope of an empty home.
     pub(crate) fn scope(home: &tempfile::TempDir, max_sandboxes: usize) -> Scope {
@@ -287,6 +287,12 @@ pub(crate) mod tests {
             sandboxes: Vec::new(),
             templates: vec![SandboxName::try_from("given".to_owned()).unwrap()],
             max_sandboxes,
+            network: Permitted {
+                reach: Reach::Nothing,
+                allow: Vec::new(),
+                resolvers: false,
+                limits: EgressLimits::default(),
+            },
             keep: false,
         })
     }

@@ -1,7 +1,7 @@
 //! The settings of a server. Read by `scope` and the tools; a client cannot change them.
 
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{Manager, SandboxId, SandboxName, SupervisorProgram};
+use sandboxvm_manager::{Manager, Permitted, Reach, SandboxId, SandboxName, SupervisorProgram};
 
 /// The settings of a server.
 #[derive(Debug)]
@@ -18,6 +18,19 @@ pub struct Settings {
     pub templates: Vec<SandboxName>,
     /// Maximum number of sandboxes that the server has created at a time.
     pub max_sandboxes: usize,
+    /// The most that clients can ask for on the network.
+    pub network: Permitted,
     /// Keeps what was created when the server ends.
     pub keep: bool,
+}
+
+/// Says what the user permits.
+pub(crate) fn permits(permitted: &Permitted) -> String {
+    let rules = permitted.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match permitted.reach {
+        Reach::Nothing => "the user permits no network".to_owned(),
+        Reach::Listed => format!("the user permits reach allow with rules within {rules}"),
+        Reach::Public if rules.is_empty() => "the user permits reach public".to_owned(),
+        Reach::Public => format!("the user permits reach public, and {rules}"),
+    }
 }

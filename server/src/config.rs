@@ -1,5 +1,8 @@
 //! What a server is configured with. Read from a TOML file, the environment and flags by the program that runs it.
 
+pub(crate) mod network;
+
+use network::NetworkConfig;
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
     CpuShare, DiskLimits, DiskOperations, DiskRate, MIB, MachineError, MemorySize, OutputRate, ProcessCount,
@@ -27,6 +30,8 @@ pub struct Config {
     pub domain: Option<String>,
     /// Certificate chain and private key, PEM; both listeners then speak TLS alone.
     pub tls: Option<TlsFiles>,
+    /// What sandboxes may reach on the network.
+    pub network: NetworkConfig,
     /// What sandboxes can be made from, besides snapshots. Without any: `base`.
     pub templates: BTreeMap<String, TemplateConfig>,
     /// Sandboxes of one key at a time, paused ones included, unless the key has its own number.
@@ -131,6 +136,7 @@ impl Default for Config {
             metrics: None,
             domain: None,
             tls: None,
+            network: NetworkConfig::default(),
             templates: BTreeMap::from([("base".to_owned(), TemplateConfig::default())]),
             sandboxes_per_key: 100,
             snapshots_per_key: 100,
@@ -236,17 +242,23 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        network::{NamedPart, Reachable},
+        *,
+    };
 
     /// Every line of the example that is no comment, and the comments that are settings.
     #[test]
     fn the_example_shows_the_defaults() {
         let text = include_str!("../../deploy/server.toml");
-        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config::default());
+        // A new configuration has a network; one without the setting has none, as before there was one.
+        let network = NetworkConfig { default: Some(Reachable::Named(NamedPart::Public)), ..NetworkConfig::default() };
+        assert_eq!(toml::from_str::<Config>(text).unwrap(), Config { network, ..Config::default() });
         let settings = text.lines().map(|line| line.strip_prefix("# ").unwrap_or(line));
         let is_setting = |line: &&str| line.starts_with('[') || line.split(' ').nth(1) == Some("=");
         let all: Vec<&str> = settings.filter(is_setting).collect();
         let config: Config = toml::from_str(&all.join("\n")).unwrap();
+        assert!(config.network.permits.is_some() && config.network.network().is_ok());
         assert!(config.tls.is_some() && config.templates["code-interpreter"].snapshot.is_some());
         assert!(toml::from_str::<Config>("apis = 1").is_err(), "what is no setting is refused");
     }

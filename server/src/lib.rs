@@ -44,7 +44,10 @@ pub use access::{
     keys::{KeyError, KeyLimits, KeyStore, NewKey, ShownKey, WantedKey},
     tokens::TokenError,
 };
-pub use config::{Config, TemplateConfig, TlsFiles};
+pub use config::{
+    Config, TemplateConfig, TlsFiles,
+    network::{NamedPart, NetworkConfig, NetworkConfigError, NetworkLimits, Reachable},
+};
 pub use front::{ConfineError, FrontError, FrontUser, confine, serve_front, user_of_front};
 pub use front_log::FrontLog;
 pub use front_process::FrontMode;

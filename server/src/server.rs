@@ -18,7 +18,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{Manager, containment};
+use sandboxvm_manager::{Manager, SupervisorProgram, containment};
 use std::{
     collections::VecDeque,
     fs::{DirBuilder, File, OpenOptions},
@@ -110,7 +110,13 @@ impl Server {
     ///
     /// # Errors
     /// Every [`ServerError`].
-    pub async fn open(config: Config, manager: Manager, bundle: Bundle, mode: FrontMode) -> Result<Self, ServerError> {
+    pub async fn open(
+        config: Config,
+        manager: Manager,
+        bundle: Bundle,
+        supervisor: SupervisorProgram,
+        mode: FrontMode,
+    ) -> Result<Self, ServerError> {
         allow_descriptors();
         let directory = manager.root().join("server");
         let failed = |source| ServerError::Io { path: directory.clone(), source };
@@ -136,7 +142,8 @@ impl Server {
         };
         manager.renew_bounds();
         tracing::info!("{}", containment());
-        let registry = Registry::open(&config, manager, bundle)?;
+        let registry = Registry::open(&config, manager, bundle, supervisor)?;
+        tracing::info!("{}", registry.network);
         let recovered = registry.recover().await?;
         tracing::info!(?recovered, "recovered sandboxes from the previous run");
         let launcher = Arc::new(Launcher { places: Places::of(&config), config, credentials, registry, tls });

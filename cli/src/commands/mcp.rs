@@ -3,7 +3,7 @@
 use crate::{
     environment,
     failure::Failure,
-    options::{supervision, values::name},
+    options::{permitted::PermittedOptions, supervision, values::name},
     process_io::signals::Signals,
     runtime,
 };
@@ -37,6 +37,8 @@ pub(crate) struct Mcp {
     /// Let agents create sandboxes from this snapshot
     #[arg(long, help_heading = "Scope", value_name = "SNAPSHOT", value_parser = name)]
     template: Vec<SandboxName>,
+    #[command(flatten)]
+    network: PermittedOptions,
     /// Maximum number of sandboxes that agents have at a time
     #[arg(long, help_heading = "Limits", value_name = "N", default_value = "16")]
     max_sandboxes: usize,
@@ -74,7 +76,8 @@ impl Mcp {
     }
 
     fn settings(&self) -> Result<Settings, Failure> {
-        let manager = environment::manager()?;
+        let (network, operator) = self.network.permitted()?;
+        let manager = environment::manager()?.with_network(operator);
         let mut sandboxes = Vec::new();
         for reference in &self.sandbox {
             sandboxes.push(manager.find(reference)?.id().clone());
@@ -89,6 +92,7 @@ impl Mcp {
             sandboxes,
             templates: self.template.clone(),
             max_sandboxes: self.max_sandboxes,
+            network,
             keep: self.keep,
         })
     }

@@ -3,13 +3,15 @@
 use crate::{
     environment,
     failure::Failure,
+    options::supervision,
     stdio,
     wall::{Weakness, weaknesses},
 };
 use clap::{Args, ValueEnum};
 use sandboxvm_images::bundle::Bundle;
 use sandboxvm_server::{
-    Config, FrontLog, FrontMode, FrontUser, KeyStore, Server, TlsFiles, Traces, WantedKey, user_of_front,
+    Config, FrontLog, FrontMode, FrontUser, KeyStore, NamedPart, Reachable, Server, TlsFiles, Traces, WantedKey,
+    user_of_front,
 };
 use std::{
     env, fs, io,
@@ -47,6 +49,9 @@ pub(crate) struct Serve {
     /// Base domain of the host names PORT-ID.DOMAIN, which must resolve to the address of --sandboxes
     #[arg(long, help_heading = "Network", value_name = "DOMAIN", env = "SANDBOXVM_SERVE_DOMAIN")]
     domain: Option<String>,
+    /// What a sandbox reaches on the network if its client asks for nothing [default: none, or as configured]
+    #[arg(long, help_heading = "Network", value_enum, value_name = "REACH", env = "SANDBOXVM_SERVE_NET")]
+    net: Option<Net>,
     /// Number of machines of a template to keep ready in a pool (0-1000) [default: 0, or as configured]
     #[arg(long, help_heading = "Machine", value_name = "TEMPLATE=N", value_parser = pool)]
     pool: Vec<(String, usize)>,
@@ -78,6 +83,14 @@ pub(super) enum LogFormat {
     Json,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Net {
+    /// Nothing
+    None,
+    /// The public internet
+    Public,
+}
+
 fn pool(text: &str) -> Result<(String, usize), String> {
     let parsed = text.split_once('=').and_then(|(name, count)| Some((name.to_owned(), count.parse().ok()?)));
     parsed
@@ -103,7 +116,7 @@ impl Serve {
         runtime.block_on(async {
             let mut ends = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             let scheme = if config.tls.is_some() { "https" } else { "http" };
-            let server = Server::open(config, manager, bundle, mode).await?;
+            let server = Server::open(config, manager, bundle, supervision::program()?, mode).await?;
             let mut text = format!(
                 "export E2B_API_URL={scheme}://{}\nexport E2B_SANDBOX_URL={scheme}://{}\n",
                 server.api_address()?,
@@ -181,6 +194,13 @@ impl Serve {
         config.sandboxes = self.sandboxes.unwrap_or(config.sandboxes);
         config.metrics = self.metrics.or(config.metrics);
         config.domain = self.domain.clone().or(config.domain);
+        if let Some(net) = self.net {
+            let part = match net {
+                Net::None => NamedPart::None,
+                Net::Public => NamedPart::Public,
+            };
+            config.network.default = Some(Reachable::Named(part));
+        }
         config.strict |= self.strict;
         if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
             config.tls = Some(TlsFiles { certificate: certificate.clone(), key: key.clone() });

@@ -250,6 +250,14 @@ impl Manager {
         Ok(manifests)
     }
 
+    /// Returns true if machines that are restored from this snapshot have a network card.
+    ///
+    /// # Errors
+    /// When no snapshot has this name, or its manifest cannot be read.
+    pub fn snapshot_has_network_card(&self, name: &SandboxName) -> Result<bool, SnapshotError> {
+        Ok(StoredSnapshot::named(&self.home, name)?.manifest.network_card)
+    }
+
     /// Like [`Self::snapshots`], with the damage of each snapshot, and with the directory names of
     /// snapshots whose manifest cannot be read. Files that were not written to since the snapshot
     /// was made are not read.

@@ -1,6 +1,9 @@
 //! Creates, lists and removes sandboxes.
 
-use super::arguments::{BadArgument, mib, name, within};
+use super::{
+    arguments::{BadArgument, mib, name, within},
+    network::{NetworkArguments, NetworkFailure},
+};
 use crate::{
     scope::{RemoveFailure, Scope, ScopeError},
     server::SandboxTools,
@@ -38,6 +41,8 @@ pub(crate) struct CreateArguments {
     cpus: Option<u32>,
     /// Size of the writable disk in MiB (64-1048576). Default: 2048. It takes up space only as it is written.
     disk_mib: Option<u64>,
+    /// What the sandbox reaches on the network. Default: nothing.
+    network: Option<NetworkArguments>,
     /// Environment variables of every command in the sandbox.
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -114,9 +119,11 @@ pub(crate) enum LifecycleFailure {
     Argument(#[from] BadArgument),
     #[error(transparent)]
     Scope(#[from] ScopeError),
+    #[error(transparent)]
+    Network(#[from] NetworkFailure),
     #[error("cannot create the sandbox: {0}")]
     Create(#[from] CreateError),
-    #[error("cannot set the time to live of the sandbox, which was removed: {0}")]
+    #[error("cannot start the services of the sandbox, which was removed: {0}")]
     Supervise(#[from] SuperviseError),
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -124,7 +131,7 @@ pub(crate) enum LifecycleFailure {
 
 #[tool_router(router = lifecycle_router, vis = "pub(crate)")]
 impl SandboxTools {
-    /// Creates a sandbox: a small virtual machine (Debian 12, Python 3, git, root, no network) that keeps its files and
+    /// Creates a sandbox: a small virtual machine (Debian 12, Python 3, git, root; no network unless it asks for one) that keeps its files and
     /// processes until it is removed. This takes seconds, and longer for the first sandbox of its kind on a computer.
     #[tool(annotations(
         title = "Create sandbox",
@@ -205,6 +212,12 @@ fn spec(scope: &Scope, arguments: &CreateArguments) -> Result<SandboxSpec, Lifec
     let mut spec = SandboxSpec {
         name: arguments.name.as_deref().map(|text| name("name", text)).transpose()?,
         env: env.map_err(|error| BadArgument::new("env", error))?,
+        network: arguments
+            .network
+            .as_ref()
+            .map(|network| network.spec(&scope.settings().network))
+            .transpose()?
+            .flatten(),
         ..SandboxSpec::default()
     };
     if let Some(snapshot) = &arguments.snapshot {
@@ -261,6 +274,7 @@ mod tests {
             (serde_json::json!({"disk_mib": 1}), "disk_mib"),
             (serde_json::json!({"name": "A B"}), "name"),
             (serde_json::json!({"env": {"A=B": "x"}}), "env"),
+            (serde_json::json!({"network": {"reach": "public"}}), "the user permits no network"),
             (serde_json::json!({"snapshot": "others"}), "others"),
             (serde_json::json!({"snapshot": "given", "cpus": 1}), "leave out"),
         ] {

@@ -4,4 +4,5 @@ mod arguments;
 mod copies;
 mod files;
 mod lifecycle;
+pub(crate) mod network;
 mod run;

@@ -1,7 +1,10 @@
 //! Why the launcher did not do something, on its way to the front, which gives it a status of HTTP.
 
-use crate::{registry::error::RegistryError, templates::TemplateError};
-use sandboxvm_manager::RefusalKind;
+use crate::{
+    registry::{egress::EgressError, error::RegistryError},
+    templates::TemplateError,
+};
+use sandboxvm_manager::{NetworkSpecError, RefusalKind};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -34,6 +37,8 @@ pub(crate) enum Why {
     Exhausted,
     /// The machine does something else now, or is in a state that does not allow it.
     Conflict,
+    /// E2B has it, and this server has not.
+    Unsupported,
     Internal,
 }
 
@@ -62,7 +67,10 @@ impl From<RegistryError> for Failure {
             RegistryError::Paused(_) => Why::Paused,
             RegistryError::AlreadyPaused(_) => Why::AlreadyPaused,
             RegistryError::Template(TemplateError::Forbidden(_)) => Why::Forbidden,
-            RegistryError::Invalid(_) => Why::Invalid,
+            RegistryError::Egress(EgressError::Unsupported(_)) => Why::Unsupported,
+            RegistryError::Network(NetworkSpecError::NotPermitted(_)) => Why::Forbidden,
+            RegistryError::Invalid(_) | RegistryError::Egress(_) | RegistryError::Network(_) => Why::Invalid,
+            RegistryError::NoCard(_) => Why::Conflict,
             RegistryError::Quota(_)
             | RegistryError::SnapshotQuota(_)
             | RegistryError::StorageQuota { .. }

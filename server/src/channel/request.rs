@@ -4,8 +4,8 @@ use crate::{
     access::{keys::KeyId, signature::Claim},
     channel::opening::Opening,
     config::Config,
-    metering::ends::How,
-    registry::{ingress::Ingress, record::OnTimeout},
+    metering::{ends::How, traffic::Passed},
+    registry::{egress::Egress, ingress::Ingress, record::OnTimeout},
 };
 use sandboxvm_manager::SandboxId;
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,11 @@ pub(crate) enum Operation {
         id: String,
         timeout: u64,
     },
+    SetNetwork {
+        id: String,
+        egress: Egress,
+        allow_internet_access: Option<bool>,
+    },
     Extend {
         id: String,
         timeout: u64,
@@ -175,6 +180,7 @@ pub(crate) struct Create {
     pub(crate) mask_request_host: Option<String>,
     pub(crate) https_ports: Vec<u64>,
     pub(crate) allow_internet_access: Option<bool>,
+    pub(crate) egress: Egress,
 }
 
 /// One page of a list: so many rows behind the one with the token.
@@ -318,4 +324,5 @@ pub(crate) struct Figures {
     pub(crate) armed: BTreeMap<String, usize>,
     pub(crate) pools_are_warm: bool,
     pub(crate) ends: Vec<(How, u64)>,
+    pub(crate) traffic: Passed,
 }

@@ -69,6 +69,7 @@ impl From<Failure> for ApiError {
             Why::ShuttingDown | Why::Unready | Why::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
             Why::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Why::Conflict => StatusCode::CONFLICT,
+            Why::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Why::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status == StatusCode::INTERNAL_SERVER_ERROR {

@@ -1,6 +1,6 @@
 //! Prolonging, pausing, resuming and forking.
 
-use super::{admission::Caller, error::ApiError, sandboxes::Network};
+use super::{admission::Caller, error::ApiError};
 use crate::{
     app::SharedApp,
     channel::{
@@ -118,22 +118,6 @@ pub(super) async fn refresh(
     let body: RefreshBody = optional(&body)?;
     let timeout = body.duration.unwrap_or(CONNECT_TIMEOUT);
     caller.ask::<()>(&app, Operation::Extend { id, timeout }).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// `PUT /sandboxes/{id}/network`: what is denied is denied already, and nothing can be allowed.
-pub(super) async fn set_network(
-    State(app): State<SharedApp>,
-    Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
-    body: Result<Json<Network>, JsonRejection>,
-) -> Result<StatusCode, ApiError> {
-    let network = body?.0;
-    network.check()?;
-    if network.is_about_ports() {
-        return Err(ApiError::bad("maskRequestHost and httpsPorts can only be set when a sandbox is created"));
-    }
-    caller.ask::<()>(&app, Operation::Find { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -52,5 +52,6 @@ fn shown(sample: &Sample) -> Value {
         "timestamp": humantime::format_rfc3339_millis(sample.at).to_string(), "timestampUnix": unix,
         "cpuCount": sample.cpus, "cpuUsedPct": sample.cpu_percent, "memUsed": sample.memory,
         "memTotal": sample.memory_total, "memCache": 0, "diskUsed": sample.disk, "diskTotal": sample.disk_total,
+        "networkSent": sample.network.sent, "networkReceived": sample.network.received,
     })
 }

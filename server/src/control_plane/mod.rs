@@ -6,6 +6,7 @@ mod error;
 mod lifetime;
 mod logs;
 mod metrics;
+mod network;
 mod sandboxes;
 mod snapshots;
 mod templates;
@@ -37,7 +38,7 @@ pub(crate) fn router(app: SharedApp) -> Router {
         .route("/sandboxes/{id}/pause", post(lifetime::pause))
         .route("/sandboxes/{id}/timeout", post(lifetime::set_timeout))
         .route("/sandboxes/{id}/refreshes", post(lifetime::refresh))
-        .route("/sandboxes/{id}/network", put(lifetime::set_network))
+        .route("/sandboxes/{id}/network", put(network::set))
         .route("/sandboxes/{id}/fork", post(lifetime::fork))
         .route("/sandboxes/{id}/tokens", post(sandboxes::revoke_tokens))
         .route("/sandboxes/{id}/snapshots", post(snapshots::create))

@@ -1,6 +1,6 @@
 //! Making, finding, listing and killing sandboxes.
 
-use super::{admission::Caller, error::ApiError};
+use super::{admission::Caller, error::ApiError, network::NetworkBody};
 use crate::{
     app::SharedApp,
     channel::request::{Create, ListFilter, Operation, PageOf, Rows},
@@ -39,7 +39,7 @@ pub(super) struct CreateBody {
     secure: Option<bool>,
     #[serde(alias = "allow_internet_access")]
     allow_internet_access: Option<bool>,
-    network: Option<Network>,
+    network: Option<NetworkBody>,
     metadata: Option<BTreeMap<String, String>>,
     env_vars: Option<BTreeMap<String, String>>,
     mcp: Option<Value>,
@@ -50,36 +50,6 @@ pub(super) struct CreateBody {
 #[derive(Debug, Deserialize)]
 struct AutoResume {
     enabled: bool,
-}
-
-/// What a client says of the network, of which a sandbox has none, and of its published ports.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Network {
-    allow_public_traffic: Option<bool>,
-    allow_out: Option<Vec<Value>>,
-    egress_proxy: Option<Value>,
-    mask_request_host: Option<String>,
-    https_ports: Option<Vec<u64>>,
-    rules: Option<BTreeMap<String, Value>>,
-}
-
-impl Network {
-    /// Refuses what would need a network. Denying is kept anyway.
-    pub(super) fn check(&self) -> Result<(), ApiError> {
-        let asks = |list: &Option<Vec<Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        if asks(&self.allow_out) || self.egress_proxy.is_some() || self.rules.as_ref().is_some_and(|r| !r.is_empty()) {
-            return Err(ApiError::unsupported(
-                "egress: sandboxes have no network, so network.allowOut, rules or egressProxy",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Says how ports are reached.
-    pub(super) fn is_about_ports(&self) -> bool {
-        self.mask_request_host.is_some() || self.https_ports.is_some()
-    }
 }
 
 /// `POST /v2/sandboxes`: always with a token.
@@ -141,6 +111,7 @@ async fn make(
         mask_request_host: network.mask_request_host,
         https_ports: network.https_ports.unwrap_or_default(),
         allow_internet_access: body.allow_internet_access,
+        egress: network.egress,
     };
     Ok((StatusCode::CREATED, Json(caller.ask(app, Operation::Create(wanted)).await?)))
 }

@@ -25,11 +25,12 @@ use crate::{
     config::Config,
     registry::{
         Registry,
+        egress::Egress,
         record::{OnTimeout, Record, tests::example},
     },
 };
 use sandboxvm_images::bundle::{Bundle, BundleSources};
-use sandboxvm_manager::{CText, FilePath, GuestScope, Manager, SandboxId};
+use sandboxvm_manager::{CText, FilePath, GuestScope, Manager, SandboxId, SupervisorProgram};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,6 +63,11 @@ struct Line {
     served: AbortOnDropHandle<String>,
 }
 
+/// No sandbox of a drill has a network.
+fn no_supervisor() -> SupervisorProgram {
+    SupervisorProgram { program: "/nonexistent".into(), arguments: Vec::new() }
+}
+
 fn drill() -> Drill {
     let home = tempfile::tempdir().unwrap();
     let manager = Manager::open(home.path()).unwrap();
@@ -70,7 +76,7 @@ fn drill() -> Drill {
     let (victim, attacker) = (key(), key());
     let tokens = Tokens::open(&home.path().join("server/secret")).unwrap();
     let bundle = Bundle::find(&BundleSources::default());
-    let registry = Registry::open(&Config::default(), manager, bundle).unwrap();
+    let registry = Registry::open(&Config::default(), manager, bundle, no_supervisor()).unwrap();
     for (id, owner) in [(VICTIM, &victim), (OWN, &attacker)] {
         registry.add_for_test(Record { owner: KeyId(owner.id.clone()), ..example(id) });
     }
@@ -143,6 +149,7 @@ fn operations(id: &str, name: &str) -> Vec<Operation> {
             mask_request_host: None,
             https_ports: vec![],
             allow_internet_access: None,
+            egress: Egress::default(),
         }),
         Operation::Connect { id: id(), timeout: 1, memory: None },
         Operation::Connect { id: id(), timeout, memory: Some(false) },
@@ -150,6 +157,7 @@ fn operations(id: &str, name: &str) -> Vec<Operation> {
         Operation::Pause { id: id(), memory: Some(false), healthy: false },
         Operation::SetTimeout { id: id(), timeout: 0 },
         Operation::SetTimeout { id: id(), timeout },
+        Operation::SetNetwork { id: id(), egress: Egress::default(), allow_internet_access: Some(true) },
         Operation::Extend { id: id(), timeout: 1 },
         Operation::Fork { id: id(), count: 1, timeout: 1 },
         Operation::Fork { id: id(), count: u32::MAX, timeout },

@@ -74,6 +74,7 @@ impl Launcher {
             armed: templates().map(|(name, template)| (name.clone(), template.armed())).collect(),
             pools_are_warm: templates().all(|(_, template)| template.config.pool == 0 || template.armed() > 0),
             ends: Ended::counts(&self.registry.ends),
+            traffic: self.registry.traffic.sum(),
         }
     }
 }

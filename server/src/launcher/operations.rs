@@ -79,6 +79,10 @@ impl Launcher {
                 let entry = self.find(key, &id)?;
                 value(&registry.set_timeout(&entry, timeout).await?)
             }
+            Operation::SetNetwork { id, egress, allow_internet_access } => {
+                let entry = self.find(key, &id)?;
+                value(&registry.set_network(&entry, egress, allow_internet_access).await?)
+            }
             Operation::Extend { id, timeout } => {
                 let timeout = self.timeout(timeout)?;
                 let entry = self.find(key, &id)?;
@@ -169,6 +173,7 @@ impl Launcher {
             public_traffic: wanted.public_traffic,
             ingress,
             allow_internet_access: wanted.allow_internet_access,
+            egress: wanted.egress,
         })
     }
 

@@ -147,22 +147,23 @@ pub(super) fn detail(launcher: &Launcher, key: &Key, entry: &Entry) -> Result<Op
             .then(|| launcher.credentials.tokens.of(Scope::Envd, &entry.id, record.token_generation)),
         domain: launcher.config.domain.clone(),
         allow_internet_access: record.allow_internet_access,
-        network: network(&record),
+        network: network(&record)?,
         lifecycle: json!({ "autoResume": record.auto_resume, "onTimeout": on_timeout }),
         pause_mode,
     }))
 }
 
-/// What was said of the network when it was made.
-fn network(record: &Record) -> Value {
-    let mut network = json!({ "allowPublicTraffic": record.public_traffic });
+/// What its client said of the network.
+fn network(record: &Record) -> Result<Value, RegistryError> {
+    let mut network = serde_json::to_value(record.egress.shown()).map_err(|error| RegistryError::Task(error.into()))?;
+    network["allowPublicTraffic"] = json!(record.public_traffic);
     if let Some(mask) = record.ingress.mask_request_host() {
         network["maskRequestHost"] = json!(mask);
     }
     if !record.ingress.https_ports().is_empty() {
         network["httpsPorts"] = json!(record.ingress.https_ports());
     }
-    network
+    Ok(network)
 }
 
 pub(super) fn state(record: &Record) -> &'static str {

@@ -2,3 +2,4 @@
 
 pub(crate) mod ends;
 pub(crate) mod samples;
+pub(crate) mod traffic;

@@ -1,5 +1,6 @@
 //! Samples of what a sandbox takes of the host, every ten seconds of the last hour.
 
+use super::traffic::Passed;
 use sandboxvm_manager::{SandboxRecord, Usage};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -31,6 +32,8 @@ pub(crate) struct Sample {
     /// Bytes of its files on the host.
     pub(crate) disk: u64,
     pub(crate) disk_total: u64,
+    /// What has passed its network so far.
+    pub(crate) network: Passed,
 }
 
 /// The samples of one sandbox, at most an hour's.
@@ -49,8 +52,9 @@ impl Samples {
     }
 
     /// Adds what a sandbox takes now; the oldest sample makes room.
-    pub(crate) fn take(&self, usage: &Usage, record: &SandboxRecord, directory: &Path) {
-        let sample = Sample::next(self.last(), SystemTime::now(), usage, record, allocated(directory));
+    pub(crate) fn take(&self, usage: &Usage, record: &SandboxRecord, directory: &Path, network: Passed) {
+        let disk = allocated(directory);
+        let sample = Sample { network, ..Sample::next(self.last(), SystemTime::now(), usage, record, disk) };
         let mut samples = self.lock();
         if samples.len() == KEPT {
             samples.pop_front();
@@ -82,6 +86,7 @@ impl Sample {
             memory_total: record.memory_bytes.bytes(),
             disk,
             disk_total: record.disk_bytes,
+            network: Passed::default(),
         }
     }
 }

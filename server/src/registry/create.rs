@@ -1,6 +1,7 @@
 //! New sandboxes: from a template or a snapshot, written down before their client is answered.
 
 use super::{
+    egress::Egress,
     entry::Entry,
     error::RegistryError,
     ingress::Ingress,
@@ -13,7 +14,7 @@ use crate::{
     store::FORMAT,
     templates::{self, Source, TemplateId},
 };
-use sandboxvm_manager::{PoolRequest, SandboxName, SandboxSpec, StartFrom, WantedLimits};
+use sandboxvm_manager::{NetworkSpec, PoolRequest, Reach, SandboxName, SandboxSpec, StartFrom, WantedLimits};
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -33,6 +34,7 @@ pub(crate) struct NewSandbox {
     pub(crate) public_traffic: bool,
     pub(crate) ingress: Ingress,
     pub(crate) allow_internet_access: Option<bool>,
+    pub(crate) egress: Egress,
 }
 
 impl Registry {
@@ -40,14 +42,43 @@ impl Registry {
     #[tracing::instrument(skip_all)]
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
         let source = templates::find(&self.templates, self.snapshots.of(&key.id), key, &wanted.template)?;
+        let network = self.network_from(key, &source, &wanted)?;
         let mut reserved = self.reserve(key, 1)?;
         self.check_audit(key).await?;
         let permit = self.starts.begin(&key.id).await?;
         let name = new_name("e2b")?;
         self.intents.put(name.as_str(), &Intent::Make { name: name.clone() })?;
-        let made = self.make(key, wanted, source, name.clone(), &mut reserved, permit).await;
+        let made = self.make(key, wanted, source, (name.clone(), network), &mut reserved, permit).await;
         self.intents.remove(name.as_str())?;
         made
+    }
+
+    /// Returns the network of a new sandbox. A machine that is restored has a network card if its snapshot has: one without has
+    /// no network, unless its client asks for one.
+    fn network_from(
+        &self,
+        key: &Key,
+        source: &Source<'_>,
+        wanted: &NewSandbox,
+    ) -> Result<Option<NetworkSpec>, RegistryError> {
+        let network = self.wanted_network(&wanted.egress, wanted.allow_internet_access)?;
+        let limits = self.network.limits(self.sandboxes_of(key));
+        let network = network.map(|network| NetworkSpec { limits, ..network });
+        let snapshot = match source {
+            Source::Template(template) => match &template.spec.start_from {
+                StartFrom::Snapshot(name) => Some(name),
+                _ => None,
+            },
+            Source::Snapshot(snapshot) => Some(&snapshot.id).filter(|_| snapshot.memory),
+        };
+        let Some(snapshot) = snapshot.filter(|_| network.is_some()) else { return Ok(network) };
+        if self.manager.snapshot_has_network_card(snapshot)? {
+            return Ok(network);
+        }
+        match wanted.egress.allows_something() && network.is_some_and(|network| network.reach != Reach::Nothing) {
+            true => Err(RegistryError::no_card(snapshot)),
+            false => Ok(None),
+        }
     }
 
     #[tracing::instrument(skip_all)]
@@ -56,11 +87,11 @@ impl Registry {
         key: &Key,
         wanted: NewSandbox,
         source: Source<'_>,
-        name: SandboxName,
+        (name, network): (SandboxName, Option<NetworkSpec>),
         reserved: &mut Reserved<'_>,
         permit: StartPermit,
     ) -> Result<Arc<Entry>, RegistryError> {
-        let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
+        let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false, network };
         let (mut started, template, origin, user) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
@@ -68,7 +99,7 @@ impl Registry {
                 (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone())
             }
             Source::Snapshot(snapshot) => {
-                let PoolRequest { name, env, ephemeral } = request;
+                let PoolRequest { name, env, ephemeral, network } = request;
                 let id = snapshot.id.clone();
                 let start_from = match snapshot.memory {
                     true => StartFrom::Snapshot(id),
@@ -77,17 +108,21 @@ impl Registry {
                 // Records of servers before have no origin; their template is one unless it is a snapshot.
                 let origin = snapshot.origin.unwrap_or(snapshot.template);
                 let limits = self.templates.get(&origin.0).map_or_else(WantedLimits::default, |own| own.spec.limits);
-                let spec = SandboxSpec { name, env, ephemeral, start_from, limits, ..SandboxSpec::default() };
+                let spec = SandboxSpec { name, env, ephemeral, network, start_from, limits, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
                 (started, TemplateId(snapshot.id.as_str().to_owned()), origin, snapshot.user)
             }
         };
         // Only the guest is waited for: see `starts`.
         drop(permit);
-        if let Err(error) = started.settled().await {
+        let ready = async {
+            started.settled().await?;
+            self.start_network(started.sandbox()).await
+        };
+        if let Err(error) = ready.await {
             // The cause is what the caller needs; what cannot be removed a sweep will name.
             let _ = started.finish().await;
-            return Err(error.into());
+            return Err(error);
         }
         let now = SystemTime::now();
         let record = Record {
@@ -106,6 +141,7 @@ impl Registry {
             public_traffic: wanted.public_traffic,
             ingress: wanted.ingress,
             allow_internet_access: wanted.allow_internet_access,
+            egress: wanted.egress,
             user,
             phase: Phase::Running,
         };

@@ -4,7 +4,7 @@ use super::{
     gate::{Gate, Pass},
     record::Record,
 };
-use crate::metering::samples::Samples;
+use crate::metering::{samples::Samples, traffic::Traffic};
 use sandboxvm_manager::{Sandbox, SandboxId};
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -21,6 +21,8 @@ pub(crate) struct Entry {
     record: Mutex<Record>,
     /// What it took of the machine lately.
     pub(crate) samples: Samples,
+    /// What passed its network.
+    pub(crate) traffic: Traffic,
     end_counted: AtomicBool,
     /// Calls about its guest at the same time, of all requests to it.
     pub(crate) calls: Arc<Semaphore>,
@@ -57,6 +59,7 @@ impl Entry {
             id: record.id.clone(),
             record: Mutex::new(record),
             samples: Samples::default(),
+            traffic: Traffic::default(),
             end_counted: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(CALLS)),
             change: tokio::sync::Mutex::default(),

@@ -1,9 +1,10 @@
 //! Why something was not done to a sandbox; `control_plane` gives each its HTTP status.
 
+use super::egress::EgressError;
 use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
 use sandboxvm_manager::{
-    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, RefusalKind, RemoveError, ResetError,
-    SnapshotError,
+    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, NetworkRecordError, NetworkSpecError,
+    RefusalKind, RemoveError, ResetError, SandboxName, SnapshotError, SuperviseError,
 };
 use std::error::Error;
 
@@ -57,6 +58,21 @@ pub(crate) enum RegistryError {
         /// Maximum.
         most_mib: u64,
     },
+    /// What its client says of the network has no meaning.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// It cannot have such a network.
+    #[error(transparent)]
+    Network(#[from] NetworkSpecError),
+    /// Its network is not known.
+    #[error(transparent)]
+    NetworkRecord(#[from] NetworkRecordError),
+    /// A network was asked for.
+    #[error("the sandbox cannot have a network: {0}")]
+    NoCard(String),
+    /// Its network has no processes, so nothing passes.
+    #[error("the network of the sandbox is not in force: {0}")]
+    NetworkDown(Box<SuperviseError>),
     /// The request asks for what cannot be.
     #[error("{0}")]
     Invalid(String),
@@ -105,6 +121,11 @@ pub(crate) enum RegistryError {
 }
 
 impl RegistryError {
+    /// A machine that is restored has the devices that the snapshot has.
+    pub(super) fn no_card(snapshot: &SandboxName) -> Self {
+        Self::NoCard(format!("the machine of snapshot {snapshot} has no network card"))
+    }
+
     /// Returns of what kind the refusal of a VMM is, if one refused and says so.
     pub(crate) fn vmm_refusal(&self) -> Option<RefusalKind> {
         let cause: &(dyn Error + 'static) = match self {
@@ -125,6 +146,8 @@ impl From<CreateError> for RegistryError {
         match error {
             CreateError::Admission(refused) => Self::Full(refused.to_string()),
             CreateError::Environment { .. } => Self::Invalid(error.to_string()),
+            CreateError::Network(error) => Self::Network(error),
+            CreateError::NoCard(snapshot) => Self::no_card(&snapshot),
             error => Self::Create(Box::new(error)),
         }
     }
@@ -154,6 +177,16 @@ impl From<ResetError> for RegistryError {
         match error {
             ResetError::Admission(refused) => Self::Full(refused.to_string()),
             error => Self::Resume(Box::new(error)),
+        }
+    }
+}
+
+impl From<SuperviseError> for RegistryError {
+    fn from(error: SuperviseError) -> Self {
+        match error {
+            SuperviseError::NetworkSpec(error) => Self::Network(error),
+            SuperviseError::NoCard(_) => Self::NoCard("its machine was made without a network card".to_owned()),
+            error => Self::NetworkDown(Box::new(error)),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     state::{Intent, Registry, paused_name},
 };
 use crate::{access::keys::Key, quotas::count::Reserved, store::unix_millis};
+use futures_util::future::try_join_all;
 use sandboxvm_manager::{AtEnd, FindError, RemoveError, Sandbox, StopError, Stopped};
 use std::{
     sync::Arc,
@@ -213,10 +214,14 @@ impl Registry {
                 }
                 _ => sandbox.resume_from_disk(&self.bundle, BOOT_WITHIN, host_is_done).await,
             };
+            let came_back = match came_back {
+                Ok(_) => self.restart_network(&sandbox).await,
+                Err(error) => Err(error.into()),
+            };
             if let Err(error) = came_back {
                 // Still paused, as its record says: a machine that does not answer must not run on.
                 sandbox.kill().await?;
-                return Err(error.into());
+                return Err(error);
             }
             let end_at = SystemTime::now() + timeout;
             self.update(entry, Record { phase: Phase::Running, end_at, ..record })?;
@@ -275,6 +280,14 @@ impl Registry {
         reserved: &mut Reserved<'_>,
     ) -> Result<Vec<Arc<Entry>>, RegistryError> {
         let forked = sandbox.fork(count).await?;
+        let networks = forked.copies.iter().map(|copy| self.restart_network(copy));
+        if let Err(error) = try_join_all(networks).await {
+            for copy in &forked.copies {
+                // The cause is what the caller needs.
+                let _ = self.manager.remove(copy.id().as_str(), true).await;
+            }
+            return Err(error);
+        }
         let now = SystemTime::now();
         let mut made = Vec::new();
         for copy in &forked.copies {

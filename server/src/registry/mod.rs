@@ -12,12 +12,14 @@
 //! of one concern to it. `templates`, `quotas` and `metering` are beside this room and know nothing of it.
 
 mod create;
+pub(crate) mod egress;
 pub(crate) mod entry;
 pub(crate) mod error;
 mod expiry;
 mod gate;
 pub(crate) mod ingress;
 pub(crate) mod lifecycle;
+mod network;
 mod quotas;
 mod reach;
 pub(crate) mod record;

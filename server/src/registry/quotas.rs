@@ -12,10 +12,16 @@ const MIB: u64 = 1 << 20;
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
 impl Registry {
+    /// As many sandboxes as this key may have.
+    pub(super) fn sandboxes_of(&self, key: &Key) -> u32 {
+        key.limits.sandboxes.unwrap_or(self.sandboxes_per_key)
+    }
+
     /// A place for `more` sandboxes of this key.
     pub(super) fn reserve(&self, key: &Key, more: u32) -> Result<Reserved<'_>, RegistryError> {
-        let most = key.limits.sandboxes.unwrap_or(self.sandboxes_per_key);
-        self.quota.reserve(&key.id, more, most, || self.list(&key.id).len()).map_err(RegistryError::Quota)
+        self.quota
+            .reserve(&key.id, more, self.sandboxes_of(key), || self.list(&key.id).len())
+            .map_err(RegistryError::Quota)
     }
 
     /// A place for one more snapshot of this key.

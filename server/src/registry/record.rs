@@ -1,6 +1,6 @@
 //! The record of a sandbox, which is on disk before a client is answered.
 
-use super::ingress::Ingress;
+use super::{egress::Egress, ingress::Ingress};
 use crate::{access::keys::KeyId, templates::TemplateId};
 use sandboxvm_manager::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,11 @@ pub(crate) struct Record {
     /// How they are reached.
     #[serde(default)]
     pub(crate) ingress: Ingress,
-    /// What the client said of the network; there is none either way.
+    /// What its client said of the network as a whole.
     pub(crate) allow_internet_access: Option<bool>,
+    /// What its client said of its way out.
+    #[serde(default)]
+    pub(crate) egress: Egress,
     /// Whose commands and files these are unless a request says otherwise.
     pub(crate) user: String,
     pub(crate) phase: Phase,
@@ -116,6 +119,7 @@ pub(crate) mod tests {
             public_traffic: true,
             ingress: Ingress::default(),
             allow_internet_access: None,
+            egress: Egress::default(),
             user: "user".into(),
             phase: Phase::Running,
         }
@@ -129,8 +133,8 @@ pub(crate) mod tests {
         assert!(text.contains(r#""phase":{"paused":{"snapshot":"paused-abcdefgh"}}"#), "{text}");
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         // As servers before wrote it.
-        let older = text.replace(r#""token_generation":0,"#, "");
-        assert_ne!(older, text);
+        let older = text.replace(r#""token_generation":0,"#, "").replace(r#""egress":{},"#, "");
+        assert!(!older.contains("token_generation") && !older.contains("egress"), "{older}");
         assert_eq!(serde_json::from_str::<Record>(&older).unwrap(), record);
     }
 }

@@ -24,6 +24,7 @@ impl Registry {
     pub(crate) async fn recover(&self) -> Result<Recovered, RegistryError> {
         let mut recovered = Recovered::default();
         let records = self.records.all()?;
+        let mut network_changes = Vec::new();
         for intent in self.intents.all()? {
             match &intent {
                 Intent::Make { name } => {
@@ -42,6 +43,7 @@ impl Registry {
                     }
                     self.intents.remove(&format!("fork-{of}"))?;
                 }
+                Intent::SetNetwork { .. } => network_changes.push(intent),
             }
         }
         for record in records {
@@ -53,6 +55,7 @@ impl Registry {
                 Err(error) => tracing::error!(sandbox = %id, %error, "cannot recover a sandbox, skipping it"),
             }
         }
+        self.complete_network_changes(network_changes).await?;
         Ok(recovered)
     }
 
@@ -97,6 +100,7 @@ impl Registry {
                 if state == State::Paused {
                     sandbox.resume().await?;
                 }
+                self.keep_supervised(&sandbox).await;
                 self.remove_snapshot_of_manager(&snapshot)?;
                 Ok(true)
             }

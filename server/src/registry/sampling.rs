@@ -14,6 +14,7 @@ impl Registry {
             tokio::time::sleep(EVERY).await;
             for entry in self.entries() {
                 self.notice_removal(&entry);
+                self.keep_network(&entry).await;
                 if let Err(error) = self.sample(&entry) {
                     tracing::debug!(sandbox = %entry.id, %error, "cannot take a sample");
                 }
@@ -39,7 +40,7 @@ impl Registry {
         }
         let sandbox = self.sandbox(entry)?;
         match sandbox.usage()? {
-            Some(usage) => entry.samples.take(&usage, sandbox.record(), &sandbox.path()),
+            Some(usage) => entry.samples.take(&usage, sandbox.record(), &sandbox.path(), entry.traffic.sum()),
             None => self.note_end(entry, &sandbox.state()?),
         }
         Ok(())

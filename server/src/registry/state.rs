@@ -1,17 +1,20 @@
 //! The sandboxes that a server knows, and their records on disk. The methods here keep the two the same; `create`, `lifecycle`
 //! and their siblings decide what happens to a sandbox.
 
-use super::{entry::Entry, error::RegistryError, record::Record};
+use super::{egress::Egress, entry::Entry, error::RegistryError, record::Record};
 use crate::{
     access::{keys::KeyId, tokens::random},
-    config::{Config, TemplateConfigError},
-    metering::ends::Ends,
+    config::{
+        Config, TemplateConfigError,
+        network::{NetworkConfigError, ServerNetwork},
+    },
+    metering::{ends::Ends, traffic::AllTraffic},
     quotas::{StorageLimits, count::Quota, starts::Starts, trails::Trails},
     store::{Store, StoreError},
     templates::{self, Template, snapshot_index::SnapshotIndex},
 };
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{FindError, Manager, Sandbox, SandboxId, SandboxName, SnapshotError};
+use sandboxvm_manager::{FindError, Manager, Sandbox, SandboxId, SandboxName, SnapshotError, SupervisorProgram};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,6 +31,8 @@ pub(super) enum Intent {
     Make { name: SandboxName },
     /// Copies of a sandbox, made after this moment (Unix time in milliseconds).
     Fork { of: SandboxId, since: u64 },
+    /// Another network of a sandbox.
+    SetNetwork { of: SandboxId, egress: Egress, internet: Option<bool> },
 }
 
 /// All sandboxes of a server. See the module.
@@ -35,6 +40,10 @@ pub(super) enum Intent {
 pub(crate) struct Registry {
     pub(crate) manager: Manager,
     pub(crate) bundle: Bundle,
+    /// What keeps the networks of sandboxes.
+    pub(super) supervisor: SupervisorProgram,
+    /// What sandboxes may reach.
+    pub(crate) network: ServerNetwork,
     pub(crate) templates: BTreeMap<String, Template>,
     pub(super) records: Store<Record>,
     pub(super) snapshots: SnapshotIndex,
@@ -47,6 +56,8 @@ pub(crate) struct Registry {
     pub(super) snapshot_quota: Quota,
     /// Machines that ended oddly.
     pub(crate) ends: Ends,
+    /// What passed the networks of all sandboxes.
+    pub(crate) traffic: AllTraffic,
     pub(super) sandboxes_per_key: u32,
     pub(super) storage: StorageLimits,
     pub(super) trails: Trails,
@@ -59,28 +70,40 @@ pub(crate) enum OpenError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Template(#[from] TemplateConfigError),
+    #[error(transparent)]
+    Network(#[from] NetworkConfigError),
 }
 
 impl Registry {
     /// The registry in the manager's home, as its last server left it: call [`Self::recover`] next.
-    pub(crate) fn open(config: &Config, manager: Manager, bundle: Bundle) -> Result<Self, OpenError> {
+    pub(crate) fn open(
+        config: &Config,
+        manager: Manager,
+        bundle: Bundle,
+        supervisor: SupervisorProgram,
+    ) -> Result<Self, OpenError> {
         let directory = manager.root().join("server");
+        let network = config.network.network()?;
+        let manager = manager.with_network(network.operator());
         Ok(Self {
             records: Store::open(directory.join("sandboxes"))?,
             snapshots: SnapshotIndex::open(directory.join("snapshots"))?,
             intents: Store::open(directory.join("intents"))?,
-            templates: templates::configured(config, &manager, &bundle)?,
+            templates: templates::configured(config, &network, &manager, &bundle)?,
             entries: RwLock::default(),
             time_changed: Notify::new(),
             starts: Starts::new(config.concurrent_starts),
             quota: Quota::default(),
             snapshot_quota: Quota::default(),
             ends: Ends::default(),
+            traffic: AllTraffic::default(),
             sandboxes_per_key: config.sandboxes_per_key,
             storage: StorageLimits { snapshots: config.snapshots_per_key, mib: config.storage_per_key },
             trails: Trails::open(directory.join("gone"), config.audit_per_key, config.audit_days)?,
             manager: manager.with_max_audit_log(config.audit_per_sandbox.saturating_mul(1 << 20)),
             bundle,
+            supervisor,
+            network,
         })
     }
 

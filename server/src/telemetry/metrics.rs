@@ -3,7 +3,10 @@
 use crate::{
     app::App,
     channel::request::Figures,
-    metering::ends::{Ended, Ends},
+    metering::{
+        ends::{Ended, Ends},
+        traffic::Passed,
+    },
 };
 use axum::http::StatusCode;
 use prometheus_client::{
@@ -63,6 +66,8 @@ pub(crate) struct Metrics {
     sandboxes: Family<InState, Gauge>,
     armed: Family<OfTemplate, Gauge>,
     ends: Ends,
+    /// Connections, refusals, questions, bytes sent and received.
+    network: [Counter; 5],
 }
 
 /// From a millisecond to two minutes.
@@ -105,7 +110,19 @@ impl Metrics {
         );
         let ends = Ends::default();
         register.register("machines_ended_oddly", "Machines that ended by themselves, by how", ends.clone());
-        Self { register, answered, took, in_flight, sandboxes, armed, ends }
+        let network = [
+            ("network_connections", "Connections of sandboxes that were allowed"),
+            ("network_refusals", "Connections and DNS questions of sandboxes that were refused"),
+            ("network_queries", "DNS questions of sandboxes that were answered"),
+            ("network_sent_bytes", "Bytes that sandboxes sent on the network"),
+            ("network_received_bytes", "Bytes that sandboxes received on the network"),
+        ];
+        let network = network.map(|(name, help)| {
+            let counter = Counter::default();
+            register.register(name, help, counter.clone());
+            counter
+        });
+        Self { register, answered, took, in_flight, sandboxes, armed, ends, network }
     }
 
     pub(super) fn begin(&self, plane: Plane) -> InFlight {
@@ -131,6 +148,10 @@ impl Metrics {
         for (how, count) in &figures.ends {
             // The launcher counts. It outlives fronts, so its count is never behind this one.
             let counter = self.ends.get_or_create(&Ended { how: *how });
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        let Passed { connections, refused, queries, sent, received } = figures.traffic;
+        for (counter, count) in self.network.iter().zip([connections, refused, queries, sent, received]) {
             counter.inc_by(count.saturating_sub(counter.get()));
         }
         let mut text = String::new();

@@ -4,10 +4,13 @@ pub(crate) mod snapshot_index;
 
 use crate::{
     access::keys::{Key, KeyId},
-    config::{Config, TemplateConfig, TemplateConfigError},
+    config::{Config, TemplateConfig, TemplateConfigError, network::ServerNetwork},
 };
 use sandboxvm_images::bundle::Bundle;
-use sandboxvm_manager::{CreateError, Manager, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec, StartedSandbox};
+use sandboxvm_manager::{
+    CreateError, Manager, NetworkSpec, Pool, PoolRequest, SandboxId, SandboxName, SandboxSpec, StartFrom,
+    StartedSandbox,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -89,8 +92,8 @@ impl Template {
         match &self.pool {
             Some(pool) => pool.take(&request).await,
             None => {
-                let PoolRequest { name, env, ephemeral } = request;
-                manager.start(bundle, &SandboxSpec { name, env, ephemeral, ..self.spec.clone() }).await
+                let PoolRequest { name, env, ephemeral, network } = request;
+                manager.start(bundle, &SandboxSpec { name, env, ephemeral, network, ..self.spec.clone() }).await
             }
         }
     }
@@ -104,15 +107,31 @@ impl Template {
 /// The configured templates, with their pools being filled from now on.
 pub(crate) fn configured(
     config: &Config,
+    network: &ServerNetwork,
     manager: &Manager,
     bundle: &Bundle,
 ) -> Result<BTreeMap<String, Template>, TemplateConfigError> {
     let made = config.templates.iter().map(|(name, config)| {
-        let spec = config.spec(name)?;
+        let mut spec = config.spec(name)?;
+        // A pool's machines have the card; what they may reach is the affair of each sandbox.
+        spec.network = (network.has_cards() && has_card(name, &spec, manager)).then(NetworkSpec::default);
         let pool = (config.pool > 0).then(|| Pool::new(manager.clone(), bundle.clone(), spec.clone(), config.pool));
         Ok((name.clone(), Template { config: config.clone(), spec, pool }))
     });
     made.collect()
+}
+
+/// True unless the machines of a template are restored from a snapshot without a network card.
+fn has_card(template: &str, spec: &SandboxSpec, manager: &Manager) -> bool {
+    let StartFrom::Snapshot(snapshot) = &spec.start_from else { return true };
+    // One that cannot be read is reported by its first use.
+    let has_card = manager.snapshot_has_network_card(snapshot).unwrap_or(true);
+    if !has_card {
+        tracing::warn!(
+            "sandboxes of template {template} have no network: the machine of snapshot {snapshot} has no network card"
+        );
+    }
+    has_card
 }
 
 /// What a client asked for, found.

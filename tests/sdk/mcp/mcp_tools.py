@@ -25,8 +25,8 @@ PROGRAM = os.environ["SANDBOXVM"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name.startswith("SANDBOXVM_")}
 TOKEN = "0123456789abcdef0123456789abcdef"
 TOOLS = {
-    "file_list", "file_read", "file_write", "sandbox_create", "sandbox_fork", "sandbox_list", "sandbox_remove",
-    "sandbox_reset", "sandbox_run", "sandbox_snapshot",
+    "file_list", "file_read", "file_write", "sandbox_create", "sandbox_fork", "sandbox_list", "sandbox_network",
+    "sandbox_remove", "sandbox_reset", "sandbox_run", "sandbox_snapshot",
 }
 BEGAN = time.monotonic()
 
@@ -70,7 +70,7 @@ async def tools_are_described(tools):
     assert listed["file_read"].annotations.read_only_hint
     assert listed["sandbox_remove"].annotations.destructive_hint
     assert not listed["sandbox_create"].annotations.destructive_hint
-    say("ten tools, each described")
+    say("eleven tools, each described")
 
 
 async def commands_run(tools, sandbox):
@@ -123,6 +123,14 @@ async def files_work(tools, sandbox):
     await tools.refused("file_write", "mode", sandbox=sandbox, path="/x", content="", mode="rw")
     say("files: written, read in parts, listed, refused")
 
+    # The user permits no network, and the sandbox has none.
+    await tools.refused("sandbox_create", "the user permits no network", network={"reach": "public"})
+    network = await tools.ok("sandbox_network", sandbox=sandbox)
+    assert network == {
+        "reach": "none", "allow": [], "deny": [], "permitted": "the user permits no network", "refused": [],
+    }, network
+    say("network: none, and none is permitted")
+
 
 async def others_are_out_of_reach(tools, foreign):
     for reference in (foreign, "foreign", foreign[:6]):
@@ -132,6 +140,7 @@ async def others_are_out_of_reach(tools, foreign):
         await tools.refused("sandbox_fork", sandbox=reference)
         await tools.refused("sandbox_snapshot", sandbox=reference, name="stolen")
         await tools.refused("sandbox_remove", sandbox=reference)
+        await tools.refused("sandbox_network", "sandbox_list", sandbox=reference)
     await tools.refused("sandbox_create", "theirs", snapshot="theirs")
     assert foreign not in json.dumps(await tools.ok("sandbox_list"))
     say("sandboxes and snapshots of others cannot be reached")

@@ -1,6 +1,7 @@
 //! A machine whose kernel is a script, from its start to the checks of its end.
 
 use super::{
+    cable::Cable,
     channel::Channel,
     launch::{self, Beginning, CONSOLE, CONTROL, LAYER, LOG, Saved, VSOCK},
     shape::Shape,
@@ -8,7 +9,9 @@ use super::{
 };
 use crate::{artefacts::Artefacts, cli, waiting::eventually};
 use sandboxvm_bare_guest::Image;
-use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ExitReason, FdIndex, SnapshotRequest, VmStats};
+use sandboxvm_protocol::vmm::{
+    ControlReply, ControlRequest, ExitReason, FdIndex, NetworkStats, Phase, SnapshotRequest, VmStats,
+};
 use std::{
     fs::{self, File},
     io::{Read, Write},
@@ -26,6 +29,8 @@ use tempfile::TempDir;
 /// nothing.
 const END: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
+/// Longest time until a Linux has booted.
+const BOOT: Duration = Duration::from_secs(120);
 
 /// A running machine.
 #[derive(Debug)]
@@ -58,6 +63,21 @@ impl BareMachine {
     #[must_use]
     pub fn boot(artefacts: &Artefacts, image: &Image, shape: Shape) -> Self {
         Self::begin(artefacts, &Beginning::Boot(&image.to_elf().expect("the image is valid")), shape)
+    }
+
+    /// Boots the Linux of the bundle, with its agent, and waits until the agent listens.
+    ///
+    /// # Panics
+    /// Panics if it does not.
+    #[must_use]
+    pub fn boot_linux(artefacts: &Artefacts, shape: Shape) -> Self {
+        let mut machine = Self::begin(artefacts, &Beginning::Linux(artefacts), shape);
+        let ready = eventually(BOOT, || {
+            let stats = machine.stats().unwrap_or_else(|| panic!("the machine ended\n{}", machine.said()));
+            (stats.phase == Phase::Ready).then_some(())
+        });
+        assert!(ready.is_some(), "the agent does not listen\n{}", machine.said());
+        machine
     }
 
     /// Restores a machine of the same shape that was saved.
@@ -111,6 +131,31 @@ impl BareMachine {
         }
         assert!(line.starts_with(b"OK "), "{line:?}");
         client
+    }
+
+    /// Connects the network card. Returns the other end of its cable, on which one packet is one frame.
+    ///
+    /// # Panics
+    /// Panics if the VMM refuses it.
+    #[must_use]
+    pub fn attach_network(&mut self) -> Cable {
+        let (cable, theirs) = Cable::new();
+        let request = ControlRequest::AttachNetwork { frames: FdIndex(0) };
+        match self.channel.ask_with(&request, &[theirs], ANSWER * cli::patience()) {
+            Some(ControlReply::Done) => cable,
+            other => panic!("{other:?} in place of a link\n{}", self.said()),
+        }
+    }
+
+    /// Returns the counters of the network card.
+    ///
+    /// # Panics
+    /// Panics if the VMM does not have them.
+    pub fn network_stats(&mut self) -> NetworkStats {
+        match self.channel.ask(&ControlRequest::NetworkStats, ANSWER * cli::patience()) {
+            Some(ControlReply::NetworkStats(stats)) => stats,
+            other => panic!("{other:?} in place of counters\n{}", self.said()),
+        }
     }
 
     /// Returns another connection to the control socket.

@@ -222,7 +222,10 @@ fn malformed_requests_are_answered_and_delay_no_others() {
         ("application/json", "{\"templateID\": \"base\", \"timeout\": 99999999}", 400),
         ("application/json", "{\"templateID\": \"../../etc\"}", 404),
         ("application/json", "{\"templateID\": \"base\", \"envVars\": {\"A=B\\u0000\": \"c\"}}", 400),
-        ("application/json", "{\"templateID\": \"base\", \"network\": {\"allowOut\": [\"8.8.8.8\"]}}", 501),
+        ("application/json", "{\"templateID\": \"base\", \"network\": {\"allowOut\": [\"8.8.8.8\"]}}", 403),
+        ("application/json", "{\"templateID\": \"base\", \"network\": {\"allowOut\": [\"a.example\"]}}", 400),
+        ("application/json", "{\"templateID\": \"base\", \"network\": {\"denyOut\": [\"a.example\"]}}", 400),
+        ("application/json", "{\"templateID\": \"base\", \"network\": {\"denyIn\": [\"0.0.0.0/0\"]}}", 501),
         ("application/json", "{\"templateID\": \"base\", \"volumeMounts\": [{}]}", 501),
         ("text/plain", "{\"templateID\": \"base\"}", 415),
     ] {

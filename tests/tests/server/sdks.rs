@@ -17,7 +17,7 @@ use std::{
 macro_rules! programs {
     ($($test:ident: $path:literal $(, soak = $soak:literal)?;)*) => {
         /// All programs, below `tests/sdk`.
-        const PROGRAMS: &[&str] = &[GIT, CELLS, $($path),*];
+        const PROGRAMS: &[&str] = &[GIT, NETWORK, CELLS, $($path),*];
         $(
             #[test]
             $(#[ignore = $soak])?
@@ -51,6 +51,7 @@ programs! {
 }
 
 const GIT: &str = "python/git.py";
+const NETWORK: &str = "python/network.py";
 const CELLS: &str = "code_interpreter/cells.py";
 /// A module that the Python programs import. It is not a program.
 const EXPECT: &str = "python/expect.py";
@@ -59,6 +60,14 @@ const EXPECT: &str = "python/expect.py";
 #[ignore = "soak: three minutes of a guest's processor for what git itself does"]
 fn git_works_for_the_python_client() {
     run(GIT);
+}
+
+#[test]
+fn networks_are_asked_for_and_changed_by_the_python_client() {
+    let Some(home) = Home::with_kvm() else { return };
+    let config = format!("network = {{ default = \"public\", dns_servers = false }}\n{}", small_config());
+    run_in(&home, &config, NETWORK, Duration::from_secs(300));
+    home.assert_nothing_left();
 }
 
 /// The command that users run creates the template, and its image too if the cache has none.
