@@ -100,7 +100,7 @@ impl Beginning {
             answers.push_back(EgressEvent::Configured(configured));
         }
         let control = Control { socket: register(supervisor)?, answers: RefCell::new(answers), changed };
-        // Tasks of their own, so that a frame wakes nothing else.
+        // Separate tasks, so that a frame wakes nothing else.
         let reading = spawn_local(read_frames(Rc::clone(&frames), Rc::clone(&gateway)));
         let writing = spawn_local(write_frames(frames, Rc::clone(&link)));
         let driving = spawn_local(async move { link.drive().await });

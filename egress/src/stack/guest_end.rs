@@ -4,7 +4,7 @@
 
 use super::{
     device::Port,
-    link::Link,
+    link::{Link, Sender},
     packet::{Content, Packet},
     replies::kind_of,
 };
@@ -137,19 +137,9 @@ impl GuestEnd {
                     self.link.clear_timer(set, self.id);
                 }
                 self.timer.set(Some(at));
-                self.link.set_timer(at, self.id, Weak::clone(&self.me));
+                self.link.set_timer(at, self.id, self.me.clone());
             }
         }
-    }
-
-    pub(super) fn run_timer(&self) {
-        self.timer.set(None);
-        self.settle();
-    }
-
-    pub(super) fn resume(&self) {
-        self.is_waiting.set(false);
-        self.settle();
     }
 
     /// Waits until the guest has answered the answer to its first segment.
@@ -290,6 +280,18 @@ impl GuestEnd {
     /// Ends the connection by a reset.
     pub fn abort(&self) {
         self.tcp.borrow_mut().socket().abort();
+        self.settle();
+    }
+}
+
+impl Sender for GuestEnd {
+    fn run_timer(&self) {
+        self.timer.set(None);
+        self.settle();
+    }
+
+    fn resume(&self) {
+        self.is_waiting.set(false);
         self.settle();
     }
 }

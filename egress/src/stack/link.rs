@@ -1,7 +1,7 @@
 //! The link to one guest: its outlet, the clock and the timers of its TCP connections, and which of them wait until the
 //! VMM takes frames again.
 
-use super::{guest_end::GuestEnd, outlet::Outlet};
+use super::outlet::Outlet;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque, hash_map::RandomState},
@@ -12,13 +12,22 @@ use std::{
 };
 use tokio::sync::Notify;
 
+/// What sends on a link: the guest's end of a connection.
+pub(super) trait Sender {
+    /// Its timer has expired.
+    fn run_timer(&self);
+
+    /// The outlet is free again.
+    fn resume(&self);
+}
+
 /// The link to one guest.
 pub struct Link {
     /// The way of frames to the guest.
     pub outlet: RefCell<Outlet>,
     began: Instant,
-    timers: RefCell<BTreeMap<(Instant, u64), Weak<GuestEnd>>>,
-    waiting: RefCell<VecDeque<Rc<GuestEnd>>>,
+    timers: RefCell<BTreeMap<(Instant, u64), Weak<dyn Sender>>>,
+    waiting: RefCell<VecDeque<Rc<dyn Sender>>>,
     /// Notified when the first timer is earlier than before, or a connection has more to send than it may at one time.
     changed: Notify,
     next_id: Cell<u64>,
@@ -113,7 +122,7 @@ impl Link {
         (id, self.seeds.hash_one(id))
     }
 
-    pub(super) fn set_timer(&self, at: Instant, id: u64, end: Weak<GuestEnd>) {
+    pub(super) fn set_timer(&self, at: Instant, id: u64, end: Weak<dyn Sender>) {
         let mut timers = self.timers.borrow_mut();
         let is_first = timers.first_key_value().is_none_or(|((first, _), _)| at < *first);
         timers.insert((at, id), end);
@@ -127,7 +136,7 @@ impl Link {
     }
 
     /// Lets `end` send later.
-    pub(super) fn wait(&self, end: Rc<GuestEnd>) {
+    pub(super) fn wait(&self, end: Rc<dyn Sender>) {
         self.waiting.borrow_mut().push_back(end);
         if self.outlet.borrow().is_free() {
             self.changed.notify_one();
