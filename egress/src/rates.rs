@@ -17,7 +17,7 @@ impl Bucket {
     /// Returns a full bucket.
     #[must_use]
     pub fn new(per_second: u64, now: Instant) -> Self {
-        // A rate of 2^53 bytes in a second is no limit, so what rounding takes of it does not count.
+        // A rate of 2^53 bytes in a second is not a limit, so what rounding takes of it does not count.
         let rate = per_second as f64;
         Self { rate, tokens: rate, filled: now }
     }

@@ -7,7 +7,7 @@ use crate::{
     session::Session,
     stack::{
         link::Link,
-        outlet::{MAX_FRAME, Outlet},
+        outlet::{MAX_FRAME, Outlet, register},
     },
 };
 use rustix::{
@@ -23,17 +23,10 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::Notify,
-    task::spawn_local,
-};
+use tokio::{io::unix::AsyncFd, sync::Notify, task::spawn_local};
 
 /// Maximum number of frames that are read before anything else gets its turn.
 const FRAMES_AT_ONCE: usize = 64;
-
-/// Sockets are read and written.
-const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// How often refusals that are alike are reported, and pins looked through.
 const COLLECT: Duration = Duration::from_secs(1);
@@ -107,7 +100,7 @@ impl Beginning {
             answers.push_back(EgressEvent::Configured(configured));
         }
         let control = Control { socket: register(supervisor)?, answers: RefCell::new(answers), changed };
-        // Tasks of their own, so that a frame wakes nothing else.
+        // Separate tasks, so that a frame wakes nothing else.
         let reading = spawn_local(read_frames(Rc::clone(&frames), Rc::clone(&gateway)));
         let writing = spawn_local(write_frames(frames, Rc::clone(&link)));
         let driving = spawn_local(async move { link.drive().await });
@@ -122,12 +115,6 @@ impl Beginning {
         };
         result
     }
-}
-
-/// Lets the runtime wait for a socket, which is non-blocking.
-fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is an open descriptor, always the same one, until it is dropped, and the `AsyncFd` owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, BOTH) }?)
 }
 
 /// The socket of the supervisor.

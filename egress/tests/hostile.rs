@@ -255,7 +255,7 @@ fn a_guest_that_reads_nothing_holds_up_nothing_but_itself() {
         guest.card.send(&question);
     }
     sandbox.assert_alive();
-    // It did not wait for the guest with a core of its own.
+    // It does not spin while it waits for the guest.
     let before = sandbox.cpu_time();
     thread::sleep(Duration::from_secs(1));
     let used = sandbox.cpu_time() - before;

@@ -1,7 +1,7 @@
 //! What is known of one flow for its record: the decision, its name, what passed, and whether it has to end.
 
 use super::{
-    decision::{Known, MAX_KEPT},
+    decision::{Known, MAX_KEPT, Verdict, begun},
     key::Key,
 };
 use crate::{rates::Way, session::Session};
@@ -71,6 +71,12 @@ impl Account {
             ended: Notify::new(),
             is_forgotten: Cell::new(false),
         }
+    }
+
+    /// Returns true for a connection to the resolver.
+    #[must_use]
+    pub fn is_resolver(&self) -> bool {
+        matches!(begun(&self.session.borrow(), &self.key), Verdict::Resolve)
     }
 
     /// Returns the state that the sandbox's flows share.
@@ -154,7 +160,7 @@ impl Account {
         self.end(FlowEnd::Reset);
     }
 
-    /// Returns true if the guest is not told of the end.
+    /// Returns true if the guest does not see the end.
     #[must_use]
     pub fn is_forgotten(&self) -> bool {
         self.is_forgotten.get()

@@ -1,9 +1,9 @@
 //! Flows of datagrams: UDP, and ICMP echo. Each has a socket of the dialer's, connected to its one peer.
 
 use super::{
-    Gateway,
     account::{Account, Ended},
     decision::{Verdict, begun},
+    shared::Shared,
 };
 use crate::{
     rates::Way,
@@ -60,7 +60,7 @@ impl DatagramFlow {
     }
 
     /// Takes a packet of the guest. What the peer's network does not take is dropped, as there.
-    pub fn receive(&self, gateway: &Gateway, packet: &Packet<'_>) {
+    pub fn receive(&self, shared: &Shared, packet: &Packet<'_>) {
         match &mut *self.state.borrow_mut() {
             State::Dialling(queued) => {
                 let bytes: usize = queued.iter().map(|packet| packet.len()).sum();
@@ -68,11 +68,11 @@ impl DatagramFlow {
                     queued.push(packet.bytes.into());
                 }
             }
-            State::Open(socket) => self.forward(gateway, socket, packet),
+            State::Open(socket) => self.forward(shared, socket, packet),
         }
     }
 
-    fn forward(&self, gateway: &Gateway, socket: &UdpSocket, packet: &Packet<'_>) {
+    fn forward(&self, shared: &Shared, socket: &UdpSocket, packet: &Packet<'_>) {
         if !self.account.may_pass(Way::Out) {
             return;
         }
@@ -86,31 +86,29 @@ impl DatagramFlow {
             Ok(_) => self.account.passed(Way::Out, data.len()),
             // Of an earlier datagram, as a refusal by the peer is.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                replies::unreachable(&mut gateway.link().outlet.borrow_mut(), packet.bytes, unreachable(&error));
+                replies::unreachable(&mut shared.link.outlet.borrow_mut(), packet.bytes, unreachable(&error));
             }
             Err(_) => {}
         }
     }
 
-    /// Carries the flow to its end, and reports it. `first` is its first packet.
-    pub async fn run(self: Rc<Self>, gateway: Rc<Gateway>, first: Box<[u8]>) {
-        let ended = tokio::select! {
+    /// Carries the flow to its end. `first` is its first packet.
+    pub async fn run(&self, shared: &Shared, first: &[u8]) -> Ended {
+        tokio::select! {
             biased;
             end = self.account.ending() => Ended::from(end),
-            ended = self.carry(&gateway, &first) => ended,
-        };
-        gateway.forget(&self.account.key);
-        gateway.report(self.account.record(ended));
+            ended = self.carry(shared, first) => ended,
+        }
     }
 
-    async fn carry(&self, gateway: &Gateway, first: &[u8]) -> Ended {
+    async fn carry(&self, shared: &Shared, first: &[u8]) -> Ended {
         let Inbound::Packet(packet) = packet_of(first) else { return FlowEnd::NotEstablished.into() };
         let dial = match begun(&self.account.session().borrow(), &self.account.key) {
             Verdict::Forward(dial, _) => dial,
             // Only TCP shows names.
             Verdict::Resolve | Verdict::Inspect(..) | Verdict::Refuse(_) => return FlowEnd::NotEstablished.into(),
         };
-        let socket = match gateway.dialing().dial(dial).await {
+        let socket = match shared.dialing.dial(dial).await {
             Ok(fd) => UdpSocket::from_std(socket(fd)).map_err(|_| DialFailure::Busy),
             Err(failure) => Err(failure),
         };
@@ -126,7 +124,7 @@ impl DatagramFlow {
                     DialFailure::Unreachable | DialFailure::TimedOut => Unreachable::Host,
                     DialFailure::Forbidden | DialFailure::Busy | DialFailure::Unsupported => Unreachable::Prohibited,
                 };
-                replies::unreachable(&mut gateway.link().outlet.borrow_mut(), packet.bytes, why);
+                replies::unreachable(&mut shared.link.outlet.borrow_mut(), packet.bytes, why);
                 let refused = (failure == DialFailure::Forbidden).then(|| refused(failure.to_string()));
                 return Ended { end: FlowEnd::NotEstablished, refused };
             }
@@ -136,27 +134,27 @@ impl DatagramFlow {
         if let State::Dialling(queued) = before {
             for packet in &queued {
                 if let Inbound::Packet(packet) = packet_of(packet) {
-                    self.forward(gateway, &socket, &packet);
+                    self.forward(shared, &socket, &packet);
                 }
             }
         }
         let idle = || if self.account.is_replied() { IDLE } else { UNREPLIED };
         tokio::select! {
-            () = self.back(gateway, &socket, packet.bytes) => FlowEnd::Closed.into(),
+            () = self.back(shared, &socket, packet.bytes) => FlowEnd::Closed.into(),
             () = self.account.idle(idle) => FlowEnd::Idle.into(),
         }
     }
 
     /// Passes what the peer sends to the guest. Never returns while the socket is good.
-    async fn back(&self, gateway: &Gateway, socket: &UdpSocket, first: &[u8]) {
+    async fn back(&self, shared: &Shared, socket: &UdpSocket, first: &[u8]) {
         loop {
             if socket.ready(RECEIVING).await.is_err() {
                 return;
             }
             for _ in 0..BURST {
-                let freed = gateway.link().outlet.borrow().freed();
+                let freed = shared.link.outlet.borrow().freed();
                 let freed = freed.notified();
-                let passed = self.pass(gateway, socket, first);
+                let passed = self.pass(shared, socket, first);
                 match passed {
                     Passed::Some => {}
                     Passed::None => break,
@@ -167,8 +165,8 @@ impl DatagramFlow {
         }
     }
 
-    fn pass(&self, gateway: &Gateway, socket: &UdpSocket, first: &[u8]) -> Passed {
-        let mut outlet = gateway.link().outlet.borrow_mut();
+    fn pass(&self, shared: &Shared, socket: &UdpSocket, first: &[u8]) -> Passed {
+        let mut outlet = shared.link.outlet.borrow_mut();
         if !outlet.is_free() {
             return Passed::Full;
         }

@@ -8,12 +8,12 @@ mod key;
 mod opening;
 mod questions;
 mod requests;
+mod shared;
 mod splice;
 mod tcp;
 
 use crate::{
     dialing::Dialing,
-    resolver::Resolver,
     session::{Session, refused},
     stack::{
         addresses::is_gateway,
@@ -30,6 +30,7 @@ use sandboxvm_egress_policy::name::DomainName;
 use sandboxvm_protocol::egress::{
     Decided, FlowEnd, FlowRecord, MAX_SAVED_PINS, NetworkSettings, SavedPin, TrafficCounters,
 };
+use shared::Shared;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -37,6 +38,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tcp::TcpFlow;
+use tokio::task::spawn_local;
 
 /// Maximum number of flows of a sandbox, whatever its limits say.
 pub const MAX_FLOWS: usize = 4096;
@@ -44,12 +46,8 @@ pub const MAX_FLOWS: usize = 4096;
 /// A sandbox's gateway.
 #[derive(Debug)]
 pub struct Gateway {
-    link: Rc<Link>,
-    session: Rc<RefCell<Session>>,
-    dialing: Rc<Dialing>,
-    resolver: Resolver,
+    shared: Rc<Shared>,
     table: RefCell<HashMap<Key, Entry>>,
-    questions: Rc<Cell<usize>>,
     ignored: Cell<u64>,
 }
 
@@ -72,24 +70,16 @@ impl Gateway {
     /// Returns a gateway without flows. Its packets have to be handled in a `LocalSet`.
     #[must_use]
     pub fn new(link: Rc<Link>, session: Rc<RefCell<Session>>, dialing: Rc<Dialing>) -> Rc<Self> {
-        let resolver = Resolver::new(Rc::clone(&dialing), Rc::clone(&session));
-        Rc::new(Self {
-            link,
-            session,
-            dialing,
-            resolver,
-            table: RefCell::default(),
-            questions: Rc::default(),
-            ignored: Cell::new(0),
-        })
+        let shared = Rc::new(Shared::new(link, session, dialing));
+        Rc::new(Self { shared, table: RefCell::default(), ignored: Cell::new(0) })
     }
 
     /// Handles a frame of the guest.
     pub fn handle(self: &Rc<Self>, frame: &[u8]) {
         match packet::read(frame) {
-            Inbound::Arp { source, target } => replies::arp(&mut self.link.outlet.borrow_mut(), source, target),
+            Inbound::Arp { source, target } => replies::arp(&mut self.shared.link.outlet.borrow_mut(), source, target),
             Inbound::Neighbor { source, target } => {
-                replies::neighbor(&mut self.link.outlet.borrow_mut(), source, target);
+                replies::neighbor(&mut self.shared.link.outlet.borrow_mut(), source, target);
             }
             Inbound::Packet(packet) => self.route(&packet),
             Inbound::Other => self.ignored.set(self.ignored.get() + 1),
@@ -107,12 +97,12 @@ impl Gateway {
                 match flow {
                     Some(flow) => flow.receive(packet),
                     None if begins => self.begin(key, packet),
-                    None => replies::reset(&mut self.link.outlet.borrow_mut(), packet),
+                    None => replies::reset(&mut self.shared.link.outlet.borrow_mut(), packet),
                 }
             }
-            Content::Udp { to: 53, .. } => questions::over_udp(self, packet),
+            Content::Udp { to: 53, .. } => questions::over_udp(&self.shared, packet),
             Content::Echo { .. } if is_gateway(packet.destination) => {
-                replies::echo(&mut self.link.outlet.borrow_mut(), packet);
+                replies::echo(&mut self.shared.link.outlet.borrow_mut(), packet);
             }
             Content::Udp { .. } | Content::Echo { .. } => {
                 let flow = match self.table.borrow().get(&key) {
@@ -120,7 +110,7 @@ impl Gateway {
                     _ => None,
                 };
                 match flow {
-                    Some(flow) => flow.receive(self, packet),
+                    Some(flow) => flow.receive(&self.shared, packet),
                     None => self.begin(key, packet),
                 }
             }
@@ -129,14 +119,14 @@ impl Gateway {
 
     /// Begins a flow, or refuses it immediately. What is refused allocates nothing that stays, apart from its record.
     fn begin(self: &Rc<Self>, key: Key, packet: &Packet<'_>) {
-        let verdict = begun(&self.session.borrow(), &key);
+        let verdict = begun(&self.shared.session.borrow(), &key);
         let decided = match verdict {
             Verdict::Refuse(decided) => return self.refuse(key, packet, decided),
             Verdict::Forward(_, decided) => decided,
             Verdict::Resolve | Verdict::Inspect(..) => Decided::Allowed(None),
         };
         {
-            let mut session = self.session.borrow_mut();
+            let mut session = self.shared.session.borrow_mut();
             let max = usize::try_from(session.settings.limits.flows).unwrap_or(MAX_FLOWS).min(MAX_FLOWS);
             let why = if self.open() >= max {
                 Some("there are too many flows at the same time")
@@ -151,27 +141,39 @@ impl Gateway {
                 return self.refuse(key, packet, refused(why));
             }
         }
-        let account = Account::new(Rc::clone(&self.session), key, decided);
-        let first = Box::from(packet.bytes);
+        let account = Account::new(Rc::clone(&self.shared.session), key, decided);
+        let first: Box<[u8]> = packet.bytes.into();
+        let gateway = Rc::clone(self);
         match packet.content {
             Content::Tcp { .. } => {
                 let flow = TcpFlow::new(account);
-                self.table.borrow_mut().insert(key, Entry::Tcp(Rc::clone(&flow)));
-                tokio::task::spawn_local(flow.run(Rc::clone(self), first));
+                self.insert(key, Entry::Tcp(Rc::clone(&flow)));
+                spawn_local(async move {
+                    let ended = flow.run(&gateway.shared, &first).await;
+                    gateway.remove(&key);
+                    // Questions over TCP are reported as questions.
+                    if !flow.account.is_resolver() {
+                        gateway.report(flow.account.record(ended));
+                    }
+                });
             }
             Content::Udp { .. } | Content::Echo { .. } => {
                 let flow = DatagramFlow::new(account);
-                flow.receive(self, packet);
-                self.table.borrow_mut().insert(key, Entry::Datagrams(Rc::clone(&flow)));
-                tokio::task::spawn_local(flow.run(Rc::clone(self), first));
+                flow.receive(&self.shared, packet);
+                self.insert(key, Entry::Datagrams(Rc::clone(&flow)));
+                spawn_local(async move {
+                    let ended = flow.run(&gateway.shared, &first).await;
+                    gateway.remove(&key);
+                    gateway.report(flow.account.record(ended));
+                });
             }
         }
     }
 
     fn refuse(&self, key: Key, packet: &Packet<'_>, decided: Decided) {
-        replies::refuse(&mut self.link.outlet.borrow_mut(), packet, Unreachable::Prohibited);
+        replies::refuse(&mut self.shared.link.outlet.borrow_mut(), packet, Unreachable::Prohibited);
         let ended = Ended::from(FlowEnd::NotEstablished);
-        self.report(Account::new(Rc::clone(&self.session), key, decided).record(ended));
+        self.report(Account::new(Rc::clone(&self.shared.session), key, decided).record(ended));
     }
 
     /// Takes new settings, and ends the flows that they do not allow.
@@ -179,8 +181,8 @@ impl Gateway {
     /// # Errors
     /// When they cannot be read. Everything is refused then.
     pub fn configure(&self, settings: NetworkSettings) -> Result<(), String> {
-        let result = self.session.borrow_mut().configure(settings).map_err(|error| error.to_string());
-        let session = self.session.borrow();
+        let result = self.shared.session.borrow_mut().configure(settings).map_err(|error| error.to_string());
+        let session = self.shared.session.borrow();
         for (key, entry) in self.table.borrow().iter() {
             let account = entry.account();
             if let Err(decided) = still(&session, key, &account.known.borrow(), account.is_inspected.get()) {
@@ -201,7 +203,7 @@ impl Gateway {
     /// Returns the pins that are alive, for a copy of the machine.
     #[must_use]
     pub fn pins(&self) -> Vec<SavedPin> {
-        let session = self.session.borrow();
+        let session = self.shared.session.borrow();
         let saved = |(address, name, left): (_, &DomainName, Duration)| SavedPin {
             name: name.to_string(),
             address,
@@ -217,7 +219,7 @@ impl Gateway {
     #[must_use]
     pub fn counters(&self) -> TrafficCounters {
         let open = u32::try_from(self.open()).unwrap_or(u32::MAX);
-        TrafficCounters { open, ..self.session.borrow().counters }
+        TrafficCounters { open, ..self.shared.session.borrow().counters }
     }
 
     /// Returns the number of frames that were none of anything that is answered.
@@ -230,50 +232,21 @@ impl Gateway {
         self.table.borrow().len()
     }
 
-    fn link(&self) -> &Rc<Link> {
-        &self.link
+    fn insert(&self, key: Key, entry: Entry) {
+        self.table.borrow_mut().insert(key, entry);
+        self.shared.open.set(self.open());
     }
 
-    fn session(&self) -> &Rc<RefCell<Session>> {
-        &self.session
-    }
-
-    fn dialing(&self) -> &Dialing {
-        &self.dialing
-    }
-
-    fn resolver(&self) -> &Resolver {
-        &self.resolver
-    }
-
-    fn forget(&self, key: &Key) {
+    fn remove(&self, key: &Key) {
         self.table.borrow_mut().remove(key);
+        self.shared.open.set(self.open());
     }
 
     fn report(&self, record: FlowRecord) {
-        let mut session = self.session.borrow_mut();
+        let mut session = self.shared.session.borrow_mut();
         if matches!(record.decided, Decided::Refused { .. }) {
             session.counters.refused += u64::from(record.count);
         }
         session.records.flow(record);
-    }
-
-    /// Takes one of `max` places for questions without an answer.
-    fn slot(&self, max: usize) -> Option<Slot> {
-        let taken = self.questions.get();
-        (taken < max).then(|| {
-            self.questions.set(taken + 1);
-            Slot(Rc::clone(&self.questions))
-        })
-    }
-}
-
-/// A place that is free again when this is dropped.
-#[derive(Debug)]
-struct Slot(Rc<Cell<usize>>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

@@ -7,7 +7,6 @@ use super::{
     requests,
     splice::Ends,
 };
-use crate::session::refused;
 use sandboxvm_egress_policy::{
     inspect::{Kind, MAX_OPENING, Opening, Progress, look},
     policy::{self, Shown},
@@ -160,10 +159,4 @@ fn decide(account: &Account, flow: &policy::Flow, shown: Shown) -> Result<(), En
             Err(Ended { end: FlowEnd::NotEstablished, refused: Some(decided) })
         }
     }
-}
-
-/// Returns what is reported of a connection that the gateway refuses for what it sent.
-#[must_use]
-pub fn refusal(error: &impl std::error::Error) -> sandboxvm_protocol::egress::Decided {
-    refused(error.to_string())
 }

@@ -2,9 +2,9 @@
 //! there.
 
 use super::{
-    Gateway,
     account::{Account, Ended},
     key::Key,
+    shared::Shared,
 };
 use crate::stack::{guest_stream::GuestStream, packet::Packet, replies};
 use sandboxvm_protocol::egress::{FlowEnd, ResolverTransport};
@@ -24,27 +24,27 @@ const MAX_QUESTION: usize = 4096;
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Answers a question over UDP.
-pub fn over_udp(gateway: &Rc<Gateway>, packet: &Packet<'_>) {
+pub fn over_udp(shared: &Rc<Shared>, packet: &Packet<'_>) {
     let question = packet.data();
     if question.len() > MAX_QUESTION {
         return;
     }
     let key = Key::of(packet);
-    if !may_ask(gateway) {
-        return answer(gateway, &key, &refusal(question));
+    if !may_ask(shared) {
+        return answer(shared, &key, &refusal(question));
     }
-    let Some(slot) = gateway.slot(MAX_OUTSTANDING) else { return answer(gateway, &key, &refusal(question)) };
-    let (gateway, question) = (Rc::clone(gateway), Box::<[u8]>::from(question));
+    let Some(slot) = shared.slot(MAX_OUTSTANDING) else { return answer(shared, &key, &refusal(question)) };
+    let (shared, question) = (Rc::clone(shared), Box::<[u8]>::from(question));
     tokio::task::spawn_local(async move {
         let _slot = slot;
-        if let Some(bytes) = gateway.resolver().answer(&question, ResolverTransport::Udp).await {
-            answer(&gateway, &key, &bytes);
+        if let Some(bytes) = shared.resolver.answer(&question, ResolverTransport::Udp).await {
+            answer(&shared, &key, &bytes);
         }
     });
 }
 
-fn answer(gateway: &Gateway, key: &Key, bytes: &[u8]) {
-    let mut outlet = gateway.link().outlet.borrow_mut();
+fn answer(shared: &Shared, key: &Key, bytes: &[u8]) {
+    let mut outlet = shared.link.outlet.borrow_mut();
     replies::datagram(&mut outlet, (key.address, key.port), key.from, |room| {
         room.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(bytes.len())
@@ -52,7 +52,7 @@ fn answer(gateway: &Gateway, key: &Key, bytes: &[u8]) {
 }
 
 /// Answers questions over a TCP connection, one after another.
-pub async fn over_tcp(gateway: &Gateway, mut guest: GuestStream, account: &Account) -> Ended {
+pub async fn over_tcp(shared: &Shared, mut guest: GuestStream, account: &Account) -> Ended {
     let carried = async {
         loop {
             let mut len = [0; 2];
@@ -68,8 +68,8 @@ pub async fn over_tcp(gateway: &Gateway, mut guest: GuestStream, account: &Accou
             let mut question = vec![0; len];
             guest.read_exact(&mut question).await?;
             account.passed(crate::rates::Way::Out, len);
-            let bytes = if may_ask(gateway) {
-                gateway.resolver().answer(&question, ResolverTransport::Tcp).await
+            let bytes = if may_ask(shared) {
+                shared.resolver.answer(&question, ResolverTransport::Tcp).await
             } else {
                 Some(refusal(&question))
             };
@@ -89,8 +89,8 @@ pub async fn over_tcp(gateway: &Gateway, mut guest: GuestStream, account: &Accou
     end.into()
 }
 
-fn may_ask(gateway: &Gateway) -> bool {
-    gateway.session().borrow_mut().rates.queries.take(Instant::now())
+fn may_ask(shared: &Shared) -> bool {
+    shared.session.borrow_mut().rates.queries.take(Instant::now())
 }
 
 /// The question as its own refusal (RFC 1035, 4.1.1): a response with the code REFUSED.

@@ -1,12 +1,13 @@
 //! Carries an HTTP/1 connection whose requests have to be for hosts that are allowed, each of them.
 
-use super::{decision::named, opening::refusal, splice::Ends};
+use super::{decision::named, splice::Ends};
 use crate::{
     http::{
         requests::{RequestError, Requests, Step},
         responses::FirstResponse,
     },
     rates::Way,
+    session::refused,
 };
 use sandboxvm_egress_policy::{
     inspect::MAX_OPENING,
@@ -39,7 +40,7 @@ impl From<io::Error> for CarryError {
 
 impl From<RequestError> for CarryError {
     fn from(error: RequestError) -> Self {
-        Self::Refused(refusal(&error))
+        Self::Refused(refused(error.to_string()))
     }
 }
 

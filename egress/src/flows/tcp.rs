@@ -1,10 +1,10 @@
 //! One TCP connection of the guest, from its first segment to its record: decided, dialled, answered, carried.
 
 use super::{
-    Gateway,
     account::{Account, Ended},
     decision::{Carried, Verdict, begun},
     opening, questions,
+    shared::Shared,
     splice::{Ends, reset},
 };
 use crate::{
@@ -58,64 +58,59 @@ impl TcpFlow {
         }
     }
 
-    /// Carries the connection to its end, and reports it.
-    pub async fn run(self: Rc<Self>, gateway: Rc<Gateway>, syn: Box<[u8]>) {
+    /// Carries the connection to its end. `syn` is its first packet.
+    pub async fn run(&self, shared: &Shared, syn: &[u8]) -> Ended {
         let ended = tokio::select! {
             biased;
             end = self.account.ending() => Ended::from(end),
-            ended = self.carry(&gateway, &syn) => ended,
+            ended = self.carry(shared, syn) => ended,
         };
-        gateway.forget(&self.account.key);
         let end = self.end.borrow_mut().take();
-        let is_forgotten = self.account.is_forgotten();
-        match end {
-            _ if is_forgotten => {}
-            Some(end) if ended.end != FlowEnd::Closed => end.abort(),
-            Some(_) => {}
-            None if ended.end == FlowEnd::Cut => {
-                if let Inbound::Packet(packet) = packet_of(&syn) {
-                    replies::reset(&mut gateway.link().outlet.borrow_mut(), &packet);
+        if !self.account.is_forgotten() {
+            match end {
+                Some(end) if ended.end != FlowEnd::Closed => end.abort(),
+                None if ended.end == FlowEnd::Cut => {
+                    if let Inbound::Packet(packet) = packet_of(syn) {
+                        replies::reset(&mut shared.link.outlet.borrow_mut(), &packet);
+                    }
                 }
+                Some(_) | None => {}
             }
-            None => {}
         }
-        // Questions over TCP are reported as questions.
-        if !matches!(begun(&self.account.session().borrow(), &self.account.key), Verdict::Resolve) {
-            gateway.report(self.account.record(ended));
-        }
+        ended
     }
 
-    async fn carry(&self, gateway: &Rc<Gateway>, syn: &[u8]) -> Ended {
+    async fn carry(&self, shared: &Shared, syn: &[u8]) -> Ended {
         let Inbound::Packet(syn) = packet_of(syn) else { return FlowEnd::NotEstablished.into() };
         let first = begun(&self.account.session().borrow(), &self.account.key);
         let dial = match &first {
             Verdict::Resolve => {
-                let Some(guest) = self.answer(gateway, &syn).await else { return FlowEnd::NotEstablished.into() };
-                return questions::over_tcp(gateway, guest, &self.account).await;
+                let Some(guest) = self.answer(shared, &syn).await else { return FlowEnd::NotEstablished.into() };
+                return questions::over_tcp(shared, guest, &self.account).await;
             }
             Verdict::Forward(dial, _) | Verdict::Inspect(dial, _) => *dial,
-            Verdict::Refuse(decided) => return self.refuse(gateway, &syn, decided.clone()),
+            Verdict::Refuse(decided) => return self.refuse(shared, &syn, decided.clone()),
         };
         self.account.is_inspected.set(matches!(first, Verdict::Inspect(..)));
-        let upstream = match gateway.dialing().dial(dial).await {
+        let upstream = match shared.dialing.dial(dial).await {
             Ok(fd) => TcpStream::from_std(std::net::TcpStream::from(fd)).map_err(|_| DialFailure::Busy),
             Err(failure) => Err(failure),
         };
         let upstream = match upstream {
             Ok(upstream) => upstream,
-            Err(failure) => return self.fail(gateway, &syn, failure),
+            Err(failure) => return self.fail(shared, &syn, failure),
         };
         // The settings may have changed while it was dialled.
         let verdict = begun(&self.account.session().borrow(), &self.account.key);
         if let Verdict::Refuse(decided) = verdict {
-            return self.refuse(gateway, &syn, decided);
+            return self.refuse(shared, &syn, decided);
         }
         let is_inspected = matches!(verdict, Verdict::Inspect(..));
         self.account.is_inspected.set(is_inspected);
         if !is_inspected {
             self.account.known.borrow_mut().carried = Carried::Blindly;
         }
-        let Some(guest) = self.answer(gateway, &syn).await else {
+        let Some(guest) = self.answer(shared, &syn).await else {
             reset(&upstream);
             return FlowEnd::NotEstablished.into();
         };
@@ -143,23 +138,23 @@ impl TcpFlow {
     }
 
     /// Answers the guest's first segment, and waits until it has confirmed the answer.
-    async fn answer(&self, gateway: &Rc<Gateway>, syn: &Packet<'_>) -> Option<GuestStream> {
-        let open = gateway.open();
+    async fn answer(&self, shared: &Shared, syn: &Packet<'_>) -> Option<GuestStream> {
+        let open = shared.open.get();
         let capacity = BUFFERS.iter().find(|(flows, _)| open <= *flows).map_or(0, |(_, bytes)| *bytes);
-        let end = GuestEnd::open(gateway.link(), syn, capacity)?;
+        let end = GuestEnd::open(&shared.link, syn, capacity)?;
         *self.end.borrow_mut() = Some(Rc::clone(&end));
         let guest = GuestStream::new(end);
         let established = tokio::time::timeout(HANDSHAKE, guest.established()).await;
         matches!(established, Ok(Ok(()))).then_some(guest)
     }
 
-    fn refuse(&self, gateway: &Gateway, syn: &Packet<'_>, decided: sandboxvm_protocol::egress::Decided) -> Ended {
-        replies::reset(&mut gateway.link().outlet.borrow_mut(), syn);
+    fn refuse(&self, shared: &Shared, syn: &Packet<'_>, decided: sandboxvm_protocol::egress::Decided) -> Ended {
+        replies::reset(&mut shared.link.outlet.borrow_mut(), syn);
         Ended { end: FlowEnd::NotEstablished, refused: Some(decided) }
     }
 
-    fn fail(&self, gateway: &Gateway, syn: &Packet<'_>, failure: DialFailure) -> Ended {
-        let mut outlet = gateway.link().outlet.borrow_mut();
+    fn fail(&self, shared: &Shared, syn: &Packet<'_>, failure: DialFailure) -> Ended {
+        let mut outlet = shared.link.outlet.borrow_mut();
         match failure {
             DialFailure::Unreachable | DialFailure::TimedOut => {
                 replies::unreachable(&mut outlet, syn.bytes, Unreachable::Host);

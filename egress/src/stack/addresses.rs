@@ -1,5 +1,5 @@
-//! The addresses of the link between a guest and its gateway. They are the same in every sandbox: each has a stack of its
-//! own, so a copy keeps the addresses of the machine that it is a copy of.
+//! The addresses of the link between a guest and its gateway. They are the same in every sandbox: each has a separate
+//! stack, so a copy keeps the addresses of the machine that it is a copy of.
 
 use smoltcp::wire::EthernetAddress;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

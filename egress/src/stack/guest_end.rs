@@ -4,7 +4,7 @@
 
 use super::{
     device::Port,
-    link::Link,
+    link::{Link, Sender},
     packet::{Content, Packet},
     replies::kind_of,
 };
@@ -120,7 +120,8 @@ impl GuestEnd {
         };
         if !is_done {
             self.is_waiting.set(true);
-            return self.link.wait(Weak::clone(&self.me));
+            let me: Weak<Self> = Weak::clone(&self.me);
+            return self.link.wait(me);
         }
         if let Some(at) = interface.poll_at(now, sockets) {
             self.set_timer(self.link.moment(at));
@@ -136,19 +137,9 @@ impl GuestEnd {
                     self.link.clear_timer(set, self.id);
                 }
                 self.timer.set(Some(at));
-                self.link.set_timer(at, self.id, Weak::clone(&self.me));
+                self.link.set_timer(at, self.id, self.me.clone());
             }
         }
-    }
-
-    pub(super) fn run_timer(&self) {
-        self.timer.set(None);
-        self.settle();
-    }
-
-    pub(super) fn resume(&self) {
-        self.is_waiting.set(false);
-        self.settle();
     }
 
     /// Waits until the guest has answered the answer to its first segment.
@@ -295,6 +286,18 @@ impl GuestEnd {
         {
             self.link.keep(me);
         }
+    }
+}
+
+impl Sender for GuestEnd {
+    fn run_timer(&self) {
+        self.timer.set(None);
+        self.settle();
+    }
+
+    fn resume(&self) {
+        self.is_waiting.set(false);
+        self.settle();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The link to one guest: its outlet, the clock and the timers of its TCP connections, and which of them wait until the
 //! VMM takes frames again.
 
-use super::{guest_end::GuestEnd, outlet::Outlet};
+use super::outlet::Outlet;
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque, hash_map::RandomState},
@@ -18,17 +18,26 @@ const MIN_CLEARED: usize = 64;
 /// Maximum number of connections that are kept to be reset. Each holds its buffers.
 const MAX_RESET: usize = 64;
 
+/// What sends on a link: the guest's end of a connection.
+pub(super) trait Sender {
+    /// Its timer has expired.
+    fn run_timer(&self);
+
+    /// The outlet is free again.
+    fn resume(&self);
+}
+
 /// The link to one guest.
 pub struct Link {
     /// The way of frames to the guest.
     pub outlet: RefCell<Outlet>,
     began: Instant,
-    timers: RefCell<BTreeMap<(Instant, u64), Weak<GuestEnd>>>,
+    timers: RefCell<BTreeMap<(Instant, u64), Weak<dyn Sender>>>,
     /// Weak, so that a guest that takes no frames keeps no connection in memory that has ended.
-    waiting: RefCell<VecDeque<Weak<GuestEnd>>>,
+    waiting: RefCell<VecDeque<Weak<dyn Sender>>>,
     /// Those of `waiting` that were reset and whose guest does not know it yet. The oldest is dropped for a new one: its
     /// guest finds out when it sends.
-    reset: RefCell<VecDeque<Rc<GuestEnd>>>,
+    reset: RefCell<VecDeque<Rc<dyn Sender>>>,
     /// Length of `waiting` at which those that have ended are removed from it.
     cleared_at: Cell<usize>,
     /// Notified when the first timer is earlier than before, or a connection has more to send than it may at one time.
@@ -99,7 +108,7 @@ impl Link {
     }
 
     /// Keeps a connection that was reset while it waited, until it has sent that.
-    pub(super) fn keep(&self, end: Rc<GuestEnd>) {
+    pub(super) fn keep(&self, end: Rc<dyn Sender>) {
         let mut reset = self.reset.borrow_mut();
         if reset.len() >= MAX_RESET {
             reset.pop_front();
@@ -147,7 +156,7 @@ impl Link {
         (id, self.seeds.hash_one(id))
     }
 
-    pub(super) fn set_timer(&self, at: Instant, id: u64, end: Weak<GuestEnd>) {
+    pub(super) fn set_timer(&self, at: Instant, id: u64, end: Weak<dyn Sender>) {
         let mut timers = self.timers.borrow_mut();
         let is_first = timers.first_key_value().is_none_or(|((first, _), _)| at < *first);
         timers.insert((at, id), end);
@@ -161,7 +170,7 @@ impl Link {
     }
 
     /// Lets `end` send later.
-    pub(super) fn wait(&self, end: Weak<GuestEnd>) {
+    pub(super) fn wait(&self, end: Weak<dyn Sender>) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() >= self.cleared_at.get() {
             waiting.retain(|end| end.strong_count() > 0);
@@ -178,7 +187,10 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::packet::{Inbound, packet_of},
+        super::{
+            guest_end::GuestEnd,
+            packet::{Inbound, packet_of},
+        },
         *,
     };
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

@@ -7,8 +7,11 @@ use rustix::{
     net::{SendFlags, send},
 };
 use smoltcp::wire::{EthernetFrame, EthernetProtocol};
-use std::{os::fd::OwnedFd, rc::Rc};
-use tokio::{io::unix::AsyncFd, sync::Notify};
+use std::{io, os::fd::OwnedFd, rc::Rc};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
 
 /// Bytes of the header before each frame, a `virtio_net_hdr_v1`.
 pub const VIRTIO_HEADER: usize = 12;
@@ -24,6 +27,15 @@ pub const MAX_FRAME: usize = PACKET + MTU;
 
 /// `VIRTIO_NET_HDR_F_DATA_VALID`: the guest does not check the checksums of TCP and UDP.
 const DATA_VALID: u8 = 2;
+
+/// Lets the runtime wait for a socket, which is non-blocking, in both directions.
+///
+/// # Errors
+/// When the runtime cannot.
+pub fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is an open descriptor, always the same one, until it is dropped, and the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE) }?)
+}
 
 /// The way of frames to the guest.
 #[derive(Debug)]

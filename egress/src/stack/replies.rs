@@ -1,4 +1,4 @@
-//! Packets that the gateway itself sends: answers to questions for its hardware address, to pings of its own, refusals,
+//! Packets that the gateway itself sends: answers to questions for its hardware address, to pings of the gateway, refusals,
 //! and datagrams.
 
 use super::{

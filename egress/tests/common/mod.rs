@@ -1,4 +1,4 @@
-//! The egress process and its dialer, as a supervisor starts them, in a network namespace of the test's own, with a guest
+//! The egress process and its dialer, as a supervisor starts them, in a private network namespace, with a guest
 //! on the frame socket that is made of smoltcp.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
@@ -21,7 +21,7 @@ pub fn in_namespace(name: &str) -> bool {
         ip addr add 2001:db8::$host/128 dev lo; done; \
         echo \"0 $groups\" >/proc/sys/net/ipv4/ping_group_range; \
         exec \"$@\"";
-    // Root keeps its users, so that the processes get one of their own. The range is of groups that exist.
+    // Root keeps its users, so that the processes get a separate one. The range is of groups that exist.
     let (namespaces, groups) = if rustix::process::geteuid().is_root() {
         (&["--net"][..], "2147483647")
     } else {

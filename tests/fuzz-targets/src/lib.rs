@@ -15,6 +15,7 @@ mod disk_layers;
 mod dns_answer;
 mod dns_query;
 mod driver;
+mod egress_frames;
 mod frame_decode;
 mod image_metadata;
 mod input;
@@ -33,6 +34,7 @@ pub use connection_opening::connection_opening;
 pub use disk_layers::disk_layers;
 pub use dns_answer::dns_answer;
 pub use dns_query::dns_query;
+pub use egress_frames::egress_frames;
 pub use frame_decode::frame_decode;
 pub use image_metadata::image_metadata;
 pub use net_device::net_device;
@@ -62,6 +64,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "disk_layers", run: disk_layers },
     Target { name: "dns_answer", run: dns_answer },
     Target { name: "dns_query", run: dns_query },
+    Target { name: "egress_frames", run: egress_frames },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_metadata", run: image_metadata },
     Target { name: "net_device", run: net_device },

@@ -89,6 +89,7 @@ replay!(
     disk_layers,
     dns_answer,
     dns_query,
+    egress_frames,
     frame_decode,
     image_metadata,
     net_device,
