@@ -31,7 +31,7 @@ impl Manager {
     ) -> BoxFuture<'a, Result<StartedSandbox, CreateError>> {
         Box::pin(async move {
             check_env(&spec.env)?;
-            check_network(&self.home, bundle, spec.network.as_ref())?;
+            check_network(&self.home, spec.network.as_ref())?;
             match &spec.start_from {
                 StartFrom::Boot => self.start_booting(bundle, spec).await,
                 StartFrom::Ready => self.start_ready(bundle, spec).await,
@@ -109,11 +109,11 @@ impl Manager {
     }
 }
 
-/// Rejects a network that the operator does not permit, or for which there is no program.
-fn check_network(home: &Home, bundle: &Bundle, network: Option<&NetworkSpec>) -> Result<(), CreateError> {
-    let Some(network) = network else { return Ok(()) };
-    home.network().admit(network)?;
-    let _ = bundle;
+/// Rejects a network that the operator does not permit.
+fn check_network(home: &Home, network: Option<&NetworkSpec>) -> Result<(), CreateError> {
+    if let Some(network) = network {
+        home.network().admit(network)?;
+    }
     Ok(())
 }
 

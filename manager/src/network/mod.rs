@@ -5,7 +5,7 @@
 //! spec         what is asked for: reach, rules, resolvers, names, limits
 //! policy_file  named sets of rules, and a whole policy, in a file of the user
 //! operator     what the operator permits and provides
-//! record       `network.json`: what is in force; `network.pins`: what a copy takes along
+//! record       `network.json`: what is in force; `network.pins`: what a copy starts with
 //! traffic      the reports of an egress process, as a bounded number of audit lines
 //! advice       what would allow something that was refused
 //! suggest      the smallest set of rules that covers what was used

@@ -104,10 +104,18 @@ pub(crate) struct RefusalShown {
     address: Option<String>,
     /// Why it was refused.
     reason: String,
-    /// How often in a row.
+    /// How often.
     count: u64,
     /// What would allow it, if anything would.
     advice: Option<String>,
+}
+
+impl RefusalShown {
+    /// Returns true if the two differ at most in their number.
+    fn is_like(&self, other: &Self) -> bool {
+        let all = |shown: &Self| (shown.what, shown.name.clone(), shown.address.clone(), shown.reason.clone());
+        all(self) == all(other)
+    }
 }
 
 impl NetworkArguments {
@@ -183,13 +191,20 @@ fn refusals(
     read_before: impl Fn(Option<u64>) -> Result<(Vec<u8>, u64), AuditError>,
     permitted: &Permitted,
 ) -> Result<Vec<RefusalShown>, AuditError> {
-    let (mut found, mut searched, mut end) = (Vec::new(), 0, None);
+    let (mut found, mut searched, mut end) = (Vec::<RefusalShown>::new(), 0, None);
     while found.len() < MAX_REFUSALS && searched < MAX_SEARCHED && end != Some(0) {
         let (text, start) = read_before(end)?;
         (searched, end) = (searched + text.len() as u64, Some(start));
         let text = String::from_utf8_lossy(&text);
         let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        found.extend(lines.filter_map(|line| refusal(&line.event, permitted)).take(MAX_REFUSALS - found.len()));
+        for refused in lines.filter_map(|line| refusal(&line.event, permitted)) {
+            // A name is asked for once for each kind of address.
+            if let Some(same) = found.iter_mut().find(|other| refused.is_like(other)) {
+                same.count = same.count.saturating_add(refused.count);
+            } else if found.len() < MAX_REFUSALS {
+                found.push(refused);
+            }
+        }
         if text.is_empty() {
             break;
         }

@@ -127,6 +127,8 @@ fn listings_of_a_real_sandbox_have_the_shape_of_the_golden_files() {
     assert_eq!(processes[0]["pid"].to_string(), pid.trim(), "{processes}");
     check("snapshot ls", &["snapshot", "ls", "--json"]);
     check("port", &["port", "--json", "demo"]);
+    check("network show", &["network", "show", "--json", "demo"]);
+    check("network suggest", &["network", "suggest", "--json", "demo"]);
     check("stats", &["stats", "--json"]);
     check("stats SANDBOX", &["stats", "--json", "demo"]);
     check("audit verify", &["audit", "verify", "--json"]);
