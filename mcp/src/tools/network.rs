@@ -113,8 +113,7 @@ pub(crate) struct RefusalShown {
 impl RefusalShown {
     /// Returns true if the two differ at most in their number.
     fn is_like(&self, other: &Self) -> bool {
-        let all = |shown: &Self| (shown.what, shown.name.clone(), shown.address.clone(), shown.reason.clone());
-        all(self) == all(other)
+        (self.what, &self.name, &self.address, &self.reason) == (other.what, &other.name, &other.address, &other.reason)
     }
 }
 
@@ -373,6 +372,18 @@ mod tests {
     #[test]
     fn last_refusals_are_found_within_a_bound() {
         let some = permitted(Reach::Listed, &["*.example"]);
+        let line = |name: &str| {
+            let json = serde_json::json!({
+                "seq": 1, "time": "2026-01-01T00:00:00.000Z", "sandbox": "abcdefghabcdefgh", "by": {"uid": 0, "pid": 1},
+                "event": "network_name", "name": name, "question": 28, "allowed": false, "rule": null,
+                "reason": "no rule allows it", "count": 2, "prev": "",
+            });
+            format!("{json}\n")
+        };
+        let log = format!("{}not a line\n{}{}", line("a.example"), line("b.example"), line("a.example"));
+        let found = refusals(|_| Ok((log.clone().into_bytes(), 0)), &some).unwrap();
+        let found: Vec<_> = found.iter().map(|refused| (refused.name.as_deref(), refused.count)).collect();
+        assert_eq!(found, [(Some("a.example"), 4), (Some("b.example"), 2)]);
         let none = refusals(|_| Ok((Vec::new(), 0)), &some).unwrap();
         assert!(none.is_empty());
         let reads = std::cell::Cell::new(0_u64);
