@@ -1,0 +1,89 @@
+//! HTTP/2: one connection of the guest and one to the server, many streams at the same time. A stream that one side does
+//! not read holds back the other side, and no other stream.
+
+use super::{
+    Outcome,
+    body::Searched,
+    exchange::{Answer, Exchange},
+    tasks::Tasks,
+};
+use hyper::{
+    Request, body::Incoming, client::conn::http2 as client, server::conn::http2 as server, service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Maximum number of streams at the same time.
+const STREAMS: u32 = 100;
+
+/// Maximum number of bytes of one stream that are under way to a reader. With [`CONNECTION_WINDOW`] this bounds the memory
+/// of a connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Maximum number of bytes of all streams that are under way.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Maximum number of bytes of a stream that wait to be sent.
+const SEND_BUFFER: usize = 16 * 1024;
+
+/// Maximum length of the headers of a request or an answer.
+const HEADERS: u32 = 64 * 1024;
+
+/// Carries a connection.
+pub(super) async fn carry<G, U>(guest: G, upstream: U, exchange: Exchange) -> Outcome
+where
+    G: AsyncRead + AsyncWrite + Unpin + 'static,
+    U: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let tasks = Tasks::default();
+    let connected = client::Builder::new(tasks.starter())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEADERS)
+        .handshake::<_, Searched>(TokioIo::new(upstream))
+        .await;
+    let Ok((sender, mut client)) = connected else { return Outcome::Reset };
+    let exchange = Rc::new(exchange);
+    let service = service_fn(move |request| answer(Rc::clone(&exchange), sender.clone(), request));
+    let mut server = server::Builder::new(tasks.starter())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEADERS)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(guest), service);
+    let mut has_ended = false;
+    let served = poll_fn(|context| {
+        if !has_ended && Pin::new(&mut client).poll(context).is_ready() {
+            has_ended = true;
+            // The guest gets a GOAWAY. What the server sent is still passed on.
+            Pin::new(&mut server).graceful_shutdown();
+        }
+        Pin::new(&mut server).poll(context)
+    });
+    if served.await.is_ok() { Outcome::Closed } else { Outcome::Reset }
+}
+
+async fn answer(
+    exchange: Rc<Exchange>,
+    mut sender: client::SendRequest<Searched>,
+    request: Request<Incoming>,
+) -> io::Result<Answer> {
+    let forwarded = match exchange.forwarded(request) {
+        Ok(forwarded) => forwarded,
+        Err(answer) => return Ok(answer),
+    };
+    sender.ready().await.map_err(io::Error::other)?;
+    match sender.send_request(forwarded.request).await {
+        Ok(answer) => Ok(Exchange::answered(answer)),
+        Err(error) => exchange.failed(&forwarded.found).ok_or_else(|| io::Error::other(error)),
+    }
+}
