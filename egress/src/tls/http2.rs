@@ -12,6 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -50,8 +51,19 @@ where
         .handshake::<_, Searched>(TokioIo::new(upstream))
         .await;
     let Ok((sender, mut client)) = connected else { return Outcome::Reset };
-    let exchange = Rc::new(exchange);
-    let service = service_fn(move |request| answer(Rc::clone(&exchange), sender.clone(), request));
+    let (exchange, under_way) = (Rc::new(exchange), Rc::new(Cell::new(0_usize)));
+    let service = {
+        let under_way = Rc::clone(&under_way);
+        service_fn(move |request| {
+            let (exchange, sender, under_way) = (Rc::clone(&exchange), sender.clone(), Rc::clone(&under_way));
+            async move {
+                under_way.set(under_way.get() + 1);
+                let answer = answer(&exchange, sender, request).await;
+                under_way.set(under_way.get() - 1);
+                answer
+            }
+        })
+    };
     let mut server = server::Builder::new(tasks.starter())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -69,11 +81,12 @@ where
         }
         Pin::new(&mut server).poll(context)
     });
-    if served.await.is_ok() { Outcome::Closed } else { Outcome::Reset }
+    // Clients close a connection that they do not need any more without a word.
+    if served.await.is_ok() || under_way.get() == 0 { Outcome::Closed } else { Outcome::Reset }
 }
 
 async fn answer(
-    exchange: Rc<Exchange>,
+    exchange: &Exchange,
     mut sender: client::SendRequest<Searched>,
     request: Request<Incoming>,
 ) -> io::Result<Answer> {
