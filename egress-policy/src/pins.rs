@@ -55,6 +55,14 @@ impl Pins {
         names.iter().filter(is_alive).cloned().collect()
     }
 
+    /// Returns the pins that are alive and how long they are, the newest first.
+    pub fn alive(&self, now: Instant) -> impl Iterator<Item = (IpAddr, &DomainName, Duration)> {
+        self.order.iter().rev().filter_map(move |key| {
+            let left = self.until.get(key)?.checked_duration_since(now)?;
+            (!left.is_zero()).then_some((key.0, &key.1, left))
+        })
+    }
+
     /// Drops what expired.
     pub fn expire(&mut self, now: Instant) {
         let expired: Vec<_> =
@@ -108,6 +116,8 @@ mod tests {
         assert_eq!(pins.names_of(address(1), now), [name("a.example"), name("b.example")]);
         assert_eq!(pins.names_of(address(1), now + Duration::from_secs(100)), [name("b.example")]);
         assert!(pins.names_of(address(2), now).is_empty());
+        let alive: Vec<_> = pins.alive(now + Duration::from_secs(100)).collect();
+        assert_eq!(alive, [(address(1), &name("b.example"), Duration::from_secs(100))]);
         pins.expire(now + Duration::from_secs(200));
         assert!(pins.is_empty() && pins.order.is_empty() && pins.names.is_empty());
     }

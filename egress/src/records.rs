@@ -116,8 +116,8 @@ impl Records {
         }
     }
 
-    /// Returns the next event for the supervisor.
-    pub fn next(&mut self) -> Option<EgressEvent> {
+    /// Takes the next event for the supervisor.
+    pub fn take(&mut self) -> Option<EgressEvent> {
         if let Some(event) = self.waiting.pop_front() {
             return Some(event);
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn drain(records: &mut Records) -> Vec<EgressEvent> {
-        std::iter::from_fn(|| records.next()).collect()
+        std::iter::from_fn(|| records.take()).collect()
     }
 
     #[test]

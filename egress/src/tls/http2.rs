@@ -12,7 +12,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use std::{
-    cell::Cell,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -36,6 +35,9 @@ const SEND_BUFFER: usize = 16 * 1024;
 /// Maximum length of the headers of a request or an answer.
 const HEADERS: u32 = 64 * 1024;
 
+/// References to what counts the requests that are under way, without any: those of the connection and of its service.
+const IDLE: usize = 2;
+
 /// Carries a connection.
 pub(super) async fn carry<G, U>(guest: G, upstream: U, exchange: Exchange) -> Outcome
 where
@@ -51,15 +53,14 @@ where
         .handshake::<_, Searched>(TokioIo::new(upstream))
         .await;
     let Ok((sender, mut client)) = connected else { return Outcome::Reset };
-    let (exchange, under_way) = (Rc::new(exchange), Rc::new(Cell::new(0_usize)));
+    let (exchange, under_way) = (Rc::new(exchange), Rc::new(()));
     let service = {
         let under_way = Rc::clone(&under_way);
         service_fn(move |request| {
             let (exchange, sender, under_way) = (Rc::clone(&exchange), sender.clone(), Rc::clone(&under_way));
             async move {
-                under_way.set(under_way.get() + 1);
                 let answer = answer(&exchange, sender, request).await;
-                under_way.set(under_way.get() - 1);
+                drop(under_way);
                 answer
             }
         })
@@ -82,7 +83,7 @@ where
         Pin::new(&mut server).poll(context)
     });
     // Clients close a connection that they do not need any more without a word.
-    if served.await.is_ok() || under_way.get() == 0 { Outcome::Closed } else { Outcome::Reset }
+    if served.await.is_ok() || Rc::strong_count(&under_way) == IDLE { Outcome::Closed } else { Outcome::Reset }
 }
 
 async fn answer(

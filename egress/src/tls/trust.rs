@@ -2,9 +2,9 @@
 //! opened. A sandbox that never has TLS ended does not read them.
 
 use std::{
-    cell::OnceCell,
+    cell::{OnceCell, RefCell},
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     sync::Arc,
 };
 use tokio_rustls::rustls::{
@@ -23,7 +23,8 @@ const SESSIONS: usize = 32;
 /// The authorities that sign the certificates of servers.
 #[derive(Debug, Default)]
 pub struct Trust {
-    files: Vec<File>,
+    /// They are read once, and closed.
+    files: RefCell<Vec<File>>,
     client: OnceCell<Arc<ClientConfig>>,
 }
 
@@ -31,13 +32,13 @@ impl Trust {
     /// Returns the authorities in `files`, as PEM. Certificates that cannot be read are left out.
     #[must_use]
     pub fn new(files: Vec<File>) -> Self {
-        Self { files, client: OnceCell::new() }
+        Self { files: RefCell::new(files), client: OnceCell::new() }
     }
 
     /// Returns the configuration of a client that verifies its server's certificate, and offers these protocols.
     ///
     /// # Errors
-    /// When a file cannot be read. It is read again for the next connection.
+    /// When a file cannot be read, or TLS cannot be configured.
     pub fn client(&self, protocols: Vec<Vec<u8>>) -> io::Result<Arc<ClientConfig>> {
         let base = match self.client.get() {
             Some(client) => client,
@@ -53,9 +54,8 @@ impl Trust {
 
     fn roots(&self) -> io::Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
-        for mut file in &self.files {
+        for file in self.files.take() {
             let mut pem = Vec::new();
-            file.seek(SeekFrom::Start(0))?;
             file.take(MAX_SIZE).read_to_end(&mut pem)?;
             roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
         }

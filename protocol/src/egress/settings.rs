@@ -16,7 +16,7 @@ pub const MAX_SECRET: usize = 16 * 1024;
 pub const MAX_HEADER_RULES: usize = 64;
 
 /// Maximum number of files with certificates of authorities.
-pub const MAX_TRUST_FILES: usize = 4;
+pub const MAX_TRUST_FILES: usize = 2;
 
 /// Maximum number of headers that one rule sets.
 pub const MAX_HEADERS: usize = 20;

@@ -1,0 +1,149 @@
+//! Takes from a process what it does not need, before it reads a byte of an attacker: its user and every capability, the
+//! host's files and networks, resources without bound, and all system calls but a few.
+//!
+//! For the server's front, a sandbox's egress process and its dialer. Each of them says what it keeps, as a
+//! [`Confinement`]. The VMM confines itself by `vmm/src/confine`, since it has threads that keep different calls, and must
+//! confine itself before it knows its machine.
+
+mod filter;
+mod identity;
+mod limits;
+mod namespaces;
+
+pub use filter::{Argument, Filter};
+pub use identity::User;
+pub use rustix::process::Resource;
+
+use rustix::{
+    io::Errno,
+    process::{DumpableBehavior, Signal, geteuid, set_dumpable_behavior, set_parent_process_death_signal},
+    thread::set_no_new_privs,
+};
+use std::{fmt, fs, io};
+
+/// The process is not confined, and must not serve.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot confine the {process}: {step}: {source}")]
+pub struct ConfineError {
+    process: &'static str,
+    step: &'static str,
+    source: io::Error,
+}
+
+/// What a process keeps.
+#[derive(Debug)]
+pub struct Confinement<'a> {
+    /// What it is, for messages: `front`.
+    pub process: &'static str,
+    /// Whom it becomes, if it is root: the first of these that the host has. A process of another user stays that user.
+    pub users: &'a [User],
+    /// Namespaces and files; `None` keeps those of the host.
+    pub namespaces: Option<Network>,
+    /// Maximum of each resource. The process may have less before, and then keeps less.
+    pub limits: &'a [(Resource, u64)],
+    /// Maximum number of processes and threads, if it has a user that no other process has.
+    pub threads: u64,
+    /// How much sooner than others the kernel ends it when memory is short, as in oom_score_adj of proc(5).
+    pub ends_first: u16,
+    /// System calls that are left.
+    pub filter: &'a Filter,
+}
+
+/// The network of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// None. Sockets that it has already keep working.
+    Empty,
+    /// The host's.
+    OfHost,
+}
+
+/// A part of the confinement that a host can refuse, and that others cover: the system call filter keeps the process from
+/// files, sockets and processes in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// To be ended first when memory is short.
+    EndsFirst,
+    /// A user that no other process has.
+    OwnUser,
+    /// Empty namespaces.
+    Namespaces,
+    /// An empty root.
+    EmptyRoot,
+}
+
+/// A part of the confinement that the host refused.
+#[derive(Debug)]
+pub struct Missing {
+    /// The part.
+    pub part: Part,
+    /// What the host said.
+    pub error: io::Error,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.part {
+            Part::EndsFirst => "is not the first process to end when memory is short",
+            Part::OwnUser => "shares its user with other processes",
+            Part::Namespaces => "keeps the namespaces of this host",
+            Part::EmptyRoot => "keeps the root directory of this host",
+        };
+        write!(f, "{what}: {}", self.error)
+    }
+}
+
+/// Names the step that failed.
+type Step = (&'static str, io::Error);
+
+fn failed(step: &'static str) -> impl FnOnce(Errno) -> Step {
+    move |error| (step, error.into())
+}
+
+impl Confinement<'_> {
+    /// Confines this process, which must have one thread. Returns what the host refused.
+    ///
+    /// # Errors
+    /// When a step fails that every host allows, or without which the process is not confined: it must not serve then.
+    pub fn apply(&self) -> Result<Vec<Missing>, ConfineError> {
+        self.take_away().map_err(|(step, source)| ConfineError { process: self.process, step, source })
+    }
+
+    fn take_away(&self) -> Result<Vec<Missing>, Step> {
+        let program = self.filter.compile().map_err(|error| ("compiling the filter", error))?;
+        let tie = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("tying it to its parent"));
+        // The parent's end must be this process's end.
+        tie()?;
+        let mut missing = Vec::new();
+        if let Err(error) = fs::write("/proc/self/oom_score_adj", self.ends_first.to_string()) {
+            // As in a container with a read-only /proc.
+            missing.push(Missing { part: Part::EndsFirst, error });
+        }
+        let is_root = geteuid().is_root() && !self.users.is_empty();
+        if let Some(network) = self.namespaces {
+            missing.extend(namespaces::leave_the_host(network, is_root)?);
+        }
+        if is_root {
+            missing.extend(identity::become_one_of(self.users)?);
+        }
+        identity::give_up_capabilities()?;
+        set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("keeping others from tracing it"))?;
+        limits::lower(self.limits)?;
+        if is_root && !missing.iter().any(|missing| missing.part == Part::OwnUser) {
+            // Another user's processes are not this one's to count.
+            limits::lower(&[(Resource::Nproc, self.threads)])?;
+        }
+        // The change of the user clears it.
+        tie()?;
+        seccompiler::apply_filter(&program).map_err(|error| ("filtering system calls", io::Error::other(error)))?;
+        Ok(missing)
+    }
+}
+
+/// Closes what the starting process left open by mistake: all descriptors but standard input, output and error. To be
+/// called first of all.
+pub fn close_inherited_files() {
+    // SAFETY: plain numbers; the caller has opened no descriptor yet. It does not fail on any kernel that has it.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}

@@ -1,0 +1,175 @@
+//! One TCP connection of the guest, from its first segment to its record: decided, dialled, answered, carried.
+
+use super::{
+    Gateway,
+    account::{Account, Ended},
+    decision::{Verdict, begun},
+    opening, questions,
+    splice::{Ends, reset},
+    watch::{FIRST_BYTES, Watch},
+};
+use crate::{
+    session::refused,
+    stack::{
+        guest_end::GuestEnd,
+        guest_stream::GuestStream,
+        packet::{Content, Inbound, Packet, packet_of},
+        replies::{self, Unreachable},
+    },
+};
+use sandboxvm_protocol::egress::{DialFailure, FlowEnd};
+use std::{cell::RefCell, rc::Rc, time::Duration};
+use tokio::net::TcpStream;
+
+/// Buffer of a connection for each direction in bytes.
+const BUFFER: usize = 64 * 1024;
+
+/// The same when there are more than [`MANY`] flows.
+const SMALL_BUFFER: usize = 16 * 1024;
+
+/// Number of flows from which on new ones get small buffers. So 256 flows have 128 KiB, all others 32 KiB, and 1,024 at most
+/// 56 MiB; each that is still inspected up to 64 KiB more.
+const MANY: usize = 256;
+
+/// How long the guest may take to confirm a connection that the gateway has answered.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// How long a connection may be idle (RFC 5382, REQ-5).
+const IDLE: Duration = Duration::from_secs(7440);
+
+/// A TCP connection of the guest.
+#[derive(Debug)]
+pub struct TcpFlow {
+    /// Its account.
+    pub account: Rc<Account>,
+    /// The guest's end, from when the upstream has answered.
+    end: RefCell<Option<Rc<GuestEnd>>>,
+}
+
+impl TcpFlow {
+    /// Returns a flow that is not dialled yet.
+    #[must_use]
+    pub fn new(account: Account) -> Rc<Self> {
+        Rc::new(Self { account: Rc::new(account), end: RefCell::new(None) })
+    }
+
+    /// Takes a segment of the guest.
+    pub fn receive(&self, packet: &Packet<'_>) {
+        let end = self.end.borrow().clone();
+        match (end, packet.content) {
+            (Some(end), _) => end.receive(packet.bytes),
+            // The guest does not want the connection any more. Repeats of its first segment are not answered either.
+            (None, Content::Tcp { resets: true, .. }) => self.account.end(FlowEnd::Reset),
+            (None, _) => {}
+        }
+    }
+
+    /// Carries the connection to its end, and reports it.
+    pub async fn run(self: Rc<Self>, gateway: Rc<Gateway>, syn: Box<[u8]>) {
+        let ended = tokio::select! {
+            biased;
+            end = self.account.ending() => Ended::from(end),
+            ended = self.carry(&gateway, &syn) => ended,
+        };
+        gateway.forget(&self.account.key);
+        let end = self.end.borrow_mut().take();
+        let is_forgotten = self.account.is_forgotten();
+        match end {
+            _ if is_forgotten => {}
+            Some(end) if ended.end != FlowEnd::Closed => end.abort(),
+            Some(_) => {}
+            None if ended.end == FlowEnd::Cut => {
+                if let Inbound::Packet(packet) = packet_of(&syn) {
+                    replies::reset(&mut gateway.link().outlet.borrow_mut(), &packet);
+                }
+            }
+            None => {}
+        }
+        // Questions over TCP are reported as questions.
+        if !matches!(begun(&self.account.session().borrow(), &self.account.key), Verdict::Resolve) {
+            gateway.report(self.account.record(ended));
+        }
+    }
+
+    async fn carry(&self, gateway: &Rc<Gateway>, syn: &[u8]) -> Ended {
+        let Inbound::Packet(syn) = packet_of(syn) else { return FlowEnd::NotEstablished.into() };
+        let first = begun(&self.account.session().borrow(), &self.account.key);
+        let dial = match &first {
+            Verdict::Resolve => {
+                let Some(guest) = self.answer(gateway, &syn).await else { return FlowEnd::NotEstablished.into() };
+                return questions::over_tcp(gateway, guest, &self.account).await;
+            }
+            Verdict::Forward(dial, _) | Verdict::Inspect(dial, _) => *dial,
+            Verdict::Refuse(decided) => return self.refuse(gateway, &syn, decided.clone()),
+        };
+        self.account.is_inspected.set(matches!(first, Verdict::Inspect(..)));
+        let upstream = match gateway.dialing().dial(dial).await {
+            Ok(fd) => TcpStream::from_std(std::net::TcpStream::from(fd)).map_err(|_| DialFailure::Busy),
+            Err(failure) => Err(failure),
+        };
+        let upstream = match upstream {
+            Ok(upstream) => Rc::new(upstream),
+            Err(failure) => return self.fail(gateway, &syn, failure),
+        };
+        // The settings may have changed while it was dialled.
+        let verdict = begun(&self.account.session().borrow(), &self.account.key);
+        if let Verdict::Refuse(decided) = verdict {
+            return self.refuse(gateway, &syn, decided);
+        }
+        let Some(guest) = self.answer(gateway, &syn).await else {
+            reset(&upstream);
+            return FlowEnd::NotEstablished.into();
+        };
+        let watch = Watch::new(&self.account, FIRST_BYTES);
+        let ends = Ends { guest: &guest, upstream: &upstream, account: &self.account, watch: &watch };
+        let carried = async {
+            match &verdict {
+                Verdict::Inspect(_, flow) => opening::inspected(ends, flow).await,
+                Verdict::Resolve | Verdict::Forward(..) | Verdict::Refuse(_) => {
+                    ends.splice().await.map_or(FlowEnd::Reset, |()| FlowEnd::Closed).into()
+                }
+            }
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = carried => ended,
+            () = guest.gone() => FlowEnd::Reset.into(),
+            () = self.account.idle(|| IDLE) => FlowEnd::Idle.into(),
+        };
+        if ended.end == FlowEnd::Closed {
+            ends.closed().await;
+        } else {
+            reset(&upstream);
+        }
+        ended
+    }
+
+    /// Answers the guest's first segment, and waits until it has confirmed the answer.
+    async fn answer(&self, gateway: &Rc<Gateway>, syn: &Packet<'_>) -> Option<GuestStream> {
+        let capacity = if gateway.open() > MANY { SMALL_BUFFER } else { BUFFER };
+        let end = GuestEnd::open(gateway.link(), syn, capacity)?;
+        *self.end.borrow_mut() = Some(Rc::clone(&end));
+        let guest = GuestStream::new(end);
+        let established = tokio::time::timeout(HANDSHAKE, guest.established()).await;
+        matches!(established, Ok(Ok(()))).then_some(guest)
+    }
+
+    fn refuse(&self, gateway: &Gateway, syn: &Packet<'_>, decided: sandboxvm_protocol::egress::Decided) -> Ended {
+        replies::reset(&mut gateway.link().outlet.borrow_mut(), syn);
+        Ended { end: FlowEnd::NotEstablished, refused: Some(decided) }
+    }
+
+    fn fail(&self, gateway: &Gateway, syn: &Packet<'_>, failure: DialFailure) -> Ended {
+        let mut outlet = gateway.link().outlet.borrow_mut();
+        match failure {
+            DialFailure::Unreachable | DialFailure::TimedOut => {
+                replies::unreachable(&mut outlet, syn.bytes, Unreachable::Host);
+            }
+            DialFailure::Refused | DialFailure::Forbidden | DialFailure::Busy | DialFailure::Unsupported => {
+                replies::reset(&mut outlet, syn);
+            }
+        }
+        let refused = (failure == DialFailure::Forbidden).then(|| refused(failure.to_string()));
+        Ended { end: FlowEnd::NotEstablished, refused }
+    }
+}
