@@ -90,7 +90,7 @@ fn datagrams(to: SocketAddr, protocol: Option<Protocol>) -> Result<OwnedFd, Dial
         error => failure(error),
     })?;
     connect(&socket, &to).map_err(failure)?;
-    arrived(socket)
+    Ok(socket)
 }
 
 fn open(to: IpAddr, kind: SocketType, protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {

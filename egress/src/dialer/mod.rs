@@ -6,10 +6,7 @@ mod connecting;
 pub mod host;
 pub mod reach;
 
-use crate::{
-    confinement::{self, ConfineError},
-    packets::{self, PacketError},
-};
+use crate::packets::{self, PacketError};
 use connecting::{Connecting, Dialled, begin, look};
 use ipnet::IpNet;
 use reach::Reachable;
@@ -35,9 +32,6 @@ const REQUESTS_AT_ONCE: usize = 64;
 /// Why a dialer ends before its supervisor ends it.
 #[derive(Debug, thiserror::Error)]
 pub enum DialerError {
-    /// It is not confined.
-    #[error(transparent)]
-    Confine(#[from] ConfineError),
     /// A packet of the supervisor or of the egress process.
     #[error(transparent)]
     Packet(#[from] PacketError),
@@ -59,17 +53,6 @@ pub enum DialerError {
     /// Waiting failed.
     #[error("cannot wait for requests: {0}")]
     Poll(Errno),
-}
-
-/// Confines this process and serves. `supervisor` is its socket. To be called in a process with one thread.
-///
-/// # Errors
-/// Every [`DialerError`].
-pub fn run(supervisor: OwnedFd) -> Result<(), DialerError> {
-    for missing in confinement::confine_dialer()? {
-        eprintln!("sandboxvm-egress: warning: the dialer {missing}");
-    }
-    serve(supervisor)
 }
 
 /// Serves until the supervisor or the egress process closes its socket. To be called when the process is confined.

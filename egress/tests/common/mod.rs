@@ -8,7 +8,7 @@ pub mod sandbox;
 
 use std::{env, process::Command};
 
-/// Set in the process that runs in the namespace.
+/// Set for the process that runs in the namespace.
 const INSIDE: &str = "SANDBOXVM_EGRESS_TEST";
 
 /// Runs the rest of the test `name` in a network namespace with the addresses of documentation on its loopback interface.
@@ -19,13 +19,21 @@ pub fn in_namespace(name: &str) -> bool {
     }
     let script = "ip link set lo up; for host in 1 2 3 4; do ip addr add 198.51.100.$host/32 dev lo; \
         ip addr add 2001:db8::$host/128 dev lo; done; \
-        echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range; \
+        echo \"0 $groups\" >/proc/sys/net/ipv4/ping_group_range; \
         exec \"$@\"";
+    // Root keeps its users, so that the processes get one of their own. The range is of groups that exist.
+    let (namespaces, groups) = if rustix::process::geteuid().is_root() {
+        (&["--net"][..], "2147483647")
+    } else {
+        (&["--map-root-user", "--net"][..], "0")
+    };
     let status = Command::new("unshare")
-        .args(["--map-root-user", "--net", "--", "sh", "-ec", script, "sh"])
+        .args(namespaces)
+        .args(["--", "sh", "-ec", script, "sh"])
         .arg(env::current_exe().expect("the path of this program"))
         .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
+        .env("groups", groups)
         .status()
         .expect("unshare");
     assert!(status.success(), "{name} failed in its namespace");

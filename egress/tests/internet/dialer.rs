@@ -1,0 +1,65 @@
+//! A dialer as a supervisor starts it.
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use sandboxvm_egress::packets::{receive_message, send_with, to_packet};
+use sandboxvm_protocol::{
+    egress::{DialerEvent, DialerRequest, DialerSettings, DialerSetup},
+    vmm::FdIndex,
+};
+use std::{
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+pub struct Dialer {
+    pub process: Child,
+    pub supervisor: OwnedFd,
+}
+
+/// A pair of sockets as all wires here use.
+pub fn pair() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+impl Dialer {
+    /// Starts a dialer. Returns the egress process's end of its connection too.
+    pub fn start(opened: &[&str], resolvers: &[SocketAddr], settings: DialerSettings) -> (Self, OwnedFd) {
+        let (supervisor, theirs) = pair();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandboxvm-egress"));
+        let process = command.arg("dialer").stdin(Stdio::from(theirs)).spawn().unwrap();
+        let (requests, dialers_end) = pair();
+        let setup = DialerSetup {
+            requests: FdIndex(0),
+            opened: opened.iter().map(|net| (*net).to_owned()).collect(),
+            resolvers: resolvers.to_vec(),
+            settings,
+        };
+        let begin = to_packet(&DialerRequest::Begin(setup)).unwrap();
+        send_with(&supervisor, &begin, Some(&dialers_end)).unwrap();
+        let dialer = Self { process, supervisor };
+        dialer.expect_ready();
+        (dialer, requests)
+    }
+
+    pub fn configure(&self, settings: DialerSettings) {
+        send_with(&self.supervisor, &to_packet(&DialerRequest::Configure(settings)).unwrap(), None).unwrap();
+        self.expect_ready();
+    }
+
+    fn expect_ready(&self) {
+        let event = receive_message::<DialerEvent>(&self.supervisor).unwrap().expect("the dialer has not ended");
+        assert_eq!(event.message, DialerEvent::Ready);
+    }
+
+    pub fn wait(mut self) -> ExitStatus {
+        self.process.wait().unwrap()
+    }
+}
+
+impl Drop for Dialer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
