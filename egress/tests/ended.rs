@@ -33,6 +33,8 @@ const VALUE: &str = "sk-very-secret-value-of-the-owner";
 
 /// Settings with a secret and a header rule for [`NAME`].
 fn with_secret(settings: NetworkSettings, authority: &Authority) -> NetworkSettings {
+    let mut settings = settings;
+    open(&mut settings);
     NetworkSettings {
         secrets: vec![SecretValue {
             name: "API_TOKEN".into(),
@@ -145,7 +147,13 @@ fn blocked(sandbox: &mut Sandbox) -> BlockedSecret {
     }
 }
 
-fn setup(settings: NetworkSettings, trust: &Authority) -> Setup {
+/// Opens the addresses of the servers, which are the host's.
+fn open(settings: &mut NetworkSettings) {
+    settings.opened = (1..=4).map(|host| format!("198.51.100.{host}/32")).collect();
+}
+
+fn setup(mut settings: NetworkSettings, trust: &Authority) -> Setup {
+    open(&mut settings);
     let pins = pin(NAME, 1).to_vec();
     Setup { pins, trust: trust.certificate().unwrap(), ..Setup::from(settings) }
 }
@@ -237,6 +245,7 @@ fn placeholder_without_ended_tls_is_blocked() {
         let tcp = guest.connect(to).unwrap();
         // The connection can be reset before all is sent.
         let _ = guest.send(tcp, text.as_bytes());
+        guest.until(Duration::from_millis(300), |_| None::<()>);
         let record = blocked(&mut sandbox);
         assert_eq!(record.secret, "API_TOKEN");
         assert_eq!(record.host, if is_http { NAME } else { "198.51.100.3" });
