@@ -6,7 +6,10 @@ use std::fmt::Write;
 
 /// Every command that is not hidden, in the order in which they are shown.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Sandboxes", &["run", "create", "ls", "inspect", "stats", "cp", "port", "stop", "pause", "resume", "rm"]),
+    (
+        "Sandboxes",
+        &["run", "create", "ls", "inspect", "stats", "cp", "port", "network", "stop", "pause", "resume", "rm"],
+    ),
     ("Processes", &["exec", "ps", "logs", "attach", "wait", "kill"]),
     ("Snapshots", &["snapshot", "fork", "reset"]),
     ("Server", &["serve", "key", "mcp"]),

@@ -32,6 +32,13 @@ pub(crate) fn manager() -> Result<Manager, Failure> {
     Ok(Manager::open(&home()?)?.with_rules(rules))
 }
 
+/// Returns the path of the user's policy file: `sandboxvm/network.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`.
+pub(crate) fn policy_file() -> Option<PathBuf> {
+    let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = var("XDG_CONFIG_HOME").or_else(|| Some(var("HOME")?.join(".config")))?;
+    Some(config.join("sandboxvm/network.toml"))
+}
+
 /// Returns the limits for new sandboxes: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and
 /// `SANDBOXVM_MIN_FREE_DISK`. 0 switches a limit off.
 fn rules_from(var: impl Fn(&str) -> Option<OsString>) -> Result<AdmissionRules, String> {

@@ -122,6 +122,18 @@ impl DomainPattern {
     }
 }
 
+impl DomainPattern {
+    /// Returns true if every name that the pattern matches is one that `other` matches.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(name), _) => other.matches(name),
+            (Self::Below(parent), Self::Below(theirs)) => parent == theirs || parent.is_below(theirs),
+            (Self::Below(_), Self::Exact(_)) => false,
+        }
+    }
+}
+
 impl FromStr for DomainPattern {
     type Err = NameError;
 

@@ -122,6 +122,35 @@ impl Rule {
         protocols && self.ports.is_none_or(|ports| (ports.first..=ports.last).contains(&port))
     }
 
+    /// Returns the port of the host's service that the rule is about, if it is about one.
+    #[must_use]
+    pub fn host_port(&self) -> Option<u16> {
+        self.ports.filter(|_| self.target == Target::Host).map(|ports| ports.first)
+    }
+
+    /// Returns true if everything that this rule is about is something that `other` is about.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        let targets = match (&self.target, &other.target) {
+            (Target::Domain(own), Target::Domain(theirs)) => own.is_within(theirs),
+            (Target::Net(own), Target::Net(theirs)) => theirs.contains(own),
+            (Target::Host, Target::Host) => true,
+            _ => false,
+        };
+        let ports = match (self.ports, other.ports) {
+            (_, None) => true,
+            (Some(own), Some(theirs)) => theirs.first <= own.first && own.last <= theirs.last,
+            (None, Some(_)) => false,
+        };
+        let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp];
+        let port = |rule: &Self| rule.ports.map_or(1, |ports| ports.first);
+        targets
+            && ports
+            && protocols
+                .iter()
+                .all(|protocol| !self.covers(*protocol, port(self)) || other.covers(*protocol, port(self)))
+    }
+
     /// Returns true if the rule is about addresses, and about this one.
     #[must_use]
     pub fn has_address(&self, address: IpAddr) -> bool {
@@ -336,6 +365,33 @@ mod tests {
         assert!([Protocol::Tcp, Protocol::Udp, Protocol::Icmp].iter().all(|protocol| both.covers(*protocol, 1)));
         let port = rule("192.0.2.1:53");
         assert!(port.covers(Protocol::Udp, 53) && !port.covers(Protocol::Udp, 54) && !port.covers(Protocol::Icmp, 53));
+    }
+
+    #[test]
+    fn rules_are_within_those_that_cover_all_of_them() {
+        for (own, other) in [
+            ("a.example", "*.example"),
+            ("*.a.example", "*.example"),
+            ("a.example:443", "a.example"),
+            ("a.example:443", "a.example:440-450"),
+            ("192.0.2.0/28", "192.0.2.0/24"),
+            ("192.0.2.1:53/udp", "192.0.2.0/24:53"),
+            ("host:5432", "host:5432"),
+        ] {
+            assert!(rule(own).is_within(&rule(own)) && rule(own).is_within(&rule(other)), "{own} {other}");
+        }
+        for (own, other) in [
+            ("*.example", "a.example"),
+            ("example", "*.example"),
+            ("a.example", "a.example:443"),
+            ("a.example/udp", "a.example"),
+            ("192.0.2.0/24", "192.0.2.0/28"),
+            ("192.0.2.1", "192.0.2.1/tcp"),
+            ("host:5432", "host:5433"),
+            ("host:5432", "0.0.0.0/0"),
+        ] {
+            assert!(!rule(own).is_within(&rule(other)), "{own} {other}");
+        }
     }
 
     proptest! {

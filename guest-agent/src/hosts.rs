@@ -2,6 +2,8 @@
 //! changes text; [`crate::names`] owns the file. The line is that of 127.0.1.1, as in Debian. All
 //! other lines belong to the image and to programs of the sandbox, and stay byte for byte.
 
+use sandboxvm_protocol::network::{GATEWAY_IPV4, GATEWAY_NAME};
+
 /// Maximum size in bytes of a file that is rewritten. It is larger than in any image, and fast to
 /// read.
 pub(crate) const MAX: usize = 16 * 1024;
@@ -33,6 +35,18 @@ pub(crate) fn naming(content: &[u8], hostname: &str) -> Vec<u8> {
     named
 }
 
+/// Adds a line that names the gateway of the network card, at which services of the host are, unless
+/// the image names it.
+pub(crate) fn add_gateway(content: &mut Vec<u8>) {
+    if content.split(u8::is_ascii_whitespace).any(|field| field == GATEWAY_NAME.as_bytes()) {
+        return;
+    }
+    if content.last().is_some_and(|byte| *byte != b'\n') {
+        content.push(b'\n');
+    }
+    content.extend_from_slice(format!("{GATEWAY_IPV4} {GATEWAY_NAME}\n").as_bytes());
+}
+
 fn is_own(line: &[u8]) -> bool {
     line.split(u8::is_ascii_whitespace).find(|field| !field.is_empty()) == Some(OWN_ADDRESS)
 }
@@ -54,6 +68,14 @@ mod tests {
         assert_eq!(naming(image, "demo"), b"127.0.0.1 localhost\n127.0.1.1 demo\n::1 localhost\n");
         let edited = b"# 127.0.1.1 x\n\t127.0.1.1\told alias\n127.0.1.10 y\n127.0.1.1 second\n\xff z";
         assert_eq!(naming(edited, "b"), b"# 127.0.1.1 x\n127.0.1.1 b\n127.0.1.10 y\n127.0.1.1 second\n\xff z");
+    }
+
+    #[test]
+    fn the_gateway_is_named_once() {
+        let mut hosts = b"127.0.0.1 localhost".to_vec();
+        add_gateway(&mut hosts);
+        add_gateway(&mut hosts);
+        assert_eq!(hosts, b"127.0.0.1 localhost\n198.18.0.1 host.internal\n");
     }
 
     #[test]

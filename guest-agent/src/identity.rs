@@ -1,5 +1,5 @@
 //! Sets what distinguishes a restored machine from the one it is a copy of: wall clock, random
-//! numbers, names.
+//! numbers, names. Ends the network connections that it does not share with it.
 //!
 //! The guest's kernel has reseeded from the VMM's mailbox before this (docs/design/time.md). The
 //! agent reseeds again, for snapshots whose kernel has no mailbox.
@@ -7,7 +7,7 @@
 //! It is applied on request of the host, before anything else that the host sent. Clock, random
 //! numbers and hostname must succeed.
 
-use crate::{generation::GenerationFile, names::NameFiles};
+use crate::{generation::GenerationFile, names::NameFiles, network::Card};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
@@ -36,17 +36,19 @@ struct Entropy {
 const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
 const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 
-/// The files that show a machine's identity. None for an agent that is not PID 1.
+/// The files that show a machine's identity, and its network card. None for an agent that is not
+/// PID 1.
 #[derive(Debug, Default)]
 pub(crate) struct IdentityFiles {
     names: NameFiles,
     generation: GenerationFile,
+    card: Option<Card>,
 }
 
 impl IdentityFiles {
     /// Creates them when a machine boots. `/run` must be a file system in memory.
-    pub(crate) fn make(hostname: &str) -> Self {
-        Self { names: NameFiles::mount(hostname), generation: GenerationFile::make() }
+    pub(crate) fn make(hostname: &str, card: Option<Card>) -> Self {
+        Self { names: NameFiles::mount(hostname, card.is_some()), generation: GenerationFile::make(), card }
     }
 }
 
@@ -64,6 +66,9 @@ pub(crate) fn apply(identity: &GuestIdentity, files: &IdentityFiles) -> Result<(
         let _ = write!(machine_id, "{byte:02x}");
     }
     files.names.write(name, &machine_id);
+    if let Some(card) = &files.card {
+        card.end_connections();
+    }
     // Last, so that a program that is notified finds everything else done.
     files.generation.renew();
     Ok(())

@@ -4,6 +4,7 @@
 //! boot       mounts, loopback, hostname; any failure stops the machine  boot::run
 //! server     one epoll loop over listener, SIGCHLD, connections, pipes  server::Server
 //! process    finds, starts and describes the processes of the host      process::*
+//! network    the card at boot, and the connections of a copy            network::Card
 //! names      /etc/hostname, /etc/machine-id, /etc/hosts, held open      names::NameFiles
 //! hosts      the content of /etc/hosts                                  hosts::naming
 //! generation a file that differs between copies of a machine            generation::GenerationFile
@@ -27,6 +28,7 @@ mod generation;
 mod hosts;
 mod identity;
 mod names;
+mod network;
 mod notify;
 mod process;
 mod server;

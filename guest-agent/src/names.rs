@@ -21,8 +21,8 @@ pub(crate) struct NameFiles {
 }
 
 impl NameFiles {
-    /// Mounts the files. `/run` must be a file system in memory.
-    pub(crate) fn mount(hostname: &str) -> Self {
+    /// Mounts the files. With a network card, `/etc/hosts` names the gateway. `/run` must be a file system in memory.
+    pub(crate) fn mount(hostname: &str, has_card: bool) -> Self {
         // Read before the mount hides it.
         let image_hosts = open("/etc/hosts", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).and_then(read);
         let files = Self {
@@ -32,7 +32,11 @@ impl NameFiles {
         };
         write(files.hostname.as_ref(), "/etc/hostname", format!("{hostname}\n").as_bytes());
         let image_hosts = image_hosts.ok().flatten().unwrap_or_else(|| hosts::DEFAULT.to_vec());
-        write(files.hosts.as_ref(), "/etc/hosts", &hosts::naming(&image_hosts, hostname));
+        let mut own_hosts = hosts::naming(&image_hosts, hostname);
+        if has_card {
+            hosts::add_gateway(&mut own_hosts);
+        }
+        write(files.hosts.as_ref(), "/etc/hosts", &own_hosts);
         files
     }
 

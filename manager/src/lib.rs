@@ -39,6 +39,7 @@ mod lifecycle;
 mod limits;
 mod listing;
 mod manager;
+mod network;
 mod record;
 mod sandbox;
 mod snapshot;
@@ -91,6 +92,14 @@ pub use limits::kept::{CpuShare, CpuShareError, Limits, WantedLimits};
 pub use limits::lifetime::{AtEnd, IdleRule, TimeToLive, WhenIdle};
 pub use listing::{SandboxSummary, Unreadable};
 pub use manager::{FindError, Manager};
+pub use network::{
+    advice::Advice,
+    operator::{NetworkOperator, Permitted, Provided},
+    policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
+    record::NetworkRecordError,
+    spec::{NetworkSpec, NetworkSpecError},
+    suggest::{SuggestedRule, Suggester, Suggestion},
+};
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use sandbox::{Log, Sandbox};
 pub use snapshot::change::Change;
@@ -104,7 +113,7 @@ pub use snapshot::{
     taking::SnapshotTaken,
 };
 pub use supervision::{
-    SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
+    NetworkFailure, NetworkReport, SuperviseError, SupervisionSpec, SupervisorProgram, keeper,
     publish::{HostEnd, Publish, PublishError, PublishedPort},
     status::SupervisionStatus,
 };
@@ -118,6 +127,7 @@ pub use vmm::wire::WireError;
 
 // Values that callers hand in and get back. They are defined where the wires are, and are part of this library's API: no
 // caller needs `sandboxvm-protocol`, whose messages are an affair of the manager, the VMM and the agent.
+pub use sandboxvm_egress_policy::rule::{Rule, RuleError};
 pub use sandboxvm_images::{
     bundle::{Bundle, BundleSources},
     template::DiskSize,
@@ -132,6 +142,7 @@ pub use sandboxvm_protocol::agent::{
     port::PortNumber,
     process::View,
 };
+pub use sandboxvm_protocol::egress::{EgressLimits, FlowEnd, HostName, Precedence, Reach, TrafficCounters, Transport};
 pub use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 pub use sandboxvm_protocol::machine::{
     DiskLimits, DiskOperations, DiskRate, HostMode, MIB, MachineError, MemorySize, OutputRate, VcpuCount,

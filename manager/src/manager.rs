@@ -8,6 +8,7 @@ use crate::{
         names,
         rules::AdmissionRules,
     },
+    network::operator::NetworkOperator,
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
 };
@@ -67,6 +68,12 @@ impl Manager {
     #[must_use]
     pub fn with_max_audit_log(self, bytes: u64) -> Self {
         Self { home: self.home.with_max_audit_log(bytes) }
+    }
+
+    /// Sets what the operator provides and permits on the network.
+    #[must_use]
+    pub fn with_network(self, operator: NetworkOperator) -> Self {
+        Self { home: self.home.with_network(operator) }
     }
 
     /// Returns the path of the home.

@@ -81,6 +81,9 @@ pub struct SandboxRecord {
     /// The limits of the sandbox.
     #[serde(default)]
     pub limits: Limits,
+    /// True if the machine has a network card.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub network_card: bool,
 }
 
 impl SandboxRecord {
@@ -145,6 +148,7 @@ pub(crate) mod tests {
             env: vec!["A=1".into()],
             ephemeral: false,
             limits: Limits::default(),
+            network_card: false,
         }
     }
 

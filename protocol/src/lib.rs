@@ -11,4 +11,5 @@ pub mod egress;
 pub mod frame;
 pub mod ids;
 pub mod machine;
+pub mod network;
 pub mod vmm;

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    options::{EnvOptions, MachineOptions, supervision::SupervisionOptions},
+    options::{EnvOptions, MachineOptions, network::NetworkOptions, supervision::SupervisionOptions},
     process_io::signals::Signals,
     runtime, stdio,
 };
@@ -17,6 +17,8 @@ pub(crate) struct Create {
     env: EnvOptions,
     #[command(flatten)]
     supervision: SupervisionOptions,
+    #[command(flatten)]
+    network: NetworkOptions,
 }
 
 impl Create {
@@ -24,8 +26,8 @@ impl Create {
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             let env = self.env.texts()?;
-            let Some(started) = self.machine.start(env, self.supervision.services(), false, true, &mut signals).await?
-            else {
+            let (services, network) = (self.supervision.services(), self.network.network()?);
+            let Some(started) = self.machine.start(env, services, network, false, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };
             let sandbox = self.supervision.keep_up(started).await?.detach();

@@ -10,7 +10,7 @@ use sandboxvm_manager::{
 use std::{collections::HashMap, time::Duration};
 
 /// Interval at which a log is read with --follow.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Show the audit logs: what was done with sandboxes, and by whom
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ impl Events {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
         let only = self.sandbox.as_deref().map(|reference| trail(&manager, reference)).transpose()?;
-        let mut reader = Reader { manager, only, read: HashMap::new() };
+        let mut reader = Reader::of(manager, only);
         self.print(reader.next()?)?;
         if !self.follow {
             return Ok(0);
@@ -70,7 +70,7 @@ pub(super) fn trail(manager: &Manager, reference: &str) -> Result<Trail, Failure
 }
 
 /// Reads the lines that were not read before.
-struct Reader {
+pub(super) struct Reader {
     manager: Manager,
     only: Option<Trail>,
     /// Offset up to which each log was read.
@@ -78,7 +78,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn next(&mut self) -> Result<Vec<(Line, String)>, Failure> {
+    /// Reads one log, or those of all sandboxes.
+    pub(super) fn of(manager: Manager, only: Option<Trail>) -> Self {
+        Self { manager, only, read: HashMap::new() }
+    }
+
+    pub(super) fn next(&mut self) -> Result<Vec<(Line, String)>, Failure> {
         let trails = match &self.only {
             Some(trail) => vec![trail.clone()],
             None => self.manager.trails()?,

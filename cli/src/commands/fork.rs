@@ -17,7 +17,8 @@ use sandboxvm_manager::Forked;
 /// Create running copies of a running sandbox and print their IDs
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The sandbox itself keeps running. The copies do not inherit its published ports, --ttl and --idle."
+    after_help = "The sandbox itself keeps running. The copies reach what it reaches on the network, and do not inherit \
+                  its published ports, --ttl and --idle."
 )]
 pub(crate) struct Fork {
     /// Name or ID of the sandbox
@@ -53,10 +54,8 @@ impl Fork {
     }
 
     async fn keep_up_rules(&self, forked: &Forked) -> Result<(), Failure> {
-        if !self.rules.is_empty() {
-            for copy in &forked.copies {
-                self.rules.keep_up(copy, Vec::new()).await?;
-            }
+        for copy in &forked.copies {
+            self.rules.keep_up(copy, Vec::new()).await?;
         }
         Ok(())
     }

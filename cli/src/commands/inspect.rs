@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, options::supervision, output::json, stdio};
 use clap::Args;
-use sandboxvm_manager::{SandboxRecord, State, SupervisionStatus, VmStatus};
+use sandboxvm_manager::{NetworkSpec, SandboxRecord, State, SupervisionStatus, VmStatus};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -29,6 +29,8 @@ struct Details {
     unconfined: Vec<String>,
     /// Published ports and rules.
     supervision: Option<SupervisionStatus>,
+    /// What the sandbox reaches on the network.
+    network: Option<NetworkSpec>,
 }
 
 impl Inspect {
@@ -47,6 +49,7 @@ impl Inspect {
                 unconfined: missing.map(ToString::to_string).collect(),
                 vmm,
                 supervision: sandbox.supervision()?,
+                network: sandbox.network()?,
             });
         }
         stdio::print(&json::pretty(&details)?)?;
@@ -61,7 +64,7 @@ impl Inspect {
 mod tests {
     use super::*;
     use crate::{
-        commands::ls::tests::example_supervision,
+        commands::{ls::tests::example_supervision, network::show::tests::example_network},
         output::json::tests::{assert_golden, example_record, plain_record},
     };
     use sandboxvm_manager::{ExitReason, HostMode, JailPart, Phase};
@@ -91,6 +94,7 @@ mod tests {
                 ..status(Phase::Ready, None)
             }),
             supervision: Some(example_supervision()),
+            network: Some(example_network()),
         };
         let ended = |id: &str, vmm, state| Details {
             record: plain_record(id),
@@ -100,6 +104,7 @@ mod tests {
             unconfined: vec![],
             vmm,
             supervision: None,
+            network: None,
         };
         let details = [
             running,

@@ -18,6 +18,7 @@ mod kill;
 mod logs;
 pub(crate) mod ls;
 mod mcp;
+mod network;
 mod pause;
 mod port;
 mod prune;
@@ -51,6 +52,7 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     Logs(logs::Logs),
     Port(port::Port),
+    Network(network::Network),
     Inspect(inspect::Inspect),
     Events(events::Events),
     Audit(audit::Audit),
@@ -93,6 +95,7 @@ impl Command {
             Self::Ls(command) => command.run(),
             Self::Logs(command) => command.run(),
             Self::Port(command) => command.run(),
+            Self::Network(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Events(command) => command.run(),
             Self::Audit(command) => command.run(),

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    options::{MachineOptions, ProcessOptions, limits, supervision::SupervisionOptions},
+    options::{MachineOptions, ProcessOptions, limits, network::NetworkOptions, supervision::SupervisionOptions},
     process_io,
     process_io::signals::Signals,
     runtime, stdio,
@@ -27,6 +27,8 @@ pub(crate) struct Run {
     process: ProcessOptions,
     #[command(flatten)]
     supervision: SupervisionOptions,
+    #[command(flatten)]
+    network: NetworkOptions,
     /// Print the ID of the sandbox and leave it running, even after the command has ended; `ps` and `logs` show the command
     #[arg(short, long, help_heading = "Process", conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
@@ -44,8 +46,8 @@ impl Run {
         let attendance = self.process.attendance()?;
         let spec = self.process.spec(&self.command, OnDisconnect::Kill)?;
         let mut signals = Signals::catch()?;
-        let services = self.supervision.services();
-        let Some(started) = self.machine.start(Vec::new(), services, true, false, &mut signals).await? else {
+        let (services, network) = (self.supervision.services(), self.network.network()?);
+        let Some(started) = self.machine.start(Vec::new(), services, network, true, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
@@ -65,8 +67,10 @@ impl Run {
             command => Some(self.process.spec(command, OnDisconnect::Keep)?),
         };
         let mut signals = Signals::catch()?;
-        let services = self.supervision.services();
-        let Some(started) = self.machine.start(Vec::new(), services, false, spec.is_none(), &mut signals).await? else {
+        let (services, network) = (self.supervision.services(), self.network.network()?);
+        let settled = spec.is_none();
+        let Some(started) = self.machine.start(Vec::new(), services, network, false, settled, &mut signals).await?
+        else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;

@@ -183,6 +183,7 @@ mod tests {
             seals: [("disk.0".to_owned(), Seal { modified_ns: 1_700_000_000_123_456_789, blake3: "b".repeat(64) })]
                 .into_iter()
                 .collect(),
+            network_card: false,
         };
         let second = SnapshotManifest {
             id: id("cccccccc"),

@@ -8,7 +8,7 @@ use crate::{
     runtime, stdio,
 };
 use clap::Args;
-use sandboxvm_manager::{Manager, SandboxId, SandboxRecord, Usage, VmStats};
+use sandboxvm_manager::{Manager, SandboxId, SandboxRecord, TrafficCounters, Usage, VmStats};
 use serde::Serialize;
 use std::{
     collections::HashMap,
@@ -48,13 +48,25 @@ struct Row {
     memory_limit_bytes: u64,
 }
 
+/// Counters of one sandbox.
+#[derive(Debug, Serialize)]
+struct OfOne {
+    #[serde(flatten)]
+    vmm: VmStats,
+    /// What passed its network, if it has one that works.
+    network: Option<TrafficCounters>,
+}
+
 impl Stats {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
         match &self.sandbox {
             Some(reference) if !self.watch => {
                 let sandbox = manager.find(reference)?;
-                let stats = runtime::block_on(async { Ok(sandbox.stats().await?) })?;
+                let stats = runtime::block_on(async {
+                    let (vmm, report) = (sandbox.stats().await?, sandbox.network_report().await?);
+                    Ok(OfOne { vmm, network: report.and_then(|report| report.counters) })
+                })?;
                 let text = if self.json { json::pretty(&stats)? } else { tables(&stats) };
                 stdio::print(&text)?;
                 Ok(0)
@@ -149,7 +161,7 @@ impl Watch {
     }
 }
 
-fn tables(stats: &VmStats) -> String {
+fn tables(OfOne { vmm: stats, network }: &OfOne) -> String {
     let milliseconds = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), |ns| format!("{:.1} ms", ns as f64 / 1e6));
     let count = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let boot = stats.boot.as_ref();
@@ -163,6 +175,17 @@ fn tables(stats: &VmStats) -> String {
         ["INT3 emulated by the VMM".to_owned(), stats.int3_emulated.to_string()],
         ["FWAIT skipped by the VMM".to_owned(), stats.fwait_skipped.to_string()],
     ];
+    let counted = |name: &str, count: u64| [name.to_owned(), count.to_string()];
+    let network = network.iter().flat_map(|counters| {
+        [
+            counted("connections allowed", counters.flows),
+            counted("connections open", counters.open.into()),
+            counted("connections and names refused", counters.refused),
+            counted("names resolved", counters.queries),
+            counted("bytes sent", counters.bytes_out),
+            counted("bytes received", counters.bytes_in),
+        ]
+    });
     let vcpus = stats.vcpus.iter().enumerate().map(|(number, vcpu)| {
         [
             number.to_string(),
@@ -174,7 +197,13 @@ fn tables(stats: &VmStats) -> String {
         ]
     });
     let heading = ["VCPU", "EXITS", "INSTRUCTIONS EMULATED", "INTERRUPTS", "PORT EXITS", "MMIO EXITS"];
-    format!("{}\n{}", table::render(["MACHINE", ""], machine), table::render(heading, vcpus))
+    let mut text = format!("{}\n{}", table::render(["MACHINE", ""], machine), table::render(heading, vcpus));
+    let mut network = network.peekable();
+    if network.peek().is_some() {
+        text.push('\n');
+        text.push_str(&table::render(["NETWORK", ""], network));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -219,7 +248,10 @@ mod tests {
         };
         let new = VmStats { phase: Phase::Created, vcpus: vec![], first_run_ns: None, boot: None, ..stats.clone() };
         // Of the one that was asked for, and of another that has only begun.
+        let counters = TrafficCounters { flows: 12, refused: 3, open: 1, queries: 9, bytes_out: 4096, bytes_in: 8192 };
+        let stats = OfOne { vmm: stats, network: Some(counters) };
+        assert!(tables(&stats).contains("connections allowed            12\n"), "{}", tables(&stats));
         assert_golden("stats-of-one.json", &json::pretty(&stats).unwrap());
-        assert_golden("stats-of-new.json", &json::pretty(&new).unwrap());
+        assert_golden("stats-of-new.json", &json::pretty(&OfOne { vmm: new, network: None }).unwrap());
     }
 }

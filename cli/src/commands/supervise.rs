@@ -2,13 +2,16 @@
 
 use crate::{background::leave_the_caller, failure::Failure, runtime};
 use clap::Args;
-use sandboxvm_manager::{Manager, keeper};
+use sandboxvm_manager::{Manager, NetworkOperator, keeper};
 use std::{fs::OpenOptions, io::Write, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Serve the ports and apply the rules of a sandbox until it ends
 #[derive(Debug, Args)]
 pub(crate) struct Supervise {
+    /// The program of the processes of a network
+    #[arg(long)]
+    egress: Option<PathBuf>,
     /// The home
     home: PathBuf,
     /// ID of the sandbox
@@ -30,7 +33,8 @@ impl Supervise {
     }
 
     fn keep(&self, is_ready: &mut bool) -> Result<u8, Failure> {
-        let manager = Manager::open(&self.home)?;
+        let operator = NetworkOperator { program: self.egress.clone(), ..NetworkOperator::default() };
+        let manager = Manager::open(&self.home)?.with_network(operator);
         runtime::block_on(async {
             let mut ends = Vec::new();
             for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {

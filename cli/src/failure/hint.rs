@@ -4,9 +4,9 @@
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, ControlError, CopyError, CreateError, ExecError, FileError, FileErrorKind,
-    FindError, ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, ProcessSpecError,
-    RecordError, RefusalKind, RemoveError, ResetError, SnapshotError, StartError, State, SuperviseError,
-    audit::AuditError,
+    FindError, ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, NetworkFailure,
+    NetworkRecordError, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError, StartError,
+    State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
 use sandboxvm_server::{KeyError, ServerError, TokenError, TracesError};
@@ -62,10 +62,23 @@ fn of_sandboxes(error: &(dyn Error + 'static)) -> Option<String> {
         return match error {
             SuperviseError::Unknown(_) => fixed("`sandboxvm port SANDBOX` lists the published ports"),
             SuperviseError::Damaged { .. } => fixed("`sandboxvm rm` removes the sandbox"),
+            SuperviseError::NoCard(_) => fixed("create another sandbox with --net or --allow"),
+            SuperviseError::NetworkDown(_) => fixed("`sandboxvm network show SANDBOX` shows whether it works again"),
+            SuperviseError::Network(NetworkFailure::NoProgram) => fixed(BUILD),
             _ => None,
         };
     }
+    if let Some(error) = is::<NetworkRecordError>(error) {
+        return match error {
+            NetworkRecordError::Damaged { .. } => fixed("`sandboxvm network set SANDBOX` replaces the settings"),
+            NetworkRecordError::Format { .. } => fixed(OTHER_VERSION),
+            NetworkRecordError::Directory(_) => None,
+        };
+    }
     match is(error)? {
+        CreateError::NoCard(_) => {
+            fixed("create the snapshot of a sandbox with a network, or leave out --net and --allow")
+        }
         CreateError::Start { cause: StartError::Silent(_) | StartError::TimedOut(_), .. } => fixed(OVERLOADED),
         _ => None,
     }

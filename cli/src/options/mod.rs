@@ -1,6 +1,7 @@
 //! Options that several commands share.
 
 pub(crate) mod limits;
+pub(crate) mod network;
 pub(crate) mod supervision;
 pub(crate) mod values;
 
@@ -9,6 +10,7 @@ use crate::{
     failure::{Failure, hint},
     options::{
         limits::LimitOptions,
+        network::Network,
         values::{disk, duration, memory, name, shortened, vcpus},
     },
     output::progress,
@@ -78,12 +80,17 @@ impl MachineOptions {
         &self,
         env: Vec<String>,
         services: SupervisionSpec,
+        network: Option<Network>,
         ephemeral: bool,
         settled: bool,
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
-        let manager = environment::manager()?;
+        let mut manager = environment::manager()?;
         let bundle = environment::bundle(self.kernel.clone(), self.image.clone());
+        let network = network.map(|Network { spec, operator }| {
+            manager = manager.clone().with_network(operator);
+            spec
+        });
         let spec = SandboxSpec {
             name: self.name.clone(),
             vcpus: self.cpus,
@@ -94,6 +101,7 @@ impl MachineOptions {
             ephemeral,
             limits: self.limits.wanted(),
             services,
+            network,
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {
@@ -111,6 +119,7 @@ impl MachineOptions {
         match ready {
             Some(Ok(())) => {
                 limits::warn(started.sandbox(), &[]);
+                network::warn_of_no_link(started.sandbox());
                 Ok(Some(started))
             }
             Some(Err(error)) => {

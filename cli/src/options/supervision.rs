@@ -56,22 +56,13 @@ impl SupervisionOptions {
 }
 
 impl RuleOptions {
-    /// Returns true if there is no rule.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ttl.is_none() && self.idle.is_none()
-    }
-
     fn services(&self, ports: Vec<Publish>) -> SupervisionSpec {
         SupervisionSpec { ttl: self.ttl, idle: self.idle, ports }
     }
 
     /// Starts a supervisor for these rules and `ports` of a sandbox.
     pub(crate) async fn keep_up(&self, sandbox: &Sandbox, ports: Vec<Publish>) -> Result<(), Failure> {
-        let spec = self.services(ports);
-        if spec.is_empty() {
-            return Ok(());
-        }
-        Ok(sandbox.supervise(&program()?, &spec).await?)
+        Ok(sandbox.supervise(&program()?, &self.services(ports)).await?)
     }
 }
 
@@ -105,6 +96,7 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
         (supervision.ttl.is_some(), "--ttl"),
         (supervision.idle.is_some(), "--idle"),
         (!supervision.ports.is_empty(), "published ports"),
+        (supervision.network, "network"),
     ];
     let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, rule)| rule).collect();
     Some(format!(
@@ -117,7 +109,7 @@ fn unkept(sandbox: &impl Display, state: &State, supervision: Option<&Supervisio
 pub(crate) fn see_to(sandbox: &Sandbox) {
     let ensured = program().and_then(|program| Ok(sandbox.ensure_supervised(&program)?));
     if let Err(failure) = ensured {
-        Failure::new("warning: published ports, --ttl and --idle of the sandbox have no effect").report();
+        Failure::new("warning: network, published ports, --ttl and --idle of the sandbox have no effect").report();
         failure.report();
     }
 }
@@ -126,7 +118,8 @@ pub(crate) fn see_to(sandbox: &Sandbox) {
 pub(crate) fn program() -> Result<SupervisorProgram, Failure> {
     let program =
         env::current_exe().map_err(|error| Failure::new(format_args!("cannot find this program: {error}")))?;
-    Ok(SupervisorProgram { program, arguments: vec!["supervise".into()] })
+    let egress = environment::bundle(None, None).vmm.with_file_name("sandboxvm-egress");
+    Ok(SupervisorProgram { program, arguments: vec!["supervise".into(), "--egress".into(), egress.into()] })
 }
 
 fn ttl(text: &str) -> Result<TimeToLive, String> {

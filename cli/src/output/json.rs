@@ -97,6 +97,7 @@ pub(crate) mod tests {
                 disk_operations: 500.try_into().ok(),
                 must_hold: true,
             },
+            network_card: false,
         }
     }
 

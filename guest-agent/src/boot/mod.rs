@@ -15,9 +15,10 @@ mod loopback;
 pub(crate) mod mounts;
 
 use crate::process::cgroups::{CgroupError, Cgroups};
-use crate::{identity::IdentityFiles, notify::NotifyPort};
+use crate::{identity::IdentityFiles, network::Card, notify::NotifyPort};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use std::os::fd::AsFd;
 
 /// Why the machine cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +92,9 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     let name = command_line.hostname().unwrap_or(DEFAULT_HOSTNAME);
     rustix::system::sethostname(name.as_bytes())
         .map_err(|errno| BootError::Hostname { name: name.to_owned(), errno })?;
-    let identity = IdentityFiles::make(name);
-    loopback::up().map_err(BootError::Loopback)?;
+    let socket = loopback::up().map_err(BootError::Loopback)?;
+    let card = Card::find(socket.as_fd()).inspect(Card::configure);
+    let identity = IdentityFiles::make(name, card);
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
     setrlimit(Resource::Nofile, limit).map_err(BootError::Limits)?;
     let cgroups = Some(Cgroups::make()?);

@@ -3,14 +3,18 @@
 use crate::{
     audit::mask::Mask,
     limits::lifetime::{AtEnd, WhenIdle},
+    network::spec::NetworkSpec,
     record::SandboxRecord,
 };
+use sandboxvm_egress_policy::rule::Rule;
 use sandboxvm_protocol::{
     agent::{CText, ExecRequest, ExitStatus, SignalNumber, files::FileOperation, limits::LimitsHit},
+    egress::{FlowEnd, Reach, Transport},
     ids::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// What a new sandbox starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,17 @@ pub enum FileAct {
     Archive,
     /// A tree was written.
     Extract,
+}
+
+/// Whether a use of the network was allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NetworkDecision {
+    /// Whether it was.
+    pub allowed: bool,
+    /// The rule that decided, if one did.
+    pub rule: Option<String>,
+    /// Why it was refused.
+    pub reason: Option<String>,
 }
 
 /// An act on a sandbox, or its result. Bytes that are not UTF-8 are shown as U+FFFD.
@@ -223,6 +238,70 @@ pub enum Event {
         /// The reason.
         because: String,
     },
+    /// The network of the sandbox was set, at its start or while it ran.
+    NetworkSet {
+        /// What it reaches without rules.
+        reach: Reach,
+        /// What is allowed.
+        allow: Vec<String>,
+        /// What is denied.
+        deny: Vec<String>,
+    },
+    /// A connection of the sandbox ended, or was refused. Names are the guest's or a name server's.
+    NetworkFlow {
+        /// Transport.
+        transport: Transport,
+        /// The name that decided, or that the connection showed.
+        name: Option<String>,
+        /// Address.
+        address: IpAddr,
+        /// Port; 0 for a protocol without ports.
+        port: u16,
+        /// The decision.
+        #[serde(flatten)]
+        decision: NetworkDecision,
+        /// Bytes that the guest sent.
+        bytes_out: u64,
+        /// Bytes that it received.
+        bytes_in: u64,
+        /// Duration in milliseconds.
+        millis: u64,
+        /// How it ended.
+        end: FlowEnd,
+        /// Number of connections that the line is about.
+        count: u64,
+    },
+    /// A question for a name was refused, or had no answer.
+    NetworkName {
+        /// The name.
+        name: String,
+        /// Type of the question, as a number of DNS.
+        question: u16,
+        /// The decision.
+        #[serde(flatten)]
+        decision: NetworkDecision,
+        /// Number of questions that the line is about.
+        count: u64,
+    },
+    /// A placeholder of a secret was found where it may not go. The request was not forwarded.
+    SecretBlocked {
+        /// Name of the secret.
+        secret: String,
+        /// Host of the request.
+        host: String,
+        /// Why.
+        reason: String,
+    },
+    /// The use of the network was not logged, because there was too much of it.
+    NetworkOmitted {
+        /// Number of connections and questions.
+        records: u64,
+    },
+    /// The processes of the network ended by themselves and were replaced. Meanwhile nothing passed.
+    NetworkRestarted {
+        /// Why they ended.
+        reason: String,
+    },
     /// The writer of the line before was killed while it wrote another line, and that incomplete
     /// line was removed.
     Torn {
@@ -271,6 +350,12 @@ impl Event {
             from,
             env: names(record.env.iter().map(String::as_bytes)),
         }
+    }
+
+    /// Returns the event of a network that is about to be in force.
+    pub(crate) fn network_set(network: &NetworkSpec) -> Self {
+        let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+        Self::NetworkSet { reach: network.reach, allow: texts(&network.allow), deny: texts(&network.deny) }
     }
 
     /// Returns the event of a process that is about to be started.

@@ -4,11 +4,12 @@
 
 use super::{
     chain::{self, GENESIS},
-    event::{Event, FileAct, Origin},
+    event::{Event, FileAct, NetworkDecision, Origin},
     line::{Actor, Line},
 };
 use crate::limits::lifetime::{AtEnd, WhenIdle};
 use sandboxvm_protocol::{
+    egress::{FlowEnd, Reach, Transport},
     ids::{SandboxId, SandboxName},
     machine::{MemorySize, VcpuCount},
 };
@@ -97,6 +98,72 @@ fn examples() -> Vec<Event> {
     events.push(Event::LimitsHit { processes_refused: 3, killed_for_memory: 1, disk_is_full: false });
     events.push(Event::NotForked { copies: 3, reason: "3 more: ...".into() });
     events.push(Event::StoppedByForce { because: "it was paused".into() });
+    events.extend(of_the_network());
+    events
+}
+
+fn of_the_network() -> Vec<Event> {
+    let allowed = |rule: Option<&str>| NetworkDecision { allowed: true, rule: rule.map(str::to_owned), reason: None };
+    let refused = |rule: Option<&str>, reason: &str| NetworkDecision {
+        allowed: false,
+        rule: rule.map(str::to_owned),
+        reason: Some(reason.into()),
+    };
+    let reaches = [Reach::Nothing, Reach::Public, Reach::Listed];
+    let mut events: Vec<Event> = reaches
+        .map(|reach| Event::NetworkSet { reach, allow: vec!["index.example:443".into()], deny: vec!["ads.index.example".into()] })
+        .into_iter()
+        .collect();
+    events.push(Event::NetworkFlow {
+        transport: Transport::Tcp,
+        name: Some("index.example".into()),
+        address: [192, 0, 2, 1].into(),
+        port: 443,
+        decision: allowed(Some("index.example:443")),
+        bytes_out: 1200,
+        bytes_in: 3_400_000,
+        millis: 850,
+        end: FlowEnd::Closed,
+        count: 1,
+    });
+    let ends = [FlowEnd::Reset, FlowEnd::NotEstablished, FlowEnd::Idle, FlowEnd::Cut];
+    events.extend(ends.map(|end| Event::NetworkFlow {
+        transport: Transport::Udp,
+        name: None,
+        address: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
+        port: 53,
+        decision: refused(None, "no rule allows it"),
+        bytes_out: 0,
+        bytes_in: 0,
+        millis: 0,
+        end,
+        count: 17,
+    }));
+    events.push(Event::NetworkFlow {
+        transport: Transport::Icmp,
+        name: None,
+        address: [192, 0, 2, 9].into(),
+        port: 0,
+        decision: allowed(None),
+        bytes_out: 64,
+        bytes_in: 64,
+        millis: 3,
+        end: FlowEnd::Idle,
+        count: 1,
+    });
+    events.push(Event::NetworkName {
+        name: "ads.example".into(),
+        question: 28,
+        decision: refused(Some("*.example"), "a rule denies it"),
+        count: 2,
+    });
+    events.push(Event::SecretBlocked {
+        secret: "API_TOKEN".into(),
+        host: "other.example".into(),
+        reason: "the secret is not for this host".into(),
+    });
+    events.push(Event::NetworkOmitted { records: 40_000 });
+    events.push(Event::NetworkRestarted { reason: "the egress process was killed by signal 9".into() });
     events
 }
 
@@ -129,6 +196,12 @@ fn place(event: &Event) -> usize {
         Event::LimitsHit { .. } => 23,
         Event::NotForked { .. } => 24,
         Event::StoppedByForce { .. } => 25,
+        Event::NetworkSet { .. } => 26,
+        Event::NetworkFlow { .. } => 27,
+        Event::NetworkName { .. } => 28,
+        Event::SecretBlocked { .. } => 29,
+        Event::NetworkOmitted { .. } => 30,
+        Event::NetworkRestarted { .. } => 31,
     }
 }
 
@@ -145,7 +218,7 @@ fn line_format_of_every_event_is_stable() {
         log.push_str(&String::from_utf8(text).unwrap());
         prev = head.hash;
     }
-    assert!(places.into_iter().eq(0..=25), "a kind has no example");
+    assert!(places.into_iter().eq(0..=31), "a kind has no example");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/events.jsonl");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &log).unwrap();

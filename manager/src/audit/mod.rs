@@ -19,6 +19,6 @@ mod reading;
 mod trails;
 
 pub use chain::{Verified, Violation};
-pub use event::{Event, FileAct, Origin};
+pub use event::{Event, FileAct, NetworkDecision, Origin};
 pub use line::{Actor, Line};
 pub use log::{AuditError, Trail};

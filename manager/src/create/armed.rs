@@ -12,6 +12,7 @@ use crate::{
         ready_snapshot,
         spec::{SandboxSpec, StartFrom, check_env},
         staged::Staged,
+        start::write_down_services,
         started::StartedSandbox,
     },
     home::{directory::DirectoryError, host::HostIdentity},
@@ -136,6 +137,7 @@ impl ArmedMachine {
     pub(crate) async fn hand_out(self, spec: &SandboxSpec) -> Result<Option<StartedSandbox>, CreateError> {
         // Bound in this order, so that the VMM is killed before its directory is removed.
         let Self { staged, vmm, .. } = self;
+        write_down_services(staged.home(), &staged, spec)?;
         staged.record().write(staged.directory())?;
         // The sandbox is published before it runs: a VMM must never live in a directory that a
         // sweep may remove.
@@ -158,6 +160,9 @@ impl ArmedMachine {
         }
         let sandbox = started.sandbox();
         sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
+        if let Some(network) = &spec.network {
+            sandbox.trail().append(Event::network_set(network))?;
+        }
         Ok(Some(started))
     }
 }

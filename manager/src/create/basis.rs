@@ -79,5 +79,6 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         env: spec.env.clone(),
         ephemeral: spec.ephemeral,
         limits: Limits::new(spec.limits, spec.memory),
+        network_card: spec.network.is_some(),
     })
 }

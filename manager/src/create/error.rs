@@ -5,13 +5,14 @@ use crate::{
     guest::{agent::AgentError, error::ExecError},
     home::{directory::DirectoryError, host::HostError, names::NameError},
     limits::admission::AdmissionError,
+    network::spec::NetworkSpecError,
     record::RecordError,
     snapshot::{error::SnapshotError, lineage::LineageError},
     supervision::SuperviseError,
     vmm::{control::ControlError, descriptors::LaunchError, last_words::LastWords},
 };
 use sandboxvm_images::{bundle::BundleError, template::TemplateError};
-use sandboxvm_protocol::vmm::ExitReason;
+use sandboxvm_protocol::{ids::SandboxName, vmm::ExitReason};
 use std::io;
 use std::time::Duration;
 
@@ -65,6 +66,12 @@ pub enum CreateError {
     /// The services that the sandbox is to have cannot be written down.
     #[error("{0}")]
     Services(#[from] SuperviseError),
+    /// The sandbox cannot have the network that was asked for.
+    #[error("{0}")]
+    Network(#[from] NetworkSpecError),
+    /// A machine that is restored has the devices that the snapshot has.
+    #[error("cannot give the sandbox a network: the machine of snapshot {0} has no network card")]
+    NoCard(SandboxName),
     /// The snapshot to start from does not exist or cannot be used.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),

@@ -33,6 +33,7 @@ use std::{fs::File, time::SystemTime};
 /// A named snapshot, with everything that a new machine needs to be restored from it.
 #[derive(Debug)]
 pub(crate) struct NamedBasis {
+    name: SandboxName,
     pub(crate) snapshot: StoredSnapshot,
     host: HostIdentity,
     contents: Contents,
@@ -47,12 +48,26 @@ impl NamedBasis {
         let vmm = bundle.open_part(Part::Vmm)?;
         let vmm = content::of(&manager.home, &vmm, bundle.path(Part::Vmm))?;
         let contents = Contents { vmm, ..snapshot.manifest.contents.clone() };
-        Ok(Self { snapshot, host, contents, disks })
+        Ok(Self { name: name.clone(), snapshot, host, contents, disks })
     }
 
-    /// Returns the record of a new sandbox. vCPUs, memory, disk and the variables that `spec` does
-    /// not set are those of the snapshot.
+    /// Returns the record of a new sandbox. vCPUs, memory, disk, network card and the variables that
+    /// `spec` does not set are those of the snapshot.
     pub(crate) fn record(&self, spec: &SandboxSpec) -> Result<SandboxRecord, CreateError> {
+        let manifest = &self.snapshot.manifest;
+        if spec.network.is_some() && !manifest.network_card {
+            return Err(CreateError::NoCard(self.name.clone()));
+        }
+        self.new_record(spec, manifest.network_card)
+    }
+
+    /// Returns the record of a new sandbox that boots from the disk of the snapshot. It has a network
+    /// card if it has a network.
+    pub(crate) fn record_of_boot(&self, spec: &SandboxSpec) -> Result<SandboxRecord, CreateError> {
+        self.new_record(spec, spec.network.is_some())
+    }
+
+    fn new_record(&self, spec: &SandboxSpec, network_card: bool) -> Result<SandboxRecord, CreateError> {
         let manifest = &self.snapshot.manifest;
         // The kernel is part of the restored memory, so its file need not exist any more.
         let identity = FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 };
@@ -70,6 +85,7 @@ impl NamedBasis {
             env: merged(&manifest.env, &spec.env),
             ephemeral: spec.ephemeral,
             limits: Limits::new(spec.limits, manifest.memory_bytes),
+            network_card,
         })
     }
 

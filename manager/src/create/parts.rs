@@ -20,12 +20,16 @@ use crate::{
 use rustix::fs::OFlags;
 use sandboxvm_protocol::{
     ids::GuestCid,
-    vmm::{ConsoleConfig, DeviceConfig, DiskConfig, LaunchConfig, MachineSource, VsockConfig},
+    network::{MacAddress, Mtu},
+    vmm::{ConsoleConfig, DeviceConfig, DiskConfig, LaunchConfig, MachineSource, NetConfig, VsockConfig},
 };
 use std::{fs::File, os::unix::net::UnixListener, path::Path};
 
 /// Size limit of the log of the serial console. A boot prints little, a panic some kilobytes.
 const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
+
+/// The network card. It is the same in every machine, because each has a network of its own.
+const CARD: DeviceConfig = DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST });
 
 /// Limits the processes in the control group of a sandbox, as far as the group has controllers.
 /// Returns true if the group enforces the sandbox's share of the processor.
@@ -143,7 +147,7 @@ impl Parts {
             vcpus: record.vcpus,
             memory: record.memory_bytes,
             source,
-            devices: vec![
+            devices: [
                 DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.agent) }),
                 DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.image) }),
                 DeviceConfig::Block(DiskConfig::Writable {
@@ -153,7 +157,10 @@ impl Parts {
                 DeviceConfig::Rng,
                 DeviceConfig::Vsock(VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT }),
                 DeviceConfig::Balloon,
-            ],
+            ]
+            .into_iter()
+            .chain(record.network_card.then_some(CARD))
+            .collect(),
             console: ConsoleConfig { log: files.add(&self.console), limit: CONSOLE_LOG_LIMIT },
             control: files.add(&self.control),
             status: files.add(&self.status),

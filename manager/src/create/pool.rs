@@ -18,6 +18,7 @@ use crate::{
         started::StartedSandbox,
     },
     manager::Manager,
+    network::spec::NetworkSpec,
     supervision::SupervisionSpec,
 };
 use futures_util::future::BoxFuture;
@@ -61,12 +62,15 @@ pub struct PoolRequest {
     pub env: Vec<String>,
     /// As in [`SandboxSpec::ephemeral`].
     pub ephemeral: bool,
+    /// As in [`SandboxSpec::network`]. If the machines of the pool have no network card and this asks
+    /// for a network, or the reverse, the sandbox does not come from the pool.
+    pub network: Option<NetworkSpec>,
 }
 
 impl Pool {
     /// Creates a pool of `size` machines of the kind that `spec` describes. The pool fills itself
     /// from now on, and again after each [`Self::take`]. Name, environment, `ephemeral` and services
-    /// of `spec` are ignored. Must be called within a tokio runtime.
+    /// of `spec` are ignored, and of its network only whether there is one counts. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, bundle: Bundle, spec: SandboxSpec, size: usize) -> Self {
         let start_from = match spec.start_from {
@@ -130,8 +134,12 @@ impl Pool {
                 name: request.name.clone(),
                 env: request.env.clone(),
                 ephemeral: request.ephemeral,
+                network: request.network.clone(),
                 ..spec.clone()
             };
+            if spec.network.is_some() != self.shared.spec.network.is_some() {
+                return manager.start(bundle, &spec).await;
+            }
             loop {
                 // The machine leaves the pool before anything else happens to it, so that no other
                 // caller can get it.

@@ -58,6 +58,10 @@ pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) 
         hash.update(part);
         hash.update("\n");
     }
+    // A machine without a card has the key that it had before there were cards.
+    if spec.network.is_some() {
+        hash.update("network card\n");
+    }
     for word in warm_up::COMMANDS.into_iter().flatten() {
         hash.update(word);
         hash.update("\0");
@@ -169,7 +173,11 @@ fn is_abandoned_lock(path: &Path) -> Result<bool, DirectoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{lineage::tests::contents, manifest::tests::example};
+    use crate::{
+        network::spec::NetworkSpec,
+        snapshot::{lineage::tests::contents, manifest::tests::example},
+    };
+    use sandboxvm_protocol::egress::Reach;
 
     #[test]
     fn key_covers_everything_that_makes_a_difference() {
@@ -185,6 +193,11 @@ mod tests {
         assert_eq!(base, key(&moved, &SandboxSpec::default(), &host));
         let larger = SandboxSpec { memory: (512 << 20).try_into().unwrap(), ..SandboxSpec::default() };
         assert_ne!(base, key(&contents(), &larger, &host));
+        let network = Some(NetworkSpec { reach: Reach::Public, ..NetworkSpec::default() });
+        let with_card = key(&contents(), &SandboxSpec { network, ..SandboxSpec::default() }, &host);
+        assert_ne!(base, with_card);
+        let other = SandboxSpec { network: Some(NetworkSpec::default()), ..SandboxSpec::default() };
+        assert_eq!(with_card, key(&contents(), &other, &host), "what it may reach is not part of the machine");
         assert_ne!(base, key(&contents(), &SandboxSpec::default(), &HostIdentity { boot_id: "x".into(), ..host }));
     }
 

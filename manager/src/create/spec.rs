@@ -3,7 +3,7 @@
 
 use crate::{
     audit::Origin, create::error::CreateError, guest::process_spec::check_variable, limits::kept::WantedLimits,
-    supervision::SupervisionSpec,
+    network::spec::NetworkSpec, supervision::SupervisionSpec,
 };
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
@@ -58,6 +58,10 @@ pub struct SandboxSpec {
     /// killed, the next command that uses the sandbox starts them. The creator starts them by
     /// [`Sandbox::supervise`](crate::Sandbox::supervise).
     pub services: SupervisionSpec,
+    /// What the sandbox may reach. `None` for a machine without a network card, or, restored from a
+    /// snapshot with one, for a card whose link stays down. Its creator starts the network by
+    /// [`Sandbox::supervise`](crate::Sandbox::supervise).
+    pub network: Option<NetworkSpec>,
     /// Maximum time from the start until the agent listens.
     pub boot_timeout: Duration,
 }
@@ -74,6 +78,7 @@ impl Default for SandboxSpec {
             ephemeral: false,
             limits: WantedLimits::default(),
             services: SupervisionSpec::default(),
+            network: None,
             boot_timeout: Duration::from_secs(300),
         }
     }

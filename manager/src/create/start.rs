@@ -12,8 +12,9 @@ use crate::{
         staged::Staged,
         started::StartedSandbox,
     },
-    home::host::HostIdentity,
+    home::{host::HostIdentity, layout::Home},
     manager::Manager,
+    network::{record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
     supervision,
 };
@@ -30,6 +31,7 @@ impl Manager {
     ) -> BoxFuture<'a, Result<StartedSandbox, CreateError>> {
         Box::pin(async move {
             check_env(&spec.env)?;
+            check_network(&self.home, bundle, spec.network.as_ref())?;
             match &spec.start_from {
                 StartFrom::Boot => self.start_booting(bundle, spec).await,
                 StartFrom::Ready => self.start_ready(bundle, spec).await,
@@ -91,20 +93,37 @@ impl Manager {
         name: &SandboxName,
     ) -> Result<StartedSandbox, CreateError> {
         let basis = NamedBasis::read(self, bundle, name)?;
-        let staged = self.staged(basis.record(spec)?, spec)?;
+        let staged = self.staged(basis.record_of_boot(spec)?, spec)?;
         let kernel = basis.kernel(&self.home, bundle)?;
         boot_disk(staged, &basis.restored(), &kernel, bundle.path(Part::Vmm), spec.boot_timeout).await
     }
 }
 
 impl Manager {
-    /// Claims the name, reserves room on the host, and writes down the services.
+    /// Claims the name, reserves room on the host, and writes down network and services.
     fn staged(&self, record: SandboxRecord, spec: &SandboxSpec) -> Result<Staged, CreateError> {
         let staged = Staged::begin(&self.home, record)?;
         staged.admit()?;
-        supervision::plan(staged.directory(), &spec.services)?;
+        write_down_services(&self.home, &staged, spec)?;
         Ok(staged)
     }
+}
+
+/// Rejects a network that the operator does not permit, or for which there is no program.
+fn check_network(home: &Home, bundle: &Bundle, network: Option<&NetworkSpec>) -> Result<(), CreateError> {
+    let Some(network) = network else { return Ok(()) };
+    home.network().admit(network)?;
+    let _ = bundle;
+    Ok(())
+}
+
+/// Writes down network and services of a sandbox that no other process sees yet.
+pub(super) fn write_down_services(home: &Home, staged: &Staged, spec: &SandboxSpec) -> Result<(), CreateError> {
+    if let Some(network) = &spec.network {
+        let operator = home.network();
+        NetworkRecord::new(operator.admit(network)?, operator.provides.clone()).write(staged.directory())?;
+    }
+    Ok(supervision::plan(staged.directory(), &spec.services)?)
 }
 
 /// Returns a machine whose agent listens. Ends it and removes the sandbox if it does not come up.

@@ -17,13 +17,14 @@
 //! ```
 //! All directories have mode 0700: a user who can enter the home controls every guest in it.
 
-use crate::home::rules::AdmissionRules;
+use crate::{home::rules::AdmissionRules, network::operator::NetworkOperator};
 use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{
     fs::DirBuilder,
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Why a home cannot be used.
@@ -48,13 +49,14 @@ pub enum HomeError {
     },
 }
 
-/// A home directory with all its parts, the rules for admitting sandboxes to it, and the maximum
-/// size of their audit logs.
+/// A home directory with all its parts, the rules for admitting sandboxes to it, the maximum size of
+/// their audit logs, and what the operator permits them on the network.
 #[derive(Debug, Clone)]
 pub struct Home {
     root: PathBuf,
     rules: AdmissionRules,
     max_audit_log: u64,
+    network: Arc<NetworkOperator>,
 }
 
 /// Maximum size of the audit log of one sandbox in bytes, unless the caller sets a lower one.
@@ -79,7 +81,8 @@ impl Home {
         let root = std::path::absolute(root).map_err(|source| HomeError::Create { path: root.to_owned(), source })?;
         create(&root, true)?;
         check_owner(&root)?;
-        let home = Self { root, rules: AdmissionRules::default(), max_audit_log: MAX_AUDIT_LOG };
+        let network = Arc::default();
+        let home = Self { root, rules: AdmissionRules::default(), max_audit_log: MAX_AUDIT_LOG, network };
         for path in [
             home.sandboxes(),
             home.names(),
@@ -104,6 +107,14 @@ impl Home {
 
     pub(crate) fn with_max_audit_log(self, bytes: u64) -> Self {
         Self { max_audit_log: bytes.min(MAX_AUDIT_LOG), ..self }
+    }
+
+    pub(crate) fn with_network(self, operator: NetworkOperator) -> Self {
+        Self { network: Arc::new(operator), ..self }
+    }
+
+    pub(crate) fn network(&self) -> &NetworkOperator {
+        &self.network
     }
 
     pub(crate) fn max_audit_log(&self) -> u64 {

@@ -40,6 +40,9 @@ impl Manager {
         let started = self.start_machine(bundle, spec).await?;
         let sandbox = started.sandbox();
         sandbox.trail().append(Event::created(&sandbox.record, (&spec.start_from).into()))?;
+        if let Some(network) = &spec.network {
+            sandbox.trail().append(Event::network_set(network))?;
+        }
         // The VM runs, so this is the time to remove what others left behind.
         let home = self.home.clone();
         tokio::task::spawn_blocking(move || {

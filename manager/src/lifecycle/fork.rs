@@ -26,6 +26,7 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
+    network::record::{NetworkRecord, NetworkRecordError, keep_pins},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
@@ -36,6 +37,7 @@ use crate::{
         flatten::FlattenError,
         lineage::{Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     },
+    supervision::{self, SuperviseError, SupervisionSpec},
     vmm::{
         control::{ControlClient, ControlError},
         descriptors::LaunchFiles,
@@ -49,6 +51,7 @@ use crate::{
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::{
+    egress::SavedPin,
     ids::SandboxId,
     vmm::{ChildDevice, ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
 };
@@ -130,6 +133,12 @@ pub enum ForkError {
     /// The audit log cannot be written, so the fork was not done.
     #[error("{0}")]
     Audit(#[from] AuditError),
+    /// The network of the sandbox cannot be read.
+    #[error("{0}")]
+    Network(#[from] NetworkRecordError),
+    /// The network of a child cannot be written down.
+    #[error("{0}")]
+    Services(#[from] SuperviseError),
     /// The system provided no randomness or no socket.
     #[error("cannot create a copy: {0}")]
     Io(#[from] io::Error),
@@ -195,13 +204,14 @@ impl Sandbox {
             let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
             let mut running = change.running().await?;
             admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
+            let network = Inherited::of(self).await?;
             let mut children = Vec::new();
             let mut pauses = Vec::new();
             let mut left = count as usize;
             while left > 0 {
                 let batch = left.min(MAX_FORK_CHILDREN);
                 flatten_when_long(&mut running).await?;
-                let (made, report) = self.fork_batch(&mut running, batch).await?;
+                let (made, report) = self.fork_batch(&mut running, batch, network.as_ref()).await?;
                 children.extend(made);
                 pauses.push(Duration::from_nanos(report.pause_ns));
                 left -= batch;
@@ -232,11 +242,16 @@ impl Sandbox {
         })
     }
 
-    async fn fork_batch(&self, running: &mut Running<'_>, count: usize) -> Result<(Vec<Child>, ForkReport), ForkError> {
+    async fn fork_batch(
+        &self,
+        running: &mut Running<'_>,
+        count: usize,
+        network: Option<&Inherited>,
+    ) -> Result<(Vec<Child>, ForkReport), ForkError> {
         let mut children = Vec::with_capacity(count);
         let mut handed = Vec::with_capacity(count);
         for _ in 0..count {
-            let (child, files) = self.stage_child(&running.lineage, running.control.speaks())?;
+            let (child, files) = self.stage_child(&running.lineage, running.control.speaks(), network)?;
             children.push(child);
             handed.push(files);
         }
@@ -273,7 +288,12 @@ impl Sandbox {
 
     /// Creates the directory of a child, with links to all files that it continues from, and the
     /// files that its VMM receives. Like its parent, that VMM speaks `version`.
-    fn stage_child(&self, lineage: &Lineage, version: u8) -> Result<(Child, ChildFiles), ForkError> {
+    fn stage_child(
+        &self,
+        lineage: &Lineage,
+        version: u8,
+        network: Option<&Inherited>,
+    ) -> Result<(Child, ChildFiles), ForkError> {
         let record = SandboxRecord {
             id: new_id()?,
             name: None,
@@ -286,6 +306,9 @@ impl Sandbox {
         let directory = staged.directory();
         staged.record().write(directory)?;
         identity::make_due(directory)?;
+        if let Some(network) = network {
+            network.write(directory)?;
+        }
         let shared = lineage.files.disk.iter().chain(lineage.files.baseline.iter().flatten());
         for name in shared {
             directory.link_from(&self.directory, name, name)?;
@@ -318,6 +341,26 @@ impl Sandbox {
 /// each would only wait longer for its turn.
 fn begun_at_once() -> usize {
     2 * thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// The network that children inherit: what the sandbox may reach, and the answers that its guest got.
+/// Each child gets processes of its own.
+struct Inherited {
+    record: NetworkRecord,
+    pins: Vec<SavedPin>,
+}
+
+impl Inherited {
+    async fn of(sandbox: &Sandbox) -> Result<Option<Self>, NetworkRecordError> {
+        let Some(record) = NetworkRecord::read(&sandbox.directory)? else { return Ok(None) };
+        Ok(Some(Self { record, pins: sandbox.network_pins(false).await }))
+    }
+
+    fn write(&self, directory: &SandboxDirectory) -> Result<(), ForkError> {
+        self.record.write(directory)?;
+        keep_pins(directory, &self.pins)?;
+        Ok(supervision::plan(directory, &SupervisionSpec::default())?)
+    }
 }
 
 /// The files that the VMM of a child receives.

@@ -24,6 +24,7 @@ use crate::{
         admission::{self, AdmissionError},
         disk_room::Room,
     },
+    network::record::keep_pins,
     sandbox::Sandbox,
     snapshot::change::{Change, ChangeError, Running},
     snapshot::store::SnapshotFiles,
@@ -300,6 +301,10 @@ impl Sandbox {
                     ResetDone::Anew
                 }
             };
+            match done {
+                ResetDone::InPlace(_) => self.forget_flows().await,
+                ResetDone::Anew => self.reattach_network().await,
+            }
             // Meanwhile another command may have given the old machine its identity, which removed the
             // mark, so it is set again.
             identity::make_due(&self.directory)?;
@@ -416,6 +421,8 @@ impl Sandbox {
         self.admit_again()?;
         let room = Room::for_a_start(directory)?;
         interruption::announce(directory, Interruption::Reset);
+        // The processes of the network end with the machine, so what they know is kept.
+        keep_pins(directory, &self.network_pins(true).await)?;
         end::now(&self.home, directory, self.id()).await?;
         drop(room);
         let program = bundle.path(Part::Vmm);
@@ -446,11 +453,12 @@ impl Sandbox {
     /// Rejects a snapshot of another kind of machine.
     fn check_shape(&self, name: &SandboxName, snapshot: &StoredSnapshot) -> Result<(), ResetError> {
         let (manifest, record) = (&snapshot.manifest, &self.record);
-        let shape = |vcpus: VcpuCount, memory: MemorySize, disk: u64| {
-            format!("{vcpus} vCPUs, {} MiB of memory and {} MiB of disk", memory.mib(), disk / MIB)
+        let shape = |vcpus: VcpuCount, memory: MemorySize, disk: u64, has_card: bool| {
+            let card = if has_card { "a network card" } else { "no network card" };
+            format!("{vcpus} vCPUs, {} MiB of memory, {} MiB of disk and {card}", memory.mib(), disk / MIB)
         };
-        let theirs = shape(manifest.vcpus, manifest.memory_bytes, manifest.disk_bytes);
-        let ours = shape(record.vcpus, record.memory_bytes, record.disk_bytes);
+        let theirs = shape(manifest.vcpus, manifest.memory_bytes, manifest.disk_bytes, manifest.network_card);
+        let ours = shape(record.vcpus, record.memory_bytes, record.disk_bytes, record.network_card);
         if theirs == ours {
             return Ok(());
         }

@@ -100,6 +100,9 @@ pub struct SnapshotManifest {
     /// seals.
     #[serde(default)]
     pub seals: Seals,
+    /// True if the machine has a network card. False in a snapshot of a version without cards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub network_card: bool,
 }
 
 impl SnapshotManifest {
@@ -169,6 +172,7 @@ pub(crate) mod tests {
             memory: vec![MemoryFile { name: "memory.0".into(), size: 64 << 20 }],
             disk: vec!["disk.0".into()],
             seals: Seals::default(),
+            network_card: false,
         }
     }
 

@@ -208,6 +208,7 @@ impl Written {
             host: HostIdentity::read()?,
             contents: lineage.contents.clone(),
             seals: sealed.chain([(STATE.to_owned(), state_seal)]).collect(),
+            network_card: record.network_card,
             memory: memory.into_iter().map(|name| MemoryFile { name, size: record.memory_bytes.bytes() }).collect(),
             disk,
         })

@@ -23,6 +23,15 @@ pub(crate) struct Supervision {
     pub(crate) ttl: Option<RunningTime>,
     pub(crate) idle: Option<IdleRule>,
     pub(crate) ports: Vec<Port>,
+    /// The network, if the sandbox has one: what it may reach is in a record of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) network: Option<Network>,
+}
+
+/// Whether the network ever worked: if it did, a failure does not end the other services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Network {
+    pub(crate) was_attached: bool,
 }
 
 /// A time to live with its deadline.
@@ -43,7 +52,8 @@ pub(crate) struct Port {
 }
 
 impl Supervision {
-    pub(crate) fn of(spec: &SupervisionSpec) -> Result<Self, SuperviseError> {
+    /// Returns the record of the services of `spec` and, if there is one, of a network.
+    pub(crate) fn of(spec: &SupervisionSpec, has_network: bool) -> Result<Self, SuperviseError> {
         if spec.ports.len() > MAX_PORTS {
             return Err(SuperviseError::TooMany);
         }
@@ -51,7 +61,13 @@ impl Supervision {
             shown: PublishedPort { guest_port: publish.guest, host: publish.host.clone(), error: None },
             was_ours: false,
         });
-        Ok(Self { format: FORMAT, ttl: spec.ttl.map(running).transpose()?, idle: spec.idle, ports: ports.collect() })
+        Ok(Self {
+            format: FORMAT,
+            ttl: spec.ttl.map(running).transpose()?,
+            idle: spec.idle,
+            ports: ports.collect(),
+            network: has_network.then_some(Network { was_attached: false }),
+        })
     }
 
     /// Reads the record. Returns `None` for a sandbox without one.
@@ -72,7 +88,12 @@ impl Supervision {
 
     /// Returns true if there is nothing to maintain.
     pub(crate) fn is_empty(&self) -> bool {
-        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty()
+        self.ttl.is_none() && self.idle.is_none() && self.ports.is_empty() && self.network.is_none()
+    }
+
+    /// Returns the record with a network.
+    pub(crate) fn with_network(self) -> Self {
+        Self { network: self.network.or(Some(Network { was_attached: false })), ..self }
     }
 
     /// Starts the time to live again.
@@ -104,13 +125,13 @@ mod tests {
             idle: Some(IdleRule { after: Duration::from_millis(1500), then: WhenIdle::Pause }),
             ports: vec!["8080:80".parse().unwrap(), "/tmp/x.sock:80".parse().unwrap()],
         };
-        let supervision = Supervision::of(&spec).unwrap();
+        let supervision = Supervision::of(&spec, true).unwrap();
         supervision.write(&directory).unwrap();
         assert_eq!(Supervision::read(&directory).unwrap().unwrap(), supervision);
         let text = String::from_utf8(directory.read(FILE, 9999).unwrap()).unwrap();
         assert!(text.contains("\"host\": \"127.0.0.1:8080\"") && text.contains("\"then\": \"rm\""), "{text}");
         let many = SupervisionSpec { ports: vec!["80".parse().unwrap(); MAX_PORTS + 1], ..spec };
-        assert!(matches!(Supervision::of(&many), Err(SuperviseError::TooMany)));
+        assert!(matches!(Supervision::of(&many, false), Err(SuperviseError::TooMany)));
         directory.replace(FILE, b"{").unwrap();
         assert!(matches!(Supervision::read(&directory), Err(SuperviseError::Damaged { .. })));
     }

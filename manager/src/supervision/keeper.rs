@@ -16,7 +16,7 @@ use super::{
     service::{Context, Outcome, Service},
     services,
     start::{self, SupervisorLock},
-    talk::{self, Reply},
+    talk,
 };
 use crate::{
     guest::stop::{StopError, Stopped},
@@ -205,7 +205,7 @@ impl Keeper<'_> {
             }
         }
         let Some(answer) = answer else { return };
-        let reply = answer.map_or_else(|error| talk::failed(&error), Reply::Done);
+        let reply = answer.unwrap_or_else(|error| talk::failed(&error));
         // A client that does not wait for the reply finds the result in the file.
         let _ = timeout(HEARD_WITHIN, talk::say(stream, &reply)).await;
     }
@@ -290,7 +290,7 @@ mod tests {
             wire: 1,
         };
         directory.write_new(STATUS, &serde_json::to_vec(&status).unwrap()).unwrap();
-        Supervision::of(spec).unwrap().write(&directory).unwrap();
+        Supervision::of(spec, false).unwrap().write(&directory).unwrap();
         (home, manager, directory, vmm)
     }
 

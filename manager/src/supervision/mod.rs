@@ -1,5 +1,5 @@
-//! The services of a sandbox that continue while no command runs: its time to live, its idle rule
-//! and its published ports.
+//! The services of a sandbox that continue while no command runs: its time to live, its idle rule,
+//! its published ports and its network.
 //!
 //! ```text
 //! supervision.json  what is wanted and what is in force; written by the supervisor, and before
@@ -10,11 +10,11 @@
 //!
 //! create, port, fork ── write supervision.json ──> start ── SupervisorProgram ──> keeper
 //! any other command ── finds the lock free ──────────┘       holds supervisor.lock  │
-//!                                                      services: ports, ttl, idle   │
+//!                                                      services: ports, ttl, idle, network
 //!                        sandbox's agent and VMM <── stop, remove, pause, watch ────┘
 //! ```
 //! There is one small process for each sandbox that has such a service, and none for others. It
-//! ends when the sandbox does. If it is killed, the services stop until the next command on the
+//! ends when the sandbox does. If it is killed, the services stop, and nothing passes the network, until the next command on the
 //! sandbox starts another supervisor, and nothing else changes: the whole state is in the files. A
 //! supervisor may not act on another sandbox, and forks and snapshots of its sandbox do not inherit
 //! its services.
@@ -31,14 +31,18 @@ mod talk;
 
 pub(crate) use services::listeners::forget;
 pub(crate) use start::plan;
+pub use talk::NetworkReport;
 
 use crate::{
+    audit::AuditError,
     home::directory::DirectoryError,
     limits::lifetime::{IdleRule, TimeToLive},
     manager::FindError,
+    network::{record::NetworkRecordError, spec::NetworkSpecError},
 };
 use publish::{HostEnd, MAX_PORTS, Publish};
 use sandboxvm_protocol::agent::port::PortNumber;
+pub use services::network::NetworkFailure;
 use std::{ffi::OsString, io, path::PathBuf};
 
 pub(crate) const FILE: &str = "supervision.json";
@@ -46,7 +50,8 @@ pub(crate) const LOCK: &str = "supervisor.lock";
 pub(crate) const SOCKET: &str = "supervisor.sock";
 pub(crate) const LOG: &str = "supervisor.log";
 
-/// The services that a sandbox is to have.
+/// The services that a sandbox is to have, besides its network, which it has if it was created with
+/// one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SupervisionSpec {
     /// Ends the sandbox after a time.
@@ -125,6 +130,24 @@ pub enum SuperviseError {
     /// The sandbox has too many ports.
     #[error("cannot publish the port: the sandbox already has {MAX_PORTS} published ports, which is the maximum")]
     TooMany,
+    /// The network cannot be started.
+    #[error("cannot start the network of the sandbox: {0}")]
+    Network(#[from] NetworkFailure),
+    /// The settings of the network were recorded, and are not in force.
+    #[error("the network of the sandbox is down: {0}")]
+    NetworkDown(String),
+    /// The machine has no network card.
+    #[error("sandbox {0} has no network card: its network was decided when it was created")]
+    NoCard(String),
+    /// The sandbox cannot have the network that was asked for.
+    #[error("{0}")]
+    NetworkSpec(#[from] NetworkSpecError),
+    /// The settings of the network cannot be read.
+    #[error("{0}")]
+    NetworkRecord(#[from] NetworkRecordError),
+    /// The audit log cannot be written, so the network was not changed.
+    #[error("{0}")]
+    Audit(#[from] AuditError),
     /// The record is not valid.
     #[error("{} is damaged: {source}", .path.display())]
     Damaged {

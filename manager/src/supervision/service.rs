@@ -8,7 +8,12 @@
 //! is left outside the sandbox. To add a service, implement [`Service`] and add it to
 //! `services::all`.
 
-use super::{SuperviseError, file::Supervision, log::Log, publish::PublishedPort, talk::Request};
+use super::{
+    SuperviseError,
+    file::Supervision,
+    log::Log,
+    talk::{Reply, Request},
+};
 use crate::{
     audit::Event,
     guest::{
@@ -71,7 +76,7 @@ pub(super) enum Outcome {
 }
 
 /// The result of a request to the supervisor.
-pub(super) type Answer = Result<Vec<PublishedPort>, SuperviseError>;
+pub(super) type Answer = Result<Reply, SuperviseError>;
 
 /// One service. All methods except [`Self::is_needed`] have a default, for services that do not
 /// need them.

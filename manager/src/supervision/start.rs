@@ -8,21 +8,24 @@ use super::{
     log,
     publish::{HostEnd, Publish, PublishedPort},
     status::is_supervised,
-    talk::{self, Reply, Request},
+    talk::{self, NetworkReport, NetworkRequest, Reply, Request},
 };
 use crate::{
+    audit::Event,
     guest::in_use,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         flock::Sharing,
         locks::{FileLock, LockClass},
     },
+    network::{record::NetworkRecord, spec::NetworkSpec},
     sandbox::Sandbox,
 };
 use futures_util::future::BoxFuture;
 use rustix::fs::{Mode, OFlags, openat};
-use sandboxvm_protocol::agent::port::PortNumber;
+use sandboxvm_protocol::{agent::port::PortNumber, egress::SavedPin};
 use std::{
+    io::Read,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
     process::{Command, Stdio},
     thread,
@@ -60,13 +63,14 @@ impl SupervisorLock {
 /// Writes down the services of a new sandbox unless a supervisor has them already. A supervisor
 /// that is started later maintains them.
 pub(crate) fn plan(directory: &SandboxDirectory, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
-    if spec.is_empty() {
+    let has_network = NetworkRecord::exists(directory);
+    if spec.is_empty() && !has_network {
         return Ok(());
     }
     if spec.idle.is_some() {
         in_use::watch(directory)?;
     }
-    let supervision = Supervision::of(spec)?;
+    let supervision = Supervision::of(spec, has_network)?;
     if let Some(_lock) = SupervisorLock::try_take(directory)? {
         supervision.write(directory)?;
     }
@@ -74,13 +78,13 @@ pub(crate) fn plan(directory: &SandboxDirectory, spec: &SupervisionSpec) -> Resu
 }
 
 impl Sandbox {
-    /// Starts the services of `spec` for a new sandbox: its time to live starts now, and its ports
-    /// are listened on when this returns.
+    /// Starts the services of `spec` and the network of a new sandbox: its time to live starts now, its
+    /// ports are listened on and its network card has a link when this returns.
     ///
     /// # Errors
     /// Every [`SuperviseError`]; no service is started then.
     pub async fn supervise(&self, program: &SupervisorProgram, spec: &SupervisionSpec) -> Result<(), SuperviseError> {
-        if spec.is_empty() {
+        if spec.is_empty() && !NetworkRecord::exists(&self.directory) {
             return Ok(());
         }
         plan(&self.directory, spec)?;
@@ -91,18 +95,122 @@ impl Sandbox {
         started
     }
 
-    /// Starts a supervisor if the sandbox needs one and has none, and does not wait for it. Returns
-    /// true if it started one.
+    /// Starts a supervisor if the sandbox needs one and has none. Waits for it only if the sandbox has a
+    /// network: then the network card has a link when this returns. Blocks meanwhile; within a runtime,
+    /// [`Self::ensure_network`] does not. Returns true if it started one.
     ///
     /// # Errors
     /// When it cannot be started, or the sandbox's files cannot be read.
     pub fn ensure_supervised(&self, program: &SupervisorProgram) -> Result<bool, SuperviseError> {
-        let wanted = Supervision::read(&self.directory)?.is_some_and(|supervision| !supervision.is_empty());
-        if !wanted || is_supervised(&self.directory)? || !self.state()?.is_live() {
+        let wanted = Supervision::read(&self.directory)?.filter(|supervision| !supervision.is_empty());
+        let Some(supervision) = wanted else { return Ok(false) };
+        if is_supervised(&self.directory)? || !self.state()?.is_live() {
             return Ok(false);
         }
-        self.spawn_supervisor(program, Stdio::null())?;
-        Ok(true)
+        if supervision.network.is_none() {
+            self.spawn_supervisor(program, Stdio::null())?;
+            return Ok(true);
+        }
+        let spawn = |source| SuperviseError::Spawn { program: program.program.clone(), source };
+        let (ours, theirs) = StdUnixStream::pair().map_err(spawn)?;
+        ours.set_read_timeout(Some(READY_WITHIN)).map_err(spawn)?;
+        self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
+        let mut words = Vec::new();
+        let said = ours.take(MAX_WORDS).read_to_end(&mut words).map(drop);
+        self.is_ready(said.ok(), &words).map(|()| true)
+    }
+
+    /// Starts a supervisor if the sandbox has a network and no supervisor, and waits until the network
+    /// card has a link.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`].
+    pub async fn ensure_network(&self, program: &SupervisorProgram) -> Result<(), SuperviseError> {
+        let is_wanted = Supervision::read(&self.directory)?.is_some_and(|supervision| supervision.network.is_some());
+        if !is_wanted || is_supervised(&self.directory)? || !self.state()?.is_live() {
+            return Ok(());
+        }
+        self.start_supervisor(program).await
+    }
+
+    /// Replaces what the sandbox may reach. Connections that are not allowed any more are cut. If the
+    /// sandbox does not run, the settings are recorded for when it does.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`]. After [`SuperviseError::NetworkDown`] the settings are recorded, and
+    /// nothing passes until they are in force.
+    pub async fn set_network(&self, program: &SupervisorProgram, network: &NetworkSpec) -> Result<(), SuperviseError> {
+        if !self.record.network_card {
+            return Err(SuperviseError::NoCard(self.label()));
+        }
+        let operator = self.home.network();
+        let record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        if !self.state()?.is_live() || !NetworkRecord::exists(&self.directory) {
+            self.record_network(&record)?;
+        }
+        if self.state()?.is_live() {
+            let set = Request::Network(NetworkRequest::Set(Box::new(record)));
+            self.ask_supervisor(program, &set).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the settings of a network that no supervisor has.
+    fn record_network(&self, record: &NetworkRecord) -> Result<(), SuperviseError> {
+        self.trail().append(Event::network_set(&record.settings))?;
+        record.write(&self.directory)?;
+        if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
+            let supervision = match Supervision::read(&self.directory)? {
+                Some(supervision) => supervision.with_network(),
+                None => Supervision::of(&SupervisionSpec::default(), true)?,
+            };
+            supervision.write(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the state of the network, or `None` if the sandbox has none or no supervisor.
+    ///
+    /// # Errors
+    /// Every [`SuperviseError`].
+    pub async fn network_report(&self) -> Result<Option<NetworkReport>, SuperviseError> {
+        match self.tell_network(NetworkRequest::Report).await? {
+            Some(Reply::Network(report)) => Ok(Some(report)),
+            Some(Reply::Failed(message)) => Err(SuperviseError::Refused(message)),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Returns the addresses that the guest got as answers to its questions, as far as they are alive
+    /// and a supervisor knows them.
+    pub(crate) async fn network_pins(&self, is_replaced: bool) -> Vec<SavedPin> {
+        match self.tell_network(NetworkRequest::Pins { is_replaced }).await {
+            Ok(Some(Reply::Pins(pins))) => pins,
+            // Without pins the guest asks for its names again.
+            _ => Vec::new(),
+        }
+    }
+
+    /// Connects the network to the machine that replaced the one before. If that fails, the supervisor
+    /// tries again.
+    pub(crate) async fn reattach_network(&self) {
+        let _ = self.tell_network(NetworkRequest::Reattach).await;
+    }
+
+    /// Ends the flows of the machine before a reset in place.
+    pub(crate) async fn forget_flows(&self) {
+        let _ = self.tell_network(NetworkRequest::ForgetFlows).await;
+    }
+
+    /// Asks the supervisor about the network. Returns `None` if there is no network or no supervisor.
+    fn tell_network(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Option<Reply>, SuperviseError>> {
+        Box::pin(async move {
+            if !NetworkRecord::exists(&self.directory) || !is_supervised(&self.directory)? {
+                return Ok(None);
+            }
+            let asked = talk::ask(&self.directory, &Request::Network(request)).await;
+            asked.map(Some).map_err(|error| self.lost(&format!("does not answer ({error})")))
+        })
     }
 
     /// Publishes a port of a running sandbox.
@@ -162,12 +270,14 @@ impl Sandbox {
                     if let Some(_lock) = SupervisorLock::try_take(&self.directory)?
                         && Supervision::read(&self.directory)?.is_none()
                     {
-                        Supervision::of(&SupervisionSpec::default())?.write(&self.directory)?;
+                        let has_network = NetworkRecord::exists(&self.directory);
+                        Supervision::of(&SupervisionSpec::default(), has_network)?.write(&self.directory)?;
                     }
                     self.start_supervisor(program).await?;
                 }
                 match talk::ask(&self.directory, request).await {
                     Ok(Reply::Done(ports)) => return Ok(ports),
+                    Ok(Reply::Network(_) | Reply::Pins(_)) => return Err(self.lost("gave another answer")),
                     Ok(Reply::Failed(message)) => return Err(SuperviseError::Refused(message)),
                     // The supervisor may have been about to end or to start.
                     Err(_) if attempt < ATTEMPTS => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -187,15 +297,20 @@ impl Sandbox {
             self.spawn_supervisor(program, Stdio::from(OwnedFd::from(theirs)))?;
             let mut words = Vec::new();
             let ours = UnixStream::from_std(ours).map_err(spawn)?;
-            let said = timeout(READY_WITHIN, ours.take(MAX_WORDS).read_to_end(&mut words)).await;
-            let words = String::from_utf8_lossy(&words);
-            match said {
-                Ok(Ok(_)) if words == READY => Ok(()),
-                Ok(Ok(_)) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
-                Ok(_) => Err(self.lost("ended at once")),
-                Err(_) => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
-            }
+            let said = timeout(READY_WITHIN, AsyncReadExt::take(ours, MAX_WORDS).read_to_end(&mut words)).await;
+            self.is_ready(said.ok().map(drop), &words)
         })
+    }
+
+    /// Judges what a supervisor wrote until it closed its stdout. `None` if it did not in time.
+    fn is_ready(&self, said: Option<()>, words: &[u8]) -> Result<(), SuperviseError> {
+        let words = String::from_utf8_lossy(words);
+        match said {
+            Some(()) if words == READY => Ok(()),
+            Some(()) if !words.trim().is_empty() => Err(SuperviseError::Refused(words.trim().to_owned())),
+            Some(()) => Err(self.lost("ended at once")),
+            None => Err(self.lost(&format!("is not ready after {} s", READY_WITHIN.as_secs()))),
+        }
     }
 
     fn spawn_supervisor(&self, program: &SupervisorProgram, stdout: Stdio) -> Result<(), SuperviseError> {

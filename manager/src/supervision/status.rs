@@ -28,6 +28,8 @@ pub struct SupervisionStatus {
     pub idle: Option<IdleRule>,
     /// The published ports.
     pub ports: Vec<PublishedPort>,
+    /// True if the sandbox has a network. What it may reach is a record of its own.
+    pub network: bool,
 }
 
 impl Sandbox {
@@ -47,6 +49,7 @@ impl Sandbox {
             ttl: supervision.ttl.map(|ttl| ttl.rule),
             ttl_left_ms: left.map(|left| u64::try_from(left).unwrap_or(u64::MAX)),
             idle: supervision.idle,
+            network: supervision.network.is_some(),
             ports: supervision.ports.into_iter().map(|port| port.shown).collect(),
         }))
     }

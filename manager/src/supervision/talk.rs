@@ -6,8 +6,11 @@ use super::{
     SOCKET, SuperviseError,
     publish::{HostEnd, MAX_PORTS, Publish, PublishedPort},
 };
-use crate::home::directory::SandboxDirectory;
-use sandboxvm_protocol::agent::port::PortNumber;
+use crate::{home::directory::SandboxDirectory, network::record::NetworkRecord};
+use sandboxvm_protocol::{
+    agent::port::PortNumber,
+    egress::{SavedPin, TrafficCounters},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{io, time::Duration};
 use tokio::{
@@ -16,8 +19,10 @@ use tokio::{
     time::timeout,
 };
 
-/// Maximum length of a line in bytes: [`MAX_PORTS`] paths.
-const MAX_LINE: u64 = MAX_PORTS as u64 * (1 << 10);
+/// Maximum length of a line in bytes: the settings of a network, or all its pins. [`MAX_PORTS`] paths
+/// are shorter.
+const MAX_LINE: u64 = 1 << 20;
+const _: () = assert!(MAX_PORTS << 10 < MAX_LINE as usize);
 /// Maximum time until the supervisor answers. It answers from its event loop in well under a
 /// millisecond; the limit allows for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -31,6 +36,37 @@ pub(super) enum Request {
         guest: PortNumber,
         host: Option<HostEnd>,
     },
+    Network(NetworkRequest),
+}
+
+/// A request about the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum NetworkRequest {
+    /// Answered by [`Reply::Network`].
+    Report,
+    /// Records these settings and puts them in force.
+    Set(Box<NetworkRecord>),
+    /// Answered by [`Reply::Pins`]. If the machine is about to be replaced, its network is not started
+    /// again before [`Self::Reattach`].
+    Pins { is_replaced: bool },
+    /// Connects the network to the machine that replaced the one before.
+    Reattach,
+    /// The machine was reset in place, so it knows none of its flows any more.
+    ForgetFlows,
+}
+
+/// The state of a sandbox's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkReport {
+    /// True while the network card has a link.
+    pub attached: bool,
+    /// Why it has none.
+    pub problem: Option<String>,
+    /// How often its processes ended by themselves and were replaced, since the supervisor began.
+    pub restarts: u64,
+    /// What passed since its processes began.
+    pub counters: Option<TrafficCounters>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +75,8 @@ pub(super) enum Reply {
     /// The ports that the request was about.
     Done(Vec<PublishedPort>),
     Failed(String),
+    Network(NetworkReport),
+    Pins(Vec<SavedPin>),
 }
 
 /// Sends a request. If there is no answer, the error is an [`io::Error`]: the supervisor may be

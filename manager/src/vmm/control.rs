@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(frame_to(2, ControlRequest::Pause).await[2], 2);
         // A hostile VMM may claim any version.
         assert_eq!(frame_to(0, ControlRequest::Pause).await[2], 1);
-        assert_eq!(frame_to(255, ControlRequest::Pause).await[2], 2);
+        assert_eq!(frame_to(255, ControlRequest::Pause).await[2], WIRE.version);
     }
 
     #[tokio::test]

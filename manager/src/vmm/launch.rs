@@ -46,7 +46,7 @@ impl VmmProcess {
     pub(crate) fn spawn(program: &Path, log: File, group: Option<&Group>) -> Result<Self, LaunchError> {
         let spawned_at = Instant::now();
         let (ours, theirs) = StdUnixStream::pair()?;
-        let Spawned { pid, is_in_group } = spawn(program, theirs.into(), log, group)
+        let Spawned { pid, is_in_group } = spawn(program, None, theirs.into(), log.into(), group)
             .map_err(|source| LaunchError::Spawn { path: program.to_owned(), source })?;
         ours.set_nonblocking(true)?;
         let channel = ControlClient::over(UnixStream::from_std(ours)?);
@@ -89,9 +89,9 @@ impl Drop for VmmProcess {
     }
 }
 
-/// Waits for the child in a separate task, so that no zombie stays whatever happens to the
-/// [`VmmProcess`].
-fn reap(pid: Pid, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
+/// Waits for the child in a separate task, so that no zombie stays whatever happens to the value
+/// that stands for it.
+pub(crate) fn reap(pid: Pid, pidfd: Pidfd) -> watch::Receiver<Option<ExitStatus>> {
     let (told, exited) = watch::channel(None);
     tokio::spawn(async move {
         // The wait after this does not block, and the PID belongs to the child until then.

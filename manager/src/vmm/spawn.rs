@@ -1,5 +1,5 @@
-//! Spawns the process of a VMM: in its control group, and with nothing of this process but the
-//! three descriptors that it receives.
+//! Spawns the processes of a sandbox, its VMM and those of its network: in its control group, and
+//! with nothing of this process but the three descriptors that they receive.
 //!
 //! Code between clone and exec runs in the memory of this process, while the calling thread waits
 //! (vfork(2)) and other threads run. It may only make system calls, and stores its error where the
@@ -10,7 +10,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use sandboxvm_spawn::{Beginning, vfork};
 use std::{
     cell::Cell,
-    ffi::{CString, c_char, c_int, c_void},
+    ffi::{CStr, CString, OsStr, c_char, c_int, c_void},
     fs::File,
     io,
     os::{
@@ -48,15 +48,22 @@ pub(crate) struct Spawned {
     pub(crate) is_in_group: bool,
 }
 
-/// Starts `program` without arguments or environment in `/`, with `channel` as its stdin and `log`
-/// as its stderr.
-pub(crate) fn spawn(program: &Path, channel: OwnedFd, log: File, group: Option<&Group>) -> io::Result<Spawned> {
+/// Starts `program`, with at most one argument and without an environment, in `/`, with `channel` as
+/// its stdin and `log` as its stderr.
+pub(crate) fn spawn(
+    program: &Path,
+    argument: Option<&CStr>,
+    channel: OwnedFd,
+    log: OwnedFd,
+    group: Option<&Group>,
+) -> io::Result<Spawned> {
     let path = CString::new(program.as_os_str().as_bytes())?;
     let null = above_streams(File::options().write(true).open("/dev/null")?.into())?;
-    let (channel, log) = (above_streams(channel)?, above_streams(log.into())?);
+    let (channel, log) = (above_streams(channel)?, above_streams(log)?);
     let plan = Plan {
         program: path.as_ptr(),
-        argv: &[path.as_ptr(), ptr::null()],
+        // Without an argument the second null is not read.
+        argv: &[path.as_ptr(), argument.map_or(ptr::null(), CStr::as_ptr), ptr::null()],
         envp: &[ptr::null()],
         streams: [channel.as_raw_fd(), null.as_raw_fd(), log.as_raw_fd()],
         failure: Cell::new(0),
@@ -72,14 +79,21 @@ pub(crate) fn spawn(program: &Path, channel: OwnedFd, log: File, group: Option<&
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) => Err(error),
         // Before Linux 5.7; in a container that filters clone3(2); or with a group that does not
         // accept processes any more.
-        Err(_) => spawn_and_move(program, channel, log.into(), group),
+        Err(_) => spawn_and_move(program, argument, channel, log, group),
     }
 }
 
 /// Starts the process with the standard library, and moves it into its group before it receives
 /// anything.
-fn spawn_and_move(program: &Path, channel: OwnedFd, log: File, group: Option<&Group>) -> io::Result<Spawned> {
+fn spawn_and_move(
+    program: &Path,
+    argument: Option<&CStr>,
+    channel: OwnedFd,
+    log: OwnedFd,
+    group: Option<&Group>,
+) -> io::Result<Spawned> {
     let mut command = Command::new(program);
+    command.args(argument.map(|argument| OsStr::from_bytes(argument.to_bytes())));
     command.env_clear().current_dir("/").stdin(Stdio::from(channel)).stdout(Stdio::null()).stderr(Stdio::from(log));
     let pid = Pid::from_child(&command.spawn()?);
     Ok(Spawned { pid, is_in_group: group.is_some_and(|group| group.admit(pid).is_ok()) })

@@ -5,7 +5,11 @@
 //! new version of the wire (`Message::since`): a machine without it is described as before.
 
 use super::limits::{FdIndex, MAX_FDS};
-use crate::{capped, ids::GuestCid};
+use crate::{
+    capped,
+    ids::GuestCid,
+    network::{MacAddress, Mtu},
+};
 use serde::{Deserialize, Serialize};
 
 /// One device of a machine.
@@ -20,6 +24,9 @@ pub enum DeviceConfig {
     /// The balloon, through which the guest reports free pages. Left out of a machine that is
     /// restored from a snapshot without it.
     Balloon,
+    /// The network card. It has no link until a socket for its frames is attached
+    /// ([`super::ControlRequest::AttachNetwork`]), and neither has a copy of it.
+    Net(NetConfig),
 }
 
 /// One virtio-blk disk.
@@ -48,6 +55,15 @@ pub struct VsockConfig {
     pub listener: FdIndex,
     /// The guest's CID.
     pub cid: GuestCid,
+}
+
+/// The network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// Its hardware address.
+    pub mac: MacAddress,
+    /// Maximum size of an IP packet in either direction.
+    pub mtu: Mtu,
 }
 
 /// What a device of a forked machine does not share with the device that it is a copy of.

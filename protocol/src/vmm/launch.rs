@@ -2,7 +2,7 @@
 
 use super::{
     devices::DeviceConfig,
-    limits::{FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_MEMORY_FILES, SINCE_DEVICES},
+    limits::{FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_MEMORY_FILES, SINCE_DEVICES, SINCE_NETWORK},
 };
 use crate::{
     capped,
@@ -65,7 +65,8 @@ pub enum MachineSource {
 
 impl Message for LaunchConfig {
     fn since(&self) -> u8 {
-        SINCE_DEVICES
+        let has_card = self.devices.iter().any(|device| matches!(device, DeviceConfig::Net(_)));
+        if has_card { SINCE_NETWORK } else { SINCE_DEVICES }
     }
 }
 

@@ -8,6 +8,9 @@ pub const SINCE_DEVICES: u8 = 2;
 /// The version that first said of what kind a failure is ([`super::ControlReply::Refused`]).
 pub const SINCE_REFUSALS: u8 = 2;
 
+/// The version that first had a network card ([`super::DeviceConfig::Net`], [`super::ControlRequest::AttachNetwork`]).
+pub const SINCE_NETWORK: u8 = 3;
+
 /// Largest message in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 256 * 1024;
 

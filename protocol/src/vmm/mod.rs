@@ -9,11 +9,11 @@
 //! be of different builds (a running sandbox outlives an upgrade).
 //!
 //! **Versions.** A manager launches the VMM of its bundle, which is never older, with a
-//! [`LaunchConfig`] of version 2; a VMM also reads the [`v1::LaunchConfig`] of a server that has run
+//! [`LaunchConfig`] of version 2, or of version 3 if the machine has a network card; a VMM also reads the [`v1::LaunchConfig`] of a server that has run
 //! since before an upgrade. The status file says which version a running VMM speaks
-//! ([`VmStatus::wire`]). A client that knows that a VMM speaks version 2 states 2 in every frame it
+//! ([`VmStatus::wire`]). A client that knows that a VMM speaks version N states N in every frame it
 //! sends, and a VMM answers in the version of the frames that it receives. [`ControlRequest::for_version`]
-//! puts a request in the words of an older VMM.
+//! puts a request in the words of an older VMM. Requests about the network have no older words.
 
 pub mod devices;
 pub mod launch;
@@ -25,17 +25,17 @@ pub mod status;
 pub mod users;
 pub mod v1;
 
-pub use devices::{ChildDevice, DeviceConfig, DiskConfig, ResetDevice, VsockConfig};
+pub use devices::{ChildDevice, DeviceConfig, DiskConfig, NetConfig, ResetDevice, VsockConfig};
 pub use launch::{ConsoleConfig, LaunchConfig, MachineSource};
 pub use limits::{
     FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_DISK_LAYERS, MAX_DISKS, MAX_FDS, MAX_FORK_CHILDREN, MAX_MEMORY_FILES,
-    MAX_MESSAGE, SINCE_DEVICES, SINCE_REFUSALS,
+    MAX_MESSAGE, SINCE_DEVICES, SINCE_NETWORK, SINCE_REFUSALS,
 };
 pub use refusal::{Refusal, RefusalKind};
 pub use requests::{
     ForkChild, ForkReport, ForkRequest, MergeLayersRequest, ResetReport, ResetRequest, SnapshotReport, SnapshotRequest,
 };
-pub use stats::{BootMark, Timeline, VcpuStats, VmStats};
+pub use stats::{BootMark, NetworkCounters, NetworkStats, Timeline, VcpuStats, VmStats};
 pub use status::{ExitReason, JailPart, MAX_TEXT, Phase, STATUS_LEN, VmStatus, VmmThread, system_call_name};
 
 use crate::{
@@ -46,7 +46,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The manager <-> VMM wire.
-pub const WIRE: Wire = Wire { magic: *b"SC", version: 2, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SC", version: 3, oldest: 1 };
 
 /// A request to a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,19 @@ pub enum ControlRequest {
     Fork(ForkRequest),
     /// Answered by [`ControlReply::Reset`]; the machine runs again.
     Reset(ResetRequest),
+    /// Connects the network card to a socket, in place of the one before. Refused if the machine has
+    /// no card.
+    ///
+    /// The socket is a `SOCK_SEQPACKET` Unix socket. One packet is one frame: 12 bytes of
+    /// `virtio_net_hdr_v1`, then an Ethernet frame of at most the MTU and 14 bytes. The card has a link
+    /// until the socket fails or the peer closes it; without a link it drops every frame.
+    AttachNetwork {
+        /// The socket.
+        frames: FdIndex,
+    },
+    /// Requests the counters of the network card. Answered by [`ControlReply::NetworkStats`], or
+    /// refused if the machine has no card.
+    NetworkStats,
 }
 
 impl ControlRequest {
@@ -150,6 +163,8 @@ pub enum ControlReply {
     Reset(ResetReport),
     /// Like [`Self::Failed`], to clients that speak version 2.
     Refused(Refusal),
+    /// Counters of the network card.
+    NetworkStats(NetworkStats),
 }
 
 /// An event of a machine.
@@ -165,6 +180,7 @@ impl Message for ControlRequest {
     fn since(&self) -> u8 {
         match self {
             Self::Fork(_) | Self::Reset(_) => SINCE_DEVICES,
+            Self::AttachNetwork { .. } | Self::NetworkStats => SINCE_NETWORK,
             _ => 1,
         }
     }
@@ -174,6 +190,7 @@ impl Message for VmmMessage {
     fn since(&self) -> u8 {
         match self {
             Self::Reply(ControlReply::Refused(_)) => SINCE_REFUSALS,
+            Self::Reply(ControlReply::NetworkStats(_)) => SINCE_NETWORK,
             _ => 1,
         }
     }

@@ -59,6 +59,28 @@ pub struct VcpuStats {
     pub mmio_exits: u64,
 }
 
+/// What the network card of a machine carried since the machine was built, in Ethernet frames. Frames
+/// that were not carried are not in `frames` and `bytes`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStats {
+    /// From the guest to the attached socket.
+    pub sent: NetworkCounters,
+    /// From the attached socket to the guest.
+    pub received: NetworkCounters,
+}
+
+/// Counters of one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkCounters {
+    /// Number of frames.
+    pub frames: u64,
+    /// Their bytes, without the header of the device.
+    pub bytes: u64,
+    /// Number of frames that were dropped: they are too long, too short, tagged, ask for segmentation, or there was no
+    /// link.
+    pub dropped: u64,
+}
+
 /// The cost until the agent first listened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootMark {

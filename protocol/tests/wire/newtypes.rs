@@ -2,7 +2,7 @@
 //! from JSON.
 
 use proptest::prelude::*;
-use sandboxvm_protocol::{agent::limits::*, agent::*, ids::*, machine::*};
+use sandboxvm_protocol::{agent::limits::*, agent::*, ids::*, machine::*, network::*};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
@@ -85,6 +85,30 @@ fn guest_cids() {
     }
     for cid in [0, 1, 2, u32::MAX] {
         check::<GuestCid, u32>(&cid, false);
+    }
+}
+
+#[test]
+fn hardware_addresses() {
+    for (bytes, is_address) in [
+        ([2, 0, 0, 0, 0, 1], true),
+        ([0, 0, 0, 0, 0, 1], true),
+        ([0; 6], false),
+        ([1, 0, 0, 0, 0, 0], false),
+        ([0xff; 6], false),
+    ] {
+        check::<MacAddress, [u8; 6]>(&bytes, is_address);
+    }
+    for address in [MacAddress::GUEST, MacAddress::GATEWAY] {
+        check::<MacAddress, [u8; 6]>(&address.bytes(), true);
+    }
+    assert_eq!(MacAddress::GUEST.to_string(), "02:73:62:78:00:02");
+}
+
+#[test]
+fn mtus() {
+    for (bytes, is_mtu) in [(0, false), (1279, false), (1280, true), (65520, true), (65521, false), (u16::MAX, false)] {
+        check::<Mtu, u16>(&bytes, is_mtu);
     }
 }
 

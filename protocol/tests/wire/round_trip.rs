@@ -72,6 +72,14 @@ proptest! {
         }
     }
 
+    /// A machine with a card is described in version 3, and any other as by older builds.
+    #[test]
+    fn only_a_card_needs_version_3(config in launch_config()) {
+        use sandboxvm_protocol::frame::Message;
+        let has_card = config.devices.iter().any(|device| matches!(device, vmm::DeviceConfig::Net(_)));
+        prop_assert_eq!(config.since(), if has_card { 3 } else { 2 });
+    }
+
     #[test]
     fn vmm_messages_survive(message in vmm_message()) {
         survives(vmm::WIRE, vmm::MAX_MESSAGE, &message);
@@ -81,6 +89,15 @@ proptest! {
     fn the_status_file_survives(status in vm_status()) {
         let text = serde_json::to_string(&status).expect("a status is JSON");
         prop_assert_eq!(serde_json::from_str::<vmm::VmStatus>(&text).expect("and readable"), status);
+    }
+}
+
+#[test]
+fn requests_about_the_network_have_no_older_words() {
+    for request in [vmm::ControlRequest::AttachNetwork { frames: vmm::FdIndex(0) }, vmm::ControlRequest::NetworkStats] {
+        assert_eq!(request.clone().for_version(3), Some(request.clone()));
+        assert_eq!(request.clone().for_version(2), None);
+        assert_eq!(request.for_version(1), None);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
     agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, ids::*,
-    machine::*, vmm::*,
+    machine::*, network::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -364,6 +364,10 @@ fn device() -> impl Strategy<Value = DeviceConfig> {
         (fd(), guest_cid()).prop_map(|(listener, cid)| DeviceConfig::Vsock(VsockConfig { listener, cid })),
         Just(DeviceConfig::Rng),
         Just(DeviceConfig::Balloon),
+        (any::<[u8; 5]>(), Mtu::MIN..=Mtu::MAX).prop_map(|([a, b, c, d, e], mtu)| {
+            let mac = MacAddress::try_from([2, a, b, c, d, e]).expect("of a single device");
+            DeviceConfig::Net(NetConfig { mac, mtu: Mtu::try_from(mtu).expect("in range") })
+        }),
     ]
 }
 
@@ -441,6 +445,8 @@ pub fn control_request() -> impl Strategy<Value = ControlRequest> {
         Just(ControlRequest::Untie),
         vec(fd(), 0..=MAX_DISKS).prop_map(|files| ControlRequest::MergeLayers(MergeLayersRequest { files })),
         Just(ControlRequest::UseMerged),
+        fd().prop_map(|frames| ControlRequest::AttachNetwork { frames }),
+        Just(ControlRequest::NetworkStats),
         (OutputRate::MIN..=OutputRate::MAX)
             .prop_map(|bytes| ControlRequest::LimitOutput(OutputRate::try_from(bytes).expect("in range"))),
         (option::of(DiskRate::MIN..=DiskRate::MAX), option::of(DiskOperations::MIN..=DiskOperations::MAX)).prop_map(
@@ -501,6 +507,10 @@ fn vcpu_stats() -> impl Strategy<Value = VcpuStats> {
     })
 }
 
+fn network_counters() -> impl Strategy<Value = NetworkCounters> {
+    any::<(u64, u64, u64)>().prop_map(|(frames, bytes, dropped)| NetworkCounters { frames, bytes, dropped })
+}
+
 fn vm_stats() -> impl Strategy<Value = VmStats> {
     let boot = any::<(u64, u64, u64)>().prop_map(|(elapsed_ns, insn_emulation, exits)| BootMark {
         elapsed_ns,
@@ -533,6 +543,9 @@ pub fn vmm_message() -> impl Strategy<Value = VmmMessage> {
         }),
         any::<u64>().prop_map(|pause_ns| VmmMessage::Reply(ControlReply::Reset(ResetReport { pause_ns }))),
         ".{0,200}".prop_map(|message| VmmMessage::Reply(ControlReply::Failed { message })),
+        (network_counters(), network_counters()).prop_map(|(sent, received)| {
+            VmmMessage::Reply(ControlReply::NetworkStats(NetworkStats { sent, received }))
+        }),
         (prop::sample::select(REFUSALS.map(|(_, kind)| kind).to_vec()), ".{0,200}")
             .prop_map(|(kind, message)| { VmmMessage::Reply(ControlReply::Refused(Refusal { kind, message })) }),
         phase().prop_map(|phase| VmmMessage::Event(VmmEvent::Phase(phase))),

@@ -60,7 +60,7 @@ impl Registry {
         reserved: &mut Reserved<'_>,
         permit: StartPermit,
     ) -> Result<Arc<Entry>, RegistryError> {
-        let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false };
+        let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false, network: None };
         let (mut started, template, origin, user) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
@@ -68,7 +68,7 @@ impl Registry {
                 (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone())
             }
             Source::Snapshot(snapshot) => {
-                let PoolRequest { name, env, ephemeral } = request;
+                let PoolRequest { name, env, ephemeral, network } = request;
                 let id = snapshot.id.clone();
                 let start_from = match snapshot.memory {
                     true => StartFrom::Snapshot(id),
@@ -77,7 +77,7 @@ impl Registry {
                 // Records of servers before have no origin; their template is one unless it is a snapshot.
                 let origin = snapshot.origin.unwrap_or(snapshot.template);
                 let limits = self.templates.get(&origin.0).map_or_else(WantedLimits::default, |own| own.spec.limits);
-                let spec = SandboxSpec { name, env, ephemeral, start_from, limits, ..SandboxSpec::default() };
+                let spec = SandboxSpec { name, env, ephemeral, network, start_from, limits, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
                 (started, TemplateId(snapshot.id.as_str().to_owned()), origin, snapshot.user)
             }

@@ -89,8 +89,8 @@ impl Template {
         match &self.pool {
             Some(pool) => pool.take(&request).await,
             None => {
-                let PoolRequest { name, env, ephemeral } = request;
-                manager.start(bundle, &SandboxSpec { name, env, ephemeral, ..self.spec.clone() }).await
+                let PoolRequest { name, env, ephemeral, network } = request;
+                manager.start(bundle, &SandboxSpec { name, env, ephemeral, network, ..self.spec.clone() }).await
             }
         }
     }

@@ -18,6 +18,7 @@ mod driver;
 mod frame_decode;
 mod image_metadata;
 mod input;
+mod net_device;
 mod rng_device;
 mod serial_console;
 mod snapshot_metadata;
@@ -34,6 +35,7 @@ pub use dns_answer::dns_answer;
 pub use dns_query::dns_query;
 pub use frame_decode::frame_decode;
 pub use image_metadata::image_metadata;
+pub use net_device::net_device;
 pub use rng_device::rng_device;
 pub use serial_console::serial_console;
 pub use snapshot_metadata::snapshot_metadata;
@@ -62,6 +64,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "dns_query", run: dns_query },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_metadata", run: image_metadata },
+    Target { name: "net_device", run: net_device },
     Target { name: "rng_device", run: rng_device },
     Target { name: "serial_console", run: serial_console },
     Target { name: "snapshot_metadata", run: snapshot_metadata },

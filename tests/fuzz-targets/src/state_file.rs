@@ -4,7 +4,12 @@
 
 use crate::input::{Input, file};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sandboxvm_protocol::{ids::GuestCid, machine::MIB};
+use sandboxvm_protocol::{
+    ids::GuestCid,
+    machine::MIB,
+    network::{MacAddress, Mtu},
+    vmm::NetConfig,
+};
 use sandboxvm_vmm::{
     devices::{
         console::{BoundedLog, MIN_LIMIT, SerialConsole},
@@ -12,6 +17,7 @@ use sandboxvm_vmm::{
             balloon::BalloonDevice,
             block::BlockDevice,
             device::{Interrupt, VirtioDevice},
+            net::NetDevice,
             rng::RngDevice,
             transport::{MmioTransport, TransportState},
             vsock::{VsockDevice, VsockOptions},
@@ -89,6 +95,10 @@ fn memory() -> GuestMemory {
 fn device_for(kind: u32, writable: bool) -> Box<dyn VirtioDevice> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     match kind {
+        1 => {
+            let config = NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST };
+            Box::new(NetDevice::new(config).expect("an epoll set").0)
+        }
         2 if writable => Box::new(BlockDevice::writable(file(&[0; 8192]), vec![file(b"")]).expect("the disk is valid")),
         2 => Box::new(BlockDevice::read_only(file(&[0; 8192])).expect("the disk is valid")),
         5 => {

@@ -91,6 +91,7 @@ replay!(
     dns_query,
     frame_decode,
     image_metadata,
+    net_device,
     rng_device,
     serial_console,
     snapshot_metadata,
@@ -113,7 +114,7 @@ fn every_target_is_replayed_and_has_a_program() {
 /// The examples in the corpus are states of the current devices. UPDATE_GOLDEN=1 writes them again.
 #[test]
 fn examples_of_device_states_are_current() {
-    for (kind, name) in [(2, "block"), (4, "rng"), (5, "balloon"), (19, "vsock")] {
+    for (kind, name) in [(1, "net"), (2, "block"), (4, "rng"), (5, "balloon"), (19, "vsock")] {
         let path = format!("{}/../../fuzz/corpus/state_file/device-{name}", env!("CARGO_MANIFEST_DIR"));
         let example = state_file_example(kind);
         if env::var_os("UPDATE_GOLDEN").is_some() {

@@ -7,8 +7,9 @@ use sandboxvm_protocol::{
     frame::Message,
     ids::{GuestCid, SandboxId},
     machine::{MIB, MemorySize, VcpuCount},
+    network::{MacAddress, Mtu},
     vmm::{
-        ConsoleConfig, DeviceConfig, DiskConfig, FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, MachineSource,
+        ConsoleConfig, DeviceConfig, DiskConfig, FdIndex, LaunchConfig, MAX_FDS, MAX_MESSAGE, MachineSource, NetConfig,
         VsockConfig, WIRE,
     },
 };
@@ -79,7 +80,7 @@ pub struct Saved {
 /// Starts `vmm` with all its files in `directory`, which must be empty.
 ///
 /// The devices are, in this order: a read-only disk of ones, a writable disk of twos, entropy,
-/// vsock and balloon.
+/// vsock, balloon, and a network card without a link.
 pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, shape: Shape) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("a socket pair");
     let log = new_file(directory, LOG);
@@ -126,6 +127,7 @@ pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, sh
             DeviceConfig::Rng,
             DeviceConfig::Vsock(VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT }),
             DeviceConfig::Balloon,
+            DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST }),
         ],
         console: ConsoleConfig { log: add(new_file(directory, CONSOLE).into()), limit: shape.console_limit },
         control: add(listen(CONTROL).into()),

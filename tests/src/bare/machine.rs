@@ -1,6 +1,7 @@
 //! A machine whose kernel is a script, from its start to the checks of its end.
 
 use super::{
+    cable::Cable,
     channel::Channel,
     launch::{self, Beginning, CONSOLE, CONTROL, LAYER, LOG, Saved, VSOCK},
     shape::Shape,
@@ -8,7 +9,9 @@ use super::{
 };
 use crate::{artefacts::Artefacts, cli, waiting::eventually};
 use sandboxvm_bare_guest::Image;
-use sandboxvm_protocol::vmm::{ControlReply, ControlRequest, ExitReason, FdIndex, SnapshotRequest, VmStats};
+use sandboxvm_protocol::vmm::{
+    ControlReply, ControlRequest, ExitReason, FdIndex, NetworkStats, SnapshotRequest, VmStats,
+};
 use std::{
     fs::{self, File},
     io::{Read, Write},
@@ -111,6 +114,31 @@ impl BareMachine {
         }
         assert!(line.starts_with(b"OK "), "{line:?}");
         client
+    }
+
+    /// Connects the network card. Returns the other end of its cable, on which one packet is one frame.
+    ///
+    /// # Panics
+    /// Panics if the VMM refuses it.
+    #[must_use]
+    pub fn attach_network(&mut self) -> Cable {
+        let (cable, theirs) = Cable::new();
+        let request = ControlRequest::AttachNetwork { frames: FdIndex(0) };
+        match self.channel.ask_with(&request, &[theirs], ANSWER * cli::patience()) {
+            Some(ControlReply::Done) => cable,
+            other => panic!("{other:?} in place of a link\n{}", self.said()),
+        }
+    }
+
+    /// Returns the counters of the network card.
+    ///
+    /// # Panics
+    /// Panics if the VMM does not have them.
+    pub fn network_stats(&mut self) -> NetworkStats {
+        match self.channel.ask(&ControlRequest::NetworkStats, ANSWER * cli::patience()) {
+            Some(ControlReply::NetworkStats(stats)) => stats,
+            other => panic!("{other:?} in place of counters\n{}", self.said()),
+        }
     }
 
     /// Returns another connection to the control socket.

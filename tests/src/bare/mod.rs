@@ -7,11 +7,13 @@
 //! - [`shape`]: the configuration of a machine.
 //! - [`launch`]: the process and its launch frame.
 //! - [`forgery`]: a changed state of a saved machine.
+//! - [`cable`]: the other end of the network card.
 //! - [`channel`]: the launch channel after the launch.
 //! - [`vitals`]: the use of resources by the VMM, from `/proc`.
 //! - [`driver`]: the steps of a virtio driver, as parts of a script.
 //! - [`socket_driver`]: the guest's end of vsock connections, as parts of a script.
 
+mod cable;
 mod channel;
 pub mod driver;
 mod forgery;
@@ -21,6 +23,7 @@ mod shape;
 pub mod socket_driver;
 mod vitals;
 
+pub use cable::Cable;
 pub use launch::Saved;
 pub use machine::{BareMachine, Ending};
 pub use shape::Shape;

@@ -14,12 +14,14 @@ use std::{
 
 /// A listing in docs/json.md, its golden files, and those of another listing whose members it also
 /// has.
-const LISTINGS: [(&str, &[&str], &[&str]); 10] = [
+const LISTINGS: [(&str, &[&str], &[&str]); 12] = [
     ("ls", &["ls.json"], &[]),
     ("inspect", &["inspect.json"], &["ls.json"]),
     ("ps", &["ps.json"], &[]),
     ("snapshot ls", &["snapshot-ls.json"], &[]),
     ("port", &["port.json"], &[]),
+    ("network show", &["network-show.json", "network-show-down.json", "network-show-none.json"], &[]),
+    ("network suggest", &["network-suggest.json"], &[]),
     ("stats", &["stats.json"], &[]),
     ("stats SANDBOX", &["stats-of-one.json", "stats-of-new.json"], &[]),
     ("audit verify", &["audit-verify.json"], &[]),
@@ -125,6 +127,8 @@ fn listings_of_a_real_sandbox_have_the_shape_of_the_golden_files() {
     assert_eq!(processes[0]["pid"].to_string(), pid.trim(), "{processes}");
     check("snapshot ls", &["snapshot", "ls", "--json"]);
     check("port", &["port", "--json", "demo"]);
+    check("network show", &["network", "show", "--json", "demo"]);
+    check("network suggest", &["network", "suggest", "--json", "demo"]);
     check("stats", &["stats", "--json"]);
     check("stats SANDBOX", &["stats", "--json", "demo"]);
     check("audit verify", &["audit", "verify", "--json"]);

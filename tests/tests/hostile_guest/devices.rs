@@ -18,6 +18,9 @@ pub const SOCKET: u64 = 3;
 /// Position of the balloon.
 pub const BALLOON: u64 = 4;
 
+/// Position of the network card, which has no link unless a test attaches one.
+pub const CARD: u64 = 5;
+
 /// A device.
 #[derive(Debug, Clone, Copy)]
 pub struct Device {
@@ -89,8 +92,20 @@ pub fn all() -> &'static [Device] {
             queues: &[16, 16, 32],
             served: &[Served { queue: 0, ..INFLATE_QUEUE }, Served { queue: 1, ..INFLATE_QUEUE }, REPORTING_QUEUE],
         },
+        Device {
+            name: "network card",
+            index: CARD,
+            kind: 1,
+            event_idx: true,
+            queues: &[128, 128],
+            served: &[FRAME_QUEUE],
+        },
     ]
 }
+
+/// The device's header, and a frame. Without a link it is dropped, and its buffer returned.
+const FRAME_QUEUE: Served =
+    Served { queue: 1, readable: true, size: 64, gives_away: false, good: |_, at| vec![Part::Readable(at, 12 + 60)] };
 
 const BLOCK_QUEUE: Served = Served {
     queue: 0,

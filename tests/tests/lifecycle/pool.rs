@@ -59,6 +59,7 @@ fn machines_of_a_pool_become_separate_sandboxes() {
             name: Some(SandboxName::try_from(name.to_owned()).unwrap()),
             env: vec![format!("OWN={name}")],
             ephemeral: false,
+            network: None,
         };
         let mut first = pool.take(&request("first")).await.unwrap();
         let mut second = pool.take(&request("second")).await.unwrap();

@@ -12,6 +12,7 @@
 use super::virtio::{
     block::{BlockError, WritableDisk},
     device::{DeviceType, VirtioDevice},
+    net::NetworkCard,
 };
 use crate::{
     channel::descriptors::{DescriptorError, ReceivedFds},
@@ -120,6 +121,11 @@ pub struct BuiltDevice {
 pub trait HostSide: fmt::Debug {
     /// Returns the layers of the device if it is a disk that the guest can write.
     fn writable_disk(&self) -> Option<&WritableDisk> {
+        None
+    }
+
+    /// Returns the card if the device is one.
+    fn network_card(&self) -> Option<&NetworkCard> {
         None
     }
 

@@ -24,6 +24,7 @@ use super::{
         balloon::BalloonKind,
         block::{BlockKind, DisksError, PreparedDisks, WritableDisks},
         device::{DeviceType, VirtioDevice},
+        net::{NetKind, NetworkCard},
         rng::RngKind,
         transport::TransportState,
         vsock::VsockKind,
@@ -43,7 +44,7 @@ use std::{
 };
 
 /// All kinds of devices, in the order in which a guest has them. Append only: see the module.
-pub static KINDS: [&dyn DeviceKind; 4] = [&BlockKind, &RngKind, &VsockKind, &BalloonKind];
+pub static KINDS: [&dyn DeviceKind; 5] = [&BlockKind, &RngKind, &VsockKind, &BalloonKind, &NetKind];
 
 /// Why a machine cannot have these devices.
 #[derive(Debug, thiserror::Error)]
@@ -202,6 +203,12 @@ impl DeviceSet {
     #[must_use]
     pub fn disks(&self) -> &WritableDisks {
         &self.disks
+    }
+
+    /// Returns the network card, if the machine has one.
+    #[must_use]
+    pub fn network_card(&self) -> Option<&NetworkCard> {
+        self.hosts.iter().find_map(|(_, host)| host.network_card())
     }
 
     /// Sets a limit of every device that has it. Copies of the machine begin with it.

@@ -252,6 +252,16 @@ impl EventLoop {
                     return Some(error.into());
                 }
             }
+            ControlRequest::AttachNetwork { frames } => {
+                if let Err(error) = self.attach_network(*frames, fds) {
+                    return Some(error.into());
+                }
+            }
+            ControlRequest::NetworkStats => {
+                return Some(
+                    self.network_card().map_or_else(Into::into, |card| ControlReply::NetworkStats(card.stats())),
+                );
+            }
             // `serve` takes the first out, and the connection puts the others in newer words.
             ControlRequest::Fork(_) | ControlRequest::ForkV1(_) | ControlRequest::ResetV1(_) => return None,
         }

@@ -4,7 +4,7 @@
 use super::state::EventLoopError;
 use crate::{
     channel::descriptors::DescriptorError,
-    devices::virtio::block::DisksError,
+    devices::virtio::{block::DisksError, net::AttachError},
     fork::ForkError,
     machine::MachineError,
     process::{
@@ -37,6 +37,12 @@ pub(super) enum RequestError {
     /// Nothing to use.
     #[error("no disk layers were merged on this connection")]
     NothingMerged,
+    /// A machine without a network card.
+    #[error("this machine has no network card")]
+    NoCard,
+    /// A socket that the network card cannot use.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     /// A file is missing.
     #[error(transparent)]
     Fd(#[from] DescriptorError),
@@ -81,7 +87,9 @@ impl RequestError {
             Self::Busy => RefusalKind::Busy,
             Self::NotStarted | Self::NoOrigin => RefusalKind::WrongPhase,
             Self::OtherSnapshot => RefusalKind::BadSnapshot,
-            Self::NothingMerged | Self::Fd(_) => RefusalKind::BadRequest,
+            Self::NothingMerged | Self::NoCard | Self::Attach(AttachError::Kind) | Self::Fd(_) => {
+                RefusalKind::BadRequest
+            }
             Self::Format(error) => error.kind(),
             Self::Machine(error) => error.kind(),
             Self::Disks(error) => error.kind(),
@@ -90,7 +98,7 @@ impl RequestError {
             Self::Writer(error) => error.kind(),
             Self::Candidates(source) | Self::Memory(source) => kind_of(source),
             Self::Snapshot(failure) | Self::Merge(failure) => failure.kind,
-            Self::EventLoop(_) => RefusalKind::Host,
+            Self::Attach(AttachError::Device(_)) | Self::EventLoop(_) => RefusalKind::Host,
         }
     }
 }

@@ -1,15 +1,22 @@
-//! Serving devices between two turns of the loop, and not while the machine is paused: a device that ran on would change
-//! memory and disk of a machine that is to stand still, and a guest can lay out a queue that never ends.
+//! Serving devices between two turns of the loop, attaching the network card, and letting a paused machine run again.
+//!
+//! Devices are not served while the machine is paused: a device that ran on would change memory and disk of a machine
+//! that is to stand still, and a guest can lay out a queue that never ends.
 
 use super::{
+    refusal::RequestError,
     source::{AsFdOfEventFd, Source},
     state::{EventLoop, EventLoopError},
 };
-use crate::devices::board::lock;
+use crate::{
+    channel::descriptors::ReceivedFds,
+    devices::{board::lock, virtio::net::NetworkCard},
+};
 use rustix::{
     event::epoll::{self, EventFlags},
     io::Errno,
 };
+use sandboxvm_protocol::vmm::FdIndex;
 
 impl EventLoop {
     /// Serves the device that `source` belongs to. While the machine is paused it is left as it is, and not watched until
@@ -30,6 +37,18 @@ impl EventLoop {
             Source::News | Source::Listener | Source::Connection(_) | Source::Writer => {}
         }
         Ok(())
+    }
+
+    /// Returns the host's side of the network card.
+    pub(super) fn network_card(&self) -> Result<&NetworkCard, RequestError> {
+        self.setup.devices.network_card().ok_or(RequestError::NoCard)
+    }
+
+    /// Connects the network card to a socket that came with a request. That changes nothing in the guest's memory, so it
+    /// is done while the machine is paused, too, and a machine that was not started yet begins with a link.
+    pub(super) fn attach_network(&self, frames: FdIndex, mut fds: ReceivedFds) -> Result<(), RequestError> {
+        let card = self.network_card()?;
+        Ok(card.attach(fds.take(frames, "the frames of the network card")?)?)
     }
 
     fn notify_queue(&self, device: u16, queue: u16) {

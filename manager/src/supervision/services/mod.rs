@@ -2,6 +2,7 @@
 
 mod idle;
 pub(super) mod listeners;
+pub(super) mod network;
 mod ports;
 mod ttl;
 
@@ -9,5 +10,10 @@ use super::service::Service;
 
 /// Returns all services. Each decides by the record whether it has anything to do.
 pub(super) fn all() -> Vec<Box<dyn Service>> {
-    vec![Box::new(ports::Ports::new()), Box::new(ttl::TimeToLive::new()), Box::new(idle::Idle::new())]
+    vec![
+        Box::new(ports::Ports::new()),
+        Box::new(ttl::TimeToLive::new()),
+        Box::new(idle::Idle::new()),
+        Box::new(network::Network::default()),
+    ]
 }

@@ -8,7 +8,7 @@ use crate::{
         file::{Port, Supervision},
         publish::{HostEnd, MAX_PORTS, Publish, PublishedPort},
         service::{Answer, Context, Service},
-        talk::Request,
+        talk::{Reply, Request},
     },
 };
 use futures_util::future::BoxFuture;
@@ -80,7 +80,7 @@ impl Ports {
         }
         self.listening.push(Some(listening));
         context.sandbox.trail().note(published(&shown));
-        Ok(vec![shown])
+        Ok(Reply::Done(vec![shown]))
     }
 
     async fn unpublish(&mut self, context: &mut Context, guest: PortNumber, host: Option<&HostEnd>) -> Answer {
@@ -106,7 +106,7 @@ impl Ports {
                 self.listening.push(listening);
             }
         }
-        Ok(taken_back)
+        Ok(Reply::Done(taken_back))
     }
 }
 
@@ -121,10 +121,11 @@ impl Service for Ports {
 
     fn on_request<'a>(&'a mut self, context: &'a mut Context, request: &'a Request) -> BoxFuture<'a, Option<Answer>> {
         Box::pin(async move {
-            Some(match request {
-                Request::Publish(publish) => self.publish(context, publish.clone()).await,
-                Request::Unpublish { guest, host } => self.unpublish(context, *guest, host.as_ref()).await,
-            })
+            match request {
+                Request::Publish(publish) => Some(self.publish(context, publish.clone()).await),
+                Request::Unpublish { guest, host } => Some(self.unpublish(context, *guest, host.as_ref()).await),
+                Request::Network(_) => None,
+            }
         })
     }
 

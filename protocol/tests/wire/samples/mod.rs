@@ -15,6 +15,7 @@ use sandboxvm_protocol::{
     frame::Message,
     ids::*,
     machine::*,
+    network::*,
     vmm::{self, *},
 };
 use serde::de::DeserializeOwned;
@@ -83,14 +84,14 @@ variants! {
         ReadOnly (), NotAFile (), NoSuchUser (), BadPath (), BadArchive (), Resources (), BadRequest (), Other (),
         NetworkMount (),
     }
-    DeviceConfig { Block (_), Vsock (_), Rng (), Balloon () }
+    DeviceConfig { Block (_), Vsock (_), Rng (), Balloon (), Net (_) }
     DiskConfig { ReadOnly {}, Writable {} }
     ChildDevice { Block {}, Vsock {} }
     ResetDevice { Block {} }
     MachineSource { Boot {}, Snapshot {} }
-    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), ForkV1 (_), ResetV1 (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_), LimitDisk (_), Fork (_), Reset (_) }
+    ControlRequest { Start (), Pause (), Resume (), Stop (), Stats (), Watch (), Snapshot (_), ForkV1 (_), ResetV1 (_), Timeline (), Untie (), MergeLayers (_), UseMerged (), LimitOutput (_), LimitDisk (_), Fork (_), Reset (_), AttachNetwork {}, NetworkStats () }
     VmmMessage { Reply (_), Event (_) }
-    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_), Refused (_) }
+    ControlReply { Done (), Stats (_), Failed {}, Snapshot (_), Fork (_), Timeline (_), Reset (_), Refused (_), NetworkStats (_) }
     RefusalKind {
         BadRequest (), WrongPhase (), Busy (), Superseded (), BadSnapshot (), NoSpace (), Resources (), Host (),
     }
@@ -285,7 +286,17 @@ pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
             let covers = disks.chain(message.devices.iter().map(Named::variant)).chain([message.source.variant()]);
             Sample { label, covers: covers.collect(), message }
         })
+        .chain([launch_config_with_card()])
         .collect()
+}
+
+fn launch_config_with_card() -> Sample<LaunchConfig> {
+    let card = DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST });
+    let covers = vec![card.variant()];
+    let config = launch_configs_v1().remove(0).message;
+    let mut config = LaunchConfig::from(config);
+    config.devices.push(card);
+    sample("launch-network", covers, config)
 }
 
 /// What servers send that have run since before an upgrade.
@@ -394,6 +405,8 @@ pub fn control_requests() -> Vec<Sample<ControlRequest>> {
             }),
         ),
         ("limit-disk-not", ControlRequest::LimitDisk(DiskLimits::default())),
+        ("attach-network", ControlRequest::AttachNetwork { frames: FdIndex(0) }),
+        ("network-stats", ControlRequest::NetworkStats),
     ]
     .map(|(label, request)| {
         let mut covers = vec![request.variant()];
@@ -512,6 +525,9 @@ pub fn vmm_messages() -> Vec<Sample<VmmMessage>> {
         let reply = VmmMessage::Reply(ControlReply::Refused(refusal));
         add(&format!("reply-refused-{label}"), vec![kind.variant()], reply);
     }
+    let counters = |frames| NetworkCounters { frames, bytes: 1500 * frames, dropped: frames / 100 };
+    let network = NetworkStats { sent: counters(300), received: counters(40_000) };
+    add("reply-network-stats", vec![], VmmMessage::Reply(ControlReply::NetworkStats(network)));
     for (label, phase) in PHASES {
         add(&format!("event-phase-{label}"), vec![phase.variant()], VmmMessage::Event(VmmEvent::Phase(phase)));
     }

@@ -5,7 +5,8 @@ use crate::channel::descriptors::ReceivedFds;
 use proptest::prelude::*;
 use sandboxvm_protocol::{
     ids::GuestCid,
-    vmm::{DiskConfig, FdIndex, MAX_DISKS, VsockConfig},
+    network::{MacAddress, Mtu},
+    vmm::{DiskConfig, FdIndex, MAX_DISKS, NetConfig, VsockConfig},
 };
 use std::{fs::File, os::unix::net::UnixListener};
 
@@ -47,6 +48,10 @@ fn vsock() -> DeviceConfig {
     DeviceConfig::Vsock(VsockConfig { listener: LISTENER, cid: GuestCid::DEFAULT })
 }
 
+fn card() -> DeviceConfig {
+    DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST })
+}
+
 fn types(devices: &[Box<dyn VirtioDevice>]) -> Vec<u32> {
     devices.iter().map(|device| device.device_type().number()).collect()
 }
@@ -58,12 +63,13 @@ fn released() -> Arc<ReleasedPages> {
 #[test]
 fn the_order_of_kinds_is_that_of_the_list() {
     let mut files = files();
-    let shuffled = [DeviceConfig::Balloon, vsock(), image(), DeviceConfig::Rng, disk()];
+    let shuffled = [card(), DeviceConfig::Balloon, vsock(), image(), DeviceConfig::Rng, disk()];
     let devices = UnbuiltDevices::take(&shuffled, &mut files.fds).unwrap();
     assert_eq!(devices.largest_file().unwrap(), 1 << 20);
     let (devices, set) = devices.build(&released()).unwrap();
     // Snapshots hold devices in this order, and the address and interrupt of a device follow from it.
-    assert_eq!(types(&devices), [2, 2, 4, 19, 5]);
+    assert_eq!(types(&devices), [2, 2, 4, 19, 5, 1]);
+    assert!(set.network_card().is_some());
     assert!(set.disks().push_tops(Vec::new()).is_err(), "one disk can be written");
 }
 
@@ -103,7 +109,7 @@ fn the_system_calls_of_devices_are_these() {
 fn a_machine_may_lack_every_kind() {
     let mut files = files();
     let (devices, set) = UnbuiltDevices::take(&[], &mut files.fds).unwrap().build(&released()).unwrap();
-    assert!(devices.is_empty());
+    assert!(devices.is_empty() && set.network_card().is_none());
     set.disks().push_tops(Vec::new()).unwrap();
     let copy = set.take_for_copy(&[], &mut files.fds).unwrap();
     set.copy(copy).unwrap();
@@ -111,7 +117,7 @@ fn a_machine_may_lack_every_kind() {
 
 #[test]
 fn a_second_device_of_a_kind_of_which_there_is_one_is_refused() {
-    for twice in [DeviceConfig::Rng, DeviceConfig::Balloon] {
+    for twice in [DeviceConfig::Rng, DeviceConfig::Balloon, card()] {
         let refused = UnbuiltDevices::take(&[twice.clone(), twice], &mut files().fds).unwrap_err();
         assert!(matches!(refused, DeviceSetError::TooMany { given: 2, limit: 1, .. }), "{refused}");
     }
@@ -180,7 +186,7 @@ fn only_a_device_that_older_builds_did_not_have_may_be_missing_in_a_snapshot() {
 /// A machine with one disk of each sort and all other devices, and the files for a copy.
 fn machine() -> (DeviceSet, Files) {
     let mut files = files();
-    let all = [image(), disk(), DeviceConfig::Rng, vsock(), DeviceConfig::Balloon];
+    let all = [image(), disk(), DeviceConfig::Rng, vsock(), DeviceConfig::Balloon, card()];
     let (_, set) = UnbuiltDevices::take(&all, &mut files.fds).unwrap().build(&released()).unwrap();
     (set, files)
 }
@@ -194,7 +200,8 @@ fn a_copy_has_the_devices_of_its_parent_in_whatever_order_its_files_are_named() 
         set.disks().push_tops(vec![File::from(blank(0))]).unwrap();
         let copy = set.take_for_copy(&given, &mut files.fds).unwrap();
         let (devices, copy) = set.copy(copy).unwrap().build(&released()).unwrap();
-        assert_eq!(types(&devices), [2, 2, 4, 19, 5]);
+        assert_eq!(types(&devices), [2, 2, 4, 19, 5, 1]);
+        assert!(copy.network_card().is_some());
         assert!(copy.disks().push_tops(Vec::new()).is_err(), "one disk can be written");
     }
 }
@@ -225,6 +232,7 @@ fn any_device() -> impl Strategy<Value = DeviceConfig> {
     prop_oneof![
         Just(DeviceConfig::Rng),
         Just(DeviceConfig::Balloon),
+        Just(card()),
         any_fd().prop_map(|image| DeviceConfig::Block(DiskConfig::ReadOnly { image })),
         (any_fd(), prop::collection::vec(any_fd(), 0..4))
             .prop_map(|(template, layers)| DeviceConfig::Block(DiskConfig::Writable { template, layers })),

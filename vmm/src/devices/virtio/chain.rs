@@ -166,6 +166,12 @@ impl<'m> Buffers<'m> {
         Ok(())
     }
 
+    /// Adds the bytes of `other` at the end.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.slices.append(&mut other.slices);
+        self.length += other.length;
+    }
+
     /// Bytes left.
     #[must_use]
     pub fn len(&self) -> u64 {

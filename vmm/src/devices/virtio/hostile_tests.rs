@@ -11,10 +11,15 @@ use super::{
     chain::{Chain, ChainError},
     device::VirtioDevice,
     mock_driver::{BUFFERS, HIGH_END, HIGH_START, LOW_END, MockDriver, NEXT, Part, Rings, WRITE, guest_memory},
+    net::NetDevice,
     rng::RngDevice,
 };
 use crate::memory::{GuestMemory, pages::page_count, released::ReleasedPages};
 use proptest::prelude::*;
+use sandboxvm_protocol::{
+    network::{MacAddress, Mtu},
+    vmm::NetConfig,
+};
 use std::{
     os::unix::fs::FileExt,
     sync::{
@@ -26,7 +31,7 @@ use std::{
 };
 use virtio_bindings::{
     virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_VERSION_1},
-    virtio_mmio::VIRTIO_MMIO_STATUS,
+    virtio_mmio::{VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_STATUS},
     virtio_ring::VRING_DESC_F_INDIRECT,
 };
 use virtio_queue::{Queue, QueueT};
@@ -56,8 +61,14 @@ fn balloon() -> Box<dyn VirtioDevice> {
     Box::new(BalloonDevice::new(Arc::new(released)).unwrap())
 }
 
+/// A card without a link: what the guest sends is dropped, and its buffers come back.
+fn network_card() -> Box<dyn VirtioDevice> {
+    let config = NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST };
+    Box::new(NetDevice::new(config).unwrap().0)
+}
+
 type Make = fn() -> Box<dyn VirtioDevice>;
-const DEVICES: [Make; 4] = [read_only_disk, writable_disk, entropy, balloon];
+const DEVICES: [Make; 5] = [read_only_disk, writable_disk, entropy, balloon, network_card];
 
 /// Gives a live device of every kind the ring that `break_ring` makes, and expects it to stop with `what`, to answer
 /// nothing, and to work again after a reset.
@@ -85,13 +96,19 @@ fn works_after_reset(driver: &mut MockDriver) {
     assert_eq!(driver.used_index(driver.attacked()), 1);
 }
 
+/// Types of devices.
+const NET: u32 = 1;
+const BLOCK: u32 = 2;
+
 /// A request that the device understands, in the descriptors from `first` on.
 fn put_good_request(driver: &MockDriver, first: u16) {
-    const BLOCK: u32 = 2;
-    if driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_DEVICE_ID) == BLOCK {
+    let kind = driver.read(VIRTIO_MMIO_DEVICE_ID);
+    if kind == BLOCK {
         driver.fill(BUFFERS, &[0; 16]);
         let parts = [Part::Readable(BUFFERS, 16), Part::Writable(HIGH_START, 512), Part::Writable(BUFFERS + 64, 1)];
         driver.set_chain(driver.attacked(), first, &parts);
+    } else if kind == NET {
+        driver.set_chain(driver.attacked(), first, &[Part::Readable(BUFFERS, 64)]);
     } else {
         driver.set_chain(driver.attacked(), first, &[Part::Writable(HIGH_START, 512)]);
     }
@@ -127,7 +144,8 @@ fn descriptor_loops() {
 
 #[test]
 fn indices_out_of_range() {
-    for index in [64, 65, 0x8000, u16::MAX] {
+    // No queue of these devices is larger.
+    for index in [128, 129, 0x8000, u16::MAX] {
         expect_stop("descriptor index", |driver| driver.publish(driver.attacked(), index));
         expect_stop("descriptor index", |driver| {
             driver.set_descriptor(driver.attacked(), 0, BUFFERS, 16, NEXT | WRITE, index);
@@ -195,9 +213,11 @@ fn wrong_direction() {
         );
         driver.publish(driver.attacked(), 0);
     });
-    // Only readable: nowhere to answer, on either kind of device.
+    // Only readable: nowhere to answer. Of a card's transmit queue, only writable: nothing to send.
     expect_stop("", |driver| {
-        driver.set_chain(driver.attacked(), 0, &[Part::Readable(BUFFERS, 16), Part::Readable(BUFFERS, 16)]);
+        let is_card = driver.read(VIRTIO_MMIO_DEVICE_ID) == NET;
+        let part = if is_card { Part::Writable(BUFFERS, 16) } else { Part::Readable(BUFFERS, 16) };
+        driver.set_chain(driver.attacked(), 0, &[part; 2]);
         driver.publish(driver.attacked(), 0);
     });
 }
@@ -220,7 +240,8 @@ fn zero_lengths() {
 
 #[test]
 fn available_index_jumps() {
-    for jump in [65, 66, 1000, 0x8000, u16::MAX] {
+    // No queue of these devices is larger.
+    for jump in [129, 130, 1000, 0x8000, u16::MAX] {
         expect_stop("available ring", |driver| {
             driver.set_chain(driver.attacked(), 0, &[Part::Readable(BUFFERS, 16), Part::Writable(BUFFERS, 1)]);
             driver.set_available_index(driver.attacked(), jump);
@@ -278,7 +299,9 @@ fn chains_as_long_as_the_queue_are_served() {
         driver.fill(BUFFERS, &[0; 16]);
         let size = driver.rings(driver.attacked()).size as usize;
         let mut parts = vec![Part::Writable(HIGH_START, 1024); size];
-        if size == 64 {
+        if size == 128 {
+            parts = vec![Part::Readable(HIGH_START, 500); size];
+        } else if size == 64 {
             parts[0] = Part::Readable(BUFFERS, 16);
         }
         driver.set_chain(driver.attacked(), 0, &parts);

@@ -9,7 +9,10 @@ pub mod device;
 mod hostile_tests;
 #[cfg(test)]
 mod mock_driver;
+pub mod net;
 mod resume;
+mod ring;
 pub mod rng;
+mod transfer;
 pub mod transport;
 pub mod vsock;

@@ -5,8 +5,9 @@
 //! quarter of the queue's descriptors or [`MAX_HEADS`] or [`MAX_BYTES`] are held, so that a sender never waits for them,
 //! and after [`super::limits::Limits::completion_delay`] at the latest, so that an idle guest gets its memory back.
 
-use super::{deadlines::Expiry, ring::Ring};
+use super::deadlines::Expiry;
 use crate::devices::virtio::device::DeviceError;
+use crate::devices::virtio::ring::Ring;
 use std::time::Instant;
 
 /// Most buffers held.

@@ -10,12 +10,14 @@ use super::{
     packet::HEADER_SIZE,
     poller::{HandshakeId, Poller, Token},
     ports::HostPorts,
-    ring::{Direction, Ring},
     state::VsockState,
-    transfer::Part,
     transport_reset::TransportReset,
 };
-use crate::devices::virtio::device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space};
+use crate::devices::virtio::{
+    device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space},
+    ring::{Direction, Ring},
+    transfer::Part,
+};
 use rustix::{event::epoll, io::Errno, net::SocketFlags};
 use sandboxvm_protocol::ids::GuestCid;
 use std::{

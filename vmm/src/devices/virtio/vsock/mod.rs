@@ -27,9 +27,7 @@ mod pace;
 mod packet;
 mod poller;
 mod ports;
-mod ring;
 mod state;
-mod transfer;
 mod transport_reset;
 
 #[cfg(test)]

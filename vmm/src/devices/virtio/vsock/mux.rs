@@ -10,9 +10,8 @@ use super::{
     packet::{GuestPort, HEADER_SIZE, HOST_CID, Header, HostPort, Operation, TYPE_STREAM},
     poller::{Poller, Readiness, Token},
     ports::HostPorts,
-    transfer::Part,
 };
-use crate::devices::virtio::chain::Buffers;
+use crate::devices::virtio::{chain::Buffers, transfer::Part};
 use sandboxvm_protocol::ids::GuestCid;
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -5,8 +5,8 @@
 //! could be taken for an old one and reset. The available ring shows that the guest has handled the event: its driver gives
 //! an event buffer back only then.
 
-use super::ring::{Direction, Ring};
 use crate::devices::virtio::device::DeviceError;
+use crate::devices::virtio::ring::{Direction, Ring};
 use std::num::Wrapping;
 
 /// struct virtio_vsock_event with VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, whose value is 0.

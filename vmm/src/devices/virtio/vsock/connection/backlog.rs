@@ -1,6 +1,6 @@
 //! Bytes of the guest that a slow client has not taken yet.
 
-use crate::devices::virtio::vsock::transfer::Part;
+use crate::devices::virtio::transfer::Part;
 
 /// A queue of at most `limit` bytes, which takes no more memory than that, and none while it is empty.
 #[derive(Debug)]

@@ -18,8 +18,8 @@ mod credit;
 use super::{
     packet::{Address, GuestPort, HOST_CID, Header, HostPort, MAX_PAYLOAD, Operation, Shutdown},
     poller::Readiness,
-    transfer::Part,
 };
+use crate::devices::virtio::transfer::Part;
 use backlog::Backlog;
 use credit::{ReceiveWindow, SendCredit};
 use rustix::net::{SendFlags, Shutdown as HowShut};

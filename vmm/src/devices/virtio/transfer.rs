@@ -1,9 +1,9 @@
-//! Bytes between a client's socket and the guest's buffers, with no copy of ours between.
+//! Bytes between a socket of the host and the guest's buffers, with no copy of ours between.
 //!
-//! The only place of this device with `unsafe`. The guest may change its buffers at any time, also while a call is
+//! The only place with `unsafe` of the devices that have sockets. The guest may change its buffers at any time, also while a call is
 //! under way; nothing here ever makes a Rust reference to them.
 
-use crate::devices::virtio::chain::Buffers;
+use super::chain::Buffers;
 use std::{
     io, mem,
     os::fd::{AsRawFd, BorrowedFd},
@@ -12,7 +12,7 @@ use vm_memory::{VolatileSlice, bitmap::Bitmap as _};
 
 /// Most pieces handed to the kernel in one call: its UIO_MAXIOV. A queue here has fewer descriptors, but a buffer may
 /// lie across two memory regions.
-const MAX_PIECES: usize = 1024;
+pub(super) const MAX_PIECES: usize = 1024;
 
 /// A part of a chain's buffers.
 #[derive(Debug, Clone, Copy)]
@@ -69,15 +69,24 @@ impl<'b, 'm> Part<'b, 'm> {
 
     /// Sends it without blocking or raising SIGPIPE; returns how many bytes the socket took.
     pub(super) fn send_to(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let mut pieces: Vec<libc::iovec> = self
-            .pieces()
+        self.send_after(&[], socket)
+    }
+
+    /// Sends `start`, and then this, in one message. As [`Part::send_to`].
+    pub(super) fn send_after(self, start: &[u8], socket: BorrowedFd<'_>) -> io::Result<usize> {
+        // sendmsg only reads through the pointers; `iovec` has no constant form.
+        let first = libc::iovec { iov_base: start.as_ptr().cast_mut().cast(), iov_len: start.len() };
+        let mut pieces: Vec<libc::iovec> = std::iter::once(first)
+            .filter(|first| first.iov_len > 0)
+            .chain(self.pieces().map(|piece| libc::iovec {
+                iov_base: piece.ptr_guard().as_ptr().cast_mut().cast(),
+                iov_len: piece.len(),
+            }))
             .take(MAX_PIECES)
-            // sendmsg only reads through the pointer; `iovec` has no constant form.
-            .map(|piece| libc::iovec { iov_base: piece.ptr_guard().as_ptr().cast_mut().cast(), iov_len: piece.len() })
             .collect();
         let message = message(&mut pieces);
-        // SAFETY: `message` and the iovec array it points to live until the call returns. Each entry is the address and
-        // length of a VolatileSlice that borrows the guest memory mapping for 'm, so it is mapped for the whole call (a
+        // SAFETY: `message` and the iovec array it points to live until the call returns. Each entry is `start`, which is
+        // borrowed until then, or the address and length of a VolatileSlice that borrows the guest memory mapping for 'm, so it is mapped for the whole call (a
         // pointer guard maps nothing by itself without Xen). The guest may write these bytes meanwhile: the kernel copies
         // them, and no Rust code reads them.
         let sent =
@@ -87,17 +96,28 @@ impl<'b, 'm> Part<'b, 'm> {
 
     /// Receives into it, which is not empty, without blocking; zero is the end of the stream.
     pub(super) fn receive_from(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        let mut pieces: Vec<libc::iovec> = self
-            .pieces()
+        self.receive_after(&mut [], socket)
+    }
+
+    /// Receives into `start`, and then into this, which are not both empty. Returns how many bytes came, those in `start`
+    /// included. As [`Part::receive_from`].
+    pub(super) fn receive_after(self, start: &mut [u8], socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let length = start.len();
+        let first = libc::iovec { iov_base: start.as_mut_ptr().cast(), iov_len: length };
+        let mut pieces: Vec<libc::iovec> = std::iter::once(first)
+            .filter(|first| first.iov_len > 0)
+            .chain(
+                self.pieces()
+                    .map(|piece| libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: piece.len() }),
+            )
             .take(MAX_PIECES)
-            .map(|piece| libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: piece.len() })
             .collect();
         let mut message = message(&mut pieces);
-        // SAFETY: as for `send_to`; the kernel writes only inside the given pieces of guest memory, which no Rust
-        // reference covers. No control buffer is given, so descriptors a client passes along are closed by the kernel.
+        // SAFETY: as for `send_after`; the kernel writes only inside `start`, which is borrowed mutably until the call
+        // returns, and inside the given pieces of guest memory, which no Rust reference covers. No control buffer is given, so descriptors a client passes along are closed by the kernel.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        for piece in self.first(received).pieces() {
+        for piece in self.first(received.saturating_sub(length)).pieces() {
             piece.bitmap().mark_dirty(0, piece.len());
         }
         Ok(received)

@@ -1,0 +1,300 @@
+//! Options for what a sandbox reaches on the network, and the policy file that they refer to. The manager decides what the
+//! options mean for a sandbox; this module decides how they combine.
+
+use crate::{environment, failure::Failure};
+use clap::{Args, ValueEnum};
+use sandboxvm_manager::{
+    HostName, NetworkOperator, NetworkSpec, PolicyError, PolicyFile, Provided, Reach, Rule, Sandbox,
+};
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+/// What a sandbox reaches on the network.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkOptions {
+    /// What the sandbox reaches: none, what --allow lists, or the public internet. Addresses of the host, its networks,
+    /// private ranges and metadata services are never public [default: allow with --allow, else none]
+    #[arg(long, value_enum, value_name = "REACH")]
+    net: Option<Net>,
+    /// Allow a target: a name, *.NAME, an address, a network, or host:PORT for a service of this host, each except the last
+    /// with an optional :PORT[-PORT] and /tcp, /udp or /icmp; or @SET of the policy file. Can be repeated, or a list with
+    /// commas
+    #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
+    allow: Vec<String>,
+    /// Deny a target; takes precedence over --allow
+    #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
+    deny: Vec<String>,
+    /// Apply a policy file, with its sets [default: only the sets of ~/.config/sandboxvm/network.toml]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Resolve names with this resolver instead of the host's; can be repeated (at most 10)
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    dns: Vec<IpAddr>,
+    /// Give a name a fixed address, which a rule has to allow; can be repeated
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
+    add_host: Vec<HostName>,
+}
+
+/// Values of `--net`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Net {
+    /// Nothing
+    None,
+    /// What --allow lists
+    Allow,
+    /// The public internet
+    Public,
+}
+
+/// A network, and what the user provides as the operator of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Network {
+    pub(crate) spec: NetworkSpec,
+    pub(crate) operator: NetworkOperator,
+}
+
+impl NetworkOptions {
+    /// Returns true if no option is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.net.is_none() && self.policy.is_none() && !self.extend()
+    }
+
+    /// Returns true if an option is given that extends a network.
+    fn extend(&self) -> bool {
+        !(self.allow.is_empty() && self.deny.is_empty() && self.dns.is_empty() && self.add_host.is_empty())
+    }
+
+    /// Returns the network of a new sandbox, or `None` for a machine without a card.
+    pub(crate) fn network(&self) -> Result<Option<Network>, Failure> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let files = Files::read(self.policy.as_deref())?;
+        let Some(spec) = self.combined(&files)? else { return Ok(None) };
+        Ok(Some(Network { spec, operator: files.operator }))
+    }
+
+    /// Returns the network of a sandbox that has a card: `before`, if it is given, with these options added.
+    pub(crate) fn changed(&self, before: Option<NetworkSpec>) -> Result<Network, Failure> {
+        let files = Files::read(self.policy.as_deref())?;
+        let spec = match before {
+            Some(before) => self.added_to(before, &files)?,
+            None => self.combined(&files)?.unwrap_or_default(),
+        };
+        Ok(Network { spec, operator: files.operator })
+    }
+
+    fn combined(&self, files: &Files) -> Result<Option<NetworkSpec>, Failure> {
+        let base = if self.policy.is_some() { files.policy.network().map_err(refused)? } else { None };
+        let reach = match (self.net, &base) {
+            (Some(Net::None), _) if self.extend() => {
+                return Err(Failure::new("cannot combine --net none with --allow, --deny, --dns or --add-host"));
+            }
+            (Some(Net::None), _) => return Ok(None),
+            (Some(Net::Allow), _) => Reach::Listed,
+            (Some(Net::Public), _) => Reach::Public,
+            (None, Some(base)) => base.reach,
+            (None, None) if !self.allow.is_empty() => Reach::Listed,
+            (None, None) if self.extend() => {
+                return Err(Failure::new("cannot use --deny, --dns and --add-host without a network")
+                    .hinted("add --net public or --allow RULE".to_owned()));
+            }
+            // A policy without rules.
+            (None, None) => return Ok(None),
+        };
+        let spec = NetworkSpec { reach, ..base.unwrap_or_default() };
+        self.added_to(spec, files).map(Some)
+    }
+
+    fn added_to(&self, mut spec: NetworkSpec, files: &Files) -> Result<NetworkSpec, Failure> {
+        let rules = |texts: &[String]| files.policy.rules(texts.iter().map(String::as_str)).map_err(refused);
+        add(&mut spec.allow, rules(&self.allow)?);
+        add(&mut spec.deny, rules(&self.deny)?);
+        match self.net {
+            Some(Net::None) => spec.reach = Reach::Nothing,
+            Some(Net::Allow) => spec.reach = Reach::Listed,
+            Some(Net::Public) => spec.reach = Reach::Public,
+            None if spec.reach == Reach::Nothing && !self.allow.is_empty() => spec.reach = Reach::Listed,
+            None => {}
+        }
+        if !self.dns.is_empty() {
+            spec.dns.clone_from(&self.dns);
+        }
+        for host in &self.add_host {
+            spec.hosts.retain(|other| other.name != host.name);
+            spec.hosts.push(host.clone());
+        }
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+fn add(rules: &mut Vec<Rule>, more: Vec<Rule>) {
+    for rule in more {
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+}
+
+/// The policy file that `@SET` refers to, and what the user's own file says about the host.
+struct Files {
+    policy: PolicyFile,
+    operator: NetworkOperator,
+}
+
+impl Files {
+    fn read(policy: Option<&Path>) -> Result<Self, Failure> {
+        let own = match environment::policy_file() {
+            Some(path) => read(&path)?.unwrap_or_default(),
+            None => PolicyFile::default(),
+        };
+        let provides = own.operator.clone().map(Provided::from).unwrap_or_default();
+        let operator = NetworkOperator { provides, ..NetworkOperator::default() };
+        let Some(path) = policy else { return Ok(Self { policy: own, operator }) };
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let mut policy = read(path)?.ok_or_else(|| unreadable(path, &missing()))?;
+        if policy.operator.is_some() {
+            let problem = "only the user's own file can have a table [operator]";
+            return Err(Failure::new(format_args!("invalid policy file {}: {problem}", path.display())));
+        }
+        for (name, rules) in own.sets {
+            policy.sets.entry(name).or_insert(rules);
+        }
+        Ok(Self { policy, operator })
+    }
+}
+
+/// Returns `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<PolicyFile>, Failure> {
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text).map(Some).map_err(|problem| {
+            Failure::new(format_args!("invalid policy file {}: {}", path.display(), problem.trim_end()))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unreadable(path, &error)),
+    }
+}
+
+fn parse(text: &str) -> Result<PolicyFile, String> {
+    toml::from_str(text).map_err(|error| error.to_string())
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(format_args!("cannot read the policy file {}: {error}", path.display()))
+}
+
+fn refused(error: PolicyError) -> Failure {
+    let hint = match &error {
+        PolicyError::NoSet { .. } => {
+            let file = environment::policy_file().map_or_else(String::new, |path| format!(" {}", path.display()));
+            Some(format!("define it below [sets] in the policy file{file}"))
+        }
+        PolicyError::Rule { .. } | PolicyError::Nested { .. } => None,
+    };
+    Failure::new(error).hinted(hint)
+}
+
+/// Warns if the machine has a network card and the sandbox no network: it was restored from the snapshot of a machine with
+/// one.
+pub(crate) fn warn_of_no_link(sandbox: &Sandbox) {
+    if sandbox.has_network_card() && matches!(sandbox.network(), Ok(None)) {
+        let message =
+            "warning: the snapshot is of a machine with a network card, and the card has no link: nothing was allowed";
+        Failure::new(message).hinted("--net or --allow gives the sandbox a network".to_owned()).report();
+    }
+}
+
+fn host(text: &str) -> Result<HostName, String> {
+    let (name, address) = text.split_once(':').ok_or("expected NAME:ADDRESS")?;
+    let address = address.trim_matches(['[', ']']).parse().map_err(|_| "expected NAME:ADDRESS")?;
+    let host = HostName { name: name.to_owned(), address };
+    let spec = NetworkSpec { hosts: vec![host.clone()], ..NetworkSpec::default() };
+    spec.check().map_err(|error| error.to_string())?;
+    Ok(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        allow = ["@python", "192.0.2.0/24"]
+        deny = ["ads.example"]
+        dns = ["192.0.2.53"]
+        [hosts]
+        "db.example" = "192.0.2.7"
+        [sets]
+        python = ["index.example", "files.example:443"]
+    "#;
+
+    fn files() -> Files {
+        Files { policy: parse(FILE).unwrap(), operator: NetworkOperator::default() }
+    }
+
+    fn texts(rules: &[Rule]) -> Vec<String> {
+        rules.iter().map(ToString::to_string).collect()
+    }
+
+    fn options(allow: &[&str]) -> NetworkOptions {
+        NetworkOptions { allow: allow.iter().map(|text| (*text).to_owned()).collect(), ..NetworkOptions::default() }
+    }
+
+    #[test]
+    fn allow_rules_imply_a_network_and_sets_are_expanded() {
+        let spec = options(&["@python,host:5432"]).combined(&files()).unwrap().unwrap();
+        assert_eq!(spec.reach, Reach::Listed);
+        assert_eq!(texts(&spec.allow), ["index.example", "files.example:443", "host:5432"]);
+        assert!(spec.deny.is_empty() && spec.dns.is_empty(), "a file that is not named is not applied");
+        let public = NetworkOptions { net: Some(Net::Public), ..options(&[]) };
+        assert_eq!(public.combined(&files()).unwrap().unwrap().reach, Reach::Public);
+        assert_eq!(options(&[]).combined(&files()).unwrap(), None);
+    }
+
+    #[test]
+    fn named_policy_file_is_applied_and_options_add_to_it() {
+        let named = NetworkOptions { policy: Some("x".into()), ..options(&["git.example:22"]) };
+        let spec = named.combined(&files()).unwrap().unwrap();
+        let allowed = ["index.example", "files.example:443", "192.0.2.0/24", "git.example:22"];
+        assert_eq!((spec.reach, texts(&spec.allow)), (Reach::Listed, allowed.map(str::to_owned).to_vec()));
+        assert_eq!((texts(&spec.deny), spec.dns.len(), spec.hosts.len()), (vec!["ads.example".to_owned()], 1, 1));
+        let none = NetworkOptions { net: Some(Net::None), policy: Some("x".into()), ..options(&[]) };
+        assert_eq!(none.combined(&files()).unwrap(), None);
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        let refusal = |options: &NetworkOptions| options.combined(&files()).unwrap_err().text().to_owned();
+        let none = NetworkOptions { net: Some(Net::None), ..options(&["a.example"]) };
+        assert!(refusal(&none).starts_with("cannot combine --net none"));
+        let deny = NetworkOptions { deny: vec!["a.example".into()], ..options(&[]) };
+        assert!(refusal(&deny).contains("without a network"));
+        assert!(refusal(&options(&["@none"])).contains("no set has this name; there are @python"));
+        assert!(refusal(&options(&["a b"])).starts_with("invalid rule \"a b\""));
+    }
+
+    #[test]
+    fn changes_add_to_what_there_is() {
+        let before = options(&["a.example"]).combined(&files()).unwrap().unwrap();
+        let host = host("db.example:192.0.2.9").unwrap();
+        let more = NetworkOptions { add_host: vec![host], ..options(&["a.example,b.example"]) };
+        let spec = more.added_to(before, &files()).unwrap();
+        assert_eq!(texts(&spec.allow), ["a.example", "b.example"]);
+        assert_eq!(spec.hosts[0].address, IpAddr::from([192, 0, 2, 9]));
+        let cut = NetworkOptions { net: Some(Net::None), ..options(&[]) }.added_to(spec, &files()).unwrap();
+        assert_eq!(cut.reach, Reach::Nothing);
+    }
+
+    #[test]
+    fn host_names_and_policy_files_are_checked() {
+        assert_eq!(host("db.example:2001:db8::1").unwrap().address, "2001:db8::1".parse::<IpAddr>().unwrap());
+        assert!(host("db.example").is_err() && host("a b:192.0.2.1").is_err() && host("x:y").is_err());
+        assert!(parse("allows = []").unwrap_err().contains("allows"), "what is no setting is refused");
+        let own = parse("[operator]\nopen = [\"10.0.0.0/8\"]\nresolvers = [\"127.0.0.1:53\"]").unwrap();
+        assert_eq!(Provided::from(own.operator.unwrap()).opened.len(), 1);
+    }
+}

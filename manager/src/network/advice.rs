@@ -1,0 +1,129 @@
+//! What would allow something that was refused. Names are a guest's: a rule is advised only if the
+//! name is a domain name, whose characters are harmless.
+
+use crate::audit::Event;
+use sandboxvm_egress_policy::{
+    floor::{Below, Floor},
+    name::DomainName,
+    rule::Rule,
+};
+use sandboxvm_protocol::egress::Transport;
+use std::net::IpAddr;
+
+/// Ports whose protocols show the name of the host, so that a rule for the name need not name the
+/// port.
+const SHOW_NAMES: [u16; 2] = [80, 443];
+
+/// What would allow something that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Advice {
+    /// An allow rule.
+    Allow(Rule),
+    /// No deny rule like this.
+    NoDeny(String),
+    /// Only the operator can open the address.
+    Operator(Below),
+}
+
+impl Event {
+    /// Returns what would allow the use of the network that this line is about, if it was refused
+    /// and something would.
+    #[must_use]
+    pub fn network_advice(&self) -> Option<Advice> {
+        let decision = match self {
+            Self::NetworkFlow { decision, .. } | Self::NetworkName { decision, .. } => decision,
+            _ => return None,
+        };
+        if decision.allowed {
+            return None;
+        }
+        if let Some(rule) = &decision.rule {
+            return Some(Advice::NoDeny(rule.clone()));
+        }
+        match self {
+            Self::NetworkFlow { address, .. } => match Floor::default().check(*address) {
+                Err(below) => Some(Advice::Operator(below)),
+                Ok(_) => self.rule_for_it().map(Advice::Allow),
+            },
+            _ => self.rule_for_it().map(Advice::Allow),
+        }
+    }
+
+    /// Returns the narrowest rule that covers the use of the network that this line is about.
+    pub(crate) fn rule_for_it(&self) -> Option<Rule> {
+        match self {
+            Self::NetworkFlow { transport, name, address, port, .. } => {
+                rule_for(*transport, name.as_deref(), *address, *port)
+            }
+            Self::NetworkName { name, .. } => DomainName::parse(name.as_bytes()).ok()?.as_str().parse().ok(),
+            _ => None,
+        }
+    }
+}
+
+fn rule_for(transport: Transport, name: Option<&str>, address: IpAddr, port: u16) -> Option<Rule> {
+    let name = name.and_then(|name| DomainName::parse(name.as_bytes()).ok());
+    let target = match (&name, address) {
+        (Some(name), _) => name.as_str().to_owned(),
+        (None, IpAddr::V4(address)) => address.to_string(),
+        (None, IpAddr::V6(address)) => format!("[{address}]"),
+    };
+    let text = match transport {
+        Transport::Tcp if name.is_some() && SHOW_NAMES.contains(&port) => target,
+        Transport::Tcp => format!("{target}:{port}/tcp"),
+        Transport::Udp => format!("{target}:{port}/udp"),
+        Transport::Icmp => format!("{}/icmp", target.trim_matches(['[', ']'])),
+    };
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::NetworkDecision;
+    use sandboxvm_protocol::egress::FlowEnd;
+
+    fn flow(transport: Transport, name: Option<&str>, address: &str, port: u16, rule: Option<&str>) -> Event {
+        Event::NetworkFlow {
+            transport,
+            name: name.map(str::to_owned),
+            address: address.parse().unwrap(),
+            port,
+            decision: NetworkDecision { allowed: false, rule: rule.map(str::to_owned), reason: Some("x".into()) },
+            bytes_out: 0,
+            bytes_in: 0,
+            millis: 0,
+            end: FlowEnd::NotEstablished,
+            count: 1,
+        }
+    }
+
+    #[test]
+    fn advised_rules_are_the_narrowest() {
+        let advised = |event: Event| match event.network_advice() {
+            Some(Advice::Allow(rule)) => rule.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let (v4, v6) = ("1.1.1.1", "2606:4700::1");
+        assert_eq!(advised(flow(Transport::Tcp, Some("Git.example."), v4, 443, None)), "git.example");
+        assert_eq!(advised(flow(Transport::Tcp, Some("git.example"), v4, 22, None)), "git.example:22/tcp");
+        assert_eq!(advised(flow(Transport::Tcp, None, v4, 443, None)), "1.1.1.1:443/tcp");
+        assert_eq!(advised(flow(Transport::Udp, None, v6, 53, None)), "[2606:4700::1]:53/udp");
+        assert_eq!(advised(flow(Transport::Icmp, None, v6, 0, None)), "2606:4700::1/icmp");
+        assert_eq!(advised(flow(Transport::Tcp, Some("a\u{1b}[2J"), v4, 80, None)), "1.1.1.1:80/tcp");
+        let decision = NetworkDecision { allowed: false, rule: None, reason: None };
+        let name =
+            |name: &str| Event::NetworkName { name: name.into(), question: 1, decision: decision.clone(), count: 1 };
+        assert_eq!(advised(name("a.example")), "a.example");
+        assert_eq!(name("a b").network_advice(), None);
+    }
+
+    #[test]
+    fn denied_and_low_addresses_need_something_else_than_a_rule() {
+        let denied = flow(Transport::Tcp, Some("a.example"), "1.1.1.1", 443, Some("*.example"));
+        assert_eq!(denied.network_advice(), Some(Advice::NoDeny("*.example".into())));
+        let below = flow(Transport::Tcp, None, "169.254.169.254", 80, None);
+        assert!(matches!(below.network_advice(), Some(Advice::Operator(_))));
+        assert_eq!(Event::Paused.network_advice(), None);
+    }
+}

@@ -1,0 +1,24 @@
+//! What a sandbox may reach on the network: what a user asks for, what the operator permits, the
+//! record of it in the sandbox's directory, and what the audit log says about its use.
+//!
+//! ```text
+//! spec         what is asked for: reach, rules, resolvers, names, limits
+//! policy_file  named sets of rules, and a whole policy, in a file of the user
+//! operator     what the operator permits and provides
+//! record       `network.json`: what is in force; `network.pins`: what a copy takes along
+//! traffic      the reports of an egress process, as a bounded number of audit lines
+//! advice       what would allow something that was refused
+//! suggest      the smallest set of rules that covers what was used
+//! ```
+//! The module decides nothing about a guest's packets: the egress process does, with the settings
+//! that [`supervision`](crate::supervision) hands it. May not start a process.
+
+pub(crate) mod advice;
+pub(crate) mod operator;
+pub(crate) mod policy_file;
+pub(crate) mod record;
+mod rules;
+mod sandbox;
+pub(crate) mod spec;
+pub(crate) mod suggest;
+pub(crate) mod traffic;

@@ -1,0 +1,23 @@
+//! The network of a sandbox, as a caller sees it.
+
+use super::{
+    record::{NetworkRecord, NetworkRecordError},
+    spec::NetworkSpec,
+};
+use crate::sandbox::Sandbox;
+
+impl Sandbox {
+    /// Returns true if the machine of the sandbox has a network card.
+    #[must_use]
+    pub fn has_network_card(&self) -> bool {
+        self.record.network_card
+    }
+
+    /// Returns what the sandbox may reach, or `None` if it has no network.
+    ///
+    /// # Errors
+    /// When the record cannot be read. Nothing passes then.
+    pub fn network(&self) -> Result<Option<NetworkSpec>, NetworkRecordError> {
+        Ok(NetworkRecord::read(&self.directory)?.map(|record| record.settings))
+    }
+}

@@ -1,0 +1,378 @@
+//! The task that keeps the network of one sandbox: turns events into audit lines, answers the
+//! supervisor, and starts other processes in place of those that end. While there are none, the
+//! card has no link.
+
+use super::pair::{NetworkFailure, Pair};
+use crate::{
+    audit::Event,
+    home::directory::SandboxDirectory,
+    network::{
+        record::{self, NetworkRecord},
+        traffic::Traffic,
+    },
+    sandbox::Sandbox,
+    supervision::{log::Log, talk::NetworkReport},
+    vmm::wire::WireError,
+};
+use sandboxvm_protocol::egress::{EgressEvent, EgressRequest, SavedPin, TrafficCounters};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout, timeout_at},
+};
+
+/// Delay before processes that ended are replaced. A VMM that is being ended is gone by then.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// Maximum of that delay, which doubles each time.
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Processes that worked for this long are replaced after the first delay again.
+const WORKED_FOR: Duration = Duration::from_secs(60);
+/// How long a network waits for the machine that replaces another one.
+const REPLACED_WITHIN: Duration = Duration::from_secs(15);
+/// An egress process answers in well under a millisecond; the limit allows for a host that swaps.
+const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+
+/// A request of the supervisor.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Report(oneshot::Sender<NetworkReport>),
+    /// Puts the record in force.
+    Reload(oneshot::Sender<Result<(), NetworkFailure>>),
+    Pins {
+        is_replaced: bool,
+        reply: oneshot::Sender<Vec<SavedPin>>,
+    },
+    Reattach(oneshot::Sender<Result<(), NetworkFailure>>),
+    ForgetFlows(oneshot::Sender<()>),
+    End(oneshot::Sender<()>),
+}
+
+pub(super) struct Keeping {
+    sandbox: Arc<Sandbox>,
+    directory: SandboxDirectory,
+    program: PathBuf,
+    log: Log,
+    traffic: Traffic,
+    pair: Option<Pair>,
+    began: Instant,
+    problem: Option<String>,
+    restarts: u64,
+    delay: Duration,
+    retry_at: Option<Instant>,
+}
+
+/// What the task has to act on.
+enum Due {
+    Asked(Option<Ask>),
+    Said(Result<EgressEvent, WireError>),
+    Lines,
+    Retry,
+}
+
+impl Keeping {
+    /// Starts the network.
+    pub(super) async fn start(
+        sandbox: Arc<Sandbox>,
+        directory: SandboxDirectory,
+        program: PathBuf,
+        log: Log,
+    ) -> (Self, Result<(), NetworkFailure>) {
+        let now = Instant::now();
+        let traffic = Traffic::new(now);
+        let mut keeping = Self {
+            sandbox,
+            directory,
+            program,
+            log,
+            traffic,
+            pair: None,
+            began: now,
+            problem: None,
+            restarts: 0,
+            delay: FIRST_DELAY,
+            retry_at: None,
+        };
+        let began = keeping.begin().await;
+        if let Err(error) = &began {
+            keeping.is_down(error);
+        }
+        (keeping, began)
+    }
+
+    pub(super) async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
+        loop {
+            let due = tokio::select! {
+                ask = asks.recv() => Due::Asked(ask),
+                said = next(self.pair.as_mut()) => Due::Said(said),
+                () = at(self.traffic.next()) => Due::Lines,
+                () = at(self.retry_at) => Due::Retry,
+            };
+            match due {
+                Due::Asked(Some(Ask::End(reply))) => {
+                    self.end().await;
+                    // A supervisor that does not wait has ended.
+                    let _ = reply.send(());
+                    return;
+                }
+                Due::Asked(None) => return self.end().await,
+                Due::Asked(Some(ask)) => self.answer(ask).await,
+                Due::Said(Ok(event)) => self.record(event),
+                Due::Said(Err(error)) => self.lost(&error).await,
+                Due::Lines => {
+                    let lines = self.traffic.due(Instant::now());
+                    self.note(lines);
+                }
+                Due::Retry => self.retry().await,
+            }
+        }
+    }
+
+    async fn begin(&mut self) -> Result<(), NetworkFailure> {
+        let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
+        let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
+        let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
+        let pins = record::take_pins(&self.directory);
+        self.pair = Some(Pair::start(&self.directory, &self.program, &record, pins).await?);
+        (self.began, self.problem, self.retry_at) = (Instant::now(), None, None);
+        Ok(())
+    }
+
+    fn is_down(&mut self, error: &NetworkFailure) {
+        let problem = error.to_string();
+        if self.problem.as_ref() != Some(&problem) {
+            self.log.note(format_args!("the network is down: {problem}"));
+        }
+        self.problem = Some(problem);
+        self.retry_at = Some(Instant::now() + self.delay);
+        self.delay = (2 * self.delay).min(LONGEST_DELAY);
+    }
+
+    /// The processes ended or broke the protocol.
+    async fn lost(&mut self, error: &WireError) {
+        let Some(pair) = self.pair.take() else { return };
+        let failure = pair.failed(error).await;
+        if self.began.elapsed() >= WORKED_FOR {
+            self.delay = FIRST_DELAY;
+        }
+        self.is_down(&failure);
+    }
+
+    async fn retry(&mut self) {
+        let why = self.problem.clone().unwrap_or_default();
+        match self.begin().await {
+            Ok(()) => {
+                self.restarts += 1;
+                self.log.note("the network is up again");
+                self.note(vec![Event::NetworkRestarted { reason: why }]);
+            }
+            Err(error) => self.is_down(&error),
+        }
+    }
+
+    async fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Report(reply) => {
+                let counters = self.counters().await;
+                let report = NetworkReport {
+                    attached: self.pair.is_some(),
+                    problem: self.problem.clone(),
+                    restarts: self.restarts,
+                    counters,
+                };
+                let _ = reply.send(report);
+            }
+            Ask::Reload(reply) => {
+                let reloaded = self.reload().await;
+                let _ = reply.send(reloaded);
+            }
+            Ask::Pins { is_replaced, reply } => {
+                let pins = self.pins().await;
+                if is_replaced {
+                    self.retry_at = Some(Instant::now() + REPLACED_WITHIN);
+                    if let Some(pair) = self.pair.take() {
+                        pair.kill().await;
+                    }
+                    self.problem = Some("the machine is being replaced".to_owned());
+                }
+                let _ = reply.send(pins);
+            }
+            Ask::Reattach(reply) => {
+                if self.pair.is_some() {
+                    let pins = self.pins().await;
+                    // Without pins the guest asks for its names again.
+                    let _ = record::keep_pins(&self.directory, &pins);
+                }
+                if let Some(pair) = self.pair.take() {
+                    pair.kill().await;
+                }
+                let began = self.begin().await;
+                if let Err(error) = &began {
+                    self.is_down(error);
+                }
+                let _ = reply.send(began);
+            }
+            Ask::ForgetFlows(reply) => {
+                if let Some(pair) = &mut self.pair
+                    && let Err(error) = pair.egress.packets.send(&EgressRequest::ForgetFlows, &[]).await
+                {
+                    self.lost(&error).await;
+                }
+                let _ = reply.send(());
+            }
+            Ask::End(reply) => drop(reply),
+        }
+    }
+
+    /// Puts the record in force, in the processes that run or in others.
+    async fn reload(&mut self) -> Result<(), NetworkFailure> {
+        if let Some(pair) = &mut self.pair {
+            let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
+            let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
+            let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
+            let configured = timeout(ANSWER_WITHIN, pair.configure(&record)).await;
+            let answer = match configured {
+                Ok(Ok(())) => {
+                    let is_answer = |event| match event {
+                        EgressEvent::Configured(result) => Ok(result),
+                        other => Err(other),
+                    };
+                    self.wait_for(is_answer).await
+                }
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            };
+            match answer {
+                Ok(Ok(())) => return Ok(()),
+                // It refuses everything now, which is what an invalid record deserves.
+                Ok(Err(reason)) => return Err(NetworkFailure::Settings(reason)),
+                // Which settings are in force is not known, so the processes are replaced.
+                Err(error) => self.lost(&error).await,
+            }
+        }
+        let began = self.begin().await;
+        if let Err(error) = &began {
+            self.is_down(error);
+        }
+        began
+    }
+
+    async fn pins(&mut self) -> Vec<SavedPin> {
+        let is_answer = |event| match event {
+            EgressEvent::Pins(pins) => Ok(pins),
+            other => Err(other),
+        };
+        self.ask(EgressRequest::Pins, is_answer).await.unwrap_or_default()
+    }
+
+    async fn counters(&mut self) -> Option<TrafficCounters> {
+        let is_answer = |event| match event {
+            EgressEvent::Counters(counters) => Ok(counters),
+            other => Err(other),
+        };
+        self.ask(EgressRequest::Counters, is_answer).await
+    }
+
+    /// Asks the egress process. If it does not answer, it is replaced.
+    async fn ask<T>(
+        &mut self,
+        request: EgressRequest,
+        is_answer: impl Fn(EgressEvent) -> Result<T, EgressEvent>,
+    ) -> Option<T> {
+        let pair = self.pair.as_ref()?;
+        let answer = match timeout(ANSWER_WITHIN, pair.egress.packets.send(&request, &[])).await {
+            Ok(Ok(())) => self.wait_for(is_answer).await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+        };
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                self.lost(&error).await;
+                None
+            }
+        }
+    }
+
+    /// Records events until one is the answer.
+    async fn wait_for<T>(&mut self, is_answer: impl Fn(EgressEvent) -> Result<T, EgressEvent>) -> Result<T, WireError> {
+        let until = Instant::now() + ANSWER_WITHIN;
+        loop {
+            let next = timeout_at(until, next(self.pair.as_mut())).await;
+            let event = next.map_err(|_| WireError::Io(io::ErrorKind::TimedOut.into()))??;
+            match is_answer(event) {
+                Ok(answer) => return Ok(answer),
+                Err(event) => self.record(event),
+            }
+        }
+    }
+
+    fn record(&mut self, event: EgressEvent) {
+        let now = Instant::now();
+        let line = match event {
+            EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
+            EgressEvent::Name(name) => self.traffic.name(name, now),
+            EgressEvent::Blocked(blocked) => self.traffic.blocked(blocked, now),
+            EgressEvent::Omitted(records) => {
+                self.traffic.omitted(records);
+                None
+            }
+            EgressEvent::Configured(Err(reason)) => {
+                self.log.note(format_args!(
+                    "the settings of the network are not valid, so everything is refused: {reason}"
+                ));
+                self.problem = Some(format!("everything is refused: {reason}"));
+                None
+            }
+            // Answers that came too late.
+            EgressEvent::Ready | EgressEvent::Configured(Ok(())) | EgressEvent::Pins(_) | EgressEvent::Counters(_) => {
+                None
+            }
+        };
+        self.note(line);
+    }
+
+    fn note(&self, lines: impl IntoIterator<Item = Event>) {
+        let trail = self.sandbox.trail();
+        for line in lines {
+            // What does not fit is left out: the rest of the log is the owner's.
+            trail.note_of_guest(line);
+        }
+    }
+
+    async fn end(mut self) {
+        if let Some(pair) = &mut self.pair {
+            // What the process said before its end is recorded.
+            while let Ok(Ok(event)) = timeout(Duration::ZERO, pair.next()).await {
+                let now = Instant::now();
+                let line = match event {
+                    EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
+                    EgressEvent::Name(name) => self.traffic.name(name, now),
+                    _ => None,
+                };
+                if let Some(line) = line {
+                    self.sandbox.trail().note_of_guest(line);
+                }
+            }
+        }
+        if let Some(pair) = self.pair.take() {
+            pair.kill().await;
+        }
+        let lines = self.traffic.all();
+        self.note(lines);
+    }
+}
+
+async fn next(pair: Option<&mut Pair>) -> Result<EgressEvent, WireError> {
+    match pair {
+        Some(pair) => pair.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until that time, or indefinitely.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
