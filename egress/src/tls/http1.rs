@@ -2,9 +2,9 @@
 //! passed on as they come.
 
 use super::{
-    Outcome,
     body::Searched,
     exchange::{Answer, Exchange},
+    outcome::Outcome,
 };
 use hyper::{
     Request, StatusCode, body::Incoming, client::conn::http1 as client, client::conn::http1::SendRequest,

@@ -2,9 +2,9 @@
 //! not read holds back the other side, and no other stream.
 
 use super::{
-    Outcome,
     body::Searched,
     exchange::{Answer, Exchange},
+    outcome::Outcome,
     tasks::Tasks,
 };
 use hyper::{

@@ -13,6 +13,7 @@ mod handshake;
 mod http1;
 mod http2;
 pub mod leaves;
+mod outcome;
 mod tasks;
 pub mod trust;
 
@@ -20,19 +21,9 @@ pub use crate::credentials::head::Target;
 use crate::session::Session;
 use exchange::Exchange;
 use handshake::{Protocol, Shaken, shake};
+pub use outcome::Outcome;
 use std::{cell::RefCell, rc::Rc};
 use tokio::io::{AsyncRead, AsyncWrite};
-
-/// How a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was closed.
-    Closed,
-    /// It failed.
-    Reset,
-    /// It was refused before any request, for this reason.
-    Refused(String),
-}
 
 /// Carries a connection to `target`, ending TLS on both sides. `guest` begins with the first byte of the ClientHello.
 ///

@@ -111,7 +111,12 @@ fn of_the_network() -> Vec<Event> {
     };
     let reaches = [Reach::Nothing, Reach::Public, Reach::Listed];
     let mut events: Vec<Event> = reaches
-        .map(|reach| Event::NetworkSet { reach, allow: vec!["index.example:443".into()], deny: vec!["ads.index.example".into()] })
+        .map(|reach| Event::NetworkSet {
+            reach,
+            allow: vec!["index.example:443".into()],
+            deny: vec!["ads.index.example".into()],
+            secrets: vec![],
+        })
         .into_iter()
         .collect();
     events.push(Event::NetworkFlow {
