@@ -366,7 +366,7 @@ mod tests {
     fn host_names_and_policy_files_are_checked() {
         assert_eq!(host("db.example:2001:db8::1").unwrap().address, "2001:db8::1".parse::<IpAddr>().unwrap());
         assert!(host("db.example").is_err() && host("a b:192.0.2.1").is_err() && host("x:y").is_err());
-        assert!(parse("allows = []").unwrap_err().contains("allows"), "what is not a setting is refused");
+        assert!(parse("allows = []").unwrap_err().contains("allows"), "an unknown setting is refused");
         let own = parse("[operator]\nopen = [\"10.0.0.0/8\"]\nresolvers = [\"127.0.0.1:53\"]").unwrap();
         assert_eq!(Provided::from(own.operator.unwrap()).opened.len(), 1);
     }

@@ -28,7 +28,7 @@ use std::{fs::File, os::unix::net::UnixListener, path::Path};
 /// Size limit of the log of the serial console. A boot prints little, a panic some kilobytes.
 const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
 
-/// The network card. It is the same in every machine, because each has a network of its own.
+/// The network card. It is the same in every machine, because each has a separate network.
 const CARD: DeviceConfig = DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST });
 
 /// Limits the processes in the control group of a sandbox, as far as the group has controllers.

@@ -360,7 +360,7 @@ fn begun_at_once() -> usize {
 }
 
 /// The network that children inherit: what the sandbox may reach, and the answers that its guest got.
-/// Each child gets processes of its own.
+/// Each child gets separate processes.
 struct Inherited {
     record: NetworkRecord,
     kept: Kept,

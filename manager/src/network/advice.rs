@@ -5,6 +5,7 @@ use crate::audit::Event;
 use sandboxvm_egress_policy::{
     floor::{Below, Floor},
     name::DomainName,
+    policy::Refusal,
     rule::Rule,
 };
 use sandboxvm_protocol::egress::Transport;
@@ -41,9 +42,10 @@ impl Event {
             return Some(Advice::NoDeny(rule.clone()));
         }
         match self {
+            // An address that the operator opened is refused for another reason.
             Self::NetworkFlow { address, .. } => match Floor::default().check(*address) {
-                Err(below) => Some(Advice::Operator(below)),
-                Ok(_) => self.rule_for_it().map(Advice::Allow),
+                Err(below) if decision.reason.as_ref() == Some(&below.to_string()) => Some(Advice::Operator(below)),
+                Ok(_) | Err(_) => self.rule_for_it().map(Advice::Allow),
             },
             _ => self.rule_for_it().map(Advice::Allow),
         }
@@ -52,8 +54,10 @@ impl Event {
     /// Returns the narrowest rule that covers the use of the network that this line is about.
     pub(crate) fn rule_for_it(&self) -> Option<Rule> {
         match self {
-            Self::NetworkFlow { transport, name, address, port, .. } => {
-                rule_for(*transport, name.as_deref(), *address, *port)
+            Self::NetworkFlow { transport, name, address, port, decision, .. } => {
+                // A rule without a port allowed the name, and the protocol showed none.
+                let needs_port = decision.reason.as_ref() == Some(&Refusal::NamelessProtocol.to_string());
+                rule_for(*transport, name.as_deref(), *address, *port, needs_port)
             }
             Self::NetworkName { name, .. } => DomainName::parse(name.as_bytes()).ok()?.as_str().parse().ok(),
             _ => None,
@@ -61,7 +65,7 @@ impl Event {
     }
 }
 
-fn rule_for(transport: Transport, name: Option<&str>, address: IpAddr, port: u16) -> Option<Rule> {
+fn rule_for(transport: Transport, name: Option<&str>, address: IpAddr, port: u16, needs_port: bool) -> Option<Rule> {
     let name = name.and_then(|name| DomainName::parse(name.as_bytes()).ok());
     let target = match (&name, address) {
         (Some(name), _) => name.as_str().to_owned(),
@@ -69,7 +73,7 @@ fn rule_for(transport: Transport, name: Option<&str>, address: IpAddr, port: u16
         (None, IpAddr::V6(address)) => format!("[{address}]"),
     };
     let text = match transport {
-        Transport::Tcp if name.is_some() && SHOW_NAMES.contains(&port) => target,
+        Transport::Tcp if name.is_some() && SHOW_NAMES.contains(&port) && !needs_port => target,
         Transport::Tcp => format!("{target}:{port}/tcp"),
         Transport::Udp => format!("{target}:{port}/udp"),
         Transport::Icmp => format!("{}/icmp", target.trim_matches(['[', ']'])),
@@ -111,6 +115,11 @@ mod tests {
         assert_eq!(advised(flow(Transport::Udp, None, v6, 53, None)), "[2606:4700::1]:53/udp");
         assert_eq!(advised(flow(Transport::Icmp, None, v6, 0, None)), "2606:4700::1/icmp");
         assert_eq!(advised(flow(Transport::Tcp, Some("a\u{1b}[2J"), v4, 80, None)), "1.1.1.1:80/tcp");
+        let mut nameless = flow(Transport::Tcp, Some("git.example"), v4, 443, None);
+        if let Event::NetworkFlow { decision, .. } = &mut nameless {
+            decision.reason = Some(Refusal::NamelessProtocol.to_string());
+        }
+        assert_eq!(advised(nameless), "git.example:443/tcp");
         let decision = NetworkDecision { allowed: false, rule: None, reason: None };
         let name =
             |name: &str| Event::NetworkName { name: name.into(), question: 1, decision: decision.clone(), count: 1 };
@@ -122,8 +131,12 @@ mod tests {
     fn denied_and_low_addresses_need_something_else_than_a_rule() {
         let denied = flow(Transport::Tcp, Some("a.example"), "1.1.1.1", 443, Some("*.example"));
         assert_eq!(denied.network_advice(), Some(Advice::NoDeny("*.example".into())));
-        let below = flow(Transport::Tcp, None, "169.254.169.254", 80, None);
-        assert!(matches!(below.network_advice(), Some(Advice::Operator(_))));
+        let mut below = flow(Transport::Tcp, None, "169.254.169.254", 80, None);
+        assert!(matches!(below.network_advice(), Some(Advice::Allow(_))), "the operator opened it");
+        if let Event::NetworkFlow { decision, .. } = &mut below {
+            decision.reason = Some("it is a link-local address".into());
+        }
+        assert_eq!(below.network_advice(), Some(Advice::Operator(Below::LinkLocal)));
         assert_eq!(Event::Paused.network_advice(), None);
     }
 }

@@ -6,7 +6,7 @@
 //! policy_file  named sets of rules, and a whole policy, in a file of the user
 //! operator     what the operator permits and provides
 //! secrets      secrets and header rules; `network.secrets`: their values and the authority's key
-//! record       `network.json`: what is in force; `network.pins`: what a copy takes along
+//! record       `network.json`: what is in force; `network.pins`: what a copy starts with
 //! trust        whose certificates are accepted of servers whose TLS is ended
 //! traffic      the reports of an egress process, as a bounded number of audit lines
 //! advice       what would allow something that was refused

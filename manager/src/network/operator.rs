@@ -51,9 +51,9 @@ pub struct Permitted {
     /// Each allow rule has to be within one of these. Not looked at if `reach` is public, except for
     /// services of the host, which are never part of what is public.
     pub allow: Vec<Rule>,
-    /// Whether a sandbox may have resolvers of its own.
+    /// Whether a sandbox may name other resolvers.
     pub resolvers: bool,
-    /// Upper limits. A rate of 0 is no limit.
+    /// Upper limits. A rate of 0 does not limit.
     pub limits: EgressLimits,
 }
 

@@ -2,7 +2,7 @@
 //! as a whole. A record that this build does not understand lets nothing pass, because no egress
 //! process starts with it.
 //!
-//! `network.pins` is there for a moment: the pins that the next egress process takes along, for a
+//! `network.pins` is there for a moment: the pins that the next egress process starts with, for a
 //! fork and for a machine that replaces another one.
 
 use super::{

@@ -12,7 +12,7 @@ const MAX_RULES: usize = 1024;
 /// Rules for what a sandbox did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Suggestion {
-    /// Rules for what it used, those with the most bytes first.
+    /// Rules for what it used, sorted by bytes, descending.
     pub used: Vec<SuggestedRule>,
     /// Rules for what it was refused, most frequent first.
     pub refused: Vec<SuggestedRule>,

@@ -23,7 +23,7 @@ pub(crate) struct Supervision {
     pub(crate) ttl: Option<RunningTime>,
     pub(crate) idle: Option<IdleRule>,
     pub(crate) ports: Vec<Port>,
-    /// The network, if the sandbox has one: what it may reach is in a record of its own.
+    /// The network, if the sandbox has one: what it may reach is in a separate record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) network: Option<Network>,
 }

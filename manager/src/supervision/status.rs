@@ -28,7 +28,7 @@ pub struct SupervisionStatus {
     pub idle: Option<IdleRule>,
     /// The published ports.
     pub ports: Vec<PublishedPort>,
-    /// True if the sandbox has a network. What it may reach is a record of its own.
+    /// True if the sandbox has a network. What it may reach is in a separate record.
     pub network: bool,
 }
 

@@ -113,10 +113,8 @@ fn show(sandbox: &str, event: &Event) -> Option<String> {
             format!("{text}; to allow it: sandboxvm network set {sandbox} --add --allow {rule}")
         }
         Some(Advice::NoDeny(_)) => format!("{text}; to allow it, set the network without that rule"),
-        Some(Advice::Operator(below)) => {
-            format!(
-                "{text}; {below}: only the operator can open it, with [operator] in ~/.config/sandboxvm/network.toml"
-            )
+        Some(Advice::Operator(_)) => {
+            format!("{text}; only the operator can open it, below [operator] in ~/.config/sandboxvm/network.toml")
         }
         None => text,
     })

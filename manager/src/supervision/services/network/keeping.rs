@@ -235,7 +235,7 @@ impl Keeping {
                 Ok(Ok(())) => {
                     let is_answer = |event| match event {
                         EgressEvent::Configured(result) => Ok(result),
-                        other => Err(other),
+                        other => Err(Box::new(other)),
                     };
                     self.wait_for(is_answer).await
                 }
@@ -260,7 +260,7 @@ impl Keeping {
     async fn pins(&mut self) -> Vec<SavedPin> {
         let is_answer = |event| match event {
             EgressEvent::Pins(pins) => Ok(pins),
-            other => Err(other),
+            other => Err(Box::new(other)),
         };
         self.ask(EgressRequest::Pins, is_answer).await.unwrap_or_default()
     }
@@ -268,7 +268,7 @@ impl Keeping {
     async fn counters(&mut self) -> Option<TrafficCounters> {
         let is_answer = |event| match event {
             EgressEvent::Counters(counters) => Ok(counters),
-            other => Err(other),
+            other => Err(Box::new(other)),
         };
         self.ask(EgressRequest::Counters, is_answer).await
     }
@@ -277,7 +277,7 @@ impl Keeping {
     async fn ask<T>(
         &mut self,
         request: EgressRequest,
-        is_answer: impl Fn(EgressEvent) -> Result<T, EgressEvent>,
+        is_answer: impl Fn(EgressEvent) -> Result<T, Box<EgressEvent>>,
     ) -> Option<T> {
         let pair = self.pair.as_ref()?;
         let answer = match timeout(ANSWER_WITHIN, pair.egress.packets.send(&request, &[])).await {
@@ -295,14 +295,17 @@ impl Keeping {
     }
 
     /// Records events until one is the answer.
-    async fn wait_for<T>(&mut self, is_answer: impl Fn(EgressEvent) -> Result<T, EgressEvent>) -> Result<T, WireError> {
+    async fn wait_for<T>(
+        &mut self,
+        is_answer: impl Fn(EgressEvent) -> Result<T, Box<EgressEvent>>,
+    ) -> Result<T, WireError> {
         let until = Instant::now() + ANSWER_WITHIN;
         loop {
             let next = timeout_at(until, next(self.pair.as_mut())).await;
             let event = next.map_err(|_| WireError::Io(io::ErrorKind::TimedOut.into()))??;
             match is_answer(event) {
                 Ok(answer) => return Ok(answer),
-                Err(event) => self.record(event),
+                Err(event) => self.record(*event),
             }
         }
     }

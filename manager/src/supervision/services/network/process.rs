@@ -13,14 +13,7 @@ use crate::{
     },
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::{
-    ffi::CStr,
-    io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    path::Path,
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{ffi::CStr, io, os::unix::process::ExitStatusExt, path::Path, process::ExitStatus, time::Duration};
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::watch, time::timeout};
 
 /// Maximum size in bytes of the last words of a process that are shown.
@@ -52,7 +45,7 @@ impl Process {
         let Spawned { pid, .. } = spawn(program, argument, theirs, words, group)?;
         let pidfd = Pidfd::open(pid)?;
         let exited = reap(pid, pidfd.try_clone()?);
-        let stderr = pipe::Receiver::from_owned_fd(OwnedFd::from(stderr))?;
+        let stderr = pipe::Receiver::from_owned_fd(stderr)?;
         Ok(Self { name, packets, pidfd, exited, stderr })
     }
 

@@ -1,0 +1,44 @@
+//! The way of a user: a sandbox with a rule, a change while it runs, the log and the suggestion.
+
+use crate::namespace::{self, SERVER};
+use sandboxvm_tests::home::{Home, SMALL};
+use std::fs;
+
+/// Prints the last line of the response to a request for `host`, or an error.
+fn get(host: &str) -> String {
+    format!("exec 3<>/dev/tcp/{host}/80 && printf 'GET / HTTP/1.0\\r\\nHost: {host}\\r\\n\\r\\n' >&3 && tail -n 1 <&3")
+}
+
+#[test]
+fn guest_reaches_what_is_allowed_and_the_log_says_what_was_refused() {
+    if !namespace::enter() {
+        return;
+    }
+    let Some(home) = Home::with_kvm() else { return };
+    namespace::serve_http();
+    let resolver = namespace::serve_dns();
+    let config = home.scratch("config");
+    fs::create_dir_all(config.join("sandboxvm")).unwrap();
+    let operator = format!("[operator]\nopen = [\"{SERVER}/32\"]\nresolvers = [\"{resolver}\"]\n");
+    fs::write(config.join("sandboxvm/network.toml"), operator).unwrap();
+    let cli = |arguments: &[&str]| home.cli(arguments).env("XDG_CONFIG_HOME", &config).run();
+
+    let _ = cli(&["create", "--name", "demo", "-m", SMALL, "--allow", "allowed.example"]).succeeds();
+    let exec = |host: &str| cli(&["exec", "demo", "--", "bash", "-c", &get(host)]);
+    assert_eq!(exec("allowed.example").succeeds().out(), "hello from allowed.example\n");
+    let refused = exec("refused.example");
+    assert_ne!(refused.code(), Some(0), "{refused:?}");
+
+    let log = cli(&["network", "log", "demo"]).succeeds().out();
+    let hint = "no rule allows it; to allow it: sandboxvm network set demo --add --allow refused.example\n";
+    assert!(log.contains(hint), "{log}");
+    let suggestion = cli(&["network", "suggest", "demo"]).succeeds().out();
+    assert!(suggestion.contains("# \"refused.example\","), "{suggestion}");
+
+    let _ = cli(&["network", "set", "demo", "--allow", "refused.example"]).succeeds();
+    assert_eq!(exec("refused.example").succeeds().out(), "hello from refused.example\n");
+    assert_ne!(exec("allowed.example").code(), Some(0), "the change replaced the rule");
+
+    let _ = cli(&["rm", "-f", "demo"]).succeeds();
+    home.assert_nothing_left();
+}
