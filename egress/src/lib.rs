@@ -5,6 +5,7 @@
 //! and the egress process opens no socket either: its dialer does.
 
 pub mod confinement;
+pub mod credentials;
 pub mod dialer;
 pub mod dialing;
 pub mod flows;
@@ -16,3 +17,4 @@ pub mod resolver;
 pub mod serving;
 pub mod session;
 pub mod stack;
+pub mod tls;

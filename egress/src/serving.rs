@@ -9,6 +9,7 @@ use crate::{
         link::Link,
         outlet::{MAX_FRAME, Outlet, register},
     },
+    tls::trust::Trust,
 };
 use rustix::{
     io::Errno,
@@ -18,6 +19,7 @@ use sandboxvm_protocol::egress::{EgressEvent, EgressRequest, EgressSetup};
 use std::{
     cell::RefCell,
     collections::VecDeque,
+    fs::File,
     io,
     os::fd::OwnedFd,
     rc::Rc,
@@ -57,6 +59,7 @@ pub struct Beginning {
     supervisor: OwnedFd,
     frames: OwnedFd,
     dialer: OwnedFd,
+    trust: Vec<File>,
     setup: EgressSetup,
 }
 
@@ -70,9 +73,11 @@ impl Beginning {
         let EgressRequest::Begin(setup) = received.message.clone() else { return Err(ServeError::Unexpected) };
         let frames = received.take(setup.frames)?;
         let dialer = received.take(setup.dialer)?;
+        let trust = setup.trust.files.iter().map(|file| Ok(File::from(received.take(*file)?)));
+        let trust = trust.collect::<Result<_, PacketError>>()?;
         // What the kernel does not grant only costs throughput.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&frames, SOCKET_BUFFER);
-        Ok(Some(Self { supervisor, frames, dialer, setup: *setup }))
+        Ok(Some(Self { supervisor, frames, dialer, trust, setup: *setup }))
     }
 
     /// Serves the guest until the supervisor or the VMM closes its socket. To be called in a `LocalSet`, when the process is
@@ -81,14 +86,14 @@ impl Beginning {
     /// # Errors
     /// Every [`ServeError`].
     pub async fn serve(self) -> Result<(), ServeError> {
-        let Self { supervisor, frames, dialer, setup } = self;
+        let Self { supervisor, frames, dialer, trust, setup } = self;
         for socket in [&supervisor, &frames] {
             rustix::io::ioctl_fionbio(socket, true).map_err(io::Error::from)?;
         }
         let frames = Rc::new(register(frames)?);
         let link = Link::new(Outlet::new(Rc::clone(&frames)));
         let dialing = Dialing::new(dialer)?;
-        let mut session = Session::new(setup.resolvers, setup.trust);
+        let mut session = Session::new(setup.resolvers, Trust::new(trust));
         session.adopt(&setup.pins, Instant::now());
         // What cannot be read refuses everything until valid settings come.
         let configured = session.configure(setup.settings).map_err(|error| error.to_string());

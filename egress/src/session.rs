@@ -1,7 +1,12 @@
 //! What one sandbox's decisions are made of: policy, floor, pins, limits, and what is counted and reported. The settings
 //! are replaced as a whole, and settings that cannot be read refuse everything.
 
-use crate::{rates::Rates, records::Records};
+use crate::{
+    credentials::{Credentials, CredentialsError},
+    rates::Rates,
+    records::Records,
+    tls::trust::Trust,
+};
 use sandboxvm_egress_policy::{
     floor::Floor,
     name::DomainName,
@@ -9,11 +14,10 @@ use sandboxvm_egress_policy::{
     policy::{self, Policy},
     rule::{Rule, RuleError},
 };
-use sandboxvm_protocol::egress::{
-    NetworkSettings, Precedence, Reach, SavedPin, TrafficCounters, TrustAnchors, records,
-};
+use sandboxvm_protocol::egress::{NetworkSettings, Precedence, Reach, SavedPin, TrafficCounters, records};
 use std::{
     net::IpAddr,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -32,8 +36,10 @@ pub struct Session {
     pub settings: NetworkSettings,
     /// Number of resolvers that the dialer knows.
     pub resolvers: u8,
+    /// Header rules and secrets.
+    pub credentials: Rc<Credentials>,
     /// Whom it trusts where TLS is ended.
-    pub trust: TrustAnchors,
+    pub trust: Rc<Trust>,
     /// What is reported.
     pub records: Records,
     /// What is counted.
@@ -59,12 +65,15 @@ pub enum SettingsError {
     /// A name with a fixed address.
     #[error("invalid host name {0:?}")]
     HostName(String),
+    /// A header rule or a secret.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
 }
 
 impl Session {
     /// Returns a session that refuses everything until [`Self::configure`].
     #[must_use]
-    pub fn new(resolvers: u8, trust: TrustAnchors) -> Self {
+    pub fn new(resolvers: u8, trust: Trust) -> Self {
         let settings = NetworkSettings::default();
         Self {
             policy: Policy::default(),
@@ -74,7 +83,8 @@ impl Session {
             rates: Rates::new(&settings.limits, Instant::now()),
             settings,
             resolvers,
-            trust,
+            credentials: Rc::default(),
+            trust: Rc::new(trust),
             records: Records::default(),
             counters: TrafficCounters::default(),
         }
@@ -85,10 +95,10 @@ impl Session {
     /// # Errors
     /// When they cannot be read. Everything is refused then.
     pub fn configure(&mut self, settings: NetworkSettings) -> Result<(), SettingsError> {
-        let parsed = parse(&settings);
-        let (policy, floor, settings, result) = match parsed {
-            Ok((policy, floor)) => (policy, floor, settings, Ok(())),
-            Err(error) => (Policy::default(), Floor::default(), NetworkSettings::default(), Err(error)),
+        let parsed = parse(&settings).and_then(|parsed| Ok((parsed, Credentials::new(&settings)?)));
+        let ((policy, floor), credentials, settings, result) = match parsed {
+            Ok((parsed, credentials)) => (parsed, credentials, settings, Ok(())),
+            Err(error) => (Default::default(), Credentials::default(), NetworkSettings::default(), Err(error)),
         };
         if settings.limits != self.settings.limits {
             self.rates = Rates::new(&settings.limits, Instant::now());
@@ -99,7 +109,12 @@ impl Session {
         };
         self.policy = policy;
         self.floor = floor;
+        self.credentials = Rc::new(credentials);
         self.settings = settings;
+        // The credentials have their values now.
+        self.settings.secrets.clear();
+        self.settings.header_rules.clear();
+        self.settings.authority = None;
         result
     }
 
@@ -172,7 +187,7 @@ mod tests {
 
     #[test]
     fn what_the_operator_opened_needs_a_rule_where_everything_is_public() {
-        let mut session = Session::new(0, TrustAnchors::default());
+        let mut session = Session::new(0, Trust::default());
         let settings = NetworkSettings {
             reach: Reach::Public,
             allow: vec!["10.0.0.7".to_owned(), "db.example".to_owned()],
@@ -193,7 +208,7 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_read_refuse_everything() {
-        let mut session = Session::new(0, TrustAnchors::default());
+        let mut session = Session::new(0, Trust::default());
         let name = "example.com".parse().unwrap();
         let good = NetworkSettings {
             reach: Reach::Public,

@@ -15,10 +15,10 @@ use internet::{
     dialer::Dialer,
     nsd::{self, Nsd},
 };
-use sandboxvm_egress::{dialing::Dialing, resolver::Resolver, session::Session};
+use sandboxvm_egress::{dialing::Dialing, resolver::Resolver, session::Session, tls::trust::Trust};
 use sandboxvm_egress_policy::pins::MAX_NAMES;
 use sandboxvm_protocol::egress::{
-    Decided, DialerSettings, EgressEvent, HostName, NameRecord, NetworkSettings, Reach, ResolverTransport, TrustAnchors,
+    Decided, DialerSettings, EgressEvent, HostName, NameRecord, NetworkSettings, Reach, ResolverTransport,
 };
 use std::{
     cell::RefCell,
@@ -52,7 +52,7 @@ fn with_sandbox<F: Future<Output = ()>>(
         Dialer::start(&[], resolvers, DialerSettings { tenant_resolvers, ..DialerSettings::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let mut session = Session::new(u8::try_from(resolvers.len()).unwrap(), TrustAnchors::default());
+        let mut session = Session::new(u8::try_from(resolvers.len()).unwrap(), Trust::default());
         session.configure(settings).unwrap();
         let session = Rc::new(RefCell::new(session));
         let dialing = Dialing::new(requests).unwrap();

@@ -45,7 +45,7 @@ fn bytes_per_second_of_processor_time() {
             short.write_all(&buffer[..1]).unwrap();
         }
     });
-    let report = |what: &str, begun: Instant, before| {
+    let report = |what: &str, begun: Instant, before: Duration| {
         let (wall, used) = (begun.elapsed().as_secs_f64(), (sandbox.cpu_time() - before).as_secs_f64());
         println!(
             "{what}: {:.2} GB/s, {:.2} GB per second of CPU",

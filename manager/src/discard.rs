@@ -10,6 +10,7 @@ use crate::{
         names,
     },
     limits::cpu_share,
+    network::secrets,
     supervision,
     vmm::{
         end::Remains,
@@ -35,6 +36,7 @@ pub(crate) fn discard(
     name: Option<&SandboxName>,
 ) -> Result<(), DirectoryError> {
     supervision::forget(&directory);
+    secrets::wipe(&directory);
     let trash = home.trash().join(id.as_str());
     let ended = state::read(&directory).ok();
     match directory.rename_to(trash.clone()) {

@@ -94,9 +94,10 @@ pub use listing::{SandboxSummary, Unreadable};
 pub use manager::{FindError, Manager};
 pub use network::{
     advice::Advice,
+    error::NetworkRecordError,
     operator::{NetworkOperator, Permitted, Provided},
     policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
-    record::NetworkRecordError,
+    secrets::{HeaderRuleSpec, HeaderSpec, MAX_SECRETS, SecretSpec, SecretText, SecretsError, ValueSource},
     spec::{NetworkSpec, NetworkSpecError},
     suggest::{SuggestedRule, Suggester, Suggestion},
 };

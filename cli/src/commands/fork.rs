@@ -26,6 +26,9 @@ pub(crate) struct Fork {
     /// Number of copies (1-10000)
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
     count: u32,
+    /// Give the copies the secrets and header rules of the sandbox. Without it, requests of a copy that need them fail
+    #[arg(long, help_heading = "Network")]
+    with_secrets: bool,
     #[command(flatten)]
     rules: RuleOptions,
 }
@@ -35,8 +38,15 @@ impl Fork {
         let sandbox = supervision::find(&self.sandbox)?;
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
+            let copies = async {
+                if self.with_secrets {
+                    sandbox.fork_with_secrets(self.count).await
+                } else {
+                    sandbox.fork(self.count).await
+                }
+            };
             let forked = tokio::select! {
-                forked = progress::during("forking", sandbox.fork(self.count)) => forked?,
+                forked = progress::during("forking", copies) => forked?,
                 _ = signals.next() => return Ok(signals.exit_code()),
             };
             if let Err(failure) = self.keep_up_rules(&forked).await {

@@ -4,12 +4,14 @@
 use crate::{environment, failure::Failure};
 use clap::{Args, ValueEnum};
 use sandboxvm_manager::{
-    HostName, NetworkOperator, NetworkSpec, PolicyError, PolicyFile, Provided, Reach, Rule, Sandbox,
+    HostName, NetworkOperator, NetworkSpec, PolicyError, PolicyFile, Provided, Reach, Rule, Sandbox, SecretSpec,
+    SecretText, ValueSource,
 };
 use std::{
+    env::{self, VarError},
     fs, io,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 /// What a sandbox reaches on the network.
@@ -37,6 +39,11 @@ pub(crate) struct NetworkOptions {
     /// Give a name a fixed address, which a rule has to allow; can be repeated
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
     add_host: Vec<HostName>,
+    /// Let requests to these hosts carry a secret that the guest never sees: the guest's variable NAME has a placeholder,
+    /// which becomes the secret in headers of requests over TLS. Its value is that of the variable NAME here, or the content
+    /// of FILE. It allows no host. Can be repeated
+    #[arg(long, value_name = "NAME[=FILE]@HOST[,HOST]")]
+    secret: Vec<String>,
 }
 
 /// Values of `--net`.
@@ -65,7 +72,11 @@ impl NetworkOptions {
 
     /// Returns true if an option is given that extends a network.
     fn extend(&self) -> bool {
-        !(self.allow.is_empty() && self.deny.is_empty() && self.dns.is_empty() && self.add_host.is_empty())
+        !(self.allow.is_empty()
+            && self.deny.is_empty()
+            && self.dns.is_empty()
+            && self.add_host.is_empty()
+            && self.secret.is_empty())
     }
 
     /// Returns the network of a new sandbox, or `None` for a machine without a card.
@@ -92,7 +103,9 @@ impl NetworkOptions {
         let base = if self.policy.is_some() { files.policy.network().map_err(refused)? } else { None };
         let reach = match (self.net, &base) {
             (Some(Net::None), _) if self.extend() => {
-                return Err(Failure::new("cannot combine --net none with --allow, --deny, --dns or --add-host"));
+                return Err(Failure::new(
+                    "cannot combine --net none with --allow, --deny, --dns, --add-host or --secret",
+                ));
             }
             (Some(Net::None), _) => return Ok(None),
             (Some(Net::Allow), _) => Reach::Listed,
@@ -100,7 +113,7 @@ impl NetworkOptions {
             (None, Some(base)) => base.reach,
             (None, None) if !self.allow.is_empty() => Reach::Listed,
             (None, None) if self.extend() => {
-                return Err(Failure::new("cannot use --deny, --dns and --add-host without a network")
+                return Err(Failure::new("cannot use --deny, --dns, --add-host and --secret without a network")
                     .hinted("add --net public or --allow RULE".to_owned()));
             }
             // A policy without rules.
@@ -127,9 +140,43 @@ impl NetworkOptions {
             spec.hosts.retain(|other| other.name != host.name);
             spec.hosts.push(host.clone());
         }
+        for text in &self.secret {
+            let secret = secret(text, |name| env::var(name))?;
+            spec.secrets.retain(|other| other.name != secret.name);
+            spec.secrets.push(secret);
+        }
         spec.check()?;
         Ok(spec)
     }
+}
+
+/// Reads `NAME@HOST[,HOST]`, whose value is in the environment, or `NAME=FILE@HOST[,HOST]`. A value is never part of the
+/// command line, which other users of the host can read.
+fn secret(text: &str, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<SecretSpec, Failure> {
+    let invalid = || Failure::new(format_args!("invalid secret {text:?}: expected NAME@HOST or NAME=FILE@HOST"));
+    let (source, hosts) = text.rsplit_once('@').ok_or_else(invalid)?;
+    let (name, value) = match source.split_once('=') {
+        Some((_, "")) => return Err(invalid()),
+        Some((name, file)) => {
+            let file =
+                path::absolute(file).map_err(|error| Failure::new(format_args!("invalid path {file:?}: {error}")))?;
+            if let Err(error) = fs::File::open(&file) {
+                let message = format_args!("cannot read the secret {name} from {}: {error}", file.display());
+                return Err(Failure::new(message));
+            }
+            (name, ValueSource::File(file))
+        }
+        None => {
+            let value = variable(source).map_err(|error| {
+                Failure::new(format_args!("cannot read the secret {source}: {error}")).hinted(format!(
+                    "set the variable {source} in the environment of this command, or name a file: {source}=FILE@{hosts}"
+                ))
+            })?;
+            (source, ValueSource::Given(SecretText::new(value)))
+        }
+    };
+    let hosts = hosts.split(',').map(str::to_owned).collect();
+    Ok(SecretSpec { name: name.to_owned(), hosts, placeholder: String::new(), value })
 }
 
 fn add(rules: &mut Vec<Rule>, more: Vec<Rule>) {
@@ -280,6 +327,32 @@ mod tests {
         assert!(refusal(&deny).contains("without a network"));
         assert!(refusal(&options(&["@none"])).contains("no set has this name; there are @python"));
         assert!(refusal(&options(&["a b"])).starts_with("invalid rule \"a b\""));
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
+        let variable = |name: &str| match name {
+            "API_TOKEN" => Ok("sk-value".to_owned()),
+            _ => Err(VarError::NotPresent),
+        };
+        let read = |text: &str| secret(text, variable);
+        let from_environment = read("API_TOKEN@api.example,*.b.example").unwrap();
+        assert_eq!(from_environment.hosts, ["api.example", "*.b.example"]);
+        assert_eq!(from_environment.value, ValueSource::Given(SecretText::new("sk-value".into())));
+        assert!(!format!("{from_environment:?}").contains("sk-value"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let from_file = read(&format!("KEY={}@a.example", file.path().display())).unwrap();
+        assert_eq!(from_file.value, ValueSource::File(file.path().to_owned()));
+        let refusal = |text: &str| read(text).unwrap_err().text().to_owned();
+        assert!(refusal("MISSING@a.example").starts_with("cannot read the secret MISSING: "));
+        assert!(
+            refusal("KEY=/does/not/exist@a.example").starts_with("cannot read the secret KEY from /does/not/exist")
+        );
+        assert!(
+            refusal("KEY").starts_with("invalid secret") && refusal("KEY=@a.example").starts_with("invalid secret")
+        );
+        let alone = NetworkOptions { secret: vec!["API_TOKEN@api.example".into()], ..options(&[]) };
+        assert!(alone.combined(&files()).unwrap_err().text().contains("without a network"));
     }
 
     #[test]

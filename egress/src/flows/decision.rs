@@ -16,6 +16,9 @@ use std::{net::IpAddr, time::Instant};
 /// Port of DNS. Questions to every address are answered by the resolver.
 const DNS: u16 = 53;
 
+/// Port of TLS with HTTP in it, and of QUIC.
+const HTTPS: u16 = 443;
+
 /// Ports of name services that the resolver cannot stand in for: DNS in TLS or QUIC, multicast DNS, and LLMNR.
 const OTHER_NAME_SERVICES: [u16; 3] = [853, 5353, 5355];
 
@@ -83,7 +86,15 @@ pub fn begun(session: &Session, key: &Key) -> Verdict {
         Transport::Icmp => Dial::Echo(flow.address),
     };
     let pinned = session.pins.names_of(flow.address, Instant::now());
+    let ends_tls = pinned.iter().any(|name| session.credentials.ends_tls(name));
     match session.policy_for(flow.address).begun(&flow, &pinned) {
+        Decision::Allow(_) if ends_tls && key.transport == Transport::Udp && key.port == HTTPS => {
+            Verdict::Refuse(refused("a header rule or secret is for this host, and QUIC cannot be ended"))
+        }
+        // It may be for a host whose TLS is ended.
+        Decision::Allow(_) if key.transport == Transport::Tcp && (ends_tls || waits_for_hello(session, key)) => {
+            Verdict::Inspect(dial, flow)
+        }
         Decision::Inspect => Verdict::Inspect(dial, flow),
         decision @ Decision::Allow(_) => Verdict::Forward(dial, reported(&decision)),
         decision @ Decision::Refuse(..) => Verdict::Refuse(reported(&decision)),
@@ -127,6 +138,12 @@ pub fn still(session: &Session, key: &Key, known: &Known, is_inspected: bool) ->
         }
         decision @ Decision::Refuse(..) => Err(reported(&decision)),
     }
+}
+
+/// Returns true for a port on which clients speak first, and a connection can name a host whose TLS is ended although the
+/// guest did not get its address from the resolver.
+fn waits_for_hello(session: &Session, key: &Key) -> bool {
+    key.port == HTTPS && !session.credentials.is_empty()
 }
 
 fn gateway(session: &Session, key: &Key) -> Verdict {

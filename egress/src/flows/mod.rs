@@ -11,6 +11,8 @@ mod requests;
 mod shared;
 mod splice;
 mod tcp;
+mod terminated;
+mod watch;
 
 use crate::{
     dialing::Dialing,

@@ -6,6 +6,7 @@ use super::{
     decision::named,
     requests,
     splice::Ends,
+    terminated,
 };
 use sandboxvm_egress_policy::{
     inspect::{Kind, MAX_OPENING, Opening, Progress, look},
@@ -60,6 +61,9 @@ pub async fn inspected(ends: Ends<'_>, flow: &policy::Flow) -> Ended {
     }
     ends.account.is_inspected.set(false);
     let result = match (opening.kind, &opening.shown) {
+        (Kind::Tls, Shown::Name(name)) if ends.account.session().borrow().credentials.ends_tls(name) => {
+            return terminated::carry(ends, flow, name, held, server_first).await;
+        }
         (Kind::Http, Shown::Name(_)) if !server_first => requests::carry(ends, flow, held).await,
         (Kind::Http, Shown::Name(_)) => {
             // Its responses are on the way already, so a change of the protocol would not be seen.

@@ -85,6 +85,8 @@ async fn out(
     switch: Option<&Switch>,
 ) -> Result<(), CarryError> {
     let mut requests = Requests::default();
+    // Every byte of it can be read here, and none of it may have a placeholder.
+    ends.watch.unlimited();
     let mut looks = 0;
     loop {
         let forwarded = match requests.next(&held)? {

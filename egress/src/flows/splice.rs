@@ -1,14 +1,13 @@
 //! Carries bytes between the guest and an upstream, both ways, without a look at them. Bytes are read from and written to
 //! smoltcp's buffers directly.
 
-use super::account::Account;
-use super::decision::Carried;
+use super::{account::Account, decision::Carried, watch::Watch};
 use crate::{rates::Way, stack::guest_stream::GuestStream};
 use sandboxvm_egress_policy::{
     inspect::{Kind, Progress, look},
     policy::Shown,
 };
-use std::{io, time::Duration};
+use std::{io, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
 
 /// How long a connection that both sides have closed may take until the guest has confirmed it.
@@ -20,9 +19,11 @@ pub struct Ends<'e> {
     /// The guest's.
     pub guest: &'e GuestStream,
     /// The other one.
-    pub upstream: &'e TcpStream,
+    pub upstream: &'e Rc<TcpStream>,
     /// What passes is counted here.
-    pub account: &'e Account,
+    pub account: &'e Rc<Account>,
+    /// What the guest sends is searched for placeholders here, on its way to [`Self::send`] and [`Self::out`].
+    pub watch: &'e Watch,
 }
 
 impl Ends<'_> {
@@ -56,7 +57,9 @@ impl Ends<'_> {
             self.guest.readable().await;
             self.account.wait(Way::Out).await;
             let taken = self.guest.take(|bytes| {
+                self.watch.look(bytes, self.account)?;
                 let count = self.upstream.try_write(bytes)?;
+                self.watch.passed(count);
                 observe(&bytes[..count]);
                 Ok(count)
             });
@@ -103,8 +106,10 @@ impl Ends<'_> {
     pub async fn send(self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             self.account.wait(Way::Out).await;
+            self.watch.look(bytes, self.account)?;
             match self.upstream.try_write(bytes) {
                 Ok(count) => {
+                    self.watch.passed(count);
                     self.account.passed(Way::Out, count);
                     bytes = &bytes[count..];
                 }

@@ -6,6 +6,7 @@ use super::{
     opening, questions,
     shared::Shared,
     splice::{Ends, reset},
+    watch::{FIRST_BYTES, Watch},
 };
 use crate::{
     session::refused,
@@ -35,7 +36,7 @@ const IDLE: Duration = Duration::from_secs(7440);
 #[derive(Debug)]
 pub struct TcpFlow {
     /// Its account.
-    pub account: Account,
+    pub account: Rc<Account>,
     /// The guest's end, from when the upstream has answered.
     end: RefCell<Option<Rc<GuestEnd>>>,
 }
@@ -44,7 +45,7 @@ impl TcpFlow {
     /// Returns a flow that is not dialled yet.
     #[must_use]
     pub fn new(account: Account) -> Rc<Self> {
-        Rc::new(Self { account, end: RefCell::new(None) })
+        Rc::new(Self { account: Rc::new(account), end: RefCell::new(None) })
     }
 
     /// Takes a segment of the guest.
@@ -97,7 +98,7 @@ impl TcpFlow {
             Err(failure) => Err(failure),
         };
         let upstream = match upstream {
-            Ok(upstream) => upstream,
+            Ok(upstream) => Rc::new(upstream),
             Err(failure) => return self.fail(shared, &syn, failure),
         };
         // The settings may have changed while it was dialled.
@@ -114,7 +115,8 @@ impl TcpFlow {
             reset(&upstream);
             return FlowEnd::NotEstablished.into();
         };
-        let ends = Ends { guest: &guest, upstream: &upstream, account: &self.account };
+        let watch = Watch::new(&self.account, FIRST_BYTES);
+        let ends = Ends { guest: &guest, upstream: &upstream, account: &self.account, watch: &watch };
         let carried = async {
             match &verdict {
                 Verdict::Inspect(_, flow) => opening::inspected(ends, flow).await,

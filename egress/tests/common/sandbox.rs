@@ -16,7 +16,7 @@ use sandboxvm_protocol::{
 };
 use std::{
     collections::VecDeque,
-    io::IoSlice,
+    io::{IoSlice, Seek, Write},
     mem::MaybeUninit,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -31,6 +31,8 @@ pub struct Setup {
     pub pins: Vec<SavedPin>,
     pub host_ports: Vec<u16>,
     pub resolvers: Vec<SocketAddr>,
+    /// Certificates of authorities as PEM.
+    pub trust: String,
 }
 
 /// Settings with these rules, where the addresses of the servers are above the floor. They are the host's, so each is opened
@@ -60,7 +62,7 @@ pub fn pin(name: &str, host: u8) -> [SavedPin; 2] {
 
 impl From<NetworkSettings> for Setup {
     fn from(settings: NetworkSettings) -> Self {
-        Self { settings, pins: Vec::new(), host_ports: Vec::new(), resolvers: Vec::new() }
+        Self { settings, pins: Vec::new(), host_ports: Vec::new(), resolvers: Vec::new(), trust: String::new() }
     }
 }
 
@@ -95,9 +97,12 @@ impl Sandbox {
             settings: setup.settings,
             resolvers,
             pins: setup.pins,
-            trust: TrustAnchors::default(),
+            trust: TrustAnchors { files: vec![FdIndex(2)] },
         }));
-        send(&control, &begin, &[egress_frames.as_fd(), egress_requests.as_fd()]);
+        let mut trust = tempfile::tempfile().unwrap();
+        trust.write_all(setup.trust.as_bytes()).unwrap();
+        trust.rewind().unwrap();
+        send(&control, &begin, &[egress_frames.as_fd(), egress_requests.as_fd(), trust.as_fd()]);
         drop((egress_frames, egress_requests, requests));
         let mut sandbox = Self { egress, dialer, control, dialer_control, events: VecDeque::new() };
         assert!(matches!(sandbox.event(), EgressEvent::Ready));

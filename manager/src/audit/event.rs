@@ -246,6 +246,9 @@ pub enum Event {
         allow: Vec<String>,
         /// What is denied.
         deny: Vec<String>,
+        /// Names of secrets with their hosts, and hosts of header rules.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<String>,
     },
     /// A connection of the sandbox ended, or was refused. Names are the guest's or a name server's.
     NetworkFlow {
@@ -355,7 +358,14 @@ impl Event {
     /// Returns the event of a network that is about to be in force.
     pub(crate) fn network_set(network: &NetworkSpec) -> Self {
         let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
-        Self::NetworkSet { reach: network.reach, allow: texts(&network.allow), deny: texts(&network.deny) }
+        let secrets = network.secrets.iter().map(|secret| format!("{}@{}", secret.name, secret.hosts.join(",")));
+        let rules = network.header_rules.iter().map(|rule| format!("headers@{}", rule.host));
+        Self::NetworkSet {
+            reach: network.reach,
+            allow: texts(&network.allow),
+            deny: texts(&network.deny),
+            secrets: secrets.chain(rules).collect(),
+        }
     }
 
     /// Returns the event of a process that is about to be started.

@@ -115,6 +115,7 @@ fn of_the_network() -> Vec<Event> {
             reach,
             allow: vec!["index.example:443".into()],
             deny: vec!["ads.index.example".into()],
+            secrets: vec![],
         })
         .into_iter()
         .collect();

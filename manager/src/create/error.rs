@@ -5,7 +5,7 @@ use crate::{
     guest::{agent::AgentError, error::ExecError},
     home::{directory::DirectoryError, host::HostError, names::NameError},
     limits::admission::AdmissionError,
-    network::spec::NetworkSpecError,
+    network::{secrets::SecretsError, spec::NetworkSpecError},
     record::RecordError,
     snapshot::{error::SnapshotError, lineage::LineageError},
     supervision::SuperviseError,
@@ -69,6 +69,9 @@ pub enum CreateError {
     /// The sandbox cannot have the network that was asked for.
     #[error("{0}")]
     Network(#[from] NetworkSpecError),
+    /// The values of secrets cannot be kept.
+    #[error("cannot keep the secrets of the sandbox: {0}")]
+    Secrets(#[from] SecretsError),
     /// A machine that is restored has the devices that the snapshot has.
     #[error("cannot give the sandbox a network: the machine of snapshot {0} has no network card")]
     NoCard(SandboxName),

@@ -121,7 +121,9 @@ fn check_network(home: &Home, network: Option<&NetworkSpec>) -> Result<(), Creat
 pub(super) fn write_down_services(home: &Home, staged: &Staged, spec: &SandboxSpec) -> Result<(), CreateError> {
     if let Some(network) = &spec.network {
         let operator = home.network();
-        NetworkRecord::new(operator.admit(network)?, operator.provides.clone()).write(staged.directory())?;
+        let mut record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        record.keep_values(staged.directory())?;
+        record.write(staged.directory())?;
     }
     Ok(supervision::plan(staged.directory(), &spec.services)?)
 }

@@ -22,6 +22,9 @@ pub enum ExecError {
     /// The process cannot be described to an agent, alone or with the environment of its sandbox.
     #[error(transparent)]
     Spec(#[from] ProcessSpecError),
+    /// The guest cannot be made to trust the sandbox's certificate authority.
+    #[error("cannot make the guest trust the certificate authority of its sandbox: {0}")]
+    Authority(String),
     /// The sandbox does not run.
     #[error("sandbox {sandbox} is {state}")]
     NotRunning {
@@ -110,7 +113,7 @@ impl ExecError {
             Self::Spec(_) => FailureClass::Invalid,
             Self::Agent(AgentError::Idle(_)) => FailureClass::Unavailable,
             Self::Agent(error) if error.is_disconnect() => FailureClass::Unavailable,
-            Self::Agent(_) | Self::Directory(_) | Self::Audit(_) => FailureClass::Internal,
+            Self::Agent(_) | Self::Directory(_) | Self::Audit(_) | Self::Authority(_) => FailureClass::Internal,
             Self::NotRunning { .. }
             | Self::Ended { .. }
             | Self::Vanished { .. }

@@ -6,6 +6,7 @@
 pub(crate) mod agent;
 pub(crate) mod answer;
 pub(crate) mod attach_spec;
+pub(crate) mod authority;
 mod conveyed;
 pub(crate) mod courier;
 mod direct;

@@ -30,7 +30,9 @@ impl Sandbox {
     pub(crate) async fn send(&self, request: HostMessage) -> Result<(AgentConnection, AgentMessage), ExecError> {
         let request = match request {
             HostMessage::Exec(request) => {
+                let of_network = self.trusted_authority().await?;
                 let spec = ProcessSpec::of_request(request).below_environment(&self.record.env)?;
+                let spec = spec.below_environment(&of_network)?;
                 HostMessage::Exec(spec.into_request())
             }
             request => request,

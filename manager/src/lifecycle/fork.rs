@@ -26,7 +26,11 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
-    network::record::{NetworkRecord, NetworkRecordError, keep_pins},
+    network::{
+        error::NetworkRecordError,
+        record::{NetworkRecord, keep_pins},
+        secrets::Kept,
+    },
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
@@ -187,24 +191,36 @@ impl Sandbox {
     /// # Errors
     /// Every [`ForkError`]; no copy is left then.
     pub async fn fork(&self, count: u32) -> Result<Forked, ForkError> {
+        self.fork_with(count, Secrets::Left).await
+    }
+
+    /// Makes copies as [`Self::fork`] does, which have the secrets and header rules of this sandbox too.
+    ///
+    /// # Errors
+    /// Every [`ForkError`]; no copy is left then.
+    pub async fn fork_with_secrets(&self, count: u32) -> Result<Forked, ForkError> {
+        self.fork_with(count, Secrets::Inherited).await
+    }
+
+    async fn fork_with(&self, count: u32, secrets: Secrets) -> Result<Forked, ForkError> {
         if !(1..=MAX_CHILDREN).contains(&count) {
             return Err(ForkError::Count(count));
         }
-        let forked = self.fork_all(count).await;
+        let forked = self.fork_all(count, secrets).await;
         if let Err(error) = &forked {
             self.trail().note(Event::NotForked { copies: count, reason: error.to_string() });
         }
         forked
     }
 
-    fn fork_all<'a>(&'a self, count: u32) -> BoxFuture<'a, Result<Forked, ForkError>> {
+    fn fork_all(&self, count: u32, secrets: Secrets) -> BoxFuture<'_, Result<Forked, ForkError>> {
         Box::pin(async move {
             let began = Instant::now();
             let change = Change::begin(self).await?;
             let SandboxRecord { memory_bytes: memory, disk_bytes, .. } = self.record;
             let mut running = change.running().await?;
             admission::foresee(&self.home, Request { count, memory, disk_bytes })?;
-            let network = Inherited::of(self).await?;
+            let network = Inherited::of(self, secrets).await?;
             let mut children = Vec::new();
             let mut pauses = Vec::new();
             let mut left = count as usize;
@@ -347,16 +363,34 @@ fn begun_at_once() -> usize {
 /// Each child gets separate processes.
 struct Inherited {
     record: NetworkRecord,
+    kept: Kept,
     pins: Vec<SavedPin>,
 }
 
+/// Whether children have the secrets and header rules of their parent. Otherwise its processes have
+/// placeholders of which no process knows the secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    Left,
+    Inherited,
+}
+
 impl Inherited {
-    async fn of(sandbox: &Sandbox) -> Result<Option<Self>, NetworkRecordError> {
-        let Some(record) = NetworkRecord::read(&sandbox.directory)? else { return Ok(None) };
-        Ok(Some(Self { record, pins: sandbox.network_pins(false).await }))
+    async fn of(sandbox: &Sandbox, secrets: Secrets) -> Result<Option<Self>, NetworkRecordError> {
+        let Some(mut record) = NetworkRecord::read(&sandbox.directory)? else { return Ok(None) };
+        let kept = match secrets {
+            Secrets::Inherited => Kept::read(&sandbox.directory)?,
+            Secrets::Left => {
+                record.settings.secrets.clear();
+                record.settings.header_rules.clear();
+                Kept::default()
+            }
+        };
+        Ok(Some(Self { record, kept, pins: sandbox.network_pins(false).await }))
     }
 
     fn write(&self, directory: &SandboxDirectory) -> Result<(), ForkError> {
+        self.kept.write(directory)?;
         self.record.write(directory)?;
         keep_pins(directory, &self.pins)?;
         Ok(supervision::plan(directory, &SupervisionSpec::default())?)

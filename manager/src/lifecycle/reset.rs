@@ -10,6 +10,7 @@ use crate::{
     },
     create::{error::CreateError, started},
     guest::{
+        authority,
         error::ExecError,
         identity,
         in_use::InUseError,
@@ -308,6 +309,7 @@ impl Sandbox {
             // Meanwhile another command may have given the old machine its identity, which removed the
             // mark, so it is set again.
             identity::make_due(&self.directory)?;
+            authority::forget(&self.directory)?;
             self.trail().note(Event::Reset { to: snapshot.cloned() });
             // The agent of a snapshot is not trusted: it must not keep others from changing the
             // sandbox.

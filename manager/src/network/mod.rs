@@ -5,7 +5,9 @@
 //! spec         what is asked for: reach, rules, resolvers, names, limits
 //! policy_file  named sets of rules, and a whole policy, in a file of the user
 //! operator     what the operator permits and provides
+//! secrets      secrets and header rules; `network.secrets`: their values and the authority's key
 //! record       `network.json`: what is in force; `network.pins`: what a copy starts with
+//! trust        whose certificates are accepted of servers whose TLS is ended
 //! traffic      the reports of an egress process, as a bounded number of audit lines
 //! advice       what would allow something that was refused
 //! suggest      the smallest set of rules that covers what was used
@@ -14,11 +16,14 @@
 //! that [`supervision`](crate::supervision) hands it. May not start a process.
 
 pub(crate) mod advice;
+pub(crate) mod error;
 pub(crate) mod operator;
 pub(crate) mod policy_file;
 pub(crate) mod record;
 mod rules;
 mod sandbox;
+pub(crate) mod secrets;
 pub(crate) mod spec;
 pub(crate) mod suggest;
 pub(crate) mod traffic;
+pub(crate) mod trust;

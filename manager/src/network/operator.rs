@@ -37,6 +37,10 @@ pub struct Provided {
     /// Resolvers, which may be below the floor. Without any, those of the host are used.
     #[serde(default)]
     pub resolvers: Vec<SocketAddr>,
+    /// A file with certificates of authorities in PEM that are trusted in addition to those of the
+    /// host, where TLS is ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<PathBuf>,
 }
 
 /// The most that a sandbox may ask for.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 /// What a policy file contains.
@@ -39,11 +40,14 @@ pub struct OperatorTable {
     pub open: Vec<IpNet>,
     /// Resolvers in place of those of the host, as addresses with ports. They may be below the floor.
     pub resolvers: Vec<SocketAddr>,
+    /// A file with certificates of authorities (PEM) that are trusted in addition to those of the
+    /// host, where TLS is ended outside the guest.
+    pub trust: Option<PathBuf>,
 }
 
 impl From<OperatorTable> for Provided {
     fn from(table: OperatorTable) -> Self {
-        Self { opened: table.open, resolvers: table.resolvers }
+        Self { opened: table.open, resolvers: table.resolvers, trust: table.trust }
     }
 }
 

@@ -5,46 +5,26 @@
 //! `network.pins` is there for a moment: the pins that the next egress process starts with, for a
 //! fork and for a machine that replaces another one.
 
-use super::{operator::Provided, spec::NetworkSpec};
+use super::{
+    error::{FORMAT, NetworkRecordError},
+    operator::Provided,
+    secrets::{Kept, Parts, SecretsError},
+    spec::NetworkSpec,
+};
 use crate::{
     clock::Deadline,
     home::directory::{DirectoryError, SandboxDirectory},
 };
-use sandboxvm_protocol::egress::{MAX_SAVED_PINS, SavedPin};
+use sandboxvm_protocol::egress::{MAX_SAVED_PINS, NetworkSettings, SavedPin};
 use serde::{Deserialize, Serialize};
-use std::{io, net::IpAddr, path::PathBuf, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 const FILE: &str = "network.json";
 const PINS: &str = "network.pins";
-const FORMAT: u32 = 1;
 /// Maximum size in bytes: the settings, which fit a message of half a maximum, as indented JSON.
 const MAX_FILE: u64 = 1 << 20;
 /// Maximum size in bytes: [`MAX_SAVED_PINS`] names and addresses.
 const MAX_PINS: u64 = MAX_SAVED_PINS as u64 * 1024;
-
-/// Why the network of a sandbox is not known.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkRecordError {
-    /// A file operation failed.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    /// The record is not valid, or has a part that this build does not know.
-    #[error("cannot read the network settings in {}: {source}", .path.display())]
-    Damaged {
-        /// Path of the record.
-        path: PathBuf,
-        /// The parse error.
-        source: serde_json::Error,
-    },
-    /// A newer build wrote the record.
-    #[error("{} has unsupported format {found}: this build reads {FORMAT}", .path.display())]
-    Format {
-        /// Path of the record.
-        path: PathBuf,
-        /// The format of the record.
-        found: u32,
-    },
-}
 
 /// What a sandbox may reach, with what the operator provides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +68,37 @@ impl NetworkRecord {
 
     pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), DirectoryError> {
         directory.replace(FILE, &json(directory, FILE, self)?)
+    }
+
+    /// Keeps the values that the settings give, which the record then only refers to. Values that the
+    /// settings do not refer to stay until [`Self::drop_values`], so that the record before this one
+    /// remains valid.
+    pub(crate) fn keep_values(&mut self, directory: &SandboxDirectory) -> Result<(), SecretsError> {
+        let mut kept = Kept::read(directory)?;
+        let NetworkSpec { secrets, header_rules, .. } = &mut self.settings;
+        let before = Self::read(directory)?.map(|record| record.settings.secrets).unwrap_or_default();
+        for secret in secrets.iter_mut().filter(|secret| secret.placeholder.is_empty()) {
+            // Processes that run have the placeholder of before.
+            if let Some(before) = before.iter().find(|before| before.name == secret.name) {
+                secret.placeholder.clone_from(&before.placeholder);
+            }
+        }
+        kept.take(Parts { secrets, header_rules })?;
+        kept.write(directory)?;
+        Ok(())
+    }
+
+    /// Drops the kept values that the settings do not refer to.
+    pub(crate) fn drop_values(&self, directory: &SandboxDirectory) -> Result<(), NetworkRecordError> {
+        let mut kept = Kept::read(directory)?;
+        kept.retain(&self.settings.secrets, &self.settings.header_rules);
+        Ok(kept.write(directory)?)
+    }
+
+    /// Returns the settings of an egress process.
+    pub(crate) fn egress_settings(&self, directory: &SandboxDirectory) -> Result<NetworkSettings, NetworkRecordError> {
+        let opened: Vec<String> = self.operator.opened.iter().map(ToString::to_string).collect();
+        Ok(self.settings.settings(&opened, &Kept::read(directory)?))
     }
 }
 
@@ -160,8 +171,11 @@ mod tests {
             hosts: vec![HostName { name: "db.example".into(), address: IpAddr::from([192, 0, 2, 2]) }],
             ..NetworkSpec::default()
         };
-        let operator =
-            Provided { opened: vec!["10.0.0.0/8".parse().unwrap()], resolvers: vec!["127.0.0.1:53".parse().unwrap()] };
+        let operator = Provided {
+            opened: vec!["10.0.0.0/8".parse().unwrap()],
+            resolvers: vec!["127.0.0.1:53".parse().unwrap()],
+            trust: None,
+        };
         let record = NetworkRecord::new(settings, operator);
         record.write(&directory).unwrap();
         assert_eq!(NetworkRecord::read(&directory).unwrap().unwrap(), record);
@@ -178,8 +192,8 @@ mod tests {
             directory.replace(FILE, json.as_bytes()).unwrap();
             NetworkRecord::read(&directory).unwrap_err().to_string()
         };
-        let unknown = reason(r#"{"format":1,"settings":{"reach":"listed","secrets":[]}}"#);
-        assert!(unknown.contains("unknown field `secrets`"), "{unknown}");
+        let unknown = reason(r#"{"format":1,"settings":{"reach":"listed","proxies":[]}}"#);
+        assert!(unknown.contains("unknown field `proxies`"), "{unknown}");
         assert!(reason(r#"{"format":2,"settings":{}}"#).contains("unsupported format 2"));
         let rule = reason(r#"{"format":1,"settings":{"reach":"listed","allow":["a b"]}}"#);
         assert!(rule.contains("invalid rule \"a b\""), "{rule}");

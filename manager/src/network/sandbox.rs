@@ -1,9 +1,6 @@
 //! The network of a sandbox, as a caller sees it.
 
-use super::{
-    record::{NetworkRecord, NetworkRecordError},
-    spec::NetworkSpec,
-};
+use super::{error::NetworkRecordError, record::NetworkRecord, spec::NetworkSpec};
 use crate::sandbox::Sandbox;
 
 impl Sandbox {

@@ -1,10 +1,17 @@
 //! What a sandbox is to reach, as a user asks for it.
 
-use super::rules;
-use sandboxvm_egress_policy::{name::DomainName, rule::Rule};
+use super::{
+    rules,
+    secrets::{self, HeaderRuleSpec, Kept, MAX_SECRETS, SecretSpec, ValueSource},
+};
+use sandboxvm_egress_policy::{
+    name::{DomainName, DomainPattern},
+    rule::Rule,
+};
 use sandboxvm_protocol::egress::{
     EgressLimits, EgressRequest, HostName, MAX_LIST, MAX_MESSAGE, MAX_RESOLVERS, NetworkSettings, Precedence, Reach,
     WIRE,
+    settings::{MAX_HEADER_RULES, MAX_HEADERS},
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -30,6 +37,12 @@ pub struct NetworkSpec {
     /// Names with fixed addresses. They grant nothing: the address must be allowed.
     #[serde(default)]
     pub hosts: Vec<HostName>,
+    /// Secrets of which the guest has placeholders. TLS to their hosts is ended outside the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretSpec>,
+    /// Headers that are set in requests to some hosts, where TLS is ended as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub header_rules: Vec<HeaderRuleSpec>,
     /// Limits.
     #[serde(default)]
     pub limits: EgressLimits,
@@ -59,6 +72,22 @@ pub enum NetworkSpecError {
         /// What is wrong with it.
         problem: sandboxvm_egress_policy::name::NameError,
     },
+    /// A secret cannot be used.
+    #[error("invalid secret {name:?}: {problem}")]
+    Secret {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A header rule cannot be used.
+    #[error("invalid header rule for {host:?}: {problem}")]
+    HeaderRule {
+        /// Its host.
+        host: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The operator does not permit it.
     #[error("the operator does not permit {0}")]
     NotPermitted(String),
@@ -75,6 +104,8 @@ impl NetworkSpec {
             ("deny rules", self.deny.len(), MAX_LIST),
             ("host names", self.hosts.len(), MAX_LIST),
             ("resolvers", self.dns.len(), MAX_RESOLVERS),
+            ("secrets", self.secrets.len(), MAX_SECRETS),
+            ("header rules", self.header_rules.len(), MAX_HEADER_RULES),
         ];
         if let Some((what, count, max)) = lists.into_iter().find(|(_, count, max)| count > max) {
             return Err(NetworkSpecError::TooMany { what, count, max });
@@ -83,14 +114,68 @@ impl NetworkSpec {
             let named = name.parse::<DomainName>();
             named.map_err(|problem| NetworkSpecError::HostName { name: name.clone(), problem })?;
         }
-        let request = EgressRequest::Configure(Box::new(self.settings(&[])));
+        self.check_secrets()?;
+        self.check_header_rules()?;
+        let request = EgressRequest::Configure(Box::new(self.settings(&[], &Kept::default())));
         let mut frame = Vec::new();
         // Half of a message leaves room for the rest of what an egress process begins with.
         WIRE.append_message(&mut frame, &request, MAX_MESSAGE / 2).map_err(|_| NetworkSpecError::TooLong)
     }
 
-    /// Returns the settings of an egress process, with the networks that the operator opened.
-    pub(crate) fn settings(&self, opened: &[String]) -> NetworkSettings {
+    fn check_secrets(&self) -> Result<(), NetworkSpecError> {
+        for (at, SecretSpec { name, hosts, value, .. }) in self.secrets.iter().enumerate() {
+            let fail = |problem: String| Err(NetworkSpecError::Secret { name: name.clone(), problem });
+            if !is_variable(name) {
+                return fail("its name must be that of an environment variable".to_owned());
+            }
+            if self.secrets[..at].iter().any(|other| other.name == *name) {
+                return fail("there are two with this name".to_owned());
+            }
+            if hosts.is_empty() || hosts.len() > MAX_HEADER_RULES {
+                return fail(format!("it needs 1 to {MAX_HEADER_RULES} hosts"));
+            }
+            if let Some(problem) = hosts.iter().find_map(|host| not_a_host(host)) {
+                return fail(problem);
+            }
+            if let Some(problem) = given_problem(value) {
+                return fail(format!("its value cannot be in a header: {problem}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_header_rules(&self) -> Result<(), NetworkSpecError> {
+        for HeaderRuleSpec { host, headers } in &self.header_rules {
+            let fail = |problem: String| Err(NetworkSpecError::HeaderRule { host: host.clone(), problem });
+            if let Some(problem) = not_a_host(host) {
+                return fail(problem);
+            }
+            if headers.is_empty() || headers.len() > MAX_HEADERS {
+                return fail(format!("it needs 1 to {MAX_HEADERS} headers"));
+            }
+            for header in headers {
+                if !is_header(&header.name) {
+                    return fail(format!("{:?} is not a header that can be set", header.name));
+                }
+                if let Some(problem) = given_problem(&header.value) {
+                    return fail(format!("invalid value of {}: {problem}", header.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the settings of an egress process, with the networks that the operator opened and the
+    /// values that are kept with the sandbox.
+    pub(crate) fn settings(&self, opened: &[String], kept: &Kept) -> NetworkSettings {
+        let mut secrets = kept.secrets(&self.secrets);
+        let mut header_rules = Vec::new();
+        for rule in &self.header_rules {
+            match kept.header_rule(rule) {
+                Ok(rule) => header_rules.push(rule),
+                Err(refuses) => secrets.push(refuses),
+            }
+        }
         let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
         NetworkSettings {
             reach: self.reach,
@@ -100,8 +185,9 @@ impl NetworkSpec {
             opened: opened.to_vec(),
             hosts: self.hosts.clone(),
             dns: self.dns.clone(),
-            header_rules: Vec::new(),
-            secrets: Vec::new(),
+            header_rules,
+            secrets,
+            authority: kept.authority(),
             limits: self.limits,
         }
     }
@@ -112,6 +198,46 @@ impl NetworkSpec {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+}
+
+/// Headers that frame a request or say where it goes.
+const FRAMING: [&str; 10] = [
+    "host",
+    "connection",
+    "content-length",
+    "expect",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "proxy-authorization",
+    "proxy-authenticate",
+];
+
+fn is_header(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(is_token)
+        && !FRAMING.contains(&name.to_ascii_lowercase().as_str())
+}
+
+fn is_variable(name: &str) -> bool {
+    let is_begin = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    name.len() <= 128
+        && name.bytes().next().is_some_and(is_begin)
+        && name.bytes().all(|byte| is_begin(byte) || byte.is_ascii_digit())
+}
+
+fn not_a_host(host: &str) -> Option<String> {
+    host.parse::<DomainPattern>().err().map(|problem| format!("invalid host {host:?}: {problem}"))
+}
+
+fn given_problem(value: &ValueSource) -> Option<&'static str> {
+    match value {
+        ValueSource::Given(value) => secrets::problem(value.as_str()),
+        ValueSource::Kept | ValueSource::File(_) => None,
     }
 }
 

@@ -38,7 +38,7 @@ use crate::{
     home::directory::DirectoryError,
     limits::lifetime::{IdleRule, TimeToLive},
     manager::FindError,
-    network::{record::NetworkRecordError, spec::NetworkSpecError},
+    network::{error::NetworkRecordError, secrets::SecretsError, spec::NetworkSpecError},
 };
 use publish::{HostEnd, MAX_PORTS, Publish};
 use sandboxvm_protocol::agent::port::PortNumber;
@@ -142,6 +142,9 @@ pub enum SuperviseError {
     /// The sandbox cannot have the network that was asked for.
     #[error("{0}")]
     NetworkSpec(#[from] NetworkSpecError),
+    /// The values of secrets cannot be kept.
+    #[error("cannot keep the secrets of the sandbox: {0}")]
+    Secrets(#[from] SecretsError),
     /// The settings of the network cannot be read.
     #[error("{0}")]
     NetworkRecord(#[from] NetworkRecordError),

@@ -144,7 +144,9 @@ impl Sandbox {
             return Err(SuperviseError::NoCard(self.label()));
         }
         let operator = self.home.network();
-        let record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        let mut record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        // They are in the file before the record refers to them, and the supervisor drops the others.
+        record.keep_values(&self.directory)?;
         if !self.state()?.is_live() || !NetworkRecord::exists(&self.directory) {
             self.record_network(&record)?;
         }
@@ -159,6 +161,7 @@ impl Sandbox {
     fn record_network(&self, record: &NetworkRecord) -> Result<(), SuperviseError> {
         self.trail().append(Event::network_set(&record.settings))?;
         record.write(&self.directory)?;
+        record.drop_values(&self.directory)?;
         if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
             let supervision = match Supervision::read(&self.directory)? {
                 Some(supervision) => supervision.with_network(),

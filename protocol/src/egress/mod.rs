@@ -22,7 +22,8 @@ pub mod settings;
 pub use dial::{Dial, DialAnswer, DialFailure, DialRequest, ResolverTransport};
 pub use records::{BlockedSecret, Decided, FlowEnd, FlowRecord, NameRecord, SavedPin, TrafficCounters, Transport};
 pub use settings::{
-    EgressLimits, HeaderRule, HeaderTemplate, HostName, NetworkSettings, Precedence, Reach, SecretValue, TrustAnchors,
+    AuthorityKey, EgressLimits, HeaderRule, HeaderTemplate, HostName, NetworkSettings, Precedence, Reach, SecretValue,
+    TrustAnchors,
 };
 
 use crate::{
@@ -73,7 +74,7 @@ pub struct EgressSetup {
     /// Pins of the machine that this one is a copy of.
     #[serde(with = "capped::List::<MAX_SAVED_PINS>")]
     pub pins: Vec<SavedPin>,
-    /// Whom it trusts where it ends TLS, and the authority that the guest trusts.
+    /// Whom it trusts where it ends TLS.
     pub trust: TrustAnchors,
 }
 

@@ -2,18 +2,21 @@
 //! crate `sandboxvm-egress-policy` parses them, on both sides.
 
 use super::{MAX_LIST, MAX_RESOLVERS};
-use crate::capped;
+use crate::{capped, vmm::FdIndex};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr};
 
 /// Maximum length of a rule in bytes.
 pub const MAX_RULE: usize = 320;
 
-/// Maximum length of a secret, a header value or a certificate chain in bytes.
+/// Maximum length of a secret, a header value or a key in bytes.
 pub const MAX_SECRET: usize = 16 * 1024;
 
 /// Maximum number of hosts with header rules.
 pub const MAX_HEADER_RULES: usize = 64;
+
+/// Maximum number of files with certificates of authorities.
+pub const MAX_TRUST_FILES: usize = 2;
 
 /// Maximum number of headers that one rule sets.
 pub const MAX_HEADERS: usize = 20;
@@ -70,6 +73,9 @@ pub struct NetworkSettings {
     /// Secrets that may appear, as their placeholder, in headers of requests to some hosts.
     #[serde(with = "capped::List::<MAX_HEADER_RULES>")]
     pub secrets: Vec<SecretValue>,
+    /// The authority that the guest trusts where TLS is ended. Without one, the hosts of header rules
+    /// and secrets are refused.
+    pub authority: Option<AuthorityKey>,
     /// Limits.
     pub limits: EgressLimits,
 }
@@ -125,7 +131,7 @@ pub struct SecretValue {
     /// Patterns of hosts to which it may go.
     #[serde(with = "capped::List::<MAX_HEADER_RULES>")]
     pub hosts: Vec<String>,
-    /// The secret, or why it cannot be read. Its hosts are refused then.
+    /// The secret, at most [`MAX_SECRET`] bytes, or why it cannot be read. Its hosts are refused then.
     pub value: Result<String, String>,
 }
 
@@ -135,22 +141,24 @@ impl fmt::Debug for SecretValue {
     }
 }
 
-/// Whom the egress process trusts where it ends TLS, and as whom it answers the guest.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TrustAnchors {
-    /// Certificates of the authorities that sign servers' certificates, as PEM. The host's, and the
-    /// operator's.
-    pub upstream: String,
-    /// The sandbox's authority: certificate as PEM. Empty if TLS is never ended.
-    pub certificate: String,
-    /// Its private key as PEM.
-    pub key: String,
+/// Private key of the sandbox's certificate authority, as PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityKey(#[serde(with = "capped::Line::<MAX_SECRET>")] pub String);
+
+impl fmt::Debug for AuthorityKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthorityKey").finish_non_exhaustive()
+    }
 }
 
-impl fmt::Debug for TrustAnchors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TrustAnchors").finish_non_exhaustive()
-    }
+/// Whom the egress process trusts where it ends TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustAnchors {
+    /// Files with certificates of the authorities that sign servers' certificates, as PEM: those of
+    /// the host and of the operator. They are files because a host's list is larger than a message,
+    /// and because they are read only when TLS is ended for the first time.
+    #[serde(with = "capped::List::<MAX_TRUST_FILES>")]
+    pub files: Vec<FdIndex>,
 }
 
 /// Limits of one sandbox.

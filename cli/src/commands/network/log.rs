@@ -88,10 +88,14 @@ fn show(sandbox: &str, event: &Event) -> Option<String> {
                 refused(&what, decision, *count)
             }
         }
-        Event::NetworkSet { reach, allow, deny } => {
+        Event::NetworkSet { reach, allow, deny, secrets } => {
             let reach = serde_json::to_value(reach).unwrap_or_default();
+            let secrets = match &secrets[..] {
+                [] => String::new(),
+                secrets => format!(", secrets [{}]", secrets.join(", ")),
+            };
             format!(
-                "set to {}, allow [{}], deny [{}]",
+                "set to {}, allow [{}], deny [{}]{secrets}",
                 reach.as_str().unwrap_or_default(),
                 allow.join(", "),
                 deny.join(", ")

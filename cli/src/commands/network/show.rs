@@ -2,7 +2,7 @@
 
 use crate::{environment, failure::Failure, output::json, runtime, stdio};
 use clap::Args;
-use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Rule, one_line};
+use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Rule, ValueSource, one_line};
 use serde::Serialize;
 
 /// Show what a sandbox reaches on the network
@@ -52,6 +52,19 @@ fn text(shown: &Shown) -> String {
     list("deny", rules(&network.deny));
     list("dns", network.dns.iter().map(ToString::to_string).collect());
     list("hosts", network.hosts.iter().map(|host| format!("{} {}", host.name, host.address)).collect());
+    let secrets = network.secrets.iter().map(|secret| {
+        let source = match &secret.value {
+            ValueSource::File(path) => format!(" from {}", path.display()),
+            ValueSource::Given(_) | ValueSource::Kept => String::new(),
+        };
+        format!("{} for {}{source}", secret.name, secret.hosts.join(", "))
+    });
+    list("secrets", secrets.collect());
+    let headers = network.header_rules.iter().map(|rule| {
+        let names: Vec<&str> = rule.headers.iter().map(|header| header.name.as_str()).collect();
+        format!("{} for {}", names.join(", "), rule.host)
+    });
+    list("headers", headers.collect());
     list("link", vec![shown.link.as_ref().map_or_else(|| "down: no supervisor runs".to_owned(), link)]);
     if let Some(counters) = shown.link.as_ref().and_then(|link| link.counters) {
         let flows = format!("{} allowed, {} open, {} refused", counters.flows, counters.open, counters.refused);

@@ -229,7 +229,8 @@ impl Keeping {
             let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
             let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
             let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
-            let configured = timeout(ANSWER_WITHIN, pair.configure(&record)).await;
+            let wanted = record.egress_settings(&self.directory).map_err(|error| settings(&error))?;
+            let configured = timeout(ANSWER_WITHIN, pair.configure(&record, wanted)).await;
             let answer = match configured {
                 Ok(Ok(())) => {
                     let is_answer = |event| match event {

@@ -99,7 +99,9 @@ impl Network {
 /// The log has the settings before they are in force.
 fn write_and_log(context: &Context, record: &NetworkRecord) -> Result<(), SuperviseError> {
     context.sandbox.trail().append(Event::network_set(&record.settings))?;
-    Ok(record.write(&context.directory)?)
+    record.write(&context.directory)?;
+    record.drop_values(&context.directory)?;
+    Ok(())
 }
 
 impl Service for Network {

@@ -4,7 +4,7 @@
 use super::{packets, process::Process};
 use crate::{
     home::directory::SandboxDirectory,
-    network::record::NetworkRecord,
+    network::{record::NetworkRecord, trust},
     vmm::{
         control::{ControlClient, ControlError},
         descriptors::LaunchFiles,
@@ -73,6 +73,8 @@ impl Pair {
         record: &NetworkRecord,
         pins: Vec<SavedPin>,
     ) -> Result<Self, NetworkFailure> {
+        let settings =
+            record.egress_settings(directory).map_err(|error| NetworkFailure::Settings(error.to_string()))?;
         // First, because a process that is started in the control group of a sandbox that is being
         // ended would be in the way.
         let mut control = ControlClient::connect(directory).await?;
@@ -82,7 +84,7 @@ impl Pair {
         let egress = Process::spawn("egress process", program, None, group.as_ref()).map_err(failed)?;
         let mut pair = Self { egress, dialer };
         let (frames, frames_of_egress) = packets::pair().map_err(failed)?;
-        match timeout(READY_WITHIN, pair.begin(record, pins, &frames_of_egress)).await {
+        match timeout(READY_WITHIN, pair.begin(record, settings, pins, &frames_of_egress)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(pair.failed(&error).await),
             Err(_) => return Err(pair.failed(&WireError::Io(io::ErrorKind::TimedOut.into())).await),
@@ -97,27 +99,36 @@ impl Pair {
         }
     }
 
-    async fn begin(&mut self, record: &NetworkRecord, pins: Vec<SavedPin>, frames: impl AsFd) -> Result<(), WireError> {
+    async fn begin(
+        &mut self,
+        record: &NetworkRecord,
+        settings: NetworkSettings,
+        pins: Vec<SavedPin>,
+        frames: impl AsFd,
+    ) -> Result<(), WireError> {
         let (dialing, dialed) = packets::pair()?;
         let opened: Vec<String> = record.operator.opened.iter().map(ToString::to_string).collect();
         let resolvers = record.operator.resolvers();
         let known = if record.settings.dns.is_empty() { resolvers.len() } else { record.settings.dns.len() };
         let dialer = DialerRequest::Begin(DialerSetup {
             requests: FdIndex(0),
-            opened: opened.clone(),
+            opened,
             resolvers,
             settings: dialer_settings(record),
         });
+        let trust = trust::files(&record.operator.trust);
         let egress = EgressRequest::Begin(Box::new(EgressSetup {
             frames: FdIndex(0),
             dialer: FdIndex(1),
-            settings: record.settings.settings(&opened),
+            settings,
             resolvers: u8::try_from(known).unwrap_or(u8::MAX),
             pins,
-            trust: TrustAnchors::default(),
+            trust: TrustAnchors { files: (2..).map(FdIndex).take(trust.len()).collect() },
         }));
         self.dialer.packets.send(&dialer, &[dialed.as_fd()]).await?;
-        self.egress.packets.send(&egress, &[frames.as_fd(), dialing.as_fd()]).await?;
+        let mut files = vec![frames.as_fd(), dialing.as_fd()];
+        files.extend(trust.iter().map(AsFd::as_fd));
+        self.egress.packets.send(&egress, &files).await?;
         drop((dialing, dialed));
         let DialerEvent::Ready = self.dialer.packets.next().await?;
         match self.egress.packets.next().await? {
@@ -127,11 +138,13 @@ impl Pair {
     }
 
     /// Puts other settings in force. After an error the pair must not be used any more.
-    pub(super) async fn configure(&mut self, record: &NetworkRecord) -> Result<(), WireError> {
+    pub(super) async fn configure(
+        &mut self,
+        record: &NetworkRecord,
+        settings: NetworkSettings,
+    ) -> Result<(), WireError> {
         self.dialer.packets.send(&DialerRequest::Configure(dialer_settings(record)), &[]).await?;
         let DialerEvent::Ready = self.dialer.packets.next().await?;
-        let opened: Vec<String> = record.operator.opened.iter().map(ToString::to_string).collect();
-        let settings: NetworkSettings = record.settings.settings(&opened);
         self.egress.packets.send(&EgressRequest::Configure(Box::new(settings)), &[]).await
     }
 

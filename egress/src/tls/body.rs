@@ -1,0 +1,105 @@
+//! The body of a guest's request on its way to the server: each part is searched for placeholders before it is passed on,
+//! and a client that waits for `100 Continue` is asked for its body when the server asks for it.
+
+use crate::credentials::placeholders::Scan;
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use std::{
+    cell::Cell,
+    future::Future,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Sleep, sleep},
+};
+
+/// How long the server is waited for before the client is asked for the body anyway (RFC 9110, 10.1.1).
+const CONTINUE_AFTER: Duration = Duration::from_secs(2);
+
+/// What was found in a body: the position of a secret. The request is cut off there.
+pub(super) type Found = Rc<Cell<Option<usize>>>;
+
+/// A body that is searched.
+pub(super) struct Searched {
+    body: Incoming,
+    scan: Scan,
+    found: Found,
+    gate: Gate,
+}
+
+/// Holds a body back.
+pub(super) enum Gate {
+    Open,
+    /// Until the server says `100 Continue`, or for some time.
+    Waits(oneshot::Receiver<()>, Pin<Box<Sleep>>),
+    /// The server answered without the body.
+    Shut,
+}
+
+impl Gate {
+    /// Returns a gate, and what opens it. It is shut if that is dropped.
+    pub(super) fn waiting() -> (Self, oneshot::Sender<()>) {
+        let (open, opened) = oneshot::channel();
+        (Self::Waits(opened, Box::pin(sleep(CONTINUE_AFTER))), open)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self::Waits(opened, clock) = self else {
+            return if matches!(self, Self::Open) { Poll::Ready(()) } else { Poll::Pending };
+        };
+        *self = match (Pin::new(opened).poll(context), clock.as_mut().poll(context)) {
+            (Poll::Pending, Poll::Pending) => return Poll::Pending,
+            (Poll::Ready(Err(_)), _) => Self::Shut,
+            (Poll::Ready(Ok(())), _) | (Poll::Pending, Poll::Ready(())) => Self::Open,
+        };
+        self.poll(context)
+    }
+}
+
+impl Searched {
+    pub(super) fn new(body: Incoming, scan: Scan, found: Found, gate: Gate) -> Self {
+        Self { body, scan, found, gate }
+    }
+
+    fn search(&mut self, frame: &Frame<Bytes>) -> io::Result<()> {
+        let position = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => self.scan.feed(data),
+            (None, Some(trailers)) => {
+                let mut parts = trailers.iter().flat_map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]);
+                parts.find_map(|part| self.scan.feed(part))
+            }
+            (None, None) => None,
+        };
+        if position.is_none() {
+            return Ok(());
+        }
+        self.found.set(position);
+        Err(io::Error::other("the body contains the placeholder of a secret"))
+    }
+}
+
+impl Body for Searched {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        ready!(self.gate.poll(context));
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+        let frame = frame.map_err(io::Error::other)?;
+        self.search(&frame)?;
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

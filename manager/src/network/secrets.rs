@@ -1,0 +1,402 @@
+//! Secrets and header rules: what a user asks for, and the values, which only the egress process gets.
+//!
+//! `network.json` says where each value comes from. Values that were given inline are kept in
+//! `network.secrets`, mode 0600, together with the key of the sandbox's certificate authority, because
+//! an egress process that replaces another one reads them again. The file is overwritten before it is
+//! removed. No value may reach an argument, the environment of a process, a log or a snapshot.
+
+use super::error::NetworkRecordError;
+use crate::home::directory::{DirectoryError, SandboxDirectory};
+use rustix::{
+    fs::OFlags,
+    rand::{GetRandomFlags, getrandom},
+};
+use sandboxvm_authority::{Authority, AuthorityError};
+use sandboxvm_protocol::egress::{AuthorityKey, HeaderRule, HeaderTemplate, SecretValue};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+const FILE: &str = "network.secrets";
+/// The placeholder of a header whose value cannot be read, which no guest has.
+const NO_PLACEHOLDER: &str = "sandboxvm-header-without-a-placeholder";
+/// Maximum size of the file in bytes: [`MAX_SECRETS`] secrets and the headers of all rules.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Maximum number of secrets of a sandbox.
+pub const MAX_SECRETS: usize = 16;
+
+/// Maximum length of a secret or a header's value in bytes.
+pub const MAX_VALUE: usize = 4096;
+
+/// A secret value. It is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// Wraps a value.
+    #[must_use]
+    pub fn new(value: String) -> Self {
+        Self(value)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(..)")
+    }
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValueSource {
+    /// It is given here. It is not written to `network.json`.
+    #[serde(skip)]
+    Given(SecretText),
+    /// It was given before, and is kept with the sandbox.
+    Kept,
+    /// It is the content of this file of the host, without the line end. It is read each time that an
+    /// egress process starts.
+    File(PathBuf),
+}
+
+/// A secret that the guest knows only by a placeholder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretSpec {
+    /// Its name, and that of the guest's environment variable with the placeholder.
+    pub name: String,
+    /// Hosts to which it may go: `name` or `*.name`. They do not become reachable by it.
+    pub hosts: Vec<String>,
+    /// What the guest has in its place. Empty for a new secret.
+    #[serde(default)]
+    pub placeholder: String,
+    /// The value.
+    pub value: ValueSource,
+}
+
+/// Headers that are set in each request to a host. The host does not become reachable by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderRuleSpec {
+    /// `name` or `*.name`.
+    pub host: String,
+    /// The headers, which replace those of the guest.
+    pub headers: Vec<HeaderSpec>,
+}
+
+/// A header that is set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderSpec {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: ValueSource,
+}
+
+/// The values and the authority of a sandbox.
+#[derive(Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    #[serde(default)]
+    values: BTreeMap<String, String>,
+    #[serde(default)]
+    authority: Option<KeptAuthority>,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptAuthority {
+    key: String,
+    certificate: String,
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("values", &self.values.keys()).finish_non_exhaustive()
+    }
+}
+
+/// Why secrets cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    /// A file operation failed.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The authority cannot be made.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A value is to stay as it is, and none was given before.
+    #[error("no value was given for {0}")]
+    NoValue(String),
+    /// The record or the values cannot be read.
+    #[error(transparent)]
+    Record(#[from] NetworkRecordError),
+    /// Random bytes cannot be had.
+    #[error("cannot get random bytes: {0}")]
+    Random(#[source] io::Error),
+}
+
+/// The secrets and header rules of a sandbox.
+pub(crate) struct Parts<'p> {
+    pub(crate) secrets: &'p mut Vec<SecretSpec>,
+    pub(crate) header_rules: &'p mut Vec<HeaderRuleSpec>,
+}
+
+impl Kept {
+    /// Reads what is kept of a sandbox.
+    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Self, NetworkRecordError> {
+        let json = match directory.read(FILE, MAX_FILE) {
+            Ok(json) => json,
+            Err(error) if error.is_not_found() => return Ok(Self::default()),
+            Err(error) => return Err(error.into()),
+        };
+        serde_json::from_slice(&json)
+            .map_err(|source| NetworkRecordError::Damaged { path: directory.path().join(FILE), source })
+    }
+
+    /// Takes the values that are given, and makes placeholders and the authority.
+    pub(crate) fn take(&mut self, parts: Parts<'_>) -> Result<(), SecretsError> {
+        let Parts { secrets, header_rules } = parts;
+        if self.authority.is_none() && !(secrets.is_empty() && header_rules.is_empty()) {
+            let authority = Authority::generate()?;
+            self.authority = Some(KeptAuthority { key: authority.key(), certificate: authority.certificate()? });
+        }
+        let mut kept = BTreeMap::new();
+        for secret in secrets.iter_mut() {
+            if secret.placeholder.is_empty() {
+                secret.placeholder = placeholder()?;
+            }
+            self.take_value(of_secret(&secret.name), &mut secret.value, &mut kept)?;
+        }
+        for rule in header_rules.iter_mut() {
+            for header in &mut rule.headers {
+                self.take_value(of_header(&rule.host, &header.name), &mut header.value, &mut kept)?;
+            }
+        }
+        self.values.append(&mut kept);
+        Ok(())
+    }
+
+    /// Drops the values that are not referred to.
+    pub(crate) fn retain(&mut self, secrets: &[SecretSpec], header_rules: &[HeaderRuleSpec]) {
+        let of_secrets = secrets.iter().filter(|secret| secret.value == ValueSource::Kept);
+        let of_rules = header_rules.iter().flat_map(|rule| rule.headers.iter().map(|header| (&rule.host, header)));
+        let of_rules = of_rules.filter(|(_, header)| header.value == ValueSource::Kept);
+        let keys: Vec<String> = of_secrets
+            .map(|secret| of_secret(&secret.name))
+            .chain(of_rules.map(|(host, header)| of_header(host, &header.name)))
+            .collect();
+        self.values.retain(|key, _| keys.contains(key));
+    }
+
+    fn take_value(
+        &mut self,
+        key: String,
+        source: &mut ValueSource,
+        kept: &mut BTreeMap<String, String>,
+    ) -> Result<(), SecretsError> {
+        let value = match source {
+            ValueSource::Given(SecretText(value)) => std::mem::take(value),
+            ValueSource::Kept => self.values.get(&key).cloned().ok_or_else(|| SecretsError::NoValue(key.clone()))?,
+            ValueSource::File(_) => return Ok(()),
+        };
+        *source = ValueSource::Kept;
+        kept.insert(key, value);
+        Ok(())
+    }
+
+    /// Writes it into the directory of a sandbox. Without content there is no file.
+    pub(crate) fn write(&self, directory: &SandboxDirectory) -> Result<(), DirectoryError> {
+        let before = directory.read(FILE, MAX_FILE);
+        let json = serde_json::to_vec(self).map_err(|error| directory.error("write", FILE, error))?;
+        if before.as_ref().is_ok_and(|before| *before == json) {
+            return Ok(());
+        }
+        let before = directory.open_file(FILE, OFlags::WRONLY);
+        if *self == Self::default() {
+            directory.unlink(FILE)?;
+        } else {
+            directory.replace(FILE, &json)?;
+        }
+        if let Ok(before) = before {
+            overwrite(before);
+        }
+        Ok(())
+    }
+
+    /// Returns the certificate of the sandbox's authority as PEM, if it has one.
+    pub(crate) fn certificate(&self) -> Option<&str> {
+        self.authority.as_ref().map(|authority| authority.certificate.as_str())
+    }
+
+    pub(crate) fn authority(&self) -> Option<AuthorityKey> {
+        self.authority.as_ref().map(|authority| AuthorityKey(authority.key.clone()))
+    }
+
+    /// Returns the secrets of an egress process. What cannot be read is an error in it.
+    pub(crate) fn secrets(&self, secrets: &[SecretSpec]) -> Vec<SecretValue> {
+        let secret = |secret: &SecretSpec| SecretValue {
+            name: secret.name.clone(),
+            placeholder: secret.placeholder.clone(),
+            hosts: secret.hosts.clone(),
+            value: self.value(&of_secret(&secret.name), &secret.value),
+        };
+        secrets.iter().map(secret).collect()
+    }
+
+    /// Returns the header rule of an egress process.
+    ///
+    /// # Errors
+    /// What refuses its hosts, if a value cannot be read.
+    pub(crate) fn header_rule(&self, rule: &HeaderRuleSpec) -> Result<HeaderRule, SecretValue> {
+        let headers = rule.headers.iter().map(|header| {
+            let key = of_header(&rule.host, &header.name);
+            match self.value(&key, &header.value) {
+                Ok(value) => Ok(HeaderTemplate { name: header.name.clone(), value }),
+                Err(reason) => Err(SecretValue {
+                    name: key,
+                    placeholder: NO_PLACEHOLDER.to_owned(),
+                    hosts: vec![rule.host.clone()],
+                    value: Err(reason),
+                }),
+            }
+        });
+        Ok(HeaderRule { host: rule.host.clone(), headers: headers.collect::<Result<_, _>>()? })
+    }
+
+    fn value(&self, key: &str, source: &ValueSource) -> Result<String, String> {
+        match source {
+            ValueSource::Given(SecretText(value)) => Ok(value.clone()),
+            ValueSource::Kept => self.values.get(key).cloned().ok_or_else(|| "its value was not kept".to_owned()),
+            ValueSource::File(path) => from_file(path).map_err(|error| format!("{}: {error}", path.display())),
+        }
+    }
+}
+
+/// Overwrites what is kept, before it is removed. A file system that writes elsewhere keeps the old
+/// bytes until it needs the room.
+pub(crate) fn wipe(directory: &SandboxDirectory) {
+    if let Ok(file) = directory.open_file(FILE, OFlags::WRONLY) {
+        overwrite(file);
+    }
+}
+
+fn overwrite(mut file: fs::File) {
+    let len = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_FILE);
+    // The file is removed in any case.
+    let zeros = vec![0; usize::try_from(len).unwrap_or(0)];
+    let _ = file.write_all(&zeros).and_then(|()| file.sync_data());
+}
+
+fn of_secret(name: &str) -> String {
+    format!("secret {name}")
+}
+
+fn of_header(host: &str, name: &str) -> String {
+    format!("header {name} of {host}")
+}
+
+fn from_file(path: &Path) -> io::Result<String> {
+    let mut value = String::new();
+    let max = u64::try_from(MAX_VALUE).unwrap_or(u64::MAX) + 2;
+    fs::File::open(path)?.take(max).read_to_string(&mut value)?;
+    let value = value.strip_suffix('\n').map_or(value.as_str(), |value| value.strip_suffix('\r').unwrap_or(value));
+    problem(value).map_or_else(|| Ok(value.to_owned()), |problem| Err(io::Error::other(problem)))
+}
+
+/// Returns what is wrong with a value.
+pub(crate) fn problem(value: &str) -> Option<&'static str> {
+    if value.is_empty() {
+        return Some("it is empty");
+    }
+    if value.len() > MAX_VALUE {
+        return Some("it is longer than 4096 bytes");
+    }
+    value.contains(|byte: char| byte.is_control() && byte != '\t').then_some("it contains a control character")
+}
+
+/// Returns a placeholder. It is in lower case and has no character that an encoding changes.
+fn placeholder() -> Result<String, SecretsError> {
+    let mut random = [0_u8; 16];
+    getrandom(&mut random[..], GetRandomFlags::empty()).map_err(|error| SecretsError::Random(error.into()))?;
+    let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sandboxvm-secret-{hex}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const VALUE: &str = "sk-very-secret";
+
+    fn secret(name: &str, value: ValueSource) -> SecretSpec {
+        SecretSpec { name: name.into(), hosts: vec!["api.example".into()], placeholder: String::new(), value }
+    }
+
+    fn given(value: &str) -> ValueSource {
+        ValueSource::Given(SecretText::new(value.into()))
+    }
+
+    #[test]
+    fn values_are_kept_apart_and_read_again() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let file = home.path().join("token");
+        fs::write(&file, "from-a-file\n").unwrap();
+        let mut secrets = vec![secret("A", given(VALUE)), secret("B", ValueSource::File(file.clone()))];
+        let mut header_rules = vec![HeaderRuleSpec {
+            host: "api.example".into(),
+            headers: vec![HeaderSpec { name: "X-Key".into(), value: given("of the rule") }],
+        }];
+        let mut kept = Kept::read(&directory).unwrap();
+        kept.take(Parts { secrets: &mut secrets, header_rules: &mut header_rules }).unwrap();
+        kept.write(&directory).unwrap();
+        let shown = format!("{secrets:?} {header_rules:?} {kept:?} {}", serde_json::to_string(&secrets).unwrap());
+        assert!(!shown.contains(VALUE) && !shown.contains("of the rule"), "{shown}");
+        let path = directory.path().join(FILE);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+
+        let again = Kept::read(&directory).unwrap();
+        let values: Vec<_> = again.secrets(&secrets).into_iter().map(|secret| secret.value).collect();
+        assert_eq!(values, [Ok(VALUE.to_owned()), Ok("from-a-file".to_owned())]);
+        assert_eq!(again.header_rule(&header_rules[0]).unwrap().headers[0].value, "of the rule");
+        assert!(secrets[0].placeholder.len() > 32 && secrets[0].placeholder != secrets[1].placeholder);
+        fs::remove_file(&file).unwrap();
+        assert!(again.secrets(&secrets)[1].value.as_ref().unwrap_err().contains("No such file"));
+
+        // A change keeps what it refers to, and drops the rest.
+        let (certificate, placeholder) = (again.certificate().unwrap().to_owned(), secrets[0].placeholder.clone());
+        let mut changed = Kept::read(&directory).unwrap();
+        changed.take(Parts { secrets: &mut secrets, header_rules: &mut Vec::new() }).unwrap();
+        changed.retain(&secrets, &[]);
+        changed.write(&directory).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(VALUE) && !text.contains("of the rule"));
+        assert_eq!((changed.certificate().unwrap(), &secrets[0].placeholder), (certificate.as_str(), &placeholder));
+        let missing =
+            changed.take(Parts { secrets: &mut vec![secret("C", ValueSource::Kept)], header_rules: &mut Vec::new() });
+        assert_eq!(missing.unwrap_err().to_string(), "no value was given for secret C");
+        wipe(&directory);
+        assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn values_that_cannot_be_in_a_header_are_rejected() {
+        assert_eq!(problem(VALUE), None);
+        for value in ["", "a\nb", "a\0", &"x".repeat(MAX_VALUE + 1)] {
+            assert!(problem(value).is_some());
+        }
+    }
+}
