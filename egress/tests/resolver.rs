@@ -576,7 +576,7 @@ fn a_confined_process_resolves_names() {
 }
 
 async fn resolve_over_both(requests: std::os::fd::OwnedFd) {
-    let mut session = Session::new(1, TrustAnchors::default());
+    let mut session = Session::new(1, Trust::default());
     session.configure(listed(&["*.example"], &[])).unwrap();
     let dialing = Dialing::new(requests).unwrap();
     let resolver = Resolver::new(dialing, Rc::new(RefCell::new(session)));

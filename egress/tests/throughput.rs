@@ -13,7 +13,7 @@ use std::{
     io::{Read, Write},
     net::TcpListener,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 const BYTES: usize = 1 << 30;

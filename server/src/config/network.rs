@@ -139,8 +139,12 @@ impl NetworkConfig {
             Ok(address) => Ok(SocketAddr::from((address, DNS_PORT))),
             Err(_) => parsed("resolvers", text),
         });
-        let provides =
-            Provided { opened: opened.collect::<Result<_, _>>()?, resolvers: resolvers.collect::<Result<_, _>>()? };
+        let provides = Provided {
+            opened: opened.collect::<Result<_, _>>()?,
+            resolvers: resolvers.collect::<Result<_, _>>()?,
+            // TLS of the server's sandboxes is not ended.
+            trust: None,
+        };
         let (per_key, is_stated) = (self.per_key, self.default.is_some());
         let network = ServerNetwork { reach, rules, permits, per_key, provides, is_stated };
         let usual = NetworkSpec { reach, allow: network.rules.clone(), ..NetworkSpec::default() };

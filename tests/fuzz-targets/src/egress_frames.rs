@@ -5,6 +5,7 @@
 
 use crate::input::Input;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
+use sandboxvm_egress::tls::trust::Trust;
 use sandboxvm_egress::{
     dialing::Dialing,
     flows::Gateway,
@@ -17,7 +18,7 @@ use sandboxvm_egress::{
     },
 };
 use sandboxvm_protocol::egress::{
-    DialAnswer, DialFailure, DialRequest, NetworkSettings, Reach, TrustAnchors, dial::REQUEST_LEN,
+    DialAnswer, DialFailure, DialRequest, NetworkSettings, Reach, dial::REQUEST_LEN,
 };
 use std::{
     cell::RefCell,
@@ -54,7 +55,7 @@ pub fn egress_frames(data: &[u8]) {
         let (dialer, inner_dialer) = pair(SocketType::SEQPACKET);
         let link = Link::new(Outlet::new(Rc::new(register(inner_frames).expect("a socket"))));
         let dialing = Dialing::new(inner_dialer).expect("a socket");
-        let mut session = Session::new(0, TrustAnchors::default());
+        let mut session = Session::new(0, Trust::default());
         session.configure(settings(0)).expect("the rules are valid");
         let now = std::time::Instant::now();
         let name = "a.example".parse().expect("a name");
