@@ -17,6 +17,9 @@ pub const MAX_LIFE: Duration = Duration::from_secs(3600);
 /// Most pins of a sandbox. The oldest is dropped for a new one beyond that.
 pub const MAX_PINS: usize = 8192;
 
+/// Most names of one address: a decision looks at each of them. The oldest is dropped for a new one beyond that.
+pub const MAX_NAMES: usize = 32;
+
 /// The pins of a sandbox.
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
@@ -36,6 +39,13 @@ impl Pins {
         if let Some(known) = self.until.get_mut(&key) {
             *known = until.max(*known);
             return;
+        }
+        if let Some(oldest) =
+            self.names.get(&address).filter(|names| names.len() >= MAX_NAMES).and_then(|names| names.first())
+        {
+            let oldest = (address, oldest.clone());
+            self.order.retain(|key| *key != oldest);
+            self.forget(&oldest);
         }
         while self.until.len() >= MAX_PINS {
             let Some(oldest) = self.order.pop_front() else { break };
@@ -137,10 +147,17 @@ mod tests {
     #[test]
     fn a_guest_that_asks_without_end_takes_bounded_memory() {
         let (mut pins, now) = (Pins::default(), Instant::now());
+        let of = |number: usize| IpAddr::from((number as u128).to_be_bytes());
         for number in 0..MAX_PINS * 2 {
+            pins.pin(&name("a.example"), of(number), MIN_LIFE, now);
+        }
+        assert_eq!((pins.len(), pins.order.len(), pins.names.len()), (MAX_PINS, MAX_PINS, MAX_PINS));
+        assert_eq!(pins.names_of(of(MAX_PINS * 2 - 1), now), [name("a.example")]);
+        let mut pins = Pins::default();
+        for number in 0..MAX_NAMES * 2 {
             pins.pin(&name(&format!("n{number}.example")), address(1), MIN_LIFE, now);
         }
-        assert_eq!((pins.len(), pins.order.len(), pins.names[&address(1)].len()), (MAX_PINS, MAX_PINS, MAX_PINS));
-        assert!(pins.names_of(address(1), now).contains(&name(&format!("n{}.example", MAX_PINS * 2 - 1))));
+        assert_eq!((pins.len(), pins.order.len(), pins.names[&address(1)].len()), (MAX_NAMES, MAX_NAMES, MAX_NAMES));
+        assert!(pins.names_of(address(1), now).contains(&name(&format!("n{}.example", MAX_NAMES * 2 - 1))));
     }
 }

@@ -8,6 +8,9 @@ use crate::{
 };
 use std::net::IpAddr;
 
+/// UDP port of QUIC as HTTP/3 has it.
+const QUIC: u16 = 443;
+
 /// What a sandbox may reach before any rule is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reach {
@@ -136,6 +139,10 @@ impl Policy {
         match (waits, flow.protocol) {
             (false, _) => undecided,
             (true, Protocol::Tcp) => Decision::Inspect,
+            // QUIC shows no name that can be read, and its clients fall back to TCP.
+            (true, Protocol::Udp) if flow.port == QUIC && self.can_deny_names(flow) => {
+                self.named(flow, pinned, &Shown::Hidden)
+            }
             (true, Protocol::Udp | Protocol::Icmp) => self.named(flow, pinned, &Shown::Nameless),
         }
     }
@@ -146,7 +153,7 @@ impl Policy {
         let (address_allows, address_denies) = (by_address(&self.allow, flow), by_address(&self.deny, flow));
         match shown {
             Shown::Name(name) => {
-                let denied = address_denies.or_else(|| by_name(&self.deny, flow, name));
+                let denied = address_denies.or_else(|| denied_name(&self.deny, flow, name));
                 // The name counts only where this sandbox asked for it and got this address.
                 let allowed = match by_name(&self.allow, flow, name) {
                     Some(rule) if pinned.contains(name) => Some(rule),
@@ -159,7 +166,8 @@ impl Policy {
                 self.weigh(allowed, denied, otherwise)
             }
             Shown::Nameless => {
-                let denied = address_denies.or_else(|| pinned.iter().find_map(|name| by_name(&self.deny, flow, name)));
+                let denied =
+                    address_denies.or_else(|| pinned.iter().find_map(|name| denied_name(&self.deny, flow, name)));
                 let named =
                     pinned.iter().find_map(|name| by_name(&self.allow, flow, name).filter(|rule| rule.names_port()));
                 self.weigh(address_allows.or(named), denied, Refusal::NamelessProtocol)
@@ -198,7 +206,7 @@ impl Policy {
 
     fn can_deny_names(&self, flow: &Flow) -> bool {
         let is_about =
-            |rule: &Rule| matches!(rule.target(), Target::Domain(_)) && rule.covers(flow.protocol, flow.port);
+            |rule: &Rule| matches!(rule.target(), Target::Domain(_)) && rule.denies(flow.protocol, flow.port);
         self.precedence == Precedence::Deny && self.deny.iter().any(is_about)
     }
 }
@@ -209,6 +217,10 @@ fn by_address<'p>(rules: &'p [Rule], flow: &Flow) -> Option<&'p Rule> {
 
 fn by_name<'p>(rules: &'p [Rule], flow: &Flow, name: &DomainName) -> Option<&'p Rule> {
     rules.iter().find(|rule| rule.covers(flow.protocol, flow.port) && rule.has_name(name))
+}
+
+fn denied_name<'p>(rules: &'p [Rule], flow: &Flow, name: &DomainName) -> Option<&'p Rule> {
+    rules.iter().find(|rule| rule.denies(flow.protocol, flow.port) && rule.has_name(name))
 }
 
 #[cfg(test)]

@@ -151,6 +151,17 @@ impl Rule {
                 .all(|protocol| !self.covers(*protocol, port(self)) || other.covers(*protocol, port(self)))
     }
 
+    /// Returns true if the rule is about this transport when it denies. A rule about names that names no protocol denies
+    /// all of them: what hides its name is not let pass for it.
+    #[must_use]
+    pub fn denies(&self, protocol: Protocol, port: u16) -> bool {
+        let is_of_names = matches!(self.target, Target::Domain(_)) && self.protocol.is_none();
+        if is_of_names {
+            return self.ports.is_none_or(|ports| (ports.first..=ports.last).contains(&port));
+        }
+        self.covers(protocol, port)
+    }
+
     /// Returns true if the rule is about addresses, and about this one.
     #[must_use]
     pub fn has_address(&self, address: IpAddr) -> bool {

@@ -12,13 +12,18 @@ use sandboxvm_egress_policy::{
 use sandboxvm_protocol::egress::{
     NetworkSettings, Precedence, Reach, SavedPin, TrafficCounters, TrustAnchors, records,
 };
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 /// State of a sandbox's network that its flows and its resolver share.
 #[derive(Debug)]
 pub struct Session {
     /// What it may reach.
     pub policy: Policy,
+    /// The same for addresses that the operator opened: only rules allow them, whatever else is public.
+    opened_policy: Policy,
     /// What it may never reach. The host's addresses are not in it: the dialer adds them.
     pub floor: Floor,
     /// What its questions led to.
@@ -63,6 +68,7 @@ impl Session {
         let settings = NetworkSettings::default();
         Self {
             policy: Policy::default(),
+            opened_policy: Policy::default(),
             floor: Floor::default(),
             pins: Pins::default(),
             rates: Rates::new(&settings.limits, Instant::now()),
@@ -87,10 +93,20 @@ impl Session {
         if settings.limits != self.settings.limits {
             self.rates = Rates::new(&settings.limits, Instant::now());
         }
+        self.opened_policy = match policy.reach {
+            policy::Reach::Public => Policy { reach: policy::Reach::Listed, ..policy.clone() },
+            policy::Reach::Listed | policy::Reach::Nothing => policy.clone(),
+        };
         self.policy = policy;
         self.floor = floor;
         self.settings = settings;
         result
+    }
+
+    /// Returns the policy for flows to an address that is above the floor.
+    #[must_use]
+    pub fn policy_for(&self, address: IpAddr) -> &Policy {
+        if Floor::default().check(address).is_ok() { &self.policy } else { &self.opened_policy }
     }
 
     /// Takes the pins of the machine that this one is a copy of. Those with an invalid name are left out.
@@ -152,7 +168,28 @@ pub fn refused(reason: impl Into<String>) -> records::Decided {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_egress_policy::policy::Decision;
+    use sandboxvm_egress_policy::{policy::Decision, rule::Protocol};
+
+    #[test]
+    fn what_the_operator_opened_needs_a_rule_where_everything_is_public() {
+        let mut session = Session::new(0, TrustAnchors::default());
+        let settings = NetworkSettings {
+            reach: Reach::Public,
+            allow: vec!["10.0.0.7".to_owned(), "db.example".to_owned()],
+            opened: vec!["10.0.0.0/8".to_owned()],
+            ..NetworkSettings::default()
+        };
+        session.configure(settings).unwrap();
+        let begun = |address: [u8; 4], pinned: &[DomainName]| {
+            let flow = policy::Flow { protocol: Protocol::Tcp, address: address.into(), port: 443 };
+            format!("{:?}", session.policy_for(flow.address).begun(&flow, pinned))
+        };
+        assert!(begun([1, 1, 1, 1], &[]).starts_with("Allow"));
+        assert!(begun([10, 0, 0, 7], &[]).starts_with("Allow"));
+        assert!(begun([10, 0, 0, 8], &[]).starts_with("Refuse"));
+        assert!(begun([10, 0, 0, 8], &["rebound.example".parse().unwrap()]).starts_with("Refuse"));
+        assert_eq!(begun([10, 0, 0, 8], &["db.example".parse().unwrap()]), "Inspect");
+    }
 
     #[test]
     fn settings_that_cannot_be_read_refuse_everything() {

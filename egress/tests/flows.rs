@@ -113,7 +113,8 @@ fn peers_that_refuse_are_told_from_those_that_are_not_there() {
     let (mut sandbox, mut guest) = Sandbox::start(public());
     assert_eq!(guest.connect("198.51.100.1:9".parse().unwrap()), Err(Failed::Reset));
     let record = sandbox.flow();
-    assert_eq!((record.end, record.decided), (FlowEnd::NotEstablished, Decided::Allowed(None)));
+    let rule = Some("198.51.100.0/24".to_owned());
+    assert_eq!((record.end, record.decided), (FlowEnd::NotEstablished, Decided::Allowed(rule)));
     // There is no route to it in this namespace: smoltcp ignores the ICMP message that says so, Linux does not.
     let _ = guest.begin("1.2.3.4:80".parse().unwrap());
     assert_eq!(sandbox.flow().end, FlowEnd::NotEstablished);

@@ -83,8 +83,8 @@ fn open_flows_outlive_their_pin_but_not_their_name() {
     let setup = Setup { pins: pins.to_vec(), ..Setup::from(listed(&[&rule], &[])) };
     let (mut sandbox, mut guest) = Sandbox::start(setup);
     let tcp = guest.connect(at).unwrap();
-    guest.send(tcp, b"nameless").unwrap();
-    assert_eq!(guest.read_exact(tcp, 8).unwrap(), b"nameless");
+    guest.send(tcp, b"nameless\n").unwrap();
+    assert_eq!(guest.read_exact(tcp, 9).unwrap(), b"nameless\n");
     thread::sleep(Duration::from_secs(62));
     assert_eq!(guest.connect(at), Err(Failed::Reset));
     sandbox.configure(listed(&[&rule, "b.example"], &[])).unwrap();

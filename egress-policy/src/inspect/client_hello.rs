@@ -19,13 +19,14 @@ const MAX_HELLO: usize = 32 * 1024;
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
 
-/// Returns true if these bytes begin a record of a handshake, as those of a TLS client do.
+/// First byte of the ClientHello of SSL 2.0 (RFC 5246, E.2), which some servers still read.
+const SSL_2: u8 = 0x80;
+
+/// Returns true if these bytes begin a record of TLS, of whatever content and version: servers skip warnings before the
+/// ClientHello, and do not look at the version of the first record. What is not a ClientHello hides its name.
 pub(super) fn is_tls(opening: &[u8]) -> bool {
-    match opening {
-        [HANDSHAKE] => true,
-        [HANDSHAKE, major, ..] => *major == 3,
-        _ => false,
-    }
+    // change_cipher_spec, alert, handshake, application_data and heartbeat.
+    matches!(opening, [20..=24 | SSL_2, ..])
 }
 
 /// Returns the name, or nothing while more bytes are needed.
@@ -205,8 +206,14 @@ mod tests {
         let whole = message(&server_name(b"example.com"));
         let mut alert_first = vec![21, 3, 1, 0, 2, 1, 0];
         alert_first.extend(records(&whole, MAX_FRAGMENT));
-        assert!(!is_tls(&alert_first));
+        let mut old_hello = vec![SSL_2, 0x2e, 1, 3, 1];
+        old_hello.extend([0; 43]);
+        let mut other_version = records(&whole, MAX_FRAGMENT);
+        other_version[1] = 4;
         for bytes in [
+            alert_first,
+            old_hello,
+            other_version,
             [&[22, 3, 1, 0, 0][..], &records(&whole, MAX_FRAGMENT)].concat(),
             records(&[2, 0, 0, 0], 4),
             vec![22, 3, 1, 0x40, 1],

@@ -6,18 +6,27 @@ use crate::{name::DomainName, policy::Shown};
 /// Longest method that is known, as in `UPDATEREDIRECTREF`.
 const MAX_METHOD: usize = 20;
 
-/// Returns whether these bytes begin an HTTP/1 request; nothing while that is open.
+/// Returns whether these bytes begin what some server takes for an HTTP/1 request; nothing while that is open. Servers
+/// skip empty lines and spaces before a request, and some do not mind the case of its method.
 pub(super) fn begins(opening: &[u8]) -> Option<bool> {
-    let method = opening.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    if matches!(opening, [b'\r' | b'\n' | b' ' | b'\t', ..]) {
+        return Some(true);
+    }
+    let method = opening.iter().take_while(|byte| byte.is_ascii_alphabetic() || **byte == b'-').count();
     match opening.get(method) {
         None if method <= MAX_METHOD => None,
-        Some(b' ') if (1..=MAX_METHOD).contains(&method) => Some(true),
+        Some(b' ' | b'\t') if (1..=MAX_METHOD).contains(&method) => Some(true),
         _ => Some(false),
     }
 }
 
 /// Returns the host, or nothing while more bytes are needed.
 pub(super) fn read(opening: &[u8]) -> Option<Shown> {
+    let is_method = |byte: &u8| byte.is_ascii_uppercase() || *byte == b'-';
+    let method = opening.iter().take_while(|byte| is_method(byte)).count();
+    if !opening.is_empty() && (method == 0 || !matches!(opening.get(method), None | Some(b' '))) {
+        return Some(Shown::Hidden);
+    }
     let Some(end) = opening.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
         // A line feed alone ends a line for lenient servers, so that they see an end that is not one here.
         let has_bare_feed =
@@ -42,13 +51,16 @@ fn host_in(head: &[u8]) -> Option<DomainName> {
     let mut request = lines.next()?.split(|byte| *byte == b' ');
     let (method, target, version) = (request.next()?, request.next()?, request.next()?);
     // CONNECT asks a proxy for a connection to anywhere, and HTTP/2's preface is a request of a method PRI.
-    if request.next().is_some() || !version.starts_with(b"HTTP/1.") || matches!(method, b"CONNECT" | b"PRI") {
+    if request.next().is_some()
+        || !matches!(version, b"HTTP/1.0" | b"HTTP/1.1")
+        || matches!(method, b"CONNECT" | b"PRI")
+    {
         return None;
     }
     let mut host = None;
     for line in lines {
         let colon = line.iter().position(|byte| *byte == b':')?;
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
         // A space before the colon, or a line that continues the one before.
         if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
             return None;
@@ -56,8 +68,8 @@ fn host_in(head: &[u8]) -> Option<DomainName> {
         if name.eq_ignore_ascii_case(b"host") && host.replace(value).is_some() {
             return None;
         }
-        // HTTP/2 without TLS: what follows cannot be read as HTTP/1.
-        if name.eq_ignore_ascii_case(b"upgrade") && value.to_ascii_lowercase().windows(3).any(|word| word == b"h2c") {
+        // After a change to another protocol (HTTP/2, TLS, a tunnel), what follows could name other hosts unseen.
+        if name.eq_ignore_ascii_case(b"upgrade") && !value.eq_ignore_ascii_case(b"websocket") {
             return None;
         }
     }
@@ -67,6 +79,14 @@ fn host_in(head: &[u8]) -> Option<DomainName> {
         _ => authority(target).and_then(without_port).is_some_and(|other| other.eq_ignore_ascii_case(host)),
     };
     if is_same { DomainName::parse(host).ok() } else { None }
+}
+
+/// Removes spaces and tabs at both ends, which is all that may be there (RFC 9110, 5.5).
+fn trim(value: &[u8]) -> &[u8] {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let begin = value.iter().position(|byte| !is_space(byte)).unwrap_or(value.len());
+    let end = value.iter().rposition(|byte| !is_space(byte)).map_or(begin, |last| last + 1);
+    &value[begin..end]
 }
 
 /// A character of a token (RFC 9110, 5.6.2).
@@ -148,6 +168,13 @@ mod tests {
             "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n",
             "PRI * HTTP/2.0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: example.com\r\nUpgrade: foo, H2C\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: example.com\r\nUpgrade: TLS/1.2\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: \x0cexample.com\r\n\r\n",
+            "GET / HTTP/1.00\r\nHost: example.com\r\n\r\n",
+            "\r\nGET / HTTP/1.1\r\nHost: example.com\r\n\r\n",
+            " GET / HTTP/1.1\r\nHost: example.com\r\n\r\n",
+            "get / HTTP/1.1\r\nHost: example.com\r\n\r\n",
+            "GET\t/ HTTP/1.1\r\nHost: example.com\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: example.com\r\nno colon\r\n\r\n",
         ] {
             assert_eq!(shown(head), Some(Shown::Hidden), "{head:?}");
@@ -160,7 +187,10 @@ mod tests {
         assert_eq!(begins(b"GE"), None);
         assert_eq!(begins(b"GET "), Some(true));
         assert_eq!(begins(b"M-SEARCH * "), Some(true));
-        for other in [&b"SSH-2.0-x"[..], b"get / ", b" GET", b"\0", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"] {
+        for like in [&b"get / "[..], b" GET", b"\r\nGET", b"\n", b"Get\t"] {
+            assert_eq!(begins(like), Some(true), "{like:?}");
+        }
+        for other in [&b"SSH-2.0-x"[..], b"\0", b"*3\r\n", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"] {
             assert_eq!(begins(other), Some(false), "{other:?}");
         }
     }

@@ -138,6 +138,17 @@ fn a_public_policy_denies_names_by_what_connections_show() {
 }
 
 #[test]
+fn a_denied_name_is_not_reached_over_quic() {
+    let policy = policy(Reach::Public, Precedence::Deny, &[], &["evil.example"]);
+    // A neighbour of the denied host on the same servers would serve it by the name that QUIC hides.
+    assert_refused(policy.begun(&udp(ADDRESS, 443), &[name("good.example")]), Refusal::HiddenName);
+    assert_refused(policy.begun(&udp(ADDRESS, 123), &[name("evil.example")]), Refusal::Denied);
+    assert!(is_allowed(policy.begun(&udp(ADDRESS, 123), &[])));
+    let tcp_only = super::Policy { deny: vec!["evil.example/tcp".parse().unwrap()], ..policy };
+    assert!(is_allowed(tcp_only.begun(&udp(ADDRESS, 443), &[])));
+}
+
+#[test]
 fn services_of_the_host_are_reached_only_by_their_own_rule() {
     let listed = listed(&["host:5432", "0.0.0.0/0"], &[]);
     assert!(is_allowed(listed.host_service(5432)));

@@ -41,6 +41,18 @@ pub struct Known {
     pub pinned: Vec<DomainName>,
     /// What its first bytes said.
     pub shown: Option<Shown>,
+    /// How it is carried.
+    pub carried: Carried,
+}
+
+/// How the bytes of a flow are carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Carried {
+    /// What shows names is looked at.
+    #[default]
+    Watched,
+    /// Nothing is looked at but the first bytes.
+    Blindly,
 }
 
 /// Maximum number of names that a flow keeps.
@@ -71,7 +83,7 @@ pub fn begun(session: &Session, key: &Key) -> Verdict {
         Transport::Icmp => Dial::Echo(flow.address),
     };
     let pinned = session.pins.names_of(flow.address, Instant::now());
-    match session.policy.begun(&flow, &pinned) {
+    match session.policy_for(flow.address).begun(&flow, &pinned) {
         Decision::Inspect => Verdict::Inspect(dial, flow),
         decision @ Decision::Allow(_) => Verdict::Forward(dial, reported(&decision)),
         decision @ Decision::Refuse(..) => Verdict::Refuse(reported(&decision)),
@@ -84,7 +96,7 @@ pub fn begun(session: &Session, key: &Key) -> Verdict {
 /// Why it is refused.
 pub fn named(session: &Session, flow: &policy::Flow, known: &Known, shown: &Shown) -> Result<Decided, Decided> {
     let pinned = pinned(session, flow.address, known);
-    let decision = session.policy.named(flow, &pinned, shown);
+    let decision = session.policy_for(flow.address).named(flow, &pinned, shown);
     let decided = reported(&decision);
     if matches!(decision, Decision::Allow(_)) { Ok(decided) } else { Err(decided) }
 }
@@ -101,10 +113,14 @@ pub fn still(session: &Session, key: &Key, known: &Known, is_inspected: bool) ->
         };
     }
     let flow = plain(session, key)?;
-    match session.policy.begun(&flow, &pinned(session, flow.address, known)) {
+    match session.policy_for(flow.address).begun(&flow, &pinned(session, flow.address, known)) {
         Decision::Allow(_) => Ok(()),
         // It has shown nothing yet, and is decided when it does.
         Decision::Inspect if is_inspected && known.shown.is_none() => Ok(()),
+        // Its requests were never looked at, and the next one can be for another host.
+        Decision::Inspect if known.carried == Carried::Blindly => {
+            Err(refused("it was opened when no rule was about names"))
+        }
         Decision::Inspect => {
             let shown = known.shown.as_ref().unwrap_or(&Shown::Nameless);
             named(session, &flow, known, shown).map(drop)

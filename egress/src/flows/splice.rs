@@ -2,8 +2,12 @@
 //! smoltcp's buffers directly.
 
 use super::account::Account;
+use super::decision::Carried;
 use crate::{rates::Way, stack::guest_stream::GuestStream};
-use sandboxvm_egress_policy::inspect::{Progress, look};
+use sandboxvm_egress_policy::{
+    inspect::{Kind, Progress, look},
+    policy::Shown,
+};
 use std::{io, time::Duration};
 use tokio::net::TcpStream;
 
@@ -33,6 +37,10 @@ impl Ends<'_> {
             if std::mem::take(&mut is_first)
                 && let Progress::Done(opening) = look(bytes)
             {
+                // TLS shows its name once. Everything else may show another one later.
+                if opening.kind == Kind::Tls && matches!(opening.shown, Shown::Name(_)) {
+                    self.account.known.borrow_mut().carried = Carried::Watched;
+                }
                 self.account.show(opening.shown);
             }
         });

@@ -2,7 +2,7 @@
 
 use super::{
     account::{Account, Ended},
-    decision::{Verdict, begun},
+    decision::{Carried, Verdict, begun},
     opening, questions,
     shared::Shared,
     splice::{Ends, reset},
@@ -104,6 +104,11 @@ impl TcpFlow {
         let verdict = begun(&self.account.session().borrow(), &self.account.key);
         if let Verdict::Refuse(decided) = verdict {
             return self.refuse(shared, &syn, decided);
+        }
+        let is_inspected = matches!(verdict, Verdict::Inspect(..));
+        self.account.is_inspected.set(is_inspected);
+        if !is_inspected {
+            self.account.known.borrow_mut().carried = Carried::Blindly;
         }
         let Some(guest) = self.answer(shared, &syn).await else {
             reset(&upstream);

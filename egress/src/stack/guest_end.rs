@@ -118,9 +118,9 @@ impl GuestEnd {
                 result == PollResult::None && port.outlet.is_free()
             })
         };
-        if !is_done && let Some(me) = self.me.upgrade() {
+        if !is_done {
             self.is_waiting.set(true);
-            drop(tcp);
+            let me: Weak<Self> = Weak::clone(&self.me);
             return self.link.wait(me);
         }
         if let Some(at) = interface.poll_at(now, sockets) {
@@ -281,6 +281,11 @@ impl GuestEnd {
     pub fn abort(&self) {
         self.tcp.borrow_mut().socket().abort();
         self.settle();
+        if self.is_waiting.get()
+            && let Some(me) = self.me.upgrade()
+        {
+            self.link.keep(me);
+        }
     }
 }
 

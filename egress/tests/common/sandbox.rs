@@ -48,7 +48,8 @@ pub fn listed(allow: &[&str], deny: &[&str]) -> NetworkSettings {
 
 /// The same for everything above the floor.
 pub fn public() -> NetworkSettings {
-    NetworkSettings { reach: Reach::Public, ..listed(&[], &[]) }
+    // The addresses of the servers are opened, so they need rules even here.
+    NetworkSettings { reach: Reach::Public, ..listed(&["198.51.100.0/24", "2001:db8::/32"], &[]) }
 }
 
 /// A pin of `name` at 198.51.100.`host`, and at the IPv6 address with the same end.

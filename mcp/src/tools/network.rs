@@ -104,10 +104,17 @@ pub(crate) struct RefusalShown {
     address: Option<String>,
     /// Why it was refused.
     reason: String,
-    /// How often in a row.
+    /// How often.
     count: u64,
     /// What would allow it, if anything would.
     advice: Option<String>,
+}
+
+impl RefusalShown {
+    /// Returns true if the two differ at most in their number.
+    fn is_like(&self, other: &Self) -> bool {
+        (self.what, &self.name, &self.address, &self.reason) == (other.what, &other.name, &other.address, &other.reason)
+    }
 }
 
 impl NetworkArguments {
@@ -183,13 +190,20 @@ fn refusals(
     read_before: impl Fn(Option<u64>) -> Result<(Vec<u8>, u64), AuditError>,
     permitted: &Permitted,
 ) -> Result<Vec<RefusalShown>, AuditError> {
-    let (mut found, mut searched, mut end) = (Vec::new(), 0, None);
+    let (mut found, mut searched, mut end) = (Vec::<RefusalShown>::new(), 0, None);
     while found.len() < MAX_REFUSALS && searched < MAX_SEARCHED && end != Some(0) {
         let (text, start) = read_before(end)?;
         (searched, end) = (searched + text.len() as u64, Some(start));
         let text = String::from_utf8_lossy(&text);
         let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        found.extend(lines.filter_map(|line| refusal(&line.event, permitted)).take(MAX_REFUSALS - found.len()));
+        for refused in lines.filter_map(|line| refusal(&line.event, permitted)) {
+            // A name is asked for once for each kind of address.
+            if let Some(same) = found.iter_mut().find(|other| refused.is_like(other)) {
+                same.count = same.count.saturating_add(refused.count);
+            } else if found.len() < MAX_REFUSALS {
+                found.push(refused);
+            }
+        }
         if text.is_empty() {
             break;
         }
@@ -358,6 +372,18 @@ mod tests {
     #[test]
     fn last_refusals_are_found_within_a_bound() {
         let some = permitted(Reach::Listed, &["*.example"]);
+        let line = |name: &str| {
+            let json = serde_json::json!({
+                "seq": 1, "time": "2026-01-01T00:00:00.000Z", "sandbox": "abcdefghabcdefgh", "by": {"uid": 0, "pid": 1},
+                "event": "network_name", "name": name, "question": 28, "allowed": false, "rule": null,
+                "reason": "no rule allows it", "count": 2, "prev": "",
+            });
+            format!("{json}\n")
+        };
+        let log = format!("{}not a line\n{}{}", line("a.example"), line("b.example"), line("a.example"));
+        let found = refusals(|_| Ok((log.clone().into_bytes(), 0)), &some).unwrap();
+        let found: Vec<_> = found.iter().map(|refused| (refused.name.as_deref(), refused.count)).collect();
+        assert_eq!(found, [(Some("a.example"), 4), (Some("b.example"), 2)]);
         let none = refusals(|_| Ok((Vec::new(), 0)), &some).unwrap();
         assert!(none.is_empty());
         let reads = std::cell::Cell::new(0_u64);

@@ -48,7 +48,7 @@ pub const MAX_SAVED_PINS: usize = 1024;
 pub enum EgressRequest {
     /// Begins to serve the guest. Answered by [`EgressEvent::Ready`].
     Begin(Box<EgressSetup>),
-    /// Replaces the settings by these, at once and as a whole. Flows that they do not allow are cut.
+    /// Replaces the settings by these, immediately and as a whole. Flows that they do not allow are cut.
     /// Answered by [`EgressEvent::Configured`].
     Configure(Box<NetworkSettings>),
     /// Forgets all flows, for a machine that was reset: the new machine knows none of them.

@@ -55,7 +55,8 @@ impl Registry {
         // Before anything is in force: a server that is killed meanwhile must not leave the two different.
         let name = intent_name(entry);
         let wanted = self.wanted_network(&egress, internet)?;
-        self.intents.put(&name, &Intent::SetNetwork { of: entry.id.clone(), egress: egress.clone(), internet })?;
+        self.intents
+            .put(&name, &Intent::SetNetwork { of: entry.id.clone(), egress: Box::new(egress.clone()), internet })?;
         let set = self.set_network_held(entry, wanted, egress, internet).await;
         self.intents.remove(&name)?;
         self.or_gone(entry, set).await
@@ -96,7 +97,7 @@ impl Registry {
                 self.intents.remove(&format!("network-{of}"))?;
                 continue;
             };
-            if let Err(error) = self.set_network(&entry, egress, internet).await {
+            if let Err(error) = self.set_network(&entry, *egress, internet).await {
                 tracing::error!(sandbox = %of, %error, "cannot complete a change of a network");
             }
         }

@@ -32,7 +32,7 @@ pub(super) enum Intent {
     /// Copies of a sandbox, made after this moment (Unix time in milliseconds).
     Fork { of: SandboxId, since: u64 },
     /// Another network of a sandbox.
-    SetNetwork { of: SandboxId, egress: Egress, internet: Option<bool> },
+    SetNetwork { of: SandboxId, egress: Box<Egress>, internet: Option<bool> },
 }
 
 /// All sandboxes of a server. See the module.
