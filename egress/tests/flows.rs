@@ -10,7 +10,7 @@ use common::{
     sandbox::{Sandbox, Setup, listed, public},
 };
 use sandboxvm_egress::stack::addresses::{GATEWAY_V4, GUEST_V4};
-use sandboxvm_protocol::egress::{Decided, FlowEnd, Transport};
+use sandboxvm_protocol::egress::{Decided, FlowEnd, HostName, Transport};
 use smoltcp::{
     phy::ChecksumCapabilities,
     wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr},
@@ -381,4 +381,77 @@ fn three_hundred_connections_at_once_are_carried_and_then_one_more() {
     }
     guest.rest();
     assert_eq!(sandbox.counters().open, 1);
+}
+
+/// A question for the address of `name`.
+fn question(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        bytes.push(u8::try_from(label.len()).unwrap());
+        bytes.extend(label.as_bytes());
+    }
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+#[test]
+fn questions_are_answered_from_whatever_address_they_are_for() {
+    if !in_namespace("questions_are_answered_from_whatever_address_they_are_for") {
+        return;
+    }
+    let mut settings = listed(&["db.example"], &[]);
+    settings.hosts.push(HostName { name: "db.example".to_owned(), address: [198, 51, 100, 4].into() });
+    let (mut sandbox, mut guest) = Sandbox::start(settings);
+    for to in ["198.18.0.1:53", "8.8.8.8:53", "10.0.0.1:53", "[fd00:5b::1]:53", "[2606:4700:4700::1111]:53"] {
+        let to: SocketAddr = to.parse().unwrap();
+        let udp = guest.udp();
+        guest.send_to(udp, &question("db.example"), to);
+        let (answer, from) = guest.receive_from(udp, Duration::from_secs(5)).expect("an answer");
+        assert_eq!((&answer[..2], from), (&[0x12, 0x34][..], to));
+        assert!(answer.ends_with(&[198, 51, 100, 4]), "{answer:x?}");
+        let tcp = guest.connect(to).unwrap();
+        for _ in 0..2 {
+            let question = question("db.example");
+            guest.send(tcp, &[&[0, question.len() as u8][..], &question].concat()).unwrap();
+            let len = guest.read_exact(tcp, 2).unwrap();
+            let answer = guest.read_exact(tcp, usize::from(len[1])).unwrap();
+            assert!(answer.ends_with(&[198, 51, 100, 4]), "{answer:x?}");
+        }
+        guest.close(tcp);
+        guest.rest();
+    }
+    let udp = guest.udp();
+    guest.send_to(udp, &question("other.example"), "198.18.0.1:53".parse().unwrap());
+    assert!(guest.receive_from(udp, Duration::from_secs(5)).is_some());
+    assert_eq!(sandbox.name().name, "other.example");
+    assert_eq!(sandbox.counters().open, 0);
+}
+
+#[test]
+fn two_thousand_connections_one_after_another_leave_nothing() {
+    if !in_namespace("two_thousand_connections_one_after_another_leave_nothing") {
+        return;
+    }
+    let mut settings = public();
+    settings.limits.flows_per_second = 100_000;
+    let (mut sandbox, mut guest) = Sandbox::start(settings);
+    guest.set_buffer(4096);
+    let (listener, to) = listen("198.51.100.1");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.and_then(|mut stream| stream.write_all(b"ok"));
+        }
+    });
+    for _ in 0..2000 {
+        let tcp = guest.connect(to).unwrap();
+        assert_eq!(guest.read_to_end(tcp).unwrap(), b"ok");
+        guest.close(tcp);
+        guest.closed(tcp);
+        guest.forget(tcp);
+    }
+    guest.rest();
+    let counters = sandbox.counters();
+    assert_eq!((counters.flows, counters.open), (2000, 0));
+    println!("{} KiB", sandbox.memory("VmRSS"));
+    assert!(sandbox.memory("VmRSS") < 12 * 1024);
 }

@@ -245,6 +245,7 @@ fn bodies_of_any_size_and_framing_pass() {
     }
     chunked.extend(b"0\r\nTrailer: z\r\n\r\n");
     guest.send(tcp, &chunked).unwrap();
+    guest.drained(tcp);
     guest.close(tcp);
     guest.rest();
     assert!(server.heard() == [head.as_bytes(), &body, &chunked].concat());

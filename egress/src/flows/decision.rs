@@ -173,3 +173,66 @@ fn pinned(session: &Session, address: IpAddr, known: &Known) -> Vec<DomainName> 
     }
     pinned
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandboxvm_protocol::egress::{NetworkSettings, Reach, TrustAnchors};
+    use std::time::Duration;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
+
+    fn settings(allow: &str) -> NetworkSettings {
+        NetworkSettings { reach: Reach::Listed, allow: vec![allow.to_owned()], ..NetworkSettings::default() }
+    }
+
+    fn key(transport: Transport, port: u16) -> Key {
+        Key { transport, from: 40_000, address: ADDRESS, port }
+    }
+
+    #[test]
+    fn an_open_flow_outlives_its_pin_but_not_its_rule() {
+        let mut session = Session::new(0, TrustAnchors::default());
+        session.configure(settings("a.example:22")).unwrap();
+        let name: DomainName = "a.example".parse().unwrap();
+        let flow = key(Transport::Tcp, 22);
+        // A pin of two minutes ago has expired.
+        let Some(before) = Instant::now().checked_sub(Duration::from_secs(120)) else { return };
+        session.pins.pin(&name, ADDRESS, Duration::ZERO, before);
+        assert!(matches!(begun(&session, &flow), Verdict::Refuse(_)));
+        let known = Known { pinned: vec![name], ..Known::default() };
+        assert_eq!(still(&session, &flow, &known, false), Ok(()));
+        session.configure(settings("b.example:22")).unwrap();
+        still(&session, &flow, &known, false).unwrap_err();
+        session.configure(NetworkSettings::default()).unwrap();
+        still(&session, &flow, &known, false).unwrap_err();
+    }
+
+    #[test]
+    fn a_name_that_a_flow_only_showed_is_not_pinned() {
+        let mut session = Session::new(0, TrustAnchors::default());
+        session.configure(settings("a.example")).unwrap();
+        let name: DomainName = "a.example".parse().unwrap();
+        let known = Known { name: Some(name.clone()), shown: Some(Shown::Name(name)), ..Known::default() };
+        still(&session, &key(Transport::Tcp, 443), &known, false).unwrap_err();
+    }
+
+    #[test]
+    fn name_services_lead_to_the_resolver_or_nowhere() {
+        let mut session = Session::new(0, TrustAnchors::default());
+        session.configure(NetworkSettings { reach: Reach::Public, ..NetworkSettings::default() }).unwrap();
+        for (transport, port, resolves) in [
+            (Transport::Udp, 53, true),
+            (Transport::Tcp, 53, true),
+            (Transport::Tcp, 853, false),
+            (Transport::Udp, 853, false),
+            (Transport::Udp, 5353, false),
+            (Transport::Udp, 5355, false),
+        ] {
+            let verdict = begun(&session, &key(transport, port));
+            let is_right = if resolves { verdict == Verdict::Resolve } else { matches!(verdict, Verdict::Refuse(_)) };
+            assert!(is_right, "{transport:?} {port}: {verdict:?}");
+        }
+        assert!(matches!(begun(&session, &key(Transport::Tcp, 5353)), Verdict::Forward(..)));
+    }
+}
