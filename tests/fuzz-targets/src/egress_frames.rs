@@ -17,9 +17,7 @@ use sandboxvm_egress::{
         outlet::{Outlet, register},
     },
 };
-use sandboxvm_protocol::egress::{
-    DialAnswer, DialFailure, DialRequest, NetworkSettings, Reach, dial::REQUEST_LEN,
-};
+use sandboxvm_protocol::egress::{DialAnswer, DialFailure, DialRequest, NetworkSettings, Reach, dial::REQUEST_LEN};
 use std::{
     cell::RefCell,
     io::Write,
