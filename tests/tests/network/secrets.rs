@@ -117,8 +117,8 @@ fn guest_uses_a_secret_that_is_in_no_file_and_no_output() {
         let shown = cli(arguments).out();
         assert!(!shown.contains(VALUE), "{arguments:?}: {shown}");
     }
-    assert_eq!(files_with_secret(home.path()), ["network.secrets"]);
+    assert_eq!(files_with_secret(&home.path()), ["network.secrets"]);
     let _ = cli(&["rm", "-f", "demo"]).succeeds();
-    assert!(files_with_secret(home.path()).is_empty());
+    assert!(files_with_secret(&home.path()).is_empty());
     home.assert_nothing_left();
 }
