@@ -18,6 +18,10 @@ use std::{io, pin::pin, time::Duration};
 /// How long a silent client has before its server may speak first.
 const SILENCE: Duration = Duration::from_secs(3);
 
+/// The same where the server may not, so that only a name can allow the connection: a busy guest can take long from its
+/// connection to its first bytes.
+const LONG_SILENCE: Duration = Duration::from_secs(60);
+
 /// How long an opening may take from its first byte on.
 const WHOLE_OPENING: Duration = Duration::from_secs(20);
 
@@ -29,7 +33,10 @@ pub async fn inspected(ends: Ends<'_>, flow: &policy::Flow) -> Ended {
     ends.account.is_inspected.set(true);
     let mut held = Vec::new();
     // The upstream may speak first where a connection without a name is allowed.
-    let first = wait_for_client(ends, &mut held).await;
+    let may_be_nameless =
+        named(&ends.account.session().borrow(), flow, &ends.account.known.borrow(), &Shown::Nameless).is_ok();
+    let silence = if may_be_nameless { SILENCE } else { LONG_SILENCE };
+    let first = wait_for_client(ends, &mut held, silence).await;
     let server_first = match first {
         Ok(First::Client) => false,
         Ok(First::Server) => true,
@@ -93,7 +100,7 @@ enum First {
     Server,
 }
 
-async fn wait_for_client(ends: Ends<'_>, held: &mut Vec<u8>) -> io::Result<First> {
+async fn wait_for_client(ends: Ends<'_>, held: &mut Vec<u8>, silence: Duration) -> io::Result<First> {
     let server = async {
         let mut byte = [0];
         // An end of the data says nothing: the client may still send.
@@ -107,7 +114,7 @@ async fn wait_for_client(ends: Ends<'_>, held: &mut Vec<u8>) -> io::Result<First
         biased;
         taken = ends.guest.take(|bytes| hold(held, bytes)) => taken.map(|_| First::Client),
         spoke = server => spoke.map(|()| First::Server),
-        () = tokio::time::sleep(SILENCE) => Ok(First::Server),
+        () = tokio::time::sleep(silence) => Ok(First::Server),
     }
 }
 

@@ -91,7 +91,7 @@ fn guest_uses_a_secret_that_is_in_no_file_and_no_output() {
     let secret = "API_TOKEN@api.example";
     let _ = cli(&["create", "--name", "demo", "-m", SMALL, "--allow", NAME, "--secret", secret]).succeeds();
     let ask = |header: &str, to: &str| {
-        let script = format!("curl -sS --max-time 60 -H \"{header}\" {to}; env; cat /proc/1/environ");
+        let script = format!("curl -sS --max-time 200 -H \"{header}\" {to} 2>&1; env; cat /proc/1/environ");
         cli(&["exec", "demo", "--", "bash", "-c", &script])
     };
     let answer = ask("Authorization: Bearer $API_TOKEN", "https://api.example/").succeeds().out();
