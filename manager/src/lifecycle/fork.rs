@@ -26,7 +26,10 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
-    network::record::{NetworkRecord, NetworkRecordError, keep_pins},
+    network::{
+        pins::KeptPins,
+        record::{NetworkRecord, NetworkRecordError},
+    },
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
@@ -51,7 +54,6 @@ use crate::{
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::{
-    egress::SavedPin,
     ids::SandboxId,
     vmm::{ChildDevice, ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
 };
@@ -347,18 +349,18 @@ fn begun_at_once() -> usize {
 /// Each child gets separate processes.
 struct Inherited {
     record: NetworkRecord,
-    pins: Vec<SavedPin>,
+    pins: KeptPins,
 }
 
 impl Inherited {
     async fn of(sandbox: &Sandbox) -> Result<Option<Self>, NetworkRecordError> {
         let Some(record) = NetworkRecord::read(&sandbox.directory)? else { return Ok(None) };
-        Ok(Some(Self { record, pins: sandbox.network_pins(false).await }))
+        Ok(Some(Self { record, pins: KeptPins::of(sandbox.network_pins(false).await) }))
     }
 
     fn write(&self, directory: &SandboxDirectory) -> Result<(), ForkError> {
         self.record.write(directory)?;
-        keep_pins(directory, &self.pins)?;
+        self.pins.write(directory)?;
         Ok(supervision::plan(directory, &SupervisionSpec::default())?)
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         admission::{self, AdmissionError},
         disk_room::Room,
     },
-    network::record::keep_pins,
+    network::pins::KeptPins,
     sandbox::Sandbox,
     snapshot::change::{Change, ChangeError, Running},
     snapshot::store::SnapshotFiles,
@@ -422,7 +422,7 @@ impl Sandbox {
         let room = Room::for_a_start(directory)?;
         interruption::announce(directory, Interruption::Reset);
         // The processes of the network end with the machine, so what they know is kept.
-        keep_pins(directory, &self.network_pins(true).await)?;
+        KeptPins::of(self.network_pins(true).await).write(directory)?;
         end::now(&self.home, directory, self.id()).await?;
         drop(room);
         let program = bundle.path(Part::Vmm);

@@ -7,8 +7,9 @@ use crate::{
     audit::Event,
     home::directory::SandboxDirectory,
     network::{
+        pins::{self, KeptPins},
         present,
-        record::{self, NetworkRecord},
+        record::NetworkRecord,
         traffic::Traffic,
     },
     sandbox::Sandbox,
@@ -117,8 +118,11 @@ impl Keeping {
                 }
                 Due::Asked(None) => return self.end().await,
                 Due::Asked(Some(ask)) => self.answer(ask).await,
-                Due::Said(Ok(event)) => self.record(event),
-                Due::Said(Err(error)) => self.lost(&error).await,
+                Due::Said(said) => {
+                    if let Err(error) = said.and_then(|event| self.record(event)) {
+                        self.lost(&error).await;
+                    }
+                }
                 Due::Lines => {
                     let lines = self.traffic.due(Instant::now());
                     self.note(lines);
@@ -130,7 +134,7 @@ impl Keeping {
 
     async fn begin(&mut self) -> Result<(), NetworkFailure> {
         let record = self.settings()?;
-        let pins = record::take_pins(&self.directory);
+        let pins = pins::take(&self.directory, &record.operator.opened);
         self.pair = Some(Pair::start(&self.directory, &self.program, &record, pins).await?);
         (self.began, self.problem, self.retry_at) = (Instant::now(), None, None);
         Ok(())
@@ -228,7 +232,7 @@ impl Keeping {
         if self.pair.is_some() {
             let pins = self.pins().await;
             // Without pins the guest asks for its names again.
-            let _ = record::keep_pins(&self.directory, &pins);
+            let _ = KeptPins::of(pins).write(&self.directory);
         }
         if let Some(pair) = self.pair.take() {
             pair.kill().await;
@@ -333,12 +337,13 @@ impl Keeping {
             let event = next.map_err(|_| WireError::Io(io::ErrorKind::TimedOut.into()))??;
             match is_answer(event) {
                 Ok(answer) => return Ok(answer),
-                Err(event) => self.record(*event),
+                Err(event) => self.record(*event)?,
             }
         }
     }
 
-    fn record(&mut self, event: EgressEvent) {
+    /// Records what the process reports by itself.
+    fn record(&mut self, event: EgressEvent) -> Result<(), WireError> {
         let now = Instant::now();
         let line = match event {
             EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
@@ -355,12 +360,13 @@ impl Keeping {
                 self.problem = Some(format!("everything is refused: {reason}"));
                 None
             }
-            // Answers that came too late.
+            // A process that did not answer in time was replaced, so these answer nothing.
             EgressEvent::Ready | EgressEvent::Configured(Ok(())) | EgressEvent::Pins(_) | EgressEvent::Counters(_) => {
-                None
+                return Err(WireError::Unexpected("answer without a request"));
             }
         };
         self.note(line);
+        Ok(())
     }
 
     fn note(&self, lines: impl IntoIterator<Item = Event>) {
@@ -408,3 +414,6 @@ async fn at(time: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

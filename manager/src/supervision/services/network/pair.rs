@@ -164,3 +164,10 @@ impl Pair {
 fn dialer_settings(record: &NetworkRecord) -> DialerSettings {
     DialerSettings { host_ports: record.settings.host_ports(), tenant_resolvers: record.settings.dns.clone() }
 }
+
+#[cfg(test)]
+impl Pair {
+    pub(super) fn of(egress: Process, dialer: Process, operator: Provided) -> Self {
+        Self { egress, dialer, operator }
+    }
+}

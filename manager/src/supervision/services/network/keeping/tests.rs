@@ -1,0 +1,92 @@
+use super::{super::packets, super::packets::Packets, super::process::Process, *};
+use crate::{
+    Manager,
+    manager::tests::manager_with,
+    network::{
+        operator::{NetworkOperator, Permitted},
+        spec::NetworkSpec,
+    },
+};
+use sandboxvm_protocol::egress::{EgressLimits, NetworkSettings, Reach};
+use std::path::Path;
+
+/// A network whose processes are idle: the test speaks for the egress process.
+struct Rig {
+    _home: tempfile::TempDir,
+    keeping: Keeping,
+    egress: Packets,
+}
+
+/// Starts two processes that do nothing, and returns them with our end of the wire of the first.
+fn idle_pair() -> (Pair, Packets) {
+    let idle = || Process::spawn("egress process", Path::new("/bin/sleep"), Some(c"60"), None).unwrap();
+    let (ours, theirs) = packets::pair().unwrap();
+    let mut egress = idle();
+    egress.packets = Packets::new(theirs).unwrap();
+    (Pair::of(egress, idle(), crate::Provided::default()), Packets::new(ours).unwrap())
+}
+
+async fn rig(operator: NetworkOperator, change: impl FnOnce(Manager) -> Manager) -> Rig {
+    let (home, manager) = manager_with(&["abcdefgh"]);
+    let sandbox = Arc::new(change(manager).find("abcdefgh").unwrap());
+    let directory = SandboxDirectory::open(sandbox.path()).unwrap();
+    let spec = NetworkSpec { reach: Reach::Listed, ..NetworkSpec::default() };
+    NetworkRecord::of(&operator, &spec).unwrap().write(&directory).unwrap();
+    let log = Log::open(&directory).unwrap();
+    // There is no machine, so it does not start.
+    let (mut keeping, began) = Keeping::start(sandbox, directory, "/nonexistent".into(), log).await;
+    assert!(began.is_err());
+    let (pair, egress) = idle_pair();
+    (keeping.pair, keeping.problem, keeping.retry_at) = (Some(pair), None, None);
+    Rig { _home: home, keeping, egress }
+}
+
+impl Rig {
+    async fn plain() -> Self {
+        rig(NetworkOperator::default(), |manager| manager).await
+    }
+
+    /// Returns what the supervisor's log says.
+    fn log(&self) -> String {
+        let log = self.keeping.directory.read(crate::supervision::LOG, 1 << 20).unwrap();
+        String::from_utf8(log).unwrap()
+    }
+}
+
+/// Answers the next request.
+async fn answer(egress: &mut Packets, events: Vec<EgressEvent>) -> EgressRequest {
+    let request = egress.next().await.unwrap();
+    for event in events {
+        egress.send(&event, &[]).await.unwrap();
+    }
+    request
+}
+
+fn pin() -> SavedPin {
+    SavedPin { name: "a.example".into(), address: [1, 1, 1, 1].into(), seconds: 60 }
+}
+
+#[tokio::test]
+async fn pins_of_a_process_that_broke_the_protocol_are_not_given_on() {
+    let Rig { _home, mut keeping, mut egress } = Rig::plain().await;
+    let answered = answer(&mut egress, vec![EgressEvent::Pins(vec![pin()])]);
+    let (pins, request) = tokio::join!(keeping.pins(), answered);
+    assert_eq!((pins, request), (vec![pin()], EgressRequest::Pins));
+    let answered = answer(&mut egress, vec![EgressEvent::Ready, EgressEvent::Pins(vec![pin()])]);
+    let (pins, _) = tokio::join!(keeping.pins(), answered);
+    assert!(pins.is_empty() && keeping.pair.is_none());
+    let problem = keeping.problem.unwrap();
+    assert!(problem.contains("unexpected answer without a request"), "{problem}");
+}
+
+#[tokio::test]
+async fn live_change_is_held_to_what_the_operator_permits_now() {
+    let permits = |reach| Permitted { reach, allow: vec![], resolvers: false, limits: EgressLimits::default() };
+    let operator = |reach| NetworkOperator { permits: Some(permits(reach)), ..NetworkOperator::default() };
+    let lowered = |manager: Manager| manager.with_network(operator(Reach::Nothing));
+    let mut rig = rig(operator(Reach::Public), lowered).await;
+    // The real dialer would answer here.
+    let record = rig.keeping.settings().unwrap();
+    assert_eq!(record.settings.settings(&[]).reach, NetworkSettings::default().reach);
+    assert!(rig.log().contains("the operator does not permit all of the network settings any more"));
+}
