@@ -35,6 +35,7 @@ use crate::{
     },
     supervision::SuperviseError,
     vmm::{
+        card,
         control::ControlError,
         descriptors::{LaunchError, LaunchFiles},
         end::{self, EndError},
@@ -287,7 +288,14 @@ impl Sandbox {
             };
             let can_stay = named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
             let done = match &mut composition {
-                Composition::Running(running) if can_stay => ResetDone::InPlace(self.reset_in_place(running).await?),
+                Composition::Running(running) if can_stay => {
+                    let reset = self.reset_in_place(running).await;
+                    if reset.is_err() {
+                        // The machine may still run.
+                        self.reattach_network().await;
+                    }
+                    ResetDone::InPlace(reset?)
+                }
                 other => {
                     let from = match (to, snapshot.zip(named.as_ref())) {
                         (Place::OwnDisk, _) => Found::OwnDisk,
@@ -301,10 +309,7 @@ impl Sandbox {
                     ResetDone::Anew
                 }
             };
-            match done {
-                ResetDone::InPlace(_) => self.forget_flows().await,
-                ResetDone::Anew => self.reattach_network().await,
-            }
+            self.reattach_network().await;
             // Meanwhile another command may have given the old machine its identity, which removed the
             // mark, so it is set again.
             identity::make_due(&self.directory)?;
@@ -336,6 +341,11 @@ impl Sandbox {
             Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
         let mut layers = open_all(directory, disk)?;
         running.lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
+        if self.record.network_card {
+            // What is on its way to the machine before, and its connections, are not for the restored one.
+            KeptPins::of(self.network_pins(true).await).write(directory)?;
+            card::detach(&mut running.control).await?;
+        }
         identity::make_due(directory)?;
         layers.push(directory.create_file(&top_name)?);
         running.announce(next.clone(), &top_name)?;

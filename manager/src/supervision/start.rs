@@ -197,11 +197,6 @@ impl Sandbox {
         let _ = self.tell_network(NetworkRequest::Reattach).await;
     }
 
-    /// Ends the flows of the machine before a reset in place.
-    pub(crate) async fn forget_flows(&self) {
-        let _ = self.tell_network(NetworkRequest::ForgetFlows).await;
-    }
-
     /// Asks the supervisor about the network. Returns `None` if there is no network or no supervisor.
     fn tell_network(&self, request: NetworkRequest) -> BoxFuture<'_, Result<Option<Reply>, SuperviseError>> {
         Box::pin(async move {

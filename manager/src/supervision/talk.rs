@@ -52,8 +52,6 @@ pub(super) enum NetworkRequest {
     Pins { is_replaced: bool },
     /// Connects the network to the machine that replaced the one before.
     Reattach,
-    /// The machine was reset in place, so it knows none of its flows any more.
-    ForgetFlows,
 }
 
 /// The state of a sandbox's network.

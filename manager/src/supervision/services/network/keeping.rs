@@ -45,7 +45,6 @@ pub(super) enum Ask {
         reply: oneshot::Sender<Vec<SavedPin>>,
     },
     Reattach(oneshot::Sender<Result<(), NetworkFailure>>),
-    ForgetFlows(oneshot::Sender<()>),
     End(oneshot::Sender<()>),
 }
 
@@ -214,14 +213,6 @@ impl Keeping {
             Ask::Reattach(reply) => {
                 let began = self.replace_pair().await;
                 let _ = reply.send(began);
-            }
-            Ask::ForgetFlows(reply) => {
-                if let Some(pair) = &mut self.pair
-                    && let Err(error) = pair.egress.packets.send(&EgressRequest::ForgetFlows, &[]).await
-                {
-                    self.lost(&error).await;
-                }
-                let _ = reply.send(());
             }
             Ask::End(reply) => drop(reply),
         }

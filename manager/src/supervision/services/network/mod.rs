@@ -84,7 +84,6 @@ impl Network {
                 self.ask(Ask::Reattach).await??;
                 Ok(Reply::Done(Vec::new()))
             }
-            NetworkRequest::ForgetFlows => self.ask(Ask::ForgetFlows).await.map(|()| Reply::Done(Vec::new())),
         }
     }
 

@@ -6,8 +6,8 @@ use crate::{
     home::directory::SandboxDirectory,
     network::{operator::Provided, record::NetworkRecord},
     vmm::{
+        card,
         control::{ControlClient, ControlError},
-        descriptors::LaunchFiles,
         group::Group,
         wire::WireError,
     },
@@ -17,7 +17,7 @@ use sandboxvm_protocol::{
         DialerEvent, DialerRequest, DialerSettings, DialerSetup, EgressEvent, EgressRequest, EgressSetup,
         NetworkSettings, SavedPin, TrustAnchors,
     },
-    vmm::{ControlReply, ControlRequest, FdIndex},
+    vmm::FdIndex,
 };
 use std::{
     io,
@@ -29,8 +29,8 @@ use tokio::time::timeout;
 
 /// The argument that makes the program a dialer.
 const DIALER: &std::ffi::CStr = c"dialer";
-/// Maximum time until a process is confined and ready, which takes some milliseconds, and until a VMM
-/// has attached a socket. The limit allows for a host that swaps.
+/// Maximum time until a process is confined and ready, which takes some milliseconds. The limit allows
+/// for a host that swaps.
 const READY_WITHIN: Duration = Duration::from_secs(4);
 
 /// Why a network is down.
@@ -90,13 +90,8 @@ impl Pair {
             Err(_) => return Err(pair.failed(&WireError::Io(io::ErrorKind::TimedOut.into())).await),
         }
         drop(frames_of_egress);
-        let mut files = LaunchFiles::default();
-        let request = ControlRequest::AttachNetwork { frames: files.add(&frames) };
-        match control.request_with(request, &files, READY_WITHIN).await? {
-            Ok(ControlReply::Done) => Ok(pair),
-            Ok(_) => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
-            Err(refusal) => Err(ControlError::from(refusal).into()),
-        }
+        card::attach(&mut control, &frames).await?;
+        Ok(pair)
     }
 
     async fn begin(&mut self, record: &NetworkRecord, pins: Vec<SavedPin>, frames: impl AsFd) -> Result<(), WireError> {

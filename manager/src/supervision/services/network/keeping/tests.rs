@@ -90,3 +90,14 @@ async fn live_change_is_held_to_what_the_operator_permits_now() {
     assert_eq!(record.settings.settings(&[]).reach, NetworkSettings::default().reach);
     assert!(rig.log().contains("the operator does not permit all of the network settings any more"));
 }
+
+#[tokio::test]
+async fn machine_that_is_replaced_or_reset_gets_other_processes() {
+    let Rig { _home, mut keeping, mut egress } = Rig::plain().await;
+    let (reply, pins) = oneshot::channel();
+    let answered = answer(&mut egress, vec![EgressEvent::Pins(vec![pin()])]);
+    tokio::join!(keeping.answer(Ask::Pins { is_replaced: true, reply }), answered);
+    assert_eq!(pins.await.unwrap(), [pin()]);
+    assert!(keeping.pair.is_none(), "nothing passes while the machine is being replaced");
+    assert!(matches!(egress.next::<EgressRequest>().await, Err(WireError::Closed)), "its process has ended");
+}
