@@ -6,6 +6,7 @@ use super::pair::{NetworkFailure, Pair};
 use crate::{
     audit::Event,
     home::directory::SandboxDirectory,
+    hostile_text::one_line,
     network::{
         pins::{self, KeptPins},
         present,
@@ -33,6 +34,8 @@ const WORKED_FOR: Duration = Duration::from_secs(60);
 const REPLACED_WITHIN: Duration = Duration::from_secs(15);
 /// An egress process answers in well under a millisecond; the limit allows for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// Maximum length in bytes of a text of the egress process in a log or a message.
+const MAX_TEXT: usize = 320;
 
 /// A request of the supervisor.
 #[derive(Debug)]
@@ -58,6 +61,10 @@ pub(super) struct Keeping {
     began: Instant,
     problem: Option<String>,
     restarts: u64,
+    /// Number of lines that the log did not take.
+    unlogged: u64,
+    /// True if the last line in the log says that lines are left out.
+    is_log_closed: bool,
     delay: Duration,
     retry_at: Option<Instant>,
 }
@@ -90,6 +97,8 @@ impl Keeping {
             began: now,
             problem: None,
             restarts: 0,
+            unlogged: 0,
+            is_log_closed: false,
             delay: FIRST_DELAY,
             retry_at: None,
         };
@@ -191,6 +200,7 @@ impl Keeping {
                     attached: self.pair.is_some(),
                     problem: self.problem.clone(),
                     restarts: self.restarts,
+                    unlogged: self.unlogged,
                     counters,
                 };
                 let _ = reply.send(report);
@@ -268,7 +278,7 @@ impl Keeping {
             match answer {
                 Ok(Ok(())) => return Ok(()),
                 // It refuses everything now, which is what an invalid record deserves.
-                Ok(Err(reason)) => return Err(NetworkFailure::Settings(reason)),
+                Ok(Err(reason)) => return Err(NetworkFailure::Settings(short(&reason))),
                 // Which settings are in force is not known, so the processes are replaced.
                 Err(error) => self.lost(&error).await,
             }
@@ -345,6 +355,7 @@ impl Keeping {
                 None
             }
             EgressEvent::Configured(Err(reason)) => {
+                let reason = short(&reason);
                 self.log.note(format_args!(
                     "the settings of the network are not valid, so everything is refused: {reason}"
                 ));
@@ -360,35 +371,42 @@ impl Keeping {
         Ok(())
     }
 
-    fn note(&self, lines: impl IntoIterator<Item = Event>) {
+    fn note(&mut self, lines: impl IntoIterator<Item = Event>) {
         let trail = self.sandbox.trail();
         for line in lines {
-            // What does not fit is left out: the rest of the log is the owner's.
-            trail.note_of_guest(line);
+            if trail.note_of_guest(line) {
+                self.is_log_closed = false;
+                continue;
+            }
+            // The rest of the log is the owner's, except for one line about what is missing.
+            self.unlogged = self.unlogged.saturating_add(1);
+            if !self.is_log_closed {
+                self.is_log_closed = trail.append(Event::NetworkUnlogged).is_ok();
+            }
         }
     }
 
     async fn end(mut self) {
-        if let Some(pair) = &mut self.pair {
-            // What the process said before its end is recorded.
-            while let Ok(Ok(event)) = timeout(Duration::ZERO, pair.next()).await {
-                let now = Instant::now();
-                let line = match event {
-                    EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
-                    EgressEvent::Name(name) => self.traffic.name(name, now),
-                    _ => None,
-                };
-                if let Some(line) = line {
-                    self.sandbox.trail().note_of_guest(line);
+        if let Some(pair) = self.pair.take() {
+            for event in pair.finish().await {
+                if self.record(event).is_err() {
+                    break;
                 }
             }
         }
-        if let Some(pair) = self.pair.take() {
-            pair.kill().await;
-        }
         let lines = self.traffic.all();
         self.note(lines);
+        if self.unlogged > 0 {
+            self.log.note(format_args!("{} lines of the network are not in the audit log", self.unlogged));
+        }
     }
+}
+
+/// Returns a text of the egress process for a log or a message: one short line.
+fn short(text: &str) -> String {
+    let mut line = one_line(&text[..text.floor_char_boundary(MAX_TEXT)]);
+    line.truncate(line.floor_char_boundary(MAX_TEXT));
+    line
 }
 
 async fn next(pair: Option<&mut Pair>) -> Result<EgressEvent, WireError> {

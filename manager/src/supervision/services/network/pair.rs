@@ -33,6 +33,11 @@ const DIALER: &std::ffi::CStr = c"dialer";
 /// for a host that swaps.
 const READY_WITHIN: Duration = Duration::from_secs(4);
 
+/// Maximum number of events of a process that has ended. Its socket holds fewer of any size that occurs.
+const MAX_LAST_EVENTS: usize = 1024;
+/// Maximum time to read them. The socket of a process that has ended has an end, and no read waits.
+const DRAINED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Why a network is down.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkFailure {
@@ -151,8 +156,25 @@ impl Pair {
     }
 
     /// Ends both processes, and returns once they have ended.
-    pub(super) async fn kill(self) {
+    pub(super) async fn kill(mut self) {
         tokio::join!(self.egress.kill(), self.dialer.kill());
+    }
+
+    /// Ends both processes, and returns what the egress process reported before.
+    pub(super) async fn finish(mut self) -> Vec<EgressEvent> {
+        // First, because a process that was taken over may report without end.
+        tokio::join!(self.egress.kill(), self.dialer.kill());
+        let mut events = Vec::new();
+        let drain = async {
+            while events.len() < MAX_LAST_EVENTS
+                && let Ok(event) = self.egress.packets.next().await
+            {
+                events.push(event);
+            }
+        };
+        // What was read until then is returned.
+        let _ = timeout(DRAINED_WITHIN, drain).await;
+        events
     }
 }
 

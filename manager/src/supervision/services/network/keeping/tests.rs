@@ -7,7 +7,7 @@ use crate::{
         spec::NetworkSpec,
     },
 };
-use sandboxvm_protocol::egress::{EgressLimits, NetworkSettings, Reach};
+use sandboxvm_protocol::egress::{Decided, EgressLimits, FlowEnd, FlowRecord, NetworkSettings, Reach, Transport};
 use std::path::Path;
 
 /// A network whose processes are idle: the test speaks for the egress process.
@@ -100,4 +100,79 @@ async fn machine_that_is_replaced_or_reset_gets_other_processes() {
     assert_eq!(pins.await.unwrap(), [pin()]);
     assert!(keeping.pair.is_none(), "nothing passes while the machine is being replaced");
     assert!(matches!(egress.next::<EgressRequest>().await, Err(WireError::Closed)), "its process has ended");
+}
+
+fn flow(port: u16) -> EgressEvent {
+    EgressEvent::Flow(FlowRecord {
+        transport: Transport::Tcp,
+        name: None,
+        address: [192, 0, 2, 1].into(),
+        port,
+        decided: Decided::Allowed(None),
+        bytes_out: 0,
+        bytes_in: 0,
+        millis: 0,
+        end: FlowEnd::Closed,
+        count: 1,
+    })
+}
+
+#[tokio::test]
+async fn one_last_line_says_that_lines_of_the_guest_are_left_out() {
+    let Rig { _home, mut keeping, egress: _egress } =
+        rig(NetworkOperator::default(), |manager| manager.with_max_audit_log(4096)).await;
+    for port in 1..=100 {
+        keeping.record(flow(port)).unwrap();
+    }
+    let trail = keeping.sandbox.trail();
+    let logged = trail.verify().unwrap().lines;
+    let text = std::fs::read_to_string(trail.path()).unwrap();
+    assert_eq!(text.matches("network_unlogged").count(), 1);
+    assert!(text.lines().last().unwrap().contains("\"event\":\"network_unlogged\""), "{text}");
+    assert_eq!(keeping.unlogged, 100 + 1 - logged);
+    keeping.pair = None;
+    let (reply, report) = oneshot::channel();
+    keeping.answer(Ask::Report(reply)).await;
+    assert_eq!(report.await.unwrap().unlogged, 101 - logged);
+    // Its owner can still act, and a log that was archived gets lines again.
+    trail.append(Event::Paused).unwrap();
+    std::fs::rename(trail.path(), trail.path().with_extension("old")).unwrap();
+    keeping.record(flow(1)).unwrap();
+    assert!(!keeping.is_log_closed);
+}
+
+#[tokio::test]
+async fn end_is_not_delayed_by_a_process_that_reports_without_end() {
+    let Rig { _home, keeping, egress } = Rig::plain().await;
+    // Our end of the wire stays open, as that of a process which cannot be killed.
+    let flood = tokio::spawn(async move {
+        loop {
+            if egress.send(&flow(443), &[]).await.is_err() {
+                return;
+            }
+        }
+    });
+    timeout(Duration::from_secs(10), keeping.end()).await.expect("the end is bounded");
+    flood.abort();
+}
+
+#[tokio::test]
+async fn what_a_process_reported_before_it_ended_is_logged() {
+    let Rig { _home, keeping, egress } = Rig::plain().await;
+    egress.send(&flow(443), &[]).await.unwrap();
+    drop(egress);
+    let sandbox = Arc::clone(&keeping.sandbox);
+    keeping.end().await;
+    assert_eq!(sandbox.trail().verify().unwrap().lines, 1);
+}
+
+#[tokio::test]
+async fn texts_of_a_process_are_one_short_line() {
+    let mut rig = Rig::plain().await;
+    let hostile = format!("\u{1b}[2J\nsandboxvm: forged\n{}", "x\n".repeat(50_000));
+    rig.keeping.record(EgressEvent::Configured(Err(hostile))).unwrap();
+    let problem = rig.keeping.problem.as_deref().unwrap();
+    assert!(problem.len() < MAX_TEXT + 40 && !problem.contains(char::is_control), "{problem}");
+    let log = rig.log();
+    assert!(log.len() < 2 * 1024 && !log.lines().any(|line| line.starts_with("sandboxvm")), "{log}");
 }
