@@ -96,6 +96,7 @@ pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle 
         kernel: kernel.or_else(|| var("SANDBOXVM_KERNEL")),
         image: image.or_else(|| var("SANDBOXVM_IMAGE")),
         agent: var("SANDBOXVM_AGENT"),
+        egress: var("SANDBOXVM_EGRESS"),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Another user in place of root, and no capability.
 
-use super::{Missing, Part, Step, failed};
+use crate::outcome::{Missing, Part, Step, failed};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,

@@ -9,26 +9,20 @@ mod filter;
 mod identity;
 mod limits;
 mod namespaces;
+mod outcome;
 
 pub use filter::{Argument, Filter};
 pub use identity::User;
+pub use namespaces::Network;
+pub use outcome::{ConfineError, Missing, Part};
 pub use rustix::process::Resource;
 
+use outcome::{Step, failed};
 use rustix::{
-    io::Errno,
     process::{DumpableBehavior, Signal, geteuid, set_dumpable_behavior, set_parent_process_death_signal},
     thread::set_no_new_privs,
 };
-use std::{fmt, fs, io};
-
-/// The process is not confined, and must not serve.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot confine the {process}: {step}: {source}")]
-pub struct ConfineError {
-    process: &'static str,
-    step: &'static str,
-    source: io::Error,
-}
+use std::{fs, io};
 
 /// What a process keeps.
 #[derive(Debug)]
@@ -47,57 +41,6 @@ pub struct Confinement<'a> {
     pub ends_first: u16,
     /// System calls that are left.
     pub filter: &'a Filter,
-}
-
-/// The network of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Network {
-    /// None. Sockets that it has already keep working.
-    Empty,
-    /// The host's.
-    OfHost,
-}
-
-/// A part of the confinement that a host can refuse, and that others cover: the system call filter keeps the process from
-/// files, sockets and processes in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// To be ended first when memory is short.
-    EndsFirst,
-    /// A user that no other process has.
-    OwnUser,
-    /// Empty namespaces.
-    Namespaces,
-    /// An empty root.
-    EmptyRoot,
-}
-
-/// A part of the confinement that the host refused.
-#[derive(Debug)]
-pub struct Missing {
-    /// The part.
-    pub part: Part,
-    /// What the host said.
-    pub error: io::Error,
-}
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.part {
-            Part::EndsFirst => "is not the first process to end when memory is short",
-            Part::OwnUser => "shares its user with other processes",
-            Part::Namespaces => "keeps the namespaces of this host",
-            Part::EmptyRoot => "keeps the root directory of this host",
-        };
-        write!(f, "{what}: {}", self.error)
-    }
-}
-
-/// Names the step that failed.
-type Step = (&'static str, io::Error);
-
-fn failed(step: &'static str) -> impl FnOnce(Errno) -> Step {
-    move |error| (step, error.into())
 }
 
 impl Confinement<'_> {

@@ -1,6 +1,6 @@
 //! Resource limits: what code that took the process over could still use up.
 
-use super::{Step, failed};
+use crate::outcome::{Step, failed};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// No process here needs any of these. A core file would hold what passes through it.

@@ -1,6 +1,6 @@
 //! Separate namespaces, and an empty root in place of the host's files.
 
-use super::{Missing, Network, Part, Step, failed};
+use crate::outcome::{Missing, Part, Step, failed};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
@@ -8,6 +8,15 @@ use rustix::{
     process::{chdir, fchdir, pivot_root},
     thread::{UnshareFlags, unshare_unsafe},
 };
+
+/// The network of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// None. Sockets that it has already keep working.
+    Empty,
+    /// The host's.
+    OfHost,
+}
 
 /// Where the empty root is built before it becomes the root: any directory that always exists.
 const STAGE: &str = "/tmp";

@@ -5,7 +5,8 @@
 
 use sandboxvm_egress::confinement::{confine_dialer, confine_egress_process};
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     process::Command,
@@ -258,20 +259,33 @@ fn attempts(process: &str) -> Vec<Attempt> {
     BOTH.iter().chain(further).copied().collect()
 }
 
-fn drill(process: &str, user: u32) {
+/// What the host of an attack allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Host {
+    /// All of it.
+    Plain,
+    /// Users below 65,535, as in a container.
+    Container,
+    /// The same, and no further user namespaces.
+    NoUserNamespaces,
+}
+
+/// Attacks, and returns what the attacker says.
+fn drill(process: &str, user: u32, host: Host) -> String {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can make all of these attempts before");
-        return;
+        return String::new();
     }
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", "attacker", "--nocapture", "--include-ignored"]);
     command.env(AS, process).env("EGRESS_DRILL_USER", user.to_string());
+    command.env("EGRESS_DRILL_HOST", format!("{host:?}"));
     command.env("EGRESS_DRILL_PARENT", std::process::id().to_string());
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     for (name, _) in attempts(process) {
-        // An ordinary user cannot do these.
+        // An ordinary user cannot do these, nor can root of a container to its host.
         let is_roots = [
             "make a raw socket",
             "make a packet socket",
@@ -280,7 +294,7 @@ fn drill(process: &str, user: u32) {
             "signal its parent",
             "read another process",
         ];
-        if user == 0 || !is_roots.contains(&name) {
+        if (user == 0 && host == Host::Plain) || !is_roots.contains(&name) {
             assert!(said.contains(&format!("before: {name}: ok")), "{name}: {said}{errors}");
         }
         assert!(said.contains(&format!("confined: {name}: refused")), "{name}: {said}{errors}");
@@ -290,31 +304,45 @@ fn drill(process: &str, user: u32) {
     for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
         assert!(said.contains(&format!("{set}:\t0000000000000000")), "{set}: {said}");
     }
-    assert!(!said.contains("missing:"), "{said}");
-    if user == 0 {
-        let uid = said.split("Uid:\t").nth(1).unwrap().split('\t').next().unwrap().parse::<u32>().unwrap();
-        assert!((0x6800_0000..0x7000_0000).contains(&uid), "{said}");
-    }
+    assert_eq!(said.contains("missing:"), host != Host::Plain, "{said}");
+    said.into_owned()
+}
+
+fn user_of(said: &str) -> u32 {
+    said.split("Uid:\t").nth(1).unwrap().split('\t').next().unwrap().parse().unwrap()
 }
 
 #[test]
 fn a_confined_egress_process_uses_only_what_it_has() {
-    drill("egress", 0);
+    let said = drill("egress", 0, Host::Plain);
+    assert!(said.is_empty() || (0x6800_0000..0x7000_0000).contains(&user_of(&said)), "{said}");
 }
 
 #[test]
 fn a_confined_egress_process_of_an_ordinary_user_uses_only_what_it_has() {
-    drill("egress", ORDINARY);
+    drill("egress", ORDINARY, Host::Plain);
 }
 
 #[test]
 fn a_confined_dialer_opens_no_file_and_starts_no_process() {
-    drill("dialer", 0);
+    let said = drill("dialer", 0, Host::Plain);
+    assert!(said.is_empty() || (0x6800_0000..0x7000_0000).contains(&user_of(&said)), "{said}");
 }
 
 #[test]
 fn a_confined_dialer_of_an_ordinary_user_opens_no_file_and_starts_no_process() {
-    drill("dialer", ORDINARY);
+    drill("dialer", ORDINARY, Host::Plain);
+}
+
+#[test]
+fn what_a_host_refuses_is_reported_and_the_filter_holds() {
+    for process in ["egress", "dialer"] {
+        let said = drill(process, 0, Host::Container);
+        assert!(said.is_empty() || said.contains("missing: the process shares its user"), "{said}");
+        assert!(said.is_empty() || user_of(&said) == 64_739, "{said}");
+        let said = drill(process, ORDINARY, Host::NoUserNamespaces);
+        assert!(said.is_empty() || said.contains("missing: the process keeps the namespaces"), "{said}");
+    }
 }
 
 /// The process that tries: a child with one thread, since a process with several enters no user namespace.
@@ -323,13 +351,34 @@ fn a_confined_dialer_of_an_ordinary_user_opens_no_file_and_starts_no_process() {
 fn attacker() {
     let Ok(process) = env::var(AS) else { return };
     let user: u32 = env::var("EGRESS_DRILL_USER").unwrap().parse().unwrap();
+    let host = env::var("EGRESS_DRILL_HOST").unwrap();
+    let of_child = host.clone();
+    let (mut ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     // SAFETY: the child has this thread alone, and the harness's other thread waits for this one and holds no lock.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let tried = std::panic::catch_unwind(|| attack(&process, user));
+        let tried = std::panic::catch_unwind(move || {
+            if of_child != "Plain" {
+                // SAFETY: plain numbers.
+                result(unsafe { libc::unshare(libc::CLONE_NEWUSER) }).unwrap();
+            }
+            // The parent says who is in the namespace.
+            theirs.write_all(b"x").and_then(|()| theirs.read_exact(&mut [0])).unwrap();
+            if of_child == "NoUserNamespaces" {
+                fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
+            }
+            attack(&process, user);
+        });
         // SAFETY: ends the child without what the harness would do at its end.
         unsafe { libc::_exit(tried.is_err().into()) };
     }
+    ours.read_exact(&mut [0]).unwrap();
+    if host != "Plain" {
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{child}/{map}"), "0 0 65535").unwrap();
+        }
+    }
+    ours.write_all(b"x").unwrap();
     let mut status = 0;
     // SAFETY: waits for the child of above.
     result(unsafe { libc::waitpid(child, &raw mut status, 0) }).unwrap();
@@ -361,7 +410,7 @@ fn attack(process: &str, user: u32) {
     }
     try_all("confined");
     let (ours, theirs) = &sockets().pair;
-    let used = io::Write::write_all(&mut &*ours, b"x").and_then(|()| io::Read::read_exact(&mut &*theirs, &mut [0]));
+    let used = (&*ours).write_all(b"x").and_then(|()| (&*theirs).read_exact(&mut [0]));
     println!("confined: uses what it has: {}", if used.is_ok() { "ok" } else { "refused" });
     // Opened before, and read now.
     println!("{}", io::read_to_string(status).unwrap());

@@ -185,6 +185,29 @@ fn sockets_are_handed_over_connected() {
 }
 
 #[test]
+fn a_dialer_of_an_ordinary_user_dials_too() {
+    let Some(internet) = Internet::new() else { return };
+    listen_everywhere();
+    let _listener = internet.run(|| TcpListener::bind(("1.1.1.1", PORT)).unwrap());
+    let (dialer, requests) = Dialer::start_as(65_533, &[], &[], DialerSettings::default());
+    for what in
+        [Dial::Tcp(address("1.1.1.1"), PORT), Dial::Udp(address("2606:4700::1"), 53), Dial::Echo(address("1.1.1.1"))]
+    {
+        assert!(dial(&requests, what).is_ok(), "{what:?}");
+    }
+    assert_eq!(dial(&requests, Dial::Tcp(address(HOST), PORT)).unwrap_err(), DialFailure::Forbidden);
+    let links = |name: &str| {
+        ["self", &dialer.process.id().to_string()]
+            .map(|pid| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap())
+    };
+    // Of all namespaces, it has the network of the thread that started it.
+    for name in ["user", "mnt", "ipc", "uts", "cgroup"] {
+        let [own, dialers] = links(name);
+        assert_ne!(own, dialers, "{name}");
+    }
+}
+
+#[test]
 fn failures_are_reported_as_what_they_are() {
     let Some(_internet) = Internet::new() else { return };
     let (_dialer, requests) = Dialer::start(&[], &[], DialerSettings::default());

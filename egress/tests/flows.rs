@@ -17,7 +17,7 @@ use smoltcp::{
 };
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -68,7 +68,7 @@ fn allowed_connections_carry_bytes_both_ways_and_are_recorded() {
         guest.send(tcp, b"hello").unwrap();
         assert_eq!(guest.read_to_end(tcp).unwrap(), b"hellohello");
         guest.close(tcp);
-        guest.until(Duration::from_millis(100), |_| None::<()>);
+        guest.rest();
         let record = sandbox.flow();
         assert_eq!((record.address, record.port), (to.ip(), to.port()));
         assert_eq!((record.bytes_out, record.bytes_in, record.end), (5, 10, FlowEnd::Closed));
@@ -136,7 +136,8 @@ fn either_side_can_close_first() {
     guest.send(tcp, &noise(200_000)).unwrap();
     guest.close(tcp);
     assert!(guest.read_to_end(tcp).unwrap() == noise(300_000));
-    assert!(served.recv().unwrap() == noise(200_000));
+    assert!(served.recv_timeout(Duration::from_secs(20)).unwrap() == noise(200_000));
+    guest.rest();
     assert_eq!(sandbox.flow().end, FlowEnd::Closed);
 
     let (listener, to) = listen("198.51.100.1");
@@ -150,9 +151,10 @@ fn either_side_can_close_first() {
     let tcp = guest.connect(to).unwrap();
     assert!(guest.read_to_end(tcp).unwrap() == noise(300_000));
     guest.send(tcp, &noise(200_000)).unwrap();
+    guest.drained(tcp);
     guest.close(tcp);
-    guest.until(Duration::from_millis(300), |_| None::<()>);
-    assert!(served.recv().unwrap() == noise(200_000));
+    guest.closed(tcp);
+    assert!(served.recv_timeout(Duration::from_secs(20)).unwrap() == noise(200_000));
     assert_eq!(sandbox.flow().end, FlowEnd::Closed);
 }
 
@@ -165,8 +167,9 @@ fn resets_pass_both_ways() {
     let (listener, to) = listen("198.51.100.1");
     let served = serve(listener, |mut stream| stream.read(&mut [0; 10]).map_err(|error| error.kind()));
     let tcp = guest.connect(to).unwrap();
+    guest.rest();
     guest.abort(tcp);
-    assert_eq!(served.recv().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(served.recv_timeout(Duration::from_secs(20)).unwrap(), Err(std::io::ErrorKind::ConnectionReset));
     assert_eq!(sandbox.flow().end, FlowEnd::Reset);
 
     let (listener, to) = listen("198.51.100.1");
@@ -176,7 +179,7 @@ fn resets_pass_both_ways() {
     });
     let tcp = guest.connect(to).unwrap();
     guest.send(tcp, b"two").unwrap();
-    served.recv().unwrap();
+    served.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(guest.read(tcp, 10), Err(Failed::Reset));
     assert_eq!(sandbox.flow().end, FlowEnd::Reset);
 }
@@ -202,7 +205,7 @@ fn slow_readers_on_both_sides_lose_nothing() {
     // The guest reads nothing for a while.
     thread::sleep(Duration::from_secs(1));
     assert!(guest.read_exact(tcp, 20_000_000).unwrap() == data);
-    assert!(served.recv().unwrap() == data);
+    assert!(served.recv_timeout(Duration::from_secs(20)).unwrap() == data);
     assert!(sandbox.memory("VmRSS") < 16 * 1024, "{} KiB", sandbox.memory("VmRSS"));
 }
 
@@ -234,12 +237,15 @@ fn datagrams_pass_both_ways_and_refusals_come_as_icmp() {
     let (mut sandbox, mut guest) = Sandbox::start(listed(&["198.51.100.1", "2001:db8::1"], &[]));
     for address in ["198.51.100.1", "2001:db8::1"] {
         let server = UdpSocket::bind((address, 0)).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let to = server.local_addr().unwrap();
         let udp = guest.udp();
         for size in [0, 1, 1400, 9000, 60_000] {
             guest.send_to(udp, &noise(size), to);
+            // Before the first one, the guest asks for the gateway's hardware address.
+            guest.rest();
             let mut buffer = vec![0; 65_536];
-            let (count, from) = server.recv_from(&mut buffer).unwrap();
+            let (count, from) = server.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{size}: {error}"));
             assert!(buffer[..count] == noise(size));
             server.send_to(&buffer[..count], from).unwrap();
             let (bytes, from) = guest.receive_from(udp, Duration::from_secs(5)).unwrap();
@@ -249,10 +255,9 @@ fn datagrams_pass_both_ways_and_refusals_come_as_icmp() {
     assert_eq!(sandbox.counters().open, 2);
     // A port where no program listens, and an address that is not allowed.
     for (to, code) in [("198.51.100.1:9", 3), ("198.51.100.2:9", 13)] {
-        let udp = guest.udp();
-        guest.send_to(udp, b"x", to.parse().unwrap());
+        guest.card.send(&datagram(to.parse().unwrap()));
         let frame = loop {
-            let frame = guest.frame(Duration::from_secs(5)).expect("an ICMP message");
+            let frame = guest.frame(Duration::from_secs(5)).unwrap_or_else(|| panic!("nothing from {to}"));
             if frame[12..14] == [8, 0] && frame[23] == 1 {
                 break frame;
             }
@@ -262,11 +267,27 @@ fn datagrams_pass_both_ways_and_refusals_come_as_icmp() {
     let record = sandbox.flow();
     assert_eq!((record.transport, record.end), (Transport::Udp, FlowEnd::NotEstablished));
     for port in [443, 853, 5353] {
-        let udp = guest.udp();
-        guest.send_to(udp, b"x", SocketAddr::new([198, 51, 100, 2].into(), port));
+        guest.card.send(&datagram(format!("198.51.100.2:{port}").parse().unwrap()));
     }
     let refused: Vec<u16> = (0..3).map(|_| sandbox.flow().port).collect();
     assert!([443, 853, 5353].iter().all(|port| refused.contains(port)), "{refused:?}");
+}
+
+/// A frame with a datagram of the guest.
+fn datagram(to: SocketAddrV4) -> Vec<u8> {
+    let mut bytes = vec![0; 29];
+    let ip = Ipv4Repr {
+        src_addr: GUEST_V4,
+        dst_addr: *to.ip(),
+        next_header: IpProtocol::Udp,
+        payload_len: 9,
+        hop_limit: 64,
+    };
+    ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes), &ChecksumCapabilities::default());
+    bytes[20..22].copy_from_slice(&3333_u16.to_be_bytes());
+    bytes[22..24].copy_from_slice(&to.port().to_be_bytes());
+    bytes[25] = 9;
+    ethernet([8, 0], &bytes)
 }
 
 fn ping(to: Ipv4Addr, sequence: u16) -> Vec<u8> {
@@ -317,7 +338,7 @@ fn services_of_the_host_are_reached_at_the_gateway() {
     let tcp = guest.connect(SocketAddr::new(GATEWAY_V4.into(), at.port())).unwrap();
     assert_eq!(guest.read_to_end(tcp).unwrap(), b"service");
     guest.close(tcp);
-    guest.until(Duration::from_millis(100), |_| None::<()>);
+    guest.rest();
     assert_eq!(sandbox.flow().decided, Decided::Allowed(Some(rule)));
 }
 
@@ -357,6 +378,6 @@ fn three_hundred_connections_at_once_are_carried_and_then_one_more() {
     for tcp in all {
         guest.close(tcp);
     }
-    guest.until(Duration::from_millis(500), |_| None::<()>);
+    guest.rest();
     assert_eq!(sandbox.counters().open, 1);
 }

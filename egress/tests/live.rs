@@ -49,6 +49,7 @@ fn new_settings_cut_what_they_do_not_allow_and_nothing_else() {
     let (one, two) = (echo("198.51.100.1"), echo("198.51.100.2"));
     let (kept, cut) = (guest.connect(one).unwrap(), guest.connect(two).unwrap());
     let server = UdpSocket::bind("198.51.100.2:0").unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let udp = guest.udp();
     guest.send_to(udp, b"x", server.local_addr().unwrap());
     server.recv_from(&mut [0; 10]).unwrap();

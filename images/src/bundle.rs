@@ -1,4 +1,4 @@
-//! The bundle: the four files every sandbox is made of, where they are looked for, and the check of each before use.
+//! The bundle: the files every sandbox is made of, and the program behind its network card; where they are looked for, and the check of each before use.
 //! Files are checked through the descriptor that is handed on, so what was checked is what boots.
 
 use crate::{
@@ -30,6 +30,8 @@ pub struct BundleSources {
     pub image: Option<PathBuf>,
     /// The agent disk, likewise.
     pub agent: Option<PathBuf>,
+    /// The egress process, likewise.
+    pub egress: Option<PathBuf>,
 }
 
 /// The paths of a bundle's files, not yet looked at.
@@ -43,6 +45,9 @@ pub struct Bundle {
     pub image: PathBuf,
     /// `agent.erofs`, the disk with the guest agent.
     pub agent: PathBuf,
+    /// `sandboxvm-egress`, the program behind a network card. Only a sandbox with a network needs it, so a bundle of an older
+    /// version is complete without it.
+    pub egress: PathBuf,
 }
 
 /// A part of the bundle.
@@ -56,11 +61,13 @@ pub enum Part {
     Image,
     /// The agent disk.
     Agent,
+    /// The program behind a network card.
+    Egress,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Self; 4] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent];
+    pub const ALL: [Self; 5] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent, Self::Egress];
 
     /// Its file's name in a bundle directory.
     #[must_use]
@@ -70,6 +77,7 @@ impl Part {
             Self::Kernel => "vmlinux",
             Self::Image => "base.erofs",
             Self::Agent => "agent.erofs",
+            Self::Egress => "sandboxvm-egress",
         }
     }
 }
@@ -81,6 +89,7 @@ impl fmt::Display for Part {
             Self::Kernel => "guest kernel",
             Self::Image => "base image",
             Self::Agent => "agent disk",
+            Self::Egress => "egress process",
         })
     }
 }
@@ -182,6 +191,7 @@ impl Bundle {
             kernel: part(&sources.kernel, Part::Kernel),
             image: part(&sources.image, Part::Image),
             agent: part(&sources.agent, Part::Agent),
+            egress: part(&sources.egress, Part::Egress),
         }
     }
 
@@ -193,6 +203,7 @@ impl Bundle {
             Part::Kernel => &self.kernel,
             Part::Image => &self.image,
             Part::Agent => &self.agent,
+            Part::Egress => &self.egress,
         }
     }
 
@@ -211,7 +222,7 @@ impl Bundle {
             Err(RegularFileError::NotAFile) => return Err(BundleError::NotAFile { part, path }),
         };
         match part {
-            Part::Vmm => {
+            Part::Vmm | Part::Egress => {
                 if access(&path, Access::EXEC_OK).is_err() {
                     return Err(BundleError::NotExecutable { part, path });
                 }
@@ -224,7 +235,7 @@ impl Bundle {
         Ok(file)
     }
 
-    /// Opens and checks everything.
+    /// Opens and checks everything that every sandbox needs.
     ///
     /// # Errors
     /// Every [`BundleError`], for the first part that has one.

@@ -29,6 +29,8 @@ test_packages=(
     procps                      # ps
     curl                        # an independent HTTP client
     openssl                     # creates certificates for the server
+    iproute2                    # ip: network namespaces
+    nsd                         # a name server for the resolver
 )
 
 # interpreter_packages: lists the packages of the code interpreter's image, which tests of its

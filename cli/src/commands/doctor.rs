@@ -255,6 +255,7 @@ fn part(bundle: &Bundle, part: Part) -> Check {
         Part::Kernel => "guest kernel",
         Part::Image => "base image",
         Part::Agent => "agent disk",
+        Part::Egress => "egress process",
     };
     match bundle.open_part(part) {
         Ok(file) => {

@@ -118,7 +118,7 @@ pub(crate) fn see_to(sandbox: &Sandbox) {
 pub(crate) fn program() -> Result<SupervisorProgram, Failure> {
     let program =
         env::current_exe().map_err(|error| Failure::new(format_args!("cannot find this program: {error}")))?;
-    let egress = environment::bundle(None, None).vmm.with_file_name("sandboxvm-egress");
+    let egress = environment::bundle(None, None).egress;
     Ok(SupervisorProgram { program, arguments: vec!["supervise".into(), "--egress".into(), egress.into()] })
 }
 

@@ -14,9 +14,10 @@ use crate::{
         replies::{self, Unreachable},
     },
 };
+use rustix::net::{RecvFlags, recv};
 use sandboxvm_protocol::egress::{DialFailure, FlowEnd, Transport};
 use std::{cell::RefCell, io, os::fd::OwnedFd, rc::Rc, time::Duration};
-use tokio::net::UdpSocket;
+use tokio::{io::Interest, net::UdpSocket};
 
 /// How long a flow lives after its last datagram, once there was an answer.
 const IDLE: Duration = Duration::from_secs(60);
@@ -29,6 +30,9 @@ const MAX_QUEUED: usize = 8;
 
 /// Maximum number of bytes in them.
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
+
+/// What a socket is waited for: datagrams, and errors such as a refusal by the peer.
+const RECEIVING: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Maximum number of datagrams that a flow passes to the guest before others may.
 const BURST: usize = 64;
@@ -45,7 +49,7 @@ pub struct DatagramFlow {
 enum State {
     /// The socket is awaited, and these packets of the guest with it.
     Dialling(Vec<Box<[u8]>>),
-    Open(UdpSocket),
+    Open(Rc<UdpSocket>),
 }
 
 impl DatagramFlow {
@@ -110,6 +114,10 @@ impl DatagramFlow {
             Ok(fd) => UdpSocket::from_std(socket(fd)).map_err(|_| DialFailure::Busy),
             Err(failure) => Err(failure),
         };
+        if let Ok(socket) = &socket {
+            // Before the runtime knows that it is writable, nothing can be sent. An error is found by the first datagram.
+            let _ = socket.writable().await;
+        }
         let socket = match socket {
             Ok(socket) => socket,
             Err(failure) => {
@@ -123,41 +131,32 @@ impl DatagramFlow {
                 return Ended { end: FlowEnd::NotEstablished, refused };
             }
         };
-        let socket = {
-            let mut state = self.state.borrow_mut();
-            let before = std::mem::replace(&mut *state, State::Open(socket));
-            let State::Open(socket) = &*state else { return FlowEnd::NotEstablished.into() };
-            if let State::Dialling(queued) = before {
-                for packet in &queued {
-                    if let Inbound::Packet(packet) = packet_of(packet) {
-                        self.forward(gateway, socket, &packet);
-                    }
+        let socket = Rc::new(socket);
+        let before = self.state.replace(State::Open(Rc::clone(&socket)));
+        if let State::Dialling(queued) = before {
+            for packet in &queued {
+                if let Inbound::Packet(packet) = packet_of(packet) {
+                    self.forward(gateway, &socket, &packet);
                 }
             }
-            drop(state);
-            &self.state
-        };
+        }
         let idle = || if self.account.is_replied() { IDLE } else { UNREPLIED };
         tokio::select! {
-            () = self.back(gateway, socket, packet.bytes) => FlowEnd::Closed.into(),
+            () = self.back(gateway, &socket, packet.bytes) => FlowEnd::Closed.into(),
             () = self.account.idle(idle) => FlowEnd::Idle.into(),
         }
     }
 
     /// Passes what the peer sends to the guest. Never returns while the socket is good.
-    async fn back(&self, gateway: &Gateway, state: &RefCell<State>, first: &[u8]) {
+    async fn back(&self, gateway: &Gateway, socket: &UdpSocket, first: &[u8]) {
         loop {
-            let readable = std::future::poll_fn(|context| match &*state.borrow() {
-                State::Open(socket) => socket.poll_recv_ready(context),
-                State::Dialling(_) => std::task::Poll::Pending,
-            });
-            if readable.await.is_err() {
+            if socket.ready(RECEIVING).await.is_err() {
                 return;
             }
             for _ in 0..BURST {
                 let freed = gateway.link().outlet.borrow().freed();
                 let freed = freed.notified();
-                let passed = self.pass(gateway, &state.borrow(), first);
+                let passed = self.pass(gateway, socket, first);
                 match passed {
                     Passed::Some => {}
                     Passed::None => break,
@@ -168,8 +167,7 @@ impl DatagramFlow {
         }
     }
 
-    fn pass(&self, gateway: &Gateway, state: &State, first: &[u8]) -> Passed {
-        let State::Open(socket) = state else { return Passed::None };
+    fn pass(&self, gateway: &Gateway, socket: &UdpSocket, first: &[u8]) -> Passed {
         let mut outlet = gateway.link().outlet.borrow_mut();
         if !outlet.is_free() {
             return Passed::Full;
@@ -180,7 +178,7 @@ impl DatagramFlow {
         let read = match key.transport {
             Transport::Icmp => {
                 let mut reply = [0; MTU];
-                let read = socket.try_recv(&mut reply);
+                let read = receive(socket, &mut reply);
                 if let Ok(count) = read {
                     passed = Passed::Some;
                     // Only the kernel's own socket for echo requests is read here, and it has replies alone.
@@ -199,7 +197,7 @@ impl DatagramFlow {
                 replies::datagram(&mut outlet, (key.address, key.port), key.from, |room| {
                     let size = room.len();
                     // One byte more than fits tells a datagram that does not.
-                    read = socket.try_recv(room);
+                    read = receive(socket, room);
                     let count = *read.as_ref().ok()?;
                     passed = Passed::Some;
                     if !may_pass || count >= size {
@@ -218,6 +216,16 @@ impl DatagramFlow {
             }
             Ok(_) | Err(_) => passed,
         }
+    }
+}
+
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    // tokio does nothing where an interest is in both.
+    match socket.try_io(Interest::READABLE, || Ok(recv(socket, &mut *buffer, RecvFlags::DONTWAIT)?.0)) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.try_io(Interest::ERROR, || Ok(recv(socket, buffer, RecvFlags::DONTWAIT)?.0))
+        }
+        received => received,
     }
 }
 

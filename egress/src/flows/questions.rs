@@ -57,7 +57,7 @@ pub async fn over_tcp(gateway: &Gateway, mut guest: GuestStream, account: &Accou
         loop {
             let mut len = [0; 2];
             if guest.read(&mut len[..1]).await? == 0 {
-                guest.close();
+                guest.close().await;
                 return Ok::<_, std::io::Error>(FlowEnd::Closed);
             }
             guest.read_exact(&mut len[1..]).await?;

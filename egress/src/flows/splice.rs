@@ -78,7 +78,7 @@ impl Ends<'_> {
             });
             match given.await {
                 Ok(0) => {
-                    self.guest.close();
+                    self.guest.close().await;
                     return Ok(());
                 }
                 Ok(count) => self.account.passed(Way::In, count),

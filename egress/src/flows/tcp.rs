@@ -20,15 +20,10 @@ use sandboxvm_protocol::egress::{DialFailure, FlowEnd};
 use std::{cell::RefCell, rc::Rc, time::Duration};
 use tokio::net::TcpStream;
 
-/// Buffer of a connection for each direction in bytes.
-const BUFFER: usize = 64 * 1024;
-
-/// The same when there are more than [`MANY`] flows.
-const SMALL_BUFFER: usize = 16 * 1024;
-
-/// Number of flows from which on new ones get small buffers. So 256 flows have 128 KiB, all others 32 KiB, and 1,024 at most
-/// 56 MiB; each that is still inspected up to 64 KiB more.
-const MANY: usize = 256;
+/// Buffers of a connection for each direction in bytes, and up to how many flows a new one gets them. The first are large, so
+/// that some frames of 64 KiB are on their way at a time. 1,024 flows have 70 MiB at most, and 64 KiB more for each that is
+/// still inspected.
+const BUFFERS: [(usize, usize); 3] = [(32, 256 * 1024), (256, 64 * 1024), (usize::MAX, 16 * 1024)];
 
 /// How long the guest may take to confirm a connection that the gateway has answered.
 const HANDSHAKE: Duration = Duration::from_secs(20);
@@ -144,7 +139,8 @@ impl TcpFlow {
 
     /// Answers the guest's first segment, and waits until it has confirmed the answer.
     async fn answer(&self, gateway: &Rc<Gateway>, syn: &Packet<'_>) -> Option<GuestStream> {
-        let capacity = if gateway.open() > MANY { SMALL_BUFFER } else { BUFFER };
+        let open = gateway.open();
+        let capacity = BUFFERS.iter().find(|(flows, _)| open <= *flows).map_or(0, |(_, bytes)| *bytes);
         let end = GuestEnd::open(gateway.link(), syn, capacity)?;
         *self.end.borrow_mut() = Some(Rc::clone(&end));
         let guest = GuestStream::new(end);

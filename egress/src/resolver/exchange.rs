@@ -2,7 +2,7 @@
 //! are new each time, and a name whose case is chosen at random.
 
 use super::{
-    query::WireName,
+    question::WireName,
     upstream_answer::{Asked, Found, Unusable, read},
 };
 use crate::dialing::Dialing;

@@ -1,7 +1,7 @@
 //! Names that are answered without a question to others: those of the settings, and the gateway's.
 
 use super::{
-    query::Query,
+    question::Query,
     reply::{PlainRecord, record},
 };
 use crate::stack::addresses::{GATEWAY_V4, GATEWAY_V6};

@@ -8,6 +8,7 @@ mod cache;
 mod exchange;
 mod local;
 pub mod query;
+pub mod question;
 pub mod reply;
 pub mod upstream_answer;
 
@@ -21,7 +22,8 @@ use domain::base::{
     iana::{Rcode, Rtype},
 };
 use local::Local;
-use query::{Parsed, Query};
+use query::Parsed;
+use question::Query;
 use reply::{PlainRecord, Reply, Verdict};
 use sandboxvm_egress_policy::{pins::MAX_LIFE, policy::Decision};
 use sandboxvm_protocol::egress::{Decided, NameRecord, ResolverTransport};

@@ -1,8 +1,11 @@
 //! A guest's query, as it came. Everything in it is the guest's choice.
 
-use super::reply::{Reply, Verdict};
+use super::{
+    question::{Form, Query, normal_form},
+    reply::{Reply, Verdict},
+};
 use domain::base::{
-    Message, Name, ParsedName, Question, ToName,
+    Message, ParsedName, Question, ToName,
     iana::{Class, Opcode, Rcode, Rtype},
 };
 use sandboxvm_egress_policy::name::DomainName;
@@ -17,35 +20,6 @@ const PLAIN_SIZE: u16 = 512;
 
 /// Longest answer over UDP, whatever the client says that it takes.
 const MAX_UDP: u16 = 4096;
-
-/// A name on the wire, as it was written.
-pub type WireName = Name<Vec<u8>>;
-
-/// A question that can be decided.
-#[derive(Debug, Clone)]
-pub struct Query {
-    /// ID of the query.
-    pub id: u16,
-    /// Whether recursion is desired: the answer has it too.
-    pub recursion: bool,
-    /// The name as the guest wrote it.
-    pub wire_name: WireName,
-    /// The name in its normal form.
-    pub name: DomainName,
-    /// Type.
-    pub rtype: Rtype,
-    /// How the answer goes back.
-    pub form: Form,
-}
-
-/// What an answer must fit, and whether it may have EDNS options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Form {
-    /// Longest answer in bytes.
-    pub limit: usize,
-    /// The query had EDNS.
-    pub has_edns: bool,
-}
 
 /// What a packet is.
 #[derive(Debug)]
@@ -121,22 +95,6 @@ fn form(message: &Message<[u8]>, over: ResolverTransport) -> Result<Option<Form>
     };
     let form = Form { limit: limit.into(), has_edns: edns.is_some() };
     Ok(edns.is_none_or(|(_, version)| version == 0).then_some(form))
-}
-
-/// Returns the name in its normal form. A dot in a label would read as two labels.
-#[must_use]
-pub fn normal_form(name: &impl ToName) -> Option<DomainName> {
-    let mut text = Vec::new();
-    for label in name.iter_labels().filter(|label| !label.is_root()) {
-        if label.as_slice().contains(&b'.') {
-            return None;
-        }
-        if !text.is_empty() {
-            text.push(b'.');
-        }
-        text.extend_from_slice(label.as_slice());
-    }
-    DomainName::parse(&text).ok()
 }
 
 /// Returns the address that a name for reverse lookup is about.

@@ -1,6 +1,6 @@
 //! What the guest gets: the records of an answer, or why there are none.
 
-use super::query::{Form, Query, WireName};
+use super::question::{Form, Query, WireName};
 use domain::{
     base::{
         Header, MessageBuilder, Question, Record, StaticCompressor, ToName, Ttl, UnknownRecordData,

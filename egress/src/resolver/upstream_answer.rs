@@ -3,7 +3,7 @@
 //! name server.
 
 use super::{
-    query::WireName,
+    question::WireName,
     reply::{PlainRecord, record},
 };
 use domain::{
@@ -147,7 +147,8 @@ fn plain(parsed: &ParsedRecord<'_, [u8]>) -> Option<PlainRecord> {
         }
         // Types that are not known here may have names that are compressed.
         AllRecordData::Unknown(_) => return None,
-        other => other.compose_rdata(&mut data).ok()?,
+        // Names in lower case: compressed ones have the case that was chosen for the question.
+        other => other.compose_canonical_rdata(&mut data).ok()?,
     }
     record(read.owner(), read.rtype(), lifetime(parsed), data)
 }

@@ -271,10 +271,20 @@ impl GuestEnd {
         Poll::Pending
     }
 
-    /// Sends the end of the data to the guest, behind what is queued.
-    pub fn close(&self) {
-        self.tcp.borrow_mut().socket().close();
+    /// Sends the end of the data to the guest. If the guest has closed its side, that waits until it has confirmed the data
+    /// before: while it closes last, smoltcp takes no update of the guest's window.
+    pub(super) fn poll_close(&self, context: &Context<'_>) -> Poll<()> {
+        {
+            let mut tcp = self.tcp.borrow_mut();
+            let socket = tcp.socket();
+            if socket.state() == State::CloseWait && socket.send_queue() > 0 {
+                socket.register_send_waker(context.waker());
+                return Poll::Pending;
+            }
+            socket.close();
+        }
         self.settle();
+        Poll::Ready(())
     }
 
     /// Ends the connection by a reset.

@@ -67,8 +67,8 @@ impl GuestStream {
     }
 
     /// Sends the end of the data to the guest.
-    pub fn close(&self) {
-        self.0.close();
+    pub async fn close(&self) {
+        poll_fn(|context| self.0.poll_close(context)).await;
     }
 
     /// Ends the connection by a reset.
@@ -103,8 +103,7 @@ impl AsyncWrite for GuestStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.close();
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_close(context).map(Ok)
     }
 }

@@ -195,6 +195,11 @@ impl Guest {
         }
     }
 
+    /// Handles frames for a while.
+    pub fn rest(&mut self) {
+        self.until(Duration::from_millis(300), |_| None::<()>);
+    }
+
     pub fn port(&mut self) -> u16 {
         self.next_port = if self.next_port == 60_000 { 40_000 } else { self.next_port + 1 };
         self.next_port
@@ -295,6 +300,22 @@ impl Guest {
     pub fn abort(&mut self, tcp: Tcp) {
         self.sockets.get_mut::<tcp::Socket<'_>>(tcp.0).abort();
         self.poll();
+    }
+
+    /// Waits until both sides have closed a connection.
+    pub fn closed(&mut self, tcp: Tcp) {
+        let closed = self.until(PATIENCE, |sockets| {
+            let state = sockets.get::<tcp::Socket<'_>>(tcp.0).state();
+            matches!(state, tcp::State::Closed | tcp::State::TimeWait).then_some(())
+        });
+        assert!(closed.is_some(), "{:?}", self.state(tcp));
+    }
+
+    /// Waits until all that was sent is confirmed.
+    pub fn drained(&mut self, tcp: Tcp) {
+        let drained =
+            self.until(PATIENCE, |sockets| (sockets.get::<tcp::Socket<'_>>(tcp.0).send_queue() == 0).then_some(()));
+        assert!(drained.is_some());
     }
 
     /// Forgets a connection without a segment.

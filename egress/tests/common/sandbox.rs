@@ -33,14 +33,15 @@ pub struct Setup {
     pub resolvers: Vec<SocketAddr>,
 }
 
-/// Settings with these rules, where the addresses of documentation are above the floor.
+/// Settings with these rules, where the addresses of the servers are above the floor. They are the host's, so each is opened
+/// by itself.
 pub fn listed(allow: &[&str], deny: &[&str]) -> NetworkSettings {
     let texts = |rules: &[&str]| rules.iter().map(|rule| (*rule).to_owned()).collect();
     NetworkSettings {
         reach: Reach::Listed,
         allow: texts(allow),
         deny: texts(deny),
-        opened: texts(&["198.51.100.0/24", "2001:db8::/32"]),
+        opened: (1..=4).flat_map(|host| [format!("198.51.100.{host}/32"), format!("2001:db8::{host}/128")]).collect(),
         ..NetworkSettings::default()
     }
 }

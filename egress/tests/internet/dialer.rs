@@ -7,8 +7,12 @@ use sandboxvm_protocol::{
     vmm::FdIndex,
 };
 use std::{
+    fs,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, process::CommandExt},
+    },
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -25,9 +29,19 @@ pub fn pair() -> (OwnedFd, OwnedFd) {
 impl Dialer {
     /// Starts a dialer. Returns the egress process's end of its connection too.
     pub fn start(opened: &[&str], resolvers: &[SocketAddr], settings: DialerSettings) -> (Self, OwnedFd) {
+        Self::start_as(0, opened, resolvers, settings)
+    }
+
+    /// The same by another user than root.
+    pub fn start_as(user: u32, opened: &[&str], resolvers: &[SocketAddr], settings: DialerSettings) -> (Self, OwnedFd) {
         let (supervisor, theirs) = pair();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sandboxvm-egress"));
-        let process = command.arg("dialer").stdin(Stdio::from(theirs)).spawn().unwrap();
+        // A copy, since another user may not reach the directory of the build.
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = directory.path().join("egress");
+        fs::copy(env!("CARGO_BIN_EXE_sandboxvm-egress"), &program).unwrap();
+        let mut command = Command::new(program);
+        let process = command.arg("dialer").uid(user).gid(user).stdin(Stdio::from(theirs)).spawn().unwrap();
         let (requests, dialers_end) = pair();
         let setup = DialerSetup {
             requests: FdIndex(0),

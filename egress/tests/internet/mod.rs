@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 pub mod dialer;
+pub mod nsd;
 
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use std::{fs, process::Command, sync::mpsc, thread};

@@ -1,7 +1,7 @@
 //! What the operator of a host permits the sandboxes of a home to ask for, and what they get from
 //! the host. Where the user is the operator, everything is permitted.
 
-use super::spec::{NetworkSpec, NetworkSpecError};
+use super::spec::{NetworkSpec, NetworkSpecError, rank};
 use ipnet::IpNet;
 use sandboxvm_egress_policy::rule::Rule;
 use sandboxvm_protocol::egress::{EgressLimits, MAX_RESOLVERS, Reach};
@@ -60,11 +60,6 @@ impl Permitted {
     /// [`NetworkSpecError::NotPermitted`] with what is not permitted.
     pub fn check(&self, spec: &NetworkSpec) -> Result<(), NetworkSpecError> {
         let refused = |what: String| Err(NetworkSpecError::NotPermitted(what));
-        let rank = |reach| match reach {
-            Reach::Nothing => 0,
-            Reach::Listed => 1,
-            Reach::Public => 2,
-        };
         if rank(spec.reach) > rank(self.reach) {
             return refused(match spec.reach {
                 Reach::Public => "the public internet".to_owned(),

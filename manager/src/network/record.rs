@@ -10,7 +10,8 @@ use crate::{
     clock::Deadline,
     home::directory::{DirectoryError, SandboxDirectory},
 };
-use sandboxvm_protocol::egress::{MAX_SAVED_PINS, SavedPin};
+use ipnet::IpNet;
+use sandboxvm_protocol::egress::{MAX_SAVED_PINS, Reach, SavedPin};
 use serde::{Deserialize, Serialize};
 use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -81,6 +82,17 @@ impl NetworkRecord {
         serde_json::from_slice(&json).map(Some).map_err(damaged)
     }
 
+    /// Returns true if nothing is allowed by this record that the one in `directory` does not allow.
+    pub(crate) fn only_narrows(&self, directory: &SandboxDirectory) -> bool {
+        let before = Self::read(directory).ok().flatten();
+        let is_within = |before: &Self| {
+            let opened = |net: &IpNet| before.operator.opened.iter().any(|other| other.contains(net));
+            self.operator.opened.iter().all(opened)
+                && self.settings.only_narrows(&before.settings, !self.operator.opened.is_empty())
+        };
+        self.settings.reach == Reach::Nothing || before.as_ref().is_some_and(is_within)
+    }
+
     /// Returns true if the sandbox in `directory` has a record.
     pub(crate) fn exists(directory: &SandboxDirectory) -> bool {
         directory.has(FILE)
@@ -139,7 +151,7 @@ fn json(directory: &SandboxDirectory, name: &str, value: &impl Serialize) -> Res
 #[cfg(test)]
 mod tests {
     use super::{super::spec::tests::rules, *};
-    use sandboxvm_protocol::egress::{HostName, Reach};
+    use sandboxvm_protocol::egress::HostName;
     use std::os::unix::fs::PermissionsExt;
 
     fn directory() -> (tempfile::TempDir, SandboxDirectory) {

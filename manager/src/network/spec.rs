@@ -106,6 +106,27 @@ impl NetworkSpec {
         }
     }
 
+    /// Returns true if nothing is allowed by these settings that `before` did not allow. It may return
+    /// false for settings that allow less in a way that it does not see. `opens` says whether networks
+    /// below the floor are open, which rules reach and [`Reach::Public`] does not.
+    pub(crate) fn only_narrows(&self, before: &Self, opens: bool) -> bool {
+        let was_public = before.reach == Reach::Public && !opens;
+        let was_allowed = |rule: &Rule| was_public && rule.host_port().is_none();
+        let denies_as_much = before.deny.iter().all(|rule| self.deny.contains(rule));
+        let precedence = self.precedence == before.precedence || self.precedence == Precedence::Deny;
+        // With this precedence a rule that allows takes something out of those that deny.
+        let may_add = before.deny.is_empty() || self.precedence == Precedence::Deny;
+        let allow = self.allow.iter().all(|rule| before.allow.contains(rule) || may_add && was_allowed(rule));
+        self.reach == Reach::Nothing
+            || rank(self.reach) <= rank(before.reach)
+                && precedence
+                && denies_as_much
+                && allow
+                && self.dns == before.dns
+                && self.hosts == before.hosts
+                && limits_narrow(self.limits, before.limits)
+    }
+
     /// Returns the ports of the host's services that rules allow.
     pub(crate) fn host_ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = self.allow.iter().filter_map(Rule::host_port).collect();
@@ -113,6 +134,25 @@ impl NetworkSpec {
         ports.dedup();
         ports
     }
+}
+
+/// Returns a number that is higher the more a sandbox reaches without rules.
+pub(super) const fn rank(reach: Reach) -> u8 {
+    match reach {
+        Reach::Nothing => 0,
+        Reach::Listed => 1,
+        Reach::Public => 2,
+    }
+}
+
+fn limits_narrow(now: EgressLimits, before: EgressLimits) -> bool {
+    // A rate of 0 does not limit.
+    let rate = |now: u64, before: u64| before == 0 || now != 0 && now <= before;
+    now.flows <= before.flows
+        && now.flows_per_second <= before.flows_per_second
+        && now.queries_per_second <= before.queries_per_second
+        && rate(now.bytes_out_per_second, before.bytes_out_per_second)
+        && rate(now.bytes_in_per_second, before.bytes_in_per_second)
 }
 
 #[cfg(test)]
@@ -139,5 +179,47 @@ pub(crate) mod tests {
         let hosts = vec![HostName { name: "a b".into(), address: IpAddr::from([192, 0, 2, 1]) }];
         let error = NetworkSpec { hosts, ..NetworkSpec::default() }.check().unwrap_err();
         assert!(matches!(error, NetworkSpecError::HostName { .. }), "{error}");
+    }
+
+    #[test]
+    fn settings_that_allow_anything_more_do_not_only_narrow() {
+        let spec = |reach, allow: &[&str], deny: &[&str]| NetworkSpec {
+            reach,
+            allow: rules(allow),
+            deny: rules(deny),
+            ..NetworkSpec::default()
+        };
+        let (public, listed) = (spec(Reach::Public, &[], &["ads.example"]), spec(Reach::Listed, &["a.example"], &[]));
+        let nothing = spec(Reach::Nothing, &["host:5432"], &[]);
+        for before in [&public, &listed, &nothing] {
+            assert!(nothing.only_narrows(before, true) && before.only_narrows(before, true));
+        }
+        assert!(spec(Reach::Listed, &[], &[]).only_narrows(&listed, true));
+        assert!(spec(Reach::Listed, &["a.example"], &["192.0.2.1"]).only_narrows(&listed, true));
+        let fewer = spec(Reach::Listed, &["192.0.2.1"], &["ads.example", "b.example"]);
+        assert!(fewer.only_narrows(&public, false) && !fewer.only_narrows(&public, true));
+        let as_before = listed.clone();
+        let limits = |bytes_in_per_second| EgressLimits { bytes_in_per_second, ..EgressLimits::default() };
+        for more in [
+            spec(Reach::Public, &["a.example"], &[]),
+            // Only a rule with a port allows a protocol that shows no name.
+            spec(Reach::Listed, &["a.example:443"], &[]),
+            NetworkSpec { dns: vec![IpAddr::from([192, 0, 2, 1])], ..as_before.clone() },
+            NetworkSpec {
+                hosts: vec![HostName { name: "a.example".into(), address: IpAddr::from([192, 0, 2, 1]) }],
+                ..as_before.clone()
+            },
+            NetworkSpec { precedence: Precedence::Allow, ..as_before.clone() },
+        ] {
+            assert!(!more.only_narrows(&listed, false), "{more:?}");
+        }
+        for more in [spec(Reach::Listed, &["a.example"], &[]), spec(Reach::Listed, &["host:22"], &["ads.example"])] {
+            assert!(!more.only_narrows(&public, false), "{more:?}");
+        }
+        let allow_wins = NetworkSpec { precedence: Precedence::Allow, ..public.clone() };
+        let more = NetworkSpec { precedence: Precedence::Allow, ..fewer };
+        assert!(!more.only_narrows(&allow_wins, false) && public.only_narrows(&allow_wins, false));
+        let slow = NetworkSpec { limits: limits(5), ..listed.clone() };
+        assert!(slow.only_narrows(&listed, true) && !listed.only_narrows(&slow, true));
     }
 }

@@ -7,11 +7,11 @@ use super::{
     file::Supervision,
     log,
     publish::{HostEnd, Publish, PublishedPort},
+    settings,
     status::is_supervised,
     talk::{self, NetworkReport, NetworkRequest, Reply, Request},
 };
 use crate::{
-    audit::Event,
     guest::in_use,
     home::{
         directory::{DirectoryError, SandboxDirectory},
@@ -157,8 +157,8 @@ impl Sandbox {
 
     /// Writes the settings of a network that no supervisor has.
     fn record_network(&self, record: &NetworkRecord) -> Result<(), SuperviseError> {
-        self.trail().append(Event::network_set(&record.settings))?;
-        record.write(&self.directory)?;
+        // If a restriction is not logged, the next change that the log is to take says why.
+        let _ = settings::replace(record, &self.trail(), &self.directory)?;
         if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
             let supervision = match Supervision::read(&self.directory)? {
                 Some(supervision) => supervision.with_network(),

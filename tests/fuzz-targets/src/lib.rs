@@ -12,6 +12,8 @@ mod balloon_device;
 mod block_device;
 mod connection_opening;
 mod disk_layers;
+mod dns_answer;
+mod dns_query;
 mod driver;
 mod frame_decode;
 mod image_metadata;
@@ -29,6 +31,8 @@ pub use balloon_device::balloon_device;
 pub use block_device::block_device;
 pub use connection_opening::connection_opening;
 pub use disk_layers::disk_layers;
+pub use dns_answer::dns_answer;
+pub use dns_query::dns_query;
 pub use frame_decode::frame_decode;
 pub use image_metadata::image_metadata;
 pub use net_device::net_device;
@@ -56,6 +60,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "block_device", run: block_device },
     Target { name: "connection_opening", run: connection_opening },
     Target { name: "disk_layers", run: disk_layers },
+    Target { name: "dns_answer", run: dns_answer },
+    Target { name: "dns_query", run: dns_query },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_metadata", run: image_metadata },
     Target { name: "net_device", run: net_device },

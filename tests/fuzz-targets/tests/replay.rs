@@ -87,6 +87,8 @@ replay!(
     block_device,
     connection_opening,
     disk_layers,
+    dns_answer,
+    dns_query,
     frame_decode,
     image_metadata,
     net_device,

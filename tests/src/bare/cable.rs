@@ -42,16 +42,21 @@ impl Cable {
         send(&self.0, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
     }
 
+    /// Returns whether a packet comes, or the VMM closes the socket, within this time.
+    #[must_use]
+    pub fn has_packet(&self, within: Duration) -> bool {
+        let within = Timespec { tv_sec: i64::try_from(within.as_secs()).expect("minutes"), tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut fds, Some(&within)).expect("poll works") > 0
+    }
+
     /// Waits for a packet. Returns `None` if the VMM has closed the socket.
     ///
     /// # Panics
     /// Panics if none comes.
     #[must_use]
     pub fn receive(&self) -> Option<Vec<u8>> {
-        let within = FRAME * cli::patience();
-        let within = Timespec { tv_sec: i64::try_from(within.as_secs()).expect("minutes"), tv_nsec: 0 };
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        assert!(poll(&mut fds, Some(&within)).expect("poll works") > 0, "no frame came");
+        assert!(self.has_packet(FRAME * cli::patience()), "no frame came");
         let mut bytes = vec![0; 70_000];
         let (length, _) = recv(&self.0, &mut bytes[..], RecvFlags::empty()).ok()?;
         (length > 0).then(|| bytes[..length].to_vec())

@@ -2,7 +2,9 @@
 //! is separate; [`sandboxvm_protocol::vmm::LaunchConfig`] is the contract of both.
 
 use super::shape::Shape;
+use crate::artefacts::Artefacts;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use sandboxvm_images::template::{self, DiskSize};
 use sandboxvm_protocol::{
     frame::Message,
     ids::{GuestCid, SandboxId},
@@ -45,8 +47,12 @@ fn disk(directory: &Path, name: &str, size: u64, byte: u8) -> OwnedFd {
     file.into()
 }
 
+fn open(path: &Path) -> OwnedFd {
+    File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into()
+}
+
 /// Creates the disk below the layers of the writable disk.
-fn template(directory: &Path, shape: Shape) -> OwnedFd {
+fn template_of(directory: &Path, shape: Shape) -> OwnedFd {
     const SECTOR: usize = 512;
     if !shape.disk_is_numbered {
         return disk(directory, "template", shape.disk_bytes, 0x22);
@@ -67,6 +73,8 @@ pub(super) enum Beginning<'a> {
     Boot(&'a [u8]),
     /// It is restored from the snapshot of another machine.
     Snapshot(&'a Saved),
+    /// It boots the kernel of the bundle, with the agent and the base image.
+    Linux(&'a Artefacts),
 }
 
 /// The files of a snapshot.
@@ -110,25 +118,40 @@ pub(super) fn launch(vmm: &Path, directory: &Path, beginning: &Beginning<'_>, sh
             let kernel = add(File::open(directory.join("kernel")).expect("just written").into());
             MachineSource::Boot { kernel, cmdline_extra: String::new() }
         }
+        Beginning::Linux(artefacts) => {
+            let kernel = add(open(&artefacts.part("vmlinux")));
+            MachineSource::Boot { kernel, cmdline_extra: String::new() }
+        }
         Beginning::Snapshot(saved) => {
             layers.extend(saved.layers.iter().map(|layer| add(shared(layer))));
             MachineSource::Snapshot { state: add(shared(&saved.state)), memory: vec![add(shared(&saved.memory))] }
         }
     };
     layers.push(add(new_file(directory, LAYER).into()));
+    let (read_only, template) = match beginning {
+        Beginning::Linux(artefacts) => {
+            let size = DiskSize::try_from(64 * MIB).expect("a size");
+            fs::create_dir(directory.join("templates")).expect("a new directory");
+            let template = template::open(&directory.join("templates"), size).expect("mke2fs makes a disk");
+            (vec![open(&artefacts.part("agent.erofs")), open(&artefacts.part("base.erofs"))], template.into())
+        }
+        _ => (vec![disk(directory, "image", 8 << 20, 0x11)], template_of(directory, shape)),
+    };
+    let images = read_only.into_iter().map(|image| DeviceConfig::Block(DiskConfig::ReadOnly { image: add(image) }));
+    let mut devices: Vec<DeviceConfig> = images.collect();
+    devices.extend([
+        DeviceConfig::Block(DiskConfig::Writable { template: add(template), layers }),
+        DeviceConfig::Rng,
+        DeviceConfig::Vsock(VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT }),
+        DeviceConfig::Balloon,
+        DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST }),
+    ]);
     let config = LaunchConfig {
         sandbox: SandboxId::try_from("bareguest".to_owned()).expect("letters"),
         vcpus: VcpuCount::try_from(u32::from(shape.vcpus)).expect("a few"),
         memory: MemorySize::try_from(shape.memory_mib * MIB).expect("a guest's memory"),
         source,
-        devices: vec![
-            DeviceConfig::Block(DiskConfig::ReadOnly { image: add(disk(directory, "image", 8 << 20, 0x11)) }),
-            DeviceConfig::Block(DiskConfig::Writable { template: add(template(directory, shape)), layers }),
-            DeviceConfig::Rng,
-            DeviceConfig::Vsock(VsockConfig { listener: add(listen(VSOCK).into()), cid: GuestCid::DEFAULT }),
-            DeviceConfig::Balloon,
-            DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST }),
-        ],
+        devices,
         console: ConsoleConfig { log: add(new_file(directory, CONSOLE).into()), limit: shape.console_limit },
         control: add(listen(CONTROL).into()),
         status: add(new_file(directory, "status.json").into()),

@@ -10,7 +10,7 @@ use super::{
 use crate::{artefacts::Artefacts, cli, waiting::eventually};
 use sandboxvm_bare_guest::Image;
 use sandboxvm_protocol::vmm::{
-    ControlReply, ControlRequest, ExitReason, FdIndex, NetworkStats, SnapshotRequest, VmStats,
+    ControlReply, ControlRequest, ExitReason, FdIndex, NetworkStats, Phase, SnapshotRequest, VmStats,
 };
 use std::{
     fs::{self, File},
@@ -29,6 +29,8 @@ use tempfile::TempDir;
 /// nothing.
 const END: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
+/// Longest time until a Linux has booted.
+const BOOT: Duration = Duration::from_secs(120);
 
 /// A running machine.
 #[derive(Debug)]
@@ -61,6 +63,21 @@ impl BareMachine {
     #[must_use]
     pub fn boot(artefacts: &Artefacts, image: &Image, shape: Shape) -> Self {
         Self::begin(artefacts, &Beginning::Boot(&image.to_elf().expect("the image is valid")), shape)
+    }
+
+    /// Boots the Linux of the bundle, with its agent, and waits until the agent listens.
+    ///
+    /// # Panics
+    /// Panics if it does not.
+    #[must_use]
+    pub fn boot_linux(artefacts: &Artefacts, shape: Shape) -> Self {
+        let mut machine = Self::begin(artefacts, &Beginning::Linux(artefacts), shape);
+        let ready = eventually(BOOT, || {
+            let stats = machine.stats().unwrap_or_else(|| panic!("the machine ended\n{}", machine.said()));
+            (stats.phase == Phase::Ready).then_some(())
+        });
+        assert!(ready.is_some(), "the agent does not listen\n{}", machine.said());
+        machine
     }
 
     /// Restores a machine of the same shape that was saved.

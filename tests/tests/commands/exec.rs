@@ -178,16 +178,16 @@ fn commands_of_several_clients_do_not_mix_their_streams() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "-c", "2", "--name", "shared"]);
 
-    let running: Vec<_> = (0..6u8)
+    let running: Vec<_> = (0..4u8)
         .map(|shell| {
-            let script = "read mark; i=0; while [ $i -lt 40 ]; do echo $mark $i; echo $mark $i >&2; i=$((i+1)); done; exit $mark";
+            let script = "read mark; i=0; while [ $i -lt 20 ]; do echo $mark $i; echo $mark $i >&2; i=$((i+1)); done; exit $mark";
             let input = format!("{shell}\n");
             home.cli(["exec", "shared", "-i", "--", "sh", "-c", script]).input(input).spawn()
         })
         .collect();
     for (shell, run) in running.into_iter().enumerate() {
         let run = run.finish().exits(i32::try_from(shell).expect("few"));
-        let expected: String = (0..40).map(|line| format!("{shell} {line}\n")).collect();
+        let expected: String = (0..20).map(|line| format!("{shell} {line}\n")).collect();
         assert!(run.out() == expected && run.err() == expected, "{}", run.transcript());
     }
 

@@ -54,8 +54,8 @@ fn there_and_back(mib: usize, deadline: Duration) {
 }
 
 #[test]
-fn thirty_two_mib_come_back_byte_for_byte() {
-    there_and_back(32, Duration::from_secs(540));
+fn eight_mib_come_back_byte_for_byte() {
+    there_and_back(8, Duration::from_secs(540));
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! The Linux in a sandbox: what it has, its clocks, its processor, its random numbers and its memory.
+//! The Linux in a sandbox: what it has, its network card, its clocks, its processor, its random
+//! numbers and its memory.
 
+mod card;
 mod copies;
 mod linux;
 mod reclaim;

@@ -13,7 +13,7 @@
 //! - [`queue_setup`]: queues with invalid sizes, or at forbidden addresses.
 //! - [`registers`]: accesses of every width at every offset and port.
 //! - [`storms`]: the maximum of everything, and resets at the worst moment.
-//! - [`network`]: frames that are none, and receive queues that break every rule, with a peer.
+//! - [`network`]: invalid frames, and receive queues that break every rule, with a peer.
 //! - [`sockets`]: vsock packets with false content, with hosts at the other end.
 //! - [`second_vcpu`]: rings that change while the device reads them.
 //! - [`snapshots`]: machines that are saved during attacks.

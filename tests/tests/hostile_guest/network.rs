@@ -1,4 +1,4 @@
-//! The network card with a peer: frames that are none, floods, and receive queues that break every
+//! The network card with a peer: invalid frames, floods, and receive queues that break every
 //! rule while frames wait for them. The peer gets whole frames and nothing else, and other devices
 //! keep working.
 
@@ -83,8 +83,8 @@ fn frames_go_both_ways() {
     machine.finish().assert_script_completed();
 }
 
-/// Chains of the transmit queue that are no frame to carry.
-fn no_frames(at: u64) -> Vec<Vec<Part>> {
+/// Chains of the transmit queue that do not hold a frame.
+fn invalid_frames(at: u64) -> Vec<Vec<Part>> {
     let page = |length| Part::Readable(at, length);
     let mut chains: Vec<Vec<Part>> = [1, 11, 12, 13, 25].iter().map(|length| vec![page(*length)]).collect();
     chains.push(vec![page(HEADER + 65_535)]);
@@ -96,7 +96,7 @@ fn no_frames(at: u64) -> Vec<Vec<Part>> {
 }
 
 #[test]
-fn what_is_no_frame_does_not_reach_the_peer() {
+fn invalid_frames_do_not_reach_the_peer() {
     let Some(artefacts) = artefacts() else { return };
     let mut image = Image::new();
     let page = layout::FREE + 0x10_0000;
@@ -109,7 +109,7 @@ fn what_is_no_frame_does_not_reach_the_peer() {
     wrong = packet(0x66, 100);
     wrong[24] = 0x81;
     image.put(tagged, &wrong);
-    let mut chains = no_frames(page);
+    let mut chains = invalid_frames(page);
     chains.push(vec![Part::Readable(segmented, 112)]);
     chains.push(vec![Part::Readable(tagged, 112)]);
     let dropped = chains.len() as u64;

@@ -87,9 +87,7 @@ impl RequestError {
             Self::Busy => RefusalKind::Busy,
             Self::NotStarted | Self::NoOrigin => RefusalKind::WrongPhase,
             Self::OtherSnapshot => RefusalKind::BadSnapshot,
-            Self::NothingMerged | Self::NoCard | Self::Attach(AttachError::Kind) | Self::Fd(_) => {
-                RefusalKind::BadRequest
-            }
+            Self::NothingMerged | Self::NoCard | Self::Attach(_) | Self::Fd(_) => RefusalKind::BadRequest,
             Self::Format(error) => error.kind(),
             Self::Machine(error) => error.kind(),
             Self::Disks(error) => error.kind(),
@@ -98,7 +96,7 @@ impl RequestError {
             Self::Writer(error) => error.kind(),
             Self::Candidates(source) | Self::Memory(source) => kind_of(source),
             Self::Snapshot(failure) | Self::Merge(failure) => failure.kind,
-            Self::Attach(AttachError::Device(_)) | Self::EventLoop(_) => RefusalKind::Host,
+            Self::EventLoop(_) => RefusalKind::Host,
         }
     }
 }

@@ -100,9 +100,8 @@ impl<'a> Ring<'a> {
             if head >= self.size() {
                 return Err(self.malformed(format!("descriptor index {head} in a queue of {}", self.size())));
             }
-            let mut element = [0; USED_ELEMENT as usize];
-            element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-            element[4..].copy_from_slice(&written.to_le_bytes());
+            // Two little-endian words: the head, and the number of bytes.
+            let element = (u64::from(written) << 32 | u64::from(head)).to_le_bytes();
             let at = self.used_at(USED_HEADER + USED_ELEMENT * u64::from(position.0 % self.size()))?;
             self.memory.write_slice(&element, at).map_err(|error| self.malformed(error))?;
             position += 1;

@@ -19,14 +19,13 @@ mod process;
 pub use pair::NetworkFailure;
 
 use crate::{
-    audit::Event,
     home::directory::SandboxDirectory,
-    network::record::NetworkRecord,
     supervision::{
         SuperviseError,
         file::Supervision,
         log::Log,
         service::{Answer, Context, Service},
+        settings,
         talk::{NetworkRequest, Reply, Request},
     },
 };
@@ -66,11 +65,13 @@ impl Network {
         Ok(())
     }
 
-    async fn answer(&self, context: &Context, request: &NetworkRequest) -> Answer {
+    async fn answer(&self, context: &mut Context, request: &NetworkRequest) -> Answer {
         match request {
             NetworkRequest::Report => self.ask(Ask::Report).await.map(Reply::Network),
             NetworkRequest::Set(record) => {
-                write_and_log(context, record)?;
+                if let Some(error) = settings::replace(record, &context.sandbox.trail(), &context.directory)? {
+                    context.log.note(format_args!("the network is restricted, and there is no line about it: {error}"));
+                }
                 let in_force = self.ask(Ask::Reload).await?;
                 in_force.map_err(|error| SuperviseError::NetworkDown(error.to_string()))?;
                 Ok(Reply::Done(Vec::new()))
@@ -94,12 +95,6 @@ impl Network {
         asks.send(ask(reply)).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())
     }
-}
-
-/// The log has the settings before they are in force.
-fn write_and_log(context: &Context, record: &NetworkRecord) -> Result<(), SuperviseError> {
-    context.sandbox.trail().append(Event::network_set(&record.settings))?;
-    Ok(record.write(&context.directory)?)
 }
 
 impl Service for Network {

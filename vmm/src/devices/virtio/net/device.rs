@@ -35,7 +35,7 @@ const QUEUE_SIZES: [u16; 2] = [128, 128];
 /// guest nor peer holds it up.
 const FRAMES_PER_TURN: usize = 64;
 
-/// How the saved state is laid out: this byte, and whether the driver was told of a link (0 or 1).
+/// The saved state is this byte, and whether the driver knows of a link (0 or 1).
 const LAYOUT: u8 = 1;
 
 /// A network card with one pair of queues.
@@ -44,8 +44,8 @@ pub struct NetDevice {
     config: NetConfig,
     card: NetworkCard,
     link: Link,
-    /// Whether the driver was told of a link.
-    told: bool,
+    /// Whether the last state of the link that the driver was notified of is up.
+    notified_up: bool,
     /// The socket has no room for the next frame of the guest.
     blocked: bool,
     /// The guest has no buffers for the next frame in the socket.
@@ -56,11 +56,11 @@ impl NetDevice {
     /// Returns a card without a link, and the host's side of it.
     ///
     /// # Errors
-    /// When an epoll set or a timerfd cannot be made.
+    /// When an epoll set or an eventfd cannot be made.
     pub fn new(config: NetConfig) -> io::Result<(Self, NetworkCard)> {
         let card = NetworkCard::new()?;
         let link = Link::new(card.clone())?;
-        Ok((Self { config, card: card.clone(), link, told: false, blocked: false, starved: false }, card))
+        Ok((Self { config, card: card.clone(), link, notified_up: false, blocked: false, starved: false }, card))
     }
 
     /// One turn of the device: both queues as far as its budget goes, and one interrupt at most.
@@ -69,7 +69,7 @@ impl NetDevice {
         let mut interrupt = self.transmit(context)?;
         interrupt |= self.receive(context)?;
         // Also when the socket failed meanwhile.
-        self.tell_link(context);
+        self.notify_of_link(context);
         if interrupt {
             context.interrupt.signal_used();
         }
@@ -88,10 +88,10 @@ impl NetDevice {
         self.blocked = false;
     }
 
-    fn tell_link(&mut self, context: &DeviceContext<'_>) {
+    fn notify_of_link(&mut self, context: &DeviceContext<'_>) {
         let is_up = self.link.is_up();
-        if self.told != is_up {
-            self.told = is_up;
+        if self.notified_up != is_up {
+            self.notified_up = is_up;
             if context.features & 1 << VIRTIO_NET_F_STATUS != 0 {
                 context.interrupt.signal_config();
             }
@@ -109,7 +109,7 @@ impl NetDevice {
         ring.suppress_notifications()?;
         loop {
             if budget == 0 {
-                self.card.resume().now()?;
+                self.card.wake();
                 break;
             }
             budget -= 1;
@@ -257,8 +257,9 @@ impl VirtioDevice for NetDevice {
 
     /// A driver reads the status when it begins. The event loop serves the queues.
     fn activate(&mut self, _context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
-        self.told = self.link.is_up();
-        self.card.resume().now()
+        self.notified_up = self.link.is_up();
+        self.card.wake();
+        Ok(())
     }
 
     fn queue_notified(&mut self, _queue: usize, context: &mut DeviceContext<'_>) -> Result<(), DeviceError> {
@@ -292,18 +293,18 @@ impl VirtioDevice for NetDevice {
     }
 
     fn save_state(&self) -> Vec<u8> {
-        vec![LAYOUT, self.told.into()]
+        vec![LAYOUT, self.notified_up.into()]
     }
 
-    /// The driver knows of the link what it was told then, and is told when there is another now.
+    /// The driver knows the link as it was then, and is notified if it differs now.
     fn restore_state(&mut self, state: &[u8]) -> Result<(), DeviceError> {
-        let [LAYOUT, told @ (0 | 1)] = *state else {
+        let [LAYOUT, up @ (0 | 1)] = *state else {
             let what = format!("{} bytes cannot be a saved network card", state.len());
             return Err(DeviceError::SavedState(what));
         };
         (self.blocked, self.starved) = (false, false);
-        self.told = told == 1;
-        // The link of a copy is another's, and queues that the driver had filled were never looked at by this device.
-        self.card.resume().now()
+        self.notified_up = up == 1;
+        self.card.wake();
+        Ok(())
     }
 }

@@ -29,15 +29,14 @@ impl DeviceKind for NetKind {
                 libc::SYS_recvmsg,
                 libc::SYS_sendmsg,
                 libc::SYS_getsockopt,
-                libc::SYS_timerfd_create,
-                libc::SYS_timerfd_settime,
+                libc::SYS_eventfd2,
                 libc::SYS_epoll_create1,
                 libc::SYS_epoll_ctl,
                 libc::SYS_epoll_wait,
                 libc::SYS_epoll_pwait,
             ],
-            // A driver that begins asks for a turn of the event loop.
-            vcpu: &[libc::SYS_timerfd_settime],
+            // A driver that begins asks for a turn of the event loop, by a write.
+            vcpu: &[],
         }
     }
 

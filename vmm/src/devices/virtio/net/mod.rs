@@ -6,11 +6,11 @@
 //!
 //! Carries whole frames and looks at nothing in them but the type in their Ethernet header. It never opens a socket: the
 //! manager attaches one whenever it has one ([`NetworkCard::attach`]), in place of the one before. Without a socket the
-//! card has no link, which the guest's driver is told, and all that the guest sends is dropped. A socket that fails or
+//! card has no link. The guest's driver is notified of that, and all that the guest sends is dropped. A socket that fails or
 //! whose peer left is dropped as well, so a new machine, a restore, a copy and the death of the egress process are one
 //! case. A reset of the machine keeps the socket.
 //!
-//! Nothing is kept between two calls but what the driver was told about the link: a frame that the socket or the guest
+//! Nothing is kept between two calls but what the driver knows about the link: a frame that the socket or the guest
 //! has no room for stays where it is, in the guest's queue or in the socket, and waits without a spin. Each call does a
 //! bounded amount of work and leaves the rest to the next. What guest and peer send is hostile: a wrong frame is dropped
 //! and counted, and a wrong ring costs the guest the device.

@@ -112,7 +112,7 @@ impl Bench {
         status == [1, 0]
     }
 
-    /// Whether the driver was told that the configuration changed, since it was last asked.
+    /// Whether the driver was notified of a change of the configuration, since it was last asked.
     fn config_changed(&mut self) -> bool {
         let changed = self.driver.read(VIRTIO_MMIO_INTERRUPT_STATUS) & CONFIG_CHANGE != 0;
         self.driver.write(VIRTIO_MMIO_INTERRUPT_ACK, CONFIG_CHANGE);
@@ -348,7 +348,7 @@ fn a_frame_larger_than_the_sockets_buffer_is_dropped_and_the_link_stays() {
 }
 
 #[test]
-fn without_a_link_frames_are_dropped_and_the_driver_is_told() {
+fn without_a_link_frames_are_dropped_and_the_driver_is_notified() {
     let (device, card) = NetDevice::new(config()).unwrap();
     let driver = MockDriver::live(Box::new(device));
     let mut bench = Bench { driver, card, peer: pair().0 };
@@ -378,7 +378,7 @@ fn without_a_link_frames_are_dropped_and_the_driver_is_told() {
 }
 
 #[test]
-fn a_driver_without_the_status_is_not_told_of_the_link() {
+fn a_driver_without_the_status_is_not_notified_of_the_link() {
     let mut bench = Bench::without(1 << VIRTIO_NET_F_STATUS);
     bench.peer = pair().0;
     bench.serve();
@@ -448,7 +448,7 @@ fn the_peer_of_a_driver_that_is_gone_may_leave() {
 }
 
 #[test]
-fn a_restored_card_tells_the_driver_when_the_link_is_another() {
+fn a_restored_card_notifies_the_driver_if_the_link_differs() {
     let before = Bench::new();
     let state = before.driver.transport.save();
     let restored = |attach: bool| {
