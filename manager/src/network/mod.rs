@@ -5,6 +5,7 @@
 //! spec         what is asked for: reach, rules, resolvers, names, limits
 //! policy_file  named sets of rules, and a whole policy, in a file of the user
 //! operator     what the operator permits and provides
+//! present      what the operator provides and permits now, to which each record is held
 //! record       `network.json`: what is in force; `network.pins`: what a copy starts with
 //! traffic      the reports of an egress process, as a bounded number of audit lines
 //! advice       what would allow something that was refused
@@ -16,6 +17,7 @@
 pub(crate) mod advice;
 pub(crate) mod operator;
 pub(crate) mod policy_file;
+pub(crate) mod present;
 pub(crate) mod record;
 mod rules;
 mod sandbox;

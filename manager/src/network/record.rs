@@ -5,7 +5,10 @@
 //! `network.pins` is there for a moment: the pins that the next egress process starts with, for a
 //! fork and for a machine that replaces another one.
 
-use super::{operator::Provided, spec::NetworkSpec};
+use super::{
+    operator::{NetworkOperator, Provided},
+    spec::{NetworkSpec, NetworkSpecError},
+};
 use crate::{
     clock::Deadline,
     home::directory::{DirectoryError, SandboxDirectory},
@@ -55,11 +58,23 @@ pub(crate) struct NetworkRecord {
     pub(crate) settings: NetworkSpec,
     #[serde(default)]
     pub(crate) operator: Provided,
+    /// True if the sandbox is a tenant's: the operator permits it less than everything.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_tenants: bool,
 }
 
 impl NetworkRecord {
-    pub(crate) fn new(settings: NetworkSpec, operator: Provided) -> Self {
-        Self { format: FORMAT, settings, operator }
+    /// Returns the record of a sandbox that gets what `spec` asks for.
+    ///
+    /// # Errors
+    /// When the operator does not permit it.
+    pub(crate) fn of(operator: &NetworkOperator, spec: &NetworkSpec) -> Result<Self, NetworkSpecError> {
+        Ok(Self {
+            format: FORMAT,
+            settings: operator.admit(spec)?,
+            operator: operator.provides.clone(),
+            is_tenants: operator.permits.is_some(),
+        })
     }
 
     /// Reads the record. Returns `None` for a sandbox without one.
@@ -172,9 +187,10 @@ mod tests {
             hosts: vec![HostName { name: "db.example".into(), address: IpAddr::from([192, 0, 2, 2]) }],
             ..NetworkSpec::default()
         };
-        let operator =
+        let provides =
             Provided { opened: vec!["10.0.0.0/8".parse().unwrap()], resolvers: vec!["127.0.0.1:53".parse().unwrap()] };
-        let record = NetworkRecord::new(settings, operator);
+        let operator = NetworkOperator { provides, ..NetworkOperator::default() };
+        let record = NetworkRecord::of(&operator, &settings).unwrap();
         record.write(&directory).unwrap();
         assert_eq!(NetworkRecord::read(&directory).unwrap().unwrap(), record);
         let path = directory.path().join(FILE);

@@ -33,7 +33,10 @@ mod tests {
     use super::*;
     use crate::{
         manager::tests::manager_with,
-        network::{operator::Provided, spec::NetworkSpec},
+        network::{
+            operator::{NetworkOperator, Provided},
+            spec::NetworkSpec,
+        },
     };
     use sandboxvm_protocol::egress::Reach;
 
@@ -46,7 +49,8 @@ mod tests {
             let allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
             let opened = opened.iter().map(|net| net.parse().unwrap()).collect();
             let provides = Provided { opened, ..Provided::default() };
-            NetworkRecord::new(NetworkSpec { reach, allow, ..NetworkSpec::default() }, provides)
+            let operator = NetworkOperator { provides, ..NetworkOperator::default() };
+            NetworkRecord::of(&operator, &NetworkSpec { reach, allow, ..NetworkSpec::default() }).unwrap()
         };
         let replace = |record: &NetworkRecord| replace(record, &trail, directory);
         let recorded = || NetworkRecord::read(directory).unwrap().unwrap();

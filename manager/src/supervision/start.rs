@@ -18,7 +18,7 @@ use crate::{
         flock::Sharing,
         locks::{FileLock, LockClass},
     },
-    network::{record::NetworkRecord, spec::NetworkSpec},
+    network::{present, record::NetworkRecord, spec::NetworkSpec},
     sandbox::Sandbox,
 };
 use futures_util::future::BoxFuture;
@@ -143,8 +143,8 @@ impl Sandbox {
         if !self.record.network_card {
             return Err(SuperviseError::NoCard(self.label()));
         }
-        let operator = self.home.network();
-        let record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        let record = NetworkRecord::of(self.home.network(), network)?;
+        present::write(&self.home)?;
         if !self.state()?.is_live() || !NetworkRecord::exists(&self.directory) {
             self.record_network(&record)?;
         }

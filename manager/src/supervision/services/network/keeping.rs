@@ -7,6 +7,7 @@ use crate::{
     audit::Event,
     home::directory::SandboxDirectory,
     network::{
+        present,
         record::{self, NetworkRecord},
         traffic::Traffic,
     },
@@ -128,13 +129,23 @@ impl Keeping {
     }
 
     async fn begin(&mut self) -> Result<(), NetworkFailure> {
-        let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
-        let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
-        let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
+        let record = self.settings()?;
         let pins = record::take_pins(&self.directory);
         self.pair = Some(Pair::start(&self.directory, &self.program, &record, pins).await?);
         (self.began, self.problem, self.retry_at) = (Instant::now(), None, None);
         Ok(())
+    }
+
+    /// Returns the settings that are to be in force.
+    fn settings(&mut self) -> Result<NetworkRecord, NetworkFailure> {
+        let failed = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
+        let record = NetworkRecord::read(&self.directory).map_err(|error| failed(&error))?;
+        let record = record.ok_or_else(|| failed(&"there are no network settings"))?;
+        let held = present::hold(record.clone(), &self.sandbox.home).map_err(|error| failed(&error))?;
+        if held.settings != record.settings || held.operator.opened != record.operator.opened {
+            self.log.note("the operator does not permit all of the network settings any more");
+        }
+        Ok(held)
     }
 
     fn is_down(&mut self, error: &NetworkFailure) {
@@ -197,18 +208,7 @@ impl Keeping {
                 let _ = reply.send(pins);
             }
             Ask::Reattach(reply) => {
-                if self.pair.is_some() {
-                    let pins = self.pins().await;
-                    // Without pins the guest asks for its names again.
-                    let _ = record::keep_pins(&self.directory, &pins);
-                }
-                if let Some(pair) = self.pair.take() {
-                    pair.kill().await;
-                }
-                let began = self.begin().await;
-                if let Err(error) = &began {
-                    self.is_down(error);
-                }
+                let began = self.replace_pair().await;
                 let _ = reply.send(began);
             }
             Ask::ForgetFlows(reply) => {
@@ -223,12 +223,41 @@ impl Keeping {
         }
     }
 
+    /// Starts other processes, with what the guest got as answers.
+    async fn replace_pair(&mut self) -> Result<(), NetworkFailure> {
+        if self.pair.is_some() {
+            let pins = self.pins().await;
+            // Without pins the guest asks for its names again.
+            let _ = record::keep_pins(&self.directory, &pins);
+        }
+        if let Some(pair) = self.pair.take() {
+            pair.kill().await;
+        }
+        let began = self.begin().await;
+        if let Err(error) = &began {
+            self.is_down(error);
+        }
+        began
+    }
+
     /// Puts the record in force, in the processes that run or in others.
     async fn reload(&mut self) -> Result<(), NetworkFailure> {
+        let record = match self.settings() {
+            Ok(record) => record,
+            Err(error) => {
+                // What is in force may be more than what was recorded.
+                if let Some(pair) = self.pair.take() {
+                    pair.kill().await;
+                }
+                self.is_down(&error);
+                return Err(error);
+            }
+        };
+        // A dialer has the networks that are open and its resolvers from its start.
+        if self.pair.as_ref().is_some_and(|pair| pair.operator != record.operator) {
+            return self.replace_pair().await;
+        }
         if let Some(pair) = &mut self.pair {
-            let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
-            let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
-            let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
             let configured = timeout(ANSWER_WITHIN, pair.configure(&record)).await;
             let answer = match configured {
                 Ok(Ok(())) => {

@@ -4,7 +4,7 @@
 use super::{packets, process::Process};
 use crate::{
     home::directory::SandboxDirectory,
-    network::record::NetworkRecord,
+    network::{operator::Provided, record::NetworkRecord},
     vmm::{
         control::{ControlClient, ControlError},
         descriptors::LaunchFiles,
@@ -63,6 +63,8 @@ pub enum NetworkFailure {
 pub(super) struct Pair {
     pub(super) egress: Process,
     dialer: Process,
+    /// What the dialer has from its start.
+    pub(super) operator: Provided,
 }
 
 impl Pair {
@@ -80,7 +82,7 @@ impl Pair {
         let group = Group::of(directory);
         let dialer = Process::spawn("dialer", program, Some(DIALER), group.as_ref()).map_err(failed)?;
         let egress = Process::spawn("egress process", program, None, group.as_ref()).map_err(failed)?;
-        let mut pair = Self { egress, dialer };
+        let mut pair = Self { egress, dialer, operator: record.operator.clone() };
         let (frames, frames_of_egress) = packets::pair().map_err(failed)?;
         match timeout(READY_WITHIN, pair.begin(record, pins, &frames_of_egress)).await {
             Ok(Ok(())) => {}
@@ -138,7 +140,7 @@ impl Pair {
     /// Returns the next event of the egress process. Ends with an error once one of the processes has
     /// ended. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<EgressEvent, WireError> {
-        let Self { egress, dialer } = self;
+        let Self { egress, dialer, .. } = self;
         tokio::select! {
             event = egress.packets.next() => event,
             () = dialer.ended() => Err(WireError::Closed),
@@ -147,7 +149,7 @@ impl Pair {
 
     /// Ends both processes, and returns which of them failed and how.
     pub(super) async fn failed(self, error: &WireError) -> NetworkFailure {
-        let Self { egress, dialer } = self;
+        let Self { egress, dialer, .. } = self;
         let culprit = if dialer.has_ended() { dialer } else { egress };
         let how = culprit.end().await;
         NetworkFailure::Process(if error.is_disconnect() { how } else { format!("{how} ({error})") })
