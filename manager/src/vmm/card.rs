@@ -35,7 +35,7 @@ pub(crate) async fn attach(control: &mut ControlClient, frames: &impl AsFd) -> R
 
 /// Takes the link away, with all frames that are on their way to the guest.
 pub(crate) async fn detach(control: &mut ControlClient) -> Result<(), ControlError> {
-    // The VMM has no request for it: a socket whose peer is gone is no link, and replaces the one before.
+    // The VMM has no request for it. Without a peer the socket is not a link, and it replaces the one before.
     let (frames, peer) = cable().map_err(WireError::from)?;
     drop(peer);
     attach(control, &frames).await
