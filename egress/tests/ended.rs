@@ -192,7 +192,7 @@ fn secret_goes_to_no_address_that_the_resolver_did_not_give() {
     tls.ask(&request(PLACEHOLDER)).unwrap_err();
     assert_eq!(reason(&sandbox.flow()), "the connection names a host that was not asked for");
     heads.try_recv().unwrap_err();
-    // A clients of QUIC falls back to TCP.
+    // A client of QUIC falls back to TCP.
     let server = UdpSocket::bind("198.51.100.1:443").unwrap();
     server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let udp = guest.udp();

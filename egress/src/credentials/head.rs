@@ -85,8 +85,9 @@ pub struct Prepared {
 /// # Errors
 /// When the request may not be forwarded.
 pub fn prepare(head: &mut request::Parts, target: &Target, credentials: &Credentials) -> Result<Prepared, Rejected> {
-    if head.method == Method::CONNECT {
-        let reason = "CONNECT is not forwarded where sandboxvm ends TLS";
+    // CONNECT goes elsewhere, and TRACE (TRACK) has the server send the request back, with the secrets in it.
+    if head.method == Method::CONNECT || head.method == Method::TRACE || head.method.as_str() == "TRACK" {
+        let reason = "CONNECT and TRACE are not forwarded where sandboxvm ends TLS";
         return Err(Rejected { status: StatusCode::METHOD_NOT_ALLOWED, reason, about: About::Nothing });
     }
     let host = host(head, target)?;
@@ -176,7 +177,13 @@ fn replace(
         if let Some(secret) = placeholders.find(name.as_str().as_bytes()) {
             return Err(Rejected::secret(secret, "the name of a header contains the placeholder of a secret"));
         }
-        found = found || placeholders.find(value.as_bytes()).is_some() || basic(value).is_some();
+        let encoded = basic(value).and_then(|(_, credential)| placeholders.find(&credential));
+        let placed = placeholders.find(value.as_bytes()).or(encoded);
+        if let Some(secret) = placed.filter(|_| !carries_credentials(name.as_str())) {
+            let reason = "the placeholder of a secret is in a header that is not one for credentials";
+            return Err(Rejected::secret(secret, reason));
+        }
+        found = found || placed.is_some();
     }
     if !found {
         return Ok(());
@@ -192,6 +199,13 @@ fn replace(
         }
     }
     Ok(())
+}
+
+/// Returns true for headers that clients send credentials in and that servers do not send back: of others, such as `Origin`
+/// or `Idempotency-Key`, they do, and a guest would have the secret. `name` is in lower case.
+fn carries_credentials(name: &str) -> bool {
+    const NAMED: [&str; 5] = ["authorization", "cookie", "apikey", "ocp-apim-subscription-key", "x-functions-key"];
+    NAMED.contains(&name) || ["-token", "api-key", "auth-key"].iter().any(|end| name.ends_with(end))
 }
 
 const UNUSABLE: Rejected = Rejected {
@@ -331,6 +345,11 @@ mod tests {
         }
         let connect = prepared(Request::connect("api.example:443").header("host", "api.example")).unwrap_err();
         assert_eq!(connect.status, StatusCode::METHOD_NOT_ALLOWED);
+        // The server would send the request back, with the headers of the rule.
+        for method in ["TRACE", "TRACK"] {
+            let trace = prepared(get().method(method)).unwrap_err();
+            assert_eq!(trace.status, StatusCode::METHOD_NOT_ALLOWED);
+        }
     }
 
     #[test]
@@ -352,15 +371,15 @@ mod tests {
         let (head, _) = prepared(
             get()
                 .header("authorization", format!("Bearer {PLACEHOLDER}"))
-                .header("x-two", format!("{PLACEHOLDER},{PLACEHOLDER}"))
+                .header("x-two-token", format!("{PLACEHOLDER},{PLACEHOLDER}"))
                 .header("proxy-authorization", "Basic eDp5")
-                .header("x-basic", format!("basic {encoded}")),
+                .header("x-api-key", format!("basic {encoded}")),
         )
         .unwrap();
         assert_eq!(head.headers["authorization"], format!("Bearer {VALUE}"));
         assert!(head.headers["authorization"].is_sensitive());
-        assert_eq!(head.headers["x-two"], format!("{VALUE},{VALUE}"));
-        assert_eq!(head.headers["x-basic"], format!("basic {}", STANDARD.encode(format!("user:{VALUE}"))));
+        assert_eq!(head.headers["x-two-token"], format!("{VALUE},{VALUE}"));
+        assert_eq!(head.headers["x-api-key"], format!("basic {}", STANDARD.encode(format!("user:{VALUE}"))));
         assert!(!head.headers.contains_key("proxy-authorization"));
     }
 
@@ -372,7 +391,12 @@ mod tests {
             (Request::get(format!("/?key={PLACEHOLDER}")).header("host", "api.example"), 0),
             (Request::get(format!("/{percent}")).header("host", "api.example"), 0),
             (get().header(PLACEHOLDER, "x"), 0),
-            (get().header("x-key", &percent), 0),
+            (get().header("x-api-key", &percent), 0),
+            // Servers send these back.
+            (get().header("origin", format!("https://{PLACEHOLDER}.example")), 0),
+            (get().header("idempotency-key", PLACEHOLDER), 0),
+            (get().header("sec-websocket-protocol", PLACEHOLDER), 0),
+            (get().header("x-request-id", basic(PLACEHOLDER)), 0),
             (get().header("authorization", format!("Bearer {OTHER}")), 1),
             (get().header("authorization", basic(&format!("user:{OTHER}"))), 1),
             (get().header("authorization", format!("{PLACEHOLDER} {OTHER}")), 1),

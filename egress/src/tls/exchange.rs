@@ -50,12 +50,12 @@ impl Exchange {
     }
 
     /// Returns the request that is forwarded, or the answer to one that is not. The rules and secrets are those of now.
-    pub(super) fn forwarded(&self, request: Request<Incoming>) -> Result<Forwarded, Answer> {
+    pub(super) fn forwarded(&self, request: Request<Incoming>) -> Result<Forwarded, Box<Answer>> {
         let credentials = Rc::clone(&self.session.borrow().credentials);
         let (mut head, body) = request.into_parts();
         let named = named(&head.uri, &head.headers);
         let prepared = prepare(&mut head, &self.target, &credentials)
-            .map_err(|rejected| self.reject(&rejected, named, &credentials))?;
+            .map_err(|rejected| Box::new(self.reject(&rejected, named, &credentials)))?;
         let is_http_1 = head.version != Version::HTTP_2;
         let (found, mut gate) = (Found::default(), Gate::Open);
         let mut request = Request::from_parts(head, ());

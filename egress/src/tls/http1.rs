@@ -111,7 +111,7 @@ impl Requests {
     async fn answer(&self, request: Request<Incoming>) -> io::Result<Answer> {
         let forwarded = match self.exchange.forwarded(request) {
             Ok(forwarded) => forwarded,
-            Err(answer) => return Ok(answer),
+            Err(answer) => return Ok(*answer),
         };
         let mut sender = self.sender.take().ok_or_else(|| io::Error::other("a request is under way"))?;
         sender.ready().await.map_err(io::Error::other)?;

@@ -93,7 +93,7 @@ async fn answer(
 ) -> io::Result<Answer> {
     let forwarded = match exchange.forwarded(request) {
         Ok(forwarded) => forwarded,
-        Err(answer) => return Ok(answer),
+        Err(answer) => return Ok(*answer),
     };
     sender.ready().await.map_err(io::Error::other)?;
     match sender.send_request(forwarded.request).await {

@@ -283,7 +283,7 @@ fn connection_that_the_server_closes_ends_for_the_guest_as_well() {
         let world = World::new(Certificate { protocols: &["http/1.1"], ..Certificate::default() }).await;
         world.serve_raw(|mut server| async move {
             let mut head = vec![0; 4096];
-            server.read(&mut head).await.unwrap();
+            assert!(server.read(&mut head).await.unwrap() > 0);
             // Its length is where the connection ends.
             server.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end").await.unwrap();
             server.shutdown().await.unwrap();

@@ -236,7 +236,6 @@ impl World {
     pub fn recorded(&self) -> (Vec<BlockedSecret>, Vec<FlowRecord>) {
         let mut session = self.session.borrow_mut();
         session.records.collect();
-        session.records.collect();
         let events: Vec<_> = std::iter::from_fn(|| session.records.take()).collect();
         let shown = format!("{events:?} {session:?}");
         assert!(!shown.contains(VALUE) && !shown.contains(OTHER_VALUE), "{shown}");

@@ -22,20 +22,21 @@ const VALUE: &str = "sk-value-that-no-guest-may-see-4711";
 
 /// Serves HTTPS for [`NAME`]. The head of each request is sent to the test.
 fn serve_https(root: &Authority) -> mpsc::Receiver<String> {
-    let leaf = root.leaf(NAME).unwrap();
+    let leaf = root.leaf(NAME).expect("a certificate");
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf.key));
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .unwrap()
+        .expect("versions of TLS")
         .with_no_client_auth()
         .with_single_cert(vec![CertificateDer::from(leaf.certificate)], key)
-        .unwrap();
+        .expect("certificate and key");
     let config = Arc::new(config);
     let listener = TcpListener::bind((SERVER, 443)).expect("port 443 of the namespace");
     let (sender, heads) = mpsc::channel();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let mut tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+            let mut tls =
+                StreamOwned::new(ServerConnection::new(Arc::clone(&config)).expect("a configuration"), stream);
             let (mut head, mut byte) = (Vec::new(), [0]);
             while !head.ends_with(b"\r\n\r\n") && matches!(tls.read(&mut byte), Ok(1)) {
                 head.push(byte[0]);
