@@ -26,12 +26,7 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
-    network::{
-        error::NetworkRecordError,
-        pins::KeptPins,
-        record::NetworkRecord,
-        secrets::Kept,
-    },
+    network::{error::NetworkRecordError, pins::KeptPins, record::NetworkRecord, secrets::Kept},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{

@@ -101,6 +101,22 @@ mod tests {
     }
 
     #[test]
+    fn authority_that_the_operator_does_not_trust_any_more_is_not_trusted_for_old_records() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let trusting = |trust: Option<&str>| NetworkOperator {
+            provides: Provided { trust: trust.map(PathBuf::from), ..Provided::default() },
+            ..NetworkOperator::default()
+        };
+        let record = NetworkRecord::of(&trusting(Some("/root.pem")), &NetworkSpec::default()).unwrap();
+        for present in [None, Some("/other.pem")].map(trusting) {
+            let home = home.clone().with_network(present.clone());
+            write(&home).unwrap();
+            assert_eq!(hold(record.clone(), &home).unwrap().operator, present.provides);
+        }
+    }
+
+    #[test]
     fn networks_that_the_operator_closed_are_closed_for_old_records() {
         let root = tempfile::tempdir().unwrap();
         let home = Home::open(root.path()).unwrap();

@@ -352,4 +352,34 @@ pub(crate) mod tests {
         let slow = NetworkSpec { limits: limits(5), ..listed.clone() };
         assert!(slow.only_narrows(&listed, true) && !listed.only_narrows(&slow, true));
     }
+
+    #[test]
+    fn secret_that_is_taken_away_only_narrows() {
+        let secret = |name: &str, hosts: &[&str]| SecretSpec {
+            name: name.to_owned(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            placeholder: "p".to_owned(),
+            value: ValueSource::Kept,
+        };
+        let with = |secrets: &[SecretSpec]| NetworkSpec {
+            reach: Reach::Listed,
+            secrets: secrets.to_vec(),
+            ..NetworkSpec::default()
+        };
+        let (a, b) = (secret("A", &["a.example"]), secret("B", &["b.example"]));
+        let before = with(&[a.clone(), b.clone()]);
+        assert!(before.only_narrows(&before, true));
+        assert!(with(&[b]).only_narrows(&before, true) && with(&[]).only_narrows(&before, true));
+        assert!(!before.only_narrows(&with(&[a.clone()]), true));
+        assert!(!with(&[secret("A", &["c.example"])]).only_narrows(&before, true));
+        let of_a_file = SecretSpec { value: ValueSource::File("/token".into()), ..a };
+        assert!(!with(&[of_a_file]).only_narrows(&before, true));
+        // A header that is set may be what restricts the guest at its host.
+        let header = secrets::HeaderSpec { name: "X-Key".into(), value: ValueSource::Kept };
+        let rule = HeaderRuleSpec { host: "a.example".into(), headers: vec![header] };
+        let ruled = NetworkSpec { header_rules: vec![rule], ..before.clone() };
+        assert!(ruled.only_narrows(&ruled, true));
+        assert!(!ruled.only_narrows(&before, true) && !before.only_narrows(&ruled, true));
+        assert!(NetworkSpec { reach: Reach::Nothing, ..ruled }.only_narrows(&before, true));
+    }
 }

@@ -92,6 +92,18 @@ async fn live_change_is_held_to_what_the_operator_permits_now() {
 }
 
 #[tokio::test]
+async fn nothing_passes_when_the_values_of_secrets_cannot_be_read() {
+    let Rig { _home, mut keeping, mut egress } = Rig::plain().await;
+    keeping.directory.replace("network.secrets", b"{").unwrap();
+    let (reply, reloaded) = oneshot::channel();
+    keeping.answer(Ask::Reload(reply)).await;
+    let problem = reloaded.await.unwrap().unwrap_err().to_string();
+    assert!(problem.contains("network.secrets"), "{problem}");
+    assert!(keeping.pair.is_none() && keeping.problem == Some(problem));
+    assert!(matches!(egress.next::<EgressRequest>().await, Err(WireError::Closed)), "its process has ended");
+}
+
+#[tokio::test]
 async fn machine_that_is_replaced_or_reset_gets_other_processes() {
     let Rig { _home, mut keeping, mut egress } = Rig::plain().await;
     let (reply, pins) = oneshot::channel();
