@@ -177,7 +177,8 @@ fn pinned(session: &Session, address: IpAddr, known: &Known) -> Vec<DomainName> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandboxvm_protocol::egress::{NetworkSettings, Reach, TrustAnchors};
+    use crate::tls::trust::Trust;
+    use sandboxvm_protocol::egress::{NetworkSettings, Reach};
     use std::time::Duration;
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_open_flow_outlives_its_pin_but_not_its_rule() {
-        let mut session = Session::new(0, TrustAnchors::default());
+        let mut session = Session::new(0, Trust::default());
         session.configure(settings("a.example:22")).unwrap();
         let name: DomainName = "a.example".parse().unwrap();
         let flow = key(Transport::Tcp, 22);
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_name_that_a_flow_only_showed_is_not_pinned() {
-        let mut session = Session::new(0, TrustAnchors::default());
+        let mut session = Session::new(0, Trust::default());
         session.configure(settings("a.example")).unwrap();
         let name: DomainName = "a.example".parse().unwrap();
         let known = Known { name: Some(name.clone()), shown: Some(Shown::Name(name)), ..Known::default() };
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn name_services_lead_to_the_resolver_or_nowhere() {
-        let mut session = Session::new(0, TrustAnchors::default());
+        let mut session = Session::new(0, Trust::default());
         session.configure(NetworkSettings { reach: Reach::Public, ..NetworkSettings::default() }).unwrap();
         for (transport, port, resolves) in [
             (Transport::Udp, 53, true),
