@@ -8,12 +8,15 @@ use crate::{
         names,
         rules::AdmissionRules,
     },
-    network::operator::NetworkOperator,
+    network::{operator::NetworkOperator, present},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
 };
 use sandboxvm_protocol::ids::{SandboxId, SandboxName};
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Minimum length of an ID prefix.
 const MIN_PREFIX: usize = 4;
@@ -70,9 +73,20 @@ impl Manager {
         Self { home: self.home.with_max_audit_log(bytes) }
     }
 
-    /// Sets what the operator provides and permits on the network.
+    /// Sets what the operator provides and permits on the network, and writes it to the home: sandboxes
+    /// that exist lose what is not permitted any more when the processes of their network begin next.
     #[must_use]
     pub fn with_network(self, operator: NetworkOperator) -> Self {
+        let home = self.home.with_network(operator);
+        // An error is reported when a sandbox gets a network.
+        let _ = present::write(&home);
+        Self { home }
+    }
+
+    /// Sets the program of egress process and dialer, for a supervisor.
+    #[must_use]
+    pub fn with_network_program(self, program: PathBuf) -> Self {
+        let operator = NetworkOperator { program: Some(program), ..self.home.network().clone() };
         Self { home: self.home.with_network(operator) }
     }
 

@@ -57,6 +57,7 @@ impl Place {
             kernel: file("vmlinux", &elf),
             image: file("base.erofs", &erofs),
             agent: file("agent.erofs", &erofs),
+            egress: dir.path().join("no-egress"),
         };
         let manager = Manager::open(&dir.path().join("home")).expect("a home");
         Self { dir, manager, bundle }

@@ -2,7 +2,7 @@
 
 use crate::{background::leave_the_caller, failure::Failure, runtime};
 use clap::Args;
-use sandboxvm_manager::{Manager, NetworkOperator, keeper};
+use sandboxvm_manager::{Manager, keeper};
 use std::{fs::OpenOptions, io::Write, path::PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,8 +33,10 @@ impl Supervise {
     }
 
     fn keep(&self, is_ready: &mut bool) -> Result<u8, Failure> {
-        let operator = NetworkOperator { program: self.egress.clone(), ..NetworkOperator::default() };
-        let manager = Manager::open(&self.home)?.with_network(operator);
+        let mut manager = Manager::open(&self.home)?;
+        if let Some(egress) = &self.egress {
+            manager = manager.with_network_program(egress.clone());
+        }
         runtime::block_on(async {
             let mut ends = Vec::new();
             for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {

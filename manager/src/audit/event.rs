@@ -300,6 +300,8 @@ pub enum Event {
         /// Number of connections and questions.
         records: u64,
     },
+    /// The use of the network is not logged from here on: the guest has used its part of the log.
+    NetworkUnlogged,
     /// The processes of the network ended by themselves and were replaced. Meanwhile nothing passed.
     NetworkRestarted {
         /// Why they ended.

@@ -14,7 +14,7 @@ use crate::{
     },
     home::{host::HostIdentity, layout::Home},
     manager::Manager,
-    network::{record::NetworkRecord, spec::NetworkSpec},
+    network::{present, record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
     supervision,
 };
@@ -120,8 +120,8 @@ fn check_network(home: &Home, network: Option<&NetworkSpec>) -> Result<(), Creat
 /// Writes down network and services of a sandbox that no other process sees yet.
 pub(super) fn write_down_services(home: &Home, staged: &Staged, spec: &SandboxSpec) -> Result<(), CreateError> {
     if let Some(network) = &spec.network {
-        let operator = home.network();
-        let mut record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
+        present::write(home)?;
+        let mut record = NetworkRecord::of(home.network(), network)?;
         record.keep_values(staged.directory())?;
         record.write(staged.directory())?;
     }

@@ -13,6 +13,7 @@
 //! contents/         stored hashes of files (see `content`)
 //! audit/            audit logs, which outlive their sandboxes (see `audit`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)
+//! operator-*.json   what the operator permits on the network (see `network::present`)
 //! admitted          which sandboxes have reserved memory (see `ledger`)
 //! ```
 //! All directories have mode 0700: a user who can enter the home controls every guest in it.

@@ -26,11 +26,7 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
-    network::{
-        error::NetworkRecordError,
-        record::{NetworkRecord, keep_pins},
-        secrets::Kept,
-    },
+    network::{error::NetworkRecordError, pins::KeptPins, record::NetworkRecord, secrets::Kept},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
@@ -55,7 +51,6 @@ use crate::{
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sandboxvm_protocol::{
-    egress::SavedPin,
     ids::SandboxId,
     vmm::{ChildDevice, ControlReply, ControlRequest, ForkChild, ForkReport, ForkRequest, MAX_FORK_CHILDREN, VmmEvent},
 };
@@ -364,7 +359,7 @@ fn begun_at_once() -> usize {
 struct Inherited {
     record: NetworkRecord,
     kept: Kept,
-    pins: Vec<SavedPin>,
+    pins: KeptPins,
 }
 
 /// Whether children have the secrets and header rules of their parent. Otherwise its processes have
@@ -386,13 +381,13 @@ impl Inherited {
                 Kept::default()
             }
         };
-        Ok(Some(Self { record, kept, pins: sandbox.network_pins(false).await }))
+        Ok(Some(Self { record, kept, pins: KeptPins::of(sandbox.network_pins(false).await) }))
     }
 
     fn write(&self, directory: &SandboxDirectory) -> Result<(), ForkError> {
         self.kept.write(directory)?;
         self.record.write(directory)?;
-        keep_pins(directory, &self.pins)?;
+        self.pins.write(directory)?;
         Ok(supervision::plan(directory, &SupervisionSpec::default())?)
     }
 }

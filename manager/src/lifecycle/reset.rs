@@ -25,7 +25,7 @@ use crate::{
         admission::{self, AdmissionError},
         disk_room::Room,
     },
-    network::record::keep_pins,
+    network::pins::KeptPins,
     sandbox::Sandbox,
     snapshot::change::{Change, ChangeError, Running},
     snapshot::store::SnapshotFiles,
@@ -36,6 +36,7 @@ use crate::{
     },
     supervision::SuperviseError,
     vmm::{
+        card,
         control::ControlError,
         descriptors::{LaunchError, LaunchFiles},
         end::{self, EndError},
@@ -288,7 +289,14 @@ impl Sandbox {
             };
             let can_stay = named.is_none() && began_from.is_some() && !matches!(to, Place::OwnDisk);
             let done = match &mut composition {
-                Composition::Running(running) if can_stay => ResetDone::InPlace(self.reset_in_place(running).await?),
+                Composition::Running(running) if can_stay => {
+                    let reset = self.reset_in_place(running).await;
+                    if reset.is_err() {
+                        // The machine may still run.
+                        self.reattach_network().await;
+                    }
+                    ResetDone::InPlace(reset?)
+                }
                 other => {
                     let from = match (to, snapshot.zip(named.as_ref())) {
                         (Place::OwnDisk, _) => Found::OwnDisk,
@@ -302,10 +310,7 @@ impl Sandbox {
                     ResetDone::Anew
                 }
             };
-            match done {
-                ResetDone::InPlace(_) => self.forget_flows().await,
-                ResetDone::Anew => self.reattach_network().await,
-            }
+            self.reattach_network().await;
             // Meanwhile another command may have given the old machine its identity, which removed the
             // mark, so it is set again.
             identity::make_due(&self.directory)?;
@@ -338,6 +343,11 @@ impl Sandbox {
             Files { disk: disk.iter().cloned().chain([top_name.clone()]).collect(), baseline: Some(memory.clone()) };
         let mut layers = open_all(directory, disk)?;
         running.lineage.check_origin(directory).await.map_err(SnapshotError::from)?;
+        if self.record.network_card {
+            // What is on its way to the machine before, and its connections, are not for the restored one.
+            KeptPins::of(self.network_pins(true).await).write(directory)?;
+            card::detach(&mut running.control).await?;
+        }
         identity::make_due(directory)?;
         layers.push(directory.create_file(&top_name)?);
         running.announce(next.clone(), &top_name)?;
@@ -424,7 +434,7 @@ impl Sandbox {
         let room = Room::for_a_start(directory)?;
         interruption::announce(directory, Interruption::Reset);
         // The processes of the network end with the machine, so what they know is kept.
-        keep_pins(directory, &self.network_pins(true).await)?;
+        KeptPins::of(self.network_pins(true).await).write(directory)?;
         end::now(&self.home, directory, self.id()).await?;
         drop(room);
         let program = bundle.path(Part::Vmm);

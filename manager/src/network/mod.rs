@@ -5,8 +5,10 @@
 //! spec         what is asked for: reach, rules, resolvers, names, limits
 //! policy_file  named sets of rules, and a whole policy, in a file of the user
 //! operator     what the operator permits and provides
+//! present      what the operator provides and permits now, to which each record is held
 //! secrets      secrets and header rules; `network.secrets`: their values and the authority's key
-//! record       `network.json`: what is in force; `network.pins`: what a copy starts with
+//! record       `network.json`: what is in force
+//! pins         `network.pins`: the answers that a copy starts with
 //! trust        whose certificates are accepted of servers whose TLS is ended
 //! traffic      the reports of an egress process, as a bounded number of audit lines
 //! advice       what would allow something that was refused
@@ -18,7 +20,9 @@
 pub(crate) mod advice;
 pub(crate) mod error;
 pub(crate) mod operator;
+pub(crate) mod pins;
 pub(crate) mod policy_file;
+pub(crate) mod present;
 pub(crate) mod record;
 mod rules;
 mod sandbox;

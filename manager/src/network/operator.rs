@@ -1,7 +1,10 @@
 //! What the operator of a host permits the sandboxes of a home to ask for, and what they get from
 //! the host. Where the user is the operator, everything is permitted.
 
-use super::spec::{NetworkSpec, NetworkSpecError};
+use super::{
+    rules,
+    spec::{NetworkSpec, NetworkSpecError, rank},
+};
 use ipnet::IpNet;
 use sandboxvm_egress_policy::rule::Rule;
 use sandboxvm_protocol::egress::{EgressLimits, MAX_RESOLVERS, Reach};
@@ -44,12 +47,14 @@ pub struct Provided {
 }
 
 /// The most that a sandbox may ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Permitted {
     /// Without rules.
     pub reach: Reach,
     /// Each allow rule has to be within one of these. Not looked at if `reach` is public, except for
     /// services of the host, which are never part of what is public.
+    #[serde(with = "rules")]
     pub allow: Vec<Rule>,
     /// Whether a sandbox may name other resolvers.
     pub resolvers: bool,
@@ -64,28 +69,37 @@ impl Permitted {
     /// [`NetworkSpecError::NotPermitted`] with what is not permitted.
     pub fn check(&self, spec: &NetworkSpec) -> Result<(), NetworkSpecError> {
         let refused = |what: String| Err(NetworkSpecError::NotPermitted(what));
-        let rank = |reach| match reach {
-            Reach::Nothing => 0,
-            Reach::Listed => 1,
-            Reach::Public => 2,
-        };
         if rank(spec.reach) > rank(self.reach) {
             return refused(match spec.reach {
                 Reach::Public => "the public internet".to_owned(),
                 Reach::Nothing | Reach::Listed => "a network".to_owned(),
             });
         }
-        let is_permitted = |rule: &&Rule| {
-            self.reach == Reach::Public && rule.host_port().is_none()
-                || self.allow.iter().any(|permitted| rule.is_within(permitted))
-        };
-        if let Some(rule) = spec.allow.iter().find(|rule| !is_permitted(rule)) {
+        if let Some(rule) = spec.allow.iter().find(|rule| !self.permits(rule)) {
             return refused(format!("the rule {rule}"));
         }
         if !self.resolvers && !spec.dns.is_empty() {
             return refused("resolvers other than its own".to_owned());
         }
         Ok(())
+    }
+
+    fn permits(&self, rule: &Rule) -> bool {
+        self.reach == Reach::Public && rule.host_port().is_none()
+            || self.allow.iter().any(|permitted| rule.is_within(permitted))
+    }
+
+    /// Returns `spec` without what is not permitted.
+    pub(super) fn narrowed(&self, mut spec: NetworkSpec) -> NetworkSpec {
+        if rank(spec.reach) > rank(self.reach) {
+            spec.reach = self.reach;
+        }
+        spec.allow.retain(|rule| self.permits(rule));
+        if !self.resolvers {
+            spec.dns.clear();
+        }
+        spec.limits = self.limited(spec.limits);
+        spec
     }
 
     /// Returns the limits of a sandbox that asks for `wanted`: the lower one of each.
@@ -117,6 +131,21 @@ impl NetworkOperator {
 }
 
 impl Provided {
+    /// Returns the networks that are opened both here and by `present`, with its resolvers and the
+    /// authorities that it trusts.
+    pub(super) fn held_to(&self, present: &Self) -> Self {
+        let both = |own: &IpNet| {
+            let own = *own;
+            present.opened.iter().filter_map(move |net| match (net.contains(&own), own.contains(net)) {
+                (true, _) => Some(own),
+                (_, true) => Some(*net),
+                (false, false) => None,
+            })
+        };
+        let Self { opened: _, resolvers, trust } = present.clone();
+        Self { opened: self.opened.iter().flat_map(both).collect(), resolvers, trust }
+    }
+
     /// Returns the resolvers that a dialer asks: the operator's, else those of the host now. A host
     /// without a list has one on its loopback address, as the C library assumes.
     pub(crate) fn resolvers(&self) -> Vec<SocketAddr> {

@@ -192,6 +192,31 @@ impl NetworkSpec {
         }
     }
 
+    /// Returns true if nothing is allowed by these settings that `before` did not allow. It may return
+    /// false for settings that allow less in a way that it does not see. `opens` says whether networks
+    /// below the floor are open, which rules reach and [`Reach::Public`] does not.
+    pub(crate) fn only_narrows(&self, before: &Self, opens: bool) -> bool {
+        let was_public = before.reach == Reach::Public && !opens;
+        let was_allowed = |rule: &Rule| was_public && rule.host_port().is_none();
+        let denies_as_much = before.deny.iter().all(|rule| self.deny.contains(rule));
+        let precedence = self.precedence == before.precedence || self.precedence == Precedence::Deny;
+        // With this precedence a rule that allows takes something out of those that deny.
+        let may_add = before.deny.is_empty() || self.precedence == Precedence::Deny;
+        let allow = self.allow.iter().all(|rule| before.allow.contains(rule) || may_add && was_allowed(rule));
+        // A secret is one more thing that the guest can use. A header may be what restricts it at its host.
+        let is_secret = |secret: &SecretSpec| before.secrets.contains(secret);
+        self.reach == Reach::Nothing
+            || rank(self.reach) <= rank(before.reach)
+                && precedence
+                && denies_as_much
+                && allow
+                && self.dns == before.dns
+                && self.hosts == before.hosts
+                && self.secrets.iter().all(is_secret)
+                && self.header_rules == before.header_rules
+                && limits_narrow(self.limits, before.limits)
+    }
+
     /// Returns the ports of the host's services that rules allow.
     pub(crate) fn host_ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = self.allow.iter().filter_map(Rule::host_port).collect();
@@ -199,6 +224,25 @@ impl NetworkSpec {
         ports.dedup();
         ports
     }
+}
+
+/// Returns a number that is higher the more a sandbox reaches without rules.
+pub(super) const fn rank(reach: Reach) -> u8 {
+    match reach {
+        Reach::Nothing => 0,
+        Reach::Listed => 1,
+        Reach::Public => 2,
+    }
+}
+
+fn limits_narrow(now: EgressLimits, before: EgressLimits) -> bool {
+    // A rate of 0 does not limit.
+    let rate = |now: u64, before: u64| before == 0 || now != 0 && now <= before;
+    now.flows <= before.flows
+        && now.flows_per_second <= before.flows_per_second
+        && now.queries_per_second <= before.queries_per_second
+        && rate(now.bytes_out_per_second, before.bytes_out_per_second)
+        && rate(now.bytes_in_per_second, before.bytes_in_per_second)
 }
 
 /// Headers that frame a request or say where it goes.
@@ -265,5 +309,77 @@ pub(crate) mod tests {
         let hosts = vec![HostName { name: "a b".into(), address: IpAddr::from([192, 0, 2, 1]) }];
         let error = NetworkSpec { hosts, ..NetworkSpec::default() }.check().unwrap_err();
         assert!(matches!(error, NetworkSpecError::HostName { .. }), "{error}");
+    }
+
+    #[test]
+    fn settings_that_allow_anything_more_do_not_only_narrow() {
+        let spec = |reach, allow: &[&str], deny: &[&str]| NetworkSpec {
+            reach,
+            allow: rules(allow),
+            deny: rules(deny),
+            ..NetworkSpec::default()
+        };
+        let (public, listed) = (spec(Reach::Public, &[], &["ads.example"]), spec(Reach::Listed, &["a.example"], &[]));
+        let nothing = spec(Reach::Nothing, &["host:5432"], &[]);
+        for before in [&public, &listed, &nothing] {
+            assert!(nothing.only_narrows(before, true) && before.only_narrows(before, true));
+        }
+        assert!(spec(Reach::Listed, &[], &[]).only_narrows(&listed, true));
+        assert!(spec(Reach::Listed, &["a.example"], &["192.0.2.1"]).only_narrows(&listed, true));
+        let fewer = spec(Reach::Listed, &["192.0.2.1"], &["ads.example", "b.example"]);
+        assert!(fewer.only_narrows(&public, false) && !fewer.only_narrows(&public, true));
+        let as_before = listed.clone();
+        let limits = |bytes_in_per_second| EgressLimits { bytes_in_per_second, ..EgressLimits::default() };
+        for more in [
+            spec(Reach::Public, &["a.example"], &[]),
+            // Only a rule with a port allows a protocol that shows no name.
+            spec(Reach::Listed, &["a.example:443"], &[]),
+            NetworkSpec { dns: vec![IpAddr::from([192, 0, 2, 1])], ..as_before.clone() },
+            NetworkSpec {
+                hosts: vec![HostName { name: "a.example".into(), address: IpAddr::from([192, 0, 2, 1]) }],
+                ..as_before.clone()
+            },
+            NetworkSpec { precedence: Precedence::Allow, ..as_before.clone() },
+        ] {
+            assert!(!more.only_narrows(&listed, false), "{more:?}");
+        }
+        for more in [spec(Reach::Listed, &["a.example"], &[]), spec(Reach::Listed, &["host:22"], &["ads.example"])] {
+            assert!(!more.only_narrows(&public, false), "{more:?}");
+        }
+        let allow_wins = NetworkSpec { precedence: Precedence::Allow, ..public.clone() };
+        let more = NetworkSpec { precedence: Precedence::Allow, ..fewer };
+        assert!(!more.only_narrows(&allow_wins, false) && public.only_narrows(&allow_wins, false));
+        let slow = NetworkSpec { limits: limits(5), ..listed.clone() };
+        assert!(slow.only_narrows(&listed, true) && !listed.only_narrows(&slow, true));
+    }
+
+    #[test]
+    fn secret_that_is_taken_away_only_narrows() {
+        let secret = |name: &str, hosts: &[&str]| SecretSpec {
+            name: name.to_owned(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            placeholder: "p".to_owned(),
+            value: ValueSource::Kept,
+        };
+        let with = |secrets: &[SecretSpec]| NetworkSpec {
+            reach: Reach::Listed,
+            secrets: secrets.to_vec(),
+            ..NetworkSpec::default()
+        };
+        let (a, b) = (secret("A", &["a.example"]), secret("B", &["b.example"]));
+        let before = with(&[a.clone(), b.clone()]);
+        assert!(before.only_narrows(&before, true));
+        assert!(with(&[b]).only_narrows(&before, true) && with(&[]).only_narrows(&before, true));
+        assert!(!before.only_narrows(&with(&[a.clone()]), true));
+        assert!(!with(&[secret("A", &["c.example"])]).only_narrows(&before, true));
+        let of_a_file = SecretSpec { value: ValueSource::File("/token".into()), ..a };
+        assert!(!with(&[of_a_file]).only_narrows(&before, true));
+        // A header that is set may be what restricts the guest at its host.
+        let header = secrets::HeaderSpec { name: "X-Key".into(), value: ValueSource::Kept };
+        let rule = HeaderRuleSpec { host: "a.example".into(), headers: vec![header] };
+        let ruled = NetworkSpec { header_rules: vec![rule], ..before.clone() };
+        assert!(ruled.only_narrows(&ruled, true));
+        assert!(!ruled.only_narrows(&before, true) && !before.only_narrows(&ruled, true));
+        assert!(NetworkSpec { reach: Reach::Nothing, ..ruled }.only_narrows(&before, true));
     }
 }

@@ -25,6 +25,7 @@ mod log;
 pub(crate) mod publish;
 mod service;
 mod services;
+mod settings;
 mod start;
 pub(crate) mod status;
 mod talk;
@@ -148,7 +149,8 @@ pub enum SuperviseError {
     /// The settings of the network cannot be read.
     #[error("{0}")]
     NetworkRecord(#[from] NetworkRecordError),
-    /// The audit log cannot be written, so the network was not changed.
+    /// The audit log cannot be written, so the network was not changed: it would allow more than
+    /// before.
     #[error("{0}")]
     Audit(#[from] AuditError),
     /// The record is not valid.

@@ -7,18 +7,18 @@ use super::{
     file::Supervision,
     log,
     publish::{HostEnd, Publish, PublishedPort},
+    settings,
     status::is_supervised,
     talk::{self, NetworkReport, NetworkRequest, Reply, Request},
 };
 use crate::{
-    audit::Event,
     guest::in_use,
     home::{
         directory::{DirectoryError, SandboxDirectory},
         flock::Sharing,
         locks::{FileLock, LockClass},
     },
-    network::{record::NetworkRecord, spec::NetworkSpec},
+    network::{present, record::NetworkRecord, spec::NetworkSpec},
     sandbox::Sandbox,
 };
 use futures_util::future::BoxFuture;
@@ -143,9 +143,10 @@ impl Sandbox {
         if !self.record.network_card {
             return Err(SuperviseError::NoCard(self.label()));
         }
-        let operator = self.home.network();
-        let mut record = NetworkRecord::new(operator.admit(network)?, operator.provides.clone());
-        // They are in the file before the record refers to them, and the supervisor drops the others.
+        let mut record = NetworkRecord::of(self.home.network(), network)?;
+        present::write(&self.home)?;
+        // They are in the file before the record refers to them; those that it does not refer to are
+        // dropped once it is written.
         record.keep_values(&self.directory)?;
         if !self.state()?.is_live() || !NetworkRecord::exists(&self.directory) {
             self.record_network(&record)?;
@@ -159,8 +160,8 @@ impl Sandbox {
 
     /// Writes the settings of a network that no supervisor has.
     fn record_network(&self, record: &NetworkRecord) -> Result<(), SuperviseError> {
-        self.trail().append(Event::network_set(&record.settings))?;
-        record.write(&self.directory)?;
+        // If a restriction is not logged, the next change that the log is to take says why.
+        let _ = settings::replace(record, &self.trail(), &self.directory)?;
         record.drop_values(&self.directory)?;
         if let Some(_lock) = SupervisorLock::try_take(&self.directory)? {
             let supervision = match Supervision::read(&self.directory)? {
@@ -198,11 +199,6 @@ impl Sandbox {
     /// tries again.
     pub(crate) async fn reattach_network(&self) {
         let _ = self.tell_network(NetworkRequest::Reattach).await;
-    }
-
-    /// Ends the flows of the machine before a reset in place.
-    pub(crate) async fn forget_flows(&self) {
-        let _ = self.tell_network(NetworkRequest::ForgetFlows).await;
     }
 
     /// Asks the supervisor about the network. Returns `None` if there is no network or no supervisor.

@@ -52,8 +52,6 @@ pub(super) enum NetworkRequest {
     Pins { is_replaced: bool },
     /// Connects the network to the machine that replaced the one before.
     Reattach,
-    /// The machine was reset in place, so it knows none of its flows any more.
-    ForgetFlows,
 }
 
 /// The state of a sandbox's network.
@@ -65,6 +63,10 @@ pub struct NetworkReport {
     pub problem: Option<String>,
     /// How often its processes ended by themselves and were replaced, since the supervisor began.
     pub restarts: u64,
+    /// Number of lines that are not in the audit log since the supervisor began, because the guest has
+    /// used its part of it.
+    #[serde(default)]
+    pub unlogged: u64,
     /// What passed since its processes began.
     pub counters: Option<TrafficCounters>,
 }

@@ -4,6 +4,7 @@
 //! Only [`spawn`] may start a VMM, and only [`end`] may end one. This module knows nothing about
 //! the guest of a VMM.
 
+pub(crate) mod card;
 pub(crate) mod control;
 pub(crate) mod descriptors;
 pub(crate) mod end;

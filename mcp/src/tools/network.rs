@@ -360,7 +360,8 @@ mod tests {
         assert_eq!(advice(&outside), "ask the user to permit a.test for this server");
         let denied = flow(Some("a.example"), "1.1.1.1", refused(Some("a.example")));
         assert_eq!(advice(&denied), "create a sandbox without a.example in network.deny");
-        let below = flow(None, "169.254.169.254", refused(None));
+        let low = NetworkDecision { reason: Some("it is a link-local address".to_owned()), ..refused(None) };
+        let below = flow(None, "169.254.169.254", low);
         assert_eq!(advice(&below), "only the operator of the host can open this address");
         let allowed = NetworkDecision { allowed: true, rule: None, reason: None };
         assert_eq!(refusal(&flow(None, "1.1.1.1", allowed), &some), None);

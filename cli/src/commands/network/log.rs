@@ -105,6 +105,7 @@ fn show(sandbox: &str, event: &Event) -> Option<String> {
             format!("blocked secret {} to {}: {}", one_line(secret), one_line(host), one_line(reason))
         }
         Event::NetworkOmitted { records } => format!("omitted {records} more, because there were too many"),
+        Event::NetworkUnlogged => "no more lines: the sandbox has used its part of the audit log".to_owned(),
         Event::NetworkRestarted { reason } => format!("replaced the processes of the network: {}", one_line(reason)),
         _ => return None,
     };

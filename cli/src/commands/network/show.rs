@@ -66,6 +66,9 @@ fn text(shown: &Shown) -> String {
     });
     list("headers", headers.collect());
     list("link", vec![shown.link.as_ref().map_or_else(|| "down: no supervisor runs".to_owned(), link)]);
+    if let Some(count) = shown.link.as_ref().map(|link| link.unlogged).filter(|count| *count > 0) {
+        list("log", vec![format!("{count} lines are missing: the sandbox has used its part of the audit log")]);
+    }
     if let Some(counters) = shown.link.as_ref().and_then(|link| link.counters) {
         let flows = format!("{} allowed, {} open, {} refused", counters.flows, counters.open, counters.refused);
         list("flows", vec![flows]);
@@ -116,7 +119,7 @@ pub(crate) mod tests {
     fn example() -> Shown {
         let counters =
             TrafficCounters { flows: 12, refused: 3, open: 1, queries: 9, bytes_out: 4096, bytes_in: 3 << 20 };
-        let link = NetworkReport { attached: true, problem: None, restarts: 1, counters: Some(counters) };
+        let link = NetworkReport { attached: true, problem: None, restarts: 1, unlogged: 2, counters: Some(counters) };
         Shown { card: true, network: Some(example_network()), link: Some(link) }
     }
 
@@ -134,7 +137,8 @@ pub(crate) mod tests {
     fn settings_and_link_are_listed() {
         let expected = "reaches  what is allowed\nallow    index.example\n         host:5432\ndeny     ads.example\n\
                         dns      192.0.2.53\nhosts    db.example 192.0.2.7\n\
-                        link     up (its processes were replaced 1 times)\nflows    12 allowed, 1 open, 3 refused\n\
+                        link     up (its processes were replaced 1 times)\n\
+                        log      2 lines are missing: the sandbox has used its part of the audit log\nflows    12 allowed, 1 open, 3 refused\n\
                         queries  9\nbytes    4.0 KiB out, 3.0 MiB in\n";
         assert_eq!(text(&example()), expected);
         let unsupervised = Shown { link: None, ..example() };

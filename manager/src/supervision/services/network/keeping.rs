@@ -6,8 +6,11 @@ use super::pair::{NetworkFailure, Pair};
 use crate::{
     audit::Event,
     home::directory::SandboxDirectory,
+    hostile_text::one_line,
     network::{
-        record::{self, NetworkRecord},
+        pins::{self, KeptPins},
+        present,
+        record::NetworkRecord,
         traffic::Traffic,
     },
     sandbox::Sandbox,
@@ -31,6 +34,8 @@ const WORKED_FOR: Duration = Duration::from_secs(60);
 const REPLACED_WITHIN: Duration = Duration::from_secs(15);
 /// An egress process answers in well under a millisecond; the limit allows for a host that swaps.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// Maximum length in bytes of a text of the egress process in a log or a message.
+const MAX_TEXT: usize = 320;
 
 /// A request of the supervisor.
 #[derive(Debug)]
@@ -43,7 +48,6 @@ pub(super) enum Ask {
         reply: oneshot::Sender<Vec<SavedPin>>,
     },
     Reattach(oneshot::Sender<Result<(), NetworkFailure>>),
-    ForgetFlows(oneshot::Sender<()>),
     End(oneshot::Sender<()>),
 }
 
@@ -57,6 +61,10 @@ pub(super) struct Keeping {
     began: Instant,
     problem: Option<String>,
     restarts: u64,
+    /// Number of lines that the log did not take.
+    unlogged: u64,
+    /// True if the last line in the log says that lines are left out.
+    is_log_closed: bool,
     delay: Duration,
     retry_at: Option<Instant>,
 }
@@ -89,6 +97,8 @@ impl Keeping {
             began: now,
             problem: None,
             restarts: 0,
+            unlogged: 0,
+            is_log_closed: false,
             delay: FIRST_DELAY,
             retry_at: None,
         };
@@ -116,8 +126,11 @@ impl Keeping {
                 }
                 Due::Asked(None) => return self.end().await,
                 Due::Asked(Some(ask)) => self.answer(ask).await,
-                Due::Said(Ok(event)) => self.record(event),
-                Due::Said(Err(error)) => self.lost(&error).await,
+                Due::Said(said) => {
+                    if let Err(error) = said.and_then(|event| self.record(event)) {
+                        self.lost(&error).await;
+                    }
+                }
                 Due::Lines => {
                     let lines = self.traffic.due(Instant::now());
                     self.note(lines);
@@ -128,13 +141,23 @@ impl Keeping {
     }
 
     async fn begin(&mut self) -> Result<(), NetworkFailure> {
-        let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
-        let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
-        let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
-        let pins = record::take_pins(&self.directory);
+        let record = self.settings()?;
+        let pins = pins::take(&self.directory, &record.operator.opened);
         self.pair = Some(Pair::start(&self.directory, &self.program, &record, pins).await?);
         (self.began, self.problem, self.retry_at) = (Instant::now(), None, None);
         Ok(())
+    }
+
+    /// Returns the settings that are to be in force.
+    fn settings(&mut self) -> Result<NetworkRecord, NetworkFailure> {
+        let failed = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
+        let record = NetworkRecord::read(&self.directory).map_err(|error| failed(&error))?;
+        let record = record.ok_or_else(|| failed(&"there are no network settings"))?;
+        let held = present::hold(record.clone(), &self.sandbox.home).map_err(|error| failed(&error))?;
+        if held.settings != record.settings || held.operator.opened != record.operator.opened {
+            self.log.note("the operator does not permit all of the network settings any more");
+        }
+        Ok(held)
     }
 
     fn is_down(&mut self, error: &NetworkFailure) {
@@ -177,6 +200,7 @@ impl Keeping {
                     attached: self.pair.is_some(),
                     problem: self.problem.clone(),
                     restarts: self.restarts,
+                    unlogged: self.unlogged,
                     counters,
                 };
                 let _ = reply.send(report);
@@ -197,39 +221,52 @@ impl Keeping {
                 let _ = reply.send(pins);
             }
             Ask::Reattach(reply) => {
-                if self.pair.is_some() {
-                    let pins = self.pins().await;
-                    // Without pins the guest asks for its names again.
-                    let _ = record::keep_pins(&self.directory, &pins);
-                }
-                if let Some(pair) = self.pair.take() {
-                    pair.kill().await;
-                }
-                let began = self.begin().await;
-                if let Err(error) = &began {
-                    self.is_down(error);
-                }
+                let began = self.replace_pair().await;
                 let _ = reply.send(began);
-            }
-            Ask::ForgetFlows(reply) => {
-                if let Some(pair) = &mut self.pair
-                    && let Err(error) = pair.egress.packets.send(&EgressRequest::ForgetFlows, &[]).await
-                {
-                    self.lost(&error).await;
-                }
-                let _ = reply.send(());
             }
             Ask::End(reply) => drop(reply),
         }
     }
 
+    /// Starts other processes, with what the guest got as answers.
+    async fn replace_pair(&mut self) -> Result<(), NetworkFailure> {
+        if self.pair.is_some() {
+            let pins = self.pins().await;
+            // Without pins the guest asks for its names again.
+            let _ = KeptPins::of(pins).write(&self.directory);
+        }
+        if let Some(pair) = self.pair.take() {
+            pair.kill().await;
+        }
+        let began = self.begin().await;
+        if let Err(error) = &began {
+            self.is_down(error);
+        }
+        began
+    }
+
     /// Puts the record in force, in the processes that run or in others.
     async fn reload(&mut self) -> Result<(), NetworkFailure> {
+        let read = self.settings().and_then(|record| match record.egress_settings(&self.directory) {
+            Ok(wanted) => Ok((record, wanted)),
+            Err(error) => Err(NetworkFailure::Settings(error.to_string())),
+        });
+        let (record, wanted) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                // What is in force may be more than what was recorded.
+                if let Some(pair) = self.pair.take() {
+                    pair.kill().await;
+                }
+                self.is_down(&error);
+                return Err(error);
+            }
+        };
+        // A dialer has the networks that are open and its resolvers from its start.
+        if self.pair.as_ref().is_some_and(|pair| pair.operator != record.operator) {
+            return self.replace_pair().await;
+        }
         if let Some(pair) = &mut self.pair {
-            let settings = |error: &dyn std::fmt::Display| NetworkFailure::Settings(error.to_string());
-            let record = NetworkRecord::read(&self.directory).map_err(|error| settings(&error))?;
-            let record = record.ok_or_else(|| settings(&"there are no network settings"))?;
-            let wanted = record.egress_settings(&self.directory).map_err(|error| settings(&error))?;
             let configured = timeout(ANSWER_WITHIN, pair.configure(&record, wanted)).await;
             let answer = match configured {
                 Ok(Ok(())) => {
@@ -245,7 +282,7 @@ impl Keeping {
             match answer {
                 Ok(Ok(())) => return Ok(()),
                 // It refuses everything now, which is what an invalid record deserves.
-                Ok(Err(reason)) => return Err(NetworkFailure::Settings(reason)),
+                Ok(Err(reason)) => return Err(NetworkFailure::Settings(short(&reason))),
                 // Which settings are in force is not known, so the processes are replaced.
                 Err(error) => self.lost(&error).await,
             }
@@ -305,12 +342,13 @@ impl Keeping {
             let event = next.map_err(|_| WireError::Io(io::ErrorKind::TimedOut.into()))??;
             match is_answer(event) {
                 Ok(answer) => return Ok(answer),
-                Err(event) => self.record(*event),
+                Err(event) => self.record(*event)?,
             }
         }
     }
 
-    fn record(&mut self, event: EgressEvent) {
+    /// Records what the process reports by itself.
+    fn record(&mut self, event: EgressEvent) -> Result<(), WireError> {
         let now = Instant::now();
         let line = match event {
             EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
@@ -321,49 +359,58 @@ impl Keeping {
                 None
             }
             EgressEvent::Configured(Err(reason)) => {
+                let reason = short(&reason);
                 self.log.note(format_args!(
                     "the settings of the network are not valid, so everything is refused: {reason}"
                 ));
                 self.problem = Some(format!("everything is refused: {reason}"));
                 None
             }
-            // Answers that came too late.
+            // A process that did not answer in time was replaced, so these answer nothing.
             EgressEvent::Ready | EgressEvent::Configured(Ok(())) | EgressEvent::Pins(_) | EgressEvent::Counters(_) => {
-                None
+                return Err(WireError::Unexpected("answer without a request"));
             }
         };
         self.note(line);
+        Ok(())
     }
 
-    fn note(&self, lines: impl IntoIterator<Item = Event>) {
+    fn note(&mut self, lines: impl IntoIterator<Item = Event>) {
         let trail = self.sandbox.trail();
         for line in lines {
-            // What does not fit is left out: the rest of the log is the owner's.
-            trail.note_of_guest(line);
+            if trail.note_of_guest(line) {
+                self.is_log_closed = false;
+                continue;
+            }
+            // The rest of the log is the owner's, except for one line about what is missing.
+            self.unlogged = self.unlogged.saturating_add(1);
+            if !self.is_log_closed {
+                self.is_log_closed = trail.append(Event::NetworkUnlogged).is_ok();
+            }
         }
     }
 
     async fn end(mut self) {
-        if let Some(pair) = &mut self.pair {
-            // What the process said before its end is recorded.
-            while let Ok(Ok(event)) = timeout(Duration::ZERO, pair.next()).await {
-                let now = Instant::now();
-                let line = match event {
-                    EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
-                    EgressEvent::Name(name) => self.traffic.name(name, now),
-                    _ => None,
-                };
-                if let Some(line) = line {
-                    self.sandbox.trail().note_of_guest(line);
+        if let Some(pair) = self.pair.take() {
+            for event in pair.finish().await {
+                if self.record(event).is_err() {
+                    break;
                 }
             }
         }
-        if let Some(pair) = self.pair.take() {
-            pair.kill().await;
-        }
         let lines = self.traffic.all();
         self.note(lines);
+        if self.unlogged > 0 {
+            self.log.note(format_args!("{} lines of the network are not in the audit log", self.unlogged));
+        }
     }
+}
+
+/// Returns a text of the egress process for a log or a message: one short line.
+fn short(text: &str) -> String {
+    let mut line = one_line(&text[..text.floor_char_boundary(MAX_TEXT)]);
+    line.truncate(line.floor_char_boundary(MAX_TEXT));
+    line
 }
 
 async fn next(pair: Option<&mut Pair>) -> Result<EgressEvent, WireError> {
@@ -380,3 +427,6 @@ async fn at(time: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

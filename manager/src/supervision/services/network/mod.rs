@@ -19,14 +19,13 @@ mod process;
 pub use pair::NetworkFailure;
 
 use crate::{
-    audit::Event,
     home::directory::SandboxDirectory,
-    network::record::NetworkRecord,
     supervision::{
         SuperviseError,
         file::Supervision,
         log::Log,
         service::{Answer, Context, Service},
+        settings,
         talk::{NetworkRequest, Reply, Request},
     },
 };
@@ -66,13 +65,17 @@ impl Network {
         Ok(())
     }
 
-    async fn answer(&self, context: &Context, request: &NetworkRequest) -> Answer {
+    async fn answer(&self, context: &mut Context, request: &NetworkRequest) -> Answer {
         match request {
             NetworkRequest::Report => self.ask(Ask::Report).await.map(Reply::Network),
             NetworkRequest::Set(record) => {
-                write_and_log(context, record)?;
-                let in_force = self.ask(Ask::Reload).await?;
-                in_force.map_err(|error| SuperviseError::NetworkDown(error.to_string()))?;
+                if let Some(error) = settings::replace(record, &context.sandbox.trail(), &context.directory)? {
+                    context.log.note(format_args!("the network is restricted, and there is no line about it: {error}"));
+                }
+                let in_force = self.ask(Ask::Reload).await;
+                // Not before: a value that cannot be dropped must not keep a restriction from being in force.
+                record.drop_values(&context.directory)?;
+                in_force?.map_err(|error| SuperviseError::NetworkDown(error.to_string()))?;
                 Ok(Reply::Done(Vec::new()))
             }
             NetworkRequest::Pins { is_replaced } => {
@@ -83,7 +86,6 @@ impl Network {
                 self.ask(Ask::Reattach).await??;
                 Ok(Reply::Done(Vec::new()))
             }
-            NetworkRequest::ForgetFlows => self.ask(Ask::ForgetFlows).await.map(|()| Reply::Done(Vec::new())),
         }
     }
 
@@ -94,14 +96,6 @@ impl Network {
         asks.send(ask(reply)).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())
     }
-}
-
-/// The log has the settings before they are in force.
-fn write_and_log(context: &Context, record: &NetworkRecord) -> Result<(), SuperviseError> {
-    context.sandbox.trail().append(Event::network_set(&record.settings))?;
-    record.write(&context.directory)?;
-    record.drop_values(&context.directory)?;
-    Ok(())
 }
 
 impl Service for Network {

@@ -4,10 +4,10 @@
 use super::{packets, process::Process};
 use crate::{
     home::directory::SandboxDirectory,
-    network::{record::NetworkRecord, trust},
+    network::{operator::Provided, record::NetworkRecord, trust},
     vmm::{
+        card,
         control::{ControlClient, ControlError},
-        descriptors::LaunchFiles,
         group::Group,
         wire::WireError,
     },
@@ -17,7 +17,7 @@ use sandboxvm_protocol::{
         DialerEvent, DialerRequest, DialerSettings, DialerSetup, EgressEvent, EgressRequest, EgressSetup,
         NetworkSettings, SavedPin, TrustAnchors,
     },
-    vmm::{ControlReply, ControlRequest, FdIndex},
+    vmm::FdIndex,
 };
 use std::{
     io,
@@ -29,9 +29,14 @@ use tokio::time::timeout;
 
 /// The argument that makes the program a dialer.
 const DIALER: &std::ffi::CStr = c"dialer";
-/// Maximum time until a process is confined and ready, which takes some milliseconds, and until a VMM
-/// has attached a socket. The limit allows for a host that swaps.
+/// Maximum time until a process is confined and ready, which takes some milliseconds. The limit allows
+/// for a host that swaps.
 const READY_WITHIN: Duration = Duration::from_secs(4);
+
+/// Maximum number of events of a process that has ended. Its socket holds fewer of any size that occurs.
+const MAX_LAST_EVENTS: usize = 1024;
+/// Maximum time to read them. The socket of a process that has ended has an end, and no read waits.
+const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a network is down.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,8 @@ pub enum NetworkFailure {
 pub(super) struct Pair {
     pub(super) egress: Process,
     dialer: Process,
+    /// What the dialer has from its start.
+    pub(super) operator: Provided,
 }
 
 impl Pair {
@@ -82,7 +89,7 @@ impl Pair {
         let group = Group::of(directory);
         let dialer = Process::spawn("dialer", program, Some(DIALER), group.as_ref()).map_err(failed)?;
         let egress = Process::spawn("egress process", program, None, group.as_ref()).map_err(failed)?;
-        let mut pair = Self { egress, dialer };
+        let mut pair = Self { egress, dialer, operator: record.operator.clone() };
         let (frames, frames_of_egress) = packets::pair().map_err(failed)?;
         match timeout(READY_WITHIN, pair.begin(record, settings, pins, &frames_of_egress)).await {
             Ok(Ok(())) => {}
@@ -90,13 +97,8 @@ impl Pair {
             Err(_) => return Err(pair.failed(&WireError::Io(io::ErrorKind::TimedOut.into())).await),
         }
         drop(frames_of_egress);
-        let mut files = LaunchFiles::default();
-        let request = ControlRequest::AttachNetwork { frames: files.add(&frames) };
-        match control.request_with(request, &files, READY_WITHIN).await? {
-            Ok(ControlReply::Done) => Ok(pair),
-            Ok(_) => Err(ControlError::from(WireError::Unexpected("another request's reply")).into()),
-            Err(refusal) => Err(ControlError::from(refusal).into()),
-        }
+        card::attach(&mut control, &frames).await?;
+        Ok(pair)
     }
 
     async fn begin(
@@ -151,7 +153,7 @@ impl Pair {
     /// Returns the next event of the egress process. Ends with an error once one of the processes has
     /// ended. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<EgressEvent, WireError> {
-        let Self { egress, dialer } = self;
+        let Self { egress, dialer, .. } = self;
         tokio::select! {
             event = egress.packets.next() => event,
             () = dialer.ended() => Err(WireError::Closed),
@@ -160,18 +162,42 @@ impl Pair {
 
     /// Ends both processes, and returns which of them failed and how.
     pub(super) async fn failed(self, error: &WireError) -> NetworkFailure {
-        let Self { egress, dialer } = self;
+        let Self { egress, dialer, .. } = self;
         let culprit = if dialer.has_ended() { dialer } else { egress };
         let how = culprit.end().await;
         NetworkFailure::Process(if error.is_disconnect() { how } else { format!("{how} ({error})") })
     }
 
     /// Ends both processes, and returns once they have ended.
-    pub(super) async fn kill(self) {
+    pub(super) async fn kill(mut self) {
         tokio::join!(self.egress.kill(), self.dialer.kill());
+    }
+
+    /// Ends both processes, and returns what the egress process reported before.
+    pub(super) async fn finish(mut self) -> Vec<EgressEvent> {
+        // First, because a process that was taken over may report without end.
+        tokio::join!(self.egress.kill(), self.dialer.kill());
+        let mut events = Vec::new();
+        let drain = async {
+            while events.len() < MAX_LAST_EVENTS
+                && let Ok(event) = self.egress.packets.next().await
+            {
+                events.push(event);
+            }
+        };
+        // What was read until then is returned.
+        let _ = timeout(DRAINED_WITHIN, drain).await;
+        events
     }
 }
 
 fn dialer_settings(record: &NetworkRecord) -> DialerSettings {
     DialerSettings { host_ports: record.settings.host_ports(), tenant_resolvers: record.settings.dns.clone() }
+}
+
+#[cfg(test)]
+impl Pair {
+    pub(super) fn of(egress: Process, dialer: Process, operator: Provided) -> Self {
+        Self { egress, dialer, operator }
+    }
 }

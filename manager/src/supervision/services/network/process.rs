@@ -80,7 +80,7 @@ impl Process {
     }
 
     /// Kills the process, and returns once it has ended.
-    pub(super) async fn kill(mut self) {
+    pub(super) async fn kill(&mut self) {
         // ESRCH: it has ended already.
         let _ = self.pidfd.kill();
         self.ended().await;
