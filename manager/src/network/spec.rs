@@ -370,7 +370,7 @@ pub(crate) mod tests {
         let before = with(&[a.clone(), b.clone()]);
         assert!(before.only_narrows(&before, true));
         assert!(with(&[b]).only_narrows(&before, true) && with(&[]).only_narrows(&before, true));
-        assert!(!before.only_narrows(&with(&[a.clone()]), true));
+        assert!(!before.only_narrows(&with(std::slice::from_ref(&a)), true));
         assert!(!with(&[secret("A", &["c.example"])]).only_narrows(&before, true));
         let of_a_file = SecretSpec { value: ValueSource::File("/token".into()), ..a };
         assert!(!with(&[of_a_file]).only_narrows(&before, true));
