@@ -34,7 +34,16 @@ impl Pins {
     /// Notes that `address` was an answer to a question for `name`, with this TTL. The name is the one that was asked for,
     /// not one that a CNAME led to.
     pub fn pin(&mut self, name: &DomainName, address: IpAddr, ttl: Duration, now: Instant) {
-        let until = now + ttl.clamp(MIN_LIFE, MAX_LIFE);
+        self.pin_for(name, address, ttl.max(MIN_LIFE), now);
+    }
+
+    /// Notes a pin that another process had, and that lives for `left` more: a copy prolongs no pin.
+    pub fn adopt(&mut self, name: &DomainName, address: IpAddr, left: Duration, now: Instant) {
+        self.pin_for(name, address, left, now);
+    }
+
+    fn pin_for(&mut self, name: &DomainName, address: IpAddr, life: Duration, now: Instant) {
+        let until = now + life.min(MAX_LIFE);
         let key = (address, name.clone());
         if let Some(known) = self.until.get_mut(&key) {
             *known = until.max(*known);
@@ -142,6 +151,8 @@ mod tests {
         pins.pin(&name("a.example"), address(1), Duration::ZERO, now);
         assert_eq!(pins.names_of(address(1), now + MAX_LIFE - Duration::from_nanos(1)).len(), 1);
         assert!(pins.names_of(address(1), now + MAX_LIFE).is_empty());
+        pins.adopt(&name("b.example"), address(2), Duration::from_secs(1), now);
+        assert!(pins.names_of(address(2), now + Duration::from_secs(1)).is_empty());
     }
 
     #[test]

@@ -94,9 +94,9 @@ impl Beginning {
         let link = Link::new(Outlet::new(Rc::clone(&frames)));
         let dialing = Dialing::new(dialer)?;
         let mut session = Session::new(setup.resolvers, Trust::new(trust));
-        session.adopt(&setup.pins, Instant::now());
         // What cannot be read refuses everything until valid settings come.
         let configured = session.configure(setup.settings).map_err(|error| error.to_string());
+        session.adopt(&setup.pins, Instant::now());
         let changed = session.records.notify();
         let session = Rc::new(RefCell::new(session));
         let gateway = Gateway::new(Rc::clone(&link), Rc::clone(&session), Rc::clone(&dialing));

@@ -124,11 +124,13 @@ impl Session {
         if Floor::default().check(address).is_ok() { &self.policy } else { &self.opened_policy }
     }
 
-    /// Takes the pins of the machine that this one is a copy of. Those with an invalid name are left out.
+    /// Takes the pins of the machine that this one is a copy of, whose egress process may have been taken over. Those with an
+    /// invalid name, or with an address below the floor, are left out. To be called after [`Self::configure`].
     pub fn adopt(&mut self, pins: &[SavedPin], now: Instant) {
         for pin in pins {
-            if let Ok(name) = pin.name.parse::<DomainName>() {
-                self.pins.pin(&name, pin.address, Duration::from_secs(pin.seconds.into()), now);
+            let name = pin.name.parse::<DomainName>();
+            if let (Ok(name), Ok(address)) = (name, self.floor.check(pin.address)) {
+                self.pins.adopt(&name, address, Duration::from_secs(pin.seconds.into()), now);
             }
         }
     }

@@ -219,9 +219,10 @@ fn a_server_speaks_first_only_where_no_name_is_needed() {
     assert_refused(&mut sandbox, None, "shows no name");
     let silent = server(2223, b"", b"ok");
     let tcp = guest.connect(silent.at).unwrap();
-    let begun = Instant::now();
-    assert_eq!(guest.read(tcp, 100), Err(Failed::Reset));
-    assert!((2..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // A guest may be slow to say which host it wants.
+    assert_eq!(guest.read(tcp, 100), Err(Failed::Silent));
+    guest.send(tcp, &hello("a.example")).unwrap();
+    assert_eq!(guest.read(tcp, 100).unwrap(), b"ok");
 }
 
 #[test]

@@ -90,6 +90,10 @@ require_packages() {
     step "installing ${#missing[@]} packages" "$logs/apt-install.log" \
         apt-get install --yes --no-install-recommends "${missing[@]}" ||
         refuse "cannot install ${missing[*]}: install them by hand, then run $0 again"
+    # Tests start their own name servers: the one that the package starts is not wanted.
+    if [[ " ${missing[*]} " == *" nsd "* && -d /run/systemd/system ]]; then
+        systemctl disable --now --quiet nsd || say "cannot stop the name server that was installed for tests: nsd"
+    fi
 }
 
 # find_cargo: adds ~/.cargo/bin to PATH if needed: often only a login shell has it there.

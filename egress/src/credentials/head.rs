@@ -413,7 +413,7 @@ mod tests {
         settings.secrets[0].value = Ok("x".repeat(16 * 1024));
         let credentials = Credentials::new(&settings).unwrap();
         let target = Target { name: name("api.example"), address: [198, 51, 100, 1].into(), port: 443 };
-        let request = get().header("x", PLACEHOLDER.repeat(100)).body(()).unwrap();
+        let request = get().header("x-token", PLACEHOLDER.repeat(100)).body(()).unwrap();
         assert_eq!(prepare(&mut request.into_parts().0, &target, &credentials), Err(UNUSABLE));
     }
 

@@ -22,7 +22,7 @@ use std::{
     cell::RefCell,
     fmt::Write as _,
     future::Future,
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -147,6 +147,7 @@ impl World {
         let mut file = tempfile::tempfile().unwrap();
         // The certificates of a host's list are not all ones that can be read.
         write!(file, "# a comment\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n{trust}").unwrap();
+        file.rewind().unwrap();
         let session = Session::new(0, Trust::new(vec![file]));
         let world = Self {
             session: Rc::new(RefCell::new(session)),
