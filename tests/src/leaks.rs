@@ -17,6 +17,9 @@ const ADMITTED: &str = "admitted";
 /// Links to control groups that wait for a sandbox.
 const GROUPS: &str = "groups";
 
+/// What the operator of the home provides and permits to networks.
+const OPERATOR: [&str; 2] = ["operator-own.json", "operator-tenants.json"];
+
 /// The directory of a server.
 const SERVER: &str = "server";
 
@@ -45,7 +48,7 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if SHARED.iter().chain([&AUDIT, &ADMITTED, &GROUPS]).any(|kept| entry.file_name() == *kept) {
+        if SHARED.iter().chain([&AUDIT, &ADMITTED, &GROUPS]).chain(&OPERATOR).any(|kept| entry.file_name() == *kept) {
             continue;
         }
         if entry.file_name() == SERVER {
