@@ -1,8 +1,8 @@
 //! The way of a user: a sandbox with a rule, a change while it runs, the log and the suggestion.
 
 use crate::namespace::{self, SERVER};
-use sandboxvm_tests::home::{Home, SMALL};
-use std::fs;
+use sandboxvm_tests::home::{Home, SMALL, eventually};
+use std::{fs, time::Duration};
 
 /// Prints the last line of the response to a request for `host`, or an error.
 fn get(host: &str) -> String {
@@ -29,9 +29,14 @@ fn guest_reaches_what_is_allowed_and_the_log_says_what_was_refused() {
     let refused = exec("refused.example");
     assert_ne!(refused.code(), Some(0), "{refused:?}");
 
-    let log = cli(&["network", "log", "demo"]).succeeds().out();
     let hint = "no rule allows it; to allow it: sandboxvm network set demo --add --allow refused.example\n";
-    assert!(log.contains(hint), "{log}");
+    // Refusals that are alike are collected for a second before they are logged.
+    let mut log = String::new();
+    let logged = eventually(Duration::from_secs(20), || {
+        log = cli(&["network", "log", "demo"]).succeeds().out();
+        log.contains(hint).then_some(())
+    });
+    assert!(logged.is_some(), "{log}");
     let suggestion = cli(&["network", "suggest", "demo"]).succeeds().out();
     assert!(suggestion.contains("# \"refused.example\","), "{suggestion}");
 
