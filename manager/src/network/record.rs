@@ -90,8 +90,12 @@ impl NetworkRecord {
     /// settings do not refer to stay until [`Self::drop_values`], so that the record before this one
     /// remains valid.
     pub(crate) fn keep_values(&mut self, directory: &SandboxDirectory) -> Result<(), SecretsError> {
-        let mut kept = Kept::read(directory)?;
         let NetworkSpec { secrets, header_rules, .. } = &mut self.settings;
+        if secrets.is_empty() && header_rules.is_empty() {
+            // Kept values that cannot be read do not stop a change that needs none of them.
+            return Ok(());
+        }
+        let mut kept = Kept::read(directory)?;
         let before = Self::read(directory)?.map(|record| record.settings.secrets).unwrap_or_default();
         for secret in secrets.iter_mut().filter(|secret| secret.placeholder.is_empty()) {
             // Processes that run have the placeholder of before.
@@ -128,6 +132,14 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         (home, directory)
+    }
+
+    #[test]
+    fn kept_values_that_cannot_be_read_do_not_stop_a_change_without_secrets() {
+        let (_home, directory) = directory();
+        directory.replace("network.secrets", b"{").unwrap();
+        let mut record = NetworkRecord::of(&NetworkOperator::default(), &NetworkSpec::default()).unwrap();
+        record.keep_values(&directory).unwrap();
     }
 
     #[test]
