@@ -10,7 +10,7 @@ use sandboxvm_manager::{
 use std::{collections::HashMap, time::Duration};
 
 /// Interval at which a log is read with --follow.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Show the audit logs: what was done with sandboxes, and by whom
 #[derive(Debug, Args)]
@@ -35,21 +35,7 @@ impl Events {
         let only = self.sandbox.as_deref().map(|reference| trail(&manager, reference)).transpose()?;
         let mut reader = Reader::of(manager, only);
         self.print(reader.next()?)?;
-        if !self.follow {
-            return Ok(0);
-        }
-        runtime::block_on(async {
-            let mut signals = Signals::catch()?;
-            let hung_up = stdio::hung_up();
-            tokio::pin!(hung_up);
-            loop {
-                tokio::select! {
-                    () = &mut hung_up => return Err(stdio::reader_left()),
-                    () = tokio::time::sleep(LOOK_EVERY) => self.print(reader.next()?)?,
-                    _ = signals.next() => return Ok(0),
-                }
-            }
-        })
+        if self.follow { reader.follow(|lines| self.print(lines)) } else { Ok(0) }
     }
 
     fn print(&self, lines: Vec<(Line, String)>) -> Result<(), Failure> {
@@ -81,6 +67,22 @@ impl Reader {
     /// Reads one log, or those of all sandboxes.
     pub(super) fn of(manager: Manager, only: Option<Trail>) -> Self {
         Self { manager, only, read: HashMap::new() }
+    }
+
+    /// Prints new lines until the command is interrupted, or its reader is gone.
+    pub(super) fn follow(mut self, print: impl Fn(Vec<(Line, String)>) -> Result<(), Failure>) -> Result<u8, Failure> {
+        runtime::block_on(async {
+            let mut signals = Signals::catch()?;
+            let hung_up = stdio::hung_up();
+            tokio::pin!(hung_up);
+            loop {
+                tokio::select! {
+                    () = &mut hung_up => return Err(stdio::reader_left()),
+                    () = tokio::time::sleep(LOOK_EVERY) => print(self.next()?)?,
+                    _ = signals.next() => return Ok(0),
+                }
+            }
+        })
     }
 
     pub(super) fn next(&mut self) -> Result<Vec<(Line, String)>, Failure> {

@@ -4,8 +4,7 @@ use crate::{
     commands::events::{self, Reader},
     environment,
     failure::Failure,
-    process_io::signals::Signals,
-    runtime, stdio,
+    stdio,
 };
 use clap::Args;
 use sandboxvm_manager::{
@@ -38,21 +37,7 @@ impl Log {
         let trail = events::trail(&manager, &self.sandbox)?;
         let mut reader = Reader::of(manager, Some(trail));
         self.print(reader.next()?)?;
-        if !self.follow {
-            return Ok(0);
-        }
-        runtime::block_on(async {
-            let mut signals = Signals::catch()?;
-            let hung_up = stdio::hung_up();
-            tokio::pin!(hung_up);
-            loop {
-                tokio::select! {
-                    () = &mut hung_up => return Err(stdio::reader_left()),
-                    () = tokio::time::sleep(events::LOOK_EVERY) => self.print(reader.next()?)?,
-                    _ = signals.next() => return Ok(0),
-                }
-            }
-        })
+        if self.follow { reader.follow(|lines| self.print(lines)) } else { Ok(0) }
     }
 
     fn print(&self, lines: Vec<(Line, String)>) -> Result<(), Failure> {
