@@ -175,6 +175,8 @@ pub(super) fn mount_kernel_filesystems() -> Result<(), MountError> {
             Err(errno) => return Err(MountError::Directory { path: link, errno }),
         }
     }
+    // An image with one static program has no `/etc`, and the machine's names are files there.
+    make_directory("/etc", 0o755)?;
     make_directory("/run/lock", 0o755)
 }
 
