@@ -3,6 +3,7 @@
 
 use crate::{
     home::directory::{CONFIG, DirectoryError, SandboxDirectory},
+    image_defaults::ImageDefaults,
     limits::kept::Limits,
 };
 use sandboxvm_images::file_version::FileVersion;
@@ -84,6 +85,9 @@ pub struct SandboxRecord {
     /// True if the machine has a network card.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub network_card: bool,
+    /// What the image says about processes. `None` for an image that is only a file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_defaults: Option<ImageDefaults>,
 }
 
 impl SandboxRecord {
@@ -149,6 +153,7 @@ pub(crate) mod tests {
             ephemeral: false,
             limits: Limits::default(),
             network_card: false,
+            image_defaults: None,
         }
     }
 

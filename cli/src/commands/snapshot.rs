@@ -184,6 +184,7 @@ mod tests {
                 .into_iter()
                 .collect(),
             network_card: false,
+            image_defaults: None,
         };
         let second = SnapshotManifest {
             id: id("cccccccc"),

@@ -98,6 +98,7 @@ pub(crate) mod tests {
                 must_hold: true,
             },
             network_card: false,
+            image_defaults: None,
         }
     }
 

@@ -80,5 +80,6 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         ephemeral: spec.ephemeral,
         limits: Limits::new(spec.limits, spec.memory),
         network_card: spec.network.is_some(),
+        image_defaults: spec.image_defaults.clone(),
     })
 }

@@ -86,6 +86,7 @@ impl NamedBasis {
             ephemeral: spec.ephemeral,
             limits: Limits::new(spec.limits, manifest.memory_bytes),
             network_card,
+            image_defaults: manifest.image_defaults.clone().or_else(|| spec.image_defaults.clone()),
         })
     }
 

@@ -114,7 +114,9 @@ pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
 async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
     let limits = WantedLimits::default();
     let services = SupervisionSpec::default();
-    let plain = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, limits, services, ..spec.clone() };
+    // The file system of the image is part of the key, what the image says about processes is not.
+    let (env, image_defaults) = (Vec::new(), None);
+    let plain = SandboxSpec { name: None, env, image_defaults, ephemeral: false, limits, services, ..spec.clone() };
     let staged = Staged::begin(home, new_record(&plain, basis)?)?;
     let mut started = boot(staged, basis, spec.boot_timeout, Visibility::Hidden)?;
     let taken: Result<(), CreateError> = async {

@@ -2,8 +2,8 @@
 //! specification that passes them can be started.
 
 use crate::{
-    audit::Origin, create::error::CreateError, guest::process_spec::check_variable, limits::kept::WantedLimits,
-    network::spec::NetworkSpec, supervision::SupervisionSpec,
+    audit::Origin, create::error::CreateError, guest::process_spec::check_variable, image_defaults::ImageDefaults,
+    limits::kept::WantedLimits, network::spec::NetworkSpec, supervision::SupervisionSpec,
 };
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
@@ -62,6 +62,8 @@ pub struct SandboxSpec {
     /// snapshot with one, for a card whose link stays down. Its creator starts the network by
     /// [`Sandbox::supervise`](crate::Sandbox::supervise).
     pub network: Option<NetworkSpec>,
+    /// What the image says about processes. A snapshot has its own.
+    pub image_defaults: Option<ImageDefaults>,
     /// Maximum time from the start until the agent listens.
     pub boot_timeout: Duration,
 }
@@ -79,6 +81,7 @@ impl Default for SandboxSpec {
             limits: WantedLimits::default(),
             services: SupervisionSpec::default(),
             network: None,
+            image_defaults: None,
             boot_timeout: Duration::from_secs(300),
         }
     }

@@ -107,6 +107,18 @@ impl ProcessSpec {
         Self(request)
     }
 
+    /// The same process with this user and working directory where the request names none.
+    pub(crate) fn with_defaults(mut self, user: Option<&str>, directory: &str) -> Result<Self, ProcessSpecError> {
+        let Self(request) = &mut self;
+        if request.cwd.is_none() {
+            request.cwd = Some(CText::try_from(directory).map_err(ProcessSpecError::WorkingDirectory)?);
+        }
+        if request.user.is_none() {
+            request.user = user.map(CText::try_from).transpose().map_err(ProcessSpecError::User)?;
+        }
+        Ok(self)
+    }
+
     /// The same process with a sandbox's own environment before the variables of the request, which count where both set
     /// one.
     pub(crate) fn below_environment(mut self, own: &[String]) -> Result<Self, ProcessSpecError> {

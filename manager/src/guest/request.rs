@@ -33,6 +33,10 @@ impl Sandbox {
                 let of_network = self.trusted_authority().await?;
                 let spec = ProcessSpec::of_request(request).below_environment(&self.record.env)?;
                 let spec = spec.below_environment(&of_network)?;
+                let spec = match &self.record.image_defaults {
+                    Some(image) => image.beneath(spec)?,
+                    None => spec,
+                };
                 HostMessage::Exec(spec.into_request())
             }
             request => request,

@@ -7,6 +7,7 @@ use crate::{
         directory::{DirectoryError, SandboxDirectory},
         host::HostIdentity,
     },
+    image_defaults::ImageDefaults,
     record::rfc3339,
     snapshot::lineage::Contents,
 };
@@ -103,6 +104,9 @@ pub struct SnapshotManifest {
     /// True if the machine has a network card. False in a snapshot of a version without cards.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub network_card: bool,
+    /// What the image says about processes. `None` for an image that is only a file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_defaults: Option<ImageDefaults>,
 }
 
 impl SnapshotManifest {
@@ -173,6 +177,7 @@ pub(crate) mod tests {
             disk: vec!["disk.0".into()],
             seals: Seals::default(),
             network_card: false,
+            image_defaults: None,
         }
     }
 

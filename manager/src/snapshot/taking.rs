@@ -209,6 +209,7 @@ impl Written {
             contents: lineage.contents.clone(),
             seals: sealed.chain([(STATE.to_owned(), state_seal)]).collect(),
             network_card: record.network_card,
+            image_defaults: record.image_defaults.clone(),
             memory: memory.into_iter().map(|name| MemoryFile { name, size: record.memory_bytes.bytes() }).collect(),
             disk,
         })

@@ -1,0 +1,80 @@
+//! What the image of a sandbox says about its processes: the user, the working directory and the command of an OCI image.
+//! Kept in the records of sandboxes and snapshots, so that whatever is restored from them behaves alike. Never decides what is
+//! run: a request that names a user or a directory has its own.
+
+use crate::guest::process_spec::{ProcessSpec, ProcessSpecError};
+use serde::{Deserialize, Serialize};
+
+/// The defaults of an image. The image's environment is not here: it is part of the sandbox's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDefaults {
+    /// The image, as its user named it.
+    pub reference: String,
+    /// Digest of the image's manifest, such as `sha256:…`.
+    pub digest: String,
+    /// User of processes: name, `UID`, `NAME:GROUP` or `UID:GID`. `None` for root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Working directory of processes. `None` for `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_directory: Option<String>,
+    /// Program, and arguments that precede those of the user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// Arguments of the entry point where the user gives none; without an entry point, program and arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+}
+
+impl ImageDefaults {
+    /// Returns the command line of the image's own process with the user's `arguments`, which replace the image's. Empty if the
+    /// image has neither an entry point nor a command, and there are no arguments.
+    #[must_use]
+    pub fn command_line<'a>(&'a self, arguments: &'a [String]) -> Vec<&'a str> {
+        let arguments = if arguments.is_empty() { &self.command } else { arguments };
+        self.entrypoint.iter().chain(arguments).map(String::as_str).collect()
+    }
+
+    pub(crate) fn beneath(&self, spec: ProcessSpec) -> Result<ProcessSpec, ProcessSpecError> {
+        spec.with_defaults(self.user.as_deref(), self.working_directory.as_deref().unwrap_or("/"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn arguments_replace_the_command_and_follow_the_entry_point() {
+        let line = |entrypoint: &str, command: &str, arguments: &str| {
+            let image =
+                ImageDefaults { entrypoint: words(entrypoint), command: words(command), ..ImageDefaults::default() };
+            image.command_line(&words(arguments)).join(" ")
+        };
+        assert_eq!(line("", "python3", ""), "python3");
+        assert_eq!(line("", "python3", "sh -c x"), "sh -c x");
+        assert_eq!(line("serve --all", "--port 80", ""), "serve --all --port 80");
+        assert_eq!(line("serve --all", "--port 80", "--port 81"), "serve --all --port 81");
+        assert_eq!(line("", "", ""), "");
+    }
+
+    #[test]
+    fn a_request_that_names_user_and_directory_keeps_them() {
+        let image = ImageDefaults { user: Some("1000:1000".into()), ..ImageDefaults::default() };
+        let of = |spec: ProcessSpec| {
+            let request = image.beneath(spec).unwrap().into_request();
+            let text = |text: Option<sandboxvm_protocol::agent::CText>| {
+                text.map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned())
+            };
+            (text(request.user), text(request.cwd))
+        };
+        let plain = ProcessSpec::builder(["a"]).build().unwrap();
+        assert_eq!(of(plain), (Some("1000:1000".into()), Some("/".into())));
+        let own = ProcessSpec::builder(["a"]).user("root").working_directory("/srv").build().unwrap();
+        assert_eq!(of(own), (Some("root".into()), Some("/srv".into())));
+    }
+}
