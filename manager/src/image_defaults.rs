@@ -2,7 +2,7 @@
 //! Kept in the records of sandboxes and snapshots, so that whatever is restored from them behaves alike. Never decides what is
 //! run: a request that names a user or a directory has its own.
 
-use crate::guest::process_spec::{ProcessSpec, ProcessSpecError};
+use crate::guest::process::spec::{ProcessSpec, ProcessSpecError};
 use serde::{Deserialize, Serialize};
 
 /// The defaults of an image. The image's environment is not here: it is part of the sandbox's own.

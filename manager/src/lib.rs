@@ -56,12 +56,11 @@ pub use create::{
     spec::{SandboxSpec, StartFrom},
 };
 pub use create::{error::StartError, started::StartedSandbox};
-pub use guest::agent::AgentError;
-pub use guest::answer::{Answered, GuestScope, InUseElsewhere};
-pub use guest::attach_spec::AttachSpec;
-pub use guest::courier::{Carried, Courier};
+pub use guest::connection::agent::AgentError;
+pub use guest::connection::answer::{Answered, GuestScope, InUseElsewhere};
+pub use guest::connection::courier::{Carried, Courier};
+pub use guest::connection::remote::RemoteSandbox;
 pub use guest::error::{ExecError, FailureClass};
-pub use guest::exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
 pub use guest::files::{
     CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
     HostTarget, permissions,
@@ -69,11 +68,12 @@ pub use guest::files::{
 pub use guest::in_use::InUseError;
 pub use guest::interruption::Interruption;
 pub use guest::ports::PortStream;
-pub use guest::process_spec::{
+pub use guest::process::attach_spec::AttachSpec;
+pub use guest::process::exec::{Exec, Output, OutputStream, ProcessControl, StdinSink};
+pub use guest::process::running::ProcessSummary;
+pub use guest::process::spec::{
     ProcessSpec, ProcessSpecBuilder, ProcessSpecError, VariableProblem, check_variable, environment_entry,
 };
-pub use guest::processes::ProcessSummary;
-pub use guest::remote::RemoteSandbox;
 pub use guest::silence::{Silence, SilentPart};
 pub use guest::stop::{ForceCause, StopError, Stopped};
 pub use home::content::Content;

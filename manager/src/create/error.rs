@@ -2,7 +2,7 @@
 
 use crate::{
     audit::AuditError,
-    guest::{agent::AgentError, error::ExecError},
+    guest::{connection::agent::AgentError, error::ExecError},
     home::{directory::DirectoryError, host::HostError, names::NameError},
     limits::admission::AdmissionError,
     network::{secrets::SecretsError, spec::NetworkSpecError},

@@ -2,7 +2,7 @@
 //! specification that passes them can be started.
 
 use crate::{
-    audit::Origin, create::error::CreateError, guest::process_spec::check_variable, image_defaults::ImageDefaults,
+    audit::Origin, create::error::CreateError, guest::process::spec::check_variable, image_defaults::ImageDefaults,
     limits::kept::WantedLimits, network::spec::NetworkSpec, supervision::SupervisionSpec,
 };
 use sandboxvm_images::template::DiskSize;
@@ -129,7 +129,7 @@ impl From<&StartFrom> for Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::process_spec::ProcessSpec;
+    use crate::guest::process::spec::ProcessSpec;
 
     #[test]
     fn unusable_environments_are_rejected_without_showing_values() {

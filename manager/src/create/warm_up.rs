@@ -6,9 +6,11 @@
 
 use crate::{
     guest::{
-        agent::AgentError,
-        exec::{Exec, Output},
-        process_spec::{ProcessSpec, ProcessSpecError},
+        connection::agent::AgentError,
+        process::{
+            exec::{Exec, Output},
+            spec::{ProcessSpec, ProcessSpecError},
+        },
     },
     home::directory::SandboxDirectory,
 };

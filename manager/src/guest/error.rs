@@ -3,9 +3,9 @@
 use crate::{
     audit::AuditError,
     guest::{
-        agent::AgentError,
+        connection::agent::AgentError,
         interruption::Interruption,
-        process_spec::ProcessSpecError,
+        process::spec::ProcessSpecError,
         silence::{self, Silence},
     },
     home::directory::DirectoryError,

@@ -4,10 +4,12 @@
 
 use crate::{
     guest::{
-        agent::{AgentConnection, AgentError},
-        courier::Use,
+        connection::{
+            agent::{AgentConnection, AgentError},
+            courier::Use,
+            route::Route,
+        },
         error::ExecError,
-        route::Route,
     },
     sandbox::Sandbox,
     vmm::wire::WireError,

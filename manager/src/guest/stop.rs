@@ -5,7 +5,7 @@
 use crate::{
     audit::Event,
     guest::{
-        agent::{AgentConnection, AgentError},
+        connection::agent::{AgentConnection, AgentError},
         in_use::InUse,
     },
     home::directory::DirectoryError,

@@ -10,7 +10,7 @@ use crate::{
     },
     discard,
     guest::{
-        agent::{AgentConnection, AgentError},
+        connection::agent::{AgentConnection, AgentError},
         error::ExecError,
         identity,
         in_use::InUseError,
@@ -31,10 +31,7 @@ use crate::{
     sandbox::Sandbox,
     snapshot::{
         change::{Change, ChangeError, Running},
-        flatten::flatten_when_long,
-    },
-    snapshot::{
-        flatten::FlattenError,
+        flatten::{FlattenError, flatten_when_long},
         lineage::{Files, Kind, Lineage, LineageError, Origin, free_name, share_disks},
     },
     supervision::{self, SuperviseError, SupervisionSpec},

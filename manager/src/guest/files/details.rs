@@ -2,7 +2,7 @@
 //! which a snapshot may contain, knows less: then the targets of links and metadata are missing.
 
 use super::{FileError, FileSink, FileWatch, Files, MAX_LISTED, MAX_LISTED_BYTES};
-use crate::guest::{agent::AgentError, error::ExecError};
+use crate::guest::{connection::agent::AgentError, error::ExecError};
 use sandboxvm_protocol::agent::{
     details::{FileDetails, FileMetadata},
     files::{FileEntry, FileOperation, FilePath, FileReply},

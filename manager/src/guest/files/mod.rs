@@ -30,8 +30,10 @@ pub use watch::FileWatch;
 
 use crate::{
     guest::{
-        agent::{AgentConnection, AgentError},
-        route::Route,
+        connection::{
+            agent::{AgentConnection, AgentError},
+            route::Route,
+        },
         silence::Step,
     },
     sandbox::Sandbox,
@@ -287,7 +289,7 @@ fn reply_of(message: AgentMessage) -> Result<FileReply, FileError> {
     match message {
         AgentMessage::File(reply) => error::unless_failed(reply),
         AgentMessage::Failed(failure) => {
-            Err(FileError::of_agent(crate::guest::agent::refused(failure.kind, &failure.message)))
+            Err(FileError::of_agent(crate::guest::connection::agent::refused(failure.kind, &failure.message)))
         }
         _ => Err(FileError::unexpected("message about no file")),
     }

@@ -2,7 +2,7 @@
 
 use super::{FileError, next_reply, reply_of};
 use crate::{
-    guest::{agent::AgentConnection, route::Route},
+    guest::connection::{agent::AgentConnection, route::Route},
     vmm::wire::WireError,
 };
 use sandboxvm_protocol::{

@@ -1,7 +1,7 @@
 //! Changes in a directory of a guest, as they happen.
 
 use super::{FileError, reply_of};
-use crate::guest::{agent::AgentConnection, route::Route};
+use crate::guest::connection::{agent::AgentConnection, route::Route};
 use sandboxvm_archive::temporary_replaces;
 use sandboxvm_protocol::agent::{
     details::Observation,

@@ -4,10 +4,9 @@
 use crate::{
     audit::Event,
     guest::{
-        agent::{AgentConnection, AgentError},
+        connection::agent::{AgentConnection, AgentError},
         error::ExecError,
-        exec::Exec,
-        process_spec::ProcessSpec,
+        process::{exec::Exec, spec::ProcessSpec},
     },
     sandbox::Sandbox,
     vmm::wire::WireError,

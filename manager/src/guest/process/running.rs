@@ -8,12 +8,16 @@
 
 use crate::{
     guest::{
-        agent::{self, AgentConnection, AgentError},
-        attach_spec::AttachSpec,
+        connection::{
+            agent::{self, AgentConnection, AgentError},
+            route::Route,
+        },
         error::ExecError,
-        exec::{Exec, Output},
         identity::Identity,
-        route::Route,
+        process::{
+            attach_spec::AttachSpec,
+            exec::{Exec, Output},
+        },
     },
     home::directory::SandboxDirectory,
     sandbox::Sandbox,

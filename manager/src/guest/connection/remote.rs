@@ -10,20 +10,19 @@
 //! [`Sandbox::answer`] accepts only what its [`GuestScope`] allows.
 
 #[cfg(doc)]
-use crate::{guest::answer::GuestScope, sandbox::Sandbox};
+use crate::{guest::connection::answer::GuestScope, sandbox::Sandbox};
 use crate::{
     guest::{
-        agent::{AgentConnection, AgentError},
-        attach_spec::AttachSpec,
-        conveyed::Answer,
-        courier::{Call, Carried, Courier, Reaching, Use},
+        connection::{
+            agent::{AgentConnection, AgentError},
+            conveyed::Answer,
+            courier::{Call, Carried, Courier, Reaching, Use},
+            route::{EndLog, Route},
+        },
         error::{ExecError, FailureClass},
-        exec::Exec,
         files::Files,
         ports::PortStream,
-        process_spec::ProcessSpec,
-        processes::ProcessSummary,
-        route::{EndLog, Route},
+        process::{attach_spec::AttachSpec, exec::Exec, running::ProcessSummary, spec::ProcessSpec},
         silence::{FIRST_LOOK, Silence, Step},
     },
     vmm::wire::{FrameReader, WireError},
@@ -190,7 +189,8 @@ impl Route for RemoteSandbox {
 mod tests {
     use super::*;
     use crate::{
-        guest::conveyed::Conveyed, home::directory::VSOCK_SOCKET, manager::tests::manager_with, sandbox::Sandbox,
+        guest::connection::conveyed::Conveyed, home::directory::VSOCK_SOCKET, manager::tests::manager_with,
+        sandbox::Sandbox,
     };
     use sandboxvm_protocol::{
         agent::{

@@ -6,12 +6,13 @@
 
 use crate::{
     guest::{
-        agent::{AgentConnection, AgentError, refused},
-        attach_spec::AttachSpec,
-        courier::Use,
+        connection::{
+            agent::{AgentConnection, AgentError, refused},
+            courier::Use,
+            route::{EndLog, Route},
+        },
         error::ExecError,
-        process_spec::ProcessSpec,
-        route::{EndLog, Route},
+        process::{attach_spec::AttachSpec, spec::ProcessSpec},
     },
     home::directory::SandboxDirectory,
     vmm::wire::{FrameReader, WireError},

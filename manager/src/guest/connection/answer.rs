@@ -4,12 +4,14 @@
 use crate::{
     audit::Event,
     guest::{
-        agent::{AgentConnection, AgentError},
-        conveyed::Answer,
-        courier::{Call, Use},
+        connection::{
+            agent::{AgentConnection, AgentError},
+            conveyed::Answer,
+            courier::{Call, Use},
+            route::Route,
+        },
         error::{ExecError, FailureClass},
         in_use::InUse,
-        route::Route,
     },
     sandbox::Sandbox,
     vmm::wire::WireError,

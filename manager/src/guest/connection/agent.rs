@@ -4,7 +4,7 @@
 
 use crate::{
     guest::{
-        courier::Use,
+        connection::courier::Use,
         identity::{self, Identity},
         in_use::{InUse, InUseError},
         silence::{Silence, Step, bounded},

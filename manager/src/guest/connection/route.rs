@@ -7,8 +7,10 @@
 use crate::{
     audit::{Event, Trail},
     guest::{
-        agent::{AgentConnection, AgentError},
-        courier::{Call, Courier, Reaching},
+        connection::{
+            agent::{AgentConnection, AgentError},
+            courier::{Call, Courier, Reaching},
+        },
         error::ExecError,
         silence::{Silence, Step},
     },

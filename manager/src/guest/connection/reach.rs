@@ -4,7 +4,7 @@
 use crate::{
     audit::Event,
     guest::{
-        agent::{AgentConnection, AgentError},
+        connection::agent::{AgentConnection, AgentError},
         error::ExecError,
         identity::{self, Identity},
         in_use::{self, InUse},

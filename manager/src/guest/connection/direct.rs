@@ -2,11 +2,13 @@
 
 use crate::{
     guest::{
-        agent::{AgentConnection, AgentError},
-        courier::Reaching,
+        connection::{
+            agent::{AgentConnection, AgentError},
+            courier::Reaching,
+            route::{EndLog, Route},
+        },
         error::ExecError,
-        processes,
-        route::{EndLog, Route},
+        process::running,
         silence::{self, Silence, Step},
     },
     sandbox::Sandbox,
@@ -22,7 +24,7 @@ impl Route for Sandbox {
     fn processes(&self) -> Reaching<'_, Result<Vec<ProcessInfo>, ExecError>> {
         Box::pin(async {
             let identity = self.reachable().await?;
-            match processes::list(&self.directory, identity.as_ref()).await {
+            match running::list(&self.directory, identity.as_ref()).await {
                 Ok(processes) => Ok(processes),
                 Err(error) => Err(self.explain(error).await),
             }

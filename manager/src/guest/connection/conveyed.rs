@@ -1,7 +1,7 @@
 //! Answers to the calls of another process, with everything that its callers distinguish in errors.
 
 use crate::guest::{
-    agent::AgentError,
+    connection::agent::AgentError,
     error::{ExecError, FailureClass},
     silence::Silence,
 };
