@@ -31,6 +31,7 @@ test_packages=(
     openssl                     # creates certificates for the server
     iproute2                    # ip: network namespaces
     nsd                         # a name server for the resolver
+    microsocks tinyproxy        # upstream proxies for the dialer
 )
 
 # interpreter_packages: lists the packages of the code interpreter's image, which tests of its
