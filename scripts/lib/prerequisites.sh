@@ -91,9 +91,13 @@ require_packages() {
     step "installing ${#missing[@]} packages" "$logs/apt-install.log" \
         apt-get install --yes --no-install-recommends "${missing[@]}" ||
         refuse "cannot install ${missing[*]}: install them by hand, then run $0 again"
-    # Tests start their own name servers: the one that the package starts is not wanted.
-    if [[ " ${missing[*]} " == *" nsd "* && -d /run/systemd/system ]]; then
-        systemctl disable --now --quiet nsd || say "cannot stop the name server that was installed for tests: nsd"
+    # Tests start their own servers: those that a package starts are not wanted.
+    if [[ -d /run/systemd/system ]]; then
+        local service
+        for service in nsd tinyproxy; do
+            [[ " ${missing[*]} " == *" $service "* ]] || continue
+            systemctl disable --now --quiet "$service" || say "cannot stop a server that was installed for tests: $service"
+        done
     fi
 }
 
