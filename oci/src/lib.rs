@@ -19,6 +19,7 @@ pub mod manifest;
 mod platform;
 mod progress;
 mod reference;
+pub mod registry;
 pub mod store;
 
 pub use digest::{Digest, DigestError};

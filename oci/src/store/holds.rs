@@ -8,19 +8,27 @@ use std::{
     collections::HashSet,
     fs,
     io::{Read, Write},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Maximum size in bytes of a hold: some thousand digests.
 const MAX_HOLD: u64 = 1 << 20;
 
-/// A recorded hold. Dropping it ends the hold.
-#[derive(Debug)]
+/// A recorded hold. Dropping its last clone ends the hold.
+#[derive(Debug, Clone)]
 pub(crate) struct Hold {
+    _recorded: Arc<Recorded>,
+}
+
+#[derive(Debug)]
+struct Recorded {
     lock: FileLock,
 }
 
-impl Drop for Hold {
+impl Drop for Recorded {
     fn drop(&mut self) {
         // A file that stays is deleted when garbage is collected.
         let _ = fs::remove_file(&self.lock.path);
@@ -35,7 +43,7 @@ impl Store {
         let text: String = digests.iter().map(|digest| format!("{digest}\n")).collect();
         let written = lock.file.write_all(text.as_bytes());
         written.map_err(|error| StoreError::io("write", &lock.path, error))?;
-        Ok(Hold { lock })
+        Ok(Hold { _recorded: Arc::new(Recorded { lock }) })
     }
 
     /// Returns everything that running processes hold, and deletes the holds of others. The caller
