@@ -14,6 +14,7 @@
 
 pub mod config;
 mod digest;
+mod images;
 mod limits;
 pub mod manifest;
 mod platform;
@@ -23,6 +24,7 @@ pub mod registry;
 pub mod store;
 
 pub use digest::{Digest, DigestError};
+pub use images::{Error, ImageDetails, ImageSummary, Images, PullOptions, Pulled, PushOptions};
 pub use limits::Limits;
 pub use progress::{Event, Progress, Silent};
 pub use reference::{Reference, ReferenceError};

@@ -31,6 +31,8 @@ test_packages=(
     openssl                     # creates certificates for the server
     iproute2                    # ip: network namespaces
     nsd                         # a name server for the resolver
+    docker-registry skopeo umoci # a registry, and images that other programs made
+    apache2-utils               # htpasswd: the passwords of that registry
 )
 
 # interpreter_packages: lists the packages of the code interpreter's image, which tests of its
@@ -90,10 +92,13 @@ require_packages() {
     step "installing ${#missing[@]} packages" "$logs/apt-install.log" \
         apt-get install --yes --no-install-recommends "${missing[@]}" ||
         refuse "cannot install ${missing[*]}: install them by hand, then run $0 again"
-    # Tests start their own name servers: the one that the package starts is not wanted.
-    if [[ " ${missing[*]} " == *" nsd "* && -d /run/systemd/system ]]; then
-        systemctl disable --now --quiet nsd || say "cannot stop the name server that was installed for tests: nsd"
-    fi
+    # Tests start their own servers: those that the packages start are not wanted.
+    local server
+    for server in nsd docker-registry; do
+        if [[ " ${missing[*]} " == *" $server "* && -d /run/systemd/system ]]; then
+            systemctl disable --now --quiet "$server" || say "cannot stop a server that was installed for tests: $server"
+        fi
+    done
 }
 
 # find_cargo: adds ~/.cargo/bin to PATH if needed: often only a login shell has it there.

@@ -105,10 +105,13 @@ impl Client {
         let Some(challenge) = challenges.filter_map(Challenge::parse).next() else { return Ok(answer) };
         drop(answer);
         let authorization = self.authorization(&target, challenge, call).await?;
-        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(call.scope.to_owned(), authorization);
-        drop(known);
+        self.remember(call.scope, authorization);
         self.redirected(&target, call).await
+    }
+
+    fn remember(&self, scope: &str, authorization: String) {
+        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(scope.to_owned(), authorization);
     }
 
     async fn redirected(&self, target: &Target, call: &Call<'_>) -> Result<Response<Incoming>, RegistryError> {

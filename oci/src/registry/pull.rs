@@ -67,7 +67,7 @@ impl Source {
             progress.notify(Event::Exists { blob: blob.digest, size: blob.size });
             return Ok(());
         };
-        let mut continued = partial.written() > 0;
+        let continued = partial.written() > 0;
         let mut last = None;
         for client in &self.clients {
             match client.download(&self.repository, blob, &mut partial, progress).await {
@@ -94,7 +94,6 @@ impl Source {
                 None => return Ok(()),
             };
             if continued {
-                continued = false;
                 client.download(&self.repository, blob, &mut partial, progress).await?;
                 partial.publish(store, hold)?;
                 progress.notify(Event::Done { blob: blob.digest });
