@@ -13,6 +13,7 @@
 //! progress through [`Progress`].
 
 pub mod config;
+pub mod credentials;
 mod digest;
 mod images;
 mod limits;

@@ -2,6 +2,8 @@
 //! umoci makes. The tests need the packages docker-registry, skopeo, umoci and apache2-utils, and
 //! are skipped with a message where those are missing.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use sandboxvm_oci::{
     Error, Event, Images, Limits, PullOptions, PushOptions, Silent,
     registry::{Credentials, Reach, RegistryError, RegistryOptions},
@@ -68,9 +70,10 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let registry = Self { process, port, _home: home };
         for _ in 0..100 {
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
-                return Self { process, port, _home: home };
+                return registry;
             }
             thread::sleep(Duration::from_millis(50));
         }
