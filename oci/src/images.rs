@@ -9,9 +9,14 @@ use crate::{
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
     registry::{Client, Credentials, Fetched, RegistryError, RegistryOptions, Source},
+    sources::{LoadError, Loaded, Members, load},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 /// A failed operation on images.
@@ -33,6 +38,9 @@ pub enum Error {
     /// A configuration is not accepted.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An archive or layout is not loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The store has no image of this reference.
     #[error("the store has no image {0:?}")]
     NotFound(String),
@@ -147,6 +155,23 @@ impl Images {
         self.store.write_document(&hold, &fetched.bytes)?;
         self.store.set_tag(&reference, fetched.digest, top_digest)?;
         Ok(Pulled { reference, manifest: fetched.digest })
+    }
+
+    /// Loads the images of a tar archive, as `docker save` or OCI tools write it, plain or with gzip.
+    /// `name` replaces the name in an archive of one image. Blocks the thread.
+    ///
+    /// # Errors
+    /// Fails if the archive cannot be read, if an image is not accepted, or if the store fails.
+    pub fn load(&self, input: impl Read, name: Option<&Reference>) -> Result<Vec<Loaded>> {
+        Ok(load(Members::of_archive(&self.store, input)?, name)?)
+    }
+
+    /// Loads the images of an OCI layout directory. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_layout(&self, directory: &Path, name: Option<&Reference>) -> Result<Vec<Loaded>> {
+        Ok(load(Members::of_directory(&self.store, directory)?, name)?)
     }
 
     /// Pushes an image of the store to the registry of `to`, under its tag.

@@ -22,6 +22,7 @@ mod platform;
 mod progress;
 mod reference;
 pub mod registry;
+pub mod sources;
 pub mod store;
 
 pub use digest::{Digest, DigestError};

@@ -15,16 +15,17 @@ pub struct Limits {
     pub layer_bytes: u64,
     /// Maximum size in bytes of all layers of an image as they are transferred.
     pub image_bytes: u64,
-    /// Maximum number of members of an archive.
+    /// Maximum number of files of an archive that may belong to images. Each is an open file while
+    /// the archive is read.
     pub archive_members: usize,
     /// Maximum number of tags of a store.
     pub tags: usize,
 }
 
 impl Default for Limits {
-    /// Returns 256 layers, 16 GiB for a layer, 32 GiB for an image, 4096 members of an archive and
+    /// Returns 256 layers, 16 GiB for a layer, 32 GiB for an image, 600 files of an archive and
     /// 10,000 tags.
     fn default() -> Self {
-        Self { layers: 256, layer_bytes: 16 << 30, image_bytes: 32 << 30, archive_members: 4096, tags: 10_000 }
+        Self { layers: 256, layer_bytes: 16 << 30, image_bytes: 32 << 30, archive_members: 600, tags: 10_000 }
     }
 }

@@ -328,3 +328,34 @@ async fn redirect_to_another_host_receives_no_credentials() {
     assert_eq!(requests.len(), 1);
     assert!(!requests[0].to_lowercase().contains("authorization"), "{}", requests[0]);
 }
+
+#[test]
+fn archives_and_layouts_are_loaded() {
+    if !has_tools() {
+        return;
+    }
+    let (home, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    layout(home.path(), 10_000);
+    let path = |name: &str| home.path().join(name).display().to_string();
+    let from = format!("oci:{}:test", path("layout"));
+    run("skopeo", &["copy", &from, &format!("oci-archive:{}", path("oci.tar"))]);
+    run("skopeo", &["copy", &from, &format!("docker-archive:{}:registry.example/saved:1", path("docker.tar"))]);
+    run("gzip", &["--keep", &path("docker.tar")]);
+    let images = open(&store, RegistryOptions::default());
+    let name = |text: &str| images.reference(text).unwrap();
+    let layout = images.load_layout(&home.path().join("layout"), Some(&name("registry.example/l:1"))).unwrap();
+    let open_file = |file: &str| fs::File::open(path(file)).unwrap();
+    let archive = images.load(open_file("oci.tar"), Some(&name("registry.example/a:1"))).unwrap();
+    assert_eq!(layout[0].manifest, archive[0].manifest);
+    let docker = images.load(open_file("docker.tar"), None).unwrap();
+    assert_eq!(docker[0].references, [name("registry.example/saved:1")]);
+    assert_eq!(images.load(open_file("docker.tar.gz"), None).unwrap(), docker);
+    let (one, other) =
+        (images.inspect("registry.example/l:1").unwrap(), images.inspect("registry.example/saved:1").unwrap());
+    assert_eq!(one.configuration, other.configuration);
+    assert!(matches!(images.load(open_file("oci.tar"), None), Err(Error::Load(_))));
+    let mut cut = fs::read(path("docker.tar")).unwrap();
+    cut.truncate(6000);
+    images.load(&cut[..], None).unwrap_err();
+    assert_eq!(images.prune(&[]).unwrap().files, 0, "failed loads leave nothing");
+}

@@ -29,7 +29,7 @@ pub use error::StoreError;
 pub use tags::Tag;
 
 pub(crate) use holds::Hold;
-pub(crate) use partial::Partial;
+pub(crate) use partial::{Partial, Staged};
 
 use crate::limits::Limits;
 use error::Result;

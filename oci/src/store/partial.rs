@@ -151,6 +151,14 @@ impl Staged {
         Blob { digest: self.hasher.clone().finish(), size: self.written }
     }
 
+    /// Reads the first `maximum` bytes.
+    pub(crate) fn beginning(&self, maximum: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let read = fs::File::open(&self.lock.path).and_then(|file| file.take(maximum).read_to_end(&mut bytes));
+        read.map_err(|error| StoreError::io("read", &self.lock.path, error))?;
+        Ok(bytes)
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.lock.path
     }

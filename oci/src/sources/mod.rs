@@ -1,0 +1,12 @@
+//! Images from files: a tar archive of `docker save` or of the OCI, or an OCI layout directory.
+//! Everything in them is hostile. Nothing is unpacked to paths that they state: members are copied
+//! to unfinished files of the store, and looked up by name. May publish nothing before all of an
+//! image was checked.
+
+mod members;
+mod read;
+
+pub use read::{LoadError, Loaded};
+
+pub(crate) use members::Members;
+pub(crate) use read::load;
