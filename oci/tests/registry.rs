@@ -359,3 +359,50 @@ fn archives_and_layouts_are_loaded() {
     images.load(&cut[..], None).unwrap_err();
     assert_eq!(images.prune(&[]).unwrap().files, 0, "failed loads leave nothing");
 }
+
+/// The process that the test below kills.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by killed_pulls_leave_nothing_corrupt"]
+async fn pull_for_the_test_that_kills() {
+    let Ok(text) = std::env::var("SANDBOXVM_OCI_PULL") else { return };
+    let (host, root) = text.split_once(' ').unwrap();
+    let images = Images::open(root, Limits::default(), options(host)).unwrap();
+    images.pull(&format!("{host}/big:1"), PullOptions::default(), Arc::new(Silent)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_pulls_leave_nothing_corrupt() {
+    if !has_tools() {
+        return;
+    }
+    let (registry, home) = (Registry::plain(), tempfile::tempdir().unwrap());
+    fill(&registry, "big:1", 12_000_000);
+    let root = home.path().join("images");
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut killed = 0;
+    for _ in 0..12 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pull_for_the_test_that_kills", "--ignored"])
+            .env("SANDBOXVM_OCI_PULL", format!("{} {}", registry.host(), root.display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(Duration::from_millis(random.u64(5..900)));
+        child.kill().unwrap();
+        killed += u32::from(!child.wait().unwrap().success());
+        // Whatever has its final name is whole.
+        for blob in fs::read_dir(root.join("blobs/sha256")).into_iter().flatten() {
+            let path = blob.unwrap().path();
+            let digest = sandboxvm_oci::Digest::of(&fs::read(&path).unwrap());
+            assert_eq!(path.file_name().unwrap().to_str().unwrap(), digest.hex());
+        }
+    }
+    assert!(killed >= 3, "{killed} pulls were killed");
+    let images = open(&home, options(&registry.host()));
+    let pulled =
+        images.pull(&format!("{}/big:1", registry.host()), PullOptions::default(), Arc::new(Silent)).await.unwrap();
+    images.prune(&[]).unwrap();
+    assert_eq!(images.list().unwrap()[0].tag.manifest, pulled.manifest);
+    let left = |name: &str| fs::read_dir(root.join(name)).unwrap().count();
+    assert_eq!((left("blobs/sha256"), left("partial"), left("holds")), (3, 0, 0));
+}

@@ -1,7 +1,7 @@
 //! The files of an archive or layout, by name, copied to unfinished files of the store. Copying
 //! stops at the limits for a layer and for an image.
 
-use super::read::LoadError;
+use super::error::LoadError;
 use crate::{
     manifest::Blob,
     store::{Hold, Staged, Store},

@@ -3,10 +3,12 @@
 //! to unfinished files of the store, and looked up by name. May publish nothing before all of an
 //! image was checked.
 
+mod error;
 mod members;
 mod read;
 
-pub use read::{LoadError, Loaded};
+pub use error::LoadError;
+pub use read::Loaded;
 
 pub(crate) use members::Members;
 pub(crate) use read::load;

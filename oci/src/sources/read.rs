@@ -1,8 +1,8 @@
 //! From the files of an archive or layout to images of the store.
 
-use super::Members;
+use super::{error::LoadError, members::Members};
 use crate::{
-    config::{ConfigError, Configuration},
+    config::Configuration,
     digest::Digest,
     limits::{MAX_CONFIG, MAX_MANIFEST},
     manifest::{self, Blob, Document, Manifest, ManifestError, OCI_MANIFEST, printable},
@@ -10,43 +10,11 @@ use crate::{
     store::StoreError,
 };
 use oci_spec::image::ImageIndex;
-use sandboxvm_archive::ReadError;
 use serde::Deserialize;
 use serde_json::json;
-use std::io;
 
 /// Maximum number of images of an archive.
 const MAX_IMAGES: usize = 64;
-
-/// Why an archive or layout is not loaded. The store has no part of the image that failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// Reading failed.
-    #[error("cannot read the image: {0}")]
-    Input(#[source] io::Error),
-    /// The input is not a tar archive.
-    #[error(transparent)]
-    Archive(#[from] ReadError),
-    /// The archive does not describe images.
-    #[error("invalid image archive: {0}")]
-    Malformed(String),
-    /// The archive exceeds a limit.
-    #[error("the image archive is too large: {0}")]
-    TooLarge(String),
-    /// The archive names no image, and neither does the caller.
-    #[error("the archive does not name its image")]
-    NoName,
-    /// A manifest is not accepted.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// A configuration is not accepted.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// An image that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
