@@ -9,11 +9,11 @@ use crate::{
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
     registry::{Client, Credentials, Fetched, RegistryError, RegistryOptions, Source},
-    sources::{LoadError, Loaded, Members, load},
+    sources::{LoadError, Loaded, Members, SaveError, load, save},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
 use std::{
-    io::Read,
+    io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -41,6 +41,9 @@ pub enum Error {
     /// An archive or layout is not loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// An archive is not written.
+    #[error(transparent)]
+    Save(#[from] SaveError),
     /// The store has no image of this reference.
     #[error("the store has no image {0:?}")]
     NotFound(String),
@@ -172,6 +175,19 @@ impl Images {
     /// As [`Self::load`].
     pub fn load_layout(&self, directory: &Path, name: Option<&Reference>) -> Result<Vec<Loaded>> {
         Ok(load(Members::of_directory(&self.store, directory)?, name)?)
+    }
+
+    /// Writes an image as a tar archive that docker and OCI tools read, under its reference. Blocks
+    /// the thread.
+    ///
+    /// # Errors
+    /// Fails if the store does not have the image, or if the output fails.
+    pub fn save(&self, image: &str, output: impl Write) -> Result<()> {
+        let name = self.reference(image)?;
+        if name.digest().is_some() {
+            return Err(Error::Digest(image.to_owned()));
+        }
+        Ok(save(&self.store, self.find(image)?, &name.to_string(), output)?)
     }
 
     /// Pushes an image of the store to the registry of `to`, under its tag.

@@ -354,6 +354,12 @@ fn archives_and_layouts_are_loaded() {
         (images.inspect("registry.example/l:1").unwrap(), images.inspect("registry.example/saved:1").unwrap());
     assert_eq!(one.configuration, other.configuration);
     assert!(matches!(images.load(open_file("oci.tar"), None), Err(Error::Load(_))));
+    images.save("registry.example/l:1", fs::File::create(path("saved.tar")).unwrap()).unwrap();
+    for format in ["oci-archive", "docker-archive"] {
+        run("skopeo", &["inspect", &format!("{format}:{}", path("saved.tar"))]);
+    }
+    images.remove("registry.example/l:1", &[]).unwrap();
+    assert_eq!(images.load(open_file("saved.tar"), None).unwrap(), layout);
     let mut cut = fs::read(path("docker.tar")).unwrap();
     cut.truncate(6000);
     images.load(&cut[..], None).unwrap_err();
