@@ -32,6 +32,8 @@ test_packages=(
     iproute2                    # ip: network namespaces
     nsd                         # a name server for the resolver
     microsocks tinyproxy        # upstream proxies for the dialer
+    docker-registry skopeo umoci # a registry, and images that other programs made
+    apache2-utils               # htpasswd: the passwords of that registry
 )
 
 # interpreter_packages: lists the packages of the code interpreter's image, which tests of its
@@ -94,7 +96,7 @@ require_packages() {
     # Tests start their own servers: those that a package starts are not wanted.
     if [[ -d /run/systemd/system ]]; then
         local service
-        for service in nsd tinyproxy; do
+        for service in nsd tinyproxy docker-registry; do
             [[ " ${missing[*]} " == *" $service "* ]] || continue
             systemctl disable --now --quiet "$service" || say "cannot stop a server that was installed for tests: $service"
         done
