@@ -141,6 +141,11 @@ impl<R: Read> Reader<R> {
         Ok(count)
     }
 
+    /// Returns the input, to ask it how far it was read.
+    pub fn input(&self) -> &R {
+        &self.input
+    }
+
     /// Returns the input.
     pub fn into_input(self) -> R {
         self.input
