@@ -22,7 +22,7 @@ use std::{
 };
 
 /// Number of uncompressed bytes between two reports of progress.
-const PROGRESS_STEP: u64 = 8 << 20;
+const PROGRESS_STEP: u64 = 1 << 20;
 
 /// SHA-256 digest of the uncompressed bytes of a layer.
 pub type DiffId = [u8; 32];
