@@ -253,8 +253,7 @@ impl<R: Read> Reader<R> {
             header::DIRECTORY => Kind::Directory,
             // Devices and named pipes have no content, even if their headers state a size.
             kind @ (header::CHARACTER_DEVICE | header::BLOCK_DEVICE) => {
-                let (major, minor) =
-                    header.device().ok_or(ReadError::Damaged("the number of a device is no number"))?;
+                let (major, minor) = header.device().ok_or(ReadError::Damaged("the number of a device is invalid"))?;
                 Kind::Device { is_block: kind == header::BLOCK_DEVICE, major, minor }
             }
             header::FIFO => Kind::Fifo,
@@ -312,7 +311,7 @@ impl<R: Read> Reader<R> {
 
     /// Checks the map of a sparse file of format 0.0 or 0.1, which came in its records.
     fn pax_sparse_of_records(&mut self, stored: u64, map: &[u64], size: u64) -> Result<Kind, ReadError> {
-        if map.len() % 2 != 0 || map.len() / 2 > sparse::MAX_EXTENTS {
+        if !map.len().is_multiple_of(2) || map.len() / 2 > sparse::MAX_EXTENTS {
             return Err(ReadError::Damaged("the map of a sparse file makes no sense"));
         }
         self.begin_content(stored)?;

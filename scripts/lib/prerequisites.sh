@@ -31,6 +31,8 @@ test_packages=(
     openssl                     # creates certificates for the server
     iproute2                    # ip: network namespaces
     nsd                         # a name server for the resolver
+    attr                        # getfattr and setfattr: attributes of files in images
+    umoci                       # unpacks the layers of images, to compare
 )
 
 # interpreter_packages: lists the packages of the code interpreter's image, which tests of its

@@ -33,9 +33,12 @@ fn kept(name: &[u8]) -> Option<(u8, &[u8])> {
     name.strip_prefix(b"user.").filter(|rest| !rest.starts_with(b"overlay.")).map(|rest| (USER, rest))
 }
 
+/// Encoded attributes, if there are any, and the number of those that were dropped.
+pub(crate) type Encoded = (Option<Box<[u8]>>, u64);
+
 /// Encodes those attributes that are kept, and counts the others. Of several with one name the last one
 /// counts.
-pub(crate) fn encode(attributes: &[(Vec<u8>, Vec<u8>)], max: u32) -> Result<(Option<Box<[u8]>>, u64), AttributeError> {
+pub(crate) fn encode(attributes: &[(Vec<u8>, Vec<u8>)], max: u32) -> Result<Encoded, AttributeError> {
     if attributes.is_empty() {
         return Ok((None, 0));
     }
@@ -73,7 +76,7 @@ pub(super) fn count(encoded: Option<&[u8]>) -> u16 {
 mod tests {
     use super::*;
 
-    fn of(names: &[(&str, &[u8])]) -> Result<(Option<Box<[u8]>>, u64), AttributeError> {
+    fn of(names: &[(&str, &[u8])]) -> Result<Encoded, AttributeError> {
         let attributes: Vec<_> = names.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec())).collect();
         encode(&attributes, 1 << 16)
     }

@@ -1,7 +1,7 @@
 //! Directories: blocks of entries that are sorted by their bytes, in which the kernel searches by
 //! halving.
 
-use super::inode::FileType;
+use super::kind::FileType;
 use crate::{
     output::BLOCK,
     tree::{Directory, InodeId},

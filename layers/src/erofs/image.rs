@@ -2,7 +2,8 @@
 
 use super::{
     directory,
-    inode::{self, FileType, SLOT, Shape},
+    inode::{self, SLOT, Shape},
+    kind::FileType,
     superblock::{self, Superblock},
 };
 use crate::{

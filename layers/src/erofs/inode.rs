@@ -1,6 +1,6 @@
 //! Inodes, in their extended form of 64 bytes, which has full owners and times.
 
-use super::{attributes, directory};
+use super::{attributes, directory, kind::FileType};
 use crate::{
     output::BLOCK,
     tree::{Content, Inode, InodeId},
@@ -10,43 +10,6 @@ use crate::{
 pub(super) const LEN: usize = 64;
 /// Unit of inode numbers in bytes.
 pub(super) const SLOT: u64 = 32;
-
-/// Type of a file in a directory (Linux `FT_*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum FileType {
-    Regular = 1,
-    Directory = 2,
-    Character = 3,
-    Block = 4,
-    Fifo = 5,
-    Symlink = 7,
-}
-
-impl FileType {
-    pub(super) fn of(content: &Content) -> Self {
-        match content {
-            Content::File(_) => Self::Regular,
-            Content::Directory(_) => Self::Directory,
-            Content::Device { is_block: false, .. } => Self::Character,
-            Content::Device { is_block: true, .. } => Self::Block,
-            Content::Fifo => Self::Fifo,
-            Content::Symlink(_) => Self::Symlink,
-        }
-    }
-
-    /// Returns the bits of the mode.
-    fn mode(self) -> u16 {
-        match self {
-            Self::Regular => 0o100_000,
-            Self::Directory => 0o040_000,
-            Self::Character => 0o020_000,
-            Self::Block => 0o060_000,
-            Self::Fifo => 0o010_000,
-            Self::Symlink => 0o120_000,
-        }
-    }
-}
 
 /// How the metadata of an inode is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,6 +13,7 @@ pub(crate) mod attributes;
 mod directory;
 mod image;
 mod inode;
+mod kind;
 mod superblock;
 
 pub(crate) use image::write;

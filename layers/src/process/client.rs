@@ -116,14 +116,14 @@ impl Unpacker {
 
 impl Unpacking {
     /// Waits for the next event. [`Event::Finished`] and [`Event::Failed`] are the last ones. What an event
-    /// says is hostile: only the image counts, and whether it is one.
+    /// says is hostile: only the image counts, and whether it is one. A process that waits for a layer, or
+    /// was taken over, may never say anything: wait on the descriptor with a timeout, and drop this.
     ///
     /// # Errors
     /// When the process ends without a result, or does not keep to the protocol.
     pub fn next_event(&mut self) -> Result<Event, ProcessError> {
-        match packets::receive(&self.socket, false)? {
-            Some((Event::Failed(failure), _)) => Ok(Event::Failed(failure.escaped())),
-            Some((event, _)) => Ok(event),
+        match packets::receive::<Event>(&self.socket, false)? {
+            Some((event, _)) => Ok(event.escaped()),
             None => Err(ProcessError::Ended(self.child.wait().map_or_else(|e| e.to_string(), |s| s.to_string()))),
         }
     }

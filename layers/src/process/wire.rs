@@ -83,14 +83,23 @@ impl Failure {
         message.truncate(message.floor_char_boundary(MAX_TEXT));
         Self { kind, message }
     }
+}
 
-    /// Returns the failure with a message that cannot control a terminal.
+impl Event {
+    /// Returns the event with texts that cannot control a terminal.
     pub(super) fn escaped(self) -> Self {
-        let escape = |char: char| -> String {
-            if char.is_control() { char.escape_default().collect() } else { char.to_string() }
-        };
-        Self { message: self.message.chars().map(escape).collect(), ..self }
+        match self {
+            Self::Confined(missing) => Self::Confined(missing.iter().map(|text| escape(text)).collect()),
+            Self::Failed(failure) => Self::Failed(Failure { message: escape(&failure.message), ..failure }),
+            Self::Progress(_) | Self::Finished(_) => self,
+        }
     }
+}
+
+fn escape(text: &str) -> String {
+    let escape =
+        |char: char| -> String { if char.is_control() { char.escape_default().collect() } else { char.to_string() } };
+    text.chars().map(escape).collect()
 }
 
 impl From<&UnpackError> for Failure {
