@@ -1,8 +1,8 @@
 //! Prints how fast layers become an image, and the memory for many files. For people; no test runs it.
 //!
 //! ```text
-//! throughput LAYER...     real layers, in order
-//! throughput files COUNT  an archive of this many empty files, made on the fly
+//! throughput IMAGE LAYER...     real layers, in order, written to a new file
+//! throughput IMAGE files COUNT  an archive of this many empty files, made on the fly
 //! ```
 
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
@@ -15,7 +15,11 @@ use std::{
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.is_empty() {
+        return Err("usage: throughput IMAGE LAYER...".into());
+    }
+    let image = File::create_new(arguments.remove(0))?;
     let mut layers: Vec<Layer<Box<dyn Read>>> = Vec::new();
     if let [word, count] = &arguments[..]
         && word == "files"
@@ -29,9 +33,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             layers.push(Layer { input: Box::new(File::open(path)?), format: None, diff_id: None });
         }
     }
-    let path = std::env::temp_dir().join(format!("layers-throughput-{}", std::process::id()));
-    let image = File::create(&path)?;
-    fs::remove_file(&path)?;
     let mut unpacked = std::collections::BTreeMap::new();
     let before = Instant::now();
     let summary = unpack(layers, image.into(), &Limits::default(), |progress| {
