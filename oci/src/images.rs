@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 /// A failed operation on images.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +137,17 @@ impl Images {
     /// fails. The tag is unchanged then.
     pub async fn pull(&self, text: &str, options: PullOptions, progress: Arc<dyn Progress>) -> Result<Pulled> {
         let reference = self.reference(text)?;
+        let total = self.registries.total;
+        let pulling = self.pull_reference(reference, options, progress);
+        timeout(total, pulling).await.unwrap_or_else(|_| Err(RegistryError::Deadline(total).into()))
+    }
+
+    async fn pull_reference(
+        &self,
+        reference: Reference,
+        options: PullOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Pulled> {
         let source = self.source(&reference, options.credentials)?;
         let top = source.manifest(&reference.wanted()).await?;
         let (top_digest, mut fetched) = (top.digest, top);
@@ -195,8 +206,18 @@ impl Images {
     /// # Errors
     /// Fails if the store does not have the image, or if the registry does not accept it.
     pub async fn push(&self, from: &str, to: &str, options: PushOptions, progress: Arc<dyn Progress>) -> Result<()> {
-        let digest = self.find(from)?;
-        let to = self.reference(to)?;
+        let (digest, to, total) = (self.find(from)?, self.reference(to)?, self.registries.total);
+        let pushing = self.push_manifest(digest, &to, options, progress);
+        timeout(total, pushing).await.unwrap_or_else(|_| Err(RegistryError::Deadline(total).into()))
+    }
+
+    async fn push_manifest(
+        &self,
+        digest: Digest,
+        to: &Reference,
+        options: PushOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<()> {
         let tag = to.tag().filter(|_| to.digest().is_none()).ok_or_else(|| Error::Digest(to.to_string()))?;
         let bytes = self.store.read_document(digest, MAX_MANIFEST)?;
         let manifest = Manifest::parse(&bytes, self.store.limits())?;

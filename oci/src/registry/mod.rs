@@ -11,10 +11,12 @@ mod auth;
 mod client;
 mod connection;
 mod error;
+mod pace;
 mod pull;
 mod push;
 mod reach;
 mod target;
+mod token;
 
 pub use auth::Credentials;
 pub use error::RegistryError;
@@ -43,8 +45,11 @@ pub struct RegistryOptions {
     pub reach: Arc<dyn Reach>,
     /// Number of blobs that are transferred at the same time (1-16). Docker's default is 3.
     pub at_a_time: usize,
-    /// Time after which a connection that transfers nothing is closed. 30 seconds by default.
+    /// Time after which a connection that transfers nothing is closed. A transfer also has to have 1 KiB
+    /// per second on average over this time. 30 seconds by default.
     pub idle: Duration,
+    /// Time after which a pull or push fails, however it proceeds. 12 hours by default.
+    pub total: Duration,
 }
 
 impl Default for RegistryOptions {
@@ -58,6 +63,7 @@ impl Default for RegistryOptions {
             reach: Arc::new(Anywhere),
             at_a_time: 3,
             idle: Duration::from_secs(30),
+            total: Duration::from_secs(12 * 3600),
         }
     }
 }
