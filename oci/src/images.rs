@@ -9,7 +9,7 @@ use crate::{
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
     registry::{Client, Credentials, Fetched, RegistryError, RegistryOptions, Source},
-    sources::{LoadError, Loaded, Members, SaveError, load, save},
+    sources::{LoadError, Loaded, Members, Names, SaveError, load, save},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
 use std::{
@@ -172,12 +172,13 @@ impl Images {
     }
 
     /// Loads the images of a tar archive, as `docker save` or OCI tools write it, plain or with gzip.
-    /// `name` replaces the name in an archive of one image. Blocks the thread.
+    /// `name` replaces the name in an archive of one image. A name in an archive that states no registry
+    /// belongs to the default registry, as where a user states it. Blocks the thread.
     ///
     /// # Errors
     /// Fails if the archive cannot be read, if an image is not accepted, or if the store fails.
     pub fn load(&self, input: impl Read, name: Option<&Reference>) -> Result<Vec<Loaded>> {
-        Ok(load(Members::of_archive(&self.store, input)?, name)?)
+        Ok(load(Members::of_archive(&self.store, input)?, self.names(name))?)
     }
 
     /// Loads the images of an OCI layout directory. Blocks the thread.
@@ -185,7 +186,7 @@ impl Images {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_layout(&self, directory: &Path, name: Option<&Reference>) -> Result<Vec<Loaded>> {
-        Ok(load(Members::of_directory(&self.store, directory)?, name)?)
+        Ok(load(Members::of_directory(&self.store, directory)?, self.names(name))?)
     }
 
     /// Writes an image as a tar archive that docker and OCI tools read, under its reference. Blocks
@@ -312,6 +313,10 @@ impl Images {
         };
         let found = self.store.tags()?.into_iter().find(is_it);
         found.map(|tag| tag.manifest).ok_or_else(|| Error::NotFound(image.to_owned()))
+    }
+
+    fn names<'a>(&'a self, given: Option<&'a Reference>) -> Names<'a> {
+        Names { given, registry: self.registries.default_registry.as_deref() }
     }
 
     fn source(&self, reference: &Reference, credentials: Option<Credentials>) -> Result<Source> {

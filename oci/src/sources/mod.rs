@@ -4,6 +4,7 @@
 //! image was checked.
 
 mod error;
+mod input;
 mod members;
 mod read;
 mod save;
@@ -13,5 +14,5 @@ pub use read::Loaded;
 pub use save::SaveError;
 
 pub(crate) use members::Members;
-pub(crate) use read::load;
+pub(crate) use read::{Names, load};
 pub(crate) use save::save;

@@ -99,7 +99,7 @@ pub struct Image {
     pub config: Vec<u8>,
     pub manifest: Vec<u8>,
     /// Digests of layer and configuration.
-    names: [String; 2],
+    pub names: [String; 2],
 }
 
 impl Image {
