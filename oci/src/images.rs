@@ -8,7 +8,7 @@ use crate::{
     manifest::{Blob, Document, Layer, Manifest, ManifestError},
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
-    registry::{Client, Credentials, Fetched, RegistryError, RegistryOptions, Source},
+    registry::{Client, Credentials, Fetched, Login, RegistryError, RegistryOptions, Source},
     sources::{LoadError, Loaded, Members, Names, SaveError, load, save},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
@@ -57,14 +57,16 @@ type Result<T> = std::result::Result<T, Error>;
 /// Options of a pull.
 #[derive(Debug, Clone, Default)]
 pub struct PullOptions {
-    /// Credentials for the registry of the reference. No mirror receives them.
+    /// Credentials for the registry of the reference. No mirror receives them. `None`: those that
+    /// [`RegistryOptions::credentials`] has for it.
     pub credentials: Option<Credentials>,
 }
 
 /// Options of a push.
 #[derive(Debug, Clone, Default)]
 pub struct PushOptions {
-    /// Credentials for the registry of the reference.
+    /// Credentials for the registry of the reference. `None`: those that
+    /// [`RegistryOptions::credentials`] has for it.
     pub credentials: Option<Credentials>,
 }
 
@@ -224,7 +226,7 @@ impl Images {
         let manifest = Manifest::parse(&bytes, self.store.limits())?;
         let fetched = Fetched { bytes, digest };
         let _hold = self.hold(&fetched, &manifest)?;
-        let client = Client::new(self.registries.clone(), to.host(), None, options.credentials)?;
+        let client = Client::new(self.registries.clone(), to.host(), None, login(to, options.credentials))?;
         for blob in manifest.blobs() {
             client.upload(to.repository(), blob, &self.store, progress.clone()).await?;
         }
@@ -236,7 +238,7 @@ impl Images {
     /// # Errors
     /// Fails if the registry cannot be reached or rejects them.
     pub async fn check_credentials(&self, host: &str, credentials: Credentials) -> Result<()> {
-        Ok(Client::new(self.registries.clone(), host, None, Some(credentials))?.check().await?)
+        Ok(Client::new(self.registries.clone(), host, None, Login::Given(credentials))?.check().await?)
     }
 
     /// Returns all tagged images, sorted by reference.
@@ -321,10 +323,12 @@ impl Images {
 
     fn source(&self, reference: &Reference, credentials: Option<Credentials>) -> Result<Source> {
         let mirrors = self.registries.mirrors.get(reference.registry()).into_iter().flatten();
-        let mirror =
-            |host: &String| Client::new(self.registries.clone(), host, Some(reference.registry().to_owned()), None);
+        let mirror = |host: &String| {
+            let (namespace, login) = (reference.registry().to_owned(), Login::Find(host.clone()));
+            Client::new(self.registries.clone(), host, Some(namespace), login)
+        };
         let mut clients = mirrors.map(mirror).collect::<std::result::Result<Vec<_>, _>>()?;
-        clients.push(Client::new(self.registries.clone(), reference.host(), None, credentials)?);
+        clients.push(Client::new(self.registries.clone(), reference.host(), None, login(reference, credentials))?);
         Ok(Source {
             clients: clients.into_iter().map(Arc::new).collect(),
             repository: reference.repository().to_owned(),
@@ -361,4 +365,8 @@ impl Images {
     fn configuration(&self, manifest: &Manifest) -> Result<Configuration> {
         Ok(Configuration::parse(&self.store.read_document(manifest.config(), MAX_CONFIG)?)?)
     }
+}
+
+fn login(reference: &Reference, given: Option<Credentials>) -> Login {
+    given.map_or_else(|| Login::Find(reference.registry().to_owned()), Login::Given)
 }

@@ -8,6 +8,7 @@ use super::{
     error::RegistryError,
     target::Target,
 };
+use crate::store::StoreError;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::{
@@ -20,13 +21,22 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::time::timeout;
+use tokio::{sync::OnceCell, time::timeout};
 use tokio_rustls::rustls::ClientConfig;
 
 /// Maximum number of redirects of a request.
 const MAX_REDIRECTS: usize = 5;
 /// Time in which the headers of an answer have to arrive. A registry may verify a whole layer first.
 pub(super) const ANSWER: Duration = Duration::from_secs(120);
+
+/// Which credentials a host receives when it asks for some.
+#[derive(Debug, Clone)]
+pub(crate) enum Login {
+    /// These.
+    Given(Credentials),
+    /// Those that are found for this name.
+    Find(String),
+}
 
 /// A host that speaks the distribution specification.
 #[derive(Debug)]
@@ -37,7 +47,9 @@ pub(crate) struct Client {
     pub(super) host: String,
     /// The registry that this host is a mirror of.
     namespace: Option<String>,
-    pub(super) credentials: Option<Credentials>,
+    login: Login,
+    /// The credentials, after they were needed.
+    credentials: OnceCell<Option<Credentials>>,
     /// Values of `Authorization` by scope.
     authorizations: Mutex<HashMap<String, String>>,
 }
@@ -59,11 +71,27 @@ impl Client {
         options: Arc<RegistryOptions>,
         host: &str,
         namespace: Option<String>,
-        credentials: Option<Credentials>,
+        login: Login,
     ) -> Result<Self, RegistryError> {
         let tls = connection::tls(&options)?;
-        let authorizations = Mutex::default();
-        Ok(Self { options, tls, host: host.to_owned(), namespace, credentials, authorizations })
+        let (credentials, authorizations) = (OnceCell::new(), Mutex::default());
+        Ok(Self { options, tls, host: host.to_owned(), namespace, login, credentials, authorizations })
+    }
+
+    /// Returns the credentials, which are read when a host asks for them first.
+    pub(super) async fn credentials(&self) -> Result<Option<&Credentials>, RegistryError> {
+        let find = async || -> Result<_, RegistryError> {
+            match (&self.login, &self.options.credentials) {
+                (Login::Given(given), _) => Ok(Some(given.clone())),
+                (Login::Find(_), None) => Ok(None),
+                (Login::Find(name), Some(files)) => {
+                    let (name, files) = (name.clone(), files.clone());
+                    let found = tokio::task::spawn_blocking(move || files.find(&name)).await;
+                    Ok(found.map_err(|_| StoreError::Cancelled)??)
+                }
+            }
+        };
+        Ok(self.credentials.get_or_try_init(find).await?.as_ref())
     }
 
     /// Returns the target of a path below `/v2/`.
@@ -151,7 +179,7 @@ impl Client {
     }
 
     pub(super) fn denied(&self, call: &Call<'_>) -> RegistryError {
-        let with_credentials = self.credentials.is_some();
+        let with_credentials = self.credentials.get().is_some_and(Option::is_some);
         RegistryError::Denied { host: self.host.clone(), what: call.what.to_owned(), with_credentials }
     }
 

@@ -1,6 +1,6 @@
 //! Failures of requests to registries.
 
-use crate::{digest::Digest, manifest::ManifestError, store::StoreError};
+use crate::{credentials::CredentialsError, digest::Digest, manifest::ManifestError, store::StoreError};
 use std::{io, path::PathBuf, time::Duration};
 
 /// A failed request or transfer.
@@ -45,6 +45,9 @@ pub enum RegistryError {
         /// Whether credentials were sent.
         with_credentials: bool,
     },
+    /// The credentials of the host cannot be read.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The registry does not have it.
     #[error("{host} does not have {what}")]
     NotFound {

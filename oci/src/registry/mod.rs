@@ -22,9 +22,10 @@ pub use auth::Credentials;
 pub use error::RegistryError;
 pub use reach::{Anywhere, Reach};
 
-pub(crate) use client::Client;
+pub(crate) use client::{Client, Login};
 pub(crate) use pull::{Fetched, Source};
 
+use crate::credentials::CredentialFiles;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 /// How registries are reached.
@@ -41,6 +42,9 @@ pub struct RegistryOptions {
     pub system_authorities: Vec<PathBuf>,
     /// Hosts that are asked before a registry, in this order, by the registry's name.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Where credentials are found that the caller does not state, by the name of the registry or
+    /// mirror. Only a host that asks for credentials makes a pull or push read them.
+    pub credentials: Option<Arc<CredentialFiles>>,
     /// Decides which addresses may be connected to.
     pub reach: Arc<dyn Reach>,
     /// Number of blobs that are transferred at the same time (1-16). Docker's default is 3.
@@ -60,6 +64,7 @@ impl Default for RegistryOptions {
             authorities: Vec::new(),
             system_authorities: vec![PathBuf::from("/etc/ssl/certs/ca-certificates.crt")],
             mirrors: BTreeMap::new(),
+            credentials: None,
             reach: Arc::new(Anywhere),
             at_a_time: 3,
             idle: Duration::from_secs(30),

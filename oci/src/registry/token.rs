@@ -34,7 +34,8 @@ impl Client {
         challenge: Challenge,
         call: &Call<'_>,
     ) -> Result<String, RegistryError> {
-        let basic = self.credentials.as_ref().and_then(Credentials::basic);
+        let credentials = self.credentials().await?;
+        let basic = credentials.and_then(Credentials::basic);
         let (realm, service, scope) = match challenge {
             Challenge::Basic => return basic.ok_or_else(|| self.denied(call)),
             Challenge::Bearer { realm, service, scope } => (realm, service, scope),
@@ -43,7 +44,7 @@ impl Client {
         let at = registry.follow(&realm, &self.options.plain_http)?;
         let mut parameters = vec![("scope", scope.as_str())];
         parameters.extend(service.as_deref().map(|service| ("service", service)));
-        let (method, body, at) = match &self.credentials {
+        let (method, body, at) = match credentials {
             Some(Credentials::IdentityToken(token)) => {
                 parameters.extend([
                     ("grant_type", "refresh_token"),
@@ -78,8 +79,9 @@ impl Client {
         }
         let body = timeout(ANSWER, Limited::new(answer.into_body(), MAX_TOKEN).collect()).await;
         let body = body.map_err(|_| silent(&at))?.map_err(|error| self.answer(printable(&error.to_string())))?;
+        // The error of the parser may quote a token.
         let token: Token =
-            serde_json::from_slice(&body.to_bytes()).map_err(|error| self.answer(printable(&error.to_string())))?;
+            serde_json::from_slice(&body.to_bytes()).map_err(|_| self.answer("it is not a valid token"))?;
         let token = token.token.or(token.access_token).ok_or_else(|| self.answer("it contains no token"))?;
         Ok(format!("Bearer {token}"))
     }

@@ -2,10 +2,11 @@
 
 use crate::server::{Image, Request, Server, answer, open, options};
 use sandboxvm_oci::{
-    Error, PullOptions, Silent,
+    Error, PullOptions, PushOptions, Silent,
+    credentials::CredentialFiles,
     registry::{Credentials, RegistryError, RegistryOptions},
 };
-use std::{net::TcpStream, sync::Arc};
+use std::{collections::BTreeMap, fs, net::TcpStream, sync::Arc};
 
 fn password() -> Option<Credentials> {
     Some(Credentials::Password { user: "user".into(), password: "right".into() })
@@ -116,7 +117,7 @@ async fn host_that_a_registry_redirects_to_cannot_ask_for_credentials() {
 async fn answers_of_a_token_service_are_limited_and_checked() {
     for (body, expected) in [
         (vec![b' '; 1 << 20], "limit exceeded"),
-        (b"[]".to_vec(), "invalid"),
+        (b"{\"token\": [1]}".to_vec(), "it is not a valid token"),
         (b"{}".to_vec(), "it contains no token"),
         (b"{\"token\": \"a\\r\\nX-Y: z\"}".to_vec(), "invalid address"),
     ] {
@@ -143,4 +144,46 @@ async fn identity_token_is_exchanged() {
     pull(&server, token("se/cret"), options(&[&server, &tokens])).await.unwrap();
     let error = pull(&server, token("other"), options(&[&server, &tokens])).await.unwrap_err();
     assert!(matches!(error, Error::Registry(RegistryError::Denied { .. })), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_found_when_a_host_asks_for_them() {
+    let home = tempfile::tempdir().unwrap();
+    let files = CredentialFiles { own: home.path().join("own.json"), docker: None };
+    let image = Image::new(1000, 1);
+    let public = image.clone();
+    let private = Server::start(move |request, stream| match request.authorization.as_deref() {
+        Some(BASIC) if request.method == "PUT" => answer(stream, 201, &[], b""),
+        Some(BASIC) => image.serve(request, stream),
+        _ => answer(stream, 401, &["WWW-Authenticate: Basic realm=\"r\""], b""),
+    });
+    let mirror = Server::start(move |request, stream| public.serve(request, stream));
+    let with_files = |servers: &[&Server], files: &CredentialFiles| RegistryOptions {
+        credentials: Some(Arc::new(files.clone())),
+        ..options(servers)
+    };
+    let error = pull(&private, None, with_files(&[&private], &files)).await.unwrap_err().to_string();
+    assert!(error.ends_with("no credentials are known"), "{error}");
+    files.login(&private.host(), "user", "right").unwrap();
+    pull(&private, None, with_files(&[&private], &files)).await.unwrap();
+    // The credentials that the caller states are used alone.
+    let wrong = Some(Credentials::Password { user: "user".into(), password: "wrong".into() });
+    pull(&private, wrong, with_files(&[&private], &files)).await.unwrap_err();
+
+    let store = tempfile::tempdir().unwrap();
+    let images = open(&store, with_files(&[&private], &files));
+    let name = format!("{}/app:1", private.host());
+    images.pull(&name, PullOptions::default(), Arc::new(Silent)).await.unwrap();
+    images.push(&name, &name, PushOptions::default(), Arc::new(Silent)).await.unwrap();
+
+    // A mirror that asks for them receives its own, and not those of the registry.
+    let mirrors = BTreeMap::from([("reg.example".to_owned(), vec![private.host()])]);
+    files.login("reg.example", "user", "other").unwrap();
+    let images = open(&store, RegistryOptions { mirrors, ..with_files(&[&private], &files) });
+    images.pull("reg.example/app:1", PullOptions::default(), Arc::new(Silent)).await.unwrap();
+
+    fs::write(&files.own, "{").unwrap();
+    let error = pull(&private, None, with_files(&[&private], &files)).await.unwrap_err().to_string();
+    assert!(error.contains("own.json"), "{error}");
+    pull(&mirror, None, with_files(&[&mirror], &files)).await.unwrap();
 }
