@@ -8,7 +8,7 @@ use crate::{
     manifest::{Blob, Document, Layer, Manifest, ManifestError},
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
-    registry::{Client, Credentials, Fetched, Login, RegistryError, RegistryOptions, Source},
+    registry::{Client, Credentials, Login, RegistryError, RegistryOptions, Source},
     sources::{LoadError, Loaded, Members, Names, SaveError, load, save},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
@@ -47,6 +47,14 @@ pub enum Error {
     /// The store has no image of this reference.
     #[error("the store has no image {0:?}")]
     NotFound(String),
+    /// An image has several references, so its digest does not say which one to remove.
+    #[error("{digest} has several references: {}", .references.join(", "))]
+    SeveralReferences {
+        /// Digest of the manifest.
+        digest: Digest,
+        /// The references, sorted.
+        references: Vec<String>,
+    },
     /// A reference for a new tag has a digest.
     #[error("invalid tag {0:?}: expected a reference without a digest")]
     Digest(String),
@@ -160,7 +168,8 @@ impl Images {
                 Manifest::parse(&fetched.bytes, self.store.limits())?
             }
         };
-        let hold = self.hold(&fetched, &manifest)?;
+        let (hold, fetched, manifest) =
+            self.blocking(move |images| Ok((images.hold(fetched.digest, &manifest)?, fetched, manifest))).await?;
         let blobs = manifest.blobs();
         let bytes = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         progress.notify(Event::Resolved { digest: fetched.digest, blobs: blobs.len(), bytes });
@@ -168,9 +177,12 @@ impl Images {
         source.blob(manifest.config_blob(), &self.store, &hold, &*progress).await?;
         self.configuration(&manifest)?.check(&manifest)?;
         self.layers(&source, &blobs[1..], &hold, &progress).await?;
-        self.store.write_document(&hold, &fetched.bytes)?;
-        self.store.set_tag(&reference, fetched.digest, top_digest)?;
-        Ok(Pulled { reference, manifest: fetched.digest })
+        self.blocking(move |images| {
+            images.store.write_document(&hold, &fetched.bytes)?;
+            images.store.set_tag(&reference, fetched.digest, top_digest)?;
+            Ok(Pulled { reference, manifest: fetched.digest })
+        })
+        .await
     }
 
     /// Loads the images of a tar archive, as `docker save` or OCI tools write it, plain or with gzip.
@@ -224,13 +236,12 @@ impl Images {
         let tag = to.tag().filter(|_| to.digest().is_none()).ok_or_else(|| Error::Digest(to.to_string()))?;
         let bytes = self.store.read_document(digest, MAX_MANIFEST)?;
         let manifest = Manifest::parse(&bytes, self.store.limits())?;
-        let fetched = Fetched { bytes, digest };
-        let _hold = self.hold(&fetched, &manifest)?;
+        let (_hold, manifest) = self.blocking(move |images| Ok((images.hold(digest, &manifest)?, manifest))).await?;
         let client = Client::new(self.registries.clone(), to.host(), None, login(to, options.credentials))?;
         for blob in manifest.blobs() {
             client.upload(to.repository(), blob, &self.store, progress.clone()).await?;
         }
-        Ok(client.put_manifest(to.repository(), tag, manifest.media_type(), fetched.bytes).await?)
+        Ok(client.put_manifest(to.repository(), tag, manifest.media_type(), bytes).await?)
     }
 
     /// Checks credentials with a registry.
@@ -279,17 +290,24 @@ impl Images {
         Ok(self.store.set_tag(&reference, digest, digest)?)
     }
 
-    /// Removes a reference, or every reference of an image if a digest is given, then the blobs that
-    /// no image needs. `keep` are digests of manifests whose images stay.
+    /// Removes a reference, or the reference of an image if the digest of its manifest is given, then
+    /// the blobs that no image needs. `keep` are digests of manifests whose images stay.
     ///
     /// # Errors
-    /// Fails if the store does not have the image, or if a file cannot be deleted.
+    /// Fails if the store does not have the image, or if a file cannot be deleted. Fails with
+    /// [`Error::SeveralReferences`], and removes nothing, if the digest has several references: as with
+    /// docker, each of them is removed by its name.
     pub fn remove(&self, image: &str, keep: &[Digest]) -> Result<(Vec<Tag>, Collected)> {
-        let by_digest = image.parse::<Digest>().ok();
-        let reference = if by_digest.is_none() { self.reference(image)?.to_string() } else { String::new() };
-        let removed = self
-            .store
-            .remove_tags(|tag| by_digest.map_or(tag.reference == reference, |digest| tag.manifest == digest))?;
+        let removed = match image.parse::<Digest>() {
+            Ok(digest) => self.store.remove_only_tag(digest)?.map_err(|tags| Error::SeveralReferences {
+                digest,
+                references: tags.into_iter().map(|tag| tag.reference).collect(),
+            })?,
+            Err(_) => {
+                let reference = self.reference(image)?.to_string();
+                self.store.remove_tags(|tag| tag.reference == reference)?
+            }
+        };
         if removed.is_empty() {
             return Err(Error::NotFound(image.to_owned()));
         }
@@ -335,9 +353,17 @@ impl Images {
         })
     }
 
-    fn hold(&self, fetched: &Fetched, manifest: &Manifest) -> Result<Hold> {
-        let digests: Vec<_> = manifest.blobs().iter().map(|blob| blob.digest).chain([fetched.digest]).collect();
+    fn hold(&self, digest: Digest, manifest: &Manifest) -> Result<Hold> {
+        let digests: Vec<_> = manifest.blobs().iter().map(|blob| blob.digest).chain([digest]).collect();
         Ok(self.store.hold(&digests)?)
+    }
+
+    /// Does work that waits for the lock of the store, which another process may have, or for the
+    /// disk.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+        let images = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&images)).await;
+        done.map_err(|_| StoreError::Cancelled)?
     }
 
     /// Downloads layers, several at a time. The first failure ends the others.

@@ -23,7 +23,7 @@ pub use error::RegistryError;
 pub use reach::{Anywhere, Reach};
 
 pub(crate) use client::{Client, Login};
-pub(crate) use pull::{Fetched, Source};
+pub(crate) use pull::Source;
 
 use crate::credentials::CredentialFiles;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
