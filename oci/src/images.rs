@@ -9,7 +9,7 @@ use crate::{
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
     registry::{Client, Credentials, Login, RegistryError, RegistryOptions, Source},
-    sources::{LoadError, Loaded, Members, Names, SaveError, load, save},
+    sources::{LoadError, Loaded, Members, Names, SaveError, load, request, save},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
 use std::{
@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// A failed operation on images.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +202,19 @@ impl Images {
     /// As [`Self::load`].
     pub fn load_layout(&self, directory: &Path, name: Option<&Reference>) -> Result<Vec<Loaded>> {
         Ok(load(Members::of_directory(&self.store, directory)?, self.names(name))?)
+    }
+
+    /// Loads an image from docker's daemon, by its API at `socket`. The image receives `name`, which is
+    /// also what the daemon is asked for.
+    ///
+    /// # Errors
+    /// Fails if the daemon cannot be reached, does not have the image or sends nothing for two minutes,
+    /// or as [`Self::load`].
+    pub async fn load_daemon(&self, socket: &Path, name: &Reference) -> Result<Vec<Loaded>> {
+        let archive = Box::pin(request(socket, name).await?);
+        let name = name.clone();
+        let input = SyncIoBridge::new(StreamReader::new(archive));
+        self.blocking(move |images| images.load(input, Some(&name))).await
     }
 
     /// Writes an image as a tar archive that docker and OCI tools read, under its reference. Blocks

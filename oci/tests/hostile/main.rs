@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod archives;
+mod daemon;
 mod pulls;
 mod pushes;
 mod server;
