@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod archives;
+mod crashes;
 mod daemon;
 mod pulls;
 mod pushes;
