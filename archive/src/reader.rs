@@ -307,7 +307,7 @@ impl<R: Read> Reader<R> {
 
     /// Checks the map of a sparse file of format 0.0 or 0.1, which came in its records.
     fn pax_sparse_of_records(&mut self, stored: u64, map: &[u64], size: u64) -> Result<Kind, ReadError> {
-        if map.len() % 2 != 0 || map.len() / 2 > sparse::MAX_EXTENTS {
+        if !map.len().is_multiple_of(2) || map.len() / 2 > sparse::MAX_EXTENTS {
             return Err(ReadError::Damaged("the map of a sparse file makes no sense"));
         }
         self.begin_content(stored)?;
