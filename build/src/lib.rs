@@ -9,5 +9,6 @@
 //! through [`engine::Machines`]. Dockerfiles and contexts are hostile: sizes are limited, and no
 //! file outside of the context is opened.
 
+pub mod context;
 pub mod dockerfile;
 pub mod key;
