@@ -1,13 +1,13 @@
-//! Builds images: from a Dockerfile and a context directory to the steps of each stage, and the
-//! engine that executes them.
+//! From a Dockerfile and a context directory to the steps of each stage, and to the files that a
+//! step copies.
 //!
 //! ```text
-//! Dockerfile ── dockerfile ──> stages ── plan ──> steps ── engine ──> Machines (trait)
-//! context directory ── context ──> tar of a COPY, hash of its content ──┘
+//! Dockerfile ── dockerfile ──> stages ── plan ──> steps and configuration
+//! context directory ── context ──> tar archive of a COPY, part of its cache key
 //! ```
-//! The crate knows no virtual machine, no registry and no command line: it starts machines only
-//! through [`engine::Machines`]. Dockerfiles and contexts are hostile: sizes are limited, and no
-//! file outside of the context is opened.
+//! The crate knows no virtual machine, no registry and no command line, and executes nothing.
+//! Dockerfiles and contexts are hostile: sizes are limited, and no file outside of the context is
+//! opened.
 
 pub mod config;
 pub mod context;

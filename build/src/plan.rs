@@ -3,7 +3,9 @@
 
 use crate::{
     config::{ImageConfig, insert},
-    dockerfile::{Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, split},
+    dockerfile::{
+        Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -226,9 +228,12 @@ struct Scope<'a> {
 }
 
 impl Scope<'_> {
+    fn lookup(&self, name: &str) -> Option<String> {
+        self.config.env(name).map(str::to_owned).or_else(|| self.declared.get(name).cloned())
+    }
+
     fn word(&self, word: &str) -> Result<String, String> {
-        let lookup = |name: &str| self.config.env(name).map(str::to_owned).or_else(|| self.declared.get(name).cloned());
-        expand(word, self.file.escape, &lookup).map_err(|error| error.to_string())
+        expand(word, self.file.escape, &|name| self.lookup(name)).map_err(|error| error.to_string())
     }
 
     fn words(&self, words: &[String]) -> Result<Vec<String>, String> {
@@ -340,7 +345,8 @@ impl Scope<'_> {
                 let mut inline = copy.inline.clone();
                 for document in inline.iter_mut().filter(|document| document.expand) {
                     // Quotes of a here-document are content. Only variables are replaced.
-                    document.content = self.document(&document.content)?;
+                    document.content = expand_document(&document.content, self.file.escape, &|name| self.lookup(name))
+                        .map_err(|error| error.to_string())?;
                 }
                 return Ok(Some(Action::Copy {
                     from: copy.from.as_ref().map(|name| find_from(self.file, self.stage, name)),
@@ -354,10 +360,6 @@ impl Scope<'_> {
             }
         }
         Ok(None)
-    }
-
-    fn document(&self, text: &str) -> Result<String, String> {
-        self.word(&text.replace('\'', "\\'").replace('"', "\\\""))
     }
 }
 

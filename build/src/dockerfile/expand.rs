@@ -64,6 +64,33 @@ pub fn expand(word: &str, escape: char, lookup: &dyn Fn(&str) -> Option<String>)
     scan.word(None, 0)
 }
 
+/// Replaces the variables of a here-document, whose quotes are content. An escaped `$` is a `$`.
+///
+/// # Errors
+/// Every [`ExpandError`].
+pub fn expand_document(
+    text: &str,
+    escape: char,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, ExpandError> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut scan = Scan { chars: &chars, at: 0, escape, lookup, budget: MAX_WORD };
+    let mut out = String::new();
+    while let Some(c) = scan.take() {
+        scan.spend(c.len_utf8())?;
+        match c {
+            '$' => {
+                let value = scan.variable(0)?;
+                scan.spend(value.len())?;
+                out.push_str(&value);
+            }
+            c if c == escape && scan.peek() == Some('$') => out.extend(scan.take()),
+            c => out.push(c),
+        }
+    }
+    Ok(out)
+}
+
 struct Scan<'a> {
     chars: &'a [char],
     at: usize,
@@ -209,6 +236,13 @@ mod tests {
         assert!(matches!(value("${A%x}"), Err(ExpandError::Modifier(_))));
         assert!(matches!(value("${N:?must}"), Err(ExpandError::Required(..))));
         assert_eq!(value(&"${N:-".repeat(99)), Err(ExpandError::TooLong));
+    }
+
+    #[test]
+    fn quotes_of_a_document_are_content() {
+        let lookup = |_: &str| Some("v".to_owned());
+        let text = expand_document("don't \"$A\" \\n \\$A ${A}\n", '\\', &lookup);
+        assert_eq!(text.unwrap(), "don't \"v\" \\n $A v\n");
     }
 
     #[test]

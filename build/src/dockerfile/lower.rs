@@ -13,7 +13,18 @@ struct Source<'a> {
     escape: char,
 }
 
-pub(super) fn lower(file: &str, text: &str) -> Result<Dockerfile, DockerfileError> {
+impl Dockerfile {
+    /// Parses a Dockerfile. `file` is its name in errors.
+    ///
+    /// # Errors
+    /// Fails with the line if the text is not a Dockerfile, if it states what is not supported, or
+    /// if it has more than 1 MiB or 4096 instructions.
+    pub fn parse(file: &str, text: &str) -> Result<Self, DockerfileError> {
+        lower(file, text)
+    }
+}
+
+fn lower(file: &str, text: &str) -> Result<Dockerfile, DockerfileError> {
     let fail = |line, message: String| DockerfileError { file: file.into(), line, message };
     if text.len() > MAX_DOCKERFILE {
         return Err(fail(0, format!("invalid Dockerfile: it has {} bytes, the maximum is 1 MiB", text.len())));

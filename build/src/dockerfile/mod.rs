@@ -7,7 +7,7 @@
 mod expand;
 mod lower;
 
-pub use expand::{ExpandError, expand, split};
+pub use expand::{ExpandError, expand, expand_document, split};
 
 /// Maximum size of a Dockerfile in bytes.
 pub const MAX_DOCKERFILE: usize = 1 << 20;
@@ -170,15 +170,4 @@ pub enum Mount {
         /// Path in the machine.
         target: String,
     },
-}
-
-impl Dockerfile {
-    /// Parses a Dockerfile. `file` is its name in errors.
-    ///
-    /// # Errors
-    /// Fails with the line if the text is not a Dockerfile, if it states what is not supported, or
-    /// if it has more than 1 MiB or 4096 instructions.
-    pub fn parse(file: &str, text: &str) -> Result<Self, DockerfileError> {
-        lower::lower(file, text)
-    }
 }
