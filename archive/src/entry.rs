@@ -18,7 +18,8 @@ pub struct Entry {
     pub gid: u32,
     /// Time at which the content last changed.
     pub modified: Timestamp,
-    /// Extended attributes. The names include their prefix `user.`.
+    /// Extended attributes. The names include their prefix, which is `user.` unless the reader keeps
+    /// all of them.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -38,7 +39,18 @@ pub enum Kind {
     Symlink(Vec<u8>),
     /// Another name of the file of an earlier entry, which is named by its path in the archive.
     HardLink(Vec<u8>),
-    /// Any other type in the header: devices, named pipes, and extensions of some tar programs.
+    /// Device file.
+    Device {
+        /// Block device, as opposed to character device.
+        is_block: bool,
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// Named pipe.
+    Fifo,
+    /// Any other type in the header: extensions of some tar programs.
     Other(u8),
 }
 

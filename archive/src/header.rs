@@ -15,6 +15,8 @@ const CHECKSUM: Range<usize> = 148..156;
 const TYPE: usize = 156;
 const LINK: Range<usize> = 157..257;
 const MAGIC: Range<usize> = 257..265;
+const MAJOR: Range<usize> = 329..337;
+const MINOR: Range<usize> = 337..345;
 const PREFIX: Range<usize> = 345..500;
 
 /// Sparse files of old GNU tar: four extents, whether blocks with more extents follow, and the size
@@ -29,7 +31,10 @@ const GNU_MORE_IN_BLOCK: usize = 504;
 pub(crate) const FILE: u8 = b'0';
 pub(crate) const HARD_LINK: u8 = b'1';
 pub(crate) const SYMLINK: u8 = b'2';
+pub(crate) const CHARACTER_DEVICE: u8 = b'3';
+pub(crate) const BLOCK_DEVICE: u8 = b'4';
 pub(crate) const DIRECTORY: u8 = b'5';
+pub(crate) const FIFO: u8 = b'6';
 pub(crate) const GNU_SPARSE: u8 = b'S';
 pub(crate) const GNU_LONG_NAME: u8 = b'L';
 pub(crate) const GNU_LONG_LINK: u8 = b'K';
@@ -85,6 +90,12 @@ impl<'a> Header<'a> {
         number(&self.0[MTIME])
     }
 
+    /// Returns the major and the minor number of a device. Empty fields are zero.
+    pub(crate) fn device(&self) -> Option<(u32, u32)> {
+        let half = |field: Range<usize>| u32::try_from(number(&self.0[field])?).ok();
+        Some((half(MAJOR)?, half(MINOR)?))
+    }
+
     pub(crate) fn gnu_real_size(&self) -> Option<u64> {
         number(&self.0[GNU_REAL_SIZE])
     }
@@ -110,6 +121,7 @@ pub(crate) struct Fields<'a> {
     pub(crate) gid: u64,
     pub(crate) size: u64,
     pub(crate) mtime: u64,
+    pub(crate) device: (u32, u32),
 }
 
 impl Fields<'_> {
@@ -123,6 +135,8 @@ impl Fields<'_> {
         put_number(&mut block[SIZE], self.size);
         put_number(&mut block[MTIME], self.mtime);
         block[TYPE] = self.kind;
+        put_number(&mut block[MAJOR], self.device.0.into());
+        put_number(&mut block[MINOR], self.device.1.into());
         put_text(&mut block[LINK], self.link);
         block[MAGIC].copy_from_slice(b"ustar\x0000");
         let sum = checksum(&block, u64::from);
@@ -207,11 +221,13 @@ mod tests {
             gid: u64::MAX,
             size: MAX_SIZE,
             mtime: 1_795_312_800,
+            device: (7, 8),
         };
         let mut block = fields.to_block();
         let header = Header(&block);
         assert!(header.is_intact());
         assert_eq!((header.path(), header.kind(), header.mode()), (b"dir/a".to_vec(), FILE, Some(0o4755)));
+        assert_eq!(header.device(), Some((7, 8)));
         assert_eq!((header.size(), header.gid()), (Some(MAX_SIZE), Some(MAX_ID)));
         block[0] ^= 1;
         assert!(!Header(&block).is_intact());

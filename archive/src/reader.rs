@@ -42,6 +42,7 @@ pub struct Reader<R> {
     /// Number of bytes after the content, up to the next header.
     padding: u64,
     ended: bool,
+    keeps_all_attributes: bool,
 }
 
 /// What the headers before an entry state about it.
@@ -54,6 +55,7 @@ struct Overrides {
     gid: Option<u64>,
     modified: Option<Timestamp>,
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    keeps_all_attributes: bool,
     sparse: PaxSparse,
 }
 
@@ -63,12 +65,27 @@ struct PaxSparse {
     minor: Option<u64>,
     name: Option<Vec<u8>>,
     real_size: Option<u64>,
+    /// Offsets and lengths of the forms 0.0 and 0.1, which keep the map in records.
+    map: Option<Vec<u64>>,
+}
+
+impl PaxSparse {
+    fn push(&mut self, number: u64) {
+        self.map.get_or_insert_default().push(number);
+    }
 }
 
 impl<R: Read> Reader<R> {
     /// Reads from `input`. Buffering it makes headers faster, but not content.
     pub fn new(input: R) -> Self {
-        Self { input, left: 0, padding: 0, ended: false }
+        Self { input, left: 0, padding: 0, ended: false, keeps_all_attributes: false }
+    }
+
+    /// Also returns extended attributes outside `user.`, which belong to the system that wrote the
+    /// archive. The caller decides about each of them.
+    #[must_use]
+    pub fn keep_all_attributes(self) -> Self {
+        Self { keeps_all_attributes: true, ..self }
     }
 
     /// Returns the next entry, or `None` at the archive's end. Skips the unread content of the
@@ -77,7 +94,7 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// Every [`ReadError`]. Nothing more can be read after an error.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, ReadError> {
-        let mut overrides = Overrides::default();
+        let mut overrides = Overrides { keeps_all_attributes: self.keeps_all_attributes, ..Overrides::default() };
         let mut spent = 0;
         loop {
             self.skip(self.left)?;
@@ -122,6 +139,11 @@ impl<R: Read> Reader<R> {
         }
         self.left -= count as u64;
         Ok(count)
+    }
+
+    /// Returns the input, to ask it how far it was read.
+    pub fn input(&self) -> &R {
+        &self.input
     }
 
     /// Returns the input.
@@ -204,7 +226,7 @@ impl<R: Read> Reader<R> {
 
     fn entry(&mut self, header: &Header<'_>, size: u64, overrides: Overrides) -> Result<Entry, ReadError> {
         let size = overrides.size.unwrap_or(size);
-        let is_pax_sparse = overrides.sparse.major.is_some();
+        let is_pax_sparse = overrides.sparse.major.is_some() || overrides.sparse.map.is_some();
         let path = overrides.sparse.name.filter(|_| is_pax_sparse).or(overrides.path);
         let path = path.unwrap_or_else(|| header.path());
         let is_directory = path.ends_with(b"/");
@@ -213,11 +235,13 @@ impl<R: Read> Reader<R> {
             // Before ustar, a directory was a file whose name ended with '/'.
             0 | header::FILE if is_directory => Kind::Directory,
             0 | header::FILE | b'7' if is_pax_sparse => {
-                if overrides.sparse.major != Some(1) || overrides.sparse.minor != Some(0) {
-                    return Err(ReadError::NotSupported("a sparse file of an old pax form; pack it with -H gnu"));
+                let PaxSparse { major, minor, real_size, map, .. } = overrides.sparse;
+                let real_size = real_size.ok_or(ReadError::Damaged("a sparse file has no size"))?;
+                match (major, minor, map) {
+                    (Some(1), Some(0), None) => self.pax_sparse(size, real_size)?,
+                    (None | Some(0), _, Some(map)) => self.pax_sparse_of_records(size, &map, real_size)?,
+                    _ => return Err(ReadError::NotSupported("a sparse file of an unknown form")),
                 }
-                let real_size = overrides.sparse.real_size;
-                self.pax_sparse(size, real_size.ok_or(ReadError::Damaged("a sparse file has no size"))?)?
             }
             0 | header::FILE | b'7' => {
                 self.begin_content(size)?;
@@ -228,7 +252,11 @@ impl<R: Read> Reader<R> {
             header::SYMLINK => Kind::Symlink(link),
             header::DIRECTORY => Kind::Directory,
             // Devices and named pipes have no content, even if their headers state a size.
-            other @ (b'3' | b'4' | b'6') => Kind::Other(other),
+            kind @ (header::CHARACTER_DEVICE | header::BLOCK_DEVICE) => {
+                let (major, minor) = header.device().ok_or(ReadError::Damaged("the number of a device is invalid"))?;
+                Kind::Device { is_block: kind == header::BLOCK_DEVICE, major, minor }
+            }
+            header::FIFO => Kind::Fifo,
             other => {
                 self.begin_content(size)?;
                 Kind::Other(other)
@@ -279,6 +307,17 @@ impl<R: Read> Reader<R> {
             }
         }
         self.sparse(map.into_extents(), size)
+    }
+
+    /// Checks the map of a sparse file of format 0.0 or 0.1, which came in its records.
+    fn pax_sparse_of_records(&mut self, stored: u64, map: &[u64], size: u64) -> Result<Kind, ReadError> {
+        if !map.len().is_multiple_of(2) || map.len() / 2 > sparse::MAX_EXTENTS {
+            return Err(ReadError::Damaged("the map of a sparse file makes no sense"));
+        }
+        self.begin_content(stored)?;
+        // An empty extent only states where the file ends.
+        let extents = map.chunks_exact(2).map(|pair| Extent { offset: pair[0], len: pair[1] });
+        self.sparse(extents.filter(|extent| extent.len > 0).collect(), size)
     }
 
     /// Reads the map of a sparse file of old GNU tar, in the header and in blocks behind it.
@@ -346,14 +385,19 @@ impl Overrides {
                 b"GNU.sparse.major" => self.sparse.major = Some(number()?),
                 b"GNU.sparse.minor" => self.sparse.minor = Some(number()?),
                 b"GNU.sparse.name" => self.sparse.name = Some(value.to_vec()),
-                b"GNU.sparse.realsize" => self.sparse.real_size = Some(number()?),
-                b"GNU.sparse.map" | b"GNU.sparse.offset" => {
-                    return Err(ReadError::NotSupported("a sparse file of an old pax form; pack it with -H gnu"));
+                b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse.real_size = Some(number()?),
+                b"GNU.sparse.map" => {
+                    let numbers = value.split(|byte| *byte == b',').filter(|text| !text.is_empty());
+                    for text in numbers {
+                        self.sparse.push(records::decimal(text).ok_or_else(damaged)?);
+                    }
                 }
+                b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => self.sparse.push(number()?),
                 _ => {
-                    // Only attributes that any user may set. Others belong to the system that wrote
-                    // the archive.
-                    if let Some(name) = key.strip_prefix(ATTRIBUTE).filter(|name| name.starts_with(b"user.")) {
+                    // By default only attributes that any user may set. Others belong to the system
+                    // that wrote the archive.
+                    let is_kept = |name: &&[u8]| self.keeps_all_attributes || name.starts_with(b"user.");
+                    if let Some(name) = key.strip_prefix(ATTRIBUTE).filter(is_kept) {
                         self.attributes.push((name.to_vec(), value.to_vec()));
                     }
                 }

@@ -211,10 +211,10 @@ impl<'a> Unpacking<'a> {
             }
             Kind::Symlink(target) => self.symlink(&normal, &entry, target),
             Kind::HardLink(target) => self.hard_link(&normal, &entry, target),
-            Kind::Other(kind) => {
-                let problem = match kind {
-                    b'3' | b'4' => "devices are not made",
-                    b'6' => "named pipes are not made",
+            Kind::Device { .. } | Kind::Fifo | Kind::Other(_) => {
+                let problem = match entry.kind {
+                    Kind::Device { .. } => "devices are not made",
+                    Kind::Fifo => "named pipes are not made",
                     _ => "it is neither a file, a directory nor a link",
                 };
                 Err(UnpackError::Refused { path: entry.path.clone(), problem })

@@ -35,6 +35,9 @@ impl<W: Write> Writer<W> {
             Kind::Directory => (header::DIRECTORY, &b""[..]),
             Kind::Symlink(to) => (header::SYMLINK, &to[..]),
             Kind::HardLink(to) => (header::HARD_LINK, &to[..]),
+            Kind::Device { is_block: true, .. } => (header::BLOCK_DEVICE, &b""[..]),
+            Kind::Device { is_block: false, .. } => (header::CHARACTER_DEVICE, &b""[..]),
+            Kind::Fifo => (header::FIFO, &b""[..]),
             Kind::Other(kind) => (*kind, &b""[..]),
         };
         let mut stored = entry.kind.stored();
@@ -82,6 +85,7 @@ impl<W: Write> Writer<W> {
             gid: u64::from(entry.gid),
             size,
             mtime: seconds.unwrap_or(0),
+            device: if let Kind::Device { major, minor, .. } = entry.kind { (major, minor) } else { (0, 0) },
         };
         if !pax.is_empty() {
             self.output.write_all(&fields(b"PaxHeaders/entry", b"", header::PAX, pax.len() as u64).to_block())?;

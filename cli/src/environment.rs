@@ -97,6 +97,7 @@ pub(crate) fn bundle(kernel: Option<PathBuf>, image: Option<PathBuf>) -> Bundle 
         image: image.or_else(|| var("SANDBOXVM_IMAGE")),
         agent: var("SANDBOXVM_AGENT"),
         egress: var("SANDBOXVM_EGRESS"),
+        layers: var("SANDBOXVM_LAYERS"),
     })
 }
 

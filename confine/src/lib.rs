@@ -1,7 +1,7 @@
 //! Takes from a process what it does not need, before it reads a byte of an attacker: its user and every capability, the
 //! host's files and networks, resources without bound, and all system calls but a few.
 //!
-//! For the server's front, a sandbox's egress process and its dialer. Each of them says what it keeps, as a
+//! For the server's front, a sandbox's egress process and its dialer, and the layer process. Each of them says what it keeps, as a
 //! [`Confinement`]. The VMM confines itself by `vmm/src/confine`, since it has threads that keep different calls, and must
 //! confine itself before it knows its machine.
 

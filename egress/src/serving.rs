@@ -147,10 +147,6 @@ impl Control {
         let answer = match request {
             EgressRequest::Begin(_) => return Err(ServeError::Unexpected),
             EgressRequest::Configure(settings) => EgressEvent::Configured(gateway.configure(*settings)),
-            EgressRequest::ForgetFlows => {
-                gateway.forget_flows();
-                return Ok(());
-            }
             EgressRequest::Pins => EgressEvent::Pins(gateway.pins()),
             EgressRequest::Counters => EgressEvent::Counters(gateway.counters()),
         };

@@ -11,7 +11,7 @@ use common::{
     sandbox::{Sandbox, listed, public},
 };
 use sandboxvm_egress::stack::addresses::{GATEWAY_V4, GUEST_V4};
-use sandboxvm_protocol::egress::EgressRequest;
+use sandboxvm_protocol::egress::NetworkSettings;
 use smoltcp::{
     phy::ChecksumCapabilities,
     wire::{EthernetAddress, IpProtocol, Ipv4Packet, Ipv4Repr},
@@ -160,13 +160,14 @@ fn segments_of_an_open_connection_may_overlap_in_any_way() {
     }
     let mut settings = public();
     settings.limits.flows_per_second = 100_000;
-    let (mut sandbox, mut guest) = Sandbox::start(settings);
+    let (mut sandbox, mut guest) = Sandbox::start(settings.clone());
     let at = echo();
     let mut random = Random(2);
     for round in 0..soak(20) {
         if round % 500 == 499 {
             // None of them is closed.
-            sandbox.tell(&EgressRequest::ForgetFlows);
+            sandbox.configure(NetworkSettings::default()).unwrap();
+            sandbox.configure(settings.clone()).unwrap();
             sandbox.assert_alive();
             drain(&mut guest);
         }

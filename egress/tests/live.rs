@@ -93,24 +93,6 @@ fn open_flows_outlive_their_pin_but_not_their_name() {
 }
 
 #[test]
-fn a_machine_that_was_reset_knows_no_flows() {
-    if !in_namespace("a_machine_that_was_reset_knows_no_flows") {
-        return;
-    }
-    let (mut sandbox, mut guest) = Sandbox::start(public());
-    let at = echo("198.51.100.1");
-    let tcp = guest.connect(at).unwrap();
-    sandbox.tell(&EgressRequest::ForgetFlows);
-    assert_eq!(sandbox.flow().end, FlowEnd::Reset);
-    assert_eq!(guest.read_within(tcp, 1, Duration::from_millis(500)), Err(Failed::Silent));
-    assert_eq!(sandbox.counters().open, 0);
-    // The answer to a segment of a flow that is not known.
-    guest.send(tcp, b"x").unwrap();
-    assert_eq!(guest.read(tcp, 1), Err(Failed::Reset));
-    guest.connect(at).unwrap();
-}
-
-#[test]
 fn pins_are_handed_over_to_a_copy() {
     if !in_namespace("pins_are_handed_over_to_a_copy") {
         return;

@@ -1,4 +1,5 @@
-//! The bundle: the files every sandbox is made of, and the program behind its network card; where they are looked for, and the check of each before use.
+//! The bundle: the files every sandbox is made of, the program behind its network card, and the program that reads the layers
+//! of container images; where they are looked for, and the check of each before use.
 //! Files are checked through the descriptor that is handed on, so what was checked is what boots.
 
 use crate::{
@@ -32,6 +33,8 @@ pub struct BundleSources {
     pub agent: Option<PathBuf>,
     /// The egress process, likewise.
     pub egress: Option<PathBuf>,
+    /// The layer process, likewise.
+    pub layers: Option<PathBuf>,
 }
 
 /// The paths of a bundle's files, not yet looked at.
@@ -48,6 +51,8 @@ pub struct Bundle {
     /// `sandboxvm-egress`, the program behind a network card. Only a sandbox with a network needs it, so a bundle of an older
     /// version is complete without it.
     pub egress: PathBuf,
+    /// `sandboxvm-layers`, the program that reads the layers of container images. No sandbox needs it.
+    pub layers: PathBuf,
 }
 
 /// A part of the bundle.
@@ -63,11 +68,13 @@ pub enum Part {
     Agent,
     /// The program behind a network card.
     Egress,
+    /// The program that reads the layers of container images.
+    Layers,
 }
 
 impl Part {
     /// All parts.
-    pub const ALL: [Self; 5] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent, Self::Egress];
+    pub const ALL: [Self; 6] = [Self::Vmm, Self::Kernel, Self::Image, Self::Agent, Self::Egress, Self::Layers];
 
     /// Its file's name in a bundle directory.
     #[must_use]
@@ -78,6 +85,7 @@ impl Part {
             Self::Image => "base.erofs",
             Self::Agent => "agent.erofs",
             Self::Egress => "sandboxvm-egress",
+            Self::Layers => "sandboxvm-layers",
         }
     }
 }
@@ -90,6 +98,7 @@ impl fmt::Display for Part {
             Self::Image => "base image",
             Self::Agent => "agent disk",
             Self::Egress => "egress process",
+            Self::Layers => "layer process",
         })
     }
 }
@@ -192,6 +201,7 @@ impl Bundle {
             image: part(&sources.image, Part::Image),
             agent: part(&sources.agent, Part::Agent),
             egress: part(&sources.egress, Part::Egress),
+            layers: part(&sources.layers, Part::Layers),
         }
     }
 
@@ -204,6 +214,7 @@ impl Bundle {
             Part::Image => &self.image,
             Part::Agent => &self.agent,
             Part::Egress => &self.egress,
+            Part::Layers => &self.layers,
         }
     }
 
@@ -222,7 +233,7 @@ impl Bundle {
             Err(RegularFileError::NotAFile) => return Err(BundleError::NotAFile { part, path }),
         };
         match part {
-            Part::Vmm | Part::Egress => {
+            Part::Vmm | Part::Egress | Part::Layers => {
                 if access(&path, Access::EXEC_OK).is_err() {
                     return Err(BundleError::NotExecutable { part, path });
                 }

@@ -27,14 +27,6 @@ pub struct ImageDefaults {
 }
 
 impl ImageDefaults {
-    /// Returns the command line of the image's own process with the user's `arguments`, which replace the image's. Empty if the
-    /// image has neither an entry point nor a command, and there are no arguments.
-    #[must_use]
-    pub fn command_line<'a>(&'a self, arguments: &'a [String]) -> Vec<&'a str> {
-        let arguments = if arguments.is_empty() { &self.command } else { arguments };
-        self.entrypoint.iter().chain(arguments).map(String::as_str).collect()
-    }
-
     pub(crate) fn beneath(&self, spec: ProcessSpec) -> Result<ProcessSpec, ProcessSpecError> {
         spec.with_defaults(self.user.as_deref(), self.working_directory.as_deref().unwrap_or("/"))
     }
@@ -43,24 +35,6 @@ impl ImageDefaults {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn words(text: &str) -> Vec<String> {
-        text.split_whitespace().map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn arguments_replace_the_command_and_follow_the_entry_point() {
-        let line = |entrypoint: &str, command: &str, arguments: &str| {
-            let image =
-                ImageDefaults { entrypoint: words(entrypoint), command: words(command), ..ImageDefaults::default() };
-            image.command_line(&words(arguments)).join(" ")
-        };
-        assert_eq!(line("", "python3", ""), "python3");
-        assert_eq!(line("", "python3", "sh -c x"), "sh -c x");
-        assert_eq!(line("serve --all", "--port 80", ""), "serve --all --port 80");
-        assert_eq!(line("serve --all", "--port 80", "--port 81"), "serve --all --port 81");
-        assert_eq!(line("", "", ""), "");
-    }
 
     #[test]
     fn a_request_that_names_user_and_directory_keeps_them() {

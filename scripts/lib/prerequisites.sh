@@ -31,6 +31,10 @@ test_packages=(
     openssl                     # creates certificates for the server
     iproute2                    # ip: network namespaces
     nsd                         # a name server for the resolver
+    microsocks tinyproxy        # upstream proxies for the dialer
+    docker-registry skopeo umoci # a registry, and images that other programs made
+    apache2-utils               # htpasswd: the passwords of that registry
+    attr                        # getfattr and setfattr: attributes of files in images
 )
 
 # interpreter_packages: lists the packages of the code interpreter's image, which tests of its
@@ -90,9 +94,13 @@ require_packages() {
     step "installing ${#missing[@]} packages" "$logs/apt-install.log" \
         apt-get install --yes --no-install-recommends "${missing[@]}" ||
         refuse "cannot install ${missing[*]}: install them by hand, then run $0 again"
-    # Tests start their own name servers: the one that the package starts is not wanted.
-    if [[ " ${missing[*]} " == *" nsd "* && -d /run/systemd/system ]]; then
-        systemctl disable --now --quiet nsd || say "cannot stop the name server that was installed for tests: nsd"
+    # Tests start their own servers: those that a package starts are not wanted.
+    if [[ -d /run/systemd/system ]]; then
+        local service
+        for service in nsd tinyproxy docker-registry; do
+            [[ " ${missing[*]} " == *" $service "* ]] || continue
+            systemctl disable --now --quiet "$service" || say "cannot stop a server that was installed for tests: $service"
+        done
     fi
 }
 

@@ -256,6 +256,7 @@ fn part(bundle: &Bundle, part: Part) -> Check {
         Part::Image => "base image",
         Part::Agent => "agent disk",
         Part::Egress => "egress process",
+        Part::Layers => "layer process",
     };
     match bundle.open_part(part) {
         Ok(file) => {

@@ -104,7 +104,7 @@ impl Credentials {
     /// Returns true if TLS to the host `name` is ended.
     #[must_use]
     pub fn ends_tls(&self, name: &DomainName) -> bool {
-        self.rule(name).is_some() || self.secrets.iter().any(|secret| secret.is_for(name))
+        !self.headers(name).is_empty() || self.secrets.iter().any(|secret| secret.is_for(name))
     }
 
     /// Returns why the host `name` is refused, if a secret for it cannot be read.
@@ -226,6 +226,7 @@ pub(crate) mod tests {
                 rule("*.example", "short"),
                 rule("*.corp.example", "long"),
                 rule("a.corp.example", "own"),
+                HeaderRule { host: "plain.corp.example".into(), headers: Vec::new() },
             ],
             ..NetworkSettings::default()
         }
@@ -243,6 +244,11 @@ pub(crate) mod tests {
         assert_eq!(value("b.corp.example"), Some("long"));
         assert_eq!(value("corp.example"), Some("short"));
         assert_eq!(value("example"), None);
+        assert_eq!(value("plain.corp.example"), None);
+        assert!(
+            !credentials.ends_tls(&name("plain.corp.example")),
+            "a rule without headers keeps those of a wildcard away"
+        );
         assert!(credentials.ends_tls(&name("api.example")) && !credentials.ends_tls(&name("example")));
     }
 

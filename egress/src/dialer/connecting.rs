@@ -1,7 +1,11 @@
 //! Sockets on their way to a peer. Nothing here waits: a socket is asked whether it has arrived when poll(2) says so.
 
-use super::reach::Target;
+use super::{
+    proxy::{Handshake, Progress},
+    reach::Target,
+};
 use rustix::{
+    event::PollFlags,
     io::Errno,
     net::{
         AddressFamily, Protocol, SocketFlags, SocketType, connect, getpeername, getsockname, ipproto, socket_with,
@@ -15,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a peer has to answer.
+/// How long a peer has to answer, and the proxy on the way to it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A socket that is being connected.
@@ -27,8 +31,28 @@ pub struct Connecting {
     pub socket: OwnedFd,
     /// When it has taken too long.
     pub deadline: Instant,
-    /// What to try if the peer refuses.
-    otherwise: Option<SocketAddr>,
+    step: Step,
+}
+
+/// What a socket waits for.
+#[derive(Debug)]
+enum Step {
+    /// Its peer. If that refuses, the other one is tried.
+    Peer(Option<SocketAddr>),
+    /// The proxy, which then has to be asked.
+    Proxy(Box<Handshake>),
+    /// The answers of the proxy.
+    Handshake(Box<Handshake>),
+}
+
+impl Connecting {
+    /// Returns what poll(2) has to wait for.
+    pub fn event(&self) -> PollFlags {
+        match &self.step {
+            Step::Handshake(handshake) if !handshake.sends() => PollFlags::IN,
+            Step::Peer(_) | Step::Proxy(_) | Step::Handshake(_) => PollFlags::OUT,
+        }
+    }
 }
 
 /// What became of a socket.
@@ -44,8 +68,10 @@ pub enum Dialled {
 
 /// Begins to connect to `target`, for the request with this ID.
 pub fn begin(id: u32, target: Target, now: Instant) -> Dialled {
+    let deadline = now + PATIENCE;
     let begun = match target {
-        Target::Tcp(to, otherwise) => return begin_tcp(id, to, otherwise, now + PATIENCE),
+        Target::Tcp(to, otherwise) => return begin_tcp(id, to, Step::Peer(otherwise), deadline),
+        Target::Proxied(proxy, handshake) => return begin_tcp(id, proxy, Step::Proxy(handshake), deadline),
         Target::Udp(to) => datagrams(to, None),
         Target::Echo(to) => {
             let protocol = if to.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
@@ -55,31 +81,61 @@ pub fn begin(id: u32, target: Target, now: Instant) -> Dialled {
     begun.map_or_else(Dialled::Failed, Dialled::Connected)
 }
 
-/// Looks whether a socket that poll(2) reported is connected.
+/// Looks how far a socket is that poll(2) reported.
 pub fn look(connecting: Connecting) -> Dialled {
-    let Connecting { id, socket, deadline, otherwise } = connecting;
-    match (sockopt::socket_error(&socket), otherwise) {
-        (Ok(Ok(())), _) => arrived(socket).map_or_else(Dialled::Failed, Dialled::Connected),
-        (Ok(Err(Errno::CONNREFUSED)), Some(to)) => begin_tcp(id, to, None, deadline),
-        (Ok(Err(error)) | Err(error), _) => Dialled::Failed(failure(error)),
+    let Connecting { id, socket, deadline, step } = connecting;
+    if let Step::Handshake(handshake) = step {
+        return shake(id, socket, handshake, deadline);
+    }
+    match (sockopt::socket_error(&socket), step) {
+        (Ok(Ok(())), step) => arrive(id, socket, step, deadline),
+        (Ok(Err(Errno::CONNREFUSED)), Step::Peer(Some(to))) => begin_tcp(id, to, Step::Peer(None), deadline),
+        (Ok(Err(error)) | Err(error), step) => Dialled::Failed(failure_at(&step, failure(error))),
     }
 }
 
-fn begin_tcp(id: u32, to: SocketAddr, otherwise: Option<SocketAddr>, deadline: Instant) -> Dialled {
+fn begin_tcp(id: u32, to: SocketAddr, step: Step, deadline: Instant) -> Dialled {
     let connecting = || {
         let socket = open(to.ip(), SocketType::STREAM, None).map_err(failure)?;
         sockopt::set_tcp_nodelay(&socket, true).map_err(failure)?;
         match connect(&socket, &to) {
-            Ok(()) => Ok((arrived(socket)?, true)),
+            Ok(()) => Ok((socket, true)),
             Err(Errno::INPROGRESS) => Ok((socket, false)),
             Err(error) => Err(failure(error)),
         }
     };
-    match (connecting(), otherwise) {
-        (Ok((socket, true)), _) => Dialled::Connected(socket),
-        (Ok((socket, false)), otherwise) => Dialled::Waits(Connecting { id, socket, deadline, otherwise }),
-        (Err(DialFailure::Refused | DialFailure::Unreachable), Some(to)) => begin_tcp(id, to, None, deadline),
-        (Err(failure), _) => Dialled::Failed(failure),
+    match (connecting(), step) {
+        (Ok((socket, true)), step) => arrive(id, socket, step, deadline),
+        (Ok((socket, false)), step) => Dialled::Waits(Connecting { id, socket, deadline, step }),
+        (Err(DialFailure::Refused | DialFailure::Unreachable), Step::Peer(Some(to))) => {
+            begin_tcp(id, to, Step::Peer(None), deadline)
+        }
+        (Err(failure), step) => Dialled::Failed(failure_at(&step, failure)),
+    }
+}
+
+/// A socket is connected to its peer, or to a proxy.
+fn arrive(id: u32, socket: OwnedFd, step: Step, deadline: Instant) -> Dialled {
+    match (arrived(socket), step) {
+        (Ok(socket), Step::Peer(_)) => Dialled::Connected(socket),
+        (Ok(socket), Step::Proxy(handshake) | Step::Handshake(handshake)) => shake(id, socket, handshake, deadline),
+        (Err(failure), step) => Dialled::Failed(failure_at(&step, failure)),
+    }
+}
+
+fn shake(id: u32, socket: OwnedFd, mut handshake: Box<Handshake>, deadline: Instant) -> Dialled {
+    match handshake.advance(&socket) {
+        Ok(Progress::Done) => Dialled::Connected(socket),
+        Ok(Progress::Waits) => Dialled::Waits(Connecting { id, socket, deadline, step: Step::Handshake(handshake) }),
+        Err(failure) => Dialled::Failed(failure),
+    }
+}
+
+/// Returns the failure of a connection, which is the proxy's if it was to be connected to.
+fn failure_at(step: &Step, failure: DialFailure) -> DialFailure {
+    match (step, failure) {
+        (Step::Peer(_), failure) | (_, failure @ DialFailure::Busy) => failure,
+        (Step::Proxy(_) | Step::Handshake(_), _) => DialFailure::Proxy,
     }
 }
 

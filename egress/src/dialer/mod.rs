@@ -4,6 +4,7 @@
 
 mod connecting;
 pub mod host;
+pub mod proxy;
 pub mod reach;
 
 use crate::packets::{self, PacketError};
@@ -61,14 +62,15 @@ pub enum DialerError {
 /// Every [`DialerError`].
 pub fn serve(supervisor: OwnedFd) -> Result<(), DialerError> {
     let Some(mut begin) = packets::receive_message::<DialerRequest>(&supervisor)? else { return Ok(()) };
-    let DialerRequest::Begin(DialerSetup { requests, opened, resolvers, settings }) = begin.message.clone() else {
+    let DialerRequest::Begin(DialerSetup { requests, opened, resolvers, proxy, settings }) = begin.message.clone()
+    else {
         return Err(DialerError::Unexpected);
     };
     let requests = begin.take(requests)?;
     drop(begin);
     let net = |text: String| text.parse::<IpNet>().map_err(|_| DialerError::Opened(text));
     let opened = opened.into_iter().map(net).collect::<Result<_, _>>()?;
-    let reachable = Reachable::new(opened, resolvers, settings, Instant::now())?;
+    let reachable = Reachable::new(opened, resolvers, proxy, settings, Instant::now())?;
     for socket in [&supervisor, &requests] {
         ioctl_fionbio(socket, true).map_err(DialerError::Poll)?;
     }
@@ -121,8 +123,7 @@ impl Dialer {
             PollFd::from_borrowed_fd(self.supervisor.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.requests.as_fd(), wanted),
         ];
-        let sockets = self.connecting.iter().map(|connecting| &connecting.socket);
-        polled.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::OUT)));
+        polled.extend(self.connecting.iter().map(|connecting| PollFd::new(&connecting.socket, connecting.event())));
         let first = self.connecting.iter().map(|connecting| connecting.deadline).min();
         let timeout = first.map(|deadline| {
             // A little longer, so that the deadline has passed then.
@@ -141,14 +142,11 @@ impl Dialer {
 
     fn look_at_sockets(&mut self, arrived: &[bool], now: Instant) {
         for (connecting, arrived) in std::mem::take(&mut self.connecting).into_iter().zip(arrived) {
-            let id = connecting.id;
-            if *arrived {
-                self.settle(id, look(connecting));
-            } else if connecting.deadline <= now {
-                self.settle(id, Dialled::Failed(DialFailure::TimedOut));
-            } else {
-                self.connecting.push(connecting);
-            }
+            let (id, is_late) = (connecting.id, connecting.deadline <= now);
+            let dialled = if *arrived { look(connecting) } else { Dialled::Waits(connecting) };
+            // Also if something arrived: a proxy may say a byte at a time.
+            let is_given_up = is_late && matches!(dialled, Dialled::Waits(_));
+            self.settle(id, if is_given_up { Dialled::Failed(DialFailure::TimedOut) } else { dialled });
         }
     }
 

@@ -2,10 +2,13 @@
 //! egress process decided by the policy before, and may have been taken over since: what is refused here is refused
 //! whatever it says.
 
-use super::host::{HostError, Routing, Way};
+use super::{
+    host::{HostError, Routing, Way},
+    proxy::Handshake,
+};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sandboxvm_egress_policy::floor::Floor;
-use sandboxvm_protocol::egress::{Dial, DialFailure, DialerSettings, ResolverTransport};
+use sandboxvm_protocol::egress::{Dial, DialFailure, DialerSettings, ResolverTransport, UpstreamProxy};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
@@ -18,10 +21,12 @@ const REFRESH: Duration = Duration::from_secs(3);
 const DNS: u16 = 53;
 
 /// What to connect to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// TCP, and what to try when nothing listens there.
     Tcp(SocketAddr, Option<SocketAddr>),
+    /// TCP to a proxy, which is then asked for the connection.
+    Proxied(SocketAddr, Box<Handshake>),
     /// UDP.
     Udp(SocketAddr),
     /// ICMP echo.
@@ -34,6 +39,7 @@ pub struct Reachable {
     routing: Routing,
     opened: Vec<IpNet>,
     resolvers: Vec<SocketAddr>,
+    proxy: Option<UpstreamProxy>,
     settings: DialerSettings,
     floor: Floor,
     /// When the floor was made of the host's networks.
@@ -41,19 +47,21 @@ pub struct Reachable {
 }
 
 impl Reachable {
-    /// Returns what may be reached. `opened` and `resolvers` are the operator's.
+    /// Returns what may be reached. `opened` and `resolvers` are the operator's. With a proxy, only resolvers and services of
+    /// the host are reached without it.
     ///
     /// # Errors
     /// When the host's networks are not known.
     pub fn new(
         opened: Vec<IpNet>,
         resolvers: Vec<SocketAddr>,
+        proxy: Option<UpstreamProxy>,
         settings: DialerSettings,
         now: Instant,
     ) -> Result<Self, HostError> {
         let mut routing = Routing::new()?;
         let floor = Floor::new(routing.networks()?, opened.clone());
-        Ok(Self { routing, opened, resolvers, settings, floor, made: now })
+        Ok(Self { routing, opened, resolvers, proxy, settings, floor, made: now })
     }
 
     /// Replaces what can change.
@@ -64,10 +72,16 @@ impl Reachable {
     /// Returns what to connect to.
     ///
     /// # Errors
-    /// [`DialFailure::Forbidden`], [`DialFailure::Unreachable`], and [`DialFailure::Busy`] if it cannot be decided now.
+    /// [`DialFailure::Forbidden`], [`DialFailure::Unreachable`], [`DialFailure::NotProxied`], [`DialFailure::ProxyForbidden`],
+    /// and [`DialFailure::Busy`] if it cannot be decided now.
     pub fn target(&mut self, dial: Dial, now: Instant) -> Result<Target, DialFailure> {
         match dial {
-            Dial::Tcp(address, port) => Ok(Target::Tcp(self.above_floor(address, port, now)?, None)),
+            Dial::Tcp(address, port) => match self.proxy.clone() {
+                Some(proxy) => self.proxied(&proxy, address, port, now),
+                None => Ok(Target::Tcp(self.above_floor(address, port, now)?, None)),
+            },
+            // Around the proxy, they would reach what it may be there to keep apart.
+            Dial::Udp(..) | Dial::Echo(_) if self.proxy.is_some() => Err(DialFailure::NotProxied),
             Dial::Udp(address, port) => Ok(Target::Udp(self.above_floor(address, port, now)?)),
             Dial::Echo(address) => Ok(Target::Echo(self.checked(address, now)?)),
             Dial::Resolver(place, transport) => {
@@ -83,6 +97,30 @@ impl Reachable {
             }
             Dial::HostPort(_) => Err(DialFailure::Forbidden),
         }
+    }
+
+    fn proxied(
+        &mut self,
+        proxy: &UpstreamProxy,
+        address: IpAddr,
+        port: u16,
+        now: Instant,
+    ) -> Result<Target, DialFailure> {
+        let to = match self.above_floor(address, port, now) {
+            // Only the proxy needs a route to it.
+            Err(DialFailure::Unreachable) => SocketAddr::new(self.plain(address)?, port),
+            to => to?,
+        };
+        let UpstreamProxy { address: at, is_operators, .. } = *proxy;
+        let at = match is_operators {
+            true => at,
+            false => self.above_floor(at.ip(), at.port(), now).map_err(|failure| match failure {
+                DialFailure::Forbidden => DialFailure::ProxyForbidden,
+                DialFailure::Busy => DialFailure::Busy,
+                _ => DialFailure::Proxy,
+            })?,
+        };
+        Ok(Target::Proxied(at, Box::new(Handshake::new(proxy, to))))
     }
 
     fn resolver(&mut self, place: usize, now: Instant) -> Result<SocketAddr, DialFailure> {
@@ -101,6 +139,16 @@ impl Reachable {
         self.checked(address, now).map(|address| SocketAddr::new(address, port))
     }
 
+    /// Returns the plain form of an address that is above the floor.
+    fn plain(&self, address: IpAddr) -> Result<IpAddr, DialFailure> {
+        let plain = self.floor.check(address).map_err(|_| DialFailure::Forbidden)?;
+        // The operator can open everything by one network, and does not mean these.
+        match plain.is_loopback() || plain.is_unspecified() || plain.is_multicast() {
+            true => Err(DialFailure::Forbidden),
+            false => Ok(plain),
+        }
+    }
+
     /// Returns the plain form of an address that a sandbox may reach.
     fn checked(&mut self, address: IpAddr, now: Instant) -> Result<IpAddr, DialFailure> {
         // What cannot be known now is refused.
@@ -109,11 +157,7 @@ impl Reachable {
             self.floor = Floor::new(self.routing.networks().map_err(unknown)?, self.opened.clone());
             self.made = now;
         }
-        let plain = self.floor.check(address).map_err(|_| DialFailure::Forbidden)?;
-        // The operator can open everything by one network, and does not mean these.
-        if plain.is_loopback() || plain.is_unspecified() || plain.is_multicast() {
-            return Err(DialFailure::Forbidden);
-        }
+        let plain = self.plain(address)?;
         match self.routing.way(plain).map_err(unknown)? {
             Way::Away => Ok(plain),
             // A network that the operator opened leaves out the host's addresses in it. One address is opened by itself.
@@ -139,7 +183,16 @@ mod tests {
     fn reachable(opened: &[&str], settings: DialerSettings) -> Reachable {
         let opened = opened.iter().map(|net| net.parse().unwrap()).collect();
         let resolvers = vec!["127.0.0.53:53".parse().unwrap(), "10.0.0.1:5353".parse().unwrap()];
-        Reachable::new(opened, resolvers, settings, Instant::now()).unwrap()
+        Reachable::new(opened, resolvers, None, settings, Instant::now()).unwrap()
+    }
+
+    fn proxied(at: &str, is_operators: bool, opened: &[&str]) -> Reachable {
+        let protocol = sandboxvm_protocol::egress::ProxyProtocol::Socks5;
+        let proxy = UpstreamProxy { protocol, address: at.parse().unwrap(), login: None, is_operators };
+        Reachable {
+            proxy: Some(proxy),
+            ..reachable(opened, DialerSettings { host_ports: vec![22], ..Default::default() })
+        }
     }
 
     fn target(reachable: &mut Reachable, dial: Dial) -> Result<Target, DialFailure> {
@@ -158,6 +211,34 @@ mod tests {
                     "{dial:?} {refused:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn with_a_proxy_nothing_but_resolvers_and_services_of_the_host_is_reached_without_it() {
+        let mut reachable = proxied("127.0.0.1:1080", true, &[]);
+        let public = "1.1.1.1".parse().unwrap();
+        let Ok(Target::Proxied(at, handshake)) = target(&mut reachable, Dial::Tcp(public, 443)) else { panic!() };
+        assert_eq!(at, "127.0.0.1:1080".parse().unwrap());
+        assert!(format!("{handshake:?}").contains("1.1.1.1:443"));
+        for dial in [Dial::Udp(public, 443), Dial::Echo(public)] {
+            assert_eq!(target(&mut reachable, dial), Err(DialFailure::NotProxied));
+        }
+        for below in ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::ffff:10.0.0.1"] {
+            let dial = Dial::Tcp(below.parse().unwrap(), 443);
+            assert_eq!(target(&mut reachable, dial), Err(DialFailure::Forbidden), "{below}");
+        }
+        assert!(matches!(target(&mut reachable, Dial::HostPort(22)), Ok(Target::Tcp(..))));
+        let resolver = target(&mut reachable, Dial::Resolver(0, ResolverTransport::Udp));
+        assert!(matches!(resolver, Ok(Target::Udp(_))));
+    }
+
+    #[test]
+    fn proxy_of_a_tenant_is_held_to_the_floor() {
+        for at in ["127.0.0.1:1080", "10.0.0.1:1080", "[::1]:1080", "169.254.169.254:80", "1.1.1.1:0"] {
+            let mut tenants = proxied(at, false, &["127.0.0.0/8"]);
+            let refused = target(&mut tenants, Dial::Tcp("1.1.1.1".parse().unwrap(), 443));
+            assert_eq!(refused, Err(DialFailure::ProxyForbidden), "{at}");
         }
     }
 

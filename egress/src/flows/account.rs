@@ -47,7 +47,6 @@ pub struct Account {
     last: Cell<Instant>,
     ending: Cell<Option<FlowEnd>>,
     ended: Notify,
-    is_forgotten: Cell<bool>,
 }
 
 impl Account {
@@ -69,7 +68,6 @@ impl Account {
             last: Cell::new(now),
             ending: Cell::new(None),
             ended: Notify::new(),
-            is_forgotten: Cell::new(false),
         }
     }
 
@@ -152,18 +150,6 @@ impl Account {
     pub fn end(&self, end: FlowEnd) {
         self.ending.set(Some(end));
         self.ended.notify_one();
-    }
-
-    /// Makes the flow end without a word to the guest.
-    pub fn forget(&self) {
-        self.is_forgotten.set(true);
-        self.end(FlowEnd::Reset);
-    }
-
-    /// Returns true if the guest does not see the end.
-    #[must_use]
-    pub fn is_forgotten(&self) -> bool {
-        self.is_forgotten.get()
     }
 
     /// Waits until the flow is made to end.

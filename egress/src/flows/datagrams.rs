@@ -122,10 +122,10 @@ impl DatagramFlow {
                 let why = match failure {
                     DialFailure::Refused => Unreachable::Port,
                     DialFailure::Unreachable | DialFailure::TimedOut => Unreachable::Host,
-                    DialFailure::Forbidden | DialFailure::Busy | DialFailure::Unsupported => Unreachable::Prohibited,
+                    _ => Unreachable::Prohibited,
                 };
                 replies::unreachable(&mut shared.link.outlet.borrow_mut(), packet.bytes, why);
-                let refused = (failure == DialFailure::Forbidden).then(|| refused(failure.to_string()));
+                let refused = failure.is_refusal().then(|| refused(failure.to_string()));
                 return Ended { end: FlowEnd::NotEstablished, refused };
             }
         };

@@ -195,13 +195,6 @@ impl Gateway {
         result
     }
 
-    /// Forgets all flows without a word to the guest: the machine behind the link is another one.
-    pub fn forget_flows(&self) {
-        for entry in self.table.borrow().values() {
-            entry.account().forget();
-        }
-    }
-
     /// Returns the pins that are alive, for a copy of the machine.
     #[must_use]
     pub fn pins(&self) -> Vec<SavedPin> {

@@ -67,16 +67,14 @@ impl TcpFlow {
             ended = self.carry(shared, syn) => ended,
         };
         let end = self.end.borrow_mut().take();
-        if !self.account.is_forgotten() {
-            match end {
-                Some(end) if ended.end != FlowEnd::Closed => end.abort(),
-                None if ended.end == FlowEnd::Cut => {
-                    if let Inbound::Packet(packet) = packet_of(syn) {
-                        replies::reset(&mut shared.link.outlet.borrow_mut(), &packet);
-                    }
+        match end {
+            Some(end) if ended.end != FlowEnd::Closed => end.abort(),
+            None if ended.end == FlowEnd::Cut => {
+                if let Inbound::Packet(packet) = packet_of(syn) {
+                    replies::reset(&mut shared.link.outlet.borrow_mut(), &packet);
                 }
-                Some(_) | None => {}
             }
+            Some(_) | None => {}
         }
         ended
     }
@@ -161,11 +159,9 @@ impl TcpFlow {
             DialFailure::Unreachable | DialFailure::TimedOut => {
                 replies::unreachable(&mut outlet, syn.bytes, Unreachable::Host);
             }
-            DialFailure::Refused | DialFailure::Forbidden | DialFailure::Busy | DialFailure::Unsupported => {
-                replies::reset(&mut outlet, syn);
-            }
+            _ => replies::reset(&mut outlet, syn),
         }
-        let refused = (failure == DialFailure::Forbidden).then(|| refused(failure.to_string()));
+        let refused = failure.is_refusal().then(|| refused(failure.to_string()));
         Ended { end: FlowEnd::NotEstablished, refused }
     }
 }

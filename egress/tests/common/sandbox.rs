@@ -9,7 +9,7 @@ use sandboxvm_egress::packets::{self, PacketError};
 use sandboxvm_protocol::{
     egress::{
         DialerEvent, DialerRequest, DialerSettings, DialerSetup, EgressEvent, EgressRequest, EgressSetup, FlowRecord,
-        MAX_MESSAGE, NameRecord, NetworkSettings, Reach, SavedPin, TrafficCounters, TrustAnchors, WIRE,
+        MAX_MESSAGE, NameRecord, NetworkSettings, Reach, SavedPin, TrafficCounters, TrustAnchors, UpstreamProxy, WIRE,
     },
     frame::Message,
     vmm::FdIndex,
@@ -31,6 +31,7 @@ pub struct Setup {
     pub pins: Vec<SavedPin>,
     pub host_ports: Vec<u16>,
     pub resolvers: Vec<SocketAddr>,
+    pub proxy: Option<UpstreamProxy>,
     /// Certificates of authorities as PEM.
     pub trust: String,
 }
@@ -62,7 +63,8 @@ pub fn pin(name: &str, host: u8) -> [SavedPin; 2] {
 
 impl From<NetworkSettings> for Setup {
     fn from(settings: NetworkSettings) -> Self {
-        Self { settings, pins: Vec::new(), host_ports: Vec::new(), resolvers: Vec::new(), trust: String::new() }
+        let (pins, host_ports, resolvers, trust) = Default::default();
+        Self { settings, pins, host_ports, resolvers, proxy: None, trust }
     }
 }
 
@@ -86,6 +88,7 @@ impl Sandbox {
             requests: FdIndex(0),
             opened: setup.settings.opened.clone(),
             resolvers: setup.resolvers.clone(),
+            proxy: setup.proxy.clone(),
             settings: DialerSettings { host_ports: setup.host_ports.clone(), ..DialerSettings::default() },
         });
         send(&dialer_control, &begin, &[requests.as_fd()]);

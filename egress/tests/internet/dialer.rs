@@ -3,7 +3,7 @@
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sandboxvm_egress::packets::{receive_message, send_with, to_packet};
 use sandboxvm_protocol::{
-    egress::{DialerEvent, DialerRequest, DialerSettings, DialerSetup},
+    egress::{DialerEvent, DialerRequest, DialerSettings, DialerSetup, UpstreamProxy},
     vmm::FdIndex,
 };
 use std::{
@@ -32,8 +32,29 @@ impl Dialer {
         Self::start_as(0, opened, resolvers, settings)
     }
 
+    /// Starts one that asks a proxy.
+    pub fn start_with(proxy: UpstreamProxy) -> (Self, OwnedFd) {
+        Self::start_set_up(0, |requests| DialerSetup {
+            requests,
+            opened: Vec::new(),
+            resolvers: Vec::new(),
+            proxy: Some(proxy),
+            settings: DialerSettings::default(),
+        })
+    }
+
     /// The same by another user than root.
     pub fn start_as(user: u32, opened: &[&str], resolvers: &[SocketAddr], settings: DialerSettings) -> (Self, OwnedFd) {
+        Self::start_set_up(user, |requests| DialerSetup {
+            requests,
+            opened: opened.iter().map(|net| (*net).to_owned()).collect(),
+            resolvers: resolvers.to_vec(),
+            proxy: None,
+            settings,
+        })
+    }
+
+    fn start_set_up(user: u32, setup: impl FnOnce(FdIndex) -> DialerSetup) -> (Self, OwnedFd) {
         let (supervisor, theirs) = pair();
         // A copy, since another user may not reach the directory of the build.
         let directory = tempfile::tempdir().unwrap();
@@ -43,13 +64,7 @@ impl Dialer {
         let mut command = Command::new(program);
         let process = command.arg("dialer").uid(user).gid(user).stdin(Stdio::from(theirs)).spawn().unwrap();
         let (requests, dialers_end) = pair();
-        let setup = DialerSetup {
-            requests: FdIndex(0),
-            opened: opened.iter().map(|net| (*net).to_owned()).collect(),
-            resolvers: resolvers.to_vec(),
-            settings,
-        };
-        let begin = to_packet(&DialerRequest::Begin(setup)).unwrap();
+        let begin = to_packet(&DialerRequest::Begin(setup(FdIndex(0)))).unwrap();
         send_with(&supervisor, &begin, Some(&dialers_end)).unwrap();
         let dialer = Self { process, supervisor };
         dialer.expect_ready();

@@ -5,6 +5,7 @@
 
 pub mod dialer;
 pub mod nsd;
+pub mod proxies;
 
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use std::{fs, process::Command, sync::mpsc, thread};

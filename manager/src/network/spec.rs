@@ -145,17 +145,25 @@ impl NetworkSpec {
     }
 
     fn check_header_rules(&self) -> Result<(), NetworkSpecError> {
-        for HeaderRuleSpec { host, headers } in &self.header_rules {
+        for (at, HeaderRuleSpec { host, headers }) in self.header_rules.iter().enumerate() {
             let fail = |problem: String| Err(NetworkSpecError::HeaderRule { host: host.clone(), problem });
             if let Some(problem) = not_a_host(host) {
                 return fail(problem);
             }
-            if headers.is_empty() || headers.len() > MAX_HEADERS {
-                return fail(format!("it needs 1 to {MAX_HEADERS} headers"));
+            let is_for = |other: &HeaderRuleSpec| other.host.parse::<DomainPattern>() == host.parse();
+            if self.header_rules[..at].iter().any(is_for) {
+                return fail("there are two for this host".to_owned());
             }
-            for header in headers {
+            // Without headers, it keeps a wildcard's from its host.
+            if headers.len() > MAX_HEADERS {
+                return fail(format!("it has more than {MAX_HEADERS} headers"));
+            }
+            for (at, header) in headers.iter().enumerate() {
                 if !is_header(&header.name) {
                     return fail(format!("{:?} is not a header that can be set", header.name));
+                }
+                if headers[..at].iter().any(|other| other.name.eq_ignore_ascii_case(&header.name)) {
+                    return fail(format!("it sets the header {:?} twice", header.name));
                 }
                 if let Some(problem) = given_problem(&header.value) {
                     return fail(format!("invalid value of {}: {problem}", header.name));

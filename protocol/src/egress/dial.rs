@@ -65,6 +65,24 @@ pub enum DialFailure {
     /// The host does not provide such sockets.
     #[error("the host does not provide such sockets")]
     Unsupported = 6,
+    /// It would have to go around the upstream proxy.
+    #[error("the upstream proxy carries only TCP")]
+    NotProxied = 7,
+    /// The upstream proxy cannot be reached, refused, or did not keep to its protocol.
+    #[error("the upstream proxy did not make the connection")]
+    Proxy = 8,
+    /// The upstream proxy of a tenant is below the floor.
+    #[error("the upstream proxy has an address that a sandbox may not reach")]
+    ProxyForbidden = 9,
+}
+
+impl DialFailure {
+    /// Returns true if sandboxvm refused what the guest asked for, or its proxy did: a record says why.
+    /// Otherwise the peer or the network failed, as without sandboxvm.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Forbidden | Self::NotProxied | Self::Proxy | Self::ProxyForbidden)
+    }
 }
 
 /// The dialer's answer.
@@ -150,6 +168,9 @@ impl DialAnswer {
             4 => Err(DialFailure::TimedOut),
             5 => Err(DialFailure::Busy),
             6 => Err(DialFailure::Unsupported),
+            7 => Err(DialFailure::NotProxied),
+            8 => Err(DialFailure::Proxy),
+            9 => Err(DialFailure::ProxyForbidden),
             _ => return None,
         };
         Some(Self { id: u32::from_le_bytes([i0, i1, i2, i3]), result })
@@ -182,7 +203,7 @@ mod tests {
             if let Some(answer) = DialAnswer::from_bytes(&packet) {
                 assert_eq!(answer.to_bytes(), packet);
             } else {
-                assert!(code > 6);
+                assert!(code > 9);
             }
         }
     }

@@ -16,10 +16,12 @@
 //! a sandbox runs; so there is one version, and a process that finds another ends.
 
 pub mod dial;
+pub mod proxy;
 pub mod records;
 pub mod settings;
 
 pub use dial::{Dial, DialAnswer, DialFailure, DialRequest, ResolverTransport};
+pub use proxy::{ProxyLogin, ProxyProtocol, UpstreamProxy};
 pub use records::{BlockedSecret, Decided, FlowEnd, FlowRecord, NameRecord, SavedPin, TrafficCounters, Transport};
 pub use settings::{
     AuthorityKey, EgressLimits, HeaderRule, HeaderTemplate, HostName, NetworkSettings, Precedence, Reach, SecretValue,
@@ -52,8 +54,6 @@ pub enum EgressRequest {
     /// Replaces the settings by these, immediately and as a whole. Flows that they do not allow are cut.
     /// Answered by [`EgressEvent::Configured`].
     Configure(Box<NetworkSettings>),
-    /// Forgets all flows, for a machine that was reset: the new machine knows none of them.
-    ForgetFlows,
     /// Asks for the pins that are alive, for a copy. Answered by [`EgressEvent::Pins`].
     Pins,
     /// Asks for [`EgressEvent::Counters`].
@@ -122,6 +122,9 @@ pub struct DialerSetup {
     /// The operator's resolvers. They may be below the floor: only names go to them.
     #[serde(with = "capped::List::<MAX_RESOLVERS>")]
     pub resolvers: Vec<SocketAddr>,
+    /// The proxy that carries all connections but those to resolvers and to services of the host.
+    /// Another one needs another dialer, so that no connection around it stays open.
+    pub proxy: Option<UpstreamProxy>,
     /// What can change later.
     pub settings: DialerSettings,
 }

@@ -67,7 +67,7 @@ impl From<RegistryError> for Failure {
             RegistryError::Paused(_) => Why::Paused,
             RegistryError::AlreadyPaused(_) => Why::AlreadyPaused,
             RegistryError::Template(TemplateError::Forbidden(_)) => Why::Forbidden,
-            RegistryError::Egress(EgressError::Unsupported(_)) => Why::Unsupported,
+            RegistryError::Egress(EgressError::Unsupported(_) | EgressError::Markers { .. }) => Why::Unsupported,
             RegistryError::Network(NetworkSpecError::NotPermitted(_)) => Why::Forbidden,
             RegistryError::Invalid(_) | RegistryError::Egress(_) | RegistryError::Network(_) => Why::Invalid,
             RegistryError::NoCard(_) => Why::Conflict,

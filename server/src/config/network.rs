@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 const DNS_PORT: u16 = 53;
@@ -24,6 +25,9 @@ pub struct NetworkConfig {
     pub open: Vec<String>,
     /// Resolvers, each as `address` or `address:port`; those of the host unless given.
     pub resolvers: Vec<String>,
+    /// A file with certificates of authorities (PEM) that are accepted, in addition to those of the host, of servers whose TLS
+    /// is ended to set headers.
+    pub trust: Option<PathBuf>,
     /// Whether clients may name other resolvers (`dnsServers`).
     pub dns_servers: bool,
     /// Limits of each sandbox.
@@ -103,6 +107,7 @@ impl Default for NetworkConfig {
             permits: None,
             open: Vec::new(),
             resolvers: Vec::new(),
+            trust: None,
             dns_servers: true,
             per_sandbox,
             per_key: NetworkLimits::default(),
@@ -142,8 +147,7 @@ impl NetworkConfig {
         let provides = Provided {
             opened: opened.collect::<Result<_, _>>()?,
             resolvers: resolvers.collect::<Result<_, _>>()?,
-            // TLS of the server's sandboxes is not ended.
-            trust: None,
+            trust: self.trust.clone(),
         };
         let (per_key, is_stated) = (self.per_key, self.default.is_some());
         let network = ServerNetwork { reach, rules, permits, per_key, provides, is_stated };

@@ -147,15 +147,17 @@ pub(super) fn detail(launcher: &Launcher, key: &Key, entry: &Entry) -> Result<Op
             .then(|| launcher.credentials.tokens.of(Scope::Envd, &entry.id, record.token_generation)),
         domain: launcher.config.domain.clone(),
         allow_internet_access: record.allow_internet_access,
-        network: network(&record)?,
+        network: network(&record, !key.limits.read_only)?,
         lifecycle: json!({ "autoResume": record.auto_resume, "onTimeout": on_timeout }),
         pause_mode,
     }))
 }
 
-/// What its client said of the network.
-fn network(record: &Record) -> Result<Value, RegistryError> {
-    let mut network = serde_json::to_value(record.egress.shown()).map_err(|error| RegistryError::Task(error.into()))?;
+/// What its client said of the network. Headers of rules are secrets, which a key that only looks does not get.
+fn network(record: &Record, with_headers: bool) -> Result<Value, RegistryError> {
+    let egress = record.egress.shown();
+    let egress = if with_headers { egress } else { egress.of_copy() };
+    let mut network = serde_json::to_value(egress).map_err(|error| RegistryError::Task(error.into()))?;
     network["allowPublicTraffic"] = json!(record.public_traffic);
     if let Some(mask) = record.ingress.mask_request_host() {
         network["maskRequestHost"] = json!(mask);

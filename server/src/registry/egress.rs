@@ -5,7 +5,9 @@
 
 use crate::config::network::ServerNetwork;
 use ipnet::IpNet;
-use sandboxvm_manager::{NetworkSpec, Precedence, Reach, Rule, Target};
+use sandboxvm_manager::{
+    HeaderRuleSpec, HeaderSpec, NetworkSpec, Precedence, Reach, Rule, SecretText, Target, ValueSource,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -115,6 +117,11 @@ pub(crate) enum EgressError {
     TooMany { what: &'static str, count: usize, most: usize },
     #[error("invalid network rule for {domain}: {problem}")]
     Rule { domain: String, problem: String },
+    #[error(
+        "network.rules for {domain} has a marker ${{e2b...}} in the header {header}: tokens and secrets that E2B keeps are not \
+         supported by sandboxvm; give the value itself"
+    )]
+    Markers { domain: String, header: String },
     #[error("{0} is not supported by sandboxvm; see docs/e2b.md")]
     Unsupported(&'static str),
 }
@@ -131,10 +138,7 @@ impl Egress {
             return Err(EgressError::DomainsNeedDenial);
         }
         let dns = self.dns()?;
-        self.check_rules()?;
-        if self.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
-            return Err(EgressError::Unsupported("network.rules"));
-        }
+        let header_rules = self.header_rules()?;
         if self.egress_proxy.is_some() {
             return Err(EgressError::Unsupported("network.egressProxy"));
         }
@@ -158,6 +162,7 @@ impl Egress {
             deny: denied.into_iter().filter(|rule| !covers_all(rule)).collect(),
             // Where nothing is reached, no name is asked for either.
             dns: if reach == Reach::Nothing { Vec::new() } else { dns },
+            header_rules: if reach == Reach::Nothing { Vec::new() } else { header_rules },
             limits: operator.permits.limits,
             ..NetworkSpec::default()
         })
@@ -168,7 +173,14 @@ impl Egress {
         self.allow_out.as_ref().is_some_and(|entries| !entries.is_empty())
     }
 
-    /// Returns what a client reads back: all but the password and the certificate of a proxy.
+    /// Returns these words without the headers of rules, which a copy of the sandbox does not get: they are secrets of the
+    /// original, as those that the guest has placeholders of.
+    pub(crate) fn of_copy(&self) -> Self {
+        Self { rules: None, ..self.clone() }
+    }
+
+    /// Returns what a client reads back: all but the password and the certificate of a proxy. It has the values of headers, so
+    /// it is for the key that owns the sandbox alone.
     pub(crate) fn shown(&self) -> Self {
         let shown = |proxy: &EgressProxy| EgressProxy {
             password: None,
@@ -202,38 +214,55 @@ impl Egress {
         texts.iter().map(parse).collect()
     }
 
-    /// Checks rules against the limits of E2B's API.
-    fn check_rules(&self) -> Result<(), EgressError> {
-        let Some(rules) = &self.rules else { return Ok(()) };
-        let at_most = |what, count: usize, most| match count > most {
-            true => Err(EgressError::TooMany { what, count, most }),
-            false => Ok(()),
-        };
+    /// Returns the headers that rules set, within the limits of E2B's API.
+    fn header_rules(&self) -> Result<Vec<HeaderRuleSpec>, EgressError> {
+        let Some(rules) = &self.rules else { return Ok(Vec::new()) };
         at_most("domains in network.rules", rules.len(), MAX_RULE_DOMAINS)?;
-        let mut markers = 0;
-        for (domain, transforms) in rules {
-            let wrong = |problem: String| EgressError::Rule { domain: cut(domain), problem };
-            let is_name =
-                entry(domain).is_ok_and(|rule| matches!(rule.target(), Target::Domain(_)) && !rule.names_port());
-            if domain.len() > MAX_RULE_DOMAIN || !is_name {
-                return Err(wrong(format!("expected a domain or *.domain of at most {MAX_RULE_DOMAIN} bytes")));
-            }
-            at_most("transforms of a domain in network.rules", transforms.len(), MAX_TRANSFORMS)?;
-            let headers = transforms.iter().filter_map(|rule| rule.transform.as_ref()).flat_map(|one| &one.headers);
-            for (count, (name, value)) in headers.enumerate() {
-                at_most("headers of a domain in network.rules", count + 1, MAX_HEADERS)?;
-                if name.is_empty() || name.len() > MAX_HEADER_NAME || !name.bytes().all(is_token) {
-                    return Err(wrong(format!("expected names of headers with at most {MAX_HEADER_NAME} bytes")));
-                }
-                if value.len() > MAX_HEADER_VALUE || value.bytes().any(|byte| byte != b'\t' && byte.is_ascii_control())
-                {
-                    return Err(wrong(format!("expected a value of {name} with at most {MAX_HEADER_VALUE} bytes")));
-                }
-                markers += value.matches(MARKER).count();
-            }
-        }
-        at_most("secrets in network.rules", markers, MAX_MARKERS)
+        let markers =
+            rules.values().flatten().flat_map(HostRule::headers).map(|(_, value)| value.matches(MARKER).count());
+        at_most("secrets in network.rules", markers.sum(), MAX_MARKERS)?;
+        rules.iter().map(|(domain, transforms)| header_rule(domain, transforms)).collect()
     }
+}
+
+impl HostRule {
+    fn headers(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.transform.iter().flat_map(|transform| &transform.headers)
+    }
+}
+
+fn header_rule(domain: &str, transforms: &[HostRule]) -> Result<HeaderRuleSpec, EgressError> {
+    let wrong = |problem: String| EgressError::Rule { domain: cut(domain), problem };
+    let is_name = entry(domain).is_ok_and(|rule| matches!(rule.target(), Target::Domain(_)) && !rule.names_port());
+    if domain.len() > MAX_RULE_DOMAIN || !is_name {
+        return Err(wrong(format!("expected a domain or *.domain of at most {MAX_RULE_DOMAIN} bytes")));
+    }
+    at_most("transforms of a domain in network.rules", transforms.len(), MAX_TRANSFORMS)?;
+    at_most(
+        "headers of a domain in network.rules",
+        transforms.iter().flat_map(HostRule::headers).count(),
+        MAX_HEADERS,
+    )?;
+    let header = |(name, value): (&String, &String)| {
+        if name.is_empty() || name.len() > MAX_HEADER_NAME || !name.bytes().all(is_token) {
+            return Err(wrong(format!("expected names of headers with at most {MAX_HEADER_NAME} bytes")));
+        }
+        let is_control = |byte: u8| byte != b'\t' && byte.is_ascii_control();
+        if value.is_empty() || value.len() > MAX_HEADER_VALUE || value.bytes().any(is_control) {
+            return Err(wrong(format!("expected a value of {name} with 1 to {MAX_HEADER_VALUE} bytes")));
+        }
+        // Sent as it is, a marker would tell the server what the client meant to keep from it.
+        if value.contains(MARKER) {
+            return Err(EgressError::Markers { domain: cut(domain), header: name.clone() });
+        }
+        Ok(HeaderSpec { name: name.clone(), value: ValueSource::Given(SecretText::new(value.clone())) })
+    };
+    let headers = transforms.iter().flat_map(HostRule::headers).map(header).collect::<Result<_, _>>()?;
+    Ok(HeaderRuleSpec { host: domain.to_owned(), headers })
+}
+
+fn at_most(what: &'static str, count: usize, most: usize) -> Result<(), EgressError> {
+    if count > most { Err(EgressError::TooMany { what, count, most }) } else { Ok(()) }
 }
 
 /// True for a byte that the name of a header may have (RFC 9110, 5.6.2).
@@ -262,10 +291,7 @@ fn covers_all(rule: &Rule) -> bool {
 }
 
 fn bounded<'t>(what: &'static str, texts: &'t [String], most: usize) -> Result<&'t [String], EgressError> {
-    match texts.len() > most {
-        true => Err(EgressError::TooMany { what, count: texts.len(), most }),
-        false => Ok(texts),
-    }
+    at_most(what, texts.len(), most).map(|()| texts)
 }
 
 /// A client's text for an error.
@@ -393,16 +419,64 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_held_to_the_limits_of_e2b_and_refused() {
+    fn rules_set_headers_and_allow_nothing() {
+        let rules = json!({
+            "api.example.com": [{"transform": {"headers": {"Authorization": "Bearer hush", "X-A": "b"}}}],
+            "*.corp.example": [{}], "plain.corp.example": [],
+        });
+        let spec = public_spec(None, json!({"rules": rules, "denyOut": [ALL_TRAFFIC], "allowOut": ["1.1.1.1"]}));
+        assert_eq!(texts(&spec.allow), ["1.1.1.1"]);
+        spec.check().unwrap();
+        let header = |name: &str, value: &str| HeaderSpec {
+            name: name.into(),
+            value: ValueSource::Given(SecretText::new(value.into())),
+        };
+        let rule = |host: &str, headers| HeaderRuleSpec { host: host.into(), headers };
+        assert_eq!(
+            spec.header_rules,
+            [
+                rule("*.corp.example", vec![]),
+                rule("api.example.com", vec![header("Authorization", "Bearer hush"), header("X-A", "b")]),
+                rule("plain.corp.example", vec![]),
+            ]
+        );
+        assert!(!format!("{spec:?}").contains("hush"));
+        for nothing in [json!({"rules": rules, "denyOut": [ALL_TRAFFIC]}), json!({"rules": {}}), json!({})] {
+            assert!(public_spec(None, nothing).header_rules.is_empty());
+        }
+        let words = egress(json!({"rules": rules, "allowOut": ["1.1.1.1"]}));
+        assert_eq!(words.of_copy(), egress(json!({"allowOut": ["1.1.1.1"]})));
+        let largest: serde_json::Map<_, _> = (0..20).map(|n| (format!("X-{n:02}"), json!("x".repeat(2048)))).collect();
+        public_spec(None, json!({"rules": {"a.example": [{"transform": {"headers": largest}}]}})).check().unwrap();
+    }
+
+    #[test]
+    fn headers_that_frame_a_request_and_rules_for_the_same_host_are_refused() {
+        let problem = |rules: Value| public_spec(None, json!({"rules": rules})).check().unwrap_err().to_string();
+        let with = |headers: Value| json!([{"transform": {"headers": headers}}]);
+        assert_eq!(
+            problem(json!({"a.example": with(json!({"Host": "b.example"}))})),
+            "invalid header rule for \"a.example\": \"Host\" is not a header that can be set"
+        );
+        assert_eq!(
+            problem(json!({"a.example": with(json!({"X-A": "1", "x-a": "2"}))})),
+            "invalid header rule for \"a.example\": it sets the header \"x-a\" twice"
+        );
+        assert_eq!(
+            problem(json!({"A.example": [], "a.example": []})),
+            "invalid header rule for \"a.example\": there are two for this host"
+        );
+    }
+
+    #[test]
+    fn rules_are_held_to_the_limits_of_e2b() {
         let rule = |headers: Value| json!([{"transform": {"headers": headers}}]);
         let many = |count: usize, value: Value| -> Value {
             (0..count).map(|n| (format!("h{n}.example"), value.clone())).collect::<serde_json::Map<_, _>>().into()
         };
-        let marked = json!({"A": "${e2b.secrets.A}${e2b.identity.tokens.aws}", "B": "${e2b.secrets.B}", "C": "x"});
-        let supported = json!({"rules": {"api.example.com": rule(json!({"Authorization": "Bearer ${e2b.secrets.X}"})), "*.a.example": []}});
-        let unsupported = "network.rules is not supported by sandboxvm; see docs/e2b.md";
-        assert_eq!(refusal(supported), unsupported);
-        assert_eq!(public_spec(None, json!({"rules": {}})).reach, Reach::Public);
+        let marked = json!({"A": "x", "Authorization": "Bearer ${e2b.identity.tokens.aws}"});
+        let unsupported = "network.rules for h0.example has a marker ${e2b...} in the header Authorization: tokens and secrets \
+                           that E2B keeps are not supported by sandboxvm; give the value itself";
         for (rules, problem) in [
             (many(11, json!([])), "too many domains in network.rules: 11, and the maximum is 10"),
             (
@@ -435,11 +509,11 @@ mod tests {
             ),
             (
                 json!({"a.example": rule(json!({"A": "x\r\nB: y"}))}),
-                "invalid network rule for a.example: expected a value of A with at most 2048 bytes",
+                "invalid network rule for a.example: expected a value of A with 1 to 2048 bytes",
             ),
             (
                 json!({"a.example": rule(json!({"A": "x".repeat(2049)}))}),
-                "invalid network rule for a.example: expected a value of A with at most 2048 bytes",
+                "invalid network rule for a.example: expected a value of A with 1 to 2048 bytes",
             ),
         ] {
             assert_eq!(refusal(json!({"rules": rules})), problem);

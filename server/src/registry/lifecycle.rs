@@ -246,7 +246,8 @@ impl Registry {
         }
     }
 
-    /// Running copies of it, while it runs on. Each has an owner, metadata and rules like it, and so much time.
+    /// Running copies of it, while it runs on. Each has an owner, metadata and a network like it, without the headers of its
+    /// rules, and so much time.
     pub(crate) async fn fork(
         &self,
         key: &Key,
@@ -291,7 +292,8 @@ impl Registry {
         let now = SystemTime::now();
         let mut made = Vec::new();
         for copy in &forked.copies {
-            let record = Record { id: copy.id().clone(), started_at: now, end_at, ..record.clone() };
+            let egress = record.egress.of_copy();
+            let record = Record { id: copy.id().clone(), started_at: now, end_at, egress, ..record.clone() };
             if let Err(error) = self.records.put(record.id.as_str(), &record) {
                 for copy in &forked.copies[made.len()..] {
                     // The cause is what the caller needs.

@@ -29,6 +29,7 @@ impl Registry {
         if !self.network.has_cards() && spec.reach == Reach::Nothing {
             return Ok(None);
         }
+        spec.check()?;
         self.network.permits.check(&spec)?;
         Ok(Some(spec))
     }

@@ -19,6 +19,8 @@ mod egress_frames;
 mod frame_decode;
 mod image_metadata;
 mod input;
+mod layer_archive;
+mod layer_changes;
 mod net_device;
 mod rng_device;
 mod serial_console;
@@ -37,6 +39,8 @@ pub use dns_query::dns_query;
 pub use egress_frames::egress_frames;
 pub use frame_decode::frame_decode;
 pub use image_metadata::image_metadata;
+pub use layer_archive::layer_archive;
+pub use layer_changes::layer_changes;
 pub use net_device::net_device;
 pub use rng_device::rng_device;
 pub use serial_console::serial_console;
@@ -67,6 +71,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "egress_frames", run: egress_frames },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_metadata", run: image_metadata },
+    Target { name: "layer_archive", run: layer_archive },
+    Target { name: "layer_changes", run: layer_changes },
     Target { name: "net_device", run: net_device },
     Target { name: "rng_device", run: rng_device },
     Target { name: "serial_console", run: serial_console },

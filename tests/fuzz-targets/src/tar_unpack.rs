@@ -25,7 +25,7 @@ fn home() -> &'static Path {
 }
 
 /// Corrects the checksum of every block that may be a header.
-fn mend(archive: &mut [u8]) {
+pub(crate) fn mend(archive: &mut [u8]) {
     for block in archive.chunks_exact_mut(512).filter(|block| block.starts_with(b"a") || block[257..262] == *b"ustar") {
         block[148..156].fill(b' ');
         let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();

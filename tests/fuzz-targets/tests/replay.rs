@@ -92,6 +92,8 @@ replay!(
     egress_frames,
     frame_decode,
     image_metadata,
+    layer_archive,
+    layer_changes,
     net_device,
     rng_device,
     serial_console,

@@ -44,9 +44,12 @@ try:
     ), domains
     resolvers = refusal(403, lambda: sandbox.update_network({"dns_servers": ["1.1.1.1"]}))
     assert "the operator does not permit resolvers other than its own" in resolvers, resolvers
-    header = [{"transform": {"headers": {"Authorization": "Bearer x"}}}]
-    rules = refusal(501, lambda: sandbox.update_network({"rules": {"api.example.com": header}}))
-    assert "network.rules is not supported by sandboxvm" in rules, rules
+    marker = [{"transform": {"headers": {"Authorization": "Bearer ${e2b.secrets.KEY}"}}}]
+    rules = refusal(501, lambda: sandbox.update_network({"rules": {"api.example.com": marker}}))
+    assert "tokens and secrets that E2B keeps are not supported by sandboxvm" in rules, rules
+    framing = [{"transform": {"headers": {"Host": "other.example.com"}}}]
+    host = refusal(400, lambda: sandbox.update_network({"rules": {"api.example.com": framing}}))
+    assert '"Host" is not a header that can be set' in host, host
     refusal(501, lambda: sandbox.update_network({"egress_proxy": {"address": "proxy.example.com:1080"}}))
     assert network(sandbox) == changed
     raises(NotFoundException, lambda: Sandbox.update_network("aaaaaaaaaaaaaaaa", {}))

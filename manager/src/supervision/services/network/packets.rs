@@ -22,8 +22,9 @@ use std::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Maximum number of descriptors in one packet.
-const MAX_FILES: usize = 2;
+/// Maximum number of descriptors in one packet: the frames, the dialer, and the certificates that the host and the operator
+/// trust.
+const MAX_FILES: usize = 4;
 
 /// Returns a connected pair of sockets.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -116,6 +116,7 @@ impl Pair {
             requests: FdIndex(0),
             opened,
             resolvers,
+            proxy: None,
             settings: dialer_settings(record),
         });
         let trust = trust::files(&record.operator.trust);

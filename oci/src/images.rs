@@ -1,0 +1,338 @@
+//! The images of a store by reference: pull, push, list, inspect, tag, remove. Documents that come
+//! from a source are checked here before a blob that they name is transferred.
+
+use crate::{
+    config::{ConfigError, Configuration},
+    digest::Digest,
+    limits::{Limits, MAX_CONFIG, MAX_MANIFEST},
+    manifest::{Blob, Document, Layer, Manifest, ManifestError},
+    progress::{Event, Progress},
+    reference::{Reference, ReferenceError},
+    registry::{Client, Credentials, Fetched, RegistryError, RegistryOptions, Source},
+    sources::{LoadError, Loaded, Members, SaveError, load, save},
+    store::{Collected, Hold, Store, StoreError, Tag},
+};
+use std::{
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+/// A failed operation on images.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A text is not a reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A manifest is not accepted.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A configuration is not accepted.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An archive or layout is not loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// An archive is not written.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// The store has no image of this reference.
+    #[error("the store has no image {0:?}")]
+    NotFound(String),
+    /// A reference for a new tag has a digest.
+    #[error("invalid tag {0:?}: expected a reference without a digest")]
+    Digest(String),
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// Options of a pull.
+#[derive(Debug, Clone, Default)]
+pub struct PullOptions {
+    /// Credentials for the registry of the reference. No mirror receives them.
+    pub credentials: Option<Credentials>,
+}
+
+/// Options of a push.
+#[derive(Debug, Clone, Default)]
+pub struct PushOptions {
+    /// Credentials for the registry of the reference.
+    pub credentials: Option<Credentials>,
+}
+
+/// An image that was pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// The complete reference.
+    pub reference: Reference,
+    /// Digest of the manifest.
+    pub manifest: Digest,
+}
+
+/// An image in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// The reference and what it leads to.
+    pub tag: Tag,
+    /// Size in bytes of the layers as they are stored.
+    pub size: u64,
+}
+
+/// An image in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageDetails {
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Digest of the configuration, which docker calls the ID of the image.
+    pub config_digest: Digest,
+    /// Configuration.
+    pub configuration: Configuration,
+    /// Layers, lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// A store of images and the registries that it exchanges images with.
+#[derive(Debug, Clone)]
+pub struct Images {
+    store: Store,
+    registries: Arc<RegistryOptions>,
+}
+
+impl Images {
+    /// Opens the store at `root`, creating it if it does not exist.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be created or has another format.
+    pub fn open(root: impl Into<PathBuf>, limits: Limits, registries: RegistryOptions) -> Result<Self> {
+        Ok(Self { store: Store::open(root, limits)?, registries: Arc::new(registries) })
+    }
+
+    /// Returns the store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Parses a reference. A name without a registry belongs to the default registry.
+    ///
+    /// # Errors
+    /// Fails if the text is not a reference.
+    pub fn reference(&self, text: &str) -> Result<Reference> {
+        Ok(Reference::parse(text, self.registries.default_registry.as_deref())?)
+    }
+
+    /// Pulls an image for x86-64 Linux and tags it with its reference. Blobs that the store has are
+    /// not transferred again. A pull that is dropped or killed can be repeated, and continues.
+    ///
+    /// # Errors
+    /// Fails if no registry or mirror has the image, if the image is not accepted, or if the store
+    /// fails. The tag is unchanged then.
+    pub async fn pull(&self, text: &str, options: PullOptions, progress: Arc<dyn Progress>) -> Result<Pulled> {
+        let reference = self.reference(text)?;
+        let source = self.source(&reference, options.credentials)?;
+        let top = source.manifest(&reference.wanted()).await?;
+        let (top_digest, mut fetched) = (top.digest, top);
+        let manifest = match Document::parse(&fetched.bytes, self.store.limits())? {
+            Document::Image(manifest) => manifest,
+            Document::Index(chosen) => {
+                fetched = source.manifest(&chosen.digest.to_string()).await?;
+                Manifest::parse(&fetched.bytes, self.store.limits())?
+            }
+        };
+        let hold = self.hold(&fetched, &manifest)?;
+        let blobs = manifest.blobs();
+        let bytes = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+        progress.notify(Event::Resolved { digest: fetched.digest, blobs: blobs.len(), bytes });
+        // The configuration first: an image that is not accepted costs no transfer of layers.
+        source.blob(manifest.config_blob(), &self.store, &hold, &*progress).await?;
+        self.configuration(&manifest)?.check(&manifest)?;
+        self.layers(&source, &blobs[1..], &hold, &progress).await?;
+        self.store.write_document(&hold, &fetched.bytes)?;
+        self.store.set_tag(&reference, fetched.digest, top_digest)?;
+        Ok(Pulled { reference, manifest: fetched.digest })
+    }
+
+    /// Loads the images of a tar archive, as `docker save` or OCI tools write it, plain or with gzip.
+    /// `name` replaces the name in an archive of one image. Blocks the thread.
+    ///
+    /// # Errors
+    /// Fails if the archive cannot be read, if an image is not accepted, or if the store fails.
+    pub fn load(&self, input: impl Read, name: Option<&Reference>) -> Result<Vec<Loaded>> {
+        Ok(load(Members::of_archive(&self.store, input)?, name)?)
+    }
+
+    /// Loads the images of an OCI layout directory. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_layout(&self, directory: &Path, name: Option<&Reference>) -> Result<Vec<Loaded>> {
+        Ok(load(Members::of_directory(&self.store, directory)?, name)?)
+    }
+
+    /// Writes an image as a tar archive that docker and OCI tools read, under its reference. Blocks
+    /// the thread.
+    ///
+    /// # Errors
+    /// Fails if the store does not have the image, or if the output fails.
+    pub fn save(&self, image: &str, output: impl Write) -> Result<()> {
+        let name = self.reference(image)?;
+        if name.digest().is_some() {
+            return Err(Error::Digest(image.to_owned()));
+        }
+        Ok(save(&self.store, self.find(image)?, &name.to_string(), output)?)
+    }
+
+    /// Pushes an image of the store to the registry of `to`, under its tag.
+    ///
+    /// # Errors
+    /// Fails if the store does not have the image, or if the registry does not accept it.
+    pub async fn push(&self, from: &str, to: &str, options: PushOptions, progress: Arc<dyn Progress>) -> Result<()> {
+        let digest = self.find(from)?;
+        let to = self.reference(to)?;
+        let tag = to.tag().filter(|_| to.digest().is_none()).ok_or_else(|| Error::Digest(to.to_string()))?;
+        let bytes = self.store.read_document(digest, MAX_MANIFEST)?;
+        let manifest = Manifest::parse(&bytes, self.store.limits())?;
+        let fetched = Fetched { bytes, digest };
+        let _hold = self.hold(&fetched, &manifest)?;
+        let client = Client::new(self.registries.clone(), to.host(), None, options.credentials)?;
+        for blob in manifest.blobs() {
+            client.upload(to.repository(), blob, &self.store, progress.clone()).await?;
+        }
+        Ok(client.put_manifest(to.repository(), tag, manifest.media_type(), fetched.bytes).await?)
+    }
+
+    /// Checks credentials with a registry.
+    ///
+    /// # Errors
+    /// Fails if the registry cannot be reached or rejects them.
+    pub async fn check_credentials(&self, host: &str, credentials: Credentials) -> Result<()> {
+        Ok(Client::new(self.registries.clone(), host, None, Some(credentials))?.check().await?)
+    }
+
+    /// Returns all tagged images, sorted by reference.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be read.
+    pub fn list(&self) -> Result<Vec<ImageSummary>> {
+        let summary = |tag: Tag| {
+            let size = self.manifest(tag.manifest)?.size();
+            Ok(ImageSummary { tag, size })
+        };
+        self.store.tags()?.into_iter().map(summary).collect()
+    }
+
+    /// Returns the details of an image, by reference or digest of its manifest.
+    ///
+    /// # Errors
+    /// Fails if the store does not have the image.
+    pub fn inspect(&self, image: &str) -> Result<ImageDetails> {
+        let digest = self.find(image)?;
+        let manifest = self.manifest(digest)?;
+        let configuration = self.configuration(&manifest)?;
+        let layers = manifest.layers().to_vec();
+        Ok(ImageDetails { manifest: digest, config_digest: manifest.config(), configuration, layers })
+    }
+
+    /// Gives an image another reference.
+    ///
+    /// # Errors
+    /// Fails if the store does not have the image, or if the reference has a digest.
+    pub fn tag(&self, image: &str, reference: &str) -> Result<()> {
+        let reference = self.reference(reference)?;
+        if reference.digest().is_some() {
+            return Err(Error::Digest(reference.to_string()));
+        }
+        let _hold = self.store.hold(&[self.find(image)?])?;
+        let digest = self.find(image)?;
+        Ok(self.store.set_tag(&reference, digest, digest)?)
+    }
+
+    /// Removes a reference, or every reference of an image if a digest is given, then the blobs that
+    /// no image needs. `keep` are digests of manifests whose images stay.
+    ///
+    /// # Errors
+    /// Fails if the store does not have the image, or if a file cannot be deleted.
+    pub fn remove(&self, image: &str, keep: &[Digest]) -> Result<(Vec<Tag>, Collected)> {
+        let by_digest = image.parse::<Digest>().ok();
+        let reference = if by_digest.is_none() { self.reference(image)?.to_string() } else { String::new() };
+        let removed = self
+            .store
+            .remove_tags(|tag| by_digest.map_or(tag.reference == reference, |digest| tag.manifest == digest))?;
+        if removed.is_empty() {
+            return Err(Error::NotFound(image.to_owned()));
+        }
+        Ok((removed, self.store.collect(keep)?))
+    }
+
+    /// Deletes blobs and disks that no image needs, and downloads that no process continues.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be read or deleted.
+    pub fn prune(&self, keep: &[Digest]) -> Result<Collected> {
+        let (blobs, partial) = (self.store.collect(keep)?, self.store.collect_partial()?);
+        Ok(Collected { files: blobs.files + partial.files, bytes: blobs.bytes.saturating_add(partial.bytes) })
+    }
+
+    /// Returns the digest of the manifest of an image, by reference or by that digest.
+    fn find(&self, image: &str) -> Result<Digest> {
+        let by_digest = image.parse::<Digest>().ok();
+        let reference = if by_digest.is_none() { Some(self.reference(image)?) } else { None };
+        let is_it = |tag: &Tag| match &reference {
+            Some(reference) => tag.reference == reference.to_string(),
+            None => Some(tag.manifest) == by_digest,
+        };
+        let found = self.store.tags()?.into_iter().find(is_it);
+        found.map(|tag| tag.manifest).ok_or_else(|| Error::NotFound(image.to_owned()))
+    }
+
+    fn source(&self, reference: &Reference, credentials: Option<Credentials>) -> Result<Source> {
+        let mirrors = self.registries.mirrors.get(reference.registry()).into_iter().flatten();
+        let mirror =
+            |host: &String| Client::new(self.registries.clone(), host, Some(reference.registry().to_owned()), None);
+        let mut clients = mirrors.map(mirror).collect::<std::result::Result<Vec<_>, _>>()?;
+        clients.push(Client::new(self.registries.clone(), reference.host(), None, credentials)?);
+        Ok(Source {
+            clients: clients.into_iter().map(Arc::new).collect(),
+            repository: reference.repository().to_owned(),
+        })
+    }
+
+    fn hold(&self, fetched: &Fetched, manifest: &Manifest) -> Result<Hold> {
+        let digests: Vec<_> = manifest.blobs().iter().map(|blob| blob.digest).chain([fetched.digest]).collect();
+        Ok(self.store.hold(&digests)?)
+    }
+
+    /// Downloads layers, several at a time. The first failure ends the others.
+    async fn layers(&self, source: &Source, blobs: &[Blob], hold: &Hold, progress: &Arc<dyn Progress>) -> Result<()> {
+        let turns = Arc::new(Semaphore::new(self.registries.at_a_time.clamp(1, 16)));
+        let mut tasks = JoinSet::new();
+        for blob in blobs.iter().copied() {
+            let (source, store, hold) = (source.clone(), self.store.clone(), hold.clone());
+            let (progress, turns) = (progress.clone(), turns.clone());
+            tasks.spawn(async move {
+                let _turn = turns.acquire().await;
+                source.blob(blob, &store, &hold, &*progress).await
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.map_err(|_| StoreError::Cancelled)??;
+        }
+        Ok(())
+    }
+
+    fn manifest(&self, digest: Digest) -> Result<Manifest> {
+        Ok(Manifest::parse(&self.store.read_document(digest, MAX_MANIFEST)?, self.store.limits())?)
+    }
+
+    fn configuration(&self, manifest: &Manifest) -> Result<Configuration> {
+        Ok(Configuration::parse(&self.store.read_document(manifest.config(), MAX_CONFIG)?)?)
+    }
+}

@@ -1,0 +1,108 @@
+//! Where a request goes: scheme, host, port, path. URLs come from registries and are hostile.
+
+use super::error::RegistryError;
+use hyper::http::Uri;
+
+/// Maximum length in bytes of a URL. Signed URLs of storage services have about 2 KiB.
+const MAX_URL: usize = 16 << 10;
+
+/// The origin and path of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) tls: bool,
+    /// Host without port and without brackets.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// Path and query.
+    pub(super) path: String,
+}
+
+impl Target {
+    /// Returns the target of `path` at a host, as `host` or `host:port`.
+    pub(super) fn at(host: &str, path: &str, plain_http: &[String]) -> Result<Self, RegistryError> {
+        let fail = || RegistryError::Address(host.chars().take(200).collect());
+        let authority: hyper::http::uri::Authority = host.parse().map_err(|_| fail())?;
+        if authority.as_str().contains('@') || authority.host().is_empty() {
+            return Err(fail());
+        }
+        let name = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
+        let tls = !is_plain(&name, authority.port_u16(), plain_http);
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        Ok(Self { tls, host: name, port, path: path.to_owned() })
+    }
+
+    /// Returns where a `Location` or a URL of this target's answer leads. Only hosts in
+    /// `plain_http` are spoken to without TLS.
+    pub(super) fn follow(&self, location: &str, plain_http: &[String]) -> Result<Self, RegistryError> {
+        let fail = || RegistryError::Address(location.chars().take(200).collect());
+        if location.len() > MAX_URL {
+            return Err(fail());
+        }
+        let uri: Uri = location.parse().map_err(|_| fail())?;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let Some(authority) = uri.authority() else {
+            return if path.starts_with('/') { Ok(Self { path, ..self.clone() }) } else { Err(fail()) };
+        };
+        if authority.as_str().contains('@') || authority.host().is_empty() {
+            return Err(fail());
+        }
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(fail()),
+        };
+        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        if !tls && !is_plain(&host, Some(port), plain_http) {
+            return Err(RegistryError::NotEncrypted(format!("{host}:{port}")));
+        }
+        Ok(Self { tls, host, port, path: if path.is_empty() { "/".to_owned() } else { path } })
+    }
+
+    /// Returns true if credentials for this target may be sent to the other one.
+    pub(super) fn is_same_origin(&self, other: &Self) -> bool {
+        (self.tls, &self.host, self.port) == (other.tls, &other.host, other.port)
+    }
+
+    /// Returns the value of the header `Host`, also for messages.
+    pub(super) fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == if self.tls { 443 } else { 80 } { host } else { format!("{host}:{}", self.port) }
+    }
+
+    /// Returns the target with another parameter in its query.
+    pub(super) fn with_query(mut self, name: &str, value: &str) -> Self {
+        let separator = if self.path.contains('?') { '&' } else { '?' };
+        let value = percent_encoding::utf8_percent_encode(value, percent_encoding::NON_ALPHANUMERIC);
+        self.path = format!("{}{separator}{name}={value}", self.path);
+        self
+    }
+}
+
+fn is_plain(host: &str, port: Option<u16>, plain_http: &[String]) -> bool {
+    let with_port = port.map(|port| format!("{host}:{port}"));
+    plain_http.iter().any(|plain| plain == host || Some(plain) == with_port.as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_resolved_and_never_lose_encryption() {
+        let plain = ["localhost:5000".to_owned()];
+        let base = Target::at("registry.example", "/v2/", &plain).unwrap();
+        assert_eq!((base.tls, base.port), (true, 443));
+        assert_eq!(base.follow("/v2/x?a=b", &plain).unwrap().path, "/v2/x?a=b");
+        let other = base.follow("https://cdn.example:8443/blob", &plain).unwrap();
+        assert!(!base.is_same_origin(&other));
+        assert_eq!(other.authority(), "cdn.example:8443");
+        assert!(matches!(base.follow("http://registry.example/x", &plain), Err(RegistryError::NotEncrypted(_))));
+        assert!(!base.follow("http://localhost:5000/x", &plain).unwrap().tls);
+        for bad in ["", "ftp://a/b", "https://user:secret@a/b", "relative", "//a/b c", &"/a".repeat(20_000)] {
+            assert!(base.follow(bad, &plain).is_err(), "{bad}");
+        }
+        assert!(Target::at("user@host", "/", &plain).is_err());
+        assert_eq!(base.with_query("ns", "a:b/c").path, "/v2/?ns=a%3Ab%2Fc");
+    }
+}
