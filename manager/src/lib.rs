@@ -62,8 +62,8 @@ pub use guest::connection::courier::{Carried, Courier};
 pub use guest::connection::remote::RemoteSandbox;
 pub use guest::error::{ExecError, FailureClass};
 pub use guest::files::{
-    CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
-    HostTarget, permissions,
+    CopyError, CopyLimits, CopyReport, DiskChanges, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch,
+    Files, HostTarget, permissions,
 };
 pub use guest::in_use::InUseError;
 pub use guest::interruption::Interruption;
