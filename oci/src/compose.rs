@@ -48,6 +48,16 @@ pub enum Addition<R> {
         /// What made it, for the history of the image.
         created_by: String,
     },
+    /// A layer that the store may have, such as one of an image that was composed before.
+    Stored {
+        /// The layer, which a program compressed before.
+        layer: Layer,
+        /// Digest of the plain archive. It is not checked here, but by every program that unpacks
+        /// the layer.
+        diff_id: Digest,
+        /// What made it, for the history of the image.
+        created_by: String,
+    },
     /// A line of the history that added no layer.
     Setting {
         /// What it was.
@@ -85,7 +95,7 @@ impl Images {
     /// thread.
     ///
     /// # Errors
-    /// Fails if the store does not have the base, if a layer cannot be read, or if the image would
+    /// Fails if the store does not have the base or a layer of [`Addition::Stored`], if a layer cannot be read, or if the image would
     /// exceed the limits of the store. The tag is unchanged then.
     pub fn compose<R: Read>(
         &self,
@@ -108,6 +118,11 @@ impl Images {
                     staged.push(file);
                     (created_by, false)
                 }
+                Addition::Stored { layer, diff_id, created_by } => {
+                    base.layers.push(layer);
+                    base.diff_ids.push(diff_id);
+                    (created_by, false)
+                }
                 Addition::Setting { created_by } => (created_by, true),
             };
             let mut entry = json!({"created": composition.created, "created_by": created_by});
@@ -125,7 +140,7 @@ impl Images {
         for file in staged {
             file.publish(store, &hold)?;
         }
-        // The base may have been removed before its blobs were held.
+        // The base, or a layer of `Stored`, may have been removed before its blobs were held.
         if let Some(missing) = parsed.layers().iter().find(|layer| store.open_blob(layer.digest).is_err()) {
             return Err(StoreError::Missing(missing.digest).into());
         }

@@ -229,12 +229,13 @@ impl Images {
         self.store.tags()?.into_iter().map(summary).collect()
     }
 
-    /// Returns the details of an image, by reference or digest of its manifest.
+    /// Returns the details of an image, by reference or digest of its manifest. The digest may be
+    /// that of an image without a tag, which the caller keeps.
     ///
     /// # Errors
     /// Fails if the store does not have the image.
     pub fn inspect(&self, image: &str) -> Result<ImageDetails> {
-        let digest = self.find(image)?;
+        let digest = self.digest_of(image)?;
         let manifest = self.manifest(digest)?;
         let configuration = self.configuration(&manifest)?;
         let layers = manifest.layers().to_vec();

@@ -172,6 +172,15 @@ fn garbage_collection_keeps_a_composed_image_and_failures_leave_no_tag() {
             Err(std::io::Error::other("the guest is gone"))
         }
     }
+    let top_details = images.inspect("example.test/top:1").unwrap();
+    let stored = Addition::<&[u8]>::Stored {
+        layer: top_details.layers[1],
+        diff_id: top_details.configuration.diff_ids[1],
+        created_by: "y".into(),
+    };
+    let again = images.compose(&composition(None, "example.test/again:1"), [stored]).unwrap();
+    assert_eq!(images.inspect(&again.to_string()).unwrap().configuration.diff_ids, [Digest::of(&plain)]);
+
     let broken = [Addition::Layer { archive: Broken, created_by: String::new() }];
     let failed = images.compose(&composition(None, "example.test/broken:1"), broken);
     assert!(matches!(failed, Err(ComposeError::Input(_))), "{failed:?}");
