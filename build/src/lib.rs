@@ -9,7 +9,6 @@
 //! Dockerfiles and contexts are hostile: sizes are limited, and no file outside of the context is
 //! opened.
 
-pub mod config;
 pub mod context;
 pub mod dockerfile;
 pub mod key;

@@ -1,12 +1,10 @@
 //! Which stages a target needs, and what the steps of a stage are once the configuration of its
 //! base image is known. Executes nothing.
 
-use crate::{
-    config::{ImageConfig, insert},
-    dockerfile::{
-        Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
-    },
+use crate::dockerfile::{
+    Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
 };
+use sandboxvm_oci::config::{Healthcheck, ImageConfig};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Variables that exist without `ARG`. They are not part of a key unless an `ARG` names them.
@@ -64,7 +62,12 @@ pub enum Action {
         is_add: bool,
     },
     /// Makes a directory unless it exists.
-    Directory(String),
+    Directory {
+        /// Absolute path.
+        path: String,
+        /// Owner of new directories, empty for root.
+        user: String,
+    },
 }
 
 /// A step that changes the disk.
@@ -207,8 +210,15 @@ pub fn resolve(
     if !base.on_build.is_empty() {
         return Err(fail(file, from.line, "the base image has ONBUILD triggers, which are not supported"));
     }
-    let mut scope =
-        Scope { file, stage, args, globals: globals(file, args)?, declared: BTreeMap::new(), config: base.clone() };
+    let mut scope = Scope {
+        file,
+        stage,
+        args,
+        globals: globals(file, args)?,
+        declared: BTreeMap::new(),
+        config: base.clone(),
+        has_cmd: false,
+    };
     let mut steps = Vec::new();
     for located in &from.instructions {
         let action = scope.apply(&located.instruction).map_err(|message| fail(file, located.line, message))?;
@@ -225,11 +235,34 @@ struct Scope<'a> {
     /// The `ARG` of this stage that have a value.
     declared: BTreeMap<String, String>,
     config: ImageConfig,
+    /// Whether this stage has a `CMD`, which an `ENTRYPOINT` after it keeps.
+    has_cmd: bool,
+}
+
+/// Adds `item` to a set that keeps its order.
+fn insert(set: &mut Vec<String>, item: String) {
+    if !set.contains(&item) {
+        set.push(item);
+    }
+}
+
+/// Returns a variable of an image.
+fn variable<'a>(config: &'a ImageConfig, name: &str) -> Option<&'a str> {
+    config.env.iter().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
+}
+
+/// Sets a variable of an image.
+fn set_variable(config: &mut ImageConfig, name: &str, value: &str) {
+    let line = format!("{name}={value}");
+    match config.env.iter_mut().find(|entry| entry.split('=').next() == Some(name)) {
+        Some(entry) => *entry = line,
+        None => config.env.push(line),
+    }
 }
 
 impl Scope<'_> {
     fn lookup(&self, name: &str) -> Option<String> {
-        self.config.env(name).map(str::to_owned).or_else(|| self.declared.get(name).cloned())
+        variable(&self.config, name).map(str::to_owned).or_else(|| self.declared.get(name).cloned())
     }
 
     fn word(&self, word: &str) -> Result<String, String> {
@@ -258,7 +291,8 @@ impl Scope<'_> {
     fn program(&self, command: &Command) -> Vec<String> {
         match command {
             Command::Exec(list) => list.clone(),
-            Command::Shell(text) => [self.config.shell(), vec![text.clone()]].concat(),
+            Command::Shell(text) if self.config.shell.is_empty() => vec!["/bin/sh".into(), "-c".into(), text.clone()],
+            Command::Shell(text) => [self.config.shell.clone(), vec![text.clone()]].concat(),
         }
     }
 
@@ -275,7 +309,7 @@ impl Scope<'_> {
                 // All values of one instruction see the environment before it.
                 let pairs: Result<Vec<_>, String> =
                     list.iter().map(|(name, word)| Ok((self.word(name)?, self.word(word)?))).collect();
-                pairs?.iter().for_each(|(name, value)| self.config.set_env(name, value));
+                pairs?.iter().for_each(|(name, value)| set_variable(&mut self.config, name, value));
             }
             Instruction::Label(list) => {
                 for (name, word) in list {
@@ -289,13 +323,19 @@ impl Scope<'_> {
                 let path = self.path(&self.word(word)?);
                 let path = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
                 self.config.working_dir.clone_from(&path);
-                return Ok(Some(Action::Directory(path)));
+                return Ok(Some(Action::Directory { path, user: self.config.user.clone() }));
             }
             Instruction::Entrypoint(command) => {
                 self.config.entrypoint = self.program(command);
-                self.config.cmd.clear();
+                // The arguments of the base image belong to its entry point.
+                if !self.has_cmd {
+                    self.config.cmd.clear();
+                }
             }
-            Instruction::Cmd(command) => self.config.cmd = self.program(command),
+            Instruction::Cmd(command) => {
+                self.config.cmd = self.program(command);
+                self.has_cmd = true;
+            }
             Instruction::Expose(ports) => {
                 for word in ports {
                     for port in split(&self.word(word)?, self.file.escape).map_err(|error| error.to_string())? {
@@ -310,18 +350,12 @@ impl Scope<'_> {
                 }
             }
             Instruction::StopSignal(word) => self.config.stop_signal = self.word(word)?,
-            Instruction::Healthcheck(None) => self.config.healthcheck = vec!["NONE".into()],
-            Instruction::Healthcheck(Some(Command::Exec(list))) => {
-                self.config.healthcheck = [vec!["CMD".into()], list.clone()].concat();
-            }
-            Instruction::Healthcheck(Some(Command::Shell(text))) => {
-                self.config.healthcheck = vec!["CMD-SHELL".into(), text.clone()];
-            }
+            Instruction::Healthcheck(check) => self.config.healthcheck = Some(healthcheck(check.as_ref())),
             Instruction::Maintainer(_) => {}
             Instruction::Run(run) => {
                 let mut env = self.config.env.clone();
                 for (name, value) in &self.declared {
-                    if self.config.env(name).is_none() {
+                    if variable(&self.config, name).is_none() {
                         env.push(format!("{name}={value}"));
                     }
                 }
@@ -363,6 +397,18 @@ impl Scope<'_> {
     }
 }
 
+fn healthcheck(check: Option<&Check>) -> Healthcheck {
+    let Some(Check { command, interval, timeout, start_period, retries }) = check else {
+        return Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
+    };
+    let test = match command {
+        Command::Exec(list) => [vec!["CMD".into()], list.clone()].concat(),
+        Command::Shell(text) => vec!["CMD-SHELL".into(), text.clone()],
+    };
+    let (interval, timeout, start_period, retries) = (*interval, *timeout, *start_period, *retries);
+    Healthcheck { test, interval, timeout, start_period, retries }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,5 +440,27 @@ mod tests {
         assert_eq!(resolved.config.cmd, ["c"]);
         assert_eq!(resolved.config.entrypoint, ["/bin/sh", "-c", "e"]);
         assert_eq!(resolved.config.exposed_ports, ["80/tcp"]);
+    }
+
+    #[test]
+    fn entrypoint_clears_only_an_inherited_cmd() {
+        let image = ImageConfig { cmd: vec!["old".into()], ..ImageConfig::default() };
+        let cmd = |text: &str| {
+            let file = Dockerfile::parse("D", text).unwrap();
+            resolve(&file, 0, &image, &BuildArgs::new()).unwrap().config.cmd
+        };
+        assert!(cmd("FROM a\nENTRYPOINT [\"e\"]\n").is_empty());
+        assert_eq!(cmd("FROM a\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\n"), ["c"]);
+        assert_eq!(cmd("FROM a\nENTRYPOINT [\"e\"]\nCMD [\"c\"]\n"), ["c"]);
+    }
+
+    #[test]
+    fn healthcheck_has_its_times() {
+        let text = "FROM a\nHEALTHCHECK --interval=1m30s --timeout=500ms --retries=3 CMD true\n";
+        let file = Dockerfile::parse("D", text).unwrap();
+        let check = resolve(&file, 0, &ImageConfig::default(), &BuildArgs::new()).unwrap().config.healthcheck.unwrap();
+        assert_eq!((check.interval, check.timeout, check.retries), (90_000_000_000, 500_000_000, 3));
+        assert_eq!(check.test, ["CMD-SHELL", "true"]);
+        assert!(Dockerfile::parse("D", "FROM a\nHEALTHCHECK --interval=soon CMD true\n").is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! From the syntax tree of parse-dockerfile to [`Dockerfile`]. Refuses every flag it does not know.
 
 use super::{
-    Assignment, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Located, MAX_DOCKERFILE,
+    Assignment, Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Located, MAX_DOCKERFILE,
     MAX_INSTRUCTIONS, Mount, Run, Stage, split,
 };
 use parse_dockerfile as syntax;
@@ -145,19 +145,39 @@ impl Source<'_> {
                 syntax::JsonOrStringArray::String(list) => strings(list),
             }),
             I::Stopsignal(signal) => Instruction::StopSignal(signal.arguments.value.to_string()),
-            I::Healthcheck(check) => {
-                if let Some(flag) = check.options.first() {
-                    return Err(unknown("HEALTHCHECK", &flag.name.value, "no flag"));
-                }
-                Instruction::Healthcheck(match &check.arguments {
-                    syntax::HealthcheckArguments::Cmd { arguments, .. } => Some(self.command(arguments)?),
-                    _ => None,
-                })
-            }
+            I::Healthcheck(check) => Instruction::Healthcheck(self.check(check)?),
             I::Maintainer(maintainer) => Instruction::Maintainer(maintainer.name.value.to_string()),
             I::Onbuild(_) => return Err("ONBUILD is not supported".into()),
             _ => return Err("the instruction is not supported".into()),
         })
+    }
+
+    fn check(&self, check: &syntax::HealthcheckInstruction<'_>) -> Result<Option<Check>> {
+        let syntax::HealthcheckArguments::Cmd { arguments, .. } = &check.arguments else {
+            return match check.options.first() {
+                Some(flag) => Err(unknown("HEALTHCHECK NONE", &flag.name.value, "no flag")),
+                None => Ok(None),
+            };
+        };
+        let command = self.command(arguments)?;
+        let mut made = Check { command, interval: 0, timeout: 0, start_period: 0, retries: 0 };
+        for flag in &check.options {
+            let (name, value) = (&*flag.name.value, flag.value.as_ref().map_or("", |value| &*value.value));
+            let invalid = || format!("invalid HEALTHCHECK --{name}={value}: expected a duration such as 1m30s");
+            match name {
+                "interval" => made.interval = nanoseconds(value).ok_or_else(invalid)?,
+                "timeout" => made.timeout = nanoseconds(value).ok_or_else(invalid)?,
+                "start-period" => made.start_period = nanoseconds(value).ok_or_else(invalid)?,
+                "retries" => {
+                    let invalid = |_| format!("invalid HEALTHCHECK --retries={value}: expected a number");
+                    made.retries = value.parse().map_err(invalid)?;
+                }
+                other => {
+                    return Err(unknown("HEALTHCHECK", other, "--interval, --timeout, --start-period or --retries"));
+                }
+            }
+        }
+        Ok(Some(made))
     }
 
     fn words(&self, text: &str) -> Result<Vec<String>> {
@@ -305,6 +325,29 @@ impl Source<'_> {
         }
         Ok(Run { command, mounts, no_network })
     }
+}
+
+/// Parses a duration such as `1m30s` or `500ms`, as Go writes them, into nanoseconds.
+fn nanoseconds(text: &str) -> Option<u64> {
+    let (mut rest, mut total) = (text, 0_u64);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "ns" => 1,
+            "us" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        total = total.checked_add(number.checked_mul(unit)?)?;
+        rest = &rest[letters..];
+    }
+    (!text.is_empty()).then_some(total)
 }
 
 /// Says whether a shell would read further lines. The parser takes those lines for instructions.

@@ -97,8 +97,24 @@ pub enum Instruction {
     Volume(Vec<String>),
     StopSignal(String),
     /// `None`: `HEALTHCHECK NONE`.
-    Healthcheck(Option<Command>),
+    Healthcheck(Option<Check>),
     Maintainer(String),
+}
+
+/// `HEALTHCHECK` with a command. Times are in nanoseconds. 0: the default of the program that
+/// checks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The command.
+    pub command: Command,
+    /// Time between two checks.
+    pub interval: u64,
+    /// Time after which a check has failed.
+    pub timeout: u64,
+    /// Time in which failures do not count.
+    pub start_period: u64,
+    /// Number of failures in a row after which the program is unhealthy.
+    pub retries: u32,
 }
 
 /// `COPY` or `ADD`.
