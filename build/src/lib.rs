@@ -11,5 +11,6 @@
 
 pub mod context;
 pub mod dockerfile;
+pub mod engine;
 pub mod key;
 pub mod plan;

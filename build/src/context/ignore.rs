@@ -79,7 +79,7 @@ impl Ignore {
 }
 
 /// Matches the parts of a path. Its time is the product of both lengths.
-pub(super) fn path_matches(pattern: &[Vec<u8>], path: &[&[u8]]) -> bool {
+pub(crate) fn path_matches(pattern: &[Vec<u8>], path: &[&[u8]]) -> bool {
     // reach[i]: the patterns so far match the first i parts.
     let mut reach = vec![false; path.len() + 1];
     reach[0] = true;

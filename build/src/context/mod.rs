@@ -4,8 +4,9 @@
 mod ignore;
 mod select;
 
+pub(crate) use ignore::path_matches;
 pub use ignore::{Ignore, IgnoreError};
-pub use select::{Owner, Selection, Target};
+pub use select::{Selection, Target};
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},

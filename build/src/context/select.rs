@@ -2,7 +2,7 @@
 //! Knows the target's file system only by the answer to "is it a directory".
 
 use super::{Context, ContextError, File, FileKind, ignore::path_matches};
-use crate::key::KeyBuilder;
+use crate::{engine::Owner, key::KeyBuilder};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -16,20 +16,13 @@ pub struct Target<'a> {
     pub is_directory: bool,
 }
 
-/// Who owns copied files.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Owner {
-    /// User ID.
-    pub uid: u32,
-    /// Group ID.
-    pub gid: u32,
-}
-
 /// Files of a context and their paths in the archive, in the order of their sources.
 #[derive(Debug)]
 pub struct Selection<'a> {
     context: &'a Context,
     files: Vec<(&'a [u8], &'a File, Vec<u8>)>,
+    /// Whether the target is a directory afterwards.
+    into_directory: bool,
 }
 
 impl Context {
@@ -54,6 +47,7 @@ impl Context {
             (_, true) => base.to_vec(),
             _ => [base, b"/", name].concat(),
         };
+        let into_directory = is_directory || found.iter().any(|path| self.files[*path].kind == FileKind::Directory);
         let mut files = Vec::new();
         for path in found {
             let file = &self.files[path];
@@ -69,7 +63,7 @@ impl Context {
                 files.push((inner, file, join(&inner[prefix.len()..])));
             }
         }
-        Ok(Selection { context: self, files })
+        Ok(Selection { context: self, files, into_directory })
     }
 
     fn matches(&self, source: &str) -> Result<Vec<&[u8]>, ContextError> {
@@ -97,6 +91,20 @@ impl Context {
 }
 
 impl Selection<'_> {
+    /// Returns true if the target is a directory afterwards, and false if it is the copied file.
+    #[must_use]
+    pub fn into_directory(&self) -> bool {
+        self.into_directory
+    }
+
+    /// Opens the file if the selection is one regular file.
+    pub(crate) fn only_file(&self) -> Result<Option<std::fs::File>, ContextError> {
+        match &self.files[..] {
+            [(source, file, _)] if file.kind == FileKind::File => self.context.read(source).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Adds names, modes and content to a key. Times are not part of it.
     ///
     /// # Errors
