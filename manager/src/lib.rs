@@ -84,7 +84,9 @@ pub use home::layout::{Home, HomeError};
 pub use home::names::NameError;
 pub use home::rules::AdmissionRules;
 pub use hostile_text::{is_printable, one_line, printable};
-pub use image::{BootableImage, ImageError, ImageStore, UnpackProgress, over_environment_of_image};
+pub use image::{
+    BootableImage, CommitError, CommitSpec, ImageError, ImageStore, UnpackProgress, over_environment_of_image,
+};
 pub use image_defaults::ImageDefaults;
 pub use lifecycle::fork::{ForkError, Forked};
 pub use lifecycle::remove::RemoveError;

@@ -11,12 +11,14 @@
 //! layer to them. May not interpret what is in an image.
 
 mod bootable;
+mod commit;
 mod environment;
 mod error;
 mod in_use;
 mod store;
 
 pub use bootable::{BootableImage, UnpackProgress};
+pub use commit::{CommitError, CommitSpec};
 pub use environment::over_environment_of_image;
 pub use error::ImageError;
 pub use store::ImageStore;
