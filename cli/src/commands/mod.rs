@@ -3,6 +3,7 @@
 mod attach;
 mod audit;
 mod cli_reference;
+mod commit;
 mod completion;
 mod cp;
 mod create;
@@ -65,6 +66,7 @@ pub(crate) enum Command {
     Fork(fork::Fork),
     Reset(reset::Reset),
     Image(image::Image),
+    Commit(commit::Commit),
     Rm(rm::Rm),
     Prune(prune::Prune),
     Serve(serve::Serve),
@@ -109,6 +111,7 @@ impl Command {
             Self::Fork(command) => command.run(),
             Self::Reset(command) => command.run(),
             Self::Image(command) => command.run(),
+            Self::Commit(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
             Self::Serve(command) => command.run(),
