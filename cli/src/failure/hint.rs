@@ -195,7 +195,7 @@ fn of_images(error: &(dyn Error + 'static)) -> Option<String> {
             Some(format!("`sandboxvm image login {host}` keeps credentials for it"))
         }
         sandboxvm_oci::Error::Registry(RegistryError::Unreachable { .. } | RegistryError::NotEncrypted(_)) => {
-            fixed("--plain-http speaks to a registry without TLS, and --ca accepts other certificates")
+            fixed("for a registry without TLS give --plain-http, and for your own authority --ca")
         }
         _ => None,
     }
