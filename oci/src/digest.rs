@@ -34,6 +34,12 @@ impl Digest {
         hex::encode(self.0)
     }
 
+    /// Returns the 32 bytes.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// Returns the digest that these 64 lower-case hexadecimal digits spell.
     #[must_use]
     pub fn from_hex(text: &str) -> Option<Self> {

@@ -278,12 +278,13 @@ impl Images {
         self.store.tags()?.into_iter().map(summary).collect()
     }
 
-    /// Returns the details of an image, by reference or digest of its manifest.
+    /// Returns the details of an image, by reference or digest of its manifest. The digest may be
+    /// that of an image without a tag, which the caller keeps.
     ///
     /// # Errors
     /// Fails if the store does not have the image.
     pub fn inspect(&self, image: &str) -> Result<ImageDetails> {
-        let digest = self.find(image)?;
+        let digest = self.digest_of(image)?;
         let manifest = self.manifest(digest)?;
         let configuration = self.configuration(&manifest)?;
         let layers = manifest.layers().to_vec();
@@ -295,10 +296,7 @@ impl Images {
     /// # Errors
     /// Fails if the store does not have the image, or if the reference has a digest.
     pub fn tag(&self, image: &str, reference: &str) -> Result<()> {
-        let reference = self.reference(reference)?;
-        if reference.digest().is_some() {
-            return Err(Error::Digest(reference.to_string()));
-        }
+        let reference = self.new_tag(reference)?;
         let _hold = self.store.hold(&[self.find(image)?])?;
         let digest = self.find(image)?;
         Ok(self.store.set_tag(&reference, digest, digest)?)
@@ -335,6 +333,17 @@ impl Images {
     pub fn prune(&self, keep: &[Digest]) -> Result<Collected> {
         let (blobs, partial) = (self.store.collect(keep)?, self.store.collect_partial()?);
         Ok(Collected { files: blobs.files + partial.files, bytes: blobs.bytes.saturating_add(partial.bytes) })
+    }
+
+    /// Parses a reference for a tag.
+    pub(crate) fn new_tag(&self, text: &str) -> Result<Reference> {
+        let reference = self.reference(text)?;
+        if reference.digest().is_some() { Err(Error::Digest(reference.to_string())) } else { Ok(reference) }
+    }
+
+    /// Like [`Self::find`], and accepts the digest of an image without a tag, which a caller keeps.
+    pub(crate) fn digest_of(&self, image: &str) -> Result<Digest> {
+        image.parse().map_or_else(|_| self.find(image), Ok)
     }
 
     /// Returns the digest of the manifest of an image, by reference or by that digest.

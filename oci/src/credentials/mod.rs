@@ -11,8 +11,9 @@ use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{DirBuilder, File},
     io::{self, ErrorKind, Read, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -87,7 +88,8 @@ impl CredentialFiles {
         }
     }
 
-    /// Records credentials for a registry, in a file with mode 0600.
+    /// Records credentials for a registry, in a file with mode 0600. A directory that is missing is created for
+    /// this user alone.
     ///
     /// # Errors
     /// Fails if the file cannot be read or written.
@@ -119,6 +121,9 @@ impl CredentialFiles {
         let new = self.own.with_extension(format!("{}.new", std::process::id()));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let write = || {
+            if let Some(directory) = new.parent() {
+                DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            }
             let mut file = File::from(rustix::fs::openat(CWD, &new, flags, Mode::RUSR | Mode::WUSR)?);
             file.write_all(&serde_json::to_vec_pretty(own)?)?;
             file.sync_all()?;
@@ -161,7 +166,7 @@ mod tests {
     fn own_login_precedes_docker_and_is_private() {
         let home = tempfile::tempdir().unwrap();
         let files =
-            CredentialFiles { own: home.path().join("own.json"), docker: Some(home.path().join("config.json")) };
+            CredentialFiles { own: home.path().join("new/own.json"), docker: Some(home.path().join("config.json")) };
         assert_eq!(files.find("registry.example").unwrap(), None);
         // "docker:secret" in base64.
         let docker = r#"{"auths": {"registry.example": {"auth": "ZG9ja2VyOnNlY3JldA=="}}}"#;
