@@ -23,6 +23,9 @@ const OPERATOR: [&str; 2] = ["operator-own.json", "operator-tenants.json"];
 /// The directory of a server.
 const SERVER: &str = "server";
 
+/// The directory of container images.
+const IMAGES: &str = "images";
+
 /// The owners of audit logs of removed sandboxes. They stay as long as the logs.
 const OWNERS: &str = "gone";
 
@@ -58,6 +61,13 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
                 if directory.is_dir() && !directory.ends_with(OWNERS) {
                     files_below(&directory, &mut files);
                 }
+            }
+            continue;
+        }
+        if entry.file_name() == IMAGES {
+            // Images belong to no sandbox, and stay until they are removed. Then nothing of them stays.
+            for part in ["blobs/sha256", "disks", "holds", "partial"] {
+                files_below(&entry.path().join(part), &mut files);
             }
             continue;
         }
