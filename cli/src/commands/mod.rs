@@ -12,6 +12,7 @@ mod events;
 mod exec;
 mod fork;
 mod guard_terminal;
+mod image;
 mod inspect;
 mod key;
 mod kill;
@@ -63,6 +64,7 @@ pub(crate) enum Command {
     Snapshot(snapshot::Snapshot),
     Fork(fork::Fork),
     Reset(reset::Reset),
+    Image(image::Image),
     Rm(rm::Rm),
     Prune(prune::Prune),
     Serve(serve::Serve),
@@ -106,6 +108,7 @@ impl Command {
             Self::Snapshot(command) => command.run(),
             Self::Fork(command) => command.run(),
             Self::Reset(command) => command.run(),
+            Self::Image(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
             Self::Serve(command) => command.run(),

@@ -4,11 +4,12 @@
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, ControlError, CopyError, CreateError, ExecError, FileError, FileErrorKind,
-    FindError, ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, NetworkFailure,
-    NetworkRecordError, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError, StartError,
-    State, SuperviseError, audit::AuditError,
+    FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError, NameError,
+    NetworkFailure, NetworkRecordError, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError,
+    SnapshotError, StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
+use sandboxvm_oci::registry::RegistryError;
 use sandboxvm_server::{KeyError, ServerError, TokenError, TracesError};
 use std::error::Error;
 
@@ -23,6 +24,7 @@ pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<String> {
         of_sandboxes(error)
             .or_else(|| of_snapshots(error))
             .or_else(|| of_processes(error))
+            .or_else(|| of_images(error))
             .or_else(|| of_the_host(error))
             .or_else(|| of_servers(error))
     })
@@ -172,6 +174,26 @@ fn of_processes(error: &(dyn Error + 'static)) -> Option<String> {
     match is::<CopyError>(error)? {
         error if error.exceeds_bytes() => fixed("--max-size sets a higher limit"),
         error if error.exceeds_entries() => fixed("--max-files sets a higher limit"),
+        _ => None,
+    }
+}
+
+/// Images and registries.
+fn of_images(error: &(dyn Error + 'static)) -> Option<String> {
+    let error = match is::<ImageError>(error) {
+        Some(ImageError::Oci(error)) => error,
+        _ => is::<sandboxvm_oci::Error>(error)?,
+    };
+    match error {
+        sandboxvm_oci::Error::NotFound(_) => {
+            fixed("`sandboxvm image pull` fetches an image, and `sandboxvm image ls` lists those of the home")
+        }
+        sandboxvm_oci::Error::Registry(RegistryError::Denied { host, .. }) => {
+            Some(format!("`sandboxvm image login {host}` keeps credentials for it"))
+        }
+        sandboxvm_oci::Error::Registry(RegistryError::Unreachable { .. } | RegistryError::NotEncrypted(_)) => {
+            fixed("--plain-http speaks to a registry without TLS, and --ca accepts other certificates")
+        }
         _ => None,
     }
 }

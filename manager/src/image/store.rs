@@ -46,6 +46,15 @@ impl ImageStore {
         Ok(self.images.remove(image, &self.manager.images_in_use()?)?)
     }
 
+    /// Removes the references of all images from which no sandbox or snapshot was made. Blocks the thread.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_unused(&self) -> Result<Vec<Tag>, ImageError> {
+        let in_use = self.manager.images_in_use()?;
+        Ok(self.images.store().remove_tags(|tag| !in_use.contains(&tag.manifest))?)
+    }
+
     /// Deletes what no reference, sandbox, snapshot or running process needs, and downloads that no
     /// process continues. Blocks the thread.
     ///

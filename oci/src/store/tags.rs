@@ -65,8 +65,12 @@ impl Store {
         self.write_tags(tags)
     }
 
-    /// Removes the tags for which `is_removed` returns true, and returns them.
-    pub(crate) fn remove_tags(&self, is_removed: impl Fn(&Tag) -> bool) -> Result<Vec<Tag>> {
+    /// Removes the tags for which `is_removed` returns true, and returns them. Blobs stay until
+    /// [`Self::collect`].
+    ///
+    /// # Errors
+    /// Fails if the tags cannot be read or written.
+    pub fn remove_tags(&self, is_removed: impl Fn(&Tag) -> bool) -> Result<Vec<Tag>> {
         let _lock = self.lock()?;
         let (removed, kept): (Vec<_>, Vec<_>) = self.tags()?.into_iter().partition(is_removed);
         if !removed.is_empty() {
