@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     ("Processes", &["exec", "ps", "logs", "attach", "wait", "kill"]),
     ("Snapshots", &["snapshot", "fork", "reset"]),
-    ("Images", &["image"]),
+    ("Images", &["image", "build"]),
     ("Server", &["serve", "key", "mcp"]),
     ("Host", &["doctor", "prune", "events", "audit", "completion"]),
 ];

@@ -68,14 +68,14 @@ impl fmt::Debug for MachineOptions {
 }
 
 impl Default for MachineOptions {
-    /// Returns one vCPU, 1 GiB of memory, a disk of 16 GiB, no network, 32 states, layers of at most
+    /// Returns one vCPU, 1 GiB of memory, a disk of 4 GiB, no network, 32 states, layers of at most
     /// 16 GiB, and no pulls.
     fn default() -> Self {
         let gib = |count: u64| count << 30;
         Self {
             vcpus: VcpuCount::ONE,
             memory: MemorySize::try_from(gib(1)).expect("1 GiB lies within the bounds"),
-            disk: DiskSize::try_from(gib(16)).unwrap_or(DiskSize::DEFAULT),
+            disk: DiskSize::try_from(gib(4)).unwrap_or(DiskSize::DEFAULT),
             network: None,
             supervisor: None,
             max_states: 32,

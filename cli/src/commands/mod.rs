@@ -2,6 +2,7 @@
 
 mod attach;
 mod audit;
+mod build;
 mod cli_reference;
 mod completion;
 mod cp;
@@ -65,6 +66,7 @@ pub(crate) enum Command {
     Fork(fork::Fork),
     Reset(reset::Reset),
     Image(image::Image),
+    Build(build::Build),
     Rm(rm::Rm),
     Prune(prune::Prune),
     Serve(serve::Serve),
@@ -109,6 +111,7 @@ impl Command {
             Self::Fork(command) => command.run(),
             Self::Reset(command) => command.run(),
             Self::Image(command) => command.run(),
+            Self::Build(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
             Self::Serve(command) => command.run(),
