@@ -28,6 +28,9 @@ pub(super) struct KeptLayer {
     pub(super) size: u64,
     /// Digest of the plain archive.
     pub(super) diff_id: String,
+    /// When its image was made, in seconds since the Unix epoch: an image from a known layer has the
+    /// same time, and so the same digest.
+    pub(super) created: u64,
 }
 
 impl Kept {
@@ -91,7 +94,7 @@ mod tests {
         let kept = Kept::open(home.path().join("build")).unwrap();
         let key = KeyBuilder::new("test").finish();
         assert_eq!(kept.layer(key), None);
-        let layer = KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into() };
+        let layer = KeptLayer { digest: "sha256:a".into(), size: 7, diff_id: "sha256:b".into(), created: 9 };
         kept.keep_layer(key, &layer);
         assert_eq!(kept.layer(key), Some(layer));
         let mut archive = kept.scratch().unwrap();

@@ -29,7 +29,15 @@ use sandboxvm_oci::{
     config::ImageConfig,
     manifest::{Compression, Layer},
 };
-use std::{fmt, fs::File, future::Future, io, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    fs::File,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// Name of the snapshots that keep states, before the key.
 const SNAPSHOT: &str = "build-";
@@ -188,12 +196,15 @@ impl Machines for SandboxMachines {
 
     async fn publish(&self, image: &NewImage, machine: Option<&mut SandboxMachine>) -> Done<String> {
         let images = self.images.images();
+        let known = image.key.and_then(|key| self.kept.layer(key)).filter(|_| machine.is_none());
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let created = image.created.or(known.as_ref().map(|known| known.created)).unwrap_or_else(now);
         let spec = CommitSpec {
             tag: image.tag.clone(),
             config: Some(image.config.clone()),
             settings: image.history.clone(),
             created_by: "sandboxvm build".into(),
-            created: image.created,
+            created: Some(created),
             max_bytes: self.options.max_layer,
         };
         if let Some(machine) = machine {
@@ -202,8 +213,12 @@ impl Machines for SandboxMachines {
             if let (Some(key), Some(layer), Some(diff_id)) =
                 (image.key, details.layers.last(), details.configuration.diff_ids.last())
             {
-                let kept =
-                    KeptLayer { digest: layer.digest.to_string(), size: layer.size, diff_id: diff_id.to_string() };
+                let kept = KeptLayer {
+                    digest: layer.digest.to_string(),
+                    size: layer.size,
+                    diff_id: diff_id.to_string(),
+                    created,
+                };
                 self.kept.keep_layer(key, &kept);
             }
             return Ok(digest.to_string());
@@ -218,8 +233,8 @@ impl Machines for SandboxMachines {
         let settings = spec.settings.into_iter().map(|created_by| Addition::Setting { created_by });
         let layer = match image.key {
             None => None,
-            Some(key) => {
-                let kept = self.kept.layer(key).and_then(|kept| {
+            Some(_) => {
+                let kept = known.and_then(|kept| {
                     let layer =
                         Layer { digest: kept.digest.parse().ok()?, size: kept.size, compression: Compression::Gzip };
                     let (diff_id, created_by) = (kept.diff_id.parse().ok()?, spec.created_by);
