@@ -49,6 +49,14 @@ pub(crate) fn docker_configuration() -> Option<PathBuf> {
     Some(directory.join("config.json"))
 }
 
+/// Returns the socket of docker's daemon: that of `$DOCKER_HOST`, else the usual one.
+pub(crate) fn docker_socket() -> Result<PathBuf, Failure> {
+    let Some(host) = path("DOCKER_HOST") else { return Ok("/var/run/docker.sock".into()) };
+    let socket = host.to_str().and_then(|host| host.strip_prefix("unix://"));
+    let expected = || Failure::new(format_args!("unsupported DOCKER_HOST {}: expected unix://PATH", host.display()));
+    socket.map(PathBuf::from).ok_or_else(expected)
+}
+
 fn path(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }

@@ -4,6 +4,7 @@ mod attach;
 mod audit;
 mod build;
 mod cli_reference;
+mod commit;
 mod completion;
 mod cp;
 mod create;
@@ -67,6 +68,7 @@ pub(crate) enum Command {
     Reset(reset::Reset),
     Image(image::Image),
     Build(build::Build),
+    Commit(commit::Commit),
     Rm(rm::Rm),
     Prune(prune::Prune),
     Serve(serve::Serve),
@@ -112,6 +114,7 @@ impl Command {
             Self::Reset(command) => command.run(),
             Self::Image(command) => command.run(),
             Self::Build(command) => command.run(),
+            Self::Commit(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
             Self::Serve(command) => command.run(),

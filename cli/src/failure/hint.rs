@@ -3,9 +3,9 @@
 
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
-    AdmissionError, AgentError, CTextError, ControlError, CopyError, CreateError, ExecError, FileError, FileErrorKind,
-    FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError, NameError,
-    NetworkFailure, NetworkRecordError, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError,
+    AdmissionError, AgentError, CTextError, CommitError, ControlError, CopyError, CreateError, ExecError, FileError,
+    FileErrorKind, FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError,
+    NameError, NetworkFailure, NetworkRecordError, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError,
     SnapshotError, StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
@@ -180,6 +180,9 @@ fn of_processes(error: &(dyn Error + 'static)) -> Option<String> {
 
 /// Images and registries.
 fn of_images(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(CommitError::NoImage(_)) = is(error) {
+        return fixed("create the sandbox with --image and a reference");
+    }
     let error = match is::<ImageError>(error) {
         Some(ImageError::Oci(error)) => error,
         _ => is::<sandboxvm_oci::Error>(error)?,
@@ -192,7 +195,7 @@ fn of_images(error: &(dyn Error + 'static)) -> Option<String> {
             Some(format!("`sandboxvm image login {host}` keeps credentials for it"))
         }
         sandboxvm_oci::Error::Registry(RegistryError::Unreachable { .. } | RegistryError::NotEncrypted(_)) => {
-            fixed("--plain-http speaks to a registry without TLS, and --ca accepts other certificates")
+            fixed("for a registry without TLS give --plain-http, and for your own authority --ca")
         }
         _ => None,
     }

@@ -1,13 +1,9 @@
 //! The user's settings for registries: a file, and the credentials of docker and of `image login`.
 
 use crate::{environment, failure::Failure};
-use sandboxvm_oci::{
-    Reference,
-    credentials::CredentialFiles,
-    registry::{Credentials, RegistryOptions},
-};
+use sandboxvm_oci::{Reference, credentials::CredentialFiles, registry::RegistryOptions};
 use serde::Deserialize;
-use std::{collections::BTreeMap, fs, io::ErrorKind, path::PathBuf};
+use std::{collections::BTreeMap, fs, io::ErrorKind, path::PathBuf, sync::Arc};
 
 /// `registries.toml`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -25,7 +21,7 @@ struct File {
 #[derive(Debug)]
 pub(crate) struct Settings {
     file: File,
-    credentials: Option<CredentialFiles>,
+    credentials: Option<Arc<CredentialFiles>>,
 }
 
 impl Settings {
@@ -40,7 +36,7 @@ impl Settings {
             },
         };
         let credentials = environment::configuration("credentials.json")
-            .map(|own| CredentialFiles { own, docker: environment::docker_configuration() });
+            .map(|own| Arc::new(CredentialFiles { own, docker: environment::docker_configuration() }));
         Ok(Self { file, credentials })
     }
 
@@ -54,21 +50,14 @@ impl Settings {
             default_registry: self.file.default_registry.clone(),
             authorities: self.file.authorities.clone(),
             mirrors: self.file.mirrors.clone(),
+            credentials: self.credentials.clone(),
             ..RegistryOptions::default()
         }
     }
 
-    /// Returns the credentials of the user for a registry, if there are any. May run a credential helper of docker.
-    pub(crate) async fn credentials(&self, registry: &str) -> Result<Option<Credentials>, Failure> {
-        let Some(files) = self.credentials.clone() else { return Ok(None) };
-        let registry = registry.to_owned();
-        let found = tokio::task::spawn_blocking(move || files.find(&registry)).await;
-        Ok(found.map_err(|error| Failure::new(format_args!("cannot read credentials: {error}")))??)
-    }
-
     /// Returns the files in which credentials are kept.
     pub(crate) fn credential_files(&self) -> Result<&CredentialFiles, Failure> {
-        self.credentials.as_ref().ok_or_else(|| {
+        self.credentials.as_deref().ok_or_else(|| {
             Failure::new("cannot find the directory of configuration files").hinted("set HOME".to_owned())
         })
     }

@@ -26,21 +26,19 @@ impl Progress for Counted {
 impl Opened {
     /// Pulls an image.
     pub(crate) async fn pull(&self, reference: &Reference) -> Result<Pulled, Failure> {
-        let credentials = self.settings.credentials(reference.registry()).await?;
         let counted = Arc::new(Counted::default());
         let moved = counted.moved.clone();
         let name = reference.to_string();
-        let pulling = self.store.images().pull(&name, PullOptions { credentials }, counted);
+        let pulling = self.store.images().pull(&name, PullOptions::default(), counted);
         Ok(progress::transfer("pulling", &moved, pulling).await?)
     }
 
     /// Pushes an image under its own reference.
     pub(crate) async fn push(&self, reference: &Reference) -> Result<(), Failure> {
-        let credentials = self.settings.credentials(reference.registry()).await?;
         let counted = Arc::new(Counted::default());
         let moved = counted.moved.clone();
         let name = reference.to_string();
-        let pushing = self.store.images().push(&name, &name, PushOptions { credentials }, counted);
+        let pushing = self.store.images().push(&name, &name, PushOptions::default(), counted);
         Ok(progress::transfer("pushing", &moved, pushing).await?)
     }
 

@@ -79,6 +79,20 @@ impl Store {
         Ok(removed)
     }
 
+    /// Removes the tag of an image and returns it, or no tag if it has none. Returns its tags if there
+    /// are several.
+    pub(crate) fn remove_only_tag(&self, manifest: Digest) -> Result<std::result::Result<Vec<Tag>, Vec<Tag>>> {
+        let _lock = self.lock()?;
+        let (removed, kept): (Vec<_>, Vec<_>) = self.tags()?.into_iter().partition(|tag| tag.manifest == manifest);
+        if removed.len() > 1 {
+            return Ok(Err(removed));
+        }
+        if !removed.is_empty() {
+            self.write_tags(kept)?;
+        }
+        Ok(Ok(removed))
+    }
+
     fn write_tags(&self, tags: Vec<Tag>) -> Result<()> {
         // Two texts and some numbers always serialise.
         let bytes = serde_json::to_vec_pretty(&File { tags })

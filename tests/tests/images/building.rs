@@ -90,8 +90,12 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
 
     fs::write(context.join("Dockerfile"), DOCKERFILE.replace("rm /opt/b", "exit 7")).unwrap();
-    let failed = home.cli(&build).run();
-    failed.fails_with(&["CACHED RUN cat", "Dockerfile:18: the command exited with code 7"]);
+    let failed = home.cli(&build).run().exits(1).err();
+    assert!(failed.contains("CACHED RUN cat") && failed.contains("Dockerfile:20: the command exited with code 7"), "{failed}");
     home.cli(["image", "inspect", "example.test/app:1"]).run().succeeds();
+    // States are snapshots, which stay until they are removed.
+    let states = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
+    assert_eq!(states.matches("build-").count(), 3 + 3, "{states}");
+    home.cli(["snapshot", "rm"].into_iter().chain(states.lines())).run().succeeds();
     home.assert_nothing_left();
 }

@@ -26,12 +26,17 @@ fn a_sandbox_is_what_its_image_says_unless_its_user_says_otherwise() {
     let created = home.cli([&["create", "--name", "made"][..], &machine].concat()).run().succeeds();
     let made = Sandbox::printed(&home, &created);
     assert_eq!(made.exec(["sh", "-c", script]).run().succeeds().out(), "1001\n/srv/new\nimage\n");
+    let _ = made.sh("touch /tmp/kept; rm /etc/group").succeeds();
+    home.cli(["commit", "made", "app:changed"]).run().succeeds();
     home.cli(["image", "rm", &image]).run().succeeds();
-    assert_eq!(
-        made.exec(["sh", "-c", "touch /tmp/x; echo /tmp/*"]).run().succeeds().out(),
-        "/tmp/x\n",
-        "it does not need its image"
-    );
+    let changed = ["run", "-m", SMALL, "--image", "app:changed", "id -u; echo /etc/* /tmp/*"];
+    assert_eq!(home.cli(changed).run().succeeds().out(), "1001\n/etc/passwd /tmp/kept\n");
+    let layers = home.cli(["image", "inspect", "app:changed"]).run().succeeds().json();
+    assert_eq!(layers["layers"].as_array().map(Vec::len), Some(2), "{layers}");
+    home.cli(["image", "rm", "app:changed"]).run().succeeds();
+
+    let said = made.exec(["sh", "-c", "touch /tmp/x; echo /tmp/*"]).run().succeeds().out();
+    assert_eq!(said, "/tmp/kept /tmp/x\n", "a sandbox does not need its image");
     made.remove();
     let freed = home.cli(["image", "prune"]).run().succeeds().out();
     assert!(!freed.starts_with("deleted 0 files"), "the layers stayed as long as a sandbox was there: {freed}");

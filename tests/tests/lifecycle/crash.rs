@@ -214,13 +214,22 @@ fn reboot(command: u32) -> String {
 
 #[test]
 fn every_way_of_reboot_ends_the_machine_with_its_reason() {
-    let Some(home) = Home::with_kvm() else { return };
-    for (command, vcpus, reason, said) in [
+    ends_with_its_reason(&[
         (0x4321_fedc, "1", ExitReason::GuestPowerOff, "powered off"),
         (0xcdef_0123, "1", ExitReason::GuestHalt, "the guest halted"),
-        (0xcdef_0123, "2", ExitReason::GuestHalt, "the guest halted"),
         (0x0123_4567, "1", ExitReason::GuestReset, "reset itself"),
-    ] {
+    ]);
+}
+
+#[test]
+#[ignore = "soak: a machine with two vCPUs has to boot"]
+fn halt_of_two_vcpus_ends_the_machine_with_its_reason() {
+    ends_with_its_reason(&[(0xcdef_0123, "2", ExitReason::GuestHalt, "the guest halted")]);
+}
+
+fn ends_with_its_reason(ways: &[(u32, &str, ExitReason, &str)]) {
+    let Some(home) = Home::with_kvm() else { return };
+    for (command, vcpus, reason, said) in ways.iter().copied() {
         let sandbox = home.create(&["-m", SMALL, "-c", vcpus]);
         let other = sandbox.spawn_sh("echo waits; sleep 600");
         let run = broken(&sandbox, &reboot(command));
