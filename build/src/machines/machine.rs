@@ -1,7 +1,7 @@
 //! A sandbox as a machine of the engine. Every byte from its guest is hostile: it is counted where
 //! it could fill the disk of the host, and never becomes a path there.
 
-use super::MachineOptions;
+use super::{MachineOptions, end_processes};
 use crate::{
     engine::{Done, Found, Machine, MachineError, Owner, Process, Stream},
     key::Key,
@@ -18,8 +18,6 @@ use std::{
 
 /// What the root of an archive is called, as [`Machine::archive`] says.
 const ROOT: &str = "x";
-/// The program that ends processes. An image without it keeps its processes until the machine ends.
-const SHELL: &str = "/bin/sh";
 /// Bytes that are sent to a guest at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -96,12 +94,12 @@ impl Machine for SandboxMachine {
     }
 
     async fn end_processes(&mut self) -> Done<()> {
-        if self.find(SHELL).await? != Some(Found::File) {
-            return Ok(());
-        }
-        // kill(-1) reaches all processes but the caller and the agent.
+        let files = self.sandbox().files();
+        let mut sink = files.write(path(end_processes::PATH)?, Some(0o700), true).await.map_err(MachineError::new)?;
+        sink.write(&end_processes::program()).await.map_err(MachineError::new)?;
+        sink.finish().await.map_err(MachineError::new)?;
         let process = Process {
-            command: [SHELL, "-c", "kill -9 -1"].map(str::to_owned).to_vec(),
+            command: vec![end_processes::PATH.to_owned()],
             env: Vec::new(),
             user: String::new(),
             workdir: "/".into(),

@@ -10,6 +10,7 @@
 //! choice. May not read an archive that a guest sent: the engine does, with the rules for hostile
 //! ones.
 
+mod end_processes;
 mod kept;
 mod machine;
 
