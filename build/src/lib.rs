@@ -13,4 +13,5 @@ pub mod context;
 pub mod dockerfile;
 pub mod engine;
 pub mod key;
+pub mod machines;
 pub mod plan;

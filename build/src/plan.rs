@@ -5,10 +5,17 @@ use crate::dockerfile::{
     Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
 };
 use sandboxvm_oci::config::{Healthcheck, ImageConfig};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// Variables that exist without `ARG`. They are not part of a key unless an `ARG` names them.
 const PREDEFINED: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Maximum number of bytes that the variables and steps of a stage have together. A short file could
+/// otherwise expand to any size.
+const MAX_EXPANDED: usize = 64 << 20;
 
 /// Values for `ARG`, by name.
 pub type BuildArgs = BTreeMap<String, String>;
@@ -94,9 +101,14 @@ fn fail(file: &Dockerfile, line: usize, message: impl ToString) -> DockerfileErr
     DockerfileError { file: file.file.clone(), line, message: message.to_string() }
 }
 
+fn too_long() -> String {
+    format!("the values and commands of the stage have more than {} MiB", MAX_EXPANDED >> 20)
+}
+
 /// Returns the value of each `ARG` before the first `FROM`.
 fn globals(file: &Dockerfile, args: &BuildArgs) -> Result<BTreeMap<String, String>, DockerfileError> {
     let mut values = BTreeMap::new();
+    let mut total = 0_usize;
     for (name, default) in &file.global_args {
         let given = match (args.get(name), default) {
             (Some(value), _) => Some(value.clone()),
@@ -105,6 +117,10 @@ fn globals(file: &Dockerfile, args: &BuildArgs) -> Result<BTreeMap<String, Strin
             }
             (None, None) => None,
         };
+        total = total.saturating_add(given.as_ref().map_or(0, String::len));
+        if total > MAX_EXPANDED {
+            return Err(fail(file, 1, too_long()));
+        }
         values.extend(given.map(|value| (name.clone(), value)));
     }
     Ok(values)
@@ -218,10 +234,14 @@ pub fn resolve(
         declared: BTreeMap::new(),
         config: base.clone(),
         has_cmd: false,
+        budget: Cell::new(MAX_EXPANDED),
     };
     let mut steps = Vec::new();
     for located in &from.instructions {
         let action = scope.apply(&located.instruction).map_err(|message| fail(file, located.line, message))?;
+        if scope.budget.get() == 0 {
+            return Err(fail(file, located.line, too_long()));
+        }
         steps.extend(action.map(|action| Step { line: located.line, text: located.text.clone(), action }));
     }
     Ok(Resolved { steps, config: scope.config })
@@ -237,6 +257,8 @@ struct Scope<'a> {
     config: ImageConfig,
     /// Whether this stage has a `CMD`, which an `ENTRYPOINT` after it keeps.
     has_cmd: bool,
+    /// Bytes that values and commands may still have. Looking up a value costs its length.
+    budget: Cell<usize>,
 }
 
 /// Adds `item` to a set that keeps its order.
@@ -262,7 +284,14 @@ fn set_variable(config: &mut ImageConfig, name: &str, value: &str) {
 
 impl Scope<'_> {
     fn lookup(&self, name: &str) -> Option<String> {
-        variable(&self.config, name).map(str::to_owned).or_else(|| self.declared.get(name).cloned())
+        let value = variable(&self.config, name).or_else(|| self.declared.get(name).map(String::as_str))?;
+        // An exhausted budget is an error after the instruction.
+        (self.spend(value.len()) > 0).then(|| value.to_owned())
+    }
+
+    fn spend(&self, bytes: usize) -> usize {
+        self.budget.set(self.budget.get().saturating_sub(bytes));
+        self.budget.get()
     }
 
     fn word(&self, word: &str) -> Result<String, String> {
@@ -359,6 +388,9 @@ impl Scope<'_> {
                         env.push(format!("{name}={value}"));
                     }
                 }
+                if self.spend(env.iter().map(String::len).sum()) == 0 {
+                    return Err(too_long());
+                }
                 let is_proxy = |name: &str| PREDEFINED.contains(&name.to_ascii_uppercase().as_str());
                 let proxies = self.args.iter().filter(|(name, _)| is_proxy(name) && !self.declared.contains_key(*name));
                 return Ok(Some(Action::Run {
@@ -452,6 +484,22 @@ mod tests {
         assert!(cmd("FROM a\nENTRYPOINT [\"e\"]\n").is_empty());
         assert_eq!(cmd("FROM a\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\n"), ["c"]);
         assert_eq!(cmd("FROM a\nENTRYPOINT [\"e\"]\nCMD [\"c\"]\n"), ["c"]);
+    }
+
+    #[test]
+    fn short_file_cannot_expand_to_any_size() {
+        let doubled = |count: usize| "ENV A=$A$A\n".repeat(count);
+        let error = |text: String| {
+            let file = Dockerfile::parse("D", &text).unwrap();
+            resolve(&file, 0, &ImageConfig::default(), &BuildArgs::new()).unwrap_err().to_string()
+        };
+        assert!(error(format!("FROM a\nENV A=xxxxxxxx\n{}", doubled(60))).contains("longer than 1 MiB"));
+        let large = format!("FROM a\nENV A=xxxxxxxx\n{}", doubled(16));
+        let many: String = (0..200).map(|n| format!("ENV V{n}=$A\n")).collect();
+        assert!(error(format!("{large}{many}")).contains("more than 64 MiB"));
+        let tests = format!("RUN x\nLABEL l={}\n", "${A:+x}".repeat(1000));
+        assert!(error(format!("{large}{tests}")).contains("more than 64 MiB"));
+        assert!(error(format!("{large}{}", "RUN x\n".repeat(200))).contains("more than 64 MiB"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     ("Processes", &["exec", "ps", "logs", "attach", "wait", "kill"]),
     ("Snapshots", &["snapshot", "fork", "reset"]),
-    ("Images", &["image", "commit"]),
+    ("Images", &["image", "build", "commit"]),
     ("Server", &["serve", "key", "mcp"]),
     ("Host", &["doctor", "prune", "events", "audit", "completion"]),
 ];

@@ -46,7 +46,7 @@ pub(super) struct PlannedStage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
     Stage(usize),
-    Image(BaseImage),
+    Image(Box<BaseImage>),
 }
 
 #[derive(Debug)]
@@ -141,8 +141,8 @@ impl Staging {
     pub(super) fn source(&self, from: &Base) -> Option<Source> {
         match from {
             Base::Stage(index) => Some(Source::Stage(*index)),
-            Base::Image(reference) => self.images.get(reference).cloned().map(Source::Image),
-            Base::Scratch => self.empty.clone().map(Source::Image),
+            Base::Image(reference) => self.images.get(reference).cloned().map(|image| Source::Image(Box::new(image))),
+            Base::Scratch => self.empty.clone().map(|image| Source::Image(Box::new(image))),
         }
     }
 

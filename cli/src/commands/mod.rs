@@ -2,6 +2,7 @@
 
 mod attach;
 mod audit;
+mod build;
 mod cli_reference;
 mod commit;
 mod completion;
@@ -66,6 +67,7 @@ pub(crate) enum Command {
     Fork(fork::Fork),
     Reset(reset::Reset),
     Image(image::Image),
+    Build(build::Build),
     Commit(commit::Commit),
     Rm(rm::Rm),
     Prune(prune::Prune),
@@ -111,6 +113,7 @@ impl Command {
             Self::Fork(command) => command.run(),
             Self::Reset(command) => command.run(),
             Self::Image(command) => command.run(),
+            Self::Build(command) => command.run(),
             Self::Commit(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),

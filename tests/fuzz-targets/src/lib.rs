@@ -14,6 +14,7 @@ mod connection_opening;
 mod disk_layers;
 mod dns_answer;
 mod dns_query;
+mod dockerfile;
 mod driver;
 mod egress_frames;
 mod frame_decode;
@@ -38,6 +39,7 @@ pub use connection_opening::connection_opening;
 pub use disk_layers::disk_layers;
 pub use dns_answer::dns_answer;
 pub use dns_query::dns_query;
+pub use dockerfile::dockerfile;
 pub use egress_frames::egress_frames;
 pub use frame_decode::frame_decode;
 pub use image_archive::image_archive;
@@ -72,6 +74,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "disk_layers", run: disk_layers },
     Target { name: "dns_answer", run: dns_answer },
     Target { name: "dns_query", run: dns_query },
+    Target { name: "dockerfile", run: dockerfile },
     Target { name: "egress_frames", run: egress_frames },
     Target { name: "frame_decode", run: frame_decode },
     Target { name: "image_archive", run: image_archive },

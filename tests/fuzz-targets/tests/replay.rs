@@ -89,6 +89,7 @@ replay!(
     disk_layers,
     dns_answer,
     dns_query,
+    dockerfile,
     egress_frames,
     frame_decode,
     image_archive,

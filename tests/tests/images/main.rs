@@ -1,5 +1,6 @@
 //! Container images: from a registry to running processes.
 
+mod building;
 mod commands;
 #[path = "../../host/registry.rs"]
 #[allow(dead_code, reason = "each test binary uses a part")]
@@ -22,7 +23,7 @@ fn small_image(home: &Home) -> PathBuf {
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("the package busybox-static is installed");
-    for applet in ["sh", "cat", "id", "sleep", "touch"] {
+    for applet in ["sh", "cat", "id", "rm", "sleep", "touch", "wc"] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/tmp:/bin/sh\n").unwrap();
