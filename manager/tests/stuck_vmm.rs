@@ -58,6 +58,7 @@ impl Place {
             image: file("base.erofs", &erofs),
             agent: file("agent.erofs", &erofs),
             egress: dir.path().join("no-egress"),
+            layers: dir.path().join("no-layers"),
         };
         let manager = Manager::open(&dir.path().join("home")).expect("a home");
         Self { dir, manager, bundle }
