@@ -197,6 +197,13 @@ impl Egress {
         Self { egress_proxy: self.egress_proxy.as_ref().map(shown), ..self.clone() }
     }
 
+    /// Returns true if these words have values of headers or the password of a proxy: a file with them is overwritten before
+    /// it is gone.
+    pub(crate) fn has_secrets(&self) -> bool {
+        let of_proxy = self.egress_proxy.as_ref().is_some_and(|proxy| proxy.password.is_some());
+        of_proxy || self.rules.iter().flat_map(BTreeMap::values).flatten().any(|rule| rule.headers().next().is_some())
+    }
+
     fn denied(&self) -> Result<Vec<Rule>, EgressError> {
         let texts = bounded("entries of denyOut", self.deny_out.as_deref().unwrap_or_default(), MAX_ENTRIES)?;
         let parse = |text: &String| match entry(text) {
@@ -475,6 +482,7 @@ mod tests {
         }
         let words = egress(json!({"rules": rules, "allowOut": ["1.1.1.1"]}));
         assert_eq!(words.of_copy(), egress(json!({"allowOut": ["1.1.1.1"]})));
+        assert!(words.has_secrets() && !words.of_copy().has_secrets());
         let largest: serde_json::Map<_, _> = (0..20).map(|n| (format!("X-{n:02}"), json!("x".repeat(2048)))).collect();
         public_spec(None, json!({"rules": {"a.example": [{"transform": {"headers": largest}}]}})).check().unwrap();
     }
@@ -563,6 +571,7 @@ mod tests {
             ("socks5://proxy.example.com:1080", Some("u"))
         );
         assert_eq!(wanted.password, Some(ValueSource::Given(SecretText::new("hush".into()))));
+        assert!(egress(proxy.clone()).has_secrets() && !egress(proxy.clone()).shown().has_secrets());
         assert_eq!(egress(proxy).of_copy(), egress(with(json!({"address": "proxy.example.com:1080"}))));
         let plain =
             with(json!({"address": "[2001:db8::1]:1080", "username": "", "password": "", "tls": {"enabled": false}}));

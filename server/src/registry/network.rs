@@ -59,7 +59,7 @@ impl Registry {
         self.intents
             .put(&name, &Intent::SetNetwork { of: entry.id.clone(), egress: Box::new(egress.clone()), internet })?;
         let set = self.set_network_held(entry, wanted, egress, internet).await;
-        self.intents.remove(&name)?;
+        self.remove_network_intent(&name)?;
         self.or_gone(entry, set).await
     }
 
@@ -95,13 +95,21 @@ impl Registry {
         for intent in begun {
             let Intent::SetNetwork { of, egress, internet } = intent else { continue };
             let Some(entry) = self.entry(&of) else {
-                self.intents.remove(&format!("network-{of}"))?;
+                self.remove_network_intent(&format!("network-{of}"))?;
                 continue;
             };
             if let Err(error) = self.set_network(&entry, *egress, internet).await {
                 tracing::error!(sandbox = %of, %error, "cannot complete a change of a network");
             }
         }
+        Ok(())
+    }
+
+    /// Removes an intent, which may have secrets.
+    fn remove_network_intent(&self, name: &str) -> Result<(), RegistryError> {
+        let outgoing = self.intents.outgoing(name);
+        self.intents.remove(name)?;
+        outgoing.wipe();
         Ok(())
     }
 
@@ -211,6 +219,29 @@ mod tests {
         set(&registry, json!({"denyOut": ["192.0.2.1"]})).await.unwrap();
         assert_eq!(registry.sandbox(&entry).unwrap().upstream_proxy().unwrap(), None);
         assert!(containing(home.path(), "hush").is_empty());
+    }
+
+    #[tokio::test]
+    async fn record_with_values_of_headers_is_overwritten_when_it_is_replaced_or_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let registry = registry(home.path(), "default = \"public\"");
+        let rules = json!({"api.example": [{"transform": {"headers": {"X-Key": "hush"}}}]});
+        let path = home.path().join("server/sandboxes").join(format!("{ID}.json"));
+        let link = |name: &str| {
+            let link = home.path().join(name);
+            fs::hard_link(&path, &link).unwrap();
+            link
+        };
+        let is_wiped = |link: &Path| fs::read(link).unwrap().iter().all(|byte| *byte == 0);
+        set(&registry, json!({"rules": rules})).await.unwrap();
+        let replaced = link("replaced");
+        assert!(fs::read_to_string(&replaced).unwrap().contains("hush"));
+        let entry = registry.entries().remove(0);
+        registry.set_timeout(&entry, Duration::from_secs(60)).await.unwrap();
+        assert!(is_wiped(&replaced));
+        let removed = link("removed");
+        registry.lose(&entry).unwrap();
+        assert!(is_wiped(&removed) && !path.exists());
     }
 
     #[tokio::test]
