@@ -99,7 +99,12 @@ impl NetworkRecord {
             return Ok(());
         }
         let mut kept = Kept::read(directory)?;
-        let before = Self::read(directory)?.map(|record| record.settings.secrets).unwrap_or_default();
+        let before = Self::read(directory)?;
+        if let Some(before) = &before {
+            // Values of changes that were refused.
+            before.drop_others(&mut kept);
+        }
+        let before = before.map(|record| record.settings.secrets).unwrap_or_default();
         for secret in secrets.iter_mut().filter(|secret| secret.placeholder.is_empty()) {
             // Processes that run have the placeholder of before.
             if let Some(before) = before.iter().find(|before| before.name == secret.name) {
@@ -114,9 +119,13 @@ impl NetworkRecord {
     /// Drops the kept values that the settings do not refer to.
     pub(crate) fn drop_values(&self, directory: &SandboxDirectory) -> Result<(), NetworkRecordError> {
         let mut kept = Kept::read(directory)?;
+        self.drop_others(&mut kept);
+        Ok(kept.write(directory)?)
+    }
+
+    fn drop_others(&self, kept: &mut Kept) {
         let NetworkSpec { secrets, header_rules, proxy, .. } = &self.settings;
         kept.retain(secrets, header_rules, proxy.as_ref().and_then(|proxy| proxy.password.as_ref()));
-        Ok(kept.write(directory)?)
     }
 
     /// Returns the proxy that carries the sandbox's connections, and whether its address may be below the
@@ -142,6 +151,7 @@ impl NetworkRecord {
 #[cfg(test)]
 mod tests {
     use super::{super::spec::tests::rules, *};
+    use crate::network::secrets::{SecretSpec, SecretText, ValueSource};
     use sandboxvm_protocol::egress::HostName;
     use std::{net::IpAddr, os::unix::fs::PermissionsExt};
 
@@ -237,6 +247,58 @@ mod tests {
         assert!(!directory.has("network.secrets"));
         assert_eq!(password(&record), "cannot read its password: its value was not kept");
         assert!(matches!(record.keep_values(&directory), Err(SecretsError::NoValue(_))));
+    }
+
+    #[test]
+    fn value_that_replaces_another_is_in_force_with_the_record_that_refers_to_it_and_not_before() {
+        let (_home, directory) = directory();
+        let with = |value: &str, password: &str| {
+            let given = |value: &str| ValueSource::Given(SecretText::new(value.into()));
+            let secret = SecretSpec {
+                name: "T".into(),
+                hosts: vec!["a.example".into()],
+                placeholder: String::new(),
+                value: given(value),
+            };
+            let proxy = format!("socks5://me:{password}@proxy.example:1080").parse().unwrap();
+            let spec = NetworkSpec {
+                reach: Reach::Public,
+                proxy: Some(proxy),
+                secrets: vec![secret],
+                ..NetworkSpec::default()
+            };
+            let mut record = NetworkRecord::of(&NetworkOperator::default(), &spec).unwrap();
+            record.keep_values(&directory).unwrap();
+            record
+        };
+        let values = || {
+            let record = NetworkRecord::read(&directory).unwrap().unwrap();
+            let secret = record.egress_settings(&directory).unwrap().secrets[0].value.clone().unwrap();
+            let proxy = record.upstream(&Kept::read(&directory).unwrap()).unwrap().unwrap();
+            (secret, proxy.login.unwrap().password)
+        };
+        let text = || String::from_utf8(directory.read("network.secrets", MAX_FILE).unwrap()).unwrap();
+        with("first", "hush-1").write(&directory).unwrap();
+        let first = ("first".to_owned(), "hush-1".to_owned());
+        // No line in the audit log, and so no record.
+        for _ in 0..3 {
+            assert!(!with("second", "hush-2").only_narrows(&directory), "another value is something new");
+            assert_eq!(values(), first);
+        }
+        assert_eq!(text().matches("second").count(), 1, "values of changes that were refused do not add up");
+        assert!(with("first", "hush-1").only_narrows(&directory), "the same values are not");
+        for (value, password) in [("third", "hush-3"), ("fourth", "hush-4"), ("fifth", "hush-4")] {
+            let record = with(value, password);
+            record.write(&directory).unwrap();
+            record.drop_values(&directory).unwrap();
+            assert_eq!(values(), (value.to_owned(), password.to_owned()));
+            let kept = text();
+            assert!(!kept.contains("first") && kept.matches("hush").count() == 1, "{kept}");
+            // A change that keeps the values refers to them as they are.
+            let mut same = NetworkRecord::read(&directory).unwrap().unwrap();
+            same.keep_values(&directory).unwrap();
+            assert!(same.only_narrows(&directory));
+        }
     }
 
     #[test]

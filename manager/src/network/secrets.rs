@@ -67,9 +67,23 @@ pub enum ValueSource {
     Given(SecretText),
     /// It was given before, and is kept with the sandbox.
     Kept,
+    /// The same, for the value that replaced another one. That one is kept until a record refers to this
+    /// one, so that a change which is refused changes no value.
+    KeptAs(u32),
     /// It is the content of this file of the host, without the line end. It is read each time that an
     /// egress process starts.
     File(PathBuf),
+}
+
+impl ValueSource {
+    /// Returns where the value of `key` is kept, if it is.
+    fn kept_under(&self, key: &str) -> Option<String> {
+        match self {
+            Self::Kept => Some(key.to_owned()),
+            Self::KeptAs(number) => Some(format!("{key} #{number}")),
+            Self::Given(_) | Self::File(_) => None,
+        }
+    }
 }
 
 /// A secret that the guest knows only by a placeholder.
@@ -202,14 +216,13 @@ impl Kept {
         header_rules: &[HeaderRuleSpec],
         proxy_password: Option<&ValueSource>,
     ) {
-        let of_proxy = proxy_password.filter(|source| **source == ValueSource::Kept);
-        let of_secrets = secrets.iter().filter(|secret| secret.value == ValueSource::Kept);
         let of_rules = header_rules.iter().flat_map(|rule| rule.headers.iter().map(|header| (&rule.host, header)));
-        let of_rules = of_rules.filter(|(_, header)| header.value == ValueSource::Kept);
-        let keys: Vec<String> = of_secrets
-            .map(|secret| of_secret(&secret.name))
-            .chain(of_rules.map(|(host, header)| of_header(host, &header.name)))
-            .chain(of_proxy.map(|_| OF_PROXY.to_owned()))
+        let keys: Vec<String> = secrets
+            .iter()
+            .map(|secret| (of_secret(&secret.name), &secret.value))
+            .chain(of_rules.map(|(host, header)| (of_header(host, &header.name), &header.value)))
+            .chain(proxy_password.map(|source| (OF_PROXY.to_owned(), source)))
+            .filter_map(|(key, source)| source.kept_under(&key))
             .collect();
         self.values.retain(|key, _| keys.contains(key));
     }
@@ -220,14 +233,36 @@ impl Kept {
         source: &mut ValueSource,
         kept: &mut BTreeMap<String, String>,
     ) -> Result<(), SecretsError> {
-        let value = match source {
-            ValueSource::Given(SecretText(value)) => std::mem::take(value),
-            ValueSource::Kept => self.values.get(&key).cloned().ok_or_else(|| SecretsError::NoValue(key.clone()))?,
-            ValueSource::File(_) => return Ok(()),
-        };
-        *source = ValueSource::Kept;
-        kept.insert(key, value);
+        if let ValueSource::Given(SecretText(value)) = source {
+            let value = std::mem::take(value);
+            *source = self.source_of(&key, &value)?;
+            kept.insert(source.kept_under(&key).unwrap_or(key), value);
+        } else if let Some(under) = source.kept_under(&key)
+            && !self.values.contains_key(&under)
+        {
+            return Err(SecretsError::NoValue(key));
+        }
         Ok(())
+    }
+
+    /// Returns where a value is to be kept: where the same one is, or where none is. The number is random,
+    /// so that of two changes at the same time none gets the value of the other.
+    fn source_of(&self, key: &str, value: &str) -> Result<ValueSource, SecretsError> {
+        let before = self.values.get(key);
+        if before.is_some_and(|before| before == value) {
+            return Ok(ValueSource::Kept);
+        }
+        let prefix = format!("{key} #");
+        let same = self.values.iter().filter(|(_, kept)| *kept == value);
+        if let Some(number) = same.filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse().ok()).next() {
+            return Ok(ValueSource::KeptAs(number));
+        }
+        if before.is_none() {
+            return Ok(ValueSource::Kept);
+        }
+        let mut random = [0_u8; 4];
+        getrandom(&mut random[..], GetRandomFlags::empty()).map_err(|error| SecretsError::Random(error.into()))?;
+        Ok(ValueSource::KeptAs(u32::from_le_bytes(random)))
     }
 
     /// Writes it into the directory of a sandbox. Without content there is no file.
@@ -300,8 +335,11 @@ impl Kept {
     fn value(&self, key: &str, source: &ValueSource) -> Result<String, String> {
         match source {
             ValueSource::Given(SecretText(value)) => Ok(value.clone()),
-            ValueSource::Kept => self.values.get(key).cloned().ok_or_else(|| "its value was not kept".to_owned()),
             ValueSource::File(path) => from_file(path).map_err(|error| format!("{}: {error}", path.display())),
+            ValueSource::Kept | ValueSource::KeptAs(_) => {
+                let kept = source.kept_under(key).and_then(|key| self.values.get(&key));
+                kept.cloned().ok_or_else(|| "its value was not kept".to_owned())
+            }
         }
     }
 }

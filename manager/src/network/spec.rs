@@ -298,7 +298,7 @@ fn not_a_host(host: &str) -> Option<String> {
 fn given_problem(value: &ValueSource) -> Option<&'static str> {
     match value {
         ValueSource::Given(value) => secrets::problem(value.as_str()),
-        ValueSource::Kept | ValueSource::File(_) => None,
+        ValueSource::Kept | ValueSource::KeptAs(_) | ValueSource::File(_) => None,
     }
 }
 

@@ -58,7 +58,7 @@ fn text(shown: &Shown) -> String {
     let secrets = network.secrets.iter().map(|secret| {
         let source = match &secret.value {
             ValueSource::File(path) => format!(" from {}", path.display()),
-            ValueSource::Given(_) | ValueSource::Kept => String::new(),
+            ValueSource::Given(_) | ValueSource::Kept | ValueSource::KeptAs(_) => String::new(),
         };
         format!("{} for {}{source}", secret.name, secret.hosts.join(", "))
     });
