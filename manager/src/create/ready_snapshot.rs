@@ -4,7 +4,8 @@
 //!
 //! The kind is everything that could make a difference: kernel, image, agent and VMM by content,
 //! vCPUs, memory, disk, host mode, processor and boot of the host (see [`crate::home::host`]).
-//! `ready/<key>` is such a snapshot, and its maker locks `ready/<key>.lock`.
+//! `ready/<key>` is such a snapshot, and its maker locks `ready/<key>.lock`. Each container image adds
+//! kinds, so only the snapshots that were used last are kept.
 
 use crate::{
     create::{
@@ -32,6 +33,7 @@ use crate::{
     },
     supervision::SupervisionSpec,
 };
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
@@ -41,7 +43,15 @@ use std::{
 
 /// Interval at which waiting processes check whether the maker is done.
 const POLL: Duration = Duration::from_millis(20);
+/// Maximum number of ready snapshots. One takes some ten MiB.
+const KEPT: usize = 32;
 const LOCK_SUFFIX: &str = ".lock";
+
+/// Both times of a file: now.
+const NOW: Timestamps = {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    Timestamps { last_access: now, last_modification: now }
+};
 
 /// Identifies a kind of machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +103,7 @@ pub(crate) async fn ensure(
         };
         if existing(home, key)?.is_none() {
             make(home, key, basis, spec).await?;
+            evict(home, KEPT);
         }
     }
 }
@@ -100,8 +111,27 @@ pub(crate) async fn ensure(
 /// Opens the ready snapshot. Removes one that cannot be read.
 fn existing(home: &Home, key: &ReadyKey) -> Result<Option<StoredSnapshot>, SnapshotError> {
     match StoredSnapshot::open(path(home, key)) {
-        Ok(snapshot) => Ok(snapshot),
+        Ok(snapshot) => {
+            // The time of the last use. Without it, the snapshot only looks older than it is.
+            let _ = rustix::fs::utimensat(CWD, path(home, key), &NOW, AtFlags::SYMLINK_NOFOLLOW);
+            Ok(snapshot)
+        }
         Err(_) => remove(home, key).map(|()| None),
+    }
+}
+
+/// Removes ready snapshots until `kept` are left, those first that were not used for the longest time.
+/// Processes that have one open, and running machines, keep its files.
+fn evict(home: &Home, kept: usize) {
+    let used = |path: PathBuf| Some((path.metadata().ok()?.modified().ok()?, path));
+    let entries = fs::read_dir(home.ready()).into_iter().flatten().flatten();
+    let mut snapshots: Vec<_> =
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).filter_map(used).collect();
+    snapshots.sort();
+    let excess = snapshots.len().saturating_sub(kept);
+    for (_, path) in snapshots.drain(..excess) {
+        // What cannot be removed takes space, and is tried again.
+        let _ = remove_directory(home, path);
     }
 }
 
@@ -180,6 +210,7 @@ mod tests {
         snapshot::{lineage::tests::contents, manifest::tests::example},
     };
     use sandboxvm_protocol::egress::Reach;
+    use std::time::SystemTime;
 
     #[test]
     fn key_covers_everything_that_makes_a_difference() {
@@ -201,6 +232,31 @@ mod tests {
         let other = SandboxSpec { network: Some(NetworkSpec::default()), ..SandboxSpec::default() };
         assert_eq!(with_card, key(&contents(), &other, &host), "what it may reach is not part of the machine");
         assert_ne!(base, key(&contents(), &SandboxSpec::default(), &HostIdentity { boot_id: "x".into(), ..host }));
+    }
+
+    #[test]
+    fn the_snapshots_that_were_used_last_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let age = |name: &str, seconds: u64| {
+            let path = home.ready().join(name);
+            fs::create_dir(&path).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(seconds);
+            fs::File::open(path).unwrap().set_modified(time).unwrap();
+        };
+        for (name, seconds) in [("a", 30), ("b", 10), ("c", 20)] {
+            age(name, seconds);
+        }
+        fs::write(home.ready().join("a.lock"), "").unwrap();
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(home.ready()).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        evict(&home, 3);
+        assert_eq!(names(), ["a", "a.lock", "b", "c"]);
+        evict(&home, 1);
+        assert_eq!(names(), ["a.lock", "b"]);
     }
 
     #[test]
