@@ -48,7 +48,8 @@ pub(super) struct Place<'a> {
     pub(super) target: &'a str,
     /// Whether it is a directory, or has to become one.
     pub(super) is_directory: bool,
-    pub(super) owner: Owner,
+    /// `None`: the owners of the archive.
+    pub(super) owner: Option<Owner>,
     pub(super) chmod: Option<u32>,
 }
 
@@ -112,7 +113,7 @@ pub(super) fn arrange<W: Write>(
             entry.kind = Kind::HardLink(other.ok_or_else(problem)?);
         }
         entry.path = path;
-        (entry.uid, entry.gid) = (place.owner.uid, place.owner.gid);
+        set_owner(&mut entry, place.owner);
         if let Some(mode) = place.chmod.filter(|_| !matches!(entry.kind, Kind::Symlink(_))) {
             entry.mode = mode;
         }
@@ -142,12 +143,7 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
 
 /// Writes the content of an archive of `ADD` below the target. Owners are those of the archive,
 /// unless one is stated.
-pub(super) fn extracted<W: Write>(
-    input: impl Read,
-    place: Place<'_>,
-    has_owner: bool,
-    output: W,
-) -> Result<W, StepProblem> {
+pub(super) fn extracted<W: Write>(input: impl Read, place: Place<'_>, output: W) -> Result<W, StepProblem> {
     let mut reader = Reader::new(input);
     let mut writer = Writer::new(output);
     let mut count = 0;
@@ -171,12 +167,16 @@ pub(super) fn extracted<W: Write>(
         if let Kind::HardLink(other) = &entry.kind {
             entry.kind = Kind::HardLink(place.join(&safe(other)?));
         }
-        if has_owner {
-            (entry.uid, entry.gid) = (place.owner.uid, place.owner.gid);
-        }
+        set_owner(&mut entry, place.owner);
         copy(&mut reader, &mut writer, &entry)?;
     }
     Ok(writer.finish()?)
+}
+
+fn set_owner(entry: &mut Entry, owner: Option<Owner>) {
+    if let Some(Owner { uid, gid }) = owner {
+        (entry.uid, entry.gid) = (uid, gid);
+    }
 }
 
 fn copy<R: Read, W: Write>(reader: &mut Reader<R>, writer: &mut Writer<W>, entry: &Entry) -> Result<(), StepProblem> {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     fn names(file: &mut File, source: &str, target: &str, is_directory: bool) -> Result<Vec<String>, StepProblem> {
-        let place = Place { target, is_directory, owner: Owner { uid: 1, gid: 2 }, chmod: None };
+        let place = Place { target, is_directory, owner: Some(Owner { uid: 1, gid: 2 }), chmod: None };
         let (bytes, _) = arrange(file, source, &Pattern::of(source), place, Vec::new())?;
         let mut reader = Reader::new(&bytes[..]);
         let mut names = Vec::new();
@@ -306,11 +306,11 @@ mod tests {
 
     #[test]
     fn archives_of_add_stay_below_their_target() {
-        let place = Place { target: "/t/", is_directory: true, owner: Owner::default(), chmod: None };
+        let place = Place { target: "/t/", is_directory: true, owner: None, chmod: None };
         let run = |path: &str| {
             let mut file = archive(&[(path, Kind::File { size: 1, extents: None })]);
             file.seek(SeekFrom::Start(0)).unwrap();
-            extracted(file, place, false, Vec::new())
+            extracted(file, place, Vec::new())
         };
         let bytes = run("/./a/b").unwrap();
         let entry = Reader::new(&bytes[..]).next_entry().unwrap().unwrap();

@@ -109,7 +109,7 @@ fn stages_are_copied_from_and_continued() {
     let setup = Setup::new();
     let text = "FROM base AS one\nRUN write /out\nFROM one AS two\nRUN write /more\nFROM scratch\nCOPY --from=one --chown=app:users /out /o/\nCOPY --from=two /m* /\nCOPY --from=img /etc/passwd /p\n";
     let (built, log, _) = setup.build(text);
-    // The chown reads the users of the final machine, which the recorder has.
+    // The owner reads the users of the final machine, which the recorder has.
     assert_eq!(built.unwrap().executed, 3 + 2);
     let expected = [
         "start sha256:empty",
@@ -221,4 +221,14 @@ fn add_extracts_archives_and_copy_does_not() {
         "extract /doc 0:0",
     ];
     assert_eq!(extracted, expected);
+}
+
+#[test]
+fn owners_are_those_of_buildah() {
+    let setup = Setup::new();
+    let text = "FROM base AS one\nCOPY --chown=7:8 a.txt /a\nFROM base\nCOPY --chown=app a.txt /1\nCOPY --chown=5 a.txt /2\nCOPY --chown=:users a.txt /3\nCOPY --from=one /a /4\nCOPY --from=one --chown=0 /a /5\n";
+    let (built, log, _) = setup.build(text);
+    built.unwrap();
+    let extracted: Vec<_> = log.iter().filter_map(|line| line.strip_prefix("extract /")).collect();
+    assert_eq!(extracted, ["1 1000:100", "2 5:5", "3 0:100", "a 7:8", "4 7:8", "5 0:0"]);
 }
