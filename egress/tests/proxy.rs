@@ -108,17 +108,17 @@ fn connections_are_made_by_the_proxy_alone() {
         let expected = if proxy.protocol == ProxyProtocol::Socks5 { DialFailure::Refused } else { DialFailure::Proxy };
         assert_eq!(refused, expected, "{proxy:?}");
     }
-    for wrong in [
-        socks("9.9.9.9:1081"),
-        proxy(ProxyProtocol::Socks5, "9.9.9.9:1081", Some(("me", "other"))),
-        proxy(ProxyProtocol::Http, "9.9.9.9:8888", Some(("me", "other"))),
+    for (wrong, failure) in [
+        (socks("9.9.9.9:1081"), DialFailure::ProxyLogin),
+        (proxy(ProxyProtocol::Socks5, "9.9.9.9:1081", Some(("me", "other"))), DialFailure::ProxyLogin),
+        (proxy(ProxyProtocol::Http, "9.9.9.9:8888", Some(("me", "other"))), DialFailure::ProxyLogin),
         // Nothing listens there, no route leads there, and it is another kind of proxy.
-        socks("9.9.9.9:1"),
-        socks("8.8.8.8:1080"),
-        proxy(ProxyProtocol::Http, PROXY, None),
+        (socks("9.9.9.9:1"), DialFailure::ProxyUnreachable),
+        (socks("8.8.8.8:1080"), DialFailure::ProxyUnreachable),
+        (proxy(ProxyProtocol::Http, PROXY, None), DialFailure::Proxy),
     ] {
         let (_dialer, requests) = Dialer::start_with(wrong.clone());
-        assert_eq!(dial(&requests, to(SERVER, PORT)).unwrap_err(), DialFailure::Proxy, "{wrong:?}");
+        assert_eq!(dial(&requests, to(SERVER, PORT)).unwrap_err(), failure, "{wrong:?}");
     }
 }
 
@@ -234,4 +234,31 @@ fn guest_behind_a_proxy_has_tcp_and_is_refused_the_rest_with_that_reason() {
     let Decided::Refused { reason, rule: None } = record.decided else { panic!("{record:?}") };
     assert_eq!(reason, DialFailure::NotProxied.to_string());
     assert!(datagrams.recv(&mut [0; 10]).is_err(), "nothing went around the proxy");
+}
+
+#[test]
+fn guest_reaches_nothing_directly_while_its_proxy_fails() {
+    if !in_namespace("guest_reaches_nothing_directly_while_its_proxy_fails") {
+        return;
+    }
+    let server = SocketAddr::from(([198, 51, 100, 1], PORT));
+    let listener = TcpListener::bind(server).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (down, wants_login): (SocketAddr, SocketAddr) =
+        ("198.51.100.4:1".parse().unwrap(), "198.51.100.4:1080".parse().unwrap());
+    let _proxy = Proxy::socks(wants_login, Some("hush"));
+    for (at, failure) in [(down, DialFailure::ProxyUnreachable), (wants_login, DialFailure::ProxyLogin)] {
+        let proxy = UpstreamProxy { is_operators: true, ..socks(&at.to_string()) };
+        let (mut sandbox, mut guest) = Sandbox::start(Setup { proxy: Some(proxy), ..Setup::from(public()) });
+        guest.connect(server).unwrap_err();
+        let Decided::Refused { reason, rule: None } = sandbox.flow().decided else { panic!("{at}") };
+        assert_eq!(reason, failure.to_string());
+        // The floor is looked at before the proxy.
+        for below in ["169.254.169.254", "127.0.0.1", "10.0.0.1"] {
+            guest.connect(SocketAddr::new(below.parse().unwrap(), 80)).unwrap_err();
+            let Decided::Refused { reason, .. } = sandbox.flow().decided else { panic!("{below}") };
+            assert!(reason.starts_with("it is "), "{below} {reason}");
+        }
+    }
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nothing went around the proxy");
 }

@@ -103,6 +103,7 @@ pub use network::{
     error::NetworkRecordError,
     operator::{NetworkOperator, Permitted, Provided},
     policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
+    proxy::{ProxyError, ProxySpec},
     secrets::{HeaderRuleSpec, HeaderSpec, MAX_SECRETS, SecretSpec, SecretText, SecretsError, ValueSource},
     spec::{NetworkSpec, NetworkSpecError},
     suggest::{SuggestedRule, Suggester, Suggestion},
@@ -149,7 +150,9 @@ pub use sandboxvm_protocol::agent::{
     port::PortNumber,
     process::View,
 };
-pub use sandboxvm_protocol::egress::{EgressLimits, FlowEnd, HostName, Precedence, Reach, TrafficCounters, Transport};
+pub use sandboxvm_protocol::egress::{
+    DialFailure, EgressLimits, FlowEnd, HostName, Precedence, ProxyProtocol, Reach, TrafficCounters, Transport,
+};
 pub use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 pub use sandboxvm_protocol::machine::{
     DiskLimits, DiskOperations, DiskRate, HostMode, MIB, MachineError, MemorySize, OutputRate, VcpuCount,

@@ -291,6 +291,7 @@ pub(crate) mod tests {
                 reach: Reach::Nothing,
                 allow: Vec::new(),
                 resolvers: false,
+                proxies: false,
                 limits: EgressLimits::default(),
             },
             keep: false,

@@ -79,6 +79,11 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
         self.sync().map_err(error("sync", &self.directory))
     }
 
+    /// Opens the file of a record that has secrets, before it is replaced or removed.
+    pub(crate) fn outgoing(&self, name: &str) -> Outgoing {
+        Outgoing(fs::OpenOptions::new().write(true).open(self.path(name)).ok())
+    }
+
     fn sync(&self) -> io::Result<()> {
         fs::File::open(&self.directory)?.sync_all()
     }
@@ -101,6 +106,22 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name).with_extension("json")
+    }
+}
+
+/// A file that is about to have no name any more.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Outgoing(Option<fs::File>);
+
+impl Outgoing {
+    /// Overwrites its bytes. A file system that writes elsewhere keeps them until it needs the room.
+    pub(crate) fn wipe(self) {
+        let Some(mut file) = self.0 else { return };
+        let length = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_FILE);
+        let zeros = vec![0; usize::try_from(length).unwrap_or(0)];
+        // The record is replaced or removed in any case.
+        let _ = file.write_all(&zeros).and_then(|()| file.sync_data());
     }
 }
 
@@ -138,6 +159,29 @@ mod tests {
         store.remove("a").unwrap();
         assert!(store.all().unwrap().is_empty() && dir.path().join("x/b.json").exists());
     }
+
+    #[test]
+    fn bytes_of_a_record_with_secrets_are_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::<String>::open(dir.path().join("x")).unwrap();
+        for put_another in [true, false] {
+            store.put("a", &"hush".to_owned()).unwrap();
+            let link = dir.path().join(format!("link-{put_another}"));
+            fs::hard_link(dir.path().join("x/a.json"), &link).unwrap();
+            let outgoing = store.outgoing("a");
+            if put_another {
+                store.put("a", &"other".to_owned()).unwrap();
+            } else {
+                store.remove("a").unwrap();
+            }
+            assert!(fs::read_to_string(&link).unwrap().contains("hush"));
+            outgoing.wipe();
+            assert!(fs::read(&link).unwrap().iter().all(|byte| *byte == 0));
+            assert_eq!(store.all().unwrap().len(), usize::from(put_another));
+        }
+        store.outgoing("b").wipe();
+    }
+
     #[test]
     fn durable_changes_sync_the_directory() {
         crate::without_fsync::act("store::tests::durable_changes_sync_the_directory", || {

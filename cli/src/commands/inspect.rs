@@ -64,10 +64,13 @@ impl Inspect {
 mod tests {
     use super::*;
     use crate::{
-        commands::{ls::tests::example_supervision, network::show::tests::example_network},
+        commands::{
+            ls::tests::example_supervision,
+            network::show::tests::{example_network, with_plain_proxy},
+        },
         output::json::tests::{assert_golden, example_record, plain_record},
     };
-    use sandboxvm_manager::{ExitReason, HostMode, JailPart, Phase};
+    use sandboxvm_manager::{ExitReason, HostMode, JailPart, NetworkSpec, Phase};
 
     #[test]
     fn json_is_pinned() {
@@ -106,14 +109,17 @@ mod tests {
             supervision: None,
             network: None,
         };
+        let failed =
+            ended("bbbbbbbb", Some(status(Phase::Ended, Some(failed.clone()))), State::Exited { reason: failed });
+        let stopped = ended(
+            "cccccccc",
+            Some(status(Phase::Ended, Some(ExitReason::Stopped))),
+            State::Exited { reason: ExitReason::Stopped },
+        );
         let details = [
             running,
-            ended("bbbbbbbb", Some(status(Phase::Ended, Some(failed.clone()))), State::Exited { reason: failed }),
-            ended(
-                "cccccccc",
-                Some(status(Phase::Ended, Some(ExitReason::Stopped))),
-                State::Exited { reason: ExitReason::Stopped },
-            ),
+            Details { network: Some(with_plain_proxy()), ..failed },
+            Details { network: Some(NetworkSpec { proxy: None, ..example_network() }), ..stopped },
             ended("dddddddd", None, State::Dead),
         ];
         assert_golden("inspect.json", &json::pretty(&details).unwrap());

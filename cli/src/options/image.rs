@@ -1,5 +1,5 @@
 //! The image of a new sandbox: a file, or an image by its reference, which is pulled if the home does not have it;
-//! and the command line that an image has of its own.
+//! and the command line of an image.
 
 use crate::{
     failure::Failure,
@@ -122,7 +122,7 @@ impl Image {
 }
 
 /// Returns the command line of a new sandbox's first process: what the user typed, after the entry point of the image or of
-/// `--entrypoint`. Empty if nobody names a program.
+/// `--entrypoint`. Empty if neither names a program.
 fn command_line(image: Option<&ImageDefaults>, entrypoint: Option<&OsString>, typed: &[OsString]) -> Vec<OsString> {
     if let Some(entrypoint) = entrypoint {
         // As in docker: it also replaces the image's command, and an empty one removes the image's.

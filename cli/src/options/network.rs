@@ -4,8 +4,8 @@
 use crate::{environment, failure::Failure};
 use clap::{Args, ValueEnum};
 use sandboxvm_manager::{
-    HostName, NetworkOperator, NetworkSpec, PolicyError, PolicyFile, Provided, Reach, Rule, Sandbox, SecretSpec,
-    SecretText, ValueSource,
+    HostName, NetworkOperator, NetworkSpec, OperatorTable, PolicyError, PolicyFile, ProxyError, ProxySpec, Reach, Rule,
+    Sandbox, SecretSpec, SecretText, ValueSource,
 };
 use std::{
     env::{self, VarError},
@@ -44,6 +44,18 @@ pub(crate) struct NetworkOptions {
     /// of FILE. It allows no host. Can be repeated
     #[arg(long, value_name = "NAME[=FILE]@HOST[,HOST]")]
     secret: Vec<String>,
+    /// Send every TCP connection of the sandbox through the proxy socks5://[USER[:PASSWORD]@]HOST:PORT, or the same with
+    /// http:// for HTTP CONNECT; UDP is refused then. The proxy is asked for addresses, and names are resolved as without it
+    /// [default: that of [operator] in ~/.config/sandboxvm/network.toml, else none]
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+    /// Read the password of --proxy from this environment variable of the command. A password in --proxy itself can be read
+    /// by other users of this host
+    #[arg(long, value_name = "NAME", requires = "proxy", conflicts_with = "proxy_password_file")]
+    proxy_password: Option<String>,
+    /// Read the password of --proxy from this file, each time that the network of the sandbox starts
+    #[arg(long, value_name = "FILE", requires = "proxy")]
+    proxy_password_file: Option<PathBuf>,
 }
 
 /// What the steps of a build reach on the network. Secrets of a build are something else than those of a network, so it has
@@ -104,7 +116,8 @@ impl NetworkOptions {
             && self.deny.is_empty()
             && self.dns.is_empty()
             && self.add_host.is_empty()
-            && self.secret.is_empty())
+            && self.secret.is_empty()
+            && self.proxy.is_none())
     }
 
     /// Returns the network of a new sandbox, or `None` for a machine without a card.
@@ -132,7 +145,7 @@ impl NetworkOptions {
         let reach = match (self.net, &base) {
             (Some(Net::None), _) if self.extend() => {
                 return Err(Failure::new(
-                    "cannot combine --net none with --allow, --deny, --dns, --add-host or --secret",
+                    "cannot combine --net none with --allow, --deny, --dns, --add-host, --secret or --proxy",
                 ));
             }
             (Some(Net::None), _) => return Ok(None),
@@ -141,8 +154,10 @@ impl NetworkOptions {
             (None, Some(base)) => base.reach,
             (None, None) if !self.allow.is_empty() => Reach::Listed,
             (None, None) if self.extend() => {
-                return Err(Failure::new("cannot use --deny, --dns, --add-host and --secret without a network")
-                    .hinted("add --net public or --allow RULE".to_owned()));
+                return Err(Failure::new(
+                    "cannot use --deny, --dns, --add-host, --secret and --proxy without a network",
+                )
+                .hinted("add --net public or --allow RULE".to_owned()));
             }
             // A policy without rules.
             (None, None) => return Ok(None),
@@ -173,8 +188,45 @@ impl NetworkOptions {
             spec.secrets.retain(|other| other.name != secret.name);
             spec.secrets.push(secret);
         }
+        if let Some(proxy) = self.proxy(|name| env::var(name))? {
+            spec.proxy = Some(proxy);
+        }
         spec.check()?;
         Ok(spec)
+    }
+
+    fn proxy(&self, variable: impl Fn(&str) -> Result<String, VarError>) -> Result<Option<ProxySpec>, Failure> {
+        let Some(text) = &self.proxy else { return Ok(None) };
+        // The text may have a password, so it is not repeated.
+        let invalid = |error: ProxyError| Failure::new(format_args!("invalid proxy: {error}"));
+        let mut proxy: ProxySpec = text.parse().map_err(invalid)?;
+        let given = match (&self.proxy_password, &self.proxy_password_file) {
+            (None, None) => return Ok(Some(proxy)),
+            (Some(name), _) => {
+                let value = variable(name).map_err(|error| {
+                    Failure::new(format_args!(
+                        "cannot read the password of the proxy from the variable {name}: {error}"
+                    ))
+                })?;
+                ValueSource::Given(SecretText::new(value))
+            }
+            (None, Some(file)) => {
+                let unreadable = |error: io::Error| {
+                    let message =
+                        format_args!("cannot read the password of the proxy from {}: {error}", file.display());
+                    Failure::new(message)
+                };
+                let file = path::absolute(file).map_err(unreadable)?;
+                fs::File::open(&file).map_err(unreadable)?;
+                ValueSource::File(file)
+            }
+        };
+        if proxy.password.is_some() {
+            return Err(Failure::new("cannot combine a password in --proxy with another one"));
+        }
+        proxy.password = Some(given);
+        proxy.check().map_err(invalid)?;
+        Ok(Some(proxy))
     }
 }
 
@@ -233,7 +285,11 @@ impl Files {
             Some(path) => read(&path)?.unwrap_or_default(),
             None => PolicyFile::default(),
         };
-        let provides = own.operator.clone().map(Provided::from).unwrap_or_default();
+        let provides = own.operator.clone().map(OperatorTable::provided).transpose();
+        let provides = provides.map_err(|problem| {
+            Failure::new(format_args!("invalid proxy in the table [operator] of the policy file: {problem}"))
+        })?;
+        let provides = provides.unwrap_or_default();
         let operator = NetworkOperator { provides, ..NetworkOperator::default() };
         let Some(path) = policy else { return Ok(Self { policy: own, operator }) };
         let missing = || io::Error::from(io::ErrorKind::NotFound);
@@ -401,6 +457,54 @@ mod tests {
         assert!(host("db.example").is_err() && host("a b:192.0.2.1").is_err() && host("x:y").is_err());
         assert!(parse("allows = []").unwrap_err().contains("allows"), "an unknown setting is refused");
         let own = parse("[operator]\nopen = [\"10.0.0.0/8\"]\nresolvers = [\"127.0.0.1:53\"]").unwrap();
-        assert_eq!(Provided::from(own.operator.unwrap()).opened.len(), 1);
+        assert_eq!(own.operator.unwrap().provided().unwrap().opened.len(), 1);
+    }
+
+    #[test]
+    fn passwords_of_proxies_come_from_the_environment_a_file_or_the_option_and_are_never_shown() {
+        let with = |proxy: &str, name: Option<&str>, file: Option<PathBuf>| {
+            let options = NetworkOptions {
+                proxy: Some(proxy.into()),
+                proxy_password: name.map(str::to_owned),
+                proxy_password_file: file,
+                ..options(&["a.example"])
+            };
+            options
+                .proxy(|name| if name == "PROXY_PASSWORD" { Ok("hush".to_owned()) } else { Err(VarError::NotPresent) })
+        };
+        let given = Some(ValueSource::Given(SecretText::new("hush".into())));
+        let from_environment = with("socks5://me@proxy.example:1080", Some("PROXY_PASSWORD"), None).unwrap().unwrap();
+        assert_eq!(from_environment.password, given);
+        assert!(!format!("{from_environment:?}").contains("hush"));
+        assert_eq!(with("http://me:hush@proxy.example:1", None, None).unwrap().unwrap().password, given);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let from_file = with("http://me@proxy.example:1", None, Some(file.path().into())).unwrap().unwrap();
+        assert_eq!(from_file.password, Some(ValueSource::File(file.path().into())));
+        let refusal = |proxy: &str, name, file| with(proxy, name, file).unwrap_err().text().to_owned();
+        let missing = refusal("http://me@proxy.example:1", Some("MISSING"), None);
+        assert!(missing.starts_with("cannot read the password of the proxy from the variable MISSING: "), "{missing}");
+        let missing = refusal("http://me@proxy.example:1", None, Some("/does/not/exist".into()));
+        assert!(missing.starts_with("cannot read the password of the proxy from /does/not/exist: "), "{missing}");
+        assert_eq!(
+            refusal("http://proxy.example:1", Some("PROXY_PASSWORD"), None),
+            "invalid proxy: a password needs a user name"
+        );
+        let invalid = refusal("hush", None, None);
+        assert!(invalid.starts_with("invalid proxy: expected socks5://") && !invalid.contains("hush"), "{invalid}");
+        let twice = refusal("http://me:hush@proxy.example:1", Some("PROXY_PASSWORD"), None);
+        assert!(twice.starts_with("cannot combine"), "{twice}");
+    }
+
+    #[test]
+    fn proxy_is_added_to_what_there_is_and_stays() {
+        let proxied = NetworkOptions { proxy: Some("socks5://proxy.example:1080".into()), ..options(&["a.example"]) };
+        let spec = proxied.combined(&files()).unwrap().unwrap();
+        assert_eq!(spec.proxy.as_ref().unwrap().to_string(), "socks5://proxy.example:1080");
+        let more = options(&["b.example"]).added_to(spec.clone(), &files()).unwrap();
+        assert_eq!(more.proxy, spec.proxy);
+        let alone = NetworkOptions { proxy: Some("socks5://proxy.example:1080".into()), ..options(&[]) };
+        assert!(alone.combined(&files()).unwrap_err().text().contains("without a network"));
+        let inline = parse("[operator]\nproxy = \"socks5://me:hush@proxy.example:1080\"").unwrap_err();
+        assert!(inline.contains("has to be in a file (proxy_password_file)"), "{inline}");
     }
 }

@@ -39,7 +39,7 @@ impl PermittedOptions {
             None | Some(Net::None) if allow.is_empty() => Reach::Nothing,
             None | Some(Net::None) => Reach::Listed,
         };
-        Ok(Permitted { reach, allow, resolvers: false, limits: EgressLimits::default() })
+        Ok(Permitted { reach, allow, resolvers: false, proxies: false, limits: EgressLimits::default() })
     }
 }
 

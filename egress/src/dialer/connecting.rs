@@ -135,7 +135,7 @@ fn shake(id: u32, socket: OwnedFd, mut handshake: Box<Handshake>, deadline: Inst
 fn failure_at(step: &Step, failure: DialFailure) -> DialFailure {
     match (step, failure) {
         (Step::Peer(_), failure) | (_, failure @ DialFailure::Busy) => failure,
-        (Step::Proxy(_) | Step::Handshake(_), _) => DialFailure::Proxy,
+        (Step::Proxy(_) | Step::Handshake(_), _) => DialFailure::ProxyUnreachable,
     }
 }
 

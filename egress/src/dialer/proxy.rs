@@ -23,6 +23,7 @@ const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 const SOCKS: u8 = 5;
 const WITHOUT_LOGIN: u8 = 0;
 const WITH_LOGIN: u8 = 2;
+const NO_METHOD: u8 = 255;
 const LOGIN: u8 = 1;
 const CONNECT: u8 = 1;
 const IPV4: u8 = 1;
@@ -181,9 +182,10 @@ impl Handshake {
         (self.stage, self.unsent) = match (self.stage, &answer[..]) {
             (Stage::Method, [SOCKS, WITHOUT_LOGIN]) => (Stage::Reply, request(self.to)),
             (Stage::Method, [SOCKS, WITH_LOGIN]) => {
-                (Stage::Login, login(self.login.as_ref().ok_or(DialFailure::Proxy)?)?)
+                (Stage::Login, login(self.login.as_ref().ok_or(DialFailure::ProxyLogin)?)?)
             }
             (Stage::Login, [_, 0]) => (Stage::Reply, request(self.to)),
+            (Stage::Method, [SOCKS, NO_METHOD]) | (Stage::Login, _) => return Err(DialFailure::ProxyLogin),
             (Stage::Reply, [SOCKS, 0, _, kind, first]) => {
                 let rest = match *kind {
                     IPV4 => 3,
@@ -256,6 +258,8 @@ fn status(head: &[u8]) -> Result<(), DialFailure> {
                 [b'2', tens, ones] if tens.is_ascii_digit() && ones.is_ascii_digit() => Ok(()),
                 [b'5', b'0', b'2' | b'3'] => Err(DialFailure::Unreachable),
                 [b'5', b'0', b'4'] => Err(DialFailure::TimedOut),
+                // Some answer 401 to a wrong password (tinyproxy).
+                [b'4', b'0', b'1' | b'7'] => Err(DialFailure::ProxyLogin),
                 _ => Err(DialFailure::Proxy),
             }
         }
@@ -341,13 +345,13 @@ mod tests {
             |parts: &[&[u8]]| shake(&proxy(ProxyProtocol::Socks5, Some(("me", "hush"))), TO, parts).0.unwrap_err();
         let code = |code| socks(&[b"\x05\0", &[5, code, 0, 1, 0, 0, 0, 0, 0, 0]]);
         let codes: Vec<DialFailure> = (1..=9).map(code).collect();
-        use DialFailure::{Proxy, Refused, TimedOut, Unreachable};
+        use DialFailure::{Proxy, ProxyLogin, Refused, TimedOut, Unreachable};
         assert_eq!(codes, [Proxy, Proxy, Unreachable, Unreachable, Refused, TimedOut, Proxy, Proxy, Proxy]);
-        assert_eq!(socks(&[b"\x05\x02", b"\x01\x01"]), Proxy, "the login is refused");
-        assert_eq!(socks(&[b"\x05\xff"]), Proxy);
+        assert_eq!(socks(&[b"\x05\x02", b"\x01\x01"]), ProxyLogin, "the login is refused");
+        assert_eq!(socks(&[b"\x05\xff"]), ProxyLogin);
         let http = |head: &str| shake(&proxy(ProxyProtocol::Http, None), TO, &[head.as_bytes()]).0;
         for (status, failure) in
-            [(407, Proxy), (403, Proxy), (100, Proxy), (502, Unreachable), (503, Unreachable), (504, TimedOut)]
+            [(407, ProxyLogin), (403, Proxy), (100, Proxy), (502, Unreachable), (503, Unreachable), (504, TimedOut)]
         {
             assert_eq!(http(&format!("HTTP/1.1 {status} x\r\n\r\n")), Err(failure), "{status}");
         }
@@ -359,14 +363,14 @@ mod tests {
         let socks = |parts: &[&[u8]]| shake(&proxy(ProxyProtocol::Socks5, None), TO, parts).0;
         for parts in [
             &[&b"\x04\0"[..]][..],
-            // A login that nothing was offered for.
-            &[b"\x05\x02"],
             &[b"\x05\x01"],
             &[b"\x05\0", b"\x04\0\0\x01\0\0\0\0\0\0"],
             &[b"\x05\0", b"\x05\0\0\x02\0\0\0\0\0\0"],
         ] {
             assert_eq!(socks(parts), Err(DialFailure::Proxy), "{parts:?}");
         }
+        // A login that nothing was offered for.
+        assert_eq!(socks(&[b"\x05\x02"]), Err(DialFailure::ProxyLogin));
         let http = |part: &[u8]| shake(&proxy(ProxyProtocol::Http, None), TO, &[part]);
         for head in
             ["SSH-2.0-x\r\n\r\n", "HTTP/2 200 \r\n\r\n", "HTTP/1.1 2xx \r\n\r\n", "HTTP/1.1 2000\r\n\r\n", "\r\n\r\n"]

@@ -117,7 +117,7 @@ impl Reachable {
             false => self.above_floor(at.ip(), at.port(), now).map_err(|failure| match failure {
                 DialFailure::Forbidden => DialFailure::ProxyForbidden,
                 DialFailure::Busy => DialFailure::Busy,
-                _ => DialFailure::Proxy,
+                _ => DialFailure::ProxyUnreachable,
             })?,
         };
         Ok(Target::Proxied(at, Box::new(Handshake::new(proxy, to))))

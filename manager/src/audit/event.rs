@@ -251,6 +251,9 @@ pub enum Event {
         /// Names of secrets with their hosts, and hosts of header rules.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         secrets: Vec<String>,
+        /// The upstream proxy that it was given, without user and password.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proxy: Option<String>,
     },
     /// A connection of the sandbox ended, or was refused. Names are the guest's or a name server's.
     NetworkFlow {
@@ -265,6 +268,9 @@ pub enum Event {
         /// The decision.
         #[serde(flatten)]
         decision: NetworkDecision,
+        /// True if the upstream proxy carried it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        proxied: bool,
         /// Bytes that the guest sent.
         bytes_out: u64,
         /// Bytes that it received.
@@ -368,6 +374,7 @@ impl Event {
             allow: texts(&network.allow),
             deny: texts(&network.deny),
             secrets: secrets.chain(rules).collect(),
+            proxy: network.proxy.as_ref().map(ToString::to_string),
         }
     }
 

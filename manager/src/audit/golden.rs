@@ -117,6 +117,7 @@ fn of_the_network() -> Vec<Event> {
             allow: vec!["index.example:443".into()],
             deny: vec!["ads.index.example".into()],
             secrets: vec![],
+            proxy: None,
         })
         .into_iter()
         .collect();
@@ -126,6 +127,7 @@ fn of_the_network() -> Vec<Event> {
         address: [192, 0, 2, 1].into(),
         port: 443,
         decision: allowed(Some("index.example:443")),
+        proxied: false,
         bytes_out: 1200,
         bytes_in: 3_400_000,
         millis: 850,
@@ -139,6 +141,7 @@ fn of_the_network() -> Vec<Event> {
         address: [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
         port: 53,
         decision: refused(None, "no rule allows it"),
+        proxied: false,
         bytes_out: 0,
         bytes_in: 0,
         millis: 0,
@@ -151,6 +154,7 @@ fn of_the_network() -> Vec<Event> {
         address: [192, 0, 2, 9].into(),
         port: 0,
         decision: allowed(None),
+        proxied: false,
         bytes_out: 64,
         bytes_in: 64,
         millis: 3,
@@ -171,6 +175,26 @@ fn of_the_network() -> Vec<Event> {
     events.push(Event::NetworkOmitted { records: 40_000 });
     events.push(Event::NetworkRestarted { reason: "the egress process was killed by signal 9".into() });
     events.push(Event::NetworkUnlogged);
+    events.push(Event::NetworkSet {
+        reach: Reach::Public,
+        allow: vec![],
+        deny: vec![],
+        secrets: vec![],
+        proxy: Some("socks5://proxy.example:1080".into()),
+    });
+    events.push(Event::NetworkFlow {
+        transport: Transport::Tcp,
+        name: Some("index.example".into()),
+        address: [192, 0, 2, 1].into(),
+        port: 443,
+        decision: allowed(Some("index.example:443")),
+        proxied: true,
+        bytes_out: 1,
+        bytes_in: 2,
+        millis: 3,
+        end: FlowEnd::Closed,
+        count: 1,
+    });
     events
 }
 

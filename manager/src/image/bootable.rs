@@ -75,7 +75,7 @@ impl ImageStore {
         let (sender, result) = tokio::sync::oneshot::channel();
         let thread = std::thread::Builder::new().name("image".to_owned());
         let spawned = thread.spawn(move || {
-            // Nobody waits if the caller was cancelled.
+            // If the caller was cancelled, no task waits for this.
             let _ = sender.send(this.make(&image, &unpacker, &cancelled, progress));
         });
         spawned.map_err(ImageError::Thread)?;

@@ -26,7 +26,7 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
-    network::{error::NetworkRecordError, pins::KeptPins, record::NetworkRecord, secrets::Kept},
+    network::{error::NetworkRecordError, pins::KeptPins, proxy::ProxySpec, record::NetworkRecord, secrets::Kept},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
@@ -186,7 +186,8 @@ impl Sandbox {
         self.fork_with(count, Secrets::Left).await
     }
 
-    /// Makes copies as [`Self::fork`] does, which have the secrets and header rules of this sandbox too.
+    /// Makes copies as [`Self::fork`] does, which have the secrets, the header rules and the login at the proxy of
+    /// this sandbox too.
     ///
     /// # Errors
     /// Every [`ForkError`]; no copy is left then.
@@ -359,7 +360,7 @@ struct Inherited {
     pins: KeptPins,
 }
 
-/// Whether children have the secrets and header rules of their parent. Otherwise its processes have
+/// Whether children have the secrets and header rules of their parent, and its login at the proxy. Otherwise its processes have
 /// placeholders of which no process knows the secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Secrets {
@@ -375,6 +376,8 @@ impl Inherited {
             Secrets::Left => {
                 record.settings.secrets.clear();
                 record.settings.header_rules.clear();
+                // Not the proxy itself: without it, connections would go another way.
+                record.settings.proxy = record.settings.proxy.map(ProxySpec::without_login);
                 Kept::default()
             }
         };
@@ -521,5 +524,33 @@ fn kill(directory: &SandboxDirectory) {
     {
         // ESRCH: the process has ended meanwhile.
         let _ = vmm.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        manager::tests::manager_with,
+        network::{operator::NetworkOperator, spec::NetworkSpec},
+    };
+
+    #[tokio::test]
+    async fn copy_has_the_proxy_and_its_password_only_with_secrets() {
+        let (_home, manager) = manager_with(&["abcdefgh", "copyaaaa"]);
+        let [parent, copy] = ["abcdefgh", "copyaaaa"].map(|id| manager.find(id).unwrap());
+        let proxy = Some("socks5://me:hush@proxy.example:1080".parse().unwrap());
+        let spec = NetworkSpec { proxy, ..NetworkSpec::default() };
+        let mut record = NetworkRecord::of(&NetworkOperator::default(), &spec).unwrap();
+        record.keep_values(&parent.directory).unwrap();
+        record.write(&parent.directory).unwrap();
+        for (secrets, user) in [(Secrets::Left, None), (Secrets::Inherited, Some("me"))] {
+            let inherited = Inherited::of(&parent, secrets).await.unwrap().unwrap();
+            inherited.write(&copy.directory).unwrap();
+            let upstream = copy.upstream_proxy().unwrap().unwrap();
+            assert_eq!((upstream.host.as_str(), upstream.user.as_deref()), ("proxy.example", user));
+            let kept = copy.directory.read("network.secrets", 1 << 20).unwrap_or_default();
+            assert_eq!(String::from_utf8(kept).unwrap().contains("hush"), user.is_some());
+        }
     }
 }

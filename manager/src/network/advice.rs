@@ -8,12 +8,21 @@ use sandboxvm_egress_policy::{
     policy::Refusal,
     rule::Rule,
 };
-use sandboxvm_protocol::egress::Transport;
+use sandboxvm_protocol::egress::{DialFailure, Transport};
 use std::net::IpAddr;
 
 /// Ports whose protocols show the name of the host, so that a rule for the name need not name the
 /// port.
 const SHOW_NAMES: [u16; 2] = [80, 443];
+
+/// The failures whose reason is the upstream proxy.
+const OF_PROXY: [DialFailure; 5] = [
+    DialFailure::NotProxied,
+    DialFailure::Proxy,
+    DialFailure::ProxyForbidden,
+    DialFailure::ProxyUnreachable,
+    DialFailure::ProxyLogin,
+];
 
 /// What would allow something that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +33,8 @@ pub enum Advice {
     NoDeny(String),
     /// Only the operator can open the address.
     Operator(Below),
+    /// The upstream proxy is the reason, and no rule would help.
+    Proxy(DialFailure),
 }
 
 impl Event {
@@ -38,6 +49,9 @@ impl Event {
         if decision.allowed {
             return None;
         }
+        if let Some(failure) = self.failure_of_proxy() {
+            return Some(Advice::Proxy(failure));
+        }
         if let Some(rule) = &decision.rule {
             return Some(Advice::NoDeny(rule.clone()));
         }
@@ -49,6 +63,13 @@ impl Event {
             },
             _ => self.rule_for_it().map(Advice::Allow),
         }
+    }
+
+    /// Returns why the upstream proxy did not carry the connection that this line is about.
+    pub(crate) fn failure_of_proxy(&self) -> Option<DialFailure> {
+        let Self::NetworkFlow { decision, .. } = self else { return None };
+        let reason = decision.reason.as_ref().filter(|_| !decision.allowed)?;
+        OF_PROXY.into_iter().find(|failure| *reason == failure.to_string())
     }
 
     /// Returns the narrowest rule that covers the use of the network that this line is about.
@@ -94,6 +115,7 @@ mod tests {
             address: address.parse().unwrap(),
             port,
             decision: NetworkDecision { allowed: false, rule: rule.map(str::to_owned), reason: Some("x".into()) },
+            proxied: false,
             bytes_out: 0,
             bytes_in: 0,
             millis: 0,
@@ -138,5 +160,13 @@ mod tests {
         }
         assert_eq!(below.network_advice(), Some(Advice::Operator(Below::LinkLocal)));
         assert_eq!(Event::Paused.network_advice(), None);
+        for failure in OF_PROXY {
+            assert!(failure.is_about_proxy() && failure.is_refusal());
+            let mut proxied = flow(Transport::Tcp, Some("a.example"), "1.1.1.1", 443, None);
+            if let Event::NetworkFlow { decision, .. } = &mut proxied {
+                decision.reason = Some(failure.to_string());
+            }
+            assert_eq!(proxied.network_advice(), Some(Advice::Proxy(failure)));
+        }
     }
 }

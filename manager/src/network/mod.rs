@@ -7,6 +7,7 @@
 //! operator     what the operator permits and provides
 //! present      what the operator provides and permits now, to which each record is held
 //! secrets      secrets and header rules; `network.secrets`: their values and the authority's key
+//! proxy        the upstream proxy of a sandbox
 //! record       `network.json`: what is in force
 //! pins         `network.pins`: the answers that a copy starts with
 //! trust        whose certificates are accepted of servers whose TLS is ended
@@ -23,6 +24,7 @@ pub(crate) mod operator;
 pub(crate) mod pins;
 pub(crate) mod policy_file;
 pub(crate) mod present;
+pub(crate) mod proxy;
 pub(crate) mod record;
 mod rules;
 mod sandbox;

@@ -2,6 +2,7 @@
 //! the host. Where the user is the operator, everything is permitted.
 
 use super::{
+    proxy::ProxySpec,
     rules,
     spec::{NetworkSpec, NetworkSpecError, rank},
 };
@@ -44,6 +45,9 @@ pub struct Provided {
     /// host, where TLS is ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<PathBuf>,
+    /// The proxy that carries the connections of every sandbox. It may be below the floor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySpec>,
 }
 
 /// The most that a sandbox may ask for.
@@ -58,8 +62,20 @@ pub struct Permitted {
     pub allow: Vec<Rule>,
     /// Whether a sandbox may name other resolvers.
     pub resolvers: bool,
+    /// Whether a sandbox may name another proxy. Written down only if not, for supervisors of a build
+    /// that knew none.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub proxies: bool,
     /// Upper limits. A rate of 0 does not limit.
     pub limits: EgressLimits,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl Permitted {
@@ -81,6 +97,9 @@ impl Permitted {
         if !self.resolvers && !spec.dns.is_empty() {
             return refused("resolvers other than its own".to_owned());
         }
+        if !self.proxies && spec.proxy.is_some() {
+            return refused("an upstream proxy other than its own".to_owned());
+        }
         Ok(())
     }
 
@@ -97,6 +116,10 @@ impl Permitted {
         spec.allow.retain(|rule| self.permits(rule));
         if !self.resolvers {
             spec.dns.clear();
+        }
+        if !self.proxies && spec.proxy.is_some() {
+            // What was to go through the proxy alone must not go another way.
+            spec.reach = Reach::Nothing;
         }
         spec.limits = self.limited(spec.limits);
         spec
@@ -131,8 +154,8 @@ impl NetworkOperator {
 }
 
 impl Provided {
-    /// Returns the networks that are opened both here and by `present`, with its resolvers and the
-    /// authorities that it trusts.
+    /// Returns the networks that are opened both here and by `present`, with its resolvers, its
+    /// proxy and the authorities that it trusts.
     pub(super) fn held_to(&self, present: &Self) -> Self {
         let both = |own: &IpNet| {
             let own = *own;
@@ -142,8 +165,8 @@ impl Provided {
                 (false, false) => None,
             })
         };
-        let Self { opened: _, resolvers, trust } = present.clone();
-        Self { opened: self.opened.iter().flat_map(both).collect(), resolvers, trust }
+        let Self { opened: _, resolvers, trust, proxy } = present.clone();
+        Self { opened: self.opened.iter().flat_map(both).collect(), resolvers, trust, proxy }
     }
 
     /// Returns the resolvers that a dialer asks: the operator's, else those of the host now. A host
@@ -188,6 +211,7 @@ mod tests {
             reach: Reach::Listed,
             allow: rules(&["*.example", "192.0.2.0/24:443", "host:5432"]),
             resolvers: false,
+            proxies: false,
             limits: EgressLimits { flows: 10, bytes_in_per_second: 1000, ..EgressLimits::default() },
         };
         let spec = |allow: &[&str]| NetworkSpec { reach: Reach::Listed, allow: rules(allow), ..NetworkSpec::default() };
@@ -199,6 +223,14 @@ mod tests {
         assert_eq!(refusal(&public), "the operator does not permit the public internet");
         let dns = NetworkSpec { dns: vec![IpAddr::from([192, 0, 2, 1])], ..spec(&[]) };
         assert_eq!(refusal(&dns), "the operator does not permit resolvers other than its own");
+        let proxy = Some("socks5://proxy.example:1080".parse().unwrap());
+        let proxied = NetworkSpec { proxy, ..spec(&["a.example"]) };
+        assert_eq!(refusal(&proxied), "the operator does not permit an upstream proxy other than its own");
+        assert_eq!(permits.narrowed(proxied.clone()).reach, Reach::Nothing, "and nothing goes another way");
+        let may = Permitted { proxies: true, ..permits.clone() };
+        may.check(&proxied).unwrap();
+        assert_eq!(may.narrowed(proxied.clone()), NetworkSpec { limits: may.limited(proxied.limits), ..proxied });
+        assert!(!serde_json::to_string(&may).unwrap().contains("proxies"), "supervisors of older builds read it");
 
         let open = Permitted { reach: Reach::Public, allow: vec![], ..permits.clone() };
         open.check(&NetworkSpec { allow: rules(&["198.51.100.1"]), ..public }).unwrap();

@@ -1,7 +1,11 @@
 //! A policy file: named sets of rules that `@name` stands for, and a policy that can be applied as a
 //! whole. Its program reads it from TOML; this module may not open a file.
 
-use super::{operator::Provided, spec::NetworkSpec};
+use super::{
+    operator::Provided,
+    proxy::{self, ProxyError, ProxySpec},
+    spec::NetworkSpec,
+};
 use ipnet::IpNet;
 use sandboxvm_egress_policy::rule::{Rule, RuleError};
 use sandboxvm_protocol::egress::{HostName, Reach};
@@ -43,11 +47,23 @@ pub struct OperatorTable {
     /// A file with certificates of authorities (PEM) that are trusted in addition to those of the
     /// host, where TLS is ended outside the guest.
     pub trust: Option<PathBuf>,
+    /// The proxy that carries the connections of every sandbox, in its text form without a password. It
+    /// may be below the floor.
+    #[serde(deserialize_with = "proxy::of_configuration")]
+    pub proxy: Option<ProxySpec>,
+    /// A file with its password, as an absolute path.
+    pub proxy_password_file: Option<PathBuf>,
 }
 
-impl From<OperatorTable> for Provided {
-    fn from(table: OperatorTable) -> Self {
-        Self { opened: table.open, resolvers: table.resolvers, trust: table.trust }
+impl OperatorTable {
+    /// Returns what the operator provides.
+    ///
+    /// # Errors
+    /// When the proxy cannot be used.
+    pub fn provided(self) -> Result<Provided, ProxyError> {
+        let Self { open, resolvers, trust, proxy, proxy_password_file } = self;
+        let proxy = proxy.map(|proxy| proxy.of_operator(proxy_password_file)).transpose()?;
+        Ok(Provided { opened: open, resolvers, trust, proxy })
     }
 }
 

@@ -97,7 +97,7 @@ mod tests {
 
     fn permitted(reach: Reach, allow: &[&str], flows: u32) -> Permitted {
         let limits = EgressLimits { flows, ..EgressLimits::default() };
-        Permitted { reach, allow: rules(allow), resolvers: false, limits }
+        Permitted { reach, allow: rules(allow), resolvers: false, proxies: false, limits }
     }
 
     #[test]
@@ -114,6 +114,29 @@ mod tests {
             write(&home).unwrap();
             assert_eq!(hold(record.clone(), &home).unwrap().operator, present.provides);
         }
+    }
+
+    #[test]
+    fn proxy_of_the_operator_of_today_carries_old_sandboxes_and_excludes_those_of_tenants() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let proxy = |text: &str| Some(text.parse().unwrap());
+        let may = Permitted { proxies: true, ..permitted(Reach::Public, &[], 7) };
+        let spec =
+            NetworkSpec { reach: Reach::Public, proxy: proxy("socks5://tenants.example:1"), ..NetworkSpec::default() };
+        let own = NetworkRecord::of(&operator(&[], Some(may.clone())), &spec).unwrap();
+        let without =
+            NetworkRecord::of(&operator(&[], Some(may.clone())), &NetworkSpec { proxy: None, ..spec }).unwrap();
+        let held = |permits: Permitted, text: &str| {
+            let provides = Provided { proxy: proxy(text), ..Provided::default() };
+            let home = home.clone().with_network(NetworkOperator { provides, permits: Some(permits), program: None });
+            write(&home).unwrap();
+            let held = [&own, &without].map(|record| hold(record.clone(), &home).unwrap());
+            held.map(|held| (held.settings.reach, held.proxy().unwrap().0.to_string()))
+        };
+        let operators = "http://operators.example:2".to_owned();
+        let now = held(Permitted { proxies: false, ..may }, &operators);
+        assert_eq!(now, [(Reach::Nothing, operators.clone()), (Reach::Public, operators)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The network of a sandbox, as a caller sees it.
 
-use super::{error::NetworkRecordError, record::NetworkRecord, spec::NetworkSpec};
+use super::{error::NetworkRecordError, proxy::ProxySpec, record::NetworkRecord, spec::NetworkSpec};
 use crate::sandbox::Sandbox;
 
 impl Sandbox {
@@ -16,5 +16,14 @@ impl Sandbox {
     /// When the record cannot be read. Nothing passes then.
     pub fn network(&self) -> Result<Option<NetworkSpec>, NetworkRecordError> {
         Ok(NetworkRecord::read(&self.directory)?.map(|record| record.settings))
+    }
+
+    /// Returns the proxy that carries the sandbox's connections as recorded: its own, or the operator's.
+    ///
+    /// # Errors
+    /// When the record cannot be read. Nothing passes then.
+    pub fn upstream_proxy(&self) -> Result<Option<ProxySpec>, NetworkRecordError> {
+        let record = NetworkRecord::read(&self.directory)?;
+        Ok(record.and_then(|record| record.proxy().map(|(proxy, _)| proxy.clone())))
     }
 }

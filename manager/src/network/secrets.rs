@@ -1,4 +1,5 @@
 //! Secrets and header rules: what a user asks for, and the values, which only the egress process gets.
+//! The password of the upstream proxy is kept with them, and only the dialer gets it.
 //!
 //! `network.json` says where each value comes from. Values that were given inline are kept in
 //! `network.secrets`, mode 0600, together with the key of the sandbox's certificate authority, because
@@ -22,6 +23,8 @@ use std::{
 };
 
 const FILE: &str = "network.secrets";
+/// The key of the password of the proxy.
+const OF_PROXY: &str = "the password of the proxy";
 /// The placeholder of a header whose value cannot be read, which no guest has.
 const NO_PLACEHOLDER: &str = "sandboxvm-header-without-a-placeholder";
 /// Maximum size of the file in bytes: [`MAX_SECRETS`] secrets and the headers of all rules.
@@ -64,9 +67,23 @@ pub enum ValueSource {
     Given(SecretText),
     /// It was given before, and is kept with the sandbox.
     Kept,
+    /// The same, for the value that replaced another one. That one is kept until a record refers to this
+    /// one, so that a change which is refused changes no value.
+    KeptAs(u32),
     /// It is the content of this file of the host, without the line end. It is read each time that an
     /// egress process starts.
     File(PathBuf),
+}
+
+impl ValueSource {
+    /// Returns where the value of `key` is kept, if it is.
+    fn kept_under(&self, key: &str) -> Option<String> {
+        match self {
+            Self::Kept => Some(key.to_owned()),
+            Self::KeptAs(number) => Some(format!("{key} #{number}")),
+            Self::Given(_) | Self::File(_) => None,
+        }
+    }
 }
 
 /// A secret that the guest knows only by a placeholder.
@@ -147,10 +164,11 @@ pub enum SecretsError {
     Random(#[source] io::Error),
 }
 
-/// The secrets and header rules of a sandbox.
+/// The parts of a network whose values are kept.
 pub(crate) struct Parts<'p> {
     pub(crate) secrets: &'p mut Vec<SecretSpec>,
     pub(crate) header_rules: &'p mut Vec<HeaderRuleSpec>,
+    pub(crate) proxy_password: Option<&'p mut ValueSource>,
 }
 
 impl Kept {
@@ -167,7 +185,7 @@ impl Kept {
 
     /// Takes the values that are given, and makes placeholders and the authority.
     pub(crate) fn take(&mut self, parts: Parts<'_>) -> Result<(), SecretsError> {
-        let Parts { secrets, header_rules } = parts;
+        let Parts { secrets, header_rules, proxy_password } = parts;
         if self.authority.is_none() && !(secrets.is_empty() && header_rules.is_empty()) {
             let authority = Authority::generate()?;
             self.authority = Some(KeptAuthority { key: authority.key(), certificate: authority.certificate()? });
@@ -184,18 +202,27 @@ impl Kept {
                 self.take_value(of_header(&rule.host, &header.name), &mut header.value, &mut kept)?;
             }
         }
+        if let Some(source) = proxy_password {
+            self.take_value(OF_PROXY.to_owned(), source, &mut kept)?;
+        }
         self.values.append(&mut kept);
         Ok(())
     }
 
     /// Drops the values that are not referred to.
-    pub(crate) fn retain(&mut self, secrets: &[SecretSpec], header_rules: &[HeaderRuleSpec]) {
-        let of_secrets = secrets.iter().filter(|secret| secret.value == ValueSource::Kept);
+    pub(crate) fn retain(
+        &mut self,
+        secrets: &[SecretSpec],
+        header_rules: &[HeaderRuleSpec],
+        proxy_password: Option<&ValueSource>,
+    ) {
         let of_rules = header_rules.iter().flat_map(|rule| rule.headers.iter().map(|header| (&rule.host, header)));
-        let of_rules = of_rules.filter(|(_, header)| header.value == ValueSource::Kept);
-        let keys: Vec<String> = of_secrets
-            .map(|secret| of_secret(&secret.name))
-            .chain(of_rules.map(|(host, header)| of_header(host, &header.name)))
+        let keys: Vec<String> = secrets
+            .iter()
+            .map(|secret| (of_secret(&secret.name), &secret.value))
+            .chain(of_rules.map(|(host, header)| (of_header(host, &header.name), &header.value)))
+            .chain(proxy_password.map(|source| (OF_PROXY.to_owned(), source)))
+            .filter_map(|(key, source)| source.kept_under(&key))
             .collect();
         self.values.retain(|key, _| keys.contains(key));
     }
@@ -206,14 +233,36 @@ impl Kept {
         source: &mut ValueSource,
         kept: &mut BTreeMap<String, String>,
     ) -> Result<(), SecretsError> {
-        let value = match source {
-            ValueSource::Given(SecretText(value)) => std::mem::take(value),
-            ValueSource::Kept => self.values.get(&key).cloned().ok_or_else(|| SecretsError::NoValue(key.clone()))?,
-            ValueSource::File(_) => return Ok(()),
-        };
-        *source = ValueSource::Kept;
-        kept.insert(key, value);
+        if let ValueSource::Given(SecretText(value)) = source {
+            let value = std::mem::take(value);
+            *source = self.source_of(&key, &value)?;
+            kept.insert(source.kept_under(&key).unwrap_or(key), value);
+        } else if let Some(under) = source.kept_under(&key)
+            && !self.values.contains_key(&under)
+        {
+            return Err(SecretsError::NoValue(key));
+        }
         Ok(())
+    }
+
+    /// Returns where a value is to be kept: where the same one is, or where none is. The number is random,
+    /// so that of two changes at the same time none gets the value of the other.
+    fn source_of(&self, key: &str, value: &str) -> Result<ValueSource, SecretsError> {
+        let before = self.values.get(key);
+        if before.is_some_and(|before| before == value) {
+            return Ok(ValueSource::Kept);
+        }
+        let prefix = format!("{key} #");
+        let same = self.values.iter().filter(|(_, kept)| *kept == value);
+        if let Some(number) = same.filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse().ok()).next() {
+            return Ok(ValueSource::KeptAs(number));
+        }
+        if before.is_none() {
+            return Ok(ValueSource::Kept);
+        }
+        let mut random = [0_u8; 4];
+        getrandom(&mut random[..], GetRandomFlags::empty()).map_err(|error| SecretsError::Random(error.into()))?;
+        Ok(ValueSource::KeptAs(u32::from_le_bytes(random)))
     }
 
     /// Writes it into the directory of a sandbox. Without content there is no file.
@@ -275,11 +324,22 @@ impl Kept {
         Ok(HeaderRule { host: rule.host.clone(), headers: headers.collect::<Result<_, _>>()? })
     }
 
+    /// Returns the password of the proxy.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub(crate) fn proxy_password(&self, source: &ValueSource) -> Result<String, String> {
+        self.value(OF_PROXY, source)
+    }
+
     fn value(&self, key: &str, source: &ValueSource) -> Result<String, String> {
         match source {
             ValueSource::Given(SecretText(value)) => Ok(value.clone()),
-            ValueSource::Kept => self.values.get(key).cloned().ok_or_else(|| "its value was not kept".to_owned()),
             ValueSource::File(path) => from_file(path).map_err(|error| format!("{}: {error}", path.display())),
+            ValueSource::Kept | ValueSource::KeptAs(_) => {
+                let kept = source.kept_under(key).and_then(|key| self.values.get(&key));
+                kept.cloned().ok_or_else(|| "its value was not kept".to_owned())
+            }
         }
     }
 }
@@ -360,8 +420,14 @@ mod tests {
             host: "api.example".into(),
             headers: vec![HeaderSpec { name: "X-Key".into(), value: given("of the rule") }],
         }];
+        let mut password = given("of the proxy");
         let mut kept = Kept::read(&directory).unwrap();
-        kept.take(Parts { secrets: &mut secrets, header_rules: &mut header_rules }).unwrap();
+        kept.take(Parts {
+            secrets: &mut secrets,
+            header_rules: &mut header_rules,
+            proxy_password: Some(&mut password),
+        })
+        .unwrap();
         kept.write(&directory).unwrap();
         let shown = format!("{secrets:?} {header_rules:?} {kept:?} {}", serde_json::to_string(&secrets).unwrap());
         assert!(!shown.contains(VALUE) && !shown.contains("of the rule"), "{shown}");
@@ -372,6 +438,10 @@ mod tests {
         let values: Vec<_> = again.secrets(&secrets).into_iter().map(|secret| secret.value).collect();
         assert_eq!(values, [Ok(VALUE.to_owned()), Ok("from-a-file".to_owned())]);
         assert_eq!(again.header_rule(&header_rules[0]).unwrap().headers[0].value, "of the rule");
+        assert_eq!(
+            (password, again.proxy_password(&ValueSource::Kept)),
+            (ValueSource::Kept, Ok("of the proxy".into()))
+        );
         assert!(secrets[0].placeholder.len() > 32 && secrets[0].placeholder != secrets[1].placeholder);
         fs::remove_file(&file).unwrap();
         assert!(again.secrets(&secrets)[1].value.as_ref().unwrap_err().contains("No such file"));
@@ -379,14 +449,15 @@ mod tests {
         // A change keeps what it refers to, and drops the rest.
         let (certificate, placeholder) = (again.certificate().unwrap().to_owned(), secrets[0].placeholder.clone());
         let mut changed = Kept::read(&directory).unwrap();
-        changed.take(Parts { secrets: &mut secrets, header_rules: &mut Vec::new() }).unwrap();
-        changed.retain(&secrets, &[]);
+        changed.take(Parts { secrets: &mut secrets, header_rules: &mut Vec::new(), proxy_password: None }).unwrap();
+        changed.retain(&secrets, &[], None);
         changed.write(&directory).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains(VALUE) && !text.contains("of the rule"));
+        assert!(text.contains(VALUE) && !text.contains("of the rule") && !text.contains("of the proxy"));
         assert_eq!((changed.certificate().unwrap(), &secrets[0].placeholder), (certificate.as_str(), &placeholder));
+        let mut missing = vec![secret("C", ValueSource::Kept)];
         let missing =
-            changed.take(Parts { secrets: &mut vec![secret("C", ValueSource::Kept)], header_rules: &mut Vec::new() });
+            changed.take(Parts { secrets: &mut missing, header_rules: &mut Vec::new(), proxy_password: None });
         assert_eq!(missing.unwrap_err().to_string(), "no value was given for secret C");
         wipe(&directory);
         assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0));

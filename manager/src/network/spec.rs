@@ -1,6 +1,7 @@
 //! What a sandbox is to reach, as a user asks for it.
 
 use super::{
+    proxy::{ProxyError, ProxySpec},
     rules,
     secrets::{self, HeaderRuleSpec, Kept, MAX_SECRETS, SecretSpec, ValueSource},
 };
@@ -43,6 +44,9 @@ pub struct NetworkSpec {
     /// Headers that are set in requests to some hosts, where TLS is ended as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub header_rules: Vec<HeaderRuleSpec>,
+    /// The proxy that carries its connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySpec>,
     /// Limits.
     #[serde(default)]
     pub limits: EgressLimits,
@@ -88,6 +92,9 @@ pub enum NetworkSpecError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The proxy cannot be used.
+    #[error("invalid proxy: {0}")]
+    Proxy(#[from] ProxyError),
     /// The operator does not permit it.
     #[error("the operator does not permit {0}")]
     NotPermitted(String),
@@ -114,6 +121,7 @@ impl NetworkSpec {
             let named = name.parse::<DomainName>();
             named.map_err(|problem| NetworkSpecError::HostName { name: name.clone(), problem })?;
         }
+        self.proxy.as_ref().map_or(Ok(()), ProxySpec::check)?;
         self.check_secrets()?;
         self.check_header_rules()?;
         let request = EgressRequest::Configure(Box::new(self.settings(&[], &Kept::default())));
@@ -222,6 +230,7 @@ impl NetworkSpec {
                 && self.hosts == before.hosts
                 && self.secrets.iter().all(is_secret)
                 && self.header_rules == before.header_rules
+                && self.proxy == before.proxy
                 && limits_narrow(self.limits, before.limits)
     }
 
@@ -289,7 +298,7 @@ fn not_a_host(host: &str) -> Option<String> {
 fn given_problem(value: &ValueSource) -> Option<&'static str> {
     match value {
         ValueSource::Given(value) => secrets::problem(value.as_str()),
-        ValueSource::Kept | ValueSource::File(_) => None,
+        ValueSource::Kept | ValueSource::KeptAs(_) | ValueSource::File(_) => None,
     }
 }
 
@@ -348,12 +357,16 @@ pub(crate) mod tests {
                 ..as_before.clone()
             },
             NetworkSpec { precedence: Precedence::Allow, ..as_before.clone() },
+            NetworkSpec { proxy: Some("socks5://a.example:1".parse().unwrap()), ..as_before.clone() },
         ] {
             assert!(!more.only_narrows(&listed, false), "{more:?}");
         }
         for more in [spec(Reach::Listed, &["a.example"], &[]), spec(Reach::Listed, &["host:22"], &["ads.example"])] {
             assert!(!more.only_narrows(&public, false), "{more:?}");
         }
+        // What a proxy kept from the guest, it would reach without it.
+        let proxied = NetworkSpec { proxy: Some("socks5://a.example:1".parse().unwrap()), ..listed.clone() };
+        assert!(proxied.only_narrows(&proxied, true) && !listed.only_narrows(&proxied, true));
         let allow_wins = NetworkSpec { precedence: Precedence::Allow, ..public.clone() };
         let more = NetworkSpec { precedence: Precedence::Allow, ..fewer };
         assert!(!more.only_narrows(&allow_wins, false) && public.only_narrows(&allow_wins, false));

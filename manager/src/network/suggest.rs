@@ -65,6 +65,10 @@ impl Suggester {
             }
             _ => return,
         };
+        // No rule would help.
+        if event.failure_of_proxy().is_some() {
+            return;
+        }
         // A name that was allowed and has no answer needs no rule.
         if decision.allowed && matches!(event, Event::NetworkName { .. }) {
             return;
@@ -142,6 +146,7 @@ mod tests {
                 rule: None,
                 reason: (!allowed).then(|| "no rule allows it".to_owned()),
             },
+            proxied: false,
             bytes_out: 1,
             bytes_in,
             millis: 1,

@@ -5,7 +5,10 @@
 //! number of repeats. All lines together have a rate, and what exceeds it is counted.
 
 use crate::audit::{Event, NetworkDecision};
-use sandboxvm_protocol::egress::{BlockedSecret, Decided, FlowRecord, NameRecord, Transport};
+use sandboxvm_protocol::{
+    egress::{BlockedSecret, Decided, FlowRecord, NameRecord, Transport},
+    network::{GATEWAY_IPV4, GATEWAY_IPV6},
+};
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 use tokio::time::Instant;
 
@@ -50,15 +53,30 @@ impl Traffic {
         Self { repeats: HashMap::new(), left: BURST, filled_at: now, omitted: 0 }
     }
 
-    /// Returns the line of a flow, if it is to be written now.
-    pub(crate) fn flow(&mut self, flow: FlowRecord, now: Instant) -> Option<Event> {
+    /// Returns the line of a flow, if it is to be written now. `has_proxy` says whether the dialer has an
+    /// upstream proxy.
+    pub(crate) fn flow(&mut self, flow: FlowRecord, has_proxy: bool, now: Instant) -> Option<Event> {
         let FlowRecord { transport, name, address, port, decided, bytes_out, bytes_in, millis, end, count } = flow;
         let (name, decision) = (name.map(short), decision(decided));
         let alike =
             (!decision.allowed).then(|| Refused::Flow(transport, name.clone(), address, port, decision.clone()));
         let count = u64::from(count.max(1));
-        let line =
-            Event::NetworkFlow { transport, name, address, port, decision, bytes_out, bytes_in, millis, end, count };
+        // Services of the host are at the gateway's address, and are reached without it.
+        let is_of_host = address == GATEWAY_IPV4 || address == GATEWAY_IPV6;
+        let proxied = has_proxy && decision.allowed && transport == Transport::Tcp && !is_of_host;
+        let line = Event::NetworkFlow {
+            transport,
+            name,
+            address,
+            port,
+            decision,
+            proxied,
+            bytes_out,
+            bytes_in,
+            millis,
+            end,
+            count,
+        };
         self.log(line, alike, count, now)
     }
 
@@ -193,18 +211,18 @@ mod tests {
     fn repeats_of_a_refusal_are_counted_and_logged_a_minute_later() {
         let start = Instant::now();
         let mut traffic = Traffic::new(start);
-        assert_eq!(count(&traffic.flow(refused(80), start).unwrap()), 1);
+        assert_eq!(count(&traffic.flow(refused(80), false, start).unwrap()), 1);
         for _ in 0..9 {
-            assert_eq!(traffic.flow(refused(80), start), None);
+            assert_eq!(traffic.flow(refused(80), false, start), None);
         }
-        assert_eq!(count(&traffic.flow(refused(81), start).unwrap()), 1, "another port is not alike");
+        assert_eq!(count(&traffic.flow(refused(81), false, start).unwrap()), 1, "another port is not alike");
         let later = traffic.next().unwrap();
         assert_eq!(later, start + COUNTED_FOR);
         assert!(traffic.due(start).is_empty());
         let lines = traffic.due(later);
         assert_eq!(lines.iter().map(count).collect::<Vec<_>>(), [9], "what was not repeated is not repeated");
         assert_eq!(traffic.next(), None);
-        assert!(traffic.flow(refused(80), later).is_some(), "a minute later it is new again");
+        assert!(traffic.flow(refused(80), false, later).is_some(), "a minute later it is new again");
     }
 
     #[test]
@@ -212,11 +230,26 @@ mod tests {
         let start = Instant::now();
         let mut traffic = Traffic::new(start);
         let allowed = || FlowRecord { decided: Decided::Allowed(None), ..refused(443) };
-        let lines = |traffic: &mut Traffic, now| (0..1000).filter(|_| traffic.flow(allowed(), now).is_some()).count();
+        let lines =
+            |traffic: &mut Traffic, now| (0..1000).filter(|_| traffic.flow(allowed(), false, now).is_some()).count();
         assert_eq!(lines(&mut traffic, start), BURST as usize);
         assert_eq!(lines(&mut traffic, start + Duration::from_secs(2)), 2 * PER_SECOND as usize);
         let due = traffic.due(traffic.next().unwrap());
         assert_eq!(due.iter().map(count).sum::<u64>(), 2000 - u64::from(BURST) - 2 * u64::from(PER_SECOND));
+    }
+
+    #[test]
+    fn lines_say_what_the_proxy_carried() {
+        let now = Instant::now();
+        let mut traffic = Traffic::new(now);
+        let allowed = || FlowRecord { decided: Decided::Allowed(None), ..refused(443) };
+        let mut is_proxied = |flow, has_proxy| match traffic.flow(flow, has_proxy, now) {
+            Some(Event::NetworkFlow { proxied, .. }) => proxied,
+            other => panic!("{other:?}"),
+        };
+        assert!(is_proxied(allowed(), true) && !is_proxied(allowed(), false));
+        assert!(!is_proxied(refused(443), true));
+        assert!(!is_proxied(FlowRecord { address: GATEWAY_IPV4.into(), ..allowed() }, true), "a service of the host");
     }
 
     #[test]
@@ -227,7 +260,7 @@ mod tests {
         let mut longest = 0;
         for port in 0..20_000 {
             let record = FlowRecord { name: Some(long.clone()), count: u32::MAX, ..refused(port) };
-            if let Some(line) = traffic.flow(record, now) {
+            if let Some(line) = traffic.flow(record, false, now) {
                 longest = longest.max(serde_json::to_string(&line).unwrap().len());
             }
         }

@@ -15,7 +15,7 @@ use rmcp::{
     tool, tool_router,
 };
 use sandboxvm_manager::{
-    Advice, NetworkRecordError, NetworkSpec, NetworkSpecError, Permitted, Reach, Rule,
+    Advice, DialFailure, NetworkRecordError, NetworkSpec, NetworkSpecError, Permitted, Reach, Rule,
     audit::{AuditError, Event, Line, NetworkDecision},
     one_line,
 };
@@ -259,6 +259,8 @@ fn advised(advice: &Advice, permitted: &Permitted) -> String {
             }
         }
         Advice::NoDeny(rule) => format!("create a sandbox without {rule} in network.deny"),
+        Advice::Proxy(DialFailure::NotProxied) => "use TCP: the operator's proxy carries nothing else".to_owned(),
+        Advice::Proxy(_) => "ask the user to see to the upstream proxy of this host".to_owned(),
         Advice::Operator(_) => "only the operator of the host can open this address".to_owned(),
     }
 }
@@ -270,7 +272,7 @@ mod tests {
 
     fn permitted(reach: Reach, allow: &[&str]) -> Permitted {
         let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
-        Permitted { reach, allow, resolvers: false, limits: EgressLimits::default() }
+        Permitted { reach, allow, resolvers: false, proxies: false, limits: EgressLimits::default() }
     }
 
     fn spec(json: serde_json::Value, permitted: &Permitted) -> Result<Option<NetworkSpec>, String> {
@@ -327,6 +329,7 @@ mod tests {
             address: address.parse().unwrap(),
             port: 443,
             decision,
+            proxied: false,
             bytes_out: 0,
             bytes_in: 0,
             millis: 0,

@@ -68,12 +68,18 @@ pub enum DialFailure {
     /// It would have to go around the upstream proxy.
     #[error("the upstream proxy carries only TCP")]
     NotProxied = 7,
-    /// The upstream proxy cannot be reached, refused, or did not keep to its protocol.
-    #[error("the upstream proxy did not make the connection")]
+    /// The upstream proxy refused, or did not keep to its protocol.
+    #[error("the upstream proxy refused the connection")]
     Proxy = 8,
     /// The upstream proxy of a tenant is below the floor.
     #[error("the upstream proxy has an address that a sandbox may not reach")]
     ProxyForbidden = 9,
+    /// No connection to the upstream proxy can be made.
+    #[error("the upstream proxy cannot be reached")]
+    ProxyUnreachable = 10,
+    /// The upstream proxy wants a user name and password, or others.
+    #[error("the upstream proxy does not accept the user name and password")]
+    ProxyLogin = 11,
 }
 
 impl DialFailure {
@@ -81,7 +87,16 @@ impl DialFailure {
     /// Otherwise the peer or the network failed, as without sandboxvm.
     #[must_use]
     pub fn is_refusal(self) -> bool {
-        matches!(self, Self::Forbidden | Self::NotProxied | Self::Proxy | Self::ProxyForbidden)
+        matches!(self, Self::Forbidden) || self.is_about_proxy()
+    }
+
+    /// Returns true if the upstream proxy is the reason: no rule would help.
+    #[must_use]
+    pub fn is_about_proxy(self) -> bool {
+        matches!(
+            self,
+            Self::NotProxied | Self::Proxy | Self::ProxyForbidden | Self::ProxyUnreachable | Self::ProxyLogin
+        )
     }
 }
 
@@ -171,6 +186,8 @@ impl DialAnswer {
             7 => Err(DialFailure::NotProxied),
             8 => Err(DialFailure::Proxy),
             9 => Err(DialFailure::ProxyForbidden),
+            10 => Err(DialFailure::ProxyUnreachable),
+            11 => Err(DialFailure::ProxyLogin),
             _ => return None,
         };
         Some(Self { id: u32::from_le_bytes([i0, i1, i2, i3]), result })
@@ -203,7 +220,7 @@ mod tests {
             if let Some(answer) = DialAnswer::from_bytes(&packet) {
                 assert_eq!(answer.to_bytes(), packet);
             } else {
-                assert!(code > 9);
+                assert!(code > 11);
             }
         }
     }

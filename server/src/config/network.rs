@@ -2,7 +2,8 @@
 //! ask for. Without the section sandboxes have no network, as before servers knew one.
 
 use sandboxvm_manager::{
-    EgressLimits, NetworkOperator, NetworkSpec, NetworkSpecError, Permitted, Provided, Reach, Rule,
+    EgressLimits, NetworkOperator, NetworkSpec, NetworkSpecError, Permitted, Provided, ProxyError, ProxySpec, Reach,
+    Rule,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -28,8 +29,15 @@ pub struct NetworkConfig {
     /// A file with certificates of authorities (PEM) that are accepted, in addition to those of the host, of servers whose TLS
     /// is ended to set headers.
     pub trust: Option<PathBuf>,
+    /// The proxy that carries the connections of every sandbox, as `socks5://[USER@]HOST:PORT` or with `http://`. It may have
+    /// a private address. Clients cannot name another one then.
+    pub proxy: Option<String>,
+    /// A file with its password, as an absolute path. It is read each time that the network of a sandbox starts.
+    pub proxy_password_file: Option<PathBuf>,
     /// Whether clients may name other resolvers (`dnsServers`).
     pub dns_servers: bool,
+    /// Whether clients may name a proxy (`egressProxy`), which has to have a public address.
+    pub egress_proxy: bool,
     /// Limits of each sandbox.
     pub per_sandbox: NetworkLimits,
     /// Limits of all sandboxes of one key together; 0: no limit. Each sandbox gets the same share, as if the key had as many as
@@ -86,6 +94,9 @@ pub enum NetworkConfigError {
         /// What is wrong.
         problem: String,
     },
+    /// The proxy cannot be used. Its text is not repeated: it may have a password by mistake.
+    #[error("invalid network.proxy: {0}")]
+    Proxy(#[from] ProxyError),
     /// Clients that ask for nothing would get more than others may ask for.
     #[error("invalid network.default: network.permits does not cover it: {0}")]
     Default(NetworkSpecError),
@@ -108,7 +119,10 @@ impl Default for NetworkConfig {
             open: Vec::new(),
             resolvers: Vec::new(),
             trust: None,
+            proxy: None,
+            proxy_password_file: None,
             dns_servers: true,
+            egress_proxy: true,
             per_sandbox,
             per_key: NetworkLimits::default(),
         }
@@ -138,7 +152,13 @@ impl NetworkConfig {
         let default = self.default.as_ref().unwrap_or(&none);
         let (reach, rules) = default.parse("default")?;
         let (most, allow) = self.permits.as_ref().unwrap_or(default).parse("permits")?;
-        let permits = Permitted { reach: most, allow, resolvers: self.dns_servers, limits: self.per_sandbox.limits() };
+        let permits = Permitted {
+            reach: most,
+            allow,
+            resolvers: self.dns_servers,
+            proxies: self.egress_proxy && self.proxy.is_none(),
+            limits: self.per_sandbox.limits(),
+        };
         let opened = self.open.iter().map(|text| parsed("open", text));
         let resolvers = self.resolvers.iter().map(|text| match text.parse::<IpAddr>() {
             Ok(address) => Ok(SocketAddr::from((address, DNS_PORT))),
@@ -148,12 +168,18 @@ impl NetworkConfig {
             opened: opened.collect::<Result<_, _>>()?,
             resolvers: resolvers.collect::<Result<_, _>>()?,
             trust: self.trust.clone(),
+            proxy: self.proxy()?,
         };
         let (per_key, is_stated) = (self.per_key, self.default.is_some());
         let network = ServerNetwork { reach, rules, permits, per_key, provides, is_stated };
         let usual = NetworkSpec { reach, allow: network.rules.clone(), ..NetworkSpec::default() };
         network.permits.check(&usual).map_err(NetworkConfigError::Default)?;
         Ok(network)
+    }
+
+    fn proxy(&self) -> Result<Option<ProxySpec>, ProxyError> {
+        let parse = |text: &String| text.parse::<ProxySpec>()?.of_operator(self.proxy_password_file.clone());
+        self.proxy.as_ref().map(parse).transpose()
     }
 }
 
@@ -234,7 +260,13 @@ impl fmt::Display for ServerNetwork {
         let usual = part(self.reach, &self.rules);
         write!(f, "by default sandboxes reach {usual} on the network")?;
         let most = part(self.permits.reach, &self.permits.allow);
-        if most == usual { Ok(()) } else { write!(f, ", and clients may ask for {most}") }
+        if most != usual {
+            write!(f, ", and clients may ask for {most}")?;
+        }
+        match &self.provides.proxy {
+            Some(proxy) => write!(f, ", through the proxy {proxy}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -288,6 +320,25 @@ pub(crate) mod tests {
         let resolvers: Vec<String> = operator.provides.resolvers.iter().map(ToString::to_string).collect();
         assert_eq!(resolvers, ["127.0.0.1:53", "[2001:db8::1]:5353"]);
         assert_eq!(operator.permits.unwrap().limits.bytes_out_per_second, 5);
+    }
+
+    #[test]
+    fn proxy_of_the_operator_excludes_those_of_clients() {
+        let read = |text: &str| toml::from_str::<NetworkConfig>(text).unwrap().network();
+        let with = |text: &str| read(&format!("default = \"public\"\n{text}")).unwrap();
+        let permits = |text: &str| with(text).operator().permits.unwrap().proxies;
+        assert!(permits("") && !permits("egress_proxy = false") && !permits("proxy = \"http://10.0.0.1:3128\""));
+        let network = with("proxy = \"socks5://me@proxy.example:1080\"\nproxy_password_file = \"/etc/proxy-password\"");
+        assert!(network.to_string().ends_with(", through the proxy socks5://proxy.example:1080"), "{network}");
+        let proxy = network.operator().provides.proxy.unwrap();
+        assert_eq!(proxy.password, Some(sandboxvm_manager::ValueSource::File("/etc/proxy-password".into())));
+        let refusal = |text: &str| read(text).unwrap_err().to_string();
+        let inline = refusal("proxy = \"socks5://me:hush@proxy.example:1080\"");
+        assert_eq!(
+            inline,
+            "invalid network.proxy: the password of the operator's proxy has to be in a file (proxy_password_file)"
+        );
+        assert!(!refusal("proxy = \"me:hush@proxy.example\"").contains("hush"));
     }
 
     #[test]

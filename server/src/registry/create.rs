@@ -141,7 +141,7 @@ impl Registry {
             public_traffic: wanted.public_traffic,
             ingress: wanted.ingress,
             allow_internet_access: wanted.allow_internet_access,
-            egress: wanted.egress,
+            egress: wanted.egress.shown(),
             user,
             phase: Phase::Running,
         };

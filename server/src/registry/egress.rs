@@ -6,7 +6,8 @@
 use crate::config::network::ServerNetwork;
 use ipnet::IpNet;
 use sandboxvm_manager::{
-    HeaderRuleSpec, HeaderSpec, NetworkSpec, Precedence, Reach, Rule, SecretText, Target, ValueSource,
+    HeaderRuleSpec, HeaderSpec, NetworkSpec, Precedence, ProxyError, ProxySpec, Reach, Rule, SecretText, Target,
+    ValueSource,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -122,6 +123,11 @@ pub(crate) enum EgressError {
          supported by sandboxvm; give the value itself"
     )]
     Markers { domain: String, header: String },
+    /// The address is not repeated: it may have a password by mistake.
+    #[error("invalid egress proxy address: expected HOST:PORT")]
+    ProxyAddress,
+    #[error("invalid egress proxy: {0}")]
+    Proxy(ProxyError),
     #[error("{0} is not supported by sandboxvm; see docs/e2b.md")]
     Unsupported(&'static str),
 }
@@ -139,9 +145,7 @@ impl Egress {
         }
         let dns = self.dns()?;
         let header_rules = self.header_rules()?;
-        if self.egress_proxy.is_some() {
-            return Err(EgressError::Unsupported("network.egressProxy"));
-        }
+        let proxy = self.egress_proxy.as_ref().map(EgressProxy::spec).transpose()?;
         let denies_the_rest = denies_all || internet == Some(false);
         let usual = if denies_the_rest { Reach::Nothing } else { operator.reach };
         let reach = match usual {
@@ -163,6 +167,7 @@ impl Egress {
             // Where nothing is reached, no name is asked for either.
             dns: if reach == Reach::Nothing { Vec::new() } else { dns },
             header_rules: if reach == Reach::Nothing { Vec::new() } else { header_rules },
+            proxy,
             limits: operator.permits.limits,
             ..NetworkSpec::default()
         })
@@ -173,14 +178,16 @@ impl Egress {
         self.allow_out.as_ref().is_some_and(|entries| !entries.is_empty())
     }
 
-    /// Returns these words without the headers of rules, which a copy of the sandbox does not get: they are secrets of the
-    /// original, as those that the guest has placeholders of.
+    /// Returns these words without the headers of rules and the login at the proxy, which a copy of the sandbox does not get:
+    /// they are secrets of the original, as those that the guest has placeholders of.
     pub(crate) fn of_copy(&self) -> Self {
-        Self { rules: None, ..self.clone() }
+        let shown = self.shown();
+        let egress_proxy = shown.egress_proxy.map(|proxy| EgressProxy { username: None, ..proxy });
+        Self { rules: None, egress_proxy, ..shown }
     }
 
-    /// Returns what a client reads back: all but the password and the certificate of a proxy. It has the values of headers, so
-    /// it is for the key that owns the sandbox alone.
+    /// Returns what a client reads back and what is recorded: all but the password and the certificate of a proxy. It has the
+    /// values of headers, so it is for the key that owns the sandbox alone.
     pub(crate) fn shown(&self) -> Self {
         let shown = |proxy: &EgressProxy| EgressProxy {
             password: None,
@@ -188,6 +195,13 @@ impl Egress {
             ..proxy.clone()
         };
         Self { egress_proxy: self.egress_proxy.as_ref().map(shown), ..self.clone() }
+    }
+
+    /// Returns true if these words have values of headers or the password of a proxy: a file with them is overwritten before
+    /// it is gone.
+    pub(crate) fn has_secrets(&self) -> bool {
+        let of_proxy = self.egress_proxy.as_ref().is_some_and(|proxy| proxy.password.is_some());
+        of_proxy || self.rules.iter().flat_map(BTreeMap::values).flatten().any(|rule| rule.headers().next().is_some())
     }
 
     fn denied(&self) -> Result<Vec<Rule>, EgressError> {
@@ -222,6 +236,28 @@ impl Egress {
             rules.values().flatten().flat_map(HostRule::headers).map(|(_, value)| value.matches(MARKER).count());
         at_most("secrets in network.rules", markers.sum(), MAX_MARKERS)?;
         rules.iter().map(|(domain, transforms)| header_rule(domain, transforms)).collect()
+    }
+}
+
+impl EgressProxy {
+    fn spec(&self) -> Result<ProxySpec, EgressError> {
+        let Self { address, username, password, tls } = self;
+        if tls.as_ref().is_some_and(|tls| tls.enabled) {
+            return Err(EgressError::Unsupported("network.egressProxy.tls"));
+        }
+        // E2B's proxies are SOCKS5. The address is not the place for a login.
+        let is_address = !address.contains(['@', '/']);
+        let parsed = Some(address).filter(|_| is_address).map(|address| format!("socks5://{address}").parse());
+        let proxy: ProxySpec = match parsed {
+            Some(Ok(proxy)) => proxy,
+            Some(Err(ProxyError::Text)) | None => return Err(EgressError::ProxyAddress),
+            Some(Err(error)) => return Err(EgressError::Proxy(error)),
+        };
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let password = given(password).map(|password| ValueSource::Given(SecretText::new(password)));
+        let proxy = ProxySpec { user: given(username), password, ..proxy };
+        proxy.check().map_err(EgressError::Proxy)?;
+        Ok(proxy)
     }
 }
 
@@ -446,6 +482,7 @@ mod tests {
         }
         let words = egress(json!({"rules": rules, "allowOut": ["1.1.1.1"]}));
         assert_eq!(words.of_copy(), egress(json!({"allowOut": ["1.1.1.1"]})));
+        assert!(words.has_secrets() && !words.of_copy().has_secrets());
         let largest: serde_json::Map<_, _> = (0..20).map(|n| (format!("X-{n:02}"), json!("x".repeat(2048)))).collect();
         public_spec(None, json!({"rules": {"a.example": [{"transform": {"headers": largest}}]}})).check().unwrap();
     }
@@ -523,12 +560,43 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_refused_and_their_secrets_are_not_shown() {
+    fn proxies_are_socks5_and_their_login_does_not_go_to_copies() {
+        let with = |proxy: Value| json!({"egressProxy": proxy});
+        let proxy = with(json!({"address": "proxy.example.com:1080", "username": "u", "password": "hush"}));
+        let spec = public_spec(None, proxy.clone());
+        spec.check().unwrap();
+        let wanted = spec.proxy.unwrap();
+        assert_eq!(
+            (wanted.to_string().as_str(), wanted.user.as_deref()),
+            ("socks5://proxy.example.com:1080", Some("u"))
+        );
+        assert_eq!(wanted.password, Some(ValueSource::Given(SecretText::new("hush".into()))));
+        assert!(egress(proxy.clone()).has_secrets() && !egress(proxy.clone()).shown().has_secrets());
+        assert_eq!(egress(proxy).of_copy(), egress(with(json!({"address": "proxy.example.com:1080"}))));
+        let plain =
+            with(json!({"address": "[2001:db8::1]:1080", "username": "", "password": "", "tls": {"enabled": false}}));
+        let plain = public_spec(None, plain).proxy.unwrap();
+        assert_eq!(
+            (plain.to_string().as_str(), plain.user, plain.password),
+            ("socks5://[2001:db8::1]:1080", None, None)
+        );
+        for wrong in ["proxy.example", "socks5://proxy.example:1", "me:hush@proxy.example:1", "", "a b"] {
+            let refused = refusal(with(json!({"address": wrong})));
+            assert_eq!(refused, "invalid egress proxy address: expected HOST:PORT", "{wrong}");
+        }
+        let alone = refusal(with(json!({"address": "proxy.example:1", "password": "hush"})));
+        assert_eq!(alone, "invalid egress proxy: a password needs a user name");
+        let host = refusal(with(json!({"address": "127.1:1080"})));
+        assert!(host.starts_with("invalid egress proxy: invalid host \"127.1\""), "{host}");
+    }
+
+    #[test]
+    fn proxies_over_tls_are_refused_and_their_secrets_are_not_shown() {
         let proxy = json!({"egressProxy": {
             "address": "proxy.example.com:1080", "username": "u", "password": "hush",
             "tls": {"enabled": true, "serverName": "sn", "caCert": "PEM"},
         }});
-        assert_eq!(refusal(proxy.clone()), "network.egressProxy is not supported by sandboxvm; see docs/e2b.md");
+        assert_eq!(refusal(proxy.clone()), "network.egressProxy.tls is not supported by sandboxvm; see docs/e2b.md");
         let proxy = egress(proxy);
         assert_eq!(
             serde_json::to_value(proxy.shown()).unwrap(),

@@ -10,7 +10,7 @@ use crate::{
     },
     metering::{ends::Ends, traffic::AllTraffic},
     quotas::{StorageLimits, count::Quota, starts::Starts, trails::Trails},
-    store::{Store, StoreError},
+    store::{Outgoing, Store, StoreError},
     templates::{self, Template, snapshot_index::SnapshotIndex},
 };
 use sandboxvm_images::bundle::Bundle;
@@ -147,10 +147,14 @@ impl Registry {
     /// Writes it down, then lets it count. Under the entry's `change` lock, while it is not gone. What rests on disk outlives
     /// a loss of power, and so must the record that says so; what runs does not.
     pub(super) fn update(&self, entry: &Entry, record: Record) -> Result<(), RegistryError> {
+        let outgoing = self.outgoing(&entry.record());
         if record.is_paused() || entry.record().is_paused() {
             self.records.put_durably(entry.id.as_str(), &record)?;
         } else {
             self.records.put(entry.id.as_str(), &record)?;
+        }
+        if let Some(outgoing) = outgoing {
+            outgoing.wipe();
         }
         entry.set_record(record);
         self.time_changed.notify_one();
@@ -164,12 +168,20 @@ impl Registry {
         self.remove_snapshot_of_manager(&paused_name(entry)?)?;
         let record = entry.record();
         self.trails.outlives(&entry.id, &record.owner)?;
+        let outgoing = self.outgoing(&record);
         if record.is_paused() {
             self.records.remove_durably(entry.id.as_str())?;
         } else {
             self.records.remove(entry.id.as_str())?;
         }
+        if let Some(outgoing) = outgoing {
+            outgoing.wipe();
+        }
         Ok(())
+    }
+
+    fn outgoing(&self, record: &Record) -> Option<Outgoing> {
+        record.egress.has_secrets().then(|| self.records.outgoing(record.id.as_str()))
     }
 
     pub(super) fn sandbox(&self, entry: &Entry) -> Result<Sandbox, RegistryError> {

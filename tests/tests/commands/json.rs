@@ -20,7 +20,11 @@ const LISTINGS: [(&str, &[&str], &[&str]); 14] = [
     ("ps", &["ps.json"], &[]),
     ("snapshot ls", &["snapshot-ls.json"], &[]),
     ("port", &["port.json"], &[]),
-    ("network show", &["network-show.json", "network-show-down.json", "network-show-none.json"], &[]),
+    (
+        "network show",
+        &["network-show.json", "network-show-down.json", "network-show-none.json", "network-show-operator.json"],
+        &[],
+    ),
     ("network suggest", &["network-suggest.json"], &[]),
     ("stats", &["stats.json"], &[]),
     ("stats SANDBOX", &["stats-of-one.json", "stats-of-new.json"], &[]),

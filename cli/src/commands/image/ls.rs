@@ -1,11 +1,10 @@
 //! `image ls`: the images of the home.
 
-use super::size;
 use crate::{
     commands::ls::age,
     failure::Failure,
     images::{self, RegistryOptions},
-    output::{json, table},
+    output::{json, size, table},
     stdio,
 };
 use clap::Args;
@@ -56,7 +55,7 @@ fn listed(ImageSummary { tag, size }: ImageSummary) -> Listed {
 
 fn row(ImageSummary { tag, size: bytes }: &ImageSummary, now: SystemTime) -> [String; 4] {
     let age = age(now.duration_since(since(tag)).unwrap_or_default());
-    [tag.reference.clone(), tag.manifest.hex()[..12].to_owned(), size(*bytes), age]
+    [tag.reference.clone(), tag.manifest.hex()[..12].to_owned(), size::of(*bytes), age]
 }
 
 fn since(tag: &Tag) -> SystemTime {

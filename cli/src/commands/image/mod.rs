@@ -53,23 +53,3 @@ impl Image {
         }
     }
 }
-
-/// Returns a size with one decimal and a unit.
-fn size(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB"];
-    let exponent = (bytes.max(1).ilog2() / 10).clamp(1, 3);
-    // Sizes of images lie far below 2^52.
-    let number = bytes as f64 / f64::from(1_u32 << (10 * exponent));
-    format!("{number:.1} {}", units[exponent as usize - 1])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_have_a_unit() {
-        let sizes = [0, 512, 1 << 20, (1 << 30) - 1, 3 << 29, 5 << 40].map(size);
-        assert_eq!(sizes, ["0.0 KiB", "0.5 KiB", "1.0 MiB", "1024.0 MiB", "1.5 GiB", "5120.0 GiB"]);
-    }
-}

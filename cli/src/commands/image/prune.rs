@@ -1,9 +1,9 @@
 //! `image prune`: deletes what no image needs.
 
-use super::size;
 use crate::{
     failure::Failure,
     images::{self, RegistryOptions},
+    output::size,
     stdio,
 };
 use clap::Args;
@@ -24,7 +24,7 @@ impl Prune {
             text.extend(store.remove_unused()?.iter().map(|tag| format!("{}\n", tag.reference)));
         }
         let collected = store.prune()?;
-        text.push_str(&format!("deleted {} files, {}\n", collected.files, size(collected.bytes)));
+        text.push_str(&format!("deleted {} files, {}\n", collected.files, size::of(collected.bytes)));
         stdio::print(&text)?;
         Ok(0)
     }

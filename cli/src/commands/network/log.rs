@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use sandboxvm_manager::{
-    Advice, FlowEnd, Transport,
+    Advice, DialFailure, FlowEnd, Transport,
     audit::{Event, Line, NetworkDecision},
     one_line,
 };
@@ -53,14 +53,30 @@ impl Log {
 /// Formats an event of the network. Names in it are a guest's.
 fn show(sandbox: &str, event: &Event) -> Option<String> {
     let text = match event {
-        Event::NetworkFlow { transport, name, address, port, decision, bytes_out, bytes_in, millis, end, count } => {
+        Event::NetworkFlow {
+            transport,
+            name,
+            address,
+            port,
+            decision,
+            proxied,
+            bytes_out,
+            bytes_in,
+            millis,
+            end,
+            count,
+        } => {
             let to = if *transport == Transport::Icmp { address.to_string() } else { at(*address, *port) };
             let name = name.as_deref().map(|name| format!(" {}", one_line(name))).unwrap_or_default();
             let what = format!("{}{name} {to}", word(*transport));
             if decision.allowed {
                 let took = humantime::format_duration(Duration::from_millis(*millis));
                 let end = ended(*end);
-                format!("allowed {what}{}: {bytes_out} bytes out, {bytes_in} in, {end} after {took}", rule(decision))
+                let proxied = if *proxied { " through the proxy" } else { "" };
+                format!(
+                    "allowed {what}{proxied}{}: {bytes_out} bytes out, {bytes_in} in, {end} after {took}",
+                    rule(decision)
+                )
             } else {
                 refused(&what, decision, *count)
             }
@@ -73,14 +89,15 @@ fn show(sandbox: &str, event: &Event) -> Option<String> {
                 refused(&what, decision, *count)
             }
         }
-        Event::NetworkSet { reach, allow, deny, secrets } => {
+        Event::NetworkSet { reach, allow, deny, secrets, proxy } => {
             let reach = serde_json::to_value(reach).unwrap_or_default();
             let secrets = match &secrets[..] {
                 [] => String::new(),
                 secrets => format!(", secrets [{}]", secrets.join(", ")),
             };
+            let proxy = proxy.as_deref().map(|proxy| format!(", proxy {}", one_line(proxy))).unwrap_or_default();
             format!(
-                "set to {}, allow [{}], deny [{}]{secrets}",
+                "set to {}, allow [{}], deny [{}]{secrets}{proxy}",
                 reach.as_str().unwrap_or_default(),
                 allow.join(", "),
                 deny.join(", ")
@@ -102,8 +119,23 @@ fn show(sandbox: &str, event: &Event) -> Option<String> {
         Some(Advice::Operator(_)) => {
             format!("{text}; only the operator can open it, below [operator] in ~/.config/sandboxvm/network.toml")
         }
+        Some(Advice::Proxy(failure)) => format!("{text}; {}", of_proxy(failure, sandbox)),
         None => text,
     })
+}
+
+/// Returns what helps against a failure of the upstream proxy.
+fn of_proxy(failure: DialFailure, sandbox: &str) -> String {
+    let show = format!("`sandboxvm network show {sandbox}` shows the proxy");
+    match failure {
+        DialFailure::NotProxied => "set the network without the proxy, or use TCP".to_owned(),
+        DialFailure::ProxyForbidden => "only the operator's proxy may have such an address".to_owned(),
+        DialFailure::ProxyUnreachable => format!("check that it runs and that this host reaches it: {show}"),
+        DialFailure::ProxyLogin => {
+            "set the network with --proxy and the user name and password that it wants".to_owned()
+        }
+        _ => format!("its own rules or the peer may be the reason: {show}"),
+    }
 }
 
 fn refused(what: &str, decision: &NetworkDecision, count: u64) -> String {
@@ -169,6 +201,7 @@ mod tests {
                 rule: rule.map(str::to_owned),
                 reason: (!allowed).then(|| "no rule allows it".into()),
             },
+            proxied: false,
             bytes_out: 10,
             bytes_in: 2000,
             millis: 1500,

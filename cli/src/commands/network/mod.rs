@@ -18,7 +18,7 @@ pub(crate) struct Network {
 #[derive(Debug, Subcommand)]
 enum Action {
     Show(show::Show),
-    Set(set::Set),
+    Set(Box<set::Set>),
     Log(log::Log),
     Suggest(suggest::Suggest),
 }

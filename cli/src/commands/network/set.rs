@@ -11,13 +11,14 @@ use clap::Args;
 /// Replace what a sandbox reaches on the network
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The change is in force when the command returns. Connections that are not allowed any more are cut. A \
+    after_help = "The change is in force when the command returns. Connections that are not allowed any more are cut; all of \
+                  them are if the proxy is another one. A \
                   sandbox that was created without a network cannot get one."
 )]
 pub(crate) struct Set {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// Add the rules, resolvers and names to those that the sandbox has
+    /// Add the rules, resolvers, names and proxy to those that the sandbox has
     #[arg(long)]
     add: bool,
     #[command(flatten)]
@@ -27,7 +28,9 @@ pub(crate) struct Set {
 impl Set {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         if self.network.is_empty() {
-            return Err(Failure::new("nothing to set").hinted("give --net, --allow, --deny or --policy".to_owned()));
+            return Err(
+                Failure::new("nothing to set").hinted("give --net, --allow, --deny, --proxy or --policy".to_owned())
+            );
         }
         let found = environment::manager()?.find(&self.sandbox)?;
         let before = if self.add { found.network()? } else { None };

@@ -1,6 +1,11 @@
 //! `network show`: shows what a sandbox reaches, and whether its network works.
 
-use crate::{environment, failure::Failure, output::json, runtime, stdio};
+use crate::{
+    environment,
+    failure::Failure,
+    output::{json, size},
+    runtime, stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Rule, ValueSource, one_line};
 use serde::Serialize;
@@ -21,6 +26,8 @@ struct Shown {
     card: bool,
     /// What it reaches.
     network: Option<NetworkSpec>,
+    /// The proxy that carries its connections: its own, or the operator's. Without user and password.
+    proxy: Option<String>,
     /// Whether the card has a link, and what passed. Absent if no supervisor runs.
     link: Option<NetworkReport>,
 }
@@ -30,7 +37,8 @@ impl Show {
         let sandbox = environment::manager()?.find(&self.sandbox)?;
         let network = sandbox.network()?;
         let link = runtime::block_on(async { Ok(sandbox.network_report().await?) })?;
-        let shown = Shown { card: sandbox.has_network_card(), network, link };
+        let proxy = sandbox.upstream_proxy()?.map(|proxy| proxy.to_string());
+        let shown = Shown { card: sandbox.has_network_card(), network, proxy, link };
         stdio::print(&if self.json { json::pretty(&shown)? } else { text(&shown) })?;
         Ok(0)
     }
@@ -55,7 +63,7 @@ fn text(shown: &Shown) -> String {
     let secrets = network.secrets.iter().map(|secret| {
         let source = match &secret.value {
             ValueSource::File(path) => format!(" from {}", path.display()),
-            ValueSource::Given(_) | ValueSource::Kept => String::new(),
+            ValueSource::Given(_) | ValueSource::Kept | ValueSource::KeptAs(_) => String::new(),
         };
         format!("{} for {}{source}", secret.name, secret.hosts.join(", "))
     });
@@ -65,6 +73,8 @@ fn text(shown: &Shown) -> String {
         format!("{} for {}", names.join(", "), rule.host)
     });
     list("headers", headers.collect());
+    let of_operator = if network.proxy.is_none() { " (the operator's)" } else { "" };
+    list("proxy", shown.proxy.iter().map(|proxy| format!("{proxy}{of_operator}")).collect());
     list("link", vec![shown.link.as_ref().map_or_else(|| "down: no supervisor runs".to_owned(), link)]);
     if let Some(count) = shown.link.as_ref().map(|link| link.unlogged).filter(|count| *count > 0) {
         list("log", vec![format!("{count} lines are missing: the sandbox has used its part of the audit log")]);
@@ -73,8 +83,7 @@ fn text(shown: &Shown) -> String {
         let flows = format!("{} allowed, {} open, {} refused", counters.flows, counters.open, counters.refused);
         list("flows", vec![flows]);
         list("queries", vec![counters.queries.to_string()]);
-        let bytes =
-            format!("{} out, {} in", super::suggest::size(counters.bytes_out), super::suggest::size(counters.bytes_in));
+        let bytes = format!("{} out, {} in", size::of(counters.bytes_out), size::of(counters.bytes_in));
         list("bytes", vec![bytes]);
     }
     lines.join("\n") + "\n"
@@ -101,7 +110,8 @@ fn reaches(reach: Reach) -> &'static str {
 pub(crate) mod tests {
     use super::*;
     use crate::output::json::tests::assert_golden;
-    use sandboxvm_manager::{HostName, TrafficCounters};
+    use sandboxvm_manager::{HostName, ProxySpec, TrafficCounters};
+    use std::str::FromStr;
 
     /// A network with an element in every list.
     pub(crate) fn example_network() -> NetworkSpec {
@@ -111,23 +121,36 @@ pub(crate) mod tests {
             allow: rules(&["index.example", "host:5432"]),
             deny: rules(&["ads.example"]),
             dns: vec![[192, 0, 2, 53].into()],
+            proxy: Some(ProxySpec {
+                password: Some(ValueSource::Kept),
+                ..ProxySpec::from_str("socks5://me@proxy.example:1080").unwrap()
+            }),
             hosts: vec![HostName { name: "db.example".into(), address: [192, 0, 2, 7].into() }],
             ..NetworkSpec::default()
         }
+    }
+
+    /// The same with a proxy that wants no login.
+    pub(crate) fn with_plain_proxy() -> NetworkSpec {
+        NetworkSpec { proxy: Some("http://192.0.2.8:3128".parse().unwrap()), ..example_network() }
     }
 
     fn example() -> Shown {
         let counters =
             TrafficCounters { flows: 12, refused: 3, open: 1, queries: 9, bytes_out: 4096, bytes_in: 3 << 20 };
         let link = NetworkReport { attached: true, problem: None, restarts: 1, unlogged: 2, counters: Some(counters) };
-        Shown { card: true, network: Some(example_network()), link: Some(link) }
+        let proxy = Some("socks5://proxy.example:1080".to_owned());
+        Shown { card: true, network: Some(example_network()), proxy, link: Some(link) }
     }
 
     #[test]
     fn json_is_pinned() {
         let down = NetworkReport { problem: Some("the egress process was killed".into()), ..NetworkReport::default() };
-        let down = Shown { link: Some(down), ..example() };
-        let none = Shown { card: false, network: None, link: None };
+        let down = Shown { network: Some(with_plain_proxy()), link: Some(down), ..example() };
+        let operators = Shown { network: Some(NetworkSpec { proxy: None, ..example_network() }), ..example() };
+        assert!(text(&operators).contains("proxy    socks5://proxy.example:1080 (the operator's)\n"));
+        assert_golden("network-show-operator.json", &json::pretty(&operators).unwrap());
+        let none = Shown { card: false, network: None, proxy: None, link: None };
         assert_golden("network-show.json", &json::pretty(&example()).unwrap());
         assert_golden("network-show-down.json", &json::pretty(&down).unwrap());
         assert_golden("network-show-none.json", &json::pretty(&none).unwrap());
@@ -137,12 +160,16 @@ pub(crate) mod tests {
     fn settings_and_link_are_listed() {
         let expected = "reaches  what is allowed\nallow    index.example\n         host:5432\ndeny     ads.example\n\
                         dns      192.0.2.53\nhosts    db.example 192.0.2.7\n\
+                        proxy    socks5://proxy.example:1080\n\
                         link     up (its processes were replaced 1 times)\n\
                         log      2 lines are missing: the sandbox has used its part of the audit log\nflows    12 allowed, 1 open, 3 refused\n\
                         queries  9\nbytes    4.0 KiB out, 3.0 MiB in\n";
         assert_eq!(text(&example()), expected);
         let unsupervised = Shown { link: None, ..example() };
         assert!(text(&unsupervised).contains("link     down: no supervisor runs\n"));
-        assert_eq!(text(&Shown { card: true, network: None, link: None }), "no network: the card has no link\n");
+        assert_eq!(
+            text(&Shown { card: true, network: None, proxy: None, link: None }),
+            "no network: the card has no link\n"
+        );
     }
 }

@@ -2,7 +2,7 @@
 //! supervisor, and starts other processes in place of those that end. While there are none, the
 //! card has no link.
 
-use super::pair::{NetworkFailure, Pair};
+use super::pair::{Fixed, NetworkFailure, Pair};
 use crate::{
     audit::Event,
     home::directory::SandboxDirectory,
@@ -61,6 +61,8 @@ pub(super) struct Keeping {
     began: Instant,
     problem: Option<String>,
     restarts: u64,
+    /// True if a proxy carries the connections of the pair, or carried those of the last one.
+    has_proxy: bool,
     /// Number of lines that the log did not take.
     unlogged: u64,
     /// True if the last line in the log says that lines are left out.
@@ -97,6 +99,7 @@ impl Keeping {
             began: now,
             problem: None,
             restarts: 0,
+            has_proxy: false,
             unlogged: 0,
             is_log_closed: false,
             delay: FIRST_DELAY,
@@ -143,7 +146,9 @@ impl Keeping {
     async fn begin(&mut self) -> Result<(), NetworkFailure> {
         let record = self.settings()?;
         let pins = pins::take(&self.directory, &record.operator.opened);
-        self.pair = Some(Pair::start(&self.directory, &self.program, &record, pins).await?);
+        let pair = Pair::start(&self.directory, &self.program, &record, pins).await?;
+        self.has_proxy = pair.fixed.has_proxy();
+        self.pair = Some(pair);
         (self.began, self.problem, self.retry_at) = (Instant::now(), None, None);
         Ok(())
     }
@@ -247,11 +252,13 @@ impl Keeping {
 
     /// Puts the record in force, in the processes that run or in others.
     async fn reload(&mut self) -> Result<(), NetworkFailure> {
-        let read = self.settings().and_then(|record| match record.egress_settings(&self.directory) {
-            Ok(wanted) => Ok((record, wanted)),
-            Err(error) => Err(NetworkFailure::Settings(error.to_string())),
+        let read = self.settings().and_then(|record| {
+            let wanted = record.egress_settings(&self.directory);
+            let wanted = wanted.map_err(|error| NetworkFailure::Settings(error.to_string()))?;
+            let fixed = Fixed::of(&record, &self.directory)?;
+            Ok((record, wanted, fixed))
         });
-        let (record, wanted) = match read {
+        let (record, wanted, fixed) = match read {
             Ok(read) => read,
             Err(error) => {
                 // What is in force may be more than what was recorded.
@@ -262,8 +269,7 @@ impl Keeping {
                 return Err(error);
             }
         };
-        // A dialer has the networks that are open and its resolvers from its start.
-        if self.pair.as_ref().is_some_and(|pair| pair.operator != record.operator) {
+        if self.pair.as_ref().is_some_and(|pair| pair.fixed != fixed) {
             return self.replace_pair().await;
         }
         if let Some(pair) = &mut self.pair {
@@ -351,7 +357,7 @@ impl Keeping {
     fn record(&mut self, event: EgressEvent) -> Result<(), WireError> {
         let now = Instant::now();
         let line = match event {
-            EgressEvent::Flow(flow) => self.traffic.flow(flow, now),
+            EgressEvent::Flow(flow) => self.traffic.flow(flow, self.has_proxy, now),
             EgressEvent::Name(name) => self.traffic.name(name, now),
             EgressEvent::Blocked(blocked) => self.traffic.blocked(blocked, now),
             EgressEvent::Omitted(records) => {

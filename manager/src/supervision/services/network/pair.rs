@@ -4,7 +4,13 @@
 use super::{packets, process::Process};
 use crate::{
     home::directory::SandboxDirectory,
-    network::{operator::Provided, record::NetworkRecord, trust},
+    network::{
+        operator::Provided,
+        proxy::{ProxyError, Upstream},
+        record::NetworkRecord,
+        secrets::Kept,
+        trust,
+    },
     vmm::{
         card,
         control::{ControlClient, ControlError},
@@ -15,7 +21,7 @@ use crate::{
 use sandboxvm_protocol::{
     egress::{
         DialerEvent, DialerRequest, DialerSettings, DialerSetup, EgressEvent, EgressRequest, EgressSetup,
-        NetworkSettings, SavedPin, TrustAnchors,
+        NetworkSettings, SavedPin, TrustAnchors, UpstreamProxy,
     },
     vmm::FdIndex,
 };
@@ -58,6 +64,14 @@ pub enum NetworkFailure {
     /// The VMM does not take the network.
     #[error("{0}")]
     Control(#[from] ControlError),
+    /// The upstream proxy cannot be used.
+    #[error("cannot use the proxy {proxy}: {problem}")]
+    Proxy {
+        /// Where it is.
+        proxy: String,
+        /// Why.
+        problem: ProxyError,
+    },
     /// The settings cannot be used.
     #[error("{0}")]
     Settings(String),
@@ -69,7 +83,28 @@ pub(super) struct Pair {
     pub(super) egress: Process,
     dialer: Process,
     /// What the dialer has from its start.
-    pub(super) operator: Provided,
+    pub(super) fixed: Fixed,
+}
+
+/// What a dialer has from its start: another one needs another dialer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Fixed {
+    operator: Provided,
+    proxy: Option<Upstream>,
+}
+
+impl Fixed {
+    /// Returns what the dialer of the sandbox in `directory` is to have.
+    pub(super) fn of(record: &NetworkRecord, directory: &SandboxDirectory) -> Result<Self, NetworkFailure> {
+        let kept = Kept::read(directory).map_err(|error| NetworkFailure::Settings(error.to_string()))?;
+        let proxy = record.upstream(&kept).map_err(|problem| unusable(record, problem))?;
+        Ok(Self { operator: record.operator.clone(), proxy })
+    }
+
+    /// Returns true if a proxy carries the connections.
+    pub(super) fn has_proxy(&self) -> bool {
+        self.proxy.is_some()
+    }
 }
 
 impl Pair {
@@ -82,6 +117,11 @@ impl Pair {
     ) -> Result<Self, NetworkFailure> {
         let settings =
             record.egress_settings(directory).map_err(|error| NetworkFailure::Settings(error.to_string()))?;
+        let fixed = Fixed::of(record, directory)?;
+        let proxy = match &fixed.proxy {
+            Some(proxy) => Some(proxy.resolved().await.map_err(|problem| unusable(record, problem))?),
+            None => None,
+        };
         // First, because a process that is started in the control group of a sandbox that is being
         // ended would be in the way.
         let mut control = ControlClient::connect(directory).await?;
@@ -89,9 +129,9 @@ impl Pair {
         let group = Group::of(directory);
         let dialer = Process::spawn("dialer", program, Some(DIALER), group.as_ref()).map_err(failed)?;
         let egress = Process::spawn("egress process", program, None, group.as_ref()).map_err(failed)?;
-        let mut pair = Self { egress, dialer, operator: record.operator.clone() };
+        let mut pair = Self { egress, dialer, fixed };
         let (frames, frames_of_egress) = packets::pair().map_err(failed)?;
-        match timeout(READY_WITHIN, pair.begin(record, settings, pins, &frames_of_egress)).await {
+        match timeout(READY_WITHIN, pair.begin(record, proxy, settings, pins, &frames_of_egress)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(pair.failed(&error).await),
             Err(_) => return Err(pair.failed(&WireError::Io(io::ErrorKind::TimedOut.into())).await),
@@ -101,9 +141,10 @@ impl Pair {
         Ok(pair)
     }
 
-    async fn begin(
+    pub(super) async fn begin(
         &mut self,
         record: &NetworkRecord,
+        proxy: Option<UpstreamProxy>,
         settings: NetworkSettings,
         pins: Vec<SavedPin>,
         frames: impl AsFd,
@@ -116,7 +157,7 @@ impl Pair {
             requests: FdIndex(0),
             opened,
             resolvers,
-            proxy: None,
+            proxy,
             settings: dialer_settings(record),
         });
         let trust = trust::files(&record.operator.trust);
@@ -192,13 +233,18 @@ impl Pair {
     }
 }
 
+fn unusable(record: &NetworkRecord, problem: ProxyError) -> NetworkFailure {
+    let proxy = record.proxy().map(|(proxy, _)| proxy.to_string()).unwrap_or_default();
+    NetworkFailure::Proxy { proxy, problem }
+}
+
 fn dialer_settings(record: &NetworkRecord) -> DialerSettings {
     DialerSettings { host_ports: record.settings.host_ports(), tenant_resolvers: record.settings.dns.clone() }
 }
 
 #[cfg(test)]
 impl Pair {
-    pub(super) fn of(egress: Process, dialer: Process, operator: Provided) -> Self {
-        Self { egress, dialer, operator }
+    pub(super) fn of(egress: Process, dialer: Process, fixed: Fixed) -> Self {
+        Self { egress, dialer, fixed }
     }
 }

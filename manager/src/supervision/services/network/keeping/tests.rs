@@ -4,10 +4,13 @@ use crate::{
     manager::tests::manager_with,
     network::{
         operator::{NetworkOperator, Permitted},
+        secrets::Kept,
         spec::NetworkSpec,
     },
 };
-use sandboxvm_protocol::egress::{Decided, EgressLimits, FlowEnd, FlowRecord, NetworkSettings, Reach, Transport};
+use sandboxvm_protocol::egress::{
+    Decided, DialerRequest, EgressLimits, FlowEnd, FlowRecord, NetworkSettings, ProxyLogin, Reach, Transport,
+};
 use std::path::Path;
 
 /// A network whose processes are idle: the test speaks for the egress process.
@@ -23,7 +26,16 @@ fn idle_pair() -> (Pair, Packets) {
     let (ours, theirs) = packets::pair().unwrap();
     let mut egress = idle();
     egress.packets = Packets::new(theirs).unwrap();
-    (Pair::of(egress, idle(), crate::Provided::default()), Packets::new(ours).unwrap())
+    (Pair::of(egress, idle(), Fixed::default()), Packets::new(ours).unwrap())
+}
+
+/// Returns a pair and our end of the wire of its dialer.
+fn pair_with_dialer() -> (Pair, Packets) {
+    let idle = || Process::spawn("dialer", Path::new("/bin/sleep"), Some(c"60"), None).unwrap();
+    let (ours, theirs) = packets::pair().unwrap();
+    let mut dialer = idle();
+    dialer.packets = Packets::new(theirs).unwrap();
+    (Pair::of(idle(), dialer, Fixed::default()), Packets::new(ours).unwrap())
 }
 
 async fn rig(operator: NetworkOperator, change: impl FnOnce(Manager) -> Manager) -> Rig {
@@ -81,7 +93,8 @@ async fn pins_of_a_process_that_broke_the_protocol_are_not_given_on() {
 
 #[tokio::test]
 async fn live_change_is_held_to_what_the_operator_permits_now() {
-    let permits = |reach| Permitted { reach, allow: vec![], resolvers: false, limits: EgressLimits::default() };
+    let permits =
+        |reach| Permitted { reach, allow: vec![], resolvers: false, proxies: false, limits: EgressLimits::default() };
     let operator = |reach| NetworkOperator { permits: Some(permits(reach)), ..NetworkOperator::default() };
     let lowered = |manager: Manager| manager.with_network(operator(Reach::Nothing));
     let mut rig = rig(operator(Reach::Public), lowered).await;
@@ -101,6 +114,77 @@ async fn nothing_passes_when_the_values_of_secrets_cannot_be_read() {
     assert!(problem.contains("network.secrets"), "{problem}");
     assert!(keeping.pair.is_none() && keeping.problem == Some(problem));
     assert!(matches!(egress.next::<EgressRequest>().await, Err(WireError::Closed)), "its process has ended");
+}
+
+fn with_proxy(rig: &Rig, proxy: &str) -> NetworkRecord {
+    let spec = NetworkSpec { reach: Reach::Listed, proxy: Some(proxy.parse().unwrap()), ..NetworkSpec::default() };
+    let mut record = NetworkRecord::of(&NetworkOperator::default(), &spec).unwrap();
+    record.keep_values(&rig.keeping.directory).unwrap();
+    record.write(&rig.keeping.directory).unwrap();
+    record
+}
+
+#[tokio::test]
+async fn dialer_gets_the_proxy_with_its_password_and_its_address() {
+    let rig = Rig::plain().await;
+    let record = with_proxy(&rig, "socks5://me:hush@localhost:1080");
+    let proxy =
+        record.upstream(&Kept::read(&rig.keeping.directory).unwrap()).unwrap().unwrap().resolved().await.unwrap();
+    let (mut pair, mut dialer) = pair_with_dialer();
+    let settings = NetworkSettings::default();
+    let (frames, _) = packets::pair().unwrap();
+    let begun = tokio::spawn(async move { pair.begin(&record, Some(proxy), settings, Vec::new(), &frames).await });
+    let DialerRequest::Begin(setup) = dialer.next().await.unwrap() else { panic!() };
+    let proxy = setup.proxy.unwrap();
+    assert!(proxy.address.ip().is_loopback() && proxy.address.port() == 1080 && proxy.is_operators);
+    assert_eq!(proxy.login, Some(ProxyLogin { user: "me".into(), password: "hush".into() }));
+    begun.abort();
+}
+
+#[tokio::test]
+async fn another_proxy_or_password_gets_other_processes() {
+    for (before, after) in [
+        (None, "socks5://192.0.2.1:1080"),
+        (Some("socks5://192.0.2.1:1080"), "http://192.0.2.1:1080"),
+        (Some("socks5://me:hush@192.0.2.1:1080"), "socks5://me:other@192.0.2.1:1080"),
+    ] {
+        let Rig { _home, mut keeping, mut egress } = {
+            let mut rig = Rig::plain().await;
+            if let Some(before) = before {
+                let record = with_proxy(&rig, before);
+                rig.keeping.pair.as_mut().unwrap().fixed = Fixed::of(&record, &rig.keeping.directory).unwrap();
+            }
+            with_proxy(&rig, after);
+            rig
+        };
+        let (reply, reloaded) = oneshot::channel();
+        let answered = answer(&mut egress, vec![EgressEvent::Pins(vec![])]);
+        let (_, request) = tokio::join!(keeping.answer(Ask::Reload(reply)), answered);
+        assert_eq!(request, EgressRequest::Pins, "the processes are replaced");
+        assert!(matches!(egress.next::<EgressRequest>().await, Err(WireError::Closed)), "{after}");
+        // There is no machine that others could be for.
+        assert!(reloaded.await.unwrap().is_err() && keeping.pair.is_none());
+    }
+}
+
+#[tokio::test]
+async fn nothing_passes_while_the_proxy_cannot_be_resolved_or_its_password_cannot_be_read() {
+    // SAFETY: this flag does not unshare the file table. Threads that are started from here have this network too.
+    if unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.is_err() {
+        // Only root may. Without it, the name would be asked for outside.
+        return;
+    }
+    for (proxy, problem) in [
+        ("socks5://no-such-host.invalid:1080", "cannot resolve its name"),
+        ("socks5://me:hush@192.0.2.1:1080", "cannot read its password"),
+    ] {
+        let mut rig = Rig::plain().await;
+        with_proxy(&rig, proxy);
+        rig.keeping.directory.replace("network.secrets", b"{}").unwrap();
+        rig.keeping.pair = None;
+        let error = rig.keeping.begin().await.unwrap_err().to_string();
+        assert!(error.contains(problem) && !error.contains("hush") && rig.keeping.pair.is_none(), "{error}");
+    }
 }
 
 #[tokio::test]
