@@ -6,6 +6,7 @@ use super::{
     arrange::{self, Pattern, Place},
     error::StepProblem,
     machine::{Found, Machine, Machines, Owner},
+    staging::Source,
     users::{self, NoGroup},
 };
 use crate::{context::Target, dockerfile::Inline, plan::Action};
@@ -19,12 +20,18 @@ use std::{
 /// Offset of the magic of a tar archive.
 const TAR_MAGIC: usize = 257;
 
+/// Maximum size in bytes of an upload, not compressed.
+const MAX_UPLOAD: u64 = 16 << 30;
+
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn copy(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
         let Action::Copy { from, sources, inline, target, chown, chmod, is_add } = action else {
             unreachable!("called for COPY")
         };
-        let owner = users::owner(machine, chown.as_deref().unwrap_or_default(), NoGroup::SameNumber).await?;
+        let owner = match chown {
+            Some(chown) => Some(users::owner(machine, chown, NoGroup::SameNumber).await?),
+            None => None,
+        };
         let found = machine.find(target).await?;
         let is_directory = target.ends_with('/') || found == Some(Found::Directory);
         if !is_directory && sources.len() + inline.len() > 1 {
@@ -39,21 +46,28 @@ impl<M: Machines> Build<'_, M> {
             None if sources.is_empty() => Ok(()),
             None if *is_add => {
                 for source in sources {
-                    self.add(machine, source, place, chown.is_some()).await?;
+                    self.add(machine, source, place).await?;
                 }
                 Ok(())
             }
             None => {
                 let selected = self.request.context.select(sources, Target { path: target, is_directory })?;
-                let archive = selected.write(owner, *chmod, self.machines.scratch()?)?;
+                let archive = selected.write(owner.unwrap_or_default(), *chmod, self.machines.scratch()?)?;
                 deliver(machine, place, selected.into_directory(), archive).await
             }
             Some(from) => {
                 let staging = self.staging;
                 let from = staging.source(from).unwrap_or_else(|| unreachable!("images are resolved before"));
                 for source in sources {
-                    let pattern = Pattern::of(source);
                     let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
+                    if let Source::Upload(hash) = &from {
+                        let pattern = Pattern::of_upload(source);
+                        self.upload(hash, &mut whole)?;
+                        let (archive, arranged) = arrange::arrange(&mut whole, source, &pattern, place, output)?;
+                        deliver(machine, place, arranged.into_directory, archive).await?;
+                        continue;
+                    }
+                    let pattern = Pattern::of(source);
                     if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
                         return Err(StepProblem::Missing(source.clone()));
                     }
@@ -66,23 +80,29 @@ impl<M: Machines> Build<'_, M> {
     }
 
     /// Copies a source of `ADD`, or extracts it if it is a tar archive.
-    async fn add(
-        &self,
-        machine: &mut M::Machine,
-        source: &str,
-        place: Place<'_>,
-        has_owner: bool,
-    ) -> Result<(), StepProblem> {
+    async fn add(&self, machine: &mut M::Machine, source: &str, place: Place<'_>) -> Result<(), StepProblem> {
         let Place { target, is_directory, owner, chmod } = place;
         let selected = self.request.context.select(&[source.to_owned()], Target { path: target, is_directory })?;
         if let Some(file) = selected.only_file()?
             && let Some(tar) = as_tar(file, source)?
         {
-            let archive = arrange::extracted(tar, place, has_owner, self.machines.scratch()?)?;
+            let archive = arrange::extracted(tar, place, self.machines.scratch()?)?;
             return deliver(machine, place, true, archive).await;
         }
-        let archive = selected.write(owner, chmod, self.machines.scratch()?)?;
+        let archive = selected.write(owner.unwrap_or_default(), chmod, self.machines.scratch()?)?;
         deliver(machine, place, selected.into_directory(), archive).await
+    }
+
+    /// Writes an upload as a plain archive.
+    fn upload(&self, hash: &str, output: &mut File) -> Result<(), StepProblem> {
+        let uploads = self.request.uploads.ok_or_else(|| StepProblem::Missing(format!("upload {hash}")))?;
+        let archive = as_tar(uploads.open(hash)?, "an upload")?;
+        let archive = archive.ok_or_else(|| StepProblem::Unsupported("an upload that is not a tar archive".into()))?;
+        let written = io::copy(&mut archive.take(MAX_UPLOAD + 1), output)?;
+        if written > MAX_UPLOAD {
+            return Err(StepProblem::Unsupported(format!("an upload of more than {MAX_UPLOAD} bytes")));
+        }
+        Ok(())
     }
 
     /// Writes the here-documents of a `COPY`.
@@ -91,7 +111,7 @@ impl<M: Machines> Build<'_, M> {
         for Inline { name, content, .. } in inline {
             let base = place.target.trim_matches('/');
             let path = if place.is_directory { format!("{base}/{name}") } else { base.to_owned() };
-            let (Owner { uid, gid }, modified) = (place.owner, Timestamp::default());
+            let (Owner { uid, gid }, modified) = (place.owner.unwrap_or_default(), Timestamp::default());
             let kind = Kind::File { size: content.len() as u64, extents: None };
             let (path, mode) = (path.trim_matches('/').as_bytes().to_vec(), place.chmod.unwrap_or(0o644));
             writer.begin(&Entry { path, kind, mode, uid, gid, modified, attributes: Vec::new() })?;
@@ -112,7 +132,7 @@ async fn deliver<M: Machine>(
     let target = place.target.trim_end_matches('/');
     let directory = if into_directory { target } else { target.rsplit_once('/').map_or("", |(above, _)| above) };
     if !directory.is_empty() {
-        machine.make_directory(directory, place.owner).await?;
+        machine.make_directory(directory, place.owner.unwrap_or_default()).await?;
     }
     archive.seek(SeekFrom::Start(0))?;
     Ok(machine.extract(&mut archive).await?)

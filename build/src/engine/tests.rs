@@ -24,6 +24,7 @@ struct Setup {
     machines: Recorder,
     secrets: Secrets,
     use_cache: bool,
+    fresh_from: Option<usize>,
 }
 
 impl Setup {
@@ -32,7 +33,13 @@ impl Setup {
         fs::write(directory.path().join("a.txt"), "1").unwrap();
         fs::create_dir(directory.path().join("d")).unwrap();
         fs::write(directory.path().join("d/b"), "2").unwrap();
-        Self { directory, machines: Recorder::default(), secrets: Secrets::default(), use_cache: true }
+        Self {
+            directory,
+            machines: Recorder::default(),
+            secrets: Secrets::default(),
+            use_cache: true,
+            fresh_from: None,
+        }
     }
 
     /// Builds, and returns the log of the machines and the events.
@@ -46,6 +53,8 @@ impl Setup {
             target: None,
             secrets: &self.secrets,
             use_cache: self.use_cache,
+            fresh_from: self.fresh_from,
+            uploads: None,
             tag: Some("app"),
             created: None,
         };
@@ -100,7 +109,9 @@ fn changed_step_is_executed_with_those_after_it() {
     assert_eq!(setup.build(text).0.unwrap().executed, 0);
     // Another base image changes all keys.
     assert_eq!(setup.build(&text.replace("base", "other")).0.unwrap().executed, 3);
-    let without = Setup { use_cache: false, ..setup };
+    let fresh = Setup { fresh_from: Some(3), ..setup };
+    assert_eq!(fresh.build(text).0.unwrap().executed, 2);
+    let without = Setup { use_cache: false, ..fresh };
     assert_eq!(without.build(text).0.unwrap().executed, 3);
 }
 
@@ -109,7 +120,7 @@ fn stages_are_copied_from_and_continued() {
     let setup = Setup::new();
     let text = "FROM base AS one\nRUN write /out\nFROM one AS two\nRUN write /more\nFROM scratch\nCOPY --from=one --chown=app:users /out /o/\nCOPY --from=two /m* /\nCOPY --from=img /etc/passwd /p\n";
     let (built, log, _) = setup.build(text);
-    // The chown reads the users of the final machine, which the recorder has.
+    // The owner reads the users of the final machine, which the recorder has.
     assert_eq!(built.unwrap().executed, 3 + 2);
     let expected = [
         "start sha256:empty",
@@ -221,4 +232,14 @@ fn add_extracts_archives_and_copy_does_not() {
         "extract /doc 0:0",
     ];
     assert_eq!(extracted, expected);
+}
+
+#[test]
+fn owners_are_those_of_buildah() {
+    let setup = Setup::new();
+    let text = "FROM base AS one\nCOPY --chown=7:8 a.txt /a\nFROM base\nCOPY --chown=app a.txt /1\nCOPY --chown=5 a.txt /2\nCOPY --chown=:users a.txt /3\nCOPY --from=one /a /4\nCOPY --from=one --chown=0 /a /5\n";
+    let (built, log, _) = setup.build(text);
+    built.unwrap();
+    let extracted: Vec<_> = log.iter().filter_map(|line| line.strip_prefix("extract /")).collect();
+    assert_eq!(extracted, ["1 1000:100", "2 5:5", "3 0:100", "a 7:8", "4 7:8", "5 0:0"]);
 }

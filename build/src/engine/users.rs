@@ -12,7 +12,7 @@ const MAX_FILE: usize = 4 << 20;
 /// Which group a user without one has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoGroup {
-    /// The group with the number of the user, as `--chown` has it.
+    /// Of a user by number, the group with that number, as `--chown` has it.
     SameNumber,
     /// The group that the user belongs to.
     Primary,
@@ -31,7 +31,7 @@ pub(super) async fn owner<M: Machine>(machine: &mut M, text: &str, no_group: NoG
     let number = user.parse::<u32>().ok();
     let (uid, primary) = match (number, no_group, group) {
         // Root exists without the file.
-        _ if user == "root" => (0, 0),
+        _ if user.is_empty() || user == "root" => (0, 0),
         (Some(number), NoGroup::SameNumber, _) | (Some(number), _, Some(_)) => (number, number),
         _ => {
             let users = lines(machine, "/etc/passwd").await?;
@@ -47,7 +47,6 @@ pub(super) async fn owner<M: Machine>(machine: &mut M, text: &str, no_group: NoG
         }
     };
     let gid = match group {
-        None if no_group == NoGroup::SameNumber => uid,
         None => primary,
         Some("root") => 0,
         Some(group) => match group.parse() {

@@ -13,6 +13,7 @@
 //! contents/         stored hashes of files (see `content`)
 //! audit/            audit logs, which outlive their sandboxes (see `audit`)
 //! images/           container images and the disks made of them (see `sandboxvm_oci::store`)
+//! build/            what builds keep: records of layers, content of cache mounts (see `sandboxvm_build`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)
 //! operator-*.json   what the operator permits on the network (see `network::present`)
 //! admitted          which sandboxes have reserved memory (see `ledger`)
