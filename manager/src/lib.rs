@@ -100,7 +100,6 @@ pub use listing::{SandboxSummary, Unreadable};
 pub use manager::{FindError, Manager};
 pub use network::{
     advice::Advice,
-    error::NetworkRecordError,
     operator::{NetworkOperator, Permitted, Provided},
     policy_file::{NamedReach, OperatorTable, PolicyError, PolicyFile},
     proxy::{ProxyError, ProxySpec},

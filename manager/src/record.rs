@@ -2,7 +2,7 @@
 //! can see the sandbox, and may never be changed.
 
 use crate::{
-    home::directory::{CONFIG, DirectoryError, SandboxDirectory},
+    home::directory::{CONFIG, DirectoryError, NETWORK, NETWORK_SECRETS, SandboxDirectory},
     image_defaults::ImageDefaults,
     limits::kept::Limits,
 };
@@ -17,8 +17,10 @@ use std::{path::PathBuf, time::SystemTime};
 /// Maximum size of the record in bytes: some hundred bytes, and the environment set at create.
 const MAX_RECORD: u64 = 4 << 20;
 const FORMAT: u32 = 1;
+/// The records of the network.
+const OF_NETWORK: [&str; 2] = [NETWORK, NETWORK_SECRETS];
 
-/// Why a record cannot be read.
+/// Why a record of a sandbox cannot be read: its configuration, or one of its network.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Reading or writing failed.
@@ -33,13 +35,28 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// A newer sandboxvm wrote the record.
-    #[error("{} has unsupported format {found}: this build reads {FORMAT}", .path.display())]
+    #[error("{} has unsupported format {found}: this build reads {reads}", .path.display())]
     Format {
         /// Path of the record.
         path: PathBuf,
         /// The format of the record.
         found: u32,
+        /// The format that this build reads.
+        reads: u32,
     },
+}
+
+impl RecordError {
+    /// Returns true if the record is one of the network, which setting the network replaces.
+    #[must_use]
+    pub fn is_about_network(&self) -> bool {
+        match self {
+            Self::Damaged { path, .. } | Self::Format { path, .. } => {
+                OF_NETWORK.iter().any(|name| path.ends_with(name))
+            }
+            Self::Directory(_) => false,
+        }
+    }
 }
 
 /// A file that a sandbox was made from.
@@ -111,7 +128,7 @@ impl SandboxRecord {
         let damaged = |source| RecordError::Damaged { path: path(), source };
         let Format { format } = serde_json::from_slice(&json).map_err(damaged)?;
         if format != FORMAT {
-            return Err(RecordError::Format { path: path(), found: format });
+            return Err(RecordError::Format { path: path(), found: format, reads: FORMAT });
         }
         serde_json::from_slice(&json).map_err(damaged)
     }
@@ -173,7 +190,7 @@ pub(crate) mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
         directory.write_new(CONFIG, b"{\"format\": 9}").unwrap();
-        assert!(matches!(SandboxRecord::read(&directory), Err(RecordError::Format { found: 9, .. })));
+        assert!(matches!(SandboxRecord::read(&directory), Err(RecordError::Format { found: 9, reads: FORMAT, .. })));
         std::fs::write(directory.path().join(CONFIG), "{").unwrap();
         assert!(matches!(SandboxRecord::read(&directory), Err(RecordError::Damaged { .. })));
     }

@@ -5,8 +5,8 @@ use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelErr
 use sandboxvm_manager::{
     AdmissionError, AgentError, CTextError, CommitError, ControlError, CopyError, CreateError, ExecError, FileError,
     FileErrorKind, FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError,
-    NameError, NetworkFailure, NetworkRecordError, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError,
-    SnapshotError, StartError, State, SuperviseError, audit::AuditError,
+    NameError, NetworkFailure, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError,
+    StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
 use sandboxvm_oci::registry::RegistryError;
@@ -55,6 +55,9 @@ fn of_sandboxes(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(error) = is::<RecordError>(error) {
         return match error {
+            RecordError::Damaged { .. } if error.is_about_network() => {
+                fixed("`sandboxvm network set SANDBOX` replaces the settings")
+            }
             RecordError::Damaged { .. } => fixed("`sandboxvm rm` removes the sandbox"),
             RecordError::Format { .. } => fixed(OTHER_VERSION),
             RecordError::Directory(_) => None,
@@ -68,13 +71,6 @@ fn of_sandboxes(error: &(dyn Error + 'static)) -> Option<String> {
             SuperviseError::NetworkDown(_) => fixed("`sandboxvm network show SANDBOX` shows whether it works again"),
             SuperviseError::Network(NetworkFailure::NoProgram) => fixed(BUILD),
             _ => None,
-        };
-    }
-    if let Some(error) = is::<NetworkRecordError>(error) {
-        return match error {
-            NetworkRecordError::Damaged { .. } => fixed("`sandboxvm network set SANDBOX` replaces the settings"),
-            NetworkRecordError::Format { .. } => fixed(OTHER_VERSION),
-            NetworkRecordError::Directory(_) => None,
         };
     }
     match is(error)? {

@@ -6,7 +6,8 @@
 use crate::{
     guest::{error::ExecError, files::FileError},
     home::directory::{DirectoryError, SandboxDirectory},
-    network::{error::NetworkRecordError, record::NetworkRecord, secrets::Kept},
+    network::{record::NetworkRecord, secrets::Kept},
+    record::RecordError,
     sandbox::Sandbox,
 };
 use futures_util::future::BoxFuture;
@@ -40,7 +41,7 @@ const OF_CERTIFICATE: &str = "NODE_EXTRA_CA_CERTS";
 enum InstallError {
     /// The settings of the network cannot be read.
     #[error(transparent)]
-    Record(#[from] NetworkRecordError),
+    Record(#[from] RecordError),
     /// A file of the sandbox cannot be written.
     #[error(transparent)]
     Directory(#[from] DirectoryError),

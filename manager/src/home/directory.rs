@@ -39,6 +39,10 @@ use std::{
 use tokio::net::UnixStream;
 
 pub(crate) const CONFIG: &str = "config.json";
+/// What its network reaches.
+pub(crate) const NETWORK: &str = "network.json";
+/// The values of the secrets of its network.
+pub(crate) const NETWORK_SECRETS: &str = "network.secrets";
 pub(crate) const STATUS: &str = "status.json";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";

@@ -26,7 +26,7 @@ use crate::{
         admission::{self, AdmissionError, Request},
         cpu_share,
     },
-    network::{error::NetworkRecordError, pins::KeptPins, proxy::ProxySpec, record::NetworkRecord, secrets::Kept},
+    network::{pins::KeptPins, proxy::ProxySpec, record::NetworkRecord, secrets::Kept},
     record::{RecordError, SandboxRecord},
     sandbox::Sandbox,
     snapshot::{
@@ -129,9 +129,6 @@ pub enum ForkError {
     /// The audit log cannot be written, so the fork was not done.
     #[error("{0}")]
     Audit(#[from] AuditError),
-    /// The network of the sandbox cannot be read.
-    #[error("{0}")]
-    Network(#[from] NetworkRecordError),
     /// The network of a child cannot be written down.
     #[error("{0}")]
     Services(#[from] SuperviseError),
@@ -369,7 +366,7 @@ enum Secrets {
 }
 
 impl Inherited {
-    async fn of(sandbox: &Sandbox, secrets: Secrets) -> Result<Option<Self>, NetworkRecordError> {
+    async fn of(sandbox: &Sandbox, secrets: Secrets) -> Result<Option<Self>, RecordError> {
         let Some(mut record) = NetworkRecord::read(&sandbox.directory)? else { return Ok(None) };
         let kept = match secrets {
             Secrets::Inherited => Kept::read(&sandbox.directory)?,

@@ -19,7 +19,6 @@
 //! that [`supervision`](crate::supervision) hands it. May not start a process.
 
 pub(crate) mod advice;
-pub(crate) mod error;
 pub(crate) mod operator;
 pub(crate) mod pins;
 pub(crate) mod policy_file;

@@ -3,18 +3,21 @@
 //! process starts with it.
 
 use super::{
-    error::{FORMAT, NetworkRecordError},
     operator::{NetworkOperator, Provided},
     proxy::{ProxyError, ProxySpec, Upstream},
     secrets::{Kept, Parts, SecretsError},
     spec::{NetworkSpec, NetworkSpecError},
 };
-use crate::home::directory::{DirectoryError, SandboxDirectory};
+use crate::{
+    home::directory::{DirectoryError, NETWORK as FILE, SandboxDirectory},
+    record::RecordError,
+};
 use ipnet::IpNet;
 use sandboxvm_protocol::egress::{NetworkSettings, Reach};
 use serde::{Deserialize, Serialize};
 
-const FILE: &str = "network.json";
+/// The format that this build reads and writes.
+const FORMAT: u32 = 1;
 /// Maximum size in bytes: the settings, which fit a message of half a maximum, as indented JSON.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -46,7 +49,7 @@ impl NetworkRecord {
     }
 
     /// Reads the record. Returns `None` for a sandbox without one.
-    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Option<Self>, NetworkRecordError> {
+    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Option<Self>, RecordError> {
         #[derive(Deserialize)]
         struct Format {
             format: u32,
@@ -57,10 +60,10 @@ impl NetworkRecord {
             Err(error) => return Err(error.into()),
         };
         let path = || directory.path().join(FILE);
-        let damaged = |source| NetworkRecordError::Damaged { path: path(), source };
+        let damaged = |source| RecordError::Damaged { path: path(), source };
         let Format { format } = serde_json::from_slice(&json).map_err(damaged)?;
         if format != FORMAT {
-            return Err(NetworkRecordError::Format { path: path(), found: format });
+            return Err(RecordError::Format { path: path(), found: format, reads: FORMAT });
         }
         serde_json::from_slice(&json).map(Some).map_err(damaged)
     }
@@ -117,7 +120,7 @@ impl NetworkRecord {
     }
 
     /// Drops the kept values that the settings do not refer to.
-    pub(crate) fn drop_values(&self, directory: &SandboxDirectory) -> Result<(), NetworkRecordError> {
+    pub(crate) fn drop_values(&self, directory: &SandboxDirectory) -> Result<(), RecordError> {
         let mut kept = Kept::read(directory)?;
         self.drop_others(&mut kept);
         Ok(kept.write(directory)?)
@@ -142,7 +145,7 @@ impl NetworkRecord {
     }
 
     /// Returns the settings of an egress process.
-    pub(crate) fn egress_settings(&self, directory: &SandboxDirectory) -> Result<NetworkSettings, NetworkRecordError> {
+    pub(crate) fn egress_settings(&self, directory: &SandboxDirectory) -> Result<NetworkSettings, RecordError> {
         let opened: Vec<String> = self.operator.opened.iter().map(ToString::to_string).collect();
         Ok(self.settings.settings(&opened, &Kept::read(directory)?))
     }
@@ -328,7 +331,7 @@ mod tests {
         assert!(reason(r#"{"format":2,"settings":{}}"#).contains("unsupported format 2"));
         let rule = reason(r#"{"format":1,"settings":{"reach":"listed","allow":["a b"]}}"#);
         assert!(rule.contains("invalid rule \"a b\""), "{rule}");
-        assert!(reason("{").contains("cannot read the network settings"));
+        assert!(reason("{").contains("network.json is damaged"));
         // A record of an older build lacks what is newer.
         directory.replace(FILE, br#"{"format":1,"settings":{"reach":"public"}}"#).unwrap();
         assert_eq!(NetworkRecord::read(&directory).unwrap().unwrap().settings.reach, Reach::Public);

@@ -1,7 +1,7 @@
 //! The network of a sandbox, as a caller sees it.
 
-use super::{error::NetworkRecordError, proxy::ProxySpec, record::NetworkRecord, spec::NetworkSpec};
-use crate::sandbox::Sandbox;
+use super::{proxy::ProxySpec, record::NetworkRecord, spec::NetworkSpec};
+use crate::{record::RecordError, sandbox::Sandbox};
 
 impl Sandbox {
     /// Returns true if the machine of the sandbox has a network card.
@@ -14,7 +14,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the record cannot be read. Nothing passes then.
-    pub fn network(&self) -> Result<Option<NetworkSpec>, NetworkRecordError> {
+    pub fn network(&self) -> Result<Option<NetworkSpec>, RecordError> {
         Ok(NetworkRecord::read(&self.directory)?.map(|record| record.settings))
     }
 
@@ -22,7 +22,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the record cannot be read. Nothing passes then.
-    pub fn upstream_proxy(&self) -> Result<Option<ProxySpec>, NetworkRecordError> {
+    pub fn upstream_proxy(&self) -> Result<Option<ProxySpec>, RecordError> {
         let record = NetworkRecord::read(&self.directory)?;
         Ok(record.and_then(|record| record.proxy().map(|(proxy, _)| proxy.clone())))
     }

@@ -6,8 +6,10 @@
 //! an egress process that replaces another one reads them again. The file is overwritten before it is
 //! removed. No value may reach an argument, the environment of a process, a log or a snapshot.
 
-use super::error::NetworkRecordError;
-use crate::home::directory::{DirectoryError, SandboxDirectory};
+use crate::{
+    home::directory::{DirectoryError, NETWORK_SECRETS as FILE, SandboxDirectory},
+    record::RecordError,
+};
 use rustix::{
     fs::OFlags,
     rand::{GetRandomFlags, getrandom},
@@ -22,7 +24,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const FILE: &str = "network.secrets";
 /// The key of the password of the proxy.
 const OF_PROXY: &str = "the password of the proxy";
 /// The placeholder of a header whose value cannot be read, which no guest has.
@@ -158,7 +159,7 @@ pub enum SecretsError {
     NoValue(String),
     /// The record or the values cannot be read.
     #[error(transparent)]
-    Record(#[from] NetworkRecordError),
+    Record(#[from] RecordError),
     /// Random bytes cannot be had.
     #[error("cannot get random bytes: {0}")]
     Random(#[source] io::Error),
@@ -173,14 +174,14 @@ pub(crate) struct Parts<'p> {
 
 impl Kept {
     /// Reads what is kept of a sandbox.
-    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Self, NetworkRecordError> {
+    pub(crate) fn read(directory: &SandboxDirectory) -> Result<Self, RecordError> {
         let json = match directory.read(FILE, MAX_FILE) {
             Ok(json) => json,
             Err(error) if error.is_not_found() => return Ok(Self::default()),
             Err(error) => return Err(error.into()),
         };
         serde_json::from_slice(&json)
-            .map_err(|source| NetworkRecordError::Damaged { path: directory.path().join(FILE), source })
+            .map_err(|source| RecordError::Damaged { path: directory.path().join(FILE), source })
     }
 
     /// Takes the values that are given, and makes placeholders and the authority.

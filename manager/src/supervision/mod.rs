@@ -39,7 +39,8 @@ use crate::{
     home::directory::DirectoryError,
     limits::lifetime::{IdleRule, TimeToLive},
     manager::FindError,
-    network::{error::NetworkRecordError, secrets::SecretsError, spec::NetworkSpecError},
+    network::{secrets::SecretsError, spec::NetworkSpecError},
+    record::RecordError,
 };
 use publish::{HostEnd, MAX_PORTS, Publish};
 use sandboxvm_protocol::agent::port::PortNumber;
@@ -148,7 +149,7 @@ pub enum SuperviseError {
     Secrets(#[from] SecretsError),
     /// The settings of the network cannot be read.
     #[error("{0}")]
-    NetworkRecord(#[from] NetworkRecordError),
+    NetworkRecord(#[from] RecordError),
     /// The audit log cannot be written, so the network was not changed: it would allow more than
     /// before.
     #[error("{0}")]

@@ -15,7 +15,7 @@ use rmcp::{
     tool, tool_router,
 };
 use sandboxvm_manager::{
-    Advice, DialFailure, NetworkRecordError, NetworkSpec, NetworkSpecError, Permitted, Reach, Rule,
+    Advice, DialFailure, NetworkSpec, NetworkSpecError, Permitted, Reach, RecordError, Rule,
     audit::{AuditError, Event, Line, NetworkDecision},
     one_line,
 };
@@ -65,7 +65,7 @@ pub(crate) enum NetworkFailure {
     #[error(transparent)]
     Scope(#[from] ScopeError),
     #[error("cannot read the network of the sandbox: {0}")]
-    Record(#[from] NetworkRecordError),
+    Record(#[from] RecordError),
     #[error("cannot read the log of the sandbox: {0}")]
     Audit(#[from] AuditError),
 }

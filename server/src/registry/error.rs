@@ -3,7 +3,7 @@
 use super::egress::EgressError;
 use crate::{quotas::starts::StartsError, store::StoreError, templates::TemplateError};
 use sandboxvm_manager::{
-    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, NetworkRecordError, NetworkSpecError,
+    ControlError, CreateError, DirectoryError, EndError, FindError, ForkError, NetworkSpecError, RecordError,
     RefusalKind, RemoveError, ResetError, SandboxName, SnapshotError, SuperviseError,
 };
 use std::error::Error;
@@ -66,7 +66,7 @@ pub(crate) enum RegistryError {
     Network(#[from] NetworkSpecError),
     /// Its network is not known.
     #[error(transparent)]
-    NetworkRecord(#[from] NetworkRecordError),
+    NetworkRecord(#[from] RecordError),
     /// A network was asked for.
     #[error("the sandbox cannot have a network: {0}")]
     NoCard(String),
