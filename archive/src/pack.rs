@@ -9,13 +9,14 @@
 //! at most [`MAX_DEPTH`], and the paths of files with several names, at most [`MAX_LINK_MEMORY`].
 
 use crate::{
+    attributes::{self, AttributesError},
     entry::{Entry, Extent, Kind, MAX_PATH, Timestamp, Totals},
     sparse,
     writer::Writer,
 };
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat},
+    fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat},
     io::Errno,
 };
 use std::{
@@ -25,7 +26,7 @@ use std::{
 };
 
 /// Maximum number of levels of directories.
-const MAX_DEPTH: usize = 256;
+pub(crate) const MAX_DEPTH: usize = 256;
 /// Maximum memory in bytes for files with several names. Further ones are packed once for each
 /// name.
 const MAX_LINK_MEMORY: usize = 8 << 20;
@@ -53,9 +54,30 @@ pub enum PackError {
     /// A path is longer than Linux accepts, or a directory is too deep.
     #[error("{} is too long a path or too deep a directory to be copied", crate::place::shown(.0))]
     TooDeep(Vec<u8>),
+    /// A directory has more entries than are sorted in memory.
+    #[error("{} has too many entries to be packed in order", crate::place::shown(.0))]
+    TooMany(Vec<u8>),
+    /// A layer cannot express this file.
+    #[error("{} cannot be part of a layer: {problem}", crate::place::shown(path))]
+    NotInLayers {
+        /// The file, relative to the tree.
+        path: Vec<u8>,
+        /// Why it cannot.
+        problem: &'static str,
+    },
     /// The archive cannot be written.
     #[error("cannot write the archive: {0}")]
     Output(#[from] io::Error),
+}
+
+impl PackError {
+    pub(crate) fn of_attributes(error: AttributesError, path: &[u8]) -> Self {
+        let path = path.to_vec();
+        match error {
+            AttributesError::Kernel(errno) => Self::File { step: "read the attributes of", path, errno },
+            AttributesError::NotInLayers(problem) => Self::NotInLayers { path, problem },
+        }
+    }
 }
 
 /// How a tree is packed.
@@ -84,15 +106,7 @@ pub fn pack<W: Write>(
     let flags = if options.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
     let about = statat(base, path, flags).map_err(fail("look at"))?;
-    let mut packing = Packing {
-        writer,
-        options,
-        device: about.st_dev,
-        links: BTreeMap::new(),
-        link_memory: 0,
-        totals: Totals::default(),
-        buffer: vec![0; CHUNK],
-    };
+    let mut packing = Packing::new(writer, Form::Copy, options, about.st_dev);
     match FileType::from_raw_mode(about.st_mode) {
         FileType::RegularFile | FileType::Directory | FileType::Symlink => {}
         _ => return Err(PackError::NotAFile(path.to_vec())),
@@ -105,18 +119,34 @@ pub fn pack<W: Write>(
     }
 }
 
-struct Packing<'a, W> {
-    writer: &'a mut Writer<W>,
+/// What an archive is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A copy: with holes, and with the attributes that any user may set.
+    Copy,
+    /// The layer of an image: see [`crate::layer`].
+    Layer,
+}
+
+/// An archive that is being written.
+pub(crate) struct Packing<'a, W> {
+    pub(crate) writer: &'a mut Writer<W>,
+    form: Form,
     options: PackOptions<'a>,
     device: u64,
     /// Files with several names, and the first name of each.
-    links: BTreeMap<(u64, u64), Vec<u8>>,
+    pub(crate) links: BTreeMap<(u64, u64), Vec<u8>>,
     link_memory: usize,
-    totals: Totals,
+    pub(crate) totals: Totals,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Packing<'_, W> {
+impl<'a, W: Write> Packing<'a, W> {
+    pub(crate) fn new(writer: &'a mut Writer<W>, form: Form, options: PackOptions<'a>, device: u64) -> Self {
+        let (links, totals) = (BTreeMap::new(), Totals::default());
+        Self { writer, form, options, device, links, link_memory: 0, totals, buffer: vec![0; CHUNK] }
+    }
+
     /// Packs `file` of directory `parent` as `path`. Returns false if it no longer exists.
     fn one(
         &mut self,
@@ -166,12 +196,12 @@ impl<W: Write> Packing<'_, W> {
         }
     }
 
-    fn begin(&mut self, entry: Entry) -> Result<(), PackError> {
+    pub(crate) fn begin(&mut self, entry: Entry) -> Result<(), PackError> {
         self.totals.entries += 1;
         Ok(self.writer.begin(&entry)?)
     }
 
-    fn file(&mut self, file: &OwnedFd, path: &[u8]) -> Result<(), PackError> {
+    pub(crate) fn file(&mut self, file: &OwnedFd, path: &[u8]) -> Result<(), PackError> {
         let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
         // Checks the opened file, which may be another one than before.
         let about = fstat(file).map_err(fail("look at"))?;
@@ -180,7 +210,8 @@ impl<W: Write> Packing<'_, W> {
             return Ok(());
         }
         let size = u64::try_from(about.st_size).unwrap_or(0);
-        let is_sparse = u64::try_from(about.st_blocks).unwrap_or(0).saturating_mul(512) < size;
+        let is_allocated = u64::try_from(about.st_blocks).unwrap_or(0).saturating_mul(512) >= size;
+        let is_sparse = self.form == Form::Copy && !is_allocated;
         if size <= CHUNK as u64 && !is_sparse {
             return self.small_file(file, path, &about, size);
         }
@@ -225,7 +256,13 @@ impl<W: Write> Packing<'_, W> {
     }
 
     fn begin_file(&mut self, file: &OwnedFd, path: &[u8], about: &Stat, kind: Kind) -> Result<(), PackError> {
-        self.begin(entry(path.to_vec(), kind, about, attributes(file.as_fd())))?;
+        let attributes = match self.form {
+            Form::Copy => attributes::of_copy(file.as_fd()),
+            Form::Layer => {
+                attributes::of_layer(file.as_fd()).map_err(|error| PackError::of_attributes(error, path))?.kept
+            }
+        };
+        self.begin(entry(path.to_vec(), kind, about, attributes))?;
         if about.st_nlink > 1 && self.link_memory + path.len() < MAX_LINK_MEMORY {
             self.link_memory += path.len() + 64;
             self.links.insert((about.st_dev, about.st_ino), path.to_vec());
@@ -266,7 +303,7 @@ impl<W: Write> Packing<'_, W> {
         let fail = |step| move |errno| PackError::File { step, path: path.to_vec(), errno };
         let about = fstat(&directory).map_err(fail("look at"))?;
         let shown = [path, b"/"].concat();
-        self.begin(entry(shown, Kind::Directory, &about, attributes(directory.as_fd())))?;
+        self.begin(entry(shown, Kind::Directory, &about, attributes::of_copy(directory.as_fd())))?;
         self.writer.end()?;
         if self.options.one_filesystem && about.st_dev != self.device {
             return Ok(());
@@ -292,7 +329,7 @@ impl<W: Write> Packing<'_, W> {
 }
 
 /// Opens a file. Returns `None` if it vanished, or if a file of another kind took its place.
-fn open_if_there(parent: BorrowedFd<'_>, file: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+pub(crate) fn open_if_there(parent: BorrowedFd<'_>, file: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
     match openat(parent, file, flags, Mode::empty()) {
         Ok(opened) => Ok(Some(opened)),
         Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(None),
@@ -300,7 +337,7 @@ fn open_if_there(parent: BorrowedFd<'_>, file: &[u8], flags: OFlags) -> Result<O
     }
 }
 
-fn entry(path: Vec<u8>, kind: Kind, about: &Stat, attributes: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
+pub(crate) fn entry(path: Vec<u8>, kind: Kind, about: &Stat, attributes: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
     Entry {
         path,
         kind,
@@ -313,22 +350,4 @@ fn entry(path: Vec<u8>, kind: Kind, about: &Stat, attributes: Vec<(Vec<u8>, Vec<
         },
         attributes,
     }
-}
-
-/// Returns the attributes that any user may set. Returns none if the file system has none, or if
-/// they change meanwhile.
-fn attributes(file: BorrowedFd<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut list = [0; 4096];
-    // More names than fit are rare, so such a file is packed without them.
-    let Ok(len) = flistxattr(file, &mut list[..]) else { return Vec::new() };
-    let names = list[..len.min(list.len())].split(|byte| *byte == 0);
-    let mut attributes = Vec::new();
-    for name in names.filter(|name| name.starts_with(b"user.")) {
-        let mut value = vec![0; 16 * 1024];
-        if let Ok(len) = fgetxattr(file, name, &mut value[..]) {
-            value.truncate(len);
-            attributes.push((name.to_vec(), value));
-        }
-    }
-    attributes
 }

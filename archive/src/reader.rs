@@ -103,7 +103,7 @@ impl<R: Read> Reader<R> {
             self.skip(padding)?;
             let Some(block) = self.next_header()? else { return Ok(None) };
             let header = Header(&block);
-            let size = header.size().ok_or(ReadError::Damaged("the size of an entry is no number"))?;
+            let size = header.size().ok_or(ReadError::Damaged("the size of an entry is not a number"))?;
             let kind = header.kind();
             if !matches!(kind, header::PAX | header::GNU_LONG_NAME | header::GNU_LONG_LINK | header::PAX_GLOBAL) {
                 return self.entry(&header, size, overrides).map(Some);
@@ -266,13 +266,13 @@ impl<R: Read> Reader<R> {
         if longest > MAX_PATH {
             return Err(ReadError::Damaged("a path in it is longer than Linux takes"));
         }
-        let not_a_number = ReadError::Damaged("the mode or owner of an entry is no number");
+        let not_a_number = ReadError::Damaged("the mode or owner of an entry is not a number");
         let (Some(mode), Some(uid), Some(gid)) =
             (header.mode(), overrides.uid.or(header.uid()), overrides.gid.or(header.gid()))
         else {
             return Err(not_a_number);
         };
-        let id = |number| u32::try_from(number).map_err(|_| ReadError::Damaged("an owner is no number of Linux's"));
+        let id = |number| u32::try_from(number).map_err(|_| ReadError::Damaged("an owner does not fit 32 bits"));
         Ok(Entry {
             path,
             kind,

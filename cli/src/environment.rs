@@ -32,11 +32,33 @@ pub(crate) fn manager() -> Result<Manager, Failure> {
     Ok(Manager::open(&home()?)?.with_rules(rules))
 }
 
-/// Returns the path of the user's policy file: `sandboxvm/network.toml` in `$XDG_CONFIG_HOME`, else in `~/.config`.
+/// Returns the path of a file of the user's configuration: in `sandboxvm/` below `$XDG_CONFIG_HOME`, else `~/.config`.
+pub(crate) fn configuration(file: &str) -> Option<PathBuf> {
+    let config = path("XDG_CONFIG_HOME").or_else(|| Some(path("HOME")?.join(".config")))?;
+    Some(config.join("sandboxvm").join(file))
+}
+
+/// Returns the path of the user's policy file.
 pub(crate) fn policy_file() -> Option<PathBuf> {
-    let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let config = var("XDG_CONFIG_HOME").or_else(|| Some(var("HOME")?.join(".config")))?;
-    Some(config.join("sandboxvm/network.toml"))
+    configuration("network.toml")
+}
+
+/// Returns the path of docker's configuration: `config.json` in `$DOCKER_CONFIG`, else in `~/.docker`.
+pub(crate) fn docker_configuration() -> Option<PathBuf> {
+    let directory = path("DOCKER_CONFIG").or_else(|| Some(path("HOME")?.join(".docker")))?;
+    Some(directory.join("config.json"))
+}
+
+/// Returns the socket of docker's daemon: that of `$DOCKER_HOST`, else the usual one.
+pub(crate) fn docker_socket() -> Result<PathBuf, Failure> {
+    let Some(host) = path("DOCKER_HOST") else { return Ok("/var/run/docker.sock".into()) };
+    let socket = host.to_str().and_then(|host| host.strip_prefix("unix://"));
+    let expected = || Failure::new(format_args!("unsupported DOCKER_HOST {}: expected unix://PATH", host.display()));
+    socket.map(PathBuf::from).ok_or_else(expected)
+}
+
+fn path(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Returns the limits for new sandboxes: `SANDBOXVM_MAX_SANDBOXES`, `SANDBOXVM_OVERCOMMIT`, `SANDBOXVM_MIN_FREE_MEMORY` and

@@ -14,6 +14,7 @@ mod command_list;
 mod commands;
 mod environment;
 mod failure;
+mod images;
 mod options;
 mod output;
 mod process_io;

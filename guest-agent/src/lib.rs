@@ -18,8 +18,9 @@
 //! is known. And everything is bounded: no input of host or guest makes the agent allocate, spin,
 //! block or panic without limit.
 //!
-//! `sandboxvm-agent serve SOCKET` runs the agent as an ordinary process instead of PID 1, with the
-//! same protocol on a Unix socket. Then it only touches the processes that it was asked to start.
+//! `sandboxvm-agent serve SOCKET [UPPER]` runs the agent as an ordinary process instead of PID 1,
+//! with the same protocol on a Unix socket. UPPER is the upper directory of an overlay, from which it
+//! packs the changes of the disk. Then it only touches the processes that it was asked to start.
 //! The tests use it.
 
 mod boot;
@@ -36,6 +37,7 @@ mod shutdown;
 mod slab;
 
 use identity::IdentityFiles;
+use rustix::fs::{Mode, OFlags, open};
 use server::{Role, Server, ServerError, listener::Listener};
 use std::ffi::CStr;
 
@@ -44,10 +46,11 @@ use std::ffi::CStr;
 #[must_use]
 pub fn run(arguments: &[&CStr]) -> i32 {
     match arguments {
-        [command, socket] if command.to_bytes() == b"serve" => serve(socket),
+        [command, socket] if command.to_bytes() == b"serve" => serve(socket, None),
+        [command, socket, upper] if command.to_bytes() == b"serve" => serve(socket, Some(upper)),
         _ if rustix::process::getpid().is_init() => run_as_init(),
         _ => {
-            eprintln!("sandboxvm-agent: runs as PID 1 of a sandbox, or as: sandboxvm-agent serve SOCKET");
+            eprintln!("sandboxvm-agent: runs as PID 1 of a sandbox, or as: sandboxvm-agent serve SOCKET [UPPER]");
             125
         }
     }
@@ -61,12 +64,13 @@ fn run_as_init() -> ! {
         Err(error) => shutdown::stop_after(&error),
     };
     let (identity, cgroups) = (std::mem::take(&mut machine.identity), machine.cgroups.take());
-    let served = Listener::vsock().and_then(|listener| Server::new(Role::Init, listener, identity, cgroups)).and_then(
-        |mut server| {
+    let upper = machine.upper.take();
+    let served = Listener::vsock()
+        .and_then(|listener| Server::new(Role::Init, listener, identity, cgroups, upper))
+        .and_then(|mut server| {
             machine.notify.ready();
             server.run()
-        },
-    );
+        });
     match served {
         Ok(()) => shutdown::in_order(&mut machine.notify),
         Err(error) => shutdown::stop_after(&error),
@@ -74,12 +78,15 @@ fn run_as_init() -> ! {
 }
 
 /// Serves on a Unix socket as an ordinary process, until a shutdown is requested.
-fn serve(socket: &CStr) -> i32 {
+fn serve(socket: &CStr, upper: Option<&CStr>) -> i32 {
     let served = Listener::unix(socket).and_then(|listener| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let upper = upper.map(|upper| open(upper, flags, Mode::empty())).transpose();
+        let upper = upper.map_err(|errno| ServerError::Setup { step: "open the upper directory", errno })?;
         // As PID 1 the agent is in the root directory, and the code that starts processes relies on
         // that.
         rustix::process::chdir("/").map_err(|errno| ServerError::Setup { step: "change to the root", errno })?;
-        Server::new(Role::Service, listener, IdentityFiles::default(), None)?.run()
+        Server::new(Role::Service, listener, IdentityFiles::default(), None, upper)?.run()
     });
     match served {
         Ok(()) => 0,

@@ -138,11 +138,14 @@ pub enum EntryError {
 }
 
 /// Turns layers, the lowest one first, into one EROFS image in an empty file. The file is not synced.
+/// The working directory of the image is made if no layer has it, as docker makes it in a container. Where that
+/// is impossible, it is left to fail when a process is to start in it.
 ///
 /// # Errors
 /// Every [`UnpackError`]. The content of the file is undefined then.
 pub fn unpack<R: Read>(
     layers: impl IntoIterator<Item = Layer<R>>,
+    working_directory: Option<&[u8]>,
     image: OwnedFd,
     limits: &Limits,
     mut progress: impl FnMut(Progress),
@@ -168,6 +171,12 @@ pub fn unpack<R: Read>(
             problem => UnpackError::Layer { layer: index, problem },
         })?;
         diff_ids.push(diff_id);
+    }
+    if let Some(path) = working_directory
+        && let Ok(path) = names::components(path)
+    {
+        // The number belongs to no layer: nothing is above the last one.
+        let _ = unpacker.tree.make_directories(&path, LayerNumber::MAX);
     }
     let files = unpacker.tree.inode_count() as u64;
     let bytes = erofs::write(&unpacker.tree, unpacker.output, uuid(&diff_ids))?;

@@ -7,7 +7,7 @@ mod common;
 use common::{archive, directory, entry, file, link, symlink, tree};
 use proptest::prelude::*;
 use sandboxvm_archive::{Entry, Kind};
-use sandboxvm_layers::Limits;
+use sandboxvm_layers::{Layer, Limits, unpack};
 use std::collections::BTreeMap;
 
 type Entries = Vec<(Entry, Vec<u8>)>;
@@ -49,6 +49,24 @@ fn a_whiteout_hides_the_metadata_of_a_directory_that_is_created_again() {
     }
     let found = tree(&[archive(&lower), archive(&[file("d/new", "2")])]);
     assert_eq!((found["d"].mode, found["d"].owner), (0o040_750, (7, 8)));
+}
+
+#[test]
+fn a_working_directory_is_made_where_no_layer_has_it() {
+    let layers = [archive(&[directory("srv"), symlink("app", "/srv"), file("f", "1"), symlink("loop", "loop")])];
+    let with = |path: &str| {
+        let file = tempfile::tempfile().unwrap();
+        let layers = layers.iter().map(|layer| Layer { input: &layer[..], format: None, diff_id: None });
+        unpack(layers, Some(path.as_bytes()), file.try_clone().unwrap().into(), &Limits::default(), |_| {}).unwrap();
+        common::reader::read(&common::bytes(&file))
+    };
+    let found = with("/app/a/b");
+    assert_eq!((found["srv/a/b"].mode, found["srv/a/b"].owner), (0o040_755, (0, 0)));
+    assert_eq!(found["srv"].mode, 0o040_750, "what a layer has stays as it is");
+    // The image is made, and a process that is to start there fails.
+    for impossible in ["/f/a", "/loop", "/srv/../x", "/a\0b"] {
+        assert_eq!(with(impossible).len(), with("/").len(), "{impossible:?}");
+    }
 }
 
 #[test]

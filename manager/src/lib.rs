@@ -19,7 +19,7 @@
 //! A sandbox with a time to live, an idle rule or published ports has a second process, its
 //! supervisor (`supervision`).
 //!
-//! Only `vmm::spawn` and `supervision` may start processes, only `vmm::end` may end a VMM with
+//! Only `vmm::spawn`, `supervision` and `image::bootable` may start processes, only `vmm::end` may end a VMM with
 //! everything that it started, and only `guest` may talk to the agent in a guest. The library may
 //! not touch a terminal, the environment or KVM. `cli`, `server` and `mcp` call it, within a tokio
 //! runtime.
@@ -35,6 +35,7 @@ mod discard;
 mod guest;
 mod home;
 mod hostile_text;
+mod image;
 mod image_defaults;
 mod lifecycle;
 mod limits;
@@ -62,8 +63,8 @@ pub use guest::connection::courier::{Carried, Courier};
 pub use guest::connection::remote::RemoteSandbox;
 pub use guest::error::{ExecError, FailureClass};
 pub use guest::files::{
-    CopyError, CopyLimits, CopyReport, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch, Files,
-    HostTarget, permissions,
+    CopyError, CopyLimits, CopyReport, DiskChanges, FileDone, FileError, FileRefusal, FileSink, FileStream, FileWatch,
+    Files, HostTarget, permissions,
 };
 pub use guest::in_use::InUseError;
 pub use guest::interruption::Interruption;
@@ -83,6 +84,9 @@ pub use home::layout::{Home, HomeError};
 pub use home::names::NameError;
 pub use home::rules::AdmissionRules;
 pub use hostile_text::{is_printable, one_line, printable};
+pub use image::{
+    BootableImage, CommitError, CommitSpec, ImageError, ImageStore, UnpackProgress, over_environment_of_image,
+};
 pub use image_defaults::ImageDefaults;
 pub use lifecycle::fork::{ForkError, Forked};
 pub use lifecycle::remove::RemoveError;

@@ -67,6 +67,12 @@ pub struct ImageConfig {
     /// Labels.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Program of the shell form of a Dockerfile. Empty: `/bin/sh -c`.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
+    /// Instructions for the builds of images that are based on this one.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub on_build: Vec<String>,
 }
 
 /// A command that checks the program of an image, as docker describes it.

@@ -10,10 +10,16 @@ use std::{fmt, str::FromStr};
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
-/// A text is not a digest.
+/// Why a text is not accepted as a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid digest {0:?}: expected sha256: and 64 lower-case hexadecimal digits")]
-pub struct DigestError(String);
+pub enum DigestError {
+    /// The text is not a digest.
+    #[error("invalid digest {0:?}: expected sha256: and 64 lower-case hexadecimal digits")]
+    Malformed(String),
+    /// The digest is one of another algorithm.
+    #[error("unsupported digest algorithm {0:?}: expected \"sha256\"")]
+    Algorithm(String),
+}
 
 impl Digest {
     /// Returns the digest of `bytes`.
@@ -26,6 +32,12 @@ impl Digest {
     #[must_use]
     pub fn hex(&self) -> String {
         hex::encode(self.0)
+    }
+
+    /// Returns the 32 bytes.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
     }
 
     /// Returns the digest that these 64 lower-case hexadecimal digits spell.
@@ -44,8 +56,14 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let digest = text.strip_prefix("sha256:").and_then(Self::from_hex);
-        digest.ok_or_else(|| DigestError(text.chars().take(200).collect()))
+        let shown = |text: &str| text.chars().take(200).collect();
+        match text.split_once(':') {
+            Some(("sha256", hex)) => Self::from_hex(hex).ok_or_else(|| DigestError::Malformed(shown(text))),
+            Some((other, hex)) if hex.len() >= 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                Err(DigestError::Algorithm(shown(other)))
+            }
+            _ => Err(DigestError::Malformed(shown(text))),
+        }
     }
 }
 
@@ -103,7 +121,8 @@ mod tests {
         {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
-        assert!(empty.replace("sha256", "sha512").parse::<Digest>().is_err());
+        let sha512 = format!("sha512:{}", "0".repeat(128)).parse::<Digest>().unwrap_err();
+        assert_eq!(sha512.to_string(), "unsupported digest algorithm \"sha512\": expected \"sha256\"");
         assert!(empty.replace('e', "E").parse::<Digest>().is_err());
     }
 }

@@ -8,8 +8,8 @@ use crate::{
     manifest::{Blob, Document, Layer, Manifest, ManifestError},
     progress::{Event, Progress},
     reference::{Reference, ReferenceError},
-    registry::{Client, Credentials, Fetched, RegistryError, RegistryOptions, Source},
-    sources::{LoadError, Loaded, Members, SaveError, load, save},
+    registry::{Client, Credentials, Login, RegistryError, RegistryOptions, Source},
+    sources::{LoadError, Loaded, Members, Names, SaveError, load, request, save},
     store::{Collected, Hold, Store, StoreError, Tag},
 };
 use std::{
@@ -17,7 +17,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio_util::io::{StreamReader, SyncIoBridge};
 
 /// A failed operation on images.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,14 @@ pub enum Error {
     /// The store has no image of this reference.
     #[error("the store has no image {0:?}")]
     NotFound(String),
+    /// An image has several references, so its digest does not say which one to remove.
+    #[error("{digest} has several references: {}", .references.join(", "))]
+    SeveralReferences {
+        /// Digest of the manifest.
+        digest: Digest,
+        /// The references, sorted.
+        references: Vec<String>,
+    },
     /// A reference for a new tag has a digest.
     #[error("invalid tag {0:?}: expected a reference without a digest")]
     Digest(String),
@@ -57,14 +66,16 @@ type Result<T> = std::result::Result<T, Error>;
 /// Options of a pull.
 #[derive(Debug, Clone, Default)]
 pub struct PullOptions {
-    /// Credentials for the registry of the reference. No mirror receives them.
+    /// Credentials for the registry of the reference. No mirror receives them. `None`: those that
+    /// [`RegistryOptions::credentials`] has for it.
     pub credentials: Option<Credentials>,
 }
 
 /// Options of a push.
 #[derive(Debug, Clone, Default)]
 pub struct PushOptions {
-    /// Credentials for the registry of the reference.
+    /// Credentials for the registry of the reference. `None`: those that
+    /// [`RegistryOptions::credentials`] has for it.
     pub credentials: Option<Credentials>,
 }
 
@@ -137,6 +148,17 @@ impl Images {
     /// fails. The tag is unchanged then.
     pub async fn pull(&self, text: &str, options: PullOptions, progress: Arc<dyn Progress>) -> Result<Pulled> {
         let reference = self.reference(text)?;
+        let total = self.registries.total;
+        let pulling = self.pull_reference(reference, options, progress);
+        timeout(total, pulling).await.unwrap_or_else(|_| Err(RegistryError::Deadline(total).into()))
+    }
+
+    async fn pull_reference(
+        &self,
+        reference: Reference,
+        options: PullOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Pulled> {
         let source = self.source(&reference, options.credentials)?;
         let top = source.manifest(&reference.wanted()).await?;
         let (top_digest, mut fetched) = (top.digest, top);
@@ -147,7 +169,8 @@ impl Images {
                 Manifest::parse(&fetched.bytes, self.store.limits())?
             }
         };
-        let hold = self.hold(&fetched, &manifest)?;
+        let (hold, fetched, manifest) =
+            self.blocking(move |images| Ok((images.hold(fetched.digest, &manifest)?, fetched, manifest))).await?;
         let blobs = manifest.blobs();
         let bytes = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         progress.notify(Event::Resolved { digest: fetched.digest, blobs: blobs.len(), bytes });
@@ -155,18 +178,22 @@ impl Images {
         source.blob(manifest.config_blob(), &self.store, &hold, &*progress).await?;
         self.configuration(&manifest)?.check(&manifest)?;
         self.layers(&source, &blobs[1..], &hold, &progress).await?;
-        self.store.write_document(&hold, &fetched.bytes)?;
-        self.store.set_tag(&reference, fetched.digest, top_digest)?;
-        Ok(Pulled { reference, manifest: fetched.digest })
+        self.blocking(move |images| {
+            images.store.write_document(&hold, &fetched.bytes)?;
+            images.store.set_tag(&reference, fetched.digest, top_digest)?;
+            Ok(Pulled { reference, manifest: fetched.digest })
+        })
+        .await
     }
 
     /// Loads the images of a tar archive, as `docker save` or OCI tools write it, plain or with gzip.
-    /// `name` replaces the name in an archive of one image. Blocks the thread.
+    /// `name` replaces the name in an archive of one image. A name in an archive that states no registry
+    /// belongs to the default registry, as where a user states it. Blocks the thread.
     ///
     /// # Errors
     /// Fails if the archive cannot be read, if an image is not accepted, or if the store fails.
     pub fn load(&self, input: impl Read, name: Option<&Reference>) -> Result<Vec<Loaded>> {
-        Ok(load(Members::of_archive(&self.store, input)?, name)?)
+        Ok(load(Members::of_archive(&self.store, input)?, self.names(name))?)
     }
 
     /// Loads the images of an OCI layout directory. Blocks the thread.
@@ -174,7 +201,20 @@ impl Images {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_layout(&self, directory: &Path, name: Option<&Reference>) -> Result<Vec<Loaded>> {
-        Ok(load(Members::of_directory(&self.store, directory)?, name)?)
+        Ok(load(Members::of_directory(&self.store, directory)?, self.names(name))?)
+    }
+
+    /// Loads an image from docker's daemon, by its API at `socket`. The image receives `name`, which is
+    /// also what the daemon is asked for.
+    ///
+    /// # Errors
+    /// Fails if the daemon cannot be reached, does not have the image or sends nothing for two minutes,
+    /// or as [`Self::load`].
+    pub async fn load_daemon(&self, socket: &Path, name: &Reference) -> Result<Vec<Loaded>> {
+        let archive = Box::pin(request(socket, name).await?);
+        let name = name.clone();
+        let input = SyncIoBridge::new(StreamReader::new(archive));
+        self.blocking(move |images| images.load(input, Some(&name))).await
     }
 
     /// Writes an image as a tar archive that docker and OCI tools read, under its reference. Blocks
@@ -195,18 +235,27 @@ impl Images {
     /// # Errors
     /// Fails if the store does not have the image, or if the registry does not accept it.
     pub async fn push(&self, from: &str, to: &str, options: PushOptions, progress: Arc<dyn Progress>) -> Result<()> {
-        let digest = self.find(from)?;
-        let to = self.reference(to)?;
+        let (digest, to, total) = (self.find(from)?, self.reference(to)?, self.registries.total);
+        let pushing = self.push_manifest(digest, &to, options, progress);
+        timeout(total, pushing).await.unwrap_or_else(|_| Err(RegistryError::Deadline(total).into()))
+    }
+
+    async fn push_manifest(
+        &self,
+        digest: Digest,
+        to: &Reference,
+        options: PushOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<()> {
         let tag = to.tag().filter(|_| to.digest().is_none()).ok_or_else(|| Error::Digest(to.to_string()))?;
         let bytes = self.store.read_document(digest, MAX_MANIFEST)?;
         let manifest = Manifest::parse(&bytes, self.store.limits())?;
-        let fetched = Fetched { bytes, digest };
-        let _hold = self.hold(&fetched, &manifest)?;
-        let client = Client::new(self.registries.clone(), to.host(), None, options.credentials)?;
+        let (_hold, manifest) = self.blocking(move |images| Ok((images.hold(digest, &manifest)?, manifest))).await?;
+        let client = Client::new(self.registries.clone(), to.host(), None, login(to, options.credentials))?;
         for blob in manifest.blobs() {
             client.upload(to.repository(), blob, &self.store, progress.clone()).await?;
         }
-        Ok(client.put_manifest(to.repository(), tag, manifest.media_type(), fetched.bytes).await?)
+        Ok(client.put_manifest(to.repository(), tag, manifest.media_type(), bytes).await?)
     }
 
     /// Checks credentials with a registry.
@@ -214,7 +263,7 @@ impl Images {
     /// # Errors
     /// Fails if the registry cannot be reached or rejects them.
     pub async fn check_credentials(&self, host: &str, credentials: Credentials) -> Result<()> {
-        Ok(Client::new(self.registries.clone(), host, None, Some(credentials))?.check().await?)
+        Ok(Client::new(self.registries.clone(), host, None, Login::Given(credentials))?.check().await?)
     }
 
     /// Returns all tagged images, sorted by reference.
@@ -229,12 +278,13 @@ impl Images {
         self.store.tags()?.into_iter().map(summary).collect()
     }
 
-    /// Returns the details of an image, by reference or digest of its manifest.
+    /// Returns the details of an image, by reference or digest of its manifest. The digest may be
+    /// that of an image without a tag, which the caller keeps.
     ///
     /// # Errors
     /// Fails if the store does not have the image.
     pub fn inspect(&self, image: &str) -> Result<ImageDetails> {
-        let digest = self.find(image)?;
+        let digest = self.digest_of(image)?;
         let manifest = self.manifest(digest)?;
         let configuration = self.configuration(&manifest)?;
         let layers = manifest.layers().to_vec();
@@ -246,26 +296,30 @@ impl Images {
     /// # Errors
     /// Fails if the store does not have the image, or if the reference has a digest.
     pub fn tag(&self, image: &str, reference: &str) -> Result<()> {
-        let reference = self.reference(reference)?;
-        if reference.digest().is_some() {
-            return Err(Error::Digest(reference.to_string()));
-        }
+        let reference = self.new_tag(reference)?;
         let _hold = self.store.hold(&[self.find(image)?])?;
         let digest = self.find(image)?;
         Ok(self.store.set_tag(&reference, digest, digest)?)
     }
 
-    /// Removes a reference, or every reference of an image if a digest is given, then the blobs that
-    /// no image needs. `keep` are digests of manifests whose images stay.
+    /// Removes a reference, or the reference of an image if the digest of its manifest is given, then
+    /// the blobs that no image needs. `keep` are digests of manifests whose images stay.
     ///
     /// # Errors
-    /// Fails if the store does not have the image, or if a file cannot be deleted.
+    /// Fails if the store does not have the image, or if a file cannot be deleted. Fails with
+    /// [`Error::SeveralReferences`], and removes nothing, if the digest has several references: as with
+    /// docker, each of them is removed by its name.
     pub fn remove(&self, image: &str, keep: &[Digest]) -> Result<(Vec<Tag>, Collected)> {
-        let by_digest = image.parse::<Digest>().ok();
-        let reference = if by_digest.is_none() { self.reference(image)?.to_string() } else { String::new() };
-        let removed = self
-            .store
-            .remove_tags(|tag| by_digest.map_or(tag.reference == reference, |digest| tag.manifest == digest))?;
+        let removed = match image.parse::<Digest>() {
+            Ok(digest) => self.store.remove_only_tag(digest)?.map_err(|tags| Error::SeveralReferences {
+                digest,
+                references: tags.into_iter().map(|tag| tag.reference).collect(),
+            })?,
+            Err(_) => {
+                let reference = self.reference(image)?.to_string();
+                self.store.remove_tags(|tag| tag.reference == reference)?
+            }
+        };
         if removed.is_empty() {
             return Err(Error::NotFound(image.to_owned()));
         }
@@ -281,6 +335,17 @@ impl Images {
         Ok(Collected { files: blobs.files + partial.files, bytes: blobs.bytes.saturating_add(partial.bytes) })
     }
 
+    /// Parses a reference for a tag.
+    pub(crate) fn new_tag(&self, text: &str) -> Result<Reference> {
+        let reference = self.reference(text)?;
+        if reference.digest().is_some() { Err(Error::Digest(reference.to_string())) } else { Ok(reference) }
+    }
+
+    /// Like [`Self::find`], and accepts the digest of an image without a tag, which a caller keeps.
+    pub(crate) fn digest_of(&self, image: &str) -> Result<Digest> {
+        image.parse().map_or_else(|_| self.find(image), Ok)
+    }
+
     /// Returns the digest of the manifest of an image, by reference or by that digest.
     fn find(&self, image: &str) -> Result<Digest> {
         let by_digest = image.parse::<Digest>().ok();
@@ -293,21 +358,35 @@ impl Images {
         found.map(|tag| tag.manifest).ok_or_else(|| Error::NotFound(image.to_owned()))
     }
 
+    fn names<'a>(&'a self, given: Option<&'a Reference>) -> Names<'a> {
+        Names { given, registry: self.registries.default_registry.as_deref() }
+    }
+
     fn source(&self, reference: &Reference, credentials: Option<Credentials>) -> Result<Source> {
         let mirrors = self.registries.mirrors.get(reference.registry()).into_iter().flatten();
-        let mirror =
-            |host: &String| Client::new(self.registries.clone(), host, Some(reference.registry().to_owned()), None);
+        let mirror = |host: &String| {
+            let (namespace, login) = (reference.registry().to_owned(), Login::Find(host.clone()));
+            Client::new(self.registries.clone(), host, Some(namespace), login)
+        };
         let mut clients = mirrors.map(mirror).collect::<std::result::Result<Vec<_>, _>>()?;
-        clients.push(Client::new(self.registries.clone(), reference.host(), None, credentials)?);
+        clients.push(Client::new(self.registries.clone(), reference.host(), None, login(reference, credentials))?);
         Ok(Source {
             clients: clients.into_iter().map(Arc::new).collect(),
             repository: reference.repository().to_owned(),
         })
     }
 
-    fn hold(&self, fetched: &Fetched, manifest: &Manifest) -> Result<Hold> {
-        let digests: Vec<_> = manifest.blobs().iter().map(|blob| blob.digest).chain([fetched.digest]).collect();
+    fn hold(&self, digest: Digest, manifest: &Manifest) -> Result<Hold> {
+        let digests: Vec<_> = manifest.blobs().iter().map(|blob| blob.digest).chain([digest]).collect();
         Ok(self.store.hold(&digests)?)
+    }
+
+    /// Does work that waits for the lock of the store, which another process may have, or for the
+    /// disk.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> Result<T> + Send + 'static) -> Result<T> {
+        let images = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&images)).await;
+        done.map_err(|_| StoreError::Cancelled)?
     }
 
     /// Downloads layers, several at a time. The first failure ends the others.
@@ -335,4 +414,8 @@ impl Images {
     fn configuration(&self, manifest: &Manifest) -> Result<Configuration> {
         Ok(Configuration::parse(&self.store.read_document(manifest.config(), MAX_CONFIG)?)?)
     }
+}
+
+fn login(reference: &Reference, given: Option<Credentials>) -> Login {
+    given.map_or_else(|| Login::Find(reference.registry().to_owned()), Login::Given)
 }

@@ -12,6 +12,7 @@
 //! environment variable and writes nothing to a terminal: the caller passes paths, and receives
 //! progress through [`Progress`].
 
+mod compose;
 pub mod config;
 pub mod credentials;
 mod digest;
@@ -25,6 +26,7 @@ pub mod registry;
 pub mod sources;
 pub mod store;
 
+pub use compose::{Addition, ComposeError, Composition};
 pub use digest::{Digest, DigestError};
 pub use images::{Error, ImageDetails, ImageSummary, Images, PullOptions, Pulled, PushOptions};
 pub use limits::Limits;

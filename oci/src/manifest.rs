@@ -9,6 +9,7 @@ use crate::{
 };
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
+use std::collections::HashMap;
 
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -218,6 +219,10 @@ fn image(manifest: &ImageManifest, limits: &Limits) -> Result<Manifest, Manifest
     let layers = manifest.layers().iter().map(|layer| checked_layer(layer, limits)).collect::<Result<Vec<_>, _>>()?;
     let media_type = manifest.media_type().as_ref().map_or_else(|| OCI_MANIFEST.to_owned(), ToString::to_string);
     let manifest = Manifest { media_type, config, layers };
+    let sizes: HashMap<_, _> = manifest.blobs().iter().map(|blob| (blob.digest, blob.size)).collect();
+    if let Some(layer) = manifest.layers.iter().find(|layer| sizes.get(&layer.digest) != Some(&layer.size)) {
+        return Err(ManifestError::Malformed(format!("it states two sizes for {}", layer.digest)));
+    }
     if manifest.size() > limits.image_bytes {
         let size = manifest.size();
         return Err(ManifestError::TooLarge(format!("{size} bytes, the maximum is {}", limits.image_bytes)));
@@ -317,6 +322,7 @@ mod tests {
     fn limits_and_old_formats_are_enforced() {
         assert!(error(&manifest(&vec![descriptor(GZIP, 1); 257])).contains("257 layers"));
         assert!(error(&manifest(&[descriptor(GZIP, u64::MAX)])).contains("too large"));
+        assert!(error(&manifest(&[descriptor(GZIP, 1), descriptor(GZIP, 2)])).contains("two sizes"));
         assert!(error(&manifest(&vec![descriptor(GZIP, 12 << 30); 3])).contains("too large"));
         assert_eq!(parse(&json!({"schemaVersion": 1, "fsLayers": []})), Err(ManifestError::SchemaOne));
         assert!(error(&json!({"schemaVersion": 2, "layers": [], "manifests": []})).contains("layers and manifests"));

@@ -41,6 +41,14 @@ impl Reference {
             _ => text.to_owned(),
         };
         let inner = distribution::Reference::try_from(whole.as_str()).map_err(|error| fail(error.to_string()))?;
+        // Both become parts of URLs. The parser accepts letters of every script in a tag, and a first
+        // component in capitals that is not a registry.
+        if !inner.tag().unwrap_or_default().is_ascii() {
+            return Err(fail("the tag has a character that is not ASCII".into()));
+        }
+        if inner.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(fail("the repository has capital letters".into()));
+        }
         let digest = inner.digest().map(str::parse).transpose();
         let digest = digest.map_err(|error: crate::DigestError| fail(error.to_string()))?;
         Ok(Self { inner, digest })
@@ -136,7 +144,9 @@ mod tests {
     fn other_texts_are_rejected() {
         let long = "a".repeat(700);
         let sha512 = format!("a@sha512:{}", "0".repeat(128));
-        for bad in ["", "UPPER", "a b", "-a", "a/../b", "a:..", "http://a/b", "a@sha256:12", &long, &sha512] {
+        for bad in
+            ["", "UPPER", "a b", "-a", "a/../b", "a:..", "a:é", "UPPER/a", "http://a/b", "a@sha256:12", &long, &sha512]
+        {
             let error = bad.parse::<Reference>().unwrap_err().to_string();
             assert!(error.starts_with("invalid image reference"), "{error}");
         }

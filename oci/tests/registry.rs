@@ -151,7 +151,10 @@ async fn image_is_pulled_inspected_pushed_and_removed() {
     run("skopeo", &["inspect", "--tls-verify=false", &format!("docker://{}/other/copy:2", registry.host())]);
 
     images.tag("team/app:1", "kept:1").unwrap();
+    let several = images.remove(&pulled.manifest.to_string(), &[]).unwrap_err();
+    assert!(several.to_string().contains("/kept:1, "), "{several}");
     assert_eq!(images.remove("team/app:1", &[]).unwrap().1.files, 0);
+    assert_eq!(images.remove(&by_digest, &[]).unwrap().1.files, 0);
     assert_eq!(images.remove(&pulled.manifest.to_string(), &[]).unwrap().1.files, 3);
     assert!(images.list().unwrap().is_empty());
     let missing = images.pull("team/none:1", PullOptions::default(), Arc::new(Silent)).await.unwrap_err();

@@ -34,6 +34,7 @@ test_packages=(
     microsocks tinyproxy        # upstream proxies for the dialer
     docker-registry skopeo umoci # a registry, and images that other programs made
     apache2-utils               # htpasswd: the passwords of that registry
+    busybox-static              # the programs of small images
     attr                        # getfattr and setfattr: attributes of files in images
 )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 # Areas of code that are not rewritten yet, with the number of findings that each may still have.
 # A file belongs to the longest area that its path starts with; a file of no area may have none.
 ALLOWED = {
-    "archive": 4,
+    "archive": 1,
     "cli": 3,
     "guest-agent": 2,
     "images": 7,

@@ -23,6 +23,12 @@ const OPERATOR: [&str; 2] = ["operator-own.json", "operator-tenants.json"];
 /// The directory of a server.
 const SERVER: &str = "server";
 
+/// The directory of container images.
+const IMAGES: &str = "images";
+
+/// What builds keep: layers of states, and caches. Clients remove states as snapshots.
+const BUILD: &str = "build";
+
 /// The owners of audit logs of removed sandboxes. They stay as long as the logs.
 const OWNERS: &str = "gone";
 
@@ -48,7 +54,8 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        if SHARED.iter().chain([&AUDIT, &ADMITTED, &GROUPS]).chain(&OPERATOR).any(|kept| entry.file_name() == *kept) {
+        let kept = [AUDIT, ADMITTED, GROUPS, BUILD];
+        if SHARED.iter().chain(&kept).chain(&OPERATOR).any(|kept| entry.file_name() == *kept) {
             continue;
         }
         if entry.file_name() == SERVER {
@@ -58,6 +65,13 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
                 if directory.is_dir() && !directory.ends_with(OWNERS) {
                     files_below(&directory, &mut files);
                 }
+            }
+            continue;
+        }
+        if entry.file_name() == IMAGES {
+            // Images belong to no sandbox, and stay until they are removed. Then nothing of them stays.
+            for part in ["blobs/sha256", "disks", "holds", "partial"] {
+                files_below(&entry.path().join(part), &mut files);
             }
             continue;
         }

@@ -7,6 +7,7 @@ use crate::{
     runtime, stdio,
 };
 use clap::Args;
+use sandboxvm_manager::{OnDisconnect, ProcessSpec};
 
 /// Create a sandbox, wait until it has booted, and print its ID
 #[derive(Debug, Args)]
@@ -26,11 +27,26 @@ impl Create {
         runtime::block_on(async {
             let mut signals = Signals::catch()?;
             let env = self.env.texts()?;
+            let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+            // As with `run -d`, the process that the image is made for runs from the beginning.
+            let spec = match image.command_line(None, &[]).as_slice() {
+                [] => None,
+                command => Some(ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?),
+            };
             let (services, network) = (self.supervision.services(), self.network.network()?);
-            let Some(started) = self.machine.start(env, services, network, false, true, &mut signals).await? else {
+            let Some(started) = self.machine.start(image, env, services, network, false, true, &mut signals).await?
+            else {
                 return Ok(signals.exit_code());
             };
-            let sandbox = self.supervision.keep_up(started).await?.detach();
+            let started = self.supervision.keep_up(started).await?;
+            if let Some(spec) = spec
+                && let Err(error) = super::run::begin(started.sandbox(), spec).await
+            {
+                let failure = Failure::of_exec(&error);
+                started.finish().await?;
+                return Err(failure);
+            }
+            let sandbox = started.detach();
             stdio::print(&format!("{}\n", sandbox.id()))?;
             Ok(0)
         })

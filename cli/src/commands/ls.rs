@@ -84,7 +84,7 @@ fn port(port: &PublishedPort) -> String {
 }
 
 /// Formats an age in its largest unit.
-pub(super) fn age(age: Duration) -> String {
+pub(crate) fn age(age: Duration) -> String {
     format!("{} ago", in_one_unit(age))
 }
 

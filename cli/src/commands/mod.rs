@@ -2,7 +2,9 @@
 
 mod attach;
 mod audit;
+mod build;
 mod cli_reference;
+mod commit;
 mod completion;
 mod cp;
 mod create;
@@ -12,6 +14,7 @@ mod events;
 mod exec;
 mod fork;
 mod guard_terminal;
+mod image;
 mod inspect;
 mod key;
 mod kill;
@@ -63,6 +66,9 @@ pub(crate) enum Command {
     Snapshot(snapshot::Snapshot),
     Fork(fork::Fork),
     Reset(reset::Reset),
+    Image(image::Image),
+    Build(build::Build),
+    Commit(commit::Commit),
     Rm(rm::Rm),
     Prune(prune::Prune),
     Serve(serve::Serve),
@@ -106,6 +112,9 @@ impl Command {
             Self::Snapshot(command) => command.run(),
             Self::Fork(command) => command.run(),
             Self::Reset(command) => command.run(),
+            Self::Image(command) => command.run(),
+            Self::Build(command) => command.run(),
+            Self::Commit(command) => command.run(),
             Self::Rm(command) => command.run(),
             Self::Prune(command) => command.run(),
             Self::Serve(command) => command.run(),

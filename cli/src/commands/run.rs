@@ -18,8 +18,8 @@ use std::ffi::OsString;
                   failed; 126 if the command is not executable; 127 if it was not found."
 )]
 pub(crate) struct Run {
-    /// Command to run, and its arguments
-    #[arg(trailing_var_arg = true, required_unless_present = "detach", value_name = "COMMAND")]
+    /// Command to run, and its arguments [default: those of the image]
+    #[arg(trailing_var_arg = true, required_unless_present_any = ["detach", "image"], value_name = "COMMAND")]
     command: Vec<OsString>,
     #[command(flatten)]
     machine: MachineOptions,
@@ -29,6 +29,9 @@ pub(crate) struct Run {
     supervision: SupervisionOptions,
     #[command(flatten)]
     network: NetworkOptions,
+    /// Program to run instead of the image's entry point and command; "" removes them
+    #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
+    entrypoint: Option<OsString>,
     /// Print the ID of the sandbox and leave it running, even after the command has ended; `ps` and `logs` show the command
     #[arg(short, long, help_heading = "Process", conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
@@ -44,10 +47,16 @@ impl Run {
 
     async fn attended(self) -> Result<u8, Failure> {
         let attendance = self.process.attendance()?;
-        let spec = self.process.spec(&self.command, OnDisconnect::Kill)?;
         let mut signals = Signals::catch()?;
+        let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+        let command = image.command_line(self.entrypoint.as_ref(), &self.command);
+        if command.is_empty() {
+            return Err(Failure::new("no command was given, and the image names none"));
+        }
+        let spec = self.process.spec(&command, OnDisconnect::Kill)?;
         let (services, network) = (self.supervision.services(), self.network.network()?);
-        let Some(started) = self.machine.start(Vec::new(), services, network, true, false, &mut signals).await? else {
+        let Some(started) = self.machine.start(image, Vec::new(), services, network, true, false, &mut signals).await?
+        else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
@@ -62,14 +71,16 @@ impl Run {
     }
 
     async fn detached(self) -> Result<u8, Failure> {
-        let spec = match self.command.as_slice() {
+        let mut signals = Signals::catch()?;
+        let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+        let spec = match image.command_line(self.entrypoint.as_ref(), &self.command).as_slice() {
             [] => None,
             command => Some(self.process.spec(command, OnDisconnect::Keep)?),
         };
-        let mut signals = Signals::catch()?;
         let (services, network) = (self.supervision.services(), self.network.network()?);
         let settled = spec.is_none();
-        let Some(started) = self.machine.start(Vec::new(), services, network, false, settled, &mut signals).await?
+        let Some(started) =
+            self.machine.start(image, Vec::new(), services, network, false, settled, &mut signals).await?
         else {
             return Ok(signals.exit_code());
         };
@@ -90,7 +101,7 @@ impl Run {
 }
 
 /// Starts the command. The agent of an older snapshot runs it too, but retains no output.
-async fn begin(sandbox: &Sandbox, spec: ProcessSpec) -> Result<(), ExecError> {
+pub(super) async fn begin(sandbox: &Sandbox, spec: ProcessSpec) -> Result<(), ExecError> {
     match sandbox.exec(spec.clone()).await {
         Err(error) if error.is_of_old_agent() => sandbox.exec(spec.on_disconnect(OnDisconnect::RunOn)).await.map(drop),
         started => started.map(drop),

@@ -3,12 +3,13 @@
 
 use sandboxvm_images::{bundle::BundleError, erofs::ErofsError, kernel::KernelError, template::TemplateError};
 use sandboxvm_manager::{
-    AdmissionError, AgentError, CTextError, ControlError, CopyError, CreateError, ExecError, FileError, FileErrorKind,
-    FindError, ForkError, HomeError, HostError, InUseError, LineageError, ManifestError, NameError, NetworkFailure,
-    ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError, StartError, State,
-    SuperviseError, audit::AuditError,
+    AdmissionError, AgentError, CTextError, CommitError, ControlError, CopyError, CreateError, ExecError, FileError,
+    FileErrorKind, FindError, ForkError, HomeError, HostError, ImageError, InUseError, LineageError, ManifestError,
+    NameError, NetworkFailure, ProcessSpecError, RecordError, RefusalKind, RemoveError, ResetError, SnapshotError,
+    StartError, State, SuperviseError, audit::AuditError,
 };
 use sandboxvm_mcp::HttpError;
+use sandboxvm_oci::registry::RegistryError;
 use sandboxvm_server::{KeyError, ServerError, TokenError, TracesError};
 use std::error::Error;
 
@@ -23,6 +24,7 @@ pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<String> {
         of_sandboxes(error)
             .or_else(|| of_snapshots(error))
             .or_else(|| of_processes(error))
+            .or_else(|| of_images(error))
             .or_else(|| of_the_host(error))
             .or_else(|| of_servers(error))
     })
@@ -168,6 +170,29 @@ fn of_processes(error: &(dyn Error + 'static)) -> Option<String> {
     match is::<CopyError>(error)? {
         error if error.exceeds_bytes() => fixed("--max-size sets a higher limit"),
         error if error.exceeds_entries() => fixed("--max-files sets a higher limit"),
+        _ => None,
+    }
+}
+
+/// Images and registries.
+fn of_images(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(CommitError::NoImage(_)) = is(error) {
+        return fixed("create the sandbox with --image and a reference");
+    }
+    let error = match is::<ImageError>(error) {
+        Some(ImageError::Oci(error)) => error,
+        _ => is::<sandboxvm_oci::Error>(error)?,
+    };
+    match error {
+        sandboxvm_oci::Error::NotFound(_) => {
+            fixed("`sandboxvm image pull` fetches an image, and `sandboxvm image ls` lists those of the home")
+        }
+        sandboxvm_oci::Error::Registry(RegistryError::Denied { host, .. }) => {
+            Some(format!("`sandboxvm image login {host}` keeps credentials for it"))
+        }
+        sandboxvm_oci::Error::Registry(RegistryError::Unreachable { .. } | RegistryError::NotEncrypted(_)) => {
+            fixed("for a registry without TLS give --plain-http, and for your own authority --ca")
+        }
         _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! Options that several commands share.
 
+pub(crate) mod image;
 pub(crate) mod limits;
 pub(crate) mod network;
 pub(crate) mod permitted;
@@ -10,6 +11,7 @@ use crate::{
     environment,
     failure::{Failure, hint},
     options::{
+        image::{Image, ImageOptions},
         limits::LimitOptions,
         network::Network,
         values::{disk, duration, memory, name, shortened, vcpus},
@@ -21,7 +23,7 @@ use clap::Args;
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
     MemorySize, OnDisconnect, ProcessSpec, ProcessSpecError, SandboxName, SandboxSpec, StartFrom, StartedSandbox,
-    SupervisionSpec, VcpuCount, check_variable,
+    SupervisionSpec, VcpuCount, check_variable, over_environment_of_image,
 };
 use std::{
     env,
@@ -52,9 +54,6 @@ pub(crate) struct MachineOptions {
     /// Guest kernel to boot, an uncompressed x86-64 vmlinux [default: the bundle's]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Base image to boot, an EROFS file system [default: the bundle's]
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
     /// Boot the kernel instead of restoring the ready snapshot of a freshly booted machine
     #[arg(long)]
     cold: bool,
@@ -62,6 +61,8 @@ pub(crate) struct MachineOptions {
     #[arg(long, value_name = "SNAPSHOT", value_parser = name,
           conflicts_with_all = ["cold", "memory", "cpus", "disk", "kernel", "image"])]
     from: Option<SandboxName>,
+    #[command(flatten)]
+    image: ImageOptions,
     #[command(flatten)]
     limits: LimitOptions,
 }
@@ -75,10 +76,16 @@ impl MachineOptions {
         }
     }
 
+    /// Finds the image, and pulls it if need be. Returns `None` if a signal arrived first.
+    pub(crate) async fn image(&self, signals: &mut Signals) -> Result<Option<Image>, Failure> {
+        self.image.find(signals).await
+    }
+
     /// Starts a sandbox and waits until it runs; with `settled`, also until it has its name and the time, which otherwise the
     /// first exec sends it. Returns `None`, and leaves nothing behind, if a signal arrived first.
     pub(crate) async fn start(
         &self,
+        image: Image,
         env: Vec<String>,
         services: SupervisionSpec,
         network: Option<Network>,
@@ -87,7 +94,7 @@ impl MachineOptions {
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
         let mut manager = environment::manager()?;
-        let bundle = environment::bundle(self.kernel.clone(), self.image.clone());
+        let bundle = environment::bundle(self.kernel.clone(), image.file);
         let network = network.map(|Network { spec, operator }| {
             manager = manager.clone().with_network(operator);
             spec
@@ -98,7 +105,8 @@ impl MachineOptions {
             memory: self.memory,
             disk: self.disk,
             start_from: self.start_from(),
-            env,
+            env: over_environment_of_image(image.env, env),
+            image_defaults: image.defaults,
             ephemeral,
             limits: self.limits.wanted(),
             services,
@@ -220,10 +228,10 @@ impl Variables {
 pub(crate) struct ProcessOptions {
     #[command(flatten)]
     env: EnvOptions,
-    /// Working directory of the command [default: the home directory of the user]
+    /// Working directory of the command [default: the image's, else the home directory of the user]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<OsString>,
-    /// User to run the command as: NAME or UID, optionally followed by :GROUP or :GID [default: root]
+    /// User to run the command as: NAME or UID, optionally followed by :GROUP or :GID [default: the image's, else root]
     #[arg(short, long)]
     user: Option<OsString>,
     /// Kill the command after this time, such as 30s or 5m, and exit with 124 [default: no timeout]

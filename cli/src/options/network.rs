@@ -58,6 +58,34 @@ pub(crate) struct NetworkOptions {
     proxy_password_file: Option<PathBuf>,
 }
 
+/// What the steps of a build reach on the network. Secrets of a build are something else than those of a network, so it has
+/// fewer options.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct BuildNetwork {
+    /// What steps reach: none, what --allow lists, or the public internet. Addresses of the host, its networks, private ranges
+    /// and metadata services are never public [default: allow with --allow, else none]
+    #[arg(long, value_enum, value_name = "REACH")]
+    net: Option<Net>,
+    /// Allow a target, as for `run`. Can be repeated, or a list with commas
+    #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
+    allow: Vec<String>,
+    /// Deny a target; takes precedence over --allow
+    #[arg(long, value_name = "RULE", allow_hyphen_values = true)]
+    deny: Vec<String>,
+    /// Apply a policy file, with its sets [default: only the sets of ~/.config/sandboxvm/network.toml]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+}
+
+impl BuildNetwork {
+    /// Returns the network of each machine, or `None` for machines without a card.
+    pub(crate) fn network(&self) -> Result<Option<Network>, Failure> {
+        let Self { net, allow, deny, policy } = self.clone();
+        NetworkOptions { net, allow, deny, policy, ..NetworkOptions::default() }.network()
+    }
+}
+
 /// Values of `--net`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Net {

@@ -18,7 +18,7 @@ use crate::process::cgroups::{CgroupError, Cgroups};
 use crate::{identity::IdentityFiles, network::Card, notify::NotifyPort};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Why the machine cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,8 @@ pub(crate) struct Machine {
     pub(crate) identity: IdentityFiles,
     /// The control groups of its processes, until the server takes them.
     pub(crate) cgroups: Option<Cgroups>,
+    /// The overlay's upper directory, until the server takes it.
+    pub(crate) upper: Option<OwnedFd>,
 }
 
 /// Hostname of a sandbox for which the VMM sets none.
@@ -86,7 +88,7 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     mounts::ensure_dev()?;
     let mut notify = NotifyPort::open();
     notify.started();
-    mounts::enter_root()?;
+    let upper = Some(mounts::enter_root()?);
     mounts::mount_kernel_filesystems()?;
     let command_line = command_line::CommandLine::read().map_err(BootError::CommandLine)?;
     let name = command_line.hostname().unwrap_or(DEFAULT_HOSTNAME);
@@ -99,7 +101,7 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     setrlimit(Resource::Nofile, limit).map_err(BootError::Limits)?;
     let cgroups = Some(Cgroups::make()?);
     setpriority_process(None, FIRST_OF_ALL).and_then(|()| become_batch_task()).map_err(BootError::Scheduling)?;
-    Ok(Machine { notify, identity, cgroups })
+    Ok(Machine { notify, identity, cgroups, upper })
 }
 
 /// Makes the agent a batch task, which never preempts the task that wakes it (sched(7)). So a

@@ -6,14 +6,16 @@
 //! vdc  ext4   this sandbox's changes         -> /rw       > overlay -> /newroot -> /
 //! ```
 //! After [`enter_root`] the agent's disk and the layers of the overlay are in no mount tree, so
-//! processes cannot name them. (Root of the guest can mount the disks again by their devices. The
+//! processes cannot name them. The agent keeps a descriptor of the upper directory, from which it
+//! packs the changes of the disk. (Root of the guest can mount the disks again by their devices. The
 //! agent's disk is read-only in the VMM.)
 
-use rustix::fs::{Access, Mode, access, mkdir, symlink};
+use rustix::fs::{Access, Mode, OFlags, access, mkdir, open, symlink};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, mount_remount, unmount};
 use rustix::process::{chdir, pivot_root};
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 
 /// Why a file system cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -146,8 +148,9 @@ pub(super) fn ensure_dev() -> Result<(), MountError> {
     if access("/dev/null", Access::EXISTS).is_ok() { Ok(()) } else { do_mount(&DEV) }
 }
 
-/// Builds the sandbox's root from the disks, moves `/dev` into it and makes it the root.
-pub(super) fn enter_root() -> Result<(), MountError> {
+/// Builds the sandbox's root from the disks, moves `/dev` into it and makes it the root. Returns the
+/// overlay's upper directory, opened with `O_PATH`.
+pub(super) fn enter_root() -> Result<OwnedFd, MountError> {
     for layer in &LAYERS {
         do_mount(layer)?;
     }
@@ -156,12 +159,15 @@ pub(super) fn enter_root() -> Result<(), MountError> {
     do_mount(&OVERLAY)?;
     move_dev()?;
     let pivot = |step| move |errno| MountError::Pivot { step, errno };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = open("/rw/upper", flags, Mode::empty()).map_err(pivot("open its upper directory"))?;
     chdir("/newroot").map_err(pivot("chdir to it"))?;
     // Both are ".": the old root is put over the new one and then detached, so it needs no
     // directory (pivot_root(2), NOTES).
     pivot_root(".", ".").map_err(pivot("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(pivot("detach the old root"))?;
-    chdir("/").map_err(pivot("chdir to /"))
+    chdir("/").map_err(pivot("chdir to /"))?;
+    Ok(upper)
 }
 
 /// Mounts the file systems of the kernel in the sandbox's root.

@@ -50,7 +50,7 @@ fn open_directory(path: &[u8]) -> Result<std::os::fd::OwnedFd, Trouble> {
     open(path, flags, Mode::empty()).map_err(|errno| refused("open the directory", path, errno))
 }
 
-fn of_wire(totals: Totals) -> FileTotals {
+pub(super) fn of_wire(totals: Totals) -> FileTotals {
     FileTotals {
         entries: totals.entries,
         bytes: totals.bytes,
@@ -59,12 +59,15 @@ fn of_wire(totals: Totals) -> FileTotals {
     }
 }
 
-fn pack_trouble(error: PackError, root: &[u8]) -> Trouble {
+/// Returns the failure of a request whose tree `root` could not be packed.
+pub(super) fn pack_trouble(error: PackError, root: &[u8]) -> Trouble {
     let message = error.to_string();
     match error {
         PackError::Output(_) => Trouble::Gone,
         PackError::NotAFile(_) => failure(FileErrorKind::NotAFile, Some(root), message),
         PackError::Shrank(path) => failure(FileErrorKind::Other, Some(&path), message),
+        PackError::TooMany(path) => failure(FileErrorKind::Resources, Some(&path), message),
+        PackError::NotInLayers { path, .. } => failure(FileErrorKind::NotAFile, Some(&path), message),
         PackError::TooDeep(path) => failure(FileErrorKind::BadPath, Some(&path), message),
         PackError::File { path, errno, .. } => of_kernel(errno, &path, message),
     }

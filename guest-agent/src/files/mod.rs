@@ -10,16 +10,21 @@
 //! change    mkdir, move, remove, chmod, chown
 //! content   content of files, in and out    archive   trees, in and out
 //! watch     inotify
+//! changes   what the disk has and the image lacks, as a layer
+//! boot_traces  what the agent itself changed on the disk
 //! ```
 //! The agent itself never waits for a disk or for a host that reads slowly. It forks (it has one
 //! thread, so the copy is complete) and forgets the connection. The process changes to the
-//! requested user, keeps no descriptor of the agent but the connection, and blocks. The credit of
+//! requested user, keeps no descriptor of the agent but the connection (for `changes` also the upper
+//! directory of the overlay), and blocks. The credit of
 //! vsock limits its speed, its end is the end of the request, and a kill cancels the request. It
 //! notices the end of the connection with the next byte in either direction, or immediately if it
 //! waits for nothing else. PID 1 executes nothing of this.
 
 mod archive;
+mod boot_traces;
 mod change;
+mod changes;
 mod channel;
 mod content;
 mod describer;

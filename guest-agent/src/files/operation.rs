@@ -3,8 +3,9 @@
 use super::channel::Channel;
 use super::failure::Trouble;
 use super::watch::Watched;
-use super::{archive, change, content, details, inspect, mounts, watch};
+use super::{archive, change, changes, content, details, inspect, mounts, watch};
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
+use std::os::fd::OwnedFd;
 
 /// The directory at which the paths of a request begin.
 #[derive(Debug)]
@@ -26,8 +27,14 @@ impl Place {
     }
 }
 
-/// Executes a request. Returns the last reply.
-pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation) -> Result<FileReply, Trouble> {
+/// Executes a request. Returns the last reply. `upper` is the upper directory of the overlay, if the
+/// request needs it.
+pub(super) fn run(
+    channel: &mut Channel,
+    place: &Place,
+    upper: Option<OwnedFd>,
+    operation: FileOperation,
+) -> Result<FileReply, Trouble> {
     let at = |path: &FilePath| place.absolute(path);
     match operation {
         FileOperation::Stat { path, follow } => inspect::stat(&at(&path), follow),
@@ -57,5 +64,6 @@ pub(super) fn run(channel: &mut Channel, place: &Place, operation: FileOperation
         }
         FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
         FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
+        FileOperation::PackChanges => changes::pack(channel, upper),
     }
 }

@@ -5,14 +5,17 @@ use super::failure::{Trouble, failure};
 use super::operation::{self, Place};
 use crate::process::user::User;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit, umask};
-use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply, FileRequest};
+use sandboxvm_protocol::agent::files::{FileErrorKind, FileOperation, FileReply, FileRequest};
 use sandboxvm_protocol::frame::FrameDecoder;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 /// Descriptor of the connection in the new process. Those below are the agent's console.
 const CONNECTION: i32 = 3;
+
+/// Descriptor of the overlay's upper directory in a process that needs it.
+const UPPER: i32 = 4;
 
 /// Maximum size of the process's data, which includes that of the agent at the fork. It is far more
 /// than a request needs.
@@ -27,6 +30,9 @@ pub(crate) struct Handover<'a> {
     pub(crate) decoder: FrameDecoder,
     /// Bytes that have to be sent before anything else.
     pub(crate) unsent: Vec<u8>,
+    /// The upper directory of the overlay that is the root. The process gets it only for a request to
+    /// pack it.
+    pub(crate) upper: Option<BorrowedFd<'a>>,
 }
 
 /// Starts a process that serves `request` and then ends. The caller must have a single thread.
@@ -48,9 +54,10 @@ fn last_error() -> Errno {
 
 /// Runs the new process until its end.
 fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
-    let code = match isolate(&handover) {
-        Ok(socket) => {
-            answer(Channel::new(socket, handover.decoder, handover.unsent), request);
+    let upper = if matches!(request.operation, FileOperation::PackChanges) { handover.upper } else { None };
+    let code = match isolate(handover.socket, upper) {
+        Ok((socket, upper)) => {
+            answer(Channel::new(socket, handover.decoder, handover.unsent), upper, request);
             0
         }
         // No reply can be sent. The host notices that the connection ends.
@@ -60,15 +67,29 @@ fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Closes everything of the agent except the console and the connection, and makes the connection
-/// blocking.
-fn isolate(handover: &Handover<'_>) -> Result<OwnedFd, Errno> {
+/// Closes everything of the agent except the console, the connection and `upper`, and makes the
+/// connection blocking.
+fn isolate(socket: BorrowedFd<'_>, upper: Option<BorrowedFd<'_>>) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
+    // It may have the number that the connection gets.
+    let upper = upper.map(|upper| fcntl_dupfd_cloexec(upper, UPPER + 1)).transpose()?;
     // SAFETY: only descriptors of this process change, and none of the agent's is used again: it never returns there.
-    if unsafe { libc::dup2(handover.socket.as_raw_fd(), CONNECTION) } < 0 {
+    if unsafe { libc::dup2(socket.as_raw_fd(), CONNECTION) } < 0 {
         return Err(last_error());
     }
+    let upper = match upper {
+        Some(upper) => {
+            // SAFETY: as above. The connection has its new number already.
+            if unsafe { libc::dup2(upper.into_raw_fd(), UPPER) } < 0 {
+                return Err(last_error());
+            }
+            // SAFETY: open, since it was duplicated there, and no other object owns it.
+            Some(unsafe { OwnedFd::from_raw_fd(UPPER) })
+        }
+        None => None,
+    };
+    let first_closed = if upper.is_some() { UPPER + 1 } else { CONNECTION + 1 };
     // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_close_range, CONNECTION + 1, libc::c_uint::MAX, 0) };
+    unsafe { libc::syscall(libc::SYS_close_range, first_closed, libc::c_uint::MAX, 0) };
     // SAFETY: open, since it was duplicated there, and no other object owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(CONNECTION) };
     fcntl_setfl(&socket, fcntl_getfl(&socket)? - OFlags::NONBLOCK)?;
@@ -78,12 +99,12 @@ fn isolate(handover: &Handover<'_>) -> Result<OwnedFd, Errno> {
     // The limit is only a safeguard, so an error does not matter.
     let _ = setrlimit(Resource::Data, limit);
     let _ = rustix::thread::set_name(c"sandboxvm-files");
-    Ok(socket)
+    Ok((socket, upper))
 }
 
-fn answer(mut channel: Channel, request: FileRequest) {
+fn answer(mut channel: Channel, upper: Option<OwnedFd>, request: FileRequest) {
     let served = become_user(&request)
-        .and_then(|place| operation::run(&mut channel, &place, request.operation))
+        .and_then(|place| operation::run(&mut channel, &place, upper, request.operation))
         .or_else(|trouble| match trouble {
             Trouble::Failed(failure) => Ok(FileReply::Failed(*failure)),
             Trouble::Gone => Err(()),

@@ -173,6 +173,11 @@ struct Step {
     body: Vec<u8>,
 }
 
+/// Returns the content of `/etc/resolv.conf` in a machine with a card.
+pub(crate) fn resolver() -> String {
+    format!("nameserver {GATEWAY_IPV4}\n")
+}
+
 /// Replaces `/etc/resolv.conf`, which may be a link in an image.
 fn write_resolver() -> Result<(), Errno> {
     const PATH: &str = "/etc/resolv.conf";
@@ -180,8 +185,7 @@ fn write_resolver() -> Result<(), Errno> {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(errno),
     }
-    let content = format!("nameserver {GATEWAY_IPV4}\n");
-    put(PATH, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, content.as_bytes())
+    put(PATH, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, resolver().as_bytes())
 }
 
 fn put(path: &str, flags: OFlags, content: &[u8]) -> Result<(), Errno> {

@@ -10,4 +10,4 @@ mod card;
 mod connections;
 mod netlink;
 
-pub(crate) use card::Card;
+pub(crate) use card::{Card, resolver};

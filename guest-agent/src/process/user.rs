@@ -42,7 +42,8 @@ pub(crate) struct Ids {
     pub(crate) uid: u32,
     /// ID of the primary group.
     pub(crate) gid: u32,
-    /// IDs of the supplementary groups.
+    /// IDs of the supplementary groups, the primary group among them, as initgroups(3) and container engines set
+    /// them: otherwise a set-group-ID program could shed a group to which a file denies access.
     pub(crate) groups: Vec<u32>,
 }
 
@@ -94,7 +95,7 @@ impl User {
         };
         let or = |value: &[u8], default: &[u8]| if value.is_empty() { default.to_vec() } else { value.to_vec() };
         Ok(Self {
-            ids: Some(Ids { uid: account.uid, gid, groups }),
+            ids: Some(Ids { uid: account.uid, gid, groups: with_primary(gid, groups) }),
             name: account.name.to_vec(),
             home: or(account.home, b"/"),
             shell: or(account.shell, b"/bin/sh"),
@@ -175,6 +176,13 @@ fn find_group(wanted: &[u8], groups: &[u8]) -> Result<u32, UserError> {
         .ok_or_else(|| UserError::NoGroup(text(wanted)))
 }
 
+fn with_primary(gid: u32, mut groups: Vec<u32>) -> Vec<u32> {
+    groups.retain(|group| *group != gid);
+    groups.insert(0, gid);
+    groups.truncate(MOST_GROUPS);
+    groups
+}
+
 fn memberships(user: &[u8], groups: &[u8]) -> Vec<u32> {
     group_entries(groups)
         .filter(|(_, _, members)| members.split(|byte| *byte == b',').any(|member| member == user))
@@ -246,7 +254,7 @@ mod tests {
     #[test]
     fn a_user_has_the_groups_home_and_shell_of_its_name() {
         let user = find("user").unwrap();
-        assert_eq!(user.ids, Some(Ids { uid: 1000, gid: 1001, groups: vec![50, 44] }));
+        assert_eq!(user.ids, Some(Ids { uid: 1000, gid: 1001, groups: vec![1001, 50, 44] }));
         assert_eq!((&user.home[..], &user.shell[..]), (&b"/home/user"[..], &b"/bin/zsh"[..]));
     }
 
@@ -255,14 +263,14 @@ mod tests {
         assert_eq!(find("1000").unwrap().name, b"user");
         assert_eq!(find("1234").unwrap().ids.unwrap().uid, 77);
         let stranger = find("4242").unwrap();
-        assert_eq!(stranger.ids, Some(Ids { uid: 4242, gid: 0, groups: vec![] }));
+        assert_eq!(stranger.ids, Some(Ids { uid: 4242, gid: 0, groups: vec![0] }));
         assert_eq!(stranger.home, b"/");
     }
 
     #[test]
     fn an_explicit_group_replaces_all_groups() {
-        assert_eq!(find("user:staff").unwrap().ids, Some(Ids { uid: 1000, gid: 50, groups: vec![] }));
-        assert_eq!(find("5:7").unwrap().ids, Some(Ids { uid: 5, gid: 7, groups: vec![] }));
+        assert_eq!(find("user:staff").unwrap().ids, Some(Ids { uid: 1000, gid: 50, groups: vec![50] }));
+        assert_eq!(find("5:7").unwrap().ids, Some(Ids { uid: 5, gid: 7, groups: vec![7] }));
     }
 
     #[test]

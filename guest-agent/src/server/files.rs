@@ -36,7 +36,8 @@ impl Server {
     /// `decoder`.
     pub(super) fn hand_over(&mut self, key: Key, decoder: FrameDecoder, request: FileRequest) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        let handover = Handover { socket: connection.as_fd(), decoder, unsent: connection.unsent().to_vec() };
+        let upper = self.upper.as_ref().map(AsFd::as_fd);
+        let handover = Handover { socket: connection.as_fd(), decoder, unsent: connection.unsent().to_vec(), upper };
         match files::start(handover, request) {
             Ok(worker) => {
                 self.file_workers.push(worker);

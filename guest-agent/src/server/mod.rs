@@ -54,7 +54,7 @@ use signals::{child_signals, disinherit, exit_status};
 use state::{Ending, MAX_PROCESSES};
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 use token::{Pipe, Token};
 
@@ -73,12 +73,13 @@ const BATCH: usize = 64;
 
 impl Server {
     /// Takes over signals and starts to listen. The caller must have a single thread. Processes are
-    /// put into `cgroups`.
+    /// put into `cgroups`. `upper` is the upper directory of the overlay.
     pub(crate) fn new(
         role: Role,
         listener: Listener,
         identity: IdentityFiles,
         cgroups: Option<Cgroups>,
+        upper: Option<OwnedFd>,
     ) -> Result<Self, ServerError> {
         let setup = |step| move |errno| ServerError::Setup { step, errno };
         let spawner = Spawner::new(role == Role::Init, cgroups).map_err(setup("open /dev/null"))?;
@@ -104,6 +105,7 @@ impl Server {
             scratch: vec![0; streams::SCRATCH].into_boxed_slice(),
             file_workers: Vec::new(),
             file_request: None,
+            upper,
             receiving: Vec::new(),
             due: Vec::new(),
             relays_due: Vec::new(),

@@ -73,6 +73,8 @@ pub(crate) struct Server {
     pub(super) file_workers: Vec<Pid>,
     /// The request for files on the connection whose frames are being handled.
     pub(super) file_request: Option<Box<FileRequest>>,
+    /// The upper directory of the overlay that is the root, for requests about the changes of the disk.
+    pub(super) upper: Option<OwnedFd>,
     /// Connections to receive from in this turn.
     pub(super) receiving: Vec<Key>,
     /// Processes to look at in this turn.

@@ -28,23 +28,28 @@ pub struct Agent {
 
 impl Agent {
     pub fn start() -> Self {
-        Self::start_by(Command::new(Self::binary()))
+        Self::start_by(Command::new(Self::binary()), None)
+    }
+
+    /// Starts an agent that packs the changes of the disk from `upper`.
+    pub fn start_with_upper(upper: &Path) -> Self {
+        Self::start_by(Command::new(Self::binary()), Some(upper))
     }
 
     /// Starts an agent with this limit of open files.
     pub fn start_with_open_files(limit: u32) -> Self {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), Self::binary()]);
-        Self::start_by(command)
+        Self::start_by(command, None)
     }
 
     fn binary() -> &'static str {
         env!("CARGO_BIN_EXE_sandboxvm-agent")
     }
 
-    fn start_by(mut command: Command) -> Self {
+    fn start_by(mut command: Command, upper: Option<&Path>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let child = command.arg("serve").arg(directory.path().join("agent.sock")).spawn().unwrap();
+        let child = command.arg("serve").arg(directory.path().join("agent.sock")).args(upper).spawn().unwrap();
         let agent = Self { child, directory };
         let mut first = None;
         wait_until("the agent listens", || {

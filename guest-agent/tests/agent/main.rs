@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
 
+mod changes;
 mod details;
 mod ending;
 mod exec;

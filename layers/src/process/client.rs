@@ -61,7 +61,8 @@ impl Unpacker {
         Self { program }
     }
 
-    /// Starts a process that reads layers, the lowest one first, and writes an image to an empty file.
+    /// Starts a process that reads layers, the lowest one first, and writes an image to an empty file, as
+    /// [`unpack`](crate::unpack) does.
     /// Descriptors of layers should be open for reading only, because the process may be taken over.
     ///
     /// The kernel kills the process when the thread that calls this ends.
@@ -71,6 +72,7 @@ impl Unpacker {
     pub fn start(
         &self,
         layers: &[(LayerSource, BorrowedFd<'_>)],
+        working_directory: Option<&[u8]>,
         image: BorrowedFd<'_>,
         limits: &Limits,
     ) -> Result<Unpacking, ProcessError> {
@@ -85,7 +87,11 @@ impl Unpacker {
         let child = command.spawn().map_err(failed)?;
         drop(command);
         let unpacking = Unpacking { child, socket: ours };
-        let request = Request { layers: layers.iter().map(|(layer, _)| *layer).collect(), limits: limits.clone() };
+        let request = Request {
+            layers: layers.iter().map(|(layer, _)| *layer).collect(),
+            working_directory: working_directory.map(<[u8]>::to_vec),
+            limits: limits.clone(),
+        };
         let descriptors: Vec<_> = layers.iter().map(|(_, descriptor)| *descriptor).chain([image]).collect();
         packets::send_with(&unpacking.socket, &request, &descriptors)?;
         Ok(unpacking)
@@ -98,11 +104,12 @@ impl Unpacker {
     pub fn run(
         &self,
         layers: &[(LayerSource, BorrowedFd<'_>)],
+        working_directory: Option<&[u8]>,
         image: BorrowedFd<'_>,
         limits: &Limits,
         mut progress: impl FnMut(Progress),
     ) -> Result<Summary, ProcessError> {
-        let mut unpacking = self.start(layers, image, limits)?;
+        let mut unpacking = self.start(layers, working_directory, image, limits)?;
         loop {
             match unpacking.next_event()? {
                 Event::Confined(_) => {}

@@ -54,6 +54,8 @@ pub enum FileAct {
     Archive,
     /// A tree was written.
     Extract,
+    /// The changes of the disk were read.
+    PackChanges,
 }
 
 /// Whether a use of the network was allowed.
@@ -324,6 +326,8 @@ pub enum Event {
 impl Event {
     /// Returns the event of an operation on files, or `None` if it only looks at them.
     pub(crate) fn files(operation: &FileOperation, user: Option<&CText>) -> Option<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let user = user.map(|user| text(user.as_bytes()));
         let (act, path, to) = match operation {
             FileOperation::Stat { .. }
             | FileOperation::List { .. }
@@ -341,14 +345,11 @@ impl Event {
             FileOperation::Watch { path, .. } | FileOperation::Observe { path, .. } => (FileAct::Watch, path, None),
             FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
+            FileOperation::PackChanges => {
+                return Some(Self::Files { act: FileAct::PackChanges, path: "/".to_owned(), to: None, user });
+            }
         };
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Some(Self::Files {
-            act,
-            path: text(path.as_bytes()),
-            to: to.map(|to| text(to.as_bytes())),
-            user: user.map(|user| text(user.as_bytes())),
-        })
+        Some(Self::Files { act, path: text(path.as_bytes()), to: to.map(|to| text(to.as_bytes())), user })
     }
 
     /// Returns the event of a new sandbox.

@@ -99,6 +99,7 @@ fn examples() -> Vec<Event> {
     events.push(Event::NotForked { copies: 3, reason: "3 more: ...".into() });
     events.push(Event::StoppedByForce { because: "it was paused".into() });
     events.extend(of_the_network());
+    events.push(files(FileAct::PackChanges, None, None));
     events
 }
 

@@ -12,6 +12,7 @@
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
 //! contents/         stored hashes of files (see `content`)
 //! audit/            audit logs, which outlive their sandboxes (see `audit`)
+//! images/           container images and the disks made of them (see `sandboxvm_oci::store`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)
 //! operator-*.json   what the operator permits on the network (see `network::present`)
 //! admitted          which sandboxes have reserved memory (see `ledger`)
@@ -182,6 +183,10 @@ impl Home {
 
     pub(crate) fn contents(&self) -> PathBuf {
         self.root.join("contents")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("images")
     }
 
     pub(crate) fn groups(&self) -> PathBuf {

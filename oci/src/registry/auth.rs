@@ -5,6 +5,8 @@ use std::fmt;
 
 /// Maximum length in bytes of a challenge.
 const MAX_CHALLENGE: usize = 8 << 10;
+/// Maximum number of challenges of an answer that are considered.
+const MAX_CHALLENGES: usize = 8;
 
 /// Credentials for one registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,8 +49,16 @@ pub(super) enum Challenge {
 }
 
 impl Challenge {
+    /// Returns the challenge to answer of those in the values of `WWW-Authenticate`: a token if
+    /// the registry offers it, since a token does not carry the password.
+    pub(super) fn choose<'a>(values: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let (bearer, other): (Vec<_>, Vec<_>) =
+            values.take(MAX_CHALLENGES).filter_map(Self::parse).partition(|one| matches!(one, Self::Bearer { .. }));
+        bearer.into_iter().chain(other).next()
+    }
+
     /// Parses a value of `WWW-Authenticate` with one challenge.
-    pub(super) fn parse(value: &str) -> Option<Self> {
+    fn parse(value: &str) -> Option<Self> {
         if value.len() > MAX_CHALLENGE {
             return None;
         }
@@ -92,6 +102,13 @@ mod tests {
         for bad in ["", "Digest x", "Bearer", "Bearer realm=\"x", "Bearer service=x"] {
             assert_eq!(Challenge::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn token_is_preferred_to_the_password() {
+        let both = ["Basic realm=x", "Negotiate", "Bearer realm=\"https://auth.example\""];
+        assert!(matches!(Challenge::choose(both.into_iter()), Some(Challenge::Bearer { .. })));
+        assert_eq!(Challenge::choose(both[..2].iter().copied()), Some(Challenge::Basic));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One connection for one request: resolved name, allowed address, TLS if wanted, HTTP/1.1.
 
 use super::{RegistryOptions, error::RegistryError, target::Target};
+use crate::manifest::printable;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
@@ -9,6 +10,7 @@ use std::{fs, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
+    task::AbortHandle,
     time::timeout,
 };
 use tokio_rustls::{
@@ -22,6 +24,8 @@ use tokio_rustls::{
 
 /// Time for resolving a name, connecting and the TLS handshake, each.
 const CONNECT: Duration = Duration::from_secs(15);
+/// Time for all addresses of a name together.
+const CONNECT_ALL: Duration = Duration::from_secs(60);
 /// Maximum size in bytes of a file of certificates.
 const MAX_CERTIFICATES: u64 = 8 << 20;
 
@@ -64,19 +68,43 @@ pub(super) async fn send(
     tls: &Arc<ClientConfig>,
 ) -> Result<Response<Incoming>, RegistryError> {
     let fail = |problem: String| RegistryError::Unreachable { host: target.authority(), problem };
-    let tcp = connect(target, options).await?;
+    let tcp = timeout(CONNECT_ALL, connect(target, options)).await;
+    let tcp = tcp.map_err(|_| fail("connecting timed out".into()))??;
     let stream: Box<dyn Stream> = if target.tls {
         let name = ServerName::try_from(target.host.clone()).map_err(|error| fail(error.to_string()))?;
+        // The text may contain names of the certificate.
+        let rejected = |error: io::Error| fail(printable(&error.to_string()));
         let connector = TlsConnector::from(tls.clone());
         let handshake = timeout(CONNECT, connector.connect(name, tcp)).await;
-        Box::new(handshake.map_err(|_| fail("the TLS handshake timed out".into()))?.map_err(|e| fail(e.to_string()))?)
+        Box::new(handshake.map_err(|_| fail("the TLS handshake timed out".into()))?.map_err(rejected)?)
     } else {
         Box::new(tcp)
     };
     let handshake = http1::Builder::new().max_buf_size(64 << 10).handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| fail(error.to_string()))?;
-    tokio::spawn(connection);
-    sender.send_request(request).await.map_err(|error| fail(error.to_string()))
+    let task = tokio::spawn(timeout(options.total, connection));
+    // Without an answer there is no body whose end would end the connection.
+    let guard = AbortOnDrop(Some(task.abort_handle()));
+    let answer = sender.send_request(request).await.map_err(|error| fail(error.to_string()))?;
+    guard.keep();
+    Ok(answer)
+}
+
+/// Ends a task when it is dropped.
+struct AbortOnDrop(Option<AbortHandle>);
+
+impl AbortOnDrop {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
 }
 
 async fn connect(target: &Target, options: &RegistryOptions) -> Result<TcpStream, RegistryError> {

@@ -1,7 +1,7 @@
 //! Failures of requests to registries.
 
-use crate::{digest::Digest, manifest::ManifestError, store::StoreError};
-use std::{io, path::PathBuf};
+use crate::{credentials::CredentialsError, digest::Digest, manifest::ManifestError, store::StoreError};
+use std::{io, path::PathBuf, time::Duration};
 
 /// A failed request or transfer.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,9 @@ pub enum RegistryError {
         /// Whether credentials were sent.
         with_credentials: bool,
     },
+    /// The credentials of the host cannot be read.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The registry does not have it.
     #[error("{host} does not have {what}")]
     NotFound {
@@ -71,8 +74,9 @@ pub enum RegistryError {
         /// What is wrong.
         problem: String,
     },
-    /// A manifest does not have the digest under which it was requested.
-    #[error("invalid manifest of {host}: its digest is {actual}, expected {expected}")]
+    /// Content does not have the digest under which it was requested, or the registry states
+    /// another one for what it was sent.
+    #[error("invalid content of {host}: its digest is {actual}, expected {expected}")]
     WrongDigest {
         /// The registry.
         host: String,
@@ -81,6 +85,9 @@ pub enum RegistryError {
         /// The digest of the content.
         actual: Digest,
     },
+    /// A pull or push exceeded its total time.
+    #[error("the transfer took longer than {} seconds", .0.as_secs())]
+    Deadline(Duration),
     /// A manifest is not accepted.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

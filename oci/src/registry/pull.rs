@@ -3,6 +3,7 @@
 use super::{
     client::{Call, Client},
     error::RegistryError,
+    pace::Pace,
 };
 use crate::{
     digest::Digest,
@@ -11,6 +12,7 @@ use crate::{
     progress::{Event, Progress},
     store::{Hold, Partial, Store, StoreError},
 };
+use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::{
     Method, Response, StatusCode,
@@ -21,11 +23,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
 /// Number of attempts in a row that may bring less than [`ENOUGH`].
-const ATTEMPTS: u32 = 5;
+pub(super) const ATTEMPTS: u32 = 5;
 /// Number of bytes after which an attempt counts as a success.
 const ENOUGH: u64 = 64 << 10;
 /// Time before the second attempt. It doubles for each further one.
-const BACKOFF: Duration = Duration::from_millis(200);
+pub(super) const BACKOFF: Duration = Duration::from_millis(200);
 
 /// A manifest as it was received.
 #[derive(Debug)]
@@ -67,37 +69,36 @@ impl Source {
             progress.notify(Event::Exists { blob: blob.digest, size: blob.size });
             return Ok(());
         };
-        let continued = partial.written() > 0;
         let mut last = None;
         for client in &self.clients {
-            match client.download(&self.repository, blob, &mut partial, progress).await {
-                Ok(()) => {}
-                Err(error) if error.is_of_host() => {
-                    last = Some(error);
-                    continue;
+            // A second time, if what an earlier process or another host left may be what is wrong.
+            for _ in 0..2 {
+                let is_continued = partial.written() > 0;
+                match client.download(&self.repository, blob, &mut partial, progress).await {
+                    Ok(()) => {}
+                    Err(error) if error.is_of_host() => {
+                        last = Some(error);
+                        break;
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
-            }
-            let (to, hold_of) = (store.clone(), hold.clone());
-            let published = tokio::task::spawn_blocking(move || partial.publish(&to, &hold_of)).await;
-            match published.map_err(|_| StoreError::Cancelled)? {
-                Ok(()) => {
-                    progress.notify(Event::Done { blob: blob.digest });
-                    return Ok(());
+                let (to, hold_of) = (store.clone(), hold.clone());
+                let published = tokio::task::spawn_blocking(move || partial.publish(&to, &hold_of)).await;
+                match published.map_err(|_| StoreError::Cancelled)? {
+                    Ok(()) => {
+                        progress.notify(Event::Done { blob: blob.digest });
+                        return Ok(());
+                    }
+                    Err(error @ StoreError::WrongDigest { .. }) => last = Some(error.into()),
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error @ StoreError::WrongDigest { .. }) => last = Some(error.into()),
-                Err(error) => return Err(error.into()),
-            }
-            // What an earlier process or another host left may be what was wrong.
-            partial = match store.partial(blob).await? {
-                Some(partial) => partial,
-                None => return Ok(()),
-            };
-            if continued {
-                client.download(&self.repository, blob, &mut partial, progress).await?;
-                partial.publish(store, hold)?;
-                progress.notify(Event::Done { blob: blob.digest });
-                return Ok(());
+                partial = match store.partial(blob).await? {
+                    Some(partial) => partial,
+                    None => return Ok(()),
+                };
+                if !is_continued {
+                    break;
+                }
             }
         }
         Err(last.unwrap_or_else(|| RegistryError::Address(self.repository.clone())))
@@ -108,7 +109,13 @@ impl Client {
     async fn manifest(&self, repository: &str, wanted: &str) -> Result<Fetched, RegistryError> {
         let accept = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
         let (scope, what) = (format!("repository:{repository}:pull"), format!("{repository}:{wanted}"));
-        let call = Call { method: Method::GET, headers: vec![(ACCEPT, accept)], scope: &scope, what: &what };
+        let call = Call {
+            method: Method::GET,
+            headers: vec![(ACCEPT, accept)],
+            scope: &scope,
+            what: &what,
+            content: Bytes::new(),
+        };
         let answer = self.call(self.target(&format!("{repository}/manifests/{wanted}"))?, &call).await?;
         if answer.status() != StatusCode::OK {
             return Err(self.refusal(&answer, &call));
@@ -139,16 +146,19 @@ impl Client {
         partial: &mut Partial,
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
-        let mut failures = 0;
+        // A host may make a transfer begin again, so only what no attempt had before is progress.
+        let (mut failures, mut most) = (0, partial.written());
         while !partial.is_whole() || blob.size == 0 {
-            let before = partial.written();
             match self.attempt(repository, blob, partial, progress).await {
                 Ok(()) if partial.is_whole() => return Ok(()),
                 Ok(()) => {}
                 Err(error) if !error.is_transient() || failures + 1 >= ATTEMPTS => return Err(error),
                 Err(_) => {}
             }
-            failures = if partial.written().saturating_sub(before) >= ENOUGH { 0 } else { failures + 1 };
+            failures += 1;
+            if partial.written() >= most.saturating_add(ENOUGH) {
+                (failures, most) = (0, partial.written());
+            }
             if failures >= ATTEMPTS {
                 let problem = format!("connections end before {} is complete", blob.digest);
                 return Err(RegistryError::Unreachable { host: self.host.clone(), problem });
@@ -169,7 +179,7 @@ impl Client {
         let (scope, what) = (format!("repository:{repository}:pull"), blob.digest.to_string());
         let from = partial.written();
         let headers = if from > 0 { vec![(RANGE, format!("bytes={from}-"))] } else { Vec::new() };
-        let call = Call { method: Method::GET, headers, scope: &scope, what: &what };
+        let call = Call { method: Method::GET, headers, scope: &scope, what: &what, content: Bytes::new() };
         let answer = self.call(self.target(&format!("{repository}/blobs/{}", blob.digest))?, &call).await?;
         match answer.status() {
             StatusCode::PARTIAL_CONTENT if from > 0 => {
@@ -193,12 +203,16 @@ impl Client {
         }
         let mut body = answer.into_body();
         let fail = |problem: String| RegistryError::Unreachable { host: self.host.clone(), problem };
+        let mut pace = Pace::new(self.options.idle);
         loop {
-            let frame = timeout(self.options.idle, body.frame()).await.map_err(|_| fail("it sends nothing".into()))?;
+            let frame = pace.wait(body.frame()).await.ok_or_else(|| fail("it sends nothing".into()))?;
             let Some(frame) = frame else { return Ok(()) };
             if let Ok(bytes) = frame.map_err(|error| fail(error.to_string()))?.into_data() {
                 partial.append(&bytes)?;
                 progress.notify(Event::Transferred { blob: blob.digest, bytes: bytes.len() as u64 });
+                if !pace.count(bytes.len()) {
+                    return Err(fail("it sends too slowly".into()));
+                }
             }
         }
     }

@@ -1,10 +1,12 @@
 //! Where a request goes: scheme, host, port, path. URLs come from registries and are hostile.
 
 use super::error::RegistryError;
-use hyper::http::Uri;
+use hyper::http::{Uri, uri::Authority};
 
 /// Maximum length in bytes of a URL. Signed URLs of storage services have about 2 KiB.
 const MAX_URL: usize = 16 << 10;
+/// Maximum length in bytes of a host, which is that of a DNS name.
+const MAX_HOST: usize = 253;
 
 /// The origin and path of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,11 +23,8 @@ impl Target {
     /// Returns the target of `path` at a host, as `host` or `host:port`.
     pub(super) fn at(host: &str, path: &str, plain_http: &[String]) -> Result<Self, RegistryError> {
         let fail = || RegistryError::Address(host.chars().take(200).collect());
-        let authority: hyper::http::uri::Authority = host.parse().map_err(|_| fail())?;
-        if authority.as_str().contains('@') || authority.host().is_empty() {
-            return Err(fail());
-        }
-        let name = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
+        let authority: Authority = host.parse().map_err(|_| fail())?;
+        let name = host_of(&authority).ok_or_else(fail)?;
         let tls = !is_plain(&name, authority.port_u16(), plain_http);
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Self { tls, host: name, port, path: path.to_owned() })
@@ -43,15 +42,12 @@ impl Target {
         let Some(authority) = uri.authority() else {
             return if path.starts_with('/') { Ok(Self { path, ..self.clone() }) } else { Err(fail()) };
         };
-        if authority.as_str().contains('@') || authority.host().is_empty() {
-            return Err(fail());
-        }
+        let host = host_of(authority).ok_or_else(fail)?;
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
             _ => return Err(fail()),
         };
-        let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         if !tls && !is_plain(&host, Some(port), plain_http) {
             return Err(RegistryError::NotEncrypted(format!("{host}:{port}")));
@@ -79,9 +75,17 @@ impl Target {
     }
 }
 
+/// Returns the host without brackets, or `None` if it is not one or if a user name precedes it.
+fn host_of(authority: &Authority) -> Option<String> {
+    let host = authority.host().trim_matches(['[', ']']);
+    let is_accepted = !host.is_empty() && host.len() <= MAX_HOST && !authority.as_str().contains('@');
+    is_accepted.then(|| host.to_ascii_lowercase())
+}
+
 fn is_plain(host: &str, port: Option<u16>, plain_http: &[String]) -> bool {
     let with_port = port.map(|port| format!("{host}:{port}"));
-    plain_http.iter().any(|plain| plain == host || Some(plain) == with_port.as_ref())
+    let is_it = |plain: &String, name: Option<&str>| name.is_some_and(|name| plain.eq_ignore_ascii_case(name));
+    plain_http.iter().any(|plain| is_it(plain, Some(host)) || is_it(plain, with_port.as_deref()))
 }
 
 #[cfg(test)]
@@ -99,7 +103,15 @@ mod tests {
         assert_eq!(other.authority(), "cdn.example:8443");
         assert!(matches!(base.follow("http://registry.example/x", &plain), Err(RegistryError::NotEncrypted(_))));
         assert!(!base.follow("http://localhost:5000/x", &plain).unwrap().tls);
-        for bad in ["", "ftp://a/b", "https://user:secret@a/b", "relative", "//a/b c", &"/a".repeat(20_000)] {
+        for bad in [
+            "",
+            "ftp://a/b",
+            "https://user:secret@a/b",
+            "relative",
+            "//a/b c",
+            &"/a".repeat(20_000),
+            &format!("https://{}/", "a".repeat(300)),
+        ] {
             assert!(base.follow(bad, &plain).is_err(), "{bad}");
         }
         assert!(Target::at("user@host", "/", &plain).is_err());

@@ -2,7 +2,7 @@
 
 use crate::{config::ConfigError, manifest::ManifestError, store::StoreError};
 use sandboxvm_archive::ReadError;
-use std::io;
+use std::{io, path::PathBuf};
 
 /// Why an archive or layout is not loaded. The store has no part of the image that failed.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,14 @@ pub enum LoadError {
     /// The input is not a tar archive.
     #[error(transparent)]
     Archive(#[from] ReadError),
+    /// Docker's daemon does not give the image.
+    #[error("cannot load the image from docker at {}: {problem}", .socket.display())]
+    Daemon {
+        /// The daemon's socket.
+        socket: PathBuf,
+        /// Why not, in the daemon's words if it has some.
+        problem: String,
+    },
     /// The archive does not describe images.
     #[error("invalid image archive: {0}")]
     Malformed(String),

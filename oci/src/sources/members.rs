@@ -1,40 +1,59 @@
 //! The files of an archive or layout, by name, copied to unfinished files of the store. Copying
 //! stops at the limits for a layer and for an image.
 
-use super::error::LoadError;
-use crate::{
-    manifest::Blob,
-    store::{Hold, Staged, Store},
+use super::{
+    error::LoadError,
+    input::{self, Input},
 };
-use flate2::read::MultiGzDecoder;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use crate::{
+    limits::MAX_MANIFEST,
+    manifest::{Blob, printable},
+    store::{Hold, Staged, Store, StoreError},
+};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use sandboxvm_archive::{Kind, Reader};
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     os::fd::OwnedFd,
     path::Path,
 };
 
 /// Members whose names end like this describe what other members state as well.
 const IGNORED: &[&str] = &["VERSION", "/json", "repositories"];
+/// Members whose names end like this are documents, not layers.
+const DOCUMENTS: &[&str] = &[".json", "oci-layout"];
+/// Maximum number of entries for each file that may belong to images. Others are directories and
+/// files that are ignored.
+const ENTRIES_FOR_EACH: usize = 16;
+
+/// A file.
+#[derive(Debug)]
+struct Member {
+    blob: Blob,
+    beginning: Vec<u8>,
+    /// `None` after it became a blob of the store.
+    staged: Option<Staged>,
+}
 
 /// The files, and which of them belong to the image.
 #[derive(Debug)]
 pub(crate) struct Members<'a> {
     store: &'a Store,
-    staged: HashMap<String, Staged>,
+    files: HashMap<String, Member>,
     links: HashMap<String, String>,
     directory: Option<OwnedFd>,
     bytes: u64,
     used: HashSet<String>,
+    /// Images may share blobs, so those of an earlier one stay until the last one is complete.
+    holds: Vec<Hold>,
 }
 
 impl<'a> Members<'a> {
     fn new(store: &'a Store, directory: Option<OwnedFd>) -> Self {
-        let (staged, links, used) = (HashMap::new(), HashMap::new(), HashSet::new());
-        Self { store, staged, links, directory, bytes: 0, used }
+        let (files, links, used) = (HashMap::new(), HashMap::new(), HashSet::new());
+        Self { store, files, links, directory, bytes: 0, used, holds: Vec::new() }
     }
 
     /// Opens an OCI layout. Its files are copied when they are needed.
@@ -46,12 +65,15 @@ impl<'a> Members<'a> {
 
     /// Copies the files of a tar archive, plain or with gzip.
     pub(crate) fn of_archive(store: &'a Store, input: impl Read) -> Result<Self, LoadError> {
-        let mut input = BufReader::with_capacity(1 << 16, input);
-        let is_gzip = input.fill_buf().map_err(LoadError::Input)?.starts_with(&[0x1f, 0x8b]);
-        let input: Box<dyn Read + '_> = if is_gzip { Box::new(MultiGzDecoder::new(input)) } else { Box::new(input) };
         let mut members = Self::new(store, None);
-        let mut archive = Reader::new(input);
-        while let Some(entry) = archive.next_entry()? {
+        let limits = store.limits();
+        let mut archive = Reader::new(Input::open(input, limits.image_bytes)?);
+        let mut entries = 0;
+        while let Some(entry) = archive.next_entry().map_err(input::failure)? {
+            entries += 1;
+            if entries > limits.archive_members.saturating_mul(ENTRIES_FOR_EACH) {
+                return Err(LoadError::TooLarge(format!("more than {} entries", entries - 1)));
+            }
             let Some(name) = normal(&entry.path) else { continue };
             if IGNORED.iter().any(|ignored| name.ends_with(ignored)) {
                 continue;
@@ -59,87 +81,105 @@ impl<'a> Members<'a> {
             match entry.kind {
                 Kind::File { extents: Some(_), .. } => return Err(LoadError::Malformed("a file with holes".into())),
                 Kind::File { .. } => {
-                    let staged = members.copy(|buffer| Ok(archive.read_content(buffer)?))?;
-                    members.staged.insert(name, staged);
+                    let is_document = DOCUMENTS.iter().any(|end| name.ends_with(end));
+                    let maximum = if is_document { MAX_MANIFEST } else { limits.layer_bytes };
+                    let read = |buffer: &mut [u8]| archive.read_content(buffer).map_err(input::failure);
+                    let member = members.copy(&name, maximum, read)?;
+                    // Programs disagree on which of two is meant.
+                    let other = members.files.get(&name).map(|other| other.blob);
+                    if members.links.contains_key(&name) || other.is_some_and(|other| other != member.blob) {
+                        return Err(LoadError::Malformed(format!("{} occurs twice", printable(&name))));
+                    }
+                    members.files.insert(name, member);
                 }
                 // Docker writes a link for a layer that occurs twice.
                 Kind::Symlink(target) => {
                     let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
                     let target = String::from_utf8_lossy(&target);
-                    if let Some(target) = normal(format!("{directory}/{target}").as_bytes()) {
-                        members.links.insert(name, target);
+                    let Some(target) = normal(format!("{directory}/{target}").as_bytes()) else { continue };
+                    let other = members.links.get(&name);
+                    if members.files.contains_key(&name) || other.is_some_and(|other| *other != target) {
+                        return Err(LoadError::Malformed(format!("{} occurs twice", printable(&name))));
                     }
+                    members.links.insert(name, target);
                 }
                 _ => continue,
             }
-            if members.staged.len() + members.links.len() > store.limits().archive_members {
-                return Err(LoadError::TooLarge(format!("more than {} files", store.limits().archive_members)));
+            if members.files.len() + members.links.len() > limits.archive_members {
+                return Err(LoadError::TooLarge(format!("more than {} files", limits.archive_members)));
             }
         }
         Ok(members)
     }
 
-    fn copy(&mut self, mut read: impl FnMut(&mut [u8]) -> Result<usize, LoadError>) -> Result<Staged, LoadError> {
+    fn copy(
+        &mut self,
+        name: &str,
+        maximum: u64,
+        mut read: impl FnMut(&mut [u8]) -> Result<usize, LoadError>,
+    ) -> Result<Member, LoadError> {
         let mut staged = self.store.stage()?;
-        let mut buffer = vec![0; 1 << 16];
+        let (mut buffer, mut beginning) = (vec![0; 1 << 16], Vec::new());
         let limits = self.store.limits();
         loop {
             let count = read(&mut buffer)?;
             if count == 0 {
-                return Ok(staged);
+                return Ok(Member { blob: staged.blob(), beginning, staged: Some(staged) });
             }
             self.bytes = self.bytes.saturating_add(count as u64);
-            if staged.blob().size + count as u64 > limits.layer_bytes || self.bytes > limits.image_bytes {
-                return Err(LoadError::TooLarge(format!("more than {} bytes", self.bytes)));
+            if staged.written().saturating_add(count as u64) > maximum {
+                return Err(LoadError::TooLarge(format!("{} has more than {maximum} bytes", printable(name))));
             }
+            if self.bytes > limits.image_bytes {
+                return Err(LoadError::TooLarge(format!("more than {} bytes", limits.image_bytes)));
+            }
+            beginning.extend(buffer[..count].iter().take(4_usize.saturating_sub(beginning.len())));
             staged.write(&buffer[..count])?;
         }
     }
 
-    fn find(&mut self, name: &str) -> Result<Option<&Staged>, LoadError> {
-        let name = self.links.get(name).cloned().unwrap_or_else(|| name.to_owned());
-        if let (Some(directory), false) = (&self.directory, self.staged.contains_key(&name)) {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let mut file: File = match rustix::fs::openat(directory, &name, flags, Mode::empty()) {
-                Ok(file) => file.into(),
-                Err(rustix::io::Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(LoadError::Input(error.into())),
-            };
-            let status = rustix::fs::fstat(&file).map_err(|error| LoadError::Input(error.into()))?;
-            if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
-                return Err(LoadError::Malformed(format!("{name} is not a regular file")));
-            }
-            let staged = self.copy(|buffer| file.read(buffer).map_err(LoadError::Input))?;
-            self.staged.insert(name.clone(), staged);
+    fn find(&mut self, name: &str, maximum: u64) -> Result<Option<&Member>, LoadError> {
+        let Some(name) = normal(name.as_bytes()) else { return Ok(None) };
+        let name = self.links.get(&name).cloned().unwrap_or(name);
+        if let (Some(directory), false) = (&self.directory, self.files.contains_key(&name)) {
+            let Some(mut file) = open_in(directory, &name)? else { return Ok(None) };
+            let member = self.copy(&name, maximum, |buffer| file.read(buffer).map_err(LoadError::Input))?;
+            self.files.insert(name.clone(), member);
         }
         self.used.insert(name.clone());
-        Ok(self.staged.get(&name))
+        Ok(self.files.get(&name))
     }
 
     /// Returns the content of a small file.
     pub(super) fn document(&mut self, name: &str, maximum: u64) -> Result<Option<Vec<u8>>, LoadError> {
-        let Some(staged) = self.find(name)? else { return Ok(None) };
-        if staged.blob().size > maximum {
-            return Err(LoadError::TooLarge(format!("{name} has more than {maximum} bytes")));
+        let store = self.store;
+        let Some(member) = self.find(name, maximum)? else { return Ok(None) };
+        if member.blob.size > maximum {
+            return Err(LoadError::TooLarge(format!("{} has more than {maximum} bytes", printable(name))));
         }
-        Ok(Some(staged.beginning(maximum)?))
+        Ok(Some(match &member.staged {
+            Some(staged) => staged.beginning(maximum)?,
+            None => store.read_document(member.blob.digest, maximum)?,
+        }))
     }
 
     /// Returns digest, size and first bytes of a file.
     pub(super) fn content(&mut self, name: &str) -> Result<(Blob, Vec<u8>), LoadError> {
-        let found = self.find(name)?.ok_or_else(|| LoadError::Malformed(format!("{name} is missing")))?;
-        Ok((found.blob(), found.beginning(4)?))
+        let found = self.find(name, self.store.limits().layer_bytes)?;
+        let found = found.ok_or_else(|| LoadError::Malformed(format!("{} is missing", printable(name))))?;
+        Ok((found.blob, found.beginning.clone()))
     }
 
     /// Gives the blobs of an image their final names. Each was looked up before.
     pub(super) fn publish(&mut self, hold: &Hold, blobs: &[Blob]) -> Result<(), LoadError> {
+        self.holds.push(hold.clone());
         for blob in blobs {
-            let name = self.staged.iter().find(|(name, staged)| self.used.contains(*name) && staged.blob() == *blob);
-            // Another image of the archive may have the same blob.
-            if let Some(staged) = name.map(|(name, _)| name.clone()).and_then(|name| self.staged.remove(&name)) {
+            let used = self.files.iter_mut().filter(|(name, member)| self.used.contains(*name) && member.blob == *blob);
+            // Without one, another image of the archive has the same blob.
+            if let Some(staged) = used.filter_map(|(_, member)| member.staged.take()).next() {
                 staged.publish(self.store, hold)?;
             } else if !self.store.has(*blob)? {
-                return Err(LoadError::Malformed(format!("{} is missing", blob.digest)));
+                return Err(StoreError::Missing(blob.digest).into());
             }
         }
         Ok(())
@@ -148,6 +188,25 @@ impl<'a> Members<'a> {
     pub(super) fn store(&self) -> &'a Store {
         self.store
     }
+}
+
+/// Opens a file of a layout. No link in the layout leads out of it.
+fn open_in(directory: &OwnedFd, name: &str) -> Result<Option<File>, LoadError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file: File = match rustix::fs::openat2(directory, name, flags, Mode::empty(), resolve) {
+        Ok(file) => file.into(),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(rustix::io::Errno::XDEV | rustix::io::Errno::LOOP) => {
+            return Err(LoadError::Malformed(format!("{} is a link", printable(name))));
+        }
+        Err(error) => return Err(LoadError::Input(error.into())),
+    };
+    let status = rustix::fs::fstat(&file).map_err(|error| LoadError::Input(error.into()))?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+        return Err(LoadError::Malformed(format!("{} is not a regular file", printable(name))));
+    }
+    Ok(Some(file))
 }
 
 /// Returns a path without `.`, `..` and empty components, or `None` if it leads out of the archive.

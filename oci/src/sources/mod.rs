@@ -3,7 +3,9 @@
 //! to unfinished files of the store, and looked up by name. May publish nothing before all of an
 //! image was checked.
 
+mod daemon;
 mod error;
+mod input;
 mod members;
 mod read;
 mod save;
@@ -12,6 +14,7 @@ pub use error::LoadError;
 pub use read::Loaded;
 pub use save::SaveError;
 
+pub(crate) use daemon::request;
 pub(crate) use members::Members;
-pub(crate) use read::load;
+pub(crate) use read::{Names, load};
 pub(crate) use save::save;

@@ -15,6 +15,8 @@ use serde_json::json;
 
 /// Maximum number of images of an archive.
 const MAX_IMAGES: usize = 64;
+/// Maximum number of names of an image.
+const MAX_NAMES: usize = 64;
 
 /// An image that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +37,17 @@ struct DockerImage {
     layers: Vec<String>,
 }
 
-/// Loads every image. `name` is the reference for an archive of one image, and replaces its own.
-pub(crate) fn load(mut members: Members<'_>, name: Option<&Reference>) -> Result<Vec<Loaded>, LoadError> {
+/// What the images of a source are called.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names<'a> {
+    /// A reference that replaces the one in the source, which must have one image.
+    pub(crate) given: Option<&'a Reference>,
+    /// Registry of names that state none. `None`: docker's default.
+    pub(crate) registry: Option<&'a str>,
+}
+
+/// Loads every image.
+pub(crate) fn load(mut members: Members<'_>, names: Names<'_>) -> Result<Vec<Loaded>, LoadError> {
     let docker: Vec<DockerImage> = match members.document("manifest.json", MAX_MANIFEST)? {
         Some(bytes) => serde_json::from_slice(&bytes).map_err(malformed)?,
         None => Vec::new(),
@@ -45,13 +56,13 @@ pub(crate) fn load(mut members: Members<'_>, name: Option<&Reference>) -> Result
         if docker.is_empty() {
             return Err(LoadError::Malformed("it has neither index.json nor manifest.json".into()));
         }
-        check_count(docker.len(), name)?;
-        return docker.iter().map(|image| from_docker(&mut members, image, name)).collect();
+        check_count(docker.len(), names)?;
+        return docker.iter().map(|image| from_docker(&mut members, image, names)).collect();
     };
     let index: ImageIndex = serde_json::from_slice(&index).map_err(malformed)?;
     let mut loaded: Vec<Loaded> = Vec::new();
     // An index of one name may list the image for several platforms.
-    let entries = if name.is_some() && index.manifests().len() > 1 {
+    let entries = if names.given.is_some() && index.manifests().len() > 1 {
         vec![manifest::chosen(index.manifests()).map(|blob| (blob, None))?]
     } else {
         index
@@ -67,10 +78,10 @@ pub(crate) fn load(mut members: Members<'_>, name: Option<&Reference>) -> Result
             })
             .collect::<Result<Vec<_>, ManifestError>>()?
     };
-    check_count(entries.len(), None)?;
+    check_count(entries.len(), names)?;
     for (blob, own) in entries {
         let fallback = if docker.len() == 1 { docker[0].repo_tags.clone().unwrap_or_default() } else { Vec::new() };
-        let references = references(name, own.map_or(fallback, |own| vec![own]))?;
+        let references = references(names, own.map_or(fallback, |own| vec![own]))?;
         let manifest = from_oci(&mut members, blob, &references)?;
         match loaded.iter_mut().find(|other| other.manifest == manifest) {
             Some(other) => other.references.extend(references),
@@ -80,21 +91,24 @@ pub(crate) fn load(mut members: Members<'_>, name: Option<&Reference>) -> Result
     Ok(loaded)
 }
 
-fn check_count(images: usize, name: Option<&Reference>) -> Result<(), LoadError> {
+fn check_count(images: usize, names: Names<'_>) -> Result<(), LoadError> {
     if images > MAX_IMAGES {
         return Err(LoadError::TooLarge(format!("{images} images, the maximum is {MAX_IMAGES}")));
     }
-    if images > 1 && name.is_some() {
+    if images > 1 && names.given.is_some() {
         return Err(LoadError::Malformed("it has several images, so it cannot receive one name".into()));
     }
     Ok(())
 }
 
-fn references(name: Option<&Reference>, own: Vec<String>) -> Result<Vec<Reference>, LoadError> {
-    if let Some(name) = name {
+fn references(names: Names<'_>, own: Vec<String>) -> Result<Vec<Reference>, LoadError> {
+    if let Some(name) = names.given {
         return Ok(vec![name.clone()]);
     }
-    let parsed = own.iter().map(|text| text.parse::<Reference>()).collect::<Result<Vec<_>, _>>();
+    if own.len() > MAX_NAMES {
+        return Err(LoadError::TooLarge(format!("an image with {} names, the maximum is {MAX_NAMES}", own.len())));
+    }
+    let parsed = own.iter().map(|text| Reference::parse(text, names.registry)).collect::<Result<Vec<_>, _>>();
     let parsed = parsed.map_err(|error| LoadError::Malformed(error.to_string()))?;
     if parsed.is_empty() { Err(LoadError::NoName) } else { Ok(parsed) }
 }
@@ -119,8 +133,8 @@ fn from_oci(members: &mut Members<'_>, top: Blob, references: &[Reference]) -> R
 }
 
 /// Docker's format has no manifest of the image, so one is made.
-fn from_docker(members: &mut Members<'_>, image: &DockerImage, name: Option<&Reference>) -> Result<Loaded, LoadError> {
-    let references = references(name, image.repo_tags.clone().unwrap_or_default())?;
+fn from_docker(members: &mut Members<'_>, image: &DockerImage, names: Names<'_>) -> Result<Loaded, LoadError> {
+    let references = references(names, image.repo_tags.clone().unwrap_or_default())?;
     if image.layers.len() > members.store().limits().layers {
         return Err(LoadError::TooLarge(format!("{} layers", image.layers.len())));
     }

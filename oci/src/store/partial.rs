@@ -151,6 +151,11 @@ impl Staged {
         Blob { digest: self.hasher.clone().finish(), size: self.written }
     }
 
+    /// Returns the number of bytes that were written.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Reads the first `maximum` bytes.
     pub(crate) fn beginning(&self, maximum: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();

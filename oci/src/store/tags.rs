@@ -65,14 +65,32 @@ impl Store {
         self.write_tags(tags)
     }
 
-    /// Removes the tags for which `is_removed` returns true, and returns them.
-    pub(crate) fn remove_tags(&self, is_removed: impl Fn(&Tag) -> bool) -> Result<Vec<Tag>> {
+    /// Removes the tags for which `is_removed` returns true, and returns them. Blobs stay until
+    /// [`Self::collect`].
+    ///
+    /// # Errors
+    /// Fails if the tags cannot be read or written.
+    pub fn remove_tags(&self, is_removed: impl Fn(&Tag) -> bool) -> Result<Vec<Tag>> {
         let _lock = self.lock()?;
         let (removed, kept): (Vec<_>, Vec<_>) = self.tags()?.into_iter().partition(is_removed);
         if !removed.is_empty() {
             self.write_tags(kept)?;
         }
         Ok(removed)
+    }
+
+    /// Removes the tag of an image and returns it, or no tag if it has none. Returns its tags if there
+    /// are several.
+    pub(crate) fn remove_only_tag(&self, manifest: Digest) -> Result<std::result::Result<Vec<Tag>, Vec<Tag>>> {
+        let _lock = self.lock()?;
+        let (removed, kept): (Vec<_>, Vec<_>) = self.tags()?.into_iter().partition(|tag| tag.manifest == manifest);
+        if removed.len() > 1 {
+            return Ok(Err(removed));
+        }
+        if !removed.is_empty() {
+            self.write_tags(kept)?;
+        }
+        Ok(Ok(removed))
     }
 
     fn write_tags(&self, tags: Vec<Tag>) -> Result<()> {

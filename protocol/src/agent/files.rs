@@ -11,6 +11,7 @@
 //! Files(ListDetails)         ->    File(DetailsPage) any number of times, then File(Done)
 //! Files(WriteWithMetadata)   ->    as Write, with File(Details) at the end
 //! Files(Observe)             ->    as Watch, with File(Observed) for File(Changes)
+//! Files(PackChanges)         ->    as Archive, with File(Begun) without an entry
 //! the others                 ->    File(Entry), or File(Done) where nothing is left to describe
 //! ```
 //! [`FileReply::Failed`] can replace any reply, also between data, and is the last. Only the credit
@@ -25,7 +26,7 @@ pub use super::file_entry::{
     ChangeKind, FileChange, FileEntry, FileKind, FilePath, FilePathError, FileTime, MAX_OWNER, MAX_PATH,
 };
 use super::text::CText;
-use super::version::{SINCE_FILE_DETAILS, SINCE_FILES};
+use super::version::{SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES};
 use crate::capped;
 use serde::{Deserialize, Serialize};
 
@@ -187,6 +188,9 @@ pub enum FileOperation {
         /// machines.
         network: bool,
     },
+    /// Packs everything in which the disk differs from the image, as the layer of a container image
+    /// (a tar archive with whiteouts). Only root may request it.
+    PackChanges,
 }
 
 impl FileOperation {
@@ -197,6 +201,7 @@ impl FileOperation {
             | Self::ListDetails { .. }
             | Self::WriteWithMetadata { .. }
             | Self::Observe { .. } => SINCE_FILE_DETAILS,
+            Self::PackChanges => SINCE_DISK_CHANGES,
             _ => SINCE_FILES,
         }
     }

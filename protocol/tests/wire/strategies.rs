@@ -129,6 +129,7 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             details,
             network
         }),
+        Just(FileOperation::PackChanges),
         (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
             path,
             name,

@@ -14,9 +14,12 @@ mod connection_opening;
 mod disk_layers;
 mod dns_answer;
 mod dns_query;
+mod dockerfile;
 mod driver;
 mod egress_frames;
 mod frame_decode;
+mod image_archive;
+mod image_documents;
 mod image_metadata;
 mod input;
 mod layer_archive;
@@ -36,8 +39,11 @@ pub use connection_opening::connection_opening;
 pub use disk_layers::disk_layers;
 pub use dns_answer::dns_answer;
 pub use dns_query::dns_query;
+pub use dockerfile::dockerfile;
 pub use egress_frames::egress_frames;
 pub use frame_decode::frame_decode;
+pub use image_archive::image_archive;
+pub use image_documents::{image_configuration, image_manifest, image_reference};
 pub use image_metadata::image_metadata;
 pub use layer_archive::layer_archive;
 pub use layer_changes::layer_changes;
@@ -68,9 +74,14 @@ pub const TARGETS: &[Target] = &[
     Target { name: "disk_layers", run: disk_layers },
     Target { name: "dns_answer", run: dns_answer },
     Target { name: "dns_query", run: dns_query },
+    Target { name: "dockerfile", run: dockerfile },
     Target { name: "egress_frames", run: egress_frames },
     Target { name: "frame_decode", run: frame_decode },
+    Target { name: "image_archive", run: image_archive },
+    Target { name: "image_configuration", run: image_configuration },
+    Target { name: "image_manifest", run: image_manifest },
     Target { name: "image_metadata", run: image_metadata },
+    Target { name: "image_reference", run: image_reference },
     Target { name: "layer_archive", run: layer_archive },
     Target { name: "layer_changes", run: layer_changes },
     Target { name: "net_device", run: net_device },

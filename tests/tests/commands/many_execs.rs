@@ -1,18 +1,19 @@
 //! Many commands in one sandbox, at the same time and one after the other.
 
 use sandboxvm_tests::{
-    home::{Home, Sandbox, eventually},
+    home::{Home, SMALL, Sandbox, eventually},
     memory, processes,
 };
 use std::{thread, time::Duration};
 
-const MEMORY_MIB: u64 = 256;
+/// That of a machine of `SMALL`, which need not boot.
+const MEMORY_MIB: u64 = 128;
 /// Number of lines that each command writes while the others do the same.
 const LINES: usize = 40;
 
 fn parallel(count: usize) {
     let Some(home) = Home::with_kvm() else { return };
-    let sandbox = home.create(&["-m", "256M"]);
+    let sandbox = home.create(&["-m", SMALL]);
     // Uses the shell only, as starting programs costs a guest more.
     let script =
         "i=0; while [ $i -lt $1 ]; do echo \"$0 $i\"; i=$((i+1)); done; read -r line; echo \"$0 got $line\"; exit $2";
@@ -79,7 +80,7 @@ impl Footprint {
 
 fn serial(count: usize) {
     let Some(home) = Home::with_kvm() else { return };
-    let sandbox = home.create(&["-m", &format!("{MEMORY_MIB}M")]);
+    let sandbox = home.create(&["-m", SMALL]);
     let run =
         |times: usize| (0..times).for_each(|_| drop(sandbox.exec(["--", "sh", "-c", "echo out"]).run().succeeds()));
     // The first commands may allocate memory that is used again later.

@@ -1,5 +1,6 @@
 //! Files of a sandbox: copies, streams, watches, and full disks.
 
+mod disk_changes;
 mod full_disk;
 mod transfer;
 mod watching;

@@ -214,20 +214,29 @@ fn reboot(command: u32) -> String {
 
 #[test]
 fn every_way_of_reboot_ends_the_machine_with_its_reason() {
-    let Some(home) = Home::with_kvm() else { return };
-    for (command, vcpus, reason, said) in [
+    ends_with_its_reason(&[
         (0x4321_fedc, "1", ExitReason::GuestPowerOff, "powered off"),
         (0xcdef_0123, "1", ExitReason::GuestHalt, "the guest halted"),
-        (0xcdef_0123, "2", ExitReason::GuestHalt, "the guest halted"),
         (0x0123_4567, "1", ExitReason::GuestReset, "reset itself"),
-    ] {
+    ]);
+}
+
+#[test]
+#[ignore = "soak: a machine with two vCPUs has to boot"]
+fn halt_of_two_vcpus_ends_the_machine_with_its_reason() {
+    ends_with_its_reason(&[(0xcdef_0123, "2", ExitReason::GuestHalt, "the guest halted")]);
+}
+
+fn ends_with_its_reason(ways: &[(u32, &str, ExitReason, &str)]) {
+    let Some(home) = Home::with_kvm() else { return };
+    for (command, vcpus, reason, said) in ways {
         let sandbox = home.create(&["-m", SMALL, "-c", vcpus]);
         let other = sandbox.spawn_sh("echo waits; sleep 600");
-        let run = broken(&sandbox, &reboot(command));
+        let run = broken(&sandbox, &reboot(*command));
         assert!(run.err().contains(said), "{}", run.transcript());
         let other = other.finish().exits(125);
         assert!(other.err().contains(said), "{}", other.transcript());
-        assert_eq!(sandbox.status().reason, Some(reason));
+        assert_eq!(sandbox.status().reason.as_ref(), Some(reason));
         assert_eq!(home.row(&sandbox.id)["state"], "exited");
         let _ = sandbox.sh("true").fails_with(&[said]);
         let _ = home.cli(["rm", &sandbox.id]).run().succeeds();

@@ -32,7 +32,7 @@ fn leave_nothing(rounds: usize) {
             scope.spawn(move || {
                 for round in 0..rounds {
                     let name = format!("lane-{lane}");
-                    let sandbox = home.create(&["-m", "64M", "--name", &name]);
+                    let sandbox = home.create(&["-m", SMALL, "--name", &name]);
                     let run = sandbox.sh(&format!("echo {lane} {round} | tee /root/f; sleep 100 & exit 0")).succeeds();
                     assert_eq!(run.out(), format!("{lane} {round}\n"));
                     assert!(home.listed().contains(&sandbox.id));
@@ -61,7 +61,7 @@ fn fifty_sandboxes_five_at_a_time_leave_nothing() {
 #[test]
 fn the_leak_check_finds_an_existing_sandbox() {
     let Some(home) = Home::with_kvm() else { return };
-    let sandbox = home.create(&["-m", "64M"]);
+    let sandbox = home.create(&["-m", SMALL]);
     let left = leaks::what_is_left(&home.path());
     for kind in ["process ", "file ", "socket "] {
         assert!(left.iter().any(|line| line.starts_with(kind)), "no {kind}in {left:#?}");

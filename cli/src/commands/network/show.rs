@@ -1,6 +1,11 @@
 //! `network show`: shows what a sandbox reaches, and whether its network works.
 
-use crate::{environment, failure::Failure, output::json, runtime, stdio};
+use crate::{
+    environment,
+    failure::Failure,
+    output::{json, size},
+    runtime, stdio,
+};
 use clap::Args;
 use sandboxvm_manager::{NetworkReport, NetworkSpec, Reach, Rule, ValueSource, one_line};
 use serde::Serialize;
@@ -78,8 +83,7 @@ fn text(shown: &Shown) -> String {
         let flows = format!("{} allowed, {} open, {} refused", counters.flows, counters.open, counters.refused);
         list("flows", vec![flows]);
         list("queries", vec![counters.queries.to_string()]);
-        let bytes =
-            format!("{} out, {} in", super::suggest::size(counters.bytes_out), super::suggest::size(counters.bytes_in));
+        let bytes = format!("{} out, {} in", size::of(counters.bytes_out), size::of(counters.bytes_in));
         list("bytes", vec![bytes]);
     }
     lines.join("\n") + "\n"

@@ -4,7 +4,7 @@ use crate::{
     commands::events::{self, Reader},
     environment,
     failure::Failure,
-    output::json,
+    output::{json, size},
     stdio,
 };
 use clap::Args;
@@ -54,8 +54,8 @@ fn text(sandbox: &str, suggestion: &Suggestion) -> String {
             "    {:<40}  # {}, {} out, {} in",
             format!("\"{rule}\","),
             times(*count),
-            size(*bytes_out),
-            size(*bytes_in)
+            size::of(*bytes_out),
+            size::of(*bytes_in)
         );
     }
     if !suggestion.refused.is_empty() {
@@ -77,20 +77,6 @@ fn text(sandbox: &str, suggestion: &Suggestion) -> String {
 
 fn times(count: u64) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
-}
-
-/// Formats a number of bytes.
-pub(super) fn size(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = "bytes";
-    for next in units {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, next);
-    }
-    if unit == "bytes" { format!("{bytes} bytes") } else { format!("{value:.1} {unit}") }
 }
 
 #[cfg(test)]

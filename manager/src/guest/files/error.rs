@@ -20,6 +20,9 @@ pub enum FileError {
     /// The directory has more entries than are accepted from a guest.
     #[error("the directory has more than {0} entries")]
     TooMany(usize),
+    /// The sandbox sent more bytes than the caller accepts.
+    #[error("the changes of the disk have more than {0} bytes")]
+    TooLarge(u64),
 }
 
 impl FileError {

@@ -4,6 +4,7 @@
 //! Files ── stat, list, make_directory, rename, remove, set_mode, set_owner             here
 //!   ├─ read, archive  ──> FileStream  chunks, until the guest reports the end          stream
 //!   ├─ write, extract ──> FileSink    chunks, then `finish`; dropping changes nothing  sink
+//!   ├─ disk_changes   ──> DiskChanges chunks of a layer, within a limit                changes
 //!   ├─ watch          ──> FileWatch                                                    watch
 //!   ├─ describe, list_details, write_with_metadata, observe: more of each file         details
 //!   └─ copy_in, copy_out              trees of the host: packed and unpacked here      copy, target
@@ -13,6 +14,7 @@
 //! guest is untrusted: lists are capped, names may not be printed to a terminal as they are (see
 //! [`crate::printable`]), and an archive that is unpacked on the host is treated as hostile.
 
+mod changes;
 mod copy;
 mod details;
 mod error;
@@ -21,6 +23,7 @@ mod stream;
 mod target;
 mod watch;
 
+pub use changes::DiskChanges;
 pub use copy::{CopyLimits, CopyReport};
 pub use error::{CopyError, FileError, FileRefusal};
 pub use sink::{FileDone, FileSink};

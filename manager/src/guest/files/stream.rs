@@ -17,15 +17,13 @@ use sandboxvm_protocol::{
 /// memory grows. Dropping the stream cancels the request.
 #[derive(Debug)]
 pub struct FileStream<'s> {
-    sandbox: &'s dyn Route,
-    connection: AgentConnection,
+    data: Incoming<'s>,
     entry: FileEntry,
-    totals: Option<FileTotals>,
 }
 
 impl<'s> FileStream<'s> {
     pub(super) fn new(sandbox: &'s dyn Route, connection: AgentConnection, entry: FileEntry) -> Self {
-        Self { sandbox, connection, entry, totals: None }
+        Self { data: Incoming::new(sandbox, connection), entry }
     }
 
     /// Returns the file that is being read.
@@ -37,7 +35,7 @@ impl<'s> FileStream<'s> {
     /// Returns the totals, once [`Self::next`] has returned `None`.
     #[must_use]
     pub fn totals(&self) -> Option<FileTotals> {
-        self.totals
+        self.data.totals
     }
 
     /// Returns at most 64 KiB, or `None` at the end. Cancel safe.
@@ -46,6 +44,26 @@ impl<'s> FileStream<'s> {
     /// When the guest fails, or the connection ends before the data does. The data that arrived
     /// until then is incomplete.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, FileError> {
+        self.data.next().await
+    }
+}
+
+/// Data that follow the first reply, up to the totals.
+#[derive(Debug)]
+pub(super) struct Incoming<'s> {
+    sandbox: &'s dyn Route,
+    connection: AgentConnection,
+    /// Known at the end.
+    pub(super) totals: Option<FileTotals>,
+}
+
+impl<'s> Incoming<'s> {
+    pub(super) fn new(sandbox: &'s dyn Route, connection: AgentConnection) -> Self {
+        Self { sandbox, connection, totals: None }
+    }
+
+    /// Returns at most 64 KiB, or `None` at the end. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, FileError> {
         if self.totals.is_some() {
             return Ok(None);
         }

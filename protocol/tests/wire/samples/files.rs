@@ -3,7 +3,7 @@
 use super::{Named, path, text};
 use sandboxvm_protocol::agent::{details::*, files::*};
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 16] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 17] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -26,6 +26,7 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 16] {
             FileOperation::WriteWithMetadata { path: a(), mode: None, parents: true, metadata: metadata() },
         ),
         ("observe", true, FileOperation::Observe { path: a(), recursive: false, details: true, network: false }),
+        ("pack-changes", false, FileOperation::PackChanges),
     ]
 }
 

@@ -52,7 +52,7 @@ impl From<FileError> for ConnectError {
         let code = match error {
             FileError::Sandbox(error) => return error.into(),
             FileError::Path(_) => Code::InvalidArgument,
-            FileError::TooMany(_) => Code::ResourceExhausted,
+            FileError::TooMany(_) | FileError::TooLarge(_) => Code::ResourceExhausted,
             FileError::Refused(ref refusal) => of_file(refusal.kind),
         };
         Self::new(code, error.to_string())

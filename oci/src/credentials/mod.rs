@@ -1,15 +1,19 @@
 //! Where credentials of registries come from: a file of this project, then docker's configuration.
-//! Reading docker's, and running its credential helpers, is the crate docker_credential's. May
-//! write no file that another user can read.
+//! May write no file that another user can read, and may put nothing that a file contains into an
+//! error.
 
-use crate::{reference::Reference, registry::Credentials};
-use docker_credential::{CredentialRetrievalError, DockerCredential};
+mod docker;
+mod helper;
+
+use crate::registry::Credentials;
+use docker::{DockerConfig, Place};
 use rustix::fs::{CWD, Mode, OFlags};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{DirBuilder, File},
     io::{self, ErrorKind, Read, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -63,7 +67,7 @@ struct Login {
 
 impl CredentialFiles {
     /// Returns the credentials for a registry, or `None` if no file has any. May run a credential
-    /// helper of docker, and blocks the thread meanwhile.
+    /// helper of docker, and blocks the thread meanwhile, at most 60 seconds.
     ///
     /// # Errors
     /// Fails if a file that exists cannot be read, or if the helper fails.
@@ -72,28 +76,20 @@ impl CredentialFiles {
             return Ok(Some(Credentials::Password { user, password }));
         }
         let Some(path) = &self.docker else { return Ok(None) };
-        let file = match File::open(path) {
-            Ok(file) => file.take(MAX_FILE),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(CredentialsError::Io { what: "read", path: path.clone(), source }),
-        };
-        match docker_credential::get_credential_from_reader(file, &docker_key(registry)) {
-            Ok(DockerCredential::UsernamePassword(user, password)) => {
-                Ok(Some(Credentials::Password { user, password }))
+        let Some(config) = read::<DockerConfig>(path, registry)? else { return Ok(None) };
+        let fail = |problem: &str| unreadable(registry, path, problem.to_owned());
+        match config.place(registry).map_err(fail)? {
+            Some(Place::File(credentials)) => Ok(Some(credentials)),
+            Some(Place::Helper { name, address }) => {
+                let program = helper::program(&name).map_err(|problem| fail(&problem))?;
+                helper::get(program.as_ref(), &address, helper::TIME).map_err(|problem| fail(&problem))
             }
-            Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Credentials::IdentityToken(token))),
-            Err(CredentialRetrievalError::NoCredentialConfigured) => Ok(None),
-            // Helpers report with this that they have none.
-            Err(CredentialRetrievalError::HelperFailure { stdout, .. }) if stdout.contains("not found") => Ok(None),
-            // The output of a helper may contain a secret.
-            Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
-                Err(unreadable(registry, path, format!("{helper} failed")))
-            }
-            Err(error) => Err(unreadable(registry, path, error.to_string())),
+            None => Ok(None),
         }
     }
 
-    /// Records credentials for a registry, in a file with mode 0600.
+    /// Records credentials for a registry, in a file with mode 0600. A directory that is missing is created for
+    /// this user alone.
     ///
     /// # Errors
     /// Fails if the file cannot be read or written.
@@ -117,12 +113,7 @@ impl CredentialFiles {
     }
 
     fn read(&self, registry: &str) -> Result<Own, CredentialsError> {
-        let mut bytes = Vec::new();
-        match File::open(&self.own).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)) {
-            Ok(_) => serde_json::from_slice(&bytes).map_err(|error| unreadable(registry, &self.own, error.to_string())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Own::default()),
-            Err(source) => Err(CredentialsError::Io { what: "read", path: self.own.clone(), source }),
-        }
+        Ok(read(&self.own, registry)?.unwrap_or_default())
     }
 
     fn write(&self, own: &Own) -> Result<(), CredentialsError> {
@@ -130,6 +121,9 @@ impl CredentialFiles {
         let new = self.own.with_extension(format!("{}.new", std::process::id()));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let write = || {
+            if let Some(directory) = new.parent() {
+                DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            }
             let mut file = File::from(rustix::fs::openat(CWD, &new, flags, Mode::RUSR | Mode::WUSR)?);
             file.write_all(&serde_json::to_vec_pretty(own)?)?;
             file.sync_all()?;
@@ -142,14 +136,17 @@ impl CredentialFiles {
     }
 }
 
-/// Returns the key under which docker keeps credentials of a registry: its name, but for the
-/// default registry a URL.
-fn docker_key(registry: &str) -> String {
-    let default = "x".parse::<Reference>().ok();
-    match default.filter(|default| default.registry() == registry) {
-        Some(default) => format!("https://{}/v1/", default.host()),
-        None => registry.to_owned(),
+/// Reads a file, or returns `None` if it does not exist.
+fn read<T: DeserializeOwned>(path: &Path, registry: &str) -> Result<Option<T>, CredentialsError> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(CredentialsError::Io { what: "read", path: path.to_owned(), source }),
     }
+    let parsed = serde_json::from_slice(&bytes);
+    // The error itself may quote a secret.
+    parsed.map(Some).map_err(|error| unreadable(registry, path, format!("it is not valid at line {}", error.line())))
 }
 
 fn unreadable(host: &str, path: &Path, problem: String) -> CredentialsError {
@@ -169,7 +166,7 @@ mod tests {
     fn own_login_precedes_docker_and_is_private() {
         let home = tempfile::tempdir().unwrap();
         let files =
-            CredentialFiles { own: home.path().join("own.json"), docker: Some(home.path().join("config.json")) };
+            CredentialFiles { own: home.path().join("new/own.json"), docker: Some(home.path().join("config.json")) };
         assert_eq!(files.find("registry.example").unwrap(), None);
         // "docker:secret" in base64.
         let docker = r#"{"auths": {"registry.example": {"auth": "ZG9ja2VyOnNlY3JldA=="}}}"#;
@@ -181,5 +178,29 @@ mod tests {
         assert_eq!(files.own.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert!(files.logout("registry.example").unwrap() && !files.logout("registry.example").unwrap());
         assert_eq!(files.find("registry.example").unwrap(), password("docker", "secret"));
+    }
+    #[test]
+    fn errors_name_the_file_and_quote_nothing_of_it() {
+        let home = tempfile::tempdir().unwrap();
+        let docker = home.path().join("config.json");
+        let files = CredentialFiles { own: home.path().join("own.json"), docker: Some(docker.clone()) };
+        let auth = |auth: &str| format!("{{\"auths\": {{\"registry.example\": {{\"auth\": {auth}}}}}}}");
+        for text in [
+            "{",
+            &auth("\"secret\""),
+            &auth("[\"secret\"]"),
+            "{\"auths\": \"secret\"}",
+            "{\"credsStore\": \"../secret\"}",
+        ] {
+            std::fs::write(&docker, text).unwrap();
+            let error = files.find("registry.example").unwrap_err().to_string();
+            assert!(error.contains(&docker.display().to_string()) && !error.contains("secret"), "{error}");
+        }
+        std::fs::write(&docker, "{\"credsStore\": \"sandboxvm-test-missing\"}").unwrap();
+        let error = files.find("registry.example").unwrap_err().to_string();
+        assert!(error.contains("cannot start docker-credential-sandboxvm-test-missing"), "{error}");
+        std::fs::write(&files.own, "{\"registries\": \"secret\"}").unwrap();
+        let error = files.find("registry.example").unwrap_err().to_string();
+        assert!(error.contains("own.json") && !error.contains("secret"), "{error}");
     }
 }

@@ -1,0 +1,140 @@
+//! `COPY` and `ADD`: which archive a machine receives. Files of the context never reach a name on
+//! the host, and neither do those of another machine.
+
+use super::{
+    Build,
+    arrange::{self, Pattern, Place},
+    error::StepProblem,
+    machine::{Found, Machine, Machines, Owner},
+    users::{self, NoGroup},
+};
+use crate::{context::Target, dockerfile::Inline, plan::Action};
+use flate2::read::MultiGzDecoder;
+use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+};
+
+/// Offset of the magic of a tar archive.
+const TAR_MAGIC: usize = 257;
+
+impl<M: Machines> Build<'_, M> {
+    pub(super) async fn copy(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
+        let Action::Copy { from, sources, inline, target, chown, chmod, is_add } = action else {
+            unreachable!("called for COPY")
+        };
+        let owner = users::owner(machine, chown.as_deref().unwrap_or_default(), NoGroup::SameNumber).await?;
+        let found = machine.find(target).await?;
+        let is_directory = target.ends_with('/') || found == Some(Found::Directory);
+        if !is_directory && sources.len() + inline.len() > 1 {
+            return Err(StepProblem::NotADirectory(target.clone()));
+        }
+        let place = Place { target, is_directory, owner, chmod: *chmod };
+        if !inline.is_empty() {
+            let archive = self.documents(inline, place)?;
+            deliver(machine, place, is_directory, archive).await?;
+        }
+        match from {
+            None if sources.is_empty() => Ok(()),
+            None if *is_add => {
+                for source in sources {
+                    self.add(machine, source, place, chown.is_some()).await?;
+                }
+                Ok(())
+            }
+            None => {
+                let selected = self.request.context.select(sources, Target { path: target, is_directory })?;
+                let archive = selected.write(owner, *chmod, self.machines.scratch()?)?;
+                deliver(machine, place, selected.into_directory(), archive).await
+            }
+            Some(from) => {
+                let staging = self.staging;
+                let from = staging.source(from).unwrap_or_else(|| unreachable!("images are resolved before"));
+                for source in sources {
+                    let pattern = Pattern::of(source);
+                    let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
+                    if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
+                        return Err(StepProblem::Missing(source.clone()));
+                    }
+                    let (archive, arranged) = arrange::arrange(&mut whole, source, &pattern, place, output)?;
+                    deliver(machine, place, arranged.into_directory, archive).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies a source of `ADD`, or extracts it if it is a tar archive.
+    async fn add(
+        &self,
+        machine: &mut M::Machine,
+        source: &str,
+        place: Place<'_>,
+        has_owner: bool,
+    ) -> Result<(), StepProblem> {
+        let Place { target, is_directory, owner, chmod } = place;
+        let selected = self.request.context.select(&[source.to_owned()], Target { path: target, is_directory })?;
+        if let Some(file) = selected.only_file()?
+            && let Some(tar) = as_tar(file, source)?
+        {
+            let archive = arrange::extracted(tar, place, has_owner, self.machines.scratch()?)?;
+            return deliver(machine, place, true, archive).await;
+        }
+        let archive = selected.write(owner, chmod, self.machines.scratch()?)?;
+        deliver(machine, place, selected.into_directory(), archive).await
+    }
+
+    /// Writes the here-documents of a `COPY`.
+    fn documents(&self, inline: &[Inline], place: Place<'_>) -> Result<File, StepProblem> {
+        let mut writer = Writer::new(self.machines.scratch()?);
+        for Inline { name, content, .. } in inline {
+            let base = place.target.trim_matches('/');
+            let path = if place.is_directory { format!("{base}/{name}") } else { base.to_owned() };
+            let (Owner { uid, gid }, modified) = (place.owner, Timestamp::default());
+            let kind = Kind::File { size: content.len() as u64, extents: None };
+            let (path, mode) = (path.trim_matches('/').as_bytes().to_vec(), place.chmod.unwrap_or(0o644));
+            writer.begin(&Entry { path, kind, mode, uid, gid, modified, attributes: Vec::new() })?;
+            writer.content(content.as_bytes())?;
+            writer.end()?;
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+/// Makes the directory that the files need, and extracts the archive.
+async fn deliver<M: Machine>(
+    machine: &mut M,
+    place: Place<'_>,
+    into_directory: bool,
+    mut archive: File,
+) -> Result<(), StepProblem> {
+    let target = place.target.trim_end_matches('/');
+    let directory = if into_directory { target } else { target.rsplit_once('/').map_or("", |(above, _)| above) };
+    if !directory.is_empty() {
+        machine.make_directory(directory, place.owner).await?;
+    }
+    archive.seek(SeekFrom::Start(0))?;
+    Ok(machine.extract(&mut archive).await?)
+}
+
+/// Returns a reader of the plain archive if the file is one.
+fn as_tar(mut file: File, source: &str) -> Result<Option<Box<dyn Read + Send>>, StepProblem> {
+    let mut begin = Vec::new();
+    file.by_ref().take(1024).read_to_end(&mut begin)?;
+    file.seek(SeekFrom::Start(0))?;
+    let is_tar = |bytes: &[u8]| bytes.get(TAR_MAGIC..TAR_MAGIC + 5) == Some(b"ustar");
+    match &begin[..] {
+        [0x1f, 0x8b, ..] => {
+            let mut plain = Vec::new();
+            // A file that only begins like gzip is copied.
+            let _ = MultiGzDecoder::new(&mut file).take(1024).read_to_end(&mut plain);
+            file.seek(SeekFrom::Start(0))?;
+            Ok(is_tar(&plain).then(|| Box::new(MultiGzDecoder::new(io::BufReader::new(file))) as Box<dyn Read + Send>))
+        }
+        [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', 0, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            Err(StepProblem::Unsupported(format!("ADD of {source}, which has another compression than gzip,")))
+        }
+        begin => Ok(is_tar(begin).then(|| Box::new(io::BufReader::new(file)) as Box<dyn Read + Send>)),
+    }
+}

@@ -1,0 +1,178 @@
+//! What the engine needs of the machines that execute steps: two traits, which another module
+//! implements with sandboxes, and tests with a recorder. May not know how a machine works.
+
+use crate::key::Key;
+use sandboxvm_oci::config::ImageConfig;
+use std::{
+    error::Error,
+    fs::File,
+    future::Future,
+    io::{self, Read},
+};
+
+/// A failure of a machine or of the image store.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct MachineError(Box<dyn Error + Send + Sync>);
+
+impl MachineError {
+    /// Wraps an error, or a text.
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+/// The result of a machine.
+pub type Done<T> = Result<T, MachineError>;
+
+/// An image that a stage begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseImage {
+    /// Digest of its manifest. It is part of the keys.
+    pub digest: String,
+    /// Its configuration.
+    pub config: ImageConfig,
+}
+
+/// A process of a `RUN`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment, as `NAME=value`.
+    pub env: Vec<String>,
+    /// User, empty for root.
+    pub user: String,
+    /// Directory in which it starts.
+    pub workdir: String,
+    /// Whether it has no network.
+    pub no_network: bool,
+}
+
+/// An output of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What a path of a machine is, after symbolic links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A directory.
+    Directory,
+    /// Any other file.
+    File,
+}
+
+/// User ID and group ID.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// User ID.
+    pub uid: u32,
+    /// Group ID.
+    pub gid: u32,
+}
+
+/// A machine in which steps are executed. Dropping it ends it, and nothing of it remains but what
+/// was saved.
+pub trait Machine: Send + Sync {
+    /// Runs a process, passes on its output and returns its exit code, as a shell reports it.
+    fn run(
+        &mut self,
+        process: &Process,
+        output: &mut (dyn FnMut(Stream, &[u8]) + Send),
+    ) -> impl Future<Output = Done<u8>> + Send;
+
+    /// Ends all processes that steps left behind.
+    fn end_processes(&mut self) -> impl Future<Output = Done<()>> + Send;
+
+    /// Returns what a path is, or `None` if there is nothing.
+    fn find(&mut self, path: &str) -> impl Future<Output = Done<Option<Found>>> + Send;
+
+    /// Reads a small file, or returns `None` if there is none. More than `maximum` bytes are an
+    /// error.
+    fn read(&mut self, path: &str, maximum: usize) -> impl Future<Output = Done<Option<Vec<u8>>>> + Send;
+
+    /// Makes a directory and those above it, with mode 0755. Existing ones are unchanged; new ones
+    /// receive the owner.
+    fn make_directory(&mut self, path: &str, owner: Owner) -> impl Future<Output = Done<()>> + Send;
+
+    /// Extracts a tar archive at the root, with the owners that it states.
+    fn extract(&mut self, archive: &mut (dyn Read + Send)) -> impl Future<Output = Done<()>> + Send;
+
+    /// Writes a file or tree to `output` as a tar archive, in which it is called `x`. A symbolic
+    /// link at `path` is followed. Returns false if there is nothing at `path`.
+    fn archive(&mut self, path: &str, output: &mut File) -> impl Future<Output = Done<bool>> + Send;
+
+    /// Removes a file or tree, if there is one.
+    fn remove(&mut self, path: &str) -> impl Future<Output = Done<()>> + Send;
+
+    /// Keeps the state of the machine under this key. Returns false if it was not kept, which is
+    /// not a failure of the build.
+    fn save(&mut self, key: Key) -> impl Future<Output = Done<bool>> + Send;
+
+    /// Ends the machine.
+    fn finish(self) -> impl Future<Output = Done<()>> + Send;
+}
+
+/// The image that a build makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewImage {
+    /// The image below.
+    pub base: BaseImage,
+    /// Key of the state of the disk. `None`: the build changes no file, so there is no layer.
+    pub key: Option<Key>,
+    /// Configuration.
+    pub config: ImageConfig,
+    /// What the history says: one line for each instruction.
+    pub history: Vec<String>,
+    /// The reference that the image receives.
+    pub tag: Option<String>,
+    /// When the image was made, in seconds since the Unix epoch. `None`: now.
+    pub created: Option<u64>,
+}
+
+/// Where machines come from, and where images are.
+pub trait Machines: Sync {
+    /// A machine.
+    type Machine: Machine;
+
+    /// Returns an image by reference, which is pulled if it is absent. `None`: an empty image.
+    fn image(&self, reference: Option<&str>) -> impl Future<Output = Done<BaseImage>> + Send;
+
+    /// Starts a machine from an image.
+    fn start(&self, image: &BaseImage) -> impl Future<Output = Done<Self::Machine>> + Send;
+
+    /// Returns true if a state was kept under this key.
+    fn has(&self, key: Key) -> bool;
+
+    /// Starts a machine from the state under this key.
+    fn restore(&self, key: Key) -> impl Future<Output = Done<Self::Machine>> + Send;
+
+    /// Returns true if the layer of the state under this key is known, so that no machine is needed
+    /// to publish it.
+    fn has_layer(&self, key: Key) -> bool;
+
+    /// Stores an image and returns the digest of its manifest. Without a machine, the layer is the
+    /// known one.
+    fn publish(
+        &self,
+        image: &NewImage,
+        machine: Option<&mut Self::Machine>,
+    ) -> impl Future<Output = Done<String>> + Send;
+
+    /// Returns an empty file without a name, for archives.
+    ///
+    /// # Errors
+    /// Fails if it cannot be created.
+    fn scratch(&self) -> io::Result<File>;
+
+    /// Returns the content of a cache mount as a tar archive in which it is called `x`.
+    fn cache(&self, id: &str) -> Option<File>;
+
+    /// Replaces the content of a cache mount.
+    fn keep_cache(&self, id: &str, archive: File);
+}

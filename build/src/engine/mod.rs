@@ -1,0 +1,231 @@
+//! Executes the steps of a build in machines that it receives as traits.
+//!
+//! ```text
+//! Dockerfile + context ── staging ──> steps with keys ──> longest known key ──> machine
+//!                                                              │ restore         │ run, copy, save
+//!                                                              └────────────────> layer ──> image
+//! ```
+//! A stage has one machine. After each step its state is kept under the key of the step; a later
+//! build restores the last state that it finds and executes the rest. States after a secret was
+//! used are not kept. The image of the target has one layer above its base image.
+//!
+//! May not know what a machine is, and may not let a secret reach anything but the machine of its
+//! step.
+
+mod arrange;
+mod copying;
+mod error;
+mod machine;
+mod progress;
+mod running;
+mod secrets;
+mod staging;
+mod users;
+
+#[cfg(test)]
+mod recorder;
+#[cfg(test)]
+mod tests;
+
+pub use error::{BuildError, StepProblem};
+pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
+pub use progress::{Event, Progress};
+pub use secrets::Secrets;
+
+use crate::{
+    context::Context,
+    dockerfile::Dockerfile,
+    plan::{Action, BuildArgs},
+};
+use staging::{PlannedStage, PlannedStep, Source, Staging};
+use std::{future::Future, pin::Pin};
+
+/// What to build.
+#[derive(Debug)]
+pub struct BuildRequest<'a> {
+    /// The Dockerfile.
+    pub file: &'a Dockerfile,
+    /// The files that `COPY` takes. They may not change while the build runs.
+    pub context: &'a Context,
+    /// Values for `ARG`.
+    pub args: &'a BuildArgs,
+    /// Name or position of the stage to build. `None`: the last one.
+    pub target: Option<&'a str>,
+    /// Secrets for `RUN --mount=type=secret`.
+    pub secrets: &'a Secrets,
+    /// Whether states of earlier builds are used. They are replaced in any case.
+    pub use_cache: bool,
+    /// The reference that the image receives.
+    pub tag: Option<&'a str>,
+    /// When the image was made, in seconds since the Unix epoch. `None`: now.
+    pub created: Option<u64>,
+}
+
+/// What a build made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// Digest of the manifest.
+    pub digest: String,
+    /// Number of steps that were executed.
+    pub executed: usize,
+    /// Number of steps whose result was known.
+    pub cached: usize,
+}
+
+/// Builds an image. Dropping the future ends the machines; states that were kept stay. Reads of the
+/// context block the thread.
+///
+/// # Errors
+/// Every [`BuildError`]. The tag is unchanged then.
+pub async fn build<M: Machines>(
+    request: &BuildRequest<'_>,
+    machines: &M,
+    progress: &dyn Progress,
+) -> Result<Built, BuildError> {
+    for note in &request.file.notes {
+        progress.notify(Event::Note(note));
+    }
+    let BuildRequest { file, context, args, target, .. } = *request;
+    let staging = Staging::of(file, context, args, target, machines).await?;
+    let mut build = Build { request, machines, progress, staging: &staging, source: None, executed: 0, cached: 0 };
+    let target = &staging.stages[&staging.target];
+    let image = NewImage {
+        base: target.image.clone(),
+        key: target.steps.last().map(|last| last.key),
+        config: target.config.clone(),
+        history: target.history.clone(),
+        tag: request.tag.map(str::to_owned),
+        created: request.created,
+    };
+    let is_known = image.key.is_none_or(|key| request.use_cache && machines.has_layer(key));
+    let digest = if is_known {
+        build.report_cached(&target.steps);
+        machines.publish(&image, None).await?
+    } else {
+        let mut machine = build.stage(target).await?;
+        build.release().await?;
+        let digest = machines.publish(&image, Some(&mut machine)).await?;
+        machine.finish().await?;
+        digest
+    };
+    progress.notify(Event::Stored(&digest));
+    Ok(Built { digest, executed: build.executed, cached: build.cached })
+}
+
+/// A build that runs.
+struct Build<'a, M: Machines> {
+    request: &'a BuildRequest<'a>,
+    machines: &'a M,
+    progress: &'a dyn Progress,
+    staging: &'a Staging,
+    /// The machine that `COPY --from` read last. Steps in a row usually read the same one.
+    source: Option<(Source, M::Machine)>,
+    executed: usize,
+    cached: usize,
+}
+
+impl<M: Machines> Build<'_, M> {
+    fn report(&self, planned: &PlannedStep, cached: bool) {
+        let (stage, text) = (planned.stage, planned.step.text.as_str());
+        let (number, of) = planned.number;
+        self.progress.notify(Event::Step { stage, number, of, text, cached });
+    }
+
+    fn report_cached(&mut self, steps: &[PlannedStep]) {
+        steps.iter().for_each(|planned| self.report(planned, true));
+        self.cached += steps.len();
+    }
+
+    /// Returns a machine in the state at the end of a stage. It is boxed, because a stage needs the
+    /// machines of other stages.
+    fn stage<'b>(
+        &'b mut self,
+        stage: &'b PlannedStage,
+    ) -> Pin<Box<dyn Future<Output = Result<M::Machine, BuildError>> + Send + 'b>> {
+        Box::pin(async move {
+            let (mut machine, done) = self.begin(stage).await?;
+            self.report_cached(&stage.steps[..done]);
+            for planned in &stage.steps[done..] {
+                self.report(planned, false);
+                self.execute(&mut machine, planned).await.map_err(|problem| self.failed(planned, problem))?;
+                self.executed += 1;
+                if planned.may_keep && !machine.save(planned.key).await? {
+                    self.progress.notify(Event::Note("the state after this step is not kept"));
+                }
+            }
+            Ok(machine)
+        })
+    }
+
+    /// Restores the last state that is known, or starts from the base image. Returns the number of
+    /// steps that are done.
+    async fn begin(&mut self, stage: &PlannedStage) -> Result<(M::Machine, usize), BuildError> {
+        if self.request.use_cache {
+            for (at, planned) in stage.steps.iter().enumerate().rev() {
+                if !planned.may_keep || !self.machines.has(planned.key) {
+                    continue;
+                }
+                match self.machines.restore(planned.key).await {
+                    Ok(machine) => return Ok((machine, at + 1)),
+                    // Another host, or another version. The step is executed instead.
+                    Err(error) => {
+                        let note = format!("cannot use the kept state of a step: {error}");
+                        self.progress.notify(Event::Note(&note));
+                    }
+                }
+            }
+        }
+        Ok((self.machines.start(&stage.image).await?, 0))
+    }
+
+    async fn execute(&mut self, machine: &mut M::Machine, planned: &PlannedStep) -> Result<(), StepProblem> {
+        match &planned.step.action {
+            Action::Run { .. } => self.run(machine, &planned.step.action).await,
+            Action::Copy { .. } => self.copy(machine, &planned.step.action).await,
+            Action::Directory { path, user } => {
+                let owner = users::owner(machine, user, users::NoGroup::Primary).await?;
+                Ok(machine.make_directory(path, owner).await?)
+            }
+        }
+    }
+
+    fn failed(&self, planned: &PlannedStep, problem: StepProblem) -> BuildError {
+        BuildError::Step {
+            file: self.request.file.file.clone(),
+            line: planned.step.line,
+            step: planned.number.0,
+            text: planned.step.text.clone(),
+            problem,
+        }
+    }
+
+    /// Returns the machine that `COPY --from` reads.
+    async fn source(&mut self, source: Source) -> Result<&mut M::Machine, StepProblem> {
+        if self.source.as_ref().is_none_or(|(other, _)| *other != source) {
+            self.release().await?;
+            let staging = self.staging;
+            let machine = match &source {
+                Source::Image(image) => self.machines.start(image).await?,
+                Source::Stage(index) => {
+                    self.stage(&staging.stages[index]).await.map_err(|error| match error {
+                        BuildError::Machine(error) => StepProblem::Machine(error),
+                        // The place of the inner failure is the one that matters.
+                        other => StepProblem::Stage(Box::new(other)),
+                    })?
+                }
+            };
+            self.source = Some((source, machine));
+        }
+        match &mut self.source {
+            Some((_, machine)) => Ok(machine),
+            None => unreachable!("it was set above"),
+        }
+    }
+
+    async fn release(&mut self) -> Result<(), MachineError> {
+        match self.source.take() {
+            Some((_, machine)) => machine.finish().await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Machines for tests: a tree in memory, and a log of everything that the engine asks for.
+
+use super::machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
+use crate::key::Key;
+use sandboxvm_archive::{Entry, Kind, Reader, Timestamp, Writer};
+use sandboxvm_oci::config::ImageConfig;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read, Write},
+    sync::{Arc, Mutex},
+};
+
+/// A file: its content, or `None` for a directory, and its owner.
+type Tree = BTreeMap<String, (Option<Vec<u8>>, Owner)>;
+
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) log: Vec<String>,
+    pub(super) saved: BTreeMap<Key, Tree>,
+    pub(super) layers: BTreeSet<Key>,
+    pub(super) caches: BTreeMap<String, Vec<u8>>,
+    pub(super) published: Vec<NewImage>,
+    /// Content of files that a process saw at `cat PATH`, and what was written into archives.
+    pub(super) left: Vec<String>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Recorder(pub(super) Arc<Mutex<Shared>>);
+
+pub(super) struct Recorded {
+    tree: Tree,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Recorder {
+    pub(super) fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().log)
+    }
+}
+
+impl Recorded {
+    fn note(&self, line: String) {
+        self.shared.lock().unwrap().log.push(line);
+    }
+}
+
+fn below<'a>(path: &'a str, top: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(top.trim_end_matches('/'))?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+impl Machine for Recorded {
+    async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
+        let text = process.command.last().unwrap().clone();
+        self.note(format!("run {text} as {:?} in {}", process.user, process.workdir));
+        match text.split_once(' ') {
+            Some(("exit", code)) => return Ok(code.parse().unwrap()),
+            Some(("write", path)) => {
+                self.tree.insert(path.to_owned(), (Some(b"written".to_vec()), Owner::default()));
+            }
+            Some(("cat", path)) => {
+                let content = self.tree.get(path).and_then(|(content, _)| content.clone());
+                output(Stream::Stdout, &content.unwrap_or_else(|| b"nothing".to_vec()));
+            }
+            _ => output(Stream::Stdout, text.as_bytes()),
+        }
+        Ok(0)
+    }
+
+    async fn end_processes(&mut self) -> Done<()> {
+        Ok(())
+    }
+
+    async fn find(&mut self, path: &str) -> Done<Option<Found>> {
+        let path = path.trim_end_matches('/');
+        Ok(match self.tree.get(path) {
+            _ if path.is_empty() => Some(Found::Directory),
+            Some((None, _)) => Some(Found::Directory),
+            Some(_) => Some(Found::File),
+            None => None,
+        })
+    }
+
+    async fn read(&mut self, path: &str, _: usize) -> Done<Option<Vec<u8>>> {
+        Ok(self.tree.get(path).and_then(|(content, _)| content.clone()))
+    }
+
+    async fn make_directory(&mut self, path: &str, owner: Owner) -> Done<()> {
+        for (at, _) in format!("{path}/").match_indices('/').skip(1) {
+            self.tree.entry(path[..at].to_owned()).or_insert((None, owner));
+        }
+        Ok(())
+    }
+
+    async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
+        let mut reader = Reader::new(archive);
+        while let Some(entry) = reader.next_entry().map_err(MachineError::new)? {
+            let path = format!("/{}", String::from_utf8(entry.path).unwrap());
+            let owner = Owner { uid: entry.uid, gid: entry.gid };
+            let mut content = Vec::new();
+            let mut buffer = [0; 64];
+            loop {
+                match reader.read_content(&mut buffer).map_err(MachineError::new)? {
+                    0 => break,
+                    count => content.extend_from_slice(&buffer[..count]),
+                }
+            }
+            let content = match entry.kind {
+                Kind::Directory => None,
+                Kind::Symlink(target) => Some(self.tree[std::str::from_utf8(&target).unwrap()].0.clone().unwrap()),
+                _ => Some(content),
+            };
+            self.note(format!("extract {path} {}:{}", owner.uid, owner.gid));
+            self.tree.insert(path, (content, owner));
+        }
+        Ok(())
+    }
+
+    async fn archive(&mut self, path: &str, output: &mut File) -> Done<bool> {
+        self.note(format!("archive {path}"));
+        let mut writer = Writer::new(Vec::new());
+        let mut is_empty = true;
+        for (name, (content, owner)) in &self.tree {
+            let Some(rest) = below(name, path) else { continue };
+            is_empty = false;
+            let kind = match content {
+                None => Kind::Directory,
+                Some(content) => Kind::File { size: content.len() as u64, extents: None },
+            };
+            let (path, modified) = (format!("x{rest}").into_bytes(), Timestamp::default());
+            let (uid, gid) = (owner.uid, owner.gid);
+            writer.begin(&Entry { path, kind, mode: 0o644, uid, gid, modified, attributes: Vec::new() }).unwrap();
+            writer.content(content.as_deref().unwrap_or_default()).unwrap();
+            writer.end().unwrap();
+        }
+        output.write_all(&writer.finish().unwrap()).unwrap();
+        Ok(!is_empty)
+    }
+
+    async fn remove(&mut self, path: &str) -> Done<()> {
+        self.tree.retain(|name, _| below(name, path).is_none());
+        Ok(())
+    }
+
+    async fn save(&mut self, key: Key) -> Done<bool> {
+        self.note("save".into());
+        self.shared.lock().unwrap().saved.insert(key, self.tree.clone());
+        Ok(true)
+    }
+
+    async fn finish(self) -> Done<()> {
+        Ok(())
+    }
+}
+
+impl Machines for Recorder {
+    type Machine = Recorded;
+
+    async fn image(&self, reference: Option<&str>) -> Done<BaseImage> {
+        let config = ImageConfig { env: vec!["PATH=/bin".into()], ..ImageConfig::default() };
+        match reference {
+            Some("absent") => Err(MachineError::new("no such image")),
+            Some(reference) => Ok(BaseImage { digest: format!("sha256:{reference}"), config }),
+            None => Ok(BaseImage { digest: "sha256:empty".into(), config: ImageConfig::default() }),
+        }
+    }
+
+    async fn start(&self, image: &BaseImage) -> Done<Recorded> {
+        self.0.lock().unwrap().log.push(format!("start {}", image.digest));
+        let file = |text: &str| (Some(text.as_bytes().to_vec()), Owner::default());
+        let tree = BTreeMap::from([
+            ("/etc".to_owned(), (None, Owner::default())),
+            ("/etc/passwd".to_owned(), file("root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n")),
+            ("/etc/group".to_owned(), file("root:x:0:\nusers:x:100:\n")),
+        ]);
+        Ok(Recorded { tree, shared: self.0.clone() })
+    }
+
+    fn has(&self, key: Key) -> bool {
+        self.0.lock().unwrap().saved.contains_key(&key)
+    }
+
+    async fn restore(&self, key: Key) -> Done<Recorded> {
+        let mut shared = self.0.lock().unwrap();
+        shared.log.push("restore".into());
+        Ok(Recorded { tree: shared.saved[&key].clone(), shared: self.0.clone() })
+    }
+
+    fn has_layer(&self, key: Key) -> bool {
+        self.0.lock().unwrap().layers.contains(&key)
+    }
+
+    async fn publish(&self, image: &NewImage, machine: Option<&mut Recorded>) -> Done<String> {
+        let mut shared = self.0.lock().unwrap();
+        shared.log.push(format!("publish {}", if machine.is_some() { "the changes" } else { "a known layer" }));
+        if let Some(machine) = machine {
+            let names = machine.tree.iter().map(|(name, (content, _))| {
+                format!("{name}={}", String::from_utf8_lossy(content.as_deref().unwrap_or_default()))
+            });
+            shared.left = names.collect();
+        }
+        shared.layers.extend(image.key);
+        shared.published.push(image.clone());
+        Ok("sha256:built".into())
+    }
+
+    fn scratch(&self) -> io::Result<File> {
+        tempfile::tempfile()
+    }
+
+    fn cache(&self, id: &str) -> Option<File> {
+        let bytes = self.0.lock().unwrap().caches.get(id).cloned()?;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        Some(file)
+    }
+
+    fn keep_cache(&self, id: &str, mut archive: File) {
+        let mut bytes = Vec::new();
+        io::Seek::rewind(&mut archive).unwrap();
+        archive.read_to_end(&mut bytes).unwrap();
+        self.0.lock().unwrap().caches.insert(id.to_owned(), bytes);
+    }
+}

@@ -1,0 +1,150 @@
+//! `RUN`: mounts, the process, and what remains of both. Secrets go from the request into the
+//! machine, and are removed after the step.
+
+use super::{
+    Build, arrange,
+    error::StepProblem,
+    machine::{Found, Machine, Machines, Owner, Process},
+    progress::Event,
+    secrets::Output,
+};
+use crate::{dockerfile::Mount, plan::Action};
+use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom},
+};
+
+/// Directory for secrets, which is in memory.
+const SECRETS: &str = "/run/secrets";
+
+/// What has to be undone after a step.
+enum Undo<'a> {
+    Remove(String),
+    /// Keep the content of a cache mount, then restore what was there.
+    Cache {
+        id: &'a str,
+        target: &'a str,
+        before: Option<File>,
+    },
+}
+
+impl<M: Machines> Build<'_, M> {
+    pub(super) async fn run(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
+        let Action::Run { command, mounts, env, proxies, user, workdir, no_network } = action else {
+            unreachable!("called for RUN")
+        };
+        if machine.find(workdir).await? != Some(Found::Directory) {
+            machine.make_directory(workdir, Owner::default()).await?;
+        }
+        let mut undo = Vec::new();
+        for mount in mounts {
+            match mount {
+                Mount::Secret { id, target, required } => {
+                    self.mount_secret(machine, id, target, *required, &mut undo).await?;
+                }
+                Mount::Cache { id, target } => {
+                    let before = self.mount_cache(machine, id, target).await?;
+                    undo.push(Undo::Cache { id, target, before });
+                }
+                Mount::Bind { .. } => return Err(StepProblem::Unsupported("RUN --mount=type=bind".into())),
+            }
+        }
+        let process = Process {
+            command: command.clone(),
+            env: [env.clone(), proxies.clone()].concat(),
+            user: user.clone(),
+            workdir: workdir.clone(),
+            no_network: *no_network,
+        };
+        let progress = self.progress;
+        let mut pass = |stream, bytes: &[u8]| progress.notify(Event::Output(stream, bytes));
+        let mut output = Output::new(self.request.secrets, &mut pass);
+        let code = machine.run(&process, &mut |stream, bytes| output.write(stream, bytes)).await;
+        let tail = output.finish();
+        let code = code?;
+        // A failed step ends the build, and its machine with it.
+        if code != 0 {
+            return Err(StepProblem::Exit { code, tail });
+        }
+        machine.end_processes().await?;
+        for done in undo.into_iter().rev() {
+            match done {
+                Undo::Remove(path) => machine.remove(&path).await?,
+                Undo::Cache { id, target, before } => {
+                    let mut kept = self.machines.scratch()?;
+                    if machine.archive(target, &mut kept).await? {
+                        self.machines.keep_cache(id, kept);
+                    }
+                    machine.remove(target).await?;
+                    if let Some(mut before) = before {
+                        self.put(machine, target, &mut before).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the secret into memory, and a link to it at its target if that is elsewhere.
+    async fn mount_secret(
+        &self,
+        machine: &mut M::Machine,
+        id: &str,
+        target: &str,
+        required: bool,
+        undo: &mut Vec<Undo<'_>>,
+    ) -> Result<(), StepProblem> {
+        let Some(secret) = self.request.secrets.get(id) else {
+            return if required { Err(StepProblem::Secret(id.to_owned())) } else { Ok(()) };
+        };
+        let in_memory = if target.starts_with("/run/") { target.to_owned() } else { format!("{SECRETS}/{id}") };
+        let mut writer = Writer::new(Vec::new());
+        let mut add = |path: &str, kind: Kind, content: &[u8]| {
+            let (path, modified) = (path.trim_matches('/').as_bytes().to_vec(), Timestamp::default());
+            writer.begin(&Entry { path, kind, mode: 0o400, uid: 0, gid: 0, modified, attributes: Vec::new() })?;
+            writer.content(content)?;
+            writer.end()
+        };
+        add(&in_memory, Kind::File { size: secret.len() as u64, extents: None }, secret)?;
+        undo.push(Undo::Remove(in_memory.clone()));
+        if in_memory != target {
+            if machine.find(target).await?.is_some() {
+                return Err(StepProblem::Unsupported(format!("a secret in place of {target}, which exists,")));
+            }
+            add(target, Kind::Symlink(in_memory.clone().into_bytes()), b"")?;
+            undo.push(Undo::Remove(target.to_owned()));
+        }
+        let archive = writer.finish()?;
+        Ok(machine.extract(&mut &archive[..]).await?)
+    }
+
+    /// Replaces a directory by the content of a cache. Returns what was there before.
+    async fn mount_cache(&self, machine: &mut M::Machine, id: &str, target: &str) -> Result<Option<File>, StepProblem> {
+        let before = match machine.find(target).await? {
+            None => None,
+            Some(Found::File) => {
+                return Err(StepProblem::Unsupported(format!("a cache in place of {target}, which is a file,")));
+            }
+            Some(Found::Directory) => {
+                let mut before = self.machines.scratch()?;
+                machine.archive(target, &mut before).await?;
+                machine.remove(target).await?;
+                Some(before)
+            }
+        };
+        machine.make_directory(target, Owner::default()).await?;
+        if let Some(mut content) = self.machines.cache(id) {
+            self.put(machine, target, &mut content).await?;
+        }
+        Ok(before)
+    }
+
+    /// Extracts an archive of a machine at the place that it came from, or at another one.
+    async fn put(&self, machine: &mut M::Machine, target: &str, archive: &mut File) -> Result<(), StepProblem> {
+        archive.seek(SeekFrom::Start(0))?;
+        let mut renamed = arrange::renamed(io::BufReader::new(archive), target, self.machines.scratch()?)?;
+        renamed.seek(SeekFrom::Start(0))?;
+        Ok(machine.extract(&mut renamed).await?)
+    }
+}

@@ -1,0 +1,213 @@
+//! The stages of a build with everything known: their base images, their steps, and the key of the
+//! state after each step. Executes nothing, so a build that is cached needs no machine.
+//!
+//! A stage that begins with another stage has the steps of both: its machine executes, or restores,
+//! the whole chain, and its image has one layer above its base image.
+
+use super::{
+    error::{BuildError, StepProblem},
+    machine::{BaseImage, Machines},
+};
+use crate::{
+    context::{Context, ContextError, Target},
+    dockerfile::{Dockerfile, Mount},
+    key::{Key, KeyBuilder},
+    plan::{self, Action, Base, BuildArgs, Step},
+};
+use sandboxvm_oci::config::ImageConfig;
+use std::collections::BTreeMap;
+
+/// A step and the key of the state after it.
+#[derive(Debug, Clone)]
+pub(super) struct PlannedStep {
+    pub(super) step: Step,
+    pub(super) key: Key,
+    /// Whether the state after it may be kept: no step of the chain used a secret, whose bytes
+    /// could be in the memory of the machine.
+    pub(super) may_keep: bool,
+    /// Stage that it belongs to, for reports.
+    pub(super) stage: usize,
+    /// Its position in that stage, from 1, and the number of steps of that stage.
+    pub(super) number: (usize, usize),
+}
+
+#[derive(Debug)]
+pub(super) struct PlannedStage {
+    pub(super) image: BaseImage,
+    pub(super) steps: Vec<PlannedStep>,
+    pub(super) config: ImageConfig,
+    /// The instructions that made the image, for its history.
+    pub(super) history: Vec<String>,
+    /// Key of the state at its end.
+    pub(super) key: Key,
+}
+
+/// What `COPY --from` reads, by what is known before the build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    Stage(usize),
+    Image(Box<BaseImage>),
+}
+
+#[derive(Debug)]
+pub(super) struct Staging {
+    pub(super) stages: BTreeMap<usize, PlannedStage>,
+    images: BTreeMap<String, BaseImage>,
+    empty: Option<BaseImage>,
+    pub(super) target: usize,
+}
+
+impl Staging {
+    pub(super) async fn of<M: Machines>(
+        file: &Dockerfile,
+        context: &Context,
+        args: &BuildArgs,
+        target: Option<&str>,
+        machines: &M,
+    ) -> Result<Self, BuildError> {
+        let needed = plan::needed(file, target, args)?;
+        let target = *needed.last().unwrap_or(&0);
+        let mut staging = Self { stages: BTreeMap::new(), images: BTreeMap::new(), empty: None, target };
+        for index in needed {
+            let stage = staging.stage(file, context, args, index, machines).await?;
+            staging.stages.insert(index, stage);
+        }
+        Ok(staging)
+    }
+
+    async fn stage<M: Machines>(
+        &mut self,
+        file: &Dockerfile,
+        context: &Context,
+        args: &BuildArgs,
+        index: usize,
+        machines: &M,
+    ) -> Result<PlannedStage, BuildError> {
+        let (image, config, mut steps, mut history, mut key) = match plan::base(file, index, args)? {
+            Base::Stage(other) => {
+                let other = &self.stages[&other];
+                let (steps, history) = (other.steps.clone(), other.history.clone());
+                (other.image.clone(), other.config.clone(), steps, history, other.key)
+            }
+            base => {
+                let image = self.image(&base, machines).await?;
+                let key = base_key(&image);
+                let config = image.config.clone();
+                (image, config, Vec::new(), Vec::new(), key)
+            }
+        };
+        let resolved = plan::resolve(file, index, &config, args)?;
+        let mut may_keep = steps.last().is_none_or(|last: &PlannedStep| last.may_keep);
+        let of = resolved.steps.len();
+        for (at, step) in resolved.steps.into_iter().enumerate() {
+            let fail = |problem| BuildError::Step {
+                file: file.file.clone(),
+                line: step.line,
+                step: at + 1,
+                text: step.text.clone(),
+                problem,
+            };
+            if let Action::Copy { from: Some(from @ Base::Image(_)), .. } = &step.action {
+                self.image(from, machines).await.map_err(|error| match error {
+                    BuildError::Machine(error) => fail(error.into()),
+                    other => other,
+                })?;
+            }
+            key = self.key(key, &step.action, context).map_err(fail)?;
+            may_keep &= !uses_secret(&step.action);
+            steps.push(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) });
+        }
+        history.extend(file.stages[index].instructions.iter().map(|located| located.text.clone()));
+        Ok(PlannedStage { image, steps, config: resolved.config, history, key })
+    }
+
+    /// Returns the image of a base that is not a stage.
+    async fn image<M: Machines>(&mut self, base: &Base, machines: &M) -> Result<BaseImage, BuildError> {
+        let Base::Image(reference) = base else {
+            if self.empty.is_none() {
+                self.empty = Some(machines.image(None).await?);
+            }
+            return Ok(self.empty.clone().unwrap_or_else(|| unreachable!("it was set above")));
+        };
+        if let Some(known) = self.images.get(reference) {
+            return Ok(known.clone());
+        }
+        let image = machines.image(Some(reference)).await?;
+        self.images.insert(reference.clone(), image.clone());
+        Ok(image)
+    }
+
+    /// Returns what a `COPY --from` of a planned stage reads.
+    pub(super) fn source(&self, from: &Base) -> Option<Source> {
+        match from {
+            Base::Stage(index) => Some(Source::Stage(*index)),
+            Base::Image(reference) => self.images.get(reference).cloned().map(|image| Source::Image(Box::new(image))),
+            Base::Scratch => self.empty.clone().map(|image| Source::Image(Box::new(image))),
+        }
+    }
+
+    fn key(&self, before: Key, action: &Action, context: &Context) -> Result<Key, StepProblem> {
+        let mut key;
+        match action {
+            Action::Run { command, mounts, env, user, workdir, no_network, proxies: _ } => {
+                key = KeyBuilder::new("run");
+                key.key(before).parts(command).parts(env).part(user.as_bytes()).part(workdir.as_bytes());
+                key.part(&[u8::from(*no_network)]);
+                for mount in mounts {
+                    match mount {
+                        Mount::Cache { id, target } => key.parts(&["cache", id, target]),
+                        Mount::Secret { id, target, .. } => key.parts(&["secret", id, target]),
+                        Mount::Bind { .. } => return Err(StepProblem::Unsupported("RUN --mount=type=bind".into())),
+                    };
+                }
+            }
+            Action::Copy { from, sources, inline, target, chown, chmod, is_add } => {
+                key = KeyBuilder::new("copy");
+                key.key(before).parts(sources).part(target.as_bytes());
+                key.part(chown.as_deref().unwrap_or("0:0").as_bytes());
+                key.part(&chmod.unwrap_or(u32::MAX).to_le_bytes()).part(&[u8::from(*is_add)]);
+                for document in inline {
+                    key.parts(&[&document.name, &document.content]);
+                }
+                match from {
+                    None => {
+                        if let Some(url) = sources.iter().find(|source| *is_add && is_url(source)) {
+                            return Err(StepProblem::Unsupported(format!("ADD {url}")));
+                        }
+                        // Whether the machine has the target as a directory is part of the key before.
+                        let target = Target { path: target, is_directory: true };
+                        match context.select(sources, target) {
+                            Ok(selected) => selected.hash(&mut key)?,
+                            Err(ContextError::Missing(_)) if sources.is_empty() => {}
+                            Err(error) => return Err(error.into()),
+                        }
+                    }
+                    Some(from) => match self.source(from) {
+                        Some(Source::Stage(index)) => drop(key.part(b"stage").key(self.stages[&index].key)),
+                        Some(Source::Image(image)) => drop(key.parts(&["image", &image.digest])),
+                        None => unreachable!("images are resolved before their keys"),
+                    },
+                }
+            }
+            Action::Directory { path, user } => {
+                key = KeyBuilder::new("directory");
+                key.key(before).parts(&[path, user]);
+            }
+        }
+        Ok(key.finish())
+    }
+}
+
+fn base_key(image: &BaseImage) -> Key {
+    let mut key = KeyBuilder::new("base");
+    key.part(image.digest.as_bytes());
+    key.finish()
+}
+
+fn uses_secret(action: &Action) -> bool {
+    matches!(action, Action::Run { mounts, .. } if mounts.iter().any(|mount| matches!(mount, Mount::Secret { .. })))
+}
+
+pub(super) fn is_url(source: &str) -> bool {
+    ["http://", "https://", "git@", "ssh://", "git://"].iter().any(|scheme| source.starts_with(scheme))
+}

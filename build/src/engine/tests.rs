@@ -1,0 +1,224 @@
+use super::{recorder::Recorder, *};
+use crate::dockerfile::Dockerfile;
+use std::{fs, sync::Mutex};
+
+#[derive(Default)]
+struct Events(Mutex<Vec<String>>);
+
+impl Progress for Events {
+    fn notify(&self, event: Event<'_>) {
+        let line = match event {
+            Event::Step { text, cached, number, of, .. } => {
+                format!("{}{number}/{of} {text}", if cached { "cached " } else { "" })
+            }
+            Event::Output(_, bytes) => format!("> {}", String::from_utf8_lossy(bytes)),
+            Event::Note(text) => format!("note: {text}"),
+            Event::Stored(digest) => digest.to_owned(),
+        };
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+struct Setup {
+    directory: tempfile::TempDir,
+    machines: Recorder,
+    secrets: Secrets,
+    use_cache: bool,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("a.txt"), "1").unwrap();
+        fs::create_dir(directory.path().join("d")).unwrap();
+        fs::write(directory.path().join("d/b"), "2").unwrap();
+        Self { directory, machines: Recorder::default(), secrets: Secrets::default(), use_cache: true }
+    }
+
+    /// Builds, and returns the log of the machines and the events.
+    fn build(&self, text: &str) -> (Result<Built, BuildError>, Vec<String>, Vec<String>) {
+        let file = Dockerfile::parse("D", text).unwrap();
+        let context = Context::open(self.directory.path()).unwrap();
+        let request = BuildRequest {
+            file: &file,
+            context: &context,
+            args: &BuildArgs::new(),
+            target: None,
+            secrets: &self.secrets,
+            use_cache: self.use_cache,
+            tag: Some("app"),
+            created: None,
+        };
+        let events = Events::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let built = runtime.block_on(build(&request, &self.machines, &events));
+        (built, self.machines.log(), events.0.into_inner().unwrap())
+    }
+}
+
+#[test]
+fn steps_are_executed_in_order_and_cached_the_next_time() {
+    let setup = Setup::new();
+    let text = "FROM base\nENV A=1\nWORKDIR /w\nCOPY a.txt .\nUSER app\nRUN make\nCMD [\"x\"]\n";
+    let (built, log, events) = setup.build(text);
+    assert_eq!((built.as_ref().unwrap().executed, built.unwrap().cached), (3, 0));
+    let expected = [
+        "start sha256:base",
+        "save",
+        "extract /w/a.txt 0:0",
+        "save",
+        "run make as \"app\" in /w",
+        "save",
+        "publish the changes",
+    ];
+    assert_eq!(log, expected);
+    assert_eq!(events[0], "1/3 WORKDIR /w");
+    assert_eq!(events.last().unwrap(), "sha256:built");
+
+    // Nothing changed, so no machine is started.
+    let (built, log, events) = setup.build(text);
+    assert_eq!((built.unwrap().cached, log), (3, vec!["publish a known layer".to_owned()]));
+    assert_eq!(events[2], "cached 3/3 RUN make");
+    // Another configuration with the same files.
+    let (_, log, _) = setup.build(&text.replace("\"x\"", "\"y\""));
+    assert_eq!(log, ["publish a known layer"]);
+    let published = &setup.machines.0.lock().unwrap().published;
+    assert_eq!((published[2].config.cmd.join(""), published[2].history.len()), ("y".into(), 6));
+}
+
+#[test]
+fn changed_step_is_executed_with_those_after_it() {
+    let setup = Setup::new();
+    let text = "FROM base\nRUN one\nCOPY a.txt /\nRUN two\n";
+    setup.build(text).0.unwrap();
+    fs::write(setup.directory.path().join("a.txt"), "changed").unwrap();
+    let (built, log, _) = setup.build(text);
+    assert_eq!((built.as_ref().unwrap().executed, built.unwrap().cached), (2, 1));
+    assert_eq!(log[..2], ["restore", "extract /a.txt 0:0"]);
+    // A file that no step copies is not part of a key.
+    fs::write(setup.directory.path().join("d/b"), "changed").unwrap();
+    assert_eq!(setup.build(text).0.unwrap().executed, 0);
+    // Another base image changes all keys.
+    assert_eq!(setup.build(&text.replace("base", "other")).0.unwrap().executed, 3);
+    let without = Setup { use_cache: false, ..setup };
+    assert_eq!(without.build(text).0.unwrap().executed, 3);
+}
+
+#[test]
+fn stages_are_copied_from_and_continued() {
+    let setup = Setup::new();
+    let text = "FROM base AS one\nRUN write /out\nFROM one AS two\nRUN write /more\nFROM scratch\nCOPY --from=one --chown=app:users /out /o/\nCOPY --from=two /m* /\nCOPY --from=img /etc/passwd /p\n";
+    let (built, log, _) = setup.build(text);
+    // The chown reads the users of the final machine, which the recorder has.
+    assert_eq!(built.unwrap().executed, 3 + 2);
+    let expected = [
+        "start sha256:empty",
+        "start sha256:base",
+        "run write /out as \"\" in /",
+        "save",
+        "archive /out",
+        "extract /o/out 1000:100",
+        "save",
+        "restore",
+        "run write /more as \"\" in /",
+        "save",
+        "archive /",
+        "extract /more 0:0",
+        "save",
+        "start sha256:img",
+        "archive /etc/passwd",
+        "extract /p 0:0",
+        "save",
+        "publish the changes",
+    ];
+    assert_eq!(log, expected);
+    let published = setup.machines.0.lock().unwrap().published[0].clone();
+    assert_eq!((published.base.digest.as_str(), published.history.len()), ("sha256:empty", 3));
+    assert_eq!(setup.build(text).1, ["publish a known layer"]);
+    let other = text.replace("write /more", "write /mode");
+    // The first stage did not change, so its copy is still known.
+    assert_eq!(setup.build(&other).0.unwrap().executed, 3);
+}
+
+#[test]
+fn secrets_reach_their_step_and_nothing_else() {
+    let mut setup = Setup::new();
+    setup.secrets.insert("key".into(), b"top-secret".to_vec());
+    let text = "FROM base\nRUN one\nRUN --mount=type=secret,id=key cat /run/secrets/key\nRUN --mount=type=secret,id=key,target=/root/k cat /root/k\nRUN cat /run/secrets/key\nRUN --mount=type=secret,id=other cat /run/secrets/other\n";
+    let (built, log, events) = setup.build(text);
+    built.unwrap();
+    assert_eq!(log.iter().filter(|line| *line == "save").count(), 1, "{log:?}");
+    let shown = |text: &str| events.iter().filter(|line| *line == text).count();
+    assert_eq!((shown("> ***"), shown("> nothing")), (2, 2), "{events:?}");
+    let shared = setup.machines.0.lock().unwrap();
+    let everything = format!("{events:?} {:?} {:?} {:?}", shared.left, shared.saved, shared.published);
+    assert!(!everything.contains("top-secret"), "{everything}");
+    drop(shared);
+    let required = "FROM base\nRUN --mount=type=secret,id=other,required=true x\n";
+    let error = setup.build(required).0.unwrap_err().to_string();
+    assert_eq!(error, "D:2: secret \"other\" is required, and the build has none of this ID");
+}
+
+#[test]
+fn cache_mounts_are_kept_and_leave_no_file() {
+    let setup = Setup::new();
+    let text = "FROM base\nRUN --mount=type=cache,target=/c write /c/item\nRUN --mount=type=cache,target=/c cat /c/item\nRUN --mount=type=cache,target=/etc write /etc/new\n";
+    let (built, _, events) = setup.build(text);
+    built.unwrap();
+    assert!(events.contains(&"> written".to_owned()), "{events:?}");
+    let left = setup.machines.0.lock().unwrap().left.join(" ");
+    assert!(!left.contains("/c") && left.contains("/etc/passwd=root") && !left.contains("new"), "{left}");
+}
+
+#[test]
+fn failures_name_the_line_and_repeat_the_output() {
+    let setup = Setup::new();
+    let (failed, log, _) = setup.build("FROM base\nRUN one\nRUN exit 3\nRUN two\n");
+    let error = failed.unwrap_err();
+    assert_eq!(error.to_string(), "D:3: the command exited with code 3");
+    assert!(matches!(error, BuildError::Step { step: 2, problem: StepProblem::Exit { code: 3, .. }, .. }));
+    assert!(!log.iter().any(|line| line.contains("two") || line.contains("publish")));
+    // What succeeded is known the next time.
+    assert_eq!(setup.build("FROM base\nRUN one\nRUN two\n").0.unwrap().executed, 1);
+    let error = |text: &str| setup.build(text).0.unwrap_err().to_string();
+    assert_eq!(
+        error("FROM base\nCOPY --from=base /none /\n"),
+        "D:2: source \"/none\" does not exist in the stage or image"
+    );
+    assert_eq!(error("FROM base\nUSER no\nWORKDIR /w\n"), "D:3: the machine has no user \"no\"");
+    assert_eq!(error("FROM base\nADD https://x/y /\n"), "D:2: ADD https://x/y is not supported");
+    assert_eq!(error("FROM base\nCOPY --from=absent /x /\n"), "D:2: no such image");
+    assert!(error("FROM absent\n").contains("no such image"));
+    assert!(error("FROM base\nRUN --mount=type=bind,target=/x y\n").contains("not supported"));
+    let inner = "FROM base AS a\nRUN exit 1\nFROM base\nCOPY --from=a /x /\n";
+    assert_eq!(error(inner), "D:4: D:2: the command exited with code 1");
+}
+
+#[test]
+fn add_extracts_archives_and_copy_does_not() {
+    let setup = Setup::new();
+    let mut writer = sandboxvm_archive::Writer::new(Vec::new());
+    let kind = sandboxvm_archive::Kind::File { size: 1, extents: None };
+    let modified = sandboxvm_archive::Timestamp::default();
+    let (path, attributes) = (b"in/side".to_vec(), Vec::new());
+    writer.begin(&sandboxvm_archive::Entry { path, kind, mode: 0o644, uid: 5, gid: 6, modified, attributes }).unwrap();
+    writer.content(b"x").unwrap();
+    writer.end().unwrap();
+    let tar = writer.finish().unwrap();
+    fs::write(setup.directory.path().join("t.tar"), &tar).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &tar).unwrap();
+    fs::write(setup.directory.path().join("t.tgz"), gzip.finish().unwrap()).unwrap();
+    let (built, log, _) =
+        setup.build("FROM base\nADD t.tar a.txt /t/\nADD t.tgz /g\nCOPY t.tar /c\nCOPY <<E /doc\nhi $A\nE\n");
+    built.unwrap();
+    let extracted: Vec<_> = log.iter().filter(|line| line.starts_with("extract")).collect();
+    let expected = [
+        "extract /t/in/side 5:6",
+        "extract /t/a.txt 0:0",
+        "extract /g/in/side 5:6",
+        "extract /c 0:0",
+        "extract /doc 0:0",
+    ];
+    assert_eq!(extracted, expected);
+}

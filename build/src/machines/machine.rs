@@ -1,0 +1,203 @@
+//! A sandbox as a machine of the engine. Every byte from its guest is hostile: it is counted where
+//! it could fill the disk of the host, and never becomes a path there.
+
+use super::{MachineOptions, end_processes};
+use crate::{
+    engine::{Done, Found, Machine, MachineError, Owner, Process, Stream},
+    key::Key,
+};
+use sandboxvm_manager::{
+    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, Output, ProcessSpec, Sandbox,
+    SnapshotError, StartedSandbox,
+};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    sync::Arc,
+};
+
+/// What the root of an archive is called, as [`Machine::archive`] says.
+const ROOT: &str = "x";
+/// Bytes that are sent to a guest at a time.
+const CHUNK: usize = 64 << 10;
+
+/// A sandbox in which steps are executed.
+#[derive(Debug)]
+pub struct SandboxMachine {
+    started: Option<StartedSandbox>,
+    manager: Manager,
+    options: Arc<MachineOptions>,
+}
+
+impl SandboxMachine {
+    pub(super) fn new(started: StartedSandbox, manager: Manager, options: Arc<MachineOptions>) -> Self {
+        Self { started: Some(started), manager, options }
+    }
+
+    /// Returns the sandbox.
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        self.started.as_ref().expect("taken only by finish, which consumes self").sandbox()
+    }
+
+    /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
+    fn remove_old_states(&self) {
+        let Ok(snapshots) = self.manager.snapshots() else { return };
+        let mut states: Vec<_> = snapshots
+            .into_iter()
+            .filter_map(|manifest| Some((manifest.created_at, manifest.name?)))
+            .filter(|(_, name)| name.as_str().starts_with(super::SNAPSHOT))
+            .collect();
+        states.sort();
+        let excess = states.len().saturating_sub(self.options.max_states.max(1));
+        for (_, name) in &states[..excess] {
+            // A state that stays costs disk space, and is removed by a later build.
+            let _ = self.manager.remove_snapshot(name.as_str());
+        }
+    }
+}
+
+fn path(text: &str) -> Done<FilePath> {
+    FilePath::try_from(text).map_err(MachineError::new)
+}
+
+fn is_missing(error: &FileError) -> bool {
+    matches!(error.kind(), Some(FileErrorKind::NotFound | FileErrorKind::NotADirectory))
+}
+
+/// Returns `None` for what does not exist.
+fn unless_missing<T>(result: Result<T, FileError>) -> Done<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(MachineError::new(error)),
+    }
+}
+
+impl Machine for SandboxMachine {
+    async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
+        if process.no_network && self.options.network.is_some() {
+            return Err(MachineError::new("RUN --network=none is not supported in a build with a network"));
+        }
+        let user = if process.user.is_empty() { "0" } else { process.user.as_str() };
+        let spec = ProcessSpec::builder(&process.command).env(&process.env).working_directory(&process.workdir);
+        let spec = spec.user(user).build().map_err(MachineError::new)?;
+        let mut exec = self.sandbox().exec(spec).await.map_err(MachineError::new)?;
+        loop {
+            match exec.output.next().await.map_err(MachineError::new)? {
+                Some(Output::Stdout(bytes)) => output(Stream::Stdout, &bytes),
+                Some(Output::Stderr(bytes)) => output(Stream::Stderr, &bytes),
+                Some(Output::Exited(status)) => return Ok(ExitStatus::shell_code(status)),
+                Some(Output::Dropped(_)) => {}
+                Some(Output::RunsOn) | None => return Err(MachineError::new("the process did not end")),
+            }
+        }
+    }
+
+    async fn end_processes(&mut self) -> Done<()> {
+        let files = self.sandbox().files();
+        let mut sink = files.write(path(end_processes::PATH)?, Some(0o700), true).await.map_err(MachineError::new)?;
+        sink.write(&end_processes::program()).await.map_err(MachineError::new)?;
+        sink.finish().await.map_err(MachineError::new)?;
+        let process = Process {
+            command: vec![end_processes::PATH.to_owned()],
+            env: Vec::new(),
+            user: String::new(),
+            workdir: "/".into(),
+            no_network: false,
+        };
+        self.run(&process, &mut |_, _| ()).await.map(drop)
+    }
+
+    async fn find(&mut self, at: &str) -> Done<Option<Found>> {
+        let entry = unless_missing(self.sandbox().files().stat(path(at)?, true).await)?;
+        Ok(entry.map(|entry| if entry.kind == FileKind::Directory { Found::Directory } else { Found::File }))
+    }
+
+    async fn read(&mut self, at: &str, maximum: usize) -> Done<Option<Vec<u8>>> {
+        let files = self.sandbox().files();
+        let Some(mut stream) = unless_missing(files.read(path(at)?).await)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.next().await.map_err(MachineError::new)? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > maximum {
+                return Err(MachineError::new(format!("{at} has more than {maximum} bytes")));
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn make_directory(&mut self, at: &str, owner: Owner) -> Done<()> {
+        let at = format!("/{}", at.trim_matches('/'));
+        let mut first_new = None;
+        let mut above = at.as_str();
+        while above != "/" && !above.is_empty() && self.find(above).await?.is_none() {
+            first_new = Some(above.to_owned());
+            above = above.rsplit_once('/').map_or("", |(above, _)| above);
+        }
+        let files = self.sandbox().files();
+        let Some(first_new) = first_new else {
+            // It exists. This reports a file in its place.
+            return files.make_directory(path(&at)?, Some(0o755), false).await.map(drop).map_err(MachineError::new);
+        };
+        files.make_directory(path(&at)?, Some(0o755), false).await.map_err(MachineError::new)?;
+        if owner != Owner::default() {
+            let text = CText::try_from(format!("{}:{}", owner.uid, owner.gid).as_str()).map_err(MachineError::new)?;
+            files.set_owner(path(&first_new)?, text, true).await.map_err(MachineError::new)?;
+        }
+        Ok(())
+    }
+
+    async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
+        let mut sink = self.sandbox().files().extract(path("/")?, false, true).await.map_err(MachineError::new)?;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match archive.read(&mut buffer).map_err(MachineError::new)? {
+                0 => break,
+                count => sink.write(&buffer[..count]).await.map_err(MachineError::new)?,
+            }
+        }
+        sink.finish().await.map(drop).map_err(MachineError::new)
+    }
+
+    async fn archive(&mut self, at: &str, output: &mut File) -> Done<bool> {
+        let files = self.sandbox().files();
+        let stream = unless_missing(files.archive(path(at)?, path(ROOT)?, true).await)?;
+        let Some(mut stream) = stream else { return Ok(false) };
+        let mut left = self.options.max_layer;
+        while let Some(chunk) = stream.next().await.map_err(MachineError::new)? {
+            let Some(rest) = left.checked_sub(chunk.len() as u64) else {
+                return Err(MachineError::new(format!("{at} has more than {} bytes", self.options.max_layer)));
+            };
+            left = rest;
+            output.write_all(&chunk).map_err(MachineError::new)?;
+        }
+        Ok(true)
+    }
+
+    async fn remove(&mut self, at: &str) -> Done<()> {
+        unless_missing(self.sandbox().files().remove(path(at)?, true).await).map(drop)
+    }
+
+    async fn save(&mut self, key: Key) -> Done<bool> {
+        let name = self.options.state_name(key);
+        if self.manager.has_snapshot(&name) {
+            // A build without a cache replaces what was kept.
+            let _ = self.manager.remove_snapshot(name.as_str());
+        }
+        match self.sandbox().snapshot(name).await {
+            Ok(_) => {
+                self.remove_old_states();
+                Ok(true)
+            }
+            Err(SnapshotError::Admission(_) | SnapshotError::Taken(_)) => Ok(false),
+            Err(error) => Err(MachineError::new(error)),
+        }
+    }
+
+    async fn finish(mut self) -> Done<()> {
+        match self.started.take() {
+            Some(started) => started.finish().await.map_err(MachineError::new),
+            None => Ok(()),
+        }
+    }
+}

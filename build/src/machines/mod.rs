@@ -1,0 +1,262 @@
+//! The engine's machines as sandboxes of a home, and its images as those of the home.
+//!
+//! ```text
+//! base image ── bootable ──> sandbox ── exec, files ──> disk changes ──> layer ──> image
+//!                              │ snapshot build-<key>  <── restore, a later build
+//! build/layers/<key>.json    the layer of a state, so that a cached build starts no sandbox
+//! build/caches/<hash>.tar    the content of cache mounts
+//! ```
+//! Each machine is a sandbox that ends with the process of the build. The network is the caller's
+//! choice. May not read an archive that a guest sent: the engine does, with the rules for hostile
+//! ones.
+
+mod end_processes;
+mod kept;
+mod machine;
+
+pub use machine::SandboxMachine;
+
+use crate::{
+    engine::{BaseImage, Done, MachineError, Machines, NewImage},
+    key::{Key, KeyBuilder},
+};
+use kept::{Kept, KeptLayer};
+use sandboxvm_manager::{
+    Bundle, CommitSpec, DiskSize, ImageStore, Manager, MemorySize, NetworkSpec, SandboxName, SandboxSpec, StartFrom,
+    SupervisionSpec, SupervisorProgram, VcpuCount,
+};
+use sandboxvm_oci::{
+    Addition, Composition,
+    config::ImageConfig,
+    manifest::{Compression, Layer},
+};
+use std::{
+    fmt,
+    fs::File,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Name of the snapshots that keep states, before the key.
+const SNAPSHOT: &str = "build-";
+
+/// A function that brings the image of a reference into the store of the home, with the credentials
+/// and the progress of the caller.
+pub type Pull = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Done<()>> + Send>> + Send + Sync>;
+
+/// What machines are like, and what they may reach.
+pub struct MachineOptions {
+    /// Number of vCPUs.
+    pub vcpus: VcpuCount,
+    /// Size of the guest memory.
+    pub memory: MemorySize,
+    /// Size of the writable disk.
+    pub disk: DiskSize,
+    /// What `RUN` may reach. `None`: machines have no network card.
+    pub network: Option<NetworkSpec>,
+    /// The program that serves the network. Without one, `network` is an error.
+    pub supervisor: Option<SupervisorProgram>,
+    /// Maximum number of kept states in the home. The oldest ones are removed.
+    pub max_states: usize,
+    /// Maximum size in bytes of the layer of an image, not compressed.
+    pub max_layer: u64,
+    /// Pulls an absent image. `None`: absent images are errors.
+    pub pull: Option<Pull>,
+}
+
+impl fmt::Debug for MachineOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vcpus, memory, disk, network, max_states, max_layer, .. } = self;
+        let mut shown = f.debug_struct("MachineOptions");
+        shown.field("vcpus", vcpus).field("memory", memory).field("disk", disk).field("network", network);
+        shown.field("max_states", max_states).field("max_layer", max_layer).finish_non_exhaustive()
+    }
+}
+
+impl Default for MachineOptions {
+    /// Returns one vCPU, 1 GiB of memory, a disk of 4 GiB, no network, 32 states, layers of at most
+    /// 16 GiB, and no pulls.
+    fn default() -> Self {
+        let gib = |count: u64| count << 30;
+        Self {
+            vcpus: VcpuCount::ONE,
+            memory: MemorySize::try_from(gib(1)).expect("1 GiB lies within the bounds"),
+            disk: DiskSize::try_from(gib(4)).unwrap_or(DiskSize::DEFAULT),
+            network: None,
+            supervisor: None,
+            max_states: 32,
+            max_layer: gib(16),
+            pull: None,
+        }
+    }
+}
+
+impl MachineOptions {
+    /// Returns the name of the snapshot of a state. The state of another kind of machine is another
+    /// one.
+    fn state_name(&self, key: Key) -> SandboxName {
+        let mut kind = KeyBuilder::new("machine");
+        kind.key(key).part(format!("{} {} {}", self.vcpus, self.memory.bytes(), self.disk.bytes()).as_bytes());
+        kind.part(&[u8::from(self.network.is_some())]);
+        let name: String = SNAPSHOT.chars().chain(kind.finish().to_string().chars().take(40)).collect();
+        SandboxName::try_from(name).expect("letters, digits and a dash are a name")
+    }
+}
+
+/// Sandboxes of a home, for builds.
+#[derive(Debug)]
+pub struct SandboxMachines {
+    manager: Manager,
+    bundle: Bundle,
+    images: ImageStore,
+    kept: Kept,
+    options: Arc<MachineOptions>,
+}
+
+impl SandboxMachines {
+    /// Opens what earlier builds kept in the home of `manager`.
+    ///
+    /// # Errors
+    /// Fails if directories cannot be created.
+    pub fn open(
+        manager: Manager,
+        bundle: Bundle,
+        images: ImageStore,
+        options: MachineOptions,
+    ) -> Result<Self, MachineError> {
+        let kept = Kept::open(manager.root().join("build")).map_err(MachineError::new)?;
+        Ok(Self { manager, bundle, images, kept, options: Arc::new(options) })
+    }
+
+    async fn launch(&self, bundle: &Bundle, spec: SandboxSpec) -> Done<SandboxMachine> {
+        let spec = SandboxSpec {
+            vcpus: self.options.vcpus,
+            memory: self.options.memory,
+            disk: self.options.disk,
+            network: self.options.network.clone(),
+            ephemeral: true,
+            ..spec
+        };
+        let started = self.manager.create(bundle, &spec).await.map_err(MachineError::new)?;
+        if self.options.network.is_some() {
+            let supervisor = self.options.supervisor.as_ref();
+            let supervisor = supervisor.ok_or_else(|| MachineError::new("a network needs a supervisor program"))?;
+            let supervised = started.sandbox().supervise(supervisor, &SupervisionSpec::default()).await;
+            supervised.map_err(MachineError::new)?;
+        }
+        Ok(SandboxMachine::new(started, self.manager.clone(), self.options.clone()))
+    }
+}
+
+impl Machines for SandboxMachines {
+    type Machine = SandboxMachine;
+
+    async fn image(&self, reference: Option<&str>) -> Done<BaseImage> {
+        let images = self.images.images();
+        let Some(reference) = reference else {
+            let created = CommitSpec { created: Some(0), ..CommitSpec::default() }.created_text();
+            let empty = Composition { base: None, config: ImageConfig::default(), created, tag: None };
+            let none: [Addition<io::Empty>; 0] = [];
+            let digest = images.compose(&empty, none).map_err(MachineError::new)?;
+            return Ok(BaseImage { digest: digest.to_string(), config: ImageConfig::default() });
+        };
+        let details = match (images.inspect(reference), &self.options.pull) {
+            (Err(sandboxvm_oci::Error::NotFound(_)), Some(pull)) => {
+                pull(reference.to_owned()).await?;
+                images.inspect(reference)
+            }
+            (other, _) => other,
+        };
+        let details = details.map_err(MachineError::new)?;
+        Ok(BaseImage { digest: details.manifest.to_string(), config: details.configuration.image })
+    }
+
+    async fn start(&self, image: &BaseImage) -> Done<SandboxMachine> {
+        let bootable = self.images.bootable(&image.digest, |_| ()).await.map_err(MachineError::new)?;
+        let bundle = Bundle { image: bootable.disk, ..self.bundle.clone() };
+        let spec = SandboxSpec { image_defaults: Some(bootable.defaults), ..SandboxSpec::default() };
+        self.launch(&bundle, spec).await
+    }
+
+    fn has(&self, key: Key) -> bool {
+        self.manager.has_snapshot(&self.options.state_name(key))
+    }
+
+    async fn restore(&self, key: Key) -> Done<SandboxMachine> {
+        let start_from = StartFrom::Snapshot(self.options.state_name(key));
+        self.launch(&self.bundle, SandboxSpec { start_from, ..SandboxSpec::default() }).await
+    }
+
+    fn has_layer(&self, key: Key) -> bool {
+        let layer = self.kept.layer(key).and_then(|kept| kept.digest.parse().ok());
+        layer.is_some_and(|digest| self.images.images().store().open_blob(digest).is_ok())
+    }
+
+    async fn publish(&self, image: &NewImage, machine: Option<&mut SandboxMachine>) -> Done<String> {
+        let images = self.images.images();
+        let known = image.key.and_then(|key| self.kept.layer(key)).filter(|_| machine.is_none());
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let created = image.created.or(known.as_ref().map(|known| known.created)).unwrap_or_else(now);
+        let spec = CommitSpec {
+            tag: image.tag.clone(),
+            config: Some(image.config.clone()),
+            settings: image.history.clone(),
+            created_by: "sandboxvm build".into(),
+            created: Some(created),
+            max_bytes: self.options.max_layer,
+        };
+        if let Some(machine) = machine {
+            let digest = self.images.commit(machine.sandbox(), &spec).await.map_err(MachineError::new)?;
+            let details = images.inspect(&digest.to_string()).map_err(MachineError::new)?;
+            if let (Some(key), Some(layer), Some(diff_id)) =
+                (image.key, details.layers.last(), details.configuration.diff_ids.last())
+            {
+                let kept = KeptLayer {
+                    digest: layer.digest.to_string(),
+                    size: layer.size,
+                    diff_id: diff_id.to_string(),
+                    created,
+                };
+                self.kept.keep_layer(key, &kept);
+            }
+            return Ok(digest.to_string());
+        }
+        let created = spec.created_text();
+        let composition = Composition {
+            base: Some(&image.base.digest),
+            config: image.config.clone(),
+            created,
+            tag: spec.tag.as_deref(),
+        };
+        let settings = spec.settings.into_iter().map(|created_by| Addition::Setting { created_by });
+        let layer = match image.key {
+            None => None,
+            Some(_) => {
+                let kept = known.and_then(|kept| {
+                    let layer =
+                        Layer { digest: kept.digest.parse().ok()?, size: kept.size, compression: Compression::Gzip };
+                    let (diff_id, created_by) = (kept.diff_id.parse().ok()?, spec.created_by);
+                    Some(Addition::<io::Empty>::Stored { layer, diff_id, created_by })
+                });
+                Some(kept.ok_or_else(|| MachineError::new("the layer of the last build is gone"))?)
+            }
+        };
+        let digest = images.compose(&composition, settings.chain(layer)).map_err(MachineError::new)?;
+        Ok(digest.to_string())
+    }
+
+    fn scratch(&self) -> io::Result<File> {
+        self.kept.scratch()
+    }
+
+    fn cache(&self, id: &str) -> Option<File> {
+        self.kept.cache(id)
+    }
+
+    fn keep_cache(&self, id: &str, archive: File) {
+        self.kept.keep_cache(id, archive);
+    }
+}

@@ -1,0 +1,514 @@
+//! Which stages a target needs, and what the steps of a stage are once the configuration of its
+//! base image is known. Executes nothing.
+
+use crate::dockerfile::{
+    Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
+};
+use sandboxvm_oci::config::{Healthcheck, ImageConfig};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+/// Variables that exist without `ARG`. They are not part of a key unless an `ARG` names them.
+const PREDEFINED: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Maximum number of bytes that the variables and steps of a stage have together. A short file could
+/// otherwise expand to any size.
+const MAX_EXPANDED: usize = 64 << 20;
+
+/// Values for `ARG`, by name.
+pub type BuildArgs = BTreeMap<String, String>;
+
+/// What a stage begins with, or where `COPY --from` takes files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// An empty disk.
+    Scratch,
+    /// An image, by reference.
+    Image(String),
+    /// Another stage, by its position in the Dockerfile.
+    Stage(usize),
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Runs a program.
+    Run {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Mounts.
+        mounts: Vec<Mount>,
+        /// Environment, as `NAME=value`. It is part of the key.
+        env: Vec<String>,
+        /// Proxies, which are not part of the key.
+        proxies: Vec<String>,
+        /// User, empty for root.
+        user: String,
+        /// Directory in which it starts.
+        workdir: String,
+        /// Whether it has no network.
+        no_network: bool,
+    },
+    /// Copies files.
+    Copy {
+        /// Where the files are. `None`: in the context.
+        from: Option<Base>,
+        /// Paths, patterns or URLs.
+        sources: Vec<String>,
+        /// Files from the Dockerfile.
+        inline: Vec<Inline>,
+        /// Absolute path.
+        target: String,
+        /// Owner, `None` for root.
+        chown: Option<String>,
+        /// Mode of all files.
+        chmod: Option<u32>,
+        /// Whether archives are extracted and URLs fetched.
+        is_add: bool,
+    },
+    /// Makes a directory unless it exists.
+    Directory {
+        /// Absolute path.
+        path: String,
+        /// Owner of new directories, empty for root.
+        user: String,
+    },
+}
+
+/// A step that changes the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Line in the Dockerfile.
+    pub line: usize,
+    /// First line of the instruction as written.
+    pub text: String,
+    /// What it does.
+    pub action: Action,
+}
+
+/// The steps of a stage, and the configuration of its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// Steps, in order.
+    pub steps: Vec<Step>,
+    /// Configuration of the image.
+    pub config: ImageConfig,
+}
+
+fn fail(file: &Dockerfile, line: usize, message: impl ToString) -> DockerfileError {
+    DockerfileError { file: file.file.clone(), line, message: message.to_string() }
+}
+
+fn too_long() -> String {
+    format!("the values and commands of the stage have more than {} MiB", MAX_EXPANDED >> 20)
+}
+
+/// Returns the value of each `ARG` before the first `FROM`.
+fn globals(file: &Dockerfile, args: &BuildArgs) -> Result<BTreeMap<String, String>, DockerfileError> {
+    let mut values = BTreeMap::new();
+    let mut total = 0_usize;
+    for (name, default) in &file.global_args {
+        let given = match (args.get(name), default) {
+            (Some(value), _) => Some(value.clone()),
+            (None, Some(word)) => {
+                Some(expand(word, file.escape, &|name| values.get(name).cloned()).map_err(|e| fail(file, 1, e))?)
+            }
+            (None, None) => None,
+        };
+        total = total.saturating_add(given.as_ref().map_or(0, String::len));
+        if total > MAX_EXPANDED {
+            return Err(fail(file, 1, too_long()));
+        }
+        values.extend(given.map(|value| (name.clone(), value)));
+    }
+    Ok(values)
+}
+
+/// Returns what a stage begins with.
+///
+/// # Errors
+/// Fails if a variable cannot be expanded or the platform is not linux/amd64.
+pub fn base(file: &Dockerfile, stage: usize, args: &BuildArgs) -> Result<Base, DockerfileError> {
+    let globals = globals(file, args)?;
+    let platform = |name: &str| match name {
+        "TARGETPLATFORM" | "BUILDPLATFORM" => Some("linux/amd64".to_owned()),
+        "TARGETARCH" | "BUILDARCH" => Some("amd64".to_owned()),
+        "TARGETOS" | "BUILDOS" => Some("linux".to_owned()),
+        _ => None,
+    };
+    let lookup = |name: &str| globals.get(name).cloned().or_else(|| platform(name));
+    let from = &file.stages[stage];
+    let word = |word: &str| expand(word, file.escape, &lookup).map_err(|error| fail(file, from.line, error));
+    if let Some(stated) = &from.platform {
+        let stated = word(stated)?;
+        if !matches!(stated.as_str(), "linux/amd64" | "linux/x86_64") {
+            return Err(fail(file, from.line, format!("platform {stated:?} is not supported: expected linux/amd64")));
+        }
+    }
+    let name = word(&from.base)?;
+    if name.is_empty() {
+        return Err(fail(file, from.line, format!("FROM {} names no image", from.base)));
+    }
+    Ok(if name == "scratch" { Base::Scratch } else { find(file, stage, &name) })
+}
+
+/// Finds a stage before `before` by its name, or takes the name for an image.
+fn find(file: &Dockerfile, before: usize, name: &str) -> Base {
+    let lower = name.to_ascii_lowercase();
+    let stage = file.stages[..before].iter().rposition(|stage| stage.name.as_deref() == Some(&lower));
+    stage.map_or_else(|| Base::Image(name.to_owned()), Base::Stage)
+}
+
+/// Finds a stage by name or number, or takes the name for an image.
+fn find_from(file: &Dockerfile, before: usize, name: &str) -> Base {
+    match name.parse::<usize>() {
+        Ok(index) if index < before => Base::Stage(index),
+        _ => find(file, before, name),
+    }
+}
+
+/// Returns the stages that `target` needs, itself included, in the order in which they are built.
+/// Without a target it is the last stage.
+///
+/// # Errors
+/// Fails if there is no such stage.
+pub fn needed(file: &Dockerfile, target: Option<&str>, args: &BuildArgs) -> Result<Vec<usize>, DockerfileError> {
+    let last = match target {
+        None => file.stages.len() - 1,
+        Some(name) => match find_from(file, file.stages.len(), name) {
+            Base::Stage(index) => index,
+            _ => return Err(fail(file, 0, format!("there is no stage {name:?}"))),
+        },
+    };
+    let mut needed = BTreeSet::new();
+    let mut open = vec![last];
+    while let Some(index) = open.pop() {
+        if !needed.insert(index) {
+            continue;
+        }
+        let mut add = |base| {
+            if let Base::Stage(inner) = base {
+                open.push(inner);
+            }
+        };
+        add(base(file, index, args)?);
+        for located in &file.stages[index].instructions {
+            match &located.instruction {
+                Instruction::Copy(Copy { from: Some(name), .. }) => add(find_from(file, index, name)),
+                Instruction::Run(run) => {
+                    for mount in &run.mounts {
+                        if let Mount::Bind { from: Some(name), .. } = mount {
+                            add(find_from(file, index, name));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    // A stage only names stages before it, so the order of the file is an order of building.
+    Ok(needed.into_iter().collect())
+}
+
+/// Expands the instructions of a stage on the configuration of its base.
+///
+/// # Errors
+/// Fails with the line if a variable cannot be expanded or the base has triggers.
+pub fn resolve(
+    file: &Dockerfile,
+    stage: usize,
+    base: &ImageConfig,
+    args: &BuildArgs,
+) -> Result<Resolved, DockerfileError> {
+    let from = &file.stages[stage];
+    if !base.on_build.is_empty() {
+        return Err(fail(file, from.line, "the base image has ONBUILD triggers, which are not supported"));
+    }
+    let mut scope = Scope {
+        file,
+        stage,
+        args,
+        globals: globals(file, args)?,
+        declared: BTreeMap::new(),
+        config: base.clone(),
+        has_cmd: false,
+        budget: Cell::new(MAX_EXPANDED),
+    };
+    let mut steps = Vec::new();
+    for located in &from.instructions {
+        let action = scope.apply(&located.instruction).map_err(|message| fail(file, located.line, message))?;
+        if scope.budget.get() == 0 {
+            return Err(fail(file, located.line, too_long()));
+        }
+        steps.extend(action.map(|action| Step { line: located.line, text: located.text.clone(), action }));
+    }
+    Ok(Resolved { steps, config: scope.config })
+}
+
+struct Scope<'a> {
+    file: &'a Dockerfile,
+    stage: usize,
+    args: &'a BuildArgs,
+    globals: BTreeMap<String, String>,
+    /// The `ARG` of this stage that have a value.
+    declared: BTreeMap<String, String>,
+    config: ImageConfig,
+    /// Whether this stage has a `CMD`, which an `ENTRYPOINT` after it keeps.
+    has_cmd: bool,
+    /// Bytes that values and commands may still have. Looking up a value costs its length.
+    budget: Cell<usize>,
+}
+
+/// Adds `item` to a set that keeps its order.
+fn insert(set: &mut Vec<String>, item: String) {
+    if !set.contains(&item) {
+        set.push(item);
+    }
+}
+
+/// Returns a variable of an image.
+fn variable<'a>(config: &'a ImageConfig, name: &str) -> Option<&'a str> {
+    config.env.iter().find_map(|entry| entry.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
+}
+
+/// Sets a variable of an image.
+fn set_variable(config: &mut ImageConfig, name: &str, value: &str) {
+    let line = format!("{name}={value}");
+    match config.env.iter_mut().find(|entry| entry.split('=').next() == Some(name)) {
+        Some(entry) => *entry = line,
+        None => config.env.push(line),
+    }
+}
+
+impl Scope<'_> {
+    fn lookup(&self, name: &str) -> Option<String> {
+        let value = variable(&self.config, name).or_else(|| self.declared.get(name).map(String::as_str))?;
+        // An exhausted budget is an error after the instruction.
+        (self.spend(value.len()) > 0).then(|| value.to_owned())
+    }
+
+    fn spend(&self, bytes: usize) -> usize {
+        self.budget.set(self.budget.get().saturating_sub(bytes));
+        self.budget.get()
+    }
+
+    fn word(&self, word: &str) -> Result<String, String> {
+        expand(word, self.file.escape, &|name| self.lookup(name)).map_err(|error| error.to_string())
+    }
+
+    fn words(&self, words: &[String]) -> Result<Vec<String>, String> {
+        words.iter().map(|word| self.word(word)).collect()
+    }
+
+    fn path(&self, path: &str) -> String {
+        let is_directory = path.ends_with('/') || path.ends_with("/.") || path == ".";
+        let whole = if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", self.config.working_dir) };
+        let mut parts = Vec::new();
+        for part in whole.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                part => parts.push(part),
+            }
+        }
+        let slash = if is_directory && !parts.is_empty() { "/" } else { "" };
+        format!("/{}{slash}", parts.join("/"))
+    }
+
+    fn program(&self, command: &Command) -> Vec<String> {
+        match command {
+            Command::Exec(list) => list.clone(),
+            Command::Shell(text) if self.config.shell.is_empty() => vec!["/bin/sh".into(), "-c".into(), text.clone()],
+            Command::Shell(text) => [self.config.shell.clone(), vec![text.clone()]].concat(),
+        }
+    }
+
+    fn apply(&mut self, instruction: &Instruction) -> Result<Option<Action>, String> {
+        match instruction {
+            Instruction::Arg(list) => {
+                for (name, default) in list {
+                    let default = default.as_ref().map(|word| self.word(word)).transpose()?;
+                    let value = self.args.get(name).cloned().or(default).or_else(|| self.globals.get(name).cloned());
+                    self.declared.extend(value.map(|value| (name.clone(), value)));
+                }
+            }
+            Instruction::Env(list) => {
+                // All values of one instruction see the environment before it.
+                let pairs: Result<Vec<_>, String> =
+                    list.iter().map(|(name, word)| Ok((self.word(name)?, self.word(word)?))).collect();
+                pairs?.iter().for_each(|(name, value)| set_variable(&mut self.config, name, value));
+            }
+            Instruction::Label(list) => {
+                for (name, word) in list {
+                    let (name, value) = (self.word(name)?, self.word(word)?);
+                    self.config.labels.insert(name, value);
+                }
+            }
+            Instruction::Shell(shell) => self.config.shell.clone_from(shell),
+            Instruction::User(word) => self.config.user = self.word(word)?,
+            Instruction::Workdir(word) => {
+                let path = self.path(&self.word(word)?);
+                let path = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
+                self.config.working_dir.clone_from(&path);
+                return Ok(Some(Action::Directory { path, user: self.config.user.clone() }));
+            }
+            Instruction::Entrypoint(command) => {
+                self.config.entrypoint = self.program(command);
+                // The arguments of the base image belong to its entry point.
+                if !self.has_cmd {
+                    self.config.cmd.clear();
+                }
+            }
+            Instruction::Cmd(command) => {
+                self.config.cmd = self.program(command);
+                self.has_cmd = true;
+            }
+            Instruction::Expose(ports) => {
+                for word in ports {
+                    for port in split(&self.word(word)?, self.file.escape).map_err(|error| error.to_string())? {
+                        let port = if port.contains('/') { port } else { format!("{port}/tcp") };
+                        insert(&mut self.config.exposed_ports, port);
+                    }
+                }
+            }
+            Instruction::Volume(paths) => {
+                for path in self.words(paths)? {
+                    insert(&mut self.config.volumes, path);
+                }
+            }
+            Instruction::StopSignal(word) => self.config.stop_signal = self.word(word)?,
+            Instruction::Healthcheck(check) => self.config.healthcheck = Some(healthcheck(check.as_ref())),
+            Instruction::Maintainer(_) => {}
+            Instruction::Run(run) => {
+                let mut env = self.config.env.clone();
+                for (name, value) in &self.declared {
+                    if variable(&self.config, name).is_none() {
+                        env.push(format!("{name}={value}"));
+                    }
+                }
+                if self.spend(env.iter().map(String::len).sum()) == 0 {
+                    return Err(too_long());
+                }
+                let is_proxy = |name: &str| PREDEFINED.contains(&name.to_ascii_uppercase().as_str());
+                let proxies = self.args.iter().filter(|(name, _)| is_proxy(name) && !self.declared.contains_key(*name));
+                return Ok(Some(Action::Run {
+                    command: self.program(&run.command),
+                    mounts: run.mounts.clone(),
+                    env,
+                    proxies: proxies.map(|(name, value)| format!("{name}={value}")).collect(),
+                    user: self.config.user.clone(),
+                    workdir: if self.config.working_dir.is_empty() {
+                        "/".into()
+                    } else {
+                        self.config.working_dir.clone()
+                    },
+                    no_network: run.no_network,
+                }));
+            }
+            Instruction::Copy(copy) => {
+                let mut inline = copy.inline.clone();
+                for document in inline.iter_mut().filter(|document| document.expand) {
+                    // Quotes of a here-document are content. Only variables are replaced.
+                    document.content = expand_document(&document.content, self.file.escape, &|name| self.lookup(name))
+                        .map_err(|error| error.to_string())?;
+                }
+                return Ok(Some(Action::Copy {
+                    from: copy.from.as_ref().map(|name| find_from(self.file, self.stage, name)),
+                    sources: self.words(&copy.sources)?,
+                    inline,
+                    target: self.path(&self.word(&copy.target)?),
+                    chown: copy.chown.as_ref().map(|word| self.word(word)).transpose()?,
+                    chmod: copy.chmod,
+                    is_add: copy.is_add,
+                }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn healthcheck(check: Option<&Check>) -> Healthcheck {
+    let Some(Check { command, interval, timeout, start_period, retries }) = check else {
+        return Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
+    };
+    let test = match command {
+        Command::Exec(list) => [vec!["CMD".into()], list.clone()].concat(),
+        Command::Shell(text) => vec!["CMD-SHELL".into(), text.clone()],
+    };
+    let (interval, timeout, start_period, retries) = (*interval, *timeout, *start_period, *retries);
+    Healthcheck { test, interval, timeout, start_period, retries }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_stages_of_the_target_are_built() {
+        let text = "ARG V=1\nFROM a:$V AS one\nFROM one AS two\nFROM b AS three\nFROM scratch\nCOPY --from=two /x /\nCOPY --from=2 / /\n";
+        let file = Dockerfile::parse("D", text).unwrap();
+        let args = BuildArgs::from([("V".into(), "9".into())]);
+        assert_eq!(needed(&file, None, &args).unwrap(), [0, 1, 2, 3]);
+        assert_eq!(needed(&file, Some("Two"), &args).unwrap(), [0, 1]);
+        assert_eq!(base(&file, 0, &args).unwrap(), Base::Image("a:9".into()));
+        assert!(needed(&file, Some("x"), &args).is_err());
+    }
+
+    #[test]
+    fn variables_come_from_the_image_and_from_arguments() {
+        let text = "FROM a\nARG N=n\nENV P=$P:/x Q=$N\nWORKDIR /w\nWORKDIR v\nUSER $Q\nRUN x $P\nCOPY a ${N}/\nENTRYPOINT e\nCMD [\"c\"]\nEXPOSE 80\n";
+        let file = Dockerfile::parse("D", text).unwrap();
+        let image = ImageConfig { env: vec!["P=/bin".into()], cmd: vec!["old".into()], ..ImageConfig::default() };
+        let args = BuildArgs::from([("HTTP_PROXY".into(), "p".into()), ("OTHER".into(), "o".into())]);
+        let resolved = resolve(&file, 0, &image, &args).unwrap();
+        let Action::Run { command, env, proxies, user, workdir, .. } = &resolved.steps[2].action else { panic!() };
+        assert_eq!(command, &["/bin/sh", "-c", "x $P"]);
+        assert_eq!(env, &["P=/bin:/x", "Q=n", "N=n"]);
+        assert_eq!((proxies.join(",").as_str(), user.as_str(), workdir.as_str()), ("HTTP_PROXY=p", "n", "/w/v"));
+        let Action::Copy { target, .. } = &resolved.steps[3].action else { panic!() };
+        assert_eq!(target, "/w/v/n/");
+        assert_eq!(resolved.config.cmd, ["c"]);
+        assert_eq!(resolved.config.entrypoint, ["/bin/sh", "-c", "e"]);
+        assert_eq!(resolved.config.exposed_ports, ["80/tcp"]);
+    }
+
+    #[test]
+    fn entrypoint_clears_only_an_inherited_cmd() {
+        let image = ImageConfig { cmd: vec!["old".into()], ..ImageConfig::default() };
+        let cmd = |text: &str| {
+            let file = Dockerfile::parse("D", text).unwrap();
+            resolve(&file, 0, &image, &BuildArgs::new()).unwrap().config.cmd
+        };
+        assert!(cmd("FROM a\nENTRYPOINT [\"e\"]\n").is_empty());
+        assert_eq!(cmd("FROM a\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\n"), ["c"]);
+        assert_eq!(cmd("FROM a\nENTRYPOINT [\"e\"]\nCMD [\"c\"]\n"), ["c"]);
+    }
+
+    #[test]
+    fn short_file_cannot_expand_to_any_size() {
+        let doubled = |count: usize| "ENV A=$A$A\n".repeat(count);
+        let error = |text: String| {
+            let file = Dockerfile::parse("D", &text).unwrap();
+            resolve(&file, 0, &ImageConfig::default(), &BuildArgs::new()).unwrap_err().to_string()
+        };
+        assert!(error(format!("FROM a\nENV A=xxxxxxxx\n{}", doubled(60))).contains("longer than 1 MiB"));
+        let large = format!("FROM a\nENV A=xxxxxxxx\n{}", doubled(16));
+        let many: String = (0..200).map(|n| format!("ENV V{n}=$A\n")).collect();
+        assert!(error(format!("{large}{many}")).contains("more than 64 MiB"));
+        let tests = format!("RUN x\nLABEL l={}\n", "${A:+x}".repeat(1000));
+        assert!(error(format!("{large}{tests}")).contains("more than 64 MiB"));
+        assert!(error(format!("{large}{}", "RUN x\n".repeat(200))).contains("more than 64 MiB"));
+    }
+
+    #[test]
+    fn healthcheck_has_its_times() {
+        let text = "FROM a\nHEALTHCHECK --interval=1m30s --timeout=500ms --retries=3 CMD true\n";
+        let file = Dockerfile::parse("D", text).unwrap();
+        let check = resolve(&file, 0, &ImageConfig::default(), &BuildArgs::new()).unwrap().config.healthcheck.unwrap();
+        assert_eq!((check.interval, check.timeout, check.retries), (90_000_000_000, 500_000_000, 3));
+        assert_eq!(check.test, ["CMD-SHELL", "true"]);
+        assert!(Dockerfile::parse("D", "FROM a\nHEALTHCHECK --interval=soon CMD true\n").is_err());
+    }
+}

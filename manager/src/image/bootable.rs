@@ -1,0 +1,181 @@
+//! Makes the disk of an image. The layer process writes it to a file without a name that others know;
+//! the store gives it its name when it is complete and on disk.
+
+use super::{
+    error::{ImageError, UnpackFailure},
+    store::ImageStore,
+};
+use crate::{home::content, image_defaults::ImageDefaults};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sandboxvm_layers::{
+    Format, Limits,
+    process::{Event, LayerSource, Unpacker},
+};
+use sandboxvm_oci::{Digest, ImageDetails, config::ImageConfig, manifest::Compression, store::Store};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The kind of disk in the store, the end of its name.
+const KIND: &str = "erofs";
+/// Interval at which a thread that waits for the layer process checks whether someone waits for it.
+const CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// Time without a report after which the layer process is ended. It reports each MiB; what it does at the
+/// end, writing the metadata of the largest image that is accepted, takes seconds.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// An image with a disk that a machine can boot from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BootableImage {
+    /// The EROFS file system of all layers, for [`Bundle::image`](sandboxvm_images::bundle::Bundle).
+    pub disk: PathBuf,
+    /// What the image says about processes, for [`SandboxSpec::image_defaults`](crate::SandboxSpec).
+    pub defaults: ImageDefaults,
+    /// Its environment; see [`over_environment_of_image`](super::over_environment_of_image).
+    pub env: Vec<String>,
+    /// Everything that the image says.
+    pub config: ImageConfig,
+}
+
+/// How far the layers of an image have been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnpackProgress {
+    /// Bytes of all layers that were read, as they are stored.
+    pub read: u64,
+    /// Bytes of all layers, as they are stored.
+    pub total: u64,
+}
+
+impl ImageStore {
+    /// Returns an image of the home, by reference or by the digest of its manifest, ready to boot. Its disk
+    /// is made first if it does not exist. Cancel safe: the layer process ends within 100 ms.
+    ///
+    /// # Errors
+    /// When the home does not have the image, when a layer is invalid, or when the disk cannot be written.
+    pub async fn bootable(
+        &self,
+        image: &str,
+        progress: impl FnMut(UnpackProgress) + Send + 'static,
+    ) -> Result<BootableImage, ImageError> {
+        let unpacker = self.unpacker()?;
+        let (this, image) = (self.clone(), image.to_owned());
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let _cancel = CancelOnDrop(cancelled.clone());
+        // The kernel ends the layer process together with the thread that started it, and threads of the
+        // runtime may end when they are idle. This one waits for its result.
+        let (sender, result) = tokio::sync::oneshot::channel();
+        let thread = std::thread::Builder::new().name("image".to_owned());
+        let spawned = thread.spawn(move || {
+            // If the caller was cancelled, no task waits for this.
+            let _ = sender.send(this.make(&image, &unpacker, &cancelled, progress));
+        });
+        spawned.map_err(ImageError::Thread)?;
+        result.await.map_err(|error| ImageError::Thread(io::Error::other(error)))?
+    }
+
+    fn make(
+        &self,
+        image: &str,
+        unpacker: &Unpacker,
+        cancelled: &AtomicBool,
+        progress: impl FnMut(UnpackProgress),
+    ) -> Result<BootableImage, ImageError> {
+        let details = self.images.inspect(image)?;
+        let store = self.images.store();
+        let disk = store
+            .disk(details.manifest, KIND, |path| Ok(write(store, &details, unpacker, path, cancelled, progress)?))?;
+        // Reading the file once for its hash here keeps that out of the first start.
+        content::at(&self.manager.home, &disk)?;
+        Ok(bootable(image, details.manifest, disk, details.configuration.image))
+    }
+}
+
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Writes the disk of an image to the empty file at `path`.
+fn write(
+    store: &Store,
+    image: &ImageDetails,
+    unpacker: &Unpacker,
+    path: &Path,
+    cancelled: &AtomicBool,
+    mut progress: impl FnMut(UnpackProgress),
+) -> Result<(), UnpackFailure> {
+    let files = image.layers.iter().map(|layer| store.open_blob(layer.digest));
+    let files = files.collect::<Result<Vec<File>, _>>().map_err(io::Error::other)?;
+    let layers: Vec<(LayerSource, BorrowedFd<'_>)> = image
+        .layers
+        .iter()
+        .zip(&image.configuration.diff_ids)
+        .zip(&files)
+        .map(|((layer, diff_id), file)| {
+            let format = match layer.compression {
+                Compression::None => Format::Tar,
+                Compression::Gzip => Format::Gzip,
+                Compression::Zstd => Format::Zstd,
+            };
+            (LayerSource { format: Some(format), diff_id: Some(diff_id.bytes()) }, file.as_fd())
+        })
+        .collect();
+    let target = OpenOptions::new().read(true).write(true).open(path)?;
+    let directory = Some(image.configuration.image.working_dir.as_bytes()).filter(|path| !path.is_empty());
+    let mut unpacking = unpacker.start(&layers, directory, target.as_fd(), &Limits::default())?;
+    let sizes: Vec<u64> = image.layers.iter().map(|layer| layer.size).collect();
+    let total = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
+    let mut heard = Instant::now();
+    loop {
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(UnpackFailure::Cancelled);
+        }
+        let is_ready = match poll(&mut [PollFd::new(&unpacking, PollFlags::IN)], Some(&CHECK)) {
+            Ok(count) => count > 0,
+            Err(rustix::io::Errno::INTR) => false,
+            Err(error) => return Err(io::Error::from(error).into()),
+        };
+        if !is_ready {
+            if heard.elapsed() > SILENCE {
+                return Err(UnpackFailure::Silent(SILENCE.as_secs()));
+            }
+            continue;
+        }
+        heard = Instant::now();
+        match unpacking.next_event()? {
+            // `doctor` names what a host lacks.
+            Event::Confined(_) => {}
+            Event::Progress(made) => {
+                let before = sizes.iter().take(made.layer.into()).fold(0_u64, |sum, size| sum.saturating_add(*size));
+                progress(UnpackProgress { read: before.saturating_add(made.read).min(total), total });
+            }
+            Event::Finished(_) => return Ok(target.sync_all()?),
+            Event::Failed(failure) => return Err(sandboxvm_layers::process::ProcessError::from(failure).into()),
+        }
+    }
+}
+
+fn bootable(reference: &str, digest: Digest, disk: PathBuf, config: ImageConfig) -> BootableImage {
+    let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let defaults = ImageDefaults {
+        reference: reference.to_owned(),
+        digest: digest.to_string(),
+        user: text(&config.user),
+        working_directory: text(&config.working_dir),
+        entrypoint: config.entrypoint.clone(),
+        command: config.cmd.clone(),
+    };
+    BootableImage { disk, defaults, env: config.env.clone(), config }
+}

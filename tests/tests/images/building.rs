@@ -1,0 +1,110 @@
+//! An image from a Dockerfile, in real guests.
+
+use crate::{registry, small_image};
+use sandboxvm_tests::home::{Home, SMALL};
+use std::{fs, path::Path, process::Command};
+
+const DOCKERFILE: &str = r#"
+ARG BASE=example.test/base:1
+FROM $BASE AS builder
+USER root
+ENV B=${A}-more
+WORKDIR /src
+COPY --chmod=755 a.txt d ./
+RUN echo "$B $(id -u)" >out; sleep 1000 &
+RUN --mount=type=secret,id=token \
+    wc -c </run/secrets/token >>out; cat /run/secrets/token
+
+FROM $BASE AS last
+COPY --from=builder --chown=app:extra /src/o* /src/b /opt/
+USER app
+WORKDIR /home/app
+RUN cat /proc/[0-9]*/cmdline >seen
+RUN id -un >who; rm /opt/b
+CMD ["/bin/cat", "/opt/out"]
+"#;
+
+const SECRET: &str = "tok-8a1f0c-secret";
+
+/// Writes each file of a layer as mode, owner and name.
+fn files(layer: &Path) -> Vec<String> {
+    let output = Command::new("tar").args(["--numeric-owner", "-tvzf"]).arg(layer).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        format!("{} {} {}", fields[0], fields[1], fields[5..].join(" "))
+    };
+    String::from_utf8(output.stdout).unwrap().lines().map(line).collect()
+}
+
+#[test]
+fn stages_are_built_in_sandboxes_and_known_the_next_time() {
+    let Some(home) = Home::with_kvm() else { return };
+    let layout = small_image(&home);
+    home.cli(["image", "load", "-i", layout.to_str().unwrap(), "--name", "example.test/base:1"]).run().succeeds();
+    let context = home.scratch("context");
+    fs::create_dir_all(context.join("d")).unwrap();
+    for (name, content) in [("Dockerfile", DOCKERFILE), ("a.txt", "hello"), ("d/b", "inner"), ("token", SECRET)] {
+        fs::write(context.join(name), content).unwrap();
+    }
+    let secret = format!("id=token,src={}", context.join("token").display());
+    let options = ["-m", SMALL, "--disk", "256M", "-t", "example.test/app:1", "--secret", &secret];
+    let build = [&["build"][..], &options, &[context.to_str().unwrap()]].concat();
+
+    let first = home.cli(&build).run().succeeds();
+    let said = first.err();
+    assert!(said.contains("[stage 1, 4/4] RUN id -un") && said.contains("***") && !said.contains(SECRET), "{said}");
+
+    // The same once more: no sandbox is started, and the image is the same.
+    let again = home.cli(&build).run().succeeds();
+    assert_eq!(again.err().matches("CACHED").count(), 4, "{}", again.err());
+    assert_eq!(again.out(), first.out());
+
+    let (saved, unpacked, bundle) = (home.scratch("app.tar"), home.scratch("app"), home.scratch("bundle"));
+    home.cli(["image", "save", "example.test/app:1", "-o", saved.to_str().unwrap()]).run().succeeds();
+    registry::run(
+        "skopeo",
+        &["copy", &format!("oci-archive:{}", saved.display()), &format!("oci:{}:it", unpacked.display())],
+    );
+    registry::run(
+        "umoci",
+        &["unpack", "--rootless", "--image", &format!("{}:it", unpacked.display()), bundle.to_str().unwrap()],
+    );
+    let root = bundle.join("rootfs");
+    assert_eq!(fs::read_to_string(root.join("opt/out")).unwrap(), format!("image-more 0\n{}\n", SECRET.len()));
+    assert_eq!(fs::read_to_string(root.join("home/app/who")).unwrap(), "app\n");
+    assert!(!fs::read_to_string(root.join("home/app/seen")).unwrap().contains("sleep"), "a step left a process");
+    assert!(!root.join("opt/b").exists() && !root.join("src").exists());
+
+    registry::run(
+        "skopeo",
+        &["copy", &format!("oci-archive:{}", saved.display()), &format!("dir:{}", home.scratch("dir").display())],
+    );
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(home.scratch("dir").join("manifest.json")).unwrap()).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2, "a stage adds one layer to its base");
+    let layer = home.scratch("dir").join(&layers[1]["digest"].as_str().unwrap()["sha256:".len()..]);
+    let listed = files(&layer);
+    for expected in ["-rw-r--r-- 1001/1003 opt/out", "-rw-r--r-- 1001/1002 home/app/who", "drwxr-xr-x 1001/1003 opt/"] {
+        assert!(listed.iter().any(|line| line == expected), "{expected} is missing in {listed:?}");
+    }
+
+    // The secret is in no file of the home: neither in a state, which has memory, nor in a log.
+    let found = Command::new("grep").args(["-rlF", SECRET]).arg(home.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+
+    fs::write(context.join("Dockerfile"), DOCKERFILE.replace("rm /opt/b", "exit 7")).unwrap();
+    let failed = home.cli(&build).run().exits(1).err();
+    assert!(
+        failed.contains("CACHED RUN cat") && failed.contains("Dockerfile:17: the command exited with code 7"),
+        "{failed}"
+    );
+    home.cli(["image", "inspect", "example.test/app:1"]).run().succeeds();
+    // States are snapshots, which stay until they are removed.
+    let states = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
+    assert_eq!(states.matches("build-").count(), 7, "{states}");
+    home.cli(["snapshot", "rm"].into_iter().chain(states.lines())).run().succeeds();
+    home.cli(["image", "prune", "--all"]).run().succeeds();
+    home.assert_nothing_left();
+}

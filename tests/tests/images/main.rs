@@ -1,0 +1,46 @@
+//! Container images: from a registry to running processes.
+
+mod building;
+mod commands;
+#[path = "../../host/registry.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod registry;
+mod running;
+
+use sandboxvm_tests::home::Home;
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
+};
+
+/// Makes an OCI layout with an image of busybox, its user `app`, a working directory that no layer has, and a
+/// command that tells what it sees.
+fn small_image(home: &Home) -> PathBuf {
+    let root = home.scratch("root");
+    for directory in ["bin", "etc", "tmp"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("the package busybox-static is installed");
+    for applet in ["sh", "cat", "id", "rm", "sleep", "touch", "wc"] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\napp:x:1001:1002::/tmp:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\napp:x:1002:\nextra:x:1003:app\n").unwrap();
+    let layout = home.scratch("layout");
+    registry::layout(
+        &layout,
+        &root,
+        &[
+            "--config.user=app",
+            "--config.env=A=image",
+            "--config.env=PATH=/bin",
+            "--config.workingdir=/srv/new",
+            "--config.entrypoint=/bin/sh",
+            "--config.entrypoint=-c",
+            "--config.cmd=id; pwd; echo $A",
+        ],
+    );
+    layout
+}
