@@ -173,11 +173,13 @@ fn hostile_proxies_get_ten_seconds_and_delay_no_other_dial() {
                 (proxy, is_slow, dialer, requests, begun)
             })
             .collect();
-    for (proxy, is_slow, dialer, requests, begun) in waits {
-        if is_slow {
+    for (proxy, is_slow, _, requests, _) in &waits {
+        if *is_slow {
             // Another request is answered meanwhile.
-            assert_eq!(dial_with(&requests, 8, Dial::HostPort(1)), (8, Some(DialFailure::Forbidden)), "{proxy:?}");
+            assert_eq!(dial_with(requests, 8, Dial::HostPort(1)), (8, Some(DialFailure::Forbidden)), "{proxy:?}");
         }
+    }
+    for (proxy, is_slow, dialer, requests, begun) in waits {
         let (id, failure) = receive(&requests);
         let took = begun.elapsed();
         let expected = if is_slow { DialFailure::TimedOut } else { DialFailure::Proxy };
