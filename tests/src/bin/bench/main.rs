@@ -5,6 +5,7 @@ mod boot;
 mod clones;
 mod first_output;
 mod fork;
+mod images;
 mod jail;
 mod neighbours;
 mod pool;
@@ -45,6 +46,8 @@ enum Benchmark {
     Reset(rig::Runs),
     /// Snapshots of 4 MiB of changes, and of everything
     Snapshot(rig::Runs),
+    /// Container images: pull, unpack, start, and memory of sandboxes of one image
+    Images(images::Arguments),
     /// Memory of idle clones of one snapshot
     Clones(clones::Arguments),
     /// Memory that a guest frees, and how much of it the host gets back
@@ -67,6 +70,7 @@ fn main() {
         Benchmark::Fork(arguments) => fork::run(&arguments),
         Benchmark::Reset(arguments) => reset::run(&arguments),
         Benchmark::Snapshot(arguments) => snapshot::run(&arguments),
+        Benchmark::Images(arguments) => images::run(&arguments),
         Benchmark::Clones(arguments) => clones::run(&arguments),
         Benchmark::Reclaim(arguments) => reclaim::run(&arguments),
         Benchmark::Neighbours(arguments) => neighbours::run(&arguments),
