@@ -1,3 +1,5 @@
+//! Order, caching, copies, secrets, failures: what the engine asks of machines.
+
 use super::{recorder::Recorder, *};
 use crate::dockerfile::Dockerfile;
 use std::{fs, sync::Mutex};

@@ -33,6 +33,8 @@ use std::{
 
 /// Maximum size of a secret in bytes.
 const MAX_SECRET: u64 = 1 << 20;
+/// Bytes of a line of output that are kept while it has no end.
+const MAX_LINE: usize = 64 << 10;
 
 /// Build an image from a Dockerfile
 #[derive(Debug, Args)]
@@ -277,11 +279,7 @@ impl Progress for Plain {
             Event::Output(_, bytes) => {
                 let mut line = self.line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 line.push_str(&String::from_utf8_lossy(bytes));
-                let Some(end) = line.rfind('\n') else { return };
-                let rest = line.split_off(end + 1);
-                let shown: String = line.lines().map(|text| format!("  {text}\n")).collect();
-                *line = rest;
-                show(&shown);
+                show(&whole_lines(&mut line));
             }
             Event::Step { stage, number, of, text, cached } => {
                 self.end_line();
@@ -295,6 +293,18 @@ impl Progress for Plain {
             Event::Stored(_) => self.end_line(),
         }
     }
+}
+
+/// Takes the whole lines off the beginning of a text, indented. A guest may never end a line, so a long one is cut.
+fn whole_lines(text: &mut String) -> String {
+    let end = match text.rfind('\n') {
+        Some(at) => at + 1,
+        None if text.len() > MAX_LINE => text.len(),
+        None => return String::new(),
+    };
+    let rest = text.split_off(end);
+    let whole = std::mem::replace(text, rest);
+    whole.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 /// Shows nothing.
@@ -314,6 +324,16 @@ mod tests {
         let args = build_args(&given, |name| (name == "B").then(|| "b".to_owned())).unwrap();
         assert_eq!(args.into_iter().collect::<Vec<_>>(), [("A".into(), "1=2".into()), ("B".into(), "b".into())]);
         assert!(build_args(&["=x".to_owned()], |_| None).is_err());
+    }
+
+    #[test]
+    fn output_is_shown_in_lines_and_kept_in_bounded_memory() {
+        let mut text = "a\nb\nc".to_owned();
+        assert_eq!((whole_lines(&mut text).as_str(), text.as_str()), ("  a\n  b\n", "c"));
+        assert_eq!((whole_lines(&mut text).as_str(), text.as_str()), ("", "c"));
+        let mut long = "x".repeat(MAX_LINE + 1);
+        assert_eq!(whole_lines(&mut long).len(), MAX_LINE + 4);
+        assert!(long.is_empty());
     }
 
     #[test]
