@@ -1,6 +1,8 @@
 //! A real registry on loopback, Debian's docker-registry, and images for it, which umoci makes and skopeo
 //! sends. Included by the tests that need one.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},

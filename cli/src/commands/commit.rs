@@ -10,10 +10,10 @@ use crate::{
 use clap::Args;
 use sandboxvm_manager::CommitSpec;
 
-/// Store the disk of a running sandbox as a new image; memory and processes are not part of it
+/// Store the disk of a running sandbox as an image
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image consists of the layers of the sandbox's image, and of what the sandbox changed as one more layer. The \
+    after_help = "Memory and processes are not part of the image. It consists of the layers of the sandbox's image, and of what the sandbox changed as one more layer. The \
                   sandbox keeps running: a file that is being written may be stored half-written."
 )]
 pub(crate) struct Commit {

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    options::{EnvOptions, MachineOptions, network::NetworkOptions, supervision::SupervisionOptions},
+    options::{EnvOptions, MachineOptions, NewSandbox, network::NetworkOptions, supervision::SupervisionOptions},
     process_io::signals::Signals,
     runtime, stdio,
 };
@@ -34,8 +34,8 @@ impl Create {
                 command => Some(ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?),
             };
             let (services, network) = (self.supervision.services(), self.network.network()?);
-            let Some(started) = self.machine.start(image, env, services, network, false, true, &mut signals).await?
-            else {
+            let new = NewSandbox { image, env, services, network, ephemeral: false };
+            let Some(started) = self.machine.start(new, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };
             let started = self.supervision.keep_up(started).await?;

@@ -2,7 +2,9 @@
 
 use crate::{
     failure::Failure,
-    options::{MachineOptions, ProcessOptions, limits, network::NetworkOptions, supervision::SupervisionOptions},
+    options::{
+        MachineOptions, NewSandbox, ProcessOptions, limits, network::NetworkOptions, supervision::SupervisionOptions,
+    },
     process_io,
     process_io::signals::Signals,
     runtime, stdio,
@@ -55,8 +57,8 @@ impl Run {
         }
         let spec = self.process.spec(&command, OnDisconnect::Kill)?;
         let (services, network) = (self.supervision.services(), self.network.network()?);
-        let Some(started) = self.machine.start(image, Vec::new(), services, network, true, false, &mut signals).await?
-        else {
+        let new = NewSandbox { image, env: Vec::new(), services, network, ephemeral: true };
+        let Some(started) = self.machine.start(new, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
@@ -79,9 +81,8 @@ impl Run {
         };
         let (services, network) = (self.supervision.services(), self.network.network()?);
         let settled = spec.is_none();
-        let Some(started) =
-            self.machine.start(image, Vec::new(), services, network, false, settled, &mut signals).await?
-        else {
+        let new = NewSandbox { image, env: Vec::new(), services, network, ephemeral: false };
+        let Some(started) = self.machine.start(new, settled, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;

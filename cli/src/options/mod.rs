@@ -67,6 +67,18 @@ pub(crate) struct MachineOptions {
     limits: LimitOptions,
 }
 
+/// What a new sandbox has beside its machine.
+#[derive(Debug)]
+pub(crate) struct NewSandbox {
+    pub(crate) image: Image,
+    /// `KEY=VALUE` for every process.
+    pub(crate) env: Vec<String>,
+    pub(crate) services: SupervisionSpec,
+    pub(crate) network: Option<Network>,
+    /// Whether it ends with this program.
+    pub(crate) ephemeral: bool,
+}
+
 impl MachineOptions {
     fn start_from(&self) -> StartFrom {
         match &self.from {
@@ -85,14 +97,11 @@ impl MachineOptions {
     /// first exec sends it. Returns `None`, and leaves nothing behind, if a signal arrived first.
     pub(crate) async fn start(
         &self,
-        image: Image,
-        env: Vec<String>,
-        services: SupervisionSpec,
-        network: Option<Network>,
-        ephemeral: bool,
+        new: NewSandbox,
         settled: bool,
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
+        let NewSandbox { image, env, services, network, ephemeral } = new;
         let mut manager = environment::manager()?;
         let bundle = environment::bundle(self.kernel.clone(), image.file);
         let network = network.map(|Network { spec, operator }| {

@@ -1,5 +1,7 @@
 //! Container images: from a registry to running processes.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
 mod building;
 mod commands;
 #[path = "../../host/registry.rs"]

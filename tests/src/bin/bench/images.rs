@@ -16,7 +16,6 @@ use std::{
 };
 
 #[path = "../../../host/registry.rs"]
-#[allow(clippy::unwrap_used, reason = "a benchmark ends when something fails")]
 mod registry;
 
 const MEMORY_MIB: u64 = 256;
