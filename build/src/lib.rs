@@ -11,7 +11,6 @@
 
 pub mod context;
 pub mod dockerfile;
-pub mod e2b;
 pub mod engine;
 pub mod key;
 pub mod machines;

@@ -23,8 +23,6 @@ pub(super) struct Pattern {
     pub(super) root: String,
     /// Components below it. Empty: the root itself.
     rest: Vec<Vec<u8>>,
-    /// What the root is called in the archive.
-    name: &'static [u8],
 }
 
 impl Pattern {
@@ -39,14 +37,7 @@ impl Pattern {
         }
         let literal = parts.iter().position(|part| part.contains(['*', '?', '[', '\\'])).unwrap_or(parts.len());
         let rest = parts[literal..].iter().map(|part| part.as_bytes().to_vec()).collect();
-        Self { root: format!("/{}", parts[..literal].join("/")), rest, name: ROOT }
-    }
-
-    /// Returns the pattern for an archive that is the context of a client.
-    pub(super) fn of_upload(source: &str) -> Self {
-        let whole = Self::of(source);
-        let literal = whole.root.split('/').filter(|part| !part.is_empty()).map(|part| part.as_bytes().to_vec());
-        Self { root: "/".into(), rest: literal.chain(whole.rest).collect(), name: b"" }
+        Self { root: format!("/{}", parts[..literal].join("/")), rest }
     }
 }
 
@@ -89,7 +80,7 @@ pub(super) fn arrange<W: Write>(
     place: Place<'_>,
     output: W,
 ) -> Result<(W, Arranged), StepProblem> {
-    let kinds = listing(input, pattern.name)?;
+    let kinds = listing(input)?;
     let found = found(&kinds, pattern);
     if found.is_empty() {
         return Err(StepProblem::Missing(source.to_owned()));
@@ -115,9 +106,9 @@ pub(super) fn arrange<W: Write>(
     let mut writer = Writer::new(output);
     let mut arranged = Arranged { into_directory, entries: 0 };
     while let Some(mut entry) = reader.next_entry()? {
-        let Some(path) = below(&entry.path, pattern.name).and_then(&renamed) else { continue };
+        let Some(path) = below_root(&entry.path).and_then(&renamed) else { continue };
         if let Kind::HardLink(other) = &entry.kind {
-            let other = below(other, pattern.name).and_then(&renamed);
+            let other = below_root(other).and_then(&renamed);
             let problem = || StepProblem::Unsupported("a hard link to a file that is not copied".into());
             entry.kind = Kind::HardLink(other.ok_or_else(problem)?);
         }
@@ -139,9 +130,9 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
     let target = target.trim_matches('/').as_bytes();
     let at = |inner: &[u8]| if inner.is_empty() { target.to_vec() } else { [target, b"/", inner].concat() };
     while let Some(mut entry) = reader.next_entry()? {
-        let Some(path) = below(&entry.path, ROOT).map(at) else { continue };
+        let Some(path) = below_root(&entry.path).map(at) else { continue };
         if let Kind::HardLink(other) = &entry.kind {
-            let Some(other) = below(other, ROOT).map(at) else { continue };
+            let Some(other) = below_root(other).map(at) else { continue };
             entry.kind = Kind::HardLink(other);
         }
         entry.path = path;
@@ -201,23 +192,17 @@ fn copy<R: Read, W: Write>(reader: &mut Reader<R>, writer: &mut Writer<W>, entry
 }
 
 /// Returns the paths below the root, and whether each is a directory.
-fn listing(input: &mut File, name: &[u8]) -> Result<BTreeMap<Vec<u8>, bool>, StepProblem> {
+fn listing(input: &mut File) -> Result<BTreeMap<Vec<u8>, bool>, StepProblem> {
     input.seek(SeekFrom::Start(0))?;
     let mut reader = Reader::new(io::BufReader::new(input));
     let mut kinds = BTreeMap::new();
-    if name.is_empty() {
-        kinds.insert(Vec::new(), true);
-    }
     while let Some(entry) = reader.next_entry()? {
         if kinds.len() == MAX_ENTRIES {
             return Err(StepProblem::Unsupported(format!("a source of more than {MAX_ENTRIES} files")));
         }
-        let Some(path) = below(&entry.path, name) else { continue };
-        // An upload may lack the directories of its files.
-        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-            kinds.entry(path[..at].to_vec()).or_insert(true);
+        if let Some(path) = below_root(&entry.path) {
+            kinds.insert(path.to_vec(), entry.kind == Kind::Directory);
         }
-        kinds.insert(path.to_vec(), entry.kind == Kind::Directory);
     }
     Ok(kinds)
 }
@@ -236,16 +221,14 @@ fn is_within(path: &[u8], top: &[u8]) -> bool {
     path.strip_prefix(top).is_some_and(|rest| top.is_empty() || rest.is_empty() || rest[0] == b'/')
 }
 
-/// Returns the path of an entry below the root, which has this name in the archive.
-fn below<'a>(path: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let path = path.strip_suffix(b"/").unwrap_or(path);
-    if name.is_empty() {
-        let path = path.strip_prefix(b"./").unwrap_or(path);
-        let is_plain = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
-        return (path != b"." && path.split(|byte| *byte == b'/').all(is_plain)).then_some(path);
+/// Returns the path of an entry below the root of a machine's archive.
+fn below_root(path: &[u8]) -> Option<&[u8]> {
+    let rest = path.strip_prefix(ROOT)?;
+    if rest.is_empty() {
+        Some(rest)
+    } else {
+        rest.strip_prefix(b"/").map(|rest| rest.strip_suffix(b"/").unwrap_or(rest))
     }
-    let rest = path.strip_prefix(name)?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }
 
 #[cfg(test)]
@@ -319,28 +302,6 @@ mod tests {
         assert_eq!(Pattern::of("../../etc").root, "/etc");
         let pattern = Pattern::of("/a/b*/c");
         assert_eq!((pattern.root.as_str(), pattern.rest.len()), ("/a", 2));
-    }
-
-    #[test]
-    fn sources_of_an_upload_are_paths_of_the_context() {
-        let file = || Kind::File { size: 3, extents: None };
-        let mut upload = archive(&[("./a.txt", file()), ("d/e/f", file()), ("../out", file()), ("/abs", file())]);
-        let mut names = |source: &str, target: &str, is_directory: bool| {
-            let place = Place { target, is_directory, owner: None, chmod: None };
-            let (bytes, _) = arrange(&mut upload, source, &Pattern::of_upload(source), place, Vec::new())?;
-            let mut reader = Reader::new(&bytes[..]);
-            let mut names = Vec::new();
-            while let Some(entry) = reader.next_entry().unwrap() {
-                names.push(String::from_utf8(entry.path).unwrap());
-                while reader.read_content(&mut [0; 64]).unwrap() > 0 {}
-            }
-            Ok::<_, StepProblem>(names)
-        };
-        assert_eq!(names("a.txt", "/t/", true).unwrap(), ["t/a.txt"]);
-        assert_eq!(names("d", "/t", false).unwrap(), ["t/e/f"]);
-        assert_eq!(names(".", "/t", false).unwrap(), ["t/a.txt", "t/d/e/f"]);
-        assert_eq!(names("d/*/f", "/t", false).unwrap(), ["t"]);
-        assert!(names("out", "/t", false).is_err() && names("abs", "/t", false).is_err());
     }
 
     #[test]

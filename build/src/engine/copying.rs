@@ -6,7 +6,6 @@ use super::{
     arrange::{self, Pattern, Place},
     error::StepProblem,
     machine::{Found, Machine, Machines, Owner},
-    staging::Source,
     users::{self, NoGroup},
 };
 use crate::{context::Target, dockerfile::Inline, plan::Action};
@@ -19,9 +18,6 @@ use std::{
 
 /// Offset of the magic of a tar archive.
 const TAR_MAGIC: usize = 257;
-
-/// Maximum size in bytes of an upload, not compressed.
-const MAX_UPLOAD: u64 = 16 << 30;
 
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn copy(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
@@ -59,15 +55,8 @@ impl<M: Machines> Build<'_, M> {
                 let staging = self.staging;
                 let from = staging.source(from).unwrap_or_else(|| unreachable!("images are resolved before"));
                 for source in sources {
-                    let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
-                    if let Source::Upload(hash) = &from {
-                        let pattern = Pattern::of_upload(source);
-                        self.upload(hash, &mut whole)?;
-                        let (archive, arranged) = arrange::arrange(&mut whole, source, &pattern, place, output)?;
-                        deliver(machine, place, arranged.into_directory, archive).await?;
-                        continue;
-                    }
                     let pattern = Pattern::of(source);
+                    let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
                     if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
                         return Err(StepProblem::Missing(source.clone()));
                     }
@@ -91,18 +80,6 @@ impl<M: Machines> Build<'_, M> {
         }
         let archive = selected.write(owner.unwrap_or_default(), chmod, self.machines.scratch()?)?;
         deliver(machine, place, selected.into_directory(), archive).await
-    }
-
-    /// Writes an upload as a plain archive.
-    fn upload(&self, hash: &str, output: &mut File) -> Result<(), StepProblem> {
-        let uploads = self.request.uploads.ok_or_else(|| StepProblem::Missing(format!("upload {hash}")))?;
-        let archive = as_tar(uploads.open(hash)?, "an upload")?;
-        let archive = archive.ok_or_else(|| StepProblem::Unsupported("an upload that is not a tar archive".into()))?;
-        let written = io::copy(&mut archive.take(MAX_UPLOAD + 1), output)?;
-        if written > MAX_UPLOAD {
-            return Err(StepProblem::Unsupported(format!("an upload of more than {MAX_UPLOAD} bytes")));
-        }
-        Ok(())
     }
 
     /// Writes the here-documents of a `COPY`.

@@ -55,23 +55,10 @@ pub struct BuildRequest<'a> {
     pub secrets: &'a Secrets,
     /// Whether states of earlier builds are used. They are replaced in any case.
     pub use_cache: bool,
-    /// Line from which steps of the target are executed even if their results are known.
-    pub fresh_from: Option<usize>,
-    /// Archives that clients uploaded, if the file names any.
-    pub uploads: Option<&'a dyn Uploads>,
     /// The reference that the image receives.
     pub tag: Option<&'a str>,
     /// When the image was made, in seconds since the Unix epoch. `None`: now.
     pub created: Option<u64>,
-}
-
-/// Archives that clients uploaded: tar, plain or with gzip. They are hostile.
-pub trait Uploads: std::fmt::Debug + Sync {
-    /// Opens an archive by its hash.
-    ///
-    /// # Errors
-    /// Fails if there is none.
-    fn open(&self, hash: &str) -> std::io::Result<std::fs::File>;
 }
 
 /// What a build made.
@@ -110,8 +97,7 @@ pub async fn build<M: Machines>(
         tag: request.tag.map(str::to_owned),
         created: request.created,
     };
-    let is_fresh = target.steps.iter().any(|planned| build.is_fresh(planned));
-    let is_known = image.key.is_none_or(|key| request.use_cache && !is_fresh && machines.has_layer(key));
+    let is_known = image.key.is_none_or(|key| request.use_cache && machines.has_layer(key));
     let digest = if is_known {
         build.report_cached(&target.steps);
         machines.publish(&image, None).await?
@@ -139,11 +125,6 @@ struct Build<'a, M: Machines> {
 }
 
 impl<M: Machines> Build<'_, M> {
-    /// Returns true if a step is executed even if its result is known.
-    fn is_fresh(&self, planned: &PlannedStep) -> bool {
-        planned.stage == self.staging.target && self.request.fresh_from.is_some_and(|line| planned.step.line >= line)
-    }
-
     fn report(&self, planned: &PlannedStep, cached: bool) {
         let (stage, text) = (planned.stage, planned.step.text.as_str());
         let (number, of) = planned.number;
@@ -181,7 +162,7 @@ impl<M: Machines> Build<'_, M> {
     async fn begin(&mut self, stage: &PlannedStage) -> Result<(M::Machine, usize), BuildError> {
         if self.request.use_cache {
             for (at, planned) in stage.steps.iter().enumerate().rev() {
-                if self.is_fresh(planned) || !planned.may_keep || !self.machines.has(planned.key) {
+                if !planned.may_keep || !self.machines.has(planned.key) {
                     continue;
                 }
                 match self.machines.restore(planned.key).await {
@@ -225,7 +206,6 @@ impl<M: Machines> Build<'_, M> {
             let staging = self.staging;
             let machine = match &source {
                 Source::Image(image) => self.machines.start(image).await?,
-                Source::Upload(_) => unreachable!("an upload has no machine"),
                 Source::Stage(index) => {
                     self.stage(&staging.stages[index]).await.map_err(|error| match error {
                         BuildError::Machine(error) => StepProblem::Machine(error),

@@ -47,7 +47,6 @@ pub(super) struct PlannedStage {
 pub(super) enum Source {
     Stage(usize),
     Image(Box<BaseImage>),
-    Upload(String),
 }
 
 #[derive(Debug)]
@@ -143,7 +142,6 @@ impl Staging {
         match from {
             Base::Stage(index) => Some(Source::Stage(*index)),
             Base::Image(reference) => self.images.get(reference).cloned().map(|image| Source::Image(Box::new(image))),
-            Base::Upload(hash) => Some(Source::Upload(hash.clone())),
             Base::Scratch => self.empty.clone().map(|image| Source::Image(Box::new(image))),
         }
     }
@@ -166,7 +164,7 @@ impl Staging {
             Action::Copy { from, sources, inline, target, chown, chmod, is_add } => {
                 key = KeyBuilder::new("copy");
                 key.key(before).parts(sources).part(target.as_bytes());
-                key.part(chown.as_deref().unwrap_or_default().as_bytes());
+                key.part(chown.as_deref().unwrap_or("0:0").as_bytes());
                 key.part(&chmod.unwrap_or(u32::MAX).to_le_bytes()).part(&[u8::from(*is_add)]);
                 for document in inline {
                     key.parts(&[&document.name, &document.content]);
@@ -187,7 +185,6 @@ impl Staging {
                     Some(from) => match self.source(from) {
                         Some(Source::Stage(index)) => drop(key.part(b"stage").key(self.stages[&index].key)),
                         Some(Source::Image(image)) => drop(key.parts(&["image", &image.digest])),
-                        Some(Source::Upload(hash)) => drop(key.parts(&["upload", &hash])),
                         None => unreachable!("images are resolved before their keys"),
                     },
                 }

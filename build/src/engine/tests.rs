@@ -26,7 +26,6 @@ struct Setup {
     machines: Recorder,
     secrets: Secrets,
     use_cache: bool,
-    fresh_from: Option<usize>,
 }
 
 impl Setup {
@@ -35,13 +34,7 @@ impl Setup {
         fs::write(directory.path().join("a.txt"), "1").unwrap();
         fs::create_dir(directory.path().join("d")).unwrap();
         fs::write(directory.path().join("d/b"), "2").unwrap();
-        Self {
-            directory,
-            machines: Recorder::default(),
-            secrets: Secrets::default(),
-            use_cache: true,
-            fresh_from: None,
-        }
+        Self { directory, machines: Recorder::default(), secrets: Secrets::default(), use_cache: true }
     }
 
     /// Builds, and returns the log of the machines and the events.
@@ -55,8 +48,6 @@ impl Setup {
             target: None,
             secrets: &self.secrets,
             use_cache: self.use_cache,
-            fresh_from: self.fresh_from,
-            uploads: None,
             tag: Some("app"),
             created: None,
         };
@@ -111,9 +102,7 @@ fn changed_step_is_executed_with_those_after_it() {
     assert_eq!(setup.build(text).0.unwrap().executed, 0);
     // Another base image changes all keys.
     assert_eq!(setup.build(&text.replace("base", "other")).0.unwrap().executed, 3);
-    let fresh = Setup { fresh_from: Some(3), ..setup };
-    assert_eq!(fresh.build(text).0.unwrap().executed, 2);
-    let without = Setup { use_cache: false, ..fresh };
+    let without = Setup { use_cache: false, ..setup };
     assert_eq!(without.build(text).0.unwrap().executed, 3);
 }
 

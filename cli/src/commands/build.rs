@@ -113,8 +113,6 @@ impl Build {
                 target: self.target.as_deref(),
                 secrets: &secrets,
                 use_cache: !self.no_cache,
-                fresh_from: None,
-                uploads: None,
                 tag: self.tag.as_deref(),
                 created,
             };
