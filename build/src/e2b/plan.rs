@@ -47,9 +47,17 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Returns the setting in which the steps above an image begin.
+    /// Returns the setting in which the steps above an image begin. The environment of an image is
+    /// hostile: what no process could have is left out.
     #[must_use]
-    pub fn of_image(env: Vec<String>) -> Self {
+    pub fn of_image(mut env: Vec<String>) -> Self {
+        let mut left = MAX_ENVIRONMENT;
+        env.retain(|entry| {
+            let is_variable = entry.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+            let fits = left > entry.len() && is_variable && !entry.contains('\0');
+            left -= if fits { entry.len() + 1 } else { 0 };
+            fits
+        });
         Self { user: DEFAULT_USER.into(), workdir: String::new(), env }
     }
 }

@@ -269,3 +269,10 @@ fn image_without_a_shell_is_refused() {
     let failure = block_on(build_template(&request, &setup.machines, &Events::default())).unwrap_err();
     assert_eq!((failure.step, failure.to_string().as_str()), (0, "an image without /bin/bash is not supported"));
 }
+
+#[test]
+fn hostile_environment_of_an_image_is_left_out() {
+    let long = format!("L={}", "x".repeat(200 << 10));
+    let env = ["A=1", "", "=x", "B", "C=\0", &long, "D=2"].map(str::to_owned).to_vec();
+    assert_eq!(Setting::of_image(env).env, ["A=1", "D=2"]);
+}

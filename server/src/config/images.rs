@@ -158,10 +158,7 @@ mod tests {
     fn no_registry_is_permitted_unless_the_operator_says_so() {
         let refusal = |config: &ImagesConfig, text: &str| config.permitted(text).unwrap_err().to_string();
         let none = ImagesConfig::default();
-        assert_eq!(
-            refusal(&none, "python:3.11"),
-            "the operator of this server permits no registry; use fromTemplate"
-        );
+        assert_eq!(refusal(&none, "python:3.11"), "the operator of this server permits no registry; use fromTemplate");
         let some = ImagesConfig { registries: vec!["localhost:5000".into()], ..ImagesConfig::default() };
         assert_eq!(
             refusal(&some, "localhost:5001/a"),

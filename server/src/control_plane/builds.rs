@@ -43,7 +43,8 @@ pub(super) async fn request(
         return Err(ApiError::unsupported("minFreeDiskMb"));
     }
     let name = name.ok_or_else(|| ApiError::bad("a template needs a name"))?;
-    let operation = Operation::RequestBuild { name, tags: tags.unwrap_or_default(), cpus: cpu_count, memory: memory_mb };
+    let operation =
+        Operation::RequestBuild { name, tags: tags.unwrap_or_default(), cpus: cpu_count, memory: memory_mb };
     Ok((StatusCode::ACCEPTED, Json(caller.ask(&app, operation).await?)))
 }
 

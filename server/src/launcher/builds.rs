@@ -112,7 +112,8 @@ impl Launcher {
     pub(super) fn begin_upload(self: Arc<Self>, claim: &UploadClaim) -> Result<(KeyId, OwnedFd), Failure> {
         let denied = || Failure::new(Why::Forbidden, "the URL of the upload is not valid, or not any more");
         let is_short = claim.template.len() <= 64 && claim.signature.len() <= 64 && uploads::is_hash(&claim.hash);
-        if !is_short || !self.credentials.tokens.has_signed(&signed(claim), &claim.signature) || claim.until < seconds() {
+        if !is_short || !self.credentials.tokens.has_signed(&signed(claim), &claim.signature) || claim.until < seconds()
+        {
             return Err(denied());
         }
         let template = self.registry.builds.templates.get(&claim.template).ok_or_else(denied)?;
@@ -203,9 +204,7 @@ impl Launcher {
     pub(super) fn template_tags(&self, key: &Key, id: &str) -> Result<Value, Failure> {
         let template = self.registry.built(key, id)?;
         let tags = template.tags.iter();
-        let row = |(tag, named): (&String, &crate::templates::built::Tag)| {
-            json!({ "tag": tag, "buildID": named.build, "createdAt": at(named.created_at) })
-        };
+        let row = |(tag, named): (&String, &crate::templates::built::Tag)| json!({ "tag": tag, "buildID": named.build, "createdAt": at(named.created_at) });
         value(&tags.map(row).collect::<Vec<_>>())
     }
 }

@@ -120,9 +120,7 @@ impl Launcher {
                 let (id, public) = registry.alias(key, &alias)?;
                 Ok(json!({ "templateID": id, "public": public }))
             }
-            Operation::RequestBuild { name, tags, cpus, memory } => {
-                self.request_build(key, &name, &tags, cpus, memory)
-            }
+            Operation::RequestBuild { name, tags, cpus, memory } => self.request_build(key, &name, &tags, cpus, memory),
             Operation::UploadPath { template, hash } => self.upload_path(key, &template, &hash),
             // Begun by `operate`.
             Operation::StartBuild { .. } => Err(Failure::internal("a build was not started")),

@@ -8,27 +8,19 @@
 //! the credentials of this very build: that another key pulled it gives nothing.
 
 use super::{
+    building::{Running, now, states_of},
     error::RegistryError,
     state::{Registry, new_name},
 };
 use crate::{
-    access::{
-        keys::{Key, KeyId},
-        tokens::random,
-    },
-    builds::{
-        log::{BuildLog, Level, Line, step_name},
-        uploads::UploadStore,
-    },
+    access::{keys::Key, tokens::random},
+    builds::log::{BuildLog, Level, step_name},
     channel::request::BuildSpec,
-    config::{
-        TemplateConfig,
-        images::{ImagesConfig, Refused},
-    },
-    store::{FORMAT, Store, StoreError, unix_millis},
+    config::{TemplateConfig, images::Refused},
+    store::{FORMAT, StoreError},
     templates::{
         Source, TemplateError,
-        built::{self, Build, BuiltTemplate, BuiltTemplates, DEFAULT_TAG, Reason, Status, Tag},
+        built::{self, Build, BuiltTemplate, DEFAULT_TAG, Reason, Status, Tag},
         find,
     },
 };
@@ -40,17 +32,8 @@ use sandboxvm_build::{
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{ImageStore, MIB, MemorySize, NetworkSpec, SandboxName, StartFrom, VcpuCount};
 use sandboxvm_oci::{PullOptions, Silent, config::ImageConfig, registry::Credentials};
-use sha2::{Digest, Sha256};
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
-};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep, timeout},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// The image that E2B's clients name if their user names none: here it is the template `base`.
@@ -64,6 +47,8 @@ const MAX_TEMPLATES: usize = 200;
 /// Tags of one template.
 const MAX_TAGS: usize = 100;
 const MAX_NAME: usize = 128;
+/// Maximum length of a reason, in characters.
+const MAX_REASON: usize = 2000;
 /// MiB of a template whose client states none.
 const DEFAULT_MEMORY: u64 = 1024;
 /// Between two tries of the ready command.
@@ -108,26 +93,6 @@ impl From<StoreError> for BuildError {
 
 type Done<T> = Result<T, BuildError>;
 
-/// All builds of a server.
-#[derive(Debug)]
-pub(crate) struct Builds {
-    pub(crate) templates: BuiltTemplates,
-    pub(crate) uploads: UploadStore,
-    logs: Store<Vec<Line>>,
-    running: Mutex<HashMap<String, Running>>,
-    turns: Semaphore,
-    config: ImagesConfig,
-    network: NetworkSpec,
-}
-
-#[derive(Debug)]
-struct Running {
-    owner: KeyId,
-    template: SandboxName,
-    log: Arc<BuildLog>,
-    cancel: CancellationToken,
-}
-
 /// A build that was started, and has to be run.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -159,51 +124,6 @@ struct Base {
     memory: u64,
     disk: u64,
     has_card: bool,
-}
-
-impl Builds {
-    pub(super) fn open(directory: &Path, config: &ImagesConfig, network: NetworkSpec) -> Result<Self, StoreError> {
-        let uploads = directory.join("uploads");
-        let opened = UploadStore::open(uploads.clone(), config.uploads_per_key);
-        Ok(Self {
-            templates: BuiltTemplates::open(directory.join("templates"), now())?,
-            uploads: opened.map_err(|source| StoreError::of(&uploads, source))?,
-            logs: Store::open(directory.join("build-logs"))?,
-            running: Mutex::default(),
-            turns: Semaphore::new(config.builds.clamp(1, 64)),
-            config: config.clone(),
-            network,
-        })
-    }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the builds of a template that run.
-    fn cancel(&self, template: &SandboxName) {
-        for running in self.running().values().filter(|running| running.template == *template) {
-            running.cancel.cancel();
-        }
-    }
-
-    /// The lines of a build's log.
-    pub(crate) fn lines(&self, build: &str) -> Vec<Line> {
-        let running = self.running().get(build).map(|running| Arc::clone(&running.log));
-        match running {
-            Some(log) => log.lines(),
-            None => self.logs.get(build).unwrap_or_default(),
-        }
-    }
-}
-
-/// What the names of kept states of a key's builds begin with.
-pub(super) fn states_of(owner: &KeyId) -> String {
-    format!("step-{}-", &hex::encode(Sha256::digest(owner.0.as_bytes()))[..12])
-}
-
-fn now() -> u64 {
-    unix_millis(SystemTime::now())
 }
 
 fn uuid() -> Done<String> {
@@ -303,7 +223,9 @@ impl Registry {
     fn may_build(&self, key: &Key) -> Done<()> {
         match key.limits.templates.is_empty() {
             true => Ok(()),
-            false => Err(BuildError::Forbidden("this API key is limited to templates, and may not build others".into())),
+            false => {
+                Err(BuildError::Forbidden("this API key is limited to templates, and may not build others".into()))
+            }
         }
     }
 
@@ -328,29 +250,38 @@ impl Registry {
             return Err(BuildError::NotWaiting(build.id));
         }
         self.check_spec(key, &spec)?;
-        let count = {
-            let running = self.builds.running();
-            running.values().filter(|other| other.owner == key.id && other.template != template.id).count()
-        };
-        if count >= self.builds.config.builds_per_key.max(1) {
-            return Err(BuildError::Quota(count));
-        }
-        self.builds.cancel(&template.id);
-        let was_waiting = self.builds.templates.change(&template.id, |template| {
-            let build = template.build_mut(&build.id).filter(|build| build.status == Status::Waiting);
-            build.map(|build| build.status = Status::Building).is_some()
-        })?;
-        if was_waiting != Some(true) {
-            return Err(BuildError::NotWaiting(build.id));
-        }
         let (log, cancel) = (Arc::<BuildLog>::default(), CancellationToken::new());
-        let running = Running {
+        let new = Running {
             owner: key.id.clone(),
             template: template.id.clone(),
             log: Arc::clone(&log),
             cancel: cancel.clone(),
         };
-        self.builds.running().insert(build.id.clone(), running);
+        {
+            // Counted and added in one step, so that concurrent requests do not exceed the limit.
+            let mut running = self.builds.running();
+            let is_other = |other: &&Running| other.owner == key.id && other.template != template.id;
+            let count = running.values().filter(is_other).count();
+            if count >= self.builds.config.builds_per_key.max(1) {
+                return Err(BuildError::Quota(count));
+            }
+            if running.contains_key(&build.id) {
+                return Err(BuildError::NotWaiting(build.id));
+            }
+            for other in running.values().filter(|other| other.template == template.id) {
+                other.cancel.cancel();
+            }
+            running.insert(build.id.clone(), new);
+        }
+        let was_waiting = self.builds.templates.change(&template.id, |template| {
+            let build = template.build_mut(&build.id).filter(|build| build.status == Status::Waiting);
+            build.map(|build| build.status = Status::Building).is_some()
+        });
+        if !matches!(was_waiting, Ok(Some(true))) {
+            self.builds.running().remove(&build.id);
+            was_waiting?;
+            return Err(BuildError::NotWaiting(build.id));
+        }
         Ok(Job { key: key.clone(), template: template.id, build: build.id, spec, log, cancel })
     }
 
@@ -418,6 +349,8 @@ impl Registry {
                     }
                 }
                 Err(Failed { step, message }) => {
+                    // It can contain words of a guest or registry.
+                    let message = message.chars().filter(|char| !char.is_control()).take(MAX_REASON).collect();
                     build.status = Status::Error;
                     build.reason = Some(Reason { message, step });
                 }
@@ -440,7 +373,8 @@ impl Registry {
     /// Removes what builds have that no record names any more.
     fn drop_builds(&self, builds: &[Build]) {
         for build in builds {
-            let removed = build.result.as_ref().map_or(Ok(()), |result| self.remove_snapshot_of_manager(&result.snapshot));
+            let removed =
+                build.result.as_ref().map_or(Ok(()), |result| self.remove_snapshot_of_manager(&result.snapshot));
             let removed = removed.and_then(|()| Ok(self.builds.logs.remove(&build.id)?));
             if let Err(error) = removed {
                 // The next server removes it.
@@ -454,11 +388,14 @@ impl Registry {
         job.log.say(Level::Info, "the build waits for its turn");
         let _turn = self.builds.turns.acquire().await.map_err(|error| base_failed(error.to_string()))?;
         let _place = self.reserve(&job.key, 1).map_err(|error| base_failed(error.to_string()))?;
-        let (_, build) = self.build_of(&job.key, job.template.as_str(), &job.build).map_err(|e| base_failed(e.to_string()))?;
+        let (_, build) =
+            self.build_of(&job.key, job.template.as_str(), &job.build).map_err(|e| base_failed(e.to_string()))?;
         let images = self.manager.images(&self.bundle, self.builds.config.options());
         let images = images.map_err(|error| base_failed(error.to_string()))?;
         let base = self.base(job, &build, &images).await.map_err(base_failed)?;
-        self.check_storage_for(&job.key, base.memory.saturating_mul(MIB)).await.map_err(|e| base_failed(e.to_string()))?;
+        self.check_storage_for(&job.key, base.memory.saturating_mul(MIB))
+            .await
+            .map_err(|e| base_failed(e.to_string()))?;
         let options = self.machine_options(&job.key, &base).map_err(base_failed)?;
         let machines = SandboxMachines::open(self.manager.clone(), self.bundle.clone(), images, options);
         let machines = machines.map_err(|error| base_failed(error.to_string()))?;
@@ -478,9 +415,9 @@ impl Registry {
             uploads: &uploads,
             max_upload: self.builds.uploads.most().saturating_mul(COMPRESSION),
         };
-        let finished = e2b::build_template(&request, &machines, &*job.log).await.map_err(|failure| {
-            Failed { step: Some(step_name(failure.step)), message: failure.to_string() }
-        })?;
+        let finished = e2b::build_template(&request, &machines, &*job.log)
+            .await
+            .map_err(|failure| Failed { step: Some(step_name(failure.step)), message: failure.to_string() })?;
         let mut machine = finished.machine;
         let setting = Setting { workdir: finished.workdir, ..plan.setting };
         let finalize = failed("finalize");
@@ -671,7 +608,8 @@ impl Registry {
         let (name, which) = built::with_tag(target);
         let template = self.built(key, name)?;
         let build = template.ready(which).map(|(build, _)| build.id.clone());
-        let build = build.ok_or_else(|| BuildError::UnknownTag(which.unwrap_or(DEFAULT_TAG).chars().take(200).collect()))?;
+        let build =
+            build.ok_or_else(|| BuildError::UnknownTag(which.unwrap_or(DEFAULT_TAG).chars().take(200).collect()))?;
         tags.iter().try_for_each(|tag| check_word("tag", tag))?;
         if tags.is_empty() || template.tags.len() + tags.len() > MAX_TAGS {
             return Err(BuildError::Invalid(format!("invalid tags: a template has at most {MAX_TAGS}")));

@@ -285,7 +285,8 @@ mod tests {
 
     #[test]
     fn tags_and_ids_name_builds() {
-        let mut template = template(vec![build("a", Status::Ready), build("b", Status::Ready), build("c", Status::Error)]);
+        let mut template =
+            template(vec![build("a", Status::Ready), build("b", Status::Ready), build("c", Status::Error)]);
         template.tags.insert("v1".into(), Tag { build: "a".into(), created_at: 1 });
         let named = |which| template.ready(which).map(|(build, _)| build.id.as_str());
         assert_eq!((named(Some("v1")), named(None), named(Some("b"))), (Some("a"), Some("b"), Some("b")));

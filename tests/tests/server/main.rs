@@ -7,6 +7,9 @@ mod front;
 mod listeners;
 mod races;
 mod recovery;
+#[path = "../../host/registry.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod registry;
 mod sdks;
 mod shares;
 mod tenants;

@@ -141,7 +141,9 @@ async fn relay(
 /// Where a process starts: a path that does not begin at the root begins at the user's home.
 async fn directory(call: &Call, cwd: Option<&str>) -> Result<Option<String>, ConnectError> {
     let path = match (cwd.filter(|path| !path.is_empty()), call.target.workdir()) {
-        (None, Some(workdir)) if call.user.as_bytes() == call.target.user().as_bytes() => return Ok(Some(workdir.to_owned())),
+        (None, Some(workdir)) if call.user.as_bytes() == call.target.user().as_bytes() => {
+            return Ok(Some(workdir.to_owned()));
+        }
         // The agent would take the directory of the image.
         (None | Some("~" | "~/"), Some(_)) => return Ok(Some(home(call).await?.path)),
         (None | Some("~" | "~/"), None) => return Ok(None),
