@@ -159,8 +159,12 @@ impl Launcher {
         let (launcher, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
         let thread = std::thread::Builder::new().name("build".to_owned());
         let spawned = thread.spawn(move || runtime.block_on(launcher.registry.run_build(job)));
-        // A build without a thread stays `building` until the next server, and is not started again.
-        spawned.map(|_| Value::Null).map_err(|error| Failure::internal(format!("cannot start the build: {error}")))
+        if let Err(error) = spawned {
+            let message = format!("cannot start the build: {error}");
+            self.registry.abandon_build(key, template, build, &message)?;
+            return Err(Failure::internal(message));
+        }
+        Ok(Value::Null)
     }
 
     pub(super) fn build_status(

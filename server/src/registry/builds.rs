@@ -285,6 +285,19 @@ impl Registry {
         Ok(Job { key: key.clone(), template: template.id, build: build.id, spec, log, cancel })
     }
 
+    /// Notes that a started build is not run.
+    pub(crate) fn abandon_build(&self, key: &Key, template: &str, build: &str, message: &str) -> Done<()> {
+        self.builds.running().remove(build);
+        let (template, build) = self.build_of(key, template, build)?;
+        self.builds.templates.change(&template.id, |template| {
+            if let Some(build) = template.build_mut(&build.id) {
+                build.status = Status::Error;
+                build.reason = Some(Reason { message: message.to_owned(), step: None });
+            }
+        })?;
+        Ok(())
+    }
+
     /// What can be said before a build runs.
     fn check_spec(&self, key: &Key, spec: &BuildSpec) -> Done<()> {
         match (&spec.from_image, &spec.from_template) {
