@@ -20,14 +20,14 @@ const GROUPS: &str = "groups";
 /// What the operator of the home provides and permits to networks.
 const OPERATOR: [&str; 2] = ["operator-own.json", "operator-tenants.json"];
 
-/// Container images, and what builds keep to need less time.
-const IMAGES: [&str; 2] = ["images", "build"];
-
 /// The directory of a server.
 const SERVER: &str = "server";
 
 /// The directory of container images.
 const IMAGES: &str = "images";
+
+/// What builds keep: layers of states, and caches. Clients remove states as snapshots.
+const BUILD: &str = "build";
 
 /// The owners of audit logs of removed sandboxes. They stay as long as the logs.
 const OWNERS: &str = "gone";
@@ -54,8 +54,8 @@ pub fn what_is_left(home: &Path) -> Vec<String> {
     }
     let mut files = Vec::new();
     for entry in fs::read_dir(home).into_iter().flatten().flatten() {
-        let kept = [AUDIT, ADMITTED, GROUPS];
-        if SHARED.iter().chain(&kept).chain(&OPERATOR).chain(&IMAGES).any(|kept| entry.file_name() == *kept) {
+        let kept = [AUDIT, ADMITTED, GROUPS, BUILD];
+        if SHARED.iter().chain(&kept).chain(&OPERATOR).any(|kept| entry.file_name() == *kept) {
             continue;
         }
         if entry.file_name() == SERVER {

@@ -105,5 +105,6 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     let states = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
     assert_eq!(states.matches("build-").count(), 7, "{states}");
     home.cli(["snapshot", "rm"].into_iter().chain(states.lines())).run().succeeds();
+    home.cli(["image", "prune", "--all"]).run().succeeds();
     home.assert_nothing_left();
 }
