@@ -3,6 +3,7 @@ cache, failed steps, tags, deletion. Exits with 0 if all is as with E2B."""
 
 import os
 import tempfile
+import urllib.request
 
 from e2b import BuildException, NotFoundException, Sandbox, SandboxException, Template
 from expect import raises
@@ -78,6 +79,15 @@ try:
     assert {tag.tag for tag in Template.get_tags(built.template_id)} == {"v1", "default", "stable"}
     assert Template.exists("mine") and not Template.exists("other")
     raises(NotFoundException, lambda: Sandbox.create("mine:prod"))
+
+    # Deletion, for which the client has no call. Its sandboxes live on.
+    request = urllib.request.Request(
+        f"{os.environ['E2B_API_URL']}/templates/{built.template_id}",
+        method="DELETE",
+        headers={"X-API-Key": os.environ["E2B_API_KEY"]},
+    )
+    assert urllib.request.urlopen(request).status == 204
+    assert not Template.exists("mine") and made[0].is_running()
 finally:
     for sandbox in made:
         sandbox.kill()

@@ -113,7 +113,12 @@ fn templates_are_built_from_an_image_by_the_python_client() {
     let within = Duration::from_secs(600);
     server.runs_with(&python, &sdk_programs().join(TEMPLATES), Path::new(&sdks), within, &variables);
     server.stop();
+    let snapshots = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
+    assert!(snapshots.lines().all(|name| name.starts_with("step-")), "the template was deleted: {snapshots}");
     home.remove_snapshots();
+    home.cli(["image", "prune", "--all"]).run().succeeds();
+    // Uploads stay for later builds.
+    fs::remove_dir_all(home.path().join("server/uploads")).expect("the client uploaded files");
     home.assert_nothing_left();
 }
 
