@@ -11,6 +11,7 @@
 
 pub mod context;
 pub mod dockerfile;
+pub mod e2b;
 pub mod engine;
 pub mod key;
 pub mod machines;

@@ -18,7 +18,7 @@ const ROOT: &[u8] = b"x";
 
 /// A source of `COPY --from`, as the part that is read from the machine and the rest of the pattern.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     /// Absolute path without a pattern.
     pub(super) root: String,
     /// Components below it. Empty: the root itself.
@@ -26,7 +26,7 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
-    pub(super) fn of(source: &str) -> Self {
+    pub(crate) fn of(source: &str) -> Self {
         let mut parts = Vec::new();
         for part in source.split('/') {
             match part {
@@ -39,18 +39,25 @@ impl Pattern {
         let rest = parts[literal..].iter().map(|part| part.as_bytes().to_vec()).collect();
         Self { root: format!("/{}", parts[..literal].join("/")), rest }
     }
+
+    /// Like [`Self::of`], for an archive whose tree is the root, whatever the pattern.
+    pub(crate) fn below_root(source: &str) -> Self {
+        let whole = Self::of(source);
+        let literal = whole.root.split('/').filter(|part| !part.is_empty()).map(|part| part.as_bytes().to_vec());
+        Self { root: "/".into(), rest: literal.chain(whole.rest).collect() }
+    }
 }
 
 /// Where files go.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// Absolute path.
-    pub(super) target: &'a str,
+    pub(crate) target: &'a str,
     /// Whether it is a directory, or has to become one.
-    pub(super) is_directory: bool,
+    pub(crate) is_directory: bool,
     /// `None`: the owners of the archive.
-    pub(super) owner: Option<Owner>,
-    pub(super) chmod: Option<u32>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) chmod: Option<u32>,
 }
 
 impl Place<'_> {
@@ -66,14 +73,14 @@ impl Place<'_> {
 
 /// What an arranged archive does.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Arranged {
+pub(crate) struct Arranged {
     /// Whether the target is a directory afterwards.
-    pub(super) into_directory: bool,
-    pub(super) entries: usize,
+    pub(crate) into_directory: bool,
+    pub(crate) entries: usize,
 }
 
 /// Writes what `pattern` takes of `input` to `output`.
-pub(super) fn arrange<W: Write>(
+pub(crate) fn arrange<W: Write>(
     input: &mut File,
     source: &str,
     pattern: &Pattern,

@@ -100,7 +100,7 @@ impl<M: Machines> Build<'_, M> {
 }
 
 /// Makes the directory that the files need, and extracts the archive.
-async fn deliver<M: Machine>(
+pub(crate) async fn deliver<M: Machine>(
     machine: &mut M,
     place: Place<'_>,
     into_directory: bool,

@@ -12,7 +12,7 @@
 //! May not know what a machine is, and may not let a secret reach anything but the machine of its
 //! step.
 
-mod arrange;
+pub(crate) mod arrange;
 mod copying;
 mod error;
 mod machine;
@@ -23,14 +23,18 @@ mod staging;
 mod users;
 
 #[cfg(test)]
-mod recorder;
+pub(crate) mod recorder;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use arrange::{Pattern, Place};
+pub(crate) use copying::deliver;
 pub use error::{BuildError, StepProblem};
 pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
 pub use progress::{Event, Progress};
+pub(crate) use secrets::Output;
 pub use secrets::Secrets;
+pub(crate) use users::{NoGroup, owner};
 
 use crate::{
     context::Context,

@@ -14,27 +14,28 @@ use std::{
 /// A file: its content, or `None` for a directory, and its owner.
 type Tree = BTreeMap<String, (Option<Vec<u8>>, Owner)>;
 
-#[derive(Default)]
-pub(super) struct Shared {
-    pub(super) log: Vec<String>,
-    pub(super) saved: BTreeMap<Key, Tree>,
-    pub(super) layers: BTreeSet<Key>,
-    pub(super) caches: BTreeMap<String, Vec<u8>>,
-    pub(super) published: Vec<NewImage>,
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) log: Vec<String>,
+    pub(crate) saved: BTreeMap<Key, Tree>,
+    pub(crate) layers: BTreeSet<Key>,
+    pub(crate) caches: BTreeMap<String, Vec<u8>>,
+    pub(crate) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
-    pub(super) left: Vec<String>,
+    pub(crate) left: Vec<String>,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Recorder(pub(super) Arc<Mutex<Shared>>);
+pub(crate) struct Recorder(pub(crate) Arc<Mutex<Shared>>);
 
-pub(super) struct Recorded {
+#[derive(Debug)]
+pub(crate) struct Recorded {
     tree: Tree,
     shared: Arc<Mutex<Shared>>,
 }
 
 impl Recorder {
-    pub(super) fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap().log)
     }
 }
@@ -169,11 +170,15 @@ impl Machines for Recorder {
     async fn start(&self, image: &BaseImage) -> Done<Recorded> {
         self.0.lock().unwrap().log.push(format!("start {}", image.digest));
         let file = |text: &str| (Some(text.as_bytes().to_vec()), Owner::default());
-        let tree = BTreeMap::from([
+        let mut tree = BTreeMap::from([
+            ("/bin/bash".to_owned(), file("")),
             ("/etc".to_owned(), (None, Owner::default())),
             ("/etc/passwd".to_owned(), file("root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n")),
             ("/etc/group".to_owned(), file("root:x:0:\nusers:x:100:\n")),
         ]);
+        if image.digest == "sha256:no-shell" {
+            tree.remove("/bin/bash");
+        }
         Ok(Recorded { tree, shared: self.0.clone() })
     }
 

@@ -7,8 +7,8 @@ use crate::{
     key::Key,
 };
 use sandboxvm_manager::{
-    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, Output, ProcessSpec, Sandbox,
-    SnapshotError, StartedSandbox,
+    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, OnDisconnect, Output, ProcessSpec,
+    ProcessSpecBuilder, Sandbox, SandboxName, SnapshotError, StartedSandbox,
 };
 use std::{
     fs::File,
@@ -39,13 +39,31 @@ impl SandboxMachine {
         self.started.as_ref().expect("taken only by finish, which consumes self").sandbox()
     }
 
+    /// Starts a process that runs on without its caller. Its output is kept in the guest, as far as the
+    /// guest keeps output.
+    ///
+    /// # Errors
+    /// Fails if it does not start.
+    pub async fn start_process(&mut self, process: &Process) -> Done<()> {
+        let spec = spec(process).on_disconnect(OnDisconnect::RunOn).build().map_err(MachineError::new)?;
+        self.sandbox().exec(spec).await.map(drop).map_err(MachineError::new)
+    }
+
+    /// Takes a snapshot of the machine with its processes, under a name that no other one has.
+    ///
+    /// # Errors
+    /// Fails if the host does not admit it, or cannot write it.
+    pub async fn snapshot(&mut self, name: SandboxName) -> Done<()> {
+        self.sandbox().snapshot(name).await.map(drop).map_err(MachineError::new)
+    }
+
     /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
     fn remove_old_states(&self) {
         let Ok(snapshots) = self.manager.snapshots() else { return };
         let mut states: Vec<_> = snapshots
             .into_iter()
             .filter_map(|manifest| Some((manifest.created_at, manifest.name?)))
-            .filter(|(_, name)| name.as_str().starts_with(super::SNAPSHOT))
+            .filter(|(_, name)| name.as_str().starts_with(&self.options.states))
             .collect();
         states.sort();
         let excess = states.len().saturating_sub(self.options.max_states.max(1));
@@ -54,6 +72,11 @@ impl SandboxMachine {
             let _ = self.manager.remove_snapshot(name.as_str());
         }
     }
+}
+
+fn spec(process: &Process) -> ProcessSpecBuilder {
+    let user = if process.user.is_empty() { "0" } else { process.user.as_str() };
+    ProcessSpec::builder(&process.command).env(&process.env).working_directory(&process.workdir).user(user)
 }
 
 fn path(text: &str) -> Done<FilePath> {
@@ -78,9 +101,7 @@ impl Machine for SandboxMachine {
         if process.no_network && self.options.network.is_some() {
             return Err(MachineError::new("RUN --network=none is not supported in a build with a network"));
         }
-        let user = if process.user.is_empty() { "0" } else { process.user.as_str() };
-        let spec = ProcessSpec::builder(&process.command).env(&process.env).working_directory(&process.workdir);
-        let spec = spec.user(user).build().map_err(MachineError::new)?;
+        let spec = spec(process).build().map_err(MachineError::new)?;
         let mut exec = self.sandbox().exec(spec).await.map_err(MachineError::new)?;
         loop {
             match exec.output.next().await.map_err(MachineError::new)? {
@@ -179,7 +200,7 @@ impl Machine for SandboxMachine {
     }
 
     async fn save(&mut self, key: Key) -> Done<bool> {
-        let name = self.options.state_name(key);
+        let name = self.options.state_name(key)?;
         if self.manager.has_snapshot(&name) {
             // A build without a cache replaces what was kept.
             let _ = self.manager.remove_snapshot(name.as_str());
