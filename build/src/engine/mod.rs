@@ -16,6 +16,7 @@ mod arrange;
 mod copying;
 mod error;
 mod machine;
+mod names;
 mod progress;
 mod running;
 mod secrets;

@@ -1,0 +1,84 @@
+//! The names in an archive that another machine, a client or a cache made, and what each of them is.
+//! Refuses archives whose extraction could follow a link of their own and so leave its directory.
+//! May not look at a file system: links that the target has are the target's own.
+
+use super::error::StepProblem;
+use sandboxvm_archive::Kind;
+use std::collections::{BTreeMap, btree_map::Entry as Slot};
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// A directory, or what has to be one because it is above a file.
+    Directory,
+    Link,
+    File,
+}
+
+/// The names so far, without a slash at either end. The root of the archive is the empty name.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    classes: BTreeMap<Vec<u8>, Class>,
+}
+
+impl Names {
+    /// Adds an entry. `original` is the name of the file that a hard link shares.
+    ///
+    /// # Errors
+    /// Fails if the name has an empty part, `.` or `..`; if what is above it is not a directory; if it
+    /// was something else before; or if a hard link does not name a file of an earlier entry.
+    pub(super) fn add(&mut self, name: &[u8], kind: &Kind, original: Option<&[u8]>) -> Result<Class, StepProblem> {
+        let shown = || String::from_utf8_lossy(name).into_owned();
+        if !name.is_empty() && name.split(|byte| *byte == b'/').any(|part| matches!(part, b"" | b"." | b"..")) {
+            return Err(StepProblem::BadName { name: shown(), problem: "it has an empty part, . or .." });
+        }
+        let class = match (kind, original) {
+            (Kind::Directory, _) => Class::Directory,
+            (Kind::Symlink(_), _) => Class::Link,
+            (Kind::HardLink(_), original) => match original.and_then(|original| self.class(original)) {
+                Some(class @ (Class::Link | Class::File)) => class,
+                _ => {
+                    return Err(StepProblem::BadName {
+                        name: shown(),
+                        problem: "it is a hard link to what is no earlier file",
+                    });
+                }
+            },
+            _ => Class::File,
+        };
+        // What is above a known name was added with it.
+        let mut inner = name;
+        while !inner.is_empty() {
+            inner = inner.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |at| &inner[..at]);
+            match self.class(inner) {
+                Some(Class::Directory) => break,
+                Some(_) => {
+                    return Err(StepProblem::BadName { name: shown(), problem: "what is above it is not a directory" });
+                }
+                None => self.insert(inner, Class::Directory)?,
+            }
+        }
+        match self.class(name) {
+            None => self.insert(name, class)?,
+            Some(before) if before == class => {}
+            Some(_) => return Err(StepProblem::BadName { name: shown(), problem: "it is two different files" }),
+        }
+        Ok(class)
+    }
+
+    pub(super) fn class(&self, name: &[u8]) -> Option<Class> {
+        self.classes.get(name).copied()
+    }
+
+    /// Returns the names in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &[u8]> {
+        self.classes.keys().map(Vec::as_slice)
+    }
+
+    fn insert(&mut self, name: &[u8], class: Class) -> Result<(), StepProblem> {
+        if let Slot::Vacant(slot) = self.classes.entry(name.to_vec()) {
+            slot.insert(class);
+        }
+        Ok(())
+    }
+}
