@@ -8,7 +8,7 @@ use crate::{
 };
 use sandboxvm_manager::{
     CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, Output, ProcessSpec, Sandbox,
-    SnapshotError, StartedSandbox,
+    SandboxName, SnapshotError, StartedSandbox,
 };
 use std::{
     fs::File,
@@ -42,18 +42,20 @@ impl SandboxMachine {
     /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
     fn remove_old_states(&self) {
         let Ok(snapshots) = self.manager.snapshots() else { return };
-        let mut states: Vec<_> = snapshots
-            .into_iter()
-            .filter_map(|manifest| Some((manifest.created_at, manifest.name?)))
-            .filter(|(_, name)| name.as_str().starts_with(super::SNAPSHOT))
-            .collect();
-        states.sort();
-        let excess = states.len().saturating_sub(self.options.max_states.max(1));
-        for (_, name) in &states[..excess] {
+        let named = snapshots.into_iter().filter_map(|manifest| Some((manifest.created_at, manifest.name?)));
+        for name in excess_states(named.collect(), self.options.max_states) {
             // A state that stays costs disk space, and is removed by a later build.
             let _ = self.manager.remove_snapshot(name.as_str());
         }
     }
+}
+
+/// Returns the oldest states above the maximum, of snapshots with the times at which they were made.
+fn excess_states<T: Ord>(mut snapshots: Vec<(T, SandboxName)>, maximum: usize) -> Vec<SandboxName> {
+    snapshots.retain(|(_, name)| super::is_state(name.as_str()));
+    snapshots.sort();
+    let excess = snapshots.len().saturating_sub(maximum.max(1));
+    snapshots.into_iter().take(excess).map(|(_, name)| name).collect()
 }
 
 fn path(text: &str) -> Done<FilePath> {
@@ -199,5 +201,19 @@ impl Machine for SandboxMachine {
             Some(started) => started.finish().await.map_err(MachineError::new),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_the_user_are_never_removed_as_states() {
+        let name = |text: &str| SandboxName::try_from(text.to_owned()).unwrap();
+        let state = |digit: &str| name(&format!("build-{}", digit.repeat(40)));
+        let snapshots = vec![(1, name("build-env")), (4, state("a")), (3, state("b")), (2, state("c")), (0, name("x"))];
+        assert_eq!(excess_states(snapshots.clone(), 2), [state("c")]);
+        assert_eq!(excess_states(snapshots, 0), [state("c"), state("b")]);
     }
 }

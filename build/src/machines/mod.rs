@@ -40,8 +40,17 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Name of the snapshots that keep states, before the key.
+/// Name of the snapshots that keep states, before the digits.
 const SNAPSHOT: &str = "build-";
+/// Number of digits in the name of a state.
+const DIGITS: usize = 40;
+
+/// Returns true for names that a build gives to states. Another snapshot is the user's, and builds
+/// neither restore nor remove it.
+fn is_state(name: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.strip_prefix(SNAPSHOT).is_some_and(|digits| digits.len() == DIGITS && digits.bytes().all(is_digit))
+}
 
 /// A function that brings the image of a reference into the store of the home, with the credentials
 /// and the progress of the caller.
@@ -101,7 +110,7 @@ impl MachineOptions {
         let mut kind = KeyBuilder::new("machine");
         kind.key(key).part(format!("{} {} {}", self.vcpus, self.memory.bytes(), self.disk.bytes()).as_bytes());
         kind.part(&[u8::from(self.network.is_some())]);
-        let name: String = SNAPSHOT.chars().chain(kind.finish().to_string().chars().take(40)).collect();
+        let name: String = SNAPSHOT.chars().chain(kind.finish().to_string().chars().take(DIGITS)).collect();
         SandboxName::try_from(name).expect("letters, digits and a dash are a name")
     }
 }
@@ -258,5 +267,21 @@ impl Machines for SandboxMachines {
 
     fn keep_cache(&self, id: &str, archive: File) {
         self.kept.keep_cache(id, archive);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_states_are_taken_for_states() {
+        let name = MachineOptions::default().state_name(KeyBuilder::new("test").finish());
+        assert!(is_state(name.as_str()), "{name}");
+        let digits = "0123456789abcdef0123456789abcdef01234567";
+        assert!(is_state(&format!("build-{digits}")));
+        for other in ["build-env", "build-", digits, &format!("build-{digits}0"), &format!("build-{}F", &digits[1..])] {
+            assert!(!is_state(other), "{other}");
+        }
     }
 }
