@@ -4,7 +4,12 @@
 
 use super::error::StepProblem;
 use sandboxvm_archive::Kind;
-use std::collections::{BTreeMap, btree_map::Entry as Slot};
+use std::collections::BTreeMap;
+
+/// Maximum number of names in an archive, with those of directories that only its paths imply.
+const MAX_NAMES: usize = 1_000_000;
+/// Maximum number of bytes that all names have together.
+const MAX_BYTES: usize = 256 << 20;
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,9 +21,17 @@ pub(super) enum Class {
 }
 
 /// The names so far, without a slash at either end. The root of the archive is the empty name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Names {
     classes: BTreeMap<Vec<u8>, Class>,
+    /// How many names and bytes may still be added.
+    left: (usize, usize),
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { classes: BTreeMap::new(), left: (MAX_NAMES, MAX_BYTES) }
+    }
 }
 
 impl Names {
@@ -26,7 +39,8 @@ impl Names {
     ///
     /// # Errors
     /// Fails if the name has an empty part, `.` or `..`; if what is above it is not a directory; if it
-    /// was something else before; or if a hard link does not name a file of an earlier entry.
+    /// was something else before; if a hard link does not name a file of an earlier entry; or if there
+    /// are more than 1,000,000 names, or more than 256 MiB of them.
     pub(super) fn add(&mut self, name: &[u8], kind: &Kind, original: Option<&[u8]>) -> Result<Class, StepProblem> {
         let shown = || String::from_utf8_lossy(name).into_owned();
         if !name.is_empty() && name.split(|byte| *byte == b'/').any(|part| matches!(part, b"" | b"." | b"..")) {
@@ -76,9 +90,35 @@ impl Names {
     }
 
     fn insert(&mut self, name: &[u8], class: Class) -> Result<(), StepProblem> {
-        if let Slot::Vacant(slot) = self.classes.entry(name.to_vec()) {
-            slot.insert(class);
-        }
+        let (count, bytes) = (self.left.0.checked_sub(1), self.left.1.checked_sub(name.len()));
+        let (Some(count), Some(bytes)) = (count, bytes) else {
+            let maximum = format!("{MAX_NAMES} names, or of more than {} MiB of them,", MAX_BYTES >> 20);
+            return Err(StepProblem::Unsupported(format!("an archive of more than {maximum}")));
+        };
+        self.left = (count, bytes);
+        self.classes.insert(name.to_vec(), class);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn implied_directories_and_long_names_count_against_the_limits() {
+        let file = Kind::File { size: 0, extents: None };
+        // Each of these adds three names at once, so no count is met exactly.
+        let mut names = Names { left: (10, 1000), ..Names::default() };
+        names.add(b"", &Kind::Directory, None).unwrap();
+        for at in 0..3 {
+            names.add(format!("{at}/b/c").as_bytes(), &file, None).unwrap();
+        }
+        names.add(b"0/b/c", &file, None).unwrap();
+        assert!(names.add(b"3/b/c", &file, None).is_err());
+        assert!(names.classes.len() <= 10);
+        let mut names = Names { left: (10, 1000), ..Names::default() };
+        names.add(&[b'n'; 600], &file, None).unwrap();
+        assert!(names.add(&[b'm'; 600], &file, None).is_err());
     }
 }
