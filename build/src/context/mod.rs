@@ -13,7 +13,7 @@ use rustix::{
     fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat, statat},
     io::Errno,
 };
-use std::{collections::BTreeMap, io::Read, os::unix::ffi::OsStrExt, path::Path};
+use std::{collections::BTreeMap, io::Read, os::unix::ffi::OsStrExt, path::Path, sync::Arc};
 
 /// Maximum number of files and directories of a context.
 pub const MAX_ENTRIES: usize = 500_000;
@@ -77,13 +77,16 @@ pub struct File {
     pub size: u64,
 }
 
-/// A directory with the files of a build.
-#[derive(Debug)]
+/// A directory with the files of a build. A clone shares them.
+#[derive(Debug, Clone)]
 pub struct Context {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     /// By path, without a leading slash. The root itself is the empty path.
-    files: BTreeMap<Vec<u8>, File>,
+    files: Arc<BTreeMap<Vec<u8>, File>>,
 }
+
+/// A context whose files are being listed.
+struct Listing(BTreeMap<Vec<u8>, File>);
 
 impl Context {
     /// Opens a directory and lists its files.
@@ -105,15 +108,28 @@ impl Context {
             Err(errno) => return Err(ContextError::File { path: ".dockerignore".into(), errno }),
         };
         let mode = fstat(&root).map_err(fail)?.st_mode & 0o7777;
-        let mut context = Self { root, files: BTreeMap::new() };
-        context.files.insert(Vec::new(), File { kind: FileKind::Directory, mode, size: 0 });
-        let root = openat(&context.root, ".", flags, Mode::empty()).map_err(fail)?;
+        let mut listing = Listing(BTreeMap::new());
+        listing.0.insert(Vec::new(), File { kind: FileKind::Directory, mode, size: 0 });
+        let directory = openat(&root, ".", flags, Mode::empty()).map_err(fail)?;
         let mut bytes = 0;
-        context.walk(root, b"", &ignore, &mut bytes, 0)?;
-        context.drop_excluded_directories(&ignore);
-        Ok(context)
+        listing.walk(directory, b"", &ignore, &mut bytes, 0)?;
+        listing.drop_excluded_directories(&ignore);
+        Ok(Self { root: Arc::new(root), files: Arc::new(listing.0) })
     }
 
+    /// Returns the files by path. The root is the empty path.
+    #[must_use]
+    pub fn files(&self) -> &BTreeMap<Vec<u8>, File> {
+        &self.files
+    }
+
+    fn read(&self, path: &[u8]) -> Result<std::fs::File, ContextError> {
+        let fail = |errno| ContextError::File { path: String::from_utf8_lossy(path).into(), errno };
+        open_file(self.root.as_fd(), path).map(std::fs::File::from).map_err(fail)
+    }
+}
+
+impl Listing {
     fn walk(
         &mut self,
         directory: OwnedFd,
@@ -154,12 +170,12 @@ impl Context {
             if kind == FileKind::File {
                 *bytes = bytes.saturating_add(size);
             }
-            if self.files.len() >= MAX_ENTRIES || *bytes > MAX_BYTES {
+            if self.0.len() >= MAX_ENTRIES || *bytes > MAX_BYTES {
                 return Err(ContextError::TooLarge);
             }
             let is_directory = kind == FileKind::Directory;
             let size = if kind == FileKind::File { size } else { 0 };
-            self.files.insert(inner.clone(), File { kind, mode: about.st_mode & 0o7777, size });
+            self.0.insert(inner.clone(), File { kind, mode: about.st_mode & 0o7777, size });
             if is_directory {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let opened = openat(&directory, name, flags, Mode::empty()).map_err(|errno| fail(&inner, errno))?;
@@ -175,26 +191,15 @@ impl Context {
             return;
         }
         let paths: Vec<_> =
-            self.files.keys().rev().filter(|path| !path.is_empty() && ignore.excludes(path)).cloned().collect();
+            self.0.keys().rev().filter(|path| !path.is_empty() && ignore.excludes(path)).cloned().collect();
         for path in paths {
             let prefix = [&path[..], b"/"].concat();
             let has_content =
-                self.files.range(prefix.clone()..).next().is_some_and(|(inner, _)| inner.starts_with(&prefix));
+                self.0.range(prefix.clone()..).next().is_some_and(|(inner, _)| inner.starts_with(&prefix));
             if !has_content {
-                self.files.remove(&path);
+                self.0.remove(&path);
             }
         }
-    }
-
-    /// Returns the files by path. The root is the empty path.
-    #[must_use]
-    pub fn files(&self) -> &BTreeMap<Vec<u8>, File> {
-        &self.files
-    }
-
-    fn read(&self, path: &[u8]) -> Result<std::fs::File, ContextError> {
-        let fail = |errno| ContextError::File { path: String::from_utf8_lossy(path).into(), errno };
-        open_file(self.root.as_fd(), path).map(std::fs::File::from).map_err(fail)
     }
 }
 

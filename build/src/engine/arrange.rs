@@ -11,6 +11,7 @@ use super::{
 use crate::context::path_matches;
 use sandboxvm_archive::{Entry, Kind, Reader, Writer};
 use std::{
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
 };
@@ -65,6 +66,12 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Returns the place with its path in another string, which a thread can own.
+    pub(super) fn of(self, target: &str) -> Place<'_> {
+        let Self { target: _, is_directory, owner, chmod } = self;
+        Place { target, is_directory, owner, chmod }
+    }
+
     fn join(&self, name: &[u8]) -> Vec<u8> {
         let base = self.target.trim_matches('/').as_bytes();
         match (base.is_empty(), name.is_empty()) {
@@ -93,6 +100,7 @@ pub(super) fn arrange<W: Write>(
 ) -> Result<(W, Arranged), StepProblem> {
     let names = listing(input, pattern.name)?;
     let found = found(&names, pattern);
+    let tops = Tops::new(&found);
     if found.is_empty() {
         return Err(StepProblem::Missing(source.to_owned()));
     }
@@ -104,7 +112,7 @@ pub(super) fn arrange<W: Write>(
     let root_name = pattern.root.rsplit('/').next().unwrap_or_default().as_bytes();
     // Returns the new name of a path below the root, if it is taken.
     let renamed = |path: &[u8]| -> Option<Vec<u8>> {
-        let top = found.iter().find(|top| is_within(path, top))?;
+        let top = tops.above(path)?;
         let inner = path[top.len()..].strip_prefix(b"/").unwrap_or(&path[top.len()..]);
         if is_directory(top) {
             // Of a directory its content is copied, not the directory itself.
@@ -252,8 +260,31 @@ fn found<'a>(names: &'a Names, pattern: &Pattern) -> Vec<&'a [u8]> {
     names.all().filter(matches).collect()
 }
 
-fn is_within(path: &[u8], top: &[u8]) -> bool {
-    path.strip_prefix(top).is_some_and(|rest| top.is_empty() || rest.is_empty() || rest[0] == b'/')
+/// The paths that a pattern found.
+struct Tops<'a> {
+    paths: HashSet<&'a [u8]>,
+    /// The numbers of slashes that they have. Without `**` in the pattern, there is one.
+    depths: BTreeSet<usize>,
+}
+
+impl<'a> Tops<'a> {
+    fn new(found: &[&'a [u8]]) -> Self {
+        let depths = found.iter().filter(|path| !path.is_empty()).map(|path| slashes(path).count()).collect();
+        Self { paths: found.iter().copied().collect(), depths }
+    }
+
+    /// Returns the shortest one that is the path or above it.
+    fn above(&self, path: &[u8]) -> Option<&'a [u8]> {
+        if let Some(root) = self.paths.get(&b""[..]) {
+            return Some(root);
+        }
+        let ends: Vec<_> = slashes(path).chain([path.len()]).collect();
+        self.depths.iter().map_while(|depth| ends.get(*depth)).find_map(|end| self.paths.get(&path[..*end]).copied())
+    }
+}
+
+fn slashes(path: &[u8]) -> impl Iterator<Item = usize> {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at)
 }
 
 /// Returns the path of an entry below the root, which has this name in the archive.
@@ -428,5 +459,20 @@ mod tests {
         ]);
         let copied = arrange(&mut merged, "/s/*", &Pattern::of("/s/*"), place, Vec::new());
         assert!(matches!(copied, Err(StepProblem::BadName { .. })), "{copied:?}");
+    }
+
+    #[test]
+    fn sources_are_found_in_time_that_does_not_grow_with_their_number() {
+        let paths: Vec<_> = (0..100_000).map(|at| format!("{at}/f").into_bytes()).collect();
+        let found: Vec<_> = paths.iter().map(Vec::as_slice).collect();
+        let tops = Tops::new(&found);
+        let begin = std::time::Instant::now();
+        assert!(found.iter().all(|path| tops.above(&[path, &b"/x"[..]].concat()) == Some(*path)));
+        // One by one, it takes minutes.
+        assert!(begin.elapsed() < std::time::Duration::from_secs(20), "{:?}", begin.elapsed());
+        assert_eq!((tops.above(b"1"), tops.above(b"1/fx"), tops.above(b"")), (None, None, None));
+        let nested = Tops::new(&[b"a/b/c", b"a"]);
+        assert_eq!((nested.above(b"a/b/c/d"), nested.above(b"ab")), (Some(&b"a"[..]), None));
+        assert_eq!(Tops::new(&[b""]).above(b"x"), Some(&b""[..]));
     }
 }

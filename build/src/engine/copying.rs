@@ -3,13 +3,18 @@
 
 use super::{
     Build,
-    arrange::{self, Pattern, Place},
+    arrange::{self, Arranged, Pattern, Place},
+    blocking::blocking,
     error::StepProblem,
     machine::{Found, Machine, Machines, Owner},
     staging::Source,
     users::{self, NoGroup},
 };
-use crate::{context::Target, dockerfile::Inline, plan::Action};
+use crate::{
+    context::{ContextError, Target},
+    dockerfile::Inline,
+    plan::Action,
+};
 use flate2::read::MultiGzDecoder;
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use std::{
@@ -51,27 +56,25 @@ impl<M: Machines> Build<'_, M> {
                 Ok(())
             }
             None => {
-                let selected = self.request.context.select(sources, Target { path: target, is_directory })?;
-                let archive = selected.write(owner.unwrap_or_default(), *chmod, self.machines.scratch()?)?;
-                deliver(machine, place, selected.into_directory(), archive).await
+                let (archive, into_directory) = self.selected(sources.clone(), place).await?;
+                deliver(machine, place, into_directory, archive).await
             }
             Some(from) => {
                 let staging = self.staging;
                 let from = staging.source(from).unwrap_or_else(|| unreachable!("images are resolved before"));
                 for source in sources {
-                    let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
-                    if let Source::Upload(hash) = &from {
-                        let pattern = Pattern::of_upload(source);
-                        self.upload(hash, &mut whole)?;
-                        let (archive, arranged) = arrange::arrange(&mut whole, source, &pattern, place, output)?;
-                        deliver(machine, place, arranged.into_directory, archive).await?;
-                        continue;
-                    }
-                    let pattern = Pattern::of(source);
-                    if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
-                        return Err(StepProblem::Missing(source.clone()));
-                    }
-                    let (archive, arranged) = arrange::arrange(&mut whole, source, &pattern, place, output)?;
+                    let mut whole = self.machines.scratch()?;
+                    let pattern = if let Source::Upload(hash) = &from {
+                        whole = self.upload(hash, whole).await?;
+                        Pattern::of_upload(source)
+                    } else {
+                        let pattern = Pattern::of(source);
+                        if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
+                            return Err(StepProblem::Missing(source.clone()));
+                        }
+                        pattern
+                    };
+                    let (archive, arranged) = self.arranged(whole, source.clone(), pattern, place).await?;
                     deliver(machine, place, arranged.into_directory, archive).await?;
                 }
                 Ok(())
@@ -79,30 +82,58 @@ impl<M: Machines> Build<'_, M> {
         }
     }
 
+    async fn arranged(
+        &self,
+        mut whole: File,
+        source: String,
+        pattern: Pattern,
+        place: Place<'_>,
+    ) -> Result<(File, Arranged), StepProblem> {
+        let (output, target, place) = (self.machines.scratch()?, place.target.to_owned(), place.of(""));
+        blocking(move || arrange::arrange(&mut whole, &source, &pattern, place.of(&target), output)).await
+    }
+
+    /// Writes files of the context as an archive. Returns whether the target is a directory afterwards.
+    async fn selected(&self, sources: Vec<String>, place: Place<'_>) -> Result<(File, bool), StepProblem> {
+        let (context, output) = (self.request.context.clone(), self.machines.scratch()?);
+        let (target, Place { is_directory, owner, chmod, .. }) = (place.target.to_owned(), place.of(""));
+        blocking(move || {
+            let selected = context.select(&sources, Target { path: &target, is_directory })?;
+            let archive = selected.write(owner.unwrap_or_default(), chmod, output)?;
+            Ok::<_, ContextError>((archive, selected.into_directory()))
+        })
+        .await
+    }
+
     /// Copies a source of `ADD`, or extracts it if it is a tar archive.
     async fn add(&self, machine: &mut M::Machine, source: &str, place: Place<'_>) -> Result<(), StepProblem> {
-        let Place { target, is_directory, owner, chmod } = place;
-        let selected = self.request.context.select(&[source.to_owned()], Target { path: target, is_directory })?;
+        let Place { target, is_directory, .. } = place;
+        let sources = vec![source.to_owned()];
+        let selected = self.request.context.select(&sources, Target { path: target, is_directory })?;
         if let Some(file) = selected.only_file()?
             && let Some(tar) = as_tar(file, source)?
         {
-            let archive = arrange::extracted(tar, place, self.machines.scratch()?)?;
+            let (output, target, place_there) = (self.machines.scratch()?, target.to_owned(), place.of(""));
+            let archive = blocking(move || arrange::extracted(tar, place_there.of(&target), output)).await?;
             return deliver(machine, place, true, archive).await;
         }
-        let archive = selected.write(owner.unwrap_or_default(), chmod, self.machines.scratch()?)?;
-        deliver(machine, place, selected.into_directory(), archive).await
+        let (archive, into_directory) = self.selected(sources, place).await?;
+        deliver(machine, place, into_directory, archive).await
     }
 
     /// Writes an upload as a plain archive.
-    fn upload(&self, hash: &str, output: &mut File) -> Result<(), StepProblem> {
+    async fn upload(&self, hash: &str, mut output: File) -> Result<File, StepProblem> {
         let uploads = self.request.uploads.ok_or_else(|| StepProblem::Missing(format!("upload {hash}")))?;
         let archive = as_tar(uploads.open(hash)?, "an upload")?;
         let archive = archive.ok_or_else(|| StepProblem::Unsupported("an upload that is not a tar archive".into()))?;
-        let written = io::copy(&mut archive.take(MAX_UPLOAD + 1), output)?;
-        if written > MAX_UPLOAD {
-            return Err(StepProblem::Unsupported(format!("an upload of more than {MAX_UPLOAD} bytes")));
-        }
-        Ok(())
+        blocking(move || {
+            let written = io::copy(&mut archive.take(MAX_UPLOAD + 1), &mut output)?;
+            if written > MAX_UPLOAD {
+                return Err(StepProblem::Unsupported(format!("an upload of more than {MAX_UPLOAD} bytes")));
+            }
+            Ok(output)
+        })
+        .await
     }
 
     /// Writes the here-documents of a `COPY`.

@@ -13,6 +13,7 @@
 //! step.
 
 mod arrange;
+mod blocking;
 mod copying;
 mod error;
 mod machine;
@@ -86,8 +87,8 @@ pub struct Built {
     pub cached: usize,
 }
 
-/// Builds an image. Dropping the future ends the machines; states that were kept stay. Reads of the
-/// context block the thread.
+/// Builds an image, in a runtime of tokio. Dropping the future ends the machines; states that were kept
+/// stay.
 ///
 /// # Errors
 /// Every [`BuildError`]. The tag is unchanged then.

@@ -3,6 +3,7 @@
 
 use super::{
     Build, arrange,
+    blocking::blocking,
     error::StepProblem,
     machine::{Found, Machine, Machines, Owner, Process},
     progress::Event,
@@ -77,8 +78,8 @@ impl<M: Machines> Build<'_, M> {
                         self.machines.keep_cache(id, kept);
                     }
                     machine.remove(target).await?;
-                    if let Some(mut before) = before {
-                        self.put(machine, target, &mut before).await?;
+                    if let Some(before) = before {
+                        self.put(machine, target, before).await?;
                     }
                 }
             }
@@ -134,16 +135,17 @@ impl<M: Machines> Build<'_, M> {
             }
         };
         machine.make_directory(target, Owner::default()).await?;
-        if let Some(mut content) = self.machines.cache(id) {
-            self.put(machine, target, &mut content).await?;
+        if let Some(content) = self.machines.cache(id) {
+            self.put(machine, target, content).await?;
         }
         Ok(before)
     }
 
     /// Extracts an archive of a machine at the place that it came from, or at another one.
-    async fn put(&self, machine: &mut M::Machine, target: &str, archive: &mut File) -> Result<(), StepProblem> {
+    async fn put(&self, machine: &mut M::Machine, target: &str, mut archive: File) -> Result<(), StepProblem> {
         archive.seek(SeekFrom::Start(0))?;
-        let mut renamed = arrange::renamed(io::BufReader::new(archive), target, self.machines.scratch()?)?;
+        let (output, owned) = (self.machines.scratch()?, target.to_owned());
+        let mut renamed = blocking(move || arrange::renamed(io::BufReader::new(archive), &owned, output)).await?;
         renamed.seek(SeekFrom::Start(0))?;
         Ok(machine.extract(&mut renamed).await?)
     }

@@ -5,6 +5,7 @@
 //! the whole chain, and its image has one layer above its base image.
 
 use super::{
+    blocking::blocking,
     error::{BuildError, StepProblem},
     machine::{BaseImage, Machines},
 };
@@ -114,7 +115,7 @@ impl Staging {
                     other => other,
                 })?;
             }
-            key = self.key(key, &step.action, context).map_err(fail)?;
+            key = self.key(key, &step.action, context).await.map_err(fail)?;
             may_keep &= !uses_secret(&step.action);
             steps.push(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) });
         }
@@ -148,7 +149,7 @@ impl Staging {
         }
     }
 
-    fn key(&self, before: Key, action: &Action, context: &Context) -> Result<Key, StepProblem> {
+    async fn key(&self, before: Key, action: &Action, context: &Context) -> Result<Key, StepProblem> {
         let mut key;
         match action {
             Action::Run { command, mounts, env, user, workdir, no_network, proxies: _ } => {
@@ -177,12 +178,13 @@ impl Staging {
                             return Err(StepProblem::Unsupported(format!("ADD {url}")));
                         }
                         // Whether the machine has the target as a directory is part of the key before.
-                        let target = Target { path: target, is_directory: true };
-                        match context.select(sources, target) {
-                            Ok(selected) => selected.hash(&mut key)?,
-                            Err(ContextError::Missing(_)) if sources.is_empty() => {}
-                            Err(error) => return Err(error.into()),
-                        }
+                        let (context, sources, target) = (context.clone(), sources.clone(), target.clone());
+                        key = blocking(move || {
+                            let target = Target { path: &target, is_directory: true };
+                            context.select(&sources, target)?.hash(&mut key)?;
+                            Ok::<_, ContextError>(key)
+                        })
+                        .await?;
                     }
                     Some(from) => match self.source(from) {
                         Some(Source::Stage(index)) => drop(key.part(b"stage").key(self.stages[&index].key)),

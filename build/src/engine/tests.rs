@@ -245,3 +245,37 @@ fn owners_are_those_of_buildah() {
     let extracted: Vec<_> = log.iter().filter_map(|line| line.strip_prefix("extract /")).collect();
     assert_eq!(extracted, ["1 1000:100", "2 5:5", "3 0:100", "a 7:8", "4 7:8", "5 0:0"]);
 }
+
+#[test]
+fn builds_can_be_given_up_while_files_are_read() {
+    let setup = Setup::new();
+    let context = Context::open(setup.directory.path()).unwrap();
+    // The only thread for blocking work is taken.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || released.recv());
+    // The first of them reads the context for its key, the second one the archive of another machine.
+    for text in ["FROM base\nCOPY . /c/\n", "FROM base\nCOPY --from=img /etc /c/\n"] {
+        let file = Dockerfile::parse("D", text).unwrap();
+        let request = BuildRequest {
+            file: &file,
+            context: &context,
+            args: &BuildArgs::new(),
+            target: None,
+            secrets: &setup.secrets,
+            use_cache: true,
+            fresh_from: None,
+            uploads: None,
+            tag: None,
+            created: None,
+        };
+        let events = Events::default();
+        let mut build = Box::pin(build(&request, &setup.machines, &events));
+        runtime.block_on(async {
+            let given_up = std::future::poll_fn(|task| std::task::Poll::Ready(build.as_mut().poll(task).is_pending()));
+            assert!(given_up.await, "{text}");
+        });
+    }
+    assert_eq!(setup.machines.log().last().unwrap(), "archive /etc");
+    drop(release);
+}
