@@ -17,7 +17,7 @@ use std::{
 };
 
 /// The name of the tree in an archive that a machine made.
-const ROOT: &[u8] = b"x";
+pub(super) const ROOT: &str = "x";
 
 /// A source of `COPY --from`, as the part that is read from the machine and the rest of the pattern.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Pattern {
         }
         let literal = parts.iter().position(|part| part.contains(['*', '?', '[', '\\'])).unwrap_or(parts.len());
         let rest = parts[literal..].iter().map(|part| part.as_bytes().to_vec()).collect();
-        Self { root: format!("/{}", parts[..literal].join("/")), rest, name: ROOT }
+        Self { root: format!("/{}", parts[..literal].join("/")), rest, name: ROOT.as_bytes() }
     }
 
     /// Returns the pattern for an archive that is the context of a client.
@@ -150,7 +150,7 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
     let target = target.trim_matches('/').as_bytes();
     let at = |inner: &[u8]| if inner.is_empty() { target.to_vec() } else { [target, b"/", inner].concat() };
     while let Some(mut entry) = reader.next_entry()? {
-        let Some(inner) = below(&entry.path, ROOT) else { continue };
+        let Some(inner) = below(&entry.path, ROOT.as_bytes()) else { continue };
         if inner.is_empty() && entry.kind != Kind::Directory {
             return Err(StepProblem::Unsupported(
                 "an archive of a directory that has another file in its place".into(),
@@ -158,7 +158,7 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
         }
         let path = at(inner);
         if let Kind::HardLink(other) = &entry.kind {
-            let Some(other) = below(other, ROOT).map(at) else { continue };
+            let Some(other) = below(other, ROOT.as_bytes()).map(at) else { continue };
             entry.kind = Kind::HardLink(other);
         }
         entry.path = path;

@@ -173,6 +173,7 @@ pub trait Machines: Sync {
     /// Returns the content of a cache mount as a tar archive in which it is called `x`.
     fn cache(&self, id: &str) -> Option<File>;
 
-    /// Replaces the content of a cache mount.
-    fn keep_cache(&self, id: &str, archive: File);
+    /// Replaces the content of a cache mount. Returns false if it was not kept, which is not a failure
+    /// of the build.
+    fn keep_cache(&self, id: &str, archive: File) -> impl Future<Output = bool> + Send;
 }

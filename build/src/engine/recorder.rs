@@ -216,10 +216,11 @@ impl Machines for Recorder {
         Some(file)
     }
 
-    fn keep_cache(&self, id: &str, mut archive: File) {
+    async fn keep_cache(&self, id: &str, mut archive: File) -> bool {
         let mut bytes = Vec::new();
         io::Seek::rewind(&mut archive).unwrap();
         archive.read_to_end(&mut bytes).unwrap();
         self.0.lock().unwrap().caches.insert(id.to_owned(), bytes);
+        true
     }
 }

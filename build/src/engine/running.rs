@@ -73,10 +73,7 @@ impl<M: Machines> Build<'_, M> {
             match done {
                 Undo::Remove(path) => machine.remove(&path).await?,
                 Undo::Cache { id, target, before } => {
-                    let mut kept = self.machines.scratch()?;
-                    if machine.archive(target, &mut kept).await? {
-                        self.machines.keep_cache(id, kept);
-                    }
+                    self.keep(machine, id, target).await?;
                     machine.remove(target).await?;
                     if let Some(before) = before {
                         self.put(machine, target, before).await?;
@@ -136,17 +133,50 @@ impl<M: Machines> Build<'_, M> {
         };
         machine.make_directory(target, Owner::default()).await?;
         if let Some(content) = self.machines.cache(id) {
-            self.put(machine, target, content).await?;
+            // A build that was killed or another Dockerfile may have left anything. It is replaced after
+            // the step.
+            if let Err(problem) = self.put(machine, target, content).await {
+                machine.remove(target).await?;
+                machine.make_directory(target, Owner::default()).await?;
+                self.progress.notify(Event::Note(&format!("cache {id:?} is taken for empty: {problem}")));
+            }
         }
         Ok(before)
     }
 
+    /// Keeps the content of a cache mount, if it is an archive that a later build accepts.
+    async fn keep(&self, machine: &mut M::Machine, id: &str, target: &str) -> Result<(), StepProblem> {
+        let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
+        if !machine.archive(target, &mut whole).await? {
+            return Ok(());
+        }
+        let note = |problem: &str| self.progress.notify(Event::Note(&format!("cache {id:?} is not kept{problem}")));
+        match renamed(whole, arrange::ROOT, output).await {
+            Ok(checked) => {
+                if !self.machines.keep_cache(id, checked).await {
+                    note("");
+                }
+            }
+            Err(problem) => note(&format!(": {problem}")),
+        }
+        Ok(())
+    }
+
     /// Extracts an archive of a machine at the place that it came from, or at another one.
-    async fn put(&self, machine: &mut M::Machine, target: &str, mut archive: File) -> Result<(), StepProblem> {
-        archive.seek(SeekFrom::Start(0))?;
-        let (output, owned) = (self.machines.scratch()?, target.to_owned());
-        let mut renamed = blocking(move || arrange::renamed(io::BufReader::new(archive), &owned, output)).await?;
-        renamed.seek(SeekFrom::Start(0))?;
+    async fn put(&self, machine: &mut M::Machine, target: &str, archive: File) -> Result<(), StepProblem> {
+        let mut renamed = renamed(archive, target, self.machines.scratch()?).await?;
         Ok(machine.extract(&mut renamed).await?)
     }
+}
+
+/// Checks an archive of a machine, and writes it with its tree at `target`.
+async fn renamed(mut archive: File, target: &str, output: File) -> Result<File, StepProblem> {
+    let target = target.to_owned();
+    blocking(move || {
+        archive.seek(SeekFrom::Start(0))?;
+        let mut renamed = arrange::renamed(io::BufReader::new(archive), &target, output)?;
+        renamed.seek(SeekFrom::Start(0))?;
+        Ok::<_, StepProblem>(renamed)
+    })
+    .await
 }

@@ -279,3 +279,45 @@ fn builds_can_be_given_up_while_files_are_read() {
     assert_eq!(setup.machines.log().last().unwrap(), "archive /etc");
     drop(release);
 }
+
+#[test]
+fn unreadable_cache_is_taken_for_empty_and_replaced() {
+    let setup = Setup::new();
+    let text = "FROM base\nRUN --mount=type=cache,target=/c write /c/item\n";
+    setup.build(text).0.unwrap();
+    let cut = {
+        let caches = &mut setup.machines.0.lock().unwrap().caches;
+        let content = caches.get_mut("/c").unwrap();
+        content.truncate(1000);
+        content.clone()
+    };
+    let again = "FROM base\nRUN --mount=type=cache,target=/c cat /c/item\n";
+    let (built, _, events) = setup.build(again);
+    built.unwrap();
+    assert!(events.contains(&"> nothing".to_owned()), "{events:?}");
+    assert!(events.iter().any(|line| line.starts_with("note: cache \"/c\" is taken for empty: ")), "{events:?}");
+    assert_ne!(setup.machines.0.lock().unwrap().caches["/c"], cut);
+    let (built, _, events) = setup.build(&format!("{again}RUN next\n"));
+    built.unwrap();
+    assert!(!events.iter().any(|line| line.starts_with("note")), "{events:?}");
+}
+
+#[test]
+fn hostile_caches_are_not_mounted() {
+    let setup = Setup::new();
+    let mut writer = sandboxvm_archive::Writer::new(Vec::new());
+    let link = sandboxvm_archive::Kind::Symlink(b"/etc".to_vec());
+    let file = sandboxvm_archive::Kind::File { size: 0, extents: None };
+    let modified = sandboxvm_archive::Timestamp::default();
+    for (path, kind) in [("x", sandboxvm_archive::Kind::Directory), ("x/l", link), ("x/l/passwd", file)] {
+        let (path, attributes) = (path.into(), Vec::new());
+        let entry = sandboxvm_archive::Entry { path, kind, mode: 0o755, uid: 0, gid: 0, modified, attributes };
+        writer.begin(&entry).unwrap();
+        writer.end().unwrap();
+    }
+    setup.machines.0.lock().unwrap().caches.insert("c".into(), writer.finish().unwrap());
+    let (built, log, events) = setup.build("FROM base\nRUN --mount=type=cache,id=c,target=/c x\n");
+    built.unwrap();
+    assert!(!log.iter().any(|line| line.starts_with("extract")), "{log:?}");
+    assert!(events.iter().any(|line| line.contains("what is above it is not a directory")), "{events:?}");
+}

@@ -265,8 +265,9 @@ impl Machines for SandboxMachines {
         self.kept.cache(id)
     }
 
-    fn keep_cache(&self, id: &str, archive: File) {
-        self.kept.keep_cache(id, archive);
+    async fn keep_cache(&self, id: &str, archive: File) -> bool {
+        let (kept, id) = (self.kept.clone(), id.to_owned());
+        tokio::task::spawn_blocking(move || kept.keep_cache(&id, archive)).await.unwrap_or(false)
     }
 }
 
