@@ -25,8 +25,8 @@ use std::{
 /// Offset of the magic of a tar archive.
 const TAR_MAGIC: usize = 257;
 
-/// Maximum size in bytes of an upload, not compressed.
-const MAX_UPLOAD: u64 = 16 << 30;
+/// Maximum size in bytes of an archive of `ADD` or of an upload, not compressed.
+const MAX_ARCHIVE: u64 = 16 << 30;
 
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn copy(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
@@ -114,6 +114,7 @@ impl<M: Machines> Build<'_, M> {
             && let Some(tar) = as_tar(file, source)?
         {
             let (output, target, place_there) = (self.machines.scratch()?, target.to_owned(), place.of(""));
+            let tar = Limited::new(tar, MAX_ARCHIVE);
             let archive = blocking(move || arrange::extracted(tar, place_there.of(&target), output)).await?;
             return deliver(machine, place, true, archive).await;
         }
@@ -126,14 +127,7 @@ impl<M: Machines> Build<'_, M> {
         let uploads = self.request.uploads.ok_or_else(|| StepProblem::Missing(format!("upload {hash}")))?;
         let archive = as_tar(uploads.open(hash)?, "an upload")?;
         let archive = archive.ok_or_else(|| StepProblem::Unsupported("an upload that is not a tar archive".into()))?;
-        blocking(move || {
-            let written = io::copy(&mut archive.take(MAX_UPLOAD + 1), &mut output)?;
-            if written > MAX_UPLOAD {
-                return Err(StepProblem::Unsupported(format!("an upload of more than {MAX_UPLOAD} bytes")));
-            }
-            Ok(output)
-        })
-        .await
+        blocking(move || io::copy(&mut Limited::new(archive, MAX_ARCHIVE), &mut output).map(|_| output)).await
     }
 
     /// Writes the here-documents of a `COPY`.
@@ -187,5 +181,59 @@ fn as_tar(mut file: File, source: &str) -> Result<Option<Box<dyn Read + Send>>, 
             Err(StepProblem::Unsupported(format!("ADD of {source}, which has another compression than gzip,")))
         }
         begin => Ok(is_tar(begin).then(|| Box::new(io::BufReader::new(file)) as Box<dyn Read + Send>)),
+    }
+}
+
+/// A reader that fails after a number of bytes. A short compressed file could otherwise become any
+/// number of them.
+struct Limited<R> {
+    inner: R,
+    left: u64,
+    maximum: u64,
+}
+
+impl<R: Read> Limited<R> {
+    fn new(inner: R, maximum: u64) -> Self {
+        Self { inner, left: maximum, maximum }
+    }
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let left = self.left.checked_sub(count as u64);
+        self.left = left.ok_or_else(|| {
+            io::Error::other(format!("an archive of more than {} bytes is not supported", self.maximum))
+        })?;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compressed_archives_have_a_limit() {
+        let mut writer = Writer::new(Vec::new());
+        let (kind, modified) = (Kind::File { size: 1 << 20, extents: None }, Timestamp::default());
+        let (path, attributes) = (b"zero".to_vec(), Vec::new());
+        writer.begin(&Entry { path, kind, mode: 0o644, uid: 0, gid: 0, modified, attributes }).unwrap();
+        writer.content(&vec![0; 1 << 20]).unwrap();
+        writer.end().unwrap();
+        let tar = writer.finish().unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(tempfile::tempfile().unwrap(), flate2::Compression::best());
+        io::Write::write_all(&mut gzip, &tar).unwrap();
+        let mut file = gzip.finish().unwrap();
+        assert!(file.stream_position().unwrap() < 10_000);
+        let place = Place { target: "/", is_directory: true, owner: None, chmod: None };
+        let mut run = |maximum| {
+            file.rewind().unwrap();
+            let tar = as_tar(file.try_clone().unwrap(), "a.tgz").unwrap().unwrap();
+            arrange::extracted(Limited::new(tar, maximum), place, Vec::new())
+        };
+        assert!(run(tar.len() as u64).is_ok());
+        let error = run(1 << 20).unwrap_err().to_string();
+        assert!(error.contains("more than 1048576 bytes"), "{error}");
     }
 }
