@@ -111,11 +111,18 @@ impl<M: Machines> Build<'_, M> {
         let sources = vec![source.to_owned()];
         let selected = self.request.context.select(&sources, Target { path: target, is_directory })?;
         if let Some(file) = selected.only_file()?
-            && let Some(tar) = as_tar(file, source)?
+            && as_tar(file, source)?.is_some()
         {
-            let (output, target, place_there) = (self.machines.scratch()?, target.to_owned(), place.of(""));
-            let tar = Limited::new(tar, MAX_ARCHIVE);
-            let archive = blocking(move || arrange::extracted(tar, place_there.of(&target), output)).await?;
+            let (archive, output, name) = (self.machines.scratch()?, self.machines.scratch()?, source.to_owned());
+            let (context, target, place_there) = (self.request.context.clone(), target.to_owned(), place.of(""));
+            let archive = blocking(move || {
+                let selected = context.select(&sources, Target { path: &target, is_directory })?;
+                let Some(tar) = as_tar(selected.copy_only_file(archive)?, &name)? else {
+                    return Err(ContextError::Changed(name).into());
+                };
+                arrange::extracted(Limited::new(tar, MAX_ARCHIVE), place_there.of(&target), output)
+            })
+            .await?;
             return deliver(machine, place, true, archive).await;
         }
         let (archive, into_directory) = self.selected(sources, place).await?;
@@ -166,6 +173,7 @@ async fn deliver<M: Machine>(
 /// Returns a reader of the plain archive if the file is one.
 fn as_tar(mut file: File, source: &str) -> Result<Option<Box<dyn Read + Send>>, StepProblem> {
     let mut begin = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
     file.by_ref().take(1024).read_to_end(&mut begin)?;
     file.seek(SeekFrom::Start(0))?;
     let is_tar = |bytes: &[u8]| bytes.get(TAR_MAGIC..TAR_MAGIC + 5) == Some(b"ustar");

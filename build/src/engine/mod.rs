@@ -47,7 +47,7 @@ use std::{future::Future, pin::Pin};
 pub struct BuildRequest<'a> {
     /// The Dockerfile.
     pub file: &'a Dockerfile,
-    /// The files that `COPY` takes. They may not change while the build runs.
+    /// The files that `COPY` takes. If one changes while the build runs, its step fails.
     pub context: &'a Context,
     /// Values for `ARG`.
     pub args: &'a BuildArgs,

@@ -23,6 +23,8 @@ pub(super) struct Shared {
     pub(super) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
     pub(super) left: Vec<String>,
+    /// What happens on the host when a process runs.
+    pub(super) on_run: Option<Box<dyn Fn() + Send>>,
 }
 
 #[derive(Clone, Default)]
@@ -54,6 +56,9 @@ impl Machine for Recorded {
     async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
         let text = process.command.last().unwrap().clone();
         self.note(format!("run {text} as {:?} in {}", process.user, process.workdir));
+        if let Some(happens) = &self.shared.lock().unwrap().on_run {
+            happens();
+        }
         match text.split_once(' ') {
             Some(("exit", code)) => return Ok(code.parse().unwrap()),
             Some(("write", path)) => {

@@ -321,3 +321,17 @@ fn hostile_caches_are_not_mounted() {
     assert!(!log.iter().any(|line| line.starts_with("extract")), "{log:?}");
     assert!(events.iter().any(|line| line.contains("what is above it is not a directory")), "{events:?}");
 }
+
+#[test]
+fn file_that_changes_during_the_build_fails_its_step() {
+    let mut setup = Setup::new();
+    let directory = setup.directory.path().to_owned();
+    for source in ["COPY a.txt /", "ADD a.txt /", "COPY . /c/"] {
+        fs::write(directory.join("a.txt"), "1").unwrap();
+        let file = directory.join("a.txt");
+        setup.machines.0.lock().unwrap().on_run = Some(Box::new(move || fs::write(&file, "2").unwrap()));
+        setup.use_cache = false;
+        let error = setup.build(&format!("FROM base\nRUN one\n{source}\n")).0.unwrap_err().to_string();
+        assert_eq!(error, "D:3: \"a.txt\" changed during the build");
+    }
+}
