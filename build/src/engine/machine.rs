@@ -143,6 +143,10 @@ pub trait Machines: Sync {
     /// Returns an image by reference, which is pulled if it is absent. `None`: an empty image.
     fn image(&self, reference: Option<&str>) -> impl Future<Output = Done<BaseImage>> + Send;
 
+    /// Returns what decides the results of steps apart from images, such as the network. It is part of
+    /// all keys, and may not contain a secret.
+    fn surroundings(&self) -> Vec<u8>;
+
     /// Starts a machine from an image.
     fn start(&self, image: &BaseImage) -> impl Future<Output = Done<Self::Machine>> + Send;
 

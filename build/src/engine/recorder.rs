@@ -23,6 +23,7 @@ pub(super) struct Shared {
     pub(super) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
     pub(super) left: Vec<String>,
+    pub(super) surroundings: Vec<u8>,
     /// What happens on the host when a process runs.
     pub(super) on_run: Option<Box<dyn Fn() + Send>>,
 }
@@ -169,6 +170,10 @@ impl Machines for Recorder {
             Some(reference) => Ok(BaseImage { digest: format!("sha256:{reference}"), config }),
             None => Ok(BaseImage { digest: "sha256:empty".into(), config: ImageConfig::default() }),
         }
+    }
+
+    fn surroundings(&self) -> Vec<u8> {
+        self.0.lock().unwrap().surroundings.clone()
     }
 
     async fn start(&self, image: &BaseImage) -> Done<Recorded> {

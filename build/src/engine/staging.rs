@@ -93,7 +93,7 @@ impl Staging {
             }
             base => {
                 let image = self.image(&base, machines).await?;
-                let key = base_key(&image);
+                let key = base_key(&image, &machines.surroundings());
                 let config = image.config.clone();
                 (image, config, Vec::new(), Vec::new(), key)
             }
@@ -203,9 +203,9 @@ impl Staging {
     }
 }
 
-fn base_key(image: &BaseImage) -> Key {
+fn base_key(image: &BaseImage, surroundings: &[u8]) -> Key {
     let mut key = KeyBuilder::new("base");
-    key.part(image.digest.as_bytes());
+    key.part(image.digest.as_bytes()).part(surroundings);
     key.finish()
 }
 

@@ -111,6 +111,9 @@ fn changed_step_is_executed_with_those_after_it() {
     assert_eq!(setup.build(text).0.unwrap().executed, 0);
     // Another base image changes all keys.
     assert_eq!(setup.build(&text.replace("base", "other")).0.unwrap().executed, 3);
+    // So does another network.
+    setup.machines.0.lock().unwrap().surroundings = b"other".to_vec();
+    assert_eq!(setup.build(text).0.unwrap().executed, 3);
     let fresh = Setup { fresh_from: Some(3), ..setup };
     assert_eq!(fresh.build(text).0.unwrap().executed, 2);
     let without = Setup { use_cache: false, ..fresh };

@@ -109,10 +109,20 @@ impl MachineOptions {
     fn state_name(&self, key: Key) -> SandboxName {
         let mut kind = KeyBuilder::new("machine");
         kind.key(key).part(format!("{} {} {}", self.vcpus, self.memory.bytes(), self.disk.bytes()).as_bytes());
-        kind.part(&[u8::from(self.network.is_some())]);
         let name: String = SNAPSHOT.chars().chain(kind.finish().to_string().chars().take(DIGITS)).collect();
         SandboxName::try_from(name).expect("letters, digits and a dash are a name")
     }
+}
+
+/// Returns what a network permits, as bytes for a key. Secrets, the proxy and limits are not part of it.
+fn reach(network: Option<&NetworkSpec>) -> Vec<u8> {
+    let Some(NetworkSpec { reach, precedence, allow, deny, dns, hosts, .. }) = network else {
+        return Vec::new();
+    };
+    let mut permits = NetworkSpec { reach: *reach, precedence: *precedence, ..NetworkSpec::default() };
+    (permits.allow, permits.deny, permits.dns, permits.hosts) =
+        (allow.clone(), deny.clone(), dns.clone(), hosts.clone());
+    format!("{permits:?}").into_bytes()
 }
 
 /// Sandboxes of a home, for builds.
@@ -181,6 +191,10 @@ impl Machines for SandboxMachines {
         };
         let details = details.map_err(MachineError::new)?;
         Ok(BaseImage { digest: details.manifest.to_string(), config: details.configuration.image })
+    }
+
+    fn surroundings(&self) -> Vec<u8> {
+        reach(self.options.network.as_ref())
     }
 
     async fn start(&self, image: &BaseImage) -> Done<SandboxMachine> {
@@ -284,5 +298,14 @@ mod tests {
         for other in ["build-env", "build-", digits, &format!("build-{digits}0"), &format!("build-{}F", &digits[1..])] {
             assert!(!is_state(other), "{other}");
         }
+    }
+
+    #[test]
+    fn keys_depend_on_what_the_network_permits() {
+        let rule = NetworkSpec { allow: vec!["example.org".parse().unwrap()], ..NetworkSpec::default() };
+        let resolver = NetworkSpec { dns: vec!["192.0.2.1".parse().unwrap()], ..NetworkSpec::default() };
+        let all = [None, Some(NetworkSpec::default()), Some(rule), Some(resolver)];
+        let keys: std::collections::BTreeSet<_> = all.iter().map(|network| reach(network.as_ref())).collect();
+        assert_eq!(keys.len(), all.len());
     }
 }
