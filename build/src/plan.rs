@@ -197,16 +197,8 @@ pub fn needed(file: &Dockerfile, target: Option<&str>, args: &BuildArgs) -> Resu
         };
         add(base(file, index, args)?);
         for located in &file.stages[index].instructions {
-            match &located.instruction {
-                Instruction::Copy(Copy { from: Some(name), .. }) => add(find_from(file, index, name)),
-                Instruction::Run(run) => {
-                    for mount in &run.mounts {
-                        if let Mount::Bind { from: Some(name), .. } = mount {
-                            add(find_from(file, index, name));
-                        }
-                    }
-                }
-                _ => {}
+            if let Instruction::Copy(Copy { from: Some(name), .. }) = &located.instruction {
+                add(find_from(file, index, name));
             }
         }
     }

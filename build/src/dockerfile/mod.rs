@@ -179,13 +179,4 @@ pub enum Mount {
         /// Whether the build fails without it.
         required: bool,
     },
-    /// Read-only files of the context, a stage or an image.
-    Bind {
-        /// Stage or image. None: the context.
-        from: Option<String>,
-        /// Path in it.
-        source: String,
-        /// Path in the machine.
-        target: String,
-    },
 }

@@ -48,7 +48,6 @@ impl<M: Machines> Build<'_, M> {
                     let before = self.mount_cache(machine, id, target).await?;
                     undo.push(Undo::Cache { id, target, before });
                 }
-                Mount::Bind { .. } => return Err(StepProblem::Unsupported("RUN --mount=type=bind".into())),
             }
         }
         let process = Process {

@@ -160,7 +160,6 @@ impl Staging {
                     match mount {
                         Mount::Cache { id, target } => key.parts(&["cache", id, target]),
                         Mount::Secret { id, target, .. } => key.parts(&["secret", id, target]),
-                        Mount::Bind { .. } => return Err(StepProblem::Unsupported("RUN --mount=type=bind".into())),
                     };
                 }
             }
