@@ -1,8 +1,12 @@
 //! Which stages a target needs, and what the steps of a stage are once the configuration of its
 //! base image is known. Executes nothing.
 
+mod mounts;
+
+pub use mounts::Mount;
+
 use crate::dockerfile::{
-    Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
+    Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, expand, expand_document, split,
 };
 use sandboxvm_oci::config::{Healthcheck, ImageConfig};
 use std::{
@@ -389,7 +393,7 @@ impl Scope<'_> {
                 let proxies = self.args.iter().filter(|(name, _)| is_proxy(name) && !self.declared.contains_key(*name));
                 return Ok(Some(Action::Run {
                     command: self.program(&run.command),
-                    mounts: run.mounts.clone(),
+                    mounts: self.mounts(&run.mounts)?,
                     env,
                     proxies: proxies.map(|(name, value)| format!("{name}={value}")).collect(),
                     user: self.config.user.clone(),

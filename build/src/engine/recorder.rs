@@ -145,6 +145,7 @@ impl Machine for Recorded {
     }
 
     async fn remove(&mut self, path: &str) -> Done<()> {
+        self.note(format!("remove {path}"));
         self.tree.retain(|name, _| below(name, path).is_none());
         Ok(())
     }

@@ -9,15 +9,12 @@ use super::{
     progress::Event,
     secrets::Output,
 };
-use crate::{dockerfile::Mount, plan::Action};
+use crate::plan::{Action, Mount};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
 };
-
-/// Directory for secrets, which is in memory.
-const SECRETS: &str = "/run/secrets";
 
 /// What has to be undone after a step.
 enum Undo<'a> {
@@ -39,15 +36,17 @@ impl<M: Machines> Build<'_, M> {
             machine.make_directory(workdir, Owner::default()).await?;
         }
         let mut undo = Vec::new();
+        // What is mounted last is undone first: no secret is there when a cache is packed, even if a link
+        // of the image leads from one to the other.
         for mount in mounts {
-            match mount {
-                Mount::Secret { id, target, required } => {
-                    self.mount_secret(machine, id, target, *required, &mut undo).await?;
-                }
-                Mount::Cache { id, target } => {
-                    let before = self.mount_cache(machine, id, target).await?;
-                    undo.push(Undo::Cache { id, target, before });
-                }
+            if let Mount::Cache { id, target } = mount {
+                let before = self.mount_cache(machine, id, target).await?;
+                undo.push(Undo::Cache { id, target, before });
+            }
+        }
+        for mount in mounts {
+            if let Mount::Secret { .. } = mount {
+                self.mount_secret(machine, mount, &mut undo).await?;
             }
         }
         let process = Process {
@@ -87,15 +86,13 @@ impl<M: Machines> Build<'_, M> {
     async fn mount_secret(
         &self,
         machine: &mut M::Machine,
-        id: &str,
-        target: &str,
-        required: bool,
+        mount: &Mount,
         undo: &mut Vec<Undo<'_>>,
     ) -> Result<(), StepProblem> {
+        let Mount::Secret { id, target, in_memory, required } = mount else { return Ok(()) };
         let Some(secret) = self.request.secrets.get(id) else {
-            return if required { Err(StepProblem::Secret(id.to_owned())) } else { Ok(()) };
+            return if *required { Err(StepProblem::Secret(id.to_owned())) } else { Ok(()) };
         };
-        let in_memory = if target.starts_with("/run/") { target.to_owned() } else { format!("{SECRETS}/{id}") };
         let mut writer = Writer::new(Vec::new());
         let mut add = |path: &str, kind: Kind, content: &[u8]| {
             let (path, modified) = (path.trim_matches('/').as_bytes().to_vec(), Timestamp::default());
@@ -103,14 +100,14 @@ impl<M: Machines> Build<'_, M> {
             writer.content(content)?;
             writer.end()
         };
-        add(&in_memory, Kind::File { size: secret.len() as u64, extents: None }, secret)?;
+        add(in_memory, Kind::File { size: secret.len() as u64, extents: None }, secret)?;
         undo.push(Undo::Remove(in_memory.clone()));
         if in_memory != target {
             if machine.find(target).await?.is_some() {
                 return Err(StepProblem::Unsupported(format!("a secret in place of {target}, which exists,")));
             }
             add(target, Kind::Symlink(in_memory.clone().into_bytes()), b"")?;
-            undo.push(Undo::Remove(target.to_owned()));
+            undo.push(Undo::Remove(target.clone()));
         }
         let archive = writer.finish()?;
         Ok(machine.extract(&mut &archive[..]).await?)

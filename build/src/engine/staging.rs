@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     context::{Context, ContextError, Target},
-    dockerfile::{Dockerfile, Mount},
+    dockerfile::Dockerfile,
     key::{Key, KeyBuilder},
-    plan::{self, Action, Base, BuildArgs, Step},
+    plan::{self, Action, Base, BuildArgs, Mount, Step},
 };
 use sandboxvm_oci::config::ImageConfig;
 use std::collections::BTreeMap;

@@ -283,6 +283,30 @@ fn builds_can_be_given_up_while_files_are_read() {
 }
 
 #[test]
+fn secrets_are_gone_before_a_cache_is_packed() {
+    let mut setup = Setup::new();
+    setup.secrets.insert("key".into(), b"top-secret".to_vec());
+    let flags = "--mount=type=secret,id=key --mount=type=cache,target=/etc";
+    let (built, log, _) = setup.build(&format!("FROM base\nRUN {flags} cat /run/secrets/key\n"));
+    built.unwrap();
+    let expected = [
+        "archive /etc",
+        "remove /etc",
+        "extract /run/secrets/key 0:0",
+        "run cat /run/secrets/key as \"\" in /",
+        "remove /run/secrets/key",
+        "archive /etc",
+        "remove /etc",
+    ];
+    assert_eq!(log[1..=expected.len()], expected);
+    for flags in ["--mount=type=secret,id=key --mount=type=cache,target=/run/secrets", "--mount=type=cache,target=/run"]
+    {
+        let error = setup.build(&format!("FROM base\nRUN {flags} x\n")).0.unwrap_err().to_string();
+        assert!(error.contains("of a cache: expected a directory outside of /run"), "{error}");
+    }
+}
+
+#[test]
 fn unreadable_cache_is_taken_for_empty_and_replaced() {
     let setup = Setup::new();
     let text = "FROM base\nRUN --mount=type=cache,target=/c write /c/item\n";
