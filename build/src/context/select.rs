@@ -120,6 +120,7 @@ impl Selection<'_> {
     /// # Errors
     /// Fails if a file cannot be read.
     pub fn hash(&self, key: &mut KeyBuilder) -> Result<(), ContextError> {
+        key.count(self.files.len());
         for (source, file, path) in &self.files {
             key.part(path).part(&file.mode.to_le_bytes());
             match &file.kind {

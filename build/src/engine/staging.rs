@@ -155,7 +155,7 @@ impl Staging {
             Action::Run { command, mounts, env, user, workdir, no_network, proxies: _ } => {
                 key = KeyBuilder::new("run");
                 key.key(before).parts(command).parts(env).part(user.as_bytes()).part(workdir.as_bytes());
-                key.part(&[u8::from(*no_network)]);
+                key.part(&[u8::from(*no_network)]).count(mounts.len());
                 for mount in mounts {
                     match mount {
                         Mount::Cache { id, target } => key.parts(&["cache", id, target]),
@@ -166,8 +166,9 @@ impl Staging {
             Action::Copy { from, sources, inline, target, chown, chmod, is_add } => {
                 key = KeyBuilder::new("copy");
                 key.key(before).parts(sources).part(target.as_bytes());
-                key.part(chown.as_deref().unwrap_or_default().as_bytes());
-                key.part(&chmod.unwrap_or(u32::MAX).to_le_bytes()).part(&[u8::from(*is_add)]);
+                key.optional(chown.as_deref().map(str::as_bytes));
+                key.optional(chmod.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
+                key.part(&[u8::from(*is_add)]).count(inline.len());
                 for document in inline {
                     key.parts(&[&document.name, &document.content]);
                 }
@@ -180,7 +181,7 @@ impl Staging {
                         let (context, sources, target) = (context.clone(), sources.clone(), target.clone());
                         key = blocking(move || {
                             let target = Target { path: &target, is_directory: true };
-                            context.select(&sources, target)?.hash(&mut key)?;
+                            context.select(&sources, target)?.hash(key.part(b"context"))?;
                             Ok::<_, ContextError>(key)
                         })
                         .await?;

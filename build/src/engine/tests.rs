@@ -283,6 +283,16 @@ fn builds_can_be_given_up_while_files_are_read() {
 }
 
 #[test]
+fn absent_and_empty_options_have_different_keys() {
+    let setup = Setup::new();
+    let text = |flag: &str| format!("FROM base AS one\nFROM base\nARG E=\nCOPY --from=one {flag} /etc /o\n");
+    for flag in ["", "--chown=$E", "--chmod=0"] {
+        assert_eq!(setup.build(&text(flag)).0.unwrap().executed, 1, "{flag}");
+        assert_eq!(setup.build(&text(flag)).0.unwrap().executed, 0, "{flag}");
+    }
+}
+
+#[test]
 fn secrets_are_gone_before_a_cache_is_packed() {
     let mut setup = Setup::new();
     setup.secrets.insert("key".into(), b"top-secret".to_vec());
