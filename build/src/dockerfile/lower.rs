@@ -325,6 +325,12 @@ impl Source<'_> {
                 if run.here_docs.len() > 1 || !is_plain {
                     return Err("a here-document for a program is not supported: expected RUN <<NAME".into());
                 }
+                // Docker executes such a document as a program.
+                if document.value.starts_with("#!") {
+                    return Err("a here-document with #! is not supported: expected commands for the shell, or COPY \
+                                of the script and RUN of it"
+                        .into());
+                }
                 Command::Shell(document.value.to_string())
             }
             None => self.command(&run.arguments)?,
@@ -452,6 +458,8 @@ mod tests {
     fn unsupported_text_is_refused_with_its_line() {
         let refused = |text: &str| Dockerfile::parse("D", text).unwrap_err().to_string();
         assert_eq!(refused("FROM a\n\nONBUILD RUN x\n"), "D:3: ONBUILD is not supported");
+        let script = refused("FROM a\nRUN <<EOF\n#!/usr/bin/env python3\nprint(1)\nEOF\n");
+        assert!(script.starts_with("D:2: a here-document with #! is not supported"), "{script}");
         for mount in ["type=bind,target=/x,from=b", "target=/x", "from=b,target=/x"] {
             let error = refused(&format!("FROM a\nRUN --mount={mount} y\n"));
             assert_eq!(error, "D:2: --mount=type=bind is not supported: expected cache or secret");
@@ -467,6 +475,7 @@ mod tests {
             "FROM a\nCOPY --chmod=9 a b",
             "FROM a AS 1x",
             "FROM a\nRUN cat <<EOF >x\nRUN y\nEOF\n",
+            "FROM a\nRUN python3 <<EOF\nprint(1)\nEOF\n",
             "FROM a\nRUN --mount=type=secret y",
             "FROM a\nENV A",
         ] {
