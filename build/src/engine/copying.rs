@@ -108,17 +108,17 @@ impl<M: Machines> Build<'_, M> {
     /// Copies a source of `ADD`, or extracts it if it is a tar archive.
     async fn add(&self, machine: &mut M::Machine, source: &str, place: Place<'_>) -> Result<(), StepProblem> {
         let Place { target, is_directory, .. } = place;
-        let sources = vec![source.to_owned()];
+        let (sources, name) = (vec![source.to_owned()], format!("ADD of {source}"));
         let selected = self.request.context.select(&sources, Target { path: target, is_directory })?;
         if let Some(file) = selected.only_file()?
-            && as_tar(file, source)?.is_some()
+            && as_tar(file, &name)?.is_some()
         {
-            let (archive, output, name) = (self.machines.scratch()?, self.machines.scratch()?, source.to_owned());
+            let (archive, output) = (self.machines.scratch()?, self.machines.scratch()?);
             let (context, target, place_there) = (self.request.context.clone(), target.to_owned(), place.of(""));
             let archive = blocking(move || {
                 let selected = context.select(&sources, Target { path: &target, is_directory })?;
                 let Some(tar) = as_tar(selected.copy_only_file(archive)?, &name)? else {
-                    return Err(ContextError::Changed(name).into());
+                    return Err(ContextError::Changed(sources.concat()).into());
                 };
                 arrange::extracted(Limited::new(tar, MAX_ARCHIVE), place_there.of(&target), output)
             })
@@ -176,6 +176,8 @@ fn as_tar(mut file: File, source: &str) -> Result<Option<Box<dyn Read + Send>>, 
     file.seek(SeekFrom::Start(0))?;
     file.by_ref().take(1024).read_to_end(&mut begin)?;
     file.seek(SeekFrom::Start(0))?;
+    // Docker extracts it if an archive is inside, which only reading it could tell.
+    let other = |name| Err(StepProblem::Unsupported(format!("{source}, which is compressed with {name},")));
     let is_tar = |bytes: &[u8]| bytes.get(TAR_MAGIC..TAR_MAGIC + 5) == Some(b"ustar");
     match &begin[..] {
         [0x1f, 0x8b, ..] => {
@@ -185,9 +187,9 @@ fn as_tar(mut file: File, source: &str) -> Result<Option<Box<dyn Read + Send>>, 
             file.seek(SeekFrom::Start(0))?;
             Ok(is_tar(&plain).then(|| Box::new(MultiGzDecoder::new(io::BufReader::new(file))) as Box<dyn Read + Send>))
         }
-        [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', 0, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Err(StepProblem::Unsupported(format!("ADD of {source}, which has another compression than gzip,")))
-        }
+        [b'B', b'Z', b'h', ..] => other("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => other("xz"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => other("zstd"),
         begin => Ok(is_tar(begin).then(|| Box::new(io::BufReader::new(file)) as Box<dyn Read + Send>)),
     }
 }
@@ -220,6 +222,20 @@ impl<R: Read> Read for Limited<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_compressions_are_refused_by_name() {
+        let problem = |begin: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            io::Write::write_all(&mut file, begin).unwrap();
+            as_tar(file, "ADD of a").map(|tar| tar.is_some()).map_err(|problem| problem.to_string())
+        };
+        for (begin, name) in [(&b"BZh9"[..], "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")] {
+            assert_eq!(problem(begin), Err(format!("ADD of a, which is compressed with {name}, is not supported")));
+        }
+        assert_eq!(problem(b"plain"), Ok(false));
+        assert_eq!(problem(b"\x1f\x8b but not gzip"), Ok(false));
+    }
 
     #[test]
     fn compressed_archives_have_a_limit() {
