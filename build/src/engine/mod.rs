@@ -40,7 +40,7 @@ use crate::{
     plan::{Action, BuildArgs},
 };
 use staging::{PlannedStage, PlannedStep, Source, Staging};
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 /// What to build.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub async fn build<M: Machines>(
         base: target.image.clone(),
         key: target.steps.last().map(|last| last.key),
         config: target.config.clone(),
-        history: target.history.clone(),
+        history: target.history.iter().map(|text| text.to_string()).collect(),
         tag: request.tag.map(str::to_owned),
         created: request.created,
     };
@@ -152,7 +152,7 @@ impl<M: Machines> Build<'_, M> {
         self.progress.notify(Event::Step { stage, number, of, text, cached });
     }
 
-    fn report_cached(&mut self, steps: &[PlannedStep]) {
+    fn report_cached(&mut self, steps: &[Arc<PlannedStep>]) {
         steps.iter().for_each(|planned| self.report(planned, true));
         self.cached += steps.len();
     }

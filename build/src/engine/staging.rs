@@ -13,13 +13,13 @@ use crate::{
     context::{Context, ContextError, Target},
     dockerfile::Dockerfile,
     key::{Key, KeyBuilder},
-    plan::{self, Action, Base, BuildArgs, Mount, Step},
+    plan::{self, Action, Base, Budget, BuildArgs, Mount, Step},
 };
 use sandboxvm_oci::config::ImageConfig;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A step and the key of the state after it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct PlannedStep {
     pub(super) step: Step,
     pub(super) key: Key,
@@ -35,10 +35,11 @@ pub(super) struct PlannedStep {
 #[derive(Debug)]
 pub(super) struct PlannedStage {
     pub(super) image: BaseImage,
-    pub(super) steps: Vec<PlannedStep>,
+    /// Its steps, which stages that begin with it share.
+    pub(super) steps: Vec<Arc<PlannedStep>>,
     pub(super) config: ImageConfig,
     /// The instructions that made the image, for its history.
-    pub(super) history: Vec<String>,
+    pub(super) history: Vec<Arc<str>>,
     /// Key of the state at its end.
     pub(super) key: Key,
 }
@@ -70,8 +71,9 @@ impl Staging {
         let needed = plan::needed(file, target, args)?;
         let target = *needed.last().unwrap_or(&0);
         let mut staging = Self { stages: BTreeMap::new(), images: BTreeMap::new(), empty: None, target };
+        let mut budget = Budget::default();
         for index in needed {
-            let stage = staging.stage(file, context, args, index, machines).await?;
+            let stage = staging.stage(file, context, args, index, machines, &mut budget).await?;
             staging.stages.insert(index, stage);
         }
         Ok(staging)
@@ -84,6 +86,7 @@ impl Staging {
         args: &BuildArgs,
         index: usize,
         machines: &M,
+        budget: &mut Budget,
     ) -> Result<PlannedStage, BuildError> {
         let (image, config, mut steps, mut history, mut key) = match plan::base(file, index, args)? {
             Base::Stage(other) => {
@@ -98,8 +101,8 @@ impl Staging {
                 (image, config, Vec::new(), Vec::new(), key)
             }
         };
-        let resolved = plan::resolve(file, index, &config, args)?;
-        let mut may_keep = steps.last().is_none_or(|last: &PlannedStep| last.may_keep);
+        let resolved = plan::resolve_within(file, index, &config, args, budget)?;
+        let mut may_keep = steps.last().is_none_or(|last: &Arc<PlannedStep>| last.may_keep);
         let of = resolved.steps.len();
         for (at, step) in resolved.steps.into_iter().enumerate() {
             let fail = |problem| BuildError::Step {
@@ -117,9 +120,9 @@ impl Staging {
             }
             key = self.key(key, &step.action, context).await.map_err(fail)?;
             may_keep &= !uses_secret(&step.action);
-            steps.push(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) });
+            steps.push(Arc::new(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) }));
         }
-        history.extend(file.stages[index].instructions.iter().map(|located| located.text.clone()));
+        history.extend(file.stages[index].instructions.iter().map(|located| Arc::from(located.text.as_str())));
         Ok(PlannedStage { image, steps, config: resolved.config, history, key })
     }
 

@@ -371,3 +371,16 @@ fn file_that_changes_during_the_build_fails_its_step() {
         assert_eq!(error, "D:3: \"a.txt\" changed during the build");
     }
 }
+
+#[test]
+fn stages_share_the_steps_of_their_base() {
+    let setup = Setup::new();
+    let file = Dockerfile::parse("D", "FROM base AS one\nRUN x\nFROM one AS two\nRUN y\nFROM two\nRUN z\n").unwrap();
+    let context = Context::open(setup.directory.path()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let args = BuildArgs::new();
+    let staging = runtime.block_on(Staging::of(&file, &context, &args, None, &setup.machines)).unwrap();
+    let [one, _, three] = [0, 1, 2].map(|at| &staging.stages[&at]);
+    assert_eq!((three.steps.len(), three.history.len()), (3, 3));
+    assert!(Arc::ptr_eq(&one.steps[0], &three.steps[0]) && Arc::ptr_eq(&one.history[0], &three.history[0]));
+}
