@@ -31,6 +31,7 @@ const MAX_ARCHIVE: u64 = 16 << 30;
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn copy(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
         let Action::Copy { from, sources, inline, target, chown, chmod, is_add } = action else {
+            // `execute` passes each action to the function for its kind.
             unreachable!("called for COPY")
         };
         let owner = match chown {
@@ -61,7 +62,7 @@ impl<M: Machines> Build<'_, M> {
             }
             Some(from) => {
                 let staging = self.staging;
-                let from = staging.source(from).unwrap_or_else(|| unreachable!("images are resolved before"));
+                let from = staging.source(from)?;
                 for source in sources {
                     let mut whole = self.machines.scratch()?;
                     let pattern = if let Source::Upload(hash) = &from {

@@ -222,25 +222,28 @@ impl<M: Machines> Build<'_, M> {
 
     /// Returns the machine that `COPY --from` reads.
     async fn source(&mut self, source: Source) -> Result<&mut M::Machine, StepProblem> {
-        if self.source.as_ref().is_none_or(|(other, _)| *other != source) {
-            self.release().await?;
-            let staging = self.staging;
-            let machine = match &source {
-                Source::Image(image) => self.machines.start(image).await?,
-                Source::Upload(_) => unreachable!("an upload has no machine"),
-                Source::Stage(index) => {
-                    self.stage(&staging.stages[index]).await.map_err(|error| match error {
-                        BuildError::Machine(error) => StepProblem::Machine(error),
-                        // The place of the inner failure is the one that matters.
-                        other => StepProblem::Stage(Box::new(other)),
-                    })?
+        let machine = match self.source.take() {
+            Some((other, machine)) if other == source => machine,
+            other => {
+                if let Some((_, machine)) = other {
+                    machine.finish().await?;
                 }
-            };
-            self.source = Some((source, machine));
-        }
-        match &mut self.source {
-            Some((_, machine)) => Ok(machine),
-            None => unreachable!("it was set above"),
+                self.source_machine(&source).await?
+            }
+        };
+        Ok(&mut self.source.insert((source, machine)).1)
+    }
+
+    async fn source_machine(&mut self, source: &Source) -> Result<M::Machine, StepProblem> {
+        let staging = self.staging;
+        match source {
+            Source::Image(image) => Ok(self.machines.start(image).await?),
+            Source::Upload(hash) => Err(StepProblem::Missing(format!("upload {hash}"))),
+            Source::Stage(index) => self.stage(&staging.stages[index]).await.map_err(|error| match error {
+                BuildError::Machine(error) => StepProblem::Machine(error),
+                // The place of the inner failure is the one that matters.
+                other => StepProblem::Stage(Box::new(other)),
+            }),
         }
     }
 

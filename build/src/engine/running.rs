@@ -30,6 +30,7 @@ enum Undo<'a> {
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn run(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
         let Action::Run { command, mounts, env, proxies, user, workdir, no_network } = action else {
+            // `execute` passes each action to the function for its kind.
             unreachable!("called for RUN")
         };
         if machine.find(workdir).await? != Some(Found::Directory) {

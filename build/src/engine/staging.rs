@@ -129,10 +129,11 @@ impl Staging {
     /// Returns the image of a base that is not a stage.
     async fn image<M: Machines>(&mut self, base: &Base, machines: &M) -> Result<BaseImage, BuildError> {
         let Base::Image(reference) = base else {
-            if self.empty.is_none() {
-                self.empty = Some(machines.image(None).await?);
+            if let Some(known) = &self.empty {
+                return Ok(known.clone());
             }
-            return Ok(self.empty.clone().unwrap_or_else(|| unreachable!("it was set above")));
+            let image = machines.image(None).await?;
+            return Ok(self.empty.insert(image).clone());
         };
         if let Some(known) = self.images.get(reference) {
             return Ok(known.clone());
@@ -143,12 +144,19 @@ impl Staging {
     }
 
     /// Returns what a `COPY --from` of a planned stage reads.
-    pub(super) fn source(&self, from: &Base) -> Option<Source> {
+    ///
+    /// # Errors
+    /// Fails if it is an image that no planned stage names, which is then unknown.
+    pub(super) fn source(&self, from: &Base) -> Result<Source, StepProblem> {
+        let image = |image: Option<&BaseImage>, name: &str| {
+            let image = image.cloned().ok_or_else(|| StepProblem::Missing(name.to_owned()))?;
+            Ok(Source::Image(Box::new(image)))
+        };
         match from {
-            Base::Stage(index) => Some(Source::Stage(*index)),
-            Base::Image(reference) => self.images.get(reference).cloned().map(|image| Source::Image(Box::new(image))),
-            Base::Upload(hash) => Some(Source::Upload(hash.clone())),
-            Base::Scratch => self.empty.clone().map(|image| Source::Image(Box::new(image))),
+            Base::Stage(index) => Ok(Source::Stage(*index)),
+            Base::Image(reference) => image(self.images.get(reference), reference),
+            Base::Upload(hash) => Ok(Source::Upload(hash.clone())),
+            Base::Scratch => image(self.empty.as_ref(), "scratch"),
         }
     }
 
@@ -189,11 +197,10 @@ impl Staging {
                         })
                         .await?;
                     }
-                    Some(from) => match self.source(from) {
-                        Some(Source::Stage(index)) => drop(key.part(b"stage").key(self.stages[&index].key)),
-                        Some(Source::Image(image)) => drop(key.parts(&["image", &image.digest])),
-                        Some(Source::Upload(hash)) => drop(key.parts(&["upload", &hash])),
-                        None => unreachable!("images are resolved before their keys"),
+                    Some(from) => match self.source(from)? {
+                        Source::Stage(index) => drop(key.part(b"stage").key(self.stages[&index].key)),
+                        Source::Image(image) => drop(key.parts(&["image", &image.digest])),
+                        Source::Upload(hash) => drop(key.parts(&["upload", &hash])),
                     },
                 }
             }

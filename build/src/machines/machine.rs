@@ -24,19 +24,19 @@ const CHUNK: usize = 64 << 10;
 /// A sandbox in which steps are executed.
 #[derive(Debug)]
 pub struct SandboxMachine {
-    started: Option<StartedSandbox>,
+    started: StartedSandbox,
     manager: Manager,
     options: Arc<MachineOptions>,
 }
 
 impl SandboxMachine {
     pub(super) fn new(started: StartedSandbox, manager: Manager, options: Arc<MachineOptions>) -> Self {
-        Self { started: Some(started), manager, options }
+        Self { started, manager, options }
     }
 
     /// Returns the sandbox.
     pub(super) fn sandbox(&self) -> &Sandbox {
-        self.started.as_ref().expect("taken only by finish, which consumes self").sandbox()
+        self.started.sandbox()
     }
 
     /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
@@ -196,11 +196,8 @@ impl Machine for SandboxMachine {
         }
     }
 
-    async fn finish(mut self) -> Done<()> {
-        match self.started.take() {
-            Some(started) => started.finish().await.map_err(MachineError::new),
-            None => Ok(()),
-        }
+    async fn finish(self) -> Done<()> {
+        self.started.finish().await.map_err(MachineError::new)
     }
 }
 

@@ -92,6 +92,7 @@ impl Default for MachineOptions {
         let gib = |count: u64| count << 30;
         Self {
             vcpus: VcpuCount::ONE,
+            // The bounds are constants, and a test makes this value.
             memory: MemorySize::try_from(gib(1)).expect("1 GiB lies within the bounds"),
             disk: DiskSize::try_from(gib(4)).unwrap_or(DiskSize::DEFAULT),
             network: None,
@@ -110,6 +111,7 @@ impl MachineOptions {
         let mut kind = KeyBuilder::new("machine");
         kind.key(key).part(format!("{} {} {}", self.vcpus, self.memory.bytes(), self.disk.bytes()).as_bytes());
         let name: String = SNAPSHOT.chars().chain(kind.finish().to_string().chars().take(DIGITS)).collect();
+        // It has the same length and characters whatever the key is, and a test makes one.
         SandboxName::try_from(name).expect("letters, digits and a dash are a name")
     }
 }
