@@ -276,7 +276,7 @@ pub(crate) fn resolve_within(
         has_cmd: false,
         budget: Cell::new(budget.0),
     };
-    // Each stage has a configuration of its own.
+    // Each stage keeps its configuration.
     if scope.spend(size(base)) == 0 {
         return Err(fail(file, from.line, too_long()));
     }

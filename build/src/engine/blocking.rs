@@ -1,5 +1,5 @@
-//! Work that blocks its thread: reads and writes of files that can be large. It runs on a thread of
-//! its own, so that a build can be given up meanwhile. May not be used for anything that waits for a
+//! Work that blocks its thread: reads and writes of files that can be large. It runs on another
+//! thread, so that a build can be given up meanwhile. May not be used for anything that waits for a
 //! machine.
 
 use super::{error::StepProblem, machine::MachineError};

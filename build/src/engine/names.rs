@@ -1,5 +1,5 @@
 //! The names in an archive that another machine, a client or a cache made, and what each of them is.
-//! Refuses archives whose extraction could follow a link of their own and so leave its directory.
+//! Refuses archives whose extraction could follow a link in it and so leave its directory.
 //! May not look at a file system: links that the target has are the target's own.
 
 use super::error::StepProblem;
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn implied_directories_and_long_names_count_against_the_limits() {
         let file = Kind::File { size: 0, extents: None };
-        // Each of these adds three names at once, so no count is met exactly.
+        // Each of these adds three names, so no count is met exactly.
         let mut names = Names { left: (10, 1000), ..Names::default() };
         names.add(b"", &Kind::Directory, None).unwrap();
         for at in 0..3 {
