@@ -36,8 +36,6 @@ pub enum Base {
     Image(String),
     /// Another stage, by its position in the Dockerfile.
     Stage(usize),
-    /// An archive that a client uploaded, by its hash. Only files are copied from it.
-    Upload(String),
 }
 
 /// What a step does.
@@ -464,10 +462,7 @@ impl Scope<'_> {
                         .map_err(|error| error.to_string())?;
                 }
                 return Ok(Some(Action::Copy {
-                    from: match &copy.upload {
-                        Some(hash) => Some(Base::Upload(hash.clone())),
-                        None => copy.from.as_ref().map(|name| find_from(self.file, self.stage, name)),
-                    },
+                    from: copy.from.as_ref().map(|name| find_from(self.file, self.stage, name)),
                     sources: self.words(&copy.sources)?,
                     inline,
                     target: self.path(&self.word(&copy.target)?),

@@ -136,6 +136,8 @@ fn drill(user: u32) {
     }
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", "attacker", "--nocapture", "--include-ignored"]);
+    // The directory for temporary files of the caller may be private.
+    command.env("TMPDIR", "/tmp");
     command.env(AS, user.to_string()).env("LAYERS_DRILL_PARENT", std::process::id().to_string());
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

@@ -204,14 +204,14 @@ impl Images {
         Ok(load(Members::of_directory(&self.store, directory)?, self.names(name))?)
     }
 
-    /// Loads an image from docker's daemon, by its API at `socket`. The image receives `name`, which is
-    /// also what the daemon is asked for.
+    /// Loads an image from docker's daemon, by its API at `socket`. The daemon is asked for `wanted`, and the
+    /// image receives `name`.
     ///
     /// # Errors
     /// Fails if the daemon cannot be reached, does not have the image or sends nothing for two minutes,
     /// or as [`Self::load`].
-    pub async fn load_daemon(&self, socket: &Path, name: &Reference) -> Result<Vec<Loaded>> {
-        let archive = Box::pin(request(socket, name).await?);
+    pub async fn load_daemon(&self, socket: &Path, wanted: &Reference, name: &Reference) -> Result<Vec<Loaded>> {
+        let archive = Box::pin(request(socket, wanted).await?);
         let name = name.clone();
         let input = SyncIoBridge::new(StreamReader::new(archive));
         self.blocking(move |images| images.load(input, Some(&name))).await
@@ -310,6 +310,15 @@ impl Images {
     /// [`Error::SeveralReferences`], and removes nothing, if the digest has several references: as with
     /// docker, each of them is removed by its name.
     pub fn remove(&self, image: &str, keep: &[Digest]) -> Result<(Vec<Tag>, Collected)> {
+        let removed = self.untag(image)?;
+        Ok((removed, self.store.collect(keep)?))
+    }
+
+    /// Removes a reference as [`Self::remove`] does, and deletes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn untag(&self, image: &str) -> Result<Vec<Tag>> {
         let removed = match image.parse::<Digest>() {
             Ok(digest) => self.store.remove_only_tag(digest)?.map_err(|tags| Error::SeveralReferences {
                 digest,
@@ -323,7 +332,7 @@ impl Images {
         if removed.is_empty() {
             return Err(Error::NotFound(image.to_owned()));
         }
-        Ok((removed, self.store.collect(keep)?))
+        Ok(removed)
     }
 
     /// Deletes blobs and disks that no image needs, and downloads that no process continues.

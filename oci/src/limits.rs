@@ -9,7 +9,7 @@ pub(crate) const MAX_CONFIG: u64 = 4 << 20;
 /// Limits of images and of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum number of layers of an image. Docker builds at most 127.
+    /// Maximum number of layers of an image. Docker builds at most 127, and the layer process takes 250.
     pub layers: usize,
     /// Maximum size in bytes of one layer as it is transferred.
     pub layer_bytes: u64,
@@ -23,9 +23,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Returns 256 layers, 16 GiB for a layer, 32 GiB for an image, 600 files of an archive and
+    /// Returns 250 layers, 16 GiB for a layer, 32 GiB for an image, 600 files of an archive and
     /// 10,000 tags.
     fn default() -> Self {
-        Self { layers: 256, layer_bytes: 16 << 30, image_bytes: 32 << 30, archive_members: 600, tags: 10_000 }
+        Self { layers: 250, layer_bytes: 16 << 30, image_bytes: 32 << 30, archive_members: 600, tags: 10_000 }
     }
 }

@@ -1,7 +1,9 @@
 //! What a server is configured with. Read from a TOML file, the environment and flags by the program that runs it.
 
+pub(crate) mod images;
 pub(crate) mod network;
 
+use images::ImagesConfig;
 use network::NetworkConfig;
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
@@ -32,6 +34,8 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// What sandboxes may reach on the network.
     pub network: NetworkConfig,
+    /// What builds of templates may use.
+    pub images: ImagesConfig,
     /// What sandboxes can be made from, besides snapshots. Without any: `base`.
     pub templates: BTreeMap<String, TemplateConfig>,
     /// Sandboxes of one key at a time, paused ones included, unless the key has its own number.
@@ -137,6 +141,7 @@ impl Default for Config {
             domain: None,
             tls: None,
             network: NetworkConfig::default(),
+            images: ImagesConfig::default(),
             templates: BTreeMap::from([("base".to_owned(), TemplateConfig::default())]),
             sandboxes_per_key: 100,
             snapshots_per_key: 100,

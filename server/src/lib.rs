@@ -15,6 +15,7 @@
 
 mod access;
 mod app;
+mod builds;
 mod channel;
 mod concurrency;
 mod config;
@@ -46,6 +47,7 @@ pub use access::{
 };
 pub use config::{
     Config, TemplateConfig, TlsFiles,
+    images::ImagesConfig,
     network::{NamedPart, NetworkConfig, NetworkConfigError, NetworkLimits, Reachable},
 };
 pub use front::{ConfineError, FrontError, FrontUser, confine, serve_front, user_of_front};

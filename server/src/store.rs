@@ -26,6 +26,13 @@ pub struct StoreError {
     source: io::Error,
 }
 
+impl StoreError {
+    /// Of a directory that is not one of records.
+    pub(crate) fn of(path: &Path, source: io::Error) -> Self {
+        error("prepare", path)(source)
+    }
+}
+
 /// A directory of records of one type, each under a name of `[a-z0-9-]`.
 #[derive(Debug)]
 pub(crate) struct Store<T> {
@@ -86,6 +93,11 @@ impl<T: Serialize + DeserializeOwned> Store<T> {
 
     fn sync(&self) -> io::Result<()> {
         fs::File::open(&self.directory)?.sync_all()
+    }
+
+    /// One of them, if it is there and can be read.
+    pub(crate) fn get(&self, name: &str) -> Option<T> {
+        read(&self.path(name)).ok()
     }
 
     /// Everything that can be read.

@@ -181,7 +181,21 @@ impl Server {
     /// exits with 0.
     #[track_caller]
     pub fn runs(&self, interpreter: &Path, program: &Path, node_modules: &Path, within: Duration) {
+        self.runs_with(interpreter, program, node_modules, within, &[]);
+    }
+
+    /// As [`Self::runs`], with further variables.
+    #[track_caller]
+    pub fn runs_with(
+        &self,
+        interpreter: &Path,
+        program: &Path,
+        node_modules: &Path,
+        within: Duration,
+        variables: &[(&str, &str)],
+    ) {
         let mut command = Command::new(interpreter);
+        command.envs(variables.iter().copied());
         command.arg(program).env("E2B_API_URL", &self.api).env("E2B_SANDBOX_URL", &self.sandboxes);
         command
             .env("E2B_API_KEY", self.key())

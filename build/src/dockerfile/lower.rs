@@ -256,16 +256,7 @@ impl Source<'_> {
     ) -> Result<Copy> {
         let name = if is_add { "ADD" } else { "COPY" };
         let target = dest.value.to_string();
-        let mut copy = Copy {
-            is_add,
-            from: None,
-            upload: None,
-            chown: None,
-            chmod: None,
-            sources: vec![],
-            inline: vec![],
-            target,
-        };
+        let mut copy = Copy { is_add, from: None, chown: None, chmod: None, sources: vec![], inline: vec![], target };
         for flag in flags {
             match flag.name.value.as_ref() {
                 "from" if !is_add => copy.from = Some(value(flag)?),

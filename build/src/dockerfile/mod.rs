@@ -124,8 +124,6 @@ pub struct Copy {
     pub is_add: bool,
     /// Stage or image of `--from`.
     pub from: Option<String>,
-    /// Hash of an archive that a client uploaded, in place of the context. No Dockerfile has one.
-    pub upload: Option<String>,
     /// Owner of `--chown`.
     pub chown: Option<String>,
     /// Mode of `--chmod`, at most 0o7777.

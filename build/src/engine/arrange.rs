@@ -21,17 +21,15 @@ pub(super) const ROOT: &str = "x";
 
 /// A source of `COPY --from`, as the part that is read from the machine and the rest of the pattern.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     /// Absolute path without a pattern.
     pub(super) root: String,
     /// Components below it. Empty: the root itself.
     rest: Vec<Vec<u8>>,
-    /// What the root is called in the archive.
-    name: &'static [u8],
 }
 
 impl Pattern {
-    pub(super) fn of(source: &str) -> Self {
+    pub(crate) fn of(source: &str) -> Self {
         let mut parts = Vec::new();
         for part in source.split('/') {
             match part {
@@ -42,27 +40,27 @@ impl Pattern {
         }
         let literal = parts.iter().position(|part| part.contains(['*', '?', '[', '\\'])).unwrap_or(parts.len());
         let rest = parts[literal..].iter().map(|part| part.as_bytes().to_vec()).collect();
-        Self { root: format!("/{}", parts[..literal].join("/")), rest, name: ROOT.as_bytes() }
+        Self { root: format!("/{}", parts[..literal].join("/")), rest }
     }
 
-    /// Returns the pattern for an archive that is the context of a client.
-    pub(super) fn of_upload(source: &str) -> Self {
+    /// Like [`Self::of`], for an archive whose tree is the root, whatever the pattern.
+    pub(crate) fn below_root(source: &str) -> Self {
         let whole = Self::of(source);
         let literal = whole.root.split('/').filter(|part| !part.is_empty()).map(|part| part.as_bytes().to_vec());
-        Self { root: "/".into(), rest: literal.chain(whole.rest).collect(), name: b"" }
+        Self { root: "/".into(), rest: literal.chain(whole.rest).collect() }
     }
 }
 
 /// Where files go.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// Absolute path.
-    pub(super) target: &'a str,
+    pub(crate) target: &'a str,
     /// Whether it is a directory, or has to become one.
-    pub(super) is_directory: bool,
+    pub(crate) is_directory: bool,
     /// `None`: the owners of the archive.
-    pub(super) owner: Option<Owner>,
-    pub(super) chmod: Option<u32>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) chmod: Option<u32>,
 }
 
 impl Place<'_> {
@@ -84,21 +82,21 @@ impl Place<'_> {
 
 /// What an arranged archive does.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Arranged {
+pub(crate) struct Arranged {
     /// Whether the target is a directory afterwards.
-    pub(super) into_directory: bool,
-    pub(super) entries: usize,
+    pub(crate) into_directory: bool,
+    pub(crate) entries: usize,
 }
 
 /// Writes what `pattern` takes of `input` to `output`.
-pub(super) fn arrange<W: Write>(
+pub(crate) fn arrange<W: Write>(
     input: &mut File,
     source: &str,
     pattern: &Pattern,
     place: Place<'_>,
     output: W,
 ) -> Result<(W, Arranged), StepProblem> {
-    let names = listing(input, pattern.name)?;
+    let names = listing(input)?;
     let found = found(&names, pattern);
     let tops = Tops::new(&found);
     if found.is_empty() {
@@ -126,9 +124,9 @@ pub(super) fn arrange<W: Write>(
     let mut output = Checked::new(output);
     let mut arranged = Arranged { into_directory, entries: 0 };
     while let Some(mut entry) = reader.next_entry()? {
-        let Some(path) = below(&entry.path, pattern.name).and_then(&renamed) else { continue };
+        let Some(path) = below_root(&entry.path).and_then(&renamed) else { continue };
         if let Kind::HardLink(other) = &entry.kind {
-            let other = below(other, pattern.name).and_then(&renamed);
+            let other = below_root(other).and_then(&renamed);
             let problem = || StepProblem::Unsupported("a hard link to a file that is not copied".into());
             entry.kind = Kind::HardLink(other.ok_or_else(problem)?);
         }
@@ -150,7 +148,7 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
     let target = target.trim_matches('/').as_bytes();
     let at = |inner: &[u8]| if inner.is_empty() { target.to_vec() } else { [target, b"/", inner].concat() };
     while let Some(mut entry) = reader.next_entry()? {
-        let Some(inner) = below(&entry.path, ROOT.as_bytes()) else { continue };
+        let Some(inner) = below_root(&entry.path) else { continue };
         if inner.is_empty() && entry.kind != Kind::Directory {
             return Err(StepProblem::Unsupported(
                 "an archive of a directory that has another file in its place".into(),
@@ -158,7 +156,7 @@ pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Re
         }
         let path = at(inner);
         if let Kind::HardLink(other) = &entry.kind {
-            let Some(other) = below(other, ROOT.as_bytes()).map(at) else { continue };
+            let Some(other) = below_root(other).map(at) else { continue };
             entry.kind = Kind::HardLink(other);
         }
         entry.path = path;
@@ -232,17 +230,14 @@ impl<W: Write> Checked<W> {
 }
 
 /// Returns the paths below the root, and what each is.
-fn listing(input: &mut File, name: &[u8]) -> Result<Names, StepProblem> {
+fn listing(input: &mut File) -> Result<Names, StepProblem> {
     input.seek(SeekFrom::Start(0))?;
     let mut reader = Reader::new(io::BufReader::new(input));
     let mut names = Names::default();
-    if name.is_empty() {
-        names.add(b"", &Kind::Directory, None)?;
-    }
     while let Some(entry) = reader.next_entry()? {
-        let Some(path) = below(&entry.path, name) else { continue };
+        let Some(path) = below_root(&entry.path) else { continue };
         let original = match &entry.kind {
-            Kind::HardLink(other) => below(other, name),
+            Kind::HardLink(other) => below_root(other),
             _ => None,
         };
         names.add(path, &entry.kind, original)?;
@@ -287,16 +282,14 @@ fn slashes(path: &[u8]) -> impl Iterator<Item = usize> {
     path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at)
 }
 
-/// Returns the path of an entry below the root, which has this name in the archive.
-fn below<'a>(path: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let path = path.strip_suffix(b"/").unwrap_or(path);
-    if name.is_empty() {
-        let path = path.strip_prefix(b"./").unwrap_or(path);
-        let is_plain = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
-        return (path != b"." && path.split(|byte| *byte == b'/').all(is_plain)).then_some(path);
+/// Returns the path of an entry below the root of a machine's archive.
+fn below_root(path: &[u8]) -> Option<&[u8]> {
+    let rest = path.strip_prefix(ROOT.as_bytes())?;
+    if rest.is_empty() {
+        Some(rest)
+    } else {
+        rest.strip_prefix(b"/").map(|rest| rest.strip_suffix(b"/").unwrap_or(rest))
     }
-    let rest = path.strip_prefix(name)?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
 }
 
 #[cfg(test)]
@@ -370,28 +363,6 @@ mod tests {
         assert_eq!(Pattern::of("../../etc").root, "/etc");
         let pattern = Pattern::of("/a/b*/c");
         assert_eq!((pattern.root.as_str(), pattern.rest.len()), ("/a", 2));
-    }
-
-    #[test]
-    fn sources_of_an_upload_are_paths_of_the_context() {
-        let file = || Kind::File { size: 3, extents: None };
-        let mut upload = archive(&[("./a.txt", file()), ("d/e/f", file()), ("../out", file()), ("/abs", file())]);
-        let mut names = |source: &str, target: &str, is_directory: bool| {
-            let place = Place { target, is_directory, owner: None, chmod: None };
-            let (bytes, _) = arrange(&mut upload, source, &Pattern::of_upload(source), place, Vec::new())?;
-            let mut reader = Reader::new(&bytes[..]);
-            let mut names = Vec::new();
-            while let Some(entry) = reader.next_entry().unwrap() {
-                names.push(String::from_utf8(entry.path).unwrap());
-                while reader.read_content(&mut [0; 64]).unwrap() > 0 {}
-            }
-            Ok::<_, StepProblem>(names)
-        };
-        assert_eq!(names("a.txt", "/t/", true).unwrap(), ["t/a.txt"]);
-        assert_eq!(names("d", "/t", false).unwrap(), ["t/e/f"]);
-        assert_eq!(names(".", "/t", false).unwrap(), ["t/a.txt", "t/d/e/f"]);
-        assert_eq!(names("d/*/f", "/t", false).unwrap(), ["t"]);
-        assert!(names("out", "/t", false).is_err() && names("abs", "/t", false).is_err());
     }
 
     #[test]

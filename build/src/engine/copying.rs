@@ -7,7 +7,6 @@ use super::{
     blocking::blocking,
     error::StepProblem,
     machine::{Found, Machine, Machines, Owner},
-    staging::Source,
     users::{self, NoGroup},
 };
 use crate::{
@@ -25,7 +24,7 @@ use std::{
 /// Offset of the magic of a tar archive.
 const TAR_MAGIC: usize = 257;
 
-/// Maximum size in bytes of an archive of `ADD` or of an upload, not compressed.
+/// Maximum size in bytes of an archive of `ADD`, not compressed.
 const MAX_ARCHIVE: u64 = 16 << 30;
 
 impl<M: Machines> Build<'_, M> {
@@ -64,17 +63,11 @@ impl<M: Machines> Build<'_, M> {
                 let staging = self.staging;
                 let from = staging.source(from)?;
                 for source in sources {
+                    let pattern = Pattern::of(source);
                     let mut whole = self.machines.scratch()?;
-                    let pattern = if let Source::Upload(hash) = &from {
-                        whole = self.upload(hash, whole).await?;
-                        Pattern::of_upload(source)
-                    } else {
-                        let pattern = Pattern::of(source);
-                        if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
-                            return Err(StepProblem::Missing(source.clone()));
-                        }
-                        pattern
-                    };
+                    if !self.source(from.clone()).await?.archive(&pattern.root, &mut whole).await? {
+                        return Err(StepProblem::Missing(source.clone()));
+                    }
                     let (archive, arranged) = self.arranged(whole, source.clone(), pattern, place).await?;
                     deliver(machine, place, arranged.into_directory, archive).await?;
                 }
@@ -130,14 +123,6 @@ impl<M: Machines> Build<'_, M> {
         deliver(machine, place, into_directory, archive).await
     }
 
-    /// Writes an upload as a plain archive.
-    async fn upload(&self, hash: &str, mut output: File) -> Result<File, StepProblem> {
-        let uploads = self.request.uploads.ok_or_else(|| StepProblem::Missing(format!("upload {hash}")))?;
-        let archive = as_tar(uploads.open(hash)?, "an upload")?;
-        let archive = archive.ok_or_else(|| StepProblem::Unsupported("an upload that is not a tar archive".into()))?;
-        blocking(move || io::copy(&mut Limited::new(archive, MAX_ARCHIVE), &mut output).map(|_| output)).await
-    }
-
     /// Writes the here-documents of a `COPY`.
     fn documents(&self, inline: &[Inline], place: Place<'_>) -> Result<File, StepProblem> {
         let mut writer = Writer::new(self.machines.scratch()?);
@@ -156,7 +141,7 @@ impl<M: Machines> Build<'_, M> {
 }
 
 /// Makes the directory that the files need, and extracts the archive.
-async fn deliver<M: Machine>(
+pub(crate) async fn deliver<M: Machine>(
     machine: &mut M,
     place: Place<'_>,
     into_directory: bool,

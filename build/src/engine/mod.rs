@@ -12,7 +12,7 @@
 //! May not know what a machine is, and may not let a secret reach anything but the machine of its
 //! step.
 
-mod arrange;
+pub(crate) mod arrange;
 mod blocking;
 mod copying;
 mod error;
@@ -25,14 +25,18 @@ mod staging;
 mod users;
 
 #[cfg(test)]
-mod recorder;
+pub(crate) mod recorder;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use arrange::{Pattern, Place};
+pub(crate) use copying::deliver;
 pub use error::{BuildError, StepProblem};
 pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
 pub use progress::{Event, Progress};
+pub(crate) use secrets::Output;
 pub use secrets::Secrets;
+pub(crate) use users::{NoGroup, owner};
 
 use crate::{
     context::Context,
@@ -57,23 +61,10 @@ pub struct BuildRequest<'a> {
     pub secrets: &'a Secrets,
     /// Whether states of earlier builds are used. They are replaced in any case.
     pub use_cache: bool,
-    /// Line from which steps of the target are executed even if their results are known.
-    pub fresh_from: Option<usize>,
-    /// Archives that clients uploaded, if the file names any.
-    pub uploads: Option<&'a dyn Uploads>,
     /// The reference that the image receives.
     pub tag: Option<&'a str>,
     /// When the image was made, in seconds since the Unix epoch. `None`: now.
     pub created: Option<u64>,
-}
-
-/// Archives that clients uploaded: tar, plain or with gzip. They are hostile.
-pub trait Uploads: std::fmt::Debug + Sync {
-    /// Opens an archive by its hash.
-    ///
-    /// # Errors
-    /// Fails if there is none.
-    fn open(&self, hash: &str) -> std::io::Result<std::fs::File>;
 }
 
 /// What a build made.
@@ -112,8 +103,7 @@ pub async fn build<M: Machines>(
         tag: request.tag.map(str::to_owned),
         created: request.created,
     };
-    let is_fresh = target.steps.iter().any(|planned| build.is_fresh(planned));
-    let is_known = image.key.is_none_or(|key| request.use_cache && !is_fresh && machines.has_layer(key));
+    let is_known = image.key.is_none_or(|key| request.use_cache && machines.has_layer(key));
     let digest = if is_known {
         build.report_cached(&target.steps);
         machines.publish(&image, None).await?
@@ -141,11 +131,6 @@ struct Build<'a, M: Machines> {
 }
 
 impl<M: Machines> Build<'_, M> {
-    /// Returns true if a step is executed even if its result is known.
-    fn is_fresh(&self, planned: &PlannedStep) -> bool {
-        planned.stage == self.staging.target && self.request.fresh_from.is_some_and(|line| planned.step.line >= line)
-    }
-
     fn report(&self, planned: &PlannedStep, cached: bool) {
         let (stage, text) = (planned.stage, planned.step.text.as_str());
         let (number, of) = planned.number;
@@ -183,7 +168,7 @@ impl<M: Machines> Build<'_, M> {
     async fn begin(&mut self, stage: &PlannedStage) -> Result<(M::Machine, usize), BuildError> {
         if self.request.use_cache {
             for (at, planned) in stage.steps.iter().enumerate().rev() {
-                if self.is_fresh(planned) || !planned.may_keep || !self.machines.has(planned.key) {
+                if !planned.may_keep || !self.machines.has(planned.key) {
                     continue;
                 }
                 match self.machines.restore(planned.key).await {
@@ -238,7 +223,6 @@ impl<M: Machines> Build<'_, M> {
         let staging = self.staging;
         match source {
             Source::Image(image) => Ok(self.machines.start(image).await?),
-            Source::Upload(hash) => Err(StepProblem::Missing(format!("upload {hash}"))),
             Source::Stage(index) => self.stage(&staging.stages[index]).await.map_err(|error| match error {
                 BuildError::Machine(error) => StepProblem::Machine(error),
                 // The place of the inner failure is the one that matters.

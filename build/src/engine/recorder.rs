@@ -8,36 +8,38 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Write},
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
 /// A file: its content, or `None` for a directory, and its owner.
 type Tree = BTreeMap<String, (Option<Vec<u8>>, Owner)>;
 
-#[derive(Default)]
-pub(super) struct Shared {
-    pub(super) log: Vec<String>,
-    pub(super) saved: BTreeMap<Key, Tree>,
-    pub(super) layers: BTreeSet<Key>,
-    pub(super) caches: BTreeMap<String, Vec<u8>>,
-    pub(super) published: Vec<NewImage>,
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) log: Vec<String>,
+    pub(crate) saved: BTreeMap<Key, Tree>,
+    pub(crate) layers: BTreeSet<Key>,
+    pub(crate) caches: BTreeMap<String, Vec<u8>>,
+    pub(crate) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
-    pub(super) left: Vec<String>,
-    pub(super) surroundings: Vec<u8>,
-    /// What happens on the host when a process runs.
-    pub(super) on_run: Option<Box<dyn Fn() + Send>>,
+    pub(crate) left: Vec<String>,
+    pub(crate) surroundings: Vec<u8>,
+    /// A file of the host, and what is written to it when a process runs.
+    pub(crate) on_run: Option<(PathBuf, Vec<u8>)>,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Recorder(pub(super) Arc<Mutex<Shared>>);
+pub(crate) struct Recorder(pub(crate) Arc<Mutex<Shared>>);
 
-pub(super) struct Recorded {
+#[derive(Debug)]
+pub(crate) struct Recorded {
     tree: Tree,
     shared: Arc<Mutex<Shared>>,
 }
 
 impl Recorder {
-    pub(super) fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap().log)
     }
 }
@@ -57,8 +59,8 @@ impl Machine for Recorded {
     async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
         let text = process.command.last().unwrap().clone();
         self.note(format!("run {text} as {:?} in {}", process.user, process.workdir));
-        if let Some(happens) = &self.shared.lock().unwrap().on_run {
-            happens();
+        if let Some((path, content)) = &self.shared.lock().unwrap().on_run {
+            std::fs::write(path, content).unwrap();
         }
         match text.split_once(' ') {
             Some(("exit", code)) => return Ok(code.parse().unwrap()),
@@ -180,11 +182,15 @@ impl Machines for Recorder {
     async fn start(&self, image: &BaseImage) -> Done<Recorded> {
         self.0.lock().unwrap().log.push(format!("start {}", image.digest));
         let file = |text: &str| (Some(text.as_bytes().to_vec()), Owner::default());
-        let tree = BTreeMap::from([
+        let mut tree = BTreeMap::from([
+            ("/bin/bash".to_owned(), file("")),
             ("/etc".to_owned(), (None, Owner::default())),
             ("/etc/passwd".to_owned(), file("root:x:0:0::/root:/bin/sh\napp:x:1000:100::/home/app:/bin/sh\n")),
             ("/etc/group".to_owned(), file("root:x:0:\nusers:x:100:\n")),
         ]);
+        if image.digest == "sha256:no-shell" {
+            tree.remove("/bin/bash");
+        }
         Ok(Recorded { tree, shared: self.0.clone() })
     }
 

@@ -46,7 +46,7 @@ impl Secrets {
 }
 
 /// The output of one step, on its way to the user.
-pub(super) struct Output<'a> {
+pub(crate) struct Output<'a> {
     parts: Vec<Vec<u8>>,
     waiting: [Vec<u8>; 2],
     tail: Vec<u8>,
@@ -54,11 +54,11 @@ pub(super) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(secrets: &Secrets, pass: &'a mut (dyn FnMut(Stream, &[u8]) + Send)) -> Self {
+    pub(crate) fn new(secrets: &Secrets, pass: &'a mut (dyn FnMut(Stream, &[u8]) + Send)) -> Self {
         Self { parts: secrets.parts(), waiting: [Vec::new(), Vec::new()], tail: Vec::new(), pass }
     }
 
-    pub(super) fn write(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8]) {
         if self.parts.is_empty() {
             return self.emit(stream, bytes);
         }
@@ -84,7 +84,7 @@ impl<'a> Output<'a> {
     }
 
     /// Passes on what is left, and returns the last lines.
-    pub(super) fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(&mut self.waiting[stream as usize]);
             if !rest.is_empty() {

@@ -49,7 +49,6 @@ pub(super) struct PlannedStage {
 pub(super) enum Source {
     Stage(usize),
     Image(Box<BaseImage>),
-    Upload(String),
 }
 
 #[derive(Debug)]
@@ -155,7 +154,6 @@ impl Staging {
         match from {
             Base::Stage(index) => Ok(Source::Stage(*index)),
             Base::Image(reference) => image(self.images.get(reference), reference),
-            Base::Upload(hash) => Ok(Source::Upload(hash.clone())),
             Base::Scratch => image(self.empty.as_ref(), "scratch"),
         }
     }
@@ -200,7 +198,6 @@ impl Staging {
                     Some(from) => match self.source(from)? {
                         Source::Stage(index) => drop(key.part(b"stage").key(self.stages[&index].key)),
                         Source::Image(image) => drop(key.parts(&["image", &image.digest])),
-                        Source::Upload(hash) => drop(key.parts(&["upload", &hash])),
                     },
                 }
             }

@@ -26,7 +26,6 @@ struct Setup {
     machines: Recorder,
     secrets: Secrets,
     use_cache: bool,
-    fresh_from: Option<usize>,
 }
 
 impl Setup {
@@ -35,13 +34,7 @@ impl Setup {
         fs::write(directory.path().join("a.txt"), "1").unwrap();
         fs::create_dir(directory.path().join("d")).unwrap();
         fs::write(directory.path().join("d/b"), "2").unwrap();
-        Self {
-            directory,
-            machines: Recorder::default(),
-            secrets: Secrets::default(),
-            use_cache: true,
-            fresh_from: None,
-        }
+        Self { directory, machines: Recorder::default(), secrets: Secrets::default(), use_cache: true }
     }
 
     /// Builds, and returns the log of the machines and the events.
@@ -55,8 +48,6 @@ impl Setup {
             target: None,
             secrets: &self.secrets,
             use_cache: self.use_cache,
-            fresh_from: self.fresh_from,
-            uploads: None,
             tag: Some("app"),
             created: None,
         };
@@ -114,9 +105,7 @@ fn changed_step_is_executed_with_those_after_it() {
     // So does another network.
     setup.machines.0.lock().unwrap().surroundings = b"other".to_vec();
     assert_eq!(setup.build(text).0.unwrap().executed, 3);
-    let fresh = Setup { fresh_from: Some(3), ..setup };
-    assert_eq!(fresh.build(text).0.unwrap().executed, 2);
-    let without = Setup { use_cache: false, ..fresh };
+    let without = Setup { use_cache: false, ..setup };
     assert_eq!(without.build(text).0.unwrap().executed, 3);
 }
 
@@ -266,8 +255,6 @@ fn builds_can_be_given_up_while_files_are_read() {
             target: None,
             secrets: &setup.secrets,
             use_cache: true,
-            fresh_from: None,
-            uploads: None,
             tag: None,
             created: None,
         };
@@ -365,7 +352,7 @@ fn file_that_changes_during_the_build_fails_its_step() {
     for source in ["COPY a.txt /", "ADD a.txt /", "COPY . /c/"] {
         fs::write(directory.join("a.txt"), "1").unwrap();
         let file = directory.join("a.txt");
-        setup.machines.0.lock().unwrap().on_run = Some(Box::new(move || fs::write(&file, "2").unwrap()));
+        setup.machines.0.lock().unwrap().on_run = Some((file, b"2".to_vec()));
         setup.use_cache = false;
         let error = setup.build(&format!("FROM base\nRUN one\n{source}\n")).0.unwrap_err().to_string();
         assert_eq!(error, "D:3: \"a.txt\" changed during the build");

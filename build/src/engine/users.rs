@@ -11,7 +11,7 @@ const MAX_FILE: usize = 4 << 20;
 
 /// Which group a user without one has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoGroup {
+pub(crate) enum NoGroup {
     /// Of a user by number, the group with that number, as `--chown` has it.
     SameNumber,
     /// The group that the user belongs to.
@@ -19,7 +19,7 @@ pub(super) enum NoGroup {
 }
 
 /// Returns the numbers of `user`, `user:group` or empty text for root.
-pub(super) async fn owner<M: Machine>(machine: &mut M, text: &str, no_group: NoGroup) -> Result<Owner, StepProblem> {
+pub(crate) async fn owner<M: Machine>(machine: &mut M, text: &str, no_group: NoGroup) -> Result<Owner, StepProblem> {
     if text.is_empty() {
         return Ok(Owner::default());
     }

@@ -7,8 +7,8 @@ use crate::{
     key::Key,
 };
 use sandboxvm_manager::{
-    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, Output, ProcessSpec, Sandbox,
-    SandboxName, SnapshotError, StartedSandbox,
+    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, OnDisconnect, Output, ProcessSpec,
+    ProcessSpecBuilder, Sandbox, SandboxName, SnapshotError, StartedSandbox,
 };
 use std::{
     fs::File,
@@ -39,11 +39,29 @@ impl SandboxMachine {
         self.started.sandbox()
     }
 
+    /// Starts a process that runs on without its caller. Its output is kept in the guest, as far as the
+    /// guest keeps output.
+    ///
+    /// # Errors
+    /// Fails if it does not start.
+    pub async fn start_process(&mut self, process: &Process) -> Done<()> {
+        let spec = spec(process).on_disconnect(OnDisconnect::RunOn).build().map_err(MachineError::new)?;
+        self.sandbox().exec(spec).await.map(drop).map_err(MachineError::new)
+    }
+
+    /// Takes a snapshot of the machine with its processes, under a name that no other one has.
+    ///
+    /// # Errors
+    /// Fails if the host does not admit it, or cannot write it.
+    pub async fn snapshot(&mut self, name: SandboxName) -> Done<()> {
+        self.sandbox().snapshot(name).await.map(drop).map_err(MachineError::new)
+    }
+
     /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
     fn remove_old_states(&self) {
         let Ok(snapshots) = self.manager.snapshots() else { return };
         let named = snapshots.into_iter().filter_map(|manifest| Some((manifest.created_at, manifest.name?)));
-        for name in excess_states(named.collect(), self.options.max_states) {
+        for name in excess_states(named.collect(), &self.options.states, self.options.max_states) {
             // A state that stays costs disk space, and is removed by a later build.
             let _ = self.manager.remove_snapshot(name.as_str());
         }
@@ -51,11 +69,16 @@ impl SandboxMachine {
 }
 
 /// Returns the oldest states above the maximum, of snapshots with the times at which they were made.
-fn excess_states<T: Ord>(mut snapshots: Vec<(T, SandboxName)>, maximum: usize) -> Vec<SandboxName> {
-    snapshots.retain(|(_, name)| super::is_state(name.as_str()));
+fn excess_states<T: Ord>(mut snapshots: Vec<(T, SandboxName)>, prefix: &str, maximum: usize) -> Vec<SandboxName> {
+    snapshots.retain(|(_, name)| super::is_state(name.as_str(), prefix));
     snapshots.sort();
     let excess = snapshots.len().saturating_sub(maximum.max(1));
     snapshots.into_iter().take(excess).map(|(_, name)| name).collect()
+}
+
+fn spec(process: &Process) -> ProcessSpecBuilder {
+    let user = if process.user.is_empty() { "0" } else { process.user.as_str() };
+    ProcessSpec::builder(&process.command).env(&process.env).working_directory(&process.workdir).user(user)
 }
 
 fn path(text: &str) -> Done<FilePath> {
@@ -80,9 +103,7 @@ impl Machine for SandboxMachine {
         if process.no_network && self.options.network.is_some() {
             return Err(MachineError::new("RUN --network=none is not supported in a build with a network"));
         }
-        let user = if process.user.is_empty() { "0" } else { process.user.as_str() };
-        let spec = ProcessSpec::builder(&process.command).env(&process.env).working_directory(&process.workdir);
-        let spec = spec.user(user).build().map_err(MachineError::new)?;
+        let spec = spec(process).build().map_err(MachineError::new)?;
         let mut exec = self.sandbox().exec(spec).await.map_err(MachineError::new)?;
         loop {
             match exec.output.next().await.map_err(MachineError::new)? {
@@ -181,7 +202,7 @@ impl Machine for SandboxMachine {
     }
 
     async fn save(&mut self, key: Key) -> Done<bool> {
-        let name = self.options.state_name(key);
+        let name = self.options.state_name(key)?;
         if self.manager.has_snapshot(&name) {
             // A build without a cache replaces what was kept.
             let _ = self.manager.remove_snapshot(name.as_str());
@@ -210,7 +231,7 @@ mod tests {
         let name = |text: &str| SandboxName::try_from(text.to_owned()).unwrap();
         let state = |digit: &str| name(&format!("build-{}", digit.repeat(40)));
         let snapshots = vec![(1, name("build-env")), (4, state("a")), (3, state("b")), (2, state("c")), (0, name("x"))];
-        assert_eq!(excess_states(snapshots.clone(), 2), [state("c")]);
-        assert_eq!(excess_states(snapshots, 0), [state("c"), state("b")]);
+        assert_eq!(excess_states(snapshots.clone(), "build-", 2), [state("c")]);
+        assert_eq!(excess_states(snapshots, "build-", 0), [state("c"), state("b")]);
     }
 }

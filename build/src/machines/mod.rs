@@ -23,7 +23,7 @@ use crate::{
 use kept::{Kept, KeptLayer};
 use sandboxvm_manager::{
     Bundle, CommitSpec, DiskSize, ImageStore, Manager, MemorySize, NetworkSpec, SandboxName, SandboxSpec, StartFrom,
-    SupervisionSpec, SupervisorProgram, VcpuCount,
+    SupervisionSpec, SupervisorProgram, VcpuCount, WantedLimits,
 };
 use sandboxvm_oci::{
     Addition, Composition,
@@ -40,16 +40,16 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Name of the snapshots that keep states, before the digits.
-const SNAPSHOT: &str = "build-";
+/// Name of the snapshots that keep the states of image builds, before the key.
+pub const IMAGE_STATES: &str = "build-";
 /// Number of digits in the name of a state.
 const DIGITS: usize = 40;
 
 /// Returns true for names that a build gives to states. Another snapshot is the user's, and builds
 /// neither restore nor remove it.
-fn is_state(name: &str) -> bool {
+fn is_state(name: &str, prefix: &str) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    name.strip_prefix(SNAPSHOT).is_some_and(|digits| digits.len() == DIGITS && digits.bytes().all(is_digit))
+    name.strip_prefix(prefix).is_some_and(|digits| digits.len() == DIGITS && digits.bytes().all(is_digit))
 }
 
 /// A function that brings the image of a reference into the store of the home, with the credentials
@@ -68,8 +68,14 @@ pub struct MachineOptions {
     pub network: Option<NetworkSpec>,
     /// The program that serves the network. Without one, `network` is an error.
     pub supervisor: Option<SupervisorProgram>,
-    /// Maximum number of kept states in the home. The oldest ones are removed.
+    /// What the names of kept states begin with. 1-22 characters that a name can begin with.
+    pub states: String,
+    /// Maximum number of kept states whose names begin so. The oldest ones are removed.
     pub max_states: usize,
+    /// Limits of the machines.
+    pub limits: WantedLimits,
+    /// What machines start from that do not restore a kept state. `None`: from their image.
+    pub start_from: Option<StartFrom>,
     /// Maximum size in bytes of the layer of an image, not compressed.
     pub max_layer: u64,
     /// Pulls an absent image. `None`: absent images are errors.
@@ -97,7 +103,10 @@ impl Default for MachineOptions {
             disk: DiskSize::try_from(gib(4)).unwrap_or(DiskSize::DEFAULT),
             network: None,
             supervisor: None,
+            states: IMAGE_STATES.into(),
             max_states: 32,
+            limits: WantedLimits::default(),
+            start_from: None,
             max_layer: gib(16),
             pull: None,
         }
@@ -107,12 +116,12 @@ impl Default for MachineOptions {
 impl MachineOptions {
     /// Returns the name of the snapshot of a state. The state of another kind of machine is another
     /// one.
-    fn state_name(&self, key: Key) -> SandboxName {
+    fn state_name(&self, key: Key) -> Done<SandboxName> {
         let mut kind = KeyBuilder::new("machine");
         kind.key(key).part(format!("{} {} {}", self.vcpus, self.memory.bytes(), self.disk.bytes()).as_bytes());
-        let name: String = SNAPSHOT.chars().chain(kind.finish().to_string().chars().take(DIGITS)).collect();
-        // It has the same length and characters whatever the key is, and a test makes one.
-        SandboxName::try_from(name).expect("letters, digits and a dash are a name")
+        kind.part(&reach(self.network.as_ref()));
+        let name: String = self.states.chars().chain(kind.finish().to_string().chars().take(DIGITS)).collect();
+        SandboxName::try_from(name).map_err(MachineError::new)
     }
 }
 
@@ -158,6 +167,7 @@ impl SandboxMachines {
             memory: self.options.memory,
             disk: self.options.disk,
             network: self.options.network.clone(),
+            limits: self.options.limits,
             ephemeral: true,
             ..spec
         };
@@ -200,6 +210,10 @@ impl Machines for SandboxMachines {
     }
 
     async fn start(&self, image: &BaseImage) -> Done<SandboxMachine> {
+        if let Some(start_from) = &self.options.start_from {
+            let spec = SandboxSpec { start_from: start_from.clone(), ..SandboxSpec::default() };
+            return self.launch(&self.bundle, spec).await;
+        }
         let bootable = self.images.bootable(&image.digest, |_| ()).await.map_err(MachineError::new)?;
         let bundle = Bundle { image: bootable.disk, ..self.bundle.clone() };
         let spec = SandboxSpec { image_defaults: Some(bootable.defaults), ..SandboxSpec::default() };
@@ -207,11 +221,11 @@ impl Machines for SandboxMachines {
     }
 
     fn has(&self, key: Key) -> bool {
-        self.manager.has_snapshot(&self.options.state_name(key))
+        self.options.state_name(key).is_ok_and(|name| self.manager.has_snapshot(&name))
     }
 
     async fn restore(&self, key: Key) -> Done<SandboxMachine> {
-        let start_from = StartFrom::Snapshot(self.options.state_name(key));
+        let start_from = StartFrom::Snapshot(self.options.state_name(key)?);
         self.launch(&self.bundle, SandboxSpec { start_from, ..SandboxSpec::default() }).await
     }
 
@@ -293,12 +307,12 @@ mod tests {
 
     #[test]
     fn only_names_of_states_are_taken_for_states() {
-        let name = MachineOptions::default().state_name(KeyBuilder::new("test").finish());
-        assert!(is_state(name.as_str()), "{name}");
+        let name = MachineOptions::default().state_name(KeyBuilder::new("test").finish()).unwrap();
+        assert!(is_state(name.as_str(), IMAGE_STATES), "{name}");
         let digits = "0123456789abcdef0123456789abcdef01234567";
-        assert!(is_state(&format!("build-{digits}")));
+        assert!(is_state(&format!("build-{digits}"), "build-"));
         for other in ["build-env", "build-", digits, &format!("build-{digits}0"), &format!("build-{}F", &digits[1..])] {
-            assert!(!is_state(other), "{other}");
+            assert!(!is_state(other, "build-"), "{other}");
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::{
     environment,
     failure::Failure,
-    images::{self, Opened, RegistryOptions},
+    images::{self, RegistryOptions},
     options::{
         network::{BuildNetwork, Network},
         supervision,
@@ -113,8 +113,6 @@ impl Build {
                 target: self.target.as_deref(),
                 secrets: &secrets,
                 use_cache: !self.no_cache,
-                fresh_from: None,
-                uploads: None,
                 tag: self.tag.as_deref(),
                 created,
             };
@@ -133,7 +131,7 @@ impl Build {
     }
 
     async fn build(&self, request: &BuildRequest<'_>) -> Result<Result<Built, BuildError>, Failure> {
-        let opened = Arc::new(images::open(&self.registry, None)?);
+        let opened = images::open(&self.registry, None)?;
         if let Some(tag) = &self.tag {
             // A build takes long, and its tag is needed at its end.
             opened.settings.reference(tag)?;
@@ -150,7 +148,7 @@ impl Build {
             disk: self.machine.disk,
             network,
             supervisor,
-            pull: Some(pull(opened.clone())),
+            pull: Some(pull(self.registry.clone())),
             ..MachineOptions::default()
         };
         let bundle = environment::bundle(None, None);
@@ -187,12 +185,16 @@ impl Build {
 }
 
 /// Returns a function that pulls an image with the credentials of the user.
-fn pull(opened: Arc<Opened>) -> Pull {
+fn pull(registry: RegistryOptions) -> Pull {
     Arc::new(move |text| {
-        let opened = opened.clone();
+        let registry = registry.clone();
         Box::pin(async move {
-            let reference = opened.settings.reference(&text).map_err(|failure| MachineError::new(failure.text()))?;
-            opened.pull(&reference).await.map(drop).map_err(|failure| MachineError::new(failure.text()))
+            let pulled = async {
+                // The options are for the registry of each image.
+                let opened = images::open(&registry, Some(&text))?;
+                opened.pull(&opened.settings.reference(&text)?).await.map(drop)
+            };
+            pulled.await.map_err(|failure: Failure| MachineError::new(failure.text()))
         })
     })
 }

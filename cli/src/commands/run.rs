@@ -53,7 +53,7 @@ impl Run {
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let command = image.command_line(self.entrypoint.as_ref(), &self.command);
         if command.is_empty() {
-            return Err(Failure::new("no command was given, and the image names none"));
+            return Err(Failure::new("no command was given, and none is taken from the image"));
         }
         let spec = self.process.spec(&command, OnDisconnect::Kill)?;
         let (services, network) = (self.supervision.services(), self.network.network()?);

@@ -29,7 +29,8 @@ pub(crate) struct Opened {
     pub(crate) settings: Settings,
 }
 
-/// Opens the images of the home. `host` is the registry that the options are for, as `host` or `host:port`.
+/// Opens the images of the home. The options are for the registry of
+/// `reference`.
 pub(crate) fn open(options: &RegistryOptions, reference: Option<&str>) -> Result<Opened, Failure> {
     let settings = Settings::read()?;
     let host = reference.map(|text| settings.reference(text)).transpose()?;

@@ -8,6 +8,7 @@ use crate::{
 };
 use clap::Args;
 use sandboxvm_manager::{BootableImage, ImageDefaults};
+use sandboxvm_oci::{Digest, store::Hold};
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -79,21 +80,21 @@ impl ImageOptions {
 
     async fn bootable(&self, text: &str) -> Result<BootableImage, Failure> {
         let opened = images::open(&self.registry, Some(text))?;
-        // A digest of the home's own images is not a reference.
         let reference = opened.settings.reference(text)?;
-        let pulled = || async {
-            opened.pull(&reference).await.map_err(|failure| match Path::new(text).is_file() {
-                true => failure.hinted(format!("to boot the file, give its path as ./{text}")),
-                false => failure,
-            })
-        };
-        let is_here = opened.store.images().inspect(text).is_ok();
-        match self.pull {
-            Pull::Always => drop(pulled().await?),
-            Pull::Missing if !is_here => drop(pulled().await?),
-            Pull::Missing | Pull::Never => {}
+        // The digest of a manifest names an image of the home, and no registry.
+        let is_digest = text.parse::<Digest>().is_ok();
+        let is_here = || opened.store.images().inspect(text).is_ok();
+        if is_digest || self.pull == Pull::Never || self.pull == Pull::Missing && is_here() {
+            return opened.bootable(text).await;
         }
-        opened.bootable(text).await
+        let pulled = opened.pull(&reference).await.map_err(|failure| match Path::new(text).is_file() {
+            true => failure.hinted(format!("to boot the file, give its path as ./{text}")),
+            false => failure,
+        })?;
+        // Another command may have given the reference to another image meanwhile.
+        let mut image = opened.bootable(&pulled.manifest.to_string()).await?;
+        text.clone_into(&mut image.defaults.reference);
+        Ok(image)
     }
 }
 
@@ -106,11 +107,13 @@ pub(crate) struct Image {
     pub(super) defaults: Option<ImageDefaults>,
     /// Its environment.
     pub(super) env: Vec<String>,
+    /// Keeps an image from removal until the sandbox is created.
+    _hold: Option<Hold>,
 }
 
 impl From<BootableImage> for Image {
     fn from(image: BootableImage) -> Self {
-        Self { file: Some(image.disk), defaults: Some(image.defaults), env: image.env }
+        Self { file: Some(image.disk), defaults: Some(image.defaults), env: image.env, _hold: Some(image.hold) }
     }
 }
 

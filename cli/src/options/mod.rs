@@ -103,7 +103,7 @@ impl MachineOptions {
     ) -> Result<Option<StartedSandbox>, Failure> {
         let NewSandbox { image, env, services, network, ephemeral } = new;
         let mut manager = environment::manager()?;
-        let bundle = environment::bundle(self.kernel.clone(), image.file);
+        let bundle = environment::bundle(self.kernel.clone(), image.file.clone());
         let network = network.map(|Network { spec, operator }| {
             manager = manager.clone().with_network(operator);
             spec
@@ -114,8 +114,8 @@ impl MachineOptions {
             memory: self.memory,
             disk: self.disk,
             start_from: self.start_from(),
-            env: over_environment_of_image(image.env, env),
-            image_defaults: image.defaults,
+            env: over_environment_of_image(image.env.clone(), env),
+            image_defaults: image.defaults.clone(),
             ephemeral,
             limits: self.limits.wanted(),
             services,

@@ -83,7 +83,8 @@ impl Unpacker {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| failed(error.into()))?;
         let mut command = Command::new(&self.program);
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).env_clear();
+        // A process that was taken over must not write to the terminal of the user, or read from it.
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null()).env_clear();
         let child = command.spawn().map_err(failed)?;
         drop(command);
         let unpacking = Unpacking { child, socket: ours };

@@ -1,5 +1,5 @@
-//! Makes the disk of an image. The layer process writes it to a file without a name that others know;
-//! the store gives it its name when it is complete and on disk.
+//! Makes the disk of an image. The layer process writes it to an unfinished file of the store, which
+//! gives it its name when it is complete and on disk.
 
 use super::{
     error::{ImageError, UnpackFailure},
@@ -11,7 +11,12 @@ use sandboxvm_layers::{
     Format, Limits,
     process::{Event, LayerSource, Unpacker},
 };
-use sandboxvm_oci::{Digest, ImageDetails, config::ImageConfig, manifest::Compression, store::Store};
+use sandboxvm_oci::{
+    Digest, ImageDetails,
+    config::ImageConfig,
+    manifest::Compression,
+    store::{Hold, Store},
+};
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -26,14 +31,14 @@ use std::{
 
 /// The kind of disk in the store, the end of its name.
 const KIND: &str = "erofs";
-/// Interval at which a thread that waits for the layer process checks whether someone waits for it.
+/// Interval at which a thread that waits for the layer process checks whether it was cancelled.
 const CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Time without a report after which the layer process is ended. It reports each MiB; what it does at the
 /// end, writing the metadata of the largest image that is accepted, takes seconds.
 const SILENCE: Duration = Duration::from_secs(300);
 
 /// An image with a disk that a machine can boot from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct BootableImage {
     /// The EROFS file system of all layers, for [`Bundle::image`](sandboxvm_images::bundle::Bundle).
@@ -44,6 +49,8 @@ pub struct BootableImage {
     pub env: Vec<String>,
     /// Everything that the image says.
     pub config: ImageConfig,
+    /// Keeps the image and its disk from removal. It has to live until the sandbox is created.
+    pub hold: Hold,
 }
 
 /// How far the layers of an image have been read.
@@ -91,11 +98,11 @@ impl ImageStore {
     ) -> Result<BootableImage, ImageError> {
         let details = self.images.inspect(image)?;
         let store = self.images.store();
-        let disk = store
+        let (disk, hold) = store
             .disk(details.manifest, KIND, |path| Ok(write(store, &details, unpacker, path, cancelled, progress)?))?;
         // Reading the file once for its hash here keeps that out of the first start.
         content::at(&self.manager.home, &disk)?;
-        Ok(bootable(image, details.manifest, disk, details.configuration.image))
+        Ok(bootable(image, details.manifest, disk, hold, details.configuration.image))
     }
 }
 
@@ -167,7 +174,7 @@ fn write(
     }
 }
 
-fn bootable(reference: &str, digest: Digest, disk: PathBuf, config: ImageConfig) -> BootableImage {
+fn bootable(reference: &str, digest: Digest, disk: PathBuf, hold: Hold, config: ImageConfig) -> BootableImage {
     let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     let defaults = ImageDefaults {
         reference: reference.to_owned(),
@@ -177,5 +184,5 @@ fn bootable(reference: &str, digest: Digest, disk: PathBuf, config: ImageConfig)
         entrypoint: config.entrypoint.clone(),
         command: config.cmd.clone(),
     };
-    BootableImage { disk, defaults, env: config.env.clone(), config }
+    BootableImage { disk, defaults, env: config.env.clone(), config, hold }
 }

@@ -88,8 +88,8 @@ impl CommitSpec {
 impl ImageStore {
     /// Stores everything in which the disk of a running sandbox differs from its image, as a layer
     /// on top of that image, and returns the digest of the new image's manifest. As with
-    /// [`Sandbox::disk_changes`], processes keep running meanwhile. Cancel safe: the tag is
-    /// unchanged then.
+    /// [`Sandbox::disk_changes`], processes keep running meanwhile. A call that
+    /// is cancelled sets the tag only if the layer had arrived completely.
     ///
     /// # Errors
     /// Every [`CommitError`].

@@ -35,10 +35,10 @@ pub(super) enum UnpackFailure {
     /// The layer process.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The layer process reports nothing any more.
+    /// The layer process no longer reports anything.
     #[error("the layer process reported nothing for {0} seconds")]
     Silent(u64),
-    /// The caller does not wait any more.
+    /// The caller no longer waits.
     #[error("cancelled")]
     Cancelled,
     /// A file operation failed.

@@ -37,13 +37,14 @@ impl ImageStore {
         &self.images
     }
 
-    /// Removes a reference, or every reference of an image if a digest is given, and then deletes what
+    /// Removes a reference, or the reference of an image whose manifest has this digest, and then deletes what
     /// neither another reference nor a sandbox or snapshot needs. Blocks the thread.
     ///
     /// # Errors
     /// When no image has the reference, or a file cannot be deleted.
     pub fn remove(&self, image: &str) -> Result<(Vec<Tag>, Collected), ImageError> {
-        Ok(self.images.remove(image, &self.manager.images_in_use()?)?)
+        let removed = self.images.untag(image)?;
+        Ok((removed, self.collect()?))
     }
 
     /// Removes the references of all images from which no sandbox or snapshot was made. Blocks the thread.
@@ -61,12 +62,27 @@ impl ImageStore {
     /// # Errors
     /// When a file cannot be read or deleted.
     pub fn prune(&self) -> Result<Collected, ImageError> {
-        Ok(self.images.prune(&self.manager.images_in_use()?)?)
+        let (images, partial) = (self.collect()?, self.images.store().collect_partial()?);
+        Ok(Collected { files: images.files + partial.files, bytes: images.bytes.saturating_add(partial.bytes) })
+    }
+
+    /// Deletes what no reference, sandbox, snapshot or running process needs. What is in use is found out
+    /// under the lock of the store: a sandbox that is being created holds its image until its record names it.
+    fn collect(&self) -> Result<Collected, ImageError> {
+        Ok(self.images.store().collect_except(|| Ok(self.manager.images_in_use()?))?)
     }
 
     /// Returns the layer process of the bundle.
     pub(super) fn unpacker(&self) -> Result<Unpacker, ImageError> {
         self.bundle.open_part(Part::Layers)?;
         Ok(Unpacker::new(self.bundle.layers.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_image_that_is_pulled_fits_the_layer_process() {
+        assert!(sandboxvm_oci::Limits::default().layers <= sandboxvm_layers::MAX_LAYERS);
     }
 }

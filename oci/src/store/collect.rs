@@ -9,6 +9,7 @@ use crate::{
 };
 use std::{
     collections::HashSet,
+    error::Error,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -30,7 +31,20 @@ impl Store {
     /// Fails if a file cannot be read or deleted. Nothing is deleted if a manifest that is kept
     /// cannot be read, because the blobs of its image are unknown.
     pub fn collect(&self, keep: &[Digest]) -> Result<Collected> {
+        self.collect_except(|| Ok(keep.to_vec()))
+    }
+
+    /// Like [`Self::collect`]. `keep` is asked under the lock of the store: what it does not name
+    /// is held, or not begun.
+    ///
+    /// # Errors
+    /// As [`Self::collect`], and if `keep` fails.
+    pub fn collect_except(
+        &self,
+        keep: impl FnOnce() -> std::result::Result<Vec<Digest>, Box<dyn Error + Send + Sync>>,
+    ) -> Result<Collected> {
         let _lock = self.lock()?;
+        let keep = keep().map_err(StoreError::InUse)?;
         let mut live = self.held()?;
         let tags = self.tags()?;
         let roots: HashSet<_> = tags.iter().map(|tag| tag.manifest).chain(keep.iter().copied()).collect();

@@ -2,7 +2,7 @@
 //! know what they contain: it gives each its name when it is complete, and deletes it together with
 //! its image.
 
-use super::{Store, StoreError, error::Result};
+use super::{Hold, Store, StoreError, error::Result};
 use crate::{digest::Digest, limits::MAX_MANIFEST, manifest::Manifest};
 use std::{
     error,
@@ -22,9 +22,9 @@ impl Store {
         self.root.join("disks").join(format!("{}.{kind}", manifest.hex()))
     }
 
-    /// Returns the path of the disk of an image, and builds it first if it does not exist. `build`
-    /// writes to the path that it receives, which is an empty file, or replaces it. The image stays
-    /// meanwhile. Two processes that build the same disk do so twice, and the later one is kept.
+    /// Returns the path of the disk of an image, and a hold that keeps image and disk until the caller has
+    /// opened it and noted what it uses. Builds the disk first if it does not exist. `build`
+    /// writes to the path that it receives, which is an empty file, or replaces it. Two processes that build the same disk do so twice, and the later one is kept.
     /// Blocks the thread.
     ///
     /// # Errors
@@ -38,14 +38,14 @@ impl Store {
         manifest: Digest,
         kind: &str,
         build: impl FnOnce(&Path) -> std::result::Result<(), Box<dyn error::Error + Send + Sync>>,
-    ) -> Result<PathBuf> {
+    ) -> Result<(PathBuf, Hold)> {
         let path = self.disk_path(manifest, kind);
         let parsed = Manifest::parse(&self.read_document(manifest, MAX_MANIFEST)?, &self.limits)
             .map_err(|error| StoreError::Corrupt { path: self.blob_path(manifest), problem: error.to_string() })?;
         let blobs = parsed.blobs();
         let hold = self.hold(&blobs.iter().map(|blob| blob.digest).chain([manifest]).collect::<Vec<_>>())?;
         if path.exists() {
-            return Ok(path);
+            return Ok((path, hold));
         }
         // The image may have been removed before it was held.
         self.open_blob(manifest)?;
@@ -55,7 +55,6 @@ impl Store {
         let staged = self.stage()?;
         build(staged.path()).map_err(|source| StoreError::Disk { manifest, source })?;
         staged.publish_replaced(&path)?;
-        drop(hold);
-        Ok(path)
+        Ok((path, hold))
     }
 }

@@ -79,6 +79,9 @@ pub enum StoreError {
         /// Why it failed.
         source: Box<dyn error::Error + Send + Sync>,
     },
+    /// The caller does not know which images are in use.
+    #[error("cannot find out which images are in use: {0}")]
+    InUse(#[source] Box<dyn error::Error + Send + Sync>),
     /// A thread of the runtime ended.
     #[error("the operation was cancelled")]
     Cancelled,

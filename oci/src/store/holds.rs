@@ -19,7 +19,7 @@ const MAX_HOLD: u64 = 1 << 20;
 
 /// A recorded hold. Dropping its last clone ends the hold.
 #[derive(Debug, Clone)]
-pub(crate) struct Hold {
+pub struct Hold {
     _recorded: Arc<Recorded>,
 }
 

@@ -28,7 +28,7 @@ pub use collect::Collected;
 pub use error::StoreError;
 pub use tags::Tag;
 
-pub(crate) use holds::Hold;
+pub use holds::Hold;
 pub(crate) use partial::{Partial, Staged};
 
 use crate::limits::Limits;

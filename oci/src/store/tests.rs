@@ -39,7 +39,7 @@ fn garbage_collection_keeps_tagged_held_and_kept_images() {
     let (kept, kept_layer) = image(&store, b"kept", None);
     let (_, held_layer) = image(&store, b"held", None);
     let (garbage, garbage_layer) = image(&store, b"garbage", None);
-    let disk = store.disk(garbage, "erofs", |path| Ok(std::fs::write(path, "disk")?)).unwrap();
+    let disk = store.disk(garbage, "erofs", |path| Ok(std::fs::write(path, "disk")?)).unwrap().0;
     let hold = store.hold(&[held_layer]).unwrap();
     let collected = store.collect(&[kept]).unwrap();
     assert!(collected.files >= 3 && !disk.exists(), "{collected:?}");
@@ -149,10 +149,24 @@ fn failed_build_of_a_disk_leaves_no_file() {
     });
     assert!(failed.unwrap_err().to_string().ends_with(": no"));
     assert!(names(&store, "disks").is_empty() && names(&store, "partial").is_empty());
-    let path = store.disk(manifest, "erofs", |path| Ok(std::fs::write(path, "whole")?)).unwrap();
+    let path = store.disk(manifest, "erofs", |path| Ok(std::fs::write(path, "whole")?)).unwrap().0;
     assert_eq!(std::fs::read(&path).unwrap(), b"whole");
-    assert_eq!(store.disk(manifest, "erofs", |_| Err("must not be built again".into())).unwrap(), path);
+    assert_eq!(store.disk(manifest, "erofs", |_| Err("must not be built again".into())).unwrap().0, path);
     assert!(matches!(store.disk(Digest::of(b"?"), "erofs", |_| Ok(())), Err(StoreError::Missing(_))));
+}
+
+#[test]
+fn disk_and_image_stay_as_long_as_their_hold() {
+    let (_home, store) = store();
+    let (manifest, layer) = image(&store, b"layer", None);
+    let (disk, hold) = store.disk(manifest, "erofs", |path| Ok(std::fs::write(path, "disk")?)).unwrap();
+    store.collect(&[]).unwrap();
+    assert!(disk.exists() && store.open_blob(layer).is_ok());
+    drop(hold);
+    let failed = store.collect_except(|| Err("unknown".into())).unwrap_err().to_string();
+    assert!(failed.ends_with("in use: unknown") && disk.exists(), "nothing is deleted if it is unknown: {failed}");
+    store.collect(&[]).unwrap();
+    assert!(!disk.exists() && store.open_blob(layer).is_err());
 }
 
 #[test]

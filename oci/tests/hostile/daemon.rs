@@ -55,7 +55,7 @@ async fn image_of_a_daemon_is_loaded_under_the_name_that_was_asked_for() {
     });
     let images = open(&home);
     let name = images.reference("reg.example:5000/team/app:1").unwrap();
-    let loaded = images.load_daemon(&socket, &name).await.unwrap();
+    let loaded = images.load_daemon(&socket, &name, &name).await.unwrap();
     assert_eq!((loaded.len(), &loaded[0].references[..]), (1, &[name][..]));
     assert_eq!(images.inspect("reg.example:5000/team/app:1").unwrap().layers[0].digest, Digest::of(&image.layer));
     assert_eq!(requests.lock().unwrap()[..], ["GET /images/reg.example:5000/team/app:1/get HTTP/1.1"]);
@@ -68,7 +68,7 @@ async fn failures_of_a_daemon_are_reported_and_leave_nothing() {
     let images = open(&home);
     let name = images.reference("reg.example/app:1").unwrap();
     let missing = home.path().join("none.sock");
-    let error = images.load_daemon(&missing, &name).await.unwrap_err().to_string();
+    let error = images.load_daemon(&missing, &name, &name).await.unwrap_err().to_string();
     assert!(error.contains("none.sock: No such file"), "{error}");
     let answer = |status: &str, body: &str| {
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).into_bytes()
@@ -80,14 +80,14 @@ async fn failures_of_a_daemon_are_reported_and_leave_nothing() {
         [(message, "reference does not exist[31m"), (large, "it answers 500 Internal Server Error"), (garbage, "")]
     {
         let (socket, _) = daemon(&home, move |stream| _ = stream.write_all(&bytes));
-        let error = images.load_daemon(&socket, &name).await.unwrap_err().to_string();
+        let error = images.load_daemon(&socket, &name, &name).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot load the image from docker at ") && error.ends_with(expected), "{error}");
     }
     // An archive that is cut, in the middle and before its last piece.
     for length in [30_000, archive.len()] {
         let cut = archive[..length].to_vec();
         let (socket, _) = daemon(&home, move |stream| _ = chunked(stream, &cut));
-        let loaded = images.load_daemon(&socket, &name).await;
+        let loaded = images.load_daemon(&socket, &name, &name).await;
         assert_eq!(loaded.is_ok(), length == archive.len(), "{loaded:?}");
     }
     images.remove("reg.example/app:1", &[]).unwrap();
@@ -102,8 +102,9 @@ async fn image_of_a_real_daemon_is_loaded() {
     let (socket, name) = stated.split_once(' ').unwrap();
     let home = tempfile::tempdir().unwrap();
     let images = open(&home);
-    let loaded = images.load_daemon(Path::new(socket), &images.reference(name).unwrap()).await.unwrap();
+    let wanted = images.reference(name).unwrap();
+    let loaded = images.load_daemon(Path::new(socket), &wanted, &wanted).await.unwrap();
     println!("{loaded:?}\n{:?}", images.inspect(name).unwrap());
-    let error = images.load_daemon(Path::new(socket), &images.reference("none:1").unwrap()).await.unwrap_err();
+    let error = images.load_daemon(Path::new(socket), &images.reference("none:1").unwrap(), &wanted).await.unwrap_err();
     println!("{error}");
 }

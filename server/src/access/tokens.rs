@@ -84,6 +84,19 @@ impl Tokens {
         if generation > 0 { format!("{token}-{generation}") } else { token }
     }
 
+    /// Signs a text that says for what it is, such as the path of an upload.
+    pub(crate) fn sign(&self, text: &str) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).expect("HMAC takes keys of any length");
+        mac.update(b"signed:");
+        mac.update(text.as_bytes());
+        hex::encode(&mac.finalize().into_bytes()[..24])
+    }
+
+    /// True when a signature is that of the text.
+    pub(crate) fn has_signed(&self, text: &str, signature: &str) -> bool {
+        self.sign(text).as_bytes().ct_eq(signature.as_bytes()).into()
+    }
+
     /// True when `token` is that sandbox's, of this generation; of any where the sandbox is not there any more. Takes the same
     /// time for any token of the same length.
     pub(crate) fn opens(&self, scope: Scope, id: &SandboxId, generation: Option<u32>, token: &[u8]) -> bool {

@@ -1,7 +1,7 @@
 //! Why the launcher did not do something, on its way to the front, which gives it a status of HTTP.
 
 use crate::{
-    registry::{egress::EgressError, error::RegistryError},
+    registry::{builds::BuildError, egress::EgressError, error::RegistryError},
     templates::TemplateError,
 };
 use sandboxvm_manager::{NetworkSpecError, RefusalKind};
@@ -57,6 +57,23 @@ impl Failure {
 
     pub(crate) fn no_sandbox(id: &str) -> Self {
         RegistryError::Unknown(id.to_owned()).into()
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        let why = match &error {
+            BuildError::Unknown(_) | BuildError::UnknownBuild(_) | BuildError::UnknownTag(_) => Why::NotFound,
+            BuildError::Invalid(_) | BuildError::NotWaiting(_) => Why::Invalid,
+            BuildError::Forbidden(_) => Why::Forbidden,
+            BuildError::Unsupported(_) => Why::Unsupported,
+            BuildError::Quota(_) | BuildError::Templates(_) => Why::Quota,
+            BuildError::Registry(_) => {
+                let BuildError::Registry(error) = error else { unreachable!("it was matched above") };
+                return error.into();
+            }
+        };
+        Self::new(why, error.to_string())
     }
 }
 

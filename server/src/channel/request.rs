@@ -7,9 +7,13 @@ use crate::{
     metering::{ends::How, traffic::Passed},
     registry::{egress::Egress, ingress::Ingress, record::OnTimeout},
 };
+use sandboxvm_build::e2b::TemplateStep;
 use sandboxvm_manager::SandboxId;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// A request with what continues its trace.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +55,8 @@ pub(crate) enum Request {
     Sample { handle: u64 },
     /// The environment of an open sandbox.
     Environment { handle: u64 },
+    /// Begins an upload: the answer is [`KeyId`] of its owner, with a socket for the bytes.
+    Upload(UploadClaim),
     /// The sandbox whose token signed a claim: [`Signer`].
     FindSigner(Claim),
     /// Does a sandbox run?
@@ -134,6 +140,41 @@ pub(crate) enum Operation {
     Alias {
         alias: String,
     },
+    RequestBuild {
+        name: String,
+        tags: Vec<String>,
+        cpus: Option<u32>,
+        memory: Option<u64>,
+    },
+    /// Path and query of the URL for an upload.
+    UploadPath {
+        template: String,
+        hash: String,
+    },
+    StartBuild {
+        template: String,
+        build: String,
+        spec: Box<BuildSpec>,
+    },
+    BuildStatus {
+        template: String,
+        build: String,
+        query: BuildQuery,
+    },
+    ShowTemplate {
+        id: String,
+    },
+    TemplateTags {
+        id: String,
+    },
+    AssignTags {
+        target: String,
+        tags: Vec<String>,
+    },
+    RemoveTags {
+        name: String,
+        tags: Vec<String>,
+    },
     Samples {
         id: String,
         start: Option<u64>,
@@ -159,6 +200,9 @@ impl Operation {
                 | Self::Snapshots(_)
                 | Self::Templates
                 | Self::Alias { .. }
+                | Self::BuildStatus { .. }
+                | Self::ShowTemplate { .. }
+                | Self::TemplateTags { .. }
                 | Self::Samples { .. }
                 | Self::LastSamples { .. }
                 | Self::Logs { .. }
@@ -181,6 +225,55 @@ pub(crate) struct Create {
     pub(crate) https_ports: Vec<u64>,
     pub(crate) allow_internet_access: Option<bool>,
     pub(crate) egress: Egress,
+}
+
+/// What a template is built from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BuildSpec {
+    pub(crate) from_image: Option<String>,
+    pub(crate) from_template: Option<String>,
+    pub(crate) login: Option<RegistryLogin>,
+    pub(crate) force: bool,
+    pub(crate) steps: Vec<TemplateStep>,
+    pub(crate) start_cmd: Option<String>,
+    pub(crate) ready_cmd: Option<String>,
+}
+
+/// Credentials for the registry of an image.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct RegistryLogin {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+impl fmt::Debug for RegistryLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RegistryLogin(..)")
+    }
+}
+
+/// Which part of a build's log.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct BuildQuery {
+    /// Lines to skip.
+    pub(crate) logs_offset: usize,
+    /// Maximum number of lines.
+    pub(crate) limit: Option<usize>,
+}
+
+/// What the URL of an upload says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UploadClaim {
+    pub(crate) template: String,
+    pub(crate) hash: String,
+    /// Unix time in seconds.
+    pub(crate) until: u64,
+    pub(crate) signature: String,
+    /// Bytes that will be sent.
+    pub(crate) length: u64,
 }
 
 /// One page of a list: so many rows behind the one with the token.
@@ -291,6 +384,8 @@ pub(crate) struct Facts {
     pub(crate) owner: KeyId,
     /// Whose commands and files these are unless a request says otherwise.
     pub(crate) user: String,
+    /// Where this user's processes start unless a request says otherwise.
+    pub(crate) workdir: Option<String>,
     pub(crate) ingress: Ingress,
     /// The launcher sends this request itself: its body is to be the tail of [`Request::Reach`].
     pub(crate) is_sent_by_launcher: bool,

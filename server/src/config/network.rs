@@ -100,6 +100,9 @@ pub enum NetworkConfigError {
     /// Clients that ask for nothing would get more than others may ask for.
     #[error("invalid network.default: network.permits does not cover it: {0}")]
     Default(NetworkSpecError),
+    /// Builds would get more than clients may ask for.
+    #[error("invalid images.network: network.permits does not cover it: {0}")]
+    Builds(NetworkSpecError),
 }
 
 impl Default for NetworkConfig {
@@ -196,7 +199,7 @@ impl NetworkLimits {
 }
 
 impl Reachable {
-    fn parse(&self, setting: &'static str) -> Result<(Reach, Vec<Rule>), NetworkConfigError> {
+    pub(super) fn parse(&self, setting: &'static str) -> Result<(Reach, Vec<Rule>), NetworkConfigError> {
         match self {
             Self::Named(NamedPart::None) => Ok((Reach::Nothing, Vec::new())),
             Self::Named(NamedPart::Public) => Ok((Reach::Public, Vec::new())),

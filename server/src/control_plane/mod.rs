@@ -2,6 +2,7 @@
 //! they decide nothing.
 
 mod admission;
+mod builds;
 mod error;
 mod lifetime;
 mod logs;
@@ -10,6 +11,7 @@ mod network;
 mod sandboxes;
 mod snapshots;
 mod templates;
+mod uploads;
 
 use crate::{
     app::SharedApp,
@@ -21,7 +23,7 @@ use axum::{
     extract::DefaultBodyLimit,
     http::StatusCode,
     middleware,
-    routing::{delete, get, post, put},
+    routing::{get, post, put},
 };
 use error::ApiError;
 
@@ -47,9 +49,16 @@ pub(crate) fn router(app: SharedApp) -> Router {
         .route("/v2/sandboxes/{id}/logs", get(logs::v2))
         .route("/snapshots", get(snapshots::list))
         .route("/templates", get(templates::list))
-        .route("/v2/templates", get(templates::list))
+        .route("/v2/templates", get(templates::list).post(builds::request))
+        .route("/v3/templates", post(builds::request))
+        .route("/templates/tags", post(builds::assign_tags).delete(builds::remove_tags))
+        .route("/templates/{id}/tags", get(builds::tags))
+        .route("/templates/{id}/files/{hash}", get(builds::upload_url))
+        .route("/v2/templates/{id}/builds/{build}", post(builds::start))
+        .route("/templates/{id}/builds/{build}/status", get(builds::status))
+        .route("/templates/{id}/builds/{build}/logs", get(builds::logs))
         .route("/templates/aliases/{alias}", get(templates::alias))
-        .route("/templates/{id}", delete(snapshots::remove))
+        .route("/templates/{id}", get(builds::show).delete(snapshots::remove))
         .fallback(|| async {
             ApiError::new(
                 StatusCode::NOT_IMPLEMENTED,
@@ -66,6 +75,8 @@ pub(crate) fn router(app: SharedApp) -> Router {
     Router::new()
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
         .route("/readiness", get(ready))
+        // Its URL carries the right to it.
+        .route("/uploads/{template}/{hash}", put(uploads::receive).layer(DefaultBodyLimit::disable()))
         .merge(api)
         .with_state(app)
 }

@@ -78,6 +78,7 @@ impl Launcher {
             Ok(Some((record, grant))) => Verdict::Allowed(Facts {
                 owner: record.owner,
                 user: record.user,
+                workdir: record.workdir,
                 ingress: record.ingress,
                 is_sent_by_launcher: grant.sends.is_some(),
             }),

@@ -8,6 +8,7 @@
 //! The front may have been taken over. So nothing that it sends is believed: the key of each operation, the token of each
 //! sandbox, the bounds of each value are checked here, and what one front holds at the same time is bounded.
 
+mod builds;
 mod doors;
 #[cfg(test)]
 mod drill_tests;

@@ -50,6 +50,9 @@ impl Launcher {
         if key.limits.read_only && !operation.looks_only() {
             return Err(Failure::new(Why::Forbidden, "this API key is read-only"));
         }
+        if let Operation::StartBuild { template, build, spec } = operation {
+            return self.start_build(&key, &template, &build, *spec);
+        }
         self.operate_as(&key, operation).await
     }
 
@@ -117,6 +120,18 @@ impl Launcher {
                 let (id, public) = registry.alias(key, &alias)?;
                 Ok(json!({ "templateID": id, "public": public }))
             }
+            Operation::RequestBuild { name, tags, cpus, memory } => self.request_build(key, &name, &tags, cpus, memory),
+            Operation::UploadPath { template, hash } => self.upload_path(key, &template, &hash),
+            // Begun by `operate`.
+            Operation::StartBuild { .. } => Err(Failure::internal("a build was not started")),
+            Operation::BuildStatus { template, build, query } => self.build_status(key, &template, &build, query),
+            Operation::ShowTemplate { id } => self.show_template(key, &id),
+            Operation::TemplateTags { id } => self.template_tags(key, &id),
+            Operation::AssignTags { target, tags } => {
+                let build = registry.assign_tags(key, &target, &tags)?;
+                Ok(json!({ "buildID": build, "tags": tags }))
+            }
+            Operation::RemoveTags { name, tags } => value(&registry.remove_tags(key, &name, &tags)?),
             Operation::Samples { id, start, end } => {
                 let entry = self.find(key, &id)?;
                 registry.sample(&entry)?;

@@ -245,9 +245,12 @@ impl Channel {
             Request::Authenticate { secret } => Answer::of(&launcher.key(&secret)?)?,
             Request::Operate { secret, operation } => {
                 let of_kind = match operation {
-                    Operation::List(_) | Operation::Logs { .. } | Operation::Snapshots(_) | Operation::Templates => {
-                        &launcher.places.long_operations
-                    }
+                    Operation::List(_)
+                    | Operation::Logs { .. }
+                    | Operation::Snapshots(_)
+                    | Operation::Templates
+                    | Operation::BuildStatus { .. }
+                    | Operation::StartBuild { .. } => &launcher.places.long_operations,
                     _ => &launcher.places.operations,
                 };
                 permits.push(Arc::clone(of_kind).acquire_owned().await.map_err(|_| ended())?);
@@ -283,6 +286,10 @@ impl Channel {
                 permits.push(Arc::clone(&launcher.places.operations).acquire_owned().await.map_err(|_| ended())?);
                 let open = self.opened(handle).ok_or_else(not_open)?;
                 Answer::of(&open.whole()?.sandbox.record().env)?
+            }
+            Request::Upload(claim) => {
+                let (owner, socket) = Arc::clone(launcher).begin_upload(&claim)?;
+                Answer { descriptors: vec![socket], ..Answer::of(&owner)? }
             }
             Request::FindSigner(claim) => {
                 let (signer, kept) = Arc::clone(launcher).signer(claim, std::mem::take(permits)).await?;

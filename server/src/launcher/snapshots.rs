@@ -2,6 +2,7 @@
 
 use super::{
     Launcher,
+    builds::template_of,
     operations::value,
     paging::page,
     views::{snapshot_row, template_row},
@@ -60,7 +61,7 @@ impl Launcher {
 
     /// Removes a snapshot of the key. Configured templates are the operator's.
     pub(super) fn remove_snapshot(&self, key: &Key, id: &str) -> Result<Value, Failure> {
-        if self.registry.remove_snapshot(key, id)? {
+        if self.registry.remove_built(key, id)? || self.registry.remove_snapshot(key, id)? {
             return Ok(Value::Null);
         }
         if self.registry.templates.contains_key(id) {
@@ -85,6 +86,7 @@ impl Launcher {
             let made = SystemTime::UNIX_EPOCH + Duration::from_millis(snapshot.created_at);
             Some(template_row(snapshot.id.as_str(), &snapshot.names, shape, made, false))
         });
-        Ok(configured.chain(own).collect())
+        let built = self.registry.builds.templates.of(&key.id).into_iter();
+        Ok(configured.chain(own).chain(built.map(|template| template_of(&template))).collect())
     }
 }

@@ -10,9 +10,10 @@ use super::{
 };
 use crate::{
     access::keys::Key,
+    config::TemplateConfig,
     quotas::{count::Reserved, starts::StartPermit},
     store::FORMAT,
-    templates::{self, Source, TemplateId},
+    templates::{self, Ready, Source, TemplateError, TemplateId, built},
 };
 use sandboxvm_manager::{NetworkSpec, PoolRequest, Reach, SandboxName, SandboxSpec, StartFrom, WantedLimits};
 use std::{
@@ -41,7 +42,7 @@ impl Registry {
     /// Makes a sandbox and answers when its agent listens and it knows who it is.
     #[tracing::instrument(skip_all)]
     pub(crate) async fn create(&self, key: &Key, wanted: NewSandbox) -> Result<Arc<Entry>, RegistryError> {
-        let source = templates::find(&self.templates, self.snapshots.of(&key.id), key, &wanted.template)?;
+        let source = self.source(key, &wanted.template)?;
         let network = self.network_from(key, &source, &wanted)?;
         let mut reserved = self.reserve(key, 1)?;
         self.check_audit(key).await?;
@@ -51,6 +52,19 @@ impl Registry {
         let made = self.make(key, wanted, source, (name.clone(), network), &mut reserved, permit).await;
         self.intents.remove(name.as_str())?;
         made
+    }
+
+    /// Finds what a sandbox is to be made from: a build of the key's own, or what [`templates::find`] finds.
+    fn source(&self, key: &Key, asked: &str) -> Result<Source<'_>, RegistryError> {
+        let (name, which) = built::with_tag(asked);
+        let found = if key.limits.templates.is_empty() { self.builds.templates.find(&key.id, name) } else { None };
+        let Some(template) = found else {
+            return Ok(templates::find(&self.templates, self.snapshots.of(&key.id), key, asked)?);
+        };
+        let unknown = || TemplateError::Unknown(asked.to_owned());
+        let (_, result) = template.ready(which).ok_or_else(unknown)?;
+        let template = TemplateId(template.id.as_str().to_owned());
+        Ok(Source::Built(Box::new(Ready { template, result: result.clone() })))
     }
 
     /// Returns the network of a new sandbox. A machine that is restored has a network card if its snapshot has: one without has
@@ -70,6 +84,7 @@ impl Registry {
                 _ => None,
             },
             Source::Snapshot(snapshot) => Some(&snapshot.id).filter(|_| snapshot.memory),
+            Source::Built(ready) => Some(&ready.result.snapshot),
         };
         let Some(snapshot) = snapshot.filter(|_| network.is_some()) else { return Ok(network) };
         if self.manager.snapshot_has_network_card(snapshot)? {
@@ -92,11 +107,21 @@ impl Registry {
         permit: StartPermit,
     ) -> Result<Arc<Entry>, RegistryError> {
         let request = PoolRequest { name: Some(name), env: wanted.env, ephemeral: false, network };
-        let (mut started, template, origin, user) = match source {
+        let (mut started, template, origin, user, workdir) = match source {
             Source::Template(template) => {
                 let name = templates::untagged(&wanted.template).to_owned();
                 let started = template.start(&self.manager, &self.bundle, request).await?;
-                (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone())
+                (started, TemplateId(name.clone()), TemplateId(name), template.config.user.clone(), None)
+            }
+            Source::Built(ready) => {
+                let PoolRequest { name, env, ephemeral, network } = request;
+                let built::Result { snapshot, user, workdir, env: of_template } = ready.result;
+                let env = over_environment(of_template, env);
+                let start_from = StartFrom::Snapshot(snapshot);
+                let limits = TemplateConfig::default().spec("template").map(|spec| spec.limits).unwrap_or_default();
+                let spec = SandboxSpec { name, env, ephemeral, network, start_from, limits, ..SandboxSpec::default() };
+                let started = self.manager.start(&self.bundle, &spec).await?;
+                (started, ready.template.clone(), ready.template, user, Some(workdir))
             }
             Source::Snapshot(snapshot) => {
                 let PoolRequest { name, env, ephemeral, network } = request;
@@ -110,7 +135,7 @@ impl Registry {
                 let limits = self.templates.get(&origin.0).map_or_else(WantedLimits::default, |own| own.spec.limits);
                 let spec = SandboxSpec { name, env, ephemeral, network, start_from, limits, ..SandboxSpec::default() };
                 let started = self.manager.start(&self.bundle, &spec).await?;
-                (started, TemplateId(snapshot.id.as_str().to_owned()), origin, snapshot.user)
+                (started, TemplateId(snapshot.id.as_str().to_owned()), origin, snapshot.user, snapshot.workdir)
             }
         };
         // Only the guest is waited for: see `starts`.
@@ -143,6 +168,7 @@ impl Registry {
             allow_internet_access: wanted.allow_internet_access,
             egress: wanted.egress.shown(),
             user,
+            workdir,
             phase: Phase::Running,
         };
         self.records.put(record.id.as_str(), &record)?;
@@ -152,9 +178,21 @@ impl Registry {
 
     /// The ID of what an alias means to a key, and whether all keys have it.
     pub(crate) fn alias(&self, key: &Key, alias: &str) -> Result<(String, bool), RegistryError> {
-        match templates::find(&self.templates, self.snapshots.of(&key.id), key, alias)? {
+        match self.source(key, alias)? {
+            Source::Built(ready) => Ok((ready.template.0, false)),
             Source::Template(_) => Ok((templates::untagged(alias).to_owned(), true)),
             Source::Snapshot(snapshot) => Ok((snapshot.id.as_str().to_owned(), false)),
         }
     }
+}
+
+/// The environment of a template with what a client states over it.
+fn over_environment(of_template: Vec<String>, stated: Vec<String>) -> Vec<String> {
+    fn name(entry: &str) -> Option<&str> {
+        entry.split('=').next()
+    }
+    let is_stated = |entry: &String| stated.iter().any(|other| name(other) == name(entry));
+    let mut env: Vec<String> = of_template.into_iter().filter(|entry| !is_stated(entry)).collect();
+    env.extend(stated);
+    env
 }

@@ -11,6 +11,8 @@
 //! [`Registry`] itself is in `state`, with what keeps entries and records the same; each of the other modules adds the methods
 //! of one concern to it. `templates`, `quotas` and `metering` are beside this room and know nothing of it.
 
+mod building;
+pub(crate) mod builds;
 mod create;
 pub(crate) mod egress;
 pub(crate) mod entry;

@@ -1,6 +1,6 @@
 //! What one key may have, checked before anything is made for it: sandboxes, snapshots, disk space, audit logs.
 
-use super::{entry::Entry, error::RegistryError, record::Phase, state::Registry};
+use super::{building::states_of, entry::Entry, error::RegistryError, record::Phase, state::Registry};
 use crate::{
     access::keys::{Key, KeyId},
     quotas::count::Reserved,
@@ -33,8 +33,12 @@ impl Registry {
 
     /// Refuses what would write a sandbox's memory to the disk where its key may not have so much more there.
     pub(super) async fn check_storage(&self, key: &Key, entry: &Entry) -> Result<(), RegistryError> {
+        self.check_storage_for(key, self.sandbox(entry)?.record().memory_bytes.bytes()).await
+    }
+
+    /// Refuses what would take so many bytes more where its key may not have them.
+    pub(super) async fn check_storage_for(&self, key: &Key, more: u64) -> Result<(), RegistryError> {
         let most_mib = key.limits.storage_mib.unwrap_or(self.storage.mib);
-        let more = self.sandbox(entry)?.record().memory_bytes.bytes();
         let used = self.stored_by(&key.id).await?;
         if used.saturating_add(more) > most_mib.saturating_mul(MIB) {
             return Err(RegistryError::StorageQuota { used_mib: used / MIB, more_mib: more / MIB, most_mib });
@@ -42,7 +46,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Bytes that a key's sandboxes and snapshots take on the disk.
+    /// Bytes that a key's sandboxes, snapshots, builds, kept states of builds and uploads take on the disk.
     pub(super) async fn stored_by(&self, owner: &KeyId) -> Result<u64, RegistryError> {
         let mut snapshots: Vec<_> = self.snapshots.of(owner).into_iter().map(|snapshot| snapshot.id).collect();
         let mut sandboxes = Vec::new();
@@ -52,10 +56,15 @@ impl Registry {
                 snapshots.push(snapshot);
             }
         }
+        snapshots.extend(self.builds.templates.snapshots(Some(owner)));
+        let states = states_of(owner);
+        let all = self.manager.snapshots()?.into_iter().filter_map(|manifest| manifest.name);
+        snapshots.extend(all.filter(|name| name.as_str().starts_with(&states)));
+        let uploads = self.builds.uploads.bytes_of(owner);
         let manager = self.manager.clone();
         // A file system that is slow to answer must not keep requests waiting.
         let counted = tokio::task::spawn_blocking(move || manager.disk_usage(&sandboxes, &snapshots)).await;
-        counted.map_err(|error| RegistryError::Task(io::Error::other(error)))
+        counted.map(|bytes| bytes.saturating_add(uploads)).map_err(|error| RegistryError::Task(io::Error::other(error)))
     }
 
     /// Refuses a new sandbox to a key whose logs take all that they may.

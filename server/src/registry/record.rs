@@ -43,6 +43,9 @@ pub(crate) struct Record {
     pub(crate) egress: Egress,
     /// Whose commands and files these are unless a request says otherwise.
     pub(crate) user: String,
+    /// Where this user's processes start unless a request says otherwise; in the user's home where it is not stated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) workdir: Option<String>,
     pub(crate) phase: Phase,
 }
 
@@ -121,6 +124,7 @@ pub(crate) mod tests {
             allow_internet_access: None,
             egress: Egress::default(),
             user: "user".into(),
+            workdir: None,
             phase: Phase::Running,
         }
     }

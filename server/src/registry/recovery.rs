@@ -24,6 +24,7 @@ impl Registry {
     pub(crate) async fn recover(&self) -> Result<Recovered, RegistryError> {
         let mut recovered = Recovered::default();
         let records = self.records.all()?;
+        self.remove_lost_builds()?;
         let mut network_changes = Vec::new();
         for intent in self.intents.all()? {
             match &intent {

@@ -65,6 +65,7 @@ impl Registry {
             origin: record.origin,
             created_at: unix_millis(SystemTime::now()),
             user: record.user,
+            workdir: record.workdir,
             memory: back == Back::WithMemory,
         };
         if let Err(error) = reserved.becomes(|| self.snapshots.add(made.clone())) {

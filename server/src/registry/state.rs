@@ -1,7 +1,7 @@
 //! The sandboxes that a server knows, and their records on disk. The methods here keep the two the same; `create`, `lifecycle`
 //! and their siblings decide what happens to a sandbox.
 
-use super::{egress::Egress, entry::Entry, error::RegistryError, record::Record};
+use super::{building::Builds, egress::Egress, entry::Entry, error::RegistryError, record::Record};
 use crate::{
     access::{keys::KeyId, tokens::random},
     config::{
@@ -47,6 +47,7 @@ pub(crate) struct Registry {
     pub(crate) templates: BTreeMap<String, Template>,
     pub(super) records: Store<Record>,
     pub(super) snapshots: SnapshotIndex,
+    pub(crate) builds: Builds,
     pub(super) intents: Store<Intent>,
     entries: RwLock<HashMap<SandboxId, Arc<Entry>>>,
     /// Notified when the end of a sandbox's time changes.
@@ -85,9 +86,12 @@ impl Registry {
         let directory = manager.root().join("server");
         let network = config.network.network()?;
         let manager = manager.with_network(network.operator());
+        let of_builds = config.images.network()?;
+        network.permits.check(&of_builds).map_err(NetworkConfigError::Builds)?;
         Ok(Self {
             records: Store::open(directory.join("sandboxes"))?,
             snapshots: SnapshotIndex::open(directory.join("snapshots"))?,
+            builds: Builds::open(&directory, &config.images, of_builds)?,
             intents: Store::open(directory.join("intents"))?,
             templates: templates::configured(config, &network, &manager, &bundle)?,
             entries: RwLock::default(),

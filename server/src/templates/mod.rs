@@ -1,5 +1,6 @@
 //! What sandboxes are made from: the configured templates, each with its pool, and the snapshots that clients made.
 
+pub(crate) mod built;
 pub(crate) mod snapshot_index;
 
 use crate::{
@@ -50,6 +51,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) created_at: u64,
     /// Whose commands and files are those of sandboxes made from it.
     pub(crate) user: String,
+    /// Where this user's processes start unless a request says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) workdir: Option<String>,
     /// False: what is made from it boots from its disk.
     #[serde(default = "with_memory")]
     pub(crate) memory: bool,
@@ -139,6 +143,15 @@ fn has_card(template: &str, spec: &SandboxSpec, manager: &Manager) -> bool {
 pub(crate) enum Source<'t> {
     Template(&'t Template),
     Snapshot(SnapshotRecord),
+    /// A build of a template of the key's own.
+    Built(Box<Ready>),
+}
+
+/// A build that is ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) template: TemplateId,
+    pub(crate) result: built::Result,
 }
 
 /// Finds what `asked` is: a template's name, the ID or name of one of the key's own snapshots (newest first, so that the last

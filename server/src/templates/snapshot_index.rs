@@ -87,6 +87,7 @@ mod tests {
             origin: None,
             created_at,
             user: "user".into(),
+            workdir: None,
             memory: true,
         }
     }

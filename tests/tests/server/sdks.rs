@@ -2,6 +2,7 @@
 //! assertions are in `tests/sdk`, with one program for each area. Each program is one test here,
 //! and `every_program_is_a_test` checks that.
 
+use crate::registry::{self, Registry};
 use sandboxvm_tests::{
     cli::Invocation,
     home::Home,
@@ -9,6 +10,7 @@ use sandboxvm_tests::{
 };
 use std::{
     env, fs,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -17,7 +19,7 @@ use std::{
 macro_rules! programs {
     ($($test:ident: $path:literal $(, soak = $soak:literal)?;)*) => {
         /// All programs, below `tests/sdk`.
-        const PROGRAMS: &[&str] = &[GIT, NETWORK, CELLS, $($path),*];
+        const PROGRAMS: &[&str] = &[GIT, NETWORK, CELLS, TEMPLATES, $($path),*];
         $(
             #[test]
             $(#[ignore = $soak])?
@@ -52,6 +54,7 @@ programs! {
 
 const GIT: &str = "python/git.py";
 const NETWORK: &str = "python/network.py";
+const TEMPLATES: &str = "python/templates.py";
 const CELLS: &str = "code_interpreter/cells.py";
 /// A module that the Python programs import. It is not a program.
 const EXPECT: &str = "python/expect.py";
@@ -67,6 +70,55 @@ fn networks_are_asked_for_and_changed_by_the_python_client() {
     let Some(home) = Home::with_kvm() else { return };
     let config = format!("network = {{ default = \"public\", dns_servers = false }}\n{}", small_config());
     run_in(&home, &config, NETWORK, Duration::from_secs(300));
+    home.assert_nothing_left();
+}
+
+/// An image with bash and little else, from a registry on loopback that the operator permits.
+fn image_with_bash(home: &Home) -> Registry {
+    let root = home.scratch("root");
+    for directory in ["bin", "etc", "tmp"] {
+        fs::create_dir_all(root.join(directory)).expect("the test's directory can be written");
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("a directory of this test");
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("the package busybox-static is installed");
+    for applet in ["sh", "cat", "id", "stat", "sleep", "env"] {
+        symlink("busybox", root.join("bin").join(applet)).expect("a new name");
+    }
+    fs::copy("/bin/bash", root.join("bin/bash")).expect("the host has bash");
+    let listed = Command::new("ldd").arg("/bin/bash").output().expect("the host has ldd");
+    for library in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        let place = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(place.parent().expect("a file is in a directory")).expect("a directory of this test");
+        fs::copy(library, place).expect("a library of the host");
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").expect("a directory of this test");
+    fs::write(root.join("etc/group"), "root:x:0:\n").expect("a directory of this test");
+    let layout = home.scratch("layout");
+    registry::layout(&layout, &root, &["--config.env=PATH=/bin"]);
+    let registry = Registry::start(tempfile::tempdir().expect("a temporary directory"), "", "");
+    registry.fill(&layout, "test", "app");
+    registry
+}
+
+#[test]
+fn templates_are_built_from_an_image_by_the_python_client() {
+    let Some(home) = Home::with_kvm() else { return };
+    let registry = image_with_bash(&home);
+    let host = registry.host();
+    let config = format!("[images]\nregistries = [\"{host}\"]\nplain_http = [\"{host}\"]\n");
+    let sdks = env::var_os("SANDBOXVM_TEST_SDKS").expect("scripts/test sets SANDBOXVM_TEST_SDKS: scripts/lib/sdks.sh");
+    let server = Server::start(&home, &config);
+    let (python, image) = (Path::new(&sdks).join("python/bin/python"), format!("{host}/app"));
+    let variables = [("TEMPLATE_IMAGE", image.as_str())];
+    let within = Duration::from_secs(600);
+    server.runs_with(&python, &sdk_programs().join(TEMPLATES), Path::new(&sdks), within, &variables);
+    server.stop();
+    let snapshots = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
+    assert!(snapshots.lines().all(|name| name.starts_with("step-")), "the template was deleted: {snapshots}");
+    home.remove_snapshots();
+    home.cli(["image", "prune", "--all"]).run().succeeds();
+    // Uploads stay for later builds.
+    fs::remove_dir_all(home.path().join("server/uploads")).expect("the client uploaded files");
     home.assert_nothing_left();
 }
 

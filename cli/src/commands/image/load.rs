@@ -40,11 +40,8 @@ impl Load {
             let image = opened.settings.reference(image)?;
             let socket = environment::docker_socket()?;
             return runtime::block_on(async {
-                let loading = opened.store.images().load_daemon(&socket, &image);
+                let loading = opened.store.images().load_daemon(&socket, &image, name.as_ref().unwrap_or(&image));
                 let loaded = progress::during("loading", loading).await?;
-                if let Some(name) = &name {
-                    opened.store.images().tag(&image.to_string(), &name.to_string())?;
-                }
                 finish(&opened, &loaded).await
             });
         }

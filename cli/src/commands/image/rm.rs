@@ -11,7 +11,7 @@ use clap::Args;
 /// Remove images; sandboxes that were created from them keep working
 #[derive(Debug, Args)]
 pub(super) struct Rm {
-    /// References of images; the digest of a manifest stands for all references of the image
+    /// References of images, or the digest of the manifest of an image that has one reference
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }

@@ -91,6 +91,11 @@ impl Target {
         &self.reached.facts.user
     }
 
+    /// Where this user's processes start unless a request says otherwise; `None` in most sandboxes: in the user's home.
+    pub(super) fn workdir(&self) -> Option<&str> {
+        self.reached.facts.workdir.as_deref()
+    }
+
     pub(super) fn sandbox(&self) -> &RemoteSandbox {
         &self.reached.sandbox
     }

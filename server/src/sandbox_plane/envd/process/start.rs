@@ -140,10 +140,15 @@ async fn relay(
 
 /// Where a process starts: a path that does not begin at the root begins at the user's home.
 async fn directory(call: &Call, cwd: Option<&str>) -> Result<Option<String>, ConnectError> {
-    let path = match cwd {
-        None | Some("" | "~" | "~/") => return Ok(None),
-        Some(path) if path.starts_with('/') => path.to_owned(),
-        Some(path) => {
+    let path = match (cwd.filter(|path| !path.is_empty()), call.target.workdir()) {
+        (None, Some(workdir)) if call.user.as_bytes() == call.target.user().as_bytes() => {
+            return Ok(Some(workdir.to_owned()));
+        }
+        // The agent would take the directory of the image.
+        (None | Some("~" | "~/"), Some(_)) => return Ok(Some(home(call).await?.path)),
+        (None | Some("~" | "~/"), None) => return Ok(None),
+        (Some(path), _) if path.starts_with('/') => path.to_owned(),
+        (Some(path), _) => {
             let below = below_home(path)?;
             let home = home(call).await?;
             format!("{}/{below}", home.path.trim_end_matches('/'))
