@@ -65,7 +65,7 @@ pub(crate) struct Place<'a> {
 
 impl Place<'_> {
     /// Returns the place with its path in another string, which a thread can own.
-    pub(super) fn of(self, target: &str) -> Place<'_> {
+    pub(crate) fn of(self, target: &str) -> Place<'_> {
         let Self { target: _, is_directory, owner, chmod } = self;
         Place { target, is_directory, owner, chmod }
     }

@@ -6,7 +6,7 @@ use super::{error::StepProblem, machine::MachineError};
 
 /// Runs `work` on a thread for blocking work. If the future is dropped, work that has begun ends on
 /// its own, and its result is dropped.
-pub(super) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, StepProblem>
+pub(crate) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, StepProblem>
 where
     T: Send + 'static,
     E: Send + 'static,

@@ -30,6 +30,7 @@ pub(crate) mod recorder;
 mod tests;
 
 pub(crate) use arrange::{Pattern, Place};
+pub(crate) use blocking::blocking;
 pub(crate) use copying::deliver;
 pub use error::{BuildError, StepProblem};
 pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
