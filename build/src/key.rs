@@ -35,9 +35,24 @@ impl KeyBuilder {
         self
     }
 
+    /// Adds a part that may be absent, which differs from an empty one.
+    pub fn optional(&mut self, bytes: Option<&[u8]>) -> &mut Self {
+        self.0.update([u8::from(bytes.is_some())]);
+        match bytes {
+            Some(bytes) => self.part(bytes),
+            None => self,
+        }
+    }
+
+    /// Adds the length of a list. It belongs before its items.
+    pub fn count(&mut self, length: usize) -> &mut Self {
+        self.0.update((length as u64).to_le_bytes());
+        self
+    }
+
     /// Adds a list of parts.
     pub fn parts<T: AsRef<[u8]>>(&mut self, parts: &[T]) -> &mut Self {
-        self.0.update((parts.len() as u64).to_le_bytes());
+        self.count(parts.len());
         for part in parts {
             self.part(part.as_ref());
         }

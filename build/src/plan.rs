@@ -1,8 +1,12 @@
 //! Which stages a target needs, and what the steps of a stage are once the configuration of its
 //! base image is known. Executes nothing.
 
+mod mounts;
+
+pub use mounts::Mount;
+
 use crate::dockerfile::{
-    Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, Mount, expand, expand_document, split,
+    Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, expand, expand_document, split,
 };
 use sandboxvm_oci::config::{Healthcheck, ImageConfig};
 use std::{
@@ -13,9 +17,12 @@ use std::{
 /// Variables that exist without `ARG`. They are not part of a key unless an `ARG` names them.
 const PREDEFINED: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
-/// Maximum number of bytes that the variables and steps of a stage have together. A short file could
+/// Maximum number of bytes that the variables and steps of all stages have together. A short file could
 /// otherwise expand to any size.
 const MAX_EXPANDED: usize = 64 << 20;
+/// Maximum number of bytes that the values of the `ARG` before the first `FROM` have together. Each stage
+/// looks at all of them.
+const MAX_GLOBALS: usize = 1 << 20;
 
 /// Values for `ARG`, by name.
 pub type BuildArgs = BTreeMap<String, String>;
@@ -77,6 +84,22 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Returns the number of bytes of what can be large.
+    fn size(&self) -> usize {
+        let sum = |list: &[String]| list.iter().map(String::len).sum::<usize>();
+        match self {
+            Self::Run { command, env, proxies, user, workdir, .. } => {
+                sum(command) + sum(env) + sum(proxies) + user.len() + workdir.len()
+            }
+            Self::Copy { sources, inline, target, .. } => {
+                sum(sources) + inline.iter().map(|document| document.content.len()).sum::<usize>() + target.len()
+            }
+            Self::Directory { path, user } => path.len() + user.len(),
+        }
+    }
+}
+
 /// A step that changes the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -102,7 +125,17 @@ fn fail(file: &Dockerfile, line: usize, message: impl ToString) -> DockerfileErr
 }
 
 fn too_long() -> String {
-    format!("the values and commands of the stage have more than {} MiB", MAX_EXPANDED >> 20)
+    format!("the values and commands of all stages have more than {} MiB", MAX_EXPANDED >> 20)
+}
+
+/// What the stages of a file may still expand to.
+#[derive(Debug)]
+pub(crate) struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(MAX_EXPANDED)
+    }
 }
 
 /// Returns the value of each `ARG` before the first `FROM`.
@@ -118,8 +151,9 @@ fn globals(file: &Dockerfile, args: &BuildArgs) -> Result<BTreeMap<String, Strin
             (None, None) => None,
         };
         total = total.saturating_add(given.as_ref().map_or(0, String::len));
-        if total > MAX_EXPANDED {
-            return Err(fail(file, 1, too_long()));
+        if total > MAX_GLOBALS {
+            let maximum = MAX_GLOBALS >> 20;
+            return Err(fail(file, 1, format!("the values of ARG before FROM have more than {maximum} MiB")));
         }
         values.extend(given.map(|value| (name.clone(), value)));
     }
@@ -195,16 +229,8 @@ pub fn needed(file: &Dockerfile, target: Option<&str>, args: &BuildArgs) -> Resu
         };
         add(base(file, index, args)?);
         for located in &file.stages[index].instructions {
-            match &located.instruction {
-                Instruction::Copy(Copy { from: Some(name), .. }) => add(find_from(file, index, name)),
-                Instruction::Run(run) => {
-                    for mount in &run.mounts {
-                        if let Mount::Bind { from: Some(name), .. } = mount {
-                            add(find_from(file, index, name));
-                        }
-                    }
-                }
-                _ => {}
+            if let Instruction::Copy(Copy { from: Some(name), .. }) = &located.instruction {
+                add(find_from(file, index, name));
             }
         }
     }
@@ -212,15 +238,27 @@ pub fn needed(file: &Dockerfile, target: Option<&str>, args: &BuildArgs) -> Resu
     Ok(needed.into_iter().collect())
 }
 
-/// Expands the instructions of a stage on the configuration of its base.
+/// Expands the instructions of one stage on the configuration of its base.
 ///
 /// # Errors
-/// Fails with the line if a variable cannot be expanded or the base has triggers.
+/// Fails with the line if a variable cannot be expanded, if the base has triggers, or if values and
+/// commands have more than 64 MiB.
 pub fn resolve(
     file: &Dockerfile,
     stage: usize,
     base: &ImageConfig,
     args: &BuildArgs,
+) -> Result<Resolved, DockerfileError> {
+    resolve_within(file, stage, base, args, &mut Budget::default())
+}
+
+/// Expands the instructions of a stage, within what other stages of the file left.
+pub(crate) fn resolve_within(
+    file: &Dockerfile,
+    stage: usize,
+    base: &ImageConfig,
+    args: &BuildArgs,
+    budget: &mut Budget,
 ) -> Result<Resolved, DockerfileError> {
     let from = &file.stages[stage];
     if !base.on_build.is_empty() {
@@ -234,17 +272,29 @@ pub fn resolve(
         declared: BTreeMap::new(),
         config: base.clone(),
         has_cmd: false,
-        budget: Cell::new(MAX_EXPANDED),
+        budget: Cell::new(budget.0),
     };
+    // Each stage keeps its configuration.
+    if scope.spend(size(base)) == 0 {
+        return Err(fail(file, from.line, too_long()));
+    }
     let mut steps = Vec::new();
     for located in &from.instructions {
         let action = scope.apply(&located.instruction).map_err(|message| fail(file, located.line, message))?;
-        if scope.budget.get() == 0 {
+        if scope.spend(action.as_ref().map_or(0, Action::size)) == 0 {
             return Err(fail(file, located.line, too_long()));
         }
         steps.extend(action.map(|action| Step { line: located.line, text: located.text.clone(), action }));
     }
+    *budget = Budget(scope.budget.get());
     Ok(Resolved { steps, config: scope.config })
+}
+
+/// Returns the number of bytes of what a Dockerfile can make large.
+fn size(config: &ImageConfig) -> usize {
+    let lists = [&config.env, &config.cmd, &config.entrypoint, &config.volumes, &config.exposed_ports, &config.shell];
+    let words = lists.into_iter().flatten().chain(config.labels.iter().flat_map(|(name, value)| [name, value]));
+    words.map(String::len).sum()
 }
 
 struct Scope<'a> {
@@ -388,14 +438,11 @@ impl Scope<'_> {
                         env.push(format!("{name}={value}"));
                     }
                 }
-                if self.spend(env.iter().map(String::len).sum()) == 0 {
-                    return Err(too_long());
-                }
                 let is_proxy = |name: &str| PREDEFINED.contains(&name.to_ascii_uppercase().as_str());
                 let proxies = self.args.iter().filter(|(name, _)| is_proxy(name) && !self.declared.contains_key(*name));
                 return Ok(Some(Action::Run {
                     command: self.program(&run.command),
-                    mounts: run.mounts.clone(),
+                    mounts: self.mounts(&run.mounts)?,
                     env,
                     proxies: proxies.map(|(name, value)| format!("{name}={value}")).collect(),
                     user: self.config.user.clone(),
@@ -500,6 +547,28 @@ mod tests {
         let tests = format!("RUN x\nLABEL l={}\n", "${A:+x}".repeat(1000));
         assert!(error(format!("{large}{tests}")).contains("more than 64 MiB"));
         assert!(error(format!("{large}{}", "RUN x\n".repeat(200))).contains("more than 64 MiB"));
+    }
+
+    #[test]
+    fn stages_share_one_budget() {
+        let doubled = "ENV A=$A$A\n".repeat(16);
+        let values: String = (0..60).map(|n| format!("LABEL L{n}=$A\n")).collect();
+        let text = format!("FROM a AS one\nENV A=xxxxxxxx\n{doubled}{values}FROM one AS two\nFROM two\n");
+        let file = Dockerfile::parse("D", &text).unwrap();
+        let (mut budget, args) = (Budget::default(), BuildArgs::new());
+        let one = resolve_within(&file, 0, &ImageConfig::default(), &args, &mut budget).unwrap();
+        let two = resolve_within(&file, 1, &one.config, &args, &mut budget).unwrap();
+        let error = resolve_within(&file, 2, &two.config, &args, &mut budget).map(drop).unwrap_err().to_string();
+        assert!(error.ends_with("all stages have more than 64 MiB"), "{error}");
+        // Each step repeats the shell and the directory.
+        let long = "x".repeat(400_000);
+        for text in [format!("FROM a\nSHELL [\"{long}\"]\n"), format!("FROM a\nWORKDIR /{long}\n")] {
+            let file = Dockerfile::parse("D", &format!("{text}{}", "RUN x\n".repeat(200))).unwrap();
+            assert!(resolve(&file, 0, &ImageConfig::default(), &args).is_err());
+        }
+        let globals: String = (0..20).map(|n| format!("ARG G{n}={}\n", "x".repeat(40_000))).collect();
+        let file = Dockerfile::parse("D", &format!("{globals}ARG A=$G1$G2$G3$G4$G5$G6$G7\nFROM a\n")).unwrap();
+        assert!(base(&file, 0, &args).unwrap_err().to_string().contains("ARG before FROM have more than 1 MiB"));
     }
 
     #[test]

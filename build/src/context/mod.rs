@@ -13,7 +13,14 @@ use rustix::{
     fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat, statat},
     io::Errno,
 };
-use std::{collections::BTreeMap, io::Read, os::unix::ffi::OsStrExt, path::Path};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Maximum number of files and directories of a context.
 pub const MAX_ENTRIES: usize = 500_000;
@@ -21,6 +28,8 @@ pub const MAX_ENTRIES: usize = 500_000;
 pub const MAX_BYTES: u64 = 64 << 30;
 /// Maximum depth of directories.
 const MAX_DEPTH: usize = 128;
+/// Bytes that are read at a time.
+const BUFFER: usize = 64 << 10;
 /// Maximum size of `.dockerignore` in bytes.
 const MAX_IGNORE: u64 = 1 << 20;
 
@@ -35,6 +44,9 @@ pub enum ContextError {
         /// The error of the kernel.
         errno: Errno,
     },
+    /// A file has other content than when its key was made.
+    #[error("{0:?} changed during the build")]
+    Changed(String),
     /// A limit.
     #[error("the context has too many files: the maximum is 500000 entries, 64 GiB and 128 levels")]
     TooLarge,
@@ -77,13 +89,19 @@ pub struct File {
     pub size: u64,
 }
 
-/// A directory with the files of a build.
-#[derive(Debug)]
+/// A directory with the files of one build. A clone shares them. Each file has to have the content for
+/// which its key was made, until the build ends.
+#[derive(Debug, Clone)]
 pub struct Context {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     /// By path, without a leading slash. The root itself is the empty path.
-    files: BTreeMap<Vec<u8>, File>,
+    files: Arc<BTreeMap<Vec<u8>, File>>,
+    /// SHA-256 of the files that are part of a key.
+    hashes: Arc<Mutex<BTreeMap<Vec<u8>, [u8; 32]>>>,
 }
+
+/// A context whose files are being listed.
+struct Listing(BTreeMap<Vec<u8>, File>);
 
 impl Context {
     /// Opens a directory and lists its files.
@@ -105,15 +123,76 @@ impl Context {
             Err(errno) => return Err(ContextError::File { path: ".dockerignore".into(), errno }),
         };
         let mode = fstat(&root).map_err(fail)?.st_mode & 0o7777;
-        let mut context = Self { root, files: BTreeMap::new() };
-        context.files.insert(Vec::new(), File { kind: FileKind::Directory, mode, size: 0 });
-        let root = openat(&context.root, ".", flags, Mode::empty()).map_err(fail)?;
+        let mut listing = Listing(BTreeMap::new());
+        listing.0.insert(Vec::new(), File { kind: FileKind::Directory, mode, size: 0 });
+        let directory = openat(&root, ".", flags, Mode::empty()).map_err(fail)?;
         let mut bytes = 0;
-        context.walk(root, b"", &ignore, &mut bytes, 0)?;
-        context.drop_excluded_directories(&ignore);
-        Ok(context)
+        listing.walk(directory, b"", &ignore, &mut bytes, 0)?;
+        listing.drop_excluded_directories(&ignore);
+        Ok(Self { root: Arc::new(root), files: Arc::new(listing.0), hashes: Arc::default() })
     }
 
+    /// Returns the files by path. The root is the empty path.
+    #[must_use]
+    pub fn files(&self) -> &BTreeMap<Vec<u8>, File> {
+        &self.files
+    }
+
+    fn known_hash(&self, path: &[u8]) -> Option<[u8; 32]> {
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied()
+    }
+
+    /// Returns the hash of a file, which is that of its first reading.
+    fn hash(&self, path: &[u8]) -> Result<[u8; 32], ContextError> {
+        if let Some(known) = self.known_hash(path) {
+            return Ok(known);
+        }
+        let (mut content, mut hash) = (self.read(path)?, Sha256::new());
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match content.read(&mut buffer)? {
+                0 => break,
+                count => hash.update(&buffer[..count]),
+            }
+        }
+        let hash = hash.finalize().into();
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_vec(), hash);
+        Ok(hash)
+    }
+
+    /// Passes on the content of a file in pieces, and fails if it is not the one that was hashed.
+    fn copy(
+        &self,
+        path: &[u8],
+        file: &File,
+        mut write: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<(), ContextError> {
+        let (mut content, mut hash, mut left) = (self.read(path)?.take(file.size), Sha256::new(), file.size);
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match content.read(&mut buffer)? {
+                0 => break,
+                count => {
+                    hash.update(&buffer[..count]);
+                    write(&buffer[..count])?;
+                    left -= count as u64;
+                }
+            }
+        }
+        let hash: [u8; 32] = hash.finalize().into();
+        if left > 0 || self.known_hash(path).is_some_and(|known| known != hash) {
+            return Err(ContextError::Changed(String::from_utf8_lossy(path).into()));
+        }
+        Ok(())
+    }
+
+    fn read(&self, path: &[u8]) -> Result<std::fs::File, ContextError> {
+        let fail = |errno| ContextError::File { path: String::from_utf8_lossy(path).into(), errno };
+        open_file(self.root.as_fd(), path).map(std::fs::File::from).map_err(fail)
+    }
+}
+
+impl Listing {
     fn walk(
         &mut self,
         directory: OwnedFd,
@@ -154,12 +233,12 @@ impl Context {
             if kind == FileKind::File {
                 *bytes = bytes.saturating_add(size);
             }
-            if self.files.len() >= MAX_ENTRIES || *bytes > MAX_BYTES {
+            if self.0.len() >= MAX_ENTRIES || *bytes > MAX_BYTES {
                 return Err(ContextError::TooLarge);
             }
             let is_directory = kind == FileKind::Directory;
             let size = if kind == FileKind::File { size } else { 0 };
-            self.files.insert(inner.clone(), File { kind, mode: about.st_mode & 0o7777, size });
+            self.0.insert(inner.clone(), File { kind, mode: about.st_mode & 0o7777, size });
             if is_directory {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let opened = openat(&directory, name, flags, Mode::empty()).map_err(|errno| fail(&inner, errno))?;
@@ -175,26 +254,15 @@ impl Context {
             return;
         }
         let paths: Vec<_> =
-            self.files.keys().rev().filter(|path| !path.is_empty() && ignore.excludes(path)).cloned().collect();
+            self.0.keys().rev().filter(|path| !path.is_empty() && ignore.excludes(path)).cloned().collect();
         for path in paths {
             let prefix = [&path[..], b"/"].concat();
             let has_content =
-                self.files.range(prefix.clone()..).next().is_some_and(|(inner, _)| inner.starts_with(&prefix));
+                self.0.range(prefix.clone()..).next().is_some_and(|(inner, _)| inner.starts_with(&prefix));
             if !has_content {
-                self.files.remove(&path);
+                self.0.remove(&path);
             }
         }
-    }
-
-    /// Returns the files by path. The root is the empty path.
-    #[must_use]
-    pub fn files(&self) -> &BTreeMap<Vec<u8>, File> {
-        &self.files
-    }
-
-    fn read(&self, path: &[u8]) -> Result<std::fs::File, ContextError> {
-        let fail = |errno| ContextError::File { path: String::from_utf8_lossy(path).into(), errno };
-        open_file(self.root.as_fd(), path).map(std::fs::File::from).map_err(fail)
     }
 }
 

@@ -4,8 +4,7 @@
 use super::{Context, ContextError, File, FileKind, ignore::path_matches};
 use crate::{engine::Owner, key::KeyBuilder};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
-use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
+use std::io::Write;
 
 /// Where files go.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +96,7 @@ impl Selection<'_> {
         self.into_directory
     }
 
-    /// Opens the file if the selection is one regular file.
+    /// Opens the file if the selection is one regular file. What is read of it may have changed.
     pub(crate) fn only_file(&self) -> Result<Option<std::fs::File>, ContextError> {
         match &self.files[..] {
             [(source, file, _)] if file.kind == FileKind::File => self.context.read(source).map(Some),
@@ -105,27 +104,29 @@ impl Selection<'_> {
         }
     }
 
+    /// Copies the content of the file if the selection is one regular file.
+    ///
+    /// # Errors
+    /// Fails if it cannot be read or has changed since it was hashed, or if the output fails.
+    pub(crate) fn copy_only_file<W: Write>(&self, mut output: W) -> Result<W, ContextError> {
+        if let [(source, file @ File { kind: FileKind::File, .. }, _)] = self.files[..] {
+            self.context.copy(source, file, |bytes| output.write_all(bytes))?;
+        }
+        Ok(output)
+    }
+
     /// Adds names, modes and content to a key. Times are not part of it.
     ///
     /// # Errors
     /// Fails if a file cannot be read.
     pub fn hash(&self, key: &mut KeyBuilder) -> Result<(), ContextError> {
-        let mut buffer = vec![0; 64 << 10];
+        key.count(self.files.len());
         for (source, file, path) in &self.files {
             key.part(path).part(&file.mode.to_le_bytes());
             match &file.kind {
                 FileKind::Directory => key.part(b"directory"),
                 FileKind::Symlink(target) => key.part(b"link").part(target),
-                FileKind::File => {
-                    let (mut content, mut hash) = (self.context.read(source)?, Sha256::new());
-                    loop {
-                        match content.read(&mut buffer)? {
-                            0 => break,
-                            count => hash.update(&buffer[..count]),
-                        }
-                    }
-                    key.part(b"file").part(&hash.finalize())
-                }
+                FileKind::File => key.part(b"file").part(&self.context.hash(source)?),
             };
         }
         Ok(())
@@ -135,10 +136,9 @@ impl Selection<'_> {
     /// Directories above the target are not part of it.
     ///
     /// # Errors
-    /// Fails if a file cannot be read or became shorter, or if the output fails.
+    /// Fails if a file cannot be read or has changed since it was hashed, or if the output fails.
     pub fn write<W: Write>(&self, owner: Owner, chmod: Option<u32>, output: W) -> Result<W, ContextError> {
         let mut writer = Writer::new(output);
-        let mut buffer = vec![0; 64 << 10];
         for (source, file, path) in &self.files {
             let kind = match &file.kind {
                 FileKind::Directory => Kind::Directory,
@@ -150,13 +150,7 @@ impl Selection<'_> {
             let modified = Timestamp::default();
             writer.begin(&Entry { path: path.clone(), kind, mode, uid, gid, modified, attributes: Vec::new() })?;
             if file.kind == FileKind::File {
-                let mut content = self.context.read(source)?.take(file.size);
-                loop {
-                    match content.read(&mut buffer)? {
-                        0 => break,
-                        count => writer.content(&buffer[..count])?,
-                    }
-                }
+                self.context.copy(source, file, |bytes| writer.content(bytes))?;
             }
             writer.end()?;
         }
@@ -238,5 +232,30 @@ mod tests {
         fs::write(&file, "1").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         assert_ne!(key(&Context::open(directory.path()).unwrap()), before);
+    }
+
+    #[test]
+    fn changed_file_is_not_copied() {
+        let (directory, _) = context();
+        let file = directory.path().join("a.txt");
+        fs::write(&file, "as listed").unwrap();
+        let context = Context::open(directory.path()).unwrap();
+        let target = Target { path: "/x", is_directory: false };
+        let selected = context.select(&["a.txt".into()], target).unwrap();
+        selected.hash(&mut KeyBuilder::new("test")).unwrap();
+        assert!(selected.write(Owner::default(), None, Vec::new()).is_ok());
+        assert_eq!(selected.copy_only_file(Vec::new()).unwrap(), b"as listed");
+        for other in ["as_listed", "short", "as listed and longer"] {
+            fs::write(&file, other).unwrap();
+            let is_longer = other.len() > 9;
+            for error in
+                [selected.write(Owner::default(), None, Vec::new()).err(), selected.copy_only_file(Vec::new()).err()]
+            {
+                // The first bytes are those of the key.
+                assert_eq!(error.is_none(), is_longer, "{other}");
+                let text = error.map(|error| error.to_string());
+                assert!(text.is_none_or(|text| text == "\"a.txt\" changed during the build"));
+            }
+        }
     }
 }

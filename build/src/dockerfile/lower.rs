@@ -316,6 +316,12 @@ impl Source<'_> {
                 if run.here_docs.len() > 1 || !is_plain {
                     return Err("a here-document for a program is not supported: expected RUN <<NAME".into());
                 }
+                // Docker executes such a document as a program.
+                if document.value.starts_with("#!") {
+                    return Err("a here-document with #! is not supported: expected commands for the shell, or COPY \
+                                of the script and RUN of it"
+                        .into());
+                }
                 Command::Shell(document.value.to_string())
             }
             None => self.command(&run.arguments)?,
@@ -360,14 +366,17 @@ fn has_here_document(text: &str) -> bool {
 }
 
 fn mount(text: &str) -> Result<Mount> {
-    let (mut kind, mut id, mut from, mut source, mut target, mut required) = ("bind", None, None, None, None, false);
+    // A mount without a type is a bind mount.
+    let kind = text.split(',').rev().find_map(|field| field.strip_prefix("type=")).unwrap_or("bind");
+    if !matches!(kind, "cache" | "secret") {
+        return Err(format!("--mount=type={kind} is not supported: expected cache or secret"));
+    }
+    let (mut id, mut target, mut required) = (None, None, false);
     for field in text.split(',') {
         let (name, value) = field.split_once('=').unwrap_or((field, "true"));
         match name {
-            "type" => kind = value,
+            "type" => {}
             "id" => id = Some(value.to_owned()),
-            "from" => from = Some(value.to_owned()),
-            "source" | "src" => source = Some(value.to_owned()),
             "target" | "dst" | "destination" => target = Some(value.to_owned()),
             "required" => required = value == "true",
             "readonly" | "ro" if value == "true" => {}
@@ -375,22 +384,14 @@ fn mount(text: &str) -> Result<Mount> {
             _ => return Err(format!("--mount field {field:?} is not supported")),
         }
     }
-    let needs = |target: Option<String>| target.ok_or_else(|| format!("--mount=type={kind} has no target"));
-    match kind {
-        "cache" if from.is_none() && source.is_none() => {
-            let target = needs(target)?;
-            Ok(Mount::Cache { id: id.unwrap_or_else(|| target.clone()), target })
-        }
-        "secret" => {
-            let id = id.or_else(|| target.as_ref().and_then(|path| path.rsplit('/').next().map(str::to_owned)));
-            let id = id.filter(|id| !id.is_empty() && !id.contains('/') && id != "..");
-            let id = id.ok_or("--mount=type=secret has no id: expected id=NAME without a slash")?;
-            let target = target.unwrap_or_else(|| format!("/run/secrets/{id}"));
-            Ok(Mount::Secret { id, target, required })
-        }
-        "bind" => Ok(Mount::Bind { from, source: source.unwrap_or_else(|| "/".into()), target: needs(target)? }),
-        other => Err(format!("--mount=type={other} is not supported: expected cache, secret or bind")),
+    if kind == "cache" {
+        let target = target.ok_or("--mount=type=cache has no target")?;
+        return Ok(Mount::Cache { id, target });
     }
+    if id.is_none() && target.is_none() {
+        return Err("--mount=type=secret has no id: expected id=NAME without a slash".into());
+    }
+    Ok(Mount::Secret { id, target, required })
 }
 
 #[cfg(test)]
@@ -441,13 +442,19 @@ mod tests {
         };
         assert!(run.no_network);
         assert_eq!(run.command, Command::Exec(vec!["a".into(), "b".into()]));
-        assert_eq!(run.mounts[0], Mount::Secret { id: "k".into(), target: "/run/secrets/k".into(), required: false });
+        assert_eq!(run.mounts[0], Mount::Secret { id: Some("k".into()), target: None, required: false });
     }
 
     #[test]
     fn unsupported_text_is_refused_with_its_line() {
         let refused = |text: &str| Dockerfile::parse("D", text).unwrap_err().to_string();
         assert_eq!(refused("FROM a\n\nONBUILD RUN x\n"), "D:3: ONBUILD is not supported");
+        let script = refused("FROM a\nRUN <<EOF\n#!/usr/bin/env python3\nprint(1)\nEOF\n");
+        assert!(script.starts_with("D:2: a here-document with #! is not supported"), "{script}");
+        for mount in ["type=bind,target=/x,from=b", "target=/x", "from=b,target=/x"] {
+            let error = refused(&format!("FROM a\nRUN --mount={mount} y\n"));
+            assert_eq!(error, "D:2: --mount=type=bind is not supported: expected cache or secret");
+        }
         for text in [
             "",
             "RUN x",
@@ -455,10 +462,12 @@ mod tests {
             "FROM a\nCOPY --link a b",
             "FROM a\nNOPE x",
             "FROM a\nRUN --mount=type=tmpfs,target=/x y",
+            "FROM a\nRUN --mount=type=cache,from=b,target=/x y",
             "FROM a\nCOPY --chmod=9 a b",
             "FROM a AS 1x",
             "FROM a\nRUN cat <<EOF >x\nRUN y\nEOF\n",
-            "FROM a\nRUN --mount=type=secret,id=../x y",
+            "FROM a\nRUN python3 <<EOF\nprint(1)\nEOF\n",
+            "FROM a\nRUN --mount=type=secret y",
             "FROM a\nENV A",
         ] {
             refused(text);

@@ -158,32 +158,23 @@ pub struct Run {
     pub no_network: bool,
 }
 
-/// A value of `--mount`.
+/// A value of `--mount`, with variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mount {
     /// A directory that is kept between builds.
     Cache {
-        /// Name of the cache.
-        id: String,
+        /// Name of the cache. `None`: the target.
+        id: Option<String>,
         /// Directory in the machine.
         target: String,
     },
     /// A secret, as a file on a file system in memory.
     Secret {
-        /// Name of the secret.
-        id: String,
-        /// File in the machine.
-        target: String,
+        /// Name of the secret. `None`: the name of the target.
+        id: Option<String>,
+        /// File in the machine. `None`: of that name in `/run/secrets`. One of both is stated.
+        target: Option<String>,
         /// Whether the build fails without it.
         required: bool,
-    },
-    /// Read-only files of the context, a stage or an image.
-    Bind {
-        /// Stage or image. None: the context.
-        from: Option<String>,
-        /// Path in it.
-        source: String,
-        /// Path in the machine.
-        target: String,
     },
 }

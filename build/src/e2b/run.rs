@@ -8,7 +8,7 @@ use super::{
 };
 use crate::engine::{
     BaseImage, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place, Process, Progress,
-    Secrets, StepProblem, arrange, deliver, owner,
+    Secrets, StepProblem, arrange, blocking, deliver, owner,
 };
 use std::{fmt, fs::File, io};
 
@@ -60,8 +60,8 @@ pub struct TemplateFailure {
     pub problem: StepProblem,
 }
 
-/// Executes the steps of a template. Dropping the future ends the machine; states that were kept stay.
-/// Reads of uploads block the thread.
+/// Executes the steps of a template, in a runtime of tokio. Dropping the future ends the machine; states
+/// that were kept stay.
 ///
 /// # Errors
 /// Fails with the step that failed.
@@ -169,9 +169,13 @@ impl<M: Machines> Executing<'_, M> {
         let archive = self.request.uploads.open(hash).map_err(|error| {
             StepProblem::Machine(MachineError::new(format!("cannot open the files of COPY {source}: {error}")))
         })?;
-        let mut whole = upload::rooted(archive, self.request.max_upload, self.machines.scratch()?)?;
-        let pattern = Pattern::below_root(source);
-        let (archive, arranged) = arrange::arrange(&mut whole, source, &pattern, place, self.machines.scratch()?)?;
+        let (whole, output, max_upload) = (self.machines.scratch()?, self.machines.scratch()?, self.request.max_upload);
+        let (source, at, place_there) = (source.clone(), target.clone(), place.of(""));
+        let (archive, arranged) = blocking(move || {
+            let mut whole = upload::rooted(archive, max_upload, whole)?;
+            arrange::arrange(&mut whole, &source, &Pattern::below_root(&source), place_there.of(&at), output)
+        })
+        .await?;
         deliver(machine, place, arranged.into_directory, archive).await
     }
 }

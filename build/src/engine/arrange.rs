@@ -1,20 +1,23 @@
 //! Archives for a machine: what `COPY --from` and `ADD` take of another archive, under the names
-//! that it has in the target. Archives are hostile: nothing is unpacked on the host, and memory is
-//! bounded by the number of entries.
+//! that it has in the target. Archives are hostile: nothing is unpacked on the host, memory is bounded
+//! by the number and length of names, and no entry is written below one that is not a directory, since
+//! a guest extracts through links.
 
-use super::{error::StepProblem, machine::Owner};
+use super::{
+    error::StepProblem,
+    machine::Owner,
+    names::{Class, Names},
+};
 use crate::context::path_matches;
 use sandboxvm_archive::{Entry, Kind, Reader, Writer};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
 };
 
-/// Maximum number of entries of an archive.
-const MAX_ENTRIES: usize = 1_000_000;
 /// The name of the tree in an archive that a machine made.
-const ROOT: &[u8] = b"x";
+pub(super) const ROOT: &str = "x";
 
 /// A source of `COPY --from`, as the part that is read from the machine and the rest of the pattern.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,6 +64,12 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Returns the place with its path in another string, which a thread can own.
+    pub(crate) fn of(self, target: &str) -> Place<'_> {
+        let Self { target: _, is_directory, owner, chmod } = self;
+        Place { target, is_directory, owner, chmod }
+    }
+
     fn join(&self, name: &[u8]) -> Vec<u8> {
         let base = self.target.trim_matches('/').as_bytes();
         match (base.is_empty(), name.is_empty()) {
@@ -87,21 +96,23 @@ pub(crate) fn arrange<W: Write>(
     place: Place<'_>,
     output: W,
 ) -> Result<(W, Arranged), StepProblem> {
-    let kinds = listing(input)?;
-    let found = found(&kinds, pattern);
+    let names = listing(input)?;
+    let found = found(&names, pattern);
+    let tops = Tops::new(&found);
     if found.is_empty() {
         return Err(StepProblem::Missing(source.to_owned()));
     }
-    let into_directory = place.is_directory || found.iter().any(|path| kinds[*path]);
+    let is_directory = |path: &[u8]| names.class(path) == Some(Class::Directory);
+    let into_directory = place.is_directory || found.iter().any(|path| is_directory(path));
     if !place.is_directory && found.len() > 1 {
         return Err(StepProblem::NotADirectory(place.target.to_owned()));
     }
     let root_name = pattern.root.rsplit('/').next().unwrap_or_default().as_bytes();
     // Returns the new name of a path below the root, if it is taken.
     let renamed = |path: &[u8]| -> Option<Vec<u8>> {
-        let top = found.iter().find(|top| is_within(path, top))?;
+        let top = tops.above(path)?;
         let inner = path[top.len()..].strip_prefix(b"/").unwrap_or(&path[top.len()..]);
-        if kinds[*top] {
+        if is_directory(top) {
             // Of a directory its content is copied, not the directory itself.
             return (!inner.is_empty()).then(|| place.join(inner));
         }
@@ -110,7 +121,7 @@ pub(crate) fn arrange<W: Write>(
     };
     input.seek(SeekFrom::Start(0))?;
     let mut reader = Reader::new(io::BufReader::new(input));
-    let mut writer = Writer::new(output);
+    let mut output = Checked::new(output);
     let mut arranged = Arranged { into_directory, entries: 0 };
     while let Some(mut entry) = reader.next_entry()? {
         let Some(path) = below_root(&entry.path).and_then(&renamed) else { continue };
@@ -124,60 +135,58 @@ pub(crate) fn arrange<W: Write>(
         if let Some(mode) = place.chmod.filter(|_| !matches!(entry.kind, Kind::Symlink(_))) {
             entry.mode = mode;
         }
-        copy(&mut reader, &mut writer, &entry)?;
+        output.copy(&mut reader, &entry)?;
         arranged.entries += 1;
     }
-    Ok((writer.finish()?, arranged))
+    Ok((output.finish()?, arranged))
 }
 
-/// Writes an archive that a machine made, with its tree at `target`.
+/// Writes an archive that a machine made of a directory, with its tree at `target`.
 pub(super) fn renamed<W: Write>(input: impl Read, target: &str, output: W) -> Result<W, StepProblem> {
     let mut reader = Reader::new(input);
-    let mut writer = Writer::new(output);
+    let mut output = Checked::new(output);
     let target = target.trim_matches('/').as_bytes();
     let at = |inner: &[u8]| if inner.is_empty() { target.to_vec() } else { [target, b"/", inner].concat() };
     while let Some(mut entry) = reader.next_entry()? {
-        let Some(path) = below_root(&entry.path).map(at) else { continue };
+        let Some(inner) = below_root(&entry.path) else { continue };
+        if inner.is_empty() && entry.kind != Kind::Directory {
+            return Err(StepProblem::Unsupported(
+                "an archive of a directory that has another file in its place".into(),
+            ));
+        }
+        let path = at(inner);
         if let Kind::HardLink(other) = &entry.kind {
             let Some(other) = below_root(other).map(at) else { continue };
             entry.kind = Kind::HardLink(other);
         }
         entry.path = path;
-        copy(&mut reader, &mut writer, &entry)?;
+        output.copy(&mut reader, &entry)?;
     }
-    Ok(writer.finish()?)
+    output.finish()
 }
 
 /// Writes the content of an archive of `ADD` below the target. Owners are those of the archive,
 /// unless one is stated.
 pub(super) fn extracted<W: Write>(input: impl Read, place: Place<'_>, output: W) -> Result<W, StepProblem> {
     let mut reader = Reader::new(input);
-    let mut writer = Writer::new(output);
-    let mut count = 0;
-    let safe = |path: &[u8]| {
+    let mut output = Checked::new(output);
+    let plain = |path: &[u8]| {
         let parts: Vec<_> = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
-        if parts.contains(&&b".."[..]) {
-            return Err(StepProblem::Unsupported("a path with .. in an archive".into()));
-        }
-        Ok(parts.join(&b'/'))
+        parts.join(&b'/')
     };
     while let Some(mut entry) = reader.next_entry()? {
-        count += 1;
-        if count > MAX_ENTRIES {
-            return Err(StepProblem::Unsupported(format!("an archive of more than {MAX_ENTRIES} entries")));
-        }
-        let path = safe(&entry.path)?;
+        let path = plain(&entry.path);
         if path.is_empty() {
             continue;
         }
         entry.path = place.join(&path);
         if let Kind::HardLink(other) = &entry.kind {
-            entry.kind = Kind::HardLink(place.join(&safe(other)?));
+            entry.kind = Kind::HardLink(place.join(&plain(other)));
         }
         set_owner(&mut entry, place.owner);
-        copy(&mut reader, &mut writer, &entry)?;
+        output.copy(&mut reader, &entry)?;
     }
-    Ok(writer.finish()?)
+    output.finish()
 }
 
 fn set_owner(entry: &mut Entry, owner: Option<Owner>) {
@@ -186,51 +195,96 @@ fn set_owner(entry: &mut Entry, owner: Option<Owner>) {
     }
 }
 
-fn copy<R: Read, W: Write>(reader: &mut Reader<R>, writer: &mut Writer<W>, entry: &Entry) -> Result<(), StepProblem> {
-    writer.begin(entry)?;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match reader.read_content(&mut buffer)? {
-            0 => break,
-            count => writer.content(&buffer[..count])?,
-        }
-    }
-    Ok(writer.end()?)
+/// An archive for a machine, whose names are checked as they are written: several files of a source may
+/// receive one name, or a name above another one.
+struct Checked<W: Write> {
+    writer: Writer<W>,
+    names: Names,
 }
 
-/// Returns the paths below the root, and whether each is a directory.
-fn listing(input: &mut File) -> Result<BTreeMap<Vec<u8>, bool>, StepProblem> {
+impl<W: Write> Checked<W> {
+    fn new(output: W) -> Self {
+        Self { writer: Writer::new(output), names: Names::default() }
+    }
+
+    fn copy<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<(), StepProblem> {
+        let original = match &entry.kind {
+            Kind::HardLink(other) => Some(other.as_slice()),
+            _ => None,
+        };
+        self.names.add(&entry.path, &entry.kind, original)?;
+        self.writer.begin(entry)?;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match reader.read_content(&mut buffer)? {
+                0 => break,
+                count => self.writer.content(&buffer[..count])?,
+            }
+        }
+        Ok(self.writer.end()?)
+    }
+
+    fn finish(self) -> Result<W, StepProblem> {
+        Ok(self.writer.finish()?)
+    }
+}
+
+/// Returns the paths below the root, and what each is.
+fn listing(input: &mut File) -> Result<Names, StepProblem> {
     input.seek(SeekFrom::Start(0))?;
     let mut reader = Reader::new(io::BufReader::new(input));
-    let mut kinds = BTreeMap::new();
+    let mut names = Names::default();
     while let Some(entry) = reader.next_entry()? {
-        if kinds.len() == MAX_ENTRIES {
-            return Err(StepProblem::Unsupported(format!("a source of more than {MAX_ENTRIES} files")));
-        }
-        if let Some(path) = below_root(&entry.path) {
-            kinds.insert(path.to_vec(), entry.kind == Kind::Directory);
-        }
+        let Some(path) = below_root(&entry.path) else { continue };
+        let original = match &entry.kind {
+            Kind::HardLink(other) => below_root(other),
+            _ => None,
+        };
+        names.add(path, &entry.kind, original)?;
     }
-    Ok(kinds)
+    Ok(names)
 }
 
-fn found<'a>(kinds: &'a BTreeMap<Vec<u8>, bool>, pattern: &Pattern) -> Vec<&'a [u8]> {
+fn found<'a>(names: &'a Names, pattern: &Pattern) -> Vec<&'a [u8]> {
     if pattern.rest.is_empty() {
-        return kinds.get_key_value(&b""[..]).map(|(path, _)| path.as_slice()).into_iter().collect();
+        return names.all().take_while(|path| path.is_empty()).collect();
     }
     let matches = |path: &&[u8]| {
         !path.is_empty() && path_matches(&pattern.rest, &path.split(|byte| *byte == b'/').collect::<Vec<_>>())
     };
-    kinds.keys().map(Vec::as_slice).filter(matches).collect()
+    names.all().filter(matches).collect()
 }
 
-fn is_within(path: &[u8], top: &[u8]) -> bool {
-    path.strip_prefix(top).is_some_and(|rest| top.is_empty() || rest.is_empty() || rest[0] == b'/')
+/// The paths that a pattern found.
+struct Tops<'a> {
+    paths: HashSet<&'a [u8]>,
+    /// The numbers of slashes that they have. Without `**` in the pattern, there is one.
+    depths: BTreeSet<usize>,
+}
+
+impl<'a> Tops<'a> {
+    fn new(found: &[&'a [u8]]) -> Self {
+        let depths = found.iter().filter(|path| !path.is_empty()).map(|path| slashes(path).count()).collect();
+        Self { paths: found.iter().copied().collect(), depths }
+    }
+
+    /// Returns the shortest one that is the path or above it.
+    fn above(&self, path: &[u8]) -> Option<&'a [u8]> {
+        if let Some(root) = self.paths.get(&b""[..]) {
+            return Some(root);
+        }
+        let ends: Vec<_> = slashes(path).chain([path.len()]).collect();
+        self.depths.iter().map_while(|depth| ends.get(*depth)).find_map(|end| self.paths.get(&path[..*end]).copied())
+    }
+}
+
+fn slashes(path: &[u8]) -> impl Iterator<Item = usize> {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at)
 }
 
 /// Returns the path of an entry below the root of a machine's archive.
 fn below_root(path: &[u8]) -> Option<&[u8]> {
-    let rest = path.strip_prefix(ROOT)?;
+    let rest = path.strip_prefix(ROOT.as_bytes())?;
     if rest.is_empty() {
         Some(rest)
     } else {
@@ -323,5 +377,73 @@ mod tests {
         let entry = Reader::new(&bytes[..]).next_entry().unwrap().unwrap();
         assert_eq!((entry.path, entry.uid), (b"t/a/b".to_vec(), 7));
         assert!(run("a/../../b").is_err());
+    }
+
+    fn link(target: &str) -> Kind {
+        Kind::Symlink(target.into())
+    }
+
+    fn file() -> Kind {
+        Kind::File { size: 1, extents: None }
+    }
+
+    #[test]
+    fn archives_cannot_leave_their_target_through_their_own_links() {
+        let hostile = [
+            vec![("x", Kind::Directory), ("x/l", link("/etc")), ("x/l/shadow", file())],
+            vec![("x", Kind::Directory), ("x/l", link("/etc")), ("x/l", Kind::Directory), ("x/l/shadow", file())],
+            vec![("x", Kind::Directory), ("x/l/a", file()), ("x/l", link("/etc")), ("x/l/shadow", file())],
+            vec![("x", Kind::Directory), ("x/l", link("/etc")), ("x/l", file())],
+            vec![("x", Kind::Directory), ("x/../etc/shadow", file())],
+            vec![("x", Kind::Directory), ("x/./a", file())],
+            vec![("x", link("/etc")), ("x/shadow", file())],
+            vec![("x", Kind::Directory), ("x/l", link("/etc")), ("x/h", Kind::HardLink(b"x/l/shadow".to_vec()))],
+            vec![
+                ("x", Kind::Directory),
+                ("x/l", link("/etc")),
+                ("x/h", Kind::HardLink(b"x/l".to_vec())),
+                ("x/h/shadow", file()),
+            ],
+        ];
+        let place = Place { target: "/t", is_directory: true, owner: None, chmod: None };
+        for entries in hostile {
+            let mut archive = archive(&entries);
+            let copied = arrange(&mut archive, "/s", &Pattern::of("/s"), place, Vec::new());
+            assert!(matches!(copied, Err(StepProblem::BadName { .. })), "{entries:?} {copied:?}");
+            archive.seek(SeekFrom::Start(0)).unwrap();
+            assert!(renamed(&archive, "/cache", Vec::new()).is_err(), "{entries:?}");
+            archive.seek(SeekFrom::Start(0)).unwrap();
+            // Of an archive of ADD, the dots of a path are taken out.
+            assert!(extracted(&archive, place, Vec::new()).is_err() || entries[1].0 == "x/./a", "{entries:?}");
+        }
+        let mut root = archive(&[("x", link("/etc"))]);
+        root.seek(SeekFrom::Start(0)).unwrap();
+        assert!(renamed(root, "/cache", Vec::new()).is_err());
+        // What is harmless in the source may not become harmful by the names in the target.
+        let mut merged = archive(&[
+            ("x", Kind::Directory),
+            ("x/a", Kind::Directory),
+            ("x/a/l", link("/etc")),
+            ("x/b", Kind::Directory),
+            ("x/b/l", Kind::Directory),
+            ("x/b/l/shadow", file()),
+        ]);
+        let copied = arrange(&mut merged, "/s/*", &Pattern::of("/s/*"), place, Vec::new());
+        assert!(matches!(copied, Err(StepProblem::BadName { .. })), "{copied:?}");
+    }
+
+    #[test]
+    fn sources_are_found_in_time_that_does_not_grow_with_their_number() {
+        let paths: Vec<_> = (0..100_000).map(|at| format!("{at}/f").into_bytes()).collect();
+        let found: Vec<_> = paths.iter().map(Vec::as_slice).collect();
+        let tops = Tops::new(&found);
+        let begin = std::time::Instant::now();
+        assert!(found.iter().all(|path| tops.above(&[path, &b"/x"[..]].concat()) == Some(*path)));
+        // One by one, it takes minutes.
+        assert!(begin.elapsed() < std::time::Duration::from_secs(20), "{:?}", begin.elapsed());
+        assert_eq!((tops.above(b"1"), tops.above(b"1/fx"), tops.above(b"")), (None, None, None));
+        let nested = Tops::new(&[b"a/b/c", b"a"]);
+        assert_eq!((nested.above(b"a/b/c/d"), nested.above(b"ab")), (Some(&b"a"[..]), None));
+        assert_eq!(Tops::new(&[b""]).above(b"x"), Some(&b""[..]));
     }
 }

@@ -54,6 +54,14 @@ pub enum StepProblem {
     /// An archive is not accepted.
     #[error("invalid archive: {0}")]
     Hostile(#[from] sandboxvm_archive::ReadError),
+    /// An archive of another machine, a client or a cache has a name that is not accepted.
+    #[error("invalid archive: file {name:?}: {problem}")]
+    BadName {
+        /// Name of the file. Hostile text.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// A source of `COPY --from`.
     #[error("source {0:?} does not exist in the stage or image")]
     Missing(String),

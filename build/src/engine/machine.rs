@@ -143,6 +143,10 @@ pub trait Machines: Sync {
     /// Returns an image by reference, which is pulled if it is absent. `None`: an empty image.
     fn image(&self, reference: Option<&str>) -> impl Future<Output = Done<BaseImage>> + Send;
 
+    /// Returns what decides the results of steps apart from images, such as the network. It is part of
+    /// all keys, and may not contain a secret.
+    fn surroundings(&self) -> Vec<u8>;
+
     /// Starts a machine from an image.
     fn start(&self, image: &BaseImage) -> impl Future<Output = Done<Self::Machine>> + Send;
 
@@ -173,6 +177,7 @@ pub trait Machines: Sync {
     /// Returns the content of a cache mount as a tar archive in which it is called `x`.
     fn cache(&self, id: &str) -> Option<File>;
 
-    /// Replaces the content of a cache mount.
-    fn keep_cache(&self, id: &str, archive: File);
+    /// Replaces the content of a cache mount. Returns false if it was not kept, which is not a failure
+    /// of the build.
+    fn keep_cache(&self, id: &str, archive: File) -> impl Future<Output = bool> + Send;
 }

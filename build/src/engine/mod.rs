@@ -13,9 +13,11 @@
 //! step.
 
 pub(crate) mod arrange;
+mod blocking;
 mod copying;
 mod error;
 mod machine;
+mod names;
 mod progress;
 mod running;
 mod secrets;
@@ -28,6 +30,7 @@ pub(crate) mod recorder;
 mod tests;
 
 pub(crate) use arrange::{Pattern, Place};
+pub(crate) use blocking::blocking;
 pub(crate) use copying::deliver;
 pub use error::{BuildError, StepProblem};
 pub use machine::{BaseImage, Done, Found, Machine, MachineError, Machines, NewImage, Owner, Process, Stream};
@@ -42,14 +45,14 @@ use crate::{
     plan::{Action, BuildArgs},
 };
 use staging::{PlannedStage, PlannedStep, Source, Staging};
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 /// What to build.
 #[derive(Debug)]
 pub struct BuildRequest<'a> {
     /// The Dockerfile.
     pub file: &'a Dockerfile,
-    /// The files that `COPY` takes. They may not change while the build runs.
+    /// The files that `COPY` takes. If one changes while the build runs, its step fails.
     pub context: &'a Context,
     /// Values for `ARG`.
     pub args: &'a BuildArgs,
@@ -76,8 +79,8 @@ pub struct Built {
     pub cached: usize,
 }
 
-/// Builds an image. Dropping the future ends the machines; states that were kept stay. Reads of the
-/// context block the thread.
+/// Builds an image, in a runtime of tokio. Dropping the future ends the machines; states that were kept
+/// stay.
 ///
 /// # Errors
 /// Every [`BuildError`]. The tag is unchanged then.
@@ -97,7 +100,7 @@ pub async fn build<M: Machines>(
         base: target.image.clone(),
         key: target.steps.last().map(|last| last.key),
         config: target.config.clone(),
-        history: target.history.clone(),
+        history: target.history.iter().map(|text| text.to_string()).collect(),
         tag: request.tag.map(str::to_owned),
         created: request.created,
     };
@@ -135,7 +138,7 @@ impl<M: Machines> Build<'_, M> {
         self.progress.notify(Event::Step { stage, number, of, text, cached });
     }
 
-    fn report_cached(&mut self, steps: &[PlannedStep]) {
+    fn report_cached(&mut self, steps: &[Arc<PlannedStep>]) {
         steps.iter().for_each(|planned| self.report(planned, true));
         self.cached += steps.len();
     }
@@ -205,24 +208,27 @@ impl<M: Machines> Build<'_, M> {
 
     /// Returns the machine that `COPY --from` reads.
     async fn source(&mut self, source: Source) -> Result<&mut M::Machine, StepProblem> {
-        if self.source.as_ref().is_none_or(|(other, _)| *other != source) {
-            self.release().await?;
-            let staging = self.staging;
-            let machine = match &source {
-                Source::Image(image) => self.machines.start(image).await?,
-                Source::Stage(index) => {
-                    self.stage(&staging.stages[index]).await.map_err(|error| match error {
-                        BuildError::Machine(error) => StepProblem::Machine(error),
-                        // The place of the inner failure is the one that matters.
-                        other => StepProblem::Stage(Box::new(other)),
-                    })?
+        let machine = match self.source.take() {
+            Some((other, machine)) if other == source => machine,
+            other => {
+                if let Some((_, machine)) = other {
+                    machine.finish().await?;
                 }
-            };
-            self.source = Some((source, machine));
-        }
-        match &mut self.source {
-            Some((_, machine)) => Ok(machine),
-            None => unreachable!("it was set above"),
+                self.source_machine(&source).await?
+            }
+        };
+        Ok(&mut self.source.insert((source, machine)).1)
+    }
+
+    async fn source_machine(&mut self, source: &Source) -> Result<M::Machine, StepProblem> {
+        let staging = self.staging;
+        match source {
+            Source::Image(image) => Ok(self.machines.start(image).await?),
+            Source::Stage(index) => self.stage(&staging.stages[index]).await.map_err(|error| match error {
+                BuildError::Machine(error) => StepProblem::Machine(error),
+                // The place of the inner failure is the one that matters.
+                other => StepProblem::Stage(Box::new(other)),
+            }),
         }
     }
 

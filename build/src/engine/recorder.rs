@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read, Write},
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -23,6 +24,9 @@ pub(crate) struct Shared {
     pub(crate) published: Vec<NewImage>,
     /// Content of files that a process saw at `cat PATH`, and what was written into archives.
     pub(crate) left: Vec<String>,
+    pub(crate) surroundings: Vec<u8>,
+    /// A file of the host, and what is written to it when a process runs.
+    pub(crate) on_run: Option<(PathBuf, Vec<u8>)>,
 }
 
 #[derive(Clone, Default)]
@@ -55,6 +59,9 @@ impl Machine for Recorded {
     async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
         let text = process.command.last().unwrap().clone();
         self.note(format!("run {text} as {:?} in {}", process.user, process.workdir));
+        if let Some((path, content)) = &self.shared.lock().unwrap().on_run {
+            std::fs::write(path, content).unwrap();
+        }
         match text.split_once(' ') {
             Some(("exit", code)) => return Ok(code.parse().unwrap()),
             Some(("write", path)) => {
@@ -140,6 +147,7 @@ impl Machine for Recorded {
     }
 
     async fn remove(&mut self, path: &str) -> Done<()> {
+        self.note(format!("remove {path}"));
         self.tree.retain(|name, _| below(name, path).is_none());
         Ok(())
     }
@@ -165,6 +173,10 @@ impl Machines for Recorder {
             Some(reference) => Ok(BaseImage { digest: format!("sha256:{reference}"), config }),
             None => Ok(BaseImage { digest: "sha256:empty".into(), config: ImageConfig::default() }),
         }
+    }
+
+    fn surroundings(&self) -> Vec<u8> {
+        self.0.lock().unwrap().surroundings.clone()
     }
 
     async fn start(&self, image: &BaseImage) -> Done<Recorded> {
@@ -221,10 +233,11 @@ impl Machines for Recorder {
         Some(file)
     }
 
-    fn keep_cache(&self, id: &str, mut archive: File) {
+    async fn keep_cache(&self, id: &str, mut archive: File) -> bool {
         let mut bytes = Vec::new();
         io::Seek::rewind(&mut archive).unwrap();
         archive.read_to_end(&mut bytes).unwrap();
         self.0.lock().unwrap().caches.insert(id.to_owned(), bytes);
+        true
     }
 }

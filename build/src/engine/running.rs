@@ -3,20 +3,18 @@
 
 use super::{
     Build, arrange,
+    blocking::blocking,
     error::StepProblem,
     machine::{Found, Machine, Machines, Owner, Process},
     progress::Event,
     secrets::Output,
 };
-use crate::{dockerfile::Mount, plan::Action};
+use crate::plan::{Action, Mount};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
 };
-
-/// Directory for secrets, which is in memory.
-const SECRETS: &str = "/run/secrets";
 
 /// What has to be undone after a step.
 enum Undo<'a> {
@@ -32,22 +30,24 @@ enum Undo<'a> {
 impl<M: Machines> Build<'_, M> {
     pub(super) async fn run(&mut self, machine: &mut M::Machine, action: &Action) -> Result<(), StepProblem> {
         let Action::Run { command, mounts, env, proxies, user, workdir, no_network } = action else {
+            // `execute` passes each action to the function for its kind.
             unreachable!("called for RUN")
         };
         if machine.find(workdir).await? != Some(Found::Directory) {
             machine.make_directory(workdir, Owner::default()).await?;
         }
         let mut undo = Vec::new();
+        // What is mounted last is undone first: no secret is there when a cache is packed, even if a link
+        // of the image leads from one to the other.
         for mount in mounts {
-            match mount {
-                Mount::Secret { id, target, required } => {
-                    self.mount_secret(machine, id, target, *required, &mut undo).await?;
-                }
-                Mount::Cache { id, target } => {
-                    let before = self.mount_cache(machine, id, target).await?;
-                    undo.push(Undo::Cache { id, target, before });
-                }
-                Mount::Bind { .. } => return Err(StepProblem::Unsupported("RUN --mount=type=bind".into())),
+            if let Mount::Cache { id, target } = mount {
+                let before = self.mount_cache(machine, id, target).await?;
+                undo.push(Undo::Cache { id, target, before });
+            }
+        }
+        for mount in mounts {
+            if let Mount::Secret { .. } = mount {
+                self.mount_secret(machine, mount, &mut undo).await?;
             }
         }
         let process = Process {
@@ -72,13 +72,10 @@ impl<M: Machines> Build<'_, M> {
             match done {
                 Undo::Remove(path) => machine.remove(&path).await?,
                 Undo::Cache { id, target, before } => {
-                    let mut kept = self.machines.scratch()?;
-                    if machine.archive(target, &mut kept).await? {
-                        self.machines.keep_cache(id, kept);
-                    }
+                    self.keep(machine, id, target).await?;
                     machine.remove(target).await?;
-                    if let Some(mut before) = before {
-                        self.put(machine, target, &mut before).await?;
+                    if let Some(before) = before {
+                        self.put(machine, target, before).await?;
                     }
                 }
             }
@@ -90,15 +87,13 @@ impl<M: Machines> Build<'_, M> {
     async fn mount_secret(
         &self,
         machine: &mut M::Machine,
-        id: &str,
-        target: &str,
-        required: bool,
+        mount: &Mount,
         undo: &mut Vec<Undo<'_>>,
     ) -> Result<(), StepProblem> {
+        let Mount::Secret { id, target, in_memory, required } = mount else { return Ok(()) };
         let Some(secret) = self.request.secrets.get(id) else {
-            return if required { Err(StepProblem::Secret(id.to_owned())) } else { Ok(()) };
+            return if *required { Err(StepProblem::Secret(id.to_owned())) } else { Ok(()) };
         };
-        let in_memory = if target.starts_with("/run/") { target.to_owned() } else { format!("{SECRETS}/{id}") };
         let mut writer = Writer::new(Vec::new());
         let mut add = |path: &str, kind: Kind, content: &[u8]| {
             let (path, modified) = (path.trim_matches('/').as_bytes().to_vec(), Timestamp::default());
@@ -106,14 +101,14 @@ impl<M: Machines> Build<'_, M> {
             writer.content(content)?;
             writer.end()
         };
-        add(&in_memory, Kind::File { size: secret.len() as u64, extents: None }, secret)?;
+        add(in_memory, Kind::File { size: secret.len() as u64, extents: None }, secret)?;
         undo.push(Undo::Remove(in_memory.clone()));
         if in_memory != target {
             if machine.find(target).await?.is_some() {
                 return Err(StepProblem::Unsupported(format!("a secret in place of {target}, which exists,")));
             }
             add(target, Kind::Symlink(in_memory.clone().into_bytes()), b"")?;
-            undo.push(Undo::Remove(target.to_owned()));
+            undo.push(Undo::Remove(target.clone()));
         }
         let archive = writer.finish()?;
         Ok(machine.extract(&mut &archive[..]).await?)
@@ -134,17 +129,51 @@ impl<M: Machines> Build<'_, M> {
             }
         };
         machine.make_directory(target, Owner::default()).await?;
-        if let Some(mut content) = self.machines.cache(id) {
-            self.put(machine, target, &mut content).await?;
+        if let Some(content) = self.machines.cache(id) {
+            // A build that was killed or another Dockerfile may have left anything. It is replaced after
+            // the step.
+            if let Err(problem) = self.put(machine, target, content).await {
+                machine.remove(target).await?;
+                machine.make_directory(target, Owner::default()).await?;
+                self.progress.notify(Event::Note(&format!("cache {id:?} is taken for empty: {problem}")));
+            }
         }
         Ok(before)
     }
 
+    /// Keeps the content of a cache mount, if it is an archive that a later build accepts.
+    async fn keep(&self, machine: &mut M::Machine, id: &str, target: &str) -> Result<(), StepProblem> {
+        let (mut whole, output) = (self.machines.scratch()?, self.machines.scratch()?);
+        if !machine.archive(target, &mut whole).await? {
+            return Ok(());
+        }
+        let note = |problem: &str| self.progress.notify(Event::Note(&format!("cache {id:?} is not kept{problem}")));
+        match renamed(whole, arrange::ROOT, output).await {
+            Ok(checked) => {
+                if !self.machines.keep_cache(id, checked).await {
+                    note("");
+                }
+            }
+            Err(problem) => note(&format!(": {problem}")),
+        }
+        Ok(())
+    }
+
     /// Extracts an archive of a machine at the place that it came from, or at another one.
-    async fn put(&self, machine: &mut M::Machine, target: &str, archive: &mut File) -> Result<(), StepProblem> {
-        archive.seek(SeekFrom::Start(0))?;
-        let mut renamed = arrange::renamed(io::BufReader::new(archive), target, self.machines.scratch()?)?;
-        renamed.seek(SeekFrom::Start(0))?;
+    async fn put(&self, machine: &mut M::Machine, target: &str, archive: File) -> Result<(), StepProblem> {
+        let mut renamed = renamed(archive, target, self.machines.scratch()?).await?;
         Ok(machine.extract(&mut renamed).await?)
     }
+}
+
+/// Checks an archive of a machine, and writes it with its tree at `target`.
+async fn renamed(mut archive: File, target: &str, output: File) -> Result<File, StepProblem> {
+    let target = target.to_owned();
+    blocking(move || {
+        archive.seek(SeekFrom::Start(0))?;
+        let mut renamed = arrange::renamed(io::BufReader::new(archive), &target, output)?;
+        renamed.seek(SeekFrom::Start(0))?;
+        Ok::<_, StepProblem>(renamed)
+    })
+    .await
 }

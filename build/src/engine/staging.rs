@@ -5,20 +5,21 @@
 //! the whole chain, and its image has one layer above its base image.
 
 use super::{
+    blocking::blocking,
     error::{BuildError, StepProblem},
     machine::{BaseImage, Machines},
 };
 use crate::{
     context::{Context, ContextError, Target},
-    dockerfile::{Dockerfile, Mount},
+    dockerfile::Dockerfile,
     key::{Key, KeyBuilder},
-    plan::{self, Action, Base, BuildArgs, Step},
+    plan::{self, Action, Base, Budget, BuildArgs, Mount, Step},
 };
 use sandboxvm_oci::config::ImageConfig;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A step and the key of the state after it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct PlannedStep {
     pub(super) step: Step,
     pub(super) key: Key,
@@ -34,10 +35,11 @@ pub(super) struct PlannedStep {
 #[derive(Debug)]
 pub(super) struct PlannedStage {
     pub(super) image: BaseImage,
-    pub(super) steps: Vec<PlannedStep>,
+    /// Its steps, which stages that begin with it share.
+    pub(super) steps: Vec<Arc<PlannedStep>>,
     pub(super) config: ImageConfig,
     /// The instructions that made the image, for its history.
-    pub(super) history: Vec<String>,
+    pub(super) history: Vec<Arc<str>>,
     /// Key of the state at its end.
     pub(super) key: Key,
 }
@@ -68,8 +70,9 @@ impl Staging {
         let needed = plan::needed(file, target, args)?;
         let target = *needed.last().unwrap_or(&0);
         let mut staging = Self { stages: BTreeMap::new(), images: BTreeMap::new(), empty: None, target };
+        let mut budget = Budget::default();
         for index in needed {
-            let stage = staging.stage(file, context, args, index, machines).await?;
+            let stage = staging.stage(file, context, args, index, machines, &mut budget).await?;
             staging.stages.insert(index, stage);
         }
         Ok(staging)
@@ -82,6 +85,7 @@ impl Staging {
         args: &BuildArgs,
         index: usize,
         machines: &M,
+        budget: &mut Budget,
     ) -> Result<PlannedStage, BuildError> {
         let (image, config, mut steps, mut history, mut key) = match plan::base(file, index, args)? {
             Base::Stage(other) => {
@@ -91,13 +95,13 @@ impl Staging {
             }
             base => {
                 let image = self.image(&base, machines).await?;
-                let key = base_key(&image);
+                let key = base_key(&image, &machines.surroundings());
                 let config = image.config.clone();
                 (image, config, Vec::new(), Vec::new(), key)
             }
         };
-        let resolved = plan::resolve(file, index, &config, args)?;
-        let mut may_keep = steps.last().is_none_or(|last: &PlannedStep| last.may_keep);
+        let resolved = plan::resolve_within(file, index, &config, args, budget)?;
+        let mut may_keep = steps.last().is_none_or(|last: &Arc<PlannedStep>| last.may_keep);
         let of = resolved.steps.len();
         for (at, step) in resolved.steps.into_iter().enumerate() {
             let fail = |problem| BuildError::Step {
@@ -113,21 +117,22 @@ impl Staging {
                     other => other,
                 })?;
             }
-            key = self.key(key, &step.action, context).map_err(fail)?;
+            key = self.key(key, &step.action, context).await.map_err(fail)?;
             may_keep &= !uses_secret(&step.action);
-            steps.push(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) });
+            steps.push(Arc::new(PlannedStep { step, key, may_keep, stage: index, number: (at + 1, of) }));
         }
-        history.extend(file.stages[index].instructions.iter().map(|located| located.text.clone()));
+        history.extend(file.stages[index].instructions.iter().map(|located| Arc::from(located.text.as_str())));
         Ok(PlannedStage { image, steps, config: resolved.config, history, key })
     }
 
     /// Returns the image of a base that is not a stage.
     async fn image<M: Machines>(&mut self, base: &Base, machines: &M) -> Result<BaseImage, BuildError> {
         let Base::Image(reference) = base else {
-            if self.empty.is_none() {
-                self.empty = Some(machines.image(None).await?);
+            if let Some(known) = &self.empty {
+                return Ok(known.clone());
             }
-            return Ok(self.empty.clone().unwrap_or_else(|| unreachable!("it was set above")));
+            let image = machines.image(None).await?;
+            return Ok(self.empty.insert(image).clone());
         };
         if let Some(known) = self.images.get(reference) {
             return Ok(known.clone());
@@ -138,34 +143,41 @@ impl Staging {
     }
 
     /// Returns what a `COPY --from` of a planned stage reads.
-    pub(super) fn source(&self, from: &Base) -> Option<Source> {
+    ///
+    /// # Errors
+    /// Fails if it is an image that no planned stage names, which is then unknown.
+    pub(super) fn source(&self, from: &Base) -> Result<Source, StepProblem> {
+        let image = |image: Option<&BaseImage>, name: &str| {
+            let image = image.cloned().ok_or_else(|| StepProblem::Missing(name.to_owned()))?;
+            Ok(Source::Image(Box::new(image)))
+        };
         match from {
-            Base::Stage(index) => Some(Source::Stage(*index)),
-            Base::Image(reference) => self.images.get(reference).cloned().map(|image| Source::Image(Box::new(image))),
-            Base::Scratch => self.empty.clone().map(|image| Source::Image(Box::new(image))),
+            Base::Stage(index) => Ok(Source::Stage(*index)),
+            Base::Image(reference) => image(self.images.get(reference), reference),
+            Base::Scratch => image(self.empty.as_ref(), "scratch"),
         }
     }
 
-    fn key(&self, before: Key, action: &Action, context: &Context) -> Result<Key, StepProblem> {
+    async fn key(&self, before: Key, action: &Action, context: &Context) -> Result<Key, StepProblem> {
         let mut key;
         match action {
             Action::Run { command, mounts, env, user, workdir, no_network, proxies: _ } => {
                 key = KeyBuilder::new("run");
                 key.key(before).parts(command).parts(env).part(user.as_bytes()).part(workdir.as_bytes());
-                key.part(&[u8::from(*no_network)]);
+                key.part(&[u8::from(*no_network)]).count(mounts.len());
                 for mount in mounts {
                     match mount {
                         Mount::Cache { id, target } => key.parts(&["cache", id, target]),
                         Mount::Secret { id, target, .. } => key.parts(&["secret", id, target]),
-                        Mount::Bind { .. } => return Err(StepProblem::Unsupported("RUN --mount=type=bind".into())),
                     };
                 }
             }
             Action::Copy { from, sources, inline, target, chown, chmod, is_add } => {
                 key = KeyBuilder::new("copy");
                 key.key(before).parts(sources).part(target.as_bytes());
-                key.part(chown.as_deref().unwrap_or("0:0").as_bytes());
-                key.part(&chmod.unwrap_or(u32::MAX).to_le_bytes()).part(&[u8::from(*is_add)]);
+                key.optional(chown.as_deref().map(str::as_bytes));
+                key.optional(chmod.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
+                key.part(&[u8::from(*is_add)]).count(inline.len());
                 for document in inline {
                     key.parts(&[&document.name, &document.content]);
                 }
@@ -175,17 +187,17 @@ impl Staging {
                             return Err(StepProblem::Unsupported(format!("ADD {url}")));
                         }
                         // Whether the machine has the target as a directory is part of the key before.
-                        let target = Target { path: target, is_directory: true };
-                        match context.select(sources, target) {
-                            Ok(selected) => selected.hash(&mut key)?,
-                            Err(ContextError::Missing(_)) if sources.is_empty() => {}
-                            Err(error) => return Err(error.into()),
-                        }
+                        let (context, sources, target) = (context.clone(), sources.clone(), target.clone());
+                        key = blocking(move || {
+                            let target = Target { path: &target, is_directory: true };
+                            context.select(&sources, target)?.hash(key.part(b"context"))?;
+                            Ok::<_, ContextError>(key)
+                        })
+                        .await?;
                     }
-                    Some(from) => match self.source(from) {
-                        Some(Source::Stage(index)) => drop(key.part(b"stage").key(self.stages[&index].key)),
-                        Some(Source::Image(image)) => drop(key.parts(&["image", &image.digest])),
-                        None => unreachable!("images are resolved before their keys"),
+                    Some(from) => match self.source(from)? {
+                        Source::Stage(index) => drop(key.part(b"stage").key(self.stages[&index].key)),
+                        Source::Image(image) => drop(key.parts(&["image", &image.digest])),
                     },
                 }
             }
@@ -198,9 +210,9 @@ impl Staging {
     }
 }
 
-fn base_key(image: &BaseImage) -> Key {
+fn base_key(image: &BaseImage, surroundings: &[u8]) -> Key {
     let mut key = KeyBuilder::new("base");
-    key.part(image.digest.as_bytes());
+    key.part(image.digest.as_bytes()).part(surroundings);
     key.finish()
 }
 

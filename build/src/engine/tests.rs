@@ -102,6 +102,9 @@ fn changed_step_is_executed_with_those_after_it() {
     assert_eq!(setup.build(text).0.unwrap().executed, 0);
     // Another base image changes all keys.
     assert_eq!(setup.build(&text.replace("base", "other")).0.unwrap().executed, 3);
+    // So does another network.
+    setup.machines.0.lock().unwrap().surroundings = b"other".to_vec();
+    assert_eq!(setup.build(text).0.unwrap().executed, 3);
     let without = Setup { use_cache: false, ..setup };
     assert_eq!(without.build(text).0.unwrap().executed, 3);
 }
@@ -191,7 +194,6 @@ fn failures_name_the_line_and_repeat_the_output() {
     assert_eq!(error("FROM base\nADD https://x/y /\n"), "D:2: ADD https://x/y is not supported");
     assert_eq!(error("FROM base\nCOPY --from=absent /x /\n"), "D:2: no such image");
     assert!(error("FROM absent\n").contains("no such image"));
-    assert!(error("FROM base\nRUN --mount=type=bind,target=/x y\n").contains("not supported"));
     let inner = "FROM base AS a\nRUN exit 1\nFROM base\nCOPY --from=a /x /\n";
     assert_eq!(error(inner), "D:4: D:2: the command exited with code 1");
 }
@@ -233,4 +235,139 @@ fn owners_are_those_of_buildah() {
     built.unwrap();
     let extracted: Vec<_> = log.iter().filter_map(|line| line.strip_prefix("extract /")).collect();
     assert_eq!(extracted, ["1 1000:100", "2 5:5", "3 0:100", "a 7:8", "4 7:8", "5 0:0"]);
+}
+
+#[test]
+fn builds_can_be_given_up_while_files_are_read() {
+    let setup = Setup::new();
+    let context = Context::open(setup.directory.path()).unwrap();
+    // The only thread for blocking work is taken.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || released.recv());
+    // The first of them reads the context for its key, the second one the archive of another machine.
+    for text in ["FROM base\nCOPY . /c/\n", "FROM base\nCOPY --from=img /etc /c/\n"] {
+        let file = Dockerfile::parse("D", text).unwrap();
+        let request = BuildRequest {
+            file: &file,
+            context: &context,
+            args: &BuildArgs::new(),
+            target: None,
+            secrets: &setup.secrets,
+            use_cache: true,
+            tag: None,
+            created: None,
+        };
+        let events = Events::default();
+        let mut build = Box::pin(build(&request, &setup.machines, &events));
+        runtime.block_on(async {
+            let given_up = std::future::poll_fn(|task| std::task::Poll::Ready(build.as_mut().poll(task).is_pending()));
+            assert!(given_up.await, "{text}");
+        });
+    }
+    assert_eq!(setup.machines.log().last().unwrap(), "archive /etc");
+    drop(release);
+}
+
+#[test]
+fn absent_and_empty_options_have_different_keys() {
+    let setup = Setup::new();
+    let text = |flag: &str| format!("FROM base AS one\nFROM base\nARG E=\nCOPY --from=one {flag} /etc /o\n");
+    for flag in ["", "--chown=$E", "--chmod=0"] {
+        assert_eq!(setup.build(&text(flag)).0.unwrap().executed, 1, "{flag}");
+        assert_eq!(setup.build(&text(flag)).0.unwrap().executed, 0, "{flag}");
+    }
+}
+
+#[test]
+fn secrets_are_gone_before_a_cache_is_packed() {
+    let mut setup = Setup::new();
+    setup.secrets.insert("key".into(), b"top-secret".to_vec());
+    let flags = "--mount=type=secret,id=key --mount=type=cache,target=/etc";
+    let (built, log, _) = setup.build(&format!("FROM base\nRUN {flags} cat /run/secrets/key\n"));
+    built.unwrap();
+    let expected = [
+        "archive /etc",
+        "remove /etc",
+        "extract /run/secrets/key 0:0",
+        "run cat /run/secrets/key as \"\" in /",
+        "remove /run/secrets/key",
+        "archive /etc",
+        "remove /etc",
+    ];
+    assert_eq!(log[1..=expected.len()], expected);
+    for flags in ["--mount=type=secret,id=key --mount=type=cache,target=/run/secrets", "--mount=type=cache,target=/run"]
+    {
+        let error = setup.build(&format!("FROM base\nRUN {flags} x\n")).0.unwrap_err().to_string();
+        assert!(error.contains("of a cache: expected a directory outside of /run"), "{error}");
+    }
+}
+
+#[test]
+fn unreadable_cache_is_taken_for_empty_and_replaced() {
+    let setup = Setup::new();
+    let text = "FROM base\nRUN --mount=type=cache,target=/c write /c/item\n";
+    setup.build(text).0.unwrap();
+    let cut = {
+        let caches = &mut setup.machines.0.lock().unwrap().caches;
+        let content = caches.get_mut("/c").unwrap();
+        content.truncate(1000);
+        content.clone()
+    };
+    let again = "FROM base\nRUN --mount=type=cache,target=/c cat /c/item\n";
+    let (built, _, events) = setup.build(again);
+    built.unwrap();
+    assert!(events.contains(&"> nothing".to_owned()), "{events:?}");
+    assert!(events.iter().any(|line| line.starts_with("note: cache \"/c\" is taken for empty: ")), "{events:?}");
+    assert_ne!(setup.machines.0.lock().unwrap().caches["/c"], cut);
+    let (built, _, events) = setup.build(&format!("{again}RUN next\n"));
+    built.unwrap();
+    assert!(!events.iter().any(|line| line.starts_with("note")), "{events:?}");
+}
+
+#[test]
+fn hostile_caches_are_not_mounted() {
+    let setup = Setup::new();
+    let mut writer = sandboxvm_archive::Writer::new(Vec::new());
+    let link = sandboxvm_archive::Kind::Symlink(b"/etc".to_vec());
+    let file = sandboxvm_archive::Kind::File { size: 0, extents: None };
+    let modified = sandboxvm_archive::Timestamp::default();
+    for (path, kind) in [("x", sandboxvm_archive::Kind::Directory), ("x/l", link), ("x/l/passwd", file)] {
+        let (path, attributes) = (path.into(), Vec::new());
+        let entry = sandboxvm_archive::Entry { path, kind, mode: 0o755, uid: 0, gid: 0, modified, attributes };
+        writer.begin(&entry).unwrap();
+        writer.end().unwrap();
+    }
+    setup.machines.0.lock().unwrap().caches.insert("c".into(), writer.finish().unwrap());
+    let (built, log, events) = setup.build("FROM base\nRUN --mount=type=cache,id=c,target=/c x\n");
+    built.unwrap();
+    assert!(!log.iter().any(|line| line.starts_with("extract")), "{log:?}");
+    assert!(events.iter().any(|line| line.contains("what is above it is not a directory")), "{events:?}");
+}
+
+#[test]
+fn file_that_changes_during_the_build_fails_its_step() {
+    let mut setup = Setup::new();
+    let directory = setup.directory.path().to_owned();
+    for source in ["COPY a.txt /", "ADD a.txt /", "COPY . /c/"] {
+        fs::write(directory.join("a.txt"), "1").unwrap();
+        let file = directory.join("a.txt");
+        setup.machines.0.lock().unwrap().on_run = Some((file, b"2".to_vec()));
+        setup.use_cache = false;
+        let error = setup.build(&format!("FROM base\nRUN one\n{source}\n")).0.unwrap_err().to_string();
+        assert_eq!(error, "D:3: \"a.txt\" changed during the build");
+    }
+}
+
+#[test]
+fn stages_share_the_steps_of_their_base() {
+    let setup = Setup::new();
+    let file = Dockerfile::parse("D", "FROM base AS one\nRUN x\nFROM one AS two\nRUN y\nFROM two\nRUN z\n").unwrap();
+    let context = Context::open(setup.directory.path()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let args = BuildArgs::new();
+    let staging = runtime.block_on(Staging::of(&file, &context, &args, None, &setup.machines)).unwrap();
+    let [one, _, three] = [0, 1, 2].map(|at| &staging.stages[&at]);
+    assert_eq!((three.steps.len(), three.history.len()), (3, 3));
+    assert!(Arc::ptr_eq(&one.steps[0], &three.steps[0]) && Arc::ptr_eq(&one.history[0], &three.history[0]));
 }

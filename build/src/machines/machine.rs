@@ -24,19 +24,19 @@ const CHUNK: usize = 64 << 10;
 /// A sandbox in which steps are executed.
 #[derive(Debug)]
 pub struct SandboxMachine {
-    started: Option<StartedSandbox>,
+    started: StartedSandbox,
     manager: Manager,
     options: Arc<MachineOptions>,
 }
 
 impl SandboxMachine {
     pub(super) fn new(started: StartedSandbox, manager: Manager, options: Arc<MachineOptions>) -> Self {
-        Self { started: Some(started), manager, options }
+        Self { started, manager, options }
     }
 
     /// Returns the sandbox.
     pub(super) fn sandbox(&self) -> &Sandbox {
-        self.started.as_ref().expect("taken only by finish, which consumes self").sandbox()
+        self.started.sandbox()
     }
 
     /// Starts a process that runs on without its caller. Its output is kept in the guest, as far as the
@@ -60,18 +60,20 @@ impl SandboxMachine {
     /// Removes the oldest states of the home that exceed the maximum. The last one is of this build.
     fn remove_old_states(&self) {
         let Ok(snapshots) = self.manager.snapshots() else { return };
-        let mut states: Vec<_> = snapshots
-            .into_iter()
-            .filter_map(|manifest| Some((manifest.created_at, manifest.name?)))
-            .filter(|(_, name)| name.as_str().starts_with(&self.options.states))
-            .collect();
-        states.sort();
-        let excess = states.len().saturating_sub(self.options.max_states.max(1));
-        for (_, name) in &states[..excess] {
+        let named = snapshots.into_iter().filter_map(|manifest| Some((manifest.created_at, manifest.name?)));
+        for name in excess_states(named.collect(), &self.options.states, self.options.max_states) {
             // A state that stays costs disk space, and is removed by a later build.
             let _ = self.manager.remove_snapshot(name.as_str());
         }
     }
+}
+
+/// Returns the oldest states above the maximum, of snapshots with the times at which they were made.
+fn excess_states<T: Ord>(mut snapshots: Vec<(T, SandboxName)>, prefix: &str, maximum: usize) -> Vec<SandboxName> {
+    snapshots.retain(|(_, name)| super::is_state(name.as_str(), prefix));
+    snapshots.sort();
+    let excess = snapshots.len().saturating_sub(maximum.max(1));
+    snapshots.into_iter().take(excess).map(|(_, name)| name).collect()
 }
 
 fn spec(process: &Process) -> ProcessSpecBuilder {
@@ -215,10 +217,21 @@ impl Machine for SandboxMachine {
         }
     }
 
-    async fn finish(mut self) -> Done<()> {
-        match self.started.take() {
-            Some(started) => started.finish().await.map_err(MachineError::new),
-            None => Ok(()),
-        }
+    async fn finish(self) -> Done<()> {
+        self.started.finish().await.map_err(MachineError::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_the_user_are_never_removed_as_states() {
+        let name = |text: &str| SandboxName::try_from(text.to_owned()).unwrap();
+        let state = |digit: &str| name(&format!("build-{}", digit.repeat(40)));
+        let snapshots = vec![(1, name("build-env")), (4, state("a")), (3, state("b")), (2, state("c")), (0, name("x"))];
+        assert_eq!(excess_states(snapshots.clone(), "build-", 2), [state("c")]);
+        assert_eq!(excess_states(snapshots, "build-", 0), [state("c"), state("b")]);
     }
 }

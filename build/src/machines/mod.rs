@@ -42,6 +42,15 @@ use std::{
 
 /// Name of the snapshots that keep the states of image builds, before the key.
 pub const IMAGE_STATES: &str = "build-";
+/// Number of digits in the name of a state.
+const DIGITS: usize = 40;
+
+/// Returns true for names that a build gives to states. Another snapshot is the user's, and builds
+/// neither restore nor remove it.
+fn is_state(name: &str, prefix: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.strip_prefix(prefix).is_some_and(|digits| digits.len() == DIGITS && digits.bytes().all(is_digit))
+}
 
 /// A function that brings the image of a reference into the store of the home, with the credentials
 /// and the progress of the caller.
@@ -89,6 +98,7 @@ impl Default for MachineOptions {
         let gib = |count: u64| count << 30;
         Self {
             vcpus: VcpuCount::ONE,
+            // The bounds are constants, and a test makes this value.
             memory: MemorySize::try_from(gib(1)).expect("1 GiB lies within the bounds"),
             disk: DiskSize::try_from(gib(4)).unwrap_or(DiskSize::DEFAULT),
             network: None,
@@ -109,10 +119,21 @@ impl MachineOptions {
     fn state_name(&self, key: Key) -> Done<SandboxName> {
         let mut kind = KeyBuilder::new("machine");
         kind.key(key).part(format!("{} {} {}", self.vcpus, self.memory.bytes(), self.disk.bytes()).as_bytes());
-        kind.part(&[u8::from(self.network.is_some())]);
-        let name: String = self.states.chars().chain(kind.finish().to_string().chars().take(40)).collect();
+        kind.part(&reach(self.network.as_ref()));
+        let name: String = self.states.chars().chain(kind.finish().to_string().chars().take(DIGITS)).collect();
         SandboxName::try_from(name).map_err(MachineError::new)
     }
+}
+
+/// Returns what a network permits, as bytes for a key. Secrets, the proxy and limits are not part of it.
+fn reach(network: Option<&NetworkSpec>) -> Vec<u8> {
+    let Some(NetworkSpec { reach, precedence, allow, deny, dns, hosts, .. }) = network else {
+        return Vec::new();
+    };
+    let mut permits = NetworkSpec { reach: *reach, precedence: *precedence, ..NetworkSpec::default() };
+    (permits.allow, permits.deny, permits.dns, permits.hosts) =
+        (allow.clone(), deny.clone(), dns.clone(), hosts.clone());
+    format!("{permits:?}").into_bytes()
 }
 
 /// Sandboxes of a home, for builds.
@@ -182,6 +203,10 @@ impl Machines for SandboxMachines {
         };
         let details = details.map_err(MachineError::new)?;
         Ok(BaseImage { digest: details.manifest.to_string(), config: details.configuration.image })
+    }
+
+    fn surroundings(&self) -> Vec<u8> {
+        reach(self.options.network.as_ref())
     }
 
     async fn start(&self, image: &BaseImage) -> Done<SandboxMachine> {
@@ -270,7 +295,33 @@ impl Machines for SandboxMachines {
         self.kept.cache(id)
     }
 
-    fn keep_cache(&self, id: &str, archive: File) {
-        self.kept.keep_cache(id, archive);
+    async fn keep_cache(&self, id: &str, archive: File) -> bool {
+        let (kept, id) = (self.kept.clone(), id.to_owned());
+        tokio::task::spawn_blocking(move || kept.keep_cache(&id, archive)).await.unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_states_are_taken_for_states() {
+        let name = MachineOptions::default().state_name(KeyBuilder::new("test").finish()).unwrap();
+        assert!(is_state(name.as_str(), IMAGE_STATES), "{name}");
+        let digits = "0123456789abcdef0123456789abcdef01234567";
+        assert!(is_state(&format!("build-{digits}"), "build-"));
+        for other in ["build-env", "build-", digits, &format!("build-{digits}0"), &format!("build-{}F", &digits[1..])] {
+            assert!(!is_state(other, "build-"), "{other}");
+        }
+    }
+
+    #[test]
+    fn keys_depend_on_what_the_network_permits() {
+        let rule = NetworkSpec { allow: vec!["example.org".parse().unwrap()], ..NetworkSpec::default() };
+        let resolver = NetworkSpec { dns: vec!["192.0.2.1".parse().unwrap()], ..NetworkSpec::default() };
+        let all = [None, Some(NetworkSpec::default()), Some(rule), Some(resolver)];
+        let keys: std::collections::BTreeSet<_> = all.iter().map(|network| reach(network.as_ref())).collect();
+        assert_eq!(keys.len(), all.len());
     }
 }
