@@ -8,7 +8,7 @@ mod listeners;
 mod races;
 mod recovery;
 #[path = "../../host/registry.rs"]
-#[allow(dead_code, clippy::unwrap_used, reason = "each test binary uses a part; a test ends by panicking")]
+#[allow(dead_code, reason = "each test binary uses a part")]
 mod registry;
 mod sdks;
 mod shares;
