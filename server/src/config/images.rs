@@ -168,7 +168,8 @@ mod tests {
         assert!(matches!(some.permitted("a b"), Err(Refused::Invalid(_))));
         let public = ImagesConfig { public: true, ..ImagesConfig::default() };
         assert!(public.permitted("python:3.11").is_ok());
-        let docker = ImagesConfig { registries: vec!["docker.io".into()], ..ImagesConfig::default() };
+        let default = sandboxvm_oci::Reference::parse("python", None).unwrap().registry().to_owned();
+        let docker = ImagesConfig { registries: vec![default], ..ImagesConfig::default() };
         assert!(docker.permitted("python").is_ok());
     }
 
