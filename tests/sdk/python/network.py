@@ -50,7 +50,8 @@ try:
     framing = [{"transform": {"headers": {"Host": "other.example.com"}}}]
     host = refusal(400, lambda: sandbox.update_network({"rules": {"api.example.com": framing}}))
     assert '"Host" is not a header that can be set' in host, host
-    refusal(501, lambda: sandbox.update_network({"egress_proxy": {"address": "proxy.example.com:1080"}}))
+    over_tls = {"address": "proxy.example.com:1080", "tls": True}
+    refusal(501, lambda: sandbox.update_network({"egress_proxy": over_tls}))
     assert network(sandbox) == changed
     raises(NotFoundException, lambda: Sandbox.update_network("aaaaaaaaaaaaaaaa", {}))
 

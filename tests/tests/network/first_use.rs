@@ -19,7 +19,7 @@ struct Socks(Child);
 
 impl Socks {
     fn start(port: u16) -> Self {
-        let arguments = ["-q", "-i", "127.0.0.1", "-p", &port.to_string()];
+        let arguments = ["-i", "127.0.0.1", "-p", &port.to_string()];
         let process = Command::new("microsocks").args(arguments).spawn().expect("the package microsocks is installed");
         let connected = || TcpStream::connect(("127.0.0.1", port)).ok().map(drop);
         eventually(Duration::from_secs(20), connected).expect("microsocks listens");
