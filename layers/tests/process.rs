@@ -111,7 +111,7 @@ fn a_process_ends_with_its_handle() {
     assert!(matches!(unpacking.next_event(), Ok(Event::Confined(_))));
     let before = Instant::now();
     drop(unpacking);
-    assert!(before.elapsed() < Duration::from_secs(5));
+    assert!(before.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

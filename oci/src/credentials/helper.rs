@@ -134,7 +134,7 @@ mod tests {
             let begun = Instant::now();
             let error = answer(script).unwrap_err();
             assert!(error.ends_with(expected) && !error.contains("secret"), "{error}");
-            assert!(begun.elapsed() < Duration::from_secs(10));
+            assert!(begun.elapsed() < Duration::from_secs(40));
         }
         assert!(program("../x").is_err());
     }

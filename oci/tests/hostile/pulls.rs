@@ -40,7 +40,7 @@ async fn trickling_registry_is_given_up() {
     let begun = Instant::now();
     let error = registry_error(pull(&server, options(&[&server])).await).to_string();
     assert!(error.ends_with("it sends too slowly"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(200), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
