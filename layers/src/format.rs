@@ -18,12 +18,6 @@ pub enum Format {
 /// Why the layers of an image cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// The content of the layer is not in the registry: the image refers to another source for it.
-    #[error("layers of the type \"{}\" are not stored with their image", .0.escape_default())]
-    Foreign(String),
-    /// The media type is not that of a layer.
-    #[error("unknown type of layer \"{}\"", .0.escape_default())]
-    Unknown(String),
     /// The content has another compression than the media type states.
     #[error("the layer is stated to be {stated}, but is {found}")]
     Mismatch {
@@ -35,29 +29,6 @@ pub enum FormatError {
 }
 
 impl Format {
-    /// Returns the format of layers of a media type of OCI or Docker.
-    ///
-    /// # Errors
-    /// [`FormatError::Foreign`] and [`FormatError::Unknown`].
-    pub fn from_media_type(media_type: &str) -> Result<Self, FormatError> {
-        match media_type {
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Self::Tar),
-            "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-                Ok(Self::Gzip)
-            }
-            "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
-                Ok(Self::Zstd)
-            }
-            foreign
-                if foreign.starts_with("application/vnd.oci.image.layer.nondistributable.")
-                    || foreign.starts_with("application/vnd.docker.image.rootfs.foreign.") =>
-            {
-                Err(FormatError::Foreign(foreign.to_owned()))
-            }
-            other => Err(FormatError::Unknown(other.to_owned())),
-        }
-    }
-
     /// Returns the format of content that begins with these bytes, at least four unless it is shorter.
     #[must_use]
     pub fn of_content(beginning: &[u8]) -> Self {
@@ -95,21 +66,6 @@ impl fmt::Display for Format {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn media_types_of_layers_are_known_and_foreign_layers_are_refused() {
-        let of = Format::from_media_type;
-        assert_eq!(of("application/vnd.oci.image.layer.v1.tar+zstd"), Ok(Format::Zstd));
-        assert_eq!(of("application/vnd.docker.image.rootfs.diff.tar.gzip"), Ok(Format::Gzip));
-        assert_eq!(of("application/vnd.oci.image.layer.v1.tar"), Ok(Format::Tar));
-        for foreign in [
-            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-        ] {
-            assert!(matches!(of(foreign), Err(FormatError::Foreign(_))), "{foreign}");
-        }
-        assert!(matches!(of("application/vnd.oci.image.config.v1+json"), Err(FormatError::Unknown(_))));
-    }
 
     #[test]
     fn content_must_have_the_stated_format() {

@@ -8,7 +8,7 @@ use crate::{
     manifest::{Manifest, printable},
 };
 use serde::{Deserialize, Deserializer, Serialize};
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 /// Why a configuration is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,14 +94,6 @@ pub struct Healthcheck {
     /// Number of failures in a row after which the program is unhealthy, 0 for the default.
     #[serde(deserialize_with = "or_default")]
     pub retries: u32,
-}
-
-impl Healthcheck {
-    /// Returns the time between two checks.
-    #[must_use]
-    pub fn interval(&self) -> Duration {
-        Duration::from_nanos(self.interval)
-    }
 }
 
 /// The configuration document of an image.
@@ -200,7 +192,7 @@ mod tests {
         .image;
         assert_eq!((image.user.as_str(), image.working_dir.as_str()), ("app:app", "/srv"));
         assert_eq!((&image.volumes[0][..], &image.exposed_ports[0][..]), ("/data", "80/tcp"));
-        assert_eq!(image.healthcheck.as_ref().unwrap().interval(), Duration::from_secs(5));
+        assert_eq!(image.healthcheck.as_ref().unwrap().interval, 5_000_000_000);
         let again: ImageConfig = serde_json::from_value(serde_json::to_value(&image).unwrap()).unwrap();
         assert_eq!(again, image);
     }
