@@ -353,18 +353,7 @@ impl Scope<'_> {
     }
 
     fn path(&self, path: &str) -> String {
-        let is_directory = path.ends_with('/') || path.ends_with("/.") || path == ".";
-        let whole = if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", self.config.working_dir) };
-        let mut parts = Vec::new();
-        for part in whole.split('/') {
-            match part {
-                "" | "." => {}
-                ".." => drop(parts.pop()),
-                part => parts.push(part),
-            }
-        }
-        let slash = if is_directory && !parts.is_empty() { "/" } else { "" };
-        format!("/{}{slash}", parts.join("/"))
+        joined(&format!("/{}", self.config.working_dir), path)
     }
 
     fn program(&self, command: &Command) -> Vec<String> {
@@ -486,6 +475,23 @@ fn healthcheck(check: Option<&Check>) -> Healthcheck {
     };
     let (interval, timeout, start_period, retries) = (*interval, *timeout, *start_period, *retries);
     Healthcheck { test, interval, timeout, start_period, retries }
+}
+
+/// Returns `below` at the place that `base` says, without `.` and `..`. A slash at its end stays.
+pub(crate) fn joined(base: &str, below: &str) -> String {
+    let is_directory = below.ends_with('/') || below.ends_with("/.") || below == "." || below == "..";
+    let whole = if below.starts_with('/') || base.is_empty() { below.to_owned() } else { format!("{base}/{below}") };
+    let mut parts = Vec::new();
+    for part in whole.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let root = if whole.starts_with('/') { "/" } else { "" };
+    let slash = if is_directory && !parts.is_empty() { "/" } else { "" };
+    format!("{root}{}{slash}", parts.join("/"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use crate::{
     dockerfile::expand_document,
     key::{Key, KeyBuilder},
+    plan::joined,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -161,23 +162,6 @@ pub(super) fn is_hash(text: &str) -> bool {
 pub(super) fn is_account(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     !name.is_empty() && name.len() <= 32 && !name.starts_with(['-', '.']) && name.bytes().all(fits)
-}
-
-/// Returns `below` at the place that `base` says, without `.` and `..`. A slash at its end stays.
-pub(super) fn joined(base: &str, below: &str) -> String {
-    let is_directory = below.ends_with('/') || below.ends_with("/.") || below == "." || below == "..";
-    let whole = if below.starts_with('/') || base.is_empty() { below.to_owned() } else { format!("{base}/{below}") };
-    let mut parts = Vec::new();
-    for part in whole.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    let root = if whole.starts_with('/') { "/" } else { "" };
-    let slash = if is_directory && !parts.is_empty() { "/" } else { "" };
-    format!("{root}{}{slash}", parts.join("/"))
 }
 
 /// Plans a template.

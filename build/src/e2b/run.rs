@@ -3,12 +3,15 @@
 
 use super::{
     accounts,
-    plan::{Doing, PlannedStep, TemplatePlan, joined},
+    plan::{Doing, PlannedStep, TemplatePlan},
     upload,
 };
-use crate::engine::{
-    BaseImage, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place, Process, Progress,
-    Secrets, StepProblem, arrange, blocking, deliver, owner,
+use crate::{
+    engine::{
+        BaseImage, Event, Found, Machine, MachineError, Machines, NoGroup, Output, Pattern, Place, Process, Progress,
+        Secrets, StepProblem, arrange, blocking, deliver, owner,
+    },
+    plan::joined,
 };
 use std::{fmt, fs::File, io};
 
