@@ -4,6 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "../../tests/host/registry.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod host;
+
+use host::{Registry, run};
 use sandboxvm_oci::{
     Error, Event, Images, Limits, PullOptions, PushOptions, Silent,
     registry::{Credentials, Reach, RegistryError, RegistryOptions},
@@ -13,34 +18,12 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 use tempfile::TempDir;
-
-struct Registry {
-    process: Child,
-    port: u16,
-    _home: TempDir,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 fn has_tools() -> bool {
     let has = ["docker-registry", "skopeo", "umoci", "htpasswd"].iter().all(|tool| {
@@ -52,41 +35,8 @@ fn has_tools() -> bool {
     has
 }
 
-impl Registry {
-    /// Starts a registry. `extra` is added to its configuration.
-    fn start(home: TempDir, extra: &str, http: &str) -> Self {
-        let port = free_port();
-        let root = home.path().join("registry");
-        let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{http}{extra}",
-            root.display()
-        );
-        let path = home.path().join("config.yml");
-        fs::write(&path, config).unwrap();
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&path)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let registry = Self { process, port, _home: home };
-        for _ in 0..100 {
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
-                return registry;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        panic!("the registry does not start");
-    }
-
-    fn plain() -> Self {
-        Self::start(tempfile::tempdir().unwrap(), "", "")
-    }
-
-    fn host(&self) -> String {
-        format!("localhost:{}", self.port)
-    }
+fn plain() -> Registry {
+    Registry::start(tempfile::tempdir().unwrap(), "", "")
 }
 
 /// Makes an OCI layout with an image of one layer of `bytes` random bytes.
@@ -125,7 +75,7 @@ async fn image_is_pulled_inspected_pushed_and_removed() {
     if !has_tools() {
         return;
     }
-    let (registry, home) = (Registry::plain(), tempfile::tempdir().unwrap());
+    let (registry, home) = (plain(), tempfile::tempdir().unwrap());
     fill(&registry, "team/app:1", 300_000);
     let images = open(&home, RegistryOptions { default_registry: Some(registry.host()), ..options(&registry.host()) });
     let pulled = images.pull("team/app:1", PullOptions::default(), Arc::new(Silent)).await.unwrap();
@@ -195,9 +145,9 @@ async fn pull_continues_after_cut_connections() {
     if !has_tools() {
         return;
     }
-    let (registry, home) = (Registry::plain(), tempfile::tempdir().unwrap());
+    let (registry, home) = (plain(), tempfile::tempdir().unwrap());
     fill(&registry, "big:1", 3_000_000);
-    let host = format!("localhost:{}", cutting_proxy(registry.port));
+    let host = format!("localhost:{}", cutting_proxy(registry.port()));
     let images = open(&home, options(&host));
     let offsets = Arc::new(Mutex::new(Vec::new()));
     let seen = offsets.clone();
@@ -225,7 +175,7 @@ async fn password_and_private_authority_are_used() {
     let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", path("cert.pem"), path("key.pem"));
     let auth = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", path("htpasswd"));
     let authority = home.path().join("cert.pem");
-    let registry = Registry::start(home, &auth, &tls);
+    let registry = Registry::start(home, &tls, &auth);
     let directory = tempfile::tempdir().unwrap();
     layout(directory.path(), 1000);
     let from = format!("oci:{}:test", directory.path().join("layout").display());
@@ -384,7 +334,7 @@ async fn killed_pulls_leave_nothing_corrupt() {
     if !has_tools() {
         return;
     }
-    let (registry, home) = (Registry::plain(), tempfile::tempdir().unwrap());
+    let (registry, home) = (plain(), tempfile::tempdir().unwrap());
     fill(&registry, "big:1", 12_000_000);
     let root = home.path().join("images");
     let mut random = fastrand::Rng::with_seed(5);

@@ -58,6 +58,11 @@ impl Registry {
         panic!("the registry does not start");
     }
 
+    /// Returns its port on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Returns its name in references.
     pub fn host(&self) -> String {
         format!("localhost:{}", self.port)
