@@ -16,6 +16,7 @@ use std::{
 };
 
 #[path = "../../../host/registry.rs"]
+#[allow(dead_code, reason = "each user needs a part")]
 mod registry;
 
 const MEMORY_MIB: u64 = 256;
