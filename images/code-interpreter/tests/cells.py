@@ -14,15 +14,23 @@ from interpreter import Interpreter, InterpreterTest, main
 END = {"type": "end_of_execution"}
 # Of the service: what a cell has after its interrupt.
 INTERRUPTED_WITHIN = 15
-STUBBORN = """
-import sys
+# The kernel writes output in a thread, which a busy machine may not run before the cell holds Python's
+# lock for good. So the cell is stubborn only once its output has been read.
+BEGUN = """
+import os, time
 print('begun', flush=True)
+while not os.path.exists('output-is-read'):
+    time.sleep(0.01)
+os.remove('output-is-read')
+"""
+IGNORES_INTERRUPTS = """
 while True:
     try:
         while True: sum(range(1000))
     except KeyboardInterrupt:
         pass
 """
+HOLDS_THE_INTERPRETER = "sum(range(10**12))"
 
 
 def is_running(pid):
@@ -48,12 +56,17 @@ def wait_for_processor_time(pid, seconds):
 
 
 class CutOffCells(InterpreterTest):
+    def make_stubborn(self, kernel):
+        with open(os.path.join(os.readlink(f"/proc/{kernel}/cwd"), "output-is-read"), "w"):
+            pass
+        wait_for_processor_time(kernel, 0.5)
+
     def test_a_cell_that_ignores_its_interrupt_loses_its_kernel(self):
-        for stubborn in [STUBBORN, "print('begun', flush=True)\nsum(range(10**12))"]:
+        for stubborn in [IGNORES_INTERRUPTS, HOLDS_THE_INTERPRETER]:
             with self.subTest(stubborn):
                 kernel = int(self.run_cell("import os\nkept = 1\nos.getpid()").text)
                 # Directly after its output, the cell is not stubborn yet: an interrupt ends it there.
-                self.interpreter.abandon(stubborn, "begun", lambda: wait_for_processor_time(kernel, 0.5))
+                self.interpreter.abandon(BEGUN + stubborn, "begun", lambda: self.make_stubborn(kernel))
                 began = time.monotonic()
                 replaced = self.run_cell("kept")
                 self.assertEqual(replaced.error.name, "KernelReplaced", replaced)
