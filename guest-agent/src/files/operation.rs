@@ -3,7 +3,7 @@
 use super::channel::Channel;
 use super::failure::Trouble;
 use super::watch::Watched;
-use super::{archive, change, changes, content, details, inspect, mounts, watch};
+use super::{archive, below_mounts, change, changes, content, details, inspect, mounts, watch};
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
 use std::os::fd::OwnedFd;
 
@@ -65,5 +65,9 @@ pub(super) fn run(
         FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
         FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
         FileOperation::PackChanges => changes::pack(channel, upper),
+        FileOperation::ExtractBelowMounts => {
+            below_mounts::enter()?;
+            archive::unpack(channel, b"/", false, true)
+        }
     }
 }

@@ -130,6 +130,7 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             network
         }),
         Just(FileOperation::PackChanges),
+        Just(FileOperation::ExtractBelowMounts),
         (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
             path,
             name,

@@ -3,7 +3,7 @@
 use super::{Named, path, text};
 use sandboxvm_protocol::agent::{details::*, files::*};
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 17] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 18] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -27,6 +27,7 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 17] {
         ),
         ("observe", true, FileOperation::Observe { path: a(), recursive: false, details: true, network: false }),
         ("pack-changes", false, FileOperation::PackChanges),
+        ("extract-below-mounts", false, FileOperation::ExtractBelowMounts),
     ]
 }
 
