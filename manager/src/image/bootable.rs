@@ -183,6 +183,7 @@ fn bootable(reference: &str, digest: Digest, disk: PathBuf, hold: Hold, config: 
         working_directory: text(&config.working_dir),
         entrypoint: config.entrypoint.clone(),
         command: config.cmd.clone(),
+        stop_signal: text(&config.stop_signal),
     };
     BootableImage { disk, defaults, env: config.env.clone(), config, hold }
 }
