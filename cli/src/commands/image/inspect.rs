@@ -61,7 +61,6 @@ fn inspected(details: ImageDetails, references: Vec<String>) -> Inspected {
 /// Returns which settings of an image have no effect on its sandboxes.
 fn not_used(config: &ImageConfig) -> Vec<&'static str> {
     let settings = [
-        ("Volumes", !config.volumes.is_empty()),
         ("ExposedPorts", !config.exposed_ports.is_empty()),
         ("Healthcheck", config.healthcheck.is_some()),
     ];
