@@ -52,6 +52,7 @@ pub(super) fn make(has_terminal: bool) -> bool {
         && unmount(STAGE)
         && mount(c"dev", STAGE, Some(c"tmpfs"), libc::MS_NOSUID | libc::MS_NOEXEC, Some(c"mode=755,size=64k"))
         && fill_dev(has_terminal)
+        && unmount(c"/dev")
         && mount(STAGE, c"/dev", None, libc::MS_MOVE, None)
         && mount(c"cgroup2", c"/sys/fs/cgroup", Some(c"cgroup2"), NO_SUID_DEV_EXEC, None)
         && mount(c"none", c"/sys", None, libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | NO_SUID_DEV_EXEC, None)
