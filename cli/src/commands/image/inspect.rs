@@ -80,6 +80,7 @@ mod tests {
             cmd: vec!["serve".to_owned()],
             stop_signal: "SIGINT".to_owned(),
             volumes: vec!["/data".to_owned()],
+            exposed_ports: vec!["80/tcp".to_owned()],
             ..ImageConfig::default()
         };
         let created = Some("2024-01-01T00:00:00Z".to_owned());
