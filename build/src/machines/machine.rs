@@ -7,8 +7,8 @@ use crate::{
     key::Key,
 };
 use sandboxvm_manager::{
-    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, FileSink, Manager, OnDisconnect, Output, ProcessSpec,
-    ProcessSpecBuilder, Sandbox, SandboxName, SnapshotError, StartedSandbox,
+    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, FileSink, Manager, OnDisconnect, Output,
+    ProcessSpec, ProcessSpecBuilder, Sandbox, SandboxName, SnapshotError, StartedSandbox,
 };
 use std::{
     fs::File,

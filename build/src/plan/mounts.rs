@@ -152,12 +152,26 @@ mod tests {
         assert_eq!(mounts("--mount=type=secret,id=$N").unwrap(), [secret("name", "/run/secrets/name", in_memory)]);
         assert_eq!(mounts("--mount=type=secret,target=$HOME/$N").unwrap(), [secret("name", "/root/name", in_memory)]);
         let twice = mounts("--mount=type=secret,id=k,target=/a --mount=type=secret,id=k,target=/run/b").unwrap();
-        assert_eq!(twice, [secret("k", "/a", "/run/sandboxvm/secrets/k"), secret("k", "/run/b", "/run/sandboxvm/secrets/k")]);
+        assert_eq!(
+            twice,
+            [secret("k", "/a", "/run/sandboxvm/secrets/k"), secret("k", "/run/b", "/run/sandboxvm/secrets/k")]
+        );
     }
 
     #[test]
     fn places_that_are_secret_or_the_kernels_are_refused() {
-        for target in ["/", "/run", "/run/secrets/x", "/run/sandboxvm", "/proc/1", "/sys", "/dev/shm/x", "/a/../run", "..", "$UNSET"] {
+        for target in [
+            "/",
+            "/run",
+            "/run/secrets/x",
+            "/run/sandboxvm",
+            "/proc/1",
+            "/sys",
+            "/dev/shm/x",
+            "/a/../run",
+            "..",
+            "$UNSET",
+        ] {
             let target = target.replace("$UNSET", "/$UNSET");
             let error = mounts(&format!("--mount=type=cache,target={target}")).unwrap_err();
             assert!(error.starts_with("D:5: invalid target"), "{error}");

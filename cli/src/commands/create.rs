@@ -2,7 +2,10 @@
 
 use crate::{
     failure::Failure,
-    options::{EnvOptions, MachineOptions, NewSandbox, network::NetworkOptions, supervision::SupervisionOptions},
+    options::{
+        EnvOptions, MachineOptions, NewSandbox, main_process::MainProcessOptions, network::NetworkOptions,
+        supervision::SupervisionOptions,
+    },
     process_io::signals::Signals,
     runtime, stdio,
 };
@@ -16,6 +19,8 @@ pub(crate) struct Create {
     machine: MachineOptions,
     #[command(flatten)]
     env: EnvOptions,
+    #[command(flatten)]
+    main: MainProcessOptions,
     #[command(flatten)]
     supervision: SupervisionOptions,
     #[command(flatten)]
@@ -31,7 +36,10 @@ impl Create {
             // As with `run -d`, the process that the image is made for runs from the beginning.
             let spec = match image.command_line(None, &[]).as_slice() {
                 [] => None,
-                command => Some(ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?),
+                command => {
+                    let spec = ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?;
+                    Some(self.main.apply(spec, command, &image)?)
+                }
             };
             let (services, network) = (self.supervision.services(), self.network.network()?);
             let new = NewSandbox { image, env, services, network, ephemeral: false };

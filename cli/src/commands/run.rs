@@ -3,7 +3,8 @@
 use crate::{
     failure::Failure,
     options::{
-        MachineOptions, NewSandbox, ProcessOptions, limits, network::NetworkOptions, supervision::SupervisionOptions,
+        MachineOptions, NewSandbox, ProcessOptions, limits, main_process::MainProcessOptions, network::NetworkOptions,
+        supervision::SupervisionOptions,
     },
     process_io,
     process_io::signals::Signals,
@@ -27,6 +28,8 @@ pub(crate) struct Run {
     machine: MachineOptions,
     #[command(flatten)]
     process: ProcessOptions,
+    #[command(flatten)]
+    main: MainProcessOptions,
     #[command(flatten)]
     supervision: SupervisionOptions,
     #[command(flatten)]
@@ -56,6 +59,7 @@ impl Run {
             return Err(Failure::new("no command was given, and none is taken from the image"));
         }
         let spec = self.process.spec(&command, OnDisconnect::Kill)?;
+        let spec = self.main.apply(spec, &command, &image)?;
         let (services, network) = (self.supervision.services(), self.network.network()?);
         let new = NewSandbox { image, env: Vec::new(), services, network, ephemeral: true };
         let Some(started) = self.machine.start(new, false, &mut signals).await? else {
@@ -77,7 +81,10 @@ impl Run {
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
         let spec = match image.command_line(self.entrypoint.as_ref(), &self.command).as_slice() {
             [] => None,
-            command => Some(self.process.spec(command, OnDisconnect::Keep)?),
+            command => {
+                let spec = self.process.spec(command, OnDisconnect::Keep)?;
+                Some(self.main.apply(spec, command, &image)?)
+            }
         };
         let (services, network) = (self.supervision.services(), self.network.network()?);
         let settled = spec.is_none();

@@ -2,6 +2,7 @@
 
 pub(crate) mod image;
 pub(crate) mod limits;
+pub(crate) mod main_process;
 pub(crate) mod network;
 pub(crate) mod permitted;
 pub(crate) mod supervision;

@@ -49,7 +49,8 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
         fs::write(context.join(name), content).unwrap();
     }
     // The machine mounts its own file over `/etc/hosts`, and file systems in memory over other places.
-    for (name, content) in [("etc/hosts", "192.0.2.9 of-the-archive\n"), ("proc/note", "kept"), ("run/daemon/pid", "1")] {
+    for (name, content) in [("etc/hosts", "192.0.2.9 of-the-archive\n"), ("proc/note", "kept"), ("run/daemon/pid", "1")]
+    {
         let path = context.join("root").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
@@ -86,9 +87,12 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     assert_eq!(fs::read_to_string(root.join("home/app/who")).unwrap(), "app\n");
     assert!(!fs::read_to_string(root.join("home/app/seen")).unwrap().contains("sleep"), "a step left a process");
     assert!(!root.join("opt/b").exists() && !root.join("src").exists());
-    for (name, content) in
-        [("etc/hosts", "192.0.2.9 of-the-archive\n"), ("proc/note", "kept"), ("run/daemon/pid", "1"), ("run/daemon/made", "made\n")]
-    {
+    for (name, content) in [
+        ("etc/hosts", "192.0.2.9 of-the-archive\n"),
+        ("proc/note", "kept"),
+        ("run/daemon/pid", "1"),
+        ("run/daemon/made", "made\n"),
+    ] {
         assert_eq!(fs::read_to_string(root.join(name)).unwrap(), content, "{name}");
     }
     assert!(!root.join("run/sandboxvm").exists() && !root.join("run/secrets").exists());

@@ -12,7 +12,9 @@ use crate::{
     vmm::wire::WireError,
 };
 use futures_util::future::BoxFuture;
-use sandboxvm_protocol::agent::{AgentMessage, HostMessage, files::FileReply, process::View};
+use sandboxvm_protocol::agent::{
+    AgentMessage, HostMessage, files::FileReply, main_process::MainRequest, process::View,
+};
 
 impl Sandbox {
     /// Runs a process. Variables of the request replace those of the sandbox. Waits for a sandbox
@@ -27,23 +29,25 @@ impl Sandbox {
     /// Connects, sends a request, and returns the first answer to it. Waits for a sandbox that
     /// still boots.
     pub(crate) async fn send(&self, request: HostMessage) -> Result<(AgentConnection, AgentMessage), ExecError> {
-        let request = match request {
-            HostMessage::Exec(request) => {
+        let request = match ProcessSpec::of_message(request) {
+            Ok(spec) => {
                 let of_network = self.trusted_authority().await?;
-                let spec = ProcessSpec::of_request(request).below_environment(&self.record.env)?;
+                let spec = spec.below_environment(&self.record.env)?;
                 let spec = spec.below_environment(&of_network)?;
                 let spec = match &self.record.image_defaults {
                     Some(image) => image.beneath(spec)?,
                     None => spec,
                 };
-                HostMessage::Exec(spec.into_request())
+                spec.into_message()
             }
-            request => request,
+            Err(request) => request,
         };
         let identity = self.reachable().await?;
         let trail = self.trail();
         let exec = match &request {
-            HostMessage::Exec(request) => Some(trail.append(Event::exec(request))?),
+            HostMessage::Exec(request) | HostMessage::ExecMain(MainRequest { process: request, .. }) => {
+                Some(trail.append(Event::exec(request))?)
+            }
             _ => None,
         };
         let sent = AgentConnection::request(&self.directory, identity.as_ref(), &request).await;
@@ -73,7 +77,9 @@ impl Sandbox {
 /// Returns what the audit log says of a request that was answered.
 fn done(exec: Option<u64>, request: &HostMessage, first: &AgentMessage) -> Option<Event> {
     match (request, first) {
-        (HostMessage::Exec(_), AgentMessage::Started { pid }) => Some(Event::Started { exec: exec?, pid: *pid }),
+        (HostMessage::Exec(_) | HostMessage::ExecMain(_), AgentMessage::Started { pid }) => {
+            Some(Event::Started { exec: exec?, pid: *pid })
+        }
         (HostMessage::Attach(attach), AgentMessage::Attached(_)) if attach.view == View::Attend => {
             Some(Event::Attached { pid: attach.pid, stdin: attach.stdin })
         }
