@@ -2,7 +2,10 @@
 
 use crate::{
     failure::Failure,
-    options::{EnvOptions, MachineOptions, NewSandbox, network::NetworkOptions, supervision::SupervisionOptions},
+    options::{
+        EnvOptions, MachineOptions, NewSandbox, network::NetworkOptions, supervision::SupervisionOptions,
+        workspace::WorkspaceOptions,
+    },
     process_io::signals::Signals,
     runtime, stdio,
 };
@@ -20,6 +23,8 @@ pub(crate) struct Create {
     supervision: SupervisionOptions,
     #[command(flatten)]
     network: NetworkOptions,
+    #[command(flatten)]
+    workspace: WorkspaceOptions,
 }
 
 impl Create {
@@ -33,8 +38,12 @@ impl Create {
                 [] => None,
                 command => Some(ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?),
             };
+            let workspace = self.workspace.copy_in(image.user().as_deref(), &mut signals).await?;
+            if self.workspace.is_given() && workspace.is_none() {
+                return Ok(signals.exit_code());
+            }
             let (services, network) = (self.supervision.services(), self.network.network()?);
-            let new = NewSandbox { image, env, services, network, ephemeral: false };
+            let new = NewSandbox { image, env, services, network, workspace, ephemeral: false };
             let Some(started) = self.machine.start(new, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };
