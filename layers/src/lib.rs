@@ -11,6 +11,7 @@
 
 mod erofs;
 mod format;
+mod image_writer;
 mod limits;
 mod names;
 mod output;
@@ -21,8 +22,9 @@ mod unpack;
 
 pub use erofs::attributes::AttributeError;
 pub use format::{Format, FormatError};
+pub use image_writer::{ImageError, ImageWriter, NewInode, NewKind, StoredContent};
 pub use limits::{Exceeded, Limits, MAX_LAYERS};
-pub use names::NameError;
+pub use names::{Meaning, NameError, components, meaning};
 pub use output::OutputError;
 pub use tree::TreeError;
 pub use unpack::{DiffId, EntryError, Layer, LayerError, Progress, Summary, UnpackError, unpack};

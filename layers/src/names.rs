@@ -26,7 +26,7 @@ pub enum NameError {
 
 /// What the last component of a path means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Meaning<'a> {
+pub enum Meaning<'a> {
     /// The directory itself.
     Root,
     /// A file of this name.
@@ -41,7 +41,10 @@ pub(crate) enum Meaning<'a> {
 
 /// Returns the components of a path within the image. A path that begins with `/` begins at the root
 /// of the image, like every other one. `..` is refused: no program that writes images needs it.
-pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, NameError> {
+///
+/// # Errors
+/// [`NameError::Above`], [`NameError::TooLong`] and [`NameError::Nul`].
+pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, NameError> {
     let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
     names.map(|name| check(name).map(|()| name)).collect()
 }
@@ -59,7 +62,10 @@ fn check(name: &[u8]) -> Result<(), NameError> {
 }
 
 /// Splits a path into the components of its directory, and the meaning of the last one.
-pub(crate) fn meaning<'a, 'b>(components: &'b [&'a [u8]]) -> Result<(&'b [&'a [u8]], Meaning<'a>), NameError> {
+///
+/// # Errors
+/// [`NameError::Whiteout`] and [`NameError::EmptyWhiteout`].
+pub fn meaning<'a, 'b>(components: &'b [&'a [u8]]) -> Result<(&'b [&'a [u8]], Meaning<'a>), NameError> {
     const PREFIX: &[u8] = b".wh.";
     const PROGRAMS: &[u8] = b".wh..wh.";
     let Some((last, above)) = components.split_last() else { return Ok((&[], Meaning::Root)) };

@@ -178,18 +178,8 @@ pub fn unpack<R: Read>(
         let _ = unpacker.tree.make_directories(&path, LayerNumber::MAX);
     }
     let files = unpacker.tree.inode_count() as u64;
-    let bytes = erofs::write(&unpacker.tree, unpacker.output, uuid(&diff_ids))?;
+    let bytes = erofs::write(&unpacker.tree, unpacker.output, erofs::uuid(&Sha256::digest(diff_ids.concat()).into()))?;
     Ok(Summary { bytes, files, dropped_attributes: unpacker.dropped_attributes, diff_ids })
-}
-
-/// Returns the UUID of an image: of version 8, from the digests of its layers.
-fn uuid(diff_ids: &[DiffId]) -> [u8; 16] {
-    let digest: [u8; 32] = Sha256::digest(diff_ids.concat()).into();
-    let mut uuid = [0; 16];
-    uuid.copy_from_slice(&digest[..16]);
-    uuid[6] = uuid[6] & 0x0f | 0x80;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    uuid
 }
 
 fn hex(digest: &DiffId) -> String {

@@ -4,7 +4,7 @@ use crate::{
     failure::Failure,
     options::{
         EnvOptions, MachineOptions, NewSandbox, main_process::MainProcessOptions, network::NetworkOptions,
-        supervision::SupervisionOptions,
+        supervision::SupervisionOptions, workspace::WorkspaceOptions,
     },
     process_io::signals::Signals,
     runtime, stdio,
@@ -25,6 +25,8 @@ pub(crate) struct Create {
     supervision: SupervisionOptions,
     #[command(flatten)]
     network: NetworkOptions,
+    #[command(flatten)]
+    workspace: WorkspaceOptions,
 }
 
 impl Create {
@@ -41,8 +43,12 @@ impl Create {
                     Some(self.main.apply(spec, command, &image)?)
                 }
             };
+            let workspace = self.workspace.copy_in(image.user().as_deref(), &mut signals).await?;
+            if self.workspace.is_given() && workspace.is_none() {
+                return Ok(signals.exit_code());
+            }
             let (services, network) = (self.supervision.services(), self.network.network()?);
-            let new = NewSandbox { image, env, services, network, ephemeral: false };
+            let new = NewSandbox { image, env, services, network, workspace, ephemeral: false };
             let Some(started) = self.machine.start(new, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };

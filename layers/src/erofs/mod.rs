@@ -17,3 +17,12 @@ mod kind;
 mod superblock;
 
 pub(crate) use image::write;
+
+/// Returns the UUID of an image: of version 8, from a digest of what it is made from.
+pub(crate) fn uuid(digest: &[u8; 32]) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&digest[..16]);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}

@@ -41,6 +41,7 @@ pub mod port;
 pub mod process;
 pub mod text;
 pub mod version;
+pub mod workspace;
 
 pub use exec::{
     ExecRequest, ExitStatus, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL, OnDisconnect, SignalError, SignalNumber,
@@ -49,7 +50,7 @@ pub use exec::{
 pub use text::{CText, CTextError, MAX_ARGUMENT};
 pub use version::{
     SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT,
-    SINCE_MAIN_PROCESS, SINCE_PORTS, SINCE_PROCESSES, WIRE,
+    SINCE_MAIN_PROCESS, SINCE_PORTS, SINCE_PROCESSES, SINCE_WORKSPACES, WIRE,
 };
 
 use crate::{capped, frame::Message};

@@ -34,3 +34,6 @@ pub const SINCE_BELOW_MOUNTS: u8 = 7;
 
 /// The first version that distinguishes the main process of a sandbox, and runs init systems.
 pub const SINCE_MAIN_PROCESS: u8 = 7;
+
+/// The first version that mounts workspaces and packs their changes.
+pub const SINCE_WORKSPACES: u8 = 7;

@@ -4,7 +4,7 @@ use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
     agent::details::*, agent::files::*, agent::limits::*, agent::main_process::*, agent::port::*, agent::process::*,
-    agent::*, ids::*, machine::*, network::*, vmm::*,
+    agent::workspace::*, agent::*, ids::*, machine::*, network::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -134,6 +134,10 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
         }),
         Just(FileOperation::PackChanges),
         Just(FileOperation::ExtractBelowMounts),
+        slot().prop_map(|lowest| FileOperation::PackWorkspace { lowest }),
+        (vec(slot(), 0..=MAX_SLOTS), file_path(), any::<[u32; 2]>()).prop_map(|(slots, at, [uid, gid])| {
+            FileOperation::MountWorkspace(WorkspaceMount { slots, at, uid, gid })
+        }),
         (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
             path,
             name,
@@ -145,6 +149,10 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             keep_owner
         }),
     ]
+}
+
+fn slot() -> impl Strategy<Value = SlotNumber> {
+    (0..SlotNumber::COUNT).prop_map(|number| SlotNumber::try_from(number).expect("in range"))
 }
 
 fn metadata() -> impl Strategy<Value = FileMetadata> {
@@ -300,6 +308,7 @@ fn disk() -> impl Strategy<Value = DiskConfig> {
     prop_oneof![
         fd().prop_map(|image| DiskConfig::ReadOnly { image }),
         (fd(), vec(fd(), 0..10)).prop_map(|(template, layers)| DiskConfig::Writable { template, layers }),
+        fd().prop_map(|file| DiskConfig::Slot { file }),
     ]
 }
 

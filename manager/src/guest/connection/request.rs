@@ -13,7 +13,10 @@ use crate::{
 };
 use futures_util::future::BoxFuture;
 use sandboxvm_protocol::agent::{
-    AgentMessage, HostMessage, files::FileReply, main_process::MainRequest, process::View,
+    AgentMessage, HostMessage,
+    files::{FileOperation, FileReply},
+    main_process::MainRequest,
+    process::View,
 };
 
 impl Sandbox {
@@ -29,6 +32,9 @@ impl Sandbox {
     /// Connects, sends a request, and returns the first answer to it. Waits for a sandbox that
     /// still boots.
     pub(crate) async fn send(&self, request: HostMessage) -> Result<(AgentConnection, AgentMessage), ExecError> {
+        if needs_workspace(&request) {
+            self.mount_workspace().await?;
+        }
         let request = match ProcessSpec::of_message(request) {
             Ok(spec) => {
                 let of_network = self.trusted_authority().await?;
@@ -71,6 +77,15 @@ impl Sandbox {
             Ok(sent) => Ok(sent),
             Err(error) => Err(self.explain(error).await),
         }
+    }
+}
+
+/// Returns true for a request that the workspace makes a difference to, except the one that mounts it.
+fn needs_workspace(request: &HostMessage) -> bool {
+    match request {
+        HostMessage::Exec(_) | HostMessage::ExecMain(_) => true,
+        HostMessage::Files(request) => !matches!(request.operation, FileOperation::MountWorkspace(_)),
+        _ => false,
     }
 }
 

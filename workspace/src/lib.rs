@@ -1,0 +1,17 @@
+//! The user's project as read-only disks of a sandbox, and what the sandbox changed: listed, compared
+//! and applied.
+//!
+//! ```text
+//! project ── copy_in ──> layers (EROFS) and index ──> sandbox ──> layer of changes (tar, hostile)
+//!    ^                                   └───────────────┬─────────────┘
+//!    └────────── apply (journalled) <── review <── changes
+//! ```
+//! Everything here runs without a guest. The layer of changes is hostile: it is read in bounded memory,
+//! and nothing that it names is opened outside of the project ([`beneath`]).
+
+mod beneath;
+mod copy_in;
+mod index;
+
+pub use copy_in::{CacheError, CopiedIn, CopyInError, CopyOptions, RulesError, ScanError, copy_in};
+pub use index::{Content, Digest, Entry, Index, Kind, file::IndexError};
