@@ -12,6 +12,13 @@
 mod beneath;
 mod copy_in;
 mod index;
+mod review;
 
 pub use copy_in::{CacheError, CopiedIn, CopyInError, CopyOptions, RulesError, ScanError, copy_in};
 pub use index::{Content, Digest, Entry, Index, Kind, file::IndexError};
+pub use review::{
+    Extent, Review, ReviewError, ReviewFiles,
+    compare::{Change, ChangeKind, Changes},
+    content::MAX_TEXT,
+    layer::{LayerError, LayerLimits, State},
+};
