@@ -5,6 +5,7 @@
 use crate::index::{Content, Kind};
 use sandboxvm_archive::{Entry, Kind as EntryKind, ReadError, Reader};
 use sandboxvm_layers::{Meaning, NameError, components, meaning};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +63,7 @@ impl Default for LayerLimits {
 }
 
 /// A file after the changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Kind, and where the content lies.
     pub kind: Kind,
