@@ -50,6 +50,7 @@ mod vmm;
 #[cfg(test)]
 #[path = "../../tests/host/without_fsync.rs"]
 mod without_fsync;
+mod workspace;
 
 pub use create::pool::{Pool, PoolRequest};
 pub use create::{
@@ -131,6 +132,7 @@ pub use vmm::group::{Containment, containment};
 pub use vmm::last_words::LastWords;
 pub use vmm::state::State;
 pub use vmm::wire::WireError;
+pub use workspace::{StoreError, StoredChanges, WorkspaceError, WorkspaceRecord, WorkspaceSpec};
 
 // Values that callers hand in and get back. They are defined where the wires are, and are part of this library's API: no
 // caller needs `sandboxvm-protocol`, whose messages are an affair of the manager, the VMM and the agent.

@@ -5,6 +5,7 @@ use crate::{
     home::directory::{CONFIG, DirectoryError, NETWORK, NETWORK_SECRETS, SandboxDirectory},
     image_defaults::ImageDefaults,
     limits::kept::Limits,
+    workspace::WorkspaceRecord,
 };
 use sandboxvm_images::file_version::FileVersion;
 use sandboxvm_protocol::{
@@ -105,6 +106,9 @@ pub struct SandboxRecord {
     /// What the image says about processes. `None` for an image that is only a file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_defaults: Option<ImageDefaults>,
+    /// The workspace of the sandbox, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceRecord>,
 }
 
 impl SandboxRecord {
@@ -171,6 +175,7 @@ pub(crate) mod tests {
             limits: Limits::default(),
             network_card: false,
             image_defaults: None,
+            workspace: None,
         }
     }
 

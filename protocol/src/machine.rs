@@ -24,6 +24,9 @@ pub enum MachineError {
     /// Disk operations out of range.
     #[error("invalid number of disk operations per second {0}: must be between 10 and 10000000")]
     DiskOperations(u64),
+    /// Slot number out of range.
+    #[error("invalid slot {0}: must be between 0 and {max}", max = SlotNumber::COUNT - 1)]
+    Slot(u8),
 }
 
 /// Number of vCPUs, 1 to 8.
@@ -62,6 +65,50 @@ impl From<VcpuCount> for u32 {
 }
 
 impl fmt::Display for VcpuCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Number of a slot, 0 to 3: a read-only disk that a workspace is mounted from. The guest has slot 0 as
+/// `/dev/vdd`, the next as `/dev/vde`, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct SlotNumber(u8);
+
+impl SlotNumber {
+    /// Maximum number of slots of one machine.
+    pub const COUNT: u8 = 4;
+    /// The first slot.
+    pub const FIRST: Self = Self(0);
+
+    /// Returns the number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Returns all slots in ascending order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(Self)
+    }
+}
+
+impl TryFrom<u8> for SlotNumber {
+    type Error = MachineError;
+
+    fn try_from(number: u8) -> Result<Self, MachineError> {
+        if number < Self::COUNT { Ok(Self(number)) } else { Err(MachineError::Slot(number)) }
+    }
+}
+
+impl From<SlotNumber> for u8 {
+    fn from(slot: SlotNumber) -> Self {
+        slot.0
+    }
+}
+
+impl fmt::Display for SlotNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

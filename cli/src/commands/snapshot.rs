@@ -185,6 +185,7 @@ mod tests {
                 .collect(),
             network_card: false,
             image_defaults: None,
+            workspace: None,
         };
         let second = SnapshotManifest {
             id: id("cccccccc"),

@@ -99,6 +99,7 @@ pub(crate) mod tests {
             },
             network_card: false,
             image_defaults: None,
+            workspace: None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Packs the changes of the disk: the upper directory of the overlay that is the root, as the layer
+//! Packs the changes of an overlay: the upper directory of the root, or of a workspace, as the layer
 //! of a container image. It only reads, and only below that directory; no path of the guest is
 //! resolved. Processes may change files meanwhile, as with any archive.
 
@@ -6,13 +6,25 @@ use super::archive::{of_wire, pack_trouble};
 use super::boot_traces::is_boot_trace;
 use super::channel::{Channel, DataWriter};
 use super::failure::{Trouble, failure, refused};
-use rustix::fs::{Mode, OFlags, openat, syncfs};
+use super::workspace::upper_beside_root;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2, syncfs};
+use rustix::io::Errno;
 use rustix::process::geteuid;
-use sandboxvm_archive::{Writer, pack_layer};
+use sandboxvm_archive::{Candidate, Writer, pack_layer};
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply};
+use sandboxvm_protocol::machine::SlotNumber;
 use std::os::fd::{AsFd, OwnedFd};
 
-pub(super) fn pack(channel: &mut Channel, upper: Option<OwnedFd>) -> Result<FileReply, Trouble> {
+/// Whose changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Overlay {
+    /// Of the root.
+    Root,
+    /// Of the workspace with this lowest slot.
+    Workspace(SlotNumber),
+}
+
+pub(super) fn pack(channel: &mut Channel, upper: Option<OwnedFd>, overlay: Overlay) -> Result<FileReply, Trouble> {
     if !geteuid().is_root() {
         // Others cannot read the attributes that the overlay has set.
         let message = "cannot pack the changes of the disk: only root may do that".to_owned();
@@ -22,13 +34,25 @@ pub(super) fn pack(channel: &mut Channel, upper: Option<OwnedFd>) -> Result<File
         let message = "cannot pack the changes of the disk: the root of this agent is not its overlay".to_owned();
         return Err(failure(FileErrorKind::BadRequest, None, message));
     };
-    channel.reply(&FileReply::Begun(None))?;
     let fail = |step| move |errno| refused(step, b"/", errno);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let upper = openat(&upper, ".", flags, Mode::empty()).map_err(fail("open the changes of the disk"))?;
+    let (upper, is_left_out): (_, &dyn Fn(Candidate<'_>) -> Result<bool, Errno>) = match overlay {
+        Overlay::Root => {
+            let upper = openat(&upper, ".", flags, Mode::empty()).map_err(fail("open the changes of the disk"))?;
+            (upper, &is_boot_trace)
+        }
+        Overlay::Workspace(lowest) => {
+            // Only the agent writes there, but root of the guest can mount the disk too.
+            let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+            let upper = openat2(&upper, upper_beside_root(lowest), flags, Mode::empty(), resolve)
+                .map_err(fail("open the changes of the workspace"))?;
+            (upper, &|_| Ok(false))
+        }
+    };
+    channel.reply(&FileReply::Begun(None))?;
     syncfs(&upper).map_err(fail("write the changes to the disk"))?;
     let mut writer = Writer::new(DataWriter::new(channel));
-    let totals = pack_layer(&mut writer, upper.as_fd(), &is_boot_trace).map_err(|error| pack_trouble(error, b"/"))?;
+    let totals = pack_layer(&mut writer, upper.as_fd(), is_left_out).map_err(|error| pack_trouble(error, b"/"))?;
     writer.finish().map_err(|_| Trouble::Gone)?;
     Ok(FileReply::Done(of_wire(totals)))
 }

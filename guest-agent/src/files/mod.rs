@@ -10,7 +10,8 @@
 //! change    mkdir, move, remove, chmod, chown
 //! content   content of files, in and out    archive   trees, in and out
 //! watch     inotify
-//! changes   what the disk has and the image lacks, as a layer
+//! changes   what the disk has and the image lacks, or a workspace and its slots, as a layer
+//! workspace   mounts one
 //! boot_traces  what the agent itself changed on the disk
 //! ```
 //! The agent itself never waits for a disk or for a host that reads slowly. It forks (it has one
@@ -35,5 +36,6 @@ mod mounts;
 mod operation;
 mod watch;
 mod worker;
+mod workspace;
 
 pub(crate) use worker::{Handover, start};

@@ -48,13 +48,14 @@ pub(crate) fn start(handover: Handover<'_>, request: FileRequest) -> Result<Pid,
     }
 }
 
-fn last_error() -> Errno {
+pub(super) fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)
 }
 
 /// Runs the new process until its end.
 fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
-    let upper = if matches!(request.operation, FileOperation::PackChanges) { handover.upper } else { None };
+    let packs = matches!(request.operation, FileOperation::PackChanges | FileOperation::PackWorkspace { .. });
+    let upper = if packs { handover.upper } else { None };
     let code = match isolate(handover.socket, upper) {
         Ok((socket, upper)) => {
             answer(Channel::new(socket, handover.decoder, handover.unsent), upper, request);

@@ -1,11 +1,11 @@
 //! Requests about files: each is handed to a separate process, with its connection. The server only reaps that process.
 
 use super::answer::{Outcome, bad_request, internal};
-use super::state::{Ending, Server};
+use super::state::{Ending, Role, Server};
 use crate::files::{self, Handover};
 use crate::slab::Key;
 use rustix::event::epoll;
-use sandboxvm_protocol::agent::files::FileRequest;
+use sandboxvm_protocol::agent::files::{FileOperation, FileRequest};
 use sandboxvm_protocol::agent::{Failure, FailureKind};
 use sandboxvm_protocol::frame::FrameDecoder;
 use std::os::fd::AsFd;
@@ -23,6 +23,9 @@ impl Server {
         }
         if self.ending != Ending::No {
             return Err(internal("the sandbox is shutting down".to_owned()));
+        }
+        if self.role == Role::Service && matches!(request.operation, FileOperation::MountWorkspace(_)) {
+            return Err(bad_request("this agent is not PID 1 of a sandbox: its machine has no slots"));
         }
         if self.file_workers.len() >= MAX_FILE_WORKERS {
             let message = format!("{MAX_FILE_WORKERS} requests about files are under way; wait for one to end");

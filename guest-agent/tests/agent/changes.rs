@@ -4,9 +4,10 @@
 use crate::files::{ask, last, reply};
 use crate::host::{Agent, Event};
 use sandboxvm_archive::{Entry, Kind, Reader};
-use sandboxvm_protocol::agent::CText;
-use sandboxvm_protocol::agent::files::{FileErrorKind, FileOperation, FileReply, FileRequest, FileTotals};
-use sandboxvm_protocol::agent::{AgentMessage, HostMessage};
+use sandboxvm_protocol::agent::files::{FileErrorKind, FileOperation, FilePath, FileReply, FileRequest, FileTotals};
+use sandboxvm_protocol::agent::workspace::WorkspaceMount;
+use sandboxvm_protocol::agent::{AgentMessage, CText, FailureKind, HostMessage};
+use sandboxvm_protocol::machine::SlotNumber;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -50,7 +51,11 @@ impl Changed {
     }
 
     fn packed(&self) -> (Vec<u8>, FileTotals) {
-        let mut host = ask(&self.agent, FileOperation::PackChanges);
+        self.packed_by(FileOperation::PackChanges)
+    }
+
+    fn packed_by(&self, operation: FileOperation) -> (Vec<u8>, FileTotals) {
+        let mut host = ask(&self.agent, operation);
         assert_eq!(reply(&mut host), FileReply::Begun(None));
         let mut bytes = Vec::new();
         loop {
@@ -149,6 +154,44 @@ fn what_the_agent_creates_at_boot_is_no_change_and_anything_else_is() {
         "tmp/x",
     ];
     assert_eq!(packed, expected);
+}
+
+#[test]
+fn a_workspace_has_changes_of_its_own() {
+    let Some(changed) = Changed::by("", "touch of-the-root") else { return };
+    let place = changed.directory.path().join("workspaces/1");
+    fs::create_dir_all(place.join("upper")).unwrap();
+    // These names have a meaning in the root alone.
+    fs::create_dir(place.join("upper/dev")).unwrap();
+    fs::write(place.join("upper/file"), "x").unwrap();
+    let of = |slot: u8| FileOperation::PackWorkspace { lowest: slot.try_into().unwrap() };
+    assert_eq!(paths(&changed.packed_by(of(1)).0), ["dev/", "file"]);
+    assert_eq!(additions(&changed.pack()), ["of-the-root"]);
+    let failure = |slot| match last(ask(&changed.agent, of(slot))) {
+        FileReply::Failed(failure) => failure.kind,
+        other => panic!("expected a failure, got {other:?}"),
+    };
+    assert_eq!(failure(0), FileErrorKind::NotFound);
+    // What root of the guest put there is not followed.
+    fs::create_dir(changed.directory.path().join("workspaces/2")).unwrap();
+    std::os::unix::fs::symlink("/etc", changed.directory.path().join("workspaces/2/upper")).unwrap();
+    assert_eq!(failure(2), FileErrorKind::BadPath);
+}
+
+#[test]
+fn an_agent_that_is_not_pid_1_mounts_nothing() {
+    let mount = WorkspaceMount {
+        slots: vec![SlotNumber::FIRST],
+        at: FilePath::try_from("/workspace").unwrap(),
+        uid: 0,
+        gid: 0,
+    };
+    let agent = Agent::start();
+    let mut host = ask(&agent, FileOperation::MountWorkspace(mount));
+    match host.next() {
+        Event::Message(AgentMessage::Failed(failure)) => assert_eq!(failure.kind, FailureKind::BadRequest),
+        other => panic!("expected a failure, got {other:?}"),
+    }
 }
 
 #[test]

@@ -56,6 +56,10 @@ pub enum FileAct {
     Extract,
     /// The changes of the disk were read.
     PackChanges,
+    /// A workspace was mounted, or was mounted already.
+    MountWorkspace,
+    /// The changes of the workspace were read.
+    PackWorkspace,
 }
 
 /// Whether a use of the network was allowed.
@@ -347,6 +351,15 @@ impl Event {
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
             FileOperation::PackChanges => {
                 return Some(Self::Files { act: FileAct::PackChanges, path: "/".to_owned(), to: None, user });
+            }
+            FileOperation::MountWorkspace(mount) => (FileAct::MountWorkspace, &mount.at, None),
+            FileOperation::PackWorkspace { lowest } => {
+                return Some(Self::Files {
+                    act: FileAct::PackWorkspace,
+                    path: format!("slot {lowest}"),
+                    to: None,
+                    user,
+                });
             }
         };
         Some(Self::Files { act, path: text(path.as_bytes()), to: to.map(|to| text(to.as_bytes())), user })

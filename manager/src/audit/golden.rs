@@ -100,6 +100,8 @@ fn examples() -> Vec<Event> {
     events.push(Event::StoppedByForce { because: "it was paused".into() });
     events.extend(of_the_network());
     events.push(files(FileAct::PackChanges, None, None));
+    events.push(files(FileAct::MountWorkspace, None, None));
+    events.push(files(FileAct::PackWorkspace, None, None));
     events
 }
 

@@ -12,6 +12,7 @@ use crate::{
     manager::Manager,
     record::{FileRecord, SandboxRecord},
     snapshot::lineage::Contents,
+    workspace::WorkspaceRecord,
 };
 use sandboxvm_images::{
     bundle::{Bundle, OpenBundle},
@@ -81,5 +82,6 @@ pub(crate) fn new_record(spec: &SandboxSpec, basis: &Basis) -> Result<SandboxRec
         limits: Limits::new(spec.limits, spec.memory),
         network_card: spec.network.is_some(),
         image_defaults: spec.image_defaults.clone(),
+        workspace: spec.workspace.as_ref().map(WorkspaceRecord::of),
     })
 }

@@ -10,6 +10,7 @@ use crate::{
     snapshot::{error::SnapshotError, lineage::LineageError},
     supervision::SuperviseError,
     vmm::{control::ControlError, descriptors::LaunchError, last_words::LastWords},
+    workspace::WorkspaceError,
 };
 use sandboxvm_images::{bundle::BundleError, template::TemplateError};
 use sandboxvm_protocol::{ids::SandboxName, vmm::ExitReason};
@@ -75,6 +76,9 @@ pub enum CreateError {
     /// A machine that is restored has the devices that the snapshot has.
     #[error("cannot give the sandbox a network: the machine of snapshot {0} has no network card")]
     NoCard(SandboxName),
+    /// The sandbox cannot have this workspace.
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
     /// The snapshot to start from does not exist or cannot be used.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),

@@ -22,6 +22,7 @@ use crate::{
         lineage::Contents,
         store::{ReadOnlyDisks, StoredSnapshot},
     },
+    workspace::WorkspaceError,
 };
 use sandboxvm_images::{
     bundle::{Bundle, Part},
@@ -51,7 +52,7 @@ impl NamedBasis {
         Ok(Self { name: name.clone(), snapshot, host, contents, disks })
     }
 
-    /// Returns the record of a new sandbox. vCPUs, memory, disk, network card and the variables that
+    /// Returns the record of a new sandbox. vCPUs, memory, disk, network card, workspace and the variables that
     /// `spec` does not set are those of the snapshot.
     pub(crate) fn record(&self, spec: &SandboxSpec) -> Result<SandboxRecord, CreateError> {
         let manifest = &self.snapshot.manifest;
@@ -68,6 +69,9 @@ impl NamedBasis {
     }
 
     fn new_record(&self, spec: &SandboxSpec, network_card: bool) -> Result<SandboxRecord, CreateError> {
+        if spec.workspace.is_some() {
+            return Err(WorkspaceError::OfSnapshot(self.name.clone()).into());
+        }
         let manifest = &self.snapshot.manifest;
         // The kernel is part of the restored memory, so its file need not exist any more.
         let identity = FileVersion { device: 0, inode: 0, size: 0, modified_ns: 0 };
@@ -87,6 +91,7 @@ impl NamedBasis {
             limits: Limits::new(spec.limits, manifest.memory_bytes),
             network_card,
             image_defaults: manifest.image_defaults.clone().or_else(|| spec.image_defaults.clone()),
+            workspace: manifest.workspace.clone(),
         })
     }
 

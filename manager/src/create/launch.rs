@@ -19,6 +19,7 @@ use crate::{
     record::SandboxRecord,
     snapshot::lineage::{LineageError, keep_disks},
     vmm::{descriptors::LaunchError, launch::VmmProcess},
+    workspace,
 };
 use std::{fs::File, path::Path};
 
@@ -34,20 +35,22 @@ pub(crate) struct Disks<'a> {
 pub(crate) struct Launch {
     parts: Parts,
     vmm: VmmProcess,
+    slots: Vec<File>,
     is_first: bool,
 }
 
 impl Launch {
-    /// Spawns the VMM of a new directory.
+    /// Spawns the VMM of a new directory, which has the files of the workspace.
     pub(crate) fn new(
         home: &Home,
         directory: &SandboxDirectory,
         record: &SandboxRecord,
         program: &Path,
     ) -> Result<Self, LaunchError> {
+        let slots = workspace::files::open(directory, record.workspace.as_ref())?;
         let parts = Parts::make(directory)?;
         let vmm = parts.spawn_vmm(home, directory, record, program)?;
-        Ok(Self { parts, vmm, is_first: true })
+        Ok(Self { parts, vmm, slots, is_first: true })
     }
 
     /// Spawns another VMM in the directory of a sandbox whose VMM has ended.
@@ -57,9 +60,10 @@ impl Launch {
         record: &SandboxRecord,
         program: &Path,
     ) -> Result<Self, LaunchError> {
+        let slots = workspace::files::open(directory, record.workspace.as_ref())?;
         let parts = Parts::renew(directory)?;
         let vmm = parts.spawn_vmm(home, directory, record, program)?;
-        Ok(Self { parts, vmm, is_first: false })
+        Ok(Self { parts, vmm, slots, is_first: false })
     }
 
     /// Completes the directory for a machine that starts from `beginning`.
@@ -70,6 +74,7 @@ impl Launch {
         disks: Disks<'a>,
     ) -> Result<Prepared<'a>, LineageError> {
         identity::make_due(directory)?;
+        workspace::mounting::make_due(directory)?;
         keep_disks(directory, disks.agent, disks.image)?;
         let mut lineage = beginning.lineage();
         if self.is_first {
@@ -78,7 +83,7 @@ impl Launch {
             lineage.complete(directory, beginning.files)?;
         }
         let Beginning { source, template, layers, .. } = beginning;
-        Ok(Prepared { parts: self.parts, vmm: self.vmm, disks, source, template, layers })
+        Ok(Prepared { parts: self.parts, vmm: self.vmm, disks, source, template, layers, slots: self.slots })
     }
 }
 
@@ -100,6 +105,7 @@ pub(crate) struct Prepared<'a> {
     source: Source<'a>,
     template: &'a File,
     layers: Vec<File>,
+    slots: Vec<File>,
 }
 
 impl Prepared<'_> {
@@ -117,6 +123,7 @@ impl Prepared<'_> {
             image: self.disks.image,
             template: self.template,
             layers: &self.layers,
+            slots: &self.slots,
             tie_to_launcher,
             start: start == Start::Now,
         };

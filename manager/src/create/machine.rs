@@ -73,6 +73,7 @@ pub(crate) async fn restore(
     vmm: &Path,
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
+    from.snapshot.link_workspace_into(staged.directory())?;
     let launch = launch(&staged, vmm)?;
     let mut opened = from.snapshot.files(from.host).await?;
     let prepared = prepare_restored(launch, &staged, from, &mut opened)?;
@@ -89,6 +90,7 @@ pub(crate) async fn restore_waiting(
     from: &Restored<'_>,
     vmm: &Path,
 ) -> Result<VmmProcess, CreateError> {
+    from.snapshot.link_workspace_into(staged.directory())?;
     let launch = launch(staged, vmm)?;
     let mut opened = from.snapshot.files(from.host).await?;
     let prepared = prepare_restored(launch, staged, from, &mut opened)?;
@@ -103,6 +105,7 @@ pub(crate) async fn boot_disk(
     vmm: &Path,
     boot_timeout: Duration,
 ) -> Result<StartedSandbox, CreateError> {
+    from.snapshot.link_workspace_into(staged.directory())?;
     let launch = launch(&staged, vmm)?;
     let (layers, template) = from.snapshot.disk_files().await?;
     let directory = staged.directory();

@@ -61,6 +61,8 @@ pub(crate) struct MachineFiles<'a> {
     pub(crate) template: &'a File,
     /// Oldest first; the last is empty.
     pub(crate) layers: &'a [File],
+    /// Of its workspace, bottom up.
+    pub(crate) slots: &'a [File],
     pub(crate) tie_to_launcher: bool,
     /// Run immediately, or wait for a request.
     pub(crate) start: bool,
@@ -142,25 +144,28 @@ impl Parts {
                 memory: memory.iter().map(|file| files.add(file)).collect(),
             },
         };
+        let mut devices = vec![
+            DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.agent) }),
+            DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.image) }),
+            DeviceConfig::Block(DiskConfig::Writable {
+                template: files.add(machine.template),
+                layers: machine.layers.iter().map(|layer| files.add(layer)).collect(),
+            }),
+        ];
+        devices
+            .extend(machine.slots.iter().map(|slot| DeviceConfig::Block(DiskConfig::Slot { file: files.add(slot) })));
+        devices.extend([
+            DeviceConfig::Rng,
+            DeviceConfig::Vsock(VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT }),
+            DeviceConfig::Balloon,
+        ]);
+        devices.extend(record.network_card.then_some(CARD));
         let config = LaunchConfig {
             sandbox: record.id.clone(),
             vcpus: record.vcpus,
             memory: record.memory_bytes,
             source,
-            devices: [
-                DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.agent) }),
-                DeviceConfig::Block(DiskConfig::ReadOnly { image: files.add(machine.image) }),
-                DeviceConfig::Block(DiskConfig::Writable {
-                    template: files.add(machine.template),
-                    layers: machine.layers.iter().map(|layer| files.add(layer)).collect(),
-                }),
-                DeviceConfig::Rng,
-                DeviceConfig::Vsock(VsockConfig { listener: files.add(&self.vsock), cid: GuestCid::DEFAULT }),
-                DeviceConfig::Balloon,
-            ]
-            .into_iter()
-            .chain(record.network_card.then_some(CARD))
-            .collect(),
+            devices,
             console: ConsoleConfig { log: files.add(&self.console), limit: CONSOLE_LOG_LIMIT },
             control: files.add(&self.control),
             status: files.add(&self.status),

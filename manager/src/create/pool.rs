@@ -69,8 +69,8 @@ pub struct PoolRequest {
 
 impl Pool {
     /// Creates a pool of `size` machines of the kind that `spec` describes. The pool fills itself
-    /// from now on, and again after each [`Self::take`]. Name, environment, `ephemeral` and services
-    /// of `spec` are ignored, and of its network only whether there is one counts. Must be called within a tokio runtime.
+    /// from now on, and again after each [`Self::take`]. Name, environment, `ephemeral`, services and
+    /// workspace of `spec` are ignored, and of its network only whether there is one counts. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, bundle: Bundle, spec: SandboxSpec, size: usize) -> Self {
         let start_from = match spec.start_from {
@@ -78,7 +78,15 @@ impl Pool {
             start_from => start_from,
         };
         let services = SupervisionSpec::default();
-        let spec = SandboxSpec { name: None, env: Vec::new(), ephemeral: false, start_from, services, ..spec };
+        let spec = SandboxSpec {
+            name: None,
+            env: Vec::new(),
+            ephemeral: false,
+            start_from,
+            services,
+            workspace: None,
+            ..spec
+        };
         let shared = Arc::new(Shared {
             manager,
             bundle,

@@ -24,6 +24,7 @@ use crate::{
         locks::{FileLock, LockClass},
     },
     limits::kept::WantedLimits,
+    record::SandboxRecord,
     snapshot::{
         error::SnapshotError,
         lineage::Contents,
@@ -32,6 +33,7 @@ use crate::{
         taking,
     },
     supervision::SupervisionSpec,
+    workspace::{self, WorkspaceRecord},
 };
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use sha2::{Digest, Sha256};
@@ -71,6 +73,10 @@ pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) 
     // A machine without a card has the key that it had before there were cards.
     if spec.network.is_some() {
         hash.update("network card\n");
+    }
+    // The files in the slots are not part of the machine, and neither is where they are mounted.
+    if let Some(workspace) = &spec.workspace {
+        hash.update(format!("slots {}\n", workspace.slots.len()));
     }
     for word in warm_up::COMMANDS.into_iter().flatten() {
         hash.update(word);
@@ -147,7 +153,14 @@ async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) ->
     // The file system of the image is part of the key, what the image says about processes is not.
     let (env, image_defaults) = (Vec::new(), None);
     let plain = SandboxSpec { name: None, env, image_defaults, ephemeral: false, limits, services, ..spec.clone() };
-    let staged = Staged::begin(home, new_record(&plain, basis)?)?;
+    // The guest reads a slot when its workspace is mounted, which is never done here. So the machines
+    // that are restored can have any files in their slots.
+    let slots = spec.workspace.as_ref().map(|workspace| WorkspaceRecord::empty(workspace.slots.len()));
+    let record = SandboxRecord { workspace: slots.clone(), ..new_record(&plain, basis)? };
+    let staged = Staged::begin(home, record)?;
+    if let Some(slots) = &slots {
+        workspace::files::make_empty(staged.directory(), slots)?;
+    }
     let mut started = boot(staged, basis, spec.boot_timeout, Visibility::Hidden)?;
     let taken: Result<(), CreateError> = async {
         started.ready().await?;
@@ -208,6 +221,7 @@ mod tests {
     use crate::{
         network::spec::NetworkSpec,
         snapshot::{lineage::tests::contents, manifest::tests::example},
+        workspace::{WorkspaceSpec, tests::example as example_workspace},
     };
     use sandboxvm_protocol::egress::Reach;
     use std::time::SystemTime;
@@ -231,6 +245,11 @@ mod tests {
         assert_ne!(base, with_card);
         let other = SandboxSpec { network: Some(NetworkSpec::default()), ..SandboxSpec::default() };
         assert_eq!(with_card, key(&contents(), &other, &host), "what it may reach is not part of the machine");
+        let with_slots = |workspace| key(&contents(), &SandboxSpec { workspace, ..SandboxSpec::default() }, &host);
+        let one = with_slots(Some(example_workspace(1)));
+        assert!(one != base && one != with_slots(Some(example_workspace(2))));
+        let elsewhere = WorkspaceSpec { at: "/src".into(), slots: vec!["/other".into()], ..example_workspace(1) };
+        assert_eq!(one, with_slots(Some(elsewhere)), "what is in the slots is not part of the machine");
         assert_ne!(base, key(&contents(), &SandboxSpec::default(), &HostIdentity { boot_id: "x".into(), ..host }));
     }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     audit::Origin, create::error::CreateError, guest::process::spec::check_variable, image_defaults::ImageDefaults,
-    limits::kept::WantedLimits, network::spec::NetworkSpec, supervision::SupervisionSpec,
+    limits::kept::WantedLimits, network::spec::NetworkSpec, supervision::SupervisionSpec, workspace::WorkspaceSpec,
 };
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_protocol::{
@@ -64,6 +64,9 @@ pub struct SandboxSpec {
     pub network: Option<NetworkSpec>,
     /// What the image says about processes. A snapshot has its own.
     pub image_defaults: Option<ImageDefaults>,
+    /// The workspace of the sandbox. A sandbox that starts from a named snapshot has that of the
+    /// snapshot, and may not have another.
+    pub workspace: Option<WorkspaceSpec>,
     /// Maximum time from the start until the agent listens.
     pub boot_timeout: Duration,
 }
@@ -82,6 +85,7 @@ impl Default for SandboxSpec {
             services: SupervisionSpec::default(),
             network: None,
             image_defaults: None,
+            workspace: None,
             boot_timeout: Duration::from_secs(300),
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     manager::Manager,
     network::{present, record::NetworkRecord, spec::NetworkSpec},
     record::SandboxRecord,
-    supervision,
+    supervision, workspace,
 };
 use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::{Bundle, Part};
@@ -32,6 +32,9 @@ impl Manager {
         Box::pin(async move {
             check_env(&spec.env)?;
             check_network(&self.home, spec.network.as_ref())?;
+            if let Some(workspace) = &spec.workspace {
+                workspace.check()?;
+            }
             match &spec.start_from {
                 StartFrom::Boot => self.start_booting(bundle, spec).await,
                 StartFrom::Ready => self.start_ready(bundle, spec).await,
@@ -100,11 +103,16 @@ impl Manager {
 }
 
 impl Manager {
-    /// Claims the name, reserves room on the host, and writes down network and services.
+    /// Claims the name, reserves room on the host, writes down network and services, and links the files
+    /// of the workspace.
     fn staged(&self, record: SandboxRecord, spec: &SandboxSpec) -> Result<Staged, CreateError> {
         let staged = Staged::begin(&self.home, record)?;
         staged.admit()?;
         write_down_services(&self.home, &staged, spec)?;
+        // A sandbox that starts from a named snapshot gets the files of that one later.
+        if let Some(workspace) = &spec.workspace {
+            workspace::files::adopt(staged.directory(), workspace)?;
+        }
         Ok(staged)
     }
 }

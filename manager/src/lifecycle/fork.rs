@@ -44,6 +44,7 @@ use crate::{
         state::{self, State},
         wire::WireError,
     },
+    workspace,
 };
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -320,6 +321,7 @@ impl Sandbox {
             directory.link_from(&self.directory, name, name)?;
         }
         share_disks(&self.directory, directory)?;
+        workspace::mounting::inherit_due(directory, &self.directory)?;
         let top_name = free_name(directory, Kind::Disk)?;
         let top = directory.create_file(&top_name)?;
         let disk = lineage.files.disk.iter().cloned().chain([top_name]).collect();

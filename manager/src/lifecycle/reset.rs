@@ -42,6 +42,7 @@ use crate::{
         end::{self, EndError},
         wire::WireError,
     },
+    workspace,
 };
 use futures_util::future::BoxFuture;
 use sandboxvm_images::bundle::{Bundle, BundleError, Part};
@@ -81,6 +82,14 @@ pub enum ResetError {
         snapshot: SandboxName,
         /// vCPUs, memory and disk of the snapshot.
         theirs: String,
+    },
+    /// The machine of the snapshot has another workspace, or one of the two has none.
+    #[error("cannot reset sandbox {sandbox} to snapshot {snapshot}: they do not have the same workspace")]
+    OtherWorkspace {
+        /// Name of the sandbox, or its ID if it has none.
+        sandbox: String,
+        /// Name of the snapshot.
+        snapshot: SandboxName,
     },
     /// The sandbox is paused to disk, and can only continue where it stopped.
     #[error("cannot reset sandbox {0}: it is paused on disk and can only be resumed or removed")]
@@ -315,6 +324,8 @@ impl Sandbox {
             // mark, so it is set again.
             identity::make_due(&self.directory)?;
             authority::forget(&self.directory)?;
+            workspace::forget(&self.directory)?;
+            workspace::mounting::make_due(&self.directory)?;
             self.trail().note(Event::Reset { to: snapshot.cloned() });
             // The agent of a snapshot is not trusted: it must not keep others from changing the
             // sandbox.
@@ -472,7 +483,9 @@ impl Sandbox {
         let theirs = shape(manifest.vcpus, manifest.memory_bytes, manifest.disk_bytes, manifest.network_card);
         let ours = shape(record.vcpus, record.memory_bytes, record.disk_bytes, record.network_card);
         if theirs == ours {
-            return Ok(());
+            let has_workspace = snapshot.has_workspace_of(record, &self.directory)?;
+            let other = ResetError::OtherWorkspace { sandbox: self.label(), snapshot: name.clone() };
+            return if has_workspace { Ok(()) } else { Err(other) };
         }
         Err(ResetError::OtherMachine { sandbox: self.label(), ours, snapshot: name.clone(), theirs })
     }

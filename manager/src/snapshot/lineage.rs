@@ -17,6 +17,7 @@ use crate::{
     },
     snapshot::seal::{SealError, Seals},
     vmm::state,
+    workspace,
 };
 use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use serde::{Deserialize, Serialize};
@@ -315,6 +316,7 @@ pub(crate) fn share_disks(from: &SandboxDirectory, to: &SandboxDirectory) -> Res
     for name in [AGENT, IMAGE].into_iter().filter(|name| from.has(name)) {
         to.link_from(from, name, name)?;
     }
+    workspace::files::share(from, to)?;
     to.link_from(from, TEMPLATE, TEMPLATE)
 }
 

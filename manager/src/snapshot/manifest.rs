@@ -10,6 +10,7 @@ use crate::{
     image_defaults::ImageDefaults,
     record::rfc3339,
     snapshot::lineage::Contents,
+    workspace::WorkspaceRecord,
 };
 use sandboxvm_protocol::{
     ids::{SandboxId, SandboxName},
@@ -107,6 +108,10 @@ pub struct SnapshotManifest {
     /// What the image says about processes. `None` for an image that is only a file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_defaults: Option<ImageDefaults>,
+    /// The workspace of the machine, if it has one. A ready snapshot of a machine with slots has none:
+    /// its slots are empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceRecord>,
 }
 
 impl SnapshotManifest {
@@ -147,6 +152,9 @@ impl SnapshotManifest {
         if self.disk.is_empty() || names.any(|name| name.contains('/') || name.starts_with('.')) {
             return Some("it names no disk layer, or a file outside its directory");
         }
+        if self.workspace.as_ref().is_some_and(|workspace| !workspace.is_valid()) {
+            return Some("its workspace has no slot, too many, or files with other names");
+        }
         None
     }
 }
@@ -178,6 +186,7 @@ pub(crate) mod tests {
             seals: Seals::default(),
             network_card: false,
             image_defaults: None,
+            workspace: None,
         }
     }
 
@@ -199,6 +208,11 @@ pub(crate) mod tests {
         assert!(matches!(damage(|m| m.memory.clear()), ManifestError::Nonsense { .. }));
         assert!(matches!(damage(|m| m.memory[0].size = 1), ManifestError::Nonsense { .. }));
         assert!(matches!(damage(|m| m.disk[0] = "../../x".into()), ManifestError::Nonsense { .. }));
+        let workspace = |m: &mut SnapshotManifest| {
+            let slots = vec!["../../x".to_owned()];
+            m.workspace = Some(WorkspaceRecord { slots, ..WorkspaceRecord::empty(1) });
+        };
+        assert!(matches!(damage(workspace), ManifestError::Nonsense { .. }));
         let seal = |m: &mut SnapshotManifest| {
             m.seals = [("../x".to_owned(), Seal { modified_ns: 0, blake3: String::new() })].into_iter().collect()
         };

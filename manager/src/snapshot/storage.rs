@@ -3,6 +3,7 @@
 use crate::{
     manager::Manager,
     snapshot::lineage::{AGENT, IMAGE, TEMPLATE},
+    workspace,
 };
 use sandboxvm_protocol::ids::{SandboxId, SandboxName};
 use std::{collections::HashSet, fs, os::unix::fs::MetadataExt, path::Path};
@@ -25,7 +26,8 @@ impl Manager {
 }
 
 fn own_bytes(directory: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let stored = directory.join(workspace::DIRECTORY);
+    let entries = [directory, &stored].into_iter().filter_map(|path| fs::read_dir(path).ok()).flatten().flatten();
     let own = entries.filter(|entry| ![TEMPLATE, IMAGE, AGENT].iter().any(|shared| entry.file_name() == *shared));
     // Metadata of the entry itself, because a symbolic link leads elsewhere.
     let files = own.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);

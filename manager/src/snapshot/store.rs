@@ -16,8 +16,9 @@ use crate::{
         trash,
     },
     manager::Manager,
-    record::FileRecord,
+    record::{FileRecord, SandboxRecord},
     snapshot::lineage::{AGENT, IMAGE, Kind, Origin, TEMPLATE, free_name, open_all},
+    workspace,
 };
 use sandboxvm_images::{
     bundle::{Bundle, Part},
@@ -132,6 +133,7 @@ impl StoredSnapshot {
                 }
             }
             directory.open_shared(TEMPLATE)?;
+            workspace::files::open(directory, manifest.workspace.as_ref())?;
             Ok::<(), SnapshotError>(())
         };
         check().err()
@@ -198,6 +200,31 @@ impl StoredSnapshot {
             into.link_from(&self.directory, TEMPLATE, TEMPLATE)?;
         }
         Ok(origin)
+    }
+
+    /// Links the files of the machine's workspace into the directory of a new sandbox, unless that has
+    /// its own: a ready snapshot is of a machine whose slots are empty.
+    pub(crate) fn link_workspace_into(&self, into: &SandboxDirectory) -> Result<(), DirectoryError> {
+        if self.manifest.workspace.is_none() || workspace::files::are_in(into) {
+            return Ok(());
+        }
+        workspace::files::share(&self.directory, into)
+    }
+
+    /// Returns true if the machine has the workspace of a sandbox: the same files in its slots, or none
+    /// as well.
+    pub(crate) fn has_workspace_of(
+        &self,
+        record: &SandboxRecord,
+        directory: &SandboxDirectory,
+    ) -> Result<bool, DirectoryError> {
+        match (&self.manifest.workspace, &record.workspace) {
+            (None, None) => Ok(true),
+            (Some(theirs), Some(ours)) if theirs == ours => {
+                workspace::files::are_shared(ours, &self.directory, directory)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Finds the read-only disks that the snapshot was made with: its own links, the old paths, or

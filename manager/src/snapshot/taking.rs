@@ -197,7 +197,7 @@ impl Written {
         Ok(SnapshotManifest {
             format: FORMAT,
             id: staged.id.clone(),
-            name,
+            name: name.clone(),
             created_at: SystemTime::now(),
             sandbox: record.id.clone(),
             parent: lineage.parent.clone().filter(|_| !self.report.self_contained),
@@ -210,6 +210,7 @@ impl Written {
             seals: sealed.chain([(STATE.to_owned(), state_seal)]).collect(),
             network_card: record.network_card,
             image_defaults: record.image_defaults.clone(),
+            workspace: record.workspace.clone().filter(|_| name.is_some()),
             memory: memory.into_iter().map(|name| MemoryFile { name, size: record.memory_bytes.bytes() }).collect(),
             disk,
         })

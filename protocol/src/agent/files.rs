@@ -11,7 +11,8 @@
 //! Files(ListDetails)         ->    File(DetailsPage) any number of times, then File(Done)
 //! Files(WriteWithMetadata)   ->    as Write, with File(Details) at the end
 //! Files(Observe)             ->    as Watch, with File(Observed) for File(Changes)
-//! Files(PackChanges)         ->    as Archive, with File(Begun) without an entry
+//! Files(PackChanges | PackWorkspace) -> as Archive, with File(Begun) without an entry
+//! Files(MountWorkspace)      ->    File(Done)
 //! the others                 ->    File(Entry), or File(Done) where nothing is left to describe
 //! ```
 //! [`FileReply::Failed`] can replace any reply, also between data, and is the last. Only the credit
@@ -26,8 +27,9 @@ pub use super::file_entry::{
     ChangeKind, FileChange, FileEntry, FileKind, FilePath, FilePathError, FileTime, MAX_OWNER, MAX_PATH,
 };
 use super::text::CText;
-use super::version::{SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES};
-use crate::capped;
+use super::version::{SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_WORKSPACES};
+use super::workspace::WorkspaceMount;
+use crate::{capped, machine::SlotNumber};
 use serde::{Deserialize, Serialize};
 
 /// Maximum number of entries in one [`FileReply::Entries`].
@@ -191,6 +193,14 @@ pub enum FileOperation {
     /// Packs everything in which the disk differs from the image, as the layer of a container image
     /// (a tar archive with whiteouts). Only root may request it.
     PackChanges,
+    /// Mounts a workspace. Does nothing if it is mounted. Only root may request it.
+    MountWorkspace(WorkspaceMount),
+    /// As [`Self::PackChanges`], for everything in which a workspace differs from its slots. A
+    /// directory itself is in the layer only if it changed, and the workspace's own is not.
+    PackWorkspace {
+        /// The lowest slot of the workspace.
+        lowest: SlotNumber,
+    },
 }
 
 impl FileOperation {
@@ -202,6 +212,7 @@ impl FileOperation {
             | Self::WriteWithMetadata { .. }
             | Self::Observe { .. } => SINCE_FILE_DETAILS,
             Self::PackChanges => SINCE_DISK_CHANGES,
+            Self::MountWorkspace(_) | Self::PackWorkspace { .. } => SINCE_WORKSPACES,
             _ => SINCE_FILES,
         }
     }

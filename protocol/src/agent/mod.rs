@@ -40,6 +40,7 @@ pub mod port;
 pub mod process;
 pub mod text;
 pub mod version;
+pub mod workspace;
 
 pub use exec::{
     ExecRequest, ExitStatus, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL, OnDisconnect, SignalError, SignalNumber,
@@ -48,7 +49,7 @@ pub use exec::{
 pub use text::{CText, CTextError, MAX_ARGUMENT};
 pub use version::{
     SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT, SINCE_PORTS, SINCE_PROCESSES,
-    WIRE,
+    SINCE_WORKSPACES, WIRE,
 };
 
 use crate::{capped, frame::Message};

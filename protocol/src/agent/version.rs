@@ -5,7 +5,7 @@ use crate::frame::Wire;
 
 /// The host <-> agent wire. A snapshot contains an agent, so hosts keep reading all versions from
 /// `oldest` on.
-pub const WIRE: Wire = Wire { magic: *b"SA", version: 6, oldest: 1 };
+pub const WIRE: Wire = Wire { magic: *b"SA", version: 7, oldest: 1 };
 
 /// The first version in which processes can be found by PID: listed, attached to, signalled, and
 /// their output kept.
@@ -28,3 +28,6 @@ pub const SINCE_FILE_DETAILS: u8 = 5;
 
 /// The first version that packs the changes of the disk.
 pub const SINCE_DISK_CHANGES: u8 = 6;
+
+/// The first version that mounts workspaces and packs their changes.
+pub const SINCE_WORKSPACES: u8 = 7;

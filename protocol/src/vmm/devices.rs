@@ -46,7 +46,16 @@ pub enum DiskConfig {
         #[serde(with = "capped::List::<MAX_FDS>")]
         layers: Vec<FdIndex>,
     },
+    /// A read-only disk of [`SLOT_CAPACITY`] bytes: the file, then zeros. A snapshot of a machine whose
+    /// guest has not read the slot yet can be restored with another file.
+    Slot {
+        /// The file, at most as long as the disk. It may be empty, and is never written.
+        file: FdIndex,
+    },
 }
+
+/// Capacity of every [`DiskConfig::Slot`] in bytes (1 TiB).
+pub const SLOT_CAPACITY: u64 = 1 << 40;
 
 /// The vsock device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

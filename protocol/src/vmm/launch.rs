@@ -1,8 +1,8 @@
 //! The launch frame: everything that a VMM receives about its machine.
 
 use super::{
-    devices::DeviceConfig,
-    limits::{FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_MEMORY_FILES, SINCE_DEVICES, SINCE_NETWORK},
+    devices::{DeviceConfig, DiskConfig},
+    limits::{FdIndex, MAX_CMDLINE_EXTRA, MAX_DEVICES, MAX_MEMORY_FILES, SINCE_DEVICES, SINCE_NETWORK, SINCE_SLOTS},
 };
 use crate::{
     capped,
@@ -65,8 +65,12 @@ pub enum MachineSource {
 
 impl Message for LaunchConfig {
     fn since(&self) -> u8 {
-        let has_card = self.devices.iter().any(|device| matches!(device, DeviceConfig::Net(_)));
-        if has_card { SINCE_NETWORK } else { SINCE_DEVICES }
+        let of_device = |device: &DeviceConfig| match device {
+            DeviceConfig::Block(DiskConfig::Slot { .. }) => SINCE_SLOTS,
+            DeviceConfig::Net(_) => SINCE_NETWORK,
+            _ => SINCE_DEVICES,
+        };
+        self.devices.iter().map(of_device).max().unwrap_or(SINCE_DEVICES)
     }
 }
 

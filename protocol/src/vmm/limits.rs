@@ -11,6 +11,9 @@ pub const SINCE_REFUSALS: u8 = 2;
 /// The version that first had a network card ([`super::DeviceConfig::Net`], [`super::ControlRequest::AttachNetwork`]).
 pub const SINCE_NETWORK: u8 = 3;
 
+/// The version that first had slots ([`super::DiskConfig::Slot`]).
+pub const SINCE_SLOTS: u8 = 4;
+
 /// Largest message in either direction, in bytes.
 pub const MAX_MESSAGE: usize = 256 * 1024;
 

@@ -72,12 +72,15 @@ proptest! {
         }
     }
 
-    /// A machine with a card is described in version 3, and any other as by older builds.
+    /// A machine with slots is described in version 4, one with a card in version 3, and any other as
+    /// by older builds.
     #[test]
-    fn only_a_card_needs_version_3(config in launch_config()) {
+    fn only_cards_and_slots_need_newer_versions(config in launch_config()) {
         use sandboxvm_protocol::frame::Message;
         let has_card = config.devices.iter().any(|device| matches!(device, vmm::DeviceConfig::Net(_)));
-        prop_assert_eq!(config.since(), if has_card { 3 } else { 2 });
+        let slot = |device: &_| matches!(device, vmm::DeviceConfig::Block(vmm::DiskConfig::Slot { .. }));
+        let expected = if config.devices.iter().any(slot) { 4 } else if has_card { 3 } else { 2 };
+        prop_assert_eq!(config.since(), expected);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
-    agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::*, ids::*,
-    machine::*, network::*, vmm::*,
+    agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::workspace::*,
+    agent::*, ids::*, machine::*, network::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -130,6 +130,10 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             network
         }),
         Just(FileOperation::PackChanges),
+        slot().prop_map(|lowest| FileOperation::PackWorkspace { lowest }),
+        (vec(slot(), 0..=MAX_SLOTS), file_path(), any::<[u32; 2]>()).prop_map(|(slots, at, [uid, gid])| {
+            FileOperation::MountWorkspace(WorkspaceMount { slots, at, uid, gid })
+        }),
         (file_path(), file_path(), any::<bool>()).prop_map(|(path, name, follow)| FileOperation::Archive {
             path,
             name,
@@ -141,6 +145,10 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             keep_owner
         }),
     ]
+}
+
+fn slot() -> impl Strategy<Value = SlotNumber> {
+    (0..SlotNumber::COUNT).prop_map(|number| SlotNumber::try_from(number).expect("in range"))
 }
 
 fn metadata() -> impl Strategy<Value = FileMetadata> {
@@ -296,6 +304,7 @@ fn disk() -> impl Strategy<Value = DiskConfig> {
     prop_oneof![
         fd().prop_map(|image| DiskConfig::ReadOnly { image }),
         (fd(), vec(fd(), 0..10)).prop_map(|(template, layers)| DiskConfig::Writable { template, layers }),
+        fd().prop_map(|file| DiskConfig::Slot { file }),
     ]
 }
 

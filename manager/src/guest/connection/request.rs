@@ -12,7 +12,11 @@ use crate::{
     vmm::wire::WireError,
 };
 use futures_util::future::BoxFuture;
-use sandboxvm_protocol::agent::{AgentMessage, HostMessage, files::FileReply, process::View};
+use sandboxvm_protocol::agent::{
+    AgentMessage, HostMessage,
+    files::{FileOperation, FileReply},
+    process::View,
+};
 
 impl Sandbox {
     /// Runs a process. Variables of the request replace those of the sandbox. Waits for a sandbox
@@ -27,6 +31,9 @@ impl Sandbox {
     /// Connects, sends a request, and returns the first answer to it. Waits for a sandbox that
     /// still boots.
     pub(crate) async fn send(&self, request: HostMessage) -> Result<(AgentConnection, AgentMessage), ExecError> {
+        if needs_workspace(&request) {
+            self.mount_workspace().await?;
+        }
         let request = match request {
             HostMessage::Exec(request) => {
                 let of_network = self.trusted_authority().await?;
@@ -67,6 +74,15 @@ impl Sandbox {
             Ok(sent) => Ok(sent),
             Err(error) => Err(self.explain(error).await),
         }
+    }
+}
+
+/// Returns true for a request that the workspace makes a difference to, except the one that mounts it.
+fn needs_workspace(request: &HostMessage) -> bool {
+    match request {
+        HostMessage::Exec(_) => true,
+        HostMessage::Files(request) => !matches!(request.operation, FileOperation::MountWorkspace(_)),
+        _ => false,
     }
 }
 

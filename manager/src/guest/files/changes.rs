@@ -1,10 +1,16 @@
 //! The changes of a sandbox's disk: everything in which it differs from the image, as the layer of a
-//! container image. This module bounds what a guest may send and never looks at the bytes: they are
+//! container image. Those of a workspace are the same for its slots. This module bounds what a guest may send and never looks at the bytes: they are
 //! hostile, and a caller that unpacks them has to treat them so.
 
 use super::{FileError, Files, stream::Incoming};
 use crate::sandbox::Sandbox;
-use sandboxvm_protocol::agent::files::{FileOperation, FileReply, FileTotals};
+use sandboxvm_protocol::{
+    agent::{
+        files::{FileOperation, FileReply, FileTotals},
+        workspace::WorkspaceMount,
+    },
+    machine::SlotNumber,
+};
 
 /// A layer, as its bytes arrive: a tar archive with whiteouts, not compressed. If it is not read,
 /// the guest stalls, and no memory grows. Dropping it cancels the request.
@@ -30,6 +36,30 @@ impl Sandbox {
                 Ok(DiskChanges { data: Incoming::new(self, connection), budget: Budget::new(max_bytes) })
             }
             _ => Err(FileError::unexpected("answer to a request for the changes of the disk")),
+        }
+    }
+}
+
+impl<'s> Files<'s> {
+    /// Packs the changes of the workspace whose lowest slot this is.
+    pub(crate) async fn workspace_changes(
+        &self,
+        lowest: SlotNumber,
+        max_bytes: u64,
+    ) -> Result<DiskChanges<'s>, FileError> {
+        match self.begin(FileOperation::PackWorkspace { lowest }).await? {
+            (connection, FileReply::Begun(None)) => {
+                Ok(DiskChanges { data: Incoming::new(self.sandbox, connection), budget: Budget::new(max_bytes) })
+            }
+            _ => Err(FileError::unexpected("answer to a request for the changes of a workspace")),
+        }
+    }
+
+    /// Mounts a workspace, unless it is mounted.
+    pub(crate) async fn mount_workspace(&self, mount: WorkspaceMount) -> Result<(), FileError> {
+        match self.begin(FileOperation::MountWorkspace(mount)).await?.1 {
+            FileReply::Done(_) => Ok(()),
+            _ => Err(FileError::unexpected("answer to a request to mount a workspace")),
         }
     }
 }

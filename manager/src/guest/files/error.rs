@@ -21,7 +21,7 @@ pub enum FileError {
     #[error("the directory has more than {0} entries")]
     TooMany(usize),
     /// The sandbox sent more bytes than the caller accepts.
-    #[error("the changes of the disk have more than {0} bytes")]
+    #[error("the changes have more than {0} bytes")]
     TooLarge(u64),
 }
 

@@ -1,9 +1,12 @@
 //! A sample of each request about files, and of each reply to one.
 
 use super::{Named, path, text};
-use sandboxvm_protocol::agent::{details::*, files::*};
+use sandboxvm_protocol::{
+    agent::{details::*, files::*, workspace::*},
+    machine::SlotNumber,
+};
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 17] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 19] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -27,7 +30,13 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 17] {
         ),
         ("observe", true, FileOperation::Observe { path: a(), recursive: false, details: true, network: false }),
         ("pack-changes", false, FileOperation::PackChanges),
+        ("mount-workspace", false, FileOperation::MountWorkspace(mount())),
+        ("pack-workspace", false, FileOperation::PackWorkspace { lowest: SlotNumber::FIRST }),
     ]
+}
+
+fn mount() -> WorkspaceMount {
+    WorkspaceMount { slots: SlotNumber::all().take(2).collect(), at: path("/workspace"), uid: 1000, gid: 50 }
 }
 
 fn file_entry(kind: FileKind) -> FileEntry {

@@ -73,6 +73,7 @@ variants! {
     FileOperation {
         Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
         Archive {}, Extract {}, Describe {}, ListDetails {}, WriteWithMetadata {}, Observe {}, PackChanges (),
+        MountWorkspace (_), PackWorkspace {},
     }
     FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_), Details (_), DetailsPage (_), Observed (_) }
     FileKind {
@@ -85,7 +86,7 @@ variants! {
         NetworkMount (),
     }
     DeviceConfig { Block (_), Vsock (_), Rng (), Balloon (), Net (_) }
-    DiskConfig { ReadOnly {}, Writable {} }
+    DiskConfig { ReadOnly {}, Writable {}, Slot {} }
     ChildDevice { Block {}, Vsock {} }
     ResetDevice { Block {} }
     MachineSource { Boot {}, Snapshot {} }
@@ -286,7 +287,7 @@ pub fn launch_configs() -> Vec<Sample<LaunchConfig>> {
             let covers = disks.chain(message.devices.iter().map(Named::variant)).chain([message.source.variant()]);
             Sample { label, covers: covers.collect(), message }
         })
-        .chain([launch_config_with_card()])
+        .chain([launch_config_with_card(), launch_config_with_slots()])
         .collect()
 }
 
@@ -297,6 +298,14 @@ fn launch_config_with_card() -> Sample<LaunchConfig> {
     let mut config = LaunchConfig::from(config);
     config.devices.push(card);
     sample("launch-network", covers, config)
+}
+
+fn launch_config_with_slots() -> Sample<LaunchConfig> {
+    let mut config = LaunchConfig::from(launch_configs_v1().remove(0).message);
+    for file in [10, 11] {
+        config.devices.push(DeviceConfig::Block(DiskConfig::Slot { file: FdIndex(file) }));
+    }
+    sample("launch-slots", vec!["DiskConfig::Slot"], config)
 }
 
 /// What servers send that have run since before an upgrade.

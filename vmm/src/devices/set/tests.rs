@@ -234,6 +234,7 @@ fn any_device() -> impl Strategy<Value = DeviceConfig> {
         Just(DeviceConfig::Balloon),
         Just(card()),
         any_fd().prop_map(|image| DeviceConfig::Block(DiskConfig::ReadOnly { image })),
+        any_fd().prop_map(|file| DeviceConfig::Block(DiskConfig::Slot { file })),
         (any_fd(), prop::collection::vec(any_fd(), 0..4))
             .prop_map(|(template, layers)| DeviceConfig::Block(DiskConfig::Writable { template, layers })),
         any_fd().prop_map(|listener| DeviceConfig::Vsock(VsockConfig { listener, cid: GuestCid::DEFAULT })),

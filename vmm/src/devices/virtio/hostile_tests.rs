@@ -46,6 +46,12 @@ fn read_only_disk() -> Box<dyn VirtioDevice> {
     Box::new(BlockDevice::read_only(image).unwrap())
 }
 
+fn slot() -> Box<dyn VirtioDevice> {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&[0x33; 1000], 0).unwrap();
+    Box::new(BlockDevice::slot(file).unwrap())
+}
+
 fn writable_disk() -> Box<dyn VirtioDevice> {
     let template = tempfile::tempfile().unwrap();
     template.write_all_at(&[0x22; 1 << 16], 0).unwrap();
@@ -68,7 +74,7 @@ fn network_card() -> Box<dyn VirtioDevice> {
 }
 
 type Make = fn() -> Box<dyn VirtioDevice>;
-const DEVICES: [Make; 5] = [read_only_disk, writable_disk, entropy, balloon, network_card];
+const DEVICES: [Make; 6] = [read_only_disk, slot, writable_disk, entropy, balloon, network_card];
 
 /// Gives a live device of every kind the ring that `break_ring` makes, and expects it to stop with `what`, to answer
 /// nothing, and to work again after a reset.

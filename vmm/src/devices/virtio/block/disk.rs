@@ -4,6 +4,7 @@
 
 use super::{error::BlockError, layered::LayeredDisk, scatter};
 use crate::devices::virtio::chain::Buffers;
+use sandboxvm_protocol::vmm::SLOT_CAPACITY;
 use std::{
     fs::File,
     io,
@@ -41,6 +42,8 @@ pub type SharedLayeredDisk = Arc<Mutex<LayeredDisk>>;
 pub(super) enum Disk {
     /// A raw image that is never written.
     ReadOnly(RawImage),
+    /// A file that is never written, and zeros up to the capacity.
+    Slot(Slot),
     /// Copy-on-write layers; also the size in bytes, which never changes.
     Layered(SharedLayeredDisk, u64),
 }
@@ -49,17 +52,19 @@ impl Disk {
     pub(super) fn sectors(&self) -> u64 {
         match self {
             Self::ReadOnly(image) => image.size / SECTOR,
+            Self::Slot(_) => SLOT_CAPACITY / SECTOR,
             Self::Layered(_, size) => size / SECTOR,
         }
     }
 
     pub(super) fn is_read_only(&self) -> bool {
-        matches!(self, Self::ReadOnly(_))
+        matches!(self, Self::ReadOnly(_) | Self::Slot(_))
     }
 
     pub(super) fn read(&self, offset: u64, into: &mut Buffers<'_>) -> Result<(), RequestError> {
         match self {
             Self::ReadOnly(image) => scatter::read_exact_at(&image.file, offset, into, into.len())?,
+            Self::Slot(slot) => slot.read(offset, into)?,
             Self::Layered(disk, _) => lock(disk).read(offset, into)?,
         }
         Ok(())
@@ -68,7 +73,7 @@ impl Disk {
     /// The layers to write to. A read-only disk says so in its features, so a driver does not ask.
     fn writable(&self, otherwise: RequestError) -> Result<MutexGuard<'_, LayeredDisk>, RequestError> {
         match self {
-            Self::ReadOnly(_) => Err(otherwise),
+            Self::ReadOnly(_) | Self::Slot(_) => Err(otherwise),
             Self::Layered(disk, _) => Ok(lock(disk)),
         }
     }
@@ -96,6 +101,32 @@ impl Disk {
 pub(super) fn lock(disk: &Mutex<LayeredDisk>) -> MutexGuard<'_, LayeredDisk> {
     // The table is changed after the file, in one step: a panic elsewhere leaves a whole disk.
     disk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file in a disk of [`SLOT_CAPACITY`] bytes. What lies behind the end of the file reads as zeros, so
+/// the disk looks the same with every file until the guest reads it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    file: File,
+    length: u64,
+}
+
+impl Slot {
+    /// Takes an open file, which may be empty and need not be a whole number of sectors.
+    pub(super) fn new(file: File) -> Result<Self, BlockError> {
+        let length = file.metadata().map_err(BlockError::Size)?.len();
+        if length > SLOT_CAPACITY {
+            return Err(BlockError::TooLong(length));
+        }
+        Ok(Self { file, length })
+    }
+
+    fn read(&self, offset: u64, into: &mut Buffers<'_>) -> io::Result<()> {
+        let in_file = self.length.saturating_sub(offset).min(into.len());
+        scatter::read_exact_at(&self.file, offset, into, in_file)?;
+        into.write_zeros(into.len());
+        Ok(())
+    }
 }
 
 /// A raw image: sector n is at byte 512 * n of a file.

@@ -1,6 +1,7 @@
 //! Why a disk cannot be opened.
 
 use super::layered::LayeredDiskError;
+use sandboxvm_protocol::vmm::SLOT_CAPACITY;
 use std::io;
 
 /// Why there is no such disk.
@@ -15,6 +16,9 @@ pub enum BlockError {
     /// Not a whole number of sectors.
     #[error("the disk image has {0} bytes, which is not a multiple of 512: is it truncated?")]
     Truncated(u64),
+    /// A file that is longer than its slot.
+    #[error("the file in a slot has {0} bytes, and a slot has {max}", max = SLOT_CAPACITY)]
+    TooLong(u64),
     /// The layers do not make a disk.
     #[error(transparent)]
     Layers(#[from] LayeredDiskError),

@@ -63,6 +63,8 @@ struct UnbuiltDisk {
 enum DiskFiles {
     /// A raw image.
     ReadOnly(Arc<File>),
+    /// A file that is shorter than its disk.
+    Slot(Arc<File>),
     /// Layers over a template, oldest first.
     Writable { template: Arc<File>, layers: Vec<File> },
 }
@@ -73,6 +75,7 @@ impl DiskFiles {
             DiskConfig::ReadOnly { image } => {
                 Self::ReadOnly(Arc::new(File::from(fds.take(*image, "a read-only disk")?)))
             }
+            DiskConfig::Slot { file } => Self::Slot(Arc::new(File::from(fds.take(*file, "a slot")?))),
             DiskConfig::Writable { template, layers } => Self::Writable {
                 template: Arc::new(File::from(fds.take(*template, "a disk template")?)),
                 layers: fds.take_files(layers, "a disk layer")?,
@@ -84,7 +87,7 @@ impl DiskFiles {
 impl UnbuiltDevice for UnbuiltDisk {
     fn descriptors(&self) -> Vec<RawFd> {
         match &self.files {
-            DiskFiles::ReadOnly(image) => vec![image.as_raw_fd()],
+            DiskFiles::ReadOnly(file) | DiskFiles::Slot(file) => vec![file.as_raw_fd()],
             DiskFiles::Writable { template, layers } => {
                 std::iter::once(template.as_raw_fd()).chain(layers.iter().map(AsRawFd::as_raw_fd)).collect()
             }
@@ -93,7 +96,7 @@ impl UnbuiltDevice for UnbuiltDisk {
 
     fn largest_file(&self) -> io::Result<u64> {
         match &self.files {
-            DiskFiles::ReadOnly(_) => Ok(0),
+            DiskFiles::ReadOnly(_) | DiskFiles::Slot(_) => Ok(0),
             DiskFiles::Writable { template, .. } => template.metadata().map(|metadata| metadata.len()),
         }
     }
@@ -102,6 +105,7 @@ impl UnbuiltDevice for UnbuiltDisk {
         let Self { files, pace } = *self;
         let (device, disk) = match files {
             DiskFiles::ReadOnly(image) => (BlockDevice::read_only(duplicate(&image)?)?, HostDisk::ReadOnly(image)),
+            DiskFiles::Slot(file) => (BlockDevice::slot(duplicate(&file)?)?, HostDisk::Slot(file)),
             DiskFiles::Writable { template, layers } => {
                 let (device, layers) = BlockDevice::writable_and_layers(duplicate(&template)?, layers)?;
                 (device, HostDisk::Writable(WritableDisk { template, layers }))
@@ -122,13 +126,14 @@ struct DiskHost {
 #[derive(Debug)]
 enum HostDisk {
     ReadOnly(Arc<File>),
+    Slot(Arc<File>),
     Writable(WritableDisk),
 }
 
 impl HostSide for DiskHost {
     fn writable_disk(&self) -> Option<&WritableDisk> {
         match &self.disk {
-            HostDisk::ReadOnly(_) => None,
+            HostDisk::ReadOnly(_) | HostDisk::Slot(_) => None,
             HostDisk::Writable(disk) => Some(disk),
         }
     }
@@ -155,6 +160,7 @@ impl HostSide for DiskHost {
     fn copy(&self, file: Option<OwnedFd>) -> Result<Box<dyn UnbuiltDevice>, BuildError> {
         let files = match &self.disk {
             HostDisk::ReadOnly(image) => DiskFiles::ReadOnly(Arc::clone(image)),
+            HostDisk::Slot(file) => DiskFiles::Slot(Arc::clone(file)),
             HostDisk::Writable(WritableDisk { template, layers }) => {
                 let layers = lock(layers);
                 let frozen = layers.layers().len().saturating_sub(1);

@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2, 5.2): one queue of requests over a read-only image or a [`LayeredDisk`].
+//! virtio-blk (virtio 1.2, 5.2): one queue of requests over a read-only image, a slot or a [`LayeredDisk`].
 //!
 //! Requests are served synchronously on the calling thread, straight between the host file and guest memory, with no
 //! bounce buffer. A VM is one event loop: no thread or ring per disk to pay for in an idle clone, and between two calls
@@ -32,7 +32,7 @@ use super::{
     device::{DeviceContext, DeviceError, DeviceType, VirtioDevice, read_config_space},
     resume::Resume,
 };
-use disk::{Disk, RawImage};
+use disk::{Disk, RawImage, Slot};
 use request::{DiskId, QUEUE_SIZE, Request};
 use std::{
     fs::File,
@@ -75,6 +75,15 @@ impl BlockDevice {
     /// When the image is empty or not a whole number of sectors.
     pub fn read_only(image: File) -> Result<Self, BlockError> {
         Self::new(Disk::ReadOnly(RawImage::new(image)?), "sandboxvm-image")
+    }
+
+    /// A disk of which the guest can only read: `file`, then zeros up to
+    /// [`SLOT_CAPACITY`](sandboxvm_protocol::vmm::SLOT_CAPACITY).
+    ///
+    /// # Errors
+    /// When the file is longer than that.
+    pub fn slot(file: File) -> Result<Self, BlockError> {
+        Self::new(Disk::Slot(Slot::new(file)?), "sandboxvm-slot")
     }
 
     /// A disk of copy-on-write `layers`, oldest first, over a raw `template`; see [`LayeredDisk::open`].

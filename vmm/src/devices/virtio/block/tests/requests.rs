@@ -1,7 +1,9 @@
 //! Requests through a whole device: transport, queue, request, disk.
 
 use super::super::{BLOCK_SIZE, BlockDevice, BlockError, REQUESTS_PER_WAKE};
+use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::mock_driver::{BUFFERS, HIGH_START, LOW_END, MockDriver, Part};
+use sandboxvm_protocol::vmm::SLOT_CAPACITY;
 use std::{fs::File, io::Write, os::unix::fs::FileExt};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
@@ -94,6 +96,58 @@ fn reads_go_where_the_driver_says_in_pieces_across_memory_regions() {
     assert_eq!(driver.bytes(LOW_END - 1, 1), sector(126)[511..]);
     assert_eq!(driver.bytes(DATA + 3, 512), sector(127));
     assert_eq!(driver.last_used(0), (0, 1024 + 1));
+}
+
+fn slot(file: &File) -> MockDriver {
+    MockDriver::live(Box::new(BlockDevice::slot(file.try_clone().unwrap()).unwrap()))
+}
+
+#[test]
+fn a_slot_reads_as_its_file_and_then_as_zeros() {
+    // Half of sector 3 is behind the end of the file.
+    let file = image();
+    file.set_len(3 * 512 + 256).unwrap();
+    let mut driver = slot(&file);
+    driver.fill(DATA, &[0xee; 4 * 512]);
+    let expected = [sector(2), sector(3)[..256].to_vec(), vec![0; 256], vec![0; 1024]].concat();
+    assert_eq!(read_sectors(&mut driver, 2, 4), expected);
+    let sectors = SLOT_CAPACITY / 512;
+    driver.fill(DATA, &[0xee; 512]);
+    assert_eq!(read_sectors(&mut driver, sectors - 1, 1), [0; 512]);
+    for (first, count) in [(sectors, 1), (sectors - 1, 2), (u64::MAX / 512, 2)] {
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, first, &[Part::Writable(DATA, count * 512)]), IOERR);
+    }
+    // A file that became shorter meanwhile is an error, and not zeros.
+    file.set_len(512).unwrap();
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 2, &[Part::Writable(DATA, 512)]), IOERR);
+}
+
+#[test]
+fn a_slot_is_never_written() {
+    let file = image();
+    let mut driver = slot(&file);
+    assert_eq!(write_sectors(&mut driver, 0, &[0xee; 512]), IOERR);
+    assert_eq!(write_sectors(&mut driver, 4096, &[0xee; 512]), IOERR);
+    assert_eq!(clear(&mut driver, VIRTIO_BLK_T_DISCARD, &[(0, 8, 0)]), UNSUPP);
+    assert_eq!(clear(&mut driver, VIRTIO_BLK_T_WRITE_ZEROES, &[(0, 8, 0)]), UNSUPP);
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]), UNSUPP);
+    assert_eq!(file.metadata().unwrap().len(), 128 * 512);
+    assert_eq!(read_sectors(&mut driver, 0, 128), (0..128).flat_map(sector).collect::<Vec<_>>());
+}
+
+#[test]
+fn slots_look_the_same_whatever_their_file_is() {
+    let empty = tempfile::tempfile().unwrap();
+    let config = |device: &BlockDevice| {
+        let mut config = [0; 64];
+        device.read_config(0, &mut config);
+        (config, device.offered_features())
+    };
+    let (empty, full) = (BlockDevice::slot(empty).unwrap(), BlockDevice::slot(image()).unwrap());
+    assert_eq!(config(&empty), config(&full));
+    let long = tempfile::tempfile().unwrap();
+    long.set_len(SLOT_CAPACITY + 1).unwrap();
+    assert!(matches!(BlockDevice::slot(long), Err(BlockError::TooLong(_))));
 }
 
 #[test]

@@ -1,0 +1,23 @@
+//! The workspace of a sandbox: a directory of the host as read-only disks in slots, mounted in the
+//! guest below an overlay that takes the writes. May not read or write the directory of the host:
+//! making the disks, and taking changes over, is for callers.
+//!
+//! ```text
+//! spec     what a new sandbox's workspace is made of           record   what config.json says of it
+//! files    its files in the directories of sandboxes and snapshots
+//! mounting tells the agent to mount it                         changes  the layer of what changed
+//! ```
+
+mod changes;
+pub(crate) mod files;
+pub(crate) mod mounting;
+mod record;
+mod spec;
+
+pub(crate) use changes::{DIRECTORY, forget};
+pub use changes::{StoreError, StoredChanges};
+pub use record::WorkspaceRecord;
+pub use spec::{WorkspaceError, WorkspaceSpec};
+
+#[cfg(test)]
+pub(crate) use spec::tests;
