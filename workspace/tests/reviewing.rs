@@ -148,7 +148,7 @@ fn two_sandboxes_of_one_project_are_compared_with_each_other() {
     fs::remove_file(two.overlay.root.join("b")).unwrap();
     one.pack();
     two.pack();
-    let review = Review::between(&one.files, &two.files, &LayerLimits::default()).unwrap();
+    let review = Review::between(one.files(), two.files(), &LayerLimits::default()).unwrap();
     let mut patch = Vec::new();
     for change in &review.changes().files {
         review.write_patch(change, &mut patch).unwrap();

@@ -7,7 +7,7 @@ pub(crate) mod layer;
 pub(crate) mod lines;
 mod patch;
 
-use crate::index::{Index, Kind, file::IndexError};
+use crate::index::{Entry, Index, Kind, file::IndexError};
 use compare::{Change, Changes, Pairs};
 use content::Sources;
 use layer::{LayerError, LayerLimits};
@@ -15,7 +15,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Why changes cannot be shown.
@@ -27,14 +27,6 @@ pub enum ReviewError {
     /// The layer of changes is refused.
     #[error(transparent)]
     Layer(#[from] LayerError),
-    /// A file of the sandbox cannot be opened.
-    #[error("cannot open \"{}\": {error}", .path.display())]
-    Open {
-        /// Path of the file.
-        path: PathBuf,
-        /// The reason.
-        error: io::Error,
-    },
     /// A content cannot be read.
     #[error("cannot read the content of \"{}\": {error}", .path.escape_ascii())]
     Content {
@@ -51,15 +43,15 @@ pub enum ReviewError {
     DifferentIndexes,
 }
 
-/// Files in which the changes of one sandbox lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Files in which the changes of one sandbox lie, open for reading and at their beginning.
+#[derive(Debug)]
 pub struct ReviewFiles {
     /// The index, as [`copy_in`](crate::copy_in) made it.
-    pub index: PathBuf,
+    pub index: File,
     /// The layers, the lowest first.
-    pub layers: Vec<PathBuf>,
+    pub layers: Vec<File>,
     /// The layer of changes: a tar archive with whiteouts.
-    pub changes: PathBuf,
+    pub changes: File,
 }
 
 /// How many lines of a file changed.
@@ -91,18 +83,17 @@ pub struct Review {
     sources: Sources,
 }
 
-fn open(path: &Path) -> Result<File, ReviewError> {
-    File::open(path).map_err(|error| ReviewError::Open { path: path.to_owned(), error })
-}
+/// What errors call the index.
+const INDEX: &str = "workspace.index";
 
 impl Review {
     /// Reads the changes of a sandbox.
     ///
     /// # Errors
     /// Every [`ReviewError`] except `Write` and `DifferentIndexes`.
-    pub fn open(files: &ReviewFiles, limits: &LayerLimits) -> Result<Self, ReviewError> {
-        let mut review = Self::given(files)?;
-        let (pairs, special) = review.add(&files.changes, limits)?;
+    pub fn open(files: ReviewFiles, limits: &LayerLimits) -> Result<Self, ReviewError> {
+        let (mut review, changes) = Self::given(files)?;
+        let (pairs, special) = review.add(changes, limits)?;
         review.changes = compare::changes(pairs, special);
         Ok(review)
     }
@@ -111,13 +102,17 @@ impl Review {
     ///
     /// # Errors
     /// Every [`ReviewError`] except `Write`.
-    pub fn between(first: &ReviewFiles, second: &ReviewFiles, limits: &LayerLimits) -> Result<Self, ReviewError> {
-        let mut review = Self::given(first)?;
-        if Index::read(&second.index)?.entries != review.index.entries {
+    pub fn between(first: ReviewFiles, second: ReviewFiles, limits: &LayerLimits) -> Result<Self, ReviewError> {
+        let (mut review, changes) = Self::given(first)?;
+        // Their contents may lie in different layers, but each is one of the first sandbox's.
+        let (other, second) = Self::given(second)?;
+        let is_same = |(one, two): (&Entry, &Entry)| one.is_same_for_guest(two);
+        let (one, two) = (&review.index.entries, &other.index.entries);
+        if !one.keys().eq(two.keys()) || !one.values().zip(two.values()).all(is_same) {
             return Err(ReviewError::DifferentIndexes);
         }
-        let (first, _) = review.add(&first.changes, limits)?;
-        let (second, special) = review.add(&second.changes, limits)?;
+        let (first, _) = review.add(changes, limits)?;
+        let (second, special) = review.add(second, limits)?;
         let paths: BTreeSet<_> = first.keys().chain(second.keys()).cloned().collect();
         let mut pairs = Pairs::new();
         for path in paths {
@@ -136,14 +131,13 @@ impl Review {
         Ok(review)
     }
 
-    fn given(files: &ReviewFiles) -> Result<Self, ReviewError> {
-        let index = Index::read(&files.index)?;
-        let sources = files.layers.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
-        Ok(Self { index, changes: Changes::default(), sources: Sources(sources) })
+    fn given(files: ReviewFiles) -> Result<(Self, File), ReviewError> {
+        let ReviewFiles { index, layers, changes } = files;
+        let index = Index::read_file(&index, Path::new(INDEX))?;
+        Ok((Self { index, changes: Changes::default(), sources: Sources(layers) }, changes))
     }
 
-    fn add(&mut self, changes: &Path, limits: &LayerLimits) -> Result<(Pairs, BTreeSet<Vec<u8>>), ReviewError> {
-        let file = open(changes)?;
+    fn add(&mut self, file: File, limits: &LayerLimits) -> Result<(Pairs, BTreeSet<Vec<u8>>), ReviewError> {
         // Far below: a sandbox has at most four layers.
         let source = u8::try_from(self.sources.0.len()).unwrap_or(u8::MAX);
         let layer = layer::read(&file, source, limits)?;

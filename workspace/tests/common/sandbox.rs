@@ -11,7 +11,9 @@ use std::{
 
 pub struct Sandbox {
     pub overlay: Overlay,
-    pub files: ReviewFiles,
+    index: PathBuf,
+    layers: Vec<PathBuf>,
+    pub changes: PathBuf,
     pub state: PathBuf,
 }
 
@@ -30,18 +32,24 @@ impl Sandbox {
             copied.layers.iter().enumerate().map(|(number, layer)| link(layer, format!("slot{number}"))).collect();
         let index = link(&copied.index, "index".into());
         let overlay = Overlay::new(&layers)?;
-        Some(Self { overlay, files: ReviewFiles { index, layers, changes: state.join("changes.tar") }, state })
+        Some(Self { overlay, index, layers, changes: state.join("changes.tar"), state })
+    }
+
+    pub fn files(&self) -> ReviewFiles {
+        let open = |path: &PathBuf| File::open(path).unwrap();
+        let layers = self.layers.iter().map(open).collect();
+        ReviewFiles { index: open(&self.index), layers, changes: open(&self.changes) }
     }
 
     /// Packs what was changed, and reads it.
     pub fn review(&self) -> Review {
         self.pack();
-        Review::open(&self.files, &LayerLimits::default()).unwrap()
+        Review::open(self.files(), &LayerLimits::default()).unwrap()
     }
 
     pub fn pack(&self) {
         let upper = File::open(&self.overlay.upper).unwrap();
-        let mut writer = Writer::new(File::create(&self.files.changes).unwrap());
+        let mut writer = Writer::new(File::create(&self.changes).unwrap());
         use std::os::fd::AsFd;
         pack_layer(&mut writer, upper.as_fd(), &|_| Ok(false)).unwrap();
         writer.finish().unwrap();
