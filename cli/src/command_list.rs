@@ -5,13 +5,14 @@ use clap::Command;
 use std::fmt::Write;
 
 /// Every command that is not hidden, in the order in which they are shown.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 7] = [
     (
         "Sandboxes",
         &["run", "create", "ls", "inspect", "stats", "cp", "port", "network", "stop", "pause", "resume", "rm"],
     ),
     ("Processes", &["exec", "ps", "logs", "attach", "wait", "kill"]),
     ("Snapshots", &["snapshot", "fork", "reset"]),
+    ("Workspaces", &["changes", "apply", "discard"]),
     ("Images", &["image", "build", "commit"]),
     ("Server", &["serve", "key", "mcp"]),
     ("Host", &["doctor", "prune", "events", "audit", "completion"]),

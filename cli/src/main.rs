@@ -23,6 +23,7 @@ mod stdio;
 mod umask;
 mod version;
 mod wall;
+mod workspace;
 
 use clap::{CommandFactory, FromArgMatches, Parser, error::ErrorKind};
 use failure::Failure;

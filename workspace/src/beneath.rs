@@ -54,16 +54,6 @@ impl Root {
         let about = look_at(file.as_fd(), b"")?;
         if about.kind == FileType::RegularFile { Ok(file) } else { Err(Errno::INVAL) }
     }
-
-    /// Describes what is at a path below the root; `None` if there is nothing.
-    pub(crate) fn look(&self, path: &[u8]) -> Result<Option<About>, Errno> {
-        let (above, name) = split(path);
-        match self.directory(above).and_then(|directory| look_at(directory.as_fd(), name)) {
-            Ok(about) => Ok(Some(about)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno),
-        }
-    }
 }
 
 /// Splits a path into its directory, empty for the root, and its last name.

@@ -9,9 +9,23 @@
 //! Everything here runs without a guest. The layer of changes is hostile: it is read in bounded memory,
 //! and nothing that it names is opened outside of the project ([`beneath`]).
 
+mod apply;
 mod beneath;
 mod copy_in;
 mod index;
+mod review;
 
+pub use apply::{
+    ApplyError, Recovered, apply, apply_until,
+    concerns::{Concern, Reason},
+    plan::{ApplyOptions, Conflict, ConflictKind, Plan, PlanError, Planned, plan},
+    recover, recover_until,
+};
 pub use copy_in::{CacheError, CopiedIn, CopyInError, CopyOptions, RulesError, ScanError, copy_in};
 pub use index::{Content, Digest, Entry, Index, Kind, file::IndexError};
+pub use review::{
+    Extent, Review, ReviewError, ReviewFiles,
+    compare::{Change, ChangeKind, Changes},
+    content::MAX_TEXT,
+    layer::{LayerError, LayerLimits, State},
+};

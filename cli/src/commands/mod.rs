@@ -1,13 +1,16 @@
 //! The subcommands, one file each. A command owns its options and its output; the manager does the work.
 
+mod apply;
 mod attach;
 mod audit;
 mod build;
+mod changes;
 mod cli_reference;
 mod commit;
 mod completion;
 mod cp;
 mod create;
+mod discard;
 mod doctor;
 mod each;
 mod events;
@@ -66,6 +69,9 @@ pub(crate) enum Command {
     Snapshot(snapshot::Snapshot),
     Fork(fork::Fork),
     Reset(reset::Reset),
+    Changes(changes::Changes),
+    Apply(apply::Apply),
+    Discard(discard::Discard),
     Image(image::Image),
     Build(build::Build),
     Commit(commit::Commit),
@@ -112,6 +118,9 @@ impl Command {
             Self::Snapshot(command) => command.run(),
             Self::Fork(command) => command.run(),
             Self::Reset(command) => command.run(),
+            Self::Changes(command) => command.run(),
+            Self::Apply(command) => command.run(),
+            Self::Discard(command) => command.run(),
             Self::Image(command) => command.run(),
             Self::Build(command) => command.run(),
             Self::Commit(command) => command.run(),

@@ -1,6 +1,6 @@
 //! `rm`: removes sandboxes and all their files.
 
-use crate::{commands::each::for_each, environment, failure::Failure, runtime, stdio};
+use crate::{commands::each::for_each, environment, failure::Failure, runtime, stdio, workspace};
 use clap::Args;
 
 /// Remove sandboxes and all their files
@@ -18,6 +18,13 @@ impl Rm {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
         runtime::block_on(for_each(&self.sandboxes, async |reference| {
+            // The files of an interrupted apply are in a directory of the user.
+            if let Err(failure) =
+                manager.find(reference).map_err(Failure::from).and_then(|found| workspace::settle(&found))
+                && !self.force
+            {
+                return Err(failure);
+            }
             manager.remove(reference, self.force).await?;
             stdio::print(&format!("{reference}\n"))
         }))

@@ -12,6 +12,7 @@ mod rules;
 mod scan;
 
 pub use cache::CacheError;
+pub(crate) use image::digest;
 pub use rules::RulesError;
 pub use scan::ScanError;
 

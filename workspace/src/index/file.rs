@@ -42,10 +42,19 @@ impl Index {
     /// # Errors
     /// [`IndexError`].
     pub fn read(path: &Path) -> Result<Self, IndexError> {
+        let file = File::open(path).map_err(|error| IndexError::Io { step: "open", path: bytes_of(path), error })?;
+        Self::read_file(&file, path)
+    }
+
+    /// Reads an index from an open file, which errors call `path`.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn read_file(file: &File, path: &Path) -> Result<Self, IndexError> {
         let fail = |error| IndexError::Io { step: "read", path: bytes_of(path), error };
         let damaged = || IndexError::Damaged(bytes_of(path));
         let mut bytes = Vec::new();
-        File::open(path).and_then(|file| file.take(MAX).read_to_end(&mut bytes)).map_err(fail)?;
+        file.take(MAX).read_to_end(&mut bytes).map_err(fail)?;
         let (content, digest) = bytes.split_at_checked(bytes.len().saturating_sub(DIGEST)).ok_or_else(damaged)?;
         let body = content.strip_prefix(MAGIC).ok_or_else(damaged)?;
         if Sha256::digest(content)[..] != *digest {

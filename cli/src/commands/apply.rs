@@ -1,0 +1,171 @@
+//! `apply`: takes the changes of a sandbox's workspace over to the host.
+
+use crate::{
+    failure::Failure,
+    runtime,
+    workspace::{self, show},
+};
+use clap::Args;
+use sandboxvm_workspace::{
+    ApplyOptions, Conflict, ConflictKind, Extent, Kind, LayerLimits, Plan, Reason, Review, State, apply, plan,
+};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
+
+/// Apply the changes of a sandbox's workspace to the host
+#[derive(Debug, Args)]
+#[command(
+    after_help = "All of the changes are applied, or none of them: a path that changed both on the host and in the sandbox is a conflict, and \
+                  nothing is applied. An interrupted apply is finished or undone by the next command on the sandbox. Files in .git are never \
+                  applied. The sandbox keeps its changes; `discard` removes it."
+)]
+pub(crate) struct Apply {
+    /// Name or ID of the sandbox
+    sandbox: String,
+    /// Paths in the workspace, each with everything below it [default: all changes]
+    #[arg(value_name = "PATH")]
+    paths: Vec<OsString>,
+    /// Apply without asking. Needed without a terminal
+    #[arg(short, long)]
+    yes: bool,
+    /// Also apply what programs of the host execute: new executables, hooks, settings of editors and shells
+    #[arg(long)]
+    allow_exec: bool,
+    /// Also apply symbolic links that may lead out of the directory
+    #[arg(long)]
+    allow_links: bool,
+    /// Merge text files that changed both on the host and in the sandbox, where the changes do not touch
+    #[arg(long)]
+    merge: bool,
+}
+
+impl Apply {
+    pub(crate) fn run(self) -> Result<u8, Failure> {
+        let sandbox = workspace::find(&self.sandbox)?;
+        let files = runtime::block_on(workspace::files(&sandbox))?;
+        let review = Review::open(files, &LayerLimits::default())?;
+        let options = ApplyOptions { paths: self.relative(&review), merge: self.merge };
+        let plan = plan(&review, &options)?;
+        self.consent(&plan)?;
+        self.refuse_conflicts(&plan)?;
+        show::note_left_out(review.changes());
+        if plan.already() > 0 {
+            eprintln!("sandboxvm: {} changes are on the host already", plan.already());
+        }
+        let count = plan.planned().len();
+        if count == 0 {
+            eprintln!("sandboxvm: there is nothing to apply");
+            return Ok(0);
+        }
+        for planned in plan.planned() {
+            let merged = if planned.is_merged { " (merged)" } else { "" };
+            eprint!("{}", show::line(planned.kind, &format!("{}{merged}", show::path(&planned.path))));
+        }
+        let root = plan.root().display();
+        if !workspace::agrees(&format!("apply {count} changes to {root}?"), self.yes)? {
+            return Err(Failure::new("nothing was applied"));
+        }
+        apply(&review, &plan, &sandbox.path())?;
+        eprintln!("sandboxvm: applied {count} changes to {root}");
+        Ok(0)
+    }
+
+    /// Returns the paths relative to the workspace.
+    fn relative(&self, review: &Review) -> Vec<Vec<u8>> {
+        use std::os::unix::ffi::OsStrExt;
+        let root = Path::new(std::ffi::OsStr::from_bytes(&review.index().root));
+        let names = |path: &OsString| {
+            let path = Path::new(path);
+            let path = path.strip_prefix(root).unwrap_or(path);
+            let path: std::path::PathBuf =
+                path.components().filter(|part| *part != std::path::Component::CurDir).collect();
+            path.into_os_string().into_vec()
+        };
+        self.paths.iter().map(names).collect()
+    }
+
+    /// Shows what needs consent, and fails unless the user gave it.
+    fn consent(&self, plan: &Plan) -> Result<(), Failure> {
+        let (mut executed, mut links) = (0, 0);
+        for concern in plan.concerns() {
+            let path = show::path(&concern.path);
+            match &concern.reason {
+                Reason::Executes(why) => {
+                    executed += 1;
+                    eprintln!("sandboxvm: {path}: {why}");
+                }
+                Reason::LeavesRoot { target } => {
+                    links += 1;
+                    eprintln!("sandboxvm: {path}: it links to {}", show::path(target));
+                }
+            }
+        }
+        let hint = |flag: &str| format!("{flag} applies them; or name the PATHs to apply");
+        if executed > 0 && !self.allow_exec {
+            let message = format!("programs of the host execute {executed} of the changed files");
+            return Err(Failure::new(message).hinted(hint("--allow-exec")));
+        }
+        if links > 0 && !self.allow_links {
+            let message = format!("{links} symbolic links may lead out of the directory");
+            return Err(Failure::new(message).hinted(hint("--allow-links")));
+        }
+        Ok(())
+    }
+
+    /// Shows conflicts, and fails if there are any.
+    fn refuse_conflicts(&self, plan: &Plan) -> Result<(), Failure> {
+        if plan.conflicts().is_empty() {
+            return Ok(());
+        }
+        for conflict in plan.conflicts() {
+            eprint!("{}", conflict_text(conflict));
+        }
+        let count = plan.conflicts().len();
+        let is_text = plan.conflicts().iter().any(|conflict| conflict.host_extent.is_some());
+        let merge =
+            if is_text && !self.merge { "--merge joins text files where the changes do not touch; or " } else { "" };
+        Err(Failure::new(format_args!(
+            "{count} paths changed both on the host and in the sandbox; nothing was applied"
+        ))
+        .hinted(format!("{merge}name the PATHs to apply")))
+    }
+}
+
+/// Describes a conflict with both sides.
+fn conflict_text(conflict: &Conflict) -> String {
+    let path = show::path(&conflict.path);
+    let why = match conflict.kind {
+        ConflictKind::Content => "both sides changed it",
+        ConflictKind::Mode => "both sides changed its permissions",
+        ConflictKind::Special => "the host has a device, socket, pipe or mount point there",
+        ConflictKind::Blocked => "a directory of the path is a symbolic link, a file or a mount point on the host",
+        ConflictKind::NotEmpty => "the directory has files on the host that the sandbox never had",
+    };
+    let given = conflict.given.as_ref();
+    let mut text = format!("sandboxvm: conflict: {path}: {why}\n");
+    if matches!(conflict.kind, ConflictKind::Content | ConflictKind::Mode) {
+        text.push_str(&format!("  host:    {}\n", side(given, conflict.host.as_ref(), conflict.host_extent)));
+        text.push_str(&format!("  sandbox: {}\n", side(given, conflict.sandbox.as_ref(), conflict.sandbox_extent)));
+    }
+    text
+}
+
+/// Describes what one side did to a path.
+fn side(given: Option<&State>, now: Option<&State>, extent: Option<Extent>) -> String {
+    let what = match now.map(|now| &now.kind) {
+        None => return if given.is_some() { "deleted".into() } else { "not there".into() },
+        Some(Kind::File(content)) => format!("file of {} bytes", content.size),
+        Some(Kind::Directory) => "directory".into(),
+        Some(Kind::Symlink(target)) => format!("symbolic link to {}", show::path(target)),
+    };
+    let verb = match (given, now) {
+        (None, _) => "added",
+        (Some(given), Some(now)) if given.has_same_content(now) && given.mode == now.mode => "unchanged",
+        _ => "changed",
+    };
+    let mode = now.map_or(0, |now| now.mode);
+    let lines = match extent {
+        Some(Extent::Lines { added, removed }) => format!(", +{added} -{removed} lines"),
+        _ => String::new(),
+    };
+    format!("{verb}: {what}, mode {mode:03o}{lines}")
+}

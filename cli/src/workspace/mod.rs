@@ -1,0 +1,89 @@
+//! The workspace of a sandbox that exists: opens its changes for `changes`, `apply` and `discard`, finishes an apply that was
+//! killed, and asks the user. What may be applied, and how, is decided by `sandboxvm_workspace`.
+
+pub(crate) mod show;
+
+use crate::{failure::Failure, options::supervision, output::progress};
+use rustix::fs::{Mode, OFlags};
+use sandboxvm_manager::{Sandbox, State};
+use sandboxvm_workspace::{Recovered, ReviewFiles, recover};
+use std::{
+    fs::File,
+    io::{self, BufRead, IsTerminal, Seek, Write},
+};
+
+/// A layer of changes may have this many times the size of the sandbox's disk: files with holes have their full size in it.
+const LAYER_TO_DISK: u64 = 2;
+/// The journal of an apply, in the directory of a sandbox.
+const JOURNAL: &str = "apply.journal";
+
+/// Finds a sandbox with a workspace, and finishes or undoes an apply that was killed.
+pub(crate) fn find(reference: &str) -> Result<Sandbox, Failure> {
+    let sandbox = supervision::find(reference)?;
+    if sandbox.record().workspace.is_none() {
+        let hint = "`sandboxvm run --workspace DIRECTORY` makes a sandbox with one".to_owned();
+        return Err(Failure::new(format_args!("sandbox {reference} has no workspace")).hinted(hint));
+    }
+    settle(&sandbox)?;
+    Ok(sandbox)
+}
+
+/// Finishes or undoes an apply that was killed, if there is one.
+pub(crate) fn settle(sandbox: &Sandbox) -> Result<(), Failure> {
+    let directory = sandbox.path();
+    if !directory.join(JOURNAL).exists() {
+        return Ok(());
+    }
+    match recover(&directory)? {
+        Some(Recovered::Finished) => eprintln!("sandboxvm: finished an apply that was interrupted"),
+        Some(Recovered::Undone) => eprintln!("sandboxvm: undid an apply that was interrupted; it changed nothing"),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Opens the changes of a sandbox: those of now if it runs, and else those that were stored when its command had ended.
+pub(crate) async fn files(sandbox: &Sandbox) -> Result<ReviewFiles, Failure> {
+    let index = sandbox.workspace_index()?.ok_or_else(|| Failure::new("the sandbox has no index of its workspace"))?;
+    let layers = sandbox.workspace_slots()?;
+    let changes = match sandbox.state()? {
+        State::Creating | State::Running => progress::during("reading the changes", of_running(sandbox)).await?,
+        State::Paused => match sandbox.stored_workspace_changes()? {
+            Some(stored) => stored,
+            None => {
+                let hint = format!("sandboxvm resume {}", sandbox.id());
+                return Err(Failure::new("the sandbox is paused, and cannot say what it changed").hinted(hint));
+            }
+        },
+        State::Exited { .. } | State::Dead => sandbox.stored_workspace_changes()?.ok_or_else(|| {
+            Failure::new("the changes of the sandbox were not stored before it ended, and are lost with its machine")
+        })?,
+    };
+    Ok(ReviewFiles { index, layers, changes })
+}
+
+/// Copies the changes of a running sandbox to a file without a name.
+async fn of_running(sandbox: &Sandbox) -> Result<File, Failure> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let mut file: File = rustix::fs::open(sandbox.path(), flags, Mode::RUSR | Mode::WUSR)?.into();
+    let mut changes = sandbox.workspace_changes(sandbox.record().disk_bytes.saturating_mul(LAYER_TO_DISK)).await?;
+    while let Some(bytes) = changes.next().await? {
+        file.write_all(&bytes)?;
+    }
+    file.rewind()?;
+    Ok(file)
+}
+
+/// Returns true if the user agrees. Without a terminal the user has to have agreed before, with `--yes`.
+pub(crate) fn agrees(question: &str, yes: bool) -> Result<bool, Failure> {
+    if yes {
+        return Ok(true);
+    }
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(Failure::new("cannot ask, since there is no terminal").hinted("--yes agrees".to_owned()));
+    }
+    eprint!("sandboxvm: {question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
