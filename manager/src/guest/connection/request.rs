@@ -46,7 +46,7 @@ impl Sandbox {
                 };
                 spec.into_message()
             }
-            Err(request) => request,
+            Err(request) => *request,
         };
         let identity = self.reachable().await?;
         let trail = self.trail();

@@ -122,11 +122,11 @@ impl ProcessSpec {
     }
 
     /// Returns the process that a message starts, or another message as it is.
-    pub(crate) fn of_message(message: HostMessage) -> Result<Self, HostMessage> {
+    pub(crate) fn of_message(message: HostMessage) -> Result<Self, Box<HostMessage>> {
         match message {
             HostMessage::Exec(request) => Ok(Self { request, main: None }),
             HostMessage::ExecMain(MainRequest { process: request, main }) => Ok(Self { request, main: Some(main) }),
-            message => Err(message),
+            message => Err(Box::new(message)),
         }
     }
 
