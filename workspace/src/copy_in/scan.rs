@@ -2,7 +2,7 @@
 //! sockets, devices, pipes, what is mounted below the root, and what rules name.
 
 use super::{
-    CopyOptions,
+    options::CopyOptions,
     rules::{Rules, RulesError},
 };
 use crate::beneath::{About, Root, look_at};
