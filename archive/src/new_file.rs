@@ -10,8 +10,8 @@
 use crate::place::Temporary;
 use rustix::{
     fd::{AsRawFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, CWD, Mode, OFlags, linkat, openat},
-    io::Errno,
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, ftruncate, linkat, openat},
+    io::{Errno, pread, pwrite},
 };
 
 /// The new file. If the value is dropped, the file is removed.
@@ -24,35 +24,61 @@ pub(crate) struct NewFile<'d> {
 }
 
 impl<'d> NewFile<'d> {
-    /// Creates an empty file that is open for writing. Sets `may_be_unnamed` to false if the file
+    /// Creates an empty file that is open for reading and writing. Sets `may_be_unnamed` to false if the file
     /// system cannot create files without names.
     pub(crate) fn make(directory: BorrowedFd<'d>, may_be_unnamed: &mut bool) -> Result<Self, Errno> {
         let mode = Mode::RUSR | Mode::WUSR;
         if *may_be_unnamed {
-            match openat(directory, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode) {
+            match openat(directory, ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
                 Ok(file) => return Ok(Self { directory, file, temporary: None }),
                 // Kernels that do not know the flag return the last two (open(2)).
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => *may_be_unnamed = false,
                 Err(errno) => return Err(errno),
             }
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (temporary, file) = Temporary::make(directory, false, |name| openat(directory, name, flags, mode))?;
         Ok(Self { directory, file, temporary: Some(temporary) })
     }
 
-    /// Gives the file its final name, replacing an existing file.
-    pub(crate) fn put(self, name: &[u8]) -> Result<(), Errno> {
-        if let Some(temporary) = self.temporary {
-            return temporary.rename(name);
+    /// Gives the file its final name, replacing an existing file. Returns the content.
+    pub(crate) fn put(self, name: &[u8]) -> (OwnedFd, Result<(), Errno>) {
+        let named = match self.temporary {
+            Some(temporary) => temporary.rename(name),
+            None => match link(&self.file, self.directory, name) {
+                Err(Errno::EXIST) => {
+                    let make = |beside: &str| link(&self.file, self.directory, beside.as_bytes());
+                    Temporary::make(self.directory, true, make).and_then(|(temporary, ())| temporary.rename(name))
+                }
+                linked => linked,
+            },
+        };
+        (self.file, named)
+    }
+}
+
+/// Copies the content of `file` over the regular file `name`, which stays the same file, and returns
+/// it. For a file over which another one is mounted: the kernel does not replace it. A process that is
+/// killed meanwhile leaves a part of the content.
+pub(crate) fn copy_over(file: &OwnedFd, directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let over = openat(directory, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&over)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::BUSY);
+    }
+    ftruncate(&over, 0)?;
+    let mut buffer = [0; 16 << 10];
+    let mut length = 0;
+    loop {
+        let count = pread(file, &mut buffer, length)?;
+        if count == 0 {
+            return Ok(over);
         }
-        match link(&self.file, self.directory, name) {
-            Err(Errno::EXIST) => {
-                let make = |beside: &str| link(&self.file, self.directory, beside.as_bytes());
-                let (temporary, ()) = Temporary::make(self.directory, true, make)?;
-                temporary.rename(name)
-            }
-            linked => linked,
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            let written = pwrite(&over, rest, length)?;
+            length += written as u64;
+            rest = &rest[written..];
         }
     }
 }
@@ -105,13 +131,32 @@ mod tests {
                 }
                 let before = fs::read(home.path().join(name)).ok();
                 assert_ne!(before.as_deref(), Some(name.as_bytes()).filter(|_| name == "new"));
-                file.put(name.as_bytes()).unwrap();
+                file.put(name.as_bytes()).1.unwrap();
                 assert_eq!(fs::read_to_string(home.path().join(name)).unwrap(), name);
             }
             drop(make());
-            assert!(make().put(b"taken").is_err(), "a file replaced a directory");
+            assert!(make().put(b"taken").1.is_err(), "a file replaced a directory");
             assert_eq!(names_in(home.path()), ["new", "old", "taken"]);
             fs::remove_file(home.path().join("new")).unwrap();
+        }
+    }
+
+    #[test]
+    fn content_is_copied_over_a_file_that_stays_the_same() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("busy"), "longer than the new content").unwrap();
+        fs::create_dir(home.path().join("directory")).unwrap();
+        std::os::unix::fs::symlink("busy", home.path().join("link")).unwrap();
+        let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(home.path().join("busy")).unwrap());
+        let before = inode();
+        let directory = File::open(home.path()).unwrap();
+        let new = NewFile::make(directory.as_fd(), &mut true).unwrap();
+        write(&new.file, b"new").unwrap();
+        drop(copy_over(&new.file, directory.as_fd(), b"busy").unwrap());
+        assert_eq!(fs::read_to_string(home.path().join("busy")).unwrap(), "new");
+        assert_eq!(inode(), before);
+        for name in ["directory", "link", "absent"] {
+            assert!(copy_over(&new.file, directory.as_fd(), name.as_bytes()).is_err(), "{name}");
         }
     }
 

@@ -13,7 +13,7 @@
 
 use crate::{
     entry::{Entry, Extent, Kind, Totals},
-    new_file::NewFile,
+    new_file::{NewFile, copy_over},
     place::{self, Parents, PlaceError, Reach, Temporary},
     reader::{ReadError, Reader},
 };
@@ -304,7 +304,16 @@ impl<'a> Unpacking<'a> {
         let lost = set_attributes(file.as_fd(), entry);
         adopt(file.as_fd(), entry, policy).map_err(fail("set owner, mode and time of", entry))?;
         let about = fstat(file).map_err(fail("look at", entry))?;
-        new.put(name).map_err(fail("put in its place", entry))?;
+        let (content, placed) = new.put(name);
+        match placed {
+            // Another file is mounted over it.
+            Err(Errno::BUSY) if policy.trust == Trust::Target => {
+                let over = copy_over(&content, parent, name).map_err(fail("write over", entry))?;
+                set_attributes(over.as_fd(), entry);
+                adopt(over.as_fd(), entry, policy).map_err(fail("set owner, mode and time of", entry))?;
+            }
+            placed => placed.map_err(fail("put in its place", entry))?,
+        }
         self.totals.attributes_lost += lost;
         if policy.trust == Trust::Nothing {
             self.made.insert((about.st_dev, about.st_ino));

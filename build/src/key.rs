@@ -24,7 +24,7 @@ impl KeyBuilder {
     #[must_use]
     pub fn new(kind: &str) -> Self {
         let mut builder = Self(Sha256::new());
-        builder.part(b"sandboxvm-build 1").part(kind.as_bytes());
+        builder.part(b"sandboxvm-build 2").part(kind.as_bytes());
         builder
     }
 

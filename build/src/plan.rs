@@ -4,6 +4,7 @@
 mod mounts;
 
 pub use mounts::Mount;
+pub(crate) use mounts::SECRETS;
 
 use crate::dockerfile::{
     Check, Command, Copy, Dockerfile, DockerfileError, Inline, Instruction, expand, expand_document, split,

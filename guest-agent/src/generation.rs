@@ -18,9 +18,13 @@ const FILE: &str = "/run/sandboxvm/generation";
 pub(crate) struct GenerationFile(Option<OwnedFd>);
 
 impl GenerationFile {
-    /// Creates the file with a first value. `/run` must be a file system in memory.
+    /// Creates the file with a first value. It must be in a file system in memory.
     pub(crate) fn make() -> Self {
-        let file = mkdir(DIRECTORY, Mode::from_raw_mode(0o755)).and_then(|()| {
+        let directory = match mkdir(DIRECTORY, Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST) => Ok(()),
+            made => made,
+        };
+        let file = directory.and_then(|()| {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             open(FILE, flags, Mode::from_raw_mode(0o644))
         });

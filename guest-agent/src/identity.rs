@@ -46,7 +46,7 @@ pub(crate) struct IdentityFiles {
 }
 
 impl IdentityFiles {
-    /// Creates them when a machine boots. `/run` must be a file system in memory.
+    /// Creates them when a machine boots.
     pub(crate) fn make(hostname: &str, card: Option<Card>) -> Self {
         Self { names: NameFiles::mount(hostname, card.is_some()), generation: GenerationFile::make(), card }
     }

@@ -21,14 +21,14 @@ pub(crate) struct NameFiles {
 }
 
 impl NameFiles {
-    /// Mounts the files. With a network card, `/etc/hosts` names the gateway. `/run` must be a file system in memory.
+    /// Mounts the files. With a network card, `/etc/hosts` names the gateway. `/dev/shm` must be a file system in memory.
     pub(crate) fn mount(hostname: &str, has_card: bool) -> Self {
         // Read before the mount hides it.
         let image_hosts = open("/etc/hosts", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).and_then(read);
         let files = Self {
-            hostname: mounted("/run/.hostname.sandboxvm", "/etc/hostname"),
-            machine_id: mounted("/run/.machine-id.sandboxvm", "/etc/machine-id"),
-            hosts: mounted("/run/.hosts.sandboxvm", "/etc/hosts"),
+            hostname: mounted("/dev/shm/.hostname.sandboxvm", "/etc/hostname"),
+            machine_id: mounted("/dev/shm/.machine-id.sandboxvm", "/etc/machine-id"),
+            hosts: mounted("/dev/shm/.hosts.sandboxvm", "/etc/hosts"),
         };
         write(files.hostname.as_ref(), "/etc/hostname", format!("{hostname}\n").as_bytes());
         let image_hosts = image_hosts.ok().flatten().unwrap_or_else(|| hosts::DEFAULT.to_vec());

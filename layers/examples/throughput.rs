@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let mut unpacked = std::collections::BTreeMap::new();
     let before = Instant::now();
-    let summary = unpack(layers, None, image.into(), &Limits::default(), |progress| {
+    let summary = unpack(layers, &[], image.into(), &Limits::default(), |progress| {
         unpacked.insert(progress.layer, progress.unpacked);
     })?;
     let seconds = before.elapsed().as_secs_f64();

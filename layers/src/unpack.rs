@@ -138,14 +138,15 @@ pub enum EntryError {
 }
 
 /// Turns layers, the lowest one first, into one EROFS image in an empty file. The file is not synced.
-/// The working directory of the image is made if no layer has it, as docker makes it in a container. Where that
-/// is impossible, it is left to fail when a process is to start in it.
+/// `directories`, the working directory and the volumes of the image, are made where no layer has them, with
+/// the owner root and the mode 0755, as docker makes them in a container. Where that is impossible, they stay
+/// missing, and a process that needs them fails.
 ///
 /// # Errors
 /// Every [`UnpackError`]. The content of the file is undefined then.
 pub fn unpack<R: Read>(
     layers: impl IntoIterator<Item = Layer<R>>,
-    working_directory: Option<&[u8]>,
+    directories: &[Vec<u8>],
     image: OwnedFd,
     limits: &Limits,
     mut progress: impl FnMut(Progress),
@@ -172,9 +173,7 @@ pub fn unpack<R: Read>(
         })?;
         diff_ids.push(diff_id);
     }
-    if let Some(path) = working_directory
-        && let Ok(path) = names::components(path)
-    {
+    for path in directories.iter().filter_map(|path| names::components(path).ok()) {
         // The number belongs to no layer: nothing is above the last one.
         let _ = unpacker.tree.make_directories(&path, LayerNumber::MAX);
     }

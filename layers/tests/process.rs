@@ -37,7 +37,7 @@ fn run(layers: &[(LayerSource, File)], limits: &Limits) -> Result<(File, Summary
     let image = tempfile::tempfile().unwrap();
     let layers: Vec<_> = layers.iter().map(|(source, file)| (*source, file.as_fd())).collect();
     let mut progress = Vec::new();
-    let summary = unpacker().run(&layers, None, image.as_fd(), limits, |made| progress.push(made))?;
+    let summary = unpacker().run(&layers, &[], image.as_fd(), limits, |made| progress.push(made))?;
     Ok((image, summary, progress))
 }
 
@@ -93,7 +93,7 @@ fn an_image_that_is_not_an_empty_file_is_refused() {
     let layer = stored(&archive(&[]));
     let result = unpacker().run(
         &[(LayerSource::default(), layer.as_fd())],
-        None,
+        &[],
         stored(b"x").as_fd(),
         &Limits::default(),
         |_| {},
@@ -107,7 +107,7 @@ fn a_process_ends_with_its_handle() {
     let (read, _write) = std::io::pipe().unwrap();
     let image = tempfile::tempfile().unwrap();
     let layers: [(LayerSource, BorrowedFd<'_>); 1] = [(LayerSource::default(), read.as_fd())];
-    let mut unpacking = unpacker().start(&layers, None, image.as_fd(), &Limits::default()).unwrap();
+    let mut unpacking = unpacker().start(&layers, &[], image.as_fd(), &Limits::default()).unwrap();
     assert!(matches!(unpacking.next_event(), Ok(Event::Confined(_))));
     let before = Instant::now();
     drop(unpacking);

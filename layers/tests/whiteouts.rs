@@ -52,20 +52,22 @@ fn a_whiteout_hides_the_metadata_of_a_directory_that_is_created_again() {
 }
 
 #[test]
-fn a_working_directory_is_made_where_no_layer_has_it() {
+fn working_directory_and_volumes_are_made_where_no_layer_has_them() {
     let layers = [archive(&[directory("srv"), symlink("app", "/srv"), file("f", "1"), symlink("loop", "loop")])];
-    let with = |path: &str| {
+    let with = |paths: &[&str]| {
+        let directories: Vec<_> = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
         let file = tempfile::tempfile().unwrap();
         let layers = layers.iter().map(|layer| Layer { input: &layer[..], format: None, diff_id: None });
-        unpack(layers, Some(path.as_bytes()), file.try_clone().unwrap().into(), &Limits::default(), |_| {}).unwrap();
+        unpack(layers, &directories, file.try_clone().unwrap().into(), &Limits::default(), |_| {}).unwrap();
         common::reader::read(&common::bytes(&file))
     };
-    let found = with("/app/a/b");
+    let found = with(&["/app/a/b", "/srv", "/data/x"]);
+    assert_eq!((found["data/x"].mode, found["data/x"].owner), (0o040_755, (0, 0)));
     assert_eq!((found["srv/a/b"].mode, found["srv/a/b"].owner), (0o040_755, (0, 0)));
     assert_eq!(found["srv"].mode, 0o040_750, "what a layer has stays as it is");
     // The image is made, and a process that is to start there fails.
     for impossible in ["/f/a", "/loop", "/srv/../x", "/a\0b"] {
-        assert_eq!(with(impossible).len(), with("/").len(), "{impossible:?}");
+        assert_eq!(with(&[impossible]).len(), with(&["/"]).len(), "{impossible:?}");
     }
 }
 

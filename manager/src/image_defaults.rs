@@ -24,6 +24,10 @@ pub struct ImageDefaults {
     /// Arguments of the entry point where the user gives none; without an entry point, program and arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// The signal that asks the command of the image to end, as the image names it. `None` for SIGTERM, or
+    /// SIGRTMIN+3 for an init system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
 }
 
 impl ImageDefaults {
@@ -40,7 +44,7 @@ mod tests {
     fn a_request_that_names_user_and_directory_keeps_them() {
         let image = ImageDefaults { user: Some("1000:1000".into()), ..ImageDefaults::default() };
         let of = |spec: ProcessSpec| {
-            let request = image.beneath(spec).unwrap().into_request();
+            let request = image.beneath(spec).unwrap().request().clone();
             let text = |text: Option<sandboxvm_protocol::agent::CText>| {
                 text.map(|text| String::from_utf8_lossy(text.as_bytes()).into_owned())
             };

@@ -44,6 +44,7 @@ mod manager;
 mod network;
 mod record;
 mod sandbox;
+mod signal_name;
 mod snapshot;
 mod supervision;
 mod vmm;
@@ -86,7 +87,8 @@ pub use home::names::NameError;
 pub use home::rules::AdmissionRules;
 pub use hostile_text::{is_printable, one_line, printable};
 pub use image::{
-    BootableImage, CommitError, CommitSpec, ImageError, ImageStore, UnpackProgress, over_environment_of_image,
+    BootableImage, CommitError, CommitSpec, ImageError, ImageStore, SystemdMode, UnpackProgress, main_process,
+    over_environment_of_image,
 };
 pub use image_defaults::ImageDefaults;
 pub use lifecycle::fork::{ForkError, Forked};
@@ -110,6 +112,7 @@ pub use network::{
 };
 pub use record::{FileRecord, RecordError, SandboxRecord};
 pub use sandbox::{Log, Sandbox};
+pub use signal_name::{SignalNameError, signal_by_name};
 pub use snapshot::change::Change;
 pub use snapshot::flatten::FlattenError;
 pub use snapshot::lineage::{Contents, LineageError};

@@ -39,6 +39,8 @@ pub struct Beginning<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Reset the dispositions of signals that this process handles.
     pub clear_handlers: bool,
+    /// Make the child PID 1 of a new PID namespace. The caller still sees it under the PID that is returned.
+    pub new_pid_namespace: bool,
 }
 
 /// Runs `entry(argument)` in a child that shares this process's memory, on `stack`, and returns when that has executed
@@ -57,12 +59,13 @@ pub unsafe fn vfork(
     stack: &mut [u128],
     beginning: Beginning<'_>,
 ) -> Result<Pid, Errno> {
-    let Beginning { cgroup, clear_handlers } = beginning;
+    let Beginning { cgroup, clear_handlers, new_pid_namespace } = beginning;
     let shared = libc::CLONE_VM | libc::CLONE_VFORK;
     let arguments = Arguments {
         flags: u64::from(shared.unsigned_abs())
             | cgroup.map_or(0, |_| INTO_CGROUP)
-            | if clear_handlers { CLEAR_HANDLERS } else { 0 },
+            | if clear_handlers { CLEAR_HANDLERS } else { 0 }
+            | if new_pid_namespace { u64::from(libc::CLONE_NEWPID.unsigned_abs()) } else { 0 },
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
         stack: stack.as_mut_ptr() as u64,
         stack_size: size_of_val(stack) as u64,

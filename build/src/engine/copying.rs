@@ -153,7 +153,7 @@ pub(crate) async fn deliver<M: Machine>(
         machine.make_directory(directory, place.owner.unwrap_or_default()).await?;
     }
     archive.seek(SeekFrom::Start(0))?;
-    Ok(machine.extract(&mut archive).await?)
+    Ok(machine.extract_to_disk(&mut archive).await?)
 }
 
 /// Returns a reader of the plain archive if the file is one.

@@ -103,6 +103,10 @@ pub trait Machine: Send + Sync {
     /// Extracts a tar archive at the root, with the owners that it states.
     fn extract(&mut self, archive: &mut (dyn Read + Send)) -> impl Future<Output = Done<()>> + Send;
 
+    /// As [`Self::extract`], but passes by what is mounted over files of the disk: the image gets what
+    /// the archive states.
+    fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> impl Future<Output = Done<()>> + Send;
+
     /// Writes a file or tree to `output` as a tar archive, in which it is called `x`. A symbolic
     /// link at `path` is followed. Returns false if there is nothing at `path`.
     fn archive(&mut self, path: &str, output: &mut File) -> impl Future<Output = Done<bool>> + Send;

@@ -125,6 +125,10 @@ impl Machine for Recorded {
         Ok(())
     }
 
+    async fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
+        self.extract(archive).await
+    }
+
     async fn archive(&mut self, path: &str, output: &mut File) -> Done<bool> {
         self.note(format!("archive {path}"));
         let mut writer = Writer::new(Vec::new());

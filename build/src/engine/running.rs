@@ -9,7 +9,7 @@ use super::{
     progress::Event,
     secrets::Output,
 };
-use crate::plan::{Action, Mount};
+use crate::plan::{Action, Mount, SECRETS};
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use std::{
     fs::File,
@@ -83,7 +83,7 @@ impl<M: Machines> Build<'_, M> {
         Ok(())
     }
 
-    /// Puts the secret into memory, and a link to it at its target if that is elsewhere.
+    /// Puts the secret into memory, and a link to it at its target.
     async fn mount_secret(
         &self,
         machine: &mut M::Machine,
@@ -103,13 +103,15 @@ impl<M: Machines> Build<'_, M> {
         };
         add(in_memory, Kind::File { size: secret.len() as u64, extents: None }, secret)?;
         undo.push(Undo::Remove(in_memory.clone()));
-        if in_memory != target {
-            if machine.find(target).await?.is_some() {
-                return Err(StepProblem::Unsupported(format!("a secret in place of {target}, which exists,")));
-            }
-            add(target, Kind::Symlink(in_memory.clone().into_bytes()), b"")?;
-            undo.push(Undo::Remove(target.clone()));
+        if machine.find(target).await?.is_some() {
+            return Err(StepProblem::Unsupported(format!("a secret in place of {target}, which exists,")));
         }
+        add(target, Kind::Symlink(in_memory.clone().into_bytes()), b"")?;
+        let is_there = target.strip_prefix(SECRETS).is_some_and(|name| name.starts_with('/'));
+        if is_there && machine.find(SECRETS).await?.is_none() {
+            undo.push(Undo::Remove(SECRETS.to_owned()));
+        }
+        undo.push(Undo::Remove(target.clone()));
         let archive = writer.finish()?;
         Ok(machine.extract(&mut &archive[..]).await?)
     }

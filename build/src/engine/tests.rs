@@ -289,9 +289,12 @@ fn secrets_are_gone_before_a_cache_is_packed() {
     let expected = [
         "archive /etc",
         "remove /etc",
+        "extract /run/sandboxvm/secrets/key 0:0",
         "extract /run/secrets/key 0:0",
         "run cat /run/secrets/key as \"\" in /",
         "remove /run/secrets/key",
+        "remove /run/secrets",
+        "remove /run/sandboxvm/secrets/key",
         "archive /etc",
         "remove /etc",
     ];

@@ -7,8 +7,8 @@ use crate::{
     key::Key,
 };
 use sandboxvm_manager::{
-    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, Manager, OnDisconnect, Output, ProcessSpec,
-    ProcessSpecBuilder, Sandbox, SandboxName, SnapshotError, StartedSandbox,
+    CText, ExitStatus, FileError, FileErrorKind, FileKind, FilePath, FileSink, Manager, OnDisconnect, Output,
+    ProcessSpec, ProcessSpecBuilder, Sandbox, SandboxName, SnapshotError, StartedSandbox,
 };
 use std::{
     fs::File,
@@ -98,6 +98,18 @@ fn unless_missing<T>(result: Result<T, FileError>) -> Done<Option<T>> {
     }
 }
 
+/// Sends an archive to a guest.
+async fn send(mut sink: FileSink<'_>, archive: &mut (dyn Read + Send)) -> Done<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match archive.read(&mut buffer).map_err(MachineError::new)? {
+            0 => break,
+            count => sink.write(&buffer[..count]).await.map_err(MachineError::new)?,
+        }
+    }
+    sink.finish().await.map(drop).map_err(MachineError::new)
+}
+
 impl Machine for SandboxMachine {
     async fn run(&mut self, process: &Process, output: &mut (dyn FnMut(Stream, &[u8]) + Send)) -> Done<u8> {
         if process.no_network && self.options.network.is_some() {
@@ -171,15 +183,17 @@ impl Machine for SandboxMachine {
     }
 
     async fn extract(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
-        let mut sink = self.sandbox().files().extract(path("/")?, false, true).await.map_err(MachineError::new)?;
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match archive.read(&mut buffer).map_err(MachineError::new)? {
-                0 => break,
-                count => sink.write(&buffer[..count]).await.map_err(MachineError::new)?,
-            }
+        let sink = self.sandbox().files().extract(path("/")?, false, true).await.map_err(MachineError::new)?;
+        send(sink, archive).await
+    }
+
+    async fn extract_to_disk(&mut self, archive: &mut (dyn Read + Send)) -> Done<()> {
+        match self.sandbox().files().extract_below_mounts().await {
+            Ok(sink) => send(sink, archive).await,
+            // A template of an earlier version has an agent that cannot.
+            Err(FileError::Sandbox(error)) if error.is_of_old_agent() => self.extract(archive).await,
+            Err(error) => Err(MachineError::new(error)),
         }
-        sink.finish().await.map(drop).map_err(MachineError::new)
     }
 
     async fn archive(&mut self, at: &str, output: &mut File) -> Done<bool> {

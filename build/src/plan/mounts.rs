@@ -7,10 +7,12 @@ use crate::dockerfile;
 
 /// Maximum number of mounts of a `RUN`.
 const MAX_MOUNTS: usize = 100;
-/// Directory for secrets, which is in memory.
-const SECRETS: &str = "/run/secrets";
-/// Directories in which there is no cache: in memory, or the kernel's.
-const NO_CACHES: [&str; 4] = ["/run", "/proc", "/sys", "/dev"];
+/// Directory of secrets for which no target is stated.
+pub(crate) const SECRETS: &str = "/run/secrets";
+/// Directory with the content of all secrets, which is in memory.
+const IN_MEMORY: &str = "/run/sandboxvm/secrets";
+/// Directories in which there is no cache: of secrets, of the agent, or the kernel's.
+const NO_CACHES: [&str; 5] = [SECRETS, "/run/sandboxvm", "/proc", "/sys", "/dev"];
 
 /// A mount of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +30,7 @@ pub enum Mount {
         id: String,
         /// Absolute path of the file that the step reads.
         target: String,
-        /// Absolute path of the file with the content, which is in memory. It is the target, or the
-        /// target is a link to it.
+        /// Absolute path of the file with the content, which is in memory. The target is a link to it.
         in_memory: String,
         /// Whether the build fails without it.
         required: bool,
@@ -59,9 +60,9 @@ impl Scope<'_> {
         match mount {
             dockerfile::Mount::Cache { id, target } => {
                 let target = self.target(target)?;
-                if let Some(above) = NO_CACHES.into_iter().find(|above| is_within(&target, above)) {
+                if let Some(refused) = NO_CACHES.into_iter().find(|refused| is_nested(&target, refused)) {
                     return Err(format!(
-                        "invalid target {target:?} of a cache: expected a directory outside of {above}"
+                        "invalid target {target:?} of a cache: expected a directory outside of {refused}, and not above it"
                     ));
                 }
                 let id = id.as_ref().map(|id| self.word(id)).transpose()?.filter(|id| !id.is_empty());
@@ -73,9 +74,8 @@ impl Scope<'_> {
                 let id = id.or_else(|| target.as_ref().and_then(|path| path.rsplit('/').next().map(str::to_owned)));
                 let id = id.filter(|id| !matches!(id.as_str(), "" | "." | "..") && !id.contains('/'));
                 let id = id.ok_or("--mount=type=secret has no id: expected id=NAME without a slash")?;
-                let in_memory = format!("{SECRETS}/{id}");
-                let target = target.unwrap_or_else(|| in_memory.clone());
-                let in_memory = if target.starts_with("/run/") { target.clone() } else { in_memory };
+                let target = target.unwrap_or_else(|| format!("{SECRETS}/{id}"));
+                let in_memory = format!("{IN_MEMORY}/{id}");
                 Ok(Mount::Secret { id, target, in_memory, required: *required })
             }
         }
@@ -148,16 +148,30 @@ mod tests {
         };
         assert_eq!(mounts("--mount=type=cache,target=$HOME/.cache/").unwrap(), [cache("/root/.cache", "/root/.cache")]);
         assert_eq!(mounts("--mount=type=cache,id=$N-${N},target=c").unwrap(), [cache("name-name", "/w/c")]);
-        let in_memory = "/run/secrets/name";
-        assert_eq!(mounts("--mount=type=secret,id=$N").unwrap(), [secret("name", in_memory, in_memory)]);
+        let in_memory = "/run/sandboxvm/secrets/name";
+        assert_eq!(mounts("--mount=type=secret,id=$N").unwrap(), [secret("name", "/run/secrets/name", in_memory)]);
         assert_eq!(mounts("--mount=type=secret,target=$HOME/$N").unwrap(), [secret("name", "/root/name", in_memory)]);
         let twice = mounts("--mount=type=secret,id=k,target=/a --mount=type=secret,id=k,target=/run/b").unwrap();
-        assert_eq!(twice, [secret("k", "/a", "/run/secrets/k"), secret("k", "/run/b", "/run/b")]);
+        assert_eq!(
+            twice,
+            [secret("k", "/a", "/run/sandboxvm/secrets/k"), secret("k", "/run/b", "/run/sandboxvm/secrets/k")]
+        );
     }
 
     #[test]
     fn places_that_are_secret_or_the_kernels_are_refused() {
-        for target in ["/", "/run", "/run/secrets", "/proc/1", "/sys", "/dev/shm/x", "/a/../run", "..", "$UNSET"] {
+        for target in [
+            "/",
+            "/run",
+            "/run/secrets/x",
+            "/run/sandboxvm",
+            "/proc/1",
+            "/sys",
+            "/dev/shm/x",
+            "/a/../run",
+            "..",
+            "$UNSET",
+        ] {
             let target = target.replace("$UNSET", "/$UNSET");
             let error = mounts(&format!("--mount=type=cache,target={target}")).unwrap_err();
             assert!(error.starts_with("D:5: invalid target"), "{error}");
@@ -165,6 +179,7 @@ mod tests {
         assert!(mounts("--mount=type=secret,id=k,target=/a/../k").is_err());
         assert!(mounts("--mount=type=secret,id=$HOME").unwrap_err().contains("without a slash"));
         assert!(mounts("--mount=type=cache,target=/runner").is_ok());
+        assert!(mounts("--mount=type=cache,target=/run/cache").is_ok());
         for overlapping in [
             "--mount=type=cache,target=/c --mount=type=cache,target=/c/d",
             "--mount=type=cache,target=/c,id=1 --mount=type=cache,target=/c,id=2",

@@ -2,7 +2,10 @@
 
 use crate::{
     failure::Failure,
-    options::{EnvOptions, MachineOptions, NewSandbox, network::NetworkOptions, supervision::SupervisionOptions},
+    options::{
+        EnvOptions, MachineOptions, NewSandbox, main_process::MainProcessOptions, network::NetworkOptions,
+        supervision::SupervisionOptions, workspace::WorkspaceOptions,
+    },
     process_io::signals::Signals,
     runtime, stdio,
 };
@@ -17,9 +20,13 @@ pub(crate) struct Create {
     #[command(flatten)]
     env: EnvOptions,
     #[command(flatten)]
+    main: MainProcessOptions,
+    #[command(flatten)]
     supervision: SupervisionOptions,
     #[command(flatten)]
     network: NetworkOptions,
+    #[command(flatten)]
+    workspace: WorkspaceOptions,
 }
 
 impl Create {
@@ -31,10 +38,17 @@ impl Create {
             // As with `run -d`, the process that the image is made for runs from the beginning.
             let spec = match image.command_line(None, &[]).as_slice() {
                 [] => None,
-                command => Some(ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?),
+                command => {
+                    let spec = ProcessSpec::builder(command).on_disconnect(OnDisconnect::Keep).build()?;
+                    Some(self.main.apply(spec, command, &image)?)
+                }
             };
+            let workspace = self.workspace.copy_in(image.user().as_deref(), &mut signals).await?;
+            if self.workspace.is_given() && workspace.is_none() {
+                return Ok(signals.exit_code());
+            }
             let (services, network) = (self.supervision.services(), self.network.network()?);
-            let new = NewSandbox { image, env, services, network, ephemeral: false };
+            let new = NewSandbox { image, env, services, network, workspace, ephemeral: false };
             let Some(started) = self.machine.start(new, true, &mut signals).await? else {
                 return Ok(signals.exit_code());
             };

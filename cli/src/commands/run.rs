@@ -1,9 +1,16 @@
-//! `run`: runs a command in a new sandbox, which is removed when the command ends.
+//! `run`: runs a command in a new sandbox, which is removed when the command ends, unless it has a
+//! workspace.
 
 use crate::{
     failure::Failure,
     options::{
-        MachineOptions, NewSandbox, ProcessOptions, limits, network::NetworkOptions, supervision::SupervisionOptions,
+        MachineOptions, NewSandbox, ProcessOptions,
+        image::Image,
+        limits,
+        main_process::MainProcessOptions,
+        network::NetworkOptions,
+        supervision::SupervisionOptions,
+        workspace::{self, Workspace, WorkspaceOptions},
     },
     process_io,
     process_io::signals::Signals,
@@ -13,7 +20,7 @@ use clap::Args;
 use sandboxvm_manager::{ExecError, OnDisconnect, ProcessSpec, Sandbox};
 use std::ffi::OsString;
 
-/// Run a command in a new sandbox, then remove the sandbox
+/// Run a command in a new sandbox, then remove the sandbox, or keep the changes of its workspace
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit code: that of the command; 128+N if signal N killed it; 124 on timeout; 125 if sandboxvm \
@@ -28,16 +35,20 @@ pub(crate) struct Run {
     #[command(flatten)]
     process: ProcessOptions,
     #[command(flatten)]
+    main: MainProcessOptions,
+    #[command(flatten)]
     supervision: SupervisionOptions,
     #[command(flatten)]
     network: NetworkOptions,
+    #[command(flatten)]
+    workspace: WorkspaceOptions,
     /// Program to run instead of the image's entry point and command; "" removes them
     #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
     entrypoint: Option<OsString>,
     /// Print the ID of the sandbox and leave it running, even after the command has ended; `ps` and `logs` show the command
     #[arg(short, long, help_heading = "Process", conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
-    /// Remove the sandbox when the command ends; this is the default without --detach
+    /// Remove the sandbox when the command ends; this is the default without --detach and --workspace
     #[arg(long, help_heading = "Lifetime", conflicts_with = "detach")]
     rm: bool,
 }
@@ -47,7 +58,18 @@ impl Run {
         if self.detach { runtime::block_on(self.detached()) } else { runtime::block_on(self.attended()) }
     }
 
-    async fn attended(self) -> Result<u8, Failure> {
+    /// Copies the workspace in, and makes the command work there. Returns `None` if a signal arrived first.
+    async fn workspace(&mut self, image: &Image, signals: &mut Signals) -> Result<Option<Option<Workspace>>, Failure> {
+        let user = self.process.user().cloned().or_else(|| image.user());
+        let workspace = self.workspace.copy_in(user.as_deref(), signals).await?;
+        if self.workspace.is_given() && workspace.is_none() {
+            return Ok(None);
+        }
+        self.process.work_in_otherwise(self.workspace.directory()?);
+        Ok(Some(workspace))
+    }
+
+    async fn attended(mut self) -> Result<u8, Failure> {
         let attendance = self.process.attendance()?;
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
@@ -55,14 +77,29 @@ impl Run {
         if command.is_empty() {
             return Err(Failure::new("no command was given, and none is taken from the image"));
         }
+        let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
+        let keeps = workspace.is_some() && !self.rm;
+        if keeps {
+            self.machine.name_otherwise(self.workspace.generated_name()?);
+        }
         let spec = self.process.spec(&command, OnDisconnect::Kill)?;
+        let spec = self.main.apply(spec, &command, &image)?;
         let (services, network) = (self.supervision.services(), self.network.network()?);
-        let new = NewSandbox { image, env: Vec::new(), services, network, ephemeral: true };
+        let new = NewSandbox { image, env: Vec::new(), services, network, workspace, ephemeral: !keeps };
         let Some(started) = self.machine.start(new, false, &mut signals).await? else {
             return Ok(signals.exit_code());
         };
         let started = self.supervision.keep_up(started).await?;
         let warned = started.sandbox().unkept_limits();
+        if keeps {
+            // From here on the changes outlive this program, whatever happens to it.
+            let sandbox = started.detach();
+            let outcome = process_io::run(&sandbox, spec, &attendance, &mut signals, || ()).await;
+            limits::warn(&sandbox, &warned);
+            let concluded = workspace::conclude(&sandbox, &mut signals).await;
+            let code = outcome?;
+            return concluded.map(|()| code);
+        }
         let ended = || started.begin_end();
         let outcome = process_io::run(started.sandbox(), spec, &attendance, &mut signals, ended).await;
         limits::warn(started.sandbox(), &warned);
@@ -72,16 +109,20 @@ impl Run {
         Ok(code)
     }
 
-    async fn detached(self) -> Result<u8, Failure> {
+    async fn detached(mut self) -> Result<u8, Failure> {
         let mut signals = Signals::catch()?;
         let Some(image) = self.machine.image(&mut signals).await? else { return Ok(signals.exit_code()) };
+        let Some(workspace) = self.workspace(&image, &mut signals).await? else { return Ok(signals.exit_code()) };
         let spec = match image.command_line(self.entrypoint.as_ref(), &self.command).as_slice() {
             [] => None,
-            command => Some(self.process.spec(command, OnDisconnect::Keep)?),
+            command => {
+                let spec = self.process.spec(command, OnDisconnect::Keep)?;
+                Some(self.main.apply(spec, command, &image)?)
+            }
         };
         let (services, network) = (self.supervision.services(), self.network.network()?);
         let settled = spec.is_none();
-        let new = NewSandbox { image, env: Vec::new(), services, network, ephemeral: false };
+        let new = NewSandbox { image, env: Vec::new(), services, network, workspace, ephemeral: false };
         let Some(started) = self.machine.start(new, settled, &mut signals).await? else {
             return Ok(signals.exit_code());
         };

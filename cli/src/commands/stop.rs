@@ -11,13 +11,15 @@ use std::time::Duration;
 /// Stop sandboxes gracefully and keep their files
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Processes receive SIGTERM, and SIGKILL after the time of --time. Logs and files stay until `rm`."
+    after_help = "Processes receive SIGTERM, and SIGKILL after the time of --time. If the first command of the sandbox has a \
+                  stop signal, it receives that, and the other processes SIGTERM when it has ended. Logs and files \
+                  stay until `rm`."
 )]
 pub(crate) struct Stop {
     /// Names or IDs of sandboxes
     #[arg(required = true, value_name = "SANDBOX")]
     sandboxes: Vec<String>,
-    /// Time between SIGTERM and SIGKILL
+    /// Time between the first signal and SIGKILL
     #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     time: Duration,
 }

@@ -118,6 +118,11 @@ impl From<BootableImage> for Image {
 }
 
 impl Image {
+    /// Returns the user of the image's processes, if it names one.
+    pub(crate) fn user(&self) -> Option<OsString> {
+        self.defaults.as_ref()?.user.as_ref().map(OsString::from)
+    }
+
     /// Returns the command line of the first process: see [`command_line`].
     pub(crate) fn command_line(&self, entrypoint: Option<&OsString>, typed: &[OsString]) -> Vec<OsString> {
         command_line(self.defaults.as_ref(), entrypoint, typed)

@@ -2,10 +2,12 @@
 
 pub(crate) mod image;
 pub(crate) mod limits;
+pub(crate) mod main_process;
 pub(crate) mod network;
 pub(crate) mod permitted;
 pub(crate) mod supervision;
 pub(crate) mod values;
+pub(crate) mod workspace;
 
 use crate::{
     environment,
@@ -15,6 +17,7 @@ use crate::{
         limits::LimitOptions,
         network::Network,
         values::{disk, duration, memory, name, shortened, vcpus},
+        workspace::Workspace,
     },
     output::progress,
     process_io::{Attendance, Leaving, signals::Signals, terminal},
@@ -75,6 +78,7 @@ pub(crate) struct NewSandbox {
     pub(crate) env: Vec<String>,
     pub(crate) services: SupervisionSpec,
     pub(crate) network: Option<Network>,
+    pub(crate) workspace: Option<Workspace>,
     /// Whether it ends with this program.
     pub(crate) ephemeral: bool,
 }
@@ -86,6 +90,11 @@ impl MachineOptions {
             None if self.cold => StartFrom::Boot,
             None => StartFrom::Ready,
         }
+    }
+
+    /// Gives the sandbox a name, unless it has one.
+    pub(crate) fn name_otherwise(&mut self, name: Option<SandboxName>) {
+        self.name = self.name.take().or(name);
     }
 
     /// Finds the image, and pulls it if need be. Returns `None` if a signal arrived first.
@@ -101,7 +110,7 @@ impl MachineOptions {
         settled: bool,
         signals: &mut Signals,
     ) -> Result<Option<StartedSandbox>, Failure> {
-        let NewSandbox { image, env, services, network, ephemeral } = new;
+        let NewSandbox { image, env, services, network, workspace, ephemeral } = new;
         let mut manager = environment::manager()?;
         let bundle = environment::bundle(self.kernel.clone(), image.file.clone());
         let network = network.map(|Network { spec, operator }| {
@@ -120,6 +129,7 @@ impl MachineOptions {
             limits: self.limits.wanted(),
             services,
             network,
+            workspace: workspace.as_ref().map(|workspace| workspace.spec.clone()),
             ..SandboxSpec::default()
         };
         let starting = tokio::select! {
@@ -260,6 +270,16 @@ impl ProcessOptions {
         let raw = is_raw(self.interactive, self.tty)?;
         let leaving = Leaving::EndsIt;
         Ok(Attendance { interactive: self.interactive, raw, tty: self.tty, timeout: self.timeout, leaving })
+    }
+
+    /// Sets the working directory, unless it is set.
+    pub(crate) fn work_in_otherwise(&mut self, directory: Option<String>) {
+        self.workdir = self.workdir.take().or(directory.map(Into::into));
+    }
+
+    /// Returns the user that the command is run as, unless that is the image's.
+    pub(crate) fn user(&self) -> Option<&OsString> {
+        self.user.as_ref()
     }
 
     pub(crate) fn spec(&self, command: &[OsString], on_disconnect: OnDisconnect) -> Result<ProcessSpec, Failure> {

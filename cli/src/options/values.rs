@@ -4,7 +4,8 @@
 use parse_size::{Config, Error};
 use sandboxvm_images::template::DiskSize;
 use sandboxvm_manager::{
-    CpuShare, DiskOperations, DiskRate, FileCount, MemorySize, OutputRate, ProcessCount, SandboxName, VcpuCount,
+    CpuShare, DiskOperations, DiskRate, FileCount, MemorySize, OutputRate, ProcessCount, SandboxName, SignalNumber,
+    VcpuCount, signal_by_name,
 };
 use std::{ffi::OsString, fmt::Display, time::Duration};
 
@@ -16,6 +17,10 @@ pub(crate) fn shortened(value: &OsString) -> String {
         short.push_str("...");
     }
     format!("{short:?}")
+}
+
+pub(crate) fn signal(text: &str) -> Result<SignalNumber, String> {
+    signal_by_name(text).map_err(|error| error.to_string())
 }
 
 pub(crate) fn name(text: &str) -> Result<SandboxName, String> {

@@ -28,6 +28,11 @@ impl CommandLine {
         self.value("sandboxvm.hostname=")
     }
 
+    /// Returns true if the words contain `sandboxvm.run=disk`: `/run` is a directory of the disk.
+    pub(super) fn run_is_on_disk(&self) -> bool {
+        self.value("sandboxvm.run=") == Some("disk")
+    }
+
     fn value(&self, key: &str) -> Option<&str> {
         self.0.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix(key)).filter(|value| !value.is_empty())
     }
@@ -43,5 +48,7 @@ mod tests {
         assert_eq!(line("quiet sandboxvm.hostname=a panic=-1 sandboxvm.hostname=b\n").hostname(), Some("b"));
         assert_eq!(line("quiet sandboxvm.hostname= panic=-1").hostname(), None);
         assert_eq!(line("quiet xsandboxvm.hostname=a").hostname(), None);
+        assert!(line("quiet sandboxvm.run=disk").run_is_on_disk());
+        assert!(!line("quiet sandboxvm.run=").run_is_on_disk() && !line("quiet").run_is_on_disk());
     }
 }

@@ -91,6 +91,7 @@ pub(crate) fn run() -> Result<Machine, BootError> {
     let upper = Some(mounts::enter_root()?);
     mounts::mount_kernel_filesystems()?;
     let command_line = command_line::CommandLine::read().map_err(BootError::CommandLine)?;
+    mounts::mount_run(command_line.run_is_on_disk())?;
     let name = command_line.hostname().unwrap_or(DEFAULT_HOSTNAME);
     rustix::system::sethostname(name.as_bytes())
         .map_err(|errno| BootError::Hostname { name: name.to_owned(), errno })?;

@@ -98,7 +98,7 @@ const OVERLAY: Mount = Mount {
 
 /// File systems in the new root, in the order in which they are mounted. `/tmp` is deliberately
 /// missing: it stays on the sandbox's disk, which has more room than the guest's memory.
-const KERNEL_FILESYSTEMS: [Mount; 6] = [
+const KERNEL_FILESYSTEMS: [Mount; 5] = [
     Mount { source: "proc", target: "/proc", kind: "proc", flags: NO_SUID_DEV_EXEC, data: None, hint: KERNEL_HINT },
     Mount { source: "sysfs", target: "/sys", kind: "sysfs", flags: NO_SUID_DEV_EXEC, data: None, hint: KERNEL_HINT },
     Mount {
@@ -125,15 +125,20 @@ const KERNEL_FILESYSTEMS: [Mount; 6] = [
         data: Some(c"mode=1777"),
         hint: KERNEL_HINT,
     },
-    Mount {
-        source: "run",
-        target: "/run",
-        kind: "tmpfs",
-        flags: NO_SUID_DEV,
-        data: Some(c"mode=755"),
-        hint: KERNEL_HINT,
-    },
 ];
+
+/// The file system in memory for what the machine itself keeps in `/run`.
+const RUN: Mount = Mount {
+    source: "run",
+    target: "/run",
+    kind: "tmpfs",
+    flags: NO_SUID_DEV,
+    data: Some(c"mode=755"),
+    hint: KERNEL_HINT,
+};
+
+/// Where [`RUN`] is mounted for a container image, whose `/run` is a directory of its disk.
+pub(super) const AGENTS_RUN: &str = "/run/sandboxvm";
 
 /// Names in `/dev` that programs expect and devtmpfs does not provide.
 const DEV_LINKS: [(&str, &str); 4] = [
@@ -182,8 +187,20 @@ pub(super) fn mount_kernel_filesystems() -> Result<(), MountError> {
         }
     }
     // An image with one static program has no `/etc`, and the machine's names are files there.
-    make_directory("/etc", 0o755)?;
-    make_directory("/run/lock", 0o755)
+    make_directory("/etc", 0o755)
+}
+
+/// Mounts a file system in memory for `/run`, or, if `/run` is a directory of the disk, only for
+/// the agent's directory in it. Container images and their builds have files in `/run`, which other
+/// engines keep.
+pub(super) fn mount_run(on_disk: bool) -> Result<(), MountError> {
+    if !on_disk {
+        mount_making_target(&RUN)?;
+        return make_directory("/run/lock", 0o755);
+    }
+    make_directory("/run", 0o755)?;
+    make_directory(AGENTS_RUN, 0o755)?;
+    do_mount(&Mount { target: AGENTS_RUN, ..RUN })
 }
 
 /// Leaves the writable disk as after an unmount. Its mount is in no tree, so this mounts it again,

@@ -2,7 +2,7 @@
 //! sandbox: the next boot makes it again.
 //!
 //! ```text
-//! /dev /proc /sys /run                         empty directory, mode 0755   mount point
+//! /dev /proc /sys /run /run/sandboxvm          empty directory, mode 0755   mount point
 //! /etc/hostname /etc/machine-id /etc/hosts     empty file, mode 0644        mount point
 //! /etc/resolv.conf                             the agent's content          resolver of the card
 //! ```
@@ -23,7 +23,9 @@ pub(super) fn is_boot_trace(file: Candidate<'_>) -> Result<bool, Errno> {
     }
     let mode = about.st_mode & 0o7777;
     match (path, FileType::from_raw_mode(about.st_mode)) {
-        (b"dev" | b"proc" | b"sys" | b"run", FileType::Directory) => Ok(mode == 0o755 && is_empty(file)?),
+        (b"dev" | b"proc" | b"sys" | b"run" | b"run/sandboxvm", FileType::Directory) => {
+            Ok(mode == 0o755 && is_empty(file)?)
+        }
         (b"etc/hostname" | b"etc/machine-id" | b"etc/hosts", FileType::RegularFile) => {
             Ok(mode == 0o644 && about.st_size == 0)
         }

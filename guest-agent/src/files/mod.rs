@@ -23,6 +23,7 @@
 //! waits for nothing else. PID 1 executes nothing of this.
 
 mod archive;
+mod below_mounts;
 mod boot_traces;
 mod change;
 mod changes;

@@ -4,7 +4,7 @@ use super::changes::Overlay;
 use super::channel::Channel;
 use super::failure::Trouble;
 use super::watch::Watched;
-use super::{archive, change, changes, content, details, inspect, mounts, watch, workspace};
+use super::{archive, below_mounts, change, changes, content, details, inspect, mounts, watch, workspace};
 use sandboxvm_protocol::agent::files::{FileOperation, FilePath, FileReply};
 use std::os::fd::OwnedFd;
 
@@ -66,6 +66,10 @@ pub(super) fn run(
         FileOperation::Archive { path, name, follow } => archive::pack(channel, &at(&path), name.as_bytes(), follow),
         FileOperation::Extract { path, create, keep_owner } => archive::unpack(channel, &at(&path), create, keep_owner),
         FileOperation::PackChanges => changes::pack(channel, upper, Overlay::Root),
+        FileOperation::ExtractBelowMounts => {
+            below_mounts::enter()?;
+            archive::unpack(channel, b"/", false, true)
+        }
         FileOperation::PackWorkspace { lowest } => changes::pack(channel, upper, Overlay::Workspace(lowest)),
         FileOperation::MountWorkspace(request) => workspace::mount_workspace(&request),
     }

@@ -33,6 +33,8 @@ pub(crate) struct Handover<'a> {
     /// The upper directory of the overlay that is the root. The process gets it only for a request to
     /// pack it.
     pub(crate) upper: Option<BorrowedFd<'a>>,
+    /// The process whose mounts the paths are meant in, if not the agent's.
+    pub(crate) init: Option<BorrowedFd<'a>>,
 }
 
 /// Starts a process that serves `request` and then ends. The caller must have a single thread.
@@ -56,6 +58,10 @@ pub(super) fn last_error() -> Errno {
 fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
     let packs = matches!(request.operation, FileOperation::PackChanges | FileOperation::PackWorkspace { .. });
     let upper = if packs { handover.upper } else { None };
+    if let Some(init) = handover.init {
+        // SAFETY: no memory involved. It fails only if the init has ended, and its mounts with it.
+        unsafe { libc::setns(init.as_raw_fd(), libc::CLONE_NEWNS) };
+    }
     let code = match isolate(handover.socket, upper) {
         Ok((socket, upper)) => {
             answer(Channel::new(socket, handover.decoder, handover.unsent), upper, request);

@@ -3,12 +3,17 @@
 //! ```text
 //! /sys/fs/cgroup   the agent and its processes for files, without any limit of the sandbox
 //!   sandbox        all processes that a host started, and their children, limited by pids.max
+//!     init         an init system and all that it starts, and processes of hosts beside it
 //!   reserve        processes that a host starts at that limit, to look into the sandbox
 //! ```
 //! Only the `pids` controller is enabled. The memory controller would charge every page fault,
 //! which is expensive if the guest's kernel is interpreted, and which is not needed: all memory of
 //! the machine belongs to the sandbox. When it runs out, the OOM killer kills the largest process,
 //! and never PID 1 (mm/oom_kill.c, `oom_unkillable_task`).
+//!
+//! `init` is the root of the init's control group namespace. It has no controllers: with them, the
+//! kernel would count refused processes there and not in `sandbox`. So limits that an init system sets
+//! for its services have no effect.
 //!
 //! Root of the guest may rearrange all of this, so nothing here relies on the groups that it
 //! created. If a limit can no longer be set, the agent reports that on the console and continues.
@@ -21,6 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const ROOT: &str = "/sys/fs/cgroup";
 const SANDBOX: &str = "/sys/fs/cgroup/sandbox";
+const INIT: &str = "/sys/fs/cgroup/sandbox/init";
 const RESERVE: &str = "/sys/fs/cgroup/reserve";
 const THREADS_MAX: &str = "/proc/sys/kernel/threads-max";
 
@@ -67,6 +73,11 @@ impl Cgroups {
     /// Returns the group for processes of hosts.
     pub(super) fn sandbox(&self) -> BorrowedFd<'_> {
         self.sandbox.as_fd()
+    }
+
+    /// Returns the group of an init system, which is created if it does not exist.
+    pub(super) fn init(&self) -> Result<OwnedFd, CgroupError> {
+        make_directory(INIT)
     }
 
     /// Returns the group for such processes at the limit.

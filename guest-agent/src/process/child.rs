@@ -4,6 +4,7 @@
 //! (vfork(2)). So it only makes system calls, does not allocate or panic, and leaves its report in
 //! the plan, where the agent reads it.
 
+use super::init_mounts;
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::RawFd;
@@ -16,6 +17,8 @@ pub(super) enum Step {
     Session,
     /// Standard streams.
     Streams,
+    /// The namespaces of an init, and what is mounted there.
+    Namespaces,
     /// The limit of open files.
     Limits,
     /// User and groups.
@@ -32,6 +35,7 @@ impl Step {
         match self {
             Self::Session => "open a session",
             Self::Streams => "set up its standard streams",
+            Self::Namespaces => "make or enter the namespaces of the init",
             Self::Limits => "be limited in its open files",
             Self::User => "change to the user",
             Self::WorkingDirectory => "enter the working directory",
@@ -48,6 +52,17 @@ pub(super) struct Credentials<'a> {
     pub(super) groups: &'a [u32],
 }
 
+/// The mount and control group namespaces of the process. Its PID namespace is that of the clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Namespaces {
+    /// Those of the agent.
+    Machine,
+    /// New ones.
+    New,
+    /// Those of the process with this descriptor.
+    Of(RawFd),
+}
+
 /// Everything that the child needs. All pointers are to NUL-terminated strings, and arrays of them
 /// end with null.
 #[derive(Debug)]
@@ -60,6 +75,7 @@ pub(super) struct Plan<'a> {
     pub(super) streams: [RawFd; 3],
     /// Whether stdin is a terminal, which becomes that of the session.
     pub(super) terminal: bool,
+    pub(super) namespaces: Namespaces,
     pub(super) credentials: Option<Credentials<'a>>,
     /// Whether the agent is a batch task. Its processes are not.
     pub(super) is_batch: bool,
@@ -110,6 +126,14 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Step> {
         if unsafe { libc::dup2(source, target) } < 0 {
             return Err(Step::Streams);
         }
+    }
+    let is_inside = match plan.namespaces {
+        Namespaces::Machine => true,
+        Namespaces::New => init_mounts::make(plan.terminal),
+        Namespaces::Of(init) => init_mounts::enter(init),
+    };
+    if !is_inside {
+        return Err(Step::Namespaces);
     }
     if let Some(files) = plan.files
         && !limit_files(files)

@@ -7,6 +7,9 @@ use sandboxvm_protocol::agent::CText;
 /// PATH, if the request sets none.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What systemd and other programs recognise a container by, as `container` in the environment.
+const CONTAINER: &[u8] = b"sandboxvm";
+
 /// An entry of the request is not a variable.
 #[derive(Debug, thiserror::Error)]
 #[error("exec: environment entry {index} is not KEY=VALUE")]
@@ -23,9 +26,14 @@ pub(super) struct Environment<'a> {
 
 impl<'a> Environment<'a> {
     /// Returns the defaults for `user`, overridden by `requested`. Of several entries with one
-    /// name, the last counts.
-    pub(super) fn new(requested: &'a [CText], user: &'a User, terminal: bool) -> Result<Self, EnvironmentError> {
-        let mut variables: Vec<(&[u8], &[u8])> = Vec::with_capacity(requested.len() + 7);
+    /// name, the last counts. `contained` says whether the process is an init system, or beside one.
+    pub(super) fn new(
+        requested: &'a [CText],
+        user: &'a User,
+        terminal: bool,
+        contained: bool,
+    ) -> Result<Self, EnvironmentError> {
+        let mut variables: Vec<(&[u8], &[u8])> = Vec::with_capacity(requested.len() + 8);
         variables.extend([
             (&b"PATH"[..], DEFAULT_PATH),
             (b"HOME", &user.home),
@@ -36,6 +44,9 @@ impl<'a> Environment<'a> {
         ]);
         if terminal {
             variables.push((b"TERM", b"xterm-256color"));
+        }
+        if contained {
+            variables.push((b"container", CONTAINER));
         }
         for (index, entry) in requested.iter().enumerate() {
             let entry = entry.as_bytes();
@@ -69,7 +80,7 @@ impl<'a> Environment<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CText, Environment, User};
+    use super::{CONTAINER, CText, Environment, User};
 
     fn texts(entries: &[&str]) -> Vec<CText> {
         entries.iter().map(|entry| CText::try_from(*entry).unwrap()).collect()
@@ -79,12 +90,13 @@ mod tests {
     fn the_request_overrides_defaults_and_its_last_entry_counts() {
         let user = User::root();
         let requested = texts(&["A=1", "HOME=/elsewhere", "A=2=3", "EMPTY="]);
-        let environment = Environment::new(&requested, &user, false).unwrap();
+        let environment = Environment::new(&requested, &user, false, true).unwrap();
         assert_eq!(environment.get(b"A"), Some(&b"2=3"[..]));
         assert_eq!(environment.get(b"HOME"), Some(&b"/elsewhere"[..]));
         assert_eq!(environment.get(b"EMPTY"), Some(&b""[..]));
         assert_eq!(environment.get(b"USER"), Some(&b"root"[..]));
         assert_eq!(environment.get(b"TERM"), None);
+        assert_eq!(environment.get(b"container"), Some(CONTAINER));
         let strings = environment.to_strings();
         let all: Vec<_> = (0..strings.len()).filter_map(|index| strings.get(index)).collect();
         assert_eq!(all.iter().filter(|entry| entry.to_bytes().starts_with(b"A=")).count(), 1);
@@ -95,7 +107,7 @@ mod tests {
     fn an_entry_without_a_name_is_refused() {
         let user = User::root();
         for bad in ["novalue", "=x", ""] {
-            assert!(Environment::new(&texts(&["OK=1", bad]), &user, false).is_err(), "{bad:?}");
+            assert!(Environment::new(&texts(&["OK=1", bad]), &user, false, false).is_err(), "{bad:?}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! user         the user of a process
 //! program      the file that a name means
 //! spawn        pipes or terminal, and the clone (`sandboxvm_spawn`); child is the part that runs between clone and exec
+//! init         the namespaces of an init system; init_mounts is the part that runs between clone and exec
 //! cgroups      their maximum number, and the groups in which they are counted
 //! limit_counts which limits they reached
 //! stdin        bytes for a process, and the credit for them
@@ -18,6 +19,8 @@
 pub(crate) mod cgroups;
 mod child;
 mod environment;
+mod init;
+mod init_mounts;
 pub(crate) mod limit_counts;
 pub(crate) mod output;
 mod program;

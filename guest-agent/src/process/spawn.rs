@@ -19,9 +19,10 @@
 //! and three calls in the child.
 
 use super::Process;
-use super::cgroups::Cgroups;
-use super::child::{self, Credentials, Plan, Step};
+use super::cgroups::{CgroupError, Cgroups};
+use super::child::{self, Credentials, Namespaces, Plan, Step};
 use super::environment::{Environment, EnvironmentError};
+use super::init::Init;
 use super::output::Output;
 use super::program::{Candidates, ProgramError};
 use super::stdin::Stdin;
@@ -34,12 +35,14 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sandboxvm_protocol::agent::limits::ProcessLimits;
-use sandboxvm_protocol::agent::{CText, ExecRequest, Failure, FailureKind, MAX_ARGUMENTS_TOTAL, StdinSource};
+use sandboxvm_protocol::agent::{
+    CText, ExecRequest, Failure, FailureKind, MAX_ARGUMENTS_TOTAL, SignalNumber, StdinSource,
+};
 use sandboxvm_protocol::frame::FrameKind;
 use sandboxvm_spawn::{Beginning, vfork};
 use std::cell::Cell;
 use std::ffi::c_char;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Stack of a child until its exec. Its calls are few and not deep, and only the pages that it uses
 /// exist.
@@ -79,6 +82,9 @@ pub(crate) enum SpawnError {
         /// The error of the kernel.
         errno: Errno,
     },
+    /// The init system gets no control group.
+    #[error("exec: {0}")]
+    Group(#[from] CgroupError),
     /// The child failed for another reason.
     #[error("exec: the new process cannot {step}: {errno}")]
     Child {
@@ -94,7 +100,9 @@ impl From<SpawnError> for Failure {
         let kind = match &error {
             SpawnError::EmptyArgv | SpawnError::Environment(_) => FailureKind::BadRequest,
             SpawnError::TooLong(_) | SpawnError::Resources { .. } => FailureKind::Resources,
-            SpawnError::User(UserError::File { .. }) | SpawnError::Child { .. } => FailureKind::Internal,
+            SpawnError::User(UserError::File { .. }) | SpawnError::Group(_) | SpawnError::Child { .. } => {
+                FailureKind::Internal
+            }
             SpawnError::User(_) => FailureKind::NoSuchUser,
             SpawnError::Program(error) if error.is_not_found() => FailureKind::NotFound,
             SpawnError::Program(_) => FailureKind::NotExecutable,
@@ -112,6 +120,8 @@ pub(crate) struct Spawner {
     is_batch: bool,
     /// Only of an agent that is PID 1.
     cgroups: Option<Cgroups>,
+    /// The init system, and its control group if there are groups.
+    init: Option<(Init, Option<OwnedFd>)>,
     /// Maximum number of open files of each process, if it differs from the agent's.
     files: Option<u64>,
 }
@@ -130,7 +140,7 @@ impl Spawner {
             std::mem::forget(null);
             null = open_null()?;
         }
-        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null, is_batch, cgroups, files: None })
+        Ok(Self { stack: vec![0; CHILD_STACK / size_of::<u128>()], null, is_batch, cgroups, init: None, files: None })
     }
 
     /// Sets the limits of processes from now on.
@@ -141,8 +151,38 @@ impl Spawner {
         self.files = limits.files.map(|files| u64::from(files.get()));
     }
 
+    /// Returns the descriptor of the init system, in whose mounts paths are meant.
+    pub(crate) fn init(&self) -> Option<BorrowedFd<'_>> {
+        self.init.as_ref().map(|(init, _)| init.process())
+    }
+
+    /// Notes that the init system has ended. Processes are then started outside of its namespaces.
+    pub(crate) fn init_ended(&mut self) {
+        self.init = None;
+    }
+
+    /// Starts an init system in its own namespaces, which processes enter from then on.
+    pub(crate) fn spawn_init(&mut self, request: &ExecRequest) -> Result<Process, SpawnError> {
+        let group = self.cgroups.as_ref().map(Cgroups::init).transpose()?;
+        let process = self.spawn_in(request, Some(group.as_ref().map(AsFd::as_fd)))?;
+        match Init::of(process.pid) {
+            Ok(init) => self.init = Some((init, group)),
+            Err(errno) => {
+                process.signal(SignalNumber::KILL);
+                let _ = waitpid(Some(process.pid), WaitOptions::empty());
+                return Err(SpawnError::Resources { step: "refer to the init", errno });
+            }
+        }
+        Ok(process)
+    }
+
     /// Starts the process that `request` describes.
     pub(crate) fn spawn(&mut self, request: &ExecRequest) -> Result<Process, SpawnError> {
+        self.spawn_in(request, None)
+    }
+
+    /// Starts a process. `new` is for an init system: new namespaces, and its control group.
+    fn spawn_in(&mut self, request: &ExecRequest, new: Option<Option<BorrowedFd<'_>>>) -> Result<Process, SpawnError> {
         let name = request.argv.first().ok_or(SpawnError::EmptyArgv)?.as_bytes();
         let bytes = |texts: &[CText]| texts.iter().map(|text| text.as_bytes().len() + 1).sum::<usize>();
         let total = bytes(&request.argv) + bytes(&request.env);
@@ -153,7 +193,13 @@ impl Spawner {
             None => User::root(),
             Some(wanted) => User::find(wanted.as_bytes())?,
         };
-        let environment = Environment::new(&request.env, &user, request.terminal.is_some())?;
+        let namespaces = match (new, self.init()) {
+            (Some(_), _) => Namespaces::New,
+            (None, Some(init)) => Namespaces::Of(init.as_raw_fd()),
+            (None, None) => Namespaces::Machine,
+        };
+        let contained = namespaces != Namespaces::Machine;
+        let environment = Environment::new(&request.env, &user, request.terminal.is_some(), contained)?;
         let programs = Candidates::find(name, environment.get(b"PATH").unwrap_or_default())?;
         let directory = request.cwd.as_ref().map_or(&user.home[..], CText::as_bytes);
 
@@ -172,6 +218,7 @@ impl Spawner {
             streams: ends.child_streams(&self.null),
             terminal: request.terminal.is_some(),
             is_batch: self.is_batch,
+            namespaces,
             credentials: user.ids.as_ref().map(|ids| Credentials { uid: ids.uid, gid: ids.gid, groups: &ids.groups }),
             files: self.files,
             is_urgent: Cell::new(false),
@@ -179,7 +226,7 @@ impl Spawner {
             directory_is_optional: request.cwd.is_none(),
             failure: Cell::new(None),
         };
-        let pid = self.clone_child(&plan)?;
+        let pid = self.clone_child(&plan, new.flatten())?;
         let failure = plan.failure.take();
         if let Some((step, errno)) = failure {
             // The child ends right after its report. It is reaped here, so that it is never taken
@@ -200,22 +247,39 @@ impl Spawner {
         Ok(ends.into_process(pid, request))
     }
 
-    /// Creates the process in the sandbox's control group. If the sandbox has reached its limit, a
-    /// few processes of hosts are created in the reserve instead, with priority.
-    fn clone_child(&mut self, plan: &Plan<'_>) -> Result<Pid, SpawnError> {
-        let pid = match &self.cgroups {
-            None => run_child(&mut self.stack, plan, None),
-            Some(cgroups) => match run_child(&mut self.stack, plan, Some(cgroups.sandbox())) {
-                Err(Errno::AGAIN) => {
-                    plan.is_urgent.set(true);
-                    run_child(&mut self.stack, plan, Some(cgroups.reserve()))
-                }
-                made @ (Ok(_) | Err(Errno::NOMEM)) => made,
-                // Root of the guest has removed the group, or enabled controllers for it.
-                Err(_) => run_child(&mut self.stack, plan, None),
-            },
+    /// Creates the process, with the PID namespace that the plan asks for.
+    fn clone_child(&mut self, plan: &Plan<'_>, of_init: Option<BorrowedFd<'_>>) -> Result<Pid, SpawnError> {
+        let Self { stack, cgroups, init, .. } = self;
+        let cgroups = cgroups.as_ref();
+        let pid = match (plan.namespaces, init) {
+            (Namespaces::New, _) => run_child(stack, plan, of_init),
+            (_, Some((init, group))) => {
+                let group = group.as_ref().map(AsFd::as_fd);
+                init.with_children_inside(|| clone_into(stack, plan, cgroups, group)).and_then(|made| made)
+            }
+            (_, None) => clone_into(stack, plan, cgroups, cgroups.map(Cgroups::sandbox)),
         };
         pid.map_err(|errno| SpawnError::Resources { step: "start a process", errno })
+    }
+}
+
+/// Creates the process in a control group. If the sandbox has reached its limit, a few processes of
+/// hosts are created in the reserve instead, with priority.
+fn clone_into(
+    stack: &mut [u128],
+    plan: &Plan<'_>,
+    cgroups: Option<&Cgroups>,
+    group: Option<BorrowedFd<'_>>,
+) -> Result<Pid, Errno> {
+    let Some(cgroups) = cgroups else { return run_child(stack, plan, None) };
+    match run_child(stack, plan, group) {
+        Err(Errno::AGAIN) => {
+            plan.is_urgent.set(true);
+            run_child(stack, plan, Some(cgroups.reserve()))
+        }
+        made @ (Ok(_) | Err(Errno::NOMEM)) => made,
+        // Root of the guest has removed the group, or enabled controllers for it.
+        Err(_) => run_child(stack, plan, None),
     }
 }
 
@@ -223,7 +287,8 @@ impl Spawner {
 /// child has executed its program or failed, so `plan` may be on the stack.
 fn run_child(stack: &mut [u128], plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>) -> Result<Pid, Errno> {
     let argument = (&raw const *plan).cast_mut().cast();
-    let beginning = Beginning { cgroup, clear_handlers: false };
+    let new_pid_namespace = plan.namespaces == Namespaces::New;
+    let beginning = Beginning { cgroup, clear_handlers: false, new_pid_namespace };
     // SAFETY: this thread is the only one, and no signal has a handler. `child::run` only makes system calls and writes to `plan.failure`, a Cell,
     // while this thread is suspended.
     unsafe { vfork(child::run, argument, stack, beginning) }

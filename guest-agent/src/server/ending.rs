@@ -5,6 +5,7 @@
 
 use super::clock::{later, now};
 use super::state::{Ending, Role, Server};
+use crate::slab::Key;
 use sandboxvm_protocol::agent::SignalNumber;
 use std::time::Duration;
 
@@ -16,12 +17,39 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Starts the end of the machine: all processes get SIGTERM now, and SIGKILL after `grace`.
+    /// Starts the end of the machine. The main process gets its stop signal, and the others SIGTERM when it
+    /// has ended; without one, all get SIGTERM now. After `grace`, all get SIGKILL.
     pub(super) fn begin_ending(&mut self, grace: Duration) {
         if self.ending == Ending::No {
-            self.signal_everything(SignalNumber::TERM);
+            if !self.stop_main() {
+                self.signal_everything(SignalNumber::TERM);
+            }
             self.ending = Ending::Terminating(later(grace));
             self.reap();
+        }
+    }
+
+    /// Sends the main process its stop signal: only to itself, since it may tell its children otherwise.
+    /// Returns false if there is none.
+    fn stop_main(&mut self) -> bool {
+        let Some(main) = self.main else { return false };
+        let Some(process) = self.processes.get_mut(main.key).filter(|process| process.ended.is_none()) else {
+            return false;
+        };
+        // SAFETY: kill(2) touches no memory. The process is not reaped, so the PID is still its own.
+        unsafe { libc::kill(process.pid.as_raw_pid(), i32::from(main.stop_signal.get())) == 0 }
+    }
+
+    /// Notes that a process was reaped, which may be the main process. With an init system, the kernel has
+    /// killed all processes in its namespaces.
+    pub(super) fn note_end_of_main(&mut self, key: Key) {
+        if self.main.is_none_or(|main| main.key != key) {
+            return;
+        }
+        self.main = None;
+        self.spawner.init_ended();
+        if matches!(self.ending, Ending::Terminating(_)) {
+            self.signal_everything(SignalNumber::TERM);
         }
     }
 

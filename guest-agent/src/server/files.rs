@@ -40,7 +40,9 @@ impl Server {
     pub(super) fn hand_over(&mut self, key: Key, decoder: FrameDecoder, request: FileRequest) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let upper = self.upper.as_ref().map(AsFd::as_fd);
-        let handover = Handover { socket: connection.as_fd(), decoder, unsent: connection.unsent().to_vec(), upper };
+        let init = self.spawner.init();
+        let handover =
+            Handover { socket: connection.as_fd(), decoder, unsent: connection.unsent().to_vec(), upper, init };
         match files::start(handover, request) {
             Ok(worker) => {
                 self.file_workers.push(worker);

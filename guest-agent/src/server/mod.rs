@@ -98,6 +98,7 @@ impl Server {
             connections: Slab::new(MAX_CONNECTIONS),
             // One more is remembered for a moment, until the first is forgotten.
             processes: Slab::new((MAX_PROCESSES + MAX_REMEMBERED + 1) as u32),
+            main: None,
             remembered: VecDeque::new(),
             relays: Slab::new(MAX_RELAYS),
             spawner,
@@ -278,6 +279,7 @@ impl Server {
                             kept.ended_at = Some(now());
                         }
                         self.make_due(key);
+                        self.note_end_of_main(key);
                     }
                 }
                 Err(Errno::INTR) => {}

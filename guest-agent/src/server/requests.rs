@@ -3,11 +3,12 @@
 use super::answer::{Outcome, bad_request, frame_failure, internal};
 use super::clock::{later, now};
 use super::connection::{Connection, End, Received};
-use super::state::{Ending, MAX_PROCESSES, Role, Server};
+use super::state::{Ending, MAX_PROCESSES, Main, Role, Server};
 use super::token::{Pipe, Token};
 use crate::identity;
 use crate::slab::Key;
 use rustix::event::epoll;
+use sandboxvm_protocol::agent::main_process::MainProcess;
 use sandboxvm_protocol::agent::{AgentMessage, ExecRequest, Failure, FailureKind, HostMessage, OnDisconnect, WIRE};
 use sandboxvm_protocol::frame::{Frame, FrameKind};
 use std::time::Duration;
@@ -147,7 +148,8 @@ impl Server {
                 connection.queue(&AgentMessage::Hello { version });
             }
             HostMessage::Ping => connection.queue(&AgentMessage::Pong),
-            HostMessage::Exec(request) => return self.exec(key, &request),
+            HostMessage::Exec(request) => return self.exec(key, &request, None),
+            HostMessage::ExecMain(request) => return self.exec(key, &request.process, Some(request.main)),
             HostMessage::StdinEof => {
                 if let Some(process) = connection.process.and_then(|process| self.processes.get_mut(process))
                     && process.feeder == Some(key)
@@ -199,7 +201,7 @@ impl Server {
         Ok(())
     }
 
-    fn exec(&mut self, key: Key, request: &ExecRequest) -> Outcome {
+    fn exec(&mut self, key: Key, request: &ExecRequest, main: Option<MainProcess>) -> Outcome {
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         if connection.process.is_some() {
             return Err(bad_request("a process was started on this connection already; open another"));
@@ -211,7 +213,11 @@ impl Server {
             let message = "the agent runs as many processes as it can; end some first".to_owned();
             return Err(Failure { kind: FailureKind::Resources, message });
         }
-        let mut process = self.spawner.spawn(request)?;
+        if main.is_some() && self.main.is_some() {
+            return Err(bad_request("the sandbox has a main process already"));
+        }
+        let is_init = main.is_some_and(|main| main.is_init);
+        let mut process = if is_init { self.spawner.spawn_init(request)? } else { self.spawner.spawn(request)? };
         process.owner = Some(key);
         process.feeder = process.stdin.as_ref().map(|_| key);
         process.started_at = now();
@@ -223,6 +229,7 @@ impl Server {
             // Cannot happen: there was room above, and nothing was added since.
             return Err(internal("the process table is full".to_owned()));
         };
+        self.main = main.map(|main| Main { key: process_key, stop_signal: main.stop_signal }).or(self.main);
         self.is_childless = false;
         connection.process = Some(process_key);
         connection.serves_process = true;

@@ -9,6 +9,7 @@ use crate::process::limit_counts::LimitCounts;
 use crate::process::spawn::Spawner;
 use crate::slab::{Key, Slab};
 use rustix::process::Pid;
+use sandboxvm_protocol::agent::SignalNumber;
 use sandboxvm_protocol::agent::files::FileRequest;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -48,6 +49,14 @@ impl Ending {
     }
 }
 
+/// The running main process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Main {
+    pub(super) key: Key,
+    /// The signal that it gets at a shutdown, before the others.
+    pub(super) stop_signal: SignalNumber,
+}
+
 /// The agent's server. Its methods are in the modules that use them: see [`super`].
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -61,6 +70,8 @@ pub(crate) struct Server {
     pub(super) connections: Slab<Connection>,
     /// Running processes, and ended ones that are remembered.
     pub(super) processes: Slab<Process>,
+    /// The main process, while it runs.
+    pub(super) main: Option<Main>,
     /// The remembered ones, in the order in which they ended.
     pub(super) remembered: VecDeque<Key>,
     pub(super) relays: Slab<Relay>,

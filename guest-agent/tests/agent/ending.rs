@@ -4,7 +4,7 @@ use crate::host::{Agent, Event, command, script};
 use sandboxvm_protocol::agent::{AgentMessage, ExitStatus, FailureKind, HostMessage, SignalNumber};
 use std::time::{Duration, Instant};
 
-fn shut_down(agent: &Agent, grace_ms: u32) {
+pub fn shut_down(agent: &Agent, grace_ms: u32) {
     let mut host = agent.greet();
     host.send(&[HostMessage::Shutdown { grace_ms }]);
     assert_eq!(host.next(), Event::Message(AgentMessage::ShuttingDown));

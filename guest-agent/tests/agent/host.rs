@@ -1,6 +1,7 @@
 //! The host's side of the wire, and the agent as a child process.
 
 use rustix::process::{Pid, Signal, kill_process};
+use sandboxvm_protocol::agent::main_process::{MainProcess, MainRequest};
 use sandboxvm_protocol::agent::port::{PortNumber, PortRequest};
 use sandboxvm_protocol::agent::process::{AttachRequest, ProcessInfo, View};
 use sandboxvm_protocol::agent::{
@@ -92,8 +93,17 @@ impl Agent {
 
     /// Starts a process. Returns its connection and PID.
     pub fn start_process(&self, request: ExecRequest) -> (Host, u32) {
+        self.start_by_request(HostMessage::Exec(request))
+    }
+
+    /// Starts the main process of the sandbox.
+    pub fn start_main(&self, process: ExecRequest, main: MainProcess) -> (Host, u32) {
+        self.start_by_request(HostMessage::ExecMain(MainRequest { process, main }))
+    }
+
+    fn start_by_request(&self, request: HostMessage) -> (Host, u32) {
         let mut host = self.connect();
-        host.send(&[hello(), HostMessage::Exec(request)]);
+        host.send(&[hello(), request]);
         assert_eq!(host.next(), Event::Message(AgentMessage::Hello { version: WIRE.version }));
         match host.next() {
             Event::Message(AgentMessage::Started { pid }) => (host, pid),

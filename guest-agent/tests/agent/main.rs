@@ -12,6 +12,7 @@ mod exec;
 mod files;
 mod host;
 mod limits;
+mod main_process;
 mod ports;
 mod processes;
 mod remembered;

@@ -72,7 +72,7 @@ impl Unpacker {
     pub fn start(
         &self,
         layers: &[(LayerSource, BorrowedFd<'_>)],
-        working_directory: Option<&[u8]>,
+        directories: &[Vec<u8>],
         image: BorrowedFd<'_>,
         limits: &Limits,
     ) -> Result<Unpacking, ProcessError> {
@@ -90,7 +90,7 @@ impl Unpacker {
         let unpacking = Unpacking { child, socket: ours };
         let request = Request {
             layers: layers.iter().map(|(layer, _)| *layer).collect(),
-            working_directory: working_directory.map(<[u8]>::to_vec),
+            directories: directories.to_vec(),
             limits: limits.clone(),
         };
         let descriptors: Vec<_> = layers.iter().map(|(_, descriptor)| *descriptor).chain([image]).collect();
@@ -105,12 +105,12 @@ impl Unpacker {
     pub fn run(
         &self,
         layers: &[(LayerSource, BorrowedFd<'_>)],
-        working_directory: Option<&[u8]>,
+        directories: &[Vec<u8>],
         image: BorrowedFd<'_>,
         limits: &Limits,
         mut progress: impl FnMut(Progress),
     ) -> Result<Summary, ProcessError> {
-        let mut unpacking = self.start(layers, working_directory, image, limits)?;
+        let mut unpacking = self.start(layers, directories, image, limits)?;
         loop {
             match unpacking.next_event()? {
                 Event::Confined(_) => {}

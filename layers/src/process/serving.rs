@@ -58,7 +58,7 @@ pub fn serve(caller: &OwnedFd) -> Result<(), ServeError> {
         format: layer.format,
         diff_id: layer.diff_id,
     });
-    let unpacked = unpack(layers, request.working_directory.as_deref(), image, &request.limits, |progress| {
+    let unpacked = unpack(layers, &request.directories, image, &request.limits, |progress| {
         // A caller that ended kills this process.
         let _ = packets::write(caller, &Event::Progress(progress));
     });

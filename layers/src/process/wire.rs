@@ -32,8 +32,8 @@ pub struct LayerSource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) layers: Vec<LayerSource>,
-    /// The working directory that the image states.
-    pub(super) working_directory: Option<Vec<u8>>,
+    /// Directories that are made where no layer has them.
+    pub(super) directories: Vec<Vec<u8>>,
     pub(super) limits: Limits,
 }
 

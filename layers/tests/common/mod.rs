@@ -68,7 +68,7 @@ pub fn archive(entries: &[(Entry, Vec<u8>)]) -> Vec<u8> {
 pub fn image<L: AsRef<[u8]>>(layers: &[L], limits: &Limits) -> Result<(File, Summary), UnpackError> {
     let file = tempfile::tempfile().unwrap();
     let layers = layers.iter().map(|layer| Layer { input: layer.as_ref(), format: None, diff_id: None });
-    let summary = unpack(layers, None, file.try_clone().unwrap().into(), limits, |_| {})?;
+    let summary = unpack(layers, &[], file.try_clone().unwrap().into(), limits, |_| {})?;
     assert_eq!(file.metadata().unwrap().len(), summary.bytes);
     Ok((file, summary))
 }

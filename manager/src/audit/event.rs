@@ -349,8 +349,10 @@ impl Event {
             FileOperation::Watch { path, .. } | FileOperation::Observe { path, .. } => (FileAct::Watch, path, None),
             FileOperation::Archive { path, .. } => (FileAct::Archive, path, None),
             FileOperation::Extract { path, .. } => (FileAct::Extract, path, None),
-            FileOperation::PackChanges => {
-                return Some(Self::Files { act: FileAct::PackChanges, path: "/".to_owned(), to: None, user });
+            FileOperation::PackChanges | FileOperation::ExtractBelowMounts => {
+                let packs = matches!(operation, FileOperation::PackChanges);
+                let act = if packs { FileAct::PackChanges } else { FileAct::Extract };
+                return Some(Self::Files { act, path: "/".to_owned(), to: None, user });
             }
             FileOperation::MountWorkspace(mount) => (FileAct::MountWorkspace, &mount.at, None),
             FileOperation::PackWorkspace { lowest } => {

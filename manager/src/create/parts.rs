@@ -31,6 +31,9 @@ const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
 /// The network card. It is the same in every machine, because each has a separate network.
 const CARD: DeviceConfig = DeviceConfig::Net(NetConfig { mac: MacAddress::GUEST, mtu: Mtu::GUEST });
 
+/// Tells the agent not to mount a file system in memory over `/run`.
+const RUN_ON_DISK: &str = "sandboxvm.run=disk";
+
 /// Limits the processes in the control group of a sandbox, as far as the group has controllers.
 /// Returns true if the group enforces the sandbox's share of the processor.
 pub(crate) fn bound(group: &Group, record: &SandboxRecord) -> bool {
@@ -138,7 +141,11 @@ impl Parts {
     ) -> Result<(), LaunchError> {
         let mut files = LaunchFiles::default();
         let source = match &machine.source {
-            Source::Kernel(kernel) => MachineSource::Boot { kernel: files.add(*kernel), cmdline_extra: String::new() },
+            Source::Kernel(kernel) => {
+                // In a container image, `/run` is a directory as any other.
+                let cmdline_extra = if record.image_defaults.is_some() { RUN_ON_DISK } else { "" }.to_owned();
+                MachineSource::Boot { kernel: files.add(*kernel), cmdline_extra }
+            }
             Source::Snapshot { state, memory } => MachineSource::Snapshot {
                 state: files.add(*state),
                 memory: memory.iter().map(|file| files.add(file)).collect(),

@@ -23,6 +23,7 @@ use crate::{
         layout::Home,
         locks::{FileLock, LockClass},
     },
+    image_defaults::ImageDefaults,
     limits::kept::WantedLimits,
     record::SandboxRecord,
     snapshot::{
@@ -73,6 +74,9 @@ pub(crate) fn key(contents: &Contents, spec: &SandboxSpec, host: &HostIdentity) 
     // A machine without a card has the key that it had before there were cards.
     if spec.network.is_some() {
         hash.update("network card\n");
+    }
+    if spec.image_defaults.is_some() {
+        hash.update("container image\n");
     }
     // The files in the slots are not part of the machine, and neither is where they are mounted.
     if let Some(workspace) = &spec.workspace {
@@ -150,8 +154,9 @@ pub(crate) fn remove(home: &Home, key: &ReadyKey) -> Result<(), SnapshotError> {
 async fn make(home: &Home, key: &ReadyKey, basis: &Basis, spec: &SandboxSpec) -> Result<(), CreateError> {
     let limits = WantedLimits::default();
     let services = SupervisionSpec::default();
-    // The file system of the image is part of the key, what the image says about processes is not.
-    let (env, image_defaults) = (Vec::new(), None);
+    // The file system of the image is part of the key, and so is whether it is a container image. What
+    // it says about processes is not.
+    let (env, image_defaults) = (Vec::new(), spec.image_defaults.as_ref().map(|_| ImageDefaults::default()));
     let plain = SandboxSpec { name: None, env, image_defaults, ephemeral: false, limits, services, ..spec.clone() };
     // The guest reads a slot when its workspace is mounted, which is never done here. So the machines
     // that are restored can have any files in their slots.

@@ -18,6 +18,9 @@
 //! template      raw image below the disk's layers
 //! image, agent  the read-only disks, where they could be linked
 //! disk.<n>      layers of its disk
+//! slot.<n>, workspace.index   files of its workspace, read-only (`workspace::files`)
+//! workspace.due   empty; its machine may not have mounted its workspace yet (`workspace::mounting`)
+//! workspace/changes.tar   changes of its workspace when its command had ended (`workspace::changes`)
 //! memory.<n>, state.<n>   of snapshots that it started from or was compared with
 //! ```
 

@@ -12,6 +12,7 @@
 //! templates/        writable-disk templates (see `sandboxvm_images::template`)
 //! contents/         stored hashes of files (see `content`)
 //! audit/            audit logs, which outlive their sandboxes (see `audit`)
+//! workspaces/       copies of directories that sandboxes got as workspaces (see `sandboxvm_workspace`)
 //! images/           container images and the disks made of them (see `sandboxvm_oci::store`)
 //! build/            what builds keep: records of layers, content of cache mounts (see `sandboxvm_build`)
 //! groups/           links to control groups that wait for a VMM (see `group::pool`)

@@ -31,6 +31,8 @@ use std::{
 
 /// The kind of disk in the store, the end of its name.
 const KIND: &str = "erofs";
+/// The kind of disk of an image with volumes. Earlier versions made disks without their directories.
+const KIND_WITH_VOLUMES: &str = "erofs-volumes";
 /// Interval at which a thread that waits for the layer process checks whether it was cancelled.
 const CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Time without a report after which the layer process is ended. It reports each MiB; what it does at the
@@ -98,8 +100,9 @@ impl ImageStore {
     ) -> Result<BootableImage, ImageError> {
         let details = self.images.inspect(image)?;
         let store = self.images.store();
+        let kind = if details.configuration.image.volumes.is_empty() { KIND } else { KIND_WITH_VOLUMES };
         let (disk, hold) = store
-            .disk(details.manifest, KIND, |path| Ok(write(store, &details, unpacker, path, cancelled, progress)?))?;
+            .disk(details.manifest, kind, |path| Ok(write(store, &details, unpacker, path, cancelled, progress)?))?;
         // Reading the file once for its hash here keeps that out of the first start.
         content::at(&self.manager.home, &disk)?;
         Ok(bootable(image, details.manifest, disk, hold, details.configuration.image))
@@ -140,8 +143,10 @@ fn write(
         })
         .collect();
     let target = OpenOptions::new().read(true).write(true).open(path)?;
-    let directory = Some(image.configuration.image.working_dir.as_bytes()).filter(|path| !path.is_empty());
-    let mut unpacking = unpacker.start(&layers, directory, target.as_fd(), &Limits::default())?;
+    let config = &image.configuration.image;
+    let directories = [&config.working_dir].into_iter().chain(&config.volumes).filter(|path| !path.is_empty());
+    let directories: Vec<Vec<u8>> = directories.map(|path| path.clone().into_bytes()).collect();
+    let mut unpacking = unpacker.start(&layers, &directories, target.as_fd(), &Limits::default())?;
     let sizes: Vec<u64> = image.layers.iter().map(|layer| layer.size).collect();
     let total = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
     let mut heard = Instant::now();
@@ -183,6 +188,7 @@ fn bootable(reference: &str, digest: Digest, disk: PathBuf, hold: Hold, config: 
         working_directory: text(&config.working_dir),
         entrypoint: config.entrypoint.clone(),
         command: config.cmd.clone(),
+        stop_signal: text(&config.stop_signal),
     };
     BootableImage { disk, defaults, env: config.env.clone(), config, hold }
 }

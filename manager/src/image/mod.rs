@@ -15,10 +15,12 @@ mod commit;
 mod environment;
 mod error;
 mod in_use;
+mod main_process;
 mod store;
 
 pub use bootable::{BootableImage, UnpackProgress};
 pub use commit::{CommitError, CommitSpec};
 pub use environment::over_environment_of_image;
 pub use error::ImageError;
+pub use main_process::{SystemdMode, main_process};
 pub use store::ImageStore;

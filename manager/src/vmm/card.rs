@@ -82,7 +82,8 @@ mod tests {
         let (request, frames) = vmm.await.unwrap();
         let mut expected = Vec::new();
         let attach = ControlRequest::AttachNetwork { frames: sandboxvm_protocol::vmm::FdIndex(0) };
-        WIRE.append_message(&mut expected, &attach, MAX_MESSAGE).unwrap();
+        // The VMM of a launch channel is of this build.
+        WIRE.speaking(WIRE.version).append_message(&mut expected, &attach, MAX_MESSAGE).unwrap();
         assert_eq!(request, expected);
         assert_eq!(recv(&frames, &mut [0; 16], RecvFlags::DONTWAIT).unwrap().0, 0, "the link is down");
     }

@@ -108,7 +108,7 @@ fn above_streams(fd: OwnedFd) -> io::Result<OwnedFd> {
 
 fn clone(plan: &Plan<'_>, group: Option<&Group>) -> io::Result<Pid> {
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
-    let beginning = Beginning { cgroup: group.map(Group::fd), clear_handlers: true };
+    let beginning = Beginning { cgroup: group.map(Group::fd), clear_handlers: true, ..Beginning::default() };
     let (all, mut before) = (u64::MAX, 0u64);
     // SAFETY: the call reads one signal set of the size given and writes another.
     unsafe {

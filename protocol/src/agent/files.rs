@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Files(Read | Archive)      ->    File(Begun), then data in stdout frames, then File(Done)
-//! Files(Write | Extract)     ->    File(Begun)
+//! Files(Write | Extract...)  ->    File(Begun)
 //! data in stdin frames,
 //! then StdinEof              ->    File(Entry) of Write, File(Done) of Extract
 //! Files(Watch)               ->    File(Begun), then File(Changes) until the host closes the connection
@@ -27,7 +27,7 @@ pub use super::file_entry::{
     ChangeKind, FileChange, FileEntry, FileKind, FilePath, FilePathError, FileTime, MAX_OWNER, MAX_PATH,
 };
 use super::text::CText;
-use super::version::{SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_WORKSPACES};
+use super::version::{SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_WORKSPACES};
 use super::workspace::WorkspaceMount;
 use crate::{capped, machine::SlotNumber};
 use serde::{Deserialize, Serialize};
@@ -193,6 +193,10 @@ pub enum FileOperation {
     /// Packs everything in which the disk differs from the image, as the layer of a container image
     /// (a tar archive with whiteouts). Only root may request it.
     PackChanges,
+    /// As [`Self::Extract`] into the root, with owners. Passes by what is mounted over files of the disk:
+    /// an entry `etc/hosts` is the file on the disk, and not the machine's file that is mounted over it.
+    /// Only root may request it.
+    ExtractBelowMounts,
     /// Mounts a workspace. Does nothing if it is mounted. Only root may request it.
     MountWorkspace(WorkspaceMount),
     /// As [`Self::PackChanges`], for everything in which a workspace differs from its slots. A
@@ -212,6 +216,7 @@ impl FileOperation {
             | Self::WriteWithMetadata { .. }
             | Self::Observe { .. } => SINCE_FILE_DETAILS,
             Self::PackChanges => SINCE_DISK_CHANGES,
+            Self::ExtractBelowMounts => SINCE_BELOW_MOUNTS,
             Self::MountWorkspace(_) | Self::PackWorkspace { .. } => SINCE_WORKSPACES,
             _ => SINCE_FILES,
         }

@@ -36,6 +36,7 @@ pub mod exec;
 pub mod file_entry;
 pub mod files;
 pub mod limits;
+pub mod main_process;
 pub mod port;
 pub mod process;
 pub mod text;
@@ -48,13 +49,14 @@ pub use exec::{
 };
 pub use text::{CText, CTextError, MAX_ARGUMENT};
 pub use version::{
-    SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT, SINCE_PORTS, SINCE_PROCESSES,
-    SINCE_WORKSPACES, WIRE,
+    SINCE_BELOW_MOUNTS, SINCE_DISK_CHANGES, SINCE_FILE_DETAILS, SINCE_FILES, SINCE_LIMITS, SINCE_LIMITS_HIT,
+    SINCE_MAIN_PROCESS, SINCE_PORTS, SINCE_PROCESSES, SINCE_WORKSPACES, WIRE,
 };
 
 use crate::{capped, frame::Message};
 use files::{FileReply, FileRequest};
 use limits::{LimitsHit, ProcessLimits};
+use main_process::MainRequest;
 use port::PortRequest;
 use process::{AttachRequest, Attached, ProcessPage};
 use serde::{Deserialize, Serialize};
@@ -123,6 +125,8 @@ pub enum HostMessage {
     /// Sets the limits of the sandbox's processes. The agent responds with
     /// [`AgentMessage::LimitsSet`].
     SetLimits(ProcessLimits),
+    /// Runs the main process of the sandbox on this connection. As [`Self::Exec`] in all other respects.
+    ExecMain(MainRequest),
 }
 
 impl Message for HostMessage {
@@ -133,6 +137,7 @@ impl Message for HostMessage {
             Self::Files(request) => request.operation.since(),
             Self::Connect(_) => SINCE_PORTS,
             Self::SetLimits(_) => SINCE_LIMITS,
+            Self::ExecMain(_) => SINCE_MAIN_PROCESS,
             _ => 1,
         }
     }

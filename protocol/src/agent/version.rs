@@ -29,5 +29,11 @@ pub const SINCE_FILE_DETAILS: u8 = 5;
 /// The first version that packs the changes of the disk.
 pub const SINCE_DISK_CHANGES: u8 = 6;
 
+/// The first version that extracts below mounts.
+pub const SINCE_BELOW_MOUNTS: u8 = 7;
+
+/// The first version that distinguishes the main process of a sandbox, and runs init systems.
+pub const SINCE_MAIN_PROCESS: u8 = 7;
+
 /// The first version that mounts workspaces and packs their changes.
 pub const SINCE_WORKSPACES: u8 = 7;

@@ -2,7 +2,7 @@
 
 use crate::samples::text;
 use sandboxvm_protocol::{
-    agent::{self, details::*, files::*, limits::*, port::*, process::*, *},
+    agent::{self, details::*, files::*, limits::*, main_process::*, port::*, process::*, *},
     frame::{FrameDecoder, FrameError, FrameKind, HEADER_LEN, MAX_STREAM_BODY, Wire},
     ids::*,
     machine::*,
@@ -380,6 +380,7 @@ fn a_frame_states_the_oldest_version_that_has_its_content() {
     let old = Wire { version: 1, ..agent::WIRE };
     let processes = ProcessCount::try_from(256).expect("in range");
     let path = || FilePath::try_from("/a").expect("a path");
+    let main = MainProcess { stop_signal: SignalNumber::TERM, is_init: false };
     let request = |on_disconnect| HostMessage::Exec(ExecRequest { on_disconnect, ..exec(vec![text("true")], vec![]) });
     let cases = [
         (HostMessage::Hello { oldest: 1, newest: agent::WIRE.version }, 1),
@@ -392,6 +393,7 @@ fn a_frame_states_the_oldest_version_that_has_its_content() {
         (HostMessage::Files(FileRequest { user: None, operation: FileOperation::Describe { path: path() } }), 5),
         (HostMessage::Connect(PortRequest { port: PortNumber::try_from(80).expect("a port") }), 3),
         (HostMessage::SetLimits(ProcessLimits { processes, files: None }), 3),
+        (HostMessage::ExecMain(MainRequest { process: exec(vec![text("true")], vec![]), main }), 7),
     ];
     for (message, since) in cases {
         let mut frame = Vec::new();

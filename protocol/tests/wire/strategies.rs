@@ -3,8 +3,8 @@
 use crate::samples::REFUSALS;
 use proptest::{collection::vec, option, prelude::*};
 use sandboxvm_protocol::{
-    agent::details::*, agent::files::*, agent::limits::*, agent::port::*, agent::process::*, agent::workspace::*,
-    agent::*, ids::*, machine::*, network::*, vmm::*,
+    agent::details::*, agent::files::*, agent::limits::*, agent::main_process::*, agent::port::*, agent::process::*,
+    agent::workspace::*, agent::*, ids::*, machine::*, network::*, vmm::*,
 };
 
 pub fn ctext() -> impl Strategy<Value = CText> {
@@ -82,6 +82,9 @@ pub fn host_message() -> impl Strategy<Value = HostMessage> {
             HostMessage::Connect(PortRequest { port })
         }),
         limits().prop_map(HostMessage::SetLimits),
+        (exec(), signal(), any::<bool>()).prop_map(|(process, stop_signal, is_init)| {
+            HostMessage::ExecMain(MainRequest { process, main: MainProcess { stop_signal, is_init } })
+        }),
     ]
 }
 
@@ -130,6 +133,7 @@ fn file_operation() -> impl Strategy<Value = FileOperation> {
             network
         }),
         Just(FileOperation::PackChanges),
+        Just(FileOperation::ExtractBelowMounts),
         slot().prop_map(|lowest| FileOperation::PackWorkspace { lowest }),
         (vec(slot(), 0..=MAX_SLOTS), file_path(), any::<[u32; 2]>()).prop_map(|(slots, at, [uid, gid])| {
             FileOperation::MountWorkspace(WorkspaceMount { slots, at, uid, gid })

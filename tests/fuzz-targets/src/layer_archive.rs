@@ -33,7 +33,7 @@ pub fn layer_archive(data: &[u8]) {
     let image = file(&[]);
     let layers = [&layer[..]; 2].map(|input| Layer { input, format: None, diff_id: None });
     let target = image.try_clone().expect("a descriptor").into();
-    if let Ok(summary) = unpack(layers, None, target, &limits(), |_| {}) {
+    if let Ok(summary) = unpack(layers, &[], target, &limits(), |_| {}) {
         let checked = erofs::check(&image).expect("a complete image");
         assert!(checked.bytes == summary.bytes && summary.bytes <= limits().image_bytes);
     }

@@ -28,7 +28,7 @@ fn image(layers: &[Vec<u8>]) -> Option<(Vec<u8>, u64)> {
     let mut image = file(&[]);
     let layers = layers.iter().map(|layer| Layer { input: &layer[..], format: None, diff_id: None });
     let target: File = image.try_clone().expect("a descriptor");
-    let summary = unpack(layers, None, target.into(), &limits(), |_| {}).ok()?;
+    let summary = unpack(layers, &[], target.into(), &limits(), |_| {}).ok()?;
     assert_eq!(erofs::check(&image).expect("a complete image").bytes, summary.bytes);
     let mut bytes = Vec::new();
     image.seek(SeekFrom::Start(0)).expect("the image can be read");

@@ -2,7 +2,7 @@
 
 use crate::{registry, small_image};
 use sandboxvm_tests::home::{Home, SMALL};
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 const DOCKERFILE: &str = r#"
 ARG BASE=example.test/base:1
@@ -17,10 +17,11 @@ RUN --mount=type=secret,id=token \
 
 FROM $BASE AS last
 COPY --from=builder --chown=app:extra /src/o* /src/b /opt/
+ADD root.tar /
 USER app
 WORKDIR /home/app
 RUN cat /proc/[0-9]*/cmdline >seen
-RUN id -un >who; rm /opt/b
+RUN id -un >who; rm /opt/b; echo made >/run/daemon/made
 CMD ["/bin/cat", "/opt/out"]
 "#;
 
@@ -47,17 +48,28 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     for (name, content) in [("Dockerfile", DOCKERFILE), ("a.txt", "hello"), ("d/b", "inner"), ("token", SECRET)] {
         fs::write(context.join(name), content).unwrap();
     }
+    // The machine mounts its own file over `/etc/hosts`, and file systems in memory over other places.
+    for (name, content) in [("etc/hosts", "192.0.2.9 of-the-archive\n"), ("proc/note", "kept"), ("run/daemon/pid", "1")]
+    {
+        let path = context.join("root").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    fs::set_permissions(context.join("root/run/daemon"), fs::Permissions::from_mode(0o777)).unwrap();
+    let (tree, archive) = (context.join("root"), context.join("root.tar"));
+    registry::run("tar", &["-C", tree.to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
+    fs::remove_dir_all(tree).unwrap();
     let secret = format!("id=token,src={}", context.join("token").display());
     let options = ["-m", SMALL, "--disk", "256M", "-t", "example.test/app:1", "--secret", &secret];
     let build = [&["build"][..], &options, &[context.to_str().unwrap()]].concat();
 
     let first = home.cli(&build).run().succeeds();
     let said = first.err();
-    assert!(said.contains("[stage 1, 4/4] RUN id -un") && said.contains("***") && !said.contains(SECRET), "{said}");
+    assert!(said.contains("[stage 1, 5/5] RUN id -un") && said.contains("***") && !said.contains(SECRET), "{said}");
 
     // The same once more: no sandbox is started, and the image is the same.
     let again = home.cli(&build).run().succeeds();
-    assert_eq!(again.err().matches("CACHED").count(), 4, "{}", again.err());
+    assert_eq!(again.err().matches("CACHED").count(), 5, "{}", again.err());
     assert_eq!(again.out(), first.out());
 
     let (saved, unpacked, bundle) = (home.scratch("app.tar"), home.scratch("app"), home.scratch("bundle"));
@@ -75,6 +87,15 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     assert_eq!(fs::read_to_string(root.join("home/app/who")).unwrap(), "app\n");
     assert!(!fs::read_to_string(root.join("home/app/seen")).unwrap().contains("sleep"), "a step left a process");
     assert!(!root.join("opt/b").exists() && !root.join("src").exists());
+    for (name, content) in [
+        ("etc/hosts", "192.0.2.9 of-the-archive\n"),
+        ("proc/note", "kept"),
+        ("run/daemon/pid", "1"),
+        ("run/daemon/made", "made\n"),
+    ] {
+        assert_eq!(fs::read_to_string(root.join(name)).unwrap(), content, "{name}");
+    }
+    assert!(!root.join("run/sandboxvm").exists() && !root.join("run/secrets").exists());
 
     registry::run(
         "skopeo",
@@ -102,13 +123,13 @@ fn stages_are_built_in_sandboxes_and_known_the_next_time() {
     fs::write(context.join("Dockerfile"), DOCKERFILE.replace("rm /opt/b", "exit 7")).unwrap();
     let failed = home.cli(&build).run().exits(1).err();
     assert!(
-        failed.contains("CACHED RUN cat") && failed.contains("Dockerfile:17: the command exited with code 7"),
+        failed.contains("CACHED RUN cat") && failed.contains("Dockerfile:18: the command exited with code 7"),
         "{failed}"
     );
     home.cli(["image", "inspect", "example.test/app:1"]).run().succeeds();
     // States are snapshots, which stay until they are removed.
     let states = home.cli(["snapshot", "ls", "-q"]).run().succeeds().out();
-    assert_eq!(states.matches("build-").count(), 7, "{states}");
+    assert_eq!(states.matches("build-").count(), 8, "{states}");
     home.cli(["snapshot", "rm"].into_iter().chain(states.lines())).run().succeeds();
     home.cli(["image", "prune", "--all"]).run().succeeds();
     home.assert_nothing_left();

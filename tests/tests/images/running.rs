@@ -23,6 +23,17 @@ fn a_sandbox_is_what_its_image_says_unless_its_user_says_otherwise() {
     let said = home.cli([&["run"][..], &machine, &["--entrypoint", "/bin/cat", "/etc/group"]].concat()).run();
     assert!(said.succeeds().out().ends_with("extra:x:1003:app\n"));
 
+    // `stop` sends the stop signal of the image to the init only, which its namespaces end with.
+    let init = ["--name", "init", "-u", "root", "--entrypoint", "/sbin/init"];
+    let mut running = home.cli([&["run"][..], &machine, &init].concat()).spawn();
+    running.wait_for_stdout("ready\n");
+    let beside = "cat /proc/1/comm; ls -d /sys/fs/cgroup/service; echo $container";
+    let said = home.cli(["exec", "-u", "root", "init", "sh", "-c", beside]).run().succeeds().out();
+    assert_eq!(said, "init\n/sys/fs/cgroup/service\nsandboxvm\n");
+    home.cli(["stop", "init"]).run().succeeds();
+    let ended = running.finish().exits(7);
+    assert_eq!(ended.out(), "1 sandboxvm\n0::/\n/data/volume\nready\nstopped\n", "{ended:?}");
+
     let created = home.cli([&["create", "--name", "made"][..], &machine].concat()).run().succeeds();
     let made = Sandbox::printed(&home, &created);
     assert_eq!(made.exec(["sh", "-c", script]).run().succeeds().out(), "1001\n/srv/new\nimage\n");

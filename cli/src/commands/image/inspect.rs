@@ -60,12 +60,7 @@ fn inspected(details: ImageDetails, references: Vec<String>) -> Inspected {
 
 /// Returns which settings of an image have no effect on its sandboxes.
 fn not_used(config: &ImageConfig) -> Vec<&'static str> {
-    let settings = [
-        ("StopSignal", !config.stop_signal.is_empty()),
-        ("Volumes", !config.volumes.is_empty()),
-        ("ExposedPorts", !config.exposed_ports.is_empty()),
-        ("Healthcheck", config.healthcheck.is_some()),
-    ];
+    let settings = [("ExposedPorts", !config.exposed_ports.is_empty()), ("Healthcheck", config.healthcheck.is_some())];
     settings.into_iter().filter_map(|(name, is_stated)| is_stated.then_some(name)).collect()
 }
 
@@ -82,6 +77,7 @@ mod tests {
             cmd: vec!["serve".to_owned()],
             stop_signal: "SIGINT".to_owned(),
             volumes: vec!["/data".to_owned()],
+            exposed_ports: vec!["80/tcp".to_owned()],
             ..ImageConfig::default()
         };
         let created = Some("2024-01-01T00:00:00Z".to_owned());

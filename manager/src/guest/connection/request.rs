@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use sandboxvm_protocol::agent::{
     AgentMessage, HostMessage,
     files::{FileOperation, FileReply},
+    main_process::MainRequest,
     process::View,
 };
 
@@ -34,23 +35,25 @@ impl Sandbox {
         if needs_workspace(&request) {
             self.mount_workspace().await?;
         }
-        let request = match request {
-            HostMessage::Exec(request) => {
+        let request = match ProcessSpec::of_message(request) {
+            Ok(spec) => {
                 let of_network = self.trusted_authority().await?;
-                let spec = ProcessSpec::of_request(request).below_environment(&self.record.env)?;
+                let spec = spec.below_environment(&self.record.env)?;
                 let spec = spec.below_environment(&of_network)?;
                 let spec = match &self.record.image_defaults {
                     Some(image) => image.beneath(spec)?,
                     None => spec,
                 };
-                HostMessage::Exec(spec.into_request())
+                spec.into_message()
             }
-            request => request,
+            Err(request) => request,
         };
         let identity = self.reachable().await?;
         let trail = self.trail();
         let exec = match &request {
-            HostMessage::Exec(request) => Some(trail.append(Event::exec(request))?),
+            HostMessage::Exec(request) | HostMessage::ExecMain(MainRequest { process: request, .. }) => {
+                Some(trail.append(Event::exec(request))?)
+            }
             _ => None,
         };
         let sent = AgentConnection::request(&self.directory, identity.as_ref(), &request).await;
@@ -80,7 +83,7 @@ impl Sandbox {
 /// Returns true for a request that the workspace makes a difference to, except the one that mounts it.
 fn needs_workspace(request: &HostMessage) -> bool {
     match request {
-        HostMessage::Exec(_) => true,
+        HostMessage::Exec(_) | HostMessage::ExecMain(_) => true,
         HostMessage::Files(request) => !matches!(request.operation, FileOperation::MountWorkspace(_)),
         _ => false,
     }
@@ -89,7 +92,9 @@ fn needs_workspace(request: &HostMessage) -> bool {
 /// Returns what the audit log says of a request that was answered.
 fn done(exec: Option<u64>, request: &HostMessage, first: &AgentMessage) -> Option<Event> {
     match (request, first) {
-        (HostMessage::Exec(_), AgentMessage::Started { pid }) => Some(Event::Started { exec: exec?, pid: *pid }),
+        (HostMessage::Exec(_) | HostMessage::ExecMain(_), AgentMessage::Started { pid }) => {
+            Some(Event::Started { exec: exec?, pid: *pid })
+        }
         (HostMessage::Attach(attach), AgentMessage::Attached(_)) if attach.view == View::Attend => {
             Some(Event::Attached { pid: attach.pid, stdin: attach.stdin })
         }

@@ -223,6 +223,16 @@ impl<'s> Files<'s> {
         self.sink(FileOperation::Extract { path, create, keep_owner }).await
     }
 
+    /// As [`Self::extract`] into the root with owners, but passes by what is mounted over files of the
+    /// disk, for example `/etc/hosts` and `/proc`. So the disk gets what the archive states.
+    ///
+    /// # Errors
+    /// Every [`FileError`]. An agent of an earlier version, which a snapshot may contain, refuses the
+    /// request.
+    pub async fn extract_below_mounts(&self) -> Result<FileSink<'s>, FileError> {
+        self.sink(FileOperation::ExtractBelowMounts).await
+    }
+
     /// Watches a directory for changes from now on. With `recursive`, also those below it.
     ///
     /// # Errors

@@ -67,7 +67,7 @@ pub enum Output {
 
 impl Exec {
     pub(crate) async fn start(sandbox: &dyn Route, spec: ProcessSpec) -> Result<Self, ExecError> {
-        let (connection, first) = sandbox.request(HostMessage::Exec(spec.into_request())).await?;
+        let (connection, first) = sandbox.request(spec.into_message()).await?;
         let mut exec = Self::started(connection, &first)?;
         exec.output.log_end = Some(sandbox.end_log(exec.pid));
         Ok(exec)
@@ -75,7 +75,7 @@ impl Exec {
 
     /// Starts a process in a machine that is not a sandbox yet and has no audit log.
     pub(crate) async fn start_unlogged(directory: &SandboxDirectory, spec: ProcessSpec) -> Result<Self, AgentError> {
-        let request = HostMessage::Exec(spec.into_request());
+        let request = spec.into_message();
         let (connection, first) = AgentConnection::request(directory, None, &request).await?;
         Self::started(connection, &first)
     }

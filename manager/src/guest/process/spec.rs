@@ -5,7 +5,9 @@
 //! [`ProcessSpecError`] to the names that its own readers know.
 
 use sandboxvm_protocol::agent::{
-    CText, CTextError, ExecRequest, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL, OnDisconnect, StdinSource, TerminalSize,
+    CText, CTextError, ExecRequest, HostMessage, MAX_ARGUMENT_COUNT, MAX_ARGUMENTS_TOTAL, OnDisconnect, StdinSource,
+    TerminalSize,
+    main_process::{MainProcess, MainRequest},
 };
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, time::Duration};
 
@@ -61,7 +63,10 @@ pub enum VariableProblem {
 
 /// A process to run in a sandbox, checked. See [`ProcessSpec::builder`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProcessSpec(ExecRequest);
+pub struct ProcessSpec {
+    request: ExecRequest,
+    main: Option<MainProcess>,
+}
 
 impl ProcessSpec {
     /// Describes a process by its program and arguments. A program without `/` is looked up in the guest's `PATH`.
@@ -85,31 +90,49 @@ impl ProcessSpec {
     /// The same process, but with another rule for the end of its connection.
     #[must_use]
     pub fn on_disconnect(mut self, rule: OnDisconnect) -> Self {
-        self.0.on_disconnect = rule;
+        self.request.on_disconnect = rule;
+        self
+    }
+
+    /// The same process as the main process of its sandbox, which has at most one at a time. A stop sends it
+    /// its signal, and SIGTERM to the other processes when it has ended. Agents of wire version 6 and older
+    /// refuse it.
+    #[must_use]
+    pub fn as_main(mut self, main: MainProcess) -> Self {
+        self.main = Some(main);
         self
     }
 
     /// Program and arguments.
     pub fn argv(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.argv.iter().map(CText::as_bytes)
+        self.request.argv.iter().map(CText::as_bytes)
     }
 
     #[cfg(test)]
     pub(crate) fn request(&self) -> &ExecRequest {
-        &self.0
+        &self.request
     }
 
-    pub(crate) fn into_request(self) -> ExecRequest {
-        self.0
+    /// Returns the message that starts it.
+    pub(crate) fn into_message(self) -> HostMessage {
+        match self {
+            Self { request, main: None } => HostMessage::Exec(request),
+            Self { request: process, main: Some(main) } => HostMessage::ExecMain(MainRequest { process, main }),
+        }
     }
 
-    pub(crate) fn of_request(request: ExecRequest) -> Self {
-        Self(request)
+    /// Returns the process that a message starts, or another message as it is.
+    pub(crate) fn of_message(message: HostMessage) -> Result<Self, HostMessage> {
+        match message {
+            HostMessage::Exec(request) => Ok(Self { request, main: None }),
+            HostMessage::ExecMain(MainRequest { process: request, main }) => Ok(Self { request, main: Some(main) }),
+            message => Err(message),
+        }
     }
 
     /// The same process with this user and working directory where the request names none.
     pub(crate) fn with_defaults(mut self, user: Option<&str>, directory: &str) -> Result<Self, ProcessSpecError> {
-        let Self(request) = &mut self;
+        let request = &mut self.request;
         if request.cwd.is_none() {
             request.cwd = Some(CText::try_from(directory).map_err(ProcessSpecError::WorkingDirectory)?);
         }
@@ -122,11 +145,11 @@ impl ProcessSpec {
     /// The same process with a sandbox's own environment before the variables of the request, which count where both set
     /// one.
     pub(crate) fn below_environment(mut self, own: &[String]) -> Result<Self, ProcessSpecError> {
-        let env = &self.0.env;
+        let env = &self.request.env;
         let own = own.iter().filter(|entry| !is_set(env, entry)).map(|entry| variable(entry));
         let own = own.collect::<Result<Vec<_>, _>>()?;
-        self.0.env.splice(0..0, own);
-        check_size(&self.0)?;
+        self.request.env.splice(0..0, own);
+        check_size(&self.request)?;
         Ok(self)
     }
 }
@@ -222,7 +245,7 @@ impl ProcessSpecBuilder {
             on_disconnect: self.on_disconnect,
         };
         check_size(&request)?;
-        Ok(ProcessSpec(request))
+        Ok(ProcessSpec { request, main: None })
     }
 }
 

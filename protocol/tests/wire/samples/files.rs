@@ -6,7 +6,7 @@ use sandboxvm_protocol::{
     machine::SlotNumber,
 };
 
-pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 19] {
+pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 20] {
     let a = || path("/home/user/a");
     [
         ("stat", false, FileOperation::Stat { path: a(), follow: true }),
@@ -30,6 +30,7 @@ pub(super) fn file_operations() -> [(&'static str, bool, FileOperation); 19] {
         ),
         ("observe", true, FileOperation::Observe { path: a(), recursive: false, details: true, network: false }),
         ("pack-changes", false, FileOperation::PackChanges),
+        ("extract-below-mounts", false, FileOperation::ExtractBelowMounts),
         ("mount-workspace", false, FileOperation::MountWorkspace(mount())),
         ("pack-workspace", false, FileOperation::PackWorkspace { lowest: SlotNumber::FIRST }),
     ]

@@ -9,6 +9,7 @@ use files::{file_operations, file_replies};
 use sandboxvm_protocol::{
     agent::files::*,
     agent::limits::*,
+    agent::main_process::*,
     agent::port::*,
     agent::process::*,
     agent::*,
@@ -55,6 +56,7 @@ variants! {
     HostMessage {
         Hello {}, Ping (), Exec (_), StdinEof (), Signal (_), Resize (_), SetIdentity (_), Shutdown {},
         ListProcesses {}, Attach (_), SignalProcess {}, Files (_), Connect (_), SetLimits (_),
+        ExecMain (_),
     }
     AgentMessage {
         Hello {}, Pong (), Started {}, StdinCredit {}, Exited (_), IdentitySet (), ShuttingDown (), Failed (_),
@@ -73,7 +75,7 @@ variants! {
     FileOperation {
         Stat {}, List {}, Read {}, Write {}, MakeDirectory {}, Move {}, Remove {}, SetMode {}, SetOwner {}, Watch {},
         Archive {}, Extract {}, Describe {}, ListDetails {}, WriteWithMetadata {}, Observe {}, PackChanges (),
-        MountWorkspace (_), PackWorkspace {},
+        ExtractBelowMounts (), MountWorkspace (_), PackWorkspace {},
     }
     FileReply { Begun (_), Entry (_), Entries (_), Changes (_), Done (_), Failed (_), Details (_), DetailsPage (_), Observed (_) }
     FileKind {
@@ -177,7 +179,7 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
     add("resize", HostMessage::Resize(TerminalSize { rows: 50, columns: 300 }));
     add("set-identity", HostMessage::SetIdentity(identity));
     add("shutdown", HostMessage::Shutdown { grace_ms: 2_000 });
-    add("exec-keep", HostMessage::Exec(ExecRequest { on_disconnect: OnDisconnect::Keep, ..bare }));
+    add("exec-keep", HostMessage::Exec(ExecRequest { on_disconnect: OnDisconnect::Keep, ..bare.clone() }));
     add("list-processes", HostMessage::ListProcesses { after: 4_194_304 });
     for (label, view) in [
         ("attach-attend", View::Attend),
@@ -199,6 +201,10 @@ pub fn host_messages() -> Vec<Sample<HostMessage>> {
     let files = FileCount::try_from(65_536).expect("a valid sample");
     add("set-limits", HostMessage::SetLimits(ProcessLimits { processes, files: None }));
     add("set-limits-of-files", HostMessage::SetLimits(ProcessLimits { processes, files: Some(files) }));
+    let init = MainProcess { stop_signal: signal(37), is_init: true };
+    add("exec-main-init", HostMessage::ExecMain(MainRequest { process: bare.clone(), main: init }));
+    let plain = MainProcess { stop_signal: SignalNumber::TERM, is_init: false };
+    add("exec-main", HostMessage::ExecMain(MainRequest { process: bare, main: plain }));
     samples
 }
 
