@@ -17,6 +17,9 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_XDEV)
     .union(ResolveFlags::NO_SYMLINKS);
 
+/// Prefix of the names of directories in a root in which an apply prepares files, and keeps old ones.
+pub(crate) const STAGING_PREFIX: &str = ".sandboxvm-apply-";
+
 /// An open root directory.
 #[derive(Debug)]
 pub(crate) struct Root {

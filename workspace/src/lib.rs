@@ -27,5 +27,6 @@ pub use review::{
     Extent, Review, ReviewError, ReviewFiles,
     compare::{Change, ChangeKind, Changes},
     content::MAX_TEXT,
+    examine,
     layer::{LayerError, LayerLimits, State},
 };

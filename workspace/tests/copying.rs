@@ -71,9 +71,11 @@ fn only_what_is_safe_in_the_guest_is_copied() {
     fs::set_permissions(project.join("tool"), fs::Permissions::from_mode(0o6755)).unwrap();
     symlink("/etc/passwd", project.join("link")).unwrap();
     symlink("/etc", project.join("etc")).unwrap();
+    // What an apply is moving.
+    fs::create_dir(project.join(".sandboxvm-apply-0123")).unwrap();
     rustix::fs::mknodat(
         rustix::fs::CWD,
-        &project.join("pipe"),
+        project.join("pipe"),
         rustix::fs::FileType::Fifo,
         rustix::fs::Mode::from_raw_mode(0o600),
         0,

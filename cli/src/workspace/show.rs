@@ -258,7 +258,8 @@ mod tests {
             change(b"a\x1b[2J\nsandboxvm: x", None, Some(file(3, 0o644))),
             renamed,
             change(b"d", Some(State { kind: Kind::Directory, mode: 0o755 }), None),
-            change(b"e", Some(file(1, 0o644)), Some(link)),
+            change(b"e", Some(file(1, 0o644)), Some(link.clone())),
+            change(b"f", Some(link), Some(State { kind: Kind::Symlink(b"elsewhere".to_vec()), mode: 0o777 })),
         ]
     }
 
@@ -268,13 +269,15 @@ mod tests {
         let expected = "added     a\\u{1b}[2J\\nsandboxvm: x\n\
                         renamed   b\u{fffd} -> c\u{fffd} (600 -> 644)\n\
                         deleted   d/\n\
-                        type      e (file -> symlink)\n";
+                        type      e (file -> symlink)\n\
+                        modified  f\n";
         assert_eq!(text, expected);
     }
 
     #[test]
     fn json_is_pinned() {
-        let extents = [Extent::Lines { added: 2, removed: 1 }, Extent::Nothing, Extent::Nothing, Extent::Nothing];
+        let mut extents = [Extent::Nothing; 5];
+        extents[0] = Extent::Lines { added: 2, removed: 1 };
         let files = changes().iter().zip(extents).map(|(change, extent)| ChangeJson::of(change, extent)).collect();
         let all = ChangesJson {
             root: "/home/user/project".into(),

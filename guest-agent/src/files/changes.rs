@@ -8,7 +8,6 @@ use super::channel::{Channel, DataWriter};
 use super::failure::{Trouble, failure, refused};
 use super::workspace::upper_beside_root;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2, syncfs};
-use rustix::io::Errno;
 use rustix::process::geteuid;
 use sandboxvm_archive::{Candidate, Writer, pack_layer};
 use sandboxvm_protocol::agent::files::{FileErrorKind, FileReply};
@@ -36,23 +35,23 @@ pub(super) fn pack(channel: &mut Channel, upper: Option<OwnedFd>, overlay: Overl
     };
     let fail = |step| move |errno| refused(step, b"/", errno);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let (upper, is_left_out): (_, &dyn Fn(Candidate<'_>) -> Result<bool, Errno>) = match overlay {
-        Overlay::Root => {
-            let upper = openat(&upper, ".", flags, Mode::empty()).map_err(fail("open the changes of the disk"))?;
-            (upper, &is_boot_trace)
-        }
+    let upper = match overlay {
+        Overlay::Root => openat(&upper, ".", flags, Mode::empty()).map_err(fail("open the changes of the disk"))?,
         Overlay::Workspace(lowest) => {
             // Only the agent writes there, but root of the guest can mount the disk too.
             let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-            let upper = openat2(&upper, upper_beside_root(lowest), flags, Mode::empty(), resolve)
-                .map_err(fail("open the changes of the workspace"))?;
-            (upper, &|_| Ok(false))
+            openat2(&upper, upper_beside_root(lowest), flags, Mode::empty(), resolve)
+                .map_err(fail("open the changes of the workspace"))?
         }
     };
     channel.reply(&FileReply::Begun(None))?;
     syncfs(&upper).map_err(fail("write the changes to the disk"))?;
+    let is_left_out = |file: Candidate<'_>| match overlay {
+        Overlay::Root => is_boot_trace(file),
+        Overlay::Workspace(_) => Ok(false),
+    };
     let mut writer = Writer::new(DataWriter::new(channel));
-    let totals = pack_layer(&mut writer, upper.as_fd(), is_left_out).map_err(|error| pack_trouble(error, b"/"))?;
+    let totals = pack_layer(&mut writer, upper.as_fd(), &is_left_out).map_err(|error| pack_trouble(error, b"/"))?;
     writer.finish().map_err(|_| Trouble::Gone)?;
     Ok(FileReply::Done(of_wire(totals)))
 }

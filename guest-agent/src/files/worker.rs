@@ -50,7 +50,7 @@ pub(crate) fn start(handover: Handover<'_>, request: FileRequest) -> Result<Pid,
     }
 }
 
-pub(super) fn last_error() -> Errno {
+fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN)
 }
 

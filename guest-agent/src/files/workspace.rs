@@ -11,7 +11,7 @@
 //! sandbox has. A workspace that is mounted again, also after a boot, has its changes.
 
 use super::failure::{Trouble, failure, refused};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, mkdir, open};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, Uid, chownat, flock, mkdir, open};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount, open_tree,
@@ -53,6 +53,8 @@ pub(super) fn mount_workspace(request: &WorkspaceMount) -> Result<FileReply, Tro
     if !at.starts_with(b"/") || at == b"/" {
         return bad("the path of a workspace must be absolute, and not that of the root");
     }
+    // Of two requests at the same time, the second finds the workspace mounted.
+    let _lock = lock(*lowest).map_err(|errno| refused("lock the slot of the workspace", at, errno))?;
     if is_mounted(&source(*lowest)).map_err(|errno| refused("read the list of mounts", at, errno))? {
         return Ok(FileReply::Done(FileTotals::default()));
     }
@@ -62,6 +64,17 @@ pub(super) fn mount_workspace(request: &WorkspaceMount) -> Result<FileReply, Tro
     move_mount(&tree, c"", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|errno| refused("mount the workspace", at, errno))?;
     Ok(FileReply::Done(FileTotals::default()))
+}
+
+fn device(slot: SlotNumber) -> String {
+    format!("/dev/vd{}", char::from(FIRST_DISK + slot.get()))
+}
+
+/// Waits until no other request mounts the workspace. The slot is opened, and not read.
+fn lock(lowest: SlotNumber) -> Result<OwnedFd, Errno> {
+    let slot = open(device(lowest), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    flock(&slot, FlockOperation::LockExclusive)?;
+    Ok(slot)
 }
 
 /// Returns true if a mount of this process's namespace has this source.
@@ -88,7 +101,7 @@ fn in_own_namespace(request: &WorkspaceMount, lowest: SlotNumber) -> (&'static s
         step = "create a mount namespace";
         // SAFETY: only the mount namespace changes, and this process has one thread.
         if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-            return Err(super::worker::last_error());
+            return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::PERM));
         }
         let tree = build(request, lowest, &mut step);
         // Also after a failure: the reply needs nothing of it, but later code may.
@@ -119,8 +132,7 @@ fn build(request: &WorkspaceMount, lowest: SlotNumber, step: &mut &'static str) 
     let mut lower = Vec::with_capacity(request.slots.len());
     for slot in &request.slots {
         let target = directory(&format!("slot{slot}"))?;
-        let device = format!("/dev/vd{}", char::from(FIRST_DISK + slot.get()));
-        mount(device, &target, "erofs", MountFlags::RDONLY, None)?;
+        mount(device(*slot), &target, "erofs", MountFlags::RDONLY, None)?;
         lower.push(target);
     }
     // The uppermost comes first.

@@ -2,7 +2,10 @@
 //! `workspace.index`. Each directory has links to them, so that removing one never breaks another.
 //! They may never be written.
 
-use super::{record::WorkspaceRecord, spec::WorkspaceSpec};
+use super::{
+    record::{WorkspaceRecord, slot_name},
+    spec::WorkspaceSpec,
+};
 use crate::home::directory::{DirectoryError, SandboxDirectory};
 use rustix::{
     fs::{AtFlags, statat},
@@ -13,10 +16,6 @@ use std::{fs::File, io, path::Path};
 
 /// Says what the slots contain.
 pub(super) const INDEX: &str = "workspace.index";
-
-pub(crate) fn slot_name(slot: SlotNumber) -> String {
-    format!("slot.{slot}")
-}
 
 /// Links the files that a new sandbox's workspace is made of into its directory.
 pub(crate) fn adopt(directory: &SandboxDirectory, spec: &WorkspaceSpec) -> Result<(), DirectoryError> {

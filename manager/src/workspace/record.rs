@@ -1,9 +1,14 @@
 //! What the record of a sandbox, and the manifest of a snapshot, say of its workspace.
 
-use super::{files::slot_name, spec::WorkspaceSpec};
+use super::spec::WorkspaceSpec;
 use sandboxvm_protocol::{agent::workspace::MAX_SLOTS, machine::SlotNumber};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// Returns the name of the file in a slot, in the directory of a sandbox or snapshot.
+pub(super) fn slot_name(slot: SlotNumber) -> String {
+    format!("slot.{slot}")
+}
 
 /// The workspace of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,8 +22,8 @@ pub enum WorkspaceError {
     /// The path on the host is not absolute, or not UTF-8.
     #[error("invalid directory of a workspace {0:?}: expected an absolute path in UTF-8")]
     Origin(PathBuf),
-    /// A snapshot has a workspace of its own, or none.
-    #[error("cannot give the sandbox a workspace: it starts from snapshot {0}, whose machine has its own or none")]
+    /// A machine that is restored has the workspace of its snapshot, or none.
+    #[error("cannot give the sandbox a workspace: it starts from snapshot {0}, and has that of the snapshot or none")]
     OfSnapshot(SandboxName),
 }
 

@@ -32,6 +32,7 @@ mod state_file;
 mod tar_unpack;
 mod virtqueue;
 mod vsock_device;
+mod workspace_changes;
 
 pub use balloon_device::balloon_device;
 pub use block_device::block_device;
@@ -55,6 +56,7 @@ pub use state_file::{example as state_file_example, state_file};
 pub use tar_unpack::tar_unpack;
 pub use virtqueue::virtqueue;
 pub use vsock_device::vsock_device;
+pub use workspace_changes::workspace_changes;
 
 /// A function of this crate. Its program in `fuzz/fuzz_targets` and its corpus in `fuzz/corpus`
 /// have the same name.
@@ -92,4 +94,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tar_unpack", run: tar_unpack },
     Target { name: "virtqueue", run: virtqueue },
     Target { name: "vsock_device", run: vsock_device },
+    Target { name: "workspace_changes", run: workspace_changes },
 ];

@@ -106,7 +106,8 @@ replay!(
     state_file,
     tar_unpack,
     virtqueue,
-    vsock_device
+    vsock_device,
+    workspace_changes
 );
 
 #[test]

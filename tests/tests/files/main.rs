@@ -4,3 +4,4 @@ mod disk_changes;
 mod full_disk;
 mod transfer;
 mod watching;
+mod workspace;

@@ -75,12 +75,14 @@ const DIRECTORIES: &[(&str, &str)] = &[
     (".husky", "git runs hooks in it"),
     (".githooks", "git may run hooks in it"),
     (".hooks", "git may run hooks in it"),
-    ("hooks", "git may run hooks in it"),
     (".cargo", "cargo runs programs that it names"),
     (".yarn", "yarn runs programs in it"),
     (".mise", "mise runs hooks in it"),
     (".direnv", "direnv runs files in it"),
 ];
+
+/// As [`DIRECTORIES`], directly below the root: elsewhere the name is usual for source code.
+const AT_ROOT: &[(&str, &str)] = &[("hooks", "git may run hooks in it")];
 
 /// Ends of names.
 const ENDS: &[(&str, &str)] =
@@ -105,8 +107,9 @@ pub(crate) fn of(path: &[u8], old: Option<&State>, new: &State, is_bare: impl Fn
     if let Some((_, why)) = ENDS.iter().find(is_end) {
         return Some(Reason::Executes(why));
     }
-    for directory in above.split(|byte| *byte == b'/') {
-        let known = DIRECTORIES.iter().find(|known| directory.eq_ignore_ascii_case(known.0.as_bytes()));
+    for (depth, directory) in above.split(|byte| *byte == b'/').enumerate() {
+        let mut all = DIRECTORIES.iter().chain(if depth == 0 { AT_ROOT } else { &[] });
+        let known = all.find(|known| directory.eq_ignore_ascii_case(known.0.as_bytes()));
         if let Some((_, why)) = known {
             return Some(Reason::Executes(why));
         }
@@ -151,10 +154,12 @@ mod tests {
 
     #[test]
     fn what_the_host_executes_needs_consent() {
-        for path in [".envrc", "a/.ENVRC", ".vscode/tasks.json", "x/.Vscode/deep/settings.json", "p.code-workspace"] {
+        for path in
+            [".envrc", "a/.ENVRC", ".vscode/tasks.json", "x/.Vscode/deep/settings.json", "p.code-workspace", "hooks/x"]
+        {
             assert!(of(path, &file(0o644)), "{path}");
         }
-        for path in ["Makefile", "src/main.rs", "vscode/tasks.json", "envrc", "config"] {
+        for path in ["Makefile", "src/main.rs", "vscode/tasks.json", "envrc", "config", "src/hooks/x"] {
             assert!(!of(path, &file(0o644)), "{path}");
         }
         assert!(of("tool", &file(0o755)));

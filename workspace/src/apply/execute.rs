@@ -3,7 +3,7 @@
 //! names only within the project and its staging directory, by descriptors of their directories.
 
 use super::{
-    ApplyError,
+    error::ApplyError,
     host::{self, Found},
     journal::{Action, Entry},
     staging::{Staging, new_file, old_file},

@@ -9,7 +9,7 @@
 
 use super::plan::{Source, Step, merge_with_host};
 use crate::{
-    beneath::{About, Root, look_at},
+    beneath::{About, Root, STAGING_PREFIX, look_at},
     index::Kind,
     review::{Review, layer::State},
 };
@@ -27,9 +27,6 @@ use std::{
     io::{self, Read, Write},
 };
 
-/// Prefix of the name of the directory.
-const PREFIX: &str = ".sandboxvm-apply-";
-
 /// The open directory.
 #[derive(Debug)]
 pub(super) struct Staging {
@@ -40,7 +37,7 @@ pub(super) struct Staging {
 pub(super) fn new_name() -> io::Result<Vec<u8>> {
     let mut random = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(random.iter().fold(PREFIX.to_owned(), |name, byte| format!("{name}{byte:02x}")).into_bytes())
+    Ok(random.iter().fold(STAGING_PREFIX.to_owned(), |name, byte| format!("{name}{byte:02x}")).into_bytes())
 }
 
 pub(super) fn new_file(step: usize) -> Vec<u8> {

@@ -9,7 +9,10 @@
 //! ```
 //! What a killed process left has no name in an index, and is removed by the next copy.
 
-use crate::{beneath::open_plain, index::Index};
+use crate::{
+    beneath::open_plain,
+    index::{Index, file::IndexError},
+};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{FlockOperation, OFlags, Timestamps, flock, fstat, futimens, stat},
@@ -25,16 +28,25 @@ use std::{
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {step} \"{}\" in the cache: {error}", .path.display())]
-pub struct CacheError {
-    step: &'static str,
-    path: PathBuf,
-    error: io::Error,
+pub enum CacheError {
+    /// The system refuses it.
+    #[error("cannot {step} \"{}\" in the cache: {error}", .path.display())]
+    Io {
+        /// What failed.
+        step: &'static str,
+        /// Path of the file.
+        path: PathBuf,
+        /// The reason.
+        error: io::Error,
+    },
+    /// The index cannot be written.
+    #[error(transparent)]
+    Index(#[from] IndexError),
 }
 
 fn fail<E: Into<io::Error>>(step: &'static str, path: &Path) -> impl FnOnce(E) -> CacheError {
     let path = path.to_owned();
-    move |error| CacheError { step, path, error: error.into() }
+    move |error| CacheError::Io { step, path, error: error.into() }
 }
 
 /// The place of one project, locked.
@@ -81,7 +93,7 @@ impl Place {
     }
 
     /// Makes an index the one of this place. `is_base` says that it is also that of a new lowest layer.
-    pub(super) fn publish(&self, index: &Index, is_base: bool) -> Result<PathBuf, super::CopyInError> {
+    pub(super) fn publish(&self, index: &Index, is_base: bool) -> Result<PathBuf, CacheError> {
         let (new, path) = (self.directory.join("index.new"), self.directory.join("index"));
         let _ = fs::remove_file(&new);
         index.write(&new)?;

@@ -1,7 +1,7 @@
 //! Writes one layer: the files of a project, or what changed of them, as an EROFS image. Owns the
 //! metadata that files have in the guest, and the reading of their content.
 
-use super::CopyInError;
+use super::error::CopyInError;
 use crate::{
     beneath::Root,
     index::{Content, Digest, Entry, Kind},

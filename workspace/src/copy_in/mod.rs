@@ -6,19 +6,23 @@
 //! ```
 
 mod cache;
+mod error;
 mod image;
+mod options;
 mod plan;
 mod rules;
 mod scan;
 
 pub use cache::CacheError;
+pub use error::CopyInError;
 pub(crate) use image::digest;
+pub use options::CopyOptions;
 pub use rules::RulesError;
 pub use scan::ScanError;
 
 use crate::{
     beneath::{Root, open_plain, split},
-    index::{Entry, Index, Kind, file::IndexError},
+    index::{Entry, Index, Kind},
 };
 use cache::{Place, Previous};
 use image::LayerWriter;
@@ -34,74 +38,6 @@ use std::{
     io,
     path::{Path, PathBuf},
 };
-
-/// What a copy takes, and how much.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CopyOptions {
-    /// Leaves out what `.gitignore` files and `.git/info/exclude` name. Default: false.
-    pub gitignore: bool,
-    /// Leaves out what `.sandboxvmignore` files name. Default: true.
-    pub sandboxvmignore: bool,
-    /// Maximum number of files. Default: 1,000,000.
-    pub max_files: u64,
-    /// Maximum size of all files in bytes. Default: 32 GiB.
-    pub max_bytes: u64,
-    /// Maximum number of directories above a file. Default: 256.
-    pub max_depth: u16,
-    /// Size in bytes to which the cache is reduced after a copy. Default: 20 GiB.
-    pub cache_bytes: u64,
-    /// Number of projects to which the cache is reduced after a copy. Default: 64.
-    pub cache_projects: usize,
-}
-
-impl Default for CopyOptions {
-    fn default() -> Self {
-        Self {
-            gitignore: false,
-            sandboxvmignore: true,
-            max_files: 1_000_000,
-            max_bytes: 32 << 30,
-            max_depth: 256,
-            cache_bytes: 20 << 30,
-            cache_projects: 64,
-        }
-    }
-}
-
-/// Why a project cannot be copied in.
-#[derive(Debug, thiserror::Error)]
-pub enum CopyInError {
-    /// A file of the project cannot be read.
-    #[error("cannot {step} \"{}\": {error}", .path.escape_ascii())]
-    File {
-        /// What failed.
-        step: &'static str,
-        /// Its path: below the root, or that of the root itself.
-        path: Vec<u8>,
-        /// The reason.
-        error: io::Error,
-    },
-    /// The project cannot be walked.
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    /// A file cannot be written to a layer.
-    #[error("cannot copy \"{}\": {error}", .path.escape_ascii())]
-    Image {
-        /// Its path.
-        path: Vec<u8>,
-        /// The reason.
-        error: sandboxvm_layers::ImageError,
-    },
-    /// The index cannot be written.
-    #[error(transparent)]
-    Index(#[from] IndexError),
-    /// The cache cannot be used.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// The project contains the cache, which would be copied into itself.
-    #[error("the directory \"{}\" contains the files of sandboxvm itself", .0.display())]
-    ContainsCache(PathBuf),
-}
 
 /// A project that was copied in. Its files stay in the cache while this value exists: link or copy them
 /// before it is dropped.

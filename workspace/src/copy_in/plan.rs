@@ -1,7 +1,7 @@
 //! What a copy has to write: a new lowest layer with all files, or a layer above it with what changed,
 //! or nothing. Owns this decision; it writes nothing.
 
-use super::{CopyInError, cache::Previous, image, scan::Scan};
+use super::{cache::Previous, error::CopyInError, image, scan::Scan};
 use crate::{
     beneath::{Root, split},
     index::{Content, Entry, Kind},

@@ -1,7 +1,7 @@
 //! Which files of a project are left out: `.gitignore` and `.sandboxvmignore`, with git's meaning. Owns
 //! the rules of one directory and their order; it opens files only below the root that it is given.
 
-use super::CopyOptions;
+use super::options::CopyOptions;
 use crate::beneath::Root;
 use ignore::{
     Match,

@@ -2,10 +2,10 @@
 //! sockets, devices, pipes, what is mounted below the root, and what rules name.
 
 use super::{
-    CopyOptions,
+    options::CopyOptions,
     rules::{Rules, RulesError},
 };
-use crate::beneath::{About, Root, look_at};
+use crate::beneath::{About, Root, STAGING_PREFIX, look_at};
 use rustix::{
     fd::AsFd,
     fs::{Dir, FileType, readlinkat},
@@ -101,7 +101,8 @@ impl Scan {
         for item in listing {
             let item = item.map_err(fail("list", path))?;
             let name = item.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
+            let is_staging = path.is_empty() && name.starts_with(STAGING_PREFIX.as_bytes());
+            if matches!(name, b"." | b"..") || is_staging {
                 continue;
             }
             let path = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };

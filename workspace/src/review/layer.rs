@@ -80,7 +80,7 @@ pub(crate) struct Layer {
     pub(crate) removed: BTreeSet<Vec<u8>>,
     /// Directories of which it removes what is below.
     pub(crate) opaque: BTreeSet<Vec<u8>>,
-    /// Devices and named pipes, which are no part of a project.
+    /// Devices and named pipes, which do not belong to a project.
     pub(crate) special: BTreeSet<Vec<u8>>,
 }
 

@@ -14,7 +14,7 @@ use layer::{LayerError, LayerLimits};
 use std::{
     collections::BTreeSet,
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::Path,
 };
 
@@ -73,6 +73,16 @@ pub enum Extent {
     },
     /// There is no content, or it is the same.
     Nothing,
+}
+
+/// Reads a layer of changes for what it says, without access to its contents.
+///
+/// # Errors
+/// [`LayerError`].
+pub fn examine(index: &Index, layer: impl Read, limits: &LayerLimits) -> Result<Changes, LayerError> {
+    let source = u8::try_from(index.layers.len()).unwrap_or(u8::MAX);
+    let layer = layer::read(layer, source, limits)?;
+    Ok(compare::changes(compare::pairs(index, &layer), layer.special))
 }
 
 /// The changes of a sandbox, and access to the contents.
