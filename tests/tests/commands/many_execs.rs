@@ -84,7 +84,7 @@ fn serial(count: usize) {
     let run =
         |times: usize| (0..times).for_each(|_| drop(sandbox.exec(["--", "sh", "-c", "echo out"]).run().succeeds()));
     // The first commands may allocate memory that is used again later.
-    run(5);
+    run(3);
     let mut before = Footprint::of(&sandbox);
     // A command's client has its exit code before the VMM has closed its connection. So what is
     // open is at most what was counted, and at least the smallest count.
@@ -109,7 +109,7 @@ fn serial(count: usize) {
 
 #[test]
 fn one_command_after_the_other_leaves_nothing_behind() {
-    serial(8);
+    serial(6);
 }
 
 #[test]
