@@ -48,6 +48,19 @@ fn a_sandbox_works_from_create_to_rm() {
     let _ = sandbox.sh("echo kept > /root/file").succeeds();
     assert_eq!(sandbox.sh("cat /root/file").succeeds().out(), "kept\n");
 
+    // Commands of several clients on two vCPUs do not mix their streams.
+    let running: Vec<_> = (0..3u8)
+        .map(|shell| {
+            let script = "read mark; i=0; while [ $i -lt 20 ]; do echo $mark $i; echo $mark $i >&2; i=$((i+1)); done; exit $mark";
+            home.cli(["exec", "demo", "-i", "--", "sh", "-c", script]).input(format!("{shell}\n")).spawn()
+        })
+        .collect();
+    for (shell, run) in running.into_iter().enumerate() {
+        let run = run.finish().exits(i32::try_from(shell).expect("few"));
+        let expected: String = (0..20).map(|line| format!("{shell} {line}\n")).collect();
+        assert!(run.out() == expected && run.err() == expected, "{}", run.transcript());
+    }
+
     // `rm` does not remove a running sandbox without -f.
     let refused = home.cli(["rm", "demo"]).run().fails_with(&["running", "-f"]);
     assert!(refused.err().contains("demo") || refused.err().contains(&sandbox.id), "{}", refused.transcript());
