@@ -91,18 +91,17 @@ def refuse_constant(name):
 
 
 class InterpreterTest(unittest.TestCase):
-    """Tests that share a service."""
+    """Tests of a program, which share a service: to start one is what takes longest."""
 
     maxDiff = None
+    interpreter = None
 
     @classmethod
     def setUpClass(cls):
-        cls.interpreter = Interpreter()
+        if InterpreterTest.interpreter is None:
+            InterpreterTest.interpreter = Interpreter()
+            unittest.addModuleCleanup(InterpreterTest.interpreter.stop)
         cls.run_cell = cls.interpreter.run
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.interpreter.stop()
 
     def only_result(self, code):
         """The one result of a cell that succeeds and writes nothing."""
