@@ -176,8 +176,8 @@ fn assert_right(off: f64) {
 }
 
 /// A VMM that is stopped by SIGSTOP receives no notice, and finds the absence out itself. What a
-/// process reported before may be old if the host is so busy that the guest hardly runs, and then an
-/// absence cannot be told from that: the next one shows it.
+/// process reported before may be old if the host is so busy that the guest hardly runs, and then this
+/// absence shows nothing: the next one does.
 fn stopped_by_a_signal(sandbox: &Sandbox<'_>) {
     const AWAY: Duration = Duration::from_secs(10);
     const ABSENCES: usize = 5;
