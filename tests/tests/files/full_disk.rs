@@ -5,7 +5,7 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use sandboxvm_tests::{
     cli::Finished,
     home::{Home, SMALL, eventually},
-    processes,
+    processes, seed,
 };
 use std::{
     fs::{self, File},
@@ -34,25 +34,8 @@ impl<'h> SmallDisk<'h> {
         let done = Command::new("mount").args(options).arg(&mounted).status().expect("mount(8) can be executed");
         assert!(done.success(), "cannot mount a tmpfs: these tests need root");
         let disk = Self { home, mounted };
-        let copied = Command::new("cp").args(["-a", "--sparse=always"]).arg(home.path()).arg(disk.root()).status();
-        assert!(copied.expect("cp(1) can be executed").success());
-        disk.fill_holes_of_memory();
+        seed::copy(&home.path(), &disk.root());
         disk
-    }
-
-    /// Gives the memory files of ready snapshots all their blocks. A guest that uses a page for the
-    /// first time reads it from the file, and a tmpfs allocates a block for a hole that is read
-    /// through a mapping: without room, that ends the VMM (docs/design/limits.md).
-    fn fill_holes_of_memory(&self) {
-        for snapshot in fs::read_dir(self.root().join("ready")).expect("the seed has one").flatten() {
-            for file in fs::read_dir(snapshot.path()).into_iter().flatten().flatten() {
-                if file.file_name().as_encoded_bytes().starts_with(b"memory") {
-                    let length = file.metadata().expect("the file exists").len();
-                    let file = File::options().write(true).open(file.path()).expect("root may write it");
-                    fallocate(&file, FallocateFlags::empty(), 0, length).expect("the tmpfs has room");
-                }
-            }
-        }
     }
 
     fn root(&self) -> PathBuf {
