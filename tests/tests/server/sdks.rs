@@ -36,7 +36,7 @@ programs! {
     sandboxes_work_for_the_javascript_client: "js/sandboxes.cjs";
     pauses_without_memory_work_for_the_python_client: "python/pause_without_memory.py";
     pauses_without_memory_work_for_the_javascript_client: "js/pause_without_memory.cjs", soak = "soak: the Python client does the same";
-    commands_and_files_work_for_the_javascript_client: "js/commands_and_files.mjs";
+    commands_and_files_work_for_the_javascript_client: "js/commands_and_files.mjs", soak = "soak: the Python client does the same, and the JavaScript example both";
     commands_work_for_the_python_client: "python/commands.py";
     files_work_for_the_python_client: "python/files.py";
     ends_of_sandboxes_are_reported_to_the_python_client: "python/ended.py";
