@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from e2b import Sandbox
 
-TARGET = "110"
+TARGET = "10"
 ACTIONS = ["0", "1"]
 
 

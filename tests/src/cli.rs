@@ -17,6 +17,9 @@ use std::{
 /// and commands while other guests compete for the processor.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// How long the output of a program may stay open after its end.
+const CLOSES: Duration = Duration::from_secs(20);
+
 /// Returns `SANDBOXVM_TEST_PATIENCE`, a factor for every deadline. It is for busy machines, on
 /// which a guest whose kernel is interpreted may take minutes to boot. Defaults to 1.
 #[must_use]
@@ -298,7 +301,7 @@ impl Running {
         // A process that inherited stdout would keep it open. That is a leak too, which this
         // detects.
         for stream in [&self.stdout, &self.stderr].into_iter().flatten() {
-            let ended = stream.wait(self.deadline.max(Instant::now() + Duration::from_secs(5)), |_, ended| ended);
+            let ended = stream.wait(self.deadline.max(Instant::now() + CLOSES * patience()), |_, ended| ended);
             assert!(ended, "{} ended, but something keeps its output open: {}", self.shown, self.transcript());
         }
         let take = |stream: Option<Collector>| stream.map(Collector::finish).unwrap_or_default();

@@ -289,6 +289,6 @@ impl<'h> Sandbox<'h> {
 /// Reads the status file. The VMM rewrites it in place, so this reads again if it is incomplete.
 fn read_status(directory: &Path) -> VmStatus {
     let path = directory.join("status.json");
-    eventually(Duration::from_secs(1), || serde_json::from_slice(&fs::read(&path).ok()?).ok())
+    eventually(Duration::from_secs(20), || serde_json::from_slice(&fs::read(&path).ok()?).ok())
         .unwrap_or_else(|| panic!("{} holds no status", path.display()))
 }

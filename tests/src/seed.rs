@@ -4,7 +4,7 @@
 //! needs a boot uses `--cold`.
 
 use crate::artefacts::Artefacts;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use std::{
     fs::{self, DirBuilder, File},
     os::unix::fs::{DirBuilderExt, MetadataExt},
@@ -56,6 +56,25 @@ fn describe(artefacts: &Artefacts) -> String {
         text += &format!("{} {} {} {}\n", path.display(), version.ino(), version.size(), version.mtime_nsec());
     }
     text
+}
+
+/// Copies `home`, with the shared files in it, to a file system that may become full.
+///
+/// The memory files of ready snapshots get all their blocks. A guest that uses a page for the first
+/// time reads it from the file, and a tmpfs allocates a block for a hole that is read through a
+/// mapping: without room, that ends the VMM (docs/design/limits.md).
+pub fn copy(home: &Path, to: &Path) {
+    let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([home, to]).status();
+    assert!(copied.expect("cp(1) can be executed").success());
+    for snapshot in fs::read_dir(to.join("ready")).expect("the seed has one").flatten() {
+        for file in fs::read_dir(snapshot.path()).into_iter().flatten().flatten() {
+            if file.file_name().as_encoded_bytes().starts_with(b"memory") {
+                let length = file.metadata().expect("the file exists").len();
+                let file = File::options().write(true).open(file.path()).expect("root may write it");
+                fallocate(&file, FallocateFlags::empty(), 0, length).expect("the file system has room");
+            }
+        }
+    }
 }
 
 fn grow(home: &Path, artefacts: &Artefacts) {

@@ -8,9 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Number of commands that each client runs.
-pub const COMMANDS: usize = 10;
-
 /// Durations of the parts of one client's work.
 #[derive(Debug, Clone, Default)]
 pub struct Times {
@@ -24,15 +21,15 @@ pub struct Times {
     pub kill: Duration,
 }
 
-/// Runs `count` clients at the same time.
+/// Runs `count` clients at the same time, each of which runs `commands` commands.
 ///
 /// # Panics
 /// Panics if a client sees anything but its own data.
 #[must_use]
-pub fn clients(server: &Server, count: usize) -> Vec<Times> {
+pub fn clients(server: &Server, count: usize, commands: usize) -> Vec<Times> {
     thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..count).map(|number| scope.spawn(move || client(server, server.key(), number, COMMANDS))).collect();
+            (0..count).map(|number| scope.spawn(move || client(server, server.key(), number, commands))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a client failed, and its message is above")).collect()
     })
 }

@@ -66,8 +66,8 @@ try:
     assert (info.name, info.type, info.path, info.owner) == ("deep", FileType.DIR, "/home/user/deep", "user"), info
     assert info.permissions == "drwxr-xr-x" and info.modified_time.year >= 2024, info
     # A symbolic link is described as its target.
-    sandbox.commands.run("mkdir links && cd links && ln -s ../a.txt file && ln -s /tmp directory && ln -s none nowhere", timeout=0)
-    sandbox.commands.run("ln -s links/file link")
+    links = "mkdir links && ln -s links/file link && cd links && ln -s ../a.txt file && ln -s /tmp directory && ln -s none nowhere"
+    sandbox.commands.run(links, timeout=0)
     link = files.get_info("link")
     assert (link.type, link.mode, link.symlink_target) == (FileType.FILE, 0o644, "/home/user/a.txt"), link
     assert (link.permissions, link.path) == ("Lrwxrwxrwx", "/home/user/link"), link
@@ -84,12 +84,13 @@ try:
     tagged = files.write("tagged", "x", metadata={"Author": "me", "empty": ""})
     assert tagged.metadata == {"author": "me", "empty": ""}, tagged
     assert files.get_info("tagged").metadata == {"author": "me", "empty": ""}
-    shown = "import os; print({name: os.getxattr('tagged', name) for name in os.listxattr('tagged')})"
-    shown = sandbox.commands.run(f'python3 -S -c "{shown}"', timeout=0).stdout
-    assert shown == "{'user.e2b.author': b'me', 'user.e2b.empty': b''}\n", shown
-    setting = "import os; os.setxattr('tagged', 'user.e2b.set', b'inside'); os.setxattr('tagged', 'user.other', b'x'); "
-    setting += "os.setxattr('tagged', 'user.e2b.binary', b'\\xff')"
-    sandbox.commands.run(f'python3 -S -c "{setting}"', timeout=0)
+    # Perl starts in a tenth of Python's time. (194 is listxattr, 191 getxattr, 188 setxattr.)
+    inside = "my $f = q(tagged); my $n = my $v = qq(-) x 99; my @n = split /\\0/, substr $n, 0, syscall(194, $f, $n, 99);"
+    inside += "for my $name (sort @n) { my $size = syscall(191, $f, $name, $v, 99); print $name, q(=), substr($v, 0, $size), q(;) }"
+    inside += "my %new = (q(user.e2b.set), q(inside), q(user.other), q(x), q(user.e2b.binary), chr 255);"
+    inside += "while (my ($name, $value) = each %new) { syscall(188, $f, $name, $value, length $value, 0) and die $! }"
+    shown = sandbox.commands.run(f"perl -e '{inside}'", timeout=0).stdout
+    assert shown == "user.e2b.author=me;user.e2b.empty=;", shown
     found = {entry.name: entry.metadata for entry in files.list("")}
     assert found["tagged"] == {"author": "me", "empty": "", "set": "inside"} and found["a.txt"] is None, found
     assert files.rename("tagged", "renamed").metadata == found["tagged"]

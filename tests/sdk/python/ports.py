@@ -61,16 +61,27 @@ import _thread, socket, ssl
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain("pair.pem")
+
+def answer(connection, by):
+    head = connection.recv(65536).decode().lower().split("\r\n")
+    hosts = [line for line in head if line.startswith(("host: ", "x-forwarded-host: "))]
+    body = "\n".join([by, *sorted(hosts)]).encode()
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+def serve(listener):
+    while True:
+        try:
+            with listener.accept()[0] as connection: answer(connection, "by HTTP")
+        except OSError: pass
+
+_thread.start_new_thread(serve, (socket.create_server(("127.0.0.1", 8000)),))
 plain, listener = socket.create_server(("127.0.0.1", 8444)), socket.create_server(("127.0.0.1", 8443))
 _thread.start_new_thread(lambda: plain.accept()[0].sendall(b"220 mail.example.test ESMTP\r\n"), ())
 while True:
     try:
         with context.wrap_socket(listener.accept()[0], server_side=True) as connection:
-            head = connection.recv(65536).decode().lower()
-            host = next(line for line in head.split("\r\n") if line.startswith("host: "))[6:]
-            body = b"by TLS to " + host.encode()
-            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    except (OSError, StopIteration): pass
+            answer(connection, "by TLS")
+    except OSError: pass
 '''
 
 edge = urllib.parse.urlparse(os.environ["E2B_SANDBOX_URL"])
@@ -172,17 +183,14 @@ try:
         message = f"Sandbox is secured with traffic access token. {problem.format('e2b-traffic-access-token')}"
         assert (status, json.loads(said)) == (403, {"sandboxId": masked.sandbox_id, "message": message, "code": 403}), said
     own["E2b-Traffic-Access-Token"] = masked.traffic_access_token
-    masked.files.write("server.py", SERVER)
-    masked.commands.run("exec python3 -S server.py", background=True, timeout=0)
-    wait_for(own)
-    status, said, _ = ask("GET", "/", {**own, "Host": f"8000-{masked.sandbox_id}.example.test"})
-    headers = said.decode().splitlines()
-    assert "host: localhost:8000" in headers and f"x-forwarded-host: 8000-{masked.sandbox_id}.example.test" in headers, headers
     masked.files.write_files([{"path": "tls.py", "data": TLS}, {"path": "pair.pem", "data": pair()}])
-    masked.commands.run("exec python3 -S tls.py", background=True, timeout=0)
-    own["E2b-Sandbox-Port"] = "8443"
-    wait_for(own)
-    assert ask("GET", "/", own)[:2] == (200, b"by TLS to localhost:8443")
+    masked.commands.run("exec python3 -S -I tls.py", background=True, timeout=0)
+    for port, by in (("8000", "by HTTP"), ("8443", "by TLS")):
+        own["E2b-Sandbox-Port"] = port
+        wait_for(own)
+        host = f"{port}-{masked.sandbox_id}.example.test"
+        said = f"{by}\nhost: localhost:{port}\nx-forwarded-host: {host}".encode()
+        assert ask("GET", "/", {**own, "Host": host})[:2] == (200, said), (port, said)
     # A server that should speak TLS but does not gives no response.
     own["E2b-Sandbox-Port"] = "8444"
     status, said, _ = ask("GET", "/", own)

@@ -1,10 +1,10 @@
-"""A guest that powers itself off, halts or restarts is not running afterwards. Exits with 0 if all
-is as with E2B."""
+"""A guest that powers itself off or halts is not running afterwards. (`ended.py` has one that
+restarts.) Exits with 0 if all is as with E2B."""
 
 from e2b import Sandbox
 
-# reboot(2): power off, halt, restart.
-for command in [0x4321FEDC, 0xCDEF0123, 0x01234567]:
+# reboot(2): power off, halt.
+for command in [0x4321FEDC, 0xCDEF0123]:
     sandbox = Sandbox.create(timeout=900)
     assert sandbox.is_running()
     waits = sandbox.commands.run("sleep 600", background=True)

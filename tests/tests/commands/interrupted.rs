@@ -2,7 +2,10 @@
 //! runs.
 
 use rustix::process::{Pid, Signal, kill_process};
-use sandboxvm_tests::home::{Home, SMALL, eventually};
+use sandboxvm_tests::{
+    cli::patience,
+    home::{Home, SMALL, eventually},
+};
 use std::time::Duration;
 
 const RUNS_ON: &str = "echo begun; exec sleep 1000";
@@ -37,7 +40,8 @@ fn a_command_says_whether_its_sandbox_was_reset_removed_expired_or_ended() {
 
     // Expiry ends the processes of a sandbox before its machine, so this command has a known exit
     // code.
-    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", "45s=rm"]);
+    let ttl = format!("{}s=rm", 10 * patience());
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--ttl", &ttl]);
     let mut run = sandbox.exec(["--", "sh", "-c", RUNS_ON]).deadline(Duration::from_secs(300)).spawn();
     attached(&mut run);
     let run = run.finish().exits(128 + 15);

@@ -223,7 +223,7 @@ async fn content(files: &Files<'_>, from: &str) -> Result<Vec<u8>, FileError> {
     Ok(all)
 }
 
-/// The operations on which the server is built. Then a stream of 24 MiB in bounded memory.
+/// The operations on which the server is built. Then a stream of 12 MiB in bounded memory.
 #[test]
 fn the_library_works_on_files_and_streams_in_bounded_memory() {
     let Some(home) = Home::with_kvm() else { return };
@@ -267,9 +267,9 @@ fn the_library_works_on_files_and_streams_in_bounded_memory() {
         assert_eq!(files.remove(path("/srv/x"), true).await.unwrap().entries, 2);
         let missing = files.stat(path("/srv/x"), false).await.unwrap_err();
         assert_eq!(missing.kind(), Some(FileErrorKind::NotFound), "{missing}");
-        run(&sandbox, &["truncate", "-s", "24M", "/dev/shm/zeros"]).await;
+        run(&sandbox, &["truncate", "-s", "12M", "/dev/shm/zeros"]).await;
     });
-    streams(&home, &made, 24 << 20);
+    streams(&home, &made, 12 << 20);
     made.remove();
     home.assert_nothing_left();
 }
@@ -324,7 +324,7 @@ fn four_gib_stream_in_bounded_memory() {
 fn a_file_that_becomes_shorter_during_its_copy_is_rejected_and_leaves_nothing() {
     let Some(home) = Home::with_kvm() else { return };
     // The rate is so low that the file can be truncated during the copy.
-    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--output-rate", "512K"]);
+    let sandbox = home.create(&["-m", SMALL, "--name", "demo", "--output-rate", "256K"]);
     let out = home.scratch("out");
     fs::create_dir(&out).unwrap();
     let begun = |act: &str| {
@@ -333,7 +333,7 @@ fn a_file_that_becomes_shorter_during_its_copy_is_rejected_and_leaves_nothing() 
         assert!(eventually(SOON, is_it).is_some(), "{act} never began");
     };
     for (to, act) in [(out.join("log").to_str().unwrap(), "archive"), ("-", "read")] {
-        let _ = sandbox.sh("head -c 6M /dev/zero >/srv/log").succeeds();
+        let _ = sandbox.sh("head -c 4M /dev/zero >/srv/log").succeeds();
         let copying = cp(&home, &["demo:/srv/log", to]).spawn();
         begun(act);
         let _ = sandbox.sh("truncate -s 1000 /srv/log").succeeds();

@@ -17,7 +17,7 @@ fn each_process_keeps_its_vector_registers() {
     let sandbox = home.create(&["-m", SMALL, "--name", "vectors"]);
     let put = sandbox.exec(["-i", "--", "sh", "-c", "cat > /opt/probe && chmod 755 /opt/probe"]);
     let _ = put.input(fs::read(&program).expect("just compiled")).run().succeeds();
-    let both = sandbox.sh("/opt/probe 5 > /dev/shm/other & /opt/probe 5; wait $! && cat /dev/shm/other").succeeds();
+    let both = sandbox.sh("/opt/probe 3 > /dev/shm/other & /opt/probe 3; wait $! && cat /dev/shm/other").succeeds();
     let said: Vec<String> = both.out().lines().map(str::to_owned).collect();
     eprintln!("{said:?}");
     let is_good =
@@ -25,7 +25,7 @@ fn each_process_keeps_its_vector_registers() {
     assert!(said.len() == 2 && said.iter().all(is_good), "{}", both.transcript());
 
     // The program starts before a snapshot and ends in a copy.
-    let begin = "setsid sh -c '> /dev/shm/on; /opt/probe 12 > /dev/shm/said; echo $? > /dev/shm/code' >/dev/null 2>&1 </dev/null &
+    let begin = "setsid sh -c '> /dev/shm/on; /opt/probe 8 > /dev/shm/said; echo $? > /dev/shm/code' >/dev/null 2>&1 </dev/null &
         until [ -e /dev/shm/on ]; do :; done";
     let _ = sandbox.sh(begin).succeeds();
     home.snapshot("vectors", "busy");

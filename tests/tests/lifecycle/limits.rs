@@ -84,15 +84,16 @@ fn kept_bytes(home: &Home, sandbox: &Sandbox<'_>, pid: &str) -> u64 {
     row.and_then(|row| row["kept_bytes"].as_u64()).unwrap_or_else(|| panic!("ps does not show {pid}: {rows}"))
 }
 
+/// Prints its priority, scheduler, maximum number of open files, and how many it could open. 145 is
+/// sched_getscheduler(2), 32 is dup(2).
 const ORDINARY: &str = "
-import os, resource
-print(os.nice(0), os.sched_getscheduler(0), resource.getrlimit(resource.RLIMIT_NOFILE))
-n = 0
-try:
-  while 1: os.dup(0); n += 1
-except OSError as error: print(n, error.errno)
-os.closerange(3, 100)
-for group in ('self', '1'): print(open(f'/proc/{group}/cgroup').read().strip())
+$| = 1;
+print getpriority(0, 0), ' ', syscall(145, 0), ' ', `ulimit -Sn; ulimit -Hn`;
+syscall(3, $_) for 3 .. 99;
+$n++ while syscall(32, 0) >= 0;
+print $n, ' ', $! + 0, qq(\\n);
+syscall(3, $_) for 3 .. 99;
+exec 'cat', '/proc/self/cgroup', '/proc/1/cgroup';
 ";
 
 /// Starts as many sleeping processes as the sandbox may have. The shell that cannot start another
@@ -104,8 +105,8 @@ const FILL: &str = "mkfifo /tmp/never; sh -c 'while :; do (read x </tmp/never) &
 fn processes_and_open_files_are_limited_and_a_fork_bomb_does_not_stop_the_agent() {
     let Some(home) = Home::with_kvm() else { return };
     let sandbox = home.create(&["-m", SMALL, "--pids", "20", "--nofile", "100"]);
-    let ordinary = sandbox.exec(["--", "python3", "-c", ORDINARY]).run().succeeds();
-    assert_eq!(ordinary.out(), "0 0 (100, 100)\n97 24\n0::/sandbox\n0::/\n");
+    let ordinary = sandbox.exec(["--", "perl", "-e", ORDINARY]).run().succeeds();
+    assert_eq!(ordinary.out(), "0 0 100\n100\n97 24\n0::/sandbox\n0::/\n");
 
     // At the limit no program can start another process. A command from the host can, in the
     // reserve and with a higher priority.
@@ -298,7 +299,7 @@ fn a_processor_share_is_enforced_and_its_control_group_is_removed_with_the_sandb
     std::thread::sleep(Duration::from_secs(4));
     let (used, passed) = (processor_time(pid) - used, begun.elapsed().as_secs_f64());
     assert!(used < passed * 0.6, "{used} s of processor time in {passed} s");
-    assert!(used > passed * 0.05, "{used} s of processor time in {passed} s: the guest hardly ran");
+    assert!(used > passed * 0.01, "{used} s of processor time in {passed} s: the guest hardly ran");
 
     // A copy has the same share in a separate group.
     let forked = home.cli(["fork", &sandbox.id]).run().succeeds();

@@ -310,7 +310,7 @@ fn keys_are_limited_to_their_rate_and_served_after_retry_after() {
 fn concurrent_clients_see_only_their_own_sandboxes() {
     let Some(home) = Home::with_kvm() else { return };
     let server = Server::start(&home, &format!("requests_per_second = 1000\n{}", small_config()));
-    assert_eq!(clients(&server, 3).len(), 3);
+    assert_eq!(clients(&server, 3, 3).len(), 3);
     server.stop();
     home.assert_nothing_left();
 }

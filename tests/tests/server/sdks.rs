@@ -36,7 +36,7 @@ programs! {
     sandboxes_work_for_the_javascript_client: "js/sandboxes.cjs";
     pauses_without_memory_work_for_the_python_client: "python/pause_without_memory.py";
     pauses_without_memory_work_for_the_javascript_client: "js/pause_without_memory.cjs", soak = "soak: the Python client does the same";
-    commands_and_files_work_for_the_javascript_client: "js/commands_and_files.mjs";
+    commands_and_files_work_for_the_javascript_client: "js/commands_and_files.mjs", soak = "soak: the Python client does the same, and the JavaScript example both";
     commands_work_for_the_python_client: "python/commands.py";
     files_work_for_the_python_client: "python/files.py";
     ends_of_sandboxes_are_reported_to_the_python_client: "python/ended.py";
@@ -46,9 +46,9 @@ programs! {
     hostile_requests_do_not_harm_a_sandbox: "python/hostile.py";
     power_off_works_for_the_python_client: "python/power_off.py";
     power_off_works_for_the_javascript_client: "js/power_off.mjs", soak = "soak: the Python client does the same";
-    example_of_the_python_client_works: "../../examples/python_sdk.py";
+    example_of_the_python_client_works: "../../examples/python_sdk.py", soak = "soak: a server of Python's library takes long to start, and the JavaScript example runs always";
     example_of_the_javascript_client_works: "../../examples/javascript_sdk.cjs";
-    example_of_a_langchain_tool_works: "../../examples/langchain_tool.py";
+    example_of_a_langchain_tool_works: "../../examples/langchain_tool.py", soak = "soak: Python starts in the guest for each call of the tool";
     example_of_a_rollout_works: "../../examples/rollout.py";
 }
 

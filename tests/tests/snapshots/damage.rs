@@ -3,7 +3,7 @@
 
 use sandboxvm_tests::{
     home::{Home, SMALL},
-    processes,
+    processes, seed,
 };
 use serde_json::Value;
 use std::{
@@ -184,13 +184,23 @@ fn assert_verify_finds_a_change_that_kept_the_time(original: &Original<'_>) {
 /// The manager creates ready snapshots, so it creates a damaged one again. The user sees no error.
 #[test]
 fn a_damaged_ready_snapshot_is_created_again() {
+    created_again(&["memory.0"]);
+}
+
+#[test]
+#[ignore = "soak: a damaged memory file runs always, and each damage is a boot"]
+fn a_ready_snapshot_with_any_damaged_file_is_created_again() {
+    created_again(&["state", "memory.0"]);
+}
+
+fn created_again(files: &[&str]) {
     let Some(home) = Home::with_kvm() else { return };
     let states = || -> Vec<PathBuf> {
         let ready = fs::read_dir(home.path().join("ready")).into_iter().flatten().flatten();
         ready.map(|entry| entry.path().join("state")).filter(|path| path.exists()).collect()
     };
     let _ = home.cli(["run", "-m", SMALL, "--", "true"]).run().succeeds();
-    for file in ["state", "memory.0"] {
+    for file in files {
         let [state] = &states()[..] else { panic!("expected one ready snapshot: {:?}", states()) };
         spoil(&state.with_file_name(file), |bytes| bytes[100] ^= 1);
         let spoiled = fs::read(state).expect("a state file");
@@ -242,9 +252,11 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     let Some(home) = Home::with_kvm() else { return };
     let disk = SmallDisk::mount(home.scratch("small"), "600M");
     let place = disk.0.join("home");
+    // The machine that all tests share need not boot here either.
+    seed::copy(&home.path(), &place);
     let cli =
         |arguments: &[&str]| home.cli(arguments).env("SANDBOXVM_HOME", &place).env("SANDBOXVM_MIN_FREE_DISK", "0");
-    let created = cli(&["create", "-m", SMALL, "--name", "full"]).deadline(Duration::from_secs(240)).run().succeeds();
+    let created = cli(&["create", "-m", SMALL, "--name", "full"]).run().succeeds();
     let sh = |script: &str| cli(&["exec", "full", "--", "sh", "-c", script]).run();
     let _ = sh("seq 500000 > /dev/shm/big; echo before > /root/file").succeeds();
     for room in [1 << 20, 64 << 10, 0] {

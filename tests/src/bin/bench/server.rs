@@ -10,6 +10,9 @@ use sandboxvm_tests::{
 };
 use std::time::{Duration, Instant};
 
+/// Commands of each client, as the title of the table says.
+const COMMANDS: usize = 10;
+
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Number of clients
@@ -43,7 +46,7 @@ fn measure(arguments: &Arguments, pool: u16) -> Vec<Row> {
     let before = memory();
     eprintln!("bench: {} clients, {name}", arguments.clients);
     let begin = Instant::now();
-    let times = clients(&server, usize::from(arguments.clients));
+    let times = clients(&server, usize::from(arguments.clients), COMMANDS);
     let elapsed = begin.elapsed().as_secs_f64();
     let after = memory();
     server.stop();
