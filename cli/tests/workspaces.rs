@@ -1,6 +1,8 @@
 //! `changes`, `apply` and `discard` of a stopped sandbox, as a user sees them. The sandbox is made of files: what its guest would
 //! have written is packed here. Needs no KVM.
 
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they call")]
+
 use sandboxvm_archive::{Entry, Kind, Timestamp, Writer};
 use sandboxvm_workspace::{CopyOptions, copy_in};
 use std::{
