@@ -7,7 +7,8 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Also removes files that killed processes left behind, and audit logs of sandboxes that were removed \
-                        more than 30 days ago."
+                        more than 30 days ago. Sandboxes stay that are paused to disk, or that keep changes of a workspace: \
+                        `discard` removes these."
 )]
 pub(crate) struct Prune {
     /// Only print which sandboxes would be removed

@@ -18,6 +18,7 @@ use crate::{
     lifecycle::paused_to_disk,
     manager::Manager,
     vmm::{group::pool, lock, state},
+    workspace,
 };
 use sandboxvm_protocol::ids::SandboxId;
 use serde::Serialize;
@@ -116,7 +117,7 @@ impl Manager {
     }
 
     /// Like [`Self::sweep`], and removes every sandbox that does not run, except those that are
-    /// paused to disk. With `only_say`, reports these sandboxes and does not remove them.
+    /// paused to disk or that keep changes of a workspace. With `only_say`, reports these sandboxes and does not remove them.
     ///
     /// # Errors
     /// When the home cannot be read or files cannot be removed.
@@ -140,7 +141,9 @@ impl Manager {
 
     fn prune_one(&self, id: &SandboxId, only_say: bool, swept: &mut Swept) -> Result<(), DirectoryError> {
         let Some(directory) = open(self.home.sandbox(id))? else { return Ok(()) };
-        if state::read(&directory)?.is_live() || paused_to_disk::is_parked(&directory) || !directory.try_claim()? {
+        // Changes of a workspace exist nowhere else: only their user discards them.
+        let is_kept = paused_to_disk::is_parked(&directory) || workspace::are_stored(&directory);
+        if state::read(&directory)?.is_live() || is_kept || !directory.try_claim()? {
             return Ok(());
         }
         let Some(_no_vmm) = lock::try_exclude_vmm(&directory)? else { return Ok(()) };
@@ -247,6 +250,19 @@ mod tests {
         resting.park().unwrap();
         assert!(manager.prune(false).unwrap().sandboxes.is_empty() && resting.is_parked());
         resting.unpark().unwrap();
+        assert_eq!(manager.prune(false).unwrap().sandboxes, [id("aaaaaaaa")]);
+    }
+
+    #[test]
+    fn prune_keeps_changes_of_a_workspace() {
+        let (_dir, manager) = manager();
+        let directory = sandbox(&manager.home, "aaaaaaaa");
+        let changes = directory.path().join("workspace/changes.tar");
+        fs::create_dir(changes.parent().unwrap()).unwrap();
+        fs::write(&changes, "").unwrap();
+        drop(directory);
+        assert!(manager.prune(false).unwrap().sandboxes.is_empty());
+        fs::remove_file(changes).unwrap();
         assert_eq!(manager.prune(false).unwrap().sandboxes, [id("aaaaaaaa")]);
     }
 

@@ -56,6 +56,11 @@ pub struct StoredChanges {
     pub removed: u64,
 }
 
+/// Returns true if a directory of a sandbox has the changes of its workspace.
+pub(crate) fn are_stored(directory: &SandboxDirectory) -> bool {
+    directory.path().join(DIRECTORY).join(LAYER).symlink_metadata().is_ok()
+}
+
 impl Sandbox {
     /// Packs everything in which the workspace of the running sandbox differs from its slots, as
     /// [`Self::disk_changes`] does for the disk. `max_bytes` limits the size of the layer in bytes.

@@ -14,7 +14,7 @@ pub(crate) mod mounting;
 mod record;
 mod spec;
 
-pub(crate) use changes::{DIRECTORY, forget};
+pub(crate) use changes::{DIRECTORY, are_stored, forget};
 pub use changes::{StoreError, StoredChanges};
 pub use record::WorkspaceRecord;
 pub use spec::{WorkspaceError, WorkspaceSpec};
