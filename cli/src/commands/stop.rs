@@ -2,7 +2,7 @@
 
 use crate::{
     commands::each::for_each, environment, failure::Failure, options::values::duration, output::progress, runtime,
-    stdio,
+    stdio, workspace,
 };
 use clap::Args;
 use sandboxvm_manager::Stopped;
@@ -13,7 +13,7 @@ use std::time::Duration;
 #[command(
     after_help = "Processes receive SIGTERM, and SIGKILL after the time of --time. If the first command of the sandbox has a \
                   stop signal, it receives that, and the other processes SIGTERM when it has ended. Logs and files \
-                  stay until `rm`."
+                  stay until `rm`, and so do the changes of a workspace, as they are when `stop` begins."
 )]
 pub(crate) struct Stop {
     /// Names or IDs of sandboxes
@@ -29,6 +29,7 @@ impl Stop {
         let manager = environment::manager()?;
         runtime::block_on(for_each(&self.sandboxes, async |reference| {
             let sandbox = manager.find(reference)?;
+            workspace::store(&sandbox).await?;
             match progress::during("stopping", sandbox.stop(self.time)).await? {
                 Stopped::InOrder => {}
                 Stopped::ByForce(cause) => {

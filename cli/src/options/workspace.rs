@@ -1,7 +1,7 @@
 //! The workspace of a new sandbox: copies a directory of the host in, and stores what the sandbox
 //! changed when its command has ended. Never writes to the directory.
 
-use crate::{environment, failure::Failure, output::progress, process_io::signals::Signals};
+use crate::{environment, failure::Failure, output::progress, process_io::signals::Signals, workspace};
 use clap::Args;
 use sandboxvm_manager::{Sandbox, SandboxName, StoredChanges, WorkspaceSpec};
 use sandboxvm_workspace::{CopiedIn, CopyOptions, copy_in};
@@ -16,9 +16,6 @@ use std::{
 const AT: &str = "/workspace";
 /// Where copies of workspaces are, in the home.
 const CACHE: &str = "workspaces";
-/// A stored layer may have this many times the size of the sandbox's disk: files with holes have their
-/// full size in it.
-const LAYER_TO_DISK: u64 = 2;
 /// Number of letters that make a name unique.
 const LETTERS: usize = 5;
 /// Maximum number of characters that a name has from the directory.
@@ -132,7 +129,7 @@ fn generated_name(directory: &OsStr, random: u64) -> Option<SandboxName> {
 /// Stores the changes of a sandbox whose command has ended, stops it, and says what the user can do.
 pub(crate) async fn conclude(sandbox: &Sandbox, signals: &mut Signals) -> Result<(), Failure> {
     let name = sandbox.record().name.as_ref().map_or_else(|| sandbox.id().to_string(), ToString::to_string);
-    let max_bytes = sandbox.record().disk_bytes.saturating_mul(LAYER_TO_DISK);
+    let max_bytes = workspace::max_layer(sandbox);
     let stays = format!("sandbox {name} keeps running; `sandboxvm changes {name}` reads them again");
     let stored = tokio::select! {
         stored = progress::during("storing the changes", sandbox.store_workspace_changes(max_bytes)) => stored,

@@ -62,11 +62,26 @@ pub(crate) async fn files(sandbox: &Sandbox) -> Result<ReviewFiles, Failure> {
     Ok(ReviewFiles { index, layers, changes })
 }
 
+/// Returns how many bytes a layer of changes may have.
+pub(crate) fn max_layer(sandbox: &Sandbox) -> u64 {
+    sandbox.record().disk_bytes.saturating_mul(LAYER_TO_DISK)
+}
+
+/// Stores the changes of a running sandbox that is about to be stopped: they exist only in its machine.
+pub(crate) async fn store(sandbox: &Sandbox) -> Result<(), Failure> {
+    if sandbox.record().workspace.is_none() || !matches!(sandbox.state()?, State::Creating | State::Running) {
+        return Ok(());
+    }
+    let stored = progress::during("storing the changes", sandbox.store_workspace_changes(max_layer(sandbox))).await;
+    let hint = || format!("`sandboxvm rm -f {}` ends it without them", sandbox.id());
+    stored.map(drop).map_err(|error| Failure::new(error).hinted(hint()))
+}
+
 /// Copies the changes of a running sandbox to a file without a name.
 async fn of_running(sandbox: &Sandbox) -> Result<File, Failure> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let mut file: File = rustix::fs::open(sandbox.path(), flags, Mode::RUSR | Mode::WUSR)?.into();
-    let mut changes = sandbox.workspace_changes(sandbox.record().disk_bytes.saturating_mul(LAYER_TO_DISK)).await?;
+    let mut changes = sandbox.workspace_changes(max_layer(sandbox)).await?;
     while let Some(bytes) = changes.next().await? {
         file.write_all(&bytes)?;
     }
