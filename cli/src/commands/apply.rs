@@ -15,13 +15,13 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path};
 #[derive(Debug, Args)]
 #[command(
     after_help = "All of the changes are applied, or none of them: a path that changed both on the host and in the sandbox is a conflict, and \
-                  nothing is applied. An interrupted apply is finished or undone by the next command on the sandbox. Files in .git are never \
+                  nothing is applied. An interrupted apply is finished or undone by the next `changes`, `apply`, `discard` or `rm` of the sandbox. Files in .git are never \
                   applied. The sandbox keeps its changes; `discard` removes it."
 )]
 pub(crate) struct Apply {
     /// Name or ID of the sandbox
     sandbox: String,
-    /// Paths in the workspace, each with everything below it [default: all changes]
+    /// Paths relative to the workspace, or absolute on the host, each with everything below it [default: all changes]
     #[arg(value_name = "PATH")]
     paths: Vec<OsString>,
     /// Apply without asking. Needed without a terminal
@@ -49,9 +49,9 @@ impl Apply {
         self.refuse_conflicts(&plan)?;
         show::note_left_out(review.changes());
         if plan.already() > 0 {
-            eprintln!("sandboxvm: {} changes are on the host already", plan.already());
+            eprintln!("sandboxvm: skipped {} that the host already has", changes(plan.already()));
         }
-        let count = plan.planned().len();
+        let count = plan.planned().len() as u64;
         if count == 0 {
             eprintln!("sandboxvm: there is nothing to apply");
             return Ok(0);
@@ -61,11 +61,11 @@ impl Apply {
             eprint!("{}", show::line(planned.kind, &format!("{}{merged}", show::path(&planned.path))));
         }
         let root = plan.root().display();
-        if !workspace::agrees(&format!("apply {count} changes to {root}?"), self.yes)? {
+        if !workspace::agrees(&format!("apply {} to {root}?", changes(count)), self.yes)? {
             return Err(Failure::new("nothing was applied"));
         }
         apply(&review, &plan, &sandbox.path())?;
-        eprintln!("sandboxvm: applied {count} changes to {root}");
+        eprintln!("sandboxvm: applied {} to {root}", changes(count));
         Ok(0)
     }
 
@@ -95,17 +95,19 @@ impl Apply {
                 }
                 Reason::LeavesRoot { target } => {
                     links += 1;
-                    eprintln!("sandboxvm: {path}: it links to {}", show::path(target));
+                    eprintln!("sandboxvm: {path}: symbolic link to {}", show::path(target));
                 }
             }
         }
-        let hint = |flag: &str| format!("{flag} applies them; or name the PATHs to apply");
+        let hint = |flag: &str| format!("{flag} applies them; to leave them out, name the paths to apply");
         if executed > 0 && !self.allow_exec {
-            let message = format!("programs of the host execute {executed} of the changed files");
+            let what = if executed == 1 { "1 changed file" } else { &format!("{executed} changed files") };
+            let message = format!("nothing was applied: programs of the host may execute {what}");
             return Err(Failure::new(message).hinted(hint("--allow-exec")));
         }
         if links > 0 && !self.allow_links {
-            let message = format!("{links} symbolic links may lead out of the directory");
+            let what = if links == 1 { "1 symbolic link" } else { &format!("{links} symbolic links") };
+            let message = format!("nothing was applied: {what} may lead out of the directory or into .git");
             return Err(Failure::new(message).hinted(hint("--allow-links")));
         }
         Ok(())
@@ -121,13 +123,15 @@ impl Apply {
         }
         let count = plan.conflicts().len();
         let is_text = plan.conflicts().iter().any(|conflict| conflict.host_extent.is_some());
-        let merge =
-            if is_text && !self.merge { "--merge joins text files where the changes do not touch; or " } else { "" };
-        Err(Failure::new(format_args!(
-            "{count} paths changed both on the host and in the sandbox; nothing was applied"
-        ))
-        .hinted(format!("{merge}name the PATHs to apply")))
+        let merge = if is_text && !self.merge { "`--merge` merges text files whose changes do not touch; or " } else { "" };
+        let what = if count == 1 { "1 conflict".to_owned() } else { format!("{count} conflicts") };
+        Err(Failure::new(format_args!("cannot apply: {what} with the host; nothing was applied"))
+            .hinted(format!("{merge}name the paths without conflicts")))
     }
+}
+
+fn changes(count: u64) -> String {
+    if count == 1 { "1 change".to_owned() } else { format!("{count} changes") }
 }
 
 /// Describes a conflict with both sides.

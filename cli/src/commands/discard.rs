@@ -6,7 +6,7 @@ use sandboxvm_manager::State;
 
 /// Remove a sandbox with the changes of its workspace
 #[derive(Debug, Args)]
-#[command(after_help = "The directory on the host keeps what it has, also what was applied.")]
+#[command(after_help = "Works on a stopped sandbox. The directory on the host is not changed: what was applied stays.")]
 pub(crate) struct Discard {
     /// Name or ID of the sandbox
     sandbox: String,
@@ -19,8 +19,8 @@ impl Discard {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let sandbox = workspace::find(&self.sandbox)?;
         if !matches!(sandbox.state()?, State::Exited { .. } | State::Dead) {
-            let hint = format!("sandboxvm stop {}", self.sandbox);
-            return Err(Failure::new(format_args!("sandbox {} is running", self.sandbox)).hinted(hint));
+            let hint = format!("run `sandboxvm stop {}` first", self.sandbox);
+            return Err(Failure::new(format_args!("cannot discard {}: its machine has not ended", self.sandbox)).hinted(hint));
         }
         if !workspace::agrees(&format!("remove {} with its changes?", self.sandbox), self.yes)? {
             return Err(Failure::new("nothing was removed"));

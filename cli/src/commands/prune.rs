@@ -7,8 +7,8 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Also removes files that killed processes left behind, and audit logs of sandboxes that were removed \
-                        more than 30 days ago. Sandboxes stay that are paused to disk, or that keep changes of a workspace: \
-                        `discard` removes these."
+                        more than 30 days ago. Keeps sandboxes that are paused to disk, and those with stored changes of a \
+                        workspace, which `discard` removes."
 )]
 pub(crate) struct Prune {
     /// Only print which sandboxes would be removed

@@ -20,7 +20,7 @@ use clap::Args;
 use sandboxvm_manager::{ExecError, OnDisconnect, ProcessSpec, Sandbox};
 use std::ffi::OsString;
 
-/// Run a command in a new sandbox, then remove the sandbox, or keep the changes of its workspace
+/// Run a command in a new sandbox; --workspace keeps its changes
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit code: that of the command; 128+N if signal N killed it; 124 on timeout; 125 if sandboxvm \

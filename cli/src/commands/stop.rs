@@ -11,9 +11,9 @@ use std::time::Duration;
 /// Stop sandboxes gracefully and keep their files
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Processes receive SIGTERM, and SIGKILL after the time of --time. If the first command of the sandbox has a \
-                  stop signal, it receives that, and the other processes SIGTERM when it has ended. Logs and files \
-                  stay until `rm`, and so do the changes of a workspace, as they are when `stop` begins."
+    after_help = "Processes receive SIGTERM, and SIGKILL after --time. If the first command of the sandbox has a stop signal, it \
+                  receives that signal, and the other processes receive SIGTERM when it has ended. The changes of a workspace are \
+                  stored before the first signal; what processes write later is lost. Logs and files stay until `rm`."
 )]
 pub(crate) struct Stop {
     /// Names or IDs of sandboxes

@@ -11,6 +11,7 @@ use sandboxvm_manager::{
 use sandboxvm_mcp::HttpError;
 use sandboxvm_oci::registry::RegistryError;
 use sandboxvm_server::{KeyError, ServerError, TokenError, TracesError};
+use sandboxvm_workspace::{ApplyError, CopyInError, PlanError, ScanError};
 use std::error::Error;
 
 const OVERLOADED: &str = "the host may be overloaded";
@@ -27,6 +28,7 @@ pub(crate) fn of(error: &(dyn Error + 'static)) -> Option<String> {
             .or_else(|| of_images(error))
             .or_else(|| of_the_host(error))
             .or_else(|| of_servers(error))
+            .or_else(|| of_workspaces(error))
     })
 }
 
@@ -78,6 +80,23 @@ fn of_sandboxes(error: &(dyn Error + 'static)) -> Option<String> {
             fixed("create the snapshot of a sandbox with a network, or leave out --net and --allow")
         }
         CreateError::Start { cause: StartError::Silent(_) | StartError::TimedOut(_), .. } => fixed(OVERLOADED),
+        _ => None,
+    }
+}
+
+/// Copies of directories, and what sandboxes changed in them.
+fn of_workspaces(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(CopyInError::ContainsCache(_)) = is(error) {
+        return fixed("choose a directory below it, or set SANDBOXVM_HOME to a directory elsewhere");
+    }
+    if let Some(ScanError::TooMany(_) | ScanError::TooLarge(_)) = is(error) {
+        return fixed("leave files out with .sandboxvmignore or --gitignore");
+    }
+    if let Some(PlanError::NoChanges(_)) = is(error) {
+        return fixed("`sandboxvm changes SANDBOX` lists the paths; they are relative to the directory");
+    }
+    match is(error)? {
+        ApplyError::OtherRoot(_) => fixed("move the directory back, or `sandboxvm rm -f SANDBOX` gives the apply up"),
         _ => None,
     }
 }

@@ -14,10 +14,10 @@ use std::ffi::OsString;
 #[command(next_help_heading = "Process")]
 pub(crate) struct MainProcessOptions {
     /// Signal that asks the command to end when the sandbox is stopped: a name such as INT or SIGRTMIN+3, or a number
-    /// (1-64) [default: the image's; without one, all processes receive SIGTERM]
+    /// (1-64) [default: that of the image, else SIGRTMIN+3 for an init system; otherwise all processes receive SIGTERM]
     #[arg(long, value_name = "SIGNAL", value_parser = signal)]
     stop_signal: Option<SignalNumber>,
-    /// Run the command as an init system, PID 1 of its own namespaces: if it is /sbin/init or systemd, never, or always
+    /// When to run the command as an init system, PID 1 of its own namespaces
     #[arg(long, value_enum, value_name = "WHEN", default_value = "true")]
     systemd: Systemd,
 }
@@ -25,11 +25,11 @@ pub(crate) struct MainProcessOptions {
 /// The value of `--systemd`, as in podman.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Systemd {
-    /// If it is /sbin/init, /usr/sbin/init or /usr/local/sbin/init, or has the name systemd
+    /// If it is /sbin/init, /usr/sbin/init or /usr/local/sbin/init, or is named systemd
     True,
     /// Never
     False,
-    /// Whatever it is
+    /// Always
     Always,
 }
 

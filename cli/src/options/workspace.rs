@@ -25,11 +25,11 @@ const FROM_DIRECTORY: usize = 40;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Workspace")]
 pub(crate) struct WorkspaceOptions {
-    /// Give the sandbox a copy of this directory. Nothing changes on the host until the changes are applied
-    /// [default path in the sandbox: /workspace]
+    /// Copy this directory into the sandbox, at PATH [default: /workspace], which is also the working directory of `run`. The host
+    /// changes only by `apply`
     #[arg(long, value_name = "HOSTDIR[:PATH]", conflicts_with = "from")]
     workspace: Option<OsString>,
-    /// Leave out of the copy what .gitignore files name; .sandboxvmignore files always count
+    /// Do not copy what .gitignore files and .git/info/exclude name. .sandboxvmignore files always apply
     #[arg(long, requires = "workspace")]
     gitignore: bool,
 }
@@ -99,7 +99,7 @@ impl WorkspaceOptions {
         let copied = copied.map_err(Failure::new)??;
         if copied.left_out > 0 {
             eprintln!(
-                "sandboxvm: warning: {} sockets, pipes, devices and mounted directories are not in the workspace",
+                "sandboxvm: warning: not copied: {} of sockets, pipes, devices and mounted directories",
                 copied.left_out
             );
         }
@@ -130,7 +130,7 @@ fn generated_name(directory: &OsStr, random: u64) -> Option<SandboxName> {
 pub(crate) async fn conclude(sandbox: &Sandbox, signals: &mut Signals) -> Result<(), Failure> {
     let name = sandbox.record().name.as_ref().map_or_else(|| sandbox.id().to_string(), ToString::to_string);
     let max_bytes = workspace::max_layer(sandbox);
-    let stays = format!("sandbox {name} keeps running; `sandboxvm changes {name}` reads them again");
+    let stays = format!("sandbox {name} is still running; `sandboxvm stop {name}` stores the changes and stops it");
     let stored = tokio::select! {
         stored = progress::during("storing the changes", sandbox.store_workspace_changes(max_bytes)) => stored,
         _ = signals.next() => return Err(Failure::new("the changes of the workspace were not stored").hinted(stays)),
@@ -145,12 +145,12 @@ fn said(name: &str, StoredChanges { written, removed, .. }: StoredChanges) -> St
     let files = |count: u64| if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
     if written + removed == 0 {
         return format!(
-            "sandboxvm: no file changed in the workspace of {name}; remove it by: sandboxvm discard {name}\n"
+            "sandboxvm: no file changed in the workspace of {name}\nsandboxvm: hint: `sandboxvm discard {name}` removes it\n"
         );
     }
     format!(
         "sandboxvm: {} written and {} removed in the workspace of {name}\n\
-         sandboxvm: next: sandboxvm changes {name}, sandboxvm apply {name}, or sandboxvm discard {name}\n",
+         sandboxvm: hint: review with `sandboxvm changes {name}`, then `sandboxvm apply {name}` or `sandboxvm discard {name}`\n",
         files(written),
         files(removed)
     )

@@ -35,8 +35,8 @@ pub(crate) fn settle(sandbox: &Sandbox) -> Result<(), Failure> {
         return Ok(());
     }
     match recover(&directory)? {
-        Some(Recovered::Finished) => eprintln!("sandboxvm: finished an apply that was interrupted"),
-        Some(Recovered::Undone) => eprintln!("sandboxvm: undid an apply that was interrupted; it changed nothing"),
+        Some(Recovered::Finished) => eprintln!("sandboxvm: finished an interrupted apply"),
+        Some(Recovered::Undone) => eprintln!("sandboxvm: undid an interrupted apply: the directory has its old files"),
         None => {}
     }
     Ok(())
@@ -44,7 +44,7 @@ pub(crate) fn settle(sandbox: &Sandbox) -> Result<(), Failure> {
 
 /// Opens the changes of a sandbox: those of now if it runs, and else those that were stored when its command had ended.
 pub(crate) async fn files(sandbox: &Sandbox) -> Result<ReviewFiles, Failure> {
-    let index = sandbox.workspace_index()?.ok_or_else(|| Failure::new("the sandbox has no index of its workspace"))?;
+    let index = sandbox.workspace_index()?.ok_or_else(|| Failure::new("cannot read the changes: the sandbox has no index of its workspace"))?;
     let layers = sandbox.workspace_slots()?;
     let changes = match sandbox.state()? {
         State::Creating | State::Running => progress::during("reading the changes", of_running(sandbox)).await?,
@@ -52,11 +52,11 @@ pub(crate) async fn files(sandbox: &Sandbox) -> Result<ReviewFiles, Failure> {
             Some(stored) => stored,
             None => {
                 let hint = format!("sandboxvm resume {}", sandbox.id());
-                return Err(Failure::new("the sandbox is paused, and cannot say what it changed").hinted(hint));
+                return Err(Failure::new("cannot read the changes: the sandbox is paused").hinted(hint));
             }
         },
         State::Exited { .. } | State::Dead => sandbox.stored_workspace_changes()?.ok_or_else(|| {
-            Failure::new("the changes of the sandbox were not stored before it ended, and are lost with its machine")
+            Failure::new("cannot show the changes: they were not stored before the sandbox ended, and are lost")
         })?,
     };
     Ok(ReviewFiles { index, layers, changes })
@@ -69,8 +69,17 @@ pub(crate) fn max_layer(sandbox: &Sandbox) -> u64 {
 
 /// Stores the changes of a running sandbox that is about to be stopped: they exist only in its machine.
 pub(crate) async fn store(sandbox: &Sandbox) -> Result<(), Failure> {
-    if sandbox.record().workspace.is_none() || !matches!(sandbox.state()?, State::Creating | State::Running) {
+    if sandbox.record().workspace.is_none() {
         return Ok(());
+    }
+    match sandbox.state()? {
+        State::Creating | State::Running => {}
+        State::Paused => {
+            let id = sandbox.id();
+            let hint = format!("run `sandboxvm resume {id}` first; `sandboxvm rm -f {id}` ends it without its changes");
+            return Err(Failure::new("cannot store the changes of the workspace: the sandbox is paused").hinted(hint));
+        }
+        State::Exited { .. } | State::Dead => return Ok(()),
     }
     let stored = progress::during("storing the changes", sandbox.store_workspace_changes(max_layer(sandbox))).await;
     let hint = || format!("`sandboxvm rm -f {}` ends it without them", sandbox.id());

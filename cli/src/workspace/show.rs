@@ -226,12 +226,14 @@ pub(crate) fn json(review: &Review) -> Result<String, Failure> {
 /// Prints on stderr what `apply` will not do, if anything.
 pub(crate) fn note_left_out(changes: &Changes) {
     if !changes.git.is_empty() {
-        eprintln!("sandboxvm: {} files in .git changed; they are never applied as files", changes.git.len());
+        let count = changes.git.len();
+        let files = if count == 1 { "1 file".to_owned() } else { format!("{count} files") };
+        eprintln!("sandboxvm: {files} in .git changed; apply never applies files in .git");
     }
     for change in &changes.git {
         let is_branch = change.path.windows(11).any(|part| part == b"refs/heads/");
         if is_branch && matches!(&change.new, Some(State { kind: Kind::File(_), .. })) {
-            eprintln!("sandboxvm: commits of {} are not applied", path(&change.path));
+            eprintln!("sandboxvm: commits on {} stay in the sandbox", path(&change.path));
         }
     }
     for special in &changes.special {

@@ -6,10 +6,10 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The plan has conflicts.
-    #[error("{0} paths changed both on the host and in the sandbox")]
+    #[error("cannot apply: the plan has {0} conflicts")]
     Conflicts(usize),
     /// The host changed a path after the plan was made. Nothing was applied.
-    #[error("\"{}\" changed while it was applied; nothing was applied", .0.escape_ascii())]
+    #[error("cannot apply \"{}\": it changed meanwhile; nothing was applied", .0.escape_ascii())]
     Changed(Vec<u8>),
     /// A file of the project cannot be changed.
     #[error("cannot {step} \"{}\": {error}", .path.escape_ascii())]

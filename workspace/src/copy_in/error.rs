@@ -31,6 +31,6 @@ pub enum CopyInError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The project contains the cache, which would be copied into itself.
-    #[error("the directory \"{}\" contains the files of sandboxvm itself", .0.display())]
+    #[error("cannot copy \"{}\": it contains the home of sandboxvm", .0.display())]
     ContainsCache(PathBuf),
 }

@@ -30,10 +30,10 @@ pub enum ScanError {
         errno: Errno,
     },
     /// There are too many files.
-    #[error("the directory has more than {0} files")]
+    #[error("cannot copy the directory: it has more than {0} files")]
     TooMany(u64),
     /// The files are too large.
-    #[error("the files of the directory have more than {0} bytes")]
+    #[error("cannot copy the directory: its files have more than {0} bytes")]
     TooLarge(u64),
     /// A path is too long.
     #[error("the path \"{}\" is longer than {MAX_PATH} bytes, or deeper than {depth} directories", .path.escape_ascii())]

@@ -35,7 +35,7 @@ pub enum LayerError {
         problem: &'static str,
     },
     /// A limit.
-    #[error("the changes of the sandbox have more than {limit} {what}")]
+    #[error("cannot read the changes of the sandbox: they have more than {limit} {what}")]
     TooMany {
         /// What was counted.
         what: &'static str,

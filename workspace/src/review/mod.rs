@@ -39,7 +39,7 @@ pub enum ReviewError {
     #[error("cannot write: {0}")]
     Write(#[source] io::Error),
     /// Two sandboxes were given different files.
-    #[error("the two sandboxes were not given the same files, so their changes cannot be compared")]
+    #[error("cannot compare the sandboxes: they were not given the same files")]
     DifferentIndexes,
 }
 
