@@ -6,6 +6,7 @@ use crate::{
     workspace::{self, show},
 };
 use clap::Args;
+use sandboxvm_manager::State as StateOfSandbox;
 use sandboxvm_workspace::{
     ApplyOptions, Conflict, ConflictKind, Extent, Kind, LayerLimits, Plan, Reason, Review, State, apply, plan,
 };
@@ -41,6 +42,9 @@ pub(crate) struct Apply {
 impl Apply {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let sandbox = workspace::find(&self.sandbox)?;
+        if matches!(sandbox.state()?, StateOfSandbox::Creating | StateOfSandbox::Running) {
+            eprintln!("sandboxvm: warning: the sandbox is running, and may have changed files since `changes` showed them");
+        }
         let files = runtime::block_on(workspace::files(&sandbox))?;
         let review = Review::open(files, &LayerLimits::default())?;
         let options = ApplyOptions { paths: self.relative(&review), merge: self.merge };

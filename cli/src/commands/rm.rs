@@ -18,12 +18,15 @@ impl Rm {
     pub(crate) fn run(self) -> Result<u8, Failure> {
         let manager = environment::manager()?;
         runtime::block_on(for_each(&self.sandboxes, async |reference| {
-            // The files of an interrupted apply are in a directory of the user.
-            if let Err(failure) =
-                manager.find(reference).map_err(Failure::from).and_then(|found| workspace::settle(&found))
-                && !self.force
+            // The files of an interrupted apply are in a directory of the user. A sandbox that cannot be
+            // read has none, and can be removed too.
+            if let Ok(found) = manager.find(reference)
+                && let Err(failure) = workspace::settle(&found)
             {
-                return Err(failure);
+                if !self.force {
+                    return Err(failure);
+                }
+                failure.report();
             }
             manager.remove(reference, self.force).await?;
             stdio::print(&format!("{reference}\n"))

@@ -58,13 +58,13 @@ fn last_error() -> Errno {
 fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
     let packs = matches!(request.operation, FileOperation::PackChanges | FileOperation::PackWorkspace { .. });
     let upper = if packs { handover.upper } else { None };
-    if let Some(init) = handover.init {
-        // SAFETY: no memory involved. It fails only if the init has ended, and its mounts with it.
-        unsafe { libc::setns(init.as_raw_fd(), libc::CLONE_NEWNS) };
-    }
+    let entered = match handover.init {
+        Some(init) if is_about_paths(&request.operation) => enter_mounts(init),
+        _ => Ok(()),
+    };
     let code = match isolate(handover.socket, upper) {
         Ok((socket, upper)) => {
-            answer(Channel::new(socket, handover.decoder, handover.unsent), upper, request);
+            answer(Channel::new(socket, handover.decoder, handover.unsent), upper, request, entered);
             0
         }
         // No reply can be sent. The host notices that the connection ends.
@@ -72,6 +72,31 @@ fn serve(handover: Handover<'_>, request: FileRequest) -> ! {
     };
     // SAFETY: ends the process without running any destructor. Nothing of the agent's is flushed, closed or dropped twice.
     unsafe { libc::_exit(code) }
+}
+
+/// Returns true for an operation on paths as programs see them. The others are about the machine's disks,
+/// whose devices an init system does not have.
+fn is_about_paths(operation: &FileOperation) -> bool {
+    !matches!(
+        operation,
+        FileOperation::PackChanges
+            | FileOperation::PackWorkspace { .. }
+            | FileOperation::MountWorkspace(_)
+            | FileOperation::ExtractBelowMounts
+    )
+}
+
+/// Enters the mounts of the init. If it has ended, its mounts are gone, and those of the machine are
+/// meant.
+fn enter_mounts(init: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: no memory involved.
+    match unsafe { libc::setns(init.as_raw_fd(), libc::CLONE_NEWNS) } {
+        0 => Ok(()),
+        _ => match last_error() {
+            Errno::SRCH => Ok(()),
+            error => Err(error),
+        },
+    }
 }
 
 /// Closes everything of the agent except the console, the connection and `upper`, and makes the
@@ -109,8 +134,13 @@ fn isolate(socket: BorrowedFd<'_>, upper: Option<BorrowedFd<'_>>) -> Result<(Own
     Ok((socket, upper))
 }
 
-fn answer(mut channel: Channel, upper: Option<OwnedFd>, request: FileRequest) {
-    let served = become_user(&request)
+fn answer(mut channel: Channel, upper: Option<OwnedFd>, request: FileRequest, entered: Result<(), Errno>) {
+    let failed = |errno| {
+        failure(FileErrorKind::Other, None, format!("cannot enter the mounts of the init system: {errno}"))
+    };
+    let served = entered
+        .map_err(failed)
+        .and_then(|()| become_user(&request))
         .and_then(|place| operation::run(&mut channel, &place, upper, request.operation))
         .or_else(|trouble| match trouble {
             Trouble::Failed(failure) => Ok(FileReply::Failed(*failure)),

@@ -31,6 +31,9 @@ use std::{
 
 /// The kind of disk in the store, the end of its name.
 const KIND: &str = "erofs";
+/// Maximum size in bytes of the names of directories that are requested of the layer process, whose
+/// request is limited.
+const MAX_DIRECTORIES: usize = 16 << 10;
 /// The kind of disk of an image with volumes. Earlier versions made disks without their directories.
 const KIND_WITH_VOLUMES: &str = "erofs-volumes";
 /// Interval at which a thread that waits for the layer process checks whether it was cancelled.
@@ -145,7 +148,13 @@ fn write(
     let target = OpenOptions::new().read(true).write(true).open(path)?;
     let config = &image.configuration.image;
     let directories = [&config.working_dir].into_iter().chain(&config.volumes).filter(|path| !path.is_empty());
-    let directories: Vec<Vec<u8>> = directories.map(|path| path.clone().into_bytes()).collect();
+    // An image that names too many gets the first ones: a missing volume is a missing directory.
+    let mut left = MAX_DIRECTORIES;
+    let fits = |path: &&String| {
+        left = left.saturating_sub(path.len() + 8);
+        left > 0
+    };
+    let directories: Vec<Vec<u8>> = directories.take_while(fits).map(|path| path.clone().into_bytes()).collect();
     let mut unpacking = unpacker.start(&layers, &directories, target.as_fd(), &Limits::default())?;
     let sizes: Vec<u64> = image.layers.iter().map(|layer| layer.size).collect();
     let total = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));

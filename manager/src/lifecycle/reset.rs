@@ -360,6 +360,8 @@ impl Sandbox {
             card::detach(&mut running.control).await?;
         }
         identity::make_due(directory)?;
+        // The machine has no workspace until it is mounted again, also if this process is killed now.
+        workspace::mounting::make_due(directory)?;
         layers.push(directory.create_file(&top_name)?);
         running.announce(next.clone(), &top_name)?;
         interruption::announce(directory, Interruption::Reset);

@@ -141,8 +141,11 @@ impl Manager {
 
     fn prune_one(&self, id: &SandboxId, only_say: bool, swept: &mut Swept) -> Result<(), DirectoryError> {
         let Some(directory) = open(self.home.sandbox(id))? else { return Ok(()) };
-        // Changes of a workspace exist nowhere else: only their user discards them.
-        let is_kept = paused_to_disk::is_parked(&directory) || workspace::are_stored(&directory);
+        // Changes of a workspace exist nowhere else, and an interrupted apply has to be finished: only
+        // their user discards them.
+        let is_kept = paused_to_disk::is_parked(&directory)
+            || workspace::are_stored(&directory)
+            || directory.has(workspace::APPLY_JOURNAL);
         if state::read(&directory)?.is_live() || is_kept || !directory.try_claim()? {
             return Ok(());
         }
@@ -262,7 +265,11 @@ mod tests {
         fs::write(&changes, "").unwrap();
         drop(directory);
         assert!(manager.prune(false).unwrap().sandboxes.is_empty());
-        fs::remove_file(changes).unwrap();
+        fs::remove_file(&changes).unwrap();
+        let journal = manager.home.sandbox(&id("aaaaaaaa")).join("apply.journal");
+        fs::write(&journal, "").unwrap();
+        assert!(manager.prune(false).unwrap().sandboxes.is_empty());
+        fs::remove_file(journal).unwrap();
         assert_eq!(manager.prune(false).unwrap().sandboxes, [id("aaaaaaaa")]);
     }
 

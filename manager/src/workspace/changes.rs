@@ -9,7 +9,7 @@ use crate::{
     sandbox::Sandbox,
 };
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, mkdirat, openat, renameat, unlinkat},
+    fs::{AtFlags, FlockOperation, Mode, OFlags, flock, mkdirat, openat, renameat, unlinkat},
     io::Errno,
 };
 use sandboxvm_archive::{Kind, ReadError, Reader};
@@ -18,6 +18,7 @@ use std::{
     fs::File,
     io::{self, BufReader, Seek, Write},
     os::fd::OwnedFd,
+    time::Duration,
 };
 
 /// Directory of the stored layer.
@@ -25,6 +26,8 @@ pub(crate) const DIRECTORY: &str = "workspace";
 const LAYER: &str = "changes.tar";
 /// The layer while it is being written.
 const UNFINISHED: &str = ".changes.tar.new";
+/// Interval at which a process looks whether another one has stored its changes.
+const POLL: Duration = Duration::from_millis(20);
 /// Prefix of the name of an entry that removes a file, and name of one that hides a directory's old
 /// content (OCI image specification, layer.md).
 const REMOVAL: &[u8] = b".wh.";
@@ -77,8 +80,8 @@ impl Sandbox {
     /// # Errors
     /// Every [`StoreError`]. What was stored before stays.
     pub async fn store_workspace_changes(&self, max_bytes: u64) -> Result<StoredChanges, StoreError> {
+        let unfinished = Unfinished::create(&self.directory).await?;
         let mut changes = self.workspace_changes(max_bytes).await?;
-        let unfinished = Unfinished::create(&self.directory)?;
         let mut file = &unfinished.file;
         while let Some(bytes) = changes.next().await? {
             file.write_all(&bytes).map_err(|error| self.directory.error("write", LAYER, error))?;
@@ -141,7 +144,8 @@ fn open_directory(directory: &SandboxDirectory) -> Result<Option<OwnedFd>, Direc
     }
 }
 
-/// A layer that is being written. Dropping it removes it.
+/// A layer that is being written. Dropping it removes it. No other process writes one meanwhile: its
+/// descriptor of the directory has a lock.
 #[derive(Debug)]
 struct Unfinished<'d> {
     sandbox: &'d SandboxDirectory,
@@ -150,14 +154,22 @@ struct Unfinished<'d> {
 }
 
 impl<'d> Unfinished<'d> {
-    fn create(sandbox: &'d SandboxDirectory) -> Result<Self, DirectoryError> {
+    /// Waits until no other process stores changes. Cancel safe.
+    async fn create(sandbox: &'d SandboxDirectory) -> Result<Self, DirectoryError> {
         match mkdirat(sandbox.fd(), DIRECTORY, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(sandbox.error("create", DIRECTORY, error)),
         }
         let gone = || sandbox.error("open", DIRECTORY, Errno::NOENT);
         let directory = open_directory(sandbox)?.ok_or_else(gone)?;
-        // One that a killed process left. Another process may be writing it: the last one wins.
+        loop {
+            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => tokio::time::sleep(POLL).await,
+                Err(error) => return Err(sandbox.error("lock", DIRECTORY, error)),
+            }
+        }
+        // One that a killed process left.
         let _ = unlinkat(&directory, UNFINISHED, AtFlags::empty());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = openat(&directory, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)
@@ -199,5 +211,23 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         // It has its final name by now, or is of no use.
         let _ = unlinkat(&self.directory, UNFINISHED, AtFlags::empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn two_processes_never_write_one_layer() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = SandboxDirectory::create(home.path().join("x")).unwrap();
+        let first = Unfinished::create(&directory).await.unwrap();
+        let second = tokio::time::timeout(3 * POLL, Unfinished::create(&directory)).await;
+        assert!(second.is_err(), "two layers are being written");
+        (&first.file).write_all(b"first").unwrap();
+        first.finish().unwrap();
+        drop(Unfinished::create(&directory).await.unwrap());
+        assert_eq!(std::fs::read(directory.path().join(DIRECTORY).join(LAYER)).unwrap(), b"first");
     }
 }

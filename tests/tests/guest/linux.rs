@@ -53,7 +53,7 @@ ran = []
 _thread.start_new_thread(ran.append, (1,))
 while not ran: time.sleep(0.01)
 is_true('random', os.getrandom(16) != os.getrandom(16))
-is_true('temporary file', os.write(os.open('/tmp', os.O_TMPFILE | os.O_RDWR), b'x') == 1)
+is_true('temporary file', os.write(os.open('/tmp/t', os.O_CREAT | os.O_EXCL | os.O_RDWR), b'x') == 1)
 print('called')";
 
 /// inotify_init1(2) and inotify_add_watch(2), without a library.
