@@ -89,7 +89,8 @@ impl Place {
         let index = Index::read(&self.directory.join("index")).ok().filter(|index| index.boot == boot)?;
         let base = Index::read(&self.directory.join(base_index(index.layers.first()?))).ok()?;
         let is_there = |name: &String| self.directory.join(name).is_file();
-        index.layers.iter().all(is_there).then_some(Previous { base, index })
+        let is_usable = index.layers.iter().all(is_there) && index.has_layers(index.layers.len());
+        is_usable.then_some(Previous { base, index })
     }
 
     /// Makes an index the one of this place. `is_base` says that it is also that of a new lowest layer.

@@ -181,6 +181,9 @@ impl Copy<'_> {
                 if !self.write(&mut writer, &path, &mut entry)? {
                     continue;
                 }
+            } else if let Some(base) = previous.base.entries.get(&path) {
+                // The last copy may have had it in a layer that is not kept.
+                entry.kind.clone_from(&base.kind);
             }
             index.insert(path, entry);
         }
