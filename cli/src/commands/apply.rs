@@ -58,7 +58,8 @@ impl Apply {
         }
         for planned in plan.planned() {
             let merged = if planned.is_merged { " (merged)" } else { "" };
-            eprint!("{}", show::line(planned.kind, &format!("{}{merged}", show::path(&planned.path))));
+            let target = planned.target.as_deref().map(show::target).unwrap_or_default();
+            eprint!("{}", show::line(planned.kind, &format!("{}{target}{merged}", show::path(&planned.path))));
         }
         let root = plan.root().display();
         if !workspace::agrees(&format!("apply {} to {root}?", changes(count)), self.yes)? {

@@ -2,12 +2,12 @@
 //! these decisions; it only reads the project.
 
 use super::{
-    concerns::{self, Concern},
+    concerns::{self, Concern, Surroundings},
     host::{self, Found, HostFile},
     merge::merge,
 };
 use crate::{
-    beneath::Root,
+    beneath::{Root, look_at},
     index::Kind,
     review::{
         Extent, Review,
@@ -17,7 +17,7 @@ use crate::{
         lines,
     },
 };
-use rustix::{fs::Dir, io::Errno};
+use rustix::{fd::AsFd, fs::Dir, io::Errno};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -87,6 +87,8 @@ pub struct Planned {
     pub kind: ChangeKind,
     /// The content is joined from both sides.
     pub is_merged: bool,
+    /// Where it leads, if it is to be a symbolic link.
+    pub target: Option<Vec<u8>>,
 }
 
 /// Why a path cannot be applied.
@@ -190,7 +192,16 @@ pub fn plan(review: &Review, options: &ApplyOptions) -> Result<Plan, PlanError> 
         conflicts: Vec::new(),
         concerns: Vec::new(),
         already: 0,
+        surroundings: Surroundings::default(),
     };
+    for (path, entry) in &review.index().entries {
+        planner.surroundings.add(path, &entry.kind);
+    }
+    for change in &review.changes().files {
+        if let Some(new) = &change.new {
+            planner.surroundings.add(&change.path, &new.kind);
+        }
+    }
     let pairs = planner.pairs.clone();
     for (path, pair) in &pairs {
         planner.one(path, *pair).map_err(|error| PlanError::File { path: path.to_vec(), error })?;
@@ -266,6 +277,7 @@ struct Planner<'a> {
     conflicts: Vec<Conflict>,
     concerns: Vec<Concern>,
     already: u64,
+    surroundings: Surroundings,
 }
 
 /// What to do with one path.
@@ -319,16 +331,22 @@ impl Planner<'_> {
             }
         }
         if let Some(new) = new {
-            let is_bare = |above: &[u8]| {
-                let head = if above.is_empty() { b"HEAD".to_vec() } else { [above, b"/HEAD"].concat() };
-                let added = self.review.changes().files.iter().any(|change| change.path == head);
-                added || self.review.index().entries.contains_key(&head)
+            let is_repository = |above: &[u8]| {
+                let directory = self.root.directory(above);
+                let is_there = |part: &str| {
+                    directory.as_ref().is_ok_and(|directory| look_at(directory.as_fd(), part.as_bytes()).is_ok())
+                };
+                concerns::PARTS.into_iter().any(is_there)
             };
-            if let Some(reason) = concerns::of(path, old, new, is_bare) {
+            if let Some(reason) = concerns::of(path, old, new, &self.surroundings, is_repository) {
                 self.concerns.push(Concern { path: path.to_vec(), reason });
             }
         }
-        self.planned.push(Planned { path: path.to_vec(), kind, is_merged });
+        let target = match new.map(|new| &new.kind) {
+            Some(Kind::Symlink(target)) => Some(target.clone()),
+            _ => None,
+        };
+        self.planned.push(Planned { path: path.to_vec(), kind, is_merged, target });
         Ok(())
     }
 
