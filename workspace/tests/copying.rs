@@ -81,6 +81,21 @@ fn a_file_that_is_again_as_in_the_lowest_layer_lies_there() {
 }
 
 #[test]
+fn copies_in_one_tick_of_the_clock_have_layers_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let (project, cache) = (directory.path().join("project"), directory.path().join("cache"));
+    fs::create_dir(&project).unwrap();
+    for number in 0..9 {
+        fs::write(project.join(format!("f{number}")), format!("content of {number}")).unwrap();
+    }
+    for round in 0..30 {
+        fs::write(project.join("f4"), format!("content {round}")).unwrap();
+        let copied = copy_in(&project, &cache, OWNER, &options()).unwrap();
+        assert_contents(&Index::read(&copied.index).unwrap(), &copied.layers, &project);
+    }
+}
+
+#[test]
 fn only_what_is_safe_in_the_guest_is_copied() {
     let directory = tempfile::tempdir().unwrap();
     let (project, cache) = (directory.path().join("project"), directory.path().join("cache"));
@@ -106,6 +121,7 @@ fn only_what_is_safe_in_the_guest_is_copied() {
     assert_eq!(names, ["etc", "link", "tool"]);
     assert_eq!(index.entries[&b"tool"[..]].mode, 0o755);
     assert_eq!(copied.left_out, 2);
+    assert!(copied.is_half_applied);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! ```text
 //! KEY.lock          held while the project is copied in; its time is that of the last use
 //! KEY/index         the files of the last copy, and the names of its layers; replaced by rename
-//! KEY/TIME-base.erofs, TIME-base.index, TIME-delta.erofs
+//! KEY/TIME.N-base.erofs, TIME.N-base.index, TIME.N-delta.erofs
 //! ```
 //! What a killed process left has no name in an index, and is removed by the next copy.
 

@@ -134,6 +134,7 @@ mod tests {
             kind: FileType::RegularFile,
             mode: 0o644,
             size: 3,
+            device: 1,
             inode: 7,
             links: 1,
             owner: (0, 0),
