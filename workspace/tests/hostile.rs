@@ -51,6 +51,7 @@ fn paths_out_of_the_project_are_refused() {
         assert!(read(&index, &[(path, file(1))]).is_err(), "{path}");
         assert!(read(&index, &[("f", file(1)), ("l", Kind::HardLink(path.into()))]).is_err(), "{path}");
     }
+    assert!(read(&index, &[(".sandboxvm-apply-0/new-0", file(1))]).is_err(), "files of an apply");
     // A leading slash is the root of the project.
     let changes = read(&index, &[("/etc/passwd", file(1))]).unwrap();
     let paths: Vec<_> = changes.files.iter().map(|change| change.path.escape_ascii().to_string()).collect();

@@ -118,3 +118,24 @@ pub(crate) fn size(state: Option<&State>) -> u64 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_content_with_another_digest_is_not_shown() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"before text after").unwrap();
+        let sources = Sources(vec![file]);
+        let state = |digest| {
+            let content = Content { size: 4, digest, layer: 0, offset: 7 };
+            State { kind: Kind::File(content), mode: 0o644 }
+        };
+        let right = state(Sha256::digest(b"text").into());
+        assert_eq!(sources.text(Some(&right)).unwrap().unwrap(), b"text");
+        let error = sources.text(Some(&state(Sha256::digest(b"TEXT").into()))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

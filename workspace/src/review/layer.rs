@@ -3,7 +3,10 @@
 //! and offsets are kept.
 
 use super::compare::ancestors;
-use crate::index::{Content, Kind};
+use crate::{
+    beneath::STAGING_PREFIX,
+    index::{Content, Kind},
+};
 use sandboxvm_archive::{Entry, Kind as EntryKind, ReadError, Reader};
 use sandboxvm_layers::{Meaning, NameError, components, meaning};
 use serde::{Deserialize, Serialize};
@@ -150,6 +153,9 @@ impl Layer {
         let path = components(&entry.path).map_err(name)?;
         if path.len() > MAX_DEPTH {
             return Err(invalid("its path is too deep"));
+        }
+        if path.first().is_some_and(|first| first.starts_with(STAGING_PREFIX.as_bytes())) {
+            return Err(invalid("the name is that of the files of an apply"));
         }
         let (above, meaning) = meaning(&path).map_err(name)?;
         let above = above.join(&b'/');
