@@ -143,6 +143,7 @@ fn conflict_text(conflict: &Conflict) -> String {
         ConflictKind::Mode => "both sides changed its permissions",
         ConflictKind::Special => "the host has a device, socket, pipe or mount point there",
         ConflictKind::Blocked => "a directory of the path is a symbolic link, a file or a mount point on the host",
+        ConflictKind::OtherCase => "the host has the same file under a name that differs only by case",
         ConflictKind::NotEmpty => "the directory has files on the host that the sandbox never had",
     };
     let given = conflict.given.as_ref();
